@@ -1,0 +1,19 @@
+"""IV-CL on fused kernels, beside a plain-PyTorch reference of the same model.
+
+Importing this touches no device and builds nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# A bare checkout keeps the kernels at the top level, installed copies inside the package: this lets
+# ``import ivcl_fast.kernels`` find them in both without an install.
+_root = Path(__file__).resolve().parent.parent
+if (_root / "setup.py").is_file() and (_root / "kernels" / "__init__.py").is_file():
+    __path__.append(str(_root))
+
+from . import reference  # noqa: E402
+from .config import IVCLConfig  # noqa: E402
+
+__all__ = ["IVCLConfig", "reference"]

@@ -1,0 +1,127 @@
+"""``bias_gelu``: ``y = GELU(x + bias)``, exact (erf), in one pass.
+
+Forward reads x once and writes y once; backward reads dy and x once, writes dx once, and each
+program keeps its share of dbias in registers: with u = x + bias,
+
+    dx = dy * (Phi(u) + u * phi(u)),   dbias = sum of dx over rows.
+
+Saved for backward: x and bias (u is recomputed). No atomics: the shares are summed afterwards, so
+two runs agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._op import differentiate, fused, register, vjp
+from ._triton import tl, triton
+from .launch import cdiv, launch, num_sms
+
+BLOCK_ROWS, BLOCK_COLS = 16, 128
+
+
+def _ref(x: Tensor, bias: Tensor) -> Tensor:
+    return F.gelu(x + bias.to(x.dtype))
+
+
+def _ref_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    dx, dbias = vjp(_ref, (x, bias), dy)
+    return dx, dbias
+
+
+@triton.jit
+def _forward_kernel(
+    x_ptr, bias_ptr, y_ptr, rows, cols, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr
+):
+    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+    col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    mask = (row < rows)[:, None] & (col < cols)[None, :]
+    at = row[:, None] * cols + col[None, :]
+    bias = tl.load(bias_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
+    u = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
+    y = 0.5 * u * (1.0 + tl.erf(u * 0.7071067811865476))
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _backward_kernel(
+    dy_ptr, x_ptr, bias_ptr, dx_ptr, share_ptr, rows, cols,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    bias = tl.load(bias_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
+    share = tl.zeros([BLOCK_COLS], tl.float32)
+    for start in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+        row = (start * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+        mask = (row < rows)[:, None] & (col < cols)[None, :]
+        at = row[:, None] * cols + col[None, :]
+        u = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
+        dy = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        cdf = 0.5 * (1.0 + tl.erf(u * 0.7071067811865476))
+        dx = dy * (cdf + u * 0.3989422804014327 * tl.exp(-0.5 * u * u))
+        tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        share += tl.sum(dx, axis=0)
+    tl.store(share_ptr + tl.program_id(0).to(tl.int64) * cols + col, share, mask=col < cols)
+
+
+def _forward(x: Tensor, bias: Tensor) -> Tensor:
+    x = x.contiguous()
+    y, cols = torch.empty_like(x), x.shape[-1]
+    rows = x.numel() // cols
+    grid = (cdiv(rows, BLOCK_ROWS), cdiv(cols, BLOCK_COLS))
+    launch(
+        _forward_kernel, grid, x, bias.contiguous(), y, rows, cols,
+        BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLS=BLOCK_COLS,
+    )  # fmt: skip
+    return y
+
+
+def _backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    dy, x = dy.contiguous(), x.contiguous()
+    dx, cols = torch.empty_like(x), x.shape[-1]
+    rows = x.numel() // cols
+    column_blocks = cdiv(cols, BLOCK_COLS)
+    programs = max(1, min(cdiv(rows, BLOCK_ROWS), cdiv(8 * num_sms(x.device), column_blocks)))
+    shares = torch.empty(programs, cols, dtype=torch.float32, device=x.device)
+    launch(
+        _backward_kernel, (programs, column_blocks),
+        dy, x, bias.contiguous(), dx, shares, rows, cols,
+        BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLS=BLOCK_COLS,
+    )  # fmt: skip
+    return dx, shares.sum(0).to(bias.dtype)
+
+
+_backward_op = register(
+    "bias_gelu_backward(Tensor dy, Tensor x, Tensor bias) -> (Tensor, Tensor)",
+    ref=_ref_backward,
+    triton=_backward,
+    fake=lambda dy, x, bias: (
+        torch.empty_like(x, memory_format=torch.contiguous_format),
+        torch.empty_like(bias, memory_format=torch.contiguous_format),
+    ),
+)
+_op = register(
+    "bias_gelu(Tensor x, Tensor bias) -> Tensor",
+    ref=_ref,
+    triton=_forward,
+    fake=lambda x, bias: torch.empty_like(x, memory_format=torch.contiguous_format),
+)
+differentiate(
+    "bias_gelu",
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    backward=lambda ctx, dy: _backward_op(dy, *ctx.saved_tensors),
+)
+
+
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """``GELU(x + bias)`` with the exact GELU.
+
+    ``x`` float ``[..., H]``, ``bias`` float ``[H]`` (any float dtype); returns ``x``'s shape and
+    dtype. Arithmetic is float32 (float64 for float64 input, on the reference path).
+    Raises ``ValueError`` naming ``bias`` if the widths differ.
+    """
+    if bias.shape != x.shape[-1:]:
+        raise ValueError(f"bias: shape {tuple(bias.shape)} is not [{x.shape[-1]}], the width of x")
+    return _op(x, bias) if fused(x) else _ref(x, bias)

@@ -1,0 +1,68 @@
+"""Starting kernels: one call that runs a kernel, or records it to be compiled ahead of time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded kernel start: everything a compiler needs to build that very kernel."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    constexprs: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+
+_recorder: list[Launch] | None = None
+
+
+@contextlib.contextmanager
+def record() -> Iterator[list[Launch]]:
+    """Within this, kernels are not run but listed; outputs keep what memory held."""
+    global _recorder
+    _recorder, previous = [], _recorder
+    try:
+        yield _recorder
+    finally:
+        _recorder = previous
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *args: Any,
+    num_warps: int = 4,
+    num_stages: int = 2,
+    **constexprs: Any,
+) -> None:
+    """Start ``kernel`` over ``grid`` with positional arguments and named constexprs."""
+    if _recorder is not None:
+        _recorder.append(Launch(kernel, grid, args, constexprs, num_warps, num_stages))
+        return
+    # Fused multiply-adds are asked for by name: Triton's default differs between versions.
+    kernel[grid](
+        *args, **constexprs, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True
+    )
+
+
+@functools.cache
+def num_sms(device: torch.device) -> int:
+    """Streaming multiprocessors of a CUDA device; a stand-in of 4 where kernels are interpreted."""
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)

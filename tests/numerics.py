@@ -1,0 +1,66 @@
+"""How close is close enough: every op is judged against float64 by the same rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def assert_parity(ours: Tensor, same_dtype: Tensor, exact: Tensor, what: str = "output") -> None:
+    """Ours may err from ``exact`` (float64) at most twice as much as ``same_dtype`` PyTorch does.
+
+    Both errors are the largest over the tensor. One unit in the last place of the output's dtype,
+    at the tensor's largest magnitude, is granted on top: PyTorch's own error can be exactly zero.
+    """
+    assert ours.shape == exact.shape, f"{what}: shape {ours.shape} is not {exact.shape}"
+    assert ours.dtype == same_dtype.dtype, f"{what}: dtype {ours.dtype} is not {same_dtype.dtype}"
+    assert torch.isfinite(ours).all(), f"{what}: not finite"
+    if exact.numel() == 0:
+        return
+    error = (ours.double() - exact).abs().max().item()
+    allowed = 2 * (same_dtype.double() - exact).abs().max().item()
+    ulp = torch.finfo(ours.dtype).eps * exact.abs().max().item()
+    assert error <= allowed + ulp, f"{what}: error {error:.3e}, allowed {allowed + ulp:.3e}"
+
+
+def run_with_grads(
+    function: Callable, args: Sequence[Any], cotangents: Sequence[Tensor] | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Float outputs of ``function(*args)`` and the gradients of its float inputs.
+
+    ``cotangents`` weigh the outputs (random by default, from torch's generator).
+    """
+    leaves = [
+        a.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        if isinstance(a, Tensor) and a.is_floating_point()
+        else a
+        for a in args
+    ]
+    outputs = function(*leaves)
+    outputs = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
+    if cotangents is None:
+        cotangents = [torch.randn_like(o) for o in outputs]
+    wanted = [a for a in leaves if isinstance(a, Tensor) and a.requires_grad]
+    grads = torch.autograd.grad(outputs, wanted, [c.to(o) for c, o in zip(cotangents, outputs)])
+    return [o.detach() for o in outputs], list(grads)
+
+
+def check_op(ours: Callable, ref: Callable, args: Sequence[Any]) -> None:
+    """Forward and every gradient of ``ours(*args)`` obey :func:`assert_parity` against ``ref``.
+
+    ``ref`` runs twice: on the same inputs and dtype, and on the inputs cast to float64.
+    """
+    doubled = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+    probe = ref(*args)
+    probe = list(probe) if isinstance(probe, tuple | list) else [probe]
+    cotangents = [torch.randn_like(o) for o in probe]
+    our_out, our_grads = run_with_grads(ours, args, cotangents)
+    same_out, same_grads = run_with_grads(ref, args, cotangents)
+    exact_out, exact_grads = run_with_grads(ref, doubled, cotangents)
+    for i, (o, s, e) in enumerate(zip(our_out, same_out, exact_out, strict=True)):
+        assert_parity(o, s, e, f"output {i}")
+    for i, (o, s, e) in enumerate(zip(our_grads, same_grads, exact_grads, strict=True)):
+        assert_parity(o, s, e, f"gradient of float input {i}")

@@ -1,0 +1,38 @@
+"""Op tests run on each device with an implementation of its own.
+
+Without a GPU the CPU implementation is tested; under ``TRITON_INTERPRET=1`` the same tests send CPU
+tensors through the Triton kernels (``tests/test_interpreted.py`` runs them so, in a process of
+their own); with a GPU the compiled Triton kernels are tested as well.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ivcl_fast.kernels import _triton
+
+INTERPRET = _triton.INTERPRET
+# The interpreter computes bfloat16 wrongly (on raw bits), the CPU reference does not.
+DTYPES = [torch.float32, torch.float16] + ([] if INTERPRET else [torch.bfloat16])
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory holds NaN (or a huge id), so that an element left unwritten shows."""
+    for name in ("empty", "empty_like", "empty_strided"):
+        plain = getattr(torch, name)
+
+        def fill(*args, _plain=plain, **kwargs):
+            out = _plain(*args, **kwargs)
+            if out.device.type == "meta" or torch.compiler.is_compiling():
+                return out
+            return out.fill_(float("nan") if out.is_floating_point() else 113)
+
+        monkeypatch.setattr(torch, name, fill)
+    torch.manual_seed(0)
