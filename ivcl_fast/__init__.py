@@ -15,5 +15,6 @@ if (_root / "setup.py").is_file() and (_root / "kernels" / "__init__.py").is_fil
 
 from . import reference  # noqa: E402
 from .config import IVCLConfig  # noqa: E402
+from .model import IVCL, IVCLClassifier  # noqa: E402
 
-__all__ = ["IVCLConfig", "reference"]
+__all__ = ["IVCL", "IVCLClassifier", "IVCLConfig", "reference"]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ContextTokens = Literal["slots", "slots+patches"]
 Readout = Literal["last", "mean", "cls"]
@@ -135,9 +138,47 @@ class IVCLConfig:
         return min(max(self.num_patches - masked, 1), self.num_patches - 1)
 
     @property
+    def num_rebuilt(self) -> int:
+        """Frames per clip that pretraining rebuilds: the query frames, or all (image MAE)."""
+        return self.num_frames if self.objective == "mae" else self.num_query_frames
+
+    @property
     def patch_dim(self) -> int:
         """Values in one patch row, ordered (channel, y, x)."""
         return 3 * self.patch_size**2
+
+    def check_video(self, video: Tensor) -> None:
+        """Raise ``ValueError`` unless a model of these sizes takes this video.
+
+        Frames ``[B, T, 3, H, W]``, uint8 or float in [0, 1], or uint8 patch rows
+        ``[B, T, N, 3*P*P]``.
+        """
+        frames = [self.num_frames, 3, self.image_size, self.image_size]
+        rows = [self.num_frames, self.num_patches, self.patch_dim]
+        dtype, shape = str(video.dtype).removeprefix("torch."), list(video.shape)
+        is_float = video.dtype.is_floating_point
+        if not (
+            (shape[1:] == frames and is_float) or (shape[1:] in (frames, rows) and dtype == "uint8")
+        ):
+            raise ValueError(
+                f"video: {dtype} {shape} is neither frames, uint8 or float in [0, 1] "
+                f"[B, {str(frames)[1:]}, nor patch rows, uint8 [B, {str(rows)[1:]}"
+            )
+
+    def check_masks(
+        self, clips: int, ids_keep: Tensor | None, query: Tensor | None, seed: Tensor | None
+    ) -> None:
+        """Raise ``ValueError`` naming the first that is neither None nor int64 of its shape."""
+        num_keep = self.num_keep if ids_keep is None else ids_keep.shape[-1]
+        num_keep = min(max(num_keep, 1), self.num_patches - 1)
+        for name, ids, shape in (
+            ("ids_keep", ids_keep, [clips, self.num_frames, num_keep]),
+            ("query", query, [clips, self.num_rebuilt]),
+            ("seed", seed, [clips]),
+        ):
+            if ids is not None and (str(ids.dtype) != "torch.int64" or list(ids.shape) != shape):
+                have = f"{str(ids.dtype).removeprefix('torch.')} {list(ids.shape)}"
+                raise ValueError(f"{name}: {have} is not int64 {shape}")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> IVCLConfig:

@@ -6,6 +6,21 @@ Import as ``ivcl_fast.kernels``, never as a top-level ``kernels``.
 from __future__ import annotations
 
 from ._op import dispatches
+from .add_layer_norm import add_layer_norm, layer_norm
 from .bias_gelu import bias_gelu
+from .embed_patches import embed_patches
+from .patch_loss import patch_loss
+from .restore_tokens import restore_tokens
+from .sample_masks import sample_masks, stream
 
-__all__ = ["bias_gelu", "dispatches"]
+__all__ = [
+    "add_layer_norm",
+    "bias_gelu",
+    "dispatches",
+    "embed_patches",
+    "layer_norm",
+    "patch_loss",
+    "restore_tokens",
+    "sample_masks",
+    "stream",
+]

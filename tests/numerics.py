@@ -44,7 +44,9 @@ def run_with_grads(
     if cotangents is None:
         cotangents = [torch.randn_like(o) for o in outputs]
     wanted = [a for a in leaves if isinstance(a, Tensor) and a.requires_grad]
-    grads = torch.autograd.grad(outputs, wanted, [c.to(o) for c, o in zip(cotangents, outputs)])
+    grads = torch.autograd.grad(
+        outputs, wanted, [c.to(o) for c, o in zip(cotangents, outputs, strict=True)]
+    )
     return [o.detach() for o in outputs], list(grads)
 
 

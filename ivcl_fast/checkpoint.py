@@ -1,0 +1,210 @@
+"""Checkpoints: written whole or not at all, checked when read, never executing code.
+
+A training checkpoint is a folder ``step-<number>/`` with ``model.safetensors``,
+``optimizer.safetensors`` and ``state.json`` (step, free-form state, checksums of the other two).
+A finished model is a folder with ``model.safetensors`` and ``config.json`` (``save_pretrained``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .errors import UserError
+from .files import write_json
+
+log = logging.getLogger(__name__)
+
+KEEP = 2
+"""Training checkpoints kept: the newest, and one to fall back to if that one is damaged."""
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass
+class Checkpoint:
+    """A training checkpoint in memory."""
+
+    step: int
+    state: dict[str, Any]
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict
+) -> Path:
+    """Write checkpoint ``step`` under ``folder`` and delete all but the newest :data:`KEEP`."""
+    final = folder / f"step-{step:08d}"
+    partial = folder / f"{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(cpu_tensors(model.state_dict()), partial / MODEL)
+    save_file(flatten_optimizer(model, optimizer), partial / OPTIMIZER)
+    checksums = {name: sha256(partial / name) for name in (MODEL, OPTIMIZER)}
+    write_json(partial / STATE, {"step": step, "state": state, "sha256": checksums})
+    for path in [*partial.iterdir(), partial]:
+        sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    sync(folder)
+    for old in list_steps(folder)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest undamaged checkpoint under ``folder``; a damaged one is named in the log."""
+    for path in reversed(list_steps(folder)):
+        try:
+            return read(path)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            log.warning("checkpoint %s is damaged and passed over: %s", path, error)
+    return None
+
+
+def read(path: Path) -> Checkpoint:
+    """Read one checkpoint folder; raises ``ValueError`` if a checksum does not match."""
+    record = json.loads((path / STATE).read_text())
+    for name, digest in record["sha256"].items():
+        if sha256(path / name) != digest:
+            raise ValueError(f"{name} does not match its checksum")
+    return Checkpoint(
+        record["step"], record["state"], load_file(path / MODEL), load_file(path / OPTIMIZER)
+    )
+
+
+def list_steps(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.suffix != ".partial")
+
+
+def cpu_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def sync(path: Path) -> None:
+    """Force a file's or folder's content to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- Optimiser state by parameter name, so that it survives a change of parameter order ----------
+
+
+def flatten_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """``{"<parameter>/<slot>": tensor}`` for every slot of every parameter's state."""
+    return cpu_tensors(
+        {
+            f"{name}/{slot}": value
+            for name, parameter in model.named_parameters()
+            for slot, value in optimizer.state.get(parameter, {}).items()
+        }
+    )
+
+
+def restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put the state of :func:`flatten_optimizer` back."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        name, slot = key.rsplit("/", 1)
+        parameter = parameters[name]
+        device = "cpu" if slot == "step" and not fused_on_gpu(optimizer) else parameter.device
+        optimizer.state[parameter][slot] = value.to(device)
+
+
+def fused_on_gpu(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimiser keeps its step counters beside the parameters."""
+    return any(g.get("fused") or g.get("capturable") for g in optimizer.param_groups)
+
+
+# --- Starting one model from another ------------------------------------------------------------
+
+
+def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict from a folder or file in safetensors format, or passed through.
+
+    Raises ``UserError`` naming the path if there are no readable weights.
+    """
+    if isinstance(source, Mapping):
+        return dict(source)
+    path = Path(source)
+    file = path / MODEL if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(
+            f"checkpoint {path}: no {MODEL} there; give a folder written by save_pretrained, "
+            "or a .safetensors file"
+        )
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"checkpoint {file}: not a readable safetensors file ({error})") from None
+
+
+def load_backbone(model: nn.Module, source: str | os.PathLike | Mapping[str, Tensor]) -> list[str]:
+    """Start a model's encoder and temporal transformer from other weights.
+
+    Takes every key of ``source`` that the model has under ``encoder.`` or ``temporal.``; positions
+    and times of another length are interpolated, with a log line. Returns the keys taken. Raises
+    ``UserError`` naming the first key whose shape does not fit.
+    """
+    weights = read_weights(source)
+    own = model.state_dict()
+    taken: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        if not key.startswith(("encoder.", "temporal.")) or key not in own:
+            continue
+        if value.shape != own[key].shape:
+            value = resize_embedding(key, value, own[key].shape)
+        taken[key] = value
+    if not any(key.startswith("encoder.") for key in taken):
+        raise UserError("checkpoint: holds no encoder.* weights of an IV-CL model")
+    model.load_state_dict(taken, strict=False)
+    return sorted(taken)
+
+
+def resize_embedding(key: str, value: Tensor, shape: torch.Size) -> Tensor:
+    """Interpolate learned positions ``[1, N, D]`` or times ``[T, D]`` to another length.
+
+    Raises ``UserError`` for any other tensor, and for another width.
+    """
+    is_grid, is_time = key.endswith("pos_embed"), key.endswith("time_embed")
+    if not (is_grid or is_time) or value.shape[-1] != shape[-1]:
+        raise UserError(
+            f"checkpoint: {key} has shape {list(value.shape)}, the model needs {list(shape)}; "
+            "use the preset and sizes the checkpoint was trained with"
+        )
+    log.info("%s: interpolated from %d to %d", key, value.shape[-2], shape[-2])
+    if is_time:
+        if shape[0] == 1:  # a single frame is the last one
+            return value[-1:]
+        x = F.interpolate(value.T[None], shape[0], mode="linear", align_corners=True)
+        return x[0].T.contiguous()
+    old, new = round(value.shape[1] ** 0.5), round(shape[1] ** 0.5)
+    x = value.reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    x = F.interpolate(x, (new, new), mode="bicubic", antialias=True, align_corners=False)
+    return x.flatten(2).transpose(1, 2).contiguous()

@@ -1,0 +1,1 @@
+"""Data sets made here, written in the true formats of the ones they stand for."""

@@ -1,0 +1,105 @@
+"""Measuring a classifier: one pass over the clips, every score with chance and an interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from . import metrics
+from .data import cater_labels
+from .data.feed import Feed
+from .metrics import Score
+
+if TYPE_CHECKING:
+    from .data.source import Data
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one model on one set of clips."""
+
+    scores: dict[str, dict[str, Score]]
+    """By group of clips (``all``, ``visible``, ``hidden``) and metric."""
+    logits: Tensor
+    """float32 ``[V, C]``."""
+    labels: Tensor
+    """int64 ``[V]``, or multi-hot ``[V, C]``."""
+    names: list[str]
+    """The clips, in the order of ``logits``."""
+
+    def curve(self) -> dict[str, float]:
+        """Metrics over all clips as ``metrics.jsonl`` wants them."""
+        return {f"val_{name}": score.value for name, score in self.scores["all"].items()}
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, feed: Feed, device: torch.device, amp: bool) -> tuple[Tensor, ...]:
+    """Logits, labels and clip ids of one pass over ``feed``, on the CPU, in the feed's order."""
+    model.eval()
+    parts: list[tuple[Tensor, ...]] = []
+    for batch in feed.epoch(0):
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            logits = model(batch.rows.to(device, non_blocking=True))
+        parts.append((logits.float().cpu(), batch.labels, batch.clip_ids))
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def evaluate(
+    model: nn.Module, feed: Feed, data: Data, device: torch.device, amp: bool
+) -> Evaluation:
+    """Measure ``model`` on every clip of ``feed``."""
+    logits, labels, clip_ids = predict(model, feed, device, amp)
+    names = [feed.clips[i].name for i in clip_ids.tolist()]
+    if data.multi_label:
+        return Evaluation({"all": action_scores(logits, labels)}, logits, labels, names)
+    groups = {
+        group: place_scores(logits[chosen], labels[chosen], data.grid)
+        for group, chosen in by_visibility(data, names).items()
+        if chosen.any()
+    }
+    return Evaluation(groups, logits, labels, names)
+
+
+def by_visibility(data: Data, names: list[str]) -> dict[str, Tensor]:
+    """Which clips (bool ``[V]``) end with the snitch visible, hidden in a cone, and all."""
+    hidden = torch.tensor([cater_labels.hidden_at_end(data.dataset.scene(n)) for n in names])
+    return {"all": torch.ones_like(hidden), "visible": ~hidden, "hidden": hidden}
+
+
+def place_scores(logits: Tensor, labels: Tensor, grid: int) -> dict[str, Score]:
+    """Top-1, top-5 and L1 of snitch localisation on a ``grid`` x ``grid`` floor."""
+    chance = metrics.localization_chance(grid)
+    scores = {
+        f"top{k}": Score.proportion(metrics.topk_correct(logits, labels, k), chance[f"top{k}"])
+        for k in (1, 5)
+    }
+    distance = metrics.grid_distance(logits, labels, grid)
+    return scores | {"l1": Score.mean(distance, chance["l1"])}
+
+
+def action_scores(logits: Tensor, targets: Tensor) -> dict[str, Score]:
+    """Mean average precision of the action tasks."""
+    return {"map": Score.mean_average_precision(logits, targets)}
+
+
+def cone_guess(data: Data, names: list[str]) -> dict[str, dict[str, Score]]:
+    """Top-1 of the guess "under a visible cone", one of them at random, which needs no memory.
+
+    Per clip: the share of the visible cones that stand in the true cell.
+    """
+    hits = []
+    for name in names:
+        scene = data.dataset.scene(name)
+        cones = cater_labels.visible_cones_at_end(scene, data.grid)
+        truth = cater_labels.localize_label(scene, data.grid)
+        hits.append(cones.count(truth) / len(cones) if cones else 0.0)
+    share = torch.tensor(hits)
+    chance = metrics.localization_chance(data.grid)["top1"]
+    return {
+        group: {"top1": Score.mean(share[chosen], chance, percent=True)}
+        for group, chosen in by_visibility(data, names).items()
+        if chosen.any()
+    }

@@ -1,0 +1,232 @@
+"""IV-CL on fused kernels: the reference's modules with other forward passes.
+
+Each class here is the reference's class of the same name with some methods replaced, so parameters,
+keys, initial weights and arguments are the reference's own, and an instance can change from one to
+the other in place (``accelerate.py``).
+
+* Tokens stay packed, ``[F, N, D]``: no permutes, no copies between heads and tokens.
+* Bytes stay bytes: video is embedded, and compared with, as uint8 patch rows.
+* A block leaves its last residual sum to the norm that follows, which does both in one pass.
+* Of the decoder's output only the hidden patches are normalised and predicted.
+
+Dtypes: the residual stream (``x`` below) has the parameters' dtype, float32 under autocast as in
+the reference; what flows through the matrix products has autocast's. A model cast to bfloat16 keeps
+its stream in bfloat16.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from torch import Tensor, nn
+
+from . import checkpoint, kernels, reference
+from .attention import attention
+from .config import IVCLConfig
+from .errors import UserError
+from .reference import take_rows
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Autocast's dtype where autocast is on, else the tensor's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """The residual stream with ``branch`` added, and its norm in the compute dtype."""
+    if branch is None:
+        return x, kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, compute_dtype(x))
+    return kernels.add_layer_norm(branch, x, norm.weight, norm.bias, norm.eps)
+
+
+class Attention(reference.Attention):
+    backend = "auto"
+    """As :func:`ivcl_fast.attention.attention` takes it."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [F, N, D]
+        return self.proj(attention(self.qkv(x), self.num_heads, self.backend))
+
+
+class Mlp(reference.Mlp):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(kernels.bias_gelu(F.linear(x, self.fc1.weight), self.fc1.bias))
+
+
+class Block(reference.Block):
+    def forward(self, x: Tensor, branch: Tensor | None = None, defer: bool = False) -> Any:
+        """The block of ``x + branch``; with ``defer``, as ``(x, branch)`` still to be added."""
+        x, y = add_norm(x, branch, self.norm1)
+        x, y = add_norm(x, self.attn(y), self.norm2)
+        branch = self.mlp(y)
+        return (x, branch) if defer else x + branch
+
+
+class Transformer(reference.Transformer):
+    def transform(self, x: Tensor) -> Tensor:
+        return add_norm(*self.run_blocks(x), self.norm)[1]
+
+    def run_blocks(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """All blocks, as ``(x, branch)`` still to be added.
+
+        Without kernels there is nothing to gain by deferring: one kind of call, one graph to
+        compile.
+        """
+        branch = None
+        for block in self.blocks:
+            if isinstance(block, Block) and kernels.fused(x):
+                x, branch = block(x, branch, defer=True)
+            else:
+                x, branch = block(x if branch is None else x + branch), None
+        return x, branch
+
+
+class Encoder(Transformer, reference.Encoder):
+    def embed(self, rows: Tensor, ids: Tensor) -> Tensor:
+        if rows.dtype != torch.uint8:
+            return super().embed(rows, ids)
+        weight, bias = self.patch_embed["proj"].parameters()
+        x = kernels.embed_patches(
+            rows.flatten(0, 1), ids.flatten(0, 1), weight.flatten(1), bias, self.pos_embed[0],
+            self.mean, self.std,
+        )  # fmt: skip
+        return x.unflatten(0, ids.shape[:2]).to(self.pos_embed.dtype)
+
+
+class Temporal(Transformer, reference.Temporal):
+    pass
+
+
+class Decoder(Transformer, reference.Decoder):
+    def forward(self, slots: Tensor, visible: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
+        pos, prefix = self.pos_embed[0], self.embed(slots) if self.see_slots else None
+        visible = self.embed(visible).to(pos.dtype)
+        x = kernels.restore_tokens(visible, ids_keep, self.mask_token[0, 0], pos, prefix)
+        x, branch = self.run_blocks(x)
+        hidden = ids_mask + (x.shape[1] - len(pos))  # behind the slots
+        x = take_rows(x, hidden)
+        branch = None if branch is None else take_rows(branch, hidden)
+        return self.pred(add_norm(x, branch, self.norm)[1])
+
+
+class Pretrained(PyTorchModelHubMixin, library_name="ivcl_fast", license="apache-2.0"):
+    """Construction, compiling, and folders with ``model.safetensors`` and ``config.json``."""
+
+    cfg: IVCLConfig
+
+    def compile_blocks(self) -> None:
+        """Compile every transformer block in place; blocks of one shape share their graph."""
+        # One code object serves all blocks of the process: pretraining, finetuning and evaluation
+        # at several shapes are more graphs than the default allows.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        for part in self.modules():  # type: ignore[attr-defined]
+            if isinstance(part, reference.Block):
+                part.compile(fullgraph=True, dynamic=False)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write ``model.safetensors``, ``config.json`` and a model card to a folder."""
+        kwargs.setdefault("config", self._arguments())
+        return super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, cfg: Any = None, map_location: str = "cpu", strict: bool = True,
+        **kwargs: Any,
+    ) -> Self:  # fmt: skip
+        """Behind ``from_pretrained``: a model from a folder or from the Hugging Face hub.
+
+        Raises :class:`UserError` where the config or the weights are missing or do not fit.
+        """
+        hub = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        where = {name: kwargs.pop(name) for name in hub}
+        if cfg is None:
+            raise UserError(f"{model_id}: no config.json there; give a folder of save_pretrained")
+        try:
+            cfg = IVCLConfig.from_dict(cfg) if isinstance(cfg, dict) else cfg
+        except ValueError as error:
+            raise UserError(f"{model_id}: config.json: {error}") from None
+        model: Any = cls(cfg, **kwargs)
+        file = model_id
+        if not os.path.isdir(model_id):
+            file = hf_hub_download(model_id, checkpoint.MODEL, **where)
+        weights = checkpoint.read_weights(file)
+        own = model.state_dict()
+        for key in sorted(own.keys() | weights.keys()):
+            ours, theirs = (list(d[key].shape) if key in d else "none" for d in (own, weights))
+            if ours != theirs:
+                raise UserError(
+                    f"{model_id}: {key} is {theirs} in {checkpoint.MODEL}, but {ours} in a model "
+                    "of this config"
+                )
+        model.load_state_dict(weights, strict=strict)
+        return model.to(map_location).eval()
+
+    def _arguments(self) -> dict[str, Any]:
+        """What builds this model, for ``config.json``."""
+        return {"cfg": vars(self.cfg)}
+
+
+class IVCL(Pretrained, reference.IVCL):
+    """The pretraining model; arguments and results as :class:`ivcl_fast.reference.IVCL`.
+
+    Masks are drawn on the device, bit for bit the reference's for the same seeds.
+    """
+
+    sample_masks = staticmethod(kernels.sample_masks)
+
+    def __init__(self, cfg: IVCLConfig) -> None:
+        super().__init__(cfg)
+        use_fast_parts(self)
+
+    def loss(self, pred: Tensor, rows: Tensor, mask: Tensor, query: Tensor) -> Tensor:
+        if rows.dtype != torch.uint8:
+            return super().loss(pred, rows, mask, query)
+        pred, rows, mask = (x.flatten(0, 1) for x in (pred, take_rows(rows, query), mask))
+        cfg = self.cfg
+        return kernels.patch_loss(pred, rows, mask, cfg.norm_pix, cfg.pixel_mean, cfg.pixel_std)
+
+
+class IVCLClassifier(Pretrained, reference.IVCLClassifier):
+    """The finetuned model; arguments and results as :class:`ivcl_fast.reference.IVCLClassifier`."""
+
+    def __init__(self, cfg: IVCLConfig, num_classes: int = 36) -> None:
+        super().__init__(cfg, num_classes)
+        use_fast_parts(self)
+
+    def load_pretrained(self, source: str | os.PathLike | Mapping[str, Tensor]) -> list[str]:
+        """Start encoder and temporal transformer from a pretrained model's.
+
+        ``source``: a folder of ``save_pretrained``, a ``.safetensors`` file or a state dict.
+        Returns the keys taken; raises ``UserError`` naming the first that does not fit.
+        """
+        return checkpoint.load_backbone(self, source)
+
+    def _arguments(self) -> dict[str, Any]:
+        return super()._arguments() | {"num_classes": self.head.out_features}
+
+
+FAST: dict[type[nn.Module], type[nn.Module]] = {
+    reference.Attention: Attention,
+    reference.Mlp: Mlp,
+    reference.Block: Block,
+    reference.Encoder: Encoder,
+    reference.Temporal: Temporal,
+    reference.Decoder: Decoder,
+    reference.IVCL: IVCL,
+    reference.IVCLClassifier: IVCLClassifier,
+}
+"""What each of the reference's classes becomes."""
+
+
+def use_fast_parts(model: reference.IVCL | reference.IVCLClassifier) -> None:
+    """Give every part of a new model its fast class."""
+    for part in model.modules():
+        part.__class__ = FAST.get(type(part), type(part))
+        if isinstance(part, Attention):
+            part.backend = model.cfg.attention

@@ -1,0 +1,342 @@
+"""Pictures for a person: what is rebuilt, where slots look, how training went, what is answered.
+
+Every function writes one PNG, whole or not at all, and touches no global state of matplotlib.
+Letters in shapes as in ``reference.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Polygon
+from matplotlib.ticker import EngFormatter
+from torch import Tensor
+
+from . import reference
+from .metrics import Array, as_array, grid_distance
+from .slot_attention import Model, slot_attention
+
+COLUMNS = 8
+"""Frames side by side in a picture of frames."""
+
+HIDDEN_GRAY = 0.12
+"""What a hidden patch looks like: darker than any floor."""
+
+STAGES = {
+    "pretrain": "tab:purple",
+    "finetune": "tab:blue",
+    "scratch": "tab:orange",
+    "last-frame": "tab:green",
+}
+RIGHT, WRONG = "#1a7f37", "#c62828"
+WHITE = dict(facecolor="white", edgecolor="none", alpha=0.7, pad=0.5)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches."""
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path | str) -> None:
+    """Write the figure as PNG, atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        figure.savefig(partial, format="png")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def spread(count: int, total: int) -> list[int]:
+    """``count`` (at most ``total``) indices, evenly over 0..total-1, both ends included from 2."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
+
+
+def show(axes: Axes, image: np.ndarray, **options: Any) -> Any:
+    """Draw an image without ticks or frame."""
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    return axes.imshow(image, interpolation="nearest", **options)
+
+
+def as_image(frame: Tensor) -> np.ndarray:
+    """``[3, H, W]`` to ``[H, W, 3]``, for matplotlib."""
+    return frame.movedim(0, -1).cpu().numpy()
+
+
+# --- Reconstruction ------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def reconstruction_picture(
+    model: reference.IVCL, video: Tensor, path: Path | str, seed: int = 0
+) -> None:
+    """Query frames of up to eight clips: input, masked input, rebuilt, absolute error.
+
+    ``video`` as the model takes it; the masks follow from ``seed`` alone, so that pictures of
+    one run can be compared and no random state moves.
+    """
+    cfg = model.cfg
+    video = video[:COLUMNS]
+    seeds = reference.stream(torch.tensor(seed, device=video.device), len(video))
+    out = model(video, seed=seeds)
+    rebuilt = model.rebuild(video, out)  # [B, Q, 3, H, W]
+
+    rows = reference.as_rows(video, cfg).take_along_dim(out.query[:, :, None, None], dim=1)
+    hidden = reference.take_rows(out.ids_mask, out.query).unsqueeze(-1)
+    masked = rows.scatter(2, hidden.expand(-1, -1, -1, cfg.patch_dim), HIDDEN_GRAY)
+    frames, masked = (reference.unpatchify(x, cfg.patch_size) for x in (rows, masked))
+
+    chosen = spread(COLUMNS // len(video), out.query.shape[1])
+    titles = [
+        f"clip {clip + 1}\nframe {frame + 1} of {cfg.num_frames}"
+        for clip, frames_of_clip in enumerate(out.query[:, chosen].tolist())
+        for frame in frames_of_clip
+    ]
+    note = "Hidden patches are rebuilt in the true patch's mean and contrast (norm_pix)."
+    frames, masked, rebuilt = (x[:, chosen].flatten(0, 1) for x in (frames, masked, rebuilt))
+    reconstruction_grid(path, frames, masked, rebuilt, titles, note if cfg.norm_pix else "")
+
+
+def reconstruction_grid(
+    path: Path | str,
+    frames: Tensor,
+    masked: Tensor,
+    rebuilt: Tensor,
+    titles: Sequence[str],
+    note: str = "",
+) -> None:
+    """One column per frame: ``frames``, ``masked``, ``rebuilt`` ``[M, 3, H, W]`` in [0, 1], and
+    the absolute error between the first and the last, averaged over the colours."""
+    error = (rebuilt - frames).abs().mean(dim=1).cpu().numpy()  # [M, H, W]
+    figure = new_figure(1.25 * len(frames) + 1.8, 5.6)
+    axes = figure.subplots(4, len(frames), squeeze=False)
+    for column, title in enumerate(titles):
+        axes[0, column].set_title(title, fontsize=9)
+        for row, images in enumerate((frames, masked, rebuilt)):
+            show(axes[row, column], as_image(images[column]), vmin=0, vmax=1)
+        scale = show(
+            axes[3, column], error[column], cmap="magma", vmin=0, vmax=max(error.max(), 0.01)
+        )
+        axes[3, column].set_xlabel(f"mean {error[column].mean():.3f}", fontsize=8)
+    for row, label in enumerate(("input", "seen by the\nmodel", "rebuilt", "absolute\nerror")):
+        axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    figure.colorbar(scale, ax=axes[3, :].tolist(), label="error (0 to 1)", aspect=8)
+    figure.supxlabel(note, fontsize=8, color="0.35")
+    save(figure, path)
+
+
+# --- Slot attention ------------------------------------------------------------------------------
+
+
+def slot_attention_picture(
+    model: Model, video: Tensor, path: Path | str, head: int | None = None
+) -> None:
+    """:func:`slot_attention` of the first clip, laid over eight of its frames; a row per slot.
+
+    Colours tell a patch's share of the attention on the frame, as a multiple of an even share.
+    """
+    cfg = model.cfg
+    attention = slot_attention(model, video[:1], head)[0].cpu()  # [T, S, N]
+    on_patches = attention.sum(dim=-1)  # [T, S]
+    share = cfg.num_patches * attention / on_patches.clamp_min(1e-12).unsqueeze(-1)
+    share = share.unflatten(-1, (cfg.grid, -1))  # [T, S, grid, grid]
+    pixels = reference.unpatchify(reference.as_rows(video[:1], cfg), cfg.patch_size)[0]
+    chosen = spread(COLUMNS, cfg.num_frames)
+    top = max(float(share[chosen].max()), 3.0)  # even attention stays dark
+
+    figure = new_figure(1.25 * len(chosen) + 2, 1.28 * (cfg.num_slots + 1) + 0.7)
+    axes = figure.subplots(cfg.num_slots + 1, len(chosen), squeeze=False)
+    box = (0, cfg.image_size, cfg.image_size, 0)
+    for column, t in enumerate(chosen):
+        axes[0, column].set_title(f"frame {t + 1}", fontsize=9)
+        show(axes[0, column], as_image(pixels[t]), extent=box)
+        for s in range(cfg.num_slots):
+            panel, heat = axes[s + 1, column], share[t, s].numpy()
+            show(panel, as_image(pixels[t]).mean(axis=2), cmap="gray", vmin=0, vmax=1, extent=box)
+            alpha = 0.25 + 0.55 * heat / top
+            colors = show(panel, heat, cmap="inferno", vmin=0, vmax=top, alpha=alpha, extent=box)
+    labels = ["input"] + [
+        f"slot {s + 1}\n{on_patches[:, s].mean():.0%} of attention\non its frame"
+        for s in range(cfg.num_slots)
+    ]
+    for row, label in enumerate(labels):
+        axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    figure.colorbar(colors, ax=axes[1:, :].ravel().tolist(), label="attention, 1 = even share")
+    heads = "mean of the heads" if head is None else f"head {head}"
+    figure.suptitle(f"Where each slot looks: last block of the image encoder, {heads}", fontsize=11)
+    save(figure, path)
+
+
+# --- Training curves -----------------------------------------------------------------------------
+
+
+class Panel(NamedTuple):
+    title: str
+    unit: str
+    lines: dict[str, str]
+    """Names of figures in a record, and what to call them in the legend."""
+    percent: bool = False
+    from_zero: bool = True
+    stages: Callable[[str], bool] = lambda stage: True
+
+
+PANELS = (
+    Panel("Pretraining loss", "mean squared error", {"loss": ""}, from_zero=False,
+          stages=lambda stage: stage == "pretrain"),
+    Panel("Finetuning loss", "cross-entropy", {"loss": ""}, from_zero=False,
+          stages=lambda stage: stage != "pretrain"),
+    Panel("Validation accuracy", "share of clips right",
+          {"val_top1": "top-1", "val_top5": "top-5"}, percent=True),
+    Panel("Validation mAP", "mean average precision", {"val_map": "mAP"}, percent=True),
+    Panel("Validation L1", "cells off", {"val_l1": "L1"}),
+    Panel("Learning rate", "highest learning rate", {"lr": ""}),
+    Panel("Speed", "clips per second", {"clips_per_second": ""}),
+)  # fmt: skip
+
+
+def curves_picture(
+    path: Path | str,
+    records: Iterable[Mapping[str, Any]],
+    chance: Mapping[str, float] | None = None,
+) -> None:
+    """What ``metrics.jsonl`` tells, over clips seen; panels without a record are left out.
+
+    ``records`` hold ``stage``, ``clips`` and any of ``loss``, ``lr``, ``clips_per_second``,
+    ``val_top1``, ``val_top5``, ``val_map`` (shares, 0 to 1), ``val_l1`` (cells). ``chance`` gives
+    the dashed lines, by the same names.
+    """
+    records, chance = list(records), chance or {}
+    filled = [
+        (panel, [r for r in records if panel.stages(r["stage"]) and panel.lines.keys() & r.keys()])
+        for panel in PANELS
+    ]
+    filled = [(panel, kept) for panel, kept in filled if kept]
+    columns = min(3, max(len(filled), 1))
+    rows = max(-(-len(filled) // columns), 1)
+    figure = new_figure(4.4 * columns, 3.2 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(filled) :]:
+        axes.set_visible(False)
+    for axes, (panel, kept) in zip(grid, filled, strict=False):
+        for (name, label), dash in zip(panel.lines.items(), ("-", ":"), strict=False):
+            draw_stages(axes, kept, name, label, dash)
+            if name in chance:
+                axes.axhline(chance[name], color="0.4", linestyle="--", linewidth=1)
+                axes.annotate(f"chance, {label}", (1, chance[name]), (-2, 2), color="0.4",
+                              xycoords=("axes fraction", "data"), textcoords="offset points",
+                              ha="right", fontsize=8, bbox=WHITE)  # fmt: skip
+        axes.set(title=panel.title, xlabel="clips seen in the stage", ylabel=panel.unit)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if panel.percent:
+            axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+        if panel.from_zero:
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+    save(figure, path)
+
+
+def draw_stages(
+    axes: Axes, records: list[Mapping[str, Any]], name: str, label: str, dash: str
+) -> None:
+    """A line per stage that has ``name``; long noisy ones pale under their moving average."""
+    for stage in dict.fromkeys(r["stage"] for r in records):
+        points = [(r["clips"], r[name]) for r in records if r["stage"] == stage and name in r]
+        if not points:
+            continue
+        clips, values = np.array(points, dtype=float).T
+        color, text = STAGES.get(stage, "tab:gray"), f"{stage}, {label}" if label else stage
+        window = len(values) // 25
+        if window >= 4 and name in ("loss", "clips_per_second"):
+            axes.plot(clips, values, color=color, alpha=0.25, linewidth=0.8)
+            values = np.convolve(values, np.full(window, 1 / window), mode="valid")
+            clips = clips[window // 2 :][: len(values)]
+            text += f" (mean of {window})"
+        marker = "o" if len(values) <= 30 else ""
+        axes.plot(clips, values, dash, color=color, marker=marker, markersize=3, label=text)
+
+
+# --- Answers -------------------------------------------------------------------------------------
+
+
+def answers_picture(
+    path: Path | str, frames: Array, labels: Array, logits: Array, hidden: Array, n: int = 6
+) -> None:
+    """A row per clip: four of its frames, then where the model believes the snitch is.
+
+    ``frames`` uint8 ``[V, F, 3, H, W]``, ``labels`` int ``[V]`` and ``logits`` ``[V, n * n]`` of
+    cells (``x = c % n``, ``y = c // n``), ``hidden`` bool ``[V]``: the snitch ends in a cone. The
+    floor is drawn as CATER's camera, in its starting pose, sees it: +x to the lower right, +y to
+    the upper right.
+    """
+    frames, labels, logits = as_array(frames), as_array(labels), as_array(logits)
+    distance, guesses = grid_distance(logits, labels, n), logits.argmax(axis=1)
+    belief = np.exp(logits - logits.max(axis=1, keepdims=True))
+    belief /= belief.sum(axis=1, keepdims=True)
+    chosen = spread(4, frames.shape[1])
+
+    figure = new_figure(2.1 * len(chosen) + 3.2, 1.95 * len(frames) + 1.1)
+    axes = figure.subplots(
+        len(frames), len(chosen) + 1, squeeze=False, width_ratios=[1] * len(chosen) + [1.25]
+    )
+    for row, is_hidden in enumerate(as_array(hidden)):
+        for column, t in enumerate(chosen):
+            show(axes[row, column], frames[row, t].transpose(1, 2, 0))
+            if row == 0:
+                last = ", the last" if t == frames.shape[1] - 1 else ""
+                axes[row, column].set_title(f"frame {t + 1}{last}", fontsize=9)
+        axes[row, 0].set_ylabel(
+            "snitch ends\n" + ("hidden" if is_hidden else "visible"), fontsize=9
+        )
+        off = distance[row]
+        verdict = "wrong, " + ("1 cell off" if off == 1 else f"{off} cells off") if off else "right"
+        draw_floor(axes[row, -1], belief[row].reshape(n, n), labels[row], guesses[row])
+        axes[row, -1].set_title(
+            f"{verdict} ({belief[row].max():.0%} sure)",
+            fontsize=10, fontweight="bold", color=WRONG if off else RIGHT,
+        )  # fmt: skip
+    figure.suptitle("Where is the snitch, the golden object, at the end of the video?", fontsize=12)
+    handles = [
+        Patch(facecolor="none", edgecolor=RIGHT, linewidth=2.5, label="true cell"),
+        Line2D([], [], color=WRONG, marker="x", markeredgewidth=2, linestyle="", label="answer"),
+        Patch(facecolor="#2171b5", label="darker: believed likelier"),
+    ]
+    figure.legend(handles=handles, loc="outside lower right", ncols=3, fontsize=9, frameon=False)
+    save(figure, path)
+
+
+def draw_floor(axes: Axes, belief: np.ndarray, label: int, guess: int) -> None:
+    """Probabilities ``[y, x]`` on the floor seen from above, turned so that the camera is below."""
+    n = len(belief)
+
+    def seen(x: Any, y: Any) -> tuple[Any, Any]:
+        return x + y, y - x
+
+    axes.pcolormesh(
+        *seen(*np.meshgrid(np.arange(n + 1), np.arange(n + 1))),
+        belief, cmap="Blues", vmin=0, edgecolors="0.75", linewidth=0.5,
+    )  # fmt: skip
+    x, y = label % n, label // n
+    corners = np.stack(seen(*np.array([(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)]).T), axis=1)
+    outline = Polygon(corners, fill=False, edgecolor=RIGHT, linewidth=2.5, zorder=3, clip_on=False)
+    axes.add_patch(outline)
+    axes.plot(*seen(guess % n + 0.5, guess // n + 0.5), "x", color=WRONG, mew=2, zorder=4)
+    for name, place, turn in (("x", (n / 2, -0.7), -45), ("y", (n + 0.7, n / 2), 45)):
+        axes.text(*seen(*place), f"{name} →", rotation=turn, ha="center", va="center",
+                  fontsize=8, color="0.4")  # fmt: skip
+    axes.set_aspect("equal")
+    axes.set_axis_off()

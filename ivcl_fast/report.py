@@ -1,0 +1,125 @@
+"""What came of a run, for a person: a table, pictures, and ``report.md`` that holds them."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from . import pictures
+from .data.patches import unpatchify
+from .evaluation import Evaluation, by_visibility
+from .files import write_text
+from .metrics import Score
+
+if TYPE_CHECKING:
+    from .run import Run
+
+METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "l1": "L1 (cells)", "map": "mAP"}
+SHOWN_CLIPS = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model, or one guess, in the table of results."""
+
+    title: str
+    scores: dict[str, dict[str, Score]]
+    """By group of clips and metric, as :attr:`Evaluation.scores`."""
+
+
+def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells: a line per row and group of clips, chance last."""
+    names = list(rows[0].scores["all"])
+    header = ["model", "clips", *(METRIC_NAMES[n] for n in names)]
+    cells = [
+        [row.title, group, *(str(scores[n]) if n in scores else "" for n in names)]
+        for row in rows
+        for group, scores in row.scores.items()
+    ]
+    chance = [rows[0].scores["all"][n].format(rows[0].scores["all"][n].chance) for n in names]
+    return header, [*cells, ["chance", "all", *chance]]
+
+
+def print_rows(rows: list[Row]) -> None:
+    """The table on the terminal; intervals are 95 %."""
+    header, cells = table(rows)
+    drawn = Table(*header, title="validation clips, 95 % intervals in brackets")
+    for line in cells:
+        drawn.add_row(*line)
+    Console(width=None if Console().is_terminal else 120).print(drawn)
+
+
+def write_report(run: Run, rows: list[Row], evaluation: Evaluation | None) -> None:
+    """Draw the pictures that the run's models allow and write ``report.md``."""
+    config = run.config
+    lines = [
+        f"# {run.folder.name}",
+        "",
+        f"{config.task} on `{config.data}`, preset `{config.preset}`, seed {config.seed}; "
+        f"{config.pretrain_clips} clips of pretraining, {config.finetune_clips} of finetuning. "
+        "Settings: [config.json](config.json), records: [metrics.jsonl](metrics.jsonl).",
+        "",
+    ]
+    if config.quick:
+        lines += ["A `--quick` run: it shows that everything runs, the scores mean nothing.", ""]
+    if rows:
+        header, cells = table(rows)
+        lines += ["## Validation", "", "95 % intervals in brackets.", ""]
+        lines += [markdown(header), "|" + "---|" * len(header), *map(markdown, cells), ""]
+    chance = (
+        {f"val_{k}": s.chance for k, s in evaluation.scores["all"].items()} if evaluation else {}
+    )
+    pictures.curves_picture(run.folder / "curves.png", run.metrics.read(), chance)
+    lines += ["## Curves", "", "![curves](curves.png)", ""]
+    if run.finished("pretrain"):
+        reconstruction(run)
+        lines += [
+            "## What pretraining rebuilds",
+            "",
+            "![reconstruction](reconstruction.png)",
+            "",
+        ]
+    if evaluation is not None:
+        answers(run, evaluation)
+        if not run.task.multi_label:
+            lines += ["## What the model answers", "", "![answers](answers.png)", ""]
+        lines += ["## Where its slots look", "", "![slot attention](slot_attention.png)", ""]
+    lines += [f"torch {torch.__version__}, {run.device}, {platform.machine()}.", ""]
+    write_text(run.folder / "report.md", "\n".join(lines))
+
+
+def markdown(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def reconstruction(run: Run) -> None:
+    """``reconstruction.png`` from the finished pretraining model and validation clips."""
+    video = run.clips(run.clip_names("val")[:SHOWN_CLIPS])
+    path = run.folder / "reconstruction.png"
+    pictures.reconstruction_picture(run.load_pretrained(), video, path, run.config.seed)
+
+
+def answers(run: Run, evaluation: Evaluation) -> None:
+    """``slot_attention.png`` and, for localisation, ``answers.png`` of the finetuned model."""
+    names = evaluation.names[:SHOWN_CLIPS]
+    video = run.clips(names)
+    pictures.slot_attention_picture(
+        run.load_classifier("finetune"), video, run.folder / "slot_attention.png"
+    )
+    if run.task.multi_label:
+        return
+    frames = unpatchify(video, run.config.model.patch_size)
+    hidden = by_visibility(run.data, names)["hidden"]
+    pictures.answers_picture(
+        run.folder / "answers.png",
+        frames,
+        evaluation.labels[:SHOWN_CLIPS],
+        evaluation.logits[:SHOWN_CLIPS],
+        hidden,
+        run.data.grid,
+    )

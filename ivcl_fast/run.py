@@ -1,0 +1,196 @@
+"""A run: its data, its folder, and the stages it goes through."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import checkpoint
+from .data.cater import task_named
+from .data.feed import Batch, Feed
+from .data.sampling import frame_ids
+from .data.source import Data, open_data
+from .evaluation import Evaluation, evaluate
+from .hardware import has_fast_bf16, missing_compiler, pick_device
+from .masking import clip_seeds
+from .model import IVCL, IVCLClassifier
+from .settings import TrainConfig
+from .trainer import Loss, MetricsLog, Schedule, Stage
+
+EVAL_BATCH = 50
+
+
+class Run:
+    """Trains and measures the models of one run; each stage leaves its model in its own folder.
+
+    A stage that was finished before is read from disk, one that was cut short goes on.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.folder = config.folder
+        self.device = pick_device(config.device)
+        self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(self.device))
+        self.task = task_named(config.task)
+        self.metrics = MetricsLog(self.folder)
+        reason = missing_compiler(self.device) if config.compile else None
+        if reason:
+            print(f"--compile: running eager, {reason}")
+        self.compile = config.compile and reason is None
+
+    @functools.cached_property
+    def data(self) -> Data:
+        """The run's clips; the first use makes or opens the data set and its store."""
+        return open_data(self.config)
+
+    # --- stages ---------------------------------------------------------------------------------
+
+    def pretrain(self) -> IVCL:
+        """Learn to rebuild hidden patches; the model is kept in ``pretrain/``."""
+        config = self.config
+        model = self._seeded(lambda: IVCL(config.model))
+        schedule = Schedule(config.pretrain_clips, config.lr, **self._common())
+
+        def loss(model: nn.Module, batch: Batch, step: int) -> Tensor:
+            return model(batch.rows, seed=clip_seeds(config.seed, step, batch.clip_ids)).loss
+
+        self._train("pretrain", model, config.init, loss, schedule)
+        return model
+
+    def finetune(
+        self, init: str, name: str = "finetune", last_only: bool = False
+    ) -> IVCLClassifier:
+        """Learn to answer, starting from ``init``; the model is kept in the folder ``name``.
+
+        ``last_only`` shows the model nothing but each clip's last frame.
+        """
+        config = self.config
+        model = self._seeded(lambda: self.classifier(last_only))
+        schedule = Schedule(
+            config.finetune_clips,
+            config.finetune_lr,
+            backbone_lr_scale=1.0 if init == "random" else config.backbone_lr_scale,
+            **self._common(),
+        )
+
+        def loss(model: nn.Module, batch: Batch, step: int) -> Tensor:
+            logits = model(batch.rows).float()
+            if self.task.multi_label:
+                return F.binary_cross_entropy_with_logits(logits, batch.labels)
+            return F.cross_entropy(logits, batch.labels)
+
+        self._train(name, model, init, loss, schedule, lambda: self.evaluate(model).curve())
+        return model
+
+    def classifier(self, last_only: bool = False) -> IVCLClassifier:
+        """A new classifier of this run's sizes."""
+        cfg = self.config.model
+        if last_only:
+            cfg = dataclasses.replace(cfg, num_frames=1, num_query_frames=1)
+        return IVCLClassifier(cfg, self.task.num_classes)
+
+    def load_classifier(self, name: str, last_only: bool = False) -> IVCLClassifier:
+        """The finished classifier in folder ``name``."""
+        return self._load(self.classifier(last_only), name)
+
+    def load_pretrained(self) -> IVCL:
+        """The finished pretraining model."""
+        return self._load(IVCL(self.config.model), "pretrain")
+
+    def evaluate(self, model: IVCLClassifier) -> Evaluation:
+        """Measure a classifier on the validation clips."""
+        feed = self._feed("val", model.cfg.num_frames)
+        return evaluate(model, feed, self.data, self.device, self.amp)
+
+    def finished(self, name: str) -> bool:
+        """Whether stage ``name`` has left its model."""
+        return (self.folder / name / checkpoint.MODEL).is_file()
+
+    def clips(self, names: list[str]) -> Tensor:
+        """uint8 patch rows ``[len(names), T, N, 3*P*P]`` of evenly spaced frames."""
+        frames = self.config.model.num_frames
+        store = self.data.store
+        rows = [store.rows(n, frame_ids(store.num_frames(n), frames)) for n in names]
+        return torch.stack([torch.as_tensor(r) for r in rows]).to(self.device)
+
+    def clip_names(self, split: str) -> list[str]:
+        """The usable clips of a split."""
+        return [c.name for c in self.data.dataset.clips(split) if c.name in self.data.store]
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _train(
+        self,
+        name: str,
+        model: Any,
+        init: str,
+        loss: Loss,
+        schedule: Schedule,
+        validate: Callable[[], dict[str, float]] | None = None,
+    ) -> None:
+        model.to(self.device)
+        folder = self.folder / name
+        if self.finished(name):
+            model.load_state_dict(checkpoint.read_weights(folder))
+            return
+        if init != "random":
+            checkpoint.load_backbone(model, init)
+        if self.compile:
+            model.compile_blocks()
+        frames = model.cfg.num_frames
+        Stage(
+            name=name,
+            model=model,
+            feed=self._feed("train", frames, training=True),
+            loss=loss,
+            schedule=schedule,
+            folder=folder / "checkpoints",
+            metrics=self.metrics,
+            device=self.device,
+            amp=self.amp,
+            validate=validate,
+            save_every=self.config.save_every,
+        ).run()
+        save_whole(model, folder)
+
+    def _load(self, model: Any, name: str) -> Any:
+        model.load_state_dict(checkpoint.read_weights(self.folder / name))
+        return model.to(self.device).eval()
+
+    def _common(self) -> dict[str, Any]:
+        """What the schedules of all stages share."""
+        names = ("batch_size", "accum", "warmup_steps", "weight_decay", "clip_norm")
+        return {name: getattr(self.config, name) for name in names}
+
+    def _feed(self, split: str, num_frames: int, training: bool = False) -> Feed:
+        return self.data.feed(
+            split,
+            batch_size=self.config.batch_size if training else EVAL_BATCH,
+            num_frames=num_frames,
+            seed=self.config.seed,
+            training=training,
+        )
+
+    def _seeded(self, build: Callable[[], Any]) -> Any:
+        torch.manual_seed(self.config.seed)
+        return build()
+
+
+def save_whole(model: Any, folder: Path) -> None:
+    """``model.save_pretrained(folder)``, the weights appearing last and at once."""
+    partial = folder / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    for file in sorted(partial.iterdir(), key=lambda f: f.name == checkpoint.MODEL):
+        checkpoint.sync(file)
+        os.replace(file, folder / file.name)
+    partial.rmdir()

@@ -1,0 +1,198 @@
+"""What a training run is told: its flags, and how they are kept beside its results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from .config import PRESETS, IVCLConfig
+from .errors import UserError
+from .files import write_json
+
+CONFIG = "config.json"
+"""Name of the file in a run's folder that holds its settings."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything about a run. Lengths count clips, never seconds."""
+
+    data: str = "synthetic"
+    """synthetic (static camera), synthetic:moving, or cater:DIR (a folder in CATER's format)."""
+    task: str = "localize"
+    """What to finetune for: localize, actions_present or actions_order_uniq."""
+    preset: str = "tiny"
+    """Model sizes: tiny, small, base64 or base224; the flags below replace single fields."""
+    model: Annotated[IVCLConfig, tyro.conf.arg(name="")] = field(default_factory=IVCLConfig)
+    stage: Literal["all", "pretrain", "finetune"] = "all"
+    """Which stages to run; finetune alone starts from --init."""
+    init: str = "random"
+    """Weights to start from: random, or a folder or .safetensors file of an earlier run."""
+    name: str | None = None
+    """Folder of the run under --out; by default made from data, task and preset."""
+    out: Path = Path("runs")
+    """Where runs are kept."""
+    resume: Path | None = None
+    """Go on with the unfinished run in this folder, with the settings it was started with."""
+    overwrite: bool = False
+    """Delete a run of the same name first."""
+    quick: bool = False
+    """Everything once, tiny: shows within two minutes that it all runs; learns nothing."""
+    pretrain_clips: int = 40_000
+    """Training clips of pretraining."""
+    finetune_clips: int = 10_000
+    """Training clips of finetuning."""
+    lr: float = 1e-3
+    """Peak learning rate of pretraining."""
+    finetune_lr: float = 1e-3
+    """Peak learning rate of finetuning, for the head."""
+    backbone_lr_scale: float = 0.5
+    """Learning rate of the pretrained part, relative to the head's."""
+    batch_size: int = 16
+    """Clips per optimiser step."""
+    accum: int = 1
+    """Parts a step's batch is split into, to save memory."""
+    weight_decay: float = 0.05
+    """AdamW's; not applied to biases, norms, positions and tokens."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up, at most a tenth of a stage."""
+    compare_scratch: bool = False
+    """Also finetune without pretraining, for as long, and report it."""
+    compile: bool = False
+    """Compile the transformer blocks (torch.compile)."""
+    amp: Literal["auto", "bf16", "off"] = "auto"
+    """bfloat16 autocast; auto: where the hardware has it."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Of the weights, the order of clips, the frames taken and the masks."""
+    train_videos: int = 3000
+    """Synthetic training videos."""
+    val_videos: int = 600
+    """Synthetic validation videos."""
+    data_dir: Path = Path("data")
+    """Where synthetic data is kept."""
+    decoder: Literal["auto", "dali", "pyav"] = "auto"
+    """Video decoder."""
+    workers: int | None = None
+    """Processes that make and decode data; by default one per core."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        for name in ("pretrain_clips", "finetune_clips", "batch_size", "accum", "save_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')}: must be at least 1")
+        if self.batch_size % self.accum:
+            raise UserError(
+                f"--accum: {self.accum} does not divide --batch-size, which is {self.batch_size}"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        data = self.data.replace(":", "-").replace("/", "-").strip("-.")
+        default = f"{data}-{self.task}-{self.preset}" + ("-quick" if self.quick else "")
+        return self.out / (self.name or default)
+
+
+QUICK: dict[str, Any] = dict(
+    pretrain_clips=96, finetune_clips=64, train_videos=48, val_videos=16, batch_size=16
+)
+
+
+def parse(arguments: list[str]) -> TrainConfig:
+    """Flags to a config; the preset and ``--quick`` set the defaults of the other flags."""
+    preset = "tiny"
+    for at, argument in enumerate(arguments):
+        if argument == "--preset" and at + 1 < len(arguments):
+            preset = arguments[at + 1]
+        elif argument.startswith("--preset="):
+            preset = argument.partition("=")[2]
+    if preset not in PRESETS:
+        raise UserError(f"--preset: {preset!r} is not one of {', '.join(PRESETS)}")
+    defaults: dict[str, Any] = dict(preset=preset, model=IVCLConfig.preset(preset))
+    if "--quick" in arguments:
+        defaults |= dict(quick=True) | QUICK
+    try:
+        return tyro.cli(
+            TrainConfig,
+            args=arguments,
+            default=TrainConfig(**defaults),
+            prog="python -m ivcl_fast.train",
+            description=__doc__,
+        )
+    except UserError:
+        raise
+    except ValueError as error:  # from IVCLConfig, naming the field
+        raise UserError(f"--{error}".replace("_", "-", 1)) from None
+
+
+def as_json(config: TrainConfig) -> dict[str, Any]:
+    """The config as plain values, for ``config.json``."""
+    plain = dataclasses.asdict(config)
+    return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
+
+
+def from_json(plain: dict[str, Any]) -> TrainConfig:
+    """The opposite of :func:`as_json`."""
+    values: dict[str, Any] = plain | {
+        "model": IVCLConfig.from_dict(plain["model"]),
+        "out": Path(plain["out"]),
+        "data_dir": Path(plain["data_dir"]),
+        "resume": None,
+        "overwrite": False,
+    }
+    return TrainConfig(**values)
+
+
+def load_settings(folder: Path, **changes: Any) -> TrainConfig:
+    """The settings of the run in ``folder``, wherever that lies now, with some replaced.
+
+    Raises :class:`UserError` if there is no run.
+    """
+    try:
+        saved = from_json(json.loads((folder / CONFIG).read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no run there ({CONFIG} is missing)") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG}: not the settings of a run ({error})") from None
+    return dataclasses.replace(saved, out=folder.parent, name=folder.name, **changes)
+
+
+# Flags that may change between a start and its continuation: they do not change what is learnt.
+FREE = {"resume", "overwrite", "name", "out", "workers", "save_every", "compile", "device"}
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The settings to run with: those of ``--resume``, or these, if no other run is in the way."""
+    if config.resume is not None:
+        return load_settings(config.resume, workers=config.workers)
+    file = config.folder / CONFIG
+    if not file.is_file() or config.overwrite:
+        return config
+    old, new = json.loads(file.read_text()), json.loads(json.dumps(as_json(config)))
+    differs = sorted(k for k in new if k not in FREE and old.get(k) != new[k])
+    if differs:
+        raise UserError(
+            f"{config.folder} holds a run with other settings ({', '.join(differs)}); "
+            "choose another --name, or --overwrite it"
+        )
+    return config
+
+
+def claim(config: TrainConfig) -> None:
+    """Make the run's folder and keep the settings there; ``--overwrite`` empties it first."""
+    if config.overwrite:
+        shutil.rmtree(config.folder, ignore_errors=True)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    if not (config.folder / CONFIG).is_file():
+        write_json(config.folder / CONFIG, as_json(config))

@@ -1,0 +1,74 @@
+"""``python -m ivcl_fast.train``: pretrain, finetune, evaluate, and tell what came of it.
+
+With no flags it makes a small synthetic CATER first. The same command again goes on where an
+unfinished run stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import torch
+
+from .errors import run_command
+from .evaluation import Evaluation, cone_guess
+from .report import Row, print_rows, write_report
+from .run import Run
+from .settings import TrainConfig, claim, parse, resolve
+from .trainer import Interrupted
+
+
+def train(config: TrainConfig) -> None:
+    """Do everything the config asks for; pictures and the report land in the run's folder."""
+    run = Run(config)
+    run.data  # noqa: B018  a run that cannot have its data leaves no folder behind
+    claim(config)
+    print(f"run: {run.folder}, on {run.device}, {'bf16' if run.amp else 'float32'}", flush=True)
+    init = config.init
+    if config.stage in ("all", "pretrain"):
+        run.pretrain()
+        init = str(run.folder / "pretrain")
+    rows: list[Row] = []
+    evaluation = None
+    if config.stage in ("all", "finetune"):
+        evaluation = run.evaluate(run.finetune(init))
+        origin = "from scratch" if init == "random" else "pretrained"
+        rows = [Row(f"IV-CL, {origin}", evaluation.scores), *comparisons(run, init, evaluation)]
+        print_rows(rows)
+    write_report(run, rows, evaluation)
+    print(f"report: {run.folder / 'report.md'}")
+
+
+def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Row]:
+    """What the score is worth: without pretraining, and what needs no memory."""
+    rows = []
+    if run.config.compare_scratch and init != "random":
+        scratch = run.evaluate(run.finetune("random", "scratch"))
+        rows.append(Row("IV-CL, from scratch, same finetuning", scratch.scores))
+    if not run.task.multi_label:
+        last = run.evaluate(run.finetune(init, "last-frame", last_only=True))
+        rows.append(Row("no memory: sees only the last frame", last.scores))
+        guess = cone_guess(run.data, evaluation.names)
+        rows.append(Row("no memory: guesses under a visible cone", guess))
+    return rows
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("ivcl_fast").setLevel(logging.INFO)
+    config = resolve(parse(sys.argv[1:]))
+    torch.set_float32_matmul_precision("highest")  # never TF32 behind the user's back
+    command = f"python -m ivcl_fast.train --resume {config.folder}"
+    try:
+        train(config)
+    except Interrupted as stop:
+        print(f"stopped by {stop}; go on with: {command}", file=sys.stderr)
+        raise SystemExit(128 + stop.signum) from None
+    except KeyboardInterrupt:
+        print(f"stopped by SIGINT; go on with: {command}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    run_command(main)

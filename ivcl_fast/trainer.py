@@ -1,0 +1,283 @@
+"""The training loop of one stage: any model, any loss, exact resume.
+
+Every random choice is a function of (run seed, step, clip), so a run that was killed and goes on
+from its last checkpoint follows the same curve, bit for bit on a CPU. The loop never waits for the
+device except when it logs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint
+from .data.feed import Batch, Feed
+from .errors import UserError
+from .files import write_text
+from .progress import Bar
+
+NO_DECAY = ("pos_embed", "time_embed", "slot_tokens", "mask_token", "cls_token")
+
+Loss = Callable[[nn.Module, Batch, int], Tensor]
+"""Model, batch and step to a scalar loss."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; a checkpoint has been written."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class NotFinite(UserError):
+    """The loss or a gradient is NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast one stage learns; lengths count clips, never seconds."""
+
+    clips: int
+    """Training clips in all, rounded down to whole steps (at least one)."""
+    lr: float = 1e-3
+    """Peak learning rate, after warm-up and before the cosine brings it to zero."""
+    batch_size: int = 16
+    """Clips per optimiser step."""
+    accum: int = 1
+    """Parts a step's batch is split into, to save memory."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up, at most a tenth of all."""
+    weight_decay: float = 0.05
+    """Not applied to biases, norms, positions and tokens."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    backbone_lr_scale: float = 1.0
+    """Learning rate of everything but ``head.*``, relative to ``lr``."""
+
+    @property
+    def steps(self) -> int:
+        return max(1, self.clips // self.batch_size)
+
+    def lr_at(self, step: int) -> float:
+        """Linear warm-up, then a cosine to zero at the end."""
+        warmup = max(1, min(self.warmup_steps, self.steps // 10))
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        done = (step - warmup) / max(1, self.steps - warmup)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def make_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
+    """Fused AdamW in groups by weight decay and by learning-rate scale (``group["scale"]``)."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        plain = parameter.ndim <= 1 or name.endswith(NO_DECAY)
+        decay = 0.0 if plain else schedule.weight_decay
+        scale = 1.0 if name.startswith("head.") else schedule.backbone_lr_scale
+        groups.setdefault((decay, scale), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": p, "weight_decay": d, "scale": s} for (d, s), p in groups.items()],
+        lr=schedule.lr,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+
+
+class MetricsLog:
+    """``metrics.jsonl`` and TensorBoard, in step; a resumed stage forgets what it will redo."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.folder = folder
+        self._board: Any = None
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Drop records of ``stage`` beyond ``step``, and lines a kill left unfinished."""
+        kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= step]
+        write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole records so far."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def write(self, stage: str, step: int, clips: int, **values: float) -> None:
+        """Append one record."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"stage": stage, "step": step, "clips": clips, **values}) + "\n")
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        for name, value in values.items():
+            self._board.add_scalar(f"{stage}/{name}", value, clips)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one kills at once."""
+    caught: list[int] = []
+
+    def note(signum: int, frame: Any) -> None:
+        caught.append(signum)
+        signal.signal(signum, signal.SIG_DFL)
+
+    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+@dataclass
+class Stage:
+    """One stage of a run, e.g. ``pretrain``: what it trains, on what, and where it is kept."""
+
+    name: str
+    model: nn.Module
+    feed: Feed
+    loss: Loss
+    schedule: Schedule
+    folder: Path
+    metrics: MetricsLog
+    device: torch.device
+    amp: bool
+    validate: Callable[[], dict[str, float]] | None = None
+    """Measures the model; called ``validations`` times, the last time at the end."""
+    validations: int = 4
+    log_every: int = 20
+    """Steps between records; the only moments the loop waits for the device."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+
+    def run(self) -> None:
+        """Train to the end, going on from the newest checkpoint if there is one.
+
+        Raises :class:`Interrupted` after SIGINT or SIGTERM (a checkpoint is kept) and
+        :class:`NotFinite` when the loss is NaN or infinite (the last good checkpoint is kept).
+        """
+        optimizer = make_optimizer(self.model, self.schedule)
+        start, losses = self._resume(optimizer)
+        self.metrics.rewind(self.name, start)
+        self.model.train()
+        total = self.schedule.steps
+        with (
+            Bar(self.name, total * self.schedule.batch_size, "clips") as bar,
+            caught_signals() as caught,
+        ):
+            bar.start_at(start * self.schedule.batch_size)
+            clock, waited = time.perf_counter(), self.feed.wait_seconds
+            for step, batch in self._batches(start, total):
+                losses.append(self._step(optimizer, batch, step))
+                done = step + 1
+                if done % self.log_every == 0 or done == total:
+                    mean = self._finite_mean(losses, done)
+                    seconds = time.perf_counter() - clock
+                    record = {
+                        "loss": mean,
+                        "lr": self.schedule.lr_at(step),
+                        "clips_per_second": len(losses) * self.schedule.batch_size / seconds,
+                        "data_wait": (self.feed.wait_seconds - waited) / seconds,
+                    }
+                    self.metrics.write(self.name, done, done * self.schedule.batch_size, **record)
+                    bar.show(
+                        done * self.schedule.batch_size,
+                        f"loss {mean:.4f}, waits for data {record['data_wait']:.0%}",
+                    )
+                    losses = []
+                    if self._validates_at(done):
+                        self._validate(done)
+                    clock, waited = time.perf_counter(), self.feed.wait_seconds
+                if done == total or caught or done % self.save_every == 0:
+                    self._finite_mean(losses, done)
+                    state = {"pending_losses": [loss.item() for loss in losses]}
+                    checkpoint.save(self.folder, done, self.model, optimizer, state)
+                if caught:
+                    raise Interrupted(caught[0])
+
+    def _resume(self, optimizer: torch.optim.Optimizer) -> tuple[int, list[Tensor]]:
+        """Steps already done, and the losses among them that no record holds yet."""
+        saved = checkpoint.latest(self.folder)
+        if saved is None:
+            return 0, []
+        self.model.load_state_dict(saved.model)
+        checkpoint.restore_optimizer(self.model, optimizer, saved.optimizer)
+        pending = [torch.tensor(x, device=self.device) for x in saved.state["pending_losses"]]
+        return saved.step, pending
+
+    def _batches(self, start: int, total: int) -> Iterator[tuple[int, Batch]]:
+        """Batches of steps ``start`` to ``total - 1``, epoch after epoch."""
+        step = start
+        while step < total:
+            epoch, first = divmod(step, len(self.feed))
+            for batch in self.feed.epoch(epoch, start_batch=first):
+                yield step, batch
+                step += 1
+                if step == total:
+                    return
+
+    def _step(self, optimizer: torch.optim.Optimizer, batch: Batch, step: int) -> Tensor:
+        lr = self.schedule.lr_at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["scale"]
+        total = torch.zeros((), device=self.device)
+        for part in batch.split(self.schedule.accum):
+            part = part.to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+                loss = self.loss(self.model, part, step) * (
+                    len(part.clip_ids) / len(batch.clip_ids)
+                )
+            loss.backward()
+            total += loss.detach()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def _finite_mean(self, losses: list[Tensor], step: int) -> float:
+        """Mean of the losses since the last record; stops the run if it is not finite."""
+        mean = torch.stack(losses).mean().item() if losses else 0.0
+        if not math.isfinite(mean):
+            raise NotFinite(
+                f"{self.name}: the loss became {mean} before step {step}; the checkpoints in "
+                f"{self.folder} are from before that. Try a lower --lr, or --amp off"
+            )
+        return mean
+
+    def _validates_at(self, done: int) -> bool:
+        if self.validate is None:
+            return False
+        marks = {
+            self._log_step(self.schedule.steps * i // self.validations)
+            for i in range(1, self.validations + 1)
+        }
+        return done in marks
+
+    def _log_step(self, step: int) -> int:
+        """The first step at or after ``step`` that is logged."""
+        return min(self.schedule.steps, -(-step // self.log_every) * self.log_every)
+
+    def _validate(self, done: int) -> None:
+        assert self.validate is not None
+        self.model.eval()
+        values = self.validate()
+        self.model.train()
+        self.metrics.write(self.name, done, done * self.schedule.batch_size, **values)

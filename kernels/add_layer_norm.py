@@ -1,0 +1,283 @@
+"""``add_layer_norm``: ``sum = x + residual``, ``normed = LayerNorm(sum) * weight + bias``.
+
+One pass over memory each way. A program holds whole rows in registers, so mean and variance are
+float32 and centred (two-pass) without reading anything twice. They are those of the sum *as it is
+stored*, rounded to the residual's dtype: backward, which sees only the stored sum, is then the
+exact gradient of what forward computed, and can recompute both statistics from the row it reads
+anyway: sum, weight and eps are all that is saved. With z = (sum - mean) * rstd,
+g = dnormed * weight and means over the row,
+
+    d = dsum + rstd * (g - mean(g) - z * mean(g * z)),
+
+the gradient of x and of residual alike; dweight = sum of dnormed * z, dbias = sum of dnormed over
+rows. Each program of the backward keeps its share of these in registers; shares are summed
+afterwards, without atomics: two runs agree bit for bit.
+
+``layer_norm`` is the same without a residual (the first norm of a stack has none to add).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._op import differentiate, fused, register, vjp
+from ._triton import tl, triton
+from .launch import cdiv, launch, num_sms
+
+MAX_WIDTH = 8192
+"""A whole row must fit in registers; wider rows go to PyTorch."""
+
+
+def _ref(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    total = (x + residual).to(residual.dtype)
+    return total, _ref_norm(total, weight, bias, eps, x.dtype)
+
+
+def _ref_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    wide = torch.promote_types(x.dtype, weight.dtype)
+    return F.layer_norm(x.to(wide), x.shape[-1:], weight.to(wide), bias.to(wide), eps).to(dtype)
+
+
+def _ref_backward(
+    dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
+    x_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    # The bias enters no gradient: any tensor of its shape stands in for it.
+    primals = (total, weight, torch.zeros_like(weight), eps, dnormed.dtype)
+    d, dweight, dbias, _, _ = vjp(_ref_norm, primals, dnormed)
+    d = d if dsum is None else d + dsum
+    dx = d.new_empty(0, dtype=x_dtype) if x_dtype == d.dtype else d.to(x_dtype)
+    return d, dx, torch.stack([dweight, dbias])
+
+
+@triton.jit
+def _statistics(total, mask, cols, eps):
+    """Rows centred (zero outside ``mask``), and one over their standard deviation."""
+    centred = tl.where(mask, total - (tl.sum(total, axis=1) / cols)[:, None], 0.0)
+    variance = tl.sum(centred * centred, axis=1) / cols
+    return centred, (1.0 / tl.sqrt(variance + eps))[:, None]
+
+
+@triton.jit
+def _forward_kernel(
+    x_ptr, residual_ptr, weight_ptr, bias_ptr, sum_ptr, normed_ptr, rows, cols, eps,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+    col = tl.arange(0, BLOCK_COLS)
+    mask = (row < rows)[:, None] & (col < cols)[None, :]
+    at = row[:, None] * cols + col[None, :]
+    total = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if residual_ptr is not None:
+        total += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        stored = total.to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + at, stored, mask=mask)
+        total = stored.to(tl.float32)
+    centred, rstd = _statistics(total, mask, cols, eps)
+    weight = tl.load(weight_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
+    normed = centred * rstd * weight[None, :] + bias[None, :]
+    tl.store(normed_ptr + at, normed.to(normed_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _backward_kernel(
+    dsum_ptr, dnormed_ptr, sum_ptr, weight_ptr, d_ptr, dx_ptr, share_ptr, rows, cols, eps,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    col = tl.arange(0, BLOCK_COLS)
+    weight = tl.load(weight_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
+    weight_share = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    bias_share = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    for start in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+        row = (start * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+        mask = (row < rows)[:, None] & (col < cols)[None, :]
+        at = row[:, None] * cols + col[None, :]
+        total = tl.load(sum_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        dnormed = tl.load(dnormed_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        if dsum_ptr is not None:  # on its way while the row is reduced
+            dsum = tl.load(dsum_ptr + at, mask=mask, other=0.0)
+        centred, rstd = _statistics(total, mask, cols, eps)
+        z = centred * rstd
+        weight_share += dnormed * z
+        bias_share += dnormed
+        g = dnormed * weight[None, :]
+        along_z = (tl.sum(g * z, axis=1) / cols)[:, None]
+        d = rstd * (g - (tl.sum(g, axis=1) / cols)[:, None] - z * along_z)
+        if dsum_ptr is not None:
+            d += dsum.to(tl.float32)
+        tl.store(d_ptr + at, d.to(d_ptr.dtype.element_ty), mask=mask)
+        if dx_ptr is not None:
+            tl.store(dx_ptr + at, d.to(dx_ptr.dtype.element_ty), mask=mask)
+    at = tl.program_id(0).to(tl.int64) * cols + col
+    tl.store(share_ptr + at, tl.sum(weight_share, axis=0), mask=col < cols)
+    share_ptr += tl.num_programs(0).to(tl.int64) * cols
+    tl.store(share_ptr + at, tl.sum(bias_share, axis=0), mask=col < cols)
+
+
+def _tile(cols: int, values: int) -> dict[str, int]:
+    """Whole rows, several where they are short, about ``values`` elements to a thread."""
+    block = triton.next_power_of_2(cols)
+    rows = max(1, 128 * values // block)
+    warps = min(max(rows * block // (32 * values), 4), 16)
+    return dict(BLOCK_ROWS=rows, BLOCK_COLS=block, num_warps=warps)
+
+
+def _launch_forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float,
+    total: Tensor | None, normed: Tensor,
+) -> None:  # fmt: skip
+    cols = x.shape[-1]
+    rows, tile = x.numel() // cols, _tile(cols, values=16)
+    if rows:
+        launch(
+            _forward_kernel, (cdiv(rows, tile["BLOCK_ROWS"]),),
+            x.contiguous(), None if residual is None else residual.contiguous(),
+            weight.contiguous(), bias.contiguous(), total, normed, rows, cols, eps, **tile,
+        )  # fmt: skip
+
+
+def _forward(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    total, normed = _empty_like(residual), _empty_like(x)
+    _launch_forward(x, residual, weight, bias, eps, total, normed)
+    return total, normed
+
+
+def _forward_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+) -> Tensor:
+    normed = _empty_like(x, dtype)
+    _launch_forward(x, None, weight, bias, eps, None, normed)
+    return normed
+
+
+def _backward(
+    dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
+    x_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    d, dx, _ = _empty_grads(dsum, dnormed, total, weight, eps, x_dtype)
+    cols = total.shape[-1]
+    rows, tile = total.numel() // cols, _tile(cols, values=8)
+    # Enough programs to fill the chip, but a share is worth writing only for 8 tiles or more.
+    tiles = cdiv(rows, tile["BLOCK_ROWS"])
+    programs = max(1, min(cdiv(tiles, 8), 8 * num_sms(total.device)))
+    shares = weight.new_empty(2, programs, cols, dtype=torch.float32)
+    launch(
+        _backward_kernel, (programs,),
+        None if dsum is None else dsum.contiguous(), dnormed.contiguous(), total.contiguous(),
+        weight.contiguous(), d, dx if dx.numel() else None, shares, rows, cols, eps, **tile,
+    )  # fmt: skip
+    return d, dx, shares.sum(1).to(weight.dtype)
+
+
+def _empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _empty_grads(
+    dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
+    x_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dx = total.new_empty(0 if x_dtype == total.dtype else total.shape, dtype=x_dtype)
+    return _empty_like(total), dx, weight.new_empty(2, *weight.shape)
+
+
+# Returns the gradient in the residual's dtype; in x's, where that is another (else empty: no op may
+# return one tensor twice); and those of weight and bias, stacked.
+_backward_op = register(
+    "add_layer_norm_backward(Tensor? dsum, Tensor dnormed, Tensor sum, Tensor weight, float eps,"
+    " ScalarType x_dtype) -> (Tensor, Tensor, Tensor)",
+    ref=_ref_backward,
+    triton=_backward,
+    fake=_empty_grads,
+)
+_op = register(
+    "add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps)"
+    " -> (Tensor, Tensor)",
+    ref=_ref,
+    triton=_forward,
+    fake=lambda x, residual, weight, bias, eps: (_empty_like(residual), _empty_like(x)),
+)
+_norm_op = register(
+    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> Tensor",
+    ref=_ref_norm,
+    triton=_forward_norm,
+    fake=lambda x, weight, bias, eps, dtype: _empty_like(x, dtype),
+)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, _, weight, bias, eps = inputs
+    ctx.save_for_backward(output[0], weight)
+    ctx.eps, ctx.x_dtype, ctx.bias_dtype = eps, x.dtype, bias.dtype
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, dsum: Tensor | None, dnormed: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dnormed is None:  # only the sum was used
+        return None if dsum is None else dsum.to(ctx.x_dtype), dsum, None, None, None
+    total, weight = ctx.saved_tensors
+    d, dx, (dweight, dbias) = _backward_op(dsum, dnormed, total, weight, ctx.eps, ctx.x_dtype)
+    dx = d if ctx.x_dtype == d.dtype else dx
+    return dx, d, dweight, dbias.to(ctx.bias_dtype), None
+
+
+def _setup_norm_context(ctx, inputs, output) -> None:
+    x, weight, bias, eps, _ = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.eps, ctx.bias_dtype = eps, bias.dtype
+
+
+def _differentiate_norm(ctx, dnormed: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    dx, _, (dweight, dbias) = _backward_op(None, dnormed, x, weight, ctx.eps, x.dtype)
+    return dx, dweight, dbias.to(ctx.bias_dtype), None, None
+
+
+differentiate("add_layer_norm", setup_context=_setup_context, backward=_differentiate)
+differentiate("layer_norm", setup_context=_setup_norm_context, backward=_differentiate_norm)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """``sum = x + residual`` in ``residual``'s dtype and ``LayerNorm(sum)`` in ``x``'s dtype.
+
+    ``x`` and ``residual`` float ``[..., D]``, ``weight`` and ``bias`` float ``[D]``, each of any
+    float dtype; ``eps`` is added to the variance. Arithmetic and statistics are float32. Rows
+    wider than 8,192 run in PyTorch. Raises ``ValueError`` naming an argument whose shape is wrong.
+    """
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"residual: shape {tuple(residual.shape)} is not {tuple(x.shape)}, the shape of x"
+        )
+    run = _op if _served(x, weight, bias) else _ref
+    return run(x, residual, weight, bias, eps)
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6, dtype: torch.dtype | None = None
+) -> Tensor:
+    """LayerNorm over the last dimension, as :func:`add_layer_norm` without the addition.
+
+    Returns ``x``'s shape in ``dtype``, by default ``x``'s own: ask for the compute dtype where
+    ``x`` is a float32 residual stream.
+    """
+    run = _norm_op if _served(x, weight, bias) else _ref_norm
+    return run(x, weight, bias, eps, dtype or x.dtype)
+
+
+def _served(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether the kernels take these; raises ``ValueError`` if nothing does."""
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter.shape != x.shape[-1:]:
+            raise ValueError(
+                f"{name}: shape {tuple(parameter.shape)} is not [{x.shape[-1]}], the width of x"
+            )
+    return fused(x) and x.shape[-1] <= MAX_WIDTH

@@ -1,0 +1,186 @@
+"""``patch_loss``: mean squared error of predicted patches against bytes, in one pass.
+
+With row m the prediction for patch n = ids[f, k] of frame f, and its R pixels as bytes,
+
+    x = (byte / 255 - mean) / std,   t = (x - avg(x)) / sqrt(var(x) + 1e-6)   (or t = x),
+    loss = avg((pred - t)^2),   dpred = (2 * dloss / count) * (pred - t).
+
+The normalisation is done on the bytes, where mean drops out and centring is exact: the whole
+numbers R * byte - sum(byte) stay below 2^24. They times s = 1 / (255 * std * R) are x - avg(x).
+
+Forward reads pred and the masked rows once and writes, where a gradient is wanted, the gradient
+but for its common factor: 2 / count alone is below what float16 can hold, and a loss scale that
+arrives later could not undo that. Backward multiplies by the factor, in float32. No float target,
+no gathered copy, no atomics: a loss per row, summed afterwards; two runs agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._op import differentiate, fused, register
+from ._triton import tl, triton
+from .embed_patches import DTYPES, take_pixels
+from .launch import cdiv, launch
+
+EPS = 1e-6
+MAX_PIXELS = 16384
+"""Longest patch that a program holds; longer ones (sides above 73) go to the reference."""
+
+
+def _error(
+    pred: Tensor, rows: Tensor, ids: Tensor, norm_pix: bool, mean: float, std: float
+) -> Tensor:
+    precision = torch.promote_types(pred.dtype, torch.float32)
+    target = take_pixels(rows, ids, mean, std, precision)
+    if norm_pix:
+        target = target - target.mean(dim=-1, keepdim=True)
+        # Tensor.var takes ten times as long on a CPU.
+        var = target.square().sum(dim=-1, keepdim=True) / (target.shape[-1] - 1)
+        target = target / (var + EPS).sqrt()
+    return pred.to(precision) - target
+
+
+def _ref(
+    pred: Tensor, rows: Tensor, ids: Tensor, norm_pix: bool, mean: float, std: float
+) -> Tensor:
+    return _error(pred, rows, ids, norm_pix, mean, std).square().mean()
+
+
+def _ref_forward(
+    pred: Tensor, rows: Tensor, ids: Tensor, norm_pix: bool, mean: float, std: float, grad: bool
+) -> tuple[Tensor, Tensor]:
+    error = _error(pred, rows, ids, norm_pix, mean, std)
+    return error.square().mean(), error.to(pred.dtype) if grad else pred.new_empty(0)
+
+
+def _ref_backward(dloss: Tensor, error: Tensor) -> Tensor:
+    return (error.float() * (dloss * (2 / max(error.numel(), 1)))).to(error.dtype)
+
+
+@triton.jit
+def _forward_kernel(
+    pred_ptr, rows_ptr, ids_ptr, loss_ptr, error_ptr,
+    tokens, masked, patches, scale, shift, eps,
+    PIXELS: tl.constexpr, NORM_PIX: tl.constexpr, GRAD: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    pixel = tl.arange(0, BLOCK_PIXELS)
+    mask = (token < tokens)[:, None] & (pixel < PIXELS)[None, :]
+    patch = tl.load(ids_ptr + token, mask=token < tokens, other=0)
+    row = rows_ptr + ((token // masked).to(tl.int64) * patches + patch) * PIXELS
+    at = token.to(tl.int64)[:, None] * PIXELS + pixel[None, :]
+    pred = tl.load(pred_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    byte = tl.load(row[:, None] + pixel[None, :], mask=mask, other=0).to(tl.float32)
+    if NORM_PIX:
+        centred = (byte * PIXELS - tl.sum(byte, axis=1)[:, None]) * (scale / PIXELS)
+        centred = tl.where(mask, centred, 0.0)
+        var = tl.sum(centred * centred, axis=1) / (PIXELS - 1)
+        target = centred * (1.0 / tl.sqrt_rn(var + eps))[:, None]
+    else:
+        target = byte * scale + shift
+    error = tl.where(mask, pred - target, 0.0)
+    tl.store(loss_ptr + token, tl.sum(error * error, axis=1) / PIXELS, mask=token < tokens)
+    if GRAD:
+        tl.store(error_ptr + at, error.to(error_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _backward_kernel(dloss_ptr, error_ptr, dpred_ptr, count, factor, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    error = tl.load(error_ptr + at, mask=at < count, other=0.0).to(tl.float32)
+    dpred = error * (tl.load(dloss_ptr).to(tl.float32) * factor)
+    tl.store(dpred_ptr + at, dpred.to(dpred_ptr.dtype.element_ty), mask=at < count)
+
+
+def _forward(
+    pred: Tensor, rows: Tensor, ids: Tensor, norm_pix: bool, mean: float, std: float, grad: bool
+) -> tuple[Tensor, Tensor]:
+    _, patches, pixels = rows.shape
+    pred = pred.contiguous()
+    losses = torch.empty(ids.numel(), dtype=torch.float32, device=pred.device)
+    error = torch.empty_like(pred) if grad else pred.new_empty(0)
+    block_pixels = triton.next_power_of_2(pixels)
+    block_tokens = max(1, 2048 // block_pixels)
+    launch(
+        _forward_kernel, (cdiv(ids.numel(), block_tokens),),
+        pred, rows.contiguous(), ids.contiguous(), losses, error,
+        ids.numel(), ids.shape[1], patches, 1 / (255 * std), -mean / std, EPS,
+        PIXELS=pixels, NORM_PIX=norm_pix, GRAD=grad,
+        BLOCK_TOKENS=block_tokens, BLOCK_PIXELS=block_pixels,
+        num_warps=min(16, max(4, block_pixels // 512)),
+    )  # fmt: skip
+    return losses.mean(), error
+
+
+def _backward(dloss: Tensor, error: Tensor) -> Tensor:
+    error, dpred, count = error.contiguous(), torch.empty_like(error), error.numel()
+    launch(
+        _backward_kernel, (cdiv(count, 2048),), dloss, error, dpred, count, 2 / max(count, 1),
+        BLOCK=2048,
+    )  # fmt: skip
+    return dpred
+
+
+_backward_op = register(
+    "patch_loss_backward(Tensor dloss, Tensor error) -> Tensor",
+    ref=_ref_backward,
+    triton=_backward,
+    fake=lambda dloss, error: torch.empty_like(error, memory_format=torch.contiguous_format),
+)
+_op = register(
+    "patch_loss(Tensor pred, Tensor rows, Tensor ids, bool norm_pix, float mean, float std, "
+    "bool grad) -> (Tensor, Tensor)",
+    ref=_ref_forward,
+    triton=_forward,
+    fake=lambda pred, rows, ids, norm_pix, mean, std, grad: (
+        pred.new_empty((), dtype=torch.float32),
+        pred.new_empty(pred.shape if grad else 0),
+    ),
+)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else backward is handed a zero for every pixel
+    ctx.save_for_backward(output[1])
+
+
+def _differentiated(ctx, dloss: Tensor, _) -> tuple[Tensor | None, ...]:
+    return _backward_op(dloss, *ctx.saved_tensors), *[None] * 6
+
+
+differentiate("patch_loss", _setup_context, _differentiated)
+
+
+def patch_loss(
+    pred: Tensor, rows: Tensor, ids_mask: Tensor, norm_pix: bool, mean: float, std: float
+) -> Tensor:
+    """Mean squared error of ``pred`` against the true pixels of the masked patches.
+
+    ``pred`` float ``[F, M, R]``; ``rows`` uint8 ``[F, N, R]``: all patches of every frame;
+    ``ids_mask`` int64 ``[F, M]``, each in 0..N-1 (unchecked on a GPU, as that would wait for it):
+    the patches that ``pred`` is of. ``mean`` and ``std`` are of pixels in [0, 1]. With ``norm_pix``
+    each target patch is brought to zero mean and unit (unbiased) variance. Returns a float32
+    scalar (float64 for float64 ``pred``), nan where there is nothing to average; the gradient goes
+    to ``pred`` and can be taken once (no double backward).
+    Raises ``ValueError`` naming the argument that does not fit.
+    """
+    if rows.dtype != torch.uint8 or rows.ndim != 3:
+        raise ValueError(f"rows: {rows.dtype} {tuple(rows.shape)} is not uint8 [F, N, R]")
+    frames, _, pixels = rows.shape
+    if ids_mask.dtype != torch.int64 or ids_mask.ndim != 2 or len(ids_mask) != frames:
+        raise ValueError(
+            f"ids_mask: {ids_mask.dtype} {tuple(ids_mask.shape)} is not int64 [{frames}, M]"
+        )
+    if not pred.is_floating_point() or pred.shape != (*ids_mask.shape, pixels):
+        want = f"[{frames}, {ids_mask.shape[1]}, {pixels}]"
+        raise ValueError(f"pred: {pred.dtype} {tuple(pred.shape)} is not float {want}")
+    if not std > 0:
+        raise ValueError(f"std: {std} is not above 0")
+    if fused(pred) and pred.dtype in DTYPES and pixels <= MAX_PIXELS:
+        grad = torch.is_grad_enabled() and pred.requires_grad
+        return _op(pred, rows, ids_mask, norm_pix, mean, std, grad)[0]
+    return _ref(pred, rows, ids_mask, norm_pix, mean, std)

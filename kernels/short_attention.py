@@ -1,0 +1,229 @@
+"""``short_attention``: multi-head attention of short sequences, read in place from packed qkv.
+
+For every frame and head, with q, k, v the three ``[N, d]`` slices of its ``qkv [N, 3*D]``,
+
+    P = softmax(q k^T / sqrt(d)),   out = P v;
+
+    dv = P^T do,   dS = P * (do v^T - rowsum(P * do v^T)) / sqrt(d),   dq = dS k,   dk = dS^T q.
+
+A program takes one head of one tile: as many whole frames as fit, one after the other as they lie
+in memory. It scores every row of the tile against every other and keeps the blocks on the diagonal,
+where both rows are of one frame. So sequences of 12 tokens still fill the 64 rows that a tensor
+core wants, nothing is permuted or copied, and qkv comes from memory once.
+
+Saved for backward: qkv alone. A whole tile fits on chip, so backward computes P anew and needs
+neither the output nor a log-sum-exp, and writes every element of dqkv once: no atomics.
+
+A frame with a non-finite value makes the frames that share its tile non-finite as well.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _triton
+from ._op import differentiate, fused, register, vjp
+from ._triton import tl, triton
+from .launch import cdiv, launch
+
+MAX_TOKENS, MAX_HEAD_DIM = 128, 128
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _ref(qkv: Tensor, num_heads: int) -> Tensor:
+    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)  # [F, heads, N, d]
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [F, heads, N, N]
+    precision = torch.promote_types(qkv.dtype, torch.float32)
+    out = scores.softmax(dim=-1, dtype=precision).to(qkv.dtype) @ v
+    return out.transpose(1, 2).flatten(2)
+
+
+def _ref_backward(dout: Tensor, qkv: Tensor, num_heads: int) -> Tensor:
+    return vjp(_ref, (qkv, num_heads), dout)[0]
+
+
+@triton.jit
+def _place(rows, TOKENS: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr):
+    """This program's head, its rows, which of them exist, and which pairs are of one frame.
+
+    Rows that do not exist form frames of their own, so that their softmax is finite.
+    """
+    tile, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS  # heads share cache lines
+    packed = TILE // TOKENS * TOKENS
+    index = tl.arange(0, TILE)
+    row = tile.to(tl.int64) * packed + index
+    frame = index // TOKENS
+    return head, row, (index < packed) & (row < rows), frame[:, None] == frame[None, :]
+
+
+@triton.jit
+def _chunk(ptrs, exists, start, HEAD_DIM: tl.constexpr, CHUNK: tl.constexpr):
+    """Pointers to columns start..start+CHUNK of the rows at ``ptrs``, and which are to be read."""
+    column = start + tl.arange(0, CHUNK)
+    return ptrs[:, None] + column[None, :], exists[:, None] & (column < HEAD_DIM)[None, :]
+
+
+@triton.jit
+def _scores(
+    a_ptrs, b_ptrs, exists,
+    TILE: tl.constexpr, HEAD_DIM: tl.constexpr, CHUNK: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    """``a @ b^T``, every row of a with every row of b: float32 ``[TILE, TILE]``."""
+    total = tl.zeros([TILE, TILE], tl.float32)
+    for start in range(0, HEAD_DIM, CHUNK):
+        at, mask = _chunk(a_ptrs, exists, start, HEAD_DIM, CHUNK)
+        a = tl.load(at, mask=mask, other=0.0).to(OPERAND)
+        at, mask = _chunk(b_ptrs, exists, start, HEAD_DIM, CHUNK)
+        b = tl.load(at, mask=mask, other=0.0).to(OPERAND)
+        total = tl.dot(a, tl.trans(b), total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def _mix(
+    weights, a_ptrs, out_ptrs, exists,
+    HEAD_DIM: tl.constexpr, CHUNK: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    """``out = weights @ a``: sums of the rows of a, stored in out's dtype."""
+    for start in range(0, HEAD_DIM, CHUNK):
+        at, mask = _chunk(a_ptrs, exists, start, HEAD_DIM, CHUNK)
+        a = tl.load(at, mask=mask, other=0.0).to(OPERAND)
+        out = tl.dot(weights, a, input_precision="ieee")
+        at, mask = _chunk(out_ptrs, exists, start, HEAD_DIM, CHUNK)
+        tl.store(at, out.to(out_ptrs.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _softmax(scores, together, SCALE: tl.constexpr):
+    scores = tl.where(together, scores * (SCALE * 1.4426950408889634), float("-inf"))
+    weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
+    return weights * (1.0 / tl.sum(weights, axis=1))[:, None]
+
+
+@triton.jit
+def _forward_kernel(
+    qkv_ptr, out_ptr, rows,
+    TOKENS: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr,
+    TILE: tl.constexpr, CHUNK: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    head, row, exists, together = _place(rows, TOKENS, HEADS, TILE)
+    width: tl.constexpr = HEADS * HEAD_DIM
+    q = qkv_ptr + row * (3 * width) + head * HEAD_DIM
+    scores = _scores(q, q + width, exists, TILE, HEAD_DIM, CHUNK, OPERAND)
+    p = _softmax(scores, together, SCALE).to(OPERAND)
+    out = out_ptr + row * width + head * HEAD_DIM
+    _mix(p, q + 2 * width, out, exists, HEAD_DIM, CHUNK, OPERAND)
+
+
+@triton.jit
+def _backward_kernel(
+    dout_ptr, qkv_ptr, dqkv_ptr, rows,
+    TOKENS: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr,
+    TILE: tl.constexpr, CHUNK: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    head, row, exists, together = _place(rows, TOKENS, HEADS, TILE)
+    width: tl.constexpr = HEADS * HEAD_DIM
+    q = qkv_ptr + row * (3 * width) + head * HEAD_DIM
+    dq = dqkv_ptr + row * (3 * width) + head * HEAD_DIM
+    dout = dout_ptr + row * width + head * HEAD_DIM
+    scores = _scores(q, q + width, exists, TILE, HEAD_DIM, CHUNK, OPERAND)
+    p = _softmax(scores, together, SCALE)
+    dp = _scores(dout, q + 2 * width, exists, TILE, HEAD_DIM, CHUNK, OPERAND)
+    ds = (p * (dp - tl.sum(p * dp, axis=1)[:, None]) * SCALE).to(OPERAND)
+    # q, k and dout are read once more, from the cache: kept in registers they would spill.
+    _mix(tl.trans(p.to(OPERAND)), dout, dq + 2 * width, exists, HEAD_DIM, CHUNK, OPERAND)
+    _mix(ds, q + width, dq, exists, HEAD_DIM, CHUNK, OPERAND)
+    _mix(tl.trans(ds), q, dq + width, exists, HEAD_DIM, CHUNK, OPERAND)
+
+
+def _blocks(num_tokens: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Rows of a tile, columns of a head worked on at once, and warps.
+
+    64 rows at least, 16 to a warp, is what Hopper's matrix instructions take; columns are as many
+    as compile without spilling for sm_80, 90, 100 and 120. Without tensor cores (float32) the work
+    grows with the square of the tile, so that is as small as the sequence allows.
+    """
+    if dtype == torch.float32:
+        tile = max(16, triton.next_power_of_2(num_tokens))
+        return tile, 16, max(4, tile // 8)
+    if num_tokens <= 64:
+        return 64, min(64, max(16, triton.next_power_of_2(head_dim))), 4
+    return 128, 32 if 16 < head_dim <= 64 else 16, 8
+
+
+def _launch(kernel, qkv: Tensor, num_heads: int, *tensors: Tensor) -> None:
+    frames, tokens, width = qkv.shape
+    head_dim = width // (3 * num_heads)
+    tile, chunk, warps = _blocks(tokens, head_dim, qkv.dtype)
+    # The interpreter has no matrix product of bfloat16.
+    wide = _triton.INTERPRET and qkv.dtype == torch.bfloat16
+    operand = torch.float32 if wide else qkv.dtype
+    launch(
+        kernel, (cdiv(frames, tile // tokens) * num_heads,), *tensors, frames * tokens,
+        TOKENS=tokens, HEADS=num_heads, HEAD_DIM=head_dim, SCALE=head_dim**-0.5,
+        TILE=tile, CHUNK=chunk, OPERAND=getattr(tl, str(operand).removeprefix("torch.")),
+        num_warps=warps, num_stages=1,
+    )  # fmt: skip
+
+
+def _forward(qkv: Tensor, num_heads: int) -> Tensor:
+    qkv = qkv.contiguous()
+    out = torch.empty(*qkv.shape[:2], qkv.shape[2] // 3, dtype=qkv.dtype, device=qkv.device)
+    _launch(_forward_kernel, qkv, num_heads, qkv, out)
+    return out
+
+
+def _backward(dout: Tensor, qkv: Tensor, num_heads: int) -> Tensor:
+    dout, qkv = dout.contiguous(), qkv.contiguous()
+    dqkv = torch.empty_like(qkv)
+    _launch(_backward_kernel, qkv, num_heads, dout, qkv, dqkv)
+    return dqkv
+
+
+def _set_up(ctx, inputs, output) -> None:
+    qkv, ctx.num_heads = inputs
+    ctx.save_for_backward(qkv)
+
+
+_backward_op = register(
+    "short_attention_backward(Tensor dout, Tensor qkv, int num_heads) -> Tensor",
+    ref=_ref_backward,
+    triton=_backward,
+    fake=lambda dout, qkv, num_heads: torch.empty_like(qkv, memory_format=torch.contiguous_format),
+)
+_op = register(
+    "short_attention(Tensor qkv, int num_heads) -> Tensor",
+    ref=_ref,
+    triton=_forward,
+    fake=lambda qkv, num_heads: qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3),
+)
+differentiate(
+    "short_attention",
+    setup_context=_set_up,
+    backward=lambda ctx, dout: (_backward_op(dout, *ctx.saved_tensors, ctx.num_heads), None),
+)
+
+
+def short_attention(qkv: Tensor, num_heads: int) -> Tensor:
+    """Multi-head self-attention ``[F, N, D]`` of ``F`` independent short sequences.
+
+    ``qkv`` float ``[F, N, 3*D]``: queries, keys and values side by side, in each the heads side by
+    side, as a linear layer of width ``3*D`` gives them. ``N`` is 1 to 128 and the head size
+    ``D / num_heads`` 1 to 128. Softmax in float32, scale ``head_size ** -0.5``; products in
+    ``qkv``'s dtype with float32 sums, true float32 for float32 (float64 on the reference path).
+    Raises ``ValueError`` naming the argument that does not fit.
+    """
+    if qkv.ndim != 3 or not qkv.is_floating_point():
+        raise ValueError(f"qkv: {qkv.dtype} {tuple(qkv.shape)} is not a float [F, N, 3*D]")
+    tokens, width = qkv.shape[1:]
+    if num_heads < 1 or width % (3 * num_heads):
+        raise ValueError(f"num_heads: {num_heads} does not divide qkv's width {width} in 3 parts")
+    if not 1 <= tokens <= MAX_TOKENS:
+        raise ValueError(f"qkv: {tokens} tokens are not 1 to {MAX_TOKENS}")
+    if not 1 <= width // (3 * num_heads) <= MAX_HEAD_DIM:
+        raise ValueError(
+            f"num_heads: {num_heads} gives heads of {width // (3 * num_heads)} columns, "
+            f"not 1 to {MAX_HEAD_DIM}"
+        )
+    return _op(qkv, num_heads) if fused(qkv) and qkv.dtype in DTYPES else _ref(qkv, num_heads)

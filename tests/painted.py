@@ -1,0 +1,103 @@
+"""Videos whose frames say which they are, written as FFmpeg and as Blender write them.
+
+A frame shows a 4 x 4 grid of black and white blocks: 6 bits video number, 10 bits frame number.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+FRAME_BITS = 10
+
+
+def picture(video: int, frame: int, height: int = 60, width: int = 80) -> np.ndarray:
+    """uint8 ``[H, W, 3]``."""
+    bits = (video << FRAME_BITS | frame) >> np.arange(15, -1, -1) & 1
+    blocks = bits.reshape(4, 4).repeat(height // 4, 0).repeat(width // 4, 1)
+    return np.repeat(blocks[..., None] * 215 + 20, 3, -1).astype(np.uint8)
+
+
+def numbers(frames: np.ndarray) -> list[tuple[int, int]]:
+    """(video, frame) of every frame of uint8 ``[F, 3, S, S]``."""
+    count, _, size, _ = frames.shape
+    blocks = frames.reshape(count, 3, 4, size // 4, 4, size // 4).mean((1, 3, 5))
+    values = ((blocks.reshape(count, 16) > 128) @ (1 << np.arange(15, -1, -1))).tolist()
+    return [(value >> FRAME_BITS, value & (1 << FRAME_BITS) - 1) for value in values]
+
+
+def write_avi(path: Path, pictures: Sequence[np.ndarray], codec: str = "mjpeg") -> Path:
+    """As FFmpeg writes it: 4:2:0, Huffman tables in every frame."""
+    height, width, _ = pictures[0].shape
+    with av.open(str(path), "w", format="avi") as container:
+        stream = container.add_stream(codec, rate=24)
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for pixels in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_painted(path: Path, video: int, frames: int) -> Path:
+    """A painted video by FFmpeg."""
+    return write_avi(path, [picture(video, frame) for frame in range(frames)])
+
+
+def blender_jpeg(pixels: np.ndarray, quality: int = 90) -> bytes:
+    """A frame as Blender's AVI_JPEG, CATER's format, has it.
+
+    4:2:2, no JFIF header but an "AVI1" one, components numbered from 0, no Huffman tables.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:2:2")
+    jpeg = buffer.getvalue()
+    out = bytearray(b"\xff\xd8\xff\xe0\x00\x3eAVI1\0" + b" " * 55)
+    at, marker = 2, 0
+    while marker != 0xDA:
+        marker = jpeg[at + 1]
+        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        segment = bytearray(jpeg[at:end])
+        for component in range(3):
+            if marker == 0xC0:  # frame header
+                segment[10 + 3 * component] = component
+            if marker == 0xDA:  # scan header
+                segment[5 + 2 * component] = component
+        if marker not in (0xC4, 0xE0):
+            out += segment
+        at = end
+    return bytes(out + jpeg[at:])
+
+
+def write_blender_avi(path: Path, pictures: Sequence[np.ndarray]) -> Path:
+    """As Blender writes it: a record list around every frame, padding to 4 bytes, an index."""
+    height, width, _ = pictures[0].shape
+    count = len(pictures)
+    movi, index = b"movi", b""
+    for pixels in pictures:
+        jpeg = blender_jpeg(pixels)
+        frame = _chunk(b"00db", jpeg + b"\0" * (-len(jpeg) % 4))
+        record = _chunk(b"LIST", b"rec " + frame)
+        index += struct.pack("<4sIII", b"rec ", 1, len(movi), len(record) - 8)
+        index += struct.pack("<4sIII", b"00db", 16, len(movi) + 12, len(frame) - 8)
+        movi += record
+    main = struct.pack("<14I", 41667, 0, 0, 0x30, count, 0, 1, 0, width, height, 0, 0, 0, 0)
+    stream = struct.pack("<4s4s10I4H", b"vids", b"mjpg", *(0, 0, 0, 1, 24, 0, count, 0, 10000, 0),
+                         0, 0, 0, 0)  # fmt: skip
+    bitmap = struct.pack("<3I2H4s5I", 40, width, height, 1, 24, b"MJPG", 0, 0, 0, 0, 0)
+    streams = _chunk(b"LIST", b"strl" + _chunk(b"strh", stream) + _chunk(b"strf", bitmap))
+    header = _chunk(b"LIST", b"hdrl" + _chunk(b"avih", main) + streams)
+    header += _chunk(b"JUNK", bytes(2024 - 12 - len(header) - 8))
+    body = header + _chunk(b"LIST", movi) + _chunk(b"idx1", index)
+    path.write_bytes(_chunk(b"RIFF", b"AVI " + body))
+    return path
+
+
+def _chunk(name: bytes, payload: bytes) -> bytes:
+    return name + struct.pack("<I", len(payload)) + payload

@@ -1,0 +1,198 @@
+"""The feed: exactly the right frames and labels, in an order that can be computed and resumed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ivcl_fast.data.cater import Clip
+from ivcl_fast.data.feed import Batch, Feed
+from ivcl_fast.data.patches import unpatchify
+from ivcl_fast.data.sampling import frame_ids
+from ivcl_fast.data.store import FrameStore, build_store
+
+from .painted import numbers, write_painted
+
+FRAMES = [9, 20, 5, 12, 7, 30, 3, 8, 16, 11, 25]
+BAD = {2, 6}
+GOOD = [i for i in range(len(FRAMES)) if i not in BAD]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> FrameStore:
+    folder = tmp_path_factory.mktemp("videos")
+    videos = [write_painted(folder / f"v{i}.avi", i, n) for i, n in enumerate(FRAMES)]
+    for i in BAD:
+        videos[i].write_bytes(b"")
+    return build_store(videos, folder / "store", 32, 8, "pyav", workers=1)
+
+
+CLIPS = [Clip(f"v{i}", Path(f"v{i}.avi"), i) for i in range(len(FRAMES))]
+
+
+def make(store: FrameStore, clips=CLIPS, batch_size=2, num_frames=4, **options) -> Feed:
+    defaults = dict(num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False)
+    return Feed(store, clips, batch_size, num_frames, **defaults | options)
+
+
+def shown(batch: Batch) -> list[list[tuple[int, int]]]:
+    """(video, frame) of every frame of every clip, read from the pixels."""
+    return [numbers(unpatchify(rows.numpy(), 8)) for rows in batch.rows]
+
+
+def same(found: list[Batch], expected: list[Batch]) -> bool:
+    return len(found) == len(expected) and all(
+        torch.equal(getattr(a, name), getattr(b, name))
+        for a, b in zip(found, expected, strict=True)
+        for name in ("rows", "labels", "clip_ids")
+    )
+
+
+def test_frames_labels_and_ids_belong_together(store):
+    batches = list(make(store, jitter=False, shuffle=False).epoch(0))
+    assert [b.clip_ids.tolist() for b in batches] == [[0, 1], [3, 4], [5, 7], [8, 9], [10]]
+    for batch in batches:
+        count = len(batch.clip_ids)
+        assert batch.rows.shape == (count, 4, store.num_patches, store.patch_dim)
+        assert batch.rows.dtype == torch.uint8
+        assert batch.labels.dtype == batch.clip_ids.dtype == torch.int64
+        assert batch.labels.tolist() == batch.clip_ids.tolist()
+        for clip, frames in zip(batch.clip_ids.tolist(), shown(batch), strict=True):
+            assert frames == [(clip, i) for i in frame_ids(FRAMES[clip], 4)]
+
+
+def test_jitter_moves_all_but_the_last_frame_inside_its_interval(store):
+    seen = set()
+    feed = make(store, shuffle=False)
+    for epoch in range(20):
+        for batch in feed.epoch(epoch):
+            for clip, frames in zip(batch.clip_ids.tolist(), shown(batch), strict=True):
+                edges, ids = frame_ids(FRAMES[clip], 4), np.array([i for _, i in frames])
+                assert ids[-1] == FRAMES[clip] - 1
+                assert (ids[:-1] >= edges[:-1]).all()
+                assert (ids[:-1] < edges[1:]).all()
+                seen.add((clip, *ids))
+    assert len(seen) > 10 * len(GOOD)
+
+
+@pytest.mark.parametrize("options", [dict(last_only=True), dict(num_frames=1)])
+def test_one_frame_is_the_last(store, options):
+    for batch in make(store, **options).epoch(3):
+        expected = [[(clip, FRAMES[clip] - 1)] for clip in batch.clip_ids.tolist()]
+        assert shown(batch) == expected
+
+
+def test_order_depends_on_seed_and_epoch_alone(store):
+    feed = make(store, seed=5)
+    epochs = [list(feed.epoch(epoch)) for epoch in range(3)]
+    for batches in epochs:
+        assert sorted(i for b in batches for i in b.clip_ids.tolist()) == GOOD
+    assert not same(epochs[0], epochs[1])
+    assert same(list(make(store, seed=5).epoch(1)), epochs[1])
+    assert not same(list(make(store, seed=6).epoch(1)), epochs[1])
+
+
+def test_resuming_inside_an_epoch(store):
+    feed = make(store)
+    whole = list(feed.epoch(2))
+    for start in range(len(feed) + 1):
+        assert same(list(feed.epoch(2, start)), whole[start:])
+
+
+def test_a_clips_jitter_does_not_depend_on_the_batching(store):
+    def by_clip(feed: Feed) -> dict[int, list[tuple[int, int]]]:
+        return {
+            clip: frames
+            for batch in feed.epoch(1)
+            for clip, frames in zip(batch.clip_ids.tolist(), shown(batch), strict=True)
+        }
+
+    assert by_clip(make(store, batch_size=1)) == by_clip(make(store, batch_size=4, shuffle=False))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 9, 10])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_length_and_ranks(store, batch_size, world_size, drop_last):
+    """The ranks together see what one process sees with the same global batch."""
+    options = dict(drop_last=drop_last, seed=1)
+    ranks = [
+        make(store, batch_size=batch_size, rank=rank, world_size=world_size, **options)
+        for rank in range(world_size)
+    ]
+    batches = [list(feed.epoch(0)) for feed in ranks]
+    assert [len(b) for b in batches] == [len(feed) for feed in ranks]
+    single = make(store, batch_size=batch_size * world_size, **options)
+    expected = [set(batch.clip_ids.tolist()) for batch in single.epoch(0)]
+    found: list[set[int]] = [set() for _ in expected]
+    for rank_batches in batches:
+        for number, batch in enumerate(rank_batches):
+            ids = set(batch.clip_ids.tolist())
+            assert ids
+            assert not found[number] & ids
+            found[number] |= ids
+    assert found == expected
+    if drop_last:
+        assert len({len(feed) for feed in ranks}) == 1
+        assert all(len(b.rows) == batch_size for rank in batches for b in rank)
+    else:
+        assert sorted(i for ids in found for i in ids) == GOOD
+
+
+def test_broken_videos_are_left_out_with_one_line(store, caplog):
+    make(store)
+    assert [r.getMessage() for r in caplog.records] == [
+        "2 of 11 clips left out: their videos cannot be used"
+    ]
+
+
+def test_several_labels(store):
+    clips = [Clip(f"v{i}", Path(), (i, 0, 13 - i % 3)) for i in range(len(FRAMES))]
+    feed = make(store, clips, num_classes=14, multi_label=True, shuffle=False, batch_size=9)
+    (batch,) = feed.epoch(0)
+    assert batch.labels.dtype == torch.float32
+    assert batch.labels.shape == (9, 14)
+    for row, clip in zip(batch.labels, GOOD, strict=True):
+        assert set(row.nonzero().flatten().tolist()) == {clip, 0, 13 - clip % 3}
+        assert set(row.tolist()) == {0.0, 1.0}
+
+
+def feed_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "feed"]
+
+
+def test_an_abandoned_epoch_ends_its_thread(store):
+    batches: Iterator[Batch] = make(store, batch_size=1).epoch(0)
+    next(batches)
+    assert feed_threads()
+    batches.close()  # type: ignore[attr-defined]
+    assert not feed_threads()
+
+
+def test_an_error_in_the_thread_is_raised_here(store, monkeypatch):
+    def fail(*_):
+        raise OSError("disk on fire")
+
+    monkeypatch.setattr(store, "rows", fail)
+    with pytest.raises(OSError, match="disk on fire"):
+        next(iter(make(store).epoch(0)))
+    assert not feed_threads()
+
+
+def test_waiting_is_counted(store, monkeypatch):
+    rows, held = FrameStore.rows, threading.Event()
+
+    def slow_rows(self, *arguments):
+        held.wait(0.05)
+        return rows(self, *arguments)
+
+    monkeypatch.setattr(FrameStore, "rows", slow_rows)
+    feed = make(store, batch_size=1)
+    assert feed.wait_seconds == 0
+    list(feed.epoch(0))
+    assert feed.wait_seconds > 0.05

@@ -1,0 +1,130 @@
+"""The prepare command, from its flags to the files, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from ivcl_fast import prepare
+from ivcl_fast.data.store import FrameStore
+from ivcl_fast.errors import run_command
+
+from .painted import numbers, write_painted
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command; returns (exit status, stdout, stderr)."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            run_command(prepare.main)
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def package(tmp_path):
+    root = tmp_path / "cater"
+    for folder in ("videos", "scenes", "lists/localize"):
+        (root / folder).mkdir(parents=True)
+    for number in range(3):
+        write_painted(root / "videos" / f"v{number}.avi", number, 5 + number)
+    (root / "videos" / "v3.avi").write_bytes(b"")
+    (root / "lists/localize/train.txt").write_text("v0.avi 1\n/a/v1.avi 2\nv3.avi 3\n")
+    (root / "lists/localize/val.txt").write_text("v2.avi 1\nv4.avi 2\n")
+    return root
+
+
+SMALL = ("--decoder", "pyav", "--image-size", 32, "--workers", 1)
+
+
+def test_builds_the_store(command, package):
+    status, out, _ = command(f"cater:{package}", *SMALL, "--verify")
+    assert status == 0
+    assert "3 videos, 18 frames" in out
+    assert "2 videos could not be used, checksums right" in out
+    store = FrameStore(package / "store-32-p8-pyav")
+    assert sorted(store.names) == ["v0", "v1", "v2"]
+    assert sorted(store.bad_files) == ["v3", "v4"]
+    assert command(f"cater:{package}", *SMALL)[0] == 0
+
+
+def test_dry_run_writes_nothing(command, package):
+    before = sorted(package.rglob("*"))
+    status, out, _ = command(f"cater:{package}", *SMALL, "--dry-run")
+    assert status == 0
+    assert "3 videos, 18 frames" in out
+    assert "v3.avi: the file is empty" in out
+    assert "v4.avi: cannot be opened" in out
+    assert sorted(package.rglob("*")) == before
+
+
+def test_synthetic_data_then_its_store(command, tmp_path):
+    root = tmp_path / "made"
+    flags = ("--train", 2, "--val", 1, "--workers", 1, "--out", root)
+    status, out, _ = command("synthetic:cater", "--dry-run", *flags)
+    assert status == 0
+    assert "would write 3 videos" in out
+    assert not root.exists()
+    status, out, _ = command("synthetic:cater", *flags)
+    assert status == 0
+    assert "2 training and 1 validation videos" in out
+    status, out, _ = command(f"cater:{root}", *SMALL, "--out", tmp_path / "store")
+    assert status == 0
+    assert "3 videos, 114 frames" in out
+    assert FrameStore(tmp_path / "store").image_size == 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["kitti"], "'kitti' is not cater:DIR or synthetic:cater"),
+        (["cater:"], "'cater:' is not cater:DIR or synthetic:cater"),
+        (["cater:/no/such/folder"], "no such folder"),
+        (["cater:PACKAGE", "--size", "full"], "are for synthetic:cater"),
+        (["synthetic:cater", "--verify"], "are for cater:DIR"),
+        (["cater:PACKAGE", "--image-size", "30"], "30 is not a multiple of patch_size 8"),
+        (["cater:PACKAGE", "--workers", "0"], "workers: 0"),
+        (["synthetic:cater", "--train", "0", "--dry-run"], "train"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(command, package, arguments, what):
+    before = sorted(package.rglob("*"))
+    status, _, error = command(*(a.replace("PACKAGE", str(package)) for a in arguments))
+    assert status == 2
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert what in lines[0]
+    assert "Traceback" not in error
+    assert sorted(package.rglob("*")) == before
+
+
+def test_unknown_flag(command):
+    status, out, error = command("synthetic:cater", "--sise", "full")
+    assert status == 2
+    assert "--sise" in out + error
+    assert "Traceback" not in out + error
+
+
+def test_ctrl_c(command, package, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "build_store", interrupted)
+    status, _, error = command(f"cater:{package}", *SMALL)
+    assert status == 130
+    assert "the same command goes on" in error
+
+
+def test_frames_survive_the_whole_way(command, package):
+    command(f"cater:{package}", *SMALL)
+    store = FrameStore(package / "store-32-p8-pyav")
+    from ivcl_fast.data.patches import unpatchify
+
+    rows = store.rows("v2", [0, 6])
+    assert numbers(unpatchify(rows, 8)) == [(2, 0), (2, 6)]

@@ -1,0 +1,184 @@
+"""The training loop on a toy model and feed: exact resume, stops, broken numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ivcl_fast import checkpoint
+from ivcl_fast.data.feed import Batch
+from ivcl_fast.trainer import (
+    Interrupted,
+    MetricsLog,
+    NotFinite,
+    Schedule,
+    Stage,
+    make_optimizer,
+)
+
+CLIPS, BATCH = 40, 4
+
+
+class ToyFeed:
+    """Ten batches an epoch; what they hold is a function of (epoch, batch) alone."""
+
+    wait_seconds = 0.0
+
+    def __len__(self):
+        return CLIPS // BATCH
+
+    def epoch(self, epoch, start_batch=0):
+        for number in range(start_batch, len(self)):
+            draw = torch.Generator().manual_seed(1000 * epoch + number)
+            rows = torch.randint(256, (BATCH, 1, 2, 3), dtype=torch.uint8, generator=draw)
+            labels = torch.randint(3, (BATCH,), generator=draw)
+            yield Batch(rows, labels, torch.arange(BATCH) + number * BATCH)
+
+
+class Toy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, rows):
+        return self.head(self.body(rows.float().flatten(1) / 255).relu())
+
+
+def toy_loss(model, batch, step):
+    return nn.functional.cross_entropy(model(batch.rows), batch.labels)
+
+
+def stage(folder: Path, loss=toy_loss, clips=100, accum=1, **options) -> Stage:
+    torch.manual_seed(3)
+    folder.mkdir(exist_ok=True)
+    schedule = Schedule(clips, 1e-2, batch_size=BATCH, warmup_steps=2, accum=accum)
+    return Stage(
+        "toy", Toy(), ToyFeed(), loss, schedule, folder / "checkpoints", MetricsLog(folder),
+        torch.device("cpu"), amp=False, **{"log_every": 3, "save_every": 5} | options,
+    )  # fmt: skip
+
+
+def curve(folder: Path) -> list[tuple[int, float, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [(r["step"], r["loss"], r["lr"]) for r in map(json.loads, lines)]
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def failing_at(step_to_fail, failure):
+    def loss(model, batch, step):
+        if step == step_to_fail:
+            failure()
+        return toy_loss(model, batch, step)
+
+    return loss
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing runs after it that would not run then."""
+
+
+def kill():
+    raise Killed
+
+
+@pytest.mark.parametrize("step", [0, 1, 4, 5, 12, 19, 24])
+def test_killed_and_resumed_is_the_same_run(tmp_path, step):
+    whole = stage(tmp_path / "whole")
+    whole.run()
+    with pytest.raises(Killed):
+        stage(tmp_path / "cut", failing_at(step, kill)).run()
+    resumed = stage(tmp_path / "cut")
+    resumed.run()
+    assert same(whole.model, resumed.model)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
+    assert [s for s, _, _ in curve(tmp_path / "cut")] == [3, 6, 9, 12, 15, 18, 21, 24, 25]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_resumes_exactly(tmp_path, signum):
+    whole = stage(tmp_path / "whole")
+    whole.run()
+    before = signal.getsignal(signum)
+    with pytest.raises(Interrupted) as stop:
+        stage(tmp_path / "cut", failing_at(7, lambda: os.kill(os.getpid(), signum))).run()
+    assert stop.value.signum == signum
+    assert signal.getsignal(signum) is before
+    saved = checkpoint.latest(tmp_path / "cut" / "checkpoints")
+    assert saved is not None and saved.step == 8
+    resumed = stage(tmp_path / "cut")
+    resumed.run()
+    assert same(whole.model, resumed.model)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
+
+
+def test_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    def loss(model, batch, step):
+        return toy_loss(model, batch, step) * (math.nan if step >= 12 else 1)
+
+    with pytest.raises(NotFinite, match="toy: the loss became nan"):
+        stage(tmp_path / "nan", loss).run()
+    saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
+    assert saved is not None and saved.step == 10
+    assert all(torch.isfinite(t).all() for t in saved.model.values())
+
+
+def test_accumulation_gives_the_same_step(tmp_path):
+    whole, parts = stage(tmp_path / "whole"), stage(tmp_path / "parts", accum=2)
+    whole.run()
+    parts.run()
+    for x, y in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
+
+
+def test_damaged_checkpoint_is_passed_over(tmp_path, caplog):
+    whole = stage(tmp_path / "run")
+    whole.run()
+    steps = checkpoint.list_steps(tmp_path / "run" / "checkpoints")
+    assert [p.name for p in steps] == ["step-00000020", "step-00000025"]
+    file = steps[-1] / checkpoint.MODEL
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    saved = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    assert saved is not None and saved.step == 20
+    assert "does not match its checksum" in caplog.text
+
+
+def test_validation_runs_at_even_spaces_and_at_the_end(tmp_path):
+    stage(tmp_path / "v", validate=lambda: {"val_top1": 0.5}, validations=2).run()
+    records = MetricsLog(tmp_path / "v").read()
+    assert [r["step"] for r in records if "val_top1" in r] == [12, 25]
+
+
+def test_schedule_warms_up_and_ends_near_zero():
+    schedule = Schedule(clips=16_000, lr=1.0, batch_size=16, warmup_steps=100)
+    rates = [schedule.lr_at(step) for step in range(schedule.steps)]
+    assert schedule.steps == 1000
+    assert rates[0] == 0.01 and max(rates) == 1.0 and rates.index(1.0) in (99, 100)
+    assert rates[-1] < 1e-4 and sorted(rates[100:], reverse=True) == rates[100:]
+
+
+def test_weight_decay_and_rates_by_group():
+    groups = make_optimizer(Toy(), Schedule(1, weight_decay=0.1, backbone_lr_scale=0.5))
+    found = {(g["weight_decay"], g["scale"]): len(g["params"]) for g in groups.param_groups}
+    assert found == {(0.1, 0.5): 1, (0.0, 0.5): 1, (0.1, 1.0): 1, (0.0, 1.0): 1}
+
+
+def test_unfinished_line_in_the_log_is_forgotten(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write("toy", 3, 12, loss=1.0)
+    with open(log.path, "a") as file:
+        file.write('{"stage": "toy", "st')
+    log.rewind("toy", 3)
+    assert [r["step"] for r in log.read()] == [3]
