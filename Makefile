@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup train test bench lint clean
+.PHONY: setup train test bench aot lint clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,9 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(ARGS)
+
+aot: $(STAMP)
+	$(BIN)/python -m ivcl_fast.kernels.aot $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -14,7 +14,16 @@ if (_root / "setup.py").is_file() and (_root / "kernels" / "__init__.py").is_fil
     __path__.append(str(_root))
 
 from . import reference  # noqa: E402
+from .accelerate import Report, accelerate, restore  # noqa: E402
 from .config import IVCLConfig  # noqa: E402
 from .model import IVCL, IVCLClassifier  # noqa: E402
 
-__all__ = ["IVCL", "IVCLClassifier", "IVCLConfig", "reference"]
+__all__ = [
+    "IVCL",
+    "IVCLClassifier",
+    "IVCLConfig",
+    "Report",
+    "accelerate",
+    "reference",
+    "restore",
+]

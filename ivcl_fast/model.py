@@ -47,11 +47,11 @@ def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tens
 
 
 class Attention(reference.Attention):
-    backend = "auto"
+    attention_backend = "auto"
     """As :func:`ivcl_fast.attention.attention` takes it."""
 
     def forward(self, x: Tensor) -> Tensor:  # [F, N, D]
-        return self.proj(attention(self.qkv(x), self.num_heads, self.backend))
+        return self.proj(attention(self.qkv(x), self.num_heads, self.attention_backend))
 
 
 class Mlp(reference.Mlp):
@@ -120,14 +120,19 @@ class Pretrained(PyTorchModelHubMixin, library_name="ivcl_fast", license="apache
 
     cfg: IVCLConfig
 
-    def compile_blocks(self) -> None:
-        """Compile every transformer block in place; blocks of one shape share their graph."""
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile every transformer block in place; blocks of one shape share their graph.
+
+        ``options`` go to ``torch.compile``.
+        """
+        from torch._dynamo import config as dynamo  # takes a second to import
+
         # One code object serves all blocks of the process: pretraining, finetuning and evaluation
         # at several shapes are more graphs than the default allows.
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        dynamo.recompile_limit = max(64, dynamo.recompile_limit)
         for part in self.modules():  # type: ignore[attr-defined]
             if isinstance(part, reference.Block):
-                part.compile(fullgraph=True, dynamic=False)
+                part.compile(fullgraph=True, dynamic=False, **options)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write ``model.safetensors``, ``config.json`` and a model card to a folder."""
@@ -228,5 +233,11 @@ def use_fast_parts(model: reference.IVCL | reference.IVCLClassifier) -> None:
     """Give every part of a new model its fast class."""
     for part in model.modules():
         part.__class__ = FAST.get(type(part), type(part))
+    set_attention_backend(model, model.cfg.attention)
+
+
+def set_attention_backend(model: nn.Module, backend: str) -> None:
+    """Choose the attention backend of everything inside ``model``."""
+    for part in model.modules():
         if isinstance(part, Attention):
-            part.backend = model.cfg.attention
+            part.attention_backend = backend

@@ -142,8 +142,7 @@ def prepare_synthetic(config: PrepareConfig) -> None:
         val if flags.val is None else flags.val,
         flags.seed,
     )
-    name = f"synthetic-cater-{spec.size}-{spec.camera}-{spec.train}-{spec.val}"
-    out = config.out or Path("data") / name
+    out = config.out or Path("data") / spec.default_name
     if config.dry_run:
         print(f"would write {spec.videos} videos into {out}")
         return

@@ -60,8 +60,10 @@ def as_rows(video: Tensor, cfg: IVCLConfig) -> Tensor:
 
 def take_rows(rows: Tensor, ids: Tensor) -> Tensor:
     """Rows with these ids: ``[..., N, *rest]``, ids ``[..., K]`` to ``[..., K, *rest]``."""
-    index = ids.reshape(*ids.shape, *[1] * (rows.ndim - ids.ndim))
-    return rows.take_along_dim(index, dim=ids.ndim - 1)
+    lead, n = ids.ndim - 1, rows.shape[ids.ndim - 1]
+    start = torch.arange(ids[..., 0].numel(), device=ids.device).view(ids.shape[:-1]) * n
+    index = (ids + start.unsqueeze(-1)).flatten()
+    return rows.flatten(0, lead).index_select(0, index).unflatten(0, ids.shape)
 
 
 def hash64(x: Tensor) -> Tensor:

@@ -56,12 +56,21 @@ def differentiate(name: str, setup_context: Callable, backward: Callable) -> Non
     )
 
 
+def missing_kernel(device: torch.device) -> str | None:
+    """Why no kernel serves tensors on ``device``, or None if one does."""
+    if _triton.INTERPRET:
+        return None
+    if device.type == "cuda":
+        return _triton.MISSING
+    return f"no kernel for the {device.type} device (TRITON_INTERPRET=1 interprets them on a CPU)"
+
+
 def fused(tensor: Tensor) -> bool:
     """Whether a kernel serves this tensor's device; else the caller inlines ``_ref``.
 
     Inlined, ``_ref`` has PyTorch's own autograd and lets a compiler fuse it with its neighbours.
     """
-    return (tensor.is_cuda and not _triton.MISSING) or _triton.INTERPRET
+    return missing_kernel(tensor.device) is None
 
 
 def vjp(ref: Callable, primals: tuple[Any, ...], cotangents: Any) -> tuple[Tensor | None, ...]:

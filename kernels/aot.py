@@ -195,28 +195,60 @@ def compile_all(
         return [[job.result() for job in row] for row in jobs]
 
 
-def table(presets: Iterable[str]) -> str:
-    """Markdown: per preset one line for each kernel and chip."""
-    lines = []
+def faults(launch: Launch, built: Compiled) -> list[str]:
+    """What is wrong with the machine code, in words; empty if nothing is."""
+    chip, found = CHIPS[built.arch], []
+    if built.spills or built.stack:
+        found.append(f"spills: {built.spills} loads and stores, {built.stack} bytes of stack")
+    if built.shared > chip.block_shared:
+        found.append(f"shared memory: {built.shared} bytes, the chip has {chip.block_shared}")
+    if built.dots and not built.mma.get(chip.dot):
+        found.append(f"dots: no {chip.dot}, but {built.mma or 'no tensor-core instruction'}")
+    rows = [a for a in launch.args if isinstance(a, Tensor) and a.dtype != torch.int64]
+    if rows and not built.wide_loads:  # ids alone are nothing to stream
+        found.append(f"loads: none of {built.loads} takes 16 bytes")
+    return found
+
+
+def report(presets: Iterable[str]) -> tuple[str, list[str]]:
+    """A table in Markdown for every preset, one line for each kernel, and all faults."""
+    chips = ", ".join(f"sm_{arch}" for arch in CHIPS)
+    lines = [
+        f"Compiled by triton {triton.__version__} with torch {torch.__version__}; batch 8, "
+        f"bfloat16 activations, float32 parameters. Cells with four values are {chips}.",
+        "",
+    ]
+    problems = []
     for preset in presets:
         launches = recorded(preset)
         lines += [
             f"### `{preset}`",
             "",
-            "| kernel | chip | registers | shared | spills | tensor-core | loads, 16-byte "
-            "| occupancy |",
-            "|---|---|---|---|---|---|---|---|",
+            "| kernel | registers | warps | shared | spills | tensor-core | loads "
+            "| 16-byte | occupancy |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
-        for name, row in zip(launches, compile_all(launches.values()), strict=True):
+        for (name, launch), row in zip(
+            launches.items(), compile_all(launches.values()), strict=True
+        ):
+            mma = [" ".join(f"{n} {kind}" for kind, n in b.mma.items()) or "-" for b in row]
+            cells = (
+                [b.registers for b in row], [b.warps for b in row], [b.shared for b in row],
+                [b.spills for b in row], mma, [b.loads for b in row], [b.wide_loads for b in row],
+                [f"{b.occupancy:.0%}" for b in row],
+            )  # fmt: skip
+            lines.append(f"| {name} | " + " | ".join(map(_cell, cells)) + " |")
             for built in row:
-                mma = ", ".join(f"{count} {kind}" for kind, count in built.mma.items()) or "-"
-                lines.append(
-                    f"| {name} | sm_{built.arch} | {built.registers} x {32 * built.warps} "
-                    f"| {built.shared} | {built.spills} | {mma} "
-                    f"| {built.loads}, {built.wide_loads} | {built.occupancy:.0%} |"
-                )
+                problems += [
+                    f"{preset}, {name}, sm_{built.arch}: {fault}" for fault in faults(launch, built)
+                ]
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip(), problems
+
+
+def _cell(values: list) -> str:
+    """One value if all chips agree, else each chip's."""
+    return " / ".join(map(str, values if len(set(values)) > 1 else values[:1]))
 
 
 def write_between_markers(document: Path, text: str) -> None:
@@ -237,10 +269,10 @@ def main() -> None:
     options = parser.parse_args()
     if INTERPRET or MISSING:
         sys.exit(f"aot: {MISSING or 'cannot compile under TRITON_INTERPRET=1; unset it'}")
-    versions = f"triton {triton.__version__}, torch {torch.__version__}"
-    how = f"Compiled by {versions}; batch 8, bfloat16 activations, float32 parameters.\n\n"
-    write_between_markers(options.document, how + table(options.presets))
+    table, problems = report(options.presets)
+    write_between_markers(options.document, table)
     print(f"wrote {options.document}")
+    sys.exit("\n".join(problems) or None)
 
 
 if __name__ == "__main__":

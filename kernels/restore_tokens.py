@@ -13,6 +13,7 @@ backward: ids_keep alone. dprefix is a view of dout.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ._op import differentiate, fused, register, vjp
@@ -27,7 +28,7 @@ def _ref(
 ) -> Tensor:
     frames, num_patches, dtype = len(visible), len(pos), visible.dtype
     hidden = (mask_token + pos).to(dtype).expand(frames, num_patches, -1)
-    shown = (visible + pos[ids_keep]).to(dtype)
+    shown = (visible + F.embedding(ids_keep, pos)).to(dtype)
     out = hidden.scatter(1, ids_keep.unsqueeze(-1).expand_as(shown), shown)
     return out if prefix is None else torch.cat([prefix.to(dtype), out], dim=1)
 

@@ -123,15 +123,16 @@ def test_huffman_tables_are_put_in_only_where_missing():
     assert sum(map(len, tables)) + 4 == len(STANDARD_HUFFMAN_TABLES)
 
 
-def test_which_decoder(monkeypatch, caplog):
-    caplog.set_level("INFO")
+def test_which_decoder(monkeypatch):
     with pytest.raises(UserError, match="'opencv' is not one of auto, dali, pyav"):
         resolve_decoder("opencv")  # type: ignore[arg-type]
     monkeypatch.setattr(decode, "_dali_installed", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve_decoder("auto") == resolve_decoder("dali") == "dali"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_decoder("auto") == "pyav" and resolve_decoder("dali") == "dali"
     monkeypatch.setattr(decode, "_dali_installed", lambda: False)
     assert resolve_decoder("auto") == resolve_decoder("pyav") == "pyav"
-    assert "pyav, because DALI is not installed" in caplog.text
     with pytest.raises(UserError, match="dali is not installed"):
         resolve_decoder("dali")
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from ivcl_fast import prepare
+from ivcl_fast.data.patches import unpatchify
 from ivcl_fast.data.store import FrameStore
 from ivcl_fast.errors import run_command
 
@@ -124,7 +125,5 @@ def test_ctrl_c(command, package, monkeypatch):
 def test_frames_survive_the_whole_way(command, package):
     command(f"cater:{package}", *SMALL)
     store = FrameStore(package / "store-32-p8-pyav")
-    from ivcl_fast.data.patches import unpatchify
-
     rows = store.rows("v2", [0, 6])
     assert numbers(unpatchify(rows, 8)) == [(2, 0), (2, 6)]

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivcl_fast.data import decode, files
+from ivcl_fast import files
+from ivcl_fast.data import decode
 from ivcl_fast.data.decode import make_decoder
 from ivcl_fast.data.patches import patchify, unpatchify
 from ivcl_fast.data.store import FrameStore, build_store, default_store_path
@@ -182,6 +183,13 @@ def test_stopped_before_any_of_its_writes(built, videos, tmp_path, monkeypatch):
     assert stops == 2 * len(list(built.path.glob("*.u8"))) + 4
 
 
+def test_auto_says_why(videos, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(decode, "_dali_installed", lambda: False)
+    assert build(videos[:1], tmp_path, "auto").decoder == "pyav"
+    assert "decoder: pyav, because DALI is not installed" in caplog.text
+
+
 KILL_ITSELF = """
 import multiprocessing, os, signal, sys
 from pathlib import Path
@@ -248,6 +256,14 @@ def test_a_flipped_byte_is_found(videos, tmp_path, placement):
     shard.unlink()
     with pytest.raises(UserError, match=r"shard-00001\.u8: 0 bytes"):
         FrameStore(tmp_path, placement)
+
+
+def test_a_changed_index_is_found_on_opening(videos, tmp_path):
+    build(videos, tmp_path)
+    index = tmp_path / "index.json"
+    index.write_text(index.read_text().replace("30", "29"))
+    with pytest.raises(UserError, match=r"index\.json: its contents changed"):
+        FrameStore(tmp_path)
 
 
 def test_other_settings_or_videos_are_refused(built, videos):

@@ -80,6 +80,17 @@ def test_what_is_in_front_covers_what_is_behind(shape: str) -> None:
             np.testing.assert_array_equal(pixels[own], alone[own])
 
 
+def test_depth_is_compared_pixel_by_pixel() -> None:
+    """Of two spheres that run into each other, both are seen, the farther one beside the nearer."""
+    camera = static_camera(320, 240)
+    away, right = camera.forward[0, :2], camera.right[0, :2]
+    farther = tuple(0.1 * away + 0.6 * right)
+    pixels = picture(make_plan(("sphere", "red", (0.0, 0.0)), ("sphere", "blue", farther)))
+    for place, channel in (((0.0, 0.0), 0), (farther, 2)):
+        x, y, _ = camera.project(np.array([[*place, 0.75]]))[0].astype(int)
+        assert np.argmax(pixels[y, x]) == channel
+
+
 def test_what_is_inside_a_cone_is_not_drawn() -> None:
     both = make_plan(("cone", "red", (0.0, 0.0)), ("sphere", "blue", (2.0, 0.0)), covered=1)
     alone = make_plan(("cone", "red", (0.0, 0.0)))

@@ -8,7 +8,6 @@ halved colour planes and in rounding, so a store remembers which decoder made it
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,13 +15,12 @@ from typing import Literal, NamedTuple, Protocol, get_args
 
 import av
 import numpy as np
+import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from ..errors import UserError
 from .index import VideoError, read_jpegs
-
-log = logging.getLogger(__name__)
 
 DecoderName = Literal["auto", "dali", "pyav"]
 
@@ -85,8 +83,17 @@ class PyAVDecoder:
             out[channel] = np.frombuffer(bytes(plane), np.uint8).reshape(size, -1)[:, :size]
 
 
+def choose_decoder() -> tuple[Literal["dali", "pyav"], str]:
+    """What ``auto`` stands for here, and why: DALI on a GPU; on a CPU PyAV is the faster one."""
+    if not _dali_installed():
+        return "pyav", "DALI is not installed"
+    if not torch.cuda.is_available():
+        return "pyav", "there is no GPU for DALI, and on a CPU PyAV is faster"
+    return "dali", "DALI decodes on the GPU"
+
+
 def resolve_decoder(decoder: DecoderName) -> Literal["dali", "pyav"]:
-    """The decoder that ``auto`` stands for here: DALI where it is installed, else PyAV.
+    """The decoder of that name, or what ``auto`` stands for here.
 
     Raises :class:`UserError` for an unknown name and for ``dali`` where it is not installed.
     """
@@ -94,11 +101,9 @@ def resolve_decoder(decoder: DecoderName) -> Literal["dali", "pyav"]:
         raise UserError(f"decoder: {decoder!r} is not one of {', '.join(get_args(DecoderName))}")
     if decoder == "pyav":
         return "pyav"
-    installed = _dali_installed()
     if decoder == "auto":
-        log.info("decoder: %s", "dali" if installed else "pyav, because DALI is not installed")
-        return "dali" if installed else "pyav"
-    if not installed:
+        return choose_decoder()[0]
+    if not _dali_installed():
         raise UserError(
             "decoder: dali is not installed; pip install 'ivcl_fast[dali]', or use pyav"
         )

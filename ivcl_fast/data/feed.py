@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..errors import UserError
 from .cater import Clip
 from .sampling import frame_ids
 from .store import FrameStore
@@ -74,7 +75,10 @@ class Feed:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """``last_only`` shows the last of the ``num_frames`` frames alone (T = 1)."""
+        """``last_only`` shows the last frame alone (T = 1), whatever ``num_frames`` is.
+
+        Raises :class:`UserError` if no clip can be used, or ``drop_last`` leaves no batch.
+        """
         self.store, self.clips = store, clips
         self.batch_size = batch_size
         self.num_frames = 1 if last_only else num_frames
@@ -88,6 +92,13 @@ class Feed:
         self._usable = np.array([i for i, c in enumerate(clips) if c.name in store], np.int64)
         if bad := len(clips) - len(self._usable):
             log.warning("%d of %d clips left out: their videos cannot be used", bad, len(clips))
+        if not len(self._usable):
+            raise UserError(f"{store.path}: holds the video of none of the {len(clips)} clips")
+        if drop_last and not len(self):
+            raise UserError(
+                f"batch_size: {len(self._usable)} clips do not fill one batch of "
+                f"{batch_size * world_size}; accepted: at most {len(self._usable)}"
+            )
 
     def __len__(self) -> int:
         """Batches per epoch on this rank."""

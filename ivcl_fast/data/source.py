@@ -84,6 +84,6 @@ def open_data(config: TrainConfig) -> Data:
 def make_synthetic(config: TrainConfig, camera: CameraMotion) -> Path:
     """Write the synthetic data set unless it is there; returns its folder."""
     spec = SyntheticCater(camera=camera, train=config.train_videos, val=config.val_videos)
-    name = f"synthetic-cater-{spec.size}-{camera}-{spec.train}-{spec.val}"
     with Bar("rendering", spec.train + spec.val, "videos") as bar:
-        return write_cater(config.data_dir / name, spec, workers=config.workers, progress=bar)
+        out = config.data_dir / spec.default_name
+        return write_cater(out, spec, workers=config.workers, progress=bar)

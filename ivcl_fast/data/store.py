@@ -2,7 +2,7 @@
 
 A store is a folder::
 
-    meta.json         version, sizes, decoder, digest of the videos, length and sha256 per shard
+    meta.json         version, sizes, decoder, digest of the videos, length and sha256 of the rest
     index.json        video -> [shard, first frame in it, number of frames]
     bad_files.json    video -> why it is not in the store
     shard-00000.u8    uint8 [frames, N, 3PP], one after the other
@@ -27,7 +27,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import write_json
-from .decode import DecoderName, resolve_decoder
+from .decode import DecoderName, choose_decoder, resolve_decoder
 from .index import VideoError, probe
 from .shards import (
     Shard,
@@ -42,12 +42,13 @@ from .workers import run_tasks, usable_cpus
 log = logging.getLogger(__name__)
 
 VERSION = 1
+META, INDEX, BAD_FILES, PLAN = "meta.json", "index.json", "bad_files.json", "plan.json"
 SHARD_BYTES = 128 * 2**20
 Placement = Literal["disk", "ram"]
 
 
 class FrameStore:
-    """An open store. Opening checks the version and every shard's length.
+    """An open store. Opening checks its version, every file's length and the index's checksum.
 
     ``placement="ram"`` reads all shards into memory; on disk they are memory maps.
     """
@@ -66,14 +67,17 @@ class FrameStore:
         self.decoder: str = meta["decoder"]
         self.num_patches = (self.image_size // self.patch_size) ** 2
         self.patch_dim = 3 * self.patch_size**2
-        self._index: dict[str, list[int]] = json.loads((self.path / "index.json").read_text())
-        self.names = list(self._index)
-        self.bad_files: dict[str, str] = json.loads((self.path / "bad_files.json").read_text())
-        self._meta_shards: list[dict[str, Any]] = meta["shards"]
+        self._files: dict[str, dict[str, Any]] = meta["files"]
         self._check_lengths()
+        self._check_contents(INDEX)
+        self._check_contents(BAD_FILES)
         if verify:
             self.verify()
-        self._shards = [self._open_shard(s, placement) for s in self._meta_shards]
+        self._index: dict[str, list[int]] = json.loads((self.path / INDEX).read_text())
+        self.bad_files: dict[str, str] = json.loads((self.path / BAD_FILES).read_text())
+        self.names = list(self._index)
+        shards = [name for name in self._files if name not in (INDEX, BAD_FILES)]
+        self._shards = [self._open_shard(name, placement) for name in shards]
 
     def __contains__(self, name: object) -> bool:
         return name in self._index
@@ -98,14 +102,9 @@ class FrameStore:
         return np.take(self._shards[shard][first : first + frames], ids, 0, out, mode="clip")
 
     def verify(self) -> None:
-        """Compare every shard with its checksum; :class:`UserError` names one that differs."""
-        for shard in self._meta_shards:
-            with (self.path / shard["file"]).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                    raise UserError(
-                        f"{self.path / shard['file']}: its contents changed since it was built; "
-                        "delete the store and build it again"
-                    )
+        """Compare every file with its checksum; :class:`UserError` names one that differs."""
+        for name in self._files:
+            self._check_contents(name)
 
     def _entry(self, name: str) -> list[int]:
         try:
@@ -115,18 +114,25 @@ class FrameStore:
             raise UserError(f"{self.path}: no frames of {name}: {reason}") from None
 
     def _check_lengths(self) -> None:
-        for shard in self._meta_shards:
-            path = self.path / shard["file"]
+        for name, built in self._files.items():
+            path = self.path / name
             size = path.stat().st_size if path.exists() else 0
-            if size != shard["bytes"]:
+            if size != built["bytes"]:
                 raise UserError(
-                    f"{path}: {size:,} bytes, not {shard['bytes']:,} as built; "
+                    f"{path}: {size:,} bytes, not {built['bytes']:,} as built; "
                     "delete the store and build it again"
                 )
 
-    def _open_shard(self, shard: dict[str, Any], placement: Placement) -> np.ndarray:
-        path, shape = self.path / shard["file"], (-1, self.num_patches, self.patch_dim)
-        if placement == "ram" or not shard["bytes"]:  # an empty file cannot be mapped
+    def _check_contents(self, name: str) -> None:
+        if _sha256(self.path / name) != self._files[name]["sha256"]:
+            raise UserError(
+                f"{self.path / name}: its contents changed since it was built; "
+                "delete the store and build it again"
+            )
+
+    def _open_shard(self, name: str, placement: Placement) -> np.ndarray:
+        path, shape = self.path / name, (-1, self.num_patches, self.patch_dim)
+        if placement == "ram" or not self._files[name]["bytes"]:  # an empty file cannot be mapped
             return np.fromfile(path, np.uint8).reshape(shape)
         return np.memmap(path, np.uint8, "r").reshape(shape)
 
@@ -154,7 +160,8 @@ def build_store(
     logged and listed with reasons in ``bad_files.json``. A build that was interrupted, by whatever,
     continues from its finished shards; several processes may ask for the same store, one builds
     it and the others wait. The bytes do not depend on ``workers`` (default: all usable CPUs).
-    ``progress(done, total)`` counts frames.
+    ``progress(done, total)`` counts frames. Workers are spawned: a script that calls this needs
+    the ``if __name__ == "__main__":`` that multiprocessing asks for.
 
     Raises :class:`UserError` if ``out`` holds a store of other videos or settings.
     """
@@ -172,10 +179,12 @@ def build_store(
     }
     out = Path(out)
     with _locked_folder(out):
-        if not (out / "meta.json").exists():
+        if not (out / META).exists():
+            if decoder == "auto":
+                log.info("decoder: %s, because %s", *choose_decoder())
             _build(videos, out, plan, workers or usable_cpus(), progress or (lambda *_: None))
-        _check_plan(out / "meta.json", plan)
-        for leftover in (*shard_records(out), out / "plan.json"):
+        _check_plan(out / META, plan)
+        for leftover in (*shard_records(out), out / PLAN):
             leftover.unlink(missing_ok=True)
     store = FrameStore(out)
     if store.bad_files:
@@ -193,55 +202,60 @@ def _build(
     workers: int,
     progress: Callable[[int, int], None],
 ) -> None:
-    if (out / "plan.json").exists():
-        _check_plan(out / "plan.json", plan)
+    if (out / PLAN).exists():
+        _check_plan(out / PLAN, plan)
     elif any(path.suffix != ".tmp" for path in out.iterdir()):
         raise UserError(f"{out}: is neither empty nor a store; name another folder")
-    write_json(out / "plan.json", plan)
+    write_json(out / PLAN, plan)
     for leftover in out.glob("*.tmp"):
         leftover.unlink()
 
     frames, bad_files = _probe_all(videos)
-    frame_bytes = 3 * plan["image_size"] ** 2
     settings = plan["image_size"], plan["patch_size"], plan["decoder"]
+    groups = assign_videos(frames, 3 * plan["image_size"] ** 2, plan["shard_bytes"])
     tasks = [
         ShardTask(
             out / f"shard-{i:05d}.u8", tuple(group), tuple(frames[v] for v in group), *settings
         )
-        for i, group in enumerate(assign_videos(frames, frame_bytes, plan["shard_bytes"]))
+        for i, group in enumerate(groups)
     ]
-    shards: dict[str, Shard] = {}
-    done, total = 0, sum(frames.values())
+    shards = _build_shards(tasks, workers, progress)
 
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
-
-    missing = []
-    for task in tasks:
-        if (shard := finished_shard(task)) is None:
-            missing.append(task)
-        else:
-            shards[shard.file] = shard
-            done += sum(task.expected_frames)
-    report(0)
-    for shard in run_tasks(build_shard, missing, workers, report):
-        shards[shard.file] = shard
-
-    ordered = [shards[task.path.name] for task in tasks]
     index = {}
-    for number, shard in enumerate(ordered):
+    for number, shard in enumerate(shards):
         first = 0
         for name, count in shard.frames.items():
             index[name] = [number, first, count]
             first += count
         bad_files |= shard.bad_files
-    write_json(out / "index.json", index)
-    write_json(out / "bad_files.json", dict(sorted(bad_files.items())))
-    described = [{"file": s.file, "bytes": s.bytes, "sha256": s.sha256} for s in ordered]
-    del plan["shard_bytes"]  # matters while building only
-    write_json(out / "meta.json", plan | {"shards": described})
+    write_json(out / INDEX, index)
+    write_json(out / BAD_FILES, dict(sorted(bad_files.items())))
+    files = {
+        name: {"bytes": (out / name).stat().st_size, "sha256": _sha256(out / name)}
+        for name in (INDEX, BAD_FILES)
+    }
+    files |= {shard.file: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in shards}
+    kept = {key: value for key, value in plan.items() if key != "shard_bytes"}
+    write_json(out / META, kept | {"files": files})
+
+
+def _build_shards(
+    tasks: Sequence[ShardTask], workers: int, progress: Callable[[int, int], None]
+) -> list[Shard]:
+    """The shards in order, those that an earlier build finished and the others."""
+    shards = {task.path.name: finished_shard(task) for task in tasks}
+    missing = [task for task in tasks if shards[task.path.name] is None]
+    total, left = (sum(sum(task.expected_frames) for task in some) for some in (tasks, missing))
+
+    def report(count: int) -> None:
+        nonlocal left
+        left -= count
+        progress(total - left, total)
+
+    report(0)
+    for shard in run_tasks(build_shard, missing, workers, report):
+        shards[shard.file] = shard
+    return [shard for shard in shards.values() if shard is not None]
 
 
 def _probe_all(videos: Sequence[Path]) -> tuple[dict[Path, int], dict[str, str]]:
@@ -271,9 +285,14 @@ def _source_digest(videos: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads((path / "meta.json").read_text())
+        meta = json.loads((path / META).read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: is not a frame store, or its build did not end") from None
     if meta["version"] != VERSION:

@@ -78,12 +78,13 @@ def test_ids_expanded_and_repeated(device):
     check([rows, twice, *parameters], torch.float32)
 
 
-def test_equals_the_reference_model(device):
-    rows, ids, _, _, pos = inputs(3, 16, 5, 48, 32, torch.float32, device)
-    embed = reference.PatchEmbed(4, 32).to(device)
-    pixels = (reference.take_rows(rows.float() / 255, ids) - MEAN) / STD
-    expected = embed(pixels) + pos[ids]
-    ours = public(rows, ids, embed.proj.weight.flatten(1), embed.proj.bias, pos, MEAN, STD)
+def test_equals_a_convolution_of_the_frames(device):
+    frames = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, device=device)
+    _, ids, weight, bias, pos = inputs(3, 16, 5, 48, 32, torch.float32, device)
+    pixels = (frames.float() / 255 - MEAN) / STD
+    grid = F.conv2d(pixels, weight.view(32, 3, 4, 4), bias, stride=4)
+    expected = reference.take_rows(grid.flatten(2).transpose(1, 2), ids) + pos[ids]
+    ours = public(reference.patchify(frames, 4), ids, weight, bias, pos, MEAN, STD)
     torch.testing.assert_close(ours, expected)
 
 

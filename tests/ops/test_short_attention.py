@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -84,6 +86,17 @@ def test_repeats_bit_for_bit(device):
     cotangent = [torch.randn(7, 12, 64, device=device)]
     first, second = (run_with_grads(op, [x, 2], cotangent) for _ in range(2))
     assert torch.equal(first[0][0], second[0][0]) and torch.equal(first[1][0], second[1][0])
+
+
+def test_a_tile_writes_its_own_frames_only(device, monkeypatch):
+    """No element is written by two programs: their order must not matter."""
+    if not (INTERPRET or device == "cuda"):
+        pytest.skip("the reference has no tiles")
+    monkeypatch.setattr(sys.modules[_ref.__module__], "cdiv", lambda a, b: 1)
+    x = qkv(3, 12, 2, 16, torch.float32, device)  # a tile holds one frame and 4 rows to spare
+    outs, grads = run_with_grads(op, [x, 2], [torch.randn(3, 12, 32, device=device)])
+    for written in outs + grads:
+        assert written[0].isfinite().all() and written[1:].isnan().all()
 
 
 @pytest.mark.skipif(not INTERPRET, reason="only the interpreter widens bfloat16")

@@ -89,6 +89,12 @@ class SyntheticCater:
         """Number of videos in all; the first ``train`` of them are the training videos."""
         return self.train + self.val
 
+    @property
+    def default_name(self) -> str:
+        """Name of the folder it is kept in unless the user names another."""
+        seed = f"-seed{self.seed}" if self.seed else ""
+        return f"synthetic-cater-{self.size}-{self.camera}-{self.train}-{self.val}{seed}"
+
 
 def write_cater(
     out: Path,

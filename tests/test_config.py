@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+import torch
+
+from ivcl_fast import IVCLConfig
+from ivcl_fast.config import PRESETS
+
+# image/P, width, heads, depth, temporal depth, decoder width, heads, depth, slots
+TABLE = {
+    "tiny": (64, 8, 128, 4, 4, 2, 96, 3, 2, 2),
+    "small": (64, 8, 384, 6, 12, 4, 192, 6, 4, 4),
+    "base64": (64, 8, 768, 12, 12, 8, 512, 8, 4, 4),
+    "base224": (224, 16, 768, 12, 12, 8, 512, 8, 8, 4),
+}
+
+
+def test_every_preset_is_in_the_table():
+    assert PRESETS.keys() == TABLE.keys()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_presets(name):
+    cfg = IVCLConfig.preset(name)
+    assert TABLE[name] == (
+        cfg.image_size, cfg.patch_size, cfg.embed_dim, cfg.num_heads, cfg.depth,
+        cfg.temporal_depth, cfg.decoder_dim, cfg.decoder_heads, cfg.decoder_depth, cfg.num_slots,
+    )  # fmt: skip
+    assert (cfg.num_frames, cfg.num_query_frames, cfg.mask_ratio) == (16, 8, 0.75)
+    assert cfg.decoder_slots and cfg.norm_pix
+    assert (cfg.readout, cfg.objective, cfg.context_tokens) == ("last", "ivcl", "slots")
+
+
+def test_derived_sizes():
+    cfg = IVCLConfig.preset("base224")
+    assert (cfg.grid, cfg.num_patches, cfg.num_keep, cfg.patch_dim) == (14, 196, 49, 768)
+    assert cfg.num_rebuilt == 8
+    assert IVCLConfig.preset("tiny", objective="mae").num_rebuilt == 16
+
+
+@pytest.mark.parametrize(
+    ("ratio", "keep"), [(0.001, 63), (0.05, 61), (0.75, 16), (0.875, 8), (0.95, 3), (0.999, 1)]
+)
+def test_at_least_one_patch_is_seen_and_one_rebuilt(ratio, keep):
+    assert IVCLConfig.preset("tiny", mask_ratio=ratio).num_keep == keep
+
+
+def test_round_trip():
+    cfg = IVCLConfig.preset("small", mask_ratio=0.5)
+    assert IVCLConfig.from_dict(dataclasses.asdict(cfg)) == cfg
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "accepted"),
+    [
+        ("image_size", 60, "multiple of patch_size 8"),
+        ("image_size", 8, "at least two"),
+        ("depth", 0, "at least 1"),
+        ("depth", 1.5, "whole number"),
+        ("num_frames", True, "whole number"),
+        ("num_query_frames", 17, "num_frames"),
+        ("mask_ratio", 0.0, "between 0 and 1"),
+        ("mask_ratio", 1.0, "between 0 and 1"),
+        ("mask_ratio", float("nan"), "between 0 and 1"),
+        ("embed_dim", 130, "multiple of num_heads 4"),
+        ("decoder_dim", 97, "multiple of decoder_heads 3"),
+        ("mlp_ratio", 0.0, "above 0"),
+        ("pixel_std", 0.0, "above 0"),
+        ("context_tokens", "all", "slots, slots+patches"),
+        ("readout", "first", "last, mean, cls"),
+        ("objective", "gan", "ivcl, mae, joint"),
+        ("attention", "fast", "auto, short, flash, xformers, eager"),
+        ("widht", 3, "not a field of IVCLConfig"),
+    ],
+)
+def test_bad_fields_are_named(field, value, accepted):
+    with pytest.raises(ValueError, match=rf"^{field}: .*{re.escape(accepted)}") as error:
+        IVCLConfig.preset("tiny", **{field: value})
+    assert "\n" not in str(error.value)
+
+
+def test_width_must_hold_the_positions():
+    with pytest.raises(ValueError, match="embed_dim: 6 is not a multiple of 4"):
+        IVCLConfig.preset("tiny", embed_dim=6, num_heads=2)
+
+
+def test_unknown_preset_lists_those_there_are():
+    with pytest.raises(ValueError, match="preset: 'huge' is not one of tiny, small, base64"):
+        IVCLConfig.preset("huge")
+
+
+def uint8(*shape):
+    return torch.zeros(shape, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "video", [uint8(2, 16, 3, 64, 64), uint8(2, 16, 64, 192), torch.zeros(2, 16, 3, 64, 64)]
+)
+def test_accepted_videos(video):
+    IVCLConfig.preset("tiny").check_video(video)
+
+
+@pytest.mark.parametrize(
+    "video",
+    [
+        uint8(16, 3, 64, 64),
+        uint8(2, 15, 3, 64, 64),
+        uint8(2, 16, 3, 32, 32),
+        uint8(2, 16, 64, 191),
+        uint8(2, 16, 3, 64, 64).long(),
+        torch.zeros(2, 16, 64, 192),
+        torch.zeros(()),
+    ],
+)
+def test_other_videos_are_refused(video):
+    with pytest.raises(ValueError, match=r"^video: .*\[B, 16, 3, 64, 64\].*\[B, 16, 64, 192\]"):
+        IVCLConfig.preset("tiny").check_video(video)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ids_keep", torch.zeros(2, 16, 16)),
+        ("ids_keep", torch.zeros(2, 15, 16, dtype=torch.int64)),
+        ("ids_keep", torch.zeros(2, 16, 64, dtype=torch.int64)),
+        ("ids_keep", torch.zeros(2, 16, 0, dtype=torch.int64)),
+        ("query", torch.zeros(2, 7, dtype=torch.int64)),
+        ("query", torch.zeros(2, 8, dtype=torch.int32)),
+        ("seed", torch.zeros(3, dtype=torch.int64)),
+        ("seed", torch.zeros(2)),
+    ],
+)
+def test_bad_masks_are_named(name, value):
+    masks = dict(ids_keep=None, query=None, seed=None) | {name: value}
+    with pytest.raises(ValueError, match=rf"^{name}: .* is not int64 \["):
+        IVCLConfig.preset("tiny").check_masks(2, **masks)
