@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .model import FAST, Attention, Block, Mlp, set_attention_backend
+from .model import FAST, IVCL, Attention, Block, IVCLClassifier, Mlp, set_attention_backend
 
 ORIGIN = "_accelerated_from"
 """Attribute of a swapped module: the class it had."""
@@ -75,7 +75,8 @@ def accelerate(module: nn.Module) -> Report:
             part.__class__ = new
             part.__dict__[ORIGIN] = old
             report.replaced[name] = old.__name__
-        if old in FAST and hasattr(part, "cfg"):
+    for part in module.modules():
+        if isinstance(part, IVCL | IVCLClassifier):
             set_attention_backend(part, part.cfg.attention)
     return report
 
@@ -185,9 +186,9 @@ def probe(part: nn.Module, role: Any) -> str | None:
     first = next(part.parameters())
     if first.device.type == "meta":
         return "on the meta device nothing can be compared"
-    devices = [first.device] if first.device.type == "cuda" else []
+    gpus = [first.device] if first.device.type == "cuda" else []
     no_autocast = torch.autocast(first.device.type, enabled=False)
-    with torch.random.fork_rng(devices), torch.no_grad(), no_autocast:
+    with torch.random.fork_rng(gpus), torch.no_grad(), no_autocast:
         torch.manual_seed(0)
         double = copy.deepcopy(part)
         for inner in double.modules():
@@ -233,7 +234,7 @@ def fast_class(old: Any, role: Any) -> Any:
     return type(old.__name__, (old,), members)
 
 
-def _revive(old: type[nn.Module], role: type[nn.Module]) -> nn.Module:
+def _revive(old: Any, role: Any) -> nn.Module:
     """An empty instance, for copying and unpickling."""
     new = fast_class(old, role)
     return new.__new__(new)

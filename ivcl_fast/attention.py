@@ -70,13 +70,19 @@ def _import(package: str) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+def constant_to_compiler(function: Callable) -> Callable:
+    """``torch.compiler.assume_constant_result``, which would import the compiler: a whole second."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_to_compiler
 def missing_package(package: str) -> str | None:
     """Why a package of ``_PACKAGES`` cannot be used, or None; imports it when first asked."""
     return _import(package)
 
 
-@torch.compiler.assume_constant_result
+@constant_to_compiler
 def missing_gpu(device: torch.device) -> str | None:
     """Why a CUDA device cannot run the attention kernels, or None."""
     if not torch.cuda.is_available():

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,11 @@ def sha256(path: Path) -> str:
 
 
 def save(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    state: dict[str, Any],
 ) -> Path:
     """Write checkpoint ``step`` under ``folder`` and delete all but the newest :data:`KEEP`."""
     final = folder / f"step-{step:08d}"
@@ -59,7 +63,7 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(cpu_tensors(model.state_dict()), partial / MODEL)
-    save_file(flatten_optimizer(model, optimizer), partial / OPTIMIZER)
+    save_file(flatten_optimizers(model, optimizers), partial / OPTIMIZER)
     checksums = {name: sha256(partial / name) for name in (MODEL, OPTIMIZER)}
     write_json(partial / STATE, {"step": step, "state": state, "sha256": checksums})
     for path in [*partial.iterdir(), partial]:
@@ -114,32 +118,31 @@ def sync(path: Path) -> None:
 # --- Optimiser state by parameter name, so that it survives a change of parameter order ----------
 
 
-def flatten_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def flatten_optimizers(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, Tensor]:
     """``{"<parameter>/<slot>": tensor}`` for every slot of every parameter's state."""
     return cpu_tensors(
         {
             f"{name}/{slot}": value
             for name, parameter in model.named_parameters()
+            for optimizer in optimizers
             for slot, value in optimizer.state.get(parameter, {}).items()
         }
     )
 
 
-def restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+def restore_optimizers(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put the state of :func:`flatten_optimizer` back."""
+    """Put the state of :func:`flatten_optimizers` back."""
     parameters = dict(model.named_parameters())
+    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for key, value in tensors.items():
         name, slot = key.rsplit("/", 1)
         parameter = parameters[name]
-        device = "cpu" if slot == "step" and not fused_on_gpu(optimizer) else parameter.device
-        optimizer.state[parameter][slot] = value.to(device)
-
-
-def fused_on_gpu(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimiser keeps its step counters beside the parameters."""
-    return any(g.get("fused") or g.get("capturable") for g in optimizer.param_groups)
+        # A fused optimiser keeps its step counters beside the parameters, others on the CPU.
+        owner[parameter].state[parameter][slot] = value.to(parameter.device)
 
 
 # --- Starting one model from another ------------------------------------------------------------

@@ -49,7 +49,7 @@ class Bar:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-        elif kind is None and self.total:
+        elif kind is None and self.done:
             self._line("")
 
     def start_at(self, done: int) -> None:

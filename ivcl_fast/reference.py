@@ -1,9 +1,8 @@
 """IV-CL in plain PyTorch, to be read top to bottom: what the fast model must equal.
 
-"Does Visual Pretraining Help End-to-End Reasoning?", NeurIPS 2023; what the paper leaves open is a
-field of :class:`IVCLConfig`, the only thing imported from the package. Letters in shapes: B clips,
-T frames, N patches of a frame, K visible ones, S slots, Q query frames, D width, Dd decoder width,
-P patch side, F = B * T frames of a batch.
+"Does Visual Pretraining Help End-to-End Reasoning?", NeurIPS 2023; sizes that the paper leaves open
+are fields of the config, the only thing imported from the package. Letters in shapes: B clips,
+T frames, N patches per frame (K visible), S slots, Q queries, D width (Dd decoder), P patch, F=BT.
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [F, N, D]
         q, k, v = rearrange(self.qkv(x), "f n (s h d) -> s f h n d", s=3, h=self.num_heads)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [F, heads, N, N]
-        out = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+        out = scores.softmax(dim=-1).to(v.dtype) @ v
         return self.proj(rearrange(out, "f h n d -> f n (h d)"))
 
 
@@ -221,8 +220,8 @@ class Encoder(Transformer):
 
     def embed(self, rows: Tensor, ids: Tensor) -> Tensor:
         """The patches ``ids`` of every frame with their positions, ``[B, T, K, D]``."""
-        visible = (as_pixels(take_rows(rows, ids)) - self.mean) / self.std
         weight, bias = self.patch_embed["proj"].parameters()
+        visible = ((as_pixels(take_rows(rows, ids)) - self.mean) / self.std).to(weight.dtype)
         return F.linear(visible, weight.flatten(1), bias) + self.pos_embed[0][ids]
 
 
@@ -325,8 +324,7 @@ class IVCL(nn.Module):
 
     def loss(self, pred: Tensor, rows: Tensor, mask: Tensor, query: Tensor) -> Tensor:
         """Mean squared error of ``pred`` over the hidden patches ``mask`` of the query frames."""
-        target = take_rows(self.target(rows, query)[0], mask)
-        return ((pred.float() - target) ** 2).mean()
+        return ((pred - take_rows(self.target(rows, query)[0], mask)) ** 2).mean()
 
     def target(self, rows: Tensor, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the decoder should say ``[B, Q, N, 3*P*P]``, and the shift and scale it undid.

@@ -106,20 +106,21 @@ def reconstruction(run: Run) -> None:
 
 def answers(run: Run, evaluation: Evaluation) -> None:
     """``slot_attention.png`` and, for localisation, ``answers.png`` of the finetuned model."""
-    names = evaluation.names[:SHOWN_CLIPS]
-    video = run.clips(names)
-    pictures.slot_attention_picture(
-        run.load_classifier("finetune"), video, run.folder / "slot_attention.png"
-    )
-    if run.task.multi_label:
-        return
-    frames = unpatchify(video, run.config.model.patch_size)
-    hidden = by_visibility(run.data, names)["hidden"]
-    pictures.answers_picture(
-        run.folder / "answers.png",
-        frames,
-        evaluation.labels[:SHOWN_CLIPS],
-        evaluation.logits[:SHOWN_CLIPS],
-        hidden,
-        run.data.grid,
-    )
+    names = evaluation.names
+    shown = list(range(min(SHOWN_CLIPS, len(names))))
+    if not run.task.multi_label:
+        hidden = by_visibility(run.data, names)["hidden"]
+        half = SHOWN_CLIPS // 2
+        shown = [*(~hidden).nonzero()[:half, 0].tolist(), *hidden.nonzero()[:half, 0].tolist()]
+    video = run.clips([names[i] for i in shown])
+    model = run.load_classifier("finetune")
+    pictures.slot_attention_picture(model, video, run.folder / "slot_attention.png")
+    if not run.task.multi_label:
+        pictures.answers_picture(
+            run.folder / "answers.png",
+            unpatchify(video, run.config.model.patch_size),
+            evaluation.labels[shown],
+            evaluation.logits[shown],
+            hidden[shown],
+            run.data.grid,
+        )

@@ -168,7 +168,7 @@ class Run:
 
     def _common(self) -> dict[str, Any]:
         """What the schedules of all stages share."""
-        names = ("batch_size", "accum", "warmup_steps", "weight_decay", "clip_norm")
+        names = ("batch_size", "accum", "warmup_steps", "weight_decay", "clip_norm", "optimizer")
         return {name: getattr(self.config, name) for name in names}
 
     def _feed(self, split: str, num_frames: int, training: bool = False) -> Feed:

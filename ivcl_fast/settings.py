@@ -48,12 +48,14 @@ class TrainConfig:
     """Training clips of pretraining."""
     finetune_clips: int = 10_000
     """Training clips of finetuning."""
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Peak learning rate of pretraining."""
     finetune_lr: float = 1e-3
     """Peak learning rate of finetuning, for the head."""
     backbone_lr_scale: float = 0.5
     """Learning rate of the pretrained part, relative to the head's."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """muon: for the blocks' matrices, AdamW for the rest; adamw: fused AdamW for everything."""
     batch_size: int = 16
     """Clips per optimiser step."""
     accum: int = 1

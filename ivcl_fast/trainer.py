@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,8 @@ class Schedule:
     """Largest gradient norm."""
     backbone_lr_scale: float = 1.0
     """Learning rate of everything but ``head.*``, relative to ``lr``."""
+    optimizer: Literal["muon", "adamw"] = "adamw"
+    """See :func:`make_optimizers`."""
 
     @property
     def steps(self) -> int:
@@ -78,20 +80,31 @@ class Schedule:
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def make_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
-    """Fused AdamW in groups by weight decay and by learning-rate scale (``group["scale"]``)."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+def make_optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Fused AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
+
+    Parameters are grouped by weight decay and learning-rate scale (``group["scale"]``). Muon
+    (Jordan et al., 2024) takes orthogonalised momentum steps, sized like AdamW's.
+    """
+    groups: dict[bool, dict[tuple[float, float], list[nn.Parameter]]] = {False: {}, True: {}}
     for name, parameter in model.named_parameters():
         plain = parameter.ndim <= 1 or name.endswith(NO_DECAY)
         decay = 0.0 if plain else schedule.weight_decay
         scale = 1.0 if name.startswith("head.") else schedule.backbone_lr_scale
-        groups.setdefault((decay, scale), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": p, "weight_decay": d, "scale": s} for (d, s), p in groups.items()],
-        lr=schedule.lr,
-        betas=(0.9, 0.95),
-        fused=True,
+        muon = schedule.optimizer == "muon" and parameter.ndim == 2 and ".blocks." in name
+        groups[muon].setdefault((decay, scale), []).append(parameter)
+    adamw_groups, muon_groups = (
+        [{"params": p, "weight_decay": d, "scale": s} for (d, s), p in groups[muon].items()]
+        for muon in (False, True)
     )
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(adamw_groups, lr=schedule.lr, betas=(0.9, 0.95), fused=True)
+    ]
+    if muon_groups:
+        optimizers.append(
+            torch.optim.Muon(muon_groups, lr=schedule.lr, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
 
 
 class MetricsLog:
@@ -174,8 +187,8 @@ class Stage:
         Raises :class:`Interrupted` after SIGINT or SIGTERM (a checkpoint is kept) and
         :class:`NotFinite` when the loss is NaN or infinite (the last good checkpoint is kept).
         """
-        optimizer = make_optimizer(self.model, self.schedule)
-        start, losses = self._resume(optimizer)
+        optimizers = make_optimizers(self.model, self.schedule)
+        start, losses = self._resume(optimizers)
         self.metrics.rewind(self.name, start)
         self.model.train()
         total = self.schedule.steps
@@ -186,7 +199,7 @@ class Stage:
             bar.start_at(start * self.schedule.batch_size)
             clock, waited = time.perf_counter(), self.feed.wait_seconds
             for step, batch in self._batches(start, total):
-                losses.append(self._step(optimizer, batch, step))
+                losses.append(self._step(optimizers, batch, step))
                 done = step + 1
                 if done % self.log_every == 0 or done == total:
                     mean = self._finite_mean(losses, done)
@@ -209,17 +222,17 @@ class Stage:
                 if done == total or caught or done % self.save_every == 0:
                     self._finite_mean(losses, done)
                     state = {"pending_losses": [loss.item() for loss in losses]}
-                    checkpoint.save(self.folder, done, self.model, optimizer, state)
+                    checkpoint.save(self.folder, done, self.model, optimizers, state)
                 if caught:
                     raise Interrupted(caught[0])
 
-    def _resume(self, optimizer: torch.optim.Optimizer) -> tuple[int, list[Tensor]]:
+    def _resume(self, optimizers: list[torch.optim.Optimizer]) -> tuple[int, list[Tensor]]:
         """Steps already done, and the losses among them that no record holds yet."""
         saved = checkpoint.latest(self.folder)
         if saved is None:
             return 0, []
         self.model.load_state_dict(saved.model)
-        checkpoint.restore_optimizer(self.model, optimizer, saved.optimizer)
+        checkpoint.restore_optimizers(self.model, optimizers, saved.optimizer)
         pending = [torch.tensor(x, device=self.device) for x in saved.state["pending_losses"]]
         return saved.step, pending
 
@@ -234,10 +247,11 @@ class Stage:
                 if step == total:
                     return
 
-    def _step(self, optimizer: torch.optim.Optimizer, batch: Batch, step: int) -> Tensor:
+    def _step(self, optimizers: list[torch.optim.Optimizer], batch: Batch, step: int) -> Tensor:
         lr = self.schedule.lr_at(step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["scale"]
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["scale"]
         total = torch.zeros((), device=self.device)
         for part in batch.split(self.schedule.accum):
             part = part.to(self.device)
@@ -248,8 +262,9 @@ class Stage:
             loss.backward()
             total += loss.detach()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return total
 
     def _finite_mean(self, losses: list[Tensor], step: int) -> float:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,6 +17,15 @@ from ivcl_fast import IVCLConfig, accelerate, model, reference, restore
 CFG = IVCLConfig.preset(
     "tiny", image_size=16, patch_size=4, num_frames=3, num_query_frames=2, depth=1, embed_dim=32
 )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These tensors are too small to share: on a busy machine threads would only wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def video() -> torch.Tensor:
@@ -85,8 +96,6 @@ def test_a_new_fast_model_is_not_undone():
 
 
 def test_the_configs_attention_backend_is_followed():
-    import dataclasses
-
     plain = reference.IVCL(dataclasses.replace(CFG, attention="eager"))
     accelerate(plain)
     assert plain.encoder.blocks[0].attn.attention_backend == "eager"

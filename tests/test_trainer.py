@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ivcl_fast import checkpoint
+from ivcl_fast import IVCL, IVCLConfig, checkpoint
 from ivcl_fast.data.feed import Batch
 from ivcl_fast.trainer import (
     Interrupted,
@@ -20,7 +20,7 @@ from ivcl_fast.trainer import (
     NotFinite,
     Schedule,
     Stage,
-    make_optimizer,
+    make_optimizers,
 )
 
 CLIPS, BATCH = 40, 4
@@ -45,21 +45,23 @@ class ToyFeed:
 class Toy(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body = nn.Linear(6, 8)
+        self.body = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(6, 8)])})
         self.head = nn.Linear(8, 3)
 
     def forward(self, rows):
-        return self.head(self.body(rows.float().flatten(1) / 255).relu())
+        return self.head(self.body["blocks"][0](rows.float().flatten(1) / 255).relu())
 
 
 def toy_loss(model, batch, step):
     return nn.functional.cross_entropy(model(batch.rows), batch.labels)
 
 
-def stage(folder: Path, loss=toy_loss, clips=100, accum=1, **options) -> Stage:
+def stage(folder: Path, loss=toy_loss, accum=1, optimizer="muon", **options) -> Stage:
     torch.manual_seed(3)
     folder.mkdir(exist_ok=True)
-    schedule = Schedule(clips, 1e-2, batch_size=BATCH, warmup_steps=2, accum=accum)
+    schedule = Schedule(
+        100, 1e-2, batch_size=BATCH, warmup_steps=2, accum=accum, optimizer=optimizer
+    )
     return Stage(
         "toy", Toy(), ToyFeed(), loss, schedule, folder / "checkpoints", MetricsLog(folder),
         torch.device("cpu"), amp=False, **{"log_every": 3, "save_every": 5} | options,
@@ -92,13 +94,14 @@ def kill():
     raise Killed
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("step", [0, 1, 4, 5, 12, 19, 24])
-def test_killed_and_resumed_is_the_same_run(tmp_path, step):
-    whole = stage(tmp_path / "whole")
+def test_killed_and_resumed_is_the_same_run(tmp_path, step, optimizer):
+    whole = stage(tmp_path / "whole", optimizer=optimizer)
     whole.run()
     with pytest.raises(Killed):
-        stage(tmp_path / "cut", failing_at(step, kill)).run()
-    resumed = stage(tmp_path / "cut")
+        stage(tmp_path / "cut", failing_at(step, kill), optimizer=optimizer).run()
+    resumed = stage(tmp_path / "cut", optimizer=optimizer)
     resumed.run()
     assert same(whole.model, resumed.model)
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
@@ -170,9 +173,19 @@ def test_schedule_warms_up_and_ends_near_zero():
 
 
 def test_weight_decay_and_rates_by_group():
-    groups = make_optimizer(Toy(), Schedule(1, weight_decay=0.1, backbone_lr_scale=0.5))
-    found = {(g["weight_decay"], g["scale"]): len(g["params"]) for g in groups.param_groups}
+    (adamw,) = make_optimizers(Toy(), Schedule(1, weight_decay=0.1, backbone_lr_scale=0.5))
+    found = {(g["weight_decay"], g["scale"]): len(g["params"]) for g in adamw.param_groups}
     assert found == {(0.1, 0.5): 1, (0.0, 0.5): 1, (0.1, 1.0): 1, (0.0, 1.0): 1}
+
+
+def test_muon_takes_the_matrices_of_blocks_only():
+    model = IVCL(IVCLConfig(depth=1, temporal_depth=1, decoder_depth=1))
+    adamw, muon = make_optimizers(model, Schedule(1, optimizer="muon"))
+    names = {p: n for n, p in model.named_parameters()}
+    taken = [names[p] for group in muon.param_groups for p in group["params"]]
+    others = [names[p] for group in adamw.param_groups for p in group["params"]]
+    assert len(taken) == 3 * 4 and all(".blocks.0." in n and n.endswith("weight") for n in taken)
+    assert sorted(taken + others) == sorted(names.values())
 
 
 def test_unfinished_line_in_the_log_is_forgotten(tmp_path):

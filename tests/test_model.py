@@ -1,0 +1,269 @@
+"""The fast model as a user meets it: construction, folders, compiling, dtypes, devices' neighbours.
+
+That it computes what the reference computes is ``test_pipeline_parity.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+
+import ivcl_fast
+from ivcl_fast import IVCLConfig, kernels, masking, model, reference
+from ivcl_fast.errors import UserError
+
+SIZES = dict(image_size=16, patch_size=4, num_frames=3, num_query_frames=2, depth=2, embed_dim=32)
+CFG = IVCLConfig.preset("tiny", **SIZES)
+SEED = torch.tensor([1, 2])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These tensors are too small to share: on a busy machine threads would only wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def video() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (2, 3, 3, 16, 16), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("objective", ["ivcl", "mae", "joint"])
+@pytest.mark.parametrize("readout", ["last", "cls"])
+def test_same_seed_same_keys_same_weights(objective, readout):
+    cfg = IVCLConfig.preset("tiny", **SIZES, objective=objective, readout=readout)
+    for plain_class, fast_class in (
+        (reference.IVCL, ivcl_fast.IVCL),
+        (reference.IVCLClassifier, ivcl_fast.IVCLClassifier),
+    ):
+        torch.manual_seed(0)
+        plain = plain_class(cfg)
+        torch.manual_seed(0)
+        fast = fast_class(cfg)
+        ours, theirs = fast.state_dict(), plain.state_dict()
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        fast.load_state_dict(theirs, strict=True)
+        plain.load_state_dict(ours, strict=True)
+
+
+def test_every_part_is_fast():
+    for fast in (ivcl_fast.IVCL(CFG), ivcl_fast.IVCLClassifier(CFG)):
+        for name, part in fast.named_modules():
+            assert type(part) not in model.FAST, name
+
+
+def test_masks_are_the_references():
+    for n, k in ((16, 4), (64, 16), (196, 49), (5, 1)):
+        for ours, theirs in zip(
+            kernels.sample_masks(SEED, n, k), reference.sample_masks(SEED, n, k), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+
+
+def test_clip_seeds():
+    """One seed per clip and step, whatever the batch; no two alike."""
+    clips = torch.arange(6)
+    seeds = masking.clip_seeds(0, 7, clips)
+    assert seeds.dtype == torch.int64 and seeds.shape == (6,)
+    assert torch.equal(masking.clip_seeds(0, 7, clips[4:]), seeds[4:])
+    several = [masking.clip_seeds(run, step, clips) for run in range(3) for step in range(50)]
+    assert len(set(torch.cat(several).tolist())) == 3 * 50 * 6
+
+
+# --- Folders --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [None, 7])
+def test_a_folder_gives_the_model_back(tmp_path, classes):
+    fast = ivcl_fast.IVCL(CFG) if classes is None else ivcl_fast.IVCLClassifier(CFG, classes)
+    fast.save_pretrained(tmp_path)
+    assert {"config.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+    loaded = type(fast).from_pretrained(str(tmp_path))
+    assert loaded.cfg == CFG
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in fast.state_dict().items())
+    plain = reference.IVCL(CFG) if classes is None else reference.IVCLClassifier(CFG, classes)
+    plain.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+
+
+def test_load_pretrained(tmp_path):
+    pretrained = ivcl_fast.IVCL(CFG)
+    pretrained.save_pretrained(tmp_path)
+    for source in (tmp_path, str(tmp_path / "model.safetensors"), pretrained.state_dict()):
+        classifier = ivcl_fast.IVCLClassifier(CFG, 5)
+        taken = classifier.load_pretrained(source)
+        assert {key.split(".")[0] for key in taken} == {"encoder", "temporal"}
+        state = classifier.state_dict()
+        assert all(torch.equal(state[k], pretrained.state_dict()[k]) for k in taken)
+
+
+def edit(path, change):
+    config = json.loads((path / "config.json").read_text())
+    change(config)
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def test_bad_folders_are_one_clear_line(tmp_path):
+    ivcl_fast.IVCL(CFG).save_pretrained(tmp_path)
+
+    def fails_with(*parts):
+        with pytest.raises(UserError) as error:
+            ivcl_fast.IVCL.from_pretrained(tmp_path)
+        message = str(error.value)
+        assert "\n" not in message and all(part in message for part in parts), message
+
+    edit(tmp_path, lambda config: config["cfg"].update(embed_dim=64))
+    fails_with("decoder.embed.weight", "[96, 32]", "[96, 64]")
+    edit(tmp_path, lambda config: config["cfg"].update(embed_dim=32, depth=3))
+    fails_with("encoder.blocks.2", "none")
+    edit(tmp_path, lambda config: config["cfg"].update(depth=2, readout="first"))
+    fails_with("readout: 'first' is not one of last, mean, cls")
+    edit(tmp_path, lambda config: config["cfg"].update(readout="last", colour="red"))
+    fails_with("colour: not a field")
+    edit(tmp_path, lambda config: config["cfg"].pop("colour"))
+    ivcl_fast.IVCL.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not a tensor")
+    fails_with("model.safetensors", "safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    fails_with("no model.safetensors")
+    (tmp_path / "config.json").unlink()
+    fails_with("no config.json")
+
+
+def test_vit_weights_load_into_the_encoder(tmp_path):
+    """timm's weights, cls token into slot 0: timm's features at one slot and equal patch size."""
+    cfg = IVCLConfig.preset("tiny", **SIZES, num_slots=1)
+    vit = VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=4, num_classes=0
+    )
+    for parameter in vit.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    weights = vit.state_dict()
+    cls = weights.pop("cls_token") + weights["pos_embed"][:, :1]
+    weights |= {"slot_tokens": cls, "pos_embed": weights["pos_embed"][:, 1:]}
+    fast = ivcl_fast.IVCL(cfg)
+    fast.encoder.load_state_dict(weights, strict=True)
+    rows = reference.patch_rows(video(), cfg)
+    slots, patches, _ = fast.encoder(rows, reference.all_patches(rows))
+    theirs = vit.forward_features((video().float() / 255 - 0.5).flatten(0, 1) / 0.5)
+    torch.testing.assert_close(slots.flatten(0, 1), theirs[:, :1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(patches.flatten(0, 1), theirs[:, 1:], atol=1e-4, rtol=1e-4)
+
+
+# --- Compiling ------------------------------------------------------------------------------------
+# The cheapest backend: what is asked here is what is traced, and how often.
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_blocks_compile_in_place_and_share_graphs(amp):
+    from torch._dynamo.utils import counters
+
+    fast, compiled = ivcl_fast.IVCL(CFG), ivcl_fast.IVCL(CFG)
+    compiled.load_state_dict(fast.state_dict())
+    counters.clear()
+    compiled.compile_blocks(backend="eager")
+    assert list(compiled.state_dict()) == list(fast.state_dict())
+
+    def step(some_model, seed):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            return some_model(video(), seed=seed)
+
+    step(compiled, SEED).loss.backward()
+    assert counters["stats"]["unique_graphs"] == 3  # encoder, temporal, decoder
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for seed in (SEED, SEED + 5, SEED * 1000):
+            out = step(compiled, seed)
+            out.loss.backward()
+            torch.testing.assert_close(out.pred, step(fast, seed).pred)
+    fast.load_state_dict(compiled.state_dict(), strict=True)
+    reference.IVCL(CFG).load_state_dict(compiled.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("objective", ["ivcl", "joint"])
+def test_the_whole_step_is_one_graph(objective):
+    cfg = IVCLConfig.preset("tiny", **SIZES, objective=objective)
+    fast = ivcl_fast.IVCL(cfg)
+    compiled = torch.compile(lambda v, seed: fast(v, seed=seed), fullgraph=True, backend="eager")
+    compiled(video(), SEED)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for seed in (SEED + 1, SEED * 77):
+            ours, eager = compiled(video(), seed), fast(video(), seed=seed)
+            assert torch.equal(ours.ids_keep, eager.ids_keep)
+            torch.testing.assert_close(ours.loss, eager.loss)
+            ours.loss.backward()
+
+
+def test_a_compiled_block_runs_backward():
+    block = model.Block(32, 4, 2.0)
+    for part in block.modules():
+        part.__class__ = model.FAST.get(type(part), type(part))
+    x = torch.randn(2, 5, 32)
+    expected = block(x)
+    block.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    ours = block(x)
+    ours.sum().backward()
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+# --- Dtypes ---------------------------------------------------------------------------------------
+
+
+def test_autocast_keeps_the_stream_in_float32():
+    fast = ivcl_fast.IVCL(CFG)
+    seen = []
+    hook = fast.encoder.blocks[1].register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].dtype)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        out = fast(video(), seed=SEED)
+    out.loss.backward()
+    hook.remove()
+    assert seen == [torch.float32]
+    assert out.pred.dtype == torch.bfloat16 and out.loss.dtype == torch.float32
+    assert all(p.grad.dtype == torch.float32 for p in fast.parameters())
+    exact = reference.IVCL(CFG)
+    exact.load_state_dict(fast.state_dict())
+    theirs = copy.deepcopy(exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        same = theirs(video(), seed=SEED)
+    truth = exact.double()(video(), seed=SEED).pred
+    ours, allowed = (out.pred - truth).abs().max(), (same.pred - truth).abs().max()
+    assert ours <= 2 * allowed + torch.finfo(torch.bfloat16).eps * truth.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_another_dtype(dtype):
+    fast = ivcl_fast.IVCL(CFG).to(dtype)
+    out = fast(video(), seed=SEED)
+    out.loss.backward()
+    assert out.pred.dtype == dtype and torch.isfinite(out.loss)
+
+
+def test_bad_arguments_are_named():
+    fast = ivcl_fast.IVCL(CFG)
+    with pytest.raises(ValueError, match=r"^video: "):
+        fast(video()[:, :2])
+    with pytest.raises(ValueError, match=r"^ids_keep: "):
+        fast(video(), ids_keep=torch.zeros(2, 3, 4))
+    with pytest.raises(ValueError, match=r"^seed: "):
+        fast(video(), seed=torch.zeros(3, dtype=torch.int64))
+    short = ivcl_fast.IVCL(IVCLConfig.preset("tiny", **SIZES, attention="short"))
+    if not kernels.fused(video()):
+        with pytest.raises(ValueError, match=r"backend: 'short' cannot run here: .*TRITON"):
+            short(video())
