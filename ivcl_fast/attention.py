@@ -71,7 +71,7 @@ def _import(package: str) -> str | None:
 
 
 def constant_to_compiler(function: Callable) -> Callable:
-    """``torch.compiler.assume_constant_result``, which would import the compiler: a whole second."""
+    """``torch.compiler.assume_constant_result``, which itself imports the compiler: a second."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 

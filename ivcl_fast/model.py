@@ -141,9 +141,8 @@ class Pretrained(PyTorchModelHubMixin, library_name="ivcl_fast", license="apache
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id: str, cfg: Any = None, map_location: str = "cpu", strict: bool = True,
-        **kwargs: Any,
-    ) -> Self:  # fmt: skip
+        cls, *, model_id: str, cfg: Any = None, map_location: str = "cpu", **kwargs: Any
+    ) -> Self:
         """Behind ``from_pretrained``: a model from a folder or from the Hugging Face hub.
 
         Raises :class:`UserError` where the config or the weights are missing or do not fit.
@@ -169,7 +168,7 @@ class Pretrained(PyTorchModelHubMixin, library_name="ivcl_fast", license="apache
                     f"{model_id}: {key} is {theirs} in {checkpoint.MODEL}, but {ours} in a model "
                     "of this config"
                 )
-        model.load_state_dict(weights, strict=strict)
+        model.load_state_dict(weights)
         return model.to(map_location).eval()
 
     def _arguments(self) -> dict[str, Any]:

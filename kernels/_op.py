@@ -66,11 +66,12 @@ def missing_kernel(device: torch.device) -> str | None:
 
 
 def fused(tensor: Tensor) -> bool:
-    """Whether a kernel serves this tensor's device; else the caller inlines ``_ref``.
+    """Whether a kernel serves this tensor's device and dtype; else the caller inlines ``_ref``.
 
-    Inlined, ``_ref`` has PyTorch's own autograd and lets a compiler fuse it with its neighbours.
+    Kernels compute in float32, which is not enough for float64. Inlined, ``_ref`` has PyTorch's
+    own autograd and lets a compiler fuse it with its neighbours.
     """
-    return missing_kernel(tensor.device) is None
+    return tensor.dtype != torch.float64 and missing_kernel(tensor.device) is None
 
 
 def vjp(ref: Callable, primals: tuple[Any, ...], cotangents: Any) -> tuple[Tensor | None, ...]:
