@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpoint_call
 
 from . import checkpoint, kernels, reference
 from .attention import attention
@@ -133,6 +135,12 @@ class Pretrained(PyTorchModelHubMixin, library_name="ivcl_fast", license="apache
         for part in self.modules():  # type: ignore[attr-defined]
             if isinstance(part, reference.Block):
                 part.compile(fullgraph=True, dynamic=False, **options)
+
+    def checkpoint_blocks(self) -> None:
+        """Keep no activations inside blocks: backward computes them again, saving memory."""
+        for part in self.modules():  # type: ignore[attr-defined]
+            if isinstance(part, reference.Block):
+                part.forward = partial(checkpoint_call, part.forward, use_reentrant=False)  # type: ignore[method-assign]
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write ``model.safetensors``, ``config.json`` and a model card to a folder."""

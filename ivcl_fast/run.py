@@ -144,6 +144,8 @@ class Run:
             return
         if init != "random":
             checkpoint.load_backbone(model, init)
+        if self.config.grad_checkpoint:
+            model.checkpoint_blocks()
         if self.compile:
             model.compile_blocks()
         frames = model.cfg.num_frames

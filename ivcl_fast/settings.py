@@ -70,6 +70,8 @@ class TrainConfig:
     """Also finetune without pretraining, for as long, and report it."""
     compile: bool = False
     """Compile the transformer blocks (torch.compile)."""
+    grad_checkpoint: bool = False
+    """Compute the blocks' activations again in backward: less memory, a third more time."""
     amp: Literal["auto", "bf16", "off"] = "auto"
     """bfloat16 autocast; auto: where the hardware has it."""
     device: str = "auto"

@@ -66,7 +66,7 @@ def main() -> None:
         print(f"stopped by {stop}; go on with: {command}", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
     except KeyboardInterrupt:
-        print(f"stopped by SIGINT; go on with: {command}", file=sys.stderr)
+        print("stopped; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
 
 

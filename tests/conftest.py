@@ -1,9 +1,17 @@
-"""Tests marked ``gpu`` are skipped, with the reason, where there is no NVIDIA GPU."""
+"""Tests marked ``gpu`` are skipped, with the reason, where there is no NVIDIA GPU.
+
+One thread: the tests' tensors are too small to share, and on a busy machine threads would only wait
+for each other.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,15 +16,6 @@ from ivcl_fast import IVCLConfig, accelerate, model, reference, restore
 CFG = IVCLConfig.preset(
     "tiny", image_size=16, patch_size=4, num_frames=3, num_query_frames=2, depth=1, embed_dim=32
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These tensors are too small to share: on a busy machine threads would only wait."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def video() -> torch.Tensor:

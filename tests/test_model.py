@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,15 +20,6 @@ from ivcl_fast.errors import UserError
 SIZES = dict(image_size=16, patch_size=4, num_frames=3, num_query_frames=2, depth=2, embed_dim=32)
 CFG = IVCLConfig.preset("tiny", **SIZES)
 SEED = torch.tensor([1, 2])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These tensors are too small to share: on a busy machine threads would only wait."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def video() -> torch.Tensor:
@@ -222,6 +212,17 @@ def test_a_compiled_block_runs_backward():
 
 
 # --- Dtypes ---------------------------------------------------------------------------------------
+
+
+def test_checkpointed_blocks_give_the_same_gradients():
+    plain = ivcl_fast.IVCL(CFG)
+    lean = copy.deepcopy(plain)
+    lean.checkpoint_blocks()
+    for net in (plain, lean):
+        net(video(), seed=SEED).loss.backward()
+    for (name, a), b in zip(plain.named_parameters(), lean.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0, msg=name)
+    assert lean.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_autocast_keeps_the_stream_in_float32():

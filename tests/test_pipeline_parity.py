@@ -28,15 +28,6 @@ LEEWAY = 4
 ULPS = 64 * torch.finfo(torch.float32).eps
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These tensors are too small to share: on a busy machine threads would only wait."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def some_video(cfg: IVCLConfig, clips: int, seed: int = 0) -> Tensor:
     shape = (clips, cfg.num_frames, 3, cfg.image_size, cfg.image_size)
     generator = torch.Generator().manual_seed(seed)
