@@ -50,7 +50,7 @@ class TrainConfig:
     """Training clips of finetuning."""
     lr: float = 3e-3
     """Peak learning rate of pretraining."""
-    finetune_lr: float = 1e-3
+    finetune_lr: float = 3e-3
     """Peak learning rate of finetuning, for the head."""
     backbone_lr_scale: float = 0.5
     """Learning rate of the pretrained part, relative to the head's."""

@@ -191,40 +191,45 @@ class Stage:
         start, losses = self._resume(optimizers)
         self.metrics.rewind(self.name, start)
         self.model.train()
-        total = self.schedule.steps
-        with (
-            Bar(self.name, total * self.schedule.batch_size, "clips") as bar,
-            caught_signals() as caught,
-        ):
-            bar.start_at(start * self.schedule.batch_size)
-            clock, waited = time.perf_counter(), self.feed.wait_seconds
+        total, size = self.schedule.steps, self.schedule.batch_size
+        with Bar(self.name, total * size, "clips") as bar, caught_signals() as caught:
+            bar.start_at(start * size)
+            clock = self._clock()
             for step, batch in self._batches(start, total):
                 losses.append(self._step(optimizers, batch, step))
                 done = step + 1
                 if done % self.log_every == 0 or done == total:
-                    mean = self._finite_mean(losses, done)
-                    seconds = time.perf_counter() - clock
-                    record = {
-                        "loss": mean,
-                        "lr": self.schedule.lr_at(step),
-                        "clips_per_second": len(losses) * self.schedule.batch_size / seconds,
-                        "data_wait": (self.feed.wait_seconds - waited) / seconds,
-                    }
-                    self.metrics.write(self.name, done, done * self.schedule.batch_size, **record)
-                    bar.show(
-                        done * self.schedule.batch_size,
-                        f"loss {mean:.4f}, waits for data {record['data_wait']:.0%}",
-                    )
+                    record = self._record(losses, step, clock)
+                    self.metrics.write(self.name, done, done * size, **record)
+                    note = f"loss {record['loss']:.4f}, waits for data {record['data_wait']:.0%}"
+                    bar.show(done * size, note)
                     losses = []
                     if self._validates_at(done):
                         self._validate(done)
-                    clock, waited = time.perf_counter(), self.feed.wait_seconds
+                    clock = self._clock()
                 if done == total or caught or done % self.save_every == 0:
-                    self._finite_mean(losses, done)
-                    state = {"pending_losses": [loss.item() for loss in losses]}
+                    state = {"pending_losses": self._finite(losses, done)}
                     checkpoint.save(self.folder, done, self.model, optimizers, state)
                 if caught:
                     raise Interrupted(caught[0])
+
+    def _clock(self) -> tuple[float, float]:
+        """Now, and the time spent waiting for data so far; seconds."""
+        return time.perf_counter(), self.feed.wait_seconds
+
+    def _record(
+        self, losses: list[Tensor], step: int, since: tuple[float, float]
+    ) -> dict[str, float]:
+        """What is logged after ``step``, about the steps since ``since``."""
+        values = self._finite(losses, step + 1)
+        now, waited = self._clock()
+        seconds = now - since[0]
+        return {
+            "loss": sum(values) / len(values),
+            "lr": self.schedule.lr_at(step),
+            "clips_per_second": len(values) * self.schedule.batch_size / seconds,
+            "data_wait": (waited - since[1]) / seconds,
+        }
 
     def _resume(self, optimizers: list[torch.optim.Optimizer]) -> tuple[int, list[Tensor]]:
         """Steps already done, and the losses among them that no record holds yet."""
@@ -238,6 +243,11 @@ class Stage:
 
     def _batches(self, start: int, total: int) -> Iterator[tuple[int, Batch]]:
         """Batches of steps ``start`` to ``total - 1``, epoch after epoch."""
+        if not len(self.feed):
+            raise UserError(
+                f"{self.name}: fewer usable training clips than one batch; lower --batch-size, "
+                f"which is {self.schedule.batch_size}"
+            )
         step = start
         while step < total:
             epoch, first = divmod(step, len(self.feed))
@@ -255,27 +265,28 @@ class Stage:
         total = torch.zeros((), device=self.device)
         for part in batch.split(self.schedule.accum):
             part = part.to(self.device)
+            share = len(part.clip_ids) / len(batch.clip_ids)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-                loss = self.loss(self.model, part, step) * (
-                    len(part.clip_ids) / len(batch.clip_ids)
-                )
+                loss = self.loss(self.model, part, step) * share
             loss.backward()
             total += loss.detach()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip_norm)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return total
+        return torch.where(norm.isfinite(), total, torch.nan)  # a broken gradient shows as well
 
-    def _finite_mean(self, losses: list[Tensor], step: int) -> float:
-        """Mean of the losses since the last record; stops the run if it is not finite."""
-        mean = torch.stack(losses).mean().item() if losses else 0.0
-        if not math.isfinite(mean):
-            raise NotFinite(
-                f"{self.name}: the loss became {mean} before step {step}; the checkpoints in "
-                f"{self.folder} are from before that. Try a lower --lr, or --amp off"
-            )
-        return mean
+    def _finite(self, losses: list[Tensor], step: int) -> list[float]:
+        """The losses as numbers; stops the run if one is not finite."""
+        values = torch.stack(losses).tolist() if losses else []
+        for value in values:
+            if not math.isfinite(value):
+                raise NotFinite(
+                    f"{self.name}: the loss or a gradient became {value} before step {step}; the "
+                    f"checkpoints in {self.folder} are from before that. Try a lower --lr, or "
+                    "--amp off"
+                )
+        return values
 
     def _validates_at(self, done: int) -> bool:
         if self.validate is None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ivcl_fast import IVCL, IVCLConfig, checkpoint
 from ivcl_fast.data.feed import Batch
+from ivcl_fast.errors import UserError
 from ivcl_fast.trainer import (
     Interrupted,
     MetricsLog,
@@ -129,11 +130,31 @@ def test_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     def loss(model, batch, step):
         return toy_loss(model, batch, step) * (math.nan if step >= 12 else 1)
 
-    with pytest.raises(NotFinite, match="toy: the loss became nan"):
+    with pytest.raises(NotFinite, match="toy: the loss or a gradient became nan"):
         stage(tmp_path / "nan", loss).run()
     saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
     assert saved is not None and saved.step == 10
     assert all(torch.isfinite(t).all() for t in saved.model.values())
+
+
+def test_broken_gradient_never_reaches_a_checkpoint(tmp_path):
+    def loss(model, batch, step):
+        value = toy_loss(model, batch, step)
+        if step == 9:  # the checkpoint of step 10 would be the first with broken weights
+            value.register_hook(lambda grad: grad * math.nan)
+        return value
+
+    with pytest.raises(NotFinite):
+        stage(tmp_path / "nan", loss).run()
+    saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
+    assert saved is not None and saved.step == 5
+
+
+def test_too_few_clips_for_a_batch(tmp_path):
+    run = stage(tmp_path / "few")
+    run.feed = type("Empty", (ToyFeed,), {"__len__": lambda self: 0})()
+    with pytest.raises(UserError, match="fewer usable training clips than one batch"):
+        run.run()
 
 
 def test_accumulation_gives_the_same_step(tmp_path):
