@@ -148,13 +148,11 @@ def restore_optimizers(
 # --- Starting one model from another ------------------------------------------------------------
 
 
-def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict from a folder or file in safetensors format, or passed through.
+def weights_file(source: str | os.PathLike) -> Path:
+    """The safetensors file that ``source``, a folder or that file itself, stands for.
 
-    Raises ``UserError`` naming the path if there are no readable weights.
+    Raises ``UserError`` if there is none.
     """
-    if isinstance(source, Mapping):
-        return dict(source)
     path = Path(source)
     file = path / MODEL if path.is_dir() else path
     if not file.is_file():
@@ -162,6 +160,17 @@ def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, 
             f"checkpoint {path}: no {MODEL} there; give a folder written by save_pretrained, "
             "or a .safetensors file"
         )
+    return file
+
+
+def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict from a folder or file in safetensors format, or passed through.
+
+    Raises ``UserError`` naming the path if there are no readable weights.
+    """
+    if isinstance(source, Mapping):
+        return dict(source)
+    file = weights_file(source)
     try:
         return load_file(file)
     except SafetensorError as error:

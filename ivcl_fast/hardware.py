@@ -6,11 +6,21 @@ import shutil
 
 import torch
 
+from .errors import UserError
+
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device, or the CPU where there is none."""
+    """``auto`` is the first CUDA device, or the CPU where there is none.
+
+    Raises ``UserError`` for a name that is no device of this machine.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    have = ["cpu"]
+    if torch.cuda.is_available():
+        have += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if name not in have:
+        raise UserError(f"--device: {name!r} is not auto or one of {', '.join(have)}")
     return torch.device(name)
 
 

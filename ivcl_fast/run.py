@@ -41,6 +41,8 @@ class Run:
         self.device = pick_device(config.device)
         self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(self.device))
         self.task = task_named(config.task)
+        if config.init != "random":
+            checkpoint.weights_file(config.init)  # before any work, tell that it is missing
         self.metrics = MetricsLog(self.folder)
         reason = missing_compiler(self.device) if config.compile else None
         if reason:
