@@ -17,6 +17,12 @@ INTERPRET = _triton.INTERPRET
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRET else [torch.bfloat16])
 
 
+# ``torch.device`` as a context keeps a list of the constructors it serves from its first use on:
+# that must not be while ``poisoned`` has replaced some.
+with torch.device("cpu"):
+    torch.empty(0)
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
     return request.param
