@@ -25,7 +25,7 @@ from torch import Tensor
 from . import _triton
 from ._op import differentiate, fused, register, vjp
 from ._triton import tl, triton
-from .launch import cdiv, launch, num_sms
+from .launch import cdiv, launch, num_sms, rounds_float32
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -127,6 +127,8 @@ def _forward(
     rows: Tensor, ids: Tensor, weight: Tensor, bias: Tensor, pos: Tensor,
     mean: float, std: float, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
+    if dtype == torch.float32 and rounds_float32(rows.device):
+        return _ref(rows, ids, weight, bias, pos, mean, std, dtype)
     (_, patches, pixels), dim = rows.shape, len(weight)
     weight = weight.to(_operand(dtype)).contiguous()  # once, not by every program that reads it
     y = torch.empty(*ids.shape, dim, dtype=dtype, device=rows.device)
@@ -144,7 +146,9 @@ def _forward(
 def _backward(
     dy: Tensor, rows: Tensor, ids: Tensor, weight: Tensor, bias: Tensor, pos: Tensor,
     mean: float, std: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    if dy.dtype == torch.float32 and rounds_float32(rows.device):
+        return _ref_backward(dy, rows, ids, weight, bias, pos, mean, std)
     (_, patches, pixels), dim = rows.shape, len(weight)
     columns = 16 * cdiv(pixels + patches, 16)  # so that stores are of 16 bytes; what is over is 0
     dy = dy.to(_operand(dy.dtype)).contiguous()

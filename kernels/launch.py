@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ._triton import triton
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -61,6 +63,14 @@ def num_sms(device: torch.device) -> int:
     if device.type != "cuda":
         return 4
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def rounds_float32(device: torch.device) -> bool:
+    """Whether Triton multiplies float32 in TF32 there although told not to: sm_100, before 3.9."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 10:
+        return False
+    return tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -25,7 +25,7 @@ from torch import Tensor
 from . import _triton
 from ._op import differentiate, fused, register, vjp
 from ._triton import tl, triton
-from .launch import cdiv, launch
+from .launch import cdiv, launch, rounds_float32
 
 MAX_TOKENS, MAX_HEAD_DIM = 128, 128
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -168,6 +168,8 @@ def _launch(kernel, qkv: Tensor, num_heads: int, *tensors: Tensor) -> None:
 
 
 def _forward(qkv: Tensor, num_heads: int) -> Tensor:
+    if qkv.dtype == torch.float32 and rounds_float32(qkv.device):
+        return _ref(qkv, num_heads)
     qkv = qkv.contiguous()
     out = torch.empty(*qkv.shape[:2], qkv.shape[2] // 3, dtype=qkv.dtype, device=qkv.device)
     _launch(_forward_kernel, qkv, num_heads, qkv, out)
@@ -175,6 +177,8 @@ def _forward(qkv: Tensor, num_heads: int) -> Tensor:
 
 
 def _backward(dout: Tensor, qkv: Tensor, num_heads: int) -> Tensor:
+    if qkv.dtype == torch.float32 and rounds_float32(qkv.device):
+        return _ref_backward(dout, qkv, num_heads)
     dout, qkv = dout.contiguous(), qkv.contiguous()
     dqkv = torch.empty_like(qkv)
     _launch(_backward_kernel, qkv, num_heads, dout, qkv, dqkv)
