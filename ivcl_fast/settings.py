@@ -44,7 +44,7 @@ class TrainConfig:
     """Delete a run of the same name first."""
     quick: bool = False
     """Everything once, tiny: shows within two minutes that it all runs; learns nothing."""
-    pretrain_clips: int = 40_000
+    pretrain_clips: int = 30_000
     """Training clips of pretraining."""
     finetune_clips: int = 10_000
     """Training clips of finetuning."""
