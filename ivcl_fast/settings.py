@@ -172,8 +172,11 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
     return dataclasses.replace(saved, out=folder.parent, name=folder.name, **changes)
 
 
-# Flags that may change between a start and its continuation: they do not change what is learnt.
-FREE = {"resume", "overwrite", "name", "out", "workers", "save_every", "compile", "device"}
+# Flags that may change between a start and its continuation: what is learnt stays the same.
+FREE = {
+    "resume", "overwrite", "name", "out", "workers", "save_every", "compile", "device",
+    "compare_scratch",
+}  # fmt: skip
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
