@@ -210,10 +210,11 @@ def resize_embedding(key: str, value: Tensor, shape: torch.Size) -> Tensor:
             f"checkpoint: {key} has shape {list(value.shape)}, the model needs {list(shape)}; "
             "use the preset and sizes the checkpoint was trained with"
         )
+    if is_time and shape[0] == 1:  # a single frame is the last one
+        log.info("%s: the last of %d taken", key, len(value))
+        return value[-1:]
     log.info("%s: interpolated from %d to %d", key, value.shape[-2], shape[-2])
     if is_time:
-        if shape[0] == 1:  # a single frame is the last one
-            return value[-1:]
         x = F.interpolate(value.T[None], shape[0], mode="linear", align_corners=True)
         return x[0].T.contiguous()
     old, new = round(value.shape[1] ** 0.5), round(shape[1] ** 0.5)

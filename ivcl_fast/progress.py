@@ -67,7 +67,7 @@ class Bar:
             self._live.update(
                 self._task, completed=done, total=self.total, rate=self._rate(), note=note
             )
-        elif time.monotonic() - self._last_line > PLAIN_SECONDS:
+        elif done < self.total and time.monotonic() - self._last_line > PLAIN_SECONDS:
             self._last_line = time.monotonic()
             self._line(note)
 
