@@ -6,12 +6,16 @@ for each other.
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    # A shell starts background jobs deaf to Ctrl-C, and children inherit that: tests send it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
