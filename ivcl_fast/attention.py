@@ -1,7 +1,8 @@
 """Multi-head attention over packed qkv, by whichever backend suits the shape.
 
 ====================  ==========================================================================
-``short``             our kernel: up to 128 tokens, several sequences to a tile
+``short``             our kernels: up to 128 tokens, several sequences to a tile, on a GPU; up to
+                      512 on a CPU
 ``flash``             the ``flash-attn`` package (4 or 2) on a GPU where it is installed, else
                       PyTorch's own FlashAttention or cuDNN (on a CPU: its blocked attention)
 ``xformers``          ``memory_efficient_attention``, only on request
@@ -9,9 +10,9 @@
                       every pair of tokens
 ====================  ==========================================================================
 
-``auto`` takes ``short`` for short sequences and ``flash`` for long ones. Where ``short`` has no
-kernel (a CPU), ``eager`` is next: there PyTorch's blocked attention is the slower one, forward and
-backward, up to about 128 tokens. float32 on a GPU is ``short`` or ``eager``: the others would round
+``auto`` takes ``short`` for short sequences and ``flash`` for long ones. On a CPU without kernels
+``eager`` is next: there PyTorch's blocked attention is the slower one, forward and backward, up to
+about 1,024 tokens. float32 on a GPU is ``short`` or ``eager``: the others would round
 its products to TF32.
 
 A mask is never passed: cuDNN's backward has given NaN with one.
@@ -32,17 +33,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .errors import UserError
 from .kernels import short_attention
 from .kernels._op import missing_kernel
-from .kernels.short_attention import DTYPES, MAX_HEAD_DIM, MAX_TOKENS
+from .kernels.short_attention import DTYPES, MAX_HEAD_DIM, max_tokens
 from .kernels.short_attention import _ref as eager_attention
 
 MERITS = {
-    "short": "several short sequences share a tile",
+    "short": "short sequences stay on chip",
     "flash": "the scores of long sequences never go to memory",
     "xformers": "asked for",
     "eager": "plain PyTorch runs it",
 }
 BACKENDS = tuple(MERITS)
 HALF = (torch.float16, torch.bfloat16)
+EAGER_TOKENS = 1024
+"""Up to so many a CPU is faster at a softmax written out than at PyTorch's blocked attention."""
 MAX_BATCH = 65_535
 """Sequences in one call: CUDA's limit on a grid's second and third axis."""
 MAX_GRADIENT = 2**31 - 1
@@ -114,11 +117,12 @@ def supports(
         return []
     reasons: list[str | None] = [missing_gpu(device) if on_gpu else None]
     if backend == "short":
+        most = max_tokens(device)
         reasons += [
-            missing_kernel(device),
-            None if 1 <= num_tokens <= MAX_TOKENS else f"not 1 to {MAX_TOKENS} tokens",
+            missing_kernel(device, dtype)
+            or (None if dtype in DTYPES else f"no kernel for {dtype}"),
+            None if 1 <= num_tokens <= most else f"not 1 to {most} tokens",
             f"heads of more than {MAX_HEAD_DIM} columns" if head_dim > MAX_HEAD_DIM else None,
-            None if dtype in DTYPES else f"no kernel for {dtype}",
         ]
     elif on_gpu:
         reasons += [
@@ -144,10 +148,9 @@ def choose(
     Arguments as :func:`supports` takes them.
     """
     device = torch.device(device)
-    if num_tokens > MAX_TOKENS:
-        order = ["flash", "eager"]
-    else:
-        order = ["short", "flash", "eager"] if device.type == "cuda" else ["short", "eager"]
+    order = ["short", "flash", "eager"]
+    if device.type == "cpu" and num_tokens <= EAGER_TOKENS:
+        order = ["short", "eager"]
     passed: list[str] = []
     for backend in order:
         reasons = supports(

@@ -14,6 +14,7 @@ import tyro
 
 from . import attention, hardware
 from .errors import run_command
+from .kernels import _ext, _triton
 from .kernels._op import missing_kernel
 
 PACKAGES = (
@@ -35,7 +36,7 @@ def sections() -> dict[str, dict[str, str]]:
         "kernels": {op: serving(op) for op in OPS},
         "attention": attention.backends(),
         "torch.compile": {
-            kind: hardware.missing_compiler(torch.device(kind)) or "available"
+            kind: hardware.useless_compiler(torch.device(kind)) or "available"
             for kind in ("cpu", "cuda")
             if kind == "cpu" or torch.cuda.is_available()
         },
@@ -82,7 +83,8 @@ def serving(op: str) -> str:
     states = []
     for kind in ("cuda", "cpu"):
         reason = missing_kernel(torch.device(kind))
-        how = "Triton" if reason is None else f"PyTorch, {reason}"
+        kernel = "Triton" if kind == "cuda" or _triton.INTERPRET else f"C++ for {_ext.ISA}"
+        how = kernel if reason is None else f"PyTorch, {reason}"
         states.append(f"{kind}: {how}")
     return "; ".join(states)
 

@@ -7,7 +7,9 @@ the other in place (``accelerate.py``).
 * Tokens stay packed, ``[F, N, D]``: no permutes, no copies between heads and tokens.
 * Bytes stay bytes: video is embedded, and compared with, as uint8 patch rows.
 * A block leaves its last residual sum to the norm that follows, which does both in one pass.
-* Of the decoder's output only the hidden patches are normalised and predicted.
+* What nothing reads is not computed: past its attention, the last block of each stack goes on
+  with the tokens alone that are asked for (the decoder with the hidden patches, the encoder
+  without the patches of frames that are no query, or of any frame in a classifier).
 
 Dtypes: the residual stream (``x`` below) has the parameters' dtype, float32 under autocast as in
 the reference; what flows through the matrix products has autocast's. A model cast to bfloat16 keeps
@@ -17,7 +19,7 @@ its stream in bfloat16.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -32,7 +34,7 @@ from . import checkpoint, kernels, reference
 from .attention import attention
 from .config import IVCLConfig
 from .errors import UserError
-from .reference import take_rows
+from .reference import all_patches, patch_rows, take_rows
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -48,12 +50,37 @@ def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tens
     return kernels.add_layer_norm(branch, x, norm.weight, norm.bias, norm.eps)
 
 
+def count(n: int, like: Tensor) -> Tensor:
+    """0..n-1 where ``like`` is."""
+    return torch.arange(n, device=like.device)
+
+
+def spans(frame: Tensor, width: int, tokens: int, start: int = 0) -> Tensor:
+    """Numbers within a clip of the first ``tokens`` tokens of frames, int64 ``[B, any]``.
+
+    A frame takes up ``width`` tokens; the first one's start at ``start``.
+    """
+    return (frame.unsqueeze(-1) * width + start + count(tokens, frame)).flatten(1)
+
+
+def through_clips(numbers: Sequence[Tensor], length: int) -> Tensor:
+    """Numbers ``[B, any]`` within clips of ``length`` tokens, side by side, through all clips."""
+    joined = torch.cat(list(numbers), dim=1)
+    return joined + count(len(joined), joined)[:, None] * length
+
+
+def pick(x: Tensor, wanted: Tensor) -> Tensor:
+    """Tokens of ``[F, N, D]`` by their numbers, counted through all sequences."""
+    return x.flatten(0, 1).index_select(0, wanted.flatten()).unflatten(0, wanted.shape)
+
+
 class Attention(reference.Attention):
     attention_backend = "auto"
     """As :func:`ivcl_fast.attention.attention` takes it."""
 
-    def forward(self, x: Tensor) -> Tensor:  # [F, N, D]
-        return self.proj(attention(self.qkv(x), self.num_heads, self.attention_backend))
+    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:  # [F, N, D]
+        x = attention(self.qkv(x), self.num_heads, self.attention_backend)
+        return self.proj(x if wanted is None else pick(x, wanted))
 
 
 class Mlp(reference.Mlp):
@@ -62,34 +89,45 @@ class Mlp(reference.Mlp):
 
 
 class Block(reference.Block):
-    def forward(self, x: Tensor, branch: Tensor | None = None, defer: bool = False) -> Any:
-        """The block of ``x + branch``; with ``defer``, as ``(x, branch)`` still to be added."""
+    def forward(
+        self, x: Tensor, branch: Tensor | None = None, wanted: Tensor | None = None,
+        defer: bool = False,
+    ) -> Any:  # fmt: skip
+        """The block of ``x + branch``; with ``defer``, as ``(x, branch)`` still to be added.
+
+        ``wanted``: the tokens to go on with after attention, as :func:`pick` takes them.
+        """
         x, y = add_norm(x, branch, self.norm1)
-        x, y = add_norm(x, self.attn(y), self.norm2)
+        branch = self.attn(y, wanted)
+        x, y = add_norm(x if wanted is None else pick(x, wanted), branch, self.norm2)
         branch = self.mlp(y)
         return (x, branch) if defer else x + branch
 
 
 class Transformer(reference.Transformer):
-    def transform(self, x: Tensor) -> Tensor:
-        return add_norm(*self.run_blocks(x), self.norm)[1]
-
-    def run_blocks(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """All blocks, as ``(x, branch)`` still to be added.
-
-        Without kernels there is nothing to gain by deferring: one kind of call, one graph to
-        compile.
-        """
-        branch = None
-        for block in self.blocks:
-            if isinstance(block, Block) and kernels.fused(x):
-                x, branch = block(x, branch, defer=True)
-            else:
+    def transform(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Blocks and norm of ``[F, N, D]``: all tokens, or those ``wanted``."""
+        branch, last = None, len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            picked = wanted if i == last else None
+            if isinstance(block, Block):
+                x, branch = block(x, branch, picked, defer=True)
+            else:  # a user's own
                 x, branch = block(x if branch is None else x + branch), None
-        return x, branch
+                x = x if picked is None else pick(x, picked)
+        return add_norm(x, branch, self.norm)[1]
 
 
 class Encoder(Transformer, reference.Encoder):
+    def tokens(self, rows: Tensor, ids_keep: Tensor, wanted: Tensor) -> Tensor:
+        """Some tokens of some frames, ``[*wanted.shape, D]``.
+
+        ``wanted``: numbers of tokens, counted through all frames: slots first, then patches.
+        """
+        patches = self.embed(rows, ids_keep)
+        slots = self.slot_tokens.to(patches).expand(*ids_keep.shape[:2], -1, -1)
+        return self.transform(torch.cat([slots, patches], dim=2).flatten(0, 1), wanted)
+
     def embed(self, rows: Tensor, ids: Tensor) -> Tensor:
         if rows.dtype != torch.uint8:
             return super().embed(rows, ids)
@@ -110,11 +148,9 @@ class Decoder(Transformer, reference.Decoder):
         pos, prefix = self.pos_embed[0], self.embed(slots) if self.see_slots else None
         visible = self.embed(visible).to(pos.dtype)
         x = kernels.restore_tokens(visible, ids_keep, self.mask_token[0, 0], pos, prefix)
-        x, branch = self.run_blocks(x)
-        hidden = ids_mask + (x.shape[1] - len(pos))  # behind the slots
-        x = take_rows(x, hidden)
-        branch = None if branch is None else take_rows(branch, hidden)
-        return self.pred(add_norm(x, branch, self.norm)[1])
+        frames, length, _ = x.shape
+        hidden = ids_mask + (length - len(pos))  # behind the slots
+        return self.pred(self.transform(x, hidden + count(frames, x)[:, None] * length))
 
 
 class Pretrained(PyTorchModelHubMixin, library_name="ivcl_fast", license="apache-2.0"):
@@ -190,11 +226,31 @@ class IVCL(Pretrained, reference.IVCL):
     Masks are drawn on the device, bit for bit the reference's for the same seeds.
     """
 
+    encoder: Encoder
+    temporal: Temporal
     sample_masks = staticmethod(kernels.sample_masks)
 
     def __init__(self, cfg: IVCLConfig) -> None:
         super().__init__(cfg)
         use_fast_parts(self)
+
+    def context(self, rows: Tensor, ids_keep: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        if self.cfg.objective != "ivcl":
+            return super().context(rows, ids_keep, query)
+        (clips, frames, keep), slots = ids_keep.shape, self.cfg.num_slots
+        every, queries = (count(n, rows).expand(clips, -1) for n in (frames, query.shape[1]))
+        # The temporal transformer sees all slots, and the patches of the frames `seen`, among which
+        # the queries are the frames `at`.
+        seen, at = (query, queries) if self.cfg.context_tokens == "slots" else (every, query)
+        wanted = spans(every, slots + keep, slots), spans(seen, slots + keep, keep, slots)
+        x = self.encoder.tokens(rows, ids_keep, through_clips(wanted, frames * (slots + keep)))
+        time = every.repeat_interleave(slots, 1), seen.repeat_interleave(keep, 1)
+        x = x + F.embedding(torch.cat(time, dim=1), self.temporal.time_embed)
+        # Of its tokens the decoder is given those of the queries.
+        wanted = spans(query, slots, slots), spans(at, keep, keep, frames * slots)
+        x = self.temporal.transform(x, through_clips(wanted, x.shape[1]))
+        given = x.split([query.shape[1] * slots, query.shape[1] * keep], dim=1)
+        return given[0].unflatten(1, (-1, slots)), given[1].unflatten(1, (-1, keep))
 
     def loss(self, pred: Tensor, rows: Tensor, mask: Tensor, query: Tensor) -> Tensor:
         if rows.dtype != torch.uint8:
@@ -207,9 +263,28 @@ class IVCL(Pretrained, reference.IVCL):
 class IVCLClassifier(Pretrained, reference.IVCLClassifier):
     """The finetuned model; arguments and results as :class:`ivcl_fast.reference.IVCLClassifier`."""
 
+    encoder: Encoder
+    temporal: Temporal
+
     def __init__(self, cfg: IVCLConfig, num_classes: int = 36) -> None:
         super().__init__(cfg, num_classes)
         use_fast_parts(self)
+
+    def features(self, video: Tensor) -> Tensor:
+        cfg = self.cfg
+        if cfg.objective == "joint":
+            return super().features(video)
+        rows = patch_rows(video, cfg)
+        clips, frames, patches, _ = rows.shape
+        every, width = count(frames, rows).expand(clips, -1), cfg.num_slots + patches
+        wanted = through_clips([spans(every, width, cfg.num_slots)], frames * width)
+        x = self.encoder.tokens(rows, all_patches(rows), wanted)
+        x = x + self.temporal.time_embed.repeat_interleave(cfg.num_slots, 0)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.to(x).expand(clips, -1, -1), x], dim=1)
+        read = {"cls": slice(1), "last": slice(-cfg.num_slots, None), "mean": slice(None)}
+        wanted = count(x.shape[1], x)[read[cfg.readout]].expand(clips, -1)
+        return self.temporal.transform(x, through_clips([wanted], x.shape[1])).mean(dim=1)
 
     def load_pretrained(self, source: str | os.PathLike | Mapping[str, Tensor]) -> list[str]:
         """Start encoder and temporal transformer from a pretrained model's.

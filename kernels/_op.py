@@ -1,8 +1,8 @@
 """One way to register an op under ``ivcl_fast::``: schema, implementations, fake, autograd.
 
 Every op has a plain-PyTorch ``_ref`` (the truth), a Triton launch function (CUDA tensors, or CPU
-tensors when Triton interprets), and runs ``_ref`` on a CPU otherwise. ``dispatches`` counts which
-one served each call, so that a test can show that nothing falls back.
+tensors when Triton interprets) and a C++ implementation for CPUs (``_ext.py``). ``dispatches``
+counts which one served each call, so that a test can show that nothing falls back.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _triton
+from . import _ext, _triton
 
 LIBRARY = torch.library.Library("ivcl_fast", "FRAGMENT")
 
-dispatches: Counter[tuple[str, str]] = Counter()
-"""Calls so far by (op, implementation), the latter ``"triton"`` or ``"ref"``."""
+_python_calls: Counter[tuple[str, str]] = Counter()
+
+
+def dispatches() -> Counter[tuple[str, str]]:
+    """Calls so far by (op, implementation): ``"triton"``, ``"cpp"`` or ``"ref"``."""
+    return +(_python_calls + _ext.calls())
 
 
 def _counted(name: str, implementation: str, function: Callable) -> Callable:
@@ -28,7 +32,7 @@ def _counted(name: str, implementation: str, function: Callable) -> Callable:
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
-        dispatches[key] += 1
+        _python_calls[key] += 1
         return function(*args)
 
     return run
@@ -44,7 +48,8 @@ def register(schema: str, *, ref: Callable, triton: Callable, fake: Callable) ->
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for_ref, for_triton = _counted(name, "ref", ref), _counted(name, "triton", triton)
     LIBRARY.impl(name, for_ref if _triton.MISSING else for_triton, "CUDA")
-    LIBRARY.impl(name, for_triton if _triton.INTERPRET else for_ref, "CPU")
+    if name not in _ext.OPS:
+        LIBRARY.impl(name, for_triton if _triton.INTERPRET else for_ref, "CPU")
     torch.library.register_fake(f"ivcl_fast::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.ivcl_fast, name).default
 
@@ -56,22 +61,31 @@ def differentiate(name: str, setup_context: Callable, backward: Callable) -> Non
     )
 
 
-def missing_kernel(device: torch.device) -> str | None:
-    """Why no kernel serves tensors on ``device``, or None if one does."""
+def missing_kernel(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+    """Why no kernel serves tensors on ``device`` (of ``dtype``), or None if one does.
+
+    Kernels compute in float32, which is not enough for float64.
+    """
+    if dtype == torch.float64:
+        return "no kernel for torch.float64"
     if _triton.INTERPRET:
         return None
     if device.type == "cuda":
         return _triton.MISSING
-    return f"no kernel for the {device.type} device (TRITON_INTERPRET=1 interprets them on a CPU)"
+    if device.type != "cpu":
+        return f"no kernel for the {device.type} device"
+    if _ext.MISSING is None and dtype is not None and dtype.is_floating_point:
+        return None if dtype in _ext.DTYPES else f"no kernel for {dtype} on a CPU"
+    return _ext.MISSING
 
 
-def fused(tensor: Tensor) -> bool:
-    """Whether a kernel serves this tensor's device and dtype; else the caller inlines ``_ref``.
+def fused(tensor: Tensor, *dtypes: torch.dtype) -> bool:
+    """Whether kernels serve this tensor's device and ``dtypes``, by default the tensor's own.
 
-    Kernels compute in float32, which is not enough for float64. Inlined, ``_ref`` has PyTorch's
-    own autograd and lets a compiler fuse it with its neighbours.
+    If not, the caller inlines ``_ref``: it has PyTorch's own autograd, and a compiler can fuse it
+    with its neighbours.
     """
-    return tensor.dtype != torch.float64 and missing_kernel(tensor.device) is None
+    return all(missing_kernel(tensor.device, d) is None for d in dtypes or (tensor.dtype,))
 
 
 def vjp(ref: Callable, primals: tuple[Any, ...], cotangents: Any) -> tuple[Tensor | None, ...]:

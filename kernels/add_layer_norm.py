@@ -257,7 +257,7 @@ def add_layer_norm(
         raise ValueError(
             f"residual: shape {tuple(residual.shape)} is not {tuple(x.shape)}, the shape of x"
         )
-    run = _op if _served(x, weight, bias) else _ref
+    run = _op if _served(x, weight, bias, residual.dtype) else _ref
     return run(x, residual, weight, bias, eps)
 
 
@@ -269,15 +269,17 @@ def layer_norm(
     Returns ``x``'s shape in ``dtype``, by default ``x``'s own: ask for the compute dtype where
     ``x`` is a float32 residual stream.
     """
-    run = _norm_op if _served(x, weight, bias) else _ref_norm
-    return run(x, weight, bias, eps, dtype or x.dtype)
+    dtype = dtype or x.dtype
+    run = _norm_op if _served(x, weight, bias, dtype) else _ref_norm
+    return run(x, weight, bias, eps, dtype)
 
 
-def _served(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+def _served(x: Tensor, weight: Tensor, bias: Tensor, other: torch.dtype) -> bool:
     """Whether the kernels take these; raises ``ValueError`` if nothing does."""
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter.shape != x.shape[-1:]:
             raise ValueError(
                 f"{name}: shape {tuple(parameter.shape)} is not [{x.shape[-1]}], the width of x"
             )
-    return fused(x) and x.shape[-1] <= MAX_WIDTH
+    dtypes = x.dtype, weight.dtype, bias.dtype, other
+    return fused(x, *dtypes) and x.shape[-1] <= MAX_WIDTH

@@ -47,7 +47,7 @@ def cases(preset: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Callabl
         calls[f"add_layer_norm, {stack}, float32 residual"] = partial(_add_layer_norm, x, x.float())
         calls[f"layer_norm, {stack}"] = partial(_layer_norm, x)
         calls[f"bias_gelu, {stack}"] = partial(_bias_gelu, hidden)
-        if tokens <= _op("short_attention").MAX_TOKENS:
+        if tokens <= _op("short_attention").max_tokens(torch.device("cuda")):
             calls[f"short_attention, {stack}"] = partial(_short_attention, x, heads)
     rows = tensor(frames, patches, cfg.patch_dim, dtype=torch.uint8)
     visible = tensor(frames, kept, width, dtype=dtype)

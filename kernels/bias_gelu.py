@@ -124,4 +124,4 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     """
     if bias.shape != x.shape[-1:]:
         raise ValueError(f"bias: shape {tuple(bias.shape)} is not [{x.shape[-1]}], the width of x")
-    return _op(x, bias) if fused(x) else _ref(x, bias)
+    return _op(x, bias) if fused(x, x.dtype, bias.dtype) else _ref(x, bias)

@@ -230,7 +230,7 @@ def embed_patches(
     dtype = out_dtype or autocast or weight.dtype
     if not dtype.is_floating_point:
         raise ValueError(f"out_dtype: {dtype} is not a floating-point dtype")
-    if fused(rows) and dtype in DTYPES:
+    if fused(rows, dtype, weight.dtype) and dtype in DTYPES:
         return _op(rows, ids, weight, bias, pos, mean, std, dtype)
     with torch.autocast(device, enabled=False):  # dtypes are settled above
         return _ref(rows, ids, weight, bias, pos, mean, std, dtype)

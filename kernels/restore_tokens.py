@@ -229,5 +229,6 @@ def restore_tokens(
         )
     if prefix is not None and (prefix.ndim != 3 or prefix.shape[::2] != (frames, width)):
         raise ValueError(f"prefix: shape {tuple(prefix.shape)} is not [{frames}, S, {width}]")
-    restore = _op if fused(visible) else _ref
+    given = (visible, mask_token, pos) if prefix is None else (visible, mask_token, pos, prefix)
+    restore = _op if fused(visible, *(x.dtype for x in given)) else _ref
     return restore(visible, ids_keep, mask_token, pos, prefix)

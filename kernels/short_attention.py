@@ -27,7 +27,7 @@ from ._op import differentiate, fused, register, vjp
 from ._triton import tl, triton
 from .launch import cdiv, launch, rounds_float32
 
-MAX_TOKENS, MAX_HEAD_DIM = 128, 128
+MAX_HEAD_DIM = 128
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -209,12 +209,17 @@ differentiate(
 )
 
 
+def max_tokens(device: torch.device) -> int:
+    """Longest sequence: Triton's largest tile; up to where C++ beats a softmax written out."""
+    return 512 if device.type == "cpu" and not _triton.INTERPRET else 128
+
+
 def short_attention(qkv: Tensor, num_heads: int) -> Tensor:
     """Multi-head self-attention ``[F, N, D]`` of ``F`` independent short sequences.
 
     ``qkv`` float ``[F, N, 3*D]``: queries, keys and values side by side, in each the heads side by
-    side, as a linear layer of width ``3*D`` gives them. ``N`` is 1 to 128 and the head size
-    ``D / num_heads`` 1 to 128. Softmax in float32, scale ``head_size ** -0.5``; products in
+    side, as a linear layer of width ``3*D`` gives them. ``N`` is 1 to 128 (on a CPU 512), the head
+    size ``D / num_heads`` 1 to 128. Softmax in float32, scale ``head_size ** -0.5``; products in
     ``qkv``'s dtype with float32 sums, true float32 for float32 (float64 on the reference path).
     Raises ``ValueError`` naming the argument that does not fit.
     """
@@ -223,8 +228,9 @@ def short_attention(qkv: Tensor, num_heads: int) -> Tensor:
     tokens, width = qkv.shape[1:]
     if num_heads < 1 or width % (3 * num_heads):
         raise ValueError(f"num_heads: {num_heads} does not divide qkv's width {width} in 3 parts")
-    if not 1 <= tokens <= MAX_TOKENS:
-        raise ValueError(f"qkv: {tokens} tokens are not 1 to {MAX_TOKENS}")
+    most = max_tokens(qkv.device)
+    if not 1 <= tokens <= most:
+        raise ValueError(f"qkv: {tokens} tokens are not 1 to {most}")
     if not 1 <= width // (3 * num_heads) <= MAX_HEAD_DIM:
         raise ValueError(
             f"num_heads: {num_heads} gives heads of {width // (3 * num_heads)} columns, "

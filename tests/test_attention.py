@@ -11,7 +11,7 @@ import torch
 from ivcl_fast import attention as front
 from ivcl_fast import reference
 from ivcl_fast.attention import attention, backends, batch_limit, choose, eager_attention, supports
-from ivcl_fast.kernels import _triton
+from ivcl_fast.kernels import _ext, _triton
 from tests.numerics import check_op, run_with_grads
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -60,15 +60,23 @@ def test_choice_on_a_gpu(gpu, tokens, head_dim, dtype, expected):
 
 @COMPILED
 @pytest.mark.parametrize("dtype", [FP32, BF16])
-@pytest.mark.parametrize("tokens, expected", [(12, "eager"), (128, "eager"), (192, "flash")])
-def test_choice_on_a_cpu(tokens, dtype, expected):
+@pytest.mark.parametrize("tokens, expected", [(12, "short"), (512, "short"), (1025, "flash")])
+def test_choice_on_a_cpu(tokens, dtype, expected, monkeypatch):
+    monkeypatch.setattr(_ext, "MISSING", None)
     assert choose(num_tokens=tokens, head_dim=64, dtype=dtype, device="cpu")[0] == expected
+
+
+@COMPILED
+@pytest.mark.parametrize("tokens, expected", [(12, "eager"), (1024, "eager"), (1025, "flash")])
+def test_choice_on_a_cpu_without_kernels(tokens, expected, monkeypatch):
+    monkeypatch.setattr(_ext, "MISSING", "it was not built")
+    assert choose(num_tokens=tokens, head_dim=64, dtype=BF16, device="cpu")[0] == expected
 
 
 def test_choice_where_kernels_are_interpreted(monkeypatch):
     monkeypatch.setattr(_triton, "INTERPRET", True)
     assert choose(num_tokens=128, head_dim=64, dtype=FP32, device="cpu")[0] == "short"
-    assert choose(num_tokens=129, head_dim=64, dtype=FP32, device="cpu")[0] == "flash"
+    assert choose(num_tokens=129, head_dim=64, dtype=FP32, device="cpu")[0] == "eager"
 
 
 def test_choice_says_why(gpu):
@@ -76,8 +84,8 @@ def test_choice_says_why(gpu):
     backend, why = choose(**case)
     assert backend == "eager"
     assert why == (
-        "plain PyTorch runs it; not short: heads of more than 128 columns, no kernel for "
-        "torch.float64; not flash: torch.float64 is neither float16 nor bfloat16"
+        "plain PyTorch runs it; not short: no kernel for torch.float64, heads of more than 128 "
+        "columns; not flash: torch.float64 is neither float16 nor bfloat16"
     )
 
 
@@ -201,8 +209,8 @@ def test_split_batches_give_the_same(monkeypatch, batch):
 
 def test_forced_backend_that_cannot_run():
     with pytest.raises(ValueError, match="backend: 'short' cannot run here: ") as caught:
-        attention(qkv(2, 160, 2, 16), 2, "short")
-    assert "not 1 to 128 tokens" in str(caught.value)
+        attention(qkv(1, 513, 1, 4), 1, "short")
+    assert f"not 1 to {128 if _triton.INTERPRET else 512} tokens" in str(caught.value)
     assert str(caught.value).endswith("; what can: auto, flash, eager")
 
 

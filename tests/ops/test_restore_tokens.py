@@ -7,7 +7,7 @@ from ivcl_fast import reference
 from ivcl_fast.kernels import restore_tokens
 from ivcl_fast.kernels.restore_tokens import _ref
 from tests.numerics import check_op
-from tests.ops.conftest import DTYPES, INTERPRET
+from tests.ops.conftest import DTYPES, HALF, INTERPRET
 
 op = torch.ops.ivcl_fast.restore_tokens.default
 # frames, visible, patches, slots, width
@@ -42,9 +42,9 @@ def test_ids_in_any_order(device):
     check_op(op, _ref, inputs((4, 40, 64, 2, 48), torch.float32, device, ascending=False))
 
 
-@pytest.mark.parametrize("parameters", [torch.float16, torch.float32])
+@pytest.mark.parametrize("parameters", [HALF, torch.float32])
 def test_mixed_dtypes(parameters, device):
-    x, ids, mask_token, pos, prefix = inputs((3, 4, 16, 2, 96), torch.float16, device)
+    x, ids, mask_token, pos, prefix = inputs((3, 4, 16, 2, 96), HALF, device)
     args = [x, ids, mask_token.to(parameters), pos.to(parameters), prefix.float()]
     check_op(op, _ref, args)
 
