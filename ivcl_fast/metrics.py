@@ -1,12 +1,13 @@
 """Scores of classifiers, as the data sets' own code computes them, with chance and intervals.
 
-Sources: CATER's ``localization_eval.py`` and ``eval.py`` for top-k, L1 and mAP; Wilson (1927) for
-the interval of a proportion; Efron (1979) for the bootstrap. Letters in shapes: V clips, C classes.
+Sources: CATER's ``localization_eval.py`` and ``eval.py`` for top-k, L1 and mAP; ACRE's ``main.py``
+for accuracy by query, problem and type; Wilson (1927) for the interval of a proportion; Efron
+(1979) for the bootstrap. Letters in shapes: V clips, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,21 @@ class Score:
         values = as_array(values).astype(np.float64)
         low, high = bootstrap_interval(lambda w: float(w @ values / w.sum()), len(values))
         return cls(float(values.mean()), low, high, chance, percent)
+
+    @classmethod
+    def clustered(cls, correct: Array, groups: Array, chance: float) -> Score:
+        """Share of true values in bool ``[V]`` that come in groups, int ``[V]``, which they share.
+
+        Clips of a group may be right or wrong together, so whole groups are drawn for the
+        interval. It is never narrower than Wilson's, which holds where all clips are right or
+        wrong and drawing shows no spread.
+        """
+        correct, groups = as_array(correct), as_array(groups)
+        _, group = np.unique(groups, return_inverse=True)
+        hits, clips = np.bincount(group, correct), np.bincount(group)
+        drawn = bootstrap_interval(lambda w: float(w @ hits / (w @ clips)), len(clips))
+        alone = cls.proportion(correct, chance)
+        return cls(alone.value, min(alone.low, drawn[0]), max(alone.high, drawn[1]), chance)
 
     @classmethod
     def mean_average_precision(cls, scores: Array, targets: Array) -> Score:
@@ -141,6 +157,43 @@ def checked_answers(logits: Array, labels: Array) -> tuple[np.ndarray, np.ndarra
             f"labels: {labels.min()} to {labels.max()} are not within 0 to {logits.shape[1] - 1}"
         )
     return logits, labels
+
+
+# --- Questions in groups -------------------------------------------------------------------------
+
+
+def query_scores(
+    logits: Array, labels: Array, problems: Array, types: Sequence[str], order: Sequence[str]
+) -> dict[str, Score]:
+    """ACRE's accuracies: ``query``, ``problem``, then one per question type.
+
+    ``logits`` ``[V, C]`` and ``labels`` int ``[V]`` of one query each; ``problems`` int ``[V]``,
+    the problem that a query belongs to; ``types`` ``[V]``, its question type. ``query`` is the
+    share of right answers, ``problem`` the share of problems with nothing but right answers, and
+    a type in ``order`` that occurs the share of right answers to it. Chance is a uniform guess.
+    Raises ``ValueError`` naming a bad argument.
+    """
+    correct = topk_correct(logits, labels, 1)
+    groups, kinds = as_array(problems), np.asarray(types)
+    if groups.shape != correct.shape or kinds.shape != correct.shape:
+        raise ValueError(
+            f"problems, types: shapes {groups.shape} and {kinds.shape} are not both [V] with "
+            f"V = {len(correct)}"
+        )
+    if unknown := sorted(set(types) - set(order)):
+        raise ValueError(f"types: {unknown[0]!r} is not one of {', '.join(order)}")
+    chance = 1 / as_array(logits).shape[1]
+    _, group = np.unique(groups, return_inverse=True)
+    size = np.bincount(group)
+    solved = np.bincount(group, correct) == size
+    scores = {
+        "query": Score.clustered(correct, groups, chance),
+        "problem": Score.proportion(solved, float((chance**size).mean())),
+    }
+    for kind in order:
+        if (of_kind := kinds == kind).any():
+            scores[kind] = Score.clustered(correct[of_kind], groups[of_kind], chance)
+    return scores
 
 
 # --- Average precision ---------------------------------------------------------------------------

@@ -89,6 +89,77 @@ def test_bad_answers_are_named() -> None:
         metrics.topk_correct(torch.zeros(0, 36), torch.zeros(0, dtype=torch.int64), 1)
 
 
+# --- Questions in groups -------------------------------------------------------------------------
+
+TYPES = ("direct", "indirect", "screen_off", "potential")
+# Three problems: all right; one wrong (a direct one); all wrong.
+GUESSES = [0, 2, 1, 0, 0, 1, 1, 2, 1, 0, 2, 2]
+LABELS = [0, 2, 1, 0, 2, 1, 1, 2, 2, 2, 0, 1]
+KINDS = ["direct", "indirect", "potential", "screen_off"]
+KINDS += ["direct", "potential", "potential", "direct"]
+KINDS += ["direct", "direct", "screen_off", "potential"]
+PROBLEMS = np.repeat([4, 7, 9], 4)
+
+
+def test_query_scores_by_hand() -> None:
+    logits, labels = one_hot(GUESSES, 3), torch.tensor(LABELS)
+    scores = metrics.query_scores(logits, labels, PROBLEMS, KINDS, TYPES)
+    assert list(scores) == ["query", "problem", *TYPES]
+    assert {name: score.value for name, score in scores.items()} == pytest.approx(
+        {
+            "query": 7 / 12,
+            "problem": 1 / 3,
+            "direct": 2 / 5,
+            "indirect": 1,
+            "screen_off": 1 / 2,
+            "potential": 3 / 4,
+        }
+    )
+    assert scores["query"].chance == pytest.approx(1 / 3)
+    assert scores["problem"].chance == pytest.approx(1 / 81)
+    assert all(score.low < score.value or score.value == 0 for score in scores.values())
+    # The same queries in another order are the same.
+    order = np.random.default_rng(0).permutation(12)
+    kinds = [KINDS[i] for i in order]
+    assert scores == metrics.query_scores(
+        logits[order], labels[order], PROBLEMS[order], kinds, TYPES
+    )
+
+
+def test_query_scores_of_types_that_do_not_occur_are_left_out() -> None:
+    logits, labels = one_hot(GUESSES[:4], 3), torch.tensor(LABELS[:4])
+    scores = metrics.query_scores(logits, labels, torch.zeros(4), ["direct"] * 4, TYPES)
+    assert list(scores) == ["query", "problem", "direct"]
+
+
+def test_bad_queries_are_named() -> None:
+    logits, labels = one_hot(GUESSES, 3), torch.tensor(LABELS)
+    with pytest.raises(ValueError, match=r"types: 'blocked' is not one of direct, indirect"):
+        metrics.query_scores(logits, labels, PROBLEMS, [*KINDS[:11], "blocked"], TYPES)
+    with pytest.raises(ValueError, match=r"problems, types: shapes \(11,\) and \(12,\)"):
+        metrics.query_scores(logits, labels, PROBLEMS[:11], KINDS, TYPES)
+
+
+def test_answers_that_are_right_together_make_the_interval_wider() -> None:
+    random = np.random.default_rng(4)
+    solved = random.random(250) < 0.5
+    groups, together = np.repeat(np.arange(250), 4), np.repeat(solved, 4)
+    clustered = Score.clustered(together, groups, chance=1 / 3)
+    alone = Score.proportion(together, chance=1 / 3)
+    assert clustered.value == alone.value == solved.mean()
+    # Four answers that are one answer: as uncertain as the 250 problems, twice the plain width.
+    problems = Score.proportion(solved, chance=1 / 3)
+    width = clustered.high - clustered.low
+    assert width == pytest.approx(problems.high - problems.low, rel=0.1)
+    assert width > 1.8 * (alone.high - alone.low)
+
+
+def test_a_clustered_interval_has_a_width_where_all_are_right() -> None:
+    right = np.ones(40, dtype=bool)
+    score = Score.clustered(right, np.repeat(np.arange(10), 4), chance=1 / 3)
+    assert (score.low, score.high) == metrics.wilson_interval(40, 40)
+
+
 # --- Average precision ---------------------------------------------------------------------------
 
 

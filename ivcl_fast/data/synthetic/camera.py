@@ -43,6 +43,20 @@ class Camera:
             self.height,
         )
 
+    def directions(self) -> dict[str, np.ndarray]:
+        """CLEVR's words for directions on the floor, as the first pose sees it; unit vectors."""
+        level = self.forward[0] * (1.0, 1.0, 0.0)
+        behind = level / np.sqrt((level * level).sum())
+        right, above = self.right[0], np.array([0.0, 0.0, 1.0])
+        return {
+            "behind": behind,
+            "front": -behind,
+            "left": -right,
+            "right": right,
+            "above": above,
+            "below": -above,
+        }
+
     def project(self, points: np.ndarray) -> np.ndarray:
         """World points [F, ..., 3] as (x, y) in pixels and depth along the axis: [F, ..., 3].
 
@@ -59,7 +73,7 @@ class Camera:
 
 def static_camera(width: int, height: int) -> Camera:
     """CATER's own camera, as one pose."""
-    return _looking_at_origin(np.array([_BASE]), width, height)
+    return looking_at_origin(np.array([_BASE]), width, height)
 
 
 def moving_camera(seed: int, index: int, width: int, height: int) -> Camera:
@@ -81,10 +95,11 @@ def moving_camera(seed: int, index: int, width: int, height: int) -> Camera:
     weight = phase * phase * (3.0 - 2.0 * phase)
     places = np.stack(keys)
     position = places[before] + weight * (places[before + 1] - places[before])
-    return _looking_at_origin(position, width, height)
+    return looking_at_origin(position, width, height)
 
 
-def _looking_at_origin(position: np.ndarray, width: int, height: int) -> Camera:
+def looking_at_origin(position: np.ndarray, width: int, height: int) -> Camera:
+    """One pose for each position [F, 3], upright."""
     forward = _unit(-position)
     right = _unit(np.cross(forward, (0.0, 0.0, 1.0)))
     return Camera(position, right, np.cross(right, forward), forward, width, height)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,19 +19,17 @@ from typing import Any, Literal, get_args
 import av
 import numpy as np
 
-from ...errors import UserError
 from .. import cater_labels
-from ..workers import run_tasks, usable_cpus
 from .camera import Camera, moving_camera, static_camera
 from .cater_planner import Plan, plan_video
 from .cater_world import LAST_FRAME
 from .render import render
+from .writer import check_choice, check_counts, check_workers, claim, whole, write_items
 
 Size = Literal["embedded", "full"]
 CameraMotion = Literal["static", "moving"]
 
 _FORMAT_VERSION = 1
-_MARKER = "synthetic.json"
 
 
 @dataclass(frozen=True)
@@ -75,14 +72,9 @@ class SyntheticCater:
     """Another seed makes other videos."""
 
     def __post_init__(self) -> None:
-        for name, accepted in (("size", get_args(Size)), ("camera", get_args(CameraMotion))):
-            value = getattr(self, name)
-            if value not in accepted:
-                raise UserError(f"{name}={value!r} is not one of {', '.join(accepted)}")
-        for name, least in (("train", 1), ("val", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise UserError(f"{name}={value!r} must be a whole number, at least {least}")
+        check_choice(self, "size", get_args(Size))
+        check_choice(self, "camera", get_args(CameraMotion))
+        check_counts(self, {"train": 1, "val": 0, "seed": 0})
 
     @property
     def videos(self) -> int:
@@ -118,59 +110,19 @@ def write_cater(
         UserError: the folder holds something else.
         KeyboardInterrupt: stopped by the user; its message says how to go on.
     """
-    if workers is not None and workers < 1:
-        raise UserError(f"workers={workers} must be at least 1")
-    _claim(out, spec)
-    if (out / "lists").is_dir():
+    check_workers(workers)
+    if claim(out, spec, _FORMAT_VERSION, ("videos", "scenes"), "lists"):
         return out
-    missing = [i for i in range(spec.videos) if not _scene_path(out, i).is_file()]
-    done = spec.videos - len(missing)
-
-    def report(videos: int) -> None:
-        nonlocal done
-        done += videos
-        if progress is not None:
-            progress(done, spec.videos)
-
-    report(0)
-    write = partial(_write_video, out, spec)
-    try:
-        for _ in run_tasks(write, missing, workers or usable_cpus(), report):
-            pass
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped after {done} of {spec.videos} videos; the same command continues"
-        ) from None
+    write_items(
+        partial(_write_video, out, spec),
+        partial(_scene_path, out),
+        spec.videos,
+        "videos",
+        workers,
+        progress,
+    )
     _write_lists(out, spec)
     return out
-
-
-def _claim(out: Path, spec: SyntheticCater) -> None:
-    """Mark the folder as this spec's, or refuse it."""
-    marker = out / _MARKER
-    wanted = {"format_version": _FORMAT_VERSION, "spec": asdict(spec)}
-    if marker.is_file():
-        try:
-            found = json.loads(marker.read_text())
-        except ValueError:
-            found = None
-        if found != wanted:
-            raise UserError(
-                f"{out} was begun with other settings (see {marker.name}); choose another folder"
-            )
-    elif out.exists() and (
-        not out.is_dir() or any((out / d).exists() for d in ("videos", "scenes", "lists"))
-    ):
-        raise UserError(f"{out} holds something else; choose a new or empty folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not marker.is_file():
-            with _whole(marker) as part:
-                part.write_text(json.dumps(wanted, indent=1) + "\n")
-        for folder in ("videos", "scenes"):
-            (out / folder).mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}") from None
 
 
 def video_name(index: int) -> str:
@@ -194,9 +146,9 @@ def _write_video(
         else moving_camera(spec.seed, index, form.width, form.height)
     )
     frames = np.rint(np.linspace(0, LAST_FRAME, form.frames)).astype(np.intp)
-    with _whole(out / "videos" / video_name(index)) as part:
+    with whole(out / "videos" / video_name(index)) as part:
         _encode(part, form, render(plan, camera, frames))
-    with _whole(_scene_path(out, index)) as part:
+    with whole(_scene_path(out, index)) as part:
         part.write_text(json.dumps(scene_dict(plan, camera.at(slice(0, 1)), frames, index)))
     report(1)
 
@@ -248,7 +200,7 @@ def scene_dict(plan: Plan, first_view: Camera, frames: np.ndarray, index: int) -
         ]
         for i, name in enumerate(names)
     }
-    directions = _directions(first_view)
+    directions = first_view.directions()
     return {
         "split": "new",
         "image_index": index,
@@ -257,21 +209,6 @@ def scene_dict(plan: Plan, first_view: Camera, frames: np.ndarray, index: int) -
         "directions": {name: np.round(v, 4).tolist() for name, v in directions.items()},
         "relationships": _relationships(plan.locations[0], directions),
         "movements": movements,
-    }
-
-
-def _directions(view: Camera) -> dict[str, np.ndarray]:
-    """CLEVR's words for directions on the floor, as seen by the camera; unit vectors."""
-    level = view.forward[0] * (1.0, 1.0, 0.0)
-    behind = level / np.sqrt((level * level).sum())
-    right, above = view.right[0], np.array([0.0, 0.0, 1.0])
-    return {
-        "behind": behind,
-        "front": -behind,
-        "left": -right,
-        "right": right,
-        "above": above,
-        "below": -above,
     }
 
 
@@ -310,15 +247,3 @@ def _write_lists(out: Path, spec: SyntheticCater) -> None:
         for split, which in splits.items():
             (part / task / f"{split}.txt").write_text("".join(lines[task][which]))
     os.replace(part, out / "lists")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Where to write so that ``path`` appears when the block has ended.
-
-    Always the same name, so that what a kill leaves behind is overwritten when continuing; and
-    without waiting for the disk, which would take longer than making these thousands of files.
-    """
-    part = path.with_suffix(".part")
-    yield part
-    os.replace(part, path)

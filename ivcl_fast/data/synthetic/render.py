@@ -15,7 +15,7 @@ import numpy as np
 from .camera import Camera
 from .cater_planner import Plan
 from .cater_world import Thing
-from .solids import SOLIDS, Vector, shade
+from .solids import SOLIDS, Vector, shade, shade_polished
 
 _RGB = {
     "gray": (98, 98, 98),
@@ -29,9 +29,9 @@ _RGB = {
     "gold": (255, 168, 8),
 }
 _FLOOR = 150.0
-_KEY = np.array([0.10, -0.62, 0.7782])  # unit vectors towards the lamps and the sky
-_FILL = np.array([0.85, 0.35, 0.3937])
-_UP = np.array([0.0, 0.0, 1.0])
+KEY = np.array([0.10, -0.62, 0.7782])  # unit vectors towards the lamps and the sky
+FILL = np.array([0.85, 0.35, 0.3937])
+UP = np.array([0.0, 0.0, 1.0])
 _SHADOW = 0.5  # share of the floor's light that a shadow takes
 _SAMPLES = np.array([(-1, -3), (3, -1), (-3, 1), (1, 3)]) / 8  # rotated grid within a pixel
 _FRAMES_AT_ONCE = 32
@@ -83,7 +83,7 @@ def render(plan: Plan, camera: Camera, frames: np.ndarray) -> Iterator[np.ndarra
         far_to_near = np.argsort(-views.project(plan.locations[part])[..., 2], axis=1)
         for k in range(len(part)):
             light = _floor(views.at(slice(k, k + 1))) if floor is None else floor.copy()
-            yield _compose(light, [seen for i in far_to_near[k] if (seen := drawn[i][k])])
+            yield compose(light, [seen for i in far_to_near[k] if (seen := drawn[i][k])])
 
 
 def _draw(
@@ -103,14 +103,28 @@ def _draw(
         return [None] * len(frames)
     _, first, pose = np.unique(state[shown], axis=0, return_index=True, return_inverse=True)
     first = shown[first]
-    seen, thing = views.at(first), plan.things[i]
-    place = state[first, :3]
-    sprites = _cast(thing, seen, place, _axes(state[first, 3], state[first, 4]))
-    shadows = _shadows(thing, seen, place)
+    place, yaw, tilt = state[first, :3], state[first, 3], state[first, 4]
+    poses = draw_poses(plan.things[i], views.at(first), place, yaw, tilt)
     drawn: list[tuple[Sprite, Shadow] | None] = [None] * len(frames)
     for frame, number in zip(shown, pose.ravel(), strict=True):
-        drawn[frame] = sprites[number], shadows[number]
+        drawn[frame] = poses[number]
     return drawn
+
+
+def draw_poses(
+    thing: Thing, views: Camera, place: np.ndarray, yaw: np.ndarray, tilt: np.ndarray
+) -> list[tuple[Sprite, Shadow]]:
+    """One object in several poses, each seen from its own view.
+
+    Args:
+        thing: the object.
+        views: P camera poses.
+        place: float [P, 3], centres in world units.
+        yaw: float [P], turn about the vertical axis, radians.
+        tilt: float [P], turn about the object's own x axis before ``yaw``, radians.
+    """
+    sprites = _cast(thing, views, place, _axes(yaw, tilt))
+    return list(zip(sprites, _shadows(thing, views, place), strict=True))
 
 
 def _axes(yaw: np.ndarray, tilt: np.ndarray) -> np.ndarray:
@@ -144,7 +158,7 @@ def _cast(thing: Thing, views: Camera, place: np.ndarray, axes: np.ndarray) -> l
 
     origin = local(views.position - place) / scale
     base, right, up = (local(v) / scale for v in (views.forward, views.right, views.up))
-    key, fill, sky = (local(np.broadcast_to(v, place.shape)) for v in (_KEY, _FILL, _UP))
+    key, fill, sky = (local(np.broadcast_to(v, place.shape)) for v in (KEY, FILL, UP))
     color = np.array(_RGB[thing.color], dtype=np.float32)[:, None, None, None]
 
     sprites: list[Sprite] = []
@@ -160,7 +174,10 @@ def _cast(thing: Thing, views: Camera, place: np.ndarray, axes: np.ndarray) -> l
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # beside the solid
             hit = SOLIDS[thing.shape](_vector(origin[s]), direction)
             lamps = _vector(key[s]), _vector(fill[s]), _vector(sky[s])
-            factor, white = shade(hit, direction, lamps, thing.material == "metal")
+            if thing.material == "polished":
+                factor, white = shade_polished(hit, direction, lamps)
+            else:
+                factor, white = shade(hit, direction, lamps, thing.material == "metal")
         found = hit.found.astype(np.float32)
         depth = np.where(hit.found, hit.depth, np.float32(np.inf)).min(axis=0)
         cover = found.mean(axis=0)
@@ -179,7 +196,7 @@ def _shadows(thing: Thing, views: Camera, place: np.ndarray) -> list[Shadow]:
     """Soft blobs on the floor, from the foot away from the key lamp; fainter when lifted."""
     radius = thing.half_height * 1.02
     bottom = np.maximum(place[:, 2] - thing.half_height, 0.0)
-    away = -_KEY[:2] / _KEY[2]
+    away = -KEY[:2] / KEY[2]
     tall = (0.9 if thing.shape == "cone" else 1.1) * thing.half_height
     foot = place[:, :2] + away * bottom[:, None]
     along = np.broadcast_to(away * tall, foot.shape)
@@ -197,7 +214,7 @@ def _shadows(thing: Thing, views: Camera, place: np.ndarray) -> list[Shadow]:
     step = max(1, _RAYS_AT_ONCE // (width * height))
     for start in range(0, len(place), step):
         s = slice(start, start + step)
-        x, y = _floor_points(views.at(s), left[s], top[s], width, height)
+        x, y = floor_points(views.at(s), left[s], top[s], width, height)
         x, y = x - _field(foot[s, 0]), y - _field(foot[s, 1])
         ax, ay = _field(along[s, 0]), _field(along[s, 1])
         share = np.clip((x * ax + y * ay) / (ax * ax + ay * ay), 0.0, 1.0)
@@ -215,14 +232,18 @@ def _shadows(thing: Thing, views: Camera, place: np.ndarray) -> list[Shadow]:
 
 
 def _floor(view: Camera) -> np.ndarray:
-    """The empty floor, float32 [height, width]: brightest in the middle, darker far away."""
+    """The empty floor, float32 [height, width]."""
     zero = np.zeros(1, dtype=np.intp)
-    x, y = _floor_points(view, zero, zero, view.width, view.height)
+    return floor_light(*floor_points(view, zero, zero, view.width, view.height))[0, 0]
+
+
+def floor_light(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The empty floor's grey at world x and y: brightest in the middle, darker far away."""
     distance = (x * x + y * y) * np.float32(1 / 60)
-    return (_FLOOR * (0.62 + 0.42 / (1.0 + distance)))[0, 0]
+    return _FLOOR * (0.62 + 0.42 / (1.0 + distance))
 
 
-def _floor_points(
+def floor_points(
     views: Camera, left: np.ndarray, top: np.ndarray, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """World x and y of the floor under each pixel, [1, P, height, width]."""
@@ -237,12 +258,15 @@ def _floor_points(
     return x, y
 
 
-def _compose(floor: np.ndarray, objects: list[tuple[Sprite, Shadow]]) -> np.ndarray:
-    """One picture; the objects come from far to near, ``floor`` is used up."""
+def compose(floor: np.ndarray, objects: list[tuple[Sprite, Shadow]]) -> np.ndarray:
+    """One picture, uint8 [h, w, 3]; the objects come from far to near.
+
+    ``floor``, float32 [h, w] for grey or [3, h, w], is what they stand on; it is used up.
+    """
     for _, shadow in objects:
-        floor[shadow.rows, shadow.columns] *= shadow.light
-    canvas = np.repeat(floor[None], 3, axis=0)
-    nearest = np.full(floor.shape, np.inf, dtype=np.float32)
+        floor[..., shadow.rows, shadow.columns] *= shadow.light
+    canvas = np.repeat(floor[None], 3, axis=0) if floor.ndim == 2 else floor
+    nearest = np.full(floor.shape[-2:], np.inf, dtype=np.float32)
     for sprite, _ in objects:
         depth = nearest[sprite.rows, sprite.columns]
         in_front = sprite.depth < depth
@@ -250,7 +274,7 @@ def _compose(floor: np.ndarray, objects: list[tuple[Sprite, Shadow]]) -> np.ndar
         over = sprite.color + under * (1.0 - sprite.cover)
         np.copyto(under, over, where=in_front)
         np.copyto(depth, sprite.depth, where=in_front & (sprite.cover > 0.5))
-    picture = np.empty((*floor.shape, 3), dtype=np.uint8)
+    picture = np.empty((*nearest.shape, 3), dtype=np.uint8)
     np.add(canvas.transpose(1, 2, 0), 0.5, out=picture, casting="unsafe")
     return picture
 

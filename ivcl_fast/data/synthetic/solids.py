@@ -172,3 +172,24 @@ def shade(
     factor = 0.22 + 0.45 * diffuse + 0.16 * fill_light + 0.45 * horizon
     rim = 1.0 + facing  # 1 where the surface is seen edge on
     return factor, 0.85 * glint + 0.16 * rim * rim * horizon
+
+
+def shade_polished(
+    hit: Hit, direction: Vector, lamps: tuple[Vector, Vector, Vector]
+) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`shade`, for metal that can be told from rubber when it is ten pixels small.
+
+    It mirrors a white sky above the horizon, dark ground below, and a bright window at the side.
+    """
+    normal = hit.normal
+    key, fill, up = lamps
+    facing = dot(normal, direction) / np.sqrt(dot(direction, direction))
+    length = np.sqrt(dot(direction, direction))
+    reflected_sky = dot(direction, up) / length - 2.0 * facing * dot(normal, up)
+    sky = np.minimum(np.maximum(reflected_sky * 2.5 + 0.3, 0.0), 1.0)
+    window = np.maximum(dot(normal, fill), 0.0)
+    window *= window
+    window *= window
+    window *= window
+    diffuse = np.maximum(dot(normal, key), 0.0)
+    return 0.4 + 0.35 * diffuse + 0.1 * sky, 0.5 * sky + 0.8 * window
