@@ -1,32 +1,79 @@
-"""Benchmarks run on a GPU where there is one, else on the CPU; parity is checked before timing."""
+"""``pytest benchmarks/ --benchmark-only``: ours beside its rivals, on a GPU if there is one.
+
+``--full`` runs every shape. One round of a race times each contestant once, so a table's rows were
+measured side by side; the ratio to ours is in each name's ``ours_is_faster_by``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from typing import Any
 
 import pytest
 import torch
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-PRESET = "base64" if DEVICE.type == "cuda" else "tiny"
-CLIPS = 32 if DEVICE.type == "cuda" else 8
+from benchmarks.race import DEVICE, Race, Replay, ceilings, machine
+from ivcl_fast.hardware import keep_freed_memory
+
+_raced: list[Race] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="benchmark every shape")
+    parser.addoption("--mae", default=None, help="folder of your copy of the public MAE code")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(torch.get_num_threads())  # from now on it stays what it is
+    if DEVICE.type == "cpu":
+        keep_freed_memory()  # as training does; for the rivals as well
+
+
+def race_tests(races: list[Race]) -> Any:
+    """Parametrises a test by (race, contestant), each with a timer of its own."""
+    return pytest.mark.parametrize(
+        ("race", "contestant", "replay"),
+        [
+            pytest.param(
+                race, name, timer, id=f"{race.name}-{name}",
+                marks=pytest.mark.benchmark(group=race.name, timer=timer),
+            )
+            for race in races
+            for name in race.names
+            for timer in [Replay()]
+        ],
+    )  # fmt: skip
 
 
 @pytest.fixture
-def timed(benchmark) -> Callable[[Callable[[], object]], None]:
-    """Time a function, device work included, after a warm-up; notes what it ran on."""
+def run_race(benchmark, request):
+    """Runs a race, or takes the rounds of one that was run, and hands them to the table."""
 
-    def run(function: Callable[[], object]) -> None:
-        def whole() -> None:
-            function()
-            if DEVICE.type == "cuda":
-                torch.cuda.synchronize()
-
-        benchmark.extra_info.update(
-            device=torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
-            threads=torch.get_num_threads(),
-            torch=torch.__version__,
-        )
-        benchmark.pedantic(whole, warmup_rounds=3, rounds=10)
+    def run(race: Race, contestant: str, replay: Replay) -> None:
+        if race.slow and not request.config.getoption("--full"):
+            pytest.skip("only with --full")
+        times = race.times(contestant)
+        if race not in _raced:
+            _raced.append(race)
+        benchmark.extra_info.update(race.facts(contestant, ceilings()))
+        replay.load(times)
+        benchmark.pedantic(lambda: None, rounds=len(times), iterations=1)
 
     return run
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    machine_info["ivcl_fast"] = machine()
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """How many times faster ours is than each rival, medians of interleaved rounds."""
+    if not _raced:
+        return
+    terminalreporter.section("ours against its rivals")
+    width = max(len(race.name) for race in _raced)
+    for race in _raced:
+        medians = {name: statistics.median(race.times(name)) for name in race.names}
+        ours = medians.pop(race.names[0])
+        rivals = ", ".join(f"{m / ours:.2f}x {name}" for name, m in medians.items())
+        terminalreporter.line(f"{race.name:<{width}}  {ours * 1e3:9.3f} ms  {rivals}")

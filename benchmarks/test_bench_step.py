@@ -1,45 +1,151 @@
-"""A pretraining step, forward and backward: the reference, and the fast model."""
+"""One transformer block, and whole training steps: forward, backward and fused AdamW."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
+
 import torch
+from torch import Tensor, nn
 
-from benchmarks.conftest import CLIPS, DEVICE, PRESET
-from ivcl_fast import IVCL, IVCLConfig, reference
+from benchmarks import rivals
+from benchmarks.conftest import race_tests
+from benchmarks.race import DEVICE, Race
+from benchmarks.shapes import CLIPS, PRESET, draw
+from ivcl_fast import IVCL, IVCLConfig, accelerate, reference
+from ivcl_fast.hardware import useless_compiler
+from ivcl_fast.kernels import _ext, _triton
+
+WITHOUT = "ours, ops in plain PyTorch"
+OURS = "ours" if useless_compiler(DEVICE) else "ours, compiled"
+REFERENCE = "reference, float32"
+RIVALS = ("bf16, explicit", "bf16, SDPA", "bf16, explicit, compiled", "bf16, SDPA, compiled")
 
 
-@pytest.mark.parametrize(
-    ("kind", "bf16", "compiled"),
-    [
-        pytest.param(reference.IVCL, False, False, id="reference-float32"),
-        pytest.param(reference.IVCL, True, False, id="reference-bf16"),
-        pytest.param(IVCL, True, False, id="fast-bf16"),
-        pytest.param(IVCL, True, True, id="fast-bf16-compiled"),
-    ],
-)
-def test_pretraining_step(kind, bf16, compiled, timed, benchmark):
-    benchmark.group = f"pretraining step, {PRESET}, {CLIPS} clips"
-    torch.manual_seed(0)
-    cfg = IVCLConfig.preset(PRESET)
-    video = torch.randint(
-        256, (CLIPS, cfg.num_frames, cfg.num_patches, cfg.patch_dim), dtype=torch.uint8
-    ).to(DEVICE)
-    seed = torch.arange(CLIPS, device=DEVICE)
-    plain = reference.IVCL(cfg).to(DEVICE)
-    model = kind(cfg).to(DEVICE)
-    model.load_state_dict(plain.state_dict())
-    with torch.no_grad():
-        expected = plain(video, seed=seed).loss
-    if compiled:
+def ours(cfg: IVCLConfig) -> IVCL:
+    """As ``train --compile`` runs it here."""
+    model = IVCL(cfg).to(DEVICE)
+    if OURS != "ours":
         model.compile_blocks()
+    return model
 
-    def step() -> torch.Tensor:
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
-            loss = model(video, seed=seed).loss
-        loss.backward()
-        model.zero_grad()
-        return loss
 
-    torch.testing.assert_close(step().detach(), expected, rtol=2e-2, atol=0)
-    timed(step)
+def steps(preset: str) -> dict[str, Callable[[], Tensor]]:
+    cfg = IVCLConfig.preset(preset)
+    shape = CLIPS, cfg.num_frames, cfg.num_patches, cfg.patch_dim
+    video = torch.randint(256, shape, dtype=torch.uint8, device=DEVICE)
+    seed = torch.arange(CLIPS, device=DEVICE)
+    models: dict[str, nn.Module] = {
+        OURS: ours(cfg), WITHOUT: IVCL(cfg).to(DEVICE), REFERENCE: rivals.reference_model(cfg),
+    }  # fmt: skip
+    for name in RIVALS:
+        models[name] = rivals.reference_model(
+            cfg, with_sdpa="SDPA" in name, compiled="compiled" in name
+        )
+    first = next(iter(models.values())).state_dict()
+    for model in models.values():
+        model.load_state_dict(first)
+    contestants = {
+        name: rivals.train_step(model, video, seed, bf16=name != REFERENCE)
+        for name, model in models.items()
+    }
+    contestants[WITHOUT] = without_kernels(contestants[WITHOUT])
+    return contestants
+
+
+def without_kernels(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The step as on a machine that has none."""
+
+    def run() -> Tensor:
+        before = _ext.MISSING, _triton.MISSING
+        _ext.MISSING = _triton.MISSING = "switched off"
+        try:
+            return step()
+        finally:
+            _ext.MISSING, _triton.MISSING = before
+
+    return run
+
+
+def same_loss(contestants: dict[str, Callable[[], Tensor]]) -> None:
+    expected = contestants[REFERENCE]()
+    for step in contestants.values():
+        torch.testing.assert_close(step(), expected, rtol=0.02, atol=0)
+
+
+def flops(preset: str) -> int:
+    """Multiplications and additions of the linear layers and attention, three times forward."""
+    cfg = IVCLConfig.preset(preset)
+
+    def stack(tokens: int, dim: int, depth: int, length: int) -> int:
+        return depth * tokens * (2 * (4 + 2 * cfg.mlp_ratio) * dim**2 + 4 * length * dim)
+
+    visible = cfg.num_slots + cfg.num_keep
+    context = cfg.num_frames * cfg.num_slots + cfg.num_query_frames * cfg.num_keep
+    rebuilt = cfg.num_slots * cfg.decoder_slots + cfg.num_patches
+    per_clip = (
+        stack(cfg.num_frames * visible, cfg.embed_dim, cfg.depth, visible)
+        + stack(context, cfg.embed_dim, cfg.temporal_depth, context)
+        + stack(cfg.num_query_frames * rebuilt, cfg.decoder_dim, cfg.decoder_depth, rebuilt)
+    )
+    return int(3 * CLIPS * per_clip)
+
+
+def step_race(preset: str, **options) -> Race:
+    return Race(
+        name=f"training step, {preset}, {CLIPS} clips",
+        names=(OURS, WITHOUT, REFERENCE, *RIVALS),
+        build=lambda: steps(preset),
+        check=same_loss,
+        flops=flops(preset),
+        shape=f"{preset}, {CLIPS} clips",
+        **options,
+    )
+
+
+def blocks(preset: str) -> dict[str, Callable[[], Tensor]]:
+    cfg = IVCLConfig.preset(preset)
+    shape = CLIPS * cfg.num_frames, cfg.num_slots + cfg.num_keep, cfg.embed_dim
+    x, gradient = draw(*shape, dtype=torch.float32), draw(*shape, dtype=torch.float32, grad=False)
+    plain = reference.Block(cfg.embed_dim, cfg.num_heads, cfg.mlp_ratio).to(DEVICE)
+    made: dict[str, nn.Module] = {}
+    for name in BLOCKS:
+        made[name] = reference.Block(cfg.embed_dim, cfg.num_heads, cfg.mlp_ratio).to(DEVICE)
+        made[name].load_state_dict(plain.state_dict())
+        if name.startswith("ours"):
+            accelerate(made[name])
+        if "compiled" in name:
+            made[name].compile(fullgraph=True, dynamic=False)
+
+    def contestant(block: nn.Module) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with torch.autocast(DEVICE.type, torch.bfloat16):
+                out = block(x)
+            out.backward(gradient)
+            return out.detach()
+
+        return run
+
+    return {name: contestant(block) for name, block in made.items()}
+
+
+def same_output(contestants: dict[str, Callable[[], Tensor]]) -> None:
+    first, *others = (run() for run in contestants.values())
+    for other in others:
+        torch.testing.assert_close(first, other, rtol=0.02, atol=0.05)
+
+
+BLOCKS = ("ours", "bf16, explicit", "bf16, explicit, compiled")
+LARGE = "base224" if DEVICE.type == "cuda" else "base64"
+RACES = [
+    Race(
+        name=f"one block, {PRESET}, {CLIPS} clips", names=BLOCKS, check=same_output, rounds=20,
+        build=lambda: blocks(PRESET), shape=f"{PRESET}, {CLIPS} clips",
+    ),
+    step_race(PRESET, seconds=20),
+    step_race(LARGE, seconds=30, rounds=5),
+]  # fmt: skip
+
+
+@race_tests(RACES)
+def test_step(race, contestant, replay, run_race):
+    run_race(race, contestant, replay)

@@ -10,9 +10,10 @@ from typing import Annotated
 import torch
 import tyro
 
-from .data.decode import make_decoder, resolve_decoder
-from .data.index import VideoError, probe
+from .data.dataset import Media, VideoError
+from .data.decode import choose_decoder, make_decoder
 from .data.patches import patchify
+from .data.probe import probe
 from .data.sampling import frame_ids
 from .errors import UserError, run_command
 from .report import Row, print_rows
@@ -50,18 +51,19 @@ def evaluate(config: EvaluateConfig) -> None:
         print_rows([Row(config.model, run.evaluate(model).scores)])
         return
     cfg = model.cfg
-    decoder = make_decoder(resolve_decoder(run.config.decoder), cfg.image_size)
+    media = Media(config.predict.stem, (config.predict,))
     try:
-        ids = frame_ids(probe(config.predict).frames, cfg.num_frames)
-        frames = decoder.decode(config.predict, ids)
+        info = probe(media)
+        decoder = make_decoder(choose_decoder(info, run.config.decoder)[0], cfg.image_size)
+        frames = decoder.decode(media, frame_ids(info.frames, cfg.num_frames))
     except VideoError as error:
         raise UserError(f"--predict {config.predict}: {error}") from None
-    rows = torch.from_numpy(patchify(frames, cfg.patch_size)).unsqueeze(0).to(run.device)
+    rows = patchify(frames, cfg.patch_size).unsqueeze(0).to(run.device)
     with torch.inference_mode():
         logits = model(rows).float()[0]
     scores = logits.sigmoid() if run.task.multi_label else logits.softmax(-1)
     for score, label in zip(*scores.topk(min(SHOWN_ANSWERS, len(scores))), strict=True):
-        print(f"{score:6.1%}  {run.task.describe(int(label))}")
+        print(f"{score:6.1%}  {run.task.names[int(label)]}")
 
 
 def main() -> None:

@@ -55,6 +55,8 @@ def evaluate(
     names = [feed.clips[i].name for i in clip_ids.tolist()]
     if data.multi_label:
         return Evaluation({"all": action_scores(logits, labels)}, logits, labels, names)
+    if not data.localizes:
+        return Evaluation({"all": class_scores(logits, labels)}, logits, labels, names)
     groups = {
         group: place_scores(logits[chosen], labels[chosen], data.grid)
         for group, chosen in by_visibility(data, names).items()
@@ -65,8 +67,18 @@ def evaluate(
 
 def by_visibility(data: Data, names: list[str]) -> dict[str, Tensor]:
     """Which clips (bool ``[V]``) end with the snitch visible, hidden in a cone, and all."""
-    hidden = torch.tensor([cater_labels.hidden_at_end(data.dataset.scene(n)) for n in names])
+    hidden = torch.tensor([cater_labels.hidden_at_end(data.scene(n)) for n in names])
     return {"all": torch.ones_like(hidden), "visible": ~hidden, "hidden": hidden}
+
+
+def class_scores(logits: Tensor, labels: Tensor) -> dict[str, Score]:
+    """Top-1 and, if there are more classes, top-5; chance is a uniform guess."""
+    classes = logits.shape[1]
+    return {
+        f"top{k}": Score.proportion(metrics.topk_correct(logits, labels, k), k / classes)
+        for k in (1, 5)
+        if k < classes
+    }
 
 
 def place_scores(logits: Tensor, labels: Tensor, grid: int) -> dict[str, Score]:
@@ -92,7 +104,7 @@ def cone_guess(data: Data, names: list[str]) -> dict[str, dict[str, Score]]:
     """
     hits = []
     for name in names:
-        scene = data.dataset.scene(name)
+        scene = data.scene(name)
         cones = cater_labels.visible_cones_at_end(scene, data.grid)
         truth = cater_labels.localize_label(scene, data.grid)
         hits.append(cones.count(truth) / len(cones) if cones else 0.0)

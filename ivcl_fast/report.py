@@ -86,9 +86,11 @@ def write_report(run: Run, rows: list[Row], evaluation: Evaluation | None) -> No
         ]
     if evaluation is not None:
         answers(run, evaluation)
-        if not run.task.multi_label:
+        if run.data.localizes:
             lines += ["## What the model answers", "", "![answers](answers.png)", ""]
         lines += ["## Where its slots look", "", "![slot attention](slot_attention.png)", ""]
+    if bad := run.data.bad_files:
+        lines += [f"{len(bad)} videos could not be used, e.g. {next(iter(bad.items()))}.", ""]
     lines += [f"torch {torch.__version__}, {run.device}, {platform.machine()}.", ""]
     write_text(run.folder / "report.md", "\n".join(lines))
 
@@ -99,7 +101,7 @@ def markdown(cells: list[str]) -> str:
 
 def reconstruction(run: Run) -> None:
     """``reconstruction.png`` from the finished pretraining model and validation clips."""
-    video = run.clips(run.clip_names("val")[:SHOWN_CLIPS])
+    video = run.clips(run.clip_names()[:SHOWN_CLIPS])
     path = run.folder / "reconstruction.png"
     pictures.reconstruction_picture(run.load_pretrained(), video, path, run.config.seed)
 
@@ -108,14 +110,14 @@ def answers(run: Run, evaluation: Evaluation) -> None:
     """``slot_attention.png`` and, for localisation, ``answers.png`` of the finetuned model."""
     names = evaluation.names
     shown = list(range(min(SHOWN_CLIPS, len(names))))
-    if not run.task.multi_label:
+    if run.data.localizes:
         hidden = by_visibility(run.data, names)["hidden"]
         half = SHOWN_CLIPS // 2
         shown = [*(~hidden).nonzero()[:half, 0].tolist(), *hidden.nonzero()[:half, 0].tolist()]
     video = run.clips([names[i] for i in shown])
     model = run.load_classifier("finetune")
     pictures.slot_attention_picture(model, video, run.folder / "slot_attention.png")
-    if not run.task.multi_label:
+    if run.data.localizes:
         pictures.answers_picture(
             run.folder / "answers.png",
             unpatchify(video, run.config.model.patch_size),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -15,18 +16,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checkpoint
-from .data.cater import task_named
 from .data.feed import Batch, Feed
-from .data.sampling import frame_ids
 from .data.source import Data, open_data
 from .evaluation import Evaluation, evaluate
-from .hardware import has_fast_bf16, missing_compiler, pick_device
+from .files import write_json
+from .hardware import has_fast_bf16, keep_freed_memory, pick_device, useless_compiler
 from .masking import clip_seeds
 from .model import IVCL, IVCLClassifier
 from .settings import TrainConfig
 from .trainer import Loss, MetricsLog, Schedule, Stage
 
 EVAL_BATCH = 50
+ANSWERS = "answers.json"
+"""Name of the file in a run's folder that says what it answers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a run's classifier tells apart."""
+
+    multi_label: bool
+    names: list[str]
+    """The classes in words, by number."""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
 
 
 class Run:
@@ -40,19 +55,30 @@ class Run:
         self.folder = config.folder
         self.device = pick_device(config.device)
         self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(self.device))
-        self.task = task_named(config.task)
         if config.init != "random":
             checkpoint.weights_file(config.init)  # before any work, tell that it is missing
         self.metrics = MetricsLog(self.folder)
-        reason = missing_compiler(self.device) if config.compile else None
+        reason = useless_compiler(self.device) if config.compile else None
         if reason:
             print(f"--compile: running eager, {reason}")
         self.compile = config.compile and reason is None
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     @functools.cached_property
     def data(self) -> Data:
         """The run's clips; the first use makes or opens the data set and its store."""
-        return open_data(self.config)
+        return open_data(self.config, self.device)
+
+    @functools.cached_property
+    def task(self) -> Answers:
+        """What is to be answered; kept with the run, which then needs no data to tell."""
+        file = self.folder / ANSWERS
+        if not file.is_file():
+            dataset = self.data.dataset
+            names = [dataset.describe(label) for label in range(dataset.num_classes)]
+            write_json(file, {"multi_label": dataset.multi_label, "names": names})
+        return Answers(**json.loads(file.read_text()))
 
     # --- stages ---------------------------------------------------------------------------------
 
@@ -109,8 +135,8 @@ class Run:
         return self._load(IVCL(self.config.model), "pretrain")
 
     def evaluate(self, model: IVCLClassifier) -> Evaluation:
-        """Measure a classifier on the validation clips."""
-        feed = self._feed("val", model.cfg.num_frames)
+        """Measure a classifier on the clips that results are reported on."""
+        feed = self._feed(self.data.eval_split, model.cfg.num_frames)
         return evaluate(model, feed, self.data, self.device, self.amp)
 
     def finished(self, name: str) -> bool:
@@ -118,15 +144,14 @@ class Run:
         return (self.folder / name / checkpoint.MODEL).is_file()
 
     def clips(self, names: list[str]) -> Tensor:
-        """uint8 patch rows ``[len(names), T, N, 3*P*P]`` of evenly spaced frames."""
+        """uint8 patch rows ``[len(names), T, N, 3*P*P]`` of clips of the evaluation split."""
+        by_name = {clip.name: clip for clip in self.data.dataset.clips(self.data.eval_split)}
         frames = self.config.model.num_frames
-        store = self.data.store
-        rows = [store.rows(n, frame_ids(store.num_frames(n), frames)) for n in names]
-        return torch.stack([torch.as_tensor(r) for r in rows]).to(self.device)
+        return self.data.rows([by_name[name] for name in names], frames).to(self.device)
 
-    def clip_names(self, split: str) -> list[str]:
-        """The usable clips of a split."""
-        return [c.name for c in self.data.dataset.clips(split) if c.name in self.data.store]
+    def clip_names(self) -> list[str]:
+        """The usable clips of the evaluation split."""
+        return [clip.name for clip in self.data.usable_clips(self.data.eval_split)]
 
     # --- parts ----------------------------------------------------------------------------------
 
@@ -154,7 +179,7 @@ class Run:
         Stage(
             name=name,
             model=model,
-            feed=self._feed("train", frames, training=True),
+            feed=self._feed(self.data.train_split, frames, training=True),
             loss=loss,
             schedule=schedule,
             folder=folder / "checkpoints",

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .config import PRESETS, IVCLConfig
+from .data.catalog import find_task
 from .errors import UserError
 from .files import write_json
 
@@ -24,9 +25,12 @@ class TrainConfig:
     """Everything about a run. Lengths count clips, never seconds."""
 
     data: str = "synthetic"
-    """synthetic (static camera), synthetic:moving, or cater:DIR (a folder in CATER's format)."""
-    task: str = "localize"
-    """What to finetune for: localize, actions_present or actions_order_uniq."""
+    """A folder in the data set's format: cater:DIR, acre:DIR or something-else:DIR; or one of our
+    making: synthetic (CATER, static camera), synthetic:moving, synthetic:acre-iid, -comp or -sys,
+    synthetic:something-else."""
+    task: str = "auto"
+    """What to finetune for. CATER: localize, actions_present, actions_order_uniq; Something-Else:
+    compositional, fewshot_5shot, ...; auto: the data set's usual task."""
     preset: str = "tiny"
     """Model sizes: tiny, small, base64 or base224; the flags below replace single fields."""
     model: Annotated[IVCLConfig, tyro.conf.arg(name="")] = field(default_factory=IVCLConfig)
@@ -85,7 +89,11 @@ class TrainConfig:
     data_dir: Path = Path("data")
     """Where synthetic data is kept."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"
-    """Video decoder."""
+    """Video decoder; auto: DALI where there is a GPU that it can decode on, else PyAV."""
+    feed: Literal["store", "dali"] = "store"
+    """store: decode every frame once, before training; dali: decode in every epoch."""
+    placement: Literal["auto", "disk", "ram", "gpu"] = "auto"
+    """Where the store is kept while training; auto: as near to the model as it fits."""
     workers: int | None = None
     """Processes that make and decode data; by default one per core."""
     save_every: int = 500
@@ -127,13 +135,14 @@ def parse(arguments: list[str]) -> TrainConfig:
     if "--quick" in arguments:
         defaults |= dict(quick=True) | QUICK
     try:
-        return tyro.cli(
+        config = tyro.cli(
             TrainConfig,
             args=arguments,
             default=TrainConfig(**defaults),
             prog="python -m ivcl_fast.train",
             description=__doc__,
         )
+        return dataclasses.replace(config, task=find_task(config.data, config.task))
     except UserError:
         raise
     except ValueError as error:  # from IVCLConfig, naming the field
@@ -175,7 +184,7 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
 # Flags that may change between a start and its continuation: what is learnt stays the same.
 FREE = {
     "resume", "overwrite", "name", "out", "workers", "save_every", "compile", "device",
-    "compare_scratch",
+    "compare_scratch", "placement",
 }  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Row]:
     if run.config.compare_scratch and init != "random":
         scratch = run.evaluate(run.finetune("random", "scratch"))
         rows.append(Row("IV-CL, from scratch, same finetuning", scratch.scores))
-    if not run.task.multi_label:
+    if run.data.localizes:
         last = run.evaluate(run.finetune(init, "last-frame", last_only=True))
         rows.append(Row("no memory: sees only the last frame", last.scores))
         guess = cone_guess(run.data, evaluation.names)

@@ -1,4 +1,4 @@
-"""Videos whose frames say which they are, written as FFmpeg and as Blender write them.
+"""Media whose frames say which they are, written as FFmpeg and as Blender write them.
 
 A frame shows a 4 x 4 grid of black and white blocks: 6 bits video number, 10 bits frame number.
 """
@@ -8,13 +8,21 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 from PIL import Image
 
+from ivcl_fast.data.dataset import Media
+
 FRAME_BITS = 10
+
+
+def media(path: Path) -> Media:
+    """A video file, named by its stem."""
+    return Media(path.stem, (path,))
 
 
 def picture(video: int, frame: int, height: int = 60, width: int = 80) -> np.ndarray:
@@ -34,15 +42,52 @@ def numbers(frames: np.ndarray) -> list[tuple[int, int]]:
 
 def write_avi(path: Path, pictures: Sequence[np.ndarray], codec: str = "mjpeg") -> Path:
     """As FFmpeg writes it: 4:2:0, Huffman tables in every frame."""
+    return write_video(path, pictures, codec)
+
+
+def write_video(
+    path: Path,
+    pictures: Sequence[np.ndarray],
+    codec: str,
+    *,
+    rotation: int = 0,
+    times: Sequence[int] | None = None,
+    **options: str,
+) -> Path:
+    """Any codec in the container of the path's suffix.
+
+    ``rotation`` (degrees, counter-clockwise) is a flag; ``times`` are the frames' places on a
+    clock of 24 ticks a second, for a variable frame rate.
+    """
     height, width, _ = pictures[0].shape
-    with av.open(str(path), "w", format="avi") as container:
-        stream = container.add_stream(codec, rate=24)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=24, options={"threads": "1", **options})
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        for pixels in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for number, pixels in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[number], Fraction(1, 24)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+VP9 = {"deadline": "realtime", "cpu-used": "8"}
+
+
+def write_images(folder: Path, name: str, video: int, frames: int, suffix: str = ".png") -> Media:
+    """A painted image sequence; PNGs with a fourth channel, as ACRE has them."""
+    paths = tuple(folder / f"{name}_{i:02d}{suffix}" for i in range(frames))
+    for number, path in enumerate(paths):
+        pixels = picture(video, number)
+        if suffix == ".png":
+            alpha = np.full((*pixels.shape[:2], 1), 255 * number // frames, np.uint8)
+            pixels = np.concatenate([pixels, alpha], 2)
+        Image.fromarray(pixels).save(path)
+    return Media(name, paths)
 
 
 def write_painted(path: Path, video: int, frames: int) -> Path:

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from ivcl_fast.data.cater import TASKS, Cater, Clip
+from ivcl_fast.data.cater import TASKS, Cater
+from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.errors import UserError
 
 
@@ -27,8 +28,8 @@ def test_bare_names_and_full_paths(root):
     """Released lists hold names; fresh ones the paths of another machine, spaces and all."""
     write_list(root, "CATER_new_000001.avi 7\n/home/me/my data/images/CLEVR_new_000002.avi 35\n")
     assert Cater(root).clips("train") == [
-        Clip("CATER_new_000001", root / "videos" / "CATER_new_000001.avi", 7),
-        Clip("CLEVR_new_000002", root / "videos" / "CLEVR_new_000002.avi", 35),
+        Clip("CATER_new_000001", "CATER_new_000001", 7),
+        Clip("CLEVR_new_000002", "CLEVR_new_000002", 35),
     ]
 
 
@@ -102,7 +103,7 @@ def test_missing_folders_and_lists(root, tmp_path):
     with pytest.raises(UserError, match="'test' is not one of train, val"):
         Cater(root).clips("test")
     with pytest.raises(UserError, match="no list names a video"):
-        Cater(root).videos()
+        Cater(root).media()
     (root / "videos").rmdir()
     with pytest.raises(UserError, match="has no folder videos/"):
         Cater(root)
@@ -112,8 +113,7 @@ def test_the_videos_of_all_lists(root):
     write_list(root, "b.avi 1\na.avi 2\n")
     write_list(root, "/x/c.avi 1\n", split="val")
     write_list(root, "a.avi 1,2\nd.avi\n", "actions_present")
-    assert [v.name for v in Cater(root).videos()] == ["a.avi", "b.avi", "c.avi", "d.avi"]
-    assert all(v.parent == root / "videos" for v in Cater(root).videos())
+    assert Cater(root).media() == [Media(n, (root / "videos" / f"{n}.avi",)) for n in "abcd"]
 
 
 def test_scenes(root):
@@ -126,3 +126,9 @@ def test_scenes(root):
         data.scene("b")
     with pytest.raises(UserError, match=r"c\.json: no such scene"):
         data.scene("c")
+
+
+def test_classes_in_words(root):
+    assert Cater(root).describe(7) == "cell 7 (column 1, row 1)"
+    assert Cater(root, "actions_present").describe(3) == "snitch: pick place"
+    assert Cater(root).splits[:2] == ("train", "val")

@@ -9,15 +9,36 @@ import pytest
 import torch
 from PIL import Image
 
-from ivcl_fast.data import decode
-from ivcl_fast.data.decode import TOLERANCE, make_decoder, resolve_decoder
-from ivcl_fast.data.index import VideoError, read_jpegs
+from ivcl_fast.data import decode, decode_pyav
+from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.decode import (
+    DALI_GPU_CODECS,
+    TOLERANCE,
+    WHOLE,
+    Crop,
+    choose_decoder,
+    default_workers,
+    make_decoder,
+    patience,
+    resolve_decoder,
+)
 from ivcl_fast.data.jpeg import STANDARD_HUFFMAN_TABLES, with_huffman_tables
 from ivcl_fast.data.patches import patchify, unpatchify
+from ivcl_fast.data.probe import VideoInfo, read_images
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.errors import UserError
 
-from .painted import blender_jpeg, numbers, picture, write_avi, write_blender_avi
+from .painted import (
+    VP9,
+    blender_jpeg,
+    media,
+    numbers,
+    picture,
+    write_avi,
+    write_blender_avi,
+    write_images,
+    write_video,
+)
 
 DALI = pytest.param(
     "dali",
@@ -50,16 +71,16 @@ def test_exactly_the_frames_asked_for(tmp_path, name, write):
     count = 150
     path = write(tmp_path / "a.avi", [picture(7, frame) for frame in range(count)])
     decoder = make_decoder(name, 32)
-    everything = decoder.decode(path)
+    everything = decoder.decode(media(path)).numpy()
     assert everything.shape == (count, 3, 32, 32)
     assert everything.dtype == np.uint8
     assert numbers(everything) == [(7, frame) for frame in range(count)]
     for ids in ([0], [count - 1], range(0, count, 7), [5, 5, 3], frame_ids(count, 16), []):
-        some = decoder.decode(path, np.array(ids, np.int64))
+        some = decoder.decode(media(path), np.array(ids, np.int64)).numpy()
         assert numbers(some) == [(7, frame) for frame in ids]
         np.testing.assert_array_equal(some, everything[np.array(ids, np.int64)])
     with pytest.raises(IndexError):
-        decoder.decode(path, [count])
+        decoder.decode(media(path), [count])
 
 
 @pytest.mark.skipif(not decode._dali_installed(), reason="DALI is not installed")
@@ -67,9 +88,9 @@ def test_exactly_the_frames_asked_for(tmp_path, name, write):
 @pytest.mark.parametrize("write", WRITERS)
 def test_the_decoders_agree(tmp_path, write, size):
     path = write(tmp_path / "a.avi", scenes(8))
-    frames = {name: make_decoder(name, size).decode(path).astype(int) for name in ("dali", "pyav")}
+    frames = {name: make_decoder(name, size).decode(media(path)).int() for name in ("dali", "pyav")}
     difference = abs(frames["dali"] - frames["pyav"])
-    assert difference.mean() <= TOLERANCE.mean
+    assert difference.float().mean() <= TOLERANCE.mean
     assert difference.max() <= TOLERANCE.maximum
 
 
@@ -78,8 +99,8 @@ def test_the_decoders_agree(tmp_path, write, size):
 def test_the_whole_frame_antialiased(tmp_path, name, size):
     """Against Pillow: its own JPEG decoder, then its triangle filter over the whole picture."""
     path = write_blender_avi(tmp_path / "a.avi", scenes(4))
-    decoded = make_decoder(name, size).decode(path).astype(int)
-    for frame, jpeg in zip(decoded, read_jpegs(path), strict=True):
+    decoded = make_decoder(name, size).decode(media(path)).numpy().astype(int)
+    for frame, jpeg in zip(decoded, read_images(media(path)), strict=True):
         image = Image.open(io.BytesIO(with_huffman_tables(jpeg))).convert("RGB")
         expected = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), int)
         difference = abs(frame - expected.transpose(2, 0, 1))
@@ -97,8 +118,8 @@ def test_a_frame_of_nonsense(tmp_path, name):
     (bad := tmp_path / "bad.avi").write_bytes(contents)
     decoder = make_decoder(name, 32)
     with pytest.raises(VideoError, match="cannot decode"):
-        decoder.decode(bad)
-    assert numbers(decoder.decode(good)) == [(0, frame) for frame in range(4)]
+        decoder.decode(media(bad))
+    assert numbers(decoder.decode(media(good)).numpy()) == [(0, frame) for frame in range(4)]
 
 
 def test_huffman_tables_are_put_in_only_where_missing():
@@ -109,6 +130,9 @@ def test_huffman_tables_are_put_in_only_where_missing():
     assert full.replace(STANDARD_HUFFMAN_TABLES, b"") == bare
     assert with_huffman_tables(full) == full
     assert with_huffman_tables(b"\xff\xd8\xff\xd9") == b"\xff\xd8\xff\xd9"
+    # Walked through as a JPEG, this PNG would come to a start of scan.
+    png = b"\x89PNG\r\n\x1a\n" + bytes([0, 0xDA]) * 4000
+    assert with_huffman_tables(png) == png
     # libjpeg writes the standard tables by default, one segment each.
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG")
@@ -123,18 +147,182 @@ def test_huffman_tables_are_put_in_only_where_missing():
     assert sum(map(len, tables)) + 4 == len(STANDARD_HUFFMAN_TABLES)
 
 
+def others(folder) -> list[tuple[Media, bool]]:
+    """Media in other formats, 1 and 45 frames each; whether DALI decodes them on a CPU."""
+    made: list[tuple[Media, bool]] = []
+    for count in (1, 45):
+        pictures = [picture(count, frame) for frame in range(count)]
+        for name, encoder, options in (
+            ("a.webm", "libvpx-vp9", VP9),
+            ("arf.webm", "libvpx-vp9", {"deadline": "good", "auto-alt-ref": "1"}),
+            ("a.mp4", "libx264", {}),
+            ("b.mkv", "libx265", {"x265-params": "log-level=none"}),
+            ("a.avi", "mpeg4", {}),
+        ):
+            path = write_video(folder / f"{count}{name}", pictures, encoder, **options)
+            made.append((media(path), encoder == "libvpx-vp9"))
+        made += [
+            (write_images(folder, f"i{count}", count, count, s), True) for s in (".png", ".jpg")
+        ]
+    return made
+
+
+def test_every_format_frame_by_frame(tmp_path):
+    """Exactly the frames asked for, in any order, from every codec and container."""
+    for one, by_dali in others(tmp_path):
+        names = ["pyav"] + ["dali"] * (by_dali and decode._dali_installed())
+        for name in names:
+            decoder = make_decoder(name, 32)
+            everything = decoder.decode(one)
+            count = len(everything)
+            assert numbers(everything.numpy()) == [(count, i) for i in range(count)], (one, name)
+            for ids in ([count - 1], [0, count // 2, 0, count - 1], []):
+                some = decoder.decode(one, ids)
+                assert torch.equal(some, everything[torch.tensor(ids, dtype=torch.int64)])
+            with pytest.raises(IndexError):
+                decoder.decode(one, [count])
+
+
+@pytest.mark.parametrize("name", ["pyav", DALI])
+@pytest.mark.parametrize(("height", "width"), [(241, 427), (33, 57)])
+def test_odd_sizes_and_variable_frame_rate(tmp_path, name, height, width):
+    pictures = [
+        np.pad(picture(2, i, height // 4 * 4, width // 4 * 4), PAD_TO[height], mode="edge")
+        for i in range(8)
+    ]
+    times = [0, 1, 2, 9, 10, 40, 41, 60]
+    path = write_video(tmp_path / "a.webm", pictures, "libvpx-vp9", times=times, **VP9)
+    decoded = make_decoder(name, 32).decode(media(path))
+    assert numbers(decoded.numpy()) == [(2, i) for i in range(8)]
+
+
+PAD_TO = {241: ((0, 1), (0, 3), (0, 0)), 33: ((0, 1), (0, 1), (0, 0))}
+
+
+@pytest.mark.parametrize("name", ["pyav", DALI])
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_rotation_flags_are_followed(tmp_path, name, degrees):
+    """Also before a crop, which is a part of the upright frame."""
+    upright = scenes(2)
+    stored = [np.rot90(pixels, -degrees // 90).copy() for pixels in upright]
+    path = write_video(tmp_path / "a.mp4", stored, "libvpx-vp9", rotation=degrees, **VP9)
+    plain = write_video(tmp_path / "b.mp4", upright, "libvpx-vp9", **VP9)
+    decoder = make_decoder(name, 64)
+    for crop in (WHOLE, Crop(0.1, 0.3, 0.5, 0.7)):
+        turned, expected = (decoder.decode(media(p), crop=crop).int() for p in (path, plain))
+        assert (turned - expected).abs().float().mean() < 5  # compressed anew
+        assert (turned - expected.flip(-1)).abs().float().mean() > 10
+
+
+@pytest.mark.parametrize("name", ["pyav", DALI])
+def test_transparency_is_dropped_and_colours_are_rgb(tmp_path, name):
+    pixels = np.zeros((60, 80, 4), np.uint8)
+    pixels[:] = (200, 100, 50, 0)
+    pixels[:30, :, 3] = 128
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    decoded = make_decoder(name, 32).decode(media(tmp_path / "a.png"))
+    assert decoded[0].amax((1, 2)).tolist() == decoded[0].amin((1, 2)).tolist() == [200, 100, 50]
+
+
+def test_png_after_png_is_not_filtered_by_it(tmp_path):
+    """FFmpeg's decoder carries a row from one image to the next."""
+    rng = np.random.default_rng(0)
+    paths = tuple(tmp_path / f"{i}.png" for i in range(3))
+    pixels = [np.cumsum(rng.integers(0, 3, (64, 64, 4)), 0).astype(np.uint8) for _ in paths]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    decoded = make_decoder("pyav", 64).decode(Media("a", paths), [2, 0, 1, 0])
+    for frame, number in zip(decoded.numpy(), [2, 0, 1, 0], strict=True):
+        np.testing.assert_array_equal(frame.transpose(1, 2, 0), pixels[number][..., :3])
+
+
+@pytest.mark.skipif(not decode._dali_installed(), reason="DALI is not installed")
+@pytest.mark.parametrize("crop", [WHOLE, Crop(0.25, 0.1, 0.5, 0.8)])
+def test_the_decoders_agree_on_vp9_and_png(tmp_path, crop):
+    video = write_video(tmp_path / "a.webm", scenes(4), "libvpx-vp9", **VP9)
+    for number, pixels in enumerate(scenes(4)):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    images = Media("png", tuple(tmp_path / f"{i}.png" for i in range(4)))
+    for one in (media(video), images):
+        dali, pyav = (make_decoder(name, 64).decode(one, crop=crop) for name in ("dali", "pyav"))
+        difference = (dali.int() - pyav.int()).abs()
+        assert difference.float().mean() <= TOLERANCE.mean
+        assert difference.max() <= TOLERANCE.maximum
+
+
+@pytest.mark.parametrize("name", ["pyav", DALI])
+def test_a_crop_is_that_part_of_the_frame(tmp_path, name):
+    pixels = np.zeros((120, 160, 3), np.uint8)
+    pixels[30:90, 80:120] = (250, 20, 20)  # top 1/4, left 1/2, half as high, a quarter as wide
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    decoder = make_decoder(name, 32)
+    inside = decoder.decode(media(tmp_path / "a.png"), crop=Crop(0.25, 0.5, 0.5, 0.25))[0]
+    assert inside[0, 2:-2, 2:-2].min() >= 245 and inside[1:].max() <= 25
+    corner = decoder.decode(media(tmp_path / "a.png"), crop=Crop(0, 0, 0.2, 0.4))[0]
+    assert corner.max() == 0
+
+
+def test_a_video_with_nonsense_inside(tmp_path):
+    """Its headers are whole, its packets are not."""
+    path = write_video(tmp_path / "a.mp4", scenes(12), "libx264", bf="0")
+    contents = bytearray(path.read_bytes())
+    middle = len(contents) // 2
+    contents[middle : middle + 300] = bytes(300)
+    path.write_bytes(contents)
+    with pytest.raises(VideoError):
+        make_decoder("pyav", 32).decode(media(path))
+
+
+def test_a_packet_that_makes_no_frame(tmp_path, monkeypatch):
+    class Silent:
+        is_discard = False
+
+        def decode(self):
+            return []
+
+    path = write_video(tmp_path / "a.webm", scenes(3), "libvpx-vp9", **VP9)
+    read_packets = decode_pyav.read_packets
+    monkeypatch.setattr(decode_pyav, "read_packets", lambda c: [*read_packets(c), Silent()])
+    with pytest.raises(VideoError, match="4 frames by its packets, 3 decoded"):
+        make_decoder("pyav", 32).decode(media(path))
+
+
+def info(codec: str) -> VideoInfo:
+    return VideoInfo(9, 24.0, codec, 80, 60)
+
+
 def test_which_decoder(monkeypatch):
     with pytest.raises(UserError, match="'opencv' is not one of auto, dali, pyav"):
         resolve_decoder("opencv")  # type: ignore[arg-type]
     monkeypatch.setattr(decode, "_dali_installed", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve_decoder("auto") == resolve_decoder("dali") == "dali"
+    assert choose_decoder(info("h264"), "auto") == ("dali", "DALI decodes it on the GPU")
+    assert choose_decoder(info("wmv3"), "auto") == ("pyav", "DALI has no GPU decoder for wmv3")
+    small = choose_decoder(info("vp9"), "auto")
+    assert small == ("pyav", "frames of 80 x 60 are too small for the GPU's decoder")
+    assert all(choose_decoder(info(codec), "dali")[0] == "dali" for codec in DALI_GPU_CODECS)
+    assert default_workers("dali") <= 7
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_decoder("auto") == "pyav" and resolve_decoder("dali") == "dali"
+    assert choose_decoder(info("vp9"), "auto") == (
+        "pyav",
+        "there is no GPU for DALI, and on a CPU PyAV is faster",
+    )
+    assert choose_decoder(info("vp9"), "dali")[0] == "dali"
+    with pytest.raises(UserError, match=r"no CPU decoder for h264 \(it has mjpeg, png, vp8, vp9"):
+        choose_decoder(info("h264"), "dali")
     monkeypatch.setattr(decode, "_dali_installed", lambda: False)
     assert resolve_decoder("auto") == resolve_decoder("pyav") == "pyav"
+    assert choose_decoder(info("vp9"), "auto") == ("pyav", "DALI is not installed")
     with pytest.raises(UserError, match="dali is not installed"):
         resolve_decoder("dali")
+
+
+def test_long_videos_are_waited_for_longer():
+    assert patience(120, [301, 38]) == 120
+    assert patience(120, [301, 36_000]) == 3600
+    assert patience(120, []) == 120
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])

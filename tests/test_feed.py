@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ivcl_fast.data.cater import Clip
-from ivcl_fast.data.feed import Batch, Feed
+from ivcl_fast.data.build import build_store
+from ivcl_fast.data.dataset import Clip
+from ivcl_fast.data.feed import Batch, Feed, StoreFeed
 from ivcl_fast.data.patches import unpatchify
 from ivcl_fast.data.sampling import frame_ids
-from ivcl_fast.data.store import FrameStore, build_store
+from ivcl_fast.data.store import FrameStore
 from ivcl_fast.errors import UserError
 
-from .painted import numbers, write_painted
+from .painted import media, numbers, write_painted
 
 FRAMES = [9, 20, 5, 12, 7, 30, 3, 8, 16, 11, 25]
 BAD = {2, 6}
@@ -30,15 +30,15 @@ def store(tmp_path_factory) -> FrameStore:
     videos = [write_painted(folder / f"v{i}.avi", i, n) for i, n in enumerate(FRAMES)]
     for i in BAD:
         videos[i].write_bytes(b"")
-    return build_store(videos, folder / "store", 32, 8, "pyav", workers=1)
+    return build_store([media(path) for path in videos], folder / "store", 32, 8, "pyav", workers=1)
 
 
-CLIPS = [Clip(f"v{i}", Path(f"v{i}.avi"), i) for i in range(len(FRAMES))]
+CLIPS = [Clip(f"c{i}", f"v{i}", i) for i in range(len(FRAMES))]
 
 
 def make(store: FrameStore, clips=CLIPS, batch_size=2, num_frames=4, **options) -> Feed:
     defaults = dict(num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False)
-    return Feed(store, clips, batch_size, num_frames, **defaults | options)
+    return StoreFeed(store, clips, batch_size, num_frames, **defaults | options)
 
 
 def shown(batch: Batch) -> list[list[tuple[int, int]]]:
@@ -81,11 +81,32 @@ def test_jitter_moves_all_but_the_last_frame_inside_its_interval(store):
     assert len(seen) > 10 * len(GOOD)
 
 
-@pytest.mark.parametrize("options", [dict(last_only=True), dict(num_frames=1)])
-def test_one_frame_is_the_last(store, options):
-    for batch in make(store, **options).epoch(3):
+def test_one_frame_is_the_last(store):
+    for batch in make(store, num_frames=1).epoch(3):
         expected = [[(clip, FRAMES[clip] - 1)] for clip in batch.clip_ids.tolist()]
         assert shown(batch) == expected
+
+
+def test_clips_that_name_their_frames(store):
+    """Exactly these, in that order, never jittered: ACRE's panels and their question."""
+    clips = [Clip("q6", "v1", 3, (0, 7, 2, 6)), Clip("q7", "v1", 4, (0, 7, 2, 19))]
+    feed = make(store, clips, shuffle=False)
+    for epoch in range(2):
+        (batch,) = feed.epoch(epoch)
+        assert shown(batch) == [[(1, i) for i in clip.frames or ()] for clip in clips]
+        assert batch.labels.tolist() == [3, 4]
+    (last,) = make(store, clips, num_frames=1, shuffle=False).epoch(0)
+    assert shown(last) == [[(1, 6)], [(1, 19)]]
+    with pytest.raises(UserError, match="num_frames: 5, but q6 has 4 frames of its own"):
+        make(store, clips, num_frames=5)
+
+
+def test_every_placement_gives_the_same_batches(store):
+    whole = list(make(store).epoch(4))
+    for placement in ("ram", "gpu"):
+        placed = FrameStore(store.path, placement, device=torch.device("cpu"))
+        assert placed.placement == placement
+        assert same(list(make(placed).epoch(4)), whole)
 
 
 def test_order_depends_on_seed_and_epoch_alone(store):
@@ -156,14 +177,14 @@ def test_broken_videos_are_left_out_with_one_line(store, caplog):
 
 
 def test_nothing_to_feed(store):
-    with pytest.raises(UserError, match="holds the video of none of the 1 clips"):
+    with pytest.raises(UserError, match="videos of none of the 1 clips can be used"):
         make(store, clips=CLIPS[2:3])
     with pytest.raises(UserError, match="9 clips do not fill one batch of 20"):
         make(store, batch_size=10, world_size=2, drop_last=True)
 
 
 def test_several_labels(store):
-    clips = [Clip(f"v{i}", Path(), (i, 0, 13 - i % 3)) for i in range(len(FRAMES))]
+    clips = [Clip(f"c{i}", f"v{i}", (i, 0, 13 - i % 3)) for i in range(len(FRAMES))]
     feed = make(store, clips, num_classes=14, multi_label=True, shuffle=False, batch_size=9)
     (batch,) = feed.epoch(0)
     assert batch.labels.dtype == torch.float32
@@ -189,7 +210,7 @@ def test_an_error_in_the_thread_is_raised_here(store, monkeypatch):
     def fail(*_):
         raise OSError("disk on fire")
 
-    monkeypatch.setattr(store, "rows", fail)
+    monkeypatch.setattr(store, "batch", fail)
     with pytest.raises(OSError, match="disk on fire"):
         next(iter(make(store).epoch(0)))
     assert not feed_threads()

@@ -60,9 +60,39 @@ def test_dry_run_writes_nothing(command, package):
     status, out, _ = command(f"cater:{package}", *SMALL, "--dry-run")
     assert status == 0
     assert "3 videos, 18 frames" in out
-    assert "v3.avi: the file is empty" in out
-    assert "v4.avi: cannot be opened" in out
+    assert "into " in out and "GB; 2 videos cannot be used" in out
+    assert "frames/s by each of 1 workers" in out
+    assert "v3: the file is empty" in out
+    assert "v4: cannot be opened" in out
     assert sorted(package.rglob("*")) == before
+    status, out, _ = command(f"cater:{package}", *SMALL, "--image-size", 64, "--dry-run")
+    assert f"{18 * 3 * 64**2 / 1e9:.2f} GB" in out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "1 seconds"), (75, "75 seconds"), (600, "10 minutes"), (9000, "2.5 hours")],
+)
+def test_durations(seconds, said):
+    assert prepare.duration(seconds) == said
+
+
+def test_verify_finds_any_flipped_byte(command, package):
+    """In every file of the store, wherever it is."""
+    command(f"cater:{package}", *SMALL)
+    files = sorted((package / "store-32-p8-pyav").iterdir())
+    assert len(files) == 4
+    for file in files:
+        whole = file.read_bytes()
+        for at in sorted({0, len(whole) // 3, len(whole) // 2, len(whole) - 1}):
+            flipped = bytearray(whole)
+            flipped[at] ^= 1
+            file.write_bytes(flipped)
+            status, _, error = command(f"cater:{package}", *SMALL, "--verify")
+            assert status == 2, (file, at)
+            assert file.name in error and "Traceback" not in error
+        file.write_bytes(whole)
+    assert command(f"cater:{package}", *SMALL, "--verify")[0] == 0
 
 
 def test_synthetic_data_then_its_store(command, tmp_path):
@@ -70,11 +100,11 @@ def test_synthetic_data_then_its_store(command, tmp_path):
     flags = ("--train", 2, "--val", 1, "--workers", 1, "--out", root)
     status, out, _ = command("synthetic:cater", "--dry-run", *flags)
     assert status == 0
-    assert "would write 3 videos" in out
+    assert "would write 2 videos to train on and 1 to measure on" in out
     assert not root.exists()
     status, out, _ = command("synthetic:cater", *flags)
     assert status == 0
-    assert "2 training and 1 validation videos" in out
+    assert "2 videos to train on and 1 to measure on" in out
     status, out, _ = command(f"cater:{root}", *SMALL, "--out", tmp_path / "store")
     assert status == 0
     assert "3 videos, 114 frames" in out
@@ -84,11 +114,13 @@ def test_synthetic_data_then_its_store(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["kitti"], "'kitti' is not cater:DIR or synthetic:cater"),
-        (["cater:"], "'cater:' is not cater:DIR or synthetic:cater"),
+        (["kitti"], "'kitti' is not synthetic, synthetic:static"),
+        (["cater:"], "'cater:' is not synthetic, synthetic:static"),
         (["cater:/no/such/folder"], "no such folder"),
-        (["cater:PACKAGE", "--size", "full"], "are for synthetic:cater"),
-        (["synthetic:cater", "--verify"], "are for cater:DIR"),
+        (["cater:PACKAGE", "--size", "full"], "are for synthetic data"),
+        (["synthetic:cater", "--verify"], "are for a data set's folder"),
+        (["synthetic:acre-iid", "--camera", "moving"], "--camera is for synthetic:cater"),
+        (["cater:PACKAGE", "--task", "count"], "'count' is not one of localize"),
         (["cater:PACKAGE", "--image-size", "30"], "30 is not a multiple of patch_size 8"),
         (["cater:PACKAGE", "--workers", "0"], "workers: 0"),
         (["synthetic:cater", "--train", "0", "--dry-run"], "train"),

@@ -13,15 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ivcl_fast import files
 from ivcl_fast.data import decode
+from ivcl_fast.data.build import build_store, default_store_path
+from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode import make_decoder
 from ivcl_fast.data.patches import patchify, unpatchify
-from ivcl_fast.data.store import FrameStore, build_store, default_store_path
+from ivcl_fast.data.store import FrameStore
 from ivcl_fast.errors import UserError
 
-from .painted import numbers, write_painted
+from .painted import media, numbers, write_painted
 
 SIZES = 32, 8
 FRAME_BYTES = 3 * 32**2
@@ -38,21 +41,15 @@ DECODERS = [
 
 
 @pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> list[Path]:
+def videos(tmp_path_factory) -> list[Media]:
     folder = tmp_path_factory.mktemp("videos")
     paths = [write_painted(folder / f"v{i}.avi", i, n) for i, n in enumerate(FRAMES)]
     (folder / "empty.avi").write_bytes(b"")
     (folder / "cut.avi").write_bytes(paths[3].read_bytes()[:-50])
     (folder / "noise.avi").write_bytes(spoiled(paths[1].read_bytes()))
-    return [
-        *paths[:2],
-        folder / "empty.avi",
-        *paths[2:5],
-        folder / "cut.avi",
-        folder / "noise.avi",
-        folder / "absent.avi",
-        *paths[5:],
-    ]
+    others = [folder / f"{name}.avi" for name in ("empty", "cut", "noise", "absent")]
+    ordered = [*paths[:2], others[0], *paths[2:5], *others[1:], *paths[5:]]
+    return [media(path) for path in ordered]
 
 
 def spoiled(contents: bytes) -> bytes:
@@ -74,17 +71,17 @@ def built(videos, tmp_path_factory) -> FrameStore:
     return build(videos, tmp_path_factory.mktemp("stores") / "store")
 
 
-@pytest.mark.parametrize("placement", ["disk", "ram"])
+@pytest.mark.parametrize("placement", ["disk", "ram", "gpu"])
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_equals_direct_decoding(videos, tmp_path, decoder, placement):
     build(videos, tmp_path, decoder)
-    store = FrameStore(tmp_path, placement, verify=True)
+    store = FrameStore(tmp_path, placement, verify=True, device=torch.device("cpu"))
     assert store.names == [f"v{i}" for i in range(len(FRAMES))]
     assert (store.image_size, store.patch_size, store.decoder) == (*SIZES, decoder)
-    for video in (v for v in videos if v.stem in store):
+    for video in (v for v in videos if v.name in store):
         direct = patchify(make_decoder(decoder, SIZES[0]).decode(video), SIZES[1])
-        count = store.num_frames(video.stem)
-        np.testing.assert_array_equal(store.rows(video.stem, range(count)), direct)
+        count = store.num_frames(video.name)
+        np.testing.assert_array_equal(store.rows(video.name, range(count)), direct)
 
 
 def test_exactly_the_frames_asked_for(built):
@@ -118,7 +115,7 @@ def test_bad_files_are_told_with_reasons(built, videos, tmp_path, caplog):
 
 
 def test_only_bad_files(videos, tmp_path):
-    store = build([v for v in videos if v.stem in ("empty", "noise")], tmp_path)
+    store = build([v for v in videos if v.name in ("empty", "noise")], tmp_path)
     assert store.names == []
     assert len(store.bad_files) == 2
 
@@ -187,13 +184,14 @@ def test_auto_says_why(videos, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(decode, "_dali_installed", lambda: False)
     assert build(videos[:1], tmp_path, "auto").decoder == "pyav"
-    assert "decoder: pyav, because DALI is not installed" in caplog.text
+    assert "decoder: pyav for 1 mjpeg files, because DALI is not installed" in caplog.text
 
 
 KILL_ITSELF = """
 import multiprocessing, os, signal, sys
 from pathlib import Path
-from ivcl_fast.data.store import build_store
+from ivcl_fast.data.build import build_store
+from ivcl_fast.data.dataset import Media
 
 def progress(done, total):
     if done >= int(sys.argv[3]):
@@ -201,7 +199,8 @@ def progress(done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
-    videos = [Path(line) for line in Path(sys.argv[1]).read_text().split()]
+    paths = [Path(line) for line in Path(sys.argv[1]).read_text().split()]
+    videos = [Media(path.stem, (path,)) for path in paths]
     build_store(videos, Path(sys.argv[2]), 32, 8, "pyav", 2, progress, shard_bytes=20 * 3 * 32**2)
 """
 
@@ -209,7 +208,7 @@ if __name__ == "__main__":
 def test_kill_9_leaves_no_orphans_and_the_next_call_completes(built, videos, tmp_path):
     script, listed, out = tmp_path / "build.py", tmp_path / "videos.txt", tmp_path / "store"
     script.write_text(KILL_ITSELF)
-    listed.write_text("\n".join(map(str, videos)))
+    listed.write_text("\n".join(str(v.files[0]) for v in videos))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run(
         [sys.executable, script, listed, out, "20"],
@@ -266,6 +265,14 @@ def test_a_changed_index_is_found_on_opening(videos, tmp_path):
         FrameStore(tmp_path)
 
 
+def test_even_a_blank_line_in_the_meta_file_is_found(videos, tmp_path):
+    build(videos, tmp_path)
+    meta = tmp_path / "meta.json"
+    meta.write_text(meta.read_text() + "\n")
+    with pytest.raises(UserError, match=r"meta\.json: its contents changed"):
+        FrameStore(tmp_path)
+
+
 def test_other_settings_or_videos_are_refused(built, videos):
     for out, sizes, what in (
         (built.path, (64, 8), "image_size 32, not 64"),
@@ -306,10 +313,12 @@ def test_bad_arguments(videos, built, tmp_path):
         build(videos, tmp_path / "a", workers=0)
     with pytest.raises(UserError, match="no videos"):
         build([], tmp_path / "a")
-    with pytest.raises(UserError, match="two videos have this name"):
-        build([videos[0], tmp_path / "v0.avi"], tmp_path / "a")
-    with pytest.raises(UserError, match="placement: 'gpu' is not one of disk, ram"):
-        FrameStore(built.path, "gpu")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="two videos have the name v0"):
+        build([videos[0], media(tmp_path / "v0.avi")], tmp_path / "a")
+    with pytest.raises(UserError, match="placement: 'tape' is not one of auto, disk, ram, gpu"):
+        FrameStore(built.path, "tape")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="gpu needs a CUDA device"):
+        FrameStore(built.path, "gpu")
     with pytest.raises(UserError, match="is not a frame store"):
         FrameStore(tmp_path / "none")
     assert not (tmp_path / "a").exists()
@@ -321,7 +330,7 @@ def test_a_store_of_another_version_is_refused(videos, tmp_path):
     (tmp_path / "meta.json").write_text(json.dumps(meta | {"version": 99}))
     with pytest.raises(UserError, match="version 99"):
         FrameStore(tmp_path)
-    with pytest.raises(UserError, match="version 99, not 1"):
+    with pytest.raises(UserError, match="version 99"):
         build(videos, tmp_path)
 
 

@@ -264,6 +264,7 @@ def test_stopped_and_continued(tmp_path: Path, made: Path, stop: signal.Signals)
     if stop == signal.SIGINT:
         last = output.decode().splitlines()[-1]
         assert re.fullmatch(r"KeyboardInterrupt: stopped after 5 of 38 clips; .* continues", last)
+        assert output.count(b"Traceback") == 1, "a worker complained"
     assert contents(write_something_else(out, SPEC, workers=1)) == contents(made)
 
 

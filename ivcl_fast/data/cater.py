@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UserError
 from .cater_labels import ACTION_CLASSES, ORDER_CLASSES
+from .dataset import Clip, Media
 
 log = logging.getLogger(__name__)
 
@@ -69,19 +70,10 @@ def task_named(name: str) -> Task:
     return TASKS[name]
 
 
-@dataclass(frozen=True)
-class Clip:
-    """A video with its answer."""
-
-    name: str
-    """The video file's stem, which also names its scene."""
-    video: Path
-    label: int | tuple[int, ...]
-    """A class, or several for a multi-label task."""
-
-
 class Cater:
-    """One task of a CATER package."""
+    """One task of a CATER package; implements :class:`~ivcl_fast.data.dataset.Dataset`."""
+
+    splits = SPLITS
 
     def __init__(self, root: Path, task: str = "localize") -> None:
         """Raises :class:`UserError` if the task is unknown or the folder is no CATER package."""
@@ -110,31 +102,39 @@ class Cater:
         items = _read_list(path)
         for item in items:
             if item.labels:
-                video = self.root / "videos" / item.video
-                clips.append(Clip(video.stem, video, self._label(item.labels, item.where)))
+                name = Path(item.video).stem
+                clips.append(Clip(name, name, self._label(item.labels, item.where)))
         if len(clips) < len(items):
             log.info("%s: %d items without a label left out", path, len(items) - len(clips))
         if not clips:
             raise UserError(f"{path}: lists no video; accepted: lines of '<video file> <label>'")
         return clips
 
-    def videos(self) -> list[Path]:
+    def media(self) -> list[Media]:
         """The videos of all lists of all tasks, sorted by name, whether or not they exist."""
         lists = (self.root / "lists").glob("*/*.txt")
         names = {item.video for path in lists for item in _read_list(path)}
         if not names:
             raise UserError(f"{self.root / 'lists'}: no list names a video")
-        return [self.root / "videos" / name for name in sorted(names)]
+        videos = self.root / "videos"
+        return [Media(Path(name).stem, (videos / name,)) for name in sorted(names)]
+
+    def describe(self, label: int) -> str:
+        """A class in words."""
+        return TASKS[self.task].describe(label)
 
     def scene(self, clip_name: str) -> dict[str, Any]:
         """The scene of a clip, as in its JSON file. Raises :class:`UserError` if it is missing."""
         path = self.root / "scenes" / f"{clip_name}.json"
         try:
-            return json.loads(path.read_text())
+            scene = json.loads(path.read_text())
         except FileNotFoundError:
             raise UserError(f"{path}: no such scene") from None
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise UserError(f"{path}: not a JSON file ({error})") from None
+        if not isinstance(scene, dict):
+            raise UserError(f"{path}: not a scene; accepted: a JSON object")
+        return scene
 
     def _label(self, text: str, where: str) -> int | tuple[int, ...]:
         try:
@@ -166,6 +166,8 @@ def _read_list(path: Path) -> list[_Item]:
         raise UserError(
             f"{path}: no such list; accepted: lists/<task>/<split>.txt of a CATER package"
         ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file") from None
     items = []
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"

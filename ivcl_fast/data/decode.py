@@ -1,28 +1,37 @@
-"""Video frames as pixels: one interface, two decoders.
+"""Frames of media as pixels: one interface, two decoders.
 
-A frame is resized as a whole to a square with a triangle filter that widens when it shrinks
-(antialiased). The decoders agree within :data:`TOLERANCE`; they differ in how they enlarge the
-halved colour planes and in rounding, so a store remembers which decoder made it.
+A frame is resized as a whole (or, where asked for, a part of it) to a square with a triangle filter
+that widens when it shrinks (antialiased). Transparency is dropped, not blended; rotation flags are
+followed. The decoders agree within :data:`TOLERANCE`; they differ in how they enlarge the halved
+colour planes and in rounding, so a store remembers which decoder made it.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
+import threading
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol, get_args
 
-import av
 import numpy as np
 import torch
-from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 
 from ..errors import UserError
-from .index import VideoError, read_jpegs
+from .dataset import Media
+from .probe import VideoInfo
+from .workers import usable_cpus
 
 DecoderName = Literal["auto", "dali", "pyav"]
+Chosen = Literal["dali", "pyav"]
+
+DALI_CPU_CODECS = ("mjpeg", "png", "vp8", "vp9")
+DALI_GPU_CODECS = (*DALI_CPU_CODECS, "h264", "hevc", "av1", "mpeg4")
+NVDEC_LEAST_SIZE = {"hevc": 144, "vp9": 128, "av1": 128}
+"""Height and width that NVDEC must at least have, of the codecs that have such a limit."""
+SLOWEST = 10.0
+"""Frames per second; a decoder that is slower hangs."""
+NVDECS = 7
+"""Video decoders of an H100; a DALI pipeline drives one, so as many pipelines keep all busy."""
 
 
 class Tolerance(NamedTuple):
@@ -35,74 +44,83 @@ class Tolerance(NamedTuple):
 TOLERANCE = Tolerance(mean=0.6, maximum=48)
 
 
+class Crop(NamedTuple):
+    """A part of a frame, in shares of its height and width."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+    def placed(self, size: int) -> tuple[int, int, int, int]:
+        """Height and width to resize the whole frame to, and where the ``size`` square begins."""
+        height, width = round(size / self.height), round(size / self.width)
+        top, left = round(self.top * height), round(self.left * width)
+        return height, width, min(top, height - size), min(left, width - size)
+
+
+WHOLE = Crop(0.0, 0.0, 1.0, 1.0)
+
+
 class Decoder(Protocol):
-    """Decodes Motion-JPEG videos to square frames of one size."""
+    """Decodes media to square frames of one size."""
 
     name: str
     image_size: int
 
-    def decode(self, path: Path, frame_ids: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """uint8 RGB ``[F, 3, S, S]``: the frames asked for in that order, or every frame.
+    def decode(
+        self,
+        media: Media,
+        frame_ids: Sequence[int] | np.ndarray | None = None,
+        crop: Crop = WHOLE,
+    ) -> torch.Tensor:
+        """uint8 RGB ``[F, 3, S, S]`` on the decoder's device: the frames asked for in that order,
+        or every frame.
 
-        Raises :class:`VideoError` if the file is not whole or cannot be decoded, ``IndexError`` if
-        a frame asked for does not exist.
+        Raises :class:`~ivcl_fast.data.dataset.VideoError` if a file is not whole or cannot be
+        decoded, ``IndexError`` if a frame asked for does not exist.
         """
 
 
-class PyAVDecoder:
-    """FFmpeg through PyAV, on the CPU."""
+def choose_decoder(info: VideoInfo, wanted: DecoderName) -> tuple[Chosen, str]:
+    """The decoder for media of that kind on this machine, and why.
 
-    name = "pyav"
-
-    def __init__(self, image_size: int) -> None:
-        self.image_size = image_size
-        self._reformatter = VideoReformatter()
-
-    def decode(self, path: Path, frame_ids: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        jpegs = read_jpegs(path, frame_ids)
-        out = np.empty((len(jpegs), 3, self.image_size, self.image_size), np.uint8)
-        context = av.VideoCodecContext.create("mjpeg", "r")
-        context.thread_count = 1
-        context.options = {"err_detect": "explode"}
-        for number, jpeg in enumerate(jpegs):
-            try:
-                (frame,) = context.decode(av.Packet(jpeg))
-            except (av.FFmpegError, ValueError):
-                raise VideoError("FFmpeg cannot decode one of its frames") from None
-            self._resize(frame, out[number])
-        return out
-
-    def _resize(self, frame: VideoFrame, out: np.ndarray) -> None:
-        # To planar RGB: into packed RGB FFmpeg halves the colour planes' width on the way, which
-        # shows at 64 pixels.
-        size = self.image_size
-        planar = self._reformatter.reformat(
-            frame, size, size, "gbrp", interpolation="BILINEAR", threads=1
-        )
-        for channel, plane in zip((1, 2, 0), planar.planes, strict=True):
-            out[channel] = np.frombuffer(bytes(plane), np.uint8).reshape(size, -1)[:, :size]
-
-
-def choose_decoder() -> tuple[Literal["dali", "pyav"], str]:
-    """What ``auto`` stands for here, and why: DALI on a GPU; on a CPU PyAV is the faster one."""
+    Raises :class:`UserError` if ``wanted`` is DALI and it has no decoder for the codec here.
+    """
+    if wanted == "pyav":
+        return "pyav", "it was asked for"
+    gpu = torch.cuda.is_available()
+    codecs = DALI_GPU_CODECS if gpu else DALI_CPU_CODECS
+    missing = f"DALI has no {'GPU' if gpu else 'CPU'} decoder for {info.codec}"
+    if wanted == "dali":
+        resolve_decoder(wanted)
+        if info.codec not in codecs:
+            raise UserError(
+                f"decoder: {missing} (it has {', '.join(codecs)}); use --decoder auto or pyav"
+            )
+        return "dali", "it was asked for"
     if not _dali_installed():
         return "pyav", "DALI is not installed"
-    if not torch.cuda.is_available():
+    if not gpu:
         return "pyav", "there is no GPU for DALI, and on a CPU PyAV is faster"
-    return "dali", "DALI decodes on the GPU"
+    if info.codec not in codecs:
+        return "pyav", missing
+    if min(info.width, info.height) < NVDEC_LEAST_SIZE.get(info.codec, 0):
+        return "pyav", f"frames of {info.width} x {info.height} are too small for the GPU's decoder"
+    return "dali", "DALI decodes it on the GPU"
 
 
-def resolve_decoder(decoder: DecoderName) -> Literal["dali", "pyav"]:
-    """The decoder of that name, or what ``auto`` stands for here.
+def resolve_decoder(wanted: DecoderName) -> Chosen:
+    """The decoder of that name, or the one ``auto`` prefers here.
 
     Raises :class:`UserError` for an unknown name and for ``dali`` where it is not installed.
     """
-    if decoder not in get_args(DecoderName):
-        raise UserError(f"decoder: {decoder!r} is not one of {', '.join(get_args(DecoderName))}")
-    if decoder == "pyav":
+    if wanted not in get_args(DecoderName):
+        raise UserError(f"decoder: {wanted!r} is not one of {', '.join(get_args(DecoderName))}")
+    if wanted == "pyav":
         return "pyav"
-    if decoder == "auto":
-        return choose_decoder()[0]
+    if wanted == "auto":
+        return "dali" if _dali_installed() and torch.cuda.is_available() else "pyav"
     if not _dali_installed():
         raise UserError(
             "decoder: dali is not installed; pip install 'ivcl_fast[dali]', or use pyav"
@@ -110,10 +128,35 @@ def resolve_decoder(decoder: DecoderName) -> Literal["dali", "pyav"]:
     return "dali"
 
 
-@lru_cache(maxsize=1)
-def make_decoder(decoder: Literal["dali", "pyav"], image_size: int) -> Decoder:
-    """The decoder of that name; the last one made is kept, for DALI takes a while to start."""
+def default_workers(decoder: Chosen) -> int:
+    """Processes, or threads, that decode: one per CPU, or one per NVDEC where those decode."""
+    cpus = usable_cpus()
+    return min(cpus, NVDECS) if decoder == "dali" and torch.cuda.is_available() else cpus
+
+
+def patience(stall_seconds: float, frames: Iterable[int]) -> float:
+    """How long to wait for a decoder, given the lengths of the videos: longer for a long one."""
+    return max(stall_seconds, max(frames, default=0) / SLOWEST)
+
+
+_kept = threading.local()
+
+
+def make_decoder(decoder: Chosen, image_size: int) -> Decoder:
+    """The decoder of that name. Each thread keeps its last ones, for DALI takes a while to start,
+    and neither decoder can serve two threads at once."""
+    made: dict[tuple[str, int], Decoder] = _kept.__dict__.setdefault("decoders", {})
+    if (decoder, image_size) not in made:
+        for other in [key for key in made if key[1] != image_size]:
+            del made[other]
+        made[decoder, image_size] = _new_decoder(decoder, image_size)
+    return made[decoder, image_size]
+
+
+def _new_decoder(decoder: Chosen, image_size: int) -> Decoder:
     if decoder == "pyav":
+        from .decode_pyav import PyAVDecoder
+
         return PyAVDecoder(image_size)
     from .decode_dali import DALIDecoder
 

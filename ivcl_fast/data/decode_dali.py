@@ -1,19 +1,30 @@
-"""The DALI decoder: nvJPEG on a GPU, libjpeg-turbo without one."""
+"""The DALI decoder: images by nvJPEG, videos by NVDEC on a GPU; both on the CPU without one.
+
+On a GPU frames are decoded, resized and handed to torch where they are (DLPack); what DALI has no
+GPU decoder for, PNG, it decodes on the CPU and resizes on the GPU. A pipeline serves one thread and
+drives one NVDEC: as many decoders, each in its thread or process, use as many NVDECs.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from .index import VideoError, read_jpegs
+from .dataset import Media, VideoError
+from .decode import WHOLE, Crop
+from .decode_pyav import has_image_frames
 from .jpeg import with_huffman_tables
+from .probe import check_frame_ids, probe, read_images
 
 BATCH = 64
+"""Images per run."""
+SEQUENCE_BYTES = 2**28
+"""Largest sequence of whole frames held at once; longer ones are decoded in pieces."""
 
 
 class DALIDecoder:
@@ -23,42 +34,118 @@ class DALIDecoder:
 
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size
-        self._pipeline: Any = None
+        self._pipelines: dict[str, Any] = {}
 
-    def decode(self, path: Path, frame_ids: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        jpegs = read_jpegs(path, frame_ids)
-        out = np.empty((len(jpegs), 3, self.image_size, self.image_size), np.uint8)
-        for start in range(0, len(jpegs), BATCH):
-            part = jpegs[start : start + BATCH]
-            out[start : start + len(part)] = self._run(part)
-        return out
+    def decode(
+        self,
+        media: Media,
+        frame_ids: Sequence[int] | np.ndarray | None = None,
+        crop: Crop = WHOLE,
+    ) -> torch.Tensor:
+        size = self.image_size
+        height, width, top, left = crop.placed(size)
+        if has_image_frames(media):
+            parts = self._images(read_images(media, frame_ids), height, width)
+        else:
+            parts = self._video(media, frame_ids, height, width)
+        if not parts:
+            return torch.empty(0, 3, size, size, dtype=torch.uint8)
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return whole[:, :, top : top + size, left : left + size]
 
-    def _run(self, jpegs: list[bytes]) -> np.ndarray:
-        if self._pipeline is None:
-            self._pipeline = _pipeline(self.image_size)
-        images = [np.frombuffer(with_huffman_tables(jpeg), np.uint8) for jpeg in jpegs]
+    def _images(self, images: Sequence[bytes], height: int, width: int) -> list[torch.Tensor]:
+        encoded = [np.frombuffer(with_huffman_tables(image), np.uint8) for image in images]
+        parts = [encoded[start : start + BATCH] for start in range(0, len(encoded), BATCH)]
+        sizes = np.array([height, width], np.float32)
+        return [self._run("images", encoded=part, size=[sizes] * len(part)) for part in parts]
+
+    def _video(
+        self,
+        media: Media,
+        frame_ids: Sequence[int] | np.ndarray | None,
+        height: int,
+        width: int,
+    ) -> list[torch.Tensor]:
+        info = probe(media)
+        check_frame_ids(frame_ids, info.frames)
+        ids = np.asarray(range(info.frames) if frame_ids is None else frame_ids, np.int32)
+        encoded = np.fromfile(media.files[0], np.uint8)
+        if info.rotation % 2:  # DALI does not turn frames
+            height, width = width, height
+        size = np.array([height, width], np.float32)
+        step = max(1, SEQUENCE_BYTES // (3 * info.width * info.height))
+        parts = []
+        for start in range(0, len(ids), step):
+            part = ids[start : start + step]
+            (frames,) = self._run("video", encoded=[encoded], frames=[part], size=[size])
+            parts.append(frames.rot90(info.rotation, (-2, -1)) if info.rotation else frames)
+        return parts
+
+    def _run(self, kind: str, **inputs: list[np.ndarray]) -> torch.Tensor:
+        """One pass through a pipeline: a tensor of its own, whatever DALI does to its buffers."""
+        if kind not in self._pipelines:
+            self._pipelines[kind] = _images_pipeline() if kind == "images" else _video_pipeline()
+        pipeline = self._pipelines[kind]
         try:
-            self._pipeline.feed_input("jpegs", images)
-            (frames,) = self._pipeline.run()
+            for name, samples in inputs.items():
+                pipeline.feed_input(name, samples)
+            (frames,) = pipeline.run()
         except RuntimeError:
-            self._pipeline = None  # DALI does not go on after an error
+            del self._pipelines[kind]  # DALI does not go on after an error
             raise VideoError("DALI cannot decode one of its frames") from None
-        return frames.as_cpu().as_array()
+        copy = torch.from_dlpack(frames.as_tensor()).clone()
+        if copy.is_cuda:  # DALI must not write its next frames before they are copied
+            torch.cuda.current_stream(copy.device).synchronize()
+        return copy
 
 
-def _pipeline(image_size: int):
-    """JPEG images to ``[F, 3, S, S]`` uint8, resized where they are decoded."""
-    gpu = torch.cuda.is_available()
-    device_id: Any = torch.cuda.current_device() if gpu else None
+def _device() -> int | None:
+    """The GPU of this process; under torchrun its own."""
+    if not torch.cuda.is_available():
+        return None
+    return int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
 
-    @pipeline_def(batch_size=BATCH, num_threads=1, device_id=device_id, prefetch_queue_depth=1)
-    def jpegs_to_frames():
-        jpegs = fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1)
-        images = fn.decoders.image(jpegs, device="mixed" if gpu else "cpu", output_type=types.RGB)
-        size = (image_size, image_size)
-        images = fn.resize(images, size=size, interp_type=types.INTERP_TRIANGULAR, antialias=True)
-        return fn.transpose(images, perm=[2, 0, 1])
 
-    pipeline = jpegs_to_frames()
+def _options(batch_size: int) -> dict[str, Any]:
+    return dict(batch_size=batch_size, num_threads=1, device_id=_device(), prefetch_queue_depth=1)
+
+
+def _resized(frames: Any) -> Any:
+    size = fn.external_source(name="size", dtype=types.DALIDataType.FLOAT, ndim=1)
+    return fn.resize(
+        frames, size=size, interp_type=types.DALIInterpType.INTERP_TRIANGULAR, antialias=True
+    )
+
+
+def _images_pipeline() -> Any:
+    """Encoded images to ``[F, 3, H, W]``."""
+    device = "cpu" if _device() is None else "mixed"
+
+    @pipeline_def(**_options(BATCH))
+    def images_to_frames():
+        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+        images = fn.decoders.image(
+            encoded, device=device, output_type=types.RGB, adjust_orientation=False
+        )
+        return fn.transpose(_resized(images), perm=[2, 0, 1])
+
+    return _built(images_to_frames())
+
+
+def _video_pipeline() -> Any:
+    """An encoded video and the frames wanted of it to ``[1, F, 3, H, W]``."""
+    device = "cpu" if _device() is None else "mixed"
+
+    @pipeline_def(**_options(1))
+    def video_to_frames():
+        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+        ids = fn.external_source(name="frames", dtype=types.INT32, ndim=1)
+        frames = fn.decoders.video(encoded, device=device, frames=ids)
+        return fn.transpose(_resized(frames), perm=[0, 3, 1, 2])
+
+    return _built(video_to_frames())
+
+
+def _built(pipeline: Any) -> Any:
     pipeline.build()
     return pipeline

@@ -1,4 +1,4 @@
-"""Batches of clips from a frame store, in an order that can be computed and resumed."""
+"""Batches of clips, in an order that can be computed and resumed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ..errors import UserError
-from .cater import Clip
+from .dataset import Clip
 from .sampling import frame_ids
 from .store import FrameStore
 
@@ -46,8 +48,16 @@ class Batch:
         return Batch(*(x.to(device, non_blocking=True) for x in tensors))
 
 
-class Feed:
-    """Clips of one split, batch by batch.
+class Sampled(NamedTuple):
+    """A clip and the frames of it that a batch takes."""
+
+    clip_id: int
+    frames: np.ndarray
+    """int64 ``[T]``."""
+
+
+class Feed(ABC):
+    """Clips of one split, batch by batch; subclasses say where the frames come from.
 
     Order and jitter are functions of (seed, epoch, clip) alone: nothing depends on timing, on
     where an epoch was resumed, or on the number of ranks, which share every global batch of
@@ -55,13 +65,13 @@ class Feed:
     number of full batches; without it every clip comes exactly once over all ranks, and the
     last batch may be smaller, or missing, on some.
 
-    Clips that the store does not hold (broken videos) are left out, with one log line.
+    Clips whose media cannot be used are left out, with one log line.
     """
 
     def __init__(
         self,
-        store: FrameStore,
         clips: Sequence[Clip],
+        frames: Mapping[str, int],
         batch_size: int,
         num_frames: int,
         *,
@@ -70,35 +80,40 @@ class Feed:
         seed: int = 0,
         jitter: bool,
         shuffle: bool,
-        last_only: bool = False,
         drop_last: bool,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """``last_only`` shows the last frame alone (T = 1), whatever ``num_frames`` is.
+        """``frames`` has the number of frames of all media that can be used. ``num_frames`` = 1
+        shows the last frame alone. Clips that name their frames show these, without jitter.
 
-        Raises :class:`UserError` if no clip can be used, or ``drop_last`` leaves no batch.
+        Raises :class:`UserError` if no clip can be used, if ``drop_last`` leaves no batch, and if
+        clips name another number of frames than ``num_frames``.
         """
-        self.store, self.clips = store, clips
-        self.batch_size = batch_size
-        self.num_frames = 1 if last_only else num_frames
+        self.clips, self._frames_in = clips, frames
+        self.batch_size, self.num_frames = batch_size, num_frames
         self.num_classes, self.multi_label = num_classes, multi_label
         self.seed, self.jitter, self.shuffle = seed, jitter, shuffle
         self.drop_last = drop_last
         self.rank, self.world_size = rank, world_size
-        self._pin = torch.cuda.is_available()  # for copies to the GPU that do not block
         self.wait_seconds = 0.0
         """Time the consumer has waited for batches, over all epochs."""
-        self._usable = np.array([i for i, c in enumerate(clips) if c.name in store], np.int64)
+        self._usable = np.array([i for i, c in enumerate(clips) if c.media in frames], np.int64)
         if bad := len(clips) - len(self._usable):
             log.warning("%d of %d clips left out: their videos cannot be used", bad, len(clips))
         if not len(self._usable):
-            raise UserError(f"{store.path}: holds the video of none of the {len(clips)} clips")
+            raise UserError(f"the videos of none of the {len(clips)} clips can be used")
         if drop_last and not len(self):
             raise UserError(
                 f"batch_size: {len(self._usable)} clips do not fill one batch of "
                 f"{batch_size * world_size}; accepted: at most {len(self._usable)}"
             )
+        for clip in clips:
+            if clip.frames and num_frames not in (1, len(clip.frames)):
+                raise UserError(
+                    f"num_frames: {num_frames}, but {clip.name} has {len(clip.frames)} frames of "
+                    f"its own; accepted for this data set: {len(clip.frames)}"
+                )
 
     def __len__(self) -> int:
         """Batches per epoch on this rank."""
@@ -113,22 +128,22 @@ class Feed:
         """
         ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH)
         stop = threading.Event()
-        clip_ids = self._order(epoch)
+
+        def put(item: Batch | BaseException) -> None:
+            while not stop.is_set():
+                try:
+                    return ready.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
 
         def prepare() -> None:
-            for number in range(start_batch, len(self)):
-                try:
-                    item: Batch | BaseException = self._batch(epoch, clip_ids, number)
-                except BaseException as error:
-                    item = error
-                while not stop.is_set():
-                    try:
-                        ready.put(item, timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
-                if stop.is_set() or isinstance(item, BaseException):
-                    return
+            try:
+                for batch in self._batches(epoch, start_batch, stop):
+                    put(batch)
+                    if stop.is_set():
+                        return
+            except BaseException as error:
+                put(error)
 
         thread = threading.Thread(target=prepare, name="feed", daemon=True)
         thread.start()
@@ -144,31 +159,63 @@ class Feed:
             stop.set()
             thread.join()
 
+    @abstractmethod
+    def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
+        """What :meth:`epoch` yields; called in its thread, to end soon after ``stop`` is set."""
+
+    def _sample(self, epoch: int, start_batch: int) -> Iterator[list[Sampled]]:
+        """The clips of this rank's batches, and their frames."""
+        order = self._order(epoch)
+        size = self.batch_size * self.world_size
+        for number in range(start_batch, len(self)):
+            ids = order[number * size : (number + 1) * size][self.rank :: self.world_size]
+            yield [Sampled(i, self._frame_ids(epoch, i)) for i in ids.tolist()]
+
     def _order(self, epoch: int) -> np.ndarray:
         """int64: the clips of one epoch, in order, over all ranks."""
         if not self.shuffle:
             return self._usable
         return np.random.default_rng([self.seed, epoch, _ORDER]).permutation(self._usable)
 
-    def _batch(self, epoch: int, order: np.ndarray, number: int) -> Batch:
-        size = self.batch_size * self.world_size
-        clip_ids = order[number * size : (number + 1) * size][self.rank :: self.world_size]
-        shape = (self.num_frames, self.store.num_patches, self.store.patch_dim)
-        rows = torch.empty((len(clip_ids), *shape), dtype=torch.uint8, pin_memory=self._pin)
-        for out, clip_id in zip(rows.numpy(), clip_ids.tolist(), strict=True):
-            name = self.clips[clip_id].name
-            rng = None
-            if self.jitter:
-                rng = np.random.default_rng([self.seed, epoch, _JITTER, clip_id])
-            ids = frame_ids(self.store.num_frames(name), self.num_frames, rng)
-            self.store.rows(name, ids, out)
-        return Batch(rows, self._labels(clip_ids), torch.from_numpy(clip_ids.copy()))
+    def _frame_ids(self, epoch: int, clip_id: int) -> np.ndarray:
+        clip = self.clips[clip_id]
+        if clip.frames:
+            return np.array(clip.frames[-1:] if self.num_frames == 1 else clip.frames)
+        rng = None
+        if self.jitter:
+            rng = np.random.default_rng([self.seed, epoch, _JITTER, clip_id])
+        return frame_ids(self._frames_in[clip.media], self.num_frames, rng)
 
-    def _labels(self, clip_ids: np.ndarray) -> torch.Tensor:
+    def _labelled(self, rows: torch.Tensor, clip_ids: Sequence[int]) -> Batch:
         labels = [self.clips[i].label for i in clip_ids]
+        ids = torch.tensor(clip_ids, dtype=torch.int64)
         if not self.multi_label:
-            return torch.tensor(labels, dtype=torch.int64)
+            return Batch(rows, torch.tensor(labels, dtype=torch.int64), ids)
         hot = torch.zeros(len(labels), self.num_classes)
         for row, label in zip(hot, labels, strict=True):
             row[list(label) if isinstance(label, tuple) else label] = 1
-        return hot
+        return Batch(rows, hot, ids)
+
+
+class StoreFeed(Feed):
+    """Frames from a store."""
+
+    def __init__(
+        self,
+        store: FrameStore,
+        clips: Sequence[Clip],
+        batch_size: int,
+        num_frames: int,
+        **options: object,
+    ) -> None:
+        """See :class:`Feed`."""
+        self.store = store
+        self._pin = torch.cuda.is_available()  # for copies to the GPU that do not block
+        frames = {name: store.num_frames(name) for name in store.names}
+        super().__init__(clips, frames, batch_size, num_frames, **options)  # type: ignore[arg-type]
+
+    def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
+        for sampled in self._sample(epoch, start_batch):
+            names = [self.clips[s.clip_id].media for s in sampled]
+            rows = self.store.batch(names, [s.frames for s in sampled], self._pin)
+            yield self._labelled(rows, [s.clip_id for s in sampled])

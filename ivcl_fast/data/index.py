@@ -1,111 +1,146 @@
-"""What a video file holds, found without decoding it, and whether the file is whole.
-
-CATER's videos are Motion-JPEG in AVI: every packet of the container is one JPEG image, so frame
-``i`` is packet ``i``: exact random access, no seeking. The official archives contain broken files;
-a file is used only if it is whole, because labels speak about the last frame, which a truncated
-file has lost. Whole means: as long as its RIFF header says, as many packets as its stream header
-says, each packet one complete JPEG.
-"""
+"""The index of a data set: every file probed once, the bad ones listed with reasons."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import av
-import numpy as np
-from av.container import InputContainer
+from ..errors import UserError
+from ..files import write_json
+from .dataset import Media, VideoError
+from .locks import locked
+from .probe import VideoInfo, probe
+from .workers import STALL_SECONDS, Lost, Report, WorkerPool
 
-JPEG_START = b"\xff\xd8"
-JPEG_END = b"\xff\xd9"
-# Writers pad a packet to a multiple of 2 (FFmpeg) or 4 (Blender) bytes.
-MAX_PADDING = 3
+log = logging.getLogger(__name__)
 
-
-class VideoError(Exception):
-    """A video file cannot be used; the message is the reason, without the file's name."""
+PROBE_CHUNK = 64
+"""Media that a worker probes at a time."""
 
 
 @dataclass(frozen=True)
-class VideoInfo:
-    """What the header of a video file says."""
+class ProbeTask:
+    """Media for one worker to probe."""
 
-    frames: int
-    fps: float
-    codec: str
-    width: int
-    height: int
+    media: tuple[Media, ...]
+    refused: dict[str, str] = field(default_factory=dict)
+    """Media not to be touched, with the reason."""
 
 
-def probe(path: Path) -> VideoInfo:
-    """Read the header of a video (about 0.1 ms); raises :class:`VideoError` with the reason."""
-    with _open(path) as (_, info):
-        return info
-
-
-def read_jpegs(path: Path, frame_ids: Sequence[int] | np.ndarray | None = None) -> list[bytes]:
-    """Frames of a Motion-JPEG video, still compressed: those asked for in that order, or all.
-
-    Raises :class:`VideoError` if the file is not whole, ``IndexError`` if a frame asked for does
-    not exist.
-    """
-    with _open(path) as (container, info):
-        stream = container.streams.video[0]
+def probe_each(task: ProbeTask, report: Report) -> dict[str, VideoInfo | str]:
+    """What each of the media holds, or why it cannot be used; one report after each."""
+    found: dict[str, VideoInfo | str] = {}
+    for media in task.media:
         try:
-            packets = [bytes(packet) for packet in container.demux(stream) if packet.size]
-        except av.FFmpegError as error:
-            raise VideoError(f"cannot be read: {error.strerror}") from None
-    if len(packets) < info.frames:
-        raise VideoError(f"truncated: {len(packets)} of {info.frames} frames")
-    for number, packet in enumerate(packets):
-        tail = packet[-len(JPEG_END) - MAX_PADDING :]
-        if not packet.startswith(JPEG_START) or JPEG_END not in tail:
-            raise VideoError(f"frame {number} is not a complete JPEG image")
-    if frame_ids is None:
-        return packets
-    if len(frame_ids) and not 0 <= min(frame_ids) <= max(frame_ids) < len(packets):
-        raise IndexError(f"{path}: has frames 0 to {len(packets) - 1}, not all of {frame_ids}")
-    return [packets[i] for i in frame_ids]
+            found[media.name] = task.refused.get(media.name) or probe(media)
+        except VideoError as error:
+            found[media.name] = str(error)
+        report(1)
+    return found
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[tuple[InputContainer, VideoInfo]]:
-    _check_length(path)
-    try:
-        container = av.open(str(path))
-    except av.FFmpegError as error:
-        raise VideoError(f"not a video file: {error.strerror}") from None
-    with container:
-        if not container.streams.video:
-            raise VideoError("holds no video stream")
-        stream = container.streams.video[0]
-        context = stream.codec_context
-        if context.name != "mjpeg":
-            raise VideoError(f"codec {context.name} is not Motion-JPEG (mjpeg)")
-        if not stream.frames:
-            raise VideoError("its header declares no frames: its writer did not finish")
-        fps = float(stream.average_rate or 0)
-        yield (
-            container,
-            VideoInfo(stream.frames, fps, context.name, context.width, context.height),
+def index_media(
+    media: Sequence[Media], pool: WorkerPool | None, report: Report
+) -> tuple[dict[str, VideoInfo], dict[str, str]]:
+    """What all media hold, and why some cannot be used, each in the order of ``media``.
+
+    In the pool's processes, or in this one. ``report`` counts media.
+    """
+    tasks = [
+        ProbeTask(tuple(media[i : i + PROBE_CHUNK])) for i in range(0, len(media), PROBE_CHUNK)
+    ]
+    if pool is None:
+        parts = [probe_each(task, report) for task in tasks]
+    else:
+        parts = list(pool.run(probe_each, tasks, report, SecondChance()))
+    found = {name: info for part in parts for name, info in part.items()}
+    infos: dict[str, VideoInfo] = {}
+    bad_files: dict[str, str] = {}
+    for name in (m.name for m in media):
+        info = found[name]
+        if isinstance(info, str):
+            bad_files[name] = info
+        else:
+            infos[name] = info
+    return infos, bad_files
+
+
+def source_digest(media: Sequence[Media]) -> str:
+    """Changes with names, order or lengths of the files; reading them all would take too long.
+
+    Raises :class:`UserError` if there are no media, or two of one name.
+    """
+    if not media:
+        raise UserError("no videos to build a store of")
+    digest = hashlib.sha256()
+    seen: set[str] = set()
+    for one in media:
+        if one.name in seen:
+            raise UserError(f"{one.files[0]}: two videos have the name {one.name}")
+        seen.add(one.name)
+        sizes = [path.stat().st_size if path.is_file() else -1 for path in one.files]
+        digest.update(f"{one.name}\0{sizes}\0".encode())
+    return digest.hexdigest()
+
+
+def saved_index(
+    media: Sequence[Media], folder: Path, workers: int, progress: Callable[[int, int], None]
+) -> tuple[dict[str, VideoInfo], dict[str, str]]:
+    """:func:`index_media`, kept in ``folder`` for the next time, with ``bad_files.json`` beside.
+
+    ``progress(done, total)`` counts media.
+    """
+    digest, done = source_digest(media), 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, len(media))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "index.json"
+    with locked(folder / "index.lock"):  # the ranks of one run do it once
+        found = json.loads(file.read_text()) if file.exists() else {}
+        if found.get("source_digest") != digest:
+            with WorkerPool(workers, STALL_SECONDS) if workers > 1 else nullcontext() as pool:
+                infos, bad_files = index_media(media, pool, report)
+            plain = {name: astuple(info) for name, info in infos.items()}
+            write_json(folder / "bad_files.json", bad_files)
+            found = {"source_digest": digest, "media": plain, "bad_files": bad_files}
+            write_json(file, found)
+    bad_files = found["bad_files"]
+    if bad_files:
+        log.warning(
+            "%d of %d videos cannot be used; the reasons are in %s",
+            *(len(bad_files), len(media), folder / "bad_files.json"),
         )
+    return {name: VideoInfo(*info) for name, info in found["media"].items()}, bad_files
 
 
-def _check_length(path: Path) -> None:
-    """Compare the file's length with what its RIFF header declares."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-        size = path.stat().st_size
-    except OSError as error:
-        raise VideoError(f"cannot be opened: {error.strerror}") from None
-    if size == 0:
-        raise VideoError("the file is empty (0 bytes)")
-    if head[:4] == b"RIFF":
-        declared = int.from_bytes(head[4:], "little") + len(head)
-        if declared == len(head):
-            raise VideoError("truncated: its writer did not finish")
-        if declared > size:
-            raise VideoError(f"truncated: {size:,} of {declared:,} bytes")
+class SecondChance:
+    """What to do when a worker is lost: try again, and the next time refuse the media it was at.
+
+    For tasks with ``media`` and ``refused`` whose function reports once after each of the media.
+    """
+
+    def __init__(self) -> None:
+        self._losses: Counter[str] = Counter()
+
+    def __call__(self, lost: Lost) -> Any:
+        at = len(lost.reports)
+        if at == len(lost.task.media):
+            raise RuntimeError(f"a worker process was lost: {lost.reason}")
+        media = lost.task.media[at]
+        self._losses[media.name] += 1
+        log.warning("%s: decoding it failed: %s", media.files[0], lost.reason)
+        if self._losses[media.name] == 1:
+            return lost.task
+        reason = f"decoding it failed twice: {lost.reason}"
+        return replace(lost.task, refused=lost.task.refused | {media.name: reason})

@@ -6,6 +6,8 @@ rendered CATER, does. FFmpeg and libjpeg-turbo fill them in themselves, other de
 
 from __future__ import annotations
 
+from .images import JPEG_START
+
 DEFINE_HUFFMAN_TABLES = 0xC4
 START_OF_SCAN = 0xDA
 
@@ -32,8 +34,13 @@ STANDARD_HUFFMAN_TABLES = _segment(DEFINE_HUFFMAN_TABLES, bytes.fromhex(_STANDAR
 
 
 def with_huffman_tables(jpeg: bytes) -> bytes:
-    """The image with the standard Huffman tables put in, if it brings none."""
-    position = 2  # behind the start-of-image marker
+    """The image with the standard Huffman tables put in, if it brings none.
+
+    What is no JPEG comes back as it is.
+    """
+    if not jpeg.startswith(JPEG_START):
+        return jpeg
+    position = len(JPEG_START)
     while position + 4 <= len(jpeg):
         marker = jpeg[position + 1]
         if marker == DEFINE_HUFFMAN_TABLES:

@@ -1,23 +1,28 @@
 """Shards: files of bounded size in which a store keeps its frames, each built by one worker.
 
-Which video goes into which shard, and in which order, depends on the videos alone, so the bytes
-are the same whatever the number of workers and however often the build was interrupted.
+Which media go into which shard, and in which order, depends on the media alone, so the bytes are
+the same whatever the number of processes and however often the build was interrupted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+
+import numpy as np
 
 from ..files import atomic_write, write_json
-from .decode import make_decoder
-from .index import VideoError
+from .dataset import Media, VideoError
+from .decode import Chosen, make_decoder
+from .locks import locked
 from .patches import patchify
 from .workers import Report
+
+META = "meta.json"
+"""A folder that holds it is a finished store."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,14 @@ class ShardTask:
     """What one worker needs to build one shard."""
 
     path: Path
-    videos: tuple[Path, ...]
+    media: tuple[Media, ...]
     expected_frames: tuple[int, ...]
-    """Per video, what its header says."""
+    """Per media, what its headers say."""
+    decoders: tuple[Chosen, ...]
     image_size: int
     patch_size: int
-    decoder: Literal["dali", "pyav"]
+    refused: dict[str, str] = field(default_factory=dict)
+    """Media not to be touched, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -41,65 +48,82 @@ class Shard:
     bytes: int
     sha256: str
     frames: dict[str, int]
-    """Frames per video, in the order in which they lie in the file."""
+    """Frames per media, in the order in which they lie in the file."""
     bad_files: dict[str, str]
-    """Videos left out, with the reason."""
+    """Media left out, with the reason."""
 
 
-def assign_videos(
-    frames: Mapping[Path, int], frame_bytes: int, shard_bytes: int
-) -> list[list[Path]]:
-    """Cut the videos, in order, into groups of at most ``shard_bytes`` (or of one video)."""
-    groups: list[list[Path]] = []
+def assign_media(frames: Mapping[str, int], frame_bytes: int, shard_bytes: int) -> list[list[str]]:
+    """Cut the media, in order, into groups of at most ``shard_bytes`` (or of one)."""
+    groups: list[list[str]] = []
     free = 0
-    for video, count in frames.items():
+    for name, count in frames.items():
         size = count * frame_bytes
         if not groups or size > free:
             groups.append([])
             free = shard_bytes
-        groups[-1].append(video)
+        groups[-1].append(name)
         free -= size
     return groups
 
 
-def finished_shard(task: ShardTask) -> Shard | None:
-    """The shard, if an earlier build finished it."""
+def finished_shard(path: Path) -> Shard | None:
+    """The shard of that name, if it was finished."""
     try:
-        shard = Shard(**json.loads(_record(task.path).read_text()))
-        return shard if task.path.stat().st_size == shard.bytes else None
+        shard = Shard(**json.loads(_record(path).read_text()))
+        return shard if path.stat().st_size == shard.bytes else None
     except FileNotFoundError:
         return None
 
 
-def build_shard(task: ShardTask, report: Report) -> Shard:
-    """Decode the task's videos into its shard; ``report`` is told of frames dealt with.
+def build_shard(task: ShardTask, report: Report) -> None:
+    """Decode the task's media into its shard; ``report`` is told of frames dealt with, after each.
 
-    The record beside the shard is written last: with it the shard is finished.
+    The record beside the shard is written last: with it the shard is finished. Does nothing if
+    another process has the shard in hand or has finished it.
     """
-    decoder = make_decoder(task.decoder, task.image_size)
+    lock = task.path.with_suffix(".lock")
+    with locked(lock, wait=False) as mine:
+        if not mine or finished_shard(task.path):
+            return
+        if task.path.with_name(META).exists():  # looked for last: the records go after it came
+            lock.unlink()
+            return
+        for leftover in task.path.parent.glob(f"{task.path.stem}.*.tmp"):
+            leftover.unlink()
+        _build(task, report)
+
+
+def _build(task: ShardTask, report: Report) -> None:
     frames: dict[str, int] = {}
     bad_files: dict[str, str] = {}
     digest = hashlib.sha256()
+    items: Sequence[tuple[Media, int, Chosen]] = list(
+        zip(task.media, task.expected_frames, task.decoders, strict=True)
+    )
     with atomic_write(task.path) as file:
-        for video, expected in zip(task.videos, task.expected_frames, strict=True):
+        for media, expected, decoder in items:
             try:
-                rows = patchify(decoder.decode(video), task.patch_size)
+                if media.name in task.refused:
+                    raise VideoError(task.refused[media.name])
+                decoded = make_decoder(decoder, task.image_size).decode(media)
             except VideoError as error:
-                bad_files[video.stem] = str(error)
+                bad_files[media.name] = str(error)
             else:
-                frames[video.stem] = len(rows)
+                rows = np.ascontiguousarray(patchify(decoded.cpu().numpy(), task.patch_size))
+                frames[media.name] = len(rows)
                 digest.update(rows.data)
                 file.write(rows.data)
             report(expected)
         size = file.tell()
     shard = Shard(task.path.name, size, digest.hexdigest(), frames, bad_files)
     write_json(_record(task.path), asdict(shard))
-    return shard
 
 
-def shard_records(store: Path) -> Iterator[Path]:
-    """The records of finished shards; of no use once the store's index holds what they say."""
-    return store.glob("shard-*.json")
+def shard_leftovers(store: Path) -> Iterator[Path]:
+    """Records and locks of shards; of no use once the store's index holds what they say."""
+    yield from store.glob("shard-*.json")
+    yield from store.glob("shard-*.lock")
 
 
 def _record(shard: Path) -> Path:

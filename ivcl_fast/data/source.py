@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ..errors import UserError
 from ..progress import Bar
+from . import catalog
+from .build import build_store, choose_decoders, default_store_path
 from .cater import Cater
-from .feed import Feed
-from .store import FrameStore, build_store, default_store_path
-from .synthetic.cater import CameraMotion, SyntheticCater, write_cater
+from .dataset import Clip, Dataset, Media
+from .decode import Chosen, default_workers, resolve_decoder
+from .feed import Feed, StoreFeed
+from .index import saved_index
+from .probe import VideoInfo
+from .store import FrameStore
+from .stream import StreamFeed
 
 if TYPE_CHECKING:
     from ..settings import TrainConfig
 
-ACCEPTED = "synthetic, synthetic:static, synthetic:moving or cater:DIR"
 
+class Data(ABC):
+    """A data set whose frames can be had."""
 
-@dataclass(frozen=True)
-class Data:
-    """A data set with its frames decoded."""
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
 
-    dataset: Cater
-    store: FrameStore
+    @property
+    @abstractmethod
+    def bad_files(self) -> dict[str, str]:
+        """Media that cannot be used, with the reason."""
 
     @property
     def num_classes(self) -> int:
@@ -35,55 +45,218 @@ class Data:
         return self.dataset.multi_label
 
     @property
+    def train_split(self) -> str:
+        return self.dataset.splits[0]
+
+    @property
+    def eval_split(self) -> str:
+        """The split that results are reported on."""
+        return self.dataset.splits[1]
+
+    @property
+    def localizes(self) -> bool:
+        """Whether the classes are cells of CATER's floor."""
+        return isinstance(self.dataset, Cater) and not self.multi_label
+
+    def scene(self, clip_name: str) -> dict[str, Any]:
+        """The scene of a clip (CATER only)."""
+        if not isinstance(self.dataset, Cater):
+            raise UserError(f"{self.dataset.root}: only CATER has scenes")
+        return self.dataset.scene(clip_name)
+
+    @property
     def grid(self) -> int:
         """Cells along one side of the floor (localisation only)."""
         return round(self.num_classes**0.5)
 
+    def usable_clips(self, split: str) -> list[Clip]:
+        """The clips of a split whose media can be used."""
+        return [clip for clip in self.dataset.clips(split) if clip.media not in self.bad_files]
+
     def feed(
-        self, split: str, *, batch_size: int, num_frames: int, seed: int, training: bool
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        num_frames: int,
+        seed: int,
+        training: bool,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> Feed:
         """Clips of ``split``: shuffled, jittered, whole batches for training; else as they lie."""
-        return Feed(
-            self.store,
+        return self._feed(
             self.dataset.clips(split),
             batch_size,
             num_frames,
+            seed=seed,
+            training=training,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def rows(self, clips: Sequence[Clip], num_frames: int) -> torch.Tensor:
+        """uint8 ``[len(clips), T, N, 3PP]`` of evenly spaced frames."""
+        (batch,) = self._feed(clips, len(clips), num_frames, seed=0, training=False).epoch(0)
+        return batch.rows
+
+    @abstractmethod
+    def _feed(
+        self,
+        clips: Sequence[Clip],
+        batch_size: int,
+        num_frames: int,
+        *,
+        seed: int,
+        training: bool,
+        **ranks: int,
+    ) -> Feed: ...
+
+    def _options(self, training: bool) -> dict[str, Any]:
+        return dict(
             num_classes=self.num_classes,
             multi_label=self.multi_label,
-            seed=seed,
             jitter=training,
             shuffle=training,
             drop_last=training,
         )
 
 
-def open_data(config: TrainConfig) -> Data:
-    """The data a run asks for, made and decoded if need be (both resume where they stopped)."""
-    kind, _, rest = config.data.partition(":")
-    if kind == "synthetic" and rest in ("", *get_args(CameraMotion)):
-        root = make_synthetic(config, rest or "static")  # type: ignore[arg-type]
-    elif kind == "cater" and rest:
-        root = Path(rest)
-    else:
-        raise UserError(f"--data: {config.data!r} is not {ACCEPTED}")
-    dataset = Cater(root, config.task)
+class StoredData(Data):
+    """Frames from a store."""
+
+    def __init__(self, dataset: Dataset, store: FrameStore) -> None:
+        super().__init__(dataset)
+        self.store = store
+
+    @property
+    def bad_files(self) -> dict[str, str]:
+        return self.store.bad_files
+
+    def _feed(
+        self,
+        clips: Sequence[Clip],
+        batch_size: int,
+        num_frames: int,
+        *,
+        seed: int,
+        training: bool,
+        **ranks: int,
+    ) -> Feed:
+        options = self._options(training) | ranks
+        return StoreFeed(self.store, clips, batch_size, num_frames, seed=seed, **options)
+
+
+class StreamedData(Data):
+    """Frames decoded whenever they are needed."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        media: Sequence[Media],
+        infos: dict[str, VideoInfo],
+        decoders: dict[str, Chosen],
+        bad_files: dict[str, str],
+        *,
+        image_size: int,
+        patch_size: int,
+        random_crop: bool,
+        workers: int,
+    ) -> None:
+        super().__init__(dataset)
+        self.media, self.infos, self.decoders = media, infos, decoders
+        self._bad_at_start = bad_files
+        self._dropped: dict[str, str] = {}  # by any feed, for all of them
+        self.image_size, self.patch_size = image_size, patch_size
+        self.random_crop, self.workers = random_crop, workers
+
+    @property
+    def bad_files(self) -> dict[str, str]:
+        return self._bad_at_start | self._dropped
+
+    def _feed(
+        self,
+        clips: Sequence[Clip],
+        batch_size: int,
+        num_frames: int,
+        *,
+        seed: int,
+        training: bool,
+        **ranks: int,
+    ) -> Feed:
+        options = self._options(training) | ranks
+        return StreamFeed(
+            self.media,
+            self.infos,
+            self.decoders,
+            clips,
+            batch_size,
+            num_frames,
+            seed=seed,
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            random_crop=self.random_crop and training,
+            workers=self.workers,
+            dropped=self._dropped,
+            **options,
+        )
+
+
+def open_dataset(config: TrainConfig) -> Dataset:
+    """The data set a run asks for, written if it is synthetic and not there yet."""
+    kind, place = catalog.find(config.data)
+    task = catalog.find_task(config.data, config.task)
+    if isinstance(place, catalog.Synthetic):
+        spec = place.spec(train=config.train_videos, val=config.val_videos)
+        root = config.data_dir / spec.default_name
+        with Bar("rendering", 0, place.items) as bar:
+            place.write(root, spec, workers=config.workers, progress=bar)
+        place = root
+    return kind.open(place, task)
+
+
+def open_data(config: TrainConfig, device: torch.device | None = None) -> Data:
+    """The data a run asks for, made and decoded if need be (both resume where they stopped).
+
+    ``device`` is the one that trains, for a store that is to lie in its memory.
+    """
+    dataset = open_dataset(config)
+    kind, _ = catalog.find(config.data)
+    own_task = dataset.task if kind.media_by_task else None
     sizes = config.model.image_size, config.model.patch_size
-    path = default_store_path(root, *sizes, config.decoder)
+    if config.feed == "dali":
+        return _streamed(config, dataset, own_task, kind.random_crop)
+    path = default_store_path(dataset.root, *sizes, config.decoder, own_task)
     with Bar("decoding", 0, "frames") as bar:
         store = build_store(
-            dataset.videos(),
+            dataset.media(),
             path,
             *sizes,
             decoder=config.decoder,
             workers=config.workers,
             progress=bar,
+            placement=config.placement,
+            device=device,
         )
-    return Data(dataset, store)
+    return StoredData(dataset, store)
 
 
-def make_synthetic(config: TrainConfig, camera: CameraMotion) -> Path:
-    """Write the synthetic data set unless it is there; returns its folder."""
-    spec = SyntheticCater(camera=camera, train=config.train_videos, val=config.val_videos)
-    with Bar("rendering", spec.train + spec.val, "videos") as bar:
-        out = config.data_dir / spec.default_name
-        return write_cater(out, spec, workers=config.workers, progress=bar)
+def _streamed(
+    config: TrainConfig, dataset: Dataset, own_task: str | None, random_crop: bool
+) -> StreamedData:
+    media = dataset.media()
+    workers = config.workers or default_workers(resolve_decoder(config.decoder))
+    folder = dataset.root / ("index" if own_task is None else f"index-{own_task}")
+    with Bar("probing", len(media), "videos") as bar:
+        infos, bad_files = saved_index(media, folder, workers, bar)
+    return StreamedData(
+        dataset,
+        media,
+        infos,
+        choose_decoders(infos, config.decoder),
+        bad_files,
+        image_size=config.model.image_size,
+        patch_size=config.model.patch_size,
+        random_crop=random_crop,
+        workers=workers,
+    )

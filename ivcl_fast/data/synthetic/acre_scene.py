@@ -99,10 +99,6 @@ def draw_scenes(
             strict=True,
         )
 
-    for sprite, _ in drawn.values():
-        # Else a bright rim and the lit machine under it add up to more than a byte holds.
-        np.minimum(sprite.color, 255.0 * sprite.cover, out=sprite.color)
-
     ground, machines = _ground(views, [panel.light for panel in panels])
     scenes = []
     for i, panel in enumerate(panels):

@@ -29,7 +29,7 @@ from .writer import check_choice, check_counts, check_workers, claim, whole, wri
 Size = Literal["embedded", "full"]
 CameraMotion = Literal["static", "moving"]
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _write_video(
 def _encode(path: Path, form: _Format, pictures: Iterable[np.ndarray]) -> None:
     # "bitexact" leaves version strings out, so that the bytes are the pictures' alone.
     quality = {"qmin": "3", "qmax": "3", "flags": "+bitexact", "threads": "1"}
-    with av.open(str(path), "w", format="avi", options={"fflags": "+bitexact"}) as container:
+    with av.open(f"file:{path}", "w", format="avi", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("mjpeg", rate=form.fps, options=quality)
         stream.width, stream.height, stream.pix_fmt = form.width, form.height, "yuvj420p"
         for picture in pictures:

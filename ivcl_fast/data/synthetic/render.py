@@ -183,7 +183,8 @@ def _cast(thing: Thing, views: Camera, place: np.ndarray, axes: np.ndarray) -> l
         cover = found.mean(axis=0)
         factor = np.where(hit.found, factor, 0.0).mean(axis=0)
         white = np.where(hit.found, white, 0.0).mean(axis=0)
-        pixels = np.minimum(color * factor + 255.0 * white, 255.0)
+        # What a pixel may hold of the sprite: with what shines through, no more than a byte.
+        pixels = np.minimum(color * factor + 255.0 * white, 255.0 * cover)
         for k in range(len(cover)):
             rows, columns, ys, xs = _clip(views, left[start + k], top[start + k], width, height)
             sprites.append(

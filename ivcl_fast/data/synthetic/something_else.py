@@ -219,7 +219,7 @@ def _encode(path: Path, form: _Format, pictures: Iterable[np.ndarray]) -> None:
         "threads": "1",
         "flags": "+bitexact",
     }
-    with av.open(str(path), "w", format="webm", options={"fflags": "+bitexact"}) as container:
+    with av.open(f"file:{path}", "w", format="webm", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libvpx-vp9", rate=form.fps, options=options)
         stream.width, stream.height, stream.pix_fmt = form.width, form.height, "yuv420p"
         for picture in pictures:

@@ -1,0 +1,288 @@
+"""A feed without a store: every epoch decodes its clips anew, ahead of the training step."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from .dataset import Clip, Media, VideoError
+from .decode import WHOLE, Chosen, Crop, make_decoder, patience
+from .feed import PREFETCH, Batch, Feed, Sampled
+from .patches import patchify
+from .probe import VideoInfo
+from .workers import STALL_SECONDS, Lost, Report, WorkerPool
+
+log = logging.getLogger(__name__)
+
+TRIES = 3
+"""Decodings of a clip that fail before its media are dropped."""
+LOSSES = 2
+"""Workers lost with a clip before its media are dropped."""
+STOP_SECONDS = 0.2
+"""How soon an abandoned epoch ends."""
+_CROP = 2  # a random stream beside those of the feed
+CROP_AREA, CROP_ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
+"""Of random resized crops: share of the frame's area; width over height, relative to the frame."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A clip to decode."""
+
+    media: Media
+    frames: np.ndarray
+    crop: Crop
+    decoder: Chosen
+    image_size: int
+    patch_size: int
+
+
+class StreamFeed(Feed):
+    """Frames decoded when they are needed.
+
+    On the CPU worker processes decode: one that crashes or hangs costs a clip, not the run. On a
+    GPU threads do, each with a DALI pipeline and so an NVDEC of its own, and frames never leave
+    the GPU. A clip whose decoding fails is tried :data:`TRIES` times; then its media are dropped,
+    with their name in the log: its batches get smaller, other clips never stand in.
+    """
+
+    def __init__(
+        self,
+        media: Sequence[Media],
+        infos: Mapping[str, VideoInfo],
+        decoders: Mapping[str, Chosen],
+        clips: Sequence[Clip],
+        batch_size: int,
+        num_frames: int,
+        *,
+        image_size: int,
+        patch_size: int,
+        random_crop: bool = False,
+        workers: int,
+        stall_seconds: float = STALL_SECONDS,
+        dropped: dict[str, str] | None = None,
+        **options: object,
+    ) -> None:
+        """``infos`` has all media that can be used, ``decoders`` their decoders. ``random_crop``
+        shows a random part of every clip, the same in all its frames; only for data sets whose
+        answer is no place. With one worker this process decodes. Feeds may share ``dropped``.
+        Other options: :class:`Feed`.
+        """
+        self._media = {one.name: one for one in media}
+        self._decoders = decoders
+        self.image_size, self.patch_size = image_size, patch_size
+        self.random_crop = random_crop
+        self.workers = workers
+        self._ahead = PREFETCH * batch_size + workers
+        self._losses: Counter[str] = Counter()
+        self._pool: WorkerPool | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        frames = {name: info.frames for name, info in infos.items()}
+        self.stall_seconds = patience(stall_seconds, frames.values())
+        super().__init__(clips, frames, batch_size, num_frames, **options)  # type: ignore[arg-type]
+        self.dropped = {} if dropped is None else dropped
+        """Media that could be used when they were indexed, but no longer, with the reason."""
+
+    def close(self) -> None:
+        """End the workers; the next epoch starts new ones."""
+        if self._pool is not None:
+            self._pool.close()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        self._pool = self._threads = None
+
+    def __del__(self) -> None:
+        if hasattr(self, "_threads"):  # not if the constructor raised
+            self.close()
+
+    def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
+        batches: deque[list[Sampled]] = deque()
+
+        def requests() -> Iterator[Request]:
+            for sampled in self._sample(epoch, start_batch):
+                batches.append(sampled)
+                yield from (self._request(epoch, one) for one in sampled)
+
+        decode = self._in_processes if self._uses_processes() else self._in_threads
+        decoded = decode(requests(), stop)
+        for rows in decoded:
+            sampled = batches.popleft()
+            found = [rows, *itertools.islice(decoded, len(sampled) - 1)]
+            if len(found) < len(sampled):  # stopped
+                return
+            yield self._assemble(sampled, found)
+
+    def _request(self, epoch: int, sampled: Sampled) -> Request:
+        media = self._media[self.clips[sampled.clip_id].media]
+        crop = WHOLE
+        if self.random_crop:
+            crop = draw_crop(np.random.default_rng([self.seed, epoch, _CROP, sampled.clip_id]))
+        sizes = self.image_size, self.patch_size
+        return Request(media, sampled.frames, crop, self._decoders[media.name], *sizes)
+
+    def _assemble(self, sampled: list[Sampled], found: list[torch.Tensor | None]) -> Batch:
+        kept = [
+            (s.clip_id, rows) for s, rows in zip(sampled, found, strict=True) if rows is not None
+        ]
+        if not kept:
+            raise UserError("no video of a whole batch can be decoded any more; see the log")
+        rows = torch.stack([rows for _, rows in kept])
+        if torch.cuda.is_available() and not rows.is_cuda:
+            rows = rows.pin_memory()
+        return self._labelled(rows, [clip_id for clip_id, _ in kept])
+
+    def _uses_processes(self) -> bool:
+        on_gpu = torch.cuda.is_available() and "dali" in self._decoders.values()
+        return self.workers > 1 and not on_gpu
+
+    def _in_threads(
+        self, requests: Iterable[Request], stop: threading.Event
+    ) -> Iterator[torch.Tensor | None]:
+        """The requests' rows, in order; None for what cannot be decoded."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self.workers, "decode")
+        waiting: deque[tuple[Request, Future[torch.Tensor | str]]] = deque()
+
+        def first() -> torch.Tensor | None:
+            request, future = waiting.popleft()
+            try:
+                return self._kept(request, future.result(self.stall_seconds))
+            except TimeoutError:  # a thread cannot be killed
+                raise RuntimeError(
+                    f"{request.media.files[0]}: nothing came of decoding it for "
+                    f"{self.stall_seconds:g} seconds; --decoder pyav decodes in processes"
+                ) from None
+
+        for request in requests:
+            if stop.is_set():
+                break
+            waiting.append((request, self._threads.submit(self._unless_dropped, request)))
+            if len(waiting) >= self._ahead:
+                yield first()
+        while waiting and not stop.is_set():
+            yield first()
+        for _, future in waiting:
+            future.cancel()
+
+    def _unless_dropped(self, request: Request) -> torch.Tensor | str:
+        if request.media.name in self.dropped:
+            return self.dropped[request.media.name]
+        return decode_clip_apart(request) if torch.cuda.is_available() else decode_clip(request)
+
+    def _in_processes(
+        self, requests: Iterable[Request], stop: threading.Event
+    ) -> Iterator[torch.Tensor | None]:
+        """The same, in worker processes."""
+        pool = self._pool = self._pool or WorkerPool(self.workers, self.stall_seconds)
+        todo = enumerate(requests)
+        again: list[tuple[int, Request]] = []
+        done: dict[int, torch.Tensor | None] = {}
+        given = 0  # requests taken from todo
+        try:
+            for number in itertools.count():
+                while number not in done:
+                    while pool.has_room and (again or given - number < self._ahead):
+                        item = again.pop() if again else next(todo, None)
+                        if item is None:
+                            break
+                        given = max(given, item[0] + 1)
+                        if item[1].media.name in self.dropped:
+                            done[item[0]] = None
+                        else:
+                            pool.submit(decode_numbered, item)
+                    if not pool.busy and number not in done:
+                        return
+                    message = pool.receive(STOP_SECONDS) if pool.busy else None
+                    if stop.is_set():
+                        return
+                    if message is None:
+                        continue
+                    if message.kind == "error":
+                        raise message.value
+                    if message.kind == "result":
+                        at, request, rows = message.value
+                        done[at] = self._kept(request, rows)
+                    elif self._gives_up(message.value):
+                        done[message.value.task[0]] = None
+                    else:
+                        again.append(message.value.task)
+                yield done.pop(number)
+        finally:
+            if pool.busy:  # the epoch was abandoned: nobody wants what they are at
+                self.close()
+
+    def _kept(self, request: Request, rows: torch.Tensor | np.ndarray | str) -> torch.Tensor | None:
+        if isinstance(rows, str):
+            self._drop(request.media, rows)
+            return None
+        return torch.as_tensor(rows)
+
+    def _gives_up(self, lost: Lost) -> bool:
+        """Whether the clip that a worker was lost with is to be dropped."""
+        media = lost.task[1].media
+        self._losses[media.name] += 1
+        log.warning("%s: decoding it failed: %s", media.files[0], lost.reason)
+        if self._losses[media.name] < LOSSES:
+            return False
+        self._drop(media, f"decoding it failed twice: {lost.reason}")
+        return True
+
+    def _drop(self, media: Media, reason: str) -> None:
+        if media.name not in self.dropped:
+            log.warning("%s: dropped, it can no longer be used: %s", media.files[0], reason)
+            self.dropped[media.name] = reason
+
+
+def decode_clip(request: Request) -> torch.Tensor | str:
+    """uint8 ``[T, N, 3PP]``, or why there is none after :data:`TRIES` tries."""
+    reason = ""
+    for _ in range(TRIES):
+        try:
+            decoder = make_decoder(request.decoder, request.image_size)
+            frames = decoder.decode(request.media, request.frames, request.crop)
+            return patchify(frames, request.patch_size)
+        except (VideoError, IndexError) as error:
+            reason = str(error)
+    return reason
+
+
+_own = threading.local()
+
+
+def decode_clip_apart(request: Request) -> torch.Tensor | str:
+    """:func:`decode_clip` on a CUDA stream of the thread's own: on the default one it would wait
+    for the training step."""
+    if not hasattr(_own, "stream"):
+        _own.stream = torch.cuda.Stream()
+    with torch.cuda.stream(_own.stream):
+        rows = decode_clip(request)
+    if isinstance(rows, torch.Tensor) and rows.is_cuda:
+        _own.stream.synchronize()
+        rows.record_stream(torch.cuda.default_stream(rows.device))  # that is where it is used
+    return rows
+
+
+def decode_numbered(
+    task: tuple[int, Request], report: Report
+) -> tuple[int, Request, np.ndarray | str]:
+    """:func:`decode_clip` in a worker process."""
+    number, request = task
+    rows = decode_clip(request)
+    return number, request, rows if isinstance(rows, str) else rows.cpu().numpy()
+
+
+def draw_crop(rng: np.random.Generator) -> Crop:
+    """A part of the frame, of random area, shape and place."""
+    area = rng.uniform(*CROP_AREA)
+    aspect = np.exp(rng.uniform(*np.log(CROP_ASPECT)))
+    height, width = min(1.0, (area / aspect) ** 0.5), min(1.0, (area * aspect) ** 0.5)
+    return Crop(rng.uniform(0, 1 - height), rng.uniform(0, 1 - width), height, width)

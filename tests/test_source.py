@@ -1,0 +1,116 @@
+"""From a data set's name to its batches: every kind, from a store and streamed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ivcl_fast.config import IVCLConfig
+from ivcl_fast.data import catalog
+from ivcl_fast.data.source import Data, StoredData, StreamedData, open_data
+from ivcl_fast.errors import UserError
+from ivcl_fast.settings import TrainConfig
+
+KINDS = {
+    "synthetic": ("localize", 36, ("train", "val")),
+    "synthetic:moving": ("localize", 36, ("train", "val")),
+    "synthetic:acre-comp": ("acre", 3, ("train", "test")),
+    "synthetic:something-else": ("compositional", None, ("train", "validation")),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+def config(name: str, folder: Path, **changes) -> TrainConfig:
+    frames = 7 if "acre" in name else 5
+    model = IVCLConfig(image_size=32, patch_size=8, num_frames=frames, num_query_frames=2)
+    made = TrainConfig(
+        data=name, model=model, data_dir=folder, train_videos=40, val_videos=5, workers=1,
+        decoder="pyav",
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def feed(data: Data, split: str, training: bool = False):
+    frames = 7 if data.dataset.task == "acre" else 5
+    return data.feed(split, batch_size=4, num_frames=frames, seed=3, training=training)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_from_a_store_and_streamed(name, folder):
+    task, classes, splits = KINDS[name]
+    stored = open_data(config(name, folder))
+    streamed = open_data(config(name, folder, feed="dali"))
+    assert isinstance(stored, StoredData) and isinstance(streamed, StreamedData)
+    assert stored.dataset.task == task
+    assert (stored.train_split, stored.eval_split) == splits
+    assert classes is None or stored.num_classes == classes
+    assert not stored.bad_files and not streamed.bad_files
+    for split in splits:
+        pairs = list(zip(feed(stored, split).epoch(0), feed(streamed, split).epoch(0), strict=True))
+        assert pairs
+        for from_store, decoded in pairs:
+            assert torch.equal(from_store.rows, decoded.rows)
+            assert torch.equal(from_store.labels, decoded.labels)
+    clips = stored.usable_clips(splits[1])[:3]
+    rows = stored.rows(clips, 7 if "acre" in name else 5)
+    assert torch.equal(rows, streamed.rows(clips, rows.shape[1]))
+    assert stored.dataset.describe(clips[0].label)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "crops"), [("synthetic", 0), ("synthetic:something-else", 1)])
+def test_only_where_a_place_is_no_answer_frames_are_cropped(name, crops, folder):
+    """And only in training."""
+    streamed = open_data(config(name, folder, feed="dali"))
+    assert [feed(streamed, streamed.train_split, t).random_crop for t in (True, False)] == [
+        bool(crops),
+        False,
+    ]
+
+
+def test_what_one_feed_drops_is_told_and_dropped_by_all(folder, tmp_path):
+    data = open_data(config("synthetic", tmp_path, feed="dali", train_videos=6, val_videos=2))
+    clip = data.usable_clips("val")[0]
+    (data.dataset.root / "videos" / f"{clip.media}.avi").write_bytes(b"RIFF")
+    (batch,) = feed(data, "val").epoch(0)
+    assert batch.clip_ids.tolist() == [1]
+    assert list(data.bad_files) == [clip.media]
+    assert clip not in data.usable_clips("val")
+
+
+def test_tasks_with_media_of_their_own_have_stores_of_their_own(folder):
+    one, other = (
+        open_data(config("synthetic:something-else", folder, task=task))
+        for task in ("compositional", "fewshot_base")
+    )
+    assert isinstance(one, StoredData) and isinstance(other, StoredData)
+    assert one.store.path.name == "store-32-p8-pyav-compositional"
+    assert other.store.path.name == "store-32-p8-pyav-fewshot_base"
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "what"),
+    [
+        ("movies", "auto", "'movies' is not synthetic, "),
+        ("acre:", "auto", "'acre:' is not synthetic, "),
+        ("synthetic:acre", "auto", "'synthetic:acre' is not synthetic, "),
+        ("synthetic", "acre", "'acre' is not one of localize, "),
+        ("acre:DIR", "localize", "'localize' is not one of acre"),
+    ],
+)
+def test_mistakes(name, task, what):
+    with pytest.raises(UserError, match=what):
+        catalog.find_task(name, task)
+
+
+def test_the_usual_task():
+    assert catalog.find_task("cater:x", "auto") == "localize"
+    assert catalog.find_task("acre:x", "auto") == "acre"
+    assert catalog.find_task("something-else:x", "auto") == "compositional"
+    assert catalog.find_task("synthetic", "actions_present") == "actions_present"
