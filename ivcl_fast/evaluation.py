@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import metrics
 from .data import cater_labels
+from .data.acre import TYPES, Acre
 from .data.feed import Feed
 from .metrics import Score
 
@@ -55,6 +56,9 @@ def evaluate(
     names = [feed.clips[i].name for i in clip_ids.tolist()]
     if data.multi_label:
         return Evaluation({"all": action_scores(logits, labels)}, logits, labels, names)
+    if isinstance(data.dataset, Acre):
+        scores = blicket_scores(data.dataset, data.eval_split, names, logits, labels)
+        return Evaluation({"all": scores}, logits, labels, names)
     if not data.localizes:
         return Evaluation({"all": class_scores(logits, labels)}, logits, labels, names)
     groups = {
@@ -69,6 +73,16 @@ def by_visibility(data: Data, names: list[str]) -> dict[str, Tensor]:
     """Which clips (bool ``[V]``) end with the snitch visible, hidden in a cone, and all."""
     hidden = torch.tensor([cater_labels.hidden_at_end(data.scene(n)) for n in names])
     return {"all": torch.ones_like(hidden), "visible": ~hidden, "hidden": hidden}
+
+
+def blicket_scores(
+    dataset: Acre, split: str, names: list[str], logits: Tensor, labels: Tensor
+) -> dict[str, Score]:
+    """ACRE's scores: per query, per problem and per question type."""
+    queries = dataset.queries(split)
+    asked = [queries[name] for name in names]
+    problems = torch.tensor([query.problem for query in asked])
+    return metrics.query_scores(logits, labels, problems, [q.type for q in asked], TYPES)
 
 
 def class_scores(logits: Tensor, labels: Tensor) -> dict[str, Score]:

@@ -19,7 +19,11 @@ from .metrics import Score
 if TYPE_CHECKING:
     from .run import Run
 
-METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "l1": "L1 (cells)", "map": "mAP"}
+METRIC_NAMES = {
+    "top1": "top-1", "top5": "top-5", "l1": "L1 (cells)", "map": "mAP", "query": "query",
+    "problem": "problem", "direct": "direct", "indirect": "indirect", "screen_off": "screened-off",
+    "potential": "backward-blocked",
+}  # fmt: skip
 SHOWN_CLIPS = 4
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .config import PRESETS, IVCLConfig
-from .data.catalog import find_task
+from .data.catalog import clip_frames, find_task
 from .errors import UserError
 from .files import write_json
 
@@ -121,17 +121,25 @@ QUICK: dict[str, Any] = dict(
 )
 
 
-def parse(arguments: list[str]) -> TrainConfig:
-    """Flags to a config; the preset and ``--quick`` set the defaults of the other flags."""
-    preset = "tiny"
+def given(arguments: list[str], flag: str) -> str | None:
+    """The value of a flag that sets other flags' defaults, read before all others."""
+    value = None
     for at, argument in enumerate(arguments):
-        if argument == "--preset" and at + 1 < len(arguments):
-            preset = arguments[at + 1]
-        elif argument.startswith("--preset="):
-            preset = argument.partition("=")[2]
+        if argument == flag and at + 1 < len(arguments):
+            value = arguments[at + 1]
+        elif argument.startswith(f"{flag}="):
+            value = argument.partition("=")[2]
+    return value
+
+
+def parse(arguments: list[str]) -> TrainConfig:
+    """Flags to a config; preset, data set and ``--quick`` set the defaults of other flags."""
+    preset = given(arguments, "--preset") or "tiny"
     if preset not in PRESETS:
         raise UserError(f"--preset: {preset!r} is not one of {', '.join(PRESETS)}")
-    defaults: dict[str, Any] = dict(preset=preset, model=IVCLConfig.preset(preset))
+    frames = clip_frames(given(arguments, "--data") or TrainConfig.data)
+    fixed = {"num_frames": frames, "num_query_frames": frames // 2 + 1} if frames else {}
+    defaults: dict[str, Any] = dict(preset=preset, model=IVCLConfig.preset(preset, **fixed))
     if "--quick" in arguments:
         defaults |= dict(quick=True) | QUICK
     try:

@@ -31,6 +31,8 @@ class Kind:
     open: Callable[[Path, str], Dataset]
     media_by_task: bool = False
     """Whether every task has media of its own, so that its store is its own too."""
+    frames: int | None = None
+    """Of every clip, where the data set says so: a model takes no other number."""
     random_crop: bool = False
     """Whether a part of the frame may stand for the whole: the answer is no place in it."""
 
@@ -55,9 +57,9 @@ def _cater() -> Kind:
 
 
 def _acre() -> Kind:
-    from .acre import Acre
+    from .acre import CONTEXT, Acre
 
-    return Kind(lambda: ["acre"], Acre)
+    return Kind(lambda: ["acre"], Acre, frames=len(CONTEXT) + 1)
 
 
 def _something_else() -> Kind:
@@ -118,6 +120,11 @@ def find(name: str) -> tuple[Kind, Path | Synthetic]:
     if prefix in _KINDS and rest:
         return _KINDS[prefix](), Path(rest)
     raise UserError(f"--data: {name!r} is not {ACCEPTED}")
+
+
+def clip_frames(name: str) -> int | None:
+    """Frames of every clip of a data set, or None where that is free to choose."""
+    return find(name)[0].frames
 
 
 def find_task(name: str, task: str) -> str:
