@@ -1,29 +1,44 @@
 // add_layer_norm: residual sum and its LayerNorm in one pass, and both gradients in one.
 //
-// Maths as in kernels/add_layer_norm.py. A row stays in the first-level cache between its sum, its
-// statistics (centred, float32) and its normalisation.
+// Maths as in kernels/add_layer_norm.py. Rows stay in the first-level cache between their sum, their
+// statistics (centred, float32) and their normalisation. Four go side by side: the sums across a
+// row are chains of instructions that wait for each other, and one row waits while others work.
 #include "op.h"
 
 namespace ivcl {
 namespace {
 
-constexpr double kCost = 2.0;  // nanoseconds for a register of values
+constexpr double kCost = 0.6;  // nanoseconds for a register of values
+constexpr int kTogether = 4;   // rows
+static_assert(kShareRows % kTogether == 0);
 
-struct Statistics {
-  float mean, inverse;  // of the standard deviation
-};
-
-inline Statistics statistics(const float* row, int64_t cols, float eps) {
-  Vec total{};
-  for (int64_t c = 0; c < cols; c += kLanes) total += load(row + c, cols - c);
-  const float mean = sum(total) / cols;
-  Vec squares{};
-  for (int64_t c = 0; c < cols; c += kLanes) {
-    const Vec centred = keep_first(load(row + c, cols - c) - mean, cols - c);
-    squares += centred * centred;
-  }
-  return {mean, 1 / std::sqrt(sum(squares) / cols + eps)};
+// f(row, rows) for begin..end: kTogether rows at a time, the last ones alone.
+template <class F>
+inline void groups(int64_t begin, int64_t end, const F& f) {
+  int64_t row = begin;
+  for (; row + kTogether <= end; row += kTogether) f(row, std::integral_constant<int, kTogether>{});
+  for (; row < end; ++row) f(row, std::integral_constant<int, 1>{});
 }
+
+template <int kRows>
+struct Statistics {
+  float mean[kRows], inverse[kRows];  // of the standard deviation
+
+  // Of rows[kRows][cols], `distance` apart, with the registers' sums.
+  Statistics(const float* rows, int64_t distance, const Vec (&sums)[kRows], int64_t cols,
+             float eps) {
+    IVCL_UNROLL for (int r = 0; r < kRows; ++r) mean[r] = sum(sums[r]) / cols;
+    Vec squares[kRows] = {};
+    registers(cols, [&](int64_t c, auto n) {
+      IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
+        const Vec centred = keep_first(load(rows + r * distance + c) - mean[r], n);
+        squares[r] += centred * centred;
+      }
+    });
+    IVCL_UNROLL for (int r = 0; r < kRows; ++r)
+      inverse[r] = 1 / std::sqrt(sum(squares[r]) / cols + eps);
+  }
+};
 
 struct Affine {
   std::vector<float> weight, bias;
@@ -33,65 +48,94 @@ struct Affine {
 template <class X, class Sum, class Normed>
 void forward(const X* x, const Sum* residual, Sum* total, Normed* normed, int64_t rows,
              const Affine& affine, float eps) {
-  const int64_t cols = affine.weight.size();
+  const int64_t cols = affine.weight.size(), wide = round_up(cols, kLanes);
+  const float *weight = affine.weight.data(), *bias = affine.bias.data();
   parallel(rows, kCost * (cols / kLanes + 10), [&](int64_t begin, int64_t end) {
     Scratch scratch;
-    float* row = scratch.take<float>(round_up(cols, kLanes));
-    for (int64_t at = begin * cols; at < end * cols; at += cols) {
-      for (int64_t c = 0; c < cols; c += kLanes) {
-        const int64_t n = cols - c;
-        Vec some = load(x + at + c, n);
-        if (residual) {
-          some += load(residual + at + c, n);
-          store(total + at + c, some, n);
-          some = load(total + at + c, n);  // as it is stored: backward sees no other
+    float* sums = scratch.take<float>(kTogether * wide);
+    groups(begin, end, [&](int64_t row, auto together) {
+      constexpr int kRows = together;
+      const int64_t start = row * cols;
+      Vec all[kRows] = {};
+      registers(cols, [&](int64_t c, auto n) {
+        IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
+          const int64_t at = start + r * cols + c;
+          Vec some = load(x + at, n);
+          if (residual) {
+            some += load(residual + at, n);
+            if constexpr (sizeof(Sum) < sizeof(float)) some = widen(narrow(some));
+            store(total + at, some, n);  // statistics are of what is stored: backward sees no other
+          }
+          store(sums + r * wide + c, some);
+          all[r] += some;
         }
-        store(row + c, some);
-      }
-      const Statistics s = statistics(row, cols, eps);
-      for (int64_t c = 0; c < cols; c += kLanes) {
-        const int64_t n = cols - c;
-        const Vec z = (load(row + c) - s.mean) * s.inverse;
-        store(normed + at + c, z * load(&affine.weight[c], n) + load(&affine.bias[c], n), n);
-      }
-    }
+      });
+      const Statistics<kRows> s(sums, wide, all, cols, eps);
+      registers(cols, [&](int64_t c, auto n) {
+        const Vec scale = load(weight + c, n), shift = load(bias + c, n);
+        IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
+          const Vec z = (load(sums + r * wide + c) - s.mean[r]) * s.inverse[r];
+          store(normed + start + r * cols + c, z * scale + shift, n);
+        }
+      });
+    });
   });
 }
 
 template <class Sum, class Normed, class X>
 void backward(const Sum* dsum, const Normed* dnormed, const Sum* total, Sum* d, X* dx, int64_t rows,
-              const std::vector<float>& weight, float eps, std::vector<float>& sums) {
-  const int64_t cols = weight.size(), shares = sums.size() / (2 * cols);
-  parallel(shares, 2 * kCost * kShareRows * (cols / kLanes + 10), [&](int64_t begin, int64_t end) {
+              const std::vector<float>& scale, float eps, std::vector<float>& shares) {
+  const int64_t cols = scale.size(), wide = round_up(cols, kLanes);
+  const int64_t count = shares.size() / (2 * cols);
+  parallel(count, 2 * kCost * kShareRows * (cols / kLanes + 10), [&](int64_t begin, int64_t end) {
     Scratch scratch;
-    float* row = scratch.take<float>(round_up(cols, kLanes));
-    float* g = scratch.take<float>(round_up(cols, kLanes));
-    for (int64_t r = begin * kShareRows; r < std::min(end * kShareRows, rows); ++r) {
-      const int64_t at = r * cols;
-      float *dweight = &sums[r / kShareRows * 2 * cols], *dbias = dweight + cols;
-      for (int64_t c = 0; c < cols; c += kLanes) store(row + c, load(total + at + c, cols - c));
-      const Statistics s = statistics(row, cols, eps);
-      Vec along{}, along_z{};
-      for (int64_t c = 0; c < cols; c += kLanes) {
-        const int64_t n = cols - c;
-        const Vec z = (load(row + c) - s.mean) * s.inverse, dy = load(dnormed + at + c, n);
-        const Vec some = dy * load(&weight[c], n);
-        store(row + c, z);
-        store(g + c, some);
-        along += some;
-        along_z += some * z;
-        store(dweight + c, load(dweight + c, n) + dy * z, n);
-        store(dbias + c, load(dbias + c, n) + dy, n);
+    float* sums = scratch.take<float>(kTogether * wide);
+    float* g = scratch.take<float>(kTogether * wide);
+    groups(begin * kShareRows, std::min(end * kShareRows, rows), [&](int64_t row, auto together) {
+      constexpr int kRows = together;
+      const int64_t start = row * cols;
+      float *dweight = &shares[row / kShareRows * 2 * cols], *dbias = dweight + cols;
+      Vec all[kRows] = {};
+      registers(cols, [&](int64_t c, auto n) {
+        IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
+          const Vec some = load(total + start + r * cols + c, n);
+          store(sums + r * wide + c, some);
+          all[r] += some;
+        }
+      });
+      const Statistics<kRows> s(sums, wide, all, cols, eps);
+      Vec along[kRows] = {}, along_z[kRows] = {};
+      registers(cols, [&](int64_t c, auto n) {
+        Vec to_weight = load(dweight + c, n), to_bias = load(dbias + c, n);
+        const Vec weight = load(&scale[c], n);
+        IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
+          const Vec z = (load(sums + r * wide + c) - s.mean[r]) * s.inverse[r];
+          const Vec dy = load(dnormed + start + r * cols + c, n), some = dy * weight;
+          store(sums + r * wide + c, z);
+          store(g + r * wide + c, some);
+          along[r] += some;
+          along_z[r] += some * z;
+          to_weight += dy * z;
+          to_bias += dy;
+        }
+        store(dweight + c, to_weight, n);
+        store(dbias + c, to_bias, n);
+      });
+      float mean[kRows], mean_z[kRows];
+      IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
+        mean[r] = sum(along[r]) / cols;
+        mean_z[r] = sum(along_z[r]) / cols;
       }
-      const float mean = sum(along) / cols, mean_z = sum(along_z) / cols;
-      for (int64_t c = 0; c < cols; c += kLanes) {
-        const int64_t n = cols - c;
-        Vec some = (load(g + c) - mean - load(row + c) * mean_z) * s.inverse;
-        if (dsum) some += load(dsum + at + c, n);
-        store(d + at + c, some, n);
-        if (dx) store(dx + at + c, some, n);
-      }
-    }
+      registers(cols, [&](int64_t c, auto n) {
+        IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
+          const int64_t at = start + r * cols + c, here = r * wide + c;
+          Vec some = (load(g + here) - mean[r] - load(sums + here) * mean_z[r]) * s.inverse[r];
+          if (dsum) some += load(dsum + at, n);
+          store(d + at, some, n);
+          if (dx) store(dx + at, some, n);
+        }
+      });
+    });
   });
 }
 

@@ -18,11 +18,11 @@ Tensor bias_gelu(const Tensor& x, const Tensor& bias) {
     T* to = out<T>(y);
     parallel(rows, kCost * (cols / kLanes + 1), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
-        for (int64_t c = 0; c < cols; c += kLanes) {
-          const int64_t at = row * cols + c, n = cols - c;
+        registers(cols, [&](int64_t c, auto n) {
+          const int64_t at = row * cols + c;
           const Vec u = load(from + at, n) + load(&shift[c], n);
           store(to + at, u * gaussian<T>(u).cdf, n);
-        }
+        });
     });
   });
   return y;
@@ -43,14 +43,14 @@ std::tuple<Tensor, Tensor> bias_gelu_backward(const Tensor& dy, const Tensor& x,
     parallel(shares, 1.5 * kCost * kShareRows * (cols / kLanes + 1), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin * kShareRows; row < std::min(end * kShareRows, rows); ++row) {
         float* share = &sums[row / kShareRows * cols];
-        for (int64_t c = 0; c < cols; c += kLanes) {
-          const int64_t at = row * cols + c, n = cols - c;
+        registers(cols, [&](int64_t c, auto n) {
+          const int64_t at = row * cols + c;
           const Vec u = load(from + at, n) + load(&shift[c], n);
           const Gaussian g = gaussian<T>(u);
           const Vec d = load(from_dy + at, n) * (g.cdf + u * g.density);
           store(to + at, d, n);
           store(share + c, load(share + c, n) + d, n);
-        }
+        });
       }
     });
   });

@@ -30,15 +30,6 @@ struct Patches {
 };
 
 template <class T>
-std::vector<T> as_type(const Tensor& x) {
-  const std::vector<float> wide = as_floats(x);
-  std::vector<T> values(wide.size());
-  const int64_t count = values.size();
-  for (int64_t i = 0; i < count; i += kLanes) store(&values[i], load(&wide[i], count - i), count - i);
-  return values;
-}
-
-template <class T>
 void forward(const Patches& p, int64_t tokens, const Tensor& weight, const Tensor& bias,
              const Tensor& pos, T* y) {
   using Op = typename Operand<T>::type;
@@ -59,11 +50,16 @@ void forward(const Patches& p, int64_t tokens, const Tensor& weight, const Tenso
       const int64_t count = std::min(kRows, tokens - first);
       for (int64_t r = 0; r < count; ++r) p.pixels_of(first + r, 0, p.pixels, x + r * wide);
       const A<Op> left = rows_of<Op>(x, wide, count, p.pixels, rows);
-      matmul<Op>(count, dim, deep, left, {across, wide_dim}, [&](int64_t row, int64_t c, Vec sum) {
-        const int64_t n = dim - c, patch = p.ids[first + row];
-        store(y + (first + row) * dim + c,
-              sum + load(&offset[c], n) + load(&shift[patch * dim + c], n), n);
-      });
+      const auto add = [=, ids = p.ids + first, offset = offset.data(), shift = shift.data(),
+                        to = y + first * dim](int64_t row, int64_t col, auto& x) {
+        int64_t c = col;
+        for (Vec& sum : x) {
+          sum += load(offset + c, dim - c) + load(shift + ids[row] * dim + c, dim - c);
+          c += kLanes;
+        }
+        store(to + row * dim + col, x, dim - col);
+      };
+      matmul<Op>(count, dim, deep, left, {across, wide_dim}, add);
     }
   });
 }
@@ -89,9 +85,12 @@ void backward(const Patches& p, int64_t tokens, const T* dy, int64_t dim,
           p.pixels_of(first + r, column, columns, x + r * kColumns);
         pack_down(x, kColumns, count, columns, down_x, kColumns);
         matmul<Op>(dim, columns, units<Op>(count), {down_dy, 1, wide_dim}, {down_x, kColumns},
-                   [&](int64_t d, int64_t c, Vec sum) {
-                     float* at = &dweight[d * p.pixels + column + c];
-                     store(at, load(at, columns - c) + sum, columns - c);
+                   [=, to = &dweight[column], pixels = p.pixels](int64_t d, int64_t c, auto& x) {
+                     for (Vec& sum : x) {
+                       float* at = to + d * pixels + c;
+                       store(at, load(at, columns - c) + sum, columns - c);
+                       c += kLanes;
+                     }
                    });
       }
     }

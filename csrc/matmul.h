@@ -6,6 +6,9 @@
 // fill up with zeros.
 #pragma once
 
+#include <algorithm>
+#include <type_traits>
+
 #include "vec.h"
 
 namespace ivcl {
@@ -17,11 +20,25 @@ struct Single {
 };
 
 #ifdef __AVX512BF16__
+// Pairs of the values at one place of two registers of bfloat16: of the first 16, the last 16.
+typedef uint16_t Index __attribute__((vector_size(64)));
+constexpr Index kFirstPairs = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                               8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+constexpr Index kLastPairs = kFirstPairs + 16;
+
+inline Words join(Words a, Index which, Words b) {
+  return (Words)_mm512_permutex2var_epi16((__m512i)a, (__m512i)which, (__m512i)b);
+}
+
 struct Pair {
   using Unit = uint32_t;
   static constexpr int kGroup = 2;
   static Vec multiply_add(Vec sum, Unit a, Vec b) {
     return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(a), (__m512bh)b);
+  }
+  static Words of(Halves a, Halves b) {
+    return join((Words)_mm512_castsi256_si512((__m256i)a), kFirstPairs,
+                (Words)_mm512_castsi256_si512((__m256i)b));
   }
 };
 #endif
@@ -36,11 +53,6 @@ struct Operand<bf16> {
   using type = Pair;
 };
 #endif
-
-// Pairs of two rows' values.
-inline Words join(Halves low, Halves high) {
-  return __builtin_convertvector(low, Words) | __builtin_convertvector(high, Words) << 16;
-}
 
 // Units that hold n values of k.
 template <class Op>
@@ -69,9 +81,14 @@ struct B {
   int64_t k;
 };
 
+// One tile of C, its sums in registers. A call of its own with nothing to remember but what it is
+// given: inlined into loops, the compiler keeps some of the sums in memory (up to twice as slow).
 template <class Op, int kRows, int kCols, class Store>
-inline void tile(int64_t depth, A<Op> a, B<Op> b, Store store) {
-  Vec sums[kRows][kCols] = {};
+__attribute__((noinline)) void tile(int64_t depth, A<Op> a, B<Op> b, int64_t row, int64_t col,
+                                    Store store) {
+  Vec sums[kRows][kCols];
+  IVCL_UNROLL for (int r = 0; r < kRows; ++r)
+    IVCL_UNROLL for (int c = 0; c < kCols; ++c) sums[r][c] = Vec{};
   const auto add = [&](int64_t steps) {
     for (int64_t k = 0; k < steps; ++k) {
       Vec right[kCols];
@@ -102,42 +119,53 @@ inline void tile(int64_t depth, A<Op> a, B<Op> b, Store store) {
   } else {
     add(depth);
   }
-  IVCL_UNROLL for (int r = 0; r < kRows; ++r)
-    IVCL_UNROLL for (int c = 0; c < kCols; ++c) store(r, c * kLanes, sums[r][c]);
+  IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
+    Vec some[kCols];  // a copy: `sums` itself must not be pointed at, or it lies in memory
+    IVCL_UNROLL for (int c = 0; c < kCols; ++c) some[c] = sums[r][c];
+    store(row + r, col, some);
+  }
 }
 
 // Rows from `row` on, kRows at a time, and what is left by halves.
 template <class Op, int kRows, int kCols, class Store>
-inline void rows_from(int64_t row, int64_t rows, int64_t depth, A<Op> a, B<Op> b, Store store) {
+inline void rows_from(int64_t row, int64_t rows, int64_t depth, A<Op> a, B<Op> b, int64_t col,
+                      const Store& store) {
   for (; row + kRows <= rows; row += kRows)
-    tile<Op, kRows, kCols>(depth, {a.at + row * a.row, a.row, a.k}, b,
-                           [&](int r, int col, Vec x) { store(row + r, col, x); });
+    tile<Op, kRows, kCols>(depth, {a.at + row * a.row, a.row, a.k}, b, row, col, store);
   constexpr int kHalf = kRows > 8 ? 8 : kRows > 4 ? 4 : kRows / 2;
-  if constexpr (kHalf > 0) rows_from<Op, kHalf, kCols>(row, rows, depth, a, b, store);
-}
-
-template <class Op, int kCols, class Store>
-inline void strip(int64_t rows, int64_t depth, A<Op> a, B<Op> b, Store store) {
-  rows_from<Op, (kRegisters / kCols > 12 ? 12 : kRegisters / kCols), kCols>(0, rows, depth, a, b,
-                                                                            store);
+  if constexpr (kHalf > 0) rows_from<Op, kHalf, kCols>(row, rows, depth, a, b, col, store);
 }
 
 // All of C, `depth` units of k deep, `cols` rounded up to whole registers; store(row, col, values)
-// takes one register of it.
+// takes one to four registers of it. Store is copied: let it hold values, not references.
 template <class Op, class Store>
-inline void matmul(int64_t rows, int64_t cols, int64_t depth, A<Op> a, B<Op> b, Store store) {
+inline void matmul(int64_t rows, int64_t cols, int64_t depth, A<Op> a, B<Op> b,
+                   const Store& store) {
+  const auto strip = [&](auto width, int64_t col) {
+    constexpr int kCols = decltype(width)::value;
+    constexpr int kRows = kRegisters / kCols > 12 ? 12 : kRegisters / kCols;
+    rows_from<Op, kRows, kCols>(0, rows, depth, a, {b.at + col, b.k}, col, store);
+  };
   for (int64_t col = 0; col < cols;) {
     const int64_t left = (cols - col + kLanes - 1) / kLanes;
-    const auto at = [&](int64_t r, int c, Vec x) { store(r, col + c, x); };
-    const B<Op> some{b.at + col, b.k};
-    int width = left >= kMostColumns ? kMostColumns : int(left);
+    const int width = left >= kMostColumns ? kMostColumns : int(left);
     if constexpr (kMostColumns == 4) {
-      if (width == 4) strip<Op, 4>(rows, depth, a, some, at);
-      if (width == 3) strip<Op, 3>(rows, depth, a, some, at);
+      if (width == 4) strip(std::integral_constant<int, 4>{}, col);
+      if (width == 3) strip(std::integral_constant<int, 3>{}, col);
     }
-    if (width == 2) strip<Op, 2>(rows, depth, a, some, at);
-    if (width == 1) strip<Op, 1>(rows, depth, a, some, at);
+    if (width == 2) strip(std::integral_constant<int, 2>{}, col);
+    if (width == 1) strip(std::integral_constant<int, 1>{}, col);
     col += width * kLanes;
+  }
+}
+
+// Registers that lie side by side, the first n values at most.
+template <class T, int kCols>
+inline void store(T* at, const Vec (&x)[kCols], int64_t n) {
+  if (n >= kCols * kLanes) {
+    IVCL_UNROLL for (int c = 0; c < kCols; ++c) store(at + c * kLanes, x[c]);
+  } else {
+    for (int c = 0; c < kCols; ++c) store(at + c * kLanes, x[c], n - c * kLanes);
   }
 }
 
@@ -193,16 +221,21 @@ inline void transpose(Words (&x)[kLanes]) {
 #endif
 }
 
-// Squares of words: to[col][row] = word(row, col), rows and cols rounded up to whole registers.
+// to[col][row] = the words of row `row`, which word(row, col) reads a register of from col on. Rows
+// are rounded up to whole registers by repeating the last.
 template <class Word>
 inline void transpose_words(int64_t rows, int64_t cols, Word word, void* to, int64_t by) {
   for (int64_t row = 0; row < rows; row += kLanes)
     for (int64_t col = 0; col < cols; col += kLanes) {
       Words square[kLanes];
-      for (int r = 0; r < kLanes; ++r) square[r] = row + r < rows ? word(row + r, col) : Words{};
-      transpose(square);
       uint32_t* at = static_cast<uint32_t*>(to) + col * by + row;
-      for (int c = 0; c < kLanes && col + c < cols; ++c) write(at + c * by, square[c]);
+      IVCL_UNROLL for (int r = 0; r < kLanes; ++r)
+        square[r] = word(std::min(row + r, rows - 1), col);
+      transpose(square);
+      if (col + kLanes <= cols)
+        IVCL_UNROLL for (int c = 0; c < kLanes; ++c) write(at + c * by, square[c]);
+      else
+        for (int c = 0; c < cols - col; ++c) write(at + c * by, square[c]);
     }
 }
 
@@ -211,19 +244,13 @@ inline void transpose_words(int64_t rows, int64_t cols, Word word, void* to, int
 template <class T>
 inline void pack_across(const T* x, int64_t distance, int64_t rows, int64_t cols, float* to,
                         int64_t by) {
-  transpose_words(
-      rows, cols,
-      [&](int64_t r, int64_t c) { return (Words)load(x + r * distance + c, cols - c); }, to, by);
+  const auto whole = [=](int64_t r, int64_t c) { return (Words)load(x + r * distance + c); };
+  const auto part = [=](int64_t r, int64_t c) { return (Words)load(x + r * distance + c, cols - c); };
+  if (cols % kLanes == 0) transpose_words(rows, cols, whole, to, by);
+  else transpose_words(rows, cols, part, to, by);
 }
 
 #ifdef __AVX512BF16__
-inline Halves halves(const bf16* at, int64_t n) {
-  if (n >= kLanes) return read<Halves>(at);
-  Halves some{};
-  if (n > 0) std::memcpy(&some, at, n * sizeof(bf16));
-  return some;
-}
-
 // The pairs at columns 2 * unit onwards of a row that ends after cols.
 inline Words pairs(const bf16* row, int64_t unit, int64_t cols) {
   const int64_t left = cols - 2 * unit;
@@ -241,18 +268,21 @@ inline void pack_rows(const bf16* x, int64_t distance, int64_t rows, int64_t col
 
 inline void pack_down(const bf16* x, int64_t distance, int64_t rows, int64_t cols, uint32_t* to,
                       int64_t by) {
-  for (int64_t r = 0; r < rows; r += 2, to += by)
-    for (int64_t c = 0; c < by; c += kLanes) {
-      const bf16* at = x + r * distance + c;
-      write(to + c, join(halves(at, cols - c), r + 1 < rows ? halves(at + distance, cols - c) : Halves{}));
+  for (int64_t r = 0; r < rows; r += 2, to += by, x += 2 * distance)
+    for (int64_t c = 0; c < by; c += 2 * kLanes) {
+      const Words a = pairs(x, c / 2, cols);
+      const Words b = r + 1 < rows ? pairs(x + distance, c / 2, cols) : Words{};
+      write(to + c, join(a, kFirstPairs, b));
+      if (c + kLanes < by) write(to + c + kLanes, join(a, kLastPairs, b));
     }
 }
 
 inline void pack_across(const bf16* x, int64_t distance, int64_t rows, int64_t cols, uint32_t* to,
                         int64_t by) {
-  transpose_words(
-      rows, units<Pair>(cols),
-      [&](int64_t r, int64_t unit) { return pairs(x + r * distance, unit, cols); }, to, by);
+  const auto whole = [=](int64_t r, int64_t c) { return read<Words>(x + r * distance + 2 * c); };
+  const auto part = [=](int64_t r, int64_t c) { return pairs(x + r * distance, c, cols); };
+  if (cols % (2 * kLanes) == 0) transpose_words(rows, cols / 2, whole, to, by);
+  else transpose_words(rows, units<Pair>(cols), part, to, by);
 }
 #endif
 

@@ -103,6 +103,16 @@ inline std::vector<float> as_floats(const Tensor& x) {
   return values;
 }
 
+// The same as T, rounded once.
+template <class T>
+std::vector<T> as_type(const Tensor& x) {
+  const std::vector<float> wide = as_floats(x);
+  std::vector<T> values(wide.size());
+  const int64_t count = values.size();
+  for (int64_t i = 0; i < count; i += kLanes) store(&values[i], load(&wide[i], count - i), count - i);
+  return values;
+}
+
 // Raises unless every id is one of 0..count-1.
 inline void check_ids(const int64_t* ids, int64_t number, int64_t count) {
   int64_t least = 0, most = -1;

@@ -31,34 +31,37 @@ struct Shape {
   }
 };
 
-// Writes weights[key][query] as the left factor of two products: at `rows` for a sum over queries,
-// at `joined` for a sum over keys. Either may be null; for float32 both are the weights themselves.
-template <class Op, class T>
+// weights[key][query] as the left factor of two products: a sum over keys, and one over queries.
+// Where float32 is multiplied the same numbers serve both.
+template <class Op>
 struct Factors {
-  typename Op::Unit* joined;
-  T* rows;
+  using Value = std::conditional_t<Op::kGroup == 2, bf16, float>;
+  typename Op::Unit* by_pairs;  // [pair of keys][query]
+  Value* by_rows;               // [key][query]
   int64_t queries;
 
-  // The weights of two neighbouring keys for a register of queries.
-  void put(int64_t key, int64_t query, Vec first, Vec second) const {
+  // The weights of the keys 2 * pair and 2 * pair + 1 for a register of queries.
+  template <bool kOverKeys, bool kOverQueries>
+  void put(int64_t pair, int64_t query, Vec first, Vec second) const {
+    Value* at = by_rows + 2 * pair * queries + query;
     if constexpr (Op::kGroup == 2) {
       const Halves low = narrow(first), high = narrow(second);
-      if (joined) write(joined + key / 2 * queries + query, join(low, high));
-      if (!rows) return;
-      write(rows + key * queries + query, low);
-      write(rows + (key + 1) * queries + query, high);
+      if constexpr (kOverKeys) write(by_pairs + pair * queries + query, Op::of(low, high));
+      if constexpr (!kOverQueries) return;
+      write(at, low);
+      write(at + queries, high);
     } else {
-      store(rows + key * queries + query, first);
-      store(rows + (key + 1) * queries + query, second);
+      store(at, first);
+      store(at + queries, second);
     }
   }
 
   A<Op> over_keys() const {
-    if constexpr (Op::kGroup == 2) return {joined, 1, queries};
-    else return {reinterpret_cast<const typename Op::Unit*>(rows), 1, queries};
+    if constexpr (Op::kGroup == 2) return {by_pairs, 1, queries};
+    else return {reinterpret_cast<const typename Op::Unit*>(by_rows), 1, queries};
   }
   A<Op> over_queries() const {
-    const auto* units = reinterpret_cast<const typename Op::Unit*>(rows);
+    const auto* units = reinterpret_cast<const typename Op::Unit*>(by_rows);
     return {units, queries / Op::kGroup, 1};
   }
 };
@@ -69,15 +72,26 @@ struct Shift {
   Vec most;
 
   Shift(const float* scores, int64_t tokens, int64_t queries, float scale) : scale(scale * kLog2e) {
-    most = load(scores);
-    for (int64_t key = 1; key < tokens; ++key) most = max(most, load(scores + key * queries));
-    most *= this->scale;
+    // The keys two by two; what is behind the last of an odd number is its equal here.
+    Vec even = load(scores), odd = even;
+    for (int64_t key = 1; key < tokens; key += 2) {
+      even = max(even, load(scores + key * queries));
+      odd = max(odd, load(scores + (key + (key + 1 < tokens)) * queries));
+    }
+    most = max(even, odd) * this->scale;
   }
   template <class T>
   Vec weight(const float* score) const {
     return exp2<(sizeof(T) == 4 ? 6 : 4)>(load(score) * scale - most);
   }
 };
+
+// f(pair, key, both?) for every two keys; the last of an odd number comes alone.
+template <class F>
+inline void key_pairs(int64_t tokens, const F& f) {
+  for (int64_t pair = 0; pair < tokens / 2; ++pair) f(pair, std::true_type{});
+  if (tokens % 2) f(tokens / 2, std::false_type{});
+}
 
 // Asks for the rows of a sequence to be worked on soon: what lies between two of them hides the
 // pattern from the hardware.
@@ -116,25 +130,27 @@ void forward(const Tensor& qkv, Tensor& out_tensor, const Shape& s) {
       pack_across(q, stride, s.tokens, s.dim, across_q, wide);
       pack_down(v, stride, s.tokens, s.dim, down_v, wide_dim);
       const A<Op> keys = rows_of<Op>(k, stride, s.tokens, s.dim, rows_k);
-      T* rows = Op::kGroup == 2 ? nullptr : reinterpret_cast<T*>(scores);
-      const Factors<Op, T> weights{joined, rows, wide};
+      auto* in_place = reinterpret_cast<typename Factors<Op>::Value*>(scores);
+      const Factors<Op> weights{joined, Op::kGroup == 2 ? nullptr : in_place, wide};
       matmul<Op>(s.tokens, wide, deep, keys, {across_q, wide},
-                 [&](int64_t key, int64_t query, Vec x) { store(scores + key * wide + query, x); });
+                 [=](int64_t key, int64_t query, auto& x) {
+                   store(scores + key * wide + query, x, wide - query);
+                 });
       for (int64_t query = 0; query < wide; query += kLanes) {
         const Shift shift(scores + query, s.tokens, wide, s.scale());
         Vec total{};
-        for (int64_t key = 0; key < s.tokens; key += 2) {
-          const float* at = scores + key * wide + query;
-          const Vec one = shift.weight<T>(at);
-          const Vec two = key + 1 < s.tokens ? shift.weight<T>(at + wide) : Vec{};
+        key_pairs(s.tokens, [&](int64_t pair, auto both) {
+          const float* at = scores + 2 * pair * wide + query;
+          const Vec one = shift.weight<T>(at), two = both ? shift.weight<T>(at + wide) : Vec{};
           total += one + two;
-          weights.put(key, query, one, two);
-        }
+          weights.template put<true, false>(pair, query, one, two);
+        });
         store(inverse + query, 1.0f / total);
       }
       matmul<Op>(s.tokens, s.dim, half, weights.over_keys(), {down_v, wide_dim},
-                 [&](int64_t query, int64_t col, Vec x) {
-                   store(result + query * s.width() + col, x * inverse[query], s.dim - col);
+                 [=, width = s.width(), dim = s.dim](int64_t query, int64_t col, auto& x) {
+                   for (Vec& some : x) some *= inverse[query];
+                   store(result + query * width + col, x, dim - col);
                  });
     }
   });
@@ -161,10 +177,13 @@ void backward(const Tensor& dout, const Tensor& qkv, Tensor& dqkv, const Shape& 
     float* p = scratch.take<float>((s.tokens + 1) * wide);
     float* dp = scratch.take<float>((s.tokens + 1) * wide);
     Unit* joined = scratch.take<Unit>(half * wide);
-    // bfloat16 has its factors beside the float32 values they are made of, float32 in their place.
-    const bool beside = Op::kGroup == 2;
-    T* p_rows = beside ? scratch.take<T>((s.tokens + 1) * wide) : reinterpret_cast<T*>(p);
-    T* ds_rows = beside ? scratch.take<T>((s.tokens + 1) * wide) : reinterpret_cast<T*>(dp);
+    // Factors in bfloat16 lie beside the float32 values they are made of, others in their place.
+    const auto factors = [&](float* values) {
+      using Value = typename Factors<Op>::Value;
+      if constexpr (Op::kGroup == 2) return scratch.take<Value>((s.tokens + 1) * wide);
+      else return values;
+    };
+    auto *p_rows = factors(p), *ds_rows = factors(dp);
     for (int64_t i = begin; i < end; ++i) {
       const T *q = qkv_start + s.start(i, 3), *k = q + s.width(), *v = k + s.width();
       const T* dout_rows = dout_start + s.start(i, 1);
@@ -185,9 +204,11 @@ void backward(const Tensor& dout, const Tensor& qkv, Tensor& dqkv, const Shape& 
       pack_down(dout_rows, s.width(), s.tokens, s.dim, down_dout, wide_dim);
       const A<Op> keys = rows_of<Op>(k, stride, s.tokens, s.dim, rows_k);
       const A<Op> values = rows_of<Op>(v, stride, s.tokens, s.dim, rows_v);
-      const Factors<Op, T> weights{nullptr, p_rows, wide}, ds{joined, ds_rows, wide};
+      const Factors<Op> weights{nullptr, p_rows, wide}, ds{joined, ds_rows, wide};
       const auto to = [wide](float* rows) {
-        return [=](int64_t key, int64_t query, Vec x) { store(rows + key * wide + query, x); };
+        return [=](int64_t key, int64_t query, auto& x) {
+          store(rows + key * wide + query, x, wide - query);
+        };
       };
       matmul<Op>(s.tokens, wide, deep, keys, {across_q, wide}, to(p));
       matmul<Op>(s.tokens, wide, deep, values, {across_dout, wide}, to(dp));
@@ -202,21 +223,20 @@ void backward(const Tensor& dout, const Tensor& qkv, Tensor& dqkv, const Shape& 
         }
         const Vec inverse = 1.0f / total;
         along *= inverse;
-        const auto weight = [&](int64_t at) { return load(p + at) * inverse; };
-        const auto grad = [&](int64_t at, Vec weight) {
-          return weight * (load(dp + at) - along) * s.scale();
+        const Vec inverse_scaled = inverse * s.scale();
+        const auto grad = [&](int64_t at) {
+          return load(p + at) * inverse_scaled * (load(dp + at) - along);
         };
-        for (int64_t key = 0; key < s.tokens; key += 2) {
-          const int64_t at = key * wide + query, next = at + wide;
-          const bool both = key + 1 < s.tokens;
-          const Vec one = weight(at), two = both ? weight(next) : Vec{};
-          ds.put(key, query, grad(at, one), both ? grad(next, two) : Vec{});
-          weights.put(key, query, one, two);
-        }
+        key_pairs(s.tokens, [&](int64_t pair, auto both) {
+          const int64_t at = 2 * pair * wide + query, next = at + wide;
+          const Vec one = load(p + at) * inverse, two = both ? load(p + next) * inverse : Vec{};
+          ds.template put<true, true>(pair, query, grad(at), both ? grad(next) : Vec{});
+          weights.template put<false, true>(pair, query, one, two);
+        });
       }
-      const auto gradient = [&](T* rows) {
-        return [&, rows](int64_t row, int64_t col, Vec x) {
-          store(rows + row * stride + col, x, s.dim - col);
+      const auto gradient = [stride, dim = s.dim](T* rows) {
+        return [=](int64_t row, int64_t col, auto& x) {
+          store(rows + row * stride + col, x, dim - col);
         };
       };
       matmul<Op>(s.tokens, s.dim, half, ds.over_keys(), {down_k, wide_dim}, gradient(dq));

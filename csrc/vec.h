@@ -8,7 +8,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX512F__
+#include <type_traits>
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -50,7 +51,37 @@ inline void write(T* at, V v) {
 
 inline Vec splat(float x) { return Vec{} + x; }
 
-inline Vec widen(Halves h) { return (Vec)(__builtin_convertvector(h, Words) << 16); }
+// Written out where GCC (12) makes several instructions of a conversion there is one for.
+inline Words extend(Halves h) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_cvtepu16_epi32((__m256i)h);
+#elif defined(__AVX2__)
+  return (Words)_mm256_cvtepu16_epi32((__m128i)h);
+#else
+  return __builtin_convertvector(h, Words);
+#endif
+}
+inline Halves low_halves(Words w) {
+#if defined(__AVX512F__)
+  return (Halves)_mm512_cvtepi32_epi16((__m512i)w);
+#elif defined(__AVX2__)
+  const __m256i packed = _mm256_packus_epi32((__m256i)w, (__m256i)w);
+  return (Halves)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 8));
+#else
+  return __builtin_convertvector(w, Halves);
+#endif
+}
+inline Words extend(Bytes b) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_cvtepu8_epi32((__m128i)b);
+#elif defined(__AVX2__)
+  return (Words)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)b));
+#else
+  return __builtin_convertvector(b, Words);
+#endif
+}
+
+inline Vec widen(Halves h) { return (Vec)(extend(h) << 16); }
 
 // Rounds to nearest, ties to even; what is not a number stays none.
 inline Halves narrow(Vec x) {
@@ -59,14 +90,14 @@ inline Halves narrow(Vec x) {
 #else
   Words w = (Words)x;
   Words rounded = (w + 0x7FFF + ((w >> 16) & 1)) >> 16;
-  return __builtin_convertvector(x == x ? rounded : Words{} + 0x7FC0, Halves);
+  return low_halves(x == x ? rounded : Words{} + 0x7FC0);
 #endif
 }
 
 inline Vec load(const float* at) { return read<Vec>(at); }
 inline Vec load(const bf16* at) { return widen(read<Halves>(at)); }
 inline Vec load(const uint8_t* at) {
-  return __builtin_convertvector(__builtin_convertvector(read<Bytes>(at), Ints), Vec);
+  return __builtin_convertvector((Ints)extend(read<Bytes>(at)), Vec);
 }
 inline void store(float* at, Vec x) { write(at, x); }
 inline void store(bf16* at, Vec x) { write(at, narrow(x)); }
@@ -75,6 +106,7 @@ inline void store(bf16* at, Vec x) { write(at, narrow(x)); }
 template <class T>
 inline Vec load(const T* at, int64_t n) {
   if (n >= kLanes) return load(at);
+  if (n <= 0) return Vec{};
   T some[kLanes] = {};
   std::memcpy(some, at, n * sizeof(T));
   return load(some);
@@ -82,9 +114,19 @@ inline Vec load(const T* at, int64_t n) {
 template <class T>
 inline void store(T* at, Vec x, int64_t n) {
   if (n >= kLanes) return store(at, x);
+  if (n <= 0) return;
   T some[kLanes];
   store(some, x);
   std::memcpy(at, some, n * sizeof(T));
+}
+
+// f(c, n) for every register of a row of cols values: from c on, n values, which is kLanes as a
+// constant for all but the last.
+template <class F>
+inline void registers(int64_t cols, const F& f) {
+  int64_t c = 0;
+  for (; c + kLanes <= cols; c += kLanes) f(c, std::integral_constant<int64_t, kLanes>{});
+  if (c < cols) f(c, cols - c);
 }
 
 inline float to_float(float x) { return x; }

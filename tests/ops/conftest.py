@@ -2,7 +2,7 @@
 
 Without a GPU the CPU implementation is tested, the one in C++ where it is built; under
 ``TRITON_INTERPRET=1`` the same tests send CPU tensors through the Triton kernels
-(``tests/test_interpreted.py`` runs them so, in a process of their own); with a GPU the compiled
+(``tests/test_implementations.py`` runs them so, in a process of its own); with a GPU the compiled
 Triton kernels are tested as well.
 """
 
