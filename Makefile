@@ -3,25 +3,33 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BUILT := $(VENV)/.built
 
-.PHONY: setup train test bench aot lint clean
+.PHONY: setup build train test bench aot lint sanitize wheel-check clean
 
-setup: $(STAMP)
+setup: $(BUILT)
 
-$(STAMP): pyproject.toml setup.py
+$(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "make: Python 3.11 or newer is needed; choose one with make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e '.[dev,dali]'
 	@touch $@
 
-train: $(STAMP)
+# The C++ kernels, in place; without a compiler it says so and goes on.
+build: $(BUILT)
+
+$(BUILT): $(STAMP) setup.py kernels/_objects.py csrc $(wildcard csrc/*.cpp csrc/*.h)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+train: $(BUILT)
 	$(BIN)/python -m ivcl_fast.train --compile $(ARGS)
 
-test: $(STAMP)
+test: $(BUILT)
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(STAMP)
+bench: $(BUILT)
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(ARGS)
 
 aot: $(STAMP)
@@ -32,5 +40,13 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The op tests on C++ kernels built with AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(STAMP)
+	.ci/sanitize $(BIN)/python $(ARGS)
+
+# A wheel, installed in an empty environment elsewhere, trains.
+wheel-check: $(STAMP)
+	.ci/wheel-check $(BIN)/python
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info kernels/*.so

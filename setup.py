@@ -5,8 +5,11 @@ top-level ``kernels`` would shadow another library's name.
 
 With torch and a C++ compiler at hand (``pip install --no-build-isolation .``), ``csrc/`` is built
 against torch's stable ABI: one object for each instruction set, all in one wheel for any torch
-from 2.11 on and any Python from 3.11 on. Without, the wheel is pure Python.
-``CXX`` and ``MAX_JOBS`` are respected.
+from 2.11 on and any Python from 3.11 on. Without, the wheel is pure Python. A compiler that fails
+on an instruction set leaves that one out.
+
+``CXX`` is the compiler, ``MAX_JOBS`` how many run at a time, ``IVCL_FAST_CXXFLAGS`` are flags to
+add, and ``IVCL_FAST_BUILD`` names the instruction sets to build, or ``none``.
 """
 
 from __future__ import annotations
@@ -18,11 +21,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import sysconfig
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 OBJECTS = runpy.run_path(str(ROOT / "kernels" / "_objects.py"))
@@ -49,6 +55,19 @@ def compiler() -> list[str]:
     return found if found and shutil.which(found[0]) else []
 
 
+def jobs() -> int:
+    """How many compilers run at a time."""
+    named = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    if not named.isdecimal() or int(named) < 1:
+        sys.exit(f"MAX_JOBS: {named!r} is not a whole number from 1 on")
+    return int(named)
+
+
+def more_flags() -> list[str]:
+    """The user's, for compiling and linking, e.g. sanitizers."""
+    return shlex.split(os.environ.get("IVCL_FAST_CXXFLAGS", ""))
+
+
 def flags(isa: str) -> list[str]:
     """How to compile a source for an instruction set."""
     import torch
@@ -60,75 +79,123 @@ def flags(isa: str) -> list[str]:
         f"-I{Path(torch.__file__).parent / 'include'}",
         "-DTORCH_TARGET_VERSION=0x020b000000000000",  # 2.11
         f'-DIVCL_SOURCES="{digest}"',
-        *shlex.split(os.environ.get("IVCL_FAST_CXXFLAGS", "")),  # e.g. sanitizers
+        *more_flags(),
     ]  # fmt: skip
 
 
-def buildable() -> list[str]:
-    """The instruction sets that can be built for, none if there is no torch or no compiler."""
+def link(objects: list[str], target: str) -> list[str]:
+    """The command that makes a library of compiled sources."""
+    import torch
+
+    library = Path(torch.__file__).parent / "lib"
+    extra = more_flags()
+    return [*compiler(), "-shared", *extra, *objects, f"-L{library}", "-ltorch_cpu", "-o", target]
+
+
+def unbuildable() -> str | None:
+    """Why nothing can be built here, or None."""
+    if sys.platform != "linux":
+        return "they are for Linux"
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return "a free-threaded Python has no stable ABI"
     try:
         import torch
-    except ImportError:
-        return []
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version < (2, 11) or sys.platform != "linux" or not compiler():
-        return []
+    except Exception as error:  # a torch that is broken counts as none
+        return f"no torch beside the build ({error}); pip install --no-build-isolation shows it one"
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
+        return f"torch {torch.__version__} is older than 2.11"
+    if not compiler():
+        return f"no C++ compiler: found no {os.environ.get('CXX') or 'g++, c++ or clang++'}"
+    return None
+
+
+def wanted() -> list[str]:
+    """The instruction sets to build for on this kind of machine."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    wanted = [isa for isa in OBJECTS["ISAS"] if x86 != (isa == "generic")]
-    probe = [*compiler(), "-fsyntax-only", str(ROOT / "csrc" / "ops.cpp")]
-    return [
-        i for i in wanted if not subprocess.run([*probe, *flags(i)], capture_output=True).returncode
-    ]
+    known = [isa for isa in OBJECTS["ISAS"] if x86 != (isa == "generic")]
+    named = os.environ.get("IVCL_FAST_BUILD", " ".join(known)).replace(",", " ").split()
+    for name in named:
+        if name not in (*known, "none"):
+            sys.exit(f"IVCL_FAST_BUILD: {name!r} is not one of none, {', '.join(known)}")
+    return [isa for isa in known if isa in named]
+
+
+def failure(isa: str) -> str | None:
+    """What the compiler has against an instruction set, torch's headers or its libraries."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = f"{folder}/probe.o"
+        compiling = [*compiler(), *flags(isa), "-c", str(ROOT / "csrc" / "ops.cpp"), "-o", made]
+        for step in (compiling, link([made], f"{folder}/probe.so")):
+            done = subprocess.run(step, capture_output=True, text=True, errors="replace")
+            if done.returncode:
+                said = [line for line in done.stderr.splitlines() if "error" in line]
+                return (said or [f"it exits with {done.returncode}"])[0].strip()
+    return None
+
+
+def buildable() -> list[str]:
+    """The instruction sets to build for; says which are left out, and why."""
+    isas, reason = wanted(), unbuildable()
+    if isas and reason:
+        print(f"ivcl_fast: no C++ kernels are built: {reason}", file=sys.stderr)
+        return []
+    with ThreadPoolExecutor(jobs()) as pool:
+        failures = dict(zip(isas, pool.map(failure, isas), strict=True))
+    for isa, reason in failures.items():
+        if reason:
+            print(f"ivcl_fast: no C++ kernels for {isa}: {reason}", file=sys.stderr)
+    return [isa for isa in isas if not failures[isa]]
+
+
+class BuildPackages(build_py):
+    """Copies into an empty folder: what an earlier build left there would be installed as well."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "ivcl_fast", ignore_errors=True)
+        super().run()
 
 
 class BuildObjects(build_ext):
     """Compiles the same sources for every instruction set, several at a time."""
 
     def build_extensions(self) -> None:
-        import torch
-
-        jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-        steps, links = [], []
-        for extension in self.extensions:
-            isa = extension.name.rpartition(OBJECTS["module"](""))[2]
-            folder = Path(self.build_temp) / isa
-            folder.mkdir(parents=True, exist_ok=True)
-            made = [str(folder / f"{Path(source).stem}.o") for source in extension.sources]
-            steps += [
-                [*compiler(), *flags(isa), "-c", source, "-o", out]
-                for source, out in zip(extension.sources, made, strict=True)
-            ]
-            target = Path(self.get_ext_fullpath(extension.name))
+        with ThreadPoolExecutor(jobs()) as pool:
+            compiled = {e.name: self.start(e, pool) for e in self.extensions}
+        for name, objects in compiled.items():
+            target = Path(self.get_ext_fullpath(name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            library = Path(torch.__file__).parent / "lib"
-            extra = shlex.split(os.environ.get("IVCL_FAST_CXXFLAGS", ""))
-            links.append(
-                [
-                    *compiler(),
-                    "-shared",
-                    *extra,
-                    *made,
-                    f"-L{library}",
-                    "-ltorch_cpu",
-                    "-o",
-                    str(target),
-                ]
-            )
-        with ThreadPoolExecutor(jobs) as pool:
-            for stage in (steps, links):
-                list(pool.map(subprocess.check_call, stage))
+            failed = any(status.result() for status in objects.values())
+            if failed or subprocess.call(link([*objects], str(target))):
+                target.unlink(missing_ok=True)
+                print(f"ivcl_fast: {name} is left out: the compiler failed", file=sys.stderr)
+
+    def start(self, extension: Extension, pool: ThreadPoolExecutor) -> dict[str, Future[int]]:
+        """Compiled file to the compiler's exit status, for every source."""
+        isa = extension.name.rpartition(OBJECTS["module"](""))[2]
+        folder = Path(self.build_temp) / isa
+        folder.mkdir(parents=True, exist_ok=True)
+        common = [*compiler(), *flags(isa)]
+        objects = {source: str(folder / f"{Path(source).stem}.o") for source in extension.sources}
+        return {
+            made: pool.submit(subprocess.call, [*common, "-c", source, "-o", made])
+            for source, made in objects.items()
+        }
 
 
 extensions = [
     Extension(
-        f"ivcl_fast.kernels.{OBJECTS['module'](isa)}", SOURCES, py_limited_api=True, language="c++"
+        f"ivcl_fast.kernels.{OBJECTS['module'](isa)}",
+        SOURCES,
+        py_limited_api=True,
+        optional=True,  # may be left out
     )
-    for isa in buildable()
+    for isa in (() if {"egg_info", "dist_info", "sdist"} & {*sys.argv} else buildable())
 ]
 setup(
     packages=[*find_packages(include=["ivcl_fast", "ivcl_fast.*"]), "ivcl_fast.kernels"],
     package_dir={"ivcl_fast": "ivcl_fast", "ivcl_fast.kernels": "kernels"},
     ext_modules=extensions,
-    cmdclass={"build_ext": BuildObjects},
+    cmdclass={"build_py": BuildPackages, "build_ext": BuildObjects},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if extensions else {},
 )

@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 
 from . import _triton
-from ._objects import ISAS, MARK, digest, module
+from ._objects import ISAS, MARK, digest, module, whole
 
 DTYPES = (torch.float32, torch.bfloat16)
 """What the C++ implementations compute with."""
-CSRC = Path(__file__).parent.parent / "csrc"
+FOLDER = Path(__file__).parent
+"""Where the objects lie."""
+CSRC = FOLDER.parent / "csrc"
 """The sources, in a checkout."""
 
 ISA: str | None = None
@@ -60,24 +62,36 @@ def _load() -> str | None:
     if wanted == "none":
         return "IVCL_FAST_ISA=none"
     if wanted is not None and wanted not in able:
-        return f"IVCL_FAST_ISA: {wanted!r} is not one of none, {', '.join(able)}"
+        return f"IVCL_FAST_ISA: {wanted!r} is not one of {', '.join(('none', *able))}"
     if not able:
         return "this CPU has no AVX2"
+    reasons = []
     for isa in able if wanted is None else (wanted,):
-        path = Path(__file__).with_name(f"{module(isa)}.abi3.so")
+        path = FOLDER / f"{module(isa)}.abi3.so"
         if not path.is_file():
             continue
-        if CSRC.is_dir() and (MARK + digest(CSRC)).encode() not in path.read_bytes():
-            return f"{path.name} is of other sources than csrc/; build it anew: make build"
         try:
-            library = ctypes.CDLL(str(path))  # registers the ops
+            _library = _open(path)
         except OSError as error:
-            return f"{path.name} cannot be loaded: {error}"
-        library.ivcl_fast_op_name.restype = ctypes.c_char_p
-        library.ivcl_fast_op_count.restype = library.ivcl_fast_op_calls.restype = ctypes.c_int64
-        ISA, _library = isa, library
-        return None
-    return "it was not built: there was no C++ compiler, or no torch beside the build"
+            reasons.append(f"{path.name}: {error}")
+        else:
+            ISA = isa
+            return None
+    not_built = "it was not built: that takes a C++ compiler, and torch beside the build"
+    return reasons[0] if reasons else not_built
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    """Load an object, which registers its ops; OSError if it is not fit."""
+    content = path.read_bytes()
+    if not whole(content):
+        raise OSError("cut off; build or install it anew")
+    if CSRC.is_dir() and (MARK + digest(CSRC)).encode() not in content:
+        raise OSError("of other sources than csrc/; build it anew: make build")
+    library = ctypes.CDLL(str(path))
+    library.ivcl_fast_op_name.restype = ctypes.c_char_p
+    library.ivcl_fast_op_count.restype = library.ivcl_fast_op_calls.restype = ctypes.c_int64
+    return library
 
 
 MISSING = _load()
