@@ -1,4 +1,4 @@
-"""Progress bars: a live bar on a terminal, a line now and then elsewhere."""
+"""Progress bars: a live bar on a terminal, a line now and then elsewhere; on rank 0 alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from . import distributed
 
 PLAIN_SECONDS = 15.0
 """Between two lines where the output is not a terminal."""
@@ -28,7 +30,7 @@ class Bar:
         self._task: TaskID | None = None
 
     def __enter__(self) -> Bar:
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and distributed.is_main():
             self._live = Progress(
                 TextColumn("{task.description:>12}"),
                 BarColumn(bar_width=30),
@@ -79,6 +81,8 @@ class Bar:
         return f"{self.unit}, {speed:.{0 if speed >= 10 else 1}f}/s" if speed else self.unit
 
     def _line(self, note: str) -> None:
+        if not distributed.is_main():
+            return
         parts = [f"{self.name}: {self.done}/{self.total} {self._rate()}"]
         if 0 < self.done < self.total and self._speed():
             parts.append(f"{(self.total - self.done) / self._speed():.0f} s left")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.table import Table
 from . import pictures
 from .data.patches import unpatchify
 from .evaluation import Evaluation, by_visibility
-from .files import write_text
+from .files import write_json, write_text
 from .metrics import Score
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ METRIC_NAMES = {
     "potential": "backward-blocked",
 }  # fmt: skip
 SHOWN_CLIPS = 4
+SCORES = "scores.json"
+"""Name of the file in a run's folder that holds its table of results."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
 def print_rows(rows: list[Row]) -> None:
     """The table on the terminal; intervals are 95 %."""
     header, cells = table(rows)
-    drawn = Table(*header, title="validation clips, 95 % intervals in brackets")
+    drawn = Table(*header, title="95 % intervals in brackets")
     for line in cells:
         drawn.add_row(*line)
     Console(width=None if Console().is_terminal else 120).print(drawn)
@@ -73,13 +75,35 @@ def write_report(run: Run, rows: list[Row], evaluation: Evaluation | None) -> No
         lines += ["A `--quick` run: it shows that everything runs, the scores mean nothing.", ""]
     if rows:
         header, cells = table(rows)
-        lines += ["## Validation", "", "95 % intervals in brackets.", ""]
+        split = run.data.eval_split
+        lines += ["## Results", "", f"On `{split}`; 95 % intervals in brackets.", ""]
         lines += [markdown(header), "|" + "---|" * len(header), *map(markdown, cells), ""]
+    if bad := run.data.bad_files:
+        name, reason = next(iter(bad.items()))
+        lines += [f"{len(bad)} videos could not be used, such as {name}: {reason}.", ""]
+    if config.pictures:
+        lines += draw_all(run, evaluation)
+    lines += [f"torch {torch.__version__}, {run.device}, {platform.machine()}.", ""]
+    write_text(run.folder / "report.md", "\n".join(lines))
+    if rows:  # last: it says that the run is done
+        write_json(run.folder / SCORES, {row.title: plain(row.scores) for row in rows})
+
+
+def plain(scores: dict[str, dict[str, Score]]) -> dict[str, dict[str, Any]]:
+    """Scores as JSON takes them."""
+    return {
+        group: {name: asdict(score) for name, score in by_metric.items()}
+        for group, by_metric in scores.items()
+    }
+
+
+def draw_all(run: Run, evaluation: Evaluation | None) -> list[str]:
+    """Draw what the run's models allow; returns the report's lines about it."""
     chance = (
         {f"val_{k}": s.chance for k, s in evaluation.scores["all"].items()} if evaluation else {}
     )
     pictures.curves_picture(run.folder / "curves.png", run.metrics.read(), chance)
-    lines += ["## Curves", "", "![curves](curves.png)", ""]
+    lines = ["## Curves", "", "![curves](curves.png)", ""]
     if run.finished("pretrain"):
         reconstruction(run)
         lines += [
@@ -93,10 +117,7 @@ def write_report(run: Run, rows: list[Row], evaluation: Evaluation | None) -> No
         if run.data.localizes:
             lines += ["## What the model answers", "", "![answers](answers.png)", ""]
         lines += ["## Where its slots look", "", "![slot attention](slot_attention.png)", ""]
-    if bad := run.data.bad_files:
-        lines += [f"{len(bad)} videos could not be used, e.g. {next(iter(bad.items()))}.", ""]
-    lines += [f"torch {torch.__version__}, {run.device}, {platform.machine()}.", ""]
-    write_text(run.folder / "report.md", "\n".join(lines))
+    return lines
 
 
 def markdown(cells: list[str]) -> str:

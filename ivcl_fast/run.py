@@ -13,18 +13,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import checkpoint, distributed
 from .data.feed import Batch, Feed
 from .data.source import Data, open_data
+from .errors import UserError
 from .evaluation import Evaluation, evaluate
 from .files import write_json
 from .hardware import has_fast_bf16, keep_freed_memory, pick_device, useless_compiler
 from .masking import clip_seeds
 from .model import IVCL, IVCLClassifier
 from .settings import TrainConfig
-from .trainer import Loss, MetricsLog, Schedule, Stage
+from .trainer import Loss, MetricsLog, Schedule, Stage, scaled_lr
 
 EVAL_BATCH = 50
 ANSWERS = "answers.json"
@@ -53,14 +55,15 @@ class Run:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.folder = config.folder
-        self.device = pick_device(config.device)
+        self.device = pick_device(distributed.device_name(config.device))
         self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(self.device))
+        distributed.share(config.batch_size, config.accum)  # before any work, tell of misfits
         if config.init != "random":
-            checkpoint.weights_file(config.init)  # before any work, tell that it is missing
+            checkpoint.weights_file(config.init)
         self.metrics = MetricsLog(self.folder)
         reason = useless_compiler(self.device) if config.compile else None
         if reason:
-            print(f"--compile: running eager, {reason}")
+            distributed.say(f"--compile: running eager, {reason}")
         self.compile = config.compile and reason is None
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -74,25 +77,26 @@ class Run:
     def task(self) -> Answers:
         """What is to be answered; kept with the run, which then needs no data to tell."""
         file = self.folder / ANSWERS
-        if not file.is_file():
-            dataset = self.data.dataset
-            names = [dataset.describe(label) for label in range(dataset.num_classes)]
-            write_json(file, {"multi_label": dataset.multi_label, "names": names})
-        return Answers(**json.loads(file.read_text()))
+        if file.is_file():
+            return Answers(**json.loads(file.read_text()))
+        dataset = self.data.dataset
+        names = [dataset.describe(label) for label in range(dataset.num_classes)]
+        answers = Answers(dataset.multi_label, names)
+        if distributed.is_main():
+            write_json(file, dataclasses.asdict(answers))
+        return answers
 
     # --- stages ---------------------------------------------------------------------------------
 
     def pretrain(self) -> IVCL:
         """Learn to rebuild hidden patches; the model is kept in ``pretrain/``."""
         config = self.config
-        model = self._seeded(lambda: IVCL(config.model))
-        schedule = Schedule(config.pretrain_clips, config.lr, **self._common())
+        schedule = Schedule(config.pretrain_clips, self._lr(config.lr), **self._common())
 
         def loss(model: nn.Module, batch: Batch, step: int) -> Tensor:
             return model(batch.rows, seed=clip_seeds(config.seed, step, batch.clip_ids)).loss
 
-        self._train("pretrain", model, config.init, loss, schedule)
-        return model
+        return self._train("pretrain", lambda: IVCL(config.model), config.init, loss, schedule)
 
     def finetune(
         self, init: str, name: str = "finetune", last_only: bool = False
@@ -102,10 +106,9 @@ class Run:
         ``last_only`` shows the model nothing but each clip's last frame.
         """
         config = self.config
-        model = self._seeded(lambda: self.classifier(last_only))
         schedule = Schedule(
             config.finetune_clips,
-            config.finetune_lr,
+            self._lr(config.finetune_lr),
             backbone_lr_scale=1.0 if init == "random" else config.backbone_lr_scale,
             **self._common(),
         )
@@ -116,8 +119,10 @@ class Run:
                 return F.binary_cross_entropy_with_logits(logits, batch.labels)
             return F.cross_entropy(logits, batch.labels)
 
-        self._train(name, model, init, loss, schedule, lambda: self.evaluate(model).curve())
-        return model
+        build = functools.partial(self.classifier, last_only)
+        return self._train(
+            name, build, init, loss, schedule, lambda model: self.evaluate(model).curve()
+        )
 
     def classifier(self, last_only: bool = False) -> IVCLClassifier:
         """A new classifier of this run's sizes."""
@@ -158,17 +163,19 @@ class Run:
     def _train(
         self,
         name: str,
-        model: Any,
+        build: Callable[[], Any],
         init: str,
         loss: Loss,
         schedule: Schedule,
-        validate: Callable[[], dict[str, float]] | None = None,
-    ) -> None:
-        model.to(self.device)
+        measure: Callable[[Any], dict[str, float]] | None = None,
+    ) -> Any:
+        """The trained model of stage ``name``, measured now and then on the way."""
+        torch.manual_seed(self.config.seed)
+        model = build().to(self.device)
         folder = self.folder / name
         if self.finished(name):
             model.load_state_dict(checkpoint.read_weights(folder))
-            return
+            return model
         if init != "random":
             checkpoint.load_backbone(model, init)
         if self.config.grad_checkpoint:
@@ -176,20 +183,36 @@ class Run:
         if self.compile:
             model.compile_blocks()
         frames = model.cfg.num_frames
+        share = 1.0 if name == "pretrain" else self.config.labelled
         Stage(
             name=name,
             model=model,
-            feed=self._feed(self.data.train_split, frames, training=True),
+            feed=self._feed(self.data.train_split, frames, training=True, share=share),
             loss=loss,
             schedule=schedule,
             folder=folder / "checkpoints",
             metrics=self.metrics,
             device=self.device,
             amp=self.amp,
-            validate=validate,
+            shard=self.config.shard,
+            validate=functools.partial(measure, model) if measure else None,
             save_every=self.config.save_every,
         ).run()
-        save_whole(model, folder)
+        if not any(map(distributed.is_sharded, model.parameters())):
+            self._keep(model, folder)
+            return model
+        whole = build()
+        weights = checkpoint.whole_tensors(model.state_dict())
+        if distributed.is_main():
+            whole.load_state_dict(weights)
+        self._keep(whole, folder)
+        return self._load(whole, name)
+
+    def _keep(self, model: Any, folder: Path) -> None:
+        """Rank 0 saves its model; all go on when it is there."""
+        if distributed.is_main():
+            save_whole(model, folder)
+        distributed.barrier()
 
     def _load(self, model: Any, name: str) -> Any:
         model.load_state_dict(checkpoint.read_weights(self.folder / name))
@@ -200,26 +223,41 @@ class Run:
         names = ("batch_size", "accum", "warmup_steps", "weight_decay", "clip_norm", "optimizer")
         return {name: getattr(self.config, name) for name in names}
 
-    def _feed(self, split: str, num_frames: int, training: bool = False) -> Feed:
+    def _lr(self, lr: float) -> float:
+        return scaled_lr(lr, self.config.batch_size, self.config.lr_scaling)
+
+    def _feed(
+        self, split: str, num_frames: int, training: bool = False, share: float = 1.0
+    ) -> Feed:
+        """A rank's part of training batches, of a share of the clips; all clips to measure."""
+        ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
         return self.data.feed(
             split,
-            batch_size=self.config.batch_size if training else EVAL_BATCH,
+            batch_size=distributed.share(self.config.batch_size) if training else EVAL_BATCH,
             num_frames=num_frames,
             seed=self.config.seed,
             training=training,
+            share=share,
+            **(ranks if training else {}),
         )
-
-    def _seeded(self, build: Callable[[], Any]) -> Any:
-        torch.manual_seed(self.config.seed)
-        return build()
 
 
 def save_whole(model: Any, folder: Path) -> None:
-    """``model.save_pretrained(folder)``, the weights appearing last and at once."""
+    """``model.save_pretrained(folder)``, the weights appearing last and at once.
+
+    Raises ``UserError`` where they cannot be written, as on a full disk.
+    """
     partial = folder / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    for file in sorted(partial.iterdir(), key=lambda f: f.name == checkpoint.MODEL):
-        checkpoint.sync(file)
-        os.replace(file, folder / file.name)
-    partial.rmdir()
+    try:
+        model.save_pretrained(partial)
+        for file in sorted(partial.iterdir(), key=lambda f: f.name == checkpoint.MODEL):
+            checkpoint.sync(file)
+            os.replace(file, folder / file.name)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: the model cannot be written: {error}; make room, and the same command "
+            "goes on from the last checkpoint"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from . import distributed
 from .config import PRESETS, IVCLConfig
 from .data.catalog import clip_frames, find_task
 from .errors import UserError
@@ -61,21 +62,33 @@ class TrainConfig:
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: for the blocks' matrices, AdamW for the rest; adamw: fused AdamW for everything."""
     batch_size: int = 16
-    """Clips per optimiser step."""
+    """Clips per optimiser step, over all ranks of torchrun: their number changes nothing."""
     accum: int = 1
-    """Parts a step's batch is split into, to save memory."""
+    """Parts a step's batch, or a rank's share of it, is split into, to save memory."""
+    lr_scaling: Literal["none", "sqrt", "linear"] = "none"
+    """Learning rates are for --batch-size as it is (none), or for 16 clips, to be scaled by the
+    root of batch/16 (sqrt, for adaptive optimisers) or by batch/16 (linear)."""
     weight_decay: float = 0.05
     """AdamW's; not applied to biases, norms, positions and tokens."""
     clip_norm: float = 1.0
     """Largest gradient norm."""
     warmup_steps: int = 100
     """Steps of linear warm-up, at most a tenth of a stage."""
+    labelled: float = 1.0
+    """Share of the training clips that finetuning may use: their labels are what is dear."""
+    compare_memoryless: bool = True
+    """Also measure what needs no memory (localisation): the last frame alone, a visible cone."""
+    pictures: bool = True
+    """Draw what the models do for the report; ivcl_fast.visualize can do it later."""
     compare_scratch: bool = False
     """Also finetune without pretraining, for as long, and report it."""
     compile: bool = False
     """Compile the transformer blocks (torch.compile)."""
     grad_checkpoint: bool = False
     """Compute the blocks' activations again in backward: less memory, a third more time."""
+    shard: bool = False
+    """With torchrun: cut parameters and optimiser state in pieces over the ranks (FSDP2), to save
+    memory; without it every rank has them whole (DDP)."""
     amp: Literal["auto", "bf16", "off"] = "auto"
     """bfloat16 autocast; auto: where the hardware has it."""
     device: str = "auto"
@@ -103,6 +116,8 @@ class TrainConfig:
         for name in ("pretrain_clips", "finetune_clips", "batch_size", "accum", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')}: must be at least 1")
+        if not 0 < self.labelled <= 1:
+            raise UserError(f"--labelled: {self.labelled} is not a share above 0, at most 1")
         if self.batch_size % self.accum:
             raise UserError(
                 f"--accum: {self.accum} does not divide --batch-size, which is {self.batch_size}"
@@ -192,7 +207,7 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
 # Flags that may change between a start and its continuation: what is learnt stays the same.
 FREE = {
     "resume", "overwrite", "name", "out", "workers", "save_every", "compile", "device",
-    "compare_scratch", "placement",
+    "compare_scratch", "compare_memoryless", "pictures", "placement", "shard",
 }  # fmt: skip
 
 
@@ -214,8 +229,13 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 
 def claim(config: TrainConfig) -> None:
-    """Make the run's folder and keep the settings there; ``--overwrite`` empties it first."""
-    if config.overwrite:
+    """Make the run's folder and keep the settings there; ``--overwrite`` empties it first.
+
+    Rank 0 does that alone, and deletes nothing when torchrun starts it anew.
+    """
+    if not distributed.is_main():
+        return
+    if config.overwrite and not distributed.restarted():
         shutil.rmtree(config.folder, ignore_errors=True)
     config.folder.mkdir(parents=True, exist_ok=True)
     if not (config.folder / CONFIG).is_file():

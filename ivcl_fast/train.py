@@ -11,7 +11,8 @@ import sys
 
 import torch
 
-from .errors import run_command
+from . import distributed
+from .errors import UserError, run_command
 from .evaluation import Evaluation, cone_guess
 from .report import Row, print_rows, write_report
 from .run import Run
@@ -22,22 +23,35 @@ from .trainer import Interrupted
 def train(config: TrainConfig) -> None:
     """Do everything the config asks for; pictures and the report land in the run's folder."""
     run = Run(config)
-    run.data  # noqa: B018  a run that cannot have its data leaves no folder behind
-    claim(config)
-    print(f"run: {run.folder}, on {run.device}, {'bf16' if run.amp else 'float32'}", flush=True)
-    init = config.init
-    if config.stage in ("all", "pretrain"):
-        run.pretrain()
-        init = str(run.folder / "pretrain")
-    rows: list[Row] = []
-    evaluation = None
-    if config.stage in ("all", "finetune"):
-        evaluation = run.evaluate(run.finetune(init))
-        origin = "from scratch" if init == "random" else "pretrained"
-        rows = [Row(f"IV-CL, {origin}", evaluation.scores), *comparisons(run, init, evaluation)]
-        print_rows(rows)
-    write_report(run, rows, evaluation)
-    print(f"report: {run.folder / 'report.md'}")
+    with distributed.group(run.device):
+        with distributed.in_turn():
+            run.data  # noqa: B018  a run that cannot have its data leaves no folder behind
+            claim(config)
+        arithmetic = "bf16" if run.amp else "float32"
+        distributed.say(f"run: {run.folder}, on {run.device}{ranks(config)}, {arithmetic}")
+        init = config.init
+        if config.stage in ("all", "pretrain"):
+            run.pretrain()
+            init = str(run.folder / "pretrain")
+        rows: list[Row] = []
+        evaluation = None
+        if config.stage in ("all", "finetune"):
+            evaluation = run.evaluate(run.finetune(init))
+            origin = "from scratch" if init == "random" else "pretrained"
+            rows = [Row(f"IV-CL, {origin}", evaluation.scores), *comparisons(run, init, evaluation)]
+        if distributed.is_main():
+            if rows:
+                print_rows(rows)
+            write_report(run, rows, evaluation)
+            print(f"report: {run.folder / 'report.md'}")
+
+
+def ranks(config: TrainConfig) -> str:
+    """How the devices share the work, in words."""
+    world = distributed.world_size()
+    if world == 1:
+        return ""
+    return f" and {world - 1} more ({'shards, FSDP2' if config.shard else 'replicas, DDP'})"
 
 
 def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Row]:
@@ -46,7 +60,7 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Row]:
     if run.config.compare_scratch and init != "random":
         scratch = run.evaluate(run.finetune("random", "scratch"))
         rows.append(Row("IV-CL, from scratch, same finetuning", scratch.scores))
-    if run.data.localizes:
+    if run.data.localizes and run.config.compare_memoryless:
         last = run.evaluate(run.finetune(init, "last-frame", last_only=True))
         rows.append(Row("no memory: sees only the last frame", last.scores))
         guess = cone_guess(run.data, evaluation.names)
@@ -57,17 +71,20 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Row]:
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("ivcl_fast").setLevel(logging.INFO)
-    config = resolve(parse(sys.argv[1:]))
     torch.set_float32_matmul_precision("highest")  # never TF32 behind the user's back
-    command = f"python -m ivcl_fast.train --resume {config.folder}"
     try:
+        config = resolve(parse(sys.argv[1:]))
         train(config)
     except Interrupted as stop:
-        print(f"stopped by {stop}; go on with: {command}", file=sys.stderr)
+        again = f"python -m ivcl_fast.train --resume {config.folder}"
+        distributed.say(f"stopped by {stop}; go on with: {again}", sys.stderr)
         raise SystemExit(128 + stop.signum) from None
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        distributed.say("stopped; the same command goes on from here", sys.stderr)
         raise SystemExit(130) from None
+    except UserError:
+        distributed.let_main_speak()
+        raise
 
 
 if __name__ == "__main__":

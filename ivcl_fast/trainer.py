@@ -3,28 +3,33 @@
 Every random choice is a function of (run seed, step, clip), so a run that was killed and goes on
 from its last checkpoint follows the same curve, bit for bit on a CPU. The loop never waits for the
 device except when it logs.
+
+On several ranks (``distributed.py``) each computes its share of a batch, and gradients and losses
+are means over all: the curve is one device's, to rounding.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import checkpoint, distributed
 from .data.feed import Batch, Feed
 from .errors import UserError
-from .files import write_text
 from .progress import Bar
+from .records import MetricsLog
+
+log = logging.getLogger(__name__)
 
 NO_DECAY = ("pos_embed", "time_embed", "slot_tokens", "mask_token", "cls_token")
 
@@ -53,9 +58,9 @@ class Schedule:
     lr: float = 1e-3
     """Peak learning rate, after warm-up and before the cosine brings it to zero."""
     batch_size: int = 16
-    """Clips per optimiser step."""
+    """Clips per optimiser step, over all ranks."""
     accum: int = 1
-    """Parts a step's batch is split into, to save memory."""
+    """Parts a rank's share of a batch is split into, to save memory."""
     warmup_steps: int = 100
     """Steps of linear warm-up, at most a tenth of all."""
     weight_decay: float = 0.05
@@ -80,6 +85,18 @@ class Schedule:
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
+LR_BATCH = 16
+"""Clips per step that learning rates are for, where they are scaled."""
+
+
+def scaled_lr(lr: float, batch_size: int, rule: Literal["none", "sqrt", "linear"]) -> float:
+    """A learning rate for ``batch_size`` clips per step, over all ranks.
+
+    ``sqrt`` suits adaptive optimisers (Malladi et al., 2022), ``linear`` is MAE's rule.
+    """
+    return lr * (batch_size / LR_BATCH) ** {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[rule]
+
+
 def make_optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
     """Fused AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
 
@@ -91,66 +108,35 @@ def make_optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Op
         plain = parameter.ndim <= 1 or name.endswith(NO_DECAY)
         decay = 0.0 if plain else schedule.weight_decay
         scale = 1.0 if name.startswith("head.") else schedule.backbone_lr_scale
-        muon = schedule.optimizer == "muon" and parameter.ndim == 2 and ".blocks." in name
-        groups[muon].setdefault((decay, scale), []).append(parameter)
+        matrix = schedule.optimizer == "muon" and parameter.ndim == 2 and ".blocks." in name
+        groups[matrix].setdefault((decay, scale), []).append(parameter)
     adamw_groups, muon_groups = (
-        [{"params": p, "weight_decay": d, "scale": s} for (d, s), p in groups[muon].items()]
-        for muon in (False, True)
+        [{"params": p, "weight_decay": d, "scale": s} for (d, s), p in groups[matrix].items()]
+        for matrix in (False, True)
     )
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(adamw_groups, lr=schedule.lr, betas=(0.9, 0.95), fused=True)
     ]
     if muon_groups:
-        optimizers.append(
-            torch.optim.Muon(muon_groups, lr=schedule.lr, adjust_lr_fn="match_rms_adamw")
-        )
+        muon = torch.optim.Muon
+        if any(map(distributed.is_sharded, model.parameters())):
+            from .sharding import ShardedMuon as muon
+        optimizers.append(muon(muon_groups, lr=schedule.lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
-
-
-class MetricsLog:
-    """``metrics.jsonl`` and TensorBoard, in step; a resumed stage forgets what it will redo."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "metrics.jsonl"
-        self.folder = folder
-        self._board: Any = None
-
-    def rewind(self, stage: str, step: int) -> None:
-        """Drop records of ``stage`` beyond ``step``, and lines a kill left unfinished."""
-        kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= step]
-        write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
-
-    def read(self) -> list[dict[str, Any]]:
-        """All whole records so far."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    def write(self, stage: str, step: int, clips: int, **values: float) -> None:
-        """Append one record."""
-        with open(self.path, "a") as file:
-            file.write(json.dumps({"stage": stage, "step": step, "clips": clips, **values}) + "\n")
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.folder / "tensorboard"))
-        for name, value in values.items():
-            self._board.add_scalar(f"{stage}/{name}", value, clips)
-
-    def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
 
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one kills at once."""
+    """Collect SIGINT and SIGTERM instead of dying of them; a second SIGINT kills at once.
+
+    A second SIGTERM does not: schedulers and torchrun each send theirs.
+    """
     caught: list[int] = []
 
     def note(signum: int, frame: Any) -> None:
         caught.append(signum)
-        signal.signal(signum, signal.SIG_DFL)
+        if signum == signal.SIGINT:
+            signal.signal(signum, signal.SIG_DFL)
 
     previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -173,13 +159,23 @@ class Stage:
     metrics: MetricsLog
     device: torch.device
     amp: bool
+    shard: bool = False
+    """Cut parameters and optimiser state in pieces over the ranks, rather than repeat them."""
     validate: Callable[[], dict[str, float]] | None = None
-    """Measures the model; called ``validations`` times, the last time at the end."""
+    """Measures the model; called ``validations`` times, the last time at the end.
+
+    Every rank measures all clips: the same result on all, shards are gathered in step, and it is
+    a few short passes.
+    """
     validations: int = 4
     log_every: int = 20
     """Steps between records; the only moments the loop waits for the device."""
     save_every: int = 500
     """Steps between checkpoints."""
+    _losses: list[float] = field(default_factory=list, init=False)
+    """Of the steps since the last record, as far as they are known here."""
+    _on_device: list[Tensor] = field(default_factory=list, init=False)
+    """Those of the steps after that: this rank's, not yet waited for."""
 
     def run(self) -> None:
         """Train to the end, going on from the newest checkpoint if there is one.
@@ -187,59 +183,71 @@ class Stage:
         Raises :class:`Interrupted` after SIGINT or SIGTERM (a checkpoint is kept) and
         :class:`NotFinite` when the loss is NaN or infinite (the last good checkpoint is kept).
         """
-        optimizers = make_optimizers(self.model, self.schedule)
-        start, losses = self._resume(optimizers)
+        model, optimizers, start = self._resume()
         self.metrics.rewind(self.name, start)
-        self.model.train()
+        model.train()
         total, size = self.schedule.steps, self.schedule.batch_size
+        stopped = distributed.StopVote()
         with Bar(self.name, total * size, "clips") as bar, caught_signals() as caught:
             bar.start_at(start * size)
             clock = self._clock()
             for step, batch in self._batches(start, total):
-                losses.append(self._step(optimizers, batch, step))
+                self._on_device.append(self._step(model, optimizers, batch, step))
                 done = step + 1
                 if done % self.log_every == 0 or done == total:
-                    record = self._record(losses, step, clock)
+                    record = self._record(step, clock)
                     self.metrics.write(self.name, done, done * size, **record)
                     note = f"loss {record['loss']:.4f}, waits for data {record['data_wait']:.0%}"
                     bar.show(done * size, note)
-                    losses = []
+                    self._losses.clear()
                     if self._validates_at(done):
                         self._validate(done)
                     clock = self._clock()
-                if done == total or caught or done % self.save_every == 0:
-                    state = {"pending_losses": self._finite(losses, done)}
-                    checkpoint.save(self.folder, done, self.model, optimizers, state)
-                if caught:
-                    raise Interrupted(caught[0])
+                stop = stopped(bool(caught), last=done == total)
+                if done == total or stop or done % self.save_every == 0:
+                    self._save(optimizers, done)
+                if stop:
+                    raise Interrupted(caught[0] if caught else signal.SIGTERM)
 
     def _clock(self) -> tuple[float, float]:
         """Now, and the time spent waiting for data so far; seconds."""
         return time.perf_counter(), self.feed.wait_seconds
 
-    def _record(
-        self, losses: list[Tensor], step: int, since: tuple[float, float]
-    ) -> dict[str, float]:
+    def _record(self, step: int, since: tuple[float, float]) -> dict[str, float]:
         """What is logged after ``step``, about the steps since ``since``."""
-        values = self._finite(losses, step + 1)
+        self._settle(step + 1)
         now, waited = self._clock()
         seconds = now - since[0]
         return {
-            "loss": sum(values) / len(values),
+            "loss": sum(self._losses) / len(self._losses),
             "lr": self.schedule.lr_at(step),
-            "clips_per_second": len(values) * self.schedule.batch_size / seconds,
+            "clips_per_second": len(self._losses) * self.schedule.batch_size / seconds,
             "data_wait": (waited - since[1]) / seconds,
         }
 
-    def _resume(self, optimizers: list[torch.optim.Optimizer]) -> tuple[int, list[Tensor]]:
-        """Steps already done, and the losses among them that no record holds yet."""
+    def _resume(self) -> tuple[nn.Module, list[torch.optim.Optimizer], int]:
+        """What to train, its optimisers, and the steps already done."""
         saved = checkpoint.latest(self.folder)
-        if saved is None:
-            return 0, []
-        self.model.load_state_dict(saved.model)
-        checkpoint.restore_optimizers(self.model, optimizers, saved.optimizer)
-        pending = [torch.tensor(x, device=self.device) for x in saved.state["pending_losses"]]
-        return saved.step, pending
+        if saved is not None:
+            self.model.load_state_dict(saved.model)
+            self._losses += saved.state["pending_losses"]
+        model = distributed.spread(self.model, self.shard)
+        optimizers = make_optimizers(self.model, self.schedule)
+        if saved is not None:
+            checkpoint.restore_optimizers(self.model, optimizers, saved.optimizer)
+        return model, optimizers, saved.step if saved else 0
+
+    def _save(self, optimizers: list[torch.optim.Optimizer], done: int) -> None:
+        """Write a checkpoint; where that cannot be, the run goes on and the last one is kept."""
+        self._settle(done)
+        state = {"pending_losses": self._losses}
+        try:
+            checkpoint.save(self.folder, done, self.model, optimizers, state)
+        except OSError as error:
+            log.warning(
+                "%s: no checkpoint of step %d, those before it are kept and training goes on: %s",
+                *(self.name, done, error),
+            )
 
     def _batches(self, start: int, total: int) -> Iterator[tuple[int, Batch]]:
         """Batches of steps ``start`` to ``total - 1``, epoch after epoch."""
@@ -257,28 +265,40 @@ class Stage:
                 if step == total:
                     return
 
-    def _step(self, optimizers: list[torch.optim.Optimizer], batch: Batch, step: int) -> Tensor:
+    def _step(
+        self,
+        model: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        batch: Batch,
+        step: int,
+    ) -> Tensor:
+        """Learn from one batch; this rank's loss, or NaN if a gradient of any rank is broken."""
         lr = self.schedule.lr_at(step)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["scale"]
         total = torch.zeros((), device=self.device)
-        for part in batch.split(self.schedule.accum):
+        parts = list(batch.split(self.schedule.accum))
+        for number, part in enumerate(parts, 1):
             part = part.to(self.device)
             share = len(part.clip_ids) / len(batch.clip_ids)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-                loss = self.loss(self.model, part, step) * share
-            loss.backward()
+            with distributed.accumulating(model, more=number < len(parts)):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+                    loss = self.loss(model, part, step) * share
+                loss.backward()
             total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip_norm)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), self.schedule.clip_norm)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return torch.where(norm.isfinite(), total, torch.nan)  # a broken gradient shows as well
+        return torch.where(distributed.whole(norm).isfinite(), total, torch.nan)
 
-    def _finite(self, losses: list[Tensor], step: int) -> list[float]:
-        """The losses as numbers; stops the run if one is not finite."""
-        values = torch.stack(losses).tolist() if losses else []
+    def _settle(self, step: int) -> None:
+        """Wait for the losses up to ``step``; stops the run on all ranks if one is not finite."""
+        if not self._on_device:
+            return
+        values = distributed.mean(torch.stack(self._on_device)).tolist()
+        self._on_device.clear()
         for value in values:
             if not math.isfinite(value):
                 raise NotFinite(
@@ -286,7 +306,7 @@ class Stage:
                     f"checkpoints in {self.folder} are from before that. Try a lower --lr, or "
                     "--amp off"
                 )
-        return values
+        self._losses += values
 
     def _validates_at(self, done: int) -> bool:
         if self.validate is None:

@@ -69,5 +69,5 @@ def test_from_folder_to_report(
 def test_another_number_of_frames_is_refused_for_acre(folders, tmp_path, monkeypatch):
     data = ["--data", f"acre:{folders['acre']}", "--num-frames", "5", "--num-query-frames", "2"]
     monkeypatch.setattr(sys, "argv", ["train", *data, *SMALL, "--out", str(tmp_path)])
-    with pytest.raises(ValueError, match="num_frames: 5, but .* accepted for this data set: 7"):
+    with pytest.raises(ValueError, match=r"num_frames: 5, but .* accepted for this data set: 7"):
         main()

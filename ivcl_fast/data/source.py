@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..errors import UserError
@@ -81,12 +82,20 @@ class Data(ABC):
         num_frames: int,
         seed: int,
         training: bool,
+        share: float = 1.0,
         rank: int = 0,
         world_size: int = 1,
     ) -> Feed:
-        """Clips of ``split``: shuffled, jittered, whole batches for training; else as they lie."""
+        """Clips of ``split``: shuffled, jittered, whole batches for training; else as they lie.
+
+        ``share`` of the clips, the same ones in every run; a larger share holds the smaller ones.
+        """
+        clips = self.dataset.clips(split)
+        if share < 1:
+            order = np.random.default_rng(0).permutation(len(clips))
+            clips = [clips[i] for i in sorted(order[: max(1, round(share * len(clips)))])]
         return self._feed(
-            self.dataset.clips(split),
+            clips,
             batch_size,
             num_frames,
             seed=seed,

@@ -1,0 +1,165 @@
+"""``python -m ivcl_fast.sweep STUDY``: one question, asked with several seeds, in one table.
+
+Every variant is pretrained once and finetuned with every seed; all else is equal. Flags of
+``ivcl_fast.train`` (``--data``, ``--preset``, ``--pretrain-clips``, ...) go to every run. The same
+command again goes on where an interrupted one stopped. Several GPUs share the runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Annotated
+
+import torch
+import tyro
+
+from . import study_report
+from .checkpoint import MODEL
+from .errors import UserError, run_command
+from .report import SCORES
+from .settings import parse, resolve
+from .studies import STUDIES, Study, Variant, study_named
+from .trainer import Interrupted
+
+OWN = ("--name", "--out", "--stage", "--init", "--seed", "--resume", "--overwrite")
+"""Flags of ``ivcl_fast.train`` that a sweep sets itself."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Which study to run, and how often."""
+
+    study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")]
+    """pretraining, slots, masking, context, encoder or data."""
+    seeds: int = 3
+    """Finetunings of every variant."""
+    out: Path = Path("sweeps")
+    """Where studies are kept."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of ``ivcl_fast.train``."""
+
+    folder: Path
+    flags: tuple[str, ...]
+    result: str
+    """The file in its folder that says that it is done."""
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / self.result).is_file()
+
+    @property
+    def arguments(self) -> list[str]:
+        return [*self.flags, "--out", str(self.folder.parent), "--name", self.folder.name]
+
+
+def jobs(
+    study: Study, folder: Path, seeds: int, common: tuple[str, ...]
+) -> tuple[list[Job], list[Job]]:
+    """Pretrainings, then the finetunings that start from them."""
+    common = *common, "--no-pictures"
+    first: dict[tuple[str, ...], Job] = {}  # by flags: equal ones are pretrained once
+    then = []
+    for variant in study.variants:
+        own = folder / slug(variant)
+        init = "random"
+        if variant.pretrain is not None:
+            flags = *common, *variant.model, *variant.pretrain, "--stage", "pretrain"
+            job = Job(own / "pretrained", flags, f"pretrain/{MODEL}")
+            init = str(first.setdefault(flags, job).folder / "pretrain")
+        for seed in range(seeds):
+            flags = *common, "--no-compare-memoryless", *variant.model, *variant.finetune
+            flags += "--stage", "finetune", "--init", init, "--seed", str(seed)
+            then.append(Job(own / f"seed-{seed}", flags, SCORES))
+    return list(first.values()), then
+
+
+def slug(variant: Variant) -> str:
+    """A variant's label as a folder's name."""
+    return re.sub(r"[^a-z0-9.]+", "-", variant.label.lower()).strip("-")
+
+
+def run_jobs(todo: list[Job], devices: int) -> None:
+    """Run what is not done: here one after another, or a process each on several GPUs."""
+    todo = [job for job in todo if not job.done]
+    if devices < 2:
+        from .train import train
+
+        for job in todo:
+            print(f"\n{job.folder}", flush=True)
+            train(resolve(parse(job.arguments)))
+        return
+    free: Queue[int] = Queue()
+    for device in range(devices):
+        free.put(device)
+
+    def run(job: Job) -> None:
+        device = free.get()
+        try:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-m", "ivcl_fast.train", *job.arguments]
+            with open(job.folder / "log.txt", "ab") as log:
+                subprocess.run(
+                    [*command, "--device", f"cuda:{device}"], stdout=log, stderr=log, check=True
+                )
+        except subprocess.CalledProcessError as error:
+            raise UserError(
+                f"{job.folder}: its run ended with status {error.returncode}; see log.txt there"
+            ) from None
+        finally:
+            free.put(device)
+
+    with ThreadPoolExecutor(devices) as pool:
+        list(pool.map(run, todo))
+
+
+def sweep(config: SweepConfig, common: tuple[str, ...]) -> Path:
+    """Run a study and write its table and figure; returns its folder."""
+    study = study_named(config.study)
+    if config.seeds < 1:
+        raise UserError("--seeds: must be at least 1")
+    for flag in common:
+        if flag.partition("=")[0] in OWN:
+            raise UserError(f"{flag}: a sweep sets this itself; accepted: other flags of train")
+    parse(list(common))  # tells of mistakes before any work
+    folder = config.out / (config.study + ("-quick" if "--quick" in common else ""))
+    for stage in jobs(study, folder, config.seeds, common):
+        run_jobs(stage, torch.cuda.device_count())
+    found = {
+        variant.label: [folder / slug(variant) / f"seed-{seed}" for seed in range(config.seeds)]
+        for variant in study.variants
+    }
+    study_report.write(folder, config.study, study, found, common)
+    return folder
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    config, rest = tyro.cli(
+        SweepConfig,
+        prog="python -m ivcl_fast.sweep",
+        description=__doc__ + "\n\n" + "\n".join(f"{k}: {s.question}" for k, s in STUDIES.items()),
+        return_unknown_args=True,
+    )
+    try:
+        folder = sweep(config, tuple(rest))
+    except Interrupted as stop:
+        print(f"stopped by {stop}; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(128 + stop.signum) from None
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+    print(f"study: {folder / 'study.md'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

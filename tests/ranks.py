@@ -1,0 +1,74 @@
+"""Runs a function in several processes that are connected as torchrun would connect them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from ivcl_fast import distributed
+
+# Forked from a fresh process that has no threads yet, and has imported what takes long.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(
+    ["torch._dynamo", "torch.utils.tensorboard", "ivcl_fast.trainer", "ivcl_fast.sharding"]
+)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What ``function(*arguments)`` returned, or the exception it raised, on each rank."""
+    port = free_port()
+    pipes, ranks = [], []
+    for rank in range(world):
+        here, there = _processes.Pipe(duplex=False)
+        about = {
+            "RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+        environment = {name: str(value) for name, value in about.items()}
+        process = _processes.Process(
+            target=_rank, args=(there, environment, function, arguments), daemon=True
+        )
+        process.start()
+        there.close()
+        pipes.append(here)
+        ranks.append(process)
+    results = [_receive(pipe) for pipe in pipes]
+    for process in ranks:
+        process.join()
+    return results
+
+
+def _rank(
+    pipe: Connection, environment: dict[str, str], function: Callable[..., Any], arguments: tuple
+) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    result: Any
+    try:
+        with distributed.group(torch.device("cpu")):
+            result = function(*arguments)
+    except BaseException as error:
+        error.add_note(traceback.format_exc())
+        result = error
+    pipe.send_bytes(pickle.dumps(result))  # by value: the process ends before it is read
+
+
+def _receive(pipe: Connection) -> Any:
+    try:
+        return pickle.loads(pipe.recv_bytes())
+    except EOFError:
+        return ChildProcessError("died")

@@ -1,0 +1,95 @@
+"""Checkpoints under fire: damage, pickles, full disks."""
+
+from __future__ import annotations
+
+import pickle
+import resource
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ivcl_fast import checkpoint
+from ivcl_fast.errors import UserError
+from tests.soak import damage
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_damage_is_found(tmp_path, seed, caplog):
+    damage(seed, tmp_path / "checkpoints")
+    assert "is damaged and passed over" in caplog.text
+
+
+def saved(folder: Path, step: int = 1, width: int = 5) -> Path:
+    model = nn.Linear(width, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    return checkpoint.save(folder, step, model, [optimizer], {})
+
+
+@pytest.mark.parametrize(
+    "name", [checkpoint.MODEL, checkpoint.OPTIMIZER, checkpoint.STATE, checkpoint.CHECKSUMS]
+)
+def test_damage_names_the_file(tmp_path, name):
+    file = saved(tmp_path) / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 16
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="does not match its checksum") as error:
+        checkpoint.read(file.parent)
+    assert name == checkpoint.CHECKSUMS or str(error.value).startswith(f"{name} ")
+
+
+def test_sha256sum_reads_the_checksums(tmp_path):
+    done = subprocess.run(["sha256sum", "-c", checkpoint.CHECKSUMS], cwd=saved(tmp_path))
+    assert done.returncode == 0
+
+
+class Trap:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_refused_and_never_run(tmp_path):
+    trap = pickle.dumps(Trap(tmp_path / "sprung"))
+    file = saved(tmp_path / "run") / checkpoint.MODEL
+    file.write_bytes(trap)
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        checkpoint.read_weights(file)
+    record = file.with_name(checkpoint.CHECKSUMS)
+    record.write_text(checkpoint.checksums(file.parent))  # even if it is signed
+    assert checkpoint.latest(tmp_path / "run") is None
+    torch.save({"weights": Trap(tmp_path / "sprung")}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model\.pt: not a readable safetensors file"):
+        checkpoint.read_weights(tmp_path / "model.pt")
+    assert not (tmp_path / "sprung").exists()
+
+
+@contextmanager
+def no_file_beyond(size: int):
+    """Writing more than ``size`` bytes to one file fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
+    saved(tmp_path, 1)
+    saved(tmp_path, 2)
+    with no_file_beyond(10_000), pytest.raises(OSError, match=r"too large|No space"):
+        saved(tmp_path, 3, width=10_000)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"step-00000001", "step-00000002"}
+    assert checkpoint.latest(tmp_path).step == 2
+    saved(tmp_path, 3, width=10_000)
+    assert checkpoint.latest(tmp_path).step == 3

@@ -1,0 +1,111 @@
+"""Studies: which runs they are, that they go on where they stopped, and what their tables say."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from ivcl_fast import sweep as module
+from ivcl_fast.data.synthetic.cater import SyntheticCater, write_cater
+from ivcl_fast.errors import run_command
+from ivcl_fast.settings import parse
+from ivcl_fast.studies import STUDIES
+from ivcl_fast.study_report import curve, show, table
+from ivcl_fast.sweep import SweepConfig, jobs, slug, sweep
+
+SMALL = (
+    "--image-size", "16", "--embed-dim", "16", "--num-heads", "2", "--depth", "1",
+    "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2", "--decoder-depth", "1",
+    "--batch-size", "2", "--pretrain-clips", "4", "--finetune-clips", "4", "--workers", "1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("data") / "cater"
+    return f"cater:{write_cater(folder, SyntheticCater(train=20, val=6), 1)}"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_from_data_to_table(name, data, tmp_path, capsys):
+    """What ``--quick`` shows on a larger model: everything runs."""
+    folder = sweep(SweepConfig(name, seeds=1, out=tmp_path), ("--data", data, *SMALL))
+    page = (folder / "study.md").read_text()
+    values = json.loads((folder / "results.json").read_text())["values"]
+    for variant in STUDIES[name].variants:
+        assert f"| {variant.label} | all |" in page
+        assert len(values[variant.label]["all"]["top1"]) == 1
+    assert ("no memory" in page) == (name == "pretraining")
+    assert (folder / "study.png").stat().st_size > 10_000
+
+
+def test_the_same_command_runs_nothing_again(data, tmp_path, monkeypatch, capsys):
+    config, flags = SweepConfig("encoder", seeds=2, out=tmp_path), ("--data", data, *SMALL)
+    sweep(config, flags)
+    (tmp_path / "encoder" / "factorised" / "seed-1" / "scores.json").unlink()
+    asked = []
+    monkeypatch.setattr("ivcl_fast.train.train", asked.append)
+    with pytest.raises(FileNotFoundError):  # the run that was taken away is asked for, and no other
+        sweep(config, flags)
+    assert [c.folder.name for c in asked] == ["seed-1"]
+
+
+def test_budgets_are_equal_and_seeds_differ():
+    study = STUDIES["pretraining"]
+    first, then = jobs(study, module.Path("x"), 3, ("--finetune-clips", "77"))
+    assert [job.folder.parent.name for job in first] == ["iv-cl", "image-mae"]
+    configs = [parse(job.arguments) for job in then]
+    assert {c.finetune_clips for c in configs} == {77} and len(configs) == 9
+    assert [c.seed for c in configs] == [0, 1, 2] * 3
+    assert [c.init for c in configs[-3:]] == ["random"] * 3
+    assert {parse(job.arguments).model.objective for job in first} == {"ivcl", "mae"}
+    assert {c.model.objective for c in configs} == {"ivcl"}
+    assert [c.compare_memoryless for c in configs] == [True] * 3 + [False] * 6
+
+
+def test_folders_of_variants_differ():
+    for study in STUDIES.values():
+        assert len({slug(v) for v in study.variants}) == len(study.variants)
+
+
+def test_table_has_means_and_spreads():
+    results = {"A": {"all": {"top1": [0.1, 0.2]}}, "B": {"all": {"top1": [0.4]}}}
+    chance = {"top1": {"percent": True, "chance": 0.25}}
+    head, _, *rows = table("thing", results, chance)
+    assert head == "| thing | clips | top-1 |"
+    assert rows[:2] == ["| A | all | 15.0 ± 7.1 % |", "| B | all | 40.0 % |"]
+    assert rows[2:] == ["| chance | all | 25.0 % |"]
+    assert show([2.0, 3.0], percent=False) == "2.50 ± 0.71"
+
+
+def test_curves_join_seeds(tmp_path):
+    for seed, value in enumerate((0.1, 0.3)):
+        run = tmp_path / str(seed)
+        run.mkdir()
+        records = [
+            {"stage": "pretrain", "step": 1, "clips": 4, "val_top1": 9.0},
+            {"stage": "finetune", "step": 1, "clips": 4, "val_top1": value},
+            {"stage": "finetune", "step": 2, "clips": 8, "loss": 1.0},
+        ]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert curve([tmp_path / "0", tmp_path / "1"], "top1") == {4: [0.1, 0.3]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "study: 'nothing' is not one of pretraining, slots"),
+        (["slots", "--seeds", "0"], "--seeds: must be at least 1"),
+        (["slots", "--seed", "3"], "--seed: a sweep sets this itself"),
+        (["slots", "--preset", "huge"], "--preset: 'huge' is not one of"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sweep", *arguments, "--out", str(tmp_path / "none")])
+    with pytest.raises(SystemExit) as stop:
+        run_command(module.main)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "none").exists()
