@@ -6,7 +6,6 @@ Letters in shapes as in ``reference.py``.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon
 from matplotlib.ticker import EngFormatter
 from torch import Tensor
 
 from . import reference
+from .attention_figures import attention_figure, how_measured
+from .figures import as_image, new_figure, save, show, spread
 from .metrics import Array, as_array, grid_distance
 from .slot_attention import Model, slot_attention
 
@@ -39,42 +38,6 @@ STAGES = {
 }
 RIGHT, WRONG = "#1a7f37", "#c62828"
 WHITE = dict(facecolor="white", edgecolor="none", alpha=0.7, pad=0.5)
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches."""
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: Figure, path: Path | str) -> None:
-    """Write the figure as PNG, atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        figure.savefig(partial, format="png")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def spread(count: int, total: int) -> list[int]:
-    """``count`` (at most ``total``) indices, evenly over 0..total-1, both ends included from 2."""
-    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
-
-
-def show(axes: Axes, image: np.ndarray, **options: Any) -> Any:
-    """Draw an image without ticks or frame."""
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    return axes.imshow(image, interpolation="nearest", **options)
-
-
-def as_image(frame: Tensor) -> np.ndarray:
-    """``[3, H, W]`` to ``[H, W, 3]``, for matplotlib."""
-    return frame.movedim(0, -1).cpu().numpy()
 
 
 # --- Reconstruction ------------------------------------------------------------------------------
@@ -145,39 +108,13 @@ def reconstruction_grid(
 def slot_attention_picture(
     model: Model, video: Tensor, path: Path | str, head: int | None = None
 ) -> None:
-    """:func:`slot_attention` of the first clip, laid over eight of its frames; a row per slot.
-
-    Colours tell a patch's share of the attention on the frame, as a multiple of an even share.
-    """
+    """:func:`slot_attention` of the first clip, laid over eight of its frames; a row per slot."""
     cfg = model.cfg
-    attention = slot_attention(model, video[:1], head)[0].cpu()  # [T, S, N]
-    on_patches = attention.sum(dim=-1)  # [T, S]
-    share = cfg.num_patches * attention / on_patches.clamp_min(1e-12).unsqueeze(-1)
-    share = share.unflatten(-1, (cfg.grid, -1))  # [T, S, grid, grid]
-    pixels = reference.unpatchify(reference.as_rows(video[:1], cfg), cfg.patch_size)[0]
+    maps = slot_attention(model, video[:1], head)[0]
+    frames = reference.unpatchify(reference.as_rows(video[:1], cfg), cfg.patch_size)[0]
     chosen = spread(COLUMNS, cfg.num_frames)
-    top = max(float(share[chosen].max()), 3.0)  # even attention stays dark
-
-    figure = new_figure(1.25 * len(chosen) + 2, 1.28 * (cfg.num_slots + 1) + 0.7)
-    axes = figure.subplots(cfg.num_slots + 1, len(chosen), squeeze=False)
-    box = (0, cfg.image_size, cfg.image_size, 0)
-    for column, t in enumerate(chosen):
-        axes[0, column].set_title(f"frame {t + 1}", fontsize=9)
-        show(axes[0, column], as_image(pixels[t]), extent=box)
-        for s in range(cfg.num_slots):
-            panel, heat = axes[s + 1, column], share[t, s].numpy()
-            show(panel, as_image(pixels[t]).mean(axis=2), cmap="gray", vmin=0, vmax=1, extent=box)
-            alpha = 0.25 + 0.55 * heat / top
-            colors = show(panel, heat, cmap="inferno", vmin=0, vmax=top, alpha=alpha, extent=box)
-    labels = ["input"] + [
-        f"slot {s + 1}\n{on_patches[:, s].mean():.0%} of attention\non its frame"
-        for s in range(cfg.num_slots)
-    ]
-    for row, label in enumerate(labels):
-        axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    figure.colorbar(colors, ax=axes[1:, :].ravel().tolist(), label="attention, 1 = even share")
-    heads = "mean of the heads" if head is None else f"head {head}"
-    figure.suptitle(f"Where each slot looks: last block of the image encoder, {heads}", fontsize=11)
+    titles = [f"frame {t + 1}" for t in chosen]
+    figure = attention_figure(frames[chosen], {"": maps[chosen]}, titles, how_measured(head))
     save(figure, path)
 
 
@@ -201,6 +138,8 @@ PANELS = (
           stages=lambda stage: stage != "pretrain"),
     Panel("Validation accuracy", "share of clips right",
           {"val_top1": "top-1", "val_top5": "top-5"}, percent=True),
+    Panel("Validation accuracy", "share right",
+          {"val_query": "queries", "val_problem": "problems"}, percent=True),
     Panel("Validation mAP", "mean average precision", {"val_map": "mAP"}, percent=True),
     Panel("Validation L1", "cells off", {"val_l1": "L1"}),
     Panel("Learning rate", "highest learning rate", {"lr": ""}),
@@ -319,8 +258,11 @@ def answers_picture(
     save(figure, path)
 
 
-def draw_floor(axes: Axes, belief: np.ndarray, label: int, guess: int) -> None:
-    """Probabilities ``[y, x]`` on the floor seen from above, turned so that the camera is below."""
+def draw_floor(axes: Axes, belief: np.ndarray, label: int | None, guess: int) -> None:
+    """Probabilities ``[y, x]`` on the floor seen from above, turned so that the camera is below.
+
+    The true cell ``label`` is outlined where it is known, ``guess`` is crossed.
+    """
     n = len(belief)
 
     def seen(x: Any, y: Any) -> tuple[Any, Any]:
@@ -330,10 +272,13 @@ def draw_floor(axes: Axes, belief: np.ndarray, label: int, guess: int) -> None:
         *seen(*np.meshgrid(np.arange(n + 1), np.arange(n + 1))),
         belief, cmap="Blues", vmin=0, edgecolors="0.75", linewidth=0.5,
     )  # fmt: skip
-    x, y = label % n, label // n
-    corners = np.stack(seen(*np.array([(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)]).T), axis=1)
-    outline = Polygon(corners, fill=False, edgecolor=RIGHT, linewidth=2.5, zorder=3, clip_on=False)
-    axes.add_patch(outline)
+    if label is not None:
+        x, y = label % n, label // n
+        corners = seen(*np.array([(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)]).T)
+        axes.add_patch(
+            Polygon(np.stack(corners, axis=1), fill=False, edgecolor=RIGHT, linewidth=2.5,
+                    zorder=3, clip_on=False)
+        )  # fmt: skip
     axes.plot(*seen(guess % n + 0.5, guess // n + 0.5), "x", color=WRONG, mew=2, zorder=4)
     for name, place, turn in (("x", (n / 2, -0.7), -45), ("y", (n + 0.7, n / 2), 45)):
         axes.text(*seen(*place), f"{name} →", rotation=turn, ha="center", va="center",

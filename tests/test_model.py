@@ -175,7 +175,8 @@ def test_blocks_compile_in_place_and_share_graphs(amp):
             return some_model(video(), seed=seed)
 
     step(compiled, SEED).loss.backward()
-    assert counters["stats"]["unique_graphs"] == 6  # first and last block of encoder, temporal, decoder
+    # The first and the last block of each: encoder, temporal, decoder.
+    assert counters["stats"]["unique_graphs"] == 6
     with torch.compiler.set_stance("fail_on_recompile"):
         for seed in (SEED, SEED + 5, SEED * 1000):
             out = step(compiled, seed)
