@@ -41,6 +41,7 @@ AVX512 = [
     "-mprefer-vector-width=512",
 ]
 FLAGS = {
+    "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
     "avx512bf16": [*AVX512, "-mavx512bf16"],
     "avx512": AVX512,
     "avx2": AVX2,

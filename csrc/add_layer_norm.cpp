@@ -12,10 +12,12 @@ constexpr double kCost = 0.6;  // nanoseconds for a register of values
 constexpr int kTogether = 4;   // rows
 static_assert(kShareRows % kTogether == 0);
 
-// f(row, rows) for begin..end: kTogether rows at a time, the last ones alone.
+// f(row, number) for the shares begin..end of all rows: kTogether rows at a time, the last alone. Which
+// are alone depends on nothing else: the compiler may round one row in another way than four.
 template <class F>
-inline void groups(int64_t begin, int64_t end, const F& f) {
-  int64_t row = begin;
+inline void groups(int64_t begin, int64_t end, int64_t rows, const F& f) {
+  int64_t row = begin * kShareRows;
+  end = std::min(end * kShareRows, rows);
   for (; row + kTogether <= end; row += kTogether) f(row, std::integral_constant<int, kTogether>{});
   for (; row < end; ++row) f(row, std::integral_constant<int, 1>{});
 }
@@ -50,10 +52,11 @@ void forward(const X* x, const Sum* residual, Sum* total, Normed* normed, int64_
              const Affine& affine, float eps) {
   const int64_t cols = affine.weight.size(), wide = round_up(cols, kLanes);
   const float *weight = affine.weight.data(), *bias = affine.bias.data();
-  parallel(rows, kCost * (cols / kLanes + 10), [&](int64_t begin, int64_t end) {
+  const double cost = kCost * kShareRows * (cols / kLanes + 10);
+  parallel((rows + kShareRows - 1) / kShareRows, cost, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     float* sums = scratch.take<float>(kTogether * wide);
-    groups(begin, end, [&](int64_t row, auto together) {
+    groups(begin, end, rows, [&](int64_t row, auto together) {
       constexpr int kRows = together;
       const int64_t start = row * cols;
       Vec all[kRows] = {};
@@ -91,7 +94,7 @@ void backward(const Sum* dsum, const Normed* dnormed, const Sum* total, Sum* d, 
     Scratch scratch;
     float* sums = scratch.take<float>(kTogether * wide);
     float* g = scratch.take<float>(kTogether * wide);
-    groups(begin * kShareRows, std::min(end * kShareRows, rows), [&](int64_t row, auto together) {
+    groups(begin, end, rows, [&](int64_t row, auto together) {
       constexpr int kRows = together;
       const int64_t start = row * cols;
       float *dweight = &shares[row / kShareRows * 2 * cols], *dbias = dweight + cols;

@@ -11,7 +11,7 @@ namespace ivcl {
 namespace {
 
 constexpr int64_t kRows = 48;             // tokens at once, forward
-constexpr int64_t kDepth = 256;           // tokens at once, backward
+constexpr int64_t kTokens = 256;           // tokens at once, backward
 constexpr int64_t kColumns = 2 * kLanes;  // pixels of a task, backward
 
 struct Patches {
@@ -35,21 +35,23 @@ void forward(const Patches& p, int64_t tokens, const Tensor& weight, const Tenso
   using Op = typename Operand<T>::type;
   using Unit = typename Op::Unit;
   const int64_t dim = weight.size(0), wide_dim = round_up(dim, kLanes);
-  const int64_t deep = units<Op>(p.pixels), wide = round_up(p.pixels, 2 * kLanes);
+  const Depth<Op> deep(p.pixels);
+  const int64_t wide = round_up(Op::kGroup * deep.units, 2 * kLanes);
   const std::vector<T> values = as_type<T>(weight);
   const std::vector<float> offset = as_floats(bias), shift = as_floats(pos);
   Scratch shared;
-  Unit* across = shared.take<Unit>(round_up(deep, kLanes) * wide_dim);
+  Unit* across = shared.take<Unit>(round_up(deep.units, kLanes) * wide_dim);
   pack_across(values.data(), p.pixels, dim, p.pixels, across, wide_dim);
 
   parallel((tokens + kRows - 1) / kRows, 5e-3 * kRows * p.pixels * dim, [&](int64_t begin, int64_t end) {
+    const Products<Op> products(deep, deep);
     Scratch scratch;
     T* x = scratch.take<T>(kRows * wide);
     Unit* rows = scratch.take<Unit>(kRows * wide);
     for (int64_t first = begin * kRows; first < std::min(end * kRows, tokens); first += kRows) {
       const int64_t count = std::min(kRows, tokens - first);
       for (int64_t r = 0; r < count; ++r) p.pixels_of(first + r, 0, p.pixels, x + r * wide);
-      const A<Op> left = rows_of<Op>(x, wide, count, p.pixels, rows);
+      const A<Op> left = rows_of<Op>(x, wide, count, kRows, p.pixels, rows);
       const auto add = [=, ids = p.ids + first, offset = offset.data(), shift = shift.data(),
                         to = y + first * dim](int64_t row, int64_t col, auto& x) {
         int64_t c = col;
@@ -73,18 +75,22 @@ void backward(const Patches& p, int64_t tokens, const T* dy, int64_t dim,
   parallel((p.pixels + kColumns - 1) / kColumns, 5e-3 * tokens * dim * kColumns,
            [&](int64_t begin, int64_t end) {
     Scratch scratch;
-    T* x = scratch.take<T>(kDepth * kColumns);
-    Unit* down_x = scratch.take<Unit>(kDepth * kColumns);
-    Unit* down_dy = scratch.take<Unit>(kDepth * wide_dim);
-    for (int64_t first = 0; first < tokens; first += kDepth) {
-      const int64_t count = std::min(kDepth, tokens - first);
+    T* x = scratch.take<T>(kTokens * kColumns);
+    Unit* down_x = scratch.take<Unit>(kTokens * kColumns);
+    Unit* down_dy = scratch.take<Unit>(kTokens * wide_dim);
+    Unit* turned = scratch.take<Unit>(kTokens * wide_dim);
+    for (int64_t first = 0; first < tokens; first += kTokens) {
+      const int64_t count = std::min(kTokens, tokens - first);
+      const Depth<Op> depth(count);
+      const Products<Op> products(depth, depth);
       pack_down(dy + first * dim, dim, count, dim, down_dy, wide_dim);
+      const A<Op> left = columns_of<Op>(down_dy, depth, wide_dim, turned);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t column = task * kColumns, columns = std::min(kColumns, p.pixels - column);
         for (int64_t r = 0; r < count; ++r)
           p.pixels_of(first + r, column, columns, x + r * kColumns);
         pack_down(x, kColumns, count, columns, down_x, kColumns);
-        matmul<Op>(dim, columns, units<Op>(count), {down_dy, 1, wide_dim}, {down_x, kColumns},
+        matmul<Op>(dim, columns, depth, left, {down_x, kColumns},
                    [=, to = &dweight[column], pixels = p.pixels](int64_t d, int64_t c, auto& x) {
                      for (Vec& sum : x) {
                        float* at = to + d * pixels + c;

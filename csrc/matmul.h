@@ -2,7 +2,7 @@
 //
 // B is laid out so that a register holds neighbouring n; an element of A is broadcast. What is
 // multiplied are units: one float32, or, where the chip multiplies bfloat16, a pair of them that
-// follow each other in k (VDPBF16PS). Sums are float32. The pack functions lay operands out and
+// follow each other in k (VDPBF16PS, or AMX: tiles.h). Sums are float32. The pack functions lay operands out and
 // fill up with zeros.
 #pragma once
 
@@ -10,12 +10,16 @@
 #include <type_traits>
 
 #include "vec.h"
+#ifdef __AMX_BF16__
+#include "tiles.h"
+#endif
 
 namespace ivcl {
 
 struct Single {
   using Unit = float;
   static constexpr int kGroup = 1;  // values of k in a unit
+  static constexpr bool kWholeTiles = false;
   static Vec multiply_add(Vec sum, Unit a, Vec b) { return a * b + sum; }
 };
 
@@ -32,6 +36,7 @@ inline Words join(Words a, Index which, Words b) {
 
 struct Pair {
   using Unit = uint32_t;
+  static constexpr bool kWholeTiles = false;
   static constexpr int kGroup = 2;
   static Vec multiply_add(Vec sum, Unit a, Vec b) {
     return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(a), (__m512bh)b);
@@ -43,22 +48,59 @@ struct Pair {
 };
 #endif
 
+#ifdef __AMX_BF16__
+struct Tile : Pair {
+  static constexpr bool kWholeTiles = true;  // A has its k side by side and rows by 16
+};
+using Best = Tile;
+#elif defined(__AVX512BF16__)
+using Best = Pair;
+#else
+using Best = Single;
+#endif
+
 template <class T>
 struct Operand {
   using type = Single;
 };
-#ifdef __AVX512BF16__
 template <>
 struct Operand<bf16> {
-  using type = Pair;
+  using type = Best;
+};
+
+// What a product sums over: values of k, in units.
+template <class Op>
+struct Depth {
+  int64_t units;
+  explicit Depth(int64_t values, bool second = false)
+      : units((values + Op::kGroup - 1) / Op::kGroup) {}
+};
+
+// Prepares a thread for products of these depths, as long as it exists.
+template <class Op>
+struct Products {
+  Products(const Depth<Op>& first, const Depth<Op>& second) {}
+};
+
+#ifdef __AMX_BF16__
+// Blocks of equal length, rounded up together; the second depth has registers of its own.
+template <>
+struct Depth<Tile> {
+  int64_t units, block;
+  bool second;
+  explicit Depth(int64_t values, bool second = false) : second(second) {
+    const int64_t least = (values + 1) / 2, blocks = (least + kLanes - 1) / kLanes;
+    block = (least + blocks - 1) / blocks;
+    units = block * blocks;
+  }
+};
+template <>
+struct Products<Tile> {
+  Products(const Depth<Tile>& first, const Depth<Tile>& second)
+      : shapes(first.block, second.block) {}
+  TileShapes shapes;
 };
 #endif
-
-// Units that hold n values of k.
-template <class Op>
-constexpr int64_t units(int64_t n) {
-  return (n + Op::kGroup - 1) / Op::kGroup;
-}
 
 // --- Products -------------------------------------------------------------------------------------
 
@@ -136,15 +178,46 @@ inline void rows_from(int64_t row, int64_t rows, int64_t depth, A<Op> a, B<Op> b
   if constexpr (kHalf > 0) rows_from<Op, kHalf, kCols>(row, rows, depth, a, b, col, store);
 }
 
-// All of C, `depth` units of k deep, `cols` rounded up to whole registers; store(row, col, values)
-// takes one to four registers of it. Store is copied: let it hold values, not references.
+#ifdef __AMX_BF16__
+// All rows of C for kCols registers; as many rows at a time as there are tile registers for.
+template <bool kSecond, int kCols, class Store>
+__attribute__((noinline)) void tiles(int64_t rows, Depth<Tile> depth, A<Tile> a, B<Tile> b,
+                                     int64_t col, Store store) {
+  constexpr int kMost = kTileSums / kCols;
+  alignas(64) float sums[kMost * kTileRows * kCols * kLanes];
+  const auto some = [&](int64_t row, auto count) {
+    tile_sums<kSecond, count, kCols>(depth.units, depth.block, a.at + row * a.row, a.row, b.at, b.k,
+                                     sums);
+    const int64_t here = std::min(rows - row, count * kTileRows);
+    for (int64_t r = 0; r < here; ++r) {
+      Vec x[kCols];
+      IVCL_UNROLL for (int c = 0; c < kCols; ++c) x[c] = load(sums + (r * kCols + c) * kLanes);
+      store(row + r, col, x);
+    }
+  };
+  int64_t row = 0;
+  for (; row + (kMost - 1) * kTileRows < rows; row += kMost * kTileRows)
+    some(row, std::integral_constant<int, kMost>{});
+  for (; row < rows; row += kTileRows) some(row, std::integral_constant<int, 1>{});
+}
+#endif
+
+// All of C, its `cols` rounded up to whole registers; store(row, col, values) takes one to four
+// registers of it. Store is copied: let it hold values, not references.
 template <class Op, class Store>
-inline void matmul(int64_t rows, int64_t cols, int64_t depth, A<Op> a, B<Op> b,
+inline void matmul(int64_t rows, int64_t cols, Depth<Op> depth, A<Op> a, B<Op> b,
                    const Store& store) {
   const auto strip = [&](auto width, int64_t col) {
     constexpr int kCols = decltype(width)::value;
+    const B<Op> right{b.at + col, b.k};
+#ifdef __AMX_BF16__
+    if constexpr (std::is_same_v<Op, Tile>) {
+      if (depth.second) return tiles<true, kCols>(rows, depth, a, right, col, store);
+      return tiles<false, kCols>(rows, depth, a, right, col, store);
+    }
+#endif
     constexpr int kRows = kRegisters / kCols > 12 ? 12 : kRegisters / kCols;
-    rows_from<Op, kRows, kCols>(0, rows, depth, a, {b.at + col, b.k}, col, store);
+    rows_from<Op, kRows, kCols>(0, rows, depth.units, a, right, col, store);
   };
   for (int64_t col = 0; col < cols;) {
     const int64_t left = (cols - col + kLanes - 1) / kLanes;
@@ -275,6 +348,8 @@ inline void pack_down(const bf16* x, int64_t distance, int64_t rows, int64_t col
       write(to + c, join(a, kFirstPairs, b));
       if (c + kLanes < by) write(to + c + kLanes, join(a, kLastPairs, b));
     }
+  for (int64_t unit = (rows + 1) / 2; unit < Depth<Best>(rows).units; ++unit, to += by)
+    for (int64_t c = 0; c < by; c += kLanes) write(to + c, Words{});
 }
 
 inline void pack_across(const bf16* x, int64_t distance, int64_t rows, int64_t cols, uint32_t* to,
@@ -282,20 +357,37 @@ inline void pack_across(const bf16* x, int64_t distance, int64_t rows, int64_t c
   const auto whole = [=](int64_t r, int64_t c) { return read<Words>(x + r * distance + 2 * c); };
   const auto part = [=](int64_t r, int64_t c) { return pairs(x + r * distance, c, cols); };
   if (cols % (2 * kLanes) == 0) transpose_words(rows, cols / 2, whole, to, by);
-  else transpose_words(rows, units<Pair>(cols), part, to, by);
+  else transpose_words(rows, (cols + 1) / 2, part, to, by);
 }
 #endif
 
 // x[rows][cols] as A with k along its rows, which is read an element at a time: in place where a
-// unit of the product lies in memory as it is, else from a copy at `to`.
+// unit of the product lies in memory as it is, else from a copy at `to`. Behind the first `rows`
+// others can be read, `readable` in all.
 template <class Op, class T>
-inline A<Op> rows_of(const T* x, int64_t distance, int64_t rows, int64_t cols,
+inline A<Op> rows_of(const T* x, int64_t distance, int64_t rows, int64_t readable, int64_t cols,
                      typename Op::Unit* to) {
-  if (sizeof(T) * Op::kGroup == sizeof(to[0]) && cols % Op::kGroup == 0)
+  const bool fits = Depth<Op>(cols).units * Op::kGroup == cols;
+  const bool enough = !Op::kWholeTiles || round_up(rows, kLanes) <= readable;
+  if (sizeof(T) * Op::kGroup == sizeof(to[0]) && fits && enough)
     return {reinterpret_cast<const typename Op::Unit*>(x), distance / Op::kGroup, 1};
-  const int64_t by = round_up(units<Op>(cols), kLanes);
+  const int64_t by = round_up(Depth<Op>(cols).units, kLanes);
   pack_rows(x, distance, rows, cols, to, by);
   return {to, by, 1};
+}
+
+// units[k][rows] as A: in place, or where it has to lie the other way turned to `to`.
+template <class Op>
+inline A<Op> columns_of(const typename Op::Unit* units, Depth<Op> depth, int64_t rows,
+                        typename Op::Unit* to) {
+  if constexpr (!Op::kWholeTiles) {
+    return {units, 1, rows};
+  } else {
+    const int64_t by = round_up(depth.units, kLanes);
+    const auto word = [=](int64_t k, int64_t c) { return read<Words>(units + k * rows + c); };
+    transpose_words(depth.units, rows, word, to, by);
+    return {to, by, 1};
+  }
 }
 
 }  // namespace ivcl

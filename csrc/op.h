@@ -50,13 +50,14 @@ auto with_float(ScalarType dtype, F f) {
 }
 
 // Memory for one thread's intermediate values, aligned to registers: taken once per range of work.
+// Zeros at first: what fills an operand up and is never written adds nothing to a sum.
 class Scratch {
  public:
   template <class T>
   T* take(int64_t count) {
     const auto bytes = size_t(round_up(count * sizeof(T) + 1, 64));
     blocks_.emplace_back(::operator new(bytes, kAlign));
-    return static_cast<T*>(blocks_.back().get());
+    return static_cast<T*>(std::memset(blocks_.back().get(), 0, bytes));
   }
 
  private:

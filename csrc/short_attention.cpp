@@ -20,8 +20,9 @@ struct Shape {
 
   int64_t sequences() const { return frames * heads; }
   int64_t width() const { return heads * dim; }
-  int64_t wide_tokens() const { return round_up(tokens, kLanes); }
   int64_t wide_dim() const { return round_up(dim, kLanes); }
+  // Tokens from the first of sequence i to the last there is.
+  int64_t behind(int64_t i) const { return (frames - i / heads) * tokens; }
   float scale() const { return 1 / std::sqrt(float(dim)); }
   double cost() const { return 300 + 0.03 * tokens * tokens * dim; }
 
@@ -38,6 +39,8 @@ struct Factors {
   using Value = std::conditional_t<Op::kGroup == 2, bf16, float>;
   typename Op::Unit* by_pairs;  // [pair of keys][query]
   Value* by_rows;               // [key][query]
+  typename Op::Unit* turned;    // [query][pair of keys], where it is wanted so
+  Depth<Op> keys;
   int64_t queries;
 
   // The weights of the keys 2 * pair and 2 * pair + 1 for a register of queries.
@@ -57,7 +60,7 @@ struct Factors {
   }
 
   A<Op> over_keys() const {
-    if constexpr (Op::kGroup == 2) return {by_pairs, 1, queries};
+    if constexpr (Op::kGroup == 2) return columns_of<Op>(by_pairs, keys, queries, turned);
     else return {reinterpret_cast<const typename Op::Unit*>(by_rows), 1, queries};
   }
   A<Op> over_queries() const {
@@ -106,19 +109,22 @@ template <class T>
 void forward(const Tensor& qkv, Tensor& out_tensor, const Shape& s) {
   using Op = typename Operand<T>::type;
   using Unit = typename Op::Unit;
-  const int64_t wide = s.wide_tokens(), wide_dim = s.wide_dim(), stride = 3 * s.width();
-  const int64_t deep = units<Op>(s.dim), half = units<Op>(s.tokens);
+  const Depth<Op> over_dim(s.dim), over_tokens(s.tokens, true);
+  const int64_t rows = round_up(s.tokens, kLanes), wide_dim = s.wide_dim(), stride = 3 * s.width();
+  const int64_t wide = std::max(rows, round_up(over_tokens.units * Op::kGroup, kLanes));
   const T* qkv_start = in<T>(qkv);
   T* out_start = out<T>(out_tensor);
 
   parallel(s.sequences(), s.cost(), [&](int64_t begin, int64_t end) {
+    const Products<Op> products(over_dim, over_tokens);
     Scratch scratch;
-    Unit* across_q = scratch.take<Unit>(deep * wide);
-    Unit* rows_k = scratch.take<Unit>(s.tokens * wide_dim);
-    Unit* down_v = scratch.take<Unit>(half * wide_dim);
-    float* scores = scratch.take<float>((s.tokens + 1) * wide);
+    Unit* across_q = scratch.take<Unit>(over_dim.units * wide);
+    Unit* rows_k = scratch.take<Unit>(rows * wide_dim);
+    Unit* down_v = scratch.take<Unit>(over_tokens.units * wide_dim);
+    float* scores = scratch.take<float>(rows * wide);
     float* inverse = scratch.take<float>(wide);
-    Unit* joined = scratch.take<Unit>(half * wide);
+    Unit* pairs = scratch.take<Unit>(over_tokens.units * wide);
+    Unit* turned = scratch.take<Unit>(wide * round_up(over_tokens.units, kLanes));
     for (int64_t i = begin; i < end; ++i) {
       const T *q = qkv_start + s.start(i, 3), *k = q + s.width(), *v = k + s.width();
       T* result = out_start + s.start(i, 1);
@@ -129,10 +135,10 @@ void forward(const Tensor& qkv, Tensor& out_tensor, const Shape& s) {
       }
       pack_across(q, stride, s.tokens, s.dim, across_q, wide);
       pack_down(v, stride, s.tokens, s.dim, down_v, wide_dim);
-      const A<Op> keys = rows_of<Op>(k, stride, s.tokens, s.dim, rows_k);
+      const A<Op> keys = rows_of<Op>(k, stride, s.tokens, s.behind(i), s.dim, rows_k);
       auto* in_place = reinterpret_cast<typename Factors<Op>::Value*>(scores);
-      const Factors<Op> weights{joined, Op::kGroup == 2 ? nullptr : in_place, wide};
-      matmul<Op>(s.tokens, wide, deep, keys, {across_q, wide},
+      const Factors<Op> weights{pairs, in_place, turned, over_tokens, wide};
+      matmul<Op>(s.tokens, wide, over_dim, keys, {across_q, wide},
                  [=](int64_t key, int64_t query, auto& x) {
                    store(scores + key * wide + query, x, wide - query);
                  });
@@ -147,7 +153,7 @@ void forward(const Tensor& qkv, Tensor& out_tensor, const Shape& s) {
         });
         store(inverse + query, 1.0f / total);
       }
-      matmul<Op>(s.tokens, s.dim, half, weights.over_keys(), {down_v, wide_dim},
+      matmul<Op>(s.tokens, s.dim, over_tokens, weights.over_keys(), {down_v, wide_dim},
                  [=, width = s.width(), dim = s.dim](int64_t query, int64_t col, auto& x) {
                    for (Vec& some : x) some *= inverse[query];
                    store(result + query * width + col, x, dim - col);
@@ -160,27 +166,30 @@ template <class T>
 void backward(const Tensor& dout, const Tensor& qkv, Tensor& dqkv, const Shape& s) {
   using Op = typename Operand<T>::type;
   using Unit = typename Op::Unit;
-  const int64_t wide = s.wide_tokens(), wide_dim = s.wide_dim(), stride = 3 * s.width();
-  const int64_t deep = units<Op>(s.dim), half = units<Op>(s.tokens);
+  const Depth<Op> over_dim(s.dim), over_tokens(s.tokens, true);
+  const int64_t rows = round_up(s.tokens, kLanes), wide_dim = s.wide_dim(), stride = 3 * s.width();
+  const int64_t wide = std::max(rows, round_up(over_tokens.units * Op::kGroup, kLanes));
   const T *qkv_start = in<T>(qkv), *dout_start = in<T>(dout);
   T* dqkv_start = out<T>(dqkv);
 
   parallel(s.sequences(), 2.5 * s.cost(), [&](int64_t begin, int64_t end) {
+    const Products<Op> products(over_dim, over_tokens);
     Scratch scratch;
-    Unit* across_q = scratch.take<Unit>(deep * wide);
-    Unit* across_dout = scratch.take<Unit>(deep * wide);
-    Unit* rows_k = scratch.take<Unit>(s.tokens * wide_dim);
-    Unit* rows_v = scratch.take<Unit>(s.tokens * wide_dim);
-    Unit* down_q = scratch.take<Unit>(half * wide_dim);
-    Unit* down_k = scratch.take<Unit>(half * wide_dim);
-    Unit* down_dout = scratch.take<Unit>(half * wide_dim);
-    float* p = scratch.take<float>((s.tokens + 1) * wide);
-    float* dp = scratch.take<float>((s.tokens + 1) * wide);
-    Unit* joined = scratch.take<Unit>(half * wide);
+    Unit* across_q = scratch.take<Unit>(over_dim.units * wide);
+    Unit* across_dout = scratch.take<Unit>(over_dim.units * wide);
+    Unit* rows_k = scratch.take<Unit>(rows * wide_dim);
+    Unit* rows_v = scratch.take<Unit>(rows * wide_dim);
+    Unit* down_q = scratch.take<Unit>(over_tokens.units * wide_dim);
+    Unit* down_k = scratch.take<Unit>(over_tokens.units * wide_dim);
+    Unit* down_dout = scratch.take<Unit>(over_tokens.units * wide_dim);
+    float* p = scratch.take<float>(rows * wide);
+    float* dp = scratch.take<float>(rows * wide);
+    Unit* pairs = scratch.take<Unit>(over_tokens.units * wide);
+    Unit* turned = scratch.take<Unit>(wide * round_up(over_tokens.units, kLanes));
     // Factors in bfloat16 lie beside the float32 values they are made of, others in their place.
     const auto factors = [&](float* values) {
       using Value = typename Factors<Op>::Value;
-      if constexpr (Op::kGroup == 2) return scratch.take<Value>((s.tokens + 1) * wide);
+      if constexpr (Op::kGroup == 2) return scratch.take<Value>(rows * wide);
       else return values;
     };
     auto *p_rows = factors(p), *ds_rows = factors(dp);
@@ -202,16 +211,17 @@ void backward(const Tensor& dout, const Tensor& qkv, Tensor& dqkv, const Shape& 
       pack_down(q, stride, s.tokens, s.dim, down_q, wide_dim);
       pack_down(k, stride, s.tokens, s.dim, down_k, wide_dim);
       pack_down(dout_rows, s.width(), s.tokens, s.dim, down_dout, wide_dim);
-      const A<Op> keys = rows_of<Op>(k, stride, s.tokens, s.dim, rows_k);
-      const A<Op> values = rows_of<Op>(v, stride, s.tokens, s.dim, rows_v);
-      const Factors<Op> weights{nullptr, p_rows, wide}, ds{joined, ds_rows, wide};
+      const A<Op> keys = rows_of<Op>(k, stride, s.tokens, s.behind(i), s.dim, rows_k);
+      const A<Op> values = rows_of<Op>(v, stride, s.tokens, s.behind(i), s.dim, rows_v);
+      const Factors<Op> weights{nullptr, p_rows, nullptr, over_tokens, wide};
+      const Factors<Op> ds{pairs, ds_rows, turned, over_tokens, wide};
       const auto to = [wide](float* rows) {
         return [=](int64_t key, int64_t query, auto& x) {
           store(rows + key * wide + query, x, wide - query);
         };
       };
-      matmul<Op>(s.tokens, wide, deep, keys, {across_q, wide}, to(p));
-      matmul<Op>(s.tokens, wide, deep, values, {across_dout, wide}, to(dp));
+      matmul<Op>(s.tokens, wide, over_dim, keys, {across_q, wide}, to(p));
+      matmul<Op>(s.tokens, wide, over_dim, values, {across_dout, wide}, to(dp));
       for (int64_t query = 0; query < wide; query += kLanes) {
         const Shift shift(p + query, s.tokens, wide, s.scale());
         Vec total{}, along{};  // sums over keys of exp2 and of exp2 * dP
@@ -239,9 +249,9 @@ void backward(const Tensor& dout, const Tensor& qkv, Tensor& dqkv, const Shape& 
           store(rows + row * stride + col, x, dim - col);
         };
       };
-      matmul<Op>(s.tokens, s.dim, half, ds.over_keys(), {down_k, wide_dim}, gradient(dq));
-      matmul<Op>(s.tokens, s.dim, half, ds.over_queries(), {down_q, wide_dim}, gradient(dk));
-      matmul<Op>(s.tokens, s.dim, half, weights.over_queries(), {down_dout, wide_dim},
+      matmul<Op>(s.tokens, s.dim, over_tokens, ds.over_keys(), {down_k, wide_dim}, gradient(dq));
+      matmul<Op>(s.tokens, s.dim, over_tokens, ds.over_queries(), {down_q, wide_dim}, gradient(dk));
+      matmul<Op>(s.tokens, s.dim, over_tokens, weights.over_queries(), {down_dout, wide_dim},
                  gradient(dv));
     }
   });

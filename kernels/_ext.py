@@ -36,9 +36,13 @@ def supported_isas() -> tuple[str, ...]:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ("generic",)
     capability = torch.backends.cpu.get_cpu_capability()
-    if capability == "AVX512":
-        return ISAS[0 if torch.cpu._is_avx512_bf16_supported() else 1 : 3]
-    return ("avx2",) if capability == "AVX2" else ()
+    if capability != "AVX512":
+        return ("avx2",) if capability == "AVX2" else ()
+    best = 2
+    if torch.cpu._is_avx512_bf16_supported():
+        # The second call asks the kernel to save this process's tile registers.
+        best = 0 if torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx() else 1
+    return ISAS[best:4]
 
 
 def calls() -> Counter[tuple[str, str]]:

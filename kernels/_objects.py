@@ -9,7 +9,7 @@ import hashlib
 import struct
 from pathlib import Path
 
-ISAS = ("avx512bf16", "avx512", "avx2", "generic")
+ISAS = ("amx", "avx512bf16", "avx512", "avx2", "generic")
 """Instruction sets there may be an object for, the best first; ``generic``: other than x86."""
 MARK = "ivcl_fast sources "
 """Stands in an object in front of :func:`digest` of what it was built from."""
