@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILT := $(VENV)/.built
 
-.PHONY: setup build train test bench aot lint sanitize wheel-check clean
+.PHONY: setup build train test soak bench gpu-check aot lint sanitize wheel-check clean
 
 setup: $(BUILT)
 
@@ -29,8 +29,17 @@ train: $(BUILT)
 test: $(BUILT)
 	$(BIN)/python -m pytest $(ARGS)
 
+# Kills, rank deaths and damaged checkpoints, many times over; ends within half an hour.
+soak: $(BUILT)
+	$(BIN)/python -m tests.soak $(ARGS)
+
 bench: $(BUILT)
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(ARGS)
+
+# Needs no set-up: torch and Triton are enough. PYTHON=... names another interpreter than .venv's.
+gpu-check:
+	@$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON)) \
+	  -m benchmarks.gpu_check $(ARGS)
 
 aot: $(STAMP)
 	$(BIN)/python -m ivcl_fast.kernels.aot $(ARGS)

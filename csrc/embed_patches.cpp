@@ -77,14 +77,12 @@ void backward(const Patches& p, int64_t tokens, const T* dy, int64_t dim,
     Scratch scratch;
     T* x = scratch.take<T>(kTokens * kColumns);
     Unit* down_x = scratch.take<Unit>(kTokens * kColumns);
-    Unit* down_dy = scratch.take<Unit>(kTokens * wide_dim);
     Unit* turned = scratch.take<Unit>(kTokens * wide_dim);
     for (int64_t first = 0; first < tokens; first += kTokens) {
       const int64_t count = std::min(kTokens, tokens - first);
       const Depth<Op> depth(count);
       const Products<Op> products(depth, depth);
-      pack_down(dy + first * dim, dim, count, dim, down_dy, wide_dim);
-      const A<Op> left = columns_of<Op>(down_dy, depth, wide_dim, turned);
+      const A<Op> left = columns_of<Op>(dy + first * dim, dim, count, dim, turned);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t column = task * kColumns, columns = std::min(kColumns, p.pixels - column);
         for (int64_t r = 0; r < count; ++r)

@@ -324,6 +324,14 @@ inline void pack_across(const T* x, int64_t distance, int64_t rows, int64_t cols
 }
 
 #ifdef __AVX512BF16__
+// The first n of a register of values as they are.
+inline Halves load_halves(const bf16* at, int64_t n) {
+  if (n >= kLanes) return read<Halves>(at);
+  Halves some{};
+  if (n > 0) std::memcpy(&some, at, n * sizeof(bf16));
+  return some;
+}
+
 // The pairs at columns 2 * unit onwards of a row that ends after cols.
 inline Words pairs(const bf16* row, int64_t unit, int64_t cols) {
   const int64_t left = cols - 2 * unit;
@@ -386,6 +394,27 @@ inline A<Op> columns_of(const typename Op::Unit* units, Depth<Op> depth, int64_t
     const int64_t by = round_up(depth.units, kLanes);
     const auto word = [=](int64_t k, int64_t c) { return read<Words>(units + k * rows + c); };
     transpose_words(depth.units, rows, word, to, by);
+    return {to, by, 1};
+  }
+}
+
+// x[rows][cols] as A with k going down x.
+template <class Op, class T>
+inline A<Op> columns_of(const T* x, int64_t distance, int64_t rows, int64_t cols,
+                        typename Op::Unit* to) {
+  if constexpr (!Op::kWholeTiles) {
+    const int64_t by = round_up(cols, kLanes);
+    pack_down(x, distance, rows, cols, to, by);
+    return {to, 1, by};
+  } else {
+    const int64_t units = Depth<Op>(rows).units, by = round_up(units, kLanes);
+    const auto word = [=](int64_t unit, int64_t c) {
+      const auto half = [=](int64_t row) {
+        return row < rows ? load_halves(x + row * distance + c, cols - c) : Halves{};
+      };
+      return Op::of(half(2 * unit), half(2 * unit + 1));
+    };
+    transpose_words(units, round_up(cols, kLanes), word, to, by);
     return {to, by, 1};
   }
 }

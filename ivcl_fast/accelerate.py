@@ -24,11 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .model import FAST, IVCL, Attention, Block, IVCLClassifier, Mlp, set_attention_backend
+from .model import FAST, HOOKS, IVCL, Attention, Block, IVCLClassifier, Mlp, set_attention_backend
 
 ORIGIN = "_accelerated_from"
 """Attribute of a swapped module: the class it had."""
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PROBE_TOKENS = (2, 5)
 """Sequences and tokens of the input on which both ways are compared."""
 

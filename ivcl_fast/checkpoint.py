@@ -3,14 +3,12 @@
 A training checkpoint is a folder ``step-<number>/`` with ``model.safetensors``,
 ``optimizer.safetensors``, ``state.json`` (step and free-form state) and ``SHA256SUMS`` of these
 three, which ``sha256sum -c`` reads too.
-A finished model is a folder with ``model.safetensors`` and ``config.json`` (``save_pretrained``).
+A finished model is a folder with ``model.safetensors``, ``SHA256SUMS`` and ``config.json``
+(``save_pretrained``).
 
 Several ranks write the very same files: rank 0 gathers sharded tensors one by one and writes them
-whole. So a checkpoint of any number of ranks, replicated or sharded, goes on with any other. The
-price is rank 0's memory and one machine's bandwidth: 12 bytes per parameter under AdamW, 2 GB for
-``base224``, well below a machine's memory up to some ten billion parameters. Files per rank
-(torch.distributed.checkpoint) would lift that, but their index is a pickle, which executes code
-when it is loaded.
+whole. So a checkpoint of any number of ranks, replicated or sharded, goes on with any other;
+docs/distributed.md has the price of it, and why it is not torch.distributed.checkpoint.
 """
 
 from __future__ import annotations
@@ -41,6 +39,7 @@ KEEP = 2
 """Training checkpoints kept: the newest, and one to fall back to if that one is damaged."""
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+FILES = (MODEL, OPTIMIZER, STATE)
 CHECKSUMS = "SHA256SUMS"
 
 
@@ -69,16 +68,18 @@ def save(
 ) -> Path:
     """Write checkpoint ``step`` under ``folder`` and delete all but the newest :data:`KEEP`.
 
-    All ranks have to call it; it returns when the files are whole. Raises ``OSError`` (on rank 0)
-    where they cannot be written; then those before it are all still there.
+    Later ones are deleted too: they were damaged when the run went on from an earlier one. All
+    ranks have to call it; it returns when the files are whole. Raises ``OSError`` (on rank 0) where
+    they cannot be written; then those before it are all still there.
     """
     weights, slots = whole_tensors(model.state_dict()), flatten_optimizers(model, optimizers)
     final = folder / f"step-{step:08d}"
     try:
         if distributed.is_main():
             write(final, weights, slots, {"step": step, "state": state})
-            for old in list_steps(folder)[:-KEEP]:
-                shutil.rmtree(old, ignore_errors=True)
+            good = [path for path in list_steps(folder) if path.name <= final.name][-KEEP:]
+            for other in set(folder.glob("step-*")) - set(good):
+                shutil.rmtree(other, ignore_errors=True)
     finally:
         distributed.barrier()
     return final
@@ -95,7 +96,7 @@ def write(
         save_file(weights, partial / MODEL)
         save_file(slots, partial / OPTIMIZER)
         write_json(partial / STATE, record)
-        write_text(partial / CHECKSUMS, checksums(partial))
+        write_checksums(partial, FILES)
         for path in [*partial.iterdir(), partial]:
             sync(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -114,7 +115,16 @@ def latest(folder: Path) -> Checkpoint | None:
     """
     found = newest_undamaged(folder) if distributed.is_main() else None
     step = distributed.from_main(found.step if found else -1)
-    return None if step < 0 else found or read(folder / f"step-{step:08d}")
+    if found or step < 0:
+        return found
+    path = folder / f"step-{step:08d}"
+    try:
+        return read(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: rank 0 reads it, rank {distributed.rank()} cannot: {error}; a run's folder "
+            "has to lie where all machines see it"
+        ) from None
 
 
 def newest_undamaged(folder: Path) -> Checkpoint | None:
@@ -131,23 +141,29 @@ def read(path: Path) -> Checkpoint:
 
     Raises ``ValueError`` if a file does not match its checksum, ``OSError`` if one is missing.
     """
-    expected, found = (path / CHECKSUMS).read_bytes(), checksums(path).encode()
-    if found != expected:
-        names = [line.split()[1] for line in found.decode().splitlines()]
-        differs = [
-            n for n, line in zip(names, found.splitlines(), strict=True) if line not in expected
-        ]
-        raise ValueError(f"{', '.join(differs) or CHECKSUMS} does not match its checksum")
+    check(path, FILES)
     record = json.loads((path / STATE).read_text())
     return Checkpoint(
         record["step"], record["state"], load_file(path / MODEL), load_file(path / OPTIMIZER)
     )
 
 
-def checksums(folder: Path) -> str:
-    """What :data:`CHECKSUMS` holds for the files as they are."""
-    names = (MODEL, OPTIMIZER, STATE)
-    return "".join(f"{sha256(folder / name)}  {name}\n" for name in names)
+def write_checksums(folder: Path, names: Sequence[str]) -> None:
+    """Record the files as they are in :data:`CHECKSUMS`."""
+    write_text(folder / CHECKSUMS, "".join(checksum_line(folder / name) for name in names))
+
+
+def checksum_line(path: Path) -> str:
+    """As ``sha256sum`` writes it."""
+    return f"{sha256(path)}  {path.name}\n"
+
+
+def check(folder: Path, names: Sequence[str]) -> None:
+    """Raises ``ValueError`` if a file differs from its checksum, ``OSError`` if one is missing."""
+    recorded = (folder / CHECKSUMS).read_bytes().splitlines(keepends=True)
+    differs = [name for name in names if checksum_line(folder / name).encode() not in recorded]
+    if differs:
+        raise ValueError(f"{', '.join(differs)} does not match its checksum")
 
 
 def list_steps(folder: Path) -> list[Path]:
@@ -229,11 +245,20 @@ def weights_file(source: str | os.PathLike) -> Path:
 def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict from a folder or file in safetensors format, or passed through.
 
-    Raises ``UserError`` naming the path if there are no readable weights.
+    Raises ``UserError`` naming the path if there are no readable weights, and if :data:`CHECKSUMS`
+    lies beside them and does not fit.
     """
     if isinstance(source, Mapping):
         return dict(source)
     file = weights_file(source)
+    try:
+        if file.name == MODEL and (file.parent / CHECKSUMS).is_file():
+            check(file.parent, [MODEL])
+    except ValueError:
+        raise UserError(
+            f"checkpoint {file}: damaged, its checksum in {CHECKSUMS} is another; if you put other "
+            f"weights there, delete {CHECKSUMS}"
+        ) from None
     try:
         return load_file(file)
     except SafetensorError as error:

@@ -22,9 +22,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import UserError
+from .errors import UserError, tell
+from .rendezvous import fresh
 
 log = logging.getLogger(__name__)
+
+ENVIRONMENT = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun tells every rank, beside ``WORLD_SIZE``."""
 
 PREPARATION = timedelta(days=7)
 """How long ranks wait for the one that makes or decodes data."""
@@ -93,26 +97,48 @@ def group(device: torch.device) -> Iterator[None]:
     """Connect the ranks, each on its ``device``, and part in good order.
 
     A rank that dies takes the connections along: the others say so in one line and exit with
-    status 1, which torchrun answers by its rules (end, or ``--max-restarts``).
+    status 1, which torchrun answers by its rules (end, or ``--max-restarts``). A ``UserError`` is
+    told by the first rank that meets it, before the others can miss that rank; exit status 2.
     """
     if world_size() == 1:
         yield
         return
+    if missing := [name for name in ENVIRONMENT if name not in os.environ]:
+        raise UserError(
+            f"WORLD_SIZE is {world_size()} but {', '.join(missing)} not set; start the ranks with "
+            "torchrun, or unset WORLD_SIZE for one"
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     if not is_main():
         logging.getLogger("ivcl_fast").setLevel(logging.ERROR)
+    me, all_ranks = rank(), world_size()
     try:
+        store = fresh(next(dist.rendezvous("env://"))[0], me, all_ranks)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=me, world_size=all_ranks)
         yield
         dist.barrier()  # the first to leave would look dead to one that still sends
+    except UserError as error:
+        if first_to_fail(store):
+            tell(error)
+        raise SystemExit(2) from None
     except RuntimeError as error:
         if not lost_connection(error):
             raise
         log.error("rank %d lost another rank; the same command goes on from here", rank())
         raise SystemExit(1) from None
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def first_to_fail(store: dist.Store) -> bool:
+    """Whether no rank asked this before; true where the ``store`` is gone with its rank."""
+    try:
+        return store.add("failed", 1) == 1
+    except RuntimeError:
+        return True
 
 
 def lost_connection(error: RuntimeError) -> bool:

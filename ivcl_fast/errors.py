@@ -14,11 +14,16 @@ class UserError(ValueError):
     """
 
 
+def tell(error: UserError) -> None:
+    """Print it as the one line a user sees."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+
+
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run a command's ``main`` and turn :class:`UserError` into one line on stderr, exit 2."""
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         raise SystemExit(2) from None
     raise SystemExit(0)

@@ -11,6 +11,37 @@ import torch
 from .errors import UserError
 from .kernels._op import missing_kernel
 
+PEAK_TFLOPS = {
+    "NVIDIA A100-PCIE-40GB": 312.0,
+    "NVIDIA A100-SXM4-40GB": 312.0,
+    "NVIDIA A100 80GB PCIe": 312.0,
+    "NVIDIA A100-SXM4-80GB": 312.0,
+    "NVIDIA L4": 121.0,
+    "NVIDIA L40S": 362.0,
+    "NVIDIA H100 PCIe": 756.5,
+    "NVIDIA H100 NVL": 835.5,
+    "NVIDIA H100 80GB HBM3": 989.4,
+    "NVIDIA H200": 989.4,
+    "NVIDIA GH200 480GB": 989.4,
+    "NVIDIA B200": 2250.0,
+    "NVIDIA GeForce RTX 3090": 71.0,
+    "NVIDIA GeForce RTX 4090": 165.2,
+    "NVIDIA GeForce RTX 5090": 209.5,
+}
+"""Dense bfloat16 products with float32 sums, by whole names: part of a card (MIG) is slower.
+
+From NVIDIA's data sheets (half of what they give for sparse products), GeForce from its
+architecture white papers.
+"""
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """FLOP/s of bfloat16 products that a card has by its data sheet, or None if not known."""
+    if device.type != "cuda":
+        return None
+    peak = PEAK_TFLOPS.get(torch.cuda.get_device_name(device))
+    return peak and peak * 1e12
+
 
 def pick_device(name: str) -> torch.device:
     """``auto`` is the first CUDA device, or the CPU where there is none.
@@ -44,6 +75,18 @@ def useless_compiler(device: torch.device) -> str | None:
     if not any(map(shutil.which, ("g++", "c++", "clang++"))):
         return "no C++ compiler on PATH"
     return None
+
+
+def repeat_exactly() -> None:
+    """Have the same computation give the same bits whenever it runs here, though it be slower.
+
+    To be called before the first use of a GPU or of the compiler.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats only with it
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # kernels not chosen by stopwatch
+    torch.use_deterministic_algorithms(True)
+    # Nothing here reads memory that was never written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def keep_freed_memory() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from .reference import hash64
 
 
-def clip_seeds(run_seed: int, step: int, clip_ids: Tensor) -> Tensor:
+def clip_seeds(run_seed: int, step: int | Tensor, clip_ids: Tensor) -> Tensor:
     """One mask seed per clip: int64 ``[B]`` global clip indices to int64 ``[B]`` seeds.
 
     The same whatever the number of workers or ranks, and however a batch is split.

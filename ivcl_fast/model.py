@@ -19,8 +19,7 @@ its stream in bfloat16.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,6 +47,16 @@ def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tens
     if branch is None:
         return x, kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, compute_dtype(x))
     return kernels.add_layer_norm(branch, x, norm.weight, norm.bias, norm.eps)
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)``, by the fused op where a layer is a plain one."""
+    if type(layer) is not nn.Linear or any(getattr(layer, hooks) for hooks in HOOKS):
+        return layer(x)
+    return kernels.linear(x, layer.weight, layer.bias)
 
 
 def count(n: int, like: Tensor) -> Tensor:
@@ -79,13 +88,14 @@ class Attention(reference.Attention):
     """As :func:`ivcl_fast.attention.attention` takes it."""
 
     def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:  # [F, N, D]
-        x = attention(self.qkv(x), self.num_heads, self.attention_backend)
-        return self.proj(x if wanted is None else pick(x, wanted))
+        x = attention(linear(self.qkv, x), self.num_heads, self.attention_backend)
+        return linear(self.proj, x if wanted is None else pick(x, wanted))
 
 
 class Mlp(reference.Mlp):
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(kernels.bias_gelu(F.linear(x, self.fc1.weight), self.fc1.bias))
+        x = kernels.bias_gelu(kernels.linear(x, self.fc1.weight), self.fc1.bias)
+        return linear(self.fc2, x)
 
 
 class Block(reference.Block):
@@ -153,6 +163,19 @@ class Decoder(Transformer, reference.Decoder):
         return self.pred(self.transform(x, hidden + count(frames, x)[:, None] * length))
 
 
+def recomputed(function: Callable) -> Callable:
+    """``function``, which backward calls again instead of having kept what it computed.
+
+    It draws no random numbers, whose state cannot be kept in a CUDA graph.
+    """
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+
+    def run(*args: Any, **kwargs: Any) -> Any:  # the compiler passes over a functools.partial
+        return checkpoint_call(function, *args, **options, **kwargs)
+
+    return run
+
+
 class Pretrained(PyTorchModelHubMixin, library_name="ivcl_fast", license="apache-2.0"):
     """Construction, compiling, and folders with ``model.safetensors`` and ``config.json``."""
 
@@ -176,12 +199,18 @@ class Pretrained(PyTorchModelHubMixin, library_name="ivcl_fast", license="apache
         """Keep no activations inside blocks: backward computes them again, saving memory."""
         for part in self.modules():  # type: ignore[attr-defined]
             if isinstance(part, reference.Block):
-                part.forward = partial(checkpoint_call, part.forward, use_reentrant=False)  # type: ignore[method-assign]
+                part.forward = recomputed(part.forward)  # type: ignore[method-assign]
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
-        """Write ``model.safetensors``, ``config.json`` and a model card to a folder."""
+        """Write ``model.safetensors``, ``SHA256SUMS``, ``config.json`` and a model card."""
         kwargs.setdefault("config", self._arguments())
         return super().save_pretrained(save_directory, **kwargs)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Behind ``save_pretrained``: the weights and their checksum."""
+        (save_directory / checkpoint.CHECKSUMS).unlink(missing_ok=True)
+        super()._save_pretrained(save_directory)
+        checkpoint.write_checksums(save_directory, [checkpoint.MODEL])
 
     @classmethod
     def _from_pretrained(

@@ -44,11 +44,14 @@ class MetricsLog:
         try:
             with open(self.path, "a") as file:
                 file.write(json.dumps(record) + "\n")
+            self._draw(stage, clips, values)
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be written: {error.strerror}; make room, and the same "
-                "command goes on from the last checkpoint"
+                f"{self.path}: cannot be written: {error.strerror or error}; make room, and the "
+                "same command goes on from the last checkpoint"
             ) from None
+
+    def _draw(self, stage: str, clips: int, values: dict[str, float]) -> None:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -16,13 +16,19 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from . import checkpoint, distributed
+from . import checkpoint, distributed, flops, step_graph
 from .data.feed import Batch, Feed
 from .data.source import Data, open_data
 from .errors import UserError
 from .evaluation import Evaluation, evaluate
 from .files import write_json
-from .hardware import has_fast_bf16, keep_freed_memory, pick_device, useless_compiler
+from .hardware import (
+    has_fast_bf16,
+    keep_freed_memory,
+    peak_flops,
+    pick_device,
+    useless_compiler,
+)
 from .masking import clip_seeds
 from .model import IVCL, IVCLClassifier
 from .settings import TrainConfig
@@ -65,6 +71,10 @@ class Run:
         if reason:
             distributed.say(f"--compile: running eager, {reason}")
         self.compile = config.compile and reason is None
+        reason = step_graph.obstacle(self.device) if config.cuda_graph else None
+        if reason:
+            distributed.say(f"--cuda-graph: running without, {reason}")
+        self.cuda_graph = config.cuda_graph and reason is None
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -93,7 +103,7 @@ class Run:
         config = self.config
         schedule = Schedule(config.pretrain_clips, self._lr(config.lr), **self._common())
 
-        def loss(model: nn.Module, batch: Batch, step: int) -> Tensor:
+        def loss(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
             return model(batch.rows, seed=clip_seeds(config.seed, step, batch.clip_ids)).loss
 
         return self._train("pretrain", lambda: IVCL(config.model), config.init, loss, schedule)
@@ -113,7 +123,7 @@ class Run:
             **self._common(),
         )
 
-        def loss(model: nn.Module, batch: Batch, step: int) -> Tensor:
+        def loss(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
             logits = model(batch.rows).float()
             if self.task.multi_label:
                 return F.binary_cross_entropy_with_logits(logits, batch.labels)
@@ -173,7 +183,7 @@ class Run:
         torch.manual_seed(self.config.seed)
         model = build().to(self.device)
         folder = self.folder / name
-        if self.finished(name):
+        if distributed.from_main(self.finished(name)):  # a shared folder shows files late
             model.load_state_dict(checkpoint.read_weights(folder))
             return model
         if init != "random":
@@ -195,6 +205,8 @@ class Run:
             device=self.device,
             amp=self.amp,
             shard=self.config.shard,
+            cuda_graph=self.cuda_graph,
+            peak_clips_per_second=self._peak_clips_per_second(model),
             validate=functools.partial(measure, model) if measure else None,
             save_every=self.config.save_every,
         ).run()
@@ -222,6 +234,12 @@ class Run:
         """What the schedules of all stages share."""
         names = ("batch_size", "accum", "warmup_steps", "weight_decay", "clip_norm", "optimizer")
         return {name: getattr(self.config, name) for name in names}
+
+    def _peak_clips_per_second(self, model: IVCL | IVCLClassifier) -> float | None:
+        """Training clips at the peak arithmetic rate of all ranks' devices, where it is known."""
+        peak = peak_flops(self.device) if self.amp else None
+        classes = model.head.out_features if isinstance(model, IVCLClassifier) else None
+        return peak and peak * distributed.world_size() / flops.training(model.cfg, classes)
 
     def _lr(self, lr: float) -> float:
         return scaled_lr(lr, self.config.batch_size, self.config.lr_scaling)

@@ -84,6 +84,8 @@ class TrainConfig:
     """Also finetune without pretraining, for as long, and report it."""
     compile: bool = False
     """Compile the transformer blocks (torch.compile)."""
+    cuda_graph: bool = False
+    """Record the training step once and start it whole: faster for small batches on one GPU."""
     grad_checkpoint: bool = False
     """Compute the blocks' activations again in backward: less memory, a third more time."""
     shard: bool = False
@@ -91,6 +93,8 @@ class TrainConfig:
     memory; without it every rank has them whole (DDP)."""
     amp: Literal["auto", "bf16", "off"] = "auto"
     """bfloat16 autocast; auto: where the hardware has it."""
+    deterministic: bool = False
+    """Only algorithms that repeat bit for bit, where a GPU has faster ones; a CPU's always do."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     seed: int = 0
@@ -206,8 +210,8 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
 
 # Flags that may change between a start and its continuation: what is learnt stays the same.
 FREE = {
-    "resume", "overwrite", "name", "out", "workers", "save_every", "compile", "device",
-    "compare_scratch", "compare_memoryless", "pictures", "placement", "shard",
+    "resume", "overwrite", "name", "out", "workers", "save_every", "device", "placement", "shard",
+    "compile", "cuda_graph", "compare_scratch", "compare_memoryless", "pictures",
 }  # fmt: skip
 
 
@@ -218,8 +222,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     file = config.folder / CONFIG
     if not file.is_file() or config.overwrite:
         return config
-    old, new = json.loads(file.read_text()), json.loads(json.dumps(as_json(config)))
-    differs = sorted(k for k in new if k not in FREE and old.get(k) != new[k])
+    old, new = as_json(load_settings(config.folder)), as_json(config)
+    differs = sorted(k for k in new if k not in FREE and old[k] != new[k])
     if differs:
         raise UserError(
             f"{config.folder} holds a run with other settings ({', '.join(differs)}); "

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .distributed import whole
+from .muon import orthogonalised
 from .reference import Block
 
 
@@ -67,14 +68,3 @@ class ShardedMuon(torch.optim.Muon):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 piece = piece_of(update, parameter)
                 parameter.to_local().add_(piece.to_local(), alpha=-group["lr"] * size)
-
-
-def orthogonalised(x: Tensor, a: float, b: float, c: float, steps: int, eps: float) -> Tensor:
-    """The nearest orthogonal matrix, roughly: Newton-Schulz on the short side (Jordan, 2024)."""
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / x.norm().clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x

@@ -14,6 +14,7 @@ import torch
 from . import distributed
 from .errors import UserError, run_command
 from .evaluation import Evaluation, cone_guess
+from .hardware import repeat_exactly
 from .report import Row, print_rows, write_report
 from .run import Run
 from .settings import TrainConfig, claim, parse, resolve
@@ -22,6 +23,8 @@ from .trainer import Interrupted
 
 def train(config: TrainConfig) -> None:
     """Do everything the config asks for; pictures and the report land in the run's folder."""
+    if config.deterministic:
+        repeat_exactly()
     run = Run(config)
     with distributed.group(run.device):
         with distributed.in_turn():

@@ -14,7 +14,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,15 +26,17 @@ from torch import Tensor, nn
 from . import checkpoint, distributed
 from .data.feed import Batch, Feed
 from .errors import UserError
+from .muon import CapturableMuon
 from .progress import Bar
 from .records import MetricsLog
+from .step_graph import StepGraph
 
 log = logging.getLogger(__name__)
 
 NO_DECAY = ("pos_embed", "time_embed", "slot_tokens", "mask_token", "cls_token")
 
-Loss = Callable[[nn.Module, Batch, int], Tensor]
-"""Model, batch and step to a scalar loss."""
+Loss = Callable[[nn.Module, Batch, int | Tensor], Tensor]
+"""Model, batch and step (in a CUDA graph int64 ``[]``) to a scalar loss."""
 
 
 class Interrupted(Exception):
@@ -97,11 +99,14 @@ def scaled_lr(lr: float, batch_size: int, rule: Literal["none", "sqrt", "linear"
     return lr * (batch_size / LR_BATCH) ** {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[rule]
 
 
-def make_optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    model: nn.Module, schedule: Schedule, capturable: bool = False
+) -> list[torch.optim.Optimizer]:
     """Fused AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
 
     Parameters are grouped by weight decay and learning-rate scale (``group["scale"]``). Muon
-    (Jordan et al., 2024) takes orthogonalised momentum steps, sized like AdamW's.
+    (Jordan et al., 2024) takes orthogonalised momentum steps, sized like AdamW's. ``capturable``
+    ones can be recorded in a CUDA graph: their learning rates are tensors.
     """
     groups: dict[bool, dict[tuple[float, float], list[nn.Parameter]]] = {False: {}, True: {}}
     for name, parameter in model.named_parameters():
@@ -114,15 +119,31 @@ def make_optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Op
         [{"params": p, "weight_decay": d, "scale": s} for (d, s), p in groups[matrix].items()]
         for matrix in (False, True)
     )
+    if capturable:
+        device = next(model.parameters()).device
+        for group in adamw_groups + muon_groups:
+            group["lr"] = torch.tensor(schedule.lr, device=device)
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(adamw_groups, lr=schedule.lr, betas=(0.9, 0.95), fused=True)
+        torch.optim.AdamW(
+            adamw_groups, lr=schedule.lr, betas=(0.9, 0.95), fused=True, capturable=capturable
+        )
     ]
     if muon_groups:
-        muon = torch.optim.Muon
+        muon = CapturableMuon if capturable else torch.optim.Muon
         if any(map(distributed.is_sharded, model.parameters())):
             from .sharding import ShardedMuon as muon
         optimizers.append(muon(muon_groups, lr=schedule.lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
+
+
+def set_lr(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:
+    """Set every group's learning rate, scaled as it wants."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr * group["scale"])
+            else:
+                group["lr"] = lr * group["scale"]
 
 
 @contextmanager
@@ -161,6 +182,11 @@ class Stage:
     amp: bool
     shard: bool = False
     """Cut parameters and optimiser state in pieces over the ranks, rather than repeat them."""
+    cuda_graph: bool = False
+    """Record the step as a CUDA graph; :func:`ivcl_fast.step_graph.obstacle` must know none."""
+    peak_clips_per_second: float | None = None
+    """Where the device would be at its peak arithmetic rate, if that is known: ``mfu`` is the
+    share of it that is reached."""
     validate: Callable[[], dict[str, float]] | None = None
     """Measures the model; called ``validations`` times, the last time at the end.
 
@@ -184,6 +210,7 @@ class Stage:
         :class:`NotFinite` when the loss is NaN or infinite (the last good checkpoint is kept).
         """
         model, optimizers, start = self._resume()
+        learn = self._learner(model, optimizers)
         self.metrics.rewind(self.name, start)
         model.train()
         total, size = self.schedule.steps, self.schedule.batch_size
@@ -192,12 +219,15 @@ class Stage:
             bar.start_at(start * size)
             clock = self._clock()
             for step, batch in self._batches(start, total):
-                self._on_device.append(self._step(model, optimizers, batch, step))
+                set_lr(optimizers, self.schedule.lr_at(step))
+                self._on_device.append(learn(batch, step))
                 done = step + 1
                 if done % self.log_every == 0 or done == total:
                     record = self._record(step, clock)
                     self.metrics.write(self.name, done, done * size, **record)
                     note = f"loss {record['loss']:.4f}, waits for data {record['data_wait']:.0%}"
+                    if "mfu" in record:
+                        note += f", MFU {record['mfu']:.0%}"
                     bar.show(done * size, note)
                     self._losses.clear()
                     if self._validates_at(done):
@@ -218,12 +248,16 @@ class Stage:
         self._settle(step + 1)
         now, waited = self._clock()
         seconds = now - since[0]
-        return {
+        speed = len(self._losses) * self.schedule.batch_size / seconds
+        record = {
             "loss": sum(self._losses) / len(self._losses),
             "lr": self.schedule.lr_at(step),
-            "clips_per_second": len(self._losses) * self.schedule.batch_size / seconds,
+            "clips_per_second": speed,
             "data_wait": (waited - since[1]) / seconds,
         }
+        if self.peak_clips_per_second:
+            record["mfu"] = speed / self.peak_clips_per_second
+        return record
 
     def _resume(self) -> tuple[nn.Module, list[torch.optim.Optimizer], int]:
         """What to train, its optimisers, and the steps already done."""
@@ -232,7 +266,7 @@ class Stage:
             self.model.load_state_dict(saved.model)
             self._losses += saved.state["pending_losses"]
         model = distributed.spread(self.model, self.shard)
-        optimizers = make_optimizers(self.model, self.schedule)
+        optimizers = make_optimizers(self.model, self.schedule, self.cuda_graph)
         if saved is not None:
             checkpoint.restore_optimizers(self.model, optimizers, saved.optimizer)
         return model, optimizers, saved.step if saved else 0
@@ -265,18 +299,28 @@ class Stage:
                 if step == total:
                     return
 
+    def _learner(
+        self, model: nn.Module, optimizers: list[torch.optim.Optimizer]
+    ) -> Callable[[Batch, int], Tensor]:
+        """What learns from the batch of a step and returns as :meth:`_step` does."""
+        if not self.cuda_graph:
+            return lambda batch, step: self._step(model, optimizers, batch, step)
+        graph = StepGraph(
+            lambda step, *tensors: self._step(model, optimizers, Batch(*tensors), step), self.device
+        )
+        return lambda batch, step: graph(step, batch.rows, batch.labels, batch.clip_ids)
+
     def _step(
         self,
         model: nn.Module,
         optimizers: list[torch.optim.Optimizer],
         batch: Batch,
-        step: int,
+        step: int | Tensor,
     ) -> Tensor:
-        """Learn from one batch; this rank's loss, or NaN if a gradient of any rank is broken."""
-        lr = self.schedule.lr_at(step)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["scale"]
+        """Learn from one batch; this rank's loss, or NaN if a gradient of any rank is broken.
+
+        A CUDA graph may record it: it does nothing that depends on numbers on the device.
+        """
         total = torch.zeros((), device=self.device)
         parts = list(batch.split(self.schedule.accum))
         for number, part in enumerate(parts, 1):
@@ -291,7 +335,7 @@ class Stage:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return torch.where(distributed.whole(norm).isfinite(), total, torch.nan)
+        return total.masked_fill(~distributed.whole(norm).isfinite(), math.nan)
 
     def _settle(self, step: int) -> None:
         """Wait for the losses up to ``step``; stops the run on all ranks if one is not finite."""

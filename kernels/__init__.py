@@ -9,6 +9,7 @@ from ._op import dispatches, fused
 from .add_layer_norm import add_layer_norm, layer_norm
 from .bias_gelu import bias_gelu
 from .embed_patches import embed_patches
+from .linear import linear
 from .patch_loss import patch_loss
 from .restore_tokens import restore_tokens
 from .sample_masks import sample_masks, stream
@@ -21,6 +22,7 @@ __all__ = [
     "embed_patches",
     "fused",
     "layer_norm",
+    "linear",
     "patch_loss",
     "restore_tokens",
     "sample_masks",

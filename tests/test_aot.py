@@ -102,12 +102,13 @@ def test_every_kernel_of_every_op_is_covered(first_shapes):
 
 
 def test_every_registered_op_has_a_case():
+    only_cpp = {"linear_gradients"}  # on a GPU these are the library's products
     registered = {
         name.removeprefix("ivcl_fast::").removesuffix("_backward")
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("ivcl_fast::")
     }
-    assert registered == set(aot_cases.OPS) | {"layer_norm"}
+    assert registered - only_cpp == set(aot_cases.OPS) | {"layer_norm"}
 
 
 @pytest.mark.parametrize("preset", PRESETS)

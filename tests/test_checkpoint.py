@@ -12,15 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from ivcl_fast import checkpoint
+from ivcl_fast import IVCL, IVCLConfig, checkpoint
 from ivcl_fast.errors import UserError
-from tests.soak import damage
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_damage_is_found(tmp_path, seed, caplog):
-    damage(seed, tmp_path / "checkpoints")
-    assert "is damaged and passed over" in caplog.text
 
 
 def saved(folder: Path, step: int = 1, width: int = 5) -> Path:
@@ -29,17 +22,40 @@ def saved(folder: Path, step: int = 1, width: int = 5) -> Path:
     return checkpoint.save(folder, step, model, [optimizer], {})
 
 
-@pytest.mark.parametrize(
-    "name", [checkpoint.MODEL, checkpoint.OPTIMIZER, checkpoint.STATE, checkpoint.CHECKSUMS]
-)
-def test_damage_names_the_file(tmp_path, name):
-    file = saved(tmp_path) / name
+def flip_a_bit(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 16
     file.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", [*checkpoint.FILES, checkpoint.CHECKSUMS])
+def test_damage_names_the_file(tmp_path, name):
+    file = saved(tmp_path) / name
+    flip_a_bit(file)
     with pytest.raises(ValueError, match="does not match its checksum") as error:
         checkpoint.read(file.parent)
     assert name == checkpoint.CHECKSUMS or str(error.value).startswith(f"{name} ")
+
+
+def test_a_damaged_checkpoint_counts_as_none_of_those_kept(tmp_path):
+    for step in (5, 10):
+        saved(tmp_path, step)
+    flip_a_bit(tmp_path / "step-00000010" / checkpoint.MODEL)
+    (tmp_path / "step-00000011.partial").mkdir()  # of a process that was killed
+    assert checkpoint.latest(tmp_path).step == 5
+    saved(tmp_path, 8)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000008"]
+
+
+def test_damage_of_a_finished_model_is_found(tmp_path):
+    model = IVCL(IVCLConfig(depth=1, temporal_depth=1, decoder_depth=1))
+    model.save_pretrained(tmp_path)
+    flip_a_bit(tmp_path / checkpoint.MODEL)
+    for load in (checkpoint.read_weights, IVCL.from_pretrained):
+        with pytest.raises(UserError, match=r"model\.safetensors: damaged, .*SHA256SUMS"):
+            load(tmp_path)
+    model.save_pretrained(tmp_path)
+    checkpoint.read_weights(tmp_path)
 
 
 def test_sha256sum_reads_the_checksums(tmp_path):
@@ -61,10 +77,11 @@ def test_a_pickle_is_refused_and_never_run(tmp_path):
     trap = pickle.dumps(Trap(tmp_path / "sprung"))
     file = saved(tmp_path / "run") / checkpoint.MODEL
     file.write_bytes(trap)
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.read_weights(file)
+    checkpoint.write_checksums(file.parent, checkpoint.FILES)  # even if it is signed
     with pytest.raises(UserError, match="not a readable safetensors file"):
         checkpoint.read_weights(file)
-    record = file.with_name(checkpoint.CHECKSUMS)
-    record.write_text(checkpoint.checksums(file.parent))  # even if it is signed
     assert checkpoint.latest(tmp_path / "run") is None
     torch.save({"weights": Trap(tmp_path / "sprung")}, tmp_path / "model.pt")
     with pytest.raises(UserError, match=r"model\.pt: not a readable safetensors file"):

@@ -222,6 +222,42 @@ def test_a_nan_on_one_rank_stops_all_before_a_checkpoint(tmp_path, where):
     assert all(tensor.isfinite().all() for tensor in saved.model.values())
 
 
+def fail(folder: Path, failing: list[int]) -> None:
+    """A mistake met in step 7 by some ranks; what is told of it lands in the folder."""
+
+    def tell(error):
+        with open(folder / "told", "a") as file:
+            file.write(f"{error}\n")
+
+    def fault(step):
+        if step == 7 and distributed.rank() in failing:
+            raise UserError("clip-3.avi: gone")
+
+    distributed.tell = tell
+    train(folder, {}, fault)
+
+
+@pytest.mark.parametrize(
+    ("failing", "status"), [([0], [2, 1]), ([1], [1, 2]), ([0, 1], [2, 2])], ids=str
+)
+def test_a_mistake_is_told_once_whoever_meets_it(tmp_path, failing, status):
+    stops = run_ranks(2, fail, tmp_path / "run", failing)
+    assert [stop.code for stop in stops] == status
+    assert (tmp_path / "run" / "told").read_text() == "clip-3.avi: gone\n"
+
+
+def read_elsewhere(folder: Path) -> int:
+    """Rank 1 looks for the checkpoints in a folder of its own."""
+    found = checkpoint.latest(folder / str(distributed.rank()))
+    return found.step if found else 0
+
+
+def test_a_run_folder_that_one_machine_does_not_see(tmp_path):
+    model = make_model()
+    checkpoint.save(tmp_path / "0", 3, model, make_optimizers(model, Schedule(1)), {})
+    assert [stop.code for stop in run_ranks(2, read_elsewhere, tmp_path)] == [1, 2]
+
+
 def die_alone(folder: Path) -> None:
     def fault(step):
         if step == 7 and distributed.rank() == 1:
@@ -272,6 +308,17 @@ def test_a_rank_takes_its_own_gpu(monkeypatch):
     assert distributed.device_name("cpu") == "cpu"
     with pytest.raises(UserError, match="'cuda:0' with 4 ranks"):
         distributed.device_name("cuda:0")
+
+
+def test_a_lone_world_size_is_told(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in distributed.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    with (
+        pytest.raises(UserError, match=r"WORLD_SIZE is 2 but RANK, LOCAL_RANK, .* torchrun"),
+        distributed.group(torch.device("cpu")),
+    ):
+        pass
 
 
 def test_one_process_needs_no_group():

@@ -215,10 +215,13 @@ def test_a_compiled_block_runs_backward():
 # --- Dtypes ---------------------------------------------------------------------------------------
 
 
-def test_checkpointed_blocks_give_the_same_gradients():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_checkpointed_blocks_give_the_same_gradients(compiled):
     plain = ivcl_fast.IVCL(CFG)
     lean = copy.deepcopy(plain)
     lean.checkpoint_blocks()
+    if compiled:  # as train does, in this order
+        lean.compile_blocks(backend="aot_eager")
     for net in (plain, lean):
         net(video(), seed=SEED).loss.backward()
     for (name, a), b in zip(plain.named_parameters(), lean.parameters(), strict=True):

@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, flops
 from ivcl_fast.data.synthetic.cater import SyntheticCater, write_cater
 from ivcl_fast.errors import run_command
 from ivcl_fast.evaluate import main as evaluate_main
+from ivcl_fast.run import Run
+from ivcl_fast.settings import TrainConfig
 from ivcl_fast.train import main as train_main
 
 SMALL = [
@@ -78,6 +81,25 @@ def test_quick_run_does_everything(tmp_path, capsys, monkeypatch):
     assert code == 0 and out.count("cell ") == 5
 
     assert "report" in finish(start(tmp_path, "--compile", "--quick"))  # finished: says so again
+
+
+def test_no_cuda_graph_without_a_gpu(tmp_path, capsys):
+    run = Run(TrainConfig(cuda_graph=True, device="cpu", out=tmp_path))
+    assert not run.cuda_graph
+    said = "--cuda-graph: running without, it needs an NVIDIA GPU, this is cpu\n"
+    assert capsys.readouterr().out == said
+
+
+def test_speed_at_the_peak_is_that_of_all_ranks(tmp_path, monkeypatch):
+    run = Run(TrainConfig(device="cpu", amp="bf16", out=tmp_path))
+    cfg = IVCLConfig(image_size=16, depth=1)
+    assert run._peak_clips_per_second(IVCL(cfg)) is None, "a CPU's is not known"
+    monkeypatch.setattr("ivcl_fast.run.peak_flops", lambda device: 1e12)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for model, classes in ((IVCL(cfg), None), (IVCLClassifier(cfg, 5), 5)):
+        assert run._peak_clips_per_second(model) == 2e12 / flops.training(cfg, classes)
+    run.amp = False  # the peak is of bfloat16
+    assert run._peak_clips_per_second(IVCL(cfg)) is None
 
 
 def weights(run: Path) -> dict[str, bytes]:

@@ -22,6 +22,7 @@ from ivcl_fast.trainer import (
     Schedule,
     Stage,
     make_optimizers,
+    scaled_lr,
 )
 
 CLIPS, BATCH = 40, 4
@@ -150,6 +151,26 @@ def test_broken_gradient_never_reaches_a_checkpoint(tmp_path):
     assert saved is not None and saved.step == 5
 
 
+def test_nan_in_the_data_stops_before_a_checkpoint(tmp_path):
+    """Stored frames are bytes, which hold no NaN; a feed of floats might."""
+
+    class BrokenFeed(ToyFeed):
+        def epoch(self, epoch, start_batch=0):
+            for number, batch in enumerate(super().epoch(epoch, start_batch), start_batch):
+                batch.rows = batch.rows.float()
+                if number == 8:
+                    batch.rows[-1, -1, -1, -1] = math.nan
+                yield batch
+
+    run = stage(tmp_path / "nan")
+    run.feed = BrokenFeed()
+    with pytest.raises(NotFinite, match=r"became nan before step 9"):
+        run.run()
+    saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
+    assert saved.step == 5
+    assert all(tensor.isfinite().all() for tensor in saved.model.values())
+
+
 def test_too_few_clips_for_a_batch(tmp_path):
     run = stage(tmp_path / "few")
     run.feed = type("Empty", (ToyFeed,), {"__len__": lambda self: 0})()
@@ -191,6 +212,11 @@ def test_schedule_warms_up_and_ends_near_zero():
     assert schedule.steps == 1000
     assert rates[0] == 0.01 and max(rates) == 1.0 and rates.index(1.0) in (99, 100)
     assert rates[-1] < 1e-4 and sorted(rates[100:], reverse=True) == rates[100:]
+
+
+@pytest.mark.parametrize(("rule", "rate"), [("none", 1.0), ("sqrt", 2.0), ("linear", 4.0)])
+def test_rates_scale_with_the_batch(rule, rate):
+    assert scaled_lr(1.0, 64, rule) == rate and scaled_lr(1.0, 16, rule) == 1.0
 
 
 def test_weight_decay_and_rates_by_group():

@@ -1,0 +1,84 @@
+"""Multiplications and additions that a clip costs, counted from the model's sizes.
+
+Matrix products only, attention's included. What nothing reads is not counted, as the fast model
+does not compute it; ``every_token`` counts as the reference computes: all tokens through every
+layer. Activations that are computed again (``--grad-checkpoint``) count once.
+"""
+
+from __future__ import annotations
+
+from .config import IVCLConfig
+
+
+def forward(cfg: IVCLConfig, num_classes: int | None = None, every_token: bool = False) -> int:
+    """FLOPs of a forward pass of one clip: of pretraining, or with ``num_classes`` a classifier."""
+    if num_classes is None:
+        return _pretraining(cfg, every_token)
+    return _classifier(cfg, num_classes, every_token)
+
+
+def training(cfg: IVCLConfig, num_classes: int | None = None, every_token: bool = False) -> int:
+    """FLOPs of a forward and backward pass of one clip, arguments as :func:`forward` takes them.
+
+    Backward has two products for each of forward's, but pixels get no gradient.
+    """
+    patches = cfg.num_keep if num_classes is None else cfg.num_patches
+    return 3 * forward(cfg, num_classes, every_token) - _embedding(cfg, patches)
+
+
+def _embedding(cfg: IVCLConfig, patches: int) -> int:
+    return 2 * cfg.num_frames * patches * cfg.patch_dim * cfg.embed_dim
+
+
+def _blocks(
+    cfg: IVCLConfig, dim: int, depth: int, sequences: int, tokens: int, read: int | None = None
+) -> int:
+    """Blocks of width ``dim``, given ``tokens`` in each of some sequences.
+
+    Past the last block's attention they go on with ``read`` tokens of all sequences together.
+    """
+    every = sequences * tokens
+    skipped = 0 if read is None else every - read
+    attention = 2 * every * dim * 3 * dim + 4 * every * tokens * dim
+    behind = 2 * dim * dim + 4 * dim * int(dim * cfg.mlp_ratio)
+    return depth * (attention + every * behind) - skipped * behind
+
+
+def _pretraining(cfg: IVCLConfig, every_token: bool) -> int:
+    frames, queries, slots, keep = cfg.num_frames, cfg.num_rebuilt, cfg.num_slots, cfg.num_keep
+    ivcl, width = cfg.objective == "ivcl", cfg.embed_dim
+    seen = queries if cfg.context_tokens == "slots" else frames
+    context = frames * slots + seen * keep  # tokens of the temporal transformer
+    given = queries * (slots + keep)  # of them those that the decoder is given
+    hidden = cfg.num_patches - keep
+    rebuilt = cfg.num_patches + (slots if cfg.decoder_slots else 0)
+    flops = _embedding(cfg, keep)
+    if cfg.objective == "joint":
+        flops += _blocks(cfg, width, cfg.depth, 1, frames * (slots + keep))
+    else:
+        read = None if every_token or not ivcl else context
+        flops += _blocks(cfg, width, cfg.depth, frames, slots + keep, read)
+    if ivcl:
+        read = None if every_token else given
+        flops += _blocks(cfg, width, cfg.temporal_depth, 1, context, read)
+    read = None if every_token else queries * hidden
+    flops += _blocks(cfg, cfg.decoder_dim, cfg.decoder_depth, queries, rebuilt, read)
+    flops += 2 * queries * (rebuilt - hidden) * width * cfg.decoder_dim
+    return flops + 2 * queries * hidden * cfg.decoder_dim * cfg.patch_dim
+
+
+def _classifier(cfg: IVCLConfig, num_classes: int, every_token: bool) -> int:
+    frames, slots, width = cfg.num_frames, cfg.num_slots, cfg.embed_dim
+    tokens, cls = slots + cfg.num_patches, int(cfg.readout == "cls")
+    flops = _embedding(cfg, cfg.num_patches) + 2 * width * num_classes
+    if cfg.objective == "joint":
+        return flops + _blocks(cfg, width, cfg.depth, 1, cls + frames * tokens)
+    given = cls + frames * slots
+    read = {"cls": 1, "last": slots, "mean": given}[cfg.readout]
+    for depth, sequences, length, wanted in (
+        (cfg.depth, frames, tokens, frames * slots),
+        (cfg.temporal_depth, 1, given, read),
+    ):
+        wanted = sequences * length if every_token else wanted
+        flops += _blocks(cfg, width, depth, sequences, length, wanted)
+    return flops

@@ -1,0 +1,67 @@
+"""Stand-ins for CUDA streams, events and graphs, to run code that uses them on a CPU.
+
+They note what is done in which order, and take the arguments that torch's own take.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+
+class PretendCuda:
+    """What is done is in ``log``; a graph's work is done when it is recorded, not when replayed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self.streams = ["default"]
+        signatures = {name: inspect.signature(getattr(torch.cuda, name)) for name in ("graph",)}
+        pretend = self
+
+        class Stream:
+            def __init__(self, device=None, name="side"):
+                self.name = name
+
+            def wait_stream(self, other):
+                pretend.log.append(f"{self.name} waits for {other.name}")
+
+        class Graph:
+            def replay(self):
+                pretend.log.append(f"replay on {pretend.streams[-1]}")
+
+        class Event:
+            def __init__(self, enable_timing=False):
+                assert enable_timing
+
+            def record(self):
+                self.at = len(pretend.log)
+
+            def elapsed_time(self, end):
+                return 1.0 + end.at - self.at  # ms
+
+        @contextmanager
+        def stream(on):
+            pretend.streams.append(on.name)
+            yield
+            pretend.streams.pop()
+
+        @contextmanager
+        def graph(*args, **kwargs):
+            given = signatures["graph"].bind(*args, **kwargs).arguments
+            mode = given.get("capture_error_mode", "global")
+            pretend.log.append(f"recording, {mode}")
+            with stream(given["stream"]):
+                yield
+            pretend.log.append("recorded")
+
+        for name, value in {
+            "Stream": Stream, "CUDAGraph": Graph, "Event": Event, "stream": stream, "graph": graph,
+            "current_stream": lambda device=None: Stream(name=self.streams[-1]),
+            "synchronize": lambda: self.log.append("synchronize"),
+            "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=50 * 2**20),
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, value)
