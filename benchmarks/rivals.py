@@ -13,6 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.race import DEVICE
 from ivcl_fast import IVCLConfig, reference
 
+FLEX = "FlexAttention, packed"
+
 
 def split(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
     return tuple(rearrange(qkv, "f n (s h d) -> s f h n d", s=3, h=num_heads))
@@ -69,7 +71,7 @@ def attention_rivals() -> dict[str, Callable[[Tensor, int], Tensor]]:
             "SDPA flash": pinned(SDPBackend.FLASH_ATTENTION),
             "SDPA cuDNN": pinned(SDPBackend.CUDNN_ATTENTION),
             "SDPA efficient": pinned(SDPBackend.EFFICIENT_ATTENTION),
-            "FlexAttention, packed": packed_flex,
+            FLEX: packed_flex,
         }
     return rivals
 
@@ -94,9 +96,11 @@ def reference_model(
     return model
 
 
-def train_step(model: nn.Module, video: Tensor, seed: Tensor, bf16: bool) -> Callable[[], Tensor]:
-    """Forward, backward and fused AdamW; returns the loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+def train_step(
+    model: nn.Module, video: Tensor, seed: Tensor, bf16: bool, capturable: bool = False
+) -> Callable[[], Tensor]:
+    """Forward, backward and fused AdamW; returns the loss. ``capturable``: by a CUDA graph."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True, capturable=capturable)
 
     def step() -> Tensor:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):

@@ -69,6 +69,7 @@ def op_race(name: str, arguments: Callable[[], list], **functions: Function) -> 
         build=lambda: forward_backward(contestants, arguments()),
         check=agree,
         rounds=40,
+        short=True,
     )
 
 
@@ -88,6 +89,7 @@ def attention_race(shape: AttentionShape) -> Race:
         flops=shape.flops,
         shape=str(shape),
         rounds=40,
+        short=True,
         slow=shape.slow,
     )
 

@@ -11,7 +11,7 @@ from benchmarks import rivals
 from benchmarks.conftest import race_tests
 from benchmarks.race import DEVICE, Race
 from benchmarks.shapes import CLIPS, PRESET, draw
-from ivcl_fast import IVCL, IVCLConfig, accelerate, reference
+from ivcl_fast import IVCL, IVCLConfig, accelerate, flops, reference
 from ivcl_fast.hardware import useless_compiler
 from ivcl_fast.kernels import _ext, _triton
 
@@ -73,31 +73,13 @@ def same_loss(contestants: dict[str, Callable[[], Tensor]]) -> None:
         torch.testing.assert_close(loss, losses[REFERENCE], rtol=0.02, atol=0)
 
 
-def flops(preset: str) -> int:
-    """Multiplications and additions of the linear layers and attention, three times forward."""
-    cfg = IVCLConfig.preset(preset)
-
-    def stack(tokens: int, dim: int, depth: int, length: int) -> int:
-        return depth * tokens * (2 * (4 + 2 * cfg.mlp_ratio) * dim**2 + 4 * length * dim)
-
-    visible = cfg.num_slots + cfg.num_keep
-    context = cfg.num_frames * cfg.num_slots + cfg.num_query_frames * cfg.num_keep
-    rebuilt = cfg.num_slots * cfg.decoder_slots + cfg.num_patches
-    per_clip = (
-        stack(cfg.num_frames * visible, cfg.embed_dim, cfg.depth, visible)
-        + stack(context, cfg.embed_dim, cfg.temporal_depth, context)
-        + stack(cfg.num_query_frames * rebuilt, cfg.decoder_dim, cfg.decoder_depth, rebuilt)
-    )
-    return int(3 * CLIPS * per_clip)
-
-
 def step_race(preset: str, **options) -> Race:
     return Race(
         name=f"training step, {preset}, {CLIPS} clips",
         names=(OURS, WITHOUT, REFERENCE, *RIVALS),
         build=lambda: steps(preset),
         check=same_loss,
-        flops=flops(preset),
+        flops=CLIPS * flops.training(IVCLConfig.preset(preset)),
         shape=f"{preset}, {CLIPS} clips",
         **options,
     )

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import PRESETS
+from ..config import PRESETS, IVCLConfig
 from ._triton import INTERPRET, MISSING, triton
 from .aot_cases import cases
 from .launch import Launch, cdiv, record
@@ -171,7 +171,7 @@ def recorded(preset: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Laun
     """The launches of a preset's training step by name, those that compile alike only once."""
     launches: dict[str, Launch] = {}
     seen = set()
-    for name, start in cases(preset, dtype).items():
+    for name, start in cases(IVCLConfig.preset(preset), dtype).items():
         with record() as started:
             start()
         for launch in started:

@@ -1,4 +1,4 @@
-"""What a training step asks of the ops: the one list of ops and shapes that is compiled ahead."""
+"""What a training step asks of the ops: one list of calls, to be compiled ahead or timed."""
 
 from __future__ import annotations
 
@@ -20,36 +20,42 @@ OPS = (
 )  # fmt: skip
 
 
-def cases(preset: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], Any]]:
+def cases(
+    cfg: IVCLConfig,
+    dtype: torch.dtype = torch.bfloat16,
+    clips: int = CLIPS,
+    device: torch.device | str = "meta",
+) -> dict[str, Callable[[], Any]]:
     """Calls of every op's launch functions, forward and backward, named ``"op, where"``.
 
-    Activations have ``dtype``, parameters float32, as under autocast. Tensors have no storage: the
-    calls are there to be recorded, see :func:`ivcl_fast.kernels.launch.record`.
+    Activations have ``dtype``, parameters float32, as under autocast. The calls are there to be
+    recorded, see :func:`ivcl_fast.kernels.launch.record`: by default tensors have no storage, and
+    what is recorded can be compiled; on a device it can be run too, on random numbers.
     """
-    cfg = IVCLConfig.preset(preset)
-    frames, queries = CLIPS * cfg.num_frames, CLIPS * cfg.num_query_frames
+    frames, queries = clips * cfg.num_frames, clips * cfg.num_query_frames
     kept, patches, slots = cfg.num_keep, cfg.num_patches, cfg.num_slots
     context = cfg.num_frames * slots + cfg.num_query_frames * kept
     width, decoder_width = cfg.embed_dim, cfg.decoder_dim
-    tensor = partial(torch.empty, device="meta")
+    tensor = partial(torch.randn, device=device)
     calls: dict[str, Callable[[], Any]] = {}
     # Every stack of blocks: sequences, tokens in each, width, heads.
     for stack, sequences, tokens, dim, heads in (
         ("encoder", frames, slots + kept, width, cfg.num_heads),
         ("encoder unmasked", frames, slots + patches, width, cfg.num_heads),
-        ("temporal", CLIPS, context, width, cfg.num_heads),
-        ("temporal unmasked", CLIPS, cfg.num_frames * slots, width, cfg.num_heads),
+        ("temporal", clips, context, width, cfg.num_heads),
+        ("temporal unmasked", clips, cfg.num_frames * slots, width, cfg.num_heads),
         ("decoder", queries, slots + patches, decoder_width, cfg.decoder_heads),
     ):
         x = tensor(sequences, tokens, dim, dtype=dtype)
         hidden = tensor(sequences, tokens, int(dim * cfg.mlp_ratio), dtype=dtype)
-        calls[f"add_layer_norm, {stack}"] = partial(_add_layer_norm, x, x)
+        calls[f"add_layer_norm, {stack}"] = partial(_add_layer_norm, x, torch.randn_like(x))
         calls[f"add_layer_norm, {stack}, float32 residual"] = partial(_add_layer_norm, x, x.float())
         calls[f"layer_norm, {stack}"] = partial(_layer_norm, x)
         calls[f"bias_gelu, {stack}"] = partial(_bias_gelu, hidden)
         if tokens <= _op("short_attention").max_tokens(torch.device("cuda")):
             calls[f"short_attention, {stack}"] = partial(_short_attention, x, heads)
-    rows = tensor(frames, patches, cfg.patch_dim, dtype=torch.uint8)
+    shape = frames, patches, cfg.patch_dim
+    rows = torch.randint(256, shape, dtype=torch.uint8, device=device)
     visible = tensor(frames, kept, width, dtype=dtype)
     calls["embed_patches, visible"] = partial(_embed_patches, rows, visible)
     calls["embed_patches, all"] = partial(
@@ -67,10 +73,12 @@ def cases(preset: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Callabl
     calls["patch_loss, raw pixels"] = partial(
         _patch_loss, pred, rows[:queries], norm_pix=False, grad=True
     )
-    calls["sample_masks, frames"] = partial(_sample_masks, frames, patches, kept)
-    calls["sample_masks, query"] = partial(
-        _sample_masks, CLIPS, cfg.num_frames, cfg.num_query_frames
-    )
+    for where, count, among, wanted in (
+        ("frames", frames, patches, kept),
+        ("query", clips, cfg.num_frames, cfg.num_query_frames),
+    ):
+        seeds = torch.arange(count, device=device)
+        calls[f"sample_masks, {where}"] = partial(_op("sample_masks")._sample, seeds, among, wanted)
     return calls
 
 
@@ -79,33 +87,36 @@ def _op(name: str) -> Any:
 
 
 def _parameter(like: Tensor, *shape: int) -> Tensor:
-    return like.new_empty(shape, dtype=torch.float32)
+    return torch.randn(shape, dtype=torch.float32, device=like.device)
 
 
-def _ids(*shape: int) -> Tensor:
-    return torch.empty(*shape, dtype=torch.int64, device="meta")
+def _ids(like: Tensor, frames: int, count: int, patches: int) -> Tensor:
+    """Some patches of every frame, ascending."""
+    order = torch.rand(frames, patches, device=like.device).argsort(dim=1)
+    return order[:, :count].sort(dim=1).values
 
 
 def _add_layer_norm(x: Tensor, residual: Tensor) -> None:
     op, weight = _op("add_layer_norm"), _parameter(x, x.shape[-1])
     op._forward(x, residual, weight, weight, EPS)
-    op._backward(residual, x, residual, weight, EPS, x.dtype)
+    dsum, dnormed = torch.randn_like(residual), torch.randn_like(x)
+    op._backward(dsum, dnormed, residual, weight, EPS, x.dtype)
 
 
 def _layer_norm(x: Tensor) -> None:
     op, weight = _op("add_layer_norm"), _parameter(x, x.shape[-1])
     op._forward_norm(x, weight, weight, EPS, x.dtype)
-    op._backward(None, x, x, weight, EPS, x.dtype)
+    op._backward(None, torch.randn_like(x), x, weight, EPS, x.dtype)
 
 
 def _bias_gelu(x: Tensor) -> None:
     op, bias = _op("bias_gelu"), _parameter(x, x.shape[-1])
     op._forward(x, bias)
-    op._backward(x, x, bias)
+    op._backward(torch.randn_like(x), x, bias)
 
 
 def _short_attention(x: Tensor, heads: int) -> None:
-    op, qkv = _op("short_attention"), x.new_empty(*x.shape[:2], 3 * x.shape[2])
+    op, qkv = _op("short_attention"), torch.cat([x, x, x], dim=2)
     op._forward(qkv, heads)
     op._backward(x, qkv, heads)
 
@@ -113,25 +124,25 @@ def _short_attention(x: Tensor, heads: int) -> None:
 def _embed_patches(rows: Tensor, out: Tensor) -> None:
     op, (frames, tokens, width) = _op("embed_patches"), out.shape
     weight, bias = _parameter(out, width, rows.shape[2]), _parameter(out, width)
-    args = rows, _ids(frames, tokens), weight, bias, _parameter(out, rows.shape[1], width)
+    patches = rows.shape[1]
+    ids, pos = _ids(out, frames, tokens, patches), _parameter(out, patches, width)
+    args = rows, ids, weight, bias, pos
     op._forward(*args, 0.5, 0.5, out.dtype)
     op._backward(out, *args, 0.5, 0.5)
 
 
 def _restore_tokens(out: Tensor, kept: int, slots: int, patches: int) -> None:
     op, (frames, _, width) = _op("restore_tokens"), out.shape
-    args = _ids(frames, kept), _parameter(out, width), _parameter(out, patches, width)
-    prefix = out.new_empty(frames, slots, width) if slots else None
-    op._forward(out.new_empty(frames, kept, width), *args, prefix)
-    op._backward(out.new_empty(frames, slots + patches, width), *args)
+    ids = _ids(out, frames, kept, patches)
+    args = ids, _parameter(out, width), _parameter(out, patches, width)
+    prefix = out[:, :slots].contiguous() if slots else None
+    op._forward(out[:, :kept].contiguous(), *args, prefix)
+    op._backward(out[:, : slots + patches].contiguous(), *args)
 
 
 def _patch_loss(pred: Tensor, rows: Tensor, norm_pix: bool, grad: bool) -> None:
     op = _op("patch_loss")
-    op._forward(pred, rows, _ids(*pred.shape[:2]), norm_pix, 0.5, 0.5, grad)
+    ids = _ids(pred, *pred.shape[:2], rows.shape[1])
+    op._forward(pred, rows, ids, norm_pix, 0.5, 0.5, grad)
     if grad:
         op._backward(_parameter(pred), pred)
-
-
-def _sample_masks(frames: int, patches: int, kept: int) -> None:
-    _op("sample_masks")._sample(_ids(frames), patches, kept)
