@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -15,7 +16,8 @@ from torch import Tensor
 from .attention_figures import draw_attention, even_shares, top_of
 from .figures import as_image, new_figure, show
 from .files import atomic_write
-from .snitch_path import SnitchPath, belief_legend, draw_belief
+from .floor import belief_legend
+from .snitch_path import SnitchPath
 
 PER_SECOND = 2
 """Frames shown per second: slowly enough to look at every slot."""
@@ -36,48 +38,49 @@ def attention_frames(
     """
     shares = {name: even_shares(of_model) for name, of_model in maps.items()}
     top = top_of(shares)
-    for at, title in enumerate(titles):
-        now = {name: share[at] for name, share in shares.items()}
-        yield pixels(attention_frame(frames[at], now, top, title, path, at))
-
-
-def attention_frame(
-    frame: Tensor,
-    shares: Mapping[str, np.ndarray],
-    top: float,
-    title: str,
-    path: SnitchPath | None,
-    at: int,
-) -> Figure:
-    """One picture of :func:`attention_frames`; ``shares`` ``[S, grid, grid]`` by model."""
-    num_slots = len(next(iter(shares.values())))
-    rows, floor = len(shares), 1 if path else 0
+    num_slots = next(iter(shares.values())).shape[1]
+    floor = 1 if path else 0
     widths = [1.0] * (num_slots + 1) + [1.4] * floor
-    figure = new_figure(1.7 * sum(widths) + 1.2, 1.75 * rows + 1.0)
-    grid = figure.add_gridspec(rows, len(widths), width_ratios=widths)
-    input_axes = figure.add_subplot(grid[:, 0])
-    show(input_axes, as_image(frame), vmin=0, vmax=1)
-    input_axes.set_title("input", fontsize=9)
-    panels = []
-    for row, (name, of_model) in enumerate(shares.items()):
-        for slot, share in enumerate(of_model):
-            axes = figure.add_subplot(grid[row, slot + 1])
-            colors = draw_attention(axes, frame, share, top)
+    figure = new_figure(1.7 * sum(widths) + 1.2, 1.75 * len(shares) + 1.0)
+    grid = figure.add_gridspec(len(shares), len(widths), width_ratios=widths)
+    first = figure.add_subplot(grid[:, 0])
+    panels = {
+        (name, slot): figure.add_subplot(grid[row, slot + 1])
+        for row, name in enumerate(shares)
+        for slot in range(num_slots)
+    }
+    last = figure.add_subplot(grid[:, -1]) if path else None
+    heading = figure.suptitle("", fontsize=11)
+
+    for at, title in enumerate(titles):
+        heading.set_text(title)
+        for axes in (first, *panels.values(), *([last] if last else [])):
+            axes.clear()
+        show(first, as_image(frames[at]), vmin=0, vmax=1)
+        first.set_title("input", fontsize=9)
+        for (name, slot), axes in panels.items():
+            colors = draw_attention(axes, frames[at], shares[name][at, slot], top)
             axes.set_title(f"slot {slot + 1}, {name}", fontsize=9)
-            panels.append(axes)
+        if path is not None and last is not None:
+            path.draw(last, at)
+            hidden = " (hidden)" if path.is_hidden(at) else ""
+            last.set_title(f"where is the snitch?{hidden}", fontsize=9)
+        if at == 0:
+            draw_keys(figure, colors, list(panels.values()), path)
+        yield pixels(figure)
+        figure.set_layout_engine("none")  # everything stays where the first picture put it
+
+
+def draw_keys(figure: Figure, colors: Any, panels: list[Axes], path: SnitchPath | None) -> None:
+    """What the colours of the ``panels`` mean, and the marks on the floor."""
+    rows = panels[0].get_gridspec().nrows  # type: ignore[union-attr]
     figure.colorbar(colors, ax=panels, label="attention,\n1 = even share", aspect=10 * rows)
     if path is not None:
-        axes = figure.add_subplot(grid[:, -1])
-        draw_belief(axes, path, at)
-        hidden = path.hidden is not None and path.hidden[at]
-        axes.set_title("where is the snitch?" + (" (hidden)" if hidden else ""), fontsize=9)
-        handles = belief_legend(path)
+        handles = belief_legend(truth=path.cells is not None)
         figure.legend(
             handles=handles, loc="outside lower right", ncols=len(handles), fontsize=8,
             frameon=False,
         )  # fmt: skip
-    figure.suptitle(title, fontsize=11)
-    return figure
 
 
 def pixels(figure: Figure) -> np.ndarray:

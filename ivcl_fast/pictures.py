@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Polygon
 from matplotlib.ticker import EngFormatter
 from torch import Tensor
 
 from . import reference
 from .attention_figures import attention_figure, how_measured
 from .figures import as_image, new_figure, save, show, spread
+from .floor import RIGHT, WRONG, belief_legend, draw_belief
 from .metrics import Array, as_array, grid_distance
 from .slot_attention import Model, slot_attention
 
@@ -36,7 +35,6 @@ STAGES = {
     "scratch": "tab:orange",
     "last-frame": "tab:green",
 }
-RIGHT, WRONG = "#1a7f37", "#c62828"
 WHITE = dict(facecolor="white", edgecolor="none", alpha=0.7, pad=0.5)
 
 
@@ -218,9 +216,7 @@ def answers_picture(
     """A row per clip: four of its frames, then where the model believes the snitch is.
 
     ``frames`` uint8 ``[V, F, 3, H, W]``, ``labels`` int ``[V]`` and ``logits`` ``[V, n * n]`` of
-    cells (``x = c % n``, ``y = c // n``), ``hidden`` bool ``[V]``: the snitch ends in a cone. The
-    floor is drawn as CATER's camera, in its starting pose, sees it: +x to the lower right, +y to
-    the upper right.
+    cells (as in ``floor.py``), ``hidden`` bool ``[V]``: the snitch ends in a cone.
     """
     frames, labels, logits = as_array(frames), as_array(labels), as_array(logits)
     distance, guesses = grid_distance(logits, labels, n), logits.argmax(axis=1)
@@ -243,45 +239,14 @@ def answers_picture(
         )
         off = distance[row]
         verdict = "wrong, " + ("1 cell off" if off == 1 else f"{off} cells off") if off else "right"
-        draw_floor(axes[row, -1], belief[row].reshape(n, n), labels[row], guesses[row])
+        draw_belief(axes[row, -1], belief[row].reshape(n, n), labels[row], guesses[row])
         axes[row, -1].set_title(
             f"{verdict} ({belief[row].max():.0%} sure)",
             fontsize=10, fontweight="bold", color=WRONG if off else RIGHT,
         )  # fmt: skip
     figure.suptitle("Where is the snitch, the golden object, at the end of the video?", fontsize=12)
-    handles = [
-        Patch(facecolor="none", edgecolor=RIGHT, linewidth=2.5, label="true cell"),
-        Line2D([], [], color=WRONG, marker="x", markeredgewidth=2, linestyle="", label="answer"),
-        Patch(facecolor="#2171b5", label="darker: believed likelier"),
-    ]
-    figure.legend(handles=handles, loc="outside lower right", ncols=3, fontsize=9, frameon=False)
-    save(figure, path)
-
-
-def draw_floor(axes: Axes, belief: np.ndarray, label: int | None, guess: int) -> None:
-    """Probabilities ``[y, x]`` on the floor seen from above, turned so that the camera is below.
-
-    The true cell ``label`` is outlined where it is known, ``guess`` is crossed.
-    """
-    n = len(belief)
-
-    def seen(x: Any, y: Any) -> tuple[Any, Any]:
-        return x + y, y - x
-
-    axes.pcolormesh(
-        *seen(*np.meshgrid(np.arange(n + 1), np.arange(n + 1))),
-        belief, cmap="Blues", vmin=0, edgecolors="0.75", linewidth=0.5,
+    figure.legend(
+        handles=belief_legend(truth=True), loc="outside lower right", ncols=3, fontsize=9,
+        frameon=False,
     )  # fmt: skip
-    if label is not None:
-        x, y = label % n, label // n
-        corners = seen(*np.array([(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)]).T)
-        axes.add_patch(
-            Polygon(np.stack(corners, axis=1), fill=False, edgecolor=RIGHT, linewidth=2.5,
-                    zorder=3, clip_on=False)
-        )  # fmt: skip
-    axes.plot(*seen(guess % n + 0.5, guess // n + 0.5), "x", color=WRONG, mew=2, zorder=4)
-    for name, place, turn in (("x", (n / 2, -0.7), -45), ("y", (n + 0.7, n / 2), 45)):
-        axes.text(*seen(*place), f"{name} →", rotation=turn, ha="center", va="center",
-                  fontsize=8, color="0.4")  # fmt: skip
-    axes.set_aspect("equal")
-    axes.set_axis_off()
+    save(figure, path)

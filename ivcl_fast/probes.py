@@ -1,212 +1,138 @@
-"""Linear probes: what can be read off frozen slots, frame by frame.
+"""``python -m ivcl_fast.probes RUN``: what can be read off a run's frozen slots, frame by frame.
 
-A probe is a linear map from a frame's slots, side by side, to something that is true of the frame,
-fitted on frames of training clips and scored on others (Alain and Bengio, 2016). M frames in all.
+Linear probes of CATER's scenes: where the snitch is and which things are there, also while they are
+inside cones (object permanence); from slots before and after the temporal transformer, of the run's
+models and of an untrained one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import logging
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+import tyro
 from torch import Tensor
 
+from . import probe_report
+from .cater_probes import PROBES, Frames, Scores, frames_of, run_probes
 from .data import cater_frames
-from .data.cater_labels import Scene
-from .metrics import Ranking, Score, bootstrap_interval, mean_of_present, topk_correct
+from .data.cater import TASKS
+from .data.sampling import frame_ids
+from .errors import UserError, run_command
+from .progress import Bar
+from .reference import all_patches
+from .run import Run
+from .run_models import Models, about, models_of, open_run, untrained
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
-"""Weights of the squared length of a probe, of which the best on held-out clips is taken."""
-HELD_OUT = 5
-"""Every fifth training clip chooses the penalty."""
-STEPS = 100
-"""Of L-BFGS, at most."""
-RESAMPLES = 200
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Frames and what is true of them."""
-
-    clip: Tensor
-    """int64 ``[M]``: the clip a frame is of."""
-    groups: dict[str, Tensor]
-    """bool ``[M]``: frames that are scored apart."""
-    truth: dict[str, Tensor]
-    """By probe: int64 ``[M]`` classes, or float32 ``[M, K]``."""
+BATCH = 50
+"""Clips encoded at a time."""
+TIME, FRAME_ALONE, ALL_FRAMES = "time alone", "frame alone", "all frames"
+"""Kinds of features: without slots; those of a frame that sees no other; those that see all."""
+LEAST_CLIPS = 10
+"""Fewer leave nothing to hold out, or to draw an interval from."""
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Something to read off a frame's slots."""
+class ProbesConfig:
+    """What to probe."""
 
-    outputs: int
-    loss: Callable[[Tensor, Tensor], Tensor]
-    score: Callable[[Tensor, Tensor, Tensor, Tensor], Score]
-    """Takes predictions ``[M, outputs]``, those of knowing nothing, truth, and clips."""
-    measure: str
-    """What the score is, for a table."""
-    groups: tuple[str, ...] = ("all",)
-
-
-# --- Truth ---------------------------------------------------------------------------------------
-
-
-def cater_truth(scenes: Sequence[Scene], frame_ids: Sequence[Sequence[int]]) -> Frames:
-    """What is true of these frames of CATER scenes; a clip's last id is the end of its video."""
-    clip, last, hidden, cell, place = [], [], [], [], []
-    seen: dict[str, list[list[bool]]] = {name: [] for name in cater_frames.ATTRIBUTES}
-    for number, (scene, ids) in enumerate(zip(scenes, frame_ids, strict=True)):
-        for i in ids:
-            clip.append(number)
-            last.append(i == ids[-1])
-            hidden.append(cater_frames.snitch_hidden(scene, i))
-            cell.append(cater_frames.snitch_cell(scene, i))
-            place.append(cater_frames.snitch_place(scene, i))
-            for name, values in cater_frames.attributes_seen(scene, i).items():
-                seen[name].append(values)
-    is_hidden, is_last = torch.tensor(hidden), torch.tensor(last)
-    groups = {
-        "all": torch.ones_like(is_hidden),
-        "visible": ~is_hidden,
-        "hidden": is_hidden,
-        "hidden at the end": is_hidden & is_last,
-    }
-    truth = {
-        "snitch cell": torch.tensor(cell),
-        "snitch position": torch.tensor(place, dtype=torch.float32),
-        "snitch hidden": is_hidden[:, None].float(),
-    }
-    truth |= {f"{name}s seen": torch.tensor(values).float() for name, values in seen.items()}
-    return Frames(torch.tensor(clip), groups, truth)
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run made by ivcl_fast.train, on CATER."""
+    train_clips: int = 2000
+    """Training clips that probes are fitted on, at most."""
+    eval_clips: int = 600
+    """Validation clips that they are scored on, at most."""
+    checkpoint: Path | None = None
+    """Weights to probe instead of the run's own: a folder such as RUN/pretrain/checkpoints/step-*,
+    or a .safetensors file; taken as pretrained or finetuned, whichever they are."""
+    out: Path | None = None
+    """Where to write; by default the folder probes in the run."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
 
 
-def score_cells(logits: Tensor, nothing: Tensor, cells: Tensor, clips: Tensor) -> Score:
-    """Share of frames with the right cell."""
-    chance = float(topk_correct(nothing, cells, 1).mean())
-    return Score.clustered(topk_correct(logits, cells, 1), clips, chance)
+def probe_run(config: ProbesConfig) -> Scores:
+    """Write and print a table of all probes, a figure, and the scores as JSON."""
+    for flag, count in (("train", config.train_clips), ("eval", config.eval_clips)):
+        if count < LEAST_CLIPS:
+            raise UserError(f"--{flag}-clips: {count} is not a number of at least {LEAST_CLIPS}")
+    run = open_run(config.run, config.device)
+    if run.config.task not in TASKS:
+        raise UserError(
+            f"{config.run}: probes need CATER's scenes, and its task is {run.config.task}; "
+            f"accepted: a run of {', '.join(TASKS)}"
+        )
+    models: Models = {"untrained": untrained(run), **models_of(run, config.checkpoint)}
+    train, train_features = encode(run, run.data.train_split, config.train_clips, models)
+    test, test_features = encode(run, run.data.eval_split, config.eval_clips, models)
+    features = {kind: (train_features[kind], test_features[kind]) for kind in train_features}
+    with Bar("fitting", len(PROBES), "probes") as bar:
+        scores = run_probes(train, test, features, bar)
+    out = config.out or run.folder / "probes"
+    clips = len(train.clips.unique()), len(test.clips.unique())
+    about_run = about(run, models, config.checkpoint)
+    probe_report.write(out, run.folder.name, about_run, scores, clips)
+    return scores
 
 
-def score_places(places: Tensor, nothing: Tensor, truth: Tensor, clips: Tensor) -> Score:
-    """Mean distance to the true place, in world units."""
-    distance, chance = ((guess - truth).norm(dim=1).double().numpy() for guess in (places, nothing))
-    return by_clip(lambda w: float(w @ distance / w.sum()), clips, float(chance.mean()), False)
+@torch.no_grad()
+def encode(run: Run, split: str, count: int, models: Models) -> tuple[Frames, dict[str, Tensor]]:
+    """Evenly spaced frames of the first ``count`` clips of a split, and features of them.
 
-
-def score_presence(scores: Tensor, nothing: Tensor, truth: Tensor, clips: Tensor) -> Score:
-    """Mean average precision over the values that are sometimes there and sometimes not."""
-    varies = (truth.mean(dim=0) > 0) & (truth.mean(dim=0) < 1)
-    if not varies.any():
-        return Score(float("nan"), float("nan"), float("nan"), float("nan"))
-    ranking = Ranking(scores[:, varies].numpy(), truth[:, varies].numpy())
-    return by_clip(
-        lambda w: mean_of_present(ranking.average_precision(w)),
-        clips,
-        float(truth[:, varies].mean()),
-    )
-
-
-def by_clip(
-    statistic: Callable[[np.ndarray], float], clips: Tensor, chance: float, percent: bool = True
-) -> Score:
-    """A statistic of weighted frames, its interval by drawing whole clips: frames of one are alike.
-
-    ``statistic(weights)`` takes float ``[M]``; ``clips`` int64 ``[M]``.
+    Features of M frames, float32 ``[M, T + S * D]``: which of the clip's T frames it is, and its
+    slots side by side, by kind as :func:`slots_of`. Cones fill up in the course of a video: what
+    the time tells is so known to all, and to ``time alone``, which sees nothing else.
     """
-    _, group = np.unique(clips.numpy(), return_inverse=True)
-    value = statistic(np.ones(len(group)))
-    low, high = bootstrap_interval(
-        lambda w: statistic(w[group]), group.max() + 1, RESAMPLES, centre=value
-    )
-    return Score(value, low, high, chance, percent)
+    clips = run.data.usable_clips(split)[:count]
+    scenes = [run.data.scene(clip.name) for clip in clips]
+    length = run.config.model.num_frames
+    ids = [frame_ids(cater_frames.frame_count(scene), length).tolist() for scene in scenes]
+    clips = [dataclasses.replace(c, frames=tuple(i)) for c, i in zip(clips, ids, strict=True)]
+    time = torch.eye(length, device=run.device)
+    parts: dict[str, list[Tensor]] = {TIME: []}
+    with Bar(f"slots of {split}", len(clips), "clips") as bar:
+        for start in range(0, len(clips), BATCH):
+            some = clips[start : start + BATCH]
+            rows = run.data.rows(some, length).to(run.device)
+            if len(rows) < len(some):  # streamed, not stored
+                raise UserError(
+                    f"{run.data.dataset.root}: a video of {split} can no longer be read"
+                )
+            now = time.repeat(len(rows), 1)
+            parts[TIME].append(now)
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.amp):
+                for name, model in models.items():
+                    for kind, slots in slots_of(model, rows).items():
+                        flat = slots.flatten(0, 1).flatten(1).float()
+                        parts.setdefault(f"{name}, {kind}", []).append(torch.cat([now, flat], 1))
+            bar(min(start + BATCH, len(clips)), len(clips))
+    return frames_of(scenes, ids), {kind: torch.cat(part) for kind, part in parts.items()}
 
 
-SNITCH_GROUPS = ("all", "visible", "hidden", "hidden at the end")
-PROBES = {
-    "snitch cell": Probe(36, F.cross_entropy, score_cells, "top-1", SNITCH_GROUPS),
-    "snitch position": Probe(2, F.mse_loss, score_places, "distance (units)", SNITCH_GROUPS),
-    "snitch hidden": Probe(1, F.binary_cross_entropy_with_logits, score_presence, "AP"),
-} | {
-    f"{name}s seen": Probe(
-        len(values), F.binary_cross_entropy_with_logits, score_presence, f"mAP of {len(values)}"
-    )
-    for name, values in cater_frames.ATTRIBUTES.items()
-}
-"""Of CATER; the floor is 6 units wide, a cell 1."""
+def slots_of(model: Any, rows: Tensor) -> dict[str, Tensor]:
+    """Slots ``[B, T, S, D]`` of patch rows: of each frame alone, and with the others in mind.
 
-
-# --- Fitting -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A fitted probe: ``(x - shift) / scale @ weight + bias``."""
-
-    shift: Tensor
-    scale: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """``[M, D]`` to ``[M, outputs]``."""
-        return (x - self.shift) / self.scale @ self.weight + self.bias
-
-
-def fit(x: Tensor, y: Tensor, probe: Probe, penalty: float) -> Linear:
-    """The linear map with the least mean loss plus ``penalty`` times its weights' square sum.
-
-    ``x`` float32 ``[M, D]``, scaled to unit variance first. All losses are convex: L-BFGS from
-    zero ends at the one best map, whatever the seed.
+    The first come from the image encoder, the second from the temporal transformer; a model may
+    lack either (a joint encoder, an image MAE).
     """
-    shift, scale = x.mean(dim=0), x.std(dim=0).clamp_min(1e-6)
-    scaled = (x - shift) / scale
-    weight = torch.zeros(x.shape[1], probe.outputs, device=x.device, requires_grad=True)
-    bias = torch.zeros(probe.outputs, device=x.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = probe.loss(scaled @ weight + bias, y) + penalty * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return Linear(shift, scale, weight.detach(), bias.detach())
+    cls_token = getattr(model, "cls_token", None)
+    slots, _, _ = model.encoder(rows, all_patches(rows), cls_token)
+    if model.cfg.objective == "joint":
+        return {ALL_FRAMES: slots}
+    found = {FRAME_ALONE: slots}
+    if hasattr(model, "temporal"):
+        _, found[ALL_FRAMES] = model.temporal(cls_token, slots + model.temporal.time_embed[:, None])
+    return found
 
 
-def fit_best(x: Tensor, y: Tensor, clip: Tensor, probe: Probe) -> Linear:
-    """:func:`fit` with the penalty that does best on held-out clips, then on all of them."""
-    held = clip % HELD_OUT == 0
-    losses = {
-        penalty: float(probe.loss(fit(x[~held], y[~held], probe, penalty)(x[held]), y[held]))
-        for penalty in PENALTIES
-    }
-    return fit(x, y, probe, min(losses, key=losses.__getitem__))
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    probe_run(tyro.cli(ProbesConfig, prog="python -m ivcl_fast.probes", description=__doc__))
 
 
-def constant(y: Tensor, probe: Probe, count: int) -> Tensor:
-    """What knowing nothing but the training frames' truth predicts, ``[count, outputs]``."""
-    shares = F.one_hot(y, probe.outputs).float() if y.ndim == 1 else y
-    return shares.mean(dim=0).expand(count, -1)
-
-
-def run_probe(
-    name: str, features: Mapping[str, tuple[Tensor, Tensor]], train: Frames, test: Frames
-) -> dict[str, dict[str, Score]]:
-    """Scores of one of :data:`PROBES` by group of frames and kind of features.
-
-    ``features``: by kind, float32 ``[M, D]`` of the training and of the test frames.
-    """
-    probe, y = PROBES[name], train.truth[name]
-    nothing = constant(y, probe, len(test.clip))
-    scores: dict[str, dict[str, Score]] = {group: {} for group in probe.groups}
-    for kind, (x, x_test) in features.items():
-        predicted = fit_best(x, y.to(x.device), train.clip.to(x.device), probe)(x_test).cpu()
-        for group in probe.groups:
-            if (of := test.groups[group]).any():
-                answers = predicted[of], nothing[of], test.truth[name][of], test.clip[of]
-                scores[group][kind] = probe.score(*answers)
-    return {group: of_group for group, of_group in scores.items() if of_group}
+if __name__ == "__main__":
+    run_command(main)

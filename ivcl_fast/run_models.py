@@ -1,10 +1,13 @@
-"""The models that a run left, and the one it started from."""
+"""The models of a run, to be looked at: those it left, and what it started from."""
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from . import checkpoint
 from .errors import UserError
@@ -12,34 +15,89 @@ from .model import IVCL, IVCLClassifier
 from .run import Run
 from .settings import load_settings
 
+Models = dict[str, IVCL | IVCLClassifier]
+
 
 def open_run(folder: Path, device: str) -> Run:
-    """The run in ``folder``, to look at. Raises :class:`UserError` if it has no finished model."""
-    run = Run(load_settings(folder, device=device, compile=False))
-    if not (run.finished("pretrain") or run.finished("finetune")):
-        raise UserError(f"{folder}: holds no finished model; a stage of ivcl_fast.train must end")
-    return run
+    """The run in ``folder``, to look at. Raises :class:`UserError` if there is none."""
+    return Run(load_settings(folder, device=device, compile=False, placement="disk"))
 
 
-def finished_models(run: Run) -> dict[str, IVCL | IVCLClassifier]:
-    """``pretrained`` and ``finetuned``, those of them that there are."""
-    models: dict[str, IVCL | IVCLClassifier] = {}
+def models_of(run: Run, weights: Path | None = None) -> Models:
+    """``pretrained`` and ``finetuned``, those of them that there are, in evaluation mode.
+
+    Of a run that only finetuned, ``pretrained`` is what it started from, as a classifier where that
+    had no decoder. ``weights``, such as a checkpoint, take the place of the model of their kind.
+    Raises :class:`UserError` if they are not of this run's sizes, and if there is no model at all.
+    """
+    models: Models = {}
     if run.finished("pretrain"):
         models["pretrained"] = run.load_pretrained()
+    elif run.config.init != "random":
+        models["pretrained"] = started_from(run)
     if run.finished("finetune"):
         models["finetuned"] = run.load_classifier("finetune")
-    return models
+    if weights is not None:
+        model = model_of(run, weights)
+        models["finetuned" if isinstance(model, IVCLClassifier) else "pretrained"] = model
+    if not models:
+        raise UserError(
+            f"{run.folder}: holds no finished model; accepted: a run of which a stage has ended, "
+            "or a checkpoint of it beside"
+        )
+    return {name: model.to(run.device).eval() for name, model in models.items()}
+
+
+def about(run: Run, models: Models, weights: Path | None = None) -> str:
+    """Which models of which run these are, in words; ``weights`` as of :func:`models_of`."""
+    config = run.config
+    stages = {"pretrain": config.pretrain_clips, "finetune": config.finetune_clips}
+    budget = [
+        f"{clips} clips to {stage} on" for stage, clips in stages.items()
+        if config.stage in ("all", stage)
+    ]  # fmt: skip
+    given = f", of which one is {weights}" if weights else ""
+    return (
+        f"{config.task} on {config.data}, preset {config.preset}, seed {config.seed}; "
+        f"{', '.join(budget)}. Models: {' and '.join(models)}{given}. "
+        f"torch {torch.__version__}, {run.device}, {platform.machine()}."
+    )
+
+
+def model_of(run: Run, source: Path) -> IVCL | IVCLClassifier:
+    """A model of the run's sizes with these weights; a classifier if they have a head."""
+    weights = checkpoint.read_weights(source)
+    model = run.classifier() if "head.weight" in weights else IVCL(run.config.model)
+    if reason := misfit(weights, model):
+        raise UserError(f"{source}: {reason}")
+    model.load_state_dict(weights)
+    return model
+
+
+def started_from(run: Run) -> IVCL | IVCLClassifier:
+    """The model whose weights are the run's ``init``; a classifier unless it fits as a whole."""
+    weights = checkpoint.read_weights(run.config.init)
+    model = IVCL(run.config.model)
+    if misfit(weights, model) is None:
+        model.load_state_dict(weights)
+        return model
+    classifier = run.classifier()
+    checkpoint.load_backbone(classifier, weights)
+    return classifier
+
+
+def misfit(weights: Mapping[str, Tensor], model: nn.Module) -> str | None:
+    """Why ``weights`` are not those of such a model, or None if they are."""
+    own = model.state_dict()
+    for key in sorted(own.keys() | weights.keys()):
+        ours, theirs = (list(d[key].shape) if key in d else "none" for d in (own, weights))
+        if ours != theirs:
+            return f"{key} is {theirs} there, but {ours} in the run's model"
+    return None
 
 
 def untrained(run: Run) -> IVCL:
-    """The model that the run started from, had it no other ``init``."""
+    """The model that training starts from without an ``init``, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.config.seed)
         return IVCL(run.config.model).to(run.device).eval()
-
-
-def finetuned_backbone(run: Run) -> IVCL:
-    """Encoder and temporal transformer of the finetuned model, where ``encode`` finds them."""
-    model = untrained(run)
-    checkpoint.load_backbone(model, run.folder / "finetune")
-    return model

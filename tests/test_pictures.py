@@ -10,25 +10,16 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
-from ivcl_fast import IVCLConfig, pictures, reference
+from ivcl_fast import pictures, reference
 from ivcl_fast.slot_attention import slot_attention
-
-SMALL = dict(
-    image_size=16, patch_size=4, num_frames=5, num_query_frames=3, embed_dim=16, num_heads=2,
-    depth=2, temporal_depth=1, decoder_dim=8, decoder_heads=2, decoder_depth=1, num_slots=2,
-)  # fmt: skip
-
-
-def config(**overrides: Any) -> IVCLConfig:
-    return IVCLConfig.from_dict(SMALL | overrides)
+from tests.small import config, random_video, sharpened
 
 
 @pytest.fixture
 def video() -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(256, (2, 5, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    return random_video(clips=2)
 
 
 @pytest.fixture
@@ -37,15 +28,6 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     kept: list[Any] = []
     monkeypatch.setattr(pictures, "save", lambda figure, path: kept.append(figure))
     return kept
-
-
-def sharpened(model: Any) -> Any:
-    """The model with attention far from even, so that a wrong head or key shows."""
-    with torch.no_grad():
-        for block in model.encoder.blocks:
-            block.attn.qkv.weight.mul_(4)
-            block.attn.qkv.bias.normal_()
-    return model
 
 
 # --- Files ---------------------------------------------------------------------------------------
@@ -141,86 +123,6 @@ def test_reconstruction_grid_draws_the_error(figures: list[Any]) -> None:
 
 
 # --- Slot attention ------------------------------------------------------------------------------
-
-
-def attention_by_hook(model: Any, video: Tensor, head: int | None) -> Tensor:
-    """The same maps, from what really goes through the model's last encoder block."""
-    cfg = model.cfg
-    seen: list[Tensor] = []
-    attn = model.encoder.blocks[-1].attn
-    handle = attn.register_forward_hook(lambda module, args, out: seen.append(args[0]))
-    model.encode(video) if isinstance(model, reference.IVCL) else model(video)
-    handle.remove()
-    tokens = seen[0]  # [B * T, S + N, D], or [B, (1) + T * (S + N), D]
-    q, k, _ = attn.qkv(tokens).view(*tokens.shape[:2], 3, cfg.num_heads, -1).unbind(2)
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
-    weights = scores.softmax(-1)
-    weights = weights.mean(1) if head is None else weights[:, head]
-    per_frame = cfg.num_slots + cfg.num_patches
-    maps = torch.zeros(len(video), cfg.num_frames, cfg.num_slots, cfg.num_patches)
-    for b in range(len(video)):
-        for t in range(cfg.num_frames):
-            if cfg.objective == "joint":
-                matrix, start = weights[b], tokens.shape[1] % per_frame + t * per_frame
-            else:
-                matrix, start = weights[b * cfg.num_frames + t], 0
-            patches = slice(start + cfg.num_slots, start + per_frame)
-            maps[b, t] = matrix[start : start + cfg.num_slots, patches]
-    return maps
-
-
-@pytest.mark.parametrize("head", [None, 0, 1])
-@pytest.mark.parametrize("kind", [reference.IVCL, reference.IVCLClassifier])
-@pytest.mark.parametrize(
-    "choices",
-    [
-        dict(objective="ivcl", readout="cls"),
-        dict(objective="mae"),
-        dict(objective="joint"),
-        dict(objective="joint", readout="cls"),
-        dict(objective="ivcl", depth=1),
-    ],
-    ids=str,
-)
-def test_slot_attention_is_what_the_model_computes(
-    video: Tensor, kind: Any, choices: dict[str, Any], head: int | None
-) -> None:
-    torch.manual_seed(0)
-    model = sharpened(kind(config(**choices)))
-    with torch.no_grad():
-        expected = attention_by_hook(model, video, head)
-    maps = slot_attention(model, video, head)
-    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-6)
-    assert maps.shape == (2, 5, 2, 16)
-    assert (maps.sum(-1) <= 1 + 1e-5).all()
-
-
-def test_slot_attention_leaves_the_model_and_the_random_state_alone(video: Tensor) -> None:
-    model = reference.IVCL(config())
-    names, state = list(model.state_dict()), torch.get_rng_state()
-    before = [p.clone() for p in model.parameters()]
-    slot_attention(model, video)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert list(model.state_dict()) == names
-    assert isinstance(model.encoder.norm, nn.LayerNorm)
-    for old, new in zip(before, model.parameters(), strict=True):
-        assert torch.equal(old, new)
-        assert new.requires_grad
-
-
-def test_slot_attention_reads_bfloat16_weights_and_patch_rows(video: Tensor) -> None:
-    model = sharpened(reference.IVCL(config()))
-    full = slot_attention(model, video)
-    rows = slot_attention(model, reference.patchify(video, 4))
-    torch.testing.assert_close(rows, full)
-    half = slot_attention(model.to(torch.bfloat16), video)
-    assert half.dtype == torch.float32
-    assert (half - full).abs().max() < 0.1
-
-
-def test_slot_attention_names_a_bad_head(video: Tensor) -> None:
-    with pytest.raises(ValueError, match="head: 2 is not within 0 to 1"):
-        slot_attention(reference.IVCL(config()), video, head=2)
 
 
 def test_slot_attention_picture_scales_to_an_even_share(video: Tensor, figures: list[Any]) -> None:

@@ -64,7 +64,7 @@ def test_planned_labels_agree_with_what_is_covered() -> None:
             scene = scene_of(plan, frames)
             assert labels.hidden_at_end(scene) == plan.covered[-1, 0]
             names = [o["instance"] for o in scene["objects"]]
-            inside = {names.index(name) for name in labels._containers_at_end(scene)}
+            inside = {names.index(name) for name in labels.containers_at_end(scene)}
             assert inside == set(np.flatnonzero(plan.covered[-1]))
 
 

@@ -1,22 +1,21 @@
 """What is true at one frame of a CATER scene; the labels speak of the last frame alone.
 
-By the scene's locations and movements: what stands in another's shadow counts as seen.
+By the scene's locations and movements: what stands behind another object counts as seen. Scenes of
+videos with fewer frames than CATER's 301 tell the times of movements to within a frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .cater_labels import GRID_HALF_WIDTH, Scene, _containers_at_end, cell_label
+from .cater_labels import GRID_HALF_WIDTH, Scene, cell_label, containers_at_end
 
 ATTRIBUTES = {
     "shape": ("cube", "sphere", "cylinder", "cone"),
     "color": ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow"),
-    "size": ("small", "medium", "large"),
-    "material": ("rubber", "metal"),
 }
-"""Of all objects but the snitch, which is there in every scene."""
+"""What tells objects apart. (Of sizes and materials nearly every scene has all.)"""
 
 
 def frame_count(scene: Scene) -> int:
@@ -37,7 +36,13 @@ def snitch_place(scene: Scene, frame: int) -> tuple[float, float]:
 
 def snitch_cell(scene: Scene, frame: int, n: int = 6) -> int:
     """The cell of the ``n`` x ``n`` grid that the snitch is in; the nearest if it is outside."""
-    x, y = (min(max(v, -GRID_HALF_WIDTH), GRID_HALF_WIDTH) for v in snitch_place(scene, frame))
+    return cell_of(snitch_of(scene), frame, n)
+
+
+def cell_of(scene_object: Mapping[str, Any], frame: int, n: int) -> int:
+    """The cell that an object is in, or above; the nearest if it is outside the grid."""
+    place = scene_object["locations"][str(frame)][:2]
+    x, y = (min(max(v, -GRID_HALF_WIDTH), GRID_HALF_WIDTH) for v in place)
     return cell_label(x, y, n)
 
 
@@ -51,7 +56,7 @@ def contained(scene: Scene, frame: int) -> set[str]:
 
     From the last frame of the cone's ``_contain`` to the first of the movement that lifts it.
     """
-    return set(_containers_at_end({"movements": movements_until(scene, frame)}))
+    return set(containers_at_end({"movements": movements_until(scene, frame)}))
 
 
 def movements_until(scene: Scene, frame: int) -> dict[str, list[list[Any]]]:
@@ -71,14 +76,30 @@ def movements_until(scene: Scene, frame: int) -> dict[str, list[list[Any]]]:
     }
 
 
-def attributes_seen(scene: Scene, frame: int) -> dict[str, list[bool]]:
-    """By attribute, for each of its values, whether an object outside of cones has it.
+def visible_cones(scene: Scene, frame: int, n: int = 6) -> list[int]:
+    """The cell of every cone that is not inside another one, in the order of the objects."""
+    inside = contained(scene, frame)
+    cones = [o for o in scene["objects"] if o["shape"] == "cone" and o["instance"] not in inside]
+    return [cell_of(o, frame, n) for o in cones]
+
+
+def attributes_present(scene: Scene) -> dict[str, list[bool]]:
+    """By attribute, for each of its values, whether an object has it, seen or not.
 
     The snitch does not count.
     """
+    return attributes_of(scene["objects"])
+
+
+def attributes_seen(scene: Scene, frame: int) -> dict[str, list[bool]]:
+    """As :func:`attributes_present`, of the objects outside of cones alone."""
     inside = contained(scene, frame)
-    seen = [o for o in scene["objects"] if o["shape"] != "spl" and o["instance"] not in inside]
+    return attributes_of([o for o in scene["objects"] if o["instance"] not in inside])
+
+
+def attributes_of(objects: Sequence[Mapping[str, Any]]) -> dict[str, list[bool]]:
+    """Which values some object has that is not the snitch."""
     return {
-        attribute: [any(o[attribute] == value for o in seen) for value in values]
+        attribute: [any(o["shape"] != "spl" and o[attribute] == v for o in objects) for v in values]
         for attribute, values in ATTRIBUTES.items()
     }

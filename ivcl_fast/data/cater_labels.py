@@ -99,7 +99,7 @@ def actions_order(scene: Scene) -> list[int]:
 def hidden_at_end(scene: Scene) -> bool:
     """Whether the snitch is inside a cone when the video ends (by the movements alone)."""
     snitch = next(o for o in scene["objects"] if o["shape"] == "spl")
-    return snitch["instance"] in _containers_at_end(scene)
+    return snitch["instance"] in containers_at_end(scene)
 
 
 def visible_cones_at_end(scene: Scene, n: int = 6) -> list[int]:
@@ -107,7 +107,7 @@ def visible_cones_at_end(scene: Scene, n: int = 6) -> list[int]:
 
     One entry per cone, in the order of the scene's objects.
     """
-    inside = _containers_at_end(scene)
+    inside = containers_at_end(scene)
     places = [
         _last_location(o)
         for o in scene["objects"]
@@ -140,7 +140,7 @@ def _order(a: list[int], b: list[int]) -> str:
     return "during"
 
 
-def _containers_at_end(scene: Scene) -> dict[str, str]:
+def containers_at_end(scene: Scene) -> dict[str, str]:
     """The container of every object that ends inside one; a chain where cones are nested.
 
     A cone holds an object from the end of its ``_contain``, and lets go of it when it is lifted.

@@ -11,15 +11,17 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import torch
 
 from ..errors import UserError
 from .dataset import Media
-from .probe import VideoInfo
 from .workers import usable_cpus
+
+if TYPE_CHECKING:
+    from .probe import VideoInfo  # imports PyAV, which who reads a store does not need
 
 DecoderName = Literal["auto", "dali", "pyav"]
 Chosen = Literal["dali", "pyav"]
