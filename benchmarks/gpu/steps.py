@@ -122,7 +122,8 @@ def build(way: Way, cfg: IVCLConfig, clips: int) -> Step:
             model = rivals.reference_model(cfg, with_sdpa=way.sdpa, compiled=way.compiled)
     model.load_state_dict(weights(cfg))
     seed = torch.arange(clips, device=DEVICE)
-    step = rivals.train_step(model, video, seed, way.bf16, capturable=way.graph)
+    optimizer = rivals.adamw(model, capturable=way.graph)
+    step = rivals.train_step(model, optimizer, video, seed, way.bf16)
     return StepGraph(step, DEVICE) if way.graph else step
 
 

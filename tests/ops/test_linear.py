@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ivcl_fast.kernels import dispatches
+from ivcl_fast.kernels import _ext, dispatches
 from ivcl_fast.kernels import linear as public
 from ivcl_fast.kernels.linear import _ref
 from tests.numerics import assert_parity, check_op
@@ -15,6 +15,13 @@ SHAPES = [(1, 1, 1), (3, 5, 7), (31, 16, 60), (257, 127, 33), (300, 96, 130), (5
 """Tokens, inputs, outputs."""
 DTYPES = [torch.float32, torch.bfloat16]
 ours = pytest.mark.skipif(served("cpu") != "cpp", reason="no C++ ops here")
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    """Whatever object is loaded, it is used as the one for AMX is."""
+    if _ext.MISSING is None:
+        monkeypatch.setattr(_ext, "ISA", "amx")
 
 
 def inputs(tokens, width, outputs, dtype):
@@ -46,7 +53,7 @@ def test_strides_batches_and_no_tokens(dtype):
 
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("parameters", DTYPES)
-def test_the_layer(parameters, with_bias):
+def test_the_layer(parameters, with_bias, tiles):
     x = torch.randn(2, 17, 24, dtype=torch.bfloat16)
     args = [x, torch.randn(40, 24, dtype=parameters) * 0.2]
     args += [torch.randn(40, dtype=parameters)] if with_bias else []
@@ -62,17 +69,20 @@ def test_the_layer(parameters, with_bias):
 
 
 @ours
-def test_only_training_in_bfloat16_takes_it():
-    layer = torch.nn.Linear(8, 8)
-    for dtype, calls in ((torch.float32, 0), (torch.bfloat16, 1)):
-        before = dispatches()
-        public(
-            torch.randn(4, 8, dtype=dtype), layer.weight.to(dtype), layer.bias.to(dtype)
-        ).sum().backward()
-        assert (dispatches() - before)["linear_gradients", "cpp"] == calls
+@pytest.mark.parametrize(
+    ("isa", "dtype", "calls"),
+    [("amx", torch.float32, 0), ("amx", torch.bfloat16, 1), ("avx512bf16", torch.bfloat16, 0)],
+)
+def test_only_training_in_bfloat16_on_tiles_takes_it(isa, dtype, calls, monkeypatch):
+    monkeypatch.setattr(_ext, "ISA", isa)
+    layer, before = torch.nn.Linear(8, 8), dispatches()
+    public(
+        torch.randn(4, 8, dtype=dtype), *(p.to(dtype) for p in layer.parameters())
+    ).sum().backward()
+    assert (dispatches() - before)["linear_gradients", "cpp"] == calls
 
 
-def test_under_autocast():
+def test_under_autocast(tiles):
     layer, x = torch.nn.Linear(8, 8), torch.randn(4, 8)
     with torch.autocast("cpu", torch.bfloat16):
         expected = layer(x)
