@@ -13,17 +13,19 @@ _root = Path(__file__).resolve().parent.parent
 if (_root / "setup.py").is_file() and (_root / "kernels" / "__init__.py").is_file():
     __path__.append(str(_root))
 
-from . import reference  # noqa: E402
+from . import reference, supervised  # noqa: E402
 from .accelerate import Report, accelerate, restore  # noqa: E402
 from .config import IVCLConfig  # noqa: E402
-from .model import IVCL, IVCLClassifier  # noqa: E402
+from .model import IVCL, IVCLClassifier, Supervised  # noqa: E402
 
 __all__ = [
     "IVCL",
     "IVCLClassifier",
     "IVCLConfig",
     "Report",
+    "Supervised",
     "accelerate",
     "reference",
     "restore",
+    "supervised",
 ]

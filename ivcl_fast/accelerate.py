@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .model import FAST, HOOKS, IVCL, Attention, Block, IVCLClassifier, Mlp, set_attention_backend
+from .model import FAST, HOOKS, Attention, Block, Mlp, Pretrained, set_attention_backend
 
 ORIGIN = "_accelerated_from"
 """Attribute of a swapped module: the class it had."""
@@ -75,7 +75,7 @@ def accelerate(module: nn.Module) -> Report:
             part.__dict__[ORIGIN] = old
             report.replaced[name] = old.__name__
     for part in module.modules():
-        if isinstance(part, IVCL | IVCLClassifier):
+        if isinstance(part, Pretrained):
             set_attention_backend(part, part.cfg.attention)
     return report
 

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 ContextTokens = Literal["slots", "slots+patches"]
 Readout = Literal["last", "mean", "cls"]
-Objective = Literal["ivcl", "mae", "joint"]
+RebuildingObjective = Literal["ivcl", "mae", "joint"]
+SupervisedObjective = Literal["classification", "detection"]
+Objective = Literal[RebuildingObjective, SupervisedObjective]
 AttentionBackend = Literal["auto", "short", "flash", "xformers", "eager"]
 
 SIZES = (
@@ -67,7 +69,8 @@ class IVCLConfig:
     readout: Readout = "last"
     """What the classifier reads: the last frame's slots, all slots, or a cls token."""
     objective: Objective = "ivcl"
-    """Pretraining: IV-CL, image MAE, or one joint space-time encoder."""
+    """Pretraining: IV-CL, image MAE, one joint space-time encoder; or supervised, of the image
+    encoder alone: which attributes a frame shows, or where objects of which class are."""
     attention: AttentionBackend = "auto"
     """Attention backend of the fast model; ``auto`` chooses by shape."""
     pixel_mean: float = 0.5
@@ -143,9 +146,23 @@ class IVCLConfig:
         return self.num_frames if self.objective == "mae" else self.num_query_frames
 
     @property
+    def supervised(self) -> bool:
+        """Whether pretraining learns labels rather than to rebuild frames."""
+        return self.objective in get_args(SupervisedObjective)
+
+    @property
     def patch_dim(self) -> int:
         """Values in one patch row, ordered (channel, y, x)."""
         return 3 * self.patch_size**2
+
+    def check_supervised(self, supervised: bool) -> None:
+        """Raise ``ValueError`` unless the objective is (or is not) a supervised one."""
+        if self.supervised != supervised:
+            accepted = get_args(SupervisedObjective if supervised else RebuildingObjective)
+            raise ValueError(
+                f"objective: {self.objective!r} is not one of {', '.join(accepted)}, "
+                "which this model is for"
+            )
 
     def check_video(self, video: Tensor) -> None:
         """Raise ``ValueError`` unless a model of these sizes takes this video.

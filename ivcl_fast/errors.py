@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -14,16 +15,32 @@ class UserError(ValueError):
     """
 
 
+REFUSALS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
+}  # fmt: skip
+"""Why a system does not take a file: no rights to the folder, or no room."""
+
+
 def tell(error: UserError) -> None:
     """Print it as the one line a user sees."""
     print(f"error: {error}", file=sys.stderr, flush=True)
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run a command's ``main`` and turn :class:`UserError` into one line on stderr, exit 2."""
+    """Run a command's ``main``: a :class:`UserError` becomes one line on stderr and exit status 2.
+
+    So does a file that the system refuses (:data:`REFUSALS`), wherever it is written.
+    """
     try:
         main()
     except UserError as error:
         tell(error)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        tell(UserError(f"{where}{error.strerror}; give a folder that can be written, with room"))
         raise SystemExit(2) from None
     raise SystemExit(0)

@@ -69,6 +69,21 @@ def evaluate(
     return Evaluation(groups, logits, labels, names)
 
 
+def frame_scores(model: nn.Module, feed: Feed, device: torch.device, amp: bool) -> dict[str, float]:
+    """How well supervised pretraining has learnt the labels of frames, for ``metrics.jsonl``.
+
+    ``val_frame_map``: mean average precision over all frames, in detection over all their patches;
+    ``val_frame_map_chance``: of a constant score, the classes' prevalence.
+    """
+    logits, labels, _ = predict(model, feed, device, amp)
+    flat = [x.flatten(0, -2).numpy() for x in (logits, labels)]
+    prevalence = flat[1].mean(axis=0)
+    return {
+        "val_frame_map": metrics.mean_average_precision(*flat),
+        "val_frame_map_chance": float(prevalence[prevalence > 0].mean()),
+    }
+
+
 def by_visibility(data: Data, names: list[str]) -> dict[str, Tensor]:
     """Which clips (bool ``[V]``) end with the snitch visible, hidden in a cone, and all."""
     hidden = torch.tensor([cater_labels.hidden_at_end(data.scene(n)) for n in names])

@@ -26,6 +26,25 @@ def training(cfg: IVCLConfig, num_classes: int | None = None, every_token: bool 
     return 3 * forward(cfg, num_classes, every_token) - _embedding(cfg, patches)
 
 
+def supervised_forward(cfg: IVCLConfig, num_classes: int, every_token: bool = False) -> int:
+    """FLOPs of a forward pass of one clip in supervised pretraining."""
+    frames, patches, tokens = cfg.num_frames, cfg.num_patches, cfg.num_slots + cfg.num_patches
+    by_frame = cfg.objective == "classification"
+    read = frames * cfg.num_slots if by_frame and not every_token else None
+    labelled = frames if by_frame else frames * patches
+    return (
+        _embedding(cfg, patches)
+        + _blocks(cfg, cfg.embed_dim, cfg.depth, frames, tokens, read)
+        + 2 * labelled * cfg.embed_dim * num_classes
+    )
+
+
+def supervised_training(cfg: IVCLConfig, num_classes: int, every_token: bool = False) -> int:
+    """As :func:`training`, in supervised pretraining."""
+    forward = supervised_forward(cfg, num_classes, every_token)
+    return 3 * forward - _embedding(cfg, cfg.num_patches)
+
+
 def _embedding(cfg: IVCLConfig, patches: int) -> int:
     return 2 * cfg.num_frames * patches * cfg.patch_dim * cfg.embed_dim
 

@@ -29,7 +29,7 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpoint_call
 
-from . import checkpoint, kernels, reference
+from . import backbone, checkpoint, kernels, reference, supervised
 from .attention import attention
 from .config import IVCLConfig
 from .errors import UserError
@@ -137,6 +137,13 @@ class Encoder(Transformer, reference.Encoder):
         patches = self.embed(rows, ids_keep)
         slots = self.slot_tokens.to(patches).expand(*ids_keep.shape[:2], -1, -1)
         return self.transform(torch.cat([slots, patches], dim=2).flatten(0, 1), wanted)
+
+    def slots(self, rows: Tensor) -> Tensor:
+        """Slots of all frames of patch rows, ``[B, T * S, D]``; not for a joint encoder."""
+        (clips, frames, patches, _), slots = rows.shape, self.slot_tokens.shape[1]
+        width, every = slots + patches, count(frames, rows).expand(clips, -1)
+        wanted = through_clips([spans(every, width, slots)], frames * width)
+        return self.tokens(rows, all_patches(rows), wanted)
 
     def embed(self, rows: Tensor, ids: Tensor) -> Tensor:
         if rows.dtype != torch.uint8:
@@ -304,11 +311,8 @@ class IVCLClassifier(Pretrained, reference.IVCLClassifier):
         if cfg.objective == "joint":
             return super().features(video)
         rows = patch_rows(video, cfg)
-        clips, frames, patches, _ = rows.shape
-        every, width = count(frames, rows).expand(clips, -1), cfg.num_slots + patches
-        wanted = through_clips([spans(every, width, cfg.num_slots)], frames * width)
-        x = self.encoder.tokens(rows, all_patches(rows), wanted)
-        x = x + self.temporal.time_embed.repeat_interleave(cfg.num_slots, 0)
+        clips = len(rows)
+        x = self.encoder.slots(rows) + self.temporal.time_embed.repeat_interleave(cfg.num_slots, 0)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.to(x).expand(clips, -1, -1), x], dim=1)
         read = {"cls": slice(1), "last": slice(-cfg.num_slots, None), "mean": slice(None)}
@@ -318,13 +322,30 @@ class IVCLClassifier(Pretrained, reference.IVCLClassifier):
     def load_pretrained(self, source: str | os.PathLike | Mapping[str, Tensor]) -> list[str]:
         """Start encoder and temporal transformer from a pretrained model's.
 
-        ``source``: a folder of ``save_pretrained``, a ``.safetensors`` file or a state dict.
+        ``source``: a folder of ``save_pretrained``, a ``.safetensors`` file, a state dict, or a
+        timm ViT's ``timm:NAME`` or ``timm:PATH``, which has no temporal transformer to give.
         Returns the keys taken; raises ``UserError`` naming the first that does not fit.
         """
-        return checkpoint.load_backbone(self, source)
+        return backbone.load_backbone(self, source)
 
     def _arguments(self) -> dict[str, Any]:
         return super()._arguments() | {"num_classes": self.head.out_features}
+
+
+class Supervised(Pretrained, supervised.Supervised):
+    """Supervised pretraining; arguments and results as :class:`ivcl_fast.supervised.Supervised`."""
+
+    encoder: Encoder
+
+    def __init__(self, cfg: IVCLConfig, num_classes: int) -> None:
+        super().__init__(cfg, num_classes)
+        use_fast_parts(self)
+
+    def slots(self, rows: Tensor) -> Tensor:
+        return self.encoder.slots(rows).unflatten(1, (rows.shape[1], -1))
+
+    def _arguments(self) -> dict[str, Any]:
+        return super()._arguments() | {"num_classes": self.num_classes}
 
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {
@@ -336,11 +357,14 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
     reference.Decoder: Decoder,
     reference.IVCL: IVCL,
     reference.IVCLClassifier: IVCLClassifier,
+    supervised.Supervised: Supervised,
 }
 """What each of the reference's classes becomes."""
 
 
-def use_fast_parts(model: reference.IVCL | reference.IVCLClassifier) -> None:
+def use_fast_parts(
+    model: reference.IVCL | reference.IVCLClassifier | supervised.Supervised,
+) -> None:
     """Give every part of a new model its fast class."""
     for part in model.modules():
         part.__class__ = FAST.get(type(part), type(part))

@@ -130,8 +130,10 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-    Panel("Pretraining loss", "mean squared error", {"loss": ""}, from_zero=False,
+    Panel("Pretraining loss", "loss", {"loss": ""}, from_zero=False,
           stages=lambda stage: stage == "pretrain"),
+    Panel("Labels of frames in pretraining", "mean average precision",
+          {"val_frame_map": "mAP", "val_frame_map_chance": "chance"}, percent=True),
     Panel("Finetuning loss", "cross-entropy", {"loss": ""}, from_zero=False,
           stages=lambda stage: stage != "pretrain"),
     Panel("Validation accuracy", "share of clips right",
@@ -153,8 +155,8 @@ def curves_picture(
     """What ``metrics.jsonl`` tells, over clips seen; panels without a record are left out.
 
     ``records`` hold ``stage``, ``clips`` and any of ``loss``, ``lr``, ``clips_per_second``,
-    ``val_top1``, ``val_top5``, ``val_map`` (shares, 0 to 1), ``val_l1`` (cells). ``chance`` gives
-    the dashed lines, by the same names.
+    ``val_top1``, ``val_top5``, ``val_map``, ``val_frame_map`` (shares, 0 to 1), ``val_l1`` (cells).
+    ``chance`` gives the dashed lines, by the same names.
     """
     records, chance = list(records), chance or {}
     filled = [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from .files import write_text
 class MetricsLog:
     """``metrics.jsonl`` and TensorBoard, in step; a resumed stage forgets what it will redo.
 
-    Only rank 0 writes.
+    Only rank 0 writes. Raises ``UserError`` where that cannot be, as on a full disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,7 +29,8 @@ class MetricsLog:
         if not distributed.is_main():
             return
         kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= step]
-        write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
+        with self._writing():
+            write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
 
     def read(self) -> list[dict[str, Any]]:
         """All whole records so far."""
@@ -37,14 +40,19 @@ class MetricsLog:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def write(self, stage: str, step: int, clips: int, **values: float) -> None:
-        """Append one record; raises ``UserError`` where that cannot be, as on a full disk."""
+        """Append one record."""
         if not distributed.is_main():
             return
         record = {"stage": stage, "step": step, "clips": clips, **values}
-        try:
+        with self._writing():
             with open(self.path, "a") as file:
                 file.write(json.dumps(record) + "\n")
             self._draw(stage, clips, values)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be written: {error.strerror or error}; make room, and the "

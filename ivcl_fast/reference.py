@@ -264,6 +264,7 @@ class IVCL(nn.Module):
 
     def __init__(self, cfg: IVCLConfig) -> None:
         super().__init__()
+        cfg.check_supervised(False)
         self.cfg = cfg
         self.encoder = Encoder(cfg)
         if cfg.objective == "ivcl":
@@ -289,9 +290,7 @@ class IVCL(nn.Module):
         pred = pred.unflatten(0, query.shape)  # [B, Q, N-K, 3*P*P]
         return Output(self.loss(pred, rows, mask, query), pred, ids_keep, ids_mask, query)
 
-    def masks(
-        self, rows: Tensor, ids_keep: Ids, query: Ids, seed: Ids
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def masks(self, rows: Tensor, ids_keep: Ids, query: Ids, seed: Ids) -> tuple[Tensor, ...]:
         """Visible and hidden patches of every frame and the query frames of every clip."""
         cfg = self.cfg
         cfg.check_masks(len(rows), ids_keep, query, seed)

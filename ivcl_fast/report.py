@@ -15,6 +15,7 @@ from .data.patches import unpatchify
 from .evaluation import Evaluation, by_visibility
 from .files import write_json, write_text
 from .metrics import Score
+from .model import IVCL
 
 if TYPE_CHECKING:
     from .run import Run
@@ -104,8 +105,8 @@ def draw_all(run: Run, evaluation: Evaluation | None) -> list[str]:
     )
     pictures.curves_picture(run.folder / "curves.png", run.metrics.read(), chance)
     lines = ["## Curves", "", "![curves](curves.png)", ""]
-    if run.finished("pretrain"):
-        reconstruction(run)
+    if run.finished("pretrain") and isinstance(model := run.load_pretrained(), IVCL):
+        reconstruction(run, model)
         lines += [
             "## What pretraining rebuilds",
             "",
@@ -124,11 +125,11 @@ def markdown(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def reconstruction(run: Run) -> None:
+def reconstruction(run: Run, model: IVCL) -> None:
     """``reconstruction.png`` from the finished pretraining model and validation clips."""
     video = run.clips(run.clip_names()[:SHOWN_CLIPS])
     path = run.folder / "reconstruction.png"
-    pictures.reconstruction_picture(run.load_pretrained(), video, path, run.config.seed)
+    pictures.reconstruction_picture(model, video, path, run.config.seed)
 
 
 def answers(run: Run, evaluation: Evaluation) -> None:

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from . import checkpoint, distributed, flops, step_graph
+from . import backbone, checkpoint, distributed, flops, step_graph
 from .data.feed import Batch, Feed
+from .data.frame_labels import CLASSES
 from .data.source import Data, open_data
 from .errors import UserError
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation, evaluate, frame_scores
 from .files import write_json
 from .hardware import (
     has_fast_bf16,
@@ -30,7 +31,7 @@ from .hardware import (
     useless_compiler,
 )
 from .masking import clip_seeds
-from .model import IVCL, IVCLClassifier
+from .model import IVCL, IVCLClassifier, Supervised
 from .settings import TrainConfig
 from .trainer import Loss, MetricsLog, Schedule, Stage, scaled_lr
 
@@ -65,7 +66,7 @@ class Run:
         self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(self.device))
         distributed.share(config.batch_size, config.accum)  # before any work, tell of misfits
         if config.init != "random":
-            checkpoint.weights_file(config.init)
+            backbone.check_source(config.init)
         self.metrics = MetricsLog(self.folder)
         reason = useless_compiler(self.device) if config.compile else None
         if reason:
@@ -98,15 +99,28 @@ class Run:
 
     # --- stages ---------------------------------------------------------------------------------
 
-    def pretrain(self) -> IVCL:
-        """Learn to rebuild hidden patches; the model is kept in ``pretrain/``."""
+    def pretrain(self) -> IVCL | Supervised:
+        """Learn to rebuild patches, or to label frames; the model is kept in ``pretrain/``."""
         config = self.config
         schedule = Schedule(config.pretrain_clips, self._lr(config.lr), **self._common())
 
-        def loss(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
+        def rebuild(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
             return model(batch.rows, seed=clip_seeds(config.seed, step, batch.clip_ids)).loss
 
-        return self._train("pretrain", lambda: IVCL(config.model), config.init, loss, schedule)
+        def label(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
+            return F.binary_cross_entropy_with_logits(model(batch.rows).float(), batch.labels)
+
+        def measure(model: Supervised) -> dict[str, float]:
+            feed = self._feed(self.data.eval_split, model.cfg.num_frames, of_frames=True)
+            return frame_scores(model, feed, self.device, self.amp)
+
+        how = (label, schedule, measure) if config.model.supervised else (rebuild, schedule)
+        return self._train("pretrain", self.pretraining_model, config.init, *how)
+
+    def pretraining_model(self) -> IVCL | Supervised:
+        """A new model of this run's sizes for its objective."""
+        cfg = self.config.model
+        return Supervised(cfg, len(CLASSES[cfg.objective])) if cfg.supervised else IVCL(cfg)
 
     def finetune(
         self, init: str, name: str = "finetune", last_only: bool = False
@@ -145,9 +159,9 @@ class Run:
         """The finished classifier in folder ``name``."""
         return self._load(self.classifier(last_only), name)
 
-    def load_pretrained(self) -> IVCL:
+    def load_pretrained(self) -> IVCL | Supervised:
         """The finished pretraining model."""
-        return self._load(IVCL(self.config.model), "pretrain")
+        return self._load(self.pretraining_model(), "pretrain")
 
     def evaluate(self, model: IVCLClassifier) -> Evaluation:
         """Measure a classifier on the clips that results are reported on."""
@@ -187,17 +201,19 @@ class Run:
             model.load_state_dict(checkpoint.read_weights(folder))
             return model
         if init != "random":
-            checkpoint.load_backbone(model, init)
+            backbone.load_backbone(model, init)
         if self.config.grad_checkpoint:
             model.checkpoint_blocks()
         if self.compile:
             model.compile_blocks()
-        frames = model.cfg.num_frames
-        share = 1.0 if name == "pretrain" else self.config.labelled
+        frames, pretrains = model.cfg.num_frames, name == "pretrain"
+        share = 1.0 if pretrains else self.config.labelled
         Stage(
             name=name,
             model=model,
-            feed=self._feed(self.data.train_split, frames, training=True, share=share),
+            feed=self._feed(
+                self.data.train_split, frames, training=True, share=share, of_frames=pretrains
+            ),
             loss=loss,
             schedule=schedule,
             folder=folder / "checkpoints",
@@ -235,28 +251,30 @@ class Run:
         names = ("batch_size", "accum", "warmup_steps", "weight_decay", "clip_norm", "optimizer")
         return {name: getattr(self.config, name) for name in names}
 
-    def _peak_clips_per_second(self, model: IVCL | IVCLClassifier) -> float | None:
+    def _peak_clips_per_second(self, model: IVCL | IVCLClassifier | Supervised) -> float | None:
         """Training clips at the peak arithmetic rate of all ranks' devices, where it is known."""
         peak = peak_flops(self.device) if self.amp else None
-        classes = model.head.out_features if isinstance(model, IVCLClassifier) else None
-        return peak and peak * distributed.world_size() / flops.training(model.cfg, classes)
+        if isinstance(model, Supervised):
+            clip = flops.supervised_training(model.cfg, model.num_classes)
+        else:
+            classes = model.head.out_features if isinstance(model, IVCLClassifier) else None
+            clip = flops.training(model.cfg, classes)
+        return peak and peak * distributed.world_size() / clip
 
     def _lr(self, lr: float) -> float:
         return scaled_lr(lr, self.config.batch_size, self.config.lr_scaling)
 
-    def _feed(
-        self, split: str, num_frames: int, training: bool = False, share: float = 1.0
-    ) -> Feed:
-        """A rank's part of training batches, of a share of the clips; all clips to measure."""
-        ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    def _feed(self, split: str, num_frames: int, training: bool = False, **options: Any) -> Feed:
+        """A rank's part of training batches; all clips to measure. Options as of ``Data.feed``."""
+        if training:
+            options |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
         return self.data.feed(
             split,
             batch_size=distributed.share(self.config.batch_size) if training else EVAL_BATCH,
             num_frames=num_frames,
             seed=self.config.seed,
             training=training,
-            share=share,
-            **(ranks if training else {}),
+            **options,
         )
 
 

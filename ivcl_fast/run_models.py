@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import backbone, checkpoint, timm_weights
 from .errors import UserError
-from .model import IVCL, IVCLClassifier
+from .model import IVCL, IVCLClassifier, Supervised
 from .run import Run
 from .settings import load_settings
 
-Models = dict[str, IVCL | IVCLClassifier]
+Model = IVCL | IVCLClassifier | Supervised
+Models = dict[str, Model]
 
 
 def open_run(folder: Path, device: str) -> Run:
@@ -64,25 +65,26 @@ def about(run: Run, models: Models, weights: Path | None = None) -> str:
     )
 
 
-def model_of(run: Run, source: Path) -> IVCL | IVCLClassifier:
+def model_of(run: Run, source: Path) -> Model:
     """A model of the run's sizes with these weights; a classifier if they have a head."""
     weights = checkpoint.read_weights(source)
-    model = run.classifier() if "head.weight" in weights else IVCL(run.config.model)
+    model = run.classifier() if "head.weight" in weights else run.pretraining_model()
     if reason := misfit(weights, model):
         raise UserError(f"{source}: {reason}")
     model.load_state_dict(weights)
     return model
 
 
-def started_from(run: Run) -> IVCL | IVCLClassifier:
+def started_from(run: Run) -> Model:
     """The model whose weights are the run's ``init``; a classifier unless it fits as a whole."""
-    weights = checkpoint.read_weights(run.config.init)
-    model = IVCL(run.config.model)
-    if misfit(weights, model) is None:
-        model.load_state_dict(weights)
-        return model
+    model, init = run.pretraining_model(), run.config.init
+    if not timm_weights.is_timm(init):
+        weights = checkpoint.read_weights(init)
+        if misfit(weights, model) is None:
+            model.load_state_dict(weights)
+            return model
     classifier = run.classifier()
-    checkpoint.load_backbone(classifier, weights)
+    backbone.load_backbone(classifier, init)
     return classifier
 
 
@@ -96,8 +98,8 @@ def misfit(weights: Mapping[str, Tensor], model: nn.Module) -> str | None:
     return None
 
 
-def untrained(run: Run) -> IVCL:
+def untrained(run: Run) -> IVCL | Supervised:
     """The model that training starts from without an ``init``, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.config.seed)
-        return IVCL(run.config.model).to(run.device).eval()
+        return run.pretraining_model().to(run.device).eval()

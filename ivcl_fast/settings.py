@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,9 +13,8 @@ import tyro
 
 from . import distributed
 from .config import PRESETS, IVCLConfig
-from .data.catalog import clip_frames, find_task
+from .data.catalog import check_frame_labels, clip_frames, find_task
 from .errors import UserError
-from .files import write_json
 
 CONFIG = "config.json"
 """Name of the file in a run's folder that holds its settings."""
@@ -38,7 +37,8 @@ class TrainConfig:
     stage: Literal["all", "pretrain", "finetune"] = "all"
     """Which stages to run; finetune alone starts from --init."""
     init: str = "random"
-    """Weights to start from: random, or a folder or .safetensors file of an earlier run."""
+    """Weights to start from: random; a folder or .safetensors file of an earlier run; or, for the
+    image encoder, a ViT of the same width and depth: timm:NAME, or timm:PATH with timm's keys."""
     name: str | None = None
     """Folder of the run under --out; by default made from data, task and preset."""
     out: Path = Path("runs")
@@ -128,6 +128,11 @@ class TrainConfig:
             )
 
     @property
+    def supervises(self) -> bool:
+        """Whether the run pretrains on labels of frames."""
+        return self.stage != "finetune" and self.model.supervised
+
+    @property
     def folder(self) -> Path:
         """The run's folder."""
         data = self.data.replace(":", "-").replace("/", "-").strip("-.")
@@ -168,12 +173,38 @@ def parse(arguments: list[str]) -> TrainConfig:
             default=TrainConfig(**defaults),
             prog="python -m ivcl_fast.train",
             description=__doc__,
+            console_outputs=distributed.is_main(),
         )
+        if config.resume is not None:
+            return load_settings(config.resume, **changes(config, arguments))
+        if config.supervises:
+            check_frame_labels(config.data, config.model.objective)
         return dataclasses.replace(config, task=find_task(config.data, config.task))
     except UserError:
         raise
+    except SystemExit:  # an unknown flag, or --help
+        distributed.let_main_speak()
+        raise
     except ValueError as error:  # from IVCLConfig, naming the field
         raise UserError(f"--{error}".replace("_", "-", 1)) from None
+
+
+def changes(config: TrainConfig, arguments: list[str]) -> dict[str, Any]:
+    """What other flags change of a run that ``--resume`` goes on with.
+
+    Raises :class:`UserError` for one that would make it another run.
+    """
+    flags = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+    fields = {flag[2:].removeprefix("no-").replace("-", "_"): flag for flag in flags}
+    del fields["resume"]
+    accepted = FREE - {"resume", "overwrite", "name", "out"}
+    if fixed := sorted(fields[field] for field in fields.keys() - accepted):
+        names = (f"--{field.replace('_', '-')}" for field in sorted(accepted))
+        raise UserError(
+            f"{', '.join(fixed)}: a run keeps its settings; accepted with --resume: "
+            + ", ".join(names)
+        )
+    return {field: getattr(config, field) for field in fields}
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:
@@ -216,9 +247,10 @@ FREE = {
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """The settings to run with: those of ``--resume``, or these, if no other run is in the way."""
-    if config.resume is not None:
-        return load_settings(config.resume, workers=config.workers)
+    """The settings to run with: these, if neither another run nor a closed folder is in the way."""
+    place = next(path for path in (config.folder, *config.folder.parents) if path.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise UserError(f"{config.folder}: {place} cannot be written to; choose another --out")
     file = config.folder / CONFIG
     if not file.is_file() or config.overwrite:
         return config
@@ -230,17 +262,3 @@ def resolve(config: TrainConfig) -> TrainConfig:
             "choose another --name, or --overwrite it"
         )
     return config
-
-
-def claim(config: TrainConfig) -> None:
-    """Make the run's folder and keep the settings there; ``--overwrite`` empties it first.
-
-    Rank 0 does that alone, and deletes nothing when torchrun starts it anew.
-    """
-    if not distributed.is_main():
-        return
-    if config.overwrite and not distributed.restarted():
-        shutil.rmtree(config.folder, ignore_errors=True)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    if not (config.folder / CONFIG).is_file():
-        write_json(config.folder / CONFIG, as_json(config))

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from . import reference
 from .metrics import Score
+from .supervised import Supervised
 
-Model = reference.IVCL | reference.IVCLClassifier
+Model = reference.IVCL | reference.IVCLClassifier | Supervised
 
 
 @torch.no_grad()
@@ -24,7 +25,7 @@ def slot_attention(
 ) -> Tensor:
     """How the image encoder shares each slot's attention among its frame's patches.
 
-    ``model``: an IVCL or classifier, reference or fast; ``video`` as it takes it. Float32
+    ``model``: any of the package's, reference or fast; ``video`` as it takes it. Float32
     ``[B, T, S, N]``: the last block's attention, averaged over heads or of one ``head``; with
     ``rollout`` what reaches a slot through all blocks, each passing on one half of every token as
     it is (the residual) and one half by the heads' mean attention. A row sums to at most 1: the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import UserError
 
@@ -18,6 +18,10 @@ class Variant:
     """Flags of both stages."""
     finetune: tuple[str, ...] = ()
     """Flags of finetuning."""
+    data: str | None = None
+    """Its own ``--data``, for both stages; None: whatever the command says."""
+    task: str | None = None
+    """Its own ``--task``."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,49 @@ class Study:
     varied: str
     """What is varied, in words: the axis of the figure."""
     variants: tuple[Variant, ...]
+    """Those of one data set and task share a table."""
+
+    @property
+    def brings_data(self) -> bool:
+        """Whether its variants have data sets of their own."""
+        return any(variant.data is not None for variant in self.variants)
+
+
+SUPERVISED = {
+    "supervised: attributes": ("--objective", "classification"),
+    "supervised: detection": ("--objective", "detection"),
+}
+"""Pretraining of the image encoder on labels of frames, which CATER alone has."""
+
+
+def _supervised(*flags: str) -> tuple[Variant, ...]:
+    """A variant per kind of labels, pretrained with further flags."""
+    return tuple(
+        Variant(label, pretrain=(*objective, *flags)) for label, objective in SUPERVISED.items()
+    )
+
+
+def _long() -> tuple[Variant, ...]:
+    """Every way to pretrain, on what no other study looks at."""
+    own = (
+        Variant("IV-CL"),
+        Variant("image MAE", pretrain=("--objective", "mae")),
+        Variant("joint space-time", model=("--objective", "joint")),
+    )
+    none = Variant("none", pretrain=None)
+    on_cater = (*own, *_supervised(), none)
+    on_acre = (*own, *_supervised("--data", "synthetic"), none)  # its frames have no labels
+    return tuple(
+        replace(variant, data=data, task=task)
+        for data, task, variants in (
+            ("synthetic:moving", "localize", on_cater),
+            ("synthetic", "actions_present", on_cater),
+            ("synthetic", "actions_order_uniq", on_cater),
+            ("synthetic:acre-comp", "acre", on_acre),
+            ("synthetic:acre-sys", "acre", on_acre),
+        )
+        for variant in variants
+    )
 
 
 def _each(flag: str, values: tuple[float, ...]) -> tuple[Variant, ...]:
@@ -44,6 +91,11 @@ STUDIES = {
             Variant("image MAE", pretrain=("--objective", "mae")),
             Variant("none", pretrain=None),
         ),
+    ),
+    "supervision": Study(
+        "Is pretraining on pixels as good as on labels?",
+        "pretraining",
+        (Variant("IV-CL"), *_supervised(), Variant("none", pretrain=None)),
     ),
     "slots": Study(
         "How many slot tokens per frame?", "slots per frame", _each("--num-slots", (1, 2, 4, 8, 16))
@@ -81,6 +133,11 @@ STUDIES = {
             for share in (0.1, 0.3, 1.0)
             for pretrained in (True, False)
         ),
+    ),
+    "long": Study(
+        "Does it hold for a moving camera, for actions, and for reasoning about causes?",
+        "pretraining",
+        _long(),
     ),
 }
 

@@ -7,24 +7,38 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .files import write_json, write_text
 from .report import METRIC_NAMES, SCORES, markdown
+from .settings import load_settings
 from .studies import Study
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RESULTS = "results.json"
 
+Folders = dict[str, dict[str, list[Path]]]
+"""Table, variant: a run per seed."""
 Results = dict[str, dict[str, dict[str, list[float]]]]
 """Variant, group of clips, metric: a value per seed."""
+Chance = dict[str, dict[str, Any]]
+"""By metric: a score with its ``chance``, and whether it is in ``percent``."""
 
 
-def read(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, dict[str, dict[str, Any]]]:
+def title(run: Path) -> str:
+    """The data set and task of a run: variants that share them can be compared."""
+    config = load_settings(run)
+    return f"{config.task} on {config.data}"
+
+
+def read(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance]:
     """Scores of every run by variant (baselines without memory by their own names), and chance."""
     results: Results = {}
-    chance: dict[str, dict[str, Any]] = {}
+    chance: Chance = {}
     for label, runs in folders.items():
         for run in runs:
             rows = json.loads((run / SCORES).read_text())
@@ -48,7 +62,7 @@ def show(values: Sequence[float], percent: bool) -> str:
     return mean + unit
 
 
-def table(varied: str, results: Results, chance: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def table(varied: str, results: Results, chance: Chance) -> list[str]:
     """Markdown rows: a variant and group of clips each."""
     metrics = list(chance)
     lines = [markdown([varied, "clips", *(METRIC_NAMES[m] for m in metrics)])]
@@ -62,37 +76,34 @@ def table(varied: str, results: Results, chance: Mapping[str, Mapping[str, Any]]
 
 
 def write(
-    folder: Path,
-    name: str,
-    study: Study,
-    folders: Mapping[str, Sequence[Path]],
-    flags: Sequence[str],
+    folder: Path, name: str, study: Study, folders: Folders, flags: Sequence[str], seeds: int
 ) -> None:
-    """``study.md``, ``study.png`` and ``results.json`` in the study's folder."""
-    results, chance = read(folders)
-    seeds = len(next(iter(folders.values())))
-    write_json(folder / RESULTS, {"study": name, "flags": list(flags), "values": results})
-    curves = {label: curve(runs, next(iter(chance))) for label, runs in folders.items()}
-    draw(folder / "study.png", study, results, chance, curves)
+    """``study.md``, ``study.png`` and ``results.json`` in the study's folder; prints the tables."""
+    scores = {title: read(runs) for title, runs in folders.items()}
+    values = {title: results for title, (results, _) in scores.items()}
+    write_json(folder / RESULTS, {"study": name, "flags": list(flags), "values": values})
+    draw(folder / "study.png", study, folders, scores)
+    tables = []
+    for title, (results, chance) in scores.items():
+        tables += [f"## {title}", "", *table(study.varied, results, chance), ""]
     command = " ".join(["python -m ivcl_fast.sweep", name, *flags, f"--seeds {seeds}"])
+    quick = " A `--quick` study: it shows that everything runs, the figures mean nothing."
     lines = [
         f"# {name}",
         "",
         f"{study.question} One pretraining each, {seeds} seeds of finetuning: mean ± standard "
-        "deviation over the seeds, on the clips that the data set reports on.",
+        "deviation over the seeds, on the clips that the data set reports on."
+        + (quick if "--quick" in flags else ""),
         "",
-        *table(study.varied, results, chance),
-        "",
+        *tables,
         "![study](study.png)",
         "",
         f"`{command}`; torch {torch.__version__}, {platform.machine()}. Values of every seed: "
         f"[{RESULTS}]({RESULTS}).",
         "",
     ]
-    if "--quick" in flags:
-        lines[2] += " A `--quick` study: it shows that everything runs, the figures mean nothing."
     write_text(folder / "study.md", "\n".join(lines))
-    print("\n".join(lines[4:-5]))
+    print("\n".join(tables))
 
 
 def curve(runs: Sequence[Path], metric: str) -> dict[int, list[float]]:
@@ -107,49 +118,51 @@ def curve(runs: Sequence[Path], metric: str) -> dict[int, list[float]]:
 
 
 def draw(
-    path: Path,
-    study: Study,
-    results: Results,
-    chance: Mapping[str, Mapping[str, Any]],
-    curves: Mapping[str, Mapping[int, Sequence[float]]],
+    path: Path, study: Study, folders: Folders, scores: Mapping[str, tuple[Results, Chance]]
 ) -> None:
-    """The first metric: by variant and group, with standard deviations, and while learning."""
+    """The first metric of every table, a row each."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    metric = next(iter(chance))
-    percent = chance[metric]["percent"]
-    factor = 100 if percent else 1
-    unit = METRIC_NAMES[metric] + (" (%)" if percent else "")
-    names = list(results)
-    groups = list(dict.fromkeys(g for by_group in results.values() for g in by_group))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=[3, 2])
-    width = 0.8 / len(groups)
-    for i, group in enumerate(groups):
-        at, means, spreads = [], [], []
-        for position, name in enumerate(names):
-            values = results[name].get(group, {}).get(metric)
-            if values:
-                at.append(position + (i - (len(groups) - 1) / 2) * width)
-                means.append(factor * statistics.fmean(values))
-                spreads.append(factor * statistics.stdev(values) if len(values) > 1 else 0.0)
-        left.bar(at, means, width, yerr=spreads, capsize=2, label=f"{group} clips")
-    left.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
-    left.set(ylabel=unit, xlabel=study.varied)
-    for label, points in curves.items():
-        clips = sorted(points)
-        right.plot(
-            clips, [factor * statistics.fmean(points[c]) for c in clips], marker=".", label=label
-        )
-    right.set(xlabel="labelled clips seen in finetuning", ylabel=f"{unit}, all clips")
-    for axes in (left, right):
-        axes.axhline(factor * chance[metric]["chance"], color="gray", ls="--", lw=1, label="chance")
-        axes.grid(axis="y", alpha=0.3)
-        axes.legend(fontsize=7)
+    figure, rows = plt.subplots(
+        len(folders), 2, figsize=(11, 4.2 * len(folders)), width_ratios=[3, 2], squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for (left, right), (title, (results, chance)) in zip(rows, scores.items(), strict=True):
+        metric = next(iter(chance))
+        percent = chance[metric]["percent"]
+        unit = METRIC_NAMES[metric] + (" (%)" if percent else "")
+        factor = 100 if percent else 1
+        draw_scores(left, results, metric, factor)
+        left.set(title=title, xlabel=study.varied, ylabel=unit)
+        for label, runs in folders[title].items():
+            points = curve(runs, metric)
+            means = [factor * statistics.fmean(points[clips]) for clips in sorted(points)]
+            right.plot(sorted(points), means, marker=".", label=label)
+        right.set(xlabel="labelled clips seen in finetuning", ylabel=f"{unit}, all clips")
+        for axes in (left, right):
+            level = factor * chance[metric]["chance"]
+            axes.axhline(level, color="gray", ls="--", lw=1, label="chance")
+            axes.grid(axis="y", alpha=0.3)
+            axes.legend(fontsize=7)
     figure.suptitle(study.question, fontsize=10)
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def draw_scores(axes: Axes, results: Results, metric: str, factor: float) -> None:
+    """A metric by variant and group of clips, with standard deviations."""
+    groups = list(dict.fromkeys(g for by_group in results.values() for g in by_group))
+    width = 0.8 / len(groups)
+    for i, group in enumerate(groups):
+        at, means, spreads = [], [], []
+        for position, by_group in enumerate(results.values()):
+            if values := by_group.get(group, {}).get(metric):
+                at.append(position + (i - (len(groups) - 1) / 2) * width)
+                means.append(factor * statistics.fmean(values))
+                spreads.append(factor * statistics.stdev(values) if len(values) > 1 else 0.0)
+        axes.bar(at, means, width, yerr=spreads, capsize=2, label=f"{group} clips")
+    axes.set_xticks(range(len(results)), list(results), rotation=20, ha="right", fontsize=8)

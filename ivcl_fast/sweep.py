@@ -24,7 +24,7 @@ from . import study_report
 from .checkpoint import MODEL
 from .errors import UserError, run_command
 from .report import SCORES
-from .settings import parse, resolve
+from .settings import TrainConfig, parse, resolve
 from .studies import STUDIES, Study, Variant, study_named
 from .trainer import Interrupted
 
@@ -37,7 +37,7 @@ class SweepConfig:
     """Which study to run, and how often."""
 
     study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")]
-    """pretraining, slots, masking, context, encoder or data."""
+    """pretraining, supervision, slots, masking, context, encoder, data or long."""
     seeds: int = 3
     """Finetunings of every variant."""
     out: Path = Path("sweeps")
@@ -67,25 +67,29 @@ def jobs(
 ) -> tuple[list[Job], list[Job]]:
     """Pretrainings, then the finetunings that start from them."""
     common = *common, "--no-pictures"
-    first: dict[tuple[str, ...], Job] = {}  # by flags: equal ones are pretrained once
+    first: dict[TrainConfig, Job] = {}  # what is equal is pretrained once
     then = []
     for variant in study.variants:
         own = folder / slug(variant)
+        data = () if variant.data is None else ("--data", variant.data)
+        task = () if variant.task is None else ("--task", variant.task)
+        flags = *common, *data, *variant.model
         init = "random"
         if variant.pretrain is not None:
-            flags = *common, *variant.model, *variant.pretrain, "--stage", "pretrain"
-            job = Job(own / "pretrained", flags, f"pretrain/{MODEL}")
-            init = str(first.setdefault(flags, job).folder / "pretrain")
+            pretrain = *flags, *variant.pretrain, "--stage", "pretrain"
+            job = Job(own / "pretrained", pretrain, f"pretrain/{MODEL}")
+            init = str(first.setdefault(parse(list(pretrain)), job).folder / "pretrain")
         for seed in range(seeds):
-            flags = *common, "--no-compare-memoryless", *variant.model, *variant.finetune
-            flags += "--stage", "finetune", "--init", init, "--seed", str(seed)
-            then.append(Job(own / f"seed-{seed}", flags, SCORES))
+            finetune = *flags, *task, "--no-compare-memoryless", *variant.finetune
+            finetune += "--stage", "finetune", "--init", init, "--seed", str(seed)
+            then.append(Job(own / f"seed-{seed}", finetune, SCORES))
     return list(first.values()), then
 
 
-def slug(variant: Variant) -> str:
-    """A variant's label as a folder's name."""
-    return re.sub(r"[^a-z0-9.]+", "-", variant.label.lower()).strip("-")
+def slug(variant: Variant) -> Path:
+    """Where a variant is kept in the study's folder: by data set and task, if it has its own."""
+    parts = " ".join(filter(None, (variant.data, variant.task))), variant.label
+    return Path(*(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts if part))
 
 
 def run_jobs(todo: list[Job], devices: int) -> None:
@@ -130,15 +134,17 @@ def sweep(config: SweepConfig, common: tuple[str, ...]) -> Path:
     for flag in common:
         if flag.partition("=")[0] in OWN:
             raise UserError(f"{flag}: a sweep sets this itself; accepted: other flags of train")
+        if study.brings_data and flag.partition("=")[0] in ("--data", "--task"):
+            raise UserError(f"{flag}: the study {config.study} brings data sets and tasks itself")
     parse(list(common))  # tells of mistakes before any work
     folder = config.out / (config.study + ("-quick" if "--quick" in common else ""))
     for stage in jobs(study, folder, config.seeds, common):
         run_jobs(stage, torch.cuda.device_count())
-    found = {
-        variant.label: [folder / slug(variant) / f"seed-{seed}" for seed in range(config.seeds)]
-        for variant in study.variants
-    }
-    study_report.write(folder, config.study, study, found, common)
+    found: study_report.Folders = {}
+    for variant in study.variants:
+        runs = [folder / slug(variant) / f"seed-{seed}" for seed in range(config.seeds)]
+        found.setdefault(study_report.title(runs[0]), {})[variant.label] = runs
+    study_report.write(folder, config.study, study, found, common, config.seeds)
     return folder
 
 

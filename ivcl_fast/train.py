@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import ExitStack
 
 import torch
 
@@ -17,7 +18,8 @@ from .evaluation import Evaluation, cone_guess
 from .hardware import repeat_exactly
 from .report import Row, print_rows, write_report
 from .run import Run
-from .settings import TrainConfig, claim, parse, resolve
+from .run_folder import claim
+from .settings import TrainConfig, parse, resolve
 from .trainer import Interrupted
 
 
@@ -26,10 +28,10 @@ def train(config: TrainConfig) -> None:
     if config.deterministic:
         repeat_exactly()
     run = Run(config)
-    with distributed.group(run.device):
+    with distributed.group(run.device), ExitStack() as held:
         with distributed.in_turn():
             run.data  # noqa: B018  a run that cannot have its data leaves no folder behind
-            claim(config)
+            held.enter_context(claim(config))
         arithmetic = "bf16" if run.amp else "float32"
         distributed.say(f"run: {run.folder}, on {run.device}{ranks(config)}, {arithmetic}")
         init = config.init
@@ -79,7 +81,8 @@ def main() -> None:
         config = resolve(parse(sys.argv[1:]))
         train(config)
     except Interrupted as stop:
-        again = f"python -m ivcl_fast.train --resume {config.folder}"
+        launcher = "python" if distributed.world_size() == 1 else "torchrun ..."
+        again = f"{launcher} -m ivcl_fast.train --resume {config.folder}"
         distributed.say(f"stopped by {stop}; go on with: {again}", sys.stderr)
         raise SystemExit(128 + stop.signum) from None
     except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,9 @@ NO_DECAY = ("pos_embed", "time_embed", "slot_tokens", "mask_token", "cls_token")
 
 Loss = Callable[[nn.Module, Batch, int | Tensor], Tensor]
 """Model, batch and step (in a CUDA graph int64 ``[]``) to a scalar loss."""
+
+
+STOPPING = b"\nstopping: this step is finished and saved; a second Ctrl-C stops at once\n"
 
 
 class Interrupted(Exception):
@@ -148,16 +152,20 @@ def set_lr(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second SIGINT kills at once.
+    """Collect SIGINT and SIGTERM instead of dying of them; a second Ctrl-C kills at once.
 
-    A second SIGTERM does not: schedulers and torchrun each send theirs.
+    A second SIGTERM does not: schedulers and torchrun each send theirs. Of a Ctrl-C ranks hear
+    twice, from the terminal and from torchrun.
     """
     caught: list[int] = []
+    heard = 1 if distributed.world_size() == 1 else 2
 
     def note(signum: int, frame: Any) -> None:
+        if not caught and distributed.is_main():
+            os.write(2, STOPPING)  # print may be what was interrupted
         caught.append(signum)
-        if signum == signal.SIGINT:
-            signal.signal(signum, signal.SIG_DFL)
+        if caught.count(signal.SIGINT) == heard:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -8,6 +8,7 @@ import pickle
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -28,8 +29,13 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What ``function(*arguments)`` returned, or the exception it raised, on each rank."""
+def run_ranks(
+    world: int, function: Callable[..., Any], *arguments: Any, connected: bool = True
+) -> list[Any]:
+    """What ``function(*arguments)`` returned, or the exception it raised, on each rank.
+
+    Where ranks are not ``connected``, the function has to connect them itself.
+    """
     port = free_port()
     pipes, ranks = [], []
     for rank in range(world):
@@ -40,7 +46,7 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list
         }  # fmt: skip
         environment = {name: str(value) for name, value in about.items()}
         process = _processes.Process(
-            target=_rank, args=(there, environment, function, arguments), daemon=True
+            target=_rank, args=(there, environment, connected, function, arguments), daemon=True
         )
         process.start()
         there.close()
@@ -53,13 +59,17 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list
 
 
 def _rank(
-    pipe: Connection, environment: dict[str, str], function: Callable[..., Any], arguments: tuple
+    pipe: Connection,
+    environment: dict[str, str],
+    connected: bool,
+    function: Callable[..., Any],
+    arguments: tuple,
 ) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
     result: Any
     try:
-        with distributed.group(torch.device("cpu")):
+        with distributed.group(torch.device("cpu")) if connected else nullcontext():
             result = function(*arguments)
     except BaseException as error:
         error.add_note(traceback.format_exc())

@@ -1,8 +1,8 @@
 """Endurance: kills, ranks that die and damaged checkpoints, many times over.
 
 ``make soak`` runs 50 kills, 20 rank deaths and 200 damaged checkpoints on a tiny run and prints one
-table; the tests run a few. Every trial has to end in the same curve and weights, bit for bit, as a
-run that nothing happened to.
+table; the tests run a few. Every trial has to be hit by its fault, to go on from the checkpoint it
+had, and to end in the same curve and weights, bit for bit, as a run that nothing happened to.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -29,28 +32,31 @@ from torch import nn
 from ivcl_fast import checkpoint
 from ivcl_fast.data.synthetic.cater import SyntheticCater, write_cater
 
+STEPS, LOGGED, SAVED = 100, 20, 3
+"""Steps of a run, between its records, and between its checkpoints."""
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = [
     "--image-size", "16", "--embed-dim", "16", "--num-heads", "2", "--depth", "1",
     "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2", "--decoder-depth", "1",
-    "--num-frames", "4", "--num-query-frames", "2", "--batch-size", "4", "--save-every", "3",
-    "--stage", "pretrain", "--pretrain-clips", "400", "--no-pictures", "--data", "cater:cater",
+    "--num-frames", "4", "--num-query-frames", "2", "--batch-size", "4", "--save-every", str(SAVED),
+    "--stage", "pretrain", "--pretrain-clips", str(4 * STEPS), "--no-pictures",
+    "--data", "cater:cater",
 ]  # fmt: skip
 
 
 class Failure(Exception):
-    """A trial that did not end as it has to."""
+    """A trial that did not end as it has to, or whose fault did not strike."""
 
 
 @dataclass(frozen=True)
 class Whole:
     """The run that nothing happened to."""
 
-    folder: Path
+    outcome: tuple[list, bytes]
     start_seconds: float
     """From its start to its first checkpoint."""
-    training_seconds: float
-    """From there to its finished model."""
+    save_seconds: float
+    """From one checkpoint to the next."""
 
 
 class Trials:
@@ -62,11 +68,12 @@ class Trials:
         begin = time.monotonic()
         name = f"whole-{ranks}"
         process = self.start(name)
-        self.wait_for_training(name, process)
+        self.wait_for_checkpoint(1, name, process)
         trains = time.monotonic()
         self.finish(process)
-        self.whole = Whole(self.run(name), trains - begin, time.monotonic() - trains)
-        self.compare(self.run(f"first-{ranks}"))
+        save_seconds = (time.monotonic() - trains) * SAVED / STEPS
+        self.whole = Whole(outcome(self.run(name)), trains - begin, save_seconds)
+        self.compare(self.run(f"first-{ranks}"), [])
 
     def run(self, name: str) -> Path:
         return self.folder / "runs" / name
@@ -93,82 +100,117 @@ class Trials:
         if process.returncode:
             raise Failure(f"exit status {process.returncode}: {said}")
 
-    def kill(self, seed: int, name: str) -> bool:
-        """kill -9 at a random moment, then the same command again; whether it hit training."""
+    def kill(self, seed: int, name: str) -> str:
+        """kill -9 at a random moment, then the same command again; what it hit."""
         process = self.start(name)
-        self.wait(seed, name, process)
+        moment = self.wait(seed, name, process)
         process.kill()
-        process.communicate()
-        struck = trains(self.run(name))
+        said, _ = process.communicate()
+        if process.returncode != -signal.SIGKILL:
+            raise Failure(f"ended before it was killed: {said}")
+        kept = records_to_keep(self.run(name))
         self.finish(self.start(name))
-        self.compare(self.run(name))
-        return struck
+        self.compare(self.run(name), kept)
+        return moment
 
-    def rank_death(self, seed: int, name: str) -> bool:
+    def rank_death(self, seed: int, name: str) -> str:
         """kill -9 of one rank; torchrun starts all anew (even seeds) or ends (odd)."""
         restarts = 1 - seed % 2
         process = self.start(name, restarts)
-        self.wait(seed, name, process)
-        ranks = children(process.pid)
-        if ranks:
-            os.kill(random.Random(seed).choice(ranks), signal.SIGKILL)
-        struck = bool(ranks) and trains(self.run(name))
+        moment = self.wait(seed, name, process)
+        os.kill(random.Random(seed).choice(self.wait_for_ranks(process)), signal.SIGKILL)
+        kept = records_to_keep(self.run(name))
         said, _ = process.communicate()
-        if struck and "(exitcode: -9)" not in said:  # what torchrun says of it
+        if "(exitcode: -9)" not in said:  # what torchrun says of it
             raise Failure(f"torchrun did not notice: {said}")
-        if restarts and process.returncode:
-            raise Failure(f"torchrun gave up: {said}")
+        if bool(process.returncode) == bool(restarts):
+            raise Failure(f"exit status {process.returncode} with {restarts} restarts: {said}")
         if process.returncode:
             self.finish(self.start(name))
-        self.compare(self.run(name))
-        return struck
+        self.compare(self.run(name), kept)
+        return f"{moment}, {'restarted' if restarts else 'ended'}"
 
-    def wait_for_training(self, name: str, process: subprocess.Popen[str]) -> None:
-        while not trains(self.run(name)):
-            if process.poll() is not None:
-                raise Failure(f"never trained: {process.communicate()[0][-2000:]}")
-            time.sleep(0.005)
-
-    def wait(self, seed: int, name: str, process: subprocess.Popen[str]) -> None:
+    def wait(self, seed: int, name: str, process: subprocess.Popen[str]) -> str:
         """Until a random moment: of start-up in one of five trials, of training in the others."""
         draw = random.Random(seed)
         if seed % 5:
-            self.wait_for_training(name, process)
-            time.sleep(draw.uniform(0, 0.9 * self.whole.training_seconds))
-        else:
-            time.sleep(draw.uniform(0, self.whole.start_seconds))
+            # After the first record, which is to show that the run went on and did not start anew.
+            self.wait_for_checkpoint(draw.randint(LOGGED + 1, 9 * STEPS // 10), name, process)
+            time.sleep(draw.uniform(0, self.whole.save_seconds))
+            return "training"
+        time.sleep(draw.uniform(0, self.whole.start_seconds))
+        return "start-up"
 
-    def compare(self, run: Path) -> None:
-        """Raises :class:`Failure` if a run differs from the whole one; else it is deleted."""
-        if outcome(run) != outcome(self.whole.folder):
+    def wait_for_checkpoint(self, step: int, name: str, process: subprocess.Popen[str]) -> None:
+        """Until ``step`` steps have been saved."""
+        while saved(self.run(name)) < step:
+            if process.poll() is not None:
+                raise Failure(f"ended before step {step}: {process.communicate()[0]}")
+            time.sleep(0.005)
+
+    def wait_for_ranks(self, process: subprocess.Popen[str]) -> list[int]:
+        """The processes of all ranks, as soon as torchrun has started them."""
+        while len(ranks := children(process.pid)) < self.ranks:
+            if process.poll() is not None:
+                raise Failure(f"ended before its ranks were seen: {process.communicate()[0]}")
+            time.sleep(0.005)
+        return ranks
+
+    def compare(self, run: Path, kept: list[str]) -> None:
+        """Raises :class:`Failure` if a run differs from the whole one; else it is deleted.
+
+        Its log has to begin with the very lines ``kept``, times included: those of a run that went
+        on rather than start anew.
+        """
+        if lines(run)[: len(kept)] != kept:
+            raise Failure("trained again what was saved")
+        if outcome(run) != self.whole.outcome:
             raise Failure("another curve, or other weights")
         shutil.rmtree(run)
 
 
-def trains(run: Path) -> bool:
-    """Whether a run has left a checkpoint, but not yet its model."""
-    folder = run / "pretrain"
-    return (
-        any(checkpoint.list_steps(folder / "checkpoints"))
-        and not (folder / checkpoint.MODEL).exists()
-    )
+def saved(run: Path) -> int:
+    """Steps in the newest checkpoint of a run; 0 if there is none."""
+    steps = checkpoint.list_steps(run / "pretrain" / "checkpoints")
+    return int(steps[-1].name.removeprefix("step-")) if steps else 0
+
+
+def lines(run: Path) -> list[str]:
+    """The whole lines of a run's log."""
+    log = run / "metrics.jsonl"
+    return [x for x in log.read_text().splitlines(True) if x.endswith("\n")] if log.exists() else []
+
+
+def records_to_keep(run: Path) -> list[str]:
+    """The lines of a run's log that its newest checkpoint makes final."""
+    step = saved(run)
+    return [line for line in lines(run) if json.loads(line)["step"] <= step]
 
 
 def outcome(run: Path) -> tuple[list, bytes]:
     """The curve of a run, and its finished weights."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in lines(run)]
     curve = [(r["stage"], r["step"], r["loss"]) for r in records]
+    if [step for _, step, _ in curve] != list(range(LOGGED, STEPS + 1, LOGGED)):
+        raise Failure(f"not a curve of {STEPS} steps: {curve}")
     return curve, (run / "pretrain" / checkpoint.MODEL).read_bytes()
 
 
 def children(pid: int) -> list[int]:
     """Processes that ``pid`` started and that still run."""
-    text = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in text.read_text().split()] if text.exists() else []
+    try:
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+    except OSError:
+        return []
 
 
-def damage(seed: int, folder: Path) -> bool:
-    """Flip a bit of a checkpoint's file, cut or remove it; it must be passed over for the last."""
+def damage(seed: int, folder: Path) -> str:
+    """Flip a bit of a checkpoint's file, cut or remove it; what was done.
+
+    One line has to name that checkpoint, and the one before has to be read.
+    """
     draw = random.Random(seed)
     model = nn.Linear(5, 3)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -186,11 +228,32 @@ def damage(seed: int, folder: Path) -> bool:
     file.unlink()
     if kind != "remove":
         file.write_bytes(data)
-    found = checkpoint.latest(folder)
+    with warnings_of("ivcl_fast.checkpoint") as said:
+        found = checkpoint.latest(folder)
     if found is None or found.step != 1:
         raise Failure(f"{kind} of {file.name} was not found")
+    if [line.partition(": ")[0] for line in said] != [
+        f"checkpoint {file.parent} is damaged and passed over"
+    ]:
+        raise Failure(f"{kind} of {file.name} was not told in one line: {said}")
     shutil.rmtree(folder)
-    return True
+    return kind
+
+
+@contextmanager
+def warnings_of(logger: str) -> Iterator[list[str]]:
+    """What a logger says in the block, in place of its being printed."""
+    said: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        said.append(record.getMessage())
+        return False
+
+    logging.getLogger(logger).addFilter(keep)
+    try:
+        yield said
+    finally:
+        logging.getLogger(logger).removeFilter(keep)
 
 
 @dataclass(frozen=True)
@@ -198,38 +261,38 @@ class Row:
     """What came of one kind of trial."""
 
     title: str
-    number: int
-    struck: int
-    """Trials whose fault came while training ran (or whose file was damaged)."""
+    struck: Counter[str]
+    """Trials that ended as they have to, by what the fault hit."""
     failures: list[str]
     seconds: float
 
     def __str__(self) -> str:
-        counts = f"{self.number:6} {self.struck:6} {len(self.failures):8}"
-        return f"{self.title:20} {counts} {self.seconds:6.0f} s"
+        number = self.struck.total() + len(self.failures)
+        struck = ", ".join(f"{self.struck[what]} {what}" for what in sorted(self.struck))
+        return f"{self.title:20} {number:6} {len(self.failures):8} {self.seconds:6.0f} s  {struck}"
 
 
-HEADER = f"{'trial':20} {'number':>6} {'struck':>6} {'failures':>8} {'time':>8}"
+HEADER = f"{'trial':20} {'number':>6} {'failures':>8} {'time':>8}  what the faults hit"
 
 
 def repeat(
-    title: str, trial: Callable[[int, str], bool], seeds: Sequence[int], jobs: int = 1
+    title: str, trial: Callable[[int, str], str], seeds: Sequence[int], jobs: int = 1
 ) -> Row:
     """Run a trial once for every seed, ``jobs`` at a time; failures are printed and counted."""
     begin = time.monotonic()
     failures: list[str] = []
 
-    def attempt(seed: int) -> bool:
+    def attempt(seed: int) -> list[str]:
         try:
-            return trial(seed, f"{title.replace(' ', '-')}-{seed}")
-        except Failure as failure:
+            return [trial(seed, f"{title.replace(' ', '-')}-{seed}")]
+        except (Failure, OSError, ValueError) as failure:  # the others: no files to compare
             failures.append(f"{title}, seed {seed}: {failure}")
             print(f"  {failures[-1]}", flush=True)
-            return False
+            return []
 
     with ThreadPoolExecutor(jobs) as pool:
-        struck = sum(pool.map(attempt, seeds))
-    return Row(title, len(seeds), struck, failures, time.monotonic() - begin)
+        struck = Counter(chain.from_iterable(pool.map(attempt, seeds)))
+    return Row(title, struck, failures, time.monotonic() - begin)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -247,9 +310,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        rows.append(
-            repeat("damaged checkpoint", lambda s, n: damage(s, folder / n), seeds(asked.damages))
-        )
+        if asked.damages:
+            rows.append(
+                repeat(
+                    "damaged checkpoint", lambda s, n: damage(s, folder / n), seeds(asked.damages)
+                )
+            )
         if asked.kills or asked.deaths:
             write_cater(folder / "cater", SyntheticCater(train=12, val=6))
         if asked.kills:  # two at a time: each has one thread
@@ -262,5 +328,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.getLogger("ivcl_fast").setLevel(logging.ERROR)  # every damage is told of
     main()

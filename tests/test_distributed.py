@@ -19,10 +19,14 @@ import torch.distributed as dist
 
 from ivcl_fast import IVCL, IVCLConfig, checkpoint, distributed
 from ivcl_fast.data.feed import Batch
+from ivcl_fast.data.synthetic.cater import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
 from ivcl_fast.masking import clip_seeds
+from ivcl_fast.settings import parse, resolve
+from ivcl_fast.train import train as run_train
 from ivcl_fast.trainer import Interrupted, MetricsLog, NotFinite, Schedule, Stage, make_optimizers
 from tests.ranks import run_ranks
+from tests.test_train import SMALL
 
 BATCH, STEPS, LR = 8, 12, 1e-2
 ROUNDING = STEPS * LR * 2**-53 / 1e-8
@@ -85,7 +89,7 @@ def train(folder: Path, options: dict, fault=None) -> dict[str, torch.Tensor]:
 
 def curve(folder: Path) -> list[tuple[int, float]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [(r["step"], r["loss"]) for r in map(json.loads, lines)]
+    return [(r["step"], r["loss"]) for r in map(json.loads, lines) if "loss" in r]
 
 
 def assert_same_run(found: dict, folder: Path, expected: dict, expected_folder: Path) -> None:
@@ -108,6 +112,42 @@ def test_two_ranks_equal_one(tmp_path, spread, options):
     one = train(tmp_path / "one", options)
     two, _ = run_ranks(2, train, tmp_path / "two", options | SPREAD[spread])
     assert_same_run(two, tmp_path / "two", one, tmp_path / "one")
+
+
+def run_the_command(arguments: list[str]) -> list[bool]:
+    """``python -m ivcl_fast.train``; for each stage, whether its model was to be sharded."""
+    spread, sharded = distributed.spread, []
+
+    def noted(model, shard):
+        sharded.append(shard)
+        return spread(model, shard)
+
+    distributed.spread = noted
+    run_train(resolve(parse(arguments)))
+    return sharded
+
+
+def test_the_command_does_on_two_ranks_what_it_does_on_one(tmp_path):
+    """Both stages, to finished models that any number of ranks goes on with."""
+    write_cater(tmp_path / "cater", SyntheticCater(train=12, val=6), workers=1)
+    arguments = ["--data", f"cater:{tmp_path / 'cater'}", "--out", str(tmp_path), *SMALL]
+    arguments += ["--pretrain-clips", "40", "--finetune-clips", "20", "--amp", "off"]
+    arguments += ["--device", "cpu", "--no-compare-memoryless", "--no-pictures"]
+    run_train(resolve(parse([*arguments, "--name", "one"])))
+    for name, flags in {"replicas": [], "shards": ["--shard"]}.items():
+        command = [*arguments, "--name", name, *flags]
+        sharded = run_ranks(2, run_the_command, command, connected=False)
+        assert sharded == [[name == "shards"] * 2] * 2
+        for (step, a), (expected, b) in zip(
+            curve(tmp_path / name), curve(tmp_path / "one"), strict=True
+        ):
+            assert step == expected and math.isclose(a, b, rel_tol=1e-3)
+    one, two = (
+        {k: v.shape for k, v in checkpoint.read_weights(tmp_path / name / "finetune").items()}
+        for name in ("one", "shards")
+    )
+    assert one == two
+    run_train(resolve(parse(["--resume", str(tmp_path / "shards")])))  # finished: measures again
 
 
 def one_muon_step(shapes):
@@ -199,6 +239,28 @@ def test_one_stopped_rank_stops_all_at_the_same_step(tmp_path, spread):
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
 
 
+def stop_all_from_a_terminal(folder: Path, times: int) -> str:
+    """SIGINT to every rank so many times, during step 7."""
+
+    def fault(step):
+        if step == 7:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted) as stop:
+        train(folder, {}, fault)
+    return str(stop.value)
+
+
+def test_ranks_hear_of_a_ctrl_c_twice(tmp_path):
+    """From the terminal and from torchrun: that is one, a second stops at once."""
+    assert run_ranks(2, stop_all_from_a_terminal, tmp_path / "one", 2) == ["SIGINT"] * 2
+    assert checkpoint.latest(tmp_path / "one" / "checkpoints").step == 9
+    killed = run_ranks(2, stop_all_from_a_terminal, tmp_path / "two", 3)
+    assert all(isinstance(rank, ChildProcessError) for rank in killed)
+    assert checkpoint.latest(tmp_path / "two" / "checkpoints").step == 5
+
+
 def break_one(folder: Path, where: str) -> None:
     """A NaN on rank 1 alone, in step 9."""
 
@@ -220,6 +282,27 @@ def test_a_nan_on_one_rank_stops_all_before_a_checkpoint(tmp_path, where):
     saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
     assert saved.step == 5
     assert all(tensor.isfinite().all() for tensor in saved.model.values())
+
+
+def train_on_a_full_disk(folder: Path) -> dict[str, torch.Tensor]:
+    """No checkpoint of step 5 can be written."""
+    write = checkpoint.write
+
+    def full(final, *arguments):
+        if final.name == "step-00000005":
+            raise OSError("No space left on device")
+        write(final, *arguments)
+
+    checkpoint.write = full
+    return train(folder, {})
+
+
+def test_a_full_disk_of_rank_0_stops_nobody(tmp_path):
+    one = train(tmp_path / "one", {})
+    full, _ = run_ranks(2, train_on_a_full_disk, tmp_path / "full")
+    assert_same_run(full, tmp_path / "full", one, tmp_path / "one")
+    saved = [path.name for path in checkpoint.list_steps(tmp_path / "full" / "checkpoints")]
+    assert saved == ["step-00000010", "step-00000012"]
 
 
 def fail(folder: Path, failing: list[int]) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, flops, hardware, reference
+import ivcl_fast
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, flops, hardware, reference, supervised
 from ivcl_fast.kernels import _ext, _triton
 from ivcl_fast.trainer import MetricsLog
 from tests.test_trainer import stage
@@ -60,6 +61,15 @@ def test_classifier(choices, module, every_token, plain):
     model = (module.IVCLClassifier if module else IVCLClassifier)(cfg, 5)
     expected = flops.forward(cfg, 5, every_token), flops.training(cfg, 5, every_token)
     assert counted(cfg, model) == expected
+
+
+@pytest.mark.parametrize("objective", ["classification", "detection"])
+@pytest.mark.parametrize("package, every_token", [(supervised, True), (ivcl_fast, False)])
+def test_supervised_pretraining(objective, package, every_token, plain):
+    cfg = IVCLConfig(**SIZES, objective=objective)
+    counts = flops.supervised_forward, flops.supervised_training
+    expected = tuple(count(cfg, 5, every_token) for count in counts)
+    assert counted(cfg, package.Supervised(cfg, 5)) == expected
 
 
 def test_peak_is_known_by_the_whole_name(monkeypatch):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 import ivcl_fast
-from ivcl_fast import IVCLConfig, kernels, masking, model, reference
+from ivcl_fast import IVCLConfig, kernels, masking, model, reference, supervised
 from ivcl_fast.errors import UserError
 
 SIZES = dict(image_size=16, patch_size=4, num_frames=3, num_query_frames=2, depth=2, embed_dim=32)
@@ -46,8 +46,49 @@ def test_same_seed_same_keys_same_weights(objective, readout):
         plain.load_state_dict(ours, strict=True)
 
 
+@pytest.mark.parametrize("objective", ["classification", "detection"])
+def test_supervised_models_are_the_references(objective, tmp_path):
+    """Same keys and weights; a folder gives it back; a classifier goes on from its encoder."""
+    cfg = IVCLConfig.preset("tiny", **SIZES, objective=objective)
+    torch.manual_seed(0)
+    plain = supervised.Supervised(cfg, 7)
+    torch.manual_seed(0)
+    fast = ivcl_fast.Supervised(cfg, 7)
+    head = {"classification": "label_head", "detection": "detect_head"}[objective]
+    encoder = {f"encoder.{key}" for key in reference.Encoder(cfg).state_dict()}
+    assert set(fast.state_dict()) == encoder | {f"{head}.weight", f"{head}.bias"}
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    fast.save_pretrained(tmp_path)
+    for other in (plain, ivcl_fast.Supervised.from_pretrained(str(tmp_path))):
+        for key, value in other.state_dict().items():
+            assert torch.equal(value, fast.state_dict()[key]), key
+    patches = (16,) if objective == "detection" else ()
+    assert fast(video()).shape == (2, 3, *patches, 7)
+    ivcl_fast.accelerate(plain)
+    assert type(plain) is ivcl_fast.Supervised and torch.equal(plain(video()), fast(video()))
+    classifier = ivcl_fast.IVCLClassifier(cfg, 5)
+    assert set(classifier.load_pretrained(tmp_path)) == encoder
+    assert torch.equal(classifier.encoder.slot_tokens, fast.encoder.slot_tokens)
+    assert hasattr(classifier, "temporal")
+
+
+def test_objectives_have_models_of_their_own():
+    labels, pixels = (
+        IVCLConfig.preset("tiny", objective=objective) for objective in ("detection", "mae")
+    )
+    for package in (reference, ivcl_fast):
+        with pytest.raises(ValueError, match="objective: 'detection' is not one of ivcl, mae, "):
+            package.IVCL(labels)
+    for package in (supervised, ivcl_fast):
+        with pytest.raises(ValueError, match="objective: 'mae' is not one of classification, det"):
+            package.Supervised(pixels, 5)
+
+
 def test_every_part_is_fast():
-    for fast in (ivcl_fast.IVCL(CFG), ivcl_fast.IVCLClassifier(CFG)):
+    labels = IVCLConfig.preset("tiny", objective="detection")
+    for fast in (
+        ivcl_fast.IVCL(CFG), ivcl_fast.IVCLClassifier(CFG), ivcl_fast.Supervised(labels, 2)
+    ):  # fmt: skip
         for name, part in fast.named_modules():
             assert type(part) not in model.FAST, name
 

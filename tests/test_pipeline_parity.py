@@ -8,6 +8,7 @@ plus some units in the last place where the reference happens to be exact.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ivcl_fast
-from ivcl_fast import IVCLConfig, kernels, reference
+from ivcl_fast import IVCLConfig, kernels, reference, supervised
 
 LEEWAY = 4
 ULPS = 64 * torch.finfo(torch.float32).eps
@@ -83,6 +84,17 @@ def check_finetuning(cfg: IVCLConfig, clips: int = 2, seed: int = 0) -> None:
     assert_same_step(models, [F.cross_entropy(x, labels) for x in logits])
 
 
+def check_supervised(cfg: IVCLConfig, clips: int = 2, seed: int = 0) -> None:
+    torch.manual_seed(seed)
+    models = trio(supervised.Supervised(cfg, 5), ivcl_fast.Supervised(cfg, 5))
+    video = some_video(cfg, clips, seed)
+    logits = [model(video) for model in models]
+    assert_close(logits[1], logits[0], logits[2], "logits")
+    labels = torch.arange(logits[0].numel()).view_as(logits[0]) % 3 / 2
+    losses = [F.binary_cross_entropy_with_logits(x, labels.to(x)) for x in logits]
+    assert_same_step(models, losses)
+
+
 # --- One step -------------------------------------------------------------------------------------
 
 
@@ -125,6 +137,14 @@ def configs(draw: st.DrawFn) -> IVCLConfig:
 def test_any_config(cfg, clips, seed):
     check_pretraining(cfg, clips, seed)
     check_finetuning(cfg, clips, seed)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@given(configs(), st.sampled_from(["classification", "detection"]), st.integers(1, 3))
+def test_any_supervised_config(cfg, objective, clips):
+    cfg = dataclasses.replace(cfg, objective=objective)
+    check_supervised(cfg, clips)
+    check_finetuning(cfg, clips)
 
 
 def test_float_video():
@@ -245,6 +265,7 @@ def check_dispatches(preset: str, implementation: str) -> None:
     before = kernels.dispatches()
     check_pretraining(IVCLConfig.preset(preset, **REDUCED), clips=1)
     check_finetuning(IVCLConfig.preset(preset, **REDUCED), clips=1)
+    check_supervised(IVCLConfig.preset(preset, **REDUCED, objective="detection"), clips=1)
     calls = kernels.dispatches() - before
     served = {op for op, how in calls if how == implementation}
     assert not [op for op, how in calls if how != implementation], calls

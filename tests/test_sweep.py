@@ -29,14 +29,23 @@ def data(tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_study_from_data_to_table(name, data, tmp_path, capsys):
-    """What ``--quick`` shows on a larger model: everything runs."""
-    folder = sweep(SweepConfig(name, seeds=1, out=tmp_path), ("--data", data, *SMALL))
+def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_path, capsys):
+    study = STUDIES[name]
+    flags = ["--quick", *SMALL, "--data-dir", str(tmp_path_factory.getbasetemp() / "made")]
+    flags += ["--train-videos", "6", "--val-videos", "4"]
+    flags += [] if study.brings_data else ["--data", data]
+    folder = sweep(SweepConfig(name, seeds=1, out=tmp_path), tuple(flags))
+    assert folder == tmp_path / f"{name}-quick"
     page = (folder / "study.md").read_text()
+    tables = {head: body for head, _, body in (
+        part.partition("\n") for part in page.split("\n## ")[1:])}  # fmt: skip
     values = json.loads((folder / "results.json").read_text())["values"]
-    for variant in STUDIES[name].variants:
-        assert f"| {variant.label} | all |" in page
-        assert len(values[variant.label]["all"]["top1"]) == 1
+    assert list(values) == list(tables)
+    for variant in study.variants:
+        title = f"{variant.task or 'localize'} on {variant.data or data}"
+        assert f"| {variant.label} | all |" in tables[title]
+        metrics = values[title][variant.label]["all"]
+        assert metrics and all(len(of_seeds) == 1 for of_seeds in metrics.values())
     assert ("no memory" in page) == (name == "pretraining")
     assert (folder / "study.png").stat().st_size > 10_000
 
@@ -63,6 +72,37 @@ def test_budgets_are_equal_and_seeds_differ():
     assert {parse(job.arguments).model.objective for job in first} == {"ivcl", "mae"}
     assert {c.model.objective for c in configs} == {"ivcl"}
     assert [c.compare_memoryless for c in configs] == [True] * 3 + [False] * 6
+
+
+def test_the_long_study_pretrains_once_for_all_tasks_of_a_data_set():
+    """CATER's action tasks share their models, and ACRE borrows CATER's labelled frames."""
+    first, then = jobs(STUDIES["long"], module.Path("x"), 2, ())
+    pretrained = [(c.data, c.model.objective) for c in (parse(job.arguments) for job in first)]
+    unlabelled = ["ivcl", "mae", "joint"]
+    everything = [*unlabelled, "classification", "detection"]
+    assert sorted(pretrained) == sorted(
+        [("synthetic:moving", o) for o in everything]
+        + [("synthetic", o) for o in everything]
+        + [(f"synthetic:acre-{regime}", o) for regime in ("comp", "sys") for o in unlabelled]
+    )
+    sources = {str(job.folder / "pretrain"): parse(job.arguments) for job in first}
+    configs = [parse(job.arguments) for job in then]
+    assert len(configs) == len({c.folder for c in configs}) == 2 * len(STUDIES["long"].variants)
+    assert {c.init for c in configs} == sources.keys() | {"random"}
+    for c in configs:
+        assert c.model.num_frames == (7 if "acre" in c.data else 16)
+        if source := sources.get(c.init):
+            borrowed = source.model.supervised and "acre" in c.data
+            assert source.data == ("synthetic" if borrowed else c.data)
+
+
+def test_the_page_about_studies_tells_what_each_takes():
+    page = (module.Path(__file__).parent.parent / "docs" / "studies.md").read_text()
+    for name, study in STUDIES.items():
+        first, then = jobs(study, module.Path("x"), 1, ())
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert row.endswith(f" | {len(first)} | {len(then)} |")
+        assert f"<!-- results: {name} -->" in page and f"<!-- end of results: {name} -->" in page
 
 
 def test_folders_of_variants_differ():
@@ -96,10 +136,13 @@ def test_curves_join_seeds(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "study: 'nothing' is not one of pretraining, slots"),
+        (["nothing"], "study: 'nothing' is not one of pretraining, supervision"),
         (["slots", "--seeds", "0"], "--seeds: must be at least 1"),
         (["slots", "--seed", "3"], "--seed: a sweep sets this itself"),
         (["slots", "--preset", "huge"], "--preset: 'huge' is not one of"),
+        (["long", "--data", "cater:x"], "--data: the study long brings data sets and tasks itself"),
+        (["long", "--task=localize"], "--task=localize: the study long brings"),
+        (["supervision", "--data", "acre:x"], "--objective: classification needs labels of single"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):

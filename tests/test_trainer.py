@@ -24,6 +24,8 @@ from ivcl_fast.trainer import (
     make_optimizers,
     scaled_lr,
 )
+from tests.ranks import run_ranks
+from tests.test_checkpoint import no_file_beyond
 
 CLIPS, BATCH = 40, 4
 
@@ -127,6 +129,40 @@ def test_signal_saves_and_resumes_exactly(tmp_path, signum):
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
 
 
+def stop_at_once(folder: Path) -> None:
+    """Ctrl-C twice, during step 7."""
+
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("still there")
+
+    stage(folder, failing_at(7, twice)).run()
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    (killed,) = run_ranks(1, stop_at_once, tmp_path / "cut")
+    assert isinstance(killed, ChildProcessError)
+    assert checkpoint.latest(tmp_path / "cut" / "checkpoints").step == 5
+    whole, resumed = stage(tmp_path / "whole"), stage(tmp_path / "cut")
+    whole.run()
+    resumed.run()
+    assert same(whole.model, resumed.model)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_told_before_the_step_ends(tmp_path, signum, capfd):
+    said = []
+
+    def stop():
+        os.kill(os.getpid(), signum)
+        said.append(capfd.readouterr().err)
+
+    with pytest.raises(Interrupted):
+        stage(tmp_path / "cut", failing_at(7, stop)).run()
+    assert "stopping: this step is finished and saved" in said[0]
+
+
 def test_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     def loss(model, batch, step):
         return toy_loss(model, batch, step) * (math.nan if step >= 12 else 1)
@@ -198,6 +234,40 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, caplog):
     saved = checkpoint.latest(tmp_path / "run" / "checkpoints")
     assert saved is not None and saved.step == 20
     assert "does not match its checksum" in caplog.text
+
+
+def test_a_full_disk_costs_only_the_checkpoints_it_holds_up(tmp_path, monkeypatch, caplog):
+    whole, other = stage(tmp_path / "whole"), stage(tmp_path / "full")
+    whole.run()
+    write = checkpoint.write
+
+    def full_for_a_while(final, *arguments):
+        if final.name in ("step-00000010", "step-00000015"):
+            raise OSError("No space left on device")
+        write(final, *arguments)
+
+    monkeypatch.setattr(checkpoint, "write", full_for_a_while)
+    with pytest.raises(Killed):
+        stage(tmp_path / "full", failing_at(17, kill)).run()
+    told = [line for line in caplog.messages if "No space left" in line]
+    assert len(told) == 2 and told[0].startswith("toy: no checkpoint of step 10, those before it")
+    assert checkpoint.latest(tmp_path / "full" / "checkpoints").step == 5
+    other.run()
+    assert same(whole.model, other.model)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "full")
+
+
+def test_a_log_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path)
+    monkeypatch.setattr(log, "_draw", lambda *arguments: None)  # writes in a thread of its own
+    log.write("toy", 3, 12, loss=1.0)
+    said = r"metrics\.jsonl: cannot be written: File too large; make room, and the same command"
+    with no_file_beyond(150), pytest.raises(UserError, match=said):
+        for step in range(4, 8):
+            log.write("toy", step, 12, loss=1.0)
+    with no_file_beyond(10), pytest.raises(UserError, match=said):
+        log.rewind("toy", 3)
+    assert log.read()[0]["step"] == 3
 
 
 def test_validation_runs_at_even_spaces_and_at_the_end(tmp_path):

@@ -35,6 +35,8 @@ class Kind:
     """Of every clip, where the data set says so: a model takes no other number."""
     random_crop: bool = False
     """Whether a part of the frame may stand for the whole: the answer is no place in it."""
+    frame_labels: bool = False
+    """Whether it tells what single frames show, for supervised pretraining."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Synthetic:
 def _cater() -> Kind:
     from .cater import TASKS, Cater
 
-    return Kind(lambda: list(TASKS), Cater)
+    return Kind(lambda: list(TASKS), Cater, frame_labels=True)
 
 
 def _acre() -> Kind:
@@ -125,6 +127,15 @@ def find(name: str) -> tuple[Kind, Path | Synthetic]:
 def clip_frames(name: str) -> int | None:
     """Frames of every clip of a data set, or None where that is free to choose."""
     return find(name)[0].frames
+
+
+def check_frame_labels(name: str, objective: str) -> None:
+    """Raises :class:`UserError` for a data set that a supervised objective cannot learn from."""
+    if not find(name)[0].frame_labels:
+        raise UserError(
+            f"--objective: {objective} needs labels of single frames, which {name} has not; "
+            "accepted with it: cater:DIR, synthetic, synthetic:static or synthetic:moving"
+        )
 
 
 def find_task(name: str, task: str) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from ..errors import UserError
 from .dataset import Clip
+from .frame_labels import FrameLabels
 from .sampling import frame_ids
 from .store import FrameStore
 
@@ -33,7 +34,8 @@ class Batch:
     rows: torch.Tensor
     """uint8 ``[B, T, N, 3PP]``: patch rows."""
     labels: torch.Tensor
-    """int64 ``[B]``; with several labels per clip float32 ``[B, C]``, 1 where a class applies."""
+    """int64 ``[B]``; with several labels per clip float32 ``[B, C]``, 1 where a class applies; with
+    labels of frames float32 ``[B, T, ...]``."""
     clip_ids: torch.Tensor
     """int64 ``[B]``: the clips' places in the split."""
 
@@ -83,9 +85,11 @@ class Feed(ABC):
         drop_last: bool,
         rank: int = 0,
         world_size: int = 1,
+        frame_labels: FrameLabels | None = None,
     ) -> None:
         """``frames`` has the number of frames of all media that can be used. ``num_frames`` = 1
         shows the last frame alone. Clips that name their frames show these, without jitter.
+        ``frame_labels`` take the place of the clips' own.
 
         Raises :class:`UserError` if no clip can be used, if ``drop_last`` leaves no batch, and if
         clips name another number of frames than ``num_frames``.
@@ -96,6 +100,7 @@ class Feed(ABC):
         self.seed, self.jitter, self.shuffle = seed, jitter, shuffle
         self.drop_last = drop_last
         self.rank, self.world_size = rank, world_size
+        self.frame_labels = frame_labels
         self.wait_seconds = 0.0
         """Time the consumer has waited for batches, over all epochs."""
         self._usable = np.array([i for i, c in enumerate(clips) if c.media in frames], np.int64)
@@ -186,9 +191,13 @@ class Feed(ABC):
             rng = np.random.default_rng([self.seed, epoch, _JITTER, clip_id])
         return frame_ids(self._frames_in[clip.media], self.num_frames, rng)
 
-    def _labelled(self, rows: torch.Tensor, clip_ids: Sequence[int]) -> Batch:
-        labels = [self.clips[i].label for i in clip_ids]
-        ids = torch.tensor(clip_ids, dtype=torch.int64)
+    def _labelled(self, rows: torch.Tensor, sampled: Sequence[Sampled]) -> Batch:
+        clips = [self.clips[one.clip_id] for one in sampled]
+        ids = torch.tensor([one.clip_id for one in sampled], dtype=torch.int64)
+        if self.frame_labels is not None:
+            found = [self.frame_labels(c, s.frames) for c, s in zip(clips, sampled, strict=True)]
+            return Batch(rows, torch.stack(found), ids)
+        labels = [clip.label for clip in clips]
         if not self.multi_label:
             return Batch(rows, torch.tensor(labels, dtype=torch.int64), ids)
         hot = torch.zeros(len(labels), self.num_classes)
@@ -218,4 +227,4 @@ class StoreFeed(Feed):
         for sampled in self._sample(epoch, start_batch):
             names = [self.clips[s.clip_id].media for s in sampled]
             rows = self.store.batch(names, [s.frames for s in sampled], self._pin)
-            yield self._labelled(rows, [s.clip_id for s in sampled])
+            yield self._labelled(rows, sampled)

@@ -17,6 +17,7 @@ from .cater import Cater
 from .dataset import Clip, Dataset, Media
 from .decode import Chosen, default_workers, resolve_decoder
 from .feed import Feed, StoreFeed
+from .frame_labels import FrameLabels, frame_labels
 from .index import saved_index
 from .probe import VideoInfo
 from .store import FrameStore
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 class Data(ABC):
     """A data set whose frames can be had."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, frame_labels: FrameLabels | None = None) -> None:
+        """``frame_labels``: what supervised pretraining learns."""
+        self.dataset, self.frame_labels = dataset, frame_labels
 
     @property
     @abstractmethod
@@ -85,10 +87,12 @@ class Data(ABC):
         share: float = 1.0,
         rank: int = 0,
         world_size: int = 1,
+        of_frames: bool = False,
     ) -> Feed:
         """Clips of ``split``: shuffled, jittered, whole batches for training; else as they lie.
 
         ``share`` of the clips, the same ones in every run; a larger share holds the smaller ones.
+        ``of_frames``: with the labels of frames, if there are, not of clips.
         """
         clips = self.dataset.clips(split)
         if share < 1:
@@ -102,6 +106,7 @@ class Data(ABC):
             training=training,
             rank=rank,
             world_size=world_size,
+            frame_labels=self.frame_labels if of_frames else None,
         )
 
     def rows(self, clips: Sequence[Clip], num_frames: int) -> torch.Tensor:
@@ -118,7 +123,7 @@ class Data(ABC):
         *,
         seed: int,
         training: bool,
-        **ranks: int,
+        **options: Any,
     ) -> Feed: ...
 
     def _options(self, training: bool) -> dict[str, Any]:
@@ -134,8 +139,10 @@ class Data(ABC):
 class StoredData(Data):
     """Frames from a store."""
 
-    def __init__(self, dataset: Dataset, store: FrameStore) -> None:
-        super().__init__(dataset)
+    def __init__(
+        self, dataset: Dataset, store: FrameStore, frame_labels: FrameLabels | None = None
+    ) -> None:
+        super().__init__(dataset, frame_labels)
         self.store = store
 
     @property
@@ -150,9 +157,9 @@ class StoredData(Data):
         *,
         seed: int,
         training: bool,
-        **ranks: int,
+        **options: Any,
     ) -> Feed:
-        options = self._options(training) | ranks
+        options = self._options(training) | options
         return StoreFeed(self.store, clips, batch_size, num_frames, seed=seed, **options)
 
 
@@ -171,8 +178,9 @@ class StreamedData(Data):
         patch_size: int,
         random_crop: bool,
         workers: int,
+        frame_labels: FrameLabels | None = None,
     ) -> None:
-        super().__init__(dataset)
+        super().__init__(dataset, frame_labels)
         self.media, self.infos, self.decoders = media, infos, decoders
         self._bad_at_start = bad_files
         self._dropped: dict[str, str] = {}  # by any feed, for all of them
@@ -191,9 +199,9 @@ class StreamedData(Data):
         *,
         seed: int,
         training: bool,
-        **ranks: int,
+        **options: Any,
     ) -> Feed:
-        options = self._options(training) | ranks
+        options = self._options(training) | options
         return StreamFeed(
             self.media,
             self.infos,
@@ -231,10 +239,13 @@ def open_data(config: TrainConfig, device: torch.device | None = None) -> Data:
     """
     dataset = open_dataset(config)
     kind, _ = catalog.find(config.data)
+    labels = None
+    if config.supervises:
+        labels = frame_labels(dataset, config.model.objective, config.model.grid)
     own_task = dataset.task if kind.media_by_task else None
     sizes = config.model.image_size, config.model.patch_size
     if config.feed == "dali":
-        return _streamed(config, dataset, own_task, kind.random_crop)
+        return _streamed(config, dataset, own_task, kind.random_crop, labels)
     path = default_store_path(dataset.root, *sizes, config.decoder, own_task)
     with Bar("decoding", 0, "frames") as bar:
         store = build_store(
@@ -247,11 +258,15 @@ def open_data(config: TrainConfig, device: torch.device | None = None) -> Data:
             placement=config.placement,
             device=device,
         )
-    return StoredData(dataset, store)
+    return StoredData(dataset, store, labels)
 
 
 def _streamed(
-    config: TrainConfig, dataset: Dataset, own_task: str | None, random_crop: bool
+    config: TrainConfig,
+    dataset: Dataset,
+    own_task: str | None,
+    random_crop: bool,
+    labels: FrameLabels | None,
 ) -> StreamedData:
     media = dataset.media()
     workers = config.workers or default_workers(resolve_decoder(config.decoder))
@@ -268,4 +283,5 @@ def _streamed(
         patch_size=config.model.patch_size,
         random_crop=random_crop,
         workers=workers,
+        frame_labels=labels,
     )

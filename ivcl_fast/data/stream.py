@@ -130,15 +130,13 @@ class StreamFeed(Feed):
         return Request(media, sampled.frames, crop, self._decoders[media.name], *sizes)
 
     def _assemble(self, sampled: list[Sampled], found: list[torch.Tensor | None]) -> Batch:
-        kept = [
-            (s.clip_id, rows) for s, rows in zip(sampled, found, strict=True) if rows is not None
-        ]
+        kept = [(s, rows) for s, rows in zip(sampled, found, strict=True) if rows is not None]
         if not kept:
             raise UserError("no video of a whole batch can be decoded any more; see the log")
         rows = torch.stack([rows for _, rows in kept])
         if torch.cuda.is_available() and not rows.is_cuda:
             rows = rows.pin_memory()
-        return self._labelled(rows, [clip_id for clip_id, _ in kept])
+        return self._labelled(rows, [one for one, _ in kept])
 
     def _uses_processes(self) -> bool:
         on_gpu = torch.cuda.is_available() and "dali" in self._decoders.values()

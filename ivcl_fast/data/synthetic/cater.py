@@ -24,7 +24,15 @@ from .camera import Camera, moving_camera, static_camera
 from .cater_planner import Plan, plan_video
 from .cater_world import LAST_FRAME
 from .render import render
-from .writer import check_choice, check_counts, check_workers, claim, whole, write_items
+from .writer import (
+    check_choice,
+    check_counts,
+    check_workers,
+    claim,
+    claimed_by,
+    whole,
+    write_items,
+)
 
 Size = Literal["embedded", "full"]
 CameraMotion = Literal["static", "moving"]
@@ -130,6 +138,24 @@ def video_name(index: int) -> str:
     return f"CATER_new_{index:06d}.avi"
 
 
+def times_shown(frames: int) -> np.ndarray:
+    """int ``[frames]``: when on CATER's timeline each frame of a video is."""
+    return np.rint(np.linspace(0, LAST_FRAME, frames)).astype(np.intp)
+
+
+def camera_of(spec: SyntheticCater, index: int, width: int, height: int) -> Camera:
+    """The camera of a video: one pose, or one for each moment of CATER's timeline."""
+    if spec.camera == "static":
+        return static_camera(width, height)
+    return moving_camera(spec.seed, index, width, height)
+
+
+def spec_of(folder: Path) -> SyntheticCater | None:
+    """What :func:`write_cater` made a folder of; None for CATER from elsewhere."""
+    fields = claimed_by(folder)
+    return None if fields is None else SyntheticCater(**fields)
+
+
 def _scene_path(out: Path, index: int) -> Path:
     return out / "scenes" / f"CATER_new_{index:06d}.json"
 
@@ -140,12 +166,8 @@ def _write_video(
     """Write one video and then its scene, whose presence says that both are whole."""
     form = _FORMATS[spec.size]
     plan = plan_video(spec.seed, index)
-    camera = (
-        static_camera(form.width, form.height)
-        if spec.camera == "static"
-        else moving_camera(spec.seed, index, form.width, form.height)
-    )
-    frames = np.rint(np.linspace(0, LAST_FRAME, form.frames)).astype(np.intp)
+    camera = camera_of(spec, index, form.width, form.height)
+    frames = times_shown(form.frames)
     with whole(out / "videos" / video_name(index)) as part:
         _encode(part, form, render(plan, camera, frames))
     with whole(_scene_path(out, index)) as part:

@@ -74,6 +74,16 @@ def claim(
     return (out / index).is_dir()
 
 
+def claimed_by(folder: Path) -> dict[str, Any] | None:
+    """The fields of the spec that a folder was begun with; None if :func:`claim` never saw it."""
+    try:
+        return json.loads((folder / _MARKER).read_text())["spec"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / _MARKER}: not the settings of a synthetic data set") from None
+
+
 def write_items(
     write: Callable[[int, Report], None],
     last_file: Callable[[int], Path],

@@ -1,0 +1,230 @@
+"""What README.md and docs/ tell to type: commands are parsed as they stand, code is run.
+
+A command goes as far as its own parser of flags, and names that it looks up later are looked up;
+one that ends at once is run. README's Python runs whole, on the tiny preset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import runpy
+import shlex
+import sys
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import tyro
+
+import ivcl_fast
+from ivcl_fast import IVCLConfig, settings
+from ivcl_fast.data import catalog
+from ivcl_fast.errors import UserError
+from ivcl_fast.studies import study_named
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAKEFILE = (ROOT / "Makefile").read_text()
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+END_AT_ONCE = {"ivcl_fast.info", "benchmarks.scaling"}
+
+
+class Wrong(Exception):
+    """A command that cannot be typed as it stands."""
+
+
+class Parsed(Exception):
+    """A command's flags were parsed; it goes no further."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+
+
+# --- What is written ------------------------------------------------------------------------------
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return [body for of, body in FENCED.findall(text) if of == language]
+
+
+def commands(text: str) -> list[str]:
+    """Every line of a console block, and code in a sentence that begins as a command does."""
+    lines = "".join(blocks(text, "console")).replace("\\\n", " ").splitlines()
+    spans = re.findall(r"`((?:make|pip|python|torchrun) [^`]+)`", FENCED.sub("", text))
+    return [line for line in [*lines, *spans] if shlex.split(line, comments=True)]
+
+
+# --- Whether it can be typed ----------------------------------------------------------------------
+
+
+def check(command: str) -> None:
+    """Raises :class:`Wrong` for a program, target, module, flag or name that does not exist."""
+    program, *arguments = shlex.split(command, comments=True)
+    checks = {
+        "make": check_make, "pip": check_pip, "python": check_python, "torchrun": check_torchrun,
+    }  # fmt: skip
+    try:
+        if program not in checks:
+            raise UserError(f"this test does not know {program}")
+        checks[program](arguments)
+    except SystemExit as stop:
+        if stop.code:
+            raise Wrong(f"{command}: exit status {stop.code}") from None
+    except UserError as error:
+        raise Wrong(f"{command}: {error}") from None
+
+
+def check_make(arguments: list[str]) -> None:
+    """Targets have to be in the Makefile, ARGS what their ``python -m`` takes."""
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
+    for target in (word for word in arguments if "=" not in word):
+        if target not in targets.split():
+            raise UserError(f"no target {target}")
+        recipe = re.search(rf"^{target}:.*\n\t\S+ -m (ivcl_fast\.\S+.*)\$\(ARGS\)", MAKEFILE, re.M)
+        if recipe:
+            given = [w.removeprefix("ARGS=") for w in arguments if w.startswith("ARGS=")]
+            check_python(["-m", *shlex.split(" ".join([recipe[1], *given]))])
+
+
+def check_pip(arguments: list[str]) -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extras in re.findall(r"\.\[(.*?)\]", " ".join(arguments)):
+        if unknown := set(extras.split(",")) - known["optional-dependencies"].keys():
+            raise UserError(f"no extra {', '.join(unknown)}")
+
+
+def check_torchrun(arguments: list[str]) -> None:
+    from torch.distributed.run import get_args_parser
+
+    asked = get_args_parser().parse_args(arguments)
+    check_python(["-m" if asked.module else "", asked.training_script, *asked.training_script_args])
+
+
+def check_python(arguments: list[str]) -> None:
+    if arguments[0] != "-m" or find_spec(arguments[1]) is None:
+        raise UserError(f"no module {arguments[-1]}")
+    module, flags = arguments[1], arguments[2:]
+    if module in END_AT_ONCE:
+        run(module, flags)
+        return
+    found = parsed(module, flags)
+    if module == "ivcl_fast.prepare":
+        catalog.find(found.source.replace("synthetic:cater", "synthetic"))
+    if module == "ivcl_fast.sweep":
+        found, flags = found
+        study_named(found.study)
+        settings.parse(flags)
+    if module == "ivcl_fast.train" and not found.resume:
+        settings.parse(flags)
+
+
+def run(module: str, flags: list[str]) -> None:
+    """``python -m module flags``, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *flags])
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def parsed(module: str, flags: list[str]) -> Any:
+    """What a command's parser makes of its flags."""
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((tyro, "cli"), (argparse.ArgumentParser, "parse_args")):
+            patch.setattr(owner, name, stopping(getattr(owner, name)))
+        try:
+            run(module, flags)
+        except Parsed as stop:
+            return stop.found
+    raise UserError(f"{module} takes no flags")
+
+
+def stopping(parse: Any) -> Any:
+    def parse_and_stop(*arguments: Any, **options: Any) -> None:
+        raise Parsed(parse(*arguments, **options))
+
+    return parse_and_stop
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, id=f"{file.name}: {command.partition('  ')[0]}")
+        for file in FILES
+        for command in dict.fromkeys(commands(file.read_text()))
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_commands_can_be_typed(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check(command)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("python -m ivcl_fast.train --no-such-flag", "no-such-flag"),
+        ("python -m ivcl_fast.train --quick --lr", "--lr"),
+        ("python -m ivcl_fast.train --amp fp8", "fp8"),
+        ("python -m ivcl_fast.train --data films:DIR", "'films:DIR' is not"),
+        ("python -m ivcl_fast.train --preset huge", "'huge' is not one of"),
+        ("python -m ivcl_fast.evaluate runs/RUN --film VIDEO", "--film"),
+        ("python -m ivcl_fast.prepare films:DIR", "'films:DIR' is not"),
+        ("python -m ivcl_fast.sweep nothing", "nothing"),
+        ("python -m ivcl_fast.sweep pretraining --no-such-flag", "no-such-flag"),
+        ("python -m ivcl_fast.info --no-such-flag", "no-such-flag"),
+        ("python -m ivcl_fast.trian", "no module ivcl_fast.trian"),
+        ("python train.py", "no module train.py"),
+        ("python -m benchmarks.scaling --no-such-flag", "no-such-flag"),
+        ("torchrun --no-such-flag -m ivcl_fast.train", "exit status 2"),
+        ("torchrun --nproc-per-node=8 -m ivcl_fast.train --no-such-flag", "no-such-flag"),
+        ("make trian", "no target trian"),
+        ("make train ARGS=--no-such-flag", "no-such-flag"),
+        ("pip install '.[dalli]'", "no extra dalli"),
+        ("conda install ivcl_fast", "does not know conda"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_wrong_commands_are_found(command, said, capsys):
+    with pytest.raises(Wrong) as wrong:
+        check(command)
+    assert said in str(wrong.value).removeprefix(command) + capsys.readouterr().err
+
+
+def test_commands_are_found_where_they_are_written():
+    text = "In `a` and `make x y`:\n```console\nmake train  # all\n\npython -m a \\\n  --b\n```\n"
+    text += "```python\nmake = 1\n```\n`python -m c`, `train`\n"
+    assert [shlex.split(command, comments=True) for command in commands(text)] == [
+        ["make", "train"], ["python", "-m", "a", "--b"], ["make", "x", "y"], ["python", "-m", "c"],
+    ]  # fmt: skip
+
+
+# --- Code -----------------------------------------------------------------------------------------
+
+
+def test_the_readme_s_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny = IVCLConfig.preset("tiny")
+    ivcl_fast.IVCL(tiny).save_pretrained("runs/RUN/pretrain")
+    names: dict[str, Any] = {
+        "video": torch.randint(256, (2, 16, 3, 64, 64), dtype=torch.uint8),
+        "seed": torch.arange(2),
+        "your_model": ivcl_fast.reference.IVCL(tiny),
+    }
+    (code,) = blocks((ROOT / "README.md").read_text(), "python")
+    assert '"base64"' in code
+    exec(compile(code.replace('"base64"', '"tiny"'), "README.md", "exec"), names)
+    assert names["out"].loss.isfinite() and names["out"].ids_keep.shape[:2] == (2, 16)
+    assert names["frames"].min() >= 0 and names["frames"].max() <= 1
+    assert names["slots"].shape == (2, 16, tiny.num_slots, tiny.embed_dim)
+    assert names["logits"].shape == (2, 36)
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("file", FILES[1:], ids=lambda file: file.name)
+def test_the_docs_python_compiles(file):
+    for code in blocks(file.read_text(), "python"):
+        compile(code, file.name, "exec")
