@@ -9,16 +9,18 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from ..errors import UserError
 from .dataset import Clip
-from .frame_labels import FrameLabels
 from .sampling import frame_ids
 from .store import FrameStore
+
+if TYPE_CHECKING:
+    from .frame_labels import FrameLabels  # imports PyAV, which who reads a store does not need
 
 log = logging.getLogger(__name__)
 
