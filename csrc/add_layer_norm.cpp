@@ -3,6 +3,7 @@
 // Maths as in kernels/add_layer_norm.py. Rows stay in the first-level cache between their sum, their
 // statistics (centred, float32) and their normalisation. Four go side by side: the sums across a
 // row are chains of instructions that wait for each other, and one row waits while others work.
+// Beats eager by at most a tenth; it is there so that a block's sum and its norm stay one pass.
 #include "op.h"
 
 namespace ivcl {
