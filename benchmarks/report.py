@@ -169,7 +169,7 @@ def main() -> None:
         draw(results, DOCS / "figures" / name)
     shown = "\n\n".join(f"![{name.removesuffix('.png')}](figures/{name})" for name in figures)
     before, after = text.partition(begin)[0], text.partition(end)[2]
-    table = tables(results, file.name)
+    table = tables(results, file.as_posix())
     write_text(page, f"{before}{begin}\n{table}\n\n{shown}\n{end}{after}")
     print(f"{page}: tables and {', '.join(figures)}")
 
