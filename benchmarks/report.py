@@ -6,8 +6,8 @@ waterfall of the training step. FILE.json is what ``--benchmark-json`` gave.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,10 +150,9 @@ def finish(figure: Any, results: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__)
-        raise SystemExit(0 if "-h" in sys.argv or "--help" in sys.argv else 2)
-    file = Path(sys.argv[1])
+    parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE.json")
+    file = parser.parse_args().file
     try:
         results = json.loads(file.read_text())
         kind = "gpu" if results["machine_info"]["ivcl_fast"]["cuda"] else "cpu"
