@@ -20,7 +20,6 @@ _raced: list[Race] = []
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="benchmark every shape")
-    parser.addoption("--mae", default=None, help="folder of your copy of the public MAE code")
 
 
 def pytest_configure(config: pytest.Config) -> None:
