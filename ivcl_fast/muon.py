@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .distributed import whole
+
 
 def orthogonalised(x: Tensor, a: float, b: float, c: float, steps: int, eps: float) -> Tensor:
     """The nearest orthogonal matrix, roughly: Newton-Schulz on the short side (Jordan, 2024)."""
@@ -20,10 +22,10 @@ def orthogonalised(x: Tensor, a: float, b: float, c: float, steps: int, eps: flo
     return x.T if tall else x
 
 
-class CapturableMuon(torch.optim.Muon):
-    """``torch.optim.Muon`` whose groups' learning rates are tensors, read on the device.
+class WholeMatrixMuon(torch.optim.Muon):
+    """``torch.optim.Muon``, its step written again; subclasses say how a parameter moves.
 
-    The original takes their values to the host, which cannot be recorded in a CUDA graph.
+    A matrix that is cut in pieces over ranks is made orthogonal as a whole, on every rank.
     """
 
     @torch.no_grad()
@@ -41,8 +43,22 @@ class CapturableMuon(torch.optim.Muon):
                     state["momentum_buffer"] = torch.zeros_like(gradient)
                 momentum = state["momentum_buffer"]
                 momentum.lerp_(gradient, 1 - group["momentum"])
-                update = gradient.lerp(momentum, group["momentum"]).bfloat16()
+                update = whole(gradient.lerp(momentum, group["momentum"]).bfloat16())
                 update = orthogonalised(update, a, b, c, group["ns_steps"], group["eps"])
                 size = 0.2 * max(parameter.shape) ** 0.5  # an AdamW step's, in the mean
                 parameter.mul_(keep)
-                parameter.addcmul_(update.to(parameter.dtype), group["lr"], value=-size)
+                self.move(parameter, update, group["lr"], size)
+
+    def move(self, parameter: Tensor, update: Tensor, lr: Any, size: float) -> None:
+        """Take ``lr * size * update`` from a parameter; ``update`` has its whole shape."""
+        raise NotImplementedError
+
+
+class CapturableMuon(WholeMatrixMuon):
+    """``torch.optim.Muon`` whose groups' learning rates are tensors, read on the device.
+
+    The original takes their values to the host, which cannot be recorded in a CUDA graph.
+    """
+
+    def move(self, parameter: Tensor, update: Tensor, lr: Any, size: float) -> None:
+        parameter.addcmul_(update.to(parameter.dtype), lr, value=-size)
