@@ -65,8 +65,6 @@ class Run:
         self.device = pick_device(distributed.device_name(config.device))
         self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(self.device))
         distributed.share(config.batch_size, config.accum)  # before any work, tell of misfits
-        if config.init != "random":
-            backbone.check_source(config.init)
         self.metrics = MetricsLog(self.folder)
         reason = useless_compiler(self.device) if config.compile else None
         if reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from .errors import UserError
 from .model import IVCL, IVCLClassifier, Supervised
 from .run import Run
 from .settings import load_settings
+
+log = logging.getLogger(__name__)
 
 Model = IVCL | IVCLClassifier | Supervised
 Models = dict[str, Model]
@@ -34,10 +37,13 @@ def models_of(run: Run, weights: Path | None = None) -> Models:
     models: Models = {}
     if run.finished("pretrain"):
         models["pretrained"] = run.load_pretrained()
-    elif run.config.init != "random":
-        models["pretrained"] = started_from(run)
     if run.finished("finetune"):
         models["finetuned"] = run.load_classifier("finetune")
+    if "pretrained" not in models and run.config.init != "random":
+        try:
+            models = {"pretrained": started_from(run)} | models
+        except UserError as error:  # moved or deleted since
+            log.warning("not shown, what the run started from: %s", error)
     if weights is not None:
         model = model_of(run, weights)
         models["finetuned" if isinstance(model, IVCLClassifier) else "pretrained"] = model

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import torch
 
-from . import distributed
+from . import backbone, distributed
 from .errors import UserError, run_command
 from .evaluation import Evaluation, cone_guess
 from .hardware import repeat_exactly
@@ -27,6 +27,8 @@ def train(config: TrainConfig) -> None:
     """Do everything the config asks for; pictures and the report land in the run's folder."""
     if config.deterministic:
         repeat_exactly()
+    if config.init != "random":
+        backbone.check_source(config.init)
     run = Run(config)
     with distributed.group(run.device), ExitStack() as held:
         with distributed.in_turn():

@@ -7,9 +7,11 @@ one that ends at once is run. README's Python runs whole, on the tiny preset.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import runpy
 import shlex
+import statistics
 import sys
 import tomllib
 from importlib.util import find_spec
@@ -228,3 +230,23 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch, capsys):
 def test_the_docs_python_compiles(file):
     for code in blocks(file.read_text(), "python"):
         compile(code, file.name, "exec")
+
+
+# --- Whether what is told of studies is what came of them -----------------------------------------
+
+
+def test_results_are_the_committed_ones():
+    folder = ROOT / "docs" / "results" / "pretraining"
+    page = (ROOT / "docs" / "studies.md").read_text().splitlines()
+    table = [row for row in (folder / "study.md").read_text().splitlines() if row.startswith("|")]
+    assert table and table == [row for row in page if row in table]
+    (scores,) = json.loads((folder / "results.json").read_text())["values"].values()
+    found = [
+        f"{100 * statistics.fmean(scores[name]['all']['top1']):.0f} %"
+        for name in ("IV-CL", "none", "image MAE")
+    ]
+    told = re.search(
+        r"it is (\d+ %), without pretraining (\d+ %), with image MAE's pretraining (\d+ %)",
+        " ".join((ROOT / "README.md").read_text().split()),
+    )
+    assert told and list(told.groups()) == found

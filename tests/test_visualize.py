@@ -195,11 +195,14 @@ def test_before_finetuning_is_what_it_started_from(
     run: Path, cater: Path, tmp_path: Path, visualize: Any
 ) -> None:
     again = ["--data", f"cater:{cater}", *FRAMES, "--stage", "finetune", "--init"]
-    second = train(tmp_path / "a", *again, run / "pretrain")
+    source = Path(shutil.copytree(run / "pretrain", tmp_path / "source"))
+    second = train(tmp_path / "a", *again, source)
     models = models_of(open_run(second, "cpu"))
     first = models_of(open_run(run, "cpu"))["pretrained"].state_dict()
     assert list(models) == ["pretrained", "finetuned"]
     assert all(torch.equal(first[k], v) for k, v in models["pretrained"].state_dict().items())
+    shutil.rmtree(source)  # what is left can still be looked at
+    assert list(models_of(open_run(second, "cpu"))) == ["finetuned"]
 
     third = train(tmp_path / "b", *again, run / "finetune")  # weights without a decoder
     models = models_of(open_run(third, "cpu"))
