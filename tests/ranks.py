@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import socket
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,6 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from ivcl_fast import distributed
 
@@ -23,12 +23,6 @@ _processes.set_forkserver_preload(
 )
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def run_ranks(
     world: int, function: Callable[..., Any], *arguments: Any, connected: bool = True
 ) -> list[Any]:
@@ -36,13 +30,15 @@ def run_ranks(
 
     Where ranks are not ``connected``, the function has to connect them itself.
     """
-    port = free_port()
+    # The store outlives every rank, as torchrun's does.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     pipes, ranks = [], []
     for rank in range(world):
         here, there = _processes.Pipe(duplex=False)
         about = {
             "RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
+            "TORCHELASTIC_USE_AGENT_STORE": True,
         }  # fmt: skip
         environment = {name: str(value) for name, value in about.items()}
         process = _processes.Process(
