@@ -7,11 +7,13 @@ measured side by side; the ratio to ours is in each name's ``ours_is_faster_by``
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import public_mae
 from benchmarks.race import DEVICE, Race, Replay, ceilings, machine
 from ivcl_fast.hardware import keep_freed_memory
 
@@ -20,28 +22,36 @@ _raced: list[Race] = []
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="benchmark every shape")
+    parser.addoption(
+        "--mae", metavar="FOLDER", type=Path, help="a copy of the public MAE code, as a rival"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if (folder := config.getoption("--mae")) is not None:
+        public_mae.find(folder)
     torch.set_num_threads(torch.get_num_threads())  # from now on it stays what it is
     if DEVICE.type == "cpu":
         keep_freed_memory()  # as training does; for the rivals as well
 
 
+def race_cases(races: list[Race]) -> tuple[tuple[str, ...], list[Any]]:
+    """Parameters of a test, (race, contestant), each with a timer of its own."""
+    cases = [
+        pytest.param(
+            race, name, timer, id=f"{race.name}-{name}",
+            marks=pytest.mark.benchmark(group=race.name, timer=timer),
+        )
+        for race in races
+        for name in race.names
+        for timer in [Replay()]
+    ]  # fmt: skip
+    return ("race", "contestant", "replay"), cases
+
+
 def race_tests(races: list[Race]) -> Any:
-    """Parametrises a test by (race, contestant), each with a timer of its own."""
-    return pytest.mark.parametrize(
-        ("race", "contestant", "replay"),
-        [
-            pytest.param(
-                race, name, timer, id=f"{race.name}-{name}",
-                marks=pytest.mark.benchmark(group=race.name, timer=timer),
-            )
-            for race in races
-            for name in race.names
-            for timer in [Replay()]
-        ],
-    )  # fmt: skip
+    """Parametrises a test by :func:`race_cases`."""
+    return pytest.mark.parametrize(*race_cases(races))
 
 
 @pytest.fixture

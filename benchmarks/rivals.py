@@ -105,13 +105,13 @@ def adamw(model: nn.Module, capturable: bool = False) -> torch.optim.Optimizer:
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, video: Tensor, seed: Tensor, bf16: bool
+    forward: Callable[[], Tensor], optimizer: torch.optim.Optimizer, bf16: bool
 ) -> Callable[[], Tensor]:
-    """Forward, backward and an optimiser step; returns the loss."""
+    """Forward, backward and an optimiser step; returns the loss, as ``forward`` does."""
 
     def step() -> Tensor:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
-            loss = model(video, seed=seed).loss
+            loss = forward()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -46,7 +46,9 @@ def steps(preset: str) -> dict[str, Callable[[], Tensor]]:
         model.load_state_dict(first.state_dict(keep_vars=True), assign=True)
     optimizer = rivals.adamw(first)
     contestants = {
-        name: rivals.train_step(model, optimizer, video, seed, bf16=name != REFERENCE)
+        name: rivals.train_step(
+            lambda model=model: model(video, seed=seed).loss, optimizer, bf16=name != REFERENCE
+        )
         for name, model in models.items()
     }
     contestants[WITHOUT] = without_kernels(contestants[WITHOUT])

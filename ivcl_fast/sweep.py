@@ -2,16 +2,19 @@
 
 Every variant is pretrained once and finetuned with every seed; all else is equal. Flags of
 ``ivcl_fast.train`` (``--data``, ``--preset``, ``--pretrain-clips``, ...) go to every run. The same
-command again goes on where an interrupted one stopped. Several GPUs share the runs.
+command again goes on where an interrupted one stopped. Several GPUs share the runs; ``--parallel``
+does the same with a CPU's cores, which small models use better so.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
+import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
@@ -40,6 +43,8 @@ class SweepConfig:
     """pretraining, supervision, slots, masking, context, encoder, data or long."""
     seeds: int = 3
     """Finetunings of every variant."""
+    parallel: int | None = None
+    """Runs at a time: by default one per GPU; on a CPU one, or as many that share its cores."""
     out: Path = Path("sweeps")
     """Where studies are kept."""
 
@@ -92,45 +97,70 @@ def slug(variant: Variant) -> Path:
     return Path(*(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts if part))
 
 
-def run_jobs(todo: list[Job], devices: int) -> None:
-    """Run what is not done: here one after another, or a process each on several GPUs."""
+def run_jobs(todo: list[Job], parallel: int) -> None:
+    """Run what is not done: here one after another, or several at a time, a process each."""
     todo = [job for job in todo if not job.done]
-    if devices < 2:
-        from .train import train
+    if parallel > 1:
+        return run_at_once(todo, parallel)
+    from .train import train
 
-        for job in todo:
-            print(f"\n{job.folder}", flush=True)
-            train(resolve(parse(job.arguments)))
-        return
+    for job in todo:
+        print(f"\n{job.folder}", flush=True)
+        train(resolve(parse(job.arguments)))
+
+
+def run_at_once(todo: list[Job], parallel: int) -> None:
+    """A process per job, each with a GPU, or with its share of the CPU's cores.
+
+    When it is stopped, or one of them fails, all stop and keep what they have.
+    """
+    gpus = torch.cuda.device_count()
+    cores = max(1, torch.get_num_threads() // parallel)
+    environment = os.environ if gpus else os.environ | {"OMP_NUM_THREADS": str(cores)}
+    running: set[subprocess.Popen[bytes]] = set()
     free: Queue[int] = Queue()
-    for device in range(devices):
-        free.put(device)
+    for place in range(parallel):
+        free.put(place)
 
     def run(job: Job) -> None:
-        device = free.get()
-        try:
-            job.folder.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-m", "ivcl_fast.train", *job.arguments]
-            with open(job.folder / "log.txt", "ab") as log:
-                subprocess.run(
-                    [*command, "--device", f"cuda:{device}"], stdout=log, stderr=log, check=True
-                )
-        except subprocess.CalledProcessError as error:
-            raise UserError(
-                f"{job.folder}: its run ended with status {error.returncode}; see log.txt there"
-            ) from None
-        finally:
-            free.put(device)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        place = free.get()
+        device = ["--device", f"cuda:{place % gpus}"] if gpus else []
+        command = [sys.executable, "-m", "ivcl_fast.train", *job.arguments, *device]
+        print(f"{job.folder}: begins, see log.txt there", flush=True)
+        with open(job.folder / "log.txt", "ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        running.add(process)
+        status = process.wait()
+        running.remove(process)
+        free.put(place)
+        if status:
+            raise UserError(f"{job.folder}: its run ended with status {status}; see log.txt there")
+        print(f"{job.folder}: done", flush=True)
 
-    with ThreadPoolExecutor(devices) as pool:
-        list(pool.map(run, todo))
+    def stop(signum: int, frame: object) -> None:
+        raise Interrupted(signum)
+
+    with ThreadPoolExecutor(parallel) as pool:
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            for future in as_completed([pool.submit(run, job) for job in todo]):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(running):
+                process.terminate()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def sweep(config: SweepConfig, common: tuple[str, ...]) -> Path:
     """Run a study and write its table and figure; returns its folder."""
     study = study_named(config.study)
-    if config.seeds < 1:
-        raise UserError("--seeds: must be at least 1")
+    for name in ("seeds", "parallel"):
+        if (count := getattr(config, name)) is not None and count < 1:
+            raise UserError(f"--{name}: must be at least 1")
     for flag in common:
         if flag.partition("=")[0] in OWN:
             raise UserError(f"{flag}: a sweep sets this itself; accepted: other flags of train")
@@ -139,7 +169,7 @@ def sweep(config: SweepConfig, common: tuple[str, ...]) -> Path:
     parse(list(common))  # tells of mistakes before any work
     folder = config.out / (config.study + ("-quick" if "--quick" in common else ""))
     for stage in jobs(study, folder, config.seeds, common):
-        run_jobs(stage, torch.cuda.device_count())
+        run_jobs(stage, config.parallel or max(1, torch.cuda.device_count()))
     found: study_report.Folders = {}
     for variant in study.variants:
         runs = [folder / slug(variant) / f"seed-{seed}" for seed in range(config.seeds)]

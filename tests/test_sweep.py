@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
 from ivcl_fast import sweep as module
 from ivcl_fast.data.synthetic.cater import SyntheticCater, write_cater
-from ivcl_fast.errors import run_command
+from ivcl_fast.errors import UserError, run_command
 from ivcl_fast.settings import parse
 from ivcl_fast.studies import STUDIES
 from ivcl_fast.study_report import curve, show, table
@@ -59,6 +62,43 @@ def test_the_same_command_runs_nothing_again(data, tmp_path, monkeypatch, capsys
     with pytest.raises(FileNotFoundError):  # the run that was taken away is asked for, and no other
         sweep(config, flags)
     assert [c.folder.name for c in asked] == ["seed-1"]
+
+
+def test_runs_at_once_learn_what_runs_in_turn_do(data, tmp_path, capsys):
+    flags = ("--data", data, *SMALL)
+    for parallel in (1, 2):
+        sweep(SweepConfig("encoder", 1, parallel, tmp_path / str(parallel)), flags)
+    one, two = (json.loads((tmp_path / n / "encoder/results.json").read_text()) for n in "12")
+    assert one == two
+    told = capsys.readouterr().out
+    assert told.count(": begins, see log.txt there") == told.count(": done") == 4
+
+
+def test_one_that_fails_stops_all(data, tmp_path, capsys):
+    broken = tmp_path / "encoder" / "factorised" / "pretrained"
+    broken.mkdir(parents=True)
+    (broken / "config.json").write_text("{")
+    flags = "--data", data, *SMALL, "--pretrain-clips", "1000000"
+    with pytest.raises(UserError, match=f"{broken}: its run ended with status 2; see log.txt"):
+        sweep(SweepConfig("encoder", 1, 2, tmp_path), flags)
+    assert "config.json: not the settings of a run" in (broken / "log.txt").read_text()
+
+
+def test_a_scheduler_stops_runs_at_once_and_each_is_kept(data, tmp_path):
+    flags = ["--data", data, *SMALL, "--pretrain-clips", "1000000", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "ivcl_fast.sweep", "encoder", "--parallel", "2", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    runs = [tmp_path / "encoder" / v / "pretrained" for v in ("factorised", "joint-space-time")]
+    while not all((run / "metrics.jsonl").exists() for run in runs):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, error = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert error == "stopped by SIGTERM; the same command goes on from here\n"
+    for run in runs:
+        assert "go on with: python -m ivcl_fast.train --resume" in (run / "log.txt").read_text()
+        assert list(run.glob("pretrain/checkpoints/*"))
 
 
 def test_budgets_are_equal_and_seeds_differ():
@@ -138,6 +178,7 @@ def test_curves_join_seeds(tmp_path):
     [
         (["nothing"], "study: 'nothing' is not one of pretraining, supervision"),
         (["slots", "--seeds", "0"], "--seeds: must be at least 1"),
+        (["slots", "--parallel", "0"], "--parallel: must be at least 1"),
         (["slots", "--seed", "3"], "--seed: a sweep sets this itself"),
         (["slots", "--preset", "huge"], "--preset: 'huge' is not one of"),
         (["long", "--data", "cater:x"], "--data: the study long brings data sets and tasks itself"),

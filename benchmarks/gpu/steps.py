@@ -123,7 +123,7 @@ def build(way: Way, cfg: IVCLConfig, clips: int) -> Step:
     model.load_state_dict(weights(cfg))
     seed = torch.arange(clips, device=DEVICE)
     optimizer = rivals.adamw(model, capturable=way.graph)
-    step = rivals.train_step(model, optimizer, video, seed, way.bf16)
+    step = rivals.train_step(lambda: model(video, seed=seed).loss, optimizer, way.bf16)
     return StepGraph(step, DEVICE) if way.graph else step
 
 
