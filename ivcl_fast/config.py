@@ -16,6 +16,15 @@ SupervisedObjective = Literal["classification", "detection"]
 Objective = Literal[RebuildingObjective, SupervisedObjective]
 AttentionBackend = Literal["auto", "short", "flash", "xformers", "eager"]
 
+OBJECTIVES: dict[Objective, str] = {
+    "ivcl": "IV-CL",
+    "mae": "image MAE",
+    "joint": "joint space-time",
+    "classification": "supervised: attributes",
+    "detection": "supervised: detection",
+}
+"""What reports call them."""
+
 SIZES = (
     "image_size", "patch_size", "num_frames", "num_query_frames", "num_slots",
     "embed_dim", "num_heads", "depth", "temporal_depth",

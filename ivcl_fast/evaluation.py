@@ -32,8 +32,12 @@ class Evaluation:
     """The clips, in the order of ``logits``."""
 
     def curve(self) -> dict[str, float]:
-        """Metrics over all clips as ``metrics.jsonl`` wants them."""
-        return {f"val_{name}": score.value for name, score in self.scores["all"].items()}
+        """Metrics as ``metrics.jsonl`` wants them: ``val_top1``, of a group ``val_top1_hidden``."""
+        return {
+            f"val_{name}" + ("" if group == "all" else f"_{group}"): score.value
+            for group, scores in self.scores.items()
+            for name, score in scores.items()
+        }
 
 
 @torch.inference_mode()

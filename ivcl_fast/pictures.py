@@ -138,6 +138,8 @@ PANELS = (
           stages=lambda stage: stage != "pretrain"),
     Panel("Validation accuracy", "share of clips right",
           {"val_top1": "top-1", "val_top5": "top-5"}, percent=True),
+    Panel("Validation top-1, by where the snitch ends", "share of clips right",
+          {"val_top1_visible": "visible", "val_top1_hidden": "hidden"}, percent=True),
     Panel("Validation accuracy", "share right",
           {"val_query": "queries", "val_problem": "problems"}, percent=True),
     Panel("Validation mAP", "mean average precision", {"val_map": "mAP"}, percent=True),
@@ -155,7 +157,8 @@ def curves_picture(
     """What ``metrics.jsonl`` tells, over clips seen; panels without a record are left out.
 
     ``records`` hold ``stage``, ``clips`` and any of ``loss``, ``lr``, ``clips_per_second``,
-    ``val_top1``, ``val_top5``, ``val_map``, ``val_frame_map`` (shares, 0 to 1), ``val_l1`` (cells).
+    ``val_top1``, ``val_top5``, ``val_map``, ``val_frame_map`` (shares, 0 to 1), ``val_l1`` (cells),
+    some also by group of clips (``val_top1_hidden``).
     ``chance`` gives the dashed lines, by the same names.
     """
     records, chance = list(records), chance or {}

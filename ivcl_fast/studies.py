@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import get_args
 
+from .config import OBJECTIVES, SupervisedObjective
 from .errors import UserError
 
 
@@ -40,30 +42,25 @@ class Study:
         return any(variant.data is not None for variant in self.variants)
 
 
-SUPERVISED = {
-    "supervised: attributes": ("--objective", "classification"),
-    "supervised: detection": ("--objective", "detection"),
-}
-"""Pretraining of the image encoder on labels of frames, which CATER alone has."""
+IV_CL = Variant(OBJECTIVES["ivcl"])
+IMAGE_MAE = Variant(OBJECTIVES["mae"], pretrain=("--objective", "mae"))
+JOINT = Variant(OBJECTIVES["joint"], model=("--objective", "joint"))
+NONE = Variant("none", pretrain=None)
 
 
 def _supervised(*flags: str) -> tuple[Variant, ...]:
-    """A variant per kind of labels, pretrained with further flags."""
+    """A variant per kind of labels of frames, which CATER alone has; ``flags``: of pretraining."""
     return tuple(
-        Variant(label, pretrain=(*objective, *flags)) for label, objective in SUPERVISED.items()
+        Variant(OBJECTIVES[kind], pretrain=("--objective", kind, *flags))
+        for kind in get_args(SupervisedObjective)
     )
 
 
 def _long() -> tuple[Variant, ...]:
     """Every way to pretrain, on what no other study looks at."""
-    own = (
-        Variant("IV-CL"),
-        Variant("image MAE", pretrain=("--objective", "mae")),
-        Variant("joint space-time", model=("--objective", "joint")),
-    )
-    none = Variant("none", pretrain=None)
-    on_cater = (*own, *_supervised(), none)
-    on_acre = (*own, *_supervised("--data", "synthetic"), none)  # its frames have no labels
+    own = IV_CL, IMAGE_MAE, JOINT
+    on_cater = (*own, *_supervised(), NONE)
+    on_acre = (*own, *_supervised("--data", "synthetic"), NONE)  # its frames have no labels
     return tuple(
         replace(variant, data=data, task=task)
         for data, task, variants in (
@@ -86,16 +83,12 @@ STUDIES = {
     "pretraining": Study(
         "Does self-supervised video pretraining help?",
         "pretraining",
-        (
-            Variant("IV-CL", finetune=("--compare-memoryless",)),
-            Variant("image MAE", pretrain=("--objective", "mae")),
-            Variant("none", pretrain=None),
-        ),
+        (replace(IV_CL, finetune=("--compare-memoryless",)), IMAGE_MAE, NONE),
     ),
     "supervision": Study(
         "Is pretraining on pixels as good as on labels?",
         "pretraining",
-        (Variant("IV-CL"), *_supervised(), Variant("none", pretrain=None)),
+        (IV_CL, *_supervised(), NONE),
     ),
     "slots": Study(
         "How many slot tokens per frame?", "slots per frame", _each("--num-slots", (1, 2, 4, 8, 16))
@@ -119,7 +112,7 @@ STUDIES = {
     "encoder": Study(
         "Is a factorised encoder as good as a joint one?",
         "encoder",
-        (Variant("factorised"), Variant("joint space-time", model=("--objective", "joint"))),
+        (Variant("factorised"), JOINT),
     ),
     "data": Study(
         "How much does pretraining save in labels?",

@@ -137,11 +137,8 @@ def draw(
         factor = 100 if percent else 1
         draw_scores(left, results, metric, factor)
         left.set(title=title, xlabel=study.varied, ylabel=unit)
-        for label, runs in folders[title].items():
-            points = curve(runs, metric)
-            means = [factor * statistics.fmean(points[clips]) for clips in sorted(points)]
-            right.plot(sorted(points), means, marker=".", label=label)
-        right.set(xlabel="labelled clips seen in finetuning", ylabel=f"{unit}, all clips")
+        draw_curves(right, folders[title], metric, factor)
+        right.set(xlabel="labelled clips seen in finetuning", ylabel=unit)
         for axes in (left, right):
             level = factor * chance[metric]["chance"]
             axes.axhline(level, color="gray", ls="--", lw=1, label="chance")
@@ -151,6 +148,19 @@ def draw(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def draw_curves(
+    axes: Axes, folders: Mapping[str, Sequence[Path]], metric: str, factor: float
+) -> None:
+    """A metric in finetuning by variant: of all clips and, where they are apart, hidden ones."""
+    for color, (label, runs) in enumerate(folders.items()):
+        for name, dash, of in ((metric, "-", ""), (f"{metric}_hidden", ":", ", hidden clips")):
+            if points := curve(runs, name):
+                means = [factor * statistics.fmean(points[clips]) for clips in sorted(points)]
+                axes.plot(
+                    sorted(points), means, dash, color=f"C{color}", marker=".", label=label + of
+                )
 
 
 def draw_scores(axes: Axes, results: Results, metric: str, factor: float) -> None:

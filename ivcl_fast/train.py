@@ -13,6 +13,7 @@ from contextlib import ExitStack
 import torch
 
 from . import backbone, distributed
+from .config import OBJECTIVES
 from .errors import UserError, run_command
 from .evaluation import Evaluation, cone_guess
 from .hardware import repeat_exactly
@@ -44,13 +45,22 @@ def train(config: TrainConfig) -> None:
         evaluation = None
         if config.stage in ("all", "finetune"):
             evaluation = run.evaluate(run.finetune(init))
-            origin = "from scratch" if init == "random" else "pretrained"
-            rows = [Row(f"IV-CL, {origin}", evaluation.scores), *comparisons(run, init, evaluation)]
+            rows = [Row(origin(config), evaluation.scores), *comparisons(run, init, evaluation)]
         if distributed.is_main():
             if rows:
                 print_rows(rows)
             write_report(run, rows, evaluation)
             print(f"report: {run.folder / 'report.md'}")
+
+
+FROM_SCRATCH = "from scratch"
+
+
+def origin(config: TrainConfig) -> str:
+    """How the finetuned model began, in words."""
+    if config.stage == "all":
+        return f"pretrained: {OBJECTIVES[config.model.objective]}"
+    return FROM_SCRATCH if config.init == "random" else f"pretrained: {config.init}"
 
 
 def ranks(config: TrainConfig) -> str:
@@ -66,7 +76,7 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Row]:
     rows = []
     if run.config.compare_scratch and init != "random":
         scratch = run.evaluate(run.finetune("random", "scratch"))
-        rows.append(Row("IV-CL, from scratch, same finetuning", scratch.scores))
+        rows.append(Row(f"{FROM_SCRATCH}, same finetuning", scratch.scores))
     if run.data.localizes and run.config.compare_memoryless:
         last = run.evaluate(run.finetune(init, "last-frame", last_only=True))
         rows.append(Row("no memory: sees only the last frame", last.scores))

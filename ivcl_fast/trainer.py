@@ -201,7 +201,7 @@ class Stage:
     Every rank measures all clips: the same result on all, shards are gathered in step, and it is
     a few short passes.
     """
-    validations: int = 4
+    validations: int = 8
     log_every: int = 20
     """Steps between records; the only moments the loop waits for the device."""
     save_every: int = 500
