@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -145,7 +146,7 @@ QUICK: dict[str, Any] = dict(
 )
 
 
-def given(arguments: list[str], flag: str) -> str | None:
+def given(arguments: Sequence[str], flag: str) -> str | None:
     """The value of a flag that sets other flags' defaults, read before all others."""
     value = None
     for at, argument in enumerate(arguments):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from .config import OBJECTIVES, SupervisedObjective
 from .errors import UserError
+from .settings import given
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,15 @@ class Study:
     """What is varied, in words: the axis of the figure."""
     variants: tuple[Variant, ...]
     """Those of one data set and task share a table."""
+    budget: Mapping[str, int] = field(default_factory=dict)
+    """Flags of all its runs, with their values, where the command says nothing else."""
+
+    def flags(self, common: tuple[str, ...]) -> tuple[str, ...]:
+        """A command's flags, and what it leaves open of the budget; ``--quick`` has its own."""
+        if "--quick" in common:
+            return common
+        left = [(f, str(value)) for f, value in self.budget.items() if given(common, f) is None]
+        return *(word for pair in left for word in pair), *common
 
     @property
     def brings_data(self) -> bool:
@@ -84,6 +95,12 @@ STUDIES = {
         "Does self-supervised video pretraining help?",
         "pretraining",
         (replace(IV_CL, finetune=("--compare-memoryless",)), IMAGE_MAE, NONE),
+        {
+            "--pretrain-clips": 100_000,
+            "--finetune-clips": 40_000,
+            "--train-videos": 24_000,
+            "--val-videos": 1000,
+        },
     ),
     "supervision": Study(
         "Is pretraining on pixels as good as on labels?",

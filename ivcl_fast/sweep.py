@@ -166,6 +166,7 @@ def sweep(config: SweepConfig, common: tuple[str, ...]) -> Path:
             raise UserError(f"{flag}: a sweep sets this itself; accepted: other flags of train")
         if study.brings_data and flag.partition("=")[0] in ("--data", "--task"):
             raise UserError(f"{flag}: the study {config.study} brings data sets and tasks itself")
+    common = study.flags(common)
     parse(list(common))  # tells of mistakes before any work
     folder = config.out / (config.study + ("-quick" if "--quick" in common else ""))
     for stage in jobs(study, folder, config.seeds, common):

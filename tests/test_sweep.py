@@ -114,6 +114,15 @@ def test_budgets_are_equal_and_seeds_differ():
     assert [c.compare_memoryless for c in configs] == [True] * 3 + [False] * 6
 
 
+def test_a_study_has_its_own_budget_which_the_command_may_change():
+    study = STUDIES["pretraining"]
+    config = parse(list(study.flags(("--train-videos=7",))))
+    assert (config.pretrain_clips, config.finetune_clips) == (100_000, 40_000)
+    assert (config.train_videos, config.val_videos) == (7, 1000)
+    assert study.flags(("--quick",)) == ("--quick",)
+    assert STUDIES["slots"].flags(("--lr", "1")) == ("--lr", "1")
+
+
 def test_the_long_study_pretrains_once_for_all_tasks_of_a_data_set():
     """CATER's action tasks share their models, and ACRE borrows CATER's labelled frames."""
     first, then = jobs(STUDIES["long"], module.Path("x"), 2, ())
