@@ -85,6 +85,20 @@ def _long() -> tuple[Variant, ...]:
     )
 
 
+def budget(pretrain_clips: int, finetune_clips: int) -> dict[str, int]:
+    """Clips to learn from, of videos that all studies with a budget share."""
+    return {
+        "--pretrain-clips": pretrain_clips,
+        "--finetune-clips": finetune_clips,
+        "--train-videos": 24_000,
+        "--val-videos": 1000,
+    }
+
+
+ABLATION = budget(pretrain_clips=16_000, finetune_clips=8_000)
+"""Pretraining has just left its plateau, and finetuning has to lean on it."""
+
+
 def _each(flag: str, values: tuple[float, ...]) -> tuple[Variant, ...]:
     """A variant per value of a model's flag."""
     return tuple(Variant(str(value), model=(flag, str(value))) for value in values)
@@ -95,12 +109,7 @@ STUDIES = {
         "Does self-supervised video pretraining help?",
         "pretraining",
         (replace(IV_CL, finetune=("--compare-memoryless",)), IMAGE_MAE, NONE),
-        {
-            "--pretrain-clips": 100_000,
-            "--finetune-clips": 40_000,
-            "--train-videos": 24_000,
-            "--val-videos": 1000,
-        },
+        budget(pretrain_clips=100_000, finetune_clips=40_000),
     ),
     "supervision": Study(
         "Is pretraining on pixels as good as on labels?",
@@ -108,12 +117,16 @@ STUDIES = {
         (IV_CL, *_supervised(), NONE),
     ),
     "slots": Study(
-        "How many slot tokens per frame?", "slots per frame", _each("--num-slots", (1, 2, 4, 8, 16))
+        "How many slot tokens per frame?",
+        "slots per frame",
+        _each("--num-slots", (1, 2, 4, 8, 16)),
+        ABLATION,
     ),
     "masking": Study(
         "How much of a frame should be hidden in pretraining?",
         "mask ratio",
         _each("--mask-ratio", (0.25, 0.375, 0.5, 0.75, 0.875)),
+        ABLATION,
     ),
     "context": Study(
         "What should the temporal transformer see, and how many frames be rebuilt?",

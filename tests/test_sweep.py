@@ -120,7 +120,7 @@ def test_a_study_has_its_own_budget_which_the_command_may_change():
     assert (config.pretrain_clips, config.finetune_clips) == (100_000, 40_000)
     assert (config.train_videos, config.val_videos) == (7, 1000)
     assert study.flags(("--quick",)) == ("--quick",)
-    assert STUDIES["slots"].flags(("--lr", "1")) == ("--lr", "1")
+    assert STUDIES["data"].flags(("--lr", "1")) == ("--lr", "1")
 
 
 def test_the_long_study_pretrains_once_for_all_tasks_of_a_data_set():
