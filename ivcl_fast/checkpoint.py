@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from . import distributed
 from .errors import UserError
 from .files import write_json, write_text
+from .pieces import cut_like, whole
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     kept = {}
     for name, tensor in tensors.items():
-        tensor = distributed.whole(tensor.detach())
+        tensor = whole(tensor.detach())
         if distributed.is_main():
             kept[name] = tensor.cpu().contiguous()
     return kept
@@ -219,7 +220,7 @@ def restore_optimizers(
         name, slot = key.rsplit("/", 1)
         parameter = parameters[name]
         # A fused optimiser keeps its step counters beside the parameters, others on the CPU.
-        value = distributed.cut_like(value.to(parameter.device), parameter)
+        value = cut_like(value.to(parameter.device), parameter)
         owner[parameter].state[parameter][slot] = value
 
 

@@ -222,7 +222,7 @@ def from_main(number: int) -> int:
     return int(shared)
 
 
-# --- Models and tensors ---------------------------------------------------------------------------
+# --- Models -------------------------------------------------------------------------------------
 
 
 def spread(model: nn.Module, shard: bool) -> nn.Module:
@@ -251,22 +251,3 @@ def accumulating(model: nn.Module, more: bool) -> AbstractContextManager[None]:
     if more and isinstance(model, DistributedDataParallel):
         return model.no_sync()
     return nullcontext()
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether this rank holds only a piece of it."""
-    return hasattr(tensor, "full_tensor")  # a DTensor; to import that class takes a second
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor with all its pieces; all ranks have to ask."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def cut_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This rank's piece of a tensor that every rank has whole, if ``like`` is cut in pieces."""
-    if not is_sharded(like) or tensor.shape != like.shape:
-        return tensor
-    from .sharding import piece_of
-
-    return piece_of(tensor, like)  # type: ignore[arg-type]

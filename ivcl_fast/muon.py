@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .distributed import whole
+from .pieces import whole
 
 
 def orthogonalised(x: Tensor, a: float, b: float, c: float, steps: int, eps: float) -> Tensor:

@@ -32,6 +32,7 @@ from .hardware import (
 )
 from .masking import clip_seeds
 from .model import IVCL, IVCLClassifier, Supervised
+from .pieces import is_cut
 from .settings import TrainConfig
 from .trainer import Loss, MetricsLog, Schedule, Stage, scaled_lr
 
@@ -224,7 +225,7 @@ class Run:
             validate=functools.partial(measure, model) if measure else None,
             save_every=self.config.save_every,
         ).run()
-        if not any(map(distributed.is_sharded, model.parameters())):
+        if not any(map(is_cut, model.parameters())):
             self._keep(model, folder)
             return model
         whole = build()

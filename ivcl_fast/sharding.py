@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .muon import WholeMatrixMuon
+from .pieces import piece_of
 from .reference import Block
 
 
@@ -29,11 +29,6 @@ def shard_model(model: nn.Module) -> nn.Module:
             fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
-
-
-def piece_of(tensor: Tensor, like: DTensor) -> DTensor:
-    """This rank's piece of a tensor that every rank has whole, cut as ``like`` is."""
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 class ShardedMuon(WholeMatrixMuon):

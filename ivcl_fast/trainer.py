@@ -28,6 +28,7 @@ from . import checkpoint, distributed
 from .data.feed import Batch, Feed
 from .errors import UserError
 from .muon import CapturableMuon
+from .pieces import is_cut, whole
 from .progress import Bar
 from .records import MetricsLog
 from .step_graph import StepGraph
@@ -134,7 +135,7 @@ def make_optimizers(
     ]
     if muon_groups:
         muon = CapturableMuon if capturable else torch.optim.Muon
-        if any(map(distributed.is_sharded, model.parameters())):
+        if any(map(is_cut, model.parameters())):
             from .sharding import ShardedMuon as muon
         optimizers.append(muon(muon_groups, lr=schedule.lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
@@ -343,7 +344,7 @@ class Stage:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return total.masked_fill(~distributed.whole(norm).isfinite(), math.nan)
+        return total.masked_fill(~whole(norm).isfinite(), math.nan)
 
     def _settle(self, step: int) -> None:
         """Wait for the losses up to ``step``; stops the run on all ranks if one is not finite."""

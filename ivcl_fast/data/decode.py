@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from .crop import WHOLE, Crop
 from .dataset import Media
 from .workers import usable_cpus
 
@@ -44,24 +45,6 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCE = Tolerance(mean=0.6, maximum=48)
-
-
-class Crop(NamedTuple):
-    """A part of a frame, in shares of its height and width."""
-
-    top: float
-    left: float
-    height: float
-    width: float
-
-    def placed(self, size: int) -> tuple[int, int, int, int]:
-        """Height and width to resize the whole frame to, and where the ``size`` square begins."""
-        height, width = round(size / self.height), round(size / self.width)
-        top, left = round(self.top * height), round(self.left * width)
-        return height, width, min(top, height - size), min(left, width - size)
-
-
-WHOLE = Crop(0.0, 0.0, 1.0, 1.0)
 
 
 class Decoder(Protocol):

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
+from .crop import WHOLE, Crop
 from .dataset import Media, VideoError
-from .decode import WHOLE, Crop
 from .decode_pyav import has_image_frames
 from .jpeg import with_huffman_tables
 from .probe import check_frame_ids, probe, read_images

@@ -11,8 +11,8 @@ import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
+from .crop import WHOLE, Crop
 from .dataset import Media, VideoError
-from .decode import WHOLE, Crop
 from .images import kind_of
 from .probe import (
     IMAGE_CODECS,

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from .crop import WHOLE, Crop
 from .dataset import Clip, Media, VideoError
-from .decode import WHOLE, Chosen, Crop, make_decoder, patience
+from .decode import Chosen, make_decoder, patience
 from .feed import PREFETCH, Batch, Feed, Sampled
 from .patches import patchify
 from .probe import VideoInfo
