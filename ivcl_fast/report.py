@@ -16,8 +16,10 @@ from .evaluation import Evaluation, by_visibility
 from .files import write_json, write_text
 from .metrics import Score
 from .model import IVCL
+from .published import published
 
 if TYPE_CHECKING:
+    from .data.dataset import Dataset
     from .run import Run
 
 METRIC_NAMES = {
@@ -79,6 +81,7 @@ def write_report(run: Run, rows: list[Row], evaluation: Evaluation | None) -> No
         split = run.data.eval_split
         lines += ["## Results", "", f"On `{split}`; 95 % intervals in brackets.", ""]
         lines += [markdown(header), "|" + "---|" * len(header), *map(markdown, cells), ""]
+        lines += beside(run.data.dataset, rows[0].scores["all"])
     if bad := run.data.bad_files:
         name, reason = next(iter(bad.items()))
         lines += [f"{len(bad)} videos could not be used, such as {name}: {reason}.", ""]
@@ -88,6 +91,25 @@ def write_report(run: Run, rows: list[Row], evaluation: Evaluation | None) -> No
     write_text(run.folder / "report.md", "\n".join(lines))
     if rows:  # last: it says that the run is done
         write_json(run.folder / SCORES, {row.title: plain(row.scores) for row in rows})
+
+
+def beside(dataset: Dataset, ours: dict[str, Score]) -> list[str]:
+    """The report's lines with what others publish on the data set, where something is known."""
+    others = published(dataset)
+    if not others:
+        return []
+    names = [name for name in ours if any(name in row.scores for row in others)]
+    header = ["published", *(METRIC_NAMES[name] for name in names), "read in"]
+    lines = [
+        "Others' scores, as published; not measured here.",
+        "",
+        markdown(header),
+        "|" + "---|" * len(header),
+    ]
+    for row in others:
+        cells = [ours[n].format(row.scores[n]) if n in row.scores else "" for n in names]
+        lines.append(markdown([row.model, *cells, row.source]))
+    return [*lines, ""]
 
 
 def plain(scores: dict[str, dict[str, Score]]) -> dict[str, dict[str, Any]]:

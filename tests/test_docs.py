@@ -26,7 +26,7 @@ import ivcl_fast
 from ivcl_fast import IVCLConfig, settings
 from ivcl_fast.data import catalog
 from ivcl_fast.errors import UserError
-from ivcl_fast.studies import study_named
+from ivcl_fast.studies import STUDIES, study_named
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -235,18 +235,43 @@ def test_the_docs_python_compiles(file):
 # --- Whether what is told of studies is what came of them -----------------------------------------
 
 
-def test_results_are_the_committed_ones():
-    folder = ROOT / "docs" / "results" / "pretraining"
-    page = (ROOT / "docs" / "studies.md").read_text().splitlines()
-    table = [row for row in (folder / "study.md").read_text().splitlines() if row.startswith("|")]
-    assert table and table == [row for row in page if row in table]
+RESULTS = sorted((ROOT / "docs" / "results").iterdir())
+
+
+def of_all_clips(folder: Path) -> dict[str, str]:
+    """The first metric of every variant, its mean over seeds, as the README rounds it."""
     (scores,) = json.loads((folder / "results.json").read_text())["values"].values()
-    found = [
-        f"{100 * statistics.fmean(scores[name]['all']['top1']):.0f} %"
-        for name in ("IV-CL", "none", "image MAE")
-    ]
+    return {
+        name: f"{100 * statistics.fmean(groups['all']['top1']):.0f} %"
+        for name, groups in scores.items()
+    }
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
+def test_the_page_has_the_committed_tables(folder):
+    page = (ROOT / "docs" / "studies.md").read_text()
+    _, _, page = page.partition(f"<!-- results: {folder.name} -->")
+    page, _, _ = page.partition(f"<!-- end of results: {folder.name} -->")
+    study = (folder / "study.md").read_text()
+    table, told = ([row for row in text.splitlines() if row[:1] == "|"] for text in (study, page))
+    assert table and table == told
+    assert f"python -m ivcl_fast.sweep {folder.name} " in study
+    assert {f.name for f in folder.iterdir()} >= {"study.png", "results.json", "config.json"}
+
+
+def test_the_readme_sums_up_the_committed_results():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    found = of_all_clips(ROOT / "docs" / "results" / "pretraining")
     told = re.search(
-        r"it is (\d+ %), without pretraining (\d+ %), with image MAE's pretraining (\d+ %)",
-        " ".join((ROOT / "README.md").read_text().split()),
+        r"it is (\d+ %), without pretraining (\d+ %), with image MAE's pretraining (\d+ %)", readme
     )
-    assert told and list(told.groups()) == found
+    assert told and list(told.groups()) == [found[n] for n in ("IV-CL", "none", "image MAE")]
+
+
+def test_the_readme_sums_up_the_committed_ablations():
+    readme = (ROOT / "README.md").read_text().splitlines()
+    for folder in RESULTS:
+        if folder.name in ("slots", "masking"):
+            found, first = of_all_clips(folder), STUDIES[folder.name].varied
+            assert f"| {' | '.join([first, *found])} |" in readme
+            assert f"| {' | '.join(['top-1', *found.values()])} |" in readme
