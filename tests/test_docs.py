@@ -12,6 +12,7 @@ import re
 import runpy
 import shlex
 import statistics
+import subprocess
 import sys
 import tomllib
 from importlib.util import find_spec
@@ -67,7 +68,8 @@ def check(command: str) -> None:
     """Raises :class:`Wrong` for a program, target, module, flag or name that does not exist."""
     program, *arguments = shlex.split(command, comments=True)
     checks = {
-        "make": check_make, "pip": check_pip, "python": check_python, "torchrun": check_torchrun,
+        "make": check_make, "pip": check_pip, "pytest": check_pytest, "python": check_python,
+        "torchrun": check_torchrun,
     }  # fmt: skip
     try:
         if program not in checks:
@@ -97,6 +99,13 @@ def check_pip(arguments: list[str]) -> None:
     for extras in re.findall(r"\.\[(.*?)\]", " ".join(arguments)):
         if unknown := set(extras.split(",")) - known["optional-dependencies"].keys():
             raise UserError(f"no extra {', '.join(unknown)}")
+
+
+def check_pytest(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "pytest", *arguments, "--collect-only", "-q"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if found.returncode:
+        raise UserError(found.stderr or found.stdout)
 
 
 def check_torchrun(arguments: list[str]) -> None:
@@ -186,6 +195,8 @@ def test_commands_can_be_typed(command, tmp_path, monkeypatch):
         ("make trian", "no target trian"),
         ("make train ARGS=--no-such-flag", "no-such-flag"),
         ("pip install '.[dalli]'", "no extra dalli"),
+        ("pytest benchmarks/ --no-such-flag", "no-such-flag"),
+        ("pytest benchmark/", "benchmark/"),
         ("conda install ivcl_fast", "does not know conda"),
     ],
 )
