@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 
-from . import backbone, distributed
+from . import backbone, distributed, timm_weights
 from .config import OBJECTIVES
 from .errors import UserError, run_command
 from .evaluation import Evaluation, cone_guess
@@ -20,7 +21,7 @@ from .hardware import repeat_exactly
 from .report import Row, print_rows, write_report
 from .run import Run
 from .run_folder import claim
-from .settings import TrainConfig, parse, resolve
+from .settings import TrainConfig, load_settings, parse, resolve
 from .trainer import Interrupted
 
 
@@ -58,9 +59,16 @@ FROM_SCRATCH = "from scratch"
 
 def origin(config: TrainConfig) -> str:
     """How the finetuned model began, in words."""
-    if config.stage == "all":
-        return f"pretrained: {OBJECTIVES[config.model.objective]}"
-    return FROM_SCRATCH if config.init == "random" else f"pretrained: {config.init}"
+    if config.stage == "finetune":
+        if config.init == "random":
+            return FROM_SCRATCH
+        if timm_weights.is_timm(config.init):
+            return f"pretrained: {config.init}"
+        try:
+            config = load_settings(Path(config.init).parent)  # as a run leaves its models
+        except UserError:
+            return "pretrained"
+    return f"pretrained: {OBJECTIVES[config.model.objective]}"
 
 
 def ranks(config: TrainConfig) -> str:

@@ -18,8 +18,9 @@ from ivcl_fast.data.synthetic.cater import SyntheticCater, write_cater
 from ivcl_fast.errors import run_command
 from ivcl_fast.evaluate import main as evaluate_main
 from ivcl_fast.run import Run
-from ivcl_fast.settings import TrainConfig
+from ivcl_fast.settings import TrainConfig, as_json, parse
 from ivcl_fast.train import main as train_main
+from ivcl_fast.train import origin
 
 SMALL = [
     "--image-size", "16", "--embed-dim", "16", "--num-heads", "2", "--depth", "1",
@@ -201,3 +202,16 @@ def test_evaluate_mistakes(uninterrupted, capsys, monkeypatch, tmp_path):
     ):
         code, _, err = in_process(evaluate_main, arguments, capsys, monkeypatch)
         assert code == 2 and said in err and "Traceback" not in err
+
+
+def test_a_report_says_what_the_model_began_from(tmp_path):
+    mae = parse(["--objective", "mae"])
+    (tmp_path / "config.json").write_text(json.dumps(as_json(mae)))
+    assert origin(mae) == "pretrained: image MAE"
+    for init, said in (
+        ("random", "from scratch"),
+        (str(tmp_path / "pretrain"), "pretrained: image MAE"),
+        (str(tmp_path / "elsewhere" / "model.safetensors"), "pretrained"),
+        ("timm:vit_tiny_patch16_224", "pretrained: timm:vit_tiny_patch16_224"),
+    ):
+        assert origin(parse(["--stage", "finetune", "--init", init])) == said
