@@ -125,6 +125,7 @@ def draw(
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter
 
     figure, rows = plt.subplots(
         len(folders), 2, figsize=(11, 4.2 * len(folders)), width_ratios=[3, 2], squeeze=False,
@@ -143,7 +144,10 @@ def draw(
             level = factor * chance[metric]["chance"]
             axes.axhline(level, color="gray", ls="--", lw=1, label="chance")
             axes.grid(axis="y", alpha=0.3)
-            axes.legend(fontsize=7)
+        left.legend(fontsize=7)
+        right.xaxis.set_major_formatter(EngFormatter(sep=""))
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}  # curves fill their panel
+        right.legend(fontsize=7, ncols=2, **below)
     figure.suptitle(study.question, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
