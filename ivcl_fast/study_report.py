@@ -137,20 +137,23 @@ def draw(
         unit = METRIC_NAMES[metric] + (" (%)" if percent else "")
         factor = 100 if percent else 1
         draw_scores(left, results, metric, factor)
-        left.set(title=title, xlabel=study.varied, ylabel=unit)
+        left.set_title(title, loc="left", fontsize=10)
+        left.set(xlabel=study.varied, ylabel=unit)
         draw_curves(right, folders[title], metric, factor)
         right.set(xlabel="labelled clips seen in finetuning", ylabel=unit)
         for axes in (left, right):
             level = factor * chance[metric]["chance"]
             axes.axhline(level, color="gray", ls="--", lw=1, label="chance")
             axes.grid(axis="y", alpha=0.3)
-        left.legend(fontsize=7)
         right.xaxis.set_major_formatter(EngFormatter(sep=""))
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}  # curves fill their panel
-        right.legend(fontsize=7, ncols=2, **below)
+        # Bars and curves fill their panels.
+        left.legend(fontsize=7, ncols=4, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
+        right.legend(
+            fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2), title=study.varied
+        )
     figure.suptitle(study.question, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)
 
 
