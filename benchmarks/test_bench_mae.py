@@ -26,6 +26,7 @@ FLOAT32 = "public MAE, float32"
 def steps(folder: Path) -> dict[str, Callable[[], Tensor]]:
     public = public_mae.build(folder)
     compiled = deepcopy(public)
+    compiled.load_state_dict(public.state_dict(keep_vars=True), assign=True)  # the same weights
     for block in (*compiled.blocks, *compiled.decoder_blocks):
         block.compile(fullgraph=True, dynamic=False)
     own = ours(CONFIG)
@@ -35,7 +36,6 @@ def steps(folder: Path) -> dict[str, Callable[[], Tensor]]:
 
     seed = torch.arange(IMAGES, device=DEVICE)
     floats = public_mae.pixels(images)
-    compiled.load_state_dict(public.state_dict(keep_vars=True), assign=True)
     theirs = rivals.adamw(public)
     contestants = {
         OURS: rivals.train_step(

@@ -16,7 +16,7 @@ SupervisedObjective = Literal["classification", "detection"]
 Objective = Literal[RebuildingObjective, SupervisedObjective]
 AttentionBackend = Literal["auto", "short", "flash", "xformers", "eager"]
 
-OBJECTIVES: dict[Objective, str] = {
+OBJECTIVE_NAMES: dict[Objective, str] = {
     "ivcl": "IV-CL",
     "mae": "image MAE",
     "joint": "joint space-time",

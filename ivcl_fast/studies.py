@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
-from .config import OBJECTIVES, SupervisedObjective
+from .config import OBJECTIVE_NAMES, SupervisedObjective
 from .errors import UserError
 from .settings import given
 
@@ -53,14 +53,14 @@ class Study:
         return any(variant.data is not None for variant in self.variants)
 
 
-IV_CL = Variant(OBJECTIVES["ivcl"])
-IMAGE_MAE = Variant(OBJECTIVES["mae"], pretrain=("--objective", "mae"))
-JOINT = Variant(OBJECTIVES["joint"], model=("--objective", "joint"))
+IV_CL = Variant(OBJECTIVE_NAMES["ivcl"])
+IMAGE_MAE = Variant(OBJECTIVE_NAMES["mae"], pretrain=("--objective", "mae"))
+JOINT = Variant(OBJECTIVE_NAMES["joint"], model=("--objective", "joint"))
 NONE = Variant("none", pretrain=None)
 
 
 SUPERVISED = tuple(
-    Variant(OBJECTIVES[labels], pretrain=("--objective", labels))
+    Variant(OBJECTIVE_NAMES[labels], pretrain=("--objective", labels))
     for labels in get_args(SupervisedObjective)
 )
 """By kind of labels of single frames, which CATER alone has."""

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
+from threading import Event, Lock
 from typing import Annotated
 
 import torch
@@ -118,6 +119,7 @@ def run_at_once(todo: list[Job], parallel: int) -> None:
     cores = max(1, torch.get_num_threads() // parallel)
     environment = os.environ if gpus else os.environ | {"OMP_NUM_THREADS": str(cores)}
     running: set[subprocess.Popen[bytes]] = set()
+    starting, ending = Lock(), Event()  # nothing starts behind the back of who stops all
     free: Queue[int] = Queue()
     for place in range(parallel):
         free.put(place)
@@ -127,12 +129,15 @@ def run_at_once(todo: list[Job], parallel: int) -> None:
         place = free.get()
         device = ["--device", f"cuda:{place % gpus}"] if gpus else []
         command = [sys.executable, "-m", "ivcl_fast.train", *job.arguments, *device]
-        print(f"{job.folder}: begins, see log.txt there", flush=True)
-        with open(job.folder / "log.txt", "ab") as log:
+        with starting, open(job.folder / "log.txt", "ab") as log:
+            if ending.is_set():
+                return
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        running.add(process)
+            running.add(process)
+        print(f"{job.folder}: begins, see log.txt there", flush=True)
         status = process.wait()
-        running.remove(process)
+        with starting:
+            running.remove(process)
         free.put(place)
         if status:
             raise UserError(f"{job.folder}: its run ended with status {status}; see log.txt there")
@@ -148,8 +153,10 @@ def run_at_once(todo: list[Job], parallel: int) -> None:
                 future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in tuple(running):
-                process.terminate()
+            with starting:
+                ending.set()
+                for process in running:
+                    process.terminate()
             raise
         finally:
             signal.signal(signal.SIGTERM, before)

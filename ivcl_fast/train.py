@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from . import backbone, distributed, timm_weights
-from .config import OBJECTIVES
+from .config import OBJECTIVE_NAMES
 from .errors import UserError, run_command
 from .evaluation import Evaluation, cone_guess
 from .hardware import repeat_exactly
@@ -68,7 +68,7 @@ def origin(config: TrainConfig) -> str:
             config = load_settings(Path(config.init).parent)  # as a run leaves its models
         except UserError:
             return "pretrained"
-    return f"pretrained: {OBJECTIVES[config.model.objective]}"
+    return f"pretrained: {OBJECTIVE_NAMES[config.model.objective]}"
 
 
 def ranks(config: TrainConfig) -> str:

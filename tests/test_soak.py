@@ -1,6 +1,6 @@
 """A little of ``make soak``, and that its judge can say no.
 
-Kills and rank deaths on the way are in test_train.py and test_distributed.py.
+Kills and rank deaths on the way are in test_train.py and test_distributed_faults.py.
 """
 
 from __future__ import annotations

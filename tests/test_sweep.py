@@ -75,12 +75,13 @@ def test_runs_at_once_learn_what_runs_in_turn_do(data, tmp_path, capsys):
 
 
 def test_one_that_fails_stops_all(data, tmp_path, capsys):
-    broken = tmp_path / "encoder" / "factorised" / "pretrained"
+    broken = tmp_path / "slots" / "1" / "pretrained"
     broken.mkdir(parents=True)
     (broken / "config.json").write_text("{")
+    # Of the five that would take for ever, two have begun and three have not.
     flags = "--data", data, *SMALL, "--pretrain-clips", "1000000"
     with pytest.raises(UserError, match=f"{broken}: its run ended with status 2; see log.txt"):
-        sweep(SweepConfig("encoder", 1, 2, tmp_path), flags)
+        sweep(SweepConfig("slots", 1, 2, tmp_path), flags)
     assert "config.json: not the settings of a run" in (broken / "log.txt").read_text()
 
 
