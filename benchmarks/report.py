@@ -97,7 +97,7 @@ def roofline(results: dict[str, Any], path: Path) -> None:
     machine = results["machine_info"]["ivcl_fast"]
     bandwidth, rate = machine["ceilings"]["bytes_per_s"], machine["ceilings"]["flops_per_s"]
     figure, axes = plt.subplots(figsize=(8, 5))
-    intensity = [2.0**i for i in range(-1, 10)]
+    intensity = [0.5, rate / bandwidth, 512.0]  # straight to the ridge and on from it
     axes.plot(intensity, [min(rate, x * bandwidth) / 1e9 for x in intensity], "k-", lw=1)
     counted = [e for e in entries(results) if e.facts.get("bytes") and e.facts.get("flops")]
     for number, name in enumerate(dict.fromkeys(e.name for e in counted)):
