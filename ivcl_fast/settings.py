@@ -20,6 +20,13 @@ from .errors import UserError
 CONFIG = "config.json"
 """Name of the file in a run's folder that holds its settings."""
 
+AT_LEAST_1 = (
+    "pretrain_clips", "finetune_clips", "batch_size", "accum", "save_every",
+    "train_videos", "val_videos",
+)  # fmt: skip
+AT_LEAST_0 = "backbone_lr_scale", "weight_decay", "warmup_steps"
+ABOVE_0 = "lr", "finetune_lr", "clip_norm"
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -30,8 +37,9 @@ class TrainConfig:
     making: synthetic (CATER, static camera), synthetic:moving, synthetic:acre-iid, -comp or -sys,
     synthetic:something-else."""
     task: str = "auto"
-    """What to finetune for. CATER: localize, actions_present, actions_order_uniq; Something-Else:
-    compositional, fewshot_5shot, ...; auto: the data set's usual task."""
+    """What to finetune for. CATER: localize (on a floor of 6x6 cells), localize_4x4, localize_8x8,
+    actions_present, actions_order_uniq; Something-Else: compositional, fewshot_5shot, ...; auto:
+    the data set's usual task."""
     preset: str = "tiny"
     """Model sizes: tiny, small, base64 or base224; the flags below replace single fields."""
     model: Annotated[IVCLConfig, tyro.conf.arg(name="")] = field(default_factory=IVCLConfig)
@@ -51,9 +59,9 @@ class TrainConfig:
     quick: bool = False
     """Everything once, tiny: shows within two minutes that it all runs; learns nothing."""
     pretrain_clips: int = 30_000
-    """Training clips of pretraining."""
+    """Clips that pretraining sees, repeats counted: epochs times training clips."""
     finetune_clips: int = 10_000
-    """Training clips of finetuning."""
+    """Clips that finetuning sees, repeats counted."""
     lr: float = 3e-3
     """Peak learning rate of pretraining."""
     finetune_lr: float = 3e-3
@@ -76,7 +84,7 @@ class TrainConfig:
     warmup_steps: int = 100
     """Steps of linear warm-up, at most a tenth of a stage."""
     labelled: float = 1.0
-    """Share of the training clips that finetuning may use: their labels are what is dear."""
+    """Share of the training clips that finetuning may use, to see what few labels are worth."""
     compare_memoryless: bool = True
     """Also measure what needs no memory (localisation): the last frame alone, a visible cone."""
     pictures: bool = True
@@ -118,9 +126,13 @@ class TrainConfig:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        for name in ("pretrain_clips", "finetune_clips", "batch_size", "accum", "save_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')}: must be at least 1")
+        for names, least in ((AT_LEAST_1, 1), (AT_LEAST_0, 0)):
+            for name in names:
+                if not getattr(self, name) >= least:
+                    raise UserError(f"--{name.replace('_', '-')}: must be at least {least}")
+        for name in ABOVE_0:
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name.replace('_', '-')}: must be above 0")
         if not 0 < self.labelled <= 1:
             raise UserError(f"--labelled: {self.labelled} is not a share above 0, at most 1")
         if self.batch_size % self.accum:
@@ -157,13 +169,15 @@ def given(arguments: Sequence[str], flag: str) -> str | None:
     return value
 
 
-def parse(arguments: list[str]) -> TrainConfig:
-    """Flags to a config; preset, data set and ``--quick`` set the defaults of other flags."""
+def parse(arguments: list[str], description: str | None = None) -> TrainConfig:
+    """Flags to a config; preset, data set and ``--quick`` set the defaults of other flags.
+
+    ``description``: what ``--help`` begins with.
+    """
     preset = given(arguments, "--preset") or "tiny"
     if preset not in PRESETS:
         raise UserError(f"--preset: {preset!r} is not one of {', '.join(PRESETS)}")
-    frames = clip_frames(given(arguments, "--data") or TrainConfig.data)
-    fixed = {"num_frames": frames, "num_query_frames": frames // 2 + 1} if frames else {}
+    fixed = frames_by_default(preset, arguments)
     defaults: dict[str, Any] = dict(preset=preset, model=IVCLConfig.preset(preset, **fixed))
     if "--quick" in arguments:
         defaults |= dict(quick=True) | QUICK
@@ -173,7 +187,7 @@ def parse(arguments: list[str]) -> TrainConfig:
             args=arguments,
             default=TrainConfig(**defaults),
             prog="python -m ivcl_fast.train",
-            description=__doc__,
+            description=description,
             console_outputs=distributed.is_main(),
         )
         if config.resume is not None:
@@ -187,7 +201,19 @@ def parse(arguments: list[str]) -> TrainConfig:
         distributed.let_main_speak()
         raise
     except ValueError as error:  # from IVCLConfig, naming the field
-        raise UserError(f"--{error}".replace("_", "-", 1)) from None
+        field, colon, rest = str(error).partition(":")
+        raise UserError(f"--{field.replace('_', '-')}{colon}{rest}") from None
+
+
+def frames_by_default(preset: str, arguments: Sequence[str]) -> dict[str, int]:
+    """Frames per clip, and those rebuilt, where the data set or another flag settles them."""
+    if frames := clip_frames(given(arguments, "--data") or TrainConfig.data):
+        return {"num_frames": frames, "num_query_frames": frames // 2 + 1}
+    frames = given(arguments, "--num-frames") or ""
+    if not frames.isdecimal() or int(frames) < 1:  # none, or one to be refused
+        return {}
+    usual = IVCLConfig.preset(preset).num_query_frames
+    return {"num_query_frames": min(usual, int(frames))}
 
 
 def changes(config: TrainConfig, arguments: list[str]) -> dict[str, Any]:
@@ -248,18 +274,32 @@ FREE = {
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """The settings to run with: these, if neither another run nor a closed folder is in the way."""
+    """The settings to run with: these, if neither another run nor a closed folder is in the way.
+
+    A run of other settings that has kept nothing to go on from is not in the way.
+    """
     place = next(path for path in (config.folder, *config.folder.parents) if path.exists())
     if not (place.is_dir() and os.access(place, os.W_OK)):
         raise UserError(f"{config.folder}: {place} cannot be written to; choose another --out")
-    file = config.folder / CONFIG
-    if not file.is_file() or config.overwrite:
+    differs = [] if config.overwrite else differing(config)
+    if not differs:
         return config
+    if not has_begun(config.folder):
+        return dataclasses.replace(config, overwrite=True)
+    raise UserError(
+        f"{config.folder} holds a run with other settings ({', '.join(differs)}); "
+        "choose another --name, or --overwrite it"
+    )
+
+
+def differing(config: TrainConfig) -> list[str]:
+    """Which settings the run that lies in this one's folder has otherwise; none without one."""
+    if not (config.folder / CONFIG).is_file():
+        return []
     old, new = as_json(load_settings(config.folder)), as_json(config)
-    differs = sorted(k for k in new if k not in FREE and old[k] != new[k])
-    if differs:
-        raise UserError(
-            f"{config.folder} holds a run with other settings ({', '.join(differs)}); "
-            "choose another --name, or --overwrite it"
-        )
-    return config
+    return sorted(k for k in new if k not in FREE and old[k] != new[k])
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a stage of the run there has kept a checkpoint or its model."""
+    return any(folder.glob("*/checkpoints/*")) or any(folder.glob("*/*.safetensors"))

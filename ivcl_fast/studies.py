@@ -26,6 +26,8 @@ class Variant:
     """Its own ``--data``, for both stages; None: whatever the command says."""
     task: str | None = None
     """Its own ``--task``."""
+    budget: Mapping[str, float] = field(default_factory=dict)
+    """Flags of its runs, with their values, before those of the study."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +39,34 @@ class Study:
     """What is varied, in words: the axis of the figure."""
     variants: tuple[Variant, ...]
     """Those of one data set and task share a table."""
-    budget: Mapping[str, int] = field(default_factory=dict)
+    budget: Mapping[str, float] = field(default_factory=dict)
     """Flags of all its runs, with their values, where the command says nothing else."""
 
-    def flags(self, common: tuple[str, ...]) -> tuple[str, ...]:
+    def flags(self, common: tuple[str, ...], variant: Variant | None = None) -> tuple[str, ...]:
         """A command's flags, and what it leaves open of the budget; ``--quick`` has its own."""
         if "--quick" in common:
             return common
-        left = [(f, str(value)) for f, value in self.budget.items() if given(common, f) is None]
+        budget = {**self.budget, **(variant.budget if variant else {})}
+        left = [(f, str(value)) for f, value in budget.items() if given(common, f) is None]
         return *(word for pair in left for word in pair), *common
+
+    @property
+    def varied_flags(self) -> set[str]:
+        """Names of the flags that its variants set."""
+        flags = (
+            flag for v in self.variants for flag in (*v.model, *(v.pretrain or ()), *v.finetune)
+        )
+        return {flag_name(flag) for flag in flags if flag.startswith("--")}
 
     @property
     def brings_data(self) -> bool:
         """Whether its variants have data sets of their own."""
         return any(variant.data is not None for variant in self.variants)
+
+
+def flag_name(flag: str) -> str:
+    """``num-slots`` of ``--num-slots``, ``--num_slots=4``, or of the ``--no-`` of a switch."""
+    return flag.partition("=")[0].removeprefix("--").replace("_", "-").removeprefix("no-")
 
 
 IV_CL = Variant(OBJECTIVE_NAMES["ivcl"])
@@ -119,7 +135,7 @@ STUDIES = {
         ABLATION,
     ),
     "masking": Study(
-        "How much of a frame should be hidden in pretraining?",
+        "How much of a frame should be masked in pretraining?",
         "mask ratio",
         _each("--mask-ratio", (0.25, 0.375, 0.5, 0.75, 0.875)),
         ABLATION,
@@ -157,7 +173,7 @@ STUDIES = {
         "Does it hold for a moving camera, for actions, and for reasoning about causes?",
         "pretraining",
         _long(),
-        budget(pretrain_clips=30_000, finetune_clips=20_000),
+        budget(pretrain_clips=20_000, finetune_clips=16_000),
     ),
 }
 

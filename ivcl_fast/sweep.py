@@ -16,6 +16,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from queue import Queue
 from threading import Event, Lock
@@ -28,11 +29,14 @@ from . import study_report
 from .checkpoint import MODEL
 from .errors import UserError, run_command
 from .report import SCORES
-from .settings import TrainConfig, parse, resolve
-from .studies import STUDIES, Study, Variant, study_named
+from .settings import TrainConfig, differing, parse, resolve
+from .studies import STUDIES, Study, Variant, flag_name, study_named
 from .trainer import Interrupted
 
-OWN = ("--name", "--out", "--stage", "--init", "--seed", "--resume", "--overwrite")
+OWN = {
+    "name", "out", "stage", "init", "seed", "resume", "overwrite", "pictures",
+    "compare-memoryless", "compare-scratch",
+}  # fmt: skip
 """Flags of ``ivcl_fast.train`` that a sweep sets itself."""
 
 
@@ -71,15 +75,14 @@ class Job:
 def jobs(
     study: Study, folder: Path, seeds: int, common: tuple[str, ...]
 ) -> tuple[list[Job], list[Job]]:
-    """Pretrainings, then the finetunings that start from them."""
-    common = *common, "--no-pictures"
+    """Pretrainings, then the finetunings that start from them; ``common``: the command's flags."""
     first: dict[TrainConfig, Job] = {}  # what is equal is pretrained once
     then = []
     for variant in study.variants:
         own = folder / slug(variant)
         data = () if variant.data is None else ("--data", variant.data)
         task = () if variant.task is None else ("--task", variant.task)
-        flags = *common, *data, *variant.model
+        flags = *study.flags(common, variant), "--no-pictures", *data, *variant.model
         init = "random"
         if variant.pretrain is not None:
             pretrain = *flags, *variant.pretrain, "--stage", "pretrain"
@@ -168,21 +171,30 @@ def sweep(config: SweepConfig, common: tuple[str, ...]) -> Path:
     for name in ("seeds", "parallel"):
         if (count := getattr(config, name)) is not None and count < 1:
             raise UserError(f"--{name}: must be at least 1")
-    for flag in common:
-        if flag.partition("=")[0] in OWN:
+    varied = study.varied_flags
+    for flag in filter(lambda word: word.startswith("--"), common):
+        if flag_name(flag) in OWN:
             raise UserError(f"{flag}: a sweep sets this itself; accepted: other flags of train")
-        if study.brings_data and flag.partition("=")[0] in ("--data", "--task"):
+        if study.brings_data and flag_name(flag) in ("data", "task"):
             raise UserError(f"{flag}: the study {config.study} brings data sets and tasks itself")
-    common = study.flags(common)
+        if flag_name(flag) in varied:
+            raise UserError(f"{flag}: the study {config.study} varies this itself")
     parse(list(common))  # tells of mistakes before any work
     folder = config.out / (config.study + ("-quick" if "--quick" in common else ""))
-    for stage in jobs(study, folder, config.seeds, common):
+    stages = jobs(study, folder, config.seeds, common)
+    for job in chain(*stages):
+        if differs := differing(parse(job.arguments)):
+            raise UserError(
+                f"{job.folder} is of a study with other settings ({', '.join(differs)}); "
+                "choose another --out"
+            )
+    for stage in stages:
         run_jobs(stage, config.parallel or max(1, torch.cuda.device_count()))
     found: study_report.Folders = {}
     for variant in study.variants:
         runs = [folder / slug(variant) / f"seed-{seed}" for seed in range(config.seeds)]
         found.setdefault(study_report.title(runs[0]), {})[variant.label] = runs
-    study_report.write(folder, config.study, study, found, common, config.seeds)
+    study_report.write(folder, config.study, study, found, study.flags(common), config.seeds)
     return folder
 
 
@@ -191,7 +203,7 @@ def main() -> None:
     config, rest = tyro.cli(
         SweepConfig,
         prog="python -m ivcl_fast.sweep",
-        description=__doc__ + "\n\n" + "\n".join(f"{k}: {s.question}" for k, s in STUDIES.items()),
+        description=__doc__ + "".join(f"\n\n{k}: {s.question}" for k, s in STUDIES.items()),
         return_unknown_args=True,
     )
     try:

@@ -38,6 +38,7 @@ def train(config: TrainConfig) -> None:
             held.enter_context(claim(config))
         arithmetic = "bf16" if run.amp else "float32"
         distributed.say(f"run: {run.folder}, on {run.device}{ranks(config)}, {arithmetic}")
+        warn_of_few_steps(config)
         init = config.init
         if config.stage in ("all", "pretrain"):
             run.pretrain()
@@ -71,6 +72,20 @@ def origin(config: TrainConfig) -> str:
     return f"pretrained: {OBJECTIVE_NAMES[config.model.objective]}"
 
 
+FEW_STEPS = 100
+
+
+def warn_of_few_steps(config: TrainConfig) -> None:
+    """Tell that a stage is too short to learn, as large batches make it without more clips."""
+    for stage, clips in (("pretrain", config.pretrain_clips), ("finetune", config.finetune_clips)):
+        steps = clips // config.batch_size
+        if config.stage in ("all", stage) and steps < FEW_STEPS and not config.quick:
+            distributed.say(
+                f"--{stage}-clips: {clips} are {steps} steps of {config.batch_size}, too few to "
+                "learn much"
+            )
+
+
 def ranks(config: TrainConfig) -> str:
     """How the devices share the work, in words."""
     world = distributed.world_size()
@@ -98,7 +113,7 @@ def main() -> None:
     logging.getLogger("ivcl_fast").setLevel(logging.INFO)
     torch.set_float32_matmul_precision("highest")  # never TF32 behind the user's back
     try:
-        config = resolve(parse(sys.argv[1:]))
+        config = resolve(parse(sys.argv[1:], __doc__))
         train(config)
     except Interrupted as stop:
         launcher = "python" if distributed.world_size() == 1 else "torchrun ..."

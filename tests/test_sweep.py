@@ -64,6 +64,17 @@ def test_the_same_command_runs_nothing_again(data, tmp_path, monkeypatch, capsys
     assert [c.folder.name for c in asked] == ["seed-1"]
 
 
+def test_old_runs_are_not_shown_as_those_of_other_flags(data, tmp_path, capsys):
+    config, flags = SweepConfig("encoder", seeds=1, out=tmp_path), ("--data", data, *SMALL)
+    sweep(config, flags)
+    page = (tmp_path / "encoder" / "study.md").read_text()
+    with pytest.raises(UserError, match=r"pretrained is of a study with other settings \(lr\); ch"):
+        sweep(config, (*flags, "--lr", "0.5"))
+    with pytest.raises(UserError, match=r"finetune_lr, lr"):
+        sweep(config, (*flags, "--lr", "0.5", "--finetune-lr", "0.5"))
+    assert (tmp_path / "encoder" / "study.md").read_text() == page
+
+
 def test_runs_at_once_learn_what_runs_in_turn_do(data, tmp_path, capsys):
     flags = ("--data", data, *SMALL)
     for parallel in (1, 2):
@@ -76,13 +87,12 @@ def test_runs_at_once_learn_what_runs_in_turn_do(data, tmp_path, capsys):
 
 def test_one_that_fails_stops_all(data, tmp_path, capsys):
     broken = tmp_path / "slots" / "1" / "pretrained"
-    broken.mkdir(parents=True)
-    (broken / "config.json").write_text("{")
+    (broken / "metrics.jsonl").mkdir(parents=True)  # where a file is to be
     # Of the five that would take for ever, two have begun and three have not.
     flags = "--data", data, *SMALL, "--pretrain-clips", "1000000"
-    with pytest.raises(UserError, match=f"{broken}: its run ended with status 2; see log.txt"):
+    with pytest.raises(UserError, match=f"{broken}: its run ended with status 1; see log.txt"):
         sweep(SweepConfig("slots", 1, 2, tmp_path), flags)
-    assert "config.json: not the settings of a run" in (broken / "log.txt").read_text()
+    assert f"Is a directory: '{broken}/metrics.jsonl'" in (broken / "log.txt").read_text()
 
 
 def test_a_scheduler_stops_runs_at_once_and_each_is_kept(data, tmp_path):
@@ -189,6 +199,10 @@ def test_curves_join_seeds(tmp_path):
         (["slots", "--seeds", "0"], "--seeds: must be at least 1"),
         (["slots", "--parallel", "0"], "--parallel: must be at least 1"),
         (["slots", "--seed", "3"], "--seed: a sweep sets this itself"),
+        (["slots", "--compare-scratch"], "--compare-scratch: a sweep sets this itself"),
+        (["slots", "--no_pictures"], "--no_pictures: a sweep sets this itself"),
+        (["slots", "--num_slots=3"], "--num_slots=3: the study slots varies this itself"),
+        (["pretraining", "--objective", "mae"], "--objective: the study pretraining varies this"),
         (["slots", "--preset", "huge"], "--preset: 'huge' is not one of"),
         (["long", "--data", "cater:x"], "--data: the study long brings data sets and tasks itself"),
         (["long", "--task=localize"], "--task=localize: the study long brings"),

@@ -164,6 +164,13 @@ def test_signal_leaves_a_run_that_resume_finishes(cater, uninterrupted, tmp_path
         (["--image-size", "60"], "--image-size: 60 is not a multiple of patch_size 8"),
         (["--batch-size", "0"], "--batch-size: must be at least 1"),
         (["--accum", "3"], "--accum: 3 does not divide --batch-size"),
+        (["--lr", "-1"], "--lr: must be above 0"),
+        (["--finetune-lr", "nan"], "--finetune-lr: must be above 0"),
+        (["--clip-norm", "0"], "--clip-norm: must be above 0"),
+        (["--weight-decay", "-1"], "--weight-decay: must be at least 0"),
+        (["--warmup-steps", "-5"], "--warmup-steps: must be at least 0"),
+        (["--val-videos", "0"], "--val-videos: must be at least 1"),
+        (["--num-query-frames", "17"], "--num-query-frames: 17 is more than num_frames"),
         (["--resume", "nowhere"], "nowhere: no run there"),
         (["--no-such-flag"], "no-such-flag"),
         (["--device", "cuda:99"], "--device"),
@@ -184,6 +191,33 @@ def test_other_settings_in_the_same_folder_are_refused(
     command = ["--data", f"cater:{cater}", "--name", "run", *SMALL, "--lr", "0.5"]
     code, _, err = in_process(train_main, command, capsys, monkeypatch)
     assert code == 2 and "other settings (lr)" in err and "--overwrite" in err
+
+
+def test_a_start_that_failed_is_not_in_the_way(cater, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command = ["--data", f"cater:{cater}", *SMALL, "--name", "run", "--stage", "pretrain"]
+    code, _, err = in_process(train_main, [*command, "--batch-size", "100"], capsys, monkeypatch)
+    assert code == 2 and "do not fill one batch of 100" in err
+    assert in_process(train_main, command, capsys, monkeypatch)[0] == 0
+    code, _, err = in_process(train_main, [*command, "--lr", "0.5"], capsys, monkeypatch)
+    assert code == 2 and "other settings (lr)" in err
+
+
+def test_a_stage_of_few_steps_is_told(cater, uninterrupted, capsys, monkeypatch):
+    monkeypatch.chdir(uninterrupted.parent.parent)
+    _, out, _ = in_process(
+        train_main, ["--data", f"cater:{cater}", "--name", "run", *SMALL], capsys, monkeypatch
+    )
+    assert "steps of 4, too few to learn much" in out
+
+
+def test_frames_rebuilt_are_at_most_the_frames_there_are():
+    for flags, frames, rebuilt in (
+        ([], 16, 8), (["--num-frames", "4"], 4, 4), (["--num-frames=12"], 12, 8),
+        (["--num-frames", "4", "--num-query-frames", "2"], 4, 2), (["--data", "acre:x"], 7, 4),
+    ):  # fmt: skip
+        model = parse(flags).model
+        assert (model.num_frames, model.num_query_frames) == (frames, rebuilt)
 
 
 def test_checkpoint_of_another_size_is_refused(cater, uninterrupted, capsys, monkeypatch, tmp_path):
