@@ -36,7 +36,8 @@ soak: $(BUILT)
 bench: $(BUILT)
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(ARGS)
 
-# Needs no set-up: torch and Triton are enough. PYTHON=... names another interpreter than .venv's.
+# Needs no set-up: torch, Triton and some small packages, which it names, are enough.
+# PYTHON=... names another interpreter than .venv's.
 gpu-check:
 	@$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON)) \
 	  -m benchmarks.gpu_check $(ARGS)

@@ -1,8 +1,9 @@
 """``make gpu-check``: what an NVIDIA GPU makes of this repository, within 8 minutes.
 
 Runs the tests that need a GPU, then measures kernels against the card's limits, training steps
-against their rivals, a batch sweep, training from a store and decoding. torch 2.11 and Triton 3.6
-are enough, no install and no build; DALI and PyAV are used where they are there.
+against their rivals, a batch sweep, training from a store and decoding. Nothing is installed or
+built: beside torch and Triton it takes a few small packages, and says so where one is missing; DALI
+and PyAV are used where they are there.
 
 Every part is a process of its own with a time limit. One that fails, hangs or takes the driver's
 context along costs its own figures only, and those it had already are kept. Writes
@@ -32,7 +33,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-NEEDS = {"torch": (2, 11), "triton": (3, 6)}
+NEEDS = {
+    "torch": (2, 11), "triton": (3, 6), "numpy": (1, 26), "einops": (0, 8), "safetensors": (0, 4),
+    "huggingface-hub": (0, 23), "rich": (13,), "pytest": (8,),
+}  # fmt: skip
+"""What models, trainer and tests import, and the least versions, as in ``pyproject.toml``."""
 MINUTES = 7.5
 LIMITS = {
     "machine": 40, "tests": 200, "compile": 200, "large": 60, "kernels": 70, "attention": 80,
@@ -186,14 +191,16 @@ def gpu_tests() -> list[str]:
 
 def missing(rehearse: bool) -> str | None:
     """Why there is nothing to check here, or None."""
+    lacking = []
     for package, least in NEEDS.items():
-        wanted = f"{package} {'.'.join(map(str, least))} or newer is needed"
         try:
             have = version(package)
         except PackageNotFoundError:
-            return f"{wanted}, {sys.executable} has none"
+            have = "none"
         if tuple(map(int, re.findall(r"\d+", have)[:2])) < least:
-            return f"{wanted}, {sys.executable} has {have}"
+            lacking.append(f"{package} {'.'.join(map(str, least))} or newer (it has {have})")
+    if lacking:
+        return f"{sys.executable} needs {', '.join(lacking)}"
     import torch
 
     if not rehearse and not torch.cuda.is_available():

@@ -7,6 +7,7 @@ others' (:class:`Replay`), with ratios, bytes and FLOPs in ``extra_info``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
 import subprocess
@@ -198,12 +199,12 @@ def machine() -> dict[str, Any]:
             packages[package] = version(package)
         except PackageNotFoundError:
             packages[package] = "not installed"
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = ""
+    with contextlib.suppress(FileNotFoundError):  # no git here
+        commit = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True
+        ).stdout.strip()
     return {
         "device": device,
         "cuda": DEVICE.type == "cuda",

@@ -69,7 +69,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 def useless_compiler(device: torch.device) -> str | None:
     """Why ``torch.compile`` cannot make a step faster there, or None."""
     if device.type != "cpu":
-        return None
+        return missing_kernel(device)  # what it compiles to there is Triton's to run, too
     if missing_kernel(device) is None:
         return "on a CPU the C++ ops leave nothing to gain"
     if not any(map(shutil.which, ("g++", "c++", "clang++"))):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from . import distributed
 log = logging.getLogger(__name__)
 
 WARM_UP = 3
-"""Steps before the recording: kernels are compiled and tuned, and all state is made."""
+"""Steps on batches of one shape before the recording: kernels are compiled and tuned for it, and
+all state is made."""
 
 
 def obstacle(device: torch.device) -> str | None:
@@ -37,8 +38,8 @@ class StepGraph:
     """A training step that is run as it is a few times, then recorded and replayed.
 
     ``step`` takes tensors on the device, changes weights and state in place and returns a tensor.
-    It may not wait for the device nor use memory from outside that moves. Every call is one whole
-    step, so nothing is learnt twice or left out.
+    It may not wait for the device nor use memory from outside that moves, nor leave anything behind
+    where it is broken off. Every call is one whole step, so nothing is learnt twice or left out.
 
     Where a step cannot be recorded, one line in the log says why, and steps run as they are.
     """
@@ -46,29 +47,35 @@ class StepGraph:
     def __init__(self, step: Callable[..., Tensor], device: torch.device) -> None:
         self.device = device
         self._step = step
-        self._inputs: list[Tensor] = []
-        """What ``step`` is called with; of the graph: what it reads."""
+        self._shapes: list[torch.Size] = []
+        """Of the inputs, as they were last; of the graph: as it takes them."""
         self._calls = 0
+        """With these shapes, in a row."""
+        self._inputs: list[Tensor] = []
+        """What the graph reads."""
         self._replay: Callable[[], None] | None = None
         self._result = torch.empty(0)
         """What the graph writes."""
         self._recordable = True
 
     def __call__(self, *inputs: Tensor | int) -> Tensor:
-        """One step; tensors of any device, of the same shapes and dtypes in every call.
+        """One step; tensors of any device, of the same dtypes in every call.
 
-        Raises ``ValueError`` for another shape.
+        Those of other shapes than were recorded run as they are.
         """
-        self._fill(inputs)
-        self._calls += 1
-        if self._recordable and self._calls > WARM_UP and self._replay is None:
-            try:
-                self._replay, self._result = self._record()
-            except RuntimeError as error:
-                log.warning("--cuda-graph: running without, %s", str(error).partition("\n")[0])
-                self._recordable = False
+        shapes = [x.shape for x in inputs if isinstance(x, Tensor)]
         if self._replay is None:
-            return self._run()
+            self._calls = self._calls + 1 if shapes == self._shapes else 1
+            self._shapes = shapes
+            if self._recordable and self._calls > WARM_UP:
+                self._try_to_record(inputs)
+        if self._replay is None or shapes != self._shapes:
+            return self._run(self._on_device(inputs))
+        for buffer, x in zip(self._inputs, inputs, strict=True):
+            if isinstance(x, Tensor):
+                buffer.copy_(x, non_blocking=True)
+            else:
+                buffer.fill_(x)
         self._replay()
         return self._result.clone()  # the next step writes over it
 
@@ -77,38 +84,44 @@ class StepGraph:
         """Whether steps are replayed by now."""
         return self._replay is not None
 
-    def _fill(self, inputs: tuple[Tensor | int, ...]) -> None:
-        if not self._inputs:
-            self._inputs = [
-                torch.empty_like(x, device=self.device)
-                if isinstance(x, Tensor)
-                else torch.empty((), dtype=torch.int64, device=self.device)
-                for x in inputs
-            ]
-        for buffer, x in zip(self._inputs, inputs, strict=True):
-            if not isinstance(x, Tensor):
-                buffer.fill_(x)
-            elif x.shape == buffer.shape:
-                buffer.copy_(x, non_blocking=True)
-            else:
-                shapes = list(x.shape), list(buffer.shape)
-                raise ValueError("inputs: shape {} is not {}, as recorded".format(*shapes))
+    def _on_device(self, inputs: Sequence[Tensor | int]) -> list[Tensor]:
+        return [
+            x.to(self.device, non_blocking=True)
+            if isinstance(x, Tensor)
+            else torch.full((), x, device=self.device)
+            for x in inputs
+        ]
 
-    def _run(self) -> Tensor:
+    def _run(self, inputs: list[Tensor]) -> Tensor:
         """The step as it is, on the stream that will record it: autograd keeps to one stream."""
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            result = self._step(*self._inputs)
+            result = self._step(*inputs)
         current.wait_stream(self._stream)
         return result
 
-    def _record(self) -> tuple[Callable[[], None], Tensor]:
+    def _try_to_record(self, inputs: Sequence[Tensor | int]) -> None:
+        buffers = [x.clone() for x in self._on_device(inputs)]
+        try:
+            self._replay, self._result = self._record(buffers)
+            self._inputs = buffers
+        except RuntimeError as error:
+            # What failed first: ending the recording then fails as well, and says only that.
+            reason = str(error.__context__ or error).partition("\n")[0]
+            log.warning("--cuda-graph: running without, %s", reason)
+            self._recordable = False
+
+    def _record(self, inputs: list[Tensor]) -> tuple[Callable[[], None], Tensor]:
         """What starts the recorded step, and where it leaves its result; runs nothing."""
         graph = torch.cuda.CUDAGraph()
-        # The feed's thread goes on taking memory meanwhile: only this thread's calls are checked.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            result = self._step(*self._inputs)
+        with (
+            # A recording that fails stays on its stream; this goes back.
+            torch.cuda.stream(torch.cuda.current_stream(self.device)),
+            # The feed's thread goes on taking memory: only this thread's calls are checked.
+            torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+        ):
+            result = self._step(*inputs)
         return graph.replay, result
 
     @functools.cached_property

@@ -332,18 +332,21 @@ class Stage:
         """
         total = torch.zeros((), device=self.device)
         parts = list(batch.split(self.schedule.accum))
-        for number, part in enumerate(parts, 1):
-            part = part.to(self.device)
-            share = len(part.clip_ids) / len(batch.clip_ids)
-            with distributed.accumulating(model, more=number < len(parts)):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-                    loss = self.loss(model, part, step) * share
-                loss.backward()
-            total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), self.schedule.clip_norm)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        try:
+            for number, part in enumerate(parts, 1):
+                part = part.to(self.device)
+                share = len(part.clip_ids) / len(batch.clip_ids)
+                with distributed.accumulating(model, more=number < len(parts)):
+                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+                        loss = self.loss(model, part, step) * share
+                    loss.backward()
+                total += loss.detach()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), self.schedule.clip_norm)
+            for optimizer in optimizers:
+                optimizer.step()
+        finally:  # a recording that is broken off leaves gradients that nothing computed
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
         return total.masked_fill(~whole(norm).isfinite(), math.nan)
 
     def _settle(self, step: int) -> None:

@@ -47,7 +47,8 @@ def register(schema: str, *, ref: Callable, triton: Callable, fake: Callable) ->
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for_ref, for_triton = _counted(name, "ref", ref), _counted(name, "triton", triton)
-    LIBRARY.impl(name, for_ref if _triton.MISSING else for_triton, "CUDA")
+    by_ref = _triton.MISSING or _triton.BLOCKED
+    LIBRARY.impl(name, for_ref if by_ref else for_triton, "CUDA")
     if name not in _ext.OPS:
         LIBRARY.impl(name, for_triton if _triton.INTERPRET else for_ref, "CPU")
     torch.library.register_fake(f"ivcl_fast::{name}", fake, lib=LIBRARY)
@@ -71,7 +72,7 @@ def missing_kernel(device: torch.device, dtype: torch.dtype | None = None) -> st
     if _triton.INTERPRET:
         return None
     if device.type == "cuda":
-        return _triton.MISSING
+        return _triton.MISSING or _triton.BLOCKED
     if device.type != "cpu":
         return f"no kernel for the {device.type} device"
     if _ext.MISSING is None and dtype is not None and dtype.is_floating_point:

@@ -57,7 +57,9 @@ def _ref_backward(
 @triton.jit
 def _statistics(total, mask, cols, eps):
     """Rows centred (zero outside ``mask``), and one over their standard deviation."""
-    centred = tl.where(mask, total - (tl.sum(total, axis=1) / cols)[:, None], 0.0)
+    # Rounded to nearest: "/" may be two ulps off, and a constant row would not come out as zero.
+    mean = tl.div_rn(tl.sum(total, axis=1), cols * 1.0)
+    centred = tl.where(mask, total - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / cols
     return centred, (1.0 / tl.sqrt(variance + eps))[:, None]
 

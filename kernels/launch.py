@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ._triton import triton
 
@@ -51,10 +52,14 @@ def launch(
     if _recorder is not None:
         _recorder.append(Launch(kernel, grid, args, constexprs, num_warps, num_stages))
         return
-    # Fused multiply-adds are asked for by name: Triton's default differs between versions.
-    kernel[grid](
-        *args, **constexprs, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True
-    )
+    device = next(a.device for a in args if isinstance(a, Tensor))
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    # Triton starts kernels on the current GPU, wherever their arguments are.
+    with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
+        # Fused multiply-adds are asked for by name: Triton's default differs between versions.
+        kernel[grid](
+            *args, **constexprs, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True
+        )
 
 
 @functools.cache

@@ -6,6 +6,7 @@ for each other.
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -14,6 +15,10 @@ import torch
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    # What results are compared with is float32 in full, convolutions too.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    # cuBLAS reads it before its first product only: too late in the test of repeatable training.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # A shell starts background jobs deaf to Ctrl-C, and children inherit that: tests send it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

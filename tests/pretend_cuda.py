@@ -45,17 +45,24 @@ class PretendCuda:
 
         @contextmanager
         def stream(on):
+            before = [*pretend.streams]
             pretend.streams.append(on.name)
-            yield
-            pretend.streams.pop()
+            try:
+                yield
+            finally:
+                pretend.streams[:] = before
 
         @contextmanager
         def graph(*args, **kwargs):
             given = signatures["graph"].bind(*args, **kwargs).arguments
             mode = given.get("capture_error_mode", "global")
             pretend.log.append(f"recording, {mode}")
-            with stream(given["stream"]):
+            pretend.streams.append(given["stream"].name)
+            try:
                 yield
+            except RuntimeError:  # as torch's: it fails anew, and stays on its stream
+                raise RuntimeError("operation failed due to a previous error") from None
+            pretend.streams.pop()
             pretend.log.append("recorded")
 
         for name, value in {

@@ -29,6 +29,7 @@ def gpu(monkeypatch):
     """Decide as on a machine with a current GPU and Triton, and none of the packages."""
     monkeypatch.setattr(front, "missing_gpu", lambda device: None)
     monkeypatch.setattr(_triton, "MISSING", None)
+    monkeypatch.setattr(_triton, "BLOCKED", None)
     monkeypatch.setattr(front, "missing_package", lambda package: f"{package} is not installed")
 
 

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 import torch
 
-from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, train
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
 from ivcl_fast.attention import _flash_provider
 from ivcl_fast.hardware import repeat_exactly
 from ivcl_fast.trainer import Schedule, make_optimizers
@@ -74,6 +74,8 @@ def test_libraries_that_do_not_heed_it_are_passed_over(deterministic, monkeypatc
 
 
 def test_the_flag_asks_for_it(monkeypatch):
+    from ivcl_fast import train  # needs tyro, which the tests of a GPU do without
+
     asked = []
     monkeypatch.setattr(train, "repeat_exactly", lambda: asked.append("repeat"))
     monkeypatch.setattr(train, "Run", lambda config: asked.append("run") or sys.exit())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -103,27 +103,40 @@ def test_one_line_where_there_is_no_gpu(monkeypatch, capsys):
 @pytest.mark.parametrize(
     "have, reason",
     [
-        ({"torch": "2.10.1"}, "torch 2.11 or newer is needed, .* has 2.10.1"),
-        ({"torch": "2.11.0+cu130", "triton": "3.5.1"}, "triton 3.6 or newer is needed, .* 3.5.1"),
-        ({"torch": "2.11.0"}, "triton 3.6 or newer is needed, .* has none"),
+        ({"torch": "2.10.1"}, "torch 2.11 or newer (it has 2.10.1)"),
+        ({"torch": "2.11.0+cu130", "triton": "3.5.1"}, "triton 3.6 or newer (it has 3.5.1)"),
+        (
+            {"triton": None, "rich": None},
+            "triton 3.6 or newer (it has none), rich 13 or newer (it has none)",
+        ),
     ],
 )
-def test_too_old_is_one_line(have, reason, monkeypatch):
+def test_what_is_missing_or_too_old_is_one_line(have, reason, monkeypatch):
     def version(package):
-        if package not in have:
+        found = have.get(package, "99.0")
+        if found is None:
             raise gpu_check.PackageNotFoundError(package)
-        return have[package]
+        return found
 
     monkeypatch.setattr(gpu_check, "version", version)
     said = gpu_check.missing(rehearse=True)
-    assert said is not None and re.fullmatch(reason, said)
+    assert said == f"{sys.executable} needs {reason}"
 
 
-def test_needs_no_package_beyond_torch_and_triton():
+def test_needs_the_versions_that_an_installation_does():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        name, _, least = line.partition(";")[0].partition(">=")
+        if name in gpu_check.NEEDS:
+            assert gpu_check.NEEDS[name] == tuple(map(int, least.split(".")))
+
+
+def test_needs_no_other_package():
     """So that a bare machine with a GPU can run it: PyAV, tyro and DALI are not imported."""
+    others = "av", "tyro", "nvidia.dali", "timm", "xformers", "matplotlib", "PIL", "tensorboard"
     code = (
         "import sys\n"
-        "for name in ('av', 'tyro', 'nvidia.dali', 'timm', 'xformers'): sys.modules[name] = None\n"
+        f"for name in {others}: sys.modules[name] = None\n"
         "import benchmarks.gpu_check, benchmarks.gpu.__main__, benchmarks.gpu.summary\n"
         "from benchmarks.gpu import decoder, kernels, machine, steps, store\n"
         "from benchmarks.gpu.part import Skip\n"
@@ -238,6 +251,12 @@ def test_races_of_short_work_are_replayed(monkeypatch):
         made._times, made.rounds = {}, 4
         assert len(made.times("ours")) == 4
         assert ran.count("other") == times and cuda.log.count("replay on default") == 2 * replays
+
+
+def test_a_machine_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(race, "ceilings", dict)
+    assert race.machine()["commit"] == "unknown"
 
 
 def test_long_work_is_timed_in_windows(monkeypatch):

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, kernels, reference
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, accelerate, kernels, reference, restore
 from ivcl_fast.attention import attention, eager_attention, supports
 from ivcl_fast.kernels import _triton, dispatches
 
@@ -210,6 +210,40 @@ def test_classifier_is_the_references(device):
         return torch.nn.functional.cross_entropy(model(video).float(), labels)
 
     same_gradients(fast, plain, loss, device, amp=False, share=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_reference_accelerated_and_restored(device):
+    cfg = IVCLConfig.preset("tiny", **SHALLOW)
+    model, plain = pair(reference.IVCL, reference.IVCL, device, cfg)
+    video, seed = clips(cfg, device), torch.tensor([3, 5], device=device)
+    assert not accelerate(model).kept
+    same_gradients(model, plain, lambda model: model(video, seed=seed).loss, device, False, 1e-4)
+    restore(model)
+    assert all(type(a) is type(b) for a, b in zip(model.modules(), plain.modules(), strict=True))
+    assert torch.equal(model(video, seed=seed).loss, plain(video, seed=seed).loss)
+
+
+class PlainMlp(nn.Module):
+    """As anybody's: both ways are tried before it is swapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_foreign_module_accelerated_and_restored(device):
+    torch.manual_seed(0)
+    mlp, x = PlainMlp().to(device), torch.randn(3, 5, 64, device=device)
+    expected = mlp(x)
+    assert accelerate(mlp).replaced == {"": "PlainMlp"}
+    assert_near(mlp(x), expected, 1e-5)
+    restore(mlp)
+    assert type(mlp) is PlainMlp and torch.equal(mlp(x), expected)
 
 
 def clips(cfg: IVCLConfig, device: str) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,12 +32,15 @@ class Tape(TorchDispatchMode):
     operations, unlike CUDA's: :meth:`undo` puts back what they wrote over.
     """
 
+    refused = torch.ops.aten._local_scalar_dense.default
+    """What cannot be recorded."""
+
     def __init__(self):
         super().__init__()
         self.operations, self.before = [], []
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        if op is torch.ops.aten._local_scalar_dense.default:
+        if op is self.refused:
             raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
         for value, argument in zip(args, op._schema.arguments, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
@@ -58,14 +64,14 @@ class Tape(TorchDispatchMode):
 
 
 class TapedStep(StepGraph):
-    def _run(self):
-        return self._step(*self._inputs)
+    def _run(self, inputs):
+        return self._step(*inputs)
 
-    def _record(self):
+    def _record(self, inputs):
         tape = Tape()
         try:
             with tape:
-                result = self._step(*self._inputs)
+                result = self._step(*inputs)
         finally:
             tape.undo()
         return tape.replay, result
@@ -194,11 +200,21 @@ def test_streams_and_recording(monkeypatch):
     assert cuda.log == warm_up + recording + ["replay on default"] * 3
 
 
-def test_another_shape_is_refused():
-    graph = TapedStep(lambda x: x.sum(), torch.device("cpu"))
-    graph(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=r"shape \[1, 3\] is not \[2, 3\], as recorded"):
-        graph(torch.zeros(1, 3))
+def test_another_shape_runs_as_it_is():
+    """A batch that has lost a clip; the graph is for the shape that came some times in a row."""
+    ran = []
+
+    def step(x, number):
+        ran.append(len(x))
+        return x.sum() + number
+
+    graph = TapedStep(step, torch.device("cpu"))
+    for lengths, recorded in (([4, 4, 3, 4, 4, 4], False), ([4], True), ([4, 3, 4, 1], True)):
+        for number, length in enumerate(lengths):
+            x = torch.full((length, 2), float(number))
+            assert graph(x, number) == x.sum() + number
+        assert graph.recorded == recorded
+    assert ran == [4, 4, 3, 4, 4, 4, 4, 3, 1]
 
 
 def test_a_step_that_asks_for_a_number_runs_as_it_is(caplog):
@@ -208,6 +224,35 @@ def test_a_step_that_asks_for_a_number_runs_as_it_is(caplog):
     assert caplog.messages == [
         "--cuda-graph: running without, operation not permitted when stream is capturing"
     ]
+
+
+def test_a_recording_that_is_broken_off_leaves_nothing_behind(tmp_path, taped, monkeypatch, caplog):
+    """Here in the optimiser: by then there are gradients, which on a GPU nothing has computed."""
+    monkeypatch.setattr(Tape, "refused", torch.ops.aten._fused_adamw_.tensor_lr)
+    graphed = pretraining(tmp_path / "graph", amp=False, cuda_graph=True)
+    eager = pretraining(tmp_path / "eager", amp=False)
+    graphed.run()
+    eager.run()
+    assert len(caplog.messages) == 1
+    assert_same_run(graphed, eager, rel=1e-5)
+
+
+def test_after_a_recording_that_failed(monkeypatch, caplog):
+    """On stand-ins: steps go on where they ran before, and the reason is what failed first."""
+    cuda, ran = PretendCuda(monkeypatch), []
+
+    def step(x):
+        ran.append(cuda.streams[-1])
+        if cuda.log[-1].startswith("recording"):
+            raise RuntimeError("a number was asked for")
+        return x.sum()
+
+    graph = StepGraph(step, torch.device("cpu"))
+    for _ in range(WARM_UP + 2):
+        graph(torch.ones(1))
+        assert cuda.streams == ["default"]
+    assert ran == ["side"] * (WARM_UP + 3)
+    assert caplog.messages == ["--cuda-graph: running without, a number was asked for"]
 
 
 def test_learning_rates_are_tensors_that_stay():
@@ -263,6 +308,38 @@ def test_graphed_steps_learn_the_same_on_a_gpu(tmp_path, optimizer, amp, caplog)
     eager.run()
     assert not caplog.messages
     assert_same_run(graphed, eager, rel=5e-3, rel_loss=1e-2 if amp else 1e-4)
+
+
+ASKS_FOR_A_NUMBER = """
+import logging, torch
+from ivcl_fast.step_graph import StepGraph
+logging.basicConfig()
+weight = torch.nn.Parameter(torch.ones(3, device="cuda"))
+def step(x):
+    try:
+        loss = (weight * x).sum()
+        loss.backward()
+        weight.data.sub_(weight.grad, alpha=0.1)
+        weight.grad.sum().item()
+    finally:
+        weight.grad = None
+    return loss.detach()
+graph = StepGraph(step, torch.device("cuda"))
+for number in range(6):
+    graph(torch.full((3,), float(number)))
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+torch.testing.assert_close(weight.cpu().data, torch.full((3,), 1 - 0.1 * 15))
+"""
+
+
+@pytest.mark.gpu
+def test_a_step_that_asks_for_a_number_on_a_gpu():
+    """Apart: before torch 2.13 a recording that failed leaves its allocator in disorder."""
+    command = [sys.executable, "-c", ASKS_FOR_A_NUMBER]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "--cuda-graph" in line]
+    assert "running without, " in line and "previous error" not in line
 
 
 @pytest.mark.gpu

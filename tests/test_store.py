@@ -71,17 +71,36 @@ def built(videos, tmp_path_factory) -> FrameStore:
     return build(videos, tmp_path_factory.mktemp("stores") / "store")
 
 
-@pytest.mark.parametrize("placement", ["disk", "ram", "gpu"])
+PLACES = [
+    ("disk", "cpu"), ("ram", "cpu"), ("gpu", "cpu"),
+    pytest.param("gpu", "cuda", marks=pytest.mark.gpu),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("placement, device", PLACES)
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_equals_direct_decoding(videos, tmp_path, decoder, placement):
+def test_equals_direct_decoding(videos, tmp_path, decoder, placement, device):
     build(videos, tmp_path, decoder)
-    store = FrameStore(tmp_path, placement, verify=True, device=torch.device("cpu"))
+    store = FrameStore(tmp_path, placement, verify=True, device=torch.device(device))
     assert store.names == [f"v{i}" for i in range(len(FRAMES))]
     assert (store.image_size, store.patch_size, store.decoder) == (*SIZES, decoder)
     for video in (v for v in videos if v.name in store):
-        direct = patchify(make_decoder(decoder, SIZES[0]).decode(video), SIZES[1])
+        direct = patchify(make_decoder(decoder, SIZES[0]).decode(video).cpu(), SIZES[1])
         count = store.num_frames(video.name)
         np.testing.assert_array_equal(store.rows(video.name, range(count)), direct)
+
+
+@pytest.mark.gpu
+def test_batches_in_gpu_memory(built):
+    """The same as from disk, and made without waiting for the GPU."""
+    placed = FrameStore(built.path, "gpu", device=torch.device("cuda"))
+    wanted = ["v3", "v0", "v6"], [np.array(ids) for ids in ([29, 0, 7], [4, 4, 1], [0, 5, 11])]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        rows = placed.batch(*wanted, pin=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert rows.is_cuda and torch.equal(rows.cpu(), built.batch(*wanted))
 
 
 def test_exactly_the_frames_asked_for(built):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -97,12 +98,54 @@ def test_the_same_batches_as_from_a_store(videos, stored, workers):
     assert not active_children()
 
 
-@pytest.mark.skipif(not decode._dali_installed(), reason="DALI is not installed")
-def test_dali_decodes_too(videos):
-    batches = list(make(videos, decoder="dali").epoch(0))
+NEEDS_DALI = pytest.mark.skipif(not decode._dali_installed(), reason="DALI is not installed")
+ON_A_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="too small for the GPU's decoder")
+
+
+@NEEDS_DALI
+@pytest.mark.parametrize(
+    "decoder", [pytest.param("dali", marks=ON_A_CPU), pytest.param("auto", marks=pytest.mark.gpu)]
+)
+def test_dali_decodes_too(videos, decoder):
+    """On a GPU it leaves the small videos among them to PyAV, in the same batches."""
+    batches = list(make(videos, decoder=decoder).epoch(0))
     for found, expected in zip(batches, make(videos).epoch(0), strict=True):
+        assert found.rows.is_cuda == (decoder == "auto")
         assert torch.equal(found.clip_ids, expected.clip_ids)
-        assert (found.rows.int() - expected.rows.int()).abs().float().mean() < 2
+        assert (found.rows.cpu().int() - expected.rows.int()).abs().float().mean() < 2
+
+
+@NEEDS_DALI
+def test_what_pyav_decodes_goes_to_dalis_gpu(videos, monkeypatch):
+    """On stand-ins: the GPU of this rank, and the meta device for it."""
+    asked = []
+
+    class Stream:
+        device = torch.device("meta")
+
+        def __init__(self, device):
+            asked.append(device)
+
+        def synchronize(self):
+            pass
+
+    def decode_clip(request):
+        place = "meta" if request.decoder == "dali" else "cpu"
+        return torch.zeros(4, 16, 192, dtype=torch.uint8, device=place)
+
+    feed = make(videos, batch_size=len(GOOD))
+    feed._decoders = {f"v{i}": "dali" if i % 2 else "pyav" for i in GOOD}
+    monkeypatch.setattr(stream, "decode_clip", decode_clip)
+    for name, value in {
+        "Stream": Stream, "stream": contextlib.nullcontext, "is_available": lambda: True,
+        "current_device": lambda: 0, "default_stream": lambda device: None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda rows, stream: None)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    (batch,) = feed.epoch(0)
+    assert batch.rows.is_meta and len(batch.rows) == len(GOOD)
+    assert asked == [3]
 
 
 def test_resuming_inside_an_epoch(videos):

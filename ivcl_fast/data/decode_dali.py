@@ -90,16 +90,20 @@ class DALIDecoder:
             for name, samples in inputs.items():
                 pipeline.feed_input(name, samples)
             (frames,) = pipeline.run()
-        except RuntimeError:
+        except RuntimeError as error:
             del self._pipelines[kind]  # DALI does not go on after an error
-            raise VideoError("DALI cannot decode one of its frames") from None
+            reason = str(error).rpartition("encountered:")[2].strip()  # behind the pipeline's code
+            if "CUDA" in reason or "out of memory" in reason:  # the GPU's fault, not the file's
+                raise
+            first_line = reason.partition("\n")[0]
+            raise VideoError(f"DALI cannot decode one of its frames: {first_line}") from None
         copy = torch.from_dlpack(frames.as_tensor()).clone()
         if copy.is_cuda:  # DALI must not write its next frames before they are copied
             torch.cuda.current_stream(copy.device).synchronize()
         return copy
 
 
-def _device() -> int | None:
+def gpu() -> int | None:
     """The GPU of this process; under torchrun its own."""
     if not torch.cuda.is_available():
         return None
@@ -107,7 +111,7 @@ def _device() -> int | None:
 
 
 def _options(batch_size: int) -> dict[str, Any]:
-    return dict(batch_size=batch_size, num_threads=1, device_id=_device(), prefetch_queue_depth=1)
+    return dict(batch_size=batch_size, num_threads=1, device_id=gpu(), prefetch_queue_depth=1)
 
 
 def _resized(frames: Any) -> Any:
@@ -119,7 +123,7 @@ def _resized(frames: Any) -> Any:
 
 def _images_pipeline() -> Any:
     """Encoded images to ``[F, 3, H, W]``."""
-    device = "cpu" if _device() is None else "mixed"
+    device = "cpu" if gpu() is None else "mixed"
 
     @pipeline_def(**_options(BATCH))
     def images_to_frames():
@@ -134,7 +138,7 @@ def _images_pipeline() -> Any:
 
 def _video_pipeline() -> Any:
     """An encoded video and the frames wanted of it to ``[1, F, 3, H, W]``."""
-    device = "cpu" if _device() is None else "mixed"
+    device = "cpu" if gpu() is None else "mixed"
 
     @pipeline_def(**_options(1))
     def video_to_frames():

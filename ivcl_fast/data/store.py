@@ -122,8 +122,11 @@ class FrameStore:
             for name, wanted in zip(names, frame_ids, strict=True):
                 shard, first, _, ids = self._frames(name, wanted)
                 places.append(self._shard_starts[shard] + first + ids)
-            ids_on_device = torch.from_numpy(np.concatenate(places)).to(self._on_device.device)
-            return self._on_device.index_select(0, ids_on_device).view(shape)
+            chosen = torch.from_numpy(np.concatenate(places))
+            if pin:  # else the copy would wait for the steps under way
+                chosen = chosen.pin_memory()
+            chosen = chosen.to(self._on_device.device, non_blocking=pin)
+            return self._on_device.index_select(0, chosen).view(shape)
         rows = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
         for name, wanted, out in zip(names, frame_ids, rows.numpy(), strict=True):
             self.rows(name, wanted, out)

@@ -113,7 +113,7 @@ class StreamFeed(Feed):
                 batches.append(sampled)
                 yield from (self._request(epoch, one) for one in sampled)
 
-        decode = self._in_processes if self._uses_processes() else self._in_threads
+        decode = self._in_processes if self.workers > 1 and not self._on_gpu else self._in_threads
         decoded = decode(requests(), stop)
         for rows in decoded:
             sampled = batches.popleft()
@@ -135,13 +135,14 @@ class StreamFeed(Feed):
         if not kept:
             raise UserError("no video of a whole batch can be decoded any more; see the log")
         rows = torch.stack([rows for _, rows in kept])
-        if torch.cuda.is_available() and not rows.is_cuda:
+        if torch.cuda.is_available() and rows.is_cpu:
             rows = rows.pin_memory()
         return self._labelled(rows, [one for one, _ in kept])
 
-    def _uses_processes(self) -> bool:
-        on_gpu = torch.cuda.is_available() and "dali" in self._decoders.values()
-        return self.workers > 1 and not on_gpu
+    @property
+    def _on_gpu(self) -> bool:
+        """Whether DALI decodes on a GPU, which then gets what PyAV decodes as well."""
+        return torch.cuda.is_available() and "dali" in self._decoders.values()
 
     def _in_threads(
         self, requests: Iterable[Request], stop: threading.Event
@@ -175,7 +176,7 @@ class StreamFeed(Feed):
     def _unless_dropped(self, request: Request) -> torch.Tensor | str:
         if request.media.name in self.dropped:
             return self.dropped[request.media.name]
-        return decode_clip_apart(request) if torch.cuda.is_available() else decode_clip(request)
+        return decode_clip_apart(request) if self._on_gpu else decode_clip(request)
 
     def _in_processes(
         self, requests: Iterable[Request], stop: threading.Event
@@ -258,15 +259,19 @@ _own = threading.local()
 
 
 def decode_clip_apart(request: Request) -> torch.Tensor | str:
-    """:func:`decode_clip` on a CUDA stream of the thread's own: on the default one it would wait
-    for the training step."""
+    """:func:`decode_clip` by either decoder to DALI's GPU, on a CUDA stream of the thread's own: on
+    the default one it would wait for the training step."""
+    from .decode_dali import gpu
+
     if not hasattr(_own, "stream"):
-        _own.stream = torch.cuda.Stream()
+        _own.stream = torch.cuda.Stream(gpu())
     with torch.cuda.stream(_own.stream):
         rows = decode_clip(request)
-    if isinstance(rows, torch.Tensor) and rows.is_cuda:
-        _own.stream.synchronize()
-        rows.record_stream(torch.cuda.default_stream(rows.device))  # that is where it is used
+        if isinstance(rows, str):
+            return rows
+        rows = rows.to(_own.stream.device)
+    _own.stream.synchronize()
+    rows.record_stream(torch.cuda.default_stream(rows.device))  # that is where it is used
     return rows
 
 

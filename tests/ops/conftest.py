@@ -69,7 +69,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
         monkeypatch.setattr(torch, name, fill)
     torch.manual_seed(0)
-    # Fills what C++ allocates; cuBLAS is not to refuse, which it does without a setting of its own.
+    # Fills what C++ allocates; nothing is to be refused that cannot repeat.
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)

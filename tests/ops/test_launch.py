@@ -1,14 +1,66 @@
-"""Where Triton would round float32 products, the ops with products use the reference instead."""
+"""On which GPU kernels start, and where the reference has to stand in for them."""
 
 from __future__ import annotations
 
 import importlib
+import shutil
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
-from ivcl_fast.kernels import launch
+from ivcl_fast.hardware import useless_compiler
+from ivcl_fast.kernels import _triton, launch
+from ivcl_fast.kernels._op import missing_kernel
+
+GPU = torch.device("cuda")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_starts_on_the_gpu_of_its_arguments(monkeypatch, index):
+    current, started = [0], []
+
+    @contextmanager
+    def device(wanted):
+        current.append(wanted.index)
+        yield
+        current.pop()
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *args, **options: started.append(current[-1])
+
+    with FakeTensorMode():
+        x = torch.zeros(2, device=f"cuda:{index}")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    launch.launch(Kernel(), (1,), None, x, 2)
+    assert started == [index] and current == [0]
+
+
+def test_without_a_c_compiler_or_headers(monkeypatch, tmp_path):
+    """Triton would fail at the first kernel: it compiles what starts them."""
+    for name in ("CC", "CPATH", "C_INCLUDE_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/gcc" if name == "gcc" else None)
+    monkeypatch.setattr(_triton.sysconfig, "get_path", lambda *_: str(tmp_path))
+    assert _triton._not_built() == (
+        f"no {tmp_path}/Python.h for Triton (packages such as python3-dev have it)"
+    )
+    (tmp_path / "Python.h").touch()
+    assert _triton._not_built() is None
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    reason = "no C compiler for Triton (gcc, clang, or one that CC names)"
+    assert _triton._not_built() == reason
+    monkeypatch.setattr(_triton, "MISSING", None)
+    monkeypatch.setattr(_triton, "INTERPRET", False)
+    for blocked in (None, reason):
+        monkeypatch.setattr(_triton, "BLOCKED", blocked)
+        assert missing_kernel(GPU) == useless_compiler(GPU) == blocked
+    monkeypatch.setenv("CC", "tcc")
+    assert _triton._not_built() is None
 
 
 @pytest.mark.parametrize(
