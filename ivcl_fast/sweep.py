@@ -45,7 +45,7 @@ class SweepConfig:
     """Which study to run, and how often."""
 
     study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")]
-    """pretraining, supervision, slots, masking, context, encoder, data or long."""
+    """pretraining, supervision, slots, masking, context, encoder, data, long or causes."""
     seeds: int = 3
     """Finetunings of every variant."""
     parallel: int | None = None
@@ -82,7 +82,7 @@ def jobs(
         own = folder / slug(variant)
         data = () if variant.data is None else ("--data", variant.data)
         task = () if variant.task is None else ("--task", variant.task)
-        flags = *study.flags(common, variant), "--no-pictures", *data, *variant.model
+        flags = *study.flags(common), "--no-pictures", *data, *variant.model
         init = "random"
         if variant.pretrain is not None:
             pretrain = *flags, *variant.pretrain, "--stage", "pretrain"

@@ -134,21 +134,29 @@ def test_a_study_has_its_own_budget_which_the_command_may_change():
     assert STUDIES["data"].flags(("--lr", "1")) == ("--lr", "1")
 
 
-def test_the_long_study_pretrains_once_for_all_tasks_of_a_data_set():
-    first, then = jobs(STUDIES["long"], module.Path("x"), 2, ())
-    pretrained = [(c.data, c.model.objective) for c in (parse(job.arguments) for job in first)]
-    everything = ["ivcl", "mae", "joint", "classification", "detection"]
-    assert sorted(pretrained) == sorted(
-        [("synthetic:moving", objective) for objective in everything]
-        + [
-            (data, objective)
-            for data in ("synthetic", "synthetic:acre-comp", "synthetic:acre-sys")
-            for objective in ("ivcl", "mae")
-        ]
-    )
+@pytest.mark.parametrize(
+    ("name", "of_each"),
+    [
+        (
+            "long",
+            {
+                "synthetic:moving": ["ivcl", "mae", "joint", "classification", "detection"],
+                "synthetic": ["ivcl", "mae"],
+            },
+        ),
+        ("causes", {f"synthetic:acre-{regime}": ["ivcl", "mae"] for regime in ("comp", "sys")}),
+    ],
+)
+def test_all_tasks_of_a_data_set_share_its_pretraining(name, of_each):
+    first, then = jobs(STUDIES[name], module.Path("x"), 2, ())
+    found: dict[str, list[str]] = {}
+    for job in first:
+        config = parse(job.arguments)
+        found.setdefault(config.data, []).append(config.model.objective)
+    assert found == of_each
     sources = {str(job.folder / "pretrain"): parse(job.arguments) for job in first}
     configs = [parse(job.arguments) for job in then]
-    assert len(configs) == len({c.folder for c in configs}) == 2 * len(STUDIES["long"].variants)
+    assert len(configs) == len({c.folder for c in configs}) == 2 * len(STUDIES[name].variants)
     assert {c.init for c in configs} == sources.keys() | {"random"}
     for c in configs:
         assert c.model.num_frames == (7 if "acre" in c.data else 16)
