@@ -15,6 +15,7 @@ if (_root / "setup.py").is_file() and (_root / "kernels" / "__init__.py").is_fil
 
 from . import reference, supervised  # noqa: E402
 from .accelerate import Report, accelerate, restore  # noqa: E402
+from .clip import load_clip  # noqa: E402
 from .config import IVCLConfig  # noqa: E402
 from .model import IVCL, IVCLClassifier, Supervised  # noqa: E402
 
@@ -25,6 +26,7 @@ __all__ = [
     "Report",
     "Supervised",
     "accelerate",
+    "load_clip",
     "reference",
     "restore",
     "supervised",

@@ -40,9 +40,13 @@ class Report:
     """Name of each module that was swapped, and its class."""
     kept: dict[str, str] = field(default_factory=dict)
     """Name of each module that looks like a fused one but was left alone, and why."""
+    fused_before: bool = False
+    """Whether some ran on fused kernels already, and were left alone for that."""
 
     def __str__(self) -> str:
         lines = [f"{len(self.replaced)} modules replaced, {len(self.kept)} kept"]
+        if not self.replaced and not self.kept:
+            lines[0] += f": {ALL_FUSED if self.fused_before else NONE_KNOWN}"
         for title, modules in (("replaced", self.replaced), ("kept", self.kept)):
             groups: dict[str, list[str]] = defaultdict(list)
             for name, what in modules.items():
@@ -70,6 +74,7 @@ def accelerate(module: nn.Module) -> Report:
                 new = fast_class(old, role)
             else:
                 report.kept[name] = f"{old.__name__}: {reason}"
+        report.fused_before |= is_fused(part)
         if new is not None:
             part.__class__ = new
             part.__dict__[ORIGIN] = old
@@ -139,9 +144,22 @@ CALLED = ("attn", "mlp", "qkv", "proj", "fc2")
 """Parts that the fused forward passes call as modules; of the others they read parameters only."""
 
 
+NONE_KNOWN = (
+    "no block was found that has a fused version; known are the modules of ivcl_fast.reference "
+    "and ivcl_fast.supervised and, by the names of their parts as in timm's ViTs, "
+    "blocks ({}), attention ({}) and MLPs ({})"
+).format(*(", ".join(must) for must, _ in PARTS.values()))
+ALL_FUSED = "all that have a fused version run on it already"
+
+
+def is_fused(part: nn.Module) -> bool:
+    """Whether it runs on fused kernels."""
+    return ORIGIN in part.__dict__ or isinstance(part, tuple(FAST.values()))
+
+
 def find_role(part: nn.Module) -> Any:
     """Which of our modules this one resembles by the names of its parts."""
-    if ORIGIN in part.__dict__ or isinstance(part, tuple(FAST.values())):
+    if is_fused(part):
         return None
     names = dict(part.named_children())
     return next((role for role, (must, _) in PARTS.items() if must.keys() <= names.keys()), None)

@@ -50,8 +50,8 @@ def attention_figure(
     """A column per frame, ``[M, 3, H, W]`` in [0, 1] with its title; a row per slot and model.
 
     ``maps`` ``[M, S, N]`` by the model's name, which the first word of the label tells where it
-    is not empty. Colours tell a patch's share of the attention on its frame, as a multiple of an
-    even share. ``measured``: what the maps are, for the title.
+    is not empty, and then how much of all its attention the maps hold. Colours tell a patch's share
+    of that, as a multiple of an even share. ``measured``: what the maps are, for the title.
     """
     shares = {name: even_shares(of_model) for name, of_model in maps.items()}
     top = top_of(shares)
@@ -69,7 +69,7 @@ def attention_figure(
     for slot, name in rows:
         on_patches = maps[name][:, slot].sum(dim=-1).mean()
         label = f"slot {slot + 1}" + (f", {name}" if name else "")
-        labels.append(f"{label}\n{on_patches:.0%} of attention\non its frame")
+        labels.append(f"{label}\n{on_patches:.0%} of attention on\nits frame's patches")
     for row, label in enumerate(labels):
         axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     bar = axes[1:, :].ravel().tolist()

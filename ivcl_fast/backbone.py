@@ -1,7 +1,8 @@
 """Starting one model from another: the parts that pretraining hands on.
 
-A *source* is a folder of ``save_pretrained``, a ``.safetensors`` file, a state dict, or
-``timm:NAME`` or ``timm:PATH`` (:mod:`~ivcl_fast.timm_weights`).
+A *source* is a folder of ``save_pretrained``, a run's folder (for its pretrained model), a
+``.safetensors`` file, a state dict, or ``timm:NAME`` or ``timm:PATH``
+(:mod:`~ivcl_fast.timm_weights`).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A training checkpoint is a folder ``step-<number>/`` with ``model.safetensors``,
 ``optimizer.safetensors``, ``state.json`` (step and free-form state) and ``SHA256SUMS`` of these
 three, which ``sha256sum -c`` reads too.
-A finished model is a folder with ``model.safetensors``, ``SHA256SUMS`` and ``config.json``
-(``save_pretrained``).
+A finished model is a folder with ``model.safetensors``, ``SHA256SUMS``, ``config.json`` and a model
+card (``save_pretrained``).
 
 Several ranks write the very same files: rank 0 gathers sharded tensors one by one and writes them
 whole. So a checkpoint of any number of ranks, replicated or sharded, goes on with any other;
@@ -18,12 +18,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -41,6 +43,8 @@ KEEP = 2
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 FILES = (MODEL, OPTIMIZER, STATE)
 CHECKSUMS = "SHA256SUMS"
+PRETRAINED = "pretrain"
+"""The folder of a run that holds its pretrained model."""
 
 
 @dataclass
@@ -228,18 +232,63 @@ def restore_optimizers(
 
 
 def weights_file(source: str | os.PathLike) -> Path:
-    """The safetensors file that ``source``, a folder or that file itself, stands for.
+    """The safetensors file that ``source`` stands for: a folder, a run's folder, or that file.
 
-    Raises ``UserError`` if there is none.
+    A run's folder stands for its pretrained model. Raises ``UserError`` if there is none.
     """
     path = Path(source)
-    file = path / MODEL if path.is_dir() else path
-    if not file.is_file():
+    places = [path / MODEL, path / PRETRAINED / MODEL] if path.is_dir() else [path]
+    for file in places:
+        if file.is_file():
+            return file
+    if inside := models_in(path):
         raise UserError(
-            f"checkpoint {path}: no {MODEL} there; give a folder written by save_pretrained, "
-            "or a .safetensors file"
+            f"checkpoint {path}: no {MODEL} there, and no {PRETRAINED} among its models; "
+            f"give the folder of one: {inside}"
         )
-    return file
+    raise UserError(
+        f"checkpoint {path}: no {MODEL} there; give a folder written by save_pretrained, "
+        "or a .safetensors file"
+    )
+
+
+def models_in(folder: Path) -> str:
+    """The models' folders right inside a folder, as a run has them, in words."""
+    return ", ".join(sorted(str(file.parent) for file in folder.glob(f"*/{MODEL}")))
+
+
+def is_local(place: str | os.PathLike) -> bool:
+    """Whether a model's place is a folder, not ``OWNER/NAME`` on the Hugging Face hub.
+
+    Raises ``UserError`` for a path that is no model's folder.
+    """
+    path = Path(place)
+    if path.is_dir():
+        if not (path / MODEL).is_file() and (inside := models_in(path)):
+            raise UserError(f"{place}: holds no model itself; give the folder of one: {inside}")
+        return True
+    if path.is_file():
+        raise UserError(f"{place}: is a file; give the folder that it lies in")
+    if isinstance(place, str):
+        with suppress(HFValidationError):
+            validate_repo_id(place)
+            return False
+    raise UserError(
+        f"{place}: no such folder; give one written by save_pretrained, or OWNER/NAME of a model "
+        "on the Hugging Face hub"
+    )
+
+
+@contextmanager
+def from_hub(place: str | os.PathLike) -> Iterator[None]:
+    """While something of the hub is fetched: a failure becomes a ``UserError``."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{place}: neither a folder here nor to be had from the Hugging Face hub: {reason}"
+        ) from None
 
 
 def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -263,3 +312,13 @@ def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, 
         return load_file(file)
     except SafetensorError as error:
         raise UserError(f"checkpoint {file}: not a readable safetensors file ({error})") from None
+
+
+def misfit(model: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
+    """Why ``weights`` are not those of such a model, or None if they are."""
+    own = model.state_dict()
+    for key in sorted(own.keys() | weights.keys()):
+        ours, theirs = (list(d[key].shape) if key in d else "none" for d in (own, weights))
+        if ours != theirs:
+            return f"{key} is {theirs} there, but {ours} in a model of this config"
+    return None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 ContextTokens = Literal["slots", "slots+patches"]
 Readout = Literal["last", "mean", "cls"]
@@ -24,6 +24,9 @@ OBJECTIVE_NAMES: dict[Objective, str] = {
     "detection": "supervised: detection",
 }
 """What reports call them."""
+
+ROUNDING = 1e-3
+"""How far float pixels may lie outside of 0 to 1: resizing rounds."""
 
 SIZES = (
     "image_size", "patch_size", "num_frames", "num_query_frames", "num_slots",
@@ -177,34 +180,46 @@ class IVCLConfig:
         """Raise ``ValueError`` unless a model of these sizes takes this video.
 
         Frames ``[B, T, 3, H, W]``, uint8 or float in [0, 1], or uint8 patch rows
-        ``[B, T, N, 3*P*P]``.
+        ``[B, T, N, 3*P*P]``. Floats are looked at where they are :func:`readable`.
         """
         frames = [self.num_frames, 3, self.image_size, self.image_size]
         rows = [self.num_frames, self.num_patches, self.patch_dim]
-        dtype, shape = str(video.dtype).removeprefix("torch."), list(video.shape)
-        is_float = video.dtype.is_floating_point
-        if not (
-            (shape[1:] == frames and is_float) or (shape[1:] in (frames, rows) and dtype == "uint8")
-        ):
+        shape = list(video.shape[1:]) if isinstance(video, Tensor) else None
+        is_float = shape == frames and video.is_floating_point()
+        if not is_float and (shape not in (frames, rows) or video.dtype != torch.uint8):
             raise ValueError(
-                f"video: {dtype} {shape} is neither frames, uint8 or float in [0, 1] "
+                f"video: {described(video)} is neither frames, uint8 (0 to 255) or float (0 to 1) "
                 f"[B, {str(frames)[1:]}, nor patch rows, uint8 [B, {str(rows)[1:]}"
             )
+        if is_float and readable(video) and video.numel():
+            low, high = (end.item() for end in video.aminmax())
+            if not -ROUNDING <= low <= high <= 1 + ROUNDING:
+                raise ValueError(
+                    f"video: {dtype_name(video)} from {low:g} to {high:g} is not within [0, 1]; "
+                    "divide by 255, or give uint8"
+                )
 
     def check_masks(
         self, clips: int, ids_keep: Tensor | None, query: Tensor | None, seed: Tensor | None
     ) -> None:
-        """Raise ``ValueError`` naming the first that is neither None nor int64 of its shape."""
-        num_keep = self.num_keep if ids_keep is None else ids_keep.shape[-1]
-        num_keep = min(max(num_keep, 1), self.num_patches - 1)
-        for name, ids, shape in (
-            ("ids_keep", ids_keep, [clips, self.num_frames, num_keep]),
-            ("query", query, [clips, self.num_rebuilt]),
-            ("seed", seed, [clips]),
+        """Raise ``ValueError`` naming the first that is neither None nor int64 of its shape.
+
+        Ids, in any order, are looked at where they are :func:`readable`.
+        """
+        kept = getattr(ids_keep, "shape", None) or [self.num_keep]
+        num_keep = min(max(kept[-1], 1), self.num_patches - 1)
+        for name, ids, shape, choices in (
+            ("ids_keep", ids_keep, [clips, self.num_frames, num_keep], self.num_patches),
+            ("query", query, [clips, self.num_rebuilt], self.num_frames),
+            ("seed", seed, [clips], None),
         ):
-            if ids is not None and (str(ids.dtype) != "torch.int64" or list(ids.shape) != shape):
-                have = f"{str(ids.dtype).removeprefix('torch.')} {list(ids.shape)}"
-                raise ValueError(f"{name}: {have} is not int64 {shape}")
+            if ids is None:
+                continue
+            is_int64 = isinstance(ids, Tensor) and ids.dtype == torch.int64
+            if not is_int64 or list(ids.shape) != shape:
+                raise ValueError(f"{name}: {described(ids)} is not int64 {shape}")
+            if choices and readable(ids) and not are_distinct(ids, choices):
+                raise ValueError(f"{name}: its ids are not distinct numbers of 0 to {choices - 1}")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> IVCLConfig:
@@ -224,6 +239,30 @@ class IVCLConfig:
             if name not in known:
                 raise ValueError(f"{name}: not a field of IVCLConfig, which has {', '.join(known)}")
         return cls(**fields)
+
+
+def dtype_name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def described(x: Any) -> str:
+    """A tensor's dtype and shape; of anything else, what it is."""
+    if not isinstance(x, Tensor):
+        return f"{type(x).__name__} (no tensor)"
+    return f"{dtype_name(x)} {list(x.shape)}"
+
+
+def readable(x: Tensor) -> bool:
+    """Whether a look at values is free: nothing waits for a device, no graph or vmap breaks."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    return type(x) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def are_distinct(ids: Tensor, choices: int) -> bool:
+    """Whether ids ``[..., any]`` are different ones of 0 to ``choices - 1``."""
+    ids = ids.sort().values
+    return bool(((ids >= 0) & (ids < choices)).all() and (ids.diff() > 0).all())
 
 
 def _vit(image: int, patch: int, encoder: tuple, temporal: int, decoder: tuple, slots: int) -> dict:

@@ -8,7 +8,7 @@ the other in place (``accelerate.py``).
 * Bytes stay bytes: video is embedded, and compared with, as uint8 patch rows.
 * A block leaves its last residual sum to the norm that follows, which does both in one pass.
 * What nothing reads is not computed: past its attention, the last block of each stack goes on
-  with the tokens alone that are asked for (the decoder with the hidden patches, the encoder
+  with the tokens alone that are asked for (the decoder with the masked patches, the encoder
   without the patches of frames that are no query, or of any frame in a classifier).
 
 Dtypes: the residual stream (``x`` below) has the parameters' dtype, float32 under autocast as in
@@ -20,16 +20,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpoint_call
 
-from . import backbone, checkpoint, kernels, reference, supervised
+from . import backbone, checkpoint, kernels, model_card, reference, supervised
 from .attention import attention
 from .config import IVCLConfig
 from .errors import UserError
@@ -183,7 +184,14 @@ def recomputed(function: Callable) -> Callable:
     return run
 
 
-class Pretrained(PyTorchModelHubMixin, library_name="ivcl_fast", license="apache-2.0"):
+class Pretrained(
+    PyTorchModelHubMixin,
+    library_name="ivcl_fast",
+    license="apache-2.0",
+    tags=["video", "visual-reasoning"],
+    paper_url="https://arxiv.org/abs/2307.08506",
+    model_card_template=model_card.CARD,
+):
     """Construction, compiling, and folders with ``model.safetensors`` and ``config.json``."""
 
     cfg: IVCLConfig
@@ -219,14 +227,25 @@ class Pretrained(PyTorchModelHubMixin, library_name="ivcl_fast", license="apache
         super()._save_pretrained(save_directory)
         checkpoint.write_checksums(save_directory, [checkpoint.MODEL])
 
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """``README.md`` of the folder: what the model is, its sizes, and how to use it."""
+        return super().generate_model_card(*args, **model_card.card_fields(self) | kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """A model in evaluation mode, from a folder of ``save_pretrained`` or the Hugging Face hub.
+
+        Raises :class:`UserError` where there is none, and where config or weights do not fit.
+        """
+        place = pretrained_model_name_or_path
+        with nullcontext() if checkpoint.is_local(place) else checkpoint.from_hub(place):
+            return super().from_pretrained(place, **kwargs)
+
     @classmethod
     def _from_pretrained(
         cls, *, model_id: str, cfg: Any = None, map_location: str = "cpu", **kwargs: Any
     ) -> Self:
-        """Behind ``from_pretrained``: a model from a folder or from the Hugging Face hub.
-
-        Raises :class:`UserError` where the config or the weights are missing or do not fit.
-        """
+        """Behind ``from_pretrained``: builds the model and gives it its weights."""
         hub = ("revision", "cache_dir", "force_download", "local_files_only", "token")
         where = {name: kwargs.pop(name) for name in hub}
         if cfg is None:
@@ -240,14 +259,8 @@ class Pretrained(PyTorchModelHubMixin, library_name="ivcl_fast", license="apache
         if not os.path.isdir(model_id):
             file = hf_hub_download(model_id, checkpoint.MODEL, **where)
         weights = checkpoint.read_weights(file)
-        own = model.state_dict()
-        for key in sorted(own.keys() | weights.keys()):
-            ours, theirs = (list(d[key].shape) if key in d else "none" for d in (own, weights))
-            if ours != theirs:
-                raise UserError(
-                    f"{model_id}: {key} is {theirs} in {checkpoint.MODEL}, but {ours} in a model "
-                    "of this config"
-                )
+        if reason := checkpoint.misfit(model, weights):
+            raise UserError(f"{model_id}: {reason}")
         model.load_state_dict(weights)
         return model.to(map_location).eval()
 
@@ -256,7 +269,7 @@ class Pretrained(PyTorchModelHubMixin, library_name="ivcl_fast", license="apache
         return {"cfg": vars(self.cfg)}
 
 
-class IVCL(Pretrained, reference.IVCL):
+class IVCL(Pretrained, reference.IVCL, tags=["self-supervised-learning"]):
     """The pretraining model; arguments and results as :class:`ivcl_fast.reference.IVCL`.
 
     Masks are drawn on the device, bit for bit the reference's for the same seeds.
@@ -296,7 +309,7 @@ class IVCL(Pretrained, reference.IVCL):
         return kernels.patch_loss(pred, rows, mask, cfg.norm_pix, cfg.pixel_mean, cfg.pixel_std)
 
 
-class IVCLClassifier(Pretrained, reference.IVCLClassifier):
+class IVCLClassifier(Pretrained, reference.IVCLClassifier, pipeline_tag="video-classification"):
     """The finetuned model; arguments and results as :class:`ivcl_fast.reference.IVCLClassifier`."""
 
     encoder: Encoder
@@ -322,9 +335,10 @@ class IVCLClassifier(Pretrained, reference.IVCLClassifier):
     def load_pretrained(self, source: str | os.PathLike | Mapping[str, Tensor]) -> list[str]:
         """Start encoder and temporal transformer from a pretrained model's.
 
-        ``source``: a folder of ``save_pretrained``, a ``.safetensors`` file, a state dict, or a
-        timm ViT's ``timm:NAME`` or ``timm:PATH``, which has no temporal transformer to give.
-        Returns the keys taken; raises ``UserError`` naming the first that does not fit.
+        ``source``: a folder of ``save_pretrained``, a run's folder, a ``.safetensors`` file, a
+        state dict, or a timm ViT's ``timm:NAME`` or ``timm:PATH``, which has no temporal
+        transformer to give. Returns the keys taken; raises ``UserError`` where there are no such
+        weights, or naming the first key that does not fit.
         """
         return backbone.load_backbone(self, source)
 

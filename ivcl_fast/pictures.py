@@ -57,9 +57,11 @@ def reconstruction_picture(
     rebuilt = model.rebuild(video, out)  # [B, Q, 3, H, W]
 
     rows = reference.as_rows(video, cfg).take_along_dim(out.query[:, :, None, None], dim=1)
-    hidden = reference.take_rows(out.ids_mask, out.query).unsqueeze(-1)
-    masked = rows.scatter(2, hidden.expand(-1, -1, -1, cfg.patch_dim), HIDDEN_GRAY)
-    frames, masked = (reference.unpatchify(x, cfg.patch_size) for x in (rows, masked))
+    ids = reference.take_rows(out.ids_mask, out.query).unsqueeze(-1)
+    hidden = torch.zeros_like(rows, dtype=torch.bool).scatter(
+        2, ids.expand(-1, -1, -1, cfg.patch_dim), True
+    )
+    frames, hidden = (reference.unpatchify(x, cfg.patch_size) for x in (rows, hidden))
 
     chosen = spread(COLUMNS // len(video), out.query.shape[1])
     titles = [
@@ -67,21 +69,25 @@ def reconstruction_picture(
         for clip, frames_of_clip in enumerate(out.query[:, chosen].tolist())
         for frame in frames_of_clip
     ]
-    note = "Hidden patches are rebuilt in the true patch's mean and contrast (norm_pix)."
-    frames, masked, rebuilt = (x[:, chosen].flatten(0, 1) for x in (frames, masked, rebuilt))
-    reconstruction_grid(path, frames, masked, rebuilt, titles, note if cfg.norm_pix else "")
+    note = "Masked patches are rebuilt in the true patch's mean and contrast (norm_pix)."
+    frames, hidden, rebuilt = (x[:, chosen].flatten(0, 1) for x in (frames, hidden, rebuilt))
+    reconstruction_grid(path, frames, hidden, rebuilt, titles, note if cfg.norm_pix else "")
 
 
 def reconstruction_grid(
     path: Path | str,
     frames: Tensor,
-    masked: Tensor,
+    hidden: Tensor,
     rebuilt: Tensor,
     titles: Sequence[str],
     note: str = "",
 ) -> None:
-    """One column per frame: ``frames``, ``masked``, ``rebuilt`` ``[M, 3, H, W]`` in [0, 1], and
-    the absolute error between the first and the last, averaged over the colours."""
+    """One column per frame: input, masked input, rebuilt, absolute error averaged over the colours.
+
+    ``frames`` and ``rebuilt`` ``[M, 3, H, W]`` in [0, 1]; ``hidden``, bool of that shape: what the
+    model did not see. The mean of a frame's error is over that alone: the rest is the input's own.
+    """
+    masked = frames.masked_fill(hidden, HIDDEN_GRAY)
     error = (rebuilt - frames).abs().mean(dim=1).cpu().numpy()  # [M, H, W]
     figure = new_figure(1.25 * len(frames) + 1.8, 5.6)
     axes = figure.subplots(4, len(frames), squeeze=False)
@@ -92,8 +98,15 @@ def reconstruction_grid(
         scale = show(
             axes[3, column], error[column], cmap="magma", vmin=0, vmax=max(error.max(), 0.01)
         )
-        axes[3, column].set_xlabel(f"mean {error[column].mean():.3f}", fontsize=8)
-    for row, label in enumerate(("input", "seen by the\nmodel", "rebuilt", "absolute\nerror")):
+        of_hidden = error[column][hidden[column, 0].cpu().numpy()].mean()
+        axes[3, column].set_xlabel(f"mean {of_hidden:.3f}", fontsize=8)
+    labels = (
+        "input",
+        "seen by the\nmodel",
+        "rebuilt",
+        "absolute error,\nits mean over\nmasked patches",
+    )
+    for row, label in enumerate(labels):
         axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
     figure.colorbar(scale, ax=axes[3, :].tolist(), label="error (0 to 1)", aspect=8)
     figure.supxlabel(note, fontsize=8, color="0.35")
@@ -216,12 +229,17 @@ def draw_stages(
 
 
 def answers_picture(
-    path: Path | str, frames: Array, labels: Array, logits: Array, hidden: Array, n: int = 6
+    path: Path | str,
+    frames: Array,
+    labels: Array,
+    logits: Array,
+    hidden: Array | None,
+    n: int = 6,
 ) -> None:
     """A row per clip: four of its frames, then where the model believes the snitch is.
 
     ``frames`` uint8 ``[V, F, 3, H, W]``, ``labels`` int ``[V]`` and ``logits`` ``[V, n * n]`` of
-    cells (as in ``floor.py``), ``hidden`` bool ``[V]``: the snitch ends in a cone.
+    cells (as in ``floor.py``), ``hidden`` bool ``[V]``: the snitch ends in a cone; None: unknown.
     """
     frames, labels, logits = as_array(frames), as_array(labels), as_array(logits)
     distance, guesses = grid_distance(logits, labels, n), logits.argmax(axis=1)
@@ -233,15 +251,15 @@ def answers_picture(
     axes = figure.subplots(
         len(frames), len(chosen) + 1, squeeze=False, width_ratios=[1] * len(chosen) + [1.25]
     )
-    for row, is_hidden in enumerate(as_array(hidden)):
+    for row in range(len(frames)):
         for column, t in enumerate(chosen):
             show(axes[row, column], frames[row, t].transpose(1, 2, 0))
             if row == 0:
                 last = ", the last" if t == frames.shape[1] - 1 else ""
                 axes[row, column].set_title(f"frame {t + 1}{last}", fontsize=9)
-        axes[row, 0].set_ylabel(
-            "snitch ends\n" + ("hidden" if is_hidden else "visible"), fontsize=9
-        )
+        if hidden is not None:
+            end = "hidden" if hidden[row] else "visible"
+            axes[row, 0].set_ylabel(f"snitch ends\n{end}", fontsize=9)
         off = distance[row]
         verdict = "wrong, " + ("1 cell off" if off == 1 else f"{off} cells off") if off else "right"
         draw_belief(axes[row, -1], belief[row].reshape(n, n), labels[row], guesses[row])

@@ -23,10 +23,10 @@ Ids = Tensor | None
 class Output(NamedTuple):
     """What a pretraining forward pass returns; ids are int64 and ascending."""
 
-    loss: Tensor  # float32 scalar: mean squared error over the query frames' hidden patches
+    loss: Tensor  # float32 scalar: mean squared error over the query frames' masked patches
     pred: Tensor  # [B, Q, N-K, 3*P*P], in the order of the query frames' rows of ids_mask
     ids_keep: Tensor  # [B, T, K]: visible patches of every frame
-    ids_mask: Tensor  # [B, T, N-K]: hidden patches of every frame
+    ids_mask: Tensor  # [B, T, N-K]: masked patches of every frame
     query: Tensor  # [B, Q]: frames that were rebuilt
 
 
@@ -236,7 +236,7 @@ class Temporal(Transformer):
 
 
 class Decoder(Transformer):
-    """Image decoder: rebuilds the hidden patches of query frames from the compressed context."""
+    """Image decoder: rebuilds the masked patches of query frames from the compressed context."""
 
     def __init__(self, cfg: IVCLConfig) -> None:
         dim = cfg.decoder_dim
@@ -275,7 +275,7 @@ class IVCL(nn.Module):
     def forward(
         self, video: Tensor, ids_keep: Ids = None, query: Ids = None, seed: Ids = None
     ) -> Output:
-        """Rebuild the hidden patches of the query frames.
+        """Rebuild the masked patches of the query frames.
 
         ``video``: frames ``[B, T, 3, H, W]``, uint8 or float in [0, 1], or uint8 patch rows
         ``[B, T, N, 3*P*P]``. ``ids_keep`` int64 ``[B, T, K]`` and ``query`` int64 ``[B, Q]``,
@@ -291,7 +291,7 @@ class IVCL(nn.Module):
         return Output(self.loss(pred, rows, mask, query), pred, ids_keep, ids_mask, query)
 
     def masks(self, rows: Tensor, ids_keep: Ids, query: Ids, seed: Ids) -> tuple[Tensor, ...]:
-        """Visible and hidden patches of every frame and the query frames of every clip."""
+        """Visible and masked patches of every frame and the query frames of every clip."""
         cfg = self.cfg
         cfg.check_masks(len(rows), ids_keep, query, seed)
         if seed is None:
@@ -322,7 +322,7 @@ class IVCL(nn.Module):
         return take_rows(slots, query), patches
 
     def loss(self, pred: Tensor, rows: Tensor, mask: Tensor, query: Tensor) -> Tensor:
-        """Mean squared error of ``pred`` over the hidden patches ``mask`` of the query frames."""
+        """Mean squared error of ``pred`` over the masked patches ``mask`` of the query frames."""
         return ((pred - take_rows(self.target(rows, query)[0], mask)) ** 2).mean()
 
     def target(self, rows: Tensor, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:

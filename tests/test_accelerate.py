@@ -305,3 +305,20 @@ def test_report_reads_well():
     assert any(
         line.startswith("  kept blocks.0.attn and 1 more: Attention: q_norm") for line in lines
     )
+
+
+def test_a_report_of_nothing_says_why():
+    known = (
+        "no block was found that has a fused version; known are the modules of ivcl_fast.reference "
+        "and ivcl_fast.supervised and, by the names of their parts as in timm's ViTs, blocks "
+        "(norm1, attn, norm2, mlp), attention (qkv, proj) and MLPs (fc1, act, fc2)"
+    )
+    for other in (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.TransformerEncoderLayer(8, 2)):
+        assert str(accelerate(other)) == f"0 modules replaced, 0 kept: {known}"
+    fused = "0 modules replaced, 0 kept: all that have a fused version run on it already"
+    plain = reference.IVCL(CFG)
+    accelerate(plain)
+    mixed = vit(qk_norm=True).blocks[0].mlp
+    accelerate(mixed)
+    for again in (ivcl_fast.IVCL(CFG), plain, mixed):
+        assert str(accelerate(again)) == fused

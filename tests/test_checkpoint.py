@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ivcl_fast import IVCL, IVCLConfig, checkpoint
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, backbone, checkpoint
 from ivcl_fast.errors import UserError
 
 
@@ -56,6 +56,27 @@ def test_damage_of_a_finished_model_is_found(tmp_path):
             load(tmp_path)
     model.save_pretrained(tmp_path)
     checkpoint.read_weights(tmp_path)
+
+
+def test_a_runs_folder_stands_for_its_pretrained_model(tmp_path):
+    cfg = IVCLConfig(depth=1, temporal_depth=1, decoder_depth=1)
+    pretrained, classifier = IVCL(cfg), IVCLClassifier(cfg, 5)
+    run, other = tmp_path / "RUN", tmp_path / "OTHER"
+    pretrained.save_pretrained(run / "pretrain")
+    for folder in (run / "finetune", other / "finetune", other / "scratch"):
+        classifier.save_pretrained(folder)
+    (run / "config.json").write_text("{}")  # of the run, not of a model
+    assert checkpoint.weights_file(run) == run / "pretrain" / checkpoint.MODEL
+    backbone.check_source(str(run))
+    ours, theirs = classifier.state_dict(), pretrained.state_dict()
+    taken = classifier.load_pretrained(str(run))
+    assert taken and all(torch.equal(ours[key], theirs[key]) for key in taken)
+    accepted = f"give the folder of one: {other / 'finetune'}, {other / 'scratch'}$"
+    for use in (classifier.load_pretrained, backbone.check_source, checkpoint.read_weights):
+        with pytest.raises(UserError, match=f"checkpoint {other}: .*no pretrain.*; {accepted}"):
+            use(str(other))
+    with pytest.raises(UserError, match=r"no model\.safetensors there; give a folder written by"):
+        backbone.check_source(str(tmp_path))
 
 
 def test_sha256sum_reads_the_checksums(tmp_path):

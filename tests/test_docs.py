@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import tyro
+from PIL import Image
 
 import ivcl_fast
 from ivcl_fast import IVCLConfig, settings
@@ -222,18 +222,18 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tiny = IVCLConfig.preset("tiny")
     ivcl_fast.IVCL(tiny).save_pretrained("runs/RUN/pretrain")
-    names: dict[str, Any] = {
-        "video": torch.randint(256, (2, 16, 3, 64, 64), dtype=torch.uint8),
-        "seed": torch.arange(2),
-        "your_model": ivcl_fast.reference.IVCL(tiny),
-    }
+    ivcl_fast.IVCLClassifier(tiny, 36).save_pretrained("runs/RUN/finetune")
+    (tmp_path / "video.avi").mkdir()  # a folder of frames does as well
+    for number in range(20):
+        Image.new("RGB", (80, 60), (10 * number, 0, 0)).save(tmp_path / f"video.avi/{number}.png")
+    names: dict[str, Any] = {"your_model": ivcl_fast.reference.IVCL(tiny)}
     (code,) = blocks((ROOT / "README.md").read_text(), "python")
     assert '"base64"' in code
     exec(compile(code.replace('"base64"', '"tiny"'), "README.md", "exec"), names)
-    assert names["out"].loss.isfinite() and names["out"].ids_keep.shape[:2] == (2, 16)
+    assert names["out"].loss.isfinite() and names["out"].ids_keep.shape[:2] == (1, 16)
     assert names["frames"].min() >= 0 and names["frames"].max() <= 1
-    assert names["slots"].shape == (2, 16, tiny.num_slots, tiny.embed_dim)
-    assert names["logits"].shape == (2, 36)
+    assert names["slots"].shape == (1, 16, tiny.num_slots, tiny.embed_dim)
+    assert names["logits"].shape == (1, 36)
     assert capsys.readouterr().out.strip()
 
 

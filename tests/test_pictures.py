@@ -12,7 +12,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ivcl_fast import pictures, reference
+from ivcl_fast import pictures, probe_report, reference
+from ivcl_fast.metrics import Score
 from ivcl_fast.slot_attention import slot_attention
 from tests.small import config, random_video, sharpened
 
@@ -89,7 +90,7 @@ def test_reconstruction_shows_the_models_own_frames(
     pictures.reconstruction_picture(model, given, "unused", seed=5)
     assert torch.equal(torch.get_rng_state(), state)
 
-    _, frames, masked, rebuilt, titles, note = shown
+    _, frames, hidden, rebuilt, titles, note = shown
     out = model(video, seed=reference.stream(torch.tensor(5), 2))
     chosen = pictures.spread(4, out.query.shape[1])
     query = out.query[:, chosen]
@@ -97,29 +98,34 @@ def test_reconstruction_shows_the_models_own_frames(
     torch.testing.assert_close(rebuilt, expected.flatten(0, 1))
     true = video.take_along_dim(query[:, :, None, None, None], dim=1).flatten(0, 1) / 255
     torch.testing.assert_close(frames, true)
-    hidden = masked != frames
-    hidden_patches = reference.patchify(hidden, 4).any(-1)
+    hidden_patches = reference.patchify(hidden, 4)
+    assert torch.equal(hidden_patches.all(-1), hidden_patches.any(-1))
     for index, (clip, frame) in enumerate((c, f) for c in (0, 1) for f in query[c].tolist()):
         assert titles[index] == f"clip {clip + 1}\nframe {frame + 1} of 5"
-        assert (
-            hidden_patches[index].nonzero().flatten().tolist() == out.ids_mask[clip, frame].tolist()
-        )
-    assert (masked[hidden] == pictures.HIDDEN_GRAY).all()
+        of_frame = hidden_patches[index].all(-1).nonzero().flatten()
+        assert of_frame.tolist() == out.ids_mask[clip, frame].tolist()
     assert "norm_pix" in note
 
 
-def test_reconstruction_grid_draws_the_error(figures: list[Any]) -> None:
-    frames = torch.rand(2, 3, 8, 8)
+def test_reconstruction_grid_draws_the_error_of_what_was_hidden(figures: list[Any]) -> None:
+    frames, hidden = torch.rand(2, 3, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.bool)
+    hidden[:, :, :4, :4] = True
     rebuilt = frames.clone()
     rebuilt[1, :, 2, 3] += torch.tensor([0.3, 0.0, 0.6])
-    pictures.reconstruction_grid("unused", frames, frames, rebuilt, ["one", "two"])
+    pictures.reconstruction_grid("unused", frames, hidden, rebuilt, ["one", "two"])
     panels = figures[0].axes[:8]
     assert [panel.get_title() for panel in panels[:2]] == ["one", "two"]
+    for column in (0, 1):
+        seen = np.asarray(panels[2 + column].images[0].get_array())
+        assert (seen[:4, :4] == np.float32(pictures.HIDDEN_GRAY)).all()
+        np.testing.assert_array_equal(seen[4:], frames[column, :, 4:].movedim(0, -1))
     error = np.asarray(panels[7].images[0].get_array())
     assert np.argwhere(error > 1e-6).tolist() == [[2, 3]]
     assert error[2, 3] == pytest.approx(0.3)
     assert panels[6].images[0].get_clim() == panels[7].images[0].get_clim()  # one colour bar
-    assert [p.get_xlabel() for p in panels[6:]] == ["mean 0.000", "mean 0.005"]
+    # 0.3 in one of 16 hidden pixels; the other 48 are the input's own.
+    assert [p.get_xlabel() for p in panels[6:]] == ["mean 0.000", "mean 0.019"]
+    assert panels[6].get_ylabel() == "absolute error,\nits mean over\nhidden patches"
 
 
 # --- Slot attention ------------------------------------------------------------------------------
@@ -137,8 +143,11 @@ def test_slot_attention_picture_scales_to_an_even_share(video: Tensor, figures: 
             assert heat.mean() == pytest.approx(1)
             expected = (maps[t, s] / maps[t, s].mean()).view(4, 4)
             np.testing.assert_allclose(heat, expected, rtol=1e-5)
+        # What is left goes to the slots of the same frame.
         on_patches = maps[:, s].sum(-1).mean()
-        assert panels[5 * (s + 1)].get_ylabel().startswith(f"slot {s + 1}\n{on_patches:.0%}")
+        assert panels[5 * (s + 1)].get_ylabel() == (
+            f"slot {s + 1}\n{on_patches:.0%} of attention on\nits frame's patches"
+        )
 
 
 # --- Curves --------------------------------------------------------------------------------------
@@ -236,3 +245,14 @@ def test_the_floor_is_seen_from_the_camera(figures: list[Any]) -> None:
         y, x = np.unravel_index(np.asarray(mesh.get_array()).argmax(), (6, 6))
         corners = mesh.get_coordinates()[y : y + 2, x : x + 2]
         assert tuple(corners.mean(axis=(0, 1))) == guess
+
+
+# --- Probes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pretrained, all frames", "finetuned, frame alone"])
+def test_the_probes_report_tells_of_memorised_clips(tmp_path: Path, kind: str) -> None:
+    scores = {"snitch's cell": {"hidden": {kind: Score(0.5, 0.4, 0.6, 1 / 36)}}}
+    probe_report.write(tmp_path, "RUN", "a run", scores, (15, 10))
+    told = "fitted on clips that the finetuned model was finetuned on"
+    assert (told in (tmp_path / "probes.md").read_text()) == kind.startswith("finetuned")
