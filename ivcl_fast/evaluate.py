@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import tyro
 
-from .data.dataset import Media, VideoError
-from .data.decode import choose_decoder, make_decoder
+from .clip import decode_clip
+from .data.catalog import clip_frames
+from .data.dataset import VideoError
+from .data.given import given_media
 from .data.patches import patchify
-from .data.probe import probe
-from .data.sampling import frame_ids
+from .data.source import open_dataset
 from .errors import UserError, run_command
-from .report import Row, print_rows
+from .evaluation import Evaluation
+from .files import write_json
+from .model import IVCLClassifier
+from .report import Row, plain, print_rows
 from .run import Run
-from .settings import load_settings
+from .run_models import DataFlags, open_run
 
+Classifier = Literal["finetune", "scratch", "last-frame"]
 SHOWN_ANSWERS = 5
 
 
@@ -29,37 +35,90 @@ class EvaluateConfig:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run made by ivcl_fast.train."""
-    model: str = "finetune"
-    """Which of the run's classifiers: finetune, scratch or last-frame."""
+    model: Classifier = "finetune"
+    """Which of the run's classifiers: as finetuned, without pretraining, or of the last frame."""
+    split: str | None = None
+    """Clips to measure on; by default those that results are reported on (val for CATER, test for
+    ACRE, validation for Something-Else)."""
+    out: Path | None = None
+    """Also write the scores and every clip's logits to this file, as JSON."""
     predict: Path | None = None
-    """Answer for this one video file instead."""
+    """Answer for this one instead: a video file, or a folder with its frames as images in the order
+    of their names; for ACRE a folder with six panels of context, then the query."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    where: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
 
 
 def evaluate(config: EvaluateConfig) -> None:
     """Print the scores of a run's classifier, chance beside each, or its answers for one file."""
-    run = Run(load_settings(config.run, device=config.device))
+    check_flags(config)
+    run = open_run(config.run, config.device, config.where)
     if not run.finished(config.model):
-        have = [n for n in ("finetune", "scratch", "last-frame") if run.finished(n)]
+        have = [name for name in get_args(Classifier) if run.finished(name)]
         raise UserError(
             f"--model {config.model}: {config.run} holds no such finished model; "
             f"it has {', '.join(have) or 'none'}"
         )
-    model = run.load_classifier(config.model, last_only=config.model == "last-frame")
-    if config.predict is None:
-        print_rows([Row(config.model, run.evaluate(model).scores)])
+    if config.predict is not None:
+        answer(run, load(run, config.model), config.predict)
         return
+    splits = open_dataset(run.config, only_look=True).splits
+    if config.split not in (None, *splits):
+        raise UserError(f"--split: {config.split!r} is not one of {', '.join(splits)}")
+    split = config.split or run.data.eval_split
+    evaluation = run.evaluate(load(run, config.model), split)
+    print_rows([Row(f"{config.model} on {split}", evaluation.scores)])
+    if config.out is not None:
+        kept = {"run": str(run.folder), "data": run.config.data, "task": run.config.task}
+        kept |= {"model": config.model, "split": split}
+        write_json(config.out, kept | record(run.task.names, evaluation))
+
+
+def check_flags(config: EvaluateConfig) -> None:
+    """Raises :class:`UserError` before any work if its result could not be kept."""
+    if config.predict is not None:
+        for flag, value in (("--out", config.out), ("--split", config.split)):
+            if value is not None:
+                raise UserError(f"{flag}: is not for --predict, which measures nothing")
+    out = config.out
+    if out is not None and (out.is_dir() or not os.access(out.absolute().parent, os.W_OK)):
+        raise UserError(f"--out: {out} cannot be written; accepted: a file in a folder that exists")
+
+
+def load(run: Run, name: Classifier) -> IVCLClassifier:
+    """One of the run's classifiers."""
+    return run.load_classifier(name, last_only=name == "last-frame")
+
+
+def record(classes: list[str], evaluation: Evaluation) -> dict[str, Any]:
+    """What ``--out`` keeps: scores as in ``scores.json``, and per clip what they came from.
+
+    A clip has ``name``, ``label`` (several of a multi-label task in a list), ``logits`` in the
+    order of ``classes``, and ``group`` where hidden and visible ends are told apart.
+    """
+    clips: list[dict[str, Any]] = []
+    for name, label, logits in zip(
+        evaluation.names, evaluation.labels, evaluation.logits.tolist(), strict=True
+    ):
+        right = label.nonzero()[:, 0].tolist() if label.ndim else int(label)
+        clips.append({"name": name, "label": right, "logits": logits})
+    if evaluation.hidden is not None:
+        for clip, hidden in zip(clips, evaluation.hidden.tolist(), strict=True):
+            clip["group"] = "hidden" if hidden else "visible"
+    return {"scores": plain(evaluation.scores), "classes": classes, "clips": clips}
+
+
+def answer(run: Run, model: IVCLClassifier, path: Path) -> None:
+    """Print the likeliest answers for a video file, or a folder of images."""
     cfg = model.cfg
-    media = Media(config.predict.stem, (config.predict,))
     try:
-        info = probe(media)
-        decoder = make_decoder(choose_decoder(info, run.config.decoder)[0], cfg.image_size)
-        frames = decoder.decode(media, frame_ids(info.frames, cfg.num_frames))
+        media = given_media(path, clip_frames(run.config.data))
+        frames = decode_clip(media, cfg, run.config.decoder)
     except VideoError as error:
-        raise UserError(f"--predict {config.predict}: {error}") from None
+        raise UserError(f"--predict {path}: {error}") from None
     rows = patchify(frames, cfg.patch_size).unsqueeze(0).to(run.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(rows.device.type, torch.bfloat16, enabled=run.amp):
         logits = model(rows).float()[0]
     scores = logits.sigmoid() if run.task.multi_label else logits.softmax(-1)
     for score, label in zip(*scores.topk(min(SHOWN_ANSWERS, len(scores))), strict=True):

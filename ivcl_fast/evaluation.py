@@ -30,6 +30,8 @@ class Evaluation:
     """int64 ``[V]``, or multi-hot ``[V, C]``."""
     names: list[str]
     """The clips, in the order of ``logits``."""
+    hidden: Tensor | None = None
+    """bool ``[V]``: which end with the snitch in a cone; None where nothing tells."""
 
     def curve(self) -> dict[str, float]:
         """Metrics as ``metrics.jsonl`` wants them: ``val_top1``, of a group ``val_top1_hidden``."""
@@ -53,24 +55,25 @@ def predict(model: nn.Module, feed: Feed, device: torch.device, amp: bool) -> tu
 
 
 def evaluate(
-    model: nn.Module, feed: Feed, data: Data, device: torch.device, amp: bool
+    model: nn.Module, feed: Feed, data: Data, split: str, device: torch.device, amp: bool
 ) -> Evaluation:
-    """Measure ``model`` on every clip of ``feed``."""
+    """Measure ``model`` on every clip of ``feed``, which is of ``split``."""
     logits, labels, clip_ids = predict(model, feed, device, amp)
     names = [feed.clips[i].name for i in clip_ids.tolist()]
     if data.multi_label:
         return Evaluation({"all": action_scores(logits, labels)}, logits, labels, names)
     if isinstance(data.dataset, Acre):
-        scores = blicket_scores(data.dataset, data.eval_split, names, logits, labels)
+        scores = blicket_scores(data.dataset, split, names, logits, labels)
         return Evaluation({"all": scores}, logits, labels, names)
     if not data.localizes:
         return Evaluation({"all": class_scores(logits, labels)}, logits, labels, names)
+    clips = by_visibility(data, names)
     groups = {
         group: place_scores(logits[chosen], labels[chosen], data.grid)
-        for group, chosen in by_visibility(data, names).items()
+        for group, chosen in clips.items()
         if chosen.any()
     }
-    return Evaluation(groups, logits, labels, names)
+    return Evaluation(groups, logits, labels, names, clips.get("hidden"))
 
 
 def frame_scores(model: nn.Module, feed: Feed, device: torch.device, amp: bool) -> dict[str, float]:
@@ -89,9 +92,15 @@ def frame_scores(model: nn.Module, feed: Feed, device: torch.device, amp: bool) 
 
 
 def by_visibility(data: Data, names: list[str]) -> dict[str, Tensor]:
-    """Which clips (bool ``[V]``) end with the snitch visible, hidden in a cone, and all."""
+    """Which clips (bool ``[V]``) end with the snitch visible, hidden in a cone, and all.
+
+    Where a scene is missing, all alone.
+    """
+    every = torch.ones(len(names), dtype=torch.bool)
+    if not data.has_scenes(names):
+        return {"all": every}
     hidden = torch.tensor([cater_labels.hidden_at_end(data.scene(n)) for n in names])
-    return {"all": torch.ones_like(hidden), "visible": ~hidden, "hidden": hidden}
+    return {"all": every, "visible": ~hidden, "hidden": hidden}
 
 
 def blicket_scores(
@@ -133,7 +142,8 @@ def action_scores(logits: Tensor, targets: Tensor) -> dict[str, Score]:
 def cone_guess(data: Data, names: list[str]) -> dict[str, dict[str, Score]]:
     """Top-1 of the guess "under a visible cone", one of them at random, which needs no memory.
 
-    Per clip: the share of the visible cones that stand in the true cell.
+    Per clip: the share of the visible cones that stand in the true cell. Raises
+    :class:`UserError` where a scene is missing (``data.has_scenes``).
     """
     hits = []
     for name in names:

@@ -23,6 +23,11 @@ COLORS = {
     "pretrained": "tab:purple",
     "finetuned": "tab:blue",
 }
+MEMORISED = (
+    "The probes are fitted on clips that the finetuned model was finetuned on. Its slots of clips "
+    "that it has memorised differ from its slots of unseen ones, more than a pretrained model's "
+    "do; so the scores of *finetuned* may be too low beside those of *pretrained*."
+)
 UNITS = {
     "top-1": "top-1 (%)",
     "mAP": "mean average precision (%)",
@@ -81,6 +86,7 @@ def write(
         f"inside a cone? *{GUESS.capitalize()}*: guessing so, one of them at random. A distance is "
         "in world units, of which a cell is one wide.",
         "",
+        *([MEMORISED, ""] if any(kind.startswith("finetuned") for kind in header) else []),
         markdown(header),
         "|" + "---|" * len(header),
         *map(markdown, lines),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ from .errors import UserError, run_command
 from .progress import Bar
 from .reference import all_patches
 from .run import Run
-from .run_models import Models, about, models_of, open_run, untrained
+from .run_models import DataFlags, Models, about, models_of, open_run, untrained
 
 BATCH = 50
 """Clips encoded at a time."""
@@ -53,6 +53,7 @@ class ProbesConfig:
     """Where to write; by default the folder probes in the run."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    where: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
 
 
 def probe_run(config: ProbesConfig) -> Scores:
@@ -60,7 +61,7 @@ def probe_run(config: ProbesConfig) -> Scores:
     for flag, count in (("train", config.train_clips), ("eval", config.eval_clips)):
         if count < LEAST_CLIPS:
             raise UserError(f"--{flag}-clips: {count} is not a number of at least {LEAST_CLIPS}")
-    run = open_run(config.run, config.device)
+    run = open_run(config.run, config.device, config.where)
     if run.config.task not in TASKS:
         raise UserError(
             f"{config.run}: probes need CATER's scenes, and its task is {run.config.task}; "

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from . import pictures
 from .data.patches import unpatchify
-from .evaluation import Evaluation, by_visibility
+from .evaluation import Evaluation
 from .files import write_json, write_text
 from .metrics import Score
 from .model import IVCL
@@ -158,8 +158,8 @@ def answers(run: Run, evaluation: Evaluation) -> None:
     """``slot_attention.png`` and, for localisation, ``answers.png`` of the finetuned model."""
     names = evaluation.names
     shown = list(range(min(SHOWN_CLIPS, len(names))))
-    if run.data.localizes:
-        hidden = by_visibility(run.data, names)["hidden"]
+    hidden = evaluation.hidden
+    if hidden is not None:
         half = SHOWN_CLIPS // 2
         shown = [*(~hidden).nonzero()[:half, 0].tolist(), *hidden.nonzero()[:half, 0].tolist()]
     video = run.clips([names[i] for i in shown])
@@ -171,6 +171,6 @@ def answers(run: Run, evaluation: Evaluation) -> None:
             unpatchify(video, run.config.model.patch_size),
             evaluation.labels[shown],
             evaluation.logits[shown],
-            hidden[shown],
+            None if hidden is None else hidden[shown],
             run.data.grid,
         )

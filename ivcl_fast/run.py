@@ -49,6 +49,11 @@ class Answers:
     names: list[str]
     """The classes in words, by number."""
 
+    def __post_init__(self) -> None:
+        words = isinstance(self.names, list) and all(isinstance(name, str) for name in self.names)
+        if not (isinstance(self.multi_label, bool) and words and self.names):
+            raise ValueError("multi_label is not true or false, or names are no list of words")
+
     @property
     def num_classes(self) -> int:
         return len(self.names)
@@ -60,8 +65,9 @@ class Run:
     A stage that was finished before is read from disk, one that was cut short goes on.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+    def __init__(self, config: TrainConfig, only_look: bool = False) -> None:
+        """``only_look``: for models that are there; neither data nor files are made."""
+        self.config, self.only_look = config, only_look
         self.folder = config.folder
         self.device = pick_device(distributed.device_name(config.device))
         self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(self.device))
@@ -81,18 +87,26 @@ class Run:
     @functools.cached_property
     def data(self) -> Data:
         """The run's clips; the first use makes or opens the data set and its store."""
-        return open_data(self.config, self.device)
+        return open_data(self.config, self.device, self.only_look)
 
     @functools.cached_property
     def task(self) -> Answers:
-        """What is to be answered; kept with the run, which then needs no data to tell."""
+        """What is to be answered; kept with the run, which then needs no data to tell.
+
+        Raises :class:`UserError` if what was kept is damaged.
+        """
         file = self.folder / ANSWERS
         if file.is_file():
-            return Answers(**json.loads(file.read_text()))
+            try:
+                return Answers(**json.loads(file.read_text()))
+            except (ValueError, TypeError) as error:
+                raise UserError(
+                    f"{file}: not the answers of a run ({error}); delete it, and its data will tell"
+                ) from None
         dataset = self.data.dataset
         names = [dataset.describe(label) for label in range(dataset.num_classes)]
         answers = Answers(dataset.multi_label, names)
-        if distributed.is_main():
+        if distributed.is_main() and not self.only_look:
             write_json(file, dataclasses.asdict(answers))
         return answers
 
@@ -110,7 +124,7 @@ class Run:
             return F.binary_cross_entropy_with_logits(model(batch.rows).float(), batch.labels)
 
         def measure(model: Supervised) -> dict[str, float]:
-            feed = self._feed(self.data.eval_split, model.cfg.num_frames, of_frames=True)
+            feed = self._feed(self.data.curve_split, model.cfg.num_frames, of_frames=True)
             return frame_scores(model, feed, self.device, self.amp)
 
         how = (label, schedule, measure) if config.model.supervised else (rebuild, schedule)
@@ -142,10 +156,11 @@ class Run:
                 return F.binary_cross_entropy_with_logits(logits, batch.labels)
             return F.cross_entropy(logits, batch.labels)
 
+        def measure(model: IVCLClassifier) -> dict[str, float]:
+            return self.evaluate(model, self.data.curve_split).curve()
+
         build = functools.partial(self.classifier, last_only)
-        return self._train(
-            name, build, init, loss, schedule, lambda model: self.evaluate(model).curve()
-        )
+        return self._train(name, build, init, loss, schedule, measure)
 
     def classifier(self, last_only: bool = False) -> IVCLClassifier:
         """A new classifier of this run's sizes."""
@@ -162,10 +177,11 @@ class Run:
         """The finished pretraining model."""
         return self._load(self.pretraining_model(), "pretrain")
 
-    def evaluate(self, model: IVCLClassifier) -> Evaluation:
-        """Measure a classifier on the clips that results are reported on."""
-        feed = self._feed(self.data.eval_split, model.cfg.num_frames)
-        return evaluate(model, feed, self.data, self.device, self.amp)
+    def evaluate(self, model: IVCLClassifier, split: str | None = None) -> Evaluation:
+        """Measure a classifier on a split, by default the one that results are reported on."""
+        split = split or self.data.eval_split
+        feed = self._feed(split, model.cfg.num_frames)
+        return evaluate(model, feed, self.data, split, self.device, self.amp)
 
     def finished(self, name: str) -> bool:
         """Whether stage ``name`` has left its model."""

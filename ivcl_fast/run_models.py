@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from . import backbone, checkpoint, timm_weights
+from .data.catalog import Synthetic, find
+from .data.source import open_dataset
 from .errors import UserError
 from .model import IVCL, IVCLClassifier, Supervised
-from .run import Run
-from .settings import load_settings
+from .run import ANSWERS, Run
+from .settings import TrainConfig, load_settings
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +23,50 @@ Model = IVCL | IVCLClassifier | Supervised
 Models = dict[str, Model]
 
 
-def open_run(folder: Path, device: str) -> Run:
-    """The run in ``folder``, to look at. Raises :class:`UserError` if there is none."""
-    return Run(load_settings(folder, device=device, compile=False, placement="disk"))
+@dataclass(frozen=True)
+class DataFlags:
+    """Where to find the data of a run that is looked at."""
+
+    data: str | None = None
+    """Other data of the run's kind, or its own at another place: cater:DIR, synthetic, ...; by
+    default what the run was told."""
+    data_dir: Path | None = None
+    """Where synthetic data is kept; by default where the run kept it."""
+
+
+def open_run(folder: Path, device: str, flags: DataFlags | None = None) -> Run:
+    """The run in ``folder``, to look at; nothing is trained, and no data set is made.
+
+    Raises :class:`UserError` if there is none, and for data that it cannot be looked at with.
+    """
+    told = load_settings(folder, device=device, compile=False, placement="disk")
+    run = Run(with_data(told, flags or DataFlags()), only_look=True)
+    if run.config.data != told.data and (folder / ANSWERS).is_file():
+        classes = open_dataset(run.config, only_look=True).num_classes
+        if classes != run.task.num_classes:
+            raise UserError(
+                f"--data: {run.config.data!r} has {classes} classes; accepted: data with the run's "
+                f"{run.task.num_classes}"
+            )
+    return run
+
+
+def with_data(config: TrainConfig, flags: DataFlags) -> TrainConfig:
+    """The settings with the data that the flags name."""
+    if flags.data is not None:
+        if find(flags.data)[0].open is not find(config.data)[0].open:  # each kind has its reader
+            raise UserError(
+                f"--data: {flags.data!r} is of another kind than {config.data!r}, which the run "
+                "was told; accepted: data of that kind"
+            )
+        config = replace(config, data=flags.data)
+    if flags.data_dir is not None:
+        if not isinstance(find(config.data)[1], Synthetic):
+            raise UserError(
+                f"--data-dir: {config.data!r} is not synthetic; accepted: --data with its folder"
+            )
+        config = replace(config, data_dir=flags.data_dir)
+    return config
 
 
 def models_of(run: Run, weights: Path | None = None) -> Models:
@@ -75,7 +117,7 @@ def model_of(run: Run, source: Path) -> Model:
     """A model of the run's sizes with these weights; a classifier if they have a head."""
     weights = checkpoint.read_weights(source)
     model = run.classifier() if "head.weight" in weights else run.pretraining_model()
-    if reason := misfit(weights, model):
+    if reason := checkpoint.misfit(model, weights):
         raise UserError(f"{source}: {reason}")
     model.load_state_dict(weights)
     return model
@@ -86,22 +128,12 @@ def started_from(run: Run) -> Model:
     model, init = run.pretraining_model(), run.config.init
     if not timm_weights.is_timm(init):
         weights = checkpoint.read_weights(init)
-        if misfit(weights, model) is None:
+        if checkpoint.misfit(model, weights) is None:
             model.load_state_dict(weights)
             return model
     classifier = run.classifier()
     backbone.load_backbone(classifier, init)
     return classifier
-
-
-def misfit(weights: Mapping[str, Tensor], model: nn.Module) -> str | None:
-    """Why ``weights`` are not those of such a model, or None if they are."""
-    own = model.state_dict()
-    for key in sorted(own.keys() | weights.keys()):
-        ours, theirs = (list(d[key].shape) if key in d else "none" for d in (own, weights))
-        if ours != theirs:
-            return f"{key} is {theirs} there, but {ours} in the run's model"
-    return None
 
 
 def untrained(run: Run) -> IVCL | Supervised:

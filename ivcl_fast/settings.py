@@ -46,8 +46,9 @@ class TrainConfig:
     stage: Literal["all", "pretrain", "finetune"] = "all"
     """Which stages to run; finetune alone starts from --init."""
     init: str = "random"
-    """Weights to start from: random; a folder or .safetensors file of an earlier run; or, for the
-    image encoder, a ViT of the same width and depth: timm:NAME, or timm:PATH with timm's keys."""
+    """Weights to start from: random; the folder of an earlier run (its pretrained model) or of one
+    of its models; a .safetensors file; or, for the image encoder, a ViT of the same width and
+    depth: timm:NAME, or timm:PATH with timm's keys."""
     name: str | None = None
     """Folder of the run under --out; by default made from data, task and preset."""
     out: Path = Path("runs")
@@ -209,11 +210,11 @@ def frames_by_default(preset: str, arguments: Sequence[str]) -> dict[str, int]:
     """Frames per clip, and those rebuilt, where the data set or another flag settles them."""
     if frames := clip_frames(given(arguments, "--data") or TrainConfig.data):
         return {"num_frames": frames, "num_query_frames": frames // 2 + 1}
-    frames = given(arguments, "--num-frames") or ""
-    if not frames.isdecimal() or int(frames) < 1:  # none, or one to be refused
+    asked = given(arguments, "--num-frames") or ""
+    if not asked.isdecimal() or int(asked) < 1:  # none, or one to be refused
         return {}
     usual = IVCLConfig.preset(preset).num_query_frames
-    return {"num_query_frames": min(usual, int(frames))}
+    return {"num_query_frames": min(usual, int(asked))}
 
 
 def changes(config: TrainConfig, arguments: list[str]) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .data.catalog import clip_frames
 from .data.cater import Cater
 from .data.cater_labels import Scene, hidden_at_end
 from .data.dataset import Clip, Dataset, Media, VideoError
 from .data.decode import choose_decoder, make_decoder
+from .data.given import given_media
 from .data.probe import probe
 from .data.sampling import frame_ids
 from .data.source import open_dataset
@@ -36,6 +38,8 @@ class Shown:
     truth: str = ""
     """The right answer in words, if known."""
     scene: Scene | None = None
+    panels: bool = False
+    """Whether these are pictures by themselves, the last of them a question (ACRE)."""
 
     def take(self, ids: Sequence[int]) -> Tensor:
         """uint8 ``[len(ids), 3, H, W]``."""
@@ -49,6 +53,8 @@ class Shown:
     @property
     def titles(self) -> list[str]:
         """A title per frame."""
+        if self.panels:
+            return [*(f"panel {i + 1}" for i in self.ids[:-1]), "query"]
         return [
             f"frame {i + 1}" + (f", {i / self.fps:.1f} s" if self.fps else "") for i in self.ids
         ]
@@ -60,26 +66,36 @@ class Reader:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.localizes = run.config.task.startswith("localize")
+        self.panels = clip_frames(run.config.data) is not None
         """Whether the answers are cells of CATER's floor."""
 
     @cached_property
     def dataset(self) -> Dataset:
         """Opened when it is first needed: a file from elsewhere can be shown without it."""
-        return open_dataset(self.run.config)
+        return open_dataset(self.run.config, only_look=True)
 
     @cached_property
     def media(self) -> dict[str, Media]:
         """The data set's media by name."""
         return {media.name: media for media in self.dataset.media()}
 
+    @property
+    def cater(self) -> Cater | None:
+        """The data set, where its scenes tell where the snitch is."""
+        return self.dataset if self.localizes and isinstance(self.dataset, Cater) else None
+
     def eval_clips(self) -> list[Clip]:
         """The clips that results are reported on."""
         return self.dataset.clips(self.dataset.splits[1])
 
     def file(self, path: Path) -> Shown:
-        """A video file, without its answer. Raises :class:`UserError` if it cannot be used."""
+        """A video file, or a folder of images, without its answer.
+
+        Raises :class:`UserError` if it cannot be used.
+        """
         try:
-            return Shown(path.stem, *self._decode(Media(path.stem, (path,))))
+            media = given_media(path, clip_frames(self.run.config.data))
+            return Shown(media.name, *self._decode(media), panels=self.panels)
         except VideoError as error:
             raise UserError(f"--video {path}: {error}") from None
 
@@ -88,7 +104,7 @@ class Reader:
         labels = clip.label if isinstance(clip.label, tuple) else (clip.label,)
         truth = "; ".join(self.dataset.describe(label) for label in labels)
         decoded = self._decode(self.media[clip.media], clip.frames)
-        return Shown(clip.name, *decoded, truth, self._scene(clip))
+        return Shown(clip.name, *decoded, truth, self._scene(clip), self.panels)
 
     def named(self, names: Sequence[str]) -> Iterator[Shown]:
         """Clips by name. Raises :class:`UserError` for one that is missing or cannot be used."""
@@ -104,7 +120,10 @@ class Reader:
 
     def mixed(self, count: int) -> Iterator[Shown]:
         """:meth:`usable` clips for results; if they localise, every other ends hidden."""
-        return self.usable(self._alternating() if self.localizes else self.eval_clips(), count)
+        clips = self.eval_clips()
+        if self.cater and self.cater.has_scenes([clip.name for clip in clips]):
+            return self.usable(self._alternating(), count)
+        return self.usable(clips, count)
 
     def usable(self, clips: Iterable[Clip], count: int) -> Iterator[Shown]:
         """The first ``count`` clips that can be read; one that cannot is named and left out.
@@ -146,8 +165,10 @@ class Reader:
             raise UserError(f"--clip {clip.name}: {error}") from None
 
     def _scene(self, clip: Clip) -> Scene | None:
-        """The clip's scene, if its data set has such."""
-        return self.dataset.scene(clip.name) if isinstance(self.dataset, Cater) else None
+        """The clip's scene, if it is needed and there."""
+        if self.cater and self.cater.has_scenes([clip.name]):
+            return self.cater.scene(clip.name)
+        return None
 
     def _decode(
         self, media: Media, ids: Sequence[int] | None = None

@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 import torch
 
-from . import backbone, distributed, timm_weights
+from . import backbone, checkpoint, distributed, timm_weights
 from .config import OBJECTIVE_NAMES
 from .errors import UserError, run_command
 from .evaluation import Evaluation, cone_guess
@@ -66,7 +65,8 @@ def origin(config: TrainConfig) -> str:
         if timm_weights.is_timm(config.init):
             return f"pretrained: {config.init}"
         try:
-            config = load_settings(Path(config.init).parent)  # as a run leaves its models
+            model = checkpoint.weights_file(config.init).parent
+            config = load_settings(model.parent)  # as a run leaves its models
         except UserError:
             return "pretrained"
     return f"pretrained: {OBJECTIVE_NAMES[config.model.objective]}"
@@ -103,8 +103,9 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Row]:
     if run.data.localizes and run.config.compare_memoryless:
         last = run.evaluate(run.finetune(init, "last-frame", last_only=True))
         rows.append(Row("no memory: sees only the last frame", last.scores))
-        guess = cone_guess(run.data, evaluation.names)
-        rows.append(Row("no memory: guesses under a visible cone", guess))
+        if run.data.has_scenes(evaluation.names):
+            guess = cone_guess(run.data, evaluation.names)
+            rows.append(Row("no memory: guesses under a visible cone", guess))
     return rows
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +25,7 @@ from .files import write_text
 from .html import Page
 from .model import IVCL, IVCLClassifier
 from .run import Run
-from .run_models import Models, about, models_of, open_run, untrained
+from .run_models import DataFlags, Models, about, models_of, open_run, untrained
 from .settings import as_json
 from .shown_clips import Reader, Shown
 from .slot_attention import slot_attention, slot_collapse
@@ -47,7 +47,8 @@ class VisualizeConfig:
     clip: tuple[str, ...] = ()
     """These clips instead, by name, of the training or the validation split."""
     video: Path | None = None
-    """This one video file instead."""
+    """This one instead: a video file, or a folder with its frames as images in the order of their
+    names; for ACRE a folder with six panels of context, then the query."""
     checkpoint: Path | None = None
     """Weights to show instead of the run's own: a folder such as RUN/finetune/checkpoints/step-*,
     or a .safetensors file; shown as pretrained or finetuned, whichever they are."""
@@ -59,13 +60,14 @@ class VisualizeConfig:
     """Follow attention through all blocks (Abnar and Zuidema, 2020), not the last one alone."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    where: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
 
 
 def visualize(config: VisualizeConfig) -> Path:
     """Write pictures of every clip and ``index.html``, which holds them all; returns its path."""
     if config.clips < 1:
         raise UserError(f"--clips: {config.clips} is not a number of at least 1")
-    run = open_run(config.run, config.device)
+    run = open_run(config.run, config.device, config.where)
     models = models_of(run, config.checkpoint)
     reader = Reader(run)
     out = config.out or run.folder / "visualize"

@@ -44,7 +44,7 @@ def test_four_clips_per_problem(root: Path) -> None:
     write(root, "test", [PROBLEM] * 13)
     data: Dataset = Acre(root)
     assert (data.task, data.num_classes, data.multi_label) == ("acre", 3, False)
-    assert data.splits == ("train", "test", "val")
+    assert (data.splits, data.curve_split) == (("train", "test", "val"), "val")
     clips = data.clips("test")
     assert len(clips) == 52
     assert clips[48:] == [

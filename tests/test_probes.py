@@ -315,6 +315,14 @@ def test_from_run_to_table(
     assert len({line.count("|") for line in rows}) == 1 and "![probes](probes.png)" in page
     assert (run / "probes" / "probes.png").stat().st_size > 10_000
 
+    moved = data.rename(tmp_path / "moved")
+    assert command(probes.main, monkeypatch, run, "--train-clips", 15) == 2
+    assert f"{data}: no such folder; accepted: --data with" in capsys.readouterr().err
+    there = "--data", f"cater:{moved}", "--out", tmp_path / "again"
+    assert command(probes.main, monkeypatch, run, "--train-clips", 15, *there) == 0
+    again = json.loads((tmp_path / "again" / "probes.json").read_text())
+    assert again["scores"] == kept["scores"]
+
     assert command(probes.main, monkeypatch, run, "--eval-clips", 3) == 2
     assert "--eval-clips: 3 is not a number of at least 10" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,16 +11,17 @@ import torch
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data import catalog
-from ivcl_fast.data.source import Data, StoredData, StreamedData, open_data
+from ivcl_fast.data.source import Data, StoredData, StreamedData, open_data, open_dataset
 from ivcl_fast.errors import UserError
 from ivcl_fast.settings import TrainConfig
 
 KINDS = {
-    "synthetic": ("localize", 36, ("train", "val")),
-    "synthetic:moving": ("localize", 36, ("train", "val")),
-    "synthetic:acre-comp": ("acre", 3, ("train", "test")),
-    "synthetic:something-else": ("compositional", None, ("train", "validation")),
+    "synthetic": ("localize", 36, ("train", "val", "val")),
+    "synthetic:moving": ("localize", 36, ("train", "val", "val")),
+    "synthetic:acre-comp": ("acre", 3, ("train", "val", "test")),
+    "synthetic:something-else": ("compositional", None, ("train", "validation", "validation")),
 }
+"""Task, classes, and the splits to train on, to draw curves of and to report."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def test_every_kind_from_a_store_and_streamed(name, folder):
     streamed = open_data(config(name, folder, feed="dali"))
     assert isinstance(stored, StoredData) and isinstance(streamed, StreamedData)
     assert stored.dataset.task == task
-    assert (stored.train_split, stored.eval_split) == splits
+    assert (stored.train_split, stored.curve_split, stored.eval_split) == splits
     assert classes is None or stored.num_classes == classes
     assert not stored.bad_files and not streamed.bad_files
     for split in splits:
@@ -58,7 +60,7 @@ def test_every_kind_from_a_store_and_streamed(name, folder):
         for from_store, decoded in pairs:
             assert torch.equal(from_store.rows, decoded.rows)
             assert torch.equal(from_store.labels, decoded.labels)
-    clips = stored.usable_clips(splits[1])[:3]
+    clips = stored.usable_clips(splits[2])[:3]
     rows = stored.rows(clips, 7 if "acre" in name else 5)
     assert torch.equal(rows, streamed.rows(clips, rows.shape[1]))
     assert stored.dataset.describe(clips[0].label)  # type: ignore[arg-type]
@@ -82,6 +84,67 @@ def test_what_one_feed_drops_is_told_and_dropped_by_all(folder, tmp_path):
     assert batch.clip_ids.tolist() == [1]
     assert list(data.bad_files) == [clip.media]
     assert clip not in data.usable_clips("val")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_who_only_looks_makes_no_data(name, tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}/synthetic-.*: no such .*: --data-dir with"):
+        open_data(config(name, tmp_path), only_look=True)
+    with pytest.raises(UserError, match="/nowhere: no such folder; accepted: --data with its"):
+        open_dataset(config("cater:nowhere", tmp_path), only_look=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def cater(folder, tmp_path) -> Path:
+    """CATER of four videos to measure on, to be damaged."""
+    made = open_dataset(config("synthetic", folder, train_videos=6, val_videos=4))
+    return shutil.copytree(made.root, tmp_path / "cater")
+
+
+def test_what_is_measured_on_is_looked_for_before_any_work(cater, tmp_path):
+    settings = config(f"cater:{cater}", tmp_path)
+    val = cater / "lists" / "localize" / "val.txt"
+    listed = val.read_text()
+    val.write_text("")
+    with pytest.raises(UserError, match=r"localize/val\.txt: lists no video"):
+        open_data(settings)
+    val.unlink()
+    with pytest.raises(UserError, match=r"localize/val\.txt: no such list"):
+        open_data(settings)
+    assert not list(cater.glob("store-*"))
+    assert open_data(settings, only_look=True).usable_clips("train"), "need not be measured on"
+    val.write_text(listed.replace("CATER_new_", "CATER_old_"))
+    for feed in ("store", "dali"):
+        shutil.rmtree(cater / "store-32-p8-pyav", ignore_errors=True)
+        with pytest.raises(UserError, match="no clip of val can be used, to be measured on"):
+            open_data(replace(settings, feed=feed))
+
+
+def test_acre_without_its_validation_split(folder, tmp_path):
+    made = open_dataset(config("synthetic:acre-iid", folder, train_videos=2, val_videos=1))
+    data = shutil.copytree(made.root, tmp_path / "acre")
+    (data / "config" / "val.json").unlink()
+    settings = config(f"acre:{data}", tmp_path)
+    with pytest.raises(UserError, match=r"val\.json: no such file"):
+        open_data(settings)
+    assert len(open_data(settings, only_look=True).usable_clips("test")) == 4
+
+
+def test_scenes_that_are_missing_are_told_of_once(cater, tmp_path, caplog):
+    whole = open_data(config(f"cater:{cater}", tmp_path))
+    names = [clip.name for clip in whole.usable_clips("val")]
+    assert whole.has_scenes(names) and not caplog.messages
+    for name in names[1:3]:
+        (cater / "scenes" / f"{name}.json").unlink()
+    data = open_data(config(f"cater:{cater}", tmp_path))
+    assert caplog.messages == [
+        f"{cater}/scenes: no scene of 2 of 4 clips, such as {names[1]}, so hidden ends are not "
+        "told apart"
+    ]
+    assert not data.has_scenes(names) and data.has_scenes(names[:1])
+    open_data(config(f"cater:{cater}", tmp_path, task="actions_present"))  # they tell nothing
+    assert len(caplog.messages) == 1
 
 
 def test_tasks_with_media_of_their_own_have_stores_of_their_own(folder):

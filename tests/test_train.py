@@ -241,10 +241,13 @@ def test_evaluate_mistakes(uninterrupted, capsys, monkeypatch, tmp_path):
 def test_a_report_says_what_the_model_began_from(tmp_path):
     mae = parse(["--objective", "mae"])
     (tmp_path / "config.json").write_text(json.dumps(as_json(mae)))
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain" / "model.safetensors").touch()
     assert origin(mae) == "pretrained: image MAE"
     for init, said in (
         ("random", "from scratch"),
         (str(tmp_path / "pretrain"), "pretrained: image MAE"),
+        (str(tmp_path), "pretrained: image MAE"),
         (str(tmp_path / "elsewhere" / "model.safetensors"), "pretrained"),
         ("timm:vit_tiny_patch16_224", "pretrained: timm:vit_tiny_patch16_224"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -64,6 +65,19 @@ def test_from_folder_to_report(
     shown = (run / "report.md").read_text()
     assert "chance" in shown and "slot_attention.png" in shown
     assert ("hidden" in shown) == (task == "localize")
+
+
+def test_without_scenes_hidden_ends_are_not_told_apart(folders, tmp_path, monkeypatch, capsys):
+    data = shutil.copytree(folders["cater"], tmp_path / "cater")
+    shutil.rmtree(data / "scenes")
+    arguments = ["--data", f"cater:{data}", *SMALL, "--out", str(tmp_path), "--name", "run"]
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    main()
+    rows = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert len(rows) == 2, "no guess under a cone"
+    for scores in rows.values():
+        assert list(scores) == ["all"] and list(scores["all"]) == ["top1", "top5", "l1"]
+    assert (tmp_path / "run" / "answers.png").is_file()
 
 
 def test_another_number_of_frames_is_refused_for_acre(folders, tmp_path, monkeypatch):

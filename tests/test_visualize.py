@@ -180,6 +180,11 @@ def test_one_clip_by_name_one_file_and_a_checkpoint(
     (step,) = (moved / "finetune" / "checkpoints").iterdir()
     shutil.rmtree(moved / "pretrain")
     (moved / "finetune" / "model.safetensors").unlink()
+    status, said = visualize(moved, "--clips", 1, "--checkpoint", step)
+    assert (
+        status == 2
+        and said == "error: /nowhere: no such folder; accepted: --data with its folder\n"
+    )
     status, said = visualize(moved, "--video", video)
     assert status == 2 and "holds no finished model" in said and said.count("\n") == 1
     status, said = visualize(moved, "--video", video, "--checkpoint", step)
@@ -264,7 +269,7 @@ def test_a_broken_video_is_named_and_left_out(
         (["{run}", "--video", "{tmp}/none.avi"], "--video {tmp}/none.avi: "),
         (["{run}", "--video", "{run}/config.json"], "not a video file"),
         (["{run}", "--checkpoint", "{tmp}"], "no model.safetensors there"),
-        (["{run}", "--checkpoint", "{tmp}/other.safetensors"], "in the run's model"),
+        (["{run}", "--checkpoint", "{tmp}/other.safetensors"], "in a model of this config"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

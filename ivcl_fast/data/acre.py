@@ -10,7 +10,7 @@ as ``ACRE_IID``::
 with split ``train``, ``val`` or ``test``, problem ``%06d`` and panel ``%02d``. Panels 0 to 5 show
 objects with a machine that is on or off. Panels 6 to 9 show no machine and ask for its state: about
 objects by themselves (6, 7), or about an *off* panel with objects added (8, 9). Results are
-reported on ``test``.
+reported on ``test``; ``val`` is for choosing settings.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ class Acre:
     """One regime of ACRE; a clip is one query, preceded by the context of its problem."""
 
     splits = SPLITS
+    curve_split = "val"
     num_classes = len(_ANSWERS)
     multi_label = False
 

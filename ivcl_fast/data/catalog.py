@@ -80,7 +80,7 @@ def _synthetic_acre(regime: Literal["iid", "comp", "sys"]) -> Synthetic:
     from .synthetic.acre import SyntheticAcre, write_acre
 
     def spec(val: int, **options: Any) -> SyntheticAcre:
-        """ACRE is measured on ``test``."""
+        """As many problems for the curves, which are of ``val``, as for results, of ``test``."""
         return SyntheticAcre(regime=regime, val=val, test=val, **options)
 
     return Synthetic("acre", spec, write_acre, "problems")

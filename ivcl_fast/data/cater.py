@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,6 +75,7 @@ class Cater:
     """One task of a CATER package; implements :class:`~ivcl_fast.data.dataset.Dataset`."""
 
     splits = SPLITS
+    curve_split = "val"
 
     def __init__(self, root: Path, task: str = "localize") -> None:
         """Raises :class:`UserError` if the task is unknown or the folder is no CATER package."""
@@ -81,6 +83,7 @@ class Cater:
         self.task = task
         self.num_classes = task_named(task).num_classes
         self.multi_label = task_named(task).multi_label
+        self._told_of_scenes = False
         if not self.root.is_dir():
             raise UserError(f"{self.root}: no such folder; accepted: a CATER package")
         for folder in ("videos", "lists"):
@@ -123,9 +126,20 @@ class Cater:
         """A class in words."""
         return TASKS[self.task].describe(label)
 
+    def has_scenes(self, clip_names: Sequence[str]) -> bool:
+        """Whether all of these clips have a scene; one log line tells of the first that do not."""
+        missing = [name for name in clip_names if not self._scene_file(name).is_file()]
+        if missing and not self._told_of_scenes:
+            self._told_of_scenes = True
+            log.warning(
+                "%s: no scene of %d of %d clips, such as %s, so hidden ends are not told apart",
+                *(self.root / "scenes", len(missing), len(clip_names), missing[0]),
+            )
+        return not missing
+
     def scene(self, clip_name: str) -> dict[str, Any]:
         """The scene of a clip, as in its JSON file. Raises :class:`UserError` if it is missing."""
-        path = self.root / "scenes" / f"{clip_name}.json"
+        path = self._scene_file(clip_name)
         try:
             scene = json.loads(path.read_text())
         except FileNotFoundError:
@@ -135,6 +149,9 @@ class Cater:
         if not isinstance(scene, dict):
             raise UserError(f"{path}: not a scene; accepted: a JSON object")
         return scene
+
+    def _scene_file(self, clip_name: str) -> Path:
+        return self.root / "scenes" / f"{clip_name}.json"
 
     def _label(self, text: str, where: str) -> int | tuple[int, ...]:
         try:

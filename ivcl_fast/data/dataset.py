@@ -55,6 +55,13 @@ class Dataset(Protocol):
     def splits(self) -> Sequence[str]:
         """The training split first, then the one that results are reported on, then others."""
 
+    @property
+    def curve_split(self) -> str:
+        """The split that is measured on in the course of training.
+
+        Not the one reported, where there are two: settings are chosen by looking at its curves.
+        """
+
     def clips(self, split: str) -> list[Clip]:
         """The clips of a split, in a fixed order; the files of their media are not touched.
 

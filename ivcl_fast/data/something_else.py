@@ -94,6 +94,7 @@ class SomethingElse:
 
     multi_label = False
     splits = SPLITS
+    curve_split = "validation"
 
     def __init__(
         self, root: Path, task: str = "compositional", label_order: LabelOrder = "file"

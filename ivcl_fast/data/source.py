@@ -57,9 +57,18 @@ class Data(ABC):
         return self.dataset.splits[1]
 
     @property
+    def curve_split(self) -> str:
+        """The split that is measured on in the course of training."""
+        return self.dataset.curve_split
+
+    @property
     def localizes(self) -> bool:
         """Whether the classes are cells of CATER's floor."""
         return isinstance(self.dataset, Cater) and not self.multi_label
+
+    def has_scenes(self, clip_names: Sequence[str]) -> bool:
+        """Whether scenes tell of all these clips; says so once if they could and do not."""
+        return isinstance(self.dataset, Cater) and self.dataset.has_scenes(clip_names)
 
     def scene(self, clip_name: str) -> dict[str, Any]:
         """The scene of a clip (CATER only)."""
@@ -219,29 +228,61 @@ class StreamedData(Data):
         )
 
 
-def open_dataset(config: TrainConfig) -> Dataset:
-    """The data set a run asks for, written if it is synthetic and not there yet."""
+def open_dataset(config: TrainConfig, only_look: bool = False) -> Dataset:
+    """The data set a run asks for, written if it is synthetic and not there yet.
+
+    With ``only_look`` nothing is written: raises :class:`UserError` if it is not there.
+    """
     kind, place = catalog.find(config.data)
     task = catalog.find_task(config.data, config.task)
+    option = "--data with its folder"
     if isinstance(place, catalog.Synthetic):
         spec = place.spec(train=config.train_videos, val=config.val_videos)
         root = config.data_dir / spec.default_name
-        with Bar("rendering", 0, place.items) as bar:
-            place.write(root, spec, workers=config.workers, progress=bar)
+        option = "--data-dir with the folder that holds it"
+        if not only_look:
+            with Bar("rendering", 0, place.items) as bar:
+                place.write(root, spec, workers=config.workers, progress=bar)
         place = root
+    if only_look and not place.is_dir():
+        raise UserError(f"{place.absolute()}: no such folder; accepted: {option}")
     return kind.open(place, task)
 
 
-def open_data(config: TrainConfig, device: torch.device | None = None) -> Data:
+def open_data(
+    config: TrainConfig, device: torch.device | None = None, only_look: bool = False
+) -> Data:
     """The data a run asks for, made and decoded if need be (both resume where they stopped).
 
-    ``device`` is the one that trains, for a store that is to lie in its memory.
+    ``device`` is the one that trains, for a store that is to lie in its memory. ``only_look`` is
+    for what does not train: nothing is made, and only what is looked at has to be there.
     """
-    dataset = open_dataset(config)
-    kind, _ = catalog.find(config.data)
+    dataset = open_dataset(config, only_look)
+    if only_look:
+        return _decoded(config, dataset, device)
     labels = None
     if config.supervises:
         labels = frame_labels(dataset, config.model.objective, config.model.grid)
+    measured = dict.fromkeys((dataset.curve_split, dataset.splits[1]))
+    for split in measured:
+        dataset.clips(split)  # a list that is missing ends a run before hours of decoding
+    data = _decoded(config, dataset, device, labels)
+    for split in measured:
+        names = [clip.name for clip in data.usable_clips(split)]
+        if not names:
+            raise UserError(f"{dataset.root}: no clip of {split} can be used, to be measured on")
+        if data.localizes:
+            data.has_scenes(names)  # says now what results will lack
+    return data
+
+
+def _decoded(
+    config: TrainConfig,
+    dataset: Dataset,
+    device: torch.device | None,
+    labels: FrameLabels | None = None,
+) -> Data:
+    kind, _ = catalog.find(config.data)
     own_task = dataset.task if kind.media_by_task else None
     sizes = config.model.image_size, config.model.patch_size
     if config.feed == "dali":
