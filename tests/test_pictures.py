@@ -125,7 +125,7 @@ def test_reconstruction_grid_draws_the_error_of_what_was_hidden(figures: list[An
     assert panels[6].images[0].get_clim() == panels[7].images[0].get_clim()  # one colour bar
     # 0.3 in one of 16 hidden pixels; the other 48 are the input's own.
     assert [p.get_xlabel() for p in panels[6:]] == ["mean 0.000", "mean 0.019"]
-    assert panels[6].get_ylabel() == "absolute error,\nits mean over\nhidden patches"
+    assert panels[6].get_ylabel() == "absolute error,\nits mean over\nmasked patches"
 
 
 # --- Slot attention ------------------------------------------------------------------------------
