@@ -132,7 +132,7 @@ def test_acre_without_its_validation_split(folder, tmp_path):
 
 
 def test_scenes_that_are_missing_are_told_of_once(cater, tmp_path, caplog):
-    caplog.set_level("WARNING", "ivcl_fast")  # the command tells more
+    caplog.set_level("WARNING", "ivcl_fast")  # whatever ran before in this process
     whole = open_data(config(f"cater:{cater}", tmp_path))
     names = [clip.name for clip in whole.usable_clips("val")]
     assert whole.has_scenes(names) and not caplog.messages
