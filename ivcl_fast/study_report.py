@@ -137,7 +137,7 @@ def draw(
         unit = METRIC_NAMES[metric] + (" (%)" if percent else "")
         factor = 100 if percent else 1
         draw_scores(left, results, metric, factor)
-        left.set_title(title, loc="left", fontsize=10)
+        left.set_title(title, loc="left", fontsize=10, pad=20)  # above the legend
         left.set(xlabel=study.varied, ylabel=unit)
         draw_curves(right, folders[title], metric, factor)
         right.set(xlabel="labelled clips seen in finetuning", ylabel=unit)
@@ -149,7 +149,7 @@ def draw(
         # Bars and curves fill their panels.
         left.legend(fontsize=7, ncols=4, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
         right.legend(
-            fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2), title=study.varied
+            fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2), title=study.varied
         )
     figure.suptitle(study.question, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,5 +181,6 @@ def draw_scores(axes: Axes, results: Results, metric: str, factor: float) -> Non
                 at.append(position + (i - (len(groups) - 1) / 2) * width)
                 means.append(factor * statistics.fmean(values))
                 spreads.append(factor * statistics.stdev(values) if len(values) > 1 else 0.0)
-        axes.bar(at, means, width, yerr=spreads, capsize=2, label=f"{group} clips")
+        error = spreads if any(spreads) else None  # one seed has none
+        axes.bar(at, means, width, yerr=error, capsize=2, label=f"{group} clips")
     axes.set_xticks(range(len(results)), list(results), rotation=20, ha="right", fontsize=8)
