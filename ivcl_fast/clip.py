@@ -11,8 +11,8 @@ from torch import Tensor
 from .config import IVCLConfig
 from .data.dataset import Media, VideoError
 from .data.decode import DecoderName, choose_decoder, make_decoder, resolve_decoder
-from .data.given import given_media, is_image
-from .data.images import IMAGE_SUFFIXES
+from .data.given import given_media
+from .data.images import IMAGE_SUFFIXES, is_image
 from .data.sampling import frame_ids
 from .errors import UserError
 

@@ -282,8 +282,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     place = next(path for path in (config.folder, *config.folder.parents) if path.exists())
     if not (place.is_dir() and os.access(place, os.W_OK)):
         raise UserError(f"{config.folder}: {place} cannot be written to; choose another --out")
-    differs = [] if config.overwrite else differing(config)
-    if not differs:
+    if config.overwrite or not (differs := differing(config)):
         return config
     if not has_begun(config.folder):
         return dataclasses.replace(config, overwrite=True)

@@ -29,7 +29,7 @@ from . import study_report
 from .checkpoint import MODEL
 from .errors import UserError, run_command
 from .report import SCORES
-from .settings import TrainConfig, differing, parse, resolve
+from .settings import TrainConfig, differing, has_begun, parse, resolve
 from .studies import STUDIES, Study, Variant, flag_name, study_named
 from .trainer import Interrupted
 
@@ -183,7 +183,7 @@ def sweep(config: SweepConfig, common: tuple[str, ...]) -> Path:
     folder = config.out / (config.study + ("-quick" if "--quick" in common else ""))
     stages = jobs(study, folder, config.seeds, common)
     for job in chain(*stages):
-        if differs := differing(parse(job.arguments)):
+        if has_begun(job.folder) and (differs := differing(parse(job.arguments))):
             raise UserError(
                 f"{job.folder} is of a study with other settings ({', '.join(differs)}); "
                 "choose another --out"

@@ -7,22 +7,15 @@ from __future__ import annotations
 
 import copy
 import json
-import re
-import socket
 
 import pytest
 import torch
-import torch.nn.functional as F
-from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
-from torch._subclasses import FakeTensorMode
 
 import ivcl_fast
 from ivcl_fast import IVCLConfig, kernels, masking, model, reference, supervised
 from ivcl_fast.errors import UserError
-
-from .painted import write_painted
 
 SIZES = dict(image_size=16, patch_size=4, num_frames=3, num_query_frames=2, depth=2, embed_dim=32)
 CFG = IVCLConfig.preset("tiny", **SIZES)
@@ -202,54 +195,6 @@ def test_a_place_without_a_model_is_one_clear_line(tmp_path, monkeypatch):
     ivcl_fast.IVCLClassifier.from_pretrained(pretrained_model_name_or_path=run / "finetune")
 
 
-MODELS = {
-    "ivcl": lambda: ivcl_fast.IVCL(CFG),
-    "mae": lambda: ivcl_fast.IVCL(IVCLConfig.preset("tiny", **SIZES, objective="mae")),
-    "classifier": lambda: ivcl_fast.IVCLClassifier(CFG, 7),
-    "detection": lambda: ivcl_fast.Supervised(
-        IVCLConfig.preset("tiny", **SIZES, objective="detection"), 5
-    ),
-    "classification": lambda: ivcl_fast.Supervised(
-        IVCLConfig.preset("tiny", **SIZES, objective="classification"), 5
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_model_card_is_true(tmp_path, monkeypatch, name):
-    """It needs no network, its code runs, and the shapes that it tells are those that come out."""
-    monkeypatch.setattr(socket, "socket", None)
-    net, folder = MODELS[name](), tmp_path / "model"
-    net.save_pretrained(folder)
-    card = (folder / "README.md").read_text()
-    assert "Information Needed" not in card and "pushed to the Hub" not in card
-    assert "https://arxiv.org/abs/2307.08506" in card
-    data = ModelCard.load(folder / "README.md").data
-    assert (data.license, data.library_name) == ("apache-2.0", "ivcl_fast")
-    assert data.pipeline_tag == ("video-classification" if name == "classifier" else None)
-    assert "video" in data.tags
-    assert ("self-supervised-learning" in data.tags) == isinstance(net, ivcl_fast.IVCL)
-    for field, value in vars(net.cfg).items():
-        assert f"| {field} | {value} |" in card
-
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    write_painted(tmp_path / "video.avi", 1, 9)
-    code = code.replace("FOLDER", str(folder)).replace("VIDEO", str(tmp_path / "video.avi"))
-    made: dict = {}
-    exec(code, made)
-    assert type(made["model"]) is type(net)
-    told = re.findall(r"^(\w+) = .*# \w+ (\[.*\])$", code, re.MULTILINE)
-    assert len(told) == 2
-    for variable, shape in told:
-        assert str(list(made[variable].shape)) == shape
-
-
-def test_a_card_of_ones_own_is_kept(tmp_path):
-    (tmp_path / "README.md").write_text("mine")
-    ivcl_fast.IVCL(CFG).save_pretrained(tmp_path)
-    assert (tmp_path / "README.md").read_text() == "mine"
-
-
 def test_vit_weights_load_into_the_encoder(tmp_path):
     """timm's weights, cls token into slot 0: timm's features at one slot and equal patch size."""
     cfg = IVCLConfig.preset("tiny", **SIZES, num_slots=1)
@@ -379,95 +324,3 @@ def test_a_model_of_another_dtype(dtype):
     out = fast(video(), seed=SEED)
     out.loss.backward()
     assert out.pred.dtype == dtype and torch.isfinite(out.loss)
-
-
-def test_bad_arguments_are_named():
-    fast = ivcl_fast.IVCL(CFG)
-    with pytest.raises(ValueError, match=r"^video: "):
-        fast(video()[:, :2])
-    short = ivcl_fast.IVCL(IVCLConfig.preset("tiny", **SIZES, attention="short"))
-    if not kernels.fused(video()):
-        with pytest.raises(ValueError, match="backend: 'short' cannot run here: "):
-            short(video())
-
-
-def int64(shape: list[int], *values: int) -> torch.Tensor:
-    return torch.tensor(values).expand(shape)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "reason"),
-    [
-        ("seed", 3, "int (no tensor) is not int64 [2]"),
-        ("seed", [1, 2], "list (no tensor) is not int64 [2]"),
-        ("seed", torch.zeros(2), "float32 [2] is not int64 [2]"),
-        ("seed", torch.tensor(3), "int64 [] is not int64 [2]"),
-        ("seed", int64([3], 0), "int64 [3] is not int64 [2]"),
-        ("ids_keep", 3, "int (no tensor) is not int64 [2, 3, 4]"),
-        ("ids_keep", torch.tensor(3), "int64 [] is not int64 [2, 3, 4]"),
-        ("ids_keep", torch.zeros(2, 3, 4), "float32 [2, 3, 4] is not int64 [2, 3, 4]"),
-        ("ids_keep", int64([2, 3, 2], 3, 16), "its ids are not distinct numbers of 0 to 15"),
-        ("ids_keep", int64([2, 3, 2], -1, 3), "its ids are not distinct numbers of 0 to 15"),
-        ("ids_keep", int64([2, 3, 2], 3, 3), "its ids are not distinct numbers of 0 to 15"),
-        ("query", 1, "int (no tensor) is not int64 [2, 2]"),
-        ("query", int64([2], 0), "int64 [2] is not int64 [2, 2]"),
-        ("query", int64([2, 2], 0, 1).int(), "int32 [2, 2] is not int64 [2, 2]"),
-        ("query", int64([2, 2], 0, 3), "its ids are not distinct numbers of 0 to 2"),
-        ("query", int64([2, 2], 1, 1), "its ids are not distinct numbers of 0 to 2"),
-    ],
-)
-def test_bad_masks_are_named(name, value, reason):
-    for package in (reference, ivcl_fast):
-        with pytest.raises(ValueError) as error:
-            package.IVCL(CFG)(video(), **{name: value})
-        assert str(error.value) == f"{name}: {reason}"
-
-
-def test_masks_in_any_order_are_taken():
-    masks = dict(ids_keep=int64([2, 3, 4], 9, 2, 15, 0), query=int64([2, 2], 2, 0))
-    plain, fast = reference.IVCL(CFG), ivcl_fast.IVCL(CFG)
-    fast.load_state_dict(plain.state_dict())
-    torch.testing.assert_close(fast(video(), **masks).pred, plain(video(), **masks).pred)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "reason"),
-    [
-        (video().float(), "float32 from 0 to 255 is not within [0, 1]; divide by 255, or give"),
-        (video().float() / 127.5 - 1, "float32 from -1 to 1 is not within [0, 1]"),
-        (video().bfloat16(), "bfloat16 from 0 to 25"),
-        (torch.full((2, 3, 3, 16, 16), torch.nan), "float32 from nan to nan is not within [0, 1]"),
-        (video().long(), "int64 [2, 3, 3, 16, 16] is neither frames, uint8 (0 to 255) or float (0"),
-        (video().numpy(), "ndarray (no tensor) is neither frames, uint8 (0 to 255) or float (0 to"),
-    ],
-)
-def test_pixels_out_of_range_are_refused(wrong, reason):
-    labels = IVCLConfig.preset("tiny", **SIZES, objective="detection")
-    for net in (
-        reference.IVCL(CFG), reference.IVCLClassifier(CFG), supervised.Supervised(labels, 2),
-        ivcl_fast.IVCL(CFG), ivcl_fast.IVCLClassifier(CFG), ivcl_fast.Supervised(labels, 2),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=r"^video: [^\n]*$") as error:
-            net(wrong)
-        assert reason in str(error.value)
-
-
-def test_what_rounds_past_the_range_is_taken():
-    frames = (video().float() / 255).flatten(0, 1)
-    resized = F.interpolate(frames, (16, 16), mode="bilinear", antialias=True) * (1 + 1e-6)
-    assert resized.max() > 1
-    ivcl_fast.IVCLClassifier(CFG)(resized.unflatten(0, (2, 3)))
-    ivcl_fast.IVCLClassifier(CFG)(torch.rand(0, 3, 3, 16, 16))
-
-
-def test_values_are_not_looked_at_where_that_would_cost_a_graph_or_a_wait():
-    fast, masks = ivcl_fast.IVCL(CFG), (int64([2, 3, 2], 3, 7), int64([2, 2], 0, 2))
-    compiled = torch.compile(fast, fullgraph=True, backend="eager")
-    pixels = video().float() / 255
-    torch.testing.assert_close(compiled(pixels, *masks).pred, fast(pixels, *masks).pred)
-    with FakeTensorMode() as mode:
-        CFG.check_video(mode.from_tensor(pixels))
-        CFG.check_masks(2, *map(mode.from_tensor, masks), None)
-    CFG.check_video(pixels.to("meta"))
-    CFG.check_masks(2, *(mask.to("meta") for mask in masks), None)
-    torch.func.vmap(lambda clips: CFG.check_video(clips) or clips)(pixels[None])

@@ -75,6 +75,14 @@ def test_old_runs_are_not_shown_as_those_of_other_flags(data, tmp_path, capsys):
     assert (tmp_path / "encoder" / "study.md").read_text() == page
 
 
+def test_a_start_that_failed_is_not_in_the_way_of_a_study(data, tmp_path, capsys):
+    config, flags = SweepConfig("encoder", seeds=1, out=tmp_path), ("--data", data, *SMALL)
+    with pytest.raises(UserError, match="do not fill one batch of 1000"):
+        sweep(config, (*flags, "--batch-size", "1000"))
+    assert list(tmp_path.glob("encoder/*/pretrained/config.json"))
+    sweep(config, flags)
+
+
 def test_runs_at_once_learn_what_runs_in_turn_do(data, tmp_path, capsys):
     flags = ("--data", data, *SMALL)
     for parallel in (1, 2):

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from .dataset import Media, VideoError
-from .images import IMAGE_SUFFIXES
+from .images import is_image
 
 
 def given_media(path: Path, frames: int | None) -> Media:
@@ -35,11 +35,6 @@ def given_media(path: Path, frames: int | None) -> Media:
             f"is a single {'image' if is_image(path) else 'file'}; accepted: {accepted}"
         )
     return Media(path.stem, (path,))
-
-
-def is_image(path: Path) -> bool:
-    """By its name."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def place_of(path: Path) -> list[str | int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .dataset import VideoError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -11,6 +13,11 @@ JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 MAX_PADDING = 3
 # Frame headers; 0xC4, 0xC8 and 0xCC among them stand for tables.
 JPEG_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+
+
+def is_image(path: Path) -> bool:
+    """By its name."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def kind_of(image: bytes) -> str:

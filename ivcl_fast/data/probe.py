@@ -21,7 +21,7 @@ from av.packet import Packet
 
 from .containers import check_length
 from .dataset import Media, VideoError
-from .images import IMAGE_SUFFIXES, check_image, image_size, kind_of
+from .images import check_image, image_size, is_image, kind_of
 
 IMAGE_CODECS = ("mjpeg", "png")
 """Codecs whose frames are images that stand alone."""
@@ -74,7 +74,7 @@ def _probe_video(media: Media) -> VideoInfo:
 
 def is_image_sequence(media: Media) -> bool:
     """Whether the files are images, one per frame."""
-    return media.files[0].suffix.lower() in IMAGE_SUFFIXES
+    return is_image(media.files[0])
 
 
 def read_images(media: Media, frame_ids: Sequence[int] | np.ndarray | None = None) -> list[bytes]:
