@@ -49,7 +49,7 @@ def predict(model: nn.Module, feed: Feed, device: torch.device, amp: bool) -> tu
     parts: list[tuple[Tensor, ...]] = []
     for batch in feed.epoch(0):
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            logits = model(batch.rows.to(device, non_blocking=True))
+            logits = model(*batch.to(device).inputs)
         parts.append((logits.float().cpu(), batch.labels, batch.clip_ids))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 

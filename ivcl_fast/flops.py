@@ -10,20 +10,34 @@ from __future__ import annotations
 from .config import IVCLConfig
 
 
-def forward(cfg: IVCLConfig, num_classes: int | None = None, every_token: bool = False) -> int:
-    """FLOPs of a forward pass of one clip: of pretraining, or with ``num_classes`` a classifier."""
+def forward(
+    cfg: IVCLConfig,
+    num_classes: int | None = None,
+    every_token: bool = False,
+    frames: float | None = None,
+) -> int:
+    """FLOPs of a forward pass of one clip: of pretraining, or with ``num_classes`` a classifier.
+
+    ``frames``: those a classifier encodes for each clip, fewer than it has where clips share some.
+    """
     if num_classes is None:
         return _pretraining(cfg, every_token)
-    return _classifier(cfg, num_classes, every_token)
+    return _classifier(cfg, num_classes, every_token, _encoded(cfg, frames))
 
 
-def training(cfg: IVCLConfig, num_classes: int | None = None, every_token: bool = False) -> int:
+def training(
+    cfg: IVCLConfig,
+    num_classes: int | None = None,
+    every_token: bool = False,
+    frames: float | None = None,
+) -> int:
     """FLOPs of a forward and backward pass of one clip, arguments as :func:`forward` takes them.
 
     Backward has two products for each of forward's, but pixels get no gradient.
     """
     patches = cfg.num_keep if num_classes is None else cfg.num_patches
-    return 3 * forward(cfg, num_classes, every_token) - _embedding(cfg, patches)
+    embedding = round(_embedding(cfg, patches) * _encoded(cfg, frames))
+    return 3 * forward(cfg, num_classes, every_token, frames) - embedding
 
 
 def supervised_forward(cfg: IVCLConfig, num_classes: int, every_token: bool = False) -> int:
@@ -43,6 +57,11 @@ def supervised_training(cfg: IVCLConfig, num_classes: int, every_token: bool = F
     """As :func:`training`, in supervised pretraining."""
     forward = supervised_forward(cfg, num_classes, every_token)
     return 3 * forward - _embedding(cfg, cfg.num_patches)
+
+
+def _encoded(cfg: IVCLConfig, frames: float | None) -> float:
+    """Share of a clip's frames that are encoded for it; a joint encoder can share none."""
+    return 1.0 if frames is None or cfg.objective == "joint" else frames / cfg.num_frames
 
 
 def _embedding(cfg: IVCLConfig, patches: int) -> int:
@@ -86,18 +105,15 @@ def _pretraining(cfg: IVCLConfig, every_token: bool) -> int:
     return flops + 2 * queries * hidden * cfg.decoder_dim * cfg.patch_dim
 
 
-def _classifier(cfg: IVCLConfig, num_classes: int, every_token: bool) -> int:
+def _classifier(cfg: IVCLConfig, num_classes: int, every_token: bool, encoded: float) -> int:
     frames, slots, width = cfg.num_frames, cfg.num_slots, cfg.embed_dim
     tokens, cls = slots + cfg.num_patches, int(cfg.readout == "cls")
-    flops = _embedding(cfg, cfg.num_patches) + 2 * width * num_classes
+    embedding, head = _embedding(cfg, cfg.num_patches), 2 * width * num_classes
     if cfg.objective == "joint":
-        return flops + _blocks(cfg, width, cfg.depth, 1, cls + frames * tokens)
+        return embedding + _blocks(cfg, width, cfg.depth, 1, cls + frames * tokens) + head
     given = cls + frames * slots
     read = {"cls": 1, "last": slots, "mean": given}[cfg.readout]
-    for depth, sequences, length, wanted in (
-        (cfg.depth, frames, tokens, frames * slots),
-        (cfg.temporal_depth, 1, given, read),
-    ):
-        wanted = sequences * length if every_token else wanted
-        flops += _blocks(cfg, width, depth, sequences, length, wanted)
-    return flops
+    wanted = (None, None) if every_token else (frames * slots, read)
+    encoder = _blocks(cfg, width, cfg.depth, frames, tokens, wanted[0])
+    temporal = _blocks(cfg, width, cfg.temporal_depth, 1, given, wanted[1])
+    return round((embedding + encoder) * encoded) + temporal + head

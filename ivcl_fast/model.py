@@ -34,7 +34,7 @@ from . import backbone, checkpoint, kernels, model_card, reference, supervised
 from .attention import attention
 from .config import IVCLConfig
 from .errors import UserError
-from .reference import all_patches, patch_rows, take_rows
+from .reference import all_patches, patch_rows, show, take_rows
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -319,13 +319,14 @@ class IVCLClassifier(Pretrained, reference.IVCLClassifier, pipeline_tag="video-c
         super().__init__(cfg, num_classes)
         use_fast_parts(self)
 
-    def features(self, video: Tensor) -> Tensor:
+    def features(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
         cfg = self.cfg
         if cfg.objective == "joint":
-            return super().features(video)
-        rows = patch_rows(video, cfg)
-        clips = len(rows)
-        x = self.encoder.slots(rows) + self.temporal.time_embed.repeat_interleave(cfg.num_slots, 0)
+            return super().features(video, shown)
+        slots = self.encoder.slots(patch_rows(video, cfg, shown))
+        x = show(slots.unflatten(1, (-1, cfg.num_slots)), shown).flatten(1, 2)
+        x = x + self.temporal.time_embed.repeat_interleave(cfg.num_slots, 0)
+        clips = len(x)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.to(x).expand(clips, -1, -1), x], dim=1)
         read = {"cls": slice(1), "last": slice(-cfg.num_slots, None), "mean": slice(None)}

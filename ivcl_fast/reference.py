@@ -41,9 +41,9 @@ def unpatchify(rows: Tensor, patch_size: int) -> Tensor:
     return rearrange(rows, pattern, h=round(rows.shape[-2] ** 0.5), p=patch_size, q=patch_size)
 
 
-def patch_rows(video: Tensor, cfg: IVCLConfig) -> Tensor:
+def patch_rows(video: Tensor, cfg: IVCLConfig, shown: Tensor | None = None) -> Tensor:
     """Frames ``[B, T, 3, H, W]`` or rows to patch rows ``[B, T, N, 3*P*P]`` of the same dtype."""
-    cfg.check_video(video)
+    cfg.check_video(video, shown)
     return video if video.ndim == 4 else patchify(video, cfg.patch_size)
 
 
@@ -63,6 +63,16 @@ def take_rows(rows: Tensor, ids: Tensor) -> Tensor:
     start = torch.arange(ids[..., 0].numel(), device=ids.device).view(ids.shape[:-1]) * n
     index = (ids + start.unsqueeze(-1)).flatten()
     return rows.flatten(0, lead).index_select(0, index).unflatten(0, ids.shape)
+
+
+def show(frames: Tensor, shown: Tensor | None) -> Tensor:
+    """Frames of videos ``[V, F, ...]`` as clips show them, ``[V, C, T]``: ``[V*C, T, ...]``.
+
+    With None a video is a clip.
+    """
+    if shown is None:
+        return frames
+    return take_rows(frames, shown.flatten(1)).unflatten(1, shown.shape[1:]).flatten(0, 1)
 
 
 def hash64(x: Tensor) -> Tensor:
@@ -382,16 +392,23 @@ class IVCLClassifier(nn.Module):
         self.head = nn.Linear(cfg.embed_dim, num_classes)
         init_linears(self)
 
-    def forward(self, video: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` of a video as :class:`IVCL` takes it."""
-        return self.head(self.features(video))
+    def forward(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
+        """Logits ``[B, num_classes]`` of a video as :class:`IVCL` takes it.
 
-    def features(self, video: Tensor) -> Tensor:
-        """What the head reads, ``[B, D]``."""
-        rows = patch_rows(video, self.cfg)
+        Clips that share frames need them once: of ``video``, here with any number of frames F,
+        ``shown`` (int64 ``[B, C, T]``, 0 to F-1) has those that each of C clips shows, as the four
+        queries of an ACRE problem show its context panels. Logits are then ``[B*C, num_classes]``.
+        """
+        return self.head(self.features(video, shown))
+
+    def features(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
+        """What the head reads, one ``[D]`` per clip; arguments as of :meth:`forward`."""
+        rows = patch_rows(video, self.cfg, shown)
+        if self.cfg.objective == "joint":  # one encoder sees all frames of a clip: none is shared
+            rows, shown = show(rows, shown), None
         slots, _, cls = self.encoder(rows, all_patches(rows), self.cls_token)
         if self.cfg.objective != "joint":
-            slots = slots + self.temporal.time_embed[:, None]
+            slots = show(slots, shown) + self.temporal.time_embed[:, None]
             cls, slots = self.temporal(self.cls_token, slots)
         if cls is not None:
             return cls

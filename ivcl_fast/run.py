@@ -36,7 +36,7 @@ from .pieces import is_cut
 from .settings import TrainConfig
 from .trainer import Loss, MetricsLog, Schedule, Stage, scaled_lr
 
-EVAL_BATCH = 50
+EVAL_BATCH = 48
 ANSWERS = "answers.json"
 """Name of the file in a run's folder that says what it answers."""
 
@@ -124,7 +124,7 @@ class Run:
             return F.binary_cross_entropy_with_logits(model(batch.rows).float(), batch.labels)
 
         def measure(model: Supervised) -> dict[str, float]:
-            feed = self._feed(self.data.curve_split, model.cfg.num_frames, of_frames=True)
+            feed = self._feed(self.data.curve_split, model.cfg.num_frames, pretraining=True)
             return frame_scores(model, feed, self.device, self.amp)
 
         how = (label, schedule, measure) if config.model.supervised else (rebuild, schedule)
@@ -151,7 +151,7 @@ class Run:
         )
 
         def loss(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
-            logits = model(batch.rows).float()
+            logits = model(*batch.inputs).float()
             if self.task.multi_label:
                 return F.binary_cross_entropy_with_logits(logits, batch.labels)
             return F.cross_entropy(logits, batch.labels)
@@ -223,12 +223,13 @@ class Run:
             model.compile_blocks()
         frames, pretrains = model.cfg.num_frames, name == "pretrain"
         share = 1.0 if pretrains else self.config.labelled
+        feed = self._feed(
+            self.data.train_split, frames, training=True, share=share, pretraining=pretrains
+        )
         Stage(
             name=name,
             model=model,
-            feed=self._feed(
-                self.data.train_split, frames, training=True, share=share, of_frames=pretrains
-            ),
+            feed=feed,
             loss=loss,
             schedule=schedule,
             folder=folder / "checkpoints",
@@ -237,7 +238,7 @@ class Run:
             amp=self.amp,
             shard=self.config.shard,
             cuda_graph=self.cuda_graph,
-            peak_clips_per_second=self._peak_clips_per_second(model),
+            peak_clips_per_second=self._peak_clips_per_second(model, feed.frames_per_clip),
             validate=functools.partial(measure, model) if measure else None,
             save_every=self.config.save_every,
         ).run()
@@ -266,14 +267,17 @@ class Run:
         names = ("batch_size", "accum", "warmup_steps", "weight_decay", "clip_norm", "optimizer")
         return {name: getattr(self.config, name) for name in names}
 
-    def _peak_clips_per_second(self, model: IVCL | IVCLClassifier | Supervised) -> float | None:
-        """Training clips at the peak arithmetic rate of all ranks' devices, where it is known."""
+    def _peak_clips_per_second(
+        self, model: IVCL | IVCLClassifier | Supervised, frames: float
+    ) -> float | None:
+        """Training clips, of ``frames`` each, at the peak arithmetic rate of all ranks' devices,
+        where it is known."""
         peak = peak_flops(self.device) if self.amp else None
         if isinstance(model, Supervised):
             clip = flops.supervised_training(model.cfg, model.num_classes)
         else:
             classes = model.head.out_features if isinstance(model, IVCLClassifier) else None
-            clip = flops.training(model.cfg, classes)
+            clip = flops.training(model.cfg, classes, frames=frames)
         return peak and peak * distributed.world_size() / clip
 
     def _lr(self, lr: float) -> float:

@@ -171,8 +171,8 @@ STUDIES = {
         "Does it hold for reasoning about causes?",
         "pretraining",
         (*on("synthetic:acre-comp", "acre"), *on("synthetic:acre-sys", "acre")),
-        # A clip has less than half the frames of others, and one answer of three to learn from.
-        budget(pretrain_clips=30_000, finetune_clips=100_000),
+        # A panel holds up to six objects, and what they cause is learnt slowly, then at once.
+        {**budget(pretrain_clips=30_000, finetune_clips=60_000), "--num-slots": 8},
     ),
 }
 

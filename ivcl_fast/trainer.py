@@ -317,7 +317,7 @@ class Stage:
         graph = StepGraph(
             lambda step, *tensors: self._step(model, optimizers, Batch(*tensors), step), self.device
         )
-        return lambda batch, step: graph(step, batch.rows, batch.labels, batch.clip_ids)
+        return lambda batch, step: graph(step, *batch.tensors)
 
     def _step(
         self,

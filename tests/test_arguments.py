@@ -84,6 +84,40 @@ def test_pixels_out_of_range_are_refused(wrong, reason):
         assert reason in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ([[[0, 1, 2]]], "list (no tensor) is not int64 [2, clips of a video, 3]"),
+        (
+            torch.zeros([2, 4, 2], dtype=torch.int64),
+            "int64 [2, 4, 2] is not int64 [2, clips of a video, 3]",
+        ),
+        (
+            torch.zeros([1, 4, 3], dtype=torch.int64),
+            "int64 [1, 4, 3] is not int64 [2, clips of a video, 3]",
+        ),
+        (
+            torch.zeros([2, 3], dtype=torch.int64),
+            "int64 [2, 3] is not int64 [2, clips of a video, 3]",
+        ),
+        (
+            torch.zeros([2, 4, 3], dtype=torch.int32),
+            "int32 [2, 4, 3] is not int64 [2, clips of a video, 3]",
+        ),
+        (torch.full((2, 4, 3), 5), "not all of its frames are numbers of 0 to 4"),
+        (torch.full((2, 4, 3), -1), "not all of its frames are numbers of 0 to 4"),
+    ],
+)
+def test_frames_that_cannot_be_shown(wrong, reason):
+    five = video().repeat(1, 2, 1, 1, 1)[:, :5]
+    for net in (reference.IVCLClassifier(CFG), ivcl_fast.IVCLClassifier(CFG)):
+        with pytest.raises(ValueError, match=r"^shown: [^\n]*$") as error:
+            net(five, wrong)
+        assert reason in str(error.value)
+        with pytest.raises(ValueError, match=r"^video: uint8 \[2, 5, 3, 16, 8\] is neither "):
+            net(five[..., :8], torch.zeros(2, 4, 3, dtype=torch.int64))
+
+
 def test_what_rounds_past_the_range_is_taken():
     frames = (video().float() / 255).flatten(0, 1)
     resized = F.interpolate(frames, (16, 16), mode="bilinear", antialias=True) * (1 + 1e-6)

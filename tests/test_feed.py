@@ -16,6 +16,7 @@ from ivcl_fast.data.patches import unpatchify
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.store import FrameStore
 from ivcl_fast.errors import UserError
+from ivcl_fast.reference import show
 
 from .painted import media, numbers, write_painted
 
@@ -52,6 +53,22 @@ def same(found: list[Batch], expected: list[Batch]) -> bool:
         for a, b in zip(found, expected, strict=True)
         for name in ("rows", "labels", "clip_ids")
     )
+
+
+# Questions as in ACRE: clips of one video that share all frames but the last.
+SHARED = [0, 7, 2]
+ASKED = [
+    Clip(f"v{v}q{i}", f"v{v}", v + i, (*SHARED, i)) for v in (1, 3, 5, 8, 9, 10) for i in (3, 8)
+]
+
+
+def asked(store: FrameStore, clips=ASKED, batch_size=4, **options) -> Feed:
+    return make(store, clips, batch_size, **{"share_frames": True} | options)
+
+
+def each_alone(batches: list[Batch]) -> list[Batch]:
+    """The same clips, each with its frames."""
+    return [Batch(show(b.rows, b.shown), b.labels, b.clip_ids) for b in batches]
 
 
 def test_frames_labels_and_ids_belong_together(store):
@@ -99,6 +116,69 @@ def test_clips_that_name_their_frames(store):
     assert shown(last) == [[(1, 6)], [(1, 19)]]
     with pytest.raises(UserError, match="num_frames: 5, but q6 has 4 frames of its own"):
         make(store, clips, num_frames=5)
+
+
+def test_shared_frames_come_once(store):
+    feed = asked(store, shuffle=False)
+    batches = list(feed.epoch(0))
+    assert feed.frames_per_clip == 5 / 2
+    for batch in batches:
+        assert batch.rows.shape[:2] == (2, 5)
+        assert batch.shown is not None and batch.shown.shape == (2, 2, 4)
+    assert same(each_alone(batches), list(asked(store, shuffle=False, share_frames=False).epoch(0)))
+
+
+def test_shuffled_clips_that_share_frames_stay_together(store):
+    feed = asked(store, seed=3)
+    epochs = [list(feed.epoch(epoch)) for epoch in range(3)]
+    orders = [[i for b in batches for i in b.clip_ids.tolist()] for batches in epochs]
+    assert len({tuple(order) for order in orders}) == 3
+    for order in orders:
+        assert sorted(order) == list(range(len(ASKED)))
+        assert [i ^ 1 for i in order[::2]] == order[1::2]
+    assert same(list(feed.epoch(1, 2)), epochs[1][2:])
+    for batch in epochs[0]:
+        (alone,) = each_alone([batch])
+        expected = [(ASKED[i].media, ASKED[i].frames) for i in batch.clip_ids.tolist()]
+        seen = [(f"v{ids[0][0]}", tuple(frame for _, frame in ids)) for ids in shown(alone)]
+        assert seen == expected
+    ranks = [
+        list(asked(store, batch_size=2, seed=3, rank=r, world_size=2).epoch(0)) for r in (0, 1)
+    ]
+    for whole, *parts in zip(epochs[0], *ranks, strict=True):
+        assert torch.equal(whole.rows, torch.cat([part.rows for part in parts]))
+        assert torch.equal(whole.clip_ids, torch.cat([part.clip_ids for part in parts]))
+
+
+@pytest.mark.parametrize(
+    ("clips", "options"),
+    [
+        (ASKED, {"batch_size": 3}),  # no whole videos in a batch
+        (ASKED[:-1], {}),  # one video with fewer clips
+        ([*ASKED[:-1], Clip("q", "v10", 0, (0, 7, 4, 8))], {}),  # one with more frames
+        (ASKED, {"num_frames": 1}),
+        ([Clip(f"c{i}", f"v{i // 2 + 7}", i) for i in range(6)], {}),  # frames that jitter
+    ],
+)
+def test_where_frames_are_not_shared(clips, options, store):
+    options = {"num_frames": 4, "batch_size": 4} | options
+    found, expected = (
+        list(make(store, clips, share_frames=share, **options).epoch(0)) for share in (True, False)
+    )
+    assert all(batch.shown is None for batch in found)
+    assert same(found, expected)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 8])
+@pytest.mark.parametrize("share", [True, False])
+def test_a_batch_in_parts(store, parts, share):
+    (batch,) = asked(store, batch_size=12, shuffle=False, share_frames=share).epoch(0)
+    pieces = list(batch.split(parts))
+    assert len(pieces) == min(parts, len(batch.rows))
+    for x, *of_pieces in zip(batch.tensors, *(piece.tensors for piece in pieces), strict=True):
+        assert torch.equal(x, torch.cat(of_pieces))
+    for piece in pieces:
+        assert len(each_alone([piece])[0].rows) == len(piece.clip_ids) == len(piece.labels)
 
 
 def test_every_placement_gives_the_same_batches(store):

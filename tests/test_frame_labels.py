@@ -146,7 +146,7 @@ def test_batches_hold_the_labels_of_their_own_frames(cater, objective, feed):
     config = parse([*flags, "--feed", feed, "--decoder", "pyav"])
     data = open_data(config)
     options = dict(batch_size=4, num_frames=5, seed=3, training=True)
-    batches = data.feed("train", **options, of_frames=True)
+    batches = data.feed("train", **options, pretraining=True)
     clips, expected = data.dataset.clips("train"), frame_labels(cater, objective, 4)
     taken = set()
     for batch in batches.epoch(1):

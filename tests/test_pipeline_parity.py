@@ -75,11 +75,16 @@ def check_pretraining(cfg: IVCLConfig, clips: int = 2, seed: int = 0) -> None:
     assert_close(slots[1], slots[0], slots[2], "encode")
 
 
-def check_finetuning(cfg: IVCLConfig, clips: int = 2, seed: int = 0) -> None:
+def check_finetuning(cfg: IVCLConfig, clips: int = 2, seed: int = 0, of_each: int = 0) -> None:
+    """``of_each``: clips of each video that share its frames; 0: a video is a clip."""
     torch.manual_seed(seed)
     models = trio(reference.IVCLClassifier(cfg, 5), ivcl_fast.IVCLClassifier(cfg, 5))
-    video, labels = some_video(cfg, clips, seed), torch.arange(clips) % 5
-    logits = [model(video) for model in models]
+    video, shown = some_video(cfg, clips, seed), None
+    if of_each:
+        shown = torch.randint(cfg.num_frames, (clips, of_each, cfg.num_frames))
+        video = video.flip(1).repeat(1, 2, 1, 1, 1)[:, 1:]  # another number of frames
+    logits = [model(video, shown) for model in models]
+    labels = torch.arange(len(logits[0])) % 5
     assert_close(logits[1], logits[0], logits[2], "logits")
     assert_same_step(models, [F.cross_entropy(x, labels) for x in logits])
 
@@ -133,10 +138,10 @@ def configs(draw: st.DrawFn) -> IVCLConfig:
 
 
 @settings(max_examples=30, deadline=None, derandomize=True, database=None)
-@given(configs(), st.integers(1, 3), st.integers(0, 99))
-def test_any_config(cfg, clips, seed):
+@given(configs(), st.integers(1, 3), st.integers(0, 99), st.integers(0, 3))
+def test_any_config(cfg, clips, seed, of_each):
     check_pretraining(cfg, clips, seed)
-    check_finetuning(cfg, clips, seed)
+    check_finetuning(cfg, clips, seed, of_each)
 
 
 @settings(max_examples=20, deadline=None, derandomize=True, database=None)

@@ -320,6 +320,25 @@ def test_encode_and_readout(objective, readout):
         torch.testing.assert_close(classifier.features(video), chosen.mean(dim=(1, 2)))
 
 
+@pytest.mark.parametrize("objective", ["ivcl", "joint"])
+@pytest.mark.parametrize("readout", ["last", "mean", "cls"])
+def test_clips_that_share_frames(objective, readout):
+    """Logits and gradients are those of the clips each with frames of its own."""
+    cfg = small(objective=objective, readout=readout)
+    model, frames = reference.IVCLClassifier(cfg, 5).double(), some_video(cfg)  # 2 of 4 frames
+    shown = torch.tensor([[[0, 1, 2, 3], [0, 1, 2, 0], [3, 3, 1, 2]], [[1, 2, 3, 0]] * 3])
+    alone = torch.stack([frames[v, ids] for v in range(2) for ids in shown[v]])
+    found = []
+    for arguments in ((frames, shown), (alone,)):
+        model.zero_grad()
+        logits = model(*arguments)
+        logits.square().sum().backward()
+        found.append([logits, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert found[0][0].shape == (6, 5)
+    for mine, expected in zip(*found, strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
 def test_only_query_frames_and_slots_reach_the_decoder():
     """A frame that is no query acts through its slots alone, and only in IV-CL."""
     cfg = small(objective="mae")

@@ -58,12 +58,29 @@ def test_every_kind_from_a_store_and_streamed(name, folder):
         pairs = list(zip(feed(stored, split).epoch(0), feed(streamed, split).epoch(0), strict=True))
         assert pairs
         for from_store, decoded in pairs:
-            assert torch.equal(from_store.rows, decoded.rows)
-            assert torch.equal(from_store.labels, decoded.labels)
+            assert len(from_store.tensors) == (4 if "acre" in name else 3)  # frames are shared
+            for mine, other in zip(from_store.tensors, decoded.tensors, strict=True):
+                assert torch.equal(mine, other)
     clips = stored.usable_clips(splits[2])[:3]
     rows = stored.rows(clips, 7 if "acre" in name else 5)
     assert torch.equal(rows, streamed.rows(clips, rows.shape[1]))
     assert stored.dataset.describe(clips[0].label)  # type: ignore[arg-type]
+
+
+def test_a_labelled_share_is_of_whole_problems(folder):
+    data = open_data(config("synthetic:acre-comp", folder))
+    options = dict(batch_size=4, num_frames=7, seed=3, training=True)
+    found: list[set[str]] = []
+    for share in (0.25, 0.5, 1.0):
+        feed = data.feed("train", share=share, **options)
+        names = [feed.clips[i].name for batch in feed.epoch(0) for i in batch.clip_ids.tolist()]
+        assert len(names) == 160 * share and len({name[:-3] for name in names}) == 40 * share
+        assert feed.frames_per_clip == 10 / 4
+        found.append(set(names))
+    assert found[0] < found[1] < found[2]
+    masked = data.feed("train", **options, pretraining=True)
+    assert masked.frames_per_clip == 7
+    assert next(iter(masked.epoch(0))).shown is None
 
 
 @pytest.mark.parametrize(("name", "crops"), [("synthetic", 0), ("synthetic:something-else", 1)])

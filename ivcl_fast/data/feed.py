@@ -34,30 +34,49 @@ class Batch:
     """Some clips of a split."""
 
     rows: torch.Tensor
-    """uint8 ``[B, T, N, 3PP]``: patch rows."""
+    """uint8 ``[B, T, N, 3PP]``: patch rows; where clips share frames, those of V videos, ``[V, F,
+    N, 3PP]``."""
     labels: torch.Tensor
     """int64 ``[B]``; with several labels per clip float32 ``[B, C]``, 1 where a class applies; with
     labels of frames float32 ``[B, T, ...]``."""
     clip_ids: torch.Tensor
     """int64 ``[B]``: the clips' places in the split."""
+    shown: torch.Tensor | None = None
+    """Where clips share frames, int64 ``[V, C, T]``: which of its video's each clip shows; the
+    clips lie video by video, V * C = B."""
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """What a classifier takes."""
+        return (self.rows,) if self.shown is None else (self.rows, self.shown)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All there are; ``Batch(*tensors)`` is the batch again."""
+        return (self.rows, self.labels, self.clip_ids, *self.inputs[1:])
 
     def split(self, parts: int) -> Iterator[Batch]:
-        """The batch in ``parts`` pieces of (nearly) equal size, in order."""
-        pieces = (x.tensor_split(parts) for x in (self.rows, self.labels, self.clip_ids))
-        return (Batch(*piece) for piece in zip(*pieces, strict=True))
+        """The batch in at most ``parts`` pieces of (nearly) equal size, in order; none is empty."""
+        videos = len(self.rows)
+        for chosen in torch.arange(videos).tensor_split(min(parts, videos)):
+            first, end = chosen[0].item(), chosen[-1].item() + 1
+            pieces = (x[first * len(x) // videos : end * len(x) // videos] for x in self.tensors)
+            yield Batch(*pieces)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``; copies from pinned memory do not block."""
-        tensors = (self.rows, self.labels, self.clip_ids)
-        return Batch(*(x.to(device, non_blocking=True) for x in tensors))
+        return Batch(*(x.to(device, non_blocking=True) for x in self.tensors))
 
 
 class Sampled(NamedTuple):
-    """A clip and the frames of it that a batch takes."""
+    """Frames of a video that a batch takes, and the clips that show them."""
 
-    clip_id: int
+    clip_ids: np.ndarray
+    """int64 ``[C]``."""
     frames: np.ndarray
-    """int64 ``[T]``."""
+    """int64 ``[F]``."""
+    shown: np.ndarray
+    """int64 ``[C, T]``: places in ``frames``."""
 
 
 class Feed(ABC):
@@ -88,10 +107,13 @@ class Feed(ABC):
         rank: int = 0,
         world_size: int = 1,
         frame_labels: FrameLabels | None = None,
+        share_frames: bool = False,
     ) -> None:
         """``frames`` has the number of frames of all media that can be used. ``num_frames`` = 1
         shows the last frame alone. Clips that name their frames show these, without jitter.
-        ``frame_labels`` take the place of the clips' own.
+        ``frame_labels`` take the place of the clips' own. With ``share_frames``, clips of one video
+        that name their frames come together, and their frames once, where whole videos fill a batch
+        and have as many clips and frames each.
 
         Raises :class:`UserError` if no clip can be used, if ``drop_last`` leaves no batch, and if
         clips name another number of frames than ``num_frames``.
@@ -110,6 +132,12 @@ class Feed(ABC):
             log.warning("%d of %d clips left out: their videos cannot be used", bad, len(clips))
         if not len(self._usable):
             raise UserError(f"the videos of none of the {len(clips)} clips can be used")
+        self._groups = self._usable[:, None]
+        """int64 ``[V, C]``: clips that share their frames."""
+        if share_frames and num_frames > 1:
+            groups = by_video(clips, self._usable)
+            if batch_size % groups.shape[1] == 0:
+                self._groups = groups
         if drop_last and not len(self):
             raise UserError(
                 f"batch_size: {len(self._usable)} clips do not fill one batch of "
@@ -124,9 +152,18 @@ class Feed(ABC):
 
     def __len__(self) -> int:
         """Batches per epoch on this rank."""
-        global_batch = self.batch_size * self.world_size
-        full, rest = divmod(len(self._usable), global_batch)
+        full, rest = divmod(len(self._groups), self._videos_per_batch * self.world_size)
         return full + (not self.drop_last and rest > self.rank)
+
+    @property
+    def frames_per_clip(self) -> float:
+        """Frames in a batch for each of its clips."""
+        first = self._sampled(0, self._groups[0])
+        return len(first.frames) / len(first.clip_ids)
+
+    @property
+    def _videos_per_batch(self) -> int:
+        return self.batch_size // self._groups.shape[1]
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from ``start_batch`` on, prepared by a background thread.
@@ -173,16 +210,23 @@ class Feed(ABC):
     def _sample(self, epoch: int, start_batch: int) -> Iterator[list[Sampled]]:
         """The clips of this rank's batches, and their frames."""
         order = self._order(epoch)
-        size = self.batch_size * self.world_size
+        size = self._videos_per_batch * self.world_size
         for number in range(start_batch, len(self)):
-            ids = order[number * size : (number + 1) * size][self.rank :: self.world_size]
-            yield [Sampled(i, self._frame_ids(epoch, i)) for i in ids.tolist()]
+            groups = order[number * size : (number + 1) * size][self.rank :: self.world_size]
+            yield [self._sampled(epoch, group) for group in groups]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """int64: the clips of one epoch, in order, over all ranks."""
+        """int64 ``[V, C]``: the clips of one epoch, in order, over all ranks."""
         if not self.shuffle:
-            return self._usable
-        return np.random.default_rng([self.seed, epoch, _ORDER]).permutation(self._usable)
+            return self._groups
+        return np.random.default_rng([self.seed, epoch, _ORDER]).permutation(self._groups)
+
+    def _sampled(self, epoch: int, clip_ids: np.ndarray) -> Sampled:
+        frames = np.stack([self._frame_ids(epoch, i) for i in clip_ids.tolist()])
+        if len(clip_ids) == 1:
+            return Sampled(clip_ids, frames[0], np.arange(frames.size)[None])
+        every, shown = np.unique(frames, return_inverse=True)
+        return Sampled(clip_ids, every, shown.reshape(frames.shape))
 
     def _frame_ids(self, epoch: int, clip_id: int) -> np.ndarray:
         clip = self.clips[clip_id]
@@ -194,18 +238,36 @@ class Feed(ABC):
         return frame_ids(self._frames_in[clip.media], self.num_frames, rng)
 
     def _labelled(self, rows: torch.Tensor, sampled: Sequence[Sampled]) -> Batch:
-        clips = [self.clips[one.clip_id] for one in sampled]
-        ids = torch.tensor([one.clip_id for one in sampled], dtype=torch.int64)
+        ids = torch.from_numpy(np.concatenate([one.clip_ids for one in sampled]))
+        clips = [self.clips[i] for i in ids.tolist()]
+        shares = len(ids) > len(sampled)
+        shown = torch.from_numpy(np.stack([one.shown for one in sampled])) if shares else None
         if self.frame_labels is not None:
             found = [self.frame_labels(c, s.frames) for c, s in zip(clips, sampled, strict=True)]
-            return Batch(rows, torch.stack(found), ids)
+            return Batch(rows, torch.stack(found), ids, shown)
         labels = [clip.label for clip in clips]
         if not self.multi_label:
-            return Batch(rows, torch.tensor(labels, dtype=torch.int64), ids)
+            return Batch(rows, torch.tensor(labels, dtype=torch.int64), ids, shown)
         hot = torch.zeros(len(labels), self.num_classes)
         for row, label in zip(hot, labels, strict=True):
             row[list(label) if isinstance(label, tuple) else label] = 1
-        return Batch(rows, hot, ids)
+        return Batch(rows, hot, ids, shown)
+
+
+def by_video(clips: Sequence[Clip], ids: np.ndarray) -> np.ndarray:
+    """The clips ``ids``, int64 ``[n]``, that share a video, side by side: int64 ``[V, C]``.
+
+    Each on its own where videos have different numbers of clips, or of frames that these name.
+    """
+    videos: dict[str, list[int]] = {}
+    for i in ids.tolist():
+        videos.setdefault(clips[i].media, []).append(i)
+    sizes = {
+        (len(group), len({frame for i in group for frame in clips[i].frames or ()}))
+        for group in videos.values()
+    }
+    alike = len(sizes) == 1 and all(frames for _, frames in sizes)
+    return np.array(list(videos.values())) if alike else ids[:, None]
 
 
 class StoreFeed(Feed):
@@ -227,6 +289,6 @@ class StoreFeed(Feed):
 
     def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
         for sampled in self._sample(epoch, start_batch):
-            names = [self.clips[s.clip_id].media for s in sampled]
+            names = [self.clips[s.clip_ids[0]].media for s in sampled]
             rows = self.store.batch(names, [s.frames for s in sampled], self._pin)
             yield self._labelled(rows, sampled)

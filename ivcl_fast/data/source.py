@@ -96,17 +96,20 @@ class Data(ABC):
         share: float = 1.0,
         rank: int = 0,
         world_size: int = 1,
-        of_frames: bool = False,
+        pretraining: bool = False,
     ) -> Feed:
         """Clips of ``split``: shuffled, jittered, whole batches for training; else as they lie.
 
-        ``share`` of the clips, the same ones in every run; a larger share holds the smaller ones.
-        ``of_frames``: with the labels of frames, if there are, not of clips.
+        The clips of a ``share`` of the videos, the same ones in every run; a larger share holds the
+        smaller ones. Those that answer share frames. ``pretraining`` masks each clip by itself, and
+        takes the labels of frames, if there are, not of clips.
         """
         clips = self.dataset.clips(split)
         if share < 1:
-            order = np.random.default_rng(0).permutation(len(clips))
-            clips = [clips[i] for i in sorted(order[: max(1, round(share * len(clips)))])]
+            videos = list(dict.fromkeys(clip.media for clip in clips))
+            order = np.random.default_rng(0).permutation(len(videos))
+            chosen = {videos[i] for i in order[: max(1, round(share * len(videos)))]}
+            clips = [clip for clip in clips if clip.media in chosen]
         return self._feed(
             clips,
             batch_size,
@@ -115,7 +118,8 @@ class Data(ABC):
             training=training,
             rank=rank,
             world_size=world_size,
-            frame_labels=self.frame_labels if of_frames else None,
+            frame_labels=self.frame_labels if pretraining else None,
+            share_frames=not pretraining,
         )
 
     def rows(self, clips: Sequence[Clip], num_frames: int) -> torch.Tensor:

@@ -123,10 +123,11 @@ class StreamFeed(Feed):
             yield self._assemble(sampled, found)
 
     def _request(self, epoch: int, sampled: Sampled) -> Request:
-        media = self._media[self.clips[sampled.clip_id].media]
+        first = int(sampled.clip_ids[0])
+        media = self._media[self.clips[first].media]
         crop = WHOLE
         if self.random_crop:
-            crop = draw_crop(np.random.default_rng([self.seed, epoch, _CROP, sampled.clip_id]))
+            crop = draw_crop(np.random.default_rng([self.seed, epoch, _CROP, first]))
         sizes = self.image_size, self.patch_size
         return Request(media, sampled.frames, crop, self._decoders[media.name], *sizes)
 
