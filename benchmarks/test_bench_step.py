@@ -11,7 +11,8 @@ from benchmarks import rivals
 from benchmarks.conftest import race_tests
 from benchmarks.race import DEVICE, Race
 from benchmarks.shapes import CLIPS, PRESET, draw
-from ivcl_fast import IVCL, IVCLConfig, accelerate, flops, reference
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, accelerate, flops, reference
+from ivcl_fast.data.acre import CONTEXT, QUERIES
 from ivcl_fast.hardware import useless_compiler
 from ivcl_fast.kernels import _ext, _triton
 
@@ -87,6 +88,36 @@ def step_race(preset: str, **options) -> Race:
     )
 
 
+SHARED, OWN = "ours, a problem's panels once", "ours, every query's own"
+
+
+def finetuning() -> dict[str, Callable[[], Tensor]]:
+    """ACRE: four queries of a problem show the same six panels, and each one of its own."""
+    cfg = IVCLConfig.preset(PRESET, num_frames=7, num_query_frames=4)
+    shape = CLIPS // 4, 10, cfg.num_patches, cfg.patch_dim
+    panels = torch.randint(256, shape, dtype=torch.uint8, device=DEVICE)
+    shown = torch.tensor([[*CONTEXT, query] for query in QUERIES], device=DEVICE)
+    shown = shown.expand(len(panels), -1, -1)
+    fast, plain = IVCLClassifier(cfg, 3), reference.IVCLClassifier(cfg, 3)
+    fast.load_state_dict(plain.state_dict())
+    optimizers = [rivals.adamw(model.to(DEVICE)) for model in (fast, plain)]
+    labels = torch.arange(CLIPS, device=DEVICE) % 3
+    own = reference.show(panels, shown)
+
+    def step(model: nn.Module, *video: Tensor, bf16: bool = True) -> Callable[[], Tensor]:
+        def loss() -> Tensor:
+            return nn.functional.cross_entropy(model(*video).float(), labels)
+
+        return rivals.train_step(loss, optimizers[model is plain], bf16)
+
+    return {
+        SHARED: step(fast, panels, shown),
+        OWN: step(fast, own),
+        "reference, bf16": step(plain, own),
+        REFERENCE: step(plain, own, bf16=False),
+    }
+
+
 def blocks(preset: str) -> dict[str, Callable[[], Tensor]]:
     cfg = IVCLConfig.preset(preset)
     shape = CLIPS * cfg.num_frames, cfg.num_slots + cfg.num_keep, cfg.embed_dim
@@ -127,6 +158,11 @@ RACES = [
         build=lambda: blocks(PRESET), shape=f"{PRESET}, {CLIPS} clips",
     ),
     step_race(PRESET, seconds=20),
+    Race(
+        name=f"finetuning step, {PRESET}, {CLIPS} clips of ACRE", build=finetuning, check=same_loss,
+        names=(SHARED, OWN, "reference, bf16", REFERENCE), seconds=20,
+        shape=f"{PRESET}, {CLIPS} clips of 7 panels, 10 of each problem",
+    ),
     step_race(LARGE, seconds=30, rounds=5),
 ]  # fmt: skip
 

@@ -201,13 +201,18 @@ def test_training_step_is_the_references(device, preset, amp, share):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_classifier_is_the_references(device):
+@pytest.mark.parametrize("of_each", [0, 3])
+def test_classifier_is_the_references(device, of_each):
+    """``of_each``: clips of each video that share its frames; 0: a video is a clip."""
     cfg = IVCLConfig.preset("tiny", **SHALLOW)
     fast, plain = pair(IVCLClassifier, reference.IVCLClassifier, device, cfg)
-    video, labels = clips(cfg, device), torch.tensor([1, 30], device=device)
+    video, shown = clips(cfg, device), None
+    if of_each:
+        shown = torch.randint(cfg.num_frames, (2, of_each, cfg.num_frames), device=device)
+    labels = torch.tensor([1, 30] * max(of_each, 1), device=device)
 
     def loss(model):
-        return torch.nn.functional.cross_entropy(model(video).float(), labels)
+        return torch.nn.functional.cross_entropy(model(video, shown).float(), labels)
 
     same_gradients(fast, plain, loss, device, amp=False, share=1e-4)
 
