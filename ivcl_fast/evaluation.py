@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import metrics
 from .data import cater_labels
-from .data.acre import TYPES, Acre
+from .data.acre import QUERIES, TYPES, Acre, covariation
 from .data.feed import Feed
 from .metrics import Score
 
@@ -111,6 +112,16 @@ def blicket_scores(
     asked = [queries[name] for name in names]
     problems = torch.tensor([query.problem for query in asked])
     return metrics.query_scores(logits, labels, problems, [q.type for q in asked], TYPES)
+
+
+def counting_guess(
+    dataset: Acre, split: str, names: list[str], labels: Tensor
+) -> dict[str, dict[str, Score]]:
+    """The same of answers that take no reasoning, only counts (:func:`covariation`)."""
+    queries, answers = dataset.queries(split), [covariation(p) for p in dataset.problems(split)]
+    given = [answers[queries[n].problem][queries[n].panel - QUERIES.start] for n in names]
+    guess = F.one_hot(torch.tensor(given), dataset.num_classes).float()
+    return {"all": blicket_scores(dataset, split, names, guess, labels)}
 
 
 def class_scores(logits: Tensor, labels: Tensor) -> dict[str, Score]:

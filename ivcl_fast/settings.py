@@ -87,7 +87,8 @@ class TrainConfig:
     labelled: float = 1.0
     """Share of the training clips that finetuning may use, to see what few labels are worth."""
     compare_memoryless: bool = True
-    """Also measure what needs no memory (localisation): the last frame alone, a visible cone."""
+    """Also measure what needs no memory (localisation): the last frame alone, a visible cone; or no
+    reasoning (ACRE): counting when the machine was on."""
     pictures: bool = True
     """Draw what the models do for the report; ivcl_fast.visualize can do it later."""
     compare_scratch: bool = False

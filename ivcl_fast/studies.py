@@ -69,6 +69,8 @@ def flag_name(flag: str) -> str:
 IV_CL = Variant(OBJECTIVE_NAMES["ivcl"])
 IMAGE_MAE = Variant(OBJECTIVE_NAMES["mae"], pretrain=("--objective", "mae"))
 JOINT = Variant(OBJECTIVE_NAMES["joint"], model=("--objective", "joint"))
+COMPARED = replace(IV_CL, finetune=("--compare-memoryless",))
+"""Beside what needs no memory, or no reasoning."""
 NONE = Variant("none", pretrain=None)
 
 
@@ -79,9 +81,9 @@ SUPERVISED = tuple(
 """By kind of labels of single frames, which CATER alone has."""
 
 
-def on(data: str, task: str, *others: Variant) -> tuple[Variant, ...]:
+def on(data: str, task: str, *others: Variant, first: Variant = IV_CL) -> tuple[Variant, ...]:
     """The main ways to pretrain, and others, on a data set and task of their own."""
-    variants = IV_CL, IMAGE_MAE, *others, NONE
+    variants = first, IMAGE_MAE, *others, NONE
     return tuple(replace(variant, data=data, task=task) for variant in variants)
 
 
@@ -108,7 +110,7 @@ STUDIES = {
     "pretraining": Study(
         "Does self-supervised video pretraining help?",
         "pretraining",
-        (replace(IV_CL, finetune=("--compare-memoryless",)), IMAGE_MAE, NONE),
+        (COMPARED, IMAGE_MAE, NONE),
         budget(pretrain_clips=100_000, finetune_clips=40_000),
     ),
     "supervision": Study(
@@ -170,7 +172,10 @@ STUDIES = {
     "causes": Study(
         "Does it hold for reasoning about causes?",
         "pretraining",
-        (*on("synthetic:acre-comp", "acre"), *on("synthetic:acre-sys", "acre")),
+        (
+            *on("synthetic:acre-comp", "acre", first=COMPARED),
+            *on("synthetic:acre-sys", "acre", first=COMPARED),
+        ),
         # A panel holds up to six objects, and what they cause is learnt slowly, then at once.
         {**budget(pretrain_clips=30_000, finetune_clips=60_000), "--num-slots": 8},
     ),

@@ -14,8 +14,9 @@ import torch
 
 from . import backbone, checkpoint, distributed, timm_weights
 from .config import OBJECTIVE_NAMES
+from .data.acre import Acre
 from .errors import UserError, run_command
-from .evaluation import Evaluation, cone_guess
+from .evaluation import Evaluation, cone_guess, counting_guess
 from .hardware import repeat_exactly
 from .report import Row, print_rows, write_report
 from .run import Run
@@ -95,8 +96,8 @@ def ranks(config: TrainConfig) -> str:
 
 
 def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Row]:
-    """What the score is worth: without pretraining, and what needs no memory."""
-    rows = []
+    """What the score is worth: without pretraining, and what needs no memory or no reasoning."""
+    rows, dataset = [], run.data.dataset
     if run.config.compare_scratch and init != "random":
         scratch = run.evaluate(run.finetune("random", "scratch"))
         rows.append(Row(f"{FROM_SCRATCH}, same finetuning", scratch.scores))
@@ -106,6 +107,10 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Row]:
         if run.data.has_scenes(evaluation.names):
             guess = cone_guess(run.data, evaluation.names)
             rows.append(Row("no memory: guesses under a visible cone", guess))
+    if isinstance(dataset, Acre) and run.config.compare_memoryless:
+        split, names = run.data.eval_split, evaluation.names
+        guess = counting_guess(dataset, split, names, evaluation.labels)
+        rows.append(Row("no reasoning: counts when the machine was on", guess))
     return rows
 
 

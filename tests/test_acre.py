@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ivcl_fast.data.acre import TYPES, Acre, Query, object_table
 from ivcl_fast.data.dataset import Clip, Dataset
 from ivcl_fast.errors import UserError
+from ivcl_fast.evaluation import counting_guess
 
 PROBLEM: list[dict[str, Any]] = [
     {"light_state": "on", "objects": [4]},
@@ -78,9 +80,24 @@ def test_queries_by_clip(root: Path) -> None:
     queries = Acre(root).queries("val")
     assert list(queries) == [clip.name for clip in Acre(root).clips("val")]
     assert [queries[f"ACRE_val_000001_{q:02d}"] for q in range(6, 10)] == [
-        Query(1, kind) for kind in ("potential", "screen_off", "indirect", "direct")
+        Query(1, 6 + i, kind)
+        for i, kind in enumerate(("potential", "screen_off", "indirect", "direct"))
     ]
     assert TYPES == ("direct", "indirect", "screen_off", "potential")
+
+
+def test_what_counting_scores(root: Path) -> None:
+    write(root, "test", [PROBLEM, PROBLEM])
+    data = Acre(root)
+    clips = data.clips("test")[::-1]
+    names, labels = [clip.name for clip in clips], torch.tensor([clip.label for clip in clips])
+    # With 20 the machine was on once of one time, with 9 once of two, with 4 always; 12 and 13 were
+    # never or seldom there when it was.
+    scores = counting_guess(data, "test", names, labels)["all"]
+    assert {name: score.value for name, score in scores.items()} == {
+        "query": 0.5, "problem": 0, "direct": 1, "indirect": 1, "screen_off": 0, "potential": 0,
+    }  # fmt: skip
+    assert scores["query"].chance == pytest.approx(1 / 3)
 
 
 def test_what_an_object_id_means() -> None:

@@ -8,8 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ivcl_fast.data.acre import CONTEXT, QUERIES, TYPES, Panel, Problem, Regime
-from ivcl_fast.data.synthetic.acre_rules import covariation, draw_problem, find, solve
+from ivcl_fast.data.acre import (
+    CONTEXT,
+    QUERIES,
+    TYPES,
+    Panel,
+    Problem,
+    Regime,
+    covariation,
+)
+from ivcl_fast.data.synthetic.acre_rules import draw_problem, find, solve
 
 REGIMES: tuple[Regime, ...] = ("iid", "comp", "sys")
 

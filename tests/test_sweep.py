@@ -50,6 +50,7 @@ def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_
         metrics = values[title][variant.label]["all"]
         assert metrics and all(len(of_seeds) == 1 for of_seeds in metrics.values())
     assert ("no memory" in page) == (name == "pretraining")
+    assert ("no reasoning" in page) == (name == "causes")
     assert (folder / "study.png").stat().st_size > 10_000
 
 

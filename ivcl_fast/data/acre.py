@@ -71,6 +71,8 @@ class Query:
 
     problem: int
     """Number within the split; four clips share it."""
+    panel: int
+    """The one it is asked with, 6 to 9."""
     type: QuestionType
 
 
@@ -168,9 +170,9 @@ class Acre:
         return _ANSWERS[label]
 
     def queries(self, split: str) -> dict[str, Query]:
-        """Problem and question type of each clip of a split, by the clip's name."""
+        """Problem, panel and question type of each clip of a split, by the clip's name."""
         return {
-            _clip_name(split, number, q): Query(number, kind)
+            _clip_name(split, number, q): Query(number, q, kind)
             for number, problem in enumerate(self.problems(split))
             for q in QUERIES
             if (kind := problem[q].type) is not None
@@ -195,6 +197,23 @@ class Acre:
 
     def _config(self, split: str) -> Path:
         return self.root / "config" / f"{split}.json"
+
+
+def covariation(problem: Problem) -> list[int]:
+    """Answers of one who only counts how often the machine was on with an object there.
+
+    The likeliest object of a query decides: on from 60 % of its trials, off below 40 %. The
+    thresholds are those of ACRE's own baseline of this kind (``NS-RW``).
+    """
+    answers = []
+    for i in QUERIES:
+        shares = []
+        for o in problem[i].objects:
+            seen = [problem[c].light == "on" for c in CONTEXT if o in problem[c].objects]
+            shares.append(sum(seen) / len(seen) if seen else 0.5)
+        strongest = max(shares)
+        answers.append(ON if strongest >= 0.6 else UNDETERMINED if strongest >= 0.4 else OFF)
+    return answers
 
 
 def media_name(split: str, number: int) -> str:

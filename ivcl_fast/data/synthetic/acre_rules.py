@@ -173,9 +173,6 @@ def _interventions(rng: random.Random, found: Findings, context: Sequence[Panel]
     ]
 
 
-# --- Answers without learning --------------------------------------------------------------------
-
-
 def solve(problem: Problem) -> list[int]:
     """The four right answers, from all the ways in which the objects can be causes or not.
 
@@ -194,21 +191,4 @@ def solve(problem: Problem) -> list[int]:
     for i in QUERIES:
         on = holds_cause(worlds, problem[i].objects)
         answers.append(ON if on.all() else UNDETERMINED if on.any() else OFF)
-    return answers
-
-
-def covariation(problem: Problem) -> list[int]:
-    """Answers of one who only counts how often the machine was on with an object there.
-
-    The likeliest object of a query decides: on from 60 % of its trials, off below 40 %. The
-    thresholds are those of ACRE's own baseline of this kind (``NS-RW``).
-    """
-    answers = []
-    for i in QUERIES:
-        shares = []
-        for o in problem[i].objects:
-            seen = [problem[c].light == "on" for c in CONTEXT if o in problem[c].objects]
-            shares.append(sum(seen) / len(seen) if seen else 0.5)
-        strongest = max(shares)
-        answers.append(ON if strongest >= 0.6 else UNDETERMINED if strongest >= 0.4 else OFF)
     return answers
