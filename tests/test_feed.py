@@ -150,6 +150,19 @@ def test_shuffled_clips_that_share_frames_stay_together(store):
         assert torch.equal(whole.clip_ids, torch.cat([part.clip_ids for part in parts]))
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_too_small_to_share_frames_see_the_same_clips(store, world_size):
+    ranks = [
+        list(asked(store, batch_size=4 // world_size, rank=rank, world_size=world_size).epoch(2))
+        for rank in range(world_size)
+    ]
+    assert all((b.shown is None) == (world_size == 4) for batches in ranks for b in batches)
+    found = [
+        {i for b in of_all for i in b.clip_ids.tolist()} for of_all in zip(*ranks, strict=True)
+    ]
+    assert found == [set(b.clip_ids.tolist()) for b in asked(store).epoch(2)]
+
+
 @pytest.mark.parametrize(
     ("clips", "options"),
     [
@@ -163,7 +176,8 @@ def test_shuffled_clips_that_share_frames_stay_together(store):
 def test_where_frames_are_not_shared(clips, options, store):
     options = {"num_frames": 4, "batch_size": 4} | options
     found, expected = (
-        list(make(store, clips, share_frames=share, **options).epoch(0)) for share in (True, False)
+        list(make(store, clips, share_frames=share, shuffle=False, **options).epoch(0))
+        for share in (True, False)
     )
     assert all(batch.shown is None for batch in found)
     assert same(found, expected)

@@ -112,8 +112,8 @@ class Feed(ABC):
         """``frames`` has the number of frames of all media that can be used. ``num_frames`` = 1
         shows the last frame alone. Clips that name their frames show these, without jitter.
         ``frame_labels`` take the place of the clips' own. With ``share_frames``, clips of one video
-        that name their frames come together, and their frames once, where whole videos fill a batch
-        and have as many clips and frames each.
+        that name their frames come one after the other where all videos have as many clips and
+        frames, and their frames come once where whole videos fill a rank's batch.
 
         Raises :class:`UserError` if no clip can be used, if ``drop_last`` leaves no batch, and if
         clips name another number of frames than ``num_frames``.
@@ -132,12 +132,12 @@ class Feed(ABC):
             log.warning("%d of %d clips left out: their videos cannot be used", bad, len(clips))
         if not len(self._usable):
             raise UserError(f"the videos of none of the {len(clips)} clips can be used")
-        self._groups = self._usable[:, None]
-        """int64 ``[V, C]``: clips that share their frames."""
-        if share_frames and num_frames > 1:
-            groups = by_video(clips, self._usable)
-            if batch_size % groups.shape[1] == 0:
-                self._groups = groups
+        shares = share_frames and num_frames > 1
+        self._groups = by_video(clips, self._usable) if shares else self._usable[:, None]
+        """int64 ``[V, C]``: clips that come one after the other, whatever the number of ranks."""
+        together = self._groups.shape[1]
+        self._together = together if batch_size % together == 0 else 1
+        """Of them, those that share their frames."""
         if drop_last and not len(self):
             raise UserError(
                 f"batch_size: {len(self._usable)} clips do not fill one batch of "
@@ -152,18 +152,19 @@ class Feed(ABC):
 
     def __len__(self) -> int:
         """Batches per epoch on this rank."""
-        full, rest = divmod(len(self._groups), self._videos_per_batch * self.world_size)
+        full, rest = divmod(self._usable.size // self._together, self._global_batch)
         return full + (not self.drop_last and rest > self.rank)
 
     @property
     def frames_per_clip(self) -> float:
         """Frames in a batch for each of its clips."""
-        first = self._sampled(0, self._groups[0])
+        first = self._sampled(0, self._groups[0, : self._together])
         return len(first.frames) / len(first.clip_ids)
 
     @property
-    def _videos_per_batch(self) -> int:
-        return self.batch_size // self._groups.shape[1]
+    def _global_batch(self) -> int:
+        """Clips, or videos that clips share, in the batches of all ranks."""
+        return self.batch_size // self._together * self.world_size
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from ``start_batch`` on, prepared by a background thread.
@@ -209,8 +210,8 @@ class Feed(ABC):
 
     def _sample(self, epoch: int, start_batch: int) -> Iterator[list[Sampled]]:
         """The clips of this rank's batches, and their frames."""
-        order = self._order(epoch)
-        size = self._videos_per_batch * self.world_size
+        order = self._order(epoch).reshape(-1, self._together)
+        size = self._global_batch
         for number in range(start_batch, len(self)):
             groups = order[number * size : (number + 1) * size][self.rank :: self.world_size]
             yield [self._sampled(epoch, group) for group in groups]
