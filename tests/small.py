@@ -1,4 +1,4 @@
-"""A model small enough to be computed by hand, and video for it."""
+"""Models small enough for tests: one to compute by hand, with video for it, and one to train."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ SMALL = dict(
     image_size=16, patch_size=4, num_frames=5, num_query_frames=3, embed_dim=16, num_heads=2,
     depth=2, temporal_depth=1, decoder_dim=8, decoder_heads=2, decoder_depth=1, num_slots=2,
 )  # fmt: skip
+
+SIZE_FLAGS = (
+    "--image-size", "16", "--embed-dim", "16", "--num-heads", "2", "--depth", "1",
+    "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2", "--decoder-depth", "1",
+)  # fmt: skip
+"""Flags of a run whose model takes milliseconds."""
+FRAME_FLAGS = ("--num-frames", "4", "--num-query-frames", "2")
 
 
 def config(**overrides: Any) -> IVCLConfig:

@@ -31,14 +31,13 @@ from torch import nn
 
 from ivcl_fast import checkpoint
 from ivcl_fast.data.synthetic.cater import SyntheticCater, write_cater
+from tests.small import FRAME_FLAGS, SIZE_FLAGS
 
 STEPS, LOGGED, SAVED = 100, 20, 3
 """Steps of a run, between its records, and between its checkpoints."""
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = [
-    "--image-size", "16", "--embed-dim", "16", "--num-heads", "2", "--depth", "1",
-    "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2", "--decoder-depth", "1",
-    "--num-frames", "4", "--num-query-frames", "2", "--batch-size", "4", "--save-every", str(SAVED),
+    *SIZE_FLAGS, *FRAME_FLAGS, "--batch-size", "4", "--save-every", str(SAVED),
     "--stage", "pretrain", "--pretrain-clips", str(4 * STEPS), "--no-pictures",
     "--data", "cater:cater",
 ]  # fmt: skip

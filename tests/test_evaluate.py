@@ -27,14 +27,13 @@ from ivcl_fast.run_models import DataFlags, open_run
 from ivcl_fast.shown_clips import Reader
 from ivcl_fast.train import main as train_main
 from tests.painted import write_images
+from tests.small import FRAME_FLAGS, SIZE_FLAGS
 
 SMALL = [
-    "--image-size", "16", "--embed-dim", "16", "--num-heads", "2", "--depth", "1",
-    "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2", "--decoder-depth", "1",
-    "--batch-size", "4", "--pretrain-clips", "8", "--finetune-clips", "8", "--workers", "1",
+    *SIZE_FLAGS, "--workers", "1",
+    "--batch-size", "4", "--pretrain-clips", "8", "--finetune-clips", "8",
     "--no-pictures", "--no-compare-memoryless", "--decoder", "pyav", "--name", "run",
 ]  # fmt: skip
-FRAMES = ["--num-frames", "4", "--num-query-frames", "2"]
 CATER, ACRE = "synthetic-cater-embedded-static-12-6", "synthetic-acre-iid-embedded-4-2-2"
 
 
@@ -51,7 +50,7 @@ def train(folder: Path, *arguments: str) -> Path:
 def cater(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run's folder; ``data`` is beside ``runs``."""
     sizes = "--train-videos", "12", "--val-videos", "6"
-    return train(tmp_path_factory.mktemp("cater"), *FRAMES, *sizes)
+    return train(tmp_path_factory.mktemp("cater"), *FRAME_FLAGS, *sizes)
 
 
 @pytest.fixture(scope="module")

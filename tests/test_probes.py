@@ -22,7 +22,7 @@ from ivcl_fast.data.synthetic.cater_planner import plan_video
 from ivcl_fast.errors import run_command
 from ivcl_fast.linear_probes import CLASSES, PENALTIES, PLACES, PRESENCE, Probe, Truth, run_probe
 from ivcl_fast.train import main as train_main
-from tests.small import config, random_video
+from tests.small import FRAME_FLAGS, SIZE_FLAGS, config, random_video
 
 FRAMES = 8
 """Of a made-up clip."""
@@ -273,9 +273,7 @@ def test_slots_are_the_models_own() -> None:
 # --- The command ---------------------------------------------------------------------------------
 
 TINY = [
-    "--image-size", "16", "--embed-dim", "16", "--num-heads", "2", "--depth", "1",
-    "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2", "--decoder-depth", "1",
-    "--num-frames", "4", "--num-query-frames", "2", "--batch-size", "4", "--workers", "1",
+    *SIZE_FLAGS, *FRAME_FLAGS, "--batch-size", "4", "--workers", "1",
     "--pretrain-clips", "8", "--finetune-clips", "8", "--no-compare-memoryless", "--no-pictures",
 ]  # fmt: skip
 

@@ -17,11 +17,11 @@ from ivcl_fast.settings import parse
 from ivcl_fast.studies import STUDIES
 from ivcl_fast.study_report import curve, show, table
 from ivcl_fast.sweep import SweepConfig, jobs, slug, sweep
+from tests.small import SIZE_FLAGS
 
 SMALL = (
-    "--image-size", "16", "--embed-dim", "16", "--num-heads", "2", "--depth", "1",
-    "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2", "--decoder-depth", "1",
-    "--batch-size", "2", "--pretrain-clips", "4", "--finetune-clips", "4", "--workers", "1",
+    *SIZE_FLAGS, "--workers", "1",
+    "--batch-size", "2", "--pretrain-clips", "4", "--finetune-clips", "4",
 )  # fmt: skip
 
 

@@ -21,11 +21,10 @@ from ivcl_fast.run import Run
 from ivcl_fast.settings import TrainConfig, as_json, parse
 from ivcl_fast.train import main as train_main
 from ivcl_fast.train import origin
+from tests.small import FRAME_FLAGS, SIZE_FLAGS
 
 SMALL = [
-    "--image-size", "16", "--embed-dim", "16", "--num-heads", "2", "--depth", "1",
-    "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2", "--decoder-depth", "1",
-    "--num-frames", "4", "--num-query-frames", "2", "--batch-size", "4", "--save-every", "3",
+    *SIZE_FLAGS, *FRAME_FLAGS, "--batch-size", "4", "--save-every", "3",
     "--pretrain-clips", "160", "--finetune-clips", "40",
 ]  # fmt: skip
 

@@ -14,11 +14,11 @@ from ivcl_fast.data.synthetic.acre import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.cater import SyntheticCater, write_cater
 from ivcl_fast.data.synthetic.something_else import SyntheticSomethingElse, write_something_else
 from ivcl_fast.train import main
+from tests.small import SIZE_FLAGS
 
 SMALL = [
-    "--image-size", "16", "--embed-dim", "16", "--num-heads", "2", "--depth", "1",
-    "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2", "--decoder-depth", "1",
-    "--batch-size", "4", "--pretrain-clips", "8", "--finetune-clips", "8", "--workers", "1",
+    *SIZE_FLAGS, "--workers", "1",
+    "--batch-size", "4", "--pretrain-clips", "8", "--finetune-clips", "8",
 ]  # fmt: skip
 
 
