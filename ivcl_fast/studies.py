@@ -177,7 +177,7 @@ STUDIES = {
             *on("synthetic:acre-sys", "acre", first=COMPARED),
         ),
         # A panel holds up to six objects, and what they cause is learnt slowly, then at once.
-        {**budget(pretrain_clips=30_000, finetune_clips=60_000), "--num-slots": 8},
+        {**budget(pretrain_clips=30_000, finetune_clips=120_000), "--num-slots": 8},
     ),
 }
 
