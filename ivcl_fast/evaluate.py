@@ -6,7 +6,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 import tyro
@@ -18,7 +18,6 @@ from .data.given import given_media
 from .data.patches import patchify
 from .data.source import open_dataset
 from .errors import UserError, run_command
-from .evaluation import Evaluation
 from .files import write_json
 from .model import IVCLClassifier
 from .report import Row, plain, print_rows
@@ -41,7 +40,8 @@ class EvaluateConfig:
     """Clips to measure on; by default those that results are reported on (val for CATER, test for
     ACRE, validation for Something-Else)."""
     out: Path | None = None
-    """Also write the scores and every clip's logits to this file, as JSON."""
+    """Also write the scores, and every clip's label, answer and logits (one per class, which the
+    file names), to this file, as JSON."""
     predict: Path | None = None
     """Answer for this one instead: a video file, or a folder with its frames as images in the order
     of their names; for ACRE a folder with six panels of context, then the query."""
@@ -70,9 +70,12 @@ def evaluate(config: EvaluateConfig) -> None:
     evaluation = run.evaluate(load(run, config.model), split)
     print_rows([Row(f"{config.model} on {split}", evaluation.scores)])
     if config.out is not None:
-        kept = {"run": str(run.folder), "data": run.config.data, "task": run.config.task}
-        kept |= {"model": config.model, "split": split}
-        write_json(config.out, kept | record(run.task.names, evaluation))
+        about = {"run": str(run.folder), "data": run.config.data, "task": run.config.task}
+        about |= {"model": config.model, "split": split}
+        found = {"scores": plain(evaluation.scores), "classes": run.task.names}
+        logits = [{"logits": row} for row in evaluation.logits.tolist()]
+        clips = [a | b for a, b in zip(evaluation.by_clip(), logits, strict=True)]
+        write_json(config.out, {**about, **found, "clips": clips})
 
 
 def check_flags(config: EvaluateConfig) -> None:
@@ -89,24 +92,6 @@ def check_flags(config: EvaluateConfig) -> None:
 def load(run: Run, name: Classifier) -> IVCLClassifier:
     """One of the run's classifiers."""
     return run.load_classifier(name, last_only=name == "last-frame")
-
-
-def record(classes: list[str], evaluation: Evaluation) -> dict[str, Any]:
-    """What ``--out`` keeps: scores as in ``scores.json``, and per clip what they came from.
-
-    A clip has ``name``, ``label`` (several of a multi-label task in a list), ``logits`` in the
-    order of ``classes``, and ``group`` where hidden and visible ends are told apart.
-    """
-    clips: list[dict[str, Any]] = []
-    for name, label, logits in zip(
-        evaluation.names, evaluation.labels, evaluation.logits.tolist(), strict=True
-    ):
-        right = label.nonzero()[:, 0].tolist() if label.ndim else int(label)
-        clips.append({"name": name, "label": right, "logits": logits})
-    if evaluation.hidden is not None:
-        for clip, hidden in zip(clips, evaluation.hidden.tolist(), strict=True):
-            clip["group"] = "hidden" if hidden else "visible"
-    return {"scores": plain(evaluation.scores), "classes": classes, "clips": clips}
 
 
 def answer(run: Run, model: IVCLClassifier, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import metrics
 from .data import cater_labels
 from .data.acre import QUERIES, TYPES, Acre, covariation
+from .data.dataset import Clip
 from .data.feed import Feed
 from .metrics import Score
 
@@ -29,10 +30,33 @@ class Evaluation:
     """float32 ``[V, C]``."""
     labels: Tensor
     """int64 ``[V]``, or multi-hot ``[V, C]``."""
-    names: list[str]
-    """The clips, in the order of ``logits``."""
+    clips: list[Clip]
+    """In the order of ``logits``."""
     hidden: Tensor | None = None
     """bool ``[V]``: which end with the snitch in a cone; None where nothing tells."""
+
+    @property
+    def names(self) -> list[str]:
+        """The clips' names."""
+        return [clip.name for clip in self.clips]
+
+    def by_clip(self) -> list[dict[str, Any]]:
+        """Each clip's ``name``, ``video`` and ``label``, for ``clips.json``.
+
+        Of a multi-label task the labels, in a list; else also the ``answer``, the likeliest class.
+        ``group`` is there where ``hidden`` and ``visible`` ends are told apart.
+        """
+        found: list[dict[str, Any]] = []
+        for i, (clip, label) in enumerate(zip(self.clips, self.labels, strict=True)):
+            one: dict[str, Any] = {"name": clip.name, "video": clip.media}
+            if label.ndim:
+                one["label"] = label.nonzero()[:, 0].tolist()
+            else:
+                one |= {"label": int(label), "answer": int(self.logits[i].argmax())}
+            if self.hidden is not None:
+                one["group"] = "hidden" if self.hidden[i] else "visible"
+            found.append(one)
+        return found
 
     def curve(self) -> dict[str, float]:
         """Metrics as ``metrics.jsonl`` wants them: ``val_top1``, of a group ``val_top1_hidden``."""
@@ -60,21 +84,22 @@ def evaluate(
 ) -> Evaluation:
     """Measure ``model`` on every clip of ``feed``, which is of ``split``."""
     logits, labels, clip_ids = predict(model, feed, device, amp)
-    names = [feed.clips[i].name for i in clip_ids.tolist()]
+    clips = [feed.clips[i] for i in clip_ids.tolist()]
+    names = [clip.name for clip in clips]
     if data.multi_label:
-        return Evaluation({"all": action_scores(logits, labels)}, logits, labels, names)
+        return Evaluation({"all": action_scores(logits, labels)}, logits, labels, clips)
     if isinstance(data.dataset, Acre):
         scores = blicket_scores(data.dataset, split, names, logits, labels)
-        return Evaluation({"all": scores}, logits, labels, names)
+        return Evaluation({"all": scores}, logits, labels, clips)
     if not data.localizes:
-        return Evaluation({"all": class_scores(logits, labels)}, logits, labels, names)
-    clips = by_visibility(data, names)
+        return Evaluation({"all": class_scores(logits, labels)}, logits, labels, clips)
+    shown = by_visibility(data, names)
     groups = {
         group: place_scores(logits[chosen], labels[chosen], data.grid)
-        for group, chosen in clips.items()
+        for group, chosen in shown.items()
         if chosen.any()
     }
-    return Evaluation(groups, logits, labels, names, clips.get("hidden"))
+    return Evaluation(groups, logits, labels, clips, shown.get("hidden"))
 
 
 def frame_scores(model: nn.Module, feed: Feed, device: torch.device, amp: bool) -> dict[str, float]:

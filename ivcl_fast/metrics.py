@@ -55,10 +55,7 @@ class Score:
         interval. It is never narrower than Wilson's, which holds where all clips are right or
         wrong and drawing shows no spread.
         """
-        correct, groups = as_array(correct), as_array(groups)
-        _, group = np.unique(groups, return_inverse=True)
-        hits, clips = np.bincount(group, correct), np.bincount(group)
-        drawn = bootstrap_interval(lambda w: float(w @ hits / (w @ clips)), len(clips))
+        drawn = clustered_interval(correct, groups)
         alone = cls.proportion(correct, chance)
         return cls(alone.value, min(alone.low, drawn[0]), max(alone.high, drawn[1]), chance)
 
@@ -268,6 +265,13 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 * (share * (1 - share) / n + z2 / (4 * n * n)) ** 0.5 / (1 + z2 / n)
     return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def clustered_interval(values: Array, groups: Array) -> tuple[float, float]:
+    """Bootstrap interval of the mean of ``[V]`` numbers, whole groups (int ``[V]``) drawn."""
+    _, group = np.unique(as_array(groups), return_inverse=True)
+    sums, clips = np.bincount(group, as_array(values)), np.bincount(group)
+    return bootstrap_interval(lambda w: float(w @ sums / (w @ clips)), len(clips))
 
 
 def bootstrap_interval(

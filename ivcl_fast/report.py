@@ -30,6 +30,8 @@ METRIC_NAMES = {
 SHOWN_CLIPS = 4
 SCORES = "scores.json"
 """Name of the file in a run's folder that holds its table of results."""
+CLIPS = "clips.json"
+"""Name of the one that says how the finetuned model answers each clip."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def write_report(run: Run, rows: list[Row], evaluation: Evaluation | None) -> No
         lines += draw_all(run, evaluation)
     lines += [f"torch {torch.__version__}, {run.device}, {platform.machine()}.", ""]
     write_text(run.folder / "report.md", "\n".join(lines))
+    if evaluation is not None:
+        write_json(run.folder / CLIPS, evaluation.by_clip())
     if rows:  # last: it says that the run is done
         write_json(run.folder / SCORES, {row.title: plain(row.scores) for row in rows})
 

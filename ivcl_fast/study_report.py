@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from .files import write_json, write_text
-from .report import METRIC_NAMES, SCORES, markdown
+from .metrics import clustered_interval
+from .report import CLIPS, METRIC_NAMES, SCORES, markdown
 from .settings import load_settings
 from .studies import Study
 
@@ -75,6 +77,49 @@ def table(varied: str, results: Results, chance: Chance) -> list[str]:
     return [*lines, markdown(["chance", "all", *cells])]
 
 
+Answered = tuple[str, str, str]
+"""A clip's name, video and group."""
+
+
+def right_share(runs: Sequence[Path]) -> dict[Answered, float]:
+    """The share of seeds that answer a clip right, of the clips that all have answered.
+
+    Empty for a multi-label task, and for runs that have not kept their answers.
+    """
+    hits: dict[Answered, list[bool]] = {}
+    for run in runs:
+        file = run / CLIPS
+        for clip in json.loads(file.read_text()) if file.exists() else ():
+            if "answer" in clip:
+                key = clip["name"], clip["video"], clip.get("group", "all")
+                hits.setdefault(key, []).append(clip["answer"] == clip["label"])
+    return {key: statistics.fmean(of) for key, of in hits.items() if len(of) == len(runs)}
+
+
+def differences(varied: str, metric: str, folders: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Markdown: how far every variant is from the first, on the clips that both have answered."""
+    first, *others = folders
+    base = right_share(folders[first])
+    rows = []
+    for label in others:
+        found = right_share(folders[label])
+        common = [clip for clip in base if clip in found]
+        for group in dict.fromkeys(["all", *(group for _, _, group in common)]):
+            clips = [clip for clip in common if group in ("all", clip[2])]
+            if not clips:
+                continue
+            gains = np.array([100 * (found[clip] - base[clip]) for clip in clips])
+            low, high = clustered_interval(gains, np.array([video for _, video, _ in clips]))
+            rows.append(markdown([label, group, f"{gains.mean():+.1f} [{low:+.1f}, {high:+.1f}]"]))
+    if not rows:
+        return []
+    header = markdown([varied, "clips", METRIC_NAMES[metric]])
+    says = (
+        f"Difference from *{first}* on the same clips, in points, with 95 % intervals over clips:"
+    )
+    return ["", says, "", header, "|---|---|---|", *rows]
+
+
 def write(
     folder: Path, name: str, study: Study, folders: Folders, flags: Sequence[str], seeds: int
 ) -> None:
@@ -85,7 +130,8 @@ def write(
     draw(folder / "study.png", study, folders, scores)
     tables = []
     for title, (results, chance) in scores.items():
-        tables += [f"## {title}", "", *table(study.varied, results, chance), ""]
+        tables += [f"## {title}", "", *table(study.varied, results, chance)]
+        tables += [*differences(study.varied, next(iter(chance)), folders[title]), ""]
     command = " ".join(["python -m ivcl_fast.sweep", name, *flags, f"--seeds {seeds}"])
     quick = " A `--quick` study: it shows that everything runs, the figures mean nothing."
     lines = [

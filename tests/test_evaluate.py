@@ -17,7 +17,7 @@ from PIL import Image
 
 from ivcl_fast import evaluate, probes, visualize
 from ivcl_fast.data.cater_labels import hidden_at_end
-from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.given import given_media
 from ivcl_fast.data.source import Data
 from ivcl_fast.errors import run_command
@@ -155,20 +155,24 @@ def test_scores_and_every_clips_logits_are_kept(cater: Path, tmp_path: Path, com
     for clip in kept["clips"]:
         scene = json.loads((data / CATER / "scenes" / f"{clip['name']}.json").read_text())
         assert clip["group"] == ("hidden" if hidden_at_end(scene) else "visible")
-        right += clip["logits"].index(max(clip["logits"])) == clip["label"]
+        assert clip["logits"].index(max(clip["logits"])) == clip["answer"]
+        right += clip["answer"] == clip["label"]
     assert right / 6 == kept["scores"]["all"]["top1"]["value"]
+    for clip in kept["clips"]:
+        del clip["logits"]
+    assert kept["clips"] == json.loads((cater / "clips.json").read_text())
 
 
 def test_several_labels_are_kept_by_number() -> None:
     targets = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
     logits = torch.tensor([[0.5, -1, 2], [0, 3, 1]])
-    evaluation = Evaluation({"all": action_scores(logits, targets)}, logits, targets, ["a", "b"])
-    kept = evaluate.record(["x", "y", "z"], evaluation)
-    assert kept["clips"] == [
-        {"name": "a", "label": [0, 2], "logits": [0.5, -1, 2]},
-        {"name": "b", "label": [1], "logits": [0, 3, 1]},
+    clips = [Clip("a", "v", (2, 0)), Clip("b", "w", (1,))]
+    evaluation = Evaluation({"all": action_scores(logits, targets)}, logits, targets, clips)
+    assert evaluation.by_clip() == [
+        {"name": "a", "video": "v", "label": [0, 2]},
+        {"name": "b", "video": "w", "label": [1]},
     ]
-    assert kept["scores"]["all"]["map"]["value"] == 1
+    assert evaluation.scores["all"]["map"].value == 1
 
 
 def test_a_file_that_cannot_be_kept_is_refused_before_the_work(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from ivcl_fast import sweep as module
@@ -15,7 +17,7 @@ from ivcl_fast.data.synthetic.cater import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError, run_command
 from ivcl_fast.settings import parse
 from ivcl_fast.studies import STUDIES
-from ivcl_fast.study_report import curve, show, table
+from ivcl_fast.study_report import curve, differences, right_share, show, table
 from ivcl_fast.sweep import SweepConfig, jobs, slug, sweep
 from tests.small import SIZE_FLAGS
 
@@ -49,6 +51,8 @@ def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_
         assert f"| {variant.label} | all |" in tables[title]
         metrics = values[title][variant.label]["all"]
         assert metrics and all(len(of_seeds) == 1 for of_seeds in metrics.values())
+    for title, body in tables.items():
+        assert ("Difference from *" in body) == ("actions" not in title)
     assert ("no memory" in page) == (name == "pretraining")
     assert ("no reasoning" in page) == (name == "causes")
     assert (folder / "study.png").stat().st_size > 10_000
@@ -82,6 +86,46 @@ def test_a_start_that_failed_is_not_in_the_way_of_a_study(data, tmp_path, capsys
         sweep(config, (*flags, "--batch-size", "1000"))
     assert list(tmp_path.glob("encoder/*/pretrained/config.json"))
     sweep(config, flags)
+
+
+def test_differences_are_those_of_the_same_clips(tmp_path):
+    """Three clips of two videos; one run could not use the last one."""
+    answers = {"x/0": (1, 1, 0), "x/1": (1, 0, 0), "y/0": (0, 1, 1), "y/1": (0, 1)}
+    for run, right in answers.items():
+        clips = [
+            {"name": f"c{i}", "video": f"v{i // 2}", "label": 1, "answer": int(r)}
+            for i, r in enumerate(right)
+        ]
+        for clip, group in zip(clips, ("visible", "hidden", "hidden"), strict=False):
+            clip["group"] = group
+        (tmp_path / run).mkdir(parents=True)
+        (tmp_path / run / "clips.json").write_text(json.dumps(clips))
+    folders = {name: [tmp_path / name / seed for seed in "01"] for name in "xy"}
+    assert right_share(folders["y"]) == {("c0", "v0", "visible"): 0, ("c1", "v0", "hidden"): 1}
+    *_, header, rule, every, visible, hidden = differences("way", "top1", folders)
+    assert (header, rule) == ("| way | clips | top-1 |", "|---|---|---|")
+    # Of the first two clips x has one and a half right, y one; one video's are drawn together.
+    assert every == "| y | all | -25.0 [-25.0, -25.0] |"
+    assert visible == "| y | visible | -100.0 [-100.0, -100.0] |"
+    assert hidden == "| y | hidden | +50.0 [+50.0, +50.0] |"
+    (tmp_path / "y" / "1" / "clips.json").unlink()
+    assert differences("way", "top1", folders) == []
+
+
+def test_a_differences_interval_is_of_its_clips(tmp_path):
+    rng = np.random.default_rng(0)
+    for run, rate in {"x": 0.5, "y": 0.7}.items():
+        clips = [
+            {"name": f"c{i}", "video": f"v{i}", "label": 1, "answer": int(rng.random() < rate)}
+            for i in range(1000)
+        ]
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "clips.json").write_text(json.dumps(clips))
+    row = differences("way", "top1", {name: [tmp_path / name] for name in "xy"})[-1]
+    mean, low, high = map(float, re.findall(r"[+-]\d+\.\d", row))
+    spread = 1.96 * 100 * ((0.5 * 0.5 + 0.7 * 0.3) / 1000) ** 0.5
+    assert mean == pytest.approx(20, abs=2 * spread) and low < mean < high
+    assert high - low == pytest.approx(2 * spread, rel=0.1)
 
 
 def test_runs_at_once_learn_what_runs_in_turn_do(data, tmp_path, capsys):
