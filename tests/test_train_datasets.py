@@ -64,7 +64,7 @@ def test_from_folder_to_report(
     assert frames == (7 if kind == "acre" else 16)
     shown = (run / "report.md").read_text()
     assert "chance" in shown and "slot_attention.png" in shown
-    assert ("counts when the machine was on" in shown) == (kind == "acre")
+    assert ("no reasoning: counting" in shown) == (kind == "acre")
     assert ("hidden" in shown) == (task == "localize")
 
 
