@@ -93,13 +93,17 @@ def test_no_cuda_graph_without_a_gpu(tmp_path, capsys):
 def test_speed_at_the_peak_is_that_of_all_ranks(tmp_path, monkeypatch):
     run = Run(TrainConfig(device="cpu", amp="bf16", out=tmp_path))
     cfg = IVCLConfig(image_size=16, depth=1)
-    assert run._peak_clips_per_second(IVCL(cfg)) is None, "a CPU's is not known"
+    frames = cfg.num_frames
+    assert run._peak_clips_per_second(IVCL(cfg), frames) is None, "a CPU's is not known"
     monkeypatch.setattr("ivcl_fast.run.peak_flops", lambda device: 1e12)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for model, classes in ((IVCL(cfg), None), (IVCLClassifier(cfg, 5), 5)):
-        assert run._peak_clips_per_second(model) == 2e12 / flops.training(cfg, classes)
+    classifier = IVCLClassifier(cfg, 5)
+    for model, classes in ((IVCL(cfg), None), (classifier, 5)):
+        assert run._peak_clips_per_second(model, frames) == 2e12 / flops.training(cfg, classes)
+    shared = flops.training(cfg, 5, frames=2.5)
+    assert run._peak_clips_per_second(classifier, 2.5) == 2e12 / shared
     run.amp = False  # the peak is of bfloat16
-    assert run._peak_clips_per_second(IVCL(cfg)) is None
+    assert run._peak_clips_per_second(IVCL(cfg), frames) is None
 
 
 def weights(run: Path) -> dict[str, bytes]:
