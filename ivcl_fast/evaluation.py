@@ -93,13 +93,13 @@ def evaluate(
         return Evaluation({"all": scores}, logits, labels, clips)
     if not data.localizes:
         return Evaluation({"all": class_scores(logits, labels)}, logits, labels, clips)
-    shown = by_visibility(data, names)
+    ends = by_visibility(data, names)
     groups = {
         group: place_scores(logits[chosen], labels[chosen], data.grid)
-        for group, chosen in shown.items()
+        for group, chosen in ends.items()
         if chosen.any()
     }
-    return Evaluation(groups, logits, labels, clips, shown.get("hidden"))
+    return Evaluation(groups, logits, labels, clips, ends.get("hidden"))
 
 
 def frame_scores(model: nn.Module, feed: Feed, device: torch.device, amp: bool) -> dict[str, float]:

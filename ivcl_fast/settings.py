@@ -85,7 +85,8 @@ class TrainConfig:
     warmup_steps: int = 100
     """Steps of linear warm-up, at most a tenth of a stage."""
     labelled: float = 1.0
-    """Share of the training clips that finetuning may use, to see what few labels are worth."""
+    """Share of the training videos (of ACRE: problems) that finetuning may use, to see what few
+    labels are worth."""
     compare_memoryless: bool = True
     """Also measure what needs no memory (localisation): the last frame alone, a visible cone; or no
     reasoning (ACRE): counting when the machine was on."""

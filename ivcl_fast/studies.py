@@ -70,7 +70,7 @@ IV_CL = Variant(OBJECTIVE_NAMES["ivcl"])
 IMAGE_MAE = Variant(OBJECTIVE_NAMES["mae"], pretrain=("--objective", "mae"))
 JOINT = Variant(OBJECTIVE_NAMES["joint"], model=("--objective", "joint"))
 COMPARED = replace(IV_CL, finetune=("--compare-memoryless",))
-"""Beside what needs no memory, or no reasoning."""
+"""IV-CL, with rows of what needs no memory, or no reasoning."""
 NONE = Variant("none", pretrain=None)
 
 

@@ -101,8 +101,8 @@ class Data(ABC):
         """Clips of ``split``: shuffled, jittered, whole batches for training; else as they lie.
 
         The clips of a ``share`` of the videos, the same ones in every run; a larger share holds the
-        smaller ones. Those that answer share frames. ``pretraining`` masks each clip by itself, and
-        takes the labels of frames, if there are, not of clips.
+        smaller ones. They share frames (see :class:`Feed`), but not in ``pretraining``, which masks
+        each clip in its own way, and takes the labels of frames, if there are, not of clips.
         """
         clips = self.dataset.clips(split)
         if share < 1:
