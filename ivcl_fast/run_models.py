@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -127,8 +128,12 @@ def started_from(run: Run) -> Model:
     """The model whose weights are the run's ``init``; a classifier unless it fits as a whole."""
     model, init = run.pretraining_model(), run.config.init
     if not timm_weights.is_timm(init):
-        weights = checkpoint.read_weights(init)
+        file = checkpoint.weights_file(init)
+        weights = checkpoint.read_weights(file)
         if checkpoint.misfit(model, weights) is None:
+            if file.name == checkpoint.MODEL:
+                with suppress(UserError):  # a config beside it tells of its masks, too
+                    return type(model).from_pretrained(file.parent)
             model.load_state_dict(weights)
             return model
     classifier = run.classifier()

@@ -201,11 +201,16 @@ def test_before_finetuning_is_what_it_started_from(
 ) -> None:
     again = ["--data", f"cater:{cater}", *FRAMES, "--stage", "finetune", "--init"]
     source = Path(shutil.copytree(run / "pretrain", tmp_path / "source"))
-    second = train(tmp_path / "a", *again, source)
+    second = train(tmp_path / "a", *again, source, "--mask-ratio", "0.25")
     models = models_of(open_run(second, "cpu"))
-    first = models_of(open_run(run, "cpu"))["pretrained"].state_dict()
+    first = models_of(open_run(run, "cpu"))["pretrained"]
     assert list(models) == ["pretrained", "finetuned"]
-    assert all(torch.equal(first[k], v) for k, v in models["pretrained"].state_dict().items())
+    kept = models["pretrained"].state_dict()
+    assert all(torch.equal(kept[k], v) for k, v in first.state_dict().items())
+    assert models["pretrained"].cfg == first.cfg  # its masks, not those of who goes on with it
+    assert models["finetuned"].cfg.mask_ratio == 0.25
+    (source / "config.json").unlink()  # then it is shown with those
+    assert models_of(open_run(second, "cpu"))["pretrained"].cfg.mask_ratio == 0.25
     shutil.rmtree(source)  # what is left can still be looked at
     assert list(models_of(open_run(second, "cpu"))) == ["finetuned"]
 
