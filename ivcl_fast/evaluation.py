@@ -40,6 +40,14 @@ class Evaluation:
         """The clips' names."""
         return [clip.name for clip in self.clips]
 
+    @property
+    def right(self) -> Tensor | None:
+        """float32 ``[V]``: 1 where the answer, the likeliest class, is the label; 0 elsewhere.
+
+        None of a multi-label task.
+        """
+        return None if self.labels.ndim > 1 else (self.logits.argmax(1) == self.labels).float()
+
     def by_clip(self) -> list[dict[str, Any]]:
         """Each clip's ``name``, ``video`` and ``label``, for ``clips.json``.
 
@@ -141,12 +149,17 @@ def blicket_scores(
 
 def counting_guess(
     dataset: Acre, split: str, names: list[str], labels: Tensor
-) -> dict[str, dict[str, Score]]:
-    """The same of answers that take no reasoning, only counts (:func:`covariation`)."""
+) -> tuple[dict[str, dict[str, Score]], Tensor]:
+    """The same of answers that take no reasoning, only counts (:func:`covariation`).
+
+    Also which of them are right: float32 ``[V]``, 0 or 1.
+    """
     queries, answers = dataset.queries(split), [covariation(p) for p in dataset.problems(split)]
     given = [answers[queries[n].problem][queries[n].panel - QUERIES.start] for n in names]
-    guess = F.one_hot(torch.tensor(given), dataset.num_classes).float()
-    return {"all": blicket_scores(dataset, split, names, guess, labels)}
+    answer = torch.tensor(given)
+    guess = F.one_hot(answer, dataset.num_classes).float()
+    scores = blicket_scores(dataset, split, names, guess, labels)
+    return {"all": scores}, (answer == labels).float()
 
 
 def class_scores(logits: Tensor, labels: Tensor) -> dict[str, Score]:
@@ -175,11 +188,11 @@ def action_scores(logits: Tensor, targets: Tensor) -> dict[str, Score]:
     return {"map": Score.mean_average_precision(logits, targets)}
 
 
-def cone_guess(data: Data, names: list[str]) -> dict[str, dict[str, Score]]:
+def cone_guess(data: Data, names: list[str]) -> tuple[dict[str, dict[str, Score]], Tensor]:
     """Top-1 of the guess "under a visible cone", one of them at random, which needs no memory.
 
-    Per clip: the share of the visible cones that stand in the true cell. Raises
-    :class:`UserError` where a scene is missing (``data.has_scenes``).
+    Also what it is of, float32 ``[V]``: per clip the share of the visible cones that stand in the
+    true cell. Raises :class:`UserError` where a scene is missing (``data.has_scenes``).
     """
     hits = []
     for name in names:
@@ -189,8 +202,9 @@ def cone_guess(data: Data, names: list[str]) -> dict[str, dict[str, Score]]:
         hits.append(cones.count(truth) / len(cones) if cones else 0.0)
     share = torch.tensor(hits)
     chance = metrics.localization_chance(data.grid)["top1"]
-    return {
+    scores = {
         group: {"top1": Score.mean(share[chosen], chance, percent=True)}
         for group, chosen in by_visibility(data, names).items()
         if chosen.any()
     }
+    return scores, share

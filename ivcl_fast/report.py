@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from . import pictures
 from .data.patches import unpatchify
@@ -41,6 +42,8 @@ class Row:
     title: str
     scores: dict[str, dict[str, Score]]
     """By group of clips and metric, as :attr:`Evaluation.scores`."""
+    right: Tensor | None = None
+    """Per clip, as :attr:`Evaluation.right`; of a guess at random, how likely it is right."""
 
 
 def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
@@ -92,9 +95,19 @@ def write_report(run: Run, rows: list[Row], evaluation: Evaluation | None) -> No
     lines += [f"torch {torch.__version__}, {run.device}, {platform.machine()}.", ""]
     write_text(run.folder / "report.md", "\n".join(lines))
     if evaluation is not None:
-        write_json(run.folder / CLIPS, evaluation.by_clip())
+        write_json(run.folder / CLIPS, by_clip(rows, evaluation))
     if rows:  # last: it says that the run is done
         write_json(run.folder / SCORES, {row.title: plain(row.scores) for row in rows})
+
+
+def by_clip(rows: list[Row], evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The finetuned model's answers, and how ``right`` every row's are, where there is one each."""
+    clips = evaluation.by_clip()
+    for row in rows:
+        if row.right is not None:
+            for clip, right in zip(clips, row.right.tolist(), strict=True):
+                clip.setdefault("right", {})[row.title] = right
+    return clips
 
 
 def beside(dataset: Dataset, ours: dict[str, Score]) -> list[str]:

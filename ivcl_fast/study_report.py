@@ -81,43 +81,58 @@ Answered = tuple[str, str, str]
 """A clip's name, video and group."""
 
 
-def right_share(runs: Sequence[Path]) -> dict[Answered, float]:
-    """The share of seeds that answer a clip right, of the clips that all have answered.
+def right_shares(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[Answered, float]]:
+    """By row of the table: the share of seeds that answer a clip right, where all have answered.
 
     Empty for a multi-label task, and for runs that have not kept their answers.
     """
-    hits: dict[Answered, list[bool]] = {}
-    for run in runs:
-        file = run / CLIPS
-        for clip in json.loads(file.read_text()) if file.exists() else ():
-            if "answer" in clip:
+    hits: dict[str, dict[Answered, list[float]]] = {}
+    for label, runs in folders.items():
+        for run in runs:
+            file = run / CLIPS
+            for clip in json.loads(file.read_text()) if file.exists() else ():
                 key = clip["name"], clip["video"], clip.get("group", "all")
-                hits.setdefault(key, []).append(clip["answer"] == clip["label"])
-    return {key: statistics.fmean(of) for key, of in hits.items() if len(of) == len(runs)}
+                for i, (title, right) in enumerate(clip.get("right", {}).items()):
+                    row = hits.setdefault(label if i == 0 else title, {})
+                    row.setdefault(key, []).append(right)
+    seeds = len(next(iter(folders.values())))
+    return {
+        row: {key: statistics.fmean(of) for key, of in clips.items() if len(of) == seeds}
+        for row, clips in hits.items()
+    }
 
 
-def differences(varied: str, metric: str, folders: Mapping[str, Sequence[Path]]) -> list[str]:
-    """Markdown: how far every variant is from the first, on the clips that both have answered."""
-    first, *others = folders
-    base = right_share(folders[first])
-    rows = []
-    for label in others:
-        found = right_share(folders[label])
-        common = [clip for clip in base if clip in found]
-        for group in dict.fromkeys(["all", *(group for _, _, group in common)]):
-            clips = [clip for clip in common if group in ("all", clip[2])]
-            if not clips:
-                continue
-            gains = np.array([100 * (found[clip] - base[clip]) for clip in clips])
-            low, high = clustered_interval(gains, np.array([video for _, video, _ in clips]))
-            rows.append(markdown([label, group, f"{gains.mean():+.1f} [{low:+.1f}, {high:+.1f}]"]))
-    if not rows:
+def on_clips(varied: str, metric: str, folders: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Markdown: what clips say of every row, and of how far it is from the first on the same ones.
+
+    The first metric alone, which is a share of right answers.
+    """
+    shares = right_shares(folders)
+    if not shares:
         return []
-    header = markdown([varied, "clips", METRIC_NAMES[metric]])
+    first, base = next(iter(shares.items()))
+    lines = []
+    for label, found in shares.items():
+        common = [clip for clip in base if clip in found]
+        for group in dict.fromkeys(g for clip in common for g in ("all", clip[2])):
+            clips = [clip for clip in common if group in ("all", clip[2])]
+            videos = np.array([video for _, video, _ in clips])
+            score = np.array([100 * found[clip] for clip in clips])
+            gain = score - [100 * base[clip] for clip in clips]
+            cells = with_interval(score, videos), with_interval(gain, videos, "+")
+            lines.append(markdown([label, group, *(cells if label != first else (cells[0], ""))]))
     says = (
-        f"Difference from *{first}* on the same clips, in points, with 95 % intervals over clips:"
+        "Mean over seeds in percent, and the difference from "
+        f"*{first}* on the same clips in points, with 95 % intervals over clips:"
     )
-    return ["", says, "", header, "|---|---|---|", *rows]
+    header = markdown([varied, "clips", METRIC_NAMES[metric], "difference"])
+    return ["", says, "", header, "|---|---|---|---|", *lines]
+
+
+def with_interval(values: np.ndarray, videos: np.ndarray, sign: str = "") -> str:
+    """A mean over clips, and its interval where those of one video are drawn together."""
+    low, high = clustered_interval(values, videos)
+    return f"{values.mean():{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 def write(
@@ -131,7 +146,7 @@ def write(
     tables = []
     for title, (results, chance) in scores.items():
         tables += [f"## {title}", "", *table(study.varied, results, chance)]
-        tables += [*differences(study.varied, next(iter(chance)), folders[title]), ""]
+        tables += [*on_clips(study.varied, next(iter(chance)), folders[title]), ""]
     command = " ".join(["python -m ivcl_fast.sweep", name, *flags, f"--seeds {seeds}"])
     quick = " A `--quick` study: it shows that everything runs, the figures mean nothing."
     lines = [

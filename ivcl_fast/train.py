@@ -47,7 +47,8 @@ def train(config: TrainConfig) -> None:
         evaluation = None
         if config.stage in ("all", "finetune"):
             evaluation = run.evaluate(run.finetune(init))
-            rows = [Row(origin(config), evaluation.scores), *comparisons(run, init, evaluation)]
+            first = Row(origin(config), evaluation.scores, evaluation.right)
+            rows = [first, *comparisons(run, init, evaluation)]
         if distributed.is_main():
             if rows:
                 print_rows(rows)
@@ -100,17 +101,17 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Row]:
     rows, dataset = [], run.data.dataset
     if run.config.compare_scratch and init != "random":
         scratch = run.evaluate(run.finetune("random", "scratch"))
-        rows.append(Row(f"{FROM_SCRATCH}, same finetuning", scratch.scores))
+        rows.append(Row(f"{FROM_SCRATCH}, same finetuning", scratch.scores, scratch.right))
     if run.data.localizes and run.config.compare_memoryless:
         last = run.evaluate(run.finetune(init, "last-frame", last_only=True))
-        rows.append(Row("no memory: sees only the last frame", last.scores))
+        rows.append(Row("no memory: sees only the last frame", last.scores, last.right))
         if run.data.has_scenes(evaluation.names):
             guess = cone_guess(run.data, evaluation.names)
-            rows.append(Row("no memory: guesses under a visible cone", guess))
+            rows.append(Row("no memory: guesses under a visible cone", *guess))
     if isinstance(dataset, Acre) and run.config.compare_memoryless:
         split, names = run.data.eval_split, evaluation.names
         guess = counting_guess(dataset, split, names, evaluation.labels)
-        rows.append(Row("no reasoning: counting", guess))
+        rows.append(Row("no reasoning: counting", *guess))
     return rows
 
 

@@ -93,7 +93,9 @@ def test_what_counting_scores(root: Path) -> None:
     names, labels = [clip.name for clip in clips], torch.tensor([clip.label for clip in clips])
     # With 20 the machine was on once of one time, with 9 once of two, with 4 always; 12 and 13 were
     # never or seldom there when it was.
-    scores = counting_guess(data, "test", names, labels)["all"]
+    groups, right = counting_guess(data, "test", names, labels)
+    scores = groups["all"]
+    assert right.mean() == 0.5
     assert {name: score.value for name, score in scores.items()} == {
         "query": 0.5, "problem": 0, "direct": 1, "indirect": 1, "screen_off": 0, "potential": 0,
     }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -158,9 +159,30 @@ def test_scores_and_every_clips_logits_are_kept(cater: Path, tmp_path: Path, com
         assert clip["logits"].index(max(clip["logits"])) == clip["answer"]
         right += clip["answer"] == clip["label"]
     assert right / 6 == kept["scores"]["all"]["top1"]["value"]
-    for clip in kept["clips"]:
+    answers = json.loads((cater / "clips.json").read_text())
+    for clip, answer in zip(kept["clips"], answers, strict=True):
         del clip["logits"]
-    assert kept["clips"] == json.loads((cater / "clips.json").read_text())
+        assert answer.pop("right")["pretrained: IV-CL"] == (clip["answer"] == clip["label"])
+    assert kept["clips"] == answers
+
+
+@pytest.mark.parametrize(
+    ("metric", "count", "flags"),
+    [
+        ("top1", 3, [*FRAME_FLAGS, "--train-videos", "12", "--val-videos", "20"]),
+        ("query", 2, ["--data", "synthetic:acre-iid", "--train-videos", "4", "--val-videos", "2"]),
+    ],
+)
+def test_how_right_a_row_is_clip_by_clip_makes_its_score(
+    metric: str, count: int, flags: list[str], tmp_path: Path
+) -> None:
+    folder = train(tmp_path, *flags, "--compare-memoryless")
+    rows = json.loads((folder / "scores.json").read_text())
+    clips = json.loads((folder / "clips.json").read_text())
+    assert len(rows) == count and all(list(clip["right"]) == list(rows) for clip in clips)
+    for title, scores in rows.items():
+        mean = statistics.fmean(clip["right"][title] for clip in clips)
+        assert mean == pytest.approx(scores["all"][metric]["value"])
 
 
 def test_several_labels_are_kept_by_number() -> None:

@@ -17,7 +17,7 @@ from ivcl_fast.data.synthetic.cater import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError, run_command
 from ivcl_fast.settings import parse
 from ivcl_fast.studies import STUDIES
-from ivcl_fast.study_report import curve, differences, right_share, show, table
+from ivcl_fast.study_report import curve, on_clips, right_shares, show, table
 from ivcl_fast.sweep import SweepConfig, jobs, slug, sweep
 from tests.small import SIZE_FLAGS
 
@@ -52,7 +52,7 @@ def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_
         metrics = values[title][variant.label]["all"]
         assert metrics and all(len(of_seeds) == 1 for of_seeds in metrics.values())
     for title, body in tables.items():
-        assert ("Difference from *" in body) == ("actions" not in title)
+        assert ("difference from *" in body) == ("actions" not in title)
     assert ("no memory" in page) == (name == "pretraining")
     assert ("no reasoning" in page) == (name == "causes")
     assert (folder / "study.png").stat().st_size > 10_000
@@ -89,11 +89,12 @@ def test_a_start_that_failed_is_not_in_the_way_of_a_study(data, tmp_path, capsys
 
 
 def test_differences_are_those_of_the_same_clips(tmp_path):
-    """Three clips of two videos; one run could not use the last one."""
+    """Three clips of two videos; one run could not use the last one; x is compared with a guess."""
     answers = {"x/0": (1, 1, 0), "x/1": (1, 0, 0), "y/0": (0, 1, 1), "y/1": (0, 1)}
     for run, right in answers.items():
+        guess = {"guess": 0.25} if "x" in run else {}
         clips = [
-            {"name": f"c{i}", "video": f"v{i // 2}", "label": 1, "answer": int(r)}
+            {"name": f"c{i}", "video": f"v{i // 2}", "right": {"itself": r} | guess}
             for i, r in enumerate(right)
         ]
         for clip, group in zip(clips, ("visible", "hidden", "hidden"), strict=False):
@@ -101,27 +102,34 @@ def test_differences_are_those_of_the_same_clips(tmp_path):
         (tmp_path / run).mkdir(parents=True)
         (tmp_path / run / "clips.json").write_text(json.dumps(clips))
     folders = {name: [tmp_path / name / seed for seed in "01"] for name in "xy"}
-    assert right_share(folders["y"]) == {("c0", "v0", "visible"): 0, ("c1", "v0", "hidden"): 1}
-    *_, header, rule, every, visible, hidden = differences("way", "top1", folders)
-    assert (header, rule) == ("| way | clips | top-1 |", "|---|---|---|")
+    shares = right_shares(folders)
+    assert list(shares) == ["x", "guess", "y"]
+    assert shares["y"] == {("c0", "v0", "visible"): 0, ("c1", "v0", "hidden"): 1}
+    page = on_clips("way", "top1", folders)
+    assert "difference from *x* on the same clips" in page[1]
+    assert page[3:5] == ["| way | clips | top-1 | difference |", "|---|---|---|---|"]
+    assert page[5] == "| x | all | 50.0 [0.0, 75.0] |  |"
+    assert page[8] == "| guess | all | 25.0 [25.0, 25.0] | -25.0 [-50.0, +25.0] |"
+    every, visible, hidden = page[11:]
     # Of the first two clips x has one and a half right, y one; one video's are drawn together.
-    assert every == "| y | all | -25.0 [-25.0, -25.0] |"
-    assert visible == "| y | visible | -100.0 [-100.0, -100.0] |"
-    assert hidden == "| y | hidden | +50.0 [+50.0, +50.0] |"
-    (tmp_path / "y" / "1" / "clips.json").unlink()
-    assert differences("way", "top1", folders) == []
+    assert every == "| y | all | 50.0 [50.0, 50.0] | -25.0 [-25.0, -25.0] |"
+    assert visible == "| y | visible | 0.0 [0.0, 0.0] | -100.0 [-100.0, -100.0] |"
+    assert hidden == "| y | hidden | 100.0 [100.0, 100.0] | +50.0 [+50.0, +50.0] |"
+    for run in answers:
+        (tmp_path / run / "clips.json").unlink()
+    assert on_clips("way", "top1", folders) == []
 
 
 def test_a_differences_interval_is_of_its_clips(tmp_path):
     rng = np.random.default_rng(0)
     for run, rate in {"x": 0.5, "y": 0.7}.items():
         clips = [
-            {"name": f"c{i}", "video": f"v{i}", "label": 1, "answer": int(rng.random() < rate)}
+            {"name": f"c{i}", "video": f"v{i}", "right": {"itself": float(rng.random() < rate)}}
             for i in range(1000)
         ]
         (tmp_path / run).mkdir()
         (tmp_path / run / "clips.json").write_text(json.dumps(clips))
-    row = differences("way", "top1", {name: [tmp_path / name] for name in "xy"})[-1]
+    row = on_clips("way", "top1", {name: [tmp_path / name] for name in "xy"})[-1]
     mean, low, high = map(float, re.findall(r"[+-]\d+\.\d", row))
     spread = 1.96 * 100 * ((0.5 * 0.5 + 0.7 * 0.3) / 1000) ** 0.5
     assert mean == pytest.approx(20, abs=2 * spread) and low < mean < high
