@@ -189,8 +189,8 @@ def test_budgets_are_equal_and_seeds_differ():
 def test_a_study_has_its_own_budget_which_the_command_may_change():
     study = STUDIES["pretraining"]
     config = parse(list(study.flags(("--train-videos=7",))))
-    assert (config.pretrain_clips, config.finetune_clips) == (100_000, 40_000)
-    assert (config.train_videos, config.val_videos) == (7, 1000)
+    assert (config.pretrain_clips, config.finetune_clips) == (100_000, 60_000)
+    assert (config.train_videos, config.val_videos) == (7, 4000)
     assert study.flags(("--quick",)) == ("--quick",)
     assert STUDIES["data"].flags(("--lr", "1")) == ("--lr", "1")
 
