@@ -1,20 +1,26 @@
-"""Tests marked ``gpu`` are skipped, with the reason, where there is no NVIDIA GPU.
+"""What all tests share.
 
-One thread: the tests' tensors are too small to share, and on a busy machine threads would only wait
-for each other.
+Tests marked ``gpu`` are skipped, with the reason, where there is no NVIDIA GPU.
+
+Tests compute with one thread, unless ``OMP_NUM_THREADS`` says otherwise: their tensors are too
+small to share, and on a busy machine threads would only wait for each other.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def pytest_configure() -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     # What results are compared with is float32 in full, convolutions too.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     # cuBLAS reads it before its first product only: too late in the test of repeatable training.
@@ -30,3 +36,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def start_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tests run in an empty folder, so what lies in the checkout (``runs/``, ``data/``) is not met.
+
+    Python processes that tests start there find the checkout's packages.
+    """
+    folder = tmp_path_factory.mktemp("start")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def working_folder_stays_clean(start_folder: Path) -> Iterator[None]:
+    """No test may leave a file in the working folder."""
+    yield
+    assert not list(start_folder.iterdir()), "a test wrote into the working folder"
