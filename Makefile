@@ -31,7 +31,7 @@ test: $(BUILT)
 
 # Kills, rank deaths and damaged checkpoints, many times over; ends within half an hour.
 soak: $(BUILT)
-	$(BIN)/python -m tests.soak $(ARGS)
+	$(BIN)/python -m tests.support.soak $(ARGS)
 
 bench: $(BUILT)
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(ARGS)

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import public_mae
 from benchmarks.race import DEVICE, Race, Replay, ceilings, machine
-from ivcl_fast.hardware import keep_freed_memory
+from ivcl_fast.training.hardware import keep_freed_memory
 
 _raced: list[Race] = []
 

@@ -174,7 +174,7 @@ def tests(name: str, marked: str, folder: Path, rehearse: bool) -> Part:
         "-p", "no:cacheprovider", "--continue-on-collection-errors", "-o", "addopts=",
     ]  # fmt: skip
     if rehearse:
-        command += ["-m", "not gpu", "-k", "many_frames", "tests/test_on_gpu.py"]
+        command += ["-m", "not gpu", "-k", "many_frames", "tests/kernels/test_on_gpu.py"]
     else:
         command += ["-m", marked, *gpu_tests()]
         if name == "tests" and find_spec("xdist"):

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from ivcl_fast import IVCL, IVCLConfig, flops
-from ivcl_fast.trainer import Schedule, make_optimizers
+from ivcl_fast import IVCL, IVCLConfig
+from ivcl_fast.models import flops
+from ivcl_fast.training.loop import Schedule, make_optimizers
 
 FLOAT32 = 4
 """Bytes; gradients and weights travel as float32."""

@@ -19,13 +19,13 @@ from benchmarks.conftest import race_tests
 from benchmarks.race import DEVICE, Race
 from benchmarks.shapes import CLIPS, PRESET, draw_ids
 from ivcl_fast import IVCLConfig, reference
-from ivcl_fast.data.build import build_store
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode import make_decoder
+from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.patches import patchify
 from ivcl_fast.data.sampling import frame_ids
-from ivcl_fast.data.store import FrameStore
-from ivcl_fast.data.synthetic.cater import SyntheticCater, write_cater
+from ivcl_fast.data.store.build import build_store
+from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 
 CFG = IVCLConfig.preset(PRESET)
 VIDEOS, SIZE = 3, "320x240"

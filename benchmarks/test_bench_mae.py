@@ -15,7 +15,7 @@ from benchmarks.conftest import race_cases
 from benchmarks.public_mae import CONFIG
 from benchmarks.race import DEVICE, Race
 from benchmarks.test_bench_step import OURS, ours
-from ivcl_fast import flops
+from ivcl_fast.models import flops
 
 IMAGES = 256 if DEVICE.type == "cuda" else 8
 PUBLIC = "public MAE, bf16"

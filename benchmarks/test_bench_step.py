@@ -11,10 +11,11 @@ from benchmarks import rivals
 from benchmarks.conftest import race_tests
 from benchmarks.race import DEVICE, Race
 from benchmarks.shapes import CLIPS, PRESET, draw
-from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, accelerate, flops, reference
-from ivcl_fast.data.acre import CONTEXT, QUERIES
-from ivcl_fast.hardware import useless_compiler
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, accelerate, reference
+from ivcl_fast.data.formats.acre import CONTEXT, QUERIES
 from ivcl_fast.kernels import _ext, _triton
+from ivcl_fast.models import flops
+from ivcl_fast.training.hardware import useless_compiler
 
 WITHOUT = "ours, ops in plain PyTorch"
 OURS = "ours" if useless_compiler(DEVICE) else "ours, compiled"

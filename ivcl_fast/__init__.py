@@ -13,11 +13,11 @@ _root = Path(__file__).resolve().parent.parent
 if (_root / "setup.py").is_file() and (_root / "kernels" / "__init__.py").is_file():
     __path__.append(str(_root))
 
-from . import reference, supervised  # noqa: E402
-from .accelerate import Report, accelerate, restore  # noqa: E402
-from .clip import load_clip  # noqa: E402
-from .config import IVCLConfig  # noqa: E402
-from .model import IVCL, IVCLClassifier, Supervised  # noqa: E402
+from ivcl_fast.config import IVCLConfig  # noqa: E402
+from ivcl_fast.data.clip import load_clip  # noqa: E402
+from ivcl_fast.models import reference, supervised  # noqa: E402
+from ivcl_fast.models.accelerate import Report, accelerate, restore  # noqa: E402
+from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised  # noqa: E402
 
 __all__ = [
     "IVCL",

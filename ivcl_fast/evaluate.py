@@ -11,18 +11,18 @@ from typing import Annotated, Literal, get_args
 import torch
 import tyro
 
-from .clip import decode_clip
-from .data.catalog import clip_frames
-from .data.dataset import VideoError
-from .data.given import given_media
-from .data.patches import patchify
-from .data.source import open_dataset
-from .errors import UserError, run_command
-from .files import write_json
-from .model import IVCLClassifier
-from .report import Row, plain, print_rows
-from .run import Run
-from .run_models import DataFlags, open_run
+from ivcl_fast.analysis.finished_runs import DataFlags, open_run
+from ivcl_fast.data.clip import decode_clip
+from ivcl_fast.data.datamodule import open_dataset
+from ivcl_fast.data.dataset import VideoError
+from ivcl_fast.data.decode.given import given_media
+from ivcl_fast.data.patches import patchify
+from ivcl_fast.data.registry import clip_frames
+from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.files import write_json
+from ivcl_fast.models.ivcl import IVCLClassifier
+from ivcl_fast.report.run import Row, plain, print_rows
+from ivcl_fast.training.run import Run
 
 Classifier = Literal["finetune", "scratch", "last-frame"]
 SHOWN_ANSWERS = 5

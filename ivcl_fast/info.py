@@ -12,10 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 import tyro
 
-from . import attention, hardware
-from .errors import run_command
-from .kernels import _ext, _triton
-from .kernels._op import missing_kernel
+from ivcl_fast.errors import run_command
+from ivcl_fast.kernels import _ext, _triton, attention
+from ivcl_fast.kernels._op import missing_kernel
+from ivcl_fast.training import hardware
 
 PACKAGES = (
     "ivcl_fast", "torch", "triton", "nvidia-dali-cuda130", "av", "flash-attn", "flash-attn-4",

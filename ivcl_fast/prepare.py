@@ -19,15 +19,21 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from .data import catalog
-from .data.build import build_store, choose_decoders, default_store_path
-from .data.dataset import Dataset, Media, VideoError
-from .data.decode import Chosen, DecoderName, default_workers, make_decoder, resolve_decoder
-from .data.index import index_media
-from .data.store import FrameStore
-from .data.workers import STALL_SECONDS, WorkerPool
-from .errors import UserError, run_command
-from .progress import Bar
+from ivcl_fast.data import registry as catalog
+from ivcl_fast.data.dataset import Dataset, Media, VideoError
+from ivcl_fast.data.decode.decoder import (
+    Chosen,
+    DecoderName,
+    default_workers,
+    make_decoder,
+    resolve_decoder,
+)
+from ivcl_fast.data.store.build import build_store, choose_decoders, default_store_path
+from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.data.store.index import index_media
+from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
+from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.progress import Bar
 
 ITEMS_OF_SIZE = {
     "cater": {"embedded": (3000, 600), "full": (3850, 1650)},

@@ -17,16 +17,23 @@ import torch
 import tyro
 from torch import Tensor
 
-from . import probe_report
-from .cater_probes import PROBES, Frames, Scores, frames_of, run_probes
-from .data import cater_frames
-from .data.cater import TASKS
-from .data.sampling import frame_ids
-from .errors import UserError, run_command
-from .progress import Bar
-from .reference import all_patches
-from .run import Run
-from .run_models import DataFlags, Models, about, models_of, open_run, untrained
+from ivcl_fast.analysis.cater_probes import PROBES, Frames, Scores, frames_of, run_probes
+from ivcl_fast.analysis.finished_runs import (
+    DataFlags,
+    Models,
+    about,
+    models_of,
+    open_run,
+    untrained,
+)
+from ivcl_fast.data.formats import cater_frames
+from ivcl_fast.data.formats.cater import TASKS
+from ivcl_fast.data.sampling import frame_ids
+from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.models.reference import all_patches
+from ivcl_fast.progress import Bar
+from ivcl_fast.report import probes as probe_report
+from ivcl_fast.training.run import Run
 
 BATCH = 50
 """Clips encoded at a time."""

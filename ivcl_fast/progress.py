@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from . import distributed
+from ivcl_fast.distributed import group as distributed
 
 PLAIN_SECONDS = 15.0
 """Between two lines where the output is not a terminal."""

@@ -25,13 +25,13 @@ from typing import Annotated
 import torch
 import tyro
 
-from . import study_report
-from .checkpoint import MODEL
-from .errors import UserError, run_command
-from .report import SCORES
-from .settings import TrainConfig, differing, has_begun, parse, resolve
-from .studies import STUDIES, Study, Variant, flag_name, study_named
-from .trainer import Interrupted
+from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.report import study as study_report
+from ivcl_fast.report.run import SCORES
+from ivcl_fast.studies.definitions import STUDIES, Study, Variant, flag_name, study_named
+from ivcl_fast.training.checkpoint import MODEL
+from ivcl_fast.training.loop import Interrupted
+from ivcl_fast.training.settings import TrainConfig, differing, has_begun, parse, resolve
 
 OWN = {
     "name", "out", "stage", "init", "seed", "resume", "overwrite", "pictures",
@@ -106,7 +106,7 @@ def run_jobs(todo: list[Job], parallel: int) -> None:
     todo = [job for job in todo if not job.done]
     if parallel > 1:
         return run_at_once(todo, parallel)
-    from .train import train
+    from ivcl_fast.train import train
 
     for job in todo:
         print(f"\n{job.folder}", flush=True)

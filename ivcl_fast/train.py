@@ -12,17 +12,19 @@ from contextlib import ExitStack
 
 import torch
 
-from . import backbone, checkpoint, distributed, timm_weights
-from .config import OBJECTIVE_NAMES
-from .data.acre import Acre
-from .errors import UserError, run_command
-from .evaluation import Evaluation, cone_guess, counting_guess
-from .hardware import repeat_exactly
-from .report import Row, print_rows, write_report
-from .run import Run
-from .run_folder import claim
-from .settings import TrainConfig, load_settings, parse, resolve
-from .trainer import Interrupted
+from ivcl_fast.config import OBJECTIVE_NAMES
+from ivcl_fast.data.formats.acre import Acre
+from ivcl_fast.distributed import group as distributed
+from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.evaluation.evaluate import Evaluation, cone_guess, counting_guess
+from ivcl_fast.models import backbone, timm_weights
+from ivcl_fast.report.run import Row, print_rows, write_report
+from ivcl_fast.training import checkpoint
+from ivcl_fast.training.hardware import repeat_exactly
+from ivcl_fast.training.loop import Interrupted
+from ivcl_fast.training.run import Run
+from ivcl_fast.training.run_folder import claim
+from ivcl_fast.training.settings import TrainConfig, load_settings, parse, resolve
 
 
 def train(config: TrainConfig) -> None:

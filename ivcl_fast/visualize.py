@@ -16,20 +16,27 @@ import torch
 import tyro
 from torch import Tensor
 
-from . import pictures
-from .animation import PER_SECOND, attention_frames, write_gif, write_mp4
-from .attention_figures import attention_figure, how_measured
-from .errors import UserError, run_command
-from .figures import save, spread
-from .files import write_text
-from .html import Page
-from .model import IVCL, IVCLClassifier
-from .run import Run
-from .run_models import DataFlags, Models, about, models_of, open_run, untrained
-from .settings import as_json
-from .shown_clips import Reader, Shown
-from .slot_attention import slot_attention, slot_collapse
-from .snitch_path import SnitchPath, follow_snitch, path_figure
+from ivcl_fast.analysis.attention_maps import slot_attention, slot_collapse
+from ivcl_fast.analysis.clips import Reader, Shown
+from ivcl_fast.analysis.finished_runs import (
+    DataFlags,
+    Models,
+    about,
+    models_of,
+    open_run,
+    untrained,
+)
+from ivcl_fast.analysis.trajectory import SnitchPath, follow_snitch, path_figure
+from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.files import write_text
+from ivcl_fast.models.ivcl import IVCL, IVCLClassifier
+from ivcl_fast.report import plots as pictures
+from ivcl_fast.report.animation import PER_SECOND, attention_frames, write_gif, write_mp4
+from ivcl_fast.report.attention import attention_figure, how_measured
+from ivcl_fast.report.figures import save, spread
+from ivcl_fast.report.html import Page
+from ivcl_fast.training.run import Run
+from ivcl_fast.training.settings import as_json
 
 MEASURED_CLIPS = 32
 """Clips that slot collapse is measured on."""

@@ -28,10 +28,10 @@ def needs(*packages: str) -> None:
 def decoder(rows: Rows, sizes: Sizes) -> None:
     """Building stores from Motion-JPEG videos of CATER's format."""
     needs("av")
-    from ivcl_fast.data.build import build_store
-    from ivcl_fast.data.cater import Cater
-    from ivcl_fast.data.decode import default_workers
-    from ivcl_fast.data.synthetic.cater import SyntheticCater, write_cater
+    from ivcl_fast.data.decode.decoder import default_workers
+    from ivcl_fast.data.formats.cater import Cater
+    from ivcl_fast.data.store.build import build_store
+    from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 
     size = "full" if DEVICE.type == "cuda" else "embedded"
     spec = SyntheticCater(size=size, train=sizes.videos, val=0)

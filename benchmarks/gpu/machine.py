@@ -10,8 +10,9 @@ import torch
 from benchmarks.gpu.part import Rows, Sizes, Skip
 from benchmarks.race import DEVICE, cpu_name
 from benchmarks.race import machine as describe
-from ivcl_fast import attention, hardware
+from ivcl_fast.kernels import attention
 from ivcl_fast.kernels._op import missing_kernel
+from ivcl_fast.training import hardware
 
 
 def machine(rows: Rows, sizes: Sizes) -> None:

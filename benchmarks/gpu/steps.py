@@ -16,8 +16,9 @@ from benchmarks import rivals
 from benchmarks.gpu import timing
 from benchmarks.gpu.part import Rows, Sizes, Skip
 from benchmarks.race import DEVICE, peak_bytes, reset_peak
-from ivcl_fast import IVCL, IVCLConfig, flops, reference
-from ivcl_fast.step_graph import WARM_UP, StepGraph, obstacle
+from ivcl_fast import IVCL, IVCLConfig, reference
+from ivcl_fast.models import flops
+from ivcl_fast.training.step_graph import WARM_UP, StepGraph, obstacle
 
 Step = Callable[[], Tensor]
 

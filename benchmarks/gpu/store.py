@@ -15,12 +15,13 @@ import torch
 
 from benchmarks.gpu.part import Rows, Sizes
 from benchmarks.race import DEVICE
-from ivcl_fast import IVCL, IVCLConfig, step_graph
+from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.data.dataset import Clip
-from ivcl_fast.data.feed import Batch, StoreFeed
-from ivcl_fast.data.store import BAD_FILES, INDEX, VERSION, FrameStore, write_meta
-from ivcl_fast.masking import clip_seeds
-from ivcl_fast.trainer import Schedule, Stage
+from ivcl_fast.data.loader import Batch, StoreFeed
+from ivcl_fast.data.store.frame_store import BAD_FILES, INDEX, VERSION, FrameStore, write_meta
+from ivcl_fast.training import step_graph
+from ivcl_fast.training.loop import Schedule, Stage
+from ivcl_fast.training.seeds import clip_seeds
 
 VIDEOS, FRAMES = 128, 100
 

@@ -13,13 +13,13 @@ from abc import ABC, abstractmethod
 import numpy as np
 import torch
 
-from ..errors import UserError
-from . import cater_frames
-from .cater import Cater
-from .cater_labels import Scene
-from .dataset import Clip, Dataset
-from .synthetic import cater_world
-from .synthetic.cater import SyntheticCater, camera_of, spec_of, times_shown
+from ivcl_fast.data.dataset import Clip, Dataset
+from ivcl_fast.data.formats import cater_frames
+from ivcl_fast.data.formats.cater import Cater
+from ivcl_fast.data.formats.cater_labels import Scene
+from ivcl_fast.data.synthetic.cater import world as cater_world
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, camera_of, spec_of, times_shown
+from ivcl_fast.errors import UserError
 
 SHAPES = (*cater_world.SHAPES, "spl")
 """The last is the snitch's."""

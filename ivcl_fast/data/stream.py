@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..errors import UserError
-from .crop import WHOLE, Crop
-from .dataset import Clip, Media, VideoError
-from .decode import Chosen, make_decoder, patience
-from .feed import PREFETCH, Batch, Feed, Sampled
-from .patches import patchify
-from .probe import VideoInfo
-from .workers import STALL_SECONDS, Lost, Report, WorkerPool
+from ivcl_fast.data.dataset import Clip, Media, VideoError
+from ivcl_fast.data.decode.crop import WHOLE, Crop
+from ivcl_fast.data.decode.decoder import Chosen, make_decoder, patience
+from ivcl_fast.data.decode.probe import VideoInfo
+from ivcl_fast.data.loader import PREFETCH, Batch, Feed, Sampled
+from ivcl_fast.data.patches import patchify
+from ivcl_fast.data.workers import STALL_SECONDS, Lost, Report, WorkerPool
+from ivcl_fast.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +262,7 @@ _own = threading.local()
 def decode_clip_apart(request: Request) -> torch.Tensor | str:
     """:func:`decode_clip` by either decoder to DALI's GPU, on a CUDA stream of the thread's own: on
     the default one it would wait for the training step."""
-    from .decode_dali import gpu
+    from ivcl_fast.data.decode.dali import gpu
 
     if not hasattr(_own, "stream"):
         _own.stream = torch.cuda.Stream(gpu())

@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UserError
-from ..workers import Report, run_tasks, usable_cpus
+from ivcl_fast.data.workers import Report, run_tasks, usable_cpus
+from ivcl_fast.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -1,0 +1,131 @@
+"""Where slot tokens look, for any IV-CL model, whatever kernels it runs on, and how alike.
+
+Sources: Abnar and Zuidema, "Quantifying Attention Flow in Transformers" (2020) for the rollout;
+Lin (1991) for the Jensen-Shannon divergence. Letters in shapes as in ``reference.py``.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ivcl_fast.evaluation.metrics import Score
+from ivcl_fast.models import reference
+from ivcl_fast.models.supervised import Supervised
+
+Model = reference.IVCL | reference.IVCLClassifier | Supervised
+
+
+@torch.no_grad()
+def slot_attention(
+    model: Model, video: Tensor, head: int | None = None, rollout: bool = False
+) -> Tensor:
+    """How the image encoder shares each slot's attention among its frame's patches.
+
+    ``model``: any of the package's, reference or fast; ``video`` as it takes it. Float32
+    ``[B, T, S, N]``: the last block's attention, averaged over heads or of one ``head``; with
+    ``rollout`` what reaches a slot through all blocks, each passing on one half of every token as
+    it is (the residual) and one half by the heads' mean attention. A row sums to at most 1: the
+    rest goes to slots and, with ``objective="joint"``, to other frames. Nothing is masked.
+
+    Raises ``ValueError`` for a head that does not exist, and for one with ``rollout``: heads of
+    different blocks do not belong together.
+    """
+    cfg = model.cfg
+    if head is not None and not 0 <= head < cfg.num_heads:
+        raise ValueError(f"head: {head} is not within 0 to {cfg.num_heads - 1}")
+    if head is not None and rollout:
+        raise ValueError("head: a rollout mixes the heads of every block; accepted with it: None")
+    # The reference's encoder on the model's own weights: whatever kernels the model runs on, its
+    # keys are these. Built on "meta", which draws nothing from the random state of a training run.
+    with torch.device("meta"):
+        encoder = reference.Encoder(cfg)
+    weights = {key: value.float() for key, value in model.encoder.state_dict().items()}
+    encoder.load_state_dict(weights, assign=True)
+
+    seen: list[tuple[reference.Attention, Tensor]] = []  # what each block's attention is given
+    attentions = [part for part in encoder.modules() if isinstance(part, reference.Attention)]
+    for attn in attentions if rollout else attentions[-1:]:
+        attn.register_forward_pre_hook(lambda attn, args: seen.append((attn, args[0])))
+    rows = reference.as_rows(video, cfg)
+    encoder(rows, reference.all_patches(rows), getattr(model, "cls_token", None))
+
+    # A sequence holds (a cls token and) frames, one or with the joint encoder all of the clip's.
+    sequences, length, _ = seen[0][1].shape
+    width = cfg.num_slots + cfg.num_patches
+    frames, first = length // width, length % width
+    start = first + width * torch.arange(frames, device=rows.device)
+    slots = (start[:, None] + torch.arange(cfg.num_slots, device=rows.device)).flatten()
+    maps = torch.eye(length, device=rows.device)[slots].expand(sequences, -1, -1)
+    for attn, x in reversed(seen):
+        spread = maps @ attention_weights(attn, x, head)
+        maps = (maps + spread) / 2 if rollout else spread  # [sequences, frames * S, length]
+
+    maps = rearrange(maps[..., first:], "n (f s) (g w) -> n f s g w", f=frames, g=frames)
+    own = maps.diagonal(dim1=1, dim2=3)[..., cfg.num_slots :, :]  # [sequences, S, N, frames]
+    return rearrange(own, "(b k) s n f -> b (k f) s n", b=len(rows)).contiguous()
+
+
+def attention_weights(attn: reference.Attention, x: Tensor, head: int | None) -> Tensor:
+    """What a module's queries give to each key, ``[F, N, D]`` to ``[F, N, N]``; rows sum to 1.
+
+    The mean of the heads, or one of them.
+    """
+    q, k, _ = rearrange(attn.qkv(x), "f n (s h d) -> s f h n d", s=3, h=attn.num_heads)
+    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
+    return weights.mean(dim=1) if head is None else weights[:, head]
+
+
+# --- Collapse ------------------------------------------------------------------------------------
+
+
+def slot_collapse(maps: Tensor) -> dict[str, Score]:
+    """``overlap`` (:func:`slot_overlap`; not with one slot) and ``entropy`` (:func:`map_entropy`).
+
+    ``maps`` ``[B, T, S, N]``; means over clips with 95 % intervals. Chance, for both, is 1: what
+    maps score that are even over all patches.
+    """
+    measures = {"overlap": slot_overlap, "entropy": map_entropy}
+    if maps.shape[-2] == 1:
+        del measures["overlap"]
+    return {name: Score.mean(measure(maps), chance=1.0) for name, measure in measures.items()}
+
+
+def slot_overlap(maps: Tensor) -> Tensor:
+    """How alike the slots of a frame look: 0 at nothing in common, 1 at all the same (collapse).
+
+    ``maps`` ``[..., T, S, N]`` as of :func:`slot_attention`, S > 1, to ``[...]``: 1 minus the
+    Jensen-Shannon divergence in bits between two slots' maps, each a distribution over patches,
+    averaged over pairs and frames. Even maps overlap too: see :func:`map_entropy`.
+    """
+    maps = as_distributions(maps)
+    pairs = list(combinations(range(maps.shape[-2]), 2))
+    if not pairs:
+        raise ValueError("maps: one slot has none to overlap with; accepted: at least two")
+    a, b = (maps[..., list(side), :] for side in zip(*pairs, strict=True))
+    divergence = bits((a + b) / 2) - (bits(a) + bits(b)) / 2
+    return 1 - divergence.clamp(0, 1).mean(dim=(-2, -1))
+
+
+def map_entropy(maps: Tensor) -> Tensor:
+    """How widely slots look: 0 at one patch, 1 at all patches alike.
+
+    ``maps`` ``[..., T, S, N]`` to ``[...]``: entropy of a slot's map over patches, as a share of
+    the most there is (``log2 N`` bits), averaged over slots and frames.
+    """
+    most = torch.tensor(float(maps.shape[-1])).log2()
+    return bits(as_distributions(maps)).mean(dim=(-2, -1)) / most
+
+
+def as_distributions(maps: Tensor) -> Tensor:
+    """Maps scaled to sum to 1 over patches, in float64; a map of zeros is even."""
+    maps = maps.double() + 1e-30
+    return maps / maps.sum(dim=-1, keepdim=True)
+
+
+def bits(p: Tensor) -> Tensor:
+    """Entropy over the last dimension, in bits."""
+    return -torch.special.xlogy(p, p).sum(dim=-1) / torch.log(torch.tensor(2.0))

@@ -1,0 +1,263 @@
+"""ACRE as it lies on disk: problems of ten panels, six of context and four of queries.
+
+Source: github.com/WellyZhang/ACRE, ``src/dataset`` and ``src/baseline``. A regime is a folder, such
+as ``ACRE_IID``::
+
+    config/<split>.json                          a list of problems, each a list of 10 panels
+    images/ACRE_<split>_<problem>_<panel>.png    320 x 240, with an alpha channel to be dropped
+    scenes/ACRE_<split>_<problem>_<panel>.json   where the objects are; not read here
+
+with split ``train``, ``val`` or ``test``, problem ``%06d`` and panel ``%02d``. Panels 0 to 5 show
+objects with a machine that is on or off. Panels 6 to 9 show no machine and ask for its state: about
+objects by themselves (6, 7), or about an *off* panel with objects added (8, 9). Results are
+reported on ``test``; ``val`` is for choosing settings.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from ivcl_fast.data.dataset import Clip, Media
+from ivcl_fast.errors import UserError
+
+Regime = Literal["iid", "comp", "sys"]
+QuestionType = Literal["direct", "indirect", "screen_off", "potential"]
+"""How the answer follows from the context; ``potential`` is the paper's *backward-blocked*."""
+Light = Literal["on", "off", "no"]
+"""State of the machine; ``no`` machine is shown in query panels."""
+
+SPLITS = ("train", "test", "val")
+TYPES: tuple[QuestionType, ...] = get_args(QuestionType)
+OFF, UNDETERMINED, ON = range(3)
+"""The labels."""
+CONTEXT = range(6)
+QUERIES = range(6, 10)
+INTERVENTIONS = range(8, 10)
+
+_ANSWERS = ("the machine is off", "undetermined", "the machine is on")
+
+
+class Attributes(NamedTuple):
+    """How an object looks."""
+
+    shape: str
+    color: str
+    material: str
+
+
+class Panel(NamedTuple):
+    """One panel; context panels have no label and no type."""
+
+    objects: tuple[int, ...]
+    """Object ids, rows of :func:`object_table`."""
+    light: Light
+    label: int | None = None
+    type: QuestionType | None = None
+    ref: int | None = None
+    """The context panel that an interventional query (8, 9) adds objects to."""
+
+
+Problem = tuple[Panel, ...]
+"""Ten panels."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which question a clip asks."""
+
+    problem: int
+    """Number within the split; four clips share it."""
+    panel: int
+    """The one it is asked with, 6 to 9."""
+    type: QuestionType
+
+
+# --- Objects -------------------------------------------------------------------------------------
+
+COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
+MATERIALS = ("rubber", "metal")
+_PALETTE_A = ("gray", "blue", "brown", "yellow")
+_PALETTE_B = ("red", "green", "purple", "cyan")
+
+
+def _table(
+    cube: tuple[str, ...], cylinder: tuple[str, ...], sphere: tuple[str, ...]
+) -> tuple[Attributes, ...]:
+    """Colours of cubes and cylinders, materials of spheres, in the order of ACRE's ids."""
+    return (
+        *(Attributes("cube", *look) for look in product(cube, MATERIALS)),
+        *(Attributes("cylinder", *look) for look in product(cylinder, MATERIALS)),
+        *(Attributes("sphere", *look) for look in product(COLORS, sphere)),
+    )
+
+
+_ALL = _table(COLORS, COLORS, MATERIALS)
+_COMP_TRAIN = _table(_PALETTE_A, _PALETTE_B, ("rubber",))
+_COMP_TEST = _table(_PALETTE_B, _PALETTE_A, ("metal",))
+
+
+def object_table(regime: Regime, split: str) -> tuple[Attributes, ...]:
+    """What each object id means: 48 objects; 24 in ``comp``, others in training than in val/test.
+
+    Nothing in the files says so: object 0 of ``comp`` is a gray rubber cube in ``train`` and a red
+    one in ``val`` and ``test``.
+    """
+    if regime != "comp":
+        return _ALL
+    return _COMP_TRAIN if split == "train" else _COMP_TEST
+
+
+# --- The data set --------------------------------------------------------------------------------
+
+
+class Acre:
+    """One regime of ACRE; a clip is one query, preceded by the context of its problem."""
+
+    splits = SPLITS
+    curve_split = "val"
+    num_classes = len(_ANSWERS)
+    multi_label = False
+
+    def __init__(self, root: Path, task: str = "acre") -> None:
+        """Raises :class:`UserError` if the task is unknown or the folder is no regime of ACRE."""
+        self.root = Path(root)
+        self.task = task
+        if task != "acre":
+            raise UserError(f"task: {task!r} is not acre, the only task of ACRE")
+        if not self.root.is_dir():
+            raise UserError(f"{self.root}: no such folder; accepted: a regime of ACRE")
+        for folder in ("config", "images"):
+            if not (self.root / folder).is_dir():
+                raise UserError(
+                    f"{self.root}: has no folder {folder}/; accepted: a regime of ACRE, such as "
+                    "ACRE_IID, with config/ and images/"
+                )
+
+    def clips(self, split: str) -> list[Clip]:
+        """Four clips per problem, in the file's order; the pictures are not touched.
+
+        The frames are the six context panels, then the query. Raises :class:`UserError` for an
+        unknown split and for a missing, empty or malformed file.
+        """
+        return [
+            Clip(_clip_name(split, number, q), media_name(split, number), label, (*CONTEXT, q))
+            for number, problem in enumerate(self.problems(split))
+            for q in QUERIES
+            if (label := problem[q].label) is not None
+        ]
+
+    def media(self) -> list[Media]:
+        """One per problem of the splits that are there: its ten panels, existing or not."""
+        present = [split for split in SPLITS if self._config(split).is_file()]
+        if not present:
+            raise UserError(f"{self.root / 'config'}: has none of train.json, val.json, test.json")
+        return sorted(
+            (
+                Media(name, tuple(self.root / "images" / f"{name}_{i:02d}.png" for i in range(10)))
+                for split in present
+                for number in range(len(self.problems(split)))
+                for name in [media_name(split, number)]
+            ),
+            key=lambda media: media.name,
+        )
+
+    def describe(self, label: int) -> str:
+        """A class in words."""
+        return _ANSWERS[label]
+
+    def queries(self, split: str) -> dict[str, Query]:
+        """Problem, panel and question type of each clip of a split, by the clip's name."""
+        return {
+            _clip_name(split, number, q): Query(number, q, kind)
+            for number, problem in enumerate(self.problems(split))
+            for q in QUERIES
+            if (kind := problem[q].type) is not None
+        }
+
+    def problems(self, split: str) -> list[Problem]:
+        """The problems of a split; raises :class:`UserError` as :meth:`clips` does."""
+        if split not in SPLITS:
+            raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
+        path = self._config(split)
+        try:
+            problems = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: no such file; accepted: config/<split>.json of a regime of ACRE"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not a JSON file ({error})") from None
+        if not isinstance(problems, list) or not problems:
+            raise UserError(f"{path}: holds no problem; accepted: a list of problems")
+        return [_problem(value, f"{path}, problem {n}") for n, value in enumerate(problems)]
+
+    def _config(self, split: str) -> Path:
+        return self.root / "config" / f"{split}.json"
+
+
+def covariation(problem: Problem) -> list[int]:
+    """Answers of one who only counts how often the machine was on with an object there.
+
+    The likeliest object of a query decides: on from 60 % of its trials, off below 40 %. The
+    thresholds are those of ACRE's own baseline of this kind (``NS-RW``).
+    """
+    answers = []
+    for i in QUERIES:
+        shares = []
+        for o in problem[i].objects:
+            seen = [problem[c].light == "on" for c in CONTEXT if o in problem[c].objects]
+            shares.append(sum(seen) / len(seen) if seen else 0.5)
+        strongest = max(shares)
+        answers.append(ON if strongest >= 0.6 else UNDETERMINED if strongest >= 0.4 else OFF)
+    return answers
+
+
+def media_name(split: str, number: int) -> str:
+    """Beginning of the names of a problem's files."""
+    return f"ACRE_{split}_{number:06d}"
+
+
+def _clip_name(split: str, number: int, query: int) -> str:
+    return f"{media_name(split, number)}_{query:02d}"
+
+
+def _problem(value: Any, where: str) -> Problem:
+    if not isinstance(value, list) or len(value) != 10:
+        count = f"{len(value)} panels" if isinstance(value, list) else "no list of panels"
+        raise UserError(f"{where}: {count}; accepted: a list of 10 panels")
+    return tuple(_panel(value, i, f"{where}, panel {i}") for i in range(10))
+
+
+def _panel(problem: list[Any], i: int, where: str) -> Panel:
+    panel = problem[i]
+    if not isinstance(panel, dict):
+        raise UserError(f"{where}: not a panel with light_state and objects")
+
+    def check(name: str, is_good: bool, accepted: str) -> None:
+        if not is_good:
+            raise UserError(f"{where}: {name} {panel.get(name)!r}; accepted: {accepted}")
+
+    objects: Any = panel.get("objects")
+    light: Any = panel.get("light_state")
+    check(
+        "objects",
+        isinstance(objects, list)
+        and bool(objects)
+        and all(type(o) is int and 0 <= o < len(_ALL) for o in objects),
+        f"a list of ids from 0 to {len(_ALL) - 1}",
+    )
+    if i in CONTEXT:
+        check("light_state", light in ("on", "off"), "on or off")
+        return Panel(tuple(objects), light)
+    label, kind, ref = (panel.get(name) for name in ("label", "type", "ref"))
+    check("light_state", light == "no", "no, as in every query panel")
+    check("label", type(label) is int and 0 <= label < len(_ANSWERS), "0, 1 or 2")
+    check("type", kind in TYPES, ", ".join(TYPES))
+    if i in INTERVENTIONS and ref is not None:
+        extended = problem[ref] if type(ref) is int and ref in CONTEXT else {}
+        check("ref", extended.get("light_state") == "off", "number of an off panel, 0 to 5")
+    return Panel(tuple(objects), light, label, kind, ref)

@@ -1,0 +1,195 @@
+"""CATER as it lies on disk: videos, scenes and the lists of its tasks.
+
+Source: github.com/rohitgirdhar/CATER, ``generate/`` and ``baselines/``. A package is a folder::
+
+    videos/CATER_new_000123.avi      Motion-JPEG
+    scenes/CATER_new_000123.json     objects, where they were, how they moved
+    lists/<task>/<split>.txt         lines of "<video file name> <label>[,<label>...]"
+
+The released lists hold bare file names, newly generated ones full paths of the machine that made
+them: only the last part counts. Results are reported on ``val``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ivcl_fast.data.dataset import Clip, Media
+from ivcl_fast.data.formats.cater_labels import ACTION_CLASSES, ORDER_CLASSES
+from ivcl_fast.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "train_subsetT", "train_subsetV")
+# A file name, alone or behind a path, then a label unless the item has none.
+_LINE = re.compile(r"(?:.*/)?(?P<name>[^/]+\.avi)(?:\s+(?P<labels>\S+))?\s*")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of CATER's tasks."""
+
+    num_classes: int
+    multi_label: bool = False
+
+    def describe(self, label: int) -> str:
+        """A class in words."""
+        if self.num_classes == len(ACTION_CLASSES):
+            return describe_action(ACTION_CLASSES[label])
+        if self.num_classes == len(ORDER_CLASSES):
+            first, second, order = ORDER_CLASSES[label]
+            return f"{describe_action(first)} {order} {describe_action(second)}"
+        y, x = divmod(label, round(self.num_classes**0.5))
+        return f"cell {label} (column {x}, row {y})"
+
+
+def describe_action(action: tuple[str, str]) -> str:
+    """``("spl", "_pick_place")`` to ``snitch: pick place``."""
+    shape, name = action
+    return f"{'snitch' if shape == 'spl' else shape}: {name.strip('_').replace('_', ' ')}"
+
+
+TASKS = {
+    "localize": Task(36),
+    "localize_4x4": Task(16),
+    "localize_8x8": Task(64),
+    "actions_present": Task(14, multi_label=True),
+    "actions_order_uniq": Task(301, multi_label=True),
+}
+
+
+def task_named(name: str) -> Task:
+    """Raises :class:`UserError` for an unknown task."""
+    if name not in TASKS:
+        raise UserError(f"task: {name!r} is not one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+class Cater:
+    """One task of a CATER package; implements :class:`~ivcl_fast.data.dataset.Dataset`."""
+
+    splits = SPLITS
+    curve_split = "val"
+
+    def __init__(self, root: Path, task: str = "localize") -> None:
+        """Raises :class:`UserError` if the task is unknown or the folder is no CATER package."""
+        self.root = Path(root)
+        self.task = task
+        self.num_classes = task_named(task).num_classes
+        self.multi_label = task_named(task).multi_label
+        self._told_of_scenes = False
+        if not self.root.is_dir():
+            raise UserError(f"{self.root}: no such folder; accepted: a CATER package")
+        for folder in ("videos", "lists"):
+            if not (self.root / folder).is_dir():
+                raise UserError(
+                    f"{self.root}: has no folder {folder}/; accepted: a CATER package with "
+                    "videos/, scenes/ and lists/"
+                )
+
+    def clips(self, split: str) -> list[Clip]:
+        """The clips of a split, in the list's order; items without a label are left out.
+
+        Videos are not touched. Raises :class:`UserError` for a missing, empty or malformed list.
+        """
+        if split not in SPLITS:
+            raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
+        path = self.root / "lists" / self.task / f"{split}.txt"
+        clips = []
+        items = _read_list(path)
+        for item in items:
+            if item.labels:
+                name = Path(item.video).stem
+                clips.append(Clip(name, name, self._label(item.labels, item.where)))
+        if len(clips) < len(items):
+            log.info("%s: %d items without a label left out", path, len(items) - len(clips))
+        if not clips:
+            raise UserError(f"{path}: lists no video; accepted: lines of '<video file> <label>'")
+        return clips
+
+    def media(self) -> list[Media]:
+        """The videos of all lists of all tasks, sorted by name, whether or not they exist."""
+        lists = (self.root / "lists").glob("*/*.txt")
+        names = {item.video for path in lists for item in _read_list(path)}
+        if not names:
+            raise UserError(f"{self.root / 'lists'}: no list names a video")
+        videos = self.root / "videos"
+        return [Media(Path(name).stem, (videos / name,)) for name in sorted(names)]
+
+    def describe(self, label: int) -> str:
+        """A class in words."""
+        return TASKS[self.task].describe(label)
+
+    def has_scenes(self, clip_names: Sequence[str]) -> bool:
+        """Whether all of these clips have a scene; one log line tells of the first that do not."""
+        missing = [name for name in clip_names if not self._scene_file(name).is_file()]
+        if missing and not self._told_of_scenes:
+            self._told_of_scenes = True
+            log.warning(
+                "%s: no scene of %d of %d clips, such as %s, so hidden ends are not told apart",
+                *(self.root / "scenes", len(missing), len(clip_names), missing[0]),
+            )
+        return not missing
+
+    def scene(self, clip_name: str) -> dict[str, Any]:
+        """The scene of a clip, as in its JSON file. Raises :class:`UserError` if it is missing."""
+        path = self._scene_file(clip_name)
+        try:
+            scene = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such scene") from None
+        except ValueError as error:
+            raise UserError(f"{path}: not a JSON file ({error})") from None
+        if not isinstance(scene, dict):
+            raise UserError(f"{path}: not a scene; accepted: a JSON object")
+        return scene
+
+    def _scene_file(self, clip_name: str) -> Path:
+        return self.root / "scenes" / f"{clip_name}.json"
+
+    def _label(self, text: str, where: str) -> int | tuple[int, ...]:
+        try:
+            labels = tuple(int(label) for label in text.split(","))
+        except ValueError:
+            labels = ()
+        if not labels or not all(0 <= label < self.num_classes for label in labels):
+            raise UserError(
+                f"{where}: label {text!r} is not a class from 0 to {self.num_classes - 1}"
+                + (" or several joined by commas" if self.multi_label else "")
+            )
+        if self.multi_label:
+            return labels
+        if len(labels) > 1:
+            raise UserError(f"{where}: {len(labels)} labels; {self.task} has one per video")
+        return labels[0]
+
+
+class _Item(NamedTuple):
+    video: str
+    labels: str
+    where: str
+
+
+def _read_list(path: Path) -> list[_Item]:
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such list; accepted: lists/<task>/<split>.txt of a CATER package"
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file") from None
+    items = []
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        if match := _LINE.fullmatch(line):
+            items.append(_Item(match["name"], match["labels"] or "", where))
+        elif line.strip():
+            raise UserError(f"{where}: {line!r} is not '<video file>.avi <label>[,<label>...]'")
+    return items

@@ -1,0 +1,161 @@
+"""The labels of CATER, computed from a scene as its JSON file holds it.
+
+A *scene* is the dict of ``scenes/<video>.json``: ``objects`` (with ``shape``, ``instance`` and
+``locations``, world ``[x, y, z]`` by frame) and ``movements`` (by instance, a list of ``[action,
+other instance or None, first frame, last frame]``). Everything here holds for the published scenes
+and for the synthetic ones alike. The rules are those of the data set's own label generator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import permutations, product
+from typing import Any
+
+from ivcl_fast.errors import UserError
+
+Scene = Mapping[str, Any]
+
+GRID_HALF_WIDTH = 3.0
+"""Objects stand at x and y between -3 and 3 (world units)."""
+
+ACTION_CLASSES: tuple[tuple[str, str], ...] = (
+    ("sphere", "_slide"),
+    ("sphere", "_pick_place"),
+    ("spl", "_slide"),
+    ("spl", "_pick_place"),
+    ("spl", "_rotate"),
+    ("cylinder", "_pick_place"),
+    ("cylinder", "_slide"),
+    ("cylinder", "_rotate"),
+    ("cube", "_slide"),
+    ("cube", "_pick_place"),
+    ("cube", "_rotate"),
+    ("cone", "_contain"),
+    ("cone", "_pick_place"),
+    ("cone", "_slide"),
+)
+"""The 14 classes of ``actions_present``: (shape, action). ``spl`` is the snitch."""
+
+_ORDERS = ("before", "during", "after")
+_MIRRORED = {"before": "after", "during": "during", "after": "before"}
+
+
+def _order_classes() -> tuple[tuple[tuple[str, str], tuple[str, str], str], ...]:
+    """Every (action, action, order), without those that say what an earlier one says mirrored."""
+    kept: dict[tuple[tuple[str, str], tuple[str, str], str], None] = {}
+    for first, second, order in product(ACTION_CLASSES, ACTION_CLASSES, _ORDERS):
+        if (second, first, _MIRRORED[order]) not in kept:
+            kept[first, second, order] = None
+    return tuple(kept)
+
+
+ORDER_CLASSES = _order_classes()
+"""The 301 classes of ``actions_order_uniq``: (action class, action class, order)."""
+
+_ORDER_INDEX = {name: index for index, name in enumerate(ORDER_CLASSES)}
+
+
+def cell_label(x: float, y: float, n: int = 6) -> int:
+    """The cell, ``row * n + column``, of a world position on the ``n`` x ``n`` grid.
+
+    Raises:
+        UserError: the position is outside the grid.
+    """
+    if not (abs(x) <= GRID_HALF_WIDTH and abs(y) <= GRID_HALF_WIDTH):
+        raise UserError(f"position ({x}, {y}) is outside the grid; x and y must be within -3 and 3")
+    scale = n / (2 * GRID_HALF_WIDTH)
+    # The far border itself belongs to the last cell.
+    column, row = (min(math.floor(v * scale) + n // 2, n - 1) for v in (x, y))
+    return row * n + column
+
+
+def localize_label(scene: Scene, n: int = 6) -> int:
+    """The cell of the snitch in the last frame (``localize``: n = 6, else 4 or 8)."""
+    snitch = next(o for o in scene["objects"] if o["shape"] == "spl")
+    x, y, _ = _last_location(snitch)
+    return cell_label(x, y, n)
+
+
+def actions_present(scene: Scene) -> list[int]:
+    """The indices into :data:`ACTION_CLASSES` that occur, ascending."""
+    seen = {(shape, action) for shape, action, _, _ in _movements(scene)}
+    return [index for index, name in enumerate(ACTION_CLASSES) if name in seen]
+
+
+def actions_order(scene: Scene) -> list[int]:
+    """The indices into :data:`ORDER_CLASSES` that hold for some two movements, ascending."""
+    found = set()
+    for (shape_a, action_a, *when_a), (shape_b, action_b, *when_b) in permutations(
+        _movements(scene), 2
+    ):
+        name = ((shape_a, action_a), (shape_b, action_b), _order(when_a, when_b))
+        if name in _ORDER_INDEX:
+            found.add(_ORDER_INDEX[name])
+    return sorted(found)
+
+
+def hidden_at_end(scene: Scene) -> bool:
+    """Whether the snitch is inside a cone when the video ends (by the movements alone)."""
+    snitch = next(o for o in scene["objects"] if o["shape"] == "spl")
+    return snitch["instance"] in containers_at_end(scene)
+
+
+def visible_cones_at_end(scene: Scene, n: int = 6) -> list[int]:
+    """The cells of the cones that are not inside another cone when the video ends.
+
+    One entry per cone, in the order of the scene's objects.
+    """
+    inside = containers_at_end(scene)
+    places = [
+        _last_location(o)
+        for o in scene["objects"]
+        if o["shape"] == "cone" and o["instance"] not in inside
+    ]
+    return [cell_label(x, y, n) for x, y, _ in places]
+
+
+def _last_location(scene_object: Mapping[str, Any]) -> list[float]:
+    locations = scene_object["locations"]
+    return locations[max(locations, key=int)]
+
+
+def _movements(scene: Scene) -> list[tuple[str, str, int, int]]:
+    """Every movement as (shape, action, first frame, last frame); standing still is none."""
+    shapes = {o["instance"]: o["shape"] for o in scene["objects"]}
+    return [
+        (shapes[instance], action, start, end)
+        for instance, movements in scene["movements"].items()
+        for action, _, start, end in movements
+        if action != "_no_op"
+    ]
+
+
+def _order(a: list[int], b: list[int]) -> str:
+    if a[1] <= b[0]:
+        return "before"
+    if b[1] <= a[0]:
+        return "after"
+    return "during"
+
+
+def containers_at_end(scene: Scene) -> dict[str, str]:
+    """The container of every object that ends inside one; a chain where cones are nested.
+
+    A cone holds an object from the end of its ``_contain``, and lets go of it when it is lifted.
+    """
+    events = []
+    for instance, movements in scene["movements"].items():
+        for action, other, start, end in movements:
+            if action in ("_pick_place", "_contain"):
+                events.append((start, instance, None))
+            if action == "_contain":
+                events.append((end, instance, other))
+    containers: dict[str, str] = {}
+    for _, instance, contained in sorted(events, key=lambda event: event[0]):
+        if contained is None:
+            containers = {k: v for k, v in containers.items() if v != instance}
+        else:
+            containers[contained] = instance
+    return containers

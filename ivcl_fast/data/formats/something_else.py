@@ -1,0 +1,246 @@
+"""Something-Else as it lies on disk: Something-Something videos, with splits of their own.
+
+Source: github.com/joaanna/something_else; the videos are those of Something-Something v2. The
+folder::
+
+    20bn-something-something-v2/<id>.webm     the videos; where this folder is absent,
+    frames/<id>/0001.jpg, 0002.jpg, ...       their frames
+    dataset_splits/<split set>/*.json         or code/dataset_splits/, as in the source
+    bounding_box_smthsmth*.json               boxes, optional; also under annotations/
+
+A split file is a list of ``{"id": "203403", "template": "Moving [something] up", ...}``, a label
+file a dict from templates without brackets to classes. Results are reported on ``validation``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ivcl_fast.data.dataset import Clip, Media
+from ivcl_fast.data.formats.boxes import Boxes
+from ivcl_fast.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LabelOrder = Literal["file", "alphabetical"]
+SPLITS = ("train", "validation")
+VIDEOS = "20bn-something-something-v2"
+FRAMES = "frames"
+
+# No separator and no dot: an id names a file inside the folder, never one outside.
+_ID = re.compile(r"[\w-]+")
+_FRAME = re.compile(r"(\d{4})\.jpg")
+_ENTRY = '{"id": "203403", "template": "Moving [something] up"}'
+_SPLIT_FOLDERS = ("dataset_splits", "code/dataset_splits")
+_ANNOTATION_FOLDERS = ("", "annotations", "labels")
+_BOX_FOLDERS = ("", "annotations")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where the files of a task lie, each at the first of several places that exists."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+def _split_set(
+    folder: str, train: str = "train", validation: str = "validation", labels: str = "labels"
+) -> Task:
+    return Task(
+        *(
+            tuple(f"{parent}/{folder}/{name}.json" for parent in _SPLIT_FOLDERS)
+            for name in (train, validation, labels)
+        )
+    )
+
+
+def _something_v2(name: str) -> tuple[str, ...]:
+    return tuple(
+        os.path.join(folder, f"{prefix}{name}.json")
+        for folder in _ANNOTATION_FOLDERS
+        for prefix in ("", "something-something-v2-")
+    )
+
+
+TASKS = {
+    "compositional": _split_set("compositional"),
+    "compositional_shuffled": _split_set("compositional_shuffled"),
+    "compositional_oneobject": _split_set("compositional_oneobject"),
+    "fewshot_base": _split_set(
+        "fewshot", "base_training_set", "base_validation_set", "base_labels"
+    ),
+    # The published names do differ: "training" for 5 shots, "train" for 10.
+    "fewshot_5shot": _split_set(
+        "fewshot", "finetune_5shot_training", "finetune_5shot_validation", "finetune_labels"
+    ),
+    "fewshot_10shot": _split_set(
+        "fewshot", "finetune_10shot_train", "finetune_10shot_validation", "finetune_labels"
+    ),
+    "something_v2": Task(*map(_something_v2, ("train", "validation", "labels"))),
+}
+
+
+class SomethingElse:
+    """One task of Something-Else; implements :class:`~ivcl_fast.data.dataset.Dataset`."""
+
+    multi_label = False
+    splits = SPLITS
+    curve_split = "validation"
+
+    def __init__(
+        self, root: Path, task: str = "compositional", label_order: LabelOrder = "file"
+    ) -> None:
+        """Read the label file.
+
+        Args:
+            root: the folder described above.
+            task: one of :data:`TASKS`.
+            label_order: ``file`` takes the classes that the label file gives; ``alphabetical``
+                numbers the templates in that order, as the source's own loader does. Checkpoints
+                of one order are not those of the other.
+
+        Raises:
+            UserError: the task or order is unknown, the folder is none, or the label file is
+                missing or malformed.
+        """
+        if task not in TASKS:
+            raise UserError(f"task: {task!r} is not one of {', '.join(TASKS)}")
+        if label_order not in get_args(LabelOrder):
+            raise UserError(
+                f"label_order: {label_order!r} is not one of {', '.join(get_args(LabelOrder))}"
+            )
+        self.root = Path(root)
+        self.task = task
+        if not self.root.is_dir():
+            raise UserError(f"{self.root}: no such folder; accepted: a Something-Else folder")
+        labels = _read_labels(self._find(TASKS[task].labels))
+        if label_order == "alphabetical":
+            labels = {name: number for number, name in enumerate(sorted(labels))}
+        self._labels = labels
+        self.num_classes = len(labels)
+
+    def clips(self, split: str) -> list[Clip]:
+        """The clips of a split, in the file's order; an entry that repeats counts once.
+
+        Videos are not touched. Raises :class:`UserError`, naming the entry, for a missing or
+        malformed file, a template that the label file lacks, or an id with two templates.
+        """
+        path = self._split_file(split)
+        clips: dict[str, Clip] = {}
+        entries = _read_split(path)
+        for name, template in entries:
+            label = self._labels.get(template.replace("[", "").replace("]", ""))
+            if label is None:
+                raise UserError(f"{path}: id {name}: template {template!r} has no label")
+            if clips.setdefault(name, Clip(name, name, label)).label != label:
+                raise UserError(f"{path}: id {name} is there with two templates")
+        if len(clips) < len(entries):
+            log.info("%s: %d repeated entries left out", path, len(entries) - len(clips))
+        if not clips:
+            raise UserError(f"{path}: lists no video")
+        return list(clips.values())
+
+    def media(self) -> list[Media]:
+        """The videos of both splits sorted by name, whether or not they exist.
+
+        Where only frames are there, they are files 0001.jpg up to the last one that exists, so
+        that one missing in between is noticed when it is opened.
+        """
+        names = {name for split in SPLITS for name, _ in _read_split(self._split_file(split))}
+        videos = self.root / VIDEOS
+        if videos.is_dir() or not (self.root / FRAMES).is_dir():
+            return [Media(name, (videos / f"{name}.webm",)) for name in sorted(names)]
+        return [Media(name, _frame_files(self.root / FRAMES / name)) for name in sorted(names)]
+
+    def describe(self, label: int) -> str:
+        """The template of a class, without brackets."""
+        return self._names[label]
+
+    def boxes(self) -> Boxes:
+        """The box annotations in the folder. Raises :class:`UserError` if there are none."""
+        pattern = "bounding_box_smthsmth*.json"
+        files = [path for f in _BOX_FOLDERS for path in sorted((self.root / f).glob(pattern))]
+        if not files:
+            raise UserError(f"{self.root}: has no {pattern}, nor has annotations/ in it")
+        return Boxes(files)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return sorted(self._labels, key=self._labels.__getitem__)
+
+    def _find(self, places: tuple[str, ...]) -> Path:
+        for place in places:
+            if (self.root / place).is_file():
+                return self.root / place
+        raise UserError(
+            f"{self.root}: has no file for task {self.task}; accepted: {' or '.join(places)}"
+        )
+
+    def _split_file(self, split: str) -> Path:
+        if split not in SPLITS:
+            raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
+        task = TASKS[self.task]
+        return self._find(task.train if split == "train" else task.validation)
+
+
+def _read_labels(path: Path) -> dict[str, int]:
+    """Something-Else writes the classes as numbers, Something-Something as strings."""
+    labels = _load(path)
+    try:
+        labels = {name: int(label) for name, label in labels.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{path}: not a dict from templates to classes") from None
+    if not labels or sorted(labels.values()) != list(range(len(labels))):
+        raise UserError(
+            f"{path}: its {len(labels)} templates do not have the classes 0 to "
+            f"{len(labels) - 1}, each once"
+        )
+    return labels
+
+
+def _read_split(path: Path) -> list[tuple[str, str]]:
+    """Id and template of every entry."""
+    entries = _load(path)
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: not a list; accepted: {_ENTRY}, ...")
+    read = []
+    for number, entry in enumerate(entries):
+        try:
+            name, template = entry["id"], entry["template"]
+        except (KeyError, TypeError):
+            raise UserError(f"{path}, entry {number}: not {_ENTRY}") from None
+        if type(name) is int:
+            name = str(name)
+        if not (isinstance(name, str) and _ID.fullmatch(name)):
+            raise UserError(
+                f"{path}, entry {number}: id {name!r} is not one of letters, digits, - and _"
+            )
+        read.append((name, str(template)))
+    return read
+
+
+def _frame_files(folder: Path) -> tuple[Path, ...]:
+    try:
+        found = [int(match[1]) for name in os.listdir(folder) if (match := _FRAME.fullmatch(name))]
+    except OSError:
+        found = []
+    # Without any, the first frame stands for the video, and is found missing.
+    return tuple(folder / f"{number:04d}.jpg" for number in range(1, max(found, default=1) + 1))
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON file ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None

@@ -1,0 +1,310 @@
+"""Building a frame store: by any number of processes, through kills, crashes and full disks.
+
+A build goes through three steps. Under a lock, one process makes the plan: it probes all media and
+writes ``plan.json``. Then every process that asks for the store takes shards that nobody has in
+hand; each has a lock of its own. Under the first lock again, one writes the index and, last of all,
+``meta.json``. Whatever stops a process, the next one finds the finished shards and goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.decode.decoder import (
+    Chosen,
+    DecoderName,
+    choose_decoder,
+    default_workers,
+    patience,
+    resolve_decoder,
+)
+from ivcl_fast.data.decode.probe import VideoInfo
+from ivcl_fast.data.store.frame_store import (
+    BAD_FILES,
+    INDEX,
+    VERSION,
+    FrameStore,
+    file_digest,
+    read_meta,
+    write_meta,
+)
+from ivcl_fast.data.store.index import SecondChance, index_media, source_digest
+from ivcl_fast.data.store.locks import locked
+from ivcl_fast.data.store.placement import Placement
+from ivcl_fast.data.store.shards import (
+    META,
+    ShardTask,
+    assign_media,
+    build_shard,
+    finished_shard,
+    shard_leftovers,
+)
+from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
+from ivcl_fast.errors import UserError
+from ivcl_fast.files import write_json
+
+log = logging.getLogger(__name__)
+
+PLAN, LOCK = "plan.json", "build.lock"
+SHARD_BYTES = 128 * 2**20
+CROP = "none: whole frames"
+WAIT_SECONDS = 1.0
+"""Between two looks at shards that other processes build."""
+
+
+def default_store_path(
+    root: Path,
+    image_size: int,
+    patch_size: int,
+    decoder: DecoderName = "auto",
+    task: str | None = None,
+) -> Path:
+    """Where the store of a data set lies unless the user says otherwise.
+
+    ``task`` is named where tasks have media of their own.
+    """
+    name = f"store-{image_size}-p{patch_size}-{resolve_decoder(decoder)}"
+    return Path(root) / (name if task is None else f"{name}-{task}")
+
+
+def build_store(
+    media: Sequence[Media],
+    out: Path,
+    image_size: int,
+    patch_size: int,
+    decoder: DecoderName = "auto",
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    stall_seconds: float = STALL_SECONDS,
+    placement: Placement = "disk",
+    device: torch.device | None = None,
+) -> FrameStore:
+    """Decode every frame of ``media`` into a store at ``out``, or open it if it is there.
+
+    Media that cannot be used are left out, logged and listed with reasons in ``bad_files.json``;
+    so are those whose decoder twice crashed, or hung for ``stall_seconds``. A build that was
+    interrupted, by whatever, continues from its finished shards. Processes that ask for the same
+    store (the ranks of torchrun, on one or several machines) build it together. The bytes depend
+    on neither their number nor ``workers`` (default: one per CPU, or per NVDEC; with 1 this process
+    decodes, and a decoder that crashes takes it along). ``progress(done, total)`` counts frames.
+    Workers are spawned: a script that calls this needs the ``if __name__ == "__main__":`` that
+    multiprocessing asks for. ``placement`` and ``device``: see :class:`FrameStore`.
+
+    Raises :class:`UserError` if ``out`` holds a store of other media or settings, if it cannot be
+    written, and when the disk is full.
+    """
+    if image_size < 1 or patch_size < 1 or image_size % patch_size:
+        raise UserError(f"image_size: {image_size} is not a multiple of patch_size {patch_size}")
+    if workers is not None and workers < 1:
+        raise UserError(f"workers: {workers} is not a whole number of at least 1")
+    settings = {
+        "version": VERSION,
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "crop": CROP,
+        "decoder": resolve_decoder(decoder),
+        "source_digest": source_digest(media),
+        "shard_bytes": shard_bytes,
+    }
+    out = Path(out)
+    if not (out / META).exists():
+        _claim(out)
+        workers = workers or default_workers(resolve_decoder(decoder))
+        with (
+            _storage_errors(out),
+            WorkerPool(workers, stall_seconds) if workers > 1 else nullcontext() as pool,
+        ):
+            if plan := _plan(media, out, settings, decoder, pool):
+                tasks = _tasks(media, out, plan)
+                if pool is not None:
+                    pool.stall_seconds = patience(stall_seconds, plan["frames"].values())
+                _build_shards(tasks, pool, progress or (lambda *_: None))
+                _finish(tasks, out, plan)
+    _check_settings(out, read_meta(out), settings)
+    with suppress(OSError):  # a finished store may lie where nothing can be deleted
+        for leftover in (*shard_leftovers(out), *out.glob("*.tmp"), out / PLAN, out / LOCK):
+            leftover.unlink(missing_ok=True)
+    store = FrameStore(out, placement, device=device)
+    if store.bad_files:
+        log.warning(
+            "%d of %d videos cannot be used; the reasons are in %s",
+            *(len(store.bad_files), len(media), out / BAD_FILES),
+        )
+    return store
+
+
+def choose_decoders(infos: dict[str, VideoInfo], wanted: DecoderName) -> dict[str, Chosen]:
+    """A decoder for each of the media; logs every choice once per codec, with its reason."""
+    chosen: dict[str, Chosen] = {}
+    choices: Counter[tuple[str, str, str]] = Counter()
+    for name, info in infos.items():
+        chosen[name], reason = choose_decoder(info, wanted)
+        choices[info.codec, chosen[name], reason] += 1
+    for (codec, decoder, reason), count in choices.items():
+        log.info("decoder: %s for %d %s files, because %s", decoder, count, codec, reason)
+    return chosen
+
+
+def _claim(out: Path) -> None:
+    """Make the folder, or refuse one that holds something else."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file, not a folder")
+    with _storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    names = {path.name for path in out.iterdir() if path.suffix not in (".tmp", ".lock")}
+    if names and not names & {PLAN, META}:
+        raise UserError(f"{out}: is neither empty nor a store; name another folder")
+
+
+def _plan(
+    media: Sequence[Media],
+    out: Path,
+    settings: dict[str, Any],
+    decoder: DecoderName,
+    pool: WorkerPool | None,
+) -> dict[str, Any] | None:
+    """The settings, and what is to be decoded: made by the first process, read by the others.
+
+    None if another process has finished the store meanwhile.
+    """
+    with locked(out / LOCK):
+        if (out / META).exists():
+            return None
+        if (out / PLAN).exists():
+            plan = json.loads((out / PLAN).read_text())
+            _check_settings(out, plan, settings)
+            return plan
+        log.info("probing %d videos", len(media))
+        infos, bad_files = index_media(media, pool, lambda _: None)
+        decoders = choose_decoders(infos, decoder)
+        plan = settings | {
+            "frames": {name: info.frames for name, info in infos.items()},
+            "decoders": decoders,
+            "bad_files": bad_files,
+        }
+        write_json(out / PLAN, plan)
+        return plan
+
+
+def _tasks(media: Sequence[Media], out: Path, plan: dict[str, Any]) -> list[ShardTask]:
+    by_name = {one.name: one for one in media}
+    frames, decoders = plan["frames"], plan["decoders"]
+    groups = assign_media(frames, 3 * plan["image_size"] ** 2, plan["shard_bytes"])
+    return [
+        ShardTask(
+            out / f"shard-{number:05d}.u8",
+            tuple(by_name[name] for name in group),
+            tuple(frames[name] for name in group),
+            tuple(decoders[name] for name in group),
+            plan["image_size"],
+            plan["patch_size"],
+        )
+        for number, group in enumerate(groups)
+    ]
+
+
+def _build_shards(
+    tasks: Sequence[ShardTask], pool: WorkerPool | None, progress: Callable[[int, int], None]
+) -> None:
+    """See to it that every shard is finished, by this process or another."""
+    total = sum(sum(task.expected_frames) for task in tasks)
+    second_chance = SecondChance()
+    waits = False
+    while missing := [task for task in tasks if not finished_shard(task.path)]:
+        if (tasks[0].path.parent / META).exists():  # another process was quicker
+            return
+        if waits:
+            log.info("%s: waiting for shards that other processes build", tasks[0].path.parent)
+            time.sleep(WAIT_SECONDS)
+        left = sum(sum(task.expected_frames) for task in missing)
+
+        def report(count: int) -> None:
+            nonlocal left
+            left -= count
+            progress(total - left, total)
+
+        report(0)
+        if pool is None:
+            for task in missing:
+                build_shard(task, report)
+        else:
+            for _ in pool.run(build_shard, missing, report, second_chance):
+                pass
+        waits = True
+    progress(total, total)
+
+
+def _finish(tasks: Sequence[ShardTask], out: Path, plan: dict[str, Any]) -> None:
+    """Write the index and the meta file, unless another process was quicker."""
+    with locked(out / LOCK):
+        if (out / META).exists():
+            return
+        shards = [shard for task in tasks if (shard := finished_shard(task.path))]
+        index = {}
+        bad_files = dict(plan["bad_files"])
+        for number, shard in enumerate(shards):
+            first = 0
+            for name, count in shard.frames.items():
+                index[name] = [number, first, count]
+                first += count
+            bad_files |= shard.bad_files
+        write_json(out / INDEX, index)
+        write_json(out / BAD_FILES, dict(sorted(bad_files.items())))
+        files = {
+            name: {"bytes": (out / name).stat().st_size, "sha256": file_digest(out / name)}
+            for name in (INDEX, BAD_FILES)
+        }
+        files |= {shard.file: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in shards}
+        unkept = ("shard_bytes", "frames", "decoders", "bad_files")
+        kept = {key: value for key, value in plan.items() if key not in unkept}
+        write_meta(out, kept | {"files": files})
+
+
+def _check_settings(out: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raises :class:`UserError` if a store or a plan is of other settings."""
+    for key, wanted in settings.items():
+        if found.get(key, wanted) == wanted:
+            continue
+        what = f"of {key} {found[key]}, not {wanted}"
+        if key == "source_digest":
+            what = "of other videos (names or file sizes differ)"
+        raise UserError(f"{out}: holds a store {what}; delete it or name another folder")
+
+
+@contextmanager
+def _storage_errors(out: Path) -> Iterator[None]:
+    """What the file system refuses, told in one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+                raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+            raise
+        raise UserError(f"{out}: {error.strerror}; {_space_needed(out)}") from None
+
+
+def _space_needed(out: Path) -> str:
+    with suppress(OSError, ValueError):
+        plan = json.loads((out / PLAN).read_text())
+        whole = sum(plan["frames"].values()) * 3 * plan["image_size"] ** 2
+        written = sum(path.stat().st_size for path in out.glob("shard-*.u8"))
+        free = shutil.disk_usage(out).free
+        return (
+            f"the store needs {(whole - written) / 1e9:.2f} GB more and {free / 1e9:.2f} GB are "
+            "free; make room, and the same command goes on from here"
+        )
+    return "make room, and the same command goes on from here"

@@ -1,0 +1,236 @@
+"""The frame store: every frame of a data set's media, decoded once, as patch rows.
+
+A store is a folder::
+
+    meta.json         version, sizes, crop, decoder, digest of the media, length and sha256 of the
+                      other files, and its own sha256
+    index.json        media -> [shard, first frame in it, number of frames]
+    bad_files.json    media -> why they are not in the store
+    shard-00000.u8    uint8 [frames, N, 3PP], one after the other
+
+A visible patch of a frame is one contiguous read. ``meta.json`` is written last: a folder without
+it is a build that did not end, and :func:`~ivcl_fast.data.store.build.build_store` continues it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ivcl_fast.data.store.placement import Placement, choose_placement
+from ivcl_fast.data.store.shards import META
+from ivcl_fast.errors import UserError
+from ivcl_fast.files import write_text
+
+log = logging.getLogger(__name__)
+
+VERSION = 2
+INDEX, BAD_FILES = "index.json", "bad_files.json"
+PLACES = {"disk": "on disk", "ram": "in memory", "gpu": "in GPU memory"}
+
+
+class FrameStore:
+    """An open store. Opening checks its version, every file's length and the small files' contents.
+
+    On disk, shards are memory maps, which all readers of a machine share; in RAM every reader has
+    its own copy; on the GPU the whole store is one tensor, and batches are gathered there.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        placement: Placement = "disk",
+        verify: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        """``device`` is the one that trains: ``gpu`` places the store there, ``auto`` asks for its
+        free memory. ``verify`` also compares every shard's checksum, which reads the whole store.
+
+        Raises :class:`UserError` if the folder holds no whole store.
+        """
+        self.path = Path(path)
+        meta = read_meta(self.path)
+        self.image_size: int = meta["image_size"]
+        self.patch_size: int = meta["patch_size"]
+        self.decoder: str = meta["decoder"]
+        self.num_patches = (self.image_size // self.patch_size) ** 2
+        self.patch_dim = 3 * self.patch_size**2
+        self._files: dict[str, dict[str, Any]] = meta["files"]
+        self._check_lengths()
+        self._check_contents(INDEX)
+        self._check_contents(BAD_FILES)
+        if verify:
+            self.verify()
+        self._index: dict[str, list[int]] = json.loads((self.path / INDEX).read_text())
+        self.bad_files: dict[str, str] = json.loads((self.path / BAD_FILES).read_text())
+        self.names = list(self._index)
+        self._shard_names = [name for name in self._files if name not in (INDEX, BAD_FILES)]
+        self.bytes: int = sum(self._files[name]["bytes"] for name in self._shard_names)
+        """Of all frames."""
+        self.placement, reason = choose_placement(placement, self.bytes, device)
+        if self.placement == "gpu" and device is None:
+            raise UserError("placement: gpu needs a CUDA device; accepted here: auto, disk, ram")
+        if placement != "disk":
+            where = PLACES[self.placement]
+            log.info("store: %s, %.2f GB %s, %s", self.path, self.bytes / 1e9, where, reason)
+        self._on_device = self._load(device) if self.placement == "gpu" else None
+        self._shards = [self._open_shard(n) for n in self._shard_names if self._on_device is None]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._index
+
+    def num_frames(self, name: str) -> int:
+        """Frames of the media of that name."""
+        return self._entry(name)[2]
+
+    def rows(
+        self, name: str, frame_ids: Sequence[int] | np.ndarray, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """uint8 ``[T, N, 3PP]``: the patch rows of these frames, in this order, in one copy.
+
+        They are written to ``out`` if it is given. Raises ``IndexError`` for a frame that does not
+        exist, :class:`UserError` for media that the store does not hold.
+        """
+        shard, first, frames, ids = self._frames(name, frame_ids)
+        if self._on_device is not None:
+            rows = self.batch([name], [ids])[0].cpu().numpy()
+            if out is None:
+                return rows
+            out[...] = rows
+            return out
+        # The ids are checked: "clip" only spares NumPy the buffer that "raise" needs with out.
+        return np.take(self._shards[shard][first : first + frames], ids, 0, out, mode="clip")
+
+    def batch(
+        self, names: Sequence[str], frame_ids: Sequence[np.ndarray], pin: bool = False
+    ) -> torch.Tensor:
+        """uint8 ``[B, T, N, 3PP]``: per clip the media's name and T frames of it.
+
+        On the device that the store lives on; in page-locked memory if ``pin``.
+        """
+        length = len(frame_ids[0]) if names else 0
+        shape = (len(names), length, self.num_patches, self.patch_dim)
+        if self._on_device is not None:
+            places = []
+            for name, wanted in zip(names, frame_ids, strict=True):
+                shard, first, _, ids = self._frames(name, wanted)
+                places.append(self._shard_starts[shard] + first + ids)
+            chosen = torch.from_numpy(np.concatenate(places))
+            if pin:  # else the copy would wait for the steps under way
+                chosen = chosen.pin_memory()
+            chosen = chosen.to(self._on_device.device, non_blocking=pin)
+            return self._on_device.index_select(0, chosen).view(shape)
+        rows = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+        for name, wanted, out in zip(names, frame_ids, rows.numpy(), strict=True):
+            self.rows(name, wanted, out)
+        return rows
+
+    def verify(self) -> None:
+        """Compare every file with its checksum; :class:`UserError` names one that differs."""
+        for name in self._files:
+            self._check_contents(name)
+
+    def _frames(
+        self, name: str, frame_ids: Sequence[int] | np.ndarray
+    ) -> tuple[int, int, int, np.ndarray]:
+        """Shard, first frame of the media in it, their number, and the ids wanted, checked."""
+        shard, first, frames = self._entry(name)
+        ids = np.asarray(frame_ids, np.int64)
+        if ids.size and not 0 <= ids.min() <= ids.max() < frames:
+            raise IndexError(f"{name}: has frames 0 to {frames - 1}, not all of {ids.tolist()}")
+        return shard, first, frames, ids
+
+    def _entry(self, name: str) -> list[int]:
+        try:
+            return self._index[name]
+        except KeyError:
+            reason = self.bad_files.get(name, "it was not among the media the store was built of")
+            raise UserError(f"{self.path}: no frames of {name}: {reason}") from None
+
+    def _check_lengths(self) -> None:
+        for name, built in self._files.items():
+            path = self.path / name
+            size = path.stat().st_size if path.exists() else 0
+            if size != built["bytes"]:
+                raise UserError(
+                    f"{path}: {size:,} bytes, not {built['bytes']:,} as built; "
+                    "delete the store and build it again"
+                )
+
+    def _check_contents(self, name: str) -> None:
+        if file_digest(self.path / name) != self._files[name]["sha256"]:
+            raise _changed(self.path / name)
+
+    def _open_shard(self, name: str) -> np.ndarray:
+        path, shape = self.path / name, (-1, self.num_patches, self.patch_dim)
+        if self.placement == "disk" and self._files[name]["bytes"]:  # an empty file: no mapping
+            return np.memmap(path, np.uint8, "r").reshape(shape)
+        return np.fromfile(path, np.uint8).reshape(shape)
+
+    def _load(self, device: torch.device | None) -> torch.Tensor:
+        """The whole store on the device, shard by shard."""
+        row = self.num_patches * self.patch_dim
+        starts = np.cumsum([0] + [self._files[n]["bytes"] // row for n in self._shard_names])
+        self._shard_starts = starts.tolist()
+        whole = torch.empty(self._shard_starts[-1], row, dtype=torch.uint8, device=device)
+        for name, first, end in zip(self._shard_names, starts[:-1], starts[1:], strict=True):
+            shard = np.fromfile(self.path / name, np.uint8).reshape(-1, row)
+            whole[first:end] = torch.from_numpy(shard)
+        return whole
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The contents of a store's ``meta.json``; :class:`UserError` if there is none, or it is of
+    another version or changed."""
+    file = path / META
+    try:
+        text = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: is not a frame store, or its build did not end") from None
+    try:
+        meta = json.loads(text)
+        version = meta["version"]
+    except (ValueError, KeyError, TypeError):
+        raise _changed(file) from None
+    if version != VERSION:
+        raise UserError(
+            f"{path}: is a store of version {version}, this is version {VERSION}; "
+            "delete it and build it again"
+        )
+    if text != _meta_text(meta) or meta.get("sha256") != _own_digest(meta):
+        raise _changed(file)
+    return meta
+
+
+def write_meta(path: Path, meta: Mapping[str, Any]) -> None:
+    """Write a store's ``meta.json``, which finishes the store."""
+    signed = {**meta, "sha256": _own_digest(meta)}
+    write_text(path / META, _meta_text(signed).decode())
+
+
+def file_digest(path: Path) -> str:
+    """The file's sha256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _own_digest(meta: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in meta.items() if key != "sha256"}
+    return hashlib.sha256(_meta_text(rest)).hexdigest()
+
+
+def _meta_text(meta: Mapping[str, Any]) -> bytes:
+    return (json.dumps(meta, indent=1) + "\n").encode()
+
+
+def _changed(path: Path) -> UserError:
+    return UserError(
+        f"{path}: its contents changed since it was built; delete the store and build it again"
+    )

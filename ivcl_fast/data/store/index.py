@@ -1,0 +1,146 @@
+"""The index of a data set: every file probed once, the bad ones listed with reasons."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import astuple, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.decode.probe import VideoInfo, probe
+from ivcl_fast.data.store.locks import locked
+from ivcl_fast.data.workers import STALL_SECONDS, Lost, Report, WorkerPool
+from ivcl_fast.errors import UserError
+from ivcl_fast.files import write_json
+
+log = logging.getLogger(__name__)
+
+PROBE_CHUNK = 64
+"""Media that a worker probes at a time."""
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """Media for one worker to probe."""
+
+    media: tuple[Media, ...]
+    refused: dict[str, str] = field(default_factory=dict)
+    """Media not to be touched, with the reason."""
+
+
+def probe_each(task: ProbeTask, report: Report) -> dict[str, VideoInfo | str]:
+    """What each of the media holds, or why it cannot be used; one report after each."""
+    found: dict[str, VideoInfo | str] = {}
+    for media in task.media:
+        try:
+            found[media.name] = task.refused.get(media.name) or probe(media)
+        except VideoError as error:
+            found[media.name] = str(error)
+        report(1)
+    return found
+
+
+def index_media(
+    media: Sequence[Media], pool: WorkerPool | None, report: Report
+) -> tuple[dict[str, VideoInfo], dict[str, str]]:
+    """What all media hold, and why some cannot be used, each in the order of ``media``.
+
+    In the pool's processes, or in this one. ``report`` counts media.
+    """
+    tasks = [
+        ProbeTask(tuple(media[i : i + PROBE_CHUNK])) for i in range(0, len(media), PROBE_CHUNK)
+    ]
+    if pool is None:
+        parts = [probe_each(task, report) for task in tasks]
+    else:
+        parts = list(pool.run(probe_each, tasks, report, SecondChance()))
+    found = {name: info for part in parts for name, info in part.items()}
+    infos: dict[str, VideoInfo] = {}
+    bad_files: dict[str, str] = {}
+    for name in (m.name for m in media):
+        info = found[name]
+        if isinstance(info, str):
+            bad_files[name] = info
+        else:
+            infos[name] = info
+    return infos, bad_files
+
+
+def source_digest(media: Sequence[Media]) -> str:
+    """Changes with names, order or lengths of the files; reading them all would take too long.
+
+    Raises :class:`UserError` if there are no media, or two of one name.
+    """
+    if not media:
+        raise UserError("no videos to build a store of")
+    digest = hashlib.sha256()
+    seen: set[str] = set()
+    for one in media:
+        if one.name in seen:
+            raise UserError(f"{one.files[0]}: two videos have the name {one.name}")
+        seen.add(one.name)
+        sizes = [path.stat().st_size if path.is_file() else -1 for path in one.files]
+        digest.update(f"{one.name}\0{sizes}\0".encode())
+    return digest.hexdigest()
+
+
+def saved_index(
+    media: Sequence[Media], folder: Path, workers: int, progress: Callable[[int, int], None]
+) -> tuple[dict[str, VideoInfo], dict[str, str]]:
+    """:func:`index_media`, kept in ``folder`` for the next time, with ``bad_files.json`` beside.
+
+    ``progress(done, total)`` counts media.
+    """
+    digest, done = source_digest(media), 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, len(media))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "index.json"
+    with locked(folder / "index.lock"):  # the ranks of one run do it once
+        found = json.loads(file.read_text()) if file.exists() else {}
+        if found.get("source_digest") != digest:
+            with WorkerPool(workers, STALL_SECONDS) if workers > 1 else nullcontext() as pool:
+                infos, bad_files = index_media(media, pool, report)
+            plain = {name: astuple(info) for name, info in infos.items()}
+            write_json(folder / "bad_files.json", bad_files)
+            found = {"source_digest": digest, "media": plain, "bad_files": bad_files}
+            write_json(file, found)
+    bad_files = found["bad_files"]
+    if bad_files:
+        log.warning(
+            "%d of %d videos cannot be used; the reasons are in %s",
+            *(len(bad_files), len(media), folder / "bad_files.json"),
+        )
+    return {name: VideoInfo(*info) for name, info in found["media"].items()}, bad_files
+
+
+class SecondChance:
+    """What to do when a worker is lost: try again, and the next time refuse the media it was at.
+
+    For tasks with ``media`` and ``refused`` whose function reports once after each of the media.
+    """
+
+    def __init__(self) -> None:
+        self._losses: Counter[str] = Counter()
+
+    def __call__(self, lost: Lost) -> Any:
+        at = len(lost.reports)
+        if at == len(lost.task.media):
+            raise RuntimeError(f"a worker process was lost: {lost.reason}")
+        media = lost.task.media[at]
+        self._losses[media.name] += 1
+        log.warning("%s: decoding it failed: %s", media.files[0], lost.reason)
+        if self._losses[media.name] == 1:
+            return lost.task
+        reason = f"decoding it failed twice: {lost.reason}"
+        return replace(lost.task, refused=lost.task.refused | {media.name: reason})

@@ -1,0 +1,109 @@
+"""A pinhole camera that looks at the origin, as CATER's does, standing still or moving."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ivcl_fast.data.synthetic.cater.world import LAST_FRAME
+
+_FOCAL = 35.0 / 32.0
+"""Focal length in image widths: CLEVR's 35 mm lens before a 32 mm sensor."""
+_BASE = (7.0834, -6.2743, 5.0910)
+"""Where CATER's static camera stands (from its published world-to-image matrix)."""
+_KEYFRAME = 30
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One pose per frame; float64 [F, 3] each, unit vectors but for ``position``."""
+
+    position: np.ndarray
+    right: np.ndarray
+    up: np.ndarray
+    forward: np.ndarray
+    width: int
+    height: int
+
+    @property
+    def focal(self) -> float:
+        """Focal length in pixels."""
+        return _FOCAL * self.width
+
+    def at(self, frames: np.ndarray | slice) -> Camera:
+        """The camera with the poses of some frames."""
+        return Camera(
+            self.position[frames],
+            self.right[frames],
+            self.up[frames],
+            self.forward[frames],
+            self.width,
+            self.height,
+        )
+
+    def directions(self) -> dict[str, np.ndarray]:
+        """CLEVR's words for directions on the floor, as the first pose sees it; unit vectors."""
+        level = self.forward[0] * (1.0, 1.0, 0.0)
+        behind = level / np.sqrt((level * level).sum())
+        right, above = self.right[0], np.array([0.0, 0.0, 1.0])
+        return {
+            "behind": behind,
+            "front": -behind,
+            "left": -right,
+            "right": right,
+            "above": above,
+            "below": -above,
+        }
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """World points [F, ..., 3] as (x, y) in pixels and depth along the axis: [F, ..., 3].
+
+        Pixel (0, 0) is the upper left one and covers 0 to 1 in both directions.
+        """
+        extra = (slice(None), *[None] * (points.ndim - 2))
+        seen = points - self.position[extra]
+        depth = (seen * self.forward[extra]).sum(-1)
+        scale = self.focal / depth
+        x = self.width / 2 + (seen * self.right[extra]).sum(-1) * scale
+        y = self.height / 2 - (seen * self.up[extra]).sum(-1) * scale
+        return np.stack([x, y, depth], axis=-1)
+
+
+def static_camera(width: int, height: int) -> Camera:
+    """CATER's own camera, as one pose."""
+    return looking_at_origin(np.array([_BASE]), width, height)
+
+
+def moving_camera(seed: int, index: int, width: int, height: int) -> Camera:
+    """A pose for each of CATER's 301 frames, a function of the arguments alone.
+
+    Every 30 frames the camera has gone to x or y = -10 or 10 and to a height of 8, 10 or 12, the
+    other coordinate unchanged, beginning at the static pose.
+    """
+    rng = np.random.default_rng((seed, index, 1))
+    keys = [np.array(_BASE)]
+    for _ in range(math.ceil(LAST_FRAME / _KEYFRAME)):
+        key = keys[-1].copy()
+        key[rng.integers(2)] = rng.choice((-10.0, 10.0))
+        key[2] = rng.choice((8.0, 10.0, 12.0))
+        keys.append(key)
+    frame = np.arange(LAST_FRAME + 1)
+    before = np.minimum(frame // _KEYFRAME, len(keys) - 2)
+    phase = (frame / _KEYFRAME - before)[:, None]
+    weight = phase * phase * (3.0 - 2.0 * phase)
+    places = np.stack(keys)
+    position = places[before] + weight * (places[before + 1] - places[before])
+    return looking_at_origin(position, width, height)
+
+
+def looking_at_origin(position: np.ndarray, width: int, height: int) -> Camera:
+    """One pose for each position [F, 3], upright."""
+    forward = _unit(-position)
+    right = _unit(np.cross(forward, (0.0, 0.0, 1.0)))
+    return Camera(position, right, np.cross(right, forward), forward, width, height)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.sqrt((vectors * vectors).sum(-1, keepdims=True))

@@ -1,0 +1,326 @@
+"""Draws a planned video: ray-cast solids on a grey floor, soft shadows, in NumPy.
+
+Each object is ray cast in a small box around it, with four samples per pixel, once for every pose
+it takes (so once, while camera and object stand still): a *sprite*. A frame is the floor, darkened
+by the shadows, with the sprites laid over it from far to near under a depth test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ivcl_fast.data.synthetic.cater.camera import Camera
+from ivcl_fast.data.synthetic.cater.planner import Plan
+from ivcl_fast.data.synthetic.cater.solids import SOLIDS, Vector, shade, shade_polished
+from ivcl_fast.data.synthetic.cater.world import Thing
+
+_RGB = {
+    "gray": (98, 98, 98),
+    "red": (184, 36, 36),
+    "blue": (42, 75, 225),
+    "green": (29, 122, 28),
+    "brown": (134, 77, 28),
+    "purple": (136, 42, 202),
+    "cyan": (41, 208, 208),
+    "yellow": (255, 240, 60),
+    "gold": (255, 168, 8),
+}
+_FLOOR = 150.0
+KEY = np.array([0.10, -0.62, 0.7782])  # unit vectors towards the lamps and the sky
+FILL = np.array([0.85, 0.35, 0.3937])
+UP = np.array([0.0, 0.0, 1.0])
+_SHADOW = 0.5  # share of the floor's light that a shadow takes
+_SAMPLES = np.array([(-1, -3), (3, -1), (-3, 1), (1, 3)]) / 8  # rotated grid within a pixel
+_FRAMES_AT_ONCE = 32
+_RAYS_AT_ONCE = 1 << 14  # keeps the temporaries of one chunk in the cache
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """An object as seen in one pose, clipped to the frame."""
+
+    rows: slice
+    columns: slice
+    color: np.ndarray
+    """float32 [3, h, w], 0 to 255, already multiplied by ``cover``."""
+    cover: np.ndarray
+    """float32 [h, w], share of the pixel covered."""
+    depth: np.ndarray
+    """float32 [h, w], infinite where nothing is hit."""
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """What an object's shadow leaves of the floor's light, clipped to the frame."""
+
+    rows: slice
+    columns: slice
+    light: np.ndarray
+    """float32 [h, w], 0 to 1."""
+
+
+def render(plan: Plan, camera: Camera, frames: np.ndarray) -> Iterator[np.ndarray]:
+    """Draw the given frames of CATER's timeline.
+
+    Args:
+        plan: what to draw.
+        camera: one pose for all frames, or one for each of CATER's 301.
+        frames: int [F], frame numbers 0 to 300.
+
+    Yields:
+        One uint8 ``[height, width, 3]`` RGB picture per frame; the same bytes for the same
+        arguments.
+    """
+    moving = len(camera.position) > 1
+    floor = None if moving else _floor(camera)
+    for first in range(0, len(frames), _FRAMES_AT_ONCE):
+        part = frames[first : first + _FRAMES_AT_ONCE]
+        views = camera.at(part if moving else np.zeros(len(part), dtype=np.intp))
+        drawn = [_draw(plan, views, part, i) for i in range(len(plan.things))]
+        far_to_near = np.argsort(-views.project(plan.locations[part])[..., 2], axis=1)
+        for k in range(len(part)):
+            light = _floor(views.at(slice(k, k + 1))) if floor is None else floor.copy()
+            yield compose(light, [seen for i in far_to_near[k] if (seen := drawn[i][k])])
+
+
+def _draw(
+    plan: Plan, views: Camera, frames: np.ndarray, i: int
+) -> list[tuple[Sprite, Shadow] | None]:
+    """Object ``i`` in each frame, or None while it is inside a cone."""
+    state = np.column_stack(
+        [
+            plan.locations[frames, i],
+            plan.yaw[frames, i],
+            plan.tilt[frames, i],
+            views.position,
+        ]
+    )
+    shown = np.flatnonzero(~plan.covered[frames, i])
+    if len(shown) == 0:
+        return [None] * len(frames)
+    _, first, pose = np.unique(state[shown], axis=0, return_index=True, return_inverse=True)
+    first = shown[first]
+    place, yaw, tilt = state[first, :3], state[first, 3], state[first, 4]
+    poses = draw_poses(plan.things[i], views.at(first), place, yaw, tilt)
+    drawn: list[tuple[Sprite, Shadow] | None] = [None] * len(frames)
+    for frame, number in zip(shown, pose.ravel(), strict=True):
+        drawn[frame] = poses[number]
+    return drawn
+
+
+def draw_poses(
+    thing: Thing, views: Camera, place: np.ndarray, yaw: np.ndarray, tilt: np.ndarray
+) -> list[tuple[Sprite, Shadow]]:
+    """One object in several poses, each seen from its own view.
+
+    Args:
+        thing: the object.
+        views: P camera poses.
+        place: float [P, 3], centres in world units.
+        yaw: float [P], turn about the vertical axis, radians.
+        tilt: float [P], turn about the object's own x axis before ``yaw``, radians.
+    """
+    sprites = _cast(thing, views, place, _axes(yaw, tilt))
+    return list(zip(sprites, _shadows(thing, views, place), strict=True))
+
+
+def _axes(yaw: np.ndarray, tilt: np.ndarray) -> np.ndarray:
+    """The object's axes in the world, [P, axis, 3]."""
+    c, s, ct, st = np.cos(yaw), np.sin(yaw), np.cos(tilt), np.sin(tilt)
+    zero = np.zeros_like(yaw)
+    return np.stack(
+        [
+            np.stack([c, s, zero], -1),
+            np.stack([-s * ct, c * ct, st], -1),
+            np.stack([s * st, -c * st, ct], -1),
+        ],
+        axis=1,
+    )
+
+
+def _cast(thing: Thing, views: Camera, place: np.ndarray, axes: np.ndarray) -> list[Sprite]:
+    scale = thing.half_height  # world units per unit of the solid's own frame
+    if thing.shape in ("sphere", "spl"):
+        center = views.project(place)
+        reach = views.focal * scale / (center[:, 2:] - scale)
+        outline = np.stack([center[:, :2] - reach, center[:, :2] + reach], axis=1)
+    else:
+        corners = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+        turned = (corners[None, :, :, None] * axes[:, None]).sum(2)
+        outline = views.project(place[:, None] + scale * turned)[..., :2]
+    left, top, width, height = _boxes(outline)
+
+    def local(vectors: np.ndarray) -> np.ndarray:
+        return (axes * vectors[:, None]).sum(-1)
+
+    origin = local(views.position - place) / scale
+    base, right, up = (local(v) / scale for v in (views.forward, views.right, views.up))
+    key, fill, sky = (local(np.broadcast_to(v, place.shape)) for v in (KEY, FILL, UP))
+    color = np.array(_RGB[thing.color], dtype=np.float32)[:, None, None, None]
+
+    sprites: list[Sprite] = []
+    step = max(1, _RAYS_AT_ONCE // (len(_SAMPLES) * width * height))
+    for start in range(0, len(place), step):
+        s = slice(start, start + step)
+        u, v = _pixels(views, left[s], top[s], width, height, _SAMPLES)
+        direction = (
+            _field(base[s, 0]) + v * _field(up[s, 0]) + u * _field(right[s, 0]),
+            _field(base[s, 1]) + v * _field(up[s, 1]) + u * _field(right[s, 1]),
+            _field(base[s, 2]) + v * _field(up[s, 2]) + u * _field(right[s, 2]),
+        )
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # beside the solid
+            hit = SOLIDS[thing.shape](_vector(origin[s]), direction)
+            lamps = _vector(key[s]), _vector(fill[s]), _vector(sky[s])
+            if thing.material == "polished":
+                factor, white = shade_polished(hit, direction, lamps)
+            else:
+                factor, white = shade(hit, direction, lamps, thing.material == "metal")
+        found = hit.found.astype(np.float32)
+        depth = np.where(hit.found, hit.depth, np.float32(np.inf)).min(axis=0)
+        cover = found.mean(axis=0)
+        factor = np.where(hit.found, factor, 0.0).mean(axis=0)
+        white = np.where(hit.found, white, 0.0).mean(axis=0)
+        # What a pixel may hold of the sprite: with what shines through, no more than a byte.
+        pixels = np.minimum(color * factor + 255.0 * white, 255.0 * cover)
+        for k in range(len(cover)):
+            rows, columns, ys, xs = _clip(views, left[start + k], top[start + k], width, height)
+            sprites.append(
+                Sprite(rows, columns, pixels[:, k, ys, xs], cover[k, ys, xs], depth[k, ys, xs])
+            )
+    return sprites
+
+
+def _shadows(thing: Thing, views: Camera, place: np.ndarray) -> list[Shadow]:
+    """Soft blobs on the floor, from the foot away from the key lamp; fainter when lifted."""
+    radius = thing.half_height * 1.02
+    bottom = np.maximum(place[:, 2] - thing.half_height, 0.0)
+    away = -KEY[:2] / KEY[2]
+    tall = (0.9 if thing.shape == "cone" else 1.1) * thing.half_height
+    foot = place[:, :2] + away * bottom[:, None]
+    along = np.broadcast_to(away * tall, foot.shape)
+    soft = 1.35 + 0.5 * bottom
+    reach = (radius * soft)[:, None]
+    ends = [foot, foot + along]
+    sides = np.array([(1, 1), (1, -1), (-1, 1), (-1, -1)])
+    ground = [end + reach * side for end in ends for side in sides]
+    points = np.zeros((len(place), len(ground), 3))
+    points[..., :2] = np.stack(ground, axis=1)
+    left, top, width, height = _boxes(views.project(points)[..., :2])
+    taper = 0.75 if thing.shape == "cone" else 0.1
+
+    shadows: list[Shadow] = []
+    step = max(1, _RAYS_AT_ONCE // (width * height))
+    for start in range(0, len(place), step):
+        s = slice(start, start + step)
+        x, y = floor_points(views.at(s), left[s], top[s], width, height)
+        x, y = x - _field(foot[s, 0]), y - _field(foot[s, 1])
+        ax, ay = _field(along[s, 0]), _field(along[s, 1])
+        share = np.clip((x * ax + y * ay) / (ax * ax + ay * ay), 0.0, 1.0)
+        x, y = x - share * ax, y - share * ay
+        thick = radius * (1.0 - taper * share)
+        distance = np.sqrt(x * x + y * y) / thick
+        outer = _field(soft[s])
+        edge = np.clip((outer - distance) / (outer - 0.45), 0.0, 1.0)
+        strength = _field(_SHADOW / (1.0 + 0.8 * bottom[s]))
+        light = (1.0 - strength * edge * edge * (3.0 - 2.0 * edge))[0]
+        for k in range(len(light)):
+            rows, columns, ys, xs = _clip(views, left[start + k], top[start + k], width, height)
+            shadows.append(Shadow(rows, columns, light[k, ys, xs]))
+    return shadows
+
+
+def _floor(view: Camera) -> np.ndarray:
+    """The empty floor, float32 [height, width]."""
+    zero = np.zeros(1, dtype=np.intp)
+    return floor_light(*floor_points(view, zero, zero, view.width, view.height))[0, 0]
+
+
+def floor_light(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The empty floor's grey at world x and y: brightest in the middle, darker far away."""
+    distance = (x * x + y * y) * np.float32(1 / 60)
+    return _FLOOR * (0.62 + 0.42 / (1.0 + distance))
+
+
+def floor_points(
+    views: Camera, left: np.ndarray, top: np.ndarray, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """World x and y of the floor under each pixel, [1, P, height, width]."""
+    u, v = _pixels(views, left, top, width, height, np.zeros((1, 2)))
+    f, r, up, p = views.forward, views.right, views.up, views.position
+    down = _field(-f[:, 2]) - v * _field(up[:, 2])  # the camera never rolls: right is level
+    t = _field(p[:, 2]) / np.maximum(down, 1e-3)
+    x, y = (
+        _field(p[:, i]) + t * (_field(f[:, i]) + v * _field(up[:, i]) + u * _field(r[:, i]))
+        for i in (0, 1)
+    )
+    return x, y
+
+
+def compose(floor: np.ndarray, objects: list[tuple[Sprite, Shadow]]) -> np.ndarray:
+    """One picture, uint8 [h, w, 3]; the objects come from far to near.
+
+    ``floor``, float32 [h, w] for grey or [3, h, w], is what they stand on; it is used up.
+    """
+    for _, shadow in objects:
+        floor[..., shadow.rows, shadow.columns] *= shadow.light
+    canvas = np.repeat(floor[None], 3, axis=0) if floor.ndim == 2 else floor
+    nearest = np.full(floor.shape[-2:], np.inf, dtype=np.float32)
+    for sprite, _ in objects:
+        depth = nearest[sprite.rows, sprite.columns]
+        in_front = sprite.depth < depth
+        under = canvas[:, sprite.rows, sprite.columns]
+        over = sprite.color + under * (1.0 - sprite.cover)
+        np.copyto(under, over, where=in_front)
+        np.copyto(depth, sprite.depth, where=in_front & (sprite.cover > 0.5))
+    picture = np.empty((*nearest.shape, 3), dtype=np.uint8)
+    np.add(canvas.transpose(1, 2, 0), 0.5, out=picture, casting="unsafe")
+    return picture
+
+
+def _field(values: np.ndarray) -> np.ndarray:
+    """One number per pose, as float32 [P, 1, 1]."""
+    return values.astype(np.float32)[:, None, None]
+
+
+def _vector(values: np.ndarray) -> Vector:
+    """One vector per pose, [P, 3], as three fields."""
+    return _field(values[:, 0]), _field(values[:, 1]), _field(values[:, 2])
+
+
+def _pixels(
+    views: Camera, left: np.ndarray, top: np.ndarray, width: int, height: int, samples: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far right and up a ray through each sample goes per unit of depth.
+
+    Returns ``u`` [S, P, 1, width] and ``v`` [S, P, height, 1].
+    """
+    x = left[:, None, None] + np.arange(width) + 0.5 + samples[:, 0, None, None, None]
+    y = top[:, None, None] + np.arange(height)[:, None] + 0.5 + samples[:, 1, None, None, None]
+    u = (x - views.width / 2) / views.focal
+    v = (views.height / 2 - y) / views.focal
+    return u.astype(np.float32), v.astype(np.float32)
+
+
+def _boxes(outline: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Boxes of one size around the points [P, N, 2]: left and top per pose, width, height."""
+    low = np.floor(outline.min(axis=1)).astype(np.intp)
+    high = np.ceil(outline.max(axis=1)).astype(np.intp)
+    width, height = (int(n) for n in (high - low).max(axis=0))
+    return low[:, 0], low[:, 1], width, height
+
+
+def _clip(
+    views: Camera, left: int, top: int, width: int, height: int
+) -> tuple[slice, slice, slice, slice]:
+    """The part of a box that lies in the frame: rows, columns of the frame, then of the box."""
+    y0, y1 = (min(max(v, 0), views.height) for v in (top, top + height))
+    x0, x1 = (min(max(v, 0), views.width) for v in (left, left + width))
+    return (
+        slice(y0, y1),
+        slice(x0, x1),
+        slice(y0 - top, y1 - top),
+        slice(x0 - left, x1 - left),
+    )

@@ -1,0 +1,56 @@
+"""Published scores, to stand beside ours in the report of a run on the published data set.
+
+``published.csv`` holds figures that were read in the source it names, and no others. IV-CL's own
+are not among them: they were not found in a source that could be read.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from ivcl_fast.data.synthetic.writer import claimed_by
+
+if TYPE_CHECKING:
+    from ivcl_fast.data.dataset import Dataset
+
+PERCENT = ("top1", "top5", "query", "problem")
+METRICS = (*PERCENT, "l1")
+
+
+@dataclass(frozen=True)
+class Published:
+    """One model's scores on one task."""
+
+    folder: str
+    """Name of the data set's folder as published, in small letters; empty: whatever it is."""
+    task: str
+    model: str
+    scores: dict[str, float]
+    """By metric, named as ours: shares from 0 to 1, ``l1`` in cells."""
+    source: str
+
+
+def read() -> list[Published]:
+    """All of ``published.csv``."""
+    with (files(__package__) / "published.csv").open() as file:
+        return [
+            Published(
+                row["folder"],
+                row["task"],
+                row["model"],
+                {m: float(row[m]) / (100 if m in PERCENT else 1) for m in METRICS if row[m]},
+                row["source"],
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def published(dataset: Dataset) -> list[Published]:
+    """What others report on a data set and task; nothing on one of our making."""
+    if claimed_by(dataset.root) is not None:
+        return []
+    folder = dataset.root.resolve().name.lower()
+    return [row for row in read() if row.task == dataset.task and row.folder in ("", folder)]

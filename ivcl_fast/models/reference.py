@@ -1,0 +1,415 @@
+"""IV-CL in plain PyTorch, to be read top to bottom: what the fast model must equal.
+
+"Does Visual Pretraining Help End-to-End Reasoning?", NeurIPS 2023; sizes that the paper leaves open
+are fields of the config, the only thing imported from the package. Letters in shapes: B clips,
+T frames, N patches per frame (K visible), S slots, Q queries, D width (Dd decoder), P patch, F=BT.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ivcl_fast.config import IVCLConfig
+
+NORM_EPS = PIXEL_EPS = 1e-6
+Ids = Tensor | None
+
+
+class Output(NamedTuple):
+    """What a pretraining forward pass returns; ids are int64 and ascending."""
+
+    loss: Tensor  # float32 scalar: mean squared error over the query frames' masked patches
+    pred: Tensor  # [B, Q, N-K, 3*P*P], in the order of the query frames' rows of ids_mask
+    ids_keep: Tensor  # [B, T, K]: visible patches of every frame
+    ids_mask: Tensor  # [B, T, N-K]: masked patches of every frame
+    query: Tensor  # [B, Q]: frames that were rebuilt
+
+
+def patchify(frames: Tensor, patch_size: int) -> Tensor:
+    """``[..., 3, H, W]`` to rows ``[..., N, 3*P*P]``: row-major grid, values (channel, y, x)."""
+    return rearrange(frames, "... c (h p) (w q) -> ... (h w) (c p q)", p=patch_size, q=patch_size)
+
+
+def unpatchify(rows: Tensor, patch_size: int) -> Tensor:
+    """The opposite of :func:`patchify`, for square frames."""
+    pattern = "... (h w) (c p q) -> ... c (h p) (w q)"
+    return rearrange(rows, pattern, h=round(rows.shape[-2] ** 0.5), p=patch_size, q=patch_size)
+
+
+def patch_rows(video: Tensor, cfg: IVCLConfig, shown: Tensor | None = None) -> Tensor:
+    """Frames ``[B, T, 3, H, W]`` or rows to patch rows ``[B, T, N, 3*P*P]`` of the same dtype."""
+    cfg.check_video(video, shown)
+    return video if video.ndim == 4 else patchify(video, cfg.patch_size)
+
+
+def as_pixels(rows: Tensor) -> Tensor:
+    """uint8 or float rows to float32 in [0, 1]."""
+    return rows.float() / 255 if rows.dtype == torch.uint8 else rows.float()
+
+
+def as_rows(video: Tensor, cfg: IVCLConfig) -> Tensor:
+    """:func:`patch_rows` as float32 pixels in [0, 1]."""
+    return as_pixels(patch_rows(video, cfg))
+
+
+def take_rows(rows: Tensor, ids: Tensor) -> Tensor:
+    """Rows with these ids: ``[..., N, *rest]``, ids ``[..., K]`` to ``[..., K, *rest]``."""
+    lead, n = ids.ndim - 1, rows.shape[ids.ndim - 1]
+    start = torch.arange(ids[..., 0].numel(), device=ids.device).view(ids.shape[:-1]) * n
+    index = (ids + start.unsqueeze(-1)).flatten()
+    return rows.flatten(0, lead).index_select(0, index).unflatten(0, ids.shape)
+
+
+def show(frames: Tensor, shown: Tensor | None) -> Tensor:
+    """Frames of videos ``[V, F, ...]`` as clips show them, ``[V, C, T]``: ``[V*C, T, ...]``.
+
+    With None a video is a clip.
+    """
+    if shown is None:
+        return frames
+    return take_rows(frames, shown.flatten(1)).unflatten(1, shown.shape[1:]).flatten(0, 1)
+
+
+def hash64(x: Tensor) -> Tensor:
+    """Mix int64 counters to int64 noise (the finaliser of SplitMix64, Steele et al., 2014)."""
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * -0x40A7B892E31B1A47  # the masks drop copies of the sign
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * -0x6B2FB644ECCEEE15
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+def stream(seed: Tensor, count: int) -> Tensor:
+    """int64 ``[...]`` seeds to ``[..., count]`` numbers, each a function of (seed, index) alone."""
+    index = torch.arange(1, count + 1, device=seed.device)
+    return hash64(seed.unsqueeze(-1) + index * -0x61C8864680B583EB)
+
+
+def sample_masks(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, Tensor]:
+    """Split 0..num_patches-1 uniformly, int64 seeds ``[...]`` to ``(ids_keep, ids_mask)``.
+
+    Both ascending. The ``num_keep`` patches with the smallest hashes stay; the index breaks ties.
+    """
+    index = torch.arange(num_patches, device=seed.device)
+    keys = ((stream(seed, num_patches) >> 1) & ~0xFFFF & 0x7FFFFFFFFFFFFFFF) | index
+    order = keys.argsort(dim=-1)
+    return order[..., :num_keep].sort().values, order[..., num_keep:].sort().values
+
+
+def complement(ids: Tensor, num_patches: int) -> Tensor:
+    """``[..., K]`` distinct ids to the ``[..., num_patches - K]`` others, ascending."""
+    shown = torch.zeros(*ids.shape[:-1], num_patches, dtype=torch.uint8, device=ids.device)
+    return shown.scatter(-1, ids, 1).argsort(stable=True)[..., : num_patches - ids.shape[-1]]
+
+
+def all_patches(rows: Tensor) -> Tensor:
+    """ids_keep ``[B, T, N]`` that keeps everything."""
+    return torch.arange(rows.shape[2], device=rows.device).expand(*rows.shape[:3])
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # [F, N, D]
+        q, k, v = rearrange(self.qkv(x), "f n (s h d) -> s f h n d", s=3, h=self.num_heads)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [F, heads, N, N]
+        out = scores.softmax(dim=-1).to(v.dtype) @ v
+        return self.proj(rearrange(out, "f h n d -> f n (h d)"))
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm ViT block, timm's names."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Transformer(nn.Module):
+    """Blocks one after the other, then a norm."""
+
+    def __init__(self, dim: int, num_heads: int, depth: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def transform(self, x: Tensor) -> Tensor:  # [F, N, D]
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def transform_clip(self, cls_token: Tensor | None, *parts: Tensor) -> tuple:
+        """A cls token ``[1, 1, D]`` or None and parts ``[B, any, any, D]``, one sequence per clip.
+
+        Returns cls ``[B, D]`` or None and the parts, every token having seen all others.
+        """
+        given = [] if cls_token is None else [cls_token.expand(len(parts[0]), -1, -1)]
+        given += [part.flatten(1, 2) for part in parts]
+        x = self.transform(torch.cat(given, dim=1))
+        cls = None if cls_token is None else x[:, 0]
+        new = x.split([part.shape[1] for part in given], dim=1)[-len(parts) :]
+        return cls, *(x.reshape(part.shape) for x, part in zip(new, parts, strict=True))
+
+
+def sincos_positions(count: int, dim: int) -> Tensor:
+    """Positions 0..count-1 as ``[count, dim]``: sines, then cosines, of falling frequency."""
+    frequency = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
+    angle = torch.arange(count).unsqueeze(-1) * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
+
+
+def grid_positions(grid: int, dim: int) -> Tensor:
+    """``[1, grid * grid, dim]``: one half of the width tells the row, the other the column."""
+    half = sincos_positions(grid, dim // 2)
+    return torch.cat([half.repeat_interleave(grid, 0), half.repeat(grid, 1)], dim=-1)[None]
+
+
+def init_linears(module: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases; a patch embedding counts as a linear map."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(part.weight.flatten(1))
+            nn.init.zeros_(part.bias)  # type: ignore[arg-type]
+
+
+class Encoder(Transformer):
+    """Image encoder of a frame's slot tokens and visible patches ("spatial attention").
+
+    With ``objective="joint"`` its blocks see all frames of a clip at once."""
+
+    def __init__(self, cfg: IVCLConfig) -> None:
+        super().__init__(cfg.embed_dim, cfg.num_heads, cfg.depth, cfg.mlp_ratio)
+        self.joint = cfg.objective == "joint"
+        self.mean, self.std = cfg.pixel_mean, cfg.pixel_std
+        proj = nn.Conv2d(3, cfg.embed_dim, cfg.patch_size, cfg.patch_size)
+        self.patch_embed = nn.ModuleDict({"proj": proj})
+        self.pos_embed = nn.Parameter(grid_positions(cfg.grid, cfg.embed_dim))
+        self.slot_tokens = nn.Parameter(0.02 * torch.randn(1, cfg.num_slots, cfg.embed_dim))
+        if self.joint:
+            self.time_embed = nn.Parameter(sincos_positions(cfg.num_frames, cfg.embed_dim))
+
+    def forward(
+        self, rows: Tensor, ids_keep: Tensor, cls_token: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Patch rows ``[B, T, N, 3*P*P]``, ids ``[B, T, K]`` to slots, patches and cls.
+
+        ``[B, T, S, D]``, ``[B, T, K, D]`` and ``[B, D]`` (joint encoder with a cls token) or None.
+        """
+        patches = self.embed(rows, ids_keep)  # [B, T, K, D]
+        slots = self.slot_tokens.to(patches).expand(*ids_keep.shape[:2], -1, -1)
+        x, cls = torch.cat([slots, patches], dim=2), None  # [B, T, S + K, D]
+        if self.joint:
+            cls, x = self.transform_clip(cls_token, x + self.time_embed[:, None])
+        else:
+            x = self.transform(x.flatten(0, 1)).view_as(x)
+        return *x.split([slots.shape[2], patches.shape[2]], dim=2), cls
+
+    def embed(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """The patches ``ids`` of every frame with their positions, ``[B, T, K, D]``."""
+        weight, bias = self.patch_embed["proj"].parameters()
+        visible = ((as_pixels(take_rows(rows, ids)) - self.mean) / self.std).to(weight.dtype)
+        return F.linear(visible, weight.flatten(1), bias) + self.pos_embed[0][ids]
+
+
+class Temporal(Transformer):
+    """Temporal transformer over tokens of many frames ("temporal attention")."""
+
+    def __init__(self, cfg: IVCLConfig) -> None:
+        super().__init__(cfg.embed_dim, cfg.num_heads, cfg.temporal_depth, cfg.mlp_ratio)
+        self.time_embed = nn.Parameter(sincos_positions(cfg.num_frames, cfg.embed_dim))
+
+    forward = Transformer.transform_clip  # the times already added
+
+
+class Decoder(Transformer):
+    """Image decoder: rebuilds the masked patches of query frames from the compressed context."""
+
+    def __init__(self, cfg: IVCLConfig) -> None:
+        dim = cfg.decoder_dim
+        super().__init__(dim, cfg.decoder_heads, cfg.decoder_depth, cfg.mlp_ratio)
+        self.see_slots = cfg.decoder_slots
+        self.embed = nn.Linear(cfg.embed_dim, dim)
+        self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
+        self.pos_embed = nn.Parameter(grid_positions(cfg.grid, dim))
+        self.pred = nn.Linear(dim, cfg.patch_dim)
+
+    def forward(self, slots: Tensor, visible: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
+        """Slots ``[F, S, D]``, visible patches ``[F, K, D]`` to ``[F, N-K, 3*P*P]``."""
+        visible = self.embed(visible)
+        index = ids_keep.unsqueeze(-1).expand_as(visible)
+        canvas = self.mask_token.to(visible).repeat(len(visible), self.pos_embed.shape[1], 1)
+        x = canvas.scatter(1, index, visible) + self.pos_embed  # [F, N, Dd]
+        if self.see_slots:
+            x = torch.cat([self.embed(slots).to(x), x], dim=1)
+        x = self.transform(x)[:, -self.pos_embed.shape[1] :]
+        return self.pred(take_rows(x, ids_mask))
+
+
+class IVCL(nn.Module):
+    """The pretraining model: encoder, temporal transformer, decoder and loss."""
+
+    def __init__(self, cfg: IVCLConfig) -> None:
+        super().__init__()
+        cfg.check_supervised(False)
+        self.cfg = cfg
+        self.encoder = Encoder(cfg)
+        if cfg.objective == "ivcl":
+            self.temporal = Temporal(cfg)
+        self.decoder = Decoder(cfg)
+        init_linears(self)
+
+    def forward(
+        self, video: Tensor, ids_keep: Ids = None, query: Ids = None, seed: Ids = None
+    ) -> Output:
+        """Rebuild the masked patches of the query frames.
+
+        ``video``: frames ``[B, T, 3, H, W]``, uint8 or float in [0, 1], or uint8 patch rows
+        ``[B, T, N, 3*P*P]``. ``ids_keep`` int64 ``[B, T, K]`` and ``query`` int64 ``[B, Q]``,
+        ascending, are drawn from ``seed`` (int64 ``[B]``, one per clip; by default from torch's
+        generator) where not given. Raises ``ValueError`` naming a bad argument.
+        """
+        rows = patch_rows(video, self.cfg)
+        ids_keep, ids_mask, query = self.masks(rows, ids_keep, query, seed)
+        slots, patches = self.context(rows, ids_keep, query)  # [B, Q, S, D], [B, Q, K, D]
+        keep, mask = take_rows(ids_keep, query), take_rows(ids_mask, query)  # [B, Q, ...]
+        pred = self.decoder(*(x.flatten(0, 1) for x in (slots, patches, keep, mask)))
+        pred = pred.unflatten(0, query.shape)  # [B, Q, N-K, 3*P*P]
+        return Output(self.loss(pred, rows, mask, query), pred, ids_keep, ids_mask, query)
+
+    def masks(self, rows: Tensor, ids_keep: Ids, query: Ids, seed: Ids) -> tuple[Tensor, ...]:
+        """Visible and masked patches of every frame and the query frames of every clip."""
+        cfg = self.cfg
+        cfg.check_masks(len(rows), ids_keep, query, seed)
+        if seed is None:
+            seed = torch.randint(2**62, (len(rows),), device=rows.device)
+        seeds = stream(seed, cfg.num_frames + 1)  # a frame has its own, the last is the clip's
+        if ids_keep is None:
+            ids_keep, ids_mask = self.sample_masks(seeds[:, :-1], cfg.num_patches, cfg.num_keep)
+        else:
+            ids_mask = complement(ids_keep, cfg.num_patches)
+        if query is None:
+            query, _ = self.sample_masks(seeds[:, -1], cfg.num_frames, cfg.num_rebuilt)
+        return ids_keep, ids_mask, query
+
+    sample_masks = staticmethod(sample_masks)
+
+    def context(self, rows: Tensor, ids_keep: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """What the decoder is given: slots ``[B, Q, S, D]`` and patches ``[B, Q, K, D]``."""
+        slots, patches, _ = self.encoder(rows, ids_keep)
+        if self.cfg.objective != "ivcl":
+            return take_rows(slots, query), take_rows(patches, query)
+        time = self.temporal.time_embed[:, None]  # [T, 1, D]
+        slots, patches = slots + time, patches + time
+        if self.cfg.context_tokens == "slots":
+            patches = take_rows(patches, query)
+        _, slots, patches = self.temporal(None, slots, patches)
+        if self.cfg.context_tokens == "slots+patches":
+            patches = take_rows(patches, query)
+        return take_rows(slots, query), patches
+
+    def loss(self, pred: Tensor, rows: Tensor, mask: Tensor, query: Tensor) -> Tensor:
+        """Mean squared error of ``pred`` over the masked patches ``mask`` of the query frames."""
+        return ((pred - take_rows(self.target(rows, query)[0], mask)) ** 2).mean()
+
+    def target(self, rows: Tensor, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the decoder should say ``[B, Q, N, 3*P*P]``, and the shift and scale it undid.
+
+        ``pixels = (target * scale + shift) * pixel_std + pixel_mean``.
+        """
+        x = (as_pixels(take_rows(rows, query)) - self.cfg.pixel_mean) / self.cfg.pixel_std
+        if not self.cfg.norm_pix:
+            return x, torch.zeros_like(x[..., :1]), torch.ones_like(x[..., :1])
+        shift = x.mean(dim=-1, keepdim=True)
+        scale = (x.var(dim=-1, keepdim=True) + PIXEL_EPS).sqrt()
+        return (x - shift) / scale, shift, scale
+
+    @torch.no_grad()
+    def reconstruct(
+        self, video: Tensor, ids_keep: Ids = None, query: Ids = None, seed: Ids = None
+    ) -> Tensor:
+        """Query frames, float32 ``[B, Q, 3, H, W]`` in [0, 1]; arguments as for ``forward``."""
+        return self.rebuild(video, self(video, ids_keep, query, seed))
+
+    @torch.no_grad()
+    def rebuild(self, video: Tensor, out: Output) -> Tensor:
+        """The query frames of a forward pass ``out`` on ``video``, float32 ``[B, Q, 3, H, W]``.
+
+        Visible patches are the input's own; hidden ones get the true patch's mean and scale back.
+        """
+        rows, mask = as_rows(video, self.cfg), take_rows(out.ids_mask, out.query)
+        _, shift, scale = self.target(rows, out.query)
+        pixels = out.pred.float() * take_rows(scale, mask) + take_rows(shift, mask)
+        pixels = (pixels * self.cfg.pixel_std + self.cfg.pixel_mean).clamp(0, 1)
+        frames = take_rows(rows, out.query).scatter(2, mask.unsqueeze(-1).expand_as(pixels), pixels)
+        return unpatchify(frames, self.cfg.patch_size)
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Slots of every frame ``[B, T, S, D]``, nothing masked, after the temporal blocks."""
+        rows = patch_rows(video, self.cfg)
+        slots, _, _ = self.encoder(rows, all_patches(rows))
+        if self.cfg.objective == "ivcl":
+            _, slots = self.temporal(None, slots + self.temporal.time_embed[:, None])
+        return slots
+
+
+class IVCLClassifier(nn.Module):
+    """The finetuned model: encoder, temporal transformer and a linear head over the readout."""
+
+    def __init__(self, cfg: IVCLConfig, num_classes: int = 36) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes: {num_classes} is not a whole number of at least 1")
+        self.cfg = cfg
+        self.encoder = Encoder(cfg)
+        if cfg.objective != "joint":
+            self.temporal = Temporal(cfg)
+        cls_token = nn.Parameter(0.02 * torch.randn(1, 1, cfg.embed_dim))
+        self.cls_token = cls_token if cfg.readout == "cls" else None
+        self.head = nn.Linear(cfg.embed_dim, num_classes)
+        init_linears(self)
+
+    def forward(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
+        """Logits ``[B, num_classes]`` of a video as :class:`IVCL` takes it.
+
+        Clips that share frames need them once: of ``video``, here with any number of frames F,
+        ``shown`` (int64 ``[B, C, T]``, 0 to F-1) has those that each of C clips shows, as the four
+        queries of an ACRE problem show its context panels. Logits are then ``[B*C, num_classes]``.
+        """
+        return self.head(self.features(video, shown))
+
+    def features(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
+        """What the head reads, one ``[D]`` per clip; arguments as of :meth:`forward`."""
+        rows = patch_rows(video, self.cfg, shown)
+        if self.cfg.objective == "joint":  # one encoder sees all frames of a clip: none is shared
+            rows, shown = show(rows, shown), None
+        slots, _, cls = self.encoder(rows, all_patches(rows), self.cls_token)
+        if self.cfg.objective != "joint":
+            slots = show(slots, shown) + self.temporal.time_embed[:, None]
+            cls, slots = self.temporal(self.cls_token, slots)
+        if cls is not None:
+            return cls
+        return slots[:, -1].mean(dim=1) if self.cfg.readout == "last" else slots.mean(dim=(1, 2))

@@ -1,0 +1,199 @@
+"""Weights of timm's ViTs for our image encoder, whose keys are timm's: ``--init timm:NAME``.
+
+They are fitted to our sizes. Patch weights by FlexiViT's pseudo-inverse (Beyer et al., 2023), for
+bilinear resizing with antialiasing; positions bicubically, as any of ours; cls and register tokens
+become the first slots, others stay as initialised. A ViT that was trained with other pixel means
+and deviations is given them through the weights and bias of its patches, exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from math import isqrt
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ivcl_fast.config import IVCLConfig
+from ivcl_fast.errors import UserError
+from ivcl_fast.training.checkpoint import read_weights, weights_file
+
+PREFIX = "timm:"
+TOKENS = ("cls_token", "reg_token")
+"""What stands in front of the patches, in this order."""
+UNUSED = re.compile(r"(head|fc_norm)\..*")
+ACCEPTED = (
+    "accepted: a plain ViT, with learned positions, pre-norm blocks with biases and a final norm"
+)
+
+
+class ViT(NamedTuple):
+    """A timm ViT as it is kept."""
+
+    weights: dict[str, Tensor]
+    """By timm's keys."""
+    mean: Tensor | None = None
+    """Float32 ``[3]``, of the pixels in [0, 1] that it was trained on; None where unknown."""
+    std: Tensor | None = None
+    num_heads: int | None = None
+
+
+def is_timm(source: Any) -> TypeGuard[str]:
+    """Whether ``source`` is ``timm:NAME`` or ``timm:PATH``."""
+    return isinstance(source, str) and source.startswith(PREFIX)
+
+
+def check(source: str) -> None:
+    """Raises :class:`UserError` for a source that cannot be had; nothing is fetched for that."""
+    if path := local_path(source):
+        weights_file(path)
+        return
+    name = source.removeprefix(PREFIX)
+    if not name.startswith("hf-hub:") and not import_timm(source).is_model(name.split(".")[0]):
+        raise UserError(f"{source}: timm has no such model; accepted: a name of timm.list_models()")
+
+
+def read(source: str) -> ViT:
+    """The ViT that ``timm:NAME`` or ``timm:PATH`` stands for, fetched by timm if need be.
+
+    ``PATH``: a ``.safetensors`` file, or a folder with ``model.safetensors`` and, as on the Hugging
+    Face hub, a ``config.json`` that tells the pixels' mean and deviation. Raises
+    :class:`UserError`.
+    """
+    if path := local_path(source):
+        file = path / "config.json"
+        told = json.loads(file.read_text()).get("pretrained_cfg", {}) if file.is_file() else {}
+        return ViT(read_weights(path), *pixel_statistics(told))
+    timm = import_timm(source)
+    try:
+        model = timm.create_model(source.removeprefix(PREFIX), pretrained=True, num_classes=0)
+        heads = model.blocks[0].attn.num_heads
+    except (RuntimeError, ValueError, OSError, AttributeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{source}: timm cannot give these weights: {reason}") from None
+    return ViT(model.state_dict(), *pixel_statistics(model.pretrained_cfg), heads)
+
+
+def encoder_weights(source: str, model: Any) -> dict[str, Tensor]:
+    """A source's weights as ``encoder.*`` of a model, but for the number of positions.
+
+    Raises :class:`UserError` for another width, depth or number of heads, and for a ViT that has
+    other parts.
+    """
+    cfg: IVCLConfig = model.cfg
+    own = model.encoder.state_dict()
+    vit = read(source)
+    weights = {key: value for key, value in vit.weights.items() if not UNUSED.fullmatch(key)}
+    check_sizes(source, weights, vit.num_heads, cfg)
+    check_parts(source, weights, own)
+    tokens, positions = split_tokens(source, weights)
+    if len(tokens) > cfg.num_slots:
+        raise UserError(
+            f"{source}: has {len(tokens)} cls and register tokens, the model {cfg.num_slots} "
+            f"slots; accepted: --num-slots of at least {len(tokens)}"
+        )
+    slots = own["slot_tokens"].cpu().clone()
+    slots[0, : len(tokens)] = tokens
+    kernel = resample_kernel(weights["patch_embed.proj.weight"], cfg.patch_size)
+    bias = weights["patch_embed.proj.bias"]
+    if vit.mean is not None and vit.std is not None:
+        shift = ((cfg.pixel_mean - vit.mean) / vit.std)[:, None, None]
+        bias = bias + (kernel * shift).sum(dim=(1, 2, 3))
+        kernel = kernel * (cfg.pixel_std / vit.std)[:, None, None]
+    fitted = {"slot_tokens": slots, "pos_embed": positions}
+    fitted |= {"patch_embed.proj.weight": kernel, "patch_embed.proj.bias": bias}
+    blocks = {key: value for key, value in weights.items() if key.startswith(("blocks.", "norm."))}
+    return {f"encoder.{key}": value for key, value in (blocks | fitted).items()}
+
+
+def split_tokens(source: str, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Tokens ``[any, D]`` in front of the patches, and the patches' positions ``[1, N, D]``.
+
+    Where the tokens have positions they are added. Raises :class:`UserError` for a grid of patches
+    that is not square.
+    """
+    positions = weights["pos_embed"]
+    parts = [weights[key][0] for key in TOKENS if key in weights]
+    tokens = torch.cat([positions[0, :0], *parts])
+    count, first = positions.shape[1], len(tokens)
+    if isqrt(count) ** 2 == count:  # of the patches alone
+        return tokens, positions
+    if isqrt(count - first) ** 2 != count - first:
+        raise UserError(
+            f"{source}: its {count} positions are no square grid, with or without those of "
+            f"{first} tokens; accepted: a ViT of square pictures"
+        )
+    return tokens + positions[0, :first], positions[:, first:]
+
+
+def resample_kernel(kernel: Tensor, size: int) -> Tensor:
+    """A patch embedding ``[D, 3, P, P]`` for patches of another size, ``[D, 3, size, size]``.
+
+    A patch resized to that size embeds as it did before, as nearly as can be (least squares).
+    """
+    old = kernel.shape[-1]
+    if old == size:
+        return kernel
+    pixels = torch.eye(old**2, dtype=torch.float64).view(-1, 1, old, old)
+    resized = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+    inverse = torch.linalg.pinv(resized.flatten(1))  # [size^2, P^2]
+    return (kernel.double().flatten(2) @ inverse.T).unflatten(2, (size, size)).to(kernel.dtype)
+
+
+# --- Parts ---------------------------------------------------------------------------------------
+
+
+def local_path(source: str) -> Path | None:
+    """The file or folder that a source names; None if it names one of timm's models."""
+    name = source.removeprefix(PREFIX)
+    by_name = name.startswith("hf-hub:") or re.fullmatch(r"\w+(\.\w+)?", name)
+    is_file = Path(name).exists() or name.endswith(".safetensors")
+    return Path(name) if is_file or not by_name else None
+
+
+def import_timm(source: str) -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise UserError(
+            f"{source}: needs timm, which is not installed; pip install timm, or name a file or "
+            "folder with its weights, timm:PATH"
+        ) from None
+    return timm
+
+
+def pixel_statistics(told: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and deviation of a model's ``pretrained_cfg``."""
+    mean, std = (torch.tensor(told[k]) if k in told else None for k in ("mean", "std"))
+    return mean, std
+
+
+def check_parts(source: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raises :class:`UserError` for a part that only one of the two has."""
+    if unknown := sorted(weights.keys() - own.keys() - set(TOKENS)):
+        raise UserError(f"{source}: {unknown[0]} has no place in the encoder; {ACCEPTED}")
+    if missing := sorted(own.keys() - weights.keys() - {"slot_tokens", "time_embed"}):
+        raise UserError(f"{source}: has no {missing[0]}; {ACCEPTED}")
+
+
+def check_sizes(
+    source: str, weights: Mapping[str, Tensor], num_heads: int | None, cfg: IVCLConfig
+) -> None:
+    """Raises :class:`UserError` for other sizes of the blocks; ``num_heads`` if it is known."""
+    width = len(weights["norm.weight"]) if "norm.weight" in weights else cfg.embed_dim
+    depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
+    if (width, depth) != (cfg.embed_dim, cfg.depth):
+        raise UserError(
+            f"{source}: has width {width} and depth {depth}, the model width {cfg.embed_dim} and "
+            f"depth {cfg.depth}; choose a --preset, or --embed-dim, --depth and --num-heads, to fit"
+        )
+    if num_heads not in (None, cfg.num_heads):
+        raise UserError(
+            f"{source}: has {num_heads} attention heads, the model {cfg.num_heads}; accepted: "
+            f"--num-heads {num_heads}"
+        )

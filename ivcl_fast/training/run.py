@@ -1,0 +1,320 @@
+"""A run: its data, its folder, and the stages it goes through."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ivcl_fast.data.datamodule import Data, open_data
+from ivcl_fast.data.frame_labels import CLASSES
+from ivcl_fast.data.loader import Batch, Feed
+from ivcl_fast.distributed import group as distributed
+from ivcl_fast.distributed.dtensor import is_cut
+from ivcl_fast.errors import UserError
+from ivcl_fast.evaluation.evaluate import Evaluation, evaluate, frame_scores
+from ivcl_fast.files import write_json
+from ivcl_fast.models import backbone, flops
+from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
+from ivcl_fast.training import checkpoint, step_graph
+from ivcl_fast.training.hardware import (
+    has_fast_bf16,
+    keep_freed_memory,
+    peak_flops,
+    pick_device,
+    useless_compiler,
+)
+from ivcl_fast.training.loop import Loss, MetricsLog, Schedule, Stage, scaled_lr
+from ivcl_fast.training.seeds import clip_seeds
+from ivcl_fast.training.settings import TrainConfig
+
+EVAL_BATCH = 48
+ANSWERS = "answers.json"
+"""Name of the file in a run's folder that says what it answers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a run's classifier tells apart."""
+
+    multi_label: bool
+    names: list[str]
+    """The classes in words, by number."""
+
+    def __post_init__(self) -> None:
+        words = isinstance(self.names, list) and all(isinstance(name, str) for name in self.names)
+        if not (isinstance(self.multi_label, bool) and words and self.names):
+            raise ValueError("multi_label is not true or false, or names are no list of words")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
+
+
+class Run:
+    """Trains and measures the models of one run; each stage leaves its model in its own folder.
+
+    A stage that was finished before is read from disk, one that was cut short goes on.
+    """
+
+    def __init__(self, config: TrainConfig, only_look: bool = False) -> None:
+        """``only_look``: for models that are there; neither data nor files are made."""
+        self.config, self.only_look = config, only_look
+        self.folder = config.folder
+        self.device = pick_device(distributed.device_name(config.device))
+        self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(self.device))
+        distributed.share(config.batch_size, config.accum)  # before any work, tell of misfits
+        self.metrics = MetricsLog(self.folder)
+        reason = useless_compiler(self.device) if config.compile else None
+        if reason:
+            distributed.say(f"--compile: running eager, {reason}")
+        self.compile = config.compile and reason is None
+        reason = step_graph.obstacle(self.device) if config.cuda_graph else None
+        if reason:
+            distributed.say(f"--cuda-graph: running without, {reason}")
+        self.cuda_graph = config.cuda_graph and reason is None
+        if self.device.type == "cpu":
+            keep_freed_memory()
+
+    @functools.cached_property
+    def data(self) -> Data:
+        """The run's clips; the first use makes or opens the data set and its store."""
+        return open_data(self.config, self.device, self.only_look)
+
+    @functools.cached_property
+    def task(self) -> Answers:
+        """What is to be answered; kept with the run, which then needs no data to tell.
+
+        Raises :class:`UserError` if what was kept is damaged.
+        """
+        file = self.folder / ANSWERS
+        if file.is_file():
+            try:
+                return Answers(**json.loads(file.read_text()))
+            except (ValueError, TypeError) as error:
+                raise UserError(
+                    f"{file}: not the answers of a run ({error}); delete it, and its data will tell"
+                ) from None
+        dataset = self.data.dataset
+        names = [dataset.describe(label) for label in range(dataset.num_classes)]
+        answers = Answers(dataset.multi_label, names)
+        if distributed.is_main() and not self.only_look:
+            write_json(file, dataclasses.asdict(answers))
+        return answers
+
+    # --- stages ---------------------------------------------------------------------------------
+
+    def pretrain(self) -> IVCL | Supervised:
+        """Learn to rebuild patches, or to label frames; the model is kept in ``pretrain/``."""
+        config = self.config
+        schedule = Schedule(config.pretrain_clips, self._lr(config.lr), **self._common())
+
+        def rebuild(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
+            return model(batch.rows, seed=clip_seeds(config.seed, step, batch.clip_ids)).loss
+
+        def label(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
+            return F.binary_cross_entropy_with_logits(model(batch.rows).float(), batch.labels)
+
+        def measure(model: Supervised) -> dict[str, float]:
+            feed = self._feed(self.data.curve_split, model.cfg.num_frames, pretraining=True)
+            return frame_scores(model, feed, self.device, self.amp)
+
+        how = (label, schedule, measure) if config.model.supervised else (rebuild, schedule)
+        return self._train("pretrain", self.pretraining_model, config.init, *how)
+
+    def pretraining_model(self) -> IVCL | Supervised:
+        """A new model of this run's sizes for its objective."""
+        cfg = self.config.model
+        return Supervised(cfg, len(CLASSES[cfg.objective])) if cfg.supervised else IVCL(cfg)
+
+    def finetune(
+        self, init: str, name: str = "finetune", last_only: bool = False
+    ) -> IVCLClassifier:
+        """Learn to answer, starting from ``init``; the model is kept in the folder ``name``.
+
+        ``last_only`` shows the model nothing but each clip's last frame.
+        """
+        config = self.config
+        schedule = Schedule(
+            config.finetune_clips,
+            self._lr(config.finetune_lr),
+            backbone_lr_scale=1.0 if init == "random" else config.backbone_lr_scale,
+            **self._common(),
+        )
+
+        def loss(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
+            logits = model(*batch.inputs).float()
+            if self.task.multi_label:
+                return F.binary_cross_entropy_with_logits(logits, batch.labels)
+            return F.cross_entropy(logits, batch.labels)
+
+        def measure(model: IVCLClassifier) -> dict[str, float]:
+            return self.evaluate(model, self.data.curve_split).curve()
+
+        build = functools.partial(self.classifier, last_only)
+        return self._train(name, build, init, loss, schedule, measure)
+
+    def classifier(self, last_only: bool = False) -> IVCLClassifier:
+        """A new classifier of this run's sizes."""
+        cfg = self.config.model
+        if last_only:
+            cfg = dataclasses.replace(cfg, num_frames=1, num_query_frames=1)
+        return IVCLClassifier(cfg, self.task.num_classes)
+
+    def load_classifier(self, name: str, last_only: bool = False) -> IVCLClassifier:
+        """The finished classifier in folder ``name``."""
+        return self._load(self.classifier(last_only), name)
+
+    def load_pretrained(self) -> IVCL | Supervised:
+        """The finished pretraining model."""
+        return self._load(self.pretraining_model(), "pretrain")
+
+    def evaluate(self, model: IVCLClassifier, split: str | None = None) -> Evaluation:
+        """Measure a classifier on a split, by default the one that results are reported on."""
+        split = split or self.data.eval_split
+        feed = self._feed(split, model.cfg.num_frames)
+        return evaluate(model, feed, self.data, split, self.device, self.amp)
+
+    def finished(self, name: str) -> bool:
+        """Whether stage ``name`` has left its model."""
+        return (self.folder / name / checkpoint.MODEL).is_file()
+
+    def clips(self, names: list[str]) -> Tensor:
+        """uint8 patch rows ``[len(names), T, N, 3*P*P]`` of clips of the evaluation split."""
+        by_name = {clip.name: clip for clip in self.data.dataset.clips(self.data.eval_split)}
+        frames = self.config.model.num_frames
+        return self.data.rows([by_name[name] for name in names], frames).to(self.device)
+
+    def clip_names(self) -> list[str]:
+        """The usable clips of the evaluation split."""
+        return [clip.name for clip in self.data.usable_clips(self.data.eval_split)]
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _train(
+        self,
+        name: str,
+        build: Callable[[], Any],
+        init: str,
+        loss: Loss,
+        schedule: Schedule,
+        measure: Callable[[Any], dict[str, float]] | None = None,
+    ) -> Any:
+        """The trained model of stage ``name``, measured now and then on the way."""
+        torch.manual_seed(self.config.seed)
+        model = build().to(self.device)
+        folder = self.folder / name
+        if distributed.from_main(self.finished(name)):  # a shared folder shows files late
+            model.load_state_dict(checkpoint.read_weights(folder))
+            return model
+        if init != "random":
+            backbone.load_backbone(model, init)
+        if self.config.grad_checkpoint:
+            model.checkpoint_blocks()
+        if self.compile:
+            model.compile_blocks()
+        frames, pretrains = model.cfg.num_frames, name == "pretrain"
+        share = 1.0 if pretrains else self.config.labelled
+        feed = self._feed(
+            self.data.train_split, frames, training=True, share=share, pretraining=pretrains
+        )
+        Stage(
+            name=name,
+            model=model,
+            feed=feed,
+            loss=loss,
+            schedule=schedule,
+            folder=folder / "checkpoints",
+            metrics=self.metrics,
+            device=self.device,
+            amp=self.amp,
+            shard=self.config.shard,
+            cuda_graph=self.cuda_graph,
+            peak_clips_per_second=self._peak_clips_per_second(model, feed.frames_per_clip),
+            validate=functools.partial(measure, model) if measure else None,
+            save_every=self.config.save_every,
+        ).run()
+        if not any(map(is_cut, model.parameters())):
+            self._keep(model, folder)
+            return model
+        whole = build()
+        weights = checkpoint.whole_tensors(model.state_dict())
+        if distributed.is_main():
+            whole.load_state_dict(weights)
+        self._keep(whole, folder)
+        return self._load(whole, name)
+
+    def _keep(self, model: Any, folder: Path) -> None:
+        """Rank 0 saves its model; all go on when it is there."""
+        if distributed.is_main():
+            save_whole(model, folder)
+        distributed.barrier()
+
+    def _load(self, model: Any, name: str) -> Any:
+        model.load_state_dict(checkpoint.read_weights(self.folder / name))
+        return model.to(self.device).eval()
+
+    def _common(self) -> dict[str, Any]:
+        """What the schedules of all stages share."""
+        names = ("batch_size", "accum", "warmup_steps", "weight_decay", "clip_norm", "optimizer")
+        return {name: getattr(self.config, name) for name in names}
+
+    def _peak_clips_per_second(
+        self, model: IVCL | IVCLClassifier | Supervised, frames: float
+    ) -> float | None:
+        """Training clips, of ``frames`` each, at the peak arithmetic rate of all ranks' devices,
+        where it is known."""
+        peak = peak_flops(self.device) if self.amp else None
+        if isinstance(model, Supervised):
+            clip = flops.supervised_training(model.cfg, model.num_classes)
+        else:
+            classes = model.head.out_features if isinstance(model, IVCLClassifier) else None
+            clip = flops.training(model.cfg, classes, frames=frames)
+        return peak and peak * distributed.world_size() / clip
+
+    def _lr(self, lr: float) -> float:
+        return scaled_lr(lr, self.config.batch_size, self.config.lr_scaling)
+
+    def _feed(self, split: str, num_frames: int, training: bool = False, **options: Any) -> Feed:
+        """A rank's part of training batches; all clips to measure. Options as of ``Data.feed``."""
+        if training:
+            options |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
+        return self.data.feed(
+            split,
+            batch_size=distributed.share(self.config.batch_size) if training else EVAL_BATCH,
+            num_frames=num_frames,
+            seed=self.config.seed,
+            training=training,
+            **options,
+        )
+
+
+def save_whole(model: Any, folder: Path) -> None:
+    """``model.save_pretrained(folder)``, the weights appearing last and at once.
+
+    Raises ``UserError`` where they cannot be written, as on a full disk.
+    """
+    partial = folder / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial)
+        for file in sorted(partial.iterdir(), key=lambda f: f.name == checkpoint.MODEL):
+            checkpoint.sync(file)
+            os.replace(file, folder / file.name)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: the model cannot be written: {error}; make room, and the same command "
+            "goes on from the last checkpoint"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,352 @@
+"""Probes find what was planted and nothing else; truth of frames agrees with the planner."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ivcl_fast import probes, reference
+from ivcl_fast.analysis import cater_probes, linear_probes
+from ivcl_fast.analysis.cater_probes import GUESS, PROBES, frames_of, run_probes
+from ivcl_fast.analysis.linear_probes import (
+    CLASSES,
+    PENALTIES,
+    PLACES,
+    PRESENCE,
+    Probe,
+    Truth,
+    run_probe,
+)
+from ivcl_fast.data.formats import cater_frames
+from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
+from ivcl_fast.data.synthetic.cater.camera import static_camera
+from ivcl_fast.data.synthetic.cater.planner import plan_video
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, scene_dict, write_cater
+from ivcl_fast.errors import run_command
+from ivcl_fast.train import main as train_main
+from tests.support.small_models import FRAME_FLAGS, SIZE_FLAGS, config, random_video
+
+FRAMES = 8
+"""Of a made-up clip."""
+
+
+# --- What is true of a frame ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", [0, 2, 3, 5])  # 1 and 4 cover nothing
+def test_inside_cones_is_what_the_planner_hides(index: int) -> None:
+    plan = plan_video(3, index)
+    scene = scene_dict(plan, static_camera(320, 240).at(slice(0, 1)), np.arange(301), index)
+    names = np.array([o["instance"] for o in scene["objects"]])
+    lifts = {m.start for moves in plan.movements for m in moves}
+    assert plan.covered.any()
+    for frame in set(range(301)) - lifts:  # the planner uncovers in a lift's first frame, not after
+        inside = cater_frames.contained(scene, frame)
+        assert inside == set(names[plan.covered[frame]]), frame
+        assert cater_frames.snitch_hidden(scene, frame) == plan.covered[frame, 0]
+        things = [t for t, hidden in zip(plan.things, plan.covered[frame], strict=True)
+                  if not hidden and t.shape != "spl"]  # fmt: skip
+        seen = cater_frames.attributes_seen(scene, frame)
+        assert seen["color"] == [c in {t.color for t in things} for c in COLORS]
+        cones = [t.shape == "cone" for t in things]
+        assert len(cater_frames.visible_cones(scene, frame)) == sum(cones)
+    shapes = {t.shape for t in plan.things}
+    present = cater_frames.attributes_present(scene)["shape"]
+    assert present == [s in shapes for s in cater_frames.ATTRIBUTES["shape"]]
+
+
+COLORS = cater_frames.ATTRIBUTES["color"]
+
+
+def thing(name: str, color: str, *places: tuple[float, float]) -> dict[str, Any]:
+    """An object of a scene, standing at these places in frames 0, 1, ..."""
+    shape = name.partition("_")[0]
+    where = {str(i): [x, y, 0.5] for i, (x, y) in enumerate(places)}
+    return {"shape": shape, "instance": name, "color": color, "locations": where}
+
+
+def scene_of_three_frames() -> dict[str, Any]:
+    """A red cone covers the snitch in frame 1 and carries it a cell further in frame 2.
+
+    A blue sphere stands still, a green cone at the snitch's last cell too, at another of it.
+    """
+    return {
+        "objects": [
+            thing("spl_0", "gold", (-2.5, -2.5), (-2.5, -2.5), (-1.5, -2.5)),
+            thing("cone_1", "red", (0.5, 0.5), (-2.5, -2.5), (-1.5, -2.5)),
+            thing("sphere_2", "blue", *[(2.5, 2.5)] * 3),
+            thing("cone_3", "green", *[(-1.1, -2.1)] * 3),
+        ],
+        "movements": {
+            "spl_0": [], "sphere_2": [], "cone_3": [],
+            "cone_1": [["_contain", "spl_0", 0, 1], ["_slide", None, 1, 2]],
+        },
+    }  # fmt: skip
+
+
+def test_truth_of_a_small_scene() -> None:
+    frames = frames_of([scene_of_three_frames()], [[0, 1, 2]])
+    assert frames.clips.tolist() == [0, 0, 0]
+    cell = frames.truths["snitch's cell"]
+    assert cell.values.tolist() == [0, 0, 1]
+    assert {name: of.tolist() for name, of in cell.groups.items()} == {
+        "visible": [True, False, False],
+        "hidden": [False, True, True],
+        "hidden at the end": [False, False, True],
+    }
+    assert frames.truths["snitch's position"].values.tolist()[2] == [-1.5, -2.5]
+    assert frames.truths["snitch inside a cone"].values.tolist() == [[0], [1], [1]]
+    shapes = frames.truths["shapes in the scene"]
+    assert shapes.values.tolist() == [[0, 1, 0, 1]] * 3  # cube, sphere, cylinder, cone
+    assert shapes.groups["none in sight"].tolist() == [[True, False, True, False]] * 3
+    assert frames.under_cones.tolist() == [0, 0.5, 1]
+
+
+# --- Planted signals -----------------------------------------------------------------------------
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def planted(probe: Probe, clips: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Features that hold an answer in a linear way, the answers, and the clips of frames."""
+    said = normal(seed, clips * FRAMES, 12)
+    turn, _ = torch.linalg.qr(normal(99, 12, 12))
+    x, y = said @ turn + 0.5, said[:, : probe.outputs]
+    y = y.argmax(1) if probe.kind is CLASSES else y
+    y = (y > 0).float() if probe.kind is PRESENCE else y
+    return x, y, torch.arange(clips).repeat_interleave(FRAMES)
+
+
+def answers_for(y: Tensor) -> Truth:
+    half = torch.arange(len(y)) % 2 == 0
+    return Truth(y, {"all": torch.ones(len(y), dtype=torch.bool), "half": half})
+
+
+@pytest.mark.parametrize(
+    ("probe", "reached"),
+    [(Probe(CLASSES, 5), 0.93), (Probe(PLACES, 2), 0.02), (Probe(PRESENCE, 3), 0.98)],
+    ids=["classes", "places", "presence"],
+)
+def test_what_is_planted_is_found_and_noise_is_at_chance(probe: Probe, reached: float) -> None:
+    x, y, clips = planted(probe, 60, seed=0)
+    x_test, y_test, test_clips = planted(probe, 40, seed=1)
+    noise = normal(2, len(x), 12), normal(3, len(x_test), 12)
+    features = {"planted": (x, x_test), "noise": noise}
+    scores = run_probe(probe, answers_for(y), answers_for(y_test), clips, test_clips, features)
+    for group in ("all", "half"):
+        good, bad = scores[group]["planted"], scores[group]["noise"]
+        if probe.kind is PLACES:
+            assert good.value < reached < good.chance / 10
+            assert good.high < bad.low
+        else:
+            assert good.value > reached > good.chance + 0.2
+            assert good.low > bad.high
+        assert bad.low < bad.chance < bad.high
+        assert good.chance == bad.chance
+
+
+def test_chance_levels() -> None:
+    clips, every = torch.arange(4), torch.ones(4, dtype=torch.bool)
+    classes = linear_probes.score_classes(torch.eye(4), torch.tensor([0, 1, 0, 0]), every, clips)
+    assert classes is not None and (classes.value, classes.chance) == (0.5, 0.25)
+    truth = torch.tensor([[0.0, 0.0], [6.0, 0.0], [0.0, 8.0], [6.0, 8.0]])
+    places = linear_probes.score_places(truth + torch.tensor([3.0, 4.0]), truth, every, clips)
+    assert places is not None and (places.value, places.chance) == (5.0, 5.0)
+    there = torch.tensor([[1.0], [0.0], [0.0], [0.0]])
+    presence = linear_probes.score_presence(torch.zeros(4, 1), there, every, clips)
+    assert presence is not None and (presence.value, presence.chance) == (0.25, 0.25)
+
+
+def test_presence_counts_the_answers_that_are_asked_for_alone() -> None:
+    """Of two things, the frames in which each is out of sight; the third never varies there."""
+    there = torch.tensor([[1.0, 1, 1], [0, 1, 1], [1, 0, 1], [0, 0, 1]])
+    said = torch.tensor([[0.9, 0.1, 0], [0.8, 0.2, 0], [0.1, 0.3, 0], [0.2, 0.4, 0]])
+    of = torch.tensor([[True, True, True], [True, False, True], [False, True, True], [True] * 3])
+    score = linear_probes.score_presence(said, there, of, torch.arange(4))
+    # first: frames 0, 1, 3 ranked there, not, not: 1. Second: 0, 2, 3 ranked not, not, there: 1/3.
+    assert score is not None
+    assert score.value == pytest.approx((1 + 1 / 3) / 2)
+    assert score.chance == pytest.approx(1 / 3)
+    nothing = linear_probes.score_presence(said, there, torch.zeros_like(of), torch.arange(4))
+    assert nothing is None
+
+
+def test_intervals_draw_clips_not_frames() -> None:
+    """Frames said ten times over tell nothing new."""
+    values = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    clips = torch.arange(50)
+    once = linear_probes.mean_by_clip(values, clips, 0.5, percent=True)
+    often = linear_probes.mean_by_clip(values.repeat(10), clips.repeat(10), 0.5, percent=True)
+    assert (often.low, often.high) == pytest.approx((once.low, once.high))
+    alone = linear_probes.mean_by_clip(values.repeat(10), torch.arange(500), 0.5, percent=True)
+    assert alone.high - alone.low < 0.5 * (once.high - once.low)
+
+
+def test_held_out_clips_are_whole_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that tell the clip alone: between clips they tell nothing, so the strongest penalty
+    is right; frames of the same clips held out would have praised the weakest."""
+    random = torch.Generator().manual_seed(0)
+    of_clip, y = torch.randn(40, 60, generator=random), torch.randint(4, (40,), generator=random)
+    clips = torch.arange(40).repeat_interleave(FRAMES)
+    used: list[float] = []
+    plain = linear_probes.fit
+
+    def noted(x: Tensor, y: Tensor, probe: Probe, penalty: float) -> linear_probes.Linear:
+        used.append(penalty)
+        held = clips % linear_probes.HELD_OUT == 0
+        assert len(x) in (len(clips), int((~held).sum()))
+        return plain(x, y, probe, penalty)
+
+    monkeypatch.setattr(linear_probes, "fit", noted)
+    linear_probes.fit_best(of_clip[clips], y[clips], clips, Probe(CLASSES, 4))
+    assert used == [*PENALTIES, max(PENALTIES)]
+
+
+def test_a_feature_that_never_varied_in_training_is_ignored() -> None:
+    x, y, clips = planted(Probe(PLACES, 2), 10, seed=0)
+    x[:, 0] = 7.0
+    fitted = linear_probes.fit_best(x, y, clips, Probe(PLACES, 2))
+    moved = x.clone()
+    moved[:, 0] = 8.0
+    torch.testing.assert_close(fitted(moved), fitted(x))
+
+
+def test_every_probe_of_cater_reads_its_own_truth() -> None:
+    """Slots that hold the truth itself are read, hidden or not; the guess is of the scenes."""
+    scenes = [
+        scene_dict(plan_video(5, i), static_camera(160, 120).at(slice(0, 1)), FEW, i)
+        for i in range(80)
+    ]
+    ids = [list(range(len(FEW)))] * len(scenes)
+    train, test = frames_of(scenes[:55], ids[:55]), frames_of(scenes[55:], ids[55:])
+
+    def features(frames: cater_probes.Frames) -> Tensor:
+        cells = torch.nn.functional.one_hot(frames.truths["snitch's cell"].values, 36).float()
+        others = [t.values for name, t in frames.truths.items() if name != "snitch's cell"]
+        return torch.cat([cells, *others], dim=1)
+
+    scores = run_probes(train, test, {"truth": (features(train), features(test))})
+    assert scores.keys() == PROBES.keys()
+    for group in ("visible", "hidden", "hidden at the end"):
+        assert scores["snitch's position"][group]["truth"].value < 0.1
+        assert scores["snitch's cell"][group]["truth"].chance == 1 / 36
+    assert scores["snitch inside a cone"]["all"]["truth"].value == 1
+    for name in ("shapes in the scene", "colors in the scene"):
+        assert all(of["truth"].value > 0.99 for of in scores[name].values())
+    assert scores["colors in the scene"].keys() == {"all", "none in sight"}
+    hidden = test.truths["snitch's cell"].groups["hidden"]
+    guess = scores["snitch's cell"]["hidden"][GUESS]
+    assert guess.value == pytest.approx(float(test.under_cones[hidden].mean()))
+    assert guess.value > 0.15 > scores["snitch's cell"]["visible"][GUESS].value
+
+
+FEW = np.linspace(0, 300, 13).astype(int)
+
+
+# --- Slots ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_slots_are_the_models_own() -> None:
+    rows = reference.patchify(random_video(clips=2), 4)
+    for objective in ("ivcl", "mae", "joint"):
+        model = reference.IVCL(config(objective=objective))
+        found = probes.slots_of(model, rows)
+        kinds = {"ivcl": {"frame alone", "all frames"}, "mae": {"frame alone"}}
+        assert found.keys() == kinds.get(objective, {"all frames"})
+        encoded = found.get("all frames", found.get("frame alone"))
+        torch.testing.assert_close(encoded, model.encode(rows))
+    for readout in ("last", "mean", "cls"):
+        classifier = reference.IVCLClassifier(config(readout=readout))
+        found = probes.slots_of(classifier, rows)
+        other = rows.clone()
+        other[:, 0] = 0  # another first frame: later ones know of it only through the others
+        changed = probes.slots_of(classifier, other)
+        assert torch.equal(found["frame alone"][:, 1:], changed["frame alone"][:, 1:])
+        assert not torch.allclose(found["all frames"][:, 1:], changed["all frames"][:, 1:])
+        if readout == "last":
+            torch.testing.assert_close(
+                found["all frames"][:, -1].mean(1), classifier.features(rows)
+            )
+
+
+# --- The command ---------------------------------------------------------------------------------
+
+TINY = [
+    *SIZE_FLAGS, *FRAME_FLAGS, "--batch-size", "4", "--workers", "1",
+    "--pretrain-clips", "8", "--finetune-clips", "8", "--no-compare-memoryless", "--no-pictures",
+]  # fmt: skip
+
+
+def command(main: Any, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    return int(stop.value.code or 0)
+
+
+def test_from_run_to_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_cater(tmp_path / "cater", SyntheticCater(train=20, val=10), 1)
+    where = ["--data", f"cater:{data}", "--out", tmp_path, "--name", "run"]
+    assert command(train_main, monkeypatch, *where, *TINY) == 0
+    capsys.readouterr()
+    run = tmp_path / "run"
+    for name, few in (("STEPS", 3), ("RESAMPLES", 20)):  # quick
+        monkeypatch.setattr(linear_probes, name, few)
+    assert command(probes.main, monkeypatch, run, "--train-clips", 15) == 0
+    out = capsys.readouterr().out
+    assert "95 % intervals" in out and "probes.md" in out
+    kept = json.loads((run / "probes" / "probes.json").read_text())
+    assert (kept["train_clips"], kept["eval_clips"]) == (15, 10)
+    assert kept["scores"].keys() == PROBES.keys()
+    cell = kept["scores"]["snitch's cell"]["visible"]
+    models = ("untrained", "pretrained", "finetuned")
+    kinds = [f"{model}, {frames}" for model in models for frames in ("frame alone", "all frames")]
+    assert list(cell) == ["time alone", *kinds, GUESS]
+    for score in cell.values():
+        assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
+    page = (run / "probes" / "probes.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + sum(map(len, kept["scores"].values()))
+    assert len({line.count("|") for line in rows}) == 1 and "![probes](probes.png)" in page
+    assert (run / "probes" / "probes.png").stat().st_size > 10_000
+
+    moved = data.rename(tmp_path / "moved")
+    assert command(probes.main, monkeypatch, run, "--train-clips", 15) == 2
+    assert f"{data}: no such folder; accepted: --data with" in capsys.readouterr().err
+    there = "--data", f"cater:{moved}", "--out", tmp_path / "again"
+    assert command(probes.main, monkeypatch, run, "--train-clips", 15, *there) == 0
+    again = json.loads((tmp_path / "again" / "probes.json").read_text())
+    assert again["scores"] == kept["scores"]
+
+    assert command(probes.main, monkeypatch, run, "--eval-clips", 3) == 2
+    assert "--eval-clips: 3 is not a number of at least 10" in capsys.readouterr().err
+
+
+def test_other_data_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_acre(tmp_path / "acre", SyntheticAcre("iid", train=2, val=1, test=1), 1)
+    where = ["--data", f"acre:{data}", "--out", tmp_path, "--name", "run", "--stage", "pretrain"]
+    assert command(train_main, monkeypatch, *where, *without_frames(TINY)) == 0
+    capsys.readouterr()
+    assert command(probes.main, monkeypatch, tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "probes need CATER's scenes" in error
+
+
+def without_frames(flags: list[str]) -> list[str]:
+    """ACRE says itself how many frames a clip has."""
+    at = flags.index("--num-frames")
+    return flags[:at] + flags[at + 4 :]

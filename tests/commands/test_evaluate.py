@@ -1,0 +1,365 @@
+"""Measuring a run again: where its data are, which split, what is kept; answers for files."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ivcl_fast import evaluate, probes, visualize
+from ivcl_fast.analysis.clips import Reader
+from ivcl_fast.analysis.finished_runs import DataFlags, open_run
+from ivcl_fast.data.datamodule import Data
+from ivcl_fast.data.dataset import Clip, Media, VideoError
+from ivcl_fast.data.decode.given import given_media
+from ivcl_fast.data.formats.cater_labels import hidden_at_end
+from ivcl_fast.errors import run_command
+from ivcl_fast.evaluation.evaluate import Evaluation, action_scores
+from ivcl_fast.train import main as train_main
+from ivcl_fast.training.run import ANSWERS
+from tests.support.painted import write_images
+from tests.support.small_models import FRAME_FLAGS, SIZE_FLAGS
+
+SMALL = [
+    *SIZE_FLAGS, "--workers", "1",
+    "--batch-size", "4", "--pretrain-clips", "8", "--finetune-clips", "8",
+    "--no-pictures", "--no-compare-memoryless", "--decoder", "pyav", "--name", "run",
+]  # fmt: skip
+CATER, ACRE = "synthetic-cater-embedded-static-12-6", "synthetic-acre-iid-embedded-4-2-2"
+
+
+def train(folder: Path, *arguments: str) -> Path:
+    """A run called ``run``, of synthetic data where the command keeps them by default."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["train", *SMALL, *arguments])
+        train_main()
+    return folder / "runs" / "run"
+
+
+@pytest.fixture(scope="module")
+def cater(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's folder; ``data`` is beside ``runs``."""
+    sizes = "--train-videos", "12", "--val-videos", "6"
+    return train(tmp_path_factory.mktemp("cater"), *FRAME_FLAGS, *sizes)
+
+
+@pytest.fixture(scope="module")
+def acre(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The run's folder, and the splits that were measured on, one after the other."""
+    measured: list[str] = []
+    feed = Data.feed
+
+    def noted(self: Data, split: str, **options: Any) -> Any:
+        if not options["training"]:
+            measured.append(split)
+        return feed(self, split, **options)
+
+    sizes = "--data", "synthetic:acre-iid", "--train-videos", "4", "--val-videos", "2"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Data, "feed", noted)
+        return train(tmp_path_factory.mktemp("acre"), *sizes), measured
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """Runs a command far from where the run was made; its exit status and what it said."""
+    away = tmp_path / "away"
+    away.mkdir()
+    monkeypatch.chdir(away)
+
+    def call(module: Any, *arguments: Any) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            run_command(module.main)
+        out, err = capsys.readouterr()
+        assert not list(away.iterdir()), "something was made"
+        return int(stop.value.code or 0), out + err
+
+    return call
+
+
+def refused(said: tuple[int, str], *words: str) -> bool:
+    """Whether a command ended with one line that has these words."""
+    status, text = said
+    assert status == 2 and text.startswith("error: ") and text.count("\n") == 1, text
+    return all(word in text for word in words)
+
+
+def copied(run: Path, folder: Path, data: str) -> Path:
+    """The run, as if it had been told of other data."""
+    shutil.copytree(run, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"data": data}))
+    return folder
+
+
+# --- Where the data are ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [evaluate, visualize, probes])
+def test_looking_at_a_run_makes_no_data(module: Any, cater: Path, command: Any) -> None:
+    assert refused(command(module, cater), f"away/data/{CATER}: no such folder", "--data-dir")
+
+
+def test_data_that_lie_elsewhere_are_named(cater: Path, tmp_path: Path, command: Any) -> None:
+    data = cater.parent.parent / "data"
+    scores = command(evaluate, cater, "--data-dir", data)
+    assert scores[0] == 0 and "hidden" in scores[1]
+    assert command(evaluate, cater, "--data", f"cater:{data / CATER}") == scores
+    real = copied(cater, tmp_path / "run", "cater:mycater")
+    assert refused(command(evaluate, real), "/away/mycater: no such folder", "--data ")
+    assert command(evaluate, real, "--data", f"cater:{data / CATER}") == scores
+    assert refused(command(evaluate, real, "--data-dir", data), "cater:mycater", "--data")
+
+
+@pytest.mark.parametrize("data", ["acre:x", "synthetic:acre-iid", "movies"])
+@pytest.mark.parametrize("module", [evaluate, visualize, probes])
+def test_data_of_another_kind_are_refused(
+    module: Any, data: str, cater: Path, command: Any
+) -> None:
+    assert refused(command(module, cater, "--data", data), f"--data: {data!r} is ")
+
+
+def test_data_of_other_classes_are_refused(cater: Path, tmp_path: Path, command: Any) -> None:
+    other = copied(cater, tmp_path / "run", "synthetic")
+    (other / ANSWERS).write_text('{"multi_label": false, "names": ["a", "b"]}')
+    data = f"cater:{cater.parent.parent / 'data' / CATER}"
+    said = command(evaluate, other, "--data", data)
+    assert refused(said, "has 36 classes; accepted: data with the run's 2")
+
+
+# --- What is measured and kept --------------------------------------------------------------------
+
+
+def test_scores_and_every_clips_logits_are_kept(cater: Path, tmp_path: Path, command: Any) -> None:
+    data, out = cater.parent.parent / "data", tmp_path / "scores.json"
+    status, _ = command(evaluate, cater, "--data-dir", data, "--out", out)
+    kept = json.loads(out.read_text())
+    assert status == 0 and (kept["model"], kept["split"]) == ("finetune", "val")
+    assert kept["scores"] == json.loads((cater / "scores.json").read_text())["pretrained: IV-CL"]
+    assert len(kept["classes"]) == 36 and len(kept["clips"]) == 6
+    right = 0
+    for clip in kept["clips"]:
+        scene = json.loads((data / CATER / "scenes" / f"{clip['name']}.json").read_text())
+        assert clip["group"] == ("hidden" if hidden_at_end(scene) else "visible")
+        assert clip["logits"].index(max(clip["logits"])) == clip["answer"]
+        right += clip["answer"] == clip["label"]
+    assert right / 6 == kept["scores"]["all"]["top1"]["value"]
+    answers = json.loads((cater / "clips.json").read_text())
+    for clip, answer in zip(kept["clips"], answers, strict=True):
+        del clip["logits"]
+        assert answer.pop("right")["pretrained: IV-CL"] == (clip["answer"] == clip["label"])
+    assert kept["clips"] == answers
+
+
+@pytest.mark.parametrize(
+    ("metric", "count", "flags"),
+    [
+        ("top1", 3, [*FRAME_FLAGS, "--train-videos", "12", "--val-videos", "20"]),
+        ("query", 2, ["--data", "synthetic:acre-iid", "--train-videos", "4", "--val-videos", "2"]),
+    ],
+)
+def test_how_right_a_row_is_clip_by_clip_makes_its_score(
+    metric: str, count: int, flags: list[str], tmp_path: Path
+) -> None:
+    folder = train(tmp_path, *flags, "--compare-memoryless")
+    rows = json.loads((folder / "scores.json").read_text())
+    clips = json.loads((folder / "clips.json").read_text())
+    assert len(rows) == count and all(list(clip["right"]) == list(rows) for clip in clips)
+    for title, scores in rows.items():
+        mean = statistics.fmean(clip["right"][title] for clip in clips)
+        assert mean == pytest.approx(scores["all"][metric]["value"])
+
+
+def test_several_labels_are_kept_by_number() -> None:
+    targets = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+    logits = torch.tensor([[0.5, -1, 2], [0, 3, 1]])
+    clips = [Clip("a", "v", (2, 0)), Clip("b", "w", (1,))]
+    evaluation = Evaluation({"all": action_scores(logits, targets)}, logits, targets, clips)
+    assert evaluation.by_clip() == [
+        {"name": "a", "video": "v", "label": [0, 2]},
+        {"name": "b", "video": "w", "label": [1]},
+    ]
+    assert evaluation.scores["all"]["map"].value == 1
+
+
+def test_a_file_that_cannot_be_kept_is_refused_before_the_work(
+    cater: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "open_run", None)
+    for out in (tmp_path / "none" / "scores.json", tmp_path):
+        assert refused(command(evaluate, cater, "--out", out), f"--out: {out}", "accepted: a file")
+
+
+def test_curves_are_not_drawn_on_what_is_reported(
+    acre: tuple[Path, list[str]], tmp_path: Path, command: Any
+) -> None:
+    run, measured = acre
+    assert measured and measured[-1] == "test" and set(measured[:-1]) == {"val"}
+    data = "--data-dir", run.parent.parent / "data"
+    for split, clips in ((None, 8), ("test", 8), ("val", 8), ("train", 16)):
+        chosen = () if split is None else ("--split", split)
+        status, _ = command(evaluate, run, *data, *chosen, "--out", tmp_path / "scores.json")
+        kept = json.loads((tmp_path / "scores.json").read_text())
+        assert status == 0 and kept["split"] == (split or "test")
+        assert len(kept["clips"]) == clips and "group" not in kept["clips"][0]
+        assert {clip["name"].split("_")[1] for clip in kept["clips"]} == {split or "test"}
+    said = command(evaluate, run, *data, "--split", "dev")
+    assert refused(said, "--split: 'dev' is not one of train, test, val")
+
+
+def test_a_model_that_answers_nothing_is_no_choice(cater: Path, command: Any) -> None:
+    status, said = command(evaluate, cater, "--model", "pretrain")
+    assert status == 2 and "last-frame" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1]", "{}", '{"multi_label": false, "names": 3}', '{"multi_label": 1, "names": ["a"]}',
+     '{"multi_label": false, "names": []}', '{"multi_label": false, "names": ["a"], "x": 1}'],
+)  # fmt: skip
+def test_damaged_answers_are_told_in_one_line(
+    text: str, cater: Path, tmp_path: Path, command: Any
+) -> None:
+    run = copied(cater, tmp_path / "run", "synthetic")
+    (run / ANSWERS).write_text(text)
+    said = command(evaluate, run, "--data-dir", cater.parent.parent / "data")
+    assert refused(said, f"{run / ANSWERS}: not the answers of a run", "delete it")
+
+
+# --- Scenes that are not there --------------------------------------------------------------------
+
+
+def test_without_scenes_nothing_is_told_apart(
+    cater: Path, tmp_path: Path, command: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "ivcl_fast")  # whatever ran before in this process
+    whole = cater.parent.parent / "data" / CATER
+    data = shutil.copytree(whole, tmp_path / "lacking")
+    clip = "CATER_new_000014"
+    (data / "scenes" / f"{clip}.json").unlink()
+    there, out = ("--data", f"cater:{data}"), tmp_path / "scores.json"
+
+    def tells_once(*call: Any) -> bool:
+        caplog.clear()
+        return command(*call)[0] == 0 and len(caplog.messages) == 1
+
+    assert tells_once(evaluate, cater, *there, "--out", out)
+    assert "no scene of 1 of 6 clips, such as CATER_new_000014" in caplog.text
+    kept = json.loads(out.read_text())
+    assert list(kept["scores"]) == ["all"] and list(kept["scores"]["all"]) == ["top1", "top5", "l1"]
+    assert (
+        kept["scores"]["all"]
+        == json.loads((cater / "scores.json").read_text())["pretrained: IV-CL"]["all"]
+    )
+    assert all("group" not in one for one in kept["clips"])
+
+    chosen = "--clip", clip, "CATER_new_000015"
+    assert tells_once(visualize, cater, *there, *chosen, "--out", tmp_path / "shown")
+    page = (tmp_path / "shown" / "index.html").read_text()
+    assert page.count("Truth: cell") == 2 and page.count("right after") >= 1
+    reader = Reader(open_run(cater, "cpu", DataFlags(data=f"cater:{data}")))
+    names = [f"CATER_new_{number:06d}" for number in range(12, 18)]
+    assert [shown.name for shown in reader.mixed(100)] == names
+
+
+# --- One file, or a folder of images --------------------------------------------------------------
+
+
+def frames_of(video: Path, folder: Path) -> Path:
+    """A video's frames as images without a loss, named 1.png to N.png."""
+    folder.mkdir()
+    with av.open(str(video)) as container:
+        for number, frame in enumerate(container.decode(video=0), 1):
+            frame.to_image().save(folder / f"{number}.png")
+    return folder
+
+
+def test_a_video_or_its_frames(cater: Path, tmp_path: Path, command: Any) -> None:
+    video = cater.parent.parent / "data" / CATER / "videos" / "CATER_new_000012.avi"
+    folder = frames_of(video, tmp_path / "frames")
+    (folder / "notes.txt").touch()
+    answers = [command(evaluate, cater, "--predict", path) for path in (video, folder)]
+    assert [status for status, _ in answers] == [0, 0]
+    likeliest = [said.split("%", 1)[1].splitlines()[0] for _, said in answers]
+    assert likeliest[0] == likeliest[1] and "cell" in likeliest[0]
+    shown = command(visualize, cater, "--video", folder, "--out", tmp_path / "shown")
+    assert shown[0] == 0 and (tmp_path / "shown" / "frames" / "path.png").is_file()
+
+
+def test_seven_panels_are_a_question(
+    acre: tuple[Path, list[str]], tmp_path: Path, command: Any
+) -> None:
+    run, _ = acre
+    data, out = run.parent.parent / "data", tmp_path / "scores.json"
+    command(evaluate, run, "--data-dir", data, "--out", out)
+    kept = json.loads(out.read_text())
+    clip = next(clip for clip in kept["clips"] if clip["name"] == "ACRE_test_000001_08")
+    panels = tmp_path / "panels"
+    panels.mkdir()
+    for panel in (*range(6), 8):
+        shutil.copy(data / ACRE / "images" / f"ACRE_test_000001_{panel:02d}.png", panels)
+    status, said = command(evaluate, run, "--predict", panels)
+    assert status == 0
+    sum_of_all = sum(math.exp(logit) for logit in clip["logits"])
+    for line in said.splitlines():
+        share, answer = line.split("%")
+        logit = clip["logits"][kept["classes"].index(answer.strip())]
+        assert float(share) == pytest.approx(100 * math.exp(logit) / sum_of_all, abs=0.06)
+    assert command(visualize, run, "--video", panels, "--out", tmp_path / "shown")[0] == 0
+
+    one = next(panels.iterdir())
+    (tmp_path / "a.avi").write_bytes(b"RIFF")
+    for module, flag in ((evaluate, "--predict"), (visualize, "--video")):
+        for path in (one, tmp_path / "a.avi"):
+            said = command(module, run, flag, path)
+            assert refused(said, f"{flag} {path}: ", "accepted: a folder with 7 images")
+    one.unlink()
+    said = command(evaluate, run, "--predict", panels)
+    assert refused(
+        said, "holds 6 images; accepted: a folder with 7", "6 of context, then the query"
+    )
+
+
+def test_what_is_no_video(cater: Path, tmp_path: Path, command: Any) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "panel.png")
+    (tmp_path / "text.avi").write_text("no video")
+    (tmp_path / "empty").mkdir()
+    for name, reason in (
+        ("none.avi", "no such file or folder; accepted: a video file, or a folder with its frames"),
+        ("panel.png", "is a single image; accepted: a video file"),
+        ("empty", "holds no images; accepted: a video file"),
+        ("text.avi", "not a video file"),
+    ):
+        for module, flag in ((evaluate, "--predict"), (visualize, "--video")):
+            assert refused(command(module, cater, flag, tmp_path / name), f"{name}: {reason}")
+    for flags in (("--split", "val"), ("--out", tmp_path / "a.json")):
+        said = command(evaluate, cater, "--predict", tmp_path / "none.avi", *flags)
+        assert refused(said, f"{flags[0]}: ", "--predict")
+
+
+def test_images_are_taken_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (10, 9, 1):
+        for image in write_images(tmp_path, "frame", 0, 1).files:
+            image.rename(tmp_path / f"frame {number}.PNG")
+    names = [path.name for path in given_media(tmp_path, None).files]
+    assert names == ["frame 1.PNG", "frame 9.PNG", "frame 10.PNG"]
+    assert given_media(tmp_path, 3).name == tmp_path.name
+    with pytest.raises(VideoError, match="holds 3 images; accepted: a folder with 7 images"):
+        given_media(tmp_path, 7)
+    (tmp_path / "a.b.avi").touch()
+    assert given_media(tmp_path / "a.b.avi", None) == Media("a.b", (tmp_path / "a.b.avi",))

@@ -1,0 +1,160 @@
+"""The prepare command, from its flags to the files, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from ivcl_fast import prepare
+from ivcl_fast.data.patches import unpatchify
+from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.errors import run_command
+from tests.support.painted import numbers, write_painted
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command; returns (exit status, stdout, stderr)."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            run_command(prepare.main)
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def package(tmp_path):
+    root = tmp_path / "cater"
+    for folder in ("videos", "scenes", "lists/localize"):
+        (root / folder).mkdir(parents=True)
+    for number in range(3):
+        write_painted(root / "videos" / f"v{number}.avi", number, 5 + number)
+    (root / "videos" / "v3.avi").write_bytes(b"")
+    (root / "lists/localize/train.txt").write_text("v0.avi 1\n/a/v1.avi 2\nv3.avi 3\n")
+    (root / "lists/localize/val.txt").write_text("v2.avi 1\nv4.avi 2\n")
+    return root
+
+
+SMALL = ("--decoder", "pyav", "--image-size", 32, "--workers", 1)
+
+
+def test_builds_the_store(command, package):
+    status, out, _ = command(f"cater:{package}", *SMALL, "--verify")
+    assert status == 0
+    assert "3 videos, 18 frames" in out
+    assert "2 videos could not be used, checksums right" in out
+    store = FrameStore(package / "store-32-p8-pyav")
+    assert sorted(store.names) == ["v0", "v1", "v2"]
+    assert sorted(store.bad_files) == ["v3", "v4"]
+    assert command(f"cater:{package}", *SMALL)[0] == 0
+
+
+def test_dry_run_writes_nothing(command, package):
+    before = sorted(package.rglob("*"))
+    status, out, _ = command(f"cater:{package}", *SMALL, "--dry-run")
+    assert status == 0
+    assert "3 videos, 18 frames" in out
+    assert "into " in out and "GB; 2 videos cannot be used" in out
+    assert "frames/s by each of 1 workers" in out
+    assert "v3: the file is empty" in out
+    assert "v4: cannot be opened" in out
+    assert sorted(package.rglob("*")) == before
+    status, out, _ = command(f"cater:{package}", *SMALL, "--image-size", 64, "--dry-run")
+    assert f"{18 * 3 * 64**2 / 1e9:.2f} GB" in out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "1 seconds"), (75, "75 seconds"), (600, "10 minutes"), (9000, "2.5 hours")],
+)
+def test_durations(seconds, said):
+    assert prepare.duration(seconds) == said
+
+
+def test_verify_finds_any_flipped_byte(command, package):
+    """In every file of the store, wherever it is."""
+    command(f"cater:{package}", *SMALL)
+    files = sorted((package / "store-32-p8-pyav").iterdir())
+    assert len(files) == 4
+    for file in files:
+        whole = file.read_bytes()
+        for at in sorted({0, len(whole) // 3, len(whole) // 2, len(whole) - 1}):
+            flipped = bytearray(whole)
+            flipped[at] ^= 1
+            file.write_bytes(flipped)
+            status, _, error = command(f"cater:{package}", *SMALL, "--verify")
+            assert status == 2, (file, at)
+            assert file.name in error and "Traceback" not in error
+        file.write_bytes(whole)
+    assert command(f"cater:{package}", *SMALL, "--verify")[0] == 0
+
+
+def test_synthetic_data_then_its_store(command, tmp_path):
+    root = tmp_path / "made"
+    flags = ("--train", 2, "--val", 1, "--workers", 1, "--out", root)
+    status, out, _ = command("synthetic:cater", "--dry-run", *flags)
+    assert status == 0
+    assert "would write 2 videos to train on and 1 to measure on" in out
+    assert not root.exists()
+    status, out, _ = command("synthetic:cater", *flags)
+    assert status == 0
+    assert "2 videos to train on and 1 to measure on" in out
+    status, out, _ = command(f"cater:{root}", *SMALL, "--out", tmp_path / "store")
+    assert status == 0
+    assert "3 videos, 114 frames" in out
+    assert FrameStore(tmp_path / "store").image_size == 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["kitti"], "'kitti' is not synthetic, synthetic:static"),
+        (["cater:"], "'cater:' is not synthetic, synthetic:static"),
+        (["cater:/no/such/folder"], "no such folder"),
+        (["cater:PACKAGE", "--size", "full"], "are for synthetic data"),
+        (["synthetic:cater", "--verify"], "are for a data set's folder"),
+        (["synthetic:acre-iid", "--camera", "moving"], "--camera is for synthetic:cater"),
+        (["cater:PACKAGE", "--task", "count"], "'count' is not one of localize"),
+        (["cater:PACKAGE", "--image-size", "30"], "30 is not a multiple of patch_size 8"),
+        (["cater:PACKAGE", "--workers", "0"], "workers: 0"),
+        (["synthetic:cater", "--train", "0", "--dry-run"], "train"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(command, package, arguments, what):
+    before = sorted(package.rglob("*"))
+    status, _, error = command(*(a.replace("PACKAGE", str(package)) for a in arguments))
+    assert status == 2
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert what in lines[0]
+    assert "Traceback" not in error
+    assert sorted(package.rglob("*")) == before
+
+
+def test_unknown_flag(command):
+    status, out, error = command("synthetic:cater", "--sise", "full")
+    assert status == 2
+    assert "--sise" in out + error
+    assert "Traceback" not in out + error
+
+
+def test_ctrl_c(command, package, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "build_store", interrupted)
+    status, _, error = command(f"cater:{package}", *SMALL)
+    assert status == 130
+    assert "the same command goes on" in error
+
+
+def test_frames_survive_the_whole_way(command, package):
+    command(f"cater:{package}", *SMALL)
+    store = FrameStore(package / "store-32-p8-pyav")
+    rows = store.rows("v2", [0, 6])
+    assert numbers(unpatchify(rows, 8)) == [(2, 0), (2, 6)]

@@ -1,0 +1,287 @@
+"""Studies: which runs they are, that they go on where they stopped, and what their tables say."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ivcl_fast import sweep as module
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.report.study import curve, on_clips, right_shares, show, table
+from ivcl_fast.studies.definitions import STUDIES
+from ivcl_fast.sweep import SweepConfig, jobs, slug, sweep
+from ivcl_fast.training.settings import parse
+from tests.support.small_models import SIZE_FLAGS
+
+SMALL = (
+    *SIZE_FLAGS, "--workers", "1",
+    "--batch-size", "2", "--pretrain-clips", "4", "--finetune-clips", "4",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("data") / "cater"
+    return f"cater:{write_cater(folder, SyntheticCater(train=20, val=6), 1)}"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_path, capsys):
+    study = STUDIES[name]
+    flags = ["--quick", *SMALL, "--data-dir", str(tmp_path_factory.getbasetemp() / "made")]
+    flags += ["--train-videos", "6", "--val-videos", "4"]
+    flags += [] if study.brings_data else ["--data", data]
+    folder = sweep(SweepConfig(name, seeds=1, out=tmp_path), tuple(flags))
+    assert folder == tmp_path / f"{name}-quick"
+    page = (folder / "study.md").read_text()
+    tables = {head: body for head, _, body in (
+        part.partition("\n") for part in page.split("\n## ")[1:])}  # fmt: skip
+    values = json.loads((folder / "results.json").read_text())["values"]
+    assert list(values) == list(tables)
+    for variant in study.variants:
+        title = f"{variant.task or 'localize'} on {variant.data or data}"
+        assert f"| {variant.label} | all |" in tables[title]
+        metrics = values[title][variant.label]["all"]
+        assert metrics and all(len(of_seeds) == 1 for of_seeds in metrics.values())
+    for title, body in tables.items():
+        assert ("difference from *" in body) == ("actions" not in title)
+    assert ("no memory" in page) == (name == "pretraining")
+    assert ("no reasoning" in page) == (name == "causes")
+    assert (folder / "study.png").stat().st_size > 10_000
+
+
+def test_the_same_command_runs_nothing_again(data, tmp_path, monkeypatch, capsys):
+    config, flags = SweepConfig("encoder", seeds=2, out=tmp_path), ("--data", data, *SMALL)
+    sweep(config, flags)
+    (tmp_path / "encoder" / "factorised" / "seed-1" / "scores.json").unlink()
+    asked = []
+    monkeypatch.setattr("ivcl_fast.train.train", asked.append)
+    with pytest.raises(FileNotFoundError):  # the run that was taken away is asked for, and no other
+        sweep(config, flags)
+    assert [c.folder.name for c in asked] == ["seed-1"]
+
+
+def test_old_runs_are_not_shown_as_those_of_other_flags(data, tmp_path, capsys):
+    config, flags = SweepConfig("encoder", seeds=1, out=tmp_path), ("--data", data, *SMALL)
+    sweep(config, flags)
+    page = (tmp_path / "encoder" / "study.md").read_text()
+    with pytest.raises(UserError, match=r"pretrained is of a study with other settings \(lr\); ch"):
+        sweep(config, (*flags, "--lr", "0.5"))
+    with pytest.raises(UserError, match=r"finetune_lr, lr"):
+        sweep(config, (*flags, "--lr", "0.5", "--finetune-lr", "0.5"))
+    assert (tmp_path / "encoder" / "study.md").read_text() == page
+
+
+def test_a_start_that_failed_is_not_in_the_way_of_a_study(data, tmp_path, capsys):
+    config, flags = SweepConfig("encoder", seeds=1, out=tmp_path), ("--data", data, *SMALL)
+    with pytest.raises(UserError, match="do not fill one batch of 1000"):
+        sweep(config, (*flags, "--batch-size", "1000"))
+    assert list(tmp_path.glob("encoder/*/pretrained/config.json"))
+    sweep(config, flags)
+
+
+def test_differences_are_those_of_the_same_clips(tmp_path):
+    """Three clips of two videos; one run could not use the last one; x is compared with a guess."""
+    answers = {"x/0": (1, 1, 0), "x/1": (1, 0, 0), "y/0": (0, 1, 1), "y/1": (0, 1)}
+    for run, right in answers.items():
+        guess = {"guess": 0.25} if "x" in run else {}
+        clips = [
+            {"name": f"c{i}", "video": f"v{i // 2}", "right": {"itself": r} | guess}
+            for i, r in enumerate(right)
+        ]
+        for clip, group in zip(clips, ("visible", "hidden", "hidden"), strict=False):
+            clip["group"] = group
+        (tmp_path / run).mkdir(parents=True)
+        (tmp_path / run / "clips.json").write_text(json.dumps(clips))
+    folders = {name: [tmp_path / name / seed for seed in "01"] for name in "xy"}
+    shares = right_shares(folders)
+    assert list(shares) == ["x", "guess", "y"]
+    assert shares["y"] == {("c0", "v0", "visible"): 0, ("c1", "v0", "hidden"): 1}
+    page = on_clips("way", "top1", folders)
+    assert "difference from *x* on the same clips" in page[1]
+    assert page[3:5] == ["| way | clips | top-1 | difference |", "|---|---|---|---|"]
+    assert page[5] == "| x | all | 50.0 [0.0, 75.0] |  |"
+    assert page[8] == "| guess | all | 25.0 [25.0, 25.0] | -25.0 [-50.0, +25.0] |"
+    every, visible, hidden = page[11:]
+    # Of the first two clips x has one and a half right, y one; one video's are drawn together.
+    assert every == "| y | all | 50.0 [50.0, 50.0] | -25.0 [-25.0, -25.0] |"
+    assert visible == "| y | visible | 0.0 [0.0, 0.0] | -100.0 [-100.0, -100.0] |"
+    assert hidden == "| y | hidden | 100.0 [100.0, 100.0] | +50.0 [+50.0, +50.0] |"
+    for run in answers:
+        (tmp_path / run / "clips.json").unlink()
+    assert on_clips("way", "top1", folders) == []
+
+
+def test_a_differences_interval_is_of_its_clips(tmp_path):
+    rng = np.random.default_rng(0)
+    for run, rate in {"x": 0.5, "y": 0.7}.items():
+        clips = [
+            {"name": f"c{i}", "video": f"v{i}", "right": {"itself": float(rng.random() < rate)}}
+            for i in range(1000)
+        ]
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "clips.json").write_text(json.dumps(clips))
+    row = on_clips("way", "top1", {name: [tmp_path / name] for name in "xy"})[-1]
+    mean, low, high = map(float, re.findall(r"[+-]\d+\.\d", row))
+    spread = 1.96 * 100 * ((0.5 * 0.5 + 0.7 * 0.3) / 1000) ** 0.5
+    assert mean == pytest.approx(20, abs=2 * spread) and low < mean < high
+    assert high - low == pytest.approx(2 * spread, rel=0.1)
+
+
+def test_runs_at_once_learn_what_runs_in_turn_do(data, tmp_path, capsys):
+    flags = ("--data", data, *SMALL)
+    for parallel in (1, 2):
+        sweep(SweepConfig("encoder", 1, parallel, tmp_path / str(parallel)), flags)
+    one, two = (json.loads((tmp_path / n / "encoder/results.json").read_text()) for n in "12")
+    assert one == two
+    told = capsys.readouterr().out
+    assert told.count(": begins, see log.txt there") == told.count(": done") == 4
+
+
+def test_one_that_fails_stops_all(data, tmp_path, capsys):
+    broken = tmp_path / "slots" / "1" / "pretrained"
+    (broken / "metrics.jsonl").mkdir(parents=True)  # where a file is to be
+    # Of the five that would take for ever, two have begun and three have not.
+    flags = "--data", data, *SMALL, "--pretrain-clips", "1000000"
+    with pytest.raises(UserError, match=f"{broken}: its run ended with status 1; see log.txt"):
+        sweep(SweepConfig("slots", 1, 2, tmp_path), flags)
+    assert f"Is a directory: '{broken}/metrics.jsonl'" in (broken / "log.txt").read_text()
+
+
+def test_a_scheduler_stops_runs_at_once_and_each_is_kept(data, tmp_path):
+    flags = ["--data", data, *SMALL, "--pretrain-clips", "1000000", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "ivcl_fast.sweep", "encoder", "--parallel", "2", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    runs = [tmp_path / "encoder" / v / "pretrained" for v in ("factorised", "joint-space-time")]
+    while not all((run / "metrics.jsonl").exists() for run in runs):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, error = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert error == "stopped by SIGTERM; the same command goes on from here\n"
+    for run in runs:
+        assert "go on with: python -m ivcl_fast.train --resume" in (run / "log.txt").read_text()
+        assert list(run.glob("pretrain/checkpoints/*"))
+
+
+def test_budgets_are_equal_and_seeds_differ():
+    study = STUDIES["pretraining"]
+    first, then = jobs(study, module.Path("x"), 3, ("--finetune-clips", "77"))
+    assert [job.folder.parent.name for job in first] == ["iv-cl", "image-mae"]
+    configs = [parse(job.arguments) for job in then]
+    assert {c.finetune_clips for c in configs} == {77} and len(configs) == 9
+    assert [c.seed for c in configs] == [0, 1, 2] * 3
+    assert [c.init for c in configs[-3:]] == ["random"] * 3
+    assert {parse(job.arguments).model.objective for job in first} == {"ivcl", "mae"}
+    assert {c.model.objective for c in configs} == {"ivcl"}
+    assert [c.compare_memoryless for c in configs] == [True] * 3 + [False] * 6
+
+
+def test_a_study_has_its_own_budget_which_the_command_may_change():
+    study = STUDIES["pretraining"]
+    config = parse(list(study.flags(("--train-videos=7",))))
+    assert (config.pretrain_clips, config.finetune_clips) == (100_000, 60_000)
+    assert (config.train_videos, config.val_videos) == (7, 4000)
+    assert study.flags(("--quick",)) == ("--quick",)
+    assert STUDIES["data"].flags(("--lr", "1")) == ("--lr", "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "of_each"),
+    [
+        (
+            "long",
+            {
+                "synthetic:moving": ["ivcl", "mae", "joint", "classification", "detection"],
+                "synthetic": ["ivcl", "mae"],
+            },
+        ),
+        ("causes", {f"synthetic:acre-{regime}": ["ivcl", "mae"] for regime in ("comp", "sys")}),
+    ],
+)
+def test_all_tasks_of_a_data_set_share_its_pretraining(name, of_each):
+    first, then = jobs(STUDIES[name], module.Path("x"), 2, ())
+    found: dict[str, list[str]] = {}
+    for job in first:
+        config = parse(job.arguments)
+        found.setdefault(config.data, []).append(config.model.objective)
+    assert found == of_each
+    sources = {str(job.folder / "pretrain"): parse(job.arguments) for job in first}
+    configs = [parse(job.arguments) for job in then]
+    assert len(configs) == len({c.folder for c in configs}) == 2 * len(STUDIES[name].variants)
+    assert {c.init for c in configs} == sources.keys() | {"random"}
+    for c in configs:
+        assert c.model.num_frames == (7 if "acre" in c.data else 16)
+        assert c.init == "random" or sources[c.init].data == c.data
+
+
+def test_the_page_about_studies_tells_what_each_takes():
+    page = (module.Path(__file__).parent.parent / "docs" / "studies.md").read_text()
+    for name, study in STUDIES.items():
+        first, then = jobs(study, module.Path("x"), 1, ())
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert row.endswith(f" | {len(first)} | {len(then)} |")
+        assert f"<!-- results: {name} -->" in page and f"<!-- end of results: {name} -->" in page
+
+
+def test_folders_of_variants_differ():
+    for study in STUDIES.values():
+        assert len({slug(v) for v in study.variants}) == len(study.variants)
+
+
+def test_table_has_means_and_spreads():
+    results = {"A": {"all": {"top1": [0.1, 0.2]}}, "B": {"all": {"top1": [0.4]}}}
+    chance = {"top1": {"percent": True, "chance": 0.25}}
+    head, _, *rows = table("thing", results, chance)
+    assert head == "| thing | clips | top-1 |"
+    assert rows[:2] == ["| A | all | 15.0 ± 7.1 % |", "| B | all | 40.0 % |"]
+    assert rows[2:] == ["| chance | all | 25.0 % |"]
+    assert show([2.0, 3.0], percent=False) == "2.50 ± 0.71"
+
+
+def test_curves_join_seeds(tmp_path):
+    for seed, value in enumerate((0.1, 0.3)):
+        run = tmp_path / str(seed)
+        run.mkdir()
+        records = [
+            {"stage": "pretrain", "step": 1, "clips": 4, "val_top1": 9.0},
+            {"stage": "finetune", "step": 1, "clips": 4, "val_top1": value},
+            {"stage": "finetune", "step": 2, "clips": 8, "loss": 1.0},
+        ]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert curve([tmp_path / "0", tmp_path / "1"], "top1") == {4: [0.1, 0.3]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "study: 'nothing' is not one of pretraining, supervision"),
+        (["slots", "--seeds", "0"], "--seeds: must be at least 1"),
+        (["slots", "--parallel", "0"], "--parallel: must be at least 1"),
+        (["slots", "--seed", "3"], "--seed: a sweep sets this itself"),
+        (["slots", "--compare-scratch"], "--compare-scratch: a sweep sets this itself"),
+        (["slots", "--no_pictures"], "--no_pictures: a sweep sets this itself"),
+        (["slots", "--num_slots=3"], "--num_slots=3: the study slots varies this itself"),
+        (["pretraining", "--objective", "mae"], "--objective: the study pretraining varies this"),
+        (["slots", "--preset", "huge"], "--preset: 'huge' is not one of"),
+        (["long", "--data", "cater:x"], "--data: the study long brings data sets and tasks itself"),
+        (["long", "--task=localize"], "--task=localize: the study long brings"),
+        (["supervision", "--data", "acre:x"], "--objective: classification needs labels of single"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sweep", *arguments, "--out", str(tmp_path / "none")])
+    with pytest.raises(SystemExit) as stop:
+        run_command(module.main)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "none").exists()

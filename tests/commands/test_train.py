@@ -1,0 +1,258 @@
+"""The main job as a user runs it: the quick run, stops and continuations, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.errors import run_command
+from ivcl_fast.evaluate import main as evaluate_main
+from ivcl_fast.models import flops
+from ivcl_fast.train import main as train_main
+from ivcl_fast.train import origin
+from ivcl_fast.training.run import Run
+from ivcl_fast.training.settings import TrainConfig, as_json, parse
+from tests.support.small_models import FRAME_FLAGS, SIZE_FLAGS
+
+SMALL = [
+    *SIZE_FLAGS, *FRAME_FLAGS, "--batch-size", "4", "--save-every", "3",
+    "--pretrain-clips", "160", "--finetune-clips", "40",
+]  # fmt: skip
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ivcl_fast.train", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ
+        | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    out, err = process.communicate()
+    assert process.returncode == status, out[-2000:] + err[-4000:]
+    return out + err
+
+
+@pytest.fixture(scope="module")
+def cater(tmp_path_factory) -> Path:
+    return write_cater(tmp_path_factory.mktemp("cater"), SyntheticCater(train=12, val=6))
+
+
+def in_process(main, arguments, capsys, monkeypatch) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def test_quick_run_does_everything(tmp_path, capsys, monkeypatch):
+    out = finish(start(tmp_path, "--compile", "--quick"))
+    run = tmp_path / "runs" / "synthetic-localize-tiny-quick"
+    assert "chance" in out and "2.8 %" in out and "no memory" in out
+    for name in ("reconstruction", "slot_attention", "curves", "answers"):
+        assert (run / f"{name}.png").stat().st_size > 10_000, name
+    report = (run / "report.md").read_text()
+    assert "hidden" in report and "reconstruction.png" in report and "--quick" in report
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {r["stage"] for r in records} == {"pretrain", "finetune", "last-frame"}
+    assert any("val_top1" in r for r in records)
+    assert list((run / "tensorboard").iterdir())
+
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = in_process(evaluate_main, [run], capsys, monkeypatch)
+    assert code == 0 and "hidden" in out and "chance" in out
+    video = next((tmp_path / "data").glob("*/videos/*.avi"))
+    code, out, _ = in_process(evaluate_main, [run, "--predict", video], capsys, monkeypatch)
+    assert code == 0 and out.count("cell ") == 5
+
+    assert "report" in finish(start(tmp_path, "--compile", "--quick"))  # finished: says so again
+
+
+def test_no_cuda_graph_without_a_gpu(tmp_path, capsys):
+    run = Run(TrainConfig(cuda_graph=True, device="cpu", out=tmp_path))
+    assert not run.cuda_graph
+    said = "--cuda-graph: running without, it needs an NVIDIA GPU, this is cpu\n"
+    assert capsys.readouterr().out == said
+
+
+def test_speed_at_the_peak_is_that_of_all_ranks(tmp_path, monkeypatch):
+    run = Run(TrainConfig(device="cpu", amp="bf16", out=tmp_path))
+    cfg = IVCLConfig(image_size=16, depth=1)
+    frames = cfg.num_frames
+    assert run._peak_clips_per_second(IVCL(cfg), frames) is None, "a CPU's is not known"
+    monkeypatch.setattr("ivcl_fast.training.run.peak_flops", lambda device: 1e12)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    classifier = IVCLClassifier(cfg, 5)
+    for model, classes in ((IVCL(cfg), None), (classifier, 5)):
+        assert run._peak_clips_per_second(model, frames) == 2e12 / flops.training(cfg, classes)
+    shared = flops.training(cfg, 5, frames=2.5)
+    assert run._peak_clips_per_second(classifier, 2.5) == 2e12 / shared
+    run.amp = False  # the peak is of bfloat16
+    assert run._peak_clips_per_second(IVCL(cfg), frames) is None
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    return {
+        f"{stage}/{name}": tensor.numpy().tobytes()
+        for stage in ("pretrain", "finetune")
+        for name, tensor in load_file(run / stage / "model.safetensors").items()
+    }
+
+
+def losses(run: Path) -> list[tuple]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(r["stage"], r["step"], r.get("loss"), r.get("val_top1")) for r in records]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cater, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    finish(start(folder, "--data", f"cater:{cater}", "--name", "run", *SMALL))
+    return folder / "runs" / "run"
+
+
+def wait_for(path: Path, pattern: str, process: subprocess.Popen) -> None:
+    while not list(path.glob(pattern)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("moment", ["pretrain/checkpoints/step-*3", "finetune/checkpoints/step-*6"])
+def test_kill_9_and_the_same_command_again(cater, uninterrupted, tmp_path, moment):
+    command = ("--data", f"cater:{cater}", "--name", "run", *SMALL)
+    first = start(tmp_path, *command)
+    wait_for(tmp_path, f"runs/run/{moment}", first)
+    first.kill()
+    first.communicate()
+    finish(start(tmp_path, *command))
+    run = tmp_path / "runs" / "run"
+    assert weights(run) == weights(uninterrupted)
+    assert losses(run) == losses(uninterrupted)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_leaves_a_run_that_resume_finishes(cater, uninterrupted, tmp_path, signum, status):
+    first = start(tmp_path, "--data", f"cater:{cater}", "--name", "run", *SMALL)
+    wait_for(tmp_path, "runs/run/pretrain/checkpoints/step-*3", first)
+    first.send_signal(signum)
+    said = finish(first, status)
+    assert "go on with: python -m ivcl_fast.train --resume" in said and "Traceback" not in said
+    finish(start(tmp_path, "--resume", "runs/run"))
+    assert weights(tmp_path / "runs" / "run") == weights(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--preset", "huge"], "'huge' is not one of tiny, small, base64, base224"),
+        (["--data", "cater:nowhere"], "nowhere: no such folder"),
+        (["--data", "movies"], "'movies' is not synthetic"),
+        (["--task", "count"], "'count' is not one of localize"),
+        (["--mask-ratio", "1.5"], "--mask-ratio: 1.5 is not between 0 and 1"),
+        (["--image-size", "60"], "--image-size: 60 is not a multiple of patch_size 8"),
+        (["--batch-size", "0"], "--batch-size: must be at least 1"),
+        (["--accum", "3"], "--accum: 3 does not divide --batch-size"),
+        (["--lr", "-1"], "--lr: must be above 0"),
+        (["--finetune-lr", "nan"], "--finetune-lr: must be above 0"),
+        (["--clip-norm", "0"], "--clip-norm: must be above 0"),
+        (["--weight-decay", "-1"], "--weight-decay: must be at least 0"),
+        (["--warmup-steps", "-5"], "--warmup-steps: must be at least 0"),
+        (["--val-videos", "0"], "--val-videos: must be at least 1"),
+        (["--num-query-frames", "17"], "--num-query-frames: 17 is more than num_frames"),
+        (["--resume", "nowhere"], "nowhere: no run there"),
+        (["--no-such-flag"], "no-such-flag"),
+        (["--device", "cuda:99"], "--device"),
+        (["--init", "nowhere.safetensors"], "nowhere.safetensors"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = in_process(train_main, arguments, capsys, monkeypatch)
+    assert code == 2 and said in err and "Traceback" not in err + out
+    assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+def test_other_settings_in_the_same_folder_are_refused(
+    cater, uninterrupted, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(uninterrupted.parent.parent)
+    command = ["--data", f"cater:{cater}", "--name", "run", *SMALL, "--lr", "0.5"]
+    code, _, err = in_process(train_main, command, capsys, monkeypatch)
+    assert code == 2 and "other settings (lr)" in err and "--overwrite" in err
+
+
+def test_a_start_that_failed_is_not_in_the_way(cater, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command = ["--data", f"cater:{cater}", *SMALL, "--name", "run", "--stage", "pretrain"]
+    code, _, err = in_process(train_main, [*command, "--batch-size", "100"], capsys, monkeypatch)
+    assert code == 2 and "do not fill one batch of 100" in err
+    assert in_process(train_main, command, capsys, monkeypatch)[0] == 0
+    code, _, err = in_process(train_main, [*command, "--lr", "0.5"], capsys, monkeypatch)
+    assert code == 2 and "other settings (lr)" in err
+
+
+def test_a_stage_of_few_steps_is_told(cater, uninterrupted, capsys, monkeypatch):
+    monkeypatch.chdir(uninterrupted.parent.parent)
+    _, out, _ = in_process(
+        train_main, ["--data", f"cater:{cater}", "--name", "run", *SMALL], capsys, monkeypatch
+    )
+    assert "steps of 4, too few to learn much" in out
+
+
+def test_frames_rebuilt_are_at_most_the_frames_there_are():
+    for flags, frames, rebuilt in (
+        ([], 16, 8), (["--num-frames", "4"], 4, 4), (["--num-frames=12"], 12, 8),
+        (["--num-frames", "4", "--num-query-frames", "2"], 4, 2), (["--data", "acre:x"], 7, 4),
+    ):  # fmt: skip
+        model = parse(flags).model
+        assert (model.num_frames, model.num_query_frames) == (frames, rebuilt)
+
+
+def test_checkpoint_of_another_size_is_refused(cater, uninterrupted, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command = ["--data", f"cater:{cater}", *SMALL, "--embed-dim", "32"]
+    command += ["--stage", "finetune", "--init", str(uninterrupted / "pretrain")]
+    code, _, err = in_process(train_main, command, capsys, monkeypatch)
+    assert code == 2 and "has shape" in err and "Traceback" not in err
+
+
+def test_evaluate_mistakes(uninterrupted, capsys, monkeypatch, tmp_path):
+    for arguments, said in (
+        ([tmp_path], "no run there"),
+        ([uninterrupted, "--model", "scratch"], "it has finetune, last-frame"),
+        ([uninterrupted, "--predict", tmp_path / "no.avi"], "no.avi"),
+    ):
+        code, _, err = in_process(evaluate_main, arguments, capsys, monkeypatch)
+        assert code == 2 and said in err and "Traceback" not in err
+
+
+def test_a_report_says_what_the_model_began_from(tmp_path):
+    mae = parse(["--objective", "mae"])
+    (tmp_path / "config.json").write_text(json.dumps(as_json(mae)))
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain" / "model.safetensors").touch()
+    assert origin(mae) == "pretrained: image MAE"
+    for init, said in (
+        ("random", "from scratch"),
+        (str(tmp_path / "pretrain"), "pretrained: image MAE"),
+        (str(tmp_path), "pretrained: image MAE"),
+        (str(tmp_path / "elsewhere" / "model.safetensors"), "pretrained"),
+        ("timm:vit_tiny_patch16_224", "pretrained: timm:vit_tiny_patch16_224"),
+    ):
+        assert origin(parse(["--stage", "finetune", "--init", init])) == said

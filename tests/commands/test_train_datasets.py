@@ -1,0 +1,91 @@
+"""Every data set and task, from its folder to the report: the right head, loss and scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.something_else.write import (
+    SyntheticSomethingElse,
+    write_something_else,
+)
+from ivcl_fast.train import main
+from tests.support.small_models import SIZE_FLAGS
+
+SMALL = [
+    *SIZE_FLAGS, "--workers", "1",
+    "--batch-size", "4", "--pretrain-clips", "8", "--finetune-clips", "8",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("data")
+    small = dict(train=8, val=4)
+    return {
+        "cater": write_cater(root / "cater", SyntheticCater(**small), 1),
+        "acre": write_acre(root / "acre", SyntheticAcre("comp", **small, test=4), 1),
+        "something-else": write_something_else(
+            root / "sse", SyntheticSomethingElse(train=90, val=18), 1
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "feed", "classes", "scores"),
+    [
+        ("cater", "localize", "store", 36, {"top1", "top5", "l1"}),
+        ("cater", "actions_present", "store", 14, {"map"}),
+        ("cater", "actions_order_uniq", "dali", 301, {"map"}),
+        ("acre", "acre", "store", 3, {"query", "problem", "direct"}),
+        ("acre", "acre", "dali", 3, {"query", "problem", "direct"}),
+        ("something-else", "compositional", "store", 18, {"top1", "top5"}),
+        ("something-else", "fewshot_5shot", "dali", 10, {"top1", "top5"}),
+    ],
+)
+def test_from_folder_to_report(
+    kind, task, feed, classes, scores, folders, tmp_path, monkeypatch, capsys
+):
+    arguments = ["--data", f"{kind}:{folders[kind]}", "--task", task, "--feed", feed, *SMALL]
+    arguments += ["--out", str(tmp_path), "--name", "run", "--decoder", "pyav"]
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    main()
+    run = tmp_path / "run"
+    assert load_file(run / "finetune" / "model.safetensors")["head.weight"].shape[0] == classes
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {r["stage"] for r in records} >= {"pretrain", "finetune"}
+    measured = {k.removeprefix("val_") for r in records for k in r if k.startswith("val_")}
+    assert measured >= scores
+    frames = json.loads((run / "config.json").read_text())["model"]["num_frames"]
+    assert frames == (7 if kind == "acre" else 16)
+    shown = (run / "report.md").read_text()
+    assert "chance" in shown and "slot_attention.png" in shown
+    assert ("no reasoning: counting" in shown) == (kind == "acre")
+    assert ("hidden" in shown) == (task == "localize")
+
+
+def test_without_scenes_hidden_ends_are_not_told_apart(folders, tmp_path, monkeypatch, capsys):
+    data = shutil.copytree(folders["cater"], tmp_path / "cater")
+    shutil.rmtree(data / "scenes")
+    arguments = ["--data", f"cater:{data}", *SMALL, "--out", str(tmp_path), "--name", "run"]
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    main()
+    rows = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert len(rows) == 2, "no guess under a cone"
+    for scores in rows.values():
+        assert list(scores) == ["all"] and list(scores["all"]) == ["top1", "top5", "l1"]
+    assert (tmp_path / "run" / "answers.png").is_file()
+
+
+def test_another_number_of_frames_is_refused_for_acre(folders, tmp_path, monkeypatch):
+    data = ["--data", f"acre:{folders['acre']}", "--num-frames", "5", "--num-query-frames", "2"]
+    monkeypatch.setattr(sys, "argv", ["train", *data, *SMALL, "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"num_frames: 5, but .* accepted for this data set: 7"):
+        main()

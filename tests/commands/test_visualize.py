@@ -1,0 +1,395 @@
+"""Pictures of a run as a user asks for them: whole files, one page that needs nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ivcl_fast.analysis.clips import Reader
+from ivcl_fast.analysis.finished_runs import models_of, open_run
+from ivcl_fast.analysis.trajectory import SnitchPath, follow_snitch, path_figure
+from ivcl_fast.data.formats.cater_labels import hidden_at_end
+from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.something_else.write import (
+    SyntheticSomethingElse,
+    write_something_else,
+)
+from ivcl_fast.errors import run_command
+from ivcl_fast.report.animation import write_gif, write_mp4
+from ivcl_fast.report.html import Page
+from ivcl_fast.train import main as train_main
+from ivcl_fast.visualize import main, path_caption
+
+MODEL = [
+    "--image-size", "16", "--embed-dim", "16", "--num-heads", "2", "--depth", "2",
+    "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2", "--decoder-depth", "1",
+]  # fmt: skip
+FRAMES = ["--num-frames", "4", "--num-query-frames", "2"]
+QUICK = ["--quick", "--batch-size", "4", "--pretrain-clips", "8", "--finetune-clips", "8",
+         "--no-pictures", "--no-compare-memoryless", "--workers", "1"]  # fmt: skip
+
+
+def train(out: Path, *arguments: Any) -> Path:
+    """A run called ``run`` in the folder ``out``."""
+    with pytest.MonkeyPatch.context() as patch:
+        flags = [*QUICK, *MODEL, "--out", out, "--name", "run", *arguments]
+        patch.setattr(sys, "argv", ["train", *map(str, flags)])
+        train_main()
+    return out / "run"
+
+
+@pytest.fixture
+def visualize(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command; returns its exit status and what it said."""
+
+    def call(*arguments: Any) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["visualize", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            run_command(main)
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out + err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def cater(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cater(tmp_path_factory.mktemp("data") / "cater", SyntheticCater(train=8, val=6), 1)
+
+
+@pytest.fixture(scope="module")
+def run(cater: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("runs"), "--data", f"cater:{cater}", *FRAMES)
+
+
+class Parsed(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(page.read_text())
+        self.close()
+        assert not self.open, "every tag is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    @property
+    def images(self) -> list[str]:
+        return [attrs["src"] or "" for tag, attrs in self.tags if tag == "img"]
+
+    def needs_nothing_else(self) -> bool:
+        """Nothing is loaded: pictures are inside, and no tag or style names a file."""
+        named = {name for _, attrs in self.tags for name in attrs}
+        tags = {tag for tag, _ in self.tags}
+        return (
+            all(src.startswith("data:image/") for src in self.images)
+            and not tags & {"script", "link", "iframe", "video", "a", "base", "object"}
+            and not named & {"href", "srcset", "style", "onload"}
+            and "url(" not in self.text
+            and "@import" not in self.text
+        )
+
+
+def check_animation(folder: Path, frames: int) -> None:
+    """GIF and MP4 show the same number of pictures, alike and different from one another."""
+    with Image.open(folder / "slots.gif") as gif:
+        assert gif.n_frames == frames and gif.info["duration"] == 500 and gif.info["loop"] == 0
+        shown = []
+        for i in range(frames):
+            gif.seek(i)
+            shown.append(np.asarray(gif.convert("RGB")).astype(int))
+    with av.open(str(folder / "slots.mp4")) as video:
+        decoded = [f.to_ndarray(format="rgb24").astype(int) for f in video.decode(video=0)]
+    assert len(decoded) == frames
+    for picture, same in zip(shown, decoded, strict=True):
+        assert picture.shape == same.shape
+        assert np.abs(picture - same).mean() < 6
+    assert all((a != b).any() for a, b in pairwise(shown))
+
+
+def test_cater_from_run_to_page(run: Path, visualize: Any) -> None:
+    status, said = visualize(run, "--clips", 1, "--per-head", "--rollout")
+    assert status == 0 and "overlap" in said and "untrained" in said
+    out = run / "visualize"
+    folders = [path for path in out.iterdir() if path.is_dir()]
+    assert len(folders) == 1
+    names = ["attention-head-1.png", "attention-head-2.png", "attention.png", "path.png",
+             "reconstruction.png", "slots.gif", "slots.mp4"]  # fmt: skip
+    for folder in folders:
+        assert sorted(path.name for path in folder.iterdir()) == names
+        for picture in folder.glob("*.png"):
+            with Image.open(picture) as image:
+                image.load()
+                assert min(image.size) > 300
+        check_animation(folder, frames=4)
+    page = Parsed(out / "index.html")
+    assert page.needs_nothing_else() and len(page.images) == 6
+    for words in ("attention rollout", "head 2", "Snitch visible", "Answer: cell", "Truth: cell",
+                  "Have the slots collapsed?", "pretrained and finetuned", "norm_pix"):  # fmt: skip
+        assert words in page.text, words
+    for folder in folders:
+        assert folder.name in page.text
+
+
+def test_half_of_the_clips_shown_end_hidden(run: Path) -> None:
+    reader = Reader(open_run(run, "cpu"))
+    scenes = [clip.scene for clip in reader.mixed(2)]
+    assert [scene is not None and hidden_at_end(scene) for scene in scenes] == [False, True]
+    assert len(list(reader.mixed(100))) == 6  # all there are
+
+
+def test_one_clip_by_name_one_file_and_a_checkpoint(
+    run: Path, cater: Path, tmp_path: Path, visualize: Any
+) -> None:
+    status, _ = visualize(run, "--clip", "CATER_new_000002", "--out", tmp_path / "named")
+    assert status == 0
+    assert sorted(p.name for p in (tmp_path / "named").iterdir()) == [
+        "CATER_new_000002", "index.html",
+    ]  # fmt: skip
+
+    moved = tmp_path / "moved" / "run"  # a file needs neither the data nor the place of the run
+    shutil.copytree(run, moved)
+    settings = (moved / "config.json").read_text()
+    (moved / "config.json").write_text(settings.replace(str(cater), "/nowhere"))
+    video = shutil.copy(cater / "videos" / "CATER_new_000001.avi", tmp_path / "mine <1>.avi")
+    (step,) = (moved / "finetune" / "checkpoints").iterdir()
+    shutil.rmtree(moved / "pretrain")
+    (moved / "finetune" / "model.safetensors").unlink()
+    status, said = visualize(moved, "--clips", 1, "--checkpoint", step)
+    assert (
+        status == 2
+        and said == "error: /nowhere: no such folder; accepted: --data with its folder\n"
+    )
+    status, said = visualize(moved, "--video", video)
+    assert status == 2 and "holds no finished model" in said and said.count("\n") == 1
+    status, said = visualize(moved, "--video", video, "--checkpoint", step)
+    assert status == 0, said
+    page = Parsed(moved / "visualize" / "index.html")
+    assert "mine <1>" in page.text and "Answer: cell" in page.text
+    assert "Truth" not in page.text and "collapsed" not in page.text
+    assert len(page.images) == 3  # no reconstruction: nothing pretrained is left
+    check_animation(moved / "visualize" / "mine <1>", frames=4)
+
+
+def test_before_finetuning_is_what_it_started_from(
+    run: Path, cater: Path, tmp_path: Path, visualize: Any
+) -> None:
+    again = ["--data", f"cater:{cater}", *FRAMES, "--stage", "finetune", "--init"]
+    source = Path(shutil.copytree(run / "pretrain", tmp_path / "source"))
+    second = train(tmp_path / "a", *again, source, "--mask-ratio", "0.25")
+    models = models_of(open_run(second, "cpu"))
+    first = models_of(open_run(run, "cpu"))["pretrained"]
+    assert list(models) == ["pretrained", "finetuned"]
+    kept = models["pretrained"].state_dict()
+    assert all(torch.equal(kept[k], v) for k, v in first.state_dict().items())
+    assert models["pretrained"].cfg == first.cfg  # its masks, not those of who goes on with it
+    assert models["finetuned"].cfg.mask_ratio == 0.25
+    (source / "config.json").unlink()  # then it is shown with those
+    assert models_of(open_run(second, "cpu"))["pretrained"].cfg.mask_ratio == 0.25
+    shutil.rmtree(source)  # what is left can still be looked at
+    assert list(models_of(open_run(second, "cpu"))) == ["finetuned"]
+
+    third = train(tmp_path / "b", *again, run / "finetune")  # weights without a decoder
+    models = models_of(open_run(third, "cpu"))
+    tuned = models_of(open_run(run, "cpu"))["finetuned"].state_dict()
+    kept = models["pretrained"].state_dict()
+    assert all(torch.equal(tuned[k], v) for k, v in kept.items() if not k.startswith("head."))
+    status, _ = visualize(third, "--clips", 1)
+    assert status == 0
+    assert not list((third / "visualize").glob("*/reconstruction.png"))
+
+
+@pytest.mark.parametrize("kind", ["acre", "something-else"])
+def test_other_data_sets(kind: str, tmp_path: Path, visualize: Any) -> None:
+    if kind == "acre":
+        data = write_acre(tmp_path / kind, SyntheticAcre("iid", train=2, val=1, test=1), 1)
+        run = train(tmp_path, "--data", f"{kind}:{data}")
+    else:
+        data = write_something_else(tmp_path / kind, SyntheticSomethingElse(train=36, val=18), 1)
+        run = train(tmp_path, "--data", f"{kind}:{data}", *FRAMES)
+    status, said = visualize(run, "--clips", 1)
+    assert status == 0, said
+    (folder,) = (path for path in (run / "visualize").iterdir() if path.is_dir())
+    names = ["attention.png", "reconstruction.png", "slots.gif", "slots.mp4"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    check_animation(folder, frames=7 if kind == "acre" else 4)
+    page = Parsed(run / "visualize" / "index.html")
+    assert page.needs_nothing_else() and len(page.images) == 3
+    assert "Answer: " in page.text and "Truth: " in page.text and "snitch" not in page.text
+
+
+def test_a_broken_video_is_named_and_left_out(
+    run: Path, cater: Path, tmp_path: Path, visualize: Any
+) -> None:
+    copy = tmp_path / "cater"
+    shutil.copytree(cater, copy)
+    settings = (run / "config.json").read_text().replace(str(cater), str(copy))
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    (other / "config.json").write_text(settings)
+    for broken in sorted((copy / "videos").iterdir())[8:13]:  # of six to measure on, one is left
+        broken.write_bytes(broken.read_bytes()[:3000])
+    status, said = visualize(other, "--clips", 2)
+    assert status == 0 and "CATER_new_000008 left out: " in said
+    page = Parsed(other / "visualize" / "index.html")
+    assert "CATER_new_000013" in page.text and "CATER_new_000008" not in page.text
+    status, said = visualize(other, "--clip", "CATER_new_000008")
+    assert status == 2 and "\nerror: --clip CATER_new_000008: truncated" in said
+    (copy / "videos" / "CATER_new_000013.avi").unlink()
+    status, said = visualize(other)
+    assert status == 2 and said.endswith("none of the clips to measure on can be read\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}"], "no run there"),
+        (["{run}", "--clips", "0"], "--clips: 0 is not a number of at least 1"),
+        (["{run}", "--clip", "nobody"], "--clip nobody: no such clip"),
+        (["{run}", "--video", "{tmp}/none.avi"], "--video {tmp}/none.avi: "),
+        (["{run}", "--video", "{run}/config.json"], "not a video file"),
+        (["{run}", "--checkpoint", "{tmp}"], "no model.safetensors there"),
+        (["{run}", "--checkpoint", "{tmp}/other.safetensors"], "in a model of this config"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    arguments: Sequence[str], message: str, run: Path, tmp_path: Path, visualize: Any
+) -> None:
+    save_file({"encoder.slot_tokens": torch.zeros(1, 9, 9)}, tmp_path / "other.safetensors")
+    status, said = visualize(*(a.format(run=run, tmp=tmp_path) for a in arguments))
+    assert status == 2 and message.format(tmp=tmp_path) in said
+    assert said.startswith("error: ") and said.count("\n") == 1
+
+
+# --- The snitch's path ---------------------------------------------------------------------------
+
+
+class LastPixel:
+    """Answers with the cell that the last frame's first pixel names; keeps what it was shown."""
+
+    cfg = SimpleNamespace(num_frames=3)
+
+    def __init__(self) -> None:
+        self.shown: list[Tensor] = []
+
+    def __call__(self, video: Tensor) -> Tensor:
+        self.shown += list(video[:, :, 0, 0, 0])
+        return 9.0 * torch.nn.functional.one_hot(video[:, -1, 0, 0, 0].long(), 36)
+
+
+def scene_of(cells: Sequence[int]) -> dict[str, Any]:
+    """A snitch in these cells, one after the other; a cone takes it up in the third frame."""
+    where = {str(i): [c % 6 - 2.5, c // 6 - 2.5, 0.3] for i, c in enumerate(cells)}
+    return {
+        "objects": [
+            {"shape": "spl", "instance": "spl_0", "locations": where},
+            {"shape": "cone", "instance": "cone_1", "locations": where},
+        ],
+        "movements": {"spl_0": [], "cone_1": [["_contain", "spl_0", 1, 2]]},
+    }
+
+
+def test_the_path_is_asked_for_without_the_future() -> None:
+    model: Any = LastPixel()
+    frames = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 2, 2)
+    path = follow_snitch(model, lambda ids: frames[list(ids)], [0, 2, 4], scene_of([0, 1, 8, 9, 4]))
+    assert [shown.tolist() for shown in model.shown] == [[0, 0, 0], [0, 1, 2], [0, 2, 4]]
+    assert path.answers.tolist() == [0, 2, 4] and path.cells is not None
+    assert path.cells.tolist() == [0, 8, 4]
+    assert path.distance is not None and path.distance.tolist() == [0, 1, 0]
+    assert path.hidden is not None and path.hidden.tolist() == [False, True, True]
+    caption = path_caption(path)
+    assert "Snitch visible: right after 1 of 1 frames, 0.0 cells off" in caption
+    assert "Snitch hidden: right after 1 of 2 frames, 0.5 cells off" in caption
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("ends", [1, 3, 20])
+def test_the_path_is_drawn_for_any_length(ends: int, known: bool) -> None:
+    belief = np.full((ends, 16), 1 / 16, dtype=np.float32)
+    belief[:, 5] += 0.01
+    truth = (np.arange(ends) % 16, np.arange(ends) % 2 == 1) if known else ()
+    path = SnitchPath(list(range(ends)), belief, *truth)
+    figure = path_figure(path, torch.rand(ends, 3, 8, 8), [f"frame {i}" for i in range(ends)])
+    titles = [axes.get_title() for axes in figure.axes]
+    assert sum("sure" in title for title in titles) == min(ends, 8)
+    labels = " ".join(axes.get_ylabel() for axes in figure.axes)
+    assert ("cells off" in labels) == known and ("sure of the answer (%)" in labels) != known
+
+
+# --- Animations ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codecs", [None, {"mpeg4"}], ids=["as built", "without H.264"])
+def test_colours_survive_in_gif_and_mp4(
+    codecs: set[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spot that only the last picture has keeps its colour, whatever encoders there are."""
+    if codecs is not None:
+        monkeypatch.setattr(av, "codecs_available", codecs)
+    ramp = np.linspace(0, 255, 96).astype(np.uint8)
+    images = [np.dstack([np.tile(ramp, (64, 1))] * 3) for _ in range(3)]
+    images[1][:8] = 0
+    images[2][16:32, 32:48] = 250, 200, 20
+    write_gif(images, tmp_path / "slots.gif")
+    write_mp4(images, tmp_path / "slots.mp4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["slots.gif", "slots.mp4"]
+    with Image.open(tmp_path / "slots.gif") as gif:
+        assert gif.n_frames == 3
+        gif.seek(2)
+        shown = np.asarray(gif.convert("RGB")).astype(int)
+    with av.open(str(tmp_path / "slots.mp4")) as video:
+        decoded = [f.to_ndarray(format="rgb24").astype(int) for f in video.decode(video=0)]
+    assert len(decoded) == 3
+    for picture in (shown, decoded[2]):
+        assert np.abs(picture[20:28, 36:44] - [250, 200, 20]).max() < 20
+        assert np.abs(picture - images[2]).mean() < 4
+
+
+# --- The page ------------------------------------------------------------------------------------
+
+
+def test_texts_are_no_markup(tmp_path: Path) -> None:
+    page = Page("a <b> & c")
+    page.heading("<h>")
+    page.text("1 < 2")
+    page.table(["<th>"], [["&amp;", "x"]])
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    page.picture(tmp_path / "a.png", 'say "<i>"')
+    (tmp_path / "page.html").write_text(str(page))
+    parsed = Parsed(tmp_path / "page.html")
+    for text in ("a <b> & c", "<h>", "1 < 2", "<th>", "&amp;", 'say "<i>"'):
+        assert text in parsed.text
+    assert {tag for tag, _ in parsed.tags} <= {
+        "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "table", "tr", "th",
+        "td", "figure", "img", "figcaption",
+    }  # fmt: skip
+    assert parsed.needs_nothing_else()

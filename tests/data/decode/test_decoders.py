@@ -1,0 +1,406 @@
+"""Both decoders: exactly the frames asked for, resized as promised, in agreement."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.decode import decoder as decode
+from ivcl_fast.data.decode import pyav as decode_pyav
+from ivcl_fast.data.decode.decoder import (
+    DALI_CPU_CODECS,
+    DALI_GPU_CODECS,
+    TOLERANCE,
+    WHOLE,
+    Crop,
+    choose_decoder,
+    default_workers,
+    make_decoder,
+    patience,
+    resolve_decoder,
+)
+from ivcl_fast.data.decode.jpeg import STANDARD_HUFFMAN_TABLES, with_huffman_tables
+from ivcl_fast.data.decode.probe import VideoInfo, probe, read_images
+from ivcl_fast.data.patches import patchify, unpatchify
+from ivcl_fast.data.sampling import frame_ids
+from ivcl_fast.errors import UserError
+from tests.support.painted import (
+    VP9,
+    blender_jpeg,
+    media,
+    numbers,
+    picture,
+    write_avi,
+    write_blender_avi,
+    write_images,
+    write_video,
+)
+
+NEEDS_DALI = pytest.mark.skipif(not decode._dali_installed(), reason="DALI is not installed")
+DALI = pytest.param("dali", marks=NEEDS_DALI)
+WRITERS = [write_avi, write_blender_avi]
+
+
+def dali_decodes(one: Media) -> bool:
+    """On a GPU more codecs than on a CPU, but none of frames too small."""
+    if torch.cuda.is_available():
+        return choose_decoder(probe(one), "auto")[0] == "dali"
+    return decode._dali_installed() and probe(one).codec in DALI_CPU_CODECS
+
+
+def assert_agree(one: Media, size: int, crop: Crop = WHOLE) -> None:
+    """Both decoders' frames, within the tolerance; DALI's are on the GPU if there is one."""
+    dali, pyav = (make_decoder(name, size).decode(one, crop=crop) for name in ("dali", "pyav"))
+    assert dali.is_cuda == torch.cuda.is_available()
+    difference = (dali.cpu().int() - pyav.int()).abs()
+    assert difference.float().mean() <= TOLERANCE.mean
+    assert difference.max() <= TOLERANCE.maximum
+
+
+def scenes(count: int) -> list[np.ndarray]:
+    """CATER-like pictures, uint8 [240, 320, 3]: shaded saturated discs on a lit grey floor."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:240, :320].astype(np.float32)
+    pictures = []
+    for _ in range(count):
+        light = 1 - ((x - 160) ** 2 + (y - 120) ** 2) / 130_000
+        pixels = np.repeat((130 * light)[..., None], 3, -1)
+        for colour in rng.integers(0, 256, (8, 3)):
+            cx, cy, radius = rng.integers(20, 300), rng.integers(20, 220), rng.integers(8, 32)
+            distance = np.hypot(x - cx, y - cy)
+            shade = 1 - 0.5 * np.hypot(x - cx + radius / 3, y - cy + radius / 3) / (1.4 * radius)
+            pixels = np.where((distance < radius)[..., None], colour * shade[..., None], pixels)
+        pictures.append(pixels.clip(0, 255).astype(np.uint8))
+    return pictures
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("name", ["pyav", DALI])
+def test_exactly_the_frames_asked_for(tmp_path, name, write):
+    """Enough frames for more than one of DALI's batches."""
+    count = 150
+    path = write(tmp_path / "a.avi", [picture(7, frame) for frame in range(count)])
+    decoder = make_decoder(name, 32)
+    everything = decoder.decode(media(path)).cpu().numpy()
+    assert everything.shape == (count, 3, 32, 32)
+    assert everything.dtype == np.uint8
+    assert numbers(everything) == [(7, frame) for frame in range(count)]
+    for ids in ([0], [count - 1], range(0, count, 7), [5, 5, 3], frame_ids(count, 16), []):
+        some = decoder.decode(media(path), np.array(ids, np.int64)).cpu().numpy()
+        assert numbers(some) == [(7, frame) for frame in ids]
+        np.testing.assert_array_equal(some, everything[np.array(ids, np.int64)])
+    with pytest.raises(IndexError):
+        decoder.decode(media(path), [count])
+
+
+@NEEDS_DALI
+@pytest.mark.parametrize("size", [64, 224])
+@pytest.mark.parametrize("write", WRITERS)
+def test_the_decoders_agree(tmp_path, write, size):
+    assert_agree(media(write(tmp_path / "a.avi", scenes(8))), size)
+
+
+@NEEDS_DALI
+@pytest.mark.gpu
+def test_the_decoders_agree_on_a_gpu(tmp_path):
+    """By nvJPEG and NVDEC."""
+    assert_agree(media(write_blender_avi(tmp_path / "a.avi", scenes(8))), 64)
+    assert_agree(media(write_video(tmp_path / "b.webm", scenes(8), "libvpx-vp9", **VP9)), 64)
+    assert_agree(media(write_video(tmp_path / "c.mp4", scenes(8), "libx264")), 64)
+
+
+@pytest.mark.parametrize("size", [64, 224])
+@pytest.mark.parametrize("name", ["pyav", DALI])
+def test_the_whole_frame_antialiased(tmp_path, name, size):
+    """Against Pillow: its own JPEG decoder, then its triangle filter over the whole picture."""
+    path = write_blender_avi(tmp_path / "a.avi", scenes(4))
+    decoded = make_decoder(name, size).decode(media(path)).cpu().numpy().astype(int)
+    for frame, jpeg in zip(decoded, read_images(media(path)), strict=True):
+        image = Image.open(io.BytesIO(with_huffman_tables(jpeg))).convert("RGB")
+        expected = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), int)
+        difference = abs(frame - expected.transpose(2, 0, 1))
+        assert difference.mean() <= TOLERANCE.mean
+        assert difference.max() <= TOLERANCE.maximum
+
+
+@pytest.mark.parametrize("name", ["pyav", DALI])
+def test_a_frame_of_nonsense(tmp_path, name):
+    """The file is refused, and the decoder still decodes the next one."""
+    good = write_avi(tmp_path / "good.avi", [picture(0, frame) for frame in range(4)])
+    contents = bytearray(good.read_bytes())
+    at = contents.index(b"\xff\xdb")
+    contents[at : at + 200] = bytes(200)
+    (bad := tmp_path / "bad.avi").write_bytes(contents)
+    decoder = make_decoder(name, 32)
+    with pytest.raises(VideoError, match="cannot decode"):
+        decoder.decode(media(bad))
+    assert numbers(decoder.decode(media(good)).cpu().numpy()) == [(0, frame) for frame in range(4)]
+
+
+def test_huffman_tables_are_put_in_only_where_missing():
+    pixels = picture(1, 2)
+    bare = blender_jpeg(pixels)
+    full = with_huffman_tables(bare)
+    assert STANDARD_HUFFMAN_TABLES in full
+    assert full.replace(STANDARD_HUFFMAN_TABLES, b"") == bare
+    assert with_huffman_tables(full) == full
+    assert with_huffman_tables(b"\xff\xd8\xff\xd9") == b"\xff\xd8\xff\xd9"
+    # Walked through as a JPEG, this PNG would come to a start of scan.
+    png = b"\x89PNG\r\n\x1a\n" + bytes([0, 0xDA]) * 4000
+    assert with_huffman_tables(png) == png
+    # libjpeg writes the standard tables by default, one segment each.
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    at, tables = 2, set()
+    while (marker := buffer.getvalue()[at + 1]) != 0xDA:
+        end = at + 2 + int.from_bytes(buffer.getvalue()[at + 2 : at + 4], "big")
+        if marker == 0xC4:
+            tables.add(buffer.getvalue()[at + 4 : end])
+        at = end
+    assert len(tables) == 4
+    assert all(table in STANDARD_HUFFMAN_TABLES for table in tables)
+    assert sum(map(len, tables)) + 4 == len(STANDARD_HUFFMAN_TABLES)
+
+
+def others(folder) -> list[Media]:
+    """Media in other formats, 1 and 45 frames each."""
+    made: list[Media] = []
+    for count in (1, 45):
+        pictures = [picture(count, frame) for frame in range(count)]
+        for name, encoder, options in (
+            ("a.webm", "libvpx-vp9", VP9),
+            ("arf.webm", "libvpx-vp9", {"deadline": "good", "auto-alt-ref": "1"}),
+            ("a.mp4", "libx264", {}),
+            ("b.mkv", "libx265", {"x265-params": "log-level=none"}),
+            ("a.avi", "mpeg4", {}),
+        ):
+            path = write_video(folder / f"{count}{name}", pictures, encoder, **options)
+            made.append(media(path))
+        made += [write_images(folder, f"i{count}", count, count, s) for s in (".png", ".jpg")]
+    return made
+
+
+def test_every_format_frame_by_frame(tmp_path):
+    """Exactly the frames asked for, in any order, from every codec and container."""
+    for one in others(tmp_path):
+        for name in ["pyav"] + ["dali"] * dali_decodes(one):
+            decoder = make_decoder(name, 32)
+            everything = decoder.decode(one).cpu()
+            count = len(everything)
+            assert numbers(everything.numpy()) == [(count, i) for i in range(count)], (one, name)
+            for ids in ([count - 1], [0, count // 2, 0, count - 1], []):
+                some = decoder.decode(one, ids).cpu()
+                assert torch.equal(some, everything[torch.tensor(ids, dtype=torch.int64)])
+            with pytest.raises(IndexError):
+                decoder.decode(one, [count])
+
+
+@pytest.mark.parametrize("name", ["pyav", DALI])
+@pytest.mark.parametrize(("height", "width"), [(241, 427), (33, 57)])
+def test_odd_sizes_and_variable_frame_rate(tmp_path, name, height, width):
+    pictures = [
+        np.pad(picture(2, i, height // 4 * 4, width // 4 * 4), PAD_TO[height], mode="edge")
+        for i in range(8)
+    ]
+    times = [0, 1, 2, 9, 10, 40, 41, 60]
+    path = write_video(tmp_path / "a.webm", pictures, "libvpx-vp9", times=times, **VP9)
+    if name == "dali" and not dali_decodes(media(path)):
+        pytest.skip("too small for the GPU's decoder")
+    decoded = make_decoder(name, 32).decode(media(path))
+    assert numbers(decoded.cpu().numpy()) == [(2, i) for i in range(8)]
+
+
+PAD_TO = {241: ((0, 1), (0, 3), (0, 0)), 33: ((0, 1), (0, 1), (0, 0))}
+
+
+@pytest.mark.parametrize("name", ["pyav", DALI])
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_rotation_flags_are_followed(tmp_path, name, degrees):
+    """Also before a crop, which is a part of the upright frame."""
+    upright = scenes(2)
+    stored = [np.rot90(pixels, -degrees // 90).copy() for pixels in upright]
+    path = write_video(tmp_path / "a.mp4", stored, "libvpx-vp9", rotation=degrees, **VP9)
+    plain = write_video(tmp_path / "b.mp4", upright, "libvpx-vp9", **VP9)
+    decoder = make_decoder(name, 64)
+    for crop in (WHOLE, Crop(0.1, 0.3, 0.5, 0.7)):
+        turned, expected = (decoder.decode(media(p), crop=crop).int() for p in (path, plain))
+        assert (turned - expected).abs().float().mean() < 5  # compressed anew
+        assert (turned - expected.flip(-1)).abs().float().mean() > 10
+
+
+@pytest.mark.parametrize("name", ["pyav", DALI])
+def test_transparency_is_dropped_and_colours_are_rgb(tmp_path, name):
+    pixels = np.zeros((60, 80, 4), np.uint8)
+    pixels[:] = (200, 100, 50, 0)
+    pixels[:30, :, 3] = 128
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    decoded = make_decoder(name, 32).decode(media(tmp_path / "a.png"))
+    assert decoded[0].amax((1, 2)).tolist() == decoded[0].amin((1, 2)).tolist() == [200, 100, 50]
+
+
+def test_png_after_png_is_not_filtered_by_it(tmp_path):
+    """FFmpeg's decoder carries a row from one image to the next."""
+    rng = np.random.default_rng(0)
+    paths = tuple(tmp_path / f"{i}.png" for i in range(3))
+    pixels = [np.cumsum(rng.integers(0, 3, (64, 64, 4)), 0).astype(np.uint8) for _ in paths]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    decoded = make_decoder("pyav", 64).decode(Media("a", paths), [2, 0, 1, 0])
+    for frame, number in zip(decoded.numpy(), [2, 0, 1, 0], strict=True):
+        np.testing.assert_array_equal(frame.transpose(1, 2, 0), pixels[number][..., :3])
+
+
+@NEEDS_DALI
+@pytest.mark.parametrize("crop", [WHOLE, Crop(0.25, 0.1, 0.5, 0.8)])
+def test_the_decoders_agree_on_vp9_and_png(tmp_path, crop):
+    video = write_video(tmp_path / "a.webm", scenes(4), "libvpx-vp9", **VP9)
+    for number, pixels in enumerate(scenes(4)):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    images = Media("png", tuple(tmp_path / f"{i}.png" for i in range(4)))
+    for one in (media(video), images):
+        assert_agree(one, 64, crop)
+
+
+@pytest.mark.parametrize("name", ["pyav", DALI])
+def test_a_crop_is_that_part_of_the_frame(tmp_path, name):
+    pixels = np.zeros((120, 160, 3), np.uint8)
+    pixels[30:90, 80:120] = (250, 20, 20)  # top 1/4, left 1/2, half as high, a quarter as wide
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    decoder = make_decoder(name, 32)
+    inside = decoder.decode(media(tmp_path / "a.png"), crop=Crop(0.25, 0.5, 0.5, 0.25))[0]
+    assert inside[0, 2:-2, 2:-2].min() >= 245 and inside[1:].max() <= 25
+    corner = decoder.decode(media(tmp_path / "a.png"), crop=Crop(0, 0, 0.2, 0.4))[0]
+    assert corner.max() == 0
+
+
+@NEEDS_DALI
+@pytest.mark.parametrize(
+    "encountered, error, said",
+    [
+        ("nvImageCodec failure: '#3'\nC++ context: x", VideoError, "frames: nvImageCodec failure"),
+        ("CUDA driver API error CUDA_ERROR_OUT_OF_MEMORY (2):\n", RuntimeError, "CUDA driver API"),
+        ("Can't allocate 9 bytes: out of memory", RuntimeError, "out of memory"),
+    ],
+)
+def test_only_a_fault_of_the_file_is_blamed_on_it(tmp_path, encountered, error, said):
+    class Failing:
+        def feed_input(self, name, samples):
+            pass
+
+        def run(self):
+            raise RuntimeError(f"Critical error in pipeline:\nencountered:\n\n{encountered}")
+
+    decoder = make_decoder("dali", 32)
+    decoder._pipelines["images"] = Failing()
+    path = media(write_avi(tmp_path / "a.avi", [picture(0, 0)]))
+    with pytest.raises(error, match=said):
+        decoder.decode(path)
+    assert numbers(decoder.decode(path).cpu().numpy()) == [(0, 0)], "with a pipeline made anew"
+
+
+def test_a_video_with_nonsense_inside(tmp_path):
+    """Its headers are whole, its packets are not."""
+    path = write_video(tmp_path / "a.mp4", scenes(12), "libx264", bf="0")
+    contents = bytearray(path.read_bytes())
+    middle = len(contents) // 2
+    contents[middle : middle + 300] = bytes(300)
+    path.write_bytes(contents)
+    with pytest.raises(VideoError):
+        make_decoder("pyav", 32).decode(media(path))
+
+
+def test_a_packet_that_makes_no_frame(tmp_path, monkeypatch):
+    class Silent:
+        is_discard = False
+
+        def decode(self):
+            return []
+
+    path = write_video(tmp_path / "a.webm", scenes(3), "libvpx-vp9", **VP9)
+    read_packets = decode_pyav.read_packets
+    monkeypatch.setattr(decode_pyav, "read_packets", lambda c: [*read_packets(c), Silent()])
+    with pytest.raises(VideoError, match="4 frames by its packets, 3 decoded"):
+        make_decoder("pyav", 32).decode(media(path))
+
+
+def info(codec: str) -> VideoInfo:
+    return VideoInfo(9, 24.0, codec, 80, 60)
+
+
+def test_which_decoder(monkeypatch):
+    with pytest.raises(UserError, match="'opencv' is not one of auto, dali, pyav"):
+        resolve_decoder("opencv")  # type: ignore[arg-type]
+    monkeypatch.setattr(decode, "_dali_installed", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_decoder("auto") == resolve_decoder("dali") == "dali"
+    assert choose_decoder(info("h264"), "auto") == ("dali", "DALI decodes it on the GPU")
+    assert choose_decoder(info("wmv3"), "auto") == ("pyav", "DALI has no GPU decoder for wmv3")
+    small = choose_decoder(info("vp9"), "auto")
+    assert small == ("pyav", "frames of 80 x 60 are too small for the GPU's decoder")
+    assert all(choose_decoder(info(codec), "dali")[0] == "dali" for codec in DALI_GPU_CODECS)
+    assert default_workers("dali") <= 7
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_decoder("auto") == "pyav" and resolve_decoder("dali") == "dali"
+    assert choose_decoder(info("vp9"), "auto") == (
+        "pyav",
+        "there is no GPU for DALI, and on a CPU PyAV is faster",
+    )
+    assert choose_decoder(info("vp9"), "dali")[0] == "dali"
+    with pytest.raises(UserError, match=r"no CPU decoder for h264 \(it has mjpeg, png, vp8, vp9"):
+        choose_decoder(info("h264"), "dali")
+    monkeypatch.setattr(decode, "_dali_installed", lambda: False)
+    assert resolve_decoder("auto") == resolve_decoder("pyav") == "pyav"
+    assert choose_decoder(info("vp9"), "auto") == ("pyav", "DALI is not installed")
+    with pytest.raises(UserError, match="dali is not installed"):
+        resolve_decoder("dali")
+
+
+def test_long_videos_are_waited_for_longer():
+    assert patience(120, [301, 38]) == 120
+    assert patience(120, [301, 36_000]) == 3600
+    assert patience(120, []) == 120
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_patch_rows(kind):
+    """A row times the flattened kernel is the convolution, and the way back is exact."""
+    frames = np.random.default_rng(0).integers(0, 256, (2, 5, 3, 24, 24), np.uint8)
+    rows = patchify(kind(frames), 8)
+    assert rows.shape == (2, 5, 9, 192)
+    assert (unpatchify(rows, 8) == kind(frames)).all()
+    weight = torch.randn(4, 3, 8, 8)
+    expected = torch.nn.functional.conv2d(
+        torch.as_tensor(frames).flatten(0, 1).float(), weight, stride=8
+    )
+    found = torch.as_tensor(rows).flatten(0, 1).float() @ weight.flatten(1).T
+    torch.testing.assert_close(found.mT.unflatten(2, (3, 3)), expected, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7, 16, 38, 301])
+@pytest.mark.parametrize("count", [1, 2, 7, 16, 32])
+def test_frame_sampling(frames, count):
+    plain = frame_ids(frames, count)
+    assert len(plain) == count
+    assert plain[-1] == frames - 1
+    if count == 1:
+        return
+    assert plain[0] == 0
+    np.testing.assert_allclose(plain, np.linspace(0, frames - 1, count), atol=0.5)
+    jittered = [frame_ids(frames, count, np.random.default_rng(seed)) for seed in range(200)]
+    for ids in jittered:
+        assert ids[-1] == frames - 1
+        assert (ids[:-1] >= plain[:-1]).all()
+        assert (ids[:-1] < np.maximum(plain[1:], plain[:-1] + 1)).all()
+    if frames >= 4 * count:  # every frame but those behind the last interval's start is drawn
+        assert len(np.unique(jittered)) > 2 * count
+
+
+def test_frame_sampling_refuses_nothing_to_sample():
+    for frames, count in ((0, 4), (4, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            frame_ids(frames, count)

@@ -1,0 +1,221 @@
+"""The ACRE reader and the traps in ACRE's files."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ivcl_fast.data.dataset import Clip, Dataset
+from ivcl_fast.data.formats.acre import TYPES, Acre, Query, object_table
+from ivcl_fast.errors import UserError
+from ivcl_fast.evaluation.evaluate import counting_guess
+
+PROBLEM: list[dict[str, Any]] = [
+    {"light_state": "on", "objects": [4]},
+    {"light_state": "on", "objects": [4, 9]},
+    {"light_state": "off", "objects": [9]},
+    {"light_state": "off", "objects": [12]},
+    {"light_state": "on", "objects": [20, 21, 12]},
+    {"light_state": "off", "objects": [13, 12]},
+    {"light_state": "no", "objects": [20], "label": 1, "type": "potential"},
+    {"light_state": "no", "objects": [9], "label": 0, "type": "screen_off"},
+    {"light_state": "no", "objects": [12, 20, 21], "label": 2, "type": "indirect", "ref": 3},
+    {"light_state": "no", "objects": [13, 12, 4], "label": 2, "type": "direct", "ref": 5},
+]
+
+
+def write(root: Path, split: str, value: Any) -> None:
+    text = value if isinstance(value, str) else json.dumps(value, indent=4)
+    (root / "config" / f"{split}.json").write_text(text)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for folder in ("config", "images"):
+        (tmp_path / folder).mkdir()
+    return tmp_path
+
+
+def test_four_clips_per_problem(root: Path) -> None:
+    write(root, "test", [PROBLEM] * 13)
+    data: Dataset = Acre(root)
+    assert (data.task, data.num_classes, data.multi_label) == ("acre", 3, False)
+    assert (data.splits, data.curve_split) == (("train", "test", "val"), "val")
+    clips = data.clips("test")
+    assert len(clips) == 52
+    assert clips[48:] == [
+        Clip("ACRE_test_000012_06", "ACRE_test_000012", 1, (0, 1, 2, 3, 4, 5, 6)),
+        Clip("ACRE_test_000012_07", "ACRE_test_000012", 0, (0, 1, 2, 3, 4, 5, 7)),
+        Clip("ACRE_test_000012_08", "ACRE_test_000012", 2, (0, 1, 2, 3, 4, 5, 8)),
+        Clip("ACRE_test_000012_09", "ACRE_test_000012", 2, (0, 1, 2, 3, 4, 5, 9)),
+    ]
+    assert [data.describe(label) for label in range(3)] == [
+        "the machine is off",
+        "undetermined",
+        "the machine is on",
+    ]
+
+
+def test_media_of_the_splits_that_are_there(root: Path) -> None:
+    write(root, "train", [PROBLEM] * 2)
+    write(root, "test", [PROBLEM])
+    data = Acre(root)
+    media = data.media()
+    assert [m.name for m in media] == ["ACRE_test_000000", "ACRE_train_000000", "ACRE_train_000001"]
+    names = [f"ACRE_train_000001_{panel:02d}.png" for panel in range(10)]
+    assert media[2].files == tuple(root / "images" / name for name in names)
+    assert {clip.media for clip in data.clips("train")} == {m.name for m in media[1:]}
+    with pytest.raises(UserError, match=r"val\.json: no such file; accepted: config/<split>\.json"):
+        data.clips("val")
+
+
+def test_queries_by_clip(root: Path) -> None:
+    write(root, "val", [PROBLEM, PROBLEM])
+    queries = Acre(root).queries("val")
+    assert list(queries) == [clip.name for clip in Acre(root).clips("val")]
+    assert [queries[f"ACRE_val_000001_{q:02d}"] for q in range(6, 10)] == [
+        Query(1, 6 + i, kind)
+        for i, kind in enumerate(("potential", "screen_off", "indirect", "direct"))
+    ]
+    assert TYPES == ("direct", "indirect", "screen_off", "potential")
+
+
+def test_what_counting_scores(root: Path) -> None:
+    write(root, "test", [PROBLEM, PROBLEM])
+    data = Acre(root)
+    clips = data.clips("test")[::-1]
+    names, labels = [clip.name for clip in clips], torch.tensor([clip.label for clip in clips])
+    # With 20 the machine was on once of one time, with 9 once of two, with 4 always; 12 and 13 were
+    # never or seldom there when it was.
+    groups, right = counting_guess(data, "test", names, labels)
+    scores = groups["all"]
+    assert right.mean() == 0.5
+    assert {name: score.value for name, score in scores.items()} == {
+        "query": 0.5, "problem": 0, "direct": 1, "indirect": 1, "screen_off": 0, "potential": 0,
+    }  # fmt: skip
+    assert scores["query"].chance == pytest.approx(1 / 3)
+
+
+def test_what_an_object_id_means() -> None:
+    everything = object_table("iid", "train")
+    assert len(set(everything)) == 48
+    assert everything[0] == ("cube", "gray", "rubber")
+    assert everything[1] == ("cube", "gray", "metal")
+    assert everything[16] == ("cylinder", "gray", "rubber")
+    assert everything[47] == ("sphere", "yellow", "metal")
+    for split in ("train", "val", "test"):
+        assert object_table("iid", split) == object_table("sys", split) == everything
+
+
+def test_comp_trains_and_tests_on_other_objects() -> None:
+    train, test = object_table("comp", "train"), object_table("comp", "test")
+    assert object_table("comp", "val") == test
+    assert (len(train), len(test), len(set(train) | set(test))) == (24, 24, 48)
+    assert [train[i] for i in (0, 3, 8, 15, 16, 23)] == [
+        ("cube", "gray", "rubber"),
+        ("cube", "blue", "metal"),
+        ("cylinder", "red", "rubber"),
+        ("cylinder", "cyan", "metal"),
+        ("sphere", "gray", "rubber"),
+        ("sphere", "yellow", "rubber"),
+    ]
+    assert [test[i] for i in (0, 3, 8, 15, 16, 23)] == [
+        ("cube", "red", "rubber"),
+        ("cube", "green", "metal"),
+        ("cylinder", "gray", "rubber"),
+        ("cylinder", "yellow", "metal"),
+        ("sphere", "gray", "metal"),
+        ("sphere", "yellow", "metal"),
+    ]
+
+
+def test_an_interventional_query_may_lack_its_reference(root: Path) -> None:
+    problem = copy.deepcopy(PROBLEM)
+    del problem[8]["ref"]
+    write(root, "test", [problem])
+    assert [panel.ref for panel in Acre(root).problems("test")[0][8:]] == [None, 5]
+
+
+def change(panel: int, key: str, value: Any) -> Callable[[list[Any]], None]:
+    def apply(problem: list[Any]) -> None:
+        problem[panel][key] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (lambda p: p.pop(), "9 panels; accepted: a list of 10 panels"),
+        (lambda p: p.append(p[0]), "11 panels"),
+        (lambda p: p.__setitem__(3, [1]), "panel 3: not a panel with light_state and objects"),
+        (lambda p: p[5].pop("objects"), "panel 5: objects None; accepted: a list of ids from 0"),
+        (change(4, "objects", []), r"panel 4: objects \[\]"),
+        (change(4, "objects", [48]), r"panel 4: objects \[48\]; .* to 47"),
+        (change(4, "objects", [True]), r"panel 4: objects \[True\]"),
+        (change(4, "objects", "12"), "panel 4: objects '12'"),
+        (change(0, "light_state", "no"), "panel 0: light_state 'no'; accepted: on or off"),
+        (change(0, "light_state", ["on"]), r"panel 0: light_state \['on'\]"),
+        (change(6, "light_state", "on"), "panel 6: light_state 'on'; accepted: no"),
+        (lambda p: p[7].pop("label"), "panel 7: label None; accepted: 0, 1 or 2"),
+        (change(7, "label", 3), "panel 7: label 3"),
+        (change(7, "label", -1), "panel 7: label -1"),
+        (change(7, "label", True), "panel 7: label True"),
+        (change(9, "type", "blocked"), "panel 9: type 'blocked'; accepted: direct, indirect"),
+        (change(9, "type", {}), "panel 9: type {}"),
+        (change(8, "ref", 0), "panel 8: ref 0; accepted: number of an off panel"),
+        (change(8, "ref", 6), "panel 8: ref 6"),
+        (change(8, "ref", "3"), "panel 8: ref '3'"),
+    ],
+)
+def test_a_bad_problem_is_named(root: Path, damage: Callable[[Any], Any], what: str) -> None:
+    problem = copy.deepcopy(PROBLEM)
+    damage(problem)
+    write(root, "test", [PROBLEM, problem])
+    with pytest.raises(UserError, match=rf"test\.json, problem 1(, |: ){what}") as caught:
+        Acre(root).clips("test")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", "not a JSON file"),
+        ("[[{]", "not a JSON file"),
+        ("[" * 100_000, "not a JSON file"),
+        ("[]", "holds no problem; accepted: a list of problems"),
+        ("{}", "holds no problem"),
+        ("[{}]", "problem 0: no list of panels; accepted: a list of 10 panels"),
+    ],
+)
+def test_bad_files(root: Path, text: str, what: str) -> None:
+    write(root, "train", text)
+    with pytest.raises(UserError, match=rf"train\.json.*{what}") as caught:
+        Acre(root).clips("train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_text(root: Path) -> None:
+    (root / "config" / "train.json").write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(UserError, match="not a JSON file"):
+        Acre(root).clips("train")
+
+
+def test_missing_folders_unknown_splits_and_tasks(root: Path) -> None:
+    with pytest.raises(UserError, match="no such folder; accepted: a regime of ACRE"):
+        Acre(root / "none")
+    with pytest.raises(UserError, match="task: 'localize' is not acre"):
+        Acre(root, "localize")
+    with pytest.raises(UserError, match="'dev' is not one of train, test, val"):
+        Acre(root).clips("dev")
+    with pytest.raises(UserError, match=r"has none of train\.json"):
+        Acre(root).media()
+    (root / "images").rmdir()
+    with pytest.raises(UserError, match="has no folder images/; accepted: a regime of ACRE"):
+        Acre(root)

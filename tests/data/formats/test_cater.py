@@ -1,0 +1,134 @@
+"""The CATER reader and the traps in CATER's files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ivcl_fast.data.dataset import Clip, Media
+from ivcl_fast.data.formats.cater import TASKS, Cater
+from ivcl_fast.errors import UserError
+
+
+@pytest.fixture
+def root(tmp_path):
+    for folder in ("videos", "scenes", "lists"):
+        (tmp_path / folder).mkdir()
+    return tmp_path
+
+
+def write_list(root, text: str, task: str = "localize", split: str = "train") -> None:
+    folder = root / "lists" / task
+    folder.mkdir(exist_ok=True)
+    (folder / f"{split}.txt").write_text(text)
+
+
+def test_bare_names_and_full_paths(root):
+    """Released lists hold names; fresh ones the paths of another machine, spaces and all."""
+    write_list(root, "CATER_new_000001.avi 7\n/home/me/my data/images/CLEVR_new_000002.avi 35\n")
+    assert Cater(root).clips("train") == [
+        Clip("CATER_new_000001", "CATER_new_000001", 7),
+        Clip("CLEVR_new_000002", "CLEVR_new_000002", 35),
+    ]
+
+
+def test_several_labels_and_none(root, caplog):
+    caplog.set_level("INFO")
+    write_list(root, "a.avi 2,8,9,13\nb.avi \nc.avi\n\nd.avi 0\n", "actions_present")
+    data = Cater(root, "actions_present")
+    assert data.multi_label
+    assert [(c.name, c.label) for c in data.clips("train")] == [("a", (2, 8, 9, 13)), ("d", (0,))]
+    assert "2 items without a label left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("task", "classes"),
+    [
+        ("localize", 36),
+        ("localize_4x4", 16),
+        ("localize_8x8", 64),
+        ("actions_present", 14),
+        ("actions_order_uniq", 301),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "val", "train_subsetT", "train_subsetV"])
+def test_tasks_and_splits(root, task, classes, split):
+    write_list(root, f"x.avi {classes - 1}\ny.avi 0\n", task, split)
+    data = Cater(root, task)
+    assert data.num_classes == classes
+    label = (classes - 1,) if data.multi_label else classes - 1
+    assert data.clips(split)[0].label == label
+    write_list(root, f"x.avi {classes}\n", task, split)
+    with pytest.raises(UserError, match=rf"line 1: label '{classes}' .* 0 to {classes - 1}"):
+        data.clips(split)
+    assert len(TASKS) == 5
+
+
+def test_windows_line_ends(root):
+    (root / "lists" / "localize").mkdir()
+    (root / "lists" / "localize" / "val.txt").write_bytes(b"a.avi 3\r\nb.avi 4\r\n")
+    assert [clip.label for clip in Cater(root).clips("val")] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", "lists no video"),
+        ("\n \n", "lists no video"),
+        ("a.avi\n", "lists no video"),
+        ("a.avi 1\nb.avi x\n", r"line 2: label 'x' is not a class"),
+        ("a.avi -1\n", r"line 1: label '-1' is not a class"),
+        ("a.avi 1,2\n", "line 1: 2 labels; localize has one per video"),
+        ("a.avi 1,\n", "line 1: label '1,' is not a class"),
+        ("a.avi 1 2\n", r"line 1: 'a.avi 1 2' is not '<video file>.avi <label>"),
+        ("a.mp4 1\n", r"line 1: 'a.mp4 1' is not"),
+    ],
+)
+def test_bad_lists(root, text, what):
+    write_list(root, text)
+    with pytest.raises(UserError, match=what) as caught:
+        Cater(root).clips("train")
+    assert "\n" not in str(caught.value)
+    assert "train.txt" in str(caught.value)
+
+
+def test_missing_folders_and_lists(root, tmp_path):
+    with pytest.raises(UserError, match="no such folder; accepted: a CATER package"):
+        Cater(tmp_path / "none")
+    with pytest.raises(UserError, match="'localise' is not one of localize, localize_4x4"):
+        Cater(root, "localise")
+    with pytest.raises(UserError, match=r"no such list; accepted: lists/<task>/<split>\.txt"):
+        Cater(root).clips("val")
+    with pytest.raises(UserError, match="'test' is not one of train, val"):
+        Cater(root).clips("test")
+    with pytest.raises(UserError, match="no list names a video"):
+        Cater(root).media()
+    (root / "videos").rmdir()
+    with pytest.raises(UserError, match="has no folder videos/"):
+        Cater(root)
+
+
+def test_the_videos_of_all_lists(root):
+    write_list(root, "b.avi 1\na.avi 2\n")
+    write_list(root, "/x/c.avi 1\n", split="val")
+    write_list(root, "a.avi 1,2\nd.avi\n", "actions_present")
+    assert Cater(root).media() == [Media(n, (root / "videos" / f"{n}.avi",)) for n in "abcd"]
+
+
+def test_scenes(root):
+    scene = {"objects": [], "movements": {}}
+    (root / "scenes" / "a.json").write_text(json.dumps(scene))
+    (root / "scenes" / "b.json").write_text("{")
+    data = Cater(root)
+    assert data.scene("a") == scene
+    with pytest.raises(UserError, match=r"b\.json: not a JSON file"):
+        data.scene("b")
+    with pytest.raises(UserError, match=r"c\.json: no such scene"):
+        data.scene("c")
+
+
+def test_classes_in_words(root):
+    assert Cater(root).describe(7) == "cell 7 (column 1, row 1)"
+    assert Cater(root, "actions_present").describe(3) == "snitch: pick place"
+    assert Cater(root).splits[:2] == ("train", "val")

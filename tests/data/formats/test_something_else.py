@@ -1,0 +1,305 @@
+"""The Something-Else reader and the traps in its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ivcl_fast.data.dataset import Clip, Dataset, Media
+from ivcl_fast.data.formats.boxes import Boxes
+from ivcl_fast.data.formats.something_else import TASKS, SomethingElse
+from ivcl_fast.errors import UserError
+
+# As in the data set, the order of the classes is neither that of the file nor the alphabet's.
+LABELS = {"Moving something up": 2, "Something falling like a rock": 0, "Closing something": 1}
+UP, ROCK, CLOSING = (
+    "Moving [something] up",
+    "[Something] falling like a rock",
+    "Closing [something]",
+)
+FILES = {
+    "compositional": ("compositional", "train", "validation", "labels"),
+    "compositional_shuffled": ("compositional_shuffled", "train", "validation", "labels"),
+    "compositional_oneobject": ("compositional_oneobject", "train", "validation", "labels"),
+    "fewshot_base": ("fewshot", "base_training_set", "base_validation_set", "base_labels"),
+    "fewshot_5shot": (
+        *("fewshot", "finetune_5shot_training", "finetune_5shot_validation"),
+        "finetune_labels",
+    ),
+    "fewshot_10shot": (
+        *("fewshot", "finetune_10shot_train", "finetune_10shot_validation"),
+        "finetune_labels",
+    ),
+}
+
+
+def entry(name: Any, template: str, **more: Any) -> dict[str, Any]:
+    return {"id": name, "template": template, "label": "", "placeholders": ["a box"], **more}
+
+
+TRAIN = [entry("203403", UP, new_placeholdes=[""]), entry("2", ROCK)]
+VALIDATION = [entry(17, CLOSING), entry("2003", ROCK)]
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def write_task(
+    root: Path,
+    task: str = "compositional",
+    train: Any = TRAIN,
+    validation: Any = VALIDATION,
+    labels: Any = LABELS,
+    parent: str = "dataset_splits",
+) -> None:
+    folder, *names = FILES[task]
+    for name, content in zip(names, (train, validation, labels), strict=True):
+        write(root / parent / folder / f"{name}.json", content)
+
+
+@pytest.mark.parametrize("parent", ["dataset_splits", "code/dataset_splits"])
+@pytest.mark.parametrize("task", FILES)
+def test_tasks(tmp_path: Path, task: str, parent: str) -> None:
+    write_task(tmp_path, task, parent=parent)
+    data: Dataset = SomethingElse(tmp_path, task)
+    assert data.splits == ("train", "validation")
+    assert (data.root, data.task, data.num_classes, data.multi_label) == (tmp_path, task, 3, False)
+    assert data.clips("train") == [Clip("203403", "203403", 2), Clip("2", "2", 0)]
+    assert data.clips("validation") == [Clip("17", "17", 1), Clip("2003", "2003", 0)]
+    assert [data.describe(label) for label in range(3)] == [
+        "Something falling like a rock",
+        "Closing something",
+        "Moving something up",
+    ]
+    assert set(FILES) | {"something_v2"} == set(TASKS)
+
+
+@pytest.mark.parametrize("prefix", ["", "something-something-v2-"])
+@pytest.mark.parametrize("folder", ["", "annotations", "labels"])
+def test_plain_something_something(tmp_path: Path, folder: str, prefix: str) -> None:
+    """Its label file holds the classes as strings."""
+    write(tmp_path / folder / f"{prefix}train.json", TRAIN)
+    write(tmp_path / folder / f"{prefix}validation.json", VALIDATION)
+    write(tmp_path / folder / f"{prefix}labels.json", {k: str(v) for k, v in LABELS.items()})
+    data = SomethingElse(tmp_path, "something_v2")
+    assert [clip.label for clip in data.clips("train")] == [2, 0]
+
+
+def test_alphabetical_order(tmp_path: Path) -> None:
+    write_task(tmp_path)
+    data = SomethingElse(tmp_path, label_order="alphabetical")
+    assert [data.describe(label) for label in range(3)] == sorted(LABELS)
+    assert [clip.label for clip in data.clips("train")] == [1, 2]
+
+
+def test_media_are_the_videos_of_both_splits(tmp_path: Path) -> None:
+    """Sorted by name, whether or not they are there; videos win over frames."""
+    write_task(tmp_path)
+    videos = tmp_path / "20bn-something-something-v2"
+    expected = [Media(n, (videos / f"{n}.webm",)) for n in ("17", "2", "2003", "203403")]
+    assert SomethingElse(tmp_path).media() == expected
+    (tmp_path / "frames").mkdir()
+    videos.mkdir()
+    assert SomethingElse(tmp_path).media() == expected
+
+
+def test_frames_instead_of_videos(tmp_path: Path) -> None:
+    """Counted from 1; a missing frame keeps its place; without any, the first one is asked for."""
+    write_task(tmp_path)
+    frames = tmp_path / "frames"
+    for name in ("2/0001.jpg", "2/0002.jpg", "2/0004.jpg", "2/DONE", "2/0005.png", "17/x.jpg"):
+        write(frames / name, "")
+    media = {
+        m.name: [str(f.relative_to(frames)) for f in m.files]
+        for m in SomethingElse(tmp_path).media()
+    }
+    assert media == {
+        "17": ["17/0001.jpg"],
+        "2": ["2/0001.jpg", "2/0002.jpg", "2/0003.jpg", "2/0004.jpg"],
+        "2003": ["2003/0001.jpg"],
+        "203403": ["203403/0001.jpg"],
+    }
+
+
+def test_repeated_entries(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    write_task(tmp_path, train=[*TRAIN, TRAIN[1]])
+    assert [clip.name for clip in SomethingElse(tmp_path).clips("train")] == ["203403", "2"]
+    assert "1 repeated entries left out" in caplog.text
+    write_task(tmp_path, train=[*TRAIN, entry("2", UP)])
+    with pytest.raises(UserError, match=r"train\.json: id 2 is there with two templates"):
+        SomethingElse(tmp_path).clips("train")
+
+
+@pytest.mark.parametrize(
+    ("train", "what"),
+    [
+        ([], "lists no video"),
+        ({}, r"not a list; accepted: \{"),
+        ("[{", "not a JSON file"),
+        ("\xff", "not a JSON file"),
+        ([TRAIN[0], 3], "entry 1: not"),
+        ([TRAIN[0], {"id": "1"}], "entry 1: not"),
+        ([{"template": UP}], "entry 0: not"),
+        ([entry("5", "Eating [something]")], r"id 5: template 'Eating \[something\]' has no label"),
+        ([entry("../x", UP)], r"entry 0: id '\.\./x' is not"),
+        ([entry("a/b", UP)], "entry 0: id 'a/b' is not"),
+        ([entry("", UP)], "entry 0: id '' is not"),
+        ([entry("..", UP)], r"entry 0: id '\.\.' is not"),
+        ([entry(True, UP)], "entry 0: id True is not"),
+        ([entry(1.5, UP)], r"entry 0: id 1\.5 is not"),
+    ],
+)
+def test_bad_splits(tmp_path: Path, train: Any, what: str) -> None:
+    write_task(tmp_path, train=train)
+    with pytest.raises(UserError, match=what) as caught:
+        SomethingElse(tmp_path).clips("train")
+    assert "\n" not in str(caught.value)
+    assert "train.json" in str(caught.value)
+
+
+def test_ids_never_lead_outside(tmp_path: Path) -> None:
+    write_task(tmp_path, validation=[entry("../../secret", UP)])
+    with pytest.raises(UserError, match=r"validation\.json, entry 0"):
+        SomethingElse(tmp_path).media()
+
+
+@pytest.mark.parametrize(
+    ("labels", "what"),
+    [
+        ([], "not a dict from templates to classes"),
+        ({"a": None}, "not a dict from templates to classes"),
+        ({"a": "x"}, "not a dict from templates to classes"),
+        ({}, "0 templates do not have"),
+        ({"a": 0, "b": 2}, "2 templates do not have the classes 0 to 1, each once"),
+        ({"a": 1, "b": 2}, "2 templates do not have"),
+        ({"a": 0, "b": 0}, "2 templates do not have"),
+    ],
+)
+def test_bad_labels(tmp_path: Path, labels: Any, what: str) -> None:
+    write_task(tmp_path, labels=labels)
+    with pytest.raises(UserError, match=what):
+        SomethingElse(tmp_path)
+
+
+def test_missing_files_and_wrong_names(tmp_path: Path) -> None:
+    write_task(tmp_path)
+    with pytest.raises(UserError, match="no such folder; accepted: a Something-Else folder"):
+        SomethingElse(tmp_path / "none")
+    with pytest.raises(UserError, match="'composed' is not one of compositional, "):
+        SomethingElse(tmp_path, "composed")
+    with pytest.raises(UserError, match="'random' is not one of file, alphabetical"):
+        SomethingElse(tmp_path, label_order="random")  # type: ignore[arg-type]
+    with pytest.raises(
+        UserError, match=r"fewshot_5shot; accepted: dataset_splits/fewshot/finetune_labels\.json or"
+    ):
+        SomethingElse(tmp_path, "fewshot_5shot")
+    with pytest.raises(UserError, match="'val' is not one of train, validation"):
+        SomethingElse(tmp_path).clips("val")
+
+
+# --- Boxes ---------------------------------------------------------------------------------------
+
+
+def box(x1: Any, y1: Any, x2: Any, y2: Any, what: str) -> dict[str, Any]:
+    return {
+        "box2d": {"x1": x1, "x2": x2, "y1": y1, "y2": y2},
+        "category": "a pillow",
+        "standard_category": what,
+        "gt_annotation": "object 0",
+    }
+
+
+def frame(name: str, *labels: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "nr_instances": len(labels), "gt_placeholders": ["x"], "labels": labels}
+
+
+FRAMES = [
+    frame("2/0003.jpg"),
+    frame("2/0001.jpg", box(97.5, 11.5, 427, 239.5, "0000"), box(210, 78, 345, 209.25, "hand")),
+]
+
+
+def test_boxes_of_several_files(tmp_path: Path) -> None:
+    """Frames come in order, 1-based names as indices; a video without boxes is normal."""
+    write(tmp_path / "bounding_box_smthsmth_part1.json", {"2": FRAMES, "30": []})
+    # A noun may hold anything, even what looks like a video.
+    nasty = box(0, 0, 1, 1, "0001") | {"category": '"7": [{'}
+    write(
+        tmp_path / "bounding_box_smthsmth_part2.json",
+        json.dumps({"5": [frame("5/0012.jpg", nasty)]}, indent=2) + "\n",
+    )
+    write_task(tmp_path)
+    boxes = SomethingElse(tmp_path).boxes()
+    assert len(boxes) == 3
+    assert "5" in boxes
+    assert "7" not in boxes
+    assert boxes.frames("7") is None
+    assert boxes.frames("30") == []
+    first, third = boxes.frames("2") or []
+    assert (first.frame, third.frame) == (0, 2)
+    assert first.categories == ("0000", "hand")
+    assert first.corners.dtype == np.float32
+    assert first.corners.tolist() == [[97.5, 11.5, 427, 239.5], [210, 78, 345, 209.25]]
+    assert (third.categories, third.corners.shape) == ((), (0, 4))
+    (only,) = boxes.frames("5") or []
+    assert (only.frame, only.categories) == (11, ("0001",))
+
+
+def test_the_last_file_counts(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write(tmp_path / f"{number}.json", {"2": [frame(f"2/000{number}.jpg")]})
+    (only,) = Boxes([tmp_path / "1.json", tmp_path / "2.json"]).frames("2") or []
+    assert only.frame == 1
+
+
+@pytest.mark.parametrize(
+    ("frames", "what"),
+    [
+        ([3], "video 2, entry 0: malformed"),
+        ([{"name": "2/0001.jpg"}], "video 2, entry 0: malformed"),
+        ([FRAMES[0], frame("2/0001.jpg", {"box2d": {}})], "video 2, entry 1: malformed"),
+        ([frame("2/0001.jpg", box("left", 0, 1, 1, "hand"))], "video 2, entry 0: malformed"),
+        ([frame("2/0000.jpg")], "name '2/0000.jpg' is not '2/<frame from 0001>.jpg'"),
+        ([frame("3/0001.jpg")], "name '3/0001.jpg' is not"),
+        ([frame("2/a.jpg")], "name '2/a.jpg' is not"),
+        ([frame("2/0001.jpg", box(5, 0, 4, 1, "hand"))], "finite x1 <= x2 and y1 <= y2"),
+        ([frame("2/0001.jpg", box(0, 0, float("nan"), 1, "hand"))], "finite x1 <= x2"),
+        ([frame("2/0001.jpg", box(0, 0, float("inf"), 1, "hand"))], "finite x1 <= x2"),
+    ],
+)
+def test_bad_boxes(tmp_path: Path, frames: Any, what: str) -> None:
+    write(tmp_path / "boxes.json", {"1": [], "2": frames})
+    boxes = Boxes([tmp_path / "boxes.json"])
+    assert boxes.frames("1") == []
+    with pytest.raises(UserError, match=what) as caught:
+        boxes.frames("2")
+    assert "boxes.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_box_files(tmp_path: Path) -> None:
+    write_task(tmp_path)
+    with pytest.raises(UserError, match=r"has no bounding_box_smthsmth\*\.json"):
+        SomethingElse(tmp_path).boxes()
+    path = tmp_path / "annotations" / "bounding_box_smthsmth.json"
+    for text in ("", "[]", json.dumps({"2": FRAMES})[:-20]):
+        write(path, text)
+        with pytest.raises(UserError, match="empty" if not text else "truncated"):
+            SomethingElse(tmp_path).boxes()
+    write(path, LABELS)
+    with pytest.raises(UserError, match="holds no video"):
+        SomethingElse(tmp_path).boxes()
+    write(path, "{}")
+    assert len(SomethingElse(tmp_path).boxes()) == 0
+    write(path, '{"2": [{"name": }]}')
+    with pytest.raises(UserError, match="video 2: not JSON"):
+        SomethingElse(tmp_path).boxes().frames("2")
+    with pytest.raises(UserError, match="cannot be read"):
+        Boxes([tmp_path / "none.json"])

@@ -1,0 +1,260 @@
+"""Building a store under bad conditions: several processes, crashes, hangs, full disks, kills."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.patches import unpatchify
+from ivcl_fast.data.store import build as building
+from ivcl_fast.data.store import index, shards
+from ivcl_fast.data.store.build import build_store
+from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.data.store.locks import locked
+from ivcl_fast.data.store.shards import ShardTask, build_shard, finished_shard
+from ivcl_fast.errors import UserError
+from tests.data.store.test_frame_store import contents
+from tests.support.painted import (
+    VP9,
+    media,
+    numbers,
+    picture,
+    write_images,
+    write_painted,
+    write_video,
+)
+
+SIZES = 32, 8
+FRAME_BYTES = 3 * 32**2
+SHARD_BYTES = 40 * FRAME_BYTES
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> list[Media]:
+    folder = tmp_path_factory.mktemp("videos")
+    return [media(write_painted(folder / f"v{i:02d}.avi", i, 8 + i % 5)) for i in range(24)]
+
+
+def build(videos, out, workers=1, **options) -> FrameStore:
+    return build_store(videos, out, *SIZES, "pyav", workers, shard_bytes=SHARD_BYTES, **options)
+
+
+@pytest.fixture(scope="module")
+def built(videos, tmp_path_factory) -> FrameStore:
+    return build(videos, tmp_path_factory.mktemp("stores") / "store")
+
+
+def test_every_kind_of_media_in_one_store(tmp_path):
+    pictures = [picture(3, i) for i in range(12)]
+    everything = [
+        media(write_painted(tmp_path / "motion.avi", 1, 9)),
+        media(write_video(tmp_path / "web.webm", pictures, "libvpx-vp9", **VP9)),
+        media(write_video(tmp_path / "phone.mp4", pictures, "libx264")),
+        write_images(tmp_path, "png", 4, 10),
+        write_images(tmp_path, "jpg", 5, 3, ".jpg"),
+    ]
+    store = build(everything, tmp_path / "store")
+    found = {
+        n: numbers(unpatchify(store.rows(n, range(store.num_frames(n))), 8)) for n in store.names
+    }
+    assert found == {
+        "motion": [(1, i) for i in range(9)],
+        "web": [(3, i) for i in range(12)],
+        "phone": [(3, i) for i in range(12)],
+        "png": [(4, i) for i in range(10)],
+        "jpg": [(5, i) for i in range(3)],
+    }
+
+
+# --- several processes --------------------------------------------------------------------------
+
+BUILD = """
+import sys
+from pathlib import Path
+from ivcl_fast.data.store.build import build_store
+from ivcl_fast.data.dataset import Media
+
+if __name__ == "__main__":
+    paths = [Path(line) for line in Path(sys.argv[1]).read_text().split()]
+    videos = [Media(path.stem, (path,)) for path in paths]
+    out, workers = Path(sys.argv[2]), int(sys.argv[3])
+    build_store(videos, out, 32, 8, "pyav", workers, shard_bytes=40 * 3 * 32**2)
+"""
+
+
+def start_build(videos, folder: Path, workers: int, **environment: str) -> subprocess.Popen:
+    script, listed = folder / "build.py", folder / "videos.txt"
+    script.write_text(BUILD)
+    listed.write_text("\n".join(str(one.files[0]) for one in videos))
+    return subprocess.Popen(
+        [sys.executable, script, listed, folder / "store", str(workers)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_ranks_build_one_store_together(videos, built, tmp_path):
+    ranks = [
+        start_build(videos, tmp_path, 1, RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+        for rank in range(2)
+    ]
+    for process in ranks:
+        _, error = process.communicate()
+        assert process.returncode == 0, error
+    assert contents(tmp_path / "store") == contents(built.path)
+
+
+def test_a_shard_in_another_hand_is_waited_for(videos, built, tmp_path, monkeypatch):
+    """And taken over when that process is gone."""
+    waits = []
+    other = ExitStack()
+    other.enter_context(locked(tmp_path / "shard-00003.lock"))
+
+    def end_of_the_other(seconds: float) -> None:
+        waits.append({path.name for path in tmp_path.glob("*.u8")})
+        other.close()
+
+    monkeypatch.setattr(building.time, "sleep", end_of_the_other)
+    build(videos, tmp_path)
+    everything = {path.name for path in built.path.glob("*.u8")}
+    assert waits == [everything - {"shard-00003.u8"}]
+    assert contents(tmp_path) == contents(built.path)
+
+
+def test_the_other_process_may_finish_the_store(videos, built, tmp_path, monkeypatch):
+    """Between this one's plan and its first shard: nothing is built twice."""
+    build_shards = building._build_shards
+
+    def after_the_other(*arguments) -> None:
+        monkeypatch.setattr(building, "_build_shards", build_shards)
+        build(videos, tmp_path)
+        monkeypatch.setattr(shards, "_build", lambda *_: pytest.fail("built twice"))
+        build_shards(*arguments)
+
+    monkeypatch.setattr(building, "_build_shards", after_the_other)
+    build(videos, tmp_path)
+    assert contents(tmp_path) == contents(built.path)
+
+
+def test_a_shard_of_a_finished_store_is_left_alone(videos, built, tmp_path, monkeypatch):
+    """Its record is gone by then, and a process that was slow has still to come to it."""
+    build(videos, tmp_path)
+    before = contents(tmp_path)
+    task = ShardTask(tmp_path / "shard-00000.u8", tuple(videos[:1]), (8,), ("pyav",), *SIZES)
+    monkeypatch.setattr(shards, "_build", lambda *_: pytest.fail("built again"))
+    build_shard(task, lambda _: None)
+    assert contents(tmp_path) == before
+
+
+def kill_at(moment: float, videos, folder: Path) -> None:
+    """Kill -9 a parallel build, workers and all, so many seconds after its plan was there."""
+    process = start_build(videos, folder, 2)
+    while not (folder / "store" / "plan.json").exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.001)
+    time.sleep(moment)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_at_a_random_moment(videos, built, tmp_path, seed):
+    kill_at(random.Random(seed).uniform(0, 0.05), videos, tmp_path)
+    build(videos, tmp_path / "store")
+    assert contents(tmp_path / "store") == contents(built.path)
+
+
+# --- crashes, hangs and full disks --------------------------------------------------------------
+
+
+class BadDecoder:
+    """Does to its process what broken files do to native decoders."""
+
+    def decode(self, one: Media):
+        if one.name == "v05":
+            time.sleep(1000)
+        if one.name == "v11":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return make_decoder("pyav", SIZES[0]).decode(one)
+
+
+def build_with_bad_decoder(task, report):
+    shards.make_decoder = lambda *_: BadDecoder()  # type: ignore[assignment]
+    return build_shard(task, report)
+
+
+def test_decoders_that_hang_or_crash_cost_their_files_only(videos, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(building, "build_shard", build_with_bad_decoder)
+    seen: list[tuple[int, int]] = []
+    store = build(videos, tmp_path, 2, stall_seconds=2, progress=lambda *now: seen.append(now))
+    assert store.bad_files == {
+        "v05": "decoding it failed twice: nothing came of it for 2 seconds",
+        "v11": "decoding it failed twice: its process died (SIGSEGV)",
+    }
+    good = [one for one in videos if one.name not in store.bad_files]
+    assert store.names == [one.name for one in good]
+    for one in good:
+        frames = unpatchify(store.rows(one.name, range(store.num_frames(one.name))), 8)
+        np.testing.assert_array_equal(frames, make_decoder("pyav", 32).decode(one).numpy())
+    assert caplog.text.count("v05.avi: decoding it failed") == 2
+    assert seen[-1][0] == seen[-1][1]
+    store.verify()
+
+
+def test_a_file_that_hangs_when_it_is_opened(videos, tmp_path):
+    """A named pipe never opens: the index gives up on it, and names it."""
+    os.mkfifo(tmp_path / "pipe.avi")
+    listed = [*videos[:3], media(tmp_path / "pipe.avi")]
+    store = build(listed, tmp_path / "store", 2, stall_seconds=2)
+    assert store.names == ["v00", "v01", "v02"]
+    assert store.bad_files == {"pipe": "decoding it failed twice: nothing came of it for 2 seconds"}
+
+
+def test_a_loss_behind_the_last_file_is_nobodys_fault(videos):
+    task = index.ProbeTask(tuple(videos[:2]))
+    with pytest.raises(RuntimeError, match="was lost: out of memory"):
+        index.SecondChance()(index.Lost(task, (1, 1), "out of memory"))
+
+
+def test_a_full_disk_leaves_what_can_go_on(videos, built, tmp_path):
+    """A limit on the size of files stands for the disk; it is real to the operating system."""
+    everything = sum(built.num_frames(name) for name in built.names) * FRAME_BYTES
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    big = [*videos, media(write_painted(tmp_path / "v99.avi", 50, 90))]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SHARD_BYTES, hard))
+    try:
+        with pytest.raises(UserError) as caught:
+            build(big, tmp_path / "store")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    message = str(caught.value)
+    assert "File too large; the store needs 0.00 GB more and" in message
+    assert "the same command goes on from here" in message and "\n" not in message
+    finished = [path for path in (tmp_path / "store").glob("*.u8") if finished_shard(path)]
+    assert sum(path.stat().st_size for path in finished) == everything
+    assert not list((tmp_path / "store").glob("*.tmp"))
+    store = build(big, tmp_path / "store")
+    assert store.num_frames("v99") == 90
+
+
+def test_a_folder_that_cannot_be_written(videos, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match="store: cannot be written: Permission denied"):
+        build(videos, tmp_path / "store")

@@ -1,0 +1,192 @@
+"""What a video file holds, and which files are refused with which reason."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.decode.probe import VideoInfo, probe, read_images
+from ivcl_fast.data.store.index import index_media, saved_index, source_digest
+from ivcl_fast.errors import UserError
+from tests.support.painted import (
+    VP9,
+    media,
+    picture,
+    write_avi,
+    write_blender_avi,
+    write_images,
+    write_painted,
+    write_video,
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> bytes:
+    return write_painted(tmp_path_factory.mktemp("index") / "a.avi", 1, 9).read_bytes()
+
+
+def refused(tmp_path, contents: bytes) -> str:
+    path = tmp_path / "bad.avi"
+    path.write_bytes(contents)
+    with pytest.raises(VideoError) as caught:
+        read_images(media(path))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("write", [write_avi, write_blender_avi])
+def test_header_and_packets(tmp_path, write):
+    path = write(tmp_path / "a.avi", [picture(1, frame) for frame in range(9)])
+    info = probe(media(path))
+    assert (info.frames, info.codec, info.width, info.height) == (9, "mjpeg", 80, 60)
+    assert info.fps == pytest.approx(24, rel=1e-3)
+    jpegs = read_images(media(path))
+    assert len(jpegs) == 9
+    assert all(jpeg.startswith(b"\xff\xd8") for jpeg in jpegs)
+    assert read_images(media(path), np.array([8, 0, 8])) == [jpegs[8], jpegs[0], jpegs[8]]
+
+
+@pytest.mark.parametrize("wrong", [[9], [-1], [0, 100]])
+def test_frames_that_do_not_exist(tmp_path, wrong):
+    path = write_painted(tmp_path / "a.avi", 1, 9)
+    with pytest.raises(IndexError, match="frames 0 to 8"):
+        read_images(media(path), wrong)
+
+
+def test_missing_and_empty_files(tmp_path):
+    with pytest.raises(VideoError, match="No such file"):
+        probe(media(tmp_path / "none.avi"))
+    assert "empty (0 bytes)" in refused(tmp_path, b"")
+    with pytest.raises(VideoError, match="cannot be opened"):
+        probe(media(tmp_path))
+
+
+@pytest.mark.parametrize("keep", [4, 100, 0.3, 0.7, -2000, -40, -1])
+def test_truncated(tmp_path, whole, keep):
+    """Wherever the file was cut, it is refused: in its header, in a frame, in its index."""
+    size = int(len(whole) * keep) if isinstance(keep, float) else keep
+    reason = refused(tmp_path, whole[:size])
+    assert "truncated" in reason or "not a video file" in reason
+
+
+def test_writer_did_not_finish(tmp_path, whole):
+    assert "did not finish" in refused(tmp_path, whole[:4] + bytes(4) + whole[8:])
+
+
+def test_fewer_packets_than_declared(tmp_path, whole):
+    at = whole.index(b"strh") + 8 + 32  # the stream's length in frames
+    declared = (12).to_bytes(4, "little")
+    assert "truncated: 9 of 12 frames" in refused(tmp_path, whole[:at] + declared + whole[at + 4 :])
+
+
+def test_frame_cut_short(tmp_path, whole):
+    at = [match.start() for match in re.finditer(b"\xff\xd9", whole)][3]
+    assert "frame 3" in refused(tmp_path, whole[:at] + b"xx" + whole[at + 2 :])
+
+
+def test_not_a_video(tmp_path):
+    assert "not a video file" in refused(tmp_path, b"hello, this is no video" * 100)
+
+
+VIDEOS = [
+    ("a.webm", "libvpx-vp9", "vp9", VP9),
+    ("a.mkv", "libvpx-vp9", "vp9", {"deadline": "good", "auto-alt-ref": "1"}),
+    ("a.mp4", "libx264", "h264", {}),
+    ("a.mov", "libx265", "hevc", {"x265-params": "log-level=none"}),
+    ("a.mkv", "mjpeg", "mjpeg", {}),
+    ("a.avi", "mpeg4", "mpeg4", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "encoder", "codec", "options"), VIDEOS)
+@pytest.mark.parametrize("frames", [1, 2, 37])
+def test_frames_are_counted_whether_or_not_the_header_does(
+    tmp_path, name, encoder, codec, options, frames
+):
+    pictures = [picture(1, frame) for frame in range(frames)]
+    info = probe(media(write_video(tmp_path / name, pictures, encoder, **options)))
+    assert (info.frames, info.codec, info.width, info.height) == (frames, codec, 80, 60)
+
+
+@pytest.mark.parametrize(("name", "encoder", "codec", "options"), VIDEOS)
+@pytest.mark.parametrize("keep", [0.5, 0.95, -1])
+def test_a_missing_tail_is_noticed_in_every_container(
+    tmp_path, name, encoder, codec, options, keep
+):
+    pictures = [picture(1, frame) for frame in range(20)]
+    path = write_video(tmp_path / name, pictures, encoder, **options)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep) if keep > 0 else keep])
+    with pytest.raises(VideoError, match=r"truncated|not a video file"):
+        probe(media(path))
+
+
+def test_a_colon_in_a_relative_path(tmp_path, monkeypatch):
+    (tmp_path / "synthetic:cater").mkdir()
+    write_painted(tmp_path / "synthetic:cater" / "a.avi", 1, 3)
+    monkeypatch.chdir(tmp_path)
+    assert probe(media(Path("synthetic:cater/a.avi"))).frames == 3
+
+
+def test_variable_frame_rate_and_rotation(tmp_path):
+    pictures = [picture(1, frame) for frame in range(6)]
+    times = [0, 1, 5, 6, 20, 50]
+    path = write_video(tmp_path / "vfr.webm", pictures, "libvpx-vp9", times=times, **VP9)
+    assert probe(media(path)).frames == 6
+    for count in (1, 6):
+        path = write_video(tmp_path / "turned.mp4", pictures[:count], "libx264", rotation=90)
+        assert probe(media(path)) == VideoInfo(count, 24.0, "h264", 80, 60, rotation=1)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".png", "png"), (".jpg", "mjpeg")])
+def test_image_sequences(tmp_path, suffix, codec):
+    images = write_images(tmp_path, "p", 3, 5, suffix)
+    assert probe(images) == VideoInfo(5, 0.0, codec, 80, 60)
+    assert read_images(images, [4, 0]) == [images.files[i].read_bytes() for i in (4, 0)]
+    with pytest.raises(IndexError, match="frames 0 to 4"):
+        read_images(images, [5])
+    cut = images.files[2]
+    cut.write_bytes(cut.read_bytes()[:-20])
+    assert probe(images).frames == 5
+    with pytest.raises(VideoError, match=rf"p_02\{suffix} is not a complete JPEG or PNG image"):
+        read_images(images)
+    cut.write_bytes(b"")
+    with pytest.raises(VideoError, match=rf"p_02\{suffix} is empty"):
+        probe(images)
+    cut.unlink()
+    with pytest.raises(VideoError, match=rf"p_02\{suffix} cannot be opened: No such file"):
+        probe(images)
+    with pytest.raises(VideoError, match="its frames are missing"):
+        probe(Media("none", ()))
+
+
+def test_the_index_is_made_once(tmp_path, caplog):
+    good = [write_images(tmp_path, f"p{i}", i, 3) for i in range(3)]
+    listed = [*good, media(tmp_path / "gone.webm")]
+    seen: list[tuple[int, int]] = []
+    infos, bad = saved_index(listed, tmp_path / "index", 1, lambda *now: seen.append(now))
+    assert list(infos) == ["p0", "p1", "p2"]
+    assert bad == {"gone": "cannot be opened: No such file or directory"}
+    assert seen[-1] == (4, 4)
+    assert "1 of 4 videos cannot be used" in caplog.text
+    seen.clear()
+    assert saved_index(listed, tmp_path / "index", 1, lambda *now: seen.append(now)) == (infos, bad)
+    assert not seen
+    good[0].files[0].unlink()  # another data set now
+    assert len(saved_index(listed, tmp_path / "index", 1, lambda *_: None)[0]) == 2
+    assert index_media(listed, None, lambda _: None)[0].keys() == {"p1", "p2"}
+
+
+def test_the_digest_knows_names_and_sizes(tmp_path):
+    one, two = (write_images(tmp_path, f"p{i}", i, 2) for i in range(2))
+    digest = source_digest([one, two])
+    assert source_digest([one, two]) == digest != source_digest([two, one])
+    with one.files[1].open("ab") as file:
+        file.write(b"x")
+    assert source_digest([one, two]) != digest
+    with pytest.raises(UserError, match="two videos have the name p0"):
+        source_digest([one, one])

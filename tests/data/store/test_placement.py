@@ -1,0 +1,65 @@
+"""Where a store goes: from its size and what is free, or as asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ivcl_fast.data.store import placement
+from ivcl_fast.data.store.build import build_store
+from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.data.store.placement import available_memory, choose_placement
+from ivcl_fast.errors import UserError
+from tests.support.painted import media, write_painted
+
+GB = 10**9
+GPU = torch.device("cuda")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """80 GB of GPU memory and 100 of the other are free."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (80 * GB, 80 * GB))
+    monkeypatch.setattr(placement, "available_memory", lambda: 100 * GB)
+
+
+@pytest.mark.parametrize(
+    ("size", "device", "place", "reason"),
+    [
+        (20, GPU, "gpu", "which has 80.0 GB free"),
+        (40, GPU, "ram", "where 100.0 GB are free"),
+        (60, GPU, "disk", "because only 100.0 GB of memory are free"),
+        (20, torch.device("cpu"), "ram", "where 100.0 GB are free"),
+        (60, None, "disk", "because only 100.0 GB of memory are free"),
+    ],
+)
+def test_auto(machine, size, device, place, reason):
+    assert choose_placement("auto", size * GB, device) == (place, reason)
+
+
+def test_ranks_share_the_memory(machine, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert choose_placement("auto", 20 * GB)[0] == "disk"
+    assert choose_placement("auto", 6 * GB)[0] == "ram"
+
+
+def test_as_asked_for(machine):
+    for wanted in ("disk", "ram", "gpu"):
+        assert choose_placement(wanted, 10**15, GPU) == (wanted, "as asked for")  # type: ignore[arg-type]
+
+
+def test_available_memory():
+    available = available_memory()
+    assert 0 < available < 2**50
+    with pytest.raises(UserError, match="'tape' is not one of auto, disk, ram, gpu"):
+        choose_placement("tape", 1)  # type: ignore[arg-type]
+
+
+def test_the_choice_is_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    build_store([media(write_painted(tmp_path / "v0.avi", 0, 5))], tmp_path / "s", 32, 8, "pyav", 1)
+    caplog.clear()
+    store = FrameStore(tmp_path / "s", "auto")
+    assert store.placement == "ram"
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "0.00 GB in memory, where" in line and "\n" not in line

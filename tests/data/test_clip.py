@@ -1,0 +1,94 @@
+"""``load_clip``: from a file to what a model takes, the very frames of training and evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import ivcl_fast
+from ivcl_fast import IVCLClassifier, IVCLConfig, load_clip
+from ivcl_fast.data.dataset import Clip, Media
+from ivcl_fast.data.loader import StoreFeed
+from ivcl_fast.data.patches import unpatchify
+from ivcl_fast.data.sampling import frame_ids
+from ivcl_fast.data.store.build import build_store
+from ivcl_fast.errors import UserError
+from tests.support.painted import (
+    VP9,
+    media,
+    numbers,
+    picture,
+    write_images,
+    write_painted,
+    write_video,
+)
+
+SIZES = dict(image_size=32, depth=1, temporal_depth=1)
+CFG = IVCLConfig.preset("tiny", **SIZES, num_frames=4, num_query_frames=2)
+ONE_FRAME = IVCLConfig.preset("tiny", **SIZES, num_frames=1, num_query_frames=1)
+
+
+def stored(given: Media, folder: Path, cfg: IVCLConfig) -> torch.Tensor:
+    """The clip as evaluation reads it, through a store and its feed."""
+    store = build_store([given], folder / "store", cfg.image_size, cfg.patch_size, "pyav", 1)
+    assert store.bad_files == {}
+    clips = [Clip("clip", given.name, 0)]
+    options = dict(num_classes=2, multi_label=False, jitter=False, shuffle=False, drop_last=False)
+    (batch,) = StoreFeed(store, clips, 1, cfg.num_frames, **options).epoch(0)
+    return torch.from_numpy(unpatchify(batch.rows.numpy(), cfg.patch_size))
+
+
+@pytest.mark.parametrize("cfg", [CFG, ONE_FRAME])
+@pytest.mark.parametrize("kind", ["mjpeg", "vp9", "short", "folder", "list"])
+def test_the_frames_are_those_of_the_store(tmp_path, cfg, kind):
+    count = 2 if kind == "short" else 11
+    if kind in ("folder", "list"):
+        folder = tmp_path / "frames"
+        folder.mkdir()
+        given = write_images(folder, "panel", 5, count)
+        path = folder if kind == "folder" else [str(file) for file in given.files]
+        (folder / "answer.txt").touch()
+    elif kind == "vp9":
+        pictures = [picture(5, frame) for frame in range(count)]
+        given = media(path := write_video(tmp_path / "v.webm", pictures, "libvpx-vp9", **VP9))
+    else:
+        given = media(path := write_painted(tmp_path / "v.avi", 5, count))
+    clip = load_clip(path, cfg)
+    assert clip.dtype == torch.uint8 and clip.shape == (1, cfg.num_frames, 3, 32, 32)
+    assert numbers(clip[0].numpy()) == [(5, i) for i in frame_ids(count, cfg.num_frames)]
+    assert torch.equal(clip, stored(given, tmp_path, cfg))
+    assert IVCLClassifier(cfg, 7)(clip).shape == (1, 7)
+
+
+def test_images_of_a_folder_are_in_the_order_of_their_numbers(tmp_path):
+    for number, path in enumerate(write_images(tmp_path, "f", 1, 12).files):
+        path.rename(tmp_path / f"f{number}.png")
+    assert numbers(load_clip(str(tmp_path), CFG)[0].numpy()) == [(1, i) for i in (0, 4, 7, 11)]
+
+
+def test_what_cannot_be_decoded_is_one_line_with_its_name(tmp_path):
+    def fails_with(path, message):
+        with pytest.raises(UserError) as error:
+            load_clip(path, CFG)
+        assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+    video = write_painted(tmp_path / "v.avi", 1, 9)
+    cut, text = tmp_path / "cut.avi", tmp_path / "text.avi"
+    cut.write_bytes(video.read_bytes()[:-50])
+    text.write_text("no video")
+    images = write_images(tmp_path, "f", 1, 3).files
+    images[1].write_bytes(images[1].read_bytes()[:-9])
+    fails_with(tmp_path / "absent.avi", f"{tmp_path / 'absent.avi'}: no such file")
+    fails_with(cut, f"{cut}: truncated")
+    fails_with(text, f"{text}: not a video file")
+    fails_with(images, "3 images: f_01.png is not a complete JPEG or PNG image")
+    fails_with([images[0], images[2].with_name("none.png")], "2 images: none.png cannot be opened")
+    fails_with([images[0], video], f"{video}: is no image; accepted in a list: ")
+    fails_with([], "0 images: its frames are missing")
+    (tmp_path / "empty").mkdir()
+    fails_with(tmp_path / "empty", f"{tmp_path / 'empty'}: holds no images")
+    with pytest.raises(UserError, match="decoder: 'nvdec' is not one of auto, dali, pyav"):
+        load_clip(video, CFG, decoder="nvdec")
+    assert ivcl_fast.load_clip is load_clip

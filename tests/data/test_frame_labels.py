@@ -1,0 +1,249 @@
+"""Labels of frames and what learns from them: against pictures, by hand, and from the command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ivcl_fast import IVCLClassifier, Supervised
+from ivcl_fast.analysis.attention_maps import slot_attention
+from ivcl_fast.analysis.finished_runs import models_of, open_run
+from ivcl_fast.data.datamodule import open_data
+from ivcl_fast.data.dataset import Clip
+from ivcl_fast.data.formats.acre import Acre
+from ivcl_fast.data.formats.cater import Cater
+from ivcl_fast.data.frame_labels import CLASSES, SHAPES, frame_labels
+from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.train import main
+from ivcl_fast.training.settings import parse
+
+FRAMES = 38
+
+
+@pytest.fixture(scope="module", params=["static", "moving"])
+def cater(request, tmp_path_factory) -> Cater:
+    folder = tmp_path_factory.mktemp("cater") / request.param
+    return Cater(write_cater(folder, SyntheticCater(train=8, val=4, camera=request.param), 1))
+
+
+# --- Against pictures and the scenes' own numbers -------------------------------------------------
+
+
+def pictures(dataset: Cater, clip: Clip, frames: np.ndarray) -> np.ndarray:
+    """float64 ``[T, H, W, 3]``."""
+    with av.open(str(dataset.root / "videos" / f"{clip.media}.avi")) as file:
+        shown = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    return np.stack(shown)[frames].astype(float)
+
+
+def test_the_picture_is_golden_where_the_snitch_is_said_to_be(cater):
+    """Cells of four by three pixels, through the whole video; in another video they are not."""
+    grid, frames, clips = 40, np.arange(0, FRAMES, 3), cater.clips("train")
+    labels = frame_labels(cater, "detection", grid)
+    videos = [pictures(cater, clip, frames) for clip in clips]
+    shares = []
+    for other in (0, 1):
+        golden = []
+        for number, clip in enumerate(clips):
+            time, cell = labels(clip, frames)[..., SHAPES.index("spl")].nonzero(as_tuple=True)
+            shown = videos[(number + other) % len(clips)]
+            r, g, b = np.moveaxis(shown[time, cell // grid * 3 + 1, cell % grid * 4 + 2], -1, 0)
+            golden += list((r + g) / 2 - b > 40)
+        shares.append(np.mean(golden))
+    assert shares[0] > 0.9 and shares[1] < 0.3, shares
+
+
+def test_centres_in_the_first_frame_are_the_scenes(cater):
+    """``pixel_coords`` were computed for the video's own size."""
+    labels = frame_labels(cater, "detection", 8)
+    for clip in cater.clips("train"):
+        expected = torch.zeros(64, len(SHAPES))
+        for thing in cater.scene(clip.name)["objects"]:
+            x, y, _ = thing["pixel_coords"]
+            expected[int(y / 120 * 8) * 8 + int(x / 160 * 8), SHAPES.index(thing["shape"])] = 1
+        assert torch.equal(labels(clip, np.array([0]))[0], expected)
+
+
+# --- By hand --------------------------------------------------------------------------------------
+
+
+def thing(shape: str, color: str, size: str, material: str, place: list[float]) -> dict:
+    """An object that stands still for four frames."""
+    return {
+        "shape": shape, "color": color, "size": size, "material": material,
+        "instance": f"{shape}_{color}", "locations": {str(i): place for i in range(4)},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def by_hand(tmp_path) -> Cater:
+    """A cone covers the snitch in the two frames in the middle."""
+    scene = {
+        "image_index": 0,
+        "objects": [
+            thing("spl", "gold", "small", "metal", [0.0, 0.0, 0.0]),
+            thing("cone", "red", "large", "rubber", [0.0, 0.0, 0.0]),
+            thing("cube", "blue", "small", "rubber", [90.0, -90.0, 0.0]),
+        ],
+        "movements": {
+            "cone_red": [["_contain", "spl_gold", 0, 1], ["_pick_place", None, 2, 3]],
+            "spl_gold": [],
+            "cube_blue": [],
+        },
+    }
+    for folder in ("videos", "scenes", "lists"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "scenes" / "clip.json").write_text(json.dumps(scene))
+    return Cater(tmp_path)
+
+
+def names(labels: Tensor, objective: str) -> list[set[str]]:
+    """Classes of each frame."""
+    of_frame = labels if objective == "classification" else labels.amax(dim=1)
+    return [{CLASSES[objective][i] for i in row.nonzero()[:, 0]} for row in of_frame]
+
+
+CLIP, ALL = Clip("clip", "clip", 0), np.arange(4)
+THINGS = {"cone", "red", "large", "rubber", "cube", "blue", "small"}
+
+
+def test_attributes_by_hand(by_hand):
+    """The snitch's size and material count for nothing, and inside a cone it is out of sight."""
+    labels = frame_labels(by_hand, "classification", 8)(CLIP, ALL)
+    assert labels.dtype == torch.float32 and labels.shape == (4, 18)
+    seen = THINGS | {"spl"}
+    assert names(labels, "classification") == [seen, THINGS, THINGS, seen]
+
+
+def test_centres_by_hand(by_hand):
+    """The cube is behind the camera. The camera looks at the origin."""
+    labels = frame_labels(by_hand, "detection", 9)(CLIP, ALL)
+    assert labels.dtype == torch.float32 and labels.shape == (4, 81, 5)
+    assert [len(found) for found in names(labels, "detection")] == [2, 1, 1, 2]
+    assert labels[:, 4 * 9 + 4, SHAPES.index("cone")].tolist() == [1, 1, 1, 1]
+    assert labels.sum() == 6
+
+
+# --- From data to a trained encoder ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("feed", ["store", "dali"])
+@pytest.mark.parametrize("objective", CLASSES)
+def test_batches_hold_the_labels_of_their_own_frames(cater, objective, feed):
+    """Training jitters the frames: labels are those of the frames taken."""
+    flags = ["--data", f"cater:{cater.root}", "--objective", objective, "--image-size", "32"]
+    flags += ["--num-frames", "5", "--num-query-frames", "1", "--workers", "1"]
+    config = parse([*flags, "--feed", feed, "--decoder", "pyav"])
+    data = open_data(config)
+    options = dict(batch_size=4, num_frames=5, seed=3, training=True)
+    batches = data.feed("train", **options, pretraining=True)
+    clips, expected = data.dataset.clips("train"), frame_labels(cater, objective, 4)
+    taken = set()
+    for batch in batches.epoch(1):
+        for clip_id, labels in zip(batch.clip_ids.tolist(), batch.labels, strict=True):
+            frames = batches._frame_ids(1, clip_id)
+            assert torch.equal(labels, expected(clips[clip_id], frames))
+            taken.add(tuple(frames))
+    assert len(taken) > 1
+    plain = next(iter(data.feed("train", **options).epoch(0)))
+    assert plain.labels.dtype == torch.int64 and plain.labels.shape == (4,)
+
+
+SMALL = [
+    "--image-size", "32", "--embed-dim", "32", "--num-heads", "2", "--depth", "2",
+    "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2", "--decoder-depth", "1",
+    "--num-frames", "4", "--num-query-frames", "1", "--batch-size", "4", "--workers", "1",
+    "--pretrain-clips", "600", "--finetune-clips", "4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def learnable(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("learnable")
+    return write_cater(folder / "cater", SyntheticCater(train=60, val=20), 1)
+
+
+@pytest.mark.parametrize(("objective", "margin"), [("classification", 0.06), ("detection", 0.2)])
+def test_pretraining_learns_and_finetuning_goes_on_from_it(
+    objective, margin, learnable, tmp_path, monkeypatch, capsys
+):
+    flags = ["--data", f"cater:{learnable}", "--objective", objective, *SMALL]
+    monkeypatch.setattr(sys, "argv", ["train", *flags, "--out", str(tmp_path), "--name", "run"])
+    main()
+    run = tmp_path / "run"
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    measured = [r for r in records if "val_frame_map" in r]
+    assert len(measured) >= 3 and {r["stage"] for r in measured} == {"pretrain"}
+    assert measured[-1]["val_frame_map"] > measured[-1]["val_frame_map_chance"] + margin
+    losses = [r["loss"] for r in records if r["stage"] == "pretrain" and "loss" in r]
+    assert losses[-1] < 0.8 * losses[0]
+    start, end = (load_file(run / s / "model.safetensors") for s in ("pretrain", "finetune"))
+    moved = {
+        key: (end[key] - value).abs().max() for key, value in start.items() if "encoder" in key
+    }
+    assert max(moved.values()) < 0.01, "one step of finetuning leaves the encoder nearly as it was"
+    models = models_of(open_run(run, "cpu"))
+    assert [type(model) for model in models.values()] == [Supervised, IVCLClassifier]
+    shown = torch.zeros(1, 4, 3, 32, 32, dtype=torch.uint8)
+    assert slot_attention(models["pretrained"], shown).shape == (1, 4, 2, 16)
+    report = (run / "report.md").read_text()
+    assert "curves.png" in report and "slot attention" in report and "rebuilds" not in report
+
+
+# --- Mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", ["synthetic:acre-iid", "synthetic:something-else", "acre:nowhere"])
+def test_data_sets_without_labels_are_refused_before_any_work(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", "--data", data, "--objective", "detection"])
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert f"detection needs labels of single frames, which {data} has not; accepted" in error
+    assert "synthetic:moving" in error and not list(tmp_path.iterdir())
+    parse(["--data", data, "--objective", "detection", "--stage", "finetune"])  # needs none
+
+
+@pytest.mark.parametrize("objective", CLASSES)
+def test_scenes_that_do_not_tell_are_named(by_hand, objective):
+    labels, file = frame_labels(by_hand, objective, 8), by_hand.root / "scenes" / "clip.json"
+    with pytest.raises(UserError, match="scene of clip tells of 4 frames, and its video has more"):
+        labels(CLIP, np.array([0, 4]))
+    scene = json.loads(file.read_text())
+    del scene["objects"][1]["shape"]
+    for text, said in (
+        (json.dumps(scene), "not one of CATER's \\(KeyError: 'shape'\\)"),
+        ('{"objects": []}', "not one of CATER's \\(StopIteration"),
+        ("{", "not a JSON file"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=said) as error:
+            frame_labels(by_hand, objective, 8)(CLIP, ALL)
+        assert "\n" not in str(error.value)
+
+
+def test_what_the_folder_does_not_tell_is_refused(tmp_path):
+    acre = Acre(write_acre(tmp_path / "acre", SyntheticAcre("iid", train=1, val=1, test=1), 1))
+    moving = tmp_path / "max2action_cameramotion"
+    for folder in ("videos", "lists", "scenes"):
+        (moving / folder).mkdir(parents=True)
+    with pytest.raises(UserError, match="has no labels of single frames; accepted: CATER"):
+        frame_labels(acre, "classification", 8)
+    with pytest.raises(UserError, match="does not tell how its camera moved"):
+        frame_labels(Cater(moving), "detection", 8)
+    frame_labels(Cater(moving), "classification", 8)
+    (moving / "scenes").rmdir()
+    with pytest.raises(UserError, match="its folder scenes/"):
+        frame_labels(Cater(moving), "classification", 8)

@@ -1,0 +1,152 @@
+"""Seeded damage to every kind of file: told in one line or survived; no crash, hang or leak.
+
+``IVCL_FAST_FUZZ=1000`` sets how many damaged files there are in all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.decode import decoder as decode
+from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.probe import probe
+from ivcl_fast.data.formats.cater import Cater
+from ivcl_fast.data.store.build import build_store
+from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.data.workers import Lost, WorkerPool
+from ivcl_fast.errors import UserError
+from tests.data.test_stream import resident
+from tests.support.painted import VP9, media, picture, write_blender_avi, write_painted, write_video
+
+COUNT = int(os.environ.get("IVCL_FAST_FUZZ", 240))
+STALL_SECONDS = 60
+LEAK_BYTES = 48 * 2**20
+
+
+def damaged(whole: bytes, seed: int) -> bytes:
+    """A copy that was cut short, flipped, overwritten, or has too much or too little inside."""
+    rng = random.Random(seed)
+    contents = bytearray(whole)
+    at = rng.randrange(len(contents)) if rng.random() < 0.6 else rng.randrange(min(600, len(whole)))
+    length = rng.choice((1, 4, 30, 300))
+    kind = rng.choice(("truncate", "flip", "zero", "noise", "insert", "delete"))
+    if kind == "truncate":
+        del contents[at:]
+    elif kind == "flip":
+        for _ in range(rng.choice((1, 8, 64))):
+            contents[rng.randrange(len(contents))] ^= 1 << rng.randrange(8)
+    elif kind == "zero":
+        contents[at : at + length] = bytes(len(contents[at : at + length]))
+    elif kind == "noise":
+        contents[at : at + length] = rng.randbytes(len(contents[at : at + length]))
+    elif kind == "insert":
+        contents[at:at] = rng.randbytes(length)
+    else:
+        del contents[at : at + length]
+    return bytes(contents)
+
+
+def decode_damaged(task, report) -> tuple[Counter[str], int]:
+    """Outcomes, and by how much the process has grown; in a worker, for decoders are native."""
+    path, decoder, seeds = task
+    whole = path.read_bytes()
+    outcomes: Counter[str] = Counter()
+    settled = resident()
+    for number, seed in enumerate(seeds):
+        target = path.with_name(f"damaged{path.suffix}")
+        target.write_bytes(damaged(whole, seed))
+        one = Media("damaged", (target,))
+        try:
+            info = probe(one)
+            frames = make_decoder(decoder, 32).decode(one)
+            assert tuple(frames.shape) == (info.frames, 3, 32, 32), seed
+            outcomes["decoded"] += 1
+        except VideoError as error:
+            assert "\n" not in str(error) and str(error), seed
+            outcomes["refused"] += 1
+        if number == len(seeds) // 4:
+            settled = resident()
+        report(1)
+    return outcomes, resident() - settled
+
+
+def samples(folder: Path) -> list[Path]:
+    pictures = [picture(1, i) for i in range(9)]
+    made = [
+        write_painted(folder / "a.avi", 1, 9),
+        write_blender_avi(folder / "b.avi", pictures),
+        write_video(folder / "c.webm", pictures, "libvpx-vp9", **VP9),
+        write_video(folder / "d.mp4", pictures, "libx264"),
+        folder / "e.png",
+        folder / "f.jpg",
+    ]
+    Image.fromarray(np.dstack([pictures[0], pictures[1][..., :1]])).save(made[-2])
+    Image.fromarray(pictures[0]).save(made[-1])
+    return made
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "dali"])
+def test_damaged_media(tmp_path, decoder):
+    """DALI's own reader of WebM may die of one; then its worker does, and nothing else."""
+    if decoder == "dali" and not decode._dali_installed():
+        pytest.skip("DALI is not installed")
+    paths = [p for p in samples(tmp_path) if decoder == "pyav" or p.suffix != ".mp4"]
+    count = COUNT // len(paths) // (1 if decoder == "pyav" else 4)
+    tasks = [(path, decoder, range(1000 * i, 1000 * i + count)) for i, path in enumerate(paths)]
+    lost: list[Lost] = []
+
+    def go_on(one: Lost):
+        lost.append(one)
+        path, name, seeds = one.task
+        return path, name, seeds[len(one.reports) + 1 :]
+
+    with WorkerPool(1, STALL_SECONDS) as pool:
+        results = list(pool.run(decode_damaged, tasks, lambda _: None, go_on))
+    assert all(outcomes["refused"] for outcomes, _ in results)
+    assert max(grown for _, grown in results) < LEAK_BYTES
+    assert not lost or (decoder == "dali" and len(lost) <= count // 100 + 1), lost
+
+
+def test_damaged_lists_and_scenes(tmp_path):
+    for folder in ("videos", "scenes", "lists/actions_present"):
+        (tmp_path / folder).mkdir(parents=True)
+    lines = "".join(f"CATER_new_{i:06d}.avi {i % 14},{(i + 3) % 14}\n" for i in range(20)).encode()
+    scene = json.dumps({"objects": [{"shape": "spl"}], "movements": {"a": [1, 2]}}).encode()
+    outcomes: Counter[str] = Counter()
+    data = Cater(tmp_path, "actions_present")
+    for seed in range(COUNT // 2):
+        (tmp_path / "lists/actions_present/train.txt").write_bytes(damaged(lines, seed))
+        (tmp_path / "scenes/a.json").write_bytes(damaged(scene, seed))
+        for read in (lambda: data.clips("train"), data.media, lambda: data.scene("a")):
+            try:
+                read()
+                outcomes["read"] += 1
+            except UserError as error:
+                assert "\n" not in str(error)
+                outcomes["refused"] += 1
+    assert outcomes["read"] and outcomes["refused"]
+
+
+def test_damaged_stores(tmp_path):
+    """Every damage to a small file is found on opening, to a shard by verifying."""
+    videos = [media(write_painted(tmp_path / f"v{i}.avi", i, 5)) for i in range(2)]
+    store = build_store(videos, tmp_path / "store", 32, 8, "pyav", 1).path
+    for file in sorted(store.iterdir()):
+        whole = file.read_bytes()
+        for seed in range(COUNT // 8):
+            if (contents := damaged(whole, seed)) == whole:
+                continue
+            file.write_bytes(contents)
+            with pytest.raises(UserError, match=r"\A[^\n]*\Z"):
+                FrameStore(store, verify=True)
+        file.write_bytes(whole)
+    FrameStore(store, verify=True)

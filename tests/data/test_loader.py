@@ -1,0 +1,323 @@
+"""The feed: exactly the right frames and labels, in an order that can be computed and resumed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from ivcl_fast.data.dataset import Clip
+from ivcl_fast.data.loader import Batch, Feed, StoreFeed
+from ivcl_fast.data.patches import unpatchify
+from ivcl_fast.data.sampling import frame_ids
+from ivcl_fast.data.store.build import build_store
+from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.errors import UserError
+from ivcl_fast.models.reference import show
+from tests.support.painted import media, numbers, write_painted
+
+FRAMES = [9, 20, 5, 12, 7, 30, 3, 8, 16, 11, 25]
+BAD = {2, 6}
+GOOD = [i for i in range(len(FRAMES)) if i not in BAD]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> FrameStore:
+    folder = tmp_path_factory.mktemp("videos")
+    videos = [write_painted(folder / f"v{i}.avi", i, n) for i, n in enumerate(FRAMES)]
+    for i in BAD:
+        videos[i].write_bytes(b"")
+    return build_store([media(path) for path in videos], folder / "store", 32, 8, "pyav", workers=1)
+
+
+CLIPS = [Clip(f"c{i}", f"v{i}", i) for i in range(len(FRAMES))]
+
+
+def make(store: FrameStore, clips=CLIPS, batch_size=2, num_frames=4, **options) -> Feed:
+    defaults = dict(num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False)
+    return StoreFeed(store, clips, batch_size, num_frames, **defaults | options)
+
+
+def shown(batch: Batch) -> list[list[tuple[int, int]]]:
+    """(video, frame) of every frame of every clip, read from the pixels."""
+    return [numbers(unpatchify(rows.numpy(), 8)) for rows in batch.rows]
+
+
+def same(found: list[Batch], expected: list[Batch]) -> bool:
+    return len(found) == len(expected) and all(
+        torch.equal(getattr(a, name), getattr(b, name))
+        for a, b in zip(found, expected, strict=True)
+        for name in ("rows", "labels", "clip_ids")
+    )
+
+
+# Questions as in ACRE: clips of one video that share all frames but the last.
+SHARED = [0, 7, 2]
+ASKED = [
+    Clip(f"v{v}q{i}", f"v{v}", v + i, (*SHARED, i)) for v in (1, 3, 5, 8, 9, 10) for i in (3, 8)
+]
+
+
+def asked(store: FrameStore, clips=ASKED, batch_size=4, **options) -> Feed:
+    return make(store, clips, batch_size, **{"share_frames": True} | options)
+
+
+def each_alone(batches: list[Batch]) -> list[Batch]:
+    """The same clips, each with its frames."""
+    return [Batch(show(b.rows, b.shown), b.labels, b.clip_ids) for b in batches]
+
+
+def test_frames_labels_and_ids_belong_together(store):
+    batches = list(make(store, jitter=False, shuffle=False).epoch(0))
+    assert [b.clip_ids.tolist() for b in batches] == [[0, 1], [3, 4], [5, 7], [8, 9], [10]]
+    for batch in batches:
+        count = len(batch.clip_ids)
+        assert batch.rows.shape == (count, 4, store.num_patches, store.patch_dim)
+        assert batch.rows.dtype == torch.uint8
+        assert batch.labels.dtype == batch.clip_ids.dtype == torch.int64
+        assert batch.labels.tolist() == batch.clip_ids.tolist()
+        for clip, frames in zip(batch.clip_ids.tolist(), shown(batch), strict=True):
+            assert frames == [(clip, i) for i in frame_ids(FRAMES[clip], 4)]
+
+
+def test_jitter_moves_all_but_the_last_frame_inside_its_interval(store):
+    seen = set()
+    feed = make(store, shuffle=False)
+    for epoch in range(20):
+        for batch in feed.epoch(epoch):
+            for clip, frames in zip(batch.clip_ids.tolist(), shown(batch), strict=True):
+                edges, ids = frame_ids(FRAMES[clip], 4), np.array([i for _, i in frames])
+                assert ids[-1] == FRAMES[clip] - 1
+                assert (ids[:-1] >= edges[:-1]).all()
+                assert (ids[:-1] < edges[1:]).all()
+                seen.add((clip, *ids))
+    assert len(seen) > 10 * len(GOOD)
+
+
+def test_one_frame_is_the_last(store):
+    for batch in make(store, num_frames=1).epoch(3):
+        expected = [[(clip, FRAMES[clip] - 1)] for clip in batch.clip_ids.tolist()]
+        assert shown(batch) == expected
+
+
+def test_clips_that_name_their_frames(store):
+    """Exactly these, in that order, never jittered: ACRE's panels and their question."""
+    clips = [Clip("q6", "v1", 3, (0, 7, 2, 6)), Clip("q7", "v1", 4, (0, 7, 2, 19))]
+    feed = make(store, clips, shuffle=False)
+    for epoch in range(2):
+        (batch,) = feed.epoch(epoch)
+        assert shown(batch) == [[(1, i) for i in clip.frames or ()] for clip in clips]
+        assert batch.labels.tolist() == [3, 4]
+    (last,) = make(store, clips, num_frames=1, shuffle=False).epoch(0)
+    assert shown(last) == [[(1, 6)], [(1, 19)]]
+    with pytest.raises(UserError, match="num_frames: 5, but q6 has 4 frames of its own"):
+        make(store, clips, num_frames=5)
+
+
+def test_shared_frames_come_once(store):
+    feed = asked(store, shuffle=False)
+    batches = list(feed.epoch(0))
+    assert feed.frames_per_clip == 5 / 2
+    for batch in batches:
+        assert batch.rows.shape[:2] == (2, 5)
+        assert batch.shown is not None and batch.shown.shape == (2, 2, 4)
+    assert same(each_alone(batches), list(asked(store, shuffle=False, share_frames=False).epoch(0)))
+
+
+def test_shuffled_clips_that_share_frames_stay_together(store):
+    feed = asked(store, seed=3)
+    epochs = [list(feed.epoch(epoch)) for epoch in range(3)]
+    orders = [[i for b in batches for i in b.clip_ids.tolist()] for batches in epochs]
+    assert len({tuple(order) for order in orders}) == 3
+    for order in orders:
+        assert sorted(order) == list(range(len(ASKED)))
+        assert [i ^ 1 for i in order[::2]] == order[1::2]
+    assert same(list(feed.epoch(1, 2)), epochs[1][2:])
+    for batch in epochs[0]:
+        (alone,) = each_alone([batch])
+        expected = [(ASKED[i].media, ASKED[i].frames) for i in batch.clip_ids.tolist()]
+        seen = [(f"v{ids[0][0]}", tuple(frame for _, frame in ids)) for ids in shown(alone)]
+        assert seen == expected
+    ranks = [
+        list(asked(store, batch_size=2, seed=3, rank=r, world_size=2).epoch(0)) for r in (0, 1)
+    ]
+    for whole, *parts in zip(epochs[0], *ranks, strict=True):
+        assert torch.equal(whole.rows, torch.cat([part.rows for part in parts]))
+        assert torch.equal(whole.clip_ids, torch.cat([part.clip_ids for part in parts]))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_too_small_to_share_frames_see_the_same_clips(store, world_size):
+    ranks = [
+        list(asked(store, batch_size=4 // world_size, rank=rank, world_size=world_size).epoch(2))
+        for rank in range(world_size)
+    ]
+    assert all((b.shown is None) == (world_size == 4) for batches in ranks for b in batches)
+    found = [
+        {i for b in of_all for i in b.clip_ids.tolist()} for of_all in zip(*ranks, strict=True)
+    ]
+    assert found == [set(b.clip_ids.tolist()) for b in asked(store).epoch(2)]
+
+
+@pytest.mark.parametrize(
+    ("clips", "options"),
+    [
+        (ASKED, {"batch_size": 3}),  # no whole videos in a batch
+        (ASKED[:-1], {}),  # one video with fewer clips
+        ([*ASKED[:-1], Clip("q", "v10", 0, (0, 7, 4, 8))], {}),  # one with more frames
+        (ASKED, {"num_frames": 1}),
+        ([Clip(f"c{i}", f"v{i // 2 + 7}", i) for i in range(6)], {}),  # frames that jitter
+    ],
+)
+def test_where_frames_are_not_shared(clips, options, store):
+    options = {"num_frames": 4, "batch_size": 4} | options
+    found, expected = (
+        list(make(store, clips, share_frames=share, shuffle=False, **options).epoch(0))
+        for share in (True, False)
+    )
+    assert all(batch.shown is None for batch in found)
+    assert same(found, expected)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 8])
+@pytest.mark.parametrize("share", [True, False])
+def test_a_batch_in_parts(store, parts, share):
+    (batch,) = asked(store, batch_size=12, shuffle=False, share_frames=share).epoch(0)
+    pieces = list(batch.split(parts))
+    assert len(pieces) == min(parts, len(batch.rows))
+    for x, *of_pieces in zip(batch.tensors, *(piece.tensors for piece in pieces), strict=True):
+        assert torch.equal(x, torch.cat(of_pieces))
+    for piece in pieces:
+        assert len(each_alone([piece])[0].rows) == len(piece.clip_ids) == len(piece.labels)
+
+
+def test_every_placement_gives_the_same_batches(store):
+    whole = list(make(store).epoch(4))
+    for placement in ("ram", "gpu"):
+        placed = FrameStore(store.path, placement, device=torch.device("cpu"))
+        assert placed.placement == placement
+        assert same(list(make(placed).epoch(4)), whole)
+
+
+def test_order_depends_on_seed_and_epoch_alone(store):
+    feed = make(store, seed=5)
+    epochs = [list(feed.epoch(epoch)) for epoch in range(3)]
+    for batches in epochs:
+        assert sorted(i for b in batches for i in b.clip_ids.tolist()) == GOOD
+    orders = {tuple(i for b in batches for i in b.clip_ids.tolist()) for batches in epochs}
+    assert len(orders) == 3
+    assert same(list(make(store, seed=5).epoch(1)), epochs[1])
+    assert not same(list(make(store, seed=6).epoch(1)), epochs[1])
+
+
+def test_resuming_inside_an_epoch(store):
+    feed = make(store)
+    whole = list(feed.epoch(2))
+    for start in range(len(feed) + 1):
+        assert same(list(feed.epoch(2, start)), whole[start:])
+
+
+def test_a_clips_jitter_does_not_depend_on_the_batching(store):
+    def by_clip(feed: Feed) -> dict[int, list[tuple[int, int]]]:
+        return {
+            clip: frames
+            for batch in feed.epoch(1)
+            for clip, frames in zip(batch.clip_ids.tolist(), shown(batch), strict=True)
+        }
+
+    assert by_clip(make(store, batch_size=1)) == by_clip(make(store, batch_size=4, shuffle=False))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last"),
+    [(1, False), (2, False), (4, False), (10, False), (1, True), (2, True), (3, True)],
+)
+def test_length_and_ranks(store, batch_size, world_size, drop_last):
+    """The ranks together see what one process sees with the same global batch."""
+    options = dict(drop_last=drop_last, seed=1)
+    ranks = [
+        make(store, batch_size=batch_size, rank=rank, world_size=world_size, **options)
+        for rank in range(world_size)
+    ]
+    batches = [list(feed.epoch(0)) for feed in ranks]
+    assert [len(b) for b in batches] == [len(feed) for feed in ranks]
+    single = make(store, batch_size=batch_size * world_size, **options)
+    expected = [set(batch.clip_ids.tolist()) for batch in single.epoch(0)]
+    found: list[set[int]] = [set() for _ in expected]
+    for rank_batches in batches:
+        for number, batch in enumerate(rank_batches):
+            ids = set(batch.clip_ids.tolist())
+            assert ids
+            assert not found[number] & ids
+            found[number] |= ids
+    assert found == expected
+    if drop_last:
+        assert len({len(feed) for feed in ranks}) == 1
+        assert all(len(b.rows) == batch_size for rank in batches for b in rank)
+    else:
+        assert sorted(i for ids in found for i in ids) == GOOD
+
+
+def test_broken_videos_are_left_out_with_one_line(store, caplog):
+    make(store)
+    assert [r.getMessage() for r in caplog.records] == [
+        "2 of 11 clips left out: their videos cannot be used"
+    ]
+
+
+def test_nothing_to_feed(store):
+    with pytest.raises(UserError, match="videos of none of the 1 clips can be used"):
+        make(store, clips=CLIPS[2:3])
+    with pytest.raises(UserError, match="9 clips do not fill one batch of 20"):
+        make(store, batch_size=10, world_size=2, drop_last=True)
+
+
+def test_several_labels(store):
+    clips = [Clip(f"c{i}", f"v{i}", (i, 0, 13 - i % 3)) for i in range(len(FRAMES))]
+    feed = make(store, clips, num_classes=14, multi_label=True, shuffle=False, batch_size=9)
+    (batch,) = feed.epoch(0)
+    assert batch.labels.dtype == torch.float32
+    assert batch.labels.shape == (9, 14)
+    for row, clip in zip(batch.labels, GOOD, strict=True):
+        assert set(row.nonzero().flatten().tolist()) == {clip, 0, 13 - clip % 3}
+        assert set(row.tolist()) == {0.0, 1.0}
+
+
+def feed_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "feed"]
+
+
+def test_an_abandoned_epoch_ends_its_thread(store):
+    batches: Iterator[Batch] = make(store, batch_size=1).epoch(0)
+    next(batches)
+    assert feed_threads()
+    batches.close()  # type: ignore[attr-defined]
+    assert not feed_threads()
+
+
+def test_an_error_in_the_thread_is_raised_here(store, monkeypatch):
+    def fail(*_):
+        raise OSError("disk on fire")
+
+    monkeypatch.setattr(store, "batch", fail)
+    with pytest.raises(OSError, match="disk on fire"):
+        next(iter(make(store).epoch(0)))
+    assert not feed_threads()
+
+
+def test_waiting_is_counted(store, monkeypatch):
+    rows, held = FrameStore.rows, threading.Event()
+
+    def slow_rows(self, *arguments):
+        held.wait(0.05)
+        return rows(self, *arguments)
+
+    monkeypatch.setattr(FrameStore, "rows", slow_rows)
+    feed = make(store, batch_size=1)
+    assert feed.wait_seconds == 0
+    list(feed.epoch(0))
+    assert feed.wait_seconds > 0

@@ -1,0 +1,338 @@
+"""The streaming feed: the store feed's batches, decoded anew, whatever happens to the files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from multiprocessing import active_children
+
+import numpy as np
+import pytest
+import torch
+
+from ivcl_fast.data import stream
+from ivcl_fast.data.dataset import Clip, Media, VideoError
+from ivcl_fast.data.decode import decoder as decode
+from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.loader import Batch, StoreFeed
+from ivcl_fast.data.store.build import build_store, choose_decoders
+from ivcl_fast.data.store.index import index_media
+from ivcl_fast.data.stream import CROP_AREA, StreamFeed, decode_numbered, draw_crop
+from ivcl_fast.errors import UserError
+from tests.support.painted import VP9, media, picture, write_images, write_painted, write_video
+
+FRAMES = [9, 20, 5, 12, 7, 30, 3, 8, 16, 11]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> list[Media]:
+    """Of several kinds; the third is broken."""
+    folder = tmp_path_factory.mktemp("videos")
+    made = []
+    for i, n in enumerate(FRAMES):
+        pictures = [picture(i, frame) for frame in range(n)]
+        if i % 3 == 0:
+            made.append(media(write_video(folder / f"v{i}.webm", pictures, "libvpx-vp9", **VP9)))
+        elif i % 3 == 1:
+            made.append(write_images(folder, f"v{i}", i, n))
+        else:
+            made.append(media(write_painted(folder / f"v{i}.avi", i, n)))
+    made[2].files[0].write_bytes(b"RIFF")
+    return made
+
+
+CLIPS = [Clip(f"c{i}", f"v{i}", i) for i in range(len(FRAMES))]
+GOOD = [i for i in range(len(FRAMES)) if i != 2]
+
+
+def make(videos, clips=CLIPS, batch_size=2, num_frames=4, decoder="pyav", **options) -> StreamFeed:
+    infos, _ = index_media(videos, None, lambda _: None)
+    defaults = dict(
+        num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False,
+        image_size=32, patch_size=8, workers=1,
+    )  # fmt: skip
+    return StreamFeed(
+        videos,
+        infos,
+        choose_decoders(infos, decoder),
+        clips,
+        batch_size,
+        num_frames,
+        **defaults | options,  # type: ignore[arg-type]
+    )
+
+
+def same(found: list[Batch], expected: list[Batch]) -> bool:
+    return len(found) == len(expected) and all(
+        torch.equal(getattr(a, name), getattr(b, name))
+        for a, b in zip(found, expected, strict=True)
+        for name in ("rows", "labels", "clip_ids")
+    )
+
+
+@pytest.fixture(scope="module")
+def stored(videos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("stores") / "store"
+    store = build_store(videos, out, 32, 8, "pyav", workers=1)
+
+    def make_stored(clips=CLIPS, batch_size=2, num_frames=4, **options) -> StoreFeed:
+        defaults = dict(
+            num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False
+        )
+        return StoreFeed(store, clips, batch_size, num_frames, **defaults | options)
+
+    return make_stored
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_same_batches_as_from_a_store(videos, stored, workers):
+    feed = make(videos, workers=workers)
+    expected = stored()
+    assert len(feed) == len(expected) == 5
+    for epoch in range(3):
+        assert same(list(feed.epoch(epoch)), list(expected.epoch(epoch)))
+    feed.close()
+    assert not active_children()
+
+
+NEEDS_DALI = pytest.mark.skipif(not decode._dali_installed(), reason="DALI is not installed")
+ON_A_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="too small for the GPU's decoder")
+
+
+@NEEDS_DALI
+@pytest.mark.parametrize(
+    "decoder", [pytest.param("dali", marks=ON_A_CPU), pytest.param("auto", marks=pytest.mark.gpu)]
+)
+def test_dali_decodes_too(videos, decoder):
+    """On a GPU it leaves the small videos among them to PyAV, in the same batches."""
+    batches = list(make(videos, decoder=decoder).epoch(0))
+    for found, expected in zip(batches, make(videos).epoch(0), strict=True):
+        assert found.rows.is_cuda == (decoder == "auto")
+        assert torch.equal(found.clip_ids, expected.clip_ids)
+        assert (found.rows.cpu().int() - expected.rows.int()).abs().float().mean() < 2
+
+
+@NEEDS_DALI
+def test_what_pyav_decodes_goes_to_dalis_gpu(videos, monkeypatch):
+    """On stand-ins: the GPU of this rank, and the meta device for it."""
+    asked = []
+
+    class Stream:
+        device = torch.device("meta")
+
+        def __init__(self, device):
+            asked.append(device)
+
+        def synchronize(self):
+            pass
+
+    def decode_clip(request):
+        place = "meta" if request.decoder == "dali" else "cpu"
+        return torch.zeros(4, 16, 192, dtype=torch.uint8, device=place)
+
+    feed = make(videos, batch_size=len(GOOD))
+    feed._decoders = {f"v{i}": "dali" if i % 2 else "pyav" for i in GOOD}
+    monkeypatch.setattr(stream, "decode_clip", decode_clip)
+    for name, value in {
+        "Stream": Stream, "stream": contextlib.nullcontext, "is_available": lambda: True,
+        "current_device": lambda: 0, "default_stream": lambda device: None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda rows, stream: None)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    (batch,) = feed.epoch(0)
+    assert batch.rows.is_meta and len(batch.rows) == len(GOOD)
+    assert asked == [3]
+
+
+def test_resuming_inside_an_epoch(videos):
+    feed = make(videos)
+    whole = list(feed.epoch(2))
+    for start in range(len(feed) + 1):
+        assert same(list(feed.epoch(2, start)), whole[start:])
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_do_not_overlap(videos, world_size):
+    ranks = [make(videos, rank=r, world_size=world_size, batch_size=1) for r in range(world_size)]
+    seen = [i for feed in ranks for batch in feed.epoch(1) for i in batch.clip_ids.tolist()]
+    assert sorted(seen) == GOOD
+    whole = make(videos, batch_size=world_size).epoch(1)
+    for number, batch in enumerate(whole):
+        parts = [list(feed.epoch(1))[number : number + 1] for feed in ranks]
+        found = {i for part in parts for b in part for i in b.clip_ids.tolist()}
+        assert found == set(batch.clip_ids.tolist())
+
+
+MANY = [Clip(f"c{i}", f"v{GOOD[i % len(GOOD)]}", 0) for i in range(60)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_prefetch_is_bounded(videos, workers, monkeypatch):
+    feed = make(videos, MANY, batch_size=1, workers=workers)
+    requested = []
+    request = feed._request
+    monkeypatch.setattr(
+        feed, "_request", lambda epoch, one: requested.append(one) or request(epoch, one)
+    )
+    batches = feed.epoch(0)
+    next(batches)
+    time.sleep(0.3)  # it may go on as far as it wants
+    # In hand: one yielded, the queue's, one that waits to be put, and those decoded ahead.
+    assert len(requested) <= 1 + stream.PREFETCH + 1 + feed._ahead + 1 < len(MANY) // 2
+    batches.close()  # type: ignore[attr-defined]
+    feed.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_abandoned_epoch_ends_and_leaves_nothing_behind(videos, workers):
+    feed = make(videos, MANY, batch_size=4, workers=workers)
+    batches = feed.epoch(0)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name == "feed"]
+    assert same(list(feed.epoch(1)), list(make(videos, MANY, batch_size=4).epoch(1)))
+    feed.close()
+    assert not active_children()
+
+
+# --- crops --------------------------------------------------------------------------------------
+
+
+def test_random_crops(videos):
+    """One part per clip and epoch, the same in all frames; whole frames without."""
+    clips = [Clip("c", "v1", 0, (0, 0, 5))] * 8
+    options = dict(clips=clips, num_frames=3, batch_size=8, shuffle=False)
+    (whole,) = make(videos, **options).epoch(0)
+    crops = [next(make(videos, random_crop=True, **options).epoch(e)).rows for e in (0, 1, 0)]
+    assert torch.equal(crops[0], crops[2]) and not torch.equal(crops[0], crops[1])
+    assert torch.equal(crops[0][:, 0], crops[0][:, 1])
+    assert len({rows.numpy().tobytes() for rows in crops[0]}) == 8
+    assert not (crops[0] == whole.rows).flatten(1).all(1).any()
+
+
+def test_crops_lie_inside_the_frame():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        crop = draw_crop(rng)
+        assert 0 <= crop.top <= crop.top + crop.height <= 1 + 1e-9
+        assert 0 <= crop.left <= crop.left + crop.width <= 1 + 1e-9
+        assert crop.height * crop.width > CROP_AREA[0] * 0.9
+        height, width, top, left = crop.placed(64)
+        assert 0 <= top <= height - 64 and 0 <= left <= width - 64
+
+
+# --- faults -------------------------------------------------------------------------------------
+
+
+def broken_later(videos, tmp_path) -> tuple[list[Media], StreamFeed]:
+    """A feed whose fourth video breaks after it was indexed."""
+    listed = list(videos)
+    listed[3] = media(write_painted(tmp_path / "v3.avi", 3, FRAMES[3]))
+    feed = make(listed, shuffle=False, batch_size=3)
+    whole = listed[3].files[0].read_bytes()
+    listed[3].files[0].write_bytes(whole[: len(whole) // 2])
+    return listed, feed
+
+
+def test_a_file_that_breaks_later_is_dropped_by_name(videos, tmp_path, caplog, monkeypatch):
+    listed, feed = broken_later(videos, tmp_path)
+    tries = []
+    real = make_decoder("pyav", 32)
+
+    class Counting:
+        def decode(self, one, *arguments):
+            tries.append(one.name)
+            return real.decode(one, *arguments)
+
+    monkeypatch.setattr(stream, "make_decoder", lambda *_: Counting())
+    first = [batch.clip_ids.tolist() for batch in feed.epoch(0)]
+    assert first == [[0, 1], [4, 5, 6], [7, 8, 9]]  # nobody stands in for number 3
+    assert tries.count("v3") == stream.TRIES
+    assert list(feed.dropped) == ["v3"] and "truncated" in feed.dropped["v3"]
+    assert f"{listed[3].files[0]}: dropped" in caplog.text
+    assert [batch.clip_ids.tolist() for batch in feed.epoch(0)] == first
+    assert tries.count("v3") == stream.TRIES  # it is not opened again
+    assert len(feed) == 3
+
+
+def test_a_passing_fault_costs_nothing(videos, monkeypatch):
+    feed = make(videos, shuffle=False)
+    real, faults = make_decoder("pyav", 32), [VideoError("network gone")] * 2
+
+    class Sometimes:
+        def decode(self, one, *arguments):
+            if one.name == "v4" and faults:
+                raise faults.pop()
+            return real.decode(one, *arguments)
+
+    monkeypatch.setattr(stream, "make_decoder", lambda *_: Sometimes())
+    assert [i for b in feed.epoch(0) for i in b.clip_ids.tolist()] == GOOD
+    assert not feed.dropped and not faults
+
+
+def test_nothing_left_of_a_batch(videos, tmp_path):
+    _, feed = broken_later(videos, tmp_path)
+    feed.batch_size = 1
+    with pytest.raises(UserError, match="no video of a whole batch"):
+        list(feed.epoch(0))
+
+
+def decode_or_die(task, report):
+    _, request = task
+    if request.media.name == "v5":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if request.media.name == "v7":
+        time.sleep(1000)
+    return decode_numbered(task, report)
+
+
+def test_decoders_that_crash_or_hang_cost_their_clips_only(videos, monkeypatch, caplog):
+    monkeypatch.setattr(stream, "decode_numbered", decode_or_die)
+    feed = make(videos, workers=2, stall_seconds=3, batch_size=3, shuffle=False)
+    found = [batch.clip_ids.tolist() for batch in feed.epoch(0)]
+    assert found == [[0, 1, 3], [4, 6], [8, 9]]
+    assert feed.dropped == {
+        "v5": "decoding it failed twice: its process died (SIGSEGV)",
+        "v7": "decoding it failed twice: nothing came of it for 3 seconds",
+    }
+    assert [batch.clip_ids.tolist() for batch in feed.epoch(0)] == found
+    assert caplog.text.count("v7_00.png: decoding it failed") == 2
+    feed.close()
+
+
+def test_an_error_in_a_worker_is_raised_here(videos, monkeypatch):
+    monkeypatch.setattr(stream, "decode_clip", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(make(videos).epoch(0))
+
+
+def test_a_thread_that_hangs_is_named(videos, monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(stream, "decode_clip", lambda _: release.wait())
+    feed = make(videos, shuffle=False)
+    feed.stall_seconds = 0.05
+    with pytest.raises(RuntimeError, match=r"v0\.webm: nothing came of decoding it"):
+        list(feed.epoch(0))
+    release.set()
+
+
+def test_memory_stays_flat_over_epochs(videos, stored):
+    """Twenty epochs of both feeds; what they allocate they give back."""
+    for feed in (make(videos, batch_size=3), stored(batch_size=3)):
+        for epoch in range(5):
+            list(feed.epoch(epoch))
+        before = resident()
+        for epoch in range(20):
+            for _ in feed.epoch(epoch):
+                pass
+        assert resident() - before < 8 * 2**20
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,198 @@
+"""Ranks that are killed, stopped, out of disk or mistaken: all end together, and runs go on."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from ivcl_fast.distributed import group as distributed
+from ivcl_fast.errors import UserError
+from ivcl_fast.training import checkpoint
+from ivcl_fast.training.loop import Interrupted, NotFinite, Schedule, make_optimizers
+from tests.support.ranks import run_ranks
+from tests.support.toy_stage import (
+    SPREAD,
+    assert_same_run,
+    curve,
+    loss,
+    make_model,
+    make_stage,
+    train,
+)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing runs after it that would not run then."""
+
+
+def kill_at(moment):
+    def fault(step):
+        if step == moment:
+            raise Killed
+
+    return fault
+
+
+def train_until(folder: Path, options: dict, moment: int) -> None:
+    """Runs until it is killed at step ``moment``, on all ranks."""
+    with pytest.raises(Killed):
+        train(folder, options, kill_at(moment))
+
+
+@pytest.mark.parametrize("spread", SPREAD)
+def test_checkpoints_go_on_with_any_number_of_ranks(tmp_path, spread):
+    """Two ranks, then one, then two."""
+    one = train(tmp_path / "one", {})
+    options = SPREAD[spread]
+    assert run_ranks(2, train_until, tmp_path / "moved", options, 6) == [None, None]
+    train_until(tmp_path / "moved", {}, 11)
+    moved, _ = run_ranks(2, train, tmp_path / "moved", options)
+    assert_same_run(moved, tmp_path / "moved", one, tmp_path / "one")
+
+
+def stop_one(folder: Path, options: dict) -> tuple[str, int]:
+    """SIGTERM to rank 1 alone, during step 7."""
+
+    def fault(step):
+        if step == 7 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as stop:
+        train(folder, options, fault)
+    return str(stop.value), checkpoint.latest(folder / "checkpoints").step
+
+
+@pytest.mark.parametrize("spread", SPREAD)
+def test_one_stopped_rank_stops_all_at_the_same_step(tmp_path, spread):
+    options = SPREAD[spread] | {"optimizer": "muon"}
+    stopped = run_ranks(2, stop_one, tmp_path / "cut", options)
+    assert stopped == [("SIGTERM", 9)] * 2  # the vote of the step it came in ends with the next
+    resumed, _ = run_ranks(2, train, tmp_path / "cut", options)
+    whole, _ = run_ranks(2, train, tmp_path / "whole", options)
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+
+
+def stop_all_from_a_terminal(folder: Path, times: int) -> str:
+    """SIGINT to every rank so many times, during step 7."""
+
+    def fault(step):
+        if step == 7:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted) as stop:
+        train(folder, {}, fault)
+    return str(stop.value)
+
+
+def test_ranks_hear_of_a_ctrl_c_twice(tmp_path):
+    """From the terminal and from torchrun: that is one, a second stops at once."""
+    assert run_ranks(2, stop_all_from_a_terminal, tmp_path / "one", 2) == ["SIGINT"] * 2
+    assert checkpoint.latest(tmp_path / "one" / "checkpoints").step == 9
+    killed = run_ranks(2, stop_all_from_a_terminal, tmp_path / "two", 3)
+    assert all(isinstance(rank, ChildProcessError) for rank in killed)
+    assert checkpoint.latest(tmp_path / "two" / "checkpoints").step == 5
+
+
+def break_one(folder: Path, where: str) -> None:
+    """A NaN on rank 1 alone, in step 9."""
+
+    def broken(model, batch, step):
+        value = loss(model, batch, step)
+        if step == 9 and distributed.rank() == 1:
+            if where == "loss":
+                return value * math.nan
+            value.register_hook(lambda gradient: gradient * math.nan)
+        return value
+
+    with pytest.raises(NotFinite):
+        make_stage(folder, broken).run()
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_nan_on_one_rank_stops_all_before_a_checkpoint(tmp_path, where):
+    assert run_ranks(2, break_one, tmp_path / "nan", where) == [None, None]
+    saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
+    assert saved.step == 5
+    assert all(tensor.isfinite().all() for tensor in saved.model.values())
+
+
+def train_on_a_full_disk(folder: Path) -> dict[str, torch.Tensor]:
+    """No checkpoint of step 5 can be written."""
+    write = checkpoint.write
+
+    def full(final, *arguments):
+        if final.name == "step-00000005":
+            raise OSError("No space left on device")
+        write(final, *arguments)
+
+    checkpoint.write = full
+    return train(folder, {})
+
+
+def test_a_full_disk_of_rank_0_stops_nobody(tmp_path):
+    one = train(tmp_path / "one", {})
+    full, _ = run_ranks(2, train_on_a_full_disk, tmp_path / "full")
+    assert_same_run(full, tmp_path / "full", one, tmp_path / "one")
+    saved = [path.name for path in checkpoint.list_steps(tmp_path / "full" / "checkpoints")]
+    assert saved == ["step-00000010", "step-00000012"]
+
+
+def fail(folder: Path, failing: list[int]) -> None:
+    """A mistake met in step 7 by some ranks; what is told of it lands in the folder."""
+
+    def tell(error):
+        with open(folder / "told", "a") as file:
+            file.write(f"{error}\n")
+
+    def fault(step):
+        if step == 7 and distributed.rank() in failing:
+            raise UserError("clip-3.avi: gone")
+
+    distributed.tell = tell
+    train(folder, {}, fault)
+
+
+@pytest.mark.parametrize(
+    ("failing", "status"), [([0], [2, 1]), ([1], [1, 2]), ([0, 1], [2, 2])], ids=str
+)
+def test_a_mistake_is_told_once_whoever_meets_it(tmp_path, failing, status):
+    stops = run_ranks(2, fail, tmp_path / "run", failing)
+    assert [stop.code for stop in stops] == status
+    assert (tmp_path / "run" / "told").read_text() == "clip-3.avi: gone\n"
+
+
+def read_elsewhere(folder: Path) -> int:
+    """Rank 1 looks for the checkpoints in a folder of its own."""
+    found = checkpoint.latest(folder / str(distributed.rank()))
+    return found.step if found else 0
+
+
+def test_a_run_folder_that_one_machine_does_not_see(tmp_path):
+    model = make_model()
+    checkpoint.save(tmp_path / "0", 3, model, make_optimizers(model, Schedule(1)), {})
+    assert [stop.code for stop in run_ranks(2, read_elsewhere, tmp_path)] == [1, 2]
+
+
+def die_alone(folder: Path) -> None:
+    def fault(step):
+        if step == 7 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(folder, {}, fault)
+
+
+def test_a_run_goes_on_after_a_rank_died(tmp_path):
+    survivor, dead = run_ranks(2, die_alone, tmp_path / "cut")
+    assert isinstance(dead, ChildProcessError)
+    assert isinstance(survivor, SystemExit) and survivor.code == 1
+    resumed, _ = run_ranks(2, train, tmp_path / "cut", {})
+    whole, _ = run_ranks(2, train, tmp_path / "whole", {})
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")

@@ -1,0 +1,157 @@
+"""Two ranks on gloo do what one does: gradients, curves, commands, shares."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.distributed import group as distributed
+from ivcl_fast.errors import UserError
+from ivcl_fast.train import train as run_train
+from ivcl_fast.training import checkpoint
+from ivcl_fast.training.loop import Schedule, make_optimizers
+from ivcl_fast.training.settings import parse, resolve
+from tests.commands.test_train import SMALL
+from tests.support.ranks import run_ranks
+from tests.support.toy_stage import SPREAD, assert_same_run, curve, make_model, train
+
+
+@pytest.mark.parametrize("spread", SPREAD)
+@pytest.mark.parametrize(
+    "options", [{}, {"accum": 2}, {"objective": "mae"}, {"objective": "joint"}]
+)
+def test_two_ranks_equal_one(tmp_path, spread, options):
+    one = train(tmp_path / "one", options)
+    two, _ = run_ranks(2, train, tmp_path / "two", options | SPREAD[spread])
+    assert_same_run(two, tmp_path / "two", one, tmp_path / "one")
+
+
+def run_the_command(arguments: list[str]) -> list[bool]:
+    """``python -m ivcl_fast.train``; for each stage, whether its model was to be sharded."""
+    spread, sharded = distributed.spread, []
+
+    def noted(model, shard):
+        sharded.append(shard)
+        return spread(model, shard)
+
+    distributed.spread = noted
+    run_train(resolve(parse(arguments)))
+    return sharded
+
+
+def test_the_command_does_on_two_ranks_what_it_does_on_one(tmp_path):
+    """Both stages, to finished models that any number of ranks goes on with."""
+    write_cater(tmp_path / "cater", SyntheticCater(train=12, val=6), workers=1)
+    arguments = ["--data", f"cater:{tmp_path / 'cater'}", "--out", str(tmp_path), *SMALL]
+    arguments += ["--pretrain-clips", "40", "--finetune-clips", "20", "--amp", "off"]
+    arguments += ["--device", "cpu", "--no-compare-memoryless", "--no-pictures"]
+    run_train(resolve(parse([*arguments, "--name", "one"])))
+    for name, flags in {"replicas": [], "shards": ["--shard"]}.items():
+        command = [*arguments, "--name", name, *flags]
+        sharded = run_ranks(2, run_the_command, command, connected=False)
+        assert sharded == [[name == "shards"] * 2] * 2
+        for (step, a), (expected, b) in zip(
+            curve(tmp_path / name), curve(tmp_path / "one"), strict=True
+        ):
+            assert step == expected and math.isclose(a, b, rel_tol=1e-3)
+    one, two = (
+        {k: v.shape for k, v in checkpoint.read_weights(tmp_path / name / "finetune").items()}
+        for name in ("one", "shards")
+    )
+    assert one == two
+    run_train(resolve(parse(["--resume", str(tmp_path / "shards")])))  # finished: measures again
+
+
+def one_muon_step(shapes):
+    """Muon on whole matrices, and on the same cut in pieces, after equal gradients."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    from ivcl_fast.distributed.fsdp import ShardedMuon
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    draw = torch.Generator().manual_seed(0)
+    results = []
+    for shape in shapes:
+        value = torch.randn(shape, generator=draw)
+        whole = torch.nn.Parameter(value.clone())
+        cut = torch.nn.Parameter(distribute_tensor(value, mesh, [Shard(0)]))
+        options = dict(lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        optimizers = torch.optim.Muon([whole], **options), ShardedMuon([cut], **options)
+        for _ in range(3):
+            whole.grad = torch.randn(shape, generator=draw)
+            cut.grad = distribute_tensor(whole.grad, mesh, [Shard(0)])
+            for optimizer in optimizers:
+                optimizer.step()
+        results.append((whole.detach(), cut.detach().full_tensor()))
+    return results
+
+
+def test_muon_on_shards_is_muon():
+    for results in run_ranks(2, one_muon_step, [(24, 8), (8, 24), (7, 5), (1, 6)]):
+        assert all(torch.equal(whole, cut) for whole, cut in results)
+
+
+def test_replicas_and_shards_learn_alike_with_muon(tmp_path):
+    replicas, _ = run_ranks(2, train, tmp_path / "a", {"optimizer": "muon"})
+    shards, _ = run_ranks(2, train, tmp_path / "b", {"optimizer": "muon", "shard": True})
+    assert all(torch.equal(shards[name], value) for name, value in replicas.items())
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+
+
+def take_turns(folder: Path) -> list[str]:
+    with distributed.in_turn(), open(folder / "order", "a") as file:
+        file.write(f"{distributed.rank()}\n")
+    return (folder / "order").read_text().split()
+
+
+def test_rank_0_goes_first(tmp_path):
+    first, *others = run_ranks(2, take_turns, tmp_path)
+    assert first == others[0] == ["0", "1"]
+
+
+def test_shares_of_a_batch(monkeypatch):
+    assert distributed.share(6, 3) == 6
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert distributed.share(32, 2) == 8
+    with pytest.raises(UserError, match="--batch-size: 6 clips do not split evenly over 4 ranks; "):
+        distributed.share(6)
+    with pytest.raises(UserError, match="--accum 3 parts; accepted: a multiple of 12"):
+        distributed.share(8, 3)
+
+
+def test_a_rank_takes_its_own_gpu(monkeypatch):
+    assert distributed.device_name("auto") == "auto"
+    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert distributed.device_name("auto") == "auto"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert distributed.device_name("auto") == "cuda:1" == distributed.device_name("cuda")
+    assert distributed.device_name("cpu") == "cpu"
+    with pytest.raises(UserError, match="'cuda:0' with 4 ranks"):
+        distributed.device_name("cuda:0")
+
+
+def test_a_lone_world_size_is_told(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in distributed.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    with (
+        pytest.raises(UserError, match=r"WORLD_SIZE is 2 but RANK, LOCAL_RANK, .* torchrun"),
+        distributed.group(torch.device("cpu")),
+    ):
+        pass
+
+
+def test_one_process_needs_no_group():
+    model = make_model()
+    assert distributed.spread(model, shard=True) is model
+    assert type(make_optimizers(model, Schedule(1, optimizer="muon"))[1]) is torch.optim.Muon
+    with distributed.group(torch.device("cpu")), distributed.in_turn():
+        assert distributed.is_main() and not dist.is_initialized()

@@ -1,0 +1,320 @@
+"""Scores against figures worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ivcl_fast.evaluation import metrics
+from ivcl_fast.evaluation.metrics import Score
+
+
+def one_hot(cells: list[int], num_classes: int = 36) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(cells), num_classes).float()
+
+
+# --- Top-k and distance --------------------------------------------------------------------------
+
+
+def test_topk_by_hand() -> None:
+    logits = torch.tensor([[0.1, 0.9, 0.5, 0.2], [0.4, 0.3, 0.2, 0.1], [1.0, 2.0, 3.0, 4.0]])
+    labels = torch.tensor([2, 0, 0])
+    assert metrics.topk_correct(logits, labels, 1).tolist() == [False, True, False]
+    assert metrics.topk_correct(logits, labels, 2).tolist() == [True, True, False]
+    assert metrics.topk_correct(logits, labels, 4).tolist() == [True, True, True]
+    assert metrics.topk_accuracy(logits, labels, 2) == pytest.approx(2 / 3)
+
+
+def test_equal_logits_rank_by_class_so_that_top1_is_the_argmax() -> None:
+    logits, labels = torch.zeros(4, 4), torch.arange(4)
+    assert metrics.topk_correct(logits, labels, 1).tolist() == [True, False, False, False]
+    assert metrics.topk_correct(logits, labels, 3).tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("guess", "truth", "distance"),
+    [
+        (0, 0, 0),
+        (0, 35, 10),  # opposite corners
+        (5, 30, 10),  # the other two
+        (5, 6, 6),  # neighbours as classes, far apart on the floor: (5, 0) and (0, 1)
+        (14, 20, 1),  # one cell along y
+        (14, 15, 1),  # one cell along x
+    ],
+)
+def test_grid_distance(guess: int, truth: int, distance: int) -> None:
+    assert metrics.grid_distance(one_hot([guess]), torch.tensor([truth])).tolist() == [distance]
+
+
+def test_grid_l1_averages_and_takes_other_grids() -> None:
+    assert metrics.grid_l1(one_hot([0, 0]), torch.tensor([35, 1])) == 5.5
+    assert metrics.grid_l1(one_hot([3], 16), torch.tensor([12]), n=4) == 6
+    with pytest.raises(ValueError, match=r"36 classes are not the 16 cells of n=4"):
+        metrics.grid_l1(one_hot([3]), torch.tensor([0]), n=4)
+
+
+@pytest.mark.parametrize("n", [4, 6, 8])
+def test_localization_chance_is_the_mean_over_all_pairs(n: int) -> None:
+    cells = np.arange(n * n)
+    logits = one_hot(np.repeat(cells, n * n).tolist(), n * n)
+    labels = np.tile(cells, n * n)
+    chance = metrics.localization_chance(n)
+    assert metrics.topk_accuracy(logits, labels, 1) == pytest.approx(chance["top1"])
+    assert metrics.grid_l1(logits, labels, n) == pytest.approx(chance["l1"])
+    assert chance["top5"] == 5 * chance["top1"]
+
+
+def test_localization_chance_in_known_figures() -> None:
+    chance = metrics.localization_chance(6)
+    assert [round(100 * chance["top1"], 1), round(100 * chance["top5"], 1)] == [2.8, 13.9]
+    assert round(chance["l1"], 2) == 3.89
+
+
+def test_bad_answers_are_named() -> None:
+    good, labels = torch.zeros(2, 36), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"logits: clip 1 holds NaN"):
+        metrics.topk_correct(torch.tensor([[0.0, 1], [float("nan"), 1]]), labels, 1)
+    with pytest.raises(ValueError, match=r"labels: 0 to 36 are not within 0 to 35"):
+        metrics.grid_l1(good, torch.tensor([0, 36]))
+    with pytest.raises(ValueError, match="labels: -1 to 1"):
+        metrics.topk_correct(good, torch.tensor([-1, 1]), 1)
+    with pytest.raises(ValueError, match=r"not \[V, C\] and \[V\]"):
+        metrics.topk_correct(good, torch.tensor([0]), 1)
+    with pytest.raises(ValueError, match="at least one clip"):
+        metrics.topk_correct(torch.zeros(0, 36), torch.zeros(0, dtype=torch.int64), 1)
+
+
+# --- Questions in groups -------------------------------------------------------------------------
+
+TYPES = ("direct", "indirect", "screen_off", "potential")
+# Three problems: all right; one wrong (a direct one); all wrong.
+GUESSES = [0, 2, 1, 0, 0, 1, 1, 2, 1, 0, 2, 2]
+LABELS = [0, 2, 1, 0, 2, 1, 1, 2, 2, 2, 0, 1]
+KINDS = ["direct", "indirect", "potential", "screen_off"]
+KINDS += ["direct", "potential", "potential", "direct"]
+KINDS += ["direct", "direct", "screen_off", "potential"]
+PROBLEMS = np.repeat([4, 7, 9], 4)
+
+
+def test_query_scores_by_hand() -> None:
+    logits, labels = one_hot(GUESSES, 3), torch.tensor(LABELS)
+    scores = metrics.query_scores(logits, labels, PROBLEMS, KINDS, TYPES)
+    assert list(scores) == ["query", "problem", *TYPES]
+    assert {name: score.value for name, score in scores.items()} == pytest.approx(
+        {
+            "query": 7 / 12,
+            "problem": 1 / 3,
+            "direct": 2 / 5,
+            "indirect": 1,
+            "screen_off": 1 / 2,
+            "potential": 3 / 4,
+        }
+    )
+    assert scores["query"].chance == pytest.approx(1 / 3)
+    assert scores["problem"].chance == pytest.approx(1 / 81)
+    assert all(score.low < score.value or score.value == 0 for score in scores.values())
+    # The same queries in another order are the same.
+    order = np.random.default_rng(0).permutation(12)
+    kinds = [KINDS[i] for i in order]
+    assert scores == metrics.query_scores(
+        logits[order], labels[order], PROBLEMS[order], kinds, TYPES
+    )
+
+
+def test_query_scores_of_types_that_do_not_occur_are_left_out() -> None:
+    logits, labels = one_hot(GUESSES[:4], 3), torch.tensor(LABELS[:4])
+    scores = metrics.query_scores(logits, labels, torch.zeros(4), ["direct"] * 4, TYPES)
+    assert list(scores) == ["query", "problem", "direct"]
+
+
+def test_bad_queries_are_named() -> None:
+    logits, labels = one_hot(GUESSES, 3), torch.tensor(LABELS)
+    with pytest.raises(ValueError, match=r"types: 'blocked' is not one of direct, indirect"):
+        metrics.query_scores(logits, labels, PROBLEMS, [*KINDS[:11], "blocked"], TYPES)
+    with pytest.raises(ValueError, match=r"problems, types: shapes \(11,\) and \(12,\)"):
+        metrics.query_scores(logits, labels, PROBLEMS[:11], KINDS, TYPES)
+
+
+def test_answers_that_are_right_together_make_the_interval_wider() -> None:
+    random = np.random.default_rng(4)
+    solved = random.random(250) < 0.5
+    groups, together = np.repeat(np.arange(250), 4), np.repeat(solved, 4)
+    clustered = Score.clustered(together, groups, chance=1 / 3)
+    alone = Score.proportion(together, chance=1 / 3)
+    assert clustered.value == alone.value == solved.mean()
+    # Four answers that are one answer: as uncertain as the 250 problems, twice the plain width.
+    problems = Score.proportion(solved, chance=1 / 3)
+    width = clustered.high - clustered.low
+    assert width == pytest.approx(problems.high - problems.low, rel=0.1)
+    assert width > 1.8 * (alone.high - alone.low)
+
+
+def test_a_clustered_interval_has_a_width_where_all_are_right() -> None:
+    right = np.ones(40, dtype=bool)
+    score = Score.clustered(right, np.repeat(np.arange(10), 4), chance=1 / 3)
+    assert (score.low, score.high) == metrics.wilson_interval(40, 40)
+
+
+# --- Average precision ---------------------------------------------------------------------------
+
+
+def ap(scores: Sequence[float], targets: Sequence[int]) -> float:
+    column = np.array(scores)[:, None], np.array(targets)[:, None]
+    return float(metrics.average_precision(*column)[0])
+
+
+DESCENDING = [10.0, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "targets", "expected"),
+    [
+        ([3.0, 2, 1], [1, 1, 0], 1.0),
+        ([3.0, 2, 1], [0, 0, 1], 1 / 3),
+        # Precision at the hits 1, 2/4... rises again to 5/6: the envelope lifts the ones before.
+        (DESCENDING, [1, 0, 1, 1, 1, 1, 0, 0, 0, 1], (1 + 4 * 5 / 6 + 6 / 10) / 6),
+        (DESCENDING, [1, 0, 0, 0, 1, 1, 0, 0, 0, 1], (1 + 2 * 3 / 6 + 4 / 10) / 4),
+        # All equal: one threshold, whose precision is the prevalence, in any order.
+        ([0.5] * 4, [1, 0, 0, 1], 0.5),
+        ([0.5] * 4, [0, 1, 1, 0], 0.5),
+        # A tie of a hit and a miss in front (1/2), then a miss, then a hit (2/4).
+        ([2.0, 2, 1, 0], [1, 0, 0, 1], 0.5),
+        ([2.0, 2, 1, 0], [0, 1, 0, 1], 0.5),
+        # The tie at the end: 1 for the first hit, 2/3 for the second.
+        ([2.0, 1, 1], [1, 1, 0], (1 + 2 / 3) / 2),
+        ([2.0, 1, 1], [1, 0, 1], (1 + 2 / 3) / 2),
+        ([1.0, 2.0], [0, 0], -1.0),
+    ],
+)
+def test_average_precision_by_hand(
+    scores: list[float], targets: list[int], expected: float
+) -> None:
+    assert ap(scores, targets) == pytest.approx(expected)
+
+
+def plain_average_precision(scores: list[int], targets: list[bool]) -> float:
+    """By definition: area under the best precision at this recall or a higher one."""
+    points = []
+    for threshold in sorted(set(scores), reverse=True):
+        retrieved = [t for s, t in zip(scores, targets, strict=True) if s >= threshold]
+        points.append((sum(retrieved) / sum(targets), sum(retrieved) / len(retrieved)))
+    area, before = 0.0, 0.0
+    for i, (recall, _) in enumerate(points):
+        area += (recall - before) * max(precision for _, precision in points[i:])
+        before = recall
+    return area
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=20))
+def test_average_precision_equals_its_definition(clips: list[tuple[int, bool]]) -> None:
+    scores, targets = [s for s, _ in clips], [t for _, t in clips]
+    expected = plain_average_precision(scores, targets) if any(targets) else -1.0
+    assert ap(scores, targets) == pytest.approx(expected)
+
+
+def test_weights_count_a_clip_so_many_times() -> None:
+    random = np.random.default_rng(0)
+    scores, targets = random.integers(0, 9, (40, 3)), random.integers(0, 2, (40, 3))
+    counts = random.integers(0, 4, 40)
+    repeated = metrics.average_precision(
+        np.repeat(scores, counts, axis=0), np.repeat(targets, counts, axis=0)
+    )
+    weighted = metrics.Ranking(scores, targets).average_precision(counts.astype(float))
+    np.testing.assert_allclose(weighted, repeated, rtol=1e-12)
+
+
+def test_mean_average_precision_leaves_absent_classes_out() -> None:
+    scores = torch.tensor([[3.0, 1.0, 0.0], [2.0, 2.0, 0.0], [1.0, 3.0, 0.0]])
+    targets = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
+    assert metrics.average_precision(scores, targets).tolist() == pytest.approx([1, 1 / 3, -1])
+    assert metrics.mean_average_precision(scores, targets) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="targets: no class has a positive clip"):
+        metrics.mean_average_precision(scores, torch.zeros_like(targets))
+    with pytest.raises(ValueError, match=r"not both \[V, C\]"):
+        metrics.mean_average_precision(scores, targets[:2])
+    with pytest.raises(ValueError, match=r"scores: clip 2 holds NaN"):
+        metrics.mean_average_precision(scores.index_fill(0, torch.tensor([2]), np.nan), targets)
+
+
+# --- Intervals and scores ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (5, 10, 0.2366, 0.7634),
+        (1, 29, 0.0061, 0.1718),
+        (81, 263, 0.2553, 0.3662),  # Newcombe (1998), table I
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+    ],
+)
+def test_wilson_interval(successes: int, n: int, low: float, high: float) -> None:
+    assert metrics.wilson_interval(successes, n) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_wilson_interval_refuses_what_is_no_proportion() -> None:
+    for successes, n in ((0, 0), (3, 2), (-1, 5)):
+        with pytest.raises(ValueError, match="is no proportion"):
+            metrics.wilson_interval(successes, n)
+
+
+def test_bootstrap_of_a_mean_is_as_wide_as_theory_says() -> None:
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    score = Score.mean(torch.from_numpy(values), chance=0.0)
+    assert score == Score.mean(values, chance=0.0)  # the same draws every time
+    # 1.96 standard errors to each side; 1,000 resamples place a bound to within 0.08 of one.
+    error = values.std() / 400**0.5
+    assert score.value == pytest.approx(values.mean())
+    assert score.low == pytest.approx(values.mean() - 1.96 * error, abs=0.2 * error)
+    assert score.high == pytest.approx(values.mean() + 1.96 * error, abs=0.2 * error)
+
+
+def test_bootstrap_leaves_out_draws_without_the_statistic() -> None:
+    targets = np.array([[1], [0], [0]])  # 8 draws in 27 hold no positive
+    score = Score.mean_average_precision(np.array([[3.0], [2], [1]]), targets)
+    assert (score.value, score.low, score.high) == (1.0, 1.0, 1.0)
+    assert score.chance == pytest.approx(1 / 3)
+
+
+def test_mean_average_precision_score() -> None:
+    random = np.random.default_rng(2)
+    targets = random.integers(0, 2, (100, 4))
+    targets[:, 3] = 0
+    scores = targets + random.normal(0, 0.7, targets.shape)
+    score = Score.mean_average_precision(torch.from_numpy(scores), torch.from_numpy(targets))
+    assert score.low < score.value < score.high
+    constant = np.zeros_like(scores)
+    assert score.chance == pytest.approx(metrics.mean_average_precision(constant, targets))
+
+
+def test_the_interval_of_a_map_holds_it_although_repeated_clips_raise_ap() -> None:
+    random = np.random.default_rng(3)
+    targets, scores = random.random((200, 40)) < 0.1, random.normal(size=(200, 40))
+    ranking = metrics.Ranking(scores, targets)
+    plain, _ = metrics.bootstrap_interval(
+        lambda w: metrics.mean_of_present(ranking.average_precision(w)), 200, resamples=100
+    )
+    score = Score.mean_average_precision(scores, targets)
+    assert plain > score.value
+    assert score.low < score.value < score.high
+
+
+def test_scores_are_readable() -> None:
+    correct = np.arange(600) < 89
+    score = Score.proportion(correct, metrics.localization_chance(6)["top1"])
+    assert str(score) == "14.8 % [12.2, 17.9]"
+    assert score.format(score.chance) == "2.8 %"
+    assert str(Score.proportion(torch.from_numpy(correct), score.chance)) == str(score)
+    distance = Score.mean(np.array([2, 3]), chance=3.8889)
+    assert str(distance) == "2.50 [2.00, 3.00]"
+    assert distance.format(distance.chance) == "3.89"
+    assert str(Score.mean(np.array([0.5, 0.5]), 0.1, percent=True)) == "50.0 % [50.0, 50.0]"

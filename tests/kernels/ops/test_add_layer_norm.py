@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ivcl_fast.kernels import add_layer_norm, dispatches, layer_norm
+from ivcl_fast.kernels.add_layer_norm import MAX_WIDTH, _ref, _ref_norm
+from tests.kernels.ops.conftest import DTYPES, HALF, INTERPRET
+from tests.support.numerics import assert_parity, check_op
+
+op = torch.ops.ivcl_fast.add_layer_norm.default
+norm_op = torch.ops.ivcl_fast.layer_norm.default
+EPS = 1e-6
+NAMES = ("x", "residual", "weight", "bias")
+SHAPES = [(1, 1), (1, 1, 60), (3, 5, 127), (2, 17, 768), (150, 60), (2, 1023), (1, 4096)]
+
+
+def inputs(shape, dtype, device):
+    parameters = [torch.randn(shape[-1], dtype=dtype, device=device) for _ in range(2)]
+    return [torch.randn(shape, dtype=dtype, device=device) for _ in range(2)] + parameters
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parity(shape, dtype, device):
+    check_op(op, _ref, [*inputs(shape, dtype, device), EPS])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parity_without_residual(shape, dtype, device):
+    x, _, weight, bias = inputs(shape, dtype, device)
+    check_op(norm_op, _ref_norm, [x, weight, bias, EPS, dtype])
+
+
+@pytest.mark.parametrize("stream", [HALF, torch.float32])
+@pytest.mark.parametrize("parameters", [HALF, torch.float32])
+def test_mixed_dtypes(stream, parameters, device):
+    x, residual, weight, bias = inputs((3, 5, 128), HALF, device)
+    args = [x, residual.to(stream), weight.to(parameters), bias.to(parameters), EPS]
+    total, normed = op(*args)
+    assert (total.dtype, normed.dtype) == (stream, HALF)
+    check_op(op, _ref, args)
+
+
+def test_norm_to_another_dtype(device):
+    x, _, weight, bias = inputs((3, 5, 128), torch.float32, device)
+    half = layer_norm(x, weight, bias, EPS, dtype=HALF)
+    assert torch.equal(half, layer_norm(x, weight, bias, EPS).to(HALF))
+    check_op(
+        lambda *args: norm_op(*args, EPS, HALF),
+        lambda *args: _ref_norm(*args, EPS, HALF),
+        [x, weight, bias],
+    )
+
+
+def test_statistics_survive_a_large_mean(device):
+    x, residual, weight, bias = inputs((4, 768), torch.float32, device)
+    args = (x + 1000, residual, weight, bias)
+    exact = _ref(*(t.double() for t in args), EPS)[1]
+    # Sum and mean are each rounded to half an ulp of 1000, the mean's sum to some more; E[x^2] -
+    # E[x]^2 would be off by 1000^2 * eps, 0.1 of the variance.
+    bound = 4 * 1000 * torch.finfo(torch.float32).eps * weight.abs().max()
+    assert (op(*args, EPS)[1].double() - exact).abs().max() < bound
+
+
+def test_constant_rows_stay_finite(device):
+    x, _, weight, bias = inputs((3, 96), torch.float32, device)
+    check_op(op, _ref, [torch.ones_like(x), torch.ones_like(x), weight, bias, EPS])
+
+
+def test_non_contiguous(device):
+    x, residual, weight, bias = inputs((6, 40, 64), torch.float32, device)
+    views = [t.transpose(0, 1)[::2] for t in (x, residual)]
+    check_op(op, _ref, [*views, weight.expand(2, -1)[1], bias.repeat_interleave(2)[::2], EPS])
+
+
+@pytest.mark.parametrize("used", [0, 1])
+@pytest.mark.parametrize("stream", [HALF, torch.float32])
+def test_one_output_unused(used, stream, device):
+    x, residual, weight, bias = inputs((5, 60), HALF, device)
+    leaves = [x, residual.to(stream), weight, bias]
+    cotangent = torch.randn_like(x)
+
+    def grads(function, leaves=leaves):
+        copies = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+        out = function(*copies, EPS)[used]
+        return torch.autograd.grad(out, copies, cotangent.to(out), allow_unused=True)
+
+    exact = grads(_ref, [leaf.double() for leaf in leaves])
+    for got, want, truth in zip(grads(op), grads(_ref), exact, strict=True):
+        if want is None:
+            assert got is None
+        else:
+            assert_parity(got, want, truth)
+
+
+def test_gradients_of_x_and_residual_are_one_tensor(device):
+    leaves = [t.requires_grad_() for t in inputs((5, 64), torch.float32, device)]
+    total, normed = op(*leaves, EPS)
+    dx, dresidual, *_ = torch.autograd.grad([total.sum() + normed.square().sum()], leaves)
+    assert dx.data_ptr() == dresidual.data_ptr()
+
+
+def test_bitwise_repeatable(device):
+    x, residual, weight, _ = inputs((90, 768), torch.float32, device)
+    grads = [_run_backward(x, residual, weight) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def _run_backward(dnormed, total, weight):
+    backward = torch.ops.ivcl_fast.add_layer_norm_backward.default
+    return backward(None, dnormed, total, weight, EPS, total.dtype)
+
+
+def test_no_rows(device):
+    x, residual, weight, bias = inputs((0, 64), torch.float32, device)
+    leaves = [t.requires_grad_() for t in (x, residual, weight, bias)]
+    _, normed = op(*leaves, EPS)
+    _, _, dweight, dbias = torch.autograd.grad(normed.sum(), leaves)
+    assert normed.shape == (0, 64) and not dweight.any() and not dbias.any()
+
+
+def test_gradcheck():
+    args = [t.requires_grad_() for t in inputs((4, 6), torch.float64, "cpu")]
+    torch.autograd.gradcheck(lambda *a: _ref(*a, EPS), args)
+    torch.autograd.gradcheck(lambda *a: _ref_norm(*a, EPS, torch.float64), args[1:])
+
+
+def test_opcheck(device):
+    x, residual, weight, bias = (
+        t.requires_grad_() for t in inputs((3, 5, 32), torch.float32, device)
+    )
+    torch.library.opcheck(op, (x, residual, weight, bias, EPS))
+    torch.library.opcheck(norm_op, (x, weight, bias, EPS, HALF))
+
+
+@pytest.mark.skipif(INTERPRET, reason="the interpreter is slow under a compiler")
+def test_fullgraph(device):
+    args = inputs((3, 5, 32), torch.float32, device)
+
+    def blocks(function):
+        def run(x, residual, weight, bias):
+            total, normed = function(x, residual, weight, bias, EPS)
+            return function(normed.sin(), total, weight, bias, EPS)[1]  # the last sum is unused
+
+        return run
+
+    check_op(torch.compile(blocks(op), fullgraph=True), blocks(_ref), args)
+
+
+def test_public_matches(device):
+    x, residual, weight, bias = inputs((3, 5, 96), torch.float32, device)
+    total, normed = add_layer_norm(x, residual, weight, bias)
+    torch.testing.assert_close(total, x + residual)
+    torch.testing.assert_close(normed, layer_norm(total, weight, bias))
+
+
+@pytest.mark.skipif(not INTERPRET, reason="only kernels have a widest row")
+def test_too_wide_a_row_goes_to_pytorch():
+    before = dispatches()
+    layer_norm(torch.randn(1, MAX_WIDTH + 1), torch.ones(MAX_WIDTH + 1), torch.ones(MAX_WIDTH + 1))
+    assert dispatches() == before
+
+
+@pytest.mark.parametrize("name", ["residual", "weight", "bias"])
+def test_wrong_shape_is_named(name):
+    args = dict(zip(NAMES, inputs((2, 4), torch.float32, "cpu"), strict=True))
+    args[name] = torch.randn(3)
+    with pytest.raises(ValueError, match=rf"{name}: shape \(3,\)"):
+        add_layer_norm(**args)

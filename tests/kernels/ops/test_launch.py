@@ -1,0 +1,95 @@
+"""On which GPU kernels start, and where the reference has to stand in for them."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from ivcl_fast.kernels import _triton, launch
+from ivcl_fast.kernels._op import missing_kernel
+from ivcl_fast.training.hardware import useless_compiler
+
+GPU = torch.device("cuda")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_starts_on_the_gpu_of_its_arguments(monkeypatch, index):
+    current, started = [0], []
+
+    @contextmanager
+    def device(wanted):
+        current.append(wanted.index)
+        yield
+        current.pop()
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *args, **options: started.append(current[-1])
+
+    with FakeTensorMode():
+        x = torch.zeros(2, device=f"cuda:{index}")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    launch.launch(Kernel(), (1,), None, x, 2)
+    assert started == [index] and current == [0]
+
+
+def test_without_a_c_compiler_or_headers(monkeypatch, tmp_path):
+    """Triton would fail at the first kernel: it compiles what starts them."""
+    for name in ("CC", "CPATH", "C_INCLUDE_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/gcc" if name == "gcc" else None)
+    monkeypatch.setattr(_triton.sysconfig, "get_path", lambda *_: str(tmp_path))
+    assert _triton._not_built() == (
+        f"no {tmp_path}/Python.h for Triton (packages such as python3-dev have it)"
+    )
+    (tmp_path / "Python.h").touch()
+    assert _triton._not_built() is None
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    reason = "no C compiler for Triton (gcc, clang, or one that CC names)"
+    assert _triton._not_built() == reason
+    monkeypatch.setattr(_triton, "MISSING", None)
+    monkeypatch.setattr(_triton, "INTERPRET", False)
+    for blocked in (None, reason):
+        monkeypatch.setattr(_triton, "BLOCKED", blocked)
+        assert missing_kernel(GPU) == useless_compiler(GPU) == blocked
+    monkeypatch.setenv("CC", "tcc")
+    assert _triton._not_built() is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "rounds"),
+    [((10, 0), "3.6.0", True), ((10, 0), "3.9.0", False), ((10, 0), "3.10.1", False),
+     ((9, 0), "3.6.0", False), ((12, 0), "3.6.0", False)],
+)  # fmt: skip
+def test_which_chips_round(monkeypatch, capability, version, rounds):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(launch, "triton", SimpleNamespace(__version__=version))
+    assert launch.rounds_float32.__wrapped__(torch.device("cuda", 0)) is rounds
+    assert launch.rounds_float32.__wrapped__(torch.device("cpu")) is False
+
+
+@pytest.mark.parametrize("name", ["short_attention", "embed_patches"])
+def test_rounding_chips_get_the_reference(monkeypatch, name):
+    op = importlib.import_module(f"ivcl_fast.kernels.{name}")
+    monkeypatch.setattr(op, "rounds_float32", lambda device: True)
+    monkeypatch.setattr(op, "launch", None)  # calling it would fail
+    if name == "short_attention":
+        inputs = rest = (torch.randn(2, 5, 48), 2)
+    else:
+        rows = torch.randint(256, (2, 6, 12), dtype=torch.uint8)
+        ids = torch.tensor([[0, 2], [1, 5]])
+        weights = torch.randn(8, 12), torch.randn(8), torch.randn(6, 8)
+        rest = (rows, ids, *weights, 0.5, 0.5)
+        inputs = (*rest, torch.float32)
+    out = op._forward(*inputs)
+    assert torch.equal(out, op._ref(*inputs))
+    ours, plain = op._backward(out, *rest), op._ref_backward(out, *rest)
+    for a, b in zip(*((x if isinstance(x, tuple) else (x,)) for x in (ours, plain)), strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ivcl_fast.kernels import _ext, dispatches
+from ivcl_fast.kernels import linear as public
+from ivcl_fast.kernels.linear import _ref
+from tests.kernels.ops.conftest import served
+from tests.support.numerics import assert_parity, check_op
+
+op = torch.ops.ivcl_fast.linear_gradients.default
+SHAPES = [(1, 1, 1), (3, 5, 7), (31, 16, 60), (257, 127, 33), (300, 96, 130), (513, 64, 65)]
+"""Tokens, inputs, outputs."""
+DTYPES = [torch.float32, torch.bfloat16]
+ours = pytest.mark.skipif(served("cpu") != "cpp", reason="no C++ ops here")
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    """Whatever object is loaded, it is used as the one for AMX is."""
+    if _ext.MISSING is None:
+        monkeypatch.setattr(_ext, "ISA", "amx")
+
+
+def inputs(tokens, width, outputs, dtype):
+    return torch.randn(tokens, outputs, dtype=dtype), torch.randn(tokens, width, dtype=dtype)
+
+
+@pytest.mark.parametrize("to", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients(shape, dtype, to):
+    dy, x = inputs(*shape, dtype)
+    exact = _ref(dy.double(), x.double(), torch.float64)
+    for got, same, true in zip(op(dy, x, to), _ref(dy, x, to), exact, strict=True):
+        assert_parity(got, same, true)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strides_batches_and_no_tokens(dtype):
+    dy, x = inputs(2 * 3 * 10, 6, 4, dtype)
+    expected = _ref(dy, x, torch.float32)
+    dy, x = dy.reshape(2, 3, 10, 4), x.reshape(2, 3, 10, 6)
+    odd = dy.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
+    assert not odd.is_contiguous()
+    for got, same in zip(op(odd, x, torch.float32), expected, strict=True):
+        torch.testing.assert_close(got, same, rtol=1e-2, atol=1e-1)
+    for got in op(dy[:0], x[:0], dtype):
+        assert got.dtype == dtype and not got.any()
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("parameters", DTYPES)
+def test_the_layer(parameters, with_bias, tiles):
+    x = torch.randn(2, 17, 24, dtype=torch.bfloat16)
+    args = [x, torch.randn(40, 24, dtype=parameters) * 0.2]
+    args += [torch.randn(40, dtype=parameters)] if with_bias else []
+
+    def under_autocast(*args):
+        with torch.autocast("cpu", torch.bfloat16):
+            return public(*args)
+
+    def ref(x, weight, *bias):
+        return F.linear(x, weight.to(x.dtype), *(b.to(x.dtype) for b in bias))
+
+    check_op(under_autocast, ref, args)
+
+
+@ours
+@pytest.mark.parametrize(
+    ("isa", "dtype", "calls"),
+    [("amx", torch.float32, 0), ("amx", torch.bfloat16, 1), ("avx512bf16", torch.bfloat16, 0)],
+)
+def test_only_training_in_bfloat16_on_tiles_takes_it(isa, dtype, calls, monkeypatch):
+    monkeypatch.setattr(_ext, "ISA", isa)
+    layer, before = torch.nn.Linear(8, 8), dispatches()
+    public(
+        torch.randn(4, 8, dtype=dtype), *(p.to(dtype) for p in layer.parameters())
+    ).sum().backward()
+    assert (dispatches() - before)["linear_gradients", "cpp"] == calls
+
+
+def test_under_autocast(tiles):
+    layer, x = torch.nn.Linear(8, 8), torch.randn(4, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = layer(x)
+        assert torch.equal(public(x, layer.weight, layer.bias), expected)
+        assert torch.equal(public(x.bfloat16(), layer.weight, layer.bias), expected)
+
+
+def test_opcheck():
+    dy, x = inputs(5, 6, 7, torch.bfloat16)
+    torch.library.opcheck(op, (dy, x, torch.float32))

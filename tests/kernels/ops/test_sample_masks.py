@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ivcl_fast import reference
+from ivcl_fast.kernels import dispatches, sample_masks, stream
+from ivcl_fast.kernels.sample_masks import MAX_FUSED_PATCHES, _ref
+from tests.kernels.ops.conftest import INTERPRET
+
+op = torch.ops.ivcl_fast.sample_masks.default
+FRAMES = 20_000
+SIZES = [(1, 0), (1, 1), (2, 1), (16, 8), (16, 16), (64, 16), (65, 3), (196, 49), (1000, 7)]
+statistical = pytest.mark.skipif(
+    INTERPRET, reason="equal bit for bit to what is tested without the interpreter, and slow in it"
+)
+KNOWN_KEEP = [[[2, 4, 6]], [[3, 4, 7]]]  # of seeds 0 and 1, 3 of 8 patches
+
+
+def seeds(*shape, device="cpu"):
+    return torch.randint(-(2**63), 2**63 - 1, shape, device=device)
+
+
+def included(ids, num_patches):
+    """float64 ``[F, N]``: 1 where the patch is kept."""
+    return torch.zeros(len(ids), num_patches, dtype=torch.float64).scatter(1, ids, 1)
+
+
+def assert_chi_square(statistic: float, freedom: int) -> None:
+    """Within five standard deviations of the mean of chi-square (mean k, variance 2 k).
+
+    Nearly normal at the freedoms here (15 and up): a right sampler passes all but about once in
+    10^4 choices of seed, and the seeds are fixed.
+    """
+    assert abs(statistic - freedom) < 5 * math.sqrt(2 * freedom), (statistic, freedom)
+
+
+@pytest.mark.parametrize(("num_patches", "num_keep"), SIZES)
+def test_equals_the_reference(num_patches, num_keep, device):
+    seed = seeds(2, 3, device=device)
+    for got, want in zip(
+        op(seed, num_patches, num_keep),
+        reference.sample_masks(seed, num_patches, num_keep),
+        strict=True,
+    ):
+        assert got.dtype == torch.int64 and torch.equal(got, want)
+
+
+def test_extreme_seeds(device):
+    seed = torch.tensor([0, -1, 1, 2**63 - 1, -(2**63), 2**32, -(2**31)], device=device)
+    for got, want in zip(op(seed, 64, 16), reference.sample_masks(seed, 64, 16), strict=True):
+        assert torch.equal(got, want)
+    assert torch.equal(stream(seed, 17), reference.stream(seed, 17))
+
+
+def test_known_masks(device):
+    """Written down once: no machine or version may draw others."""
+    keep, mask = sample_masks(torch.tensor([[0], [1]], device=device), 8, 3)
+    assert keep.tolist() == KNOWN_KEEP
+    assert mask.tolist() == [[sorted({*range(8)} - {*ids[0]})] for ids in KNOWN_KEEP]
+
+
+def test_same_in_any_batch(device):
+    seed = seeds(24, device=device)
+    whole = op(seed, 64, 16)
+    for parts in (1, 5, 24):
+        split = [op(part, 64, 16) for part in seed.chunk(parts)]
+        for got, want in zip(map(torch.cat, zip(*split, strict=True)), whole, strict=True):
+            assert torch.equal(got, want)
+    assert torch.equal(op(seed[::2], 64, 16)[0], whole[0][::2])
+
+
+@statistical
+def test_every_patch_is_kept_equally_often():
+    kept = included(sample_masks(torch.arange(FRAMES), 64, 16)[0], 64)
+    share = 16 / 64
+    # Counts of patches add up to 16 a frame, which divides their covariance by (N - 1) / N.
+    variance = FRAMES * share * (1 - share) * 64 / 63
+    assert_chi_square(((kept.sum(0) - FRAMES * share) ** 2).sum().item() / variance, 63)
+
+
+@statistical
+def test_every_pair_is_kept_equally_often():
+    num_patches, num_keep = 12, 5
+    kept = included(sample_masks(torch.arange(FRAMES) * 7919, num_patches, num_keep)[0], 12)
+    pairs = torch.combinations(torch.arange(num_patches))
+    counts = kept[:, pairs[:, 0]] * kept[:, pairs[:, 1]]  # [F, 66]
+    share = num_keep * (num_keep - 1) / (num_patches * (num_patches - 1))
+    deviation = (counts.sum(0) - FRAMES * share) / math.sqrt(FRAMES * share * (1 - share))
+    # 66 unit normals (correlated, so no chi-square): 4.5 sigma is passed by all but 4 in 10^4.
+    assert deviation.abs().max() < 4.5
+
+
+@statistical
+def test_every_subset_is_drawn_equally_often():
+    num_patches, num_keep = 6, 3
+    kept = included(sample_masks(torch.arange(FRAMES), num_patches, num_keep)[0], num_patches)
+    code = (kept * 2 ** torch.arange(num_patches)).sum(1).long()
+    counts = code.bincount(minlength=2**num_patches)
+    counts = counts[counts > 0].double()
+    assert len(counts) == math.comb(num_patches, num_keep)
+    expected = FRAMES / len(counts)
+    assert_chi_square(((counts - expected) ** 2).sum().item() / expected, len(counts) - 1)
+
+
+@statistical
+@pytest.mark.parametrize("neighbour", ["next seed", "next frame of a clip", "one bit away"])
+def test_masks_of_neighbours_are_independent(neighbour):
+    base = torch.arange(FRAMES) * 2
+    if neighbour == "next frame of a clip":
+        first, second = stream(base, 2).unbind(-1)
+    else:
+        first, second = base, base + 1 if neighbour == "next seed" else base ^ (1 << 40)
+    keep = [included(sample_masks(seed, 64, 16)[0], 64) for seed in (first, second)]
+    # Overlap of two independent masks: hypergeometric, mean n K / N.
+    overlap = (keep[0] * keep[1]).sum(1)
+    mean = 16 * 16 / 64
+    variance = mean * (1 - 16 / 64) * (64 - 16) / 63
+    assert abs(overlap.mean() - mean) < 5 * math.sqrt(variance / FRAMES)
+    # And of each patch with itself: 64 correlations, each nearly normal with 1 / sqrt(F).
+    centred = [k - 16 / 64 for k in keep]
+    correlation = (centred[0] * centred[1]).mean(0) / (0.25 * 0.75)
+    assert correlation.abs().max() < 5 / math.sqrt(FRAMES)
+
+
+def test_opcheck(device):
+    torch.library.opcheck(op, (seeds(3, device=device), 16, 4))
+
+
+@pytest.mark.skipif(INTERPRET, reason="the interpreter is slow under a compiler")
+def test_fullgraph_and_no_recompile_across_seeds(device):
+    compiled = torch.compile(lambda seed: sample_masks(stream(seed, 4), 16, 4), fullgraph=True)
+    for stance in ("default", "fail_on_recompile", "fail_on_recompile"):
+        seed = seeds(3, device=device)
+        with torch.compiler.set_stance(stance):
+            got = compiled(seed)
+        for a, b in zip(got, reference.sample_masks(stream(seed, 4), 16, 4), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(not INTERPRET, reason="only kernels have a largest frame")
+def test_large_frames_go_to_pytorch():
+    before = dispatches()
+    seed = seeds(2)
+    keep, _ = sample_masks(seed, MAX_FUSED_PATCHES + 1, 10)
+    assert dispatches() == before
+    assert torch.equal(keep, _ref(seed, MAX_FUSED_PATCHES + 1, 10)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("seed", (torch.zeros(2), 16, 4)),
+        ("num_patches", (torch.zeros(2, dtype=torch.int64), 0, 0)),
+        ("num_patches", (torch.zeros(2, dtype=torch.int64), 2**16 + 1, 4)),
+        ("num_keep", (torch.zeros(2, dtype=torch.int64), 16, 17)),
+        ("num_keep", (torch.zeros(2, dtype=torch.int64), 16, -1)),
+    ],
+)
+def test_wrong_argument_is_named(name, args):
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        sample_masks(*args)

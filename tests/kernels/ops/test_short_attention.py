@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from ivcl_fast.kernels import dispatches
+from ivcl_fast.kernels.short_attention import DTYPES as KERNEL_DTYPES
+from ivcl_fast.kernels.short_attention import _blocks, _ref
+from ivcl_fast.kernels.short_attention import short_attention as public
+from tests.kernels.ops.conftest import DTYPES, INTERPRET, served
+from tests.support.numerics import check_op, run_with_grads
+
+op = torch.ops.ivcl_fast.short_attention.default
+
+
+def qkv(frames, tokens, num_heads, head_dim, dtype, device):
+    return torch.randn(frames, tokens, 3 * num_heads * head_dim, dtype=dtype, device=device)
+
+
+def partly_empty(tokens, dtype):
+    """A number of frames that fills one tile and leaves room in the next."""
+    return _blocks(tokens, 16, dtype)[0] // tokens + 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 12, 29, 44, 63, 64, 65, 127, 128])
+def test_lengths(tokens, dtype, device):
+    frames = partly_empty(tokens, dtype)
+    check_op(op, _ref, [qkv(frames, tokens, 2, 16, dtype, device), 2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [18, 66])
+@pytest.mark.parametrize("head_dim", [1, 16, 24, 32, 60, 64, 127, 128])
+def test_head_sizes(head_dim, tokens, dtype, device):
+    frames = partly_empty(tokens, dtype) if tokens < 64 else 1
+    check_op(op, _ref, [qkv(frames, tokens, 2, head_dim, dtype, device), 2])
+
+
+@pytest.mark.parametrize("num_heads", [1, 3])
+def test_one_frame(num_heads, device):
+    check_op(op, _ref, [qkv(1, 20, num_heads, 32, torch.float32, device), num_heads])
+
+
+def test_no_frames(device):
+    out, (grad,) = run_with_grads(op, [qkv(0, 5, 2, 16, torch.float32, device), 2])
+    assert out[0].shape == (0, 5, 32) and grad.shape == (0, 5, 96)
+
+
+def test_non_contiguous(device):
+    whole = qkv(9, 7, 2, 16, torch.float32, device)
+    check_op(op, _ref, [whole.transpose(0, 1)[::2], 2])
+    check_op(op, _ref, [whole[..., :96:2], 1])
+
+
+def test_gradient_may_be_expanded(device):
+    x = qkv(5, 7, 2, 16, torch.float32, device)
+    check_op(lambda *a: op(*a).sum(), lambda *a: _ref(*a).sum(), [x, 2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_scores_stay_finite(dtype, device):
+    x = qkv(6, 12, 2, 16, dtype, device)
+    x[..., :64] *= 60  # scores in the thousands: the softmax picks one
+    check_op(op, _ref, [x, 2])
+
+
+@pytest.mark.parametrize("tokens", [12, 29])
+def test_frames_do_not_mix(tokens, device):
+    """Changing one frame leaves every other frame's output and gradient as it was, bit for bit."""
+    x = qkv(7, tokens, 2, 16, torch.float32, device)
+    cotangent = [torch.randn(7, tokens, 32, device=device)]
+    changed = x.clone()
+    changed[3] += 1e3
+    before, after = (run_with_grads(op, [y, 2], cotangent) for y in (x, changed))
+    others = [0, 1, 2, 4, 5, 6]
+    for b, a in zip(before[0] + before[1], after[0] + after[1], strict=True):
+        assert torch.equal(b[others], a[others])
+        assert not torch.equal(b[3], a[3])
+
+
+def test_repeats_bit_for_bit(device):
+    x = qkv(7, 12, 2, 32, torch.float32, device)
+    cotangent = [torch.randn(7, 12, 64, device=device)]
+    first, second = (run_with_grads(op, [x, 2], cotangent) for _ in range(2))
+    assert torch.equal(first[0][0], second[0][0]) and torch.equal(first[1][0], second[1][0])
+
+
+def test_a_tile_writes_its_own_frames_only(device, monkeypatch):
+    """No element is written by two programs: their order must not matter."""
+    if not (INTERPRET or device == "cuda"):
+        pytest.skip("the reference has no tiles")
+    monkeypatch.setattr(sys.modules[_ref.__module__], "cdiv", lambda a, b: 1)
+    x = qkv(3, 12, 2, 16, torch.float32, device)  # a tile holds one frame and 4 rows to spare
+    outs, grads = run_with_grads(op, [x, 2], [torch.randn(3, 12, 32, device=device)])
+    for written in outs + grads:
+        assert written[0].isfinite().all() and written[1:].isnan().all()
+
+
+@pytest.mark.skipif(not INTERPRET, reason="only the interpreter widens bfloat16")
+def test_bfloat16_interpreted():
+    x = qkv(3, 12, 2, 16, torch.bfloat16, "cpu")
+    torch.testing.assert_close(op(x, 2), _ref(x.double(), 2).bfloat16(), atol=0.02, rtol=0.02)
+
+
+def test_implementation_is_counted(device):
+    x = qkv(2, 5, 2, 16, torch.float32, device).requires_grad_()
+    before = dispatches()
+    op(x, 2).sum().backward()
+    ops, how = ("short_attention", "short_attention_backward"), served(device) or "ref"
+    assert dispatches() - before == {(name, how): 1 for name in ops}
+
+
+def test_public_uses_pytorch_for_float64():
+    x = qkv(2, 5, 2, 16, torch.float64, "cpu")
+    assert torch.float64 not in KERNEL_DTYPES
+    assert torch.equal(public(x, 2), _ref(x, 2))
+
+
+def test_gradcheck():
+    x = qkv(2, 4, 2, 3, torch.float64, "cpu").requires_grad_()
+    torch.autograd.gradcheck(lambda x: _ref(x, 2), (x,))
+
+
+def test_opcheck(device):
+    torch.library.opcheck(op, (qkv(3, 5, 2, 16, torch.float32, device).requires_grad_(), 2))
+
+
+@pytest.mark.skipif(INTERPRET, reason="the interpreter is slow under a compiler")
+def test_fullgraph(device):
+    x = qkv(3, 5, 2, 16, torch.float32, device)
+    compiled = torch.compile(lambda x, h: op(x, h).square(), fullgraph=True)
+    check_op(compiled, lambda x, h: _ref(x, h).square(), [x, 2])
+
+
+@pytest.mark.parametrize(
+    "shape, num_heads, message",
+    [
+        ((5, 96), 2, r"qkv: torch.float32 \(5, 96\) is not a float \[F, N, 3\*D\]"),
+        ((2, 5, 96), 5, "num_heads: 5 does not divide"),
+        ((2, 5, 96), 0, "num_heads: 0 does not divide"),
+        ((2, 513, 96), 2, "qkv: 513 tokens are not 1 to"),
+        ((2, 0, 96), 2, "qkv: 0 tokens are not 1 to"),
+        ((2, 5, 3 * 129), 1, "num_heads: 1 gives heads of 129 columns, not 1 to 128"),
+    ],
+)
+def test_bad_arguments_are_named(shape, num_heads, message):
+    with pytest.raises(ValueError, match=message):
+        public(torch.zeros(shape), num_heads)
+
+
+def test_integers_are_refused():
+    with pytest.raises(ValueError, match=r"qkv: torch.int64 \(2, 5, 96\) is not a float"):
+        public(torch.zeros(2, 5, 96, dtype=torch.int64), 2)

@@ -1,0 +1,45 @@
+"""The op tests once more: through Triton's interpreter, and on the other C++ objects.
+
+In processes of their own: the interpreter replaces parts of Triton for good, and an object is
+loaded for good.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ivcl_fast.kernels import _ext
+from ivcl_fast.kernels._objects import module
+
+BUILT = [i for i in _ext.supported_isas() if (_ext.FOLDER / f"{module(i)}.abi3.so").is_file()]
+
+
+def run_op_tests(**environment: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/kernels/ops"],
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    print(run.stdout[-3000:])
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+
+
+def test_ops_interpreted():
+    run_op_tests(TRITON_INTERPRET="1")
+
+
+@pytest.mark.parametrize("isa", [isa for isa in BUILT if isa != _ext.ISA])
+def test_ops_for_another_instruction_set(isa):
+    run_op_tests(IVCL_FAST_ISA=isa)
+
+
+def test_ops_without_cpp():
+    """What a machine without a compiler runs."""
+    run_op_tests(IVCL_FAST_ISA="none")

@@ -1,0 +1,309 @@
+"""What only a GPU can show: sizes beyond 16 and 31 bits, finite gradients, whole models.
+
+Most run small on a CPU as well, so that the tests themselves are known to work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, accelerate, kernels, reference, restore
+from ivcl_fast.kernels import _triton, dispatches
+from ivcl_fast.kernels.attention import attention, eager_attention, supports
+
+GPU = pytest.mark.gpu
+DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
+pytestmark = pytest.mark.skipif(_triton.INTERPRET, reason="the interpreter is slow")
+
+
+def assert_near(ours: Tensor, expected: Tensor, share: float, what: str = "") -> None:
+    """The norm of the difference is at most a share of the norm; NaN never is."""
+    error = (ours.float() - expected.float()).norm() / expected.float().norm().clamp(min=1e-12)
+    assert error <= share, f"{what}: differs by {error:.2e} of its norm"
+
+
+# --- Many frames ----------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """An op on frames that do not depend on each other."""
+
+    draw: Callable[[int, str], list[Tensor]]
+    """Number of frames and device to tensors of that length."""
+    run: Callable[..., Tensor]
+    per_frame: int
+    """Elements of the largest tensor."""
+
+
+def half(*shape: int, device: str) -> Tensor:
+    return torch.randn(*shape, dtype=torch.bfloat16, device=device)
+
+
+def rows(frames: int, device: str) -> Tensor:
+    return torch.randint(256, (frames, 64, 192), dtype=torch.uint8, device=device)
+
+
+def ids(frames: int, count: int, device: str) -> Tensor:
+    seeds = torch.arange(frames, device=device)
+    return kernels.sample_masks(seeds, 64, count)[0]
+
+
+def shared(*shape: int, like: Tensor) -> Tensor:
+    """The same for any number of frames."""
+    return torch.linspace(-1, 1, torch.Size(shape).numel(), device=like.device).view(shape)
+
+
+CASES = {
+    "short_attention": Case(
+        lambda n, device: [half(n, 12, 192, device=device)],
+        lambda qkv: kernels.short_attention(qkv, 1),
+        12 * 192,
+    ),
+    "add_layer_norm": Case(
+        lambda n, device: [half(n, 4, 768, device=device) for _ in range(2)],
+        lambda x, residual: sum(
+            kernels.add_layer_norm(
+                x, residual, shared(768, like=x).bfloat16(), shared(768, like=x).bfloat16()
+            )
+        ),
+        4 * 768,
+    ),
+    "bias_gelu": Case(
+        lambda n, device: [half(n, 4, 768, device=device)],
+        lambda x: kernels.bias_gelu(x, shared(768, like=x)),
+        4 * 768,
+    ),
+    "embed_patches": Case(
+        lambda n, device: [rows(n, device), ids(n, 4, device)],
+        lambda rows, ids: kernels.embed_patches(
+            rows, ids, shared(64, 192, like=rows), shared(64, like=rows), shared(64, 64, like=rows),
+            0.5, 0.5, torch.bfloat16,
+        ),
+        64 * 192,
+    ),
+    "restore_tokens": Case(
+        lambda n, device: [half(n, 16, 64, device=device), ids(n, 16, device)],
+        lambda visible, ids: kernels.restore_tokens(
+            visible, ids, shared(64, like=visible), shared(64, 64, like=visible)
+        ),
+        64 * 64,
+    ),
+    "patch_loss": Case(
+        lambda n, device: [half(n, 48, 192, device=device), rows(n, device), ids(n, 48, device)],
+        # The sum over frames, so that a frame's gradient does not depend on their number.
+        lambda pred, rows, ids: kernels.patch_loss(pred, rows, ids, True, 0.5, 0.5) * len(pred),
+        64 * 192,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "device, frames, elements",
+    [
+        ("cpu", 9, 0),
+        pytest.param("cuda", 70_000, 0, marks=GPU, id="grid"),
+        pytest.param("cuda", 0, 2**31, marks=[GPU, pytest.mark.large], id="offsets"),
+    ],
+)
+@pytest.mark.parametrize("name", CASES)
+def test_many_frames(name, device, frames, elements):
+    """More than a grid's second axis holds, and than 31 bits count: the last come out as alone."""
+    if elements and torch.cuda.get_device_properties(0).total_memory < 60e9:
+        pytest.skip("needs 60 GB of GPU memory")
+    case = CASES[name]
+    frames = frames or elements // case.per_frame + 9
+    torch.manual_seed(0)
+    tensors = case.draw(frames, device)
+    many = forward_backward(case, tensors)
+    for start in (0, frames // 2, frames - 3):
+        few = forward_backward(case, [x[start : start + 3].detach() for x in tensors])
+        for got, expected in zip(many, few, strict=True):
+            if expected.ndim:
+                assert_near(got[start : start + 3], expected, 1e-2, f"{name}, from {start}")
+
+
+def forward_backward(case: Case, tensors: list[Tensor]) -> list[Tensor]:
+    """The output and the gradients of float inputs, every output weighing one."""
+    floats = [x.requires_grad_() for x in tensors if x.is_floating_point()]
+    with torch.set_grad_enabled(bool(floats)):
+        out = case.run(*tensors)
+    if not floats:
+        return [out]
+    weights = torch.ones((), dtype=out.dtype, device=out.device).expand_as(out)
+    return [out.detach(), *torch.autograd.grad(out, floats, weights)]
+
+
+@pytest.mark.parametrize("device, frames", [("cpu", 50), pytest.param("cuda", 70_000, marks=GPU)])
+def test_masks_of_many_frames(device, frames):
+    seeds = torch.arange(frames, device=device)
+    for ours, theirs in zip(
+        kernels.sample_masks(seeds, 64, 8), reference.sample_masks(seeds, 64, 8), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("device, frames", [("cpu", 9), pytest.param("cuda", 70_000, marks=GPU)])
+@pytest.mark.parametrize("backend", ["flash", "auto"])
+def test_a_librarys_attention_is_given_many_frames_in_parts(backend, device, frames):
+    qkv = half(frames, 160, 96, device=device).requires_grad_()
+    out = attention(qkv, 2, backend)
+    (grad,) = torch.autograd.grad(out, qkv, torch.ones_like(out))
+    last = qkv[-3:].detach().float().requires_grad_()
+    expected = eager_attention(last, 2)
+    assert_near(out[-3:], expected, 2e-2, "output")
+    (wanted,) = torch.autograd.grad(expected, last, torch.ones_like(expected))
+    assert_near(grad[-3:], wanted, 5e-2, "gradient")
+
+
+# --- Gradients ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 12, 20, 29, 44, 64, 65, 100, 127, 128, 129, 197, 448])
+@pytest.mark.parametrize("backend", ["short", "flash", "eager"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_of_attention_are_right_at_every_length(device, backend, tokens):
+    """cuDNN's backward has given NaN at some lengths."""
+    case = dict(num_tokens=tokens, head_dim=64, dtype=torch.bfloat16, device=device)
+    if reasons := supports(backend, **case):
+        pytest.skip(f"{backend}: {', '.join(reasons)}")
+    torch.manual_seed(tokens)
+    qkv, weights = half(3, tokens, 384, device=device), half(3, tokens, 128, device=device)
+    results = []
+    for function, x in ((attention, qkv), (eager_attention, qkv.float())):
+        x.requires_grad_()
+        out = function(x, 2, *([backend] if function is attention else []))
+        results.append((out, *torch.autograd.grad(out, x, weights.to(out.dtype))))
+    for got, expected in zip(*results, strict=True):
+        assert_near(got, expected, 2e-2)
+
+
+# --- Whole models ---------------------------------------------------------------------------------
+
+SHALLOW = dict(depth=2, temporal_depth=2, decoder_depth=2, num_frames=4, num_query_frames=2)
+
+
+@pytest.mark.parametrize("amp, share", [(False, 1e-4), (True, 3e-2)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "device, preset",
+    [("cpu", "tiny"), *(pytest.param("cuda", p, marks=GPU) for p in ("tiny", "base64", "base224"))],
+)
+def test_training_step_is_the_references(device, preset, amp, share):
+    cfg = IVCLConfig.preset(preset, **SHALLOW)
+    fast, plain = pair(IVCL, reference.IVCL, device, cfg)
+    video = clips(cfg, device)
+    seed = torch.tensor([3, 5], device=device)
+    same_gradients(fast, plain, lambda model: model(video, seed=seed).loss, device, amp, share)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("of_each", [0, 3])
+def test_classifier_is_the_references(device, of_each):
+    """``of_each``: clips of each video that share its frames; 0: a video is a clip."""
+    cfg = IVCLConfig.preset("tiny", **SHALLOW)
+    fast, plain = pair(IVCLClassifier, reference.IVCLClassifier, device, cfg)
+    video, shown = clips(cfg, device), None
+    if of_each:
+        shown = torch.randint(cfg.num_frames, (2, of_each, cfg.num_frames), device=device)
+    labels = torch.tensor([1, 30] * max(of_each, 1), device=device)
+
+    def loss(model):
+        return torch.nn.functional.cross_entropy(model(video, shown).float(), labels)
+
+    same_gradients(fast, plain, loss, device, amp=False, share=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_reference_accelerated_and_restored(device):
+    cfg = IVCLConfig.preset("tiny", **SHALLOW)
+    model, plain = pair(reference.IVCL, reference.IVCL, device, cfg)
+    video, seed = clips(cfg, device), torch.tensor([3, 5], device=device)
+    assert not accelerate(model).kept
+    same_gradients(model, plain, lambda model: model(video, seed=seed).loss, device, False, 1e-4)
+    restore(model)
+    assert all(type(a) is type(b) for a, b in zip(model.modules(), plain.modules(), strict=True))
+    assert torch.equal(model(video, seed=seed).loss, plain(video, seed=seed).loss)
+
+
+class PlainMlp(nn.Module):
+    """As anybody's: both ways are tried before it is swapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_foreign_module_accelerated_and_restored(device):
+    torch.manual_seed(0)
+    mlp, x = PlainMlp().to(device), torch.randn(3, 5, 64, device=device)
+    expected = mlp(x)
+    assert accelerate(mlp).replaced == {"": "PlainMlp"}
+    assert_near(mlp(x), expected, 1e-5)
+    restore(mlp)
+    assert type(mlp) is PlainMlp and torch.equal(mlp(x), expected)
+
+
+def clips(cfg: IVCLConfig, device: str) -> Tensor:
+    draw = torch.Generator().manual_seed(0)
+    shape = 2, cfg.num_frames, cfg.num_patches, cfg.patch_dim
+    return torch.randint(256, shape, dtype=torch.uint8, generator=draw).to(device)
+
+
+def pair(fast_class, plain_class, device: str, cfg: IVCLConfig):
+    models = []
+    for made in (fast_class, plain_class):
+        torch.manual_seed(0)
+        models.append(made(cfg).to(device))
+    return models
+
+
+def same_gradients(fast, plain, loss, device: str, amp: bool, share: float) -> None:
+    """Loss and all gradients; on a GPU every op ran as a Triton kernel."""
+    before = dispatches()
+    losses = []
+    for model, half_precision in ((fast, amp), (plain, False)):
+        with torch.autocast(device, torch.bfloat16, enabled=half_precision):
+            value = loss(model)
+        value.backward()
+        losses.append(value.detach())
+        if model is fast:
+            used = dispatches() - before
+    assert_near(losses[0], losses[1], share, "loss")
+    for (name, ours), theirs in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None and ours.grad.isfinite().all(), name
+        a, b = ours.grad, theirs.grad
+        if name.endswith("qkv.bias"):  # the keys' third has no true gradient
+            a, b = (x.view(3, -1)[[0, 2]] for x in (a, b))
+        assert_near(a, b, share, name)
+    if device == "cuda":
+        assert used and {how for _, how in used} == {"triton"}, used
+
+
+@GPU
+def test_compiled_blocks_compute_the_same_and_compile_once():
+    cfg = IVCLConfig.preset("tiny", **SHALLOW)
+    compiled, eager = pair(IVCL, IVCL, "cuda", cfg)
+    compiled.compile_blocks()
+    video, seed = clips(cfg, "cuda"), torch.tensor([3, 5], device="cuda")
+
+    def step(model, seed):
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(video, seed=seed).loss
+        loss.backward()
+        return loss.detach()
+
+    for number in range(3):
+        with torch._dynamo.config.patch(error_on_recompile=number > 0):
+            ours = step(compiled, seed + number)
+        assert_near(ours, step(eager, seed + number), 1e-2)
+    for (name, a), b in zip(compiled.named_parameters(), eager.parameters(), strict=True):
+        if not name.endswith("qkv.bias"):
+            assert_near(a.grad, b.grad, 5e-2, name)

@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+import ivcl_fast
+from ivcl_fast import IVCLConfig, accelerate, reference, restore
+from ivcl_fast.models import ivcl as model
+
+CFG = IVCLConfig.preset(
+    "tiny", image_size=16, patch_size=4, num_frames=3, num_query_frames=2, depth=1, embed_dim=32
+)
+
+
+def video() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (2, 3, 3, 16, 16), dtype=torch.uint8, generator=generator)
+
+
+SEED = torch.tensor([1, 2])
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def vit(**options) -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(
+        img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=3, **options
+    )
+
+
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+# --- The reference --------------------------------------------------------------------------------
+
+
+def test_the_reference_becomes_the_fast_model_and_back():
+    plain, other = reference.IVCL(CFG), reference.IVCL(CFG)
+    before = {name: type(part) for name, part in plain.named_modules()}
+    state, values = dict(plain.__dict__), {k: v.clone() for k, v in plain.state_dict().items()}
+    expected = plain(video(), seed=SEED)
+
+    report = accelerate(plain)
+    assert type(plain) is ivcl_fast.IVCL
+    assert not report.kept
+    assert report.replaced[""] == "IVCL" and report.replaced["encoder.blocks.0.attn"] == "Attention"
+    close(plain(video(), seed=SEED).pred, expected.pred)
+    assert plain.state_dict().keys() == values.keys()
+    assert all(torch.equal(v, values[k]) for k, v in plain.state_dict().items())
+    assert {name: type(part) for name, part in other.named_modules()} == before
+    assert accelerate(plain).replaced == {}  # nothing left to do
+
+    restore(plain)
+    assert {name: type(part) for name, part in plain.named_modules()} == before
+    assert plain.__dict__.keys() == state.keys()
+    assert all("attention_backend" not in part.__dict__ for part in plain.modules())
+    assert torch.equal(plain(video(), seed=SEED).pred, expected.pred)
+
+
+def test_a_part_alone():
+    plain = reference.IVCL(CFG)
+    expected = plain(video(), seed=SEED).pred
+    accelerate(plain.encoder)
+    assert type(plain) is reference.IVCL and type(plain.encoder) is model.Encoder
+    close(plain(video(), seed=SEED).pred, expected)
+    accelerate(plain)
+    restore(plain.decoder.blocks)  # a fast decoder of plain blocks
+    assert type(plain.decoder.blocks[0].mlp) is reference.Mlp
+    close(plain(video(), seed=SEED).pred, expected)
+
+
+def test_a_new_fast_model_is_not_undone():
+    fast = ivcl_fast.IVCL(CFG)
+    restore(fast)
+    assert type(fast.encoder) is model.Encoder
+
+
+def test_the_configs_attention_backend_is_followed():
+    plain = reference.IVCL(dataclasses.replace(CFG, attention="eager"))
+    accelerate(plain)
+    assert plain.encoder.blocks[0].attn.attention_backend == "eager"
+    restore(plain)
+    assert "attention_backend" not in plain.encoder.blocks[0].attn.__dict__
+
+
+def test_accelerated_models_save_and_load(tmp_path):
+    plain = reference.IVCLClassifier(CFG, 5)
+    accelerate(plain)
+    plain.save_pretrained(tmp_path)
+    loaded = ivcl_fast.IVCLClassifier.from_pretrained(tmp_path)
+    assert torch.equal(loaded(video()), plain(video()))
+
+
+# --- Other people's models ------------------------------------------------------------------------
+
+
+def test_timm_with_gradients():
+    plain, fast = vit(), vit()
+    report = accelerate(fast)
+    kinds = sorted(report.replaced.values())
+    assert kinds == ["Attention"] * 2 + ["Block"] * 2 + ["Mlp"] * 2 and not report.kept
+    assert isinstance(fast.blocks[0], type(plain.blocks[0]))
+    ours, theirs = fast(images()), plain(images())
+    close(ours, theirs)
+    F.cross_entropy(ours, torch.tensor([0, 2])).backward()
+    F.cross_entropy(theirs, torch.tensor([0, 2])).backward()
+    for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
+        close(a.grad, b.grad)
+    restore(fast)
+    assert [type(a) for a in fast.modules()] == [type(b) for b in plain.modules()]
+    assert torch.equal(fast(images()), theirs)
+
+
+@pytest.mark.parametrize(
+    ("options", "part", "reason"),
+    [
+        ({"qk_norm": True}, "blocks.0.attn", "q_norm"),
+        ({"init_values": 1e-5}, "blocks.0", "ls1"),
+        ({"drop_path_rate": 0.1}, "blocks.1", "drop_path1"),
+        ({"attn_drop_rate": 0.1}, "blocks.0.attn", "attn_drop"),
+        ({"proj_drop_rate": 0.1}, "blocks.0.mlp", "drop1"),
+        ({"act_layer": nn.SiLU}, "blocks.0.mlp", "exact GELU"),
+        ({"norm_layer": nn.RMSNorm}, "blocks.0", "LayerNorm"),
+    ],
+)
+def test_what_would_change_the_answer_is_kept(options, part, reason):
+    fast, plain = vit(**options), vit(**options)
+    report = accelerate(fast)
+    assert reason in report.kept[part]
+    assert reason in str(report)
+    torch.manual_seed(1)
+    ours = fast(images())
+    torch.manual_seed(1)
+    close(ours, plain(images()))
+
+
+def test_qkv_without_bias_is_fine():
+    fast, plain = vit(qkv_bias=False), vit(qkv_bias=False)
+    assert not accelerate(fast).kept
+    close(fast(images()), plain(images()))
+
+
+class Interleaved(nn.Module):
+    """Looks like ours, but lays heads and q, k, v out in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.qkv, self.proj = nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (4, 3, 8)).permute(3, 0, 2, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Dropping(nn.Module):
+    """An MLP that drops in a way no part of it shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)
+
+    def forward(self, x):
+        return self.fc2(F.dropout(self.act(self.fc1(x)), 0.1, self.training))
+
+
+class Biased(reference.Attention):
+    """A position bias that only the forward pass and one parameter tell of."""
+
+    def __init__(self) -> None:
+        super().__init__(32, 4)
+        self.table = nn.Parameter(torch.zeros(3))
+
+
+class Scaled(reference.Mlp):
+    """Computes something else with the very same parts."""
+
+    def __init__(self) -> None:
+        super().__init__(32, 64)
+        self.act = nn.GELU()
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (Interleaved, "computes something else"),
+        (Dropping, "computes something else"),
+        (Biased, "table"),
+        (Scaled, "computes something else"),
+    ],
+)
+def test_imposters_are_found_out(build, reason):
+    imposter = build()
+    state = torch.get_rng_state()
+    report = accelerate(imposter)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not report.replaced and reason in report.kept[""]
+    assert type(imposter) is build and imposter.training
+
+
+def test_hooks_that_would_fall_silent():
+    fast, calls = vit(), []
+    fast.blocks[0].norm1.register_forward_hook(lambda *_: calls.append(1))
+    fast.blocks[1].mlp.fc1.register_forward_pre_hook(lambda *_: calls.append(1))
+    fast.blocks[1].attn.qkv.register_forward_hook(lambda *_: calls.append(1))
+    report = accelerate(fast)
+    assert not calls  # trying does not call them either
+    assert "norm1 has a hook" in report.kept["blocks.0"]
+    assert "fc1 has a hook" in report.kept["blocks.1.mlp"]
+    fast(images())
+    assert len(calls) == 3
+
+
+def test_a_mask_or_another_rank_goes_the_old_way():
+    fast, plain = vit().blocks[0].attn, vit().blocks[0].attn
+    accelerate(fast)
+    x, mask = torch.randn(2, 5, 32), torch.randn(5, 5)
+    close(fast(x, attn_mask=mask), plain(x, attn_mask=mask))
+    close(fast(x, is_causal=True), plain(x, is_causal=True))
+    assert not torch.allclose(fast(x), fast(x, attn_mask=mask))
+
+
+def test_replaced_forward_and_meta_are_kept():
+    odd = vit().blocks[0].mlp
+    odd.forward = lambda x: x
+    assert "forward was replaced" in accelerate(odd).kept[""]
+    with torch.device("meta"):
+        empty = vit().blocks[0].mlp
+    assert "meta" in accelerate(empty).kept[""]
+
+
+# --- Wrapped, copied, compiled --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [vit, lambda: reference.IVCLClassifier(CFG, 3)])
+def test_copies(build):
+    fast = build()
+    x = images() if isinstance(fast, VisionTransformer) else video()
+    expected = fast(x)
+    accelerate(fast)
+    for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert [type(a) for a in twin.modules()] == [type(a) for a in fast.modules()]
+        close(twin(x), expected)
+        restore(twin)
+        assert torch.equal(twin(x), expected)
+        close(fast(x), expected)  # the original stays accelerated
+    plain = build()
+    plain.load_state_dict(fast.state_dict())
+    fast.load_state_dict(plain.state_dict())
+
+
+@pytest.mark.parametrize("first", ["accelerate", "compile"])
+def test_compiled(first):
+    fast = reference.IVCLClassifier(CFG, 3)
+    expected = fast(video())
+    compiled = torch.compile(fast, backend="eager")
+    if first == "compile":
+        compiled(video())
+    report = accelerate(compiled)
+    assert type(fast) is ivcl_fast.IVCLClassifier and report.replaced
+    close(compiled(video()), expected)
+    restore(compiled)
+    assert type(fast) is reference.IVCLClassifier
+    close(compiled(video()), expected)
+
+
+def test_data_parallel(tmp_path):
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        plain = reference.IVCL(CFG)
+        expected = plain(video(), seed=SEED).pred
+        wrapped = DistributedDataParallel(plain)
+        assert "module.decoder" in accelerate(wrapped).replaced
+        out = wrapped(video(), seed=SEED)
+        close(out.pred, expected)
+        out.loss.backward()
+        assert all(p.grad is not None for p in plain.parameters())
+        restore(wrapped)
+        assert torch.equal(wrapped(video(), seed=SEED).pred, expected)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_report_reads_well():
+    lines = str(accelerate(vit(qk_norm=True))).splitlines()
+    assert lines[0] == "4 modules replaced, 2 kept"
+    assert "  replaced blocks.0 and 1 more: Block" in lines
+    assert any(
+        line.startswith("  kept blocks.0.attn and 1 more: Attention: q_norm") for line in lines
+    )
+
+
+def test_a_report_of_nothing_says_why():
+    known = (
+        "no block was found that has a fused version; known are the modules of ivcl_fast.reference "
+        "and ivcl_fast.supervised and, by the names of their parts as in timm's ViTs, blocks "
+        "(norm1, attn, norm2, mlp), attention (qkv, proj) and MLPs (fc1, act, fc2)"
+    )
+    for other in (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.TransformerEncoderLayer(8, 2)):
+        assert str(accelerate(other)) == f"0 modules replaced, 0 kept: {known}"
+    fused = "0 modules replaced, 0 kept: all that have a fused version run on it already"
+    plain = reference.IVCL(CFG)
+    accelerate(plain)
+    mixed = vit(qk_norm=True).blocks[0].mlp
+    accelerate(mixed)
+    for again in (ivcl_fast.IVCL(CFG), plain, mixed):
+        assert str(accelerate(again)) == fused

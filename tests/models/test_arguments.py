@@ -1,0 +1,139 @@
+"""What models refuse, in one line that names the argument, and what they take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
+
+import ivcl_fast
+from ivcl_fast import IVCLConfig, kernels, reference, supervised
+from tests.models.test_model import CFG, SIZES, video
+
+
+def test_bad_arguments_are_named():
+    fast = ivcl_fast.IVCL(CFG)
+    with pytest.raises(ValueError, match=r"^video: "):
+        fast(video()[:, :2])
+    short = ivcl_fast.IVCL(IVCLConfig.preset("tiny", **SIZES, attention="short"))
+    if not kernels.fused(video()):
+        with pytest.raises(ValueError, match="backend: 'short' cannot run here: "):
+            short(video())
+
+
+def int64(shape: list[int], *values: int) -> torch.Tensor:
+    return torch.tensor(values).expand(shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("seed", 3, "int (no tensor) is not int64 [2]"),
+        ("seed", [1, 2], "list (no tensor) is not int64 [2]"),
+        ("seed", torch.zeros(2), "float32 [2] is not int64 [2]"),
+        ("seed", torch.tensor(3), "int64 [] is not int64 [2]"),
+        ("seed", int64([3], 0), "int64 [3] is not int64 [2]"),
+        ("ids_keep", 3, "int (no tensor) is not int64 [2, 3, 4]"),
+        ("ids_keep", torch.tensor(3), "int64 [] is not int64 [2, 3, 4]"),
+        ("ids_keep", torch.zeros(2, 3, 4), "float32 [2, 3, 4] is not int64 [2, 3, 4]"),
+        ("ids_keep", int64([2, 3, 2], 3, 16), "its ids are not distinct numbers of 0 to 15"),
+        ("ids_keep", int64([2, 3, 2], -1, 3), "its ids are not distinct numbers of 0 to 15"),
+        ("ids_keep", int64([2, 3, 2], 3, 3), "its ids are not distinct numbers of 0 to 15"),
+        ("query", 1, "int (no tensor) is not int64 [2, 2]"),
+        ("query", int64([2], 0), "int64 [2] is not int64 [2, 2]"),
+        ("query", int64([2, 2], 0, 1).int(), "int32 [2, 2] is not int64 [2, 2]"),
+        ("query", int64([2, 2], 0, 3), "its ids are not distinct numbers of 0 to 2"),
+        ("query", int64([2, 2], 1, 1), "its ids are not distinct numbers of 0 to 2"),
+    ],
+)
+def test_bad_masks_are_named(name, value, reason):
+    for package in (reference, ivcl_fast):
+        with pytest.raises(ValueError) as error:
+            package.IVCL(CFG)(video(), **{name: value})
+        assert str(error.value) == f"{name}: {reason}"
+
+
+def test_masks_in_any_order_are_taken():
+    masks = dict(ids_keep=int64([2, 3, 4], 9, 2, 15, 0), query=int64([2, 2], 2, 0))
+    plain, fast = reference.IVCL(CFG), ivcl_fast.IVCL(CFG)
+    fast.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(fast(video(), **masks).pred, plain(video(), **masks).pred)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (video().float(), "float32 from 0 to 255 is not within [0, 1]; divide by 255, or give"),
+        (video().float() / 127.5 - 1, "float32 from -1 to 1 is not within [0, 1]"),
+        (video().bfloat16(), "bfloat16 from 0 to 25"),
+        (torch.full((2, 3, 3, 16, 16), torch.nan), "float32 from nan to nan is not within [0, 1]"),
+        (video().long(), "int64 [2, 3, 3, 16, 16] is neither frames, uint8 (0 to 255) or float (0"),
+        (video().numpy(), "ndarray (no tensor) is neither frames, uint8 (0 to 255) or float (0 to"),
+    ],
+)
+def test_pixels_out_of_range_are_refused(wrong, reason):
+    labels = IVCLConfig.preset("tiny", **SIZES, objective="detection")
+    for net in (
+        reference.IVCL(CFG), reference.IVCLClassifier(CFG), supervised.Supervised(labels, 2),
+        ivcl_fast.IVCL(CFG), ivcl_fast.IVCLClassifier(CFG), ivcl_fast.Supervised(labels, 2),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"^video: [^\n]*$") as error:
+            net(wrong)
+        assert reason in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ([[[0, 1, 2]]], "list (no tensor) is not int64 [2, clips of a video, 3]"),
+        (
+            torch.zeros([2, 4, 2], dtype=torch.int64),
+            "int64 [2, 4, 2] is not int64 [2, clips of a video, 3]",
+        ),
+        (
+            torch.zeros([1, 4, 3], dtype=torch.int64),
+            "int64 [1, 4, 3] is not int64 [2, clips of a video, 3]",
+        ),
+        (
+            torch.zeros([2, 3], dtype=torch.int64),
+            "int64 [2, 3] is not int64 [2, clips of a video, 3]",
+        ),
+        (
+            torch.zeros([2, 4, 3], dtype=torch.int32),
+            "int32 [2, 4, 3] is not int64 [2, clips of a video, 3]",
+        ),
+        (torch.full((2, 4, 3), 5), "not all of its frames are numbers of 0 to 4"),
+        (torch.full((2, 4, 3), -1), "not all of its frames are numbers of 0 to 4"),
+    ],
+)
+def test_frames_that_cannot_be_shown(wrong, reason):
+    five = video().repeat(1, 2, 1, 1, 1)[:, :5]
+    for net in (reference.IVCLClassifier(CFG), ivcl_fast.IVCLClassifier(CFG)):
+        with pytest.raises(ValueError, match=r"^shown: [^\n]*$") as error:
+            net(five, wrong)
+        assert reason in str(error.value)
+        with pytest.raises(ValueError, match=r"^video: uint8 \[2, 5, 3, 16, 8\] is neither "):
+            net(five[..., :8], torch.zeros(2, 4, 3, dtype=torch.int64))
+
+
+def test_what_rounds_past_the_range_is_taken():
+    frames = (video().float() / 255).flatten(0, 1)
+    resized = F.interpolate(frames, (16, 16), mode="bilinear", antialias=True) * (1 + 1e-6)
+    assert resized.max() > 1
+    ivcl_fast.IVCLClassifier(CFG)(resized.unflatten(0, (2, 3)))
+    ivcl_fast.IVCLClassifier(CFG)(torch.rand(0, 3, 3, 16, 16))
+
+
+def test_values_are_not_looked_at_where_that_would_cost_a_graph_or_a_wait():
+    torch.compiler.reset()
+    fast, masks = ivcl_fast.IVCL(CFG), (int64([2, 3, 2], 3, 7), int64([2, 2], 0, 2))
+    compiled = torch.compile(fast, fullgraph=True, backend="eager")
+    pixels = video().float() / 255
+    torch.testing.assert_close(compiled(pixels, *masks).pred, fast(pixels, *masks).pred)
+    with FakeTensorMode() as mode:
+        CFG.check_video(mode.from_tensor(pixels))
+        CFG.check_masks(2, *map(mode.from_tensor, masks), None)
+    CFG.check_video(pixels.to("meta"))
+    CFG.check_masks(2, *(mask.to("meta") for mask in masks), None)
+    torch.func.vmap(lambda clips: CFG.check_video(clips) or clips)(pixels[None])

@@ -1,0 +1,61 @@
+"""What the folder of a model says of it."""
+
+from __future__ import annotations
+
+import re
+import socket
+
+import pytest
+from huggingface_hub import ModelCard
+
+import ivcl_fast
+from ivcl_fast import IVCLConfig
+from tests.models.test_model import CFG, SIZES
+from tests.support.painted import write_painted
+
+MODELS = {
+    "ivcl": lambda: ivcl_fast.IVCL(CFG),
+    "mae": lambda: ivcl_fast.IVCL(IVCLConfig.preset("tiny", **SIZES, objective="mae")),
+    "classifier": lambda: ivcl_fast.IVCLClassifier(CFG, 7),
+    "detection": lambda: ivcl_fast.Supervised(
+        IVCLConfig.preset("tiny", **SIZES, objective="detection"), 5
+    ),
+    "classification": lambda: ivcl_fast.Supervised(
+        IVCLConfig.preset("tiny", **SIZES, objective="classification"), 5
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_card_is_true(tmp_path, monkeypatch, name):
+    """It needs no network, its code runs, and the shapes that it tells are those that come out."""
+    monkeypatch.setattr(socket, "socket", None)
+    net, folder = MODELS[name](), tmp_path / "model"
+    net.save_pretrained(folder)
+    card = (folder / "README.md").read_text()
+    assert "Information Needed" not in card and "pushed to the Hub" not in card
+    assert "https://arxiv.org/abs/2307.08506" in card
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.license, data.library_name) == ("apache-2.0", "ivcl_fast")
+    assert data.pipeline_tag == ("video-classification" if name == "classifier" else None)
+    assert "video" in data.tags
+    assert ("self-supervised-learning" in data.tags) == isinstance(net, ivcl_fast.IVCL)
+    for field, value in vars(net.cfg).items():
+        assert f"| {field} | {value} |" in card
+
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    write_painted(tmp_path / "video.avi", 1, 9)
+    code = code.replace("FOLDER", str(folder)).replace("VIDEO", str(tmp_path / "video.avi"))
+    made: dict = {}
+    exec(code, made)
+    assert type(made["model"]) is type(net)
+    told = re.findall(r"^(\w+) = .*# \w+ (\[.*\])$", code, re.MULTILINE)
+    assert len(told) == 2
+    for variable, shape in told:
+        assert str(list(made[variable].shape)) == shape
+
+
+def test_a_card_of_ones_own_is_kept(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    ivcl_fast.IVCL(CFG).save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"

@@ -1,0 +1,328 @@
+"""The fast model as a user meets it: construction, folders, compiling, dtypes, devices' neighbours.
+
+That it computes what the reference computes is ``test_pipeline_parity.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+
+import ivcl_fast
+from ivcl_fast import IVCLConfig, kernels, reference, supervised
+from ivcl_fast.errors import UserError
+from ivcl_fast.models import ivcl as model
+from ivcl_fast.training import seeds as masking
+
+SIZES = dict(image_size=16, patch_size=4, num_frames=3, num_query_frames=2, depth=2, embed_dim=32)
+CFG = IVCLConfig.preset("tiny", **SIZES)
+SEED = torch.tensor([1, 2])
+
+
+def video() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (2, 3, 3, 16, 16), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("objective", ["ivcl", "mae", "joint"])
+@pytest.mark.parametrize("readout", ["last", "cls"])
+def test_same_seed_same_keys_same_weights(objective, readout):
+    cfg = IVCLConfig.preset("tiny", **SIZES, objective=objective, readout=readout)
+    for plain_class, fast_class in (
+        (reference.IVCL, ivcl_fast.IVCL),
+        (reference.IVCLClassifier, ivcl_fast.IVCLClassifier),
+    ):
+        torch.manual_seed(0)
+        plain = plain_class(cfg)
+        torch.manual_seed(0)
+        fast = fast_class(cfg)
+        ours, theirs = fast.state_dict(), plain.state_dict()
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        fast.load_state_dict(theirs, strict=True)
+        plain.load_state_dict(ours, strict=True)
+
+
+@pytest.mark.parametrize("objective", ["classification", "detection"])
+def test_supervised_models_are_the_references(objective, tmp_path):
+    """Same keys and weights; a folder gives it back; a classifier goes on from its encoder."""
+    cfg = IVCLConfig.preset("tiny", **SIZES, objective=objective)
+    torch.manual_seed(0)
+    plain = supervised.Supervised(cfg, 7)
+    torch.manual_seed(0)
+    fast = ivcl_fast.Supervised(cfg, 7)
+    head = {"classification": "label_head", "detection": "detect_head"}[objective]
+    encoder = {f"encoder.{key}" for key in reference.Encoder(cfg).state_dict()}
+    assert set(fast.state_dict()) == encoder | {f"{head}.weight", f"{head}.bias"}
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    fast.save_pretrained(tmp_path)
+    for other in (plain, ivcl_fast.Supervised.from_pretrained(str(tmp_path))):
+        for key, value in other.state_dict().items():
+            assert torch.equal(value, fast.state_dict()[key]), key
+    patches = (16,) if objective == "detection" else ()
+    assert fast(video()).shape == (2, 3, *patches, 7)
+    ivcl_fast.accelerate(plain)
+    assert type(plain) is ivcl_fast.Supervised and torch.equal(plain(video()), fast(video()))
+    classifier = ivcl_fast.IVCLClassifier(cfg, 5)
+    assert set(classifier.load_pretrained(tmp_path)) == encoder
+    assert torch.equal(classifier.encoder.slot_tokens, fast.encoder.slot_tokens)
+    assert hasattr(classifier, "temporal")
+
+
+def test_objectives_have_models_of_their_own():
+    labels, pixels = (
+        IVCLConfig.preset("tiny", objective=objective) for objective in ("detection", "mae")
+    )
+    for package in (reference, ivcl_fast):
+        with pytest.raises(ValueError, match="objective: 'detection' is not one of ivcl, mae, "):
+            package.IVCL(labels)
+    for package in (supervised, ivcl_fast):
+        with pytest.raises(ValueError, match="objective: 'mae' is not one of classification, det"):
+            package.Supervised(pixels, 5)
+
+
+def test_every_part_is_fast():
+    labels = IVCLConfig.preset("tiny", objective="detection")
+    for fast in (
+        ivcl_fast.IVCL(CFG), ivcl_fast.IVCLClassifier(CFG), ivcl_fast.Supervised(labels, 2)
+    ):  # fmt: skip
+        for name, part in fast.named_modules():
+            assert type(part) not in model.FAST, name
+
+
+def test_masks_are_the_references():
+    for n, k in ((16, 4), (64, 16), (196, 49), (5, 1)):
+        for ours, theirs in zip(
+            kernels.sample_masks(SEED, n, k), reference.sample_masks(SEED, n, k), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+
+
+def test_clip_seeds():
+    """One seed per clip and step, whatever the batch; no two alike."""
+    clips = torch.arange(6)
+    seeds = masking.clip_seeds(0, 7, clips)
+    assert seeds.dtype == torch.int64 and seeds.shape == (6,)
+    assert torch.equal(masking.clip_seeds(0, 7, clips[4:]), seeds[4:])
+    several = [masking.clip_seeds(run, step, clips) for run in range(3) for step in range(50)]
+    assert len(set(torch.cat(several).tolist())) == 3 * 50 * 6
+
+
+# --- Folders --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [None, 7])
+def test_a_folder_gives_the_model_back(tmp_path, classes):
+    fast = ivcl_fast.IVCL(CFG) if classes is None else ivcl_fast.IVCLClassifier(CFG, classes)
+    fast.save_pretrained(tmp_path)
+    assert {"config.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+    loaded = type(fast).from_pretrained(str(tmp_path))
+    assert loaded.cfg == CFG
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in fast.state_dict().items())
+    plain = reference.IVCL(CFG) if classes is None else reference.IVCLClassifier(CFG, classes)
+    plain.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+
+
+def test_load_pretrained(tmp_path):
+    pretrained = ivcl_fast.IVCL(CFG)
+    pretrained.save_pretrained(tmp_path)
+    for source in (tmp_path, str(tmp_path / "model.safetensors"), pretrained.state_dict()):
+        classifier = ivcl_fast.IVCLClassifier(CFG, 5)
+        taken = classifier.load_pretrained(source)
+        assert {key.split(".")[0] for key in taken} == {"encoder", "temporal"}
+        state = classifier.state_dict()
+        assert all(torch.equal(state[k], pretrained.state_dict()[k]) for k in taken)
+
+
+def edit(path, change):
+    config = json.loads((path / "config.json").read_text())
+    change(config)
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def test_bad_folders_are_one_clear_line(tmp_path):
+    ivcl_fast.IVCL(CFG).save_pretrained(tmp_path)
+
+    def fails_with(*parts):
+        with pytest.raises(UserError) as error:
+            ivcl_fast.IVCL.from_pretrained(tmp_path)
+        message = str(error.value)
+        assert "\n" not in message and all(part in message for part in parts), message
+
+    edit(tmp_path, lambda config: config["cfg"].update(embed_dim=64))
+    fails_with("decoder.embed.weight", "[96, 32]", "[96, 64]")
+    edit(tmp_path, lambda config: config["cfg"].update(embed_dim=32, depth=3))
+    fails_with("encoder.blocks.2", "none")
+    edit(tmp_path, lambda config: config["cfg"].update(depth=2, readout="first"))
+    fails_with("readout: 'first' is not one of last, mean, cls")
+    edit(tmp_path, lambda config: config["cfg"].update(readout="last", colour="red"))
+    fails_with("colour: not a field")
+    edit(tmp_path, lambda config: config["cfg"].pop("colour"))
+    ivcl_fast.IVCL.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not a tensor")
+    fails_with("model.safetensors", "safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    fails_with("no model.safetensors")
+    (tmp_path / "config.json").unlink()
+    fails_with("no config.json")
+
+
+def test_a_place_without_a_model_is_one_clear_line(tmp_path, monkeypatch):
+    def fails_with(place, message, **options):
+        with pytest.raises(UserError) as error:
+            ivcl_fast.IVCLClassifier.from_pretrained(place, **options)
+        assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "RUN"
+    for name in ("pretrain", "finetune"):
+        ivcl_fast.IVCLClassifier(CFG).save_pretrained(run / name)
+    (run / "config.json").write_text("{}")
+    absent = "no such folder; give one written by save_pretrained, or OWNER/NAME of a model on the"
+    for place in ("./typo", "../typo", "/typo", "runs/RUN/typo", "~/typo"):
+        fails_with(place, f"{place}: {absent} Hugging Face hub")
+    fails_with(tmp_path / "typo", f"{tmp_path / 'typo'}: {absent}")
+    accepted = "give the folder of one: runs/RUN/finetune, runs/RUN/pretrain"
+    fails_with("runs/RUN", f"runs/RUN: holds no model itself; {accepted}")
+    weights = "runs/RUN/finetune/model.safetensors"
+    fails_with(weights, f"{weights}: is a file; give the folder that it lies in")
+    hub = "neither a folder here nor to be had from the Hugging Face hub: "
+    fails_with("runs/typo", f"runs/typo: {hub}", local_files_only=True)
+    ivcl_fast.IVCLClassifier.from_pretrained("runs/RUN/finetune")
+    ivcl_fast.IVCLClassifier.from_pretrained(pretrained_model_name_or_path=run / "finetune")
+
+
+def test_vit_weights_load_into_the_encoder(tmp_path):
+    """timm's weights, cls token into slot 0: timm's features at one slot and equal patch size."""
+    cfg = IVCLConfig.preset("tiny", **SIZES, num_slots=1)
+    vit = VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=4, num_classes=0
+    )
+    for parameter in vit.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    weights = vit.state_dict()
+    cls = weights.pop("cls_token") + weights["pos_embed"][:, :1]
+    weights |= {"slot_tokens": cls, "pos_embed": weights["pos_embed"][:, 1:]}
+    fast = ivcl_fast.IVCL(cfg)
+    fast.encoder.load_state_dict(weights, strict=True)
+    rows = reference.patch_rows(video(), cfg)
+    slots, patches, _ = fast.encoder(rows, reference.all_patches(rows))
+    theirs = vit.forward_features((video().float() / 255 - 0.5).flatten(0, 1) / 0.5)
+    torch.testing.assert_close(slots.flatten(0, 1), theirs[:, :1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(patches.flatten(0, 1), theirs[:, 1:], atol=1e-4, rtol=1e-4)
+
+
+# --- Compiling ------------------------------------------------------------------------------------
+# The cheapest backend: what is asked here is what is traced, and how often.
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_blocks_compile_in_place_and_share_graphs(amp):
+    from torch._dynamo.utils import counters
+
+    fast, compiled = ivcl_fast.IVCL(CFG), ivcl_fast.IVCL(CFG)
+    compiled.load_state_dict(fast.state_dict())
+    counters.clear()
+    compiled.compile_blocks(backend="eager")
+    assert list(compiled.state_dict()) == list(fast.state_dict())
+
+    def step(some_model, seed):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            return some_model(video(), seed=seed)
+
+    step(compiled, SEED).loss.backward()
+    # The first and the last block of each: encoder, temporal, decoder.
+    assert counters["stats"]["unique_graphs"] == 6
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for seed in (SEED, SEED + 5, SEED * 1000):
+            out = step(compiled, seed)
+            out.loss.backward()
+            torch.testing.assert_close(out.pred, step(fast, seed).pred)
+    fast.load_state_dict(compiled.state_dict(), strict=True)
+    reference.IVCL(CFG).load_state_dict(compiled.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("objective", ["ivcl", "joint"])
+def test_the_whole_step_is_one_graph(objective):
+    cfg = IVCLConfig.preset("tiny", **SIZES, objective=objective)
+    fast = ivcl_fast.IVCL(cfg)
+    compiled = torch.compile(lambda v, seed: fast(v, seed=seed), fullgraph=True, backend="eager")
+    compiled(video(), SEED)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for seed in (SEED + 1, SEED * 77):
+            ours, eager = compiled(video(), seed), fast(video(), seed=seed)
+            assert torch.equal(ours.ids_keep, eager.ids_keep)
+            torch.testing.assert_close(ours.loss, eager.loss)
+            ours.loss.backward()
+
+
+def test_a_compiled_block_runs_backward():
+    block = model.Block(32, 4, 2.0)
+    for part in block.modules():
+        part.__class__ = model.FAST.get(type(part), type(part))
+    x = torch.randn(2, 5, 32)
+    expected = block(x)
+    block.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    ours = block(x)
+    ours.sum().backward()
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+# --- Dtypes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_checkpointed_blocks_give_the_same_gradients(compiled):
+    plain = ivcl_fast.IVCL(CFG)
+    lean = copy.deepcopy(plain)
+    lean.checkpoint_blocks()
+    if compiled:  # as train does, in this order
+        lean.compile_blocks(backend="aot_eager")
+    for net in (plain, lean):
+        net(video(), seed=SEED).loss.backward()
+    for (name, a), b in zip(plain.named_parameters(), lean.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0, msg=name)
+    assert lean.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_autocast_keeps_the_stream_in_float32():
+    fast = ivcl_fast.IVCL(CFG)
+    seen = []
+    hook = fast.encoder.blocks[1].register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].dtype)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        out = fast(video(), seed=SEED)
+    out.loss.backward()
+    hook.remove()
+    assert seen == [torch.float32]
+    assert out.pred.dtype == torch.bfloat16 and out.loss.dtype == torch.float32
+    assert all(p.grad.dtype == torch.float32 for p in fast.parameters())
+    exact = reference.IVCL(CFG)
+    exact.load_state_dict(fast.state_dict())
+    theirs = copy.deepcopy(exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        same = theirs(video(), seed=SEED)
+    truth = exact.double()(video(), seed=SEED).pred
+    ours, allowed = (out.pred - truth).abs().max(), (same.pred - truth).abs().max()
+    assert ours <= 2 * allowed + torch.finfo(torch.bfloat16).eps * truth.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_another_dtype(dtype):
+    fast = ivcl_fast.IVCL(CFG).to(dtype)
+    out = fast(video(), seed=SEED)
+    out.loss.backward()
+    assert out.pred.dtype == dtype and torch.isfinite(out.loss)

@@ -1,0 +1,274 @@
+"""timm's ViT weights in the image encoder: against timm itself where it is installed, else by hand.
+
+No weights are fetched: files stand for those of the hub.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ivcl_fast import IVCL, IVCLClassifier, Supervised, reference
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.models import timm_weights
+from ivcl_fast.models.backbone import load_backbone
+from ivcl_fast.train import main
+from tests.support.small_models import config, random_video
+
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def vit_weights(grid=4, patch=4, width=16, depth=2, cls=True, registers=0) -> dict[str, Tensor]:
+    """A plain ViT by timm's keys, with random weights."""
+    generator = torch.Generator().manual_seed(0)
+    cfg = config(image_size=grid * patch, patch_size=patch, embed_dim=width, depth=depth)
+    shapes = {key: value.shape for key, value in reference.Encoder(cfg).state_dict().items()}
+    shapes |= {"head.weight": (10, width), "head.bias": (10,)}
+    shapes["pos_embed"] = (1, grid**2 + cls + registers, width)
+    del shapes["slot_tokens"]
+    if cls:
+        shapes["cls_token"] = (1, 1, width)
+    if registers:
+        shapes["reg_token"] = (1, registers, width)
+    return {key: 0.2 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+
+
+def saved(weights: dict[str, Tensor], folder: Path, **told) -> str:
+    """A folder as on the hub, as a source."""
+    folder.mkdir(exist_ok=True)
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"pretrained_cfg": told}))
+    return f"timm:{folder}"
+
+
+def encode(model: reference.IVCL, video: Tensor) -> Tensor:
+    """Slots and patches of every frame, ``[F, S + N, D]``."""
+    rows = reference.patch_rows(video, model.cfg)
+    slots, patches, _ = model.encoder(rows, reference.all_patches(rows))
+    return torch.cat([slots, patches], dim=2).flatten(0, 1)
+
+
+# --- Outside oracle: timm ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("registers", [0, 2, 3])
+@pytest.mark.parametrize("statistics", [{}, IMAGENET], ids=["ours", "ImageNet"])
+def test_timm_gives_the_same_encoder_output(registers, statistics, tmp_path):
+    """Registers and no cls token, or the usual ViT: its cls token has a position."""
+    vision_transformer = pytest.importorskip("timm.models.vision_transformer")
+    only = dict(class_token=False, reg_tokens=registers, no_embed_class=True, global_pool="avg")
+    vit = vision_transformer.VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=0, fc_norm=False,
+        **(only if registers else {}),
+    )  # fmt: skip
+    for parameter in vit.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    model = IVCL(config(num_slots=registers or 1))
+    source = saved(vit.state_dict(), tmp_path / "vit", **statistics)
+    taken = load_backbone(model, source)
+    assert set(taken) == {key for key in model.state_dict() if key.startswith("encoder.")}
+    mean, std = (
+        torch.tensor(statistics.get(name, (0.5,) * 3))[:, None, None] for name in ("mean", "std")
+    )
+    video = random_video(2)
+    theirs = vit.forward_features(((video / 255 - mean) / std).flatten(0, 1))
+    torch.testing.assert_close(encode(model, video), theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [3, 8, 16])
+def test_kernels_are_resampled_as_timm_does(size):
+    patch_embed = pytest.importorskip("timm.layers.patch_embed")
+    kernel = torch.randn(5, 3, 8, 8)
+    theirs = patch_embed.resample_patch_embed(kernel, [size, size], "bilinear")
+    torch.testing.assert_close(
+        timm_weights.resample_kernel(kernel, size), theirs, atol=1e-5, rtol=1e-4
+    )
+
+
+# --- By hand -------------------------------------------------------------------------------------
+
+
+def test_an_enlarged_patch_embeds_as_before():
+    kernel, patch = torch.randn(5, 3, 4, 4), torch.rand(7, 3, 4, 4)
+    large = F.interpolate(patch, (8, 8), mode="bilinear")
+    ours = torch.einsum("bcyx,dcyx->bd", large, timm_weights.resample_kernel(kernel, 8))
+    expected = torch.einsum("bcyx,dcyx->bd", patch, kernel)
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("build", [IVCL, lambda cfg: IVCLClassifier(cfg, 5)])
+def test_cls_token_goes_into_the_first_slot(build, tmp_path):
+    weights = vit_weights()
+    model = build(config(num_slots=3))
+    before = model.encoder.slot_tokens.detach().clone()
+    load_backbone(model, saved(weights, tmp_path / "vit"))
+    encoder = model.encoder.state_dict()
+    cls = weights["cls_token"][0, 0] + weights["pos_embed"][0, 0]
+    assert torch.equal(encoder["slot_tokens"][0, 0], cls)
+    assert torch.equal(encoder["slot_tokens"][0, 1:], before[0, 1:])
+    assert torch.equal(encoder["pos_embed"], weights["pos_embed"][:, 1:])
+    assert torch.equal(encoder["blocks.1.mlp.fc2.weight"], weights["blocks.1.mlp.fc2.weight"])
+
+
+def test_cls_and_register_tokens_are_the_first_slots():
+    weights = vit_weights(registers=2)
+    tokens, positions = timm_weights.split_tokens("timm:x", weights)
+    assert tokens.shape == (3, 16) and positions.shape == (1, 16, 16)
+    assert torch.equal(tokens[1:], weights["reg_token"][0] + weights["pos_embed"][0, 1:3])
+
+
+def test_other_patches_and_positions_are_resampled(tmp_path):
+    """Patches of 8 on a grid of 6, to patches of 4 on a grid of 4."""
+    weights = vit_weights(grid=6, patch=8)
+    weights["pos_embed"][:, 1:] = torch.arange(16.0)  # the same everywhere
+    model = Supervised(config(objective="detection"), 5)
+    load_backbone(model, saved(weights, tmp_path / "vit"))
+    encoder = model.encoder.state_dict()
+    expected = torch.arange(16.0).expand(1, 16, 16)
+    torch.testing.assert_close(encoder["pos_embed"], expected, atol=1e-5, rtol=1e-5)
+    kernel = timm_weights.resample_kernel(weights["patch_embed.proj.weight"], 4)
+    assert torch.equal(encoder["patch_embed.proj.weight"], kernel)
+
+
+def test_a_grid_that_is_not_square_is_refused(tmp_path):
+    weights = vit_weights() | {"pos_embed": torch.zeros(1, 1 + 3 * 4, 16)}
+    with pytest.raises(UserError, match="13 positions are no square grid, with or without those"):
+        load_backbone(IVCL(config()), saved(weights, tmp_path / "vit"))
+
+
+@pytest.mark.parametrize(
+    ("change", "cfg", "said"),
+    [
+        (dict(width=32), {}, "has width 32 and depth 2, the model width 16 and depth 2"),
+        (dict(depth=3), {}, "has width 16 and depth 3, the model width 16 and depth 2"),
+        (dict(registers=2), {}, "has 3 cls and register tokens, the model 2 slots"),
+        (dict(), dict(mlp_ratio=2.0), "mlp.fc1.bias has shape [64], the model needs [32]"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(change, cfg, said, tmp_path):
+    with pytest.raises(UserError) as error:
+        IVCLClassifier(config(**cfg), 5).load_pretrained(
+            saved(vit_weights(**change), tmp_path / "vit")
+        )
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("add", "remove", "said"),
+    [
+        ("blocks.0.ls1.gamma", None, "blocks.0.ls1.gamma has no place in the encoder"),
+        ("norm_pre.weight", None, "norm_pre.weight has no place"),
+        (None, "norm.weight", "has no norm.weight"),
+        (None, "blocks.1.attn.qkv.bias", "has no blocks.1.attn.qkv.bias"),
+        (None, "pos_embed", "has no pos_embed"),
+    ],
+)
+def test_other_kinds_of_vits_are_refused(add, remove, said, tmp_path):
+    weights = vit_weights()
+    if add:
+        weights[add] = torch.ones(16)
+    if remove:
+        del weights[remove]
+    with pytest.raises(UserError, match=said) as error:
+        IVCLClassifier(config(), 5).load_pretrained(saved(weights, tmp_path / "vit"))
+    assert "accepted: a plain ViT" in str(error.value)
+
+
+# --- By name -------------------------------------------------------------------------------------
+
+
+def stand_in(weights: dict[str, Tensor], heads: int = 2, **told) -> SimpleNamespace:
+    """timm with one model."""
+    block = SimpleNamespace(attn=SimpleNamespace(num_heads=heads))
+    model = SimpleNamespace(blocks=[block], pretrained_cfg=told, state_dict=lambda: weights)
+
+    def create_model(name, pretrained, num_classes):
+        assert (name, pretrained, num_classes) == ("vit_small.best", True, 0)
+        return model
+
+    return SimpleNamespace(is_model=lambda name: name == "vit_small", create_model=create_model)
+
+
+def test_a_name_is_asked_of_timm(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "timm", stand_in(vit_weights(), **IMAGENET))
+    by_name, by_path = IVCL(config()), IVCL(config())
+    by_path.load_state_dict(by_name.state_dict())
+    timm_weights.check("timm:vit_small.best")
+    load_backbone(by_name, "timm:vit_small.best")
+    load_backbone(by_path, saved(vit_weights(), tmp_path / "vit", **IMAGENET))
+    for key, value in by_name.state_dict().items():
+        assert torch.equal(value, by_path.state_dict()[key]), key
+
+
+def test_heads_of_a_named_model_must_fit(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", stand_in(vit_weights(), heads=4))
+    with pytest.raises(UserError, match="has 4 attention heads, the model 2"):
+        load_backbone(IVCL(config()), "timm:vit_small.best")
+
+
+def test_what_cannot_be_fetched_is_one_line(monkeypatch):
+    def create_model(*args, **options):
+        raise OSError("no connection\nretrying\nretrying")
+
+    timm = SimpleNamespace(is_model=lambda name: True, create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    with pytest.raises(UserError) as error:
+        timm_weights.read("timm:vit_small")
+    assert str(error.value) == "timm:vit_small: timm cannot give these weights: no connection"
+
+
+# --- From the command ----------------------------------------------------------------------------
+
+SIZES = [
+    "--image-size", "16", "--patch-size", "4", "--embed-dim", "16", "--num-heads", "2",
+    "--depth", "2", "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2",
+    "--decoder-depth", "1", "--num-frames", "4", "--num-query-frames", "2", "--batch-size", "4",
+    "--pretrain-clips", "4", "--finetune-clips", "4", "--workers", "1", "--no-pictures",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["all", "finetune"])
+def test_runs_start_from_a_vit(stage, tmp_path, monkeypatch, capsys):
+    data = write_cater(tmp_path / "cater", SyntheticCater(train=4, val=4), 1)
+    source = saved(vit_weights(grid=6, patch=8), tmp_path / "vit")
+    flags = ["--data", f"cater:{data}", "--stage", stage, "--init", source, "--lr", "1e-12"]
+    flags += ["--finetune-lr", "1e-12", "--out", str(tmp_path), "--name", "run", *SIZES]
+    monkeypatch.setattr(sys, "argv", ["train", *flags])
+    main()
+    trained = load_file(tmp_path / "run" / "finetune" / "model.safetensors")
+    expected = vit_weights(grid=6, patch=8)["blocks.1.mlp.fc1.weight"]
+    torch.testing.assert_close(trained["encoder.blocks.1.mlp.fc1.weight"], expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("timm:vit_nope", "timm:vit_nope: timm has no such model"),
+        ("timm:nowhere.safetensors", "checkpoint nowhere.safetensors: no model.safetensors there"),
+        ("timm:no/where", "checkpoint no/where: no model.safetensors there"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(source, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "timm", stand_in({}))
+    monkeypatch.setattr(sys, "argv", ["train", "--init", source])
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and said in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_timm_is_optional(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match="needs timm, which is not installed; pip install timm"):
+        timm_weights.check("timm:vit_base_patch16_224")

@@ -1,0 +1,316 @@
+"""What README.md and docs/ tell to type: commands are parsed as they stand, code is run.
+
+A command goes as far as its own parser of flags, and names that it looks up later are looked up;
+one that ends at once is run. README's Python runs whole, on the tiny preset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import runpy
+import shlex
+import statistics
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+from PIL import Image
+
+import ivcl_fast
+from ivcl_fast import IVCLConfig
+from ivcl_fast.data import registry as catalog
+from ivcl_fast.errors import UserError
+from ivcl_fast.studies.definitions import STUDIES, study_named
+from ivcl_fast.training import settings
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAKEFILE = (ROOT / "Makefile").read_text()
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+END_AT_ONCE = {"ivcl_fast.info", "benchmarks.scaling"}
+
+
+class Wrong(Exception):
+    """A command that cannot be typed as it stands."""
+
+
+class Parsed(Exception):
+    """A command's flags were parsed; it goes no further."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+
+
+# --- What is written ------------------------------------------------------------------------------
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return [body for of, body in FENCED.findall(text) if of == language]
+
+
+def commands(text: str) -> list[str]:
+    """Every line of a console block, and code in a sentence that begins as a command does."""
+    lines = "".join(blocks(text, "console")).replace("\\\n", " ").splitlines()
+    spans = re.findall(r"`((?:make|pip|python|torchrun) [^`]+)`", FENCED.sub("", text))
+    return [line for line in [*lines, *spans] if shlex.split(line, comments=True)]
+
+
+# --- Whether it can be typed ----------------------------------------------------------------------
+
+
+def check(command: str) -> None:
+    """Raises :class:`Wrong` for a program, target, module, flag or name that does not exist."""
+    program, *arguments = shlex.split(command, comments=True)
+    checks = {
+        "make": check_make, "pip": check_pip, "pytest": check_pytest, "python": check_python,
+        "torchrun": check_torchrun,
+    }  # fmt: skip
+    try:
+        if program not in checks:
+            raise UserError(f"this test does not know {program}")
+        checks[program](arguments)
+    except SystemExit as stop:
+        if stop.code:
+            raise Wrong(f"{command}: exit status {stop.code}") from None
+    except UserError as error:
+        raise Wrong(f"{command}: {error}") from None
+
+
+def check_make(arguments: list[str]) -> None:
+    """Targets have to be in the Makefile, ARGS what their ``python -m`` takes."""
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
+    for target in (word for word in arguments if "=" not in word):
+        if target not in targets.split():
+            raise UserError(f"no target {target}")
+        recipe = re.search(rf"^{target}:.*\n\t\S+ -m (ivcl_fast\.\S+.*)\$\(ARGS\)", MAKEFILE, re.M)
+        if recipe:
+            given = [w.removeprefix("ARGS=") for w in arguments if w.startswith("ARGS=")]
+            check_python(["-m", *shlex.split(" ".join([recipe[1], *given]))])
+
+
+def check_pip(arguments: list[str]) -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extras in re.findall(r"\.\[(.*?)\]", " ".join(arguments)):
+        if unknown := set(extras.split(",")) - known["optional-dependencies"].keys():
+            raise UserError(f"no extra {', '.join(unknown)}")
+
+
+def check_pytest(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "pytest", *arguments, "--collect-only", "-q"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if found.returncode:
+        raise UserError(found.stderr or found.stdout)
+
+
+def check_torchrun(arguments: list[str]) -> None:
+    from torch.distributed.run import get_args_parser
+
+    asked = get_args_parser().parse_args(arguments)
+    check_python(["-m" if asked.module else "", asked.training_script, *asked.training_script_args])
+
+
+def check_python(arguments: list[str]) -> None:
+    if arguments[0] != "-m" or find_spec(arguments[1]) is None:
+        raise UserError(f"no module {arguments[-1]}")
+    module, flags = arguments[1], arguments[2:]
+    if module in END_AT_ONCE:
+        run(module, flags)
+        return
+    found = parsed(module, flags)
+    if module == "ivcl_fast.prepare":
+        catalog.find(found.source.replace("synthetic:cater", "synthetic"))
+    if module == "ivcl_fast.sweep":
+        found, flags = found
+        study_named(found.study)
+        settings.parse(flags)
+    if module == "ivcl_fast.train" and not found.resume:
+        settings.parse(flags)
+
+
+def run(module: str, flags: list[str]) -> None:
+    """``python -m module flags``, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *flags])
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def parsed(module: str, flags: list[str]) -> Any:
+    """What a command's parser makes of its flags."""
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((tyro, "cli"), (argparse.ArgumentParser, "parse_args")):
+            patch.setattr(owner, name, stopping(getattr(owner, name)))
+        try:
+            run(module, flags)
+        except Parsed as stop:
+            return stop.found
+    raise UserError(f"{module} takes no flags")
+
+
+def stopping(parse: Any) -> Any:
+    def parse_and_stop(*arguments: Any, **options: Any) -> None:
+        raise Parsed(parse(*arguments, **options))
+
+    return parse_and_stop
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, id=f"{file.name}: {command.partition('  ')[0]}")
+        for file in FILES
+        for command in dict.fromkeys(commands(file.read_text()))
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_commands_can_be_typed(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check(command)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("python -m ivcl_fast.train --no-such-flag", "no-such-flag"),
+        ("python -m ivcl_fast.train --quick --lr", "--lr"),
+        ("python -m ivcl_fast.train --amp fp8", "fp8"),
+        ("python -m ivcl_fast.train --data films:DIR", "'films:DIR' is not"),
+        ("python -m ivcl_fast.train --preset huge", "'huge' is not one of"),
+        ("python -m ivcl_fast.evaluate runs/RUN --film VIDEO", "--film"),
+        ("python -m ivcl_fast.prepare films:DIR", "'films:DIR' is not"),
+        ("python -m ivcl_fast.sweep nothing", "nothing"),
+        ("python -m ivcl_fast.sweep pretraining --no-such-flag", "no-such-flag"),
+        ("python -m ivcl_fast.info --no-such-flag", "no-such-flag"),
+        ("python -m ivcl_fast.trian", "no module ivcl_fast.trian"),
+        ("python train.py", "no module train.py"),
+        ("python -m benchmarks.scaling --no-such-flag", "no-such-flag"),
+        ("torchrun --no-such-flag -m ivcl_fast.train", "exit status 2"),
+        ("torchrun --nproc-per-node=8 -m ivcl_fast.train --no-such-flag", "no-such-flag"),
+        ("make trian", "no target trian"),
+        ("make train ARGS=--no-such-flag", "no-such-flag"),
+        ("pip install '.[dalli]'", "no extra dalli"),
+        ("pytest benchmarks/ --no-such-flag", "no-such-flag"),
+        ("pytest benchmark/", "benchmark/"),
+        ("conda install ivcl_fast", "does not know conda"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_wrong_commands_are_found(command, said, capsys):
+    with pytest.raises(Wrong) as wrong:
+        check(command)
+    assert said in str(wrong.value).removeprefix(command) + capsys.readouterr().err
+
+
+def test_commands_are_found_where_they_are_written():
+    text = "In `a` and `make x y`:\n```console\nmake train  # all\n\npython -m a \\\n  --b\n```\n"
+    text += "```python\nmake = 1\n```\n`python -m c`, `train`\n"
+    assert [shlex.split(command, comments=True) for command in commands(text)] == [
+        ["make", "train"], ["python", "-m", "a", "--b"], ["make", "x", "y"], ["python", "-m", "c"],
+    ]  # fmt: skip
+
+
+# --- Code -----------------------------------------------------------------------------------------
+
+
+def test_the_readme_s_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny = IVCLConfig.preset("tiny")
+    ivcl_fast.IVCL(tiny).save_pretrained("runs/RUN/pretrain")
+    ivcl_fast.IVCLClassifier(tiny, 36).save_pretrained("runs/RUN/finetune")
+    (tmp_path / "video.avi").mkdir()  # a folder of frames does as well
+    for number in range(20):
+        Image.new("RGB", (80, 60), (10 * number, 0, 0)).save(tmp_path / f"video.avi/{number}.png")
+    names: dict[str, Any] = {"your_model": ivcl_fast.reference.IVCL(tiny)}
+    (code,) = blocks((ROOT / "README.md").read_text(), "python")
+    assert '"base64"' in code
+    exec(compile(code.replace('"base64"', '"tiny"'), "README.md", "exec"), names)
+    assert names["out"].loss.isfinite() and names["out"].ids_keep.shape[:2] == (1, 16)
+    assert names["frames"].min() >= 0 and names["frames"].max() <= 1
+    assert names["slots"].shape == (1, 16, tiny.num_slots, tiny.embed_dim)
+    assert names["logits"].shape == (1, 36)
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("file", FILES[1:], ids=lambda file: file.name)
+def test_the_docs_python_compiles(file):
+    for code in blocks(file.read_text(), "python"):
+        compile(code, file.name, "exec")
+
+
+# --- Whether what is told of studies is what came of them -----------------------------------------
+
+
+RESULTS = sorted((ROOT / "docs" / "results").iterdir())
+
+
+def of_clips(folder: Path, metric: str = "top1", group: str = "all") -> list[dict[str, str]]:
+    """By table: a metric of every variant, its mean over seeds, as the README rounds it."""
+    tables = json.loads((folder / "results.json").read_text())["values"].values()
+    return [
+        {
+            name: f"{100 * statistics.fmean(groups[group][metric]):.0f} %"
+            for name, groups in scores.items()
+            if group in groups
+        }
+        for scores in tables
+    ]
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
+def test_the_page_has_the_committed_tables(folder):
+    page = (ROOT / "docs" / "studies.md").read_text()
+    _, _, page = page.partition(f"<!-- results: {folder.name} -->")
+    page, _, _ = page.partition(f"<!-- end of results: {folder.name} -->")
+    study = (folder / "study.md").read_text()
+    table, told = ([row for row in text.splitlines() if row[:1] == "|"] for text in (study, page))
+    assert table and table == told
+    assert f"python -m ivcl_fast.sweep {folder.name} " in study
+    assert {f.name for f in folder.iterdir()} >= {"study.png", "results.json", "config.json"}
+
+
+def test_the_readme_sums_up_the_committed_results():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    (found,) = of_clips(ROOT / "docs" / "results" / "pretraining")
+    told = re.search(
+        r"it is (\d+ %), without pretraining (\d+ %), with image MAE's pretraining (\d+ %)", readme
+    )
+    assert told and list(told.groups()) == [found[n] for n in ("IV-CL", "none", "image MAE")]
+    (found,) = of_clips(ROOT / "docs" / "results" / "pretraining", group="hidden")
+    told = re.search(
+        r"on hidden snitches \((\d+ %), image MAE (\d+ %)\)\. And it remembers: from the last "
+        r"frame alone (\d+ %) of the hidden ones are found, by a guess under a visible cone "
+        r"(\d+ %)",
+        readme,
+    )
+    rows = (
+        "IV-CL",
+        "image MAE",
+        "no memory: sees only the last frame",
+        "no memory: guesses under a visible cone",
+    )
+    assert told and list(told.groups()) == [found[n] for n in rows]
+    told = re.search(
+        r"IV-CL answers (\d+ %), after image MAE's pretraining (\d+ %), "
+        r"without pretraining (\d+ %), by counting (\d+ %); "
+        r"of problems built otherwise than in training (\d+ %), (\d+ %), (\d+ %) and (\d+ %)",
+        readme,
+    )
+    regimes = of_clips(ROOT / "docs" / "results" / "causes", "query")
+    rows = "IV-CL", "image MAE", "none", "no reasoning: counting"
+    assert told and list(told.groups()) == [found[n] for found in regimes for n in rows]
+
+
+def test_the_readme_sums_up_the_committed_ablations():
+    readme = (ROOT / "README.md").read_text().splitlines()
+    for folder in RESULTS:
+        if folder.name in ("slots", "masking"):
+            (found,), first = of_clips(folder), STUDIES[folder.name].varied
+            assert f"| {' | '.join([first, *found])} |" in readme
+            assert f"| {' | '.join(['top-1', *found.values()])} |" in readme

@@ -1,0 +1,91 @@
+"""``import ivcl_fast`` asks nothing of the machine: no GPU, no Triton, no install."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(code: str, *paths: Path, isolated: bool = False) -> subprocess.CompletedProcess:
+    """A fresh interpreter in another folder; ``isolated`` from the editable install as well."""
+    packages = [sysconfig.get_path("purelib")] if isolated else []
+    path = os.pathsep.join([*map(str, paths), str(ROOT), *packages])
+    return subprocess.run(
+        [sys.executable, *(["-S"] if isolated else []), "-c", code],
+        cwd="/",
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+
+
+NO_DEVICES = """
+import torch
+def refuse(*args, **kwargs):
+    raise AssertionError("a device was asked for at import")
+for name in ("is_available", "device_count", "init", "current_device", "get_device_properties",
+             "get_device_capability"):
+    setattr(torch.cuda, name, refuse)
+import sys
+"""
+
+
+def test_import_is_silent_and_touches_no_device():
+    done = run(
+        NO_DEVICES + "import ivcl_fast\n"
+        "assert 'kernels' not in sys.modules\n"
+        "assert 'ivcl_fast.kernels' in sys.modules\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "for heavy in ('torch._dynamo', 'nvidia.dali', 'matplotlib', 'timm', 'flash_attn',\n"
+        "              'xformers', 'av'):\n"
+        "    assert heavy not in sys.modules, heavy\n"
+        "assert callable(ivcl_fast.accelerate) and callable(ivcl_fast.restore)\n"
+        "from ivcl_fast.accelerate import Report\n"
+        "assert callable(ivcl_fast.accelerate)\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_bare_checkout_needs_no_install():
+    done = run(
+        "import sys, ivcl_fast, ivcl_fast.kernels\n"
+        "assert 'kernels' not in sys.modules\n"
+        f"assert ivcl_fast.kernels.__file__ == {str(ROOT / 'kernels' / '__init__.py')!r}\n",
+        isolated=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_broken_packages_are_survived_and_named(tmp_path):
+    for name in ("triton", "flash_attn", "xformers"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise RuntimeError('{name} is broken')\n")
+    done = run(NO_DEVICES + "import ivcl_fast\n", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = run(
+        "import torch, ivcl_fast\n"
+        "cfg = ivcl_fast.IVCLConfig.preset('tiny', image_size=16, depth=1, num_frames=2,\n"
+        "                                  num_query_frames=1)\n"
+        "model = ivcl_fast.IVCL(cfg)\n"
+        "model(torch.zeros(1, 2, 3, 16, 16, dtype=torch.uint8)).loss.backward()\n"
+        "from ivcl_fast.info import show\n"
+        "show()\n",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "triton is broken" in done.stdout
+    assert "xformers is broken" in done.stdout
+
+
+def test_info_tells_of_every_op_and_backend():
+    done = subprocess.run(
+        [sys.executable, "-m", "ivcl_fast.info"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("torch", "cpu", "embed_patches", "short_attention", "sample_masks", "xformers"):
+        assert f"  {name} " in done.stdout, name

@@ -1,0 +1,232 @@
+"""What is installed: by which name, with which contents, and what the C++ compiler decides of it.
+
+Wheels are built with pip, without network, from a copy of the checkout. A script stands in for the
+compiler: it notes its calls and writes a file where an object should be. One wheel is built with
+the real compiler, for one instruction set, and computes.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ivcl_fast.kernels import _ext
+from ivcl_fast.kernels._objects import ISAS, module
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = (
+    "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CITATION.cff", "Makefile",
+    ".ci", "csrc", "kernels", "ivcl_fast", "tests", "benchmarks", "docs",
+)  # fmt: skip
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+BUILT = [isa for isa in ISAS if (isa == "generic") != X86]
+COMPILER = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the C++ kernels are for Linux")
+
+FAKE = """#!/bin/sh
+# Fails on what a variable names; otherwise writes its own name into the file after -o.
+case "$*" in
+  *"$FAKE_FAILS"*) echo "fake: error: cannot compile this" >&2; exit 1 ;;
+esac
+echo begin >>"$0.log"
+while [ "$1" != -o ]; do shift; done
+echo object >"$2"
+echo end >>"$0.log"
+"""
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout, with what lies about in a used one."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in PARTS:
+        if (ROOT / name).is_dir():
+            leave = shutil.ignore_patterns("__pycache__", "*.so")
+            shutil.copytree(ROOT / name, copy / name, ignore=leave)
+        else:
+            shutil.copy(ROOT / name, copy)
+    (copy / "kernels" / f"{module('avx512')}.abi3.so").write_text("of another build")
+    for kind in ("lib", f"lib.linux-{platform.machine()}-cpython-3{sys.version_info.minor}"):
+        (copy / "build" / kind / "ivcl_fast").mkdir(parents=True)
+        (copy / "build" / kind / "ivcl_fast" / "renamed.py").write_text("# of another build")
+    return copy
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Path:
+    """A compiler that always works, unless its arguments contain ``FAKE_FAILS``."""
+    path = tmp_path / "fake-c++"
+    path.write_text(FAKE)
+    path.chmod(0o755)
+    return path
+
+
+def python(arguments: list[str], folder: Path, **environment: str) -> str:
+    """Standard output and error of a fresh interpreter that must succeed."""
+    dropped = ("CXX", "MAX_JOBS", "TRITON_INTERPRET", "PYTHONPATH")
+    kept = {
+        k: v for k, v in os.environ.items() if k not in dropped and not k.startswith("IVCL_FAST")
+    }
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=kept | {"FAKE_FAILS": "nothing"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def build(source: Path, out: Path, **environment: str) -> tuple[Path, str]:
+    """The wheel of a source folder, and what was said while it was built."""
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--verbose"]
+    log = python(["-m", "pip", "wheel", *options, "-w", str(out), "."], source, **environment)
+    (wheel,) = out.glob("*.whl")
+    return wheel, log
+
+
+def names(wheel: Path) -> set[str]:
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def objects(wheel: Path) -> set[str]:
+    return {name for name in names(wheel) if name.endswith(".so")}
+
+
+def paths(*isas: str) -> set[str]:
+    return {f"ivcl_fast/kernels/{module(isa)}.abi3.so" for isa in isas}
+
+
+def without_torch(folder: Path) -> str:
+    """A path on which torch cannot be imported."""
+    (folder / "torch").mkdir(parents=True)
+    (folder / "torch" / "__init__.py").write_text("raise ImportError('torch is hidden')\n")
+    return str(folder)
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(checkout, fake, tmp_path):
+    wheel, _ = build(checkout, tmp_path / "out", CXX=str(fake))
+    assert wheel.name == f"ivcl_fast-{VERSION}-cp311-abi3-linux_{platform.machine()}.whl"
+    assert objects(wheel) == paths(*BUILT)
+    modules = {
+        *(f"ivcl_fast/{p.relative_to(ROOT / 'ivcl_fast')}" for p in ROOT.glob("ivcl_fast/**/*.py")),
+        *(f"ivcl_fast/kernels/{p.name}" for p in ROOT.glob("kernels/*.py")),
+        "ivcl_fast/published.csv",
+    }
+    rest = names(wheel) - objects(wheel) - modules
+    assert modules <= names(wheel)
+    assert {name.split("/")[0] for name in rest} == {f"ivcl_fast-{VERSION}.dist-info"}
+
+
+def test_a_source_distribution_builds_the_same_wheel(checkout, fake, tmp_path):
+    """The same to the byte: the hashes in its record are equal."""
+    sdist = "import sys, setuptools.build_meta as b; b.build_sdist(sys.argv[1])"
+    python(["-c", sdist, str(tmp_path)], checkout, CXX=str(fake))
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        assert not [name for name in tar.getnames() if name.endswith((".so", ".pyc"))]
+        tar.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
+    parts = ("tests/kernels/ops/conftest.py", "benchmarks/conftest.py", ".ci/run", "Makefile")
+    for name in (*parts, *(f"csrc/{path.name}" for path in (checkout / "csrc").iterdir())):
+        assert (unpacked / name).is_file(), name
+    records = []
+    for number, source in enumerate((checkout, unpacked)):
+        wheel, _ = build(source, tmp_path / str(number), CXX=str(fake))
+        record = zipfile.ZipFile(wheel).read(f"ivcl_fast-{VERSION}.dist-info/RECORD").decode()
+        records.append((wheel.name, sorted(record.splitlines())))
+    assert records[0] == records[1]
+
+
+def test_without_torch_the_wheel_is_pure_and_says_why(checkout, fake, tmp_path):
+    hidden = without_torch(tmp_path / "hidden")
+    wheel, log = build(checkout, tmp_path / "out", CXX=str(fake), PYTHONPATH=hidden)
+    assert wheel.name == f"ivcl_fast-{VERSION}-py3-none-any.whl"
+    assert "ivcl_fast: no C++ kernels are built: no torch beside the build (torch is hidden)" in log
+    assert "ivcl_fast/kernels/_ext.py" in names(wheel) and not objects(wheel)
+    assert "ivcl_fast/renamed.py" not in names(wheel)
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    site = str(tmp_path / "site")
+    info = python(["-m", "ivcl_fast.info"], tmp_path, PYTHONPATH=site)
+    reason = "it was not built: that takes a C++ compiler, and torch beside the build"
+    assert info.count(f"cpu: PyTorch, {reason}") == 7 or not _ext.supported_isas()
+
+
+@pytest.mark.parametrize(
+    ("named", "reason"),
+    [("no-such-compiler", "found no no-such-compiler"), ("", "error: cannot compile this")],
+)
+def test_without_a_compiler_that_works_the_wheel_is_pure(checkout, fake, tmp_path, named, reason):
+    wheel, log = build(checkout, tmp_path / "out", CXX=named or str(fake), FAKE_FAILS="-shared")
+    assert wheel.name == f"ivcl_fast-{VERSION}-py3-none-any.whl"
+    assert reason in log
+
+
+@pytest.mark.skipif(not X86, reason="one instruction set on this machine")
+@pytest.mark.parametrize("fails", ["-mamx-tile", f"{module('amx')}.abi3.so"])
+def test_an_instruction_set_that_fails_is_left_out(checkout, fake, tmp_path, fails):
+    """Whether the compiler refuses its flags, or only fails in the end."""
+    wheel, log = build(checkout, tmp_path / "out", CXX=str(fake), FAKE_FAILS=fails)
+    assert objects(wheel) == paths(*BUILT[1:])
+    (said,) = [line for line in map(str.strip, log.splitlines()) if line.startswith("ivcl_fast: ")]
+    assert BUILT[0] in said
+
+
+def test_max_jobs_is_respected(checkout, fake, tmp_path):
+    build(checkout, tmp_path / "out", CXX=str(fake), MAX_JOBS="1")
+    log = Path(f"{fake}.log").read_text().split()
+    assert len(log) > 2 * len(BUILT) * len(list((ROOT / "csrc").glob("*.cpp")))
+    assert log == ["begin", "end"] * (len(log) // 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("MAX_JOBS", "many", "MAX_JOBS: 'many' is not a whole number from 1 on"),
+        ("MAX_JOBS", "0", "MAX_JOBS: '0' is not a whole number from 1 on"),
+        ("IVCL_FAST_BUILD", "mmx", "IVCL_FAST_BUILD: 'mmx' is not one of none, "),
+    ],
+)
+def test_bad_settings_are_named_in_one_line(checkout, fake, name, value, reason):
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build_ext"],
+        cwd=checkout,
+        env=os.environ | {"CXX": str(fake), name: value},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode and done.stderr.startswith(reason) and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+@pytest.mark.skipif(not _ext.supported_isas(), reason="there are no C++ kernels for this CPU")
+def test_a_wheel_built_here_computes(checkout, tmp_path):
+    isa = _ext.supported_isas()[-1]
+    wheel, _ = build(
+        checkout, tmp_path / "out", CXX=COMPILER, IVCL_FAST_BUILD=isa, IVCL_FAST_CXXFLAGS="-O0"
+    )
+    assert objects(wheel) == paths(isa)
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        "import torch, ivcl_fast\n"
+        "from ivcl_fast.kernels import _ext, bias_gelu, dispatches\n"
+        "x, bias = torch.randn(3, 5), torch.randn(5)\n"
+        "torch.testing.assert_close(bias_gelu(x, bias), torch.nn.functional.gelu(x + bias))\n"
+        "print(ivcl_fast.__file__, _ext.ISA, dict(dispatches()))\n"
+    )
+    said = python(["-c", code], tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    file = tmp_path / "site" / "ivcl_fast" / "__init__.py"
+    assert said == f"{file} {isa} {{('bias_gelu', 'cpp'): 1}}\n"

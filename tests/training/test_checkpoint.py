@@ -1,0 +1,135 @@
+"""Checkpoints under fire: damage, pickles, full disks."""
+
+from __future__ import annotations
+
+import pickle
+import resource
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
+from ivcl_fast.errors import UserError
+from ivcl_fast.models import backbone
+from ivcl_fast.training import checkpoint
+
+
+def saved(folder: Path, step: int = 1, width: int = 5) -> Path:
+    model = nn.Linear(width, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    return checkpoint.save(folder, step, model, [optimizer], {})
+
+
+def flip_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 16
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", [*checkpoint.FILES, checkpoint.CHECKSUMS])
+def test_damage_names_the_file(tmp_path, name):
+    file = saved(tmp_path) / name
+    flip_a_bit(file)
+    with pytest.raises(ValueError, match="does not match its checksum") as error:
+        checkpoint.read(file.parent)
+    assert name == checkpoint.CHECKSUMS or str(error.value).startswith(f"{name} ")
+
+
+def test_a_damaged_checkpoint_counts_as_none_of_those_kept(tmp_path):
+    for step in (5, 10):
+        saved(tmp_path, step)
+    flip_a_bit(tmp_path / "step-00000010" / checkpoint.MODEL)
+    (tmp_path / "step-00000011.partial").mkdir()  # of a process that was killed
+    assert checkpoint.latest(tmp_path).step == 5
+    saved(tmp_path, 8)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000008"]
+
+
+def test_damage_of_a_finished_model_is_found(tmp_path):
+    model = IVCL(IVCLConfig(depth=1, temporal_depth=1, decoder_depth=1))
+    model.save_pretrained(tmp_path)
+    flip_a_bit(tmp_path / checkpoint.MODEL)
+    for load in (checkpoint.read_weights, IVCL.from_pretrained):
+        with pytest.raises(UserError, match=r"model\.safetensors: damaged, .*SHA256SUMS"):
+            load(tmp_path)
+    model.save_pretrained(tmp_path)
+    checkpoint.read_weights(tmp_path)
+
+
+def test_a_runs_folder_stands_for_its_pretrained_model(tmp_path):
+    cfg = IVCLConfig(depth=1, temporal_depth=1, decoder_depth=1)
+    pretrained, classifier = IVCL(cfg), IVCLClassifier(cfg, 5)
+    run, other = tmp_path / "RUN", tmp_path / "OTHER"
+    pretrained.save_pretrained(run / "pretrain")
+    for folder in (run / "finetune", other / "finetune", other / "scratch"):
+        classifier.save_pretrained(folder)
+    (run / "config.json").write_text("{}")  # of the run, not of a model
+    assert checkpoint.weights_file(run) == run / "pretrain" / checkpoint.MODEL
+    backbone.check_source(str(run))
+    ours, theirs = classifier.state_dict(), pretrained.state_dict()
+    taken = classifier.load_pretrained(str(run))
+    assert taken and all(torch.equal(ours[key], theirs[key]) for key in taken)
+    accepted = f"give the folder of one: {other / 'finetune'}, {other / 'scratch'}$"
+    for use in (classifier.load_pretrained, backbone.check_source, checkpoint.read_weights):
+        with pytest.raises(UserError, match=f"checkpoint {other}: .*no pretrain.*; {accepted}"):
+            use(str(other))
+    with pytest.raises(UserError, match=r"no model\.safetensors there; give a folder written by"):
+        backbone.check_source(str(tmp_path))
+
+
+def test_sha256sum_reads_the_checksums(tmp_path):
+    done = subprocess.run(["sha256sum", "-c", checkpoint.CHECKSUMS], cwd=saved(tmp_path))
+    assert done.returncode == 0
+
+
+class Trap:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_refused_and_never_run(tmp_path):
+    trap = pickle.dumps(Trap(tmp_path / "sprung"))
+    file = saved(tmp_path / "run") / checkpoint.MODEL
+    file.write_bytes(trap)
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.read_weights(file)
+    checkpoint.write_checksums(file.parent, checkpoint.FILES)  # even if it is signed
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        checkpoint.read_weights(file)
+    assert checkpoint.latest(tmp_path / "run") is None
+    torch.save({"weights": Trap(tmp_path / "sprung")}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model\.pt: not a readable safetensors file"):
+        checkpoint.read_weights(tmp_path / "model.pt")
+    assert not (tmp_path / "sprung").exists()
+
+
+@contextmanager
+def no_file_beyond(size: int):
+    """Writing more than ``size`` bytes to one file fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
+    saved(tmp_path, 1)
+    saved(tmp_path, 2)
+    with no_file_beyond(10_000), pytest.raises(OSError, match=r"too large|No space"):
+        saved(tmp_path, 3, width=10_000)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"step-00000001", "step-00000002"}
+    assert checkpoint.latest(tmp_path).step == 2
+    saved(tmp_path, 3, width=10_000)
+    assert checkpoint.latest(tmp_path).step == 3

@@ -1,0 +1,90 @@
+"""``--deterministic``: the same bits again, and every op of a step can give them.
+
+On a CPU most algorithms repeat anyway; there the test shows that none of ours is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from unittest import mock
+
+import pytest
+import torch
+
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
+from ivcl_fast.kernels.attention import _flash_provider
+from ivcl_fast.training.hardware import repeat_exactly
+from ivcl_fast.training.loop import Schedule, make_optimizers
+
+ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TORCHINDUCTOR_DETERMINISTIC": "1"}
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.fixture
+def deterministic():
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    with mock.patch.dict(os.environ):
+        for name in ENVIRONMENT:
+            os.environ.pop(name, None)
+        repeat_exactly()
+        yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def trained(kind: str, device: str, image_size: int) -> list[torch.Tensor]:
+    """Weights after three steps; above 128 patches attention is the library's."""
+    torch.manual_seed(0)
+    cfg = IVCLConfig(image_size=image_size, num_frames=4, num_query_frames=2, depth=1)
+    model = (IVCL(cfg) if kind == "pretrain" else IVCLClassifier(cfg, 5)).to(device)
+    optimizers = make_optimizers(model, Schedule(1, optimizer="muon"))
+    draw = torch.Generator().manual_seed(1)
+    for step in range(3):
+        video = torch.randint(256, (4, 4, 3, image_size, image_size), generator=draw)
+        video = video.to(device, torch.uint8)
+        with torch.autocast(device, torch.bfloat16):
+            if kind == "pretrain":
+                loss = model(video, seed=torch.arange(4, device=device) + step).loss
+            else:
+                labels = torch.arange(4, device=device)
+                loss = torch.nn.functional.cross_entropy(model(video).float(), labels)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return [parameter.detach().cpu() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("image_size", [64, 128])
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_training_repeats_bit_for_bit(deterministic, kind, image_size, device):
+    first, second = trained(kind, device, image_size), trained(kind, device, image_size)
+    assert all(map(torch.equal, first, second))
+    assert all(parameter.isfinite().all() for parameter in first)
+
+
+def test_libraries_that_do_not_heed_it_are_passed_over(deterministic, monkeypatch):
+    monkeypatch.setattr("ivcl_fast.kernels.attention.missing_package", lambda package: None)
+    gpu = torch.device("cuda")
+    assert _flash_provider(gpu, 64) == "torch"
+    torch.use_deterministic_algorithms(False)
+    assert _flash_provider(gpu, 64) == "flash-attn 4"
+
+
+def test_the_flag_asks_for_it(monkeypatch):
+    from ivcl_fast import train  # needs tyro, which the tests of a GPU do without
+
+    asked = []
+    monkeypatch.setattr(train, "repeat_exactly", lambda: asked.append("repeat"))
+    monkeypatch.setattr(train, "Run", lambda config: asked.append("run") or sys.exit())
+    monkeypatch.setattr(sys, "argv", ["train", "--deterministic"])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert asked == ["repeat", "run"]  # before anything touches a device
+
+
+def test_what_it_sets(deterministic):
+    assert torch.are_deterministic_algorithms_enabled()
+    assert {name: os.environ[name] for name in ENVIRONMENT} == ENVIRONMENT

@@ -1,0 +1,315 @@
+"""The training loop on a toy model and feed: exact resume, stops, broken numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ivcl_fast import IVCL, IVCLConfig
+from ivcl_fast.data.loader import Batch
+from ivcl_fast.errors import UserError
+from ivcl_fast.training import checkpoint
+from ivcl_fast.training.loop import (
+    Interrupted,
+    MetricsLog,
+    NotFinite,
+    Schedule,
+    Stage,
+    make_optimizers,
+    scaled_lr,
+)
+from tests.support.ranks import run_ranks
+from tests.training.test_checkpoint import no_file_beyond
+
+CLIPS, BATCH = 40, 4
+
+
+class ToyFeed:
+    """Ten batches an epoch; what they hold is a function of (epoch, batch) alone."""
+
+    wait_seconds = 0.0
+
+    def __len__(self):
+        return CLIPS // BATCH
+
+    def epoch(self, epoch, start_batch=0):
+        for number in range(start_batch, len(self)):
+            draw = torch.Generator().manual_seed(1000 * epoch + number)
+            rows = torch.randint(256, (BATCH, 1, 2, 3), dtype=torch.uint8, generator=draw)
+            labels = torch.randint(3, (BATCH,), generator=draw)
+            yield Batch(rows, labels, torch.arange(BATCH) + number * BATCH)
+
+
+class Toy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(6, 8)])})
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, rows):
+        return self.head(self.body["blocks"][0](rows.float().flatten(1) / 255).relu())
+
+
+def toy_loss(model, batch, step):
+    return nn.functional.cross_entropy(model(batch.rows), batch.labels)
+
+
+def stage(folder: Path, loss=toy_loss, accum=1, optimizer="muon", **options) -> Stage:
+    torch.manual_seed(3)
+    folder.mkdir(exist_ok=True)
+    schedule = Schedule(
+        100, 1e-2, batch_size=BATCH, warmup_steps=2, accum=accum, optimizer=optimizer
+    )
+    return Stage(
+        "toy", Toy(), ToyFeed(), loss, schedule, folder / "checkpoints", MetricsLog(folder),
+        torch.device("cpu"), amp=False, **{"log_every": 3, "save_every": 5} | options,
+    )  # fmt: skip
+
+
+def curve(folder: Path) -> list[tuple[int, float, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [(r["step"], r["loss"], r["lr"]) for r in map(json.loads, lines)]
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def failing_at(step_to_fail, failure):
+    def loss(model, batch, step):
+        if step == step_to_fail:
+            failure()
+        return toy_loss(model, batch, step)
+
+    return loss
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing runs after it that would not run then."""
+
+
+def kill():
+    raise Killed
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("step", [0, 1, 4, 5, 12, 19, 24])
+def test_killed_and_resumed_is_the_same_run(tmp_path, step, optimizer):
+    whole = stage(tmp_path / "whole", optimizer=optimizer)
+    whole.run()
+    with pytest.raises(Killed):
+        stage(tmp_path / "cut", failing_at(step, kill), optimizer=optimizer).run()
+    resumed = stage(tmp_path / "cut", optimizer=optimizer)
+    resumed.run()
+    assert same(whole.model, resumed.model)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
+    assert [s for s, _, _ in curve(tmp_path / "cut")] == [3, 6, 9, 12, 15, 18, 21, 24, 25]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_resumes_exactly(tmp_path, signum):
+    whole = stage(tmp_path / "whole")
+    whole.run()
+    before = signal.getsignal(signum)
+    with pytest.raises(Interrupted) as stop:
+        stage(tmp_path / "cut", failing_at(7, lambda: os.kill(os.getpid(), signum))).run()
+    assert stop.value.signum == signum
+    assert signal.getsignal(signum) is before
+    saved = checkpoint.latest(tmp_path / "cut" / "checkpoints")
+    assert saved is not None and saved.step == 8
+    resumed = stage(tmp_path / "cut")
+    resumed.run()
+    assert same(whole.model, resumed.model)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
+
+
+def stop_at_once(folder: Path) -> None:
+    """Ctrl-C twice, during step 7."""
+
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("still there")
+
+    stage(folder, failing_at(7, twice)).run()
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    (killed,) = run_ranks(1, stop_at_once, tmp_path / "cut")
+    assert isinstance(killed, ChildProcessError)
+    assert checkpoint.latest(tmp_path / "cut" / "checkpoints").step == 5
+    whole, resumed = stage(tmp_path / "whole"), stage(tmp_path / "cut")
+    whole.run()
+    resumed.run()
+    assert same(whole.model, resumed.model)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_told_before_the_step_ends(tmp_path, signum, capfd):
+    said = []
+
+    def stop():
+        os.kill(os.getpid(), signum)
+        said.append(capfd.readouterr().err)
+
+    with pytest.raises(Interrupted):
+        stage(tmp_path / "cut", failing_at(7, stop)).run()
+    assert "stopping: this step is finished and saved" in said[0]
+
+
+def test_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    def loss(model, batch, step):
+        return toy_loss(model, batch, step) * (math.nan if step >= 12 else 1)
+
+    with pytest.raises(NotFinite, match="toy: the loss or a gradient became nan"):
+        stage(tmp_path / "nan", loss).run()
+    saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
+    assert saved is not None and saved.step == 10
+    assert all(torch.isfinite(t).all() for t in saved.model.values())
+
+
+def test_broken_gradient_never_reaches_a_checkpoint(tmp_path):
+    def loss(model, batch, step):
+        value = toy_loss(model, batch, step)
+        if step == 9:  # the checkpoint of step 10 would be the first with broken weights
+            value.register_hook(lambda grad: grad * math.nan)
+        return value
+
+    with pytest.raises(NotFinite):
+        stage(tmp_path / "nan", loss).run()
+    saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
+    assert saved is not None and saved.step == 5
+
+
+def test_nan_in_the_data_stops_before_a_checkpoint(tmp_path):
+    """Stored frames are bytes, which hold no NaN; a feed of floats might."""
+
+    class BrokenFeed(ToyFeed):
+        def epoch(self, epoch, start_batch=0):
+            for number, batch in enumerate(super().epoch(epoch, start_batch), start_batch):
+                batch.rows = batch.rows.float()
+                if number == 8:
+                    batch.rows[-1, -1, -1, -1] = math.nan
+                yield batch
+
+    run = stage(tmp_path / "nan")
+    run.feed = BrokenFeed()
+    with pytest.raises(NotFinite, match=r"became nan before step 9"):
+        run.run()
+    saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
+    assert saved.step == 5
+    assert all(tensor.isfinite().all() for tensor in saved.model.values())
+
+
+def test_too_few_clips_for_a_batch(tmp_path):
+    run = stage(tmp_path / "few")
+    run.feed = type("Empty", (ToyFeed,), {"__len__": lambda self: 0})()
+    with pytest.raises(UserError, match="fewer usable training clips than one batch"):
+        run.run()
+
+
+def test_accumulation_gives_the_same_step(tmp_path):
+    whole, parts = stage(tmp_path / "whole"), stage(tmp_path / "parts", accum=2)
+    whole.run()
+    parts.run()
+    for x, y in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
+
+
+def test_damaged_checkpoint_is_passed_over(tmp_path, caplog):
+    whole = stage(tmp_path / "run")
+    whole.run()
+    steps = checkpoint.list_steps(tmp_path / "run" / "checkpoints")
+    assert [p.name for p in steps] == ["step-00000020", "step-00000025"]
+    file = steps[-1] / checkpoint.MODEL
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    saved = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    assert saved is not None and saved.step == 20
+    assert "does not match its checksum" in caplog.text
+
+
+def test_a_full_disk_costs_only_the_checkpoints_it_holds_up(tmp_path, monkeypatch, caplog):
+    whole, other = stage(tmp_path / "whole"), stage(tmp_path / "full")
+    whole.run()
+    write = checkpoint.write
+
+    def full_for_a_while(final, *arguments):
+        if final.name in ("step-00000010", "step-00000015"):
+            raise OSError("No space left on device")
+        write(final, *arguments)
+
+    monkeypatch.setattr(checkpoint, "write", full_for_a_while)
+    with pytest.raises(Killed):
+        stage(tmp_path / "full", failing_at(17, kill)).run()
+    told = [line for line in caplog.messages if "No space left" in line]
+    assert len(told) == 2 and told[0].startswith("toy: no checkpoint of step 10, those before it")
+    assert checkpoint.latest(tmp_path / "full" / "checkpoints").step == 5
+    other.run()
+    assert same(whole.model, other.model)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "full")
+
+
+def test_a_log_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path)
+    monkeypatch.setattr(log, "_draw", lambda *arguments: None)  # writes in a thread of its own
+    log.write("toy", 3, 12, loss=1.0)
+    said = r"metrics\.jsonl: cannot be written: File too large; make room, and the same command"
+    with no_file_beyond(150), pytest.raises(UserError, match=said):
+        for step in range(4, 8):
+            log.write("toy", step, 12, loss=1.0)
+    with no_file_beyond(10), pytest.raises(UserError, match=said):
+        log.rewind("toy", 3)
+    assert log.read()[0]["step"] == 3
+
+
+def test_validation_runs_at_even_spaces_and_at_the_end(tmp_path):
+    stage(tmp_path / "v", validate=lambda: {"val_top1": 0.5}, validations=2).run()
+    records = MetricsLog(tmp_path / "v").read()
+    assert [r["step"] for r in records if "val_top1" in r] == [12, 25]
+
+
+def test_schedule_warms_up_and_ends_near_zero():
+    schedule = Schedule(clips=16_000, lr=1.0, batch_size=16, warmup_steps=100)
+    rates = [schedule.lr_at(step) for step in range(schedule.steps)]
+    assert schedule.steps == 1000
+    assert rates[0] == 0.01 and max(rates) == 1.0 and rates.index(1.0) in (99, 100)
+    assert rates[-1] < 1e-4 and sorted(rates[100:], reverse=True) == rates[100:]
+
+
+@pytest.mark.parametrize(("rule", "rate"), [("none", 1.0), ("sqrt", 2.0), ("linear", 4.0)])
+def test_rates_scale_with_the_batch(rule, rate):
+    assert scaled_lr(1.0, 64, rule) == rate and scaled_lr(1.0, 16, rule) == 1.0
+
+
+def test_weight_decay_and_rates_by_group():
+    (adamw,) = make_optimizers(Toy(), Schedule(1, weight_decay=0.1, backbone_lr_scale=0.5))
+    found = {(g["weight_decay"], g["scale"]): len(g["params"]) for g in adamw.param_groups}
+    assert found == {(0.1, 0.5): 1, (0.0, 0.5): 1, (0.1, 1.0): 1, (0.0, 1.0): 1}
+
+
+def test_muon_takes_the_matrices_of_blocks_only():
+    model = IVCL(IVCLConfig(depth=1, temporal_depth=1, decoder_depth=1))
+    adamw, muon = make_optimizers(model, Schedule(1, optimizer="muon"))
+    names = {p: n for n, p in model.named_parameters()}
+    taken = [names[p] for group in muon.param_groups for p in group["params"]]
+    others = [names[p] for group in adamw.param_groups for p in group["params"]]
+    assert len(taken) == 3 * 4 and all(".blocks.0." in n and n.endswith("weight") for n in taken)
+    assert sorted(taken + others) == sorted(names.values())
+
+
+def test_unfinished_line_in_the_log_is_forgotten(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write("toy", 3, 12, loss=1.0)
+    with open(log.path, "a") as file:
+        file.write('{"stage": "toy", "st')
+    log.rewind("toy", 3)
+    assert [r["step"] for r in log.read()] == [3]
