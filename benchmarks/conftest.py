@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import public_mae
 from benchmarks.race import DEVICE, Race, Replay, ceilings, machine
-from ivcl_fast.training.hardware import keep_freed_memory
+from ivcl_fast.training.hardware import tune_malloc
 
 _raced: list[Race] = []
 
@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
         public_mae.find(folder)
     torch.set_num_threads(torch.get_num_threads())  # from now on it stays what it is
     if DEVICE.type == "cpu":
-        keep_freed_memory()  # as training does; for the rivals as well
+        tune_malloc()  # as training does; for the rivals as well
 
 
 def race_cases(races: list[Race]) -> tuple[tuple[str, ...], list[Any]]:

@@ -140,7 +140,7 @@ RACES = [
 ]  # fmt: skip
 
 
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="benchmarks.gpu times the feed of a GPU")
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="benchmarks.gpu times the loader of a GPU")
 @race_tests(RACES)
 def test_feed(race, contestant, replay, run_race):
     run_race(race, contestant, replay)

@@ -15,10 +15,10 @@ from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, accelerate, reference
 from ivcl_fast.data.formats.acre import CONTEXT, QUERIES
 from ivcl_fast.kernels import _ext, _triton
 from ivcl_fast.models import flops
-from ivcl_fast.training.hardware import useless_compiler
+from ivcl_fast.training.hardware import compile_unsupported_reason
 
 WITHOUT = "ours, ops in plain PyTorch"
-OURS = "ours" if useless_compiler(DEVICE) else "ours, compiled"
+OURS = "ours" if compile_unsupported_reason(DEVICE) else "ours, compiled"
 REFERENCE = "reference, float32"
 RIVALS = ("bf16, explicit", "bf16, SDPA", "bf16, explicit, compiled", "bf16, SDPA, compiled")
 
@@ -97,13 +97,13 @@ def finetuning() -> dict[str, Callable[[], Tensor]]:
     cfg = IVCLConfig.preset(PRESET, num_frames=7, num_query_frames=4)
     shape = CLIPS // 4, 10, cfg.num_patches, cfg.patch_dim
     panels = torch.randint(256, shape, dtype=torch.uint8, device=DEVICE)
-    shown = torch.tensor([[*CONTEXT, query] for query in QUERIES], device=DEVICE)
-    shown = shown.expand(len(panels), -1, -1)
+    frame_index = torch.tensor([[*CONTEXT, query] for query in QUERIES], device=DEVICE)
+    frame_index = frame_index.expand(len(panels), -1, -1)
     fast, plain = IVCLClassifier(cfg, 3), reference.IVCLClassifier(cfg, 3)
     fast.load_state_dict(plain.state_dict())
     optimizers = [rivals.adamw(model.to(DEVICE)) for model in (fast, plain)]
     labels = torch.arange(CLIPS, device=DEVICE) % 3
-    own = reference.show(panels, shown)
+    own = reference.select_frames(panels, frame_index)
 
     def step(model: nn.Module, *video: Tensor, bf16: bool = True) -> Callable[[], Tensor]:
         def loss() -> Tensor:
@@ -112,7 +112,7 @@ def finetuning() -> dict[str, Callable[[], Tensor]]:
         return rivals.train_step(loss, optimizers[model is plain], bf16)
 
     return {
-        SHARED: step(fast, panels, shown),
+        SHARED: step(fast, panels, frame_index),
         OWN: step(fast, own),
         "reference, bf16": step(plain, own),
         REFERENCE: step(plain, own, bf16=False),

@@ -176,15 +176,15 @@ class IVCLConfig:
                 "which this model is for"
             )
 
-    def check_video(self, video: Tensor, shown: Tensor | None = None) -> None:
+    def check_video(self, video: Tensor, frame_index: Tensor | None = None) -> None:
         """Raise ``ValueError`` unless a model of these sizes takes this video.
 
         Frames ``[B, T, 3, H, W]``, uint8 or float in [0, 1], or uint8 patch rows
-        ``[B, T, N, 3*P*P]``; as many as there are, if ``shown`` (int64 ``[B, any, T]``) says which
-        of them make a clip. Values are looked at where they are :func:`readable`.
+        ``[B, T, N, 3*P*P]``; as many as there are, if ``frame_index`` (int64 ``[B, any, T]``) says
+        which of them make a clip. Values are looked at where they are :func:`readable`.
         """
         shape = list(video.shape[1:]) if isinstance(video, Tensor) else None
-        length = self.num_frames if shown is None or not shape else shape[0]
+        length = self.num_frames if frame_index is None or not shape else shape[0]
         frames = [length, 3, self.image_size, self.image_size]
         rows = [length, self.num_patches, self.patch_dim]
         is_float = shape == frames and video.is_floating_point()
@@ -200,14 +200,25 @@ class IVCLConfig:
                     f"video: {dtype_name(video)} from {low:g} to {high:g} is not within [0, 1]; "
                     "divide by 255, or give uint8"
                 )
-        if shown is None:
+        if frame_index is None:
             return
-        is_int64 = isinstance(shown, Tensor) and shown.dtype == torch.int64 and shown.ndim == 3
-        if not is_int64 or [shown.shape[0], shown.shape[2]] != [len(video), self.num_frames]:
+        is_int64 = (
+            isinstance(frame_index, Tensor)
+            and frame_index.dtype == torch.int64
+            and frame_index.ndim == 3
+        )
+        if not is_int64 or [frame_index.shape[0], frame_index.shape[2]] != [
+            len(video),
+            self.num_frames,
+        ]:
             accepted = f"[{len(video)}, clips of a video, {self.num_frames}]"
-            raise ValueError(f"shown: {described(shown)} is not int64 {accepted}")
-        if readable(shown) and shown.numel() and not 0 <= shown.min() <= shown.max() < length:
-            raise ValueError(f"shown: not all of its frames are numbers of 0 to {length - 1}")
+            raise ValueError(f"frame_index: {described(frame_index)} is not int64 {accepted}")
+        if (
+            readable(frame_index)
+            and frame_index.numel()
+            and not 0 <= frame_index.min() <= frame_index.max() < length
+        ):
+            raise ValueError(f"frame_index: not all of its frames are numbers of 0 to {length - 1}")
 
     def check_masks(
         self, clips: int, ids_keep: Tensor | None, query: Tensor | None, seed: Tensor | None

@@ -36,7 +36,7 @@ def sections() -> dict[str, dict[str, str]]:
         "kernels": {op: serving(op) for op in OPS},
         "attention": attention.backends(),
         "torch.compile": {
-            kind: hardware.useless_compiler(torch.device(kind)) or "available"
+            kind: hardware.compile_unsupported_reason(torch.device(kind)) or "available"
             for kind in ("cpu", "cuda")
             if kind == "cpu" or torch.cuda.is_available()
         },

@@ -20,7 +20,7 @@ from ivcl_fast.evaluation.evaluate import Evaluation, cone_guess, counting_guess
 from ivcl_fast.models import backbone, timm_weights
 from ivcl_fast.report.run import Row, print_rows, write_report
 from ivcl_fast.training import checkpoint
-from ivcl_fast.training.hardware import repeat_exactly
+from ivcl_fast.training.hardware import enable_determinism
 from ivcl_fast.training.loop import Interrupted
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.run_folder import claim
@@ -30,16 +30,16 @@ from ivcl_fast.training.settings import TrainConfig, load_settings, parse, resol
 def train(config: TrainConfig) -> None:
     """Do everything the config asks for; pictures and the report land in the run's folder."""
     if config.deterministic:
-        repeat_exactly()
+        enable_determinism()
     if config.init != "random":
         backbone.check_source(config.init)
     run = Run(config)
     with distributed.group(run.device), ExitStack() as held:
-        with distributed.in_turn():
+        with distributed.main_process_first():
             run.data  # noqa: B018  a run that cannot have its data leaves no folder behind
             held.enter_context(claim(config))
         arithmetic = "bf16" if run.amp else "float32"
-        distributed.say(f"run: {run.folder}, on {run.device}{ranks(config)}, {arithmetic}")
+        distributed.print_rank0(f"run: {run.folder}, on {run.device}{ranks(config)}, {arithmetic}")
         warn_of_few_steps(config)
         init = config.init
         if config.stage in ("all", "pretrain"):
@@ -84,7 +84,7 @@ def warn_of_few_steps(config: TrainConfig) -> None:
     for stage, clips in (("pretrain", config.pretrain_clips), ("finetune", config.finetune_clips)):
         steps = clips // config.batch_size
         if config.stage in ("all", stage) and steps < FEW_STEPS and not config.quick:
-            distributed.say(
+            distributed.print_rank0(
                 f"--{stage}-clips: {clips} are {steps} steps of {config.batch_size}, too few to "
                 "learn much"
             )
@@ -127,13 +127,13 @@ def main() -> None:
     except Interrupted as stop:
         launcher = "python" if distributed.world_size() == 1 else "torchrun ..."
         again = f"{launcher} -m ivcl_fast.train --resume {config.folder}"
-        distributed.say(f"stopped by {stop}; go on with: {again}", sys.stderr)
+        distributed.print_rank0(f"stopped by {stop}; go on with: {again}", sys.stderr)
         raise SystemExit(128 + stop.signum) from None
     except KeyboardInterrupt:
-        distributed.say("stopped; the same command goes on from here", sys.stderr)
+        distributed.print_rank0("stopped; the same command goes on from here", sys.stderr)
         raise SystemExit(130) from None
     except UserError:
-        distributed.let_main_speak()
+        distributed.let_rank0_report_first()
         raise
 
 

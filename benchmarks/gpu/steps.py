@@ -18,7 +18,7 @@ from benchmarks.gpu.part import Rows, Sizes, Skip
 from benchmarks.race import DEVICE, peak_bytes, reset_peak
 from ivcl_fast import IVCL, IVCLConfig, reference
 from ivcl_fast.models import flops
-from ivcl_fast.training.step_graph import WARM_UP, StepGraph, obstacle
+from ivcl_fast.training.step_graph import WARM_UP, StepGraph, unsupported_reason
 
 Step = Callable[[], Tensor]
 
@@ -109,7 +109,7 @@ def measure(preset: str, way: Way, cfg: IVCLConfig, clips: int, rows: Rows, size
 
 def build(way: Way, cfg: IVCLConfig, clips: int) -> Step:
     """The same weights and clips for every way."""
-    if way.graph and (reason := obstacle(DEVICE)):
+    if way.graph and (reason := unsupported_reason(DEVICE)):
         raise Skip(f"no CUDA graph: {reason}")
     torch.manual_seed(0)
     shape = clips, cfg.num_frames, cfg.num_patches, cfg.patch_dim

@@ -17,7 +17,7 @@ from benchmarks.gpu.part import Rows, Sizes
 from benchmarks.race import DEVICE
 from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.data.dataset import Clip
-from ivcl_fast.data.loader import Batch, StoreFeed
+from ivcl_fast.data.loader import Batch, StoreLoader
 from ivcl_fast.data.store.frame_store import BAD_FILES, INDEX, VERSION, FrameStore, write_meta
 from ivcl_fast.training import step_graph
 from ivcl_fast.training.loop import Schedule, Stage
@@ -75,7 +75,7 @@ def store(rows: Rows, sizes: Sizes) -> None:
             torch.arange(clips, device=DEVICE),
         )
         places = ("gpu", "ram", "disk") if DEVICE.type == "cuda" else ("ram", "disk")
-        feeds: dict[str, Any] = {
+        loaders: dict[str, Any] = {
             "synthetic tensors": lambda: Same(batch, sizes.store_steps),
             **{
                 f"store, {place}": lambda place=place: from_store(
@@ -85,22 +85,23 @@ def store(rows: Rows, sizes: Sizes) -> None:
             },
             "synthetic tensors, again": lambda: Same(batch, sizes.store_steps),
         }
-        for name, make in feeds.items():
+        for name, make in loaders.items():
             with rows.row(name=name, clips=clips) as row:
                 row |= train(make(), cfg, clips, sizes.store_steps)
 
 
-def train(feed: Any, cfg: IVCLConfig, clips: int, steps: int) -> dict[str, float]:
+def train(loader: Any, cfg: IVCLConfig, clips: int, steps: int) -> dict[str, float]:
     """Median speed of the records, and the share of time spent waiting for data."""
     notes = Notes()
     Unsaved(
-        name="pretrain", model=IVCL(cfg).to(DEVICE), feed=feed,
+        name="pretrain", model=IVCL(cfg).to(DEVICE), loader=loader,
         loss=lambda model, part, step: model(
             part.rows, seed=clip_seeds(0, step, part.clip_ids)
         ).loss,
         schedule=Schedule(steps * clips, batch_size=clips),
         folder=Path(tempfile.gettempdir()) / "none", metrics=notes, device=DEVICE,
-        amp=True, cuda_graph=step_graph.obstacle(DEVICE) is None, log_every=max(1, steps // 8),
+        amp=True, cuda_graph=step_graph.unsupported_reason(DEVICE) is None,
+        log_every=max(1, steps // 8),
         save_every=steps,
     ).run()  # fmt: skip
     settled = notes.records[2:]  # the first two warm up and record the graph
@@ -110,11 +111,11 @@ def train(feed: Any, cfg: IVCLConfig, clips: int, steps: int) -> dict[str, float
     }
 
 
-def from_store(path: Path, place: Any, cfg: IVCLConfig, clips: int, steps: int) -> StoreFeed:
+def from_store(path: Path, place: Any, cfg: IVCLConfig, clips: int, steps: int) -> StoreLoader:
     """Random clips of the store's videos, all steps in one epoch."""
     made = FrameStore(path, place, device=DEVICE)
     wanted = [Clip(f"clip-{i}", made.names[i % VIDEOS], 0) for i in range(clips * steps)]
-    return StoreFeed(
+    return StoreLoader(
         made, wanted, clips, cfg.num_frames, num_classes=1, multi_label=False, jitter=True,
         shuffle=True, drop_last=True,
     )  # fmt: skip

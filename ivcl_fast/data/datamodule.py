@@ -15,11 +15,11 @@ from ivcl_fast.data.decode.decoder import Chosen, default_workers, resolve_decod
 from ivcl_fast.data.decode.probe import VideoInfo
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import FrameLabels, frame_labels
-from ivcl_fast.data.loader import Feed, StoreFeed
+from ivcl_fast.data.loader import ClipLoader, StoreLoader
 from ivcl_fast.data.store.build import build_store, choose_decoders, default_store_path
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.index import saved_index
-from ivcl_fast.data.stream import StreamFeed
+from ivcl_fast.data.stream import StreamLoader
 from ivcl_fast.errors import UserError
 from ivcl_fast.progress import Bar
 
@@ -85,7 +85,7 @@ class Data(ABC):
         """The clips of a split whose media can be used."""
         return [clip for clip in self.dataset.clips(split) if clip.media not in self.bad_files]
 
-    def feed(
+    def loader(
         self,
         split: str,
         *,
@@ -97,12 +97,12 @@ class Data(ABC):
         rank: int = 0,
         world_size: int = 1,
         pretraining: bool = False,
-    ) -> Feed:
+    ) -> ClipLoader:
         """Clips of ``split``: shuffled, jittered, whole batches for training; else as they lie.
 
         The clips of a ``share`` of the videos, the same ones in every run; a larger share holds the
-        smaller ones. They share frames (see :class:`Feed`), but not in ``pretraining``, which masks
-        each clip in its own way, and takes the labels of frames, if there are, not of clips.
+        smaller ones. They share frames (see :class:`ClipLoader`), but not in ``pretraining``, which
+        masks each clip in its own way, and takes the labels of frames, if there are, not of clips.
         """
         clips = self.dataset.clips(split)
         if share < 1:
@@ -110,7 +110,7 @@ class Data(ABC):
             order = np.random.default_rng(0).permutation(len(videos))
             chosen = {videos[i] for i in order[: max(1, round(share * len(videos)))]}
             clips = [clip for clip in clips if clip.media in chosen]
-        return self._feed(
+        return self._loader(
             clips,
             batch_size,
             num_frames,
@@ -124,11 +124,11 @@ class Data(ABC):
 
     def rows(self, clips: Sequence[Clip], num_frames: int) -> torch.Tensor:
         """uint8 ``[len(clips), T, N, 3PP]`` of evenly spaced frames."""
-        (batch,) = self._feed(clips, len(clips), num_frames, seed=0, training=False).epoch(0)
+        (batch,) = self._loader(clips, len(clips), num_frames, seed=0, training=False).epoch(0)
         return batch.rows
 
     @abstractmethod
-    def _feed(
+    def _loader(
         self,
         clips: Sequence[Clip],
         batch_size: int,
@@ -137,7 +137,7 @@ class Data(ABC):
         seed: int,
         training: bool,
         **options: Any,
-    ) -> Feed: ...
+    ) -> ClipLoader: ...
 
     def _options(self, training: bool) -> dict[str, Any]:
         return dict(
@@ -162,7 +162,7 @@ class StoredData(Data):
     def bad_files(self) -> dict[str, str]:
         return self.store.bad_files
 
-    def _feed(
+    def _loader(
         self,
         clips: Sequence[Clip],
         batch_size: int,
@@ -171,9 +171,9 @@ class StoredData(Data):
         seed: int,
         training: bool,
         **options: Any,
-    ) -> Feed:
+    ) -> ClipLoader:
         options = self._options(training) | options
-        return StoreFeed(self.store, clips, batch_size, num_frames, seed=seed, **options)
+        return StoreLoader(self.store, clips, batch_size, num_frames, seed=seed, **options)
 
 
 class StreamedData(Data):
@@ -196,7 +196,7 @@ class StreamedData(Data):
         super().__init__(dataset, frame_labels)
         self.media, self.infos, self.decoders = media, infos, decoders
         self._bad_at_start = bad_files
-        self._dropped: dict[str, str] = {}  # by any feed, for all of them
+        self._dropped: dict[str, str] = {}  # by any loader, for all of them
         self.image_size, self.patch_size = image_size, patch_size
         self.random_crop, self.workers = random_crop, workers
 
@@ -204,7 +204,7 @@ class StreamedData(Data):
     def bad_files(self) -> dict[str, str]:
         return self._bad_at_start | self._dropped
 
-    def _feed(
+    def _loader(
         self,
         clips: Sequence[Clip],
         batch_size: int,
@@ -213,9 +213,9 @@ class StreamedData(Data):
         seed: int,
         training: bool,
         **options: Any,
-    ) -> Feed:
+    ) -> ClipLoader:
         options = self._options(training) | options
-        return StreamFeed(
+        return StreamLoader(
             self.media,
             self.infos,
             self.decoders,
@@ -289,7 +289,7 @@ def _decoded(
     kind, _ = catalog.find(config.data)
     own_task = dataset.task if kind.media_by_task else None
     sizes = config.model.image_size, config.model.patch_size
-    if config.feed == "dali":
+    if config.loader == "stream":
         return _streamed(config, dataset, own_task, kind.random_crop, labels)
     path = default_store_path(dataset.root, *sizes, config.decoder, own_task)
     with Bar("decoding", 0, "frames") as bar:

@@ -43,14 +43,14 @@ class Batch:
     labels of frames float32 ``[B, T, ...]``."""
     clip_ids: torch.Tensor
     """int64 ``[B]``: the clips' places in the split."""
-    shown: torch.Tensor | None = None
+    frame_index: torch.Tensor | None = None
     """Where clips share frames, int64 ``[V, C, T]``: which of its video's each clip shows; the
     clips lie video by video, V * C = B."""
 
     @property
     def inputs(self) -> tuple[torch.Tensor, ...]:
         """What a classifier takes."""
-        return (self.rows,) if self.shown is None else (self.rows, self.shown)
+        return (self.rows,) if self.frame_index is None else (self.rows, self.frame_index)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -77,11 +77,11 @@ class Sampled(NamedTuple):
     """int64 ``[C]``."""
     frames: np.ndarray
     """int64 ``[F]``."""
-    shown: np.ndarray
+    frame_index: np.ndarray
     """int64 ``[C, T]``: places in ``frames``."""
 
 
-class Feed(ABC):
+class ClipLoader(ABC):
     """Clips of one split, batch by batch; subclasses say where the frames come from.
 
     Order and jitter are functions of (seed, epoch, clip) alone: nothing depends on timing, on
@@ -192,7 +192,7 @@ class Feed(ABC):
             except BaseException as error:
                 put(error)
 
-        thread = threading.Thread(target=prepare, name="feed", daemon=True)
+        thread = threading.Thread(target=prepare, name="loader", daemon=True)
         thread.start()
         try:
             for _ in range(start_batch, len(self)):
@@ -228,8 +228,8 @@ class Feed(ABC):
         frames = np.stack([self._frame_ids(epoch, i) for i in clip_ids.tolist()])
         if len(clip_ids) == 1:
             return Sampled(clip_ids, frames[0], np.arange(frames.size)[None])
-        every, shown = np.unique(frames, return_inverse=True)
-        return Sampled(clip_ids, every, shown.reshape(frames.shape))
+        every, frame_index = np.unique(frames, return_inverse=True)
+        return Sampled(clip_ids, every, frame_index.reshape(frames.shape))
 
     def _frame_ids(self, epoch: int, clip_id: int) -> np.ndarray:
         clip = self.clips[clip_id]
@@ -244,17 +244,19 @@ class Feed(ABC):
         ids = torch.from_numpy(np.concatenate([one.clip_ids for one in sampled]))
         clips = [self.clips[i] for i in ids.tolist()]
         shares = len(ids) > len(sampled)
-        shown = torch.from_numpy(np.stack([one.shown for one in sampled])) if shares else None
+        frame_index = (
+            torch.from_numpy(np.stack([one.frame_index for one in sampled])) if shares else None
+        )
         if self.frame_labels is not None:
             found = [self.frame_labels(c, s.frames) for c, s in zip(clips, sampled, strict=True)]
-            return Batch(rows, torch.stack(found), ids, shown)
+            return Batch(rows, torch.stack(found), ids, frame_index)
         labels = [clip.label for clip in clips]
         if not self.multi_label:
-            return Batch(rows, torch.tensor(labels, dtype=torch.int64), ids, shown)
+            return Batch(rows, torch.tensor(labels, dtype=torch.int64), ids, frame_index)
         hot = torch.zeros(len(labels), self.num_classes)
         for row, label in zip(hot, labels, strict=True):
             row[list(label) if isinstance(label, tuple) else label] = 1
-        return Batch(rows, hot, ids, shown)
+        return Batch(rows, hot, ids, frame_index)
 
 
 def by_video(clips: Sequence[Clip], ids: np.ndarray) -> np.ndarray:
@@ -273,7 +275,7 @@ def by_video(clips: Sequence[Clip], ids: np.ndarray) -> np.ndarray:
     return np.array(list(videos.values())) if alike else ids[:, None]
 
 
-class StoreFeed(Feed):
+class StoreLoader(ClipLoader):
     """Frames from a store."""
 
     def __init__(
@@ -284,7 +286,7 @@ class StoreFeed(Feed):
         num_frames: int,
         **options: object,
     ) -> None:
-        """See :class:`Feed`."""
+        """See :class:`ClipLoader`."""
         self.store = store
         self._pin = torch.cuda.is_available()  # for copies to the GPU that do not block
         frames = {name: store.num_frames(name) for name in store.names}

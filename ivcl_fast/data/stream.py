@@ -1,4 +1,4 @@
-"""A feed without a store: every epoch decodes its clips anew, ahead of the training step."""
+"""A loader without a store: every epoch decodes its clips anew, ahead of the training step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.decode.crop import WHOLE, Crop
 from ivcl_fast.data.decode.decoder import Chosen, make_decoder, patience
 from ivcl_fast.data.decode.probe import VideoInfo
-from ivcl_fast.data.loader import PREFETCH, Batch, Feed, Sampled
+from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
 from ivcl_fast.data.patches import patchify
 from ivcl_fast.data.workers import STALL_SECONDS, Lost, Report, WorkerPool
 from ivcl_fast.errors import UserError
@@ -30,7 +30,7 @@ LOSSES = 2
 """Workers lost with a clip before its media are dropped."""
 STOP_SECONDS = 0.2
 """How soon an abandoned epoch ends."""
-_CROP = 2  # a random stream beside those of the feed
+_CROP = 2  # a random stream beside those of the loader
 CROP_AREA, CROP_ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
 """Of random resized crops: share of the frame's area; width over height, relative to the frame."""
 
@@ -47,7 +47,7 @@ class Request:
     patch_size: int
 
 
-class StreamFeed(Feed):
+class StreamLoader(ClipLoader):
     """Frames decoded when they are needed.
 
     On the CPU worker processes decode: one that crashes or hangs costs a clip, not the run. On a
@@ -76,7 +76,7 @@ class StreamFeed(Feed):
         """``infos`` has all media that can be used, ``decoders`` their decoders. ``random_crop``
         shows a random part of every clip, the same in all its frames; only for data sets whose
         answer is no place. With one worker this process decodes. Feeds may share ``dropped``.
-        Other options: :class:`Feed`.
+        Other options: :class:`ClipLoader`.
         """
         self._media = {one.name: one for one in media}
         self._decoders = decoders

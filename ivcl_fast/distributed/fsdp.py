@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from ivcl_fast.distributed.dtensor import piece_of
+from ivcl_fast.distributed.dtensor import shard_like
 from ivcl_fast.models.reference import Block
 from ivcl_fast.training.muon import WholeMatrixMuon
 
@@ -41,5 +41,5 @@ class ShardedMuon(WholeMatrixMuon):
     """
 
     def move(self, parameter: Any, update: Tensor, lr: Any, size: float) -> None:
-        piece = piece_of(update, parameter)
+        piece = shard_like(update, parameter)
         parameter.to_local().add_(piece.to_local(), alpha=-lr * size)

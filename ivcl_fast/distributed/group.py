@@ -54,7 +54,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def say(line: str, file: TextIO | None = None) -> None:
+def print_rank0(line: str, file: TextIO | None = None) -> None:
     """Print on rank 0."""
     if is_main():
         print(line, file=file, flush=True)
@@ -74,14 +74,18 @@ def device_name(name: str) -> str:
     return f"cuda:{local_rank()}"
 
 
-def share(batch_size: int, accum: int = 1) -> int:
-    """A rank's clips in a batch of ``batch_size``, which ``accum`` parts are to share as well.
+def local_batch_size(batch_size: int, grad_accum_steps: int = 1) -> int:
+    """The number of clips on each rank, of a batch of ``batch_size`` over all ranks.
 
-    Raises ``UserError`` if shares would be unequal: then their mean were not the batch's.
+    The rank's share has to split evenly into ``grad_accum_steps`` parts as well.
+
+    Raises ``UserError`` if the parts were unequal: their mean would not be the batch's.
     """
-    parts = world_size() * accum
+    parts = world_size() * grad_accum_steps
     if batch_size % parts:
-        each = f"{world_size()} ranks" + (f" of --accum {accum} parts" if accum > 1 else "")
+        each = f"{world_size()} ranks" + (
+            f" of --grad-accum-steps {grad_accum_steps} parts" if grad_accum_steps > 1 else ""
+        )
         raise UserError(
             f"--batch-size: {batch_size} clips do not split evenly over {each}; accepted: a "
             f"multiple of {parts}"
@@ -153,7 +157,7 @@ def barrier() -> None:
 
 
 @contextmanager
-def in_turn() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """Rank 0 goes first, then one rank of every machine, then the rest.
 
     What the first makes the others find: on a shared file system all of them, without one the ranks
@@ -172,7 +176,7 @@ def in_turn() -> Iterator[None]:
     dist.destroy_process_group(waiting)
 
 
-def let_main_speak(seconds: float = 3.0) -> None:
+def let_rank0_report_first(seconds: float = 3.0) -> None:
     """Before telling a mistake that rank 0 most likely tells too; then torchrun ends this rank."""
     if not is_main():
         time.sleep(seconds)
@@ -213,7 +217,7 @@ def mean(values: Tensor) -> Tensor:
     return values / world_size()
 
 
-def from_main(number: int) -> int:
+def broadcast_from_rank0(number: int) -> int:
     """Rank 0's number."""
     if not dist.is_initialized():
         return number
@@ -225,7 +229,7 @@ def from_main(number: int) -> int:
 # --- Models -------------------------------------------------------------------------------------
 
 
-def spread(model: nn.Module, shard: bool) -> nn.Module:
+def parallelize(model: nn.Module, shard: bool) -> nn.Module:
     """What to call in place of ``model`` so that gradients become the mean over all ranks.
 
     Whole replicas (DDP, which gives them rank 0's weights), or with ``shard`` FSDP2: parameters,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.formats import cater_labels
 from ivcl_fast.data.formats.acre import QUERIES, TYPES, Acre, covariation
-from ivcl_fast.data.loader import Feed
+from ivcl_fast.data.loader import ClipLoader
 from ivcl_fast.evaluation import metrics
 from ivcl_fast.evaluation.metrics import Score
 
@@ -76,11 +76,13 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, feed: Feed, device: torch.device, amp: bool) -> tuple[Tensor, ...]:
-    """Logits, labels and clip ids of one pass over ``feed``, on the CPU, in the feed's order."""
+def predict(
+    model: nn.Module, loader: ClipLoader, device: torch.device, amp: bool
+) -> tuple[Tensor, ...]:
+    """Logits, labels and clip ids of one pass over ``loader``, on the CPU, in its order."""
     model.eval()
     parts: list[tuple[Tensor, ...]] = []
-    for batch in feed.epoch(0):
+    for batch in loader.epoch(0):
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             logits = model(*batch.to(device).inputs)
         parts.append((logits.float().cpu(), batch.labels, batch.clip_ids))
@@ -88,11 +90,11 @@ def predict(model: nn.Module, feed: Feed, device: torch.device, amp: bool) -> tu
 
 
 def evaluate(
-    model: nn.Module, feed: Feed, data: Data, split: str, device: torch.device, amp: bool
+    model: nn.Module, loader: ClipLoader, data: Data, split: str, device: torch.device, amp: bool
 ) -> Evaluation:
-    """Measure ``model`` on every clip of ``feed``, which is of ``split``."""
-    logits, labels, clip_ids = predict(model, feed, device, amp)
-    clips = [feed.clips[i] for i in clip_ids.tolist()]
+    """Measure ``model`` on every clip of ``loader``, which is of ``split``."""
+    logits, labels, clip_ids = predict(model, loader, device, amp)
+    clips = [loader.clips[i] for i in clip_ids.tolist()]
     names = [clip.name for clip in clips]
     if data.multi_label:
         return Evaluation({"all": action_scores(logits, labels)}, logits, labels, clips)
@@ -110,13 +112,15 @@ def evaluate(
     return Evaluation(groups, logits, labels, clips, ends.get("hidden"))
 
 
-def frame_scores(model: nn.Module, feed: Feed, device: torch.device, amp: bool) -> dict[str, float]:
+def frame_scores(
+    model: nn.Module, loader: ClipLoader, device: torch.device, amp: bool
+) -> dict[str, float]:
     """How well supervised pretraining has learnt the labels of frames, for ``metrics.jsonl``.
 
     ``val_frame_map``: mean average precision over all frames, in detection over all their patches;
     ``val_frame_map_chance``: of a constant score, the classes' prevalence.
     """
-    logits, labels, _ = predict(model, feed, device, amp)
+    logits, labels, _ = predict(model, loader, device, amp)
     flat = [x.flatten(0, -2).numpy() for x in (logits, labels)]
     prevalence = flat[1].mean(axis=0)
     return {

@@ -36,7 +36,7 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.kernels.attention import attention
 from ivcl_fast.models import backbone, reference, supervised
 from ivcl_fast.models import hub_card as model_card
-from ivcl_fast.models.reference import all_patches, patch_rows, show, take_rows
+from ivcl_fast.models.reference import all_patches, patch_rows, select_frames, take_rows
 from ivcl_fast.training import checkpoint
 
 
@@ -322,12 +322,12 @@ class IVCLClassifier(Pretrained, reference.IVCLClassifier, pipeline_tag="video-c
         super().__init__(cfg, num_classes)
         use_fast_parts(self)
 
-    def features(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
+    def features(self, video: Tensor, frame_index: Tensor | None = None) -> Tensor:
         cfg = self.cfg
         if cfg.objective == "joint":
-            return super().features(video, shown)
-        slots = self.encoder.slots(patch_rows(video, cfg, shown))
-        x = show(slots.unflatten(1, (-1, cfg.num_slots)), shown).flatten(1, 2)
+            return super().features(video, frame_index)
+        slots = self.encoder.slots(patch_rows(video, cfg, frame_index))
+        x = select_frames(slots.unflatten(1, (-1, cfg.num_slots)), frame_index).flatten(1, 2)
         x = x + self.temporal.time_embed.repeat_interleave(cfg.num_slots, 0)
         clips = len(x)
         if self.cls_token is not None:

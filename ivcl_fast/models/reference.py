@@ -41,9 +41,9 @@ def unpatchify(rows: Tensor, patch_size: int) -> Tensor:
     return rearrange(rows, pattern, h=round(rows.shape[-2] ** 0.5), p=patch_size, q=patch_size)
 
 
-def patch_rows(video: Tensor, cfg: IVCLConfig, shown: Tensor | None = None) -> Tensor:
+def patch_rows(video: Tensor, cfg: IVCLConfig, frame_index: Tensor | None = None) -> Tensor:
     """Frames ``[B, T, 3, H, W]`` or rows to patch rows ``[B, T, N, 3*P*P]`` of the same dtype."""
-    cfg.check_video(video, shown)
+    cfg.check_video(video, frame_index)
     return video if video.ndim == 4 else patchify(video, cfg.patch_size)
 
 
@@ -65,14 +65,16 @@ def take_rows(rows: Tensor, ids: Tensor) -> Tensor:
     return rows.flatten(0, lead).index_select(0, index).unflatten(0, ids.shape)
 
 
-def show(frames: Tensor, shown: Tensor | None) -> Tensor:
+def select_frames(frames: Tensor, frame_index: Tensor | None) -> Tensor:
     """Frames of videos ``[V, F, ...]`` as clips show them, ``[V, C, T]``: ``[V*C, T, ...]``.
 
     With None a video is a clip.
     """
-    if shown is None:
+    if frame_index is None:
         return frames
-    return take_rows(frames, shown.flatten(1)).unflatten(1, shown.shape[1:]).flatten(0, 1)
+    return (
+        take_rows(frames, frame_index.flatten(1)).unflatten(1, frame_index.shape[1:]).flatten(0, 1)
+    )
 
 
 def hash64(x: Tensor) -> Tensor:
@@ -101,8 +103,8 @@ def sample_masks(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor,
 
 def complement(ids: Tensor, num_patches: int) -> Tensor:
     """``[..., K]`` distinct ids to the ``[..., num_patches - K]`` others, ascending."""
-    shown = torch.zeros(*ids.shape[:-1], num_patches, dtype=torch.uint8, device=ids.device)
-    return shown.scatter(-1, ids, 1).argsort(stable=True)[..., : num_patches - ids.shape[-1]]
+    taken = torch.zeros(*ids.shape[:-1], num_patches, dtype=torch.uint8, device=ids.device)
+    return taken.scatter(-1, ids, 1).argsort(stable=True)[..., : num_patches - ids.shape[-1]]
 
 
 def all_patches(rows: Tensor) -> Tensor:
@@ -392,23 +394,24 @@ class IVCLClassifier(nn.Module):
         self.head = nn.Linear(cfg.embed_dim, num_classes)
         init_linears(self)
 
-    def forward(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
+    def forward(self, video: Tensor, frame_index: Tensor | None = None) -> Tensor:
         """Logits ``[B, num_classes]`` of a video as :class:`IVCL` takes it.
 
         Clips that share frames need them once: of ``video``, here with any number of frames F,
-        ``shown`` (int64 ``[B, C, T]``, 0 to F-1) has those that each of C clips shows, as the four
-        queries of an ACRE problem show its context panels. Logits are then ``[B*C, num_classes]``.
+        ``frame_index`` (int64 ``[B, C, T]``, 0 to F-1) has those that each of C clips shows, as the
+        four queries of an ACRE problem show its context panels. Logits are then
+        ``[B*C, num_classes]``.
         """
-        return self.head(self.features(video, shown))
+        return self.head(self.features(video, frame_index))
 
-    def features(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
+    def features(self, video: Tensor, frame_index: Tensor | None = None) -> Tensor:
         """What the head reads, one ``[D]`` per clip; arguments as of :meth:`forward`."""
-        rows = patch_rows(video, self.cfg, shown)
+        rows = patch_rows(video, self.cfg, frame_index)
         if self.cfg.objective == "joint":  # one encoder sees all frames of a clip: none is shared
-            rows, shown = show(rows, shown), None
+            rows, frame_index = select_frames(rows, frame_index), None
         slots, _, cls = self.encoder(rows, all_patches(rows), self.cls_token)
         if self.cfg.objective != "joint":
-            slots = show(slots, shown) + self.temporal.time_embed[:, None]
+            slots = select_frames(slots, frame_index) + self.temporal.time_embed[:, None]
             cls, slots = self.temporal(self.cls_token, slots)
         if cls is not None:
             return cls

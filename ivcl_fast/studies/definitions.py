@@ -158,7 +158,7 @@ STUDIES = {
             Variant(
                 f"{share:.0%}, {'pretrained' if pretrained else 'from scratch'}",
                 pretrain=() if pretrained else None,
-                finetune=("--labelled", str(share)),
+                finetune=("--label-fraction", str(share)),
             )
             for share in (0.1, 0.3, 1.0)
             for pretrained in (True, False)

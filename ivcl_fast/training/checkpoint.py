@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ivcl_fast.distributed import group as distributed
-from ivcl_fast.distributed.dtensor import cut_like, whole
+from ivcl_fast.distributed.dtensor import full_tensor, shard_if_needed
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_json, write_text
 
@@ -118,7 +118,7 @@ def latest(folder: Path) -> Checkpoint | None:
     All ranks have to call it, and get the one that rank 0 chose.
     """
     found = newest_undamaged(folder) if distributed.is_main() else None
-    step = distributed.from_main(found.step if found else -1)
+    step = distributed.broadcast_from_rank0(found.step if found else -1)
     if found or step < 0:
         return found
     path = folder / f"step-{step:08d}"
@@ -182,7 +182,7 @@ def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     kept = {}
     for name, tensor in tensors.items():
-        tensor = whole(tensor.detach())
+        tensor = full_tensor(tensor.detach())
         if distributed.is_main():
             kept[name] = tensor.cpu().contiguous()
     return kept
@@ -224,7 +224,7 @@ def restore_optimizers(
         name, slot = key.rsplit("/", 1)
         parameter = parameters[name]
         # A fused optimiser keeps its step counters beside the parameters, others on the CPU.
-        value = cut_like(value.to(parameter.device), parameter)
+        value = shard_if_needed(value.to(parameter.device), parameter)
         owner[parameter].state[parameter][slot] = value
 
 

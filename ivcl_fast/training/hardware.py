@@ -66,7 +66,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     return cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
 
 
-def useless_compiler(device: torch.device) -> str | None:
+def compile_unsupported_reason(device: torch.device) -> str | None:
     """Why ``torch.compile`` cannot make a step faster there, or None."""
     if device.type != "cpu":
         return missing_kernel(device)  # what it compiles to there is Triton's to run, too
@@ -77,7 +77,7 @@ def useless_compiler(device: torch.device) -> str | None:
     return None
 
 
-def repeat_exactly() -> None:
+def enable_determinism() -> None:
     """Have the same computation give the same bits whenever it runs here, though it be slower.
 
     To be called before the first use of a GPU or of the compiler.
@@ -89,7 +89,7 @@ def repeat_exactly() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def keep_freed_memory() -> None:
+def tune_malloc() -> None:
     """Have the C library keep what is freed for the next allocation (glibc; elsewhere nothing).
 
     By default it hands large blocks back, and every step of a CPU takes them anew as zeroed pages:

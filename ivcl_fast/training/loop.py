@@ -24,9 +24,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ivcl_fast.data.loader import Batch, Feed
+from ivcl_fast.data.loader import Batch, ClipLoader
 from ivcl_fast.distributed import group as distributed
-from ivcl_fast.distributed.dtensor import is_cut, whole
+from ivcl_fast.distributed.dtensor import full_tensor, is_sharded
 from ivcl_fast.errors import UserError
 from ivcl_fast.progress import Bar
 from ivcl_fast.training import checkpoint
@@ -67,7 +67,7 @@ class Schedule:
     """Peak learning rate, after warm-up and before the cosine brings it to zero."""
     batch_size: int = 16
     """Clips per optimiser step, over all ranks."""
-    accum: int = 1
+    grad_accum_steps: int = 1
     """Parts a rank's share of a batch is split into, to save memory."""
     warmup_steps: int = 100
     """Steps of linear warm-up, at most a tenth of all."""
@@ -136,7 +136,7 @@ def make_optimizers(
     ]
     if muon_groups:
         muon = CapturableMuon if capturable else torch.optim.Muon
-        if any(map(is_cut, model.parameters())):
+        if any(map(is_sharded, model.parameters())):
             from ivcl_fast.distributed.fsdp import ShardedMuon as muon
         optimizers.append(muon(muon_groups, lr=schedule.lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
@@ -183,7 +183,7 @@ class Stage:
 
     name: str
     model: nn.Module
-    feed: Feed
+    loader: ClipLoader
     loss: Loss
     schedule: Schedule
     folder: Path
@@ -193,8 +193,8 @@ class Stage:
     shard: bool = False
     """Cut parameters and optimiser state in pieces over the ranks, rather than repeat them."""
     cuda_graph: bool = False
-    """Record the step as a CUDA graph; :func:`~ivcl_fast.training.step_graph.obstacle` must know
-    none."""
+    """Record the step as a CUDA graph, which has to be supported; see
+    :func:`~ivcl_fast.training.step_graph.unsupported_reason`."""
     peak_clips_per_second: float | None = None
     """Where the device would be at its peak arithmetic rate, if that is known: ``mfu`` is the
     share of it that is reached."""
@@ -221,7 +221,7 @@ class Stage:
         :class:`NotFinite` when the loss is NaN or infinite (the last good checkpoint is kept).
         """
         model, optimizers, start = self._resume()
-        learn = self._learner(model, optimizers)
+        learn = self._make_step(model, optimizers)
         self.metrics.rewind(self.name, start)
         model.train()
         total, size = self.schedule.steps, self.schedule.batch_size
@@ -252,11 +252,11 @@ class Stage:
 
     def _clock(self) -> tuple[float, float]:
         """Now, and the time spent waiting for data so far; seconds."""
-        return time.perf_counter(), self.feed.wait_seconds
+        return time.perf_counter(), self.loader.wait_seconds
 
     def _record(self, step: int, since: tuple[float, float]) -> dict[str, float]:
         """What is logged after ``step``, about the steps since ``since``."""
-        self._settle(step + 1)
+        self._sync_losses(step + 1)
         now, waited = self._clock()
         seconds = now - since[0]
         speed = len(self._losses) * self.schedule.batch_size / seconds
@@ -276,7 +276,7 @@ class Stage:
         if saved is not None:
             self.model.load_state_dict(saved.model)
             self._losses += saved.state["pending_losses"]
-        model = distributed.spread(self.model, self.shard)
+        model = distributed.parallelize(self.model, self.shard)
         optimizers = make_optimizers(self.model, self.schedule, self.cuda_graph)
         if saved is not None:
             checkpoint.restore_optimizers(self.model, optimizers, saved.optimizer)
@@ -284,7 +284,7 @@ class Stage:
 
     def _save(self, optimizers: list[torch.optim.Optimizer], done: int) -> None:
         """Write a checkpoint; where that cannot be, the run goes on and the last one is kept."""
-        self._settle(done)
+        self._sync_losses(done)
         state = {"pending_losses": self._losses}
         try:
             checkpoint.save(self.folder, done, self.model, optimizers, state)
@@ -296,21 +296,21 @@ class Stage:
 
     def _batches(self, start: int, total: int) -> Iterator[tuple[int, Batch]]:
         """Batches of steps ``start`` to ``total - 1``, epoch after epoch."""
-        if not len(self.feed):
+        if not len(self.loader):
             raise UserError(
                 f"{self.name}: fewer usable training clips than one batch; lower --batch-size, "
                 f"which is {self.schedule.batch_size}"
             )
         step = start
         while step < total:
-            epoch, first = divmod(step, len(self.feed))
-            for batch in self.feed.epoch(epoch, start_batch=first):
+            epoch, first = divmod(step, len(self.loader))
+            for batch in self.loader.epoch(epoch, start_batch=first):
                 yield step, batch
                 step += 1
                 if step == total:
                     return
 
-    def _learner(
+    def _make_step(
         self, model: nn.Module, optimizers: list[torch.optim.Optimizer]
     ) -> Callable[[Batch, int], Tensor]:
         """What learns from the batch of a step and returns as :meth:`_step` does."""
@@ -333,7 +333,7 @@ class Stage:
         A CUDA graph may record it: it does nothing that depends on numbers on the device.
         """
         total = torch.zeros((), device=self.device)
-        parts = list(batch.split(self.schedule.accum))
+        parts = list(batch.split(self.schedule.grad_accum_steps))
         try:
             for number, part in enumerate(parts, 1):
                 part = part.to(self.device)
@@ -349,9 +349,9 @@ class Stage:
         finally:  # a recording that is broken off leaves gradients that nothing computed
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
-        return total.masked_fill(~whole(norm).isfinite(), math.nan)
+        return total.masked_fill(~full_tensor(norm).isfinite(), math.nan)
 
-    def _settle(self, step: int) -> None:
+    def _sync_losses(self, step: int) -> None:
         """Wait for the losses up to ``step``; stops the run on all ranks if one is not finite."""
         if not self._on_device:
             return

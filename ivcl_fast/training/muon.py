@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ivcl_fast.distributed.dtensor import whole
+from ivcl_fast.distributed.dtensor import full_tensor
 
 
 def orthogonalised(x: Tensor, a: float, b: float, c: float, steps: int, eps: float) -> Tensor:
@@ -43,7 +43,7 @@ class WholeMatrixMuon(torch.optim.Muon):
                     state["momentum_buffer"] = torch.zeros_like(gradient)
                 momentum = state["momentum_buffer"]
                 momentum.lerp_(gradient, 1 - group["momentum"])
-                update = whole(gradient.lerp(momentum, group["momentum"]).bfloat16())
+                update = full_tensor(gradient.lerp(momentum, group["momentum"]).bfloat16())
                 update = orthogonalised(update, a, b, c, group["ns_steps"], group["eps"])
                 size = 0.2 * max(parameter.shape) ** 0.5  # an AdamW step's, in the mean
                 parameter.mul_(keep)

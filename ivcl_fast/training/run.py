@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ivcl_fast.data.datamodule import Data, open_data
 from ivcl_fast.data.frame_labels import CLASSES
-from ivcl_fast.data.loader import Batch, Feed
+from ivcl_fast.data.loader import Batch, ClipLoader
 from ivcl_fast.distributed import group as distributed
-from ivcl_fast.distributed.dtensor import is_cut
+from ivcl_fast.distributed.dtensor import is_sharded
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation, evaluate, frame_scores
 from ivcl_fast.files import write_json
@@ -28,11 +28,11 @@ from ivcl_fast.models import backbone, flops
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.training import checkpoint, step_graph
 from ivcl_fast.training.hardware import (
+    compile_unsupported_reason,
     has_fast_bf16,
-    keep_freed_memory,
     peak_flops,
     pick_device,
-    useless_compiler,
+    tune_malloc,
 )
 from ivcl_fast.training.loop import Loss, MetricsLog, Schedule, Stage, scaled_lr
 from ivcl_fast.training.seeds import clip_seeds
@@ -73,18 +73,20 @@ class Run:
         self.folder = config.folder
         self.device = pick_device(distributed.device_name(config.device))
         self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(self.device))
-        distributed.share(config.batch_size, config.accum)  # before any work, tell of misfits
+        distributed.local_batch_size(
+            config.batch_size, config.grad_accum_steps
+        )  # before any work, tell of misfits
         self.metrics = MetricsLog(self.folder)
-        reason = useless_compiler(self.device) if config.compile else None
+        reason = compile_unsupported_reason(self.device) if config.compile else None
         if reason:
-            distributed.say(f"--compile: running eager, {reason}")
+            distributed.print_rank0(f"--compile: running eager, {reason}")
         self.compile = config.compile and reason is None
-        reason = step_graph.obstacle(self.device) if config.cuda_graph else None
+        reason = step_graph.unsupported_reason(self.device) if config.cuda_graph else None
         if reason:
-            distributed.say(f"--cuda-graph: running without, {reason}")
+            distributed.print_rank0(f"--cuda-graph: running without, {reason}")
         self.cuda_graph = config.cuda_graph and reason is None
         if self.device.type == "cpu":
-            keep_freed_memory()
+            tune_malloc()
 
     @functools.cached_property
     def data(self) -> Data:
@@ -126,8 +128,8 @@ class Run:
             return F.binary_cross_entropy_with_logits(model(batch.rows).float(), batch.labels)
 
         def measure(model: Supervised) -> dict[str, float]:
-            feed = self._feed(self.data.curve_split, model.cfg.num_frames, pretraining=True)
-            return frame_scores(model, feed, self.device, self.amp)
+            loader = self._loader(self.data.curve_split, model.cfg.num_frames, pretraining=True)
+            return frame_scores(model, loader, self.device, self.amp)
 
         how = (label, schedule, measure) if config.model.supervised else (rebuild, schedule)
         return self._train("pretrain", self.pretraining_model, config.init, *how)
@@ -182,8 +184,8 @@ class Run:
     def evaluate(self, model: IVCLClassifier, split: str | None = None) -> Evaluation:
         """Measure a classifier on a split, by default the one that results are reported on."""
         split = split or self.data.eval_split
-        feed = self._feed(split, model.cfg.num_frames)
-        return evaluate(model, feed, self.data, split, self.device, self.amp)
+        loader = self._loader(split, model.cfg.num_frames)
+        return evaluate(model, loader, self.data, split, self.device, self.amp)
 
     def finished(self, name: str) -> bool:
         """Whether stage ``name`` has left its model."""
@@ -214,7 +216,9 @@ class Run:
         torch.manual_seed(self.config.seed)
         model = build().to(self.device)
         folder = self.folder / name
-        if distributed.from_main(self.finished(name)):  # a shared folder shows files late
+        if distributed.broadcast_from_rank0(
+            self.finished(name)
+        ):  # a shared folder shows files late
             model.load_state_dict(checkpoint.read_weights(folder))
             return model
         if init != "random":
@@ -224,14 +228,14 @@ class Run:
         if self.compile:
             model.compile_blocks()
         frames, pretrains = model.cfg.num_frames, name == "pretrain"
-        share = 1.0 if pretrains else self.config.labelled
-        feed = self._feed(
+        share = 1.0 if pretrains else self.config.label_fraction
+        loader = self._loader(
             self.data.train_split, frames, training=True, share=share, pretraining=pretrains
         )
         Stage(
             name=name,
             model=model,
-            feed=feed,
+            loader=loader,
             loss=loss,
             schedule=schedule,
             folder=folder / "checkpoints",
@@ -240,11 +244,11 @@ class Run:
             amp=self.amp,
             shard=self.config.shard,
             cuda_graph=self.cuda_graph,
-            peak_clips_per_second=self._peak_clips_per_second(model, feed.frames_per_clip),
+            peak_clips_per_second=self._peak_clips_per_second(model, loader.frames_per_clip),
             validate=functools.partial(measure, model) if measure else None,
             save_every=self.config.save_every,
         ).run()
-        if not any(map(is_cut, model.parameters())):
+        if not any(map(is_sharded, model.parameters())):
             self._keep(model, folder)
             return model
         whole = build()
@@ -266,7 +270,14 @@ class Run:
 
     def _common(self) -> dict[str, Any]:
         """What the schedules of all stages share."""
-        names = ("batch_size", "accum", "warmup_steps", "weight_decay", "clip_norm", "optimizer")
+        names = (
+            "batch_size",
+            "grad_accum_steps",
+            "warmup_steps",
+            "weight_decay",
+            "clip_norm",
+            "optimizer",
+        )
         return {name: getattr(self.config, name) for name in names}
 
     def _peak_clips_per_second(
@@ -285,13 +296,17 @@ class Run:
     def _lr(self, lr: float) -> float:
         return scaled_lr(lr, self.config.batch_size, self.config.lr_scaling)
 
-    def _feed(self, split: str, num_frames: int, training: bool = False, **options: Any) -> Feed:
-        """A rank's part of training batches; all clips to measure. Options as of ``Data.feed``."""
+    def _loader(
+        self, split: str, num_frames: int, training: bool = False, **options: Any
+    ) -> ClipLoader:
+        """A rank's part of training batches; all clips to measure. See ``Data.loader``."""
         if training:
             options |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        return self.data.feed(
+        return self.data.loader(
             split,
-            batch_size=distributed.share(self.config.batch_size) if training else EVAL_BATCH,
+            batch_size=distributed.local_batch_size(self.config.batch_size)
+            if training
+            else EVAL_BATCH,
             num_frames=num_frames,
             seed=self.config.seed,
             training=training,

@@ -21,7 +21,7 @@ CONFIG = "config.json"
 """Name of the file in a run's folder that holds its settings."""
 
 AT_LEAST_1 = (
-    "pretrain_clips", "finetune_clips", "batch_size", "accum", "save_every",
+    "pretrain_clips", "finetune_clips", "batch_size", "grad_accum_steps", "save_every",
     "train_videos", "val_videos",
 )  # fmt: skip
 AT_LEAST_0 = "backbone_lr_scale", "weight_decay", "warmup_steps"
@@ -73,7 +73,7 @@ class TrainConfig:
     """muon: for the blocks' matrices, AdamW for the rest; adamw: fused AdamW for everything."""
     batch_size: int = 16
     """Clips per optimiser step, over all ranks of torchrun: their number changes nothing."""
-    accum: int = 1
+    grad_accum_steps: int = 1
     """Parts a step's batch, or a rank's share of it, is split into, to save memory."""
     lr_scaling: Literal["none", "sqrt", "linear"] = "none"
     """Learning rates are for --batch-size as it is (none), or for 16 clips, to be scaled by the
@@ -84,7 +84,7 @@ class TrainConfig:
     """Largest gradient norm."""
     warmup_steps: int = 100
     """Steps of linear warm-up, at most a tenth of a stage."""
-    labelled: float = 1.0
+    label_fraction: float = 1.0
     """Share of the training videos (of ACRE: problems) that finetuning may use, to see what few
     labels are worth."""
     compare_memoryless: bool = True
@@ -119,8 +119,8 @@ class TrainConfig:
     """Where synthetic data is kept."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"
     """Video decoder; auto: DALI where there is a GPU that it can decode on, else PyAV."""
-    feed: Literal["store", "dali"] = "store"
-    """store: decode every frame once, before training; dali: decode in every epoch."""
+    loader: Literal["store", "stream"] = "store"
+    """store: decode every frame once, before training; stream: decode in every epoch."""
     placement: Literal["auto", "disk", "ram", "gpu"] = "auto"
     """Where the store is kept while training; auto: as near to the model as it fits."""
     workers: int | None = None
@@ -136,11 +136,14 @@ class TrainConfig:
         for name in ABOVE_0:
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')}: must be above 0")
-        if not 0 < self.labelled <= 1:
-            raise UserError(f"--labelled: {self.labelled} is not a share above 0, at most 1")
-        if self.batch_size % self.accum:
+        if not 0 < self.label_fraction <= 1:
             raise UserError(
-                f"--accum: {self.accum} does not divide --batch-size, which is {self.batch_size}"
+                f"--label-fraction: {self.label_fraction} is not a share above 0, at most 1"
+            )
+        if self.batch_size % self.grad_accum_steps:
+            raise UserError(
+                f"--grad-accum-steps: {self.grad_accum_steps} does not divide --batch-size, which "
+                f"is {self.batch_size}"
             )
 
     @property
@@ -201,7 +204,7 @@ def parse(arguments: list[str], description: str | None = None) -> TrainConfig:
     except UserError:
         raise
     except SystemExit:  # an unknown flag, or --help
-        distributed.let_main_speak()
+        distributed.let_rank0_report_first()
         raise
     except ValueError as error:  # from IVCLConfig, naming the field
         field, colon, rest = str(error).partition(":")

@@ -25,7 +25,7 @@ WARM_UP = 3
 all state is made."""
 
 
-def obstacle(device: torch.device) -> str | None:
+def unsupported_reason(device: torch.device) -> str | None:
     """Why training there cannot run as a graph, or None."""
     if device.type != "cuda":
         return f"it needs an NVIDIA GPU, this is {device}"
@@ -118,7 +118,7 @@ class StepGraph:
         with (
             # A recording that fails stays on its stream; this goes back.
             torch.cuda.stream(torch.cuda.current_stream(self.device)),
-            # The feed's thread goes on taking memory: only this thread's calls are checked.
+            # The loader's thread goes on taking memory: only this thread's calls are checked.
             torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
         ):
             result = self._step(*inputs)

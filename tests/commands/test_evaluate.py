@@ -58,16 +58,16 @@ def cater(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def acre(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """The run's folder, and the splits that were measured on, one after the other."""
     measured: list[str] = []
-    feed = Data.feed
+    loader = Data.loader
 
     def noted(self: Data, split: str, **options: Any) -> Any:
         if not options["training"]:
             measured.append(split)
-        return feed(self, split, **options)
+        return loader(self, split, **options)
 
     sizes = "--data", "synthetic:acre-iid", "--train-videos", "4", "--val-videos", "2"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Data, "feed", noted)
+        patch.setattr(Data, "loader", noted)
         return train(tmp_path_factory.mktemp("acre"), *sizes), measured
 
 

@@ -36,7 +36,7 @@ def started(tmp_path) -> Path:
 def as_rank(rank: int, world: int, monkeypatch) -> None:
     for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(distributed, "let_main_speak", lambda: None)
+    monkeypatch.setattr(distributed, "let_rank0_report_first", lambda: None)
 
 
 def train(arguments: list, monkeypatch) -> int:
@@ -150,7 +150,9 @@ def test_three_ranks_cannot_share_sixteen_clips(tmp_path, monkeypatch, capsys):
 def test_one_rank_tells_of_an_unknown_flag(rank, monkeypatch, capsys):
     as_rank(rank, 2, monkeypatch)
     waited = []
-    monkeypatch.setattr(distributed, "let_main_speak", lambda: waited.append(distributed.rank()))
+    monkeypatch.setattr(
+        distributed, "let_rank0_report_first", lambda: waited.append(distributed.rank())
+    )
     assert train(["--quik"], monkeypatch) == 2
     assert waited == [rank]  # it returns at once on rank 0
     said = capsys.readouterr()

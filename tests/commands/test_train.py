@@ -167,7 +167,7 @@ def test_signal_leaves_a_run_that_resume_finishes(cater, uninterrupted, tmp_path
         (["--mask-ratio", "1.5"], "--mask-ratio: 1.5 is not between 0 and 1"),
         (["--image-size", "60"], "--image-size: 60 is not a multiple of patch_size 8"),
         (["--batch-size", "0"], "--batch-size: must be at least 1"),
-        (["--accum", "3"], "--accum: 3 does not divide --batch-size"),
+        (["--grad-accum-steps", "3"], "--grad-accum-steps: 3 does not divide --batch-size"),
         (["--lr", "-1"], "--lr: must be above 0"),
         (["--finetune-lr", "nan"], "--finetune-lr: must be above 0"),
         (["--clip-norm", "0"], "--clip-norm: must be above 0"),

@@ -39,21 +39,21 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "task", "feed", "classes", "scores"),
+    ("kind", "task", "loader", "classes", "scores"),
     [
         ("cater", "localize", "store", 36, {"top1", "top5", "l1"}),
         ("cater", "actions_present", "store", 14, {"map"}),
-        ("cater", "actions_order_uniq", "dali", 301, {"map"}),
+        ("cater", "actions_order_uniq", "stream", 301, {"map"}),
         ("acre", "acre", "store", 3, {"query", "problem", "direct"}),
-        ("acre", "acre", "dali", 3, {"query", "problem", "direct"}),
+        ("acre", "acre", "stream", 3, {"query", "problem", "direct"}),
         ("something-else", "compositional", "store", 18, {"top1", "top5"}),
-        ("something-else", "fewshot_5shot", "dali", 10, {"top1", "top5"}),
+        ("something-else", "fewshot_5shot", "stream", 10, {"top1", "top5"}),
     ],
 )
 def test_from_folder_to_report(
-    kind, task, feed, classes, scores, folders, tmp_path, monkeypatch, capsys
+    kind, task, loader, classes, scores, folders, tmp_path, monkeypatch, capsys
 ):
-    arguments = ["--data", f"{kind}:{folders[kind]}", "--task", task, "--feed", feed, *SMALL]
+    arguments = ["--data", f"{kind}:{folders[kind]}", "--task", task, "--loader", loader, *SMALL]
     arguments += ["--out", str(tmp_path), "--name", "run", "--decoder", "pyav"]
     monkeypatch.setattr(sys, "argv", ["train", *arguments])
     main()

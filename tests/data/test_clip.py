@@ -10,7 +10,7 @@ import torch
 import ivcl_fast
 from ivcl_fast import IVCLClassifier, IVCLConfig, load_clip
 from ivcl_fast.data.dataset import Clip, Media
-from ivcl_fast.data.loader import StoreFeed
+from ivcl_fast.data.loader import StoreLoader
 from ivcl_fast.data.patches import unpatchify
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.store.build import build_store
@@ -31,12 +31,12 @@ ONE_FRAME = IVCLConfig.preset("tiny", **SIZES, num_frames=1, num_query_frames=1)
 
 
 def stored(given: Media, folder: Path, cfg: IVCLConfig) -> torch.Tensor:
-    """The clip as evaluation reads it, through a store and its feed."""
+    """The clip as evaluation reads it, through a store and its loader."""
     store = build_store([given], folder / "store", cfg.image_size, cfg.patch_size, "pyav", 1)
     assert store.bad_files == {}
     clips = [Clip("clip", given.name, 0)]
     options = dict(num_classes=2, multi_label=False, jitter=False, shuffle=False, drop_last=False)
-    (batch,) = StoreFeed(store, clips, 1, cfg.num_frames, **options).epoch(0)
+    (batch,) = StoreLoader(store, clips, 1, cfg.num_frames, **options).epoch(0)
     return torch.from_numpy(unpatchify(batch.rows.numpy(), cfg.patch_size))
 
 

@@ -39,23 +39,25 @@ def config(name: str, folder: Path, **changes) -> TrainConfig:
     return replace(made, **changes)
 
 
-def feed(data: Data, split: str, training: bool = False):
+def loader(data: Data, split: str, training: bool = False):
     frames = 7 if data.dataset.task == "acre" else 5
-    return data.feed(split, batch_size=4, num_frames=frames, seed=3, training=training)
+    return data.loader(split, batch_size=4, num_frames=frames, seed=3, training=training)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_from_a_store_and_streamed(name, folder):
     task, classes, splits = KINDS[name]
     stored = open_data(config(name, folder))
-    streamed = open_data(config(name, folder, feed="dali"))
+    streamed = open_data(config(name, folder, loader="stream"))
     assert isinstance(stored, StoredData) and isinstance(streamed, StreamedData)
     assert stored.dataset.task == task
     assert (stored.train_split, stored.curve_split, stored.eval_split) == splits
     assert classes is None or stored.num_classes == classes
     assert not stored.bad_files and not streamed.bad_files
     for split in splits:
-        pairs = list(zip(feed(stored, split).epoch(0), feed(streamed, split).epoch(0), strict=True))
+        pairs = list(
+            zip(loader(stored, split).epoch(0), loader(streamed, split).epoch(0), strict=True)
+        )
         assert pairs
         for from_store, decoded in pairs:
             assert len(from_store.tensors) == (4 if "acre" in name else 3)  # frames are shared
@@ -72,32 +74,32 @@ def test_a_labelled_share_is_of_whole_problems(folder):
     options = dict(batch_size=4, num_frames=7, seed=3, training=True)
     found: list[set[str]] = []
     for share in (0.25, 0.5, 1.0):
-        feed = data.feed("train", share=share, **options)
-        names = [feed.clips[i].name for batch in feed.epoch(0) for i in batch.clip_ids.tolist()]
+        loader = data.loader("train", share=share, **options)
+        names = [loader.clips[i].name for batch in loader.epoch(0) for i in batch.clip_ids.tolist()]
         assert len(names) == 160 * share and len({name[:-3] for name in names}) == 40 * share
-        assert feed.frames_per_clip == 10 / 4
+        assert loader.frames_per_clip == 10 / 4
         found.append(set(names))
     assert found[0] < found[1] < found[2]
-    masked = data.feed("train", **options, pretraining=True)
+    masked = data.loader("train", **options, pretraining=True)
     assert masked.frames_per_clip == 7
-    assert next(iter(masked.epoch(0))).shown is None
+    assert next(iter(masked.epoch(0))).frame_index is None
 
 
 @pytest.mark.parametrize(("name", "crops"), [("synthetic", 0), ("synthetic:something-else", 1)])
 def test_only_where_a_place_is_no_answer_frames_are_cropped(name, crops, folder):
     """And only in training."""
-    streamed = open_data(config(name, folder, feed="dali"))
-    assert [feed(streamed, streamed.train_split, t).random_crop for t in (True, False)] == [
+    streamed = open_data(config(name, folder, loader="stream"))
+    assert [loader(streamed, streamed.train_split, t).random_crop for t in (True, False)] == [
         bool(crops),
         False,
     ]
 
 
 def test_what_one_feed_drops_is_told_and_dropped_by_all(folder, tmp_path):
-    data = open_data(config("synthetic", tmp_path, feed="dali", train_videos=6, val_videos=2))
+    data = open_data(config("synthetic", tmp_path, loader="stream", train_videos=6, val_videos=2))
     clip = data.usable_clips("val")[0]
     (data.dataset.root / "videos" / f"{clip.media}.avi").write_bytes(b"RIFF")
-    (batch,) = feed(data, "val").epoch(0)
+    (batch,) = loader(data, "val").epoch(0)
     assert batch.clip_ids.tolist() == [1]
     assert list(data.bad_files) == [clip.media]
     assert clip not in data.usable_clips("val")
@@ -132,10 +134,10 @@ def test_what_is_measured_on_is_looked_for_before_any_work(cater, tmp_path):
     assert not list(cater.glob("store-*"))
     assert open_data(settings, only_look=True).usable_clips("train"), "need not be measured on"
     val.write_text(listed.replace("CATER_new_", "CATER_old_"))
-    for feed in ("store", "dali"):
+    for loader in ("store", "stream"):
         shutil.rmtree(cater / "store-32-p8-pyav", ignore_errors=True)
         with pytest.raises(UserError, match="no clip of val can be used, to be measured on"):
-            open_data(replace(settings, feed=feed))
+            open_data(replace(settings, loader=loader))
 
 
 def test_acre_without_its_validation_split(folder, tmp_path):

@@ -137,16 +137,16 @@ def test_centres_by_hand(by_hand):
 # --- From data to a trained encoder ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("feed", ["store", "dali"])
+@pytest.mark.parametrize("loader", ["store", "stream"])
 @pytest.mark.parametrize("objective", CLASSES)
-def test_batches_hold_the_labels_of_their_own_frames(cater, objective, feed):
+def test_batches_hold_the_labels_of_their_own_frames(cater, objective, loader):
     """Training jitters the frames: labels are those of the frames taken."""
     flags = ["--data", f"cater:{cater.root}", "--objective", objective, "--image-size", "32"]
     flags += ["--num-frames", "5", "--num-query-frames", "1", "--workers", "1"]
-    config = parse([*flags, "--feed", feed, "--decoder", "pyav"])
+    config = parse([*flags, "--loader", loader, "--decoder", "pyav"])
     data = open_data(config)
     options = dict(batch_size=4, num_frames=5, seed=3, training=True)
-    batches = data.feed("train", **options, pretraining=True)
+    batches = data.loader("train", **options, pretraining=True)
     clips, expected = data.dataset.clips("train"), frame_labels(cater, objective, 4)
     taken = set()
     for batch in batches.epoch(1):
@@ -155,7 +155,7 @@ def test_batches_hold_the_labels_of_their_own_frames(cater, objective, feed):
             assert torch.equal(labels, expected(clips[clip_id], frames))
             taken.add(tuple(frames))
     assert len(taken) > 1
-    plain = next(iter(data.feed("train", **options).epoch(0)))
+    plain = next(iter(data.loader("train", **options).epoch(0)))
     assert plain.labels.dtype == torch.int64 and plain.labels.shape == (4,)
 
 

@@ -1,4 +1,4 @@
-"""The feed: exactly the right frames and labels, in an order that can be computed and resumed."""
+"""The loader: exactly the right frames and labels, in an order that can be computed and resumed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from ivcl_fast.data.dataset import Clip
-from ivcl_fast.data.loader import Batch, Feed, StoreFeed
+from ivcl_fast.data.loader import Batch, ClipLoader, StoreLoader
 from ivcl_fast.data.patches import unpatchify
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.errors import UserError
-from ivcl_fast.models.reference import show
+from ivcl_fast.models.reference import select_frames
 from tests.support.painted import media, numbers, write_painted
 
 FRAMES = [9, 20, 5, 12, 7, 30, 3, 8, 16, 11, 25]
@@ -36,12 +36,12 @@ def store(tmp_path_factory) -> FrameStore:
 CLIPS = [Clip(f"c{i}", f"v{i}", i) for i in range(len(FRAMES))]
 
 
-def make(store: FrameStore, clips=CLIPS, batch_size=2, num_frames=4, **options) -> Feed:
+def make(store: FrameStore, clips=CLIPS, batch_size=2, num_frames=4, **options) -> ClipLoader:
     defaults = dict(num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False)
-    return StoreFeed(store, clips, batch_size, num_frames, **defaults | options)
+    return StoreLoader(store, clips, batch_size, num_frames, **defaults | options)
 
 
-def shown(batch: Batch) -> list[list[tuple[int, int]]]:
+def frames_of_clips(batch: Batch) -> list[list[tuple[int, int]]]:
     """(video, frame) of every frame of every clip, read from the pixels."""
     return [numbers(unpatchify(rows.numpy(), 8)) for rows in batch.rows]
 
@@ -61,13 +61,13 @@ ASKED = [
 ]
 
 
-def asked(store: FrameStore, clips=ASKED, batch_size=4, **options) -> Feed:
+def asked(store: FrameStore, clips=ASKED, batch_size=4, **options) -> ClipLoader:
     return make(store, clips, batch_size, **{"share_frames": True} | options)
 
 
 def each_alone(batches: list[Batch]) -> list[Batch]:
     """The same clips, each with its frames."""
-    return [Batch(show(b.rows, b.shown), b.labels, b.clip_ids) for b in batches]
+    return [Batch(select_frames(b.rows, b.frame_index), b.labels, b.clip_ids) for b in batches]
 
 
 def test_frames_labels_and_ids_belong_together(store):
@@ -79,16 +79,16 @@ def test_frames_labels_and_ids_belong_together(store):
         assert batch.rows.dtype == torch.uint8
         assert batch.labels.dtype == batch.clip_ids.dtype == torch.int64
         assert batch.labels.tolist() == batch.clip_ids.tolist()
-        for clip, frames in zip(batch.clip_ids.tolist(), shown(batch), strict=True):
+        for clip, frames in zip(batch.clip_ids.tolist(), frames_of_clips(batch), strict=True):
             assert frames == [(clip, i) for i in frame_ids(FRAMES[clip], 4)]
 
 
 def test_jitter_moves_all_but_the_last_frame_inside_its_interval(store):
     seen = set()
-    feed = make(store, shuffle=False)
+    loader = make(store, shuffle=False)
     for epoch in range(20):
-        for batch in feed.epoch(epoch):
-            for clip, frames in zip(batch.clip_ids.tolist(), shown(batch), strict=True):
+        for batch in loader.epoch(epoch):
+            for clip, frames in zip(batch.clip_ids.tolist(), frames_of_clips(batch), strict=True):
                 edges, ids = frame_ids(FRAMES[clip], 4), np.array([i for _, i in frames])
                 assert ids[-1] == FRAMES[clip] - 1
                 assert (ids[:-1] >= edges[:-1]).all()
@@ -100,46 +100,48 @@ def test_jitter_moves_all_but_the_last_frame_inside_its_interval(store):
 def test_one_frame_is_the_last(store):
     for batch in make(store, num_frames=1).epoch(3):
         expected = [[(clip, FRAMES[clip] - 1)] for clip in batch.clip_ids.tolist()]
-        assert shown(batch) == expected
+        assert frames_of_clips(batch) == expected
 
 
 def test_clips_that_name_their_frames(store):
     """Exactly these, in that order, never jittered: ACRE's panels and their question."""
     clips = [Clip("q6", "v1", 3, (0, 7, 2, 6)), Clip("q7", "v1", 4, (0, 7, 2, 19))]
-    feed = make(store, clips, shuffle=False)
+    loader = make(store, clips, shuffle=False)
     for epoch in range(2):
-        (batch,) = feed.epoch(epoch)
-        assert shown(batch) == [[(1, i) for i in clip.frames or ()] for clip in clips]
+        (batch,) = loader.epoch(epoch)
+        assert frames_of_clips(batch) == [[(1, i) for i in clip.frames or ()] for clip in clips]
         assert batch.labels.tolist() == [3, 4]
     (last,) = make(store, clips, num_frames=1, shuffle=False).epoch(0)
-    assert shown(last) == [[(1, 6)], [(1, 19)]]
+    assert frames_of_clips(last) == [[(1, 6)], [(1, 19)]]
     with pytest.raises(UserError, match="num_frames: 5, but q6 has 4 frames of its own"):
         make(store, clips, num_frames=5)
 
 
 def test_shared_frames_come_once(store):
-    feed = asked(store, shuffle=False)
-    batches = list(feed.epoch(0))
-    assert feed.frames_per_clip == 5 / 2
+    loader = asked(store, shuffle=False)
+    batches = list(loader.epoch(0))
+    assert loader.frames_per_clip == 5 / 2
     for batch in batches:
         assert batch.rows.shape[:2] == (2, 5)
-        assert batch.shown is not None and batch.shown.shape == (2, 2, 4)
+        assert batch.frame_index is not None and batch.frame_index.shape == (2, 2, 4)
     assert same(each_alone(batches), list(asked(store, shuffle=False, share_frames=False).epoch(0)))
 
 
 def test_shuffled_clips_that_share_frames_stay_together(store):
-    feed = asked(store, seed=3)
-    epochs = [list(feed.epoch(epoch)) for epoch in range(3)]
+    loader = asked(store, seed=3)
+    epochs = [list(loader.epoch(epoch)) for epoch in range(3)]
     orders = [[i for b in batches for i in b.clip_ids.tolist()] for batches in epochs]
     assert len({tuple(order) for order in orders}) == 3
     for order in orders:
         assert sorted(order) == list(range(len(ASKED)))
         assert [i ^ 1 for i in order[::2]] == order[1::2]
-    assert same(list(feed.epoch(1, 2)), epochs[1][2:])
+    assert same(list(loader.epoch(1, 2)), epochs[1][2:])
     for batch in epochs[0]:
         (alone,) = each_alone([batch])
         expected = [(ASKED[i].media, ASKED[i].frames) for i in batch.clip_ids.tolist()]
-        seen = [(f"v{ids[0][0]}", tuple(frame for _, frame in ids)) for ids in shown(alone)]
+        seen = [
+            (f"v{ids[0][0]}", tuple(frame for _, frame in ids)) for ids in frames_of_clips(alone)
+        ]
         assert seen == expected
     ranks = [
         list(asked(store, batch_size=2, seed=3, rank=r, world_size=2).epoch(0)) for r in (0, 1)
@@ -155,7 +157,7 @@ def test_ranks_too_small_to_share_frames_see_the_same_clips(store, world_size):
         list(asked(store, batch_size=4 // world_size, rank=rank, world_size=world_size).epoch(2))
         for rank in range(world_size)
     ]
-    assert all((b.shown is None) == (world_size == 4) for batches in ranks for b in batches)
+    assert all((b.frame_index is None) == (world_size == 4) for batches in ranks for b in batches)
     found = [
         {i for b in of_all for i in b.clip_ids.tolist()} for of_all in zip(*ranks, strict=True)
     ]
@@ -178,7 +180,7 @@ def test_where_frames_are_not_shared(clips, options, store):
         list(make(store, clips, share_frames=share, shuffle=False, **options).epoch(0))
         for share in (True, False)
     )
-    assert all(batch.shown is None for batch in found)
+    assert all(batch.frame_index is None for batch in found)
     assert same(found, expected)
 
 
@@ -203,8 +205,8 @@ def test_every_placement_gives_the_same_batches(store):
 
 
 def test_order_depends_on_seed_and_epoch_alone(store):
-    feed = make(store, seed=5)
-    epochs = [list(feed.epoch(epoch)) for epoch in range(3)]
+    loader = make(store, seed=5)
+    epochs = [list(loader.epoch(epoch)) for epoch in range(3)]
     for batches in epochs:
         assert sorted(i for b in batches for i in b.clip_ids.tolist()) == GOOD
     orders = {tuple(i for b in batches for i in b.clip_ids.tolist()) for batches in epochs}
@@ -214,18 +216,18 @@ def test_order_depends_on_seed_and_epoch_alone(store):
 
 
 def test_resuming_inside_an_epoch(store):
-    feed = make(store)
-    whole = list(feed.epoch(2))
-    for start in range(len(feed) + 1):
-        assert same(list(feed.epoch(2, start)), whole[start:])
+    loader = make(store)
+    whole = list(loader.epoch(2))
+    for start in range(len(loader) + 1):
+        assert same(list(loader.epoch(2, start)), whole[start:])
 
 
 def test_a_clips_jitter_does_not_depend_on_the_batching(store):
-    def by_clip(feed: Feed) -> dict[int, list[tuple[int, int]]]:
+    def by_clip(loader: ClipLoader) -> dict[int, list[tuple[int, int]]]:
         return {
             clip: frames
-            for batch in feed.epoch(1)
-            for clip, frames in zip(batch.clip_ids.tolist(), shown(batch), strict=True)
+            for batch in loader.epoch(1)
+            for clip, frames in zip(batch.clip_ids.tolist(), frames_of_clips(batch), strict=True)
         }
 
     assert by_clip(make(store, batch_size=1)) == by_clip(make(store, batch_size=4, shuffle=False))
@@ -243,8 +245,8 @@ def test_length_and_ranks(store, batch_size, world_size, drop_last):
         make(store, batch_size=batch_size, rank=rank, world_size=world_size, **options)
         for rank in range(world_size)
     ]
-    batches = [list(feed.epoch(0)) for feed in ranks]
-    assert [len(b) for b in batches] == [len(feed) for feed in ranks]
+    batches = [list(loader.epoch(0)) for loader in ranks]
+    assert [len(b) for b in batches] == [len(loader) for loader in ranks]
     single = make(store, batch_size=batch_size * world_size, **options)
     expected = [set(batch.clip_ids.tolist()) for batch in single.epoch(0)]
     found: list[set[int]] = [set() for _ in expected]
@@ -256,7 +258,7 @@ def test_length_and_ranks(store, batch_size, world_size, drop_last):
             found[number] |= ids
     assert found == expected
     if drop_last:
-        assert len({len(feed) for feed in ranks}) == 1
+        assert len({len(loader) for loader in ranks}) == 1
         assert all(len(b.rows) == batch_size for rank in batches for b in rank)
     else:
         assert sorted(i for ids in found for i in ids) == GOOD
@@ -278,8 +280,8 @@ def test_nothing_to_feed(store):
 
 def test_several_labels(store):
     clips = [Clip(f"c{i}", f"v{i}", (i, 0, 13 - i % 3)) for i in range(len(FRAMES))]
-    feed = make(store, clips, num_classes=14, multi_label=True, shuffle=False, batch_size=9)
-    (batch,) = feed.epoch(0)
+    loader = make(store, clips, num_classes=14, multi_label=True, shuffle=False, batch_size=9)
+    (batch,) = loader.epoch(0)
     assert batch.labels.dtype == torch.float32
     assert batch.labels.shape == (9, 14)
     for row, clip in zip(batch.labels, GOOD, strict=True):
@@ -288,7 +290,7 @@ def test_several_labels(store):
 
 
 def feed_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "feed"]
+    return [thread for thread in threading.enumerate() if thread.name == "loader"]
 
 
 def test_an_abandoned_epoch_ends_its_thread(store):
@@ -317,7 +319,7 @@ def test_waiting_is_counted(store, monkeypatch):
         return rows(self, *arguments)
 
     monkeypatch.setattr(FrameStore, "rows", slow_rows)
-    feed = make(store, batch_size=1)
-    assert feed.wait_seconds == 0
-    list(feed.epoch(0))
-    assert feed.wait_seconds > 0
+    loader = make(store, batch_size=1)
+    assert loader.wait_seconds == 0
+    list(loader.epoch(0))
+    assert loader.wait_seconds > 0

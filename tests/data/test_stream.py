@@ -1,4 +1,4 @@
-"""The streaming feed: the store feed's batches, decoded anew, whatever happens to the files."""
+"""The streaming loader: the store loader's batches, decoded anew, whatever happens to the files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ivcl_fast.data import stream
 from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.loader import Batch, StoreFeed
+from ivcl_fast.data.loader import Batch, StoreLoader
 from ivcl_fast.data.store.build import build_store, choose_decoders
 from ivcl_fast.data.store.index import index_media
-from ivcl_fast.data.stream import CROP_AREA, StreamFeed, decode_numbered, draw_crop
+from ivcl_fast.data.stream import CROP_AREA, StreamLoader, decode_numbered, draw_crop
 from ivcl_fast.errors import UserError
 from tests.support.painted import VP9, media, picture, write_images, write_painted, write_video
 
@@ -48,13 +48,15 @@ CLIPS = [Clip(f"c{i}", f"v{i}", i) for i in range(len(FRAMES))]
 GOOD = [i for i in range(len(FRAMES)) if i != 2]
 
 
-def make(videos, clips=CLIPS, batch_size=2, num_frames=4, decoder="pyav", **options) -> StreamFeed:
+def make(
+    videos, clips=CLIPS, batch_size=2, num_frames=4, decoder="pyav", **options
+) -> StreamLoader:
     infos, _ = index_media(videos, None, lambda _: None)
     defaults = dict(
         num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False,
         image_size=32, patch_size=8, workers=1,
     )  # fmt: skip
-    return StreamFeed(
+    return StreamLoader(
         videos,
         infos,
         choose_decoders(infos, decoder),
@@ -78,23 +80,23 @@ def stored(videos, tmp_path_factory):
     out = tmp_path_factory.mktemp("stores") / "store"
     store = build_store(videos, out, 32, 8, "pyav", workers=1)
 
-    def make_stored(clips=CLIPS, batch_size=2, num_frames=4, **options) -> StoreFeed:
+    def make_stored(clips=CLIPS, batch_size=2, num_frames=4, **options) -> StoreLoader:
         defaults = dict(
             num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False
         )
-        return StoreFeed(store, clips, batch_size, num_frames, **defaults | options)
+        return StoreLoader(store, clips, batch_size, num_frames, **defaults | options)
 
     return make_stored
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_same_batches_as_from_a_store(videos, stored, workers):
-    feed = make(videos, workers=workers)
+    loader = make(videos, workers=workers)
     expected = stored()
-    assert len(feed) == len(expected) == 5
+    assert len(loader) == len(expected) == 5
     for epoch in range(3):
-        assert same(list(feed.epoch(epoch)), list(expected.epoch(epoch)))
-    feed.close()
+        assert same(list(loader.epoch(epoch)), list(expected.epoch(epoch)))
+    loader.close()
     assert not active_children()
 
 
@@ -133,8 +135,8 @@ def test_what_pyav_decodes_goes_to_dalis_gpu(videos, monkeypatch):
         place = "meta" if request.decoder == "dali" else "cpu"
         return torch.zeros(4, 16, 192, dtype=torch.uint8, device=place)
 
-    feed = make(videos, batch_size=len(GOOD))
-    feed._decoders = {f"v{i}": "dali" if i % 2 else "pyav" for i in GOOD}
+    loader = make(videos, batch_size=len(GOOD))
+    loader._decoders = {f"v{i}": "dali" if i % 2 else "pyav" for i in GOOD}
     monkeypatch.setattr(stream, "decode_clip", decode_clip)
     for name, value in {
         "Stream": Stream, "stream": contextlib.nullcontext, "is_available": lambda: True,
@@ -143,26 +145,26 @@ def test_what_pyav_decodes_goes_to_dalis_gpu(videos, monkeypatch):
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda rows, stream: None)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    (batch,) = feed.epoch(0)
+    (batch,) = loader.epoch(0)
     assert batch.rows.is_meta and len(batch.rows) == len(GOOD)
     assert asked == [3]
 
 
 def test_resuming_inside_an_epoch(videos):
-    feed = make(videos)
-    whole = list(feed.epoch(2))
-    for start in range(len(feed) + 1):
-        assert same(list(feed.epoch(2, start)), whole[start:])
+    loader = make(videos)
+    whole = list(loader.epoch(2))
+    for start in range(len(loader) + 1):
+        assert same(list(loader.epoch(2, start)), whole[start:])
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_do_not_overlap(videos, world_size):
     ranks = [make(videos, rank=r, world_size=world_size, batch_size=1) for r in range(world_size)]
-    seen = [i for feed in ranks for batch in feed.epoch(1) for i in batch.clip_ids.tolist()]
+    seen = [i for loader in ranks for batch in loader.epoch(1) for i in batch.clip_ids.tolist()]
     assert sorted(seen) == GOOD
     whole = make(videos, batch_size=world_size).epoch(1)
     for number, batch in enumerate(whole):
-        parts = [list(feed.epoch(1))[number : number + 1] for feed in ranks]
+        parts = [list(loader.epoch(1))[number : number + 1] for loader in ranks]
         found = {i for part in parts for b in part for i in b.clip_ids.tolist()}
         assert found == set(batch.clip_ids.tolist())
 
@@ -172,30 +174,30 @@ MANY = [Clip(f"c{i}", f"v{GOOD[i % len(GOOD)]}", 0) for i in range(60)]
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_prefetch_is_bounded(videos, workers, monkeypatch):
-    feed = make(videos, MANY, batch_size=1, workers=workers)
+    loader = make(videos, MANY, batch_size=1, workers=workers)
     requested = []
-    request = feed._request
+    request = loader._request
     monkeypatch.setattr(
-        feed, "_request", lambda epoch, one: requested.append(one) or request(epoch, one)
+        loader, "_request", lambda epoch, one: requested.append(one) or request(epoch, one)
     )
-    batches = feed.epoch(0)
+    batches = loader.epoch(0)
     next(batches)
     time.sleep(0.3)  # it may go on as far as it wants
     # In hand: one yielded, the queue's, one that waits to be put, and those decoded ahead.
-    assert len(requested) <= 1 + stream.PREFETCH + 1 + feed._ahead + 1 < len(MANY) // 2
+    assert len(requested) <= 1 + stream.PREFETCH + 1 + loader._ahead + 1 < len(MANY) // 2
     batches.close()  # type: ignore[attr-defined]
-    feed.close()
+    loader.close()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_abandoned_epoch_ends_and_leaves_nothing_behind(videos, workers):
-    feed = make(videos, MANY, batch_size=4, workers=workers)
-    batches = feed.epoch(0)
+    loader = make(videos, MANY, batch_size=4, workers=workers)
+    batches = loader.epoch(0)
     next(batches)
     batches.close()  # type: ignore[attr-defined]
-    assert not [t for t in threading.enumerate() if t.name == "feed"]
-    assert same(list(feed.epoch(1)), list(make(videos, MANY, batch_size=4).epoch(1)))
-    feed.close()
+    assert not [t for t in threading.enumerate() if t.name == "loader"]
+    assert same(list(loader.epoch(1)), list(make(videos, MANY, batch_size=4).epoch(1)))
+    loader.close()
     assert not active_children()
 
 
@@ -228,18 +230,18 @@ def test_crops_lie_inside_the_frame():
 # --- faults -------------------------------------------------------------------------------------
 
 
-def broken_later(videos, tmp_path) -> tuple[list[Media], StreamFeed]:
-    """A feed whose fourth video breaks after it was indexed."""
+def broken_later(videos, tmp_path) -> tuple[list[Media], StreamLoader]:
+    """A loader whose fourth video breaks after it was indexed."""
     listed = list(videos)
     listed[3] = media(write_painted(tmp_path / "v3.avi", 3, FRAMES[3]))
-    feed = make(listed, shuffle=False, batch_size=3)
+    loader = make(listed, shuffle=False, batch_size=3)
     whole = listed[3].files[0].read_bytes()
     listed[3].files[0].write_bytes(whole[: len(whole) // 2])
-    return listed, feed
+    return listed, loader
 
 
 def test_a_file_that_breaks_later_is_dropped_by_name(videos, tmp_path, caplog, monkeypatch):
-    listed, feed = broken_later(videos, tmp_path)
+    listed, loader = broken_later(videos, tmp_path)
     tries = []
     real = make_decoder("pyav", 32)
 
@@ -249,18 +251,18 @@ def test_a_file_that_breaks_later_is_dropped_by_name(videos, tmp_path, caplog, m
             return real.decode(one, *arguments)
 
     monkeypatch.setattr(stream, "make_decoder", lambda *_: Counting())
-    first = [batch.clip_ids.tolist() for batch in feed.epoch(0)]
+    first = [batch.clip_ids.tolist() for batch in loader.epoch(0)]
     assert first == [[0, 1], [4, 5, 6], [7, 8, 9]]  # nobody stands in for number 3
     assert tries.count("v3") == stream.TRIES
-    assert list(feed.dropped) == ["v3"] and "truncated" in feed.dropped["v3"]
+    assert list(loader.dropped) == ["v3"] and "truncated" in loader.dropped["v3"]
     assert f"{listed[3].files[0]}: dropped" in caplog.text
-    assert [batch.clip_ids.tolist() for batch in feed.epoch(0)] == first
+    assert [batch.clip_ids.tolist() for batch in loader.epoch(0)] == first
     assert tries.count("v3") == stream.TRIES  # it is not opened again
-    assert len(feed) == 3
+    assert len(loader) == 3
 
 
 def test_a_passing_fault_costs_nothing(videos, monkeypatch):
-    feed = make(videos, shuffle=False)
+    loader = make(videos, shuffle=False)
     real, faults = make_decoder("pyav", 32), [VideoError("network gone")] * 2
 
     class Sometimes:
@@ -270,15 +272,15 @@ def test_a_passing_fault_costs_nothing(videos, monkeypatch):
             return real.decode(one, *arguments)
 
     monkeypatch.setattr(stream, "make_decoder", lambda *_: Sometimes())
-    assert [i for b in feed.epoch(0) for i in b.clip_ids.tolist()] == GOOD
-    assert not feed.dropped and not faults
+    assert [i for b in loader.epoch(0) for i in b.clip_ids.tolist()] == GOOD
+    assert not loader.dropped and not faults
 
 
 def test_nothing_left_of_a_batch(videos, tmp_path):
-    _, feed = broken_later(videos, tmp_path)
-    feed.batch_size = 1
+    _, loader = broken_later(videos, tmp_path)
+    loader.batch_size = 1
     with pytest.raises(UserError, match="no video of a whole batch"):
-        list(feed.epoch(0))
+        list(loader.epoch(0))
 
 
 def decode_or_die(task, report):
@@ -292,16 +294,16 @@ def decode_or_die(task, report):
 
 def test_decoders_that_crash_or_hang_cost_their_clips_only(videos, monkeypatch, caplog):
     monkeypatch.setattr(stream, "decode_numbered", decode_or_die)
-    feed = make(videos, workers=2, stall_seconds=3, batch_size=3, shuffle=False)
-    found = [batch.clip_ids.tolist() for batch in feed.epoch(0)]
+    loader = make(videos, workers=2, stall_seconds=3, batch_size=3, shuffle=False)
+    found = [batch.clip_ids.tolist() for batch in loader.epoch(0)]
     assert found == [[0, 1, 3], [4, 6], [8, 9]]
-    assert feed.dropped == {
+    assert loader.dropped == {
         "v5": "decoding it failed twice: its process died (SIGSEGV)",
         "v7": "decoding it failed twice: nothing came of it for 3 seconds",
     }
-    assert [batch.clip_ids.tolist() for batch in feed.epoch(0)] == found
+    assert [batch.clip_ids.tolist() for batch in loader.epoch(0)] == found
     assert caplog.text.count("v7_00.png: decoding it failed") == 2
-    feed.close()
+    loader.close()
 
 
 def test_an_error_in_a_worker_is_raised_here(videos, monkeypatch):
@@ -313,21 +315,21 @@ def test_an_error_in_a_worker_is_raised_here(videos, monkeypatch):
 def test_a_thread_that_hangs_is_named(videos, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(stream, "decode_clip", lambda _: release.wait())
-    feed = make(videos, shuffle=False)
-    feed.stall_seconds = 0.05
+    loader = make(videos, shuffle=False)
+    loader.stall_seconds = 0.05
     with pytest.raises(RuntimeError, match=r"v0\.webm: nothing came of decoding it"):
-        list(feed.epoch(0))
+        list(loader.epoch(0))
     release.set()
 
 
 def test_memory_stays_flat_over_epochs(videos, stored):
-    """Twenty epochs of both feeds; what they allocate they give back."""
-    for feed in (make(videos, batch_size=3), stored(batch_size=3)):
+    """Twenty epochs of both loaders; what they allocate they give back."""
+    for loader in (make(videos, batch_size=3), stored(batch_size=3)):
         for epoch in range(5):
-            list(feed.epoch(epoch))
+            list(loader.epoch(epoch))
         before = resident()
         for epoch in range(20):
-            for _ in feed.epoch(epoch):
+            for _ in loader.epoch(epoch):
                 pass
         assert resident() - before < 8 * 2**20
 

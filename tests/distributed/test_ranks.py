@@ -23,7 +23,7 @@ from tests.support.toy_stage import SPREAD, assert_same_run, curve, make_model, 
 
 @pytest.mark.parametrize("spread", SPREAD)
 @pytest.mark.parametrize(
-    "options", [{}, {"accum": 2}, {"objective": "mae"}, {"objective": "joint"}]
+    "options", [{}, {"grad_accum_steps": 2}, {"objective": "mae"}, {"objective": "joint"}]
 )
 def test_two_ranks_equal_one(tmp_path, spread, options):
     one = train(tmp_path / "one", options)
@@ -33,13 +33,13 @@ def test_two_ranks_equal_one(tmp_path, spread, options):
 
 def run_the_command(arguments: list[str]) -> list[bool]:
     """``python -m ivcl_fast.train``; for each stage, whether its model was to be sharded."""
-    spread, sharded = distributed.spread, []
+    spread, sharded = distributed.parallelize, []
 
     def noted(model, shard):
         sharded.append(shard)
         return spread(model, shard)
 
-    distributed.spread = noted
+    distributed.parallelize = noted
     run_train(resolve(parse(arguments)))
     return sharded
 
@@ -105,7 +105,7 @@ def test_replicas_and_shards_learn_alike_with_muon(tmp_path):
 
 
 def take_turns(folder: Path) -> list[str]:
-    with distributed.in_turn(), open(folder / "order", "a") as file:
+    with distributed.main_process_first(), open(folder / "order", "a") as file:
         file.write(f"{distributed.rank()}\n")
     return (folder / "order").read_text().split()
 
@@ -116,13 +116,13 @@ def test_rank_0_goes_first(tmp_path):
 
 
 def test_shares_of_a_batch(monkeypatch):
-    assert distributed.share(6, 3) == 6
+    assert distributed.local_batch_size(6, 3) == 6
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert distributed.share(32, 2) == 8
+    assert distributed.local_batch_size(32, 2) == 8
     with pytest.raises(UserError, match="--batch-size: 6 clips do not split evenly over 4 ranks; "):
-        distributed.share(6)
-    with pytest.raises(UserError, match="--accum 3 parts; accepted: a multiple of 12"):
-        distributed.share(8, 3)
+        distributed.local_batch_size(6)
+    with pytest.raises(UserError, match="--grad-accum-steps 3 parts; accepted: a multiple of 12"):
+        distributed.local_batch_size(8, 3)
 
 
 def test_a_rank_takes_its_own_gpu(monkeypatch):
@@ -151,7 +151,7 @@ def test_a_lone_world_size_is_told(monkeypatch):
 
 def test_one_process_needs_no_group():
     model = make_model()
-    assert distributed.spread(model, shard=True) is model
+    assert distributed.parallelize(model, shard=True) is model
     assert type(make_optimizers(model, Schedule(1, optimizer="muon"))[1]) is torch.optim.Muon
-    with distributed.group(torch.device("cpu")), distributed.in_turn():
+    with distributed.group(torch.device("cpu")), distributed.main_process_first():
         assert distributed.is_main() and not dist.is_initialized()

@@ -206,13 +206,13 @@ def test_classifier_is_the_references(device, of_each):
     """``of_each``: clips of each video that share its frames; 0: a video is a clip."""
     cfg = IVCLConfig.preset("tiny", **SHALLOW)
     fast, plain = pair(IVCLClassifier, reference.IVCLClassifier, device, cfg)
-    video, shown = clips(cfg, device), None
+    video, frame_index = clips(cfg, device), None
     if of_each:
-        shown = torch.randint(cfg.num_frames, (2, of_each, cfg.num_frames), device=device)
+        frame_index = torch.randint(cfg.num_frames, (2, of_each, cfg.num_frames), device=device)
     labels = torch.tensor([1, 30] * max(of_each, 1), device=device)
 
     def loss(model):
-        return torch.nn.functional.cross_entropy(model(video, shown).float(), labels)
+        return torch.nn.functional.cross_entropy(model(video, frame_index).float(), labels)
 
     same_gradients(fast, plain, loss, device, amp=False, share=1e-4)
 

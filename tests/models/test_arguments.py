@@ -110,7 +110,7 @@ def test_pixels_out_of_range_are_refused(wrong, reason):
 def test_frames_that_cannot_be_shown(wrong, reason):
     five = video().repeat(1, 2, 1, 1, 1)[:, :5]
     for net in (reference.IVCLClassifier(CFG), ivcl_fast.IVCLClassifier(CFG)):
-        with pytest.raises(ValueError, match=r"^shown: [^\n]*$") as error:
+        with pytest.raises(ValueError, match=r"^frame_index: [^\n]*$") as error:
             net(five, wrong)
         assert reason in str(error.value)
         with pytest.raises(ValueError, match=r"^video: uint8 \[2, 5, 3, 16, 8\] is neither "):

@@ -34,16 +34,16 @@ def plain(monkeypatch):
     monkeypatch.setattr(_triton, "INTERPRET", False)
 
 
-def counted(cfg, model, frames=None, shown=None) -> tuple[int, int]:
+def counted(cfg, model, frames=None, frame_index=None) -> tuple[int, int]:
     """Forward, and forward with backward, of one clip."""
     shape = CLIPS, frames or cfg.num_frames, cfg.num_patches, cfg.patch_dim
     video = torch.randint(256, shape, dtype=torch.uint8)
     with FlopCounterMode(display=False) as once:
-        out = model(video) if shown is None else model(video, shown)
+        out = model(video) if frame_index is None else model(video, frame_index)
     with FlopCounterMode(display=False) as back:
         (out.loss if isinstance(model, reference.IVCL) else out.sum()).backward()
     first, second = once.get_total_flops(), back.get_total_flops()
-    clips = CLIPS if shown is None else shown.shape[:2].numel()
+    clips = CLIPS if frame_index is None else frame_index.shape[:2].numel()
     assert first % clips == second % clips == 0
     return first // clips, (first + second) // clips
 
@@ -71,9 +71,9 @@ def test_classifier(choices, module, every_token, plain):
 def test_clips_that_share_frames(choices, module, every_token, plain):
     cfg = IVCLConfig(**SIZES, **choices)
     model = (module.IVCLClassifier if module else IVCLClassifier)(cfg, 5)
-    shown = torch.tensor([[[0, 1, 2], [0, 1, 3]]] * CLIPS)  # four frames, two for each clip
+    frame_index = torch.tensor([[[0, 1, 2], [0, 1, 3]]] * CLIPS)  # four frames, two for each clip
     expected = [count(cfg, 5, every_token, 2) for count in (flops.forward, flops.training)]
-    assert counted(cfg, model, 4, shown) == tuple(expected)
+    assert counted(cfg, model, 4, frame_index) == tuple(expected)
 
 
 @pytest.mark.parametrize("objective", ["classification", "detection"])

@@ -326,10 +326,10 @@ def test_clips_that_share_frames(objective, readout):
     """Logits and gradients are those of the clips each with frames of its own."""
     cfg = small(objective=objective, readout=readout)
     model, frames = reference.IVCLClassifier(cfg, 5).double(), some_video(cfg)  # 2 of 4 frames
-    shown = torch.tensor([[[0, 1, 2, 3], [0, 1, 2, 0], [3, 3, 1, 2]], [[1, 2, 3, 0]] * 3])
-    alone = torch.stack([frames[v, ids] for v in range(2) for ids in shown[v]])
+    frame_index = torch.tensor([[[0, 1, 2, 3], [0, 1, 2, 0], [3, 3, 1, 2]], [[1, 2, 3, 0]] * 3])
+    alone = torch.stack([frames[v, ids] for v in range(2) for ids in frame_index[v]])
     found = []
-    for arguments in ((frames, shown), (alone,)):
+    for arguments in ((frames, frame_index), (alone,)):
         model.zero_grad()
         logits = model(*arguments)
         logits.square().sum().backward()

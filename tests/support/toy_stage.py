@@ -54,11 +54,16 @@ def loss(model, batch, step):
 
 
 def make_stage(
-    folder: Path, loss=loss, *, objective="ivcl", shard=False, accum=1, optimizer="adamw"
+    folder: Path, loss=loss, *, objective="ivcl", shard=False, grad_accum_steps=1, optimizer="adamw"
 ):
     folder.mkdir(exist_ok=True)
     schedule = Schedule(
-        BATCH * STEPS, LR, batch_size=BATCH, warmup_steps=2, accum=accum, optimizer=optimizer
+        BATCH * STEPS,
+        LR,
+        batch_size=BATCH,
+        warmup_steps=2,
+        grad_accum_steps=grad_accum_steps,
+        optimizer=optimizer,
     )
     return Stage(
         "toy", make_model(objective), SharedFeed(), loss, schedule, folder / "checkpoints",

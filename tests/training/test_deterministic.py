@@ -14,7 +14,7 @@ import torch
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
 from ivcl_fast.kernels.attention import _flash_provider
-from ivcl_fast.training.hardware import repeat_exactly
+from ivcl_fast.training.hardware import enable_determinism
 from ivcl_fast.training.loop import Schedule, make_optimizers
 
 ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TORCHINDUCTOR_DETERMINISTIC": "1"}
@@ -27,7 +27,7 @@ def deterministic():
     with mock.patch.dict(os.environ):
         for name in ENVIRONMENT:
             os.environ.pop(name, None)
-        repeat_exactly()
+        enable_determinism()
         yield
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = fill
@@ -77,7 +77,7 @@ def test_the_flag_asks_for_it(monkeypatch):
     from ivcl_fast import train  # needs tyro, which the tests of a GPU do without
 
     asked = []
-    monkeypatch.setattr(train, "repeat_exactly", lambda: asked.append("repeat"))
+    monkeypatch.setattr(train, "enable_determinism", lambda: asked.append("repeat"))
     monkeypatch.setattr(train, "Run", lambda config: asked.append("run") or sys.exit())
     monkeypatch.setattr(sys, "argv", ["train", "--deterministic"])
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""The training loop on a toy model and feed: exact resume, stops, broken numbers."""
+"""The training loop on a toy model and loader: exact resume, stops, broken numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.training.test_checkpoint import no_file_beyond
 CLIPS, BATCH = 40, 4
 
 
-class ToyFeed:
+class ToyLoader:
     """Ten batches an epoch; what they hold is a function of (epoch, batch) alone."""
 
     wait_seconds = 0.0
@@ -61,14 +61,19 @@ def toy_loss(model, batch, step):
     return nn.functional.cross_entropy(model(batch.rows), batch.labels)
 
 
-def stage(folder: Path, loss=toy_loss, accum=1, optimizer="muon", **options) -> Stage:
+def stage(folder: Path, loss=toy_loss, grad_accum_steps=1, optimizer="muon", **options) -> Stage:
     torch.manual_seed(3)
     folder.mkdir(exist_ok=True)
     schedule = Schedule(
-        100, 1e-2, batch_size=BATCH, warmup_steps=2, accum=accum, optimizer=optimizer
+        100,
+        1e-2,
+        batch_size=BATCH,
+        warmup_steps=2,
+        grad_accum_steps=grad_accum_steps,
+        optimizer=optimizer,
     )
     return Stage(
-        "toy", Toy(), ToyFeed(), loss, schedule, folder / "checkpoints", MetricsLog(folder),
+        "toy", Toy(), ToyLoader(), loss, schedule, folder / "checkpoints", MetricsLog(folder),
         torch.device("cpu"), amp=False, **{"log_every": 3, "save_every": 5} | options,
     )  # fmt: skip
 
@@ -189,9 +194,9 @@ def test_broken_gradient_never_reaches_a_checkpoint(tmp_path):
 
 
 def test_nan_in_the_data_stops_before_a_checkpoint(tmp_path):
-    """Stored frames are bytes, which hold no NaN; a feed of floats might."""
+    """Stored frames are bytes, which hold no NaN; a loader of floats might."""
 
-    class BrokenFeed(ToyFeed):
+    class BrokenLoader(ToyLoader):
         def epoch(self, epoch, start_batch=0):
             for number, batch in enumerate(super().epoch(epoch, start_batch), start_batch):
                 batch.rows = batch.rows.float()
@@ -200,7 +205,7 @@ def test_nan_in_the_data_stops_before_a_checkpoint(tmp_path):
                 yield batch
 
     run = stage(tmp_path / "nan")
-    run.feed = BrokenFeed()
+    run.loader = BrokenLoader()
     with pytest.raises(NotFinite, match=r"became nan before step 9"):
         run.run()
     saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
@@ -210,13 +215,13 @@ def test_nan_in_the_data_stops_before_a_checkpoint(tmp_path):
 
 def test_too_few_clips_for_a_batch(tmp_path):
     run = stage(tmp_path / "few")
-    run.feed = type("Empty", (ToyFeed,), {"__len__": lambda self: 0})()
+    run.loader = type("Empty", (ToyLoader,), {"__len__": lambda self: 0})()
     with pytest.raises(UserError, match="fewer usable training clips than one batch"):
         run.run()
 
 
 def test_accumulation_gives_the_same_step(tmp_path):
-    whole, parts = stage(tmp_path / "whole"), stage(tmp_path / "parts", accum=2)
+    whole, parts = stage(tmp_path / "whole"), stage(tmp_path / "parts", grad_accum_steps=2)
     whole.run()
     parts.run()
     for x, y in zip(whole.model.parameters(), parts.model.parameters(), strict=True):

@@ -79,11 +79,11 @@ def check_finetuning(cfg: IVCLConfig, clips: int = 2, seed: int = 0, of_each: in
     """``of_each``: clips of each video that share its frames; 0: a video is a clip."""
     torch.manual_seed(seed)
     models = trio(reference.IVCLClassifier(cfg, 5), ivcl_fast.IVCLClassifier(cfg, 5))
-    video, shown = some_video(cfg, clips, seed), None
+    video, frame_index = some_video(cfg, clips, seed), None
     if of_each:
-        shown = torch.randint(cfg.num_frames, (clips, of_each, cfg.num_frames))
+        frame_index = torch.randint(cfg.num_frames, (clips, of_each, cfg.num_frames))
         video = video.flip(1).repeat(1, 2, 1, 1, 1)[:, 1:]  # another number of frames
-    logits = [model(video, shown) for model in models]
+    logits = [model(video, frame_index) for model in models]
     labels = torch.arange(len(logits[0])) % 5
     assert_close(logits[1], logits[0], logits[2], "logits")
     assert_same_step(models, [F.cross_entropy(x, labels) for x in logits])

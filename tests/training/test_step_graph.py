@@ -139,7 +139,11 @@ def assert_same_run(graphed, eager, rel, rel_loss=1e-4):
 
 @pytest.mark.parametrize(
     "plan, rel",
-    [({}, 1e-5), ({"accum": 2}, 1e-5), ({"optimizer": "muon"}, 5e-3)],  # muon rounds to bfloat16
+    [
+        ({}, 1e-5),
+        ({"grad_accum_steps": 2}, 1e-5),
+        ({"optimizer": "muon"}, 5e-3),
+    ],  # muon rounds to bfloat16
     ids=str,
 )
 def test_replayed_steps_learn_the_same(tmp_path, plan, rel, taped):
@@ -155,7 +159,7 @@ def test_a_checkpoint_of_either_kind_goes_on(tmp_path, first, then, taped):
     eager = pretraining(tmp_path / "eager", amp=False)
     eager.run()
     cut = pretraining(tmp_path / "cut", amp=False, cuda_graph=first, save_every=5)
-    cut.feed = Cut()
+    cut.loader = Cut()
     with pytest.raises(KeyboardInterrupt):
         cut.run()
     rest = pretraining(tmp_path / "rest", amp=False, cuda_graph=then)
@@ -197,7 +201,7 @@ def test_streams_and_recording(monkeypatch):
         assert graph.recorded == (number >= WARM_UP)
     assert ran == ["side"] * (WARM_UP + 1)
     warm_up = ["side waits for default", "default waits for side"] * WARM_UP
-    # The feed goes on in another thread: it may take memory while this one records.
+    # The loader goes on in another thread: it may take memory while this one records.
     recording = ["recording, thread_local", "recorded"]
     assert cuda.log == warm_up + recording + ["replay on default"] * 3
 
@@ -291,11 +295,11 @@ def test_seeds_do_not_depend_on_the_kind_of_step():
 
 
 def test_obstacles_in_words(monkeypatch):
-    reason = step_graph.obstacle(torch.device("cpu"))
+    reason = step_graph.unsupported_reason(torch.device("cpu"))
     assert reason == "it needs an NVIDIA GPU, this is cpu"
-    assert step_graph.obstacle(torch.device("cuda")) is None
+    assert step_graph.unsupported_reason(torch.device("cuda")) is None
     monkeypatch.setenv("WORLD_SIZE", "2")
-    reason = step_graph.obstacle(torch.device("cuda"))
+    reason = step_graph.unsupported_reason(torch.device("cuda"))
     assert reason == "it is for one GPU, these are 2 ranks"
 
 

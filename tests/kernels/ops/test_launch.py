@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 
 from ivcl_fast.kernels import _triton, launch
 from ivcl_fast.kernels._op import missing_kernel
-from ivcl_fast.training.hardware import useless_compiler
+from ivcl_fast.training.hardware import compile_unsupported_reason
 
 GPU = torch.device("cuda")
 
@@ -58,7 +58,7 @@ def test_without_a_c_compiler_or_headers(monkeypatch, tmp_path):
     monkeypatch.setattr(_triton, "INTERPRET", False)
     for blocked in (None, reason):
         monkeypatch.setattr(_triton, "BLOCKED", blocked)
-        assert missing_kernel(GPU) == useless_compiler(GPU) == blocked
+        assert missing_kernel(GPU) == compile_unsupported_reason(GPU) == blocked
     monkeypatch.setenv("CC", "tcc")
     assert _triton._not_built() is None
 
