@@ -15,6 +15,22 @@ class UserError(ValueError):
     """
 
 
+def require_at_least(config: object, least: float, *names: str) -> None:
+    """Raise :class:`UserError` for the first of a config's settings that is below ``least``."""
+    for name in names:
+        if not (value := getattr(config, name)) >= least:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: {value} is not accepted; accepted: at least {least}")
+
+
+def require_above(config: object, bound: float, *names: str) -> None:
+    """Raise :class:`UserError` for the first of a config's settings that is not above ``bound``."""
+    for name in names:
+        if not (value := getattr(config, name)) > bound:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: {value} is not accepted; accepted: above {bound}")
+
+
 REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG,

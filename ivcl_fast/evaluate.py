@@ -63,14 +63,15 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.predict is not None:
         answer(run, load(run, config.model), config.predict)
         return
-    splits = open_dataset(run.config, only_look=True).splits
+    splits = open_dataset(run.config.data, only_look=True).splits
     if config.split not in (None, *splits):
         raise UserError(f"--split: {config.split!r} is not one of {', '.join(splits)}")
     split = config.split or run.data.eval_split
     evaluation = run.evaluate(load(run, config.model), split)
     print_rows([Row(f"{config.model} on {split}", evaluation.scores)])
     if config.out is not None:
-        about = {"run": str(run.folder), "data": run.config.data, "task": run.config.task}
+        data = run.config.data
+        about = {"run": str(run.folder), "data": data.source, "task": data.task}
         about |= {"model": config.model, "split": split}
         found = {"scores": plain(evaluation.scores), "classes": run.task.names}
         logits = [{"logits": row} for row in evaluation.logits.tolist()]
@@ -98,8 +99,8 @@ def answer(run: Run, model: IVCLClassifier, path: Path) -> None:
     """Print the likeliest answers for a video file, or a folder of images."""
     cfg = model.cfg
     try:
-        media = given_media(path, clip_frames(run.config.data))
-        frames = decode_clip(media, cfg, run.config.decoder)
+        media = given_media(path, clip_frames(run.config.data.source))
+        frames = decode_clip(media, cfg, run.config.data.decoder)
     except VideoError as error:
         raise UserError(f"--predict {path}: {error}") from None
     rows = patchify(frames, cfg.patch_size).unsqueeze(0).to(run.device)

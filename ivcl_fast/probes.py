@@ -69,9 +69,9 @@ def probe_run(config: ProbesConfig) -> Scores:
         if count < LEAST_CLIPS:
             raise UserError(f"--{flag}-clips: {count} is not a number of at least {LEAST_CLIPS}")
     run = open_run(config.run, config.device, config.where)
-    if run.config.task not in TASKS:
+    if run.config.data.task not in TASKS:
         raise UserError(
-            f"{config.run}: probes need CATER's scenes, and its task is {run.config.task}; "
+            f"{config.run}: probes need CATER's scenes, and its task is {run.config.data.task}; "
             f"accepted: a run of {', '.join(TASKS)}"
         )
     models: Models = {"untrained": untrained(run), **models_of(run, config.checkpoint)}

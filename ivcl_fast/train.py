@@ -20,19 +20,20 @@ from ivcl_fast.evaluation.evaluate import Evaluation, cone_guess, counting_guess
 from ivcl_fast.models import backbone, timm_weights
 from ivcl_fast.report.run import Row, print_rows, write_report
 from ivcl_fast.training import checkpoint
+from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.hardware import enable_determinism
 from ivcl_fast.training.loop import Interrupted
 from ivcl_fast.training.run import Run
-from ivcl_fast.training.run_folder import claim
-from ivcl_fast.training.settings import TrainConfig, load_settings, parse, resolve
+from ivcl_fast.training.run_folder import claim, resolve
+from ivcl_fast.training.settings import TrainConfig, load_settings
 
 
 def train(config: TrainConfig) -> None:
     """Do everything the config asks for; pictures and the report land in the run's folder."""
-    if config.deterministic:
+    if config.speed.deterministic:
         enable_determinism()
-    if config.init != "random":
-        backbone.check_source(config.init)
+    if config.stages.init != "random":
+        backbone.check_source(config.stages.init)
     run = Run(config)
     with distributed.group(run.device), ExitStack() as held:
         with distributed.main_process_first():
@@ -41,13 +42,13 @@ def train(config: TrainConfig) -> None:
         arithmetic = "bf16" if run.amp else "float32"
         distributed.print_rank0(f"run: {run.folder}, on {run.device}{ranks(config)}, {arithmetic}")
         warn_of_few_steps(config)
-        init = config.init
-        if config.stage in ("all", "pretrain"):
+        init = config.stages.init
+        if config.stages.stage in ("all", "pretrain"):
             run.pretrain()
             init = str(run.folder / "pretrain")
         rows: list[Row] = []
         evaluation = None
-        if config.stage in ("all", "finetune"):
+        if config.stages.stage in ("all", "finetune"):
             evaluation = run.evaluate(run.finetune(init))
             first = Row(origin(config), evaluation.scores, evaluation.right)
             rows = [first, *comparisons(run, init, evaluation)]
@@ -63,13 +64,13 @@ FROM_SCRATCH = "from scratch"
 
 def origin(config: TrainConfig) -> str:
     """How the finetuned model began, in words."""
-    if config.stage == "finetune":
-        if config.init == "random":
+    if config.stages.stage == "finetune":
+        if config.stages.init == "random":
             return FROM_SCRATCH
-        if timm_weights.is_timm(config.init):
-            return f"pretrained: {config.init}"
+        if timm_weights.is_timm(config.stages.init):
+            return f"pretrained: {config.stages.init}"
         try:
-            model = checkpoint.weights_file(config.init).parent
+            model = checkpoint.weights_file(config.stages.init).parent
             config = load_settings(model.parent)  # as a run leaves its models
         except UserError:
             return "pretrained"
@@ -80,13 +81,13 @@ FEW_STEPS = 100
 
 
 def warn_of_few_steps(config: TrainConfig) -> None:
-    """Tell that a stage is too short to learn, as large batches make it without more clips."""
-    for stage, clips in (("pretrain", config.pretrain_clips), ("finetune", config.finetune_clips)):
-        steps = clips // config.batch_size
-        if config.stage in ("all", stage) and steps < FEW_STEPS and not config.quick:
+    """Warn of a stage that is too short to learn, as with large batches and no more clips."""
+    stages, size = config.stages, config.optim.batch_size
+    for stage, clips in (("pretrain", stages.pretrain_clips), ("finetune", stages.finetune_clips)):
+        steps = clips // size
+        if stages.stage in ("all", stage) and steps < FEW_STEPS and not config.quick:
             distributed.print_rank0(
-                f"--{stage}-clips: {clips} are {steps} steps of {config.batch_size}, too few to "
-                "learn much"
+                f"--{stage}-clips: {clips} are {steps} steps of {size}, too few to learn much"
             )
 
 
@@ -95,22 +96,22 @@ def ranks(config: TrainConfig) -> str:
     world = distributed.world_size()
     if world == 1:
         return ""
-    return f" and {world - 1} more ({'shards, FSDP2' if config.shard else 'replicas, DDP'})"
+    return f" and {world - 1} more ({'shards, FSDP2' if config.speed.shard else 'replicas, DDP'})"
 
 
 def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Row]:
     """What the score is worth: without pretraining, and what needs no memory or no reasoning."""
     rows, dataset = [], run.data.dataset
-    if run.config.compare_scratch and init != "random":
+    if run.config.stages.compare_scratch and init != "random":
         scratch = run.evaluate(run.finetune("random", "scratch"))
         rows.append(Row(f"{FROM_SCRATCH}, same finetuning", scratch.scores, scratch.right))
-    if run.data.localizes and run.config.compare_memoryless:
+    if run.data.localizes and run.config.stages.compare_memoryless:
         last = run.evaluate(run.finetune(init, "last-frame", last_only=True))
         rows.append(Row("no memory: sees only the last frame", last.scores, last.right))
         if run.data.has_scenes(evaluation.names):
             guess = cone_guess(run.data, evaluation.names)
             rows.append(Row("no memory: guesses under a visible cone", *guess))
-    if isinstance(dataset, Acre) and run.config.compare_memoryless:
+    if isinstance(dataset, Acre) and run.config.stages.compare_memoryless:
         split, names = run.data.eval_split, evaluation.names
         guess = counting_guess(dataset, split, names, evaluation.labels)
         rows.append(Row("no reasoning: counting", *guess))

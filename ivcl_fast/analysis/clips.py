@@ -65,14 +65,14 @@ class Reader:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.localizes = run.config.task.startswith("localize")
-        self.panels = clip_frames(run.config.data) is not None
+        self.localizes = run.config.data.task.startswith("localize")
+        self.panels = clip_frames(run.config.data.source) is not None
         """Whether the answers are cells of CATER's floor."""
 
     @cached_property
     def dataset(self) -> Dataset:
         """Opened when it is first needed: a file from elsewhere can be shown without it."""
-        return open_dataset(self.run.config, only_look=True)
+        return open_dataset(self.run.config.data, only_look=True)
 
     @cached_property
     def media(self) -> dict[str, Media]:
@@ -94,7 +94,7 @@ class Reader:
         Raises :class:`UserError` if it cannot be used.
         """
         try:
-            media = given_media(path, clip_frames(self.run.config.data))
+            media = given_media(path, clip_frames(self.run.config.data.source))
             return Shown(media.name, *self._decode(media), panels=self.panels)
         except VideoError as error:
             raise UserError(f"--video {path}: {error}") from None
@@ -179,7 +179,7 @@ class Reader:
         needed = set(shown)
         if self.localizes:
             needed.update(i for end in shown for i in frames_asked_about(end, cfg.num_frames))
-        name, _ = choose_decoder(info, self.run.config.decoder)
+        name, _ = choose_decoder(info, self.run.config.data.decoder)
         frames = make_decoder(name, cfg.image_size).decode(media, sorted(needed))
         decoded = zip(sorted(needed), frames.to(self.run.device), strict=True)
         return shown, dict(decoded), info.fps

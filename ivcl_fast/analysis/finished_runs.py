@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -43,31 +43,33 @@ def open_run(folder: Path, device: str, flags: DataFlags | None = None) -> Run:
     """
     told = load_settings(folder, device=device, compile=False, placement="disk")
     run = Run(with_data(told, flags or DataFlags()), only_look=True)
-    if run.config.data != told.data and (folder / ANSWERS).is_file():
-        classes = open_dataset(run.config, only_look=True).num_classes
+    if run.config.data.source != told.data.source and (folder / ANSWERS).is_file():
+        classes = open_dataset(run.config.data, only_look=True).num_classes
         if classes != run.task.num_classes:
             raise UserError(
-                f"--data: {run.config.data!r} has {classes} classes; accepted: data with the run's "
-                f"{run.task.num_classes}"
+                f"--data: {run.config.data.source!r} has {classes} classes; accepted: data with "
+                f"the run's {run.task.num_classes}"
             )
     return run
 
 
 def with_data(config: TrainConfig, flags: DataFlags) -> TrainConfig:
     """The settings with the data that the flags name."""
+    source = config.data.source
     if flags.data is not None:
-        if find(flags.data)[0].open is not find(config.data)[0].open:  # each kind has its reader
+        if find(flags.data)[0].open is not find(source)[0].open:  # each kind has its reader
             raise UserError(
-                f"--data: {flags.data!r} is of another kind than {config.data!r}, which the run "
+                f"--data: {flags.data!r} is of another kind than {source!r}, which the run "
                 "was told; accepted: data of that kind"
             )
-        config = replace(config, data=flags.data)
+        config = config.replace(data=flags.data)
     if flags.data_dir is not None:
-        if not isinstance(find(config.data)[1], Synthetic):
+        if not isinstance(find(config.data.source)[1], Synthetic):
             raise UserError(
-                f"--data-dir: {config.data!r} is not synthetic; accepted: --data with its folder"
+                f"--data-dir: {config.data.source!r} is not synthetic; accepted: --data with its "
+                "folder"
             )
-        config = replace(config, data_dir=flags.data_dir)
+        config = config.replace(data_dir=flags.data_dir)
     return config
 
 
@@ -83,7 +85,7 @@ def models_of(run: Run, weights: Path | None = None) -> Models:
         models["pretrained"] = run.load_pretrained()
     if run.finished("finetune"):
         models["finetuned"] = run.load_classifier("finetune")
-    if "pretrained" not in models and run.config.init != "random":
+    if "pretrained" not in models and run.config.stages.init != "random":
         try:
             models = {"pretrained": started_from(run)} | models
         except UserError as error:  # moved or deleted since
@@ -102,14 +104,14 @@ def models_of(run: Run, weights: Path | None = None) -> Models:
 def about(run: Run, models: Models, weights: Path | None = None) -> str:
     """Which models of which run these are, in words; ``weights`` as of :func:`models_of`."""
     config = run.config
-    stages = {"pretrain": config.pretrain_clips, "finetune": config.finetune_clips}
+    stages = {"pretrain": config.stages.pretrain_clips, "finetune": config.stages.finetune_clips}
     budget = [
         f"{clips} clips to {stage} on" for stage, clips in stages.items()
-        if config.stage in ("all", stage)
+        if config.stages.stage in ("all", stage)
     ]  # fmt: skip
     given = f", of which one is {weights}" if weights else ""
     return (
-        f"{config.task} on {config.data}, preset {config.preset}, seed {config.seed}; "
+        f"{config.data.task} on {config.data.source}, preset {config.preset}, seed {config.seed}; "
         f"{', '.join(budget)}. Models: {' and '.join(models)}{given}. "
         f"torch {torch.__version__}, {run.device}, {platform.machine()}."
     )
@@ -127,7 +129,7 @@ def model_of(run: Run, source: Path) -> Model:
 
 def started_from(run: Run) -> Model:
     """The model whose weights are the run's ``init``; a classifier unless it fits as a whole."""
-    model, init = run.pretraining_model(), run.config.init
+    model, init = run.pretraining_model(), run.config.stages.init
     if not timm_weights.is_timm(init):
         file = checkpoint.weights_file(init)
         weights = checkpoint.read_weights(file)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ivcl_fast.data import registry as catalog
+from ivcl_fast.data import registry
 from ivcl_fast.data.dataset import Clip, Dataset, Media
 from ivcl_fast.data.decode.decoder import Chosen, default_workers, resolve_decoder
 from ivcl_fast.data.decode.probe import VideoInfo
@@ -24,7 +24,8 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.progress import Bar
 
 if TYPE_CHECKING:
-    from ivcl_fast.training.settings import TrainConfig
+    from ivcl_fast.config import IVCLConfig
+    from ivcl_fast.data.config import DataConfig
 
 
 class Data(ABC):
@@ -232,15 +233,15 @@ class StreamedData(Data):
         )
 
 
-def open_dataset(config: TrainConfig, only_look: bool = False) -> Dataset:
-    """The data set a run asks for, written if it is synthetic and not there yet.
+def open_dataset(config: DataConfig, only_look: bool = False) -> Dataset:
+    """Open the data set that ``config`` names; a synthetic one is written first if it is not there.
 
     With ``only_look`` nothing is written: raises :class:`UserError` if it is not there.
     """
-    kind, place = catalog.find(config.data)
-    task = catalog.find_task(config.data, config.task)
+    kind, place = registry.find(config.source)
+    task = registry.find_task(config.source, config.task)
     option = "--data with its folder"
-    if isinstance(place, catalog.Synthetic):
+    if isinstance(place, registry.Synthetic):
         spec = place.spec(train=config.train_videos, val=config.val_videos)
         root = config.data_dir / spec.default_name
         option = "--data-dir with the folder that holds it"
@@ -254,23 +255,28 @@ def open_dataset(config: TrainConfig, only_look: bool = False) -> Dataset:
 
 
 def open_data(
-    config: TrainConfig, device: torch.device | None = None, only_look: bool = False
+    config: DataConfig,
+    model: IVCLConfig,
+    device: torch.device | None = None,
+    *,
+    with_frame_labels: bool = False,
+    only_look: bool = False,
 ) -> Data:
-    """The data a run asks for, made and decoded if need be (both resume where they stopped).
+    """Open the clips of a run; both writing and decoding them resume where they were stopped.
 
-    ``device`` is the one that trains, for a store that is to lie in its memory. ``only_look`` is
-    for what does not train: nothing is made, and only what is looked at has to be there.
+    ``model`` gives the sizes of frames and patches, and with ``with_frame_labels`` the objective
+    whose labels batches hold in supervised pretraining. ``device`` trains, for a store that is to
+    lie in its memory. With ``only_look`` no data set is written, and only what is read has to be
+    there.
     """
     dataset = open_dataset(config, only_look)
     if only_look:
-        return _decoded(config, dataset, device)
-    labels = None
-    if config.supervises:
-        labels = frame_labels(dataset, config.model.objective, config.model.grid)
+        return _decoded(config, model, dataset, device)
+    labels = frame_labels(dataset, model.objective, model.grid) if with_frame_labels else None
     measured = dict.fromkeys((dataset.curve_split, dataset.splits[1]))
     for split in measured:
         dataset.clips(split)  # a list that is missing ends a run before hours of decoding
-    data = _decoded(config, dataset, device, labels)
+    data = _decoded(config, model, dataset, device, labels)
     for split in measured:
         names = [clip.name for clip in data.usable_clips(split)]
         if not names:
@@ -281,16 +287,17 @@ def open_data(
 
 
 def _decoded(
-    config: TrainConfig,
+    config: DataConfig,
+    model: IVCLConfig,
     dataset: Dataset,
     device: torch.device | None,
     labels: FrameLabels | None = None,
 ) -> Data:
-    kind, _ = catalog.find(config.data)
+    kind, _ = registry.find(config.source)
     own_task = dataset.task if kind.media_by_task else None
-    sizes = config.model.image_size, config.model.patch_size
     if config.loader == "stream":
-        return _streamed(config, dataset, own_task, kind.random_crop, labels)
+        return _streamed(config, model, dataset, own_task, kind.random_crop, labels)
+    sizes = model.image_size, model.patch_size
     path = default_store_path(dataset.root, *sizes, config.decoder, own_task)
     with Bar("decoding", 0, "frames") as bar:
         store = build_store(
@@ -307,7 +314,8 @@ def _decoded(
 
 
 def _streamed(
-    config: TrainConfig,
+    config: DataConfig,
+    model: IVCLConfig,
     dataset: Dataset,
     own_task: str | None,
     random_crop: bool,
@@ -324,8 +332,8 @@ def _streamed(
         infos,
         choose_decoders(infos, config.decoder),
         bad_files,
-        image_size=config.model.image_size,
-        patch_size=config.model.patch_size,
+        image_size=model.image_size,
+        patch_size=model.patch_size,
         random_crop=random_crop,
         workers=workers,
         frame_labels=labels,

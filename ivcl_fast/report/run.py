@@ -70,12 +70,12 @@ def print_rows(rows: list[Row]) -> None:
 
 def write_report(run: Run, rows: list[Row], evaluation: Evaluation | None) -> None:
     """Draw the pictures that the run's models allow and write ``report.md``."""
-    config = run.config
+    config, data, stages = run.config, run.config.data, run.config.stages
     lines = [
         f"# {run.folder.name}",
         "",
-        f"{config.task} on `{config.data}`, preset `{config.preset}`, seed {config.seed}; "
-        f"{config.pretrain_clips} clips of pretraining, {config.finetune_clips} of finetuning. "
+        f"{data.task} on `{data.source}`, preset `{config.preset}`, seed {config.seed}; "
+        f"{stages.pretrain_clips} clips of pretraining, {stages.finetune_clips} of finetuning. "
         "Settings: [config.json](config.json), records: [metrics.jsonl](metrics.jsonl).",
         "",
     ]
@@ -90,7 +90,7 @@ def write_report(run: Run, rows: list[Row], evaluation: Evaluation | None) -> No
     if bad := run.data.bad_files:
         name, reason = next(iter(bad.items()))
         lines += [f"{len(bad)} videos could not be used, such as {name}: {reason}.", ""]
-    if config.pictures:
+    if config.output.pictures:
         lines += draw_all(run, evaluation)
     lines += [f"torch {torch.__version__}, {run.device}, {platform.machine()}.", ""]
     write_text(run.folder / "report.md", "\n".join(lines))

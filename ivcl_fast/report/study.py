@@ -34,7 +34,7 @@ Chance = dict[str, dict[str, Any]]
 def title(run: Path) -> str:
     """The data set and task of a run: variants that share them can be compared."""
     config = load_settings(run)
-    return f"{config.task} on {config.data}"
+    return f"{config.data.task} on {config.data.source}"
 
 
 def read(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance]:

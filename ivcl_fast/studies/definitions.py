@@ -8,7 +8,6 @@ from typing import get_args
 
 from ivcl_fast.config import OBJECTIVE_NAMES, SupervisedObjective
 from ivcl_fast.errors import UserError
-from ivcl_fast.training.settings import given
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,12 @@ class Study:
     variants: tuple[Variant, ...]
     """Those of one data set and task share a table."""
     budget: Mapping[str, float] = field(default_factory=dict)
-    """Flags of all its runs, with their values, where the command says nothing else."""
+    """Flags of all its runs, with their values, unless the command gives them."""
 
-    def flags(self, common: tuple[str, ...]) -> tuple[str, ...]:
-        """A command's flags, and what it leaves open of the budget; ``--quick`` has its own."""
-        if "--quick" in common:
-            return common
-        left = [(f, str(value)) for f, value in self.budget.items() if given(common, f) is None]
-        return *(word for pair in left for word in pair), *common
+    def flags(self, common: tuple[str, ...], quick: bool) -> tuple[str, ...]:
+        """Flags of all its runs: its budget, unless ``quick``, then a command's, which win."""
+        budget = () if quick else self.budget.items()
+        return *(word for flag, value in budget for word in (flag, str(value))), *common
 
     @property
     def varied_flags(self) -> set[str]:

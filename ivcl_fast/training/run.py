@@ -71,27 +71,34 @@ class Run:
         """``only_look``: for models that are there; neither data nor files are made."""
         self.config, self.only_look = config, only_look
         self.folder = config.folder
-        self.device = pick_device(distributed.device_name(config.device))
-        self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(self.device))
+        speed = config.speed
+        self.device = pick_device(distributed.device_name(speed.device))
+        self.amp = speed.amp == "bf16" or (speed.amp == "auto" and has_fast_bf16(self.device))
         distributed.local_batch_size(
-            config.batch_size, config.grad_accum_steps
+            config.optim.batch_size, config.optim.grad_accum_steps
         )  # before any work, tell of misfits
         self.metrics = MetricsLog(self.folder)
-        reason = compile_unsupported_reason(self.device) if config.compile else None
+        reason = compile_unsupported_reason(self.device) if speed.compile else None
         if reason:
             distributed.print_rank0(f"--compile: running eager, {reason}")
-        self.compile = config.compile and reason is None
-        reason = step_graph.unsupported_reason(self.device) if config.cuda_graph else None
+        self.compile = speed.compile and reason is None
+        reason = step_graph.unsupported_reason(self.device) if speed.cuda_graph else None
         if reason:
             distributed.print_rank0(f"--cuda-graph: running without, {reason}")
-        self.cuda_graph = config.cuda_graph and reason is None
+        self.cuda_graph = speed.cuda_graph and reason is None
         if self.device.type == "cpu":
             tune_malloc()
 
     @functools.cached_property
     def data(self) -> Data:
         """The run's clips; the first use makes or opens the data set and its store."""
-        return open_data(self.config, self.device, self.only_look)
+        return open_data(
+            self.config.data,
+            self.config.model,
+            self.device,
+            with_frame_labels=self.config.supervises,
+            only_look=self.only_look,
+        )
 
     @functools.cached_property
     def task(self) -> Answers:
@@ -119,7 +126,8 @@ class Run:
     def pretrain(self) -> IVCL | Supervised:
         """Learn to rebuild patches, or to label frames; the model is kept in ``pretrain/``."""
         config = self.config
-        schedule = Schedule(config.pretrain_clips, self._lr(config.lr), **self._common())
+        clips, lr = config.stages.pretrain_clips, self._lr(config.optim.lr)
+        schedule = Schedule(clips, lr, **self._common())
 
         def rebuild(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
             return model(batch.rows, seed=clip_seeds(config.seed, step, batch.clip_ids)).loss
@@ -132,7 +140,7 @@ class Run:
             return frame_scores(model, loader, self.device, self.amp)
 
         how = (label, schedule, measure) if config.model.supervised else (rebuild, schedule)
-        return self._train("pretrain", self.pretraining_model, config.init, *how)
+        return self._train("pretrain", self.pretraining_model, config.stages.init, *how)
 
     def pretraining_model(self) -> IVCL | Supervised:
         """A new model of this run's sizes for its objective."""
@@ -148,9 +156,9 @@ class Run:
         """
         config = self.config
         schedule = Schedule(
-            config.finetune_clips,
-            self._lr(config.finetune_lr),
-            backbone_lr_scale=1.0 if init == "random" else config.backbone_lr_scale,
+            config.stages.finetune_clips,
+            self._lr(config.optim.finetune_lr),
+            backbone_lr_scale=1.0 if init == "random" else config.optim.backbone_lr_scale,
             **self._common(),
         )
 
@@ -223,12 +231,12 @@ class Run:
             return model
         if init != "random":
             backbone.load_backbone(model, init)
-        if self.config.grad_checkpoint:
+        if self.config.speed.grad_checkpoint:
             model.checkpoint_blocks()
         if self.compile:
             model.compile_blocks()
         frames, pretrains = model.cfg.num_frames, name == "pretrain"
-        share = 1.0 if pretrains else self.config.label_fraction
+        share = 1.0 if pretrains else self.config.stages.label_fraction
         loader = self._loader(
             self.data.train_split, frames, training=True, share=share, pretraining=pretrains
         )
@@ -242,11 +250,11 @@ class Run:
             metrics=self.metrics,
             device=self.device,
             amp=self.amp,
-            shard=self.config.shard,
+            shard=self.config.speed.shard,
             cuda_graph=self.cuda_graph,
             peak_clips_per_second=self._peak_clips_per_second(model, loader.frames_per_clip),
             validate=functools.partial(measure, model) if measure else None,
-            save_every=self.config.save_every,
+            save_every=self.config.output.save_every,
         ).run()
         if not any(map(is_sharded, model.parameters())):
             self._keep(model, folder)
@@ -278,7 +286,7 @@ class Run:
             "clip_norm",
             "optimizer",
         )
-        return {name: getattr(self.config, name) for name in names}
+        return {name: getattr(self.config.optim, name) for name in names}
 
     def _peak_clips_per_second(
         self, model: IVCL | IVCLClassifier | Supervised, frames: float
@@ -294,7 +302,7 @@ class Run:
         return peak and peak * distributed.world_size() / clip
 
     def _lr(self, lr: float) -> float:
-        return scaled_lr(lr, self.config.batch_size, self.config.lr_scaling)
+        return scaled_lr(lr, self.config.optim.batch_size, self.config.optim.lr_scaling)
 
     def _loader(
         self, split: str, num_frames: int, training: bool = False, **options: Any
@@ -304,7 +312,7 @@ class Run:
             options |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
         return self.data.loader(
             split,
-            batch_size=distributed.local_batch_size(self.config.batch_size)
+            batch_size=distributed.local_batch_size(self.config.optim.batch_size)
             if training
             else EVAL_BATCH,
             num_frames=num_frames,

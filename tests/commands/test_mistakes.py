@@ -5,7 +5,6 @@ Single flags are in test_train.py.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import fcntl
 import os
@@ -19,16 +18,17 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, run_command
 from ivcl_fast.train import main as train_main
 from ivcl_fast.training import run
+from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.loop import Interrupted
-from ivcl_fast.training.run_folder import claim
-from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings, parse, resolve
+from ivcl_fast.training.run_folder import claim, resolve
+from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
 from tests.support.small_models import config
 
 
 @pytest.fixture
 def started(tmp_path) -> Path:
     """The folder of a run that has begun."""
-    settings = TrainConfig(out=tmp_path, name="run", lr=0.5)
+    settings = TrainConfig().replace(out=tmp_path, name="run", lr=0.5)
     with claim(settings):
         return settings.folder
 
@@ -50,16 +50,18 @@ def train(arguments: list, monkeypatch) -> int:
 def test_resume_keeps_what_is_learnt_and_takes_how(started):
     arguments = ["--resume", str(started), "--shard", "--workers=3", "--no-pictures"]
     settings = resolve(parse(arguments))
-    assert (settings.lr, settings.folder) == (0.5, started)
-    assert (settings.shard, settings.workers, settings.pictures) == (True, 3, False)
+    assert (settings.optim.lr, settings.folder) == (0.5, started)
+    free = settings.speed.shard, settings.data.workers, settings.output.pictures
+    assert free == (True, 3, False)
     assert resolve(parse(arguments[:2])) == load_settings(started)
 
 
 @pytest.mark.parametrize(
-    "flag", ["--lr=0.5", "--num_slots=3", "--name=b", "--overwrite", "--quick"]
+    "flag", ["--lr=0.7", "--num_slots=3", "--name=b", "--overwrite", "--quick"]
 )
 def test_resume_refuses_to_make_it_another_run(started, flag):
-    with pytest.raises(UserError, match=f"^{flag.partition('=')[0]}: a run keeps its settings; a"):
+    name = flag.partition("=")[0].replace("_", "-")
+    with pytest.raises(UserError, match=f"^{name}: a run keeps its settings; accepted"):
         parse(["--resume", str(started), flag])
 
 
@@ -79,7 +81,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, capsys):
 def test_a_folder_that_another_process_trains_in(started, monkeypatch, capsys):
     settings = load_settings(started)
     (started / "pretrain").mkdir()
-    overwriting = dataclasses.replace(settings, overwrite=True)
+    overwriting = settings.replace(overwrite=True)
     for other in (settings, overwriting):
         said = "run: another process trains there; wait for it, or choose another --name"
         with claim(settings), pytest.raises(UserError, match=said), claim(other):

@@ -8,17 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ivcl_fast import sweep as module
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError, run_command
 from ivcl_fast.report.study import curve, on_clips, right_shares, show, table
 from ivcl_fast.studies.definitions import STUDIES
-from ivcl_fast.sweep import SweepConfig, jobs, slug, sweep
-from ivcl_fast.training.settings import parse
+from ivcl_fast.studies.runner import jobs, run_study, slug
+from ivcl_fast.sweep import main
+from ivcl_fast.training.arguments import parse
 from tests.support.small_models import SIZE_FLAGS
 
 SMALL = (
@@ -39,7 +40,7 @@ def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_
     flags = ["--quick", *SMALL, "--data-dir", str(tmp_path_factory.getbasetemp() / "made")]
     flags += ["--train-videos", "6", "--val-videos", "4"]
     flags += [] if study.brings_data else ["--data", data]
-    folder = sweep(SweepConfig(name, seeds=1, out=tmp_path), tuple(flags))
+    folder = run_study(name, tuple(flags), tmp_path, seeds=1)
     assert folder == tmp_path / f"{name}-quick"
     page = (folder / "study.md").read_text()
     tables = {head: body for head, _, body in (
@@ -59,33 +60,33 @@ def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_
 
 
 def test_the_same_command_runs_nothing_again(data, tmp_path, monkeypatch, capsys):
-    config, flags = SweepConfig("encoder", seeds=2, out=tmp_path), ("--data", data, *SMALL)
-    sweep(config, flags)
+    options, flags = {"seeds": 2, "out": tmp_path}, ("--data", data, *SMALL)
+    run_study("encoder", flags, **options)
     (tmp_path / "encoder" / "factorised" / "seed-1" / "scores.json").unlink()
     asked = []
     monkeypatch.setattr("ivcl_fast.train.train", asked.append)
     with pytest.raises(FileNotFoundError):  # the run that was taken away is asked for, and no other
-        sweep(config, flags)
+        run_study("encoder", flags, **options)
     assert [c.folder.name for c in asked] == ["seed-1"]
 
 
 def test_old_runs_are_not_shown_as_those_of_other_flags(data, tmp_path, capsys):
-    config, flags = SweepConfig("encoder", seeds=1, out=tmp_path), ("--data", data, *SMALL)
-    sweep(config, flags)
+    options, flags = {"seeds": 1, "out": tmp_path}, ("--data", data, *SMALL)
+    run_study("encoder", flags, **options)
     page = (tmp_path / "encoder" / "study.md").read_text()
     with pytest.raises(UserError, match=r"pretrained is of a study with other settings \(lr\); ch"):
-        sweep(config, (*flags, "--lr", "0.5"))
+        run_study("encoder", (*flags, "--lr", "0.5"), **options)
     with pytest.raises(UserError, match=r"finetune_lr, lr"):
-        sweep(config, (*flags, "--lr", "0.5", "--finetune-lr", "0.5"))
+        run_study("encoder", (*flags, "--lr", "0.5", "--finetune-lr", "0.5"), **options)
     assert (tmp_path / "encoder" / "study.md").read_text() == page
 
 
 def test_a_start_that_failed_is_not_in_the_way_of_a_study(data, tmp_path, capsys):
-    config, flags = SweepConfig("encoder", seeds=1, out=tmp_path), ("--data", data, *SMALL)
+    options, flags = {"seeds": 1, "out": tmp_path}, ("--data", data, *SMALL)
     with pytest.raises(UserError, match="do not fill one batch of 1000"):
-        sweep(config, (*flags, "--batch-size", "1000"))
+        run_study("encoder", (*flags, "--batch-size", "1000"), **options)
     assert list(tmp_path.glob("encoder/*/pretrained/config.json"))
-    sweep(config, flags)
+    run_study("encoder", flags, **options)
 
 
 def test_differences_are_those_of_the_same_clips(tmp_path):
@@ -139,7 +140,7 @@ def test_a_differences_interval_is_of_its_clips(tmp_path):
 def test_runs_at_once_learn_what_runs_in_turn_do(data, tmp_path, capsys):
     flags = ("--data", data, *SMALL)
     for parallel in (1, 2):
-        sweep(SweepConfig("encoder", 1, parallel, tmp_path / str(parallel)), flags)
+        run_study("encoder", flags, tmp_path / str(parallel), 1, parallel)
     one, two = (json.loads((tmp_path / n / "encoder/results.json").read_text()) for n in "12")
     assert one == two
     told = capsys.readouterr().out
@@ -152,7 +153,7 @@ def test_one_that_fails_stops_all(data, tmp_path, capsys):
     # Of the five that would take for ever, two have begun and three have not.
     flags = "--data", data, *SMALL, "--pretrain-clips", "1000000"
     with pytest.raises(UserError, match=f"{broken}: its run ended with status 1; see log.txt"):
-        sweep(SweepConfig("slots", 1, 2, tmp_path), flags)
+        run_study("slots", flags, tmp_path, 1, 2)
     assert f"Is a directory: '{broken}/metrics.jsonl'" in (broken / "log.txt").read_text()
 
 
@@ -175,24 +176,24 @@ def test_a_scheduler_stops_runs_at_once_and_each_is_kept(data, tmp_path):
 
 def test_budgets_are_equal_and_seeds_differ():
     study = STUDIES["pretraining"]
-    first, then = jobs(study, module.Path("x"), 3, ("--finetune-clips", "77"))
+    first, then = jobs(study, Path("x"), 3, study.flags(("--finetune-clips", "77"), quick=False))
     assert [job.folder.parent.name for job in first] == ["iv-cl", "image-mae"]
     configs = [parse(job.arguments) for job in then]
-    assert {c.finetune_clips for c in configs} == {77} and len(configs) == 9
+    assert {c.stages.finetune_clips for c in configs} == {77} and len(configs) == 9
     assert [c.seed for c in configs] == [0, 1, 2] * 3
-    assert [c.init for c in configs[-3:]] == ["random"] * 3
+    assert [c.stages.init for c in configs[-3:]] == ["random"] * 3
     assert {parse(job.arguments).model.objective for job in first} == {"ivcl", "mae"}
     assert {c.model.objective for c in configs} == {"ivcl"}
-    assert [c.compare_memoryless for c in configs] == [True] * 3 + [False] * 6
+    assert [c.stages.compare_memoryless for c in configs] == [True] * 3 + [False] * 6
 
 
 def test_a_study_has_its_own_budget_which_the_command_may_change():
     study = STUDIES["pretraining"]
-    config = parse(list(study.flags(("--train-videos=7",))))
-    assert (config.pretrain_clips, config.finetune_clips) == (100_000, 60_000)
-    assert (config.train_videos, config.val_videos) == (7, 4000)
-    assert study.flags(("--quick",)) == ("--quick",)
-    assert STUDIES["data"].flags(("--lr", "1")) == ("--lr", "1")
+    config = parse(study.flags(("--train-videos=7",), quick=False))
+    assert (config.stages.pretrain_clips, config.stages.finetune_clips) == (100_000, 60_000)
+    assert (config.data.train_videos, config.data.val_videos) == (7, 4000)
+    assert study.flags(("--quick",), quick=True) == ("--quick",)
+    assert STUDIES["data"].flags(("--lr", "1"), quick=False) == ("--lr", "1")
 
 
 @pytest.mark.parametrize(
@@ -209,25 +210,26 @@ def test_a_study_has_its_own_budget_which_the_command_may_change():
     ],
 )
 def test_all_tasks_of_a_data_set_share_its_pretraining(name, of_each):
-    first, then = jobs(STUDIES[name], module.Path("x"), 2, ())
+    first, then = jobs(STUDIES[name], Path("x"), 2, ())
     found: dict[str, list[str]] = {}
     for job in first:
         config = parse(job.arguments)
-        found.setdefault(config.data, []).append(config.model.objective)
+        found.setdefault(config.data.source, []).append(config.model.objective)
     assert found == of_each
     sources = {str(job.folder / "pretrain"): parse(job.arguments) for job in first}
     configs = [parse(job.arguments) for job in then]
     assert len(configs) == len({c.folder for c in configs}) == 2 * len(STUDIES[name].variants)
-    assert {c.init for c in configs} == sources.keys() | {"random"}
+    assert {c.stages.init for c in configs} == sources.keys() | {"random"}
     for c in configs:
-        assert c.model.num_frames == (7 if "acre" in c.data else 16)
-        assert c.init == "random" or sources[c.init].data == c.data
+        assert c.model.num_frames == (7 if "acre" in c.data.source else 16)
+        source = sources.get(c.stages.init)
+        assert source is None or source.data.source == c.data.source
 
 
 def test_the_page_about_studies_tells_what_each_takes():
-    page = (module.Path(__file__).parent.parent / "docs" / "studies.md").read_text()
+    page = (Path(__file__).resolve().parents[2] / "docs" / "studies.md").read_text()
     for name, study in STUDIES.items():
-        first, then = jobs(study, module.Path("x"), 1, ())
+        first, then = jobs(study, Path("x"), 1, ())
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
         assert row.endswith(f" | {len(first)} | {len(then)} |")
         assert f"<!-- results: {name} -->" in page and f"<!-- end of results: {name} -->" in page
@@ -281,7 +283,7 @@ def test_curves_join_seeds(tmp_path):
 def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sweep", *arguments, "--out", str(tmp_path / "none")])
     with pytest.raises(SystemExit) as stop:
-        run_command(module.main)
+        run_command(main)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
     assert not (tmp_path / "none").exists()

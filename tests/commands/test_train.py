@@ -20,8 +20,9 @@ from ivcl_fast.evaluate import main as evaluate_main
 from ivcl_fast.models import flops
 from ivcl_fast.train import main as train_main
 from ivcl_fast.train import origin
+from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run import Run
-from ivcl_fast.training.settings import TrainConfig, as_json, parse
+from ivcl_fast.training.settings import TrainConfig, as_json, load_settings
 from tests.support.small_models import FRAME_FLAGS, SIZE_FLAGS
 
 SMALL = [
@@ -85,14 +86,14 @@ def test_quick_run_does_everything(tmp_path, capsys, monkeypatch):
 
 
 def test_no_cuda_graph_without_a_gpu(tmp_path, capsys):
-    run = Run(TrainConfig(cuda_graph=True, device="cpu", out=tmp_path))
+    run = Run(TrainConfig().replace(cuda_graph=True, device="cpu", out=tmp_path))
     assert not run.cuda_graph
     said = "--cuda-graph: running without, it needs an NVIDIA GPU, this is cpu\n"
     assert capsys.readouterr().out == said
 
 
 def test_speed_at_the_peak_is_that_of_all_ranks(tmp_path, monkeypatch):
-    run = Run(TrainConfig(device="cpu", amp="bf16", out=tmp_path))
+    run = Run(TrainConfig().replace(device="cpu", amp="bf16", out=tmp_path))
     cfg = IVCLConfig(image_size=16, depth=1)
     frames = cfg.num_frames
     assert run._peak_clips_per_second(IVCL(cfg), frames) is None, "a CPU's is not known"
@@ -166,15 +167,17 @@ def test_signal_leaves_a_run_that_resume_finishes(cater, uninterrupted, tmp_path
         (["--task", "count"], "'count' is not one of localize"),
         (["--mask-ratio", "1.5"], "--mask-ratio: 1.5 is not between 0 and 1"),
         (["--image-size", "60"], "--image-size: 60 is not a multiple of patch_size 8"),
-        (["--batch-size", "0"], "--batch-size: must be at least 1"),
-        (["--grad-accum-steps", "3"], "--grad-accum-steps: 3 does not divide --batch-size"),
-        (["--lr", "-1"], "--lr: must be above 0"),
-        (["--finetune-lr", "nan"], "--finetune-lr: must be above 0"),
-        (["--clip-norm", "0"], "--clip-norm: must be above 0"),
-        (["--weight-decay", "-1"], "--weight-decay: must be at least 0"),
-        (["--warmup-steps", "-5"], "--warmup-steps: must be at least 0"),
-        (["--val-videos", "0"], "--val-videos: must be at least 1"),
+        (["--batch-size", "0"], "--batch-size: 0 is not accepted; accepted: at least 1"),
+        (["--grad-accum-steps", "3"], "--grad-accum-steps: 3 is not accepted; accepted: a divisor"),
+        (["--lr", "-1"], "--lr: -1.0 is not accepted; accepted: above 0"),
+        (["--finetune-lr", "nan"], "--finetune-lr: nan is not accepted; accepted: above 0"),
+        (["--clip-norm", "0"], "--clip-norm: 0.0 is not accepted; accepted: above 0"),
+        (["--weight-decay", "-1"], "--weight-decay: -1.0 is not accepted; accepted: at least 0"),
+        (["--warmup-steps", "-5"], "--warmup-steps: -5 is not accepted; accepted: at least 0"),
+        (["--val-videos", "0"], "--val-videos: 0 is not accepted; accepted: at least 1"),
         (["--num-query-frames", "17"], "--num-query-frames: 17 is more than num_frames"),
+        (["--seed", "-1"], "--seed: -1 is not accepted; accepted: 0 to 2^63 - 1"),
+        (["--seed", str(2**64)], "--seed: "),
         (["--resume", "nowhere"], "nowhere: no run there"),
         (["--no-such-flag"], "no-such-flag"),
         (["--device", "cuda:99"], "--device"),
@@ -218,10 +221,26 @@ def test_a_stage_of_few_steps_is_told(cater, uninterrupted, capsys, monkeypatch)
 def test_frames_rebuilt_are_at_most_the_frames_there_are():
     for flags, frames, rebuilt in (
         ([], 16, 8), (["--num-frames", "4"], 4, 4), (["--num-frames=12"], 12, 8),
+        (["--num_frames", "4"], 4, 4),
         (["--num-frames", "4", "--num-query-frames", "2"], 4, 2), (["--data", "acre:x"], 7, 4),
     ):  # fmt: skip
         model = parse(flags).model
         assert (model.num_frames, model.num_query_frames) == (frames, rebuilt)
+
+
+def test_flags_of_version_0_1_0_are_accepted():
+    config = parse(["--feed", "stream", "--accum", "4", "--labelled", "0.5"])
+    assert (config.data.loader, config.optim.grad_accum_steps) == ("stream", 4)
+    assert config.stages.label_fraction == 0.5
+
+
+def test_settings_of_version_0_1_0_are_read(tmp_path):
+    saved = as_json(parse(["--loader", "stream", "--grad-accum-steps", "4"]))
+    old = {"accum": saved.pop("grad_accum_steps"), "labelled": saved.pop("label_fraction")}
+    saved.pop("loader")
+    (tmp_path / "config.json").write_text(json.dumps(saved | old | {"feed": "dali"}))
+    config = load_settings(tmp_path)
+    assert (config.data.loader, config.optim.grad_accum_steps) == ("stream", 4)
 
 
 def test_checkpoint_of_another_size_is_refused(cater, uninterrupted, capsys, monkeypatch, tmp_path):

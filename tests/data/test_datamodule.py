@@ -11,9 +11,9 @@ import torch
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data import registry as catalog
+from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.datamodule import Data, StoredData, StreamedData, open_data, open_dataset
 from ivcl_fast.errors import UserError
-from ivcl_fast.training.settings import TrainConfig
 
 KINDS = {
     "synthetic": ("localize", 36, ("train", "val", "val")),
@@ -29,14 +29,17 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
-def config(name: str, folder: Path, **changes) -> TrainConfig:
-    frames = 7 if "acre" in name else 5
-    model = IVCLConfig(image_size=32, patch_size=8, num_frames=frames, num_query_frames=2)
-    made = TrainConfig(
-        data=name, model=model, data_dir=folder, train_videos=40, val_videos=5, workers=1,
-        decoder="pyav",
-    )  # fmt: skip
+def config(name: str, folder: Path, **changes) -> DataConfig:
+    made = DataConfig(
+        name, data_dir=folder, train_videos=40, val_videos=5, workers=1, decoder="pyav"
+    )
     return replace(made, **changes)
+
+
+def opened(config: DataConfig, only_look: bool = False) -> Data:
+    frames = 7 if "acre" in config.source else 5
+    model = IVCLConfig(image_size=32, patch_size=8, num_frames=frames, num_query_frames=2)
+    return open_data(config, model, only_look=only_look)
 
 
 def loader(data: Data, split: str, training: bool = False):
@@ -47,8 +50,8 @@ def loader(data: Data, split: str, training: bool = False):
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_from_a_store_and_streamed(name, folder):
     task, classes, splits = KINDS[name]
-    stored = open_data(config(name, folder))
-    streamed = open_data(config(name, folder, loader="stream"))
+    stored = opened(config(name, folder))
+    streamed = opened(config(name, folder, loader="stream"))
     assert isinstance(stored, StoredData) and isinstance(streamed, StreamedData)
     assert stored.dataset.task == task
     assert (stored.train_split, stored.curve_split, stored.eval_split) == splits
@@ -70,7 +73,7 @@ def test_every_kind_from_a_store_and_streamed(name, folder):
 
 
 def test_a_labelled_share_is_of_whole_problems(folder):
-    data = open_data(config("synthetic:acre-comp", folder))
+    data = opened(config("synthetic:acre-comp", folder))
     options = dict(batch_size=4, num_frames=7, seed=3, training=True)
     found: list[set[str]] = []
     for share in (0.25, 0.5, 1.0):
@@ -88,7 +91,7 @@ def test_a_labelled_share_is_of_whole_problems(folder):
 @pytest.mark.parametrize(("name", "crops"), [("synthetic", 0), ("synthetic:something-else", 1)])
 def test_only_where_a_place_is_no_answer_frames_are_cropped(name, crops, folder):
     """And only in training."""
-    streamed = open_data(config(name, folder, loader="stream"))
+    streamed = opened(config(name, folder, loader="stream"))
     assert [loader(streamed, streamed.train_split, t).random_crop for t in (True, False)] == [
         bool(crops),
         False,
@@ -96,7 +99,7 @@ def test_only_where_a_place_is_no_answer_frames_are_cropped(name, crops, folder)
 
 
 def test_what_one_feed_drops_is_told_and_dropped_by_all(folder, tmp_path):
-    data = open_data(config("synthetic", tmp_path, loader="stream", train_videos=6, val_videos=2))
+    data = opened(config("synthetic", tmp_path, loader="stream", train_videos=6, val_videos=2))
     clip = data.usable_clips("val")[0]
     (data.dataset.root / "videos" / f"{clip.media}.avi").write_bytes(b"RIFF")
     (batch,) = loader(data, "val").epoch(0)
@@ -108,7 +111,7 @@ def test_what_one_feed_drops_is_told_and_dropped_by_all(folder, tmp_path):
 @pytest.mark.parametrize("name", KINDS)
 def test_who_only_looks_makes_no_data(name, tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}/synthetic-.*: no such .*: --data-dir with"):
-        open_data(config(name, tmp_path), only_look=True)
+        opened(config(name, tmp_path), only_look=True)
     with pytest.raises(UserError, match="/nowhere: no such folder; accepted: --data with its"):
         open_dataset(config("cater:nowhere", tmp_path), only_look=True)
     assert not list(tmp_path.iterdir())
@@ -127,17 +130,17 @@ def test_what_is_measured_on_is_looked_for_before_any_work(cater, tmp_path):
     listed = val.read_text()
     val.write_text("")
     with pytest.raises(UserError, match=r"localize/val\.txt: lists no video"):
-        open_data(settings)
+        opened(settings)
     val.unlink()
     with pytest.raises(UserError, match=r"localize/val\.txt: no such list"):
-        open_data(settings)
+        opened(settings)
     assert not list(cater.glob("store-*"))
-    assert open_data(settings, only_look=True).usable_clips("train"), "need not be measured on"
+    assert opened(settings, only_look=True).usable_clips("train"), "need not be measured on"
     val.write_text(listed.replace("CATER_new_", "CATER_old_"))
     for loader in ("store", "stream"):
         shutil.rmtree(cater / "store-32-p8-pyav", ignore_errors=True)
         with pytest.raises(UserError, match="no clip of val can be used, to be measured on"):
-            open_data(replace(settings, loader=loader))
+            opened(replace(settings, loader=loader))
 
 
 def test_acre_without_its_validation_split(folder, tmp_path):
@@ -146,30 +149,30 @@ def test_acre_without_its_validation_split(folder, tmp_path):
     (data / "config" / "val.json").unlink()
     settings = config(f"acre:{data}", tmp_path)
     with pytest.raises(UserError, match=r"val\.json: no such file"):
-        open_data(settings)
-    assert len(open_data(settings, only_look=True).usable_clips("test")) == 4
+        opened(settings)
+    assert len(opened(settings, only_look=True).usable_clips("test")) == 4
 
 
 def test_scenes_that_are_missing_are_told_of_once(cater, tmp_path, caplog):
     caplog.set_level("WARNING", "ivcl_fast")  # whatever ran before in this process
-    whole = open_data(config(f"cater:{cater}", tmp_path))
+    whole = opened(config(f"cater:{cater}", tmp_path))
     names = [clip.name for clip in whole.usable_clips("val")]
     assert whole.has_scenes(names) and not caplog.messages
     for name in names[1:3]:
         (cater / "scenes" / f"{name}.json").unlink()
-    data = open_data(config(f"cater:{cater}", tmp_path))
+    data = opened(config(f"cater:{cater}", tmp_path))
     assert caplog.messages == [
         f"{cater}/scenes: no scene of 2 of 4 clips, such as {names[1]}, so hidden ends are not "
         "told apart"
     ]
     assert not data.has_scenes(names) and data.has_scenes(names[:1])
-    open_data(config(f"cater:{cater}", tmp_path, task="actions_present"))  # they tell nothing
+    opened(config(f"cater:{cater}", tmp_path, task="actions_present"))  # they tell nothing
     assert len(caplog.messages) == 1
 
 
 def test_tasks_with_media_of_their_own_have_stores_of_their_own(folder):
     one, other = (
-        open_data(config("synthetic:something-else", folder, task=task))
+        opened(config("synthetic:something-else", folder, task=task))
         for task in ("compositional", "fewshot_base")
     )
     assert isinstance(one, StoredData) and isinstance(other, StoredData)

@@ -25,7 +25,7 @@ from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError, run_command
 from ivcl_fast.train import main
-from ivcl_fast.training.settings import parse
+from ivcl_fast.training.arguments import parse
 
 FRAMES = 38
 
@@ -144,7 +144,7 @@ def test_batches_hold_the_labels_of_their_own_frames(cater, objective, loader):
     flags = ["--data", f"cater:{cater.root}", "--objective", objective, "--image-size", "32"]
     flags += ["--num-frames", "5", "--num-query-frames", "1", "--workers", "1"]
     config = parse([*flags, "--loader", loader, "--decoder", "pyav"])
-    data = open_data(config)
+    data = open_data(config.data, config.model, with_frame_labels=True)
     options = dict(batch_size=4, num_frames=5, seed=3, training=True)
     batches = data.loader("train", **options, pretraining=True)
     clips, expected = data.dataset.clips("train"), frame_labels(cater, objective, 4)

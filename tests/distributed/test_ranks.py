@@ -14,8 +14,9 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.train import train as run_train
 from ivcl_fast.training import checkpoint
+from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.loop import Schedule, make_optimizers
-from ivcl_fast.training.settings import parse, resolve
+from ivcl_fast.training.run_folder import resolve
 from tests.commands.test_train import SMALL
 from tests.support.ranks import run_ranks
 from tests.support.toy_stage import SPREAD, assert_same_run, curve, make_model, train

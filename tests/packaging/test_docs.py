@@ -28,7 +28,7 @@ from ivcl_fast import IVCLConfig
 from ivcl_fast.data import registry as catalog
 from ivcl_fast.errors import UserError
 from ivcl_fast.studies.definitions import STUDIES, study_named
-from ivcl_fast.training import settings
+from ivcl_fast.training.arguments import parse as parse_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -123,15 +123,16 @@ def check_python(arguments: list[str]) -> None:
     if module in END_AT_ONCE:
         run(module, flags)
         return
+    if module == "ivcl_fast.train":
+        parse_flags(flags)
+        return
     found = parsed(module, flags)
     if module == "ivcl_fast.prepare":
         catalog.find(found.source.replace("synthetic:cater", "synthetic"))
     if module == "ivcl_fast.sweep":
         found, flags = found
         study_named(found.study)
-        settings.parse(flags)
-    if module == "ivcl_fast.train" and not found.resume:
-        settings.parse(flags)
+        parse_flags(flags)
 
 
 def run(module: str, flags: list[str]) -> None:

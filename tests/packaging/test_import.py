@@ -45,7 +45,7 @@ def test_import_is_silent_and_touches_no_device():
         "              'xformers', 'av'):\n"
         "    assert heavy not in sys.modules, heavy\n"
         "assert callable(ivcl_fast.accelerate) and callable(ivcl_fast.restore)\n"
-        "from ivcl_fast.accelerate import Report\n"
+        "from ivcl_fast.models.accelerate import Report\n"
         "assert callable(ivcl_fast.accelerate)\n"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,45 @@
+"""Settings of a run's data: which clips there are, and how their frames are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ivcl_fast.errors import require_at_least
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which clips there are, and how their frames are read."""
+
+    source: Annotated[str, tyro.conf.arg(name="data")] = "synthetic"
+    """A folder in the data set's published format: cater:DIR, acre:DIR or something-else:DIR; or
+    data made on the spot: synthetic (CATER, static camera), synthetic:moving,
+    synthetic:{acre-iid,acre-comp,acre-sys}, synthetic:something-else."""
+    task: str = "auto"
+    """Task to finetune on. CATER: localize (on a 6x6 grid), localize_4x4, localize_8x8,
+    actions_present, actions_order_uniq; Something-Else: compositional, fewshot_5shot, ...; auto:
+    the data set's first task."""
+    train_videos: int = 3000
+    """Number of synthetic training videos."""
+    val_videos: int = 600
+    """Number of synthetic validation videos."""
+    data_dir: Path = Path("data")
+    """Folder that holds synthetic data sets."""
+    loader: Annotated[Literal["store", "stream"], tyro.conf.arg(aliases=("--feed",))] = "store"
+    """store: decode every video once, into a frame store; stream: decode clips in every epoch."""
+    decoder: Literal["auto", "dali", "pyav"] = "auto"
+    """Video decoder; auto: DALI where it can decode on a GPU, else PyAV."""
+    placement: Literal["auto", "disk", "ram", "gpu"] = "auto"
+    """Where the frame store is kept during training; auto: the fastest place where it fits."""
+    workers: int | None = None
+    """Processes that render and decode; by default one per core."""
+
+    def check(self) -> None:
+        """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
+        require_at_least(self, 1, "train_videos", "val_videos")
+        if self.workers is not None:
+            require_at_least(self, 1, "workers")
