@@ -18,8 +18,8 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, run_command
 from ivcl_fast.evaluation.evaluate import Evaluation, cone_guess, counting_guess
 from ivcl_fast.models import backbone, timm_weights
+from ivcl_fast.models.weights import weights_file
 from ivcl_fast.report.run import Row, print_rows, write_report
-from ivcl_fast.training import checkpoint
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.hardware import enable_determinism
 from ivcl_fast.training.loop import Interrupted
@@ -70,7 +70,7 @@ def origin(config: TrainConfig) -> str:
         if timm_weights.is_timm(config.stages.init):
             return f"pretrained: {config.stages.init}"
         try:
-            model = checkpoint.weights_file(config.stages.init).parent
+            model = weights_file(config.stages.init).parent
             config = load_settings(model.parent)  # as a run leaves its models
         except UserError:
             return "pretrained"

@@ -15,7 +15,7 @@ from ivcl_fast.data.registry import Synthetic, find
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import backbone, timm_weights
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
-from ivcl_fast.training import checkpoint
+from ivcl_fast.models.weights import MODEL, misfit, read_weights, weights_file
 from ivcl_fast.training.run import ANSWERS, Run
 from ivcl_fast.training.settings import TrainConfig, load_settings
 
@@ -119,9 +119,9 @@ def about(run: Run, models: Models, weights: Path | None = None) -> str:
 
 def model_of(run: Run, source: Path) -> Model:
     """A model of the run's sizes with these weights; a classifier if they have a head."""
-    weights = checkpoint.read_weights(source)
+    weights = read_weights(source)
     model = run.classifier() if "head.weight" in weights else run.pretraining_model()
-    if reason := checkpoint.misfit(model, weights):
+    if reason := misfit(model, weights):
         raise UserError(f"{source}: {reason}")
     model.load_state_dict(weights)
     return model
@@ -131,10 +131,10 @@ def started_from(run: Run) -> Model:
     """The model whose weights are the run's ``init``; a classifier unless it fits as a whole."""
     model, init = run.pretraining_model(), run.config.stages.init
     if not timm_weights.is_timm(init):
-        file = checkpoint.weights_file(init)
-        weights = checkpoint.read_weights(file)
-        if checkpoint.misfit(model, weights) is None:
-            if file.name == checkpoint.MODEL:
+        file = weights_file(init)
+        weights = read_weights(file)
+        if misfit(model, weights) is None:
+            if file.name == MODEL:
                 with suppress(UserError):  # a config beside it tells of its masks, too
                     return type(model).from_pretrained(file.parent)
             model.load_state_dict(weights)

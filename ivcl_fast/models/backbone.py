@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import timm_weights
-from ivcl_fast.training import checkpoint
+from ivcl_fast.models.weights import read_weights, weights_file
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def check_source(source: str) -> None:
     if timm_weights.is_timm(source):
         timm_weights.check(source)
     else:
-        checkpoint.weights_file(source)
+        weights_file(source)
 
 
 def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) -> list[str]:
@@ -42,7 +42,7 @@ def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) 
     if timm_weights.is_timm(source):
         weights = timm_weights.encoder_weights(source, model)
     else:
-        weights = checkpoint.read_weights(source)
+        weights = read_weights(source)
     taken: dict[str, Tensor] = {}
     for key, value in weights.items():
         if not key.startswith(("encoder.", "temporal.")) or key not in own:

@@ -34,10 +34,9 @@ from ivcl_fast import kernels
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.kernels.attention import attention
-from ivcl_fast.models import backbone, reference, supervised
+from ivcl_fast.models import backbone, reference, supervised, weights
 from ivcl_fast.models import hub_card as model_card
 from ivcl_fast.models.reference import all_patches, patch_rows, select_frames, take_rows
-from ivcl_fast.training import checkpoint
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -226,9 +225,9 @@ class Pretrained(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Behind ``save_pretrained``: the weights and their checksum."""
-        (save_directory / checkpoint.CHECKSUMS).unlink(missing_ok=True)
+        (save_directory / weights.CHECKSUMS).unlink(missing_ok=True)
         super()._save_pretrained(save_directory)
-        checkpoint.write_checksums(save_directory, [checkpoint.MODEL])
+        weights.write_checksums(save_directory, [weights.MODEL])
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """``README.md`` of the folder: what the model is, its sizes, and how to use it."""
@@ -241,7 +240,7 @@ class Pretrained(
         Raises :class:`UserError` where there is none, and where config or weights do not fit.
         """
         place = pretrained_model_name_or_path
-        with nullcontext() if checkpoint.is_local(place) else checkpoint.from_hub(place):
+        with nullcontext() if weights.is_local(place) else weights.from_hub(place):
             return super().from_pretrained(place, **kwargs)
 
     @classmethod
@@ -260,11 +259,11 @@ class Pretrained(
         model: Any = cls(cfg, **kwargs)
         file = model_id
         if not os.path.isdir(model_id):
-            file = hf_hub_download(model_id, checkpoint.MODEL, **where)
-        weights = checkpoint.read_weights(file)
-        if reason := checkpoint.misfit(model, weights):
+            file = hf_hub_download(model_id, weights.MODEL, **where)
+        state = weights.read_weights(file)
+        if reason := weights.misfit(model, state):
             raise UserError(f"{model_id}: {reason}")
-        model.load_state_dict(weights)
+        model.load_state_dict(state)
         return model.to(map_location).eval()
 
     def _arguments(self) -> dict[str, Any]:

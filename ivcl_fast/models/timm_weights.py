@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
-from ivcl_fast.training.checkpoint import read_weights, weights_file
+from ivcl_fast.models.weights import read_weights, weights_file
 
 PREFIX = "timm:"
 TOKENS = ("cls_token", "reg_token")

@@ -17,11 +17,11 @@ from threading import Event, Lock
 import torch
 
 from ivcl_fast.errors import UserError
+from ivcl_fast.models.weights import MODEL
 from ivcl_fast.report import study as study_report
 from ivcl_fast.report.run import SCORES
 from ivcl_fast.studies.definitions import Study, Variant, flag_name, study_named
 from ivcl_fast.training.arguments import parse
-from ivcl_fast.training.checkpoint import MODEL
 from ivcl_fast.training.loop import Interrupted
 from ivcl_fast.training.run_folder import differing, has_begun, resolve
 from ivcl_fast.training.settings import TrainConfig

@@ -26,6 +26,7 @@ from ivcl_fast.evaluation.evaluate import Evaluation, evaluate, frame_scores
 from ivcl_fast.files import write_json
 from ivcl_fast.models import backbone, flops
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
+from ivcl_fast.models.weights import MODEL, read_weights
 from ivcl_fast.training import checkpoint, step_graph
 from ivcl_fast.training.hardware import (
     compile_unsupported_reason,
@@ -197,7 +198,7 @@ class Run:
 
     def finished(self, name: str) -> bool:
         """Whether stage ``name`` has left its model."""
-        return (self.folder / name / checkpoint.MODEL).is_file()
+        return (self.folder / name / MODEL).is_file()
 
     def clips(self, names: list[str]) -> Tensor:
         """uint8 patch rows ``[len(names), T, N, 3*P*P]`` of clips of the evaluation split."""
@@ -227,7 +228,7 @@ class Run:
         if distributed.broadcast_from_rank0(
             self.finished(name)
         ):  # a shared folder shows files late
-            model.load_state_dict(checkpoint.read_weights(folder))
+            model.load_state_dict(read_weights(folder))
             return model
         if init != "random":
             backbone.load_backbone(model, init)
@@ -273,7 +274,7 @@ class Run:
         distributed.barrier()
 
     def _load(self, model: Any, name: str) -> Any:
-        model.load_state_dict(checkpoint.read_weights(self.folder / name))
+        model.load_state_dict(read_weights(self.folder / name))
         return model.to(self.device).eval()
 
     def _common(self) -> dict[str, Any]:
@@ -331,7 +332,7 @@ def save_whole(model: Any, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         model.save_pretrained(partial)
-        for file in sorted(partial.iterdir(), key=lambda f: f.name == checkpoint.MODEL):
+        for file in sorted(partial.iterdir(), key=lambda f: f.name == MODEL):
             checkpoint.sync(file)
             os.replace(file, folder / file.name)
     except (OSError, SafetensorError) as error:

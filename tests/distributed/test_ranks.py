@@ -12,8 +12,8 @@ import torch.distributed as dist
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
+from ivcl_fast.models.weights import read_weights
 from ivcl_fast.train import train as run_train
-from ivcl_fast.training import checkpoint
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.loop import Schedule, make_optimizers
 from ivcl_fast.training.run_folder import resolve
@@ -61,7 +61,7 @@ def test_the_command_does_on_two_ranks_what_it_does_on_one(tmp_path):
         ):
             assert step == expected and math.isclose(a, b, rel_tol=1e-3)
     one, two = (
-        {k: v.shape for k, v in checkpoint.read_weights(tmp_path / name / "finetune").items()}
+        {k: v.shape for k, v in read_weights(tmp_path / name / "finetune").items()}
         for name in ("one", "shards")
     )
     assert one == two

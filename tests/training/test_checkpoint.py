@@ -15,6 +15,13 @@ from torch import nn
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import backbone
+from ivcl_fast.models.weights import (
+    CHECKSUMS,
+    MODEL,
+    read_weights,
+    weights_file,
+    write_checksums,
+)
 from ivcl_fast.training import checkpoint
 
 
@@ -30,19 +37,19 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", [*checkpoint.FILES, checkpoint.CHECKSUMS])
+@pytest.mark.parametrize("name", [*checkpoint.FILES, CHECKSUMS])
 def test_damage_names_the_file(tmp_path, name):
     file = saved(tmp_path) / name
     flip_a_bit(file)
     with pytest.raises(ValueError, match="does not match its checksum") as error:
         checkpoint.read(file.parent)
-    assert name == checkpoint.CHECKSUMS or str(error.value).startswith(f"{name} ")
+    assert name == CHECKSUMS or str(error.value).startswith(f"{name} ")
 
 
 def test_a_damaged_checkpoint_counts_as_none_of_those_kept(tmp_path):
     for step in (5, 10):
         saved(tmp_path, step)
-    flip_a_bit(tmp_path / "step-00000010" / checkpoint.MODEL)
+    flip_a_bit(tmp_path / "step-00000010" / MODEL)
     (tmp_path / "step-00000011.partial").mkdir()  # of a process that was killed
     assert checkpoint.latest(tmp_path).step == 5
     saved(tmp_path, 8)
@@ -52,12 +59,12 @@ def test_a_damaged_checkpoint_counts_as_none_of_those_kept(tmp_path):
 def test_damage_of_a_finished_model_is_found(tmp_path):
     model = IVCL(IVCLConfig(depth=1, temporal_depth=1, decoder_depth=1))
     model.save_pretrained(tmp_path)
-    flip_a_bit(tmp_path / checkpoint.MODEL)
-    for load in (checkpoint.read_weights, IVCL.from_pretrained):
+    flip_a_bit(tmp_path / MODEL)
+    for load in (read_weights, IVCL.from_pretrained):
         with pytest.raises(UserError, match=r"model\.safetensors: damaged, .*SHA256SUMS"):
             load(tmp_path)
     model.save_pretrained(tmp_path)
-    checkpoint.read_weights(tmp_path)
+    read_weights(tmp_path)
 
 
 def test_a_runs_folder_stands_for_its_pretrained_model(tmp_path):
@@ -68,13 +75,13 @@ def test_a_runs_folder_stands_for_its_pretrained_model(tmp_path):
     for folder in (run / "finetune", other / "finetune", other / "scratch"):
         classifier.save_pretrained(folder)
     (run / "config.json").write_text("{}")  # of the run, not of a model
-    assert checkpoint.weights_file(run) == run / "pretrain" / checkpoint.MODEL
+    assert weights_file(run) == run / "pretrain" / MODEL
     backbone.check_source(str(run))
     ours, theirs = classifier.state_dict(), pretrained.state_dict()
     taken = classifier.load_pretrained(str(run))
     assert taken and all(torch.equal(ours[key], theirs[key]) for key in taken)
     accepted = f"give the folder of one: {other / 'finetune'}, {other / 'scratch'}$"
-    for use in (classifier.load_pretrained, backbone.check_source, checkpoint.read_weights):
+    for use in (classifier.load_pretrained, backbone.check_source, read_weights):
         with pytest.raises(UserError, match=f"checkpoint {other}: .*no pretrain.*; {accepted}"):
             use(str(other))
     with pytest.raises(UserError, match=r"no model\.safetensors there; give a folder written by"):
@@ -82,7 +89,7 @@ def test_a_runs_folder_stands_for_its_pretrained_model(tmp_path):
 
 
 def test_sha256sum_reads_the_checksums(tmp_path):
-    done = subprocess.run(["sha256sum", "-c", checkpoint.CHECKSUMS], cwd=saved(tmp_path))
+    done = subprocess.run(["sha256sum", "-c", CHECKSUMS], cwd=saved(tmp_path))
     assert done.returncode == 0
 
 
@@ -98,17 +105,17 @@ class Trap:
 
 def test_a_pickle_is_refused_and_never_run(tmp_path):
     trap = pickle.dumps(Trap(tmp_path / "sprung"))
-    file = saved(tmp_path / "run") / checkpoint.MODEL
+    file = saved(tmp_path / "run") / MODEL
     file.write_bytes(trap)
     with pytest.raises(UserError, match="damaged"):
-        checkpoint.read_weights(file)
-    checkpoint.write_checksums(file.parent, checkpoint.FILES)  # even if it is signed
+        read_weights(file)
+    write_checksums(file.parent, checkpoint.FILES)  # even if it is signed
     with pytest.raises(UserError, match="not a readable safetensors file"):
-        checkpoint.read_weights(file)
+        read_weights(file)
     assert checkpoint.latest(tmp_path / "run") is None
     torch.save({"weights": Trap(tmp_path / "sprung")}, tmp_path / "model.pt")
     with pytest.raises(UserError, match=r"model\.pt: not a readable safetensors file"):
-        checkpoint.read_weights(tmp_path / "model.pt")
+        read_weights(tmp_path / "model.pt")
     assert not (tmp_path / "sprung").exists()
 
 
