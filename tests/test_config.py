@@ -37,14 +37,14 @@ def test_presets(name):
 def test_derived_sizes():
     cfg = IVCLConfig.preset("base224")
     assert (cfg.grid, cfg.num_patches, cfg.num_keep, cfg.patch_dim) == (14, 196, 49, 768)
-    assert cfg.num_rebuilt == 8
-    assert IVCLConfig.preset("tiny", objective="mae").num_rebuilt == 16
+    assert cfg.num_reconstructed == 8
+    assert IVCLConfig.preset("tiny", objective="mae").num_reconstructed == 16
 
 
 @pytest.mark.parametrize(
     ("ratio", "keep"), [(0.001, 63), (0.05, 61), (0.75, 16), (0.875, 8), (0.95, 3), (0.999, 1)]
 )
-def test_at_least_one_patch_is_seen_and_one_rebuilt(ratio, keep):
+def test_at_least_one_patch_is_seen_and_one_masked(ratio, keep):
     assert IVCLConfig.preset("tiny", mask_ratio=ratio).num_keep == keep
 
 

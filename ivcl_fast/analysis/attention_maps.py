@@ -50,7 +50,7 @@ def slot_attention(
     attentions = [part for part in encoder.modules() if isinstance(part, reference.Attention)]
     for attn in attentions if rollout else attentions[-1:]:
         attn.register_forward_pre_hook(lambda attn, args: seen.append((attn, args[0])))
-    rows = reference.as_rows(video, cfg)
+    rows = reference.as_pixels(reference.patch_rows(video, cfg))
     encoder(rows, reference.all_patches(rows), getattr(model, "cls_token", None))
 
     # A sequence holds (a cls token and) frames, one or with the joint encoder all of the clip's.

@@ -1,15 +1,15 @@
 """Fused kernels for a model that already exists: swap its modules in place, and back.
 
-A module changes its class, nothing else: parameters, keys, hooks and its place in the model stay,
-as do every other instance and the classes themselves.
+Only a module's class changes. Its parameters, keys, hooks and place in the model stay, and so do
+all other instances and the classes themselves.
 
-* The reference's modules become the fast model's own (``model.py``).
+* The reference's modules become those of the fast model (``ivcl.py``).
 * Attention, MLPs and whole pre-norm blocks of any other origin (timm's, a user's) become a subclass
-  of their own class, if two things hold: they consist of the parts a ViT block has and no others,
-  and a copy of the module with random weights gives the same output by both ways.
+  of their own class, on two conditions: they consist of the parts of a ViT block and no others, and
+  a copy with random weights gives the same output with both forward passes.
 
-A LayerNorm alone is left as it is: PyTorch's is one kernel already, the gain is in the residual
-addition, which a block brings along.
+A LayerNorm alone is not replaced: PyTorch's is one kernel already, and the gain comes from fusing
+the residual addition, which only a block has.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from ivcl_fast.models.ivcl import (
     Attention,
     Block,
     Mlp,
-    Pretrained,
+    PretrainedModel,
     set_attention_backend,
 )
 
 ORIGIN = "_accelerated_from"
-"""Attribute of a swapped module: the class it had."""
-PROBE_TOKENS = (2, 5)
-"""Sequences and tokens of the input on which both ways are compared."""
+"""Attribute of a swapped module: the class it had before."""
+TRIAL_SHAPE = (2, 5)
+"""Sequences and tokens of the input on which both forward passes are compared."""
 
 
 @dataclass
 class Report:
-    """What :func:`accelerate` did."""
+    """What :func:`accelerate` did; ``print`` shows it, a line for each kind of module."""
 
     replaced: dict[str, str] = field(default_factory=dict)
     """Name of each module that was swapped, and its class."""
     kept: dict[str, str] = field(default_factory=dict)
-    """Name of each module that looks like a fused one but was left alone, and why."""
+    """Name of each module that resembles a fused one but was not swapped, and the reason."""
     fused_before: bool = False
-    """Whether some ran on fused kernels already, and were left alone for that."""
+    """Whether some modules ran on fused kernels already."""
 
     def __str__(self) -> str:
         lines = [f"{len(self.replaced)} modules replaced, {len(self.kept)} kept"]
@@ -66,18 +66,25 @@ class Report:
 
 
 def accelerate(module: nn.Module) -> Report:
-    """Run ``module`` on fused kernels from now on; undone by :func:`restore`.
+    """Run ``module`` on fused kernels from now on, in place; :func:`restore` undoes it.
 
-    ``module``: anything with modules of :mod:`ivcl_fast.reference`, or attention, MLPs and blocks
-    built like timm's, itself or inside; wrapped (DDP) or compiled ones as well. Outputs stay what
-    they were up to rounding. Returns which modules were swapped and which were not, and why.
+    ``module``: a module of :mod:`ivcl_fast.reference`, attention, an MLP or a block built like
+    timm's, or any model that contains some, also wrapped (DDP) or compiled. Outputs stay the same
+    up to rounding. Returns which modules were swapped and which were not, with the reasons; a
+    module that cannot be swapped is no error.
+
+    Example::
+
+        model = timm.create_model("vit_base_patch16_224")
+        print(ivcl_fast.accelerate(model))
+        ivcl_fast.restore(model)
     """
     report = Report()
     for name, part in module.named_modules():
         old: Any = type(part)
         new = FAST.get(old)
         if new is None and (role := find_role(part)) is not None:
-            reason = obstacle(part, role)
+            reason = unsupported_reason(part, role)
             if reason is None:
                 new = fast_class(old, role)
             else:
@@ -88,13 +95,16 @@ def accelerate(module: nn.Module) -> Report:
             part.__dict__[ORIGIN] = old
             report.replaced[name] = old.__name__
     for part in module.modules():
-        if isinstance(part, Pretrained):
+        if isinstance(part, PretrainedModel):
             set_attention_backend(part, part.cfg.attention)
     return report
 
 
 def restore(module: nn.Module) -> None:
-    """Undo :func:`accelerate` for every module inside: the classes are again what they were."""
+    """Undo :func:`accelerate` in place: give every module inside ``module`` its class back.
+
+    A model without swapped modules stays as it is.
+    """
     for part in module.modules():
         if ORIGIN in part.__dict__:
             part.__class__ = part.__dict__.pop(ORIGIN)
@@ -123,17 +133,18 @@ def exact_gelu(part: Any) -> str | None:
     return None if is_exact else "only the exact GELU is fused"
 
 
-def does_nothing(part: Any) -> str | None:
-    idle = part is None or isinstance(part, nn.Identity)
-    idle = idle or (isinstance(part, nn.Dropout) and part.p == 0)
-    return None if idle else "fused kernels leave no place for it"
+def identity(part: Any) -> str | None:
+    is_identity = part is None or isinstance(part, nn.Identity)
+    is_identity = is_identity or (isinstance(part, nn.Dropout) and part.p == 0)
+    return None if is_identity else "fused kernels cannot apply it"
 
 
 def anything(part: Any) -> str | None:
     return None
 
 
-# By role: the parts that must be there, those that may be, and what is asked of each.
+# By role: the required parts, each with a check that returns why it is not supported, or None; and
+# the optional parts, which have to be identities.
 PARTS = {
     Block: (
         {"norm1": layer_norm, "attn": anything, "norm2": layer_norm, "mlp": anything},
@@ -149,46 +160,46 @@ PARTS = {
     ),
 }
 CALLED = ("attn", "mlp", "qkv", "proj", "fc2")
-"""Parts that the fused forward passes call as modules; of the others they read parameters only."""
+"""Parts that the fused forward passes call; they only read the parameters of the others."""
 
 
 NONE_KNOWN = (
     "no block was found that has a fused version; known are the modules of ivcl_fast.reference "
     "and ivcl_fast.supervised and, by the names of their parts as in timm's ViTs, "
     "blocks ({}), attention ({}) and MLPs ({})"
-).format(*(", ".join(must) for must, _ in PARTS.values()))
+).format(*(", ".join(required) for required, _ in PARTS.values()))
 ALL_FUSED = "all that have a fused version run on it already"
 
 
 def is_fused(part: nn.Module) -> bool:
-    """Whether it runs on fused kernels."""
+    """Whether a module runs on fused kernels."""
     return ORIGIN in part.__dict__ or isinstance(part, tuple(FAST.values()))
 
 
 def find_role(part: nn.Module) -> Any:
-    """Which of our modules this one resembles by the names of its parts."""
+    """The fast module that this one resembles by the names of its parts, or None."""
     if is_fused(part):
         return None
-    names = dict(part.named_children())
-    return next((role for role, (must, _) in PARTS.items() if must.keys() <= names.keys()), None)
+    names = {name for name, _ in part.named_children()}
+    return next((role for role, (required, _) in PARTS.items() if required.keys() <= names), None)
 
 
-def obstacle(part: nn.Module, role: Any) -> str | None:
+def unsupported_reason(part: nn.Module, role: Any) -> str | None:
     """Why this module cannot become a fused ``role``, or None."""
-    return next(obstacles(part, role), None)
+    return next(unsupported_reasons(part, role), None)
 
 
-def obstacles(part: nn.Module, role: Any) -> Iterator[str]:
-    must, may = PARTS[role]
+def unsupported_reasons(part: nn.Module, role: Any) -> Iterator[str]:
+    required, optional = PARTS[role]
     if "forward" in part.__dict__:
         yield "its forward was replaced on the instance"
     for name, value in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
-        yield f"{name} {list(value.shape)} is not a part that is known"
+        yield f"{name} {list(value.shape)} is not a known part"
     for name, child in part.named_children():
-        if name not in must and name not in may:
-            yield f"{name} ({type(child).__name__}) is not a part that is known"
+        if name not in required and name not in optional:
+            yield f"{name} ({type(child).__name__}) is not a known part"
             continue
-        reason = must.get(name, does_nothing)(child)
+        reason = required.get(name, identity)(child)
         if reason is not None:
             yield f"{name} ({type(child).__name__}): {reason}"
         if name not in CALLED and any(getattr(child, hooks, None) for hooks in HOOKS):
@@ -196,41 +207,40 @@ def obstacles(part: nn.Module, role: Any) -> Iterator[str]:
     if role is Attention and not isinstance(getattr(part, "num_heads", None), int):
         yield "num_heads is not a whole number"
         return
-    difference = probe(part, role)
-    if difference is not None:
+    if (difference := compare_outputs(part, role)) is not None:
         yield difference
 
 
-def probe(part: nn.Module, role: Any) -> str | None:
-    """What goes wrong when a copy with random weights runs both ways, or None.
+def compare_outputs(part: nn.Module, role: Any) -> str | None:
+    """How both forward passes of a copy with random weights differ, or None.
 
-    In training and in evaluation mode; the caller's random state does not move.
+    Compares them in training and in evaluation mode, and leaves the random state as it is.
     """
     old: Any = type(part)
     new = fast_class(old, role)
     first = next(part.parameters())
     if first.device.type == "meta":
-        return "on the meta device nothing can be compared"
+        return "modules on the meta device cannot be compared"
     gpus = [first.device] if first.device.type == "cuda" else []
     no_autocast = torch.autocast(first.device.type, enabled=False)
     with torch.random.fork_rng(gpus), torch.no_grad(), no_autocast:
         torch.manual_seed(0)
-        double = copy.deepcopy(part)
-        for inner in double.modules():
+        twin = copy.deepcopy(part)
+        for inner in twin.modules():
             for hooks in HOOKS:
                 getattr(inner, hooks).clear()
-        for parameter in double.parameters():
+        for parameter in twin.parameters():
             parameter.normal_(std=parameter.shape[-1] ** -0.5)
-        x = torch.randn(*PROBE_TOKENS, first.shape[-1], dtype=first.dtype, device=first.device)
+        x = torch.randn(*TRIAL_SHAPE, first.shape[-1], dtype=first.dtype, device=first.device)
         for training in (False, True):
             outputs = []
             for cls in (old, new):
-                torch.manual_seed(0)  # dropout further inside drops the same
-                double.__class__ = cls
+                torch.manual_seed(0)  # so that dropout inside drops the same
+                twin.__class__ = cls
                 try:
-                    outputs.append(double.train(training).forward(x))
+                    outputs.append(twin.train(training).forward(x))
                 except Exception as error:
-                    return f"it cannot be tried on tokens {list(x.shape)}: {error}".split("\n")[0]
+                    return f"it fails on tokens {list(x.shape)}: {error}".split("\n")[0]
             theirs, ours = outputs
             if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
                 return "its output is not a tensor of the same shape"
@@ -242,7 +252,10 @@ def probe(part: nn.Module, role: Any) -> str | None:
 
 @functools.cache
 def fast_class(old: Any, role: Any) -> Any:
-    """``old`` with the forward pass of ``role``, but its own where it is called otherwise."""
+    """A subclass of ``old`` with the forward pass of ``role``.
+
+    Calls with other arguments than tokens ``[F, N, D]`` go to the forward pass of ``old``.
+    """
 
     def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         extra = any(v is not None and v is not False for v in (*args, *kwargs.values()))
@@ -260,6 +273,6 @@ def fast_class(old: Any, role: Any) -> Any:
 
 
 def _revive(old: Any, role: Any) -> nn.Module:
-    """An empty instance, for copying and unpickling."""
+    """Make an instance without state, for copying and unpickling."""
     new = fast_class(old, role)
     return new.__new__(new)

@@ -1,4 +1,4 @@
-"""Starting one model from another: the parts that pretraining hands on.
+"""Starting one model from another: the encoder and temporal transformer that pretraining hands on.
 
 A *source* is a folder of ``save_pretrained``, a run's folder (for its pretrained model), a
 ``.safetensors`` file, a state dict, or ``timm:NAME`` or ``timm:PATH``
@@ -10,21 +10,26 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import timm_weights
-from ivcl_fast.models.weights import read_weights, weights_file
+from ivcl_fast.models.weights import CONFIG, class_in, read_config, read_weights, weights_file
 
 log = logging.getLogger(__name__)
 
+SIZES = ("patch_size", "embed_dim", "num_heads", "depth", "temporal_depth", "mlp_ratio")
+"""The config's fields that have to be equal in both models."""
+
 
 def check_source(source: str) -> None:
-    """Raises :class:`UserError` for a source that cannot be had, before any work."""
+    """Raise :class:`UserError` for a source that cannot be had, before any work."""
     if timm_weights.is_timm(source):
         timm_weights.check(source)
     else:
@@ -34,41 +39,58 @@ def check_source(source: str) -> None:
 def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) -> list[str]:
     """Start a model's encoder and temporal transformer from other weights.
 
-    Takes every key of ``source`` that the model has under ``encoder.`` or ``temporal.``; positions
-    and times of another length are interpolated, with a log line. Returns the keys taken. Raises
-    ``UserError`` naming the first key whose shape does not fit.
+    Loads every key of ``source`` that the model has under ``encoder.`` or ``temporal.``; positions
+    and times of another length are interpolated, with a log line. Returns the keys loaded. Raises
+    :class:`UserError` naming the first key whose shape does not fit.
     """
-    own = model.state_dict()
     if timm_weights.is_timm(source):
         weights = timm_weights.encoder_weights(source, model)
     else:
         weights = read_weights(source)
-    taken: dict[str, Tensor] = {}
+    name = "state dict" if isinstance(source, Mapping) else str(source)
+    own = model.state_dict()
+    loaded: dict[str, Tensor] = {}
     for key, value in weights.items():
         if not key.startswith(("encoder.", "temporal.")) or key not in own:
             continue
-        if value.shape != own[key].shape:
-            value = resize_embedding(key, value, own[key].shape)
-        taken[key] = value
-    if not any(key.startswith("encoder.") for key in taken):
-        raise UserError("checkpoint: holds no encoder.* weights of an IV-CL model")
-    model.load_state_dict(taken, strict=False)
-    return sorted(taken)
+        shape = own[key].shape
+        if value.shape != shape and not can_resize(key, value, shape):
+            raise UserError(
+                f"{name}: {key} is {list(value.shape)} there, but {list(shape)} in this model; "
+                + config_to_use(source, model.cfg)
+            )
+        loaded[key] = value if value.shape == shape else resize_embedding(key, value, shape)
+    if not any(key.startswith("encoder.") for key in loaded):
+        raise UserError(f"{name}: holds no encoder.* weights of an IV-CL model")
+    model.load_state_dict(loaded, strict=False)
+    return sorted(loaded)
+
+
+def config_to_use(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLConfig) -> str:
+    """What to do about a source of other sizes; names them where its config lies beside it."""
+    advice = "build the model with the config that these weights were trained with"
+    if isinstance(source, Mapping) or timm_weights.is_timm(source):
+        return advice
+    folder = weights_file(source).parent
+    with suppress(UserError):  # weights without a config
+        theirs = read_config(folder / CONFIG)["cfg"]
+        ours = vars(cfg)
+        sizes = [f"{n} {theirs[n]}" for n in SIZES if theirs.get(n, ours[n]) != ours[n]]
+        call = f"{class_in(folder)}.from_pretrained({str(folder)!r}).cfg"
+        advice += f" ({', '.join(sizes)}), which is {call}"
+    return advice
+
+
+def can_resize(key: str, value: Tensor, shape: torch.Size) -> bool:
+    """Whether a tensor holds positions or times that differ in their number alone."""
+    return key.endswith(("pos_embed", "time_embed")) and value.shape[-1] == shape[-1]
 
 
 def resize_embedding(key: str, value: Tensor, shape: torch.Size) -> Tensor:
-    """Interpolate learned positions ``[1, N, D]`` or times ``[T, D]`` to another length.
-
-    Raises ``UserError`` for any other tensor, and for another width.
-    """
-    is_grid, is_time = key.endswith("pos_embed"), key.endswith("time_embed")
-    if not (is_grid or is_time) or value.shape[-1] != shape[-1]:
-        raise UserError(
-            f"checkpoint: {key} has shape {list(value.shape)}, the model needs {list(shape)}; "
-            "use the preset and sizes the checkpoint was trained with"
-        )
+    """Interpolate learned positions ``[1, N, D]`` or times ``[T, D]`` to another length."""
+    is_time = key.endswith("time_embed")
     if is_time and shape[0] == 1:  # a single frame is the last one
-        log.info("%s: the last of %d taken", key, len(value))
+        log.info("%s: uses the last of %d", key, len(value))
         return value[-1:]
     log.info("%s: interpolated from %d to %d", key, value.shape[-2], shape[-2])
     if is_time:

@@ -83,7 +83,7 @@ def _blocks(
 
 
 def _pretraining(cfg: IVCLConfig, every_token: bool) -> int:
-    frames, queries, slots, keep = cfg.num_frames, cfg.num_rebuilt, cfg.num_slots, cfg.num_keep
+    frames, queries, slots, keep = cfg.num_frames, cfg.num_reconstructed, cfg.num_slots, cfg.num_keep
     ivcl, width = cfg.objective == "ivcl", cfg.embed_dim
     seen = queries if cfg.context_tokens == "slots" else frames
     context = frames * slots + seen * keep  # tokens of the temporal transformer

@@ -1,8 +1,8 @@
-"""IV-CL in plain PyTorch, to be read top to bottom: what the fast model must equal.
+"""IV-CL in plain PyTorch, to be read from top to bottom: it defines what the fast model computes.
 
-"Does Visual Pretraining Help End-to-End Reasoning?", NeurIPS 2023; sizes that the paper leaves open
-are fields of the config, the only thing imported from the package. Letters in shapes: B clips,
-T frames, N patches per frame (K visible), S slots, Q queries, D width (Dd decoder), P patch, F=BT.
+"Does Visual Pretraining Help End-to-End Reasoning?", NeurIPS 2023. Sizes that the paper leaves open
+are fields of the config, the only import from this package. In shapes: B clips, T frames, N patches
+per frame (K visible), S slots, Q query frames, D width (Dd in the decoder), P patch size, F = B*T.
 """
 
 from __future__ import annotations
@@ -14,20 +14,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ivcl_fast.config import IVCLConfig
+from ivcl_fast.config import IVCLConfig, ReconstructionObjective, check_classes, check_objective
 
 NORM_EPS = PIXEL_EPS = 1e-6
 Ids = Tensor | None
-
-
-class Output(NamedTuple):
-    """What a pretraining forward pass returns; ids are int64 and ascending."""
-
-    loss: Tensor  # float32 scalar: mean squared error over the query frames' masked patches
-    pred: Tensor  # [B, Q, N-K, 3*P*P], in the order of the query frames' rows of ids_mask
-    ids_keep: Tensor  # [B, T, K]: visible patches of every frame
-    ids_mask: Tensor  # [B, T, N-K]: masked patches of every frame
-    query: Tensor  # [B, Q]: frames that were rebuilt
 
 
 def patchify(frames: Tensor, patch_size: int) -> Tensor:
@@ -36,12 +26,12 @@ def patchify(frames: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(rows: Tensor, patch_size: int) -> Tensor:
-    """The opposite of :func:`patchify`, for square frames."""
+    """The inverse of :func:`patchify`, for square frames."""
     pattern = "... (h w) (c p q) -> ... c (h p) (w q)"
     return rearrange(rows, pattern, h=round(rows.shape[-2] ** 0.5), p=patch_size, q=patch_size)
 
 
-def patch_rows(video: Tensor, cfg: IVCLConfig, frame_index: Tensor | None = None) -> Tensor:
+def patch_rows(video: Tensor, cfg: IVCLConfig, frame_index: Ids = None) -> Tensor:
     """Frames ``[B, T, 3, H, W]`` or rows to patch rows ``[B, T, N, 3*P*P]`` of the same dtype."""
     cfg.check_video(video, frame_index)
     return video if video.ndim == 4 else patchify(video, cfg.patch_size)
@@ -52,29 +42,25 @@ def as_pixels(rows: Tensor) -> Tensor:
     return rows.float() / 255 if rows.dtype == torch.uint8 else rows.float()
 
 
-def as_rows(video: Tensor, cfg: IVCLConfig) -> Tensor:
-    """:func:`patch_rows` as float32 pixels in [0, 1]."""
-    return as_pixels(patch_rows(video, cfg))
-
-
 def take_rows(rows: Tensor, ids: Tensor) -> Tensor:
-    """Rows with these ids: ``[..., N, *rest]``, ids ``[..., K]`` to ``[..., K, *rest]``."""
+    """Rows by their ids: ``[..., N, *rest]`` and int64 ids ``[..., K]`` to ``[..., K, *rest]``."""
     lead, n = ids.ndim - 1, rows.shape[ids.ndim - 1]
     start = torch.arange(ids[..., 0].numel(), device=ids.device).view(ids.shape[:-1]) * n
     index = (ids + start.unsqueeze(-1)).flatten()
     return rows.flatten(0, lead).index_select(0, index).unflatten(0, ids.shape)
 
 
-def select_frames(frames: Tensor, frame_index: Tensor | None) -> Tensor:
-    """Frames of videos ``[V, F, ...]`` as clips show them, ``[V, C, T]``: ``[V*C, T, ...]``.
-
-    With None a video is a clip.
-    """
-    if frame_index is None:
+def select_frames(frames: Tensor, frame_index: Ids) -> Tensor:
+    """Videos ``[V, F, ...]`` to the clips ``[V*C, T, ...]`` of ``frame_index`` ``[V, C, T]``."""
+    if frame_index is None:  # a video is a clip
         return frames
-    return (
-        take_rows(frames, frame_index.flatten(1)).unflatten(1, frame_index.shape[1:]).flatten(0, 1)
-    )
+    clips = take_rows(frames, frame_index.flatten(1))  # [V, C*T, ...]
+    return clips.unflatten(1, frame_index.shape[1:]).flatten(0, 1)
+
+
+def all_patches(rows: Tensor) -> Tensor:
+    """``ids_keep`` ``[B, T, N]`` that masks nothing."""
+    return torch.arange(rows.shape[2], device=rows.device).expand(*rows.shape[:3])
 
 
 def hash64(x: Tensor) -> Tensor:
@@ -85,18 +71,15 @@ def hash64(x: Tensor) -> Tensor:
 
 
 def stream(seed: Tensor, count: int) -> Tensor:
-    """int64 ``[...]`` seeds to ``[..., count]`` numbers, each a function of (seed, index) alone."""
+    """int64 seeds ``[...]`` to ``[..., count]`` numbers, each a function of (seed, index) alone."""
     index = torch.arange(1, count + 1, device=seed.device)
     return hash64(seed.unsqueeze(-1) + index * -0x61C8864680B583EB)
 
 
 def sample_masks(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, Tensor]:
-    """Split 0..num_patches-1 uniformly, int64 seeds ``[...]`` to ``(ids_keep, ids_mask)``.
-
-    Both ascending. The ``num_keep`` patches with the smallest hashes stay; the index breaks ties.
-    """
+    """int64 seeds ``[...]`` to ascending ``(ids_keep, ids_mask)``, the smallest hashes kept."""
     index = torch.arange(num_patches, device=seed.device)
-    keys = ((stream(seed, num_patches) >> 1) & ~0xFFFF & 0x7FFFFFFFFFFFFFFF) | index
+    keys = ((stream(seed, num_patches) >> 1) & ~0xFFFF & 0x7FFFFFFFFFFFFFFF) | index  # no ties
     order = keys.argsort(dim=-1)
     return order[..., :num_keep].sort().values, order[..., num_keep:].sort().values
 
@@ -107,12 +90,9 @@ def complement(ids: Tensor, num_patches: int) -> Tensor:
     return taken.scatter(-1, ids, 1).argsort(stable=True)[..., : num_patches - ids.shape[-1]]
 
 
-def all_patches(rows: Tensor) -> Tensor:
-    """ids_keep ``[B, T, N]`` that keeps everything."""
-    return torch.arange(rows.shape[2], device=rows.device).expand(*rows.shape[:3])
-
-
 class Attention(nn.Module):
+    """Multi-head self-attention with the softmax written out."""
+
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -122,11 +102,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [F, N, D]
         q, k, v = rearrange(self.qkv(x), "f n (s h d) -> s f h n d", s=3, h=self.num_heads)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [F, heads, N, N]
-        out = scores.softmax(dim=-1).to(v.dtype) @ v
-        return self.proj(rearrange(out, "f h n d -> f n (h d)"))
+        return self.proj(rearrange(scores.softmax(dim=-1).to(v.dtype) @ v, "f h n d -> f n (h d)"))
 
 
 class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -137,7 +118,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm ViT block, timm's names."""
+    """A pre-norm ViT block with timm's names."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -165,16 +146,13 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def transform_clip(self, cls_token: Tensor | None, *parts: Tensor) -> tuple:
-        """A cls token ``[1, 1, D]`` or None and parts ``[B, any, any, D]``, one sequence per clip.
-
-        Returns cls ``[B, D]`` or None and the parts, every token having seen all others.
-        """
-        given = [] if cls_token is None else [cls_token.expand(len(parts[0]), -1, -1)]
-        given += [part.flatten(1, 2) for part in parts]
-        x = self.transform(torch.cat(given, dim=1))
-        cls = None if cls_token is None else x[:, 0]
-        new = x.split([part.shape[1] for part in given], dim=1)[-len(parts) :]
-        return cls, *(x.reshape(part.shape) for x, part in zip(new, parts, strict=True))
+        """Transform cls ``[1, 1, D]``, or None, and parts ``[B, *, *, D]``: a sequence per clip."""
+        tokens = [] if cls_token is None else [cls_token.expand(len(parts[0]), -1, -1)]
+        tokens += [part.flatten(1, 2) for part in parts]
+        x = self.transform(torch.cat(tokens, dim=1))
+        cls = None if cls_token is None else x[:, 0]  # [B, D]
+        outputs = x.split([part.shape[1] for part in tokens], dim=1)[-len(parts) :]
+        return cls, *(x.reshape(part.shape) for x, part in zip(outputs, parts, strict=True))
 
 
 def sincos_positions(count: int, dim: int) -> Tensor:
@@ -185,7 +163,7 @@ def sincos_positions(count: int, dim: int) -> Tensor:
 
 
 def grid_positions(grid: int, dim: int) -> Tensor:
-    """``[1, grid * grid, dim]``: one half of the width tells the row, the other the column."""
+    """``[1, grid * grid, dim]``: one half of the width encodes the row, the other the column."""
     half = sincos_positions(grid, dim // 2)
     return torch.cat([half.repeat_interleave(grid, 0), half.repeat(grid, 1)], dim=-1)[None]
 
@@ -199,9 +177,7 @@ def init_linears(module: nn.Module) -> None:
 
 
 class Encoder(Transformer):
-    """Image encoder of a frame's slot tokens and visible patches ("spatial attention").
-
-    With ``objective="joint"`` its blocks see all frames of a clip at once."""
+    """Image encoder of a frame, or (joint) of all frames of a clip ("spatial attention")."""
 
     def __init__(self, cfg: IVCLConfig) -> None:
         super().__init__(cfg.embed_dim, cfg.num_heads, cfg.depth, cfg.mlp_ratio)
@@ -214,10 +190,8 @@ class Encoder(Transformer):
         if self.joint:
             self.time_embed = nn.Parameter(sincos_positions(cfg.num_frames, cfg.embed_dim))
 
-    def forward(
-        self, rows: Tensor, ids_keep: Tensor, cls_token: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Patch rows ``[B, T, N, 3*P*P]``, ids ``[B, T, K]`` to slots, patches and cls.
+    def forward(self, rows: Tensor, ids_keep: Tensor, cls_token: Tensor | None = None) -> tuple:
+        """Patch rows ``[B, T, N, 3*P*P]`` and ids ``[B, T, K]`` to slots, patches and cls.
 
         ``[B, T, S, D]``, ``[B, T, K, D]`` and ``[B, D]`` (joint encoder with a cls token) or None.
         """
@@ -244,31 +218,41 @@ class Temporal(Transformer):
         super().__init__(cfg.embed_dim, cfg.num_heads, cfg.temporal_depth, cfg.mlp_ratio)
         self.time_embed = nn.Parameter(sincos_positions(cfg.num_frames, cfg.embed_dim))
 
-    forward = Transformer.transform_clip  # the times already added
+    forward = Transformer.transform_clip  # time_embed is already part of its input
 
 
 class Decoder(Transformer):
-    """Image decoder: rebuilds the masked patches of query frames from the compressed context."""
+    """Image decoder: predicts the masked patches of query frames from the compressed context."""
 
     def __init__(self, cfg: IVCLConfig) -> None:
         dim = cfg.decoder_dim
         super().__init__(dim, cfg.decoder_heads, cfg.decoder_depth, cfg.mlp_ratio)
-        self.see_slots = cfg.decoder_slots
+        self.use_slots = cfg.decoder_slots
         self.embed = nn.Linear(cfg.embed_dim, dim)
         self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
         self.pos_embed = nn.Parameter(grid_positions(cfg.grid, dim))
         self.pred = nn.Linear(dim, cfg.patch_dim)
 
     def forward(self, slots: Tensor, visible: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
-        """Slots ``[F, S, D]``, visible patches ``[F, K, D]`` to ``[F, N-K, 3*P*P]``."""
+        """Slots ``[F, S, D]`` and visible patches ``[F, K, D]`` to ``[F, N-K, 3*P*P]``."""
         visible = self.embed(visible)
         index = ids_keep.unsqueeze(-1).expand_as(visible)
         canvas = self.mask_token.to(visible).repeat(len(visible), self.pos_embed.shape[1], 1)
         x = canvas.scatter(1, index, visible) + self.pos_embed  # [F, N, Dd]
-        if self.see_slots:
+        if self.use_slots:
             x = torch.cat([self.embed(slots).to(x), x], dim=1)
         x = self.transform(x)[:, -self.pos_embed.shape[1] :]
         return self.pred(take_rows(x, ids_mask))
+
+
+class Output(NamedTuple):
+    """What a pretraining forward pass returns; ids are int64 and ascending."""
+
+    loss: Tensor  # float32 scalar: mean squared error over the query frames' masked patches
+    pred: Tensor  # [B, Q, N-K, 3*P*P], in the order of the query frames' rows of ids_mask
+    ids_keep: Tensor  # [B, T, K]: visible patches of every frame
+    ids_mask: Tensor  # [B, T, N-K]: masked patches of every frame
+    query: Tensor  # [B, Q]: the frames that were reconstructed
 
 
 class IVCL(nn.Module):
@@ -276,7 +260,7 @@ class IVCL(nn.Module):
 
     def __init__(self, cfg: IVCLConfig) -> None:
         super().__init__()
-        cfg.check_supervised(False)
+        check_objective(cfg, ReconstructionObjective)
         self.cfg = cfg
         self.encoder = Encoder(cfg)
         if cfg.objective == "ivcl":
@@ -287,12 +271,12 @@ class IVCL(nn.Module):
     def forward(
         self, video: Tensor, ids_keep: Ids = None, query: Ids = None, seed: Ids = None
     ) -> Output:
-        """Rebuild the masked patches of the query frames.
+        """Predict the masked patches of the query frames.
 
         ``video``: frames ``[B, T, 3, H, W]``, uint8 or float in [0, 1], or uint8 patch rows
-        ``[B, T, N, 3*P*P]``. ``ids_keep`` int64 ``[B, T, K]`` and ``query`` int64 ``[B, Q]``,
-        ascending, are drawn from ``seed`` (int64 ``[B]``, one per clip; by default from torch's
-        generator) where not given. Raises ``ValueError`` naming a bad argument.
+        ``[B, T, N, 3*P*P]``. ``ids_keep`` int64 ``[B, T, K]`` and ``query`` int64 ``[B, Q]`` are
+        drawn where not given, from ``seed``: int64 ``[B]``, one per clip, by default from torch's
+        generator. Raises ``ValueError`` naming a bad argument.
         """
         rows = patch_rows(video, self.cfg)
         ids_keep, ids_mask, query = self.masks(rows, ids_keep, query, seed)
@@ -303,42 +287,40 @@ class IVCL(nn.Module):
         return Output(self.loss(pred, rows, mask, query), pred, ids_keep, ids_mask, query)
 
     def masks(self, rows: Tensor, ids_keep: Ids, query: Ids, seed: Ids) -> tuple[Tensor, ...]:
-        """Visible and masked patches of every frame and the query frames of every clip."""
+        """Visible and masked patches of every frame, and the query frames of every clip."""
         cfg = self.cfg
         cfg.check_masks(len(rows), ids_keep, query, seed)
         if seed is None:
             seed = torch.randint(2**62, (len(rows),), device=rows.device)
-        seeds = stream(seed, cfg.num_frames + 1)  # a frame has its own, the last is the clip's
+        seeds = stream(seed, cfg.num_frames + 1)  # one for each frame, the last for the query
         if ids_keep is None:
             ids_keep, ids_mask = self.sample_masks(seeds[:, :-1], cfg.num_patches, cfg.num_keep)
         else:
             ids_mask = complement(ids_keep, cfg.num_patches)
         if query is None:
-            query, _ = self.sample_masks(seeds[:, -1], cfg.num_frames, cfg.num_rebuilt)
+            query, _ = self.sample_masks(seeds[:, -1], cfg.num_frames, cfg.num_reconstructed)
         return ids_keep, ids_mask, query
 
     sample_masks = staticmethod(sample_masks)
 
     def context(self, rows: Tensor, ids_keep: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """What the decoder is given: slots ``[B, Q, S, D]`` and patches ``[B, Q, K, D]``."""
+        """The decoder's input: slots ``[B, Q, S, D]`` and visible patches ``[B, Q, K, D]``."""
         slots, patches, _ = self.encoder(rows, ids_keep)
-        if self.cfg.objective != "ivcl":
-            return take_rows(slots, query), take_rows(patches, query)
-        time = self.temporal.time_embed[:, None]  # [T, 1, D]
-        slots, patches = slots + time, patches + time
-        if self.cfg.context_tokens == "slots":
-            patches = take_rows(patches, query)
-        _, slots, patches = self.temporal(None, slots, patches)
-        if self.cfg.context_tokens == "slots+patches":
-            patches = take_rows(patches, query)
-        return take_rows(slots, query), patches
+        if self.cfg.objective == "ivcl":
+            time = self.temporal.time_embed[:, None]  # [T, 1, D]
+            slots, patches = slots + time, patches + time
+            if self.cfg.context_tokens == "slots":
+                _, slots, patches = self.temporal(None, slots, take_rows(patches, query))
+                return take_rows(slots, query), patches
+            _, slots, patches = self.temporal(None, slots, patches)
+        return take_rows(slots, query), take_rows(patches, query)
 
     def loss(self, pred: Tensor, rows: Tensor, mask: Tensor, query: Tensor) -> Tensor:
         """Mean squared error of ``pred`` over the masked patches ``mask`` of the query frames."""
         return ((pred - take_rows(self.target(rows, query)[0], mask)) ** 2).mean()
 
     def target(self, rows: Tensor, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the decoder should say ``[B, Q, N, 3*P*P]``, and the shift and scale it undid.
+        """The decoder's target ``[B, Q, N, 3*P*P]``, and the shift and scale that it leaves out.
 
         ``pixels = (target * scale + shift) * pixel_std + pixel_mean``.
         """
@@ -354,17 +336,16 @@ class IVCL(nn.Module):
         self, video: Tensor, ids_keep: Ids = None, query: Ids = None, seed: Ids = None
     ) -> Tensor:
         """Query frames, float32 ``[B, Q, 3, H, W]`` in [0, 1]; arguments as for ``forward``."""
-        return self.rebuild(video, self(video, ids_keep, query, seed))
+        return self.reconstruct_from(video, self(video, ids_keep, query, seed))
 
-    @torch.no_grad()
-    def rebuild(self, video: Tensor, out: Output) -> Tensor:
-        """The query frames of a forward pass ``out`` on ``video``, float32 ``[B, Q, 3, H, W]``.
+    def reconstruct_from(self, video: Tensor, out: Output) -> Tensor:
+        """:meth:`reconstruct` for the result ``out`` of a forward pass on ``video``.
 
-        Visible patches are the input's own; hidden ones get the true patch's mean and scale back.
+        Visible patches are the input's own; masked ones get the true patch's shift and scale back.
         """
-        rows, mask = as_rows(video, self.cfg), take_rows(out.ids_mask, out.query)
+        rows, mask = as_pixels(patch_rows(video, self.cfg)), take_rows(out.ids_mask, out.query)
         _, shift, scale = self.target(rows, out.query)
-        pixels = out.pred.float() * take_rows(scale, mask) + take_rows(shift, mask)
+        pixels = out.pred.detach().float() * take_rows(scale, mask) + take_rows(shift, mask)
         pixels = (pixels * self.cfg.pixel_std + self.cfg.pixel_mean).clamp(0, 1)
         frames = take_rows(rows, out.query).scatter(2, mask.unsqueeze(-1).expand_as(pixels), pixels)
         return unpatchify(frames, self.cfg.patch_size)
@@ -381,11 +362,13 @@ class IVCL(nn.Module):
 class IVCLClassifier(nn.Module):
     """The finetuned model: encoder, temporal transformer and a linear head over the readout."""
 
-    def __init__(self, cfg: IVCLConfig, num_classes: int = 36) -> None:
+    def __init__(
+        self, cfg: IVCLConfig, num_classes: int = 36, class_names: list[str] | None = None
+    ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes: {num_classes} is not a whole number of at least 1")
-        self.cfg = cfg
+        check_objective(cfg)
+        check_classes(num_classes, class_names)
+        self.cfg, self.class_names = cfg, class_names and list(class_names)
         self.encoder = Encoder(cfg)
         if cfg.objective != "joint":
             self.temporal = Temporal(cfg)
@@ -394,20 +377,18 @@ class IVCLClassifier(nn.Module):
         self.head = nn.Linear(cfg.embed_dim, num_classes)
         init_linears(self)
 
-    def forward(self, video: Tensor, frame_index: Tensor | None = None) -> Tensor:
+    def forward(self, video: Tensor, frame_index: Ids = None) -> Tensor:
         """Logits ``[B, num_classes]`` of a video as :class:`IVCL` takes it.
 
-        Clips that share frames need them once: of ``video``, here with any number of frames F,
-        ``frame_index`` (int64 ``[B, C, T]``, 0 to F-1) has those that each of C clips shows, as the
-        four queries of an ACRE problem show its context panels. Logits are then
-        ``[B*C, num_classes]``.
+        With ``frame_index``, int64 ``[B, C, T]`` of 0 to F-1, a video has any number F of frames, C
+        clips share them, and each frame is encoded once; logits are then ``[B*C, num_classes]``.
         """
         return self.head(self.features(video, frame_index))
 
-    def features(self, video: Tensor, frame_index: Tensor | None = None) -> Tensor:
-        """What the head reads, one ``[D]`` per clip; arguments as of :meth:`forward`."""
+    def features(self, video: Tensor, frame_index: Ids = None) -> Tensor:
+        """The head's input, ``[D]`` per clip; arguments as for ``forward``."""
         rows = patch_rows(video, self.cfg, frame_index)
-        if self.cfg.objective == "joint":  # one encoder sees all frames of a clip: none is shared
+        if self.cfg.objective == "joint":  # the encoder sees whole clips: they share no frames
             rows, frame_index = select_frames(rows, frame_index), None
         slots, _, cls = self.encoder(rows, all_patches(rows), self.cls_token)
         if self.cfg.objective != "joint":

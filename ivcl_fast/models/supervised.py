@@ -1,31 +1,30 @@
-"""Supervised pretraining of the image encoder, in plain PyTorch: what IV-CL is compared with.
+"""Supervised pretraining of the image encoder in plain PyTorch, a baseline for IV-CL.
 
-The reference's encoder sees every frame whole and alone, and a linear head is taught what the frame
-shows; :class:`~ivcl_fast.reference.IVCLClassifier` goes on from the encoder. Letters in shapes as
-in :mod:`~ivcl_fast.reference`.
+The reference's encoder sees every frame unmasked and by itself, and a linear head learns labels of
+the frame; :class:`~ivcl_fast.reference.IVCLClassifier` then starts from the encoder. Letters in
+shapes as in :mod:`~ivcl_fast.reference`.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ivcl_fast.config import IVCLConfig
+from ivcl_fast.config import IVCLConfig, SupervisedObjective, check_classes, check_objective
 from ivcl_fast.models.reference import Encoder, all_patches, init_linears, patch_rows
 
 
 class Supervised(nn.Module):
     """Image encoder and a linear head of ``num_classes`` independent classes.
 
-    ``objective="classification"``: ``label_head`` reads the mean of a frame's slots.
-    ``objective="detection"``: ``detect_head`` reads every patch. Raises ``ValueError`` for any
+    With ``objective="classification"``, ``label_head`` reads the mean of a frame's slots; with
+    ``objective="detection"``, ``detect_head`` reads every patch. Raises ``ValueError`` for any
     other objective.
     """
 
     def __init__(self, cfg: IVCLConfig, num_classes: int) -> None:
         super().__init__()
-        cfg.check_supervised(True)
-        if num_classes < 1:
-            raise ValueError(f"num_classes: {num_classes} is not a whole number of at least 1")
+        check_objective(cfg, SupervisedObjective)
+        check_classes(num_classes)
         self.cfg, self.num_classes = cfg, num_classes
         self.encoder = Encoder(cfg)
         head = nn.Linear(cfg.embed_dim, num_classes)
@@ -46,5 +45,5 @@ class Supervised(nn.Module):
         return self.detect_head(self.encoder(rows, all_patches(rows))[1])
 
     def slots(self, rows: Tensor) -> Tensor:
-        """Slots of every frame ``[B, T, S, D]``, of patch rows."""
+        """Patch rows to the slots of every frame, ``[B, T, S, D]``."""
         return self.encoder(rows, all_patches(rows))[0]

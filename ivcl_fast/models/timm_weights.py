@@ -1,9 +1,10 @@
 """Weights of timm's ViTs for our image encoder, whose keys are timm's: ``--init timm:NAME``.
 
-They are fitted to our sizes. Patch weights by FlexiViT's pseudo-inverse (Beyer et al., 2023), for
-bilinear resizing with antialiasing; positions bicubically, as any of ours; cls and register tokens
-become the first slots, others stay as initialised. A ViT that was trained with other pixel means
-and deviations is given them through the weights and bias of its patches, exactly.
+They are fitted to our sizes. Patch weights are resampled by FlexiViT's pseudo-inverse (Beyer et
+al., 2023) of antialiased bilinear resizing, positions bicubically, as any of ours. Cls and register
+tokens become the first slots; further slots stay as initialised. Where a ViT was trained with other
+pixel means and deviations, the weights and bias of its patch embedding absorb the difference
+exactly.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from torch import Tensor
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
-from ivcl_fast.models.weights import read_weights, weights_file
+from ivcl_fast.models.weights import CONFIG, read_weights, weights_file
 
 PREFIX = "timm:"
 TOKENS = ("cls_token", "reg_token")
-"""What stands in front of the patches, in this order."""
+"""Keys of the tokens that stand before the patches, in this order."""
 UNUSED = re.compile(r"(head|fc_norm)\..*")
 ACCEPTED = (
     "accepted: a plain ViT, with learned positions, pre-norm blocks with biases and a final norm"
@@ -33,13 +34,14 @@ ACCEPTED = (
 
 
 class ViT(NamedTuple):
-    """A timm ViT as it is kept."""
+    """A timm ViT's weights and what is known of it."""
 
     weights: dict[str, Tensor]
-    """By timm's keys."""
+    """State dict with timm's keys."""
     mean: Tensor | None = None
-    """Float32 ``[3]``, of the pixels in [0, 1] that it was trained on; None where unknown."""
+    """Float32 ``[3]``, subtracted in its training from pixels in [0, 1]; None where unknown."""
     std: Tensor | None = None
+    """Float32 ``[3]``, the divisor after that."""
     num_heads: int | None = None
 
 
@@ -49,7 +51,7 @@ def is_timm(source: Any) -> TypeGuard[str]:
 
 
 def check(source: str) -> None:
-    """Raises :class:`UserError` for a source that cannot be had; nothing is fetched for that."""
+    """Raise :class:`UserError` for a source that cannot be had; fetches nothing."""
     if path := local_path(source):
         weights_file(path)
         return
@@ -59,16 +61,15 @@ def check(source: str) -> None:
 
 
 def read(source: str) -> ViT:
-    """The ViT that ``timm:NAME`` or ``timm:PATH`` stands for, fetched by timm if need be.
+    """The ViT that ``timm:NAME`` or ``timm:PATH`` stands for; timm fetches it where needed.
 
     ``PATH``: a ``.safetensors`` file, or a folder with ``model.safetensors`` and, as on the Hugging
-    Face hub, a ``config.json`` that tells the pixels' mean and deviation. Raises
-    :class:`UserError`.
+    Face hub, a ``config.json`` with the pixels' mean and deviation. Raises :class:`UserError`.
     """
     if path := local_path(source):
-        file = path / "config.json"
-        told = json.loads(file.read_text()).get("pretrained_cfg", {}) if file.is_file() else {}
-        return ViT(read_weights(path), *pixel_statistics(told))
+        file = path / CONFIG
+        config = json.loads(file.read_text()).get("pretrained_cfg", {}) if file.is_file() else {}
+        return ViT(read_weights(path), *pixel_statistics(config))
     timm = import_timm(source)
     try:
         model = timm.create_model(source.removeprefix(PREFIX), pretrained=True, num_classes=0)
@@ -80,10 +81,10 @@ def read(source: str) -> ViT:
 
 
 def encoder_weights(source: str, model: Any) -> dict[str, Tensor]:
-    """A source's weights as ``encoder.*`` of a model, but for the number of positions.
+    """A source's weights with the keys ``encoder.*`` of a model; positions keep their number.
 
-    Raises :class:`UserError` for another width, depth or number of heads, and for a ViT that has
-    other parts.
+    Raises :class:`UserError` for another width, depth or number of heads, and for a ViT with other
+    parts.
     """
     cfg: IVCLConfig = model.cfg
     own = model.encoder.state_dict()
@@ -112,29 +113,30 @@ def encoder_weights(source: str, model: Any) -> dict[str, Tensor]:
 
 
 def split_tokens(source: str, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Tokens ``[any, D]`` in front of the patches, and the patches' positions ``[1, N, D]``.
+    """Tokens ``[any, D]`` before the patches, and the patches' positions ``[1, N, D]``.
 
-    Where the tokens have positions they are added. Raises :class:`UserError` for a grid of patches
-    that is not square.
+    The tokens' positions, if any, are added to them. Raises :class:`UserError` for a grid of
+    patches that is not square.
     """
     positions = weights["pos_embed"]
     parts = [weights[key][0] for key in TOKENS if key in weights]
     tokens = torch.cat([positions[0, :0], *parts])
     count, first = positions.shape[1], len(tokens)
-    if isqrt(count) ** 2 == count:  # of the patches alone
+    if isqrt(count) ** 2 == count:  # positions of the patches alone
         return tokens, positions
     if isqrt(count - first) ** 2 != count - first:
         raise UserError(
             f"{source}: its {count} positions are no square grid, with or without those of "
-            f"{first} tokens; accepted: a ViT of square pictures"
+            f"{first} tokens; accepted: a ViT of square images"
         )
     return tokens + positions[0, :first], positions[:, first:]
 
 
 def resample_kernel(kernel: Tensor, size: int) -> Tensor:
-    """A patch embedding ``[D, 3, P, P]`` for patches of another size, ``[D, 3, size, size]``.
+    """Resample a patch embedding ``[D, 3, P, P]`` to patches of ``size``, ``[D, 3, size, size]``.
 
-    A patch resized to that size embeds as it did before, as nearly as can be (least squares).
+    The embedding of a patch that is resized to ``size`` stays as close as possible to the patch's
+    embedding before (least squares).
     """
     old = kernel.shape[-1]
     if old == size:
@@ -167,14 +169,14 @@ def import_timm(source: str) -> Any:
     return timm
 
 
-def pixel_statistics(told: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
-    """Mean and deviation of a model's ``pretrained_cfg``."""
-    mean, std = (torch.tensor(told[k]) if k in told else None for k in ("mean", "std"))
+def pixel_statistics(config: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and deviation in a model's ``pretrained_cfg``."""
+    mean, std = (torch.tensor(config[k]) if k in config else None for k in ("mean", "std"))
     return mean, std
 
 
 def check_parts(source: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raises :class:`UserError` for a part that only one of the two has."""
+    """Raise :class:`UserError` for a part that only one of the two has."""
     if unknown := sorted(weights.keys() - own.keys() - set(TOKENS)):
         raise UserError(f"{source}: {unknown[0]} has no place in the encoder; {ACCEPTED}")
     if missing := sorted(own.keys() - weights.keys() - {"slot_tokens", "time_embed"}):
@@ -184,7 +186,7 @@ def check_parts(source: str, weights: Mapping[str, Tensor], own: Mapping[str, Te
 def check_sizes(
     source: str, weights: Mapping[str, Tensor], num_heads: int | None, cfg: IVCLConfig
 ) -> None:
-    """Raises :class:`UserError` for other sizes of the blocks; ``num_heads`` if it is known."""
+    """Raise :class:`UserError` for other sizes of the blocks; ``num_heads`` if it is known."""
     width = len(weights["norm.weight"]) if "norm.weight" in weights else cfg.embed_dim
     depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
     if (width, depth) != (cfg.embed_dim, cfg.depth):

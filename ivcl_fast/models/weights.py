@@ -1,29 +1,40 @@
-"""Weights of finished models: finding, checking and reading them.
+"""Finished models on disk: finding, checking and reading their weights.
 
 A finished model is a folder with ``model.safetensors``, ``SHA256SUMS``, ``config.json`` and a model
-card (``save_pretrained``).
+card, as ``save_pretrained`` writes it. A run's folder holds one such folder for each stage.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_text
 
-MODEL = "model.safetensors"
-CHECKSUMS = "SHA256SUMS"
-PRETRAINED = "pretrain"
-"""The folder of a run that holds its pretrained model."""
+MODEL, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"
+STAGES = {"IVCL": "pretrain", "Supervised": "pretrain", "IVCLClassifier": "finetune"}
+"""The folder inside a run's folder that holds the model of each class."""
+CLASS_OF_KEY = {
+    "head.weight": "IVCLClassifier",
+    "decoder.pred.weight": "IVCL",
+    "label_head.weight": "Supervised",
+    "detect_head.weight": "Supervised",
+}
+"""A key that the state dict of only one class has, and that class."""
+
+
+# --- Checksums ------------------------------------------------------------------------------------
 
 
 def sha256(path: Path) -> str:
@@ -32,109 +43,142 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_checksums(folder: Path, names: Sequence[str]) -> None:
-    """Record the files as they are in :data:`CHECKSUMS`."""
-    write_text(folder / CHECKSUMS, "".join(checksum_line(folder / name) for name in names))
-
-
 def checksum_line(path: Path) -> str:
-    """As ``sha256sum`` writes it."""
+    """A file's checksum in the format of ``sha256sum``."""
     return f"{sha256(path)}  {path.name}\n"
 
 
-def check(folder: Path, names: Sequence[str]) -> None:
-    """Raises ``ValueError`` if a file differs from its checksum, ``OSError`` if one is missing."""
+def write_checksums(folder: Path, names: Sequence[str]) -> None:
+    """Write the checksums of these files of a folder to :data:`CHECKSUMS`."""
+    write_text(folder / CHECKSUMS, "".join(checksum_line(folder / name) for name in names))
+
+
+def check_checksums(folder: Path, names: Sequence[str]) -> None:
+    """Raise ``ValueError`` if a file differs from its checksum, ``OSError`` if one is missing."""
     recorded = (folder / CHECKSUMS).read_bytes().splitlines(keepends=True)
     differs = [name for name in names if checksum_line(folder / name).encode() not in recorded]
     if differs:
         raise ValueError(f"{', '.join(differs)} does not match its checksum")
 
 
-def weights_file(source: str | os.PathLike) -> Path:
-    """The safetensors file that ``source`` stands for: a folder, a run's folder, or that file.
+# --- Finding --------------------------------------------------------------------------------------
 
-    A run's folder stands for its pretrained model. Raises ``UserError`` if there is none.
+
+def model_folder(place: str | os.PathLike, stage: str) -> Path:
+    """The folder of a model: ``place`` itself, or its folder ``stage`` where it is a run's folder.
+
+    Raises :class:`UserError` if neither holds a model, naming the models that are there.
+    """
+    path = Path(place)
+    for folder in (path, path / stage):
+        if (folder / MODEL).is_file():
+            return folder
+    inside = sorted(file.parent for file in path.glob(f"*/{MODEL}"))
+    if not inside:
+        raise UserError(
+            f"{place}: no {MODEL} there; accepted: a folder written by save_pretrained, a run's "
+            "folder, or a .safetensors file where only weights are needed"
+        )
+    found = ", ".join(f"{folder} ({class_in(folder)})" for folder in inside)
+    raise UserError(f"{place}: no {MODEL} there or in its folder {stage}; models there: {found}")
+
+
+def weights_file(source: str | os.PathLike) -> Path:
+    """The safetensors file that ``source`` stands for: that file, a model's or a run's folder.
+
+    A run's folder stands for its pretrained model. Raises :class:`UserError` if there is none.
     """
     path = Path(source)
-    places = [path / MODEL, path / PRETRAINED / MODEL] if path.is_dir() else [path]
-    for file in places:
-        if file.is_file():
-            return file
-    if inside := models_in(path):
-        raise UserError(
-            f"checkpoint {path}: no {MODEL} there, and no {PRETRAINED} among its models; "
-            f"give the folder of one: {inside}"
-        )
-    raise UserError(
-        f"checkpoint {path}: no {MODEL} there; give a folder written by save_pretrained, "
-        "or a .safetensors file"
-    )
+    return path if path.is_file() else model_folder(source, STAGES["IVCL"]) / MODEL
 
 
-def models_in(folder: Path) -> str:
-    """The models' folders right inside a folder, as a run has them, in words."""
-    return ", ".join(sorted(str(file.parent) for file in folder.glob(f"*/{MODEL}")))
+def class_in(folder: Path) -> str:
+    """Name of the class of the model in a folder, in words where it is not one of ours."""
+    with suppress(SafetensorError), safe_open(folder / MODEL, "pt") as file:
+        return class_of(file.keys()) or "weights of another model"
+    return "not readable"
+
+
+def class_of(keys: Collection[str]) -> str | None:
+    """Name of the class whose state dict has these keys; None for those of another model."""
+    return next((name for key, name in CLASS_OF_KEY.items() if key in keys), None)
 
 
 def is_local(place: str | os.PathLike) -> bool:
     """Whether a model's place is a folder, not ``OWNER/NAME`` on the Hugging Face hub.
 
-    Raises ``UserError`` for a path that is no model's folder.
+    Raises :class:`UserError` if it can be neither.
     """
     path = Path(place)
     if path.is_dir():
-        if not (path / MODEL).is_file() and (inside := models_in(path)):
-            raise UserError(f"{place}: holds no model itself; give the folder of one: {inside}")
         return True
     if path.is_file():
-        raise UserError(f"{place}: is a file; give the folder that it lies in")
+        raise UserError(f"{place}: is a file; pass the folder that holds it")
     if isinstance(place, str):
         with suppress(HFValidationError):
             validate_repo_id(place)
             return False
     raise UserError(
-        f"{place}: no such folder; give one written by save_pretrained, or OWNER/NAME of a model "
-        "on the Hugging Face hub"
+        f"{place}: no such folder; accepted: a folder written by save_pretrained, a run's folder, "
+        "or OWNER/NAME of a model on the Hugging Face hub"
     )
 
 
 @contextmanager
 def from_hub(place: str | os.PathLike) -> Iterator[None]:
-    """While something of the hub is fetched: a failure becomes a ``UserError``."""
+    """Turn a failure to fetch from the Hugging Face hub into a :class:`UserError`."""
     try:
         yield
     except OSError as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"{place}: neither a folder here nor to be had from the Hugging Face hub: {reason}"
+            f"{place}: no such folder, and the Hugging Face hub does not provide it: {reason}"
         ) from None
 
 
-def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict from a folder or file in safetensors format, or passed through.
+# --- Reading --------------------------------------------------------------------------------------
 
-    Raises ``UserError`` naming the path if there are no readable weights, and if :data:`CHECKSUMS`
-    lies beside them and does not fit.
+
+def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict that a source (see :func:`weights_file`) holds; a state dict passes through.
+
+    Raises :class:`UserError` naming the file if it is not readable or, where :data:`CHECKSUMS` lies
+    beside it, differs from its checksum.
     """
     if isinstance(source, Mapping):
         return dict(source)
     file = weights_file(source)
     try:
         if file.name == MODEL and (file.parent / CHECKSUMS).is_file():
-            check(file.parent, [MODEL])
+            check_checksums(file.parent, [MODEL])
     except ValueError:
         raise UserError(
-            f"checkpoint {file}: damaged, its checksum in {CHECKSUMS} is another; if you put other "
-            f"weights there, delete {CHECKSUMS}"
+            f"{file}: damaged, it does not match its checksum in {CHECKSUMS}; if you replaced the "
+            f"weights on purpose, delete {CHECKSUMS}"
         ) from None
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise UserError(f"checkpoint {file}: not a readable safetensors file ({error})") from None
+        raise UserError(f"{file}: not a readable safetensors file ({error})") from None
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The content of a model's ``config.json``; raises :class:`UserError` if it is no model's."""
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{file.parent}: no {CONFIG} there; pass a folder written by save_pretrained"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{file}: not a JSON file ({error})") from None
+    if not isinstance(config, dict) or not isinstance(config.get("cfg"), dict):
+        raise UserError(f"{file}: not the config of a model: it has no cfg")
+    return config
 
 
 def misfit(model: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
-    """Why ``weights`` are not those of such a model, or None if they are."""
+    """The first key or shape in which ``weights`` differ from the model's, or None."""
     own = model.state_dict()
     for key in sorted(own.keys() | weights.keys()):
         ours, theirs = (list(d[key].shape) if key in d else "none" for d in (own, weights))

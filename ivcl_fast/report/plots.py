@@ -54,9 +54,11 @@ def reconstruction_picture(
     video = video[:COLUMNS]
     seeds = reference.stream(torch.tensor(seed, device=video.device), len(video))
     out = model(video, seed=seeds)
-    rebuilt = model.rebuild(video, out)  # [B, Q, 3, H, W]
+    rebuilt = model.reconstruct_from(video, out)  # [B, Q, 3, H, W]
 
-    rows = reference.as_rows(video, cfg).take_along_dim(out.query[:, :, None, None], dim=1)
+    rows = reference.as_pixels(reference.patch_rows(video, cfg)).take_along_dim(
+        out.query[:, :, None, None], dim=1
+    )
     ids = reference.take_rows(out.ids_mask, out.query).unsqueeze(-1)
     hidden = torch.zeros_like(rows, dtype=torch.bool).scatter(
         2, ids.expand(-1, -1, -1, cfg.patch_dim), True
@@ -122,7 +124,9 @@ def slot_attention_picture(
     """:func:`slot_attention` of the first clip, laid over eight of its frames; a row per slot."""
     cfg = model.cfg
     maps = slot_attention(model, video[:1], head)[0]
-    frames = reference.unpatchify(reference.as_rows(video[:1], cfg), cfg.patch_size)[0]
+    frames = reference.unpatchify(
+        reference.as_pixels(reference.patch_rows(video[:1], cfg)), cfg.patch_size
+    )[0]
     chosen = spread(COLUMNS, cfg.num_frames)
     titles = [f"frame {t + 1}" for t in chosen]
     figure = attention_figure(frames[chosen], {"": maps[chosen]}, titles, how_measured(head))

@@ -30,7 +30,7 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.dtensor import full_tensor, shard_if_needed
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_json
-from ivcl_fast.models.weights import MODEL, check, write_checksums
+from ivcl_fast.models.weights import MODEL, check_checksums, write_checksums
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def read(path: Path) -> Checkpoint:
 
     Raises ``ValueError`` if a file does not match its checksum, ``OSError`` if one is missing.
     """
-    check(path, FILES)
+    check_checksums(path, FILES)
     record = json.loads((path / STATE).read_text())
     return Checkpoint(
         record["step"], record["state"], load_file(path / MODEL), load_file(path / OPTIMIZER)

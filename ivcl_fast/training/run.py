@@ -180,7 +180,7 @@ class Run:
         cfg = self.config.model
         if last_only:
             cfg = dataclasses.replace(cfg, num_frames=1, num_query_frames=1)
-        return IVCLClassifier(cfg, self.task.num_classes)
+        return IVCLClassifier(cfg, self.task.num_classes, self.task.names)
 
     def load_classifier(self, name: str, last_only: bool = False) -> IVCLClassifier:
         """The finished classifier in folder ``name``."""

@@ -29,18 +29,18 @@ def int64(shape: list[int], *values: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("seed", 3, "int (no tensor) is not int64 [2]"),
-        ("seed", [1, 2], "list (no tensor) is not int64 [2]"),
+        ("seed", 3, "int (not a tensor) is not int64 [2]"),
+        ("seed", [1, 2], "list (not a tensor) is not int64 [2]"),
         ("seed", torch.zeros(2), "float32 [2] is not int64 [2]"),
         ("seed", torch.tensor(3), "int64 [] is not int64 [2]"),
         ("seed", int64([3], 0), "int64 [3] is not int64 [2]"),
-        ("ids_keep", 3, "int (no tensor) is not int64 [2, 3, 4]"),
+        ("ids_keep", 3, "int (not a tensor) is not int64 [2, 3, 4]"),
         ("ids_keep", torch.tensor(3), "int64 [] is not int64 [2, 3, 4]"),
         ("ids_keep", torch.zeros(2, 3, 4), "float32 [2, 3, 4] is not int64 [2, 3, 4]"),
         ("ids_keep", int64([2, 3, 2], 3, 16), "its ids are not distinct numbers of 0 to 15"),
         ("ids_keep", int64([2, 3, 2], -1, 3), "its ids are not distinct numbers of 0 to 15"),
         ("ids_keep", int64([2, 3, 2], 3, 3), "its ids are not distinct numbers of 0 to 15"),
-        ("query", 1, "int (no tensor) is not int64 [2, 2]"),
+        ("query", 1, "int (not a tensor) is not int64 [2, 2]"),
         ("query", int64([2], 0), "int64 [2] is not int64 [2, 2]"),
         ("query", int64([2, 2], 0, 1).int(), "int32 [2, 2] is not int64 [2, 2]"),
         ("query", int64([2, 2], 0, 3), "its ids are not distinct numbers of 0 to 2"),
@@ -64,12 +64,15 @@ def test_masks_in_any_order_are_taken():
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        (video().float(), "float32 from 0 to 255 is not within [0, 1]; divide by 255, or give"),
+        (video().float(), "float32 from 0 to 255 is not within [0, 1]; divide by 255, or pass"),
         (video().float() / 127.5 - 1, "float32 from -1 to 1 is not within [0, 1]"),
         (video().bfloat16(), "bfloat16 from 0 to 25"),
         (torch.full((2, 3, 3, 16, 16), torch.nan), "float32 from nan to nan is not within [0, 1]"),
         (video().long(), "int64 [2, 3, 3, 16, 16] is neither frames, uint8 (0 to 255) or float (0"),
-        (video().numpy(), "ndarray (no tensor) is neither frames, uint8 (0 to 255) or float (0 to"),
+        (
+            video().numpy(),
+            "ndarray (not a tensor) is neither frames, uint8 (0 to 255) or float (0",
+        ),
     ],
 )
 def test_pixels_out_of_range_are_refused(wrong, reason):
@@ -86,7 +89,7 @@ def test_pixels_out_of_range_are_refused(wrong, reason):
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ([[[0, 1, 2]]], "list (no tensor) is not int64 [2, clips of a video, 3]"),
+        ([[[0, 1, 2]]], "list (not a tensor) is not int64 [2, clips of a video, 3]"),
         (
             torch.zeros([2, 4, 2], dtype=torch.int64),
             "int64 [2, 4, 2] is not int64 [2, clips of a video, 3]",
@@ -103,11 +106,11 @@ def test_pixels_out_of_range_are_refused(wrong, reason):
             torch.zeros([2, 4, 3], dtype=torch.int32),
             "int32 [2, 4, 3] is not int64 [2, clips of a video, 3]",
         ),
-        (torch.full((2, 4, 3), 5), "not all of its frames are numbers of 0 to 4"),
-        (torch.full((2, 4, 3), -1), "not all of its frames are numbers of 0 to 4"),
+        (torch.full((2, 4, 3), 5), "its values are not all within 0 to 4"),
+        (torch.full((2, 4, 3), -1), "its values are not all within 0 to 4"),
     ],
 )
-def test_frames_that_cannot_be_shown(wrong, reason):
+def test_a_bad_frame_index_is_named(wrong, reason):
     five = video().repeat(1, 2, 1, 1, 1)[:, :5]
     for net in (reference.IVCLClassifier(CFG), ivcl_fast.IVCLClassifier(CFG)):
         with pytest.raises(ValueError, match=r"^frame_index: [^\n]*$") as error:

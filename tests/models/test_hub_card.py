@@ -55,6 +55,28 @@ def test_the_model_card_is_true(tmp_path, monkeypatch, name):
         assert str(list(made[variable].shape)) == shape
 
 
+def test_the_card_tells_of_training_and_classes(tmp_path):
+    names = ["no", "yes | maybe"]
+    training = {
+        "data": "synthetic:acre-iid",
+        "clips seen": 96,
+        "scores": {"accuracy": 0.5},
+        "classes": names,
+    }
+    model = ivcl_fast.IVCLClassifier(CFG, 2, names)
+    model.save_pretrained(tmp_path / "told", training=training)
+    card = (tmp_path / "told" / "README.md").read_text()
+    for row in (
+        "| data | synthetic:acre-iid |", "| clips seen | 96 |", "| scores | accuracy 0.5 |",
+        r"| classes | no, yes \| maybe |",
+    ):  # fmt: skip
+        assert row in card
+    assert "2 classes: no, yes | maybe (`model.class_names`" in card
+    ivcl_fast.IVCL(CFG).save_pretrained(tmp_path / "fresh")
+    card = (tmp_path / "fresh" / "README.md").read_text()
+    assert "How this model was trained was not recorded" in card
+
+
 def test_a_card_of_ones_own_is_kept(tmp_path):
     (tmp_path / "README.md").write_text("mine")
     ivcl_fast.IVCL(CFG).save_pretrained(tmp_path)

@@ -6,16 +6,13 @@ That it computes what the reference computes is ``test_pipeline_parity.py``.
 from __future__ import annotations
 
 import copy
-import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 import ivcl_fast
 from ivcl_fast import IVCLConfig, kernels, reference, supervised
-from ivcl_fast.errors import UserError
 from ivcl_fast.models import ivcl as model
 from ivcl_fast.training import seeds as masking
 
@@ -113,91 +110,7 @@ def test_clip_seeds():
     assert len(set(torch.cat(several).tolist())) == 3 * 50 * 6
 
 
-# --- Folders --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("classes", [None, 7])
-def test_a_folder_gives_the_model_back(tmp_path, classes):
-    fast = ivcl_fast.IVCL(CFG) if classes is None else ivcl_fast.IVCLClassifier(CFG, classes)
-    fast.save_pretrained(tmp_path)
-    assert {"config.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
-    loaded = type(fast).from_pretrained(str(tmp_path))
-    assert loaded.cfg == CFG
-    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in fast.state_dict().items())
-    plain = reference.IVCL(CFG) if classes is None else reference.IVCLClassifier(CFG, classes)
-    plain.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
-
-
-def test_load_pretrained(tmp_path):
-    pretrained = ivcl_fast.IVCL(CFG)
-    pretrained.save_pretrained(tmp_path)
-    for source in (tmp_path, str(tmp_path / "model.safetensors"), pretrained.state_dict()):
-        classifier = ivcl_fast.IVCLClassifier(CFG, 5)
-        taken = classifier.load_pretrained(source)
-        assert {key.split(".")[0] for key in taken} == {"encoder", "temporal"}
-        state = classifier.state_dict()
-        assert all(torch.equal(state[k], pretrained.state_dict()[k]) for k in taken)
-
-
-def edit(path, change):
-    config = json.loads((path / "config.json").read_text())
-    change(config)
-    (path / "config.json").write_text(json.dumps(config))
-
-
-def test_bad_folders_are_one_clear_line(tmp_path):
-    ivcl_fast.IVCL(CFG).save_pretrained(tmp_path)
-
-    def fails_with(*parts):
-        with pytest.raises(UserError) as error:
-            ivcl_fast.IVCL.from_pretrained(tmp_path)
-        message = str(error.value)
-        assert "\n" not in message and all(part in message for part in parts), message
-
-    edit(tmp_path, lambda config: config["cfg"].update(embed_dim=64))
-    fails_with("decoder.embed.weight", "[96, 32]", "[96, 64]")
-    edit(tmp_path, lambda config: config["cfg"].update(embed_dim=32, depth=3))
-    fails_with("encoder.blocks.2", "none")
-    edit(tmp_path, lambda config: config["cfg"].update(depth=2, readout="first"))
-    fails_with("readout: 'first' is not one of last, mean, cls")
-    edit(tmp_path, lambda config: config["cfg"].update(readout="last", colour="red"))
-    fails_with("colour: not a field")
-    edit(tmp_path, lambda config: config["cfg"].pop("colour"))
-    ivcl_fast.IVCL.from_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"not a tensor")
-    fails_with("model.safetensors", "safetensors")
-    (tmp_path / "model.safetensors").unlink()
-    fails_with("no model.safetensors")
-    (tmp_path / "config.json").unlink()
-    fails_with("no config.json")
-
-
-def test_a_place_without_a_model_is_one_clear_line(tmp_path, monkeypatch):
-    def fails_with(place, message, **options):
-        with pytest.raises(UserError) as error:
-            ivcl_fast.IVCLClassifier.from_pretrained(place, **options)
-        assert str(error.value).startswith(message) and "\n" not in str(error.value)
-
-    monkeypatch.chdir(tmp_path)
-    run = tmp_path / "runs" / "RUN"
-    for name in ("pretrain", "finetune"):
-        ivcl_fast.IVCLClassifier(CFG).save_pretrained(run / name)
-    (run / "config.json").write_text("{}")
-    absent = "no such folder; give one written by save_pretrained, or OWNER/NAME of a model on the"
-    for place in ("./typo", "../typo", "/typo", "runs/RUN/typo", "~/typo"):
-        fails_with(place, f"{place}: {absent} Hugging Face hub")
-    fails_with(tmp_path / "typo", f"{tmp_path / 'typo'}: {absent}")
-    accepted = "give the folder of one: runs/RUN/finetune, runs/RUN/pretrain"
-    fails_with("runs/RUN", f"runs/RUN: holds no model itself; {accepted}")
-    weights = "runs/RUN/finetune/model.safetensors"
-    fails_with(weights, f"{weights}: is a file; give the folder that it lies in")
-    hub = "neither a folder here nor to be had from the Hugging Face hub: "
-    fails_with("runs/typo", f"runs/typo: {hub}", local_files_only=True)
-    ivcl_fast.IVCLClassifier.from_pretrained("runs/RUN/finetune")
-    ivcl_fast.IVCLClassifier.from_pretrained(pretrained_model_name_or_path=run / "finetune")
-
-
-def test_vit_weights_load_into_the_encoder(tmp_path):
+def test_vit_weights_load_into_the_encoder():
     """timm's weights, cls token into slot 0: timm's features at one slot and equal patch size."""
     cfg = IVCLConfig.preset("tiny", **SIZES, num_slots=1)
     vit = VisionTransformer(

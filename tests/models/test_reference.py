@@ -271,8 +271,8 @@ def test_a_perfect_prediction_gives_the_input_back(norm_pix):
     mask = reference.take_rows(out.ids_mask, out.query)
     perfect = reference.take_rows(model.target(rows, out.query)[0], mask)
     frames = reference.take_rows(video.float() / 255, out.query)
-    rebuilt = model.rebuild(video, out._replace(pred=perfect))
-    torch.testing.assert_close(rebuilt, frames, atol=1e-5, rtol=0)
+    reconstructed = model.reconstruct_from(video, out._replace(pred=perfect))
+    torch.testing.assert_close(reconstructed, frames, atol=1e-5, rtol=0)
 
 
 def test_visible_patches_are_kept_byte_for_byte():
@@ -287,7 +287,7 @@ def test_visible_patches_are_kept_byte_for_byte():
         reference.take_rows(reference.patch_rows(video, cfg), out.query), keep
     )
     assert torch.equal((ours * 255).round().to(torch.uint8), true)
-    assert torch.equal(image, model.rebuild(video, out))
+    assert torch.equal(image, model.reconstruct_from(video, out))
 
 
 @pytest.mark.parametrize("objective", ["ivcl", "mae", "joint"])

@@ -151,7 +151,7 @@ def test_a_grid_that_is_not_square_is_refused(tmp_path):
         (dict(width=32), {}, "has width 32 and depth 2, the model width 16 and depth 2"),
         (dict(depth=3), {}, "has width 16 and depth 3, the model width 16 and depth 2"),
         (dict(registers=2), {}, "has 3 cls and register tokens, the model 2 slots"),
-        (dict(), dict(mlp_ratio=2.0), "mlp.fc1.bias has shape [64], the model needs [32]"),
+        (dict(), dict(mlp_ratio=2.0), "mlp.fc1.bias is [64] there, but [32] in this model"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(change, cfg, said, tmp_path):
@@ -253,8 +253,8 @@ def test_runs_start_from_a_vit(stage, tmp_path, monkeypatch, capsys):
     ("source", "said"),
     [
         ("timm:vit_nope", "timm:vit_nope: timm has no such model"),
-        ("timm:nowhere.safetensors", "checkpoint nowhere.safetensors: no model.safetensors there"),
-        ("timm:no/where", "checkpoint no/where: no model.safetensors there"),
+        ("timm:nowhere.safetensors", "nowhere.safetensors: no model.safetensors there"),
+        ("timm:no/where", "no/where: no model.safetensors there"),
     ],
 )
 def test_mistakes_are_told_before_any_work(source, said, tmp_path, monkeypatch, capsys):

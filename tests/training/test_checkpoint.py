@@ -12,14 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
 from ivcl_fast.errors import UserError
-from ivcl_fast.models import backbone
 from ivcl_fast.models.weights import (
     CHECKSUMS,
     MODEL,
     read_weights,
-    weights_file,
     write_checksums,
 )
 from ivcl_fast.training import checkpoint
@@ -54,38 +51,6 @@ def test_a_damaged_checkpoint_counts_as_none_of_those_kept(tmp_path):
     assert checkpoint.latest(tmp_path).step == 5
     saved(tmp_path, 8)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000008"]
-
-
-def test_damage_of_a_finished_model_is_found(tmp_path):
-    model = IVCL(IVCLConfig(depth=1, temporal_depth=1, decoder_depth=1))
-    model.save_pretrained(tmp_path)
-    flip_a_bit(tmp_path / MODEL)
-    for load in (read_weights, IVCL.from_pretrained):
-        with pytest.raises(UserError, match=r"model\.safetensors: damaged, .*SHA256SUMS"):
-            load(tmp_path)
-    model.save_pretrained(tmp_path)
-    read_weights(tmp_path)
-
-
-def test_a_runs_folder_stands_for_its_pretrained_model(tmp_path):
-    cfg = IVCLConfig(depth=1, temporal_depth=1, decoder_depth=1)
-    pretrained, classifier = IVCL(cfg), IVCLClassifier(cfg, 5)
-    run, other = tmp_path / "RUN", tmp_path / "OTHER"
-    pretrained.save_pretrained(run / "pretrain")
-    for folder in (run / "finetune", other / "finetune", other / "scratch"):
-        classifier.save_pretrained(folder)
-    (run / "config.json").write_text("{}")  # of the run, not of a model
-    assert weights_file(run) == run / "pretrain" / MODEL
-    backbone.check_source(str(run))
-    ours, theirs = classifier.state_dict(), pretrained.state_dict()
-    taken = classifier.load_pretrained(str(run))
-    assert taken and all(torch.equal(ours[key], theirs[key]) for key in taken)
-    accepted = f"give the folder of one: {other / 'finetune'}, {other / 'scratch'}$"
-    for use in (classifier.load_pretrained, backbone.check_source, read_weights):
-        with pytest.raises(UserError, match=f"checkpoint {other}: .*no pretrain.*; {accepted}"):
-            use(str(other))
-    with pytest.raises(UserError, match=r"no model\.safetensors there; give a folder written by"):
-        backbone.check_source(str(tmp_path))
 
 
 def test_sha256sum_reads_the_checksums(tmp_path):

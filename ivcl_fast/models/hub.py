@@ -1,0 +1,249 @@
+"""Folders of finished models: ``save_pretrained``, ``from_pretrained`` and the model card."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
+
+from ivcl_fast.config import IVCLConfig
+from ivcl_fast.errors import UserError
+from ivcl_fast.models.weights import (
+    CHECKSUMS,
+    CONFIG,
+    MODEL,
+    STAGES,
+    class_of,
+    from_hub,
+    is_local,
+    misfit,
+    model_folder,
+    read_config,
+    read_weights,
+    write_checksums,
+)
+
+CARD = """\
+---
+{{ card_data }}
+---
+
+# {{ name }} of ivcl_fast
+
+{{ purpose }}
+
+`ivcl_fast` implements IV-CL, of the paper [Does Visual Pretraining Help End-to-End
+Reasoning?]({{ paper_url }}) (NeurIPS 2023).
+
+```python
+from ivcl_fast import {{ name }}, load_clip
+
+model = {{ name }}.from_pretrained("FOLDER")  # this folder, or OWNER/NAME on the Hugging Face hub
+video = load_clip("VIDEO", model.cfg)  # uint8 {{ video }}
+{{ result }} = model{{ method }}(video)  # float {{ shape }}
+```
+
+## Training
+
+{{ training }}
+
+## Config
+
+| field | value |
+|---|---|
+{{ fields }}
+"""
+"""A template for ``huggingface_hub``."""
+
+INSTEAD = {
+    "strict": "; weights always have to fit exactly",
+    "torch_dtype": "; convert the model afterwards, as in model.to(torch.bfloat16)",
+}
+INSTEAD["dtype"] = INSTEAD["torch_dtype"]
+"""Keywords that other libraries accept, and what to do here."""
+
+
+class PretrainedModel(
+    PyTorchModelHubMixin,
+    library_name="ivcl_fast",
+    license="apache-2.0",
+    tags=["video", "visual-reasoning"],
+    paper_url="https://arxiv.org/abs/2307.08506",
+    model_card_template=CARD,
+):
+    """A model that a folder, or the Hugging Face hub, can hold."""
+
+    cfg: IVCLConfig
+    kind: ClassVar[str]
+    """Name of the public class, a key of :data:`~ivcl_fast.models.weights.STAGES`."""
+    training_record: Mapping[str, Any] | None = None
+    """What ``save_pretrained`` was told of the training."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that build this model, as ``config.json`` holds them."""
+        return {"cfg": vars(self.cfg)}
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, training: Mapping[str, Any] | None = None, **hub: Any
+    ) -> str | None:
+        """Write ``model.safetensors``, ``SHA256SUMS``, ``config.json`` and a model card.
+
+        ``training``: what the card says of the training, by name, in values that JSON can hold:
+        for example data, task, clips seen, scores (a dict of name and value) and classes (a list).
+        It stays with the model: ``from_pretrained`` reads it, and saving again keeps it. ``hub``:
+        ``push_to_hub``, ``repo_id`` and others of ``huggingface_hub``'s method of this name.
+
+        Example::
+
+            model.save_pretrained("folder", training={"data": "CATER", "clips seen": 30_000})
+        """
+        self.training_record = training or self.training_record
+        config = self.arguments()
+        if self.training_record:
+            config["training"] = dict(self.training_record)
+        return super().save_pretrained(save_directory, **hub | {"config": config})
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the weights and their checksum, for ``save_pretrained``."""
+        (save_directory / CHECKSUMS).unlink(missing_ok=True)
+        super()._save_pretrained(save_directory)
+        write_checksums(save_directory, [MODEL])
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The folder's ``README.md``: what the model is, how to use it, its training and sizes."""
+        return super().generate_model_card(*args, **card_fields(self) | kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        map_location: Any = "cpu",
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **unknown: Any,
+    ) -> Self:
+        """A model in evaluation mode, from a folder or the Hugging Face hub.
+
+        Args:
+            pretrained_model_name_or_path: a folder written by ``save_pretrained``; a run's folder,
+                which stands for its finetuned classifier or, where this class is one of
+                pretraining, for its pretrained model; or OWNER/NAME on the hub.
+            map_location: the device of the model.
+            revision, cache_dir, force_download, local_files_only, token: of the download, as
+                ``huggingface_hub.hf_hub_download`` takes them.
+
+        Raises :class:`~ivcl_fast.errors.UserError`, a ``ValueError`` of one line, where there is no
+        model of this class, and where its config or weights do not fit; ``TypeError`` for other
+        keywords.
+
+        Example::
+
+            classifier = ivcl_fast.IVCLClassifier.from_pretrained("runs/RUN")
+            logits = classifier(ivcl_fast.load_clip("video.avi", classifier.cfg))
+        """
+        place = pretrained_model_name_or_path
+        download: dict[str, Any] = dict(
+            revision=revision, cache_dir=cache_dir, force_download=force_download,
+            local_files_only=local_files_only, token=token,
+        )  # fmt: skip
+        for name in unknown:
+            raise TypeError(
+                f"from_pretrained: {name} is not an argument{INSTEAD.get(name, '')}; accepted: "
+                + ", ".join(["map_location", *download])
+            )
+        if is_local(place):
+            folder = model_folder(place, STAGES[cls.kind])
+        else:
+            with from_hub(place):
+                for name in (CONFIG, MODEL):
+                    folder = Path(str(hf_hub_download(str(place), name, **download))).parent
+        return cls._from_folder(folder).to(map_location).eval()
+
+    @classmethod
+    def _from_folder(cls, folder: Path) -> Any:
+        """The model whose config and weights lie in a folder."""
+        config, weights = read_config(folder / CONFIG), read_weights(folder / MODEL)
+        if (kind := class_of(weights)) not in (cls.kind, None):
+            finetune = f", or {cls.kind}(cfg, num_classes).load_pretrained({str(folder)!r})"
+            raise UserError(
+                f"{folder}: holds a model of class {kind}, not {cls.kind}; call "
+                f"{kind}.from_pretrained({str(folder)!r})"
+                + (finetune if cls.kind == "IVCLClassifier" else "")
+            )
+        names = inspect.signature(cls.__init__).parameters
+        arguments = {name: value for name, value in config.items() if name in names}
+        try:
+            arguments["cfg"] = IVCLConfig.from_dict(config["cfg"])
+            model: Any = cls(**arguments)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{folder / CONFIG}: {error}") from None
+        if reason := misfit(model, weights):
+            raise UserError(f"{folder}: {reason}")
+        model.load_state_dict(weights)
+        model.training_record = config.get("training")
+        return model
+
+
+# --- Model card -----------------------------------------------------------------------------------
+
+
+def card_fields(model: Any) -> dict[str, Any]:
+    """The values of :data:`CARD` for a model."""
+    cfg = model.cfg
+    clip = [1, cfg.num_frames]
+    card = {
+        "name": model.kind,
+        "video": [*clip, 3, cfg.image_size, cfg.image_size],
+        "training": training_table(model.training_record),
+        "fields": table_rows(vars(cfg)),
+        "result": "logits",
+    }
+    if model.kind == "IVCL":
+        return card | {
+            "purpose": "A pretraining model, which reconstructs masked patches of a clip's frames.",
+            "result": "slots",
+            "method": ".encode",
+            "shape": [*clip, cfg.num_slots, cfg.embed_dim],
+        }
+    if model.kind == "IVCLClassifier":
+        classes, names = model.head.out_features, model.class_names
+        told = f": {', '.join(names)} (`model.class_names`, in the logits' order)" if names else ""
+        return card | {
+            "purpose": f"A classifier of clips of {cfg.num_frames} frames, with {classes} "
+            f"classes{told}.",
+            "shape": [1, classes],
+        }
+    labelled, patches = "frame", []
+    if cfg.objective == "detection":
+        labelled, patches = "patch", [cfg.num_patches]
+    return card | {
+        "purpose": f"A pretraining model, which learns labels of every {labelled} of a clip.",
+        "shape": [*clip, *patches, model.num_classes],
+    }
+
+
+def training_table(record: Mapping[str, Any] | None) -> str:
+    """What is known of a model's training, as a table; a sentence where nothing is known."""
+    if not record:
+        return "How this model was trained was not recorded when it was saved."
+    return f"| what | value |\n|---|---|\n{table_rows(record)}"
+
+
+def table_rows(values: Mapping[str, Any]) -> str:
+    """Names and values as rows of a Markdown table; lists and dicts in one cell."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{name} {cell(part)}" for name, part in value.items())
+        if isinstance(value, list | tuple):
+            return ", ".join(map(cell, value))
+        return str(value).replace("|", "\\|").replace("\n", " ")
+
+    return "\n".join(f"| {cell(name)} | {cell(value)} |" for name, value in values.items())

@@ -1,0 +1,235 @@
+"""Finished models on disk: saving, loading by every name a user would try, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, Supervised, reference
+from ivcl_fast.errors import UserError
+from ivcl_fast.models import backbone
+from ivcl_fast.models.weights import MODEL, read_weights, weights_file
+from tests.models.test_model import CFG, SIZES
+from tests.training.test_checkpoint import flip_a_bit
+
+NAMES = [f"answer {n}" for n in range(5)]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The folder ``runs/RUN`` with a pretrained model and two classifiers."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "RUN"
+    IVCL(CFG).save_pretrained(folder / "pretrain")
+    for name in ("finetune", "scratch"):
+        IVCLClassifier(CFG, 5).save_pretrained(folder / name)
+    (folder / "config.json").write_text("{}")  # of the run, not of a model
+    return folder
+
+
+def told(call, *arguments, **options) -> str:
+    """The one line of the mistake."""
+    with pytest.raises(UserError) as error:
+        call(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def same_weights(model, other) -> bool:
+    ours, theirs = model.state_dict(), other.state_dict()
+    return list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+# --- Saving and loading ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [None, 7])
+def test_a_folder_gives_the_model_back(tmp_path, classes):
+    fast = IVCL(CFG) if classes is None else IVCLClassifier(CFG, classes)
+    fast.save_pretrained(tmp_path)
+    assert {"config.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+    loaded = type(fast).from_pretrained(str(tmp_path))
+    assert loaded.cfg == CFG and not loaded.training
+    assert same_weights(loaded, fast)
+    plain = reference.IVCL(CFG) if classes is None else reference.IVCLClassifier(CFG, classes)
+    plain.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+
+
+def test_class_names_stay_with_the_model(tmp_path):
+    named, plain = IVCLClassifier(CFG, 5, NAMES), IVCLClassifier(CFG, 5)
+    assert reference.IVCLClassifier(CFG, 5, class_names=NAMES).class_names == NAMES
+    assert list(named.state_dict()) == list(plain.state_dict())
+    for name, model in (("named", named), ("plain", plain)):
+        model.save_pretrained(tmp_path / name)
+        assert IVCLClassifier.from_pretrained(tmp_path / name).class_names == model.class_names
+    assert json.loads((tmp_path / "plain" / "config.json").read_text()).keys() == {
+        "cfg", "num_classes",
+    }  # fmt: skip
+    for wrong in (NAMES[:4], "abcde", [1, 2, 3, 4, 5]):
+        with pytest.raises(ValueError, match=r"^class_names: .*5 strings.*num_classes"):
+            IVCLClassifier(CFG, 5, wrong)
+
+
+def test_what_is_known_of_the_training_stays_with_the_model(tmp_path):
+    training = {"data": "synthetic", "clips seen": 96, "scores": {"top1": 0.5}}
+    IVCL(CFG).save_pretrained(tmp_path / "first", training=training)
+    IVCL.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "again")
+    for name in ("first", "again"):
+        assert IVCL.from_pretrained(tmp_path / name).training_record == training
+        assert "| clips seen | 96 |" in (tmp_path / name / "README.md").read_text()
+
+
+def test_load_pretrained(tmp_path):
+    pretrained = IVCL(CFG)
+    pretrained.save_pretrained(tmp_path)
+    for source in (tmp_path, str(tmp_path / "model.safetensors"), pretrained.state_dict()):
+        classifier = IVCLClassifier(CFG, 5)
+        loaded = classifier.load_pretrained(source)
+        assert {key.split(".")[0] for key in loaded} == {"encoder", "temporal"}
+        state = classifier.state_dict()
+        assert all(torch.equal(state[k], pretrained.state_dict()[k]) for k in loaded)
+
+
+def test_a_runs_folder_stands_for_its_models(run):
+    pretrained = IVCL.from_pretrained("runs/RUN")
+    assert same_weights(pretrained, IVCL.from_pretrained(run / "pretrain"))
+    classifier = IVCLClassifier.from_pretrained(pretrained_model_name_or_path="runs/RUN")
+    assert same_weights(classifier, IVCLClassifier.from_pretrained("runs/RUN/finetune"))
+    assert not same_weights(classifier, IVCLClassifier.from_pretrained("runs/RUN/scratch"))
+
+    assert weights_file(run) == run / "pretrain" / MODEL
+    backbone.check_source(str(run))
+    loaded = classifier.load_pretrained(str(run))
+    ours, theirs = classifier.state_dict(), pretrained.state_dict()
+    assert loaded and all(torch.equal(ours[key], theirs[key]) for key in loaded)
+
+
+# --- Mistakes -------------------------------------------------------------------------------------
+
+
+def test_a_model_of_another_class_says_what_to_call(run):
+    message = told(IVCLClassifier.from_pretrained, "runs/RUN/pretrain")
+    assert message.startswith("runs/RUN/pretrain: holds a model of class IVCL, not IVCLClassifier")
+    assert "IVCL.from_pretrained('runs/RUN/pretrain')" in message
+    assert "IVCLClassifier(cfg, num_classes).load_pretrained('runs/RUN/pretrain')" in message
+    assert "IVCLClassifier.from_pretrained('runs/RUN/scratch')" in told(
+        IVCL.from_pretrained, "runs/RUN/scratch"
+    )
+    cfg = IVCLConfig.preset("tiny", **SIZES, objective="detection")
+    Supervised(cfg, 7).save_pretrained("runs/LABELS/pretrain")
+    assert "Supervised.from_pretrained(" in told(IVCL.from_pretrained, "runs/LABELS")
+    assert Supervised.from_pretrained("runs/LABELS").num_classes == 7
+
+
+def test_a_run_without_that_stage_names_its_models(run):
+    (run / "pretrain" / MODEL).unlink()
+    models = "runs/RUN/finetune (IVCLClassifier), runs/RUN/scratch (IVCLClassifier)"
+    classifier = IVCLClassifier(CFG, 5)
+    for use in (
+        IVCL.from_pretrained, classifier.load_pretrained, backbone.check_source, read_weights,
+    ):  # fmt: skip
+        message = told(use, "runs/RUN")
+        assert message.startswith("runs/RUN: no model.safetensors there or in its folder pretrain")
+        assert message.endswith(f"models there: {models}")
+    assert "no model.safetensors there; accepted: " in told(backbone.check_source, "runs")
+
+
+def test_weights_of_another_preset_name_the_sizes(run):
+    other = IVCLClassifier(IVCLConfig.preset("tiny", **SIZES | {"depth": 3, "embed_dim": 64}), 5)
+    message = told(other.load_pretrained, "runs/RUN")
+    assert re.match(r"runs/RUN: encoder\.\S+ is \[.*\] there, but \[.*\] in this model; ", message)
+    assert "(embed_dim 32, depth 2)" in message
+    assert "IVCL.from_pretrained('runs/RUN/pretrain').cfg" in message
+    alone = IVCL.from_pretrained("runs/RUN").state_dict()
+    assert told(other.load_pretrained, alone).startswith("state dict: encoder.")
+    save_file({"a": torch.ones(1)}, "other.safetensors")
+    assert "other.safetensors: holds no encoder.* weights" in told(
+        other.load_pretrained, "other.safetensors"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keyword", "advice"),
+    [
+        ("strict", "weights always have to fit"),
+        ("torch_dtype", "model.to(torch.bfloat16)"),
+        ("device_map", "accepted: map_location, "),
+    ],
+)
+def test_unknown_keywords_are_named(run, keyword, advice):
+    with pytest.raises(TypeError, match=rf"^from_pretrained: {keyword} is not [^\n]*$") as error:
+        IVCL.from_pretrained("runs/RUN", **{keyword: None})
+    assert advice in str(error.value) and "accepted: map_location" in str(error.value)
+
+
+@pytest.mark.parametrize("build", [IVCL, IVCLClassifier, reference.IVCL, reference.IVCLClassifier])
+def test_a_model_is_built_from_a_config(build):
+    for wrong in ("tiny", {"depth": 2}, None):
+        with pytest.raises(ValueError, match=r"^cfg: [^\n]*IVCLConfig.preset\('tiny'\)$"):
+            build(wrong)
+
+
+def edit(path, change):
+    config = json.loads((path / "config.json").read_text())
+    change(config)
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def test_bad_folders_are_one_clear_line(tmp_path):
+    IVCL(CFG).save_pretrained(tmp_path)
+
+    def fails_with(*parts):
+        message = told(IVCL.from_pretrained, tmp_path)
+        assert all(part in message for part in parts), message
+
+    edit(tmp_path, lambda config: config["cfg"].update(embed_dim=64))
+    fails_with("decoder.embed.weight", "[96, 32]", "[96, 64]")
+    edit(tmp_path, lambda config: config["cfg"].update(embed_dim=32, depth=3))
+    fails_with("encoder.blocks.2", "none")
+    edit(tmp_path, lambda config: config["cfg"].update(depth=2, readout="first"))
+    fails_with("config.json: readout: 'first' is not one of last, mean, cls")
+    edit(tmp_path, lambda config: config["cfg"].update(readout="last", colour="red"))
+    fails_with("colour: not a field")
+    edit(tmp_path, lambda config: config["cfg"].pop("colour"))
+    IVCL.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not a tensor")
+    fails_with("model.safetensors", "damaged")
+    (tmp_path / "SHA256SUMS").unlink()
+    fails_with("model.safetensors", "not a readable safetensors file")
+    (tmp_path / "model.safetensors").unlink()
+    fails_with("no model.safetensors")
+    IVCL(CFG).save_pretrained(tmp_path)
+    for text, reason in (("{}", "no cfg"), ("[1]", "no cfg"), ("{", "not a JSON file")):
+        (tmp_path / "config.json").write_text(text)
+        fails_with("config.json", reason)
+    (tmp_path / "config.json").unlink()
+    fails_with("no config.json")
+
+
+def test_a_place_without_a_model_is_one_clear_line(run):
+    def fails_with(place, message, **options):
+        assert told(IVCLClassifier.from_pretrained, place, **options).startswith(message)
+
+    absent = "no such folder; accepted: a folder written by save_pretrained, a run's folder, or"
+    for place in ("./typo", "../typo", "/typo", "runs/RUN/typo", "~/typo"):
+        fails_with(place, f"{place}: {absent} OWNER/NAME of a model on the Hugging Face hub")
+    fails_with(run / "typo", f"{run / 'typo'}: {absent}")
+    weights = "runs/RUN/finetune/model.safetensors"
+    fails_with(weights, f"{weights}: is a file; pass the folder that holds it")
+    hub = "no such folder, and the Hugging Face hub does not provide it: "
+    fails_with("runs/typo", f"runs/typo: {hub}", local_files_only=True)
+
+
+def test_damage_of_a_finished_model_is_found(tmp_path):
+    model = IVCL(CFG)
+    model.save_pretrained(tmp_path)
+    flip_a_bit(tmp_path / MODEL)
+    for load in (read_weights, IVCL.from_pretrained):
+        with pytest.raises(UserError, match=r"model\.safetensors: damaged, .*SHA256SUMS"):
+            load(tmp_path)
+    model.save_pretrained(tmp_path)
+    read_weights(tmp_path)
