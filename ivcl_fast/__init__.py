@@ -1,33 +1,101 @@
-"""IV-CL on fused kernels, beside a plain-PyTorch reference of the same model.
+"""IV-CL: self-supervised video pretraining with slot tokens, on fused kernels.
 
-Importing this touches no device and builds nothing.
+A model compresses every frame of a video into a few slot tokens, exchanges them over time, and
+learns without labels by reconstructing masked patches; then it is finetuned to answer a question
+about the video. ``python -m ivcl_fast.train`` does both. From a video file to an answer::
+
+    import ivcl_fast
+
+    model = ivcl_fast.IVCLClassifier.from_pretrained("runs/RUN")
+    video = ivcl_fast.load_clip("video.avi", model.cfg)  # uint8 [1, T, 3, H, W]
+    logits = model(video)  # [1, num_classes]
+    print(model.class_names[logits.argmax()])
+
+IVCLConfig        sizes and choices of a model; IVCLConfig.preset("tiny") and other presets
+IVCL              the pretraining model: loss, reconstruct(video), encode(video)
+IVCLClassifier    the finetuned model: logits of a video
+Supervised        the pretraining model of the supervised baselines
+reference         the same models in plain PyTorch: reference.IVCL, reference.IVCLClassifier
+supervised        the supervised baseline in plain PyTorch: supervised.Supervised
+accelerate        swap fused kernels into a model that exists, in place; returns a Report
+restore           undo accelerate
+load_clip         read a video file, or images, as a model takes it
+kernels           the fused operations by themselves
+
+Models are saved and loaded by save_pretrained and from_pretrained. help(ivcl_fast.IVCL) and the
+like give shapes, dtypes and errors. Commands, each with --help: python -m ivcl_fast.train, and
+likewise evaluate, prepare, visualize, probes, sweep and info. Importing this package imports none
+of them and touches no device.
 """
 
-from __future__ import annotations
-
+import typing
+from importlib import import_module
 from pathlib import Path
 
 # A bare checkout keeps the kernels at the top level, installed copies inside the package: this lets
 # ``import ivcl_fast.kernels`` find them in both without an install.
-_root = Path(__file__).resolve().parent.parent
-if (_root / "setup.py").is_file() and (_root / "kernels" / "__init__.py").is_file():
-    __path__.append(str(_root))
+_ROOT = Path(__file__).resolve().parent.parent
+_IN_CHECKOUT = (_ROOT / "setup.py").is_file() and (_ROOT / "kernels" / "__init__.py").is_file()
+if _IN_CHECKOUT:
+    __path__.append(str(_ROOT))
 
-from ivcl_fast.config import IVCLConfig  # noqa: E402
-from ivcl_fast.data.clip import load_clip  # noqa: E402
-from ivcl_fast.models import reference, supervised  # noqa: E402
-from ivcl_fast.models.accelerate import Report, accelerate, restore  # noqa: E402
-from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised  # noqa: E402
+# Each name is imported when it is first used, so that ``import ivcl_fast.kernels`` needs no more
+# than the kernels do. There is no ``__all__``: with one, help() would print every class in full.
+_MODULES = {
+    "kernels": "ivcl_fast.kernels",
+    "reference": "ivcl_fast.models.reference",
+    "supervised": "ivcl_fast.models.supervised",
+}
+_HOMES = {
+    "IVCL": "ivcl_fast.models.ivcl",
+    "IVCLClassifier": "ivcl_fast.models.ivcl",
+    "IVCLConfig": "ivcl_fast.config",
+    "Report": "ivcl_fast.models.accelerate",
+    "Supervised": "ivcl_fast.models.ivcl",
+    "accelerate": "ivcl_fast.models.accelerate",
+    "load_clip": "ivcl_fast.data.clip",
+    "restore": "ivcl_fast.models.accelerate",
+}
 
-__all__ = [
-    "IVCL",
-    "IVCLClassifier",
-    "IVCLConfig",
-    "Report",
-    "Supervised",
-    "accelerate",
-    "load_clip",
-    "reference",
-    "restore",
-    "supervised",
-]
+if typing.TYPE_CHECKING:
+    from ivcl_fast import kernels as kernels
+    from ivcl_fast.config import IVCLConfig as IVCLConfig
+    from ivcl_fast.data.clip import load_clip as load_clip
+    from ivcl_fast.models import reference as reference
+    from ivcl_fast.models import supervised as supervised
+    from ivcl_fast.models.accelerate import Report as Report
+    from ivcl_fast.models.accelerate import accelerate as accelerate
+    from ivcl_fast.models.accelerate import restore as restore
+    from ivcl_fast.models.ivcl import IVCL as IVCL
+    from ivcl_fast.models.ivcl import IVCLClassifier as IVCLClassifier
+    from ivcl_fast.models.ivcl import Supervised as Supervised
+
+    __version__ = ""
+else:
+
+    def __getattr__(name: str) -> typing.Any:
+        if name == "__version__":
+            value = _version()
+        elif name in _MODULES:
+            value = import_module(_MODULES[name])
+        elif name in _HOMES:
+            value = getattr(import_module(_HOMES[name]), name)
+        else:
+            raise AttributeError(f"module 'ivcl_fast' has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, *_HOMES, "__version__"})
+
+
+def _version() -> str:
+    """The version of this code: of a checkout, even where another copy is installed."""
+    if _IN_CHECKOUT:
+        import tomllib
+
+        return tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]["version"]
+    from importlib.metadata import version
+
+    return version("ivcl_fast")

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
+
+import pytest
+
+import ivcl_fast
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,18 +43,74 @@ import sys
 
 def test_import_is_silent_and_touches_no_device():
     done = run(
-        NO_DEVICES + "import ivcl_fast\n"
+        NO_DEVICES + "import ivcl_fast, ivcl_fast.kernels\n"
+        "assert callable(ivcl_fast.accelerate) and callable(ivcl_fast.restore)\n"
+        "ivcl_fast.IVCL, ivcl_fast.load_clip, ivcl_fast.supervised.Supervised\n"
         "assert 'kernels' not in sys.modules\n"
-        "assert 'ivcl_fast.kernels' in sys.modules\n"
         "assert not torch.cuda.is_initialized()\n"
         "for heavy in ('torch._dynamo', 'nvidia.dali', 'matplotlib', 'timm', 'flash_attn',\n"
         "              'xformers', 'av'):\n"
         "    assert heavy not in sys.modules, heavy\n"
-        "assert callable(ivcl_fast.accelerate) and callable(ivcl_fast.restore)\n"
-        "from ivcl_fast.models.accelerate import Report\n"
-        "assert callable(ivcl_fast.accelerate)\n"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+BLOCKED = (
+    "rich", "tyro", "matplotlib", "tensorboard", "av", "huggingface_hub", "einops", "PIL",
+    "safetensors", "timm",
+)  # fmt: skip
+
+
+def test_the_kernels_need_only_torch_numpy_and_triton():
+    done = run(
+        f"import sys\nsys.modules.update(dict.fromkeys({BLOCKED}))\n"
+        "import torch, ivcl_fast, ivcl_fast.kernels, ivcl_fast.kernels.attention\n"
+        "cfg = ivcl_fast.IVCLConfig.preset('tiny')\n"
+        "ids, _ = ivcl_fast.kernels.sample_masks(torch.zeros(2, dtype=torch.int64), 64, 16)\n"
+        "assert ids.shape == (2, cfg.num_keep) and ivcl_fast.__version__\n"
+        "ours = {name for name in sys.modules if name.startswith('ivcl_fast.')}\n"
+        "others = {name for name in ours if not name.startswith('ivcl_fast.kernels')}\n"
+        "assert others <= {'ivcl_fast.config', 'ivcl_fast.errors'}, others\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_models_import_nothing_of_the_rooms_above_them():
+    done = run(
+        "import sys, ivcl_fast\n"
+        "ivcl_fast.accelerate, ivcl_fast.supervised\n"
+        "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('ivcl_fast.')}\n"
+        "assert rooms == {'config', 'errors', 'files', 'kernels', 'models'}, rooms\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_public_names_are_those_that_the_guide_lists():
+    listed = set(re.findall(r"^(\w+)  +\w", ivcl_fast.__doc__, re.MULTILINE))
+    public = {*ivcl_fast._MODULES, *ivcl_fast._HOMES}
+    assert listed == public - {"Report"}  # what accelerate returns
+    assert public <= {*dir(ivcl_fast)}
+    for name in public:
+        assert getattr(ivcl_fast, name).__doc__, name
+    with pytest.raises(AttributeError, match="module 'ivcl_fast' has no attribute 'IVLC'"):
+        ivcl_fast.IVLC  # noqa: B018
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert ivcl_fast.__version__ == version
+
+
+def test_the_reference_is_a_module_of_its_own():
+    done = run(
+        "import ivcl_fast.reference as plain, ivcl_fast.models.reference as home, ivcl_fast\n"
+        "from ivcl_fast.reference import IVCL\n"
+        "assert plain is home is ivcl_fast.reference and IVCL is home.IVCL\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_help_fits_on_two_screens():
+    done = run("import ivcl_fast; help(ivcl_fast)")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) <= 100
 
 
 def test_a_bare_checkout_needs_no_install():
@@ -65,7 +127,7 @@ def test_broken_packages_are_survived_and_named(tmp_path):
     for name in ("triton", "flash_attn", "xformers"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(f"raise RuntimeError('{name} is broken')\n")
-    done = run(NO_DEVICES + "import ivcl_fast\n", tmp_path)
+    done = run(NO_DEVICES + "import ivcl_fast.kernels, ivcl_fast\nivcl_fast.IVCL\n", tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     done = run(
         "import torch, ivcl_fast\n"
