@@ -41,11 +41,6 @@ if _IN_CHECKOUT:
 
 # Each name is imported when it is first used, so that ``import ivcl_fast.kernels`` needs no more
 # than the kernels do. There is no ``__all__``: with one, help() would print every class in full.
-_MODULES = {
-    "kernels": "ivcl_fast.kernels",
-    "reference": "ivcl_fast.models.reference",
-    "supervised": "ivcl_fast.models.supervised",
-}
 _HOMES = {
     "IVCL": "ivcl_fast.models.ivcl",
     "IVCLClassifier": "ivcl_fast.models.ivcl",
@@ -53,8 +48,11 @@ _HOMES = {
     "Report": "ivcl_fast.models.accelerate",
     "Supervised": "ivcl_fast.models.ivcl",
     "accelerate": "ivcl_fast.models.accelerate",
+    "kernels": "ivcl_fast.kernels",
     "load_clip": "ivcl_fast.data.clip",
+    "reference": "ivcl_fast.models.reference",
     "restore": "ivcl_fast.models.accelerate",
+    "supervised": "ivcl_fast.models.supervised",
 }
 
 if typing.TYPE_CHECKING:
@@ -76,10 +74,9 @@ else:
     def __getattr__(name: str) -> typing.Any:
         if name == "__version__":
             value = _version()
-        elif name in _MODULES:
-            value = import_module(_MODULES[name])
         elif name in _HOMES:
-            value = getattr(import_module(_HOMES[name]), name)
+            module = import_module(_HOMES[name])
+            value = getattr(module, name, module)  # the module itself, or a name in it
         else:
             raise AttributeError(f"module 'ivcl_fast' has no attribute {name!r}")
         globals()[name] = value
@@ -87,7 +84,7 @@ else:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, *_HOMES, "__version__"})
+    return sorted({*globals(), *_HOMES, "__version__"})
 
 
 def _version() -> str:

@@ -117,34 +117,23 @@ class IVCLConfig:
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             check_type(name, getattr(self, name), kind)
-        if self.image_size % self.patch_size:
-            raise FieldError(
-                "image_size", f"{self.image_size} is not a multiple of patch_size {self.patch_size}"
-            )
-        if self.num_patches < 2:
-            raise FieldError(
-                "image_size",
-                f"{self.image_size} holds one patch of {self.patch_size}; at least two are needed, "
-                "one visible and one masked",
-            )
-        if self.num_query_frames > self.num_frames:
-            raise FieldError(
-                "num_query_frames",
-                f"{self.num_query_frames} is more than num_frames, which is {self.num_frames}",
-            )
-        if not 0.0 < self.mask_ratio < 1.0:
-            raise FieldError("mask_ratio", f"{self.mask_ratio} is not between 0 and 1 (exclusive)")
+        image, patch = self.image_size, self.patch_size
+        frames, query = self.num_frames, self.num_query_frames
+        reason = f"{image} is not a multiple of patch_size {patch}"
+        require(image % patch == 0, "image_size", reason)
+        reason = f"{image} holds one patch of {patch}; at least two are needed, one to be masked"
+        require(self.num_patches > 1, "image_size", reason)
+        reason = f"{query} is more than num_frames, which is {frames}"
+        require(query <= frames, "num_query_frames", reason)
+        reason = f"{self.mask_ratio} is not between 0 and 1 (exclusive)"
+        require(0.0 < self.mask_ratio < 1.0, "mask_ratio", reason)
         for width, heads in (("embed_dim", "num_heads"), ("decoder_dim", "decoder_heads")):
             dim, count = getattr(self, width), getattr(self, heads)
-            if dim % count:
-                raise FieldError(width, f"{dim} is not a multiple of {heads} {count}")
-            if dim % 4:
-                raise FieldError(
-                    width, f"{dim} is not a multiple of 4, which the sin-cos positions need"
-                )
+            require(dim % count == 0, width, f"{dim} is not a multiple of {heads} {count}")
+            reason = "not a multiple of 4, which the sin-cos positions need"
+            require(dim % 4 == 0, width, f"{dim} is {reason}")
         for name in ("mlp_ratio", "pixel_std"):
-            if not getattr(self, name) > 0:
-                raise FieldError(name, f"{getattr(self, name)} is not above 0")
+            require(getattr(self, name) > 0, name, f"{getattr(self, name)} is not above 0")
 
     @property
     def grid(self) -> int:
@@ -183,8 +172,7 @@ class IVCLConfig:
 
         Raises :class:`FieldError` for an unknown preset or field.
         """
-        if name not in PRESETS:
-            raise FieldError("preset", f"{name!r} is not one of {', '.join(PRESETS)}")
+        require(name in PRESETS, "preset", f"{name!r} is not one of {', '.join(PRESETS)}")
         return cls.from_dict(PRESETS[name] | overrides)
 
     @classmethod
@@ -192,8 +180,7 @@ class IVCLConfig:
         """The config with these fields; the opposite of ``dataclasses.asdict``."""
         known = [f.name for f in dataclasses.fields(cls)]
         for name in fields:
-            if name not in known:
-                raise FieldError(name, f"not a field of IVCLConfig, which has {', '.join(known)}")
+            require(name in known, name, f"not a field of IVCLConfig, which has {', '.join(known)}")
         return cls(**fields)
 
     def check_video(self, video: Tensor, frame_index: Tensor | None = None) -> None:
@@ -280,35 +267,30 @@ PRESETS: dict[str, dict[str, Any]] = {
 # --- Checks of arguments --------------------------------------------------------------------------
 
 
+def require(condition: bool, field: str, message: str) -> None:
+    """Raise :class:`FieldError` unless the condition holds."""
+    if not condition:
+        raise FieldError(field, message)
+
+
 def check_objective(cfg: IVCLConfig, accepted: Any = Objective) -> None:
     """Raise :class:`FieldError` unless ``cfg`` is a config with one of the ``accepted`` objectives.
 
     ``accepted``: a ``Literal`` type of this module.
     """
-    if not isinstance(cfg, IVCLConfig):
-        raise FieldError(
-            "cfg", f"{cfg!r} is not an IVCLConfig; pass one, such as IVCLConfig.preset('tiny')"
-        )
-    if cfg.objective not in get_args(accepted):
-        raise FieldError(
-            "objective",
-            f"{cfg.objective!r} is not one of {', '.join(get_args(accepted))}, "
-            "which this model class is for",
-        )
+    example = "pass one, such as IVCLConfig.preset('tiny')"
+    require(isinstance(cfg, IVCLConfig), "cfg", f"{cfg!r} is not an IVCLConfig; {example}")
+    choices = f"one of {', '.join(get_args(accepted))}, which this model class is for"
+    require(cfg.objective in get_args(accepted), "objective", f"{cfg.objective!r} is not {choices}")
 
 
 def check_classes(num_classes: int, class_names: list[str] | None = None) -> None:
     """Raise :class:`FieldError` unless there is a class at least, and a name for each, if any."""
     check_type("num_classes", num_classes, int)
-    if class_names is None:
-        return
-    are_words = isinstance(class_names, list | tuple) and all(
-        isinstance(name, str) for name in class_names
-    )
-    if not are_words or len(class_names) != num_classes:
-        raise FieldError(
-            "class_names", f"not a list of {num_classes} strings, one for each of the num_classes"
-        )
+    if class_names is not None:
+        are_words = isinstance(class_names, list | tuple) and {*map(type, class_names)} <= {str}
+        accepted = f"a list of {num_classes} strings, one for each of the num_classes"
+        require(are_words and len(class_names) == num_classes, "class_names", f"not {accepted}")
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:
@@ -317,18 +299,14 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     ``kind``: int (of at least 1), float, bool or a ``Literal``.
     """
     if choices := get_args(kind):
-        if value not in choices:
-            raise FieldError(name, f"{value!r} is not one of {', '.join(choices)}")
-        return
-    accepted = {
+        return require(value in choices, name, f"{value!r} is not one of {', '.join(choices)}")
+    types, words = {
         int: (int, "a whole number of at least 1"),
         float: (int | float, "a number"),
         bool: (bool, "True or False"),
-    }
-    types, words = accepted[kind]
+    }[kind]
     is_kind = isinstance(value, types) and isinstance(value, bool) == (kind is bool)
-    if not is_kind or (kind is int and value < 1):
-        raise FieldError(name, f"{value!r} is not {words}")
+    require(is_kind and (kind is not int or value >= 1), name, f"{value!r} is not {words}")
 
 
 def dtype_name(x: Tensor) -> str:

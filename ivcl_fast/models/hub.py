@@ -58,6 +58,7 @@ video = load_clip("VIDEO", model.cfg)  # uint8 {{ video }}
 """
 """A template for ``huggingface_hub``."""
 
+DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 INSTEAD = {
     "strict": "; weights always have to fit exactly",
     "torch_dtype": "; convert the model afterwards, as in model.to(torch.bfloat16)",
@@ -122,12 +123,7 @@ class PretrainedModel(
         pretrained_model_name_or_path: str | Path,
         *,
         map_location: Any = "cpu",
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        **unknown: Any,
+        **download: Any,
     ) -> Self:
         """A model in evaluation mode, from a folder or the Hugging Face hub.
 
@@ -136,8 +132,8 @@ class PretrainedModel(
                 which stands for its finetuned classifier or, where this class is one of
                 pretraining, for its pretrained model; or OWNER/NAME on the hub.
             map_location: the device of the model.
-            revision, cache_dir, force_download, local_files_only, token: of the download, as
-                ``huggingface_hub.hf_hub_download`` takes them.
+            download: revision, cache_dir, force_download, local_files_only and token, which go to
+                ``huggingface_hub.hf_hub_download``.
 
         Raises :class:`~ivcl_fast.errors.UserError`, a ``ValueError`` of one line, where there is no
         model of this class, and where its config or weights do not fit; ``TypeError`` for other
@@ -149,14 +145,10 @@ class PretrainedModel(
             logits = classifier(ivcl_fast.load_clip("video.avi", classifier.cfg))
         """
         place = pretrained_model_name_or_path
-        download: dict[str, Any] = dict(
-            revision=revision, cache_dir=cache_dir, force_download=force_download,
-            local_files_only=local_files_only, token=token,
-        )  # fmt: skip
-        for name in unknown:
+        for name in sorted(download.keys() - set(DOWNLOAD)):
             raise TypeError(
                 f"from_pretrained: {name} is not an argument{INSTEAD.get(name, '')}; accepted: "
-                + ", ".join(["map_location", *download])
+                f"map_location, {', '.join(DOWNLOAD)}"
             )
         if is_local(place):
             folder = model_folder(place, STAGES[cls.kind])
