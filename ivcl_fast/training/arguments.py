@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from ivcl_fast.config import PRESETS, IVCLConfig
+from ivcl_fast.config import PRESETS, FieldError, IVCLConfig
 from ivcl_fast.data.registry import check_frame_labels, clip_frames, find_task
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
@@ -85,9 +85,8 @@ def checked_model(model: IVCLConfig) -> IVCLConfig:
     """The model's sizes, checked; raises :class:`UserError` that names the flag of a bad one."""
     try:
         return IVCLConfig(**vars(model))
-    except ValueError as error:
-        field, colon, rest = str(error).partition(":")
-        raise UserError(f"{flag(field)}{colon}{rest}") from None
+    except FieldError as error:
+        raise UserError(f"{flag(error.field)}: {error.message}") from None
 
 
 def defaults(flags: DefaultsFlags) -> TrainConfig:
