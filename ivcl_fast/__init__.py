@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ivcl_fast.console import check_started_module
+
+check_started_module()
+
 # A bare checkout keeps the kernels at the top level, installed copies inside the package: this lets
 # ``import ivcl_fast.kernels`` find them in both without an install.
 _root = Path(__file__).resolve().parent.parent
