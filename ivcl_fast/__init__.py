@@ -7,10 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ivcl_fast.console import check_started_module
-
-check_started_module()
-
 # A bare checkout keeps the kernels at the top level, installed copies inside the package: this lets
 # ``import ivcl_fast.kernels`` find them in both without an install.
 _root = Path(__file__).resolve().parent.parent
@@ -35,3 +31,8 @@ __all__ = [
     "restore",
     "supervised",
 ]
+
+# ``python -m ivcl_fast.train`` imports this package first: the moment to tell of missing packages.
+from ivcl_fast import console as _console  # noqa: E402
+
+_console.check_started_module()
