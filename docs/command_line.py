@@ -94,6 +94,8 @@ def row(action: argparse.Action) -> str:
         text = f"{text} One of {', '.join(f'`{choice}`' for choice in action.choices)}."
         takes = ""
     names = action.option_strings or [action.dest.upper()]
+    own = action.dest.rpartition(".")[2].replace("_", "-")
+    names = sorted(names, key=lambda name: name.strip("-") != own)  # older spellings last
     flags = ", ".join(f"`{name}{takes}`" for name in names)
     return f"| {escaped(flags)} | {escaped(default)} | {escaped(text)} |"
 

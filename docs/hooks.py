@@ -5,6 +5,7 @@
 * A copy of the package in which ``ivcl_fast.kernels`` lies where its name says. The API reference
   is read from it, and no module of it is imported.
 * Links to files of the repository that are no pages become plain text.
+* A page that would load a script, a style or a picture from another host stops the build.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 
@@ -33,6 +35,7 @@ NOTEBOOK = "guide/quickstart.md"
 
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 HTML_LINK = re.compile(r'\b(src|href)="(?!https?:|#)([^"]+)"')
+LOADED = re.compile(r'<(?:script|img|iframe|source)[^>]*\bsrc="?https?:|<link[^>]*\bhref="?https?:')
 ROLE = re.compile(r":(?:py:)?(?:class|func|meth|mod|data|attr|exc):`~?([^`]+)`")
 LITERAL_BLOCK = re.compile(r"::$", re.MULTILINE)
 
@@ -69,6 +72,12 @@ def on_page_markdown(text: str, page: Any, config: Any, files: Files) -> str:
     if page.file.generated_by:
         return text
     return relinked(text, posixpath.join("docs", page.file.src_uri), files)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> None:
+    """Raise unless everything that the page loads is part of the site."""
+    if found := LOADED.search(output):
+        raise PluginError(f"{page.file.src_uri}: loads from another host: {found[0]}...")
 
 
 def relinked(text: str, source: str, files: Files) -> str:
