@@ -5,6 +5,7 @@ Importing this touches no device and builds nothing.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 # A bare checkout keeps the kernels at the top level, installed copies inside the package: this lets
@@ -32,7 +33,9 @@ __all__ = [
     "supervised",
 ]
 
-# ``python -m ivcl_fast.train`` imports this package first: the moment to tell of missing packages.
-from ivcl_fast import console as _console  # noqa: E402
+# While Python looks for the module of ``python -m ivcl_fast.train`` it imports this package, with
+# ``-m`` in place of the module's path: the moment to tell which packages the command lacks.
+if getattr(sys, "argv", [])[:1] == ["-m"]:
+    from ivcl_fast.console import check_started_module
 
-_console.check_started_module()
+    check_started_module()

@@ -24,15 +24,11 @@ def check_packages() -> None:
 
 
 def check_started_module() -> None:
-    """Call :func:`check_packages` if the interpreter is about to run a command of this package.
+    """Call :func:`check_packages` if Python is about to run a command, such as ivcl_fast.train.
 
-    While Python looks for the module of ``python -m ivcl_fast.train``, it imports ``ivcl_fast`` and
-    ``sys.argv[0]`` is ``-m``. This is the last moment before the command imports its packages.
+    To be called while ``sys.argv`` still begins with ``-m``, in place of the module's path.
     """
-    arguments = getattr(sys, "argv", [])
-    if arguments[:1] != ["-m"]:
-        return
-    started = sys.orig_argv[-len(arguments)].removeprefix("-m")
+    started = sys.orig_argv[-len(sys.argv)].removeprefix("-m")
     package, _, command = started.partition(".")
     if package == "ivcl_fast" and "." not in command:
         check_packages()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import runpy
+import subprocess
 import sys
 import tomllib
 from contextlib import redirect_stdout
@@ -81,3 +82,12 @@ def test_what_contributing_names_exists():
             assert re.search(
                 rf"^(?:class|def|    def) {name}\b|^{name}\b", (ROOT / path).read_text(), re.M
             ), f"{path}:{name}"
+
+
+def test_a_console_script_runs_the_command_of_its_name(tmp_path):
+    script = tmp_path / "ivcl-fast-prepare"
+    script.write_text("from ivcl_fast.console import run_script\nrun_script()\n")
+    done = subprocess.run(
+        [sys.executable, str(script), "films:DIR"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "") and "'films:DIR'" in done.stderr
