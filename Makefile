@@ -1,62 +1,70 @@
-# `make train` sets everything up and runs the main job; see README.md.
+# `make help` lists what there is to do; see CONTRIBUTING.md.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILT := $(VENV)/.built
 
-.PHONY: setup build train test soak bench gpu-check aot lint sanitize wheel-check clean
+.PHONY: help setup build train test soak bench docs lint gpu-check aot sanitize wheel-check clean
+.DEFAULT_GOAL := help
 
-setup: $(BUILT)
+help:  ## list these targets
+	@echo "Usage: make TARGET [ARGS='flags of the command'] [PYTHON=python3.12]"
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
+	  | while IFS='|' read -r name what; do printf '  %-12s %s\n' "$$name" "$$what"; done
+
+setup: $(BUILT)  ## install everything into .venv and build the C++ kernels
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "make: Python 3.11 or newer is needed; choose one with make PYTHON=python3.12" >&2; exit 2; }
+	@echo "make: installing ivcl_fast and what it needs into $(VENV); this takes some minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e '.[dev,dali]'
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,dali]'
 	@touch $@
 
-# The C++ kernels, in place; without a compiler it says so and goes on.
-build: $(BUILT)
+build: $(BUILT)  ## build the C++ kernels in place; without a compiler it says so and goes on
 
 $(BUILT): $(STAMP) setup.py kernels/_objects.py csrc $(wildcard csrc/*.cpp csrc/*.h)
+	@echo "make: building the C++ kernels; this takes a minute"
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
-train: $(BUILT)
+train: $(BUILT)  ## pretrain, finetune and evaluate on synthetic videos; ARGS=--quick: one minute
 	$(BIN)/python -m ivcl_fast.train --compile $(ARGS)
 
-test: $(BUILT)
+test: $(BUILT)  ## run the tests; ARGS=tests/kernels: some of them
 	$(BIN)/python -m pytest $(ARGS)
 
-# Kills, rank deaths and damaged checkpoints, many times over; ends within half an hour.
-soak: $(BUILT)
+soak: $(BUILT)  ## kill processes and damage checkpoints, many times over; takes half an hour
 	$(BIN)/python -m tests.support.soak $(ARGS)
 
-bench: $(BUILT)
+bench: $(BUILT)  ## run the benchmarks
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(ARGS)
 
-# Needs no set-up: torch, Triton and some small packages, which it names, are enough.
-# PYTHON=... names another interpreter than .venv's.
-gpu-check:
-	@$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON)) \
-	  -m benchmarks.gpu_check $(ARGS)
+docs: $(STAMP)  ## build the documentation into build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
 
-aot: $(STAMP)
-	$(BIN)/python -m ivcl_fast.kernels.aot $(ARGS)
-
-lint: $(STAMP)
+lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The op tests on C++ kernels built with AddressSanitizer and UndefinedBehaviorSanitizer.
-sanitize: $(STAMP)
+# Needs no set-up: torch, Triton and some small packages, which it names, are enough.
+# PYTHON=... names another interpreter than .venv's.
+gpu-check:  ## compare and time all kernels on an NVIDIA GPU; takes 8 minutes
+	@$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON)) \
+	  -m benchmarks.gpu_check $(ARGS)
+
+aot: $(STAMP)  ## compile the Triton kernels for four generations of GPUs, without a GPU
+	$(BIN)/python -m ivcl_fast.kernels.aot $(ARGS)
+
+sanitize: $(STAMP)  ## run the op tests on kernels built with AddressSanitizer and UBSan
 	.ci/sanitize $(BIN)/python $(ARGS)
 
-# A wheel, installed in an empty environment elsewhere, trains.
-wheel-check: $(STAMP)
+wheel-check: $(STAMP)  ## install the wheel in an empty environment and train there
 	.ci/wheel-check $(BIN)/python
 
-clean:
+clean:  ## delete .venv and everything that was built
 	rm -rf $(VENV) build dist *.egg-info kernels/*.so

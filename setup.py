@@ -1,15 +1,16 @@
-"""Where the packages lie, and how the C++ objects are built; the rest is in pyproject.toml.
+"""Where the packages are, and how the C++ objects are built; the rest is in pyproject.toml.
 
-``kernels/`` stands at the top of the checkout but is installed as ``ivcl_fast.kernels``: a
-top-level ``kernels`` would shadow another library's name.
+``kernels/`` is at the top of the checkout but is installed as ``ivcl_fast.kernels``: a top-level
+``kernels`` would shadow another library's name.
 
-With torch and a C++ compiler at hand (``pip install --no-build-isolation .``), ``csrc/`` is built
-against torch's stable ABI: one object for each instruction set, all in one wheel for any torch
-from 2.11 on and any Python from 3.11 on. Without, the wheel is pure Python. A compiler that fails
-on an instruction set leaves that one out.
+With torch and a C++ compiler (``pip install --no-build-isolation .``), ``csrc/`` is built against
+torch's stable ABI: one object for each instruction set, all in one wheel for any torch from 2.11 on
+and any Python from 3.11 on. Without them the wheel is pure Python. An instruction set on which the
+compiler fails is left out.
 
-``CXX`` is the compiler, ``MAX_JOBS`` how many run at a time, ``IVCL_FAST_CXXFLAGS`` are flags to
-add, and ``IVCL_FAST_BUILD`` names the instruction sets to build, or ``none``.
+``CXX`` names the compiler, ``MAX_JOBS`` is the number of compilers that run at a time,
+``IVCL_FAST_CXXFLAGS`` are flags to add, and ``IVCL_FAST_BUILD`` names the instruction sets to
+build, or ``none``.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def compiler() -> list[str]:
 
 
 def jobs() -> int:
-    """How many compilers run at a time."""
+    """The number of compilers that run at a time."""
     named = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
     if not named.isdecimal() or int(named) < 1:
         sys.exit(f"MAX_JOBS: {named!r} is not a whole number from 1 on")
@@ -65,12 +66,12 @@ def jobs() -> int:
 
 
 def more_flags() -> list[str]:
-    """The user's, for compiling and linking, e.g. sanitizers."""
+    """The user's flags for compiling and linking, e.g. of sanitizers."""
     return shlex.split(os.environ.get("IVCL_FAST_CXXFLAGS", ""))
 
 
 def flags(isa: str) -> list[str]:
-    """How to compile a source for an instruction set."""
+    """The compiler's flags for an instruction set."""
     import torch
 
     digest = OBJECTS["digest"](ROOT / "csrc")
@@ -85,7 +86,7 @@ def flags(isa: str) -> list[str]:
 
 
 def link(objects: list[str], target: str) -> list[str]:
-    """The command that makes a library of compiled sources."""
+    """The command that links compiled sources to a library."""
     import torch
 
     library = Path(torch.__file__).parent / "lib"
@@ -94,7 +95,7 @@ def link(objects: list[str], target: str) -> list[str]:
 
 
 def unbuildable() -> str | None:
-    """Why nothing can be built here, or None."""
+    """The reason why nothing can be built here, or None."""
     if sys.platform != "linux":
         return "they are for Linux"
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
@@ -122,7 +123,7 @@ def wanted() -> list[str]:
 
 
 def failure(isa: str) -> str | None:
-    """What the compiler has against an instruction set, torch's headers or its libraries."""
+    """The compiler's error for an instruction set, with torch's headers and libraries, or None."""
     with tempfile.TemporaryDirectory() as folder:
         made = f"{folder}/probe.o"
         compiling = [*compiler(), *flags(isa), "-c", str(ROOT / "csrc" / "ops.cpp"), "-o", made]
@@ -149,7 +150,7 @@ def buildable() -> list[str]:
 
 
 class BuildPackages(build_py):
-    """Copies into an empty folder: what an earlier build left there would be installed as well."""
+    """Copies into an empty folder: files that an earlier build left would be installed as well."""
 
     def run(self) -> None:
         if not self.editable_mode:
@@ -196,7 +197,7 @@ extensions = [
 setup(
     packages=[*find_packages(include=["ivcl_fast", "ivcl_fast.*"]), "ivcl_fast.kernels"],
     package_dir={"ivcl_fast": "ivcl_fast", "ivcl_fast.kernels": "kernels"},
-    package_data={"ivcl_fast.evaluation": ["published.csv"]},
+    package_data={"ivcl_fast": ["py.typed"], "ivcl_fast.evaluation": ["published.csv"]},
     ext_modules=extensions,
     cmdclass={"build_py": BuildPackages, "build_ext": BuildObjects},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if extensions else {},

@@ -28,6 +28,7 @@ likewise evaluate, prepare, visualize, probes, sweep and info. Importing this pa
 of them and touches no device.
 """
 
+import sys
 import typing
 from importlib import import_module
 from pathlib import Path
@@ -96,3 +97,11 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("ivcl_fast")
+
+
+# While Python looks for the module of ``python -m ivcl_fast.train`` it imports this package, with
+# ``-m`` in place of the module's path: the moment to tell which packages the command lacks.
+if getattr(sys, "argv", [])[:1] == ["-m"]:
+    from ivcl_fast.console import check_started_module
+
+    check_started_module()

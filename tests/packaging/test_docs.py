@@ -7,6 +7,7 @@ one that ends at once is run. README's Python runs whole, on the tiny preset.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import runpy
@@ -31,7 +32,12 @@ from ivcl_fast.studies.definitions import STUDIES, study_named
 from ivcl_fast.training.arguments import parse as parse_flags
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FILES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "guide").glob("*.md")),
+]
 MAKEFILE = (ROOT / "Makefile").read_text()
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 END_AT_ONCE = {"ivcl_fast.info", "benchmarks.scaling"}
@@ -67,7 +73,8 @@ def commands(text: str) -> list[str]:
 
 def check(command: str) -> None:
     """Raises :class:`Wrong` for a program, target, module, flag or name that does not exist."""
-    program, *arguments = shlex.split(command, comments=True)
+    words = shlex.split(command, comments=True)
+    program, *arguments = itertools.dropwhile(re.compile(r"[A-Z_]+=").match, words)
     checks = {
         "make": check_make, "pip": check_pip, "pytest": check_pytest, "python": check_python,
         "torchrun": check_torchrun,

@@ -2,7 +2,8 @@
 
 Wheels are built with pip, without network, from a copy of the checkout. A script stands in for the
 compiler: it notes its calls and writes a file where an object should be. One wheel is built with
-the real compiler, for one instruction set, and computes.
+the real compiler, for one instruction set, and computes. One is unpacked into empty environments,
+which hold nothing else or only PyTorch and NumPy.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from ivcl_fast.kernels import _ext
 from ivcl_fast.kernels._objects import ISAS, module
@@ -25,7 +28,8 @@ from ivcl_fast.kernels._objects import ISAS, module
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = (
     "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CITATION.cff", "Makefile",
-    ".ci", "csrc", "kernels", "ivcl_fast", "tests", "benchmarks", "docs",
+    "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "mkdocs.yml", ".pre-commit-config.yaml",
+    ".ci", ".github", "csrc", "kernels", "ivcl_fast", "tests", "benchmarks", "docs", "examples",
 )  # fmt: skip
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -125,10 +129,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(checkout, fake, tmp_path):
         *(f"ivcl_fast/{p.relative_to(ROOT / 'ivcl_fast')}" for p in ROOT.glob("ivcl_fast/**/*.py")),
         *(f"ivcl_fast/kernels/{p.name}" for p in ROOT.glob("kernels/*.py")),
         "ivcl_fast/evaluation/published.csv",
+        "ivcl_fast/py.typed",
     }
     rest = names(wheel) - objects(wheel) - modules
     assert modules <= names(wheel)
     assert {name.split("/")[0] for name in rest} == {f"ivcl_fast-{VERSION}.dist-info"}
+    entries = zipfile.ZipFile(wheel).read(f"ivcl_fast-{VERSION}.dist-info/entry_points.txt")
+    assert "ivcl-fast-train = ivcl_fast.console:run_script" in entries.decode()
 
 
 def test_a_source_distribution_builds_the_same_wheel(checkout, fake, tmp_path):
@@ -140,7 +147,11 @@ def test_a_source_distribution_builds_the_same_wheel(checkout, fake, tmp_path):
         assert not [name for name in tar.getnames() if name.endswith((".so", ".pyc"))]
         tar.extractall(tmp_path, filter="data")
     unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
-    parts = ("tests/kernels/ops/conftest.py", "benchmarks/conftest.py", ".ci/run", "Makefile")
+    parts = (
+        "tests/kernels/ops/conftest.py", "benchmarks/conftest.py", ".ci/run", "Makefile",
+        "examples/quickstart.ipynb", "docs/hooks.py", "mkdocs.yml", ".github/workflows/ci.yml",
+        *PARTS[PARTS.index("CHANGELOG.md") : PARTS.index(".ci")],
+    )  # fmt: skip
     for name in (*parts, *(f"csrc/{path.name}" for path in (checkout / "csrc").iterdir())):
         assert (unpacked / name).is_file(), name
     records = []
@@ -230,3 +241,93 @@ def test_a_wheel_built_here_computes(checkout, tmp_path):
     said = python(["-c", code], tmp_path, PYTHONPATH=str(tmp_path / "site"))
     file = tmp_path / "site" / "ivcl_fast" / "__init__.py"
     assert said == f"{file} {isa} {{('bias_gelu', 'cpp'): 1}}\n"
+
+
+# --- Empty environments ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pure_wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(checkout, tmp_path_factory.mktemp("pure"), IVCL_FAST_BUILD="none")[0]
+
+
+def environment(folder: Path, wheel: Path, *packages: str) -> Path:
+    """The Python of a new environment: the wheel, and links to packages and what they require."""
+    python(["-m", "venv", "--without-pip", str(folder)], folder.parent)
+    (site,) = folder.glob("lib/python*/site-packages")
+    zipfile.ZipFile(wheel).extractall(site)
+    for name in required(*packages):
+        distribution = metadata.distribution(name)
+        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(distribution.locate_file(top))
+    return folder / "bin" / "python"
+
+
+def required(*packages: str) -> set[str]:
+    """The packages, those that they require, and so on, as far as they are installed here."""
+    found, todo = set(), list(packages)
+    while todo:
+        name = todo.pop()
+        try:
+            requirements = map(Requirement, metadata.requires(name) or ())
+        except metadata.PackageNotFoundError:
+            continue
+        if name not in found:
+            todo += [
+                r.name for r in requirements if not r.marker or r.marker.evaluate({"extra": ""})
+            ]
+        found.add(name)
+    return found
+
+
+def run(executable: Path, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TRITON_INTERPRET")}
+    command = [str(executable), *arguments]
+    return subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True)
+
+
+ALONE = """
+import importlib.util
+for name in ("tyro", "rich", "matplotlib", "tensorboard", "av", "einops", "PIL", "safetensors"):
+    assert importlib.util.find_spec(name) is None, name
+import torch
+import ivcl_fast.kernels as kernels
+x, bias = torch.randn(2, 3, requires_grad=True), torch.randn(3)
+kernels.bias_gelu(x, bias).sum().backward()
+assert x.grad.isfinite().all()
+"""
+
+
+def test_kernels_need_pytorch_and_numpy_alone_and_commands_name_their_extra(pure_wheel, tmp_path):
+    executable = environment(tmp_path / "environment", pure_wheel, "torch", "numpy")
+    done = run(executable, "-c", ALONE, folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    for command in ("train", "info"):
+        done = run(executable, "-m", f"ivcl_fast.{command}", folder=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert "tyro" in done.stderr and "ivcl_fast[train]" in done.stderr
+
+
+PROGRAM = """\
+from ivcl_fast import IVCLConfig, kernels
+cfg = IVCLConfig.preset("tiny")
+slots: int = cfg.num_slots
+wrong: str = cfg.num_slots
+reveal_type(kernels.bias_gelu)
+"""
+
+
+def test_a_users_mypy_sees_types(pure_wheel, tmp_path):
+    """Without PyTorch beside it, whose types take long to read: here a tensor is anything."""
+    pytest.importorskip("mypy")
+    executable = environment(tmp_path / "environment", pure_wheel)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    options = ["--python-executable", str(executable), "--cache-dir", str(tmp_path / "cache")]
+    done = run(Path(sys.executable), "-m", "mypy", *options, "program.py", folder=tmp_path)
+    told = [line for line in done.stdout.splitlines() if line.startswith("program.py:")]
+    assert len(told) == 2, done.stdout + done.stderr
+    assert told[0].startswith("program.py:4: error: Incompatible types in assignment")
+    assert told[1].startswith(
+        'program.py:5: note: Revealed type is "def (x: Any, bias: Any) -> Any'
+    )

@@ -1,0 +1,112 @@
+"""What the documentation's build adds to the pages in this folder (see ``hooks`` in mkdocs.yml).
+
+* Pages made from other files: README.md, CONTRIBUTING.md, CHANGELOG.md, the notebook, and the flags
+  of every command.
+* A copy of the package in which ``ivcl_fast.kernels`` lies where its name says. The API reference
+  is read from it, and no module of it is imported.
+* Links to files of the repository that are no pages become plain text.
+* A page that would load a script, a style or a picture from another host stops the build.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "build" / "api"
+"""The copy of the package, where mkdocs.yml has mkdocstrings look for it."""
+MOVED = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+"""Files at the top of the repository that are pages, and the pages' names."""
+FLAGS = "flags.md"
+NOTEBOOK = "guide/quickstart.md"
+
+LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
+HTML_LINK = re.compile(r'\b(src|href)="(?!https?:|#)([^"]+)"')
+LOADED = re.compile(r'<(?:script|img|iframe|source)[^>]*\bsrc="?https?:|<link[^>]*\bhref="?https?:')
+ROLE = re.compile(r":(?:py:)?(?:class|func|meth|mod|data|attr|exc):`~?([^`]+)`")
+LITERAL_BLOCK = re.compile(r"::$", re.MULTILINE)
+
+
+def on_startup(command: str, dirty: bool) -> None:
+    """Copy the package, with Markdown for the reStructuredText of its docstrings."""
+    shutil.rmtree(SOURCES, ignore_errors=True)
+    package = SOURCES / "ivcl_fast"
+    for source, target in ((ROOT / "ivcl_fast", package), (ROOT / "kernels", package / "kernels")):
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for path in package.rglob("*.py"):
+        path.write_text(LITERAL_BLOCK.sub(":", ROLE.sub(r"`\1`", path.read_text())))
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages that are made from other files."""
+    sys.path.insert(0, str(ROOT))
+    from docs import command_line
+
+    for source, page in MOVED.items():
+        text = relinked((ROOT / source).read_text(), "", files)
+        files.append(File.generated(config, page, content=text))
+    files.append(File.generated(config, FLAGS, content=command_line.page()))
+    text, found = MarkdownExporter().from_filename(str(ROOT / "examples" / "quickstart.ipynb"))
+    files.append(File.generated(config, NOTEBOOK, content=text))
+    for name, content in found["outputs"].items():
+        path = posixpath.join(posixpath.dirname(NOTEBOOK), name)
+        files.append(File.generated(config, path, content=content))
+    return files
+
+
+def on_page_markdown(text: str, page: Any, config: Any, files: Files) -> str:
+    """Rewrite the links of a page that is a file in this folder."""
+    if page.file.generated_by:
+        return text
+    return relinked(text, posixpath.join("docs", page.file.src_uri), files)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> None:
+    """Raise unless everything that the page loads is part of the site."""
+    if found := LOADED.search(output):
+        raise PluginError(f"{page.file.src_uri}: loads from another host: {found[0]}...")
+
+
+def relinked(text: str, source: str, files: Files) -> str:
+    """Markdown whose links lead to pages; those to other files of the repository are undone.
+
+    ``source``: the file's path in the repository; links begin in its folder.
+    """
+    folder = posixpath.dirname(source)
+    page_folder = folder.removeprefix("docs").strip("/")
+
+    def place(target: str) -> str | None:
+        """A link's target, seen from the page; None where that is no part of the site."""
+        if re.match(r"[a-z]+:|#", target):
+            return target
+        path, mark, anchor = target.partition("#")
+        path = posixpath.normpath(posixpath.join(folder, path))
+        page = MOVED.get(path) or path.removeprefix("docs/")
+        known = path in MOVED or (path.startswith("docs/") and files.get_file_from_path(page))
+        if not known and page not in (FLAGS, *MOVED.values()):
+            return None
+        return posixpath.relpath(page, page_folder or ".") + mark + anchor
+
+    def link(match: re.Match[str]) -> str:
+        picture, label, target = match.groups()
+        label = LINK.sub(link, label)  # a picture that is a link
+        found = place(target)
+        return label if found is None else f"{picture}[{label}]({found})"
+
+    def html_link(match: re.Match[str]) -> str:
+        return f'{match[1]}="{place(match[2]) or "#"}"'
+
+    return HTML_LINK.sub(html_link, LINK.sub(link, text))

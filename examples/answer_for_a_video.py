@@ -1,0 +1,50 @@
+"""Answer for a video: the likeliest answers of a finetuned model.
+
+    python examples/answer_for_a_video.py RUN VIDEO
+
+RUN is the folder of a run of ivcl_fast.train, VIDEO a video file or a folder with frames. Without
+arguments, a short run is made in a temporary folder (too short to learn) and asked about one of
+the videos that it made.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+import ivcl_fast
+
+
+def answer(run: Path, video: Path) -> None:
+    """Print the three likeliest answers."""
+    model = ivcl_fast.IVCLClassifier.from_pretrained(run / "finetune")
+    names = json.loads((run / "answers.json").read_text())["names"]
+    clip = ivcl_fast.load_clip(video, model.cfg)  # uint8 [1, T, 3, H, W]
+    with torch.inference_mode():
+        probabilities = model(clip)[0].softmax(-1)  # [classes]
+    print(f"{video.name}:")
+    for probability, label in zip(*probabilities.topk(3), strict=True):
+        print(f"{probability:7.1%}  {names[label]}")
+
+
+def short_run(folder: Path) -> tuple[Path, Path]:
+    """A run in this folder, and one of its videos."""
+    flags = ["--out", folder, "--name", "run", "--data-dir", folder / "data"]
+    flags += ["--quick", "--train-videos=16", "--val-videos=8", "--no-pictures"]
+    subprocess.run([sys.executable, "-m", "ivcl_fast.train", *map(str, flags)], check=True)
+    return folder / "run", min(folder.glob("data/*/videos/*.avi"))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        answer(Path(sys.argv[1]), Path(sys.argv[2]))
+    elif len(sys.argv) == 1:
+        with tempfile.TemporaryDirectory() as folder:
+            answer(*short_run(Path(folder)))
+    else:
+        sys.exit(__doc__)

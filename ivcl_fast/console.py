@@ -1,0 +1,44 @@
+"""How a command starts: as ``ivcl-fast-train`` or as ``python -m ivcl_fast.train``."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGES = ("tyro", "rich", "matplotlib", "tensorboard")
+"""What the extra ``train`` installs, and every command imports."""
+
+
+def check_packages() -> None:
+    """End the process with one line on stderr and status 2 if packages of the extra are missing."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        print(
+            f"error: commands need {', '.join(missing)}; install them with: "
+            "pip install 'ivcl_fast[train]'",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+
+
+def check_started_module() -> None:
+    """Call :func:`check_packages` if Python is about to run a command, such as ivcl_fast.train.
+
+    To be called while ``sys.argv`` still begins with ``-m``, in place of the module's path.
+    """
+    started = sys.orig_argv[-len(sys.argv)].removeprefix("-m")
+    package, _, command = started.partition(".")
+    if package == "ivcl_fast" and "." not in command:
+        check_packages()
+
+
+def run_script() -> None:
+    """Run the command that the console script is named after.
+
+    ``ivcl-fast-train ...`` does what ``python -m ivcl_fast.train ...`` does.
+    """
+    check_packages()
+    command = Path(sys.argv[0]).stem.removeprefix("ivcl-fast-")
+    runpy.run_module(f"ivcl_fast.{command}", run_name="__main__", alter_sys=True)

@@ -1,0 +1,96 @@
+"""Every script in ``examples/`` runs as its docstring says, and the notebook from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ivcl_fast import IVCLConfig
+from tests.examples.conftest import ENVIRONMENT, ROOT, ShortRun
+
+EXAMPLES = ROOT / "examples"
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+def run(name: str, *arguments: object, folder: Path) -> str:
+    """What an example prints in this folder; it must succeed."""
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_all_are_short_and_say_how_to_run_them():
+    assert len(SCRIPTS) == 5
+    for name in SCRIPTS:
+        text = (EXAMPLES / name).read_text()
+        assert len(text.splitlines()) <= 60, name
+        assert f"    python examples/{name}" in text
+
+
+def test_train_on_your_data(tmp_path):
+    said = run("train_on_your_data.py", folder=tmp_path)
+    assert "finetune: 64/64 clips" in said and "top-1" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_on_your_data_takes_a_folder_and_flags(tmp_path):
+    for label in ("falls", "rises"):
+        (tmp_path / "videos" / label).mkdir(parents=True)
+        for number in range(5):
+            (tmp_path / "videos" / label / f"{number}.mp4").write_text("no video")
+    command = [sys.executable, str(EXAMPLES / "train_on_your_data.py"), "videos", "--quick"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 1 and "videos-linked" in done.stdout + done.stderr
+    splits = tmp_path / "videos-linked" / "dataset_splits" / "compositional"
+    assert json.loads((splits / "labels.json").read_text()) == {"falls": 0, "rises": 1}
+    rows = {
+        name: json.loads((splits / f"{name}.json").read_text()) for name in ("train", "validation")
+    }
+    assert [len(found) for found in rows.values()] == [8, 2]
+    assert {row["template"] for row in rows["validation"]} == {"falls", "rises"}
+
+
+def test_answer_for_a_video(short_run: ShortRun, tmp_path):
+    said = run("answer_for_a_video.py", short_run.folder, short_run.video, folder=tmp_path)
+    assert said.startswith(short_run.video.name) and said.count("%") == 3 and "cell" in said
+
+
+def test_read_slots(short_run: ShortRun, tmp_path):
+    cfg = IVCLConfig.preset("tiny")
+    for arguments in ((), (short_run.video, short_run.folder / "pretrain")):
+        said = run("read_slots.py", *arguments, folder=tmp_path)
+        assert said.count("slot ") == cfg.num_slots
+        found = np.load(tmp_path / "slots.npz")
+        assert found["slots"].shape == (cfg.num_frames, cfg.num_slots, cfg.embed_dim)
+        assert found["attention"].shape == (cfg.num_frames, cfg.num_slots, cfg.grid, cfg.grid)
+
+
+def test_accelerate_timm_vit(tmp_path):
+    pytest.importorskip("timm")
+    said = run("accelerate_timm_vit.py", folder=tmp_path)
+    assert "36 modules replaced, 0 kept" in said and "restored" in said
+
+
+def test_one_op_in_your_model(tmp_path):
+    assert "the same in all three ways" in run("one_op_in_your_model.py", folder=tmp_path)
+
+
+def test_the_notebook_runs_and_holds_its_pictures(short_run: ShortRun, monkeypatch):
+    """It finds the finished run in its folder, so that its first command has nothing left to do."""
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    saved = [output for cell in cells for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in saved) >= 3
+    assert not [output for output in saved if output.output_type == "error"]
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    resources = {"metadata": {"path": str(short_run.home)}}
+    nbclient.NotebookClient(notebook, timeout=120, resources=resources).execute()

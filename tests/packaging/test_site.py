@@ -1,0 +1,93 @@
+"""The documentation's generated parts, and that what CONTRIBUTING.md names is there.
+
+`make docs` builds the site itself, and stops at a broken link.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from docs import command_line
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = command_line.commands()
+DECLARED = re.compile(r"(?:^\W*|, )(--[a-z][\w-]*)", re.MULTILINE)
+NAMED = re.compile(
+    r"(?<![\w/])((?:ivcl_fast|kernels|csrc|tests|docs|examples)/[\w./-]*)(?::(\w+))?(?<![.:])"
+)
+
+
+def shown_by_help(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What ``python -m ivcl_fast.<command> --help`` prints, in one column."""
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "argv", [command, "--help"])
+    with redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
+        runpy.run_module(f"ivcl_fast.{command}", run_name="__main__", alter_sys=True)
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_every_flag_of_a_command_has_a_row(command, monkeypatch):
+    """Flags are found in ``--help``, where they begin a line or are another spelling."""
+    section = "\n".join(command_line.section(command))
+    flags = set(DECLARED.findall(shown_by_help(command, monkeypatch))) - {"--help"}
+    assert flags or command == "info"
+    assert command != "train" or {"--mask-ratio", "--grad-accum-steps", "--accum"} <= flags
+    for flag in flags:
+        assert re.search(rf"^\|.*`{flag}[ `]", section, re.M), flag
+
+
+def test_rows_tell_defaults_and_choices():
+    section = "\n".join(command_line.section("train"))
+    assert re.search(r"^\| `--pretrain-clips INT` \| `30000` \| [^|]+ \|$", section, re.M)
+    assert re.search(r"^\| `--compile`, `--no-compile` \| off \| ", section, re.M)
+    assert re.search(
+        r"^\| `--stage` \| `all` \| .*`all`, `pretrain`, `finetune`\. \|$", section, re.M
+    )
+    assert "| `RUN` | required |" in "\n".join(command_line.section("evaluate"))
+
+
+def test_every_command_has_a_console_script_and_a_section():
+    modules = {
+        path.stem
+        for path in (ROOT / "ivcl_fast").glob("*.py")
+        if "__main__" in path.read_text() and path.stem not in ("__main__", "console")
+    }
+    assert set(COMMANDS) == modules
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert set(scripts.values()) == {"ivcl_fast.console:run_script"}
+    page = command_line.page()
+    for command in COMMANDS:
+        assert f"\n## {command}\n" in page
+
+
+def test_what_contributing_names_exists():
+    found = NAMED.findall((ROOT / "CONTRIBUTING.md").read_text())
+    assert len(found) > 40
+    for path, name in found:
+        if path.startswith("docs/results"):  # of any study
+            continue
+        assert (ROOT / path).exists(), path
+        if name:
+            assert re.search(
+                rf"^(?:class|def|    def) {name}\b|^{name}\b", (ROOT / path).read_text(), re.M
+            ), f"{path}:{name}"
+
+
+def test_a_console_script_runs_the_command_of_its_name(tmp_path):
+    script = tmp_path / "ivcl-fast-prepare"
+    script.write_text("from ivcl_fast.console import run_script\nrun_script()\n")
+    done = subprocess.run(
+        [sys.executable, str(script), "films:DIR"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "") and "'films:DIR'" in done.stderr
