@@ -134,8 +134,8 @@ def run(
                 name = process.part.name
                 ended, taken, rows = process.wait(deadline)
                 results.parts[name] = {"outcome": ended, "seconds": taken}
-                if name == "machine":
-                    results.machine = next(iter(rows), {})
+                if name == "machine" and ended == "ok":
+                    results.machine = rows[0]
                 else:
                     results.rows += [{"part": name, **row} for row in rows]
                 print(f"{name}: {ended}, {taken} s", flush=True)

@@ -100,18 +100,8 @@ def compiled_steps(rows: RowFile, sizes: Sizes) -> None:
         measure_steps(preset, rows, sizes, variants, rounds=0, warm_up=0)
 
 
-def base64(rows: RowFile, sizes: Sizes) -> None:
-    """Training steps of ``base64``."""
-    all_steps("base64", rows, sizes)
-
-
-def base224(rows: RowFile, sizes: Sizes) -> None:
-    """Training steps of ``base224``."""
-    all_steps("base224", rows, sizes)
-
-
 def all_steps(preset: str, rows: RowFile, sizes: Sizes) -> None:
-    """Ours first: baselines are what the part's time limit may cut off.
+    """Training steps of ours, then of the baselines, which the part's time limit may cut off.
 
     Ours again at the end shows how far the card's clock has changed.
     """
@@ -222,7 +212,8 @@ def train(rows: RowFile, sizes: Sizes) -> None:
 
 
 PARTS: dict[str, Callable[[RowFile, Sizes], None]] = {
-    "machine": describe_machine, "compile": compiled_steps, "base64": base64, "base224": base224,
+    "machine": describe_machine, "compile": compiled_steps,
+    "base64": partial(all_steps, "base64"), "base224": partial(all_steps, "base224"),
     "batches": batches, "kernels": kernels, "attention": attention, "store": store,
     "decoder": decoder, "train": train,
 }  # fmt: skip

@@ -65,8 +65,9 @@ def outcomes(results: Results) -> Iterator[str]:
     yield ""
     for row in results.rows:
         reason = row.get("error") or row.get("skipped")
-        if reason and row["part"] in SECTIONS and "benchmark" in row:
-            yield f"- {row['part']}: {row['benchmark']}, {row.get('name', '')}: {reason}"
+        if reason and row["part"] not in ("tests", "large"):  # they have a section of their own
+            what = [row[key] for key in ("part", "benchmark", "name") if key in row]
+            yield f"- {', '.join(what)}: {reason}"
 
 
 def targets(results: Results) -> Iterator[str]:
@@ -136,7 +137,7 @@ def of_best(row: Row, amount: str, unit: str, machine: Machine) -> str:
 
 def mfu(row: Row, ours: Row | None, machine: Machine) -> str:
     peak = machine.get("datasheet_flops_per_s")
-    if not peak or not row.get("flops") or row.get("unit") != "clips":
+    if not peak or not row.get("flops") or "count" not in row:
         return ""
     return f"{row['flops'] / row['seconds'] / peak:.0%}"
 

@@ -290,7 +290,7 @@ def test_rates_shares_and_targets():
         "| | **ours, CUDA graph** | 30 ms | 1.00 | 2,933 clips/s | 293 TFLOP/s (37%) | 30% |",
         "| 2048 x 12 | **ours** | 200 µs | 1.00 | 1.5 TB/s (50%) |",
         "| | store, gpu | 10 ms | 800 clips/s | 1.0% |",
-        "- attention: 2048 x 12, SDPA cuDNN: ParityError: results differ by 0.5",
+        "- attention, 2048 x 12, SDPA cuDNN: ParityError: results differ by 0.5",
     ):
         assert line in text
     assert gpu_check.card_name(results) == "nvidia-h100-80gb-hbm3"
