@@ -219,7 +219,7 @@ def main() -> int:
         prog="make gpu-check", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=None, help=f"folder for results ({RESULTS})")
-    parser.add_argument("--only", default="", help="names of the parts to run, with commas")
+    parser.add_argument("--only", default="", help="names of parts to run, with commas")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="time limit of all parts")
     parser.add_argument(
         "--rehearse", action="store_true",
@@ -240,20 +240,26 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     results = Results("make gpu-check" + " --rehearse" * options.rehearse)
 
+    wanted = ["machine", *options.only.split(",")] if options.only else [*LIMITS]
+
+    def target() -> Path:
+        """Results of some parts do not replace those of all parts."""
+        name = card_name(results) + f"-{options.only.replace(',', '-')}" * bool(options.only)
+        return out / f"{name}.json"
+
     def keep() -> None:
-        results.write(out / f"{card_name(results)}.json")
-        write_text(out / f"{card_name(results)}.md", summary(results))
+        results.write(target())
+        write_text(target().with_suffix(".md"), summary(results))
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        wanted = options.only.split(",") if options.only else [*LIMITS]
         groups = [
             [part for part in group if part.name in wanted]
             for group in all_parts(folder, options.rehearse)
         ]
         run([group for group in groups if group], folder, options.minutes * 60, results, keep)
     print(summary(results))
-    print(f"written: {out / card_name(results)}.json and .md")
+    print(f"written: {target()} and {target().with_suffix('.md').name}")
     return int(any(part["outcome"].startswith("failed") for part in results.parts.values()))
 
 
