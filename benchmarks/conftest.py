@@ -1,88 +1,106 @@
-"""``pytest benchmarks/ --benchmark-only``: ours beside its rivals, on a GPU if there is one.
+"""``pytest benchmarks/ --benchmark-only``: run benchmarks side by side, and sum them up.
 
-``--full`` runs every shape. One round of a race times each contestant once, so a table's rows were
-measured side by side; the ratio to ours is in each name's ``ours_is_faster_by``.
+pytest-benchmark shows the rounds that :func:`benchmarks.benchmark.measure` timed.
 """
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import public_mae
-from benchmarks.race import DEVICE, Race, Replay, ceilings, machine
+from benchmarks import machine, summary
+from benchmarks.benchmark import Benchmark, measure
+from benchmarks.results import Results, Row
+from benchmarks.timing import DEVICE
 from ivcl_fast.training.hardware import tune_malloc
 
-_raced: list[Race] = []
+_rows: dict[str, dict[str, Row]] = {}
+"""What was measured, by benchmark and implementation."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="benchmark every shape")
+    parser.addoption("--full", action="store_true", help="run the slow benchmarks, too")
     parser.addoption(
-        "--mae", metavar="FOLDER", type=Path, help="a copy of the public MAE code, as a rival"
+        "--mae", metavar="FOLDER", type=Path, help="a copy of the public MAE code, to compare with"
+    )
+    parser.addoption(
+        "--results", metavar="FILE.json", type=Path, help="write rows that benchmarks.report reads"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if (folder := config.getoption("--mae")) is not None:
-        public_mae.find(folder)
+        from benchmarks import public_mae
+
+        public_mae.find_model_file(folder)
     torch.set_num_threads(torch.get_num_threads())  # from now on it stays what it is
     if DEVICE.type == "cpu":
-        tune_malloc()  # as training does; for the rivals as well
+        tune_malloc()  # as the trainer does; the baselines get it as well
 
 
-def race_cases(races: list[Race]) -> tuple[tuple[str, ...], list[Any]]:
-    """Parameters of a test, (race, contestant), each with a timer of its own."""
-    cases = [
+class Replay:
+    """A timer for pytest-benchmark that returns rounds which were timed before."""
+
+    def __init__(self) -> None:
+        self._ticks: list[float] = []
+
+    def load(self, seconds: list[float]) -> None:
+        now = 0.0
+        for duration in seconds:
+            self._ticks += [now, now + duration]
+            now += duration
+
+    def __call__(self) -> float:
+        return self._ticks.pop(0) if self._ticks else 0.0
+
+
+def cases(benchmarks: list[Benchmark]) -> Any:
+    """Parametrise a test by every implementation of every benchmark, each with its own timer."""
+    found = [
         pytest.param(
-            race, name, timer, id=f"{race.name}-{name}",
-            marks=pytest.mark.benchmark(group=race.name, timer=timer),
+            case, name, timer, id=f"{case.name}-{name}",
+            marks=pytest.mark.benchmark(group=case.name, timer=timer),
         )
-        for race in races
-        for name in race.names
+        for case in benchmarks
+        for name in case.implementations
         for timer in [Replay()]
     ]  # fmt: skip
-    return ("race", "contestant", "replay"), cases
-
-
-def race_tests(races: list[Race]) -> Any:
-    """Parametrises a test by :func:`race_cases`."""
-    return pytest.mark.parametrize(*race_cases(races))
+    return pytest.mark.parametrize("case, implementation, replay", found)
 
 
 @pytest.fixture
-def run_race(benchmark, request):
-    """Runs a race, or takes the rounds of one that was run, and hands them to the table."""
+def run_case(benchmark, request):
+    """Run a benchmark when the first of its implementations is asked for; show one's rounds."""
 
-    def run(race: Race, contestant: str, replay: Replay) -> None:
-        if race.slow and not request.config.getoption("--full"):
+    def run(case: Benchmark, implementation: str, replay: Replay) -> None:
+        if case.slow and not request.config.getoption("--full"):
             pytest.skip("only with --full")
-        times = race.times(contestant)
-        if race not in _raced:
-            _raced.append(race)
-        benchmark.extra_info.update(race.facts(contestant, ceilings()))
-        replay.load(times)
-        benchmark.pedantic(lambda: None, rounds=len(times), iterations=1)
+        if case.name not in _rows:
+            rows = _rows[case.name] = {}
+            measure(case, lambda row: rows.update({row["name"]: row}))
+        row = _rows[case.name][implementation]
+        if "skipped" in row:
+            pytest.skip(row["skipped"])
+        assert "error" not in row, row["error"]
+        benchmark.extra_info.update(row)
+        replay.load(row["times"])
+        benchmark.pedantic(lambda: None, rounds=len(row["times"]), iterations=1)
 
     return run
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    machine_info["ivcl_fast"] = machine()
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    """How many times faster ours is than each rival, medians of interleaved rounds."""
-    if not _raced:
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    """Print medians and ratios, and write ``--results``."""
+    if not _rows:
         return
-    terminalreporter.section("ours against its rivals")
-    width = max(len(race.name) for race in _raced)
-    for race in _raced:
-        medians = {name: statistics.median(race.times(name)) for name in race.names}
-        ours = medians.pop(race.names[0])
-        rivals = ", ".join(f"{m / ours:.2f}x {name}" for name, m in medians.items())
-        terminalreporter.line(f"{race.name:<{width}}  {ours * 1e3:9.3f} ms  {rivals}")
+    rows = [row for found in _rows.values() for row in found.values()]
+    results = Results("pytest benchmarks/ --benchmark-only", machine=machine.describe(), rows=rows)
+    terminalreporter.section("this project's implementations against their baselines")
+    for line in summary.table(rows, results.machine):
+        terminalreporter.line(line)
+    if (file := config.getoption("--results")) is not None:
+        results.write(file)
+        terminalreporter.line(f"written: {file}")

@@ -1,21 +1,20 @@
-"""``make gpu-check``: what an NVIDIA GPU makes of this repository, within 8 minutes.
+"""``make gpu-check``: the tests and benchmarks that need an NVIDIA GPU, within 8 minutes.
 
-Runs the tests that need a GPU, then measures kernels against the card's limits, training steps
-against their rivals, a batch sweep, training from a store and decoding. Nothing is installed or
-built: beside torch and Triton it takes a few small packages, and says so where one is missing; DALI
-and PyAV are used where they are there.
+Runs the tests marked ``gpu``, then measures single kernels, attention, training steps against their
+baselines, steps by batch size, training from a store, and decoding. Nothing is installed or built:
+torch, Triton and a few small packages are enough, and a missing one is named; DALI and PyAV are
+used if they are installed.
 
-Every part is a process of its own with a time limit. One that fails, hangs or takes the driver's
-context along costs its own figures only, and those it had already are kept. Writes
-``<card>.json`` and, to be read, ``<card>.md`` after every part. Exit status: 0, or 1 if a part
-failed, or 2 if there is nothing to check here.
+Every part is a process of its own with a time limit. One that fails, hangs or loses the driver's
+context costs only its own figures, and those it measured before are kept. After every part the
+results are written to ``<card>.json`` and, to be read, to ``<card>.md``. The exit status is 0, or 1
+if a part failed, or 2 if nothing can be measured on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import re
 import signal
@@ -23,13 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+
+from benchmarks.results import Results, Row, RowFile
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -48,7 +47,8 @@ ORDER = (
     ("machine",), ("tests", "compile"), ("base64",), ("kernels",), ("attention",), ("base224",),
     ("store",), ("batches",), ("large",), ("decoder",), ("train",),
 )  # fmt: skip
-"""Parts side by side, then the next: only what is not timed may share the card."""
+"""Groups of parts, one group after the other. Parts of a group run at the same time: they are not
+timed."""
 
 
 @dataclass
@@ -57,60 +57,48 @@ class Part:
 
     name: str
     command: Sequence[str]
-    seconds: float
-    """Its time limit."""
+    limit: float
+    """Seconds it may take."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass
-class Running:
-    """A part at work, in a session of its own so that its children end with it."""
+class RunningPart:
+    """The process of a part, in a session of its own so that its children end with it."""
 
-    part: Part
-    folder: Path
-
-    def __post_init__(self) -> None:
-        self.rows, self.log = (self.folder / f"{self.part.name}.{e}" for e in ("jsonl", "log"))
-        self.rows.touch()
+    def __init__(self, part: Part, folder: Path) -> None:
+        self.part = part
+        self.rows, self.log = RowFile(folder / f"{part.name}.jsonl"), folder / f"{part.name}.log"
+        self.rows.file.touch()
         self.start = time.monotonic()
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [*self.part.command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                [*part.command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True,
-                env=os.environ | self.part.environment,
+                env=os.environ | part.environment,
             )  # fmt: skip
 
-    def wait(self, deadline: float) -> dict[str, Any]:
-        """What came of it, once it has ended or its time is over."""
-        limit = min(self.part.seconds, deadline - self.start)
+    def wait(self, deadline: float) -> tuple[str, float, list[Row]]:
+        """Return the outcome, the seconds and the rows, once it has ended or reached its limit."""
+        limit = min(self.part.limit, deadline - self.start)
         try:
             status = self.process.wait(max(0.0, limit - (time.monotonic() - self.start)))
         except subprocess.TimeoutExpired:
             status = None
         self.end()
-        rows = read_rows(self.rows)
+        rows = self.rows.read()
         ended = outcome(status, limit, rows, self.log.read_text(errors="replace"))
-        return {"outcome": ended, "seconds": round(time.monotonic() - self.start, 1), "rows": rows}
+        return ended, round(time.monotonic() - self.start, 1), rows
 
     def end(self) -> None:
-        """Kill it and its children; nothing where they have ended."""
+        """Kill the process and its children, if they are running."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file, which a kill may have cut short."""
-    rows = []
-    for line in file.read_text(errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
-
-
-def outcome(status: int | None, limit: float, rows: list[dict[str, Any]], log: str) -> str:
-    """In words; ``ok`` or ``skipped: ...`` where nothing went wrong."""
-    last = (log.strip().splitlines() or ["it said nothing"])[-1].strip()[:300]
+def outcome(status: int | None, limit: float, rows: list[Row], log: str) -> str:
+    """Return "ok", "skipped: REASON" or "failed: REASON"; ``status`` None is a timeout."""
+    last = (log.strip().splitlines() or ["it printed nothing"])[-1].strip()[:300]
     if status is None:
         return f"failed: stopped after {limit:.0f} s"
     if status < 0:
@@ -127,50 +115,56 @@ def outcome(status: int | None, limit: float, rows: list[dict[str, Any]], log: s
 
 
 def run(
-    groups: Sequence[Sequence[Part]], folder: Path, seconds: float, keep: Any
-) -> dict[str, dict[str, Any]]:
-    """Parts of a group side by side, group after group; ``keep(results)`` after each of them."""
-    results: dict[str, dict[str, Any]] = {}
+    groups: Sequence[Sequence[Part]],
+    folder: Path,
+    seconds: float,
+    results: Results,
+    keep: Callable[[], None],
+) -> None:
+    """Run groups of parts, add what they measure to ``results``, and call ``keep`` after each."""
     deadline = time.monotonic() + seconds
     for group in groups:
-        if time.monotonic() >= deadline:
-            late = {"outcome": "failed: no time was left", "seconds": 0.0, "rows": []}
-            results |= {part.name: late for part in group}
-            keep(results)
-            continue
-        running = [Running(part, folder) for part in group]
+        late = time.monotonic() >= deadline
+        running = [] if late else [RunningPart(part, folder) for part in group]
+        if late:
+            unmeasured = {"outcome": "failed: no time was left", "seconds": 0.0}
+            results.parts |= {part.name: unmeasured for part in group}
         try:
-            for at_work in running:
-                results[at_work.part.name] = at_work.wait(deadline)
-                done = results[at_work.part.name]
-                print(f"{at_work.part.name}: {done['outcome']}, {done['seconds']} s", flush=True)
+            for process in running:
+                name = process.part.name
+                ended, taken, rows = process.wait(deadline)
+                results.parts[name] = {"outcome": ended, "seconds": taken}
+                if name == "machine" and ended == "ok":
+                    results.machine = rows[0]
+                else:
+                    results.rows += [{"part": name, **row} for row in rows]
+                print(f"{name}: {ended}, {taken} s", flush=True)
         finally:
-            for at_work in running:
-                at_work.end()
-        keep(results)
-    return results
+            for process in running:
+                process.end()
+        keep()
 
 
-def parts(folder: Path, rehearse: bool) -> list[list[Part]]:
-    """All there are, in their order."""
+def all_parts(folder: Path, rehearse: bool) -> list[list[Part]]:
+    """Return every part, in groups."""
     made = {}
-    for name in LIMITS:
-        command = [sys.executable, "-m", "benchmarks.gpu", name, str(folder / f"{name}.jsonl")]
-        made[name] = Part(name, command + ["--rehearse"] * rehearse, LIMITS[name])
-    made["tests"] = tests("tests", "gpu and not large", folder, rehearse)
-    made["large"] = tests("large", "gpu and large", folder, rehearse)
+    for name, limit in LIMITS.items():
+        command = [sys.executable, "-m", "benchmarks.parts", name, str(folder / f"{name}.jsonl")]
+        made[name] = Part(name, command + ["--rehearse"] * rehearse, limit)
+    made["tests"] = tests_part("tests", "gpu and not large", folder, rehearse)
+    made["large"] = tests_part("large", "gpu and large", folder, rehearse)
     if rehearse:
         made["kernels"].environment["TRITON_INTERPRET"] = "1"
     return [[made[name] for name in group] for group in ORDER]
 
 
-def tests(name: str, marked: str, folder: Path, rehearse: bool) -> Part:
-    """Those ``marked`` so, on several processes where pytest can: most of their time is compiling.
+def tests_part(name: str, marked: str, folder: Path, rehearse: bool) -> Part:
+    """Return the part that runs the tests with a mark, or a few tests of a CPU as a rehearsal.
 
-    A rehearsal runs the same files' tests of a few kinds on the CPU.
+    Several processes run them if pytest-xdist is installed: most of their time is compiling.
     """
     command = [
-        sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.gpu.tests",
+        sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.pytest_outcomes",
         "-p", "no:cacheprovider", "--continue-on-collection-errors", "-o", "addopts=",
     ]  # fmt: skip
     if rehearse:
@@ -184,13 +178,17 @@ def tests(name: str, marked: str, folder: Path, rehearse: bool) -> Part:
 
 
 def gpu_tests() -> list[str]:
-    """Where tests are marked ``gpu``: other files may need packages that are not here."""
-    named = [p for p in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in p.read_text()]
-    return sorted(str(p.relative_to(ROOT)) for p in [ROOT / "tests" / "ops", *named])
+    """Return the test files, and folders by their ``conftest.py``, that mark tests with ``gpu``.
+
+    The other test files may need packages that are missing.
+    """
+    files = [p for p in (ROOT / "tests").rglob("*.py") if "pytest.mark.gpu" in p.read_text()]
+    paths = [file.parent if file.name == "conftest.py" else file for file in files]
+    return sorted(str(path.relative_to(ROOT)) for path in paths)
 
 
 def missing(rehearse: bool) -> str | None:
-    """Why there is nothing to check here, or None."""
+    """Return why nothing can be measured on this machine, or None."""
     lacking = []
     for package, least in NEEDS.items():
         try:
@@ -209,58 +207,60 @@ def missing(rehearse: bool) -> str | None:
     return None
 
 
-def card_name(results: dict[str, dict[str, Any]]) -> str:
-    """The card's name as a file's."""
-    described = [row for row in results.get("machine", {}).get("rows", []) if "device" in row]
-    device = described[0]["device"] if described else "unknown card"
+def card_name(results: Results) -> str:
+    """Return the name of the card as the name of a file."""
+    device = results.machine.get("device", "unknown card")
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def main() -> int:
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="make gpu-check", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=None, help=f"folder for results ({RESULTS})")
-    parser.add_argument("--only", default="", help="some parts alone, by name, with commas")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all of it")
+    parser.add_argument("--only", default="", help="names of parts to run, with commas")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time limit of all parts")
     parser.add_argument(
-        "--rehearse", action="store_true", help="tiny sizes, on a CPU if need be; give --out"
-    )
+        "--rehearse", action="store_true",
+        help="tiny sizes, also on a CPU, to show that every part runs; needs --out",
+    )  # fmt: skip
     options = parser.parse_args()
     if unknown := {*options.only.split(",")} - {*LIMITS, ""}:
         parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(LIMITS)}")
     if options.rehearse and options.out is None:
-        parser.error("--rehearse: its figures are no results, give a folder of their own (--out)")
+        parser.error("--rehearse: its figures mean nothing, give a folder for them with --out")
     if reason := missing(options.rehearse):
         print(f"error: gpu-check: {reason}", file=sys.stderr)
         return 2
-    from benchmarks.gpu.results import rated
-    from benchmarks.gpu.summary import summary
-    from ivcl_fast.files import write_json, write_text
+    from benchmarks.summary import summary
+    from ivcl_fast.files import write_text
 
     out = options.out or RESULTS
     out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {
-        "command": "make gpu-check" + " --rehearse" * options.rehearse,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    results = Results("make gpu-check" + " --rehearse" * options.rehearse)
 
-    def keep(results: dict[str, dict[str, Any]]) -> None:
-        report["parts"] = rated(results)
-        write_json(out / f"{card_name(results)}.json", report)
-        write_text(out / f"{card_name(results)}.md", summary(report))
+    wanted = ["machine", *options.only.split(",")] if options.only else [*LIMITS]
+
+    def target() -> Path:
+        """Results of some parts do not replace those of all parts."""
+        name = card_name(results) + f"-{options.only.replace(',', '-')}" * bool(options.only)
+        return out / f"{name}.json"
+
+    def keep() -> None:
+        results.write(target())
+        write_text(target().with_suffix(".md"), summary(results))
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        wanted = options.only.split(",") if options.only else [*LIMITS]
         groups = [
             [part for part in group if part.name in wanted]
-            for group in parts(folder, options.rehearse)
+            for group in all_parts(folder, options.rehearse)
         ]
-        results = run([g for g in groups if g], folder, options.minutes * 60, keep)
-    print(summary(report))
-    print(f"written: {out / card_name(results)}.json and .md")
-    return int(any(done["outcome"].startswith("failed") for done in results.values()))
+        run([group for group in groups if group], folder, options.minutes * 60, results, keep)
+    print(summary(results))
+    print(f"written: {target()} and {target().with_suffix('.md').name}")
+    return int(any(part["outcome"].startswith("failed") for part in results.parts.values()))
 
 
 if __name__ == "__main__":

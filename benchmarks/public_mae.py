@@ -1,6 +1,6 @@
-"""The public MAE code (He et al., 2022) as a rival at its own objective, from a user's own copy.
+"""Benchmark of image MAE's training step against the public MAE code (He et al., 2022).
 
-Nothing of it is in this project: ``--mae FOLDER`` names a checkout of its repository.
+That code is not part of this project: ``--mae FOLDER`` names a copy of its repository.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +20,36 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from benchmarks.race import DEVICE
+from benchmarks import baselines
+from benchmarks.benchmark import Benchmark, Setup, check_parity
+from benchmarks.steps import TRAINER, our_model
+from benchmarks.timing import DEVICE, Call
 from ivcl_fast import IVCLConfig
+from ivcl_fast.models import flops
 
-MODEL = "models_mae.py"
-
+MODEL_FILE = "models_mae.py"
 CONFIG = IVCLConfig.preset(
     "base224", objective="mae", num_frames=1, num_query_frames=1, num_slots=1, decoder_heads=16
 )
-"""Image MAE with ViT-B/16 and its decoder, as ours: the one slot is its cls token."""
+"""Image MAE with ViT-B/16 and its decoder as a model of ours: the slot is its cls token."""
+IMAGES = 256 if DEVICE.type == "cuda" else 8
+BF16, COMPILED, FLOAT32 = (f"public MAE, {how}" for how in ("bf16", "bf16, compiled", "float32"))
 
 
-def find(folder: Path) -> Path:
-    """The file with its model.
+def find_model_file(folder: Path) -> Path:
+    """Return the file with the public model.
 
-    Raises ``pytest.UsageError`` if ``folder`` is not a copy of its repository.
+    Raises ``pytest.UsageError`` if ``folder`` is not a copy of the repository.
     """
-    file = folder / MODEL
+    file = folder / MODEL_FILE
     if not file.is_file():
-        raise pytest.UsageError(f"--mae: {folder} has no {MODEL}; give a copy of the MAE code")
+        raise pytest.UsageError(f"--mae: {folder} has no {MODEL_FILE}; give a copy of the MAE code")
     return file
 
 
-def build(folder: Path) -> nn.Module:
-    """Its ViT-B/16 at 224 pixels with normalised targets, random weights."""
-    spec: Any = importlib.util.spec_from_file_location("models_mae", find(folder))
+def public_model(folder: Path) -> nn.Module:
+    """Return its ViT-B/16 at 224 pixels with normalised targets and random weights."""
+    spec: Any = importlib.util.spec_from_file_location("models_mae", find_model_file(folder))
     module = importlib.util.module_from_spec(spec)
     with _as_of_2022(folder):
         spec.loader.exec_module(module)
@@ -51,7 +58,7 @@ def build(folder: Path) -> nn.Module:
 
 @contextmanager
 def _as_of_2022(folder: Path) -> Iterator[None]:
-    """Its imports find its own modules, and what timm and NumPy have removed since."""
+    """Let its imports find its own modules, and what timm and NumPy have removed since."""
     from timm.models import vision_transformer as timm_vit
 
     block = timm_vit.Block
@@ -65,20 +72,20 @@ def _as_of_2022(folder: Path) -> Iterator[None]:
         patch.setattr(np, "float", float, raising=False)
         before = set(sys.modules)
         yield
-        for name in set(sys.modules) - before:  # its "util" is not anyone else's
+        for name in set(sys.modules) - before:  # nobody else may import its package "util"
             if name.partition(".")[0] == "util":
                 del sys.modules[name]
 
 
-def as_ours(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Its state dict under our keys: the same function of images."""
+def to_our_keys(public: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert its state dict to our keys and layout: the same function of images."""
     names = {
         "cls_token": "encoder.slot_tokens",
         "decoder_pos_embed": "decoder.pos_embed",
         "mask_token": "decoder.mask_token",
     }
     ours = {}
-    for key, value in theirs.items():
+    for key, value in public.items():
         part, _, rest = key.partition("_")
         where = "decoder" if part == "decoder" else "encoder"
         name = names.get(key, f"{where}.{rest if where == 'decoder' else key}")
@@ -90,19 +97,70 @@ def as_ours(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def pixels(images: Tensor) -> Tensor:
-    """uint8 ``[B, 3, H, W]`` as its data loader would give them, normalised as ours."""
+def normalize(images: Tensor) -> Tensor:
+    """Convert uint8 ``[B, 3, H, W]`` to what its data loader gives, with our mean and deviation."""
     return (images.float() / 255 - CONFIG.pixel_mean) / CONFIG.pixel_std
 
 
-def masked_as(model: Any, ids_keep: Tensor, ids_mask: Tensor) -> None:
-    """Let it hide these patches, int64 ``[B, K]`` and ``[B, N-K]``, rather than draw its own."""
+def set_masks(model: Any, ids_keep: Tensor, ids_mask: Tensor) -> None:
+    """Let it mask given patches, int64 ``[B, K]`` and ``[B, N-K]``, instead of random ones."""
     order = torch.cat([ids_keep, ids_mask], dim=1)
     keep = ids_keep.shape[1]
 
     def masking(x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
-        shown = x.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+        visible = x.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[2]))
         restore = order.argsort(dim=1)
-        return shown, (restore >= keep).float(), restore
+        return visible, (restore >= keep).float(), restore
 
     model.random_masking = masking
+
+
+def setup(folder: Path) -> Setup:
+    """Check that both models have the same loss at equal weights and masks, in float32.
+
+    The timed steps draw their own masks, so their losses cannot be compared.
+    """
+    public, ours = public_model(folder), our_model(CONFIG)
+    ours.load_state_dict(to_our_keys(public.state_dict()))
+    images = torch.randint(256, (IMAGES, 3, 224, 224), dtype=torch.uint8, device=DEVICE)
+    floats, seed = normalize(images), torch.arange(IMAGES, device=DEVICE)
+    out, same_masks = ours(images[:, None]), deepcopy(public)
+    set_masks(same_masks, out.ids_keep[:, 0], out.ids_mask[:, 0])
+    check_parity(out.loss, same_masks(floats)[0], tolerance=1e-5)
+
+    compiled = deepcopy(public)
+    compiled.load_state_dict(public.state_dict(keep_vars=True), assign=True)  # the same weights
+    for block in (*compiled.blocks, *compiled.decoder_blocks):
+        block.compile(fullgraph=True, dynamic=False)
+    optimizer = baselines.adamw(public)
+
+    def step(model: nn.Module, bf16: bool = True) -> list[Call]:
+        return [baselines.train_step(lambda: model(floats)[0], optimizer, bf16)]
+
+    def our_step() -> list[Call]:
+        own = baselines.adamw(ours)
+        return [baselines.train_step(lambda: ours(images[:, None], seed=seed).loss, own, bf16=True)]
+
+    return Setup(
+        {
+            TRAINER.name: our_step,
+            BF16: partial(step, public),
+            COMPILED: partial(step, compiled),
+            FLOAT32: partial(step, public, bf16=False),
+        }
+    )
+
+
+def mae_benchmark(folder: Path) -> Benchmark:
+    """The step of ViT-B/16 on images of 224 pixels."""
+    return Benchmark(
+        name=f"training step, image MAE, ViT-B/16, {IMAGES} images",
+        implementations=(TRAINER.name, BF16, COMPILED, FLOAT32),
+        setup=partial(setup, folder),
+        flops=IMAGES * flops.training(CONFIG),
+        count=IMAGES,
+        unit="images",
+        details={"shape": f"224 pixels, {CONFIG.mask_ratio:.0%} of the patches masked"},
+        max_seconds=30,
+        rounds=7,
+    )

@@ -1,90 +1,73 @@
-"""What training on many GPUs could reach: a model of one step, from stated inputs.
+"""``python -m benchmarks.scaling``: a model of training on many GPUs. Nothing of it is measured.
 
-``python -m benchmarks.scaling`` prints its tables, every input with where it comes from. It is
-arithmetic, no measurement: no cluster was at hand. Replace an input by what you measured, such as
-``--flops`` by the FLOP/s that one GPU reaches, and read the tables again.
-
-Not modelled: ranks that are slower than others, arithmetic slowed down by communication beside it,
-networks shared with other work, start-up. Validation does not scale at all: every rank measures all
-clips.
+It computes the time of one pretraining step from the inputs below. Replace an input by what you
+measured, such as ``--flops`` by the FLOP/s that one GPU reaches, and read the table again. It
+leaves out slow ranks, arithmetic that communication slows down, networks shared with other work,
+start-up, and validation, which every rank does in full.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields
 
 import torch
 
+from benchmarks.summary import lined_up
 from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.models import flops
 from ivcl_fast.training.loop import Schedule, make_optimizers
 
+CFG = IVCLConfig.preset("base64", mask_ratio=0.875, num_query_frames=1)
+CLIPS_PER_GPU, CLIPS_PER_STEP = 88, 4096
+GPUS = (1, 8, 16, 64, 256, 1024)
 FLOAT32 = 4
 """Bytes; gradients and weights travel as float32."""
 
 
-def known(default: float, unit: str, origin: str) -> Any:
-    """A field with a unit and where its value is from."""
-    return field(default=default, metadata={"unit": unit, "origin": origin})
+def known(value: float, meaning: str, origin: str) -> float:
+    """Return a field with what it means, its unit, and where its value is from."""
+    return field(default=value, metadata={"meaning": meaning, "origin": origin})
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """GPUs, and what connects and feeds them."""
+    """GPUs, and what connects them."""
 
-    flops: float = known(
-        415e12, "FLOP/s per GPU in training", "assumed: the target, 42 % of an H100's 989 in bf16"
-    )
-    product_flops: float = known(
-        600e12, "FLOP/s of Muon's products", "assumed: 75 % of an H100's 800 in large products"
-    )
-    launch: float = known(
-        5.5e-3, "s, least time of a step", "estimated: 1,100 launches of 5 us; a CUDA graph has 0"
-    )
+    flops: float = known(415e12, "FLOP/s per GPU", "assumed: the target, 42 % of 989 in bf16")
+    product_flops: float = known(600e12, "FLOP/s of Muon's products", "assumed: 75 % of 800")
+    launch: float = known(5.5e-3, "s, least time of a step", "estimated: 1,100 launches of 5 us")
     memory: float = known(3.0e12, "B/s of GPU memory", "published: copies on an H100")
     per_machine: float = known(8, "GPUs in a machine", "HGX H100")
-    inside: float = known(
-        360e9, "B/s of all-reduce in a machine", "assumed: 80 % of NVLink's 450 (data sheet)"
-    )
-    outside: float = known(
-        320e9, "B/s of all-reduce between", "assumed: 80 % of 8 ports of 400 Gbit/s a machine"
-    )
+    inside: float = known(360e9, "B/s of all-reduce in a machine", "assumed: 80 % of NVLink's 450")
+    outside: float = known(320e9, "B/s between machines", "assumed: 80 % of 8 x 400 Gbit/s")
     start: float = known(20e-6, "s to start a collective", "assumed")
     tree_hop: float = known(15e-6, "s per level of a tree of machines", "assumed (all-reduce)")
     ring_hop: float = known(10e-6, "s per machine of a ring", "assumed (shards)")
     bucket: float = known(25 * 2**20, "B of gradients in a collective", "DDP's default")
-    gather: float = known(
-        1.9e9,
-        "B/s of frames into a rank's batches",
-        "measured: one core of an AMD EPYC, 12 KB frames",
-    )
-    disk: float = known(
-        0.5e9, "B/s of a checkpoint", "assumed; 0.14 measured on a busy virtual machine of 2 cores"
-    )
-    save_every: float = known(500, "steps between checkpoints", "--save-every's default")
+    gather: float = known(1.9e9, "B/s of frames into a batch", "measured: a core of an AMD EPYC")
+    disk: float = known(0.5e9, "B/s of a checkpoint", "assumed")
+    save_every: float = known(500, "steps between checkpoints", "default of --save-every")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one model asks for; all of it counted from its sizes."""
+    """What a step of one model takes, counted from its sizes."""
 
     flops_per_clip: float
     parameters: float
     groups: float
-    """Collectives of a sharded pass: blocks, and the rest."""
+    """Collectives of a sharded pass: one per block, and one for the rest."""
     product_flops: float
-    """Of Muon, in a step, on every rank whatever their number."""
+    """Of Muon, in a step, on every rank however many there are."""
     clip_bytes: float
     """Stored frames of a clip."""
     checkpoint_bytes: float
 
     @classmethod
     def of(cls, cfg: IVCLConfig) -> Work:
-        """Pretraining ``cfg`` with Muon."""
+        """Count pretraining with Muon."""
         with torch.device("meta"):
             model = IVCL(cfg)
         _, muon = make_optimizers(model, Schedule(1, optimizer="muon"))
@@ -102,129 +85,73 @@ class Work:
 
 
 def muon_flops(rows: int, columns: int, iterations: int = 5) -> int:
-    """FLOPs of making one matrix orthogonal (Newton-Schulz on its short side)."""
+    """Return the FLOPs of making a matrix orthogonal by Newton-Schulz on its short side."""
     short, long = sorted((rows, columns))
     return iterations * (4 * short**2 * long + 2 * short**3)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step on ``gpus`` GPUs; times in seconds."""
-
-    gpus: int
-    clips: int
-    """Over all GPUs."""
-    compute: float
-    exposed: float
-    """Communication that is not hidden behind arithmetic."""
-    optimizer: float
-    feed: float
-    """Making a rank's batch, while the step before computes."""
-    checkpoint: float
-    """A step's share of writing one: all ranks wait for it."""
-    sent: float
-    """Bytes that leave each GPU."""
-
-    @property
-    def seconds(self) -> float:
-        busy = self.compute + self.exposed + self.optimizer
-        return max(busy, self.feed) + self.checkpoint
-
-    @property
-    def clips_per_second(self) -> float:
-        return self.clips / self.seconds
-
-
-def step(work: Work, cluster: Cluster, gpus: int, clips_per_gpu: int, shard: bool = False) -> Step:
-    """The model: replicas (DDP), or with ``shard`` pieces over all GPUs (FSDP2)."""
+def step_seconds(work: Work, cluster: Cluster, gpus: int, clips: int, shard: bool = False) -> float:
+    """Return the seconds of a step with ``clips`` per GPU, as replicas (DDP) or shards (FSDP2)."""
     machines = math.ceil(gpus / cluster.per_machine)
-    compute = max(clips_per_gpu * work.flops_per_clip / cluster.flops, cluster.launch)
+    compute = max(clips * work.flops_per_clip / cluster.flops, cluster.launch)
     once = FLOAT32 * work.parameters * (gpus - 1) / gpus  # a reduce-scatter or an all-gather
-    rate = cluster.inside if machines == 1 else cluster.outside
-    if shard:  # weights gathered for forward and for backward, gradients scattered
+    if shard:  # weights are gathered for forward and for backward, gradients scattered
         sent, pieces, hidden = 3 * once, 3 * work.groups, compute
         latency = cluster.start + cluster.ring_hop * (machines - 1)
-    else:
-        sent, hidden = 2 * once, compute * 2 / 3  # backward
+    else:  # gradients are reduced while backward computes
+        sent, hidden = 2 * once, compute * 2 / 3
         pieces = math.ceil(FLOAT32 * work.parameters / cluster.bucket)
         latency = cluster.start + cluster.tree_hop * math.log2(machines)
-    talk = sent / rate + pieces * latency if gpus > 1 else 0.0
-    held = work.parameters / (gpus if shard else 1)
-    return Step(
-        gpus=gpus,
-        clips=gpus * clips_per_gpu,
-        compute=compute,
-        exposed=max(talk - hidden, talk / pieces),  # the last piece has nothing to hide behind
-        optimizer=work.product_flops / cluster.product_flops + 7 * FLOAT32 * held / cluster.memory,
-        feed=clips_per_gpu * work.clip_bytes / cluster.gather,
-        checkpoint=work.checkpoint_bytes / cluster.disk / cluster.save_every,
-        sent=sent,
-    )
+    bandwidth = cluster.inside if machines == 1 else cluster.outside
+    talk = sent / bandwidth + pieces * latency if gpus > 1 else 0.0
+    exposed = max(talk - hidden, talk / pieces)  # the last piece has nothing to hide behind
+    held = FLOAT32 * work.parameters / (gpus if shard else 1)
+    optimizer = work.product_flops / cluster.product_flops + 7 * held / cluster.memory
+    checkpoint = work.checkpoint_bytes / cluster.disk / cluster.save_every
+    loading = clips * work.clip_bytes / cluster.gather  # while the step before computes
+    return max(compute + exposed + optimizer, loading) + checkpoint
 
 
-GPUS = (1, 8, 16, 64, 256, 1024)
-
-
-def table(
-    work: Work, cluster: Cluster, clips_per_gpu: int = 0, clips: int = 0, shard: bool = False
-) -> list[str]:
-    """Markdown: a fixed number of ``clips_per_gpu``, or of ``clips`` over all GPUs."""
-    alone = step(work, cluster, 1, clips_per_gpu or clips)
-    lines = [
-        "| GPUs | clips per step | compute | exposed | optimiser | feed, beside | checkpoint "
-        "| step | clips/s | of linear | sent per GPU |",
-        "|" + "---|" * 11,
-    ]
+def tables(cluster: Cluster | None = None) -> list[str]:
+    """Return Markdown: every input with its origin, and clips per second for numbers of GPUs."""
+    cluster, work = cluster or Cluster(), Work.of(CFG)
+    inputs = []
+    for f in fields(cluster):
+        value, origin = getattr(cluster, f.name), f.metadata["origin"]
+        origin = origin if value == f.default else "given"
+        inputs.append((f"`{f.name}`: {f.metadata['meaning']}", f"{value:.4g}", origin))
+    inputs += [(f"`{f.name}`", f"{getattr(work, f.name):.4g}", "counted") for f in fields(work)]
+    each, together = f"{CLIPS_PER_GPU} clips per GPU", f"{CLIPS_PER_STEP:,} clips per step"
+    settings = {
+        each: (lambda gpus: CLIPS_PER_GPU, False),
+        together: (lambda gpus: CLIPS_PER_STEP // gpus, False),
+        f"{each}, `--shard`": (lambda gpus: CLIPS_PER_GPU, True),
+    }
+    speeds = []
     for gpus in GPUS:
-        if not clips_per_gpu and clips % gpus:
-            continue
-        s = step(work, cluster, gpus, clips_per_gpu or clips // gpus, shard)
-        parts = (s.compute, s.exposed, s.optimizer, s.feed, s.checkpoint, s.seconds)
-        share = s.clips_per_second / alone.clips_per_second / gpus
-        lines.append(
-            f"| {gpus:,} | {s.clips:,} | {' | '.join(f'{1e3 * t:.1f} ms' for t in parts)} "
-            f"| {s.clips_per_second:,.0f} | {share:.0%} | {s.sent / 1e9:.2f} GB |"
-        )
-    return lines
-
-
-def inputs(work: Work, cluster: Cluster) -> list[str]:
-    """Markdown: every number that goes in, and where it is from."""
-    lines = ["| input | value | where from |", "|---|---|---|"]
-    lines += [
-        f"| {f.name}: {f.metadata['unit']} | {getattr(cluster, f.name):.4g} "
-        f"| {f.metadata['origin'] if getattr(cluster, f.name) == f.default else 'given'} |"
-        for f in fields(cluster)
+        cells = [f"{gpus:,}"]
+        for clips, shard in settings.values():
+            rates = [
+                clips(count) / step_seconds(work, cluster, count, clips(count), shard)
+                for count in (gpus, 1)
+            ]  # of one GPU among them, and of one alone
+            share = f" ({rates[0] / rates[1]:.0%})" if gpus > 1 else ""
+            cells.append(f"{gpus * rates[0]:,.0f}{share}")
+        speeds.append(cells)
+    return [
+        *lined_up(("input", "value", "where from"), inputs),
+        "",
+        *lined_up(("GPUs", *settings), speeds),
     ]
-    return lines + [f"| {f.name} | {getattr(work, f.name):.4g} | counted |" for f in fields(work)]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the inputs and the tables of one preset."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="base64")
-    parser.add_argument("--mask-ratio", type=float, default=0.875)
-    parser.add_argument("--queries", type=int, default=1, help="query frames")
-    parser.add_argument("--per-gpu", type=int, default=88, help="clips")
-    parser.add_argument("--batch", type=int, default=4096, help="clips, where they are fixed")
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser("python -m benchmarks.scaling", description=__doc__)
     for f in fields(Cluster):
-        parser.add_argument(f"--{f.name.replace('_', '-')}", type=float, help=f.metadata["unit"])
-    asked = vars(parser.parse_args(arguments))
-    cluster = replace(
-        Cluster(), **{f.name: asked[f.name] for f in fields(Cluster) if asked[f.name] is not None}
-    )
-    cfg = IVCLConfig.preset(
-        asked["preset"], mask_ratio=asked["mask_ratio"], num_query_frames=asked["queries"]
-    )
-    work = Work.of(cfg)
-    for title, lines in (
-        ("Inputs", inputs(work, cluster)),
-        (f"{asked['per_gpu']} clips per GPU", table(work, cluster, asked["per_gpu"])),
-        (f"{asked['batch']:,} clips per step", table(work, cluster, clips=asked["batch"])),
-        (f"{asked['per_gpu']} clips per GPU, `--shard`",
-         table(work, cluster, asked["per_gpu"], shard=True)),
-    ):  # fmt: skip
-        print(f"**{title}**\n", *lines, "", sep="\n")
+        flag = f"--{f.name.replace('_', '-')}"
+        parser.add_argument(flag, type=float, default=f.default, help=f.metadata["meaning"])
+    print(*tables(Cluster(**vars(parser.parse_args()))), sep="\n")
 
 
 if __name__ == "__main__":

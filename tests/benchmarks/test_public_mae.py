@@ -1,4 +1,4 @@
-"""The public MAE code as a rival: what can be checked without a copy of it."""
+"""The public MAE code as a baseline: what can be checked without a copy of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_its_keys_become_ours():
     keys = [f"{b}.{i}.{part}" for b, depth in blocks.items() for i in range(depth) for part in PART]
     theirs = {key: torch.zeros(1, 197) for key in keys} | dict.fromkeys(AROUND, torch.zeros(1, 197))
     theirs |= {"decoder_pred.weight": torch.zeros(768, 2), "decoder_pred.bias": torch.arange(768)}
-    ours = public_mae.as_ours(theirs)
+    ours = public_mae.to_our_keys(theirs)
     with torch.device("meta"):
         assert ours.keys() == reference.IVCL(public_mae.CONFIG).state_dict().keys()
     assert ours["encoder.pos_embed"].shape == ours["decoder.pos_embed"].shape == (1, 196)
@@ -34,15 +34,15 @@ def test_its_keys_become_ours():
     assert ours["decoder.pred.bias"][256:258].tolist() == [1, 4]
 
 
-def test_hides_what_it_is_told():
+def test_masks_the_given_patches():
     class Model:
         pass
 
     model, x = Model(), torch.arange(2 * 4 * 3.0).view(2, 4, 3)
     keep, mask = torch.tensor([[1], [3]]), torch.tensor([[0, 2, 3], [0, 1, 2]])
-    public_mae.masked_as(model, keep, mask)
-    shown, hidden, restore = model.random_masking(x, 0.75)
-    assert torch.equal(shown[:, 0], x[[0, 1], [1, 3]])
+    public_mae.set_masks(model, keep, mask)
+    visible, hidden, restore = model.random_masking(x, 0.75)
+    assert torch.equal(visible[:, 0], x[[0, 1], [1, 3]])
     order = torch.cat([keep, mask], dim=1)
     assert torch.equal(order.gather(1, restore), torch.arange(4).expand(2, 4))
     assert torch.equal(hidden.gather(1, keep), torch.zeros(2, 1))
@@ -51,4 +51,4 @@ def test_hides_what_it_is_told():
 
 def test_a_folder_without_it_is_refused(tmp_path):
     with pytest.raises(pytest.UsageError, match=r"--mae: .* has no models_mae.py"):
-        public_mae.find(tmp_path)
+        public_mae.find_model_file(tmp_path)

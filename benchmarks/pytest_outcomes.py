@@ -1,4 +1,4 @@
-"""A pytest plugin that keeps the outcome of every test at once, so that a hang loses none."""
+"""A pytest plugin that writes the outcome of every test at once: a hang later on loses none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 FILE = "IVCL_FAST_GPU_CHECK"
-"""Environment variable: the file to append to."""
+"""Name of the environment variable with the file to append to."""
 
 
 _errors: list[str] = []
@@ -23,7 +23,7 @@ def _add(**row: Any) -> None:
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    """One row for a test that was run, or that could not be set up; skipped ones are not told."""
+    """Add a row for a test that ran or could not be set up; skipped tests get none."""
     if report.outcome == "failed":
         _add(test=report.nodeid, outcome="failed", error=message(report))
     elif report.when == "call" and report.outcome == "passed":
@@ -31,7 +31,7 @@ def pytest_runtest_logreport(report: Any) -> None:
 
 
 def pytest_collectreport(report: Any) -> None:
-    """One row for a file that cannot be imported; a package that is not there is no failure."""
+    """Add a row for a file that cannot be imported; a missing package is not a failure."""
     if report.outcome == "failed":
         why = message(report)
         key = "skipped" if why.startswith("ModuleNotFoundError") else "error"
@@ -39,13 +39,13 @@ def pytest_collectreport(report: Any) -> None:
 
 
 def pytest_sessionfinish(session: Any, exitstatus: int) -> None:
-    """Files left out for a missing package alone do not make the whole a failure."""
+    """Report success if the only problem is files that need a missing package."""
     if exitstatus == 1 and not _errors:
         session.exitstatus = 0
 
 
 def message(report: Any) -> str:
-    """The last line that pytest marks as the error."""
+    """Return the last line that pytest marks as the error."""
     lines = [line for line in str(report.longrepr).splitlines() if line.strip()]
     marked = [line[1:].strip() for line in lines if line.startswith("E ")]
     return ((marked or lines or [""])[-1])[:300]

@@ -1,4 +1,4 @@
-"""Who ours is measured against: the reference model as a careful user would speed it up."""
+"""What ours is compared with: PyTorch's attentions and the reference model, as users run them."""
 
 from __future__ import annotations
 
@@ -10,30 +10,37 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.race import DEVICE
+from benchmarks.timing import DEVICE
 from ivcl_fast import IVCLConfig, reference
 
-FLEX = "FlexAttention, packed"
+Attention = Callable[[Tensor, int], Tensor]
+"""Packed qkv ``[F, N, 3D]`` and the number of heads to ``[F, N, D]``."""
+
+FLEX_ATTENTION = "FlexAttention, packed"
 
 
-def split(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+    """Return q, k and v, each ``[F, H, N, D/H]``."""
     return tuple(rearrange(qkv, "f n (s h d) -> s f h n d", s=3, h=num_heads))
 
 
-def explicit(qkv: Tensor, num_heads: int) -> Tensor:
-    """The reference's softmax, written out."""
-    q, k, v = split(qkv, num_heads)
+def explicit_softmax(qkv: Tensor, num_heads: int) -> Tensor:
+    """Attention as the reference model writes it."""
+    q, k, v = split_heads(qkv, num_heads)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     return rearrange(scores.softmax(dim=-1).to(v.dtype) @ v, "f h n d -> f n (h d)")
 
 
 def sdpa(qkv: Tensor, num_heads: int) -> Tensor:
-    """PyTorch's own choice of attention."""
-    out = F.scaled_dot_product_attention(*split(qkv, num_heads))
+    """``scaled_dot_product_attention`` with the backend that PyTorch chooses."""
+    q, k, v = split_heads(qkv, num_heads)
+    out = F.scaled_dot_product_attention(q, k, v)
     return rearrange(out, "f h n d -> f n (h d)")
 
 
-def pinned(backend: SDPBackend) -> Callable[[Tensor, int], Tensor]:
+def sdpa_with(backend: SDPBackend) -> Attention:
+    """``scaled_dot_product_attention`` with one backend."""
+
     def attend(qkv: Tensor, num_heads: int) -> Tensor:
         with sdpa_kernel(backend):
             return sdpa(qkv, num_heads)
@@ -41,39 +48,39 @@ def pinned(backend: SDPBackend) -> Callable[[Tensor, int], Tensor]:
     return attend
 
 
-def packed_flex(qkv: Tensor, num_heads: int) -> Tensor:
-    """FlexAttention over all frames as one sequence, frames apart by a block mask (CUDA)."""
+def packed_flex_attention(qkv: Tensor, num_heads: int) -> Tensor:
+    """FlexAttention over all frames as one sequence, with a block mask between frames."""
     frames, tokens, _ = qkv.shape
-    q, k, v = split(qkv.reshape(1, frames * tokens, -1), num_heads)
-    attend, mask = _flex(frames * tokens, tokens)
+    q, k, v = split_heads(qkv.reshape(1, frames * tokens, -1), num_heads)
+    attend, mask = _flex_attention(frames * tokens, tokens)
     return rearrange(attend(q, k, v, block_mask=mask), "1 h (f n) d -> f n (h d)", f=frames)
 
 
-_masks: dict[tuple[int, int], tuple] = {}
+_compiled: dict[tuple[int, int], tuple] = {}
 
 
-def _flex(length: int, tokens: int) -> tuple:
+def _flex_attention(length: int, tokens: int) -> tuple:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    if (length, tokens) not in _masks:
+    if (length, tokens) not in _compiled:
         mask = create_block_mask(
             lambda b, h, q, k: q // tokens == k // tokens, None, None, length, length, DEVICE
         )
-        _masks[length, tokens] = torch.compile(flex_attention), mask
-    return _masks[length, tokens]
+        _compiled[length, tokens] = torch.compile(flex_attention), mask
+    return _compiled[length, tokens]
 
 
-def attention_rivals() -> dict[str, Callable[[Tensor, int], Tensor]]:
-    """Every other attention that runs here."""
-    rivals = {"explicit softmax": explicit, "SDPA": sdpa}
+def attentions() -> dict[str, Attention]:
+    """Every attention of PyTorch that may run on this device."""
+    found: dict[str, Attention] = {"explicit softmax": explicit_softmax, "SDPA": sdpa}
     if DEVICE.type == "cuda":
-        rivals |= {
-            "SDPA flash": pinned(SDPBackend.FLASH_ATTENTION),
-            "SDPA cuDNN": pinned(SDPBackend.CUDNN_ATTENTION),
-            "SDPA efficient": pinned(SDPBackend.EFFICIENT_ATTENTION),
-            FLEX: packed_flex,
+        found |= {
+            "SDPA flash": sdpa_with(SDPBackend.FLASH_ATTENTION),
+            "SDPA cuDNN": sdpa_with(SDPBackend.CUDNN_ATTENTION),
+            "SDPA efficient": sdpa_with(SDPBackend.EFFICIENT_ATTENTION),
+            FLEX_ATTENTION: packed_flex_attention,
         }
-    return rivals
+    return found
 
 
 class SDPAAttention(reference.Attention):
@@ -86,7 +93,7 @@ class SDPAAttention(reference.Attention):
 def reference_model(
     cfg: IVCLConfig, *, with_sdpa: bool = False, compiled: bool = False
 ) -> reference.IVCL:
-    """The reference, with SDPA if asked for, its blocks compiled if asked for."""
+    """Return the reference model, with SDPA or with compiled blocks if asked for."""
     model = reference.IVCL(cfg).to(DEVICE)
     for part in model.modules():
         if with_sdpa and type(part) is reference.Attention:
@@ -97,9 +104,9 @@ def reference_model(
 
 
 def adamw(model: nn.Module, capturable: bool = False) -> torch.optim.Optimizer:
-    """Fused AdamW; ``capturable``: by a CUDA graph.
+    """Return fused AdamW at learning rate 0: it does all its work and leaves the weights alone.
 
-    At rate 0 it does all its work and leaves the weights: every step of every model is the same.
+    So every step of every implementation computes the same. ``capturable`` is for CUDA graphs.
     """
     return torch.optim.AdamW(model.parameters(), lr=0.0, fused=True, capturable=capturable)
 
@@ -107,7 +114,7 @@ def adamw(model: nn.Module, capturable: bool = False) -> torch.optim.Optimizer:
 def train_step(
     forward: Callable[[], Tensor], optimizer: torch.optim.Optimizer, bf16: bool
 ) -> Callable[[], Tensor]:
-    """Forward, backward and an optimiser step; returns the loss, as ``forward`` does."""
+    """Return a function that does forward, backward and an optimiser step, and returns the loss."""
 
     def step() -> Tensor:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):

@@ -1,0 +1,296 @@
+"""Benchmarks of the data: batches from a frame store, building one, training from one, the import.
+
+Each needs PyAV except training from a store, whose frames are random numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.benchmark import Benchmark, Setup
+from benchmarks.ops import CLIPS, PRESET, draw_ids
+from benchmarks.results import Row, Skip
+from benchmarks.timing import DEVICE, Call
+from ivcl_fast import IVCL, IVCLConfig, reference
+from ivcl_fast.data.dataset import Clip, Media
+from ivcl_fast.data.loader import Batch, StoreLoader
+from ivcl_fast.data.patches import patchify
+from ivcl_fast.data.sampling import frame_ids
+from ivcl_fast.data.store.frame_store import BAD_FILES, INDEX, VERSION, FrameStore, write_meta
+from ivcl_fast.training import step_graph
+from ivcl_fast.training.loop import Schedule, Stage
+from ivcl_fast.training.seeds import clip_seeds
+
+CFG = IVCLConfig.preset(PRESET)
+VIDEOS = 3
+FRAMES = {"full": 301, "embedded": 38}
+"""Of a synthetic CATER video of each size."""
+
+
+def require(*packages: str) -> None:
+    """Raise :class:`Skip` if a package cannot be imported."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise Skip(f"{package} cannot be imported ({error})") from None
+
+
+# --- Videos and stores ----------------------------------------------------------------------------
+
+
+@functools.cache
+def folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder that is deleted when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="ivcl-bench-")
+
+
+@functools.cache
+def videos(
+    codec: str, count: int = VIDEOS, size: Any = "full", workers: int | None = 1
+) -> list[Media]:
+    """Write synthetic CATER videos; in full size 320x240 with 301 frames each."""
+    require("av")
+    from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+
+    data = Path(folder().name) / f"cater-{codec}-{count}-{size}"
+    write_cater(data, SyntheticCater(size, train=count, val=0), workers)
+    files = sorted((data / "videos").iterdir())
+    if codec == "vp9":
+        files = [as_vp9(file, file.with_suffix(".webm")) for file in files]
+    return [Media(file.stem, (file,)) for file in files]
+
+
+def as_vp9(source: Path, target: Path) -> Path:
+    """Encode a video of 320x240 anew."""
+    import av
+
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream: Any = new.add_stream(
+            "libvpx-vp9", rate=24, options={"deadline": "realtime", "cpu-used": "8"}
+        )
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for frame in old.decode(video=0):
+            new.mux(stream.encode(frame.reformat(format="yuv420p")))
+        new.mux(stream.encode(None))
+    return target
+
+
+def build(
+    path: Path, media: list[Media], decoder: Any, cfg: IVCLConfig, workers: int | None = 1
+) -> FrameStore:
+    """Build a store; ``workers=None`` is one per CPU."""
+    from ivcl_fast.data.store.build import build_store
+
+    return build_store(media, path, cfg.image_size, cfg.patch_size, decoder, workers=workers)
+
+
+def build_once(*arguments: Any) -> None:
+    """Build a store as :func:`build` does, and delete it."""
+    with tempfile.TemporaryDirectory(dir=folder().name) as fresh:
+        build(Path(fresh) / "store", *arguments)
+
+
+def batches() -> Setup:
+    """The visible patches of a pretraining batch, from a store or by decoding its frames."""
+    files = videos("mjpeg")
+    from ivcl_fast.data.decode.decoder import make_decoder
+
+    media = [files[i % VIDEOS] for i in range(CLIPS)]
+    store = build(Path(folder().name) / "batches", files, "pyav", CFG)
+    decoder = make_decoder("pyav", CFG.image_size)
+    frames = [frame_ids(store.num_frames(one.name), CFG.num_frames, None) for one in media]
+    keep = draw_ids(CFG, CLIPS * CFG.num_frames)[0].cpu()
+
+    def visible(rows: Tensor) -> Tensor:
+        return reference.take_rows(rows.flatten(0, 1), keep)
+
+    def from_store() -> Tensor:
+        return visible(store.batch([one.name for one in media], frames))
+
+    def decoded() -> Tensor:
+        clips = [decoder.decode(*clip) for clip in zip(media, frames, strict=True)]
+        return visible(patchify(torch.stack(clips), CFG.patch_size))
+
+    calls = {"ours, frame store": from_store, "decoded, PyAV": decoded}
+    return Setup({name: lambda call=call: [call] for name, call in calls.items()}, decoded())
+
+
+def builds(codec: str) -> Setup:
+    """A store against decoding and resizing alone; it adds patches, checksums and a safe file."""
+    media = videos(codec)
+    from ivcl_fast.data.decode.decoder import make_decoder
+
+    decoder = make_decoder("pyav", CFG.image_size)
+    return Setup(
+        {
+            "ours, whole store": lambda: [lambda: build_once(media, "pyav", CFG)],
+            "bare decode and resize": lambda: [lambda: [decoder.decode(one) for one in media]],
+        }
+    )
+
+
+def imports() -> Setup:
+    """The time that a fresh interpreter takes."""
+    modules = {"ours": "ivcl_fast", "ours, the train command": "ivcl_fast.train"}
+    modules["torch alone"] = "torch"
+
+    def starts(module: str) -> list[Call]:
+        command = [sys.executable, "-c", f"import {module}"]
+        return [lambda: subprocess.run(command, check=True)]
+
+    return Setup({name: partial(starts, module) for name, module in modules.items()})
+
+
+BENCHMARKS = [
+    Benchmark(
+        name=f"visible patches of {CLIPS} clips, 320x240 Motion-JPEG", setup=batches, tolerance=0,
+        implementations=("ours, frame store", "decoded, PyAV"), count=CLIPS,
+        bytes=CLIPS * CFG.num_frames * 2 * CFG.num_keep * CFG.patch_dim,
+    ),
+    *(
+        Benchmark(
+            name=f"store of {VIDEOS * 301} frames, 320x240 {title}", setup=partial(builds, codec),
+            implementations=("ours, whole store", "bare decode and resize"),
+            count=VIDEOS * 301, unit="frames",
+        )
+        for codec, title in (("mjpeg", "Motion-JPEG"), ("vp9", "VP9"))
+    ),
+    Benchmark(
+        name="import", implementations=("ours", "ours, the train command", "torch alone"),
+        setup=imports, rounds=5, max_seconds=20,
+    ),
+]  # fmt: skip
+
+
+# --- Training from a store ------------------------------------------------------------------------
+
+STORED_VIDEOS, STORED_FRAMES = 128, 100
+
+
+class Finished(Exception):
+    """Ends a stage before it writes a checkpoint."""
+
+
+class Limited:
+    """A loader that raises :class:`Finished` after a number of batches."""
+
+    def __init__(self, loader: Any, batches: int) -> None:
+        self.loader, self.batches = loader, batches
+
+    @property
+    def wait_seconds(self) -> float:
+        return self.loader.wait_seconds
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        with closing(self.loader.epoch(epoch, start_batch)) as found:
+            for _ in range(self.batches):
+                yield next(found)
+        raise Finished
+
+
+class SyntheticLoader:
+    """One batch of random numbers, again and again: no loader can be faster."""
+
+    wait_seconds = 0.0
+
+    def __init__(self, cfg: IVCLConfig, clips: int) -> None:
+        shape = clips, cfg.num_frames, cfg.num_patches, cfg.patch_dim
+        self.batch = Batch(
+            torch.randint(256, shape, dtype=torch.uint8, device=DEVICE),
+            torch.zeros(clips, dtype=torch.int64, device=DEVICE),
+            torch.arange(clips, device=DEVICE),
+        )
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        while True:
+            yield self.batch
+
+
+class Records:
+    """Takes the place of a run's log, and keeps its records."""
+
+    def __init__(self) -> None:
+        self.kept: list[dict[str, float]] = []
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Do nothing: nothing is resumed."""
+
+    def write(self, stage: str, step: int, clips: int, **values: float) -> None:
+        """Keep a record."""
+        self.kept.append(values)
+
+
+def train(loader: Any, cfg: IVCLConfig, clips: int, steps: int) -> Row:
+    """Run the trainer's own loop, with a CUDA graph where there can be one, and read its records.
+
+    Returns the median speed, and the share of time that steps waited for data.
+    """
+    records: Any = Records()
+    limited: Any = Limited(loader, steps)
+    stage = Stage(
+        name="pretrain", model=IVCL(cfg).to(DEVICE), loader=limited,
+        loss=lambda model, part, step: model(
+            part.rows, seed=clip_seeds(0, step, part.clip_ids)
+        ).loss,
+        schedule=Schedule((steps + 1) * clips, batch_size=clips),
+        folder=Path(folder().name) / "checkpoints", metrics=records, device=DEVICE, amp=True,
+        cuda_graph=step_graph.unsupported_reason(DEVICE) is None,
+        log_every=max(1, steps // 8), save_every=steps + 1,
+    )  # fmt: skip
+    with suppress(Finished):
+        stage.run()
+    settled = records.kept[2:]  # the first two warm up and record the graph
+    rates = {key: [record[key] for record in settled] for key in ("clips_per_second", "data_wait")}
+    seconds = clips / statistics.median(rates["clips_per_second"])
+    return {"seconds": seconds, "data_wait": statistics.median(rates["data_wait"])}
+
+
+def store_loader(path: Path, place: Any, cfg: IVCLConfig, clips: int, steps: int) -> StoreLoader:
+    """Random clips of a store's videos, enough for all steps in one epoch."""
+    store = FrameStore(path, place, device=DEVICE)
+    wanted = [
+        Clip(f"clip-{i}", store.names[i % STORED_VIDEOS], 0) for i in range(clips * (steps + 1))
+    ]
+    return StoreLoader(
+        store, wanted, clips, cfg.num_frames, num_classes=1, multi_label=False, jitter=True,
+        shuffle=True, drop_last=True,
+    )  # fmt: skip
+
+
+def write_random_store(path: Path, cfg: IVCLConfig) -> None:
+    """Write a store of random frames, in the true format."""
+    path.mkdir()
+    shape = STORED_VIDEOS * STORED_FRAMES, cfg.num_patches, cfg.patch_dim
+    frames = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    index = {f"video-{i}": [0, i * STORED_FRAMES, STORED_FRAMES] for i in range(STORED_VIDEOS)}
+    contents = {
+        INDEX: json.dumps(index).encode(), BAD_FILES: b"{}", "shard-00000.u8": frames.tobytes(),
+    }  # fmt: skip
+    for name, content in contents.items():
+        (path / name).write_bytes(content)
+    files = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    }
+    sizes = {"image_size": cfg.image_size, "patch_size": cfg.patch_size}
+    write_meta(path, {"version": VERSION, "decoder": "pyav", **sizes, "files": files})

@@ -1,1 +1,0 @@
-"""The parts of ``make gpu-check``: each measures one thing, in a process of its own."""

@@ -1,0 +1,254 @@
+"""Benchmarks of the ops, forward and backward, each against what it replaces in the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import baselines
+from benchmarks.benchmark import Benchmark, Setup
+from benchmarks.timing import DEVICE, Call, input_sets
+from ivcl_fast import IVCLConfig, kernels, reference
+from ivcl_fast.kernels.short_attention import max_tokens
+
+PRESET, CLIPS = ("base64", 32) if DEVICE.type == "cuda" else ("tiny", 8)
+"""What ops, blocks and batches of data are sized for."""
+Function = Callable[..., Tensor]
+BF16 = 2  # bytes
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Random numbers that a gradient is wanted for."""
+    return torch.randn(*shape, dtype=dtype, device=DEVICE, requires_grad=True)
+
+
+def draw_rows(cfg: IVCLConfig, frames: int) -> Tensor:
+    """Random patch rows, uint8 ``[frames, N, 3*P*P]``."""
+    shape = frames, cfg.num_patches, cfg.patch_dim
+    return torch.randint(256, shape, dtype=torch.uint8, device=DEVICE)
+
+
+def draw_ids(cfg: IVCLConfig, frames: int) -> tuple[Tensor, Tensor]:
+    """The visible and the masked patches of every frame."""
+    seeds = torch.arange(frames, device=DEVICE)
+    return kernels.sample_masks(seeds, cfg.num_patches, cfg.num_keep)
+
+
+# --- Forward and backward as one call -------------------------------------------------------------
+
+
+def with_gradients(
+    function: Function, arguments: Sequence[Any], gradient: Tensor, bf16: bool = True
+) -> tuple[Tensor, ...]:
+    """Return the output of a function, and its gradients for ``gradient`` of the output."""
+    inputs = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
+        out = function(*arguments)
+    return out, *torch.autograd.grad(out, inputs, gradient.to(out.dtype))
+
+
+def forward_backward(
+    functions: dict[str, Function], plain: Function, arguments: Callable[[], list], sets: int
+) -> Setup:
+    """Set up ``functions`` on ``sets`` of inputs; ``plain`` in float32 gives what is expected."""
+    inputs = [arguments() for _ in range(sets)]
+    exact = [
+        a.detach().float().requires_grad_() if isinstance(a, Tensor) and a.requires_grad else a
+        for a in inputs[0]
+    ]
+    with torch.no_grad():
+        gradient = torch.randn_like(plain(*exact)).bfloat16()
+
+    def calls(function: Function) -> list[Call]:
+        return [partial(with_gradients, function, own, gradient) for own in inputs]
+
+    return Setup(
+        {name: partial(calls, function) for name, function in functions.items()},
+        expected=with_gradients(plain, exact, gradient, bf16=False),
+    )
+
+
+# --- Attention ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Sequences of one length, and the heads of a token."""
+
+    frames: int
+    tokens: int
+    heads: int
+    head_dim: int
+    slow: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.tokens} tokens, {self.heads} heads of {self.head_dim}"
+
+    @property
+    def flops(self) -> int:
+        """Two matrix products forward and five backward."""
+        return 7 * 2 * self.frames * self.heads * self.tokens**2 * self.head_dim
+
+    @property
+    def bytes(self) -> int:
+        """qkv is read twice and its gradient written; the output is written, its gradient read."""
+        return BF16 * (3 * 3 + 2) * self.frames * self.tokens * self.heads * self.head_dim
+
+
+SCALE = 16 if DEVICE.type == "cuda" else 1
+ATTENTION = [
+    AttentionShape(128 * SCALE, 12, 12, 64),
+    AttentionShape(77 * SCALE, 20, 12, 64),
+    AttentionShape(35 * SCALE, 44, 12, 64),
+    AttentionShape(128 * SCALE, 18, 4, 32),  # tiny: encoder, decoder, temporal transformer
+    AttentionShape(64 * SCALE, 66, 3, 32),
+    AttentionShape(8 * SCALE, 160, 4, 32, slow=DEVICE.type == "cuda"),
+    AttentionShape(24 * SCALE, 64, 12, 64, slow=True),
+    AttentionShape(12 * SCALE, 128, 12, 64, slow=True),
+]
+
+
+def attentions() -> dict[str, Function]:
+    """``short_attention``, then PyTorch's attentions."""
+    return {"ours": kernels.short_attention} | baselines.attentions()
+
+
+def attention_benchmark(
+    shape: AttentionShape, functions: dict[str, Function] | None = None, **options: Any
+) -> Benchmark:
+    """Attentions, all by default; ours is left out where sequences are too long for it."""
+    functions = functions or attentions()
+    if shape.tokens > max_tokens(DEVICE):
+        functions = {name: function for name, function in functions.items() if name != "ours"}
+    width = 3 * shape.heads * shape.head_dim
+    return Benchmark(
+        name=f"short_attention {shape}",
+        implementations=tuple(functions),
+        setup=lambda: forward_backward(
+            functions,
+            baselines.explicit_softmax,
+            lambda: [draw(shape.frames, shape.tokens, width), shape.heads],
+            input_sets(shape.bytes),
+        ),
+        bytes=shape.bytes,
+        flops=shape.flops,
+        details={"shape": str(shape), "dtype": "bfloat16", "tokens": shape.tokens},
+        **{"rounds": 40, "graph": True, "slow": shape.slow} | options,
+    )
+
+
+# --- The other ops: what the reference does, and the op in its place ------------------------------
+
+
+def plain_embed(rows: Tensor, ids: Tensor, weight: Tensor, bias: Tensor, pos: Tensor) -> Tensor:
+    visible = (reference.take_rows(rows, ids).float() / 255 - 0.5) / 0.5
+    return F.linear(visible, weight, bias) + pos[ids]
+
+
+def our_embed(*arguments: Tensor) -> Tensor:
+    return kernels.embed_patches(*arguments, 0.5, 0.5)
+
+
+def plain_restore(visible: Tensor, ids: Tensor, mask_token: Tensor, pos: Tensor) -> Tensor:
+    canvas = mask_token.to(visible).repeat(len(visible), len(pos), 1)
+    return canvas.scatter(1, ids.unsqueeze(-1).expand_as(visible), visible) + pos
+
+
+def plain_loss(pred: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+    """Like the reference: normalise the pixels of every patch, then take the masked patches."""
+    x = (rows.float() / 255 - 0.5) / 0.5
+    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt()
+    return ((pred - reference.take_rows(x, ids)) ** 2).mean()
+
+
+def our_loss(pred: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+    return kernels.patch_loss(pred, rows, ids, True, 0.5, 0.5)
+
+
+def plain_add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    total = x + residual
+    return total + F.layer_norm(total, weight.shape, weight, bias, 1e-6)
+
+
+def our_add_norm(*arguments: Tensor) -> Tensor:
+    total, normed = kernels.add_layer_norm(*arguments, 1e-6)
+    return total + normed
+
+
+def plain_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    return F.gelu(x + bias.to(x.dtype))
+
+
+def op_benchmark(
+    name: str, ours: Function, plain: Function, arguments: Callable[[], list], moved: int
+) -> Benchmark:
+    """An op against plain PyTorch; ``moved``: bytes to read and write, forward and backward."""
+    functions = {"ours": ours, "eager": plain}
+    return Benchmark(
+        name=f"{name}, forward and backward",
+        implementations=tuple(functions),
+        setup=lambda: forward_backward(functions, plain, arguments, input_sets(moved)),
+        bytes=moved,
+        details={"shape": f"{PRESET}, {CLIPS} clips", "dtype": "bfloat16"},
+        rounds=40,
+        graph=True,
+    )
+
+
+def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
+    """Every op but attention, at the sizes of a training step."""
+    frames, queries = clips * cfg.num_frames, clips * cfg.num_query_frames
+    width, decoder_width, patches = cfg.embed_dim, cfg.decoder_dim, cfg.num_patches
+    kept, masked, pixels = cfg.num_keep, cfg.num_patches - cfg.num_keep, cfg.patch_dim
+    tokens, hidden = cfg.num_slots + cfg.num_keep, int(cfg.embed_dim * cfg.mlp_ratio)
+    draw32 = partial(draw, dtype=torch.float32)
+    return [
+        op_benchmark(
+            "embed_patches", our_embed, plain_embed,
+            lambda: [
+                draw_rows(cfg, frames), draw_ids(cfg, frames)[0],
+                draw32(width, pixels), draw32(width), draw32(patches, width),
+            ],
+            moved=frames * kept * (2 * pixels + 2 * BF16 * width),
+        ),
+        op_benchmark(
+            "restore_tokens", kernels.restore_tokens, plain_restore,
+            lambda: [
+                draw32(queries, kept, decoder_width), draw_ids(cfg, queries)[0],
+                draw32(decoder_width), draw32(patches, decoder_width),
+            ],
+            moved=queries * (2 * kept + 2 * patches) * decoder_width * 4,
+        ),
+        op_benchmark(
+            "patch_loss", our_loss, plain_loss,
+            lambda: [
+                draw(queries, masked, pixels), draw_rows(cfg, queries), draw_ids(cfg, queries)[1],
+            ],
+            moved=queries * masked * pixels * (1 + 4 * BF16),
+        ),
+        op_benchmark(
+            "add_layer_norm", our_add_norm, plain_add_norm,
+            lambda: [
+                draw(frames, tokens, width), draw32(frames, tokens, width),
+                draw32(width), draw32(width),
+            ],
+            moved=frames * tokens * width * (4 * BF16 + 5 * 4),
+        ),
+        op_benchmark(
+            "bias_gelu", kernels.bias_gelu, plain_gelu,
+            lambda: [draw(frames, tokens, hidden), draw32(hidden)],
+            moved=frames * tokens * hidden * 5 * BF16,
+        ),
+    ]  # fmt: skip
+
+
+BENCHMARKS = [
+    *map(attention_benchmark, ATTENTION),
+    *op_benchmarks(IVCLConfig.preset(PRESET), CLIPS),
+]

@@ -1,0 +1,115 @@
+"""The result format: one row per implementation measured, with the machine, command and date.
+
+Rows are dictionaries; see :data:`Row`. ``benchmarks/results/*.json`` holds whole :class:`Results`.
+Files that pytest-benchmark wrote before this format existed can still be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+"""What was measured of one implementation.
+
+``benchmark`` and ``name`` (of the implementation) say what it is; names of this project's own
+implementations start with "ours". ``seconds`` is the median, ``times`` are all rounds and
+``spread`` is their range relative to the median. Where known: ``bytes`` (moved at least),
+``flops``, ``count`` and ``unit`` (the clips or frames that one call processes), ``peak_bytes``,
+``first_seconds`` (building it and the first call), ``difference`` (found by the parity check),
+``part`` (of ``make gpu-check``). A row without a time says why: ``error`` or ``skipped``.
+"""
+
+
+class Skip(Exception):
+    """Something cannot run here; the message says why."""
+
+
+@dataclass
+class Results:
+    """Everything one command measured."""
+
+    command: str
+    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    machine: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of ``make gpu-check``: the ``outcome`` and the ``seconds`` of each part."""
+
+    def write(self, file: Path) -> None:
+        """Write JSON with a line per row, so that differences can be read."""
+        from ivcl_fast.files import write_text
+
+        fields = asdict(self)
+        rows = ",\n".join(f"  {json.dumps(row)}" for row in fields.pop("rows"))
+        write_text(file, f'{json.dumps(fields, indent=1)[:-2]},\n "rows": [\n{rows}\n ]\n}}\n')
+
+
+def read(file: Path) -> Results:
+    """Read a file of results.
+
+    Raises ``ValueError`` if it is in neither this format nor pytest-benchmark's.
+    """
+    content = json.loads(file.read_text())
+    try:
+        return from_pytest_benchmark(content) if "benchmarks" in content else Results(**content)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file}: not the results of a benchmark ({error!r})") from None
+
+
+def from_pytest_benchmark(content: dict[str, Any]) -> Results:
+    """Convert what ``--benchmark-json`` wrote when it was the format of this project."""
+    rows = []
+    for entry in content["benchmarks"]:
+        kept = ("bytes", "flops", "shape", "dtype")
+        details = {key: value for key, value in entry["extra_info"].items() if key in kept}
+        name, seconds = entry["params"]["contestant"], entry["stats"]["median"]
+        rows.append({"benchmark": entry["group"], "name": name, "seconds": seconds, **details})
+    command = "pytest benchmarks/ --benchmark-only"
+    return Results(command, content["datetime"], content["machine_info"]["ivcl_fast"], rows)
+
+
+@contextlib.contextmanager
+def failures_in(row: Row) -> Iterator[Row]:
+    """Keep an exception of the block in ``row``: a :class:`Skip` as ``skipped``, else ``error``."""
+    try:
+        yield row
+    except Skip as reason:
+        row["skipped"] = str(reason)
+    except Exception as error:
+        traceback.print_exc()
+        lines = str(error).strip().splitlines() or [""]
+        row["error"] = f"{type(error).__name__}: {lines[0]}"[:300]
+
+
+class RowFile:
+    """Rows in a file that grows by a line per row: a crash later on costs none of them."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def add(self, row: Row) -> None:
+        """Append a row."""
+        with open(self.file, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    @contextlib.contextmanager
+    def row(self, **what: Any) -> Iterator[Row]:
+        """Append a row that the block fills in, or the reason why it could not."""
+        with failures_in(what):
+            yield what
+        self.add(what)
+
+    def read(self) -> list[Row]:
+        """Return all whole rows; a process that was killed may have left part of a line."""
+        rows = []
+        for line in self.file.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+        return rows

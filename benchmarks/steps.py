@@ -1,0 +1,238 @@
+"""Benchmarks of a transformer block and of whole training steps: forward, backward, fused AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import baselines
+from benchmarks.benchmark import Benchmark, Setup
+from benchmarks.ops import CLIPS, PRESET
+from benchmarks.results import Skip
+from benchmarks.timing import DEVICE, Call
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, accelerate, reference
+from ivcl_fast.data.formats.acre import CONTEXT, QUERIES
+from ivcl_fast.kernels import _ext, _triton
+from ivcl_fast.models import flops
+from ivcl_fast.training.hardware import compile_unsupported_reason
+from ivcl_fast.training.step_graph import WARM_UP, StepGraph, unsupported_reason
+
+Step = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a training step of IV-CL."""
+
+    name: str
+    ours: bool = False
+    bf16: bool = True
+    sdpa: bool = False
+    compiled: bool = False
+    graph: bool = False
+    kernels: bool = True
+
+
+OURS = Variant("ours", ours=True)
+OURS_COMPILED = Variant("ours, compiled", ours=True, compiled=True)
+OURS_GRAPH = Variant("ours, CUDA graph", ours=True, graph=True)
+OURS_COMPILED_GRAPH = Variant("ours, compiled, CUDA graph", ours=True, compiled=True, graph=True)
+OURS_AGAIN = Variant("ours, again", ours=True)
+WITHOUT_KERNELS = Variant("ours, ops in plain PyTorch", ours=True, kernels=False)
+FLOAT32 = Variant("reference, float32", bf16=False)
+EXPLICIT = Variant("bf16, explicit")
+SDPA = Variant("bf16, SDPA", sdpa=True)
+EXPLICIT_COMPILED = Variant("bf16, explicit, compiled", compiled=True)
+SDPA_COMPILED = Variant("bf16, SDPA, compiled", sdpa=True, compiled=True)
+
+TRAINER = OURS if compile_unsupported_reason(DEVICE) else OURS_COMPILED
+"""What ``train --compile`` runs on this device."""
+VARIANTS = (
+    TRAINER, WITHOUT_KERNELS, FLOAT32, EXPLICIT, SDPA, EXPLICIT_COMPILED, SDPA_COMPILED
+)  # fmt: skip
+
+
+# --- Pretraining ----------------------------------------------------------------------------------
+
+
+def our_model(cfg: IVCLConfig, compiled: bool = TRAINER.compiled) -> IVCL:
+    """This project's model, by default as ``train --compile`` runs it on this device."""
+    model = IVCL(cfg).to(DEVICE)
+    if compiled:
+        model.compile_blocks()
+    return model
+
+
+def pretraining(
+    cfg: IVCLConfig, clips: int, variants: Sequence[Variant], share_weights: bool
+) -> Setup:
+    """Set up variants of the step on the same clips and weights."""
+    torch.manual_seed(0)
+    shape = clips, cfg.num_frames, cfg.num_patches, cfg.patch_dim
+    video = torch.randint(256, shape, dtype=torch.uint8).to(DEVICE)
+    seed = torch.arange(clips, device=DEVICE)
+    with DEVICE:  # drawing weights on a CPU takes longer than training with them on a GPU
+        expected = reference.IVCL(cfg)
+    with torch.no_grad():
+        loss = expected(video, seed=seed).loss
+    if not share_weights:
+        expected = expected.cpu()  # every variant's peak memory is its own then
+    weights = expected.state_dict(keep_vars=True)
+    optimizer = baselines.adamw(expected)
+
+    def build(variant: Variant) -> list[Call]:
+        if variant.graph and (reason := unsupported_reason(DEVICE)):
+            raise Skip(f"no CUDA graph: {reason}")
+        with DEVICE:
+            if variant.ours:
+                model: Any = our_model(cfg, variant.compiled)
+            else:
+                model = baselines.reference_model(
+                    cfg, with_sdpa=variant.sdpa, compiled=variant.compiled
+                )
+        model.load_state_dict(weights, assign=share_weights)
+        own = optimizer if share_weights else baselines.adamw(model, capturable=variant.graph)
+        step = baselines.train_step(lambda: model(video, seed=seed).loss, own, variant.bf16)
+        if variant.graph:
+            return [with_graph(step)]
+        return [step if variant.kernels else without_kernels(step)]
+
+    return Setup({variant.name: partial(build, variant) for variant in variants}, loss)
+
+
+def with_graph(step: Step) -> Step:
+    """Run a step as one CUDA graph, from its call number ``WARM_UP + 1`` on."""
+    graph, calls = StepGraph(step, DEVICE), 0
+
+    def run() -> Tensor:
+        nonlocal calls
+        calls += 1
+        loss = graph()
+        if calls > WARM_UP and not graph.recorded:
+            raise RuntimeError("the step could not be recorded, so it ran without a CUDA graph")
+        return loss
+
+    return run
+
+
+def without_kernels(step: Step) -> Step:
+    """Run a step as on a machine for which there are no kernels."""
+
+    def run() -> Tensor:
+        before = _ext.MISSING, _triton.MISSING
+        _ext.MISSING = _triton.MISSING = "switched off"
+        try:
+            return step()
+        finally:
+            _ext.MISSING, _triton.MISSING = before
+
+    return run
+
+
+def pretraining_benchmark(
+    name: str,
+    cfg: IVCLConfig,
+    clips: int,
+    variants: Sequence[Variant] = VARIANTS,
+    share_weights: bool = True,
+    **options: Any,
+) -> Benchmark:
+    """A pretraining step; with shared weights, all variants of a large model fit in memory."""
+    return Benchmark(
+        name=f"training step, {name}, {clips} clips",
+        implementations=tuple(variant.name for variant in variants),
+        setup=partial(pretraining, cfg, clips, variants, share_weights),
+        flops=clips * flops.training(cfg),
+        count=clips,
+        **options,
+    )
+
+
+# --- Finetuning -----------------------------------------------------------------------------------
+
+SHARED, OWN = "ours, a problem's panels once", "ours, every query's own"
+
+
+def finetuning() -> Setup:
+    """ACRE: the four queries of a problem show the same six panels, and one of their own each."""
+    cfg = IVCLConfig.preset(PRESET, num_frames=7, num_query_frames=4)
+    shape = CLIPS // 4, 10, cfg.num_patches, cfg.patch_dim
+    panels = torch.randint(256, shape, dtype=torch.uint8, device=DEVICE)
+    frame_index = torch.tensor([[*CONTEXT, query] for query in QUERIES], device=DEVICE)
+    frame_index = frame_index.expand(len(panels), -1, -1)
+    fast, plain = IVCLClassifier(cfg, 3), reference.IVCLClassifier(cfg, 3)
+    fast.load_state_dict(plain.state_dict())
+    optimizers = [baselines.adamw(model.to(DEVICE)) for model in (fast, plain)]
+    labels = torch.arange(CLIPS, device=DEVICE) % 3
+    own = reference.select_frames(panels, frame_index)
+
+    def step(model: nn.Module, *video: Tensor, bf16: bool = True) -> list[Call]:
+        def loss() -> Tensor:
+            return nn.functional.cross_entropy(model(*video).float(), labels)
+
+        return [baselines.train_step(loss, optimizers[model is plain], bf16)]
+
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(plain(own), labels)
+    return Setup(
+        {
+            SHARED: partial(step, fast, panels, frame_index),
+            OWN: partial(step, fast, own),
+            "reference, bf16": partial(step, plain, own),
+            FLOAT32.name: partial(step, plain, own, bf16=False),
+        },
+        expected,
+    )
+
+
+# --- One block ------------------------------------------------------------------------------------
+
+BLOCKS = ("ours", EXPLICIT.name, EXPLICIT_COMPILED.name)
+
+
+def blocks() -> Setup:
+    """A block of the encoder: its output and the gradient of its input."""
+    cfg = IVCLConfig.preset(PRESET)
+    shape = CLIPS * cfg.num_frames, cfg.num_slots + cfg.num_keep, cfg.embed_dim
+    x, gradient = (torch.randn(shape, device=DEVICE) for _ in range(2))
+    plain = reference.Block(cfg.embed_dim, cfg.num_heads, cfg.mlp_ratio).to(DEVICE)
+
+    def build(name: str) -> list[Call]:
+        block = reference.Block(cfg.embed_dim, cfg.num_heads, cfg.mlp_ratio).to(DEVICE)
+        block.load_state_dict(plain.state_dict())
+        if name.startswith("ours"):
+            accelerate(block)
+        if "compiled" in name:
+            block.compile(fullgraph=True, dynamic=False)
+        return [partial(run, block)]
+
+    def run(block: nn.Module, bf16: bool = True) -> tuple[Tensor, ...]:
+        leaf = x.detach().requires_grad_()
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
+            out = block(leaf)
+        out.backward(gradient)
+        assert leaf.grad is not None
+        return out.detach(), leaf.grad
+
+    return Setup({name: partial(build, name) for name in BLOCKS}, run(plain, bf16=False))
+
+
+LARGE = "base224" if DEVICE.type == "cuda" else "base64"
+BENCHMARKS = [
+    Benchmark(
+        name=f"one block, {PRESET}, {CLIPS} clips", implementations=BLOCKS, setup=blocks,
+        tolerance=0.01, rounds=20,
+    ),
+    pretraining_benchmark(PRESET, IVCLConfig.preset(PRESET), CLIPS, max_seconds=20),
+    Benchmark(
+        name=f"finetuning step, {PRESET}, {CLIPS} clips of ACRE", setup=finetuning,
+        implementations=(SHARED, OWN, "reference, bf16", FLOAT32.name), max_seconds=20, count=CLIPS,
+        details={"shape": "clips of 7 panels, 10 panels per problem of 4 clips"},
+    ),
+    pretraining_benchmark(LARGE, IVCLConfig.preset(LARGE), CLIPS, max_seconds=30, rounds=5),
+]  # fmt: skip

@@ -1,0 +1,43 @@
+"""docs/performance.md has the committed results, and results written now can be read."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import report
+from benchmarks.results import Results, read
+from ivcl_fast.errors import UserError
+
+RESULTS = sorted((report.ROOT / "benchmarks" / "results").glob("*.json"))
+
+
+def test_writing_the_page_anew_changes_nothing():
+    page = report.PAGE.read_text()
+    assert page.count("<!-- end -->") == len(report.MARKED.findall(page)) > 3
+    assert report.written_anew(page) == page
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_committed_results_are_readable_and_shown(file):
+    results = read(file)
+    assert results.rows and results.machine["ceilings"] and results.date
+    assert f": {file.stem}" in report.PAGE.read_text()
+
+
+def test_figures_are_drawn(tmp_path):
+    report.draw_figures(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {*report.FIGURES}
+    page = report.PAGE.read_text()
+    assert all(f"(figures/{name})" in page for name in report.FIGURES)
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    rows = [{"benchmark": "a", "name": "ours", "seconds": 1e-3}, {"benchmark": "a", "error": "no"}]
+    results = Results("pytest", machine={"device": "a CPU"}, rows=rows)
+    results.write(tmp_path / "some.json")
+    assert read(tmp_path / "some.json") == results
+    (tmp_path / "other.json").write_text('{"rows": []}')
+    with pytest.raises(ValueError, match=r"other\.json"):
+        read(tmp_path / "other.json")
+    with pytest.raises(UserError, match=r"none\.json"):
+        report.results_named("none")
