@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import re
 
 import pytest
 import torch
 
 from ivcl_fast import IVCLConfig
-from ivcl_fast.config import PRESETS
+from ivcl_fast.config import PRESETS, FieldError
 
 # image/P, width, heads, depth, temporal depth, decoder width, heads, depth, slots
 TABLE = {
@@ -67,6 +68,8 @@ def test_round_trip():
         ("mask_ratio", float("nan"), "between 0 and 1"),
         ("embed_dim", 130, "multiple of num_heads 4"),
         ("decoder_dim", 97, "multiple of decoder_heads 3"),
+        ("mask_ratio", "0.5", "a number"),
+        ("norm_pix", 1, "True or False"),
         ("mlp_ratio", 0.0, "above 0"),
         ("pixel_std", 0.0, "above 0"),
         ("context_tokens", "all", "slots, slots+patches"),
@@ -77,9 +80,11 @@ def test_round_trip():
     ],
 )
 def test_bad_fields_are_named(field, value, accepted):
-    with pytest.raises(ValueError, match=rf"^{field}: .*{re.escape(accepted)}") as error:
+    with pytest.raises(FieldError, match=rf"^{field}: .*{re.escape(accepted)}") as error:
         IVCLConfig.preset("tiny", **{field: value})
-    assert "\n" not in str(error.value)
+    assert isinstance(error.value, ValueError) and "\n" not in str(error.value)
+    copied = pickle.loads(pickle.dumps(error.value))  # as from a worker
+    assert copied.field == field and str(copied) == f"{field}: {copied.message}"
 
 
 def test_width_must_hold_the_positions():

@@ -248,7 +248,8 @@ def test_checkpoint_of_another_size_is_refused(cater, uninterrupted, capsys, mon
     command = ["--data", f"cater:{cater}", *SMALL, "--embed-dim", "32"]
     command += ["--stage", "finetune", "--init", str(uninterrupted / "pretrain")]
     code, _, err = in_process(train_main, command, capsys, monkeypatch)
-    assert code == 2 and "has shape" in err and "Traceback" not in err
+    assert code == 2 and "is [16] there, but [32]" in err and "(embed_dim 16)" in err
+    assert "Traceback" not in err
 
 
 def test_evaluate_mistakes(uninterrupted, capsys, monkeypatch, tmp_path):
