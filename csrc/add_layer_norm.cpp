@@ -1,45 +1,47 @@
-// add_layer_norm: residual sum and its LayerNorm in one pass, and both gradients in one.
+// add_layer_norm: residual sum and its LayerNorm in one pass, and both gradients in one pass.
 //
-// Maths as in kernels/add_layer_norm.py. Rows stay in the first-level cache between their sum, their
-// statistics (centred, float32) and their normalisation. Four go side by side: the sums across a
-// row are chains of instructions that wait for each other, and one row waits while others work.
-// Beats eager by at most a tenth; it is there so that a block's sum and its norm stay one pass.
+// The maths is in kernels/add_layer_norm.py. Rows stay in the first-level cache between their sum,
+// their statistics (centred, float32) and their normalisation. Four rows are processed side by
+// side: the sum across a row is a chain of dependent instructions, and one row waits while others
+// work. At most a tenth faster than eager PyTorch; it exists so that a block's sum and norm stay
+// one pass.
 #include "op.h"
 
 namespace ivcl {
 namespace {
 
-constexpr double kCost = 0.6;  // nanoseconds for a register of values
-constexpr int kTogether = 4;   // rows
-static_assert(kShareRows % kTogether == 0);
+constexpr double kVecNs = 0.6;  // rough cost of a register of values
+constexpr int kGroupRows = 4;
+static_assert(kPartialRows % kGroupRows == 0);
 
-// f(row, number) for the shares begin..end of all rows: kTogether rows at a time, the last alone. Which
-// are alone depends on nothing else: the compiler may round one row in another way than four.
+// Calls f(row, count) for all rows of the partial sums begin..end: kGroupRows rows at a time, and
+// those that remain at the very end one by one. The grouping depends on the number of rows alone,
+// because the compiler may round one row differently from four.
 template <class F>
-inline void groups(int64_t begin, int64_t end, int64_t rows, const F& f) {
-  int64_t row = begin * kShareRows;
-  end = std::min(end * kShareRows, rows);
-  for (; row + kTogether <= end; row += kTogether) f(row, std::integral_constant<int, kTogether>{});
+inline void for_each_group(int64_t begin, int64_t end, int64_t rows, const F& f) {
+  int64_t row = begin * kPartialRows;
+  end = std::min(end * kPartialRows, rows);
+  for (; row + kGroupRows <= end; row += kGroupRows)
+    f(row, std::integral_constant<int, kGroupRows>{});
   for (; row < end; ++row) f(row, std::integral_constant<int, 1>{});
 }
 
 template <int kRows>
 struct Statistics {
-  float mean[kRows], inverse[kRows];  // of the standard deviation
+  float mean[kRows], rstd[kRows];
 
-  // Of rows[kRows][cols], `distance` apart, with the registers' sums.
-  Statistics(const float* rows, int64_t distance, const Vec (&sums)[kRows], int64_t cols,
-             float eps) {
-    IVCL_UNROLL for (int r = 0; r < kRows; ++r) mean[r] = sum(sums[r]) / cols;
+  // Of rows[kRows][cols], `stride` apart, given the sums of each row's registers.
+  Statistics(const float* rows, int64_t stride, const Vec (&sums)[kRows], int64_t cols, float eps) {
+    IVCL_UNROLL for (int r = 0; r < kRows; ++r) mean[r] = reduce_sum(sums[r]) / cols;
     Vec squares[kRows] = {};
-    registers(cols, [&](int64_t c, auto n) {
+    for_each_vec(cols, [&](int64_t c, auto n) {
       IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
-        const Vec centred = keep_first(load(rows + r * distance + c) - mean[r], n);
+        const Vec centred = mask_tail(load(rows + r * stride + c) - mean[r], n);
         squares[r] += centred * centred;
       }
     });
     IVCL_UNROLL for (int r = 0; r < kRows; ++r)
-      inverse[r] = 1 / std::sqrt(sum(squares[r]) / cols + eps);
+      rstd[r] = 1 / std::sqrt(reduce_sum(squares[r]) / cols + eps);
   }
 };
 
@@ -47,38 +49,39 @@ struct Affine {
   std::vector<float> weight, bias;
 };
 
-// The rows of x, or of x + residual, which goes to `total`: normalised.
+// Normalises the rows of x or, with a residual, of x + residual, which is stored in `total`.
 template <class X, class Sum, class Normed>
 void forward(const X* x, const Sum* residual, Sum* total, Normed* normed, int64_t rows,
              const Affine& affine, float eps) {
-  const int64_t cols = affine.weight.size(), wide = round_up(cols, kLanes);
+  const int64_t cols = affine.weight.size(), stride = round_up(cols, kLanes);
   const float *weight = affine.weight.data(), *bias = affine.bias.data();
-  const double cost = kCost * kShareRows * (cols / kLanes + 10);
-  parallel((rows + kShareRows - 1) / kShareRows, cost, [&](int64_t begin, int64_t end) {
+  const double partial_ns = kVecNs * kPartialRows * (cols / kLanes + 10);
+  parallel_for(ceil_div(rows, kPartialRows), partial_ns, [&](int64_t begin, int64_t end) {
     Scratch scratch;
-    float* sums = scratch.take<float>(kTogether * wide);
-    groups(begin, end, rows, [&](int64_t row, auto together) {
-      constexpr int kRows = together;
+    float* sums = scratch.alloc<float>(kGroupRows * stride);
+    for_each_group(begin, end, rows, [&](int64_t row, auto group) {
+      constexpr int kRows = group;
       const int64_t start = row * cols;
-      Vec all[kRows] = {};
-      registers(cols, [&](int64_t c, auto n) {
+      Vec acc[kRows] = {};
+      for_each_vec(cols, [&](int64_t c, auto n) {
         IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
           const int64_t at = start + r * cols + c;
-          Vec some = load(x + at, n);
+          Vec sum = load(x + at, n);
           if (residual) {
-            some += load(residual + at, n);
-            if constexpr (sizeof(Sum) < sizeof(float)) some = widen(narrow(some));
-            store(total + at, some, n);  // statistics are of what is stored: backward sees no other
+            sum += load(residual + at, n);
+            // Statistics are those of the sum as it is stored: backward sees no other.
+            if constexpr (sizeof(Sum) < sizeof(float)) sum = from_bf16(to_bf16(sum));
+            store(total + at, sum, n);
           }
-          store(sums + r * wide + c, some);
-          all[r] += some;
+          store(sums + r * stride + c, sum);
+          acc[r] += sum;
         }
       });
-      const Statistics<kRows> s(sums, wide, all, cols, eps);
-      registers(cols, [&](int64_t c, auto n) {
+      const Statistics<kRows> s(sums, stride, acc, cols, eps);
+      for_each_vec(cols, [&](int64_t c, auto n) {
         const Vec scale = load(weight + c, n), shift = load(bias + c, n);
         IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
-          const Vec z = (load(sums + r * wide + c) - s.mean[r]) * s.inverse[r];
+          const Vec z = (load(sums + r * stride + c) - s.mean[r]) * s.rstd[r];
           store(normed + start + r * cols + c, z * scale + shift, n);
         }
       });
@@ -86,120 +89,124 @@ void forward(const X* x, const Sum* residual, Sum* total, Normed* normed, int64_
   });
 }
 
+// `partials` is [count][2][cols]: partial sums of the gradients of weight and bias.
 template <class Sum, class Normed, class X>
 void backward(const Sum* dsum, const Normed* dnormed, const Sum* total, Sum* d, X* dx, int64_t rows,
-              const std::vector<float>& scale, float eps, std::vector<float>& shares) {
-  const int64_t cols = scale.size(), wide = round_up(cols, kLanes);
-  const int64_t count = shares.size() / (2 * cols);
-  parallel(count, 2 * kCost * kShareRows * (cols / kLanes + 10), [&](int64_t begin, int64_t end) {
+              const std::vector<float>& weight, float eps, std::vector<float>& partials) {
+  const int64_t cols = weight.size(), stride = round_up(cols, kLanes);
+  const int64_t count = partials.size() / (2 * cols);
+  const double partial_ns = 2 * kVecNs * kPartialRows * (cols / kLanes + 10);
+  parallel_for(count, partial_ns, [&](int64_t begin, int64_t end) {
     Scratch scratch;
-    float* sums = scratch.take<float>(kTogether * wide);
-    float* g = scratch.take<float>(kTogether * wide);
-    groups(begin, end, rows, [&](int64_t row, auto together) {
-      constexpr int kRows = together;
+    float* sums = scratch.alloc<float>(kGroupRows * stride);
+    float* g = scratch.alloc<float>(kGroupRows * stride);
+    for_each_group(begin, end, rows, [&](int64_t row, auto group) {
+      constexpr int kRows = group;
       const int64_t start = row * cols;
-      float *dweight = &shares[row / kShareRows * 2 * cols], *dbias = dweight + cols;
-      Vec all[kRows] = {};
-      registers(cols, [&](int64_t c, auto n) {
+      float *dweight = &partials[row / kPartialRows * 2 * cols], *dbias = dweight + cols;
+      Vec acc[kRows] = {};
+      for_each_vec(cols, [&](int64_t c, auto n) {
         IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
-          const Vec some = load(total + start + r * cols + c, n);
-          store(sums + r * wide + c, some);
-          all[r] += some;
+          const Vec sum = load(total + start + r * cols + c, n);
+          store(sums + r * stride + c, sum);
+          acc[r] += sum;
         }
       });
-      const Statistics<kRows> s(sums, wide, all, cols, eps);
-      Vec along[kRows] = {}, along_z[kRows] = {};
-      registers(cols, [&](int64_t c, auto n) {
-        Vec to_weight = load(dweight + c, n), to_bias = load(dbias + c, n);
-        const Vec weight = load(&scale[c], n);
+      const Statistics<kRows> s(sums, stride, acc, cols, eps);
+      Vec g_acc[kRows] = {}, gz_acc[kRows] = {};
+      for_each_vec(cols, [&](int64_t c, auto n) {
+        Vec dweight_acc = load(dweight + c, n), dbias_acc = load(dbias + c, n);
+        const Vec scale = load(&weight[c], n);
         IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
-          const Vec z = (load(sums + r * wide + c) - s.mean[r]) * s.inverse[r];
-          const Vec dy = load(dnormed + start + r * cols + c, n), some = dy * weight;
-          store(sums + r * wide + c, z);
-          store(g + r * wide + c, some);
-          along[r] += some;
-          along_z[r] += some * z;
-          to_weight += dy * z;
-          to_bias += dy;
+          const Vec z = (load(sums + r * stride + c) - s.mean[r]) * s.rstd[r];
+          const Vec dy = load(dnormed + start + r * cols + c, n), scaled = dy * scale;
+          store(sums + r * stride + c, z);
+          store(g + r * stride + c, scaled);
+          g_acc[r] += scaled;
+          gz_acc[r] += scaled * z;
+          dweight_acc += dy * z;
+          dbias_acc += dy;
         }
-        store(dweight + c, to_weight, n);
-        store(dbias + c, to_bias, n);
+        store(dweight + c, dweight_acc, n);
+        store(dbias + c, dbias_acc, n);
       });
-      float mean[kRows], mean_z[kRows];
+      float g_mean[kRows], gz_mean[kRows];
       IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
-        mean[r] = sum(along[r]) / cols;
-        mean_z[r] = sum(along_z[r]) / cols;
+        g_mean[r] = reduce_sum(g_acc[r]) / cols;
+        gz_mean[r] = reduce_sum(gz_acc[r]) / cols;
       }
-      registers(cols, [&](int64_t c, auto n) {
+      for_each_vec(cols, [&](int64_t c, auto n) {
         IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
-          const int64_t at = start + r * cols + c, here = r * wide + c;
-          Vec some = (load(g + here) - mean[r] - load(sums + here) * mean_z[r]) * s.inverse[r];
-          if (dsum) some += load(dsum + at, n);
-          store(d + at, some, n);
-          if (dx) store(dx + at, some, n);
+          const int64_t at = start + r * cols + c, here = r * stride + c;
+          Vec grad = (load(g + here) - g_mean[r] - load(sums + here) * gz_mean[r]) * s.rstd[r];
+          if (dsum) grad += load(dsum + at, n);
+          store(d + at, grad, n);
+          if (dx) store(dx + at, grad, n);
         }
       });
     });
   });
 }
 
-std::tuple<Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor& residual,
+std::tuple<Tensor, Tensor> add_layer_norm(const Tensor& x_in, const Tensor& residual_in,
                                           const Tensor& weight, const Tensor& bias, double eps) {
-  const Tensor whole = dense(x), whole_residual = dense(residual);
-  Tensor total = make_like(whole_residual), normed = make_like(whole);
-  const Affine affine{as_floats(weight), as_floats(bias)};
-  const int64_t rows = whole.numel() / affine.weight.size();
-  with_float(whole.scalar_type(), [&](auto x_type) {
-    with_float(whole_residual.scalar_type(), [&](auto sum_type) {
+  const Tensor x = as_contiguous(x_in), residual = as_contiguous(residual_in);
+  Tensor total = empty_tensor_like(residual), normed = empty_tensor_like(x);
+  const Affine affine{to_vector<float>(weight), to_vector<float>(bias)};
+  const int64_t rows = x.numel() / affine.weight.size();
+  dispatch_float(x.scalar_type(), [&](auto x_type) {
+    dispatch_float(residual.scalar_type(), [&](auto sum_type) {
       using X = decltype(x_type);
       using Sum = decltype(sum_type);
-      forward(in<X>(whole), in<Sum>(whole_residual), out<Sum>(total), out<X>(normed), rows, affine,
-              float(eps));
+      forward(const_data<X>(x), const_data<Sum>(residual), mutable_data<Sum>(total),
+              mutable_data<X>(normed), rows, affine, float(eps));
     });
   });
   return {total, normed};
 }
 
-Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps,
+Tensor layer_norm(const Tensor& x_in, const Tensor& weight, const Tensor& bias, double eps,
                   ScalarType dtype) {
-  const Tensor whole = dense(x);
-  Tensor normed = make_like(whole, dtype);
-  const Affine affine{as_floats(weight), as_floats(bias)};
-  const int64_t rows = whole.numel() / affine.weight.size();
-  with_float(whole.scalar_type(), [&](auto x_type) {
-    with_float(dtype, [&](auto normed_type) {
+  const Tensor x = as_contiguous(x_in);
+  Tensor normed = empty_tensor_like(x, dtype);
+  const Affine affine{to_vector<float>(weight), to_vector<float>(bias)};
+  const int64_t rows = x.numel() / affine.weight.size();
+  dispatch_float(x.scalar_type(), [&](auto x_type) {
+    dispatch_float(dtype, [&](auto normed_type) {
       using X = decltype(x_type);
-      forward<X, X>(in<X>(whole), nullptr, nullptr, out<decltype(normed_type)>(normed), rows,
-                    affine, float(eps));
+      forward<X, X>(const_data<X>(x), nullptr, nullptr, mutable_data<decltype(normed_type)>(normed),
+                    rows, affine, float(eps));
     });
   });
   return normed;
 }
 
 std::tuple<Tensor, Tensor, Tensor> add_layer_norm_backward(
-    const std::optional<Tensor>& dsum, const Tensor& dnormed, const Tensor& total,
-    const Tensor& weight, double eps, ScalarType x_dtype) {
-  const Tensor whole = dense(total), whole_dnormed = dense(dnormed);
-  const Tensor whole_dsum = dsum ? dense(*dsum) : whole;
-  const std::vector<float> scale = as_floats(weight);
-  const int64_t cols = scale.size(), rows = whole.numel() / cols;
-  const bool same = x_dtype == whole.scalar_type();
-  Tensor d = make_like(whole), dx = same ? make({0}, x_dtype) : make_like(whole, x_dtype);
-  std::vector<float> sums((rows + kShareRows - 1) / kShareRows * 2 * cols);
-  with_float(whole.scalar_type(), [&](auto sum_type) {
-    with_float(whole_dnormed.scalar_type(), [&](auto normed_type) {
-      with_float(x_dtype, [&](auto x_type) {
+    const std::optional<Tensor>& dsum_in, const Tensor& dnormed_in, const Tensor& total_in,
+    const Tensor& weight_in, double eps, ScalarType x_dtype) {
+  const Tensor total = as_contiguous(total_in), dnormed = as_contiguous(dnormed_in);
+  const Tensor dsum = dsum_in ? as_contiguous(*dsum_in) : total;
+  const std::vector<float> weight = to_vector<float>(weight_in);
+  const int64_t cols = weight.size(), rows = total.numel() / cols;
+  const bool same_dtype = x_dtype == total.scalar_type();
+  Tensor d = empty_tensor_like(total);
+  Tensor dx = same_dtype ? empty_tensor({0}, x_dtype) : empty_tensor_like(total, x_dtype);
+  std::vector<float> partials(ceil_div(rows, kPartialRows) * 2 * cols);
+  dispatch_float(total.scalar_type(), [&](auto sum_type) {
+    dispatch_float(dnormed.scalar_type(), [&](auto normed_type) {
+      dispatch_float(x_dtype, [&](auto x_type) {
         using Sum = decltype(sum_type);
         using X = decltype(x_type);
-        backward(dsum ? in<Sum>(whole_dsum) : nullptr, in<decltype(normed_type)>(whole_dnormed),
-                 in<Sum>(whole), out<Sum>(d), same ? nullptr : out<X>(dx), rows, scale, float(eps),
-                 sums);
+        backward(dsum_in ? const_data<Sum>(dsum) : nullptr,
+                 const_data<decltype(normed_type)>(dnormed), const_data<Sum>(total),
+                 mutable_data<Sum>(d), same_dtype ? nullptr : mutable_data<X>(dx), rows, weight,
+                 float(eps), partials);
       });
     });
   });
-  Tensor parameters = make({2, cols}, weight.scalar_type());
-  add_shares(sums, 2 * cols, parameters);
-  return {d, dx, parameters};
+  Tensor dparameters = empty_tensor({2, cols}, weight_in.scalar_type());
+  reduce_partials(partials, 2 * cols, dparameters);
+  return {d, dx, dparameters};
 }
 
 IVCL_OP(add_layer_norm)

@@ -1,61 +1,62 @@
-// bias_gelu: bias and exact GELU in one pass; backward gives dx and the bias's gradient in one.
-// Beats eager 1.7x to 2x, forward and backward in bf16.
+// bias_gelu: bias and exact GELU in one pass; backward gives dx and dbias in one pass as well.
+// In bf16, 1.7x to 2x as fast as eager PyTorch, forward and backward.
 #include "gelu.h"
 #include "op.h"
 
 namespace ivcl {
 namespace {
 
-constexpr double kCost = 1.0;  // nanoseconds for a register of values
+constexpr double kVecNs = 1.0;  // rough cost of a register of values
 
-Tensor bias_gelu(const Tensor& x, const Tensor& bias) {
-  const Tensor whole = dense(x);
-  Tensor y = make_like(whole);
-  const std::vector<float> shift = as_floats(bias);
-  const int64_t cols = shift.size(), rows = cols ? whole.numel() / cols : 0;
-  with_float(whole.scalar_type(), [&](auto t) {
+Tensor bias_gelu(const Tensor& x_in, const Tensor& bias_in) {
+  const Tensor x = as_contiguous(x_in);
+  Tensor y = empty_tensor_like(x);
+  const std::vector<float> bias = to_vector<float>(bias_in);
+  const int64_t cols = bias.size(), rows = cols ? x.numel() / cols : 0;
+  dispatch_float(x.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    const T* from = in<T>(whole);
-    T* to = out<T>(y);
-    parallel(rows, kCost * (cols / kLanes + 1), [&](int64_t begin, int64_t end) {
+    const T* src = const_data<T>(x);
+    T* dst = mutable_data<T>(y);
+    parallel_for(rows, kVecNs * (cols / kLanes + 1), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
-        registers(cols, [&](int64_t c, auto n) {
+        for_each_vec(cols, [&](int64_t c, auto n) {
           const int64_t at = row * cols + c;
-          const Vec u = load(from + at, n) + load(&shift[c], n);
-          store(to + at, u * gaussian<T>(u).cdf, n);
+          const Vec u = load(src + at, n) + load(&bias[c], n);
+          store(dst + at, u * normal<T>(u).cdf, n);
         });
     });
   });
   return y;
 }
 
-std::tuple<Tensor, Tensor> bias_gelu_backward(const Tensor& dy, const Tensor& x,
-                                              const Tensor& bias) {
-  const Tensor whole = dense(x), whole_dy = dense(dy);
-  Tensor dx = make_like(whole), dbias = make_like(bias);
-  const std::vector<float> shift = as_floats(bias);
-  const int64_t cols = shift.size(), rows = cols ? whole.numel() / cols : 0;
-  const int64_t shares = (rows + kShareRows - 1) / kShareRows;
-  std::vector<float> sums(shares * cols);
-  with_float(whole.scalar_type(), [&](auto t) {
+std::tuple<Tensor, Tensor> bias_gelu_backward(const Tensor& dy_in, const Tensor& x_in,
+                                              const Tensor& bias_in) {
+  const Tensor x = as_contiguous(x_in), dy = as_contiguous(dy_in);
+  Tensor dx = empty_tensor_like(x), dbias = empty_tensor_like(bias_in);
+  const std::vector<float> bias = to_vector<float>(bias_in);
+  const int64_t cols = bias.size(), rows = cols ? x.numel() / cols : 0;
+  const int64_t num_partials = ceil_div(rows, kPartialRows);
+  std::vector<float> partials(num_partials * cols);
+  dispatch_float(x.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    const T *from = in<T>(whole), *from_dy = in<T>(whole_dy);
-    T* to = out<T>(dx);
-    parallel(shares, 1.5 * kCost * kShareRows * (cols / kLanes + 1), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin * kShareRows; row < std::min(end * kShareRows, rows); ++row) {
-        float* share = &sums[row / kShareRows * cols];
-        registers(cols, [&](int64_t c, auto n) {
+    const T *src = const_data<T>(x), *grad = const_data<T>(dy);
+    T* dst = mutable_data<T>(dx);
+    const double partial_ns = 1.5 * kVecNs * kPartialRows * (cols / kLanes + 1);
+    parallel_for(num_partials, partial_ns, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin * kPartialRows; row < std::min(end * kPartialRows, rows); ++row) {
+        float* partial = &partials[row / kPartialRows * cols];
+        for_each_vec(cols, [&](int64_t c, auto n) {
           const int64_t at = row * cols + c;
-          const Vec u = load(from + at, n) + load(&shift[c], n);
-          const Gaussian g = gaussian<T>(u);
-          const Vec d = load(from_dy + at, n) * (g.cdf + u * g.density);
-          store(to + at, d, n);
-          store(share + c, load(share + c, n) + d, n);
+          const Vec u = load(src + at, n) + load(&bias[c], n);
+          const Normal g = normal<T>(u);
+          const Vec d = load(grad + at, n) * (g.cdf + u * g.pdf);
+          store(dst + at, d, n);
+          store(partial + c, load(partial + c, n) + d, n);
         });
       }
     });
   });
-  add_shares(sums, cols, dbias);
+  reduce_partials(partials, cols, dbias);
   return {dx, dbias};
 }
 

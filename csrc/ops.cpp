@@ -1,23 +1,23 @@
-// The ops that this library implements, for the Python side: which they are, and calls so far.
-// Schemas, fakes and gradients are registered there (kernels/_op.py): once, for every device.
+// The list of ops in this library and their calls so far, for kernels/_ext.py. Schemas, fakes and
+// gradients are registered in Python (kernels/_op.py), once for every device.
 #include "op.h"
 
 namespace ivcl {
 
-static std::vector<Calls*>& all_calls() {
-  static std::vector<Calls*> list;
+static std::vector<CallCounter*>& counters() {
+  static std::vector<CallCounter*> list;
   return list;
 }
 
-Calls::Calls(const char* name) : name(name) { all_calls().push_back(this); }
+CallCounter::CallCounter(const char* name) : name(name) { counters().push_back(this); }
 
 }  // namespace ivcl
 
-// What the objects were built from, for the Python side to find before it loads one.
+// A digest of the sources, which kernels/_ext.py looks for in the file before it loads it.
 extern "C" __attribute__((used)) const char ivcl_fast_sources[] = "ivcl_fast sources " IVCL_SOURCES;
 
 #define IVCL_EXPORT extern "C" __attribute__((visibility("default")))
 
-IVCL_EXPORT int64_t ivcl_fast_op_count() { return ivcl::all_calls().size(); }
-IVCL_EXPORT const char* ivcl_fast_op_name(int64_t i) { return ivcl::all_calls()[i]->name; }
-IVCL_EXPORT int64_t ivcl_fast_op_calls(int64_t i) { return ivcl::all_calls()[i]->count.load(); }
+IVCL_EXPORT int64_t ivcl_fast_op_count() { return ivcl::counters().size(); }
+IVCL_EXPORT const char* ivcl_fast_op_name(int64_t i) { return ivcl::counters()[i]->name; }
+IVCL_EXPORT int64_t ivcl_fast_op_calls(int64_t i) { return ivcl::counters()[i]->count.load(); }

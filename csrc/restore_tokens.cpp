@@ -1,106 +1,107 @@
-// restore_tokens: visible tokens back to their places among mask tokens, plus position.
+// restore_tokens: puts visible tokens back to their places among mask tokens and adds the position.
 //
-// Maths as in kernels/restore_tokens.py. Forward copies ready rows for the hidden places; backward
-// goes over the frames once for every place, so the sums need no shares.
-// Beats eager (repeat, scatter, add) 2.3x to 3.1x, forward and backward.
+// The maths is in kernels/restore_tokens.py. Forward copies precomputed rows to the hidden places.
+// Backward handles one place in all frames at a time, so no partial sums are needed.
+// 2.3x to 3.1x as fast as eager PyTorch (repeat, scatter, add), forward and backward.
 #include "op.h"
 
 namespace ivcl {
 namespace {
 
-constexpr double kCost = 1.0;  // nanoseconds for a register of values
+constexpr double kVecNs = 1.0;  // rough cost of a register of values
 
-// Which visible token lies at each place of each frame, -1 at hidden ones.
-std::vector<int32_t> places(const Tensor& ids, int64_t patches) {
+// Inverse of ids [frames][keep]: the index k of the visible token at each place, -1 at hidden ones.
+std::vector<int32_t> invert_ids(const Tensor& ids, int64_t patches) {
   const int64_t frames = ids.size(0), keep = ids.size(1);
-  const int64_t* id = in<int64_t>(ids);
+  const int64_t* id = const_data<int64_t>(ids);
   check_ids(id, ids.numel(), patches);
-  std::vector<int32_t> place(frames * patches, -1);
-  for (int64_t i = 0; i < frames * keep; ++i) place[i / keep * patches + id[i]] = i % keep;
-  return place;
+  std::vector<int32_t> inverse(frames * patches, -1);
+  for (int64_t i = 0; i < frames * keep; ++i) inverse[i / keep * patches + id[i]] = i % keep;
+  return inverse;
 }
 
-template <class From, class To>
-inline void copy(const From* from, To* to, int64_t count) {
-  for (int64_t c = 0; c < count; c += kLanes) store(to + c, load(from + c, count - c), count - c);
+template <class Src, class Dst>
+inline void copy(const Src* src, Dst* dst, int64_t count) {
+  for (int64_t c = 0; c < count; c += kLanes) store(dst + c, load(src + c, count - c), count - c);
 }
 
-Tensor restore_tokens(const Tensor& visible, const Tensor& ids_keep, const Tensor& mask_token,
-                      const Tensor& pos, const std::optional<Tensor>& prefix) {
-  const Tensor whole = dense(visible);
-  const Tensor front = prefix ? dense(*prefix) : whole;
-  const int64_t frames = whole.size(0), keep = whole.size(1), cols = whole.size(2);
-  const int64_t patches = pos.size(0), first = prefix ? front.size(1) : 0;
-  const int64_t length = first + patches;
-  const std::vector<int32_t> place = places(dense(ids_keep), patches);
-  const std::vector<float> shift = as_floats(pos), token = as_floats(mask_token);
-  Tensor result = make({frames, length, cols}, whole.scalar_type());
-  with_float(whole.scalar_type(), [&](auto t) {
+template <class A, class B, class Dst>
+inline void add(const A* a, const B* b, Dst* dst, int64_t count) {
+  for (int64_t c = 0; c < count; c += kLanes)
+    store(dst + c, load(a + c, count - c) + load(b + c, count - c), count - c);
+}
+
+Tensor restore_tokens(const Tensor& visible_in, const Tensor& ids_keep, const Tensor& mask_token_in,
+                      const Tensor& pos_in, const std::optional<Tensor>& prefix_in) {
+  const Tensor visible = as_contiguous(visible_in);
+  const Tensor prefix = prefix_in ? as_contiguous(*prefix_in) : visible;
+  const int64_t frames = visible.size(0), keep = visible.size(1), cols = visible.size(2);
+  const int64_t patches = pos_in.size(0), num_prefix = prefix_in ? prefix.size(1) : 0;
+  const int64_t length = num_prefix + patches;
+  const std::vector<int32_t> visible_at = invert_ids(as_contiguous(ids_keep), patches);
+  const std::vector<float> pos = to_vector<float>(pos_in);
+  const std::vector<float> mask_token = to_vector<float>(mask_token_in);
+  Tensor out = empty_tensor({frames, length, cols}, visible.scalar_type());
+  dispatch_float(visible.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    std::vector<T> hidden(patches * cols);
+    std::vector<T> hidden(patches * cols);  // mask token + position, as stored
     for (int64_t n = 0; n < patches; ++n)
-      for (int64_t c = 0; c < cols; c += kLanes)
-        store(&hidden[n * cols + c], load(&token[c], cols - c) + load(&shift[n * cols + c], cols - c),
-              cols - c);
-    const T* from = in<T>(whole);
-    T* to = out<T>(result);
-    with_float(front.scalar_type(), [&](auto p) {
-      const auto* from_front = in<decltype(p)>(front);
-      parallel(frames, kCost * length * (cols / kLanes + 1), [&](int64_t begin, int64_t end) {
+      add(mask_token.data(), &pos[n * cols], &hidden[n * cols], cols);
+    const T* src = const_data<T>(visible);
+    T* dst = mutable_data<T>(out);
+    dispatch_float(prefix.scalar_type(), [&](auto p) {
+      const auto* prefix_src = const_data<decltype(p)>(prefix);
+      const double frame_ns = kVecNs * length * (cols / kLanes + 1);
+      parallel_for(frames, frame_ns, [&](int64_t begin, int64_t end) {
         for (int64_t f = begin; f < end; ++f) {
-          T* row = to + f * length * cols;
-          copy(from_front + f * first * cols, row, first * cols);
-          row += first * cols;
+          T* row = dst + f * length * cols;
+          copy(prefix_src + f * num_prefix * cols, row, num_prefix * cols);
+          row += num_prefix * cols;
           for (int64_t n = 0; n < patches; ++n, row += cols) {
-            const int64_t k = place[f * patches + n];
-            if (k < 0) {
-              copy(&hidden[n * cols], row, cols);
-              continue;
-            }
-            const T* shown = from + (f * keep + k) * cols;
-            for (int64_t c = 0; c < cols; c += kLanes)
-              store(row + c, load(shown + c, cols - c) + load(&shift[n * cols + c], cols - c),
-                    cols - c);
+            const int64_t k = visible_at[f * patches + n];
+            if (k < 0) copy(&hidden[n * cols], row, cols);
+            else add(src + (f * keep + k) * cols, &pos[n * cols], row, cols);
           }
         }
       });
     });
   });
-  return result;
+  return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward(const Tensor& dout,
+std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward(const Tensor& dout_in,
                                                            const Tensor& ids_keep,
                                                            const Tensor& mask_token,
                                                            const Tensor& pos) {
-  const Tensor whole = dense(dout);
-  const int64_t frames = whole.size(0), length = whole.size(1), cols = whole.size(2);
+  const Tensor dout = as_contiguous(dout_in);
+  const int64_t frames = dout.size(0), length = dout.size(1), cols = dout.size(2);
   const int64_t keep = ids_keep.size(1), patches = pos.size(0);
-  const std::vector<int32_t> place = places(dense(ids_keep), patches);
-  Tensor dvisible = make({frames, keep, cols}, whole.scalar_type());
-  Tensor dpos = make({patches, cols}, pos.scalar_type()), dmask_token = make_like(mask_token);
-  std::vector<float> all(patches * cols), hidden(patches * cols);
-  with_float(whole.scalar_type(), [&](auto t) {
+  const std::vector<int32_t> visible_at = invert_ids(as_contiguous(ids_keep), patches);
+  Tensor dvisible = empty_tensor({frames, keep, cols}, dout.scalar_type());
+  Tensor dpos = empty_tensor({patches, cols}, pos.scalar_type());
+  Tensor dmask_token = empty_tensor_like(mask_token);
+  std::vector<float> pos_sums(patches * cols), mask_partials(patches * cols);
+  dispatch_float(dout.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    const T* from = in<T>(whole);
-    T* to = out<T>(dvisible);
-    parallel(patches, kCost * frames * (cols / kLanes + 1), [&](int64_t begin, int64_t end) {
+    const T* src = const_data<T>(dout);
+    T* dst = mutable_data<T>(dvisible);
+    const double patch_ns = kVecNs * frames * (cols / kLanes + 1);
+    parallel_for(patches, patch_ns, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
-        float *sums = &all[n * cols], *mask_sums = &hidden[n * cols];
+        float *visible_sum = &pos_sums[n * cols], *hidden_sum = &mask_partials[n * cols];
         for (int64_t f = 0; f < frames; ++f) {
-          const T* row = from + ((f + 1) * length - patches + n) * cols;
-          const int64_t k = place[f * patches + n];
-          if (k >= 0) std::memcpy(to + (f * keep + k) * cols, row, cols * sizeof(T));
-          float* share = k < 0 ? mask_sums : sums;
-          for (int64_t c = 0; c < cols; c += kLanes)
-            store(share + c, load(share + c, cols - c) + load(row + c, cols - c), cols - c);
+          const T* row = src + ((f + 1) * length - patches + n) * cols;
+          const int64_t k = visible_at[f * patches + n];
+          if (k >= 0) std::memcpy(dst + (f * keep + k) * cols, row, cols * sizeof(T));
+          float* sum = k < 0 ? hidden_sum : visible_sum;
+          add(sum, row, sum, cols);
         }
-        for (int64_t c = 0; c < cols; ++c) sums[c] += mask_sums[c];
+        for (int64_t c = 0; c < cols; ++c) visible_sum[c] += hidden_sum[c];
       }
     });
   });
-  add_shares(all, patches * cols, dpos);
-  add_shares(hidden, cols, dmask_token);
+  reduce_partials(pos_sums, patches * cols, dpos);
+  reduce_partials(mask_partials, cols, dmask_token);
   return {dvisible, dmask_token, dpos};
 }
 

@@ -1,4 +1,4 @@
-// sample_masks: split the patches of every frame at random; hashes as in kernels/sample_masks.py.
+// sample_masks: splits the patches of every frame at random; kernels/sample_masks.py has the maths.
 #include "op.h"
 
 namespace ivcl {
@@ -6,7 +6,8 @@ namespace {
 
 constexpr int64_t kIndexBits = 16;
 
-inline uint64_t key(uint64_t seed, uint64_t patch) {
+// The hash of (seed, patch), with the patch index in its low bits so that no two are equal.
+inline uint64_t sort_key(uint64_t seed, uint64_t patch) {
   uint64_t x = seed + (patch + 1) * 0x9E3779B97F4A7C15u;
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
@@ -14,25 +15,26 @@ inline uint64_t key(uint64_t seed, uint64_t patch) {
   return (x >> (kIndexBits + 1) << kIndexBits) | patch;
 }
 
-std::tuple<Tensor, Tensor> sample_masks(const Tensor& seed, int64_t patches, int64_t keep) {
-  const Tensor whole = dense(seed);
-  std::vector<int64_t> shape(whole.sizes().begin(), whole.sizes().end());
+std::tuple<Tensor, Tensor> sample_masks(const Tensor& seed_in, int64_t patches, int64_t keep) {
+  const Tensor seed = as_contiguous(seed_in);
+  std::vector<int64_t> shape(seed.sizes().begin(), seed.sizes().end());
   shape.push_back(keep);
-  Tensor ids_keep = make(shape, ScalarType::Long);
+  Tensor ids_keep = empty_tensor(shape, ScalarType::Long);
   shape.back() = patches - keep;
-  Tensor ids_mask = make(shape, ScalarType::Long);
-  const int64_t* seeds = in<int64_t>(whole);
-  int64_t *kept = out<int64_t>(ids_keep), *hidden = out<int64_t>(ids_mask);
-  parallel(whole.numel(), 10.0 * patches, [&](int64_t begin, int64_t end) {
+  Tensor ids_mask = empty_tensor(shape, ScalarType::Long);
+  const int64_t* seeds = const_data<int64_t>(seed);
+  int64_t* keep_data = mutable_data<int64_t>(ids_keep);
+  int64_t* mask_data = mutable_data<int64_t>(ids_mask);
+  parallel_for(seed.numel(), 10.0 * patches, [&](int64_t begin, int64_t end) {
     std::vector<uint64_t> keys(patches);
-    std::vector<bool> stays(patches);
+    std::vector<bool> is_kept(patches);
     for (int64_t f = begin; f < end; ++f) {
-      for (int64_t n = 0; n < patches; ++n) keys[n] = key(seeds[f], n);
+      for (int64_t n = 0; n < patches; ++n) keys[n] = sort_key(seeds[f], n);
       std::nth_element(keys.begin(), keys.begin() + keep, keys.end());
-      stays.assign(patches, false);
-      for (int64_t k = 0; k < keep; ++k) stays[keys[k] & ((1 << kIndexBits) - 1)] = true;
-      int64_t *to_keep = kept + f * keep, *to_mask = hidden + f * (patches - keep);
-      for (int64_t n = 0; n < patches; ++n) *(stays[n] ? to_keep++ : to_mask++) = n;
+      is_kept.assign(patches, false);
+      for (int64_t k = 0; k < keep; ++k) is_kept[keys[k] & ((1 << kIndexBits) - 1)] = true;
+      int64_t *keep_dst = keep_data + f * keep, *mask_dst = mask_data + f * (patches - keep);
+      for (int64_t n = 0; n < patches; ++n) *(is_kept[n] ? keep_dst++ : mask_dst++) = n;
     }
   });
   return {ids_keep, ids_mask};

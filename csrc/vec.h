@@ -1,8 +1,8 @@
-// One SIMD register of float32, for whichever instruction set this file is compiled for.
+// One SIMD register of float32 values, for whichever instruction set this file is compiled for.
 //
-// GCC's and Clang's vector extensions: arithmetic, comparison and ?: work on whole vectors, and
-// a * b + c becomes a fused multiply-add where there is one. Storage may be float32, bfloat16 or
-// uint8; arithmetic is float32 always.
+// Built on the vector extensions of GCC and Clang: arithmetic, comparisons and ?: work on whole
+// vectors, and a * b + c becomes a fused multiply-add where the CPU has one. Memory may hold
+// float32, bfloat16 or uint8; arithmetic is always float32.
 #pragma once
 
 #include <cmath>
@@ -26,132 +26,130 @@ constexpr int kLanes = 4;
 #endif
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
-typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
-typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+typedef int32_t VecI32 __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t VecU32 __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t VecU16 __attribute__((vector_size(2 * kLanes)));
+typedef uint8_t VecU8 __attribute__((vector_size(kLanes)));
 
 struct bf16 {
   uint16_t bits;
 };
 
-constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
+
+// --- Loads, stores and conversions ---------------------------------------------------------------
 
 template <class V, class T>
-inline V read(const T* at) {
+inline V loadu(const T* src) {
   V v;
-  std::memcpy(&v, at, sizeof v);
+  std::memcpy(&v, src, sizeof v);
   return v;
 }
 
 template <class T, class V>
-inline void write(T* at, V v) {
-  std::memcpy(at, &v, sizeof v);
+inline void storeu(T* dst, V v) {
+  std::memcpy(dst, &v, sizeof v);
 }
 
 inline Vec splat(float x) { return Vec{} + x; }
 
-// Written out where GCC (12) makes several instructions of a conversion there is one for.
-inline Words extend(Halves h) {
+// GCC 12 compiles __builtin_convertvector to several instructions where the CPU has one for the
+// conversion, hence the intrinsics.
+inline VecU32 zero_extend(VecU16 x) {
 #if defined(__AVX512F__)
-  return (Words)_mm512_cvtepu16_epi32((__m256i)h);
+  return (VecU32)_mm512_cvtepu16_epi32((__m256i)x);
 #elif defined(__AVX2__)
-  return (Words)_mm256_cvtepu16_epi32((__m128i)h);
+  return (VecU32)_mm256_cvtepu16_epi32((__m128i)x);
 #else
-  return __builtin_convertvector(h, Words);
+  return __builtin_convertvector(x, VecU32);
 #endif
 }
-inline Halves low_halves(Words w) {
+inline VecU32 zero_extend(VecU8 x) {
 #if defined(__AVX512F__)
-  return (Halves)_mm512_cvtepi32_epi16((__m512i)w);
+  return (VecU32)_mm512_cvtepu8_epi32((__m128i)x);
 #elif defined(__AVX2__)
-  const __m256i packed = _mm256_packus_epi32((__m256i)w, (__m256i)w);
-  return (Halves)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 8));
+  return (VecU32)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)x));
 #else
-  return __builtin_convertvector(w, Halves);
+  return __builtin_convertvector(x, VecU32);
 #endif
 }
-inline Words extend(Bytes b) {
+inline VecU16 truncate(VecU32 x) {
 #if defined(__AVX512F__)
-  return (Words)_mm512_cvtepu8_epi32((__m128i)b);
+  return (VecU16)_mm512_cvtepi32_epi16((__m512i)x);
 #elif defined(__AVX2__)
-  return (Words)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)b));
+  const __m256i packed = _mm256_packus_epi32((__m256i)x, (__m256i)x);
+  return (VecU16)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 8));
 #else
-  return __builtin_convertvector(b, Words);
+  return __builtin_convertvector(x, VecU16);
 #endif
 }
 
-inline Vec widen(Halves h) { return (Vec)(extend(h) << 16); }
+inline Vec from_bf16(VecU16 bits) { return (Vec)(zero_extend(bits) << 16); }
 
-// Rounds to nearest, ties to even; what is not a number stays none.
-inline Halves narrow(Vec x) {
+// Rounds to nearest, ties to even. NaN stays NaN.
+inline VecU16 to_bf16(Vec x) {
 #ifdef __AVX512BF16__
-  return (Halves)_mm512_cvtneps_pbh((__m512)x);
+  return (VecU16)_mm512_cvtneps_pbh((__m512)x);
 #else
-  Words w = (Words)x;
-  Words rounded = (w + 0x7FFF + ((w >> 16) & 1)) >> 16;
-  return low_halves(x == x ? rounded : Words{} + 0x7FC0);
+  VecU32 w = (VecU32)x;
+  VecU32 rounded = (w + 0x7FFF + ((w >> 16) & 1)) >> 16;
+  return truncate(x == x ? rounded : VecU32{} + 0x7FC0);
 #endif
 }
 
-inline Vec load(const float* at) { return read<Vec>(at); }
-inline Vec load(const bf16* at) { return widen(read<Halves>(at)); }
-inline Vec load(const uint8_t* at) {
-  return __builtin_convertvector((Ints)extend(read<Bytes>(at)), Vec);
+inline Vec load(const float* src) { return loadu<Vec>(src); }
+inline Vec load(const bf16* src) { return from_bf16(loadu<VecU16>(src)); }
+inline Vec load(const uint8_t* src) {
+  return __builtin_convertvector((VecI32)zero_extend(loadu<VecU8>(src)), Vec);
 }
-inline void store(float* at, Vec x) { write(at, x); }
-inline void store(bf16* at, Vec x) { write(at, narrow(x)); }
+inline void store(float* dst, Vec x) { storeu(dst, x); }
+inline void store(bf16* dst, Vec x) { storeu(dst, to_bf16(x)); }
 
-// The first n values at most; the others are read as zero and not written.
+// As above for the first n lanes at most: the others are read as zero and are not written.
 template <class T>
-inline Vec load(const T* at, int64_t n) {
-  if (n >= kLanes) return load(at);
+inline Vec load(const T* src, int64_t n) {
+  if (n >= kLanes) return load(src);
   if (n <= 0) return Vec{};
-  T some[kLanes] = {};
-  std::memcpy(some, at, n * sizeof(T));
-  return load(some);
+  T buffer[kLanes] = {};
+  std::memcpy(buffer, src, n * sizeof(T));
+  return load(buffer);
 }
 template <class T>
-inline void store(T* at, Vec x, int64_t n) {
-  if (n >= kLanes) return store(at, x);
+inline void store(T* dst, Vec x, int64_t n) {
+  if (n >= kLanes) return store(dst, x);
   if (n <= 0) return;
-  T some[kLanes];
-  store(some, x);
-  std::memcpy(at, some, n * sizeof(T));
+  T buffer[kLanes];
+  store(buffer, x);
+  std::memcpy(dst, buffer, n * sizeof(T));
 }
 
-// f(c, n) for every register of a row of cols values: from c on, n values, which is kLanes as a
-// constant for all but the last.
+// Calls f(col, n) for every register of a row of `cols` values: the register starts at `col` and
+// holds n of them. For all but the last, n is kLanes as a compile-time constant, so that load and
+// store need no branch.
 template <class F>
-inline void registers(int64_t cols, const F& f) {
+inline void for_each_vec(int64_t cols, const F& f) {
   int64_t c = 0;
   for (; c + kLanes <= cols; c += kLanes) f(c, std::integral_constant<int64_t, kLanes>{});
   if (c < cols) f(c, cols - c);
 }
 
-inline float to_float(float x) { return x; }
-inline float to_float(bf16 x) {
-  uint32_t bits = uint32_t(x.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
+// --- Arithmetic ----------------------------------------------------------------------------------
 
 // The lanes 0, 1, 2, ...
-inline Ints lanes() {
-  Ints index;
+inline VecI32 iota() {
+  VecI32 index;
   for (int i = 0; i < kLanes; ++i) index[i] = i;
   return index;
 }
-inline Vec keep_first(Vec x, int64_t n, float other = 0) {
-  return lanes() < int32_t(n) ? x : splat(other);
-}
+// The first n lanes of x, and zero in the others.
+inline Vec mask_tail(Vec x, int64_t n) { return iota() < int32_t(n) ? x : Vec{}; }
 
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
-inline Vec abs(Vec x) { return (Vec)((Words)x & 0x7FFFFFFF); }
+inline Vec abs(Vec x) { return (Vec)((VecU32)x & 0x7FFFFFFF); }
 
-// 1 / x, to 14 bits.
-inline Vec about_inverse(Vec x) {
+// 1 / x, to 14 bits of precision with AVX-512 and correctly rounded without.
+inline Vec rcp_approx(Vec x) {
 #ifdef __AVX512F__
   return (Vec)_mm512_rcp14_ps((__m512)x);
 #else
@@ -159,7 +157,7 @@ inline Vec about_inverse(Vec x) {
 #endif
 }
 
-inline float sum(Vec x) {
+inline float reduce_sum(Vec x) {
 #ifdef __AVX512F__
   return _mm512_reduce_add_ps((__m512)x);
 #else
@@ -168,15 +166,16 @@ inline float sum(Vec x) {
   return total;
 #endif
 }
-// 2^x with kTerms terms of a polynomial: relative error 3e-6 with 4, 1e-7 with 6.
-// Not a number stays none; where 2^x leaves float32 at the low end, a value as small.
+
+// 2^x by a polynomial of kTerms terms: the relative error is 3e-6 with 4 and 1e-7 with 6.
+// NaN stays NaN. Where 2^x is below the smallest normal float32, the result is about as small.
 template <int kTerms = 6>
 inline Vec exp2(Vec x) {
 #ifdef __AVX512F__
   const Vec n = (Vec)_mm512_roundscale_ps((__m512)x, 8);
 #else
   x = -126.0f > x ? splat(-126.0f) : x;
-  const float magic = 0x1.8p23f;  // adding it rounds to whole numbers, kept in the low bits
+  const float magic = 0x1.8p23f;  // adding it rounds x to an integer, which the low bits then hold
   const Vec shifted = x + magic, n = shifted - magic;
 #endif
   const Vec r = x - n;  // -1/2 .. 1/2
@@ -196,7 +195,7 @@ inline Vec exp2(Vec x) {
 #ifdef __AVX512F__
   return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
-  return x == x ? (Vec)((Ints)p + ((Ints)shifted << 23)) : x;
+  return x == x ? (Vec)((VecI32)p + ((VecI32)shifted << 23)) : x;
 #endif
 }
 
