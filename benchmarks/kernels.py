@@ -16,7 +16,7 @@ from benchmarks.benchmark import Benchmark, Setup
 from benchmarks.results import Skip
 from benchmarks.timing import DEVICE, Call
 from ivcl_fast import IVCLConfig
-from ivcl_fast.kernels._op import missing_kernel
+from ivcl_fast.kernels import unsupported_reason
 from ivcl_fast.kernels._triton import INTERPRET
 from ivcl_fast.kernels.aot_cases import cases
 from ivcl_fast.kernels.launch import Launch, launch, record
@@ -33,7 +33,7 @@ def kernel_benchmarks(
     """
     if DEVICE.type != "cuda" and not INTERPRET:
         raise Skip("Triton runs on a GPU, elsewhere only with TRITON_INTERPRET=1")
-    if reason := missing_kernel(DEVICE):
+    if reason := unsupported_reason(DEVICE):
         raise Skip(reason)
     make = partial(cases, cfg, dtype, clips, DEVICE)
     before = free_bytes()

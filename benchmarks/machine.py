@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.timing import DEVICE, seconds
-from ivcl_fast.kernels import attention
-from ivcl_fast.kernels._op import missing_kernel
+from ivcl_fast.kernels import attention, unsupported_reason
 from ivcl_fast.training.hardware import peak_flops
 
 
@@ -28,8 +27,8 @@ def describe() -> dict[str, Any]:
         "packages": {name: package_version(name) for name in ("torch", "triton", "ivcl_fast")},
         "commit": output_of("git", "rev-parse", "--short", "HEAD") or "unknown",
         "ceilings": ceilings(),
-        "missing_kernels": missing_kernel(DEVICE),
-        "attention": attention.backends(),
+        "missing_kernels": unsupported_reason(DEVICE),
+        "attention": attention.backend_status(),
     }
     if DEVICE.type == "cuda":
         card = torch.cuda.get_device_properties(DEVICE)

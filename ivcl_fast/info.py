@@ -13,8 +13,7 @@ import torch
 import tyro
 
 from ivcl_fast.errors import run_command
-from ivcl_fast.kernels import _ext, _triton, attention
-from ivcl_fast.kernels._op import missing_kernel
+from ivcl_fast.kernels import _ext, _triton, attention, unsupported_reason
 from ivcl_fast.training import hardware
 
 PACKAGES = (
@@ -34,7 +33,7 @@ def sections() -> dict[str, dict[str, str]]:
         "versions": {"python": platform.python_version()} | {p: installed(p) for p in PACKAGES},
         "devices": dict(devices()),
         "kernels": {op: serving(op) for op in OPS},
-        "attention": attention.backends(),
+        "attention": attention.backend_status(),
         "torch.compile": {
             kind: hardware.compile_unsupported_reason(torch.device(kind)) or "available"
             for kind in ("cpu", "cuda")
@@ -82,7 +81,7 @@ def serving(op: str) -> str:
         return "not registered"
     states = []
     for kind in ("cuda", "cpu"):
-        reason = missing_kernel(torch.device(kind))
+        reason = unsupported_reason(torch.device(kind))
         kernel = "Triton" if kind == "cuda" or _triton.INTERPRET else f"C++ for {_ext.ISA}"
         how = kernel if reason is None else f"PyTorch, {reason}"
         states.append(f"{kind}: {how}")

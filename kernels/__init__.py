@@ -1,18 +1,41 @@
-"""Fused kernels, one file per op; registered under ``torch.ops.ivcl_fast``.
+"""The model's ops as fused kernels, one file each, registered under ``torch.ops.ivcl_fast``.
 
-Import as ``ivcl_fast.kernels``, never as a top-level ``kernels``.
+===================  ===========================================================================
+``embed_patches``    uint8 patch rows of the visible patches -> tokens: gather, normalise, multiply
+                     by the patch embedding, add bias and position
+``short_attention``  multi-head attention of short sequences, read in place from packed qkv
+``attention``        (``kernels.attention``) attention by the backend that suits the shape
+``add_layer_norm``   residual sum and its LayerNorm; ``layer_norm`` without the sum
+``bias_gelu``        bias + exact GELU
+``linear``           linear layer; on AMX both parameters' gradients in one pass
+``restore_tokens``   visible tokens back among mask tokens, plus position
+``patch_loss``       mean squared error against uint8 patches, optionally normalised per patch
+``sample_masks``     random split of every frame's patches into visible and masked
+===================  ===========================================================================
+
+Each function takes ordinary tensors, differentiates, compiles with ``fullgraph=True``, and runs the
+best implementation for their device and dtype: Triton on CUDA, C++ on a CPU (float32, bfloat16),
+else plain PyTorch. :func:`unsupported_reason` tells why no kernel takes a device and dtype,
+:func:`dispatches` counts which implementation has served each call.
+
+Reproducibility: no kernel uses atomics, so the same call on the same device gives the same bits
+every time. The C++ kernels also give the same bits for any number of threads. The matrix products
+of PyTorch's libraries do not promise that. They compute ``linear``'s output and dx, all of
+``linear`` where there is no AMX, and everything else that calls ``torch.nn.functional.linear``.
+
+Import this package as ``ivcl_fast.kernels``, never as a top-level ``kernels``.
 """
 
 from __future__ import annotations
 
-from ._op import dispatches, fused
+from ._op import dispatches, has_kernel, unsupported_reason
 from .add_layer_norm import add_layer_norm, layer_norm
 from .bias_gelu import bias_gelu
 from .embed_patches import embed_patches
 from .linear import linear
 from .patch_loss import patch_loss
 from .restore_tokens import restore_tokens
-from .sample_masks import sample_masks, stream
+from .sample_masks import sample_masks
 from .short_attention import short_attention
 
 __all__ = [
@@ -20,12 +43,12 @@ __all__ = [
     "bias_gelu",
     "dispatches",
     "embed_patches",
-    "fused",
+    "has_kernel",
     "layer_norm",
     "linear",
     "patch_loss",
     "restore_tokens",
     "sample_masks",
     "short_attention",
-    "stream",
+    "unsupported_reason",
 ]

@@ -1,6 +1,6 @@
-"""The C++ objects as files: their instruction sets, names, and what they were built from.
+"""The C++ shared objects as files: instruction sets, names, and the sources they were built from.
 
-Standard library only: ``setup.py`` runs this file before there is a package.
+Standard library only, because ``setup.py`` runs this file before the package exists.
 """
 
 from __future__ import annotations
@@ -10,32 +10,31 @@ import struct
 from pathlib import Path
 
 ISAS = ("amx", "avx512bf16", "avx512", "avx2", "generic")
-"""Instruction sets there may be an object for, the best first; ``generic``: other than x86."""
+"""Instruction sets that objects are built for, the best first; ``generic`` is not for x86."""
 MARK = "ivcl_fast sources "
-"""Stands in an object in front of :func:`digest` of what it was built from."""
+"""Precedes the :func:`digest` of its sources in an object."""
 
 
 def module(isa: str) -> str:
-    """Name of an object within ``ivcl_fast.kernels``."""
+    """The module name of an instruction set's object within ``ivcl_fast.kernels``."""
     return f"_cpu_{isa}"
 
 
 def digest(csrc: Path) -> str:
-    """Changes with any source in a folder."""
+    """A hash of all sources in a folder, 16 hexadecimal digits."""
     total = hashlib.sha256()
     for path in sorted([*csrc.glob("*.h"), *csrc.glob("*.cpp")]):
         total.update(path.name.encode() + b"\0" + path.read_bytes())
     return total.hexdigest()[:16]
 
 
-def whole(library: bytes) -> bool:
+def is_complete(library: bytes) -> bool:
     """Whether an ELF file is as long as its header says: loading a shorter one kills the process.
 
-    The section headers are the last thing in it. Layout of the header: elf(5), 64 bits.
+    The section headers stand at its end. elf(5) has the layout of the header of a 64-bit file.
     """
     if len(library) < 64:
         return False
-    (start,), (size, count) = (
-        struct.unpack_from(what, library, at) for what, at in (("=Q", 0x28), ("=HH", 0x3A))
-    )
+    (start,) = struct.unpack_from("=Q", library, 0x28)
+    size, count = struct.unpack_from("=HH", library, 0x3A)
     return start + size * count <= len(library)

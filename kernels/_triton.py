@@ -1,4 +1,4 @@
-"""Triton, or a stand-in that lets kernel files import where there is none."""
+"""Triton, or a stand-in with which kernel files can still be imported where there is none."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run in Triton's interpreter, on CPU tensors."""
 
 MISSING: str | None = None
-"""Why Triton cannot be used, or None."""
+"""Why Triton cannot be imported, or None."""
 
 try:
     import triton
     import triton.language as tl
-    from triton.language.extra import libdevice
-except Exception as error:  # a broken install must not break ours
+except Exception as error:  # a broken Triton must not break the import of this package
     MISSING = f"triton cannot be imported: {error}"
 
-    class _Absent:
-        """Accepts what a kernel file does with Triton at import: decorate and annotate."""
+    class _StandIn:
+        """Accepts what a kernel file does with Triton at import: decorators and annotations."""
 
         def __getattr__(self, name: str) -> Any:
             return self
@@ -30,11 +29,11 @@ except Exception as error:  # a broken install must not break ours
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             return args[0] if args else self
 
-    triton = tl = libdevice = _Absent()  # type: ignore[assignment]
+    triton = tl = _StandIn()  # type: ignore[assignment]
 
 
-def _not_built() -> str | None:
-    """Why Triton cannot build its launcher, a C extension, before the first kernel; or None."""
+def _launcher_unsupported_reason() -> str | None:
+    """Why Triton cannot compile its launcher, a C extension that starts kernels; None if it can."""
     if not any((os.environ.get("CC"), shutil.which("gcc"), shutil.which("clang"))):
         return "no C compiler for Triton (gcc, clang, or one that CC names)"
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
@@ -44,7 +43,7 @@ def _not_built() -> str | None:
     return None
 
 
-BLOCKED: str | None = _not_built()
-"""Why Triton cannot start kernels on a GPU, or None; to compile ahead or interpret takes less."""
+CANNOT_LAUNCH: str | None = _launcher_unsupported_reason()
+"""Why kernels cannot start on a GPU, or None. Ahead-of-time compilation does not need this."""
 
-__all__ = ["BLOCKED", "INTERPRET", "MISSING", "libdevice", "tl", "triton"]
+__all__ = ["CANNOT_LAUNCH", "INTERPRET", "MISSING", "tl", "triton"]

@@ -1,19 +1,20 @@
 """``add_layer_norm``: ``sum = x + residual``, ``normed = LayerNorm(sum) * weight + bias``.
 
-One pass over memory each way. A program holds whole rows in registers, so mean and variance are
-float32 and centred (two-pass) without reading anything twice. They are those of the sum *as it is
-stored*, rounded to the residual's dtype: backward, which sees only the stored sum, is then the
-exact gradient of what forward computed, and can recompute both statistics from the row it reads
-anyway: sum, weight and eps are all that is saved. With z = (sum - mean) * rstd,
-g = dnormed * weight and means over the row,
+One pass over memory each way. A program holds whole rows in registers, so it computes mean and
+variance in float32, in two passes (the variance of centred values), without reading memory twice.
+The statistics are those of the sum *as it is stored*, rounded to the residual's dtype. Backward,
+which only sees the stored sum, is therefore the exact gradient of what forward computed. With
+z = (sum - mean) * rstd, g = dnormed * weight and means over the row,
 
-    d = dsum + rstd * (g - mean(g) - z * mean(g * z)),
+    d = dsum + rstd * (g - mean(g) - z * mean(g * z))
 
-the gradient of x and of residual alike; dweight = sum of dnormed * z, dbias = sum of dnormed over
-rows. Each program of the backward keeps its share of these in registers; shares are summed
-afterwards, without atomics: two runs agree bit for bit.
+is the gradient of both x and residual; dweight = sum of dnormed * z and dbias = sum of dnormed over
+rows. Each program of the backward keeps partial sums of these two in registers. The partial sums
+are added up afterwards, without atomics, so two runs agree bit for bit.
 
-``layer_norm`` is the same without a residual (the first norm of a stack has none to add).
+Saved for backward: sum, weight and eps; the statistics are recomputed.
+
+``layer_norm`` is the same without a residual: the first norm of a stack has none to add.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._op import differentiate, fused, register, vjp
+from ._op import empty_contiguous, has_kernel, register, vjp
 from ._triton import tl, triton
 from .launch import cdiv, launch, num_sms
 
 MAX_WIDTH = 8192
-"""A whole row must fit in registers; wider rows go to PyTorch."""
+"""Rows must fit in registers; wider ones run in PyTorch."""
 
 
 def _ref(
@@ -46,7 +47,7 @@ def _ref_backward(
     dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
     x_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    # The bias enters no gradient: any tensor of its shape stands in for it.
+    # The bias affects no gradient, so any tensor of its shape will do.
     primals = (total, weight, torch.zeros_like(weight), eps, dnormed.dtype)
     d, dweight, dbias, _, _ = vjp(_ref_norm, primals, dnormed)
     d = d if dsum is None else d + dsum
@@ -56,8 +57,8 @@ def _ref_backward(
 
 @triton.jit
 def _statistics(total, mask, cols, eps):
-    """Rows centred (zero outside ``mask``), and one over their standard deviation."""
-    # Rounded to nearest: "/" may be two ulps off, and a constant row would not come out as zero.
+    """Centred rows (zero outside ``mask``) and 1 / their standard deviation."""
+    # "/" may be two ulps off, and then a constant row would not be zero when centred.
     mean = tl.div_rn(tl.sum(total, axis=1), cols * 1.0)
     centred = tl.where(mask, total - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / cols
@@ -72,57 +73,57 @@ def _forward_kernel(
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
     col = tl.arange(0, BLOCK_COLS)
     mask = (row < rows)[:, None] & (col < cols)[None, :]
-    at = row[:, None] * cols + col[None, :]
-    total = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    offsets = row[:, None] * cols + col[None, :]
+    total = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     if residual_ptr is not None:
-        total += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        total += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         stored = total.to(sum_ptr.dtype.element_ty)
-        tl.store(sum_ptr + at, stored, mask=mask)
+        tl.store(sum_ptr + offsets, stored, mask=mask)
         total = stored.to(tl.float32)
     centred, rstd = _statistics(total, mask, cols, eps)
     weight = tl.load(weight_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
     normed = centred * rstd * weight[None, :] + bias[None, :]
-    tl.store(normed_ptr + at, normed.to(normed_ptr.dtype.element_ty), mask=mask)
+    tl.store(normed_ptr + offsets, normed.to(normed_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _backward_kernel(
-    dsum_ptr, dnormed_ptr, sum_ptr, weight_ptr, d_ptr, dx_ptr, share_ptr, rows, cols, eps,
+    dsum_ptr, dnormed_ptr, sum_ptr, weight_ptr, d_ptr, dx_ptr, partial_ptr, rows, cols, eps,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     col = tl.arange(0, BLOCK_COLS)
     weight = tl.load(weight_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
-    weight_share = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
-    bias_share = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
-    for start in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
-        row = (start * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+    dweight = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    dbias = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    for block in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+        row = (block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
         mask = (row < rows)[:, None] & (col < cols)[None, :]
-        at = row[:, None] * cols + col[None, :]
-        total = tl.load(sum_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        dnormed = tl.load(dnormed_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        if dsum_ptr is not None:  # on its way while the row is reduced
-            dsum = tl.load(dsum_ptr + at, mask=mask, other=0.0)
+        offsets = row[:, None] * cols + col[None, :]
+        total = tl.load(sum_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        dnormed = tl.load(dnormed_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        if dsum_ptr is not None:  # this load overlaps with the reductions
+            dsum = tl.load(dsum_ptr + offsets, mask=mask, other=0.0)
         centred, rstd = _statistics(total, mask, cols, eps)
         z = centred * rstd
-        weight_share += dnormed * z
-        bias_share += dnormed
+        dweight += dnormed * z
+        dbias += dnormed
         g = dnormed * weight[None, :]
-        along_z = (tl.sum(g * z, axis=1) / cols)[:, None]
-        d = rstd * (g - (tl.sum(g, axis=1) / cols)[:, None] - z * along_z)
+        gz_mean = (tl.sum(g * z, axis=1) / cols)[:, None]
+        d = rstd * (g - (tl.sum(g, axis=1) / cols)[:, None] - z * gz_mean)
         if dsum_ptr is not None:
             d += dsum.to(tl.float32)
-        tl.store(d_ptr + at, d.to(d_ptr.dtype.element_ty), mask=mask)
+        tl.store(d_ptr + offsets, d.to(d_ptr.dtype.element_ty), mask=mask)
         if dx_ptr is not None:
-            tl.store(dx_ptr + at, d.to(dx_ptr.dtype.element_ty), mask=mask)
-    at = tl.program_id(0).to(tl.int64) * cols + col
-    tl.store(share_ptr + at, tl.sum(weight_share, axis=0), mask=col < cols)
-    share_ptr += tl.num_programs(0).to(tl.int64) * cols
-    tl.store(share_ptr + at, tl.sum(bias_share, axis=0), mask=col < cols)
+            tl.store(dx_ptr + offsets, d.to(dx_ptr.dtype.element_ty), mask=mask)
+    offsets = tl.program_id(0).to(tl.int64) * cols + col
+    tl.store(partial_ptr + offsets, tl.sum(dweight, axis=0), mask=col < cols)
+    partial_ptr += tl.num_programs(0).to(tl.int64) * cols
+    tl.store(partial_ptr + offsets, tl.sum(dbias, axis=0), mask=col < cols)
 
 
 def _tile(cols: int, values: int) -> dict[str, int]:
-    """Whole rows, several where they are short, about ``values`` elements to a thread."""
+    """A block of whole rows, several where they are short, with about ``values`` per thread."""
     block = triton.next_power_of_2(cols)
     rows = max(1, 128 * values // block)
     warps = min(max(rows * block // (32 * values), 4), 16)
@@ -146,7 +147,7 @@ def _launch_forward(
 def _forward(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    total, normed = _empty_like(residual), _empty_like(x)
+    total, normed = empty_contiguous(residual), empty_contiguous(x)
     _launch_forward(x, residual, weight, bias, eps, total, normed)
     return total, normed
 
@@ -154,7 +155,7 @@ def _forward(
 def _forward_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> Tensor:
-    normed = _empty_like(x, dtype)
+    normed = empty_contiguous(x, dtype)
     _launch_forward(x, None, weight, bias, eps, None, normed)
     return normed
 
@@ -166,20 +167,16 @@ def _backward(
     d, dx, _ = _empty_grads(dsum, dnormed, total, weight, eps, x_dtype)
     cols = total.shape[-1]
     rows, tile = total.numel() // cols, _tile(cols, values=8)
-    # Enough programs to fill the chip, but a share is worth writing only for 8 tiles or more.
+    # Enough programs to fill the chip, but at least 8 tiles for each partial sum to be written.
     tiles = cdiv(rows, tile["BLOCK_ROWS"])
     programs = max(1, min(cdiv(tiles, 8), 8 * num_sms(total.device)))
-    shares = weight.new_empty(2, programs, cols, dtype=torch.float32)
+    partials = weight.new_empty(2, programs, cols, dtype=torch.float32)
     launch(
         _backward_kernel, (programs,),
         None if dsum is None else dsum.contiguous(), dnormed.contiguous(), total.contiguous(),
-        weight.contiguous(), d, dx if dx.numel() else None, shares, rows, cols, eps, **tile,
+        weight.contiguous(), d, dx if dx.numel() else None, partials, rows, cols, eps, **tile,
     )  # fmt: skip
-    return d, dx, shares.sum(1).to(weight.dtype)
-
-
-def _empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    return d, dx, partials.sum(1).to(weight.dtype)
 
 
 def _empty_grads(
@@ -187,30 +184,17 @@ def _empty_grads(
     x_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dx = total.new_empty(0 if x_dtype == total.dtype else total.shape, dtype=x_dtype)
-    return _empty_like(total), dx, weight.new_empty(2, *weight.shape)
+    return empty_contiguous(total), dx, weight.new_empty(2, *weight.shape)
 
 
-# Returns the gradient in the residual's dtype; in x's, where that is another (else empty: no op may
-# return one tensor twice); and those of weight and bias, stacked.
+# Returns the gradient in the residual's dtype; the same in x's dtype, or an empty tensor where the
+# dtypes are equal, because no op may return one tensor twice; and dweight and dbias, stacked.
 _backward_op = register(
     "add_layer_norm_backward(Tensor? dsum, Tensor dnormed, Tensor sum, Tensor weight, float eps,"
     " ScalarType x_dtype) -> (Tensor, Tensor, Tensor)",
     ref=_ref_backward,
     triton=_backward,
     fake=_empty_grads,
-)
-_op = register(
-    "add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps)"
-    " -> (Tensor, Tensor)",
-    ref=_ref,
-    triton=_forward,
-    fake=lambda x, residual, weight, bias, eps: (_empty_like(residual), _empty_like(x)),
-)
-_norm_op = register(
-    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> Tensor",
-    ref=_ref_norm,
-    triton=_forward_norm,
-    fake=lambda x, weight, bias, eps, dtype: _empty_like(x, dtype),
 )
 
 
@@ -221,7 +205,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, dsum: Tensor | None, dnormed: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autograd(ctx, dsum: Tensor | None, dnormed: Tensor | None) -> tuple[Tensor | None, ...]:
     if dnormed is None:  # only the sum was used
         return None if dsum is None else dsum.to(ctx.x_dtype), dsum, None, None, None
     total, weight = ctx.saved_tensors
@@ -236,52 +220,71 @@ def _setup_norm_context(ctx, inputs, output) -> None:
     ctx.eps, ctx.bias_dtype = eps, bias.dtype
 
 
-def _differentiate_norm(ctx, dnormed: Tensor) -> tuple[Tensor | None, ...]:
+def _autograd_norm(ctx, dnormed: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     dx, _, (dweight, dbias) = _backward_op(None, dnormed, x, weight, ctx.eps, x.dtype)
     return dx, dweight, dbias.to(ctx.bias_dtype), None, None
 
 
-differentiate("add_layer_norm", setup_context=_setup_context, backward=_differentiate)
-differentiate("layer_norm", setup_context=_setup_norm_context, backward=_differentiate_norm)
+_op = register(
+    "add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps)"
+    " -> (Tensor, Tensor)",
+    ref=_ref,
+    triton=_forward,
+    fake=lambda x, residual, weight, bias, eps: (empty_contiguous(residual), empty_contiguous(x)),
+    setup_context=_setup_context,
+    backward=_autograd,
+)
+_norm_op = register(
+    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> Tensor",
+    ref=_ref_norm,
+    triton=_forward_norm,
+    fake=lambda x, weight, bias, eps, dtype: empty_contiguous(x, dtype),
+    setup_context=_setup_norm_context,
+    backward=_autograd_norm,
+)
 
 
 def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
-    """``sum = x + residual`` in ``residual``'s dtype and ``LayerNorm(sum)`` in ``x``'s dtype.
+    """``sum = x + residual`` in ``residual``'s dtype, and ``LayerNorm(sum)`` in ``x``'s dtype.
 
     ``x`` and ``residual`` float ``[..., D]``, ``weight`` and ``bias`` float ``[D]``, each of any
     float dtype; ``eps`` is added to the variance. Arithmetic and statistics are float32. Rows
     wider than 8,192 run in PyTorch. Raises ``ValueError`` naming an argument whose shape is wrong.
+
+    >>> norm = torch.nn.LayerNorm(64)
+    >>> branch, x = torch.randn(2, 2, 5, 64)
+    >>> x, normed = add_layer_norm(branch, x, norm.weight, norm.bias, norm.eps)  # both [2, 5, 64]
     """
     if residual.shape != x.shape:
         raise ValueError(
             f"residual: shape {tuple(residual.shape)} is not {tuple(x.shape)}, the shape of x"
         )
-    run = _op if _served(x, weight, bias, residual.dtype) else _ref
+    run = _op if _has_kernel(x, weight, bias, residual.dtype) else _ref
     return run(x, residual, weight, bias, eps)
 
 
 def layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """LayerNorm over the last dimension, as :func:`add_layer_norm` without the addition.
+    """LayerNorm over the last dimension: :func:`add_layer_norm` without the addition.
 
-    Returns ``x``'s shape in ``dtype``, by default ``x``'s own: ask for the compute dtype where
-    ``x`` is a float32 residual stream.
+    ``x`` float ``[..., D]``, ``weight`` and ``bias`` float ``[D]``. Returns ``x``'s shape in
+    ``dtype``, by default ``x``'s own: pass the compute dtype where ``x`` is a float32 residual
+    stream. Raises ``ValueError`` naming an argument whose shape is wrong.
     """
     dtype = dtype or x.dtype
-    run = _norm_op if _served(x, weight, bias, dtype) else _ref_norm
+    run = _norm_op if _has_kernel(x, weight, bias, dtype) else _ref_norm
     return run(x, weight, bias, eps, dtype)
 
 
-def _served(x: Tensor, weight: Tensor, bias: Tensor, other: torch.dtype) -> bool:
-    """Whether the kernels take these; raises ``ValueError`` if nothing does."""
+def _has_kernel(x: Tensor, weight: Tensor, bias: Tensor, other: torch.dtype) -> bool:
+    """Whether a kernel takes these; raises ``ValueError`` for a parameter of another width."""
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter.shape != x.shape[-1:]:
             raise ValueError(
                 f"{name}: shape {tuple(parameter.shape)} is not [{x.shape[-1]}], the width of x"
             )
-    dtypes = x.dtype, weight.dtype, bias.dtype, other
-    return fused(x, *dtypes) and x.shape[-1] <= MAX_WIDTH
+    return has_kernel(x, x.dtype, weight.dtype, bias.dtype, other) and x.shape[-1] <= MAX_WIDTH

@@ -1,4 +1,4 @@
-"""What a training step asks of the ops: one list of calls, to be compiled ahead or timed."""
+"""The kernel launches of a training step, to be compiled ahead of time or benchmarked."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def cases(
 ) -> dict[str, Callable[[], Any]]:
     """Calls of every op's launch functions, forward and backward, named ``"op, where"``.
 
-    Activations have ``dtype``, parameters float32, as under autocast. The calls are there to be
-    recorded, see :func:`ivcl_fast.kernels.launch.record`: by default tensors have no storage, and
-    what is recorded can be compiled; on a device it can be run too, on random numbers.
+    Activations have ``dtype``, parameters float32, as under autocast. The calls have to be recorded
+    (:func:`ivcl_fast.kernels.launch.record`). By default tensors have no storage, so the recorded
+    launches can only be compiled; on another device they can also run, on random numbers.
     """
     frames, queries = clips * cfg.num_frames, clips * cfg.num_query_frames
     kept, patches, slots = cfg.num_keep, cfg.num_patches, cfg.num_slots
@@ -38,7 +38,7 @@ def cases(
     width, decoder_width = cfg.embed_dim, cfg.decoder_dim
     tensor = partial(torch.randn, device=device)
     calls: dict[str, Callable[[], Any]] = {}
-    # Every stack of blocks: sequences, tokens in each, width, heads.
+    # Stack of blocks, number of sequences, tokens of a sequence, width, heads.
     for stack, sequences, tokens, dim, heads in (
         ("encoder", frames, slots + kept, width, cfg.num_heads),
         ("encoder unmasked", frames, slots + patches, width, cfg.num_heads),
@@ -73,12 +73,13 @@ def cases(
     calls["patch_loss, raw pixels"] = partial(
         _patch_loss, pred, rows[:queries], norm_pix=False, grad=True
     )
-    for where, count, among, wanted in (
+    for where, count, num_patches, num_keep in (
         ("frames", frames, patches, kept),
         ("query", clips, cfg.num_frames, cfg.num_query_frames),
     ):
         seeds = torch.arange(count, device=device)
-        calls[f"sample_masks, {where}"] = partial(_op("sample_masks")._sample, seeds, among, wanted)
+        sample = _op("sample_masks")._forward
+        calls[f"sample_masks, {where}"] = partial(sample, seeds, num_patches, num_keep)
     return calls
 
 
@@ -91,7 +92,7 @@ def _parameter(like: Tensor, *shape: int) -> Tensor:
 
 
 def _ids(like: Tensor, frames: int, count: int, patches: int) -> Tensor:
-    """Some patches of every frame, ascending."""
+    """Random patches of every frame, ascending."""
     order = torch.rand(frames, patches, device=like.device).argsort(dim=1)
     return order[:, :count].sort(dim=1).values
 

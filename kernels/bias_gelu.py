@@ -1,12 +1,14 @@
 """``bias_gelu``: ``y = GELU(x + bias)``, exact (erf), in one pass.
 
-Forward reads x once and writes y once; backward reads dy and x once, writes dx once, and each
-program keeps its share of dbias in registers: with u = x + bias,
+Forward reads x once and writes y once. Backward reads dy and x once and writes dx once; with
+u = x + bias, and Phi and phi the normal distribution function and its density,
 
     dx = dy * (Phi(u) + u * phi(u)),   dbias = sum of dx over rows.
 
-Saved for backward: x and bias (u is recomputed). No atomics: the shares are summed afterwards, so
-two runs agree bit for bit.
+Each program of the backward keeps a partial sum of dbias in registers. The partial sums are added
+up afterwards, without atomics, so two runs agree bit for bit.
+
+Saved for backward: x and bias; u is recomputed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._op import differentiate, fused, register, vjp
+from ._op import empty_contiguous, has_kernel, register, vjp
 from ._triton import tl, triton
 from .launch import cdiv, launch, num_sms
 
@@ -38,32 +40,32 @@ def _forward_kernel(
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
     col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     mask = (row < rows)[:, None] & (col < cols)[None, :]
-    at = row[:, None] * cols + col[None, :]
+    offsets = row[:, None] * cols + col[None, :]
     bias = tl.load(bias_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
-    u = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
+    u = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
     y = 0.5 * u * (1.0 + tl.erf(u * 0.7071067811865476))
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _backward_kernel(
-    dy_ptr, x_ptr, bias_ptr, dx_ptr, share_ptr, rows, cols,
+    dy_ptr, x_ptr, bias_ptr, dx_ptr, partial_ptr, rows, cols,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     bias = tl.load(bias_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
-    share = tl.zeros([BLOCK_COLS], tl.float32)
-    for start in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
-        row = (start * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+    partial = tl.zeros([BLOCK_COLS], tl.float32)
+    for block in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+        row = (block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
         mask = (row < rows)[:, None] & (col < cols)[None, :]
-        at = row[:, None] * cols + col[None, :]
-        u = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
-        dy = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        offsets = row[:, None] * cols + col[None, :]
+        u = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
+        dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         cdf = 0.5 * (1.0 + tl.erf(u * 0.7071067811865476))
         dx = dy * (cdf + u * 0.3989422804014327 * tl.exp(-0.5 * u * u))
-        tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
-        share += tl.sum(dx, axis=0)
-    tl.store(share_ptr + tl.program_id(0).to(tl.int64) * cols + col, share, mask=col < cols)
+        tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        partial += tl.sum(dx, axis=0)
+    tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * cols + col, partial, mask=col < cols)
 
 
 def _forward(x: Tensor, bias: Tensor) -> Tensor:
@@ -84,32 +86,26 @@ def _backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     rows = x.numel() // cols
     column_blocks = cdiv(cols, BLOCK_COLS)
     programs = max(1, min(cdiv(rows, BLOCK_ROWS), cdiv(8 * num_sms(x.device), column_blocks)))
-    shares = torch.empty(programs, cols, dtype=torch.float32, device=x.device)
+    partials = torch.empty(programs, cols, dtype=torch.float32, device=x.device)
     launch(
         _backward_kernel, (programs, column_blocks),
-        dy, x, bias.contiguous(), dx, shares, rows, cols,
+        dy, x, bias.contiguous(), dx, partials, rows, cols,
         BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLS=BLOCK_COLS,
     )  # fmt: skip
-    return dx, shares.sum(0).to(bias.dtype)
+    return dx, partials.sum(0).to(bias.dtype)
 
 
 _backward_op = register(
     "bias_gelu_backward(Tensor dy, Tensor x, Tensor bias) -> (Tensor, Tensor)",
     ref=_ref_backward,
     triton=_backward,
-    fake=lambda dy, x, bias: (
-        torch.empty_like(x, memory_format=torch.contiguous_format),
-        torch.empty_like(bias, memory_format=torch.contiguous_format),
-    ),
+    fake=lambda dy, x, bias: (empty_contiguous(x), empty_contiguous(bias)),
 )
 _op = register(
     "bias_gelu(Tensor x, Tensor bias) -> Tensor",
     ref=_ref,
     triton=_forward,
-    fake=lambda x, bias: torch.empty_like(x, memory_format=torch.contiguous_format),
-)
-differentiate(
-    "bias_gelu",
+    fake=lambda x, bias: empty_contiguous(x),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
     backward=lambda ctx, dy: _backward_op(dy, *ctx.saved_tensors),
 )
@@ -118,10 +114,14 @@ differentiate(
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     """``GELU(x + bias)`` with the exact GELU.
 
-    ``x`` float ``[..., H]``, ``bias`` float ``[H]`` (any float dtype); returns ``x``'s shape and
-    dtype. Arithmetic is float32 (float64 for float64 input, on the reference path).
+    ``x`` float ``[..., H]``, ``bias`` float ``[H]``, each of any float dtype; returns ``x``'s shape
+    and dtype. Arithmetic is float32 (float64 for float64 input, in PyTorch).
     Raises ``ValueError`` naming ``bias`` if the widths differ.
+
+    >>> fc1 = torch.nn.Linear(64, 256)
+    >>> x = torch.randn(2, 5, 64)
+    >>> y = bias_gelu(x @ fc1.weight.T, fc1.bias)  # [2, 5, 256], as F.gelu(fc1(x))
     """
     if bias.shape != x.shape[-1:]:
         raise ValueError(f"bias: shape {tuple(bias.shape)} is not [{x.shape[-1]}], the width of x")
-    return _op(x, bias) if fused(x, x.dtype, bias.dtype) else _ref(x, bias)
+    return _op(x, bias) if has_kernel(x, x.dtype, bias.dtype) else _ref(x, bias)

@@ -1,4 +1,4 @@
-"""Starting kernels: one call that runs a kernel, or records it to be compiled ahead of time."""
+"""Kernel launches: one call that starts a kernel, or records it to be compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._triton import triton
 
 @dataclass(frozen=True)
 class Launch:
-    """One recorded kernel start: everything a compiler needs to build that very kernel."""
+    """A recorded launch: everything that a compiler needs to build the same kernel."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -31,7 +31,7 @@ _recorder: list[Launch] | None = None
 
 @contextlib.contextmanager
 def record() -> Iterator[list[Launch]]:
-    """Within this, kernels are not run but listed; outputs keep what memory held."""
+    """Record kernels instead of running them; their outputs stay uninitialised."""
     global _recorder
     _recorder, previous = [], _recorder
     try:
@@ -53,10 +53,10 @@ def launch(
         _recorder.append(Launch(kernel, grid, args, constexprs, num_warps, num_stages))
         return
     device = next(a.device for a in args if isinstance(a, Tensor))
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    # Triton starts kernels on the current GPU, wherever their arguments are.
-    with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
-        # Fused multiply-adds are asked for by name: Triton's default differs between versions.
+    # Triton starts kernels on the current GPU, whatever the device of their arguments.
+    is_current = device.type != "cuda" or device.index == torch.cuda.current_device()
+    with contextlib.nullcontext() if is_current else torch.cuda.device(device):
+        # Fused multiply-adds are requested explicitly: Triton's default differs between versions.
         kernel[grid](
             *args, **constexprs, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True
         )
@@ -64,15 +64,15 @@ def launch(
 
 @functools.cache
 def num_sms(device: torch.device) -> int:
-    """Streaming multiprocessors of a CUDA device; a stand-in of 4 where kernels are interpreted."""
+    """Streaming multiprocessors of a CUDA device; 4 where kernels are interpreted."""
     if device.type != "cuda":
         return 4
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @functools.cache
-def rounds_float32(device: torch.device) -> bool:
-    """Whether Triton multiplies float32 in TF32 there although told not to: sm_100, before 3.9."""
+def float32_dot_is_tf32(device: torch.device) -> bool:
+    """Whether Triton multiplies float32 in TF32 although asked not to: on sm_100, before 3.9."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 10:
         return False
     return tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9)

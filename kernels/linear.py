@@ -1,16 +1,19 @@
-"""``linear``: ``y = x W^T + b``, whose weight and bias gradients are taken in one pass on AMX.
+"""``linear``: ``y = x W^T + b``, with both parameters' gradients in one pass on a CPU with AMX.
 
-Forward and dx are the matrix products of PyTorch's libraries, which nothing here beats. The
-weight's gradient is a product over tokens of two matrices that lie the wrong way round for it:
+Forward and dx are matrix products of PyTorch's libraries, which are hard to beat. The weight's
+gradient is a product over tokens, for which both matrices have to be repacked:
 
-    dW = dy^T x,   db = sum of dy over rows.
+    dW = dy^T x,   db = sum of dy over tokens.
 
-With AMX tiles the library turns them around in memory first, which takes as long as the product,
-and db is another pass over dy; ``linear_gradients`` does all of it while a block of tokens is in
-cache, sums in float32, and returns the gradients in the parameters' own dtype. Without tiles
-products are slower, turning is not, and the library is ahead by a tenth: there it is used.
+With AMX, PyTorch's library repacks them in memory first, which takes as long as the product, and
+db is another pass over dy. ``linear_gradients`` repacks a block of tokens while it is in cache,
+sums in float32, and returns both gradients in the parameters' own dtype. Without AMX the product
+itself takes longer, repacking hardly matters, and the library, a tenth faster, is used.
 
 Saved for backward: x and W, in x's dtype.
+
+Only the gradients of the parameters are this project's C++ code, with the same bits for any number
+of threads. The output and dx come from PyTorch's libraries, which do not promise that.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _ext
-from ._op import fused, register
+from ._op import has_kernel, register
 
 
 def _ref(dy: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -57,12 +60,13 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear``, for training in bfloat16 on a CPU with AMX.
+    """``torch.nn.functional.linear``, faster in training in bfloat16 on a CPU with AMX.
 
     ``x`` float ``[..., I]``, ``weight`` ``[O, I]``, ``bias`` ``[O]`` or None, of one dtype or under
-    autocast; returns ``[..., O]`` of that dtype, or of autocast's.
+    autocast. Returns ``[..., O]`` of that dtype, or of autocast's. Raises what
+    ``torch.nn.functional.linear`` raises.
     """
-    on_tiles = x.device.type == "cpu" and _ext.ISA == "amx"
-    if on_tiles and x.dtype == torch.bfloat16 and fused(x):
+    has_amx = x.device.type == "cpu" and _ext.ISA == "amx"
+    if has_amx and x.dtype == torch.bfloat16 and has_kernel(x):
         return _Linear.apply(x, weight, bias)
     return F.linear(x, weight, bias)

@@ -1,17 +1,20 @@
-"""``patch_loss``: mean squared error of predicted patches against bytes, in one pass.
+"""``patch_loss``: mean squared error of predicted patches against uint8 patches, in one pass.
 
-With row m the prediction for patch n = ids[f, k] of frame f, and its R pixels as bytes,
+Row m of pred is the prediction for patch n = ids[f, k] of frame f, whose R pixels are bytes:
 
     x = (byte / 255 - mean) / std,   t = (x - avg(x)) / sqrt(var(x) + 1e-6)   (or t = x),
     loss = avg((pred - t)^2),   dpred = (2 * dloss / count) * (pred - t).
 
-The normalisation is done on the bytes, where mean drops out and centring is exact: the whole
-numbers R * byte - sum(byte) stay below 2^24. They times s = 1 / (255 * std * R) are x - avg(x).
+The normalisation is computed from the bytes, where mean cancels and centring is exact: the integers
+R * byte - sum(byte) stay below 2^24. Times 1 / (255 * std * R), they are x - avg(x).
 
-Forward reads pred and the masked rows once and writes, where a gradient is wanted, the gradient
-but for its common factor: 2 / count alone is below what float16 can hold, and a loss scale that
-arrives later could not undo that. Backward multiplies by the factor, in float32. No float target,
-no gathered copy, no atomics: a loss per row, summed afterwards; two runs agree bit for bit.
+Forward reads pred and the masked rows once. If a gradient is needed, it also writes the error
+pred - t, and backward multiplies it by 2 * dloss / count in float32. Forward must not apply that
+factor: 2 / count underflows in float16, and the loss scale, which backward gets with dloss, could
+not undo that. No float target and no gathered copy is written. Each row has a loss of its own, and
+they are added up afterwards, without atomics, so two runs agree bit for bit.
+
+Saved for backward: the error.
 """
 
 from __future__ import annotations
@@ -19,24 +22,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._op import differentiate, fused, register
+from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
-from .embed_patches import DTYPES, take_pixels
+from .embed_patches import gather_pixels
 from .launch import cdiv, launch
 
 EPS = 1e-6
 MAX_PIXELS = 16384
-"""Longest patch that a program holds; longer ones (sides above 73) go to the reference."""
+"""A patch must fit in registers; larger ones (sides above 73) run in PyTorch."""
 
 
 def _error(
     pred: Tensor, rows: Tensor, ids: Tensor, norm_pix: bool, mean: float, std: float
 ) -> Tensor:
     precision = torch.promote_types(pred.dtype, torch.float32)
-    target = take_pixels(rows, ids, mean, std, precision)
+    target = gather_pixels(rows, ids, mean, std, precision)
     if norm_pix:
         target = target - target.mean(dim=-1, keepdim=True)
-        # Tensor.var takes ten times as long on a CPU.
+        # Tensor.var would take ten times as long on a CPU.
         var = target.square().sum(dim=-1, keepdim=True) / (target.shape[-1] - 1)
         target = target / (var + EPS).sqrt()
     return pred.to(precision) - target
@@ -70,10 +73,10 @@ def _forward_kernel(
     pixel = tl.arange(0, BLOCK_PIXELS)
     mask = (token < tokens)[:, None] & (pixel < PIXELS)[None, :]
     patch = tl.load(ids_ptr + token, mask=token < tokens, other=0)
-    row = rows_ptr + ((token // masked).to(tl.int64) * patches + patch) * PIXELS
-    at = token.to(tl.int64)[:, None] * PIXELS + pixel[None, :]
-    pred = tl.load(pred_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    byte = tl.load(row[:, None] + pixel[None, :], mask=mask, other=0).to(tl.float32)
+    row_ptrs = rows_ptr + ((token // masked).to(tl.int64) * patches + patch) * PIXELS
+    offsets = token.to(tl.int64)[:, None] * PIXELS + pixel[None, :]
+    pred = tl.load(pred_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    byte = tl.load(row_ptrs[:, None] + pixel[None, :], mask=mask, other=0).to(tl.float32)
     if NORM_PIX:
         centred = (byte * PIXELS - tl.sum(byte, axis=1)[:, None]) * (scale / PIXELS)
         centred = tl.where(mask, centred, 0.0)
@@ -84,15 +87,16 @@ def _forward_kernel(
     error = tl.where(mask, pred - target, 0.0)
     tl.store(loss_ptr + token, tl.sum(error * error, axis=1) / PIXELS, mask=token < tokens)
     if GRAD:
-        tl.store(error_ptr + at, error.to(error_ptr.dtype.element_ty), mask=mask)
+        tl.store(error_ptr + offsets, error.to(error_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _backward_kernel(dloss_ptr, error_ptr, dpred_ptr, count, factor, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    error = tl.load(error_ptr + at, mask=at < count, other=0.0).to(tl.float32)
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < count
+    error = tl.load(error_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     dpred = error * (tl.load(dloss_ptr).to(tl.float32) * factor)
-    tl.store(dpred_ptr + at, dpred.to(dpred_ptr.dtype.element_ty), mask=at < count)
+    tl.store(dpred_ptr + offsets, dpred.to(dpred_ptr.dtype.element_ty), mask=mask)
 
 
 def _forward(
@@ -128,8 +132,20 @@ _backward_op = register(
     "patch_loss_backward(Tensor dloss, Tensor error) -> Tensor",
     ref=_ref_backward,
     triton=_backward,
-    fake=lambda dloss, error: torch.empty_like(error, memory_format=torch.contiguous_format),
+    fake=lambda dloss, error: empty_contiguous(error),
 )
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # otherwise backward gets a zero for every pixel
+    ctx.save_for_backward(output[1])
+
+
+def _autograd(ctx, dloss: Tensor, _) -> tuple[Tensor | None, ...]:
+    return _backward_op(dloss, *ctx.saved_tensors), *[None] * 6
+
+
 _op = register(
     "patch_loss(Tensor pred, Tensor rows, Tensor ids, bool norm_pix, float mean, float std, "
     "bool grad) -> (Tensor, Tensor)",
@@ -139,20 +155,9 @@ _op = register(
         pred.new_empty((), dtype=torch.float32),
         pred.new_empty(pred.shape if grad else 0),
     ),
+    setup_context=_setup_context,
+    backward=_autograd,
 )
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # else backward is handed a zero for every pixel
-    ctx.save_for_backward(output[1])
-
-
-def _differentiated(ctx, dloss: Tensor, _) -> tuple[Tensor | None, ...]:
-    return _backward_op(dloss, *ctx.saved_tensors), *[None] * 6
-
-
-differentiate("patch_loss", _setup_context, _differentiated)
 
 
 def patch_loss(
@@ -160,12 +165,14 @@ def patch_loss(
 ) -> Tensor:
     """Mean squared error of ``pred`` against the true pixels of the masked patches.
 
-    ``pred`` float ``[F, M, R]``; ``rows`` uint8 ``[F, N, R]``: all patches of every frame;
-    ``ids_mask`` int64 ``[F, M]``, each in 0..N-1 (unchecked on a GPU, as that would wait for it):
-    the patches that ``pred`` is of. ``mean`` and ``std`` are of pixels in [0, 1]. With ``norm_pix``
-    each target patch is brought to zero mean and unit (unbiased) variance. Returns a float32
-    scalar (float64 for float64 ``pred``), nan where there is nothing to average; the gradient goes
-    to ``pred`` and can be taken once (no double backward).
+    ``pred`` float ``[F, M, R]``: predictions for the patches ``ids_mask``. ``rows`` uint8
+    ``[F, N, R]``: all N patches of every frame. ``ids_mask`` int64 ``[F, M]``, each in 0..N-1 (not
+    checked on a GPU, where a check would have to wait for the device). ``mean`` and ``std`` are of
+    pixels in [0, 1]. With ``norm_pix`` each target patch is normalised to zero mean and unit
+    (unbiased) variance.
+
+    Returns a float32 scalar (float64 for float64 ``pred``), nan where there are no patches. The
+    gradient goes to ``pred`` and can be taken once (no double backward).
     Raises ``ValueError`` naming the argument that does not fit.
     """
     if rows.dtype != torch.uint8 or rows.ndim != 3:
@@ -176,11 +183,11 @@ def patch_loss(
             f"ids_mask: {ids_mask.dtype} {tuple(ids_mask.shape)} is not int64 [{frames}, M]"
         )
     if not pred.is_floating_point() or pred.shape != (*ids_mask.shape, pixels):
-        want = f"[{frames}, {ids_mask.shape[1]}, {pixels}]"
-        raise ValueError(f"pred: {pred.dtype} {tuple(pred.shape)} is not float {want}")
+        expected = f"[{frames}, {ids_mask.shape[1]}, {pixels}]"
+        raise ValueError(f"pred: {pred.dtype} {tuple(pred.shape)} is not float {expected}")
     if not std > 0:
         raise ValueError(f"std: {std} is not above 0")
-    if fused(pred) and pred.dtype in DTYPES and pixels <= MAX_PIXELS:
+    if has_kernel(pred) and pixels <= MAX_PIXELS:
         grad = torch.is_grad_enabled() and pred.requires_grad
         return _op(pred, rows, ids_mask, norm_pix, mean, std, grad)[0]
     return _ref(pred, rows, ids_mask, norm_pix, mean, std)

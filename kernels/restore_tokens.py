@@ -3,11 +3,13 @@
     out[f, S + n] = (visible[f, k] where ids_keep[f, k] == n, else mask_token) + pos[n]
     out[f, :S]    = prefix[f]                                (the decoder's slots, no position)
 
-One pass writes every output row once; a row finds its k by comparing n with the frame's ids, so
-they need not be sorted. Backward reads dout once: each program owns some rows n and columns, walks
-over its share of the frames, writes dvisible, and keeps its sums for dpos and dmask_token in
-registers. They are added up afterwards, without atomics: two runs agree bit for bit. Saved for
-backward: ids_keep alone. dprefix is a view of dout.
+One pass writes every output row once. A row finds its k by comparing n with the frame's ids, so the
+ids need not be sorted. Backward reads dout once: each program owns some rows n and columns, goes
+over some of the frames, writes dvisible, and keeps partial sums of dpos and dmask_token in
+registers. The partial sums are added up afterwards, without atomics, so two runs agree bit for bit.
+dprefix is a view of dout.
+
+Saved for backward: ids_keep, and mask_token and pos for their shapes and dtypes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._op import differentiate, fused, register, vjp
+from ._op import empty_contiguous, has_kernel, register, vjp
 from ._triton import tl, triton
 from .launch import cdiv, launch, num_sms
 
@@ -28,8 +30,8 @@ def _ref(
 ) -> Tensor:
     frames, num_patches, dtype = len(visible), len(pos), visible.dtype
     hidden = (mask_token + pos).to(dtype).expand(frames, num_patches, -1)
-    shown = (visible + F.embedding(ids_keep, pos)).to(dtype)
-    out = hidden.scatter(1, ids_keep.unsqueeze(-1).expand_as(shown), shown)
+    tokens = (visible + F.embedding(ids_keep, pos)).to(dtype)
+    out = hidden.scatter(1, ids_keep.unsqueeze(-1).expand_as(tokens), tokens)
     return out if prefix is None else torch.cat([prefix.to(dtype), out], dim=1)
 
 
@@ -43,16 +45,16 @@ def _ref_backward(
 
 
 @triton.jit
-def _place(ids_ptr, frame, row, num_keep, BLOCK_IDS: tl.constexpr):
-    """Which k each patch ``row`` of the frame is, -1 for hidden ones."""
-    place = tl.zeros_like(row) - 1
+def _find_visible(ids_ptr, frame, row, num_keep, BLOCK_IDS: tl.constexpr):
+    """The index k of the visible token of each patch ``row`` of the frame, -1 for hidden ones."""
+    visible_index = tl.zeros_like(row) - 1
     for start in range(0, num_keep, BLOCK_IDS):
         k = start + tl.arange(0, BLOCK_IDS)
         ids = tl.load(ids_ptr + frame * num_keep + k, mask=k < num_keep, other=-1).to(tl.int32)
-        # Without the second condition a row of -1 (the prefix's last) would match the padding.
+        # Without the second condition, row -1 (the prefix's last) would match the padding.
         found = (row[:, None] == ids[None, :]) & (k < num_keep)[None, :]
-        place = tl.maximum(place, tl.max(tl.where(found, k[None, :], -1), axis=1))
-    return place
+        visible_index = tl.maximum(visible_index, tl.max(tl.where(found, k[None, :], -1), axis=1))
+    return visible_index
 
 
 @triton.jit
@@ -64,60 +66,60 @@ def _forward_kernel(
     length = num_prefix + num_patches
     blocks = tl.cdiv(length, BLOCK_ROWS)
     frame = (tl.program_id(0) // blocks).to(tl.int64)
-    at = tl.program_id(0) % blocks * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # in the sequence
-    row = at - num_prefix  # the patch, below 0 in the prefix
+    index = tl.program_id(0) % blocks * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # in the sequence
+    row = index - num_prefix  # the patch; negative in the prefix
     col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    in_cols = (col < cols)[None, :]
-    place = _place(ids_ptr, frame, row, num_keep, BLOCK_IDS)
+    col_mask = (col < cols)[None, :]
+    k = _find_visible(ids_ptr, frame, row, num_keep, BLOCK_IDS)
 
     is_patch = (row >= 0) & (row < num_patches)
-    at_pos = row.to(tl.int64)[:, None] * cols + col[None, :]
-    pos = tl.load(pos_ptr + at_pos, mask=is_patch[:, None] & in_cols, other=0.0)
+    pos_offsets = row.to(tl.int64)[:, None] * cols + col[None, :]
+    pos = tl.load(pos_ptr + pos_offsets, mask=is_patch[:, None] & col_mask, other=0.0)
     mask_token = tl.load(mask_token_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
-    at_visible = (frame * num_keep + place)[:, None] * cols + col[None, :]
-    visible = tl.load(visible_ptr + at_visible, mask=(place >= 0)[:, None] & in_cols, other=0.0)
-    token = tl.where((place >= 0)[:, None], visible.to(tl.float32), mask_token[None, :])
+    visible_offsets = (frame * num_keep + k)[:, None] * cols + col[None, :]
+    visible = tl.load(visible_ptr + visible_offsets, mask=(k >= 0)[:, None] & col_mask, other=0.0)
+    token = tl.where((k >= 0)[:, None], visible.to(tl.float32), mask_token[None, :])
     out = token + pos.to(tl.float32)
     if prefix_ptr is not None:
-        at_prefix = (frame * num_prefix + at)[:, None] * cols + col[None, :]
+        prefix_offsets = (frame * num_prefix + index)[:, None] * cols + col[None, :]
         in_prefix = (row < 0)[:, None]
-        prefix = tl.load(prefix_ptr + at_prefix, mask=in_prefix & in_cols, other=0.0)
+        prefix = tl.load(prefix_ptr + prefix_offsets, mask=in_prefix & col_mask, other=0.0)
         out = tl.where(in_prefix, prefix.to(tl.float32), out)
-    at_out = (frame * length + at)[:, None] * cols + col[None, :]
+    out_offsets = (frame * length + index)[:, None] * cols + col[None, :]
     out = out.to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + at_out, out, mask=(at < length)[:, None] & in_cols)
+    tl.store(out_ptr + out_offsets, out, mask=(index < length)[:, None] & col_mask)
 
 
 @triton.jit
 def _backward_kernel(
-    dout_ptr, ids_ptr, dvisible_ptr, pos_share_ptr, mask_share_ptr,
+    dout_ptr, ids_ptr, dvisible_ptr, pos_partial_ptr, mask_partial_ptr,
     frames, num_keep, num_patches, num_prefix, cols,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, BLOCK_IDS: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(num_patches, BLOCK_ROWS)
-    share = tl.program_id(0) // blocks
+    split = tl.program_id(0) // blocks
     block = tl.program_id(0) % blocks
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     mask = (row < num_patches)[:, None] & (col < cols)[None, :]
-    pos_share = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
-    mask_share = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    dpos = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    dmask_token = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     length = num_prefix + num_patches
-    for index in range(share, frames, tl.num_programs(0) // blocks):
-        frame = tl.zeros([1], tl.int64) + index
-        place = _place(ids_ptr, frame, row, num_keep, BLOCK_IDS)
-        shown = (place >= 0)[:, None]
-        at_dout = (frame * length + num_prefix + row)[:, None] * cols + col[None, :]
-        dout = tl.load(dout_ptr + at_dout, mask=mask, other=0.0)
-        at_visible = (frame * num_keep + place)[:, None] * cols + col[None, :]
-        tl.store(dvisible_ptr + at_visible, dout, mask=mask & shown)
+    for number in range(split, frames, tl.num_programs(0) // blocks):
+        frame = tl.zeros([1], tl.int64) + number
+        k = _find_visible(ids_ptr, frame, row, num_keep, BLOCK_IDS)
+        is_visible = (k >= 0)[:, None]
+        dout_offsets = (frame * length + num_prefix + row)[:, None] * cols + col[None, :]
+        dout = tl.load(dout_ptr + dout_offsets, mask=mask, other=0.0)
+        visible_offsets = (frame * num_keep + k)[:, None] * cols + col[None, :]
+        tl.store(dvisible_ptr + visible_offsets, dout, mask=mask & is_visible)
         dout = dout.to(tl.float32)
-        pos_share += dout
-        mask_share += tl.where(shown, 0.0, dout)
-    at_share = (share * num_patches + row).to(tl.int64)[:, None] * cols + col[None, :]
-    tl.store(pos_share_ptr + at_share, pos_share, mask=mask)
-    at_share = tl.program_id(0).to(tl.int64) * cols + col
-    tl.store(mask_share_ptr + at_share, tl.sum(mask_share, axis=0), mask=col < cols)
+        dpos += dout
+        dmask_token += tl.where(is_visible, 0.0, dout)
+    offsets = (split * num_patches + row).to(tl.int64)[:, None] * cols + col[None, :]
+    tl.store(pos_partial_ptr + offsets, dpos, mask=mask)
+    offsets = tl.program_id(0).to(tl.int64) * cols + col
+    tl.store(mask_partial_ptr + offsets, tl.sum(dmask_token, axis=0), mask=col < cols)
 
 
 def _forward(
@@ -147,18 +149,18 @@ def _backward(
     num_keep, num_patches = ids_keep.shape[1], len(pos)
     dvisible = dout.new_empty(frames, num_keep, cols)
     blocks, column_blocks = cdiv(num_patches, BLOCK_ROWS), cdiv(cols, BLOCK_COLS)
-    # Enough programs to fill the chip, but a share is worth writing only for 8 frames or more.
+    # Enough programs to fill the chip, but at least 8 frames for each partial sum to be written.
     fill = cdiv(8 * num_sms(dout.device), blocks * column_blocks)
-    shares = max(1, min(fill, frames // 8))
-    pos_shares = dout.new_empty(shares, num_patches, cols, dtype=torch.float32)
-    mask_shares = dout.new_empty(shares * blocks, cols, dtype=torch.float32)
+    splits = max(1, min(fill, frames // 8))
+    pos_partials = dout.new_empty(splits, num_patches, cols, dtype=torch.float32)
+    mask_partials = dout.new_empty(splits * blocks, cols, dtype=torch.float32)
     launch(
-        _backward_kernel, (shares * blocks, column_blocks),
-        dout, ids_keep.contiguous(), dvisible, pos_shares, mask_shares,
+        _backward_kernel, (splits * blocks, column_blocks),
+        dout, ids_keep.contiguous(), dvisible, pos_partials, mask_partials,
         frames, num_keep, num_patches, length - num_patches, cols,
         BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLS=BLOCK_COLS, BLOCK_IDS=BLOCK_IDS,
     )  # fmt: skip
-    return dvisible, mask_shares.sum(0).to(mask_token.dtype), pos_shares.sum(0).to(pos.dtype)
+    return dvisible, mask_partials.sum(0).to(mask_token.dtype), pos_partials.sum(0).to(pos.dtype)
 
 
 _backward_op = register(
@@ -168,17 +170,8 @@ _backward_op = register(
     triton=_backward,
     fake=lambda dout, ids_keep, mask_token, pos: (
         dout.new_empty(*ids_keep.shape, dout.shape[-1]),
-        torch.empty_like(mask_token, memory_format=torch.contiguous_format),
-        torch.empty_like(pos, memory_format=torch.contiguous_format),
-    ),
-)
-_op = register(
-    "restore_tokens(Tensor visible, Tensor ids_keep, Tensor mask_token, Tensor pos,"
-    " Tensor? prefix) -> Tensor",
-    ref=_ref,
-    triton=_forward,
-    fake=lambda visible, ids_keep, mask_token, pos, prefix: visible.new_empty(
-        len(visible), len(pos) + (0 if prefix is None else prefix.shape[1]), visible.shape[-1]
+        empty_contiguous(mask_token),
+        empty_contiguous(pos),
     ),
 )
 
@@ -189,14 +182,24 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.prefix_dtype = None if prefix is None else prefix.dtype
 
 
-def _differentiate(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
+def _autograd(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
     ids_keep, mask_token, pos = ctx.saved_tensors
     dvisible, dmask_token, dpos = _backward_op(dout, ids_keep, mask_token, pos)
     dprefix = ctx.prefix_dtype and dout[:, : dout.shape[1] - len(pos)].to(ctx.prefix_dtype)
     return dvisible, None, dmask_token, dpos, dprefix
 
 
-differentiate("restore_tokens", setup_context=_setup_context, backward=_differentiate)
+_op = register(
+    "restore_tokens(Tensor visible, Tensor ids_keep, Tensor mask_token, Tensor pos,"
+    " Tensor? prefix) -> Tensor",
+    ref=_ref,
+    triton=_forward,
+    fake=lambda visible, ids_keep, mask_token, pos, prefix: visible.new_empty(
+        len(visible), len(pos) + (0 if prefix is None else prefix.shape[1]), visible.shape[-1]
+    ),
+    setup_context=_setup_context,
+    backward=_autograd,
+)
 
 
 def restore_tokens(
@@ -206,11 +209,13 @@ def restore_tokens(
     pos: Tensor,
     prefix: Tensor | None = None,
 ) -> Tensor:
-    """Whole sequences ``[F, S + N, D]`` from visible tokens, in ``visible``'s dtype.
+    """Full sequences ``[F, S + N, D]`` from visible tokens, in ``visible``'s dtype.
 
-    ``visible`` float ``[F, K, D]``; ``ids_keep`` int64 ``[F, K]``, distinct places in 0..N-1 (not
-    checked: that would wait for the device); ``mask_token`` float ``[D]``; ``pos`` float
-    ``[N, D]``; ``prefix`` float ``[F, S, D]`` goes in front as it is. Arithmetic is float32.
+    ``visible`` float ``[F, K, D]``. ``ids_keep`` int64 ``[F, K]``: the places of the visible
+    tokens, distinct, each in 0..N-1 (the range is not checked on a GPU, where a check would have to
+    wait for the device). ``mask_token`` float ``[D]`` is for the other places, ``pos`` float
+    ``[N, D]`` is added. ``prefix`` float ``[F, S, D]`` is put in front, without a position.
+    Arithmetic is float32.
     Raises ``ValueError`` naming the argument whose shape or dtype does not fit.
     """
     if visible.ndim != 3:
@@ -229,6 +234,6 @@ def restore_tokens(
         )
     if prefix is not None and (prefix.ndim != 3 or prefix.shape[::2] != (frames, width)):
         raise ValueError(f"prefix: shape {tuple(prefix.shape)} is not [{frames}, S, {width}]")
-    given = (visible, mask_token, pos) if prefix is None else (visible, mask_token, pos, prefix)
-    restore = _op if fused(visible, *(x.dtype for x in given)) else _ref
-    return restore(visible, ids_keep, mask_token, pos, prefix)
+    floats = (visible, mask_token, pos) if prefix is None else (visible, mask_token, pos, prefix)
+    run = _op if has_kernel(visible, *(x.dtype for x in floats)) else _ref
+    return run(visible, ids_keep, mask_token, pos, prefix)

@@ -6,15 +6,16 @@ For every frame and head, with q, k, v the three ``[N, d]`` slices of its ``qkv 
 
     dv = P^T do,   dS = P * (do v^T - rowsum(P * do v^T)) / sqrt(d),   dq = dS k,   dk = dS^T q.
 
-A program takes one head of one tile: as many whole frames as fit, one after the other as they lie
-in memory. It scores every row of the tile against every other and keeps the blocks on the diagonal,
-where both rows are of one frame. So sequences of 12 tokens still fill the 64 rows that a tensor
-core wants, nothing is permuted or copied, and qkv comes from memory once.
+A program computes one head of one tile: as many whole frames as fit, in the order in which they lie
+in memory. It scores every row of the tile against every other, under a block-diagonal mask that
+keeps the pairs of one frame. So sequences of 12 tokens still fill the 64 rows of a tensor-core
+product, nothing is permuted or copied, and qkv is read from memory once.
 
-Saved for backward: qkv alone. A whole tile fits on chip, so backward computes P anew and needs
-neither the output nor a log-sum-exp, and writes every element of dqkv once: no atomics.
+Saved for backward: qkv alone. A whole tile fits on chip, so backward recomputes P and needs neither
+the output nor a log-sum-exp. It writes every element of dqkv once, without atomics, so two runs
+agree bit for bit.
 
-A frame with a non-finite value makes the frames that share its tile non-finite as well.
+A frame with a non-finite value makes the other frames of its tile non-finite as well.
 """
 
 from __future__ import annotations
@@ -23,12 +24,11 @@ import torch
 from torch import Tensor
 
 from . import _triton
-from ._op import differentiate, fused, register, vjp
+from ._op import empty_contiguous, has_kernel, register, vjp
 from ._triton import tl, triton
-from .launch import cdiv, launch, rounds_float32
+from .launch import cdiv, float32_dot_is_tf32, launch
 
 MAX_HEAD_DIM = 128
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _ref(qkv: Tensor, num_heads: int) -> Tensor:
@@ -44,12 +44,13 @@ def _ref_backward(dout: Tensor, qkv: Tensor, num_heads: int) -> Tensor:
 
 
 @triton.jit
-def _place(rows, TOKENS: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr):
-    """This program's head, its rows, which of them exist, and which pairs are of one frame.
+def _tile_rows(rows, TOKENS: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr):
+    """This program's head and rows, the mask of rows that exist, and of pairs of the same frame.
 
     Rows that do not exist form frames of their own, so that their softmax is finite.
     """
-    tile, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS  # heads share cache lines
+    # Heads of one tile are neighbouring programs because they share cache lines.
+    tile, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
     packed = TILE // TOKENS * TOKENS
     index = tl.arange(0, TILE)
     row = tile.to(tl.int64) * packed + index
@@ -58,45 +59,45 @@ def _place(rows, TOKENS: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def _chunk(ptrs, exists, start, HEAD_DIM: tl.constexpr, CHUNK: tl.constexpr):
-    """Pointers to columns start..start+CHUNK of the rows at ``ptrs``, and which are to be read."""
+def _chunk(row_ptrs, row_mask, start, HEAD_DIM: tl.constexpr, CHUNK: tl.constexpr):
+    """Pointers to the columns start..start+CHUNK of rows, and their mask."""
     column = start + tl.arange(0, CHUNK)
-    return ptrs[:, None] + column[None, :], exists[:, None] & (column < HEAD_DIM)[None, :]
+    return row_ptrs[:, None] + column[None, :], row_mask[:, None] & (column < HEAD_DIM)[None, :]
 
 
 @triton.jit
-def _scores(
-    a_ptrs, b_ptrs, exists,
+def _matmul_transposed(
+    a_ptrs, b_ptrs, row_mask,
     TILE: tl.constexpr, HEAD_DIM: tl.constexpr, CHUNK: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    """``a @ b^T``, every row of a with every row of b: float32 ``[TILE, TILE]``."""
+    """``a @ b^T`` of two matrices in memory, float32 ``[TILE, TILE]``."""
     total = tl.zeros([TILE, TILE], tl.float32)
     for start in range(0, HEAD_DIM, CHUNK):
-        at, mask = _chunk(a_ptrs, exists, start, HEAD_DIM, CHUNK)
-        a = tl.load(at, mask=mask, other=0.0).to(OPERAND)
-        at, mask = _chunk(b_ptrs, exists, start, HEAD_DIM, CHUNK)
-        b = tl.load(at, mask=mask, other=0.0).to(OPERAND)
+        ptrs, mask = _chunk(a_ptrs, row_mask, start, HEAD_DIM, CHUNK)
+        a = tl.load(ptrs, mask=mask, other=0.0).to(OPERAND)
+        ptrs, mask = _chunk(b_ptrs, row_mask, start, HEAD_DIM, CHUNK)
+        b = tl.load(ptrs, mask=mask, other=0.0).to(OPERAND)
         total = tl.dot(a, tl.trans(b), total, input_precision="ieee")
     return total
 
 
 @triton.jit
-def _mix(
-    weights, a_ptrs, out_ptrs, exists,
+def _matmul_store(
+    weights, a_ptrs, out_ptrs, row_mask,
     HEAD_DIM: tl.constexpr, CHUNK: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    """``out = weights @ a``: sums of the rows of a, stored in out's dtype."""
+    """``out = weights @ a``, with a and out in memory, stored in out's dtype."""
     for start in range(0, HEAD_DIM, CHUNK):
-        at, mask = _chunk(a_ptrs, exists, start, HEAD_DIM, CHUNK)
-        a = tl.load(at, mask=mask, other=0.0).to(OPERAND)
+        ptrs, mask = _chunk(a_ptrs, row_mask, start, HEAD_DIM, CHUNK)
+        a = tl.load(ptrs, mask=mask, other=0.0).to(OPERAND)
         out = tl.dot(weights, a, input_precision="ieee")
-        at, mask = _chunk(out_ptrs, exists, start, HEAD_DIM, CHUNK)
-        tl.store(at, out.to(out_ptrs.dtype.element_ty), mask=mask)
+        ptrs, mask = _chunk(out_ptrs, row_mask, start, HEAD_DIM, CHUNK)
+        tl.store(ptrs, out.to(out_ptrs.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _softmax(scores, together, SCALE: tl.constexpr):
-    scores = tl.where(together, scores * (SCALE * 1.4426950408889634), float("-inf"))
+def _softmax(scores, same_frame, SCALE: tl.constexpr):
+    scores = tl.where(same_frame, scores * (SCALE * 1.4426950408889634), float("-inf"))
     weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
     return weights * (1.0 / tl.sum(weights, axis=1))[:, None]
 
@@ -107,13 +108,13 @@ def _forward_kernel(
     TOKENS: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr,
     TILE: tl.constexpr, CHUNK: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    head, row, exists, together = _place(rows, TOKENS, HEADS, TILE)
+    head, row, row_mask, same_frame = _tile_rows(rows, TOKENS, HEADS, TILE)
     width: tl.constexpr = HEADS * HEAD_DIM
     q = qkv_ptr + row * (3 * width) + head * HEAD_DIM
-    scores = _scores(q, q + width, exists, TILE, HEAD_DIM, CHUNK, OPERAND)
-    p = _softmax(scores, together, SCALE).to(OPERAND)
+    scores = _matmul_transposed(q, q + width, row_mask, TILE, HEAD_DIM, CHUNK, OPERAND)
+    p = _softmax(scores, same_frame, SCALE).to(OPERAND)
     out = out_ptr + row * width + head * HEAD_DIM
-    _mix(p, q + 2 * width, out, exists, HEAD_DIM, CHUNK, OPERAND)
+    _matmul_store(p, q + 2 * width, out, row_mask, HEAD_DIM, CHUNK, OPERAND)
 
 
 @triton.jit
@@ -122,27 +123,28 @@ def _backward_kernel(
     TOKENS: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr,
     TILE: tl.constexpr, CHUNK: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    head, row, exists, together = _place(rows, TOKENS, HEADS, TILE)
+    head, row, row_mask, same_frame = _tile_rows(rows, TOKENS, HEADS, TILE)
     width: tl.constexpr = HEADS * HEAD_DIM
     q = qkv_ptr + row * (3 * width) + head * HEAD_DIM
     dq = dqkv_ptr + row * (3 * width) + head * HEAD_DIM
     dout = dout_ptr + row * width + head * HEAD_DIM
-    scores = _scores(q, q + width, exists, TILE, HEAD_DIM, CHUNK, OPERAND)
-    p = _softmax(scores, together, SCALE)
-    dp = _scores(dout, q + 2 * width, exists, TILE, HEAD_DIM, CHUNK, OPERAND)
+    scores = _matmul_transposed(q, q + width, row_mask, TILE, HEAD_DIM, CHUNK, OPERAND)
+    p = _softmax(scores, same_frame, SCALE)
+    dp = _matmul_transposed(dout, q + 2 * width, row_mask, TILE, HEAD_DIM, CHUNK, OPERAND)
     ds = (p * (dp - tl.sum(p * dp, axis=1)[:, None]) * SCALE).to(OPERAND)
-    # q, k and dout are read once more, from the cache: kept in registers they would spill.
-    _mix(tl.trans(p.to(OPERAND)), dout, dq + 2 * width, exists, HEAD_DIM, CHUNK, OPERAND)
-    _mix(ds, q + width, dq, exists, HEAD_DIM, CHUNK, OPERAND)
-    _mix(tl.trans(ds), q, dq + width, exists, HEAD_DIM, CHUNK, OPERAND)
+    # q, k and dout are read again, from the cache: kept in registers they would spill.
+    p = tl.trans(p.to(OPERAND))
+    _matmul_store(p, dout, dq + 2 * width, row_mask, HEAD_DIM, CHUNK, OPERAND)
+    _matmul_store(ds, q + width, dq, row_mask, HEAD_DIM, CHUNK, OPERAND)
+    _matmul_store(tl.trans(ds), q, dq + width, row_mask, HEAD_DIM, CHUNK, OPERAND)
 
 
 def _blocks(num_tokens: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """Rows of a tile, columns of a head worked on at once, and warps.
+    """Rows of a tile, columns of a head processed at once, and warps.
 
-    64 rows at least, 16 to a warp, is what Hopper's matrix instructions take; columns are as many
-    as compile without spilling for sm_80, 90, 100 and 120. Without tensor cores (float32) the work
-    grows with the square of the tile, so that is as small as the sequence allows.
+    Hopper's matrix instructions take 64 rows at least, 16 per warp. Columns are as many as compile
+    without spilling for sm_80, 90, 100 and 120. Without tensor cores (float32) the work grows with
+    the square of the tile, so the tile is as small as the sequence allows.
     """
     if dtype == torch.float32:
         tile = max(16, triton.next_power_of_2(num_tokens))
@@ -156,9 +158,9 @@ def _launch(kernel, qkv: Tensor, num_heads: int, *tensors: Tensor) -> None:
     frames, tokens, width = qkv.shape
     head_dim = width // (3 * num_heads)
     tile, chunk, warps = _blocks(tokens, head_dim, qkv.dtype)
-    # The interpreter has no matrix product of bfloat16.
-    wide = _triton.INTERPRET and qkv.dtype == torch.bfloat16
-    operand = torch.float32 if wide else qkv.dtype
+    # The interpreter cannot multiply bfloat16.
+    use_float32 = _triton.INTERPRET and qkv.dtype == torch.bfloat16
+    operand = torch.float32 if use_float32 else qkv.dtype
     launch(
         kernel, (cdiv(frames, tile // tokens) * num_heads,), *tensors, frames * tokens,
         TOKENS=tokens, HEADS=num_heads, HEAD_DIM=head_dim, SCALE=head_dim**-0.5,
@@ -168,7 +170,7 @@ def _launch(kernel, qkv: Tensor, num_heads: int, *tensors: Tensor) -> None:
 
 
 def _forward(qkv: Tensor, num_heads: int) -> Tensor:
-    if qkv.dtype == torch.float32 and rounds_float32(qkv.device):
+    if qkv.dtype == torch.float32 and float32_dot_is_tf32(qkv.device):
         return _ref(qkv, num_heads)
     qkv = qkv.contiguous()
     out = torch.empty(*qkv.shape[:2], qkv.shape[2] // 3, dtype=qkv.dtype, device=qkv.device)
@@ -177,7 +179,7 @@ def _forward(qkv: Tensor, num_heads: int) -> Tensor:
 
 
 def _backward(dout: Tensor, qkv: Tensor, num_heads: int) -> Tensor:
-    if qkv.dtype == torch.float32 and rounds_float32(qkv.device):
+    if qkv.dtype == torch.float32 and float32_dot_is_tf32(qkv.device):
         return _ref_backward(dout, qkv, num_heads)
     dout, qkv = dout.contiguous(), qkv.contiguous()
     dqkv = torch.empty_like(qkv)
@@ -185,43 +187,47 @@ def _backward(dout: Tensor, qkv: Tensor, num_heads: int) -> Tensor:
     return dqkv
 
 
-def _set_up(ctx, inputs, output) -> None:
-    qkv, ctx.num_heads = inputs
-    ctx.save_for_backward(qkv)
-
-
 _backward_op = register(
     "short_attention_backward(Tensor dout, Tensor qkv, int num_heads) -> Tensor",
     ref=_ref_backward,
     triton=_backward,
-    fake=lambda dout, qkv, num_heads: torch.empty_like(qkv, memory_format=torch.contiguous_format),
+    fake=lambda dout, qkv, num_heads: empty_contiguous(qkv),
 )
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    qkv, ctx.num_heads = inputs
+    ctx.save_for_backward(qkv)
+
+
 _op = register(
     "short_attention(Tensor qkv, int num_heads) -> Tensor",
     ref=_ref,
     triton=_forward,
     fake=lambda qkv, num_heads: qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3),
-)
-differentiate(
-    "short_attention",
-    setup_context=_set_up,
+    setup_context=_setup_context,
     backward=lambda ctx, dout: (_backward_op(dout, *ctx.saved_tensors, ctx.num_heads), None),
 )
 
 
 def max_tokens(device: torch.device) -> int:
-    """Longest sequence: Triton's largest tile; up to where C++ beats a softmax written out."""
+    """The longest sequence: Triton's largest tile, or what C++ computes faster than PyTorch."""
     return 512 if device.type == "cpu" and not _triton.INTERPRET else 128
 
 
 def short_attention(qkv: Tensor, num_heads: int) -> Tensor:
-    """Multi-head self-attention ``[F, N, D]`` of ``F`` independent short sequences.
+    """Multi-head self-attention ``[F, N, D]`` of F independent short sequences.
 
-    ``qkv`` float ``[F, N, 3*D]``: queries, keys and values side by side, in each the heads side by
-    side, as a linear layer of width ``3*D`` gives them. ``N`` is 1 to 128 (on a CPU 512), the head
-    size ``D / num_heads`` 1 to 128. Softmax in float32, scale ``head_size ** -0.5``; products in
-    ``qkv``'s dtype with float32 sums, true float32 for float32 (float64 on the reference path).
+    ``qkv`` float ``[F, N, 3*D]``: queries, keys and values side by side, each with its heads side
+    by side, as a linear layer of width ``3*D`` returns them. N is 1 to 128 (1 to 512 on a CPU), the
+    head size ``D / num_heads`` 1 to 128. The scale is ``head_size ** -0.5``. The softmax is
+    computed in float32; products are of ``qkv``'s dtype with float32 sums, and true float32 for
+    float32 (float64 runs in PyTorch).
     Raises ``ValueError`` naming the argument that does not fit.
+
+    >>> attn = torch.nn.Linear(64, 3 * 64)
+    >>> x = torch.randn(8, 12, 64)
+    >>> y = short_attention(attn(x), num_heads=4)  # [8, 12, 64]
     """
     if qkv.ndim != 3 or not qkv.is_floating_point():
         raise ValueError(f"qkv: {qkv.dtype} {tuple(qkv.shape)} is not a float [F, N, 3*D]")
@@ -236,4 +242,4 @@ def short_attention(qkv: Tensor, num_heads: int) -> Tensor:
             f"num_heads: {num_heads} gives heads of {width // (3 * num_heads)} columns, "
             f"not 1 to {MAX_HEAD_DIM}"
         )
-    return _op(qkv, num_heads) if fused(qkv) and qkv.dtype in DTYPES else _ref(qkv, num_heads)
+    return _op(qkv, num_heads) if has_kernel(qkv) else _ref(qkv, num_heads)

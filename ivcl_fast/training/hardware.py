@@ -9,7 +9,7 @@ import shutil
 import torch
 
 from ivcl_fast.errors import UserError
-from ivcl_fast.kernels._op import missing_kernel
+from ivcl_fast.kernels import unsupported_reason
 
 PEAK_TFLOPS = {
     "NVIDIA A100-PCIE-40GB": 312.0,
@@ -69,8 +69,8 @@ def has_fast_bf16(device: torch.device) -> bool:
 def compile_unsupported_reason(device: torch.device) -> str | None:
     """Why ``torch.compile`` cannot make a step faster there, or None."""
     if device.type != "cpu":
-        return missing_kernel(device)  # what it compiles to there is Triton's to run, too
-    if missing_kernel(device) is None:
+        return unsupported_reason(device)  # what it compiles to there is Triton's to run, too
+    if unsupported_reason(device) is None:
         return "on a CPU the C++ ops leave nothing to gain"
     if not any(map(shutil.which, ("g++", "c++", "clang++"))):
         return "no C++ compiler on PATH"

@@ -7,21 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ivcl_fast import reference
 from ivcl_fast.kernels import _ext, _triton
-from ivcl_fast.kernels import attention as front
+from ivcl_fast.kernels import attention as module
 from ivcl_fast.kernels.attention import (
+    BACKENDS,
+    Inputs,
     attention,
-    backends,
-    batch_limit,
-    choose,
+    backend_status,
     eager_attention,
-    supports,
+    max_batch,
+    not_supported_reasons,
+    select_backend,
 )
 from tests.support.numerics import check_op, run_with_grads
 
 BF16, FP32 = torch.bfloat16, torch.float32
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 COMPILED = pytest.mark.skipif(_triton.INTERPRET, reason="Triton interprets on this CPU")
 
@@ -33,14 +37,16 @@ def qkv(batch, tokens, num_heads, head_dim, dtype=FP32, device="cpu"):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Decide as on a machine with a current GPU and Triton, and none of the packages."""
-    monkeypatch.setattr(front, "missing_gpu", lambda device: None)
+    """Select as on a machine with a recent GPU and Triton, and none of the packages."""
+    monkeypatch.setattr(module, "gpu_unsupported_reason", lambda device: None)
     monkeypatch.setattr(_triton, "MISSING", None)
-    monkeypatch.setattr(_triton, "BLOCKED", None)
-    monkeypatch.setattr(front, "missing_package", lambda package: f"{package} is not installed")
+    monkeypatch.setattr(_triton, "CANNOT_LAUNCH", None)
+    monkeypatch.setattr(
+        module, "package_unsupported_reason", lambda package: f"{package} is not installed"
+    )
 
 
-# --- The choice -----------------------------------------------------------------------------------
+# --- Dispatch -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -61,46 +67,42 @@ def gpu(monkeypatch):
         (0, 64, FP32, "eager"),
     ],
 )
-def test_choice_on_a_gpu(gpu, tokens, head_dim, dtype, expected):
-    case = dict(num_tokens=tokens, head_dim=head_dim, dtype=dtype, device="cuda")
-    assert choose(**case)[0] == expected
+def test_selection_on_a_gpu(gpu, tokens, head_dim, dtype, expected):
+    assert select_backend(Inputs(tokens, head_dim, dtype, CUDA))[0] == expected
 
 
 @COMPILED
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 @pytest.mark.parametrize("tokens, expected", [(12, "short"), (512, "short"), (1025, "flash")])
-def test_choice_on_a_cpu(tokens, dtype, expected, monkeypatch):
+def test_selection_on_a_cpu(tokens, dtype, expected, monkeypatch):
     monkeypatch.setattr(_ext, "MISSING", None)
-    assert choose(num_tokens=tokens, head_dim=64, dtype=dtype, device="cpu")[0] == expected
+    assert select_backend(Inputs(tokens, 64, dtype, CPU))[0] == expected
 
 
 @COMPILED
 @pytest.mark.parametrize("tokens, expected", [(12, "eager"), (1024, "eager"), (1025, "flash")])
-def test_choice_on_a_cpu_without_kernels(tokens, expected, monkeypatch):
-    monkeypatch.setattr(_ext, "MISSING", "it was not built")
-    assert choose(num_tokens=tokens, head_dim=64, dtype=BF16, device="cpu")[0] == expected
+def test_selection_on_a_cpu_without_kernels(tokens, expected, monkeypatch):
+    monkeypatch.setattr(_ext, "MISSING", "not built")
+    assert select_backend(Inputs(tokens, 64, BF16, CPU))[0] == expected
 
 
-def test_choice_where_kernels_are_interpreted(monkeypatch):
+def test_selection_in_the_interpreter(monkeypatch):
     monkeypatch.setattr(_triton, "INTERPRET", True)
-    assert choose(num_tokens=128, head_dim=64, dtype=FP32, device="cpu")[0] == "short"
-    assert choose(num_tokens=129, head_dim=64, dtype=FP32, device="cpu")[0] == "eager"
+    assert select_backend(Inputs(128, 64, FP32, CPU))[0] == "short"
+    assert select_backend(Inputs(129, 64, FP32, CPU))[0] == "eager"
 
 
-def test_choice_says_why(gpu):
-    case = dict(num_tokens=20, head_dim=160, dtype=torch.float64, device="cuda")
-    backend, why = choose(**case)
-    assert backend == "eager"
-    assert why == (
+def test_selection_gives_reasons(gpu):
+    assert select_backend(Inputs(20, 160, torch.float64, CUDA)) == (
+        "eager",
         "plain PyTorch runs it; not short: no kernel for torch.float64, heads of more than 128 "
-        "columns; not flash: torch.float64 is neither float16 nor bfloat16"
+        "columns; not flash: torch.float64 is neither float16 nor bfloat16",
     )
 
 
-def test_reasons(gpu):
+def test_reasons_of_each_backend(gpu):
     def reasons(backend, tokens=20, head_dim=64, dtype=BF16, device="cuda"):
-        case = dict(num_tokens=tokens, head_dim=head_dim, dtype=dtype, device=device)
-        return supports(backend, **case)
+        return not_supported_reasons(backend, Inputs(tokens, head_dim, dtype, torch.device(device)))
 
     assert reasons("short") == reasons("flash") == reasons("eager") == []
     assert reasons("short", tokens=129) == ["not 1 to 128 tokens"]
@@ -115,31 +117,31 @@ def test_reasons(gpu):
 
 
 def test_old_or_absent_gpu_is_a_reason(monkeypatch):
-    case = dict(num_tokens=20, head_dim=64, dtype=BF16, device="cuda")
+    inputs = Inputs(20, 64, BF16, CUDA)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "no NVIDIA GPU is visible" in supports("short", **case)
+    assert "no NVIDIA GPU is visible" in not_supported_reasons("short", inputs)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert supports("flash", **case) == ["sm_75 is older than sm_80"]
-    assert choose(**case)[0] == "eager"
+    assert not_supported_reasons("flash", inputs) == ["sm_75 is older than sm_80"]
+    assert select_backend(inputs)[0] == "eager"
 
 
-def test_overview_names_every_backend():
-    overview = backends()
-    assert list(overview) == ["short", "flash", "xformers", "eager"]
-    assert overview["eager"] == "available" and overview["flash"].startswith("available, by ")
+def test_status_names_every_backend():
+    status = backend_status()
+    assert list(status) == ["short", "flash", "xformers", "eager"]
+    assert status["eager"] == "available" and status["flash"].startswith("available, by ")
 
 
-# --- Answers --------------------------------------------------------------------------------------
+# --- Results --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 @pytest.mark.parametrize("tokens", [2, 20, 160])
 def test_every_backend_that_can_run_agrees(tokens, dtype, device):
-    case = dict(num_tokens=tokens, head_dim=32, dtype=dtype, device=device)
+    inputs = Inputs(tokens, 32, dtype, torch.device(device))
     x = qkv(3, tokens, 2, 32, dtype, device)
-    for backend in ["auto", *(b for b in front.BACKENDS if not supports(b, **case))]:
+    for backend in ["auto", *(b for b in BACKENDS if not not_supported_reasons(b, inputs))]:
         check_op(lambda x, b=backend: attention(x, 2, b), lambda x: eager_attention(x, 2), [x])
 
 
@@ -151,7 +153,7 @@ def test_one_token_attends_to_itself(device):
     assert not grad[..., :64].any()
 
 
-def test_equals_the_reference_module():
+def test_parity_with_the_reference_module():
     module = reference.Attention(32, 4).double()
     x = torch.randn(3, 7, 32, dtype=torch.float64)
     expected = module(x)  # its softmax is float32
@@ -161,21 +163,21 @@ def test_equals_the_reference_module():
 
 @pytest.mark.parametrize("tokens", [20, 160])
 def test_fullgraph_over_changing_shapes(tokens):
-    """The choice is made while tracing, also where the compiler makes sizes symbolic."""
+    """The backend is selected while tracing, also where the compiler makes sizes symbolic."""
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager", dynamic=True)
     for batch in (2, 5):
         x = qkv(batch, tokens, 2, 16)
         check_op(lambda x: compiled(x, 2), lambda x: eager_attention(x, 2), [x])
 
 
-def test_gradients_are_finite_without_spread():
-    """Equal scores everywhere, and a softmax that picks one."""
+def test_gradients_are_finite_for_extreme_scores():
+    """Equal scores everywhere, and a softmax that selects one key."""
     for scale in (0.0, 1e3):
         _, (grad,) = run_with_grads(lambda x: attention(x, 2), [scale * qkv(2, 160, 2, 16)])
         assert torch.isfinite(grad).all()
 
 
-# --- Splitting ------------------------------------------------------------------------------------
+# --- Large batches --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -189,41 +191,40 @@ def test_gradients_are_finite_without_spread():
         ((10**7, 64, 64), 1),
     ],
 )
-def test_batch_limit(shape, limit):
+def test_max_batch(shape, limit):
     tokens, heads, head_dim = shape
-    assert batch_limit(tokens, heads, head_dim) == limit
+    assert max_batch(tokens, heads, head_dim) == limit
     padded = -(-tokens // 128) * 128 * heads * -(-head_dim // 32) * 32
     assert limit == 1 or limit * padded < 2**31
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 7])
-def test_split_batches_give_the_same(monkeypatch, batch):
+def test_split_batches_give_the_same_result(monkeypatch, batch):
     x = qkv(batch, 160, 2, 16)
     cotangent = [torch.randn(batch, 160, 32)]
     whole = run_with_grads(lambda x: attention(x, 2, "flash"), [x], cotangent)
-    sizes = []
-    plain = front._flash_attention
-    monkeypatch.setattr(front, "batch_limit", lambda *shape: 3)
+    sizes, sdpa = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(module, "max_batch", lambda *shape: 3)
     monkeypatch.setattr(
-        front, "_flash_attention", lambda x, heads: sizes.append(len(x)) or plain(x, heads)
+        F, "scaled_dot_product_attention", lambda q, k, v: sizes.append(len(q)) or sdpa(q, k, v)
     )
     parts = run_with_grads(lambda x: attention(x, 2, "flash"), [x], cotangent)
     assert sizes == {1: [1], 3: [3], 4: [3, 1], 7: [3, 3, 1]}[batch]
     torch.testing.assert_close(parts, whole)
 
 
-# --- Mistakes and broken packages -----------------------------------------------------------------
+# --- Errors and broken packages -------------------------------------------------------------------
 
 
-def test_forced_backend_that_cannot_run():
-    with pytest.raises(ValueError, match="backend: 'short' cannot run here: ") as caught:
+def test_unsupported_backend_is_refused_with_reasons():
+    with pytest.raises(ValueError, match=r"^backend: 'short' cannot") as caught:
         attention(qkv(1, 513, 1, 4), 1, "short")
     assert f"not 1 to {128 if _triton.INTERPRET else 512} tokens" in str(caught.value)
-    assert str(caught.value).endswith("; what can: auto, flash, eager")
+    assert str(caught.value).endswith("auto, flash, eager")
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="backend: 'sdpa' is not one of auto, short, flash"):
+    with pytest.raises(ValueError, match=r"^backend: 'sdpa' is not one of auto, short, flash"):
         attention(qkv(2, 5, 2, 16), 2, "sdpa")
 
 
@@ -240,60 +241,59 @@ def test_bad_arguments_are_named(shape, heads, message):
         attention(torch.zeros(shape), heads)
 
 
-STUB = "def flash_attn_qkvpacked_func(qkv): raise AssertionError\nraise OSError('undefined symbol')"
-PROBE = """
+BROKEN = (
+    "def flash_attn_qkvpacked_func(qkv): raise AssertionError\nraise OSError('undefined symbol')"
+)
+SCRIPT = """
 import sys, torch
-import ivcl_fast.kernels.attention as front
+import ivcl_fast.kernels.attention as module
+from ivcl_fast.kernels.attention import package_unsupported_reason as reason
 assert not {"flash_attn", "xformers", "xformers.ops"} & set(sys.modules)
-assert front.missing_package("flash-attn 2") == (
-    "flash-attn 2 cannot be imported (OSError: undefined symbol)")
-assert "OSError: undefined symbol" in front.missing_package("flash-attn 4")
-assert "xformers cannot be imported" in front.missing_package("xformers")
-sys.modules["flash_attn"] = None  # asked once: the reason is remembered
-assert "undefined symbol" in front.missing_package("flash-attn 2")
-assert front._flash_provider(torch.device("cuda"), 64) == "torch"
-assert front.attention(torch.randn(2, 160, 96), 2).shape == (2, 160, 32)
+assert reason("flash-attn 2") == "flash-attn 2 cannot be imported (OSError: undefined symbol)"
+assert "OSError: undefined symbol" in reason("flash-attn 4")
+assert "xformers cannot be imported" in reason("xformers")
+sys.modules["flash_attn"] = None  # the reason is remembered, the import not tried again
+assert "undefined symbol" in reason("flash-attn 2")
+assert module._flash_provider(torch.device("cuda"), 64) == "torch"
+assert module.attention(torch.randn(2, 160, 96), 2).shape == (2, 160, 32)
 """
 
 
-def test_broken_package_is_a_reason_only(tmp_path: Path):
-    (tmp_path / "flash_attn.py").write_text(STUB)
+def test_broken_packages_are_not_used_and_the_reason_is_kept(tmp_path: Path):
+    (tmp_path / "flash_attn.py").write_text(BROKEN)
     (tmp_path / "xformers.py").write_text("raise RuntimeError('built for another torch')")
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
     run = subprocess.run(
-        [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout == ""
 
 
 def test_installed_packages_are_used(monkeypatch, gpu):
-    """With stand-ins: layouts in and out, and flash-attn 4 before 2 except under a compiler."""
+    """With stand-ins: their layouts, and flash-attn 4 before 2 except under a compiler."""
 
-    def four(q, k, v):
-        out = torch.nn.functional.scaled_dot_product_attention(
-            *(x.transpose(1, 2) for x in (q, k, v))
-        )
+    def flash_4(q, k, v):
+        out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
         return out.transpose(1, 2), None
 
     stand_ins = {
-        "flash-attn 4": four,
-        "flash-attn 2": lambda x: four(*x.unbind(2))[0],
-        "xformers": lambda q, k, v: four(q, k, v)[0],
+        "flash-attn 4": flash_4,
+        "flash-attn 2": lambda x: flash_4(*x.unbind(2))[0],
+        "xformers": lambda q, k, v: flash_4(q, k, v)[0],
     }
-    monkeypatch.setattr(front, "_functions", stand_ins)
+    monkeypatch.setattr(module, "_functions", stand_ins)
     x = qkv(3, 20, 2, 16)
     expected = eager_attention(x, 2)
-    torch.testing.assert_close(front._xformers_attention(x, 2), expected)
+    torch.testing.assert_close(module._xformers_attention(x, 2), expected)
     for provider in ("flash-attn 4", "flash-attn 2"):
-        monkeypatch.setattr(front, "_flash_provider", lambda *case, p=provider: p)
-        torch.testing.assert_close(front._flash_attention(x, 2), expected)
+        monkeypatch.setattr(module, "_flash_provider", lambda *case, p=provider: p)
+        torch.testing.assert_close(module._flash_attention(x, 2), expected)
     monkeypatch.undo()
-    monkeypatch.setattr(front, "missing_package", lambda package: None)
-    cuda = torch.device("cuda")
-    assert front._flash_provider(cuda, 64) == "flash-attn 4"
-    assert front._flash_provider(cuda, 20) == "torch"
-    assert front._flash_provider(torch.device("cpu"), 64) == "torch"
+    monkeypatch.setattr(module, "package_unsupported_reason", lambda package: None)
+    assert module._flash_provider(CUDA, 64) == "flash-attn 4"
+    assert module._flash_provider(CUDA, 20) == "torch"
+    assert module._flash_provider(CPU, 64) == "torch"
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert front._flash_provider(cuda, 64) == "flash-attn 2"
+    assert module._flash_provider(CUDA, 64) == "flash-attn 2"

@@ -1,4 +1,4 @@
-"""Which C++ object is loaded, and that none, a stale or a broken one only costs speed."""
+"""Which C++ object is loaded; a missing, outdated or damaged one only costs speed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 import pytest
 
 from ivcl_fast.kernels import _ext, _triton
-from ivcl_fast.kernels._objects import ISAS, MARK, digest, module, whole
+from ivcl_fast.kernels._objects import ISAS, MARK, digest, is_complete, module
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
 
-able = pytest.mark.skipif(not _ext.supported_isas(), reason="no C++ kernels for this CPU")
+supported = pytest.mark.skipif(not _ext.supported_isas(), reason="no C++ kernels for this CPU")
 loaded = pytest.mark.skipif(_ext.ISA is None, reason=str(_ext.MISSING))
 
 
-@able
+@supported
 @pytest.mark.skipif(sys.platform != "linux" or COMPILER is None, reason="no C++ compiler on Linux")
 @pytest.mark.skipif(
     _triton.INTERPRET or os.environ.get("IVCL_FAST_ISA") == "none", reason="switched off"
 )
-def test_with_a_compiler_the_kernels_are_there():
+def test_kernels_are_built_where_there_is_a_compiler():
     """Otherwise the tests of the C++ kernels would be skipped without anyone noticing."""
     assert _ext.MISSING is None, f"{_ext.MISSING}: make build"
     assert (os.environ.get("IVCL_FAST_ISA") or _ext.supported_isas()[0]) == _ext.ISA
@@ -33,7 +33,7 @@ def test_with_a_compiler_the_kernels_are_there():
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the loader looks for objects instead: an empty folder."""
+    """An empty folder, where the loader looks for objects instead."""
     monkeypatch.setattr(_ext, "FOLDER", tmp_path)
     monkeypatch.setattr(_triton, "INTERPRET", False)
     monkeypatch.setattr(_ext, "supported_isas", lambda: ("avx512", "avx2"))
@@ -41,11 +41,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_nothing_built(folder):
-    assert _ext._load() == "it was not built: that takes a C++ compiler, and torch beside the build"
+def test_reason_where_nothing_is_built(folder):
+    assert _ext._load().startswith("not built; the build needs a C++ compiler")
 
 
-def test_no_object_for_this_cpu(folder, monkeypatch):
+def test_reason_on_an_unsupported_cpu(folder, monkeypatch):
     monkeypatch.setattr(_ext, "supported_isas", lambda: ())
     assert _ext._load() == "this CPU has no AVX2"
 
@@ -58,39 +58,39 @@ def test_no_object_for_this_cpu(folder, monkeypatch):
         ("", "IVCL_FAST_ISA: '' is not one of none, avx512, avx2"),
     ],
 )
-def test_the_variable(folder, monkeypatch, named, reason):
+def test_environment_variable_is_obeyed(folder, monkeypatch, named, reason):
     monkeypatch.setenv("IVCL_FAST_ISA", named)
     assert _ext._load() == reason
 
 
 @loaded
-def test_stale_and_broken_objects_are_passed_over(folder, monkeypatch, tmp_path):
-    """The best one's defect is told; a whole one of these sources behind it is taken."""
+def test_outdated_and_damaged_objects_are_refused(folder):
+    """The reason names the best object and its defect."""
     good = Path(_ext._library._name).read_bytes()
     mark = (MARK + digest(_ext.CSRC)).encode()
     best, next_best = (folder / f"{module(isa)}.abi3.so" for isa in ("avx512", "avx2"))
     best.write_bytes(good.replace(mark, MARK.encode() + b"0" * 16))
-    stale = f"{best.name}: of other sources than csrc/; build it anew: make build"
-    assert _ext._load() == stale
+    outdated = f"{best.name}: built from other sources than csrc/; build it again: make build"
+    assert _ext._load() == outdated
     for size in (0, 63, 1000, len(good) // 2, len(good) - 1):
         best.write_bytes(good[:size])
-        assert _ext._load() == f"{best.name}: cut off; build or install it anew", size
+        assert _ext._load() == f"{best.name}: truncated; build or install it again", size
     best.write_bytes(bytes(64) + mark)
     assert _ext._load().startswith(f"{best.name}: ")
     best.unlink()
     next_best.write_bytes(good.replace(mark, MARK.encode() + b"0" * 16))
-    assert _ext._load() == stale.replace("avx512", "avx2")
+    assert _ext._load() == outdated.replace("avx512", "avx2")
 
 
 @loaded
-def test_built_objects_are_whole():
+def test_built_objects_are_complete():
     for isa in ISAS:
         path = _ext.FOLDER / f"{module(isa)}.abi3.so"
         if path.is_file():
-            assert whole(path.read_bytes()), path.name
+            assert is_complete(path.read_bytes()), path.name
 
 
-def test_the_digest_changes_with_any_source(tmp_path):
+def test_digest_changes_with_any_source(tmp_path):
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     before = digest(tmp_path / "csrc")
     assert before == digest(ROOT / "csrc")
@@ -98,12 +98,12 @@ def test_the_digest_changes_with_any_source(tmp_path):
     assert digest(tmp_path / "csrc") != before
 
 
-def fresh(code: str, package: Path, **environment: str) -> str:
-    """What code prints in a fresh interpreter, with the package from another checkout."""
-    environment = {"TRITON_INTERPRET": "0", "PYTHONPATH": str(package)} | environment
+def run_python(code: str, checkout: Path, **environment: str) -> str:
+    """The output of code in a new interpreter that imports the package from ``checkout``."""
+    environment = {"TRITON_INTERPRET": "0", "PYTHONPATH": str(checkout)} | environment
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=package,
+        cwd=checkout,
         env={k: v for k, v in os.environ.items() if k != "IVCL_FAST_ISA"} | environment,
         capture_output=True,
         text=True,
@@ -113,16 +113,16 @@ def fresh(code: str, package: Path, **environment: str) -> str:
 
 
 @loaded
-@pytest.mark.parametrize("how", ["stale", "cut off"])
-def test_a_defective_object_leaves_the_import_and_the_ops_alone(tmp_path, how):
+@pytest.mark.parametrize("how", ["outdated", "truncated"])
+def test_ops_run_in_pytorch_with_a_defective_object(tmp_path, how):
     for name in ("ivcl_fast", "kernels", "csrc"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so"))
     shutil.copy(ROOT / "setup.py", tmp_path)
-    if how == "cut off":
+    if how == "truncated":
         shutil.rmtree(tmp_path / "csrc")
     for built in (ROOT / "kernels").glob("*.so"):
         content = built.read_bytes()
-        if how == "cut off":
+        if how == "truncated":
             content = content[: len(content) // 2]
         else:
             content = content.replace(MARK.encode(), MARK.upper().encode())
@@ -133,13 +133,13 @@ def test_a_defective_object_leaves_the_import_and_the_ops_alone(tmp_path, how):
         "bias_gelu(torch.zeros(2, 3), torch.zeros(3))\n"
         "print(_ext.ISA, _ext.MISSING, dict(_ext.calls()))\n"
     )
-    said = fresh(code, tmp_path)
-    reason = ": of other sources" if how == "stale" else ": cut off"
-    assert said.startswith("None ") and reason in said and said.endswith("{}\n")
+    output = run_python(code, tmp_path)
+    reason = ": built from other sources" if how == "outdated" else ": truncated"
+    assert output.startswith("None ") and reason in output and output.endswith("{}\n")
 
 
 @loaded
-def test_another_instruction_set_by_name_and_counts():
+def test_another_instruction_set_is_loaded_by_name_and_its_calls_counted():
     isa = next(
         isa
         for isa in reversed(_ext.supported_isas())
@@ -157,4 +157,4 @@ def test_another_instruction_set_by_name_and_counts():
         "print(_ext.ISA, _ext.MISSING, sorted((dispatches() - before).items()))\n"
     )
     calls = [(("bias_gelu", "cpp"), 2), (("bias_gelu_backward", "cpp"), 1)]
-    assert fresh(code, ROOT, IVCL_FAST_ISA=isa) == f"{isa} None {calls}\n"
+    assert run_python(code, ROOT, IVCL_FAST_ISA=isa) == f"{isa} None {calls}\n"

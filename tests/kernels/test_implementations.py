@@ -1,7 +1,7 @@
-"""The op tests once more: through Triton's interpreter, and on the other C++ objects.
+"""The op tests again, in Triton's interpreter and on the other C++ objects.
 
-In processes of their own: the interpreter replaces parts of Triton for good, and an object is
-loaded for good.
+They run in processes of their own, because neither the interpreter's changes to Triton nor the
+loading of an object can be undone.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def run_op_tests(**environment: str) -> None:
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 
 
-def test_ops_interpreted():
+def test_ops_in_tritons_interpreter():
     run_op_tests(TRITON_INTERPRET="1")
 
 
 @pytest.mark.parametrize("isa", [isa for isa in BUILT if isa != _ext.ISA])
-def test_ops_for_another_instruction_set(isa):
+def test_ops_on_another_instruction_set(isa):
     run_op_tests(IVCL_FAST_ISA=isa)
 
 
-def test_ops_without_cpp():
-    """What a machine without a compiler runs."""
+def test_ops_in_pytorch():
+    """What a machine without a C++ compiler runs."""
     run_op_tests(IVCL_FAST_ISA="none")

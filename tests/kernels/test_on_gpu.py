@@ -1,6 +1,6 @@
-"""What only a GPU can show: sizes beyond 16 and 31 bits, finite gradients, whole models.
+"""What only a GPU can test: sizes beyond 16 and 31 bits, finite gradients, whole models.
 
-Most run small on a CPU as well, so that the tests themselves are known to work.
+Most of these also run on a CPU, with small sizes.
 """
 
 from __future__ import annotations
@@ -14,33 +14,38 @@ from torch import Tensor, nn
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, accelerate, kernels, reference, restore
 from ivcl_fast.kernels import _triton, dispatches
-from ivcl_fast.kernels.attention import attention, eager_attention, supports
+from ivcl_fast.kernels.attention import (
+    Inputs,
+    attention,
+    eager_attention,
+    not_supported_reasons,
+)
 
 GPU = pytest.mark.gpu
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 pytestmark = pytest.mark.skipif(_triton.INTERPRET, reason="the interpreter is slow")
 
 
-def assert_near(ours: Tensor, expected: Tensor, share: float, what: str = "") -> None:
-    """The norm of the difference is at most a share of the norm; NaN never is."""
+def assert_near(ours: Tensor, expected: Tensor, tolerance: float, what: str = "") -> None:
+    """Check the norm of the difference relative to the norm of ``expected``; NaN always fails."""
     error = (ours.float() - expected.float()).norm() / expected.float().norm().clamp(min=1e-12)
-    assert error <= share, f"{what}: differs by {error:.2e} of its norm"
+    assert error <= tolerance, f"{what}: differs by {error:.2e} of its norm"
 
 
 # --- Many frames ----------------------------------------------------------------------------------
 
 
 class Case(NamedTuple):
-    """An op on frames that do not depend on each other."""
+    """An op whose frames do not depend on each other."""
 
-    draw: Callable[[int, str], list[Tensor]]
-    """Number of frames and device to tensors of that length."""
+    make_inputs: Callable[[int, str], list[Tensor]]
+    """From the number of frames and the device to tensors with that many frames."""
     run: Callable[..., Tensor]
     per_frame: int
     """Elements of the largest tensor."""
 
 
-def half(*shape: int, device: str) -> Tensor:
+def randn_bf16(*shape: int, device: str) -> Tensor:
     return torch.randn(*shape, dtype=torch.bfloat16, device=device)
 
 
@@ -53,48 +58,50 @@ def ids(frames: int, count: int, device: str) -> Tensor:
     return kernels.sample_masks(seeds, 64, count)[0]
 
 
-def shared(*shape: int, like: Tensor) -> Tensor:
-    """The same for any number of frames."""
+def fixed(*shape: int, like: Tensor) -> Tensor:
+    """A parameter that does not depend on the number of frames."""
     return torch.linspace(-1, 1, torch.Size(shape).numel(), device=like.device).view(shape)
 
 
 CASES = {
     "short_attention": Case(
-        lambda n, device: [half(n, 12, 192, device=device)],
+        lambda n, device: [randn_bf16(n, 12, 192, device=device)],
         lambda qkv: kernels.short_attention(qkv, 1),
         12 * 192,
     ),
     "add_layer_norm": Case(
-        lambda n, device: [half(n, 4, 768, device=device) for _ in range(2)],
+        lambda n, device: [randn_bf16(n, 4, 768, device=device) for _ in range(2)],
         lambda x, residual: sum(
             kernels.add_layer_norm(
-                x, residual, shared(768, like=x).bfloat16(), shared(768, like=x).bfloat16()
+                x, residual, fixed(768, like=x).bfloat16(), fixed(768, like=x).bfloat16()
             )
         ),
         4 * 768,
     ),
     "bias_gelu": Case(
-        lambda n, device: [half(n, 4, 768, device=device)],
-        lambda x: kernels.bias_gelu(x, shared(768, like=x)),
+        lambda n, device: [randn_bf16(n, 4, 768, device=device)],
+        lambda x: kernels.bias_gelu(x, fixed(768, like=x)),
         4 * 768,
     ),
     "embed_patches": Case(
         lambda n, device: [rows(n, device), ids(n, 4, device)],
         lambda rows, ids: kernels.embed_patches(
-            rows, ids, shared(64, 192, like=rows), shared(64, like=rows), shared(64, 64, like=rows),
+            rows, ids, fixed(64, 192, like=rows), fixed(64, like=rows), fixed(64, 64, like=rows),
             0.5, 0.5, torch.bfloat16,
         ),
         64 * 192,
     ),
     "restore_tokens": Case(
-        lambda n, device: [half(n, 16, 64, device=device), ids(n, 16, device)],
+        lambda n, device: [randn_bf16(n, 16, 64, device=device), ids(n, 16, device)],
         lambda visible, ids: kernels.restore_tokens(
-            visible, ids, shared(64, like=visible), shared(64, 64, like=visible)
+            visible, ids, fixed(64, like=visible), fixed(64, 64, like=visible)
         ),
         64 * 64,
     ),
     "patch_loss": Case(
-        lambda n, device: [half(n, 48, 192, device=device), rows(n, device), ids(n, 48, device)],
+        lambda n, device: [
+            randn_bf16(n, 48, 192, device=device), rows(n, device), ids(n, 48, device),
+        ],
         # The sum over frames, so that a frame's gradient does not depend on their number.
         lambda pred, rows, ids: kernels.patch_loss(pred, rows, ids, True, 0.5, 0.5) * len(pred),
         64 * 192,
@@ -112,13 +119,16 @@ CASES = {
 )
 @pytest.mark.parametrize("name", CASES)
 def test_many_frames(name, device, frames, elements):
-    """More than a grid's second axis holds, and than 31 bits count: the last come out as alone."""
+    """More frames than a grid's second axis holds, and more elements than 31 bits count.
+
+    The last frames have the same results as when they are computed alone.
+    """
     if elements and torch.cuda.get_device_properties(0).total_memory < 60e9:
         pytest.skip("needs 60 GB of GPU memory")
     case = CASES[name]
     frames = frames or elements // case.per_frame + 9
     torch.manual_seed(0)
-    tensors = case.draw(frames, device)
+    tensors = case.make_inputs(frames, device)
     many = forward_backward(case, tensors)
     for start in (0, frames // 2, frames - 3):
         few = forward_backward(case, [x[start : start + 3].detach() for x in tensors])
@@ -128,7 +138,7 @@ def test_many_frames(name, device, frames, elements):
 
 
 def forward_backward(case: Case, tensors: list[Tensor]) -> list[Tensor]:
-    """The output and the gradients of float inputs, every output weighing one."""
+    """The output and the gradients of float inputs, for an output gradient of ones."""
     floats = [x.requires_grad_() for x in tensors if x.is_floating_point()]
     with torch.set_grad_enabled(bool(floats)):
         out = case.run(*tensors)
@@ -149,15 +159,15 @@ def test_masks_of_many_frames(device, frames):
 
 @pytest.mark.parametrize("device, frames", [("cpu", 9), pytest.param("cuda", 70_000, marks=GPU)])
 @pytest.mark.parametrize("backend", ["flash", "auto"])
-def test_a_librarys_attention_is_given_many_frames_in_parts(backend, device, frames):
-    qkv = half(frames, 160, 96, device=device).requires_grad_()
+def test_library_attention_of_many_frames(backend, device, frames):
+    qkv = randn_bf16(frames, 160, 96, device=device).requires_grad_()
     out = attention(qkv, 2, backend)
     (grad,) = torch.autograd.grad(out, qkv, torch.ones_like(out))
     last = qkv[-3:].detach().float().requires_grad_()
     expected = eager_attention(last, 2)
     assert_near(out[-3:], expected, 2e-2, "output")
-    (wanted,) = torch.autograd.grad(expected, last, torch.ones_like(expected))
-    assert_near(grad[-3:], wanted, 5e-2, "gradient")
+    (expected_grad,) = torch.autograd.grad(expected, last, torch.ones_like(expected))
+    assert_near(grad[-3:], expected_grad, 5e-2, "gradient")
 
 
 # --- Gradients ------------------------------------------------------------------------------------
@@ -166,13 +176,16 @@ def test_a_librarys_attention_is_given_many_frames_in_parts(backend, device, fra
 @pytest.mark.parametrize("tokens", [1, 7, 12, 20, 29, 44, 64, 65, 100, 127, 128, 129, 197, 448])
 @pytest.mark.parametrize("backend", ["short", "flash", "eager"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_gradients_of_attention_are_right_at_every_length(device, backend, tokens):
-    """cuDNN's backward has given NaN at some lengths."""
-    case = dict(num_tokens=tokens, head_dim=64, dtype=torch.bfloat16, device=device)
-    if reasons := supports(backend, **case):
+def test_attention_gradients_are_correct_at_every_length(device, backend, tokens):
+    """cuDNN's backward has returned NaN at some lengths."""
+    inputs = Inputs(tokens, 64, torch.bfloat16, torch.device(device))
+    if reasons := not_supported_reasons(backend, inputs):
         pytest.skip(f"{backend}: {', '.join(reasons)}")
     torch.manual_seed(tokens)
-    qkv, weights = half(3, tokens, 384, device=device), half(3, tokens, 128, device=device)
+    qkv, weights = (
+        randn_bf16(3, tokens, 384, device=device),
+        randn_bf16(3, tokens, 128, device=device),
+    )
     results = []
     for function, x in ((attention, qkv), (eager_attention, qkv.float())):
         x.requires_grad_()
@@ -187,50 +200,53 @@ def test_gradients_of_attention_are_right_at_every_length(device, backend, token
 SHALLOW = dict(depth=2, temporal_depth=2, decoder_depth=2, num_frames=4, num_query_frames=2)
 
 
-@pytest.mark.parametrize("amp, share", [(False, 1e-4), (True, 3e-2)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "amp, tolerance", [(False, 1e-4), (True, 3e-2)], ids=["float32", "bfloat16"]
+)
 @pytest.mark.parametrize(
     "device, preset",
     [("cpu", "tiny"), *(pytest.param("cuda", p, marks=GPU) for p in ("tiny", "base64", "base224"))],
 )
-def test_training_step_is_the_references(device, preset, amp, share):
+def test_training_step_parity_with_the_reference(device, preset, amp, tolerance):
     cfg = IVCLConfig.preset(preset, **SHALLOW)
     fast, plain = pair(IVCL, reference.IVCL, device, cfg)
     video = clips(cfg, device)
     seed = torch.tensor([3, 5], device=device)
-    same_gradients(fast, plain, lambda model: model(video, seed=seed).loss, device, amp, share)
+    check_gradients(fast, plain, lambda model: model(video, seed=seed).loss, device, amp, tolerance)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("of_each", [0, 3])
-def test_classifier_is_the_references(device, of_each):
-    """``of_each``: clips of each video that share its frames; 0: a video is a clip."""
+@pytest.mark.parametrize("clips_per_video", [0, 3])
+def test_classifier_parity_with_the_reference(device, clips_per_video):
+    """Clips that share the frames of a video; with 0, every video is a clip of its own."""
     cfg = IVCLConfig.preset("tiny", **SHALLOW)
     fast, plain = pair(IVCLClassifier, reference.IVCLClassifier, device, cfg)
     video, frame_index = clips(cfg, device), None
-    if of_each:
-        frame_index = torch.randint(cfg.num_frames, (2, of_each, cfg.num_frames), device=device)
-    labels = torch.tensor([1, 30] * max(of_each, 1), device=device)
+    if clips_per_video:
+        shape = 2, clips_per_video, cfg.num_frames
+        frame_index = torch.randint(cfg.num_frames, shape, device=device)
+    labels = torch.tensor([1, 30] * max(clips_per_video, 1), device=device)
 
     def loss(model):
         return torch.nn.functional.cross_entropy(model(video, frame_index).float(), labels)
 
-    same_gradients(fast, plain, loss, device, amp=False, share=1e-4)
+    check_gradients(fast, plain, loss, device, amp=False, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_reference_accelerated_and_restored(device):
+def test_accelerate_and_restore_the_reference(device):
     cfg = IVCLConfig.preset("tiny", **SHALLOW)
     model, plain = pair(reference.IVCL, reference.IVCL, device, cfg)
     video, seed = clips(cfg, device), torch.tensor([3, 5], device=device)
     assert not accelerate(model).kept
-    same_gradients(model, plain, lambda model: model(video, seed=seed).loss, device, False, 1e-4)
+    check_gradients(model, plain, lambda model: model(video, seed=seed).loss, device, False, 1e-4)
     restore(model)
     assert all(type(a) is type(b) for a, b in zip(model.modules(), plain.modules(), strict=True))
     assert torch.equal(model(video, seed=seed).loss, plain(video, seed=seed).loss)
 
 
 class PlainMlp(nn.Module):
-    """As anybody's: both ways are tried before it is swapped."""
+    """A user's own module: ``accelerate`` compares both versions before it replaces it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -241,7 +257,7 @@ class PlainMlp(nn.Module):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_foreign_module_accelerated_and_restored(device):
+def test_accelerate_and_restore_a_users_module(device):
     torch.manual_seed(0)
     mlp, x = PlainMlp().to(device), torch.randn(3, 5, 64, device=device)
     expected = mlp(x)
@@ -252,21 +268,21 @@ def test_a_foreign_module_accelerated_and_restored(device):
 
 
 def clips(cfg: IVCLConfig, device: str) -> Tensor:
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     shape = 2, cfg.num_frames, cfg.num_patches, cfg.patch_dim
-    return torch.randint(256, shape, dtype=torch.uint8, generator=draw).to(device)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device)
 
 
 def pair(fast_class, plain_class, device: str, cfg: IVCLConfig):
     models = []
-    for made in (fast_class, plain_class):
+    for model_class in (fast_class, plain_class):
         torch.manual_seed(0)
-        models.append(made(cfg).to(device))
+        models.append(model_class(cfg).to(device))
     return models
 
 
-def same_gradients(fast, plain, loss, device: str, amp: bool, share: float) -> None:
-    """Loss and all gradients; on a GPU every op ran as a Triton kernel."""
+def check_gradients(fast, plain, loss, device: str, amp: bool, tolerance: float) -> None:
+    """Compare loss and all gradients; check that on a GPU every op ran as a Triton kernel."""
     before = dispatches()
     losses = []
     for model, half_precision in ((fast, amp), (plain, False)):
@@ -276,19 +292,19 @@ def same_gradients(fast, plain, loss, device: str, amp: bool, share: float) -> N
         losses.append(value.detach())
         if model is fast:
             used = dispatches() - before
-    assert_near(losses[0], losses[1], share, "loss")
+    assert_near(losses[0], losses[1], tolerance, "loss")
     for (name, ours), theirs in zip(fast.named_parameters(), plain.parameters(), strict=True):
         assert ours.grad is not None and ours.grad.isfinite().all(), name
         a, b = ours.grad, theirs.grad
-        if name.endswith("qkv.bias"):  # the keys' third has no true gradient
+        if name.endswith("qkv.bias"):  # the true gradient of the keys' third is zero
             a, b = (x.view(3, -1)[[0, 2]] for x in (a, b))
-        assert_near(a, b, share, name)
+        assert_near(a, b, tolerance, name)
     if device == "cuda":
         assert used and {how for _, how in used} == {"triton"}, used
 
 
 @GPU
-def test_compiled_blocks_compute_the_same_and_compile_once():
+def test_compiled_blocks_match_eager_and_compile_once():
     cfg = IVCLConfig.preset("tiny", **SHALLOW)
     compiled, eager = pair(IVCL, IVCL, "cuda", cfg)
     compiled.compile_blocks()

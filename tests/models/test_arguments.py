@@ -17,7 +17,7 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"^video: "):
         fast(video()[:, :2])
     short = ivcl_fast.IVCL(IVCLConfig.preset("tiny", **SIZES, attention="short"))
-    if not kernels.fused(video()):
+    if not kernels.has_kernel(video()):
         with pytest.raises(ValueError, match="backend: 'short' cannot run here: "):
             short(video())
 

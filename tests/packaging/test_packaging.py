@@ -172,7 +172,7 @@ def test_without_torch_the_wheel_is_pure_and_says_why(checkout, fake, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     site = str(tmp_path / "site")
     info = python(["-m", "ivcl_fast.info"], tmp_path, PYTHONPATH=site)
-    reason = "it was not built: that takes a C++ compiler, and torch beside the build"
+    reason = "not built; the build needs a C++ compiler, and torch in its environment"
     assert info.count(f"cpu: PyTorch, {reason}") == 7 or not _ext.supported_isas()
 
 

@@ -1,4 +1,4 @@
-"""How close is close enough: every op is judged against float64 by the same rule."""
+"""The tolerance of every op's parity test: its error against float64."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor
 
 
 def assert_parity(ours: Tensor, same_dtype: Tensor, exact: Tensor, what: str = "output") -> None:
-    """Ours may err from ``exact`` (float64) at most twice as much as ``same_dtype`` PyTorch does.
+    """Check that the error of ``ours`` is at most twice that of PyTorch in the same dtype.
 
-    Both errors are the largest over the tensor. One unit in the last place of the output's dtype,
-    at the tensor's largest magnitude, is granted on top: PyTorch's own error can be exactly zero.
+    Errors are the largest over the tensor, against ``exact`` (float64). One unit in the last place
+    of the output's dtype at the tensor's largest magnitude is allowed in addition, because
+    PyTorch's own error can be exactly zero.
     """
     assert ours.shape == exact.shape, f"{what}: shape {ours.shape} is not {exact.shape}"
     assert ours.dtype == same_dtype.dtype, f"{what}: dtype {ours.dtype} is not {same_dtype.dtype}"
@@ -31,7 +32,7 @@ def run_with_grads(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Float outputs of ``function(*args)`` and the gradients of its float inputs.
 
-    ``cotangents`` weigh the outputs (random by default, from torch's generator).
+    ``cotangents`` are the gradients of the outputs (random by default, from torch's generator).
     """
     leaves = [
         a.detach().clone(memory_format=torch.preserve_format).requires_grad_()
@@ -43,22 +44,23 @@ def run_with_grads(
     outputs = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
     if cotangents is None:
         cotangents = [torch.randn_like(o) for o in outputs]
-    wanted = [a for a in leaves if isinstance(a, Tensor) and a.requires_grad]
+    inputs = [a for a in leaves if isinstance(a, Tensor) and a.requires_grad]
     grads = torch.autograd.grad(
-        outputs, wanted, [c.to(o) for c, o in zip(cotangents, outputs, strict=True)]
+        outputs, inputs, [c.to(o) for c, o in zip(cotangents, outputs, strict=True)]
     )
     return [o.detach() for o in outputs], list(grads)
 
 
 def check_op(ours: Callable, ref: Callable, args: Sequence[Any]) -> None:
-    """Forward and every gradient of ``ours(*args)`` obey :func:`assert_parity` against ``ref``.
+    """Check the outputs and all gradients of ``ours(*args)`` against ``ref``.
 
-    ``ref`` runs twice: on the same inputs and dtype, and on the inputs cast to float64.
+    ``ref`` runs twice: on the same inputs, and on the inputs cast to float64. The tolerance is that
+    of :func:`assert_parity`.
     """
     doubled = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-    probe = ref(*args)
-    probe = list(probe) if isinstance(probe, tuple | list) else [probe]
-    cotangents = [torch.randn_like(o) for o in probe]
+    outputs = ref(*args)
+    outputs = outputs if isinstance(outputs, tuple | list) else [outputs]
+    cotangents = [torch.randn_like(o) for o in outputs]
     our_out, our_grads = run_with_grads(ours, args, cotangents)
     same_out, same_grads = run_with_grads(ref, args, cotangents)
     exact_out, exact_grads = run_with_grads(ref, doubled, cotangents)

@@ -1,6 +1,6 @@
-"""Stand-ins for CUDA streams, events and graphs, to run code that uses them on a CPU.
+"""Stand-ins for CUDA streams, events and graphs, to test code that uses them on a CPU.
 
-They note what is done in which order, and take the arguments that torch's own take.
+They log the calls in order, and take the arguments of torch's own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 class PretendCuda:
-    """What is done is in ``log``; a graph's work is done when it is recorded, not when replayed."""
+    """Replaces ``torch.cuda``'s classes; calls go to ``log``. A replayed graph computes nothing."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log: list[str] = []

@@ -66,7 +66,9 @@ def test_training_repeats_bit_for_bit(deterministic, kind, image_size, device):
 
 
 def test_libraries_that_do_not_heed_it_are_passed_over(deterministic, monkeypatch):
-    monkeypatch.setattr("ivcl_fast.kernels.attention.missing_package", lambda package: None)
+    monkeypatch.setattr(
+        "ivcl_fast.kernels.attention.package_unsupported_reason", lambda package: None
+    )
     gpu = torch.device("cuda")
     assert _flash_provider(gpu, 64) == "torch"
     torch.use_deterministic_algorithms(False)

@@ -1,9 +1,8 @@
-"""Op tests run on each device with an implementation of its own.
+"""Op tests run on every device, and test the implementation that serves it.
 
-Without a GPU the CPU implementation is tested, the one in C++ where it is built; under
-``TRITON_INTERPRET=1`` the same tests send CPU tensors through the Triton kernels
-(``tests/kernels/test_implementations.py`` runs them so, in a process of its own); with a GPU the
-compiled Triton kernels are tested as well.
+On a CPU that is C++ where it is built, else PyTorch, and under ``TRITON_INTERPRET=1`` the Triton
+kernels in the interpreter (``tests/kernels/test_implementations.py`` runs the tests so). On a GPU
+it is the compiled Triton kernels.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from ivcl_fast.kernels import _ext, _triton
 INTERPRET = _triton.INTERPRET
 
 
-def served(device: str) -> str | None:
-    """Which implementation the public functions call on a device; None: they inline ``_ref``."""
+def implementation(device: str) -> str | None:
+    """The implementation that public functions call on a device; None: ``_ref`` directly."""
     if device == "cuda" or INTERPRET:
         return "triton"
     return "cpp" if _ext.ISA else None
 
 
-# The interpreter computes bfloat16 wrongly (on raw bits), the CPU reference does not.
-HALF = torch.bfloat16 if served("cpu") == "cpp" else torch.float16
-"""A half precision that every implementation here takes."""
+# The C++ ops do not take float16, and the interpreter computes bfloat16 wrongly (on raw bits).
+HALF = torch.bfloat16 if implementation("cpu") == "cpp" else torch.float16
+"""The 16-bit dtype that every implementation here takes."""
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRET else [torch.bfloat16])
 
 
-# ``torch.device`` as a context keeps a list of the constructors it serves from its first use on:
-# that must not be while ``poisoned`` has replaced some.
+# At its first use as a context, ``torch.device`` lists the tensor constructors. That must not
+# happen while ``poisoned`` has replaced some of them.
 with torch.device("cpu"):
     torch.empty(0)
 
@@ -43,21 +42,17 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def computed(request: pytest.FixtureRequest) -> None:
-    """Skips what no implementation takes: float16 on a CPU with C++ ops."""
-    given = getattr(request.node, "callspec", None)
-    wanted = (
-        {"float16", "cpu"} <= {str(v).removeprefix("torch.") for v in given.params.values()}
-        if given
-        else False
-    )
-    if wanted and served("cpu") == "cpp":
-        pytest.skip("the C++ ops compute with float32 and bfloat16")
+def skip_float16(request: pytest.FixtureRequest) -> None:
+    """Skip float16 on a CPU with C++ ops, which do not take it."""
+    callspec = getattr(request.node, "callspec", None)
+    parameters = [] if callspec is None else [str(v) for v in callspec.params.values()]
+    if {"torch.float16", "cpu"} <= {*parameters} and implementation("cpu") == "cpp":
+        pytest.skip("the C++ ops take float32 and bfloat16")
 
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fresh memory holds NaN (or a huge id), so that an element left unwritten shows."""
+    """Fill fresh memory with NaN (or a large id), so that an element never written is noticed."""
     for name in ("empty", "empty_like", "empty_strided"):
         plain = getattr(torch, name)
 
@@ -69,7 +64,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
         monkeypatch.setattr(torch, name, fill)
     torch.manual_seed(0)
-    # Fills what C++ allocates; nothing is to be refused that cannot repeat.
+    # Fills the memory that C++ allocates. Ops that are not deterministic only warn.
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -43,7 +43,7 @@ def test_mixed_dtypes(stream, parameters, device):
     check_op(op, _ref, args)
 
 
-def test_norm_to_another_dtype(device):
+def test_layer_norm_to_another_dtype(device):
     x, _, weight, bias = inputs((3, 5, 128), torch.float32, device)
     half = layer_norm(x, weight, bias, EPS, dtype=HALF)
     assert torch.equal(half, layer_norm(x, weight, bias, EPS).to(HALF))
@@ -58,8 +58,8 @@ def test_statistics_survive_a_large_mean(device):
     x, residual, weight, bias = inputs((4, 768), torch.float32, device)
     args = (x + 1000, residual, weight, bias)
     exact = _ref(*(t.double() for t in args), EPS)[1]
-    # Sum and mean are each rounded to half an ulp of 1000, the mean's sum to some more; E[x^2] -
-    # E[x]^2 would be off by 1000^2 * eps, 0.1 of the variance.
+    # Sum and mean are each rounded to half an ulp of 1000, and the mean's sum a little more often.
+    # E[x^2] - E[x]^2 would be off by 1000^2 * eps, a tenth of the variance.
     bound = 4 * 1000 * torch.finfo(torch.float32).eps * weight.abs().max()
     assert (op(*args, EPS)[1].double() - exact).abs().max() < bound
 
@@ -77,7 +77,7 @@ def test_non_contiguous(device):
 
 @pytest.mark.parametrize("used", [0, 1])
 @pytest.mark.parametrize("stream", [HALF, torch.float32])
-def test_one_output_unused(used, stream, device):
+def test_gradients_with_one_output_unused(used, stream, device):
     x, residual, weight, bias = inputs((5, 60), HALF, device)
     leaves = [x, residual.to(stream), weight, bias]
     cotangent = torch.randn_like(x)
@@ -95,7 +95,7 @@ def test_one_output_unused(used, stream, device):
             assert_parity(got, want, truth)
 
 
-def test_gradients_of_x_and_residual_are_one_tensor(device):
+def test_gradients_of_x_and_residual_share_memory(device):
     leaves = [t.requires_grad_() for t in inputs((5, 64), torch.float32, device)]
     total, normed = op(*leaves, EPS)
     dx, dresidual, *_ = torch.autograd.grad([total.sum() + normed.square().sum()], leaves)
@@ -149,15 +149,15 @@ def test_fullgraph(device):
     check_op(torch.compile(blocks(op), fullgraph=True), blocks(_ref), args)
 
 
-def test_public_matches(device):
+def test_public_functions(device):
     x, residual, weight, bias = inputs((3, 5, 96), torch.float32, device)
     total, normed = add_layer_norm(x, residual, weight, bias)
     torch.testing.assert_close(total, x + residual)
     torch.testing.assert_close(normed, layer_norm(total, weight, bias))
 
 
-@pytest.mark.skipif(not INTERPRET, reason="only kernels have a widest row")
-def test_too_wide_a_row_goes_to_pytorch():
+@pytest.mark.skipif(not INTERPRET, reason="only Triton kernels have a widest row")
+def test_too_wide_rows_run_in_pytorch():
     before = dispatches()
     layer_norm(torch.randn(1, MAX_WIDTH + 1), torch.ones(MAX_WIDTH + 1), torch.ones(MAX_WIDTH + 1))
     assert dispatches() == before

@@ -8,7 +8,7 @@ from ivcl_fast import reference
 from ivcl_fast.kernels import dispatches
 from ivcl_fast.kernels import embed_patches as public
 from ivcl_fast.kernels.embed_patches import _ref
-from tests.kernels.ops.conftest import DTYPES, HALF, INTERPRET, served
+from tests.kernels.ops.conftest import DTYPES, HALF, INTERPRET, implementation
 from tests.support.numerics import check_op, run_with_grads
 
 op = torch.ops.ivcl_fast.embed_patches.default
@@ -27,7 +27,7 @@ def inputs(frames, patches, visible, pixels, dim, dtype, device):
 
 
 def check(args, dtype):
-    """Parity with ``_ref``, whose float64 run computes in float64."""
+    """Check parity with ``_ref``, which is given float64 as its dtype in the float64 run."""
 
     def ref(rows, ids, weight, *rest):
         in_64 = weight.dtype == torch.float64
@@ -56,7 +56,7 @@ def test_parity(shape, dtype, device):
 
 def test_sums_over_many_rows(device):
     args = inputs(40, 16, 16, 12, 8, HALF, device)
-    check(args, HALF)  # 640 rows: several tiles to a program in backward
+    check(args, HALF)  # 640 rows: a program of the backward has several tiles
 
 
 def test_mixed_dtypes(device):
@@ -88,7 +88,7 @@ def test_equals_a_convolution_of_the_frames(device):
     torch.testing.assert_close(ours, expected)
 
 
-def test_runs_are_bitwise_equal(device):
+def test_bitwise_repeatable(device):
     args = inputs(6, 64, 40, 48, 64, HALF, device)
     dy = torch.randn(6, 40, 64, dtype=HALF, device=device)
     runs = [run_with_grads(lambda *a: op(*a, MEAN, STD, HALF), args, [dy]) for _ in range(2)]
@@ -110,12 +110,12 @@ def test_autocast_sets_the_dtype(device):
     torch.testing.assert_close(full, _ref(rows, ids, *parameters, MEAN, STD, torch.float32))
 
 
-def test_public_goes_to_the_kernel(device):
+def test_public_function_calls_the_kernel(device):
     args = inputs(2, 8, 3, 48, 64, torch.float32, device)
     before = dispatches()
     public(*(a.requires_grad_() if a.is_floating_point() else a for a in args), MEAN, STD).sum()
     assert dispatches() - before == (
-        {("embed_patches", served(device)): 1} if served(device) else {}
+        {("embed_patches", implementation(device)): 1} if implementation(device) else {}
     )
 
 

@@ -1,4 +1,4 @@
-"""On which GPU kernels start, and where the reference has to stand in for them."""
+"""Kernels start on the GPU of their arguments; PyTorch runs what Triton cannot."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from ivcl_fast.kernels import _triton, launch
-from ivcl_fast.kernels._op import missing_kernel
+from ivcl_fast.kernels import _triton, launch, unsupported_reason
 from ivcl_fast.training.hardware import compile_unsupported_reason
 
 GPU = torch.device("cuda")
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_starts_on_the_gpu_of_its_arguments(monkeypatch, index):
+def test_kernels_start_on_the_gpu_of_their_arguments(monkeypatch, index):
     current, started = [0], []
 
     @contextmanager
-    def device(wanted):
-        current.append(wanted.index)
+    def device(new):
+        current.append(new.index)
         yield
         current.pop()
 
@@ -40,45 +39,45 @@ def test_starts_on_the_gpu_of_its_arguments(monkeypatch, index):
     assert started == [index] and current == [0]
 
 
-def test_without_a_c_compiler_or_headers(monkeypatch, tmp_path):
-    """Triton would fail at the first kernel: it compiles what starts them."""
+def test_no_kernels_without_a_c_compiler_or_headers(monkeypatch, tmp_path):
+    """Triton compiles its launcher and would fail at the first kernel."""
     for name in ("CC", "CPATH", "C_INCLUDE_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/gcc" if name == "gcc" else None)
     monkeypatch.setattr(_triton.sysconfig, "get_path", lambda *_: str(tmp_path))
-    assert _triton._not_built() == (
+    assert _triton._launcher_unsupported_reason() == (
         f"no {tmp_path}/Python.h for Triton (packages such as python3-dev have it)"
     )
     (tmp_path / "Python.h").touch()
-    assert _triton._not_built() is None
+    assert _triton._launcher_unsupported_reason() is None
     monkeypatch.setattr(shutil, "which", lambda name: None)
     reason = "no C compiler for Triton (gcc, clang, or one that CC names)"
-    assert _triton._not_built() == reason
+    assert _triton._launcher_unsupported_reason() == reason
     monkeypatch.setattr(_triton, "MISSING", None)
     monkeypatch.setattr(_triton, "INTERPRET", False)
-    for blocked in (None, reason):
-        monkeypatch.setattr(_triton, "BLOCKED", blocked)
-        assert missing_kernel(GPU) == compile_unsupported_reason(GPU) == blocked
+    for expected in (None, reason):
+        monkeypatch.setattr(_triton, "CANNOT_LAUNCH", expected)
+        assert unsupported_reason(GPU) == compile_unsupported_reason(GPU) == expected
     monkeypatch.setenv("CC", "tcc")
-    assert _triton._not_built() is None
+    assert _triton._launcher_unsupported_reason() is None
 
 
 @pytest.mark.parametrize(
-    ("capability", "version", "rounds"),
+    ("capability", "version", "expected"),
     [((10, 0), "3.6.0", True), ((10, 0), "3.9.0", False), ((10, 0), "3.10.1", False),
      ((9, 0), "3.6.0", False), ((12, 0), "3.6.0", False)],
 )  # fmt: skip
-def test_which_chips_round(monkeypatch, capability, version, rounds):
+def test_chips_with_tf32_instead_of_float32(monkeypatch, capability, version, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(launch, "triton", SimpleNamespace(__version__=version))
-    assert launch.rounds_float32.__wrapped__(torch.device("cuda", 0)) is rounds
-    assert launch.rounds_float32.__wrapped__(torch.device("cpu")) is False
+    assert launch.float32_dot_is_tf32.__wrapped__(torch.device("cuda", 0)) is expected
+    assert launch.float32_dot_is_tf32.__wrapped__(torch.device("cpu")) is False
 
 
 @pytest.mark.parametrize("name", ["short_attention", "embed_patches"])
-def test_rounding_chips_get_the_reference(monkeypatch, name):
+def test_float32_products_run_in_pytorch_on_such_chips(monkeypatch, name):
     op = importlib.import_module(f"ivcl_fast.kernels.{name}")
-    monkeypatch.setattr(op, "rounds_float32", lambda device: True)
+    monkeypatch.setattr(op, "float32_dot_is_tf32", lambda device: True)
     monkeypatch.setattr(op, "launch", None)  # calling it would fail
     if name == "short_attention":
         inputs = rest = (torch.randn(2, 5, 48), 2)

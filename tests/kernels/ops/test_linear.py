@@ -7,19 +7,19 @@ import torch.nn.functional as F
 from ivcl_fast.kernels import _ext, dispatches
 from ivcl_fast.kernels import linear as public
 from ivcl_fast.kernels.linear import _ref
-from tests.kernels.ops.conftest import served
+from tests.kernels.ops.conftest import implementation
 from tests.support.numerics import assert_parity, check_op
 
 op = torch.ops.ivcl_fast.linear_gradients.default
 SHAPES = [(1, 1, 1), (3, 5, 7), (31, 16, 60), (257, 127, 33), (300, 96, 130), (513, 64, 65)]
 """Tokens, inputs, outputs."""
 DTYPES = [torch.float32, torch.bfloat16]
-ours = pytest.mark.skipif(served("cpu") != "cpp", reason="no C++ ops here")
+ours = pytest.mark.skipif(implementation("cpu") != "cpp", reason="no C++ ops here")
 
 
 @pytest.fixture
-def tiles(monkeypatch):
-    """Whatever object is loaded, it is used as the one for AMX is."""
+def as_on_amx(monkeypatch):
+    """Use the loaded object, whatever it is, as the one for AMX is used."""
     if _ext.MISSING is None:
         monkeypatch.setattr(_ext, "ISA", "amx")
 
@@ -39,7 +39,7 @@ def test_gradients(shape, dtype, to):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_strides_batches_and_no_tokens(dtype):
+def test_non_contiguous_batched_and_empty(dtype):
     dy, x = inputs(2 * 3 * 10, 6, 4, dtype)
     expected = _ref(dy, x, torch.float32)
     dy, x = dy.reshape(2, 3, 10, 4), x.reshape(2, 3, 10, 6)
@@ -53,7 +53,7 @@ def test_strides_batches_and_no_tokens(dtype):
 
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("parameters", DTYPES)
-def test_the_layer(parameters, with_bias, tiles):
+def test_layer_parity(parameters, with_bias, as_on_amx):
     x = torch.randn(2, 17, 24, dtype=torch.bfloat16)
     args = [x, torch.randn(40, 24, dtype=parameters) * 0.2]
     args += [torch.randn(40, dtype=parameters)] if with_bias else []
@@ -73,7 +73,7 @@ def test_the_layer(parameters, with_bias, tiles):
     ("isa", "dtype", "calls"),
     [("amx", torch.float32, 0), ("amx", torch.bfloat16, 1), ("avx512bf16", torch.bfloat16, 0)],
 )
-def test_only_training_in_bfloat16_on_tiles_takes_it(isa, dtype, calls, monkeypatch):
+def test_only_bfloat16_training_on_amx_uses_the_op(isa, dtype, calls, monkeypatch):
     monkeypatch.setattr(_ext, "ISA", isa)
     layer, before = torch.nn.Linear(8, 8), dispatches()
     public(
@@ -82,7 +82,7 @@ def test_only_training_in_bfloat16_on_tiles_takes_it(isa, dtype, calls, monkeypa
     assert (dispatches() - before)["linear_gradients", "cpp"] == calls
 
 
-def test_under_autocast(tiles):
+def test_under_autocast(as_on_amx):
     layer, x = torch.nn.Linear(8, 8), torch.randn(4, 8)
     with torch.autocast("cpu", torch.bfloat16):
         expected = layer(x)

@@ -7,7 +7,7 @@ from ivcl_fast.kernels import dispatches
 from ivcl_fast.kernels import patch_loss as public
 from ivcl_fast.kernels.patch_loss import _ref
 from ivcl_fast.models.reference import PIXEL_EPS, take_rows
-from tests.kernels.ops.conftest import DTYPES, HALF, INTERPRET, served
+from tests.kernels.ops.conftest import DTYPES, HALF, INTERPRET, implementation
 from tests.support.numerics import assert_parity, check_op, run_with_grads
 
 op = torch.ops.ivcl_fast.patch_loss.default
@@ -57,8 +57,8 @@ def test_non_contiguous(device):
     check_op(ours(True), ref(True), [pred, rows, ids[:1].expand(8, 4)])
 
 
-def test_flat_patches(device):
-    """A patch of one colour has no variance; one that differs in one pixel hardly any."""
+def test_patches_without_variance(device):
+    """One frame's patches have no variance, the other's differ in one pixel."""
     pred, rows, ids = inputs(2, 4, 4, 192, torch.float32, device)
     rows[0], rows[1] = 201, 77
     rows[1, :, 5] = 78
@@ -67,7 +67,7 @@ def test_flat_patches(device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_loss_scale_reaches_a_small_gradient(dtype, device):
-    """2 / count is below float16's normal numbers; a loss scale of 65536 must bring it back."""
+    """2 / count underflows in float16; with a loss scale of 65536 the gradient must be exact."""
     args = inputs(12, 64, 48, 192, dtype, device)
     scale = [torch.tensor(65536.0, device=device)]
     (_, [got]), (_, [same]) = (run_with_grads(f(True), args, scale) for f in (ours, ref))
@@ -85,21 +85,21 @@ def test_equals_the_reference_model(device):
     torch.testing.assert_close(public(pred, rows, ids, True, MEAN, STD), expected)
 
 
-def test_runs_are_bitwise_equal(device):
+def test_bitwise_repeatable(device):
     args = inputs(4, 64, 40, 48, HALF, device)
     runs = [run_with_grads(ours(True), args, [torch.ones((), device=device)]) for _ in range(2)]
     for one, two in zip(*(outputs + grads for outputs, grads in runs), strict=True):
         assert torch.equal(one, two)
 
 
-def test_nothing_to_average(device):
+def test_loss_of_no_patches_is_nan(device):
     pred, rows, ids = inputs(2, 4, 0, 48, torch.float32, device)
     loss = public(pred.requires_grad_(), rows, ids, True, MEAN, STD)
     loss.backward()
     assert loss.isnan() and pred.grad.shape == (2, 0, 48)
 
 
-def test_gradient_is_written_only_where_wanted(device):
+def test_error_is_written_only_for_a_gradient(device):
     pred, rows, ids = inputs(2, 8, 3, 48, torch.float32, device)
     for grad in (True, False):
         loss, error = op(pred, rows, ids, True, MEAN, STD, grad)
@@ -108,12 +108,12 @@ def test_gradient_is_written_only_where_wanted(device):
     assert not public(pred, rows, ids, True, MEAN, STD).requires_grad
 
 
-def test_public_goes_to_the_kernel(device):
+def test_public_function_calls_the_kernel(device):
     pred, rows, ids = inputs(2, 8, 3, 48, torch.float32, device)
     before = dispatches()
     public(pred.requires_grad_(), rows, ids, True, MEAN, STD).backward()
-    ops = ("patch_loss", "patch_loss_backward") if served(device) else ()
-    assert dispatches() - before == {(name, served(device)): 1 for name in ops}
+    ops = ("patch_loss", "patch_loss_backward") if implementation(device) else ()
+    assert dispatches() - before == {(name, implementation(device)): 1 for name in ops}
 
 
 def test_gradcheck():

@@ -57,7 +57,7 @@ def test_non_contiguous(device):
 
 
 def test_equals_the_reference_decoder(device):
-    """Its lines between ``embed`` and the blocks."""
+    """The lines of its forward between ``embed`` and the blocks."""
     x, ids, mask_token, pos, prefix = inputs((3, 5, 16, 2, 96), torch.float32, device)
     index = ids.unsqueeze(-1).expand_as(x)
     canvas = mask_token.view(1, 1, -1).repeat(len(x), len(pos), 1).scatter(1, index, x) + pos

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ivcl_fast import reference
-from ivcl_fast.kernels import dispatches, sample_masks, stream
-from ivcl_fast.kernels.sample_masks import MAX_FUSED_PATCHES, _ref
+from ivcl_fast.kernels import dispatches, sample_masks
+from ivcl_fast.kernels.sample_masks import MAX_KERNEL_PATCHES, _hashes, _ref
 from tests.kernels.ops.conftest import INTERPRET
 
 op = torch.ops.ivcl_fast.sample_masks.default
@@ -31,7 +31,7 @@ def included(ids, num_patches):
 def assert_chi_square(statistic: float, freedom: int) -> None:
     """Within five standard deviations of the mean of chi-square (mean k, variance 2 k).
 
-    Nearly normal at the freedoms here (15 and up): a right sampler passes all but about once in
+    With 15 degrees of freedom or more it is nearly normal: a correct sampler fails for about one in
     10^4 choices of seed, and the seeds are fixed.
     """
     assert abs(statistic - freedom) < 5 * math.sqrt(2 * freedom), (statistic, freedom)
@@ -52,17 +52,17 @@ def test_extreme_seeds(device):
     seed = torch.tensor([0, -1, 1, 2**63 - 1, -(2**63), 2**32, -(2**31)], device=device)
     for got, want in zip(op(seed, 64, 16), reference.sample_masks(seed, 64, 16), strict=True):
         assert torch.equal(got, want)
-    assert torch.equal(stream(seed, 17), reference.stream(seed, 17))
+    assert torch.equal(_hashes(seed, 17), reference.stream(seed, 17))
 
 
 def test_known_masks(device):
-    """Written down once: no machine or version may draw others."""
+    """These are fixed: no machine or version may sample others."""
     keep, mask = sample_masks(torch.tensor([[0], [1]], device=device), 8, 3)
     assert keep.tolist() == KNOWN_KEEP
     assert mask.tolist() == [[sorted({*range(8)} - {*ids[0]})] for ids in KNOWN_KEEP]
 
 
-def test_same_in_any_batch(device):
+def test_masks_do_not_depend_on_the_batch(device):
     seed = seeds(24, device=device)
     whole = op(seed, 64, 16)
     for parts in (1, 5, 24):
@@ -110,7 +110,7 @@ def test_every_subset_is_drawn_equally_often():
 def test_masks_of_neighbours_are_independent(neighbour):
     base = torch.arange(FRAMES) * 2
     if neighbour == "next frame of a clip":
-        first, second = stream(base, 2).unbind(-1)
+        first, second = _hashes(base, 2).unbind(-1)
     else:
         first, second = base, base + 1 if neighbour == "next seed" else base ^ (1 << 40)
     keep = [included(sample_masks(seed, 64, 16)[0], 64) for seed in (first, second)]
@@ -131,22 +131,22 @@ def test_opcheck(device):
 
 @pytest.mark.skipif(INTERPRET, reason="the interpreter is slow under a compiler")
 def test_fullgraph_and_no_recompile_across_seeds(device):
-    compiled = torch.compile(lambda seed: sample_masks(stream(seed, 4), 16, 4), fullgraph=True)
+    compiled = torch.compile(lambda seed: sample_masks(_hashes(seed, 4), 16, 4), fullgraph=True)
     for stance in ("default", "fail_on_recompile", "fail_on_recompile"):
         seed = seeds(3, device=device)
         with torch.compiler.set_stance(stance):
             got = compiled(seed)
-        for a, b in zip(got, reference.sample_masks(stream(seed, 4), 16, 4), strict=True):
+        for a, b in zip(got, reference.sample_masks(_hashes(seed, 4), 16, 4), strict=True):
             assert torch.equal(a, b)
 
 
-@pytest.mark.skipif(not INTERPRET, reason="only kernels have a largest frame")
-def test_large_frames_go_to_pytorch():
+@pytest.mark.skipif(not INTERPRET, reason="only Triton kernels have a largest frame")
+def test_large_frames_run_in_pytorch():
     before = dispatches()
     seed = seeds(2)
-    keep, _ = sample_masks(seed, MAX_FUSED_PATCHES + 1, 10)
+    keep, _ = sample_masks(seed, MAX_KERNEL_PATCHES + 1, 10)
     assert dispatches() == before
-    assert torch.equal(keep, _ref(seed, MAX_FUSED_PATCHES + 1, 10)[0])
+    assert torch.equal(keep, _ref(seed, MAX_KERNEL_PATCHES + 1, 10)[0])
 
 
 @pytest.mark.parametrize(

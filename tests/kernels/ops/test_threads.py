@@ -1,7 +1,7 @@
-"""The C++ ops compute the same bits with any number of threads.
+"""The C++ ops give the same bits for any number of threads.
 
-That is promised of this project's kernels alone. Matrix products of PyTorch's libraries, which
-``kernels.linear`` calls for its output and its input's gradient, share the work out as they like.
+Only this project's kernels promise that, see ``kernels/__init__.py``. The matrix products of
+PyTorch's libraries, which ``kernels.linear`` calls for its output and dx, do not.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import pytest
 import torch
 
 from ivcl_fast import kernels
-from tests.kernels.ops.conftest import served
+from tests.kernels.ops.conftest import implementation
 from tests.support.numerics import run_with_grads
 
-pytestmark = pytest.mark.skipif(served("cpu") != "cpp", reason="no C++ ops here")
+pytestmark = pytest.mark.skipif(implementation("cpu") != "cpp", reason="no C++ ops here")
 PIXELS = (0.45, 0.225)
 """Mean and standard deviation."""
 
 
 @pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
+def restore_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
 
 
 def calls(dtype: torch.dtype) -> dict[str, tuple]:
-    """Every op with work for several threads, and shares that end unevenly."""
+    """Arguments of every op, with work for several threads and an incomplete last partial sum."""
     frames, patches, width, pixels = 301, 64, 96, 192
     rows = torch.randint(256, (frames, patches, pixels), dtype=torch.uint8)
     ids = torch.rand(frames, patches).argsort(1)[:, :17].sort(1).values
@@ -49,10 +49,10 @@ def calls(dtype: torch.dtype) -> dict[str, tuple]:
 
 
 def results(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
-    """The op's outputs and gradients, the same with every call."""
+    """The op's outputs and gradients, from the same arguments in every call."""
     torch.manual_seed(1)
     args = calls(dtype)[name]
-    if name == "linear_gradients":  # is a gradient itself
+    if name == "linear_gradients":  # has no backward
         return list(torch.ops.ivcl_fast.linear_gradients(*args))
     outputs, grads = run_with_grads(getattr(kernels, name), args)
     return [*outputs, *grads]
@@ -60,7 +60,7 @@ def results(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", list(calls(torch.float32)))
-def test_same_bits(name, dtype):
+def test_same_bits_for_any_number_of_threads(name, dtype):
     found = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
@@ -70,7 +70,7 @@ def test_same_bits(name, dtype):
             assert torch.equal(one, many)
 
 
-def test_same_masks():
+def test_same_masks_for_any_number_of_threads():
     seeds = torch.randint(-(2**63), 2**63 - 1, (5000,))
     masks = []
     for threads in (1, 2, 5):
@@ -80,7 +80,7 @@ def test_same_masks():
         assert all(torch.equal(one, other) for other in others)
 
 
-def test_every_op_is_here():
+def test_every_op_is_tested():
     assert {*calls(torch.float32), "sample_masks"} == {
         name.removesuffix("_backward") for name in kernels._ext.OPS
     }
