@@ -1,10 +1,11 @@
-"""Every kernel, compiled for chips that are not here: what the machine code of each is made of.
+"""Ahead-of-time compilation of every Triton kernel, and an analysis of its machine code.
 
-``python -m ivcl_fast.kernels.aot`` compiles the kernels of a training step at every preset's shapes
-for sm_80, sm_90, sm_100 and sm_120 and writes the table in ``docs/performance.md``. No GPU is
-needed: :func:`ivcl_fast.kernels.launch.record` lists what the ops would start, given tensors
-without storage, and the CUDA tools inside Triton's wheel read the machine code back. Compiling and
-interpreting kernels exclude each other: not under ``TRITON_INTERPRET=1``.
+``python -m ivcl_fast.kernels.aot`` compiles the kernels of a training step at every preset's
+shapes for sm_80, sm_90, sm_100 and sm_120. It writes a table of all kernels to
+``benchmarks/results/aot.md`` and a summary to ``docs/performance.md``, and fails if it finds a
+fault (:func:`faults`). No GPU is needed: :func:`ivcl_fast.kernels.launch.record` records the
+launches of the ops on tensors without storage, and the CUDA tools in Triton's wheel disassemble the
+code. It cannot run under ``TRITON_INTERPRET=1``.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ import torch
 from torch import Tensor
 
 from ..config import PRESETS, IVCLConfig
+from ..files import write_text
 from ._triton import INTERPRET, MISSING, triton
 from .aot_cases import cases
 from .launch import Launch, cdiv, record
 
+TABLE = Path("benchmarks/results/aot.md")
 DOCUMENT = Path("docs/performance.md")
 BEGIN, END = "<!-- aot:begin -->", "<!-- aot:end -->"
 TYPES = {
@@ -39,18 +42,18 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Chip:
-    """Limits of one multiprocessor, from NVIDIA's table of compute capabilities."""
+    """The limits of one multiprocessor, from NVIDIA's table of compute capabilities."""
 
     warps: int
     blocks: int
     shared: int
-    """Bytes of shared memory, 1 KB of which each resident block needs for the system."""
+    """Bytes of shared memory. The system takes 1 KB of them for each resident block."""
     dot: str
-    """The tensor cores' instruction for 16-bit operands."""
+    """The tensor-core instruction for 16-bit operands."""
 
     @property
     def block_shared(self) -> int:
-        """Bytes of shared memory that one block may have."""
+        """The bytes of shared memory that one block can have."""
         return self.shared - 1024
 
 
@@ -66,7 +69,7 @@ REGISTERS = 64 << 10
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the machine code of one kernel for one chip holds."""
+    """Figures of the machine code of one kernel for one chip."""
 
     arch: int
     warps: int
@@ -75,7 +78,7 @@ class Compiled:
     stack: int
     """Bytes per thread."""
     spills: int
-    """Loads and stores of thread-local memory (LDL, STL)."""
+    """Loads and stores of thread-local memory (LDL, STL) in the code."""
     shared: int
     """Bytes of shared memory per block."""
     dots: int
@@ -85,13 +88,13 @@ class Compiled:
     loads: int
     """Loads from global memory, asynchronous copies included."""
     wide_loads: int
-    """Those of 16 bytes per thread or of a whole block."""
+    """Loads of 16 bytes per thread, or of a whole block."""
 
     @property
     def occupancy(self) -> float:
-        """Share of a multiprocessor's warps that can be resident at once."""
+        """The fraction of a multiprocessor's warps that can be resident at once."""
         chip = CHIPS[self.arch]
-        registers = cdiv(self.registers, 8) * 8 * 32 * self.warps  # given out by 8 per thread
+        registers = cdiv(self.registers, 8) * 8 * 32 * self.warps  # allocated 8 at a time
         blocks = min(
             chip.blocks,
             chip.warps // self.warps,
@@ -102,10 +105,10 @@ class Compiled:
 
 
 def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict]:
-    """Signature, constants and attributes, as Triton itself derives them from arguments.
+    """Signature, constants and attributes, derived from arguments as Triton itself does.
 
-    Pointers aligned to 16 bytes and integers divisible by 16 are marked so, 1 and None are built
-    in. Every allocation of torch is aligned, so a tensor's offset decides.
+    Pointers aligned to 16 bytes and integers divisible by 16 are marked as such; 1 and None become
+    constants. PyTorch aligns every allocation, so a tensor's offset decides about alignment.
     """
     types: dict[str, str] = {}
     constants = dict(launch.constexprs)
@@ -128,7 +131,7 @@ def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict]:
 
 
 def compile_launch(launch: Launch, arch: int) -> Compiled:
-    """Compile a recorded launch for ``arch`` (90 means sm_90) and read its machine code."""
+    """Compile a recorded launch for ``arch`` (90 means sm_90) and analyse its machine code."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -139,7 +142,7 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
             num_warps=launch.num_warps, num_stages=launch.num_stages, enable_fp_fusion=True
         ),
     )
-    code = disassemble(built.asm["cubin"])
+    code = _disassemble(built.asm["cubin"])
     usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", code)}
     mma = re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", code)
     loads = re.findall(r"\b(?:LDG|LDGSTS|UTMALDG|UBLKCP)\b\S*", code)
@@ -157,8 +160,8 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
     )
 
 
-def disassemble(cubin: bytes) -> str:
-    """Resource usage and assembly code of a compiled kernel."""
+def _disassemble(cubin: bytes) -> str:
+    """The resource usage and assembly code of a compiled kernel."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -167,14 +170,14 @@ def disassemble(cubin: bytes) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def recorded(preset: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Launch]:
-    """The launches of a preset's training step by name, those that compile alike only once."""
+def record_launches(preset: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Launch]:
+    """The launches of a preset's training step by name; of those that compile alike, the first."""
     launches: dict[str, Launch] = {}
     seen = set()
-    for name, start in cases(IVCLConfig.preset(preset), dtype).items():
-        with record() as started:
-            start()
-        for launch in started:
+    for name, call in cases(IVCLConfig.preset(preset), dtype).items():
+        with record() as recorded:
+            call()
+        for launch in recorded:
             key = (launch.kernel, launch.num_warps, launch.num_stages, repr(specialise(launch)))
             if key not in seen:
                 seen.add(key)
@@ -196,7 +199,7 @@ def compile_all(
 
 
 def faults(launch: Launch, built: Compiled) -> list[str]:
-    """What is wrong with the machine code, in words; empty if nothing is."""
+    """What is wrong with the machine code: spills, too much memory, slow dots, narrow loads."""
     chip, found = CHIPS[built.arch], []
     if built.spills or built.stack:
         found.append(f"spills: {built.spills} loads and stores, {built.stack} bytes of stack")
@@ -205,45 +208,53 @@ def faults(launch: Launch, built: Compiled) -> list[str]:
     if built.dots and not built.mma.get(chip.dot):
         found.append(f"dots: no {chip.dot}, but {built.mma or 'no tensor-core instruction'}")
     rows = [a for a in launch.args if isinstance(a, Tensor) and a.dtype != torch.int64]
-    if rows and not built.wide_loads:  # ids alone are nothing to stream
+    if rows and not built.wide_loads:  # a kernel that only reads ids loads too little to matter
         found.append(f"loads: none of {built.loads} takes 16 bytes")
     return found
 
 
-def report(presets: Iterable[str]) -> tuple[str, list[str]]:
-    """A table in Markdown for every preset, one line for each kernel, and all faults."""
-    chips = ", ".join(f"sm_{arch}" for arch in CHIPS)
-    lines = [
-        f"Compiled by triton {triton.__version__} with torch {torch.__version__}; batch 8, "
-        f"bfloat16 activations, float32 parameters. Cells with four values are {chips}.",
-        "",
-    ]
-    problems = []
-    for preset in presets:
-        launches = recorded(preset)
-        lines += [
-            f"### `{preset}`",
-            "",
-            "| kernel | registers | warps | shared | spills | tensor-core | loads "
-            "| 16-byte | occupancy |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
-        for (name, launch), row in zip(
-            launches.items(), compile_all(launches.values()), strict=True
-        ):
-            mma = [" ".join(f"{n} {kind}" for kind, n in b.mma.items()) or "-" for b in row]
-            cells = (
-                [b.registers for b in row], [b.warps for b in row], [b.shared for b in row],
-                [b.spills for b in row], mma, [b.loads for b in row], [b.wide_loads for b in row],
-                [f"{b.occupancy:.0%}" for b in row],
-            )  # fmt: skip
-            lines.append(f"| {name} | " + " | ".join(map(_cell, cells)) + " |")
-            for built in row:
-                problems += [
-                    f"{preset}, {name}, sm_{built.arch}: {fault}" for fault in faults(launch, built)
-                ]
-        lines.append("")
-    return "\n".join(lines).rstrip(), problems
+# --- Report ---------------------------------------------------------------------------------------
+
+Kernels = dict[str, list[Compiled]]
+"""The kernels of a preset by name, each for all chips."""
+
+COLUMNS = "kernel, registers, warps, shared, spills, tensor-core, loads, 16-byte, occupancy"
+
+
+def table(kernels: Kernels) -> str:
+    """A Markdown table with a row for each kernel."""
+    rows = [COLUMNS.split(", "), ["---"] * (COLUMNS.count(",") + 1)]
+    for name, built in kernels.items():
+        columns = (
+            [b.registers for b in built], [b.warps for b in built], [b.shared for b in built],
+            [b.spills for b in built],
+            [" ".join(f"{n} {kind}" for kind, n in b.mma.items()) or "-" for b in built],
+            [b.loads for b in built], [b.wide_loads for b in built],
+            [f"{b.occupancy:.0%}" for b in built],
+        )  # fmt: skip
+        rows.append([name, *map(_cell, columns)])
+    return _markdown(rows)
+
+
+def summary(presets: dict[str, Kernels]) -> str:
+    """A Markdown table with a row for each op: ranges over its kernels, presets and chips."""
+    by_op: dict[str, list[Compiled]] = {}
+    for kernels in presets.values():
+        for name, built in kernels.items():
+            by_op.setdefault(name.split(",")[0].split()[0], []).extend(built)
+    rows = [["op", "builds", "registers", "spills", "shared memory", "occupancy"], ["---"] * 6]
+    for op, built in sorted(by_op.items()):
+        occupancy = [round(100 * b.occupancy) for b in built]
+        rows.append([
+            f"`{op}`", str(len(built)), _range([b.registers for b in built]),
+            str(sum(b.spills for b in built)), f"{max(b.shared for b in built) / 1024:.0f} KiB",
+            f"{_range(occupancy)} %",
+        ])  # fmt: skip
+    return _markdown(rows)
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _cell(values: list) -> str:
@@ -251,28 +262,62 @@ def _cell(values: list) -> str:
     return " / ".join(map(str, values if len(set(values)) > 1 else values[:1]))
 
 
+def _range(values: list[int]) -> str:
+    return f"{min(values)} to {max(values)}"
+
+
 def write_between_markers(document: Path, text: str) -> None:
-    """Replace what stands between the two markers; raises ``ValueError`` if they are missing."""
+    """Replace the text between the two markers; raises ``ValueError`` if they are missing."""
     old = document.read_text()
     if BEGIN not in old or END not in old:
         raise ValueError(f"{document}: the markers {BEGIN} and {END} are missing")
     head, tail = old.split(BEGIN)[0], old.split(END)[1]
-    temporary = document.with_suffix(".tmp")
-    temporary.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
-    os.replace(temporary, document)
+    write_text(document, f"{head}{BEGIN}\n{text}\n{END}{tail}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
-    parser.add_argument("--document", type=Path, default=DOCUMENT, help="file with the markers")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="print this preset's table, write nothing"
+    )
+    only = parser.parse_args().preset
     if INTERPRET or MISSING:
         sys.exit(f"aot: {MISSING or 'cannot compile under TRITON_INTERPRET=1; unset it'}")
-    table, problems = report(options.presets)
-    write_between_markers(options.document, table)
-    print(f"wrote {options.document}")
-    sys.exit("\n".join(problems) or None)
+    presets: dict[str, Kernels] = {}
+    found = []
+    for preset in [only] if only else PRESETS:
+        launches = record_launches(preset)
+        compiled = compile_all(launches.values())
+        presets[preset] = dict(zip(launches, compiled, strict=True))
+        for (name, launch), row in zip(launches.items(), compiled, strict=True):
+            for built in row:
+                place = f"{preset}, {name}, sm_{built.arch}"
+                found += [f"{place}: {fault}" for fault in faults(launch, built)]
+    if only:
+        print(table(presets[only]))
+    else:
+        versions = f"triton {triton.__version__} and torch {torch.__version__}"
+        chips = ", ".join(f"sm_{arch}" for arch in CHIPS)
+        sections = [f"## `{preset}`\n\n{table(kernels)}" for preset, kernels in presets.items()]
+        intro = INTRODUCTION.format(versions=versions, chips=chips)
+        write_text(TABLE, "\n\n".join([intro, *sections]) + "\n")
+        write_between_markers(
+            DOCUMENT, f"Compiled with {versions} for {chips}.\n\n{summary(presets)}"
+        )
+        print(f"wrote {TABLE} and {DOCUMENT}")
+    sys.exit("\n".join(found) or None)
+
+
+INTRODUCTION = """\
+# Machine code of the kernels
+
+Written by `make aot` with {versions}, for 8 clips per step,
+bfloat16 activations and float32 parameters. Cells with four values are {chips}.
+
+Registers are per thread; shared memory is in bytes per program; spills are loads and stores of
+thread-local memory. Tensor-core instructions and loads from global memory are counted in the code,
+not as executed. Occupancy is the fraction of a multiprocessor's warps that can be resident at once.
+A row stands for every launch that compiles to the same code, and has the name of the first."""
 
 
 if __name__ == "__main__":
