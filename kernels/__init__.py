@@ -1,17 +1,15 @@
 """The model's ops as fused kernels, one file each, registered under ``torch.ops.ivcl_fast``.
 
-===================  ===========================================================================
-``embed_patches``    uint8 patch rows of the visible patches -> tokens: gather, normalise, multiply
-                     by the patch embedding, add bias and position
-``short_attention``  multi-head attention of short sequences, read in place from packed qkv
-``attention``        (``kernels.attention``) attention by the backend that suits the shape
-``add_layer_norm``   residual sum and its LayerNorm; ``layer_norm`` without the sum
-``bias_gelu``        bias + exact GELU
-``linear``           linear layer; on AMX both parameters' gradients in one pass
-``restore_tokens``   visible tokens back among mask tokens, plus position
-``patch_loss``       mean squared error against uint8 patches, optionally normalised per patch
-``sample_masks``     random split of every frame's patches into visible and masked
-===================  ===========================================================================
+* ``embed_patches``: uint8 rows of the visible patches -> tokens. One pass gathers, normalises,
+  multiplies by the patch embedding, and adds bias and position.
+* ``short_attention``: multi-head attention of short sequences, read in place from packed qkv.
+* ``kernels.attention.attention``: attention by the backend that suits the shape.
+* ``add_layer_norm``: residual sum and its LayerNorm; ``layer_norm`` is the same without the sum.
+* ``bias_gelu``: bias + exact GELU.
+* ``linear``: linear layer; on AMX both parameters' gradients in one pass.
+* ``restore_tokens``: visible tokens back to their places among mask tokens, plus position.
+* ``patch_loss``: mean squared error against uint8 patches, optionally normalised per patch.
+* ``sample_masks``: random split of every frame's patches into visible and masked ones.
 
 Each function takes ordinary tensors, differentiates, compiles with ``fullgraph=True``, and runs the
 best implementation for their device and dtype: Triton on CUDA, C++ on a CPU (float32, bfloat16),

@@ -28,12 +28,12 @@ _python_calls: Counter[tuple[str, str]] = Counter()
 def dispatches() -> Counter[tuple[str, str]]:
     """Calls so far by (op, implementation): ``"triton"``, ``"cpp"`` or ``"ref"``.
 
-    The difference of two counts tells what a piece of code has run on:
+    The difference of two counts tells what a piece of code has run on::
 
-    >>> before = dispatches()
-    >>> bias_gelu(torch.randn(2, 8), torch.zeros(8)).shape
-    torch.Size([2, 8])
-    >>> used = dispatches() - before  # Counter({("bias_gelu", "cpp"): 1}) with the C++ ops
+        >>> before = dispatches()
+        >>> bias_gelu(torch.randn(2, 8), torch.zeros(8)).shape
+        torch.Size([2, 8])
+        >>> used = dispatches() - before  # Counter({("bias_gelu", "cpp"): 1}) with the C++ ops
     """
     return +(_python_calls + _ext.calls())
 

@@ -254,9 +254,11 @@ def add_layer_norm(
     float dtype; ``eps`` is added to the variance. Arithmetic and statistics are float32. Rows
     wider than 8,192 run in PyTorch. Raises ``ValueError`` naming an argument whose shape is wrong.
 
-    >>> norm = torch.nn.LayerNorm(64)
-    >>> branch, x = torch.randn(2, 2, 5, 64)
-    >>> x, normed = add_layer_norm(branch, x, norm.weight, norm.bias, norm.eps)  # both [2, 5, 64]
+    Example::
+
+        >>> norm = torch.nn.LayerNorm(64)
+        >>> branch, x = torch.randn(2, 2, 5, 64)
+        >>> x, normed = add_layer_norm(branch, x, norm.weight, norm.bias, norm.eps)
     """
     if residual.shape != x.shape:
         raise ValueError(

@@ -218,12 +218,14 @@ def faults(launch: Launch, built: Compiled) -> list[str]:
 Kernels = dict[str, list[Compiled]]
 """The kernels of a preset by name, each for all chips."""
 
-COLUMNS = "kernel, registers, warps, shared, spills, tensor-core, loads, 16-byte, occupancy"
-
 
 def table(kernels: Kernels) -> str:
     """A Markdown table with a row for each kernel."""
-    rows = [COLUMNS.split(", "), ["---"] * (COLUMNS.count(",") + 1)]
+    lines = [
+        "| kernel | registers | warps | shared | spills | tensor-core | loads | 16-byte "
+        "| occupancy |",
+        "| --- " * 9 + "|",
+    ]
     for name, built in kernels.items():
         columns = (
             [b.registers for b in built], [b.warps for b in built], [b.shared for b in built],
@@ -232,8 +234,8 @@ def table(kernels: Kernels) -> str:
             [b.loads for b in built], [b.wide_loads for b in built],
             [f"{b.occupancy:.0%}" for b in built],
         )  # fmt: skip
-        rows.append([name, *map(_cell, columns)])
-    return _markdown(rows)
+        lines.append(f"| {name} | {' | '.join(map(_cell, columns))} |")
+    return "\n".join(lines)
 
 
 def summary(presets: dict[str, Kernels]) -> str:
@@ -242,19 +244,15 @@ def summary(presets: dict[str, Kernels]) -> str:
     for kernels in presets.values():
         for name, built in kernels.items():
             by_op.setdefault(name.split(",")[0].split()[0], []).extend(built)
-    rows = [["op", "builds", "registers", "spills", "shared memory", "occupancy"], ["---"] * 6]
+    lines = ["| op | builds | registers | spills | shared memory | occupancy |", "| --- " * 6 + "|"]
     for op, built in sorted(by_op.items()):
-        occupancy = [round(100 * b.occupancy) for b in built]
-        rows.append([
-            f"`{op}`", str(len(built)), _range([b.registers for b in built]),
-            str(sum(b.spills for b in built)), f"{max(b.shared for b in built) / 1024:.0f} KiB",
-            f"{_range(occupancy)} %",
-        ])  # fmt: skip
-    return _markdown(rows)
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        registers = _range([b.registers for b in built])
+        spills, shared = sum(b.spills for b in built), max(b.shared for b in built) / 1024
+        occupancy = _range([round(100 * b.occupancy) for b in built])
+        lines.append(
+            f"| `{op}` | {len(built)} | {registers} | {spills} | {shared:.0f} KiB | {occupancy} % |"
+        )
+    return "\n".join(lines)
 
 
 def _cell(values: list) -> str:
@@ -276,16 +274,12 @@ def write_between_markers(document: Path, text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument(
-        "--preset", choices=PRESETS, help="print this preset's table, write nothing"
-    )
-    only = parser.parse_args().preset
+    argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
     if INTERPRET or MISSING:
         sys.exit(f"aot: {MISSING or 'cannot compile under TRITON_INTERPRET=1; unset it'}")
     presets: dict[str, Kernels] = {}
     found = []
-    for preset in [only] if only else PRESETS:
+    for preset in PRESETS:
         launches = record_launches(preset)
         compiled = compile_all(launches.values())
         presets[preset] = dict(zip(launches, compiled, strict=True))
@@ -293,18 +287,14 @@ def main() -> None:
             for built in row:
                 place = f"{preset}, {name}, sm_{built.arch}"
                 found += [f"{place}: {fault}" for fault in faults(launch, built)]
-    if only:
-        print(table(presets[only]))
-    else:
-        versions = f"triton {triton.__version__} and torch {torch.__version__}"
-        chips = ", ".join(f"sm_{arch}" for arch in CHIPS)
-        sections = [f"## `{preset}`\n\n{table(kernels)}" for preset, kernels in presets.items()]
-        intro = INTRODUCTION.format(versions=versions, chips=chips)
-        write_text(TABLE, "\n\n".join([intro, *sections]) + "\n")
-        write_between_markers(
-            DOCUMENT, f"Compiled with {versions} for {chips}.\n\n{summary(presets)}"
-        )
-        print(f"wrote {TABLE} and {DOCUMENT}")
+    versions = f"triton {triton.__version__} and torch {torch.__version__}"
+    chips = ", ".join(f"sm_{arch}" for arch in CHIPS)
+    sections = [f"## `{preset}`\n\n{table(kernels)}" for preset, kernels in presets.items()]
+    intro = INTRODUCTION.format(versions=versions, chips=chips)
+    write_text(TABLE, "\n\n".join([intro, *sections]) + "\n")
+    text = f"Compiled with {versions} for {chips}.\n\n{summary(presets)}"
+    write_between_markers(DOCUMENT, text)
+    print(f"wrote {TABLE} and {DOCUMENT}")
     sys.exit("\n".join(found) or None)
 
 

@@ -1,14 +1,12 @@
 """Multi-head attention over packed qkv, dispatched to the backend that suits the shape.
 
-====================  ==========================================================================
-``short``             this project's kernels: up to 128 tokens on a GPU, where several sequences
-                      share a tile, and up to 512 on a CPU
-``flash``             on a GPU the ``flash-attn`` package (4 or 2) if installed, else PyTorch's own
-                      FlashAttention or cuDNN; on a CPU PyTorch's blocked attention
-``xformers``          ``memory_efficient_attention``, only on request
-``eager``             an explicit softmax in plain PyTorch: exact, runs everywhere, and needs memory
-                      for every pair of tokens
-====================  ==========================================================================
+* ``short``: this project's kernels, up to 128 tokens on a GPU, where several sequences share a
+  tile, and up to 512 on a CPU.
+* ``flash``: on a GPU the ``flash-attn`` package (4 or 2) if installed, else PyTorch's own
+  FlashAttention or cuDNN; on a CPU PyTorch's blocked attention.
+* ``xformers``: ``memory_efficient_attention``, only on request.
+* ``eager``: an explicit softmax in plain PyTorch. It is exact, runs everywhere, and needs memory
+  for every pair of tokens.
 
 :func:`select_backend` is the dispatcher: it goes through a priority list and takes the first
 backend for which :func:`not_supported_reasons` is empty. The list is ``short``, ``flash``,
@@ -214,9 +212,11 @@ def not_supported_reasons(backend: str, inputs: Inputs) -> list[str]:
 
     Raises ``ValueError`` naming ``backend`` if no backend has that name.
 
-    >>> inputs = Inputs(600, head_dim=64, dtype=torch.float64, device=torch.device("meta"))
-    >>> not_supported_reasons("xformers", inputs)[0]
-    'not used on the meta device'
+    Example::
+
+        >>> inputs = Inputs(600, head_dim=64, dtype=torch.float64, device=torch.device("meta"))
+        >>> not_supported_reasons("xformers", inputs)[0]
+        'not used on the meta device'
     """
     if backend not in BACKENDS:
         raise UserError(f"backend: {backend!r} is not one of auto, {', '.join(BACKENDS)}")
@@ -264,9 +264,11 @@ def attention(qkv: Tensor, num_heads: int, backend: str = "auto") -> Tensor:
     ``BACKENDS``. Raises ``ValueError`` naming the argument if a shape does not fit or the backend
     does not support the inputs, with the reasons.
 
-    >>> qkv = torch.nn.Linear(64, 3 * 64)(torch.randn(2, 600, 64))
-    >>> attention(qkv, num_heads=4).shape
-    torch.Size([2, 600, 64])
+    Example::
+
+        >>> qkv = torch.nn.Linear(64, 3 * 64)(torch.randn(2, 600, 64))
+        >>> attention(qkv, num_heads=4).shape
+        torch.Size([2, 600, 64])
     """
     if qkv.ndim != 3 or not qkv.is_floating_point():
         raise UserError(f"qkv: {qkv.dtype} {tuple(qkv.shape)} is not a float [B, N, 3*D]")

@@ -118,9 +118,11 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     and dtype. Arithmetic is float32 (float64 for float64 input, in PyTorch).
     Raises ``ValueError`` naming ``bias`` if the widths differ.
 
-    >>> fc1 = torch.nn.Linear(64, 256)
-    >>> x = torch.randn(2, 5, 64)
-    >>> y = bias_gelu(x @ fc1.weight.T, fc1.bias)  # [2, 5, 256], as F.gelu(fc1(x))
+    Example::
+
+        >>> fc1 = torch.nn.Linear(64, 256)
+        >>> x = torch.randn(2, 5, 64)
+        >>> y = bias_gelu(x @ fc1.weight.T, fc1.bias)  # [2, 5, 256], as F.gelu(fc1(x))
     """
     if bias.shape != x.shape[-1:]:
         raise ValueError(f"bias: shape {tuple(bias.shape)} is not [{x.shape[-1]}], the width of x")

@@ -230,10 +230,12 @@ def embed_patches(
     Gradients go to ``weight``, ``bias`` and ``pos``.
     Raises ``ValueError`` naming the argument that does not fit.
 
-    >>> rows = torch.randint(256, (2, 64, 192), dtype=torch.uint8)  # 2 frames of 64 patches of 8x8
-    >>> ids, pos = torch.tensor([[3, 9, 40], [0, 1, 2]]), torch.zeros(64, 128)
-    >>> embed_patches(rows, ids, torch.randn(128, 192), torch.zeros(128), pos, 0.5, 0.5).shape
-    torch.Size([2, 3, 128])
+    Example::
+
+        >>> rows = torch.randint(256, (2, 64, 192), dtype=torch.uint8)  # 2 frames, patches of 8x8
+        >>> ids, pos = torch.tensor([[3, 9, 40], [0, 1, 2]]), torch.zeros(64, 128)
+        >>> embed_patches(rows, ids, torch.randn(128, 192), torch.zeros(128), pos, 0.5, 0.5).shape
+        torch.Size([2, 3, 128])
     """
     _check(rows, ids, weight, bias, pos, std)
     device = rows.device.type

@@ -111,9 +111,11 @@ def sample_masks(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor,
     num_keep]``, both ascending, the same on every device.
     Raises ``ValueError`` naming ``seed``, ``num_patches`` or ``num_keep``.
 
-    >>> ids_keep, ids_mask = sample_masks(torch.tensor([0, 1]), num_patches=8, num_keep=3)
-    >>> ids_keep.tolist()
-    [[2, 4, 6], [3, 4, 7]]
+    Example::
+
+        >>> ids_keep, ids_mask = sample_masks(torch.tensor([0, 1]), num_patches=8, num_keep=3)
+        >>> ids_keep.tolist()
+        [[2, 4, 6], [3, 4, 7]]
     """
     if seed.dtype != torch.int64:
         raise ValueError(f"seed: dtype {seed.dtype} is not int64")

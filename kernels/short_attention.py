@@ -225,9 +225,11 @@ def short_attention(qkv: Tensor, num_heads: int) -> Tensor:
     float32 (float64 runs in PyTorch).
     Raises ``ValueError`` naming the argument that does not fit.
 
-    >>> attn = torch.nn.Linear(64, 3 * 64)
-    >>> x = torch.randn(8, 12, 64)
-    >>> y = short_attention(attn(x), num_heads=4)  # [8, 12, 64]
+    Example::
+
+        >>> attn = torch.nn.Linear(64, 3 * 64)
+        >>> x = torch.randn(8, 12, 64)
+        >>> y = short_attention(attn(x), num_heads=4)  # [8, 12, 64]
     """
     if qkv.ndim != 3 or not qkv.is_floating_point():
         raise ValueError(f"qkv: {qkv.dtype} {tuple(qkv.shape)} is not a float [F, N, 3*D]")

@@ -7,7 +7,7 @@ from ivcl_fast.kernels import dispatches
 from ivcl_fast.kernels import patch_loss as public
 from ivcl_fast.kernels.patch_loss import _ref
 from ivcl_fast.models.reference import PIXEL_EPS, take_rows
-from tests.kernels.ops.conftest import DTYPES, HALF, INTERPRET, implementation
+from tests.kernels.ops.conftest import DTYPES, INTERPRET, implementation
 from tests.support.numerics import assert_parity, check_op, run_with_grads
 
 op = torch.ops.ivcl_fast.patch_loss.default
@@ -83,13 +83,6 @@ def test_equals_the_reference_model(device):
     target = (target - target.mean(dim=-1, keepdim=True)) / scale
     expected = ((pred - take_rows(target, ids)) ** 2).mean()
     torch.testing.assert_close(public(pred, rows, ids, True, MEAN, STD), expected)
-
-
-def test_bitwise_repeatable(device):
-    args = inputs(4, 64, 40, 48, HALF, device)
-    runs = [run_with_grads(ours(True), args, [torch.ones((), device=device)]) for _ in range(2)]
-    for one, two in zip(*(outputs + grads for outputs, grads in runs), strict=True):
-        assert torch.equal(one, two)
 
 
 def test_loss_of_no_patches_is_nan(device):

@@ -68,16 +68,6 @@ def test_equals_the_reference_decoder(device):
     assert torch.equal(got, mask_token + pos[hidden])
 
 
-def test_bitwise_repeatable(device):
-    args = [
-        t.requires_grad_() if t.is_floating_point() else t
-        for t in inputs((40, 4, 16, 2, 32), torch.float32, device)
-    ]
-    leaves = [t for t in args if t.requires_grad]
-    grads = [torch.autograd.grad(op(*args).sin().sum(), leaves) for _ in range(2)]
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
-
-
 def test_no_frames(device):
     x, ids, mask_token, pos, _ = inputs((0, 4, 16, 0, 32), torch.float32, device)
     leaves = [t.requires_grad_() for t in (x, mask_token, pos)]

@@ -80,13 +80,6 @@ def test_frames_do_not_mix(tokens, device):
         assert not torch.equal(b[3], a[3])
 
 
-def test_bitwise_repeatable(device):
-    x = qkv(7, 12, 2, 32, torch.float32, device)
-    cotangent = [torch.randn(7, 12, 64, device=device)]
-    first, second = (run_with_grads(op, [x, 2], cotangent) for _ in range(2))
-    assert torch.equal(first[0][0], second[0][0]) and torch.equal(first[1][0], second[1][0])
-
-
 def test_a_program_writes_its_own_frames_only(device, monkeypatch):
     """No element is written by two programs, so their order does not matter."""
     if not (INTERPRET or device == "cuda"):
