@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from ivcl_fast.files import atomic_write
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -24,12 +25,8 @@ def save(figure: Figure, path: Path | str) -> None:
     """Write the figure as PNG, atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        figure.savefig(partial, format="png")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
 
 
 def spread(count: int, total: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import write_json
+from ivcl_fast.files import locked, write_json
 from ivcl_fast.training.settings import CONFIG, FREE, TrainConfig, as_json, flat, load_settings
 
 
@@ -58,31 +57,17 @@ def claim(config: TrainConfig) -> Iterator[None]:
         yield
         return
     config.folder.mkdir(parents=True, exist_ok=True)
-    with locked(config.folder):
+    with locked(config.folder, wait=False) as held:
+        if not held:
+            raise UserError(
+                f"{config.folder}: another process trains there; wait for it, or choose another "
+                "--name"
+            )
         if config.output.overwrite and not distributed.restarted():
             empty(config.folder)
         if not (config.folder / CONFIG).is_file():
             write_json(config.folder / CONFIG, as_json(config))
         yield
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """A lock that the system takes back when this process ends, however it does."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UserError(
-            f"{folder}: another process trains there; wait for it, or choose another --name"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def empty(folder: Path) -> None:

@@ -41,7 +41,6 @@ from ivcl_fast.data.store.frame_store import (
     write_meta,
 )
 from ivcl_fast.data.store.index import SecondChance, index_media, source_digest
-from ivcl_fast.data.store.locks import locked
 from ivcl_fast.data.store.placement import Placement
 from ivcl_fast.data.store.shards import (
     META,
@@ -53,7 +52,7 @@ from ivcl_fast.data.store.shards import (
 )
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import write_json
+from ivcl_fast.files import locked, write_json
 
 log = logging.getLogger(__name__)
 

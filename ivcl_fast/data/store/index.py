@@ -14,10 +14,9 @@ from typing import Any
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.probe import VideoInfo, probe
-from ivcl_fast.data.store.locks import locked
 from ivcl_fast.data.workers import STALL_SECONDS, Lost, Report, WorkerPool
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import write_json
+from ivcl_fast.files import locked, write_json
 
 log = logging.getLogger(__name__)
 

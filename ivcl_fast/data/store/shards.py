@@ -17,9 +17,8 @@ import numpy as np
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import Chosen, make_decoder
 from ivcl_fast.data.patches import patchify
-from ivcl_fast.data.store.locks import locked
 from ivcl_fast.data.workers import Report
-from ivcl_fast.files import atomic_write, write_json
+from ivcl_fast.files import atomic_write, locked, write_json
 
 META = "meta.json"
 """A folder that holds it is a finished store."""

@@ -22,9 +22,9 @@ from ivcl_fast.data.store import build as building
 from ivcl_fast.data.store import index, shards
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.frame_store import FrameStore
-from ivcl_fast.data.store.locks import locked
 from ivcl_fast.data.store.shards import ShardTask, build_shard, finished_shard
 from ivcl_fast.errors import UserError
+from ivcl_fast.files import locked
 from tests.data.store.test_frame_store import contents
 from tests.support.painted import (
     VP9,
