@@ -18,7 +18,7 @@ from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.formats.cater_labels import Scene
 from ivcl_fast.data.synthetic.cater import world as cater_world
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, camera_of, spec_of, times_shown
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, camera_of, frame_times, spec_of
 from ivcl_fast.errors import UserError
 
 SHAPES = (*cater_world.SHAPES, "spl")
@@ -117,7 +117,7 @@ class CentresInSight(FrameLabels):
         places = np.array([[o["locations"][str(i)] for o in objects] for i in range(frames)])
         camera = camera_of(self.spec, scene["image_index"], *PICTURE)
         if len(camera.position) > 1:
-            camera = camera.at(times_shown(frames))
+            camera = camera.at(frame_times(frames))
         x, y, depth = np.moveaxis(camera.project(places), -1, 0)
         column, row = (np.floor(self.grid * v / w) for v, w in zip((x, y), PICTURE, strict=True))
         inside = (np.minimum(column, row) >= 0) & (np.maximum(column, row) < self.grid)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from ivcl_fast.data.synthetic.writer import claimed_by
+from ivcl_fast.data.synthetic.writer import read_spec
 
 if TYPE_CHECKING:
     from ivcl_fast.data.dataset import Dataset
@@ -50,7 +50,7 @@ def read() -> list[Published]:
 
 def published(dataset: Dataset) -> list[Published]:
     """What others report on a data set and task; nothing on one of our making."""
-    if claimed_by(dataset.root) is not None:
+    if read_spec(dataset.root) is not None:
         return []
     folder = dataset.root.resolve().name.lower()
     return [row for row in read() if row.task == dataset.task and row.folder in ("", folder)]

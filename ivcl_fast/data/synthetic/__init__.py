@@ -1,1 +1,1 @@
-"""Data sets made here, written in the true formats of the ones they stand for."""
+"""Generators of synthetic data sets in the published formats of CATER, ACRE and Something-Else."""

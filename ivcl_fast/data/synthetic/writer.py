@@ -1,52 +1,118 @@
-"""What the writers of synthetic data sets share: claiming a folder, filling it, checking a spec.
+"""What the writers of the three synthetic data sets share.
 
-A data set is many small items, each a function of the spec and its number alone, that appear under
-their names only when whole, and an index that comes last. So a run that was killed is continued by
-the same call, with the same bytes, and a folder that has its index is complete.
+A data set consists of many small items. Each depends on the spec and its own number only, and its
+files take their names when they are complete. A folder with the index (CATER's ``lists``, for
+example) is written last. So the same call continues after a kill and produces the same bytes, and
+a data set that has its index is complete.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ivcl_fast.data.workers import Report, run_tasks, usable_cpus
 from ivcl_fast.errors import UserError
+from ivcl_fast.files import atomic_folder, write_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+Size = Literal["embedded", "full"]
 
 _MARKER = "synthetic.json"
 
 
 def check_choice(spec: Any, name: str, accepted: Sequence[str]) -> None:
-    """Raises :class:`UserError` unless a field of the spec has one of these values."""
+    """Raise :class:`UserError` unless a field of the spec has one of the accepted values."""
     value = getattr(spec, name)
     if value not in accepted:
         raise UserError(f"{name}={value!r} is not one of {', '.join(accepted)}")
 
 
-def check_counts(spec: Any, least: Mapping[str, int]) -> None:
-    """Raises :class:`UserError` unless these fields are whole numbers of at least so much."""
-    for name, bound in least.items():
+def check_counts(spec: Any, **minima: int) -> None:
+    """Raise :class:`UserError` unless the named fields are whole numbers of at least a minimum."""
+    for name, minimum in minima.items():
         value = getattr(spec, name)
-        if type(value) is not int or value < bound:
-            raise UserError(f"{name}={value!r} must be a whole number, at least {bound}")
+        if type(value) is not int or value < minimum:
+            raise UserError(f"{name}={value!r} must be a whole number, at least {minimum}")
 
 
-def claim(
-    out: Path, spec: DataclassInstance, format_version: int, folders: Sequence[str], index: str
-) -> bool:
-    """Mark a folder as this spec's and make ``folders`` in it; whether its ``index`` is there.
+def folder_name(*parts: object, seed: int) -> str:
+    """Name the default folder of a data set; a seed of 0 is left out."""
+    return "-".join(map(str, ("synthetic", *parts))) + (f"-seed{seed}" if seed else "")
+
+
+def write_dataset(
+    out: Path,
+    spec: DataclassInstance,
+    *,
+    format_version: int,
+    folders: Sequence[str],
+    items: int,
+    unit: str,
+    write_item: Callable[[int, Report], None],
+    last_file: Callable[[int], Path],
+    index: str,
+    index_files: Callable[[], Mapping[str, str]],
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Path:
+    """Write a data set to the folder ``out``, or complete what an earlier call left there.
+
+    Args:
+        spec: what to write; a folder that was begun with another spec is refused.
+        format_version: changes when the same spec gives other bytes.
+        folders: folders of the items' files, made if they are missing.
+        items: number of items, called ``unit`` (a plural) in messages.
+        write_item: called as ``write_item(i, report)`` in worker processes, for the items whose
+            ``last_file(i)`` does not exist; writes it last. It has to be picklable.
+        index: folder that is written when all items are complete.
+        index_files: gives the text of each file of the index, by its path in that folder.
+        workers: processes; default one per CPU.
+        progress: called with (items done, items in total), including those found complete.
 
     Raises:
-        UserError: the folder was begun with another spec, or holds something else.
+        UserError: ``workers`` is less than 1, or the folder holds something else.
+        KeyboardInterrupt: stopped by the user; the message says how to continue.
     """
+    if workers is not None and workers < 1:
+        raise UserError(f"workers={workers} must be at least 1")
+    _claim(out, spec, format_version, folders, index)
+    if (out / index).is_dir():
+        return out
+    missing = [i for i in range(items) if not last_file(i).is_file()]
+    done = items - len(missing)
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, items)
+
+    report(0)
+    try:
+        for _ in run_tasks(write_item, missing, workers or usable_cpus(), report):
+            pass
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped after {done} of {items} {unit}; the same command continues"
+        ) from None
+    files = index_files()
+    with atomic_folder(out / index, durable=False) as folder:
+        for name, text in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text)
+    return out
+
+
+def _claim(
+    out: Path, spec: DataclassInstance, format_version: int, folders: Sequence[str], index: str
+) -> None:
+    """Make the folders and note the spec; :class:`UserError` if ``out`` holds something else."""
     marker = out / _MARKER
     wanted = {"format_version": format_version, "spec": asdict(spec)}
     if marker.is_file():
@@ -65,78 +131,21 @@ def claim(
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not marker.is_file():
-            with whole(marker) as part:
-                part.write_text(json.dumps(wanted, indent=1) + "\n")
+            write_text(marker, json.dumps(wanted, indent=1) + "\n", durable=False)
         for folder in folders:
             (out / folder).mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from None
-    return (out / index).is_dir()
 
 
-def claimed_by(folder: Path) -> dict[str, Any] | None:
-    """The fields of the spec that a folder was begun with; None if :func:`claim` never saw it."""
+def read_spec(folder: Path) -> dict[str, Any] | None:
+    """Read the fields of the spec that a data set was written with; None if it is not synthetic.
+
+    Raises :class:`UserError` if the file that holds them is damaged.
+    """
     try:
         return json.loads((folder / _MARKER).read_text())["spec"]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / _MARKER}: not the settings of a synthetic data set") from None
-
-
-def write_items(
-    write: Callable[[int, Report], None],
-    last_file: Callable[[int], Path],
-    total: int,
-    noun: str,
-    workers: int | None,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Call ``write(i, report)`` for every item that is not there yet, in worker processes.
-
-    Args:
-        write: writes an item, its ``last_file(i)`` last, and calls ``report(1)``; can be pickled.
-        last_file: the file whose presence says that the item is whole.
-        total: number of items.
-        noun: what the items are, in the plural.
-        workers: processes; default one per CPU.
-        progress: called with (items done, items in all), also for those found done.
-
-    Raises:
-        KeyboardInterrupt: stopped by the user; its message says how to go on.
-    """
-    missing = [i for i in range(total) if not last_file(i).is_file()]
-    done = total - len(missing)
-
-    def report(items: int) -> None:
-        nonlocal done
-        done += items
-        if progress is not None:
-            progress(done, total)
-
-    report(0)
-    try:
-        for _ in run_tasks(write, missing, workers or usable_cpus(), report):
-            pass
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped after {done} of {total} {noun}; the same command continues"
-        ) from None
-
-
-def check_workers(workers: int | None) -> None:
-    """Raises :class:`UserError` for a number of processes below one."""
-    if workers is not None and workers < 1:
-        raise UserError(f"workers={workers} must be at least 1")
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Where to write so that ``path`` appears when the block has ended.
-
-    Always the same name, so that what a kill leaves behind is overwritten when continuing; and
-    without waiting for the disk, which would take longer than making these thousands of files.
-    """
-    part = path.with_suffix(".part")
-    yield part
-    os.replace(part, path)

@@ -3,46 +3,25 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from ivcl_fast.data.formats.acre import Acre, media_name, object_table
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, run_lengths, write_acre
-from ivcl_fast.errors import UserError
-
-SPEC = SyntheticAcre(regime="comp", train=4, val=1, test=3, seed=7)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_acre(tmp_path_factory.mktemp("acre") / "made", SPEC, workers=1)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def test_the_reader_reads_what_the_writer_wrote(made: Path) -> None:
-    data = Acre(made)
+def test_the_reader_reads_what_the_writer_wrote(acre: Path) -> None:
+    data = Acre(acre)
     for split, count in (("train", 4), ("val", 1), ("test", 3)):
         problems = data.problems(split)
         assert problems == [draw_problem("comp", split, 7, n) for n in range(count)]
         assert len(data.clips(split)) == 4 * count
     media = data.media()
     assert len(media) == 8
-    assert sorted(p.name for p in (made / "images").iterdir()) == [
+    assert sorted(p.name for p in (acre / "images").iterdir()) == [
         file.name for m in media for file in m.files
     ]
     with Image.open(media[0].files[3]) as picture:
@@ -63,8 +42,8 @@ def test_masks_by_hand() -> None:
     assert run_lengths(np.zeros((2, 3), dtype=bool)) == "6"
 
 
-def test_scenes(made: Path) -> None:
-    config = json.loads((made / "config" / "test.json").read_text())
+def test_scenes(acre: Path) -> None:
+    config = json.loads((acre / "config" / "test.json").read_text())
     table = object_table("comp", "test")
     common = {
         *("split", "image_filename", "camera", "light_state", "objects", "directions"),
@@ -72,7 +51,7 @@ def test_scenes(made: Path) -> None:
     }
     for number, i in ((n, i) for n in range(3) for i in range(10)):
         name = f"{media_name('test', number)}_{i:02d}"
-        scene = json.loads((made / "scenes" / f"{name}.json").read_text())
+        scene = json.loads((acre / "scenes" / f"{name}.json").read_text())
         panel = config[number][i]
         machine = {"blicket_bbox", "blicket_mask"} if i < 6 else set()
         assert set(scene) == common | machine
@@ -112,85 +91,3 @@ def test_full_size_and_a_split_without_problems(tmp_path: Path) -> None:
         assert (picture.mode, picture.size) == ("RGBA", (320, 240))
     scene = json.loads((out / "scenes" / "ACRE_test_000000_00.json").read_text())
     assert decode_mask(scene["blicket_mask"], 320, 240).sum() > 10_000
-
-
-def test_workers_do_not_change_a_byte(tmp_path: Path, made: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    out = write_acre(tmp_path / "two", SPEC, 2, lambda done, total: calls.append((done, total)))
-    assert contents(out) == contents(made)
-    assert calls == [(done, 8) for done in range(9)]
-
-
-def test_killed_and_continued(tmp_path: Path, made: Path) -> None:
-    out = tmp_path / "stopped"
-    program = (
-        "import sys; from pathlib import Path\n"
-        "from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, run_lengths, write_acre\n"
-        "spec = SyntheticAcre(regime='comp', train=4, val=1, test=3, seed=7)\n"
-        "write_acre(Path(sys.argv[1]), spec, workers=2)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(out)],
-        cwd=Path(__file__).parents[3],
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    while process.poll() is None and not list(out.glob("scenes/*.json")):
-        time.sleep(0.002)
-    process.kill()
-    process.communicate(timeout=120)  # the workers hold the other end of this pipe
-    assert not (out / "config").exists(), "killed too late to show anything"
-    assert contents(write_acre(out, SPEC, workers=1)) == contents(made)
-
-
-def test_whatever_a_kill_leaves_is_made_good(tmp_path: Path, made: Path) -> None:
-    out = tmp_path / "left"
-    shutil.copytree(made, out)
-    (out / "config").rename(out / "config.part")
-    (out / "config.part" / "train.json").write_text("[[{")
-    scene = out / "scenes" / "ACRE_train_000003_09.json"
-    scene.rename(scene.with_suffix(".part"))
-    picture = out / "images" / "ACRE_train_000003_09.png"
-    picture.with_suffix(".part").write_bytes(picture.read_bytes()[:1000])
-    picture.unlink()
-    assert contents(write_acre(out, SPEC, workers=1)) == contents(made)
-
-
-def test_a_complete_folder_is_left_alone_and_another_refused(made: Path) -> None:
-    before = {p: p.stat().st_mtime_ns for p in made.rglob("*")}
-    write_acre(made, SPEC, 2)
-    with pytest.raises(UserError, match="other settings"):
-        write_acre(made, SyntheticAcre(regime="iid", train=4, val=1, test=3, seed=7))
-    assert {p: p.stat().st_mtime_ns for p in made.rglob("*")} == before
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config").mkdir()
-    with pytest.raises(UserError, match="something else"):
-        write_acre(tmp_path, SPEC)
-    with pytest.raises(UserError, match="workers=0"):
-        write_acre(tmp_path / "new", SPEC, workers=0)
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("regime", "IID"),
-        ("size", "huge"),
-        ("train", 0),
-        ("test", 2.5),
-        ("val", -1),
-        ("seed", True),
-    ],
-)
-def test_bad_values_name_the_field(field: str, value: object) -> None:
-    with pytest.raises(UserError, match=f"^{field}=.*{value}") as error:
-        SyntheticAcre(**{field: value})  # type: ignore[arg-type]
-    assert "\n" not in str(error.value)
-
-
-def test_names_differ_where_the_data_do() -> None:
-    specs = [SyntheticAcre(), SyntheticAcre(regime="sys"), SyntheticAcre(size="full")]
-    specs += [SyntheticAcre(val=1), SyntheticAcre(test=1), SyntheticAcre(seed=1)]
-    assert len({spec.default_name for spec in specs}) == 6

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ivcl_fast.data.formats.acre import CONTEXT, QUERIES, TYPES, Panel, Problem, Regime, covariation
-from ivcl_fast.data.synthetic.acre.rules import draw_problem, find, solve
+from ivcl_fast.data.formats.acre import (
+    CONTEXT,
+    OFF,
+    ON,
+    QUERIES,
+    TYPES,
+    UNDETERMINED,
+    Panel,
+    Problem,
+    Regime,
+    covariation,
+)
+from ivcl_fast.data.synthetic.acre.rules import draw_problem, find
 
 REGIMES: tuple[Regime, ...] = ("iid", "comp", "sys")
 
@@ -113,6 +125,27 @@ def test_a_problem_is_a_function_of_its_arguments() -> None:
     others = [draw_problem("iid", "test", 0, 6), draw_problem("iid", "test", 1, 5)]
     others += [draw_problem("iid", "val", 0, 5), draw_problem("comp", "test", 0, 5)]
     assert all(problem != other for other in others)
+
+
+def solve(problem: Problem) -> list[int]:
+    """Answer the four queries by trying every assignment of causes to the objects.
+
+    Of the ``2^n`` assignments, keep those that agree with every trial; the answer to a query is
+    that of the remaining assignments if they agree, else undetermined.
+    """
+    bit = {o: 1 << k for k, o in enumerate(sorted({o for p in problem for o in p.objects}))}
+
+    def holds_cause(worlds: np.ndarray, objects: Iterable[int]) -> np.ndarray:
+        return (worlds & sum(bit[o] for o in set(objects))) != 0
+
+    worlds = np.arange(1 << len(bit))
+    for i in CONTEXT:
+        worlds = worlds[holds_cause(worlds, problem[i].objects) == (problem[i].light == "on")]
+    answers = []
+    for i in QUERIES:
+        on = holds_cause(worlds, problem[i].objects)
+        answers.append(ON if on.all() else UNDETERMINED if on.any() else OFF)
+    return answers
 
 
 def make(*context: tuple[str, tuple[int, ...]], asked: list[tuple[int, ...]]) -> Problem:

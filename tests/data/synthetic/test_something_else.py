@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -32,23 +27,9 @@ from ivcl_fast.data.synthetic.something_else.write import (
     split_files,
     write_something_else,
 )
-from ivcl_fast.errors import UserError
 
 SPEC = SyntheticSomethingElse(train=20, val=18, seed=7)
 VIDEOS = "20bn-something-something-v2"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_something_else(tmp_path_factory.mktemp("sse") / "made", SPEC, workers=1)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def decode(path: Path, size: tuple[int, int], fps: int) -> np.ndarray:
@@ -61,24 +42,26 @@ def decode(path: Path, size: tuple[int, int], fps: int) -> np.ndarray:
         return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(stream)])
 
 
-def test_files(made: Path) -> None:
-    assert sorted(path.name for path in made.iterdir()) == [
+def test_files(something_else: Path) -> None:
+    assert sorted(path.name for path in something_else.iterdir()) == [
         VIDEOS,
         "bounding_box_smthsmth_part1.json",
         "bounding_box_smthsmth_part2.json",
         "dataset_splits",
         "synthetic.json",
     ]
-    assert {p.name for p in (made / VIDEOS).iterdir()} == {f"{i}.webm" for i in range(1, 39)}
-    frames = {len(decode(p, (142, 80), 8)) for p in (made / VIDEOS).iterdir()}
+    assert {p.name for p in (something_else / VIDEOS).iterdir()} == {
+        f"{i}.webm" for i in range(1, 39)
+    }
+    frames = {len(decode(p, (142, 80), 8)) for p in (something_else / VIDEOS).iterdir()}
     assert min(frames) >= 16
     assert max(frames) <= 40
     assert len(frames) > 5
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "something_v2"])
-def test_the_reader_reads_every_task(made: Path, task: str) -> None:
-    data = SomethingElse(made, task)
+def test_the_reader_reads_every_task(something_else: Path, task: str) -> None:
+    data = SomethingElse(something_else, task)
     train, val = data.clips("train"), data.clips("validation")
     assert not {c.name for c in train} & {c.name for c in val}
     media = data.media()
@@ -119,7 +102,7 @@ def test_every_noun_of_a_verb_is_new_in_validation() -> None:
             assert set(entry["placeholders"]) <= sets[group[entry["template"]] ^ held_out]
     # Opposites share their nouns, so that these do not give them away.
     assert len({t.group for t in TEMPLATES if "upside" in t.text}) == 1
-    # Every word occurs in both sets: a set is made of combinations.
+    # Every word occurs in both sets: a set is something_else of combinations.
     for which in (0, 1):
         nouns = nouns_of_set(which)
         words = [set(column) for column in zip(*nouns, strict=True)]
@@ -178,13 +161,13 @@ def test_things_stay_in_the_frame_and_hands_come_and_go(template) -> None:
                 assert (np.abs(layer.y - 0.5) < 0.5 - 0.7 * layer.size).all()
 
 
-def test_boxes_hold_what_moves(made: Path) -> None:
-    data = SomethingElse(made)
+def test_boxes_hold_what_moves(something_else: Path) -> None:
+    data = SomethingElse(something_else)
     boxes = data.boxes()
     assert len(boxes) == SPEC.clips
     categories = Counter()
     for clip in data.clips("train") + data.clips("validation"):
-        video = decode(made / VIDEOS / f"{clip.name}.webm", (142, 80), 8).astype(int)
+        video = decode(something_else / VIDEOS / f"{clip.name}.webm", (142, 80), 8).astype(int)
         frames = boxes.frames(clip.name)
         assert frames is not None
         assert [f.frame for f in frames] == list(range(len(video)))
@@ -210,115 +193,16 @@ def test_boxes_hold_what_moves(made: Path) -> None:
     assert set(categories) == {"hand", "0000", "0001"}
 
 
-def test_full_size(tmp_path: Path, made: Path) -> None:
+def test_full_size(tmp_path: Path, something_else: Path) -> None:
     """The same acts as the embedded ones, larger and in more frames."""
     spec = SyntheticSomethingElse(train=1, val=0, seed=7, size="full")
     out = write_something_else(tmp_path / "full", spec, workers=1)
     video = decode(out / VIDEOS / "1.webm", (427, 240), 12)
-    small = decode(made / VIDEOS / "1.webm", (142, 80), 8)
+    small = decode(something_else / VIDEOS / "1.webm", (142, 80), 8)
     assert 24 <= len(video) <= 60
     assert len(video) == pytest.approx(1.5 * len(small), abs=1.5)
-    full, embedded = (SomethingElse(root).boxes().frames("1") for root in (out, made))
+    full, embedded = (SomethingElse(root).boxes().frames("1") for root in (out, something_else))
     assert full
     assert embedded
     np.testing.assert_allclose(full[0].corners / 3, embedded[0].corners, atol=2)
     np.testing.assert_allclose(full[-1].corners / 3, embedded[-1].corners, atol=2)
-
-
-def test_workers_do_not_change_a_byte(tmp_path: Path, made: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    out = write_something_else(tmp_path / "two", SPEC, 2, lambda *call: calls.append(call))
-    assert contents(out) == contents(made)
-    assert calls == [(done, 38) for done in range(39)]
-
-
-def test_another_seed_makes_other_clips(tmp_path: Path, made: Path) -> None:
-    spec = SyntheticSomethingElse(train=1, val=0, seed=8)
-    out = write_something_else(tmp_path / "other", spec, workers=1)
-    assert (out / VIDEOS / "1.webm").read_bytes() != (made / VIDEOS / "1.webm").read_bytes()
-
-
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_and_continued(tmp_path: Path, made: Path, stop: signal.Signals) -> None:
-    out = tmp_path / "stopped"
-    # Once some clips are done: a kill hits the parent alone, Ctrl-C, as from a terminal, all.
-    whom = "os.kill(os.getpid()" if stop == signal.SIGKILL else "os.killpg(os.getpgrp()"
-    program = (
-        "import os, sys; from pathlib import Path\n"
-        "from ivcl_fast.data.synthetic.something_else.write import *\n"
-        f"def progress(done, _): done == 5 and {whom}, {int(stop)})\n"
-        "spec = SyntheticSomethingElse(train=20, val=18, seed=7)\n"
-        "write_something_else(Path(sys.argv[1]), spec, 2, progress)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(out)],
-        cwd=Path(__file__).parents[3],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    # The workers hold the other end of this pipe: it ends when they have.
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == -stop
-    assert not (out / "dataset_splits").exists()
-    if stop == signal.SIGINT:
-        last = output.decode().splitlines()[-1]
-        assert re.fullmatch(r"KeyboardInterrupt: stopped after 5 of 38 clips; .* continues", last)
-        assert output.count(b"Traceback") == 1, "a worker complained"
-    assert contents(write_something_else(out, SPEC, workers=1)) == contents(made)
-
-
-def test_whatever_a_kill_leaves_is_made_good(tmp_path: Path, made: Path) -> None:
-    """Killed while writing a clip, the boxes, the splits; or right before tidying up."""
-    out = tmp_path / "left"
-    shutil.copytree(made, out)
-    (out / "dataset_splits").rename(out / "dataset_splits.part")
-    (out / "dataset_splits.part" / "compositional" / "train.json").write_text("[")
-    (out / "bounding_box_smthsmth_part2.json").rename(out / "bounding_box_smthsmth_part2.part")
-    (out / VIDEOS / "3.webm").rename(out / VIDEOS / "3.part")
-    (out / "boxes.part").mkdir()
-    (out / "boxes.part" / "3.part").write_text("[")
-    assert contents(write_something_else(out, SPEC, workers=1)) == contents(made)
-    (out / "boxes.part").mkdir()
-    (out / "boxes.part" / "3.json").write_text("[]")
-    assert contents(write_something_else(out, SPEC, workers=1)) == contents(made)
-
-
-def test_a_complete_folder_is_left_alone(made: Path) -> None:
-    before = {p: p.stat().st_mtime_ns for p in made.rglob("*")}
-    calls: list[tuple[int, int]] = []
-    write_something_else(made, SPEC, 2, lambda *call: calls.append(call))
-    assert {p: p.stat().st_mtime_ns for p in made.rglob("*")} == before
-    assert calls == []
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path: Path, made: Path) -> None:
-    before = contents(made)
-    with pytest.raises(UserError, match="other settings"):
-        write_something_else(made, SyntheticSomethingElse(train=20, val=18, seed=8))
-    assert contents(made) == before
-    (tmp_path / "real" / VIDEOS).mkdir(parents=True)
-    with pytest.raises(UserError, match="something else"):
-        write_something_else(tmp_path / "real", SPEC)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("size", "huge"), ("train", 0), ("train", 2.5), ("train", True), ("val", -1), ("seed", -1)],
-)
-def test_bad_values_name_the_field(field: str, value: object) -> None:
-    with pytest.raises(UserError, match=f"^{field}=.*{value}") as error:
-        SyntheticSomethingElse(**{field: value})  # type: ignore[arg-type]
-    assert "\n" not in str(error.value)
-
-
-def test_bad_number_of_workers(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="workers=0"):
-        write_something_else(tmp_path / "out", SPEC, workers=0)
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_marker_tells_the_spec(made: Path) -> None:
-    spec = json.loads((made / "synthetic.json").read_text())["spec"]
-    assert SyntheticSomethingElse(**spec) == SPEC
-    assert SPEC.default_name == "synthetic-something-else-embedded-20-18-seed7"

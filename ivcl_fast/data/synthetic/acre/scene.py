@@ -1,7 +1,7 @@
-"""Draws ACRE's panels: objects on a blicket machine that is on or off, or on the bare floor.
+"""Draws ACRE's panels: objects on a machine that is on or off, or on the bare floor.
 
-The machine is a large pink plate with a rim. Objects are those of CATER's renderer, in ACRE's one
-size; the camera stands somewhat closer than CATER's, a little elsewhere in every panel.
+The machine is a large pink plate with a rim. CATER's renderer draws the objects, in ACRE's single
+size. The camera is somewhat closer than CATER's, and its position varies a little between panels.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from ivcl_fast.data.synthetic.cater.render import (
 from ivcl_fast.data.synthetic.cater.world import Thing
 
 LAMPS = {"key_light": 10 * KEY, "back_light": 10 * UP, "fill_light": 10 * FILL}
-"""World positions; they shine as if from infinitely far in these directions."""
+"""World positions of the lamps; their light is parallel, as if from infinitely far away."""
 SIZE = 0.6
 """Radius of spheres and cylinders, half the diagonal of a cube's face (world units)."""
 
 _CAMERA = np.array([5.8, -5.15, 6.1])
 _CAMERA_JITTER = 0.4
-_REACH = 2.1  # centres stay within this of the middle, along x and y
-_APART = 1.4  # least distance of two centres
-_DEPTH = 0.8  # share of a distance away from the camera that counts for it: less is seen of that
+_REACH = 2.1  # largest distance of a centre from the middle, along x and y
+_APART = 1.4  # least distance between two centres
+_DEPTH = 0.8  # weight of distances along the line of sight, which appear shorter in the picture
 _PLATE = 2.8  # half the machine's width
 _RIM = 2.62
 _THICK = 0.3
@@ -44,29 +44,29 @@ _THICK = 0.3
 _TOP: dict[Light, tuple[int, int, int]] = {"on": (255, 226, 232), "off": (150, 116, 126)}
 _RIM_TOP = (196, 120, 140)
 _SIDE = (140, 78, 98)
-_GLOW = (1.25, 1.05, 1.1)  # what the floor beside a lit machine gains at most
+_GLOW = (1.25, 1.05, 1.1)  # largest gain of the floor's light beside a machine that is on
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn panel; n objects in the panel's order."""
+    """A drawn panel of n objects, in the panel's order."""
 
     picture: np.ndarray
     """uint8 [h, w, 3]."""
     view: Camera
-    """One pose."""
+    """A single pose."""
     places: np.ndarray
     """float64 [n, 3], centres in world units."""
     turns: np.ndarray
     """float64 [n], about the vertical axis, radians."""
     outlines: list[np.ndarray]
-    """bool [h, w] each, where the object would be seen if nothing stood before it."""
+    """bool [h, w] each: the object's pixels if nothing were in front of it."""
     masks: list[np.ndarray]
-    """bool [h, w] each, where the object is seen."""
+    """bool [h, w] each: the object's visible pixels."""
     machine: np.ndarray
-    """bool [h, w], where the machine is, seen or not; all False where there is none."""
+    """bool [h, w]: the machine's pixels if nothing were in front of it; all False without one."""
     machine_mask: np.ndarray
-    """bool [h, w], where the machine is seen."""
+    """bool [h, w]: the machine's visible pixels."""
 
 
 def draw_scenes(
@@ -78,20 +78,20 @@ def draw_scenes(
 ) -> list[Scene]:
     """Place the objects of each panel at random and draw them.
 
-    The panels of a problem are drawn together because they share objects, each of which is ray
-    cast once for all of its poses. ``table`` says what the object ids mean.
+    The panels of a problem share objects, so they are drawn together: each object is ray cast once
+    for all its poses. ``table`` gives the look of each object id.
     """
     jitter = rng.uniform(-_CAMERA_JITTER, _CAMERA_JITTER, (len(panels), 3))
     views = looking_at_origin(_CAMERA + jitter, width, height)
     places = [_scatter(rng, len(p.objects), views.forward[i]) for i, p in enumerate(panels)]
     turns = [rng.uniform(0, 2 * np.pi, len(p.objects)) for p in panels]
 
-    shown: dict[int, list[tuple[int, int]]] = {}  # (panel, place in it) by object
+    poses: dict[int, list[tuple[int, int]]] = {}  # (panel, index in the panel) by object
     for i, panel in enumerate(panels):
         for k, o in enumerate(panel.objects):
-            shown.setdefault(o, []).append((i, k))
+            poses.setdefault(o, []).append((i, k))
     drawn: dict[tuple[int, int], tuple[Sprite, Shadow]] = {}
-    for o, where in shown.items():
+    for o, where in poses.items():
         shape, color, material = table[o]
         finish = "polished" if material == "metal" else material
         thing = Thing(shape, "medium", SIZE, color, finish, 0.0)
@@ -116,7 +116,7 @@ def draw_scenes(
         view = views.at(slice(i, i + 1))
         depth = view.project(places[i][None])[0, :, 2]
         picture = compose(ground[i], [objects[k] for k in np.argsort(-depth)])
-        outlines, owner = _who_is_seen([sprite for sprite, _ in objects], height, width)
+        outlines, owner = _visible_sprites([sprite for sprite, _ in objects], height, width)
         masks = [owner == k for k in range(len(objects))]
         scenes.append(
             Scene(
@@ -134,9 +134,9 @@ def draw_scenes(
 
 
 def _scatter(rng: np.random.Generator, count: int, forward: np.ndarray) -> np.ndarray:
-    """Places on the floor, [count, 3], z = 0, as far apart as a few tries allow.
+    """Draw places on the floor, [count, 3] with z = 0, as far apart as a few tries allow.
 
-    ACRE's panels hold six objects at most; many more would not fit.
+    ACRE's panels have at most six objects; many more would not fit.
     """
     away = forward[:2] / np.hypot(*forward[:2])
     apart = 2.0 * _APART
@@ -155,7 +155,7 @@ def _scatter(rng: np.random.Generator, count: int, forward: np.ndarray) -> np.nd
 
 
 def _ground(views: Camera, lights: Sequence[Light]) -> tuple[np.ndarray, np.ndarray]:
-    """Floor and machine, float32 [P, 3, h, w], and where the machine is, bool [P, h, w]."""
+    """Draw floor and machine, float32 [P, 3, h, w], and the machine's mask, bool [P, h, w]."""
     zero = np.zeros(len(lights), dtype=np.intp)
     x, y = (v[0] for v in floor_points(views, zero, zero, views.width, views.height))
     ground = np.repeat(floor_light(x, y)[:, None], 3, axis=1)
@@ -169,19 +169,19 @@ def _ground(views: Camera, lights: Sequence[Light]) -> tuple[np.ndarray, np.ndar
 def _add_machine(
     ground: np.ndarray, x: np.ndarray, y: np.ndarray, eye: np.ndarray, light: Light
 ) -> np.ndarray:
-    """Draw the machine into ``ground`` [3, h, w]; its top is at z = 0. Returns where it is.
+    """Draw the machine, with its top at z = 0, into ``ground`` [3, h, w]; return its mask.
 
-    ``x`` and ``y`` [h, w] are the world coordinates of the plane z = 0 under each pixel.
+    ``x`` and ``y`` [h, w] are the world coordinates of each pixel in the plane z = 0.
     """
     outward = np.maximum(np.abs(x), np.abs(y))
     pixel = np.abs(np.gradient(outward, axis=0)) + np.abs(np.gradient(outward, axis=1))
 
     def inside(distance: np.ndarray, half: float) -> np.ndarray:
-        """Share of each pixel within a square, from the distance of its middle."""
+        """Return the share of each pixel inside a square, from its distance to the middle."""
         return np.clip((half - distance) / pixel + 0.5, 0.0, 1.0)
 
     top, body = inside(outward, _PLATE), np.zeros_like(x)
-    for deeper in (0.25, 0.5, 0.75, 1.0):  # of the way down: slices, close enough to look solid
+    for deeper in (0.25, 0.5, 0.75, 1.0):  # slices of the body, close enough to look solid
         scale = np.float32(1.0 + deeper * _THICK / eye[2])
         low_x, low_y = (np.float32(e) + (v - e) * scale for v, e in zip((x, y), eye, strict=False))
         np.maximum(body, inside(np.maximum(np.abs(low_x), np.abs(low_y)), _PLATE), out=body)
@@ -195,10 +195,10 @@ def _add_machine(
     return np.maximum(top, body) > 0.5
 
 
-def _who_is_seen(
+def _visible_sprites(
     sprites: Sequence[Sprite], height: int, width: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Each sprite's outline, bool [h, w], and the nearest sprite's number or -1, int8 [h, w]."""
+    """Return each sprite's outline, bool [h, w], and the nearest sprite or -1, int8 [h, w]."""
     owner = np.full((height, width), -1, dtype=np.int8)
     nearest = np.full((height, width), np.inf, dtype=np.float32)
     outlines = []

@@ -1,21 +1,14 @@
-"""Writes a synthetic ACRE in the true on-disk format: configs, pictures and scenes.
-
-A problem is a function of the spec, the split and its number alone. Its ten pictures and scenes
-appear under their names only when whole, the scene of the last panel last; the configs come when
-all problems are there (see :mod:`.writer`).
-"""
+"""Writes a synthetic ACRE in the published format: configs, pictures and scenes."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
@@ -24,16 +17,14 @@ from ivcl_fast.data.formats.acre import SPLITS, Attributes, Panel, Regime, media
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
 from ivcl_fast.data.synthetic.acre.scene import LAMPS, Scene, draw_scenes
 from ivcl_fast.data.synthetic.writer import (
+    Size,
     check_choice,
     check_counts,
-    check_workers,
-    claim,
-    whole,
-    write_items,
+    folder_name,
+    write_dataset,
 )
 from ivcl_fast.data.workers import Report
-
-Size = Literal["embedded", "full"]
+from ivcl_fast.files import atomic_write, write_text
 
 _FORMAT_VERSION = 1
 _SIZES = {"embedded": (96, 72), "full": (320, 240)}
@@ -41,50 +32,48 @@ _SIZES = {"embedded": (96, 72), "full": (320, 240)}
 
 @dataclass(frozen=True)
 class SyntheticAcre:
-    """Which data set to make.
+    """Describes a synthetic ACRE.
 
-    Raises:
-        UserError: a field has a value that it does not accept.
+    Raises :class:`~ivcl_fast.errors.UserError` for a value that a field does not accept.
     """
 
     regime: Regime = "iid"
-    """``iid``; ``comp``, whose training and test objects differ; or ``sys``, whose training and
-    test problems differ in how many trials light up."""
+    """``iid``; ``comp``: training and test objects differ; or ``sys``: training and test problems
+    differ in how many trials light up."""
     size: Size = "embedded"
-    """``full`` is ACRE's own 320 x 240; ``embedded`` is 96 x 72."""
+    """``full``: ACRE's own 320 x 240 pixels; ``embedded``: 96 x 72."""
     train: int = 3000
     """Number of training problems of four queries each (ACRE has 6,000)."""
     val: int = 500
     """Number of validation problems (ACRE has 2,000)."""
     test: int = 500
-    """Number of test problems, which results are reported on (ACRE has 2,000)."""
+    """Number of test problems, on which results are reported (ACRE has 2,000)."""
     seed: int = 0
-    """Another seed makes other problems."""
+    """Problems with different seeds are different."""
 
     def __post_init__(self) -> None:
         check_choice(self, "regime", get_args(Regime))
         check_choice(self, "size", get_args(Size))
-        check_counts(self, {"train": 1, "val": 0, "test": 0, "seed": 0})
+        check_counts(self, train=1, val=0, test=0, seed=0)
 
     @property
     def problems(self) -> int:
-        """Number of problems in all."""
+        """Number of all problems."""
         return self.train + self.val + self.test
 
     def locate(self, index: int) -> tuple[str, int]:
-        """Split, and number in it, of one of all problems."""
+        """Return the split of problem ``index`` of all problems, and its number in the split."""
         for split in SPLITS:
             if index < getattr(self, split):
                 return split, index
             index -= getattr(self, split)
-        raise IndexError(f"no problem {index} past the last")
+        raise IndexError(f"problem {index} is past the last")
 
     @property
     def default_name(self) -> str:
-        """Name of the folder it is kept in unless the user names another."""
-        seed = f"-seed{self.seed}" if self.seed else ""
-        counts = f"{self.train}-{self.val}-{self.test}"
-        return f"synthetic-acre-{self.regime}-{self.size}-{counts}{seed}"
+        """Default name of the folder."""
+        parts = "acre", self.regime, self.size, self.train, self.val, self.test
+        return folder_name(*parts, seed=self.seed)
 
 
 def write_acre(
@@ -93,38 +82,33 @@ def write_acre(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write the data set to a folder, or complete what an earlier call left there.
+    """Write a synthetic ACRE to a folder, or complete what an earlier call left there.
 
-    Args:
-        out: the folder; made if missing. A folder begun with another spec is refused.
-        spec: what to make.
-        workers: processes, one thread each; default one per CPU. The bytes do not depend on it.
-        progress: called with (problems done, problems in all), also for those found done.
+    Returns ``out``, with ``images/*.png`` (RGBA), ``scenes/*.json``,
+    ``config/{train,val,test}.json`` (none for a split without problems) and ``synthetic.json``.
+    Arguments and errors are those of :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`;
+    ``progress`` counts problems.
 
-    Returns:
-        ``out``, with ``images/*.png`` (RGBA), ``scenes/*.json``, ``config/{train,val,test}.json``
-        (none for a split without problems) and ``synthetic.json``.
-
-    Raises:
-        UserError: the folder holds something else.
-        KeyboardInterrupt: stopped by the user; its message says how to go on.
+    >>> write_acre(Path("data/acre"), SyntheticAcre(regime="comp", train=100, val=20, test=20))
     """
-    check_workers(workers)
-    if claim(out, spec, _FORMAT_VERSION, ("images", "scenes"), "config"):
-        return out
-    write_items(
-        partial(_write_problem, out, spec),
-        lambda i: _scene_path(out, *spec.locate(i), 9),
-        spec.problems,
-        "problems",
-        workers,
-        progress,
+    return write_dataset(
+        out,
+        spec,
+        format_version=_FORMAT_VERSION,
+        folders=("images", "scenes"),
+        items=spec.problems,
+        unit="problems",
+        write_item=partial(_write_problem, out, spec),
+        last_file=lambda i: _scene_path(out, *spec.locate(i), 9),
+        index="config",
+        index_files=partial(_configs, spec),
+        workers=workers,
+        progress=progress,
     )
-    _write_configs(out, spec)
-    return out
 
 
 def _write_problem(out: Path, spec: SyntheticAcre, index: int, report: Report) -> None:
+    """Write the ten pictures and scenes of a problem, the last panel's scene last."""
     split, number = spec.locate(index)
     problem = draw_problem(spec.regime, split, spec.seed, number)
     table = object_table(spec.regime, split)
@@ -133,10 +117,10 @@ def _write_problem(out: Path, spec: SyntheticAcre, index: int, report: Report) -
         picture = Image.fromarray(scene.picture)
         picture.putalpha(255)
         name = f"{media_name(split, number)}_{i:02d}.png"
-        with whole(out / "images" / name) as part:
-            picture.save(part, format="png", compress_level=3)
-        with whole(_scene_path(out, split, number, i)) as part:
-            part.write_text(json.dumps(scene_dict(scene, problem[i], table, split, name)))
+        with atomic_write(out / "images" / name, durable=False) as file:
+            picture.save(file, format="png", compress_level=3)
+        text = json.dumps(scene_dict(scene, problem[i], table, split, name))
+        write_text(_scene_path(out, split, number, i), text, durable=False)
     report(1)
 
 
@@ -144,21 +128,19 @@ def _scene_path(out: Path, split: str, number: int, panel: int) -> Path:
     return out / "scenes" / f"{media_name(split, number)}_{panel:02d}.json"
 
 
-def _write_configs(out: Path, spec: SyntheticAcre) -> None:
-    """Write all configs beside their place and move them there at once."""
-    part = out / "config.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+def _configs(spec: SyntheticAcre) -> dict[str, str]:
+    """Draw the problems again, for the config of each split."""
+    configs = {}
     for split in SPLITS:
         if count := getattr(spec, split):
             problems = (draw_problem(spec.regime, split, spec.seed, n) for n in range(count))
-            text = json.dumps([[panel_dict(panel) for panel in problem] for problem in problems])
-            (part / f"{split}.json").write_text(text + "\n")
-    os.replace(part, out / "config")
+            panels = [[panel_dict(panel) for panel in problem] for problem in problems]
+            configs[f"{split}.json"] = json.dumps(panels) + "\n"
+    return configs
 
 
 def panel_dict(panel: Panel) -> dict[str, Any]:
-    """A panel as ACRE's config states it."""
+    """Describe a panel as ACRE's configs do."""
     asked = {"label": panel.label, "type": panel.type, "ref": panel.ref}
     return {
         "light_state": panel.light,
@@ -173,7 +155,7 @@ def panel_dict(panel: Panel) -> dict[str, Any]:
 def scene_dict(
     scene: Scene, panel: Panel, table: Sequence[Attributes], split: str, image: str
 ) -> dict[str, Any]:
-    """A panel as ACRE's scene file states it; boxes are (left, top, width, height) in pixels."""
+    """Describe a panel as ACRE's scene files do; boxes are (left, top, width, height) in pixels."""
     pixels = scene.view.project(scene.places[None])[0]
     objects = [
         {
@@ -190,7 +172,7 @@ def scene_dict(
         for k, (shape, color, material) in enumerate(table[o] for o in panel.objects)
     ]
     eye = scene.view.position[0]
-    # Blender's angles of a camera that looks at the origin, upright.
+    # Rotation angles, in Blender's convention, of an upright camera that looks at the origin.
     rotation = [math.atan2(math.hypot(eye[0], eye[1]), eye[2]), 0.0, math.atan2(eye[0], -eye[1])]
     machine = {
         "blicket_bbox": _box(scene.machine),
@@ -213,7 +195,7 @@ def _rounded(values: np.ndarray) -> list[float]:
 
 
 def _box(outline: np.ndarray) -> list[int]:
-    """Left, top, width and height; zeros if there is nothing."""
+    """Return left, top, width and height of the True pixels; zeros if there are none."""
     rows, columns = np.flatnonzero(outline.any(axis=1)), np.flatnonzero(outline.any(axis=0))
     if len(rows) == 0:
         return [0, 0, 0, 0]
@@ -222,7 +204,7 @@ def _box(outline: np.ndarray) -> list[int]:
 
 
 def run_lengths(mask: np.ndarray) -> str:
-    """Lengths of the runs of 0 and 1 in turn, beginning with 0, row by row, joined by commas."""
+    """Encode a mask row by row: lengths of runs of alternating 0s and 1s, beginning with 0s."""
     flat = mask.ravel()
     starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     lengths = np.diff([0, *starts, flat.size]).tolist()

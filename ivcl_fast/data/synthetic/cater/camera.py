@@ -1,4 +1,4 @@
-"""A pinhole camera that looks at the origin, as CATER's does, standing still or moving."""
+"""A pinhole camera that looks at the origin, static or moving, as in CATER."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ivcl_fast.data.synthetic.cater.world import LAST_FRAME
 _FOCAL = 35.0 / 32.0
 """Focal length in image widths: CLEVR's 35 mm lens before a 32 mm sensor."""
 _BASE = (7.0834, -6.2743, 5.0910)
-"""Where CATER's static camera stands (from its published world-to-image matrix)."""
+"""Position of CATER's static camera (from its published world-to-image matrix)."""
 _KEYFRAME = 30
 
 
 @dataclass(frozen=True)
 class Camera:
-    """One pose per frame; float64 [F, 3] each, unit vectors but for ``position``."""
+    """One pose per frame: float64 [F, 3] each; all but ``position`` are unit vectors."""
 
     position: np.ndarray
     right: np.ndarray
@@ -33,7 +33,7 @@ class Camera:
         return _FOCAL * self.width
 
     def at(self, frames: np.ndarray | slice) -> Camera:
-        """The camera with the poses of some frames."""
+        """Return the camera with the poses of the given frames."""
         return Camera(
             self.position[frames],
             self.right[frames],
@@ -44,7 +44,7 @@ class Camera:
         )
 
     def directions(self) -> dict[str, np.ndarray]:
-        """CLEVR's words for directions on the floor, as the first pose sees it; unit vectors."""
+        """Return CLEVR's named directions on the floor for the first pose, as unit vectors."""
         level = self.forward[0] * (1.0, 1.0, 0.0)
         behind = level / np.sqrt((level * level).sum())
         right, above = self.right[0], np.array([0.0, 0.0, 1.0])
@@ -58,9 +58,9 @@ class Camera:
         }
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """World points [F, ..., 3] as (x, y) in pixels and depth along the axis: [F, ..., 3].
+        """Project world points [F, ..., 3] to (x, y) in pixels and depth along the axis.
 
-        Pixel (0, 0) is the upper left one and covers 0 to 1 in both directions.
+        Returns [F, ..., 3]. Pixel (0, 0) is the upper left one and covers 0 to 1 in x and y.
         """
         extra = (slice(None), *[None] * (points.ndim - 2))
         seen = points - self.position[extra]
@@ -72,15 +72,15 @@ class Camera:
 
 
 def static_camera(width: int, height: int) -> Camera:
-    """CATER's own camera, as one pose."""
+    """Return CATER's static camera, a single pose."""
     return looking_at_origin(np.array([_BASE]), width, height)
 
 
 def moving_camera(seed: int, index: int, width: int, height: int) -> Camera:
-    """A pose for each of CATER's 301 frames, a function of the arguments alone.
+    """Draw a pose for each of CATER's 301 frames; the same arguments give the same poses.
 
-    Every 30 frames the camera has gone to x or y = -10 or 10 and to a height of 8, 10 or 12, the
-    other coordinate unchanged, beginning at the static pose.
+    The camera begins at the static pose. In every 30 frames it moves to x or y = -10 or 10 (the
+    other coordinate is unchanged) and to a height of 8, 10 or 12.
     """
     rng = np.random.default_rng((seed, index, 1))
     keys = [np.array(_BASE)]
@@ -99,7 +99,7 @@ def moving_camera(seed: int, index: int, width: int, height: int) -> Camera:
 
 
 def looking_at_origin(position: np.ndarray, width: int, height: int) -> Camera:
-    """One pose for each position [F, 3], upright."""
+    """Return an upright pose for each position [F, 3]."""
     forward = _unit(-position)
     right = _unit(np.cross(forward, (0.0, 0.0, 1.0)))
     return Camera(position, right, np.cross(right, forward), forward, width, height)

@@ -1,9 +1,10 @@
-"""Plans what moves when: a whole CATER video as positions over CATER's 301 frames.
+"""Plans a CATER video: the positions of all objects over CATER's 301 frames.
 
-Time is cut into slots of 20 to 30 frames in which several objects move at once. The snitch follows
-a script (be covered, be carried while hidden, perhaps be released, end in a cell drawn beforehand);
-everything else acts at random around it. Cell and fate are drawn before planning and kept when a
-plan fails, so that neither is biased towards what is easy to plan.
+Time is divided into slots of 20 to 30 frames, in which several objects move at once. The snitch
+follows a script: it is covered, carried while hidden, perhaps released, and ends in a cell that was
+drawn beforehand. All other objects act at random. The cell, and whether the snitch ends hidden, are
+drawn before planning and kept if a plan fails, so that plans that are easy to make are not more
+frequent.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from ivcl_fast.data.synthetic.cater.world import (
 
 SNITCH = 0
 _HIDDEN_SHARE = 0.4
-_BORDER = 2.9  # centres stay within +-3
+_BORDER = 2.9  # centres have to stay within +-3
 _GAP = 0.12  # free space kept between two objects
-_LIFT = 2.2  # a lifted object clears the tallest thing, a large cylinder that tips over (2.12)
+_LIFT = 2.2  # clears the tallest object, a large cylinder that tips over (2.12)
 _ACTIVITY = 0.4  # chance that an object acts in a slot
-_TRIES = 8  # places tried for one movement before the object stays where it is
+_TRIES = 8  # places tried for a movement before the object stays
 _ATTEMPTS = 500
 
 
 class Movement(NamedTuple):
-    """One entry of a scene's ``movements``; ``other`` is an object's number."""
+    """One entry of a scene's ``movements``; ``other`` is the index of an object."""
 
     action: str
     other: int | None
@@ -43,22 +44,22 @@ class Movement(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A planned video; frames are those of CATER's timeline, n objects."""
+    """A planned video of n objects; frames are those of CATER's timeline."""
 
     things: tuple[Thing, ...]
     locations: np.ndarray
     """float64 [301, n, 3], centres in world units."""
     yaw: np.ndarray
-    """float64 [301, n], turn about the vertical axis, radians."""
+    """float64 [301, n], rotation about the vertical axis in radians."""
     tilt: np.ndarray
-    """float64 [301, n], turn about the object's own x axis before ``yaw``, radians."""
+    """float64 [301, n], rotation about the object's own x axis, before ``yaw``, in radians."""
     covered: np.ndarray
-    """bool [301, n], inside a cone."""
+    """bool [301, n], whether the object is inside a cone."""
     movements: tuple[tuple[Movement, ...], ...]
 
 
 def plan_video(seed: int, index: int) -> Plan:
-    """The plan of one video: a function of its arguments alone."""
+    """Plan a video; the same arguments give the same plan."""
     rng = np.random.default_rng((seed, index))
     cell = int(rng.integers(36))
     hidden = bool(rng.random() < _HIDDEN_SHARE)
@@ -71,7 +72,7 @@ def plan_video(seed: int, index: int) -> Plan:
 
 
 def _ease(phase: np.ndarray) -> np.ndarray:
-    """0 to 1 with soft ends."""
+    """Map phases 0 to 1 smoothly to 0 to 1."""
     phase = np.clip(phase, 0.0, 1.0)
     return phase * phase * (3.0 - 2.0 * phase)
 
@@ -101,10 +102,10 @@ class _Planner:
             tuple(tuple(m) for m in self.movements),
         )
 
-    # The script.
+    # --- The script
 
     def place(self) -> bool:
-        """Stand all objects somewhere, apart from one another; False if there is no room."""
+        """Place all objects apart from one another; returns False if there is no room."""
         for i in range(len(self.things)):
             for _ in range(50):
                 x, y = self.rng.uniform(-_BORDER, _BORDER, 2)
@@ -117,7 +118,7 @@ class _Planner:
         return True
 
     def play(self, cell: int, hidden: bool) -> bool:
-        """Fill the timeline; True if the snitch ends in ``cell``, and in a cone iff ``hidden``."""
+        """Fill the timeline; returns whether the snitch ends in ``cell``, hidden or not as asked."""
         slots = self._draw_slots()
         never = len(slots)
         covers = hidden or self._chance(0.5)
@@ -159,7 +160,7 @@ class _Planner:
         return bool(self.rng.random() < probability)
 
     def _go_to_cell(self, mover: int, cell: int) -> bool:
-        """Bring the snitch, or the cone that holds it, into the cell where it must end."""
+        """Bring the snitch, or the cone that contains it, to the cell where it has to end."""
         row, column = divmod(cell, 6)
         for _ in range(_TRIES):
             x, y = self.rng.uniform(0.1, 0.9, 2) + np.array((column - 3, row - 3))
@@ -168,7 +169,7 @@ class _Planner:
         return False
 
     def _be_covered(self, target: int) -> bool:
-        """Let some cone that is free and large enough cover ``target``."""
+        """Cover ``target`` with any cone that is free and large enough."""
         cones = [i for i, thing in enumerate(self.things) if thing.shape == "cone"]
         return any(self._contain(int(cone), target) for cone in self.rng.permutation(cones))
 
@@ -177,10 +178,10 @@ class _Planner:
             if self._chance(_ACTIVITY):
                 self._act(int(mover), str(self.rng.choice(ACTIONS[self.things[mover].shape])))
 
-    # Single movements: each fills the slot and returns True, or changes nothing.
+    # --- Movements: each fills the slot and returns True, or changes nothing
 
     def _act(self, mover: int, action: str) -> None:
-        """One movement to a random place, if there is one within reach."""
+        """Try a movement to a random place."""
         if action == "_rotate":
             self._rotate(mover)
         elif action == "_contain":
@@ -193,7 +194,7 @@ class _Planner:
                     break
 
     def _slide(self, mover: int, x: float, y: float) -> bool:
-        """Along the floor, with everything inside."""
+        """Slide an object along the floor, with everything inside it."""
         if not self._free(mover):
             return False
         start, end, phase = self._draw_times()
@@ -208,11 +209,11 @@ class _Planner:
         return True
 
     def _pick_place(self, mover: int, x: float, y: float) -> bool:
-        """Up, across and down somewhere else; what the object held stays behind."""
+        """Lift an object and put it down elsewhere; what it contained stays behind."""
         return self._free(mover) and self._carry_by_air(mover, x, y, None)
 
     def _contain(self, cone: int, target: int) -> bool:
-        """Lift a cone over a smaller object and let it down on it."""
+        """Put a cone over a smaller object."""
         thing, other = self.things[cone], self.things[target]
         able = (
             thing.shape == "cone"
@@ -231,7 +232,7 @@ class _Planner:
         return True
 
     def _rotate(self, mover: int) -> bool:
-        """A quarter turn: cubes and the snitch about the vertical, cylinders over on their side."""
+        """Turn by 90 degrees: cubes and the snitch about the vertical, cylinders to their side."""
         if not self._free(mover):
             return False
         start, end, phase = self._draw_times()
@@ -264,7 +265,7 @@ class _Planner:
                 return False
             self.container[i] = None
         for i in inside:
-            # What a released cone holds itself stays covered.
+            # Objects inside a released cone stay covered.
             self.covered[start:, i] = self.container[i] is not None
             self.movements[i].append(Movement("_no_op", None, start, end))
             self.busy.add(i)
@@ -277,10 +278,10 @@ class _Planner:
         self.busy.add(mover)
         return True
 
-    # What the world allows.
+    # --- Constraints
 
     def _draw_times(self) -> tuple[int, int, np.ndarray]:
-        """First and last frame within the slot, and the phase 0 to 1 of every frame between."""
+        """Draw the first and last frame in the slot; also return each frame's phase, 0 to 1."""
         start = self.slot[0] + int(self.rng.integers(0, 4))
         end = self.slot[1] - int(self.rng.integers(0, 3))
         return start, end, np.arange(end - start + 1) / (end - start)
@@ -292,7 +293,7 @@ class _Planner:
         return path
 
     def _inside(self, cone: int) -> list[int]:
-        """Everything in a cone, however deep."""
+        """List everything inside a cone, at any depth."""
         held = [i for i, container in enumerate(self.container) if container == cone]
         return held + [deeper for i in held for deeper in self._inside(i)]
 
@@ -305,7 +306,7 @@ class _Planner:
         return i not in self.busy and self.container[i] is None
 
     def _may_lose_a_cone(self, target: int) -> bool:
-        """Three cones stay in view, unless the covered one holds the snitch."""
+        """Whether a cone may be covered: three stay visible, unless it contains the snitch."""
         in_view = [
             i
             for i, thing in enumerate(self.things)
@@ -316,12 +317,12 @@ class _Planner:
     def _collides(
         self, mover: int, path: np.ndarray, start: int, target: int | None = None
     ) -> bool:
-        """Whether the path, begun at ``start``, touches anything that stands or moves meanwhile.
+        """Whether the path, which begins at ``start``, touches any other object during the slot.
 
-        Nothing else of this slot may come where the path ends later in the slot either.
+        The object stays at the end of the path for the rest of the slot.
         """
         begin, stop = self.slot[0], self.slot[1] + 1
-        # What is covered or released in this slot is in the open for a part of it.
+        # Objects that are covered or released in this slot are in the open for a part of it.
         others = [
             i
             for i, container in enumerate(self.container)

@@ -1,8 +1,8 @@
-"""Draws a planned video: ray-cast solids on a grey floor, soft shadows, in NumPy.
+"""Draws a planned video in NumPy: ray-cast solids on a grey floor, with soft shadows.
 
-Each object is ray cast in a small box around it, with four samples per pixel, once for every pose
-it takes (so once, while camera and object stand still): a *sprite*. A frame is the floor, darkened
-by the shadows, with the sprites laid over it from far to near under a depth test.
+Each object is ray cast in a small box around it, with four samples per pixel, once for each of its
+poses (so once, while camera and object stand still): a *sprite*. A frame is the floor, darkened by
+the shadows, with the sprites drawn over it from far to near under a depth test.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ _RGB = {
     "gold": (255, 168, 8),
 }
 _FLOOR = 150.0
-KEY = np.array([0.10, -0.62, 0.7782])  # unit vectors towards the lamps and the sky
+KEY = np.array([0.10, -0.62, 0.7782])  # unit vectors to the key lamp, fill lamp and sky
 FILL = np.array([0.85, 0.35, 0.3937])
 UP = np.array([0.0, 0.0, 1.0])
-_SHADOW = 0.5  # share of the floor's light that a shadow takes
+_SHADOW = 0.5  # share of the floor's light that a shadow takes away
 _SAMPLES = np.array([(-1, -3), (3, -1), (-3, 1), (1, 3)]) / 8  # rotated grid within a pixel
 _FRAMES_AT_ONCE = 32
-_RAYS_AT_ONCE = 1 << 14  # keeps the temporaries of one chunk in the cache
+_RAYS_AT_ONCE = 1 << 14  # so that the temporaries of a chunk stay in the cache
 
 
 @dataclass(frozen=True)
 class Sprite:
-    """An object as seen in one pose, clipped to the frame."""
+    """The picture of an object in one pose, clipped to the frame."""
 
     rows: slice
     columns: slice
     color: np.ndarray
     """float32 [3, h, w], 0 to 255, already multiplied by ``cover``."""
     cover: np.ndarray
-    """float32 [h, w], share of the pixel covered."""
+    """float32 [h, w], covered share of each pixel."""
     depth: np.ndarray
-    """float32 [h, w], infinite where nothing is hit."""
+    """float32 [h, w], infinite where no ray hits the object."""
 
 
 @dataclass(frozen=True)
 class Shadow:
-    """What an object's shadow leaves of the floor's light, clipped to the frame."""
+    """The share of the floor's light that remains in an object's shadow, clipped to the frame."""
 
     rows: slice
     columns: slice
@@ -66,13 +66,13 @@ def render(plan: Plan, camera: Camera, frames: np.ndarray) -> Iterator[np.ndarra
     """Draw the given frames of CATER's timeline.
 
     Args:
-        plan: what to draw.
+        plan: the planned video.
         camera: one pose for all frames, or one for each of CATER's 301.
         frames: int [F], frame numbers 0 to 300.
 
     Yields:
-        One uint8 ``[height, width, 3]`` RGB picture per frame; the same bytes for the same
-        arguments.
+        One uint8 RGB picture ``[height, width, 3]`` per frame; the same arguments give the same
+        bytes.
     """
     moving = len(camera.position) > 1
     floor = None if moving else _floor(camera)
@@ -89,7 +89,7 @@ def render(plan: Plan, camera: Camera, frames: np.ndarray) -> Iterator[np.ndarra
 def _draw(
     plan: Plan, views: Camera, frames: np.ndarray, i: int
 ) -> list[tuple[Sprite, Shadow] | None]:
-    """Object ``i`` in each frame, or None while it is inside a cone."""
+    """Draw object ``i`` in each frame; None while it is inside a cone."""
     state = np.column_stack(
         [
             plan.locations[frames, i],
@@ -98,15 +98,15 @@ def _draw(
             views.position,
         ]
     )
-    shown = np.flatnonzero(~plan.covered[frames, i])
-    if len(shown) == 0:
+    visible = np.flatnonzero(~plan.covered[frames, i])
+    if len(visible) == 0:
         return [None] * len(frames)
-    _, first, pose = np.unique(state[shown], axis=0, return_index=True, return_inverse=True)
-    first = shown[first]
+    _, first, pose = np.unique(state[visible], axis=0, return_index=True, return_inverse=True)
+    first = visible[first]
     place, yaw, tilt = state[first, :3], state[first, 3], state[first, 4]
     poses = draw_poses(plan.things[i], views.at(first), place, yaw, tilt)
     drawn: list[tuple[Sprite, Shadow] | None] = [None] * len(frames)
-    for frame, number in zip(shown, pose.ravel(), strict=True):
+    for frame, number in zip(visible, pose.ravel(), strict=True):
         drawn[frame] = poses[number]
     return drawn
 
@@ -114,21 +114,21 @@ def _draw(
 def draw_poses(
     thing: Thing, views: Camera, place: np.ndarray, yaw: np.ndarray, tilt: np.ndarray
 ) -> list[tuple[Sprite, Shadow]]:
-    """One object in several poses, each seen from its own view.
+    """Draw an object in several poses, each seen by its own camera pose.
 
     Args:
         thing: the object.
         views: P camera poses.
         place: float [P, 3], centres in world units.
-        yaw: float [P], turn about the vertical axis, radians.
-        tilt: float [P], turn about the object's own x axis before ``yaw``, radians.
+        yaw: float [P], rotation about the vertical axis in radians.
+        tilt: float [P], rotation about the object's own x axis, before ``yaw``, in radians.
     """
     sprites = _cast(thing, views, place, _axes(yaw, tilt))
     return list(zip(sprites, _shadows(thing, views, place), strict=True))
 
 
 def _axes(yaw: np.ndarray, tilt: np.ndarray) -> np.ndarray:
-    """The object's axes in the world, [P, axis, 3]."""
+    """Return the object's axes in world coordinates, [P, axis, 3]."""
     c, s, ct, st = np.cos(yaw), np.sin(yaw), np.cos(tilt), np.sin(tilt)
     zero = np.zeros_like(yaw)
     return np.stack(
@@ -183,7 +183,7 @@ def _cast(thing: Thing, views: Camera, place: np.ndarray, axes: np.ndarray) -> l
         cover = found.mean(axis=0)
         factor = np.where(hit.found, factor, 0.0).mean(axis=0)
         white = np.where(hit.found, white, 0.0).mean(axis=0)
-        # What a pixel may hold of the sprite: with what shines through, no more than a byte.
+        # Limits the sprite so that a pixel, with the background that shines through, fits a byte.
         pixels = np.minimum(color * factor + 255.0 * white, 255.0 * cover)
         for k in range(len(cover)):
             rows, columns, ys, xs = _clip(views, left[start + k], top[start + k], width, height)
@@ -194,7 +194,7 @@ def _cast(thing: Thing, views: Camera, place: np.ndarray, axes: np.ndarray) -> l
 
 
 def _shadows(thing: Thing, views: Camera, place: np.ndarray) -> list[Shadow]:
-    """Soft blobs on the floor, from the foot away from the key lamp; fainter when lifted."""
+    """Draw soft shadows on the floor, away from the key lamp; fainter for lifted objects."""
     radius = thing.half_height * 1.02
     bottom = np.maximum(place[:, 2] - thing.half_height, 0.0)
     away = -KEY[:2] / KEY[2]
@@ -233,13 +233,13 @@ def _shadows(thing: Thing, views: Camera, place: np.ndarray) -> list[Shadow]:
 
 
 def _floor(view: Camera) -> np.ndarray:
-    """The empty floor, float32 [height, width]."""
+    """Draw the empty floor, float32 [height, width]."""
     zero = np.zeros(1, dtype=np.intp)
     return floor_light(*floor_points(view, zero, zero, view.width, view.height))[0, 0]
 
 
 def floor_light(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The empty floor's grey at world x and y: brightest in the middle, darker far away."""
+    """Return the floor's grey level at world x and y: brightest in the middle."""
     distance = (x * x + y * y) * np.float32(1 / 60)
     return _FLOOR * (0.62 + 0.42 / (1.0 + distance))
 
@@ -247,7 +247,7 @@ def floor_light(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def floor_points(
     views: Camera, left: np.ndarray, top: np.ndarray, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """World x and y of the floor under each pixel, [1, P, height, width]."""
+    """Return the world x and y of the floor at each pixel, [1, P, height, width] each."""
     u, v = _pixels(views, left, top, width, height, np.zeros((1, 2)))
     f, r, up, p = views.forward, views.right, views.up, views.position
     down = _field(-f[:, 2]) - v * _field(up[:, 2])  # the camera never rolls: right is level
@@ -260,9 +260,9 @@ def floor_points(
 
 
 def compose(floor: np.ndarray, objects: list[tuple[Sprite, Shadow]]) -> np.ndarray:
-    """One picture, uint8 [h, w, 3]; the objects come from far to near.
+    """Draw objects, ordered from far to near, on the floor: uint8 [h, w, 3].
 
-    ``floor``, float32 [h, w] for grey or [3, h, w], is what they stand on; it is used up.
+    ``floor`` is float32, [h, w] for grey or [3, h, w]; its content is overwritten.
     """
     for _, shadow in objects:
         floor[..., shadow.rows, shadow.columns] *= shadow.light
@@ -281,21 +281,21 @@ def compose(floor: np.ndarray, objects: list[tuple[Sprite, Shadow]]) -> np.ndarr
 
 
 def _field(values: np.ndarray) -> np.ndarray:
-    """One number per pose, as float32 [P, 1, 1]."""
+    """Reshape one number per pose to float32 [P, 1, 1]."""
     return values.astype(np.float32)[:, None, None]
 
 
 def _vector(values: np.ndarray) -> Vector:
-    """One vector per pose, [P, 3], as three fields."""
+    """Reshape one vector per pose, [P, 3], to three fields."""
     return _field(values[:, 0]), _field(values[:, 1]), _field(values[:, 2])
 
 
 def _pixels(
     views: Camera, left: np.ndarray, top: np.ndarray, width: int, height: int, samples: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How far right and up a ray through each sample goes per unit of depth.
+    """Return how far a ray through each sample goes right and up per unit of depth.
 
-    Returns ``u`` [S, P, 1, width] and ``v`` [S, P, height, 1].
+    ``u`` is [S, P, 1, width], ``v`` is [S, P, height, 1].
     """
     x = left[:, None, None] + np.arange(width) + 0.5 + samples[:, 0, None, None, None]
     y = top[:, None, None] + np.arange(height)[:, None] + 0.5 + samples[:, 1, None, None, None]
@@ -305,7 +305,7 @@ def _pixels(
 
 
 def _boxes(outline: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Boxes of one size around the points [P, N, 2]: left and top per pose, width, height."""
+    """Return boxes of equal size around points [P, N, 2]: left and top per pose, width, height."""
     low = np.floor(outline.min(axis=1)).astype(np.intp)
     high = np.ceil(outline.max(axis=1)).astype(np.intp)
     width, height = (int(n) for n in (high - low).max(axis=0))
@@ -315,7 +315,7 @@ def _boxes(outline: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, int]:
 def _clip(
     views: Camera, left: int, top: int, width: int, height: int
 ) -> tuple[slice, slice, slice, slice]:
-    """The part of a box that lies in the frame: rows, columns of the frame, then of the box."""
+    """Clip a box to the frame: returns rows and columns of the frame, then of the box."""
     y0, y1 = (min(max(v, 0), views.height) for v in (top, top + height))
     x0, x1 = (min(max(v, 0), views.width) for v in (left, left + width))
     return (

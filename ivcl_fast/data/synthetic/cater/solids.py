@@ -1,10 +1,10 @@
-"""Where rays meet CATER's solids, and how brightly these are lit there.
+"""Intersections of rays with CATER's solids, and their shading.
 
-All in the solid's own frame, where it has unit size: rays are ``origin + t * direction`` with
-directions affine in the pixel position, so a direction costs one addition per component. As the
-direction's component along the camera's axis is one, ``t`` is the depth in world units whatever
-the solid's size. Arrays are float32 [samples, poses, rows, columns] or broadcast to that; only
-+ - * / and sqrt are used, which round alike everywhere.
+Everything is in the solid's own coordinates, in which it has unit size. Rays are ``origin + t *
+direction``, and directions are affine in the pixel position, so a direction costs one addition per
+component. The direction's component along the camera's axis is 1, so ``t`` is the depth in world
+units for any size of the solid. Arrays are float32 [samples, poses, rows, columns] or broadcast to
+that shape. Only + - * / and sqrt are used, whose rounding is the same on all machines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CORE_RADIUS = 0.5
 
 
 class Hit(NamedTuple):
-    """Where rays enter a solid; ``depth`` and ``normal`` mean nothing where ``found`` is False."""
+    """Where rays enter a solid; ``depth`` and ``normal`` are undefined where ``found`` is False."""
 
     found: np.ndarray
     depth: np.ndarray
@@ -86,7 +86,7 @@ def cylinder(origin: Vector, direction: Vector) -> Hit:
 
 
 def cone(origin: Vector, direction: Vector) -> Hit:
-    """Radius 1 at z = -1, tip at z = 1; its base is never seen (the camera is above it)."""
+    """Radius 1 at z = -1, tip at z = 1; the base is never visible, as the camera is above it."""
     (ox, oy, oz), (dx, dy, dz) = origin, direction
     below = 0.5 * (1.0 - oz)  # the radius of the cone at the height of the origin
     slope = -0.5 * dz
@@ -98,18 +98,18 @@ def cone(origin: Vector, direction: Vector) -> Hit:
     near, far = np.minimum(one, other), np.maximum(one, other)
     near_radius, far_radius = below + near * slope, below + far * slope
     on_near = (near_radius >= 0.0) & (near_radius <= 1.0)
-    # Seen from steeply above, the nearer root lies on the mirrored cone over the tip.
+    # For a steep view from above, the nearer root is on the mirrored cone above the tip.
     on_far = (far_radius >= 0.0) & (far_radius <= 1.0)
     t = np.where(on_near, near, far)
     x, y, _ = _along(origin, t, direction)
-    # The radius again, from x and y: near the tip the two differ by their rounding errors.
+    # The radius from x and y: near the tip the other formula has larger rounding errors.
     scale = 0.8**0.5 / np.sqrt(np.maximum(x * x + y * y, 1e-6))
     normal_z = np.full_like(x, 0.2**0.5)
     return Hit((inner > 0.0) & (on_near | on_far), t, (x * scale, y * scale, normal_z))
 
 
 def snitch(origin: Vector, direction: Vector) -> Hit:
-    """Three crossed rings of radius 1 around a ball: CATER's golden snitch, simplified."""
+    """Three crossed rings of radius 1 around a ball, a simplified form of CATER's snitch."""
     a, b = dot(direction, direction), dot(origin, direction)
     square = dot(origin, origin)
     inner = b * b - a * (square - 1.0)
@@ -145,9 +145,9 @@ SOLIDS: dict[str, Callable[[Vector, Vector], Hit]] = {
 def shade(
     hit: Hit, direction: Vector, lamps: tuple[Vector, Vector, Vector], metal: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Light sent to the camera: a factor for the object's colour, and white added on top.
+    """Compute the light that reaches the camera: a factor of the colour, and white to add.
 
-    ``lamps`` are unit vectors towards the key lamp, the fill lamp and the sky.
+    ``lamps`` are unit vectors to the key lamp, the fill lamp and the sky.
     """
     normal = hit.normal
     key, fill, up = lamps
@@ -157,7 +157,7 @@ def shade(
     fill_light = np.maximum(dot(normal, fill), 0.0)
     length = np.sqrt(dot(direction, direction))
     facing = dot(normal, direction) / length
-    # The mirrored view direction, as far as it points to the key lamp and to the sky.
+    # Cosine between the mirrored view direction and the direction of the key lamp.
     mirrored = dot(direction, key) / length - 2.0 * facing * towards_key
     glint = np.maximum(mirrored, 0.0)
     glint *= glint
@@ -170,16 +170,16 @@ def shade(
     glint *= glint
     glint *= glint
     factor = 0.22 + 0.45 * diffuse + 0.16 * fill_light + 0.45 * horizon
-    rim = 1.0 + facing  # 1 where the surface is seen edge on
+    rim = 1.0 + facing  # 1 where the view grazes the surface
     return factor, 0.85 * glint + 0.16 * rim * rim * horizon
 
 
 def shade_polished(
     hit: Hit, direction: Vector, lamps: tuple[Vector, Vector, Vector]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`shade`, for metal that can be told from rubber when it is ten pixels small.
+    """As :func:`shade`, for metal that differs visibly from rubber at a size of ten pixels.
 
-    It mirrors a white sky above the horizon, dark ground below, and a bright window at the side.
+    It reflects a white sky above the horizon, dark ground below, and a bright window at the side.
     """
     normal = hit.normal
     key, fill, up = lamps

@@ -1,4 +1,4 @@
-"""The objects of CATER's world: what there is, how large it is, what it can do."""
+"""The objects of CATER's world: their kinds, sizes and actions."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ACTIONS = {
     "cone": ("_slide", "_pick_place", "_contain"),
 }
 CONTAINABLE = ("cone", "sphere", "spl")
-"""A cone can hold these, where they are smaller than it; cubes and cylinders are too bulky."""
+"""Shapes that a larger cone can contain; cubes and cylinders are too bulky."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object; lengths in world units."""
+    """An object; lengths are in world units."""
 
     shape: str
     size: str
@@ -38,7 +38,7 @@ class Thing:
     color: str
     material: str
     rotation: float
-    """Initial turn about the vertical axis, degrees."""
+    """Initial rotation about the vertical axis in degrees."""
 
     @property
     def half_height(self) -> float:
@@ -49,16 +49,16 @@ class Thing:
 
     @property
     def footprint(self) -> float:
-        """Radius of the circle around the centre that it never leaves (a cylinder may lie)."""
+        """Radius of a circle around the centre that contains it in every pose."""
         if self.shape == "spl":
             return SNITCH_REST_HEIGHT
         return self.sized * math.sqrt(2) if self.shape == "cylinder" else self.sized
 
 
 def draw_things(rng: np.random.Generator) -> tuple[Thing, ...]:
-    """5 to 10 objects: the snitch, a medium and a large cone, one more cone, and others.
+    """Draw 5 to 10 objects: the snitch, a medium and a large cone, a third cone, and others.
 
-    Three cones at least, so that finding a cone in the last frame is not finding the snitch.
+    With at least three cones, a cone in the last frame does not give away the snitch.
     """
     count = int(rng.integers(5, 11))
     shapes = ["cone", "cone", "cone"]
@@ -66,7 +66,7 @@ def draw_things(rng: np.random.Generator) -> tuple[Thing, ...]:
     sizes = ["medium", "large", str(rng.choice(("medium", "large")))]
     sizes += [str(s) for s in rng.choice(tuple(SIZES), size=count - 4, p=(0.2, 0.5, 0.3))]
     things = [Thing("spl", "small", SNITCH_RADIUS, "gold", "metal", float(rng.uniform(0, 360)))]
-    # A colour comes twice only where there are more objects than colours: cones can be told apart.
+    # Colours repeat only if there are more objects than colours, so that the cones differ.
     colors = [*rng.permutation(COLORS), *rng.choice(COLORS, size=1)]
     for shape, size, color in zip(shapes, sizes, map(str, colors), strict=False):
         material = str(rng.choice(MATERIALS))

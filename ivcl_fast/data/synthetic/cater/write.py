@@ -1,22 +1,14 @@
-"""Writes a synthetic CATER in the true on-disk format: videos, scenes and lists.
-
-Every video is a function of the spec and its number alone, and appears under its name only when
-whole; the lists come last. So a run that was killed is continued by the same call, with the same
-bytes, and a folder that has ``lists`` is complete.
-"""
+"""Writes a synthetic CATER in the published format: videos, scenes and lists."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-import av
 import numpy as np
 
 from ivcl_fast.data.formats import cater_labels
@@ -24,24 +16,24 @@ from ivcl_fast.data.synthetic.cater.camera import Camera, moving_camera, static_
 from ivcl_fast.data.synthetic.cater.planner import Plan, plan_video
 from ivcl_fast.data.synthetic.cater.render import render
 from ivcl_fast.data.synthetic.cater.world import LAST_FRAME
+from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import (
+    Size,
     check_choice,
     check_counts,
-    check_workers,
-    claim,
-    claimed_by,
-    whole,
-    write_items,
+    folder_name,
+    read_spec,
+    write_dataset,
 )
+from ivcl_fast.data.workers import Report
+from ivcl_fast.files import atomic_write, write_text
 
-Size = Literal["embedded", "full"]
 CameraMotion = Literal["static", "moving"]
 
 _FORMAT_VERSION = 2
 
 
-@dataclass(frozen=True)
-class _Format:
+class _Format(NamedTuple):
     width: int
     height: int
     fps: int
@@ -61,39 +53,38 @@ _TASKS: dict[str, Callable[[cater_labels.Scene], int | list[int]]] = {
 
 @dataclass(frozen=True)
 class SyntheticCater:
-    """Which data set to make.
+    """Describes a synthetic CATER.
 
-    Raises:
-        UserError: a field has a value that it does not accept.
+    Raises :class:`~ivcl_fast.errors.UserError` for a value that a field does not accept.
     """
 
     size: Size = "embedded"
-    """``full`` is CATER's own 320 x 240, 24 fps, 301 frames; ``embedded`` shows the same timeline
-    at 160 x 120 in 38 frames (3 fps)."""
+    """``full``: CATER's own 320 x 240 pixels, 24 fps and 301 frames; ``embedded``: the same
+    timeline at 160 x 120 pixels in 38 frames (3 fps)."""
     camera: CameraMotion = "static"
-    """Whether the camera stands still or moves as in CATER's ``cameramotion`` sets."""
+    """Whether the camera stands still, or moves as in CATER's ``cameramotion`` sets."""
     train: int = 3000
     """Number of training videos (CATER has 3,850)."""
     val: int = 600
     """Number of validation videos (CATER has 1,650)."""
     seed: int = 0
-    """Another seed makes other videos."""
+    """Videos with different seeds are different."""
 
     def __post_init__(self) -> None:
         check_choice(self, "size", get_args(Size))
         check_choice(self, "camera", get_args(CameraMotion))
-        check_counts(self, {"train": 1, "val": 0, "seed": 0})
+        check_counts(self, train=1, val=0, seed=0)
 
     @property
     def videos(self) -> int:
-        """Number of videos in all; the first ``train`` of them are the training videos."""
+        """Number of all videos; the first ``train`` of them are the training videos."""
         return self.train + self.val
 
     @property
     def default_name(self) -> str:
-        """Name of the folder it is kept in unless the user names another."""
-        seed = f"-seed{self.seed}" if self.seed else ""
-        return f"synthetic-cater-{self.size}-{self.camera}-{self.train}-{self.val}{seed}"
+        """Default name of the folder."""
+        parts = "cater", self.size, self.camera, self.train, self.val
+        return folder_name(*parts, seed=self.seed)
 
 
 def write_cater(
@@ -102,57 +93,60 @@ def write_cater(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write the data set to a folder, or complete what an earlier call left there.
+    """Write a synthetic CATER to a folder, or complete what an earlier call left there.
 
     Args:
-        out: the folder; made if missing. A folder begun with another spec is refused.
-        spec: what to make.
-        workers: processes, one thread each; default one per CPU. The bytes do not depend on it.
-        progress: called with (videos done, videos in all), also for those found done.
+        out: the folder, which is made if it is missing.
+        spec: what to write; a folder that was begun with another spec is refused.
+        workers: processes of one thread each; default one per CPU. The bytes do not depend on it.
+        progress: called with (videos done, videos in total), including those found complete.
 
     Returns:
         ``out``, with ``videos/*.avi`` (Motion-JPEG), ``scenes/*.json``,
         ``lists/<task>/{train,val,train_subsetT,train_subsetV}.txt`` and ``synthetic.json``.
 
     Raises:
-        UserError: the folder holds something else.
-        KeyboardInterrupt: stopped by the user; its message says how to go on.
+        UserError: the folder holds something else, or ``workers`` is less than 1.
+        KeyboardInterrupt: stopped by the user; the message says how to continue.
+
+    >>> write_cater(Path("data/cater"), SyntheticCater(train=100, val=20))
     """
-    check_workers(workers)
-    if claim(out, spec, _FORMAT_VERSION, ("videos", "scenes"), "lists"):
-        return out
-    write_items(
-        partial(_write_video, out, spec),
-        partial(_scene_path, out),
-        spec.videos,
-        "videos",
-        workers,
-        progress,
+    return write_dataset(
+        out,
+        spec,
+        format_version=_FORMAT_VERSION,
+        folders=("videos", "scenes"),
+        items=spec.videos,
+        unit="videos",
+        write_item=partial(_write_video, out, spec),
+        last_file=partial(_scene_path, out),
+        index="lists",
+        index_files=partial(_lists, out, spec),
+        workers=workers,
+        progress=progress,
     )
-    _write_lists(out, spec)
-    return out
 
 
 def video_name(index: int) -> str:
-    """The name of a video's file in the lists and in ``videos``."""
+    """Name the file of a video, as in the lists and in ``videos``."""
     return f"CATER_new_{index:06d}.avi"
 
 
-def times_shown(frames: int) -> np.ndarray:
-    """int ``[frames]``: when on CATER's timeline each frame of a video is."""
+def frame_times(frames: int) -> np.ndarray:
+    """Place the frames of a video on CATER's timeline: int64 ``[frames]``, from 0 to 300."""
     return np.rint(np.linspace(0, LAST_FRAME, frames)).astype(np.intp)
 
 
 def camera_of(spec: SyntheticCater, index: int, width: int, height: int) -> Camera:
-    """The camera of a video: one pose, or one for each moment of CATER's timeline."""
+    """Return the camera of a video: a single pose, or one for each frame of CATER's timeline."""
     if spec.camera == "static":
         return static_camera(width, height)
     return moving_camera(spec.seed, index, width, height)
 
 
 def spec_of(folder: Path) -> SyntheticCater | None:
-    """What :func:`write_cater` made a folder of; None for CATER from elsewhere."""
-    fields = claimed_by(folder)
+    """Read the spec that :func:`write_cater` wrote a folder with; None for other CATER folders."""
+    fields = read_spec(folder)
     return None if fields is None else SyntheticCater(**fields)
 
 
@@ -160,36 +154,33 @@ def _scene_path(out: Path, index: int) -> Path:
     return out / "scenes" / f"CATER_new_{index:06d}.json"
 
 
-def _write_video(
-    out: Path, spec: SyntheticCater, index: int, report: Callable[[int], None]
-) -> None:
-    """Write one video and then its scene, whose presence says that both are whole."""
+def _write_video(out: Path, spec: SyntheticCater, index: int, report: Report) -> None:
+    """Write a video, then its scene: if the scene exists, both are complete."""
     form = _FORMATS[spec.size]
     plan = plan_video(spec.seed, index)
     camera = camera_of(spec, index, form.width, form.height)
-    frames = times_shown(form.frames)
-    with whole(out / "videos" / video_name(index)) as part:
-        _encode(part, form, render(plan, camera, frames))
-    with whole(_scene_path(out, index)) as part:
-        part.write_text(json.dumps(scene_dict(plan, camera.at(slice(0, 1)), frames, index)))
+    frames = frame_times(form.frames)
+    with atomic_write(out / "videos" / video_name(index), durable=False) as file:
+        encode_video(
+            file,
+            render(plan, camera, frames),
+            container="avi",
+            codec="mjpeg",
+            pixel_format="yuvj420p",
+            width=form.width,
+            height=form.height,
+            fps=form.fps,
+            options={"qmin": "3", "qmax": "3"},
+        )
+    scene = scene_dict(plan, camera.at(slice(0, 1)), frames, index)
+    write_text(_scene_path(out, index), json.dumps(scene), durable=False)
     report(1)
 
 
-def _encode(path: Path, form: _Format, pictures: Iterable[np.ndarray]) -> None:
-    # "bitexact" leaves version strings out, so that the bytes are the pictures' alone.
-    quality = {"qmin": "3", "qmax": "3", "flags": "+bitexact", "threads": "1"}
-    with av.open(f"file:{path}", "w", format="avi", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("mjpeg", rate=form.fps, options=quality)
-        stream.width, stream.height, stream.pix_fmt = form.width, form.height, "yuvj420p"
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-
-
 def scene_dict(plan: Plan, first_view: Camera, frames: np.ndarray, index: int) -> dict[str, Any]:
-    """A plan as CATER's scene file states it, for a video that shows the given frames.
+    """Describe a plan as CATER's scene files do, for a video of the given frames of the timeline.
 
-    Movements are given in the video's own frames, which may be fewer than CATER's 301.
+    Movements are in frames of the video, which may be fewer than CATER's 301.
     """
     names = [f"{thing.shape}_{number}" for number, thing in enumerate(plan.things)]
     locations = np.round(plan.locations[frames], 4)
@@ -237,7 +228,7 @@ def scene_dict(plan: Plan, first_view: Camera, frames: np.ndarray, index: int) -
 def _relationships(
     places: np.ndarray, directions: dict[str, np.ndarray]
 ) -> dict[str, list[list[int]]]:
-    """For each direction and object, the others that lie that way, by at least 0.2 (CLEVR)."""
+    """For each direction and object, list the objects at least 0.2 further that way (as CLEVR)."""
     relationships = {}
     for name in ("behind", "front", "left", "right"):
         along = (places * directions[name]).sum(-1)
@@ -245,17 +236,15 @@ def _relationships(
     return relationships
 
 
-def _write_lists(out: Path, spec: SyntheticCater) -> None:
-    """Write all lists beside their place and move them there at once."""
-    part = out / "lists.part"
-    shutil.rmtree(part, ignore_errors=True)
+def _lists(out: Path, spec: SyntheticCater) -> dict[str, str]:
+    """Compute the lists of all tasks and splits from the scenes."""
     lines: dict[str, list[str]] = {task: [] for task in _TASKS}
     for index in range(spec.videos):
         scene = json.loads(_scene_path(out, index).read_text())
         for task, label in _TASKS.items():
             value = label(scene)
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            # As in CATER, a video in which nothing that counts happens is in no list of the task.
+            # As in CATER, a video without any of a task's actions is not in the task's lists.
             lines[task].append(f"{video_name(index)} {text}\n" if text else "")
     subset = int(0.8 * spec.train)
     splits = {
@@ -264,8 +253,8 @@ def _write_lists(out: Path, spec: SyntheticCater) -> None:
         "train_subsetT": slice(0, subset),
         "train_subsetV": slice(subset, spec.train),
     }
-    for task in _TASKS:
-        (part / task).mkdir(parents=True)
-        for split, which in splits.items():
-            (part / task / f"{split}.txt").write_text("".join(lines[task][which]))
-    os.replace(part, out / "lists")
+    return {
+        f"{task}/{split}.txt": "".join(lines[task][videos])
+        for task in _TASKS
+        for split, videos in splits.items()
+    }

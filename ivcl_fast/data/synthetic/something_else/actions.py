@@ -1,9 +1,9 @@
-"""What happens in a synthetic Something-Else clip: templates and how hands act them out.
+"""Templates of the synthetic Something-Else, and the acts of hands and things that show them.
 
-A clip is a few *layers*, things and hands, each with a place at every moment. Lengths are in frame
-heights, x to the right and y downwards from the upper left corner; time runs from 0 to 1. Opposite
-templates (up and down, covering and uncovering, ...) are one act played forwards and backwards,
-left and right are mirror images: so no frame by itself tells one from the other.
+A clip has a few *layers*, things and hands, each with a position at every moment. Lengths are in
+frame heights; x points right and y points down from the upper left corner; time runs from 0 to 1.
+Opposite templates (up and down, covering and uncovering) are the same act played forwards and
+backwards, and left and right are mirror images. So no single frame distinguishes them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ SHAPES = (*SMALL_SHAPES, "cloth", "box")
 COLORS = ("red", "green", "blue", "yellow", "purple", "cyan", "white", "black")
 PATTERNS = ("banded", "capped", "halved")
 
-_LARGE = 0.19  # half the size of a cloth and of a box; a thing is at most 0.15
-_MARGIN = 0.35  # how far from the left and right border a thing with a hand beside it stays
+_LARGE = 0.19  # half the size of a cloth or a box; other things are at most 0.15
+_MARGIN = 0.35  # least distance from the left and right border of a thing with a hand beside it
 
 
 class Noun(NamedTuple):
-    """What a thing is called and looks like."""
+    """Name and look of a thing."""
 
     pattern: str
     color: str
@@ -40,10 +40,10 @@ class Noun(NamedTuple):
 
 @dataclass(frozen=True)
 class Grip:
-    """How a hand is held; unit vectors."""
+    """Pose of a hand, as unit vectors."""
 
     towards: tuple[float, float]
-    """From the hand to what it holds."""
+    """From the hand to the thing it holds."""
     arm: tuple[float, float]
     """From the hand to the elbow."""
 
@@ -54,14 +54,14 @@ class Layer:
 
     look: Noun | Grip
     size: float
-    """Half the height of a thing; of a hand unused."""
+    """Half the height of a thing; unused for a hand."""
     x: np.ndarray
-    """float64 ``[F]``, the centre of a thing, the finger tips of a hand."""
+    """float64 ``[F]``: the centre of a thing, or the finger tips of a hand."""
     y: np.ndarray
     angle: np.ndarray
     """float64 ``[F]``, radians, clockwise."""
     number: int | None = None
-    """Which noun of the clip a thing has; None for hands."""
+    """Index of a thing's noun in the clip; None for hands."""
 
 
 @dataclass(frozen=True)
@@ -69,47 +69,47 @@ class Template:
     """A Something-Something template and the act that shows it."""
 
     text: str
-    """As in the data set, with ``[something]``."""
+    """The text in the data set, with ``[something]``."""
     group: int
     """0 or 1; opposites are in the same group."""
-    act: Callable[[Stage], list[Layer]]
+    act: Callable[[Scene], list[Layer]]
     second: Literal["small", "cloth", "box"] | None = None
-    """What stands there besides the first thing."""
+    """Kind of the second thing."""
     backwards: bool = False
     mirrored: bool = False
 
     @property
     def key(self) -> str:
-        """The name of the class: the text without brackets."""
+        """Name of the class: the text without brackets."""
         return self.text.replace("[", "").replace("]", "")
 
     @property
     def placeholders(self) -> int:
-        """Number of things that the text names: the first ones."""
+        """Number of things that the text names; they come first."""
         return self.text.count("[something]")
 
 
-class Stage:
-    """The moments of a clip, the nouns of its things, and random choices."""
+class Scene:
+    """Makes the layers of a clip, from its times, the nouns of its things and random choices."""
 
     def __init__(self, nouns: Sequence[Noun], frames: int, rng: np.random.Generator) -> None:
         self.nouns = nouns
         self.time = np.linspace(0.0, 1.0, frames)
         self.rng = rng
         self.begin = self.uniform(0.12, 0.22)
-        """When the hand has arrived."""
+        """Time at which the hand has arrived."""
         self.end = self.uniform(0.78, 0.88)
-        """When it leaves."""
+        """Time at which the hand leaves."""
 
     def uniform(self, low: float, high: float) -> float:
         return float(self.rng.uniform(low, high))
 
     def side(self) -> int:
-        """-1 (left) or 1 (right)."""
+        """Draw -1 (left) or 1 (right)."""
         return int(self.rng.choice((-1, 1)))
 
     def ease(self, start: float, end: float) -> np.ndarray:
-        """From 0 to 1 between two moments, slowly at both ends; ``[F]``."""
+        """Move smoothly from 0 to 1 between two times; float64 ``[F]``."""
         u = np.clip((self.time - start) / (end - start), 0.0, 1.0)
         return u * u * (3.0 - 2.0 * u)
 
@@ -121,19 +121,19 @@ class Stage:
         size: float | None = None,
         angle: np.ndarray | float = 0.0,
     ) -> Layer:
-        """The thing of noun ``number``; numbers and arrays ``[F]`` are accepted."""
+        """Make the thing with noun ``number``; accepts numbers and arrays ``[F]``."""
         size = self.uniform(0.12, 0.15) if size is None else size
         x, y, angle = (self._track(v) for v in (x, y, angle))
         return Layer(self.nouns[number], size, x, y, angle, number)
 
     def hand_beside(self, thing: Layer, side: int, leaves: float | None) -> Layer:
-        """A hand that arrives at a thing's left (-1) or right (1), stays with it, and leaves."""
+        """Make a hand that comes to the left (-1) or right (1) of a thing, stays, and leaves."""
         slant = self.uniform(0.2, 1.0)
         grip = Grip((-side, 0.0), (side * math.cos(slant), math.sin(slant)))
         return self._hand(grip, thing.x + side * 0.8 * thing.size, thing.y, leaves)
 
     def hand_above(self, x: np.ndarray, y: np.ndarray, side: int, leaves: float | None) -> Layer:
-        """A hand that arrives at a place from above, follows it, and leaves."""
+        """Make a hand that comes to a point from above, follows it, and leaves."""
         slant = self.uniform(0.75, 1.25)
         grip = Grip((0.0, 1.0), (side * math.cos(slant), -math.sin(slant)))
         return self._hand(grip, x, y, leaves)
@@ -143,7 +143,7 @@ class Stage:
         if leaves is not None:
             away = away + self.ease(leaves, 1.0)
         ax, ay = grip.arm
-        # The way along the arm until no finger is left in the frame.
+        # Distance along the arm after which no finger is left in the frame.
         to_side = ((ASPECT - x) if ax > 0 else x) / max(abs(ax), 1e-6)
         to_edge = ((1.0 - y) if ay > 0 else y) / max(abs(ay), 1e-6)
         way = away * (np.minimum(to_side, to_edge) + 0.25)
@@ -153,14 +153,14 @@ class Stage:
         return np.broadcast_to(np.asarray(value, dtype=np.float64), self.time.shape)
 
 
-def _lift(s: Stage) -> list[Layer]:
+def _lift(s: Scene) -> list[Layer]:
     low = s.uniform(0.62, 0.78)
     y = low - s.uniform(0.3, 0.42) * s.ease(s.begin, s.end)
     thing = s.thing(0, s.uniform(_MARGIN, ASPECT - _MARGIN), y)
     return [thing, s.hand_beside(thing, s.side(), None)]
 
 
-def _turn(s: Stage, pretending: bool = False) -> list[Layer]:
+def _turn(s: Scene, pretending: bool = False) -> list[Layer]:
     middle = (s.begin + s.end) / 2
     if pretending:
         angle = 1.2 * (s.ease(s.begin, middle) - s.ease(middle, s.end))
@@ -171,15 +171,15 @@ def _turn(s: Stage, pretending: bool = False) -> list[Layer]:
     return [thing, s.hand_beside(thing, s.side(), s.end)]
 
 
-def _push(s: Stage) -> list[Layer]:
-    """From left to right, the hand behind the thing."""
+def _push(s: Scene) -> list[Layer]:
+    """Push a thing from left to right."""
     start, way = s.uniform(_MARGIN, 0.6), s.uniform(0.6, 0.9)
     thing = s.thing(0, start + way * s.ease(s.begin, s.end), s.uniform(0.6, 0.78))
     return [thing, s.hand_beside(thing, -1, s.end)]
 
 
-def _facing(s: Stage, gap: np.ndarray, offset: float = 0.0) -> list[Layer]:
-    """Two things ``gap`` apart, a hand at the outer side of each."""
+def _facing(s: Scene, gap: np.ndarray, offset: float = 0.0) -> list[Layer]:
+    """Place two things ``gap`` apart, with a hand at the outer side of each."""
     center, y = s.uniform(0.8, ASPECT - 0.8), s.uniform(0.6, 0.72)
     first = int(s.rng.integers(2))
     left = s.thing(first, center - gap / 2, y - offset)
@@ -188,12 +188,12 @@ def _facing(s: Stage, gap: np.ndarray, offset: float = 0.0) -> list[Layer]:
     return [left, hands[0], right, hands[1]]
 
 
-def _approach(s: Stage) -> list[Layer]:
+def _approach(s: Scene) -> list[Layer]:
     far, near = s.uniform(0.85, 1.05), s.uniform(0.36, 0.44)
     return _facing(s, far + (near - far) * s.ease(s.begin, s.end))
 
 
-def _collide(s: Stage) -> list[Layer]:
+def _collide(s: Scene) -> list[Layer]:
     far, touch, recoil = s.uniform(0.85, 1.05), 0.23, s.uniform(0.3, 0.4)
     hit = s.uniform(0.5, 0.6)
     u = np.clip((s.time - s.begin) / (hit - s.begin), 0.0, 1.0)
@@ -201,12 +201,12 @@ def _collide(s: Stage) -> list[Layer]:
     return _facing(s, far + (touch - far) * u * u + recoil * v * (2.0 - v))
 
 
-def _pass(s: Stage) -> list[Layer]:
+def _pass(s: Scene) -> list[Layer]:
     far = s.uniform(0.85, 1.05)
     return _facing(s, far * (1.0 - 2.0 * s.ease(s.begin, s.end)), s.side() * 0.09)
 
 
-def _cover(s: Stage) -> list[Layer]:
+def _cover(s: Scene) -> list[Layer]:
     side = s.side()
     x, y = s.uniform(0.65, ASPECT - 0.65), s.uniform(0.64, 0.74)
     progress = s.ease(s.begin, s.end)
@@ -217,8 +217,8 @@ def _cover(s: Stage) -> list[Layer]:
     return [s.thing(0, x, y), cover, hand]
 
 
-def _carry(s: Stage, end: str) -> list[Layer]:
-    """A thing is carried above a box, and ends ``in`` it, ``on`` it, or ``dropped`` onto it."""
+def _carry(s: Scene, end: str) -> list[Layer]:
+    """Carry a thing over a box: it ends ``in`` the box, ``on`` it, or is ``dropped`` onto it."""
     side = s.side()
     x, y = s.uniform(0.65, ASPECT - 0.65), s.uniform(0.74, 0.8)
     box = s.thing(1, x, y, _LARGE)
@@ -271,14 +271,14 @@ TEMPLATES: tuple[Template, ...] = (
     _T("Putting [something] onto [something]", 1, _put_onto, "box"),
     _T("Dropping [something] onto [something]", 1, _drop_onto, "box"),
 )
-"""Their order gives the classes; it is not the alphabetical one, as in the data set."""
+"""In the order of the classes, which is not alphabetical, as in the data set."""
 
 
 def nouns_of_set(which: int, shapes: Sequence[str] = SHAPES) -> list[Noun]:
-    """The nouns of these shapes in noun set 0 (A) or 1 (B).
+    """List the nouns with these shapes in noun set 0 (A) or 1 (B).
 
-    Each set has half of the combinations, with every shape, color and pattern in it: only the
-    combination tells the set.
+    Each set has half of the combinations, and every shape, color and pattern: only the combination
+    determines the set.
     """
     return [
         Noun(pattern, color, shape)
@@ -290,7 +290,7 @@ def nouns_of_set(which: int, shapes: Sequence[str] = SHAPES) -> list[Noun]:
 
 
 def choose_nouns(template: Template, which: int, rng: np.random.Generator) -> list[Noun]:
-    """Random nouns of a set for the things of a template, in the order of their layers' numbers."""
+    """Draw nouns of a set for the things of a template, by the number of the layer."""
     small = nouns_of_set(which, SMALL_SHAPES)
     chosen = [small.pop(rng.integers(len(small)))]
     if template.second == "small":
@@ -304,8 +304,8 @@ def choose_nouns(template: Template, which: int, rng: np.random.Generator) -> li
 def play(
     template: Template, nouns: Sequence[Noun], frames: int, rng: np.random.Generator
 ) -> list[Layer]:
-    """The layers of a clip of ``frames`` frames, from back to front."""
-    layers = template.act(Stage(nouns, frames, rng))
+    """Make the layers of a clip of ``frames`` frames, from back to front."""
+    layers = template.act(Scene(nouns, frames, rng))
     if template.mirrored:
         layers = [_mirrored(layer) for layer in layers]
     if template.backwards:

@@ -1,7 +1,7 @@
-"""Draws a clip of layers: flat shapes and hands on a table, and where each is to be seen.
+"""Draws a clip of layers, flat shapes and hands on a table, and the visible box of each.
 
-A look is drawn once per size and angle, antialiased, as a *sprite*; a frame is the background with
-the sprites laid over it at whole pixels, and a little noise.
+A thing is drawn once per size and angle, antialiased, as a *sprite*. A frame is the background with
+the sprites pasted over it at whole pixels, plus a little noise.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _RGB = {
 }
 _DARK_MARK, _LIGHT_MARK = (60, 60, 60), (235, 235, 235)
 _SKINS = ((241, 194, 155), (224, 172, 135), (198, 134, 94), (141, 85, 54), (95, 60, 42))
-_OUTLINE = 0.5  # what is left of the colour at the border
+_OUTLINE = 0.5  # brightness of the border, relative to the inside
 _OUTLINE_WIDTH = 0.012  # in frame heights
-_GRAIN, _NOISE = 2.0, 1.0  # standard deviations, levels of 255: for the clip, for each frame
-_LEAST_VISIBLE = 0.1  # share of a thing that must show for it to have a box
+_GRAIN, _NOISE = 2.0, 1.0  # standard deviations in levels of 255, per clip and per frame
+_MIN_VISIBLE = 0.1  # visible share of a thing below which it has no box
 
 
-class Seen(NamedTuple):
-    """The visible part of a layer in one frame, as a box in pixels: x1, y1, x2, y2."""
+class VisibleBox(NamedTuple):
+    """The box around the visible part of a layer in a frame: x1, y1, x2, y2 in pixels."""
 
     layer: int
     box: tuple[int, int, int, int]
@@ -43,25 +43,25 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Sprite:
-    """A look in pixels; the point that moves, its anchor, is at (``left``, ``top``) inside."""
+    """A thing or hand in pixels; its anchor, the point that moves, is at (``left``, ``top``)."""
 
     color: np.ndarray
     """float32 ``[h, w, 3]``, already multiplied by ``cover``."""
     cover: np.ndarray
-    """float32 ``[h, w, 1]``, share of the pixel covered."""
+    """float32 ``[h, w, 1]``, covered share of each pixel."""
     solid: np.ndarray
-    """bool ``[h, w]``, whether most of the pixel is."""
+    """bool ``[h, w]``, whether more than half of the pixel is covered."""
     left: int
     top: int
 
 
 def render(
     layers: Sequence[Layer], width: int, height: int, rng: np.random.Generator
-) -> Iterator[tuple[np.ndarray, list[Seen]]]:
-    """Yields for every frame a uint8 ``[height, width, 3]`` RGB picture and what is seen in it."""
+) -> Iterator[tuple[np.ndarray, list[VisibleBox]]]:
+    """Yield each frame as a uint8 ``[height, width, 3]`` RGB picture, with its visible boxes."""
     skin = _SKINS[rng.integers(len(_SKINS))]
     background = _background(width, height, rng)
-    # Every frame shows another part of one field of noise.
+    # Each frame takes a different part of one field of noise.
     shake = 16
     noise = rng.normal(0.0, _NOISE, (height + shake, width + shake, 1)).astype(np.float32)
     shifts = rng.integers(shake, size=(len(layers[0].x), 2))
@@ -69,45 +69,38 @@ def render(
     for frame, (dy, dx) in enumerate(shifts):
         canvas = background + noise[dy : dy + height, dx : dx + width]
         top_layer = np.full((height, width), -1, dtype=np.int8)
-        shown = []
+        pasted = []
         for number, layer in enumerate(layers):
             angle = float(layer.angle[frame])
             if (number, angle) not in sprites:
                 sprites[number, angle] = _draw(layer, angle, skin, width, height)
             sprite = sprites[number, angle]
             x, y = (math.floor(float(v[frame]) * height) for v in (layer.x, layer.y))
-            shown.append(_paste(canvas, top_layer, sprite, x, y, number))
+            pasted.append(_paste(canvas, top_layer, sprite, x, y, number))
         picture = np.clip(canvas, 0.0, 255.0, out=canvas).astype(np.uint8)
-        yield picture, [seen for s in shown if (seen := s.visible(top_layer))]
+        yield picture, [box for p in pasted if (box := p.visible(top_layer))]
 
 
-class _Shown(NamedTuple):
+class _Pasted(NamedTuple):
     number: int
     rows: slice
     columns: slice
     pixels: int
 
-    def visible(self, top_layer: np.ndarray) -> Seen | None:
+    def visible(self, top_layer: np.ndarray) -> VisibleBox | None:
         part = top_layer[self.rows, self.columns] == self.number
         rows, columns = part.any(axis=1).nonzero()[0], part.any(axis=0).nonzero()[0]
-        if not len(rows) or np.count_nonzero(part) < _LEAST_VISIBLE * self.pixels:
+        if not len(rows) or np.count_nonzero(part) < _MIN_VISIBLE * self.pixels:
             return None
         x, y = self.columns.start, self.rows.start
-        return Seen(
-            self.number,
-            (
-                x + int(columns[0]),
-                y + int(rows[0]),
-                x + int(columns[-1]) + 1,
-                y + int(rows[-1]) + 1,
-            ),
-        )
+        box = x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1
+        return VisibleBox(self.number, (int(box[0]), int(box[1]), int(box[2]), int(box[3])))
 
 
 def _paste(
     canvas: np.ndarray, top_layer: np.ndarray, sprite: Sprite, x: int, y: int, number: int
-) -> _Shown:
-    """Lay a sprite over the canvas, its anchor at pixel (x, y), as far as it is in the frame."""
+) -> _Pasted:
+    """Paste a sprite over the canvas with its anchor at pixel (x, y), clipped to the frame."""
     height, width = top_layer.shape
     h, w = sprite.solid.shape
     left, top = x - sprite.left, y - sprite.top
@@ -120,11 +113,11 @@ def _paste(
     part += sprite.color[inside]
     solid = sprite.solid[inside]
     top_layer[rows, columns][solid] = number
-    return _Shown(number, rows, columns, int(np.count_nonzero(solid)))
+    return _Pasted(number, rows, columns, int(np.count_nonzero(solid)))
 
 
 def _background(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """A wall and a table before it, float32 ``[height, width, 3]``, each lit from a random side."""
+    """Draw a wall and a table, each lit from a random side: float32 ``[height, width, 3]``."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) / height
     edge = np.float32(rng.uniform(0.3, 0.5))
     on_table = np.clip((y - edge) * height + 0.5, 0.0, 1.0)[..., None]
@@ -149,7 +142,7 @@ def _draw(
 
 
 def _draw_thing(noun: Noun, size: float, angle: float, height: int) -> Sprite:
-    """A thing, turned about its centre."""
+    """Draw a thing, turned about its centre."""
     size *= height
     reach = math.ceil(size * 1.4) + 1
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float32) / np.float32(size)
@@ -163,7 +156,7 @@ def _draw_thing(noun: Noun, size: float, angle: float, height: int) -> Sprite:
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """How far outside of a shape of half height 1 a point is, negative inside (near the border)."""
+    """Signed distance of points to a shape of half height 1, negative inside."""
     ax, ay = np.abs(x), np.abs(y)
     if shape == "circle":
         return np.sqrt(x * x + y * y) - 0.9
@@ -186,7 +179,7 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _pattern(pattern: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Negative where a thing bears its mark; another place after half a turn for each pattern."""
+    """Signed distance to the mark of a pattern; half a turn moves the mark of each pattern."""
     return {
         "banded": np.abs(y + 0.4) - 0.17,
         "capped": y + 0.2,
@@ -195,7 +188,7 @@ def _pattern(pattern: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _draw_hand(grip: Grip, skin: tuple[int, int, int], width: int, height: int) -> Sprite:
-    """A palm, two fingers that reach to the anchor, and an arm that leaves the frame."""
+    """Draw a palm, two fingers that reach to the anchor, and an arm that leaves the frame."""
     (tx, ty), (ax, ay) = grip.towards, grip.arm
     thick = 0.15
     ends = np.array([(0.0, 0.0), (ax * ASPECT, ay), (ax * ASPECT * 2, ay * ASPECT * 2)])
@@ -220,7 +213,7 @@ def _capsule(
     end: tuple[float, float],
     radius: float,
 ) -> np.ndarray:
-    """Signed distance to a thick line."""
+    """Signed distance to a line of some thickness."""
     dx, dy = np.float32(end[0] - start[0]), np.float32(end[1] - start[1])
     px, py = x - np.float32(start[0]), y - np.float32(start[1])
     along = np.clip((px * dx + py * dy) / (dx * dx + dy * dy), 0.0, 1.0)
@@ -233,7 +226,7 @@ def _floats(values: ArrayLike) -> np.ndarray:
 
 
 def _soft(distance: np.ndarray) -> np.ndarray:
-    """From a distance in pixels to the share of the pixel that is inside."""
+    """Convert a signed distance in pixels to the share of the pixel that is inside."""
     return np.clip(0.5 - distance, 0.0, 1.0)
 
 

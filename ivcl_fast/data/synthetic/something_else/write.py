@@ -1,22 +1,15 @@
-"""Writes a synthetic Something-Else in the true on-disk format: VP9 clips, splits and boxes.
-
-Every clip is a function of the spec and its number alone, and appears under its name only when
-whole; the splits come last. So a run that was killed is continued by the same call, with the same
-bytes, and a folder that has ``dataset_splits`` is complete.
-"""
+"""Writes a synthetic Something-Else in the published format: VP9 clips, splits and boxes."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, NamedTuple, get_args
 
-import av
 import numpy as np
 
 from ivcl_fast.data.formats.something_else import VIDEOS
@@ -28,29 +21,28 @@ from ivcl_fast.data.synthetic.something_else.actions import (
     nouns_of_set,
     play,
 )
-from ivcl_fast.data.synthetic.something_else.render import Seen, render
+from ivcl_fast.data.synthetic.something_else.render import VisibleBox, render
+from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import (
+    Size,
     check_choice,
     check_counts,
-    check_workers,
-    claim,
-    whole,
-    write_items,
+    folder_name,
+    write_dataset,
 )
-
-Size = Literal["embedded", "full"]
+from ivcl_fast.data.workers import Report
+from ivcl_fast.files import atomic_write, write_text
 
 _FORMAT_VERSION = 1
 _SPLITS = "dataset_splits"
 _CLIP_BOXES = "boxes.part"
-"""Holds the boxes clip by clip until all are there."""
+"""Folder with a file of boxes per clip; deleted when all clips are complete."""
 _SECONDS = 2.0, 5.0
 _ONE_OBJECT = "circle"
-"""The training clips of the one-object split have a thing of this shape, the others none."""
+"""Training clips of the one-object split contain a thing of this shape, validation clips none."""
 
 
-@dataclass(frozen=True)
-class _Format:
+class _Format(NamedTuple):
     width: int
     height: int
     fps: int
@@ -61,36 +53,34 @@ _FORMATS = {"embedded": _Format(142, 80, 8), "full": _Format(427, 240, 12)}
 
 @dataclass(frozen=True)
 class SyntheticSomethingElse:
-    """Which data set to make.
+    """Describes a synthetic Something-Else.
 
-    Raises:
-        UserError: a field has a value that it does not accept.
+    Raises :class:`~ivcl_fast.errors.UserError` for a value that a field does not accept.
     """
 
     train: int = 3600
-    """Number of training clips of the compositional split (the data set has 54,919)."""
+    """Number of training clips of the compositional split (Something-Else has 54,919)."""
     val: int = 720
-    """Number of its validation clips (the data set has 57,876)."""
+    """Number of its validation clips (Something-Else has 57,876)."""
     seed: int = 0
-    """Another seed makes other clips."""
+    """Clips with different seeds are different."""
     size: Size = "embedded"
-    """``full`` is the data set's own 427 x 240 at 12 fps, 24 to 60 frames; ``embedded`` shows the
-    same at 142 x 80 and 8 fps in 16 to 40 frames."""
+    """``full``: the original 427 x 240 pixels at 12 fps, 24 to 60 frames; ``embedded``: the same
+    clips at 142 x 80 pixels and 8 fps, 16 to 40 frames."""
 
     def __post_init__(self) -> None:
-        check_counts(self, {"train": 1, "val": 0, "seed": 0})
+        check_counts(self, train=1, val=0, seed=0)
         check_choice(self, "size", get_args(Size))
 
     @property
     def clips(self) -> int:
-        """Number of clips in all; the first ``train`` of them are the training clips."""
+        """Number of all clips; the first ``train`` of them are the training clips."""
         return self.train + self.val
 
     @property
     def default_name(self) -> str:
-        """Name of the folder it is kept in unless the user names another."""
-        seed = f"-seed{self.seed}" if self.seed else ""
-        return f"synthetic-something-else-{self.size}-{self.train}-{self.val}{seed}"
+        """Default name of the folder."""
+        return folder_name("something-else", self.size, self.train, self.val, seed=self.seed)
 
 
 def write_something_else(
@@ -99,50 +89,43 @@ def write_something_else(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write the data set to a folder, or complete what an earlier call left there.
+    """Write a synthetic Something-Else to a folder, or complete what an earlier call left there.
 
-    Args:
-        out: the folder; made if missing. A folder begun with another spec is refused.
-        spec: what to make.
-        workers: processes, one thread each; default one per CPU. The bytes do not depend on it.
-        progress: called with (clips done, clips in all), also for those found done.
+    Returns ``out``, with ``20bn-something-something-v2/<id>.webm`` (VP9), ``dataset_splits/``
+    (compositional, compositional_shuffled, compositional_oneobject, fewshot),
+    ``bounding_box_smthsmth_part{1,2}.json`` and ``synthetic.json``. Arguments and errors are those
+    of :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`; ``progress`` counts clips.
 
-    Returns:
-        ``out``, with ``20bn-something-something-v2/<id>.webm`` (VP9), ``dataset_splits/``
-        (compositional, compositional_shuffled, compositional_oneobject, fewshot),
-        ``bounding_box_smthsmth_part{1,2}.json`` and ``synthetic.json``.
-
-    Raises:
-        UserError: the folder holds something else.
-        KeyboardInterrupt: stopped by the user; its message says how to go on.
+    >>> write_something_else(Path("data/sse"), SyntheticSomethingElse(train=180, val=36))
     """
-    check_workers(workers)
-    if not claim(out, spec, _FORMAT_VERSION, (VIDEOS,), _SPLITS):
-        (out / _CLIP_BOXES).mkdir(exist_ok=True)
-        write_items(
-            partial(_write_clip, out, spec),
-            partial(_boxes_path, out),
-            spec.clips,
-            "clips",
-            workers,
-            progress,
-        )
-        _write_boxes(out, spec)
-        _write_splits(out, spec)
+    write_dataset(
+        out,
+        spec,
+        format_version=_FORMAT_VERSION,
+        folders=(VIDEOS,),
+        items=spec.clips,
+        unit="clips",
+        write_item=partial(_write_clip, out, spec),
+        last_file=partial(_boxes_path, out),
+        index=_SPLITS,
+        index_files=partial(_finish, out, spec),
+        workers=workers,
+        progress=progress,
+    )
     shutil.rmtree(out / _CLIP_BOXES, ignore_errors=True)
     return out
 
 
 @dataclass(frozen=True)
 class _Clip:
-    """What a clip is to show."""
+    """Content of a clip."""
 
     id: str
     template: Template
     nouns: list[Noun]
     seconds: float
     rng: np.random.Generator
-    """For everything else."""
+    """Draws everything else."""
 
     @property
     def placeholders(self) -> list[str]:
@@ -150,9 +133,10 @@ class _Clip:
 
 
 def _plan(spec: SyntheticSomethingElse, index: int) -> _Clip:
-    """Templates take turns; each is shown with one half of the nouns in training, then the other.
+    """Draw the content of a clip. Templates take turns.
 
-    So a verb and a noun of validation are both known, but never together.
+    A template appears with one half of the nouns in training and with the other half in validation,
+    so that both are known from training, but never together.
     """
     rng = np.random.default_rng((spec.seed, index))
     held_out = index >= spec.train
@@ -165,10 +149,8 @@ def _boxes_path(out: Path, index: int) -> Path:
     return out / _CLIP_BOXES / f"{index + 1}.json"
 
 
-def _write_clip(
-    out: Path, spec: SyntheticSomethingElse, index: int, report: Callable[[int], None]
-) -> None:
-    """Write one video and then its boxes, whose presence says that both are whole."""
+def _write_clip(out: Path, spec: SyntheticSomethingElse, index: int, report: Report) -> None:
+    """Write a video, then its boxes: if the file of boxes exists, both are complete."""
     form, clip = _FORMATS[spec.size], _plan(spec, index)
     layers = play(clip.template, clip.nouns, round(clip.seconds * form.fps), clip.rng)
     names: list[tuple[str, str] | None] = []  # category and standard category by layer
@@ -178,26 +160,43 @@ def _write_clip(
         elif layer.number < len(clip.placeholders):
             names.append((clip.placeholders[layer.number], f"{layer.number:04d}"))
         else:
-            names.append(None)  # the template does not name it, so nobody boxed it
+            names.append(None)  # as in the data set, things that the template does not name
     boxes: list[dict[str, Any]] = []
 
     def pictures() -> Iterator[np.ndarray]:
-        for picture, seen in render(layers, form.width, form.height, clip.rng):
-            boxes.append(_frame_boxes(clip, len(boxes) + 1, seen, names))
+        for picture, visible in render(layers, form.width, form.height, clip.rng):
+            boxes.append(_frame_boxes(clip, len(boxes) + 1, visible, names))
             yield picture
 
-    with whole(out / VIDEOS / f"{clip.id}.webm") as part:
-        _encode(part, form, pictures())
-    with whole(_boxes_path(out, index)) as part:
-        part.write_text(json.dumps(boxes))
+    with atomic_write(out / VIDEOS / f"{clip.id}.webm", durable=False) as file:
+        encode_video(
+            file,
+            pictures(),
+            container="webm",
+            codec="libvpx-vp9",
+            pixel_format="yuv420p",
+            width=form.width,
+            height=form.height,
+            fps=form.fps,
+            # Fast settings, without look-ahead.
+            options={
+                "deadline": "realtime",
+                "cpu-used": "8",
+                "crf": "28",
+                "b": "0",
+                "lag-in-frames": "0",
+            },
+        )
+    (out / _CLIP_BOXES).mkdir(exist_ok=True)
+    write_text(_boxes_path(out, index), json.dumps(boxes), durable=False)
     report(1)
 
 
 def _frame_boxes(
-    clip: _Clip, number: int, seen: list[Seen], names: list[tuple[str, str] | None]
+    clip: _Clip, number: int, visible: list[VisibleBox], names: list[tuple[str, str] | None]
 ) -> dict[str, Any]:
     labels = []
-    for layer, (x1, y1, x2, y2) in seen:
+    for layer, (x1, y1, x2, y2) in visible:
         if name := names[layer]:
             labels.append(
                 {
@@ -214,54 +213,23 @@ def _frame_boxes(
     }
 
 
-def _encode(path: Path, form: _Format, pictures: Iterable[np.ndarray]) -> None:
-    # One thread and no look-ahead; "bitexact" leaves version strings and random ids out: the bytes
-    # are the pictures' alone.
-    options = {
-        "deadline": "realtime",
-        "cpu-used": "8",
-        "crf": "28",
-        "b": "0",
-        "lag-in-frames": "0",
-        "threads": "1",
-        "flags": "+bitexact",
-    }
-    with av.open(f"file:{path}", "w", format="webm", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libvpx-vp9", rate=form.fps, options=options)
-        stream.width, stream.height, stream.pix_fmt = form.width, form.height, "yuv420p"
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def _write_boxes(out: Path, spec: SyntheticSomethingElse) -> None:
-    """Join the clips' boxes in two files, as the data set has them in four."""
+def _finish(out: Path, spec: SyntheticSomethingElse) -> dict[str, str]:
+    """Join the boxes of the clips in two files (the data set has four); return the split files."""
     half = (spec.clips + 1) // 2
-    for number, part_of in enumerate((range(half), range(half, spec.clips)), 1):
-        with (
-            whole(out / f"bounding_box_smthsmth_part{number}.json") as part,
-            part.open("w") as file,
-        ):
-            file.write("{")
-            for index in part_of:
-                comma = ", " if index > part_of.start else ""
-                file.write(f'{comma}"{index + 1}": {_boxes_path(out, index).read_text()}')
-            file.write("}")
-
-
-def _write_splits(out: Path, spec: SyntheticSomethingElse) -> None:
-    """Write all split files beside their place and move them there at once."""
-    part = out / f"{_SPLITS}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    for name, content in split_files(spec).items():
-        path = part / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content))
-    os.replace(part, out / _SPLITS)
+    for number, clips in enumerate((range(half), range(half, spec.clips)), 1):
+        path = out / f"bounding_box_smthsmth_part{number}.json"
+        with atomic_write(path, durable=False) as file:
+            file.write(b"{")
+            for index in clips:
+                comma = ", " if index > clips.start else ""
+                boxes = _boxes_path(out, index).read_text()
+                file.write(f'{comma}"{index + 1}": {boxes}'.encode())
+            file.write(b"}")
+    return {f"{name}.json": json.dumps(content) for name, content in split_files(spec).items()}
 
 
 def split_files(spec: SyntheticSomethingElse) -> dict[str, Any]:
-    """The content of every split file, with the names that the data set has."""
+    """Compute the content of every split file, by its name in the data set without ``.json``."""
     clips = [_plan(spec, index) for index in range(spec.clips)]
     train, val = clips[: spec.train], clips[spec.train :]
     shuffled_train, shuffled_val = _shuffled(spec, clips)
@@ -316,17 +284,17 @@ def _entries(clips: Iterable[_Clip]) -> list[dict[str, Any]]:
 
 
 def _one_object_entries(clips: Iterable[_Clip]) -> list[dict[str, Any]]:
-    # The key is spelt so in the data set.
+    # The data set spells the key like this.
     return [entry | {"new_placeholdes": entry["placeholders"]} for entry in _entries(clips)]
 
 
 def _shots(train: list[_Clip], templates: list[Template], shots: int) -> list[_Clip]:
-    """The first training clips of each template, as many as there are up to ``shots``."""
+    """Select the first ``shots`` training clips of each template, or all if there are fewer."""
     return [c for t in templates for c in [c for c in train if c.template is t][:shots]]
 
 
 def _shuffled(spec: SyntheticSomethingElse, clips: list[_Clip]) -> tuple[list[_Clip], list[_Clip]]:
-    """All clips split anew regardless of nouns, each template in the same numbers as before."""
+    """Split all clips regardless of their nouns, with the same number of clips per template."""
     rng = np.random.default_rng((spec.seed, spec.clips, 1))
     order = [clips[i] for i in rng.permutation(len(clips))]
     train, val = [], []

@@ -1,0 +1,36 @@
+"""Encodes the pictures of the synthetic data sets as videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+
+
+def encode_video(
+    file: BinaryIO,
+    pictures: Iterable[np.ndarray],
+    *,
+    container: str,
+    codec: str,
+    pixel_format: str,
+    width: int,
+    height: int,
+    fps: int,
+    options: dict[str, str],
+) -> None:
+    """Encode pictures, uint8 RGB ``[height, width, 3]`` each, in one thread.
+
+    FFmpeg's flag "bitexact" leaves out version strings and random ids, so that the bytes depend on
+    the pictures only.
+    """
+    options = options | {"flags": "+bitexact", "threads": "1"}
+    with av.open(file, "w", format=container, options={"fflags": "+bitexact"}) as muxer:
+        stream: Any = muxer.add_stream(codec, rate=fps, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        for picture in pictures:
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            muxer.mux(stream.encode(frame))
+        muxer.mux(stream.encode())
