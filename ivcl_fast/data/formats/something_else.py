@@ -1,15 +1,13 @@
-"""Something-Else as it lies on disk: Something-Something videos, with splits of their own.
+"""The Something-Else data set: videos of Something-Something v2 with compositional splits.
 
-Source: github.com/joaanna/something_else; the videos are those of Something-Something v2. The
-folder::
+Source: github.com/joaanna/something_else. Files::
 
-    20bn-something-something-v2/<id>.webm     the videos; where this folder is absent,
+    20bn-something-something-v2/<id>.webm     the videos; or, without this folder,
     frames/<id>/0001.jpg, 0002.jpg, ...       their frames
     dataset_splits/<split set>/*.json         or code/dataset_splits/, as in the source
-    bounding_box_smthsmth*.json               boxes, optional; also under annotations/
 
-A split file is a list of ``{"id": "203403", "template": "Moving [something] up", ...}``, a label
-file a dict from templates without brackets to classes. Results are reported on ``validation``.
+A split file is a list of ``{"id": "203403", "template": "Moving [something] up", ...}``. A label
+file is a dict from templates without brackets to classes. Results are reported on ``validation``.
 """
 
 from __future__ import annotations
@@ -19,33 +17,29 @@ import logging
 import os
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ivcl_fast.data.dataset import Clip, Media
-from ivcl_fast.data.formats.boxes import Boxes
 from ivcl_fast.errors import UserError
 
 log = logging.getLogger(__name__)
 
-LabelOrder = Literal["file", "alphabetical"]
 SPLITS = ("train", "validation")
 VIDEOS = "20bn-something-something-v2"
 FRAMES = "frames"
 
-# No separator and no dot: an id names a file inside the folder, never one outside.
+# Without separators and dots, an id cannot name a file outside the folder.
 _ID = re.compile(r"[\w-]+")
 _FRAME = re.compile(r"(\d{4})\.jpg")
 _ENTRY = '{"id": "203403", "template": "Moving [something] up"}'
 _SPLIT_FOLDERS = ("dataset_splits", "code/dataset_splits")
 _ANNOTATION_FOLDERS = ("", "annotations", "labels")
-_BOX_FOLDERS = ("", "annotations")
 
 
 @dataclass(frozen=True)
 class Task:
-    """Where the files of a task lie, each at the first of several places that exists."""
+    """Possible paths of a task's files; the first that exists is read."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
@@ -78,7 +72,7 @@ TASKS = {
     "fewshot_base": _split_set(
         "fewshot", "base_training_set", "base_validation_set", "base_labels"
     ),
-    # The published names do differ: "training" for 5 shots, "train" for 10.
+    # The published names differ: "training" for 5 shots, "train" for 10.
     "fewshot_5shot": _split_set(
         "fewshot", "finetune_5shot_training", "finetune_5shot_validation", "finetune_labels"
     ),
@@ -90,49 +84,37 @@ TASKS = {
 
 
 class SomethingElse:
-    """One task of Something-Else; implements :class:`~ivcl_fast.data.dataset.Dataset`."""
+    """One task of Something-Else; implements :class:`~ivcl_fast.data.dataset.Dataset`.
+
+    >>> dataset = SomethingElse(Path("smth"), task="fewshot_5shot")
+    >>> dataset.clips("validation")[0].label
+    """
 
     multi_label = False
     splits = SPLITS
     curve_split = "validation"
 
-    def __init__(
-        self, root: Path, task: str = "compositional", label_order: LabelOrder = "file"
-    ) -> None:
-        """Read the label file.
+    def __init__(self, root: Path, task: str = "compositional") -> None:
+        """Read the label file of a task of :data:`TASKS`.
 
-        Args:
-            root: the folder described above.
-            task: one of :data:`TASKS`.
-            label_order: ``file`` takes the classes that the label file gives; ``alphabetical``
-                numbers the templates in that order, as the source's own loader does. Checkpoints
-                of one order are not those of the other.
-
-        Raises:
-            UserError: the task or order is unknown, the folder is none, or the label file is
-                missing or malformed.
+        Raises :class:`UserError` for an unknown task, a missing folder, and a label file that is
+        missing or malformed.
         """
         if task not in TASKS:
             raise UserError(f"task: {task!r} is not one of {', '.join(TASKS)}")
-        if label_order not in get_args(LabelOrder):
-            raise UserError(
-                f"label_order: {label_order!r} is not one of {', '.join(get_args(LabelOrder))}"
-            )
         self.root = Path(root)
         self.task = task
         if not self.root.is_dir():
             raise UserError(f"{self.root}: no such folder; accepted: a Something-Else folder")
-        labels = _read_labels(self._find(TASKS[task].labels))
-        if label_order == "alphabetical":
-            labels = {name: number for number, name in enumerate(sorted(labels))}
-        self._labels = labels
-        self.num_classes = len(labels)
+        self._labels = _read_labels(self._find(TASKS[task].labels))
+        self._names = sorted(self._labels, key=self._labels.__getitem__)
+        self.num_classes = len(self._labels)
 
     def clips(self, split: str) -> list[Clip]:
-        """The clips of a split, in the file's order; an entry that repeats counts once.
+        """Return the clips of a split in the order of the file, without repeated entries.
 
-        Videos are not touched. Raises :class:`UserError`, naming the entry, for a missing or
-        malformed file, a template that the label file lacks, or an id with two templates.
+        Does not open the videos. Raises :class:`UserError`, which names the entry, for a missing or
+        malformed file, a template without a label, and an id with two templates.
         """
         path = self._split_file(split)
         clips: dict[str, Clip] = {}
@@ -142,7 +124,7 @@ class SomethingElse:
             if label is None:
                 raise UserError(f"{path}: id {name}: template {template!r} has no label")
             if clips.setdefault(name, Clip(name, name, label)).label != label:
-                raise UserError(f"{path}: id {name} is there with two templates")
+                raise UserError(f"{path}: id {name} has two templates")
         if len(clips) < len(entries):
             log.info("%s: %d repeated entries left out", path, len(entries) - len(clips))
         if not clips:
@@ -150,10 +132,10 @@ class SomethingElse:
         return list(clips.values())
 
     def media(self) -> list[Media]:
-        """The videos of both splits sorted by name, whether or not they exist.
+        """Return the videos of both splits, sorted by name, whether or not they exist.
 
-        Where only frames are there, they are files 0001.jpg up to the last one that exists, so
-        that one missing in between is noticed when it is opened.
+        With frames instead of videos, these are 0001.jpg to the last file that exists, so that a
+        missing frame in between is noticed when the media are opened.
         """
         names = {name for split in SPLITS for name, _ in _read_split(self._split_file(split))}
         videos = self.root / VIDEOS
@@ -162,20 +144,8 @@ class SomethingElse:
         return [Media(name, _frame_files(self.root / FRAMES / name)) for name in sorted(names)]
 
     def describe(self, label: int) -> str:
-        """The template of a class, without brackets."""
+        """Return the template of a class without brackets."""
         return self._names[label]
-
-    def boxes(self) -> Boxes:
-        """The box annotations in the folder. Raises :class:`UserError` if there are none."""
-        pattern = "bounding_box_smthsmth*.json"
-        files = [path for f in _BOX_FOLDERS for path in sorted((self.root / f).glob(pattern))]
-        if not files:
-            raise UserError(f"{self.root}: has no {pattern}, nor has annotations/ in it")
-        return Boxes(files)
-
-    @cached_property
-    def _names(self) -> list[str]:
-        return sorted(self._labels, key=self._labels.__getitem__)
 
     def _find(self, places: tuple[str, ...]) -> Path:
         for place in places:
@@ -193,7 +163,7 @@ class SomethingElse:
 
 
 def _read_labels(path: Path) -> dict[str, int]:
-    """Something-Else writes the classes as numbers, Something-Something as strings."""
+    """Read a label file; Something-Else has classes as numbers, Something-Something as strings."""
     labels = _load(path)
     try:
         labels = {name: int(label) for name, label in labels.items()}
@@ -208,7 +178,7 @@ def _read_labels(path: Path) -> dict[str, int]:
 
 
 def _read_split(path: Path) -> list[tuple[str, str]]:
-    """Id and template of every entry."""
+    """Read the id and template of every entry."""
     entries = _load(path)
     if not isinstance(entries, list):
         raise UserError(f"{path}: not a list; accepted: {_ENTRY}, ...")
@@ -233,7 +203,7 @@ def _frame_files(folder: Path) -> tuple[Path, ...]:
         found = [int(match[1]) for name in os.listdir(folder) if (match := _FRAME.fullmatch(name))]
     except OSError:
         found = []
-    # Without any, the first frame stands for the video, and is found missing.
+    # Without any frame, the first is listed, and is found missing when it is opened.
     return tuple(folder / f"{number:04d}.jpg" for number in range(1, max(found, default=1) + 1))
 
 

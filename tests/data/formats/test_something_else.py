@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from ivcl_fast.data.dataset import Clip, Dataset, Media
-from ivcl_fast.data.formats.boxes import Boxes
 from ivcl_fast.data.formats.something_else import TASKS, SomethingElse
 from ivcl_fast.errors import UserError
 
@@ -89,13 +87,6 @@ def test_plain_something_something(tmp_path: Path, folder: str, prefix: str) -> 
     write(tmp_path / folder / f"{prefix}labels.json", {k: str(v) for k, v in LABELS.items()})
     data = SomethingElse(tmp_path, "something_v2")
     assert [clip.label for clip in data.clips("train")] == [2, 0]
-
-
-def test_alphabetical_order(tmp_path: Path) -> None:
-    write_task(tmp_path)
-    data = SomethingElse(tmp_path, label_order="alphabetical")
-    assert [data.describe(label) for label in range(3)] == sorted(LABELS)
-    assert [clip.label for clip in data.clips("train")] == [1, 2]
 
 
 def test_media_are_the_videos_of_both_splits(tmp_path: Path) -> None:
@@ -194,112 +185,9 @@ def test_missing_files_and_wrong_names(tmp_path: Path) -> None:
         SomethingElse(tmp_path / "none")
     with pytest.raises(UserError, match="'composed' is not one of compositional, "):
         SomethingElse(tmp_path, "composed")
-    with pytest.raises(UserError, match="'random' is not one of file, alphabetical"):
-        SomethingElse(tmp_path, label_order="random")  # type: ignore[arg-type]
     with pytest.raises(
         UserError, match=r"fewshot_5shot; accepted: dataset_splits/fewshot/finetune_labels\.json or"
     ):
         SomethingElse(tmp_path, "fewshot_5shot")
     with pytest.raises(UserError, match="'val' is not one of train, validation"):
         SomethingElse(tmp_path).clips("val")
-
-
-# --- Boxes ---------------------------------------------------------------------------------------
-
-
-def box(x1: Any, y1: Any, x2: Any, y2: Any, what: str) -> dict[str, Any]:
-    return {
-        "box2d": {"x1": x1, "x2": x2, "y1": y1, "y2": y2},
-        "category": "a pillow",
-        "standard_category": what,
-        "gt_annotation": "object 0",
-    }
-
-
-def frame(name: str, *labels: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "nr_instances": len(labels), "gt_placeholders": ["x"], "labels": labels}
-
-
-FRAMES = [
-    frame("2/0003.jpg"),
-    frame("2/0001.jpg", box(97.5, 11.5, 427, 239.5, "0000"), box(210, 78, 345, 209.25, "hand")),
-]
-
-
-def test_boxes_of_several_files(tmp_path: Path) -> None:
-    """Frames come in order, 1-based names as indices; a video without boxes is normal."""
-    write(tmp_path / "bounding_box_smthsmth_part1.json", {"2": FRAMES, "30": []})
-    # A noun may hold anything, even what looks like a video.
-    nasty = box(0, 0, 1, 1, "0001") | {"category": '"7": [{'}
-    write(
-        tmp_path / "bounding_box_smthsmth_part2.json",
-        json.dumps({"5": [frame("5/0012.jpg", nasty)]}, indent=2) + "\n",
-    )
-    write_task(tmp_path)
-    boxes = SomethingElse(tmp_path).boxes()
-    assert len(boxes) == 3
-    assert "5" in boxes
-    assert "7" not in boxes
-    assert boxes.frames("7") is None
-    assert boxes.frames("30") == []
-    first, third = boxes.frames("2") or []
-    assert (first.frame, third.frame) == (0, 2)
-    assert first.categories == ("0000", "hand")
-    assert first.corners.dtype == np.float32
-    assert first.corners.tolist() == [[97.5, 11.5, 427, 239.5], [210, 78, 345, 209.25]]
-    assert (third.categories, third.corners.shape) == ((), (0, 4))
-    (only,) = boxes.frames("5") or []
-    assert (only.frame, only.categories) == (11, ("0001",))
-
-
-def test_the_last_file_counts(tmp_path: Path) -> None:
-    for number in (1, 2):
-        write(tmp_path / f"{number}.json", {"2": [frame(f"2/000{number}.jpg")]})
-    (only,) = Boxes([tmp_path / "1.json", tmp_path / "2.json"]).frames("2") or []
-    assert only.frame == 1
-
-
-@pytest.mark.parametrize(
-    ("frames", "what"),
-    [
-        ([3], "video 2, entry 0: malformed"),
-        ([{"name": "2/0001.jpg"}], "video 2, entry 0: malformed"),
-        ([FRAMES[0], frame("2/0001.jpg", {"box2d": {}})], "video 2, entry 1: malformed"),
-        ([frame("2/0001.jpg", box("left", 0, 1, 1, "hand"))], "video 2, entry 0: malformed"),
-        ([frame("2/0000.jpg")], "name '2/0000.jpg' is not '2/<frame from 0001>.jpg'"),
-        ([frame("3/0001.jpg")], "name '3/0001.jpg' is not"),
-        ([frame("2/a.jpg")], "name '2/a.jpg' is not"),
-        ([frame("2/0001.jpg", box(5, 0, 4, 1, "hand"))], "finite x1 <= x2 and y1 <= y2"),
-        ([frame("2/0001.jpg", box(0, 0, float("nan"), 1, "hand"))], "finite x1 <= x2"),
-        ([frame("2/0001.jpg", box(0, 0, float("inf"), 1, "hand"))], "finite x1 <= x2"),
-    ],
-)
-def test_bad_boxes(tmp_path: Path, frames: Any, what: str) -> None:
-    write(tmp_path / "boxes.json", {"1": [], "2": frames})
-    boxes = Boxes([tmp_path / "boxes.json"])
-    assert boxes.frames("1") == []
-    with pytest.raises(UserError, match=what) as caught:
-        boxes.frames("2")
-    assert "boxes.json" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_bad_box_files(tmp_path: Path) -> None:
-    write_task(tmp_path)
-    with pytest.raises(UserError, match=r"has no bounding_box_smthsmth\*\.json"):
-        SomethingElse(tmp_path).boxes()
-    path = tmp_path / "annotations" / "bounding_box_smthsmth.json"
-    for text in ("", "[]", json.dumps({"2": FRAMES})[:-20]):
-        write(path, text)
-        with pytest.raises(UserError, match="empty" if not text else "truncated"):
-            SomethingElse(tmp_path).boxes()
-    write(path, LABELS)
-    with pytest.raises(UserError, match="holds no video"):
-        SomethingElse(tmp_path).boxes()
-    write(path, "{}")
-    assert len(SomethingElse(tmp_path).boxes()) == 0
-    write(path, '{"2": [{"name": }]}')
-    with pytest.raises(UserError, match="video 2: not JSON"):
-        SomethingElse(tmp_path).boxes().frames("2")
-    with pytest.raises(UserError, match="cannot be read"):
-        Boxes([tmp_path / "none.json"])

@@ -118,7 +118,7 @@ class _Planner:
         return True
 
     def play(self, cell: int, hidden: bool) -> bool:
-        """Fill the timeline; returns whether the snitch ends in ``cell``, hidden or not as asked."""
+        """Fill the timeline; returns whether the snitch ends in ``cell``, ``hidden`` or visible."""
         slots = self._draw_slots()
         never = len(slots)
         covers = hidden or self._chance(0.5)
