@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ivcl_fast.errors import UserError
+
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
@@ -68,6 +70,16 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically; the same value always gives the same bytes."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path, accepted: str) -> Any:
+    """Read a JSON file; raises :class:`UserError`, which names what is ``accepted``."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; accepted: {accepted}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON file ({error}); accepted: {accepted}") from None
 
 
 def fsync(path: Path) -> None:

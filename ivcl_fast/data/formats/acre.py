@@ -1,21 +1,20 @@
-"""ACRE as it lies on disk: problems of ten panels, six of context and four of queries.
+"""The ACRE data set: problems of ten panels, of which six are context and four are queries.
 
 Source: github.com/WellyZhang/ACRE, ``src/dataset`` and ``src/baseline``. A regime is a folder, such
 as ``ACRE_IID``::
 
     config/<split>.json                          a list of problems, each a list of 10 panels
-    images/ACRE_<split>_<problem>_<panel>.png    320 x 240, with an alpha channel to be dropped
-    scenes/ACRE_<split>_<problem>_<panel>.json   where the objects are; not read here
+    images/ACRE_<split>_<problem>_<panel>.png    320 x 240, with an alpha channel, which is dropped
+    scenes/ACRE_<split>_<problem>_<panel>.json   positions of the objects; not read here
 
 with split ``train``, ``val`` or ``test``, problem ``%06d`` and panel ``%02d``. Panels 0 to 5 show
-objects with a machine that is on or off. Panels 6 to 9 show no machine and ask for its state: about
-objects by themselves (6, 7), or about an *off* panel with objects added (8, 9). Results are
-reported on ``test``; ``val`` is for choosing settings.
+objects and a machine that is on or off. Panels 6 to 9 show no machine and ask for its state: for
+single objects (6, 7), or for a panel that was off, with objects added (8, 9). Results are reported
+on ``test``; ``val`` is for choosing settings.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,12 +22,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.errors import UserError
+from ivcl_fast.files import read_json
 
 Regime = Literal["iid", "comp", "sys"]
 QuestionType = Literal["direct", "indirect", "screen_off", "potential"]
-"""How the answer follows from the context; ``potential`` is the paper's *backward-blocked*."""
+"""How the context determines the answer; ``potential`` is the paper's *backward-blocked*."""
 Light = Literal["on", "off", "no"]
-"""State of the machine; ``no`` machine is shown in query panels."""
+"""State of the machine; query panels have ``no`` machine."""
 
 SPLITS = ("train", "test", "val")
 TYPES: tuple[QuestionType, ...] = get_args(QuestionType)
@@ -42,7 +42,7 @@ _ANSWERS = ("the machine is off", "undetermined", "the machine is on")
 
 
 class Attributes(NamedTuple):
-    """How an object looks."""
+    """Look of an object."""
 
     shape: str
     color: str
@@ -50,15 +50,15 @@ class Attributes(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One panel; context panels have no label and no type."""
+    """A panel; context panels have no label and no type."""
 
     objects: tuple[int, ...]
-    """Object ids, rows of :func:`object_table`."""
+    """Object ids: indices into :func:`object_table`."""
     light: Light
     label: int | None = None
     type: QuestionType | None = None
     ref: int | None = None
-    """The context panel that an interventional query (8, 9) adds objects to."""
+    """The context panel to which an interventional query (8, 9) adds objects."""
 
 
 Problem = tuple[Panel, ...]
@@ -67,12 +67,12 @@ Problem = tuple[Panel, ...]
 
 @dataclass(frozen=True)
 class Query:
-    """Which question a clip asks."""
+    """The question of a clip."""
 
     problem: int
-    """Number within the split; four clips share it."""
+    """Number of the problem in the split; four clips share it."""
     panel: int
-    """The one it is asked with, 6 to 9."""
+    """The query panel, 6 to 9."""
     type: QuestionType
 
 
@@ -87,7 +87,7 @@ _PALETTE_B = ("red", "green", "purple", "cyan")
 def _table(
     cube: tuple[str, ...], cylinder: tuple[str, ...], sphere: tuple[str, ...]
 ) -> tuple[Attributes, ...]:
-    """Colours of cubes and cylinders, materials of spheres, in the order of ACRE's ids."""
+    """List the objects with these colours of cubes and cylinders and materials of spheres."""
     return (
         *(Attributes("cube", *look) for look in product(cube, MATERIALS)),
         *(Attributes("cylinder", *look) for look in product(cylinder, MATERIALS)),
@@ -101,10 +101,10 @@ _COMP_TEST = _table(_PALETTE_B, _PALETTE_A, ("metal",))
 
 
 def object_table(regime: Regime, split: str) -> tuple[Attributes, ...]:
-    """What each object id means: 48 objects; 24 in ``comp``, others in training than in val/test.
+    """Return the look of each object id: 48 objects, or 24 in ``comp``.
 
-    Nothing in the files says so: object 0 of ``comp`` is a gray rubber cube in ``train`` and a red
-    one in ``val`` and ``test``.
+    In ``comp``, ids have different meanings in training and in ``val`` and ``test``, which ACRE's
+    files do not say: object 0 is a gray rubber cube in ``train`` and a red one elsewhere.
     """
     if regime != "comp":
         return _ALL
@@ -115,7 +115,14 @@ def object_table(regime: Regime, split: str) -> tuple[Attributes, ...]:
 
 
 class Acre:
-    """One regime of ACRE; a clip is one query, preceded by the context of its problem."""
+    """One regime of ACRE; implements :class:`~ivcl_fast.data.dataset.Dataset`.
+
+    A clip has seven frames: the six context panels of a problem and one of its queries.
+
+    >>> dataset = Acre(Path("ACRE_IID"))
+    >>> clip = dataset.clips("test")[0]
+    >>> dataset.describe(clip.label)
+    """
 
     splits = SPLITS
     curve_split = "val"
@@ -123,7 +130,7 @@ class Acre:
     multi_label = False
 
     def __init__(self, root: Path, task: str = "acre") -> None:
-        """Raises :class:`UserError` if the task is unknown or the folder is no regime of ACRE."""
+        """Raise :class:`UserError` for an unknown task or a folder that is not a regime."""
         self.root = Path(root)
         self.task = task
         if task != "acre":
@@ -138,10 +145,9 @@ class Acre:
                 )
 
     def clips(self, split: str) -> list[Clip]:
-        """Four clips per problem, in the file's order; the pictures are not touched.
+        """Return four clips per problem, in the order of the file; does not open the pictures.
 
-        The frames are the six context panels, then the query. Raises :class:`UserError` for an
-        unknown split and for a missing, empty or malformed file.
+        Raises :class:`UserError` for an unknown split and for a missing, empty or malformed file.
         """
         return [
             Clip(_clip_name(split, number, q), media_name(split, number), label, (*CONTEXT, q))
@@ -151,7 +157,7 @@ class Acre:
         ]
 
     def media(self) -> list[Media]:
-        """One per problem of the splits that are there: its ten panels, existing or not."""
+        """Return the ten panels of each problem, whether they exist or not, of all splits found."""
         present = [split for split in SPLITS if self._config(split).is_file()]
         if not present:
             raise UserError(f"{self.root / 'config'}: has none of train.json, val.json, test.json")
@@ -166,11 +172,11 @@ class Acre:
         )
 
     def describe(self, label: int) -> str:
-        """A class in words."""
+        """Return a class in words."""
         return _ANSWERS[label]
 
     def queries(self, split: str) -> dict[str, Query]:
-        """Problem, panel and question type of each clip of a split, by the clip's name."""
+        """Return the problem, panel and question type of each clip of a split, by its name."""
         return {
             _clip_name(split, number, q): Query(number, q, kind)
             for number, problem in enumerate(self.problems(split))
@@ -179,20 +185,13 @@ class Acre:
         }
 
     def problems(self, split: str) -> list[Problem]:
-        """The problems of a split; raises :class:`UserError` as :meth:`clips` does."""
+        """Return the problems of a split; raises :class:`UserError` as :meth:`clips` does."""
         if split not in SPLITS:
             raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
         path = self._config(split)
-        try:
-            problems = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise UserError(
-                f"{path}: no such file; accepted: config/<split>.json of a regime of ACRE"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not a JSON file ({error})") from None
+        problems = read_json(path, "config/<split>.json of a regime of ACRE")
         if not isinstance(problems, list) or not problems:
-            raise UserError(f"{path}: holds no problem; accepted: a list of problems")
+            raise UserError(f"{path}: contains no problem; accepted: a list of problems")
         return [_problem(value, f"{path}, problem {n}") for n, value in enumerate(problems)]
 
     def _config(self, split: str) -> Path:
@@ -200,10 +199,10 @@ class Acre:
 
 
 def covariation(problem: Problem) -> list[int]:
-    """Answers of one who only counts how often the machine was on with an object there.
+    """Answer the queries by counting how often the machine was on in trials with each object.
 
-    The likeliest object of a query decides: on from 60 % of its trials, off below 40 %. The
-    thresholds are those of ACRE's own baseline of this kind (``NS-RW``).
+    The object of a query with the highest share decides: on from 60 %, off below 40 %, else
+    undetermined. ACRE's own baseline of this kind (``NS-RW``) has the same thresholds.
     """
     answers = []
     for i in QUERIES:
@@ -217,7 +216,7 @@ def covariation(problem: Problem) -> list[int]:
 
 
 def media_name(split: str, number: int) -> str:
-    """Beginning of the names of a problem's files."""
+    """Return the beginning of the names of a problem's files."""
     return f"ACRE_{split}_{number:06d}"
 
 
@@ -227,7 +226,7 @@ def _clip_name(split: str, number: int, query: int) -> str:
 
 def _problem(value: Any, where: str) -> Problem:
     if not isinstance(value, list) or len(value) != 10:
-        count = f"{len(value)} panels" if isinstance(value, list) else "no list of panels"
+        count = f"{len(value)} panels" if isinstance(value, list) else "not a list of panels"
         raise UserError(f"{where}: {count}; accepted: a list of 10 panels")
     return tuple(_panel(value, i, f"{where}, panel {i}") for i in range(10))
 

@@ -1,18 +1,17 @@
-"""CATER as it lies on disk: videos, scenes and the lists of its tasks.
+"""The CATER data set: videos, scenes and the lists of its tasks.
 
 Source: github.com/rohitgirdhar/CATER, ``generate/`` and ``baselines/``. A package is a folder::
 
     videos/CATER_new_000123.avi      Motion-JPEG
-    scenes/CATER_new_000123.json     objects, where they were, how they moved
+    scenes/CATER_new_000123.json     the objects, their locations and their movements
     lists/<task>/<split>.txt         lines of "<video file name> <label>[,<label>...]"
 
-The released lists hold bare file names, newly generated ones full paths of the machine that made
-them: only the last part counts. Results are reported on ``val``.
+The released lists contain bare file names; newly generated lists contain full paths on another
+machine, of which only the last part is read. Results are reported on ``val``.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -23,11 +22,12 @@ from typing import Any, NamedTuple
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.data.formats.cater_labels import ACTION_CLASSES, ORDER_CLASSES
 from ivcl_fast.errors import UserError
+from ivcl_fast.files import read_json
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "train_subsetT", "train_subsetV")
-# A file name, alone or behind a path, then a label unless the item has none.
+# A file name, possibly after a path, then a label unless the item has none.
 _LINE = re.compile(r"(?:.*/)?(?P<name>[^/]+\.avi)(?:\s+(?P<labels>\S+))?\s*")
 
 
@@ -39,7 +39,7 @@ class Task:
     multi_label: bool = False
 
     def describe(self, label: int) -> str:
-        """A class in words."""
+        """Return a class in words."""
         if self.num_classes == len(ACTION_CLASSES):
             return describe_action(ACTION_CLASSES[label])
         if self.num_classes == len(ORDER_CLASSES):
@@ -50,7 +50,7 @@ class Task:
 
 
 def describe_action(action: tuple[str, str]) -> str:
-    """``("spl", "_pick_place")`` to ``snitch: pick place``."""
+    """Put an action in words: ``("spl", "_pick_place")`` is ``snitch: pick place``."""
     shape, name = action
     return f"{'snitch' if shape == 'spl' else shape}: {name.strip('_').replace('_', ' ')}"
 
@@ -64,26 +64,26 @@ TASKS = {
 }
 
 
-def task_named(name: str) -> Task:
-    """Raises :class:`UserError` for an unknown task."""
-    if name not in TASKS:
-        raise UserError(f"task: {name!r} is not one of {', '.join(TASKS)}")
-    return TASKS[name]
-
-
 class Cater:
-    """One task of a CATER package; implements :class:`~ivcl_fast.data.dataset.Dataset`."""
+    """One task of a CATER package; implements :class:`~ivcl_fast.data.dataset.Dataset`.
+
+    >>> dataset = Cater(Path("all_actions"), task="localize")
+    >>> clip = dataset.clips("val")[0]
+    >>> dataset.describe(clip.label), dataset.scene(clip.name)["objects"]
+    """
 
     splits = SPLITS
     curve_split = "val"
 
     def __init__(self, root: Path, task: str = "localize") -> None:
-        """Raises :class:`UserError` if the task is unknown or the folder is no CATER package."""
+        """Raise :class:`UserError` for an unknown task, or if the folder is not a CATER package."""
+        if task not in TASKS:
+            raise UserError(f"task: {task!r} is not one of {', '.join(TASKS)}")
         self.root = Path(root)
         self.task = task
-        self.num_classes = task_named(task).num_classes
-        self.multi_label = task_named(task).multi_label
-        self._told_of_scenes = False
+        self.num_classes = TASKS[task].num_classes
+        self.multi_label = TASKS[task].multi_label
+        self._warned_of_scenes = False
         if not self.root.is_dir():
             raise UserError(f"{self.root}: no such folder; accepted: a CATER package")
         for folder in ("videos", "lists"):
@@ -94,9 +94,9 @@ class Cater:
                 )
 
     def clips(self, split: str) -> list[Clip]:
-        """The clips of a split, in the list's order; items without a label are left out.
+        """Return the clips of a split in the order of the list, without items that have no label.
 
-        Videos are not touched. Raises :class:`UserError` for a missing, empty or malformed list.
+        Does not open the videos. Raises :class:`UserError` for a missing, empty or malformed list.
         """
         if split not in SPLITS:
             raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
@@ -110,42 +110,38 @@ class Cater:
         if len(clips) < len(items):
             log.info("%s: %d items without a label left out", path, len(items) - len(clips))
         if not clips:
-            raise UserError(f"{path}: lists no video; accepted: lines of '<video file> <label>'")
+            raise UserError(f"{path}: contains no clip; accepted: lines of '<video file> <label>'")
         return clips
 
     def media(self) -> list[Media]:
-        """The videos of all lists of all tasks, sorted by name, whether or not they exist."""
+        """Return the videos of all lists of all tasks by name, whether they exist or not."""
         lists = (self.root / "lists").glob("*/*.txt")
         names = {item.video for path in lists for item in _read_list(path)}
         if not names:
-            raise UserError(f"{self.root / 'lists'}: no list names a video")
+            raise UserError(f"{self.root / 'lists'}: no list contains a video")
         videos = self.root / "videos"
         return [Media(Path(name).stem, (videos / name,)) for name in sorted(names)]
 
     def describe(self, label: int) -> str:
-        """A class in words."""
+        """Return a class in words."""
         return TASKS[self.task].describe(label)
 
     def has_scenes(self, clip_names: Sequence[str]) -> bool:
-        """Whether all of these clips have a scene; one log line tells of the first that do not."""
+        """Whether all of these clips have a scene; the first time they do not, logs a warning."""
         missing = [name for name in clip_names if not self._scene_file(name).is_file()]
-        if missing and not self._told_of_scenes:
-            self._told_of_scenes = True
+        if missing and not self._warned_of_scenes:
+            self._warned_of_scenes = True
             log.warning(
-                "%s: no scene of %d of %d clips, such as %s, so hidden ends are not told apart",
+                "%s: %d of %d clips have no scene (the first is %s), so clips that end with a "
+                "hidden snitch are not scored separately",
                 *(self.root / "scenes", len(missing), len(clip_names), missing[0]),
             )
         return not missing
 
     def scene(self, clip_name: str) -> dict[str, Any]:
-        """The scene of a clip, as in its JSON file. Raises :class:`UserError` if it is missing."""
+        """Read the scene of a clip; raises :class:`UserError` if it is missing or malformed."""
         path = self._scene_file(clip_name)
-        try:
-            scene = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such scene") from None
-        except ValueError as error:
-            raise UserError(f"{path}: not a JSON file ({error})") from None
+        scene = read_json(path, "a CATER scene")
         if not isinstance(scene, dict):
             raise UserError(f"{path}: not a scene; accepted: a JSON object")
         return scene
@@ -181,7 +177,7 @@ def _read_list(path: Path) -> list[_Item]:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such list; accepted: lists/<task>/<split>.txt of a CATER package"
+            f"{path}: no such file; accepted: lists/<task>/<split>.txt of a CATER package"
         ) from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file") from None

@@ -1,9 +1,9 @@
-"""The labels of CATER, computed from a scene as its JSON file holds it.
+"""The labels of CATER, computed from scenes.
 
 A *scene* is the dict of ``scenes/<video>.json``: ``objects`` (with ``shape``, ``instance`` and
 ``locations``, world ``[x, y, z]`` by frame) and ``movements`` (by instance, a list of ``[action,
-other instance or None, first frame, last frame]``). Everything here holds for the published scenes
-and for the synthetic ones alike. The rules are those of the data set's own label generator.
+other instance or None, first frame, last frame]``). The rules are those of CATER's own label
+generator, and apply to published and to synthetic scenes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ivcl_fast.errors import UserError
 Scene = Mapping[str, Any]
 
 GRID_HALF_WIDTH = 3.0
-"""Objects stand at x and y between -3 and 3 (world units)."""
+"""Objects have x and y between -3 and 3 (world units)."""
 
 ACTION_CLASSES: tuple[tuple[str, str], ...] = (
     ("sphere", "_slide"),
@@ -43,7 +43,7 @@ _MIRRORED = {"before": "after", "during": "during", "after": "before"}
 
 
 def _order_classes() -> tuple[tuple[tuple[str, str], tuple[str, str], str], ...]:
-    """Every (action, action, order), without those that say what an earlier one says mirrored."""
+    """List every (action, action, order), without those that mirror an earlier one."""
     kept: dict[tuple[tuple[str, str], tuple[str, str], str], None] = {}
     for first, second, order in product(ACTION_CLASSES, ACTION_CLASSES, _ORDERS):
         if (second, first, _MIRRORED[order]) not in kept:
@@ -58,34 +58,32 @@ _ORDER_INDEX = {name: index for index, name in enumerate(ORDER_CLASSES)}
 
 
 def cell_label(x: float, y: float, n: int = 6) -> int:
-    """The cell, ``row * n + column``, of a world position on the ``n`` x ``n`` grid.
+    """Return the cell, ``row * n + column``, of a world position on the ``n`` x ``n`` grid.
 
-    Raises:
-        UserError: the position is outside the grid.
+    Raises :class:`UserError` for a position outside the grid.
     """
     if not (abs(x) <= GRID_HALF_WIDTH and abs(y) <= GRID_HALF_WIDTH):
         raise UserError(f"position ({x}, {y}) is outside the grid; x and y must be within -3 and 3")
     scale = n / (2 * GRID_HALF_WIDTH)
-    # The far border itself belongs to the last cell.
+    # The upper border belongs to the last cell.
     column, row = (min(math.floor(v * scale) + n // 2, n - 1) for v in (x, y))
     return row * n + column
 
 
 def localize_label(scene: Scene, n: int = 6) -> int:
-    """The cell of the snitch in the last frame (``localize``: n = 6, else 4 or 8)."""
-    snitch = next(o for o in scene["objects"] if o["shape"] == "spl")
-    x, y, _ = _last_location(snitch)
+    """Return the cell of the snitch in the last frame (``localize``: n = 6, else 4 or 8)."""
+    x, y, _ = _last_location(snitch_of(scene))
     return cell_label(x, y, n)
 
 
 def actions_present(scene: Scene) -> list[int]:
-    """The indices into :data:`ACTION_CLASSES` that occur, ascending."""
+    """Return the indices into :data:`ACTION_CLASSES` of the actions that occur, ascending."""
     seen = {(shape, action) for shape, action, _, _ in _movements(scene)}
     return [index for index, name in enumerate(ACTION_CLASSES) if name in seen]
 
 
 def actions_order(scene: Scene) -> list[int]:
-    """The indices into :data:`ORDER_CLASSES` that hold for some two movements, ascending."""
+    """Return the indices into :data:`ORDER_CLASSES` that two movements satisfy, ascending."""
     found = set()
     for (shape_a, action_a, *when_a), (shape_b, action_b, *when_b) in permutations(
         _movements(scene), 2
@@ -97,15 +95,14 @@ def actions_order(scene: Scene) -> list[int]:
 
 
 def hidden_at_end(scene: Scene) -> bool:
-    """Whether the snitch is inside a cone when the video ends (by the movements alone)."""
-    snitch = next(o for o in scene["objects"] if o["shape"] == "spl")
-    return snitch["instance"] in containers_at_end(scene)
+    """Whether the snitch is inside a cone when the video ends, computed from the movements."""
+    return snitch_of(scene)["instance"] in containers_at_end(scene)
 
 
 def visible_cones_at_end(scene: Scene, n: int = 6) -> list[int]:
-    """The cells of the cones that are not inside another cone when the video ends.
+    """Return the cells of the cones that are not inside another cone when the video ends.
 
-    One entry per cone, in the order of the scene's objects.
+    There is one entry per cone, in the order of the scene's objects.
     """
     inside = containers_at_end(scene)
     places = [
@@ -116,13 +113,18 @@ def visible_cones_at_end(scene: Scene, n: int = 6) -> list[int]:
     return [cell_label(x, y, n) for x, y, _ in places]
 
 
+def snitch_of(scene: Scene) -> Mapping[str, Any]:
+    """Return the snitch, the object of the task ``localize``."""
+    return next(o for o in scene["objects"] if o["shape"] == "spl")
+
+
 def _last_location(scene_object: Mapping[str, Any]) -> list[float]:
     locations = scene_object["locations"]
     return locations[max(locations, key=int)]
 
 
 def _movements(scene: Scene) -> list[tuple[str, str, int, int]]:
-    """Every movement as (shape, action, first frame, last frame); standing still is none."""
+    """List the movements as (shape, action, first frame, last frame)."""
     shapes = {o["instance"]: o["shape"] for o in scene["objects"]}
     return [
         (shapes[instance], action, start, end)
@@ -141,9 +143,9 @@ def _order(a: list[int], b: list[int]) -> str:
 
 
 def containers_at_end(scene: Scene) -> dict[str, str]:
-    """The container of every object that ends inside one; a chain where cones are nested.
+    """Return the cone around each object that ends inside one; nested cones form a chain.
 
-    A cone holds an object from the end of its ``_contain``, and lets go of it when it is lifted.
+    A cone contains an object from the end of its ``_contain`` until it is lifted.
     """
     events = []
     for instance, movements in scene["movements"].items():

@@ -12,16 +12,15 @@ file is a dict from templates without brackets to classes. Results are reported 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.errors import UserError
+from ivcl_fast.files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +127,7 @@ class SomethingElse:
         if len(clips) < len(entries):
             log.info("%s: %d repeated entries left out", path, len(entries) - len(clips))
         if not clips:
-            raise UserError(f"{path}: lists no video")
+            raise UserError(f"{path}: contains no clip")
         return list(clips.values())
 
     def media(self) -> list[Media]:
@@ -164,7 +163,7 @@ class SomethingElse:
 
 def _read_labels(path: Path) -> dict[str, int]:
     """Read a label file; Something-Else has classes as numbers, Something-Something as strings."""
-    labels = _load(path)
+    labels = read_json(path, "a dict from templates to classes")
     try:
         labels = {name: int(label) for name, label in labels.items()}
     except (AttributeError, TypeError, ValueError):
@@ -179,7 +178,7 @@ def _read_labels(path: Path) -> dict[str, int]:
 
 def _read_split(path: Path) -> list[tuple[str, str]]:
     """Read the id and template of every entry."""
-    entries = _load(path)
+    entries = read_json(path, f"a list of {_ENTRY}, ...")
     if not isinstance(entries, list):
         raise UserError(f"{path}: not a list; accepted: {_ENTRY}, ...")
     read = []
@@ -205,12 +204,3 @@ def _frame_files(folder: Path) -> tuple[Path, ...]:
         found = []
     # Without any frame, the first is listed, and is found missing when it is opened.
     return tuple(folder / f"{number:04d}.jpg" for number in range(1, max(found, default=1) + 1))
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None

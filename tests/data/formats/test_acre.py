@@ -71,7 +71,7 @@ def test_media_of_the_splits_that_are_there(root: Path) -> None:
     names = [f"ACRE_train_000001_{panel:02d}.png" for panel in range(10)]
     assert media[2].files == tuple(root / "images" / name for name in names)
     assert {clip.media for clip in data.clips("train")} == {m.name for m in media[1:]}
-    with pytest.raises(UserError, match=r"val\.json: no such file; accepted: config/<split>\.json"):
+    with pytest.raises(UserError, match=r"val\.json: .*; accepted: config/<split>\.json"):
         data.clips("val")
 
 
@@ -189,9 +189,9 @@ def test_a_bad_problem_is_named(root: Path, damage: Callable[[Any], Any], what: 
         ("", "not a JSON file"),
         ("[[{]", "not a JSON file"),
         ("[" * 100_000, "not a JSON file"),
-        ("[]", "holds no problem; accepted: a list of problems"),
-        ("{}", "holds no problem"),
-        ("[{}]", "problem 0: no list of panels; accepted: a list of 10 panels"),
+        ("[]", "accepted: a list of problems"),
+        ("{}", "accepted: a list of problems"),
+        ("[{}]", "problem 0: .*; accepted: a list of 10 panels"),
     ],
 )
 def test_bad_files(root: Path, text: str, what: str) -> None:

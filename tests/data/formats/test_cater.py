@@ -74,9 +74,9 @@ def test_windows_line_ends(root):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("", "lists no video"),
-        ("\n \n", "lists no video"),
-        ("a.avi\n", "lists no video"),
+        ("", "accepted: lines of"),
+        ("\n \n", "accepted: lines of"),
+        ("a.avi\n", "accepted: lines of"),
         ("a.avi 1\nb.avi x\n", r"line 2: label 'x' is not a class"),
         ("a.avi -1\n", r"line 1: label '-1' is not a class"),
         ("a.avi 1,2\n", "line 1: 2 labels; localize has one per video"),
@@ -98,11 +98,11 @@ def test_missing_folders_and_lists(root, tmp_path):
         Cater(tmp_path / "none")
     with pytest.raises(UserError, match="'localise' is not one of localize, localize_4x4"):
         Cater(root, "localise")
-    with pytest.raises(UserError, match=r"no such list; accepted: lists/<task>/<split>\.txt"):
+    with pytest.raises(UserError, match=r"accepted: lists/<task>/<split>\.txt"):
         Cater(root).clips("val")
     with pytest.raises(UserError, match="'test' is not one of train, val"):
         Cater(root).clips("test")
-    with pytest.raises(UserError, match="no list names a video"):
+    with pytest.raises(UserError, match="lists: no list"):
         Cater(root).media()
     (root / "videos").rmdir()
     with pytest.raises(UserError, match="has no folder videos/"):
@@ -124,7 +124,7 @@ def test_scenes(root):
     assert data.scene("a") == scene
     with pytest.raises(UserError, match=r"b\.json: not a JSON file"):
         data.scene("b")
-    with pytest.raises(UserError, match=r"c\.json: no such scene"):
+    with pytest.raises(UserError, match=r"c\.json: .*; accepted: a CATER scene"):
         data.scene("c")
 
 

@@ -177,16 +177,12 @@ def read_boxes(root: Path) -> dict[str, list[FrameBoxes]]:
         for clip, frames in json.loads(path.read_text()).items():
             names = [f"{clip}/{number:04d}.jpg" for number in range(1, len(frames) + 1)]
             assert [frame["name"] for frame in frames] == names
-            boxes = [[label["box2d"] for label in frame["labels"]] for frame in frames]
-            clips[clip] = [
-                FrameBoxes(
-                    np.reshape(
-                        [[b[k] for k in ("x1", "y1", "x2", "y2")] for b in of_frame], (-1, 4)
-                    ),
-                    [label["standard_category"] for label in frame["labels"]],
-                )
-                for of_frame, frame in zip(boxes, frames, strict=True)
-            ]
+            clips[clip] = []
+            for frame in frames:
+                boxes = [label["box2d"] for label in frame["labels"]]
+                corners = [[box[key] for key in ("x1", "y1", "x2", "y2")] for box in boxes]
+                categories = [label["standard_category"] for label in frame["labels"]]
+                clips[clip].append(FrameBoxes(np.reshape(corners, (-1, 4)), categories))
     return clips
 
 
