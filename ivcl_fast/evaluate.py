@@ -12,15 +12,14 @@ import torch
 import tyro
 
 from ivcl_fast.analysis.finished_runs import DataFlags, open_run
-from ivcl_fast.data.clip import decode_clip
+from ivcl_fast.data.clip import decode_clip, find_media
 from ivcl_fast.data.datamodule import open_dataset
 from ivcl_fast.data.dataset import VideoError
-from ivcl_fast.data.decode.given import given_media
-from ivcl_fast.data.patches import patchify
 from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.errors import UserError, run_command
 from ivcl_fast.files import write_json
 from ivcl_fast.models.ivcl import IVCLClassifier
+from ivcl_fast.models.reference import patchify
 from ivcl_fast.report.run import Row, plain, print_rows
 from ivcl_fast.training.run import Run
 
@@ -99,7 +98,7 @@ def answer(run: Run, model: IVCLClassifier, path: Path) -> None:
     """Print the likeliest answers for a video file, or a folder of images."""
     cfg = model.cfg
     try:
-        media = given_media(path, clip_frames(run.config.data.source))
+        media = find_media(path, clip_frames(run.config.data.source))
         frames = decode_clip(media, cfg, run.config.data.decoder)
     except VideoError as error:
         raise UserError(f"--predict {path}: {error}") from None

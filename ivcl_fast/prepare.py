@@ -22,7 +22,7 @@ import tyro
 from ivcl_fast.data import registry as catalog
 from ivcl_fast.data.dataset import Dataset, Media, VideoError
 from ivcl_fast.data.decode.decoder import (
-    Chosen,
+    ChosenDecoder,
     DecoderName,
     default_workers,
     make_decoder,
@@ -158,7 +158,9 @@ def describe(media: Sequence[Media], out: Path, config: PrepareConfig) -> None:
         print("  ...")
 
 
-def measure_decoding(media: Sequence[Media], decoders: dict[str, Chosen], image_size: int) -> float:
+def measure_decoding(
+    media: Sequence[Media], decoders: dict[str, ChosenDecoder], image_size: int
+) -> float:
     """Frames per second of one worker, over the first media; 0 if none can be decoded."""
     frames, seconds = 0, 0.0
     for one in media:

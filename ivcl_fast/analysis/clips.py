@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ivcl_fast.analysis.trajectory import frames_asked_about
+from ivcl_fast.data.clip import find_media
 from ivcl_fast.data.datamodule import open_dataset
 from ivcl_fast.data.dataset import Clip, Dataset, Media, VideoError
 from ivcl_fast.data.decode.decoder import choose_decoder, make_decoder
-from ivcl_fast.data.decode.given import given_media
-from ivcl_fast.data.decode.probe import probe
+from ivcl_fast.data.decode.media import open_media
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.formats.cater_labels import Scene, hidden_at_end
 from ivcl_fast.data.registry import clip_frames
@@ -94,7 +94,7 @@ class Reader:
         Raises :class:`UserError` if it cannot be used.
         """
         try:
-            media = given_media(path, clip_frames(self.run.config.data.source))
+            media = find_media(path, clip_frames(self.run.config.data.source))
             return Shown(media.name, *self._decode(media), panels=self.panels)
         except VideoError as error:
             raise UserError(f"--video {path}: {error}") from None
@@ -174,12 +174,14 @@ class Reader:
         self, media: Media, ids: Sequence[int] | None = None
     ) -> tuple[list[int], dict[int, Tensor], float]:
         """``ids`` or else evenly spaced ones, the frames that are needed, frames per second."""
-        info, cfg = probe(media), self.run.config.model
-        shown = list(ids or frame_ids(info.frames, cfg.num_frames).tolist())
-        needed = set(shown)
-        if self.localizes:
-            needed.update(i for end in shown for i in frames_asked_about(end, cfg.num_frames))
-        name, _ = choose_decoder(info, self.run.config.data.decoder)
-        frames = make_decoder(name, cfg.image_size).decode(media, sorted(needed))
+        cfg = self.run.config.model
+        with open_media(media) as opened:
+            info = opened.info
+            shown = list(ids or frame_ids(info.frames, cfg.num_frames).tolist())
+            needed = set(shown)
+            if self.localizes:
+                needed.update(i for end in shown for i in frames_asked_about(end, cfg.num_frames))
+            name, _ = choose_decoder(info, self.run.config.data.decoder)
+            frames = make_decoder(name, cfg.image_size).decode_open(opened, sorted(needed))
         decoded = zip(sorted(needed), frames.to(self.run.device), strict=True)
         return shown, dict(decoded), info.fps

@@ -1,8 +1,9 @@
-"""A video from a file, as the models take it: the frames that training and evaluation see."""
+"""Clips that belong to no data set: from a video file, a folder of images, or a list of images."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from torch import Tensor
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import DecoderName, choose_decoder, make_decoder, resolve_decoder
-from ivcl_fast.data.decode.given import given_media
 from ivcl_fast.data.decode.images import IMAGE_SUFFIXES, is_image
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.errors import UserError
@@ -22,40 +22,78 @@ FilePath = str | os.PathLike[str]
 def load_clip(
     path: FilePath | Sequence[FilePath], cfg: IVCLConfig, decoder: DecoderName = "auto"
 ) -> Tensor:
-    """A video as a model of these sizes takes it: uint8 RGB ``[1, T, 3, H, W]`` on the CPU.
+    """Read a video as a model with this config takes it: uint8 RGB ``[1, T, 3, H, W]`` on the CPU.
 
-    ``path``: a video file; a folder with its frames as images, in the order of their names, where
-    numbers count by value; or a list of image files. Of the frames T are taken, evenly spaced from
-    the first to the last (one: the last), some again where there are fewer; each is resized as a
-    whole to the square, antialiased. ``decoder``: auto, dali or pyav, which agree within
-    :data:`~ivcl_fast.data.decode.decoder.TOLERANCE`.
+    Takes T evenly spaced frames, the first and the last included (one frame: the last), and repeats
+    frames of a shorter video. Each frame is resized as a whole to the square, with antialiasing.
 
-    Raises :class:`UserError`, in one line, for what is not there or cannot be decoded.
+    Args:
+        path: a video file; a folder of images, one per frame, ordered by name (numbers in names
+            count by their value); or a list of image files.
+        cfg: gives the image size and the number of frames.
+        decoder: ``auto``, ``dali`` or ``pyav``. The decoders agree within
+            :data:`~ivcl_fast.data.decode.decoder.TOLERANCE`.
+
+    Raises:
+        UserError: the path does not exist, or its content cannot be decoded.
+
+    >>> model = ivcl_fast.IVCLClassifier.from_pretrained("runs/my_run/finetune")
+    >>> logits = model(ivcl_fast.load_clip("video.mp4", model.cfg))
     """
     resolve_decoder(decoder)
     try:
-        return decode_clip(media_at(path), cfg, decoder).cpu().unsqueeze(0)
+        if isinstance(path, str | os.PathLike):
+            media = find_media(Path(path))
+        else:
+            media = Media("images", tuple(map(Path, path)))
+            if other := [file for file in media.files if not is_image(file)]:
+                accepted = ", ".join(IMAGE_SUFFIXES)
+                raise UserError(f"{other[0]}: is not an image; accepted in a list: {accepted}")
+        return decode_clip(media, cfg, decoder).cpu().unsqueeze(0)
     except VideoError as error:
         name = path if isinstance(path, str | os.PathLike) else f"{len(path)} images"
         raise UserError(f"{name}: {error}") from None
 
 
 def decode_clip(media: Media, cfg: IVCLConfig, decoder: DecoderName = "auto") -> Tensor:
-    """Uint8 ``[T, 3, H, W]`` on the decoder's device; raises :class:`VideoError`."""
-    from ivcl_fast.data.decode.probe import probe  # imports PyAV, which takes its time
+    """Decode T evenly spaced frames: uint8 RGB ``[T, 3, H, W]`` on the decoder's device.
 
-    info = probe(media)
-    chosen, _ = choose_decoder(info, decoder)
-    ids = frame_ids(info.frames, cfg.num_frames)
-    return make_decoder(chosen, cfg.image_size).decode(media, ids)
+    Raises :class:`VideoError` if the media cannot be used.
+    """
+    from ivcl_fast.data.decode.media import open_media  # imports PyAV, which takes long
+
+    with open_media(media) as opened:
+        chosen, _ = choose_decoder(opened.info, decoder)
+        ids = frame_ids(opened.info.frames, cfg.num_frames)
+        return make_decoder(chosen, cfg.image_size).decode_open(opened, ids)
 
 
-def media_at(path: FilePath | Sequence[FilePath]) -> Media:
-    """Media as :func:`load_clip` takes them."""
-    if isinstance(path, str | os.PathLike):
-        return given_media(Path(path), None)
-    files = tuple(map(Path, path))
-    for file in files:
-        if not is_image(file):
-            raise UserError(f"{file}: is no image; accepted in a list: {', '.join(IMAGE_SUFFIXES)}")
-    return Media("images", files)
+def find_media(path: Path, num_frames: int | None = None) -> Media:
+    """Return the video file ``path``, or the images in the folder ``path`` ordered by name.
+
+    With ``num_frames`` (see :class:`~ivcl_fast.data.registry.DatasetFormat`), only a folder of
+    exactly that many images is accepted. Raises :class:`VideoError` for anything else.
+    """
+    accepted = "a video file, or a folder with its frames as images"
+    if num_frames is not None:
+        accepted = (
+            f"a folder with {num_frames} images ordered by name, {num_frames - 1} of context, then "
+            "the query"
+        )
+    if path.is_dir():
+        files = [file for file in path.iterdir() if is_image(file)]
+        if not files or num_frames not in (None, len(files)):
+            raise VideoError(f"holds {len(files) or 'no'} images; accepted: {accepted}")
+        return Media(path.resolve().name, tuple(sorted(files, key=_sort_key)))
+    if not path.exists():
+        raise VideoError(f"no such file or folder; accepted: {accepted}")
+    if num_frames is not None or is_image(path):
+        kind = "image" if is_image(path) else "file"
+        raise VideoError(f"is a single {kind}; accepted: {accepted}")
+    return Media(path.stem, (path,))
+
+
+def _sort_key(path: Path) -> list[str | int]:
+    """Alternate text and numbers of the name, so that 10 comes after 9."""
+    parts = re.split(r"(\d+)", path.name)
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)]

@@ -11,8 +11,8 @@ import torch
 
 from ivcl_fast.data import registry
 from ivcl_fast.data.dataset import Clip, Dataset, Media
-from ivcl_fast.data.decode.decoder import Chosen, default_workers, resolve_decoder
-from ivcl_fast.data.decode.probe import VideoInfo
+from ivcl_fast.data.decode.decoder import ChosenDecoder, default_workers, resolve_decoder
+from ivcl_fast.data.decode.media import VideoInfo
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import FrameLabels, frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader
@@ -185,7 +185,7 @@ class StreamedData(Data):
         dataset: Dataset,
         media: Sequence[Media],
         infos: dict[str, VideoInfo],
-        decoders: dict[str, Chosen],
+        decoders: dict[str, ChosenDecoder],
         bad_files: dict[str, str],
         *,
         image_size: int,

@@ -14,13 +14,18 @@ import numpy as np
 import torch
 
 from ivcl_fast.data.dataset import Clip, Media, VideoError
-from ivcl_fast.data.decode.crop import WHOLE, Crop
-from ivcl_fast.data.decode.decoder import Chosen, make_decoder, patience
-from ivcl_fast.data.decode.probe import VideoInfo
+from ivcl_fast.data.decode.decoder import (
+    WHOLE,
+    ChosenDecoder,
+    Crop,
+    decoding_timeout,
+    make_decoder,
+)
+from ivcl_fast.data.decode.media import VideoInfo
 from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
-from ivcl_fast.data.patches import patchify
 from ivcl_fast.data.workers import STALL_SECONDS, Lost, Report, WorkerPool
 from ivcl_fast.errors import UserError
+from ivcl_fast.models.reference import patchify
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +47,7 @@ class Request:
     media: Media
     frames: np.ndarray
     crop: Crop
-    decoder: Chosen
+    decoder: ChosenDecoder
     image_size: int
     patch_size: int
 
@@ -60,7 +65,7 @@ class StreamLoader(ClipLoader):
         self,
         media: Sequence[Media],
         infos: Mapping[str, VideoInfo],
-        decoders: Mapping[str, Chosen],
+        decoders: Mapping[str, ChosenDecoder],
         clips: Sequence[Clip],
         batch_size: int,
         num_frames: int,
@@ -88,7 +93,7 @@ class StreamLoader(ClipLoader):
         self._pool: WorkerPool | None = None
         self._threads: ThreadPoolExecutor | None = None
         frames = {name: info.frames for name, info in infos.items()}
-        self.stall_seconds = patience(stall_seconds, frames.values())
+        self.stall_seconds = decoding_timeout(stall_seconds, frames.values())
         super().__init__(clips, frames, batch_size, num_frames, **options)  # type: ignore[arg-type]
         self.dropped = {} if dropped is None else dropped
         """Media that could be used when they were indexed, but no longer, with the reason."""

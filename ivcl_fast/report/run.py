@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ivcl_fast.data.patches import unpatchify
 from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.evaluation.published import published
 from ivcl_fast.files import write_json, write_text
 from ivcl_fast.models.ivcl import IVCL
+from ivcl_fast.models.reference import unpatchify
 from ivcl_fast.report import plots as pictures
 
 if TYPE_CHECKING:

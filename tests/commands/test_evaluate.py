@@ -19,9 +19,9 @@ from PIL import Image
 from ivcl_fast import evaluate, probes, visualize
 from ivcl_fast.analysis.clips import Reader
 from ivcl_fast.analysis.finished_runs import DataFlags, open_run
+from ivcl_fast.data.clip import find_media
 from ivcl_fast.data.datamodule import Data
 from ivcl_fast.data.dataset import Clip, Media, VideoError
-from ivcl_fast.data.decode.given import given_media
 from ivcl_fast.data.formats.cater_labels import hidden_at_end
 from ivcl_fast.errors import run_command
 from ivcl_fast.evaluation.evaluate import Evaluation, action_scores
@@ -356,10 +356,10 @@ def test_images_are_taken_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in (10, 9, 1):
         for image in write_images(tmp_path, "frame", 0, 1).files:
             image.rename(tmp_path / f"frame {number}.PNG")
-    names = [path.name for path in given_media(tmp_path, None).files]
+    names = [path.name for path in find_media(tmp_path).files]
     assert names == ["frame 1.PNG", "frame 9.PNG", "frame 10.PNG"]
-    assert given_media(tmp_path, 3).name == tmp_path.name
+    assert find_media(tmp_path, 3).name == tmp_path.name
     with pytest.raises(VideoError, match="holds 3 images; accepted: a folder with 7 images"):
-        given_media(tmp_path, 7)
+        find_media(tmp_path, 7)
     (tmp_path / "a.b.avi").touch()
-    assert given_media(tmp_path / "a.b.avi", None) == Media("a.b", (tmp_path / "a.b.avi",))
+    assert find_media(tmp_path / "a.b.avi") == Media("a.b", (tmp_path / "a.b.avi",))

@@ -7,10 +7,9 @@ import sys
 import pytest
 
 from ivcl_fast import prepare
-from ivcl_fast.data.patches import unpatchify
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.errors import run_command
-from tests.support.painted import numbers, write_painted
+from tests.support.painted import numbers_of_rows, write_painted
 
 
 @pytest.fixture
@@ -157,4 +156,4 @@ def test_frames_survive_the_whole_way(command, package):
     command(f"cater:{package}", *SMALL)
     store = FrameStore(package / "store-32-p8-pyav")
     rows = store.rows("v2", [0, 6])
-    assert numbers(unpatchify(rows, 8)) == [(2, 0), (2, 6)]
+    assert numbers_of_rows(rows) == [(2, 0), (2, 6)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import pytest
 import torch
 
@@ -11,10 +12,10 @@ import ivcl_fast
 from ivcl_fast import IVCLClassifier, IVCLConfig, load_clip
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.data.loader import StoreLoader
-from ivcl_fast.data.patches import unpatchify
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.errors import UserError
+from ivcl_fast.models.reference import unpatchify
 from tests.support.painted import (
     VP9,
     media,
@@ -26,6 +27,7 @@ from tests.support.painted import (
 )
 
 SIZES = dict(image_size=32, depth=1, temporal_depth=1)
+av_open = av.open
 CFG = IVCLConfig.preset("tiny", **SIZES, num_frames=4, num_query_frames=2)
 ONE_FRAME = IVCLConfig.preset("tiny", **SIZES, num_frames=1, num_query_frames=1)
 
@@ -37,12 +39,13 @@ def stored(given: Media, folder: Path, cfg: IVCLConfig) -> torch.Tensor:
     clips = [Clip("clip", given.name, 0)]
     options = dict(num_classes=2, multi_label=False, jitter=False, shuffle=False, drop_last=False)
     (batch,) = StoreLoader(store, clips, 1, cfg.num_frames, **options).epoch(0)
-    return torch.from_numpy(unpatchify(batch.rows.numpy(), cfg.patch_size))
+    return unpatchify(batch.rows, cfg.patch_size)
 
 
 @pytest.mark.parametrize("cfg", [CFG, ONE_FRAME])
-@pytest.mark.parametrize("kind", ["mjpeg", "vp9", "short", "folder", "list"])
-def test_the_frames_are_those_of_the_store(tmp_path, cfg, kind):
+@pytest.mark.parametrize("kind", ["mjpeg", "vp9", "h264", "short", "folder", "list"])
+def test_the_frames_are_those_of_the_store(tmp_path, monkeypatch, cfg, kind):
+    """A video is opened once, to probe and to decode it."""
     count = 2 if kind == "short" else 11
     if kind in ("folder", "list"):
         folder = tmp_path / "frames"
@@ -50,12 +53,17 @@ def test_the_frames_are_those_of_the_store(tmp_path, cfg, kind):
         given = write_images(folder, "panel", 5, count)
         path = folder if kind == "folder" else [str(file) for file in given.files]
         (folder / "answer.txt").touch()
-    elif kind == "vp9":
+    elif kind in ("vp9", "h264"):
         pictures = [picture(5, frame) for frame in range(count)]
-        given = media(path := write_video(tmp_path / "v.webm", pictures, "libvpx-vp9", **VP9))
+        codec, options = ("libvpx-vp9", VP9) if kind == "vp9" else ("libx264", {"bf": "2"})
+        given = media(path := write_video(tmp_path / "v.mkv", pictures, codec, **options))
     else:
         given = media(path := write_painted(tmp_path / "v.avi", 5, count))
-    clip = load_clip(path, cfg)
+    opened = []
+    with monkeypatch.context() as patched:
+        patched.setattr(av, "open", lambda *a: opened.append(a) or av_open(*a))
+        clip = load_clip(path, cfg)
+    assert len(opened) == (kind not in ("folder", "list"))
     assert clip.dtype == torch.uint8 and clip.shape == (1, cfg.num_frames, 3, 32, 32)
     assert numbers(clip[0].numpy()) == [(5, i) for i in frame_ids(count, cfg.num_frames)]
     assert torch.equal(clip, stored(given, tmp_path, cfg))
@@ -85,7 +93,7 @@ def test_what_cannot_be_decoded_is_one_line_with_its_name(tmp_path):
     fails_with(text, f"{text}: not a video file")
     fails_with(images, "3 images: f_01.png is not a complete JPEG or PNG image")
     fails_with([images[0], images[2].with_name("none.png")], "2 images: none.png cannot be opened")
-    fails_with([images[0], video], f"{video}: is no image; accepted in a list: ")
+    fails_with([images[0], video], f"{video}: is not an image; accepted in a list: ")
     fails_with([], "0 images: its frames are missing")
     (tmp_path / "empty").mkdir()
     fails_with(tmp_path / "empty", f"{tmp_path / 'empty'}: holds no images")

@@ -18,7 +18,7 @@ from PIL import Image
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.decode.probe import probe
+from ivcl_fast.data.decode.media import probe
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.frame_store import FrameStore

@@ -11,13 +11,12 @@ import torch
 
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.loader import Batch, ClipLoader, StoreLoader
-from ivcl_fast.data.patches import unpatchify
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import select_frames
-from tests.support.painted import media, numbers, write_painted
+from tests.support.painted import media, numbers_of_rows, write_painted
 
 FRAMES = [9, 20, 5, 12, 7, 30, 3, 8, 16, 11, 25]
 BAD = {2, 6}
@@ -43,7 +42,7 @@ def make(store: FrameStore, clips=CLIPS, batch_size=2, num_frames=4, **options) 
 
 def frames_of_clips(batch: Batch) -> list[list[tuple[int, int]]]:
     """(video, frame) of every frame of every clip, read from the pixels."""
-    return [numbers(unpatchify(rows.numpy(), 8)) for rows in batch.rows]
+    return [numbers_of_rows(rows) for rows in batch.rows]
 
 
 def same(found: list[Batch], expected: list[Batch]) -> bool:

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 from PIL import Image
 
 from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.decode.media import open_media
+from ivcl_fast.models.reference import unpatchify
 
 FRAME_BITS = 10
 
@@ -23,6 +26,12 @@ FRAME_BITS = 10
 def media(path: Path) -> Media:
     """A video file, named by its stem."""
     return Media(path.stem, (path,))
+
+
+def read_images(media: Media, frame_ids: Sequence[int] | np.ndarray | None = None) -> list[bytes]:
+    """Encoded frames of Motion-JPEG or of image files."""
+    with open_media(media) as opened:
+        return opened.images(frame_ids)
 
 
 def picture(video: int, frame: int, height: int = 60, width: int = 80) -> np.ndarray:
@@ -38,6 +47,11 @@ def numbers(frames: np.ndarray) -> list[tuple[int, int]]:
     blocks = frames.reshape(count, 3, 4, size // 4, 4, size // 4).mean((1, 3, 5))
     values = ((blocks.reshape(count, 16) > 128) @ (1 << np.arange(15, -1, -1))).tolist()
     return [(value >> FRAME_BITS, value & (1 << FRAME_BITS) - 1) for value in values]
+
+
+def numbers_of_rows(rows: np.ndarray | torch.Tensor, patch_size: int = 8) -> list[tuple[int, int]]:
+    """As :func:`numbers`, for patch rows uint8 ``[F, N, 3PP]``."""
+    return numbers(unpatchify(torch.as_tensor(rows), patch_size).numpy())
 
 
 def write_avi(path: Path, pictures: Sequence[np.ndarray], codec: str = "mjpeg") -> Path:

@@ -1,6 +1,6 @@
-"""How long a file must be to be whole, by what its container says at its start.
+"""Checks that a file is as long as the header of its container declares.
 
-FFmpeg reads what is there and keeps silent about a missing end; the end is what matters here.
+FFmpeg reads a truncated file without an error; but the end of a video is what labels are about.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ EBML_HEADER, EBML_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def check_length(path: Path) -> None:
-    """Compare a file's length with what an AVI, WebM/Matroska or MP4/MOV header declares.
+    """Compare the length of a file with the header of AVI, WebM, Matroska, MP4 or MOV.
 
-    Raises :class:`VideoError` for a file that is shorter, empty or unreadable. Other formats, and
-    a length left open by a live recorder, pass.
+    Raises :class:`VideoError` for a file that is shorter, empty or unreadable. Other formats pass,
+    and so does a header without a length, as live recorders write it.
     """
     try:
         with path.open("rb") as file:
@@ -27,7 +27,7 @@ def check_length(path: Path) -> None:
     except OSError as error:
         raise VideoError(f"cannot be opened: {error.strerror}") from None
     except ValueError:  # a zero byte in the name, from a damaged list
-        raise VideoError("cannot be opened: its name is none") from None
+        raise VideoError("cannot be opened: its name is invalid") from None
     if size == 0:
         raise VideoError("the file is empty (0 bytes)")
     if declared is not None and declared > size:
@@ -49,7 +49,7 @@ def _declared_length(file: BinaryIO, size: int) -> int | None:
 
 
 def _matroska_length(head: bytes) -> int | None:
-    """Two EBML elements: a header, then the segment that holds everything."""
+    """Read the two EBML elements: a header, then the segment with all content."""
     length, at = _ebml_size(head, 4)
     at += length or 0
     if head[at : at + 4] != EBML_SEGMENT:
@@ -59,9 +59,9 @@ def _matroska_length(head: bytes) -> int | None:
 
 
 def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
-    """A size and where it ends: as many bytes as the first has leading zeros, and one more.
+    """Read a size; return it and its end. It has one byte more than the first has leading zeros.
 
-    All ones stand for an unknown size (None).
+    All ones mean an unknown size, returned as None.
     """
     if at >= len(data) or not data[at]:
         return None, at
@@ -71,17 +71,17 @@ def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
 
 
 def _mp4_length(file: BinaryIO, size: int) -> int:
-    """The end of the last of the boxes that the file is a sequence of."""
+    """Return the end of the last box; the file is a sequence of boxes."""
     at = 0
     while at < size:
         file.seek(at)
         head = file.read(16)
         length = int.from_bytes(head[:4], "big")
-        if length == 1:  # the true length follows the name
+        if length == 1:  # the actual length follows the name
             length = int.from_bytes(head[8:16], "big")
         elif length == 0:  # to the end of the file
             return size
         if length < 8:
-            return size  # no box: bytes behind the end are harmless
+            return size  # not a box: bytes after the end are harmless
         at += length
     return at

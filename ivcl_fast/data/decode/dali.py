@@ -1,8 +1,8 @@
-"""The DALI decoder: images by nvJPEG, videos by NVDEC on a GPU; both on the CPU without one.
+"""The DALI decoder: images by nvJPEG and videos by NVDEC on a GPU; both on the CPU without one.
 
-On a GPU frames are decoded, resized and handed to torch where they are (DLPack); what DALI has no
-GPU decoder for, PNG, it decodes on the CPU and resizes on the GPU. A pipeline serves one thread and
-drives one NVDEC: as many decoders, each in its thread or process, use as many NVDECs.
+On a GPU, frames are decoded, resized and handed to torch without leaving it (DLPack); only PNG
+images are decoded on the CPU and then resized on the GPU. A pipeline serves one thread and uses one
+NVDEC, so several NVDECs need as many decoders, each in its own thread or process.
 """
 
 from __future__ import annotations
@@ -15,39 +15,35 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.crop import WHOLE, Crop
-from ivcl_fast.data.decode.jpeg import with_huffman_tables
-from ivcl_fast.data.decode.probe import check_frame_ids, probe, read_images
-from ivcl_fast.data.decode.pyav import has_image_frames
+from ivcl_fast.data.dataset import VideoError
+from ivcl_fast.data.decode.decoder import WHOLE, Crop, Decoder
+from ivcl_fast.data.decode.images import with_huffman_tables
+from ivcl_fast.data.decode.media import FrameIds, OpenMedia, OpenVideo, check_frame_ids
 
 BATCH = 64
 """Images per run."""
 SEQUENCE_BYTES = 2**28
-"""Largest sequence of whole frames held at once; longer ones are decoded in pieces."""
+"""Largest sequence of unresized frames in memory; longer ones are decoded in parts."""
 
 
-class DALIDecoder:
-    """See :class:`ivcl_fast.data.decode.decoder.Decoder`."""
+class DALIDecoder(Decoder):
+    """See :class:`~ivcl_fast.data.decode.decoder.Decoder`."""
 
     name = "dali"
 
     def __init__(self, image_size: int) -> None:
-        self.image_size = image_size
+        super().__init__(image_size)
         self._pipelines: dict[str, Any] = {}
 
-    def decode(
-        self,
-        media: Media,
-        frame_ids: Sequence[int] | np.ndarray | None = None,
-        crop: Crop = WHOLE,
+    def decode_open(
+        self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
     ) -> torch.Tensor:
         size = self.image_size
         height, width, top, left = crop.placed(size)
-        if has_image_frames(media):
-            parts = self._images(read_images(media, frame_ids), height, width)
+        if isinstance(opened, OpenVideo) and not opened.has_images:
+            parts = self._video(opened, frame_ids, height, width)
         else:
-            parts = self._video(media, frame_ids, height, width)
+            parts = self._images(opened.images(frame_ids), height, width)
         if not parts:
             return torch.empty(0, 3, size, size, dtype=torch.uint8)
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -60,17 +56,13 @@ class DALIDecoder:
         return [self._run("images", encoded=part, size=[sizes] * len(part)) for part in parts]
 
     def _video(
-        self,
-        media: Media,
-        frame_ids: Sequence[int] | np.ndarray | None,
-        height: int,
-        width: int,
+        self, opened: OpenVideo, frame_ids: FrameIds, height: int, width: int
     ) -> list[torch.Tensor]:
-        info = probe(media)
+        info = opened.info
         check_frame_ids(frame_ids, info.frames)
         ids = np.asarray(range(info.frames) if frame_ids is None else frame_ids, np.int32)
-        encoded = np.fromfile(media.files[0], np.uint8)
-        if info.rotation % 2:  # DALI does not turn frames
+        encoded = np.fromfile(opened.path, np.uint8)
+        if info.rotation % 2:  # DALI does not rotate frames
             height, width = width, height
         size = np.array([height, width], np.float32)
         step = max(1, SEQUENCE_BYTES // (3 * info.width * info.height))
@@ -82,7 +74,7 @@ class DALIDecoder:
         return parts
 
     def _run(self, kind: str, **inputs: list[np.ndarray]) -> torch.Tensor:
-        """One pass through a pipeline: a tensor of its own, whatever DALI does to its buffers."""
+        """Run a pipeline once and copy the result, since DALI reuses its buffers."""
         if kind not in self._pipelines:
             self._pipelines[kind] = _images_pipeline() if kind == "images" else _video_pipeline()
         pipeline = self._pipelines[kind]
@@ -91,20 +83,20 @@ class DALIDecoder:
                 pipeline.feed_input(name, samples)
             (frames,) = pipeline.run()
         except RuntimeError as error:
-            del self._pipelines[kind]  # DALI does not go on after an error
-            reason = str(error).rpartition("encountered:")[2].strip()  # behind the pipeline's code
-            if "CUDA" in reason or "out of memory" in reason:  # the GPU's fault, not the file's
+            del self._pipelines[kind]  # DALI cannot continue after an error
+            reason = str(error).rpartition("encountered:")[2].strip()  # after the pipeline's code
+            if "CUDA" in reason or "out of memory" in reason:  # not a fault of the file
                 raise
             first_line = reason.partition("\n")[0]
             raise VideoError(f"DALI cannot decode one of its frames: {first_line}") from None
         copy = torch.from_dlpack(frames.as_tensor()).clone()
-        if copy.is_cuda:  # DALI must not write its next frames before they are copied
+        if copy.is_cuda:  # DALI may write its next frames only after the copy
             torch.cuda.current_stream(copy.device).synchronize()
         return copy
 
 
 def gpu() -> int | None:
-    """The GPU of this process; under torchrun its own."""
+    """Return the index of this process's GPU, under torchrun that of its local rank, or None."""
     if not torch.cuda.is_available():
         return None
     return int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
@@ -122,7 +114,7 @@ def _resized(frames: Any) -> Any:
 
 
 def _images_pipeline() -> Any:
-    """Encoded images to ``[F, 3, H, W]``."""
+    """Build the pipeline from encoded images to ``[F, 3, H, W]``."""
     device = "cpu" if gpu() is None else "mixed"
 
     @pipeline_def(**_options(BATCH))
@@ -137,7 +129,7 @@ def _images_pipeline() -> Any:
 
 
 def _video_pipeline() -> Any:
-    """An encoded video and the frames wanted of it to ``[1, F, 3, H, W]``."""
+    """Build the pipeline from an encoded video and frame indices to ``[1, F, 3, H, W]``."""
     device = "cpu" if gpu() is None else "mixed"
 
     @pipeline_def(**_options(1))

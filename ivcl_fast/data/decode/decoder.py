@@ -1,46 +1,43 @@
-"""Frames of media as pixels: one interface, two decoders.
+"""Frames of media as pixels: one interface, two decoders, and the choice between them.
 
-A frame is resized as a whole (or, where asked for, a part of it) to a square with a triangle filter
-that widens when it shrinks (antialiased). Transparency is dropped, not blended; rotation flags are
-followed. The decoders agree within :data:`TOLERANCE`; they differ in how they enlarge the halved
-colour planes and in rounding, so a store remembers which decoder made it.
+A frame, or a part of it, is resized to a square with a triangle filter that widens when it shrinks
+the frame (antialiasing). Transparency is dropped, not blended; rotation flags are followed. The
+decoders agree within :data:`TOLERANCE`: they differ in how they enlarge the halved colour planes
+and in rounding, so a store records which decoder made it.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.crop import WHOLE, Crop
 from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.errors import UserError
 
-if TYPE_CHECKING:
-    from ivcl_fast.data.decode.probe import (
-        VideoInfo,  # imports PyAV, which who reads a store does not need
-    )
+if TYPE_CHECKING:  # it imports PyAV, which is not needed to read a store
+    from ivcl_fast.data.decode.media import FrameIds, OpenMedia, VideoInfo
 
 DecoderName = Literal["auto", "dali", "pyav"]
-Chosen = Literal["dali", "pyav"]
+ChosenDecoder = Literal["dali", "pyav"]
 
 DALI_CPU_CODECS = ("mjpeg", "png", "vp8", "vp9")
 DALI_GPU_CODECS = (*DALI_CPU_CODECS, "h264", "hevc", "av1", "mpeg4")
-NVDEC_LEAST_SIZE = {"hevc": 144, "vp9": 128, "av1": 128}
-"""Height and width that NVDEC must at least have, of the codecs that have such a limit."""
-SLOWEST = 10.0
-"""Frames per second; a decoder that is slower hangs."""
+NVDEC_MIN_SIZE = {"hevc": 144, "vp9": 128, "av1": 128}
+"""Least height and width that NVDEC decodes, for codecs that have such a limit."""
+MIN_RATE = 10.0
+"""Frames per second; a slower decoder is taken to hang."""
 NVDECS = 7
-"""Video decoders of an H100; a DALI pipeline drives one, so as many pipelines keep all busy."""
+"""Video decoders of an H100; each DALI pipeline uses one, so 7 pipelines use all."""
 
 
 class Tolerance(NamedTuple):
-    """Largest difference between the decoders' frames, in levels of 255."""
+    """Largest difference between the frames of the decoders, in levels of 255."""
 
     mean: float
     maximum: int
@@ -49,41 +46,71 @@ class Tolerance(NamedTuple):
 TOLERANCE = Tolerance(mean=0.6, maximum=48)
 
 
-class Decoder(Protocol):
-    """Decodes media to square frames of one size."""
+class Crop(NamedTuple):
+    """A part of a frame, in shares of its height and width."""
 
-    name: str
-    image_size: int
+    top: float
+    left: float
+    height: float
+    width: float
 
-    def decode(
-        self,
-        media: Media,
-        frame_ids: Sequence[int] | np.ndarray | None = None,
-        crop: Crop = WHOLE,
-    ) -> torch.Tensor:
-        """uint8 RGB ``[F, 3, S, S]`` on the decoder's device: the frames asked for in that order,
-        or every frame.
-
-        Raises :class:`~ivcl_fast.data.dataset.VideoError` if a file is not whole or cannot be
-        decoded, ``IndexError`` if a frame asked for does not exist.
-        """
+    def placed(self, size: int) -> tuple[int, int, int, int]:
+        """Return height and width to resize the frame to, and top and left of the square in it."""
+        height, width = round(size / self.height), round(size / self.width)
+        top, left = round(self.top * height), round(self.left * width)
+        return height, width, min(top, height - size), min(left, width - size)
 
 
-def choose_decoder(info: VideoInfo, wanted: DecoderName) -> tuple[Chosen, str]:
-    """The decoder for media of that kind on this machine, and why.
+WHOLE = Crop(0.0, 0.0, 1.0, 1.0)
+"""The entire frame."""
 
-    Raises :class:`UserError` if ``wanted`` is DALI and it has no decoder for the codec here.
+
+class Decoder(ABC):
+    """Decodes media to square frames of one size; serves one thread at a time.
+
+    >>> decoder = make_decoder("pyav", 64)
+    >>> decoder.decode(Media("a", (Path("a.avi"),)), [0, 12, 24]).shape
+    torch.Size([3, 3, 64, 64])
     """
-    if wanted == "pyav":
+
+    name: ChosenDecoder
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+
+    def decode(self, media: Media, frame_ids: FrameIds = None, crop: Crop = WHOLE) -> torch.Tensor:
+        """Decode the given frames in the given order, or all: uint8 RGB ``[F, 3, S, S]``.
+
+        The frames are on the decoder's device. Raises :class:`~ivcl_fast.data.dataset.VideoError`
+        if a file is not complete or cannot be decoded, ``IndexError`` if there is no such frame.
+        """
+        from ivcl_fast.data.decode.media import open_media
+
+        with open_media(media) as opened:
+            return self.decode_open(opened, frame_ids, crop)
+
+    @abstractmethod
+    def decode_open(
+        self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
+    ) -> torch.Tensor:
+        """As :meth:`decode`, for media that are open already, for example to probe them first."""
+
+
+def choose_decoder(info: VideoInfo, decoder: DecoderName) -> tuple[ChosenDecoder, str]:
+    """Choose the decoder for media on this machine; also return the reason, for the log.
+
+    Raises :class:`UserError` if ``decoder`` is ``dali``, which cannot decode the codec here.
+    """
+    if decoder == "pyav":
         return "pyav", "it was asked for"
     gpu = torch.cuda.is_available()
     codecs = DALI_GPU_CODECS if gpu else DALI_CPU_CODECS
     missing = f"DALI has no {'GPU' if gpu else 'CPU'} decoder for {info.codec}"
-    if wanted == "dali":
-        resolve_decoder(wanted)
+    if decoder == "dali":
+        resolve_decoder(decoder)
         if info.codec not in codecs:
             raise UserError(
-                f"decoder: {missing} (it has {', '.join(codecs)}); use --decoder auto or pyav"
+                f"decoder: {missing} (it has {', '.join(codecs)}); accepted: auto, pyav"
             )
         return "dali", "it was asked for"
     if not _dali_installed():
@@ -92,46 +119,51 @@ def choose_decoder(info: VideoInfo, wanted: DecoderName) -> tuple[Chosen, str]:
         return "pyav", "there is no GPU for DALI, and on a CPU PyAV is faster"
     if info.codec not in codecs:
         return "pyav", missing
-    if min(info.width, info.height) < NVDEC_LEAST_SIZE.get(info.codec, 0):
+    if min(info.width, info.height) < NVDEC_MIN_SIZE.get(info.codec, 0):
         return "pyav", f"frames of {info.width} x {info.height} are too small for the GPU's decoder"
     return "dali", "DALI decodes it on the GPU"
 
 
-def resolve_decoder(wanted: DecoderName) -> Chosen:
-    """The decoder of that name, or the one ``auto`` prefers here.
+def resolve_decoder(decoder: DecoderName) -> ChosenDecoder:
+    """Return the decoder that ``decoder`` names; for ``auto`` the one preferred on this machine.
 
-    Raises :class:`UserError` for an unknown name and for ``dali`` where it is not installed.
+    Raises :class:`UserError` for an unknown name, and for ``dali`` if it is not installed.
     """
-    if wanted not in get_args(DecoderName):
-        raise UserError(f"decoder: {wanted!r} is not one of {', '.join(get_args(DecoderName))}")
-    if wanted == "pyav":
-        return "pyav"
-    if wanted == "auto":
+    if decoder not in get_args(DecoderName):
+        raise UserError(f"decoder: {decoder!r} is not one of {', '.join(get_args(DecoderName))}")
+    if decoder == "auto":
         return "dali" if _dali_installed() and torch.cuda.is_available() else "pyav"
-    if not _dali_installed():
+    if decoder == "dali" and not _dali_installed():
         raise UserError(
-            "decoder: dali is not installed; pip install 'ivcl_fast[dali]', or use pyav"
+            "decoder: dali is not installed; install it with pip install 'ivcl_fast[dali]', or "
+            "use auto or pyav"
         )
-    return "dali"
+    return decoder
 
 
-def default_workers(decoder: Chosen) -> int:
-    """Processes, or threads, that decode: one per CPU, or one per NVDEC where those decode."""
+def default_workers(decoder: ChosenDecoder) -> int:
+    """Default number of processes or threads: one per CPU; with DALI on a GPU one per NVDEC."""
     cpus = usable_cpus()
     return min(cpus, NVDECS) if decoder == "dali" and torch.cuda.is_available() else cpus
 
 
-def patience(stall_seconds: float, frames: Iterable[int]) -> float:
-    """How long to wait for a decoder, given the lengths of the videos: longer for a long one."""
-    return max(stall_seconds, max(frames, default=0) / SLOWEST)
+def decoding_timeout(stall_seconds: float, frames: Iterable[int]) -> float:
+    """Return how many seconds to wait for a decoder: longer than ``stall_seconds`` for long videos.
+
+    ``frames``: the numbers of frames of the videos.
+    """
+    return max(stall_seconds, max(frames, default=0) / MIN_RATE)
 
 
 _kept = threading.local()
 
 
-def make_decoder(decoder: Chosen, image_size: int) -> Decoder:
-    """The decoder of that name. Each thread keeps its last ones, for DALI takes a while to start,
-    and neither decoder can serve two threads at once."""
+def make_decoder(decoder: ChosenDecoder, image_size: int) -> Decoder:
+    """Return this thread's decoder of that name and size.
+
+    Each thread keeps its decoders of the last size, because DALI takes long to start and a decoder
+    cannot serve two threads.
+    """
     made: dict[tuple[str, int], Decoder] = _kept.__dict__.setdefault("decoders", {})
     if (decoder, image_size) not in made:
         for other in [key for key in made if key[1] != image_size]:
@@ -140,7 +172,7 @@ def make_decoder(decoder: Chosen, image_size: int) -> Decoder:
     return made[decoder, image_size]
 
 
-def _new_decoder(decoder: Chosen, image_size: int) -> Decoder:
+def _new_decoder(decoder: ChosenDecoder, image_size: int) -> Decoder:
     if decoder == "pyav":
         from ivcl_fast.data.decode.pyav import PyAVDecoder
 

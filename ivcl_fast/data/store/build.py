@@ -23,14 +23,14 @@ import torch
 
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import (
-    Chosen,
+    ChosenDecoder,
     DecoderName,
     choose_decoder,
+    decoding_timeout,
     default_workers,
-    patience,
     resolve_decoder,
 )
-from ivcl_fast.data.decode.probe import VideoInfo
+from ivcl_fast.data.decode.media import VideoInfo
 from ivcl_fast.data.store.frame_store import (
     BAD_FILES,
     INDEX,
@@ -129,7 +129,7 @@ def build_store(
             if plan := _plan(media, out, settings, decoder, pool):
                 tasks = _tasks(media, out, plan)
                 if pool is not None:
-                    pool.stall_seconds = patience(stall_seconds, plan["frames"].values())
+                    pool.stall_seconds = decoding_timeout(stall_seconds, plan["frames"].values())
                 _build_shards(tasks, pool, progress or (lambda *_: None))
                 _finish(tasks, out, plan)
     _check_settings(out, read_meta(out), settings)
@@ -145,9 +145,9 @@ def build_store(
     return store
 
 
-def choose_decoders(infos: dict[str, VideoInfo], wanted: DecoderName) -> dict[str, Chosen]:
+def choose_decoders(infos: dict[str, VideoInfo], wanted: DecoderName) -> dict[str, ChosenDecoder]:
     """A decoder for each of the media; logs every choice once per codec, with its reason."""
-    chosen: dict[str, Chosen] = {}
+    chosen: dict[str, ChosenDecoder] = {}
     choices: Counter[tuple[str, str, str]] = Counter()
     for name, info in infos.items():
         chosen[name], reason = choose_decoder(info, wanted)

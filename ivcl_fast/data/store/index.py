@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.probe import VideoInfo, probe
+from ivcl_fast.data.decode.media import VideoInfo, probe
 from ivcl_fast.data.workers import STALL_SECONDS, Lost, Report, WorkerPool
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, write_json

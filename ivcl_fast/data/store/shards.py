@@ -12,13 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import Chosen, make_decoder
-from ivcl_fast.data.patches import patchify
+from ivcl_fast.data.decode.decoder import ChosenDecoder, make_decoder
 from ivcl_fast.data.workers import Report
 from ivcl_fast.files import atomic_write, locked, write_json
+from ivcl_fast.models.reference import patchify
 
 META = "meta.json"
 """A folder that holds it is a finished store."""
@@ -32,7 +30,7 @@ class ShardTask:
     media: tuple[Media, ...]
     expected_frames: tuple[int, ...]
     """Per media, what its headers say."""
-    decoders: tuple[Chosen, ...]
+    decoders: tuple[ChosenDecoder, ...]
     image_size: int
     patch_size: int
     refused: dict[str, str] = field(default_factory=dict)
@@ -97,7 +95,7 @@ def _build(task: ShardTask, report: Report) -> None:
     frames: dict[str, int] = {}
     bad_files: dict[str, str] = {}
     digest = hashlib.sha256()
-    items: Sequence[tuple[Media, int, Chosen]] = list(
+    items: Sequence[tuple[Media, int, ChosenDecoder]] = list(
         zip(task.media, task.expected_frames, task.decoders, strict=True)
     )
     with atomic_write(task.path) as file:
@@ -109,7 +107,7 @@ def _build(task: ShardTask, report: Report) -> None:
             except VideoError as error:
                 bad_files[media.name] = str(error)
             else:
-                rows = np.ascontiguousarray(patchify(decoded.cpu().numpy(), task.patch_size))
+                rows = patchify(decoded.cpu(), task.patch_size).contiguous().numpy()
                 frames[media.name] = len(rows)
                 digest.update(rows.data)
                 file.write(rows.data)

@@ -12,12 +12,11 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.patches import unpatchify
 from ivcl_fast.data.store import build as building
 from ivcl_fast.data.store import index, shards
 from ivcl_fast.data.store.build import build_store
@@ -25,11 +24,12 @@ from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.shards import ShardTask, build_shard, finished_shard
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked
+from ivcl_fast.models.reference import patchify
 from tests.data.store.test_frame_store import contents
 from tests.support.painted import (
     VP9,
     media,
-    numbers,
+    numbers_of_rows,
     picture,
     write_images,
     write_painted,
@@ -66,9 +66,7 @@ def test_every_kind_of_media_in_one_store(tmp_path):
         write_images(tmp_path, "jpg", 5, 3, ".jpg"),
     ]
     store = build(everything, tmp_path / "store")
-    found = {
-        n: numbers(unpatchify(store.rows(n, range(store.num_frames(n))), 8)) for n in store.names
-    }
+    found = {n: numbers_of_rows(store.rows(n, range(store.num_frames(n)))) for n in store.names}
     assert found == {
         "motion": [(1, i) for i in range(9)],
         "web": [(3, i) for i in range(12)],
@@ -208,8 +206,10 @@ def test_decoders_that_hang_or_crash_cost_their_files_only(videos, tmp_path, mon
     good = [one for one in videos if one.name not in store.bad_files]
     assert store.names == [one.name for one in good]
     for one in good:
-        frames = unpatchify(store.rows(one.name, range(store.num_frames(one.name))), 8)
-        np.testing.assert_array_equal(frames, make_decoder("pyav", 32).decode(one).numpy())
+        rows = store.rows(one.name, range(store.num_frames(one.name)))
+        assert torch.equal(
+            torch.from_numpy(rows), patchify(make_decoder("pyav", 32).decode(one), 8)
+        )
     assert caplog.text.count("v05.avi: decoding it failed") == 2
     assert seen[-1][0] == seen[-1][1]
     store.verify()

@@ -19,11 +19,11 @@ from ivcl_fast import files
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.patches import patchify, unpatchify
 from ivcl_fast.data.store.build import build_store, default_store_path
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.errors import UserError
-from tests.support.painted import media, numbers, write_painted
+from ivcl_fast.models.reference import patchify
+from tests.support.painted import media, numbers_of_rows, write_painted
 
 SIZES = 32, 8
 FRAME_BYTES = 3 * 32**2
@@ -107,10 +107,10 @@ def test_exactly_the_frames_asked_for(built):
         for ids in (list(range(count)), [count - 1], [0], list(range(0, count, 3)), [0, 0], []):
             rows = built.rows(f"v{number}", ids)
             assert rows.shape == (len(ids), built.num_patches, built.patch_dim)
-            assert numbers(unpatchify(rows, built.patch_size)) == [(number, i) for i in ids]
+            assert numbers_of_rows(rows) == [(number, i) for i in ids]
     out = np.zeros((2, built.num_patches, built.patch_dim), np.uint8)
     assert built.rows("v1", [8, 2], out) is out
-    assert numbers(unpatchify(out, built.patch_size)) == [(1, 8), (1, 2)]
+    assert numbers_of_rows(out) == [(1, 8), (1, 2)]
     for wrong in ([9], [-1], [0, 30]):
         with pytest.raises(IndexError, match="frames 0 to 8"):
             built.rows("v1", wrong)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.probe import VideoInfo, probe, read_images
+from ivcl_fast.data.decode.media import VideoInfo, probe
 from ivcl_fast.data.store.index import index_media, saved_index, source_digest
 from ivcl_fast.errors import UserError
 from tests.support.painted import (
     VP9,
     media,
     picture,
+    read_images,
     write_avi,
     write_blender_avi,
     write_images,

@@ -1,0 +1,247 @@
+"""Media that are open for reading: what they contain, and their frames.
+
+Only complete media are used, because labels are about the last frame, which a truncated file lacks.
+A file is complete if it is as long as its container says, has as many packets as its header says,
+and every packet becomes a frame; the images of Motion-JPEG and of image files have to be complete.
+
+CATER's videos are Motion-JPEG in AVI: every packet is a JPEG image, so frame ``i`` is packet ``i``,
+which allows exact random access without seeking. A sequence of image files is read the same way.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+
+from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.decode.containers import check_length
+from ivcl_fast.data.decode.images import check_image, image_codec, image_size, is_image
+
+FrameIds = Sequence[int] | np.ndarray | None
+"""Indices of frames, or None for all frames."""
+MAX_PIXELS = 2**26
+"""Largest frame; a header that declares more is damaged, and decoding would exhaust the memory."""
+UNDECODABLE = "FFmpeg cannot decode one of its frames"
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What media contain."""
+
+    frames: int
+    fps: float
+    """The average; 0 if it is unknown, and for image files."""
+    codec: str
+    """FFmpeg's name: mjpeg (also for JPEG files), png, vp9, h264, ..."""
+    width: int
+    height: int
+    """As stored, before any rotation."""
+    rotation: int = 0
+    """Quarter turns, counter-clockwise, that make the frames upright."""
+
+
+class OpenMedia(ABC):
+    """Media that are open for reading, as :func:`open_media` yields them."""
+
+    has_images: bool
+    """Whether every frame is an encoded image by itself."""
+
+    @cached_property
+    def info(self) -> VideoInfo:
+        """What the media contain; raises :class:`VideoError` if they are not complete.
+
+        Reads the headers of Motion-JPEG in AVI and of image files. Of other videos it reads all
+        packets, since headers may not count the frames, and keeps them for decoding.
+        """
+        info = self._read_info()
+        if not 0 < info.width * info.height <= MAX_PIXELS:
+            raise VideoError(f"frames of {info.width} x {info.height} pixels")
+        return info
+
+    @abstractmethod
+    def _read_info(self) -> VideoInfo: ...
+
+    @abstractmethod
+    def images(self, frame_ids: FrameIds = None) -> list[bytes]:
+        """Return encoded frames, if :attr:`has_images`.
+
+        Raises :class:`VideoError` if a file is not complete, ``IndexError`` if there is no such
+        frame.
+        """
+
+
+@contextmanager
+def open_media(media: Media) -> Iterator[OpenMedia]:
+    """Open media to probe and to decode them; raises :class:`VideoError` if that is impossible."""
+    if not media.files:
+        raise VideoError("its frames are missing")
+    if is_image(media.files[0]):
+        yield OpenImages(media.files)
+        return
+    (path,) = media.files
+    check_length(path)
+    try:
+        container = av.open(f"file:{path}")  # the prefix allows a colon in the name
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(f"not a video file: {_reason(error)}") from None
+    with container:
+        yield OpenVideo(path, container)
+
+
+def probe(media: Media) -> VideoInfo:
+    """Return what media contain; raises :class:`VideoError` if they cannot be used."""
+    with open_media(media) as opened:
+        return opened.info
+
+
+def check_frame_ids(frame_ids: FrameIds, frames: int) -> None:
+    """Raise ``IndexError`` if one of the frames does not exist."""
+    if frame_ids is None or not len(frame_ids):
+        return
+    if not 0 <= min(frame_ids) <= max(frame_ids) < frames:
+        raise IndexError(f"has frames 0 to {frames - 1}, not all of {list(frame_ids)}")
+
+
+class OpenImages(OpenMedia):
+    """Image files, one per frame."""
+
+    has_images = True
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+
+    def _read_info(self) -> VideoInfo:
+        for path in self.files:
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise VideoError(f"{path.name} cannot be opened: {error.strerror}") from None
+            if not size:
+                raise VideoError(f"{path.name} is empty (0 bytes)")
+        (first,) = self.images([0])
+        width, height = image_size(first)
+        return VideoInfo(len(self.files), 0.0, image_codec(first), width, height)
+
+    def images(self, frame_ids: FrameIds = None) -> list[bytes]:
+        check_frame_ids(frame_ids, len(self.files))
+        images = []
+        for number in range(len(self.files)) if frame_ids is None else frame_ids:
+            path = self.files[number]
+            try:
+                images.append(path.read_bytes())
+            except OSError as error:
+                raise VideoError(f"{path.name} cannot be opened: {error.strerror}") from None
+            check_image(images[-1], path.name)
+        return images
+
+
+class OpenVideo(OpenMedia):
+    """A video file."""
+
+    def __init__(self, path: Path, container: InputContainer) -> None:
+        if not container.streams.video:
+            raise VideoError("holds no video stream")
+        self.path, self.container = path, container
+        self.stream = container.streams.video[0]
+        if self.stream.codec_context is None:
+            raise VideoError("its codec is not known to FFmpeg")
+        self.context = self.stream.codec_context
+        self.context.thread_count = 1
+        self.context.options = {"max_pixels": str(MAX_PIXELS)}
+        self.has_images = self.context.name in ("mjpeg", "png")
+        self._packets: list[Packet] | None = None
+
+    def _read_info(self) -> VideoInfo:
+        frames, rotation = self.stream.frames, 0
+        if self.container.format.name != "avi" or self.context.name != "mjpeg":
+            frames, rotation = self._count_frames()
+        elif not frames:
+            raise VideoError("its header declares no frames: its writer did not finish")
+        fps = float(self.stream.average_rate or 0)
+        size = self.context.width, self.context.height
+        return VideoInfo(frames, fps, self.context.name, *size, rotation)
+
+    def _count_frames(self) -> tuple[int, int]:
+        """Count the packets that become frames (an edit list may discard some); also return the
+        rotation of the first frame."""
+        packets: list[Packet] = []
+        first: VideoFrame | None = None
+        try:
+            for packet in self.packets():
+                packets.append(packet)
+                first = first or next(iter(packet.decode()), None)
+            # Some decoders return frames only when they know that no packets follow.
+            first = first or next(iter(self.stream.decode(None)), None)
+        except (av.FFmpegError, ValueError) as error:
+            raise VideoError(f"FFmpeg cannot decode it: {_reason(error)}") from None
+        frames = sum(not packet.is_discard for packet in packets)
+        if not frames or first is None:
+            raise VideoError("holds no frames")
+        self.context.flush_buffers()
+        self._packets = packets
+        return frames, round(first.rotation / 90) % 4
+
+    def packets(self) -> Iterable[Packet]:
+        """The encoded packets; raises :class:`VideoError` if there are fewer than declared."""
+        return self._demux() if self._packets is None else self._packets
+
+    def _demux(self) -> Iterator[Packet]:
+        count = 0
+        try:
+            for packet in self.container.demux(self.stream):
+                if packet.size:
+                    count += 1
+                    yield packet
+        except av.FFmpegError as error:
+            raise VideoError(f"cannot be read: {_reason(error)}") from None
+        if count < self.stream.frames:
+            raise VideoError(f"truncated: {count} of {self.stream.frames} frames")
+
+    def images(self, frame_ids: FrameIds = None) -> list[bytes]:
+        if self.context.name != "mjpeg":
+            raise VideoError("is not Motion-JPEG")
+        images = [bytes(packet) for packet in self.packets()]
+        for number, image in enumerate(images):
+            check_image(image, f"frame {number}")
+        check_frame_ids(frame_ids, len(images))
+        return images if frame_ids is None else [images[i] for i in frame_ids]
+
+    def frames(self) -> Iterator[VideoFrame]:
+        """Decode all frames on the CPU.
+
+        Raises :class:`VideoError`, at the latest at the end, if the video is not complete.
+        """
+        packets = frames = 0
+        try:
+            for packet in self.packets():
+                packets += not packet.is_discard
+                for frame in packet.decode():
+                    frames += 1
+                    yield _checked(frame)
+            for frame in self.stream.decode(None):
+                frames += 1
+                yield _checked(frame)
+        except (av.FFmpegError, ValueError):
+            raise VideoError(UNDECODABLE) from None
+        if frames != packets:
+            raise VideoError(f"{packets} frames by its packets, {frames} decoded")
+
+
+def _checked(frame: VideoFrame) -> VideoFrame:
+    if frame.is_corrupt:
+        raise VideoError(UNDECODABLE)
+    return frame
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
