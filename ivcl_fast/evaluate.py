@@ -62,7 +62,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.predict is not None:
         answer(run, load(run, config.model), config.predict)
         return
-    splits = open_dataset(run.config.data, only_look=True).splits
+    splits = open_dataset(run.config.data, read_only=True).splits
     if config.split not in (None, *splits):
         raise UserError(f"--split: {config.split!r} is not one of {', '.join(splits)}")
     split = config.split or run.data.eval_split

@@ -1,9 +1,9 @@
 """``python -m ivcl_fast.prepare``: make data ready for training.
 
-``cater:DIR``, ``acre:DIR`` and ``something-else:DIR`` decode the media of a data set in its true
-format into a frame store; ``synthetic:cater`` and the like write a data set of our own making in
-the same format. Both go on where an interrupted call stopped. Under torchrun the ranks share the
-work.
+``cater:DIR``, ``acre:DIR`` and ``something-else:DIR`` decode the media of a data set in its
+published format into a frame store; ``synthetic:cater`` and others write a synthetic data set in
+the same format. If the command is interrupted, the same command continues. Under torchrun the ranks
+share the work.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from ivcl_fast.data import registry as catalog
 from ivcl_fast.data.dataset import Dataset, Media, VideoError
 from ivcl_fast.data.decode.decoder import (
     ChosenDecoder,
@@ -28,21 +27,22 @@ from ivcl_fast.data.decode.decoder import (
     make_decoder,
     resolve_decoder,
 )
+from ivcl_fast.data.registry import Synthetic, find_task, parse_source
 from ivcl_fast.data.store.build import build_store, choose_decoders, default_store_path
-from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.index import index_media
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
 from ivcl_fast.errors import UserError, run_command
 from ivcl_fast.progress import Bar
 
-ITEMS_OF_SIZE = {
+ITEMS_BY_SIZE = {
     "cater": {"embedded": (3000, 600), "full": (3850, 1650)},
     "acre": {"embedded": (3000, 500), "full": (6000, 2000)},
     "something-else": {"embedded": (3600, 720), "full": (3600, 720)},
 }
-"""Items to train and to measure on; at full size the data sets' own numbers, where that is sane."""
+"""Default numbers of items to train and to evaluate on. ``full`` has the numbers of the data set,
+except for Something-Else, which has 112,795 clips."""
 MEASURED_SECONDS = 2.0
-"""Of decoding, from which a dry run tells how long all of it will take."""
+"""Seconds of decoding from which a dry run estimates the total time."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +50,32 @@ class StoreFlags:
     """How to build the frame store of a folder."""
 
     task: str = "auto"
-    """Where tasks have media of their own (Something-Else): whose; auto: the usual task's."""
+    """Task whose media to decode, if tasks have different media (Something-Else); auto: the
+    default task."""
     image_size: int = 64
     """Height and width that frames are resized to."""
     patch_size: int = 8
     """Height and width of a patch; divides the image size."""
     decoder: DecoderName = "auto"
-    """Video decoder; auto: DALI where there is a GPU that it can decode on, else PyAV."""
+    """Video decoder; auto: DALI if it can decode on a GPU, else PyAV."""
     verify: bool = False
-    """Read the whole store once more and compare its checksums."""
+    """Read the finished store again and compare its checksums."""
 
 
 @dataclass(frozen=True)
 class SyntheticFlags:
-    """What a synthetic data set is to hold."""
+    """Content of a synthetic data set."""
 
     size: Literal["embedded", "full"] = "embedded"
-    """full: the true data set's own frame size and rate; embedded: the same, smaller."""
+    """full: frame size and rate of the published data set; embedded: smaller and lower."""
     camera: Literal["static", "moving"] = "static"
     """Whether the camera moves (CATER)."""
     train: int | None = None
     """Videos, or ACRE problems, to train on; the default depends on the data set and size."""
     val: int | None = None
-    """Videos, or ACRE problems, to measure on."""
+    """Videos, or ACRE problems, to evaluate on."""
     seed: int = 0
-    """Another seed makes other data."""
+    """Data sets with different seeds are different."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,14 @@ class PrepareConfig:
     """What to prepare."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """cater:DIR, acre:DIR, something-else:DIR, synthetic:cater, synthetic:acre-iid, -comp or
-    -sys, or synthetic:something-else."""
+    """cater:DIR, acre:DIR, something-else:DIR, synthetic:cater, synthetic:acre-iid,
+    synthetic:acre-comp, synthetic:acre-sys or synthetic:something-else."""
     out: Path | None = None
-    """Where to write; by default a folder inside DIR, or under data/."""
+    """Folder to write to; by default one inside DIR, or in data/."""
     workers: int | None = None
     """Processes; by default one per CPU."""
     dry_run: bool = False
-    """Only say what would be done, how large it gets, and how long it takes."""
+    """Write nothing; print what would be written, its size and an estimate of the time."""
     store: Annotated[StoreFlags, tyro.conf.arg(name="")] = field(default_factory=StoreFlags)
     synthetic: Annotated[SyntheticFlags, tyro.conf.arg(name="")] = field(
         default_factory=SyntheticFlags
@@ -97,49 +98,59 @@ class PrepareConfig:
 
 
 def prepare(config: PrepareConfig) -> None:
-    """Do what the config asks for."""
-    name = config.source
-    if name == "synthetic:cater":
-        name = f"synthetic:{config.synthetic.camera}"
+    """Build a frame store or write a synthetic data set, as the config says."""
+    source = config.source
+    if source == "synthetic:cater":
+        source = f"synthetic:{config.synthetic.camera}"
     elif config.synthetic.camera != "static":
-        raise UserError("--camera is for synthetic:cater")
-    kind, place = catalog.find(name)
-    if isinstance(place, catalog.Synthetic):
+        raise UserError(f"--camera: not accepted for {source}; accepted for synthetic:cater")
+    dataset_format, place = parse_source(source, "SOURCE")
+    if isinstance(place, Synthetic):
         if config.store != StoreFlags():
             raise UserError(
-                "--task, --image-size, --patch-size, --decoder and --verify are for a data set's "
-                "folder"
+                "--task, --image-size, --patch-size, --decoder, --verify: not accepted for "
+                "synthetic data; accepted for a folder, such as cater:DIR"
             )
         prepare_synthetic(config, place)
     else:
         if config.synthetic != SyntheticFlags():
-            raise UserError("--size, --camera, --train, --val and --seed are for synthetic data")
-        dataset = kind.open(place, catalog.find_task(name, config.store.task))
-        prepare_store(dataset, config, dataset.task if kind.media_by_task else None)
+            raise UserError(
+                "--size, --train, --val, --seed: not accepted for a folder; accepted for synthetic "
+                "data, such as synthetic:cater"
+            )
+        dataset = dataset_format.open(place, find_task(source, config.store.task))
+        prepare_store(dataset, config, dataset.task if dataset_format.media_by_task else None)
 
 
 def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None) -> None:
-    """Decode all media of a data set."""
+    """Decode all media of a data set into its frame store."""
     flags = config.store
     sizes = flags.image_size, flags.patch_size
     media = dataset.media()
     out = config.out or default_store_path(dataset.root, *sizes, flags.decoder, own_task)
     if config.dry_run:
-        describe(media, out, config)
+        print_estimate(media, out, config)
         return
     with Bar("decoding", 0, "frames") as bar:
         store = build_store(media, out, *sizes, flags.decoder, config.workers, progress=bar)
     if flags.verify:
+        print(f"verifying {store.bytes / 1e9:.2f} GB", flush=True)
         store.verify()
-    print(summary(store) + (", checksums right" if flags.verify else ""))
+    frames = sum(store.num_frames(name) for name in store.names)
+    print(
+        f"store: {store.path}, {len(store.names)} videos, {frames:,} frames, "
+        f"{store.bytes / 1e9:.2f} GB, decoded by {store.decoder}; "
+        f"{len(store.bad_files)} videos could not be used"
+        + (", checksums verified" if flags.verify else "")
+    )
 
 
-def describe(media: Sequence[Media], out: Path, config: PrepareConfig) -> None:
-    """Say what building a store would take; decodes a little to know how fast that goes."""
+def print_estimate(media: Sequence[Media], out: Path, config: PrepareConfig) -> None:
+    """Print what building a store would take; decodes some media to estimate the time."""
     flags = config.store
     workers = config.workers or default_workers(resolve_decoder(flags.decoder))
     with WorkerPool(workers, STALL_SECONDS) if workers > 1 else nullcontext() as pool:
-        infos, bad_files = index_media(media, pool, lambda _: None)
+        infos, bad_files = index_media(media, pool)
     decoders = choose_decoders(infos, flags.decoder)
     frames = sum(info.frames for info in infos.values())
     gigabytes = frames * 3 * flags.image_size**2 / 1e9
@@ -161,7 +172,7 @@ def describe(media: Sequence[Media], out: Path, config: PrepareConfig) -> None:
 def measure_decoding(
     media: Sequence[Media], decoders: dict[str, ChosenDecoder], image_size: int
 ) -> float:
-    """Frames per second of one worker, over the first media; 0 if none can be decoded."""
+    """Measure one worker's frames per second on the first media; 0 if none can be decoded."""
     frames, seconds = 0, 0.0
     for one in media:
         decoder = make_decoder(decoders[one.name], image_size)
@@ -177,7 +188,7 @@ def measure_decoding(
 
 
 def duration(seconds: float) -> str:
-    """As a person says it."""
+    """Write a duration in the unit that a person would choose."""
     if seconds < 90:
         return f"{max(1, round(seconds))} seconds"
     if seconds < 90 * 60:
@@ -185,32 +196,22 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours"
 
 
-def summary(store: FrameStore) -> str:
-    """One line about a store."""
-    frames = sum(store.num_frames(name) for name in store.names)
-    return (
-        f"store: {store.path}, {len(store.names)} videos, {frames:,} frames, "
-        f"{store.bytes / 1e9:.2f} GB, decoded by {store.decoder}; "
-        f"{len(store.bad_files)} videos could not be used"
-    )
-
-
-def prepare_synthetic(config: PrepareConfig, synthetic: catalog.Synthetic) -> None:
+def prepare_synthetic(config: PrepareConfig, synthetic: Synthetic) -> None:
     """Write a synthetic data set."""
     flags = config.synthetic
-    train, val = ITEMS_OF_SIZE[synthetic.kind][flags.size]
-    options: dict[str, Any] = dict(size=flags.size, seed=flags.seed)
+    train, val = ITEMS_BY_SIZE[synthetic.format][flags.size]
     spec = synthetic.spec(
         train=train if flags.train is None else flags.train,
         val=val if flags.val is None else flags.val,
-        **options,
+        size=flags.size,
+        seed=flags.seed,
     )
     out = config.out or Path("data") / spec.default_name
-    counts = f"{spec.train} {synthetic.items} to train on and {spec.val} to measure on"
+    counts = f"{spec.train} {synthetic.unit} to train on and {spec.val} to evaluate on"
     if config.dry_run:
         print(f"would write {counts} into {out}")
         return
-    with Bar("rendering", 0, synthetic.items) as bar:
+    with Bar("rendering", 0, synthetic.unit) as bar:
         synthetic.write(out, spec, config.workers, bar)
     print(f"data: {out}, {counts}")
 
@@ -222,7 +223,7 @@ def main() -> None:
     try:
         prepare(config)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command continues", file=sys.stderr)
         raise SystemExit(130) from None
 
 

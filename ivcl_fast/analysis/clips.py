@@ -72,7 +72,7 @@ class Reader:
     @cached_property
     def dataset(self) -> Dataset:
         """Opened when it is first needed: a file from elsewhere can be shown without it."""
-        return open_dataset(self.run.config.data, only_look=True)
+        return open_dataset(self.run.config.data, read_only=True)
 
     @cached_property
     def media(self) -> dict[str, Media]:

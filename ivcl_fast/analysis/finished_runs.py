@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ivcl_fast.data.datamodule import open_dataset
-from ivcl_fast.data.registry import Synthetic, find
+from ivcl_fast.data.registry import Synthetic, parse_source
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import backbone, timm_weights
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
@@ -44,7 +44,7 @@ def open_run(folder: Path, device: str, flags: DataFlags | None = None) -> Run:
     told = load_settings(folder, device=device, compile=False, placement="disk")
     run = Run(with_data(told, flags or DataFlags()), only_look=True)
     if run.config.data.source != told.data.source and (folder / ANSWERS).is_file():
-        classes = open_dataset(run.config.data, only_look=True).num_classes
+        classes = open_dataset(run.config.data, read_only=True).num_classes
         if classes != run.task.num_classes:
             raise UserError(
                 f"--data: {run.config.data.source!r} has {classes} classes; accepted: data with "
@@ -57,14 +57,15 @@ def with_data(config: TrainConfig, flags: DataFlags) -> TrainConfig:
     """The settings with the data that the flags name."""
     source = config.data.source
     if flags.data is not None:
-        if find(flags.data)[0].open is not find(source)[0].open:  # each kind has its reader
+        # Each format has its own reader.
+        if parse_source(flags.data)[0].open is not parse_source(source)[0].open:
             raise UserError(
                 f"--data: {flags.data!r} is of another kind than {source!r}, which the run "
                 "was told; accepted: data of that kind"
             )
         config = config.replace(data=flags.data)
     if flags.data_dir is not None:
-        if not isinstance(find(config.data.source)[1], Synthetic):
+        if not isinstance(parse_source(config.data.source)[1], Synthetic):
             raise UserError(
                 f"--data-dir: {config.data.source!r} is not synthetic; accepted: --data with its "
                 "folder"

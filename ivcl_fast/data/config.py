@@ -1,4 +1,4 @@
-"""Settings of a run's data: which clips there are, and how their frames are read."""
+"""Settings of the data: which clips to use, and how to read their frames."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ivcl_fast.errors import require_at_least
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which clips there are, and how their frames are read."""
+    """Which clips to use, and how to read their frames."""
 
     source: Annotated[str, tyro.conf.arg(name="data")] = "synthetic"
-    """A folder in the data set's published format: cater:DIR, acre:DIR or something-else:DIR; or
-    data made on the spot: synthetic (CATER, static camera), synthetic:moving,
-    synthetic:{acre-iid,acre-comp,acre-sys}, synthetic:something-else."""
+    """A folder in a data set's published format: cater:DIR, acre:DIR or something-else:DIR; or a
+    synthetic data set, written if it is missing: synthetic (CATER with a static camera),
+    synthetic:moving, synthetic:{acre-iid,acre-comp,acre-sys}, synthetic:something-else."""
     task: str = "auto"
     """Task to finetune on. CATER: localize (on a 6x6 grid), localize_4x4, localize_8x8,
     actions_present, actions_order_uniq; Something-Else: compositional, fewshot_5shot, ...; auto:
@@ -28,15 +28,15 @@ class DataConfig:
     val_videos: int = 600
     """Number of synthetic validation videos."""
     data_dir: Path = Path("data")
-    """Folder that holds synthetic data sets."""
+    """Folder of the synthetic data sets."""
     loader: Annotated[Literal["store", "stream"], tyro.conf.arg(aliases=("--feed",))] = "store"
-    """store: decode every video once, into a frame store; stream: decode clips in every epoch."""
+    """store: decode every video once, into a frame store; stream: decode the clips every epoch."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"
-    """Video decoder; auto: DALI where it can decode on a GPU, else PyAV."""
+    """Video decoder; auto: DALI if it can decode on a GPU, else PyAV."""
     placement: Literal["auto", "disk", "ram", "gpu"] = "auto"
-    """Where the frame store is kept during training; auto: the fastest place where it fits."""
+    """Where the frame store is kept during training; auto: the fastest place with enough room."""
     workers: int | None = None
-    """Processes that render and decode; by default one per core."""
+    """Processes that render and decode; by default one per CPU."""
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""

@@ -1,21 +1,20 @@
-"""From ``--data`` to clips: makes or opens the data set, builds or opens its frame store."""
+"""From the data settings to loaders: writes or opens the data set, builds or opens its store."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ivcl_fast.data import registry
-from ivcl_fast.data.dataset import Clip, Dataset, Media
-from ivcl_fast.data.decode.decoder import ChosenDecoder, default_workers, resolve_decoder
-from ivcl_fast.data.decode.media import VideoInfo
+from ivcl_fast.data.dataset import Clip, Dataset
+from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import FrameLabels, frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader
+from ivcl_fast.data.registry import DatasetFormat, Synthetic, find_task, parse_source
 from ivcl_fast.data.store.build import build_store, choose_decoders, default_store_path
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.index import saved_index
@@ -28,11 +27,17 @@ if TYPE_CHECKING:
     from ivcl_fast.data.config import DataConfig
 
 
-class Data(ABC):
-    """A data set whose frames can be had."""
+class DataModule(ABC):
+    """A data set together with the source of its frames; makes the loaders.
+
+    >>> data = open_data(DataConfig("cater:all_actions"), IVCLConfig.preset("tiny"))
+    >>> loader = data.loader("train", batch_size=16, num_frames=16, seed=0, training=True)
+    >>> for batch in loader.epoch(0):
+    ...     batch.rows, batch.labels
+    """
 
     def __init__(self, dataset: Dataset, frame_labels: FrameLabels | None = None) -> None:
-        """``frame_labels``: what supervised pretraining learns."""
+        """``frame_labels``: the labels for supervised pretraining."""
         self.dataset, self.frame_labels = dataset, frame_labels
 
     @property
@@ -42,24 +47,27 @@ class Data(ABC):
 
     @property
     def num_classes(self) -> int:
+        """Number of classes of the task."""
         return self.dataset.num_classes
 
     @property
     def multi_label(self) -> bool:
+        """Whether a clip may have several classes."""
         return self.dataset.multi_label
 
     @property
     def train_split(self) -> str:
+        """The split for training."""
         return self.dataset.splits[0]
 
     @property
     def eval_split(self) -> str:
-        """The split that results are reported on."""
+        """The split on which results are reported."""
         return self.dataset.splits[1]
 
     @property
     def curve_split(self) -> str:
-        """The split that is measured on in the course of training."""
+        """The split for evaluation during training."""
         return self.dataset.curve_split
 
     @property
@@ -67,23 +75,23 @@ class Data(ABC):
         """Whether the classes are cells of CATER's floor."""
         return isinstance(self.dataset, Cater) and not self.multi_label
 
+    @property
+    def grid(self) -> int:
+        """Number of cells along one side of the floor (for tasks that localize)."""
+        return round(self.num_classes**0.5)
+
     def has_scenes(self, clip_names: Sequence[str]) -> bool:
-        """Whether scenes tell of all these clips; says so once if they could and do not."""
+        """Whether all of these clips have a CATER scene; a missing one is logged once."""
         return isinstance(self.dataset, Cater) and self.dataset.has_scenes(clip_names)
 
     def scene(self, clip_name: str) -> dict[str, Any]:
-        """The scene of a clip (CATER only)."""
+        """Read the scene of a clip; raises :class:`UserError` for data sets other than CATER."""
         if not isinstance(self.dataset, Cater):
-            raise UserError(f"{self.dataset.root}: only CATER has scenes")
+            raise UserError(f"{self.dataset.root}: has no scenes; accepted: a CATER package")
         return self.dataset.scene(clip_name)
 
-    @property
-    def grid(self) -> int:
-        """Cells along one side of the floor (localisation only)."""
-        return round(self.num_classes**0.5)
-
     def usable_clips(self, split: str) -> list[Clip]:
-        """The clips of a split whose media can be used."""
+        """Return the clips of a split whose media can be used."""
         return [clip for clip in self.dataset.clips(split) if clip.media not in self.bad_files]
 
     def loader(
@@ -99,11 +107,16 @@ class Data(ABC):
         world_size: int = 1,
         pretraining: bool = False,
     ) -> ClipLoader:
-        """Clips of ``split``: shuffled, jittered, whole batches for training; else as they lie.
+        """Make the loader of a split.
 
-        The clips of a ``share`` of the videos, the same ones in every run; a larger share holds the
-        smaller ones. They share frames (see :class:`ClipLoader`), but not in ``pretraining``, which
-        masks each clip in its own way, and takes the labels of frames, if there are, not of clips.
+        Args:
+            training: shuffle the clips, jitter the frames and drop an incomplete last batch.
+            share: share of the videos whose clips are used. The choice is the same in every run,
+                and a larger share includes the smaller ones.
+            rank, world_size: which of how many ranks reads the batches of ``batch_size`` clips.
+            pretraining: return the labels of frames, if there are any, instead of clips, and do
+                not share frames between clips (see :class:`ClipLoader`), since each clip is masked
+                differently.
         """
         clips = self.dataset.clips(split)
         if share < 1:
@@ -111,36 +124,30 @@ class Data(ABC):
             order = np.random.default_rng(0).permutation(len(videos))
             chosen = {videos[i] for i in order[: max(1, round(share * len(videos)))]}
             clips = [clip for clip in clips if clip.media in chosen]
-        return self._loader(
+        return self._make_loader(
             clips,
             batch_size,
             num_frames,
             seed=seed,
-            training=training,
             rank=rank,
             world_size=world_size,
             frame_labels=self.frame_labels if pretraining else None,
             share_frames=not pretraining,
+            **self._common_options(training),
         )
 
     def rows(self, clips: Sequence[Clip], num_frames: int) -> torch.Tensor:
-        """uint8 ``[len(clips), T, N, 3PP]`` of evenly spaced frames."""
-        (batch,) = self._loader(clips, len(clips), num_frames, seed=0, training=False).epoch(0)
+        """Read evenly spaced frames of clips: uint8 patch rows ``[len(clips), T, N, 3PP]``."""
+        options = self._common_options(training=False)
+        (batch,) = self._make_loader(clips, len(clips), num_frames, **options).epoch(0)
         return batch.rows
 
     @abstractmethod
-    def _loader(
-        self,
-        clips: Sequence[Clip],
-        batch_size: int,
-        num_frames: int,
-        *,
-        seed: int,
-        training: bool,
-        **options: Any,
+    def _make_loader(
+        self, clips: Sequence[Clip], batch_size: int, num_frames: int, **options: Any
     ) -> ClipLoader: ...
 
-    def _options(self, training: bool) -> dict[str, Any]:
+    def _common_options(self, training: bool) -> dict[str, Any]:
         return dict(
             num_classes=self.num_classes,
             multi_label=self.multi_label,
@@ -150,8 +157,8 @@ class Data(ABC):
         )
 
 
-class StoredData(Data):
-    """Frames from a store."""
+class StoreDataModule(DataModule):
+    """Reads frames from a frame store."""
 
     def __init__(
         self, dataset: Dataset, store: FrameStore, frame_labels: FrameLabels | None = None
@@ -163,95 +170,59 @@ class StoredData(Data):
     def bad_files(self) -> dict[str, str]:
         return self.store.bad_files
 
-    def _loader(
-        self,
-        clips: Sequence[Clip],
-        batch_size: int,
-        num_frames: int,
-        *,
-        seed: int,
-        training: bool,
-        **options: Any,
+    def _make_loader(
+        self, clips: Sequence[Clip], batch_size: int, num_frames: int, **options: Any
     ) -> ClipLoader:
-        options = self._options(training) | options
-        return StoreLoader(self.store, clips, batch_size, num_frames, seed=seed, **options)
+        return StoreLoader(self.store, clips, batch_size, num_frames, **options)
 
 
-class StreamedData(Data):
-    """Frames decoded whenever they are needed."""
+class StreamDataModule(DataModule):
+    """Decodes frames whenever they are needed."""
 
     def __init__(
         self,
         dataset: Dataset,
-        media: Sequence[Media],
-        infos: dict[str, VideoInfo],
-        decoders: dict[str, ChosenDecoder],
-        bad_files: dict[str, str],
-        *,
-        image_size: int,
-        patch_size: int,
+        bad_files: Mapping[str, str],
+        frame_labels: FrameLabels | None,
         random_crop: bool,
-        workers: int,
-        frame_labels: FrameLabels | None = None,
+        **options: Any,
     ) -> None:
+        """``random_crop`` applies in training; ``options``: those of :class:`StreamLoader`."""
         super().__init__(dataset, frame_labels)
-        self.media, self.infos, self.decoders = media, infos, decoders
-        self._bad_at_start = bad_files
+        self._bad_at_start, self._random_crop, self._options = bad_files, random_crop, options
         self._dropped: dict[str, str] = {}  # by any loader, for all of them
-        self.image_size, self.patch_size = image_size, patch_size
-        self.random_crop, self.workers = random_crop, workers
 
     @property
     def bad_files(self) -> dict[str, str]:
-        return self._bad_at_start | self._dropped
+        return {**self._bad_at_start, **self._dropped}
 
-    def _loader(
-        self,
-        clips: Sequence[Clip],
-        batch_size: int,
-        num_frames: int,
-        *,
-        seed: int,
-        training: bool,
-        **options: Any,
+    def _make_loader(
+        self, clips: Sequence[Clip], batch_size: int, num_frames: int, **options: Any
     ) -> ClipLoader:
-        options = self._options(training) | options
-        return StreamLoader(
-            self.media,
-            self.infos,
-            self.decoders,
-            clips,
-            batch_size,
-            num_frames,
-            seed=seed,
-            image_size=self.image_size,
-            patch_size=self.patch_size,
-            random_crop=self.random_crop and training,
-            workers=self.workers,
-            dropped=self._dropped,
-            **options,
-        )
+        options |= self._options
+        options |= {"random_crop": self._random_crop and options["jitter"]}
+        return StreamLoader(clips, batch_size, num_frames, dropped=self._dropped, **options)
 
 
-def open_dataset(config: DataConfig, only_look: bool = False) -> Dataset:
-    """Open the data set that ``config`` names; a synthetic one is written first if it is not there.
+def open_dataset(config: DataConfig, read_only: bool = False) -> Dataset:
+    """Open the data set of ``config``; a synthetic one is written if it is missing or incomplete.
 
-    With ``only_look`` nothing is written: raises :class:`UserError` if it is not there.
+    With ``read_only`` nothing is written. Raises :class:`UserError` if the data set is missing.
     """
-    kind, place = registry.find(config.source)
-    task = registry.find_task(config.source, config.task)
-    option = "--data with its folder"
-    if isinstance(place, registry.Synthetic):
+    dataset_format, place = parse_source(config.source)
+    task = find_task(config.source, config.task)
+    accepted = "--data with its folder"
+    if isinstance(place, Synthetic):
         spec = place.spec(train=config.train_videos, val=config.val_videos)
         root = config.data_dir / spec.default_name
-        option = "--data-dir with the folder that holds it"
-        if not only_look:
-            with Bar("rendering", 0, place.items) as bar:
+        accepted = "--data-dir with the folder that contains it"
+        if not read_only:
+            with Bar("rendering", 0, place.unit) as bar:
                 place.write(root, spec, workers=config.workers, progress=bar)
         place = root
-    if only_look and not place.is_dir():
-        raise UserError(f"{place.absolute()}: no such folder; accepted: {option}")
-    return kind.open(place, task)
+    if read_only and not place.is_dir():
+        raise UserError(f"{place.absolute()}: no such folder; accepted: {accepted}")
+    return dataset_format.open(place, task)
 
 
 def open_data(
@@ -260,49 +231,60 @@ def open_data(
     device: torch.device | None = None,
     *,
     with_frame_labels: bool = False,
-    only_look: bool = False,
-) -> Data:
-    """Open the clips of a run; both writing and decoding them resume where they were stopped.
+    read_only: bool = False,
+) -> DataModule:
+    """Open the data of a run: write a missing synthetic data set, and build its frame store.
 
-    ``model`` gives the sizes of frames and patches, and with ``with_frame_labels`` the objective
-    whose labels batches hold in supervised pretraining. ``device`` trains, for a store that is to
-    lie in its memory. With ``only_look`` no data set is written, and only what is read has to be
-    there.
+    Work that was interrupted is continued.
+
+    Args:
+        model: gives the sizes of frames and patches and, for ``with_frame_labels``, the objective.
+        device: device for training; ``placement`` puts the store in its memory.
+        with_frame_labels: read the labels of frames that the supervised objective needs.
+        read_only: do not write a data set, and check only the splits that are read.
+
+    Raises:
+        UserError: for settings that cannot be used here, and for missing or malformed data.
     """
-    dataset = open_dataset(config, only_look)
-    if only_look:
-        return _decoded(config, model, dataset, device)
+    resolve_decoder(config.decoder)
+    if config.placement == "gpu" and (device is None or device.type != "cuda"):
+        raise UserError(
+            f"--placement: gpu needs a CUDA device, but this run uses {device or 'cpu'}; "
+            "accepted here: auto, disk, ram"
+        )
+    dataset = open_dataset(config, read_only)
+    if read_only:
+        return _open_frames(config, model, dataset, device)
     labels = frame_labels(dataset, model.objective, model.grid) if with_frame_labels else None
-    measured = dict.fromkeys((dataset.curve_split, dataset.splits[1]))
-    for split in measured:
-        dataset.clips(split)  # a list that is missing ends a run before hours of decoding
-    data = _decoded(config, model, dataset, device, labels)
-    for split in measured:
+    evaluated = dict.fromkeys((dataset.curve_split, dataset.splits[1]))
+    for split in evaluated:
+        dataset.clips(split)  # reports a missing list before hours of decoding
+    data = _open_frames(config, model, dataset, device, labels)
+    for split in evaluated:
         names = [clip.name for clip in data.usable_clips(split)]
         if not names:
-            raise UserError(f"{dataset.root}: no clip of {split} can be used, to be measured on")
+            raise UserError(f"{dataset.root}: none of the videos of split {split} can be used")
         if data.localizes:
-            data.has_scenes(names)  # says now what results will lack
+            data.has_scenes(names)  # warns early of missing scenes
     return data
 
 
-def _decoded(
+def _open_frames(
     config: DataConfig,
     model: IVCLConfig,
     dataset: Dataset,
     device: torch.device | None,
     labels: FrameLabels | None = None,
-) -> Data:
-    kind, _ = registry.find(config.source)
-    own_task = dataset.task if kind.media_by_task else None
+) -> DataModule:
+    dataset_format, _ = parse_source(config.source)
+    own_task = dataset.task if dataset_format.media_by_task else None
     if config.loader == "stream":
-        return _streamed(config, model, dataset, own_task, kind.random_crop, labels)
+        return _open_stream(config, model, dataset, dataset_format, own_task, labels)
     sizes = model.image_size, model.patch_size
-    path = default_store_path(dataset.root, *sizes, config.decoder, own_task)
     with Bar("decoding", 0, "frames") as bar:
         store = build_store(
             dataset.media(),
-            path,
+            default_store_path(dataset.root, *sizes, config.decoder, own_task),
             *sizes,
             decoder=config.decoder,
             workers=config.workers,
@@ -310,31 +292,31 @@ def _decoded(
             placement=config.placement,
             device=device,
         )
-    return StoredData(dataset, store, labels)
+    return StoreDataModule(dataset, store, labels)
 
 
-def _streamed(
+def _open_stream(
     config: DataConfig,
     model: IVCLConfig,
     dataset: Dataset,
+    dataset_format: DatasetFormat,
     own_task: str | None,
-    random_crop: bool,
     labels: FrameLabels | None,
-) -> StreamedData:
+) -> StreamDataModule:
     media = dataset.media()
     workers = config.workers or default_workers(resolve_decoder(config.decoder))
     folder = dataset.root / ("index" if own_task is None else f"index-{own_task}")
-    with Bar("probing", len(media), "videos") as bar:
+    with Bar("indexing", len(media), "videos") as bar:
         infos, bad_files = saved_index(media, folder, workers, bar)
-    return StreamedData(
+    return StreamDataModule(
         dataset,
-        media,
-        infos,
-        choose_decoders(infos, config.decoder),
         bad_files,
+        labels,
+        dataset_format.random_crop,
+        media=media,
+        infos=infos,
+        decoders=choose_decoders(infos, config.decoder),
         image_size=model.image_size,
         patch_size=model.patch_size,
-        random_crop=random_crop,
         workers=workers,
-        frame_labels=labels,
     )

@@ -1,4 +1,4 @@
-"""What every data set gives: media to decode, and clips with answers."""
+"""The interface of data sets: media to decode, and clips with labels."""
 
 from __future__ import annotations
 
@@ -9,68 +9,92 @@ from typing import Protocol
 
 
 class VideoError(Exception):
-    """Media cannot be used; the message is the reason, without the file's name."""
+    """Media cannot be used. The message is the reason, without the name of the file."""
 
 
 @dataclass(frozen=True)
 class Media:
-    """Frames that lie together on disk: one video file, or images in their order."""
+    """Frames that are stored together: one video file, or one image file per frame."""
 
     name: str
-    """Names it in the frame store; no other media of the data set has it."""
+    """Unique in the data set; the name in the frame store."""
     files: tuple[Path, ...]
-    """One video file, or one image file per frame. They need not exist."""
+    """A video file, or image files in order. They need not exist."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames with their answer."""
+    """Frames with a label."""
 
     name: str
-    """No other clip of the split has it."""
+    """Unique in the split."""
     media: str
-    """Name of the :class:`Media` that holds the frames."""
+    """Name of the :class:`Media` with the frames."""
     label: int | tuple[int, ...]
-    """A class, or several for a multi-label task."""
+    """A class, or several classes in a multi-label task."""
     frames: tuple[int, ...] | None = None
-    """These very frames, in this order; None: evenly spaced over the whole video."""
+    """Indices of the frames, in order; None: evenly spaced frames of the whole video."""
 
 
 class Dataset(Protocol):
-    """One task of a data set in its folder."""
+    """One task of a data set in a folder.
+
+    The smallest data set, for frames of your own:
+
+    >>> class Mine:
+    ...     task, num_classes, multi_label = "left-right", 2, False
+    ...     splits, curve_split = ("train", "val"), "val"
+    ...
+    ...     def __init__(self, root: Path) -> None:
+    ...         self.root = root
+    ...
+    ...     def clips(self, split: str) -> list[Clip]:
+    ...         lines = (self.root / f"{split}.txt").read_text().splitlines()  # name label
+    ...         return [Clip(name, name, int(label)) for name, label in map(str.split, lines)]
+    ...
+    ...     def media(self) -> list[Media]:
+    ...         return [Media(path.stem, (path,)) for path in sorted(self.root.glob("*.mp4"))]
+    ...
+    ...     def describe(self, label: int) -> str:
+    ...         return ("left", "right")[label]
+    """
 
     @property
-    def root(self) -> Path: ...
+    def root(self) -> Path:
+        """The folder."""
 
     @property
-    def task(self) -> str: ...
+    def task(self) -> str:
+        """Name of the task."""
 
     @property
-    def num_classes(self) -> int: ...
+    def num_classes(self) -> int:
+        """Number of classes of the task."""
 
     @property
-    def multi_label(self) -> bool: ...
+    def multi_label(self) -> bool:
+        """Whether a clip may have several classes."""
 
     @property
     def splits(self) -> Sequence[str]:
-        """The training split first, then the one that results are reported on, then others."""
+        """The training split, then the split on which results are reported, then any others."""
 
     @property
     def curve_split(self) -> str:
-        """The split that is measured on in the course of training.
+        """The split for evaluation during training.
 
-        Not the one reported, where there are two: settings are chosen by looking at its curves.
+        It differs from the split of the results if the data set has a split for choosing settings.
         """
 
     def clips(self, split: str) -> list[Clip]:
-        """The clips of a split, in a fixed order; the files of their media are not touched.
+        """Return the clips of a split in a fixed order, without opening their media.
 
-        Raises :class:`~ivcl_fast.errors.UserError` for an unknown split and for a missing or
-        malformed annotation file.
+        Raises :class:`~ivcl_fast.errors.UserError` for an unknown split, and for an annotation file
+        that is missing or malformed.
         """
 
     def media(self) -> list[Media]:
-        """All media of all splits, sorted by name, whether or not their files exist."""
+        """Return the media of all splits, sorted by name, whether or not their files exist."""
 
     def describe(self, label: int) -> str:
-        """A class in words."""
+        """Return a class in words."""

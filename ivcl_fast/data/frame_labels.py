@@ -1,8 +1,8 @@
-"""Labels of CATER's single frames, for supervised pretraining: what is in sight, and where.
+"""Labels of single CATER frames for supervised pretraining: visible attributes and places.
 
-They are read off the scenes. What is inside a cone is out of sight, what stands behind another
-object is not. Places in the picture are as CATER's static camera sees them, or a moving one where a
-synthetic data set says how it moved: scene files do not.
+They are computed from the scenes. Objects inside a cone count as hidden, objects behind another one
+as visible. Places in the picture are those of CATER's static camera, or of the moving camera of a
+synthetic data set; published scenes do not contain the camera's motion.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ivcl_fast.data.synthetic.cater.write import SyntheticCater, camera_of, fram
 from ivcl_fast.errors import UserError
 
 SHAPES = (*cater_world.SHAPES, "spl")
-"""The last is the snitch's."""
+"""The last one is the snitch's."""
 VALUES = {
     "shape": SHAPES,
     "color": cater_world.COLORS,
@@ -33,46 +33,46 @@ CLASSES = {
     "classification": tuple(value for values in VALUES.values() for value in values),
     "detection": SHAPES,
 }
-"""By supervised objective. Nothing of the snitch but its shape counts."""
+"""Names of the classes by supervised objective. Only the shape of the snitch counts."""
 PICTURE = 320, 240
-"""Width and height of the picture that places are computed in; all of CATER has its shape."""
+"""Width and height for computing places; all CATER videos have this aspect ratio."""
 
 
 class FrameLabels(ABC):
-    """The labels of a data set's frames, 1 where a class applies."""
+    """The labels of the frames of a data set, 1 for each class that applies."""
 
     def __init__(self, dataset: Cater, shape: tuple[int, ...]) -> None:
-        """``shape``: of a frame's labels."""
+        """``shape``: shape of the labels of a frame."""
         self.dataset, self.shape = dataset, shape
         self.none = math.prod(shape)
-        """Stands for no label where labels are told by their number."""
-        self._numbers: dict[str, np.ndarray] = {}  # a scene is slow to read, and asked every epoch
+        """Index that means no label, where labels are given by index."""
+        self._indices: dict[str, np.ndarray] = {}  # of scenes, which are slow to read
 
     def __call__(self, clip: Clip, frames: np.ndarray) -> torch.Tensor:
-        """float32 ``[T, *shape]`` of these frames.
+        """Return the labels of frames of a clip: float32 ``[T, *shape]``.
 
-        Raises :class:`UserError` where the clip's scene is missing or does not tell.
+        Raises :class:`UserError` if the clip's scene is missing or malformed.
         """
-        if clip.name not in self._numbers:
-            self._numbers[clip.name] = self._read(clip.name)
-        known = self._numbers[clip.name]
+        if clip.name not in self._indices:
+            self._indices[clip.name] = self._read(clip.name)
+        known = self._indices[clip.name]
         if frames.max() >= len(known):
             raise UserError(
-                f"{self.dataset.root}: the scene of {clip.name} tells of {len(known)} frames, "
-                "and its video has more"
+                f"{self.dataset.root}: the scene of {clip.name} has {len(known)} frames, but its "
+                "video has more"
             )
         labels = torch.zeros(len(frames), self.none + 1)
         labels.scatter_(1, torch.from_numpy(known[frames]).long(), 1.0)
         return labels[:, : self.none].reshape(-1, *self.shape)
 
     def _read(self, name: str) -> np.ndarray:
-        """int32 ``[frames, any]``, of the scene of that name."""
+        """Read the scene of that name: int32 ``[frames, any]``, as :meth:`indices`."""
         scene = self.dataset.scene(name)
         try:
             objects, frames = scene["objects"], range(cater_frames.frame_count(scene))
             inside = [cater_frames.contained(scene, frame) for frame in frames]
-            in_sight = np.array([[o["instance"] not in hid for o in objects] for hid in inside])
-            return self.numbers(scene, in_sight).astype(np.int32)
+            visible = np.array([[o["instance"] not in hid for o in objects] for hid in inside])
+            return self.indices(scene, visible).astype(np.int32)
         except (LookupError, TypeError, ValueError, StopIteration) as error:
             raise UserError(
                 f"{self.dataset.root}: the scene of {name} is not one of CATER's "
@@ -80,40 +80,40 @@ class FrameLabels(ABC):
             ) from None
 
     @abstractmethod
-    def numbers(self, scene: Scene, in_sight: np.ndarray) -> np.ndarray:
-        """``[frames, any]``: which of a frame's labels are 1, by number; ``none`` fills up.
+    def indices(self, scene: Scene, visible: np.ndarray) -> np.ndarray:
+        """Return the indices of the labels that are 1: ``[frames, any]``, padded with ``none``.
 
-        ``in_sight``: bool ``[frames, objects]``.
+        ``visible``: bool ``[frames, objects]``.
         """
 
 
-class AttributesInSight(FrameLabels):
-    """Which attributes a frame shows, ``[C]``."""
+class VisibleAttributes(FrameLabels):
+    """The attributes of the visible objects, ``[C]``."""
 
     def __init__(self, dataset: Cater) -> None:
         super().__init__(dataset, (len(CLASSES["classification"]),))
 
-    def numbers(self, scene: Scene, in_sight: np.ndarray) -> np.ndarray:
+    def indices(self, scene: Scene, visible: np.ndarray) -> np.ndarray:
         number = {value: i for i, value in enumerate(CLASSES["classification"])}
         own = [
             [number[o["shape"]]] * len(VALUES) if o["shape"] == "spl" else
             [number[o[attribute]] for attribute in VALUES]
             for o in scene["objects"]
         ]  # fmt: skip
-        return np.where(in_sight[..., None], own, self.none).reshape(len(in_sight), -1)
+        return np.where(visible[..., None], own, self.none).reshape(len(visible), -1)
 
 
-class CentresInSight(FrameLabels):
-    """The patch that an object's centre is in, by shape, ``[N, C]``; none outside the picture."""
+class VisibleCentres(FrameLabels):
+    """The patches with the centres of visible objects, by shape, ``[N, C]``."""
 
     def __init__(self, dataset: Cater, grid: int) -> None:
         super().__init__(dataset, (grid**2, len(SHAPES)))
         self.grid = grid
         self.spec = spec_of(dataset.root) or SyntheticCater()
-        """Says where the camera is."""
+        """Determines the camera."""
 
-    def numbers(self, scene: Scene, in_sight: np.ndarray) -> np.ndarray:
-        objects, frames = scene["objects"], len(in_sight)
+    def indices(self, scene: Scene, visible: np.ndarray) -> np.ndarray:
+        objects, frames = scene["objects"], len(visible)
         places = np.array([[o["locations"][str(i)] for o in objects] for i in range(frames)])
         camera = camera_of(self.spec, scene["image_index"], *PICTURE)
         if len(camera.position) > 1:
@@ -123,13 +123,13 @@ class CentresInSight(FrameLabels):
         inside = (np.minimum(column, row) >= 0) & (np.maximum(column, row) < self.grid)
         shape = np.array([SHAPES.index(o["shape"]) for o in objects])
         numbers = (row * self.grid + column) * len(SHAPES) + shape
-        return np.where(in_sight & inside & (depth > 0), numbers, self.none)
+        return np.where(visible & inside & (depth > 0), numbers, self.none)
 
 
 def frame_labels(dataset: Dataset, objective: str, grid: int) -> FrameLabels:
-    """What a supervised ``objective`` learns; ``grid`` is a frame's patches along one side.
+    """Return the labels for a supervised ``objective``; ``grid``: patches along a frame's side.
 
-    Raises :class:`UserError` for a data set that does not tell.
+    Raises :class:`UserError` if the data set does not have them.
     """
     if not isinstance(dataset, Cater) or not (dataset.root / "scenes").is_dir():
         raise UserError(
@@ -137,10 +137,10 @@ def frame_labels(dataset: Dataset, objective: str, grid: int) -> FrameLabels:
             "CATER with its folder scenes/, published or synthetic"
         )
     if objective == "classification":
-        return AttributesInSight(dataset)
+        return VisibleAttributes(dataset)
     if spec_of(dataset.root) is None and "cameramotion" in dataset.root.name:
         raise UserError(
-            f"--objective {objective}: {dataset.root} does not tell how its camera moved; "
+            f"--objective {objective}: {dataset.root} does not contain the motion of its camera; "
             "accepted: CATER with a static camera, or synthetic:moving"
         )
-    return CentresInSight(dataset, grid)
+    return VisibleCentres(dataset, grid)

@@ -1,4 +1,4 @@
-"""Batches of clips, in an order that can be computed and resumed."""
+"""Batches of clips, in an order that depends on the seed and the epoch only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,46 +19,44 @@ from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.errors import UserError
 
-if TYPE_CHECKING:
-    from ivcl_fast.data.frame_labels import (
-        FrameLabels,  # imports PyAV, which who reads a store does not need
-    )
+if TYPE_CHECKING:  # it imports PyAV, which is not needed to read a store
+    from ivcl_fast.data.frame_labels import FrameLabels
 
 log = logging.getLogger(__name__)
 
 PREFETCH = 2
-"""Batches prepared ahead of the consumer."""
-_ORDER, _JITTER = 0, 1  # separate random streams of one seed
+"""Number of batches that are prepared in advance."""
+_ORDER, _JITTER = 0, 1  # separate random streams of a seed
 
 
 @dataclass
 class Batch:
-    """Some clips of a split."""
+    """B clips of a split, with T frames of N patches each."""
 
     rows: torch.Tensor
-    """uint8 ``[B, T, N, 3PP]``: patch rows; where clips share frames, those of V videos, ``[V, F,
-    N, 3PP]``."""
+    """Patch rows, uint8 ``[B, T, N, 3PP]``. If clips share frames, the frames of V videos, uint8
+    ``[V, F, N, 3PP]``."""
     labels: torch.Tensor
-    """int64 ``[B]``; with several labels per clip float32 ``[B, C]``, 1 where a class applies; with
-    labels of frames float32 ``[B, T, ...]``."""
+    """int64 ``[B]``; of a multi-label task float32 ``[B, C]``, 1 for each class of a clip; labels
+    of frames are float32 ``[B, T, ...]``."""
     clip_ids: torch.Tensor
-    """int64 ``[B]``: the clips' places in the split."""
+    """int64 ``[B]``: indices of the clips in the split."""
     frame_index: torch.Tensor | None = None
-    """Where clips share frames, int64 ``[V, C, T]``: which of its video's each clip shows; the
-    clips lie video by video, V * C = B."""
+    """If clips share frames, int64 ``[V, C, T]``: the frames of each clip, as indices into its
+    video's ``rows``. Each video has C clips, and V * C = B."""
 
     @property
     def inputs(self) -> tuple[torch.Tensor, ...]:
-        """What a classifier takes."""
+        """The arguments of a classifier: ``classifier(*batch.inputs)``."""
         return (self.rows,) if self.frame_index is None else (self.rows, self.frame_index)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All there are; ``Batch(*tensors)`` is the batch again."""
+        """All tensors of the batch; ``Batch(*tensors)`` is an equal batch."""
         return (self.rows, self.labels, self.clip_ids, *self.inputs[1:])
 
     def split(self, parts: int) -> Iterator[Batch]:
-        """The batch in at most ``parts`` pieces of (nearly) equal size, in order; none is empty."""
+        """Split into at most ``parts`` non-empty batches of (nearly) equal size, in order."""
         videos = len(self.rows)
         for chosen in torch.arange(videos).tensor_split(min(parts, videos)):
             first, end = chosen[0].item(), chosen[-1].item() + 1
@@ -66,31 +64,35 @@ class Batch:
             yield Batch(*pieces)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on ``device``; copies from pinned memory do not block."""
+        """Copy the batch to ``device``; copies from pinned memory do not block."""
         return Batch(*(x.to(device, non_blocking=True) for x in self.tensors))
 
 
 class Sampled(NamedTuple):
-    """Frames of a video that a batch takes, and the clips that show them."""
+    """The frames of a video that a batch contains, and the clips that consist of them."""
 
     clip_ids: np.ndarray
     """int64 ``[C]``."""
     frames: np.ndarray
     """int64 ``[F]``."""
     frame_index: np.ndarray
-    """int64 ``[C, T]``: places in ``frames``."""
+    """int64 ``[C, T]``: indices into ``frames``."""
 
 
 class ClipLoader(ABC):
-    """Clips of one split, batch by batch; subclasses say where the frames come from.
+    """Iterates over the clips of one split in batches; subclasses read the frames.
 
-    Order and jitter are functions of (seed, epoch, clip) alone: nothing depends on timing, on
-    where an epoch was resumed, or on the number of ranks, which share every global batch of
-    ``batch_size * world_size`` clips between them. With ``drop_last`` every rank gets the same
-    number of full batches; without it every clip comes exactly once over all ranks, and the
-    last batch may be smaller, or missing, on some.
+    Order and jitter depend only on seed, epoch and clip, and not on timing, on where an epoch was
+    resumed, or on the number of ranks. The ranks divide each global batch of ``batch_size *
+    world_size`` clips between them. With ``drop_last`` every rank gets the same number of full
+    batches. Without it every clip occurs exactly once over all ranks, and the last batch may be
+    smaller or missing on some ranks.
 
-    Clips whose media cannot be used are left out, with one log line.
+    Clips whose media cannot be used are left out, which is logged.
+
+    >>> for epoch in range(10):
+    ...     for batch in loader.epoch(epoch):
+    ...         loss = model(batch.rows).loss
     """
 
     def __init__(
@@ -111,14 +113,24 @@ class ClipLoader(ABC):
         frame_labels: FrameLabels | None = None,
         share_frames: bool = False,
     ) -> None:
-        """``frames`` has the number of frames of all media that can be used. ``num_frames`` = 1
-        shows the last frame alone. Clips that name their frames show these, without jitter.
-        ``frame_labels`` take the place of the clips' own. With ``share_frames``, clips of one video
-        that name their frames come one after the other where all videos have as many clips and
-        frames, and their frames come once where whole videos fill a rank's batch.
+        """Prepare the order of the clips.
 
-        Raises :class:`UserError` if no clip can be used, if ``drop_last`` leaves no batch, and if
-        clips name another number of frames than ``num_frames``.
+        Args:
+            frames: number of frames of all media that can be used, by name.
+            batch_size: clips per batch of this rank.
+            num_frames: frames per clip; 1 means the last frame of each clip.
+            jitter: draw the frames at random around evenly spaced ones; not for clips that give
+                their frames.
+            shuffle: draw a new order every epoch.
+            drop_last: leave out a last batch that is not full.
+            frame_labels: labels that replace those of the clips.
+            share_frames: keep clips of the same video together if they give their frames and all
+                videos have equal numbers of clips and frames; if complete videos fill a rank's
+                batch, it contains each frame once.
+
+        Raises:
+            UserError: no clip can be used, ``drop_last`` leaves no batch, or clips give another
+                number of frames than ``num_frames``.
         """
         self.clips, self._frames_in = clips, frames
         self.batch_size, self.num_frames = batch_size, num_frames
@@ -128,18 +140,18 @@ class ClipLoader(ABC):
         self.rank, self.world_size = rank, world_size
         self.frame_labels = frame_labels
         self.wait_seconds = 0.0
-        """Time the consumer has waited for batches, over all epochs."""
+        """Seconds that the consumer has waited for batches in all epochs."""
         self._usable = np.array([i for i, c in enumerate(clips) if c.media in frames], np.int64)
         if bad := len(clips) - len(self._usable):
             log.warning("%d of %d clips left out: their videos cannot be used", bad, len(clips))
         if not len(self._usable):
-            raise UserError(f"the videos of none of the {len(clips)} clips can be used")
+            raise UserError(f"none of the videos of {len(clips)} clips can be used")
         shares = share_frames and num_frames > 1
         self._groups = by_video(clips, self._usable) if shares else self._usable[:, None]
-        """int64 ``[V, C]``: clips that come one after the other, whatever the number of ranks."""
+        """int64 ``[V, C]``: clips that stay together for any number of ranks."""
         together = self._groups.shape[1]
         self._together = together if batch_size % together == 0 else 1
-        """Of them, those that share their frames."""
+        """Number of clips that share their frames."""
         if drop_last and not len(self):
             raise UserError(
                 f"batch_size: {len(self._usable)} clips do not fill one batch of "
@@ -148,30 +160,31 @@ class ClipLoader(ABC):
         for clip in clips:
             if clip.frames and num_frames not in (1, len(clip.frames)):
                 raise UserError(
-                    f"num_frames: {num_frames}, but {clip.name} has {len(clip.frames)} frames of "
-                    f"its own; accepted for this data set: {len(clip.frames)}"
+                    f"num_frames: {num_frames} is not accepted, as {clip.name} consists of "
+                    f"{len(clip.frames)} frames; accepted for this data set: {len(clip.frames)}"
                 )
 
     def __len__(self) -> int:
-        """Batches per epoch on this rank."""
+        """Number of batches per epoch on this rank."""
         full, rest = divmod(self._usable.size // self._together, self._global_batch)
         return full + (not self.drop_last and rest > self.rank)
 
     @property
     def frames_per_clip(self) -> float:
-        """Frames in a batch for each of its clips."""
+        """Average number of frames in a batch per clip."""
         first = self._sampled(0, self._groups[0, : self._together])
         return len(first.frames) / len(first.clip_ids)
 
     @property
     def _global_batch(self) -> int:
-        """Clips, or videos that clips share, in the batches of all ranks."""
+        """Number of clips (or of videos, if clips share frames) in the batches of all ranks."""
         return self.batch_size // self._together * self.world_size
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from ``start_batch`` on, prepared by a background thread.
+        """Iterate over the batches of an epoch from ``start_batch`` on.
 
-        An exception in the thread is raised here. Abandoning the iteration ends the thread.
+        A background thread prepares them. Its exceptions are raised here, and it ends when the
+        iteration is closed.
         """
         ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH)
         stop = threading.Event()
@@ -208,10 +221,10 @@ class ClipLoader(ABC):
 
     @abstractmethod
     def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
-        """What :meth:`epoch` yields; called in its thread, to end soon after ``stop`` is set."""
+        """Yield the batches of :meth:`epoch`, in its thread; end soon after ``stop`` is set."""
 
     def _sample(self, epoch: int, start_batch: int) -> Iterator[list[Sampled]]:
-        """The clips of this rank's batches, and their frames."""
+        """Yield the clips of this rank's batches, and their frames."""
         order = self._order(epoch).reshape(-1, self._together)
         size = self._global_batch
         for number in range(start_batch, len(self)):
@@ -219,7 +232,7 @@ class ClipLoader(ABC):
             yield [self._sampled(epoch, group) for group in groups]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """int64 ``[V, C]``: the clips of one epoch, in order, over all ranks."""
+        """Return the clips of an epoch on all ranks, in order: int64 ``[V, C]``."""
         if not self.shuffle:
             return self._groups
         return np.random.default_rng([self.seed, epoch, _ORDER]).permutation(self._groups)
@@ -260,9 +273,9 @@ class ClipLoader(ABC):
 
 
 def by_video(clips: Sequence[Clip], ids: np.ndarray) -> np.ndarray:
-    """The clips ``ids``, int64 ``[n]``, that share a video, side by side: int64 ``[V, C]``.
+    """Group the clips ``ids``, int64 ``[n]``, by video: int64 ``[V, C]``.
 
-    Each on its own where videos have different numbers of clips, or of frames that these name.
+    Returns groups of one clip if the videos have different numbers of clips or of frames.
     """
     videos: dict[str, list[int]] = {}
     for i in ids.tolist():
@@ -276,7 +289,7 @@ def by_video(clips: Sequence[Clip], ids: np.ndarray) -> np.ndarray:
 
 
 class StoreLoader(ClipLoader):
-    """Frames from a store."""
+    """Reads frames from a store."""
 
     def __init__(
         self,
@@ -284,13 +297,13 @@ class StoreLoader(ClipLoader):
         clips: Sequence[Clip],
         batch_size: int,
         num_frames: int,
-        **options: object,
+        **options: Any,
     ) -> None:
-        """See :class:`ClipLoader`."""
+        """``options``: those of :class:`ClipLoader`."""
         self.store = store
-        self._pin = torch.cuda.is_available()  # for copies to the GPU that do not block
+        self._pin = torch.cuda.is_available()  # so that copies to the GPU do not block
         frames = {name: store.num_frames(name) for name in store.names}
-        super().__init__(clips, frames, batch_size, num_frames, **options)  # type: ignore[arg-type]
+        super().__init__(clips, frames, batch_size, num_frames, **options)
 
     def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
         for sampled in self._sample(epoch, start_batch):

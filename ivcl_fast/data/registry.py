@@ -1,11 +1,11 @@
-"""The data sets by name: how each is opened, and how synthetic ones are written.
+"""Data sources by name: how each data set is opened, and how synthetic ones are written.
 
-A name is ``KIND:DIR`` for a folder in the true format, ``synthetic...`` for one of our own making.
+A source is ``FORMAT:DIR``, a folder in the published format of a data set, or ``synthetic...``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,60 +14,55 @@ from typing import Any, Literal
 from ivcl_fast.data.dataset import Dataset
 from ivcl_fast.errors import UserError
 
-ACCEPTED_FOLDERS = "cater:DIR, acre:DIR or something-else:DIR"
-ACCEPTED_SYNTHETIC = (
-    "synthetic, synthetic:static, synthetic:moving, synthetic:acre-iid, synthetic:acre-comp, "
-    "synthetic:acre-sys or synthetic:something-else"
-)
-ACCEPTED = f"{ACCEPTED_SYNTHETIC}, {ACCEPTED_FOLDERS}"
-
 
 @dataclass(frozen=True)
-class Kind:
-    """A data set's format."""
+class DatasetFormat:
+    """The published format of a data set."""
 
-    tasks: Callable[[], Sequence[str]]
-    """Names of its tasks, the usual one first."""
     open: Callable[[Path, str], Dataset]
+    """Opens a task of the data set in a folder."""
+    tasks: tuple[str, ...]
+    """Names of the tasks, the default first."""
     media_by_task: bool = False
-    """Whether every task has media of its own, so that its store is its own too."""
+    """Whether each task has its own media, and so its own frame store."""
     frames: int | None = None
-    """Of every clip, where the data set says so: a model takes no other number."""
+    """Frames of every clip, if the data set determines them; models need that many."""
     random_crop: bool = False
-    """Whether a part of the frame may stand for the whole: the answer is no place in it."""
+    """Whether a part of the frame may be used in training; not if the answer is a place in it."""
     frame_labels: bool = False
-    """Whether it tells what single frames show, for supervised pretraining."""
+    """Whether it has labels of single frames, for supervised pretraining."""
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """A data set that is written when it is asked for."""
+    """A synthetic data set, which is written when it is needed."""
 
-    kind: str
+    format: str
+    """``cater``, ``acre`` or ``something-else``."""
     spec: Callable[..., Any]
-    """Takes train and val (numbers of items to train and to measure on), size and seed."""
+    """Takes train and val (numbers of items to train and to evaluate on), size and seed."""
     write: Callable[..., Path]
     """Takes folder, spec, workers and progress."""
-    items: str
-    """What is counted, in the plural."""
+    unit: str
+    """Name of the items, in the plural."""
 
 
-def _cater() -> Kind:
+def _cater() -> DatasetFormat:
     from ivcl_fast.data.formats.cater import TASKS, Cater
 
-    return Kind(lambda: list(TASKS), Cater, frame_labels=True)
+    return DatasetFormat(Cater, tuple(TASKS), frame_labels=True)
 
 
-def _acre() -> Kind:
+def _acre() -> DatasetFormat:
     from ivcl_fast.data.formats.acre import CONTEXT, Acre
 
-    return Kind(lambda: ["acre"], Acre, frames=len(CONTEXT) + 1)
+    return DatasetFormat(Acre, ("acre",), frames=len(CONTEXT) + 1)
 
 
-def _something_else() -> Kind:
+def _something_else() -> DatasetFormat:
     from ivcl_fast.data.formats.something_else import TASKS, SomethingElse
 
-    return Kind(lambda: list(TASKS), SomethingElse, media_by_task=True, random_crop=True)
+    return DatasetFormat(SomethingElse, tuple(TASKS), media_by_task=True, random_crop=True)
 
 
 def _synthetic_cater(camera: Literal["static", "moving"]) -> Synthetic:
@@ -80,7 +75,7 @@ def _synthetic_acre(regime: Literal["iid", "comp", "sys"]) -> Synthetic:
     from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 
     def spec(val: int, **options: Any) -> SyntheticAcre:
-        """As many problems for the curves, which are of ``val``, as for results, of ``test``."""
+        """Make as many problems for ``test``, the results, as for ``val``, the curves."""
         return SyntheticAcre(regime=regime, val=val, test=val, **options)
 
     return Synthetic("acre", spec, write_acre, "problems")
@@ -95,14 +90,13 @@ def _synthetic_something_else() -> Synthetic:
     return Synthetic("something-else", SyntheticSomethingElse, write_something_else, "videos")
 
 
-# Imported when asked for: nobody needs all of them.
-_KINDS: dict[str, Callable[[], Kind]] = {
+# Modules of a data set are imported when it is asked for.
+_FORMATS: dict[str, Callable[[], DatasetFormat]] = {
     "cater": _cater,
     "acre": _acre,
     "something-else": _something_else,
 }
 _SYNTHETIC: dict[str, Callable[[], Synthetic]] = {
-    "": partial(_synthetic_cater, "static"),
     "cater": partial(_synthetic_cater, "static"),
     "static": partial(_synthetic_cater, "static"),
     "moving": partial(_synthetic_cater, "moving"),
@@ -113,42 +107,48 @@ _SYNTHETIC: dict[str, Callable[[], Synthetic]] = {
 }
 
 
-def find(name: str) -> tuple[Kind, Path | Synthetic]:
-    """A data set's format, and its folder or how it is written.
+def parse_source(source: str, argument: str = "--data") -> tuple[DatasetFormat, Path | Synthetic]:
+    """Return the format of a data source, and its folder or how to write it.
 
-    Raises :class:`UserError` for an unknown name.
+    Raises :class:`UserError`, which names ``argument``, for an unknown source.
+
+    >>> dataset_format, folder = parse_source("cater:all_actions")
+    >>> dataset = dataset_format.open(folder, "localize")
     """
-    prefix, _, rest = name.partition(":")
-    if prefix == "synthetic" and rest in _SYNTHETIC:
-        synthetic = _SYNTHETIC[rest]()
-        return _KINDS[synthetic.kind](), synthetic
-    if prefix in _KINDS and rest:
-        return _KINDS[prefix](), Path(rest)
-    raise UserError(f"--data: {name!r} is not {ACCEPTED}")
+    prefix, _, rest = source.partition(":")
+    if prefix == "synthetic" and (rest or "static") in _SYNTHETIC:
+        synthetic = _SYNTHETIC[rest or "static"]()
+        return _FORMATS[synthetic.format](), synthetic
+    if prefix in _FORMATS and rest:
+        return _FORMATS[prefix](), Path(rest)
+    folders = ", ".join(f"{name}:DIR" for name in _FORMATS)
+    made = ", ".join(f"synthetic:{name}" for name in _SYNTHETIC)
+    raise UserError(
+        f"{argument}: {source!r} is not a data source; accepted: {folders} for a folder in the "
+        f"format of that data set; synthetic, {made}"
+    )
 
 
-def clip_frames(name: str) -> int | None:
-    """Frames of every clip of a data set, or None where that is free to choose."""
-    return find(name)[0].frames
+def clip_frames(source: str) -> int | None:
+    """Return the number of frames of every clip, or None if the data set does not determine it."""
+    return parse_source(source)[0].frames
 
 
-def check_frame_labels(name: str, objective: str) -> None:
-    """Raises :class:`UserError` for a data set that a supervised objective cannot learn from."""
-    if not find(name)[0].frame_labels:
+def check_frame_labels(source: str, objective: str) -> None:
+    """Raise :class:`UserError` if a source has no labels for a supervised objective."""
+    if not parse_source(source)[0].frame_labels:
         raise UserError(
-            f"--objective: {objective} needs labels of single frames, which {name} has not; "
-            "accepted with it: cater:DIR, synthetic, synthetic:static or synthetic:moving"
+            f"--objective: {objective} needs labels of single frames, which {source} does not "
+            "have; accepted with it: cater:DIR, synthetic, synthetic:static or synthetic:moving"
         )
 
 
-def find_task(name: str, task: str) -> str:
-    """The task of that name, or the usual one of the data set for ``auto``.
+def find_task(source: str, task: str) -> str:
+    """Return ``task``, or the default task of the source for ``auto``.
 
-    Raises :class:`UserError` for an unknown data set or task.
+    Raises :class:`UserError` for an unknown source or task.
     """
-    tasks = find(name)[0].tasks()
-    if task == "auto":
-        return tasks[0]
-    if task not in tasks:
+    tasks = parse_source(source)[0].tasks
+    if task != "auto" and task not in tasks:
         raise UserError(f"--task: {task!r} is not one of {', '.join(tasks)}")
-    return task
+    return tasks[0] if task == "auto" else task

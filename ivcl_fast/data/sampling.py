@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip."""
+"""Choice of the frames of a clip."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import numpy as np
 def frame_ids(
     frames_in_video: int, num_frames: int, rng: np.random.Generator | None = None
 ) -> np.ndarray:
-    """int64 ``[num_frames]``, ascending: evenly spaced, the first and the last frame included.
+    """Choose evenly spaced frames, including the first and the last: int64 ``[num_frames]``.
 
-    With ``rng`` every frame but the last moves to a uniform place between its own position and the
-    next one's. A video shorter than the clip repeats frames; one frame means the last one, which
-    is what the questions are about.
+    Frames of a video shorter than the clip repeat. A single frame is the last one, which labels are
+    about. ``rng`` moves each frame but the last to a uniformly drawn place between its own position
+    and that of the next frame. Raises ``ValueError`` if a number is less than 1.
+
+    >>> frame_ids(301, 5)
+    array([  0,  75, 150, 225, 300])
     """
     if frames_in_video < 1 or num_frames < 1:
         raise ValueError(f"{num_frames} of {frames_in_video} frames: both must be at least 1")

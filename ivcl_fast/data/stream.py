@@ -1,4 +1,4 @@
-"""A loader without a store: every epoch decodes its clips anew, ahead of the training step."""
+"""A loader without a frame store: it decodes the clips again in every epoch, in advance."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,14 +31,14 @@ from ivcl_fast.models.reference import patchify
 log = logging.getLogger(__name__)
 
 TRIES = 3
-"""Decodings of a clip that fail before its media are dropped."""
+"""Number of failed decodings of a clip after which its media are dropped."""
 LOSSES = 2
-"""Workers lost with a clip before its media are dropped."""
+"""Number of workers lost while they decode media after which these are dropped."""
 STOP_SECONDS = 0.2
-"""How soon an abandoned epoch ends."""
-_CROP = 2  # a random stream beside those of the loader
+"""Seconds after which an abandoned epoch ends."""
+_CROP = 2  # a random stream besides those of the loader
 CROP_AREA, CROP_ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
-"""Of random resized crops: share of the frame's area; width over height, relative to the frame."""
+"""Ranges of random crops: share of the frame's area; aspect ratio relative to the frame's."""
 
 
 @dataclass(frozen=True)
@@ -53,35 +54,41 @@ class Request:
 
 
 class StreamLoader(ClipLoader):
-    """Frames decoded when they are needed.
+    """Decodes frames when they are needed.
 
-    On the CPU worker processes decode: one that crashes or hangs costs a clip, not the run. On a
-    GPU threads do, each with a DALI pipeline and so an NVDEC of its own, and frames never leave
-    the GPU. A clip whose decoding fails is tried :data:`TRIES` times; then its media are dropped,
-    with their name in the log: its batches get smaller, other clips never stand in.
+    On the CPU, worker processes decode: if one crashes or hangs, a clip is lost, but not the run.
+    On a GPU, threads decode, each with its own DALI pipeline and so its own NVDEC, and frames never
+    leave the GPU. If decoding a clip fails :data:`TRIES` times, its media are dropped, which is
+    logged with their name. The batches become smaller; no other clip takes the place.
     """
 
     def __init__(
         self,
-        media: Sequence[Media],
-        infos: Mapping[str, VideoInfo],
-        decoders: Mapping[str, ChosenDecoder],
         clips: Sequence[Clip],
         batch_size: int,
         num_frames: int,
         *,
+        media: Sequence[Media],
+        infos: Mapping[str, VideoInfo],
+        decoders: Mapping[str, ChosenDecoder],
         image_size: int,
         patch_size: int,
         random_crop: bool = False,
         workers: int,
         stall_seconds: float = STALL_SECONDS,
         dropped: dict[str, str] | None = None,
-        **options: object,
+        **options: Any,
     ) -> None:
-        """``infos`` has all media that can be used, ``decoders`` their decoders. ``random_crop``
-        shows a random part of every clip, the same in all its frames; only for data sets whose
-        answer is no place. With one worker this process decodes. Feeds may share ``dropped``.
-        Other options: :class:`ClipLoader`.
+        """Prepare the order of the clips; workers start with the first epoch.
+
+        Args:
+            infos: all media that can be used, by name.
+            decoders: the decoder of each of these media.
+            random_crop: decode a random part of the frames, the same in all frames of a clip; not
+                for data sets whose labels are places in the frame.
+            workers: processes or threads; with 1 this process decodes.
+            dropped: media that were dropped; several loaders may share it.
+            options: those of :class:`ClipLoader`.
         """
         self._media = {one.name: one for one in media}
         self._decoders = decoders
@@ -94,12 +101,12 @@ class StreamLoader(ClipLoader):
         self._threads: ThreadPoolExecutor | None = None
         frames = {name: info.frames for name, info in infos.items()}
         self.stall_seconds = decoding_timeout(stall_seconds, frames.values())
-        super().__init__(clips, frames, batch_size, num_frames, **options)  # type: ignore[arg-type]
+        super().__init__(clips, frames, batch_size, num_frames, **options)
         self.dropped = {} if dropped is None else dropped
-        """Media that could be used when they were indexed, but no longer, with the reason."""
+        """Media that could be used when they were indexed, but not any more, with the reason."""
 
     def close(self) -> None:
-        """End the workers; the next epoch starts new ones."""
+        """Stop the workers; the next epoch starts new ones."""
         if self._pool is not None:
             self._pool.close()
         if self._threads is not None:
@@ -139,7 +146,7 @@ class StreamLoader(ClipLoader):
     def _assemble(self, sampled: list[Sampled], found: list[torch.Tensor | None]) -> Batch:
         kept = [(s, rows) for s, rows in zip(sampled, found, strict=True) if rows is not None]
         if not kept:
-            raise UserError("no video of a whole batch can be decoded any more; see the log")
+            raise UserError("none of the videos of a batch can be decoded any more; see the log")
         rows = torch.stack([rows for _, rows in kept])
         if torch.cuda.is_available() and rows.is_cpu:
             rows = rows.pin_memory()
@@ -147,13 +154,13 @@ class StreamLoader(ClipLoader):
 
     @property
     def _on_gpu(self) -> bool:
-        """Whether DALI decodes on a GPU, which then gets what PyAV decodes as well."""
+        """Whether DALI decodes on a GPU; then frames that PyAV decodes are copied there as well."""
         return torch.cuda.is_available() and "dali" in self._decoders.values()
 
     def _in_threads(
         self, requests: Iterable[Request], stop: threading.Event
     ) -> Iterator[torch.Tensor | None]:
-        """The requests' rows, in order; None for what cannot be decoded."""
+        """Yield the rows of the requests in order, or None for media that cannot be decoded."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.workers, "decode")
         waiting: deque[tuple[Request, Future[torch.Tensor | str]]] = deque()
@@ -164,8 +171,8 @@ class StreamLoader(ClipLoader):
                 return self._kept(request, future.result(self.stall_seconds))
             except TimeoutError:  # a thread cannot be killed
                 raise RuntimeError(
-                    f"{request.media.files[0]}: nothing came of decoding it for "
-                    f"{self.stall_seconds:g} seconds; --decoder pyav decodes in processes"
+                    f"{request.media.files[0]}: the decoder gave no result for "
+                    f"{self.stall_seconds:g} seconds; --decoder pyav can stop such decoders"
                 ) from None
 
         for request in requests:
@@ -182,25 +189,25 @@ class StreamLoader(ClipLoader):
     def _unless_dropped(self, request: Request) -> torch.Tensor | str:
         if request.media.name in self.dropped:
             return self.dropped[request.media.name]
-        return decode_clip_apart(request) if self._on_gpu else decode_clip(request)
+        return decode_clip_on_own_stream(request) if self._on_gpu else decode_clip(request)
 
     def _in_processes(
         self, requests: Iterable[Request], stop: threading.Event
     ) -> Iterator[torch.Tensor | None]:
-        """The same, in worker processes."""
+        """As :meth:`_in_threads`, in worker processes."""
         pool = self._pool = self._pool or WorkerPool(self.workers, self.stall_seconds)
         todo = enumerate(requests)
         again: list[tuple[int, Request]] = []
         done: dict[int, torch.Tensor | None] = {}
-        given = 0  # requests taken from todo
+        taken = 0  # requests taken from todo
         try:
             for number in itertools.count():
                 while number not in done:
-                    while pool.has_room and (again or given - number < self._ahead):
+                    while pool.has_room and (again or taken - number < self._ahead):
                         item = again.pop() if again else next(todo, None)
                         if item is None:
                             break
-                        given = max(given, item[0] + 1)
+                        taken = max(taken, item[0] + 1)
                         if item[1].media.name in self.dropped:
                             done[item[0]] = None
                         else:
@@ -223,7 +230,7 @@ class StreamLoader(ClipLoader):
                         again.append(message.value.task)
                 yield done.pop(number)
         finally:
-            if pool.busy:  # the epoch was abandoned: nobody wants what they are at
+            if pool.busy:  # the epoch was abandoned, so nobody needs the results
                 self.close()
 
     def _kept(self, request: Request, rows: torch.Tensor | np.ndarray | str) -> torch.Tensor | None:
@@ -233,7 +240,7 @@ class StreamLoader(ClipLoader):
         return torch.as_tensor(rows)
 
     def _gives_up(self, lost: Lost) -> bool:
-        """Whether the clip that a worker was lost with is to be dropped."""
+        """Whether to drop the clip that a worker was decoding when it was lost."""
         media = lost.task[1].media
         self._losses[media.name] += 1
         log.warning("%s: decoding it failed: %s", media.files[0], lost.reason)
@@ -244,12 +251,12 @@ class StreamLoader(ClipLoader):
 
     def _drop(self, media: Media, reason: str) -> None:
         if media.name not in self.dropped:
-            log.warning("%s: dropped, it can no longer be used: %s", media.files[0], reason)
+            log.warning("%s: dropped, it cannot be used any more: %s", media.files[0], reason)
             self.dropped[media.name] = reason
 
 
 def decode_clip(request: Request) -> torch.Tensor | str:
-    """uint8 ``[T, N, 3PP]``, or why there is none after :data:`TRIES` tries."""
+    """Decode uint8 rows ``[T, N, 3PP]``; returns the reason if :data:`TRIES` attempts failed."""
     reason = ""
     for _ in range(TRIES):
         try:
@@ -264,9 +271,11 @@ def decode_clip(request: Request) -> torch.Tensor | str:
 _own = threading.local()
 
 
-def decode_clip_apart(request: Request) -> torch.Tensor | str:
-    """:func:`decode_clip` by either decoder to DALI's GPU, on a CUDA stream of the thread's own: on
-    the default one it would wait for the training step."""
+def decode_clip_on_own_stream(request: Request) -> torch.Tensor | str:
+    """As :func:`decode_clip`, to DALI's GPU, on a CUDA stream of this thread.
+
+    On the default stream it would wait for the training step.
+    """
     from ivcl_fast.data.decode.dali import gpu
 
     if not hasattr(_own, "stream"):
@@ -277,21 +286,21 @@ def decode_clip_apart(request: Request) -> torch.Tensor | str:
             return rows
         rows = rows.to(_own.stream.device)
     _own.stream.synchronize()
-    rows.record_stream(torch.cuda.default_stream(rows.device))  # that is where it is used
+    rows.record_stream(torch.cuda.default_stream(rows.device))  # the stream that uses the rows
     return rows
 
 
 def decode_numbered(
     task: tuple[int, Request], report: Report
 ) -> tuple[int, Request, np.ndarray | str]:
-    """:func:`decode_clip` in a worker process."""
+    """Decode a numbered request in a worker process."""
     number, request = task
     rows = decode_clip(request)
     return number, request, rows if isinstance(rows, str) else rows.cpu().numpy()
 
 
 def draw_crop(rng: np.random.Generator) -> Crop:
-    """A part of the frame, of random area, shape and place."""
+    """Draw a part of the frame, with random area, aspect ratio and position."""
     area = rng.uniform(*CROP_AREA)
     aspect = np.exp(rng.uniform(*np.log(CROP_ASPECT)))
     height, width = min(1.0, (area / aspect) ** 0.5), min(1.0, (area * aspect) ** 0.5)

@@ -1,4 +1,4 @@
-"""Worker processes that never outlive their parent, with a watchdog for those that hang."""
+"""Worker processes that end with their parent, and are replaced if they crash or hang."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from typing import Any, Literal, NamedTuple, TypeVar
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Report = Callable[[int], None]
-Kind = Literal["report", "result", "error", "lost"]
 
 STALL_SECONDS = 120.0
-"""A worker that decodes and says nothing for so long hangs."""
+"""A decoding worker that sends no message for so long is taken to hang."""
 
 
 def usable_cpus() -> int:
-    """CPUs this process may run on; under torchrun its share of them."""
+    """Return the number of CPUs for this process; ranks of torchrun share those of the machine."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 @dataclass(frozen=True)
 class Lost:
-    """A task whose worker died or hung."""
+    """A task whose worker crashed or hung."""
 
     task: Any
     reports: tuple[int, ...]
-    """What it had reported. With a report after every item, their number is the item it was at."""
+    """The reports it sent. With a report after each item, their number is the current item."""
     reason: str
 
 
 class Message(NamedTuple):
-    """From a worker: the count of a report, a result, an exception, or :class:`Lost`."""
+    """A message of a worker."""
 
-    kind: Kind
+    kind: Literal["report", "result", "error", "lost"]
     value: Any
+    """The count of a report, the result, the exception, or a :class:`Lost`."""
 
 
 @dataclass
@@ -53,20 +53,23 @@ class _Worker:
     pipe: Any
     task: Any = None
     heard: float = math.inf
-    """When it last gave a sign of life; infinite until it has begun its task."""
+    """Time of its last message; infinite until it has begun its task."""
     reports: list[int] = field(default_factory=list)
 
 
 class WorkerPool:
-    """Processes that each do one task at a time; they are started when needed, and ended by
-    leaving the ``with`` block, by whatever way.
+    """Processes that do one task at a time; leaving the ``with`` block ends them.
 
-    Functions, tasks and results travel by pickle. A worker notices that its parent is gone at its
-    next report or task, whatever killed the parent. Ctrl-C is the parent's to handle.
+    They are started when they are needed. Functions, tasks and results are pickled. A worker
+    notices the death of its parent at its next report or task. Only the parent gets Ctrl-C.
+
+    >>> with WorkerPool(4) as pool:
+    ...     for result in pool.run(function, tasks, report=lambda count: None):
+    ...         print(result)
     """
 
     def __init__(self, workers: int, stall_seconds: float = math.inf) -> None:
-        """A worker that is silent for ``stall_seconds`` in a task is killed."""
+        """``stall_seconds``: a worker that sends no message for so long in a task is killed."""
         self.workers, self.stall_seconds = workers, stall_seconds
         self._idle: list[_Worker] = []
         self._busy: dict[Any, _Worker] = {}  # by the parent's end of the pipe
@@ -83,25 +86,25 @@ class WorkerPool:
         self.close()
 
     def close(self) -> None:
-        """End all workers, whatever they are at."""
+        """Kill all workers."""
         for worker in (*self._idle, *self._busy.values()):
             _end(worker)
         self._idle, self._busy = [], {}
 
     @property
     def busy(self) -> int:
-        """Tasks handed out whose end has not been received."""
+        """Number of tasks that were submitted and have not ended."""
         return len(self._busy)
 
     @property
     def has_room(self) -> bool:
-        """Whether a worker is free to take a task."""
+        """Whether a worker is free."""
         return len(self._busy) < self.workers
 
     def submit(self, function: Callable[[Any, Report], Any], task: Any) -> None:
-        """Have ``function(task, report)`` called by a free worker."""
+        """Let a free worker call ``function(task, report)``."""
         worker = self._idle.pop() if self._idle else _start()
-        if not worker.process.is_alive():  # somebody killed it while it had nothing to do
+        if not worker.process.is_alive():  # it was killed while it was idle
             _end(worker)
             worker = _start()
         worker.task, worker.heard, worker.reports = task, math.inf, []
@@ -109,9 +112,9 @@ class WorkerPool:
         worker.pipe.send((function, task))
 
     def receive(self, timeout: float = math.inf) -> Message | None:
-        """What a busy worker says next; None after ``timeout`` seconds.
+        """Return the next message of a worker, or None after ``timeout`` seconds.
 
-        Raises ``RuntimeError`` if a worker dies before it could begin its task.
+        Raises ``RuntimeError`` if a worker dies before it has begun its task.
         """
         end = time.monotonic() + timeout
         while True:
@@ -120,7 +123,7 @@ class WorkerPool:
             wait = max(0.0, min(overdue, end) - time.monotonic())
             ready = connection.wait(list(self._busy), None if wait == math.inf else wait)
             if hanging and hanging.pipe not in ready and time.monotonic() >= overdue:
-                return self._lose(hanging, f"nothing came of it for {self.stall_seconds:g} seconds")
+                return self._lose(hanging, f"no progress for {self.stall_seconds:g} seconds")
             for pipe in ready:
                 message = self._read(self._busy[pipe])
                 if message is not None:
@@ -137,10 +140,10 @@ class WorkerPool:
     ) -> Iterator[Result]:
         """Yield ``function(task, report)`` for every task, in the order in which they end.
 
-        ``report(n)`` may be called inside the function, and is called here, to tell progress. An
-        exception in the function is raised here. A lost task is given to ``replace``, which
-        returns what to do in its place; its progress is taken back. Without ``replace`` it raises
-        ``RuntimeError``.
+        The function may call ``report(n)`` to report progress, which calls ``report`` here. An
+        exception of the function is raised here. For a lost task, ``report`` is called with the
+        negative sum of its progress, and ``replace`` returns the task to do instead; without
+        ``replace`` this raises ``RuntimeError``.
         """
         waiting = list(reversed(tasks))
         while waiting or self._busy:
@@ -198,9 +201,9 @@ def run_tasks(
     workers: int,
     report: Report,
 ) -> Iterator[Result]:
-    """:meth:`WorkerPool.run` in processes of its own, or in this one if one worker is enough.
+    """As :meth:`WorkerPool.run`, with a pool of its own; one worker means this process.
 
-    On Ctrl-C, an error or an abandoned iteration the workers are ended.
+    Ctrl-C, an error and closing the iteration end the workers.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -212,10 +215,10 @@ def run_tasks(
 
 
 def _start() -> _Worker:
-    context = get_context("spawn")  # a fork would inherit torch's and DALI's threads half-alive
+    context = get_context("spawn")  # a fork would copy the state of torch's and DALI's threads
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs,), daemon=True)
-    # The first process of all starts multiprocessing's tracker, which lets SIGINT through again.
+    # The first process starts multiprocessing's resource tracker, which unblocks SIGINT.
     resource_tracker.ensure_running()
     with _sigint_blocked():
         process.start()
@@ -224,7 +227,7 @@ def _start() -> _Worker:
 
 
 def _end(worker: _Worker) -> None:
-    worker.process.kill()  # one that hangs in a decoder may not hear anything gentler
+    worker.process.kill()  # one that hangs in a decoder may ignore gentler signals
     worker.process.join()
     worker.pipe.close()
 
@@ -236,7 +239,7 @@ def _exit_reason(code: int | None) -> str:
 
 
 def _work(pipe: Connection) -> None:
-    """A worker's life: task in, reports and a result out, until it is ended or left alone."""
+    """Receive tasks, send reports and results, until this process or its parent is killed."""
     message: tuple[str, Any]
     try:
         while True:
@@ -250,12 +253,12 @@ def _work(pipe: Connection) -> None:
                 message = "error", error
             pipe.send(message)
     except (EOFError, ConnectionError):
-        os._exit(1)  # the parent is gone
+        os._exit(1)  # the parent is dead
 
 
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
-    """A process started inside leaves Ctrl-C to its parent: the signal mask is inherited."""
+    """Let processes that are started inside ignore Ctrl-C: they inherit the signal mask."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -17,7 +17,7 @@ from ivcl_fast.evaluation import metrics
 from ivcl_fast.evaluation.metrics import Score
 
 if TYPE_CHECKING:
-    from ivcl_fast.data.datamodule import Data
+    from ivcl_fast.data.datamodule import DataModule
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,12 @@ def predict(
 
 
 def evaluate(
-    model: nn.Module, loader: ClipLoader, data: Data, split: str, device: torch.device, amp: bool
+    model: nn.Module,
+    loader: ClipLoader,
+    data: DataModule,
+    split: str,
+    device: torch.device,
+    amp: bool,
 ) -> Evaluation:
     """Measure ``model`` on every clip of ``loader``, which is of ``split``."""
     logits, labels, clip_ids = predict(model, loader, device, amp)
@@ -129,7 +134,7 @@ def frame_scores(
     }
 
 
-def by_visibility(data: Data, names: list[str]) -> dict[str, Tensor]:
+def by_visibility(data: DataModule, names: list[str]) -> dict[str, Tensor]:
     """Which clips (bool ``[V]``) end with the snitch visible, hidden in a cone, and all.
 
     Where a scene is missing, all alone.
@@ -192,7 +197,7 @@ def action_scores(logits: Tensor, targets: Tensor) -> dict[str, Score]:
     return {"map": Score.mean_average_precision(logits, targets)}
 
 
-def cone_guess(data: Data, names: list[str]) -> tuple[dict[str, dict[str, Score]], Tensor]:
+def cone_guess(data: DataModule, names: list[str]) -> tuple[dict[str, dict[str, Score]], Tensor]:
     """Top-1 of the guess "under a visible cone", one of them at random, which needs no memory.
 
     Also what it is of, float32 ``[V]``: per clip the share of the visible cones that stand in the

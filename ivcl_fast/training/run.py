@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ivcl_fast.data.datamodule import Data, open_data
+from ivcl_fast.data.datamodule import DataModule, open_data
 from ivcl_fast.data.frame_labels import CLASSES
 from ivcl_fast.data.loader import Batch, ClipLoader
 from ivcl_fast.distributed import group as distributed
@@ -91,14 +91,14 @@ class Run:
             tune_malloc()
 
     @functools.cached_property
-    def data(self) -> Data:
+    def data(self) -> DataModule:
         """The run's clips; the first use makes or opens the data set and its store."""
         return open_data(
             self.config.data,
             self.config.model,
             self.device,
             with_frame_labels=self.config.supervises,
-            only_look=self.only_look,
+            read_only=self.only_look,
         )
 
     @functools.cached_property
@@ -308,7 +308,7 @@ class Run:
     def _loader(
         self, split: str, num_frames: int, training: bool = False, **options: Any
     ) -> ClipLoader:
-        """A rank's part of training batches; all clips to measure. See ``Data.loader``."""
+        """A rank's part of training batches; all clips to measure. See ``DataModule.loader``."""
         if training:
             options |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
         return self.data.loader(

@@ -20,7 +20,7 @@ from ivcl_fast import evaluate, probes, visualize
 from ivcl_fast.analysis.clips import Reader
 from ivcl_fast.analysis.finished_runs import DataFlags, open_run
 from ivcl_fast.data.clip import find_media
-from ivcl_fast.data.datamodule import Data
+from ivcl_fast.data.datamodule import DataModule
 from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.formats.cater_labels import hidden_at_end
 from ivcl_fast.errors import run_command
@@ -58,16 +58,16 @@ def cater(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def acre(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """The run's folder, and the splits that were measured on, one after the other."""
     measured: list[str] = []
-    loader = Data.loader
+    loader = DataModule.loader
 
-    def noted(self: Data, split: str, **options: Any) -> Any:
+    def noted(self: DataModule, split: str, **options: Any) -> Any:
         if not options["training"]:
             measured.append(split)
         return loader(self, split, **options)
 
     sizes = "--data", "synthetic:acre-iid", "--train-videos", "4", "--val-videos", "2"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Data, "loader", noted)
+        patch.setattr(DataModule, "loader", noted)
         return train(tmp_path_factory.mktemp("acre"), *sizes), measured
 
 

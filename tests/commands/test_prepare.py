@@ -46,7 +46,7 @@ def test_builds_the_store(command, package):
     status, out, _ = command(f"cater:{package}", *SMALL, "--verify")
     assert status == 0
     assert "3 videos, 18 frames" in out
-    assert "2 videos could not be used, checksums right" in out
+    assert "2 videos could not be used, checksums verified" in out
     store = FrameStore(package / "store-32-p8-pyav")
     assert sorted(store.names) == ["v0", "v1", "v2"]
     assert sorted(store.bad_files) == ["v3", "v4"]
@@ -98,11 +98,11 @@ def test_synthetic_data_then_its_store(command, tmp_path):
     flags = ("--train", 2, "--val", 1, "--workers", 1, "--out", root)
     status, out, _ = command("synthetic:cater", "--dry-run", *flags)
     assert status == 0
-    assert "would write 2 videos to train on and 1 to measure on" in out
+    assert "would write 2 videos to train on and 1 to evaluate on" in out
     assert not root.exists()
     status, out, _ = command("synthetic:cater", *flags)
     assert status == 0
-    assert "2 videos to train on and 1 to measure on" in out
+    assert "2 videos to train on and 1 to evaluate on" in out
     status, out, _ = command(f"cater:{root}", *SMALL, "--out", tmp_path / "store")
     assert status == 0
     assert "3 videos, 114 frames" in out
@@ -112,12 +112,12 @@ def test_synthetic_data_then_its_store(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["kitti"], "'kitti' is not synthetic, synthetic:static"),
-        (["cater:"], "'cater:' is not synthetic, synthetic:static"),
+        (["kitti"], "SOURCE: 'kitti' is not a data source; accepted: cater:DIR, acre:DIR, "),
+        (["cater:"], "SOURCE: 'cater:' is not a data source; accepted: cater:DIR, "),
         (["cater:/no/such/folder"], "no such folder"),
-        (["cater:PACKAGE", "--size", "full"], "are for synthetic data"),
-        (["synthetic:cater", "--verify"], "are for a data set's folder"),
-        (["synthetic:acre-iid", "--camera", "moving"], "--camera is for synthetic:cater"),
+        (["cater:PACKAGE", "--size", "full"], "--size, --train, --val, --seed: not accepted"),
+        (["synthetic:cater", "--verify"], "--decoder, --verify: not accepted"),
+        (["synthetic:acre-iid", "--camera", "moving"], "accepted for synthetic:cater"),
         (["cater:PACKAGE", "--task", "count"], "'count' is not one of localize"),
         (["cater:PACKAGE", "--image-size", "30"], "30 is not a multiple of patch_size 8"),
         (["cater:PACKAGE", "--workers", "0"], "workers: 0"),
@@ -149,7 +149,7 @@ def test_ctrl_c(command, package, monkeypatch):
     monkeypatch.setattr(prepare, "build_store", interrupted)
     status, _, error = command(f"cater:{package}", *SMALL)
     assert status == 130
-    assert "the same command goes on" in error
+    assert "the same command continues" in error
 
 
 def test_frames_survive_the_whole_way(command, package):

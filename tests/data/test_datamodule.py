@@ -1,4 +1,4 @@
-"""From a data set's name to its batches: every kind, from a store and streamed."""
+"""From a data source to its batches: every data set, from a store and streamed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ import pytest
 import torch
 
 from ivcl_fast.config import IVCLConfig
-from ivcl_fast.data import registry as catalog
 from ivcl_fast.data.config import DataConfig
-from ivcl_fast.data.datamodule import Data, StoredData, StreamedData, open_data, open_dataset
+from ivcl_fast.data.datamodule import (
+    DataModule,
+    StoreDataModule,
+    StreamDataModule,
+    open_data,
+    open_dataset,
+)
+from ivcl_fast.data.decode import decoder as decode
+from ivcl_fast.data.registry import find_task, parse_source
 from ivcl_fast.errors import UserError
 
-KINDS = {
+SOURCES = {
     "synthetic": ("localize", 36, ("train", "val", "val")),
     "synthetic:moving": ("localize", 36, ("train", "val", "val")),
     "synthetic:acre-comp": ("acre", 3, ("train", "val", "test")),
     "synthetic:something-else": ("compositional", None, ("train", "validation", "validation")),
 }
-"""Task, classes, and the splits to train on, to draw curves of and to report."""
+"""Task, classes, and the splits for training, curves and results."""
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +43,24 @@ def config(name: str, folder: Path, **changes) -> DataConfig:
     return replace(made, **changes)
 
 
-def opened(config: DataConfig, only_look: bool = False) -> Data:
+def opened(config: DataConfig, read_only: bool = False) -> DataModule:
     frames = 7 if "acre" in config.source else 5
     model = IVCLConfig(image_size=32, patch_size=8, num_frames=frames, num_query_frames=2)
-    return open_data(config, model, only_look=only_look)
+    return open_data(config, model, read_only=read_only)
 
 
-def loader(data: Data, split: str, training: bool = False):
+def loader(data: DataModule, split: str, training: bool = False):
     frames = 7 if data.dataset.task == "acre" else 5
     return data.loader(split, batch_size=4, num_frames=frames, seed=3, training=training)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_every_kind_from_a_store_and_streamed(name, folder):
-    task, classes, splits = KINDS[name]
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_data_set_from_a_store_and_streamed(name, folder):
+    task, classes, splits = SOURCES[name]
     stored = opened(config(name, folder))
     streamed = opened(config(name, folder, loader="stream"))
-    assert isinstance(stored, StoredData) and isinstance(streamed, StreamedData)
+    assert isinstance(stored, StoreDataModule)
+    assert isinstance(streamed, StreamDataModule)
     assert stored.dataset.task == task
     assert (stored.train_split, stored.curve_split, stored.eval_split) == splits
     assert classes is None or stored.num_classes == classes
@@ -89,7 +97,7 @@ def test_a_labelled_share_is_of_whole_problems(folder):
 
 
 @pytest.mark.parametrize(("name", "crops"), [("synthetic", 0), ("synthetic:something-else", 1)])
-def test_only_where_a_place_is_no_answer_frames_are_cropped(name, crops, folder):
+def test_frames_are_cropped_only_if_the_answer_is_not_a_place(name, crops, folder):
     """And only in training."""
     streamed = opened(config(name, folder, loader="stream"))
     assert [loader(streamed, streamed.train_split, t).random_crop for t in (True, False)] == [
@@ -98,7 +106,7 @@ def test_only_where_a_place_is_no_answer_frames_are_cropped(name, crops, folder)
     ]
 
 
-def test_what_one_feed_drops_is_told_and_dropped_by_all(folder, tmp_path):
+def test_media_that_one_loader_drops_are_dropped_by_all(folder, tmp_path):
     data = opened(config("synthetic", tmp_path, loader="stream", train_videos=6, val_videos=2))
     clip = data.usable_clips("val")[0]
     (data.dataset.root / "videos" / f"{clip.media}.avi").write_bytes(b"RIFF")
@@ -108,12 +116,12 @@ def test_what_one_feed_drops_is_told_and_dropped_by_all(folder, tmp_path):
     assert clip not in data.usable_clips("val")
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_who_only_looks_makes_no_data(name, tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path}/synthetic-.*: no such .*: --data-dir with"):
-        opened(config(name, tmp_path), only_look=True)
-    with pytest.raises(UserError, match="/nowhere: no such folder; accepted: --data with its"):
-        open_dataset(config("cater:nowhere", tmp_path), only_look=True)
+@pytest.mark.parametrize("name", SOURCES)
+def test_read_only_commands_write_no_data(name, tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}/synthetic-.*: no such .*accepted: --data-dir"):
+        opened(config(name, tmp_path), read_only=True)
+    with pytest.raises(UserError, match=r"/nowhere: no such .*accepted: --data "):
+        open_dataset(config("cater:nowhere", tmp_path), read_only=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -124,7 +132,7 @@ def cater(folder, tmp_path) -> Path:
     return shutil.copytree(made.root, tmp_path / "cater")
 
 
-def test_what_is_measured_on_is_looked_for_before_any_work(cater, tmp_path):
+def test_evaluation_splits_are_checked_before_any_work(cater, tmp_path):
     settings = config(f"cater:{cater}", tmp_path)
     val = cater / "lists" / "localize" / "val.txt"
     listed = val.read_text()
@@ -135,11 +143,11 @@ def test_what_is_measured_on_is_looked_for_before_any_work(cater, tmp_path):
     with pytest.raises(UserError, match=r"localize/val\.txt: .*lists/<task>"):
         opened(settings)
     assert not list(cater.glob("store-*"))
-    assert opened(settings, only_look=True).usable_clips("train"), "need not be measured on"
+    assert opened(settings, read_only=True).usable_clips("train"), "need not be measured on"
     val.write_text(listed.replace("CATER_new_", "CATER_old_"))
     for loader in ("store", "stream"):
         shutil.rmtree(cater / "store-32-p8-pyav", ignore_errors=True)
-        with pytest.raises(UserError, match="no clip of val can be used, to be measured on"):
+        with pytest.raises(UserError, match="split val"):
             opened(replace(settings, loader=loader))
 
 
@@ -150,10 +158,10 @@ def test_acre_without_its_validation_split(folder, tmp_path):
     settings = config(f"acre:{data}", tmp_path)
     with pytest.raises(UserError, match=r"val\.json: .*accepted: config/"):
         opened(settings)
-    assert len(opened(settings, only_look=True).usable_clips("test")) == 4
+    assert len(opened(settings, read_only=True).usable_clips("test")) == 4
 
 
-def test_scenes_that_are_missing_are_told_of_once(cater, tmp_path, caplog):
+def test_missing_scenes_are_logged_once(cater, tmp_path, caplog):
     caplog.set_level("WARNING", "ivcl_fast")  # whatever ran before in this process
     whole = opened(config(f"cater:{cater}", tmp_path))
     names = [clip.name for clip in whole.usable_clips("val")]
@@ -164,7 +172,7 @@ def test_scenes_that_are_missing_are_told_of_once(cater, tmp_path, caplog):
     (message,) = caplog.messages
     assert message.startswith(f"{cater}/scenes: 2 of 4 clips") and names[1] in message
     assert not data.has_scenes(names) and data.has_scenes(names[:1])
-    opened(config(f"cater:{cater}", tmp_path, task="actions_present"))  # they tell nothing
+    opened(config(f"cater:{cater}", tmp_path, task="actions_present"))  # needs no scenes
     assert len(caplog.messages) == 1
 
 
@@ -173,7 +181,7 @@ def test_tasks_with_media_of_their_own_have_stores_of_their_own(folder):
         opened(config("synthetic:something-else", folder, task=task))
         for task in ("compositional", "fewshot_base")
     )
-    assert isinstance(one, StoredData) and isinstance(other, StoredData)
+    assert isinstance(one, StoreDataModule) and isinstance(other, StoreDataModule)
     assert one.store.path.name == "store-32-p8-pyav-compositional"
     assert other.store.path.name == "store-32-p8-pyav-fewshot_base"
 
@@ -181,20 +189,52 @@ def test_tasks_with_media_of_their_own_have_stores_of_their_own(folder):
 @pytest.mark.parametrize(
     ("name", "task", "what"),
     [
-        ("movies", "auto", "'movies' is not synthetic, "),
-        ("acre:", "auto", "'acre:' is not synthetic, "),
-        ("synthetic:acre", "auto", "'synthetic:acre' is not synthetic, "),
+        ("movies", "auto", "--data: 'movies' is .*; accepted: cater:DIR.*synthetic:moving"),
+        ("acre:", "auto", "--data: 'acre:' is .*; accepted: .*acre:DIR"),
+        ("synthetic:acre", "auto", "'synthetic:acre' is .*; accepted: .*synthetic:acre-iid"),
         ("synthetic", "acre", "'acre' is not one of localize, "),
         ("acre:DIR", "localize", "'localize' is not one of acre"),
     ],
 )
 def test_mistakes(name, task, what):
     with pytest.raises(UserError, match=what):
-        catalog.find_task(name, task)
+        find_task(name, task)
 
 
-def test_the_usual_task():
-    assert catalog.find_task("cater:x", "auto") == "localize"
-    assert catalog.find_task("acre:x", "auto") == "acre"
-    assert catalog.find_task("something-else:x", "auto") == "compositional"
-    assert catalog.find_task("synthetic", "actions_present") == "actions_present"
+def test_the_default_task():
+    assert find_task("cater:x", "auto") == "localize"
+    assert find_task("acre:x", "auto") == "acre"
+    assert find_task("something-else:x", "auto") == "compositional"
+    assert find_task("synthetic", "actions_present") == "actions_present"
+    with pytest.raises(UserError, match="SOURCE: 'x'"):
+        parse_source("x", "SOURCE")
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"placement": "gpu"}, "--placement: gpu .*cpu; accepted here: auto, disk, ram"),
+        ({"decoder": "dali"}, r"decoder: dali .*ivcl_fast\[dali\].*auto or pyav"),
+    ],
+)
+def test_settings_for_another_machine_are_refused_before_any_work(
+    changes, what, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(decode, "_dali_installed", lambda: False)
+    with pytest.raises(UserError, match=what):
+        opened(config("synthetic", tmp_path, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_long_steps_log_a_line_when_they_start(tmp_path, caplog):
+    caplog.set_level("INFO", "ivcl_fast")
+    small = dict(train_videos=2, val_videos=1)
+    opened(config("synthetic", tmp_path, **small))
+    opened(config("synthetic", tmp_path, loader="stream", **small))
+    starts = [line.split()[0] for line in caplog.messages]
+    assert [start for start in starts if start.endswith("ing")] == [
+        "writing", "probing", "decoding", "probing",
+    ]  # fmt: skip
+    caplog.clear()
+    opened(config("synthetic", tmp_path, **small))
+    assert not [line for line in caplog.messages if line.split()[0].endswith("ing")]

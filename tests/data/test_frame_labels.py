@@ -211,7 +211,7 @@ def test_data_sets_without_labels_are_refused_before_any_work(data, tmp_path, mo
         run_command(main)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1
-    assert f"detection needs labels of single frames, which {data} has not; accepted" in error
+    assert f"detection needs labels of single frames, which {data} does not have; accepted" in error
     assert "synthetic:moving" in error and not list(tmp_path.iterdir())
     parse(["--data", data, "--objective", "detection", "--stage", "finetune"])  # needs none
 
@@ -219,7 +219,7 @@ def test_data_sets_without_labels_are_refused_before_any_work(data, tmp_path, mo
 @pytest.mark.parametrize("objective", CLASSES)
 def test_scenes_that_do_not_tell_are_named(by_hand, objective):
     labels, file = frame_labels(by_hand, objective, 8), by_hand.root / "scenes" / "clip.json"
-    with pytest.raises(UserError, match="scene of clip tells of 4 frames, and its video has more"):
+    with pytest.raises(UserError, match="scene of clip has 4 frames"):
         labels(CLIP, np.array([0, 4]))
     scene = json.loads(file.read_text())
     del scene["objects"][1]["shape"]
@@ -241,7 +241,7 @@ def test_what_the_folder_does_not_tell_is_refused(tmp_path):
         (moving / folder).mkdir(parents=True)
     with pytest.raises(UserError, match="has no labels of single frames; accepted: CATER"):
         frame_labels(acre, "classification", 8)
-    with pytest.raises(UserError, match="does not tell how its camera moved"):
+    with pytest.raises(UserError, match="camera; accepted: "):
         frame_labels(Cater(moving), "detection", 8)
     frame_labels(Cater(moving), "classification", 8)
     (moving / "scenes").rmdir()

@@ -112,7 +112,7 @@ def test_clips_that_name_their_frames(store):
         assert batch.labels.tolist() == [3, 4]
     (last,) = make(store, clips, num_frames=1, shuffle=False).epoch(0)
     assert frames_of_clips(last) == [[(1, 6)], [(1, 19)]]
-    with pytest.raises(UserError, match="num_frames: 5, but q6 has 4 frames of its own"):
+    with pytest.raises(UserError, match=r"num_frames: 5 .*q6.*accepted for this data set: 4"):
         make(store, clips, num_frames=5)
 
 
@@ -270,8 +270,8 @@ def test_broken_videos_are_left_out_with_one_line(store, caplog):
     ]
 
 
-def test_nothing_to_feed(store):
-    with pytest.raises(UserError, match="videos of none of the 1 clips can be used"):
+def test_nothing_to_load(store):
+    with pytest.raises(UserError, match="none of the videos"):
         make(store, clips=CLIPS[2:3])
     with pytest.raises(UserError, match="9 clips do not fill one batch of 20"):
         make(store, batch_size=10, world_size=2, drop_last=True)
@@ -288,16 +288,16 @@ def test_several_labels(store):
         assert set(row.tolist()) == {0.0, 1.0}
 
 
-def feed_threads() -> list[threading.Thread]:
+def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "loader"]
 
 
 def test_an_abandoned_epoch_ends_its_thread(store):
     batches: Iterator[Batch] = make(store, batch_size=1).epoch(0)
     next(batches)
-    assert feed_threads()
+    assert loader_threads()
     batches.close()  # type: ignore[attr-defined]
-    assert not feed_threads()
+    assert not loader_threads()
 
 
 def test_an_error_in_the_thread_is_raised_here(store, monkeypatch):
@@ -307,7 +307,7 @@ def test_an_error_in_the_thread_is_raised_here(store, monkeypatch):
     monkeypatch.setattr(store, "batch", fail)
     with pytest.raises(OSError, match="disk on fire"):
         next(iter(make(store).epoch(0)))
-    assert not feed_threads()
+    assert not loader_threads()
 
 
 def test_waiting_is_counted(store, monkeypatch):

@@ -73,7 +73,7 @@ def test_lost_tasks_are_replaced_and_their_progress_taken_back():
     assert {one.task: one.reason for one in lost} == {
         -2: "its process died (exit code 7)",
         -3: "its process died (SIGSEGV)",
-        -4: "nothing came of it for 3 seconds",
+        -4: "no progress for 3 seconds",
     }
     assert all(one.reports == (1,) for one in lost)
     assert not active_children()

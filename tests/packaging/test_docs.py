@@ -135,7 +135,7 @@ def check_python(arguments: list[str]) -> None:
         return
     found = parsed(module, flags)
     if module == "ivcl_fast.prepare":
-        catalog.find(found.source.replace("synthetic:cater", "synthetic"))
+        catalog.parse_source(found.source.replace("synthetic:cater", "synthetic"))
     if module == "ivcl_fast.sweep":
         found, flags = found
         study_named(found.study)

@@ -1,9 +1,9 @@
-"""Building a frame store: by any number of processes, through kills, crashes and full disks.
+"""Builds a frame store with any number of processes; a build continues after kills and crashes.
 
-A build goes through three steps. Under a lock, one process makes the plan: it probes all media and
-writes ``plan.json``. Then every process that asks for the store takes shards that nobody has in
-hand; each has a lock of its own. Under the first lock again, one writes the index and, last of all,
-``meta.json``. Whatever stops a process, the next one finds the finished shards and goes on.
+A build has three steps. Under a lock, one process makes the plan: it probes all media and writes
+``plan.json``. Then all processes that need the store build shards; each shard has its own lock.
+Under the first lock again, one process writes the index and finally ``meta.json``. If a process
+is stopped, the next one keeps the finished shards and continues.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ PLAN, LOCK = "plan.json", "build.lock"
 SHARD_BYTES = 128 * 2**20
 CROP = "none: whole frames"
 WAIT_SECONDS = 1.0
-"""Between two looks at shards that other processes build."""
+"""Seconds between two checks of the shards that other processes build."""
 
 
 def default_store_path(
@@ -70,10 +70,7 @@ def default_store_path(
     decoder: DecoderName = "auto",
     task: str | None = None,
 ) -> Path:
-    """Where the store of a data set lies unless the user says otherwise.
-
-    ``task`` is named where tasks have media of their own.
-    """
+    """Return the default folder of a data set's store; ``task``: if tasks have their own media."""
     name = f"store-{image_size}-p{patch_size}-{resolve_decoder(decoder)}"
     return Path(root) / (name if task is None else f"{name}-{task}")
 
@@ -91,24 +88,36 @@ def build_store(
     placement: Placement = "disk",
     device: torch.device | None = None,
 ) -> FrameStore:
-    """Decode every frame of ``media`` into a store at ``out``, or open it if it is there.
+    """Decode every frame of ``media`` into a store at ``out``, or open the store if it exists.
 
-    Media that cannot be used are left out, logged and listed with reasons in ``bad_files.json``;
-    so are those whose decoder twice crashed, or hung for ``stall_seconds``. A build that was
-    interrupted, by whatever, continues from its finished shards. Processes that ask for the same
-    store (the ranks of torchrun, on one or several machines) build it together. The bytes depend
-    on neither their number nor ``workers`` (default: one per CPU, or per NVDEC; with 1 this process
-    decodes, and a decoder that crashes takes it along). ``progress(done, total)`` counts frames.
-    Workers are spawned: a script that calls this needs the ``if __name__ == "__main__":`` that
-    multiprocessing asks for. ``placement`` and ``device``: see :class:`FrameStore`.
+    Media that cannot be used are left out, logged, and listed with the reason in
+    ``bad_files.json``; so are media whose decoder twice crashed, or hung for ``stall_seconds``.
+    An interrupted build continues from its finished shards. Processes that need the same store
+    (such as the ranks of torchrun, on one or several machines) build it together.
 
-    Raises :class:`UserError` if ``out`` holds a store of other media or settings, if it cannot be
-    written, and when the disk is full.
+    Args:
+        out: folder of the store.
+        image_size: height and width that frames are resized to; a multiple of ``patch_size``.
+        decoder: ``auto``, ``dali`` or ``pyav``.
+        workers: processes; default one per CPU, or per NVDEC. With 1 this process decodes, and
+            ends if a decoder crashes. The bytes do not depend on it. Workers are spawned, so a
+            script needs ``if __name__ == "__main__":``.
+        progress: called with (frames done, frames in total).
+        shard_bytes: largest size of a shard.
+        placement, device: see :class:`FrameStore`.
+
+    Raises:
+        UserError: ``out`` contains a store of other media or settings or something else, cannot be
+            written, or the disk is full.
+
+    >>> store = build_store(dataset.media(), Path("store"), image_size=64, patch_size=8)
+    >>> store.rows(store.names[0], [0, 1]).shape
+    (2, 64, 192)
     """
     if image_size < 1 or patch_size < 1 or image_size % patch_size:
         raise UserError(f"image_size: {image_size} is not a multiple of patch_size {patch_size}")
     if workers is not None and workers < 1:
-        raise UserError(f"workers: {workers} is not a whole number of at least 1")
+        raise UserError(f"workers: {workers} is not accepted; accepted: at least 1")
     settings = {
         "version": VERSION,
         "image_size": image_size,
@@ -133,7 +142,7 @@ def build_store(
                 _build_shards(tasks, pool, progress or (lambda *_: None))
                 _finish(tasks, out, plan)
     _check_settings(out, read_meta(out), settings)
-    with suppress(OSError):  # a finished store may lie where nothing can be deleted
+    with suppress(OSError):  # a finished store may be in a read-only folder
         for leftover in (*shard_leftovers(out), *out.glob("*.tmp"), out / PLAN, out / LOCK):
             leftover.unlink(missing_ok=True)
     store = FrameStore(out, placement, device=device)
@@ -145,27 +154,27 @@ def build_store(
     return store
 
 
-def choose_decoders(infos: dict[str, VideoInfo], wanted: DecoderName) -> dict[str, ChosenDecoder]:
-    """A decoder for each of the media; logs every choice once per codec, with its reason."""
+def choose_decoders(infos: dict[str, VideoInfo], decoder: DecoderName) -> dict[str, ChosenDecoder]:
+    """Choose a decoder for each of the media; logs each choice with the reason, once per codec."""
     chosen: dict[str, ChosenDecoder] = {}
     choices: Counter[tuple[str, str, str]] = Counter()
     for name, info in infos.items():
-        chosen[name], reason = choose_decoder(info, wanted)
+        chosen[name], reason = choose_decoder(info, decoder)
         choices[info.codec, chosen[name], reason] += 1
-    for (codec, decoder, reason), count in choices.items():
-        log.info("decoder: %s for %d %s files, because %s", decoder, count, codec, reason)
+    for (codec, name, reason), count in choices.items():
+        log.info("decoder: %s for %d %s files, because %s", name, count, codec, reason)
     return chosen
 
 
 def _claim(out: Path) -> None:
-    """Make the folder, or refuse one that holds something else."""
+    """Make the folder; :class:`UserError` if it contains something else."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file, not a folder")
     with _storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     names = {path.name for path in out.iterdir() if path.suffix not in (".tmp", ".lock")}
     if names and not names & {PLAN, META}:
-        raise UserError(f"{out}: is neither empty nor a store; name another folder")
+        raise UserError(f"{out}: is neither empty nor a store; choose another folder")
 
 
 def _plan(
@@ -175,9 +184,9 @@ def _plan(
     decoder: DecoderName,
     pool: WorkerPool | None,
 ) -> dict[str, Any] | None:
-    """The settings, and what is to be decoded: made by the first process, read by the others.
+    """Make the plan, the settings and what to decode, or read it if another process made it.
 
-    None if another process has finished the store meanwhile.
+    Returns None if another process has finished the store in the meantime.
     """
     with locked(out / LOCK):
         if (out / META).exists():
@@ -186,8 +195,7 @@ def _plan(
             plan = json.loads((out / PLAN).read_text())
             _check_settings(out, plan, settings)
             return plan
-        log.info("probing %d videos", len(media))
-        infos, bad_files = index_media(media, pool, lambda _: None)
+        infos, bad_files = index_media(media, pool)
         decoders = choose_decoders(infos, decoder)
         plan = settings | {
             "frames": {name: info.frames for name, info in infos.items()},
@@ -218,17 +226,20 @@ def _tasks(media: Sequence[Media], out: Path, plan: dict[str, Any]) -> list[Shar
 def _build_shards(
     tasks: Sequence[ShardTask], pool: WorkerPool | None, progress: Callable[[int, int], None]
 ) -> None:
-    """See to it that every shard is finished, by this process or another."""
+    """Build shards, and wait for other processes, until all shards are finished."""
     total = sum(sum(task.expected_frames) for task in tasks)
     second_chance = SecondChance()
     waits = False
     while missing := [task for task in tasks if not finished_shard(task.path)]:
-        if (tasks[0].path.parent / META).exists():  # another process was quicker
+        folder = tasks[0].path.parent
+        if (folder / META).exists():  # another process has finished the store
             return
-        if waits:
-            log.info("%s: waiting for shards that other processes build", tasks[0].path.parent)
-            time.sleep(WAIT_SECONDS)
         left = sum(sum(task.expected_frames) for task in missing)
+        if waits:
+            log.info("%s: waiting for shards that other processes build", folder)
+            time.sleep(WAIT_SECONDS)
+        else:
+            log.info("decoding %d of %d frames into %s", left, total, folder)
 
         def report(count: int) -> None:
             nonlocal left
@@ -247,7 +258,7 @@ def _build_shards(
 
 
 def _finish(tasks: Sequence[ShardTask], out: Path, plan: dict[str, Any]) -> None:
-    """Write the index and the meta file, unless another process was quicker."""
+    """Write the index and the meta file, unless another process has done so."""
     with locked(out / LOCK):
         if (out / META).exists():
             return
@@ -267,25 +278,25 @@ def _finish(tasks: Sequence[ShardTask], out: Path, plan: dict[str, Any]) -> None
             for name in (INDEX, BAD_FILES)
         }
         files |= {shard.file: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in shards}
-        unkept = ("shard_bytes", "frames", "decoders", "bad_files")
-        kept = {key: value for key, value in plan.items() if key not in unkept}
-        write_meta(out, kept | {"files": files})
+        left_out = ("shard_bytes", "frames", "decoders", "bad_files")
+        settings = {key: value for key, value in plan.items() if key not in left_out}
+        write_meta(out, settings | {"files": files})
 
 
 def _check_settings(out: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Raises :class:`UserError` if a store or a plan is of other settings."""
-    for key, wanted in settings.items():
-        if found.get(key, wanted) == wanted:
+    """Raise :class:`UserError` if a store or a plan has other settings."""
+    for key, value in settings.items():
+        if found.get(key, value) == value:
             continue
-        what = f"of {key} {found[key]}, not {wanted}"
+        what = f"with {key} {found[key]}, not {value}"
         if key == "source_digest":
             what = "of other videos (names or file sizes differ)"
-        raise UserError(f"{out}: holds a store {what}; delete it or name another folder")
+        raise UserError(f"{out}: contains a store {what}; delete it or choose another folder")
 
 
 @contextmanager
 def _storage_errors(out: Path) -> Iterator[None]:
-    """What the file system refuses, told in one line."""
+    """Turn refusals of the file system into :class:`UserError`."""
     try:
         yield
     except OSError as error:
@@ -304,6 +315,6 @@ def _space_needed(out: Path) -> str:
         free = shutil.disk_usage(out).free
         return (
             f"the store needs {(whole - written) / 1e9:.2f} GB more and {free / 1e9:.2f} GB are "
-            "free; make room, and the same command goes on from here"
+            "free; make room, and the same command continues"
         )
-    return "make room, and the same command goes on from here"
+    return "make room, and the same command continues"

@@ -5,11 +5,11 @@ A store is a folder::
     meta.json         version, sizes, crop, decoder, digest of the media, length and sha256 of the
                       other files, and its own sha256
     index.json        media -> [shard, first frame in it, number of frames]
-    bad_files.json    media -> why they are not in the store
-    shard-00000.u8    uint8 [frames, N, 3PP], one after the other
+    bad_files.json    media -> reason why they are not in the store
+    shard-00000.u8    uint8 [frames, N, 3PP], one after another
 
-A visible patch of a frame is one contiguous read. ``meta.json`` is written last: a folder without
-it is a build that did not end, and :func:`~ivcl_fast.data.store.build.build_store` continues it.
+Reading a patch of a frame is one contiguous read. ``meta.json`` is written last. A folder without
+it is an unfinished build, which :func:`~ivcl_fast.data.store.build.build_store` continues.
 """
 
 from __future__ import annotations
@@ -37,10 +37,15 @@ PLACES = {"disk": "on disk", "ram": "in memory", "gpu": "in GPU memory"}
 
 
 class FrameStore:
-    """An open store. Opening checks its version, every file's length and the small files' contents.
+    """An open frame store.
 
-    On disk, shards are memory maps, which all readers of a machine share; in RAM every reader has
-    its own copy; on the GPU the whole store is one tensor, and batches are gathered there.
+    Opening checks the version, the length of every file and the contents of the small files. On
+    disk, shards are memory maps, which all readers of a machine share; in RAM, every reader has its
+    own copy; on a GPU, the store is a tensor, from which batches are gathered.
+
+    >>> store = FrameStore(Path("all_actions/store-64-p8-pyav"))
+    >>> store.rows("CATER_new_000123", [0, 150, 300]).shape
+    (3, 64, 192)
     """
 
     def __init__(
@@ -50,10 +55,15 @@ class FrameStore:
         verify: bool = False,
         device: torch.device | None = None,
     ) -> None:
-        """``device`` is the one that trains: ``gpu`` places the store there, ``auto`` asks for its
-        free memory. ``verify`` also compares every shard's checksum, which reads the whole store.
+        """Open the store at ``path``.
 
-        Raises :class:`UserError` if the folder holds no whole store.
+        Args:
+            placement: ``disk``, ``ram``, ``gpu``, or ``auto``: the fastest place with enough room.
+            verify: also compare the checksum of every shard, which reads the entire store.
+            device: device for training, where ``gpu`` places the store.
+
+        Raises:
+            UserError: the folder is not a complete store, or there is no device for ``gpu``.
         """
         self.path = Path(path)
         meta = read_meta(self.path)
@@ -73,10 +83,10 @@ class FrameStore:
         self.names = list(self._index)
         self._shard_names = [name for name in self._files if name not in (INDEX, BAD_FILES)]
         self.bytes: int = sum(self._files[name]["bytes"] for name in self._shard_names)
-        """Of all frames."""
+        """Size of all frames."""
         self.placement, reason = choose_placement(placement, self.bytes, device)
         if self.placement == "gpu" and device is None:
-            raise UserError("placement: gpu needs a CUDA device; accepted here: auto, disk, ram")
+            raise UserError("placement: gpu needs a device; accepted without one: auto, disk, ram")
         if placement != "disk":
             where = PLACES[self.placement]
             log.info("store: %s, %.2f GB %s, %s", self.path, self.bytes / 1e9, where, reason)
@@ -87,16 +97,16 @@ class FrameStore:
         return name in self._index
 
     def num_frames(self, name: str) -> int:
-        """Frames of the media of that name."""
+        """Return the number of frames of media."""
         return self._entry(name)[2]
 
     def rows(
         self, name: str, frame_ids: Sequence[int] | np.ndarray, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """uint8 ``[T, N, 3PP]``: the patch rows of these frames, in this order, in one copy.
+        """Read the patch rows of frames: uint8 ``[T, N, 3PP]``, in ``out`` if it is given.
 
-        They are written to ``out`` if it is given. Raises ``IndexError`` for a frame that does not
-        exist, :class:`UserError` for media that the store does not hold.
+        Raises ``IndexError`` for a frame that does not exist, and :class:`UserError` for media that
+        the store does not contain.
         """
         shard, first, frames, ids = self._frames(name, frame_ids)
         if self._on_device is not None:
@@ -105,15 +115,15 @@ class FrameStore:
                 return rows
             out[...] = rows
             return out
-        # The ids are checked: "clip" only spares NumPy the buffer that "raise" needs with out.
+        # The ids are checked; "clip" avoids the buffer that NumPy needs for "raise" with out.
         return np.take(self._shards[shard][first : first + frames], ids, 0, out, mode="clip")
 
     def batch(
         self, names: Sequence[str], frame_ids: Sequence[np.ndarray], pin: bool = False
     ) -> torch.Tensor:
-        """uint8 ``[B, T, N, 3PP]``: per clip the media's name and T frames of it.
+        """Read B clips, each given by the name of its media and T frames: uint8 ``[B, T, N, 3PP]``.
 
-        On the device that the store lives on; in page-locked memory if ``pin``.
+        The result is on the device of the store; ``pin`` allocates page-locked memory.
         """
         length = len(frame_ids[0]) if names else 0
         shape = (len(names), length, self.num_patches, self.patch_dim)
@@ -123,7 +133,7 @@ class FrameStore:
                 shard, first, _, ids = self._frames(name, wanted)
                 places.append(self._shard_starts[shard] + first + ids)
             chosen = torch.from_numpy(np.concatenate(places))
-            if pin:  # else the copy would wait for the steps under way
+            if pin:  # otherwise the copy would wait for pending steps
                 chosen = chosen.pin_memory()
             chosen = chosen.to(self._on_device.device, non_blocking=pin)
             return self._on_device.index_select(0, chosen).view(shape)
@@ -133,14 +143,14 @@ class FrameStore:
         return rows
 
     def verify(self) -> None:
-        """Compare every file with its checksum; :class:`UserError` names one that differs."""
+        """Compare the checksums of all files; :class:`UserError` names a file that differs."""
         for name in self._files:
             self._check_contents(name)
 
     def _frames(
         self, name: str, frame_ids: Sequence[int] | np.ndarray
     ) -> tuple[int, int, int, np.ndarray]:
-        """Shard, first frame of the media in it, their number, and the ids wanted, checked."""
+        """Return the shard, the media's first frame and number of frames in it, and checked ids."""
         shard, first, frames = self._entry(name)
         ids = np.asarray(frame_ids, np.int64)
         if ids.size and not 0 <= ids.min() <= ids.max() < frames:
@@ -151,7 +161,7 @@ class FrameStore:
         try:
             return self._index[name]
         except KeyError:
-            reason = self.bad_files.get(name, "it was not among the media the store was built of")
+            reason = self.bad_files.get(name, "the store was built without it")
             raise UserError(f"{self.path}: no frames of {name}: {reason}") from None
 
     def _check_lengths(self) -> None:
@@ -170,12 +180,12 @@ class FrameStore:
 
     def _open_shard(self, name: str) -> np.ndarray:
         path, shape = self.path / name, (-1, self.num_patches, self.patch_dim)
-        if self.placement == "disk" and self._files[name]["bytes"]:  # an empty file: no mapping
+        if self.placement == "disk" and self._files[name]["bytes"]:  # empty files cannot be mapped
             return np.memmap(path, np.uint8, "r").reshape(shape)
         return np.fromfile(path, np.uint8).reshape(shape)
 
     def _load(self, device: torch.device | None) -> torch.Tensor:
-        """The whole store on the device, shard by shard."""
+        """Load the entire store to the device, shard by shard."""
         row = self.num_patches * self.patch_dim
         starts = np.cumsum([0] + [self._files[n]["bytes"] // row for n in self._shard_names])
         self._shard_starts = starts.tolist()
@@ -187,13 +197,12 @@ class FrameStore:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The contents of a store's ``meta.json``; :class:`UserError` if there is none, or it is of
-    another version or changed."""
+    """Read ``meta.json`` of a store; :class:`UserError` if it is missing, changed or too old."""
     file = path / META
     try:
         text = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: is not a frame store, or its build did not end") from None
+        raise UserError(f"{path}: is not a frame store, or its build is not finished") from None
     try:
         meta = json.loads(text)
         version = meta["version"]
@@ -201,7 +210,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise _changed(file) from None
     if version != VERSION:
         raise UserError(
-            f"{path}: is a store of version {version}, this is version {VERSION}; "
+            f"{path}: is a store of version {version}, and version {VERSION} is needed; "
             "delete it and build it again"
         )
     if text != _meta_text(meta) or meta.get("sha256") != _own_digest(meta):
@@ -210,13 +219,13 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def write_meta(path: Path, meta: Mapping[str, Any]) -> None:
-    """Write a store's ``meta.json``, which finishes the store."""
+    """Write ``meta.json`` of a store, which finishes the store."""
     signed = {**meta, "sha256": _own_digest(meta)}
     write_text(path / META, _meta_text(signed).decode())
 
 
 def file_digest(path: Path) -> str:
-    """The file's sha256."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""The index of a data set: every file probed once, the bad ones listed with reasons."""
+"""The index of a data set: every file is probed once, and bad files are listed with the reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ivcl_fast.files import locked, write_json
 log = logging.getLogger(__name__)
 
 PROBE_CHUNK = 64
-"""Media that a worker probes at a time."""
+"""Number of media in a task of a worker."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class ProbeTask:
 
     media: tuple[Media, ...]
     refused: dict[str, str] = field(default_factory=dict)
-    """Media not to be touched, with the reason."""
+    """Media that are not opened, with the reason."""
 
 
 def probe_each(task: ProbeTask, report: Report) -> dict[str, VideoInfo | str]:
-    """What each of the media holds, or why it cannot be used; one report after each."""
+    """Probe media; returns for each the reason if it cannot be used, and reports each."""
     found: dict[str, VideoInfo | str] = {}
     for media in task.media:
         try:
@@ -46,12 +46,13 @@ def probe_each(task: ProbeTask, report: Report) -> dict[str, VideoInfo | str]:
 
 
 def index_media(
-    media: Sequence[Media], pool: WorkerPool | None, report: Report
+    media: Sequence[Media], pool: WorkerPool | None, report: Report = lambda _: None
 ) -> tuple[dict[str, VideoInfo], dict[str, str]]:
-    """What all media hold, and why some cannot be used, each in the order of ``media``.
+    """Probe media; returns what they contain, and the reasons for those that cannot be used.
 
-    In the pool's processes, or in this one. ``report`` counts media.
+    Uses the processes of the pool, or this one. ``report`` is called with numbers of media.
     """
+    log.info("probing %d videos", len(media))
     tasks = [
         ProbeTask(tuple(media[i : i + PROBE_CHUNK])) for i in range(0, len(media), PROBE_CHUNK)
     ]
@@ -72,12 +73,12 @@ def index_media(
 
 
 def source_digest(media: Sequence[Media]) -> str:
-    """Changes with names, order or lengths of the files; reading them all would take too long.
+    """Compute a digest of the names, the order and the lengths of the files.
 
-    Raises :class:`UserError` if there are no media, or two of one name.
+    Raises :class:`UserError` if there are no media, or two with the same name.
     """
     if not media:
-        raise UserError("no videos to build a store of")
+        raise UserError("the data set has no videos")
     digest = hashlib.sha256()
     seen: set[str] = set()
     for one in media:
@@ -92,9 +93,9 @@ def source_digest(media: Sequence[Media]) -> str:
 def saved_index(
     media: Sequence[Media], folder: Path, workers: int, progress: Callable[[int, int], None]
 ) -> tuple[dict[str, VideoInfo], dict[str, str]]:
-    """:func:`index_media`, kept in ``folder`` for the next time, with ``bad_files.json`` beside.
+    """As :func:`index_media`, and keep the result and ``bad_files.json`` in ``folder``.
 
-    ``progress(done, total)`` counts media.
+    ``progress`` is called with (media done, media in total).
     """
     digest, done = source_digest(media), 0
 
@@ -105,7 +106,7 @@ def saved_index(
 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "index.json"
-    with locked(folder / "index.lock"):  # the ranks of one run do it once
+    with locked(folder / "index.lock"):  # so that only one rank probes the media
         found = json.loads(file.read_text()) if file.exists() else {}
         if found.get("source_digest") != digest:
             with WorkerPool(workers, STALL_SECONDS) if workers > 1 else nullcontext() as pool:
@@ -124,9 +125,9 @@ def saved_index(
 
 
 class SecondChance:
-    """What to do when a worker is lost: try again, and the next time refuse the media it was at.
+    """Repeats a task whose worker was lost; the second time, its current media are refused.
 
-    For tasks with ``media`` and ``refused`` whose function reports once after each of the media.
+    For tasks with ``media`` and ``refused``, whose function reports once after each of the media.
     """
 
     def __init__(self) -> None:

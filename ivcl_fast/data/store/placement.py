@@ -1,4 +1,4 @@
-"""Where an open store keeps its frames: on disk, in memory, or in the GPU's."""
+"""Choice of the memory for the frames of an open store: disk, RAM or GPU."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Placement = Literal["auto", "disk", "ram", "gpu"]
 Placed = Literal["disk", "ram", "gpu"]
 
 GPU_SHARE = 0.4
-"""Of the GPU memory that is free: the rest is for training."""
+"""Share of the free GPU memory that a store may take; the rest is for training."""
 RAM_SHARE = 0.5
-"""Of the memory that is available, for all ranks of this machine together."""
+"""Share of the available memory that the stores of all ranks of a machine may take."""
 
 
 def choose_placement(
-    wanted: Placement, size: int, device: torch.device | None = None
+    placement: Placement, size: int, device: torch.device | None = None
 ) -> tuple[Placed, str]:
-    """Where a store of ``size`` bytes goes if ``device`` trains on it, and why.
+    """Choose the place of a store of ``size`` bytes for training on ``device``, with the reason.
 
     Raises :class:`UserError` for an unknown placement.
     """
-    if wanted not in get_args(Placement):
-        raise UserError(f"placement: {wanted!r} is not one of {', '.join(get_args(Placement))}")
-    if wanted != "auto":
-        return wanted, "as asked for"
+    if placement not in get_args(Placement):
+        raise UserError(f"placement: {placement!r} is not one of {', '.join(get_args(Placement))}")
+    if placement != "auto":
+        return placement, "as asked for"
     if device is not None and device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         if size <= GPU_SHARE * free:
@@ -41,20 +41,21 @@ def choose_placement(
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take without swapping, its container's limit included."""
+    """Return the bytes that are available without swapping, within the container's limit."""
     available = _entry(Path("/proc/meminfo"), "MemAvailable:") * 1024
     group = Path("/sys/fs/cgroup")
     try:
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no such file, or no limit: "max"
+    except (OSError, ValueError):  # no such file, or "max" for no limit
         return available
-    cached = _entry(group / "memory.stat", "inactive_file")  # files that make room when need be
+    # The system drops cached files if necessary.
+    cached = _entry(group / "memory.stat", "inactive_file")
     return min(available, max(0, limit - used + cached))
 
 
 def _entry(file: Path, name: str) -> int:
-    """The number behind a name in a file of such lines; 0 if there is none."""
+    """Return the number after a name at the start of a line; 0 if there is none."""
     try:
         lines = [line.split() for line in file.read_text().splitlines()]
     except OSError:

@@ -1,7 +1,7 @@
-"""Shards: files of bounded size in which a store keeps its frames, each built by one worker.
+"""Shards: the files with the frames of a store, of limited size, each built by one worker.
 
-Which media go into which shard, and in which order, depends on the media alone, so the bytes are
-the same whatever the number of processes and however often the build was interrupted.
+The media of each shard and their order depend only on the data set, so the bytes are the same for
+any number of processes and interruptions.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from ivcl_fast.files import atomic_write, locked, write_json
 from ivcl_fast.models.reference import patchify
 
 META = "meta.json"
-"""A folder that holds it is a finished store."""
+"""File that marks a finished store."""
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What one worker needs to build one shard."""
+    """The task of building a shard."""
 
     path: Path
     media: tuple[Media, ...]
     expected_frames: tuple[int, ...]
-    """Per media, what its headers say."""
+    """Number of frames of each of the media, by its headers."""
     decoders: tuple[ChosenDecoder, ...]
     image_size: int
     patch_size: int
     refused: dict[str, str] = field(default_factory=dict)
-    """Media not to be touched, with the reason."""
+    """Media that are not opened, with the reason."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What a finished shard holds."""
+    """Content of a finished shard."""
 
     file: str
     bytes: int
     sha256: str
     frames: dict[str, int]
-    """Frames per media, in the order in which they lie in the file."""
+    """Number of frames of each of the media, in the order of the file."""
     bad_files: dict[str, str]
-    """Media left out, with the reason."""
+    """Media that were left out, with the reason."""
 
 
 def assign_media(frames: Mapping[str, int], frame_bytes: int, shard_bytes: int) -> list[list[str]]:
-    """Cut the media, in order, into groups of at most ``shard_bytes`` (or of one)."""
+    """Divide the media, in order, into groups of at most ``shard_bytes``, or of one video."""
     groups: list[list[str]] = []
     free = 0
     for name, count in frames.items():
@@ -65,7 +65,7 @@ def assign_media(frames: Mapping[str, int], frame_bytes: int, shard_bytes: int) 
 
 
 def finished_shard(path: Path) -> Shard | None:
-    """The shard of that name, if it was finished."""
+    """Return the shard at ``path``, or None if it is not finished."""
     try:
         shard = Shard(**json.loads(_record(path).read_text()))
         return shard if path.stat().st_size == shard.bytes else None
@@ -74,16 +74,17 @@ def finished_shard(path: Path) -> Shard | None:
 
 
 def build_shard(task: ShardTask, report: Report) -> None:
-    """Decode the task's media into its shard; ``report`` is told of frames dealt with, after each.
+    """Decode the media of a task into its shard; reports the frames of each of the media.
 
-    The record beside the shard is written last: with it the shard is finished. Does nothing if
-    another process has the shard in hand or has finished it.
+    The record next to the shard is written last; it marks the shard as finished. Does nothing if
+    another process builds the shard or has finished it.
     """
     lock = task.path.with_suffix(".lock")
-    with locked(lock, wait=False) as mine:
-        if not mine or finished_shard(task.path):
+    with locked(lock, wait=False) as held:
+        if not held or finished_shard(task.path):
             return
-        if task.path.with_name(META).exists():  # looked for last: the records go after it came
+        # This is checked last, because records are deleted after META is written.
+        if task.path.with_name(META).exists():
             lock.unlink()
             return
         for leftover in task.path.parent.glob(f"{task.path.stem}.*.tmp"):
@@ -118,7 +119,7 @@ def _build(task: ShardTask, report: Report) -> None:
 
 
 def shard_leftovers(store: Path) -> Iterator[Path]:
-    """Records and locks of shards; of no use once the store's index holds what they say."""
+    """List the records and locks of shards, which a finished store does not need."""
     yield from store.glob("shard-*.json")
     yield from store.glob("shard-*.lock")
 

@@ -9,6 +9,7 @@ a data set that has its index is complete.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Size = Literal["embedded", "full"]
+
+log = logging.getLogger(__name__)
 
 _MARKER = "synthetic.json"
 
@@ -93,6 +96,8 @@ def write_dataset(
         if progress is not None:
             progress(done, items)
 
+    if missing:
+        log.info("writing %d of %d %s into %s", len(missing), items, unit, out)
     report(0)
     try:
         for _ in run_tasks(write_item, missing, workers or usable_cpus(), report):

@@ -200,7 +200,7 @@ def test_decoders_that_hang_or_crash_cost_their_files_only(videos, tmp_path, mon
     seen: list[tuple[int, int]] = []
     store = build(videos, tmp_path, 2, stall_seconds=2, progress=lambda *now: seen.append(now))
     assert store.bad_files == {
-        "v05": "decoding it failed twice: nothing came of it for 2 seconds",
+        "v05": "decoding it failed twice: no progress for 2 seconds",
         "v11": "decoding it failed twice: its process died (SIGSEGV)",
     }
     good = [one for one in videos if one.name not in store.bad_files]
@@ -221,7 +221,7 @@ def test_a_file_that_hangs_when_it_is_opened(videos, tmp_path):
     listed = [*videos[:3], media(tmp_path / "pipe.avi")]
     store = build(listed, tmp_path / "store", 2, stall_seconds=2)
     assert store.names == ["v00", "v01", "v02"]
-    assert store.bad_files == {"pipe": "decoding it failed twice: nothing came of it for 2 seconds"}
+    assert store.bad_files == {"pipe": "decoding it failed twice: no progress for 2 seconds"}
 
 
 def test_a_loss_behind_the_last_file_is_nobodys_fault(videos):
@@ -243,7 +243,7 @@ def test_a_full_disk_leaves_what_can_go_on(videos, built, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     message = str(caught.value)
     assert "File too large; the store needs 0.00 GB more and" in message
-    assert "the same command goes on from here" in message and "\n" not in message
+    assert "the same command continues" in message and "\n" not in message
     finished = [path for path in (tmp_path / "store").glob("*.u8") if finished_shard(path)]
     assert sum(path.stat().st_size for path in finished) == everything
     assert not list((tmp_path / "store").glob("*.tmp"))

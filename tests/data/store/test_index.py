@@ -179,7 +179,7 @@ def test_the_index_is_made_once(tmp_path, caplog):
     assert not seen
     good[0].files[0].unlink()  # another data set now
     assert len(saved_index(listed, tmp_path / "index", 1, lambda *_: None)[0]) == 2
-    assert index_media(listed, None, lambda _: None)[0].keys() == {"p1", "p2"}
+    assert index_media(listed, None)[0].keys() == {"p1", "p2"}
 
 
 def test_the_digest_knows_names_and_sizes(tmp_path):
