@@ -147,6 +147,6 @@ def test_damaged_stores(tmp_path):
                 continue
             file.write_bytes(contents)
             with pytest.raises(UserError, match=r"\A[^\n]*\Z"):
-                FrameStore(store, verify=True)
+                FrameStore(store).verify()
         file.write_bytes(whole)
-    FrameStore(store, verify=True)
+    FrameStore(store).verify()

@@ -39,9 +39,10 @@ PLACES = {"disk": "on disk", "ram": "in memory", "gpu": "in GPU memory"}
 class FrameStore:
     """An open frame store.
 
-    Opening checks the version, the length of every file and the contents of the small files. On
-    disk, shards are memory maps, which all readers of a machine share; in RAM, every reader has its
-    own copy; on a GPU, the store is a tensor, from which batches are gathered.
+    Opening checks the version, the length of every file and the contents of the small files;
+    :meth:`verify` checks the contents of all files. On disk, shards are memory maps, which all
+    readers of a machine share; in RAM, every reader has its own copy; on a GPU, the store is a
+    tensor, from which batches are gathered.
 
     >>> store = FrameStore(Path("all_actions/store-64-p8-pyav"))
     >>> store.rows("CATER_new_000123", [0, 150, 300]).shape
@@ -52,14 +53,12 @@ class FrameStore:
         self,
         path: Path,
         placement: Placement = "disk",
-        verify: bool = False,
         device: torch.device | None = None,
     ) -> None:
         """Open the store at ``path``.
 
         Args:
             placement: ``disk``, ``ram``, ``gpu``, or ``auto``: the fastest place with enough room.
-            verify: also compare the checksum of every shard, which reads the entire store.
             device: device for training, where ``gpu`` places the store.
 
         Raises:
@@ -76,8 +75,6 @@ class FrameStore:
         self._check_lengths()
         self._check_contents(INDEX)
         self._check_contents(BAD_FILES)
-        if verify:
-            self.verify()
         self._index: dict[str, list[int]] = json.loads((self.path / INDEX).read_text())
         self.bad_files: dict[str, str] = json.loads((self.path / BAD_FILES).read_text())
         self.names = list(self._index)
@@ -92,9 +89,6 @@ class FrameStore:
             log.info("store: %s, %.2f GB %s, %s", self.path, self.bytes / 1e9, where, reason)
         self._on_device = self._load(device) if self.placement == "gpu" else None
         self._shards = [self._open_shard(n) for n in self._shard_names if self._on_device is None]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._index
 
     def num_frames(self, name: str) -> int:
         """Return the number of frames of media."""

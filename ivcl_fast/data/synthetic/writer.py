@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ivcl_fast.data.workers import Report, run_tasks, usable_cpus
 from ivcl_fast.errors import UserError
@@ -29,19 +29,18 @@ log = logging.getLogger(__name__)
 _MARKER = "synthetic.json"
 
 
-def check_choice(spec: Any, name: str, accepted: Sequence[str]) -> None:
-    """Raise :class:`UserError` unless a field of the spec has one of the accepted values."""
-    value = getattr(spec, name)
-    if value not in accepted:
-        raise UserError(f"{name}={value!r} is not one of {', '.join(accepted)}")
+def check_spec(spec: Any, minima: Mapping[str, int], choices: Mapping[str, Any]) -> None:
+    """Check fields of a spec: whole numbers of at least a minimum, and values of Literal types.
 
-
-def check_counts(spec: Any, **minima: int) -> None:
-    """Raise :class:`UserError` unless the named fields are whole numbers of at least a minimum."""
+    Raises :class:`UserError`, which names the field.
+    """
     for name, minimum in minima.items():
         value = getattr(spec, name)
         if type(value) is not int or value < minimum:
             raise UserError(f"{name}={value!r} must be a whole number, at least {minimum}")
+    for name, literal in choices.items():
+        if (value := getattr(spec, name)) not in get_args(literal):
+            raise UserError(f"{name}={value!r} is not one of {', '.join(get_args(literal))}")
 
 
 def folder_name(*parts: object, seed: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,8 +18,7 @@ from ivcl_fast.data.synthetic.acre.rules import draw_problem
 from ivcl_fast.data.synthetic.acre.scene import LAMPS, Scene, draw_scenes
 from ivcl_fast.data.synthetic.writer import (
     Size,
-    check_choice,
-    check_counts,
+    check_spec,
     folder_name,
     write_dataset,
 )
@@ -52,9 +51,8 @@ class SyntheticAcre:
     """Problems with different seeds are different."""
 
     def __post_init__(self) -> None:
-        check_choice(self, "regime", get_args(Regime))
-        check_choice(self, "size", get_args(Size))
-        check_counts(self, train=1, val=0, test=0, seed=0)
+        minima = {"train": 1, "val": 0, "test": 0, "seed": 0}
+        check_spec(self, minima, {"regime": Regime, "size": Size})
 
     @property
     def problems(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,7 @@ from ivcl_fast.data.synthetic.cater.world import LAST_FRAME
 from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import (
     Size,
-    check_choice,
-    check_counts,
+    check_spec,
     folder_name,
     read_spec,
     write_dataset,
@@ -71,9 +70,7 @@ class SyntheticCater:
     """Videos with different seeds are different."""
 
     def __post_init__(self) -> None:
-        check_choice(self, "size", get_args(Size))
-        check_choice(self, "camera", get_args(CameraMotion))
-        check_counts(self, train=1, val=0, seed=0)
+        check_spec(self, {"train": 1, "val": 0, "seed": 0}, {"size": Size, "camera": CameraMotion})
 
     @property
     def videos(self) -> int:

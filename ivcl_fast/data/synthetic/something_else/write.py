@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,7 @@ from ivcl_fast.data.synthetic.something_else.render import VisibleBox, render
 from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import (
     Size,
-    check_choice,
-    check_counts,
+    check_spec,
     folder_name,
     write_dataset,
 )
@@ -69,8 +68,7 @@ class SyntheticSomethingElse:
     clips at 142 x 80 pixels and 8 fps, 16 to 40 frames."""
 
     def __post_init__(self) -> None:
-        check_counts(self, train=1, val=0, seed=0)
-        check_choice(self, "size", get_args(Size))
+        check_spec(self, {"train": 1, "val": 0, "seed": 0}, {"size": Size})
 
     @property
     def clips(self) -> int:
