@@ -1,4 +1,4 @@
-"""The prepare command, from its flags to the files, and what it says to mistakes."""
+"""The command ``prepare``: flags, files and messages."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_durations(seconds, said):
 
 
 def test_verify_finds_any_flipped_byte(command, package):
-    """In every file of the store, wherever it is."""
+    """In every file of the store, at several positions."""
     command(f"cater:{package}", *SMALL)
     files = sorted((package / "store-32-p8-pyav").iterdir())
     assert len(files) == 4
@@ -124,7 +124,7 @@ def test_synthetic_data_then_its_store(command, tmp_path):
         (["synthetic:cater", "--train", "0", "--dry-run"], "train"),
     ],
 )
-def test_mistakes_are_told_in_one_line(command, package, arguments, what):
+def test_mistakes_are_one_line(command, package, arguments, what):
     before = sorted(package.rglob("*"))
     status, _, error = command(*(a.replace("PACKAGE", str(package)) for a in arguments))
     assert status == 2

@@ -1,4 +1,4 @@
-"""``load_clip``: from a file to what a model takes, the very frames of training and evaluation."""
+"""``load_clip`` gives the frames that training and evaluation read from a store."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_images_of_a_folder_are_in_the_order_of_their_numbers(tmp_path):
     assert numbers(load_clip(str(tmp_path), CFG)[0].numpy()) == [(1, i) for i in (0, 4, 7, 11)]
 
 
-def test_what_cannot_be_decoded_is_one_line_with_its_name(tmp_path):
+def test_errors_are_one_line_with_the_name_of_the_file(tmp_path):
     def fails_with(path, message):
         with pytest.raises(UserError) as error:
             load_clip(path, CFG)

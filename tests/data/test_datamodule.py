@@ -80,7 +80,7 @@ def test_every_data_set_from_a_store_and_streamed(name, folder):
     assert stored.dataset.describe(clips[0].label)  # type: ignore[arg-type]
 
 
-def test_a_labelled_share_is_of_whole_problems(folder):
+def test_a_share_consists_of_complete_problems(folder):
     data = opened(config("synthetic:acre-comp", folder))
     options = dict(batch_size=4, num_frames=7, seed=3, training=True)
     found: list[set[str]] = []
@@ -176,7 +176,7 @@ def test_missing_scenes_are_logged_once(cater, tmp_path, caplog):
     assert len(caplog.messages) == 1
 
 
-def test_tasks_with_media_of_their_own_have_stores_of_their_own(folder):
+def test_tasks_with_their_own_media_have_their_own_stores(folder):
     one, other = (
         opened(config("synthetic:something-else", folder, task=task))
         for task in ("compositional", "fewshot_base")

@@ -1,4 +1,4 @@
-"""Labels of frames and what learns from them: against pictures, by hand, and from the command."""
+"""Labels of frames, compared with pictures and scenes, and pretraining with them."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def pictures(dataset: Cater, clip: Clip, frames: np.ndarray) -> np.ndarray:
     return np.stack(shown)[frames].astype(float)
 
 
-def test_the_picture_is_golden_where_the_snitch_is_said_to_be(cater):
-    """Cells of four by three pixels, through the whole video; in another video they are not."""
+def test_the_picture_is_golden_at_the_label_of_the_snitch(cater):
+    """Cells have four by three pixels. In the frames of another video they are not golden."""
     grid, frames, clips = 40, np.arange(0, FRAMES, 3), cater.clips("train")
     labels = frame_labels(cater, "detection", grid)
     videos = [pictures(cater, clip, frames) for clip in clips]
@@ -64,7 +64,7 @@ def test_the_picture_is_golden_where_the_snitch_is_said_to_be(cater):
 
 
 def test_centres_in_the_first_frame_are_the_scenes(cater):
-    """``pixel_coords`` were computed for the video's own size."""
+    """``pixel_coords`` are for the size of the video."""
     labels = frame_labels(cater, "detection", 8)
     for clip in cater.clips("train"):
         expected = torch.zeros(64, len(SHAPES))
@@ -118,7 +118,7 @@ THINGS = {"cone", "red", "large", "rubber", "cube", "blue", "small"}
 
 
 def test_attributes_by_hand(by_hand):
-    """The snitch's size and material count for nothing, and inside a cone it is out of sight."""
+    """The size and material of the snitch do not count, and inside a cone it is hidden."""
     labels = frame_labels(by_hand, "classification", 8)(CLIP, ALL)
     assert labels.dtype == torch.float32 and labels.shape == (4, 18)
     seen = THINGS | {"spl"}
@@ -140,7 +140,7 @@ def test_centres_by_hand(by_hand):
 @pytest.mark.parametrize("loader", ["store", "stream"])
 @pytest.mark.parametrize("objective", CLASSES)
 def test_batches_hold_the_labels_of_their_own_frames(cater, objective, loader):
-    """Training jitters the frames: labels are those of the frames taken."""
+    """Training jitters the frames; the labels are those of the jittered frames."""
     flags = ["--data", f"cater:{cater.root}", "--objective", objective, "--image-size", "32"]
     flags += ["--num-frames", "5", "--num-query-frames", "1", "--workers", "1"]
     config = parse([*flags, "--loader", loader, "--decoder", "pyav"])
@@ -174,7 +174,7 @@ def learnable(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(("objective", "margin"), [("classification", 0.06), ("detection", 0.2)])
-def test_pretraining_learns_and_finetuning_goes_on_from_it(
+def test_pretraining_learns_and_finetuning_continues_from_it(
     objective, margin, learnable, tmp_path, monkeypatch, capsys
 ):
     flags = ["--data", f"cater:{learnable}", "--objective", objective, *SMALL]
@@ -217,7 +217,7 @@ def test_data_sets_without_labels_are_refused_before_any_work(data, tmp_path, mo
 
 
 @pytest.mark.parametrize("objective", CLASSES)
-def test_scenes_that_do_not_tell_are_named(by_hand, objective):
+def test_malformed_scenes_are_named(by_hand, objective):
     labels, file = frame_labels(by_hand, objective, 8), by_hand.root / "scenes" / "clip.json"
     with pytest.raises(UserError, match="scene of clip has 4 frames"):
         labels(CLIP, np.array([0, 4]))
@@ -234,7 +234,7 @@ def test_scenes_that_do_not_tell_are_named(by_hand, objective):
         assert "\n" not in str(error.value)
 
 
-def test_what_the_folder_does_not_tell_is_refused(tmp_path):
+def test_folders_without_frame_labels_are_refused(tmp_path):
     acre = Acre(write_acre(tmp_path / "acre", SyntheticAcre("iid", train=1, val=1, test=1), 1))
     moving = tmp_path / "max2action_cameramotion"
     for folder in ("videos", "lists", "scenes"):

@@ -1,4 +1,4 @@
-"""Seeded damage to every kind of file: told in one line or survived; no crash, hang or leak.
+"""Damaged files of every kind give a one-line error or are read; no crash, hang or leak.
 
 ``IVCL_FAST_FUZZ=1000`` sets how many damaged files there are in all.
 """
@@ -33,7 +33,7 @@ LEAK_BYTES = 48 * 2**20
 
 
 def damaged(whole: bytes, seed: int) -> bytes:
-    """A copy that was cut short, flipped, overwritten, or has too much or too little inside."""
+    """Return a copy that is truncated, flipped, overwritten, or has inserted or deleted bytes."""
     rng = random.Random(seed)
     contents = bytearray(whole)
     at = rng.randrange(len(contents)) if rng.random() < 0.6 else rng.randrange(min(600, len(whole)))
@@ -56,7 +56,7 @@ def damaged(whole: bytes, seed: int) -> bytes:
 
 
 def decode_damaged(task, report) -> tuple[Counter[str], int]:
-    """Outcomes, and by how much the process has grown; in a worker, for decoders are native."""
+    """Count the outcomes, and the growth of the process; in a worker, as decoders are native."""
     path, decoder, seeds = task
     whole = path.read_bytes()
     outcomes: Counter[str] = Counter()
@@ -96,7 +96,7 @@ def samples(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("decoder", ["pyav", "dali"])
 def test_damaged_media(tmp_path, decoder):
-    """DALI's own reader of WebM may die of one; then its worker does, and nothing else."""
+    """DALI's own reader of WebM may crash, which ends only its worker."""
     if decoder == "dali" and not decode._dali_installed():
         pytest.skip("DALI is not installed")
     paths = [p for p in samples(tmp_path) if decoder == "pyav" or p.suffix != ".mp4"]
@@ -137,7 +137,7 @@ def test_damaged_lists_and_scenes(tmp_path):
 
 
 def test_damaged_stores(tmp_path):
-    """Every damage to a small file is found on opening, to a shard by verifying."""
+    """Damage to a small file is found by opening, damage to a shard by verifying."""
     videos = [media(write_painted(tmp_path / f"v{i}.avi", i, 5)) for i in range(2)]
     store = build_store(videos, tmp_path / "store", 32, 8, "pyav", 1).path
     for file in sorted(store.iterdir()):

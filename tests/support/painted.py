@@ -1,4 +1,4 @@
-"""Media whose frames say which they are, written as FFmpeg and as Blender write them.
+"""Media whose pixels encode the numbers of video and frame, in the formats of FFmpeg and Blender.
 
 A frame shows a 4 x 4 grid of black and white blocks: 6 bits video number, 10 bits frame number.
 """
@@ -24,25 +24,25 @@ FRAME_BITS = 10
 
 
 def media(path: Path) -> Media:
-    """A video file, named by its stem."""
+    """Return a video file as media with the name of the file."""
     return Media(path.stem, (path,))
 
 
 def read_images(media: Media, frame_ids: Sequence[int] | np.ndarray | None = None) -> list[bytes]:
-    """Encoded frames of Motion-JPEG or of image files."""
+    """Read encoded frames of Motion-JPEG or of image files."""
     with open_media(media) as opened:
         return opened.images(frame_ids)
 
 
 def picture(video: int, frame: int, height: int = 60, width: int = 80) -> np.ndarray:
-    """uint8 ``[H, W, 3]``."""
+    """Paint the numbers of a video and a frame: uint8 ``[H, W, 3]``."""
     bits = (video << FRAME_BITS | frame) >> np.arange(15, -1, -1) & 1
     blocks = bits.reshape(4, 4).repeat(height // 4, 0).repeat(width // 4, 1)
     return np.repeat(blocks[..., None] * 215 + 20, 3, -1).astype(np.uint8)
 
 
 def numbers(frames: np.ndarray) -> list[tuple[int, int]]:
-    """(video, frame) of every frame of uint8 ``[F, 3, S, S]``."""
+    """Read (video, frame) of every frame of uint8 ``[F, 3, S, S]``."""
     count, _, size, _ = frames.shape
     blocks = frames.reshape(count, 3, 4, size // 4, 4, size // 4).mean((1, 3, 5))
     values = ((blocks.reshape(count, 16) > 128) @ (1 << np.arange(15, -1, -1))).tolist()
@@ -55,7 +55,7 @@ def numbers_of_rows(rows: np.ndarray | torch.Tensor, patch_size: int = 8) -> lis
 
 
 def write_avi(path: Path, pictures: Sequence[np.ndarray], codec: str = "mjpeg") -> Path:
-    """As FFmpeg writes it: 4:2:0, Huffman tables in every frame."""
+    """Write a video as FFmpeg does: 4:2:0, with Huffman tables in every frame."""
     return write_video(path, pictures, codec)
 
 
@@ -68,7 +68,7 @@ def write_video(
     times: Sequence[int] | None = None,
     **options: str,
 ) -> Path:
-    """Any codec in the container of the path's suffix.
+    """Write a video with any codec, in the container of the path's suffix.
 
     ``rotation`` (degrees, counter-clockwise) is a flag; ``times`` are the frames' places on a
     clock of 24 ticks a second, for a variable frame rate.
@@ -93,7 +93,7 @@ VP9 = {"deadline": "realtime", "cpu-used": "8"}
 
 
 def write_images(folder: Path, name: str, video: int, frames: int, suffix: str = ".png") -> Media:
-    """A painted image sequence; PNGs with a fourth channel, as ACRE has them."""
+    """Write a painted image sequence; PNGs have a fourth channel, as in ACRE."""
     paths = tuple(folder / f"{name}_{i:02d}{suffix}" for i in range(frames))
     for number, path in enumerate(paths):
         pixels = picture(video, number)
@@ -105,12 +105,12 @@ def write_images(folder: Path, name: str, video: int, frames: int, suffix: str =
 
 
 def write_painted(path: Path, video: int, frames: int) -> Path:
-    """A painted video by FFmpeg."""
+    """Write a painted Motion-JPEG video with FFmpeg."""
     return write_avi(path, [picture(video, frame) for frame in range(frames)])
 
 
 def blender_jpeg(pixels: np.ndarray, quality: int = 90) -> bytes:
-    """A frame as Blender's AVI_JPEG, CATER's format, has it.
+    """Encode a frame as Blender does for CATER's format, AVI_JPEG.
 
     4:2:2, no JFIF header but an "AVI1" one, components numbered from 0, no Huffman tables.
     """
@@ -135,7 +135,7 @@ def blender_jpeg(pixels: np.ndarray, quality: int = 90) -> bytes:
 
 
 def write_blender_avi(path: Path, pictures: Sequence[np.ndarray]) -> Path:
-    """As Blender writes it: a record list around every frame, padding to 4 bytes, an index."""
+    """Write a video as Blender does: a list per frame, padding to 4 bytes, and an index."""
     height, width, _ = pictures[0].shape
     count = len(pictures)
     movi, index = b"movi", b""

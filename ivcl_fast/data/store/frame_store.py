@@ -123,8 +123,8 @@ class FrameStore:
         shape = (len(names), length, self.num_patches, self.patch_dim)
         if self._on_device is not None:
             places = []
-            for name, wanted in zip(names, frame_ids, strict=True):
-                shard, first, _, ids = self._frames(name, wanted)
+            for name, ids_of_clip in zip(names, frame_ids, strict=True):
+                shard, first, _, ids = self._frames(name, ids_of_clip)
                 places.append(self._shard_starts[shard] + first + ids)
             chosen = torch.from_numpy(np.concatenate(places))
             if pin:  # otherwise the copy would wait for pending steps
@@ -132,8 +132,8 @@ class FrameStore:
             chosen = chosen.to(self._on_device.device, non_blocking=pin)
             return self._on_device.index_select(0, chosen).view(shape)
         rows = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
-        for name, wanted, out in zip(names, frame_ids, rows.numpy(), strict=True):
-            self.rows(name, wanted, out)
+        for name, ids_of_clip, out in zip(names, frame_ids, rows.numpy(), strict=True):
+            self.rows(name, ids_of_clip, out)
         return rows
 
     def verify(self) -> None:

@@ -118,13 +118,13 @@ def _claim(
 ) -> None:
     """Make the folders and note the spec; :class:`UserError` if ``out`` holds something else."""
     marker = out / _MARKER
-    wanted = {"format_version": format_version, "spec": asdict(spec)}
+    content = {"format_version": format_version, "spec": asdict(spec)}
     if marker.is_file():
         try:
             found = json.loads(marker.read_text())
         except ValueError:
             found = None
-        if found != wanted:
+        if found != content:
             raise UserError(
                 f"{out} was begun with other settings (see {marker.name}); choose another folder"
             )
@@ -135,7 +135,7 @@ def _claim(
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not marker.is_file():
-            write_text(marker, json.dumps(wanted, indent=1) + "\n", durable=False)
+            write_text(marker, json.dumps(content, indent=1) + "\n", durable=False)
         for folder in folders:
             (out / folder).mkdir(exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Both decoders: exactly the frames asked for, resized as promised, in agreement."""
+"""Both decoders return exactly the requested frames, resized correctly, and agree."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ WRITERS = [write_avi, write_blender_avi]
 
 
 def dali_decodes(one: Media) -> bool:
-    """On a GPU more codecs than on a CPU, but none of frames too small."""
+    """Whether DALI decodes the media here: on a GPU more codecs, but not too small frames."""
     if torch.cuda.is_available():
         return choose_decoder(probe(one), "auto")[0] == "dali"
     return decode._dali_installed() and probe(one).codec in DALI_CPU_CODECS
 
 
 def assert_agree(one: Media, size: int, crop: Crop = WHOLE) -> None:
-    """Both decoders' frames, within the tolerance; DALI's are on the GPU if there is one."""
+    """The decoders agree within the tolerance; DALI's frames are on the GPU if there is one."""
     dali, pyav = (make_decoder(name, size).decode(one, crop=crop) for name in ("dali", "pyav"))
     assert dali.is_cuda == torch.cuda.is_available()
     difference = (dali.cpu().int() - pyav.int()).abs()
@@ -81,7 +81,7 @@ def scenes(count: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("name", ["pyav", DALI])
 def test_exactly_the_frames_asked_for(tmp_path, name, write):
-    """Enough frames for more than one of DALI's batches."""
+    """The video has more frames than one of DALI's batches."""
     count = 150
     path = write(tmp_path / "a.avi", [picture(7, frame) for frame in range(count)])
     decoder = make_decoder(name, 32)
@@ -116,7 +116,7 @@ def test_the_decoders_agree_on_a_gpu(tmp_path):
 @pytest.mark.parametrize("size", [64, 224])
 @pytest.mark.parametrize("name", ["pyav", DALI])
 def test_the_whole_frame_antialiased(tmp_path, name, size):
-    """Against Pillow: its own JPEG decoder, then its triangle filter over the whole picture."""
+    """Compare with Pillow's JPEG decoder and its triangle filter over the entire picture."""
     path = write_blender_avi(tmp_path / "a.avi", scenes(4))
     decoded = make_decoder(name, size).decode(media(path)).cpu().numpy().astype(int)
     for frame, jpeg in zip(decoded, read_images(media(path)), strict=True):
@@ -128,7 +128,7 @@ def test_the_whole_frame_antialiased(tmp_path, name, size):
 
 
 @pytest.mark.parametrize("name", ["pyav", DALI])
-def test_a_frame_of_nonsense(tmp_path, name):
+def test_an_undecodable_frame(tmp_path, name):
     """The file is refused, and the decoder still decodes the next one."""
     good = write_avi(tmp_path / "good.avi", [picture(0, frame) for frame in range(4)])
     contents = bytearray(good.read_bytes())
@@ -141,7 +141,7 @@ def test_a_frame_of_nonsense(tmp_path, name):
     assert numbers(decoder.decode(media(good)).cpu().numpy()) == [(0, frame) for frame in range(4)]
 
 
-def test_huffman_tables_are_put_in_only_where_missing():
+def test_huffman_tables_are_inserted_only_if_missing():
     pixels = picture(1, 2)
     bare = blender_jpeg(pixels)
     full = with_huffman_tables(bare)
@@ -185,7 +185,7 @@ def others(folder) -> list[Media]:
 
 
 def test_every_format_frame_by_frame(tmp_path):
-    """Exactly the frames asked for, in any order, from every codec and container."""
+    """Frames in any order, from every codec and container."""
     for one in others(tmp_path):
         for name in ["pyav"] + ["dali"] * dali_decodes(one):
             decoder = make_decoder(name, 32)
@@ -220,7 +220,7 @@ PAD_TO = {241: ((0, 1), (0, 3), (0, 0)), 33: ((0, 1), (0, 1), (0, 0))}
 @pytest.mark.parametrize("name", ["pyav", DALI])
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 def test_rotation_flags_are_followed(tmp_path, name, degrees):
-    """Also before a crop, which is a part of the upright frame."""
+    """A crop is a part of the upright frame."""
     upright = scenes(2)
     stored = [np.rot90(pixels, -degrees // 90).copy() for pixels in upright]
     path = write_video(tmp_path / "a.mp4", stored, "libvpx-vp9", rotation=degrees, **VP9)
@@ -286,7 +286,7 @@ def test_a_crop_is_that_part_of_the_frame(tmp_path, name):
         ("Can't allocate 9 bytes: out of memory", RuntimeError, "out of memory"),
     ],
 )
-def test_only_a_fault_of_the_file_is_blamed_on_it(tmp_path, encountered, error, said):
+def test_only_faults_of_the_file_are_video_errors(tmp_path, encountered, error, said):
     class Failing:
         def feed_input(self, name, samples):
             pass
@@ -302,8 +302,8 @@ def test_only_a_fault_of_the_file_is_blamed_on_it(tmp_path, encountered, error, 
     assert numbers(decoder.decode(path).cpu().numpy()) == [(0, 0)], "with a pipeline made anew"
 
 
-def test_a_video_with_nonsense_inside(tmp_path):
-    """Its headers are whole, its packets are not."""
+def test_a_video_with_damaged_packets(tmp_path):
+    """Its headers are intact, its packets are not."""
     path = write_video(tmp_path / "a.mp4", scenes(12), "libx264", bf="0")
     contents = bytearray(path.read_bytes())
     middle = len(contents) // 2
@@ -359,7 +359,7 @@ def test_which_decoder(monkeypatch):
         resolve_decoder("dali")
 
 
-def test_long_videos_are_waited_for_longer():
+def test_long_videos_have_a_longer_timeout():
     assert decoding_timeout(120, [301, 38]) == 120
     assert decoding_timeout(120, [301, 36_000]) == 3600
     assert decoding_timeout(120, []) == 120
@@ -384,7 +384,7 @@ def test_frame_sampling(frames, count):
         assert len(np.unique(jittered)) > 2 * count
 
 
-def test_frame_sampling_refuses_nothing_to_sample():
+def test_frame_sampling_needs_frames():
     for frames, count in ((0, 4), (4, 0)):
         with pytest.raises(ValueError, match="at least 1"):
             frame_ids(frames, count)

@@ -1,4 +1,4 @@
-"""The ACRE reader and the traps in ACRE's files."""
+"""The reader of ACRE, and malformed files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CATER reader and the traps in CATER's files."""
+"""The reader of CATER, and malformed files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_list(root, text: str, task: str = "localize", split: str = "train") ->
 
 
 def test_bare_names_and_full_paths(root):
-    """Released lists hold names; fresh ones the paths of another machine, spaces and all."""
+    """Released lists contain names; generated lists contain paths of another machine."""
     write_list(root, "CATER_new_000001.avi 7\n/home/me/my data/images/CLEVR_new_000002.avi 35\n")
     assert Cater(root).clips("train") == [
         Clip("CATER_new_000001", "CATER_new_000001", 7),

@@ -1,4 +1,4 @@
-"""The label rules of CATER, on scenes made by hand."""
+"""The rules of CATER's labels, for scenes written by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Something-Else reader and the traps in its files."""
+"""The reader of Something-Else, and malformed files."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_tasks(tmp_path: Path, task: str, parent: str) -> None:
 @pytest.mark.parametrize("prefix", ["", "something-something-v2-"])
 @pytest.mark.parametrize("folder", ["", "annotations", "labels"])
 def test_plain_something_something(tmp_path: Path, folder: str, prefix: str) -> None:
-    """Its label file holds the classes as strings."""
+    """Its label file has classes as strings."""
     write(tmp_path / folder / f"{prefix}train.json", TRAIN)
     write(tmp_path / folder / f"{prefix}validation.json", VALIDATION)
     write(tmp_path / folder / f"{prefix}labels.json", {k: str(v) for k, v in LABELS.items()})
@@ -90,7 +90,7 @@ def test_plain_something_something(tmp_path: Path, folder: str, prefix: str) -> 
 
 
 def test_media_are_the_videos_of_both_splits(tmp_path: Path) -> None:
-    """Sorted by name, whether or not they are there; videos win over frames."""
+    """They are sorted by name and need not exist; videos are preferred to frames."""
     write_task(tmp_path)
     videos = tmp_path / "20bn-something-something-v2"
     expected = [Media(n, (videos / f"{n}.webm",)) for n in ("17", "2", "2003", "203403")]
@@ -101,7 +101,7 @@ def test_media_are_the_videos_of_both_splits(tmp_path: Path) -> None:
 
 
 def test_frames_instead_of_videos(tmp_path: Path) -> None:
-    """Counted from 1; a missing frame keeps its place; without any, the first one is asked for."""
+    """Frames count from 1; a missing one is listed; without any, the first one is listed."""
     write_task(tmp_path)
     frames = tmp_path / "frames"
     for name in ("2/0001.jpg", "2/0002.jpg", "2/0004.jpg", "2/DONE", "2/0005.png", "17/x.jpg"):

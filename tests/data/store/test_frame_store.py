@@ -1,4 +1,4 @@
-"""The frame store: the decoder's frames byte for byte, whatever happens while it is built."""
+"""The frame store contains the decoder's frames, byte for byte, after any interruption."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def videos(tmp_path_factory) -> list[Media]:
 
 
 def spoiled(contents: bytes) -> bytes:
-    """A file that is whole by its headers, with a frame that no decoder can read."""
+    """A file with intact headers and a frame that cannot be decoded."""
     at = contents.index(b"\xff\xdb")
     return contents[:at] + bytes(200) + contents[at + 200 :]
 
@@ -92,7 +92,7 @@ def test_equals_direct_decoding(videos, tmp_path, decoder, placement, device):
 
 @pytest.mark.gpu
 def test_batches_in_gpu_memory(built):
-    """The same as from disk, and made without waiting for the GPU."""
+    """They equal those from disk, and are gathered without waiting for the GPU."""
     placed = FrameStore(built.path, "gpu", device=torch.device("cuda"))
     wanted = ["v3", "v0", "v6"], [np.array(ids) for ids in ([29, 0, 7], [4, 4, 1], [0, 5, 11])]
     torch.cuda.set_sync_debug_mode("error")
@@ -117,7 +117,7 @@ def test_exactly_the_frames_asked_for(built):
             built.rows("v1", wrong)
 
 
-def test_bad_files_are_told_with_reasons(built, videos, tmp_path, caplog):
+def test_bad_files_are_listed_with_reasons(built, videos, tmp_path, caplog):
     assert list(built.bad_files) == ["absent", "cut", "empty", "noise"]
     assert json.loads((built.path / "bad_files.json").read_text()) == built.bad_files
     assert "No such file" in built.bad_files["absent"]
@@ -166,11 +166,11 @@ def test_a_second_call_opens(built, videos, monkeypatch):
 
 
 class Killed(BaseException):
-    """Stands for a death that no handler sees."""
+    """Stands for a kill, which no handler catches."""
 
 
 def test_stopped_before_any_of_its_writes(built, videos, tmp_path, monkeypatch):
-    """Whichever file was about to appear, the next call ends with the same bytes."""
+    """Before each of the files is renamed; the next call gives the same bytes."""
     replace, stops = os.replace, 0
     while True:
         left = stops
@@ -199,7 +199,7 @@ def test_stopped_before_any_of_its_writes(built, videos, tmp_path, monkeypatch):
     assert stops == 2 * len(list(built.path.glob("*.u8"))) + 4
 
 
-def test_auto_says_why(videos, tmp_path, monkeypatch, caplog):
+def test_the_choice_of_the_decoder_is_logged(videos, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(decode, "_dali_installed", lambda: False)
     assert build(videos[:1], tmp_path, "auto").decoder == "pyav"
@@ -245,7 +245,7 @@ def test_kill_9_leaves_no_orphans_and_the_next_call_completes(built, videos, tmp
 
 
 def wait_until_gone(pids: list[int]) -> None:
-    """Wait for processes to end; a zombie, which nobody has reaped yet, has ended."""
+    """Wait for processes to end; zombies have ended."""
     for _ in range(600):
         states = []
         for pid in pids:

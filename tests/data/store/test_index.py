@@ -1,4 +1,4 @@
-"""What a video file holds, and which files are refused with which reason."""
+"""Probing of media: what files contain, and the reasons why files are refused."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_missing_and_empty_files(tmp_path):
 
 @pytest.mark.parametrize("keep", [4, 100, 0.3, 0.7, -2000, -40, -1])
 def test_truncated(tmp_path, whole, keep):
-    """Wherever the file was cut, it is refused: in its header, in a frame, in its index."""
+    """A truncated file is refused, if it ends in its header, in a frame, or in its index."""
     size = int(len(whole) * keep) if isinstance(keep, float) else keep
     reason = refused(tmp_path, whole[:size])
     assert "truncated" in reason or "not a video file" in reason
@@ -182,7 +182,7 @@ def test_the_index_is_made_once(tmp_path, caplog):
     assert index_media(listed, None)[0].keys() == {"p1", "p2"}
 
 
-def test_the_digest_knows_names_and_sizes(tmp_path):
+def test_the_digest_depends_on_names_and_sizes(tmp_path):
     one, two = (write_images(tmp_path, f"p{i}", i, 2) for i in range(2))
     digest = source_digest([one, two])
     assert source_digest([one, two]) == digest != source_digest([two, one])

@@ -1,4 +1,4 @@
-"""Where a store goes: from its size and what is free, or as asked for."""
+"""Choice of the place of a store, by its size and the free memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GPU = torch.device("cuda")
 
 @pytest.fixture
 def machine(monkeypatch):
-    """80 GB of GPU memory and 100 of the other are free."""
+    """80 GB of GPU memory and 100 GB of RAM are free."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (80 * GB, 80 * GB))
     monkeypatch.setattr(placement, "available_memory", lambda: 100 * GB)
 
@@ -55,7 +55,7 @@ def test_available_memory():
         choose_placement("tape", 1)  # type: ignore[arg-type]
 
 
-def test_the_choice_is_told(tmp_path, caplog):
+def test_the_choice_is_logged(tmp_path, caplog):
     caplog.set_level("INFO")
     build_store([media(write_painted(tmp_path / "v0.avi", 0, 5))], tmp_path / "s", 32, 8, "pyav", 1)
     caplog.clear()

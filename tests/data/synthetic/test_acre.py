@@ -1,4 +1,4 @@
-"""Folders of synthetic ACRE: files as ACRE's, written once and whole."""
+"""The files of a synthetic ACRE have the format of ACRE's."""
 
 from __future__ import annotations
 

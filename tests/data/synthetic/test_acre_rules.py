@@ -1,4 +1,4 @@
-"""ACRE's rules: problems whose statistics and solvers' scores are ACRE's own."""
+"""Synthetic ACRE problems have the statistics, and give the solvers the scores, of ACRE's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Panels of synthetic ACRE, which one must be able to read at 64 pixels."""
+"""Panels of a synthetic ACRE are recognisable at 64 pixels."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ivcl_fast.data.synthetic.acre.scene import draw_scenes
 
 
 def small(scene: Any) -> np.ndarray:
-    """As a model sees it."""
+    """The picture at the size that models use."""
     return np.asarray(Image.fromarray(scene.picture).resize((64, 64)), dtype=int)
 
 
-def test_on_off_and_none_can_be_told_at_64_pixels() -> None:
+def test_on_off_and_none_differ_at_64_pixels() -> None:
     table = object_table("iid", "test")
     means: dict[str, list[float]] = {"on": [], "off": [], "no": []}
     pinkness: dict[str, list[float]] = {"on": [], "off": [], "no": []}
@@ -35,8 +35,8 @@ def test_on_off_and_none_can_be_told_at_64_pixels() -> None:
 
 
 @pytest.mark.parametrize("light", ["on", "off", "no"])
-def test_colours_and_materials_can_be_told_at_64_pixels(light: Any) -> None:
-    """By a nearest mean over colour statistics of the object's pixels, taken in other places."""
+def test_colours_and_materials_differ_at_64_pixels(light: Any) -> None:
+    """A nearest-mean classifier on colour statistics, which were measured at other places."""
     table = object_table("iid", "train")
 
     def looks(seed: int) -> dict[Attributes, np.ndarray]:

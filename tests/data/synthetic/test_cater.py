@@ -1,4 +1,4 @@
-"""Synthetic CATER on disk: the true format, the same bytes, whatever interrupts the writing."""
+"""The files of a synthetic CATER have the format of CATER's."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_lists(cater: Path) -> None:
 
 
 def test_full_size_with_a_moving_camera(tmp_path: Path, cater: Path) -> None:
-    """The same worlds as the embedded ones, in CATER's own size; labels know no camera."""
+    """Full size shows the same worlds as embedded size; labels do not depend on the camera."""
     spec = SyntheticCater(size="full", camera="moving", train=1, val=0, seed=7)
     out = write_cater(tmp_path / "full", spec, workers=1)
     check_video(out / "videos" / "CATER_new_000000.avi", (320, 240), 24, 301)

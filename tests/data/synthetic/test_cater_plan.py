@@ -1,4 +1,4 @@
-"""Planned CATER worlds: balanced, possible, and labelled as they are."""
+"""Plans of CATER videos are balanced, physically possible and correctly labelled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def scene_of(plan: Plan, frames: np.ndarray = ALL_FRAMES) -> dict:
     return scene_dict(plan, static_camera(320, 240), frames, 0)
 
 
-def test_fates_are_balanced() -> None:
+def test_final_cells_and_hidden_ends_are_balanced() -> None:
     scenes = [scene_of(plan) for plan in plans()]
     hidden = [labels.hidden_at_end(scene) for scene in scenes]
     assert 0.35 <= np.mean(hidden) <= 0.45

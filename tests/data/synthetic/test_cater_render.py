@@ -1,4 +1,4 @@
-"""Pictures of planned worlds: right place, right size, right order, same bytes."""
+"""Pictures of plans: positions, sizes and order of the objects, and repeatable bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ivcl_fast.data.synthetic.cater.world import Thing
 
 
 def make_plan(*things: tuple[str, str, tuple[float, float]], covered: int | None = None) -> Plan:
-    """A still world of (shape, colour, (x, y)), all of them large and of rubber."""
+    """A static world of large rubber objects, given as (shape, colour, (x, y))."""
     made = tuple(Thing(shape, "large", 0.75, color, "rubber", 20.0) for shape, color, _ in things)
     n = len(made)
     locations = np.zeros((301, n, 3))
@@ -81,7 +81,7 @@ def test_what_is_in_front_covers_what_is_behind(shape: str) -> None:
 
 
 def test_depth_is_compared_pixel_by_pixel() -> None:
-    """Of two spheres that run into each other, both are seen, the farther one beside the nearer."""
+    """Of two intersecting spheres both are visible, the farther one beside the nearer one."""
     camera = static_camera(320, 240)
     away, right = camera.forward[0, :2], camera.right[0, :2]
     farther = tuple(0.1 * away + 0.6 * right)

@@ -1,4 +1,4 @@
-"""Synthetic Something-Else on disk: the true format, the same bytes, whatever interrupts it."""
+"""The clips, splits and boxes of a synthetic Something-Else."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_sentences() -> None:
 
 
 def test_opposites_show_the_same_frames() -> None:
-    """Backwards or mirrored: nothing in one frame tells which of two opposites it is from."""
+    """Opposites are the same act backwards or mirrored, so no single frame distinguishes them."""
     opposites = [(a, b) for a in TEMPLATES for b in TEMPLATES if a.act is b.act and a is not b]
     assert len(opposites) == 4 * 2 + 4 * 3  # up/down, closer/away, (un)cover, in/out; push, pull
     for a, b in opposites:
@@ -205,7 +205,7 @@ def test_boxes_hold_what_moves(something_else: Path) -> None:
         if name == "Uncovering something":
             assert things == []
             assert "0000" in frames[-1].categories
-            continue  # nobody boxed the cloth
+            continue  # the cloth has no box
         middle = frames[len(frames) // 2]
         inside = np.zeros(video.shape[1:3], dtype=bool)
         for x1, y1, x2, y2 in np.concatenate([frames[0].corners, middle.corners]).astype(int):
@@ -218,7 +218,7 @@ def test_boxes_hold_what_moves(something_else: Path) -> None:
 
 
 def test_full_size(tmp_path: Path, something_else: Path) -> None:
-    """The same acts as the embedded ones, larger and in more frames."""
+    """Full size shows the same acts as embedded size, larger and in more frames."""
     spec = SyntheticSomethingElse(train=1, val=0, seed=7, size="full")
     out = write_something_else(tmp_path / "full", spec, workers=1)
     video = decode(out / VIDEOS / "1.webm", (427, 240), 12)

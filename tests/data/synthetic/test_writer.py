@@ -1,4 +1,4 @@
-"""Synthetic data on disk: the same bytes, whatever interrupts the writing."""
+"""Synthetic data sets have the same bytes after any interruption, for any number of workers."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_stopped_and_continued(tmp_path: Path, something_else: Path, stop: signa
 
 
 def unfinish(out: Path, index: str, file: str, last: str, content: str) -> None:
-    """Leave what a kill leaves: an index half written, and an item with only one of its files."""
+    """Leave the files of a killed process: a partial index, and an item with partial files."""
     (out / index).rename(out / f"{index}.partial")
     (out / f"{index}.partial" / content).write_text("[[{")
     half = (out / file).read_bytes()[:1000]

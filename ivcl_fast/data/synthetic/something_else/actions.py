@@ -50,7 +50,7 @@ class Grip:
 
 @dataclass(frozen=True)
 class Layer:
-    """A thing or a hand over time; later layers lie in front."""
+    """A thing or a hand over time; later layers are in front."""
 
     look: Noun | Grip
     size: float
