@@ -30,9 +30,9 @@ from benchmarks.timing import DEVICE, Call
 from ivcl_fast import IVCL, IVCLConfig, reference
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.data.loader import Batch, StoreLoader
-from ivcl_fast.data.patches import patchify
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.store.frame_store import BAD_FILES, INDEX, VERSION, FrameStore, write_meta
+from ivcl_fast.models.reference import patchify
 from ivcl_fast.training import step_graph
 from ivcl_fast.training.loop import Schedule, Stage
 from ivcl_fast.training.seeds import clip_seeds
