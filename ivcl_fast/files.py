@@ -22,8 +22,10 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     wait for the disk, which suits thousands of small files that can be made again; their temporary
     name is fixed, so that the next attempt overwrites what a killed process left behind.
 
-    >>> with atomic_write(Path("scores.csv")) as file:
-    ...     file.write(b"0.5")
+    Example::
+
+        >>> with atomic_write(Path("scores.csv")) as file:
+        ...     file.write(b"0.5")
     """
     suffix = f".{os.getpid()}.tmp" if durable else ".partial"
     temporary = path.with_name(path.name + suffix)
@@ -99,9 +101,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     does. The system releases the lock when the process ends, however it ends. On a file system
     without locks every process is granted the lock.
 
-    >>> with locked(Path("build.lock"), wait=False) as held:
-    ...     if not held:
-    ...         print("another process is building")
+    Example::
+
+        >>> with locked(Path("build.lock"), wait=False) as held:
+        ...     if not held:
+        ...         print("another process is building")
     """
     # Network file systems lock files only if they are open for writing.
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT

@@ -37,8 +37,10 @@ def load_clip(
     Raises:
         UserError: the path does not exist, or its content cannot be decoded.
 
-    >>> model = ivcl_fast.IVCLClassifier.from_pretrained("runs/my_run/finetune")
-    >>> logits = model(ivcl_fast.load_clip("video.mp4", model.cfg))
+    Example::
+
+        >>> model = ivcl_fast.IVCLClassifier.from_pretrained("runs/my_run/finetune")
+        >>> logits = model(ivcl_fast.load_clip("video.mp4", model.cfg))
     """
     resolve_decoder(decoder)
     try:

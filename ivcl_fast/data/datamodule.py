@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 class DataModule(ABC):
     """A data set together with the source of its frames; makes the loaders.
 
-    >>> data = open_data(DataConfig("cater:all_actions"), IVCLConfig.preset("tiny"))
-    >>> loader = data.loader("train", batch_size=16, num_frames=16, seed=0, training=True)
-    >>> for batch in loader.epoch(0):
-    ...     batch.rows, batch.labels
+    Example::
+
+        >>> data = open_data(DataConfig("cater:all_actions"), IVCLConfig.preset("tiny"))
+        >>> loader = data.loader("train", batch_size=16, num_frames=16, seed=0, training=True)
+        >>> for batch in loader.epoch(0):
+        ...     batch.rows, batch.labels
     """
 
     def __init__(self, dataset: Dataset, frame_labels: FrameLabels | None = None) -> None:

@@ -39,24 +39,24 @@ class Clip:
 class Dataset(Protocol):
     """One task of a data set in a folder.
 
-    The smallest data set, for frames of your own:
+    The smallest data set, for frames of your own::
 
-    >>> class Mine:
-    ...     task, num_classes, multi_label = "left-right", 2, False
-    ...     splits, curve_split = ("train", "val"), "val"
-    ...
-    ...     def __init__(self, root: Path) -> None:
-    ...         self.root = root
-    ...
-    ...     def clips(self, split: str) -> list[Clip]:
-    ...         lines = (self.root / f"{split}.txt").read_text().splitlines()  # name label
-    ...         return [Clip(name, name, int(label)) for name, label in map(str.split, lines)]
-    ...
-    ...     def media(self) -> list[Media]:
-    ...         return [Media(path.stem, (path,)) for path in sorted(self.root.glob("*.mp4"))]
-    ...
-    ...     def describe(self, label: int) -> str:
-    ...         return ("left", "right")[label]
+        >>> class Mine:
+        ...     task, num_classes, multi_label = "left-right", 2, False
+        ...     splits, curve_split = ("train", "val"), "val"
+        ...
+        ...     def __init__(self, root: Path) -> None:
+        ...         self.root = root
+        ...
+        ...     def clips(self, split: str) -> list[Clip]:
+        ...         lines = (self.root / f"{split}.txt").read_text().splitlines()  # name label
+        ...         return [Clip(name, name, int(label)) for name, label in map(str.split, lines)]
+        ...
+        ...     def media(self) -> list[Media]:
+        ...         return [Media(path.stem, (path,)) for path in sorted(self.root.glob("*.mp4"))]
+        ...
+        ...     def describe(self, label: int) -> str:
+        ...         return ("left", "right")[label]
     """
 
     @property

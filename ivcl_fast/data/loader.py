@@ -90,9 +90,11 @@ class ClipLoader(ABC):
 
     Clips whose media cannot be used are left out, which is logged.
 
-    >>> for epoch in range(10):
-    ...     for batch in loader.epoch(epoch):
-    ...         loss = model(batch.rows).loss
+    Example::
+
+        >>> for epoch in range(10):
+        ...     for batch in loader.epoch(epoch):
+        ...         loss = model(batch.rows).loss
     """
 
     def __init__(

@@ -112,8 +112,10 @@ def parse_source(source: str, argument: str = "--data") -> tuple[DatasetFormat, 
 
     Raises :class:`UserError`, which names ``argument``, for an unknown source.
 
-    >>> dataset_format, folder = parse_source("cater:all_actions")
-    >>> dataset = dataset_format.open(folder, "localize")
+    Example::
+
+        >>> dataset_format, folder = parse_source("cater:all_actions")
+        >>> dataset = dataset_format.open(folder, "localize")
     """
     prefix, _, rest = source.partition(":")
     if prefix == "synthetic" and (rest or "static") in _SYNTHETIC:

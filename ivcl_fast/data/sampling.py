@@ -14,8 +14,10 @@ def frame_ids(
     about. ``rng`` moves each frame but the last to a uniformly drawn place between its own position
     and that of the next frame. Raises ``ValueError`` if a number is less than 1.
 
-    >>> frame_ids(301, 5)
-    array([  0,  75, 150, 225, 300])
+    Example::
+
+        >>> frame_ids(301, 5)
+        array([  0,  75, 150, 225, 300])
     """
     if frames_in_video < 1 or num_frames < 1:
         raise ValueError(f"{num_frames} of {frames_in_video} frames: both must be at least 1")

@@ -63,9 +63,11 @@ class WorkerPool:
     They are started when they are needed. Functions, tasks and results are pickled. A worker
     notices the death of its parent at its next report or task. Only the parent gets Ctrl-C.
 
-    >>> with WorkerPool(4) as pool:
-    ...     for result in pool.run(function, tasks, report=lambda count: None):
-    ...         print(result)
+    Example::
+
+        >>> with WorkerPool(4) as pool:
+        ...     for result in pool.run(function, tasks, report=lambda count: None):
+        ...         print(result)
     """
 
     def __init__(self, workers: int, stall_seconds: float = math.inf) -> None:

@@ -68,9 +68,11 @@ WHOLE = Crop(0.0, 0.0, 1.0, 1.0)
 class Decoder(ABC):
     """Decodes media to square frames of one size; serves one thread at a time.
 
-    >>> decoder = make_decoder("pyav", 64)
-    >>> decoder.decode(Media("a", (Path("a.avi"),)), [0, 12, 24]).shape
-    torch.Size([3, 3, 64, 64])
+    Example::
+
+        >>> decoder = make_decoder("pyav", 64)
+        >>> decoder.decode(Media("a", (Path("a.avi"),)), [0, 12, 24]).shape
+        torch.Size([3, 3, 64, 64])
     """
 
     name: ChosenDecoder

@@ -119,9 +119,11 @@ class Acre:
 
     A clip has seven frames: the six context panels of a problem and one of its queries.
 
-    >>> dataset = Acre(Path("ACRE_IID"))
-    >>> clip = dataset.clips("test")[0]
-    >>> dataset.describe(clip.label)
+    Example::
+
+        >>> dataset = Acre(Path("ACRE_IID"))
+        >>> clip = dataset.clips("test")[0]
+        >>> dataset.describe(clip.label)
     """
 
     splits = SPLITS

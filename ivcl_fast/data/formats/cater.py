@@ -67,9 +67,11 @@ TASKS = {
 class Cater:
     """One task of a CATER package; implements :class:`~ivcl_fast.data.dataset.Dataset`.
 
-    >>> dataset = Cater(Path("all_actions"), task="localize")
-    >>> clip = dataset.clips("val")[0]
-    >>> dataset.describe(clip.label), dataset.scene(clip.name)["objects"]
+    Example::
+
+        >>> dataset = Cater(Path("all_actions"), task="localize")
+        >>> clip = dataset.clips("val")[0]
+        >>> dataset.describe(clip.label), dataset.scene(clip.name)["objects"]
     """
 
     splits = SPLITS

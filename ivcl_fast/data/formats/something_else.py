@@ -85,8 +85,10 @@ TASKS = {
 class SomethingElse:
     """One task of Something-Else; implements :class:`~ivcl_fast.data.dataset.Dataset`.
 
-    >>> dataset = SomethingElse(Path("smth"), task="fewshot_5shot")
-    >>> dataset.clips("validation")[0].label
+    Example::
+
+        >>> dataset = SomethingElse(Path("smth"), task="fewshot_5shot")
+        >>> dataset.clips("validation")[0].label
     """
 
     multi_label = False

@@ -110,9 +110,11 @@ def build_store(
         UserError: ``out`` contains a store of other media or settings or something else, cannot be
             written, or the disk is full.
 
-    >>> store = build_store(dataset.media(), Path("store"), image_size=64, patch_size=8)
-    >>> store.rows(store.names[0], [0, 1]).shape
-    (2, 64, 192)
+    Example::
+
+        >>> store = build_store(dataset.media(), Path("store"), image_size=64, patch_size=8)
+        >>> store.rows(store.names[0], [0, 1]).shape
+        (2, 64, 192)
     """
     if image_size < 1 or patch_size < 1 or image_size % patch_size:
         raise UserError(f"image_size: {image_size} is not a multiple of patch_size {patch_size}")

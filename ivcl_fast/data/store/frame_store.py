@@ -44,9 +44,11 @@ class FrameStore:
     readers of a machine share; in RAM, every reader has its own copy; on a GPU, the store is a
     tensor, from which batches are gathered.
 
-    >>> store = FrameStore(Path("all_actions/store-64-p8-pyav"))
-    >>> store.rows("CATER_new_000123", [0, 150, 300]).shape
-    (3, 64, 192)
+    Example::
+
+        >>> store = FrameStore(Path("all_actions/store-64-p8-pyav"))
+        >>> store.rows("CATER_new_000123", [0, 150, 300]).shape
+        (3, 64, 192)
     """
 
     def __init__(

@@ -87,7 +87,9 @@ def write_acre(
     Arguments and errors are those of :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`;
     ``progress`` counts problems.
 
-    >>> write_acre(Path("data/acre"), SyntheticAcre(regime="comp", train=100, val=20, test=20))
+    Example::
+
+        >>> write_acre(Path("data/acre"), SyntheticAcre(regime="comp", train=100, val=20, test=20))
     """
     return write_dataset(
         out,

@@ -106,7 +106,9 @@ def write_cater(
         UserError: the folder holds something else, or ``workers`` is less than 1.
         KeyboardInterrupt: stopped by the user; the message says how to continue.
 
-    >>> write_cater(Path("data/cater"), SyntheticCater(train=100, val=20))
+    Example::
+
+        >>> write_cater(Path("data/cater"), SyntheticCater(train=100, val=20))
     """
     return write_dataset(
         out,

@@ -94,7 +94,9 @@ def write_something_else(
     ``bounding_box_smthsmth_part{1,2}.json`` and ``synthetic.json``. Arguments and errors are those
     of :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`; ``progress`` counts clips.
 
-    >>> write_something_else(Path("data/sse"), SyntheticSomethingElse(train=180, val=36))
+    Example::
+
+        >>> write_something_else(Path("data/sse"), SyntheticSomethingElse(train=180, val=36))
     """
     write_dataset(
         out,
