@@ -233,10 +233,10 @@ class StreamedData(Data):
         )
 
 
-def open_dataset(config: DataConfig, only_look: bool = False) -> Dataset:
+def open_dataset(config: DataConfig, read_only: bool = False) -> Dataset:
     """Open the data set that ``config`` names; a synthetic one is written first if it is not there.
 
-    With ``only_look`` nothing is written: raises :class:`UserError` if it is not there.
+    With ``read_only`` nothing is written: raises :class:`UserError` if it is not there.
     """
     kind, place = registry.find(config.source)
     task = registry.find_task(config.source, config.task)
@@ -245,12 +245,15 @@ def open_dataset(config: DataConfig, only_look: bool = False) -> Dataset:
         spec = place.spec(train=config.train_videos, val=config.val_videos)
         root = config.data_dir / spec.default_name
         option = "--data-dir with the folder that holds it"
-        if not only_look:
+        if not read_only:
             with Bar("rendering", 0, place.items) as bar:
                 place.write(root, spec, workers=config.workers, progress=bar)
         place = root
-    if only_look and not place.is_dir():
-        raise UserError(f"{place.absolute()}: no such folder; accepted: {option}")
+    if read_only and not place.is_dir():
+        raise UserError(
+            f"{place.absolute()}: no such folder; read-only commands never generate data; if the "
+            f"data set has moved, pass {option}"
+        )
     return kind.open(place, task)
 
 
@@ -260,17 +263,17 @@ def open_data(
     device: torch.device | None = None,
     *,
     with_frame_labels: bool = False,
-    only_look: bool = False,
+    read_only: bool = False,
 ) -> Data:
     """Open the clips of a run; both writing and decoding them resume where they were stopped.
 
     ``model`` gives the sizes of frames and patches, and with ``with_frame_labels`` the objective
     whose labels batches hold in supervised pretraining. ``device`` trains, for a store that is to
-    lie in its memory. With ``only_look`` no data set is written, and only what is read has to be
+    lie in its memory. With ``read_only`` no data set is written, and only what is read has to be
     there.
     """
-    dataset = open_dataset(config, only_look)
-    if only_look:
+    dataset = open_dataset(config, read_only)
+    if read_only:
         return _decoded(config, model, dataset, device)
     labels = frame_labels(dataset, model.objective, model.grid) if with_frame_labels else None
     measured = dict.fromkeys((dataset.curve_split, dataset.splits[1]))

@@ -36,10 +36,10 @@ def config(name: str, folder: Path, **changes) -> DataConfig:
     return replace(made, **changes)
 
 
-def opened(config: DataConfig, only_look: bool = False) -> Data:
+def opened(config: DataConfig, read_only: bool = False) -> Data:
     frames = 7 if "acre" in config.source else 5
     model = IVCLConfig(image_size=32, patch_size=8, num_frames=frames, num_query_frames=2)
-    return open_data(config, model, only_look=only_look)
+    return open_data(config, model, read_only=read_only)
 
 
 def loader(data: Data, split: str, training: bool = False):
@@ -109,11 +109,11 @@ def test_what_one_feed_drops_is_told_and_dropped_by_all(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_who_only_looks_makes_no_data(name, tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path}/synthetic-.*: no such .*: --data-dir with"):
-        opened(config(name, tmp_path), only_look=True)
-    with pytest.raises(UserError, match="/nowhere: no such folder; accepted: --data with its"):
-        open_dataset(config("cater:nowhere", tmp_path), only_look=True)
+def test_reading_alone_generates_no_data(name, tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}/synthetic-.*: no such .* --data-dir with"):
+        opened(config(name, tmp_path), read_only=True)
+    with pytest.raises(UserError, match=r"/nowhere: no such folder; .* --data with its"):
+        open_dataset(config("cater:nowhere", tmp_path), read_only=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -135,7 +135,7 @@ def test_what_is_measured_on_is_looked_for_before_any_work(cater, tmp_path):
     with pytest.raises(UserError, match=r"localize/val\.txt: no such list"):
         opened(settings)
     assert not list(cater.glob("store-*"))
-    assert opened(settings, only_look=True).usable_clips("train"), "need not be measured on"
+    assert opened(settings, read_only=True).usable_clips("train"), "need not be measured on"
     val.write_text(listed.replace("CATER_new_", "CATER_old_"))
     for loader in ("store", "stream"):
         shutil.rmtree(cater / "store-32-p8-pyav", ignore_errors=True)
@@ -150,7 +150,7 @@ def test_acre_without_its_validation_split(folder, tmp_path):
     settings = config(f"acre:{data}", tmp_path)
     with pytest.raises(UserError, match=r"val\.json: no such file"):
         opened(settings)
-    assert len(opened(settings, only_look=True).usable_clips("test")) == 4
+    assert len(opened(settings, read_only=True).usable_clips("test")) == 4
 
 
 def test_scenes_that_are_missing_are_told_of_once(cater, tmp_path, caplog):
