@@ -18,19 +18,19 @@ from ivcl_fast.analysis.linear_probes import (
     REGRESSION,
     Probe,
     Targets,
-    mean_by_clip,
     run_probe,
 )
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater_labels import Scene
 from ivcl_fast.evaluation.baselines import guess_probability
-from ivcl_fast.evaluation.metrics import Score, localization_chance
+from ivcl_fast.evaluation.metrics import Score
 
 Scores = dict[str, dict[str, dict[str, Score]]]
 """By probe, group of frames and name of features."""
 
+CELLS = 36
 PROBES = {
-    "snitch's cell": Probe(CLASSIFICATION, 36),
+    "snitch's cell": Probe(CLASSIFICATION, CELLS),
     "snitch's position": Probe(REGRESSION, 2),
     "snitch inside a cone": Probe(MULTI_LABEL, 1),
 } | {
@@ -118,10 +118,8 @@ def run_probes(
 
         targets = train.targets[name], test.targets[name]
         scores[name] = run_probe(probe, *targets, train.clips, test.clips, features, fitted)
-    chance = localization_chance()["top1"]
-    groups = test.targets["snitch's cell"].groups
     for group, of_group in scores["snitch's cell"].items():
-        chosen = groups[group]
+        chosen = test.targets["snitch's cell"].groups[group]
         guess, clips = test.guess[chosen], test.clips[chosen]
-        of_group[GUESS] = mean_by_clip(guess, clips, chance, percent=True)
+        of_group[GUESS] = Score.mean(guess, 1 / CELLS, percent=True, groups=clips)
     return scores

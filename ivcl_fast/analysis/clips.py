@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import tee, zip_longest
 from pathlib import Path
 
 import torch
@@ -108,13 +109,19 @@ class ClipReader:
         """Read clips by name. Raises :class:`UserError` for one that is missing or unusable."""
         dataset = self.run.dataset
         known = {clip.name: clip for split in dataset.splits[:2] for clip in dataset.clips(split)}
-        for name in names:
-            if name not in known:
-                raise UserError(
-                    f"--clip {name}: no such clip in the training or evaluation split of "
-                    f"{dataset.root}; accepted: e.g. {next(iter(known))}"
-                )
-        return (self._read_named(known[name]) for name in names)
+        if missing := [name for name in names if name not in known]:
+            raise UserError(
+                f"--clip {missing[0]}: no such clip in the training or evaluation split of "
+                f"{dataset.root}; accepted: e.g. {next(iter(known))}"
+            )
+
+        def read(name: str) -> DecodedClip:
+            try:
+                return self.read(known[name])
+            except VideoError as error:
+                raise UserError(f"--clip {name}: {error}") from None
+
+        return map(read, names)
 
     def mixed(self, count: int, clips: Sequence[Clip] | None = None) -> Iterator[DecodedClip]:
         """Read the first ``count`` usable clips of ``clips``, by default of :attr:`eval_clips`.
@@ -161,23 +168,11 @@ class ClipReader:
 
     def _alternating(self, clips: Iterable[Clip]) -> Iterator[Clip]:
         """Let clips with a visible and a hidden end take turns, as long as there are both."""
-        waiting: dict[bool, list[Clip]] = {False: [], True: []}
-        rest, hidden = iter(clips), False
-        while True:
-            while not waiting[hidden]:
-                if (clip := next(rest, None)) is None:
-                    yield from waiting[not hidden]
-                    return
-                scene = self._scene(clip)
-                waiting[scene is not None and hidden_at_end(scene)].append(clip)
-            yield waiting[hidden].pop(0)
-            hidden = not hidden
-
-    def _read_named(self, clip: Clip) -> DecodedClip:
-        try:
-            return self.read(clip)
-        except VideoError as error:
-            raise UserError(f"--clip {clip.name}: {error}") from None
+        ends = ((clip, self._scene(clip)) for clip in clips)
+        known = tee((clip, scene is not None and hidden_at_end(scene)) for clip, scene in ends)
+        visible = (clip for clip, hidden in known[0] if not hidden)
+        hidden = (clip for clip, hidden in known[1] if hidden)
+        return (clip for pair in zip_longest(visible, hidden) for clip in pair if clip)
 
     def _scene(self, clip: Clip) -> Scene | None:
         """Return the clip's scene, if the task needs one and it is there."""

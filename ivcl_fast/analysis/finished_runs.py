@@ -108,7 +108,8 @@ class FinishedRun:
 
     def load(self, name: str) -> Any:
         """Return the finished model in folder ``name``, in evaluation mode on the run's device."""
-        kind = type(self.new_model()) if name == "pretrain" else IVCLClassifier
+        pretraining = Supervised if self.config.model.supervised else IVCL
+        kind = pretraining if name == "pretrain" else IVCLClassifier
         return kind.from_pretrained(self.folder / name).to(self.device).eval()
 
     def new_model(self) -> IVCL | Supervised:

@@ -8,7 +8,7 @@ frames, D features, K outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from ivcl_fast.evaluation.metrics import (
     Ranking,
     Score,
     bootstrap_interval,
-    clustered_interval,
     mean_of_present,
     topk_correct,
 )
@@ -31,7 +30,7 @@ HELD_OUT = 5
 STEPS, TOLERANCE = 100, 1e-6
 """L-BFGS stops after so many steps, or when one changes the loss by less."""
 RESAMPLES = 200
-"""Bootstrap resamples of the scores that have no closed-form interval."""
+"""Bootstrap resamples of average precision."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def score_places(places: Tensor, true: Tensor, chosen: Tensor, clips: Tensor) ->
         return None
     places, true = places[chosen].double(), true[chosen].double()
     chance = float((true - true.mean(dim=0)).norm(dim=1).mean())
-    return mean_by_clip((places - true).norm(dim=1), clips[chosen], chance, percent=False)
+    return Score.mean((places - true).norm(dim=1), chance, groups=clips[chosen])
 
 
 def score_presence(scores: Tensor, true: Tensor, chosen: Tensor, clips: Tensor) -> Score | None:
@@ -107,36 +106,12 @@ def score_presence(scores: Tensor, true: Tensor, chosen: Tensor, clips: Tensor) 
         each = [r.average_precision(weights[of_class]) for r, of_class in rankings]
         return mean_of_present(np.concatenate(each))
 
-    return by_clip(statistic, clips, float(np.mean(prevalence)), percent=True)
-
-
-def by_clip(
-    statistic: Callable[[np.ndarray], float], clips: Tensor, chance: float, percent: bool
-) -> Score:
-    """Return a statistic of weighted frames; its interval draws whole clips, as frames are alike.
-
-    ``statistic(weights)`` takes float64 ``[M]``; ``clips`` int64 ``[M]``.
-    """
     _, group = np.unique(clips.numpy(), return_inverse=True)
     value = statistic(np.ones(len(group)))
-    low, high = bootstrap_interval(
+    low, high = bootstrap_interval(  # draws whole clips, as the frames of one are alike
         lambda w: statistic(w[group]), group.max() + 1, RESAMPLES, centre=value
     )
-    return Score(value, max(low, 0.0), min(high, 1.0) if percent else high, chance, percent)
-
-
-def mean_by_clip(values: Tensor, clips: Tensor, chance: float, percent: bool) -> Score:
-    """Return :func:`by_clip` of the mean of float64 ``[M]``; ``percent``: shares from 0 to 1."""
-    each = values.numpy()
-
-    def mean(weights: np.ndarray) -> float:
-        return float(weights @ each / weights.sum())
-
-    score = by_clip(mean, clips, chance, percent)
-    if percent and score.high - score.low < 1e-12:  # clips do not vary, as without any success
-        low, high = clustered_interval(values, clips, (0.0, 1.0))
-        return replace(score, low=low, high=high)
-    return score
+    return Score(value, max(low, 0.0), min(high, 1.0), float(np.mean(prevalence)))
 
 
 CLASSIFICATION = TargetType(F.cross_entropy, score_classes, "top-1")

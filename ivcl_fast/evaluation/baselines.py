@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ivcl_fast.data.formats.acre import QUERIES, Acre, covariation
 from ivcl_fast.data.formats.cater_labels import localize_label, visible_cones_at_end
 from ivcl_fast.evaluation.evaluate import Evaluation, Result, group_masks, query_scores
-from ivcl_fast.evaluation.metrics import Score, localization_chance
+from ivcl_fast.evaluation.metrics import Score
 
 if TYPE_CHECKING:
     from ivcl_fast.data.datamodule import Data
@@ -47,9 +47,8 @@ def cone_guess(data: Data, evaluation: Evaluation) -> Result:
         cones = visible_cones_at_end(scene, data.grid)
         hits.append(guess_probability(cones, localize_label(scene, data.grid)))
     correct = torch.tensor(hits)
-    chance = localization_chance(data.grid)["top1"]
     scores = {
-        group: {"top1": Score.mean(correct[chosen], chance, percent=True)}
+        group: {"top1": Score.mean(correct[chosen], 1 / data.num_classes, percent=True)}
         for group, chosen in group_masks(len(hits), evaluation.hidden).items()
     }
     return Result(VISIBLE_CONE, scores, correct)

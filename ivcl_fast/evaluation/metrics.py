@@ -42,14 +42,17 @@ class Score:
         return cls(float(correct.mean()), low, high, chance)
 
     @classmethod
-    def mean(cls, values: Array, chance: float, percent: bool = False) -> Score:
-        """Return the mean of ``[V]`` numbers, one per clip, with a bootstrap interval.
+    def mean(
+        cls, values: Array, chance: float, percent: bool = False, groups: Array | None = None
+    ) -> Score:
+        """Return the mean of ``[V]`` numbers with a bootstrap interval.
 
-        ``percent``: the numbers are shares from 0 to 1.
+        ``percent``: they are shares from 0 to 1. ``groups``: as of :meth:`clustered`; by default
+        each number is a group of its own.
         """
         values = as_array(values).astype(np.float64)
-        bounds = (0.0, 1.0) if percent else None
-        low, high = clustered_interval(values, np.arange(len(values)), bounds)
+        groups = np.arange(len(values)) if groups is None else groups
+        low, high = clustered_interval(values, groups, (0.0, 1.0) if percent else None)
         return cls(float(values.mean()), low, high, chance, percent)
 
     @classmethod
@@ -126,14 +129,13 @@ def grid_distance(logits: Array, labels: Array, n: int = 6) -> np.ndarray:
     return np.abs(guess % n - labels % n) + np.abs(guess // n - labels // n)
 
 
-def localization_chance(n: int = 6) -> dict[str, float]:
-    """Return ``top1``, ``top5`` and ``l1`` of a uniform guess where true cells are uniform too.
+def chance_distance(n: int = 6) -> float:
+    """Return the mean distance in cells of a uniform guess where true cells are uniform too.
 
     ``E|i - j| = (n^2 - 1) / 3n`` for two uniform coordinates. Always answering a middle cell
-    has a lower L1 (n / 2 for an even n), so a low L1 alone proves little.
+    comes closer (n / 2 for an even n), so a short distance alone proves little.
     """
-    cells = n * n
-    return {"top1": 1 / cells, "top5": min(5 / cells, 1.0), "l1": 2 * (cells - 1) / (3 * n)}
+    return 2 * (n * n - 1) / (3 * n)
 
 
 def checked_answers(logits: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
@@ -165,17 +167,10 @@ def query_scores(
     the problem that a query belongs to; ``types`` ``[V]``, its question type. ``query`` is the
     share of correct answers, ``problem`` the share of problems whose answers are all correct. Each
     type in ``order`` that occurs has the share of correct answers to its queries. Chance is a
-    uniform guess. Raises ``ValueError`` naming a bad argument.
+    uniform guess.
     """
     correct = topk_correct(logits, labels, 1)
     groups, type_of = as_array(problems), np.asarray(types)
-    if groups.shape != correct.shape or type_of.shape != correct.shape:
-        raise ValueError(
-            f"problems, types: shapes {groups.shape} and {type_of.shape} are not both [V] with "
-            f"V = {len(correct)}"
-        )
-    if unknown := sorted(set(types) - set(order)):
-        raise ValueError(f"types: {unknown[0]!r} is not one of {', '.join(order)}")
     chance = 1 / as_array(logits).shape[1]
     _, group = np.unique(groups, return_inverse=True)
     size = np.bincount(group)

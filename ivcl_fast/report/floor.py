@@ -1,6 +1,6 @@
 """CATER's floor from above, turned as its camera sees it from its starting pose.
 
-+x points to the lower right, +y to the upper right. Cell ``c`` of n x n is ``x = c % n``,
+The x axis points to the lower right, the y axis to the upper right. Cell ``c`` of n x n is ``x = c % n``,
 ``y = c // n``.
 """
 

@@ -55,7 +55,7 @@ def reconstruction_picture(
     video = video[:COLUMNS]
     seeds = reference.stream(torch.tensor(seed, device=video.device), len(video))
     out = model(video, seed=seeds)
-    rebuilt = model.reconstruct_from(video, out)  # [B, Q, 3, H, W]
+    reconstructed = model.reconstruct_from(video, out)  # [B, Q, 3, H, W]
 
     frames = video.take_along_dim(out.query[:, :, None, None, None], dim=1) / 255
     ids_mask = out.ids_mask.take_along_dim(out.query[:, :, None], dim=1)  # [B, Q, N - K]
@@ -71,30 +71,32 @@ def reconstruction_picture(
         for frame in frames_of_clip
     ]
     note = "Masked patches are drawn with the true patch's mean and contrast (norm_pix)."
-    frames, masked, rebuilt = (x[:, chosen].flatten(0, 1) for x in (frames, masked, rebuilt))
-    reconstruction_grid(path, frames, masked, rebuilt, titles, note if cfg.norm_pix else "")
+    frames, masked, reconstructed = (
+        x[:, chosen].flatten(0, 1) for x in (frames, masked, reconstructed)
+    )
+    reconstruction_grid(path, frames, masked, reconstructed, titles, note if cfg.norm_pix else "")
 
 
 def reconstruction_grid(
     path: Path | str,
     frames: Tensor,
     masked: Tensor,
-    rebuilt: Tensor,
+    reconstructed: Tensor,
     titles: Sequence[str],
     note: str = "",
 ) -> None:
     """Draw a column per frame: input, masked input, reconstruction, error averaged over colours.
 
-    ``frames`` and ``rebuilt`` ``[M, 3, H, W]`` in [0, 1]; ``masked`` bool ``[M, H, W]``: the pixels
+    ``frames`` and ``reconstructed`` ``[M, 3, H, W]`` in [0, 1]; ``masked`` bool ``[M, H, W]``: the pixels
     that the model was not given. A frame's mean error is over those alone: others are the input's.
     """
     seen = frames.masked_fill(masked[:, None], MASKED_GRAY)
-    error = (rebuilt - frames).abs().mean(dim=1).cpu().numpy()  # [M, H, W]
+    error = (reconstructed - frames).abs().mean(dim=1).cpu().numpy()  # [M, H, W]
     figure = new_figure(1.25 * len(frames) + 1.8, 5.6)
     axes = figure.subplots(4, len(frames), squeeze=False)
     for column, title in enumerate(titles):
         axes[0, column].set_title(title, fontsize=9)
-        for row, images in enumerate((frames, seen, rebuilt)):
+        for row, images in enumerate((frames, seen, reconstructed)):
             draw_image(axes[row, column], as_image(images[column]), vmin=0, vmax=1)
         scale = draw_image(
             axes[3, column], error[column], cmap="magma", vmin=0, vmax=max(error.max(), 0.01)

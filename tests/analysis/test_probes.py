@@ -30,7 +30,6 @@ from ivcl_fast.data.synthetic.cater.camera import static_camera
 from ivcl_fast.data.synthetic.cater.planner import plan_video
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, scene_dict, write_cater
 from ivcl_fast.errors import run_command
-from ivcl_fast.evaluation.metrics import wilson_interval
 from ivcl_fast.train import main as train_main
 from tests.support.small_models import FRAME_FLAGS, SIZE_FLAGS, config, random_video
 
@@ -182,20 +181,18 @@ def test_presence_counts_the_answers_that_are_asked_for_alone() -> None:
 
 
 def test_intervals_draw_clips_not_frames() -> None:
-    """Frames said ten times over tell nothing new."""
-    values = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    clips = torch.arange(50)
-    once = linear_probes.mean_by_clip(values, clips, 0.5, percent=True)
-    often = linear_probes.mean_by_clip(values.repeat(10), clips.repeat(10), 0.5, percent=True)
+    """Ten predictions for each of the same clips tell nothing new."""
+    every, clips = torch.ones(500, dtype=torch.bool), torch.arange(50)
+    places = normal(0, 50, 2)
+    said = places, torch.zeros(50, 2), every[:50], clips
+    once = linear_probes.score_places(*said)
+    often = linear_probes.score_places(*(x.repeat(10, *[1] * (x.ndim - 1)) for x in said[:2]),
+                                       every, clips.repeat(10))  # fmt: skip
+    alone = linear_probes.score_places(*(x.repeat(10, *[1] * (x.ndim - 1)) for x in said[:2]),
+                                       every, torch.arange(500))  # fmt: skip
+    assert once is not None and often is not None and alone is not None
     assert (often.low, often.high) == pytest.approx((once.low, once.high))
-    alone = linear_probes.mean_by_clip(values.repeat(10), torch.arange(500), 0.5, percent=True)
     assert alone.high - alone.low < 0.5 * (once.high - once.low)
-
-
-def test_a_guess_that_is_never_correct_has_an_interval() -> None:
-    clips = torch.arange(8).repeat_interleave(FRAMES)
-    score = linear_probes.mean_by_clip(torch.zeros(len(clips)).double(), clips, 0.1, percent=True)
-    assert (score.low, score.high) == wilson_interval(0, 8)
 
 
 def test_held_out_clips_are_whole_clips(monkeypatch: pytest.MonkeyPatch) -> None:
