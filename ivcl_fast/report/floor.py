@@ -1,7 +1,7 @@
 """CATER's floor from above, turned as its camera sees it from its starting pose.
 
-The x axis points to the lower right, the y axis to the upper right. Cell ``c`` of n x n is ``x = c % n``,
-``y = c // n``.
+The x axis points to the lower right, the y axis to the upper right. Cell ``c`` of n x n is
+``x = c % n``, ``y = c // n``.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ def reconstruction_grid(
 ) -> None:
     """Draw a column per frame: input, masked input, reconstruction, error averaged over colours.
 
-    ``frames`` and ``reconstructed`` ``[M, 3, H, W]`` in [0, 1]; ``masked`` bool ``[M, H, W]``: the pixels
-    that the model was not given. A frame's mean error is over those alone: others are the input's.
+    ``frames`` and ``reconstructed`` ``[M, 3, H, W]`` in [0, 1]; ``masked`` bool ``[M, H, W]``: the
+    pixels that the model was not given. A frame's mean error is over those, as others are copied.
     """
     seen = frames.masked_fill(masked[:, None], MASKED_GRAY)
     error = (reconstructed - frames).abs().mean(dim=1).cpu().numpy()  # [M, H, W]
