@@ -8,23 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-import torch
 import tyro
 
-from ivcl_fast.analysis.finished_runs import DataFlags, open_run
-from ivcl_fast.data.clip import decode_clip, find_media
-from ivcl_fast.data.datamodule import open_dataset
-from ivcl_fast.data.dataset import VideoError
-from ivcl_fast.data.registry import clip_frames
+from ivcl_fast.analysis.clips import ClipReader
+from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
 from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.evaluation.evaluate import scores_as_json
 from ivcl_fast.files import write_json
-from ivcl_fast.models.ivcl import IVCLClassifier
-from ivcl_fast.models.reference import patchify
-from ivcl_fast.report.run import Row, plain, print_rows
-from ivcl_fast.training.run import Run
+from ivcl_fast.report.tables import results_table
 
 Classifier = Literal["finetune", "scratch", "last-frame"]
-SHOWN_ANSWERS = 5
+ANSWERS = 5
+"""Likeliest answers that are printed."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +27,19 @@ class EvaluateConfig:
     """What to measure."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run made by ivcl_fast.train."""
-    model: Classifier = "finetune"
-    """Which of the run's classifiers: as finetuned, without pretraining, or of the last frame."""
+    """Folder of a run made by ivcl_fast.train, or of one of its classifiers."""
+    model: Classifier | None = None
+    """Which of the run's classifiers: finetune (the default), scratch (without pretraining) or
+    last-frame."""
     split: str | None = None
-    """Clips to measure on; by default those that results are reported on (val for CATER, test for
+    """Split to measure on; by default the one that results are reported on (val for CATER, test for
     ACRE, validation for Something-Else)."""
     out: Path | None = None
-    """Also write the scores, and every clip's label, answer and logits (one per class, which the
-    file names), to this file, as JSON."""
+    """Also write the scores, the classes, and every clip's label, answer and logits to this JSON
+    file."""
     predict: Path | None = None
-    """Answer for this one instead: a video file, or a folder with its frames as images in the order
-    of their names; for ACRE a folder with six panels of context, then the query."""
+    """Answer for this instead: a video file, or a folder with its frames as images in the order of
+    their names; for ACRE a folder with six panels of context, then the query."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     where: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
@@ -52,65 +48,67 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> None:
     """Print the scores of a run's classifier, chance beside each, or its answers for one file."""
     check_flags(config)
-    run = open_run(config.run, config.device, config.where)
-    if not run.finished(config.model):
-        have = [name for name in get_args(Classifier) if run.finished(name)]
-        raise UserError(
-            f"--model {config.model}: {config.run} holds no such finished model; "
-            f"it has {', '.join(have) or 'none'}"
-        )
+    run = FinishedRun.open(config.run, config.device, config.where)
+    name = chosen_model(run, config.model)
     if config.predict is not None:
-        answer(run, load(run, config.model), config.predict)
+        clip = ClipReader(run).file(config.predict, "--predict")
+        for answer, score in run.answer(run.load(name), clip.frames, ANSWERS).items():
+            print(f"{score:6.1%}  {answer}")
         return
-    splits = open_dataset(run.config.data, read_only=True).splits
+    splits = run.dataset.splits
     if config.split not in (None, *splits):
         raise UserError(f"--split: {config.split!r} is not one of {', '.join(splits)}")
     split = config.split or run.data.eval_split
-    evaluation = run.evaluate(load(run, config.model), split)
-    print_rows([Row(f"{config.model} on {split}", evaluation.scores)])
+    evaluation = run.evaluate(run.load(name), split)
+    result = evaluation.result(f"{name} on {split}")
+    results_table([result]).print("95 % intervals in brackets")
     if config.out is not None:
         data = run.config.data
         about = {"run": str(run.folder), "data": data.source, "task": data.task}
-        about |= {"model": config.model, "split": split}
-        found = {"scores": plain(evaluation.scores), "classes": run.task.names}
+        about |= {"model": name, "split": split}
+        found = {"scores": scores_as_json(result.scores), "classes": run.answers.names}
         logits = [{"logits": row} for row in evaluation.logits.tolist()]
         clips = [a | b for a, b in zip(evaluation.by_clip(), logits, strict=True)]
         write_json(config.out, {**about, **found, "clips": clips})
 
 
 def check_flags(config: EvaluateConfig) -> None:
-    """Raises :class:`UserError` before any work if its result could not be kept."""
+    """Raise :class:`UserError`, before any work, if the result could not be written."""
     if config.predict is not None:
         for flag, value in (("--out", config.out), ("--split", config.split)):
             if value is not None:
-                raise UserError(f"{flag}: is not for --predict, which measures nothing")
+                raise UserError(f"{flag}: not accepted with --predict, which measures nothing")
     out = config.out
     if out is not None and (out.is_dir() or not os.access(out.absolute().parent, os.W_OK)):
         raise UserError(f"--out: {out} cannot be written; accepted: a file in a folder that exists")
 
 
-def load(run: Run, name: Classifier) -> IVCLClassifier:
-    """One of the run's classifiers."""
-    return run.load_classifier(name, last_only=name == "last-frame")
+def chosen_model(run: FinishedRun, flag: Classifier | None) -> str:
+    """Return the folder of the classifier that ``--model``, or the run's argument, names.
 
-
-def answer(run: Run, model: IVCLClassifier, path: Path) -> None:
-    """Print the likeliest answers for a video file, or a folder of images."""
-    cfg = model.cfg
-    try:
-        media = find_media(path, clip_frames(run.config.data.source))
-        frames = decode_clip(media, cfg, run.config.data.decoder)
-    except VideoError as error:
-        raise UserError(f"--predict {path}: {error}") from None
-    rows = patchify(frames, cfg.patch_size).unsqueeze(0).to(run.device)
-    with torch.inference_mode(), torch.autocast(rows.device.type, torch.bfloat16, enabled=run.amp):
-        logits = model(rows).float()[0]
-    scores = logits.sigmoid() if run.task.multi_label else logits.softmax(-1)
-    for score, label in zip(*scores.topk(min(SHOWN_ANSWERS, len(scores))), strict=True):
-        print(f"{score:6.1%}  {run.task.names[int(label)]}")
+    Raises :class:`UserError` if it is not finished, or no classifier.
+    """
+    name = flag or run.chosen or "finetune"
+    finished = [name for name in get_args(Classifier) if run.finished(name)]
+    if name in finished:
+        return name
+    if not finished:
+        raise UserError(
+            f"{run.folder}: has not finetuned yet; continue it with python -m ivcl_fast.train "
+            f"--resume {run.folder}"
+        )
+    if flag is None:
+        raise UserError(
+            f"{run.folder / name}: not a finished classifier; type python -m ivcl_fast.evaluate "
+            f"{run.folder} --model {' or '.join(finished)}"
+        )
+    raise UserError(
+        f"--model: {name!r} is not finished in {run.folder}; accepted: " + ", ".join(finished)
+    )
 
 
 def main() -> None:
+    """Run the command."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     evaluate(tyro.cli(EvaluateConfig, prog="python -m ivcl_fast.evaluate", description=__doc__))
 

@@ -12,14 +12,17 @@ from contextlib import ExitStack
 
 import torch
 
+from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.config import OBJECTIVE_NAMES
 from ivcl_fast.data.formats.acre import Acre
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, run_command
-from ivcl_fast.evaluation.evaluate import Evaluation, cone_guess, counting_guess
+from ivcl_fast.evaluation.baselines import LAST_FRAME, cone_guess, counting_guess
+from ivcl_fast.evaluation.evaluate import Evaluation, Result
 from ivcl_fast.models import backbone, timm_weights
 from ivcl_fast.models.weights import weights_file
-from ivcl_fast.report.run import Row, print_rows, write_report
+from ivcl_fast.report.run import write_report
+from ivcl_fast.report.tables import results_table
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.hardware import enable_determinism
 from ivcl_fast.training.loop import Interrupted
@@ -46,16 +49,16 @@ def train(config: TrainConfig) -> None:
         if config.stages.stage in ("all", "pretrain"):
             run.pretrain()
             init = str(run.folder / "pretrain")
-        rows: list[Row] = []
+        results: list[Result] = []
         evaluation = None
         if config.stages.stage in ("all", "finetune"):
             evaluation = run.evaluate(run.finetune(init))
-            first = Row(origin(config), evaluation.scores, evaluation.right)
-            rows = [first, *comparisons(run, init, evaluation)]
+            first = evaluation.result(origin(config))
+            results = [first, *comparisons(run, init, evaluation)]
         if distributed.is_main():
-            if rows:
-                print_rows(rows)
-            write_report(run, rows, evaluation)
+            if results:
+                results_table(results).print("95 % intervals in brackets")
+            write_report(FinishedRun(run.config, run.data), results, evaluation)
             print(f"report: {run.folder / 'report.md'}")
 
 
@@ -99,23 +102,20 @@ def ranks(config: TrainConfig) -> str:
     return f" and {world - 1} more ({'shards, FSDP2' if config.speed.shard else 'replicas, DDP'})"
 
 
-def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Row]:
-    """What the score is worth: without pretraining, and what needs no memory or no reasoning."""
-    rows, dataset = [], run.data.dataset
+def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
+    """Return the results to compare with: without pretraining, memory or reasoning."""
+    results, dataset = [], run.data.dataset
     if run.config.stages.compare_scratch and init != "random":
         scratch = run.evaluate(run.finetune("random", "scratch"))
-        rows.append(Row(f"{FROM_SCRATCH}, same finetuning", scratch.scores, scratch.right))
+        results.append(scratch.result(f"{FROM_SCRATCH}, same finetuning"))
     if run.data.localizes and run.config.stages.compare_memoryless:
         last = run.evaluate(run.finetune(init, "last-frame", last_only=True))
-        rows.append(Row("no memory: sees only the last frame", last.scores, last.right))
-        if run.data.has_scenes(evaluation.names):
-            guess = cone_guess(run.data, evaluation.names)
-            rows.append(Row("no memory: guesses under a visible cone", *guess))
+        results.append(last.result(LAST_FRAME))
+        if evaluation.hidden is not None:
+            results.append(cone_guess(run.data, evaluation))
     if isinstance(dataset, Acre) and run.config.stages.compare_memoryless:
-        split, names = run.data.eval_split, evaluation.names
-        guess = counting_guess(dataset, split, names, evaluation.labels)
-        rows.append(Row("no reasoning: counting", *guess))
-    return rows
+        results.append(counting_guess(dataset, run.data.eval_split, evaluation))
+    return results
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""``python -m ivcl_fast.visualize RUN``: see where a run's slots look, and what it answers.
+"""``python -m ivcl_fast.visualize RUN``: show where a run's slots attend, and what it answers.
 
-Before and after finetuning: slot attention of every frame, reconstructions, for CATER the place the
-model believes the snitch to be in as the video goes on, and how alike the slots have become.
+Before and after finetuning: slot attention in every frame, reconstructions, for CATER where the
+model locates the snitch as the video goes on, and how similar the slots have become.
 """
 
 from __future__ import annotations
@@ -14,202 +14,117 @@ from typing import Annotated
 
 import torch
 import tyro
-from torch import Tensor
 
 from ivcl_fast.analysis.attention_maps import slot_attention, slot_collapse
-from ivcl_fast.analysis.clips import Reader, Shown
-from ivcl_fast.analysis.finished_runs import (
-    DataFlags,
-    Models,
-    about,
-    models_of,
-    open_run,
-    untrained,
-)
-from ivcl_fast.analysis.trajectory import SnitchPath, follow_snitch, path_figure
+from ivcl_fast.analysis.clips import ClipReader, DecodedClip
+from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Models
 from ivcl_fast.errors import UserError, run_command
 from ivcl_fast.files import write_text
-from ivcl_fast.models.ivcl import IVCL, IVCLClassifier
-from ivcl_fast.report import plots as pictures
-from ivcl_fast.report.animation import PER_SECOND, attention_frames, write_gif, write_mp4
-from ivcl_fast.report.attention import attention_figure, how_measured
-from ivcl_fast.report.figures import save, spread
+from ivcl_fast.models.ivcl import IVCLClassifier
+from ivcl_fast.report.attention import measure_name
 from ivcl_fast.report.html import Page
-from ivcl_fast.training.run import Run
-from ivcl_fast.training.settings import as_json
+from ivcl_fast.report.run_pictures import draw_clip
+from ivcl_fast.report.tables import Table
+from ivcl_fast.training.settings import flat
 
 MEASURED_CLIPS = 32
 """Clips that slot collapse is measured on."""
-SHOWN_ANSWERS = 3
+ANSWERS = 3
+"""Likeliest answers that are shown."""
 
 
 @dataclass(frozen=True)
 class VisualizeConfig:
-    """What to show."""
+    """Which clips to show, and how."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run made by ivcl_fast.train."""
+    """Folder of a run made by ivcl_fast.train, or of one of its models."""
     clips: int = 4
-    """Validation clips; of CATER localisation, half of them end with the snitch hidden."""
+    """Number of clips of the evaluation split; in CATER localisation half end with the snitch
+    hidden."""
     clip: tuple[str, ...] = ()
-    """These clips instead, by name, of the training or the validation split."""
+    """Show these clips instead, by name, of the training or the evaluation split."""
     video: Path | None = None
-    """This one instead: a video file, or a folder with its frames as images in the order of their
+    """Show this instead: a video file, or a folder with its frames as images in the order of their
     names; for ACRE a folder with six panels of context, then the query."""
     checkpoint: Path | None = None
     """Weights to show instead of the run's own: a folder such as RUN/finetune/checkpoints/step-*,
-    or a .safetensors file; shown as pretrained or finetuned, whichever they are."""
+    or a .safetensors file; they replace the pretrained or the finetuned model."""
     out: Path | None = None
-    """Where to write; by default the folder visualize in the run."""
+    """Folder to write to; by default visualize in the run's folder."""
     per_head: bool = False
-    """Also a picture for each head of the last block."""
+    """Also draw each attention head of the last block."""
     rollout: bool = False
-    """Follow attention through all blocks (Abnar and Zuidema, 2020), not the last one alone."""
+    """Follow attention through all blocks (Abnar and Zuidema, 2020) instead of the last one."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     where: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
 
 
 def visualize(config: VisualizeConfig) -> Path:
-    """Write pictures of every clip and ``index.html``, which holds them all; returns its path."""
+    """Write pictures of every clip and ``index.html``, which embeds them all; return its path."""
     if config.clips < 1:
         raise UserError(f"--clips: {config.clips} is not a number of at least 1")
-    run = open_run(config.run, config.device, config.where)
-    models = models_of(run, config.checkpoint)
-    reader = Reader(run)
+    run = FinishedRun.open(config.run, config.device, config.where)
+    models = run.models(config.checkpoint)
+    reader = ClipReader(run, trajectories=run.localizes)
     out = config.out or run.folder / "visualize"
-    page = Page(f"{run.folder.name}: what its slots see")
-    page.text(about(run, models, config.checkpoint))
+    page = Page(f"{run.folder.name}: slots and answers")
+    page.text(run.describe(models, config.checkpoint))
     if config.video is not None:
-        shown: Iterator[Shown] = iter([reader.file(config.video)])
+        clips: Iterator[DecodedClip] = iter([reader.file(config.video, "--video")])
     else:
-        shown = reader.named(config.clip) if config.clip else reader.mixed(config.clips)
-        measure_collapse(page, reader, models, config.rollout)
-    for clip in shown:
-        show_clip(page, reader, clip, models, out / clip.name, config)
+        clips = reader.named(config.clip) if config.clip else reader.mixed(config.clips)
+        measure_collapse(page, run, models, config.rollout)
+    for clip in clips:
+        page.heading(clip.name)
+        if isinstance(classifier := models.get("finetuned"), IVCLClassifier):
+            page.text(answer_text(run, classifier, clip))
+        for picture in draw_clip(
+            run, clip, models, out / clip.name, config.rollout, config.per_head
+        ):
+            page.picture(picture.path, picture.caption)
         print(f"{clip.name}: {out / clip.name}")
     page.heading("Settings of the run")
-    page.table(["setting", "value"], settings_rows(as_json(run.config)))
+    rows = [[name, str(value)] for name, value in flat(run.config).items()]
+    page.table(Table(["setting", "value"], rows))
     index = out / "index.html"
     write_text(index, str(page))
     return index
 
 
-# --- Parts of the page ---------------------------------------------------------------------------
-
-
-def measure_collapse(page: Page, reader: Reader, models: Models, rollout: bool) -> None:
-    """How alike the slots look, for each model and for an untrained one; printed, and on a page."""
-    clips = list(reader.usable(reader.eval_clips(), MEASURED_CLIPS))
+def measure_collapse(page: Page, run: FinishedRun, models: Models, rollout: bool) -> None:
+    """Measure how similar the slots of each model and of an untrained one are; print and add it."""
+    reader = ClipReader(run)
+    clips = list(reader.usable(reader.eval_clips, MEASURED_CLIPS))
     rows = []
-    for name, model in {"untrained": untrained(reader.run), **models}.items():
+    for name, model in {"untrained": run.untrained(), **models}.items():
         maps = [slot_attention(model, clip.frames[None], rollout=rollout).cpu() for clip in clips]
         scores = slot_collapse(torch.cat(maps))
-        rows.append(
-            [name, *(str(scores[m]) if m in scores else "" for m in ("overlap", "entropy"))]
-        )
-    header = ["model", "overlap of the slots", "entropy of a slot's map"]
-    for row in [header, *rows]:
-        print("{:<12}{:<24}{}".format(*row))
+        rows.append([name, *(str(scores.get(measure, "")) for measure in ("overlap", "entropy"))])
+    table = Table(["model", "overlap of the slots", "entropy of a slot's map"], rows)
+    table.print("slot collapse, 95 % intervals in brackets")
     page.heading("Have the slots collapsed?")
-    page.table(header, rows)
+    page.table(table)
     page.text(
-        f"Overlap: 1 minus the Jensen-Shannon divergence (bits) of two slots' attention maps on a "
-        f"frame, mean over pairs, frames and {len(clips)} clips of the evaluation split: 0 where "
-        "slots share nothing, 1 where they look at the same (collapse). Entropy: 0 where a slot "
-        "looks at one patch, 1 where at all alike; maps with an entropy near 1 overlap because "
-        f"they tell nothing. 95 % intervals in brackets. The maps: {how_measured(None, rollout)}."
+        "Overlap: 1 minus the Jensen-Shannon divergence (in bits) of two slots' attention maps on "
+        f"a frame, averaged over pairs of slots, frames and {len(clips)} clips of the evaluation "
+        "split. It is 0 where slots attend to nothing in common, 1 where they attend to the same "
+        "patches (collapse). Entropy: 0 where a slot attends to one patch, 1 where it attends to "
+        "all patches equally. Maps with an entropy near 1 overlap because they are all uniform. 95 "
+        f"% intervals in brackets. The maps: {measure_name(None, rollout)}."
     )
 
 
-@torch.inference_mode()
-def show_clip(
-    page: Page, reader: Reader, clip: Shown, models: Models, out: Path, config: VisualizeConfig
-) -> None:
-    """All pictures of one clip, in the folder ``out`` and on the page."""
-    out.mkdir(parents=True, exist_ok=True)
-    page.heading(clip.name)
-    path = None
-    if isinstance(classifier := models.get("finetuned"), IVCLClassifier):
-        page.text(answer_of(reader.run, classifier, clip))
-        if reader.localizes:
-            path = follow_snitch(classifier, clip.take, clip.ids, clip.scene)
-            save(path_figure(path, clip.frames / 255, clip.titles), out / "path.png")
-            page.picture(out / "path.png", path_caption(path))
-    show_attention(page, clip, models, path, out, config)
-    if isinstance(pretrained := models.get("pretrained"), IVCL):
-        picture, seed = out / "reconstruction.png", reader.run.config.seed
-        pictures.reconstruction_picture(pretrained, clip.frames[None], picture, seed)
-        page.picture(picture, "What the pretrained model rebuilds of query frames.")
-
-
-def show_attention(
-    page: Page,
-    clip: Shown,
-    models: Models,
-    path: SnitchPath | None,
-    out: Path,
-    config: VisualizeConfig,
-) -> None:
-    """Slot attention as pictures of eight frames, as an animation of all, and head by head."""
-    frames = clip.frames / 255
-    chosen = spread(pictures.COLUMNS, len(frames))
-    titles = [clip.titles[t].replace(", ", "\n") for t in chosen]
-
-    def draw(name: str, head: int | None, rollout: bool) -> dict[str, Tensor]:
-        maps = {n: slot_attention(m, clip.frames[None], head, rollout)[0].cpu()
-                for n, m in models.items()}  # fmt: skip
-        measured = how_measured(head, rollout)
-        of_chosen = {n: of_model[chosen] for n, of_model in maps.items()}
-        save(attention_figure(frames[chosen], of_chosen, titles, measured), out / name)
-        page.picture(out / name, f"Where the slots look, {' and '.join(models)}: {measured}.")
-        return maps
-
-    maps = draw("attention.png", None, config.rollout)
-    images = list(attention_frames(frames, maps, clip.titles, path))
-    write_gif(images, out / "slots.gif")
-    write_mp4(images, out / "slots.mp4")
-    caption = f"All {len(images)} frames that the model is shown, {PER_SECOND} a second"
-    page.picture(out / "slots.gif", f"{caption}; slots.mp4 beside the pictures can be stopped.")
-    if config.per_head:
-        for head in range(next(iter(models.values())).cfg.num_heads):
-            draw(f"attention-head-{head + 1}.png", head, rollout=False)
-
-
-def answer_of(run: Run, classifier: IVCLClassifier, clip: Shown) -> str:
-    """The classifier's likeliest answers, and the truth where it is known."""
-    logits = classifier(clip.frames[None]).float()[0]
-    scores = logits.sigmoid() if run.task.multi_label else logits.softmax(-1)
-    best = zip(*scores.topk(min(SHOWN_ANSWERS, len(scores))), strict=True)
-    answers = ", ".join(f"{run.task.names[int(label)]} ({score:.0%})" for score, label in best)
-    return f"Answer: {answers}." + (f" Truth: {clip.truth}." if clip.truth else "")
-
-
-def path_caption(path: SnitchPath) -> str:
-    """What ``path.png`` shows, with its numbers."""
-    caption = (
-        "Where the finetuned model believes the snitch to be. It answers for the end of a video, "
-        "so it is asked about the video cut off after each frame: no answer knows what comes later."
-    )
-    if path.distance is None or path.hidden is None:
-        return caption
-    for name, frames in (("visible", ~path.hidden), ("hidden", path.hidden)):
-        if frames.any():
-            right = int((path.distance[frames] == 0).sum())
-            caption += (
-                f" Snitch {name}: right after {right} of {frames.sum()} frames, "
-                f"{path.distance[frames].mean():.1f} cells off on average."
-            )
-    return caption
-
-
-def settings_rows(plain: dict) -> list[list[str]]:
-    """A run's settings, those of the model by their own names."""
-    flat = {key: value for key, value in plain.items() if key != "model"} | plain["model"]
-    return [[key, str(value)] for key, value in flat.items()]
+def answer_text(run: FinishedRun, classifier: IVCLClassifier, clip: DecodedClip) -> str:
+    """Say which classes are likeliest, and the truth where it is known."""
+    answers = run.answer(classifier, clip.frames, ANSWERS)
+    likeliest = ", ".join(f"{name} ({score:.0%})" for name, score in answers.items())
+    return f"Answer: {likeliest}." + (f" Truth: {clip.truth}." if clip.truth else "")
 
 
 def main() -> None:
+    """Run the command."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     index = visualize(
         tyro.cli(VisualizeConfig, prog="python -m ivcl_fast.visualize", description=__doc__)

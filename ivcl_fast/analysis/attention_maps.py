@@ -1,4 +1,4 @@
-"""Where slot tokens look, for any IV-CL model, whatever kernels it runs on, and how alike.
+"""Where the slot tokens of any IV-CL model attend, and how similar slots are.
 
 Sources: Abnar and Zuidema, "Quantifying Attention Flow in Transformers" (2020) for the rollout;
 Lin (1991) for the Jensen-Shannon divergence. Letters in shapes as in ``reference.py``.
@@ -23,30 +23,34 @@ Model = reference.IVCL | reference.IVCLClassifier | Supervised
 def slot_attention(
     model: Model, video: Tensor, head: int | None = None, rollout: bool = False
 ) -> Tensor:
-    """How the image encoder shares each slot's attention among its frame's patches.
+    """Return each slot's attention to its frame's patches in the image encoder.
 
-    ``model``: any of the package's, reference or fast; ``video`` as it takes it. Float32
-    ``[B, T, S, N]``: the last block's attention, averaged over heads or of one ``head``; with
-    ``rollout`` what reaches a slot through all blocks, each passing on one half of every token as
-    it is (the residual) and one half by the heads' mean attention. A row sums to at most 1: the
-    rest goes to slots and, with ``objective="joint"``, to other frames. Nothing is masked.
+    ``model``: any of the package's, reference or fast; ``video`` as it takes it, nothing is masked.
+    Returns float32 ``[B, T, S, N]``: the last block's attention, averaged over heads or of one
+    ``head``. With ``rollout`` it is the attention that flows to a slot through all blocks, each of
+    which passes on one half of every token unchanged (the residual) and one half by the mean
+    attention of its heads. A row sums to at most 1: the rest goes to slots and, with
+    ``objective="joint"``, to other frames.
 
-    Raises ``ValueError`` for a head that does not exist, and for one with ``rollout``: heads of
-    different blocks do not belong together.
+    Raises ``ValueError`` for a head that does not exist, and for a head with ``rollout``, as heads
+    of different blocks do not correspond.
+
+    >>> maps = slot_attention(model, video)[0]  # [T, S, N], of the first clip
+    >>> maps.unflatten(-1, (model.cfg.grid, model.cfg.grid))  # as images
     """
     cfg = model.cfg
     if head is not None and not 0 <= head < cfg.num_heads:
         raise ValueError(f"head: {head} is not within 0 to {cfg.num_heads - 1}")
     if head is not None and rollout:
         raise ValueError("head: a rollout mixes the heads of every block; accepted with it: None")
-    # The reference's encoder on the model's own weights: whatever kernels the model runs on, its
-    # keys are these. Built on "meta", which draws nothing from the random state of a training run.
+    # The reference's encoder takes the weights of any model, whatever kernels that runs on. Built
+    # on "meta", it leaves the random state of a training run as it is.
     with torch.device("meta"):
         encoder = reference.Encoder(cfg)
     weights = {key: value.float() for key, value in model.encoder.state_dict().items()}
     encoder.load_state_dict(weights, assign=True)
 
-    seen: list[tuple[reference.Attention, Tensor]] = []  # what each block's attention is given
+    seen: list[tuple[reference.Attention, Tensor]] = []  # the input of each block's attention
     attentions = [part for part in encoder.modules() if isinstance(part, reference.Attention)]
     for attn in attentions if rollout else attentions[-1:]:
         attn.register_forward_pre_hook(lambda attn, args: seen.append((attn, args[0])))
@@ -61,8 +65,8 @@ def slot_attention(
     slots = (start[:, None] + torch.arange(cfg.num_slots, device=rows.device)).flatten()
     maps = torch.eye(length, device=rows.device)[slots].expand(sequences, -1, -1)
     for attn, x in reversed(seen):
-        spread = maps @ attention_weights(attn, x, head)
-        maps = (maps + spread) / 2 if rollout else spread  # [sequences, frames * S, length]
+        attended = maps @ attention_weights(attn, x, head)
+        maps = (maps + attended) / 2 if rollout else attended  # [sequences, frames * S, length]
 
     maps = rearrange(maps[..., first:], "n (f s) (g w) -> n f s g w", f=frames, g=frames)
     own = maps.diagonal(dim1=1, dim2=3)[..., cfg.num_slots :, :]  # [sequences, S, N, frames]
@@ -70,9 +74,9 @@ def slot_attention(
 
 
 def attention_weights(attn: reference.Attention, x: Tensor, head: int | None) -> Tensor:
-    """What a module's queries give to each key, ``[F, N, D]`` to ``[F, N, N]``; rows sum to 1.
+    """Return a module's attention weights, ``[F, N, D]`` to ``[F, N, N]``; rows sum to 1.
 
-    The mean of the heads, or one of them.
+    They are the mean of the heads, or those of one ``head``.
     """
     q, k, _ = rearrange(attn.qkv(x), "f n (s h d) -> s f h n d", s=3, h=attn.num_heads)
     weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
@@ -83,10 +87,11 @@ def attention_weights(attn: reference.Attention, x: Tensor, head: int | None) ->
 
 
 def slot_collapse(maps: Tensor) -> dict[str, Score]:
-    """``overlap`` (:func:`slot_overlap`; not with one slot) and ``entropy`` (:func:`map_entropy`).
+    """Return ``overlap`` (:func:`slot_overlap`, from two slots on) and ``entropy``
+    (:func:`map_entropy`).
 
-    ``maps`` ``[B, T, S, N]``; means over clips with 95 % intervals. Chance, for both, is 1: what
-    maps score that are even over all patches.
+    ``maps`` ``[B, T, S, N]``; means over clips with 95 % intervals. Chance is 1 for both: that of
+    maps that are uniform over all patches.
     """
     measures = {"overlap": slot_overlap, "entropy": map_entropy}
     if maps.shape[-2] == 1:
@@ -95,11 +100,12 @@ def slot_collapse(maps: Tensor) -> dict[str, Score]:
 
 
 def slot_overlap(maps: Tensor) -> Tensor:
-    """How alike the slots of a frame look: 0 at nothing in common, 1 at all the same (collapse).
+    """Return how similar the slots of a frame are: 0: nothing in common, 1: the same (collapse).
 
-    ``maps`` ``[..., T, S, N]`` as of :func:`slot_attention`, S > 1, to ``[...]``: 1 minus the
+    ``maps`` ``[..., T, S, N]`` as of :func:`slot_attention`, to ``[...]``: 1 minus the
     Jensen-Shannon divergence in bits between two slots' maps, each a distribution over patches,
-    averaged over pairs and frames. Even maps overlap too: see :func:`map_entropy`.
+    averaged over pairs and frames. Uniform maps overlap too, see :func:`map_entropy`. Raises
+    ``ValueError`` for a single slot.
     """
     maps = as_distributions(maps)
     pairs = list(combinations(range(maps.shape[-2]), 2))
@@ -111,21 +117,21 @@ def slot_overlap(maps: Tensor) -> Tensor:
 
 
 def map_entropy(maps: Tensor) -> Tensor:
-    """How widely slots look: 0 at one patch, 1 at all patches alike.
+    """Return how widely slots attend: 0: to one patch, 1: to all patches equally.
 
-    ``maps`` ``[..., T, S, N]`` to ``[...]``: entropy of a slot's map over patches, as a share of
-    the most there is (``log2 N`` bits), averaged over slots and frames.
+    ``maps`` ``[..., T, S, N]`` to ``[...]``: the entropy of a slot's map over patches, relative to
+    its maximum (``log2 N`` bits), averaged over slots and frames.
     """
     most = torch.tensor(float(maps.shape[-1])).log2()
     return bits(as_distributions(maps)).mean(dim=(-2, -1)) / most
 
 
 def as_distributions(maps: Tensor) -> Tensor:
-    """Maps scaled to sum to 1 over patches, in float64; a map of zeros is even."""
+    """Scale maps to sum to 1 over patches, in float64; a map of zeros becomes uniform."""
     maps = maps.double() + 1e-30
     return maps / maps.sum(dim=-1, keepdim=True)
 
 
 def bits(p: Tensor) -> Tensor:
-    """Entropy over the last dimension, in bits."""
+    """Return the entropy over the last dimension, in bits."""
     return -torch.special.xlogy(p, p).sum(dim=-1) / torch.log(torch.tensor(2.0))

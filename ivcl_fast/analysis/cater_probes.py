@@ -1,7 +1,7 @@
-"""What is asked of frames of CATER: where the snitch is, what is inside cones, what is there.
+"""Probes of CATER's frames: where the snitch is, whether it is inside a cone, what the scene holds.
 
-Object permanence is what a frame cannot show and a model may still know: the place of a snitch
-inside a cone, and the presence of things of which none is in sight.
+They test object permanence, which a single frame cannot show: the place of a snitch inside a cone,
+and the presence of shapes and colors of which no object is in sight.
 """
 
 from __future__ import annotations
@@ -13,50 +13,51 @@ import torch
 from torch import Tensor
 
 from ivcl_fast.analysis.linear_probes import (
-    CLASSES,
-    PLACES,
-    PRESENCE,
+    CLASSIFICATION,
+    MULTI_LABEL,
+    REGRESSION,
     Probe,
-    Truth,
-    mean_by_clip,
+    Targets,
     run_probe,
 )
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater_labels import Scene
-from ivcl_fast.evaluation.metrics import Score, localization_chance
+from ivcl_fast.evaluation.baselines import guess_probability
+from ivcl_fast.evaluation.metrics import Score
 
 Scores = dict[str, dict[str, dict[str, Score]]]
-"""By probe, group of frames, and kind of features."""
+"""By probe, group of frames and name of features."""
 
+CELLS = 36
 PROBES = {
-    "snitch's cell": Probe(CLASSES, 36),
-    "snitch's position": Probe(PLACES, 2),
-    "snitch inside a cone": Probe(PRESENCE, 1),
+    "snitch's cell": Probe(CLASSIFICATION, CELLS),
+    "snitch's position": Probe(REGRESSION, 2),
+    "snitch inside a cone": Probe(MULTI_LABEL, 1),
 } | {
-    f"{attribute}s in the scene": Probe(PRESENCE, len(values))
+    f"{attribute}s in the scene": Probe(MULTI_LABEL, len(values))
     for attribute, values in cater_frames.ATTRIBUTES.items()
 }
-"""The cell is of 6 x 6; the position is in world units, of which a cell is one wide."""
+"""The cell is one of 6 x 6; the position is in world units, of which a cell is one wide."""
 
 GUESS = "under a visible cone"
-"""Guessing so, one of them at random, takes no memory and no model."""
+"""A guess, one of them chosen at random, which needs no memory and no model."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """M frames of some clips and what is true of them."""
+    """M frames of some clips and the probes' targets."""
 
     clips: Tensor
-    """int64 ``[M]``: the clip a frame is of."""
-    truths: dict[str, Truth]
+    """int64 ``[M]``: the clip of each frame."""
+    targets: dict[str, Targets]
     """By probe."""
-    under_cones: Tensor
-    """float64 ``[M]``: share of the visible cones that stand in the snitch's cell."""
+    guess: Tensor
+    """float64 ``[M]``: the probability that :data:`GUESS` is correct."""
 
 
 def frames_of(scenes: Sequence[Scene], frame_ids: Sequence[Sequence[int]]) -> Frames:
-    """These frames of these scenes; a scene's last id is the end of its video."""
-    clip, last, hidden, cell, place, under = [], [], [], [], [], []
+    """Return the targets of these frames of these scenes; a scene's last id ends its video."""
+    clip, last, hidden, cell, place, guess = [], [], [], [], [], []
     present: dict[str, list[list[bool]]] = {name: [] for name in cater_frames.ATTRIBUTES}
     seen: dict[str, list[list[bool]]] = {name: [] for name in cater_frames.ATTRIBUTES}
     for number, (scene, ids) in enumerate(zip(scenes, frame_ids, strict=True)):
@@ -67,8 +68,7 @@ def frames_of(scenes: Sequence[Scene], frame_ids: Sequence[Sequence[int]]) -> Fr
             hidden.append(cater_frames.snitch_hidden(scene, i))
             cell.append(cater_frames.snitch_cell(scene, i))
             place.append(cater_frames.snitch_place(scene, i))
-            cones = cater_frames.visible_cones(scene, i)
-            under.append(cones.count(cell[-1]) / len(cones) if cones else 0.0)
+            guess.append(guess_probability(cater_frames.visible_cones(scene, i), cell[-1]))
             in_sight = cater_frames.attributes_seen(scene, i)
             for name in cater_frames.ATTRIBUTES:
                 present[name].append(in_scene[name])
@@ -80,38 +80,46 @@ def frames_of(scenes: Sequence[Scene], frame_ids: Sequence[Sequence[int]]) -> Fr
         "hidden at the end": is_hidden & torch.tensor(last),
     }
     every = torch.ones_like(is_hidden)
-    truths = {
-        "snitch's cell": Truth(torch.tensor(cell), snitch),
-        "snitch's position": Truth(torch.tensor(place, dtype=torch.float32), snitch),
-        "snitch inside a cone": Truth(is_hidden[:, None].float(), {"all": every}),
+    targets = {
+        "snitch's cell": Targets(torch.tensor(cell), snitch),
+        "snitch's position": Targets(torch.tensor(place, dtype=torch.float32), snitch),
+        "snitch inside a cone": Targets(is_hidden[:, None].float(), {"all": every}),
     }
     for name in cater_frames.ATTRIBUTES:
         groups = {"all": every, "none in sight": ~torch.tensor(seen[name])}
-        truths[f"{name}s in the scene"] = Truth(torch.tensor(present[name]).float(), groups)
-    return Frames(torch.tensor(clip), truths, torch.tensor(under, dtype=torch.float64))
+        targets[f"{name}s in the scene"] = Targets(torch.tensor(present[name]).float(), groups)
+    return Frames(torch.tensor(clip), targets, torch.tensor(guess, dtype=torch.float64))
 
 
 def run_probes(
     train: Frames,
     test: Frames,
     features: Mapping[str, tuple[Tensor, Tensor]],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scores:
-    """All of :data:`PROBES`, and :data:`GUESS` for the cell.
+    """Fit and score all of :data:`PROBES`, and score :data:`GUESS` for the cell.
 
-    ``features``: by kind, float32 ``[M, D]`` of the training and of the test frames. ``progress``
-    is called with (probes done, probes in all).
+    ``features``: by name, float32 ``[M, D]`` of the training and of the test frames. ``progress``
+    is called with (percent of the work that is done, 100) after each fit.
     """
+    cost = {  # the time of a fit, measured: it hardly falls with few features or outputs
+        (probe, name): (x.shape[1] + 200) * (PROBES[probe].outputs + 10)
+        for probe in PROBES
+        for name, (x, _) in features.items()
+    }
+    done, total = 0, sum(cost.values())
     scores: Scores = {}
     for name, probe in PROBES.items():
-        truths = train.truths[name], test.truths[name]
-        scores[name] = run_probe(probe, *truths, train.clips, test.clips, features)
-        if progress is not None:
-            progress(len(scores), len(PROBES))
-    chance = localization_chance()["top1"]
-    groups = test.truths["snitch's cell"].groups
+
+        def fitted(of_features: str, name: str = name) -> None:
+            nonlocal done
+            done += cost[name, of_features]
+            progress(round(100 * done / total), 100)
+
+        targets = train.targets[name], test.targets[name]
+        scores[name] = run_probe(probe, *targets, train.clips, test.clips, features, fitted)
     for group, of_group in scores["snitch's cell"].items():
-        of = groups[group]
-        right, clips = test.under_cones[of], test.clips[of]
-        of_group[GUESS] = mean_by_clip(right, clips, chance, percent=True)
+        chosen = test.targets["snitch's cell"].groups[group]
+        guess, clips = test.guess[chosen], test.clips[chosen]
+        of_group[GUESS] = Score.mean(guess, 1 / CELLS, percent=True, groups=clips)
     return scores

@@ -1,19 +1,20 @@
-"""Clips to look at: frames decoded from their media, with what is known about them."""
+"""Clips of a run's data set, or a user's own, decoded from their media."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import tee, zip_longest
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ivcl_fast.analysis.trajectory import frames_asked_about
+from ivcl_fast.analysis.finished_runs import FinishedRun
+from ivcl_fast.analysis.trajectory import frames_up_to
 from ivcl_fast.data.clip import find_media
-from ivcl_fast.data.datamodule import open_dataset
-from ivcl_fast.data.dataset import Clip, Dataset, Media, VideoError
+from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.decode.decoder import choose_decoder, make_decoder
 from ivcl_fast.data.decode.media import open_media
 from ivcl_fast.data.formats.cater import Cater
@@ -21,112 +22,120 @@ from ivcl_fast.data.formats.cater_labels import Scene, hidden_at_end
 from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.errors import UserError
-from ivcl_fast.training.run import Run
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A clip that was read."""
+class DecodedClip:
+    """A clip's frames, with what is known about it."""
 
     name: str
-    ids: list[int]
-    """The frames of the video that the models are shown, numbered from 0."""
+    frame_index: list[int]
+    """The frames of the video that models are given, numbered from 0."""
     decoded: dict[int, Tensor]
-    """uint8 ``[3, H, W]`` by number: those frames, and what it takes to follow the snitch."""
+    """uint8 ``[3, H, W]`` by number: those frames, and what else the reader was asked for."""
     fps: float
-    """0 where it is unknown."""
+    """Frames per second; 0 where unknown."""
     truth: str = ""
-    """The right answer in words, if known."""
+    """The correct answer in words, if known."""
     scene: Scene | None = None
     panels: bool = False
-    """Whether these are pictures by themselves, the last of them a question (ACRE)."""
+    """Whether the frames are separate images, the last of them a question (ACRE)."""
 
     def take(self, ids: Sequence[int]) -> Tensor:
-        """uint8 ``[len(ids), 3, H, W]``."""
+        """Return frames by number: uint8 ``[len(ids), 3, H, W]``."""
         return torch.stack([self.decoded[i] for i in ids])
 
     @property
     def frames(self) -> Tensor:
-        """uint8 ``[T, 3, H, W]``: what the models are shown."""
-        return self.take(self.ids)
+        """uint8 ``[T, 3, H, W]``: what models are given."""
+        return self.take(self.frame_index)
+
+    @property
+    def hidden(self) -> bool | None:
+        """Whether the snitch ends inside a cone; None without a scene."""
+        return None if self.scene is None else hidden_at_end(self.scene)
 
     @property
     def titles(self) -> list[str]:
-        """A title per frame."""
+        """A title for each frame."""
         if self.panels:
-            return [*(f"panel {i + 1}" for i in self.ids[:-1]), "query"]
+            return [*(f"panel {i + 1}" for i in self.frame_index[:-1]), "query"]
         return [
-            f"frame {i + 1}" + (f", {i / self.fps:.1f} s" if self.fps else "") for i in self.ids
+            f"frame {i + 1}" + (f", {i / self.fps:.1f} s" if self.fps else "")
+            for i in self.frame_index
         ]
 
 
-class Reader:
-    """Reads clips of a run's data set, not from its store but from the media themselves."""
+class ClipReader:
+    """Reads clips for the models of a run from the media themselves, not from the run's store.
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.localizes = run.config.data.task.startswith("localize")
-        self.panels = clip_frames(run.config.data.source) is not None
-        """Whether the answers are cells of CATER's floor."""
+    ``trajectories``: also decode the frames that
+    :func:`~ivcl_fast.analysis.trajectory.follow_snitch` asks for.
+    """
 
-    @cached_property
-    def dataset(self) -> Dataset:
-        """Opened when it is first needed: a file from elsewhere can be shown without it."""
-        return open_dataset(self.run.config.data, read_only=True)
+    def __init__(self, run: FinishedRun, trajectories: bool = False) -> None:
+        self.run, self.trajectories = run, trajectories
 
     @cached_property
     def media(self) -> dict[str, Media]:
         """The data set's media by name."""
-        return {media.name: media for media in self.dataset.media()}
+        return {media.name: media for media in self.run.dataset.media()}
 
-    @property
-    def cater(self) -> Cater | None:
-        """The data set, where its scenes tell where the snitch is."""
-        return self.dataset if self.localizes and isinstance(self.dataset, Cater) else None
-
+    @cached_property
     def eval_clips(self) -> list[Clip]:
         """The clips that results are reported on."""
-        return self.dataset.clips(self.dataset.splits[1])
+        return self.run.dataset.clips(self.run.dataset.splits[1])
 
-    def file(self, path: Path) -> Shown:
-        """A video file, or a folder of images, without its answer.
+    def file(self, path: Path, flag: str) -> DecodedClip:
+        """Read a video file, or a folder of images, which needs no data set.
 
-        Raises :class:`UserError` if it cannot be used.
+        Raises :class:`UserError`, naming ``flag``, if it cannot be used.
         """
         try:
-            media = find_media(path, clip_frames(self.run.config.data.source))
-            return Shown(media.name, *self._decode(media), panels=self.panels)
+            media = find_media(path, self._panels)
+            return DecodedClip(media.name, *self._decode(media), panels=self._panels is not None)
         except VideoError as error:
-            raise UserError(f"--video {path}: {error}") from None
+            raise UserError(f"{flag} {path}: {error}") from None
 
-    def read(self, clip: Clip) -> Shown:
-        """A clip of the data set; raises :class:`VideoError` if its media cannot be used."""
+    def read(self, clip: Clip) -> DecodedClip:
+        """Read a clip of the data set; raises :class:`VideoError` if its media cannot be used."""
         labels = clip.label if isinstance(clip.label, tuple) else (clip.label,)
-        truth = "; ".join(self.dataset.describe(label) for label in labels)
+        truth = "; ".join(self.run.dataset.describe(label) for label in labels)
         decoded = self._decode(self.media[clip.media], clip.frames)
-        return Shown(clip.name, *decoded, truth, self._scene(clip), self.panels)
+        panels = self._panels is not None
+        return DecodedClip(clip.name, *decoded, truth, self._scene(clip), panels)
 
-    def named(self, names: Sequence[str]) -> Iterator[Shown]:
-        """Clips by name. Raises :class:`UserError` for one that is missing or cannot be used."""
-        splits = (self.dataset.clips(split) for split in self.dataset.splits[:2])
-        known = {clip.name: clip for clips in splits for clip in clips}
-        for name in names:
-            if name not in known:
-                raise UserError(
-                    f"--clip {name}: no such clip to train or to measure on in "
-                    f"{self.dataset.root}; accepted: e.g. {next(iter(known))}"
-                )
-        return (self._read_named(known[name]) for name in names)
+    def named(self, names: Sequence[str]) -> Iterator[DecodedClip]:
+        """Read clips by name. Raises :class:`UserError` for one that is missing or unusable."""
+        dataset = self.run.dataset
+        known = {clip.name: clip for split in dataset.splits[:2] for clip in dataset.clips(split)}
+        if missing := [name for name in names if name not in known]:
+            raise UserError(
+                f"--clip {missing[0]}: no such clip in the training or evaluation split of "
+                f"{dataset.root}; accepted: e.g. {next(iter(known))}"
+            )
 
-    def mixed(self, count: int) -> Iterator[Shown]:
-        """:meth:`usable` clips for results; if they localise, every other ends hidden."""
-        clips = self.eval_clips()
-        if self.cater and self.cater.has_scenes([clip.name for clip in clips]):
-            return self.usable(self._alternating(), count)
+        def read(name: str) -> DecodedClip:
+            try:
+                return self.read(known[name])
+            except VideoError as error:
+                raise UserError(f"--clip {name}: {error}") from None
+
+        return map(read, names)
+
+    def mixed(self, count: int, clips: Sequence[Clip] | None = None) -> Iterator[DecodedClip]:
+        """Read the first ``count`` usable clips of ``clips``, by default of :attr:`eval_clips`.
+
+        For a localisation task with scenes, clips that end with the snitch visible and hidden take
+        turns.
+        """
+        clips = self.eval_clips if clips is None else clips
+        if self._scenes and self._scenes.has_scenes([clip.name for clip in clips]):
+            return self.usable(self._alternating(clips), count)
         return self.usable(clips, count)
 
-    def usable(self, clips: Iterable[Clip], count: int) -> Iterator[Shown]:
-        """The first ``count`` clips that can be read; one that cannot is named and left out.
+    def usable(self, clips: Iterable[Clip], count: int) -> Iterator[DecodedClip]:
+        """Read the first ``count`` clips that can be decoded; others are named and left out.
 
         Raises :class:`UserError` if none can.
         """
@@ -135,53 +144,57 @@ class Reader:
             if left == 0:
                 return
             try:
-                shown = self.read(clip)
+                decoded = self.read(clip)
             except VideoError as error:
                 print(f"{clip.name} left out: {error}")
                 continue
             left -= 1
-            yield shown
+            yield decoded
         if left == count:
-            raise UserError(f"{self.dataset.root}: none of the clips to measure on can be read")
+            raise UserError(
+                f"{self.run.dataset.root}: no clip of the evaluation split can be decoded"
+            )
 
-    def _alternating(self) -> Iterator[Clip]:
-        """Clips that end with the snitch visible and hidden by turns, as long as there are both."""
-        waiting: dict[bool, list[Clip]] = {False: [], True: []}
-        clips, hidden = iter(self.eval_clips()), False
-        while True:
-            while not waiting[hidden]:
-                if (clip := next(clips, None)) is None:
-                    yield from waiting[not hidden]
-                    return
-                scene = self._scene(clip)
-                waiting[scene is not None and hidden_at_end(scene)].append(clip)
-            yield waiting[hidden].pop(0)
-            hidden = not hidden
+    @property
+    def _panels(self) -> int | None:
+        """Frames of every clip where the data set fixes them."""
+        return clip_frames(self.run.config.data.source)
 
-    def _read_named(self, clip: Clip) -> Shown:
-        try:
-            return self.read(clip)
-        except VideoError as error:
-            raise UserError(f"--clip {clip.name}: {error}") from None
+    @property
+    def _scenes(self) -> Cater | None:
+        """The data set, if its scenes say where the snitch is."""
+        dataset = self.run.dataset if self.run.localizes else None
+        return dataset if isinstance(dataset, Cater) else None
+
+    def _alternating(self, clips: Iterable[Clip]) -> Iterator[Clip]:
+        """Let clips with a visible and a hidden end take turns, as long as there are both."""
+        ends = ((clip, self._scene(clip)) for clip in clips)
+        known = tee((clip, scene is not None and hidden_at_end(scene)) for clip, scene in ends)
+        visible = (clip for clip, hidden in known[0] if not hidden)
+        hidden = (clip for clip, hidden in known[1] if hidden)
+        return (clip for pair in zip_longest(visible, hidden) for clip in pair if clip)
 
     def _scene(self, clip: Clip) -> Scene | None:
-        """The clip's scene, if it is needed and there."""
-        if self.cater and self.cater.has_scenes([clip.name]):
-            return self.cater.scene(clip.name)
+        """Return the clip's scene, if the task needs one and it is there."""
+        if self._scenes and self._scenes.has_scenes([clip.name]):
+            return self._scenes.scene(clip.name)
         return None
 
     def _decode(
         self, media: Media, ids: Sequence[int] | None = None
     ) -> tuple[list[int], dict[int, Tensor], float]:
-        """``ids`` or else evenly spaced ones, the frames that are needed, frames per second."""
+        """Decode ``ids``, by default evenly spaced ones, and what trajectories need.
+
+        Returns the former, all frames by number, and frames per second.
+        """
         cfg = self.run.config.model
         with open_media(media) as opened:
             info = opened.info
-            shown = list(ids or frame_ids(info.frames, cfg.num_frames).tolist())
-            needed = set(shown)
-            if self.localizes:
-                needed.update(i for end in shown for i in frames_asked_about(end, cfg.num_frames))
+            index = list(ids or frame_ids(info.frames, cfg.num_frames).tolist())
+            needed = set(index)
+            if self.trajectories:
+                needed.update(i for end in index for i in frames_up_to(end, cfg.num_frames))
             name, _ = choose_decoder(info, self.run.config.data.decoder)
             frames = make_decoder(name, cfg.image_size).decode_open(opened, sorted(needed))
         decoded = zip(sorted(needed), frames.to(self.run.device), strict=True)
-        return shown, dict(decoded), info.fps
+        return index, dict(decoded), info.fps

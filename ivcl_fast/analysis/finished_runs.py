@@ -1,4 +1,4 @@
-"""The models of a run, to be looked at: those it left, and what it started from."""
+"""Finished runs, opened to be read: their settings, answers, models and data."""
 
 from __future__ import annotations
 
@@ -6,62 +6,254 @@ import logging
 import platform
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from ivcl_fast.data.datamodule import open_dataset
+from ivcl_fast.data.datamodule import DataModule, open_data, open_dataset
+from ivcl_fast.data.dataset import Dataset
+from ivcl_fast.data.frame_labels import CLASSES
 from ivcl_fast.data.registry import Synthetic, parse_source
+from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
+from ivcl_fast.evaluation.evaluate import Evaluation, evaluate
 from ivcl_fast.models import backbone, timm_weights
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.models.weights import MODEL, misfit, read_weights, weights_file
-from ivcl_fast.training.run import ANSWERS, Run
-from ivcl_fast.training.settings import TrainConfig, load_settings
+from ivcl_fast.training.hardware import pick_device, use_bf16
+from ivcl_fast.training.run import EVAL_BATCH, Answers
+from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
 
 log = logging.getLogger(__name__)
 
 Model = IVCL | IVCLClassifier | Supervised
 Models = dict[str, Model]
+"""By how far they were trained: ``untrained``, ``pretrained``, ``finetuned``."""
+STAGES = {"pretrain": "pretrained", "finetune": "finetuned"}
+"""Folders of a run whose models :meth:`FinishedRun.models` returns, and the models' names."""
 
 
 @dataclass(frozen=True)
 class DataFlags:
-    """Where to find the data of a run that is looked at."""
+    """Where the data of a finished run is now, if it was moved."""
 
     data: str | None = None
-    """Other data of the run's kind, or its own at another place: cater:DIR, synthetic, ...; by
-    default what the run was told."""
+    """Data to use: of the same kind as the run's, or the run's own at another place (cater:DIR,
+    synthetic, ...); by default the run's."""
     data_dir: Path | None = None
-    """Where synthetic data is kept; by default where the run kept it."""
+    """Folder that holds synthetic data sets; by default the run's."""
 
 
-def open_run(folder: Path, device: str, flags: DataFlags | None = None) -> Run:
-    """The run in ``folder``, to look at; nothing is trained, and no data set is made.
+class FinishedRun:
+    """A run whose models are read; nothing is trained and no data set is generated.
 
-    Raises :class:`UserError` if there is none, and for data that it cannot be looked at with.
+    ``config``: its settings; :meth:`open` reads them from its folder. ``data``: its clips, if they
+    are open already. ``chosen``: the only model to look at, such as ``finetune``.
     """
-    told = load_settings(folder, device=device, compile=False, placement="disk")
-    run = Run(with_data(told, flags or DataFlags()), only_look=True)
-    if run.config.data.source != told.data.source and (folder / ANSWERS).is_file():
-        classes = open_dataset(run.config.data, read_only=True).num_classes
-        if classes != run.task.num_classes:
+
+    def __init__(
+        self, config: TrainConfig, data: DataModule | None = None, chosen: str | None = None
+    ) -> None:
+        self.config, self.folder, self.chosen = config, config.folder, chosen
+        self.device = pick_device(distributed.device_name(config.speed.device))
+        self.amp = use_bf16(config.speed.amp, self.device)
+        self.localizes = config.data.task.startswith("localize")
+        """Whether the classes are cells of CATER's floor."""
+        if data is not None:
+            self.data, self.dataset = data, data.dataset
+
+    @classmethod
+    def open(cls, folder: Path, device: str, flags: DataFlags | None = None) -> FinishedRun:
+        """Open the run in ``folder``, which may also be the folder of one of its models.
+
+        ``device``: as of ``--device``. Raises :class:`UserError` if there is no run, if its
+        ``answers.json`` is damaged, and if ``flags`` name data of another kind or with another
+        number of classes.
+        """
+        folder, chosen = split_model_folder(folder)
+        kept = load_settings(folder, device=device, compile=False, placement="disk")
+        run = cls(with_data(kept, flags or DataFlags()), chosen=chosen)
+        answers = Answers.read(folder)
+        if answers is not None:
+            run.answers = answers
+            moved = run.config.data.source != kept.data.source
+            if moved and (classes := run.dataset.num_classes) != answers.num_classes:
+                raise UserError(
+                    f"--data: {run.config.data.source!r} has {classes} classes; accepted: data "
+                    f"with the run's {answers.num_classes}"
+                )
+        return run
+
+    @cached_property
+    def answers(self) -> Answers:
+        """The classes in words."""
+        return Answers.read(self.folder) or Answers.of(self.dataset)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data set; raises :class:`UserError` if it is not there."""
+        return open_dataset(self.config.data, read_only=True)
+
+    @cached_property
+    def data(self) -> DataModule:
+        """The clips; their frames are decoded first if their store is not there."""
+        return open_data(self.config.data, self.config.model, self.device, read_only=True)
+
+    def finished(self, name: str) -> bool:
+        """Return whether the run has finished its model in folder ``name``."""
+        return (self.folder / name / MODEL).is_file()
+
+    def load(self, name: str) -> Any:
+        """Return the finished model in folder ``name``, in evaluation mode on the run's device."""
+        pretraining = Supervised if self.config.model.supervised else IVCL
+        kind = pretraining if name == "pretrain" else IVCLClassifier
+        return kind.from_pretrained(self.folder / name).to(self.device).eval()
+
+    def new_model(self) -> IVCL | Supervised:
+        """Return a new model for pretraining, of the run's sizes."""
+        cfg = self.config.model
+        return Supervised(cfg, len(CLASSES[cfg.objective])) if cfg.supervised else IVCL(cfg)
+
+    def untrained(self) -> IVCL | Supervised:
+        """Return the model that training starts from without ``--init``, in evaluation mode."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return self.new_model().to(self.device).eval()
+
+    def models(self, weights: Path | None = None) -> Models:
+        """Return ``pretrained`` and ``finetuned``, those that exist, in evaluation mode.
+
+        If the run only finetuned, ``pretrained`` is what it started from (a classifier if that has
+        no decoder). ``weights``, such as those of a checkpoint, replace the model of their kind.
+        Raises :class:`UserError` if they do not fit the run's sizes, and without any model.
+        """
+        if self.chosen not in (None, *STAGES):
             raise UserError(
-                f"--data: {run.config.data.source!r} has {classes} classes; accepted: data with "
-                f"the run's {run.task.num_classes}"
+                f"{self.folder / str(self.chosen)}: accepted here: {self.folder}, or its folder "
+                + " or ".join(STAGES)
             )
-    return run
+        stages = STAGES if self.chosen is None else {self.chosen: STAGES[self.chosen]}
+        models: Models = {
+            name: self.load(stage) for stage, name in stages.items() if self.finished(stage)
+        }
+        starts_elsewhere = self.config.stages.init != "random" and self.chosen is None
+        if "pretrained" not in models and starts_elsewhere:
+            try:
+                models = {"pretrained": self._starting_model()} | models
+            except UserError as error:  # moved or deleted since
+                log.warning("not shown, the model that the run started from: %s", error)
+        if weights is not None:
+            model = self._with_weights(weights)
+            models["finetuned" if isinstance(model, IVCLClassifier) else "pretrained"] = model
+        if not models:
+            raise UserError(
+                f"{self.folder}: holds no finished model; accepted: a run of which a stage has "
+                "ended, or --checkpoint with one of its checkpoints"
+            )
+        return {name: model.to(self.device).eval() for name, model in models.items()}
+
+    @torch.inference_mode()
+    def answer(self, model: IVCLClassifier, frames: Tensor, count: int) -> dict[str, float]:
+        """Return the ``count`` likeliest classes in words with their predicted probabilities.
+
+        ``frames``: uint8 ``[T, 3, H, W]`` of one clip; a model that takes fewer sees the last ones.
+        """
+        video = frames[-model.cfg.num_frames :].unsqueeze(0).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            logits = model(video).float()[0]
+        scores = logits.sigmoid() if self.answers.multi_label else logits.softmax(-1)
+        best = scores.topk(min(count, len(scores)))
+        return {
+            self.answers.names[label]: score
+            for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        }
+
+    def evaluate(self, model: IVCLClassifier, split: str) -> Evaluation:
+        """Measure a classifier on all clips of a split."""
+        loader = self.data.loader(
+            split,
+            batch_size=EVAL_BATCH,
+            num_frames=model.cfg.num_frames,
+            seed=self.config.seed,
+            training=False,
+        )
+        return evaluate(model, loader, self.data, split, self.device, self.amp)
+
+    def describe(self, models: Models, weights: Path | None = None) -> str:
+        """Say which models these are and how they were trained; arguments as of :meth:`models`."""
+        config, stages = self.config, self.config.stages
+        clips = {"pretraining": stages.pretrain_clips, "finetuning": stages.finetune_clips}
+        budget = [
+            f"{count} clips of {name}"
+            for name, count in clips.items()
+            if stages.stage == "all" or name.startswith(stages.stage)
+        ]
+        given = f" (one of them from {weights})" if weights else ""
+        return (
+            f"Task {config.data.task} on {config.data.source}, preset {config.preset}, seed "
+            f"{config.seed}; {', '.join(budget)}. Models: {' and '.join(models)}{given}. "
+            f"torch {torch.__version__}, {self.device}, {platform.machine()}."
+        )
+
+    def _with_weights(self, source: Path) -> Model:
+        """Return a model of the run's sizes with these weights, by their keys."""
+        weights = read_weights(source)
+        is_classifier = "head.weight" in weights
+        model = self._new_classifier() if is_classifier else self.new_model()
+        if reason := misfit(model, weights):
+            raise UserError(f"{source}: {reason}")
+        model.load_state_dict(weights)
+        return model
+
+    def _starting_model(self) -> Model:
+        """Return the model of the run's ``--init``; a classifier unless it fits as a whole."""
+        model, init = self.new_model(), self.config.stages.init
+        if not timm_weights.is_timm(init):
+            file = weights_file(init)
+            weights = read_weights(file)
+            if misfit(model, weights) is None:
+                if file.name == MODEL:
+                    with suppress(UserError):  # the config beside it has its own mask ratio
+                        return type(model).from_pretrained(file.parent)
+                model.load_state_dict(weights)
+                return model
+        classifier = self._new_classifier()
+        backbone.load_backbone(classifier, init)
+        return classifier
+
+    def _new_classifier(self) -> IVCLClassifier:
+        names = self.answers.names
+        return IVCLClassifier(self.config.model, len(names), names)
+
+
+def split_model_folder(folder: Path) -> tuple[Path, str | None]:
+    """Split the folder of a run's model into the run's and the model's name, or None for a run.
+
+    Raises :class:`UserError` for a model outside a run.
+    """
+    if not (folder / MODEL).is_file():
+        return folder, None
+    whole = folder.resolve()
+    if (whole.parent / CONFIG).is_file():
+        return whole.parent, whole.name
+    raise UserError(
+        f"{folder}: holds a model, but is not in a run; accepted: the folder of a run made by "
+        "ivcl_fast.train, or of a finished model in it"
+    )
 
 
 def with_data(config: TrainConfig, flags: DataFlags) -> TrainConfig:
-    """The settings with the data that the flags name."""
+    """Return the settings with the data that the flags name."""
     source = config.data.source
     if flags.data is not None:
         # Each format has its own reader.
         if parse_source(flags.data)[0].open is not parse_source(source)[0].open:
             raise UserError(
-                f"--data: {flags.data!r} is of another kind than {source!r}, which the run "
-                "was told; accepted: data of that kind"
+                f"--data: {flags.data!r} is of another kind than the run's {source!r}; accepted: "
+                "data of that kind"
             )
         config = config.replace(data=flags.data)
     if flags.data_dir is not None:
@@ -72,81 +264,3 @@ def with_data(config: TrainConfig, flags: DataFlags) -> TrainConfig:
             )
         config = config.replace(data_dir=flags.data_dir)
     return config
-
-
-def models_of(run: Run, weights: Path | None = None) -> Models:
-    """``pretrained`` and ``finetuned``, those of them that there are, in evaluation mode.
-
-    Of a run that only finetuned, ``pretrained`` is what it started from, as a classifier where that
-    had no decoder. ``weights``, such as a checkpoint, take the place of the model of their kind.
-    Raises :class:`UserError` if they are not of this run's sizes, and if there is no model at all.
-    """
-    models: Models = {}
-    if run.finished("pretrain"):
-        models["pretrained"] = run.load_pretrained()
-    if run.finished("finetune"):
-        models["finetuned"] = run.load_classifier("finetune")
-    if "pretrained" not in models and run.config.stages.init != "random":
-        try:
-            models = {"pretrained": started_from(run)} | models
-        except UserError as error:  # moved or deleted since
-            log.warning("not shown, what the run started from: %s", error)
-    if weights is not None:
-        model = model_of(run, weights)
-        models["finetuned" if isinstance(model, IVCLClassifier) else "pretrained"] = model
-    if not models:
-        raise UserError(
-            f"{run.folder}: holds no finished model; accepted: a run of which a stage has ended, "
-            "or a checkpoint of it beside"
-        )
-    return {name: model.to(run.device).eval() for name, model in models.items()}
-
-
-def about(run: Run, models: Models, weights: Path | None = None) -> str:
-    """Which models of which run these are, in words; ``weights`` as of :func:`models_of`."""
-    config = run.config
-    stages = {"pretrain": config.stages.pretrain_clips, "finetune": config.stages.finetune_clips}
-    budget = [
-        f"{clips} clips to {stage} on" for stage, clips in stages.items()
-        if config.stages.stage in ("all", stage)
-    ]  # fmt: skip
-    given = f", of which one is {weights}" if weights else ""
-    return (
-        f"{config.data.task} on {config.data.source}, preset {config.preset}, seed {config.seed}; "
-        f"{', '.join(budget)}. Models: {' and '.join(models)}{given}. "
-        f"torch {torch.__version__}, {run.device}, {platform.machine()}."
-    )
-
-
-def model_of(run: Run, source: Path) -> Model:
-    """A model of the run's sizes with these weights; a classifier if they have a head."""
-    weights = read_weights(source)
-    model = run.classifier() if "head.weight" in weights else run.pretraining_model()
-    if reason := misfit(model, weights):
-        raise UserError(f"{source}: {reason}")
-    model.load_state_dict(weights)
-    return model
-
-
-def started_from(run: Run) -> Model:
-    """The model whose weights are the run's ``init``; a classifier unless it fits as a whole."""
-    model, init = run.pretraining_model(), run.config.stages.init
-    if not timm_weights.is_timm(init):
-        file = weights_file(init)
-        weights = read_weights(file)
-        if misfit(model, weights) is None:
-            if file.name == MODEL:
-                with suppress(UserError):  # a config beside it tells of its masks, too
-                    return type(model).from_pretrained(file.parent)
-            model.load_state_dict(weights)
-            return model
-    classifier = run.classifier()
-    backbone.load_backbone(classifier, init)
-    return classifier
-
-
-def untrained(run: Run) -> IVCL | Supervised:
-    """The model that training starts from without an ``init``, in evaluation mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.config.seed)
-        return run.pretraining_model().to(run.device).eval()

@@ -223,7 +223,10 @@ def open_dataset(config: DataConfig, read_only: bool = False) -> Dataset:
                 place.write(root, spec, workers=config.workers, progress=bar)
         place = root
     if read_only and not place.is_dir():
-        raise UserError(f"{place.absolute()}: no such folder; accepted: {accepted}")
+        raise UserError(
+            f"{place.absolute()}: no such folder; read-only commands never generate data; if the "
+            f"data set has moved, accepted: {accepted}"
+        )
     return dataset_format.open(place, task)
 
 

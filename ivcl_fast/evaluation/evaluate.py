@@ -1,17 +1,16 @@
-"""Measuring a classifier: one pass over the clips, every score with chance and an interval."""
+"""Measure a classifier: one pass over the clips, every score with chance and an interval."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivcl_fast.data.dataset import Clip
-from ivcl_fast.data.formats import cater_labels
-from ivcl_fast.data.formats.acre import QUERIES, TYPES, Acre, covariation
+from ivcl_fast.data.formats.acre import TYPES, Acre
+from ivcl_fast.data.formats.cater_labels import hidden_at_end
 from ivcl_fast.data.loader import ClipLoader
 from ivcl_fast.evaluation import metrics
 from ivcl_fast.evaluation.metrics import Score
@@ -19,13 +18,34 @@ from ivcl_fast.evaluation.metrics import Score
 if TYPE_CHECKING:
     from ivcl_fast.data.datamodule import DataModule
 
+GroupScores = dict[str, dict[str, Score]]
+"""Scores by group of clips (``all``, ``visible``, ``hidden``) and metric."""
+
+
+def scores_as_json(scores: GroupScores) -> dict[str, dict[str, dict[str, Any]]]:
+    """Convert scores to what JSON files hold, by group of clips and metric."""
+    return {
+        group: {name: asdict(score) for name, score in by_metric.items()}
+        for group, by_metric in scores.items()
+    }
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model, or one baseline, in a run's table of results."""
+
+    title: str
+    scores: GroupScores
+    correct: Tensor | None = None
+    """float32 ``[V]``: 1 where a clip is answered correctly, else 0; for a random guess, the
+    probability of a correct answer. None for a multi-label task."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """Scores of one model on one set of clips."""
 
-    scores: dict[str, dict[str, Score]]
-    """By group of clips (``all``, ``visible``, ``hidden``) and metric."""
+    scores: GroupScores
     logits: Tensor
     """float32 ``[V, C]``."""
     labels: Tensor
@@ -33,7 +53,7 @@ class Evaluation:
     clips: list[Clip]
     """In the order of ``logits``."""
     hidden: Tensor | None = None
-    """bool ``[V]``: which end with the snitch in a cone; None where nothing tells."""
+    """bool ``[V]``: which clips end with the snitch inside a cone; None where this is unknown."""
 
     @property
     def names(self) -> list[str]:
@@ -41,18 +61,22 @@ class Evaluation:
         return [clip.name for clip in self.clips]
 
     @property
-    def right(self) -> Tensor | None:
-        """float32 ``[V]``: 1 where the answer, the likeliest class, is the label; 0 elsewhere.
+    def correct(self) -> Tensor | None:
+        """float32 ``[V]``: 1 where the likeliest class is the label, else 0.
 
-        None of a multi-label task.
+        None for a multi-label task.
         """
         return None if self.labels.ndim > 1 else (self.logits.argmax(1) == self.labels).float()
 
-    def by_clip(self) -> list[dict[str, Any]]:
-        """Each clip's ``name``, ``video`` and ``label``, for ``clips.json``.
+    def result(self, title: str) -> Result:
+        """Return the row of the table of results."""
+        return Result(title, self.scores, self.correct)
 
-        Of a multi-label task the labels, in a list; else also the ``answer``, the likeliest class.
-        ``group`` is there where ``hidden`` and ``visible`` ends are told apart.
+    def by_clip(self) -> list[dict[str, Any]]:
+        """Return each clip's ``name``, ``video`` and ``label``, as ``clips.json`` holds them.
+
+        For a multi-label task ``label`` is the list of labels. Otherwise there is also ``answer``,
+        the likeliest class. ``group`` (``hidden`` or ``visible``) is there where it is known.
         """
         found: list[dict[str, Any]] = []
         for i, (clip, label) in enumerate(zip(self.clips, self.labels, strict=True)):
@@ -67,7 +91,7 @@ class Evaluation:
         return found
 
     def curve(self) -> dict[str, float]:
-        """Metrics as ``metrics.jsonl`` wants them: ``val_top1``, of a group ``val_top1_hidden``."""
+        """Return values for ``metrics.jsonl``: ``val_top1``, for a group ``val_top1_hidden``."""
         return {
             f"val_{name}" + ("" if group == "all" else f"_{group}"): score.value
             for group, scores in self.scores.items()
@@ -79,7 +103,10 @@ class Evaluation:
 def predict(
     model: nn.Module, loader: ClipLoader, device: torch.device, amp: bool
 ) -> tuple[Tensor, ...]:
-    """Logits, labels and clip ids of one pass over ``loader``, on the CPU, in its order."""
+    """Return logits, labels and clip ids of one pass over ``loader``, on the CPU, in its order.
+
+    ``amp``: compute in bfloat16 under autocast. Logits are float32.
+    """
     model.eval()
     parts: list[tuple[Tensor, ...]] = []
     for batch in loader.epoch(0):
@@ -97,33 +124,35 @@ def evaluate(
     device: torch.device,
     amp: bool,
 ) -> Evaluation:
-    """Measure ``model`` on every clip of ``loader``, which is of ``split``."""
+    """Measure ``model`` on every clip of ``loader``, which reads ``split`` of ``data``."""
     logits, labels, clip_ids = predict(model, loader, device, amp)
     clips = [loader.clips[i] for i in clip_ids.tolist()]
     names = [clip.name for clip in clips]
-    if data.multi_label:
-        return Evaluation({"all": action_scores(logits, labels)}, logits, labels, clips)
-    if isinstance(data.dataset, Acre):
-        scores = blicket_scores(data.dataset, split, names, logits, labels)
-        return Evaluation({"all": scores}, logits, labels, clips)
     if not data.localizes:
-        return Evaluation({"all": class_scores(logits, labels)}, logits, labels, clips)
-    ends = by_visibility(data, names)
-    groups = {
+        if data.multi_label:
+            scores = {"map": Score.mean_average_precision(logits, labels)}
+        elif isinstance(data.dataset, Acre):
+            scores = query_scores(data.dataset, split, names, logits, labels)
+        else:
+            scores = class_scores(logits, labels)
+        return Evaluation({"all": scores}, logits, labels, clips)
+    hidden = None
+    if data.has_scenes(names):
+        hidden = torch.tensor([hidden_at_end(data.scene(name)) for name in names])
+    found = {
         group: place_scores(logits[chosen], labels[chosen], data.grid)
-        for group, chosen in ends.items()
-        if chosen.any()
+        for group, chosen in group_masks(len(clips), hidden).items()
     }
-    return Evaluation(groups, logits, labels, clips, ends.get("hidden"))
+    return Evaluation(found, logits, labels, clips, hidden)
 
 
 def frame_scores(
     model: nn.Module, loader: ClipLoader, device: torch.device, amp: bool
 ) -> dict[str, float]:
-    """How well supervised pretraining has learnt the labels of frames, for ``metrics.jsonl``.
+    """Measure supervised pretraining on the labels of frames, for ``metrics.jsonl``.
 
-    ``val_frame_map``: mean average precision over all frames, in detection over all their patches;
-    ``val_frame_map_chance``: of a constant score, the classes' prevalence.
+    ``val_frame_map``: mean average precision over all frames, for detection over all their
+    patches. ``val_frame_map_chance``: that of a constant score, the classes' prevalence.
     """
     logits, labels, _ = predict(model, loader, device, amp)
     flat = [x.flatten(0, -2).numpy() for x in (logits, labels)]
@@ -134,45 +163,30 @@ def frame_scores(
     }
 
 
-def by_visibility(data: DataModule, names: list[str]) -> dict[str, Tensor]:
-    """Which clips (bool ``[V]``) end with the snitch visible, hidden in a cone, and all.
+def group_masks(count: int, hidden: Tensor | None) -> dict[str, Tensor]:
+    """Return the groups of ``count`` clips, bool ``[V]`` each: ``all``, ``visible``, ``hidden``.
 
-    Where a scene is missing, all alone.
+    ``hidden``: bool ``[V]``, as of :class:`Evaluation`; without it there is ``all`` alone. A group
+    without a clip is left out.
     """
-    every = torch.ones(len(names), dtype=torch.bool)
-    if not data.has_scenes(names):
-        return {"all": every}
-    hidden = torch.tensor([cater_labels.hidden_at_end(data.scene(n)) for n in names])
-    return {"all": every, "visible": ~hidden, "hidden": hidden}
+    groups = {"all": torch.ones(count, dtype=torch.bool)}
+    if hidden is not None:
+        groups |= {"visible": ~hidden, "hidden": hidden}
+    return {group: chosen for group, chosen in groups.items() if chosen.any()}
 
 
-def blicket_scores(
+def query_scores(
     dataset: Acre, split: str, names: list[str], logits: Tensor, labels: Tensor
 ) -> dict[str, Score]:
-    """ACRE's scores: per query, per problem and per question type."""
+    """Return ACRE's scores: per query, per problem and per question type."""
     queries = dataset.queries(split)
     asked = [queries[name] for name in names]
     problems = torch.tensor([query.problem for query in asked])
     return metrics.query_scores(logits, labels, problems, [q.type for q in asked], TYPES)
 
 
-def counting_guess(
-    dataset: Acre, split: str, names: list[str], labels: Tensor
-) -> tuple[dict[str, dict[str, Score]], Tensor]:
-    """The same of answers that take no reasoning, only counts (:func:`covariation`).
-
-    Also which of them are right: float32 ``[V]``, 0 or 1.
-    """
-    queries, answers = dataset.queries(split), [covariation(p) for p in dataset.problems(split)]
-    given = [answers[queries[n].problem][queries[n].panel - QUERIES.start] for n in names]
-    answer = torch.tensor(given)
-    guess = F.one_hot(answer, dataset.num_classes).float()
-    scores = blicket_scores(dataset, split, names, guess, labels)
-    return {"all": scores}, (answer == labels).float()
-
-
 def class_scores(logits: Tensor, labels: Tensor) -> dict[str, Score]:
-    """Top-1 and, if there are more classes, top-5; chance is a uniform guess."""
+    """Return top-1 and, if there are more classes, top-5; chance is a uniform guess."""
     classes = logits.shape[1]
     return {
         f"top{k}": Score.proportion(metrics.topk_correct(logits, labels, k), k / classes)
@@ -182,38 +196,7 @@ def class_scores(logits: Tensor, labels: Tensor) -> dict[str, Score]:
 
 
 def place_scores(logits: Tensor, labels: Tensor, grid: int) -> dict[str, Score]:
-    """Top-1, top-5 and L1 of snitch localisation on a ``grid`` x ``grid`` floor."""
-    chance = metrics.localization_chance(grid)
-    scores = {
-        f"top{k}": Score.proportion(metrics.topk_correct(logits, labels, k), chance[f"top{k}"])
-        for k in (1, 5)
-    }
+    """Return top-1, top-5 and L1 of snitch localisation on a ``grid`` x ``grid`` floor."""
     distance = metrics.grid_distance(logits, labels, grid)
-    return scores | {"l1": Score.mean(distance, chance["l1"])}
-
-
-def action_scores(logits: Tensor, targets: Tensor) -> dict[str, Score]:
-    """Mean average precision of the action tasks."""
-    return {"map": Score.mean_average_precision(logits, targets)}
-
-
-def cone_guess(data: DataModule, names: list[str]) -> tuple[dict[str, dict[str, Score]], Tensor]:
-    """Top-1 of the guess "under a visible cone", one of them at random, which needs no memory.
-
-    Also what it is of, float32 ``[V]``: per clip the share of the visible cones that stand in the
-    true cell. Raises :class:`UserError` where a scene is missing (``data.has_scenes``).
-    """
-    hits = []
-    for name in names:
-        scene = data.scene(name)
-        cones = cater_labels.visible_cones_at_end(scene, data.grid)
-        truth = cater_labels.localize_label(scene, data.grid)
-        hits.append(cones.count(truth) / len(cones) if cones else 0.0)
-    share = torch.tensor(hits)
-    chance = metrics.localization_chance(data.grid)["top1"]
-    scores = {
-        group: {"top1": Score.mean(share[chosen], chance, percent=True)}
-        for group, chosen in by_visibility(data, names).items()
-        if chosen.any()
-    }
-    return scores, share
+    l1 = Score.mean(distance, metrics.chance_distance(grid))
+    return class_scores(logits, labels) | {"l1": l1}

@@ -1,4 +1,4 @@
-"""Scores of classifiers, as the data sets' own code computes them, with chance and intervals.
+"""Scores of classifiers, computed as the data sets' own code does, with chance and intervals.
 
 Sources: CATER's ``localization_eval.py`` and ``eval.py`` for top-k, L1 and mAP; ACRE's ``main.py``
 for accuracy by query, problem and type; Wilson (1927) for the interval of a proportion; Efron
@@ -19,41 +19,50 @@ Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
 
 RESAMPLES = 1000
-"""Bootstrap resamples; their draws come from a fixed seed, so a report repeats exactly."""
+"""Bootstrap resamples. They are drawn from a fixed seed, so a report repeats exactly."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A figure with its 95 % interval and what chance would score."""
+    """A value with its 95 % interval and the value that chance would reach."""
 
     value: float
     low: float
     high: float
     chance: float
     percent: bool = True
-    """Whether the figures are shares, shown in percent; else numbers such as cells of distance."""
+    """Whether the values are shares from 0 to 1, printed in percent; else they are numbers, such as
+    a distance in cells."""
 
     @classmethod
     def proportion(cls, correct: Array, chance: float) -> Score:
-        """Share of true values in bool ``[V]``, with Wilson's interval."""
+        """Return the share of true values in bool ``[V]``, with Wilson's interval."""
         correct = as_array(correct)
         low, high = wilson_interval(int(correct.sum()), len(correct))
         return cls(float(correct.mean()), low, high, chance)
 
     @classmethod
-    def mean(cls, values: Array, chance: float, percent: bool = False) -> Score:
-        """Mean of ``[V]`` numbers, one per clip, with a bootstrap interval."""
+    def mean(
+        cls, values: Array, chance: float, percent: bool = False, groups: Array | None = None
+    ) -> Score:
+        """Return the mean of ``[V]`` numbers with a bootstrap interval.
+
+        ``percent``: they are shares from 0 to 1. ``groups``: as of :meth:`clustered`; by default
+        each number is a group of its own.
+        """
         values = as_array(values).astype(np.float64)
-        low, high = bootstrap_interval(lambda w: float(w @ values / w.sum()), len(values))
+        groups = np.arange(len(values)) if groups is None else groups
+        low, high = clustered_interval(values, groups, (0.0, 1.0) if percent else None)
         return cls(float(values.mean()), low, high, chance, percent)
 
     @classmethod
     def clustered(cls, correct: Array, groups: Array, chance: float) -> Score:
-        """Share of true values in bool ``[V]`` that come in groups, int ``[V]``, which they share.
+        """Return the share of true values in bool ``[V]``, of clips that come in groups.
 
-        Clips of a group may be right or wrong together, so whole groups are drawn for the
-        interval. It is never narrower than Wilson's, which holds where all clips are right or
-        wrong and drawing shows no spread.
+        ``groups``: each clip's group, int ``[V]``. Clips of one group may be correct or wrong
+        together, so the bootstrap draws whole groups.
+        The interval is never narrower than Wilson's, which is still valid where all clips are
+        correct, or all wrong, and resampling shows no variation.
         """
         drawn = clustered_interval(correct, groups)
         alone = cls.proportion(correct, chance)
@@ -61,7 +70,7 @@ class Score:
 
     @classmethod
     def mean_average_precision(cls, scores: Array, targets: Array) -> Score:
-        """:func:`mean_average_precision` with a bootstrap interval over clips.
+        """Return :func:`mean_average_precision` with a bootstrap interval over clips.
 
         Chance is the AP of a constant score: the prevalence, averaged over the same classes.
         """
@@ -78,18 +87,18 @@ class Score:
         return cls(value, max(low, 0.0), min(high, 1.0), float(prevalence[prevalence > 0].mean()))
 
     def format(self, value: float) -> str:
-        """A number in this score's unit: ``14.8 %`` or ``2.32``."""
+        """Return a number in this score's unit, such as ``14.8 %`` or ``2.32``."""
         return f"{100 * value:.1f} %" if self.percent else f"{value:.2f}"
 
     def __str__(self) -> str:
-        """For a table: ``14.8 % [12.1, 17.9]``."""
+        """Return value and interval for a table, such as ``14.8 % [12.1, 17.9]``."""
         scale, digits = (100, 1) if self.percent else (1, 2)
         low, high = (f"{scale * bound:.{digits}f}" for bound in (self.low, self.high))
         return f"{self.format(self.value)} [{low}, {high}]"
 
 
 def as_array(values: Array) -> np.ndarray:
-    """A tensor on any device, of any dtype that NumPy has, or an array, as an array."""
+    """Convert a tensor on any device to a NumPy array; an array is returned as it is."""
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
@@ -97,7 +106,7 @@ def as_array(values: Array) -> np.ndarray:
 
 
 def topk_correct(logits: Array, labels: Array, k: int) -> np.ndarray:
-    """Whether each clip's class is among its ``k`` highest logits: bool ``[V]``.
+    """Return whether each clip's class is among its ``k`` highest logits: bool ``[V]``.
 
     ``logits`` ``[V, C]``, ``labels`` int ``[V]``. Equal logits rank by class number, the lower
     first, so that top-1 is the argmax. Raises ``ValueError`` naming a bad argument.
@@ -107,15 +116,11 @@ def topk_correct(logits: Array, labels: Array, k: int) -> np.ndarray:
     return (order[:, :k] == labels[:, None]).any(axis=1)
 
 
-def topk_accuracy(logits: Array, labels: Array, k: int) -> float:
-    """Share of clips that are right in the sense of :func:`topk_correct`."""
-    return float(topk_correct(logits, labels, k).mean())
-
-
 def grid_distance(logits: Array, labels: Array, n: int = 6) -> np.ndarray:
-    """City-block distance in cells from the argmax cell to the true one: int ``[V]``.
+    """Return the city-block distance in cells from the argmax cell to the true one: int ``[V]``.
 
-    Class ``c`` is the cell ``x = c % n``, ``y = c // n``; arguments as :func:`topk_correct`.
+    Its mean is CATER's L1. Class ``c`` is the cell ``x = c % n``, ``y = c // n``; arguments as of
+    :func:`topk_correct`. Raises ``ValueError`` if there are not ``n * n`` classes.
     """
     logits, labels = checked_answers(logits, labels)
     if logits.shape[1] != n * n:
@@ -124,23 +129,17 @@ def grid_distance(logits: Array, labels: Array, n: int = 6) -> np.ndarray:
     return np.abs(guess % n - labels % n) + np.abs(guess // n - labels // n)
 
 
-def grid_l1(logits: Array, labels: Array, n: int = 6) -> float:
-    """Mean of :func:`grid_distance`: CATER's L1, in cells."""
-    return float(grid_distance(logits, labels, n).mean())
-
-
-def localization_chance(n: int = 6) -> dict[str, float]:
-    """``top1``, ``top5`` and ``l1`` of a uniform guess, the true cells being uniform too.
+def chance_distance(n: int = 6) -> float:
+    """Return the mean distance in cells of a uniform guess where true cells are uniform too.
 
     ``E|i - j| = (n^2 - 1) / 3n`` for two uniform coordinates. Always answering a middle cell
-    beats that L1 without looking (n / 2 for an even n), so a low L1 alone proves little.
+    comes closer (n / 2 for an even n), so a short distance alone proves little.
     """
-    cells = n * n
-    return {"top1": 1 / cells, "top5": min(5 / cells, 1.0), "l1": 2 * (cells - 1) / (3 * n)}
+    return 2 * (n * n - 1) / (3 * n)
 
 
 def checked_answers(logits: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays; raises ``ValueError`` for shapes, labels or NaN that cannot be scored."""
+    """Return both as arrays; raise ``ValueError`` for shapes, labels or NaN that have no score."""
     logits, labels = as_array(logits), as_array(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
         raise ValueError(
@@ -162,23 +161,16 @@ def checked_answers(logits: Array, labels: Array) -> tuple[np.ndarray, np.ndarra
 def query_scores(
     logits: Array, labels: Array, problems: Array, types: Sequence[str], order: Sequence[str]
 ) -> dict[str, Score]:
-    """ACRE's accuracies: ``query``, ``problem``, then one per question type.
+    """Return ACRE's accuracies: ``query``, ``problem``, then one per question type.
 
     ``logits`` ``[V, C]`` and ``labels`` int ``[V]`` of one query each; ``problems`` int ``[V]``,
     the problem that a query belongs to; ``types`` ``[V]``, its question type. ``query`` is the
-    share of right answers, ``problem`` the share of problems with nothing but right answers, and
-    a type in ``order`` that occurs the share of right answers to it. Chance is a uniform guess.
-    Raises ``ValueError`` naming a bad argument.
+    share of correct answers, ``problem`` the share of problems whose answers are all correct. Each
+    type in ``order`` that occurs has the share of correct answers to its queries. Chance is a
+    uniform guess.
     """
     correct = topk_correct(logits, labels, 1)
-    groups, kinds = as_array(problems), np.asarray(types)
-    if groups.shape != correct.shape or kinds.shape != correct.shape:
-        raise ValueError(
-            f"problems, types: shapes {groups.shape} and {kinds.shape} are not both [V] with "
-            f"V = {len(correct)}"
-        )
-    if unknown := sorted(set(types) - set(order)):
-        raise ValueError(f"types: {unknown[0]!r} is not one of {', '.join(order)}")
+    groups, type_of = as_array(problems), np.asarray(types)
     chance = 1 / as_array(logits).shape[1]
     _, group = np.unique(groups, return_inverse=True)
     size = np.bincount(group)
@@ -187,9 +179,9 @@ def query_scores(
         "query": Score.clustered(correct, groups, chance),
         "problem": Score.proportion(solved, float((chance**size).mean())),
     }
-    for kind in order:
-        if (of_kind := kinds == kind).any():
-            scores[kind] = Score.clustered(correct[of_kind], groups[of_kind], chance)
+    for name in order:
+        if (chosen := type_of == name).any():
+            scores[name] = Score.clustered(correct[chosen], groups[chosen], chance)
     return scores
 
 
@@ -197,7 +189,11 @@ def query_scores(
 
 
 class Ranking:
-    """Clips sorted once by score, per class; then AP is quick for any weights of the clips."""
+    """Clips sorted by score, once per class, so that AP is fast for many weightings of the clips.
+
+    ``scores`` float ``[V, C]``; ``targets`` ``[V, C]``, 0 or 1. Raises ``ValueError`` for other
+    shapes and for NaN.
+    """
 
     def __init__(self, scores: np.ndarray, targets: np.ndarray) -> None:
         if scores.shape != targets.shape or scores.ndim != 2 or not len(scores):
@@ -214,12 +210,12 @@ class Ranking:
         self.ends_tie[:-1] = ranked[:-1] != ranked[1:]
 
     def average_precision(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """AP ``[C]``, -1 without a positive; ``weights`` ``[V]`` count each clip so many times."""
+        """Return AP ``[C]``, -1 without a positive; clip ``i`` counts ``weights[i]`` times."""
         weight = np.ones(len(self.order)) if weights is None else weights
         taken = weight[self.order]  # [V, C]
         hits = taken * self.positive
         precision = hits.cumsum(axis=0) / np.maximum(taken.cumsum(axis=0), 1e-12)
-        # Equal scores are retrieved together: only the precision after the last of them exists.
+        # Equal scores are retrieved together: precision is defined after the last of them only.
         precision = np.where(self.ends_tie, precision, 0)
         envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
         positives = hits.sum(axis=0)
@@ -228,17 +224,17 @@ class Ranking:
 
 
 def average_precision(scores: Array, targets: Array) -> np.ndarray:
-    """Interpolated (VOC 2010) average precision per class ``[C]``; -1 where nothing is positive.
+    """Return interpolated (VOC 2010) AP per class, ``[C]``; -1 where nothing is positive.
 
-    ``scores`` ``[V, C]``, higher is likelier; ``targets`` ``[V, C]``, 0 or 1. The area under the
-    envelope of precision (the best precision at this recall or a higher one) over recall. This is
-    CATER's measure; scikit-learn's has no envelope and comes out lower.
+    ``scores`` ``[V, C]``, higher is likelier; ``targets`` ``[V, C]``, 0 or 1. AP is the area under
+    the envelope of precision (the best precision at this recall or a higher one) over recall. This
+    is CATER's measure; scikit-learn's has no envelope and is lower.
     """
     return Ranking(as_array(scores), as_array(targets)).average_precision()
 
 
 def mean_average_precision(scores: Array, targets: Array) -> float:
-    """Mean of :func:`average_precision` over the classes that have a positive.
+    """Return the mean of :func:`average_precision` over the classes that have a positive.
 
     Raises ``ValueError`` where no class has one.
     """
@@ -249,7 +245,7 @@ def mean_average_precision(scores: Array, targets: Array) -> float:
 
 
 def mean_of_present(precisions: np.ndarray) -> float:
-    """Mean without the -1 of absent classes; NaN where all are absent."""
+    """Return the mean without the -1 of absent classes; NaN where all are absent."""
     present = precisions[precisions >= 0]
     return float(present.mean()) if len(present) else float("nan")
 
@@ -258,7 +254,7 @@ def mean_of_present(precisions: np.ndarray) -> float:
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion; stays within [0, 1] and is right near its ends."""
+    """Return Wilson's 95 % interval of a proportion, which is valid near 0 and 1 too."""
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"successes, n: {successes} of {n} is no proportion")
     share, z2 = successes / n, Z_95**2
@@ -267,10 +263,23 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def clustered_interval(values: Array, groups: Array) -> tuple[float, float]:
-    """Bootstrap interval of the mean of ``[V]`` numbers, whole groups (int ``[V]``) drawn."""
+def clustered_interval(
+    values: Array, groups: Array, bounds: tuple[float, float] | None = None
+) -> tuple[float, float]:
+    """Return the bootstrap interval of the mean of ``[V]`` numbers; whole groups are drawn.
+
+    ``groups``: each number's group, int ``[V]``. ``bounds``: the least and the greatest number that
+    is possible, if there is one. Then the interval has a width also where all groups have the same
+    mean (no success in any of them, for example) and resampling shows no variation: a group may
+    differ with a probability of up to Wilson's upper bound for 0 of as many as there are.
+    """
     _, group = np.unique(as_array(groups), return_inverse=True)
     sums, clips = np.bincount(group, as_array(values)), np.bincount(group)
+    means = sums / clips
+    if bounds is not None and np.ptp(means) < 1e-12:
+        _, other = wilson_interval(0, len(clips))
+        low, high = (float(means[0] + other * (bound - means[0])) for bound in bounds)
+        return low, high
     return bootstrap_interval(lambda w: float(w @ sums / (w @ clips)), len(clips))
 
 
@@ -281,12 +290,11 @@ def bootstrap_interval(
     seed: int = 0,
     centre: float | None = None,
 ) -> tuple[float, float]:
-    """95 % percentile interval of a statistic of ``n`` clips, drawn anew with replacement.
+    """Return the 95 % percentile interval of a statistic of ``n`` clips, drawn with replacement.
 
-    ``statistic(weights)`` is told how often each clip was drawn: float ``[n]``, summing to ``n``.
-    A draw for which it does not exist (NaN) is left out. ``centre`` shifts the draws to this mean:
-    for a statistic such as AP, which repeated clips push upward, so that the plain interval can
-    miss the figure itself.
+    ``statistic(weights)`` is given how often each clip was drawn: float ``[n]``, summing to ``n``.
+    A draw for which it is undefined (NaN) is left out. ``centre`` shifts the draws to this mean. AP
+    needs that: repeated clips raise it, so the unshifted interval can miss the value itself.
     """
     if n < 1:
         raise ValueError("n: no clips to draw from")

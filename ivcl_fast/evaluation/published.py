@@ -1,7 +1,7 @@
-"""Published scores, to stand beside ours in the report of a run on the published data set.
+"""Published scores, printed beside a run's own in its report if the data set is the published one.
 
-``published.csv`` holds figures that were read in the source it names, and no others. IV-CL's own
-are not among them: they were not found in a source that could be read.
+``published.csv`` holds only scores that were read in the source it names. IV-CL's own are not among
+them: no source with them could be read.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ class Published:
     """One model's scores on one task."""
 
     folder: str
-    """Name of the data set's folder as published, in small letters; empty: whatever it is."""
+    """Name of the data set's folder as published, in lower case; empty: any name."""
     task: str
     model: str
     scores: dict[str, float]
-    """By metric, named as ours: shares from 0 to 1, ``l1`` in cells."""
+    """By metric, named as in ``scores.json``: shares from 0 to 1, ``l1`` in cells."""
     source: str
+    """Where they were read."""
 
 
 def read() -> list[Published]:
-    """All of ``published.csv``."""
+    """Read all of ``published.csv``."""
     with (files(__package__) / "published.csv").open() as file:
         return [
             Published(
@@ -49,7 +50,7 @@ def read() -> list[Published]:
 
 
 def published(dataset: Dataset) -> list[Published]:
-    """What others report on a data set and task; nothing on one of our making."""
+    """Return what others report on a data set and task; nothing for a synthetic one."""
     if read_spec(dataset.root) is not None:
         return []
     folder = dataset.root.resolve().name.lower()

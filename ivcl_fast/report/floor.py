@@ -1,6 +1,7 @@
 """CATER's floor from above, turned as its camera sees it from its starting pose.
 
-+x goes to the lower right, +y to the upper right; cell ``c`` of n x n is ``x = c % n, y = c // n``.
+The x axis points to the lower right, the y axis to the upper right. Cell ``c`` of n x n is
+``x = c % n``, ``y = c // n``.
 """
 
 from __future__ import annotations
@@ -9,55 +10,68 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon
 
-RIGHT, WRONG = "#1a7f37", "#c62828"
-"""Colours of the truth and of an answer."""
+CORRECT, INCORRECT = "#1a7f37", "#c62828"
+"""Colours of the true cell and of the predicted one."""
 
 
-def as_seen(x: Any, y: Any) -> tuple[Any, Any]:
-    """Places on the floor, in cells, to places in the picture."""
+def to_picture(x: Any, y: Any) -> tuple[Any, Any]:
+    """Convert places on the floor, in cells, to places in the picture."""
     return x + y, y - x
 
 
 def centres(cells: Any, n: int) -> tuple[Any, Any]:
-    """Where the middles of ``cells``, of n x n, are in the picture."""
-    return as_seen(cells % n + 0.5, cells // n + 0.5)
+    """Return where the centres of ``cells`` (int, of n x n) are in the picture."""
+    return to_picture(cells % n + 0.5, cells // n + 0.5)
 
 
-def draw_cells(axes: Axes, belief: np.ndarray) -> None:
-    """The floor, darker where ``belief`` ``[y, x]`` is greater, and the names of its sides."""
-    n = len(belief)
+def draw_cells(axes: Axes, probabilities: np.ndarray) -> None:
+    """Draw the cells, darker where ``probabilities`` ``[y, x]`` are higher, and name the sides."""
+    n = len(probabilities)
     axes.pcolormesh(
-        *as_seen(*np.meshgrid(np.arange(n + 1), np.arange(n + 1))),
-        belief, cmap="Blues", vmin=0, vmax=belief.max() or 1, edgecolors="0.75", linewidth=0.5,
+        *to_picture(*np.meshgrid(np.arange(n + 1), np.arange(n + 1))), probabilities,
+        cmap="Blues", vmin=0, vmax=probabilities.max() or 1, edgecolors="0.75", linewidth=0.5,
     )  # fmt: skip
     for name, place, turn in (("x", (n / 2, -0.7), -45), ("y", (n + 0.7, n / 2), 45)):
-        axes.text(*as_seen(*place), f"{name} →", rotation=turn, ha="center", va="center",
+        axes.text(*to_picture(*place), f"{name} →", rotation=turn, ha="center", va="center",
                   fontsize=8, color="0.4")  # fmt: skip
     axes.set_aspect("equal")
     axes.set_axis_off()
 
 
-def draw_belief(axes: Axes, belief: np.ndarray, label: int | None, guess: int) -> None:
-    """Probabilities ``[y, x]``; the true cell ``label`` outlined if known, ``guess`` crossed."""
-    n = len(belief)
-    draw_cells(axes, belief)
+def draw_prediction(
+    axes: Axes, probabilities: np.ndarray, label: int | None, predicted: int
+) -> None:
+    """Draw probabilities ``[y, x]``, the true cell ``label`` if known, and the predicted cell."""
+    n = len(probabilities)
+    draw_cells(axes, probabilities)
     if label is not None:
         x, y = label % n, label // n
-        corners = as_seen(*np.array([(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)]).T)
+        corners = to_picture(*np.array([(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)]).T)
         axes.add_patch(
-            Polygon(np.stack(corners, axis=1), fill=False, edgecolor=RIGHT, linewidth=2.5,
+            Polygon(np.stack(corners, axis=1), fill=False, edgecolor=CORRECT, linewidth=2.5,
                     zorder=3, clip_on=False)
         )  # fmt: skip
-    axes.plot(*centres(guess, n), "x", color=WRONG, mew=2, zorder=4)
+    axes.plot(*centres(predicted, n), "x", color=INCORRECT, mew=2, zorder=4)
 
 
-def belief_legend(truth: bool) -> list[Any]:
-    """What :func:`draw_belief` draws, with or without a label."""
-    true_cell = Patch(facecolor="none", edgecolor=RIGHT, linewidth=2.5, label="true cell")
-    return [true_cell] * truth + [
-        Line2D([], [], color=WRONG, marker="x", markeredgewidth=2, linestyle="", label="answer"),
-        Patch(facecolor="#2171b5", label="darker: believed likelier"),
+def add_legend(figure: Figure, truth: bool) -> None:
+    """Explain the marks of :func:`draw_prediction` below the figure; ``truth``: cells are known."""
+    handles: list[Any] = [
+        Line2D([], [], color=INCORRECT, marker="x", mew=2, ls="", label="predicted cell"),
+        Patch(facecolor="#2171b5", label="darker: higher predicted probability"),
     ]
+    if truth:
+        true_cell = Patch(facecolor="none", edgecolor=CORRECT, linewidth=2.5, label="true cell")
+        handles.insert(0, true_cell)
+    figure.legend(
+        handles=handles, loc="outside lower right", ncols=len(handles), fontsize=9, frameon=False
+    )
+
+
+def cells_away(distance: int) -> str:
+    """Return a distance in words, such as ``1 cell away``."""
+    return f"{distance} cell{'' if distance == 1 else 's'} away"

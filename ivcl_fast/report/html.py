@@ -1,11 +1,12 @@
-"""A page for a person, in one file: pictures are inside it, nothing is loaded from elsewhere."""
+"""A page to open in a browser, in one file: pictures are embedded, nothing else is loaded."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
+
+from ivcl_fast.report.tables import Table
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem;
@@ -19,40 +20,39 @@ th, td { border: 1px solid #ddd; padding: 0.25rem 0.7rem; text-align: left; vert
 th { background: #f6f6f6 }
 """
 
-KINDS = {".png": "image/png", ".gif": "image/gif"}
+MIME_TYPES = {".png": "image/png", ".gif": "image/gif"}
 
 
 class Page:
-    """Put together from top to bottom; every text is taken as it is, not as markup."""
+    """A page that is put together from top to bottom; texts are escaped, never read as markup."""
 
     def __init__(self, title: str) -> None:
         self.title = title
         self.parts = [f"<h1>{escape(title)}</h1>"]
 
     def heading(self, text: str) -> None:
-        """The start of a section."""
+        """Start a section."""
         self.parts.append(f"<h2>{escape(text)}</h2>")
 
     def text(self, text: str) -> None:
-        """A paragraph."""
+        """Add a paragraph."""
         self.parts.append(f"<p>{escape(text)}</p>")
 
-    def table(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """A table of texts."""
-        lines = [cells("th", header), *(cells("td", row) for row in rows)]
-        self.parts.append("\n".join(["<table>", *lines, "</table>"]))
+    def table(self, table: Table) -> None:
+        """Add a table."""
+        self.parts.append(table.html())
 
     def picture(self, path: Path, caption: str) -> None:
-        """A PNG or GIF from disk."""
+        """Embed a PNG or GIF file."""
         data = base64.b64encode(path.read_bytes()).decode()
-        source = f"data:{KINDS[path.suffix]};base64,{data}"
+        source = f"data:{MIME_TYPES[path.suffix]};base64,{data}"
         self.parts.append(
             f'<figure><img alt="{escape(caption)}" src="{source}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
 
     def __str__(self) -> str:
-        """The whole HTML document."""
+        """Return the whole HTML document."""
         body = "\n".join(self.parts)
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -60,8 +60,3 @@ class Page:
             f"<title>{escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n"
             f"<body>\n{body}\n</body>\n</html>\n"
         )
-
-
-def cells(tag: str, texts: Sequence[str]) -> str:
-    """A row of a table."""
-    return f"<tr>{''.join(f'<{tag}>{escape(text)}</{tag}>' for text in texts)}</tr>"

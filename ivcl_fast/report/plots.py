@@ -1,4 +1,4 @@
-"""Pictures for a person: what is rebuilt, where slots look, how training went, what is answered.
+"""Pictures of reconstructions, training curves and answers.
 
 Every function writes one PNG, whole or not at all, and touches no global state of matplotlib.
 Letters in shapes as in ``reference.py``.
@@ -16,20 +16,21 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 from torch import Tensor
 
-from ivcl_fast.analysis.attention_maps import Model, slot_attention
 from ivcl_fast.evaluation.metrics import Array, as_array, grid_distance
 from ivcl_fast.models import reference
-from ivcl_fast.report.attention import attention_figure, how_measured
-from ivcl_fast.report.figures import as_image, new_figure, save, show, spread
-from ivcl_fast.report.floor import RIGHT, WRONG, belief_legend, draw_belief
+from ivcl_fast.report.figures import (
+    COLUMNS,
+    as_image,
+    draw_image,
+    evenly_spaced,
+    new_figure,
+    save,
+)
+from ivcl_fast.report.floor import CORRECT, INCORRECT, add_legend, cells_away, draw_prediction
 
-COLUMNS = 8
-"""Frames side by side in a picture of frames."""
-
-HIDDEN_GRAY = 0.12
-"""What a hidden patch looks like: darker than any floor."""
-
-STAGES = {
+MASKED_GRAY = 0.12
+"""Colour of a masked patch: darker than any floor."""
+STAGE_COLORS = {
     "pretrain": "tab:purple",
     "finetune": "tab:blue",
     "scratch": "tab:orange",
@@ -45,91 +46,73 @@ WHITE = dict(facecolor="white", edgecolor="none", alpha=0.7, pad=0.5)
 def reconstruction_picture(
     model: reference.IVCL, video: Tensor, path: Path | str, seed: int = 0
 ) -> None:
-    """Query frames of up to eight clips: input, masked input, rebuilt, absolute error.
+    """Draw query frames of up to eight clips: input, masked input, reconstruction, absolute error.
 
-    ``video`` as the model takes it; the masks follow from ``seed`` alone, so that pictures of
-    one run can be compared and no random state moves.
+    ``video``: uint8 ``[B, T, 3, H, W]`` on the model's device. The masks depend on ``seed`` alone,
+    so that pictures of one run can be compared; no random state is changed.
     """
     cfg = model.cfg
     video = video[:COLUMNS]
     seeds = reference.stream(torch.tensor(seed, device=video.device), len(video))
     out = model(video, seed=seeds)
-    rebuilt = model.reconstruct_from(video, out)  # [B, Q, 3, H, W]
+    reconstructed = model.reconstruct_from(video, out)  # [B, Q, 3, H, W]
 
-    rows = reference.as_pixels(reference.patch_rows(video, cfg)).take_along_dim(
-        out.query[:, :, None, None], dim=1
-    )
-    ids = reference.take_rows(out.ids_mask, out.query).unsqueeze(-1)
-    hidden = torch.zeros_like(rows, dtype=torch.bool).scatter(
-        2, ids.expand(-1, -1, -1, cfg.patch_dim), True
-    )
-    frames, hidden = (reference.unpatchify(x, cfg.patch_size) for x in (rows, hidden))
+    frames = video.take_along_dim(out.query[:, :, None, None, None], dim=1) / 255
+    ids_mask = out.ids_mask.take_along_dim(out.query[:, :, None], dim=1)  # [B, Q, N - K]
+    masked = torch.zeros(*out.query.shape, cfg.num_patches, dtype=torch.bool, device=video.device)
+    masked = masked.scatter(2, ids_mask, True).unflatten(2, (cfg.grid, cfg.grid))
+    for axis in (2, 3):  # to pixels, [B, Q, H, W]
+        masked = masked.repeat_interleave(cfg.patch_size, dim=axis)
 
-    chosen = spread(COLUMNS // len(video), out.query.shape[1])
+    chosen = evenly_spaced(COLUMNS // len(video), out.query.shape[1])
     titles = [
-        f"clip {clip + 1}\nframe {frame + 1} of {cfg.num_frames}"
+        (f"clip {clip + 1}\n" if len(video) > 1 else "") + f"frame {frame + 1} of {cfg.num_frames}"
         for clip, frames_of_clip in enumerate(out.query[:, chosen].tolist())
         for frame in frames_of_clip
     ]
-    note = "Masked patches are rebuilt in the true patch's mean and contrast (norm_pix)."
-    frames, hidden, rebuilt = (x[:, chosen].flatten(0, 1) for x in (frames, hidden, rebuilt))
-    reconstruction_grid(path, frames, hidden, rebuilt, titles, note if cfg.norm_pix else "")
+    note = "Masked patches are drawn with the true patch's mean and contrast (norm_pix)."
+    frames, masked, reconstructed = (
+        x[:, chosen].flatten(0, 1) for x in (frames, masked, reconstructed)
+    )
+    reconstruction_grid(path, frames, masked, reconstructed, titles, note if cfg.norm_pix else "")
 
 
 def reconstruction_grid(
     path: Path | str,
     frames: Tensor,
-    hidden: Tensor,
-    rebuilt: Tensor,
+    masked: Tensor,
+    reconstructed: Tensor,
     titles: Sequence[str],
     note: str = "",
 ) -> None:
-    """One column per frame: input, masked input, rebuilt, absolute error averaged over the colours.
+    """Draw a column per frame: input, masked input, reconstruction, error averaged over colours.
 
-    ``frames`` and ``rebuilt`` ``[M, 3, H, W]`` in [0, 1]; ``hidden``, bool of that shape: what the
-    model did not see. The mean of a frame's error is over that alone: the rest is the input's own.
+    ``frames`` and ``reconstructed`` ``[M, 3, H, W]`` in [0, 1]; ``masked`` bool ``[M, H, W]``: the
+    pixels that the model was not given. A frame's mean error is over those, as others are copied.
     """
-    masked = frames.masked_fill(hidden, HIDDEN_GRAY)
-    error = (rebuilt - frames).abs().mean(dim=1).cpu().numpy()  # [M, H, W]
+    seen = frames.masked_fill(masked[:, None], MASKED_GRAY)
+    error = (reconstructed - frames).abs().mean(dim=1).cpu().numpy()  # [M, H, W]
     figure = new_figure(1.25 * len(frames) + 1.8, 5.6)
     axes = figure.subplots(4, len(frames), squeeze=False)
     for column, title in enumerate(titles):
         axes[0, column].set_title(title, fontsize=9)
-        for row, images in enumerate((frames, masked, rebuilt)):
-            show(axes[row, column], as_image(images[column]), vmin=0, vmax=1)
-        scale = show(
+        for row, images in enumerate((frames, seen, reconstructed)):
+            draw_image(axes[row, column], as_image(images[column]), vmin=0, vmax=1)
+        scale = draw_image(
             axes[3, column], error[column], cmap="magma", vmin=0, vmax=max(error.max(), 0.01)
         )
-        of_hidden = error[column][hidden[column, 0].cpu().numpy()].mean()
-        axes[3, column].set_xlabel(f"mean {of_hidden:.3f}", fontsize=8)
+        of_masked = error[column][masked[column].cpu().numpy()].mean()
+        axes[3, column].set_xlabel(f"mean {of_masked:.3f}", fontsize=8)
     labels = (
         "input",
-        "seen by the\nmodel",
-        "rebuilt",
-        "absolute error,\nits mean over\nmasked patches",
+        "given to\nthe model",
+        "reconstruction",
+        "absolute error\n(below: mean over\nmasked patches)",
     )
     for row, label in enumerate(labels):
         axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
     figure.colorbar(scale, ax=axes[3, :].tolist(), label="error (0 to 1)", aspect=8)
     figure.supxlabel(note, fontsize=8, color="0.35")
-    save(figure, path)
-
-
-# --- Slot attention ------------------------------------------------------------------------------
-
-
-def slot_attention_picture(
-    model: Model, video: Tensor, path: Path | str, head: int | None = None
-) -> None:
-    """:func:`slot_attention` of the first clip, laid over eight of its frames; a row per slot."""
-    cfg = model.cfg
-    maps = slot_attention(model, video[:1], head)[0]
-    frames = reference.unpatchify(
-        reference.as_pixels(reference.patch_rows(video[:1], cfg)), cfg.patch_size
-    )[0]
-    chosen = spread(COLUMNS, cfg.num_frames)
-    titles = [f"frame {t + 1}" for t in chosen]
-    figure = attention_figure(frames[chosen], {"": maps[chosen]}, titles, how_measured(head))
     save(figure, path)
 
 
@@ -140,7 +123,7 @@ class Panel(NamedTuple):
     title: str
     unit: str
     lines: dict[str, str]
-    """Names of figures in a record, and what to call them in the legend."""
+    """Names of values in a record, and their names in the legend."""
     percent: bool = False
     from_zero: bool = True
     stages: Callable[[str], bool] = lambda stage: True
@@ -153,14 +136,14 @@ PANELS = (
           {"val_frame_map": "mAP", "val_frame_map_chance": "chance"}, percent=True),
     Panel("Finetuning loss", "cross-entropy", {"loss": ""}, from_zero=False,
           stages=lambda stage: stage != "pretrain"),
-    Panel("Validation accuracy", "share of clips right",
+    Panel("Validation accuracy", "correct clips",
           {"val_top1": "top-1", "val_top5": "top-5"}, percent=True),
-    Panel("Validation top-1, by where the snitch ends", "share of clips right",
+    Panel("Validation top-1 by how the snitch ends", "correct clips",
           {"val_top1_visible": "visible", "val_top1_hidden": "hidden"}, percent=True),
-    Panel("Validation accuracy", "share right",
+    Panel("Validation accuracy", "correct",
           {"val_query": "queries", "val_problem": "problems"}, percent=True),
     Panel("Validation mAP", "mean average precision", {"val_map": "mAP"}, percent=True),
-    Panel("Validation L1", "cells off", {"val_l1": "L1"}),
+    Panel("Validation L1", "mean distance (cells)", {"val_l1": "L1"}),
     Panel("Learning rate", "highest learning rate", {"lr": ""}),
     Panel("Speed", "clips per second", {"clips_per_second": ""}),
 )  # fmt: skip
@@ -171,7 +154,7 @@ def curves_picture(
     records: Iterable[Mapping[str, Any]],
     chance: Mapping[str, float] | None = None,
 ) -> None:
-    """What ``metrics.jsonl`` tells, over clips seen; panels without a record are left out.
+    """Draw the records of ``metrics.jsonl`` over the clips seen; empty panels are left out.
 
     ``records`` hold ``stage``, ``clips`` and any of ``loss``, ``lr``, ``clips_per_second``,
     ``val_top1``, ``val_top5``, ``val_map``, ``val_frame_map`` (shares, 0 to 1), ``val_l1`` (cells),
@@ -186,7 +169,7 @@ def curves_picture(
     filled = [(panel, kept) for panel, kept in filled if kept]
     columns = min(3, max(len(filled), 1))
     rows = max(-(-len(filled) // columns), 1)
-    figure = new_figure(4.4 * columns, 3.2 * rows)
+    figure = new_figure(4.4 * columns, 3.6 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[len(filled) :]:
         axes.set_visible(False)
@@ -205,20 +188,22 @@ def curves_picture(
         if panel.from_zero:
             axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8)
+        axes.legend(  # below the panel, where it covers no point
+            fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False
+        )
     save(figure, path)
 
 
 def draw_stages(
     axes: Axes, records: list[Mapping[str, Any]], name: str, label: str, dash: str
 ) -> None:
-    """A line per stage that has ``name``; long noisy ones pale under their moving average."""
+    """Draw a line per stage that has ``name``; long noisy ones pale under their moving average."""
     for stage in dict.fromkeys(r["stage"] for r in records):
         points = [(r["clips"], r[name]) for r in records if r["stage"] == stage and name in r]
         if not points:
             continue
         clips, values = np.array(points, dtype=float).T
-        color, text = STAGES.get(stage, "tab:gray"), f"{stage}, {label}" if label else stage
+        color, text = STAGE_COLORS.get(stage, "tab:gray"), f"{stage}, {label}" if label else stage
         window = len(values) // 25
         if window >= 4 and name in ("loss", "clips_per_second"):
             axes.plot(clips, values, color=color, alpha=0.25, linewidth=0.8)
@@ -237,19 +222,20 @@ def answers_picture(
     frames: Array,
     labels: Array,
     logits: Array,
-    hidden: Array | None,
+    hidden: Sequence[bool | None],
     n: int = 6,
 ) -> None:
-    """A row per clip: four of its frames, then where the model believes the snitch is.
+    """Draw a row per clip: four of its frames, then the model's prediction for the last frame.
 
-    ``frames`` uint8 ``[V, F, 3, H, W]``, ``labels`` int ``[V]`` and ``logits`` ``[V, n * n]`` of
-    cells (as in ``floor.py``), ``hidden`` bool ``[V]``: the snitch ends in a cone; None: unknown.
+    ``frames`` uint8 ``[V, F, 3, H, W]``; ``labels`` int ``[V]`` and ``logits`` ``[V, n * n]`` of
+    cells (as in ``floor.py``); ``hidden``: whether a clip's snitch ends inside a cone, None where
+    unknown.
     """
     frames, labels, logits = as_array(frames), as_array(labels), as_array(logits)
-    distance, guesses = grid_distance(logits, labels, n), logits.argmax(axis=1)
-    belief = np.exp(logits - logits.max(axis=1, keepdims=True))
-    belief /= belief.sum(axis=1, keepdims=True)
-    chosen = spread(4, frames.shape[1])
+    distance, predicted = grid_distance(logits, labels, n), logits.argmax(axis=1)
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    chosen = evenly_spaced(4, frames.shape[1])
 
     figure = new_figure(2.1 * len(chosen) + 3.2, 1.95 * len(frames) + 1.1)
     axes = figure.subplots(
@@ -257,23 +243,21 @@ def answers_picture(
     )
     for row in range(len(frames)):
         for column, t in enumerate(chosen):
-            show(axes[row, column], frames[row, t].transpose(1, 2, 0))
+            draw_image(axes[row, column], frames[row, t].transpose(1, 2, 0))
             if row == 0:
                 last = ", the last" if t == frames.shape[1] - 1 else ""
                 axes[row, column].set_title(f"frame {t + 1}{last}", fontsize=9)
-        if hidden is not None:
+        if hidden[row] is not None:
             end = "hidden" if hidden[row] else "visible"
-            axes[row, 0].set_ylabel(f"snitch ends\n{end}", fontsize=9)
-        off = distance[row]
-        verdict = "wrong, " + ("1 cell off" if off == 1 else f"{off} cells off") if off else "right"
-        draw_belief(axes[row, -1], belief[row].reshape(n, n), labels[row], guesses[row])
+            axes[row, 0].set_ylabel(f"snitch at the end:\n{end}", fontsize=9)
+        draw_prediction(
+            axes[row, -1], probabilities[row].reshape(n, n), labels[row], predicted[row]
+        )
+        verdict = f"incorrect, {cells_away(distance[row])}" if distance[row] else "correct"
         axes[row, -1].set_title(
-            f"{verdict} ({belief[row].max():.0%} sure)",
-            fontsize=10, fontweight="bold", color=WRONG if off else RIGHT,
+            f"{verdict}\n(probability {probabilities[row].max():.0%})",
+            fontsize=10, fontweight="bold", color=INCORRECT if distance[row] else CORRECT,
         )  # fmt: skip
     figure.suptitle("Where is the snitch, the golden object, at the end of the video?", fontsize=12)
-    figure.legend(
-        handles=belief_legend(truth=True), loc="outside lower right", ncols=3, fontsize=9,
-        frameon=False,
-    )  # fmt: skip
+    add_legend(figure, truth=True)
     save(figure, path)

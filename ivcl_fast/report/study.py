@@ -1,4 +1,4 @@
-"""What came of a study: mean and spread over seeds, as a table, a figure and plain numbers."""
+"""The results of a study: mean and deviation over seeds, as tables, a figure and plain numbers."""
 
 from __future__ import annotations
 
@@ -6,39 +6,47 @@ import json
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter
 
+from ivcl_fast.evaluation.baselines import BASELINES
 from ivcl_fast.evaluation.metrics import clustered_interval
 from ivcl_fast.files import write_json, write_text
-from ivcl_fast.report.run import CLIPS, METRIC_NAMES, SCORES, markdown
+from ivcl_fast.report.figures import new_figure, save
+from ivcl_fast.report.run import CLIPS, SCORES
+from ivcl_fast.report.tables import METRIC_NAMES, Table
 from ivcl_fast.studies.definitions import Study
+from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.settings import load_settings
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 RESULTS = "results.json"
 
 Folders = dict[str, dict[str, list[Path]]]
-"""Table, variant: a run per seed."""
+"""By table and variant: a run's folder per seed."""
 Results = dict[str, dict[str, dict[str, list[float]]]]
-"""Variant, group of clips, metric: a value per seed."""
+"""By variant, group of clips and metric: a value per seed."""
 Chance = dict[str, dict[str, Any]]
 """By metric: a score with its ``chance``, and whether it is in ``percent``."""
+Answered = tuple[str, str, str]
+"""A clip's name, video and group."""
 
 
-def title(run: Path) -> str:
-    """The data set and task of a run: variants that share them can be compared."""
+def table_title(run: Path) -> str:
+    """Return the task and data set of a run; variants that share them can be compared."""
     config = load_settings(run)
     return f"{config.data.task} on {config.data.source}"
 
 
-def read(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance]:
-    """Scores of every run by variant (baselines without memory by their own names), and chance."""
+def read_results(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance]:
+    """Read the scores of every run by variant (of baselines by their own titles), and chance."""
     results: Results = {}
     chance: Chance = {}
     for label, runs in folders.items():
@@ -55,36 +63,42 @@ def read(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance]:
     return results, chance
 
 
-def show(values: Sequence[float], percent: bool) -> str:
-    """Mean, and standard deviation over seeds."""
+# --- Tables --------------------------------------------------------------------------------------
+
+
+def mean_and_deviation(values: Sequence[float], percent: bool) -> str:
+    """Return mean and standard deviation over seeds, such as ``15.0 ± 7.1 %``."""
     factor, digits, unit = (100, 1, " %") if percent else (1, 2, "")
-    mean = f"{factor * statistics.fmean(values):.{digits}f}"
+    text = f"{factor * statistics.fmean(values):.{digits}f}"
     if len(values) > 1:
-        mean += f" ± {factor * statistics.stdev(values):.{digits}f}"
-    return mean + unit
+        text += f" ± {factor * statistics.stdev(values):.{digits}f}"
+    return text + unit
 
 
-def table(varied: str, results: Results, chance: Chance) -> list[str]:
-    """Markdown rows: a variant and group of clips each."""
-    metrics = list(chance)
-    lines = [markdown([varied, "clips", *(METRIC_NAMES[m] for m in metrics)])]
-    lines.append("|" + "---|" * (2 + len(metrics)))
-    for name, groups in results.items():
-        for group, scores in groups.items():
-            cells = [show(scores[m], chance[m]["percent"]) if m in scores else "" for m in metrics]
-            lines.append(markdown([name, group, *cells]))
-    cells = [show([chance[m]["chance"]], chance[m]["percent"]) for m in metrics]
-    return [*lines, markdown(["chance", "all", *cells])]
+def scores_table(varied: str, results: Results, chance: Chance) -> Table:
+    """Return a table with a row for each variant and group of clips."""
+    rows = [
+        [
+            name,
+            group,
+            *(
+                mean_and_deviation(scores[m], chance[m]["percent"]) if m in scores else ""
+                for m in chance
+            ),
+        ]
+        for name, groups in results.items()
+        for group, scores in groups.items()
+    ]
+    cells = [mean_and_deviation([of["chance"]], of["percent"]) for of in chance.values()]
+    header = [varied, "clips", *(METRIC_NAMES[m] for m in chance)]
+    return Table(header, [*rows, ["chance", "all", *cells]], names=2)
 
 
-Answered = tuple[str, str, str]
-"""A clip's name, video and group."""
+def correct_shares(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[Answered, float]]:
+    """Return the share of seeds that answer a clip correctly, by row of the table and clip.
 
-
-def right_shares(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[Answered, float]]:
-    """By row of the table: the share of seeds that answer a clip right, where all have answered.
-
-    Empty for a multi-label task, and for runs that have not kept their answers.
+    Clips that not every seed has answered are left out. Empty for a multi-label task, and for runs
+    without :data:`~ivcl_fast.report.run.CLIPS`.
     """
     hits: dict[str, dict[Answered, list[float]]] = {}
     for label, runs in folders.items():
@@ -92,9 +106,10 @@ def right_shares(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[Answer
             file = run / CLIPS
             for clip in json.loads(file.read_text()) if file.exists() else ():
                 key = clip["name"], clip["video"], clip.get("group", "all")
-                for i, (title, right) in enumerate(clip.get("right", {}).items()):
+                correct = clip.get("correct", clip.get("right", {}))  # "right" in version 0.1.0
+                for i, (title, of_row) in enumerate(correct.items()):
                     row = hits.setdefault(label if i == 0 else title, {})
-                    row.setdefault(key, []).append(right)
+                    row.setdefault(key, []).append(of_row)
     seeds = len(next(iter(folders.values())))
     return {
         row: {key: statistics.fmean(of) for key, of in clips.items() if len(of) == seeds}
@@ -102,16 +117,19 @@ def right_shares(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[Answer
     }
 
 
-def on_clips(varied: str, metric: str, folders: Mapping[str, Sequence[Path]]) -> list[str]:
-    """Markdown: what clips say of every row, and of how far it is from the first on the same ones.
+def differences_table(
+    varied: str, metric: str, folders: Mapping[str, Sequence[Path]]
+) -> Table | None:
+    """Return every row's score with an interval over clips, and its difference from the first row.
 
-    The first metric alone, which is a share of right answers.
+    Differences are over the same clips. ``metric`` is the first one, a share of correct answers.
+    None where :func:`correct_shares` are empty.
     """
-    shares = right_shares(folders)
+    shares = correct_shares(folders)
     if not shares:
-        return []
+        return None
     first, base = next(iter(shares.items()))
-    lines = []
+    rows = []
     for label, found in shares.items():
         common = [clip for clip in base if clip in found]
         for group in dict.fromkeys(g for clip in common for g in ("all", clip[2])):
@@ -119,44 +137,51 @@ def on_clips(varied: str, metric: str, folders: Mapping[str, Sequence[Path]]) ->
             videos = np.array([video for _, video, _ in clips])
             score = np.array([100 * found[clip] for clip in clips])
             gain = score - [100 * base[clip] for clip in clips]
-            cells = with_interval(score, videos), with_interval(gain, videos, "+")
-            lines.append(markdown([label, group, *(cells if label != first else (cells[0], ""))]))
-    says = (
-        "Mean over seeds in percent, and the difference from "
-        f"*{first}* on the same clips in points, with 95 % intervals over clips:"
-    )
-    header = markdown([varied, "clips", METRIC_NAMES[metric], "difference"])
-    return ["", says, "", header, "|---|---|---|---|", *lines]
+            difference = "" if label == first else with_interval(gain, videos, -100, "+")
+            rows.append([label, group, with_interval(score, videos, 0), difference])
+    return Table([varied, "clips", METRIC_NAMES[metric], "difference"], rows, names=2)
 
 
-def with_interval(values: np.ndarray, videos: np.ndarray, sign: str = "") -> str:
-    """A mean over clips, and its interval where those of one video are drawn together."""
-    low, high = clustered_interval(values, videos)
+def with_interval(values: np.ndarray, videos: np.ndarray, least: float, sign: str = "") -> str:
+    """Return a mean over clips with its interval; clips of one video are drawn together.
+
+    ``values``: percent, from ``least`` to 100.
+    """
+    low, high = clustered_interval(values, videos, (least, 100.0))
     return f"{values.mean():{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 def write(
     folder: Path, name: str, study: Study, folders: Folders, flags: Sequence[str], seeds: int
 ) -> None:
-    """``study.md``, ``study.png`` and ``results.json`` in the study's folder; prints the tables."""
-    scores = {title: read(runs) for title, runs in folders.items()}
+    """Write ``study.md``, ``study.png`` and ``results.json`` to ``folder``; print the tables."""
+    scores = {title: read_results(runs) for title, runs in folders.items()}
     values = {title: results for title, (results, _) in scores.items()}
     write_json(folder / RESULTS, {"study": name, "flags": list(flags), "values": values})
     draw(folder / "study.png", study, folders, scores)
-    tables = []
+    sections = []
     for title, (results, chance) in scores.items():
-        tables += [f"## {title}", "", *table(study.varied, results, chance)]
-        tables += [*on_clips(study.varied, next(iter(chance)), folders[title]), ""]
+        table = scores_table(study.varied, results, chance)
+        table.print(title)
+        sections += [f"## {title}", "", *table.markdown(), ""]
+        if differences := differences_table(study.varied, next(iter(chance)), folders[title]):
+            heading = (
+                f"Mean over seeds in percent, and the difference from *{next(iter(results))}* on "
+                "the same clips in points, with 95 % intervals over clips:"
+            )
+            differences.print(heading)
+            sections += [heading, "", *differences.markdown(), ""]
     command = " ".join(["python -m ivcl_fast.sweep", name, *flags, f"--seeds {seeds}"])
-    quick = " A `--quick` study: it shows that everything runs, the figures mean nothing."
+    each = "one seed" if seeds == 1 else f"{seeds} seeds"
+    deviation = "" if seeds == 1 else ": mean ± standard deviation over the seeds"
+    quick = " A `--quick` study shows that every part runs; its scores mean nothing."
     lines = [
         f"# {name}",
         "",
-        f"{study.question} One pretraining each, {seeds} seeds of finetuning: mean ± standard "
-        "deviation over the seeds, on the clips that the data set reports on."
-        + (quick if "--quick" in flags else ""),
+        f"{study.question} One pretraining each, {each} of finetuning{deviation}, on the clips "
+        "that the data set reports on." + (quick if "--quick" in flags else ""),
         "",
-        *tables,
+        *sections,
         "![study](study.png)",
         "",
         f"`{command}`; torch {torch.__version__}, {platform.machine()}. Values of every seed: "
@@ -164,84 +189,105 @@ def write(
         "",
     ]
     write_text(folder / "study.md", "\n".join(lines))
-    print("\n".join(tables))
+
+
+# --- Figure --------------------------------------------------------------------------------------
+
+GROUP_STYLES: dict[str, dict[str, Any]] = {
+    "all": dict(alpha=1.0),
+    "visible": dict(alpha=0.45),
+    "hidden": dict(alpha=0.45, hatch="////"),
+}
+"""How bars of a group of clips are drawn; their colour is the variant's."""
 
 
 def curve(runs: Sequence[Path], metric: str) -> dict[int, list[float]]:
-    """Clips seen in finetuning to the metric on validation clips, a value per seed."""
+    """Return a metric on validation clips in finetuning by clips seen: a value per seed."""
     points: dict[int, list[float]] = {}
-    for run in runs:
-        for line in (run / "metrics.jsonl").read_text().splitlines():
-            record = json.loads(line)
-            if record["stage"] == "finetune" and f"val_{metric}" in record:
-                points.setdefault(record["clips"], []).append(record[f"val_{metric}"])
+    for record in chain.from_iterable(MetricsLog(run).read() for run in runs):
+        if record["stage"] == "finetune" and f"val_{metric}" in record:
+            points.setdefault(record["clips"], []).append(record[f"val_{metric}"])
     return points
+
+
+def colors_of(names: Sequence[str]) -> dict[str, Any]:
+    """Return a colour for each variant, the same in all panels; baselines are gray."""
+    variants = [name for name in names if name not in BASELINES]
+    return dict.fromkeys(names, "0.6") | {name: f"C{i}" for i, name in enumerate(variants)}
 
 
 def draw(
     path: Path, study: Study, folders: Folders, scores: Mapping[str, tuple[Results, Chance]]
 ) -> None:
-    """The first metric of every table, a row each."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import EngFormatter
-
-    figure, rows = plt.subplots(
-        len(folders), 2, figsize=(11, 4.2 * len(folders)), width_ratios=[3, 2], squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    for (left, right), (title, (results, chance)) in zip(rows, scores.items(), strict=True):
+    """Draw the first metric of every table: bars by variant, and curves in finetuning."""
+    figure = new_figure(11, 4.2 * len(folders))
+    names = list(dict.fromkeys(name for results, _ in scores.values() for name in results))
+    colors = colors_of(names)
+    rows = figure.subfigures(len(folders), 1, squeeze=False)[:, 0]
+    for row, (title, (results, chance)) in zip(rows, scores.items(), strict=True):
         metric = next(iter(chance))
         percent = chance[metric]["percent"]
         unit = METRIC_NAMES[metric] + (" (%)" if percent else "")
         factor = 100 if percent else 1
-        draw_scores(left, results, metric, factor)
-        left.set_title(title, loc="left", fontsize=10, pad=20)  # above the legend
-        left.set(xlabel=study.varied, ylabel=unit)
-        draw_curves(right, folders[title], metric, factor)
-        right.set(xlabel="labelled clips seen in finetuning", ylabel=unit)
-        for axes in (left, right):
-            level = factor * chance[metric]["chance"]
-            axes.axhline(level, color="gray", ls="--", lw=1, label="chance")
-            axes.grid(axis="y", alpha=0.3)
-        right.xaxis.set_major_formatter(EngFormatter(sep=""))
-        # Bars and curves fill their panels.
-        left.legend(fontsize=7, ncols=4, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
-        right.legend(
-            fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2), title=study.varied
+        bars, curves = row.subplots(1, 2, width_ratios=[3, 2])
+        draw_bars(bars, results, metric, factor, colors)
+        bars.set(xlabel=study.varied, ylabel=unit)
+        hidden = draw_curves(curves, folders[title], metric, factor, colors)
+        curves.set(xlabel="labelled clips seen in finetuning", ylabel=unit)
+        curves.set_title(
+            "validation score (dotted: hidden clips)" if hidden else "validation score", fontsize=9
         )
-    figure.suptitle(study.question, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
+        curves.xaxis.set_major_formatter(EngFormatter(sep=""))
+        for axes in (bars, curves):
+            axes.axhline(factor * chance[metric]["chance"], color="0.3", ls="--", lw=1)
+            axes.grid(axis="y", alpha=0.3)
+            axes.set_axisbelow(True)
+        row.suptitle(title, fontsize=10)
+        groups = list(dict.fromkeys(g for by_group in results.values() for g in by_group))
+        handles: list[Any] = [Line2D([], [], color="0.3", ls="--", lw=1, label="chance")]
+        handles += [
+            Patch(facecolor="0.3", label=f"{g} clips", **GROUP_STYLES.get(g, {})) for g in groups
+        ]
+        handles += [Line2D([], [], color=colors[n], lw=4, label=n) for n in folders[title]]
+        if any(name in BASELINES for name in results):
+            handles.append(Line2D([], [], color="0.6", lw=4, label="baselines"))
+        row.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    figure.suptitle(study.question, fontsize=11)
+    save(figure, path)
+
+
+def draw_bars(
+    axes: Axes, results: Results, metric: str, factor: float, colors: Mapping[str, Any]
+) -> None:
+    """Draw a bar per variant and group of clips, with standard deviations over seeds."""
+    groups = list(dict.fromkeys(g for by_group in results.values() for g in by_group))
+    width = 0.8 / len(groups)
+    for at, (name, by_group) in enumerate(results.items()):
+        for i, group in enumerate(groups):
+            if values := by_group.get(group, {}).get(metric):
+                deviation = factor * statistics.stdev(values) if len(values) > 1 else None
+                axes.bar(
+                    at + (i - (len(groups) - 1) / 2) * width, factor * statistics.fmean(values),
+                    width, yerr=deviation, capsize=2, color=colors[name],
+                    **GROUP_STYLES.get(group, {}),
+                )  # fmt: skip
+    labels = [name.replace(": ", ":\n") for name in results]
+    axes.set_xticks(range(len(results)), labels, rotation=20, ha="right", fontsize=8)
 
 
 def draw_curves(
-    axes: Axes, folders: Mapping[str, Sequence[Path]], metric: str, factor: float
-) -> None:
-    """A metric in finetuning by variant: of all clips and, where they are apart, hidden ones."""
-    for color, (label, runs) in enumerate(folders.items()):
-        for name, dash, of in ((metric, "-", ""), (f"{metric}_hidden", ":", ", hidden clips")):
+    axes: Axes,
+    folders: Mapping[str, Sequence[Path]],
+    metric: str,
+    factor: float,
+    colors: Mapping[str, Any],
+) -> bool:
+    """Draw a metric in finetuning by variant; return whether there are curves of hidden clips."""
+    hidden = False
+    for label, runs in folders.items():
+        for name, dash in ((metric, "-"), (f"{metric}_hidden", ":")):
             if points := curve(runs, name):
+                hidden |= dash == ":"
                 means = [factor * statistics.fmean(points[clips]) for clips in sorted(points)]
-                axes.plot(
-                    sorted(points), means, dash, color=f"C{color}", marker=".", label=label + of
-                )
-
-
-def draw_scores(axes: Axes, results: Results, metric: str, factor: float) -> None:
-    """A metric by variant and group of clips, with standard deviations."""
-    groups = list(dict.fromkeys(g for by_group in results.values() for g in by_group))
-    width = 0.8 / len(groups)
-    for i, group in enumerate(groups):
-        at, means, spreads = [], [], []
-        for position, by_group in enumerate(results.values()):
-            if values := by_group.get(group, {}).get(metric):
-                at.append(position + (i - (len(groups) - 1) / 2) * width)
-                means.append(factor * statistics.fmean(values))
-                spreads.append(factor * statistics.stdev(values) if len(values) > 1 else 0.0)
-        error = spreads if any(spreads) else None  # one seed has none
-        axes.bar(at, means, width, yerr=error, capsize=2, label=f"{group} clips")
-    axes.set_xticks(range(len(results)), list(results), rotation=20, ha="right", fontsize=8)
+                axes.plot(sorted(points), means, dash, color=colors[label], marker=".")
+    return hidden

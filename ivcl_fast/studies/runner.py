@@ -185,6 +185,6 @@ def run_study(
     found: study_report.Folders = {}
     for variant in study.variants:
         runs = [folder / slug(variant) / f"seed-{seed}" for seed in range(seeds)]
-        found.setdefault(study_report.title(runs[0]), {})[variant.label] = runs
+        found.setdefault(study_report.table_title(runs[0]), {})[variant.label] = runs
     study_report.write(folder, name, study, found, common, seeds)
     return folder

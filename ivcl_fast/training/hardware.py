@@ -66,6 +66,11 @@ def has_fast_bf16(device: torch.device) -> bool:
     return cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
 
 
+def use_bf16(amp: str, device: torch.device) -> bool:
+    """Return whether ``--amp`` (auto, bf16 or off) means bfloat16 autocast on ``device``."""
+    return amp == "bf16" or (amp == "auto" and has_fast_bf16(device))
+
+
 def compile_unsupported_reason(device: torch.device) -> str | None:
     """Why ``torch.compile`` cannot make a step faster there, or None."""
     if device.type != "cpu":

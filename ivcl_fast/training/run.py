@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ivcl_fast.data.datamodule import DataModule, open_data
+from ivcl_fast.data.dataset import Dataset
 from ivcl_fast.data.frame_labels import CLASSES
 from ivcl_fast.data.loader import Batch, ClipLoader
 from ivcl_fast.distributed import group as distributed
@@ -30,10 +31,10 @@ from ivcl_fast.models.weights import MODEL, read_weights
 from ivcl_fast.training import checkpoint, step_graph
 from ivcl_fast.training.hardware import (
     compile_unsupported_reason,
-    has_fast_bf16,
     peak_flops,
     pick_device,
     tune_malloc,
+    use_bf16,
 )
 from ivcl_fast.training.loop import Loss, MetricsLog, Schedule, Stage, scaled_lr
 from ivcl_fast.training.seeds import clip_seeds
@@ -61,6 +62,29 @@ class Answers:
     def num_classes(self) -> int:
         return len(self.names)
 
+    @classmethod
+    def of(cls, dataset: Dataset) -> Answers:
+        """Describe the classes of a data set."""
+        names = [dataset.describe(label) for label in range(dataset.num_classes)]
+        return cls(dataset.multi_label, names)
+
+    @classmethod
+    def read(cls, folder: Path) -> Answers | None:
+        """Read what the run in ``folder`` has kept, None if nothing.
+
+        Raises :class:`UserError` if the file is damaged.
+        """
+        file = folder / ANSWERS
+        if not file.is_file():
+            return None
+        try:
+            return cls(**json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{file}: not the answers of a run ({error}); delete it to have it written again "
+                "from the data set"
+            ) from None
+
 
 class Run:
     """Trains and measures the models of one run; each stage leaves its model in its own folder.
@@ -68,13 +92,12 @@ class Run:
     A stage that was finished before is read from disk, one that was cut short goes on.
     """
 
-    def __init__(self, config: TrainConfig, only_look: bool = False) -> None:
-        """``only_look``: for models that are there; neither data nor files are made."""
-        self.config, self.only_look = config, only_look
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
         self.folder = config.folder
         speed = config.speed
         self.device = pick_device(distributed.device_name(speed.device))
-        self.amp = speed.amp == "bf16" or (speed.amp == "auto" and has_fast_bf16(self.device))
+        self.amp = use_bf16(speed.amp, self.device)
         distributed.local_batch_size(
             config.optim.batch_size, config.optim.grad_accum_steps
         )  # before any work, tell of misfits
@@ -98,28 +121,16 @@ class Run:
             self.config.model,
             self.device,
             with_frame_labels=self.config.supervises,
-            read_only=self.only_look,
         )
 
     @functools.cached_property
     def task(self) -> Answers:
-        """What is to be answered; kept with the run, which then needs no data to tell.
-
-        Raises :class:`UserError` if what was kept is damaged.
-        """
-        file = self.folder / ANSWERS
-        if file.is_file():
-            try:
-                return Answers(**json.loads(file.read_text()))
-            except (ValueError, TypeError) as error:
-                raise UserError(
-                    f"{file}: not the answers of a run ({error}); delete it, and its data will tell"
-                ) from None
-        dataset = self.data.dataset
-        names = [dataset.describe(label) for label in range(dataset.num_classes)]
-        answers = Answers(dataset.multi_label, names)
-        if distributed.is_main() and not self.only_look:
-            write_json(file, dataclasses.asdict(answers))
+        """The classes in words, kept with the run so that it can be used without its data."""
+        answers = Answers.read(self.folder)
+        if answers is None:
+            answers = Answers.of(self.data.dataset)
+            if distributed.is_main():
+                write_json(self.folder / ANSWERS, dataclasses.asdict(answers))
         return answers
 
     # --- stages ---------------------------------------------------------------------------------
@@ -182,14 +193,6 @@ class Run:
             cfg = dataclasses.replace(cfg, num_frames=1, num_query_frames=1)
         return IVCLClassifier(cfg, self.task.num_classes, self.task.names)
 
-    def load_classifier(self, name: str, last_only: bool = False) -> IVCLClassifier:
-        """The finished classifier in folder ``name``."""
-        return self._load(self.classifier(last_only), name)
-
-    def load_pretrained(self) -> IVCL | Supervised:
-        """The finished pretraining model."""
-        return self._load(self.pretraining_model(), "pretrain")
-
     def evaluate(self, model: IVCLClassifier, split: str | None = None) -> Evaluation:
         """Measure a classifier on a split, by default the one that results are reported on."""
         split = split or self.data.eval_split
@@ -199,16 +202,6 @@ class Run:
     def finished(self, name: str) -> bool:
         """Whether stage ``name`` has left its model."""
         return (self.folder / name / MODEL).is_file()
-
-    def clips(self, names: list[str]) -> Tensor:
-        """uint8 patch rows ``[len(names), T, N, 3*P*P]`` of clips of the evaluation split."""
-        by_name = {clip.name: clip for clip in self.data.dataset.clips(self.data.eval_split)}
-        frames = self.config.model.num_frames
-        return self.data.rows([by_name[name] for name in names], frames).to(self.device)
-
-    def clip_names(self) -> list[str]:
-        """The usable clips of the evaluation split."""
-        return [clip.name for clip in self.data.usable_clips(self.data.eval_split)]
 
     # --- parts ----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Probes find what was planted and nothing else; truth of frames agrees with the planner."""
+"""Probes find what was planted and nothing else; targets of frames agree with the planner."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ivcl_fast import probes, reference
 from ivcl_fast.analysis import cater_probes, linear_probes
 from ivcl_fast.analysis.cater_probes import GUESS, PROBES, frames_of, run_probes
 from ivcl_fast.analysis.linear_probes import (
-    CLASSES,
+    CLASSIFICATION,
+    MULTI_LABEL,
     PENALTIES,
-    PLACES,
-    PRESENCE,
+    REGRESSION,
     Probe,
-    Truth,
+    Targets,
     run_probe,
 )
 from ivcl_fast.data.formats import cater_frames
@@ -94,19 +94,19 @@ def scene_of_three_frames() -> dict[str, Any]:
 def test_truth_of_a_small_scene() -> None:
     frames = frames_of([scene_of_three_frames()], [[0, 1, 2]])
     assert frames.clips.tolist() == [0, 0, 0]
-    cell = frames.truths["snitch's cell"]
+    cell = frames.targets["snitch's cell"]
     assert cell.values.tolist() == [0, 0, 1]
     assert {name: of.tolist() for name, of in cell.groups.items()} == {
         "visible": [True, False, False],
         "hidden": [False, True, True],
         "hidden at the end": [False, False, True],
     }
-    assert frames.truths["snitch's position"].values.tolist()[2] == [-1.5, -2.5]
-    assert frames.truths["snitch inside a cone"].values.tolist() == [[0], [1], [1]]
-    shapes = frames.truths["shapes in the scene"]
+    assert frames.targets["snitch's position"].values.tolist()[2] == [-1.5, -2.5]
+    assert frames.targets["snitch inside a cone"].values.tolist() == [[0], [1], [1]]
+    shapes = frames.targets["shapes in the scene"]
     assert shapes.values.tolist() == [[0, 1, 0, 1]] * 3  # cube, sphere, cylinder, cone
     assert shapes.groups["none in sight"].tolist() == [[True, False, True, False]] * 3
-    assert frames.under_cones.tolist() == [0, 0.5, 1]
+    assert frames.guess.tolist() == [0, 0.5, 1]
 
 
 # --- Planted signals -----------------------------------------------------------------------------
@@ -121,19 +121,19 @@ def planted(probe: Probe, clips: int, seed: int) -> tuple[Tensor, Tensor, Tensor
     said = normal(seed, clips * FRAMES, 12)
     turn, _ = torch.linalg.qr(normal(99, 12, 12))
     x, y = said @ turn + 0.5, said[:, : probe.outputs]
-    y = y.argmax(1) if probe.kind is CLASSES else y
-    y = (y > 0).float() if probe.kind is PRESENCE else y
+    y = y.argmax(1) if probe.target is CLASSIFICATION else y
+    y = (y > 0).float() if probe.target is MULTI_LABEL else y
     return x, y, torch.arange(clips).repeat_interleave(FRAMES)
 
 
-def answers_for(y: Tensor) -> Truth:
+def answers_for(y: Tensor) -> Targets:
     half = torch.arange(len(y)) % 2 == 0
-    return Truth(y, {"all": torch.ones(len(y), dtype=torch.bool), "half": half})
+    return Targets(y, {"all": torch.ones(len(y), dtype=torch.bool), "half": half})
 
 
 @pytest.mark.parametrize(
     ("probe", "reached"),
-    [(Probe(CLASSES, 5), 0.93), (Probe(PLACES, 2), 0.02), (Probe(PRESENCE, 3), 0.98)],
+    [(Probe(CLASSIFICATION, 5), 0.93), (Probe(REGRESSION, 2), 0.02), (Probe(MULTI_LABEL, 3), 0.98)],
     ids=["classes", "places", "presence"],
 )
 def test_what_is_planted_is_found_and_noise_is_at_chance(probe: Probe, reached: float) -> None:
@@ -144,7 +144,7 @@ def test_what_is_planted_is_found_and_noise_is_at_chance(probe: Probe, reached: 
     scores = run_probe(probe, answers_for(y), answers_for(y_test), clips, test_clips, features)
     for group in ("all", "half"):
         good, bad = scores[group]["planted"], scores[group]["noise"]
-        if probe.kind is PLACES:
+        if probe.target is REGRESSION:
             assert good.value < reached < good.chance / 10
             assert good.high < bad.low
         else:
@@ -181,13 +181,17 @@ def test_presence_counts_the_answers_that_are_asked_for_alone() -> None:
 
 
 def test_intervals_draw_clips_not_frames() -> None:
-    """Frames said ten times over tell nothing new."""
-    values = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    clips = torch.arange(50)
-    once = linear_probes.mean_by_clip(values, clips, 0.5, percent=True)
-    often = linear_probes.mean_by_clip(values.repeat(10), clips.repeat(10), 0.5, percent=True)
+    """Ten predictions for each of the same clips tell nothing new."""
+    every, clips = torch.ones(500, dtype=torch.bool), torch.arange(50)
+    places = normal(0, 50, 2)
+    said = places, torch.zeros(50, 2), every[:50], clips
+    once = linear_probes.score_places(*said)
+    often = linear_probes.score_places(*(x.repeat(10, *[1] * (x.ndim - 1)) for x in said[:2]),
+                                       every, clips.repeat(10))  # fmt: skip
+    alone = linear_probes.score_places(*(x.repeat(10, *[1] * (x.ndim - 1)) for x in said[:2]),
+                                       every, torch.arange(500))  # fmt: skip
+    assert once is not None and often is not None and alone is not None
     assert (often.low, often.high) == pytest.approx((once.low, once.high))
-    alone = linear_probes.mean_by_clip(values.repeat(10), torch.arange(500), 0.5, percent=True)
     assert alone.high - alone.low < 0.5 * (once.high - once.low)
 
 
@@ -207,14 +211,14 @@ def test_held_out_clips_are_whole_clips(monkeypatch: pytest.MonkeyPatch) -> None
         return plain(x, y, probe, penalty)
 
     monkeypatch.setattr(linear_probes, "fit", noted)
-    linear_probes.fit_best(of_clip[clips], y[clips], clips, Probe(CLASSES, 4))
+    linear_probes.fit_best(of_clip[clips], y[clips], clips, Probe(CLASSIFICATION, 4))
     assert used == [*PENALTIES, max(PENALTIES)]
 
 
 def test_a_feature_that_never_varied_in_training_is_ignored() -> None:
-    x, y, clips = planted(Probe(PLACES, 2), 10, seed=0)
+    x, y, clips = planted(Probe(REGRESSION, 2), 10, seed=0)
     x[:, 0] = 7.0
-    fitted = linear_probes.fit_best(x, y, clips, Probe(PLACES, 2))
+    fitted = linear_probes.fit_best(x, y, clips, Probe(REGRESSION, 2))
     moved = x.clone()
     moved[:, 0] = 8.0
     torch.testing.assert_close(fitted(moved), fitted(x))
@@ -230,11 +234,14 @@ def test_every_probe_of_cater_reads_its_own_truth() -> None:
     train, test = frames_of(scenes[:55], ids[:55]), frames_of(scenes[55:], ids[55:])
 
     def features(frames: cater_probes.Frames) -> Tensor:
-        cells = torch.nn.functional.one_hot(frames.truths["snitch's cell"].values, 36).float()
-        others = [t.values for name, t in frames.truths.items() if name != "snitch's cell"]
+        cells = torch.nn.functional.one_hot(frames.targets["snitch's cell"].values, 36).float()
+        others = [t.values for name, t in frames.targets.items() if name != "snitch's cell"]
         return torch.cat([cells, *others], dim=1)
 
-    scores = run_probes(train, test, {"truth": (features(train), features(test))})
+    told: list[tuple[int, int]] = []
+    both = {"truth": (features(train), features(test))}
+    scores = run_probes(train, test, both, lambda *progress: told.append(progress))
+    assert len(told) == len(PROBES) and told == sorted(told) and told[-1] == (100, 100)
     assert scores.keys() == PROBES.keys()
     for group in ("visible", "hidden", "hidden at the end"):
         assert scores["snitch's position"][group]["truth"].value < 0.1
@@ -243,9 +250,9 @@ def test_every_probe_of_cater_reads_its_own_truth() -> None:
     for name in ("shapes in the scene", "colors in the scene"):
         assert all(of["truth"].value > 0.99 for of in scores[name].values())
     assert scores["colors in the scene"].keys() == {"all", "none in sight"}
-    hidden = test.truths["snitch's cell"].groups["hidden"]
+    hidden = test.targets["snitch's cell"].groups["hidden"]
     guess = scores["snitch's cell"]["hidden"][GUESS]
-    assert guess.value == pytest.approx(float(test.under_cones[hidden].mean()))
+    assert guess.value == pytest.approx(float(test.guess[hidden].mean()))
     assert guess.value > 0.15 > scores["snitch's cell"]["visible"][GUESS].value
 
 
@@ -317,14 +324,20 @@ def test_from_run_to_table(
     for score in cell.values():
         assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
     page = (run / "probes" / "probes.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + sum(map(len, kept["scores"].values()))
-    assert len({line.count("|") for line in rows}) == 1 and "![probes](probes.png)" in page
+    assert max(map(len, out.splitlines())) <= 100
+    _, *tables = page.split("\n## ")
+    for table, (name, groups) in zip(tables, kept["scores"].items(), strict=True):
+        rows = [line for line in table.splitlines() if line.startswith("| ")]
+        features = {key for of_group in groups.values() for key in of_group}
+        assert table.startswith(name) and len(rows) == 1 + len(features) + 1  # and chance
+        assert {line.count("|") for line in rows} == {2 + len(groups)}
+    assert "![probes](probes.png)" in page
     assert (run / "probes" / "probes.png").stat().st_size > 10_000
 
     moved = data.rename(tmp_path / "moved")
     assert command(probes.main, monkeypatch, run, "--train-clips", 15) == 2
-    assert f"{data}: no such folder; accepted: --data with" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{data}: no such folder; " in error and "--data with" in error
     there = "--data", f"cater:{moved}", "--out", tmp_path / "again"
     assert command(probes.main, monkeypatch, run, "--train-clips", 15, *there) == 0
     again = json.loads((tmp_path / "again" / "probes.json").read_text())

@@ -17,14 +17,15 @@ import torch
 from PIL import Image
 
 from ivcl_fast import evaluate, probes, visualize
-from ivcl_fast.analysis.clips import Reader
-from ivcl_fast.analysis.finished_runs import DataFlags, open_run
+from ivcl_fast.analysis.clips import ClipReader
+from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
 from ivcl_fast.data.clip import find_media
 from ivcl_fast.data.datamodule import DataModule
 from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.formats.cater_labels import hidden_at_end
 from ivcl_fast.errors import run_command
-from ivcl_fast.evaluation.evaluate import Evaluation, action_scores
+from ivcl_fast.evaluation.evaluate import Evaluation
+from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.train import main as train_main
 from ivcl_fast.training.run import ANSWERS
 from tests.support.painted import write_images
@@ -111,7 +112,7 @@ def copied(run: Path, folder: Path, data: str) -> Path:
 
 
 @pytest.mark.parametrize("module", [evaluate, visualize, probes])
-def test_looking_at_a_run_makes_no_data(module: Any, cater: Path, command: Any) -> None:
+def test_reading_a_run_generates_no_data(module: Any, cater: Path, command: Any) -> None:
     assert refused(command(module, cater), f"away/data/{CATER}: no such folder", "--data-dir")
 
 
@@ -152,17 +153,17 @@ def test_scores_and_every_clips_logits_are_kept(cater: Path, tmp_path: Path, com
     assert status == 0 and (kept["model"], kept["split"]) == ("finetune", "val")
     assert kept["scores"] == json.loads((cater / "scores.json").read_text())["pretrained: IV-CL"]
     assert len(kept["classes"]) == 36 and len(kept["clips"]) == 6
-    right = 0
+    correct = 0
     for clip in kept["clips"]:
         scene = json.loads((data / CATER / "scenes" / f"{clip['name']}.json").read_text())
         assert clip["group"] == ("hidden" if hidden_at_end(scene) else "visible")
         assert clip["logits"].index(max(clip["logits"])) == clip["answer"]
-        right += clip["answer"] == clip["label"]
-    assert right / 6 == kept["scores"]["all"]["top1"]["value"]
+        correct += clip["answer"] == clip["label"]
+    assert correct / 6 == kept["scores"]["all"]["top1"]["value"]
     answers = json.loads((cater / "clips.json").read_text())
     for clip, answer in zip(kept["clips"], answers, strict=True):
         del clip["logits"]
-        assert answer.pop("right")["pretrained: IV-CL"] == (clip["answer"] == clip["label"])
+        assert answer.pop("correct")["pretrained: IV-CL"] == (clip["answer"] == clip["label"])
     assert kept["clips"] == answers
 
 
@@ -173,15 +174,15 @@ def test_scores_and_every_clips_logits_are_kept(cater: Path, tmp_path: Path, com
         ("query", 2, ["--data", "synthetic:acre-iid", "--train-videos", "4", "--val-videos", "2"]),
     ],
 )
-def test_how_right_a_row_is_clip_by_clip_makes_its_score(
+def test_how_correct_a_result_is_clip_by_clip_makes_its_score(
     metric: str, count: int, flags: list[str], tmp_path: Path
 ) -> None:
     folder = train(tmp_path, *flags, "--compare-memoryless")
     rows = json.loads((folder / "scores.json").read_text())
     clips = json.loads((folder / "clips.json").read_text())
-    assert len(rows) == count and all(list(clip["right"]) == list(rows) for clip in clips)
+    assert len(rows) == count and all(list(clip["correct"]) == list(rows) for clip in clips)
     for title, scores in rows.items():
-        mean = statistics.fmean(clip["right"][title] for clip in clips)
+        mean = statistics.fmean(clip["correct"][title] for clip in clips)
         assert mean == pytest.approx(scores["all"][metric]["value"])
 
 
@@ -189,18 +190,19 @@ def test_several_labels_are_kept_by_number() -> None:
     targets = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
     logits = torch.tensor([[0.5, -1, 2], [0, 3, 1]])
     clips = [Clip("a", "v", (2, 0)), Clip("b", "w", (1,))]
-    evaluation = Evaluation({"all": action_scores(logits, targets)}, logits, targets, clips)
+    scores = {"all": {"map": Score.mean_average_precision(logits, targets)}}
+    evaluation = Evaluation(scores, logits, targets, clips)
     assert evaluation.by_clip() == [
         {"name": "a", "video": "v", "label": [0, 2]},
         {"name": "b", "video": "w", "label": [1]},
     ]
-    assert evaluation.scores["all"]["map"].value == 1
+    assert evaluation.correct is None
 
 
 def test_a_file_that_cannot_be_kept_is_refused_before_the_work(
     cater: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "open_run", None)
+    monkeypatch.setattr(evaluate, "FinishedRun", None)
     for out in (tmp_path / "none" / "scores.json", tmp_path):
         assert refused(command(evaluate, cater, "--out", out), f"--out: {out}", "accepted: a file")
 
@@ -220,6 +222,19 @@ def test_curves_are_not_drawn_on_what_is_reported(
         assert {clip["name"].split("_")[1] for clip in kept["clips"]} == {split or "test"}
     said = command(evaluate, run, *data, "--split", "dev")
     assert refused(said, "--split: 'dev' is not one of train, test, val")
+
+
+def test_a_models_folder_names_the_run_and_the_model(
+    cater: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = "--data-dir", cater.parent.parent / "data"
+    assert command(evaluate, cater / "finetune", *data) == command(evaluate, cater, *data)
+    said = command(evaluate, cater / "pretrain", *data)
+    again = f"python -m ivcl_fast.evaluate {cater} --model finetune"
+    assert refused(said, f"{cater / 'pretrain'}: ", again)
+    assert refused(command(evaluate, cater, "--model", "scratch"), "--model: ", "finetune")
+    shutil.copytree(cater / "finetune", tmp_path / "model")
+    assert refused(command(evaluate, tmp_path / "model"), f"{tmp_path / 'model'}: holds a model")
 
 
 def test_a_model_that_answers_nothing_is_no_choice(cater: Path, command: Any) -> None:
@@ -259,7 +274,7 @@ def test_without_scenes_nothing_is_told_apart(
         return command(*call)[0] == 0 and len(caplog.messages) == 1
 
     assert tells_once(evaluate, cater, *there, "--out", out)
-    assert "no scene of 1 of 6 clips, such as CATER_new_000014" in caplog.text
+    assert "1 of 6 clips have no scene" in caplog.text and clip in caplog.text
     kept = json.loads(out.read_text())
     assert list(kept["scores"]) == ["all"] and list(kept["scores"]["all"]) == ["top1", "top5", "l1"]
     assert (
@@ -271,10 +286,10 @@ def test_without_scenes_nothing_is_told_apart(
     chosen = "--clip", clip, "CATER_new_000015"
     assert tells_once(visualize, cater, *there, *chosen, "--out", tmp_path / "shown")
     page = (tmp_path / "shown" / "index.html").read_text()
-    assert page.count("Truth: cell") == 2 and page.count("right after") >= 1
-    reader = Reader(open_run(cater, "cpu", DataFlags(data=f"cater:{data}")))
+    assert page.count("Truth: cell") == 2 and page.count("correct after") >= 1
+    reader = ClipReader(FinishedRun.open(cater, "cpu", DataFlags(data=f"cater:{data}")))
     names = [f"CATER_new_{number:06d}" for number in range(12, 18)]
-    assert [shown.name for shown in reader.mixed(100)] == names
+    assert [clip.name for clip in reader.mixed(100)] == names
 
 
 # --- One file, or a folder of images --------------------------------------------------------------
@@ -298,7 +313,7 @@ def test_a_video_or_its_frames(cater: Path, tmp_path: Path, command: Any) -> Non
     likeliest = [said.split("%", 1)[1].splitlines()[0] for _, said in answers]
     assert likeliest[0] == likeliest[1] and "cell" in likeliest[0]
     shown = command(visualize, cater, "--video", folder, "--out", tmp_path / "shown")
-    assert shown[0] == 0 and (tmp_path / "shown" / "frames" / "path.png").is_file()
+    assert shown[0] == 0 and (tmp_path / "shown" / "frames" / "trajectory.png").is_file()
 
 
 def test_seven_panels_are_a_question(

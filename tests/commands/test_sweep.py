@@ -15,7 +15,14 @@ import pytest
 
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError, run_command
-from ivcl_fast.report.study import curve, on_clips, right_shares, show, table
+from ivcl_fast.report.study import (
+    colors_of,
+    correct_shares,
+    curve,
+    differences_table,
+    mean_and_deviation,
+    scores_table,
+)
 from ivcl_fast.studies.definitions import STUDIES
 from ivcl_fast.studies.runner import jobs, run_study, slug
 from ivcl_fast.sweep import main
@@ -89,49 +96,51 @@ def test_a_start_that_failed_is_not_in_the_way_of_a_study(data, tmp_path, capsys
     run_study("encoder", flags, **options)
 
 
-def test_differences_are_those_of_the_same_clips(tmp_path):
+@pytest.mark.parametrize("key", ["correct", "right"])  # "right" in runs of version 0.1.0
+def test_differences_are_those_of_the_same_clips(key, tmp_path):
     """Three clips of two videos; one run could not use the last one; x is compared with a guess."""
     answers = {"x/0": (1, 1, 0), "x/1": (1, 0, 0), "y/0": (0, 1, 1), "y/1": (0, 1)}
-    for run, right in answers.items():
+    for run, correct in answers.items():
         guess = {"guess": 0.25} if "x" in run else {}
         clips = [
-            {"name": f"c{i}", "video": f"v{i // 2}", "right": {"itself": r} | guess}
-            for i, r in enumerate(right)
+            {"name": f"c{i}", "video": f"v{i // 2}", key: {"itself": c} | guess}
+            for i, c in enumerate(correct)
         ]
         for clip, group in zip(clips, ("visible", "hidden", "hidden"), strict=False):
             clip["group"] = group
         (tmp_path / run).mkdir(parents=True)
         (tmp_path / run / "clips.json").write_text(json.dumps(clips))
     folders = {name: [tmp_path / name / seed for seed in "01"] for name in "xy"}
-    shares = right_shares(folders)
+    shares = correct_shares(folders)
     assert list(shares) == ["x", "guess", "y"]
     assert shares["y"] == {("c0", "v0", "visible"): 0, ("c1", "v0", "hidden"): 1}
-    page = on_clips("way", "top1", folders)
-    assert "difference from *x* on the same clips" in page[1]
-    assert page[3:5] == ["| way | clips | top-1 | difference |", "|---|---|---|---|"]
-    assert page[5] == "| x | all | 50.0 [0.0, 75.0] |  |"
-    assert page[8] == "| guess | all | 25.0 [25.0, 25.0] | -25.0 [-50.0, +25.0] |"
-    every, visible, hidden = page[11:]
-    # Of the first two clips x has one and a half right, y one; one video's are drawn together.
-    assert every == "| y | all | 50.0 [50.0, 50.0] | -25.0 [-25.0, -25.0] |"
-    assert visible == "| y | visible | 0.0 [0.0, 0.0] | -100.0 [-100.0, -100.0] |"
-    assert hidden == "| y | hidden | 100.0 [100.0, 100.0] | +50.0 [+50.0, +50.0] |"
+    table = differences_table("way", "top1", folders)
+    assert table.header == ["way", "clips", "top-1", "difference"]
+    assert table.rows[0] == ["x", "all", "50.0 [0.0, 75.0]", ""]
+    assert table.rows[3][:2] == ["guess", "all"] and table.rows[3][3] == "-25.0 [-50.0, +25.0]"
+    # Of the first two clips x has one and a half right, y one; one video's are drawn together. A
+    # single one shows no spread: another may differ with a probability of up to 79.3 %.
+    assert table.rows[6:] == [
+        ["y", "all", "50.0 [10.3, 89.7]", "-25.0 [-84.5, +74.2]"],
+        ["y", "visible", "0.0 [0.0, 79.3]", "-100.0 [-100.0, +58.7]"],
+        ["y", "hidden", "100.0 [20.7, 100.0]", "+50.0 [-69.0, +89.7]"],
+    ]
     for run in answers:
         (tmp_path / run / "clips.json").unlink()
-    assert on_clips("way", "top1", folders) == []
+    assert differences_table("way", "top1", folders) is None
 
 
 def test_a_differences_interval_is_of_its_clips(tmp_path):
     rng = np.random.default_rng(0)
     for run, rate in {"x": 0.5, "y": 0.7}.items():
         clips = [
-            {"name": f"c{i}", "video": f"v{i}", "right": {"itself": float(rng.random() < rate)}}
+            {"name": f"c{i}", "video": f"v{i}", "correct": {"itself": float(rng.random() < rate)}}
             for i in range(1000)
         ]
         (tmp_path / run).mkdir()
         (tmp_path / run / "clips.json").write_text(json.dumps(clips))
-    row = on_clips("way", "top1", {name: [tmp_path / name] for name in "xy"})[-1]
-    mean, low, high = map(float, re.findall(r"[+-]\d+\.\d", row))
+    table = differences_table("way", "top1", {name: [tmp_path / name] for name in "xy"})
+    mean, low, high = map(float, re.findall(r"[+-]\d+\.\d", table.rows[-1][-1]))
     spread = 1.96 * 100 * ((0.5 * 0.5 + 0.7 * 0.3) / 1000) ** 0.5
     assert mean == pytest.approx(20, abs=2 * spread) and low < mean < high
     assert high - low == pytest.approx(2 * spread, rel=0.1)
@@ -240,14 +249,18 @@ def test_folders_of_variants_differ():
         assert len({slug(v) for v in study.variants}) == len(study.variants)
 
 
-def test_table_has_means_and_spreads():
+def test_table_has_means_and_deviations():
     results = {"A": {"all": {"top1": [0.1, 0.2]}}, "B": {"all": {"top1": [0.4]}}}
-    chance = {"top1": {"percent": True, "chance": 0.25}}
-    head, _, *rows = table("thing", results, chance)
-    assert head == "| thing | clips | top-1 |"
-    assert rows[:2] == ["| A | all | 15.0 ± 7.1 % |", "| B | all | 40.0 % |"]
-    assert rows[2:] == ["| chance | all | 25.0 % |"]
-    assert show([2.0, 3.0], percent=False) == "2.50 ± 0.71"
+    table = scores_table("thing", results, {"top1": {"percent": True, "chance": 0.25}})
+    assert table.header == ["thing", "clips", "top-1"]
+    assert table.rows[:2] == [["A", "all", "15.0 ± 7.1 %"], ["B", "all", "40.0 %"]]
+    assert table.rows[2:] == [["chance", "all", "25.0 %"]]
+    assert mean_and_deviation([2.0, 3.0], percent=False) == "2.50 ± 0.71"
+
+
+def test_a_colour_means_one_variant_and_gray_a_baseline():
+    guess = "no memory: guesses under a visible cone"
+    assert colors_of(["A", guess, "B"]) == {"A": "C0", guess: "0.6", "B": "C1"}
 
 
 def test_curves_join_seeds(tmp_path):

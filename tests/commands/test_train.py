@@ -255,7 +255,7 @@ def test_checkpoint_of_another_size_is_refused(cater, uninterrupted, capsys, mon
 def test_evaluate_mistakes(uninterrupted, capsys, monkeypatch, tmp_path):
     for arguments, said in (
         ([tmp_path], "no run there"),
-        ([uninterrupted, "--model", "scratch"], "it has finetune, last-frame"),
+        ([uninterrupted, "--model", "scratch"], "accepted: finetune, last-frame"),
         ([uninterrupted, "--predict", tmp_path / "no.avi"], "no.avi"),
     ):
         code, _, err = in_process(evaluate_main, arguments, capsys, monkeypatch)

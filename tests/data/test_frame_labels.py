@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ivcl_fast import IVCLClassifier, Supervised
 from ivcl_fast.analysis.attention_maps import slot_attention
-from ivcl_fast.analysis.finished_runs import models_of, open_run
+from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.data.datamodule import open_data
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.formats.acre import Acre
@@ -192,12 +192,13 @@ def test_pretraining_learns_and_finetuning_continues_from_it(
         key: (end[key] - value).abs().max() for key, value in start.items() if "encoder" in key
     }
     assert max(moved.values()) < 0.01, "one step of finetuning leaves the encoder nearly as it was"
-    models = models_of(open_run(run, "cpu"))
+    models = FinishedRun.open(run, "cpu").models()
     assert [type(model) for model in models.values()] == [Supervised, IVCLClassifier]
     shown = torch.zeros(1, 4, 3, 32, 32, dtype=torch.uint8)
     assert slot_attention(models["pretrained"], shown).shape == (1, 4, 2, 16)
     report = (run / "report.md").read_text()
-    assert "curves.png" in report and "slot attention" in report and "rebuilds" not in report
+    assert "curves.png" in report and "slot_attention.png" in report
+    assert "reconstruction.png" not in report
 
 
 # --- Mistakes -------------------------------------------------------------------------------------

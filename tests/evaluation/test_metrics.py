@@ -27,7 +27,7 @@ def test_topk_by_hand() -> None:
     assert metrics.topk_correct(logits, labels, 1).tolist() == [False, True, False]
     assert metrics.topk_correct(logits, labels, 2).tolist() == [True, True, False]
     assert metrics.topk_correct(logits, labels, 4).tolist() == [True, True, True]
-    assert metrics.topk_accuracy(logits, labels, 2) == pytest.approx(2 / 3)
+    assert metrics.topk_correct(logits, labels, 2).mean() == pytest.approx(2 / 3)
 
 
 def test_equal_logits_rank_by_class_so_that_top1_is_the_argmax() -> None:
@@ -51,28 +51,24 @@ def test_grid_distance(guess: int, truth: int, distance: int) -> None:
     assert metrics.grid_distance(one_hot([guess]), torch.tensor([truth])).tolist() == [distance]
 
 
-def test_grid_l1_averages_and_takes_other_grids() -> None:
-    assert metrics.grid_l1(one_hot([0, 0]), torch.tensor([35, 1])) == 5.5
-    assert metrics.grid_l1(one_hot([3], 16), torch.tensor([12]), n=4) == 6
+def test_grid_distance_takes_other_grids() -> None:
+    assert metrics.grid_distance(one_hot([3], 16), torch.tensor([12]), n=4).tolist() == [6]
     with pytest.raises(ValueError, match=r"36 classes are not the 16 cells of n=4"):
-        metrics.grid_l1(one_hot([3]), torch.tensor([0]), n=4)
+        metrics.grid_distance(one_hot([3]), torch.tensor([0]), n=4)
 
 
 @pytest.mark.parametrize("n", [4, 6, 8])
-def test_localization_chance_is_the_mean_over_all_pairs(n: int) -> None:
+def test_chance_distance_is_the_mean_over_all_pairs(n: int) -> None:
     cells = np.arange(n * n)
     logits = one_hot(np.repeat(cells, n * n).tolist(), n * n)
     labels = np.tile(cells, n * n)
-    chance = metrics.localization_chance(n)
-    assert metrics.topk_accuracy(logits, labels, 1) == pytest.approx(chance["top1"])
-    assert metrics.grid_l1(logits, labels, n) == pytest.approx(chance["l1"])
-    assert chance["top5"] == 5 * chance["top1"]
+    assert metrics.grid_distance(logits, labels, n).mean() == pytest.approx(
+        metrics.chance_distance(n)
+    )
 
 
-def test_localization_chance_in_known_figures() -> None:
-    chance = metrics.localization_chance(6)
-    assert [round(100 * chance["top1"], 1), round(100 * chance["top5"], 1)] == [2.8, 13.9]
-    assert round(chance["l1"], 2) == 3.89
+def test_chance_distance_in_known_figures() -> None:
+    assert round(metrics.chance_distance(6), 2) == 3.89
 
 
 def test_bad_answers_are_named() -> None:
@@ -80,7 +76,7 @@ def test_bad_answers_are_named() -> None:
     with pytest.raises(ValueError, match=r"logits: clip 1 holds NaN"):
         metrics.topk_correct(torch.tensor([[0.0, 1], [float("nan"), 1]]), labels, 1)
     with pytest.raises(ValueError, match=r"labels: 0 to 36 are not within 0 to 35"):
-        metrics.grid_l1(good, torch.tensor([0, 36]))
+        metrics.grid_distance(good, torch.tensor([0, 36]))
     with pytest.raises(ValueError, match="labels: -1 to 1"):
         metrics.topk_correct(good, torch.tensor([-1, 1]), 1)
     with pytest.raises(ValueError, match=r"not \[V, C\] and \[V\]"):
@@ -130,14 +126,6 @@ def test_query_scores_of_types_that_do_not_occur_are_left_out() -> None:
     logits, labels = one_hot(GUESSES[:4], 3), torch.tensor(LABELS[:4])
     scores = metrics.query_scores(logits, labels, torch.zeros(4), ["direct"] * 4, TYPES)
     assert list(scores) == ["query", "problem", "direct"]
-
-
-def test_bad_queries_are_named() -> None:
-    logits, labels = one_hot(GUESSES, 3), torch.tensor(LABELS)
-    with pytest.raises(ValueError, match=r"types: 'blocked' is not one of direct, indirect"):
-        metrics.query_scores(logits, labels, PROBLEMS, [*KINDS[:11], "blocked"], TYPES)
-    with pytest.raises(ValueError, match=r"problems, types: shapes \(11,\) and \(12,\)"):
-        metrics.query_scores(logits, labels, PROBLEMS[:11], KINDS, TYPES)
 
 
 def test_answers_that_are_right_together_make_the_interval_wider() -> None:
@@ -278,6 +266,18 @@ def test_bootstrap_of_a_mean_is_as_wide_as_theory_says() -> None:
     assert score.high == pytest.approx(values.mean() + 1.96 * error, abs=0.2 * error)
 
 
+def test_shares_without_variation_have_an_interval() -> None:
+    """No success in 20 clips: Wilson's bound says how many there may be; so do equal groups."""
+    none, every = (Score.mean(np.full(20, share), 0.1, percent=True) for share in (0.0, 1.0))
+    assert (none.value, none.low, none.high) == (0, *metrics.wilson_interval(0, 20))
+    assert (every.value, every.low, every.high) == (1, *metrics.wilson_interval(20, 20))
+    assert Score.mean(np.zeros(20), 0.1).high == 0  # what has no bounds has no such interval
+    groups = np.repeat(np.arange(5), 4)
+    low, high = metrics.clustered_interval(np.tile([0, 0, 1, 1], 5), groups, (-1, 1))
+    other = metrics.wilson_interval(0, 5)[1]
+    assert (low, high) == pytest.approx((0.5 - 1.5 * other, 0.5 + 0.5 * other))
+
+
 def test_bootstrap_leaves_out_draws_without_the_statistic() -> None:
     targets = np.array([[1], [0], [0]])  # 8 draws in 27 hold no positive
     score = Score.mean_average_precision(np.array([[3.0], [2], [1]]), targets)
@@ -310,11 +310,11 @@ def test_the_interval_of_a_map_holds_it_although_repeated_clips_raise_ap() -> No
 
 def test_scores_are_readable() -> None:
     correct = np.arange(600) < 89
-    score = Score.proportion(correct, metrics.localization_chance(6)["top1"])
+    score = Score.proportion(correct, 1 / 36)
     assert str(score) == "14.8 % [12.2, 17.9]"
     assert score.format(score.chance) == "2.8 %"
     assert str(Score.proportion(torch.from_numpy(correct), score.chance)) == str(score)
     distance = Score.mean(np.array([2, 3]), chance=3.8889)
     assert str(distance) == "2.50 [2.00, 3.00]"
     assert distance.format(distance.chance) == "3.89"
-    assert str(Score.mean(np.array([0.5, 0.5]), 0.1, percent=True)) == "50.0 % [50.0, 50.0]"
+    assert str(Score.mean(np.array([0.2, 0.8]), 0.1, percent=True)) == "50.0 % [20.0, 80.0]"

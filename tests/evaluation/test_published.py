@@ -9,7 +9,8 @@ import pytest
 from ivcl_fast.data.formats.cater import TASKS
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.evaluation.published import published, read
-from ivcl_fast.report.run import METRIC_NAMES, beside
+from ivcl_fast.report.run import published_table
+from ivcl_fast.report.tables import METRIC_NAMES
 
 
 def dataset(root, task):
@@ -44,7 +45,7 @@ def test_they_are_of_the_data_set_by_its_published_name(tmp_path):
 def test_data_of_our_making_has_none(tmp_path):
     made = dataset(tmp_path / "all_actions", "localize")
     (made.root / "synthetic.json").write_text('{"spec": {}}')
-    assert published(made) == [] and beside(made, {}) == []
+    assert published(made) == [] and published_table(made, {}) is None
 
 
 def test_the_tasks_are_the_data_sets_own():
@@ -56,7 +57,7 @@ def test_the_report_shows_them_in_its_own_metrics(tmp_path):
         "top1": Score(0.7, 0.6, 0.8, 1 / 36),
         "l1": Score(1.0, 0.9, 1.1, 3.89, percent=False),
     }
-    lines = beside(dataset(tmp_path / "all_actions", "localize"), ours)
-    assert "| published | top-1 | L1 (cells) | read in |" in lines
+    lines = published_table(dataset(tmp_path / "all_actions", "localize"), ours).markdown()
+    assert lines[0] == "| published | top-1 | L1 (cells) | source |"
     assert "| Hopper | 73.2 % | 0.85 | Hopper's abstract, ICLR 2021 |" in lines
     assert "| Loci | 90.7 % |  | quoted in LRR |" in lines

@@ -1,9 +1,9 @@
-"""What the pictures show, looked at through matplotlib's own objects."""
+"""What the pictures show, checked through matplotlib's own objects."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import matplotlib
 import numpy as np
@@ -15,8 +15,10 @@ from torch import Tensor
 from ivcl_fast import reference
 from ivcl_fast.analysis.attention_maps import slot_attention
 from ivcl_fast.evaluation.metrics import Score
-from ivcl_fast.report import plots as pictures
+from ivcl_fast.report import plots
 from ivcl_fast.report import probes as probe_report
+from ivcl_fast.report.attention import attention_figure, measure_name
+from ivcl_fast.report.figures import evenly_spaced
 from tests.support.small_models import config, random_video, sharpened
 
 
@@ -29,7 +31,7 @@ def video() -> Tensor:
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that would have been written."""
     kept: list[Any] = []
-    monkeypatch.setattr(pictures, "save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: kept.append(figure))
     return kept
 
 
@@ -41,14 +43,11 @@ def test_all_pictures_are_png_files_and_leave_matplotlib_alone(
 ) -> None:
     before = dict(matplotlib.rcParams)
     folder = tmp_path / "new"
-    pictures.reconstruction_picture(reference.IVCL(config()), video, folder / "a.png")
-    pictures.slot_attention_picture(reference.IVCL(config()), video, folder / "b.png", head=1)
-    pictures.curves_picture(folder / "c.png", RECORDS, CHANCE)
-    pictures.curves_picture(folder / "d.png", [])
-    pictures.answers_picture(
-        folder / "e.png", video, *answers([0, 35], [0, 5]), torch.tensor([True, False])
-    )
-    assert sorted(p.name for p in folder.iterdir()) == [f"{c}.png" for c in "abcde"]
+    plots.reconstruction_picture(reference.IVCL(config()), video, folder / "a.png")
+    plots.curves_picture(folder / "c.png", RECORDS, CHANCE)
+    plots.curves_picture(folder / "d.png", [])
+    plots.answers_picture(folder / "e.png", video, *answers([0, 35], [0, 5]), [True, None])
+    assert sorted(p.name for p in folder.iterdir()) == [f"{c}.png" for c in "acde"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in folder.iterdir())
     assert dict(matplotlib.rcParams) == before
 
@@ -59,86 +58,85 @@ def test_a_failed_picture_leaves_the_old_one(
     path = tmp_path / "curves.png"
     path.write_bytes(b"old")
 
-    def fail(self: Figure, file: Path, **options: Any) -> None:
-        Path(file).write_bytes(b"half")
+    def fail(self: Figure, file: BinaryIO, **options: Any) -> None:
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        pictures.curves_picture(path, RECORDS)
+        plots.curves_picture(path, RECORDS)
     assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
     assert path.read_bytes() == b"old"
 
 
-def test_spread() -> None:
-    assert pictures.spread(8, 16) == [0, 2, 4, 6, 9, 11, 13, 15]
-    assert pictures.spread(8, 3) == [0, 1, 2]
-    assert pictures.spread(1, 3) == [0]
+def test_evenly_spaced() -> None:
+    assert evenly_spaced(8, 16) == [0, 2, 4, 6, 9, 11, 13, 15]
+    assert evenly_spaced(8, 3) == [0, 1, 2]
+    assert evenly_spaced(1, 3) == [0]
 
 
 # --- Reconstruction ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("objective", ["ivcl", "mae", "joint"])
-@pytest.mark.parametrize("as_patch_rows", [False, True])
 def test_reconstruction_shows_the_models_own_frames(
-    video: Tensor, monkeypatch: pytest.MonkeyPatch, objective: str, as_patch_rows: bool
+    video: Tensor, monkeypatch: pytest.MonkeyPatch, objective: str
 ) -> None:
     model = reference.IVCL(config(objective=objective))
     shown: list[Any] = []
-    monkeypatch.setattr(pictures, "reconstruction_grid", lambda *args: shown.extend(args))
+    monkeypatch.setattr(plots, "reconstruction_grid", lambda *args: shown.extend(args))
     state = torch.get_rng_state()
-    given = reference.patchify(video, 4) if as_patch_rows else video
-    pictures.reconstruction_picture(model, given, "unused", seed=5)
+    plots.reconstruction_picture(model, video, "unused", seed=5)
     assert torch.equal(torch.get_rng_state(), state)
 
-    _, frames, hidden, rebuilt, titles, note = shown
+    _, frames, masked, rebuilt, titles, note = shown
     out = model(video, seed=reference.stream(torch.tensor(5), 2))
-    chosen = pictures.spread(4, out.query.shape[1])
+    chosen = evenly_spaced(4, out.query.shape[1])
     query = out.query[:, chosen]
     expected = model.reconstruct(video, out.ids_keep, out.query)[:, chosen]
     torch.testing.assert_close(rebuilt, expected.flatten(0, 1))
     true = video.take_along_dim(query[:, :, None, None, None], dim=1).flatten(0, 1) / 255
     torch.testing.assert_close(frames, true)
-    hidden_patches = reference.patchify(hidden, 4)
-    assert torch.equal(hidden_patches.all(-1), hidden_patches.any(-1))
+    masked_patches = reference.patchify(masked[:, None].expand(-1, 3, -1, -1), 4)
+    assert torch.equal(masked_patches.all(-1), masked_patches.any(-1))
     for index, (clip, frame) in enumerate((c, f) for c in (0, 1) for f in query[c].tolist()):
         assert titles[index] == f"clip {clip + 1}\nframe {frame + 1} of 5"
-        of_frame = hidden_patches[index].all(-1).nonzero().flatten()
+        of_frame = masked_patches[index].all(-1).nonzero().flatten()
         assert of_frame.tolist() == out.ids_mask[clip, frame].tolist()
     assert "norm_pix" in note
 
 
-def test_reconstruction_grid_draws_the_error_of_what_was_hidden(figures: list[Any]) -> None:
-    frames, hidden = torch.rand(2, 3, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.bool)
-    hidden[:, :, :4, :4] = True
+def test_reconstruction_grid_draws_the_error_of_what_was_masked(figures: list[Any]) -> None:
+    frames, masked = torch.rand(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.bool)
+    masked[:, :4, :4] = True
     rebuilt = frames.clone()
     rebuilt[1, :, 2, 3] += torch.tensor([0.3, 0.0, 0.6])
-    pictures.reconstruction_grid("unused", frames, hidden, rebuilt, ["one", "two"])
+    plots.reconstruction_grid("unused", frames, masked, rebuilt, ["one", "two"])
     panels = figures[0].axes[:8]
     assert [panel.get_title() for panel in panels[:2]] == ["one", "two"]
     for column in (0, 1):
         seen = np.asarray(panels[2 + column].images[0].get_array())
-        assert (seen[:4, :4] == np.float32(pictures.HIDDEN_GRAY)).all()
+        assert (seen[:4, :4] == np.float32(plots.MASKED_GRAY)).all()
         np.testing.assert_array_equal(seen[4:], frames[column, :, 4:].movedim(0, -1))
     error = np.asarray(panels[7].images[0].get_array())
     assert np.argwhere(error > 1e-6).tolist() == [[2, 3]]
     assert error[2, 3] == pytest.approx(0.3)
     assert panels[6].images[0].get_clim() == panels[7].images[0].get_clim()  # one colour bar
-    # 0.3 in one of 16 hidden pixels; the other 48 are the input's own.
+    # 0.3 in one of 16 masked pixels; the other 48 are the input's own.
     assert [p.get_xlabel() for p in panels[6:]] == ["mean 0.000", "mean 0.019"]
-    assert panels[6].get_ylabel() == "absolute error,\nits mean over\nmasked patches"
+    assert panels[6].get_ylabel() == "absolute error\n(below: mean over\nmasked patches)"
 
 
 # --- Slot attention ------------------------------------------------------------------------------
 
 
-def test_slot_attention_picture_scales_to_an_even_share(video: Tensor, figures: list[Any]) -> None:
+def test_slot_attention_is_drawn_relative_to_uniform(video: Tensor) -> None:
     model = sharpened(reference.IVCL(config()))
-    pictures.slot_attention_picture(model, video, "unused")
     maps = slot_attention(model, video)[0]
-    panels = figures[0].axes[:15]
-    assert [p.get_title() for p in panels[:5]] == [f"frame {t}" for t in range(1, 6)]
+    titles = [f"frame {t}" for t in range(1, 6)]
+    figure = attention_figure(video[0] / 255, {"pretrained": maps}, titles, measure_name())
+    panels = figure.axes[:15]
+    assert [p.get_title() for p in panels[:5]] == titles
     for s in range(2):
         for t in range(5):
             heat = np.asarray(panels[5 * (s + 1) + t].images[1].get_array())
@@ -148,7 +146,7 @@ def test_slot_attention_picture_scales_to_an_even_share(video: Tensor, figures: 
         # What is left goes to the slots of the same frame.
         on_patches = maps[:, s].sum(-1).mean()
         assert panels[5 * (s + 1)].get_ylabel() == (
-            f"slot {s + 1}\n{on_patches:.0%} of attention on\nits frame's patches"
+            f"slot {s + 1}, pretrained\n{on_patches:.0%} of attention on\nits frame's patches"
         )
 
 
@@ -178,7 +176,7 @@ def lines(figure: Any, title: str) -> dict[str, list[tuple[float, float]]]:
 
 
 def test_curves_put_every_figure_over_clips(figures: list[Any]) -> None:
-    pictures.curves_picture("unused", RECORDS, CHANCE)
+    plots.curves_picture("unused", RECORDS, CHANCE)
     figure = figures[0]
     assert [a.get_title() for a in figure.axes] == [
         "Pretraining loss", "Finetuning loss", "Validation accuracy", "Validation L1",
@@ -200,7 +198,7 @@ def test_curves_put_every_figure_over_clips(figures: list[Any]) -> None:
 
 def test_the_moving_average_stands_over_the_middle_of_its_window(figures: list[Any]) -> None:
     records = [dict(stage="pretrain", clips=10 * i, loss=float(i)) for i in range(225)]
-    pictures.curves_picture("unused", records)
+    plots.curves_picture("unused", records)
     (points,) = lines(figures[0], "Pretraining loss").values()  # a straight line stays itself
     assert len(points) == 225 - 9 + 1
     np.testing.assert_allclose([y for _, y in points], [x / 10 for x, _ in points], rtol=1e-9)
@@ -208,7 +206,7 @@ def test_the_moving_average_stands_over_the_middle_of_its_window(figures: list[A
 
 def test_curves_of_an_action_task_have_only_their_panels(figures: list[Any]) -> None:
     records = [dict(stage="finetune", step=1, clips=8, val_map=0.3)]
-    pictures.curves_picture("unused", records, {"val_map": 0.2})
+    plots.curves_picture("unused", records, {"val_map": 0.2})
     assert [a.get_title() for a in figures[0].axes if a.get_visible()] == ["Validation mAP"]
 
 
@@ -219,14 +217,15 @@ def answers(labels: list[int], guesses: list[int]) -> tuple[Tensor, Tensor]:
     return torch.tensor(labels), 5 * torch.eye(36)[guesses]
 
 
-def test_answers_say_right_and_wrong_and_where(figures: list[Any]) -> None:
+def test_answers_say_whether_they_are_correct_and_how_far_away(figures: list[Any]) -> None:
     frames = torch.zeros(3, 7, 3, 8, 8, dtype=torch.uint8)
     labels, logits = answers([5, 0, 14], [5, 35, 15])
-    pictures.answers_picture("unused", frames, labels, logits, torch.tensor([True, False, True]))
+    plots.answers_picture("unused", frames, labels, logits, [True, False, True])
     panels = np.array(figures[0].axes, dtype=object).reshape(3, 5)
-    sure = f"{np.exp(5) / (np.exp(5) + 35):.0%} sure"
-    assert [p.get_title() for p in panels[:, 4]] == [
-        f"right ({sure})", f"wrong, 10 cells off ({sure})", f"wrong, 1 cell off ({sure})",
+    certain = f"(probability {np.exp(5) / (np.exp(5) + 35):.0%})"
+    assert [p.get_title().split("\n") for p in panels[:, 4]] == [
+        ["correct", certain], ["incorrect, 10 cells away", certain],
+        ["incorrect, 1 cell away", certain],
     ]  # fmt: skip
     assert [p.get_ylabel().split()[-1] for p in panels[:, 0]] == ["hidden", "visible", "hidden"]
     assert [p.get_title() for p in panels[0, :4]] == [
@@ -238,7 +237,7 @@ def test_the_floor_is_seen_from_the_camera(figures: list[Any]) -> None:
     # CATER's camera stands at +x, -y: the cell (5, 0) is the nearest, (0, 5) the farthest.
     frames = torch.zeros(2, 4, 3, 8, 8, dtype=torch.uint8)
     labels, logits = answers([5, 30], [30, 0])
-    pictures.answers_picture("unused", frames, labels, logits, torch.tensor([False, False]))
+    plots.answers_picture("unused", frames, labels, logits, [False, False])
     for row, (height, guess) in enumerate([(-6, (6, 5)), (6, (1, 0))]):
         axes = figures[0].axes[5 * row + 4]
         (outline,), (cross,), (mesh,) = axes.patches, axes.lines, axes.collections

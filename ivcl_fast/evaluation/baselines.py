@@ -1,0 +1,69 @@
+"""Baselines that a run is compared with: what can be scored without memory or without reasoning.
+
+A model of the last frame alone is trained like any other (``ivcl_fast.train``); here are the
+guesses that need no training, and the titles of all of them in tables and figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from ivcl_fast.data.formats.acre import QUERIES, Acre, covariation
+from ivcl_fast.data.formats.cater_labels import localize_label, visible_cones_at_end
+from ivcl_fast.evaluation.evaluate import Evaluation, Result, group_masks, query_scores
+from ivcl_fast.evaluation.metrics import Score
+
+if TYPE_CHECKING:
+    from ivcl_fast.data.datamodule import DataModule
+
+LAST_FRAME = "no memory: sees only the last frame"
+VISIBLE_CONE = "no memory: guesses under a visible cone"
+COUNTING = "no reasoning: counting"
+BASELINES = (LAST_FRAME, VISIBLE_CONE, COUNTING)
+"""Titles in ``scores.json``, ``clips.json`` and a study's ``results.json``."""
+
+
+def guess_probability(cones: Sequence[int], cell: int) -> float:
+    """Return the probability that a visible cone, chosen at random, stands in ``cell``.
+
+    ``cones``: the cell of each. Without a cone it is 0.
+    """
+    return cones.count(cell) / len(cones) if cones else 0.0
+
+
+def cone_guess(data: DataModule, evaluation: Evaluation) -> Result:
+    """Score the guess that the snitch is under a visible cone, one of them chosen at random.
+
+    ``evaluation`` gives the clips, of a localisation task. Raises :class:`UserError` where a scene
+    is missing (``data.has_scenes``).
+    """
+    hits = []
+    for name in evaluation.names:
+        scene = data.scene(name)
+        cones = visible_cones_at_end(scene, data.grid)
+        hits.append(guess_probability(cones, localize_label(scene, data.grid)))
+    correct = torch.tensor(hits)
+    scores = {
+        group: {"top1": Score.mean(correct[chosen], 1 / data.num_classes, percent=True)}
+        for group, chosen in group_masks(len(hits), evaluation.hidden).items()
+    }
+    return Result(VISIBLE_CONE, scores, correct)
+
+
+def counting_guess(dataset: Acre, split: str, evaluation: Evaluation) -> Result:
+    """Score answers to ACRE's queries that only count how often the machine was on.
+
+    The counts are those of :func:`~ivcl_fast.data.formats.acre.covariation`. ``evaluation`` gives
+    the clips, which are of ``split``.
+    """
+    names, labels = evaluation.names, evaluation.labels
+    queries, answers = dataset.queries(split), [covariation(p) for p in dataset.problems(split)]
+    given = [answers[queries[n].problem][queries[n].panel - QUERIES.start] for n in names]
+    answer = torch.tensor(given)
+    logits = F.one_hot(answer, dataset.num_classes).float()
+    scores = query_scores(dataset, split, names, logits, labels)
+    return Result(COUNTING, {"all": scores}, (answer == labels).float())
