@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +11,12 @@ import torch
 import tyro
 
 from ivcl_fast.analysis.finished_runs import DataFlags, open_run
+from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.clip import decode_clip, find_media
 from ivcl_fast.data.datamodule import open_dataset
 from ivcl_fast.data.dataset import VideoError
 from ivcl_fast.data.registry import clip_frames
-from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_json
 from ivcl_fast.models.ivcl import IVCLClassifier
 from ivcl_fast.models.reference import patchify
@@ -72,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> None:
         data = run.config.data
         about = {"run": str(run.folder), "data": data.source, "task": data.task}
         about |= {"model": config.model, "split": split}
-        found = {"scores": plain(evaluation.scores), "classes": run.task.names}
+        found = {"scores": plain(evaluation.scores), "classes": run.classes.names}
         logits = [{"logits": row} for row in evaluation.logits.tolist()]
         clips = [a | b for a, b in zip(evaluation.by_clip(), logits, strict=True)]
         write_json(config.out, {**about, **found, "clips": clips})
@@ -105,14 +105,13 @@ def answer(run: Run, model: IVCLClassifier, path: Path) -> None:
     rows = patchify(frames, cfg.patch_size).unsqueeze(0).to(run.device)
     with torch.inference_mode(), torch.autocast(rows.device.type, torch.bfloat16, enabled=run.amp):
         logits = model(rows).float()[0]
-    scores = logits.sigmoid() if run.task.multi_label else logits.softmax(-1)
+    scores = logits.sigmoid() if run.classes.multi_label else logits.softmax(-1)
     for score, label in zip(*scores.topk(min(SHOWN_ANSWERS, len(scores))), strict=True):
-        print(f"{score:6.1%}  {run.task.names[int(label)]}")
+        print(f"{score:6.1%}  {run.classes.names[int(label)]}")
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    evaluate(tyro.cli(EvaluateConfig, prog="python -m ivcl_fast.evaluate", description=__doc__))
+    evaluate(parse(EvaluateConfig, "evaluate", __doc__))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ models and of an untrained one.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,10 +25,11 @@ from ivcl_fast.analysis.finished_runs import (
     open_run,
     untrained,
 )
+from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater import TASKS
 from ivcl_fast.data.sampling import frame_ids
-from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import all_patches
 from ivcl_fast.progress import Bar
 from ivcl_fast.report import probes as probe_report
@@ -138,8 +138,7 @@ def slots_of(model: Any, rows: Tensor) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    probe_run(tyro.cli(ProbesConfig, prog="python -m ivcl_fast.probes", description=__doc__))
+    probe_run(parse(ProbesConfig, "probes", __doc__))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ model believes the snitch to be in as the video goes on, and how alike the slots
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,8 @@ from ivcl_fast.analysis.finished_runs import (
     untrained,
 )
 from ivcl_fast.analysis.trajectory import SnitchPath, follow_snitch, path_figure
-from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.command import parse, run_command
+from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_text
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier
 from ivcl_fast.report import plots as pictures
@@ -179,9 +179,9 @@ def show_attention(
 def answer_of(run: Run, classifier: IVCLClassifier, clip: Shown) -> str:
     """The classifier's likeliest answers, and the truth where it is known."""
     logits = classifier(clip.frames[None]).float()[0]
-    scores = logits.sigmoid() if run.task.multi_label else logits.softmax(-1)
+    scores = logits.sigmoid() if run.classes.multi_label else logits.softmax(-1)
     best = zip(*scores.topk(min(SHOWN_ANSWERS, len(scores))), strict=True)
-    answers = ", ".join(f"{run.task.names[int(label)]} ({score:.0%})" for score, label in best)
+    answers = ", ".join(f"{run.classes.names[int(label)]} ({score:.0%})" for score, label in best)
     return f"Answer: {answers}." + (f" Truth: {clip.truth}." if clip.truth else "")
 
 
@@ -210,10 +210,7 @@ def settings_rows(plain: dict) -> list[list[str]]:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    index = visualize(
-        tyro.cli(VisualizeConfig, prog="python -m ivcl_fast.visualize", description=__doc__)
-    )
+    index = visualize(parse(VisualizeConfig, "visualize", __doc__))
     print(f"open: {index}")
 
 

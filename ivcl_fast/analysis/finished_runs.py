@@ -45,10 +45,10 @@ def open_run(folder: Path, device: str, flags: DataFlags | None = None) -> Run:
     run = Run(with_data(told, flags or DataFlags()), only_look=True)
     if run.config.data.source != told.data.source and (folder / ANSWERS).is_file():
         classes = open_dataset(run.config.data, read_only=True).num_classes
-        if classes != run.task.num_classes:
+        if classes != run.classes.num_classes:
             raise UserError(
                 f"--data: {run.config.data.source!r} has {classes} classes; accepted: data with "
-                f"the run's {run.task.num_classes}"
+                f"the run's {run.classes.num_classes}"
             )
     return run
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from ivcl_fast.analysis.clips import Reader
 from ivcl_fast.analysis.finished_runs import models_of, open_run
 from ivcl_fast.analysis.trajectory import SnitchPath, follow_snitch, path_figure
+from ivcl_fast.command import run_command
 from ivcl_fast.data.formats.cater_labels import hidden_at_end
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
@@ -29,25 +30,19 @@ from ivcl_fast.data.synthetic.something_else.write import (
     SyntheticSomethingElse,
     write_something_else,
 )
-from ivcl_fast.errors import run_command
 from ivcl_fast.report.animation import write_gif, write_mp4
 from ivcl_fast.report.html import Page
 from ivcl_fast.train import main as train_main
 from ivcl_fast.visualize import main, path_caption
+from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
 
-MODEL = [
-    "--image-size", "16", "--embed-dim", "16", "--num-heads", "2", "--depth", "2",
-    "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2", "--decoder-depth", "1",
-]  # fmt: skip
-FRAMES = ["--num-frames", "4", "--num-query-frames", "2"]
-QUICK = ["--quick", "--batch-size", "4", "--pretrain-clips", "8", "--finetune-clips", "8",
-         "--no-pictures", "--no-compare-memoryless", "--workers", "1"]  # fmt: skip
+QUICK = [*RUN_FLAGS, "--depth", "2", "--quick", "--no-pictures", "--no-compare-memoryless"]
 
 
 def train(out: Path, *arguments: Any) -> Path:
     """A run called ``run`` in the folder ``out``."""
     with pytest.MonkeyPatch.context() as patch:
-        flags = [*QUICK, *MODEL, "--out", out, "--name", "run", *arguments]
+        flags = [*QUICK, "--out", out, "--name", "run", *arguments]
         patch.setattr(sys, "argv", ["train", *map(str, flags)])
         train_main()
     return out / "run"
@@ -75,7 +70,7 @@ def cater(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(cater: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("runs"), "--data", f"cater:{cater}", *FRAMES)
+    return train(tmp_path_factory.mktemp("runs"), "--data", f"cater:{cater}", *FRAME_FLAGS)
 
 
 class Parsed(HTMLParser):
@@ -180,9 +175,10 @@ def test_one_clip_by_name_one_file_and_a_checkpoint(
     settings = (moved / "config.json").read_text()
     (moved / "config.json").write_text(settings.replace(str(cater), "/nowhere"))
     video = shutil.copy(cater / "videos" / "CATER_new_000001.avi", tmp_path / "mine <1>.avi")
-    (step,) = (moved / "finetune" / "checkpoints").iterdir()
+    step = moved / "finetune" / "checkpoints" / "step-00000002"  # an unfinished run has it
+    step.mkdir(parents=True)
+    (moved / "finetune" / "model.safetensors").rename(step / "model.safetensors")
     shutil.rmtree(moved / "pretrain")
-    (moved / "finetune" / "model.safetensors").unlink()
     status, said = visualize(moved, "--clips", 1, "--checkpoint", step)
     assert (
         status == 2
@@ -202,7 +198,7 @@ def test_one_clip_by_name_one_file_and_a_checkpoint(
 def test_before_finetuning_is_what_it_started_from(
     run: Path, cater: Path, tmp_path: Path, visualize: Any
 ) -> None:
-    again = ["--data", f"cater:{cater}", *FRAMES, "--stage", "finetune", "--init"]
+    again = ["--data", f"cater:{cater}", *FRAME_FLAGS, "--stage", "finetune", "--init"]
     source = Path(shutil.copytree(run / "pretrain", tmp_path / "source"))
     second = train(tmp_path / "a", *again, source, "--mask-ratio", "0.25")
     models = models_of(open_run(second, "cpu"))
@@ -234,7 +230,7 @@ def test_other_data_sets(kind: str, tmp_path: Path, visualize: Any) -> None:
         run = train(tmp_path, "--data", f"{kind}:{data}")
     else:
         data = write_something_else(tmp_path / kind, SyntheticSomethingElse(train=36, val=18), 1)
-        run = train(tmp_path, "--data", f"{kind}:{data}", *FRAMES)
+        run = train(tmp_path, "--data", f"{kind}:{data}", *FRAME_FLAGS)
     status, said = visualize(run, "--clips", 1)
     assert status == 0, said
     (folder,) = (path for path in (run / "visualize").iterdir() if path.is_dir())

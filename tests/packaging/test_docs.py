@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import re
 import runpy
 import shlex
-import statistics
 import subprocess
 import sys
 import tomllib
@@ -28,7 +26,7 @@ import ivcl_fast
 from ivcl_fast import IVCLConfig
 from ivcl_fast.data import registry as catalog
 from ivcl_fast.errors import UserError
-from ivcl_fast.studies.definitions import STUDIES, study_named
+from ivcl_fast.studies.definitions import find_study
 from ivcl_fast.training.arguments import parse as parse_flags
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,7 +136,7 @@ def check_python(arguments: list[str]) -> None:
         catalog.parse_source(found.source.replace("synthetic:cater", "synthetic"))
     if module == "ivcl_fast.sweep":
         found, flags = found
-        study_named(found.study)
+        find_study(found.study)
         parse_flags(flags)
 
 
@@ -250,75 +248,3 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch, capsys):
 def test_the_docs_python_compiles(file):
     for code in blocks(file.read_text(), "python"):
         compile(code, file.name, "exec")
-
-
-# --- Whether what is told of studies is what came of them -----------------------------------------
-
-
-RESULTS = sorted((ROOT / "docs" / "results").iterdir())
-
-
-def of_clips(folder: Path, metric: str = "top1", group: str = "all") -> list[dict[str, str]]:
-    """By table: a metric of every variant, its mean over seeds, as the README rounds it."""
-    tables = json.loads((folder / "results.json").read_text())["values"].values()
-    return [
-        {
-            name: f"{100 * statistics.fmean(groups[group][metric]):.0f} %"
-            for name, groups in scores.items()
-            if group in groups
-        }
-        for scores in tables
-    ]
-
-
-@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
-def test_the_page_has_the_committed_tables(folder):
-    page = (ROOT / "docs" / "studies.md").read_text()
-    _, _, page = page.partition(f"<!-- results: {folder.name} -->")
-    page, _, _ = page.partition(f"<!-- end of results: {folder.name} -->")
-    study = (folder / "study.md").read_text()
-    table, told = ([row for row in text.splitlines() if row[:1] == "|"] for text in (study, page))
-    assert table and table == told
-    assert f"python -m ivcl_fast.sweep {folder.name} " in study
-    assert {f.name for f in folder.iterdir()} >= {"study.png", "results.json", "config.json"}
-
-
-def test_the_readme_sums_up_the_committed_results():
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    (found,) = of_clips(ROOT / "docs" / "results" / "pretraining")
-    told = re.search(
-        r"it is (\d+ %), without pretraining (\d+ %), with image MAE's pretraining (\d+ %)", readme
-    )
-    assert told and list(told.groups()) == [found[n] for n in ("IV-CL", "none", "image MAE")]
-    (found,) = of_clips(ROOT / "docs" / "results" / "pretraining", group="hidden")
-    told = re.search(
-        r"on hidden snitches \((\d+ %), image MAE (\d+ %)\)\. And it remembers: from the last "
-        r"frame alone (\d+ %) of the hidden ones are found, by a guess under a visible cone "
-        r"(\d+ %)",
-        readme,
-    )
-    rows = (
-        "IV-CL",
-        "image MAE",
-        "no memory: sees only the last frame",
-        "no memory: guesses under a visible cone",
-    )
-    assert told and list(told.groups()) == [found[n] for n in rows]
-    told = re.search(
-        r"IV-CL answers (\d+ %), after image MAE's pretraining (\d+ %), "
-        r"without pretraining (\d+ %), by counting (\d+ %); "
-        r"of problems built otherwise than in training (\d+ %), (\d+ %), (\d+ %) and (\d+ %)",
-        readme,
-    )
-    regimes = of_clips(ROOT / "docs" / "results" / "causes", "query")
-    rows = "IV-CL", "image MAE", "none", "no reasoning: counting"
-    assert told and list(told.groups()) == [found[n] for found in regimes for n in rows]
-
-
-def test_the_readme_sums_up_the_committed_ablations():
-    readme = (ROOT / "README.md").read_text().splitlines()
-    for folder in RESULTS:
-        if folder.name in ("slots", "masking"):
-            (found,), first = of_clips(folder), STUDIES[folder.name].varied
-            assert f"| {' | '.join([first, *found])} |" in readme
-            assert f"| {' | '.join(['top-1', *found.values()])} |" in readme
