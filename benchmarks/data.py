@@ -34,7 +34,8 @@ from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.store.frame_store import BAD_FILES, INDEX, VERSION, FrameStore, write_meta
 from ivcl_fast.models.reference import patchify
 from ivcl_fast.training import step_graph
-from ivcl_fast.training.loop import Schedule, Stage
+from ivcl_fast.training.loop import Stage
+from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.seeds import clip_seeds
 
 CFG = IVCLConfig.preset(PRESET)

@@ -22,7 +22,8 @@ from benchmarks.summary import (
     fastest_of_ours,
     table,
 )
-from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.command import run_command
+from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_text
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ import torch
 from benchmarks.summary import lined_up
 from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.models import flops
-from ivcl_fast.training.loop import Schedule, make_optimizers
+from ivcl_fast.training.optim import Schedule, make_optimizers
 
 CFG = IVCLConfig.preset("base64", mask_ratio=0.875, num_query_frames=1)
 CLIPS_PER_GPU, CLIPS_PER_STEP = 88, 4096

@@ -30,7 +30,7 @@ def check_started_module() -> None:
     """
     started = sys.orig_argv[-len(sys.argv)].removeprefix("-m")
     package, _, command = started.partition(".")
-    if package == "ivcl_fast" and "." not in command:
+    if package == "ivcl_fast" and command and "." not in command:
         check_packages()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,8 @@ import tyro
 
 from ivcl_fast.analysis.clips import ClipReader
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
-from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.command import parse, run_command
+from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import scores_as_json
 from ivcl_fast.files import write_json
 from ivcl_fast.report.tables import results_table
@@ -66,7 +66,7 @@ def evaluate(config: EvaluateConfig) -> None:
         data = run.config.data
         about = {"run": str(run.folder), "data": data.source, "task": data.task}
         about |= {"model": name, "split": split}
-        found = {"scores": scores_as_json(result.scores), "classes": run.answers.names}
+        found = {"scores": scores_as_json(result.scores), "classes": run.classes.names}
         logits = [{"logits": row} for row in evaluation.logits.tolist()]
         clips = [a | b for a, b in zip(evaluation.by_clip(), logits, strict=True)]
         write_json(config.out, {**about, **found, "clips": clips})
@@ -109,8 +109,7 @@ def chosen_model(run: FinishedRun, flag: Classifier | None) -> str:
 
 def main() -> None:
     """Run the command."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    evaluate(tyro.cli(EvaluateConfig, prog="python -m ivcl_fast.evaluate", description=__doc__))
+    evaluate(parse(EvaluateConfig, "evaluate", __doc__))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""``python -m ivcl_fast.info``: what is installed, what this machine can do, and what runs where.
+"""``python -m ivcl_fast.info``: show versions, devices, and which kernel runs where.
 
-For each kernel and attention backend: available, or the reason why not.
+For each kernel and attention backend it says whether it is available, or why not.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 
 import torch
-import tyro
 
-from ivcl_fast.errors import run_command
+from ivcl_fast.command import parse, run_command
 from ivcl_fast.kernels import _ext, _triton, attention, unsupported_reason
 from ivcl_fast.training import hardware
 
@@ -24,16 +23,20 @@ OPS = (
     "embed_patches", "short_attention", "add_layer_norm", "bias_gelu", "restore_tokens",
     "patch_loss", "sample_masks",
 )  # fmt: skip
-CPU_FEATURES = ("avx2", "avx512", "avx512_bf16", "amx_tile", "amx_bf16")
+CPU_FEATURES = {
+    "avx2": "AVX2", "avx512": "AVX-512", "avx512_bf16": "AVX-512 with bfloat16",
+    "amx_tile": "AMX", "amx_bf16": "AMX with bfloat16",
+}  # fmt: skip
 
 
 def sections() -> dict[str, dict[str, str]]:
-    """Title to name to state, every value one line."""
+    """Return the tables: title, name of each row, and its state in one line."""
     return {
-        "versions": {"python": platform.python_version()} | {p: installed(p) for p in PACKAGES},
-        "devices": dict(devices()),
-        "kernels": {op: serving(op) for op in OPS},
-        "attention": attention.backend_status(),
+        "Versions": {"python": platform.python_version()} | {p: installed(p) for p in PACKAGES},
+        "Devices": dict(devices()),
+        "Kernels on a GPU": {op: implementation(op, "cuda") for op in OPS},
+        "Kernels on the CPU": {op: implementation(op, "cpu") for op in OPS},
+        "Attention backends": attention.backend_status(),
         "torch.compile": {
             kind: hardware.compile_unsupported_reason(torch.device(kind)) or "available"
             for kind in ("cpu", "cuda")
@@ -43,53 +46,46 @@ def sections() -> dict[str, dict[str, str]]:
 
 
 def installed(package: str) -> str:
+    """Return the version of a package, or that it is not installed."""
     try:
-        return version(package)
-    except PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return "not installed"
 
 
 def devices() -> Iterator[tuple[str, str]]:
-    """The CPU and every CUDA device, with what they compute fast in."""
-    cpu = torch.device("cpu")
+    """Yield the CPU and every CUDA device, each with what it can do."""
     features = [
-        name for name in CPU_FEATURES if getattr(torch.cpu, f"_is_{name}_supported", bool)()
+        words
+        for name, words in CPU_FEATURES.items()
+        if getattr(torch.cpu, f"_is_{name}_supported", bool)()
     ]
-    bf16 = "fast" if hardware.has_fast_bf16(cpu) else "slow"
     known = ", ".join(features) or torch.backends.cpu.get_cpu_capability()
-    yield "cpu", f"{torch.get_num_threads()} threads, {known}, bfloat16 {bf16}"
+    bf16 = "has" if hardware.has_fast_bf16(torch.device("cpu")) else "has no"
+    yield "cpu", f"{torch.get_num_threads()} threads; {known}; {bf16} hardware for bfloat16"
     if not torch.cuda.is_available():
-        yield (
-            "cuda",
-            "no NVIDIA GPU is visible to this torch"
-            + ("" if torch.version.cuda else ", which is built without CUDA"),
-        )
+        build = "" if torch.version.cuda else ", which is built without CUDA"
+        yield "cuda", f"no NVIDIA GPU is visible to this torch{build}"
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         yield (
             f"cuda:{index}",
-            (
-                f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.multi_processor_count} SMs, "
-                f"{gpu.total_memory / 2**30:.0f} GiB"
-            ),
+            f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, "
+            f"{gpu.multi_processor_count} SMs, {gpu.total_memory / 2**30:.0f} GiB",
         )
 
 
-def serving(op: str) -> str:
-    """What runs an op on each kind of device."""
+def implementation(op: str, kind: str) -> str:
+    """Return what runs an op on ``cuda`` or ``cpu`` tensors."""
     if not hasattr(torch.ops.ivcl_fast, op):
         return "not registered"
-    states = []
-    for kind in ("cuda", "cpu"):
-        reason = unsupported_reason(torch.device(kind))
-        kernel = "Triton" if kind == "cuda" or _triton.INTERPRET else f"C++ for {_ext.ISA}"
-        how = kernel if reason is None else f"PyTorch, {reason}"
-        states.append(f"{kind}: {how}")
-    return "; ".join(states)
+    if reason := unsupported_reason(torch.device(kind)):
+        return f"plain PyTorch, because {reason}"
+    return "Triton" if kind == "cuda" or _triton.INTERPRET else f"C++ for {_ext.ISA}"
 
 
 def show() -> None:
-    """Show versions, devices, kernels and attention backends, and why something is missing."""
+    """Print all tables."""
     for title, rows in sections().items():
         print(title)
         width = max(map(len, rows))
@@ -97,5 +93,10 @@ def show() -> None:
             print(f"  {name:<{width}}  {state}")
 
 
+def main() -> None:
+    """Parse the flags and print all tables."""
+    parse(show, "info", __doc__)
+
+
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(show, prog="python -m ivcl_fast.info"))
+    run_command(main)

@@ -9,7 +9,6 @@ share the work.
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.dataset import Dataset, Media, VideoError
 from ivcl_fast.data.decode.decoder import (
     ChosenDecoder,
@@ -31,7 +31,7 @@ from ivcl_fast.data.registry import Synthetic, find_task, parse_source
 from ivcl_fast.data.store.build import build_store, choose_decoders, default_store_path
 from ivcl_fast.data.store.index import index_media
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
-from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.errors import UserError
 from ivcl_fast.progress import Bar
 
 ITEMS_BY_SIZE = {
@@ -217,14 +217,8 @@ def prepare_synthetic(config: PrepareConfig, synthetic: Synthetic) -> None:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("ivcl_fast").setLevel(logging.INFO)
-    config = tyro.cli(PrepareConfig, prog="python -m ivcl_fast.prepare", description=__doc__)
-    try:
-        prepare(config)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        raise SystemExit(130) from None
+    prepare(parse(PrepareConfig, "prepare", __doc__))
 
 
 if __name__ == "__main__":

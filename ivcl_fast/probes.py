@@ -8,7 +8,6 @@ the run's models and of an untrained one.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,10 +18,11 @@ from torch import Tensor
 
 from ivcl_fast.analysis.cater_probes import Frames, Scores, frames_of, run_probes
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Models
+from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater import TASKS
 from ivcl_fast.data.sampling import frame_ids
-from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import all_patches
 from ivcl_fast.progress import Bar
 from ivcl_fast.report import probes as probe_report
@@ -133,8 +133,7 @@ def slots_of(model: Any, rows: Tensor) -> dict[str, Tensor]:
 
 def main() -> None:
     """Run the command."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    probe_run(tyro.cli(ProbesConfig, prog="python -m ivcl_fast.probes", description=__doc__))
+    probe_run(parse(ProbesConfig, "probes", __doc__))
 
 
 if __name__ == "__main__":

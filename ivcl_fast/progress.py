@@ -1,46 +1,62 @@
-"""Progress bars: a live bar on a terminal, a line now and then elsewhere; on rank 0 alone."""
+"""Progress of long work: a live bar on a terminal, else a line every 15 seconds; on rank 0 only."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from ivcl_fast.distributed import group as distributed
 
-PLAIN_SECONDS = 15.0
-"""Between two lines where the output is not a terminal."""
+LINE_SECONDS = 15.0
+"""Seconds between two lines where there is no live bar."""
+
+
+def duration(seconds: float) -> str:
+    """Write a duration for a person: ``45 s``, ``12 min``, ``19 h 49 min``."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 class Bar:
-    """Counts ``total`` things of one kind, with rate and time left.
+    """Shows how many of ``total`` things are done, with their rate and the time left.
 
-    ``bar.show(done, note)`` may be called as often as one likes; ``bar(done, total)`` is the same
-    in the form that data builders call back.
+    ``bar.show(done, note)`` may be called as often as convenient; ``bar(done, total)`` does the
+    same in the form in which data builders call back. The things that are done in the first call
+    do not count towards the rate: an earlier run may have done them.
+
+    >>> with Bar("decoding", 100, "videos") as bar:
+    ...     for done in range(101):
+    ...         bar.show(done)
     """
 
     def __init__(self, name: str, total: int, unit: str) -> None:
         self.name, self.total, self.unit = name, total, unit
-        self.done = self._first = 0
+        self.done: int | None = None
+        self._first = 0
+        self._note = ""
         self._start = self._last_line = time.monotonic()
         self._live: Progress | None = None
-        self._task: TaskID | None = None
+        self._task = TaskID(0)
 
     def __enter__(self) -> Bar:
-        if sys.stdout.isatty() and distributed.is_main():
+        if has_live_terminal() and distributed.is_main():
             self._live = Progress(
                 TextColumn("{task.description:>12}"),
                 BarColumn(bar_width=30),
-                TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[rate]}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[text]}"),
                 console=Console(),
             )
             self._live.start()
-            self._task = self._live.add_task(self.name, total=self.total, rate="", note="")
+            self._task = self._live.add_task(self.name, total=self.total, text="")
         return self
 
     def __exit__(
@@ -52,38 +68,42 @@ class Bar:
         if self._live is not None:
             self._live.stop()
         elif kind is None and self.done:
-            self._line("")
-
-    def start_at(self, done: int) -> None:
-        """Begin with ``done`` things that an earlier run did; they do not count in the rate."""
-        self.done = self._first = done
-        self._start = time.monotonic()
+            self._print()
 
     def __call__(self, done: int, total: int) -> None:
+        """Set the number of things that are done, and their total number."""
         self.total = total
         self.show(done)
 
-    def show(self, done: int, note: str = "") -> None:
+    def show(self, done: int, note: str | None = None) -> None:
+        """Set the number of things that are done, and the words to show from now on beside it."""
+        now = time.monotonic()
+        if self.done is None:
+            self._first, self._start = done, now
         self.done = done
-        if self._live is not None and self._task is not None:
-            self._live.update(
-                self._task, completed=done, total=self.total, rate=self._rate(), note=note
-            )
-        elif done < self.total and time.monotonic() - self._last_line > PLAIN_SECONDS:
-            self._last_line = time.monotonic()
-            self._line(note)
+        self._note = self._note if note is None else note
+        if self._live is not None:
+            text = self._text()
+            self._live.update(self._task, completed=done, total=self.total, text=text)
+        elif done < self.total and now - self._last_line > LINE_SECONDS:
+            self._last_line = now
+            self._print()
 
-    def _speed(self) -> float:
-        return (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
+    def _text(self) -> str:
+        """For example ``320/640 clips, 41/s, 8 s left, loss 0.5``."""
+        done = self.done or 0
+        rate = (done - self._first) / max(time.monotonic() - self._start, 1e-9)
+        parts = [f"{done}/{self.total} {self.unit}"]
+        if rate:
+            parts.append(f"{rate:.{0 if rate >= 10 else 1}f}/s")
+            if done < self.total:
+                parts.append(f"{duration((self.total - done) / rate)} left")
+        return ", ".join(parts + ([self._note] if self._note else []))
 
-    def _rate(self) -> str:
-        speed = self._speed()
-        return f"{self.unit}, {speed:.{0 if speed >= 10 else 1}f}/s" if speed else self.unit
+    def _print(self) -> None:
+        distributed.print_rank0(f"{self.name}: {self._text()}")
 
-    def _line(self, note: str) -> None:
-        if not distributed.is_main():
-            return
-        parts = [f"{self.name}: {self.done}/{self.total} {self._rate()}"]
-        if 0 < self.done < self.total and self._speed():
-            parts.append(f"{(self.total - self.done) / self._speed():.0f} s left")
-        print(", ".join(parts + ([note] if note else [])), flush=True)
+
+def has_live_terminal() -> bool:
+    """Whether the output is a terminal that can redraw a line."""
+    return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")

@@ -1,14 +1,13 @@
-"""``python -m ivcl_fast.sweep STUDY``: one question, asked with several seeds, in one table.
+"""``python -m ivcl_fast.sweep STUDY``: run a study, which compares several variants in one table.
 
-Every variant is pretrained once and finetuned with every seed; all else is equal. Flags of
-``ivcl_fast.train`` (``--data``, ``--preset``, ``--pretrain-clips``, ...) apply to every run. The
-same command again continues a stopped study. Several GPUs share the runs; ``--parallel`` does the
-same with a CPU's cores, which uses them better when models are small.
+Every variant is pretrained once and finetuned with several seeds; everything else is equal. Flags
+of ``ivcl_fast.train``, such as ``--data`` and ``--preset``, apply to every run. If a study was
+stopped, the same command continues it. Several GPUs share the runs; with ``--parallel`` several
+runs share the cores of a CPU, which uses them better when models are small.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,42 +15,41 @@ from typing import Annotated
 
 import tyro
 
-from ivcl_fast.errors import run_command
+from ivcl_fast.command import parse, run_command
 from ivcl_fast.studies.definitions import STUDIES
 from ivcl_fast.studies.runner import run_study
-from ivcl_fast.training.loop import Interrupted
+from ivcl_fast.train import train
+from ivcl_fast.training.signals import Interrupted
+
+QUESTIONS = "".join(f"\n  {name}: {study.question}" for name, study in STUDIES.items())
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Which study to run, and how often."""
+    """Flags of the command."""
 
     study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")]
-    """pretraining, supervision, slots, masking, context, encoder, data, long or causes."""
+    """The study; see above."""
     seeds: int = 3
-    """Finetunings of every variant."""
+    """Number of finetunings of every variant."""
     parallel: int | None = None
-    """Runs at a time: by default one per GPU; on a CPU one, or as many that share its cores."""
+    """Number of runs at a time; by default one per GPU, or one on a CPU."""
     out: Path = Path("sweeps")
     """Folder that holds the studies."""
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    config, rest = tyro.cli(
-        SweepConfig,
-        prog="python -m ivcl_fast.sweep",
-        description=__doc__ + "".join(f"\n\n{k}: {s.question}" for k, s in STUDIES.items()),
-        return_unknown_args=True,
+    """Parse the flags and run the study; say how to continue if a signal stops it."""
+    config, flags = parse(
+        SweepConfig, "sweep", __doc__ + "\n\nStudies:" + QUESTIONS, return_unknown_args=True
     )
     try:
-        folder = run_study(config.study, tuple(rest), config.out, config.seeds, config.parallel)
+        folder = run_study(
+            config.study, tuple(flags), config.out, train, config.seeds, config.parallel
+        )
     except Interrupted as stop:
-        print(f"stopped by {stop}; the same command goes on from here", file=sys.stderr)
+        print(f"stopped by {stop}; run the same command again to continue", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
     print(f"study: {folder / 'study.md'}")
 
 

@@ -1,7 +1,7 @@
-"""``python -m ivcl_fast.train``: pretrain, finetune, evaluate, and tell what came of it.
+"""``python -m ivcl_fast.train``: pretrain, finetune and evaluate a model, and write a report.
 
-With no flags it makes a small synthetic CATER first. The same command again goes on where an
-unfinished run stopped.
+Without flags it makes a small synthetic CATER data set first. If a run was stopped, the same
+command continues it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from contextlib import ExitStack
 import torch
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
+from ivcl_fast.command import run_command
 from ivcl_fast.config import OBJECTIVE_NAMES
 from ivcl_fast.data.formats.acre import Acre
 from ivcl_fast.distributed import group as distributed
-from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.baselines import LAST_FRAME, cone_guess, counting_guess
 from ivcl_fast.evaluation.evaluate import Evaluation, Result
 from ivcl_fast.models import backbone, timm_weights
@@ -25,26 +26,34 @@ from ivcl_fast.report.run import write_report
 from ivcl_fast.report.tables import results_table
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.hardware import enable_determinism
-from ivcl_fast.training.loop import Interrupted
 from ivcl_fast.training.run import Run
-from ivcl_fast.training.run_folder import claim, resolve
+from ivcl_fast.training.run_folder import check_folder, opened_folder
 from ivcl_fast.training.settings import TrainConfig, load_settings
+from ivcl_fast.training.signals import Interrupted
+
+FROM_SCRATCH = "from scratch"
+FEW_STEPS = 100
+"""Stages of fewer steps get a warning."""
 
 
 def train(config: TrainConfig) -> None:
-    """Do everything the config asks for; pictures and the report land in the run's folder."""
+    """Train and evaluate as ``config`` says; writes models, pictures and a report to its folder.
+
+    Raises :class:`UserError` for data or weights that cannot be used, and :class:`Interrupted`
+    after SIGINT or SIGTERM, when a checkpoint has been written.
+    """
     if config.speed.deterministic:
         enable_determinism()
     if config.stages.init != "random":
         backbone.check_source(config.stages.init)
     run = Run(config)
-    with distributed.group(run.device), ExitStack() as held:
+    arithmetic = "bf16" if run.amp else "float32"
+    distributed.print_rank0(f"run: {run.folder}, on {run.device}{ranks(config)}, {arithmetic}")
+    warn_of_few_steps(config)
+    with distributed.process_group(run.device), ExitStack() as stack:
         with distributed.main_process_first():
-            run.data  # noqa: B018  a run that cannot have its data leaves no folder behind
-            held.enter_context(claim(config))
-        arithmetic = "bf16" if run.amp else "float32"
-        distributed.print_rank0(f"run: {run.folder}, on {run.device}{ranks(config)}, {arithmetic}")
-        warn_of_few_steps(config)
+            run.check_batches()  # before the folder is made: this opens the data
+            stack.enter_context(opened_folder(config))
         init = config.stages.init
         if config.stages.stage in ("all", "pretrain"):
             run.pretrain()
@@ -52,7 +61,9 @@ def train(config: TrainConfig) -> None:
         results: list[Result] = []
         evaluation = None
         if config.stages.stage in ("all", "finetune"):
-            evaluation = run.evaluate(run.finetune(init))
+            model = run.finetune(init)
+            distributed.print_rank0(f"evaluating on {run.data.eval_split}")
+            evaluation = run.evaluate(model)
             first = evaluation.result(origin(config))
             results = [first, *comparisons(run, init, evaluation)]
         if distributed.is_main():
@@ -62,11 +73,8 @@ def train(config: TrainConfig) -> None:
             print(f"report: {run.folder / 'report.md'}")
 
 
-FROM_SCRATCH = "from scratch"
-
-
 def origin(config: TrainConfig) -> str:
-    """How the finetuned model began, in words."""
+    """Describe the weights from which finetuning started."""
     if config.stages.stage == "finetune":
         if config.stages.init == "random":
             return FROM_SCRATCH
@@ -74,17 +82,14 @@ def origin(config: TrainConfig) -> str:
             return f"pretrained: {config.stages.init}"
         try:
             model = weights_file(config.stages.init).parent
-            config = load_settings(model.parent)  # as a run leaves its models
+            config = load_settings(model.parent)  # models are in the folder of their run
         except UserError:
             return "pretrained"
     return f"pretrained: {OBJECTIVE_NAMES[config.model.objective]}"
 
 
-FEW_STEPS = 100
-
-
 def warn_of_few_steps(config: TrainConfig) -> None:
-    """Warn of a stage that is too short to learn, as with large batches and no more clips."""
+    """Warn of a stage with too few steps to learn, for example because the batches are large."""
     stages, size = config.stages, config.optim.batch_size
     for stage, clips in (("pretrain", stages.pretrain_clips), ("finetune", stages.finetune_clips)):
         steps = clips // size
@@ -95,7 +100,7 @@ def warn_of_few_steps(config: TrainConfig) -> None:
 
 
 def ranks(config: TrainConfig) -> str:
-    """How the devices share the work, in words."""
+    """Describe the other ranks."""
     world = distributed.world_size()
     if world == 1:
         return ""
@@ -103,7 +108,10 @@ def ranks(config: TrainConfig) -> str:
 
 
 def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
-    """Return the results to compare with: without pretraining, memory or reasoning."""
+    """Measure what the score has to be compared with.
+
+    These are finetuning without pretraining, and baselines without memory or without reasoning.
+    """
     results, dataset = [], run.data.dataset
     if run.config.stages.compare_scratch and init != "random":
         scratch = run.evaluate(run.finetune("random", "scratch"))
@@ -119,23 +127,17 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    """Parse the flags and train; say how to continue if a signal stops the run."""
     logging.getLogger("ivcl_fast").setLevel(logging.INFO)
-    torch.set_float32_matmul_precision("highest")  # never TF32 behind the user's back
+    torch.set_float32_matmul_precision("highest")  # no TF32, which would be less precise
+    config = check_folder(parse(sys.argv[1:], __doc__))
     try:
-        config = resolve(parse(sys.argv[1:], __doc__))
         train(config)
     except Interrupted as stop:
         launcher = "python" if distributed.world_size() == 1 else "torchrun ..."
         again = f"{launcher} -m ivcl_fast.train --resume {config.folder}"
-        distributed.print_rank0(f"stopped by {stop}; go on with: {again}", sys.stderr)
+        distributed.print_rank0(f"stopped by {stop}; continue with: {again}", sys.stderr)
         raise SystemExit(128 + stop.signum) from None
-    except KeyboardInterrupt:
-        distributed.print_rank0("stopped; the same command goes on from here", sys.stderr)
-        raise SystemExit(130) from None
-    except UserError:
-        distributed.let_rank0_report_first()
-        raise
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ model locates the snitch as the video goes on, and how similar the slots have be
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +17,15 @@ import tyro
 from ivcl_fast.analysis.attention_maps import slot_attention, slot_collapse
 from ivcl_fast.analysis.clips import ClipReader, DecodedClip
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Models
-from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.command import parse, run_command
+from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_text
 from ivcl_fast.models.ivcl import IVCLClassifier
 from ivcl_fast.report.attention import measure_name
 from ivcl_fast.report.html import Page
 from ivcl_fast.report.run_pictures import draw_clip
 from ivcl_fast.report.tables import Table
-from ivcl_fast.training.settings import flat
+from ivcl_fast.training.settings import flatten
 
 MEASURED_CLIPS = 32
 """Clips that slot collapse is measured on."""
@@ -86,7 +86,7 @@ def visualize(config: VisualizeConfig) -> Path:
             page.picture(picture.path, picture.caption)
         print(f"{clip.name}: {out / clip.name}")
     page.heading("Settings of the run")
-    rows = [[name, str(value)] for name, value in flat(run.config).items()]
+    rows = [[name, str(value)] for name, value in flatten(run.config).items()]
     page.table(Table(["setting", "value"], rows))
     index = out / "index.html"
     write_text(index, str(page))
@@ -125,10 +125,7 @@ def answer_text(run: FinishedRun, classifier: IVCLClassifier, clip: DecodedClip)
 
 def main() -> None:
     """Run the command."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    index = visualize(
-        tyro.cli(VisualizeConfig, prog="python -m ivcl_fast.visualize", description=__doc__)
-    )
+    index = visualize(parse(VisualizeConfig, "visualize", __doc__))
     print(f"open: {index}")
 
 

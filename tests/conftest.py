@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from ivcl_fast.command import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,3 +59,19 @@ def working_folder_stays_clean(start_folder: Path) -> Iterator[None]:
     """No test may leave a file in the working folder."""
     yield
     assert not list(start_folder.iterdir()), "a test wrote into the working folder"
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """``command(main, *arguments)`` runs a command here: its exit status, stdout and stderr."""
+
+    def run(main: Callable[[], None], *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            run_command(main)
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    return run

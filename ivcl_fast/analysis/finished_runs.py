@@ -24,7 +24,7 @@ from ivcl_fast.models import backbone, timm_weights
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.models.weights import MODEL, misfit, read_weights, weights_file
 from ivcl_fast.training.hardware import pick_device, use_bf16
-from ivcl_fast.training.run import EVAL_BATCH, Answers
+from ivcl_fast.training.run import EVAL_BATCH, Classes
 from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class FinishedRun:
         self, config: TrainConfig, data: DataModule | None = None, chosen: str | None = None
     ) -> None:
         self.config, self.folder, self.chosen = config, config.folder, chosen
-        self.device = pick_device(distributed.device_name(config.speed.device))
+        self.device = pick_device(distributed.device_of_rank(config.speed.device))
         self.amp = use_bf16(config.speed.amp, self.device)
         self.localizes = config.data.task.startswith("localize")
         """Whether the classes are cells of CATER's floor."""
@@ -76,9 +76,9 @@ class FinishedRun:
         folder, chosen = split_model_folder(folder)
         kept = load_settings(folder, device=device, compile=False, placement="disk")
         run = cls(with_data(kept, flags or DataFlags()), chosen=chosen)
-        answers = Answers.read(folder)
+        answers = Classes.read(folder)
         if answers is not None:
-            run.answers = answers
+            run.classes = answers
             moved = run.config.data.source != kept.data.source
             if moved and (classes := run.dataset.num_classes) != answers.num_classes:
                 raise UserError(
@@ -88,9 +88,9 @@ class FinishedRun:
         return run
 
     @cached_property
-    def answers(self) -> Answers:
+    def classes(self) -> Classes:
         """The classes in words."""
-        return Answers.read(self.folder) or Answers.of(self.dataset)
+        return Classes.read(self.folder) or Classes.of(self.dataset)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -164,10 +164,10 @@ class FinishedRun:
         video = frames[-model.cfg.num_frames :].unsqueeze(0).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             logits = model(video).float()[0]
-        scores = logits.sigmoid() if self.answers.multi_label else logits.softmax(-1)
+        scores = logits.sigmoid() if self.classes.multi_label else logits.softmax(-1)
         best = scores.topk(min(count, len(scores)))
         return {
-            self.answers.names[label]: score
+            self.classes.names[label]: score
             for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         }
 
@@ -225,7 +225,7 @@ class FinishedRun:
         return classifier
 
     def _new_classifier(self) -> IVCLClassifier:
-        names = self.answers.names
+        names = self.classes.names
         return IVCLClassifier(self.config.model, len(names), names)
 
 

@@ -1,4 +1,4 @@
-"""Tensors that are cut in pieces over ranks (DTensors), and those that are not, alike."""
+"""Helpers that treat sharded tensors (DTensors) and plain tensors alike."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ if TYPE_CHECKING:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this rank holds only a piece of it."""
+    """Whether ``tensor`` is a DTensor, of which this rank holds only a shard."""
     return hasattr(tensor, "full_tensor")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor with all its pieces; all ranks have to ask."""
+    """Gather a sharded tensor, on all ranks together; a plain tensor is returned as it is."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def shard_like(tensor: Tensor, like: DTensor) -> DTensor:
-    """This rank's piece of a tensor that every rank has whole, cut as ``like`` is."""
+    """Shard a tensor that every rank holds in full, in the same way as ``like``."""
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def shard_if_needed(tensor: Tensor, like: Tensor) -> Tensor:
-    """This rank's piece of a tensor that every rank has whole, if ``like`` is cut in pieces."""
+    """Shard a tensor in the same way as ``like``, if that is sharded and has the same shape."""
     if not is_sharded(like) or tensor.shape != like.shape:
         return tensor
     return shard_like(tensor, like)  # type: ignore[arg-type]

@@ -1,10 +1,10 @@
-"""Many devices: one process (a *rank*) for each, started by torchrun; alone without it.
+"""The ranks of a run: one process per device, started by torchrun; a single process without it.
 
-Every rank runs the same program on its share of every batch. What only one may do (records,
-checkpoints, reports, what is said) rank 0 does. All of this is a no-op for a process that runs
-alone, so callers need not ask.
+Every rank runs the same program on its part of every batch. Only rank 0 writes records,
+checkpoints and reports, and prints. In a process that runs alone all of these functions are no-ops,
+so that callers need not distinguish the two cases.
 
-Collectives of CPU tensors go over gloo, of CUDA tensors over NCCL.
+Collectives of CPU tensors use gloo, those of CUDA tensors NCCL.
 """
 
 from __future__ import annotations
@@ -13,60 +13,62 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TextIO
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from ivcl_fast.distributed.rendezvous import fresh
-from ivcl_fast.errors import UserError, tell
+from ivcl_fast.distributed.rendezvous import unused_store
+from ivcl_fast.errors import UserError, print_error
 
 log = logging.getLogger(__name__)
 
-ENVIRONMENT = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun tells every rank, beside ``WORLD_SIZE``."""
+TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables that torchrun sets for every rank, besides ``WORLD_SIZE``."""
 
-PREPARATION = timedelta(days=7)
-"""How long ranks wait for the one that makes or decodes data."""
+DATA_TIMEOUT = timedelta(days=7)
+"""How long ranks wait while one of them makes or decodes data."""
 
 
 def rank() -> int:
-    """This process among all, from torchrun's environment; 0 for a process that runs alone."""
+    """Rank of this process, from torchrun's environment; 0 for a process that runs alone."""
     return int(os.environ.get("RANK", 0)) if world_size() > 1 else 0
 
 
 def world_size() -> int:
-    """Processes in all."""
+    """Number of ranks."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def local_rank() -> int:
-    """This process among those of its machine."""
+    """Rank of this process among those of its machine."""
     return int(os.environ.get("LOCAL_RANK", 0)) if world_size() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this is rank 0, which alone writes and speaks."""
+    """Whether this is rank 0, the only one that writes files and prints."""
     return rank() == 0
 
 
 def print_rank0(line: str, file: TextIO | None = None) -> None:
-    """Print on rank 0."""
+    """Print a line on rank 0 only."""
     if is_main():
         print(line, file=file, flush=True)
 
 
-def restarted() -> bool:
-    """Whether torchrun started these ranks anew after one of them died (``--max-restarts``)."""
+def is_restart() -> bool:
+    """Whether torchrun restarted the ranks after one of them died (``--max-restarts``)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def device_name(name: str) -> str:
-    """``--device`` as this rank has to take it: every rank its own GPU."""
+def device_of_rank(name: str) -> str:
+    """Name of the device that ``--device`` means for this rank: each rank has its own GPU.
+
+    Raises :class:`UserError` if several ranks would share one GPU.
+    """
     if world_size() == 1 or name == "cpu" or not torch.cuda.is_available():
         return name
     if name not in ("auto", "cuda"):
@@ -75,62 +77,58 @@ def device_name(name: str) -> str:
 
 
 def local_batch_size(batch_size: int, grad_accum_steps: int = 1) -> int:
-    """The number of clips on each rank, of a batch of ``batch_size`` over all ranks.
+    """Number of clips on each rank, of a batch of ``batch_size`` clips over all ranks.
 
-    The rank's share has to split evenly into ``grad_accum_steps`` parts as well.
-
-    Raises ``UserError`` if the parts were unequal: their mean would not be the batch's.
+    Raises :class:`UserError` if a rank's clips do not split evenly into ``grad_accum_steps``
+    parts: the mean over unequal parts would not be the mean over the batch.
     """
     parts = world_size() * grad_accum_steps
     if batch_size % parts:
-        each = f"{world_size()} ranks" + (
-            f" of --grad-accum-steps {grad_accum_steps} parts" if grad_accum_steps > 1 else ""
-        )
+        each = f" with --grad-accum-steps {grad_accum_steps}" if grad_accum_steps > 1 else ""
         raise UserError(
-            f"--batch-size: {batch_size} clips do not split evenly over {each}; accepted: a "
-            f"multiple of {parts}"
+            f"--batch-size: {batch_size} clips do not split evenly over {world_size()} ranks{each};"
+            f" accepted: a multiple of {parts}"
         )
     return batch_size // world_size()
 
 
-# --- The group of ranks ---------------------------------------------------------------------------
-
-
 @contextmanager
-def group(device: torch.device) -> Iterator[None]:
-    """Connect the ranks, each on its ``device``, and part in good order.
+def process_group(device: torch.device) -> Iterator[None]:
+    """Connect the ranks, each on its ``device``, for the duration of the block.
 
-    A rank that dies takes the connections along: the others say so in one line and exit with
-    status 1, which torchrun answers by its rules (end, or ``--max-restarts``). A ``UserError`` is
-    told by the first rank that meets it, before the others can miss that rank; exit status 2.
+    If a rank dies, the others report it in one line and exit with status 1; torchrun then ends
+    the run, or restarts all ranks (``--max-restarts``). A :class:`UserError` is printed once, by
+    the first rank that raises it, and the exit status is 2.
     """
     if world_size() == 1:
         yield
         return
-    if missing := [name for name in ENVIRONMENT if name not in os.environ]:
+    if missing := [name for name in TORCHRUN_VARIABLES if name not in os.environ]:
         raise UserError(
-            f"WORLD_SIZE is {world_size()} but {', '.join(missing)} not set; start the ranks with "
-            "torchrun, or unset WORLD_SIZE for one"
+            f"WORLD_SIZE: is {world_size()} but {', '.join(missing)} not set; accepted: ranks "
+            "started by torchrun, or no WORLD_SIZE for a single process"
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not is_main():
         logging.getLogger("ivcl_fast").setLevel(logging.ERROR)
-    me, all_ranks = rank(), world_size()
     try:
-        store = fresh(next(dist.rendezvous("env://"))[0], me, all_ranks)
+        store = unused_store(next(dist.rendezvous("env://"))[0], rank(), world_size())
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=me, world_size=all_ranks)
+        dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size())
         yield
-        dist.barrier()  # the first to leave would look dead to one that still sends
+        dist.barrier()  # to ranks that still communicate, one that has left would look dead
     except UserError as error:
         if first_to_fail(store):
-            tell(error)
+            print_error(error)
         raise SystemExit(2) from None
     except RuntimeError as error:
-        if not lost_connection(error):
+        if not is_lost_connection(error):
             raise
-        log.error("rank %d lost another rank; the same command goes on from here", rank())
+        log.error(
+            "rank %d lost the connection to another rank; the same command continues the run",
+            rank(),
+        )
         raise SystemExit(1) from None
     finally:
         if dist.is_initialized():
@@ -138,14 +136,14 @@ def group(device: torch.device) -> Iterator[None]:
 
 
 def first_to_fail(store: dist.Store) -> bool:
-    """Whether no rank asked this before; true where the ``store`` is gone with its rank."""
+    """Whether no other rank has called this; true also if the ``store`` is gone with its rank."""
     try:
         return store.add("failed", 1) == 1
     except RuntimeError:
         return True
 
 
-def lost_connection(error: RuntimeError) -> bool:
+def is_lost_connection(error: RuntimeError) -> bool:
     """Whether a collective failed because another rank is gone."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
@@ -158,15 +156,15 @@ def barrier() -> None:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """Rank 0 goes first, then one rank of every machine, then the rest.
+    """Run the block on rank 0 first, then on one rank of every other machine, then on the rest.
 
-    What the first makes the others find: on a shared file system all of them, without one the ranks
-    of its machine.
+    Later ranks find the files that earlier ones made: all of them on a shared file system,
+    otherwise those of their own machine.
     """
     if not dist.is_initialized():
         yield
         return
-    waiting = dist.new_group(backend="gloo", timeout=PREPARATION)
+    waiting = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)
     turn = 0 if is_main() else 1 if local_rank() == 0 else 2
     for _ in range(turn):
         dist.barrier(waiting)
@@ -177,40 +175,47 @@ def main_process_first() -> Iterator[None]:
 
 
 def let_rank0_report_first(seconds: float = 3.0) -> None:
-    """Before telling a mistake that rank 0 most likely tells too; then torchrun ends this rank."""
+    """Wait, except on rank 0, before an error that rank 0 most likely has as well.
+
+    When rank 0 has printed the error and exited, torchrun ends this rank.
+    """
     if not is_main():
         time.sleep(seconds)
 
 
-class StopVote:
-    """Whether any rank was asked to stop: the same answer at the same step on all of them.
+class StopDecision:
+    """Decides on all ranks at the same step whether to stop, if any of them was asked to.
 
-    The votes are counted while the next step computes: several ranks stop one step later.
+    The all-reduce of a step overlaps with the computation of the next one: with several ranks,
+    training stops one step later.
     """
 
     def __init__(self) -> None:
-        self._counting: tuple[Tensor, dist.Work] | None = None
+        self._pending: tuple[Tensor, dist.Work] | None = None
 
     def __call__(self, asked: bool, last: bool = False) -> bool:
-        """The result of the step before, and of this one where it is the ``last``."""
+        """Contribute this rank's ``asked``; return the decision of the previous step.
+
+        In the ``last`` step, the decision of that step is included.
+        """
         if not dist.is_initialized():
             return asked
-        before = self._result()
+        previous = self._result()
         vote = torch.tensor(int(asked))
         work = dist.all_reduce(vote, dist.ReduceOp.MAX, async_op=True)
-        self._counting = vote, work
-        return before or (last and self._result())
+        self._pending = vote, work
+        return previous or (last and self._result())
 
     def _result(self) -> bool:
-        if self._counting is None:
+        if self._pending is None:
             return False
-        vote, work = self._counting
+        vote, work = self._pending
         work.wait()
         return bool(vote)
 
 
-def mean(values: Tensor) -> Tensor:
-    """The mean over ranks."""
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Average a tensor over all ranks."""
     if not dist.is_initialized():
         return values
     dist.all_reduce(values)
@@ -218,40 +223,9 @@ def mean(values: Tensor) -> Tensor:
 
 
 def broadcast_from_rank0(number: int) -> int:
-    """Rank 0's number."""
+    """Return rank 0's ``number`` on all ranks."""
     if not dist.is_initialized():
         return number
     shared = torch.tensor(number)
     dist.broadcast(shared, 0)
     return int(shared)
-
-
-# --- Models -------------------------------------------------------------------------------------
-
-
-def parallelize(model: nn.Module, shard: bool) -> nn.Module:
-    """What to call in place of ``model`` so that gradients become the mean over all ranks.
-
-    Whole replicas (DDP, which gives them rank 0's weights), or with ``shard`` FSDP2: parameters,
-    gradients and optimiser state are cut in as many pieces as there are ranks, block by block.
-    That works in place: the weights have to be equal before, and optimisers are made after it.
-    """
-    if not dist.is_initialized():
-        return model
-    if shard:
-        from ivcl_fast.distributed.fsdp import shard_model
-
-        return shard_model(model)
-    device = next(model.parameters()).device
-    devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
-
-
-def accumulating(model: nn.Module, more: bool) -> AbstractContextManager[None]:
-    """For a forward and backward pass; with ``more`` to come, replicas keep their gradients.
-
-    Shards exchange theirs every time: keeping them whole is the memory that they are to save.
-    """
-    if more and isinstance(model, DistributedDataParallel):
-        return model.no_sync()
-    return nullcontext()

@@ -1,9 +1,9 @@
-"""A fresh start for ranks that torchrun starts again.
+"""An unused key-value store for ranks that torchrun restarts.
 
 Ranks find each other through a key-value store, which torchrun keeps from one attempt to the next
-(seen in torch 2.13): what ranks that died wrote there, their addresses, is still to be read, and
-the new ones would try to connect to the dead. So every attempt writes below a name of its own. The
-number of restarts is no such name: each machine counts its own.
+(seen in torch 2.13). The addresses that dead ranks wrote there remain, and the new ranks would try
+to connect to them. So every attempt uses its own key prefix. The number of restarts cannot be that
+prefix, because each machine counts its own.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-PATIENCE = timedelta(seconds=0.5)
-"""How long rank 0 believes that a request is of this attempt."""
+ANSWER_TIMEOUT = timedelta(seconds=0.5)
+"""How long rank 0 waits for a rank to confirm before it takes the request for an old one."""
 
 
-def fresh(store: dist.Store, rank: int, world_size: int) -> dist.Store:
-    """The part of ``store`` that no earlier attempt has written to; all ranks have to call it.
+def unused_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """Return a view of ``store`` that no earlier attempt has used; all ranks have to call this.
 
-    Rank 0 makes up its name. Every other asks for it under a key that it makes up itself, so that
-    only an answer to this very rank is read. A request that nobody takes the answer to was left by
-    a dead rank: rank 0 looks again. Raises ``torch.distributed.DistStoreError`` if a rank does not
-    come within the store's timeout.
+    Rank 0 draws the key prefix. Every other rank asks for it under a random key of its own, so that
+    it reads only an answer to itself. If nobody confirms an answer, the request was left by a dead
+    rank, and rank 0 looks again. Raises ``torch.distributed.DistStoreError`` if a rank does not ask
+    within the store's timeout.
     """
     if rank:
         answer = uuid.uuid4().hex
         store.set(f"ask/{rank}", answer)
-        name = store.get(answer).decode()
-        store.set(f"{name}/{rank}", "here")
+        prefix = store.get(answer).decode()
+        store.set(f"{prefix}/{rank}", "here")
     else:
-        name = uuid.uuid4().hex
+        prefix = uuid.uuid4().hex
         end = time.monotonic() + store.timeout.total_seconds()  # type: ignore[attr-defined]
         for other in range(1, world_size):
-            while not _answered(store, other, name):
+            while not _has_answered(store, other, prefix):
                 if time.monotonic() > end:
                     raise dist.DistStoreError(f"rank {other} of {world_size} did not come")
-    return dist.PrefixStore(name, store)
+    return dist.PrefixStore(prefix, store)
 
 
-def _answered(store: dist.Store, rank: int, name: str) -> bool:
-    store.set(store.get(f"ask/{rank}").decode(), name)
+def _has_answered(store: dist.Store, rank: int, prefix: str) -> bool:
+    store.set(store.get(f"ask/{rank}").decode(), prefix)
     try:
-        store.wait([f"{name}/{rank}"], PATIENCE)
+        store.wait([f"{prefix}/{rank}"], ANSWER_TIMEOUT)
     except dist.DistStoreError:
         return False
     return True

@@ -214,7 +214,7 @@ def draw_stages(
         axes.plot(clips, values, dash, color=color, marker=marker, markersize=3, label=text)
 
 
-# --- Answers -------------------------------------------------------------------------------------
+# --- Classes -------------------------------------------------------------------------------------
 
 
 def answers_picture(

@@ -1,4 +1,4 @@
-"""The named studies of ``ivcl_fast.sweep``: what is varied, everything else being equal."""
+"""The studies of ``ivcl_fast.sweep``: each varies one thing and keeps everything else equal."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ivcl_fast.errors import UserError
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of a study's table. Flags are those of ``ivcl_fast.train``."""
+    """One row of a study's table. Flags are those of ``ivcl_fast.train``."""
 
     label: str
+    """Name of the row."""
     pretrain: tuple[str, ...] | None = ()
     """Flags of pretraining; None: no pretraining."""
     model: tuple[str, ...] = ()
@@ -22,31 +23,31 @@ class Variant:
     finetune: tuple[str, ...] = ()
     """Flags of finetuning."""
     data: str | None = None
-    """Its own ``--data``, for both stages; None: whatever the command says."""
+    """Value of ``--data`` for both stages; None: that of the command."""
     task: str | None = None
-    """Its own ``--task``."""
+    """Value of ``--task`` for finetuning; None: that of the command."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """Variants of one thing."""
+    """A question, and the variants of training whose comparison answers it."""
 
     question: str
     varied: str
-    """What is varied, in words: the axis of the figure."""
+    """What is varied, in words; the title of the figure's axis."""
     variants: tuple[Variant, ...]
-    """Those of one data set and task share a table."""
+    """Variants of the same data set and task share a table."""
     budget: Mapping[str, float] = field(default_factory=dict)
-    """Flags of all its runs, with their values, unless the command gives them."""
+    """Flags of all runs and their values; flags of the command take precedence."""
 
     def flags(self, common: tuple[str, ...], quick: bool) -> tuple[str, ...]:
-        """Flags of all its runs: its budget, unless ``quick``, then a command's, which win."""
+        """Return the flags of all runs: the budget, unless ``quick``, then those of the command."""
         budget = () if quick else self.budget.items()
         return *(word for flag, value in budget for word in (flag, str(value))), *common
 
     @property
     def varied_flags(self) -> set[str]:
-        """Names of the flags that its variants set."""
+        """Names of the flags that the variants set."""
         flags = (
             flag for v in self.variants for flag in (*v.model, *(v.pretrain or ()), *v.finetune)
         )
@@ -54,12 +55,12 @@ class Study:
 
     @property
     def brings_data(self) -> bool:
-        """Whether its variants have data sets of their own."""
+        """Whether the variants set the data set."""
         return any(variant.data is not None for variant in self.variants)
 
 
 def flag_name(flag: str) -> str:
-    """``num-slots`` of ``--num-slots``, ``--num_slots=4``, or of the ``--no-`` of a switch."""
+    """Return the name of a flag: ``num-slots`` of ``--num_slots=4``, or of ``--no-num-slots``."""
     return flag.partition("=")[0].removeprefix("--").replace("_", "-").removeprefix("no-")
 
 
@@ -67,7 +68,7 @@ IV_CL = Variant(OBJECTIVE_NAMES["ivcl"])
 IMAGE_MAE = Variant(OBJECTIVE_NAMES["mae"], pretrain=("--objective", "mae"))
 JOINT = Variant(OBJECTIVE_NAMES["joint"], model=("--objective", "joint"))
 COMPARED = replace(IV_CL, finetune=("--compare-memoryless",))
-"""IV-CL, with rows of what needs no memory, or no reasoning."""
+"""IV-CL, with rows of the baselines without memory, or without reasoning."""
 NONE = Variant("none", pretrain=None)
 
 
@@ -75,17 +76,17 @@ SUPERVISED = tuple(
     Variant(OBJECTIVE_NAMES[labels], pretrain=("--objective", labels))
     for labels in get_args(SupervisedObjective)
 )
-"""By kind of labels of single frames, which CATER alone has."""
+"""Supervised pretraining, by kind of frame labels; only CATER has them."""
 
 
 def on(data: str, task: str, *others: Variant, first: Variant = IV_CL) -> tuple[Variant, ...]:
-    """The main ways to pretrain, and others, on a data set and task of their own."""
+    """Return the main kinds of pretraining, and ``others``, on a given data set and task."""
     variants = first, IMAGE_MAE, *others, NONE
     return tuple(replace(variant, data=data, task=task) for variant in variants)
 
 
 def budget(pretrain_clips: int, finetune_clips: int) -> dict[str, float]:
-    """Clips to learn from, of training videos that all studies with a budget share."""
+    """Return the flags of a budget; all budgets use the same training videos."""
     return {
         "--pretrain-clips": pretrain_clips,
         "--finetune-clips": finetune_clips,
@@ -95,11 +96,11 @@ def budget(pretrain_clips: int, finetune_clips: int) -> dict[str, float]:
 
 
 ABLATION = budget(pretrain_clips=16_000, finetune_clips=8_000)
-"""Pretraining has just left its plateau, and finetuning has to lean on it."""
+"""At this length pretraining has just left its plateau, and finetuning depends on it most."""
 
 
-def _each(flag: str, values: tuple[float, ...]) -> tuple[Variant, ...]:
-    """A variant per value of a model's flag."""
+def each(flag: str, values: tuple[float, ...]) -> tuple[Variant, ...]:
+    """Return a variant for every value of a flag of the model."""
     return tuple(Variant(str(value), model=(flag, str(value))) for value in values)
 
 
@@ -108,7 +109,7 @@ STUDIES = {
         "Does self-supervised video pretraining help?",
         "pretraining",
         (COMPARED, IMAGE_MAE, NONE),
-        # Memory is learnt last, and it takes many videos to tell it from a good guess.
+        # Memory is learnt last, and only many videos distinguish it from a good guess.
         {
             **budget(pretrain_clips=100_000, finetune_clips=60_000),
             "--val-videos": 4000,
@@ -116,24 +117,24 @@ STUDIES = {
         },
     ),
     "supervision": Study(
-        "Is pretraining on pixels as good as on labels?",
+        "Is pretraining on pixels as good as pretraining on labels?",
         "pretraining",
         (IV_CL, *SUPERVISED, NONE),
     ),
     "slots": Study(
         "How many slot tokens per frame?",
         "slots per frame",
-        _each("--num-slots", (1, 2, 4, 8, 16)),
+        each("--num-slots", (1, 2, 4, 8, 16)),
         ABLATION,
     ),
     "masking": Study(
         "How much of a frame should be masked in pretraining?",
         "mask ratio",
-        _each("--mask-ratio", (0.25, 0.375, 0.5, 0.75, 0.875)),
+        each("--mask-ratio", (0.25, 0.375, 0.5, 0.75, 0.875)),
         ABLATION,
     ),
     "context": Study(
-        "What should the temporal transformer see, and how many frames be rebuilt?",
+        "What should the temporal transformer see, and how many frames should be reconstructed?",
         "context",
         (
             *(
@@ -162,7 +163,7 @@ STUDIES = {
         ),
     ),
     "long": Study(
-        "Does it hold for a moving camera, and for actions?",
+        "Does pretraining help with a moving camera, and with actions?",
         "pretraining",
         (
             *on("synthetic:moving", "localize", JOINT, *SUPERVISED),
@@ -172,20 +173,20 @@ STUDIES = {
         budget(pretrain_clips=20_000, finetune_clips=16_000),
     ),
     "causes": Study(
-        "Does it hold for reasoning about causes?",
+        "Does pretraining help to reason about causes?",
         "pretraining",
         (
             *on("synthetic:acre-comp", "acre", first=COMPARED),
             *on("synthetic:acre-sys", "acre", first=COMPARED),
         ),
-        # A panel holds up to six objects, and what they cause is learnt slowly, then at once.
+        # A panel shows up to six objects, and their effects are learnt late, but then quickly.
         {**budget(pretrain_clips=30_000, finetune_clips=120_000), "--num-slots": 8},
     ),
 }
 
 
-def study_named(name: str) -> Study:
-    """Raises :class:`UserError` for an unknown study."""
+def find_study(name: str) -> Study:
+    """Return the study of this name; raises :class:`UserError` if there is none."""
     if name not in STUDIES:
-        raise UserError(f"study: {name!r} is not one of {', '.join(STUDIES)}")
+        raise UserError(f"study: {name!r} is not accepted; accepted: {', '.join(STUDIES)}")
     return STUDIES[name]

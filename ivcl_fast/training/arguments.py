@@ -1,4 +1,4 @@
-"""From the command line of ``ivcl_fast.train`` to its settings."""
+"""Parsing the flags of ``ivcl_fast.train`` to its settings."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import tyro
-
+from ivcl_fast import command
 from ivcl_fast.config import PRESETS, FieldError, IVCLConfig
 from ivcl_fast.data.registry import check_frame_labels, clip_frames, find_task
-from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
-from ivcl_fast.training.settings import FREE, TrainConfig, flat, load_settings
-
-T = TypeVar("T")
+from ivcl_fast.training.settings import CHANGEABLE, TrainConfig, flatten, load_settings
 
 QUICK: dict[str, Any] = dict(
     quick=True, pretrain_clips=96, finetune_clips=64, train_videos=48, val_videos=16, batch_size=16
@@ -26,35 +22,35 @@ QUICK: dict[str, Any] = dict(
 
 @dataclass(frozen=True)
 class DefaultsFlags:
-    """The flags on which the defaults of other flags depend."""
+    """Flags that determine the defaults of other flags."""
 
     preset: str = "tiny"
     data: str = "synthetic"
-    num_frames: int | None = None
+    num_frames: int = 0
+    """0: not given."""
     quick: bool = False
     resume: Path | None = None
 
 
 class UncheckedModel(IVCLConfig):
-    """Flags of the model: parsed as :class:`IVCLConfig`, and checked when all flags are known.
-
-    tyro reports a bad value as it constructs a config, in its own words and without its flag.
-    """
+    """Sizes and objective of the model."""  # a heading in --help
 
     def __post_init__(self) -> None:
-        pass
+        """Accept all values: an error here would reach the user without the name of the flag."""
 
 
 def parse(arguments: Sequence[str], description: str | None = None) -> TrainConfig:
     """Parse flags, such as ``["--preset", "base64"]``.
 
-    ``description``: the first lines of ``--help``. Raises :class:`UserError` for a value that is
-    not accepted, and ``SystemExit`` for an unknown flag and after ``--help``.
+    ``description``: text above the flags in ``--help``. Raises :class:`UserError` for a value that
+    is not accepted, and ``SystemExit`` for an unknown flag and after ``--help``.
     """
-    flags, _ = call_tyro(DefaultsFlags, arguments, return_unknown_args=True, add_help=False)
+    flags, _ = command.parse(
+        DefaultsFlags, "train", None, arguments, return_unknown_args=True, add_help=False
+    )
     default = load_settings(flags.resume, resume=flags.resume) if flags.resume else defaults(flags)
     default = dataclasses.replace(default, model=UncheckedModel(**vars(default.model)))
-    config = call_tyro(TrainConfig, arguments, default=default, description=description)
+    config = command.parse(TrainConfig, "train", description, arguments, default=default)
     config = dataclasses.replace(config, model=checked_model(config.model))
     config.check()
     if flags.resume:
@@ -66,23 +62,8 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
     return dataclasses.replace(config, data=dataclasses.replace(data, task=task))
 
 
-def call_tyro(kind: type[T], arguments: Sequence[str], **options: Any) -> Any:
-    """Parse ``arguments`` to a ``kind``; only rank 0 prints what is wrong with them."""
-    try:
-        return tyro.cli(
-            kind,
-            args=arguments,
-            prog="python -m ivcl_fast.train",
-            console_outputs=distributed.is_main(),
-            **options,
-        )
-    except SystemExit:  # an unknown flag, or --help
-        distributed.let_rank0_report_first()
-        raise
-
-
 def checked_model(model: IVCLConfig) -> IVCLConfig:
-    """The model's sizes, checked; raises :class:`UserError` that names the flag of a bad one."""
+    """Check the model's sizes; raises :class:`UserError` that names the flag of a bad one."""
     try:
         return IVCLConfig(**vars(model))
     except FieldError as error:
@@ -90,13 +71,13 @@ def checked_model(model: IVCLConfig) -> IVCLConfig:
 
 
 def defaults(flags: DefaultsFlags) -> TrainConfig:
-    """The settings where no other flag is given."""
+    """Return the settings that apply unless other flags are given."""
     if flags.preset not in PRESETS:
         raise UserError(f"--preset: {flags.preset!r} is not one of {', '.join(PRESETS)}")
     model: dict[str, Any] = {}
-    if frames := clip_frames(flags.data):  # the data set settles the number of frames
+    if frames := clip_frames(flags.data):  # the data set determines the number of frames
         model = {"num_frames": frames, "num_query_frames": frames // 2 + 1}
-    elif flags.num_frames and flags.num_frames > 0:
+    elif flags.num_frames > 0:
         usual = IVCLConfig.preset(flags.preset).num_query_frames
         model = {"num_query_frames": min(usual, flags.num_frames)}
     config = TrainConfig(preset=flags.preset, model=IVCLConfig.preset(flags.preset, **model))
@@ -104,21 +85,21 @@ def defaults(flags: DefaultsFlags) -> TrainConfig:
 
 
 def resumed(config: TrainConfig, folder: Path) -> TrainConfig:
-    """The settings to continue the run in ``folder`` with: its own, as flags changed them.
+    """Return the settings to continue the run in ``folder`` with: its own, with flags applied.
 
-    Raises :class:`UserError` if flags would make it another run.
+    Raises :class:`UserError` for flags that would change the run's result.
     """
-    accepted = FREE - {"resume", "overwrite", "name", "out"}
-    before, now = flat(load_settings(folder)), flat(config)
+    accepted = CHANGEABLE - {"resume", "overwrite", "name", "out"}
+    before, now = flatten(load_settings(folder)), flatten(config)
     fixed = now.keys() - accepted - {"resume"}
     if different := sorted(name for name in fixed if now[name] != before[name]):
         raise UserError(
-            f"{', '.join(map(flag, different))}: a run keeps its settings; accepted with --resume: "
-            + ", ".join(map(flag, sorted(accepted)))
+            f"{', '.join(map(flag, different))}: cannot change when a run is resumed; accepted "
+            f"with --resume: {', '.join(map(flag, sorted(accepted)))}"
         )
     return config.replace(resume=None)
 
 
 def flag(name: str) -> str:
-    """The flag of a setting."""
+    """Return the flag of a setting: ``--batch-size`` of ``batch_size``."""
     return "--" + name.replace("_", "-")

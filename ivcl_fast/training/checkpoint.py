@@ -1,20 +1,18 @@
-"""Checkpoints: written whole or not at all, checked when read, never executing code.
+"""Training checkpoints: written atomically, verified when read, and free of executable code.
 
 A training checkpoint is a folder ``step-<number>/`` with ``model.safetensors``,
 ``optimizer.safetensors``, ``state.json`` (step and free-form state) and ``SHA256SUMS`` of these
-three, which ``sha256sum -c`` reads too.
-Finished models are another matter: :mod:`~ivcl_fast.models.weights`.
+three, which ``sha256sum -c`` can read. Finished models are in :mod:`~ivcl_fast.models.weights`.
 
-Several ranks write the very same files: rank 0 gathers sharded tensors one by one and writes them
-whole. So a checkpoint of any number of ranks, replicated or sharded, goes on with any other;
-docs/distributed.md has the price of it, and why it is not torch.distributed.checkpoint.
+The files do not depend on the number of ranks: rank 0 gathers sharded tensors one at a time and
+writes them in full. So a run can continue with any other number of ranks, replicated or sharded.
+docs/distributed.md gives the cost, and why torch.distributed.checkpoint is not used.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +27,13 @@ from torch import Tensor, nn
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.dtensor import full_tensor, shard_if_needed
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import write_json
+from ivcl_fast.files import atomic_folder, write_json
 from ivcl_fast.models.weights import MODEL, check_checksums, write_checksums
 
 log = logging.getLogger(__name__)
 
 KEEP = 2
-"""Training checkpoints kept: the newest, and one to fall back to if that one is damaged."""
+"""Number of checkpoints that are kept: the newest, and one in case the newest is damaged."""
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 FILES = (MODEL, OPTIMIZER, STATE)
@@ -58,13 +56,13 @@ def save(
     optimizers: Sequence[torch.optim.Optimizer],
     state: dict[str, Any],
 ) -> Path:
-    """Write checkpoint ``step`` under ``folder`` and delete all but the newest :data:`KEEP`.
+    """Write the checkpoint of ``step`` under ``folder``, and keep the newest :data:`KEEP`.
 
-    Later ones are deleted too: they were damaged when the run went on from an earlier one. All
-    ranks have to call it; it returns when the files are whole. Raises ``OSError`` (on rank 0) where
-    they cannot be written; then those before it are all still there.
+    Checkpoints of later steps are deleted as well: they were damaged, since the run continued from
+    an earlier one. All ranks have to call this; it returns when the files are complete. Raises
+    ``OSError`` on rank 0 if they cannot be written; then all earlier checkpoints remain.
     """
-    weights, slots = whole_tensors(model.state_dict()), flatten_optimizers(model, optimizers)
+    weights, slots = gather_to_rank0(model.state_dict()), flatten_optimizers(model, optimizers)
     final = folder / f"step-{step:08d}"
     try:
         if distributed.is_main():
@@ -80,30 +78,22 @@ def save(
 def write(
     final: Path, weights: dict[str, Tensor], slots: dict[str, Tensor], record: dict[str, Any]
 ) -> None:
-    """Write one checkpoint folder beside its place and move it there."""
-    partial = final.with_name(f"{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """Write one checkpoint folder, atomically."""
     try:
-        partial.mkdir(parents=True)
-        save_file(weights, partial / MODEL)
-        save_file(slots, partial / OPTIMIZER)
-        write_json(partial / STATE, record)
-        write_checksums(partial, FILES)
-        for path in [*partial.iterdir(), partial]:
-            sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        sync(final.parent)
-    except SafetensorError as error:  # how it reports a full disk
+        with atomic_folder(final) as partial:
+            save_file(weights, partial / MODEL)
+            save_file(slots, partial / OPTIMIZER)
+            write_json(partial / STATE, record)
+            write_checksums(partial, FILES)
+    except SafetensorError as error:  # safetensors reports a full disk like this
         raise OSError(str(error)) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest undamaged checkpoint under ``folder``; a damaged one is named in the log.
+    """Read the newest undamaged checkpoint under ``folder``, or None; damaged ones are logged.
 
-    All ranks have to call it, and get the one that rank 0 chose.
+    All ranks have to call this, and get the checkpoint that rank 0 has chosen. Raises
+    :class:`UserError` on a rank that cannot read it.
     """
     found = newest_undamaged(folder) if distributed.is_main() else None
     step = distributed.broadcast_from_rank0(found.step if found else -1)
@@ -114,17 +104,18 @@ def latest(folder: Path) -> Checkpoint | None:
         return read(path)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path}: rank 0 reads it, rank {distributed.rank()} cannot: {error}; a run's folder "
-            "has to lie where all machines see it"
+            f"{path}: rank 0 can read this, but rank {distributed.rank()} cannot: {error}; "
+            "accepted: a folder that all machines share"
         ) from None
 
 
 def newest_undamaged(folder: Path) -> Checkpoint | None:
+    """As :func:`latest`, for a single rank."""
     for path in reversed(list_steps(folder)):
         try:
             return read(path)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            log.warning("checkpoint %s is damaged and passed over: %s", path, error)
+            log.warning("checkpoint %s is damaged and is skipped: %s", path, error)
     return None
 
 
@@ -141,30 +132,21 @@ def read(path: Path) -> Checkpoint:
 
 
 def list_steps(folder: Path) -> list[Path]:
-    """Checkpoint folders, oldest first."""
+    """List the checkpoint folders, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.suffix != ".partial")
 
 
-def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the CPU, on rank 0 alone; all ranks have to call it.
+def gather_to_rank0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors to the CPU of rank 0; the other ranks get an empty dict.
 
-    Sharded ones are gathered one at a time.
+    All ranks have to call this: sharded tensors are gathered, one at a time.
     """
-    kept = {}
+    gathered = {}
     for name, tensor in tensors.items():
         tensor = full_tensor(tensor.detach())
         if distributed.is_main():
-            kept[name] = tensor.cpu().contiguous()
-    return kept
-
-
-def sync(path: Path) -> None:
-    """Force a file's or folder's content to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            gathered[name] = tensor.cpu().contiguous()
+    return gathered
 
 
 # --- Optimiser state by parameter name, so that it survives a change of parameter order ----------
@@ -173,8 +155,8 @@ def sync(path: Path) -> None:
 def flatten_optimizers(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, Tensor]:
-    """``{"<parameter>/<slot>": tensor}`` for every slot of every parameter's state."""
-    return whole_tensors(
+    """Return ``{"<parameter>/<slot>": tensor}`` with the state of every parameter, on rank 0."""
+    return gather_to_rank0(
         {
             f"{name}/{slot}": value
             for name, parameter in model.named_parameters()
@@ -187,12 +169,12 @@ def flatten_optimizers(
 def restore_optimizers(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put the state of :func:`flatten_optimizers` back."""
+    """Load the state that :func:`flatten_optimizers` returned."""
     parameters = dict(model.named_parameters())
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for key, value in tensors.items():
         name, slot = key.rsplit("/", 1)
         parameter = parameters[name]
-        # A fused optimiser keeps its step counters beside the parameters, others on the CPU.
+        # Fused optimisers keep their step counters on the parameters' device.
         value = shard_if_needed(value.to(parameter.device), parameter)
         owner[parameter].state[parameter][slot] = value

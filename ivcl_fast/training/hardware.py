@@ -1,4 +1,4 @@
-"""What the machine can do, asked only when a command runs."""
+"""What the machine can do; queried only when a command runs."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ PEAK_TFLOPS = {
     "NVIDIA GeForce RTX 4090": 165.2,
     "NVIDIA GeForce RTX 5090": 209.5,
 }
-"""Dense bfloat16 products with float32 sums, by whole names: part of a card (MIG) is slower.
+"""TFLOP/s of dense bfloat16 products with float32 accumulation, by the exact name of the card.
 
-From NVIDIA's data sheets (half of what they give for sparse products), GeForce from its
-architecture white papers.
+From NVIDIA's data sheets (half of the figure for sparse products) and, for GeForce, from the white
+papers on the architectures. A part of a card (MIG) has another name, and is slower.
 """
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """FLOP/s of bfloat16 products that a card has by its data sheet, or None if not known."""
+    """Return the FLOP/s of a card's bfloat16 products by its data sheet, or None if unknown."""
     if device.type != "cuda":
         return None
     peak = PEAK_TFLOPS.get(torch.cuda.get_device_name(device))
@@ -44,9 +44,9 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device, or the CPU where there is none.
+    """Return the device of this name; ``auto`` is the first CUDA device, or else the CPU.
 
-    Raises ``UserError`` for a name that is no device of this machine.
+    Raises :class:`UserError` if this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,12 +54,12 @@ def pick_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         have += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if name not in have:
-        raise UserError(f"--device: {name!r} is not auto or one of {', '.join(have)}")
+        raise UserError(f"--device: {name!r} is not accepted; accepted: auto, {', '.join(have)}")
     return torch.device(name)
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products run in hardware there."""
+    """Whether the device has hardware for bfloat16 matrix products."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     cpu = torch.cpu
@@ -72,36 +72,36 @@ def use_bf16(amp: str, device: torch.device) -> bool:
 
 
 def compile_unsupported_reason(device: torch.device) -> str | None:
-    """Why ``torch.compile`` cannot make a step faster there, or None."""
+    """Return why ``torch.compile`` cannot make training on ``device`` faster, or None if it can."""
     if device.type != "cpu":
-        return unsupported_reason(device)  # what it compiles to there is Triton's to run, too
+        return unsupported_reason(device)  # torch.compile generates Triton kernels there
     if unsupported_reason(device) is None:
-        return "on a CPU the C++ ops leave nothing to gain"
+        return "with the C++ kernels it makes nothing faster on a CPU"
     if not any(map(shutil.which, ("g++", "c++", "clang++"))):
-        return "no C++ compiler on PATH"
+        return "there is no C++ compiler on PATH"
     return None
 
 
 def enable_determinism() -> None:
-    """Have the same computation give the same bits whenever it runs here, though it be slower.
+    """Use only deterministic algorithms, even if they are slower.
 
-    To be called before the first use of a GPU or of the compiler.
+    Has to be called before the first use of a GPU or of the compiler.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats only with it
-    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # kernels not chosen by stopwatch
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # no choice of kernels by timing
     torch.use_deterministic_algorithms(True)
-    # Nothing here reads memory that was never written.
+    # Filling memory would only cost time: nothing here reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def tune_malloc() -> None:
-    """Have the C library keep what is freed for the next allocation (glibc; elsewhere nothing).
+    """Make glibc keep freed memory for later allocations; other C libraries are left alone.
 
-    By default it hands large blocks back, and every step of a CPU takes them anew as zeroed pages:
-    a fifth of the time of a ``tiny`` step.
+    By default glibc returns large blocks to the system, and every step on a CPU gets them back as
+    zeroed pages, which takes a fifth of the time of a ``tiny`` step.
     """
     trim_threshold, mmap_threshold = -1, -3
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        mallopt(mmap_threshold, 32 * 2**20)  # the largest that glibc takes
+        mallopt(mmap_threshold, 32 * 2**20)  # the largest value that glibc accepts
         mallopt(trim_threshold, 2**31 - 1)

@@ -1,4 +1,4 @@
-"""What a run notes down while it trains."""
+"""The record of a run's training: ``metrics.jsonl`` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ivcl_fast.files import write_text
 
 
 class MetricsLog:
-    """``metrics.jsonl`` and TensorBoard, in step; a resumed stage forgets what it will redo.
+    """Writes each record to ``metrics.jsonl`` and to TensorBoard, on rank 0 only.
 
-    Only rank 0 writes. Raises ``UserError`` where that cannot be, as on a full disk.
+    Methods that write raise :class:`UserError` if they cannot, for example on a full disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,15 +25,15 @@ class MetricsLog:
         self._board: Any = None
 
     def rewind(self, stage: str, step: int) -> None:
-        """Drop records of ``stage`` beyond ``step``, and lines a kill left unfinished."""
+        """Drop the records of ``stage`` after ``step``, which a resumed stage writes again."""
         if not distributed.is_main():
             return
         kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= step]
-        with self._writing():
+        with self._reporting_errors():
             write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole records so far."""
+        """Read all records, without a line that a kill left unfinished."""
         if not self.path.exists():
             return []
         lines = self.path.read_text().splitlines(keepends=True)
@@ -44,29 +44,25 @@ class MetricsLog:
         if not distributed.is_main():
             return
         record = {"stage": stage, "step": step, "clips": clips, **values}
-        with self._writing():
+        with self._reporting_errors():
             with open(self.path, "a") as file:
                 file.write(json.dumps(record) + "\n")
-            self._draw(stage, clips, values)
+            self._write_to_tensorboard(stage, clips, values)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _reporting_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be written: {error.strerror or error}; make room, and the "
-                "same command goes on from the last checkpoint"
+                "same command continues from the last checkpoint"
             ) from None
 
-    def _draw(self, stage: str, clips: int, values: dict[str, float]) -> None:
+    def _write_to_tensorboard(self, stage: str, clips: int, values: dict[str, float]) -> None:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(self.folder / "tensorboard"))
         for name, value in values.items():
             self._board.add_scalar(f"{stage}/{name}", value, clips)
-
-    def close(self) -> None:
-        if self._board is not None:
-            self._board.close()

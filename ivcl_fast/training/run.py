@@ -1,11 +1,10 @@
-"""A run: its data, its folder, and the stages it goes through."""
+"""A training run: its data, its folder and its stages."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ivcl_fast.data.datamodule import DataModule, open_data
@@ -25,7 +23,7 @@ from ivcl_fast.distributed.dtensor import is_sharded
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation, evaluate, frame_scores
 from ivcl_fast.files import write_json
-from ivcl_fast.models import backbone, flops
+from ivcl_fast.models import backbone, flops, timm_weights
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.models.weights import MODEL, read_weights
 from ivcl_fast.training import checkpoint, step_graph
@@ -36,40 +34,48 @@ from ivcl_fast.training.hardware import (
     tune_malloc,
     use_bf16,
 )
-from ivcl_fast.training.loop import Loss, MetricsLog, Schedule, Stage, scaled_lr
+from ivcl_fast.training.loop import Loss, Stage
+from ivcl_fast.training.metrics_log import MetricsLog
+from ivcl_fast.training.optim import Schedule, scaled_lr
+from ivcl_fast.training.run_folder import save_model
 from ivcl_fast.training.seeds import clip_seeds
 from ivcl_fast.training.settings import TrainConfig
 
 EVAL_BATCH = 48
+"""Clips per batch in validation and evaluation."""
+CHECKPOINTS = "checkpoints"
+"""Folder of a stage's training checkpoints, inside that of its model."""
 ANSWERS = "answers.json"
-"""Name of the file in a run's folder that says what it answers."""
+"""Name of the file in a run's folder that holds its :class:`Classes`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
-    """What a run's classifier tells apart."""
+class Classes:
+    """The classes that a run's classifier distinguishes."""
 
     multi_label: bool
+    """Whether several classes may apply to a clip."""
     names: list[str]
     """The classes in words, by number."""
 
     def __post_init__(self) -> None:
         words = isinstance(self.names, list) and all(isinstance(name, str) for name in self.names)
         if not (isinstance(self.multi_label, bool) and words and self.names):
-            raise ValueError("multi_label is not true or false, or names are no list of words")
+            raise ValueError("multi_label has to be true or false, and names a list of strings")
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return len(self.names)
 
     @classmethod
-    def of(cls, dataset: Dataset) -> Answers:
+    def of(cls, dataset: Dataset) -> Classes:
         """Describe the classes of a data set."""
         names = [dataset.describe(label) for label in range(dataset.num_classes)]
         return cls(dataset.multi_label, names)
 
     @classmethod
-    def read(cls, folder: Path) -> Answers | None:
+    def read(cls, folder: Path) -> Classes | None:
         """Read what the run in ``folder`` has kept, None if nothing.
 
         Raises :class:`UserError` if the file is damaged.
@@ -87,21 +93,22 @@ class Answers:
 
 
 class Run:
-    """Trains and measures the models of one run; each stage leaves its model in its own folder.
+    """Trains and measures the models of one run; each stage saves its model in its own folder.
 
-    A stage that was finished before is read from disk, one that was cut short goes on.
+    A finished stage is read from its model, and an unfinished one continues from its newest
+    checkpoint.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.folder = config.folder
         speed = config.speed
-        self.device = pick_device(distributed.device_name(speed.device))
+        self.device = pick_device(distributed.device_of_rank(speed.device))
         self.amp = use_bf16(speed.amp, self.device)
-        distributed.local_batch_size(
-            config.optim.batch_size, config.optim.grad_accum_steps
-        )  # before any work, tell of misfits
+        # Raises an error, before any work, if the batch does not split evenly.
+        distributed.local_batch_size(config.optim.batch_size, config.optim.grad_accum_steps)
         self.metrics = MetricsLog(self.folder)
+        self._training_loaders: dict[str, ClipLoader] = {}
         reason = compile_unsupported_reason(self.device) if speed.compile else None
         if reason:
             distributed.print_rank0(f"--compile: running eager, {reason}")
@@ -115,7 +122,7 @@ class Run:
 
     @functools.cached_property
     def data(self) -> DataModule:
-        """The run's clips; the first use makes or opens the data set and its store."""
+        """The run's clips; the first access makes or opens the data set and its frame store."""
         return open_data(
             self.config.data,
             self.config.model,
@@ -124,24 +131,39 @@ class Run:
         )
 
     @functools.cached_property
-    def task(self) -> Answers:
-        """The classes in words, kept with the run so that it can be used without its data."""
-        answers = Answers.read(self.folder)
-        if answers is None:
-            answers = Answers.of(self.data.dataset)
+    def classes(self) -> Classes:
+        """The classes of the task, kept with the run so that it can be used without its data."""
+        classes = Classes.read(self.folder)
+        if classes is None:
+            classes = Classes.of(self.data.dataset)
             if distributed.is_main():
-                write_json(self.folder / ANSWERS, dataclasses.asdict(answers))
-        return answers
+                write_json(self.folder / ANSWERS, dataclasses.asdict(classes))
+        return classes
 
-    # --- stages ---------------------------------------------------------------------------------
+    def check_batches(self) -> None:
+        """Raise :class:`UserError` if the training clips of a stage do not fill one batch."""
+        stages, frames = self.config.stages, self.config.model.num_frames
+        if stages.stage != "finetune":
+            self._training_loader("pretrain", frames)
+        if stages.stage != "pretrain":
+            try:
+                self._training_loader("finetune", frames)
+            except UserError as error:
+                if stages.label_fraction == 1:
+                    raise
+                raise UserError(
+                    f"--label-fraction: {stages.label_fraction} leaves too few clips: {error}"
+                ) from None
+
+    # --- Stages ---------------------------------------------------------------------------------
 
     def pretrain(self) -> IVCL | Supervised:
-        """Learn to rebuild patches, or to label frames; the model is kept in ``pretrain/``."""
+        """Learn to reconstruct patches, or to label frames; saves the model in ``pretrain/``."""
         config = self.config
         clips, lr = config.stages.pretrain_clips, self._lr(config.optim.lr)
         schedule = Schedule(clips, lr, **self._common())
 
-        def rebuild(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
+        def reconstruct(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
             return model(batch.rows, seed=clip_seeds(config.seed, step, batch.clip_ids)).loss
 
         def label(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
@@ -151,20 +173,20 @@ class Run:
             loader = self._loader(self.data.curve_split, model.cfg.num_frames, pretraining=True)
             return frame_scores(model, loader, self.device, self.amp)
 
-        how = (label, schedule, measure) if config.model.supervised else (rebuild, schedule)
+        how = (label, schedule, measure) if config.model.supervised else (reconstruct, schedule)
         return self._train("pretrain", self.pretraining_model, config.stages.init, *how)
 
     def pretraining_model(self) -> IVCL | Supervised:
-        """A new model of this run's sizes for its objective."""
+        """Make an untrained model of this run's sizes and objective."""
         cfg = self.config.model
         return Supervised(cfg, len(CLASSES[cfg.objective])) if cfg.supervised else IVCL(cfg)
 
     def finetune(
         self, init: str, name: str = "finetune", last_only: bool = False
     ) -> IVCLClassifier:
-        """Learn to answer, starting from ``init``; the model is kept in the folder ``name``.
+        """Learn the task, starting from the weights ``init``; saves the model in ``name/``.
 
-        ``last_only`` shows the model nothing but each clip's last frame.
+        With ``last_only`` the model sees only the last frame of each clip.
         """
         config = self.config
         schedule = Schedule(
@@ -176,7 +198,7 @@ class Run:
 
         def loss(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
             logits = model(*batch.inputs).float()
-            if self.task.multi_label:
+            if self.classes.multi_label:
                 return F.binary_cross_entropy_with_logits(logits, batch.labels)
             return F.cross_entropy(logits, batch.labels)
 
@@ -187,23 +209,23 @@ class Run:
         return self._train(name, build, init, loss, schedule, measure)
 
     def classifier(self, last_only: bool = False) -> IVCLClassifier:
-        """A new classifier of this run's sizes."""
+        """Make an untrained classifier of this run's sizes."""
         cfg = self.config.model
         if last_only:
             cfg = dataclasses.replace(cfg, num_frames=1, num_query_frames=1)
-        return IVCLClassifier(cfg, self.task.num_classes, self.task.names)
+        return IVCLClassifier(cfg, self.classes.num_classes, self.classes.names)
 
     def evaluate(self, model: IVCLClassifier, split: str | None = None) -> Evaluation:
-        """Measure a classifier on a split, by default the one that results are reported on."""
+        """Measure a classifier on a split, by default the one on which results are reported."""
         split = split or self.data.eval_split
         loader = self._loader(split, model.cfg.num_frames)
         return evaluate(model, loader, self.data, split, self.device, self.amp)
 
     def finished(self, name: str) -> bool:
-        """Whether stage ``name`` has left its model."""
+        """Whether the stage ``name`` is finished, that is, has saved its model."""
         return (self.folder / name / MODEL).is_file()
 
-    # --- parts ----------------------------------------------------------------------------------
+    # --- Parts of a stage -----------------------------------------------------------------------
 
     def _train(
         self,
@@ -214,13 +236,14 @@ class Run:
         schedule: Schedule,
         measure: Callable[[Any], dict[str, float]] | None = None,
     ) -> Any:
-        """The trained model of stage ``name``, measured now and then on the way."""
+        """Train the model that ``build`` makes as stage ``name``, or read it if it is finished."""
         torch.manual_seed(self.config.seed)
         model = build().to(self.device)
         folder = self.folder / name
-        if distributed.broadcast_from_rank0(
-            self.finished(name)
-        ):  # a shared folder shows files late
+        # Rank 0 decides: on a shared file system, files may appear later on other machines.
+        if distributed.broadcast_from_rank0(self.finished(name)):
+            if distributed.is_main():  # the process was killed before it deleted them
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             model.load_state_dict(read_weights(folder))
             return model
         if init != "random":
@@ -228,19 +251,16 @@ class Run:
         if self.config.speed.grad_checkpoint:
             model.checkpoint_blocks()
         if self.compile:
+            distributed.print_rank0(f"{name}: compiling the blocks, the first step takes longer")
             model.compile_blocks()
-        frames, pretrains = model.cfg.num_frames, name == "pretrain"
-        share = 1.0 if pretrains else self.config.stages.label_fraction
-        loader = self._loader(
-            self.data.train_split, frames, training=True, share=share, pretraining=pretrains
-        )
+        loader = self._training_loader(name, model.cfg.num_frames)
         Stage(
             name=name,
             model=model,
             loader=loader,
             loss=loss,
             schedule=schedule,
-            folder=folder / "checkpoints",
+            folder=folder / CHECKPOINTS,
             metrics=self.metrics,
             device=self.device,
             amp=self.amp,
@@ -250,28 +270,53 @@ class Run:
             validate=functools.partial(measure, model) if measure else None,
             save_every=self.config.output.save_every,
         ).run()
+        training = self._describe_training(name, schedule, init)
         if not any(map(is_sharded, model.parameters())):
-            self._keep(model, folder)
+            self._save(model, folder, training)
             return model
-        whole = build()
-        weights = checkpoint.whole_tensors(model.state_dict())
+        unsharded = build()
+        weights = checkpoint.gather_to_rank0(model.state_dict())
         if distributed.is_main():
-            whole.load_state_dict(weights)
-        self._keep(whole, folder)
-        return self._load(whole, name)
+            unsharded.load_state_dict(weights)
+        self._save(unsharded, folder, training)
+        return self._load(unsharded, name)
 
-    def _keep(self, model: Any, folder: Path) -> None:
-        """Rank 0 saves its model; all go on when it is there."""
+    def _save(self, model: Any, folder: Path, training: dict[str, Any]) -> None:
+        """Save a stage's model on rank 0, then delete its checkpoints; all ranks wait for it."""
         if distributed.is_main():
-            save_whole(model, folder)
+            save_model(model, folder, training)
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         distributed.barrier()
+
+    def _describe_training(self, stage: str, schedule: Schedule, init: str) -> dict[str, Any]:
+        """Return what the card of a stage's model says about its training."""
+        config, source = self.config, self.config.data.source
+        kept = init == "random" or timm_weights.is_timm(init)  # others are paths on this machine
+        training = {
+            "stage": stage,
+            "data": source if source.startswith("synthetic") else source.partition(":")[0],
+            "task": config.data.task if stage != "pretrain" else config.model.objective,
+            "preset": config.preset,
+            "initial weights": init if kept else "a pretrained model",
+            "clips seen": schedule.steps * schedule.batch_size,
+            "batch size": schedule.batch_size,
+            "optimizer": schedule.optimizer,
+            "peak learning rate": schedule.lr,
+            "seed": config.seed,
+        }
+        measured = [r for r in self.metrics.read() if r["stage"] == stage and "loss" not in r]
+        if measured:
+            values = {k.removeprefix("val_"): v for k, v in measured[-1].items()}
+            scores = {k: round(v, 4) for k, v in values.items() if isinstance(v, float)}
+            training[f"scores on {self.data.curve_split}"] = scores
+        return training
 
     def _load(self, model: Any, name: str) -> Any:
         model.load_state_dict(read_weights(self.folder / name))
         return model.to(self.device).eval()
 
     def _common(self) -> dict[str, Any]:
-        """What the schedules of all stages share."""
+        """Return the fields that the schedules of all stages have in common."""
         names = (
             "batch_size",
             "grad_accum_steps",
@@ -285,8 +330,8 @@ class Run:
     def _peak_clips_per_second(
         self, model: IVCL | IVCLClassifier | Supervised, frames: float
     ) -> float | None:
-        """Training clips, of ``frames`` each, at the peak arithmetic rate of all ranks' devices,
-        where it is known."""
+        """Return how many training clips, of ``frames`` frames each, all ranks' devices would
+        compute per second at their peak arithmetic rate, or None if that is unknown."""
         peak = peak_flops(self.device) if self.amp else None
         if isinstance(model, Supervised):
             clip = flops.supervised_training(model.cfg, model.num_classes)
@@ -298,40 +343,36 @@ class Run:
     def _lr(self, lr: float) -> float:
         return scaled_lr(lr, self.config.optim.batch_size, self.config.optim.lr_scaling)
 
+    def _training_loader(self, stage: str, num_frames: int) -> ClipLoader:
+        """Return this rank's part of the training batches of a stage."""
+        if stage not in self._training_loaders:
+            pretrains = stage == "pretrain"
+            self._training_loaders[stage] = self._loader(
+                self.data.train_split,
+                num_frames,
+                training=True,
+                batch_size=distributed.local_batch_size(self.config.optim.batch_size),
+                share=1.0 if pretrains else self.config.stages.label_fraction,
+                pretraining=pretrains,
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
+            )
+        return self._training_loaders[stage]
+
     def _loader(
-        self, split: str, num_frames: int, training: bool = False, **options: Any
+        self,
+        split: str,
+        num_frames: int,
+        training: bool = False,
+        batch_size: int = EVAL_BATCH,
+        **options: Any,
     ) -> ClipLoader:
-        """A rank's part of training batches; all clips to measure. See ``DataModule.loader``."""
-        if training:
-            options |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
+        """Return the batches of a split; see ``DataModule.loader``."""
         return self.data.loader(
             split,
-            batch_size=distributed.local_batch_size(self.config.optim.batch_size)
-            if training
-            else EVAL_BATCH,
+            batch_size=batch_size,
             num_frames=num_frames,
             seed=self.config.seed,
             training=training,
             **options,
         )
-
-
-def save_whole(model: Any, folder: Path) -> None:
-    """``model.save_pretrained(folder)``, the weights appearing last and at once.
-
-    Raises ``UserError`` where they cannot be written, as on a full disk.
-    """
-    partial = folder / "model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        model.save_pretrained(partial)
-        for file in sorted(partial.iterdir(), key=lambda f: f.name == MODEL):
-            checkpoint.sync(file)
-            os.replace(file, folder / file.name)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: the model cannot be written: {error}; make room, and the same command "
-            "goes on from the last checkpoint"
-        ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

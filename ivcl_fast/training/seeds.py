@@ -1,4 +1,4 @@
-"""Random choices of a training step, each a function of (run seed, step, clip) alone."""
+"""Seeds of the random choices in a training step: functions of (run seed, step, clip) alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ivcl_fast.models.reference import hash64
 
 
 def clip_seeds(run_seed: int, step: int | Tensor, clip_ids: Tensor) -> Tensor:
-    """One mask seed per clip: int64 ``[B]`` global clip indices to int64 ``[B]`` seeds.
+    """Compute a mask seed for every clip: int64 ``[B]`` from global clip indices, int64 ``[B]``.
 
-    The same whatever the number of workers or ranks, and however a batch is split.
+    The seeds do not depend on the number of workers or ranks, nor on how a batch is split.
     """
     seed = torch.zeros((), dtype=torch.int64, device=clip_ids.device)
     for part in (run_seed, step, clip_ids):

@@ -1,4 +1,4 @@
-"""Settings of a training run: its flags, in groups, and how they are kept in ``config.json``."""
+"""Settings of a training run: flags in groups, and their form in ``config.json``."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class StagesConfig:
     stage: Literal["all", "pretrain", "finetune"] = "all"
     """Stages to run; finetune alone starts from --init."""
     init: str = "random"
-    """Weights to start from: random; an earlier run's folder (its pretrained model) or the folder
-    of one of its models; a .safetensors file; or, for the image encoder, a ViT of the same width
-    and depth: timm:NAME, or timm:PATH for a file with timm's keys."""
+    """Weights to start from: random; the folder of an earlier run (its pretrained model) or of one
+    of its models; a .safetensors file; or, for the image encoder, a ViT of the same width and
+    depth: timm:NAME, or timm:PATH for a file with timm's keys."""
     pretrain_clips: int = 30_000
     """Clips seen in pretraining, repetitions included."""
     finetune_clips: int = 10_000
@@ -36,10 +36,10 @@ class StagesConfig:
     label_fraction: Annotated[float, tyro.conf.arg(aliases=("--labelled",))] = 1.0
     """Fraction of the training videos (ACRE: problems) that finetuning may use."""
     compare_memoryless: bool = True
-    """Also report baselines without memory (localisation: a model of the last frame alone, and a
-    guess under a visible cone) or without reasoning (ACRE: counting)."""
+    """Also report baselines without memory (localisation: a model that sees only the last frame,
+    and a guess under a visible cone) or without reasoning (ACRE: counting)."""
     compare_scratch: bool = False
-    """Also finetune for as long without pretraining, and report it."""
+    """Also finetune from random weights for as long, and report the scores."""
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
@@ -68,10 +68,10 @@ class OptimConfig:
     backbone_lr_scale: float = 0.5
     """Learning rate of the pretrained weights, relative to the head's."""
     lr_scaling: Literal["none", "sqrt", "linear"] = "none"
-    """How learning rates depend on the batch size: none: they are used as given; sqrt or linear:
-    they are given for 16 clips and multiplied by sqrt(batch/16) or batch/16."""
+    """Dependence of the learning rates on the batch size. none: used as given; sqrt, linear: given
+    for 16 clips, and multiplied by sqrt(batch/16) or batch/16."""
     warmup_steps: int = 100
-    """Steps of linear warm-up, at most a tenth of a stage; then a cosine decay to zero."""
+    """Steps of linear warm-up, at most a tenth of a stage; a cosine decay to zero follows."""
     weight_decay: float = 0.05
     """Weight decay; not applied to biases, norms, positions and tokens."""
     clip_norm: float = 1.0
@@ -100,15 +100,15 @@ class SpeedConfig:
     compile: bool = False
     """Compile the transformer blocks with torch.compile."""
     cuda_graph: bool = False
-    """Record the training step as a CUDA graph: faster for small batches on a single GPU."""
+    """Run the training step as a CUDA graph: faster for small batches on a single GPU."""
     grad_checkpoint: bool = False
-    """Recompute activations of the blocks in the backward pass: less memory, a third more time."""
+    """Recompute the blocks' activations in the backward pass: less memory, a third more time."""
     shard: bool = False
-    """With torchrun: shard parameters and optimiser state over the ranks (FSDP2) instead of
-    replicating them (DDP)."""
+    """Shard parameters and optimiser state over the ranks (FSDP2) instead of replicating them
+    (DDP); needs torchrun."""
     deterministic: bool = False
-    """Use only algorithms that repeat bit for bit on a GPU; those of a CPU always do, for a given
-    number of threads."""
+    """Use only deterministic algorithms on a GPU. Those on a CPU always are, for a given number of
+    threads."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class OutputConfig:
     out: Path = Path("runs")
     """Folder that holds the runs."""
     name: str | None = None
-    """Name of the run's folder under --out; by default made from data, task and preset."""
+    """Name of the run's folder in --out; by default made from data, task and preset."""
     resume: Path | None = None
     """Continue the unfinished run in this folder, with the settings it was started with."""
     overwrite: bool = False
@@ -134,7 +134,7 @@ class OutputConfig:
 
 
 def group(name: str) -> Any:
-    """A heading of ``--help``, whose flags have no prefix."""
+    """Name a group of flags in ``--help``; the flags have no prefix."""
     return tyro.conf.arg(name=name)
 
 
@@ -145,7 +145,7 @@ class TrainConfig:
     preset: str = "tiny"
     """Model sizes: tiny, small, base64 or base224; flags of the model replace single values."""
     quick: bool = False
-    """Run every part once, tiny, within two minutes; the model learns nothing."""
+    """Run every part once, on little data, within two minutes; the model learns nothing."""
     seed: int = 0
     """Seed of the weights, the order of clips, the sampled frames and the masks."""
     data: OmitArgPrefixes[Annotated[DataConfig, group("data")]] = field(default_factory=DataConfig)
@@ -198,17 +198,17 @@ GROUPS: dict[str, type] = {
     "speed": SpeedConfig,
     "output": OutputConfig,
 }
-FREE = {
+CHANGEABLE = {
     "resume", "overwrite", "name", "out", "workers", "save_every", "device", "placement", "shard",
     "compile", "cuda_graph", "compare_scratch", "compare_memoryless", "pictures",
 }  # fmt: skip
-"""Settings that may change when a run is continued: they do not change what it learns."""
+"""Settings that may change when a run is continued, because they do not change its result."""
 RENAMED = {"accum": "grad_accum_steps", "feed": "loader", "labelled": "label_fraction"}
-"""Names of settings in files of version 0.1.0, and today's."""
+"""From the names of settings in files of version 0.1.0 to the current names."""
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:
-    """Convert a config to what ``config.json`` holds."""
+    """Convert a config to the contents of ``config.json``."""
     nested = dataclasses.asdict(config)
     plain = {name: value for name, value in nested.items() if name not in GROUPS}
     for name in GROUPS:
@@ -240,24 +240,26 @@ def from_json(plain: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def flat(config: TrainConfig) -> dict[str, Any]:
-    """All settings by name, those of the model among them."""
+def flatten(config: TrainConfig) -> dict[str, Any]:
+    """Return all settings by name, including those of the model."""
     plain = as_json(config)
     return plain | plain.pop("model")
 
 
 def load_settings(folder: Path, **changes: Any) -> TrainConfig:
-    """Read the settings of the run in ``folder``, with some replaced.
+    """Read the settings of the run in ``folder``, and replace some.
 
-    ``out`` and ``name`` are where the run lies now, if it was moved. Raises :class:`UserError` if
-    there is no run.
+    ``out`` and ``name`` are those of ``folder``, also if the run was moved. Raises
+    :class:`UserError` if there is no run.
     """
     try:
         saved = json.loads((folder / CONFIG).read_text())
         place = {"out": folder.parent, "name": folder.name, "resume": None, "overwrite": False}
         return from_json(saved | place | changes)
     except FileNotFoundError:
-        raise UserError(f"{folder}: no run there ({CONFIG} is missing)") from None
+        raise UserError(
+            f"{folder}: no run there ({CONFIG} is missing); accepted: the folder of a run"
+        ) from None
     except UserError:
         raise
     except (ValueError, KeyError, TypeError) as error:

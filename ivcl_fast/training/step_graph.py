@@ -1,10 +1,10 @@
-"""A whole training step as one CUDA graph: recorded once, then started by a single call.
+"""A whole training step as one CUDA graph: recorded once, then launched by a single call.
 
-A step starts more than a thousand kernels. One by one that takes the host 5 ms and more, as long as
-a GPU needs for a small batch; a graph starts them all at once. It does the same to the same memory
-every time, so what changes between steps has to be in tensors that stay where they are: the batch,
-the number of the step and the learning rate. Weights, gradients and the optimisers' state stay
-anyway.
+A step launches more than a thousand kernels. Launching them one by one takes the host 5 ms or more,
+as long as a GPU needs for a small batch; a graph launches them all at once. A replay repeats the
+recorded operations on the same memory. So everything that changes between steps has to be a tensor
+at a fixed address: the batch, the number of the step and the learning rate. Weights, gradients and
+optimiser state keep their addresses anyway.
 """
 
 from __future__ import annotations
@@ -21,47 +21,51 @@ from ivcl_fast.distributed import group as distributed
 log = logging.getLogger(__name__)
 
 WARM_UP = 3
-"""Steps on batches of one shape before the recording: kernels are compiled and tuned for it, and
-all state is made."""
+"""Eager steps on batches of one shape before the recording. They compile and tune the kernels for
+that shape, and create all state."""
 
 
 def unsupported_reason(device: torch.device) -> str | None:
-    """Why training there cannot run as a graph, or None."""
+    """Return why a training step on ``device`` cannot be a CUDA graph, or None if it can."""
     if device.type != "cuda":
         return f"it needs an NVIDIA GPU, this is {device}"
     if distributed.world_size() > 1:
-        return f"it is for one GPU, these are {distributed.world_size()} ranks"
+        return f"it is for a single GPU, these are {distributed.world_size()} ranks"
     return None
 
 
 class StepGraph:
-    """A training step that is run as it is a few times, then recorded and replayed.
+    """Runs a training step eagerly a few times, then records it and replays the recording.
 
-    ``step`` takes tensors on the device, changes weights and state in place and returns a tensor.
-    It may not wait for the device nor use memory from outside that moves, nor leave anything behind
-    where it is broken off. Every call is one whole step, so nothing is learnt twice or left out.
+    ``step`` takes tensors on the device, updates weights and state in place and returns a tensor.
+    It must not wait for the device, nor use memory whose address changes, nor leave anything behind
+    if it is aborted. Every call is exactly one step.
 
-    Where a step cannot be recorded, one line in the log says why, and steps run as they are.
+    If a step cannot be recorded, the reason is logged in one line and steps stay eager.
+
+    >>> graph = StepGraph(step, torch.device("cuda"))
+    >>> for number, video in enumerate(videos):
+    ...     loss = graph(number, video)
     """
 
     def __init__(self, step: Callable[..., Tensor], device: torch.device) -> None:
         self.device = device
         self._step = step
         self._shapes: list[torch.Size] = []
-        """Of the inputs, as they were last; of the graph: as it takes them."""
+        """Shapes of the last inputs; once recorded, of the inputs that the graph takes."""
         self._calls = 0
-        """With these shapes, in a row."""
+        """Number of consecutive calls with these shapes."""
         self._inputs: list[Tensor] = []
-        """What the graph reads."""
+        """Tensors that the graph reads."""
         self._replay: Callable[[], None] | None = None
         self._result = torch.empty(0)
-        """What the graph writes."""
+        """Tensor that the graph writes."""
         self._recordable = True
 
     def __call__(self, *inputs: Tensor | int) -> Tensor:
-        """One step; tensors of any device, of the same dtypes in every call.
+        """Run one step; ``inputs``: tensors on any device, of the same dtypes in every call.
 
-        Those of other shapes than were recorded run as they are.
+        Inputs of other shapes than the recorded ones run eagerly.
         """
         shapes = [x.shape for x in inputs if isinstance(x, Tensor)]
         if self._replay is None:
@@ -77,11 +81,11 @@ class StepGraph:
             else:
                 buffer.fill_(x)
         self._replay()
-        return self._result.clone()  # the next step writes over it
+        return self._result.clone()  # the next replay overwrites it
 
     @property
     def recorded(self) -> bool:
-        """Whether steps are replayed by now."""
+        """Whether the step has been recorded."""
         return self._replay is not None
 
     def _on_device(self, inputs: Sequence[Tensor | int]) -> list[Tensor]:
@@ -93,7 +97,7 @@ class StepGraph:
         ]
 
     def _run(self, inputs: list[Tensor]) -> Tensor:
-        """The step as it is, on the stream that will record it: autograd keeps to one stream."""
+        """Run an eager step on the recording stream, since autograd remembers streams."""
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -107,18 +111,18 @@ class StepGraph:
             self._replay, self._result = self._record(buffers)
             self._inputs = buffers
         except RuntimeError as error:
-            # What failed first: ending the recording then fails as well, and says only that.
+            # The context is the first error: ending a broken recording raises a second one.
             reason = str(error.__context__ or error).partition("\n")[0]
             log.warning("--cuda-graph: running without, %s", reason)
             self._recordable = False
 
     def _record(self, inputs: list[Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """What starts the recorded step, and where it leaves its result; runs nothing."""
+        """Record a step without running it; return how to replay it, and the result's tensor."""
         graph = torch.cuda.CUDAGraph()
         with (
-            # A recording that fails stays on its stream; this goes back.
+            # After a failed recording the current stream is the recording's: this restores it.
             torch.cuda.stream(torch.cuda.current_stream(self.device)),
-            # The loader's thread goes on taking memory: only this thread's calls are checked.
+            # The loader's thread may allocate meanwhile: only this thread's calls are checked.
             torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
         ):
             result = self._step(*inputs)

@@ -24,14 +24,14 @@ from ivcl_fast.analysis.linear_probes import (
     Targets,
     run_probe,
 )
+from ivcl_fast.command import run_command
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.cater.camera import static_camera
 from ivcl_fast.data.synthetic.cater.planner import plan_video
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, scene_dict, write_cater
-from ivcl_fast.errors import run_command
 from ivcl_fast.train import main as train_main
-from tests.support.small_models import FRAME_FLAGS, SIZE_FLAGS, config, random_video
+from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS, config, random_video
 
 FRAMES = 8
 """Of a made-up clip."""
@@ -289,8 +289,7 @@ def test_slots_are_the_models_own() -> None:
 # --- The command ---------------------------------------------------------------------------------
 
 TINY = [
-    *SIZE_FLAGS, *FRAME_FLAGS, "--batch-size", "4", "--workers", "1",
-    "--pretrain-clips", "8", "--finetune-clips", "8", "--no-compare-memoryless", "--no-pictures",
+    *RUN_FLAGS, *FRAME_FLAGS, "--no-compare-memoryless", "--no-pictures",
 ]  # fmt: skip
 
 

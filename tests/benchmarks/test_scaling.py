@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.scaling import Cluster, Work, muon_flops, step_seconds
 from ivcl_fast import IVCL, IVCLConfig
-from ivcl_fast.training.loop import Schedule, make_optimizers
+from ivcl_fast.training.optim import Schedule, make_optimizers
 
 CLUSTER = Cluster(
     flops=100.0, product_flops=50.0, launch=0.5, memory=280.0, per_machine=8, inside=20.0,

@@ -19,22 +19,20 @@ from PIL import Image
 from ivcl_fast import evaluate, probes, visualize
 from ivcl_fast.analysis.clips import ClipReader
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
+from ivcl_fast.command import run_command
 from ivcl_fast.data.clip import find_media
 from ivcl_fast.data.datamodule import DataModule
 from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.formats.cater_labels import hidden_at_end
-from ivcl_fast.errors import run_command
 from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.train import main as train_main
 from ivcl_fast.training.run import ANSWERS
 from tests.support.painted import write_images
-from tests.support.small_models import FRAME_FLAGS, SIZE_FLAGS
+from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
 
 SMALL = [
-    *SIZE_FLAGS, "--workers", "1",
-    "--batch-size", "4", "--pretrain-clips", "8", "--finetune-clips", "8",
-    "--no-pictures", "--no-compare-memoryless", "--decoder", "pyav", "--name", "run",
+    *RUN_FLAGS, "--no-pictures", "--no-compare-memoryless", "--decoder", "pyav", "--name", "run",
 ]  # fmt: skip
 CATER, ACRE = "synthetic-cater-embedded-static-12-6", "synthetic-acre-iid-embedded-4-2-2"
 

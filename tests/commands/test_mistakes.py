@@ -1,4 +1,4 @@
-"""What a user gets wrong beside single flags: folders, ``--resume``, many ranks, full disks.
+"""Mistakes other than single flags: folders, ``--resume``, many ranks, full disks, closed pipes.
 
 Single flags are in test_train.py.
 """
@@ -8,28 +8,33 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from ivcl_fast import IVCL, errors
+import ivcl_fast
+from ivcl_fast import IVCL, __main__
+from ivcl_fast.command import REFUSALS
 from ivcl_fast.distributed import group as distributed
-from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.errors import UserError
 from ivcl_fast.train import main as train_main
-from ivcl_fast.training import run
+from ivcl_fast.training import run_folder
 from ivcl_fast.training.arguments import parse
-from ivcl_fast.training.loop import Interrupted
-from ivcl_fast.training.run_folder import claim, resolve
+from ivcl_fast.training.run_folder import check_folder, opened_folder
 from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
+from ivcl_fast.training.signals import Interrupted
 from tests.support.small_models import config
 
 
 @pytest.fixture
 def started(tmp_path) -> Path:
-    """The folder of a run that has begun."""
+    """The folder of a run that has been started."""
     settings = TrainConfig().replace(out=tmp_path, name="run", lr=0.5)
-    with claim(settings):
+    with opened_folder(settings):
         return settings.folder
 
 
@@ -39,21 +44,13 @@ def as_rank(rank: int, world: int, monkeypatch) -> None:
     monkeypatch.setattr(distributed, "let_rank0_report_first", lambda: None)
 
 
-def train(arguments: list, monkeypatch) -> int:
-    """The exit status of the command."""
-    monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        run_command(train_main)
-    return int(stop.value.code or 0)
-
-
 def test_resume_keeps_what_is_learnt_and_takes_how(started):
-    arguments = ["--resume", str(started), "--shard", "--workers=3", "--no-pictures"]
-    settings = resolve(parse(arguments))
+    arguments = ["--resume", str(started), "--compile", "--workers=3", "--no-pictures"]
+    settings = check_folder(parse(arguments))
     assert (settings.optim.lr, settings.folder) == (0.5, started)
-    free = settings.speed.shard, settings.data.workers, settings.output.pictures
-    assert free == (True, 3, False)
-    assert resolve(parse(arguments[:2])) == load_settings(started)
+    changeable = settings.speed.compile, settings.data.workers, settings.output.pictures
+    assert changeable == (True, 3, False)
+    assert check_folder(parse(arguments[:2])) == load_settings(started)
 
 
 @pytest.mark.parametrize(
@@ -61,36 +58,41 @@ def test_resume_keeps_what_is_learnt_and_takes_how(started):
 )
 def test_resume_refuses_to_make_it_another_run(started, flag):
     name = flag.partition("=")[0].replace("_", "-")
-    with pytest.raises(UserError, match=f"^{name}: a run keeps its settings; accepted"):
+    with pytest.raises(UserError, match=f"^{name}: .* accepted with --resume: "):
         parse(["--resume", str(started), flag])
 
 
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_written(tmp_path, command):
     (tmp_path / "file").touch()
-    assert train(["--out", tmp_path / "file" / "runs"], monkeypatch) == 2
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    assert train(["--out", tmp_path / "runs"], monkeypatch) == 2
-    file, name = tmp_path / "file", "runs/synthetic-localize-tiny"
-    assert capsys.readouterr().err.splitlines() == [
-        f"error: {file}/{name}: {file} cannot be written to; choose another --out",
-        f"error: {tmp_path}/{name}: {tmp_path} cannot be written to; choose another --out",
-    ]
+    for place in (tmp_path / "file" / "runs", "/proc/runs", "/sys/kernel/runs"):
+        code, _, err = command(train_main, "--out", place)
+        assert code == 2 and err.startswith(f"error: --out: {place}/") and err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_folder_that_another_process_trains_in(started, monkeypatch, capsys):
+def test_a_sharded_run_may_continue_in_one_process(tmp_path, monkeypatch, capsys):
+    settings = TrainConfig().replace(out=tmp_path, name="run", shard=True)
+    with monkeypatch.context() as two_ranks:
+        as_rank(0, 2, two_ranks)
+        with opened_folder(check_folder(settings)):
+            pass
+    assert check_folder(parse(["--resume", str(settings.folder)])).speed.shard
+    assert "--shard: nothing to shard" in capsys.readouterr().out
+
+
+def test_a_folder_that_another_process_trains_in(started, monkeypatch):
     settings = load_settings(started)
     (started / "pretrain").mkdir()
     overwriting = settings.replace(overwrite=True)
     for other in (settings, overwriting):
         said = "run: another process trains there; wait for it, or choose another --name"
-        with claim(settings), pytest.raises(UserError, match=said), claim(other):
+        with opened_folder(settings), pytest.raises(UserError, match=said), opened_folder(other):
             pass
         assert (started / "pretrain").is_dir()
-    with claim(overwriting):
+    with opened_folder(overwriting):
         assert [path.name for path in started.iterdir()] == [CONFIG]
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with claim(settings), claim(settings):
+    with opened_folder(settings), opened_folder(settings):
         pass
 
 
@@ -98,78 +100,95 @@ def no_locks(handle, operation):
     raise OSError(errno.ENOLCK, "No locks available")
 
 
-@pytest.mark.parametrize("refusal", sorted(errors.REFUSALS))
-def test_a_refused_file_is_told_in_one_line(refusal, capsys):
+@pytest.mark.parametrize("refusal", sorted(REFUSALS))
+def test_a_refused_file_is_reported_in_one_line(refusal, command):
     def main():
         raise OSError(refusal, os.strerror(refusal), "runs/report.md")
 
-    with pytest.raises(SystemExit) as stop:
-        run_command(main)
-    assert stop.value.code == 2
-    said = f"error: runs/report.md: {os.strerror(refusal)}; give a folder that can be written, "
-    assert capsys.readouterr().err.startswith(said)
+    code, _, err = command(main)
+    assert code == 2 and err.startswith(f"error: runs/report.md: {os.strerror(refusal)}; accepted:")
 
 
-def test_other_errors_of_the_system_keep_their_traceback():
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), BrokenPipeError()])
+def test_other_errors_of_the_system_keep_their_traceback(error, command):
     def main():
-        raise OSError(errno.EIO, "Input/output error")
+        raise error
 
-    with pytest.raises(OSError, match="Input/output error"):
-        run_command(main)
+    with pytest.raises(type(error)):
+        command(main)
+
+
+def test_a_closed_pipe_ends_a_command_quietly():
+    train = [sys.executable, "-m", "ivcl_fast.train", "--help"]
+    process = subprocess.Popen(train, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_the_package_lists_its_commands(command):
+    code, out, _ = command(__main__.main)
+    files = Path(__main__.__file__).parent.glob("[a-z]*.py")
+    assert code == 0 and __main__.COMMANDS.keys() == {
+        file.stem for file in files if "\n    run_command(main)" in file.read_text()
+    }
+    assert all(f"\n  {name} " in out for name in __main__.COMMANDS)
+    code, _, err = command(__main__.main, "trian")
+    assert code == 2 and "'trian'" in err and "accepted: --version, python -m" in err
+
+
+@pytest.mark.parametrize("name", ["", *__main__.COMMANDS])
+def test_every_command_has_a_version(name, command):
+    module = import_module(f"ivcl_fast.{name}") if name else __main__
+    code, out, _ = command(module.main, "--version")
+    assert code == 0 and out == f"ivcl_fast {ivcl_fast.__version__}\n"
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left"), "SafetensorError"])
 def test_a_full_disk_at_the_finished_model(tmp_path, monkeypatch, failure):
-    failure = run.SafetensorError("No space left") if isinstance(failure, str) else failure
+    failure = SafetensorError("No space left") if isinstance(failure, str) else failure
     model = IVCL(config())
     (tmp_path / "pretrain").mkdir()
 
-    def save_pretrained(folder):
+    def save_pretrained(folder, training):
         folder.mkdir()
         (folder / "config.json").touch()
         raise failure
 
     monkeypatch.setattr(model, "save_pretrained", save_pretrained)
-    with pytest.raises(
-        UserError, match=r"cannot be written: .*No space left.* same command goes on"
-    ):
-        run.save_whole(model, tmp_path / "pretrain")
+    with pytest.raises(UserError, match=r"cannot be written: .*No space left"):
+        run_folder.save_model(model, tmp_path / "pretrain", {})
     assert not list((tmp_path / "pretrain").iterdir())
 
 
-def test_three_ranks_cannot_share_sixteen_clips(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_three_ranks_cannot_share_sixteen_clips(tmp_path, monkeypatch, command):
     as_rank(0, 3, monkeypatch)
-    assert train(["--quick"], monkeypatch) == 2
-    said = (
-        "error: --batch-size: 16 clips do not split evenly over 3 ranks; accepted: a multiple of 3"
-    )
-    assert capsys.readouterr().err.splitlines() == [said]
+    code, _, err = command(train_main, "--quick", "--out", tmp_path)
+    assert code == 2 and err.startswith("error: --batch-size: 16 ") and err.count("\n") == 1
+    assert "3 ranks" in err and "accepted: a multiple of 3" in err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_rank_tells_of_an_unknown_flag(rank, monkeypatch, capsys):
+def test_one_rank_reports_an_unknown_flag(rank, monkeypatch, command):
     as_rank(rank, 2, monkeypatch)
     waited = []
     monkeypatch.setattr(
         distributed, "let_rank0_report_first", lambda: waited.append(distributed.rank())
     )
-    assert train(["--quik"], monkeypatch) == 2
-    assert waited == [rank]  # it returns at once on rank 0
-    said = capsys.readouterr()
-    assert ("--quik" in said.out + said.err) == (rank == 0)
-    assert rank == 0 or not said.out + said.err
+    code, out, err = command(train_main, "--quik")
+    assert code == 2 and waited == [rank]  # it returns at once on rank 0
+    assert ("--quik" in out + err) == (rank == 0)
+    assert rank == 0 or not out + err
 
 
 @pytest.mark.parametrize(("world", "launcher"), [(1, "python"), (2, "torchrun ...")])
-def test_a_stopped_run_says_how_to_go_on(world, launcher, started, monkeypatch, capsys):
+def test_a_stopped_run_says_how_to_continue(world, launcher, started, monkeypatch, command):
     def stop(settings):
         raise Interrupted(15)
 
     if world > 1:
         as_rank(0, world, monkeypatch)
     monkeypatch.setattr("ivcl_fast.train.train", stop)
-    assert train(["--resume", started], monkeypatch) == 143
-    again = f"{launcher} -m ivcl_fast.train --resume {started}"
-    assert capsys.readouterr().err == f"stopped by SIGTERM; go on with: {again}\n"
+    code, _, err = command(train_main, "--resume", started)
+    assert code == 143 and err.startswith("stopped by SIGTERM; ") and err.count("\n") == 1
+    assert err.endswith(f"{launcher} -m ivcl_fast.train --resume {started}\n")

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from ivcl_fast import prepare
+from ivcl_fast.command import run_command
 from ivcl_fast.data.store.frame_store import FrameStore
-from ivcl_fast.errors import run_command
 from tests.support.painted import numbers_of_rows, write_painted
 
 

@@ -1,4 +1,4 @@
-"""Studies: which runs they are, that they go on where they stopped, and what their tables say."""
+"""Studies: their runs, how they continue when stopped, and what their tables show."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ivcl_fast import train
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
-from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.errors import UserError
 from ivcl_fast.report.study import (
     colors_of,
     correct_shares,
@@ -23,16 +24,19 @@ from ivcl_fast.report.study import (
     mean_and_deviation,
     scores_table,
 )
+from ivcl_fast.studies import runner
 from ivcl_fast.studies.definitions import STUDIES
-from ivcl_fast.studies.runner import jobs, run_study, slug
+from ivcl_fast.studies.runner import plan_jobs, variant_folder
 from ivcl_fast.sweep import main
 from ivcl_fast.training.arguments import parse
-from tests.support.small_models import SIZE_FLAGS
+from ivcl_fast.training.run import Run
+from tests.support.small_models import RUN_FLAGS
 
-SMALL = (
-    *SIZE_FLAGS, "--workers", "1",
-    "--batch-size", "2", "--pretrain-clips", "4", "--finetune-clips", "4",
-)  # fmt: skip
+SMALL = (*RUN_FLAGS, "--batch-size", "2", "--pretrain-clips", "4", "--finetune-clips", "4")
+
+
+def run_study(name: str, flags: tuple[str, ...], out: Path, *options, **named) -> Path:
+    return runner.run_study(name, flags, out, train.train, *options, **named)
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +85,24 @@ def test_old_runs_are_not_shown_as_those_of_other_flags(data, tmp_path, capsys):
     options, flags = {"seeds": 1, "out": tmp_path}, ("--data", data, *SMALL)
     run_study("encoder", flags, **options)
     page = (tmp_path / "encoder" / "study.md").read_text()
-    with pytest.raises(UserError, match=r"pretrained is of a study with other settings \(lr\); ch"):
+    with pytest.raises(UserError, match=r"^--out: .*pretrained .*\(lr\); accepted: another"):
         run_study("encoder", (*flags, "--lr", "0.5"), **options)
     with pytest.raises(UserError, match=r"finetune_lr, lr"):
         run_study("encoder", (*flags, "--lr", "0.5", "--finetune-lr", "0.5"), **options)
     assert (tmp_path / "encoder" / "study.md").read_text() == page
 
 
-def test_a_start_that_failed_is_not_in_the_way_of_a_study(data, tmp_path, capsys):
+def test_a_failed_start_does_not_block_a_study(data, tmp_path, monkeypatch, capsys):
     options, flags = {"seeds": 1, "out": tmp_path}, ("--data", data, *SMALL)
-    with pytest.raises(UserError, match="do not fill one batch of 1000"):
-        run_study("encoder", (*flags, "--batch-size", "1000"), **options)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "pretrain", interrupt)
+        run_study("encoder", (*flags, "--lr", "0.1"), **options)
     assert list(tmp_path.glob("encoder/*/pretrained/config.json"))
     run_study("encoder", flags, **options)
+
+
+def interrupt(run: Run) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("key", ["correct", "right"])  # "right" in runs of version 0.1.0
@@ -153,7 +162,7 @@ def test_runs_at_once_learn_what_runs_in_turn_do(data, tmp_path, capsys):
     one, two = (json.loads((tmp_path / n / "encoder/results.json").read_text()) for n in "12")
     assert one == two
     told = capsys.readouterr().out
-    assert told.count(": begins, see log.txt there") == told.count(": done") == 4
+    assert told.count(": started, ") == told.count(": done") == 4
 
 
 def test_one_that_fails_stops_all(data, tmp_path, capsys):
@@ -161,7 +170,7 @@ def test_one_that_fails_stops_all(data, tmp_path, capsys):
     (broken / "metrics.jsonl").mkdir(parents=True)  # where a file is to be
     # Of the five that would take for ever, two have begun and three have not.
     flags = "--data", data, *SMALL, "--pretrain-clips", "1000000"
-    with pytest.raises(UserError, match=f"{broken}: its run ended with status 1; see log.txt"):
+    with pytest.raises(UserError, match=f"{broken}: .* status 1; see log.txt"):
         run_study("slots", flags, tmp_path, 1, 2)
     assert f"Is a directory: '{broken}/metrics.jsonl'" in (broken / "log.txt").read_text()
 
@@ -177,15 +186,17 @@ def test_a_scheduler_stops_runs_at_once_and_each_is_kept(data, tmp_path):
     process.terminate()
     _, error = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
-    assert error == "stopped by SIGTERM; the same command goes on from here\n"
+    assert error == "stopped by SIGTERM; run the same command again to continue\n"
     for run in runs:
-        assert "go on with: python -m ivcl_fast.train --resume" in (run / "log.txt").read_text()
+        assert "python -m ivcl_fast.train --resume" in (run / "log.txt").read_text()
         assert list(run.glob("pretrain/checkpoints/*"))
 
 
 def test_budgets_are_equal_and_seeds_differ():
     study = STUDIES["pretraining"]
-    first, then = jobs(study, Path("x"), 3, study.flags(("--finetune-clips", "77"), quick=False))
+    first, then = plan_jobs(
+        study, Path("x"), 3, study.flags(("--finetune-clips", "77"), quick=False)
+    )
     assert [job.folder.parent.name for job in first] == ["iv-cl", "image-mae"]
     configs = [parse(job.arguments) for job in then]
     assert {c.stages.finetune_clips for c in configs} == {77} and len(configs) == 9
@@ -219,7 +230,7 @@ def test_a_study_has_its_own_budget_which_the_command_may_change():
     ],
 )
 def test_all_tasks_of_a_data_set_share_its_pretraining(name, of_each):
-    first, then = jobs(STUDIES[name], Path("x"), 2, ())
+    first, then = plan_jobs(STUDIES[name], Path("x"), 2, ())
     found: dict[str, list[str]] = {}
     for job in first:
         config = parse(job.arguments)
@@ -235,18 +246,14 @@ def test_all_tasks_of_a_data_set_share_its_pretraining(name, of_each):
         assert source is None or source.data.source == c.data.source
 
 
-def test_the_page_about_studies_tells_what_each_takes():
-    page = (Path(__file__).resolve().parents[2] / "docs" / "studies.md").read_text()
-    for name, study in STUDIES.items():
-        first, then = jobs(study, Path("x"), 1, ())
-        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
-        assert row.endswith(f" | {len(first)} | {len(then)} |")
-        assert f"<!-- results: {name} -->" in page and f"<!-- end of results: {name} -->" in page
+def test_help_lists_the_studies(command):
+    code, out, _ = command(main, "--help")
+    assert code == 0 and all(f"  {k}: {s.question}\n" in out for k, s in STUDIES.items())
 
 
 def test_folders_of_variants_differ():
     for study in STUDIES.values():
-        assert len({slug(v) for v in study.variants}) == len(study.variants)
+        assert len({variant_folder(v) for v in study.variants}) == len(study.variants)
 
 
 def test_table_has_means_and_deviations():
@@ -279,24 +286,21 @@ def test_curves_join_seeds(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "study: 'nothing' is not one of pretraining, supervision"),
-        (["slots", "--seeds", "0"], "--seeds: must be at least 1"),
-        (["slots", "--parallel", "0"], "--parallel: must be at least 1"),
-        (["slots", "--seed", "3"], "--seed: a sweep sets this itself"),
-        (["slots", "--compare-scratch"], "--compare-scratch: a sweep sets this itself"),
-        (["slots", "--no_pictures"], "--no_pictures: a sweep sets this itself"),
-        (["slots", "--num_slots=3"], "--num_slots=3: the study slots varies this itself"),
-        (["pretraining", "--objective", "mae"], "--objective: the study pretraining varies this"),
+        (["nothing"], "study: 'nothing' is not accepted; accepted: pretraining, supervision"),
+        (["slots", "--seeds", "0"], "--seeds: 0 is not accepted; accepted: at least 1"),
+        (["slots", "--parallel", "0"], "--parallel: 0 is not accepted; accepted: at least 1"),
+        (["slots", "--seed", "3"], "--seed: the study slots sets this itself"),
+        (["slots", "--compare-scratch"], "--compare-scratch: the study slots sets this itself"),
+        (["slots", "--no_pictures"], "--no_pictures: the study slots sets this itself"),
+        (["slots", "--num_slots=3"], "--num_slots=3: the study slots sets this itself"),
+        (["pretraining", "--objective", "mae"], "--objective: the study pretraining sets this"),
         (["slots", "--preset", "huge"], "--preset: 'huge' is not one of"),
-        (["long", "--data", "cater:x"], "--data: the study long brings data sets and tasks itself"),
-        (["long", "--task=localize"], "--task=localize: the study long brings"),
+        (["long", "--data", "cater:x"], "--data: the study long sets this itself"),
+        (["long", "--task=localize"], "--task=localize: the study long sets this itself"),
         (["supervision", "--data", "acre:x"], "--objective: classification needs labels of single"),
     ],
 )
-def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["sweep", *arguments, "--out", str(tmp_path / "none")])
-    with pytest.raises(SystemExit) as stop:
-        run_command(main)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+def test_mistakes_are_reported_in_one_line(arguments, message, tmp_path, command):
+    code, _, error = command(main, *arguments, "--out", tmp_path / "none")
+    assert code == 2 and message in error and error.count("\n") == 1
     assert not (tmp_path / "none").exists()

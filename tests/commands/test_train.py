@@ -15,19 +15,20 @@ from safetensors.torch import load_file
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
-from ivcl_fast.errors import run_command
+from ivcl_fast.errors import UserError
 from ivcl_fast.evaluate import main as evaluate_main
 from ivcl_fast.models import flops
 from ivcl_fast.train import main as train_main
 from ivcl_fast.train import origin
+from ivcl_fast.training import run as run_module
 from ivcl_fast.training.arguments import parse
-from ivcl_fast.training.run import Run
+from ivcl_fast.training.run import CHECKPOINTS, Run
 from ivcl_fast.training.settings import TrainConfig, as_json, load_settings
-from tests.support.small_models import FRAME_FLAGS, SIZE_FLAGS
+from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
 
 SMALL = [
-    *SIZE_FLAGS, *FRAME_FLAGS, "--batch-size", "4", "--save-every", "3",
-    "--pretrain-clips", "160", "--finetune-clips", "40",
+    *RUN_FLAGS, *FRAME_FLAGS, "--pretrain-clips", "160", "--finetune-clips", "40",
+    "--save-every", "3",
 ]  # fmt: skip
 
 
@@ -38,8 +39,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ
-        | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
 
@@ -54,15 +54,7 @@ def cater(tmp_path_factory) -> Path:
     return write_cater(tmp_path_factory.mktemp("cater"), SyntheticCater(train=12, val=6))
 
 
-def in_process(main, arguments, capsys, monkeypatch) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        run_command(main)
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
-
-
-def test_quick_run_does_everything(tmp_path, capsys, monkeypatch):
+def test_quick_run_does_everything(tmp_path, command, monkeypatch):
     out = finish(start(tmp_path, "--compile", "--quick"))
     run = tmp_path / "runs" / "synthetic-localize-tiny-quick"
     assert "chance" in out and "2.8 %" in out and "no memory" in out
@@ -76,20 +68,19 @@ def test_quick_run_does_everything(tmp_path, capsys, monkeypatch):
     assert list((run / "tensorboard").iterdir())
 
     monkeypatch.chdir(tmp_path)
-    code, out, _ = in_process(evaluate_main, [run], capsys, monkeypatch)
+    code, out, _ = command(evaluate_main, run)
     assert code == 0 and "hidden" in out and "chance" in out
     video = next((tmp_path / "data").glob("*/videos/*.avi"))
-    code, out, _ = in_process(evaluate_main, [run, "--predict", video], capsys, monkeypatch)
+    code, out, _ = command(evaluate_main, run, "--predict", video)
     assert code == 0 and out.count("cell ") == 5
 
-    assert "report" in finish(start(tmp_path, "--compile", "--quick"))  # finished: says so again
+    assert "report" in finish(start(tmp_path, "--compile", "--quick"))  # it was finished before
 
 
 def test_no_cuda_graph_without_a_gpu(tmp_path, capsys):
     run = Run(TrainConfig().replace(cuda_graph=True, device="cpu", out=tmp_path))
     assert not run.cuda_graph
-    said = "--cuda-graph: running without, it needs an NVIDIA GPU, this is cpu\n"
-    assert capsys.readouterr().out == said
+    assert "--cuda-graph: running without, it needs an NVIDIA GPU" in capsys.readouterr().out
 
 
 def test_speed_at_the_peak_is_that_of_all_ranks(tmp_path, monkeypatch):
@@ -114,6 +105,17 @@ def weights(run: Path) -> dict[str, bytes]:
         for stage in ("pretrain", "finetune")
         for name, tensor in load_file(run / stage / "model.safetensors").items()
     }
+
+
+def test_a_model_knows_its_training(uninterrupted):
+    classifier = IVCLClassifier.from_pretrained(uninterrupted)
+    record = classifier.training_record
+    assert len(classifier.class_names) == 36
+    assert record["data"] == "cater" and record["task"] == "localize"
+    assert record["clips seen"] == 40 and record["initial weights"] == "a pretrained model"
+    assert 0 <= record["scores on val"]["top1"] <= 1
+    record = IVCL.from_pretrained(uninterrupted).training_record
+    assert record["clips seen"] == 160 and record["initial weights"] == "random"
 
 
 def losses(run: Path) -> list[tuple]:
@@ -153,7 +155,7 @@ def test_signal_leaves_a_run_that_resume_finishes(cater, uninterrupted, tmp_path
     wait_for(tmp_path, "runs/run/pretrain/checkpoints/step-*3", first)
     first.send_signal(signum)
     said = finish(first, status)
-    assert "go on with: python -m ivcl_fast.train --resume" in said and "Traceback" not in said
+    assert "python -m ivcl_fast.train --resume" in said and "Traceback" not in said
     finish(start(tmp_path, "--resume", "runs/run"))
     assert weights(tmp_path / "runs" / "run") == weights(uninterrupted)
 
@@ -182,50 +184,88 @@ def test_signal_leaves_a_run_that_resume_finishes(cater, uninterrupted, tmp_path
         (["--no-such-flag"], "no-such-flag"),
         (["--device", "cuda:99"], "--device"),
         (["--init", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--shard"], "--shard: there is a single process; accepted: several ranks, started by"),
+        (["--out", "/proc/runs"], "--out: /proc/runs/"),
     ],
 )
-def test_mistakes_are_told_in_one_line(arguments, said, tmp_path, capsys, monkeypatch):
+def test_mistakes_are_reported_before_any_work(arguments, said, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, err = in_process(train_main, arguments, capsys, monkeypatch)
+    code, out, err = command(train_main, *arguments)
     assert code == 2 and said in err and "Traceback" not in err + out
     assert not list(tmp_path.iterdir()), "something was left behind"
 
 
-def test_other_settings_in_the_same_folder_are_refused(
-    cater, uninterrupted, capsys, monkeypatch, tmp_path
-):
+def test_a_label_fraction_without_a_batch_is_refused_before_pretraining(cater, command, tmp_path):
+    flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--label-fraction", "0.0001"]
+    code, _, err = command(train_main, *flags)
+    assert code == 2 and err.startswith("error: --label-fraction: 0.0001 ") and "batch of 4" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_settings_in_the_same_folder_are_refused(cater, uninterrupted, command, monkeypatch):
     monkeypatch.chdir(uninterrupted.parent.parent)
-    command = ["--data", f"cater:{cater}", "--name", "run", *SMALL, "--lr", "0.5"]
-    code, _, err = in_process(train_main, command, capsys, monkeypatch)
+    flags = ["--data", f"cater:{cater}", "--name", "run", *SMALL, "--lr", "0.5"]
+    code, _, err = command(train_main, *flags)
     assert code == 2 and "other settings (lr)" in err and "--overwrite" in err
 
 
-def test_a_start_that_failed_is_not_in_the_way(cater, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    command = ["--data", f"cater:{cater}", *SMALL, "--name", "run", "--stage", "pretrain"]
-    code, _, err = in_process(train_main, [*command, "--batch-size", "100"], capsys, monkeypatch)
-    assert code == 2 and "do not fill one batch of 100" in err
-    assert in_process(train_main, command, capsys, monkeypatch)[0] == 0
-    code, _, err = in_process(train_main, [*command, "--lr", "0.5"], capsys, monkeypatch)
+def test_a_failed_start_does_not_block_its_folder(cater, command, monkeypatch, tmp_path):
+    flags = ["--data", f"cater:{cater}", *SMALL, "--stage", "pretrain", "--out", tmp_path]
+    flags += ["--name", "run"]
+    assert "do not fill one batch of 100" in command(train_main, *flags, "--batch-size", "100")[2]
+    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "pretrain", lambda run: fail())
+        assert command(train_main, *flags, "--lr", "0.1")[0] == 2
+    assert (tmp_path / "run" / "config.json").is_file()
+    assert command(train_main, *flags)[0] == 0
+    code, _, err = command(train_main, *flags, "--lr", "0.5")
     assert code == 2 and "other settings (lr)" in err
 
 
-def test_a_stage_of_few_steps_is_told(cater, uninterrupted, capsys, monkeypatch):
+def fail():
+    raise UserError("no such luck")
+
+
+def test_a_stage_of_few_steps_gets_a_warning(cater, uninterrupted, command, monkeypatch):
     monkeypatch.chdir(uninterrupted.parent.parent)
-    _, out, _ = in_process(
-        train_main, ["--data", f"cater:{cater}", "--name", "run", *SMALL], capsys, monkeypatch
-    )
+    _, out, _ = command(train_main, "--data", f"cater:{cater}", "--name", "run", *SMALL)
     assert "steps of 4, too few to learn much" in out
 
 
-def test_frames_rebuilt_are_at_most_the_frames_there_are():
-    for flags, frames, rebuilt in (
+def test_a_kill_while_checkpoints_are_deleted(cater, uninterrupted, command, monkeypatch, tmp_path):
+    """A finished stage needs none; the next call deletes what the kill left over."""
+    flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run"]
+    stages = [tmp_path / "run" / stage for stage in ("pretrain", "finetune", "last-frame")]
+
+    class Killed(BaseException):
+        pass
+
+    def kill(folder, **options):
+        if folder == stages[0] / CHECKPOINTS:
+            (next(folder.glob("step-*")) / "optimizer.safetensors").unlink()
+            raise Killed
+        remove(folder, **options)
+
+    remove = run_module.shutil.rmtree
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run_module.shutil, "rmtree", kill)
+        command(train_main, *flags)
+    assert list((stages[0] / CHECKPOINTS).iterdir())
+    assert command(train_main, *flags)[0] == 0
+    assert weights(tmp_path / "run") == weights(uninterrupted)
+    assert losses(tmp_path / "run") == losses(uninterrupted)
+    assert all(stage.is_dir() and not (stage / CHECKPOINTS).exists() for stage in stages)
+
+
+def test_query_frames_are_at_most_the_frames_of_a_clip():
+    for flags, frames, query_frames in (
         ([], 16, 8), (["--num-frames", "4"], 4, 4), (["--num-frames=12"], 12, 8),
         (["--num_frames", "4"], 4, 4),
         (["--num-frames", "4", "--num-query-frames", "2"], 4, 2), (["--data", "acre:x"], 7, 4),
     ):  # fmt: skip
         model = parse(flags).model
-        assert (model.num_frames, model.num_query_frames) == (frames, rebuilt)
+        assert (model.num_frames, model.num_query_frames) == (frames, query_frames)
 
 
 def test_flags_of_version_0_1_0_are_accepted():
@@ -243,26 +283,24 @@ def test_settings_of_version_0_1_0_are_read(tmp_path):
     assert (config.data.loader, config.optim.grad_accum_steps) == ("stream", 4)
 
 
-def test_checkpoint_of_another_size_is_refused(cater, uninterrupted, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    command = ["--data", f"cater:{cater}", *SMALL, "--embed-dim", "32"]
-    command += ["--stage", "finetune", "--init", str(uninterrupted / "pretrain")]
-    code, _, err = in_process(train_main, command, capsys, monkeypatch)
+def test_checkpoint_of_another_size_is_refused(cater, uninterrupted, command, tmp_path):
+    flags = ["--data", f"cater:{cater}", *SMALL, "--embed-dim", "32", "--out", tmp_path]
+    flags += ["--stage", "finetune", "--init", uninterrupted / "pretrain"]
+    code, _, err = command(train_main, *flags)
     assert code == 2 and "is [16] there, but [32]" in err and "(embed_dim 16)" in err
-    assert "Traceback" not in err
 
 
-def test_evaluate_mistakes(uninterrupted, capsys, monkeypatch, tmp_path):
+def test_evaluate_mistakes(uninterrupted, command, tmp_path):
     for arguments, said in (
         ([tmp_path], "no run there"),
         ([uninterrupted, "--model", "scratch"], "accepted: finetune, last-frame"),
         ([uninterrupted, "--predict", tmp_path / "no.avi"], "no.avi"),
     ):
-        code, _, err = in_process(evaluate_main, arguments, capsys, monkeypatch)
+        code, _, err = command(evaluate_main, *arguments)
         assert code == 2 and said in err and "Traceback" not in err
 
 
-def test_a_report_says_what_the_model_began_from(tmp_path):
+def test_a_report_names_the_initial_weights(tmp_path):
     mae = parse(["--objective", "mae"])
     (tmp_path / "config.json").write_text(json.dumps(as_json(mae)))
     (tmp_path / "pretrain").mkdir()

@@ -1,10 +1,9 @@
-"""Every data set and task, from its folder to the report: the right head, loss and scores."""
+"""Every data set and task, from its folder to the report: head, loss and scores."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,7 @@ from ivcl_fast.data.synthetic.something_else.write import (
     write_something_else,
 )
 from ivcl_fast.train import main
-from tests.support.small_models import SIZE_FLAGS
-
-SMALL = [
-    *SIZE_FLAGS, "--workers", "1",
-    "--batch-size", "4", "--pretrain-clips", "8", "--finetune-clips", "8",
-]  # fmt: skip
+from tests.support.small_models import RUN_FLAGS
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +44,9 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         ("something-else", "fewshot_5shot", "stream", 10, {"top1", "top5"}),
     ],
 )
-def test_from_folder_to_report(
-    kind, task, loader, classes, scores, folders, tmp_path, monkeypatch, capsys
-):
-    arguments = ["--data", f"{kind}:{folders[kind]}", "--task", task, "--loader", loader, *SMALL]
-    arguments += ["--out", str(tmp_path), "--name", "run", "--decoder", "pyav"]
-    monkeypatch.setattr(sys, "argv", ["train", *arguments])
-    main()
+def test_from_folder_to_report(kind, task, loader, classes, scores, folders, tmp_path, command):
+    flags = [*RUN_FLAGS, "--data", f"{kind}:{folders[kind]}", "--task", task, "--loader", loader]
+    command(main, *flags, "--decoder", "pyav", "--out", tmp_path, "--name", "run")
     run = tmp_path / "run"
     assert load_file(run / "finetune" / "model.safetensors")["head.weight"].shape[0] == classes
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -71,12 +61,10 @@ def test_from_folder_to_report(
     assert ("hidden" in shown) == (task == "localize")
 
 
-def test_without_scenes_hidden_ends_are_not_told_apart(folders, tmp_path, monkeypatch, capsys):
+def test_without_scenes_hidden_clips_are_not_reported_apart(folders, tmp_path, command):
     data = shutil.copytree(folders["cater"], tmp_path / "cater")
     shutil.rmtree(data / "scenes")
-    arguments = ["--data", f"cater:{data}", *SMALL, "--out", str(tmp_path), "--name", "run"]
-    monkeypatch.setattr(sys, "argv", ["train", *arguments])
-    main()
+    command(main, "--data", f"cater:{data}", *RUN_FLAGS, "--out", tmp_path, "--name", "run")
     rows = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert len(rows) == 2, "no guess under a cone"
     for scores in rows.values():
@@ -84,8 +72,7 @@ def test_without_scenes_hidden_ends_are_not_told_apart(folders, tmp_path, monkey
     assert (tmp_path / "run" / "answers.png").is_file()
 
 
-def test_another_number_of_frames_is_refused_for_acre(folders, tmp_path, monkeypatch):
+def test_another_number_of_frames_is_refused_for_acre(folders, tmp_path, command):
     data = ["--data", f"acre:{folders['acre']}", "--num-frames", "5", "--num-query-frames", "2"]
-    monkeypatch.setattr(sys, "argv", ["train", *data, *SMALL, "--out", str(tmp_path)])
-    with pytest.raises(ValueError, match=r"num_frames: 5, but .* accepted for this data set: 7"):
-        main()
+    code, _, err = command(main, *data, *RUN_FLAGS, "--out", tmp_path)
+    assert code == 2 and "num_frames: 5" in err and "accepted for this data set: 7" in err

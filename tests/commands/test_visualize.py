@@ -21,33 +21,28 @@ from torch import Tensor
 from ivcl_fast.analysis.clips import ClipReader
 from ivcl_fast.analysis.finished_runs import FinishedRun, Models
 from ivcl_fast.analysis.trajectory import SnitchTrajectory, follow_snitch
+from ivcl_fast.command import run_command
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.data.synthetic.something_else.write import (
     SyntheticSomethingElse,
     write_something_else,
 )
-from ivcl_fast.errors import run_command
 from ivcl_fast.report.animation import write_gif
 from ivcl_fast.report.html import Page
 from ivcl_fast.report.tables import Table
 from ivcl_fast.report.trajectory import trajectory_caption, trajectory_figure
 from ivcl_fast.train import main as train_main
 from ivcl_fast.visualize import main
+from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
 
-MODEL = [
-    "--image-size", "16", "--embed-dim", "16", "--num-heads", "2", "--depth", "2",
-    "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2", "--decoder-depth", "1",
-]  # fmt: skip
-FRAMES = ["--num-frames", "4", "--num-query-frames", "2"]
-QUICK = ["--quick", "--batch-size", "4", "--pretrain-clips", "8", "--finetune-clips", "8",
-         "--no-pictures", "--no-compare-memoryless", "--workers", "1"]  # fmt: skip
+QUICK = [*RUN_FLAGS, "--depth", "2", "--quick", "--no-pictures", "--no-compare-memoryless"]
 
 
 def train(out: Path, *arguments: Any) -> Path:
     """A run called ``run`` in the folder ``out``."""
     with pytest.MonkeyPatch.context() as patch:
-        flags = [*QUICK, *MODEL, "--out", out, "--name", "run", *arguments]
+        flags = [*QUICK, "--out", out, "--name", "run", *arguments]
         patch.setattr(sys, "argv", ["train", *map(str, flags)])
         train_main()
     return out / "run"
@@ -75,7 +70,7 @@ def cater(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(cater: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("runs"), "--data", f"cater:{cater}", *FRAMES)
+    return train(tmp_path_factory.mktemp("runs"), "--data", f"cater:{cater}", *FRAME_FLAGS)
 
 
 class Parsed(HTMLParser):
@@ -177,9 +172,10 @@ def test_one_clip_by_name_one_file_and_a_checkpoint(
     settings = (moved / "config.json").read_text()
     (moved / "config.json").write_text(settings.replace(str(cater), "/nowhere"))
     video = shutil.copy(cater / "videos" / "CATER_new_000001.avi", tmp_path / "mine <1>.avi")
-    (step,) = (moved / "finetune" / "checkpoints").iterdir()
+    step = moved / "finetune" / "checkpoints" / "step-00000002"  # an unfinished run has it
+    step.mkdir(parents=True)
+    (moved / "finetune" / "model.safetensors").rename(step / "model.safetensors")
     shutil.rmtree(moved / "pretrain")
-    (moved / "finetune" / "model.safetensors").unlink()
     status, said = visualize(moved, "--clips", 1, "--checkpoint", step)
     assert status == 2 and said.startswith("error: /nowhere: no such folder; ")
     assert said.endswith(" --data with its folder\n") and said.count("\n") == 1
@@ -197,7 +193,7 @@ def test_one_clip_by_name_one_file_and_a_checkpoint(
 def test_before_finetuning_is_what_it_started_from(
     run: Path, cater: Path, tmp_path: Path, visualize: Any
 ) -> None:
-    again = ["--data", f"cater:{cater}", *FRAMES, "--stage", "finetune", "--init"]
+    again = ["--data", f"cater:{cater}", *FRAME_FLAGS, "--stage", "finetune", "--init"]
     source = Path(shutil.copytree(run / "pretrain", tmp_path / "source"))
     second = train(tmp_path / "a", *again, source, "--mask-ratio", "0.25")
     models = models_of(second)
@@ -229,7 +225,7 @@ def test_other_data_sets(kind: str, tmp_path: Path, visualize: Any) -> None:
         run = train(tmp_path, "--data", f"{kind}:{data}")
     else:
         data = write_something_else(tmp_path / kind, SyntheticSomethingElse(train=36, val=18), 1)
-        run = train(tmp_path, "--data", f"{kind}:{data}", *FRAMES)
+        run = train(tmp_path, "--data", f"{kind}:{data}", *FRAME_FLAGS)
     status, said = visualize(run, "--clips", 1)
     assert status == 0, said
     (folder,) = (path for path in (run / "visualize").iterdir() if path.is_dir())
@@ -303,7 +299,7 @@ def test_the_folder_of_a_model_shows_that_model_alone(
 
 
 class LastPixel:
-    """Answers with the cell that the last frame's first pixel names; keeps what it was given."""
+    """Classes with the cell that the last frame's first pixel names; keeps what it was given."""
 
     cfg = SimpleNamespace(num_frames=3)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ivcl_fast import IVCLClassifier, Supervised
 from ivcl_fast.analysis.attention_maps import slot_attention
 from ivcl_fast.analysis.finished_runs import FinishedRun
+from ivcl_fast.command import run_command
 from ivcl_fast.data.datamodule import open_data
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.formats.acre import Acre
@@ -23,9 +24,10 @@ from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import CLASSES, SHAPES, frame_labels
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
-from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.errors import UserError
 from ivcl_fast.train import main
 from ivcl_fast.training.arguments import parse
+from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
 
 FRAMES = 38
 
@@ -160,10 +162,8 @@ def test_batches_hold_the_labels_of_their_own_frames(cater, objective, loader):
 
 
 SMALL = [
-    "--image-size", "32", "--embed-dim", "32", "--num-heads", "2", "--depth", "2",
-    "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2", "--decoder-depth", "1",
-    "--num-frames", "4", "--num-query-frames", "1", "--batch-size", "4", "--workers", "1",
-    "--pretrain-clips", "600", "--finetune-clips", "4",
+    *RUN_FLAGS, *FRAME_FLAGS, "--image-size", "32", "--embed-dim", "32", "--depth", "2",
+    "--pretrain-clips", "600",
 ]  # fmt: skip
 
 

@@ -13,10 +13,12 @@ import torch
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.training import checkpoint
-from ivcl_fast.training.loop import Interrupted, NotFinite, Schedule, make_optimizers
+from ivcl_fast.training.loop import NotFinite
+from ivcl_fast.training.optim import Schedule, make_optimizers
+from ivcl_fast.training.signals import Interrupted
 from tests.support.ranks import run_ranks
 from tests.support.toy_stage import (
-    SPREAD,
+    PARALLELISM,
     assert_same_run,
     curve,
     loss,
@@ -44,11 +46,11 @@ def train_until(folder: Path, options: dict, moment: int) -> None:
         train(folder, options, kill_at(moment))
 
 
-@pytest.mark.parametrize("spread", SPREAD)
-def test_checkpoints_go_on_with_any_number_of_ranks(tmp_path, spread):
+@pytest.mark.parametrize("parallelism", PARALLELISM)
+def test_checkpoints_go_on_with_any_number_of_ranks(tmp_path, parallelism):
     """Two ranks, then one, then two."""
     one = train(tmp_path / "one", {})
-    options = SPREAD[spread]
+    options = PARALLELISM[parallelism]
     assert run_ranks(2, train_until, tmp_path / "moved", options, 6) == [None, None]
     train_until(tmp_path / "moved", {}, 11)
     moved, _ = run_ranks(2, train, tmp_path / "moved", options)
@@ -67,9 +69,9 @@ def stop_one(folder: Path, options: dict) -> tuple[str, int]:
     return str(stop.value), checkpoint.latest(folder / "checkpoints").step
 
 
-@pytest.mark.parametrize("spread", SPREAD)
-def test_one_stopped_rank_stops_all_at_the_same_step(tmp_path, spread):
-    options = SPREAD[spread] | {"optimizer": "muon"}
+@pytest.mark.parametrize("parallelism", PARALLELISM)
+def test_one_stopped_rank_stops_all_at_the_same_step(tmp_path, parallelism):
+    options = PARALLELISM[parallelism] | {"optimizer": "muon"}
     stopped = run_ranks(2, stop_one, tmp_path / "cut", options)
     assert stopped == [("SIGTERM", 9)] * 2  # the vote of the step it came in ends with the next
     resumed, _ = run_ranks(2, train, tmp_path / "cut", options)
@@ -145,17 +147,17 @@ def test_a_full_disk_of_rank_0_stops_nobody(tmp_path):
 
 
 def fail(folder: Path, failing: list[int]) -> None:
-    """A mistake met in step 7 by some ranks; what is told of it lands in the folder."""
+    """Raise an error in step 7 on some ranks; what they would print is written to the folder."""
 
-    def tell(error):
-        with open(folder / "told", "a") as file:
+    def print_error(error):
+        with open(folder / "printed", "a") as file:
             file.write(f"{error}\n")
 
     def fault(step):
         if step == 7 and distributed.rank() in failing:
             raise UserError("clip-3.avi: gone")
 
-    distributed.tell = tell
+    distributed.print_error = print_error
     train(folder, {}, fault)
 
 
@@ -165,7 +167,7 @@ def fail(folder: Path, failing: list[int]) -> None:
 def test_a_mistake_is_told_once_whoever_meets_it(tmp_path, failing, status):
     stops = run_ranks(2, fail, tmp_path / "run", failing)
     assert [stop.code for stop in stops] == status
-    assert (tmp_path / "run" / "told").read_text() == "clip-3.avi: gone\n"
+    assert (tmp_path / "run" / "printed").read_text() == "clip-3.avi: gone\n"
 
 
 def read_elsewhere(folder: Path) -> int:

@@ -11,37 +11,40 @@ import torch.distributed as dist
 
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.distributed import group as distributed
+from ivcl_fast.distributed.parallel import parallelize
 from ivcl_fast.errors import UserError
+from ivcl_fast.models.reference import Block
 from ivcl_fast.models.weights import read_weights
 from ivcl_fast.train import train as run_train
+from ivcl_fast.training import loop
 from ivcl_fast.training.arguments import parse
-from ivcl_fast.training.loop import Schedule, make_optimizers
-from ivcl_fast.training.run_folder import resolve
+from ivcl_fast.training.optim import Muon
+from ivcl_fast.training.run_folder import check_folder
 from tests.commands.test_train import SMALL
 from tests.support.ranks import run_ranks
-from tests.support.toy_stage import SPREAD, assert_same_run, curve, make_model, train
+from tests.support.toy_stage import PARALLELISM, assert_same_run, curve, make_model, train
 
 
-@pytest.mark.parametrize("spread", SPREAD)
+@pytest.mark.parametrize("parallelism", PARALLELISM)
 @pytest.mark.parametrize(
     "options", [{}, {"grad_accum_steps": 2}, {"objective": "mae"}, {"objective": "joint"}]
 )
-def test_two_ranks_equal_one(tmp_path, spread, options):
+def test_two_ranks_equal_one(tmp_path, parallelism, options):
     one = train(tmp_path / "one", options)
-    two, _ = run_ranks(2, train, tmp_path / "two", options | SPREAD[spread])
+    two, _ = run_ranks(2, train, tmp_path / "two", options | PARALLELISM[parallelism])
     assert_same_run(two, tmp_path / "two", one, tmp_path / "one")
 
 
 def run_the_command(arguments: list[str]) -> list[bool]:
     """``python -m ivcl_fast.train``; for each stage, whether its model was to be sharded."""
-    spread, sharded = distributed.parallelize, []
+    parallelize, sharded = loop.parallelize, []
 
-    def noted(model, shard):
-        sharded.append(shard)
-        return spread(model, shard)
+    def recording(model, shard_by):
+        sharded.append(shard_by is not None)
+        return parallelize(model, shard_by)
 
-    distributed.parallelize = noted
-    run_train(resolve(parse(arguments)))
+    loop.parallelize = recording
+    run_train(check_folder(parse(arguments)))
     return sharded
 
 
@@ -51,7 +54,7 @@ def test_the_command_does_on_two_ranks_what_it_does_on_one(tmp_path):
     arguments = ["--data", f"cater:{tmp_path / 'cater'}", "--out", str(tmp_path), *SMALL]
     arguments += ["--pretrain-clips", "40", "--finetune-clips", "20", "--amp", "off"]
     arguments += ["--device", "cpu", "--no-compare-memoryless", "--no-pictures"]
-    run_train(resolve(parse([*arguments, "--name", "one"])))
+    run_train(check_folder(parse([*arguments, "--name", "one"])))
     for name, flags in {"replicas": [], "shards": ["--shard"]}.items():
         command = [*arguments, "--name", name, *flags]
         sharded = run_ranks(2, run_the_command, command, connected=False)
@@ -65,15 +68,14 @@ def test_the_command_does_on_two_ranks_what_it_does_on_one(tmp_path):
         for name in ("one", "shards")
     )
     assert one == two
-    run_train(resolve(parse(["--resume", str(tmp_path / "shards")])))  # finished: measures again
+    resumed = check_folder(parse(["--resume", str(tmp_path / "shards")]))
+    run_train(resumed)  # it is finished: this only evaluates, with a single process
 
 
 def one_muon_step(shapes):
-    """Muon on whole matrices, and on the same cut in pieces, after equal gradients."""
+    """Return whole matrices and sharded ones after three steps with equal gradients."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
-
-    from ivcl_fast.distributed.fsdp import ShardedMuon
 
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     draw = torch.Generator().manual_seed(0)
@@ -83,7 +85,7 @@ def one_muon_step(shapes):
         whole = torch.nn.Parameter(value.clone())
         cut = torch.nn.Parameter(distribute_tensor(value, mesh, [Shard(0)]))
         options = dict(lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-        optimizers = torch.optim.Muon([whole], **options), ShardedMuon([cut], **options)
+        optimizers = torch.optim.Muon([whole], **options), Muon([cut], **options)
         for _ in range(3):
             whole.grad = torch.randn(shape, generator=draw)
             cut.grad = distribute_tensor(whole.grad, mesh, [Shard(0)])
@@ -122,37 +124,36 @@ def test_shares_of_a_batch(monkeypatch):
     assert distributed.local_batch_size(32, 2) == 8
     with pytest.raises(UserError, match="--batch-size: 6 clips do not split evenly over 4 ranks; "):
         distributed.local_batch_size(6)
-    with pytest.raises(UserError, match="--grad-accum-steps 3 parts; accepted: a multiple of 12"):
+    with pytest.raises(UserError, match="--grad-accum-steps 3; accepted: a multiple of 12"):
         distributed.local_batch_size(8, 3)
 
 
 def test_a_rank_takes_its_own_gpu(monkeypatch):
-    assert distributed.device_name("auto") == "auto"
+    assert distributed.device_of_rank("auto") == "auto"
     for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert distributed.device_name("auto") == "auto"
+    assert distributed.device_of_rank("auto") == "auto"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert distributed.device_name("auto") == "cuda:1" == distributed.device_name("cuda")
-    assert distributed.device_name("cpu") == "cpu"
+    assert distributed.device_of_rank("auto") == "cuda:1" == distributed.device_of_rank("cuda")
+    assert distributed.device_of_rank("cpu") == "cpu"
     with pytest.raises(UserError, match="'cuda:0' with 4 ranks"):
-        distributed.device_name("cuda:0")
+        distributed.device_of_rank("cuda:0")
 
 
 def test_a_lone_world_size_is_told(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for name in distributed.ENVIRONMENT:
+    for name in distributed.TORCHRUN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with (
-        pytest.raises(UserError, match=r"WORLD_SIZE is 2 but RANK, LOCAL_RANK, .* torchrun"),
-        distributed.group(torch.device("cpu")),
+        pytest.raises(UserError, match=r"WORLD_SIZE: is 2 but RANK, LOCAL_RANK, .* torchrun"),
+        distributed.process_group(torch.device("cpu")),
     ):
         pass
 
 
 def test_one_process_needs_no_group():
     model = make_model()
-    assert distributed.parallelize(model, shard=True) is model
-    assert type(make_optimizers(model, Schedule(1, optimizer="muon"))[1]) is torch.optim.Muon
-    with distributed.group(torch.device("cpu")), distributed.main_process_first():
+    assert parallelize(model, shard_by=Block) is model
+    with distributed.process_group(torch.device("cpu")), distributed.main_process_first():
         assert distributed.is_main() and not dist.is_initialized()

@@ -13,13 +13,13 @@ from ivcl_fast.distributed import rendezvous
 
 @pytest.fixture
 def store(monkeypatch) -> dist.Store:
-    monkeypatch.setattr(rendezvous, "PATIENCE", timedelta(seconds=0.05))
+    monkeypatch.setattr(rendezvous, "ANSWER_TIMEOUT", timedelta(seconds=0.05))
     return dist.HashStore()
 
 
 def start(store: dist.Store, ranks: list[int], world_size: int = 3) -> list[dist.Store]:
     with ThreadPoolExecutor(len(ranks)) as pool:
-        return list(pool.map(lambda rank: rendezvous.fresh(store, rank, world_size), ranks))
+        return list(pool.map(lambda rank: rendezvous.unused_store(store, rank, world_size), ranks))
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
@@ -34,9 +34,9 @@ def test_ranks_share_what_earlier_attempts_did_not_write(store, order):
 def test_requests_of_dead_ranks_are_passed_over(store):
     store.set("ask/1", "asked by a rank that died")
     with ThreadPoolExecutor(3) as pool:
-        ranks = [pool.submit(rendezvous.fresh, store, 0, 3)]
+        ranks = [pool.submit(rendezvous.unused_store, store, 0, 3)]
         store.wait(["asked by a rank that died"])  # until rank 0 has answered it
-        ranks += [pool.submit(rendezvous.fresh, store, rank, 3) for rank in (1, 2)]
+        ranks += [pool.submit(rendezvous.unused_store, store, rank, 3) for rank in (1, 2)]
     first, *others = (rank.result() for rank in ranks)
     first.set("address", "here")
     assert all(other.get("address") == b"here" for other in others)
@@ -46,4 +46,4 @@ def test_a_rank_that_never_comes(store):
     store.set_timeout(timedelta(seconds=0.2))
     store.set("ask/1", "asked by a rank that died")
     with pytest.raises(dist.DistStoreError, match="rank 1 of 2 did not come"):
-        rendezvous.fresh(store, 0, 2)
+        rendezvous.unused_store(store, 0, 2)

@@ -10,7 +10,7 @@ from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, Supervised
 from ivcl_fast.kernels import _ext, _triton
 from ivcl_fast.models import flops
 from ivcl_fast.training import hardware
-from ivcl_fast.training.loop import MetricsLog
+from ivcl_fast.training.metrics_log import MetricsLog
 from tests.training.test_loop import stage
 
 SIZES = dict(

@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ivcl_fast import IVCL, IVCLClassifier, Supervised, reference
+from ivcl_fast.command import run_command
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
-from ivcl_fast.errors import UserError, run_command
+from ivcl_fast.errors import UserError
 from ivcl_fast.models import timm_weights
 from ivcl_fast.models.backbone import load_backbone
 from ivcl_fast.train import main
-from tests.support.small_models import config, random_video
+from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS, config, random_video
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -228,12 +229,7 @@ def test_what_cannot_be_fetched_is_one_line(monkeypatch):
 
 # --- From the command ----------------------------------------------------------------------------
 
-SIZES = [
-    "--image-size", "16", "--patch-size", "4", "--embed-dim", "16", "--num-heads", "2",
-    "--depth", "2", "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2",
-    "--decoder-depth", "1", "--num-frames", "4", "--num-query-frames", "2", "--batch-size", "4",
-    "--pretrain-clips", "4", "--finetune-clips", "4", "--workers", "1", "--no-pictures",
-]  # fmt: skip
+SIZES = [*RUN_FLAGS, *FRAME_FLAGS, "--patch-size", "4", "--depth", "2", "--no-pictures"]
 
 
 @pytest.mark.parametrize("stage", ["all", "finetune"])

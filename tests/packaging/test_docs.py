@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import re
 import runpy
 import shlex
-import statistics
 import subprocess
 import sys
 import tomllib
@@ -28,7 +26,7 @@ import ivcl_fast
 from ivcl_fast import IVCLConfig
 from ivcl_fast.data import registry as catalog
 from ivcl_fast.errors import UserError
-from ivcl_fast.studies.definitions import STUDIES, study_named
+from ivcl_fast.studies.definitions import find_study
 from ivcl_fast.training.arguments import parse as parse_flags
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,7 +136,7 @@ def check_python(arguments: list[str]) -> None:
         catalog.parse_source(found.source.replace("synthetic:cater", "synthetic"))
     if module == "ivcl_fast.sweep":
         found, flags = found
-        study_named(found.study)
+        find_study(found.study)
         parse_flags(flags)
 
 
@@ -229,96 +227,20 @@ def test_commands_are_found_where_they_are_written():
 
 def test_the_readme_s_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    tiny = IVCLConfig.preset("tiny")
-    ivcl_fast.IVCL(tiny).save_pretrained("runs/RUN/pretrain")
-    ivcl_fast.IVCLClassifier(tiny, 36).save_pretrained("runs/RUN/finetune")
+    tiny, classes = IVCLConfig.preset("tiny"), [f"cell {number}" for number in range(36)]
+    model = ivcl_fast.IVCLClassifier(tiny, 36, class_names=classes)
+    model.save_pretrained("runs/synthetic-localize-tiny/finetune")
     (tmp_path / "video.avi").mkdir()  # a folder of frames does as well
     for number in range(20):
         Image.new("RGB", (80, 60), (10 * number, 0, 0)).save(tmp_path / f"video.avi/{number}.png")
-    names: dict[str, Any] = {"your_model": ivcl_fast.reference.IVCL(tiny)}
+    names: dict[str, Any] = {}
     (code,) = blocks((ROOT / "README.md").read_text(), "python")
-    assert '"base64"' in code
-    exec(compile(code.replace('"base64"', '"tiny"'), "README.md", "exec"), names)
-    assert names["out"].loss.isfinite() and names["out"].ids_keep.shape[:2] == (1, 16)
-    assert names["frames"].min() >= 0 and names["frames"].max() <= 1
-    assert names["slots"].shape == (1, 16, tiny.num_slots, tiny.embed_dim)
+    exec(compile(code, "README.md", "exec"), names)
     assert names["logits"].shape == (1, 36)
-    assert capsys.readouterr().out.strip()
+    assert capsys.readouterr().out.strip() in classes
 
 
 @pytest.mark.parametrize("file", FILES[1:], ids=lambda file: file.name)
 def test_the_docs_python_compiles(file):
     for code in blocks(file.read_text(), "python"):
         compile(code, file.name, "exec")
-
-
-# --- Whether what is told of studies is what came of them -----------------------------------------
-
-
-RESULTS = sorted((ROOT / "docs" / "results").iterdir())
-
-
-def of_clips(folder: Path, metric: str = "top1", group: str = "all") -> list[dict[str, str]]:
-    """By table: a metric of every variant, its mean over seeds, as the README rounds it."""
-    tables = json.loads((folder / "results.json").read_text())["values"].values()
-    return [
-        {
-            name: f"{100 * statistics.fmean(groups[group][metric]):.0f} %"
-            for name, groups in scores.items()
-            if group in groups
-        }
-        for scores in tables
-    ]
-
-
-@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
-def test_the_page_has_the_committed_tables(folder):
-    page = (ROOT / "docs" / "studies.md").read_text()
-    _, _, page = page.partition(f"<!-- results: {folder.name} -->")
-    page, _, _ = page.partition(f"<!-- end of results: {folder.name} -->")
-    study = (folder / "study.md").read_text()
-    table, told = ([row for row in text.splitlines() if row[:1] == "|"] for text in (study, page))
-    assert table and table == told
-    assert f"python -m ivcl_fast.sweep {folder.name} " in study
-    assert {f.name for f in folder.iterdir()} >= {"study.png", "results.json", "config.json"}
-
-
-def test_the_readme_sums_up_the_committed_results():
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    (found,) = of_clips(ROOT / "docs" / "results" / "pretraining")
-    told = re.search(
-        r"it is (\d+ %), without pretraining (\d+ %), with image MAE's pretraining (\d+ %)", readme
-    )
-    assert told and list(told.groups()) == [found[n] for n in ("IV-CL", "none", "image MAE")]
-    (found,) = of_clips(ROOT / "docs" / "results" / "pretraining", group="hidden")
-    told = re.search(
-        r"on hidden snitches \((\d+ %), image MAE (\d+ %)\)\. And it remembers: from the last "
-        r"frame alone (\d+ %) of the hidden ones are found, by a guess under a visible cone "
-        r"(\d+ %)",
-        readme,
-    )
-    rows = (
-        "IV-CL",
-        "image MAE",
-        "no memory: sees only the last frame",
-        "no memory: guesses under a visible cone",
-    )
-    assert told and list(told.groups()) == [found[n] for n in rows]
-    told = re.search(
-        r"IV-CL answers (\d+ %), after image MAE's pretraining (\d+ %), "
-        r"without pretraining (\d+ %), by counting (\d+ %); "
-        r"of problems built otherwise than in training (\d+ %), (\d+ %), (\d+ %) and (\d+ %)",
-        readme,
-    )
-    regimes = of_clips(ROOT / "docs" / "results" / "causes", "query")
-    rows = "IV-CL", "image MAE", "none", "no reasoning: counting"
-    assert told and list(told.groups()) == [found[n] for found in regimes for n in rows]
-
-
-def test_the_readme_sums_up_the_committed_ablations():
-    readme = (ROOT / "README.md").read_text().splitlines()
-    for folder in RESULTS:
-        if folder.name in ("slots", "masking"):
-            (found,), first = of_clips(folder), STUDIES[folder.name].varied
-            assert f"| {' | '.join([first, *found])} |" in readme
-            assert f"| {' | '.join(['top-1', *found.values()])} |" in readme

@@ -173,7 +173,7 @@ def test_without_torch_the_wheel_is_pure_and_says_why(checkout, fake, tmp_path):
     site = str(tmp_path / "site")
     info = python(["-m", "ivcl_fast.info"], tmp_path, PYTHONPATH=site)
     reason = "not built; the build needs a C++ compiler, and torch in its environment"
-    assert info.count(f"cpu: PyTorch, {reason}") == 7 or not _ext.supported_isas()
+    assert info.count(f"plain PyTorch, because {reason}") == 7 or not _ext.supported_isas()
 
 
 @pytest.mark.parametrize(

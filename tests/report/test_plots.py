@@ -210,7 +210,7 @@ def test_curves_of_an_action_task_have_only_their_panels(figures: list[Any]) -> 
     assert [a.get_title() for a in figures[0].axes if a.get_visible()] == ["Validation mAP"]
 
 
-# --- Answers -------------------------------------------------------------------------------------
+# --- Classes -------------------------------------------------------------------------------------
 
 
 def answers(labels: list[int], guesses: list[int]) -> tuple[Tensor, Tensor]:

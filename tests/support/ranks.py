@@ -23,7 +23,7 @@ _processes.set_forkserver_preload(
         "torch._dynamo",
         "torch.utils.tensorboard",
         "ivcl_fast.training.loop",
-        "ivcl_fast.distributed.fsdp",
+        "torch.distributed.fsdp",
     ]
 )
 
@@ -70,7 +70,7 @@ def _rank(
     torch.set_num_threads(1)
     result: Any
     try:
-        with distributed.group(torch.device("cpu")) if connected else nullcontext():
+        with distributed.process_group(torch.device("cpu")) if connected else nullcontext():
             result = function(*arguments)
     except BaseException as error:
         error.add_note(traceback.format_exc())

@@ -18,8 +18,14 @@ SIZE_FLAGS = (
     "--image-size", "16", "--embed-dim", "16", "--num-heads", "2", "--depth", "1",
     "--temporal-depth", "1", "--decoder-dim", "16", "--decoder-heads", "2", "--decoder-depth", "1",
 )  # fmt: skip
-"""Flags of a run whose model takes milliseconds."""
+"""Flags of ``ivcl_fast.train`` for a model whose step takes milliseconds."""
 FRAME_FLAGS = ("--num-frames", "4", "--num-query-frames", "2")
+"""Flags for short clips; not for ACRE, whose clips have a length of their own."""
+RUN_FLAGS = (
+    *SIZE_FLAGS, "--batch-size", "4", "--pretrain-clips", "8", "--finetune-clips", "8",
+    "--workers", "1",
+)  # fmt: skip
+"""Flags of a run with two steps per stage. Flags that follow replace them."""
 
 
 def config(**overrides: Any) -> IVCLConfig:

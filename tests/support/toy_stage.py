@@ -17,15 +17,17 @@ from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.data.loader import Batch
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.training import checkpoint
-from ivcl_fast.training.loop import MetricsLog, Schedule, Stage
+from ivcl_fast.training.loop import Stage
+from ivcl_fast.training.metrics_log import MetricsLog
+from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.seeds import clip_seeds
 
 BATCH, STEPS, LR = 8, 12, 1e-2
 ROUNDING = STEPS * LR * 2**-53 / 1e-8
 
 
-class SharedFeed:
-    """Six batches an epoch, a function of (epoch, batch) alone; a rank's share of each."""
+class SharedLoader:
+    """Six batches an epoch, a function of (epoch, batch) alone, and a rank's part of each."""
 
     wait_seconds = 0.0
 
@@ -66,22 +68,22 @@ def make_stage(
         optimizer=optimizer,
     )
     return Stage(
-        "toy", make_model(objective), SharedFeed(), loss, schedule, folder / "checkpoints",
+        "toy", make_model(objective), SharedLoader(), loss, schedule, folder / "checkpoints",
         MetricsLog(folder), torch.device("cpu"), amp=False, shard=shard, log_every=3, save_every=5,
     )  # fmt: skip
 
 
 def train(folder: Path, options: dict, fault=None) -> dict[str, torch.Tensor]:
-    """Runs the stage and returns its whole weights (on rank 0); ``fault(step)`` may strike."""
+    """Run the stage and return its weights on rank 0; ``fault(step)`` is called in every step."""
 
-    def struck(model, batch, step):
+    def faulty_loss(model, batch, step):
         if fault is not None:
             fault(step)
         return loss(model, batch, step)
 
-    stage = make_stage(folder, struck, **options)
+    stage = make_stage(folder, faulty_loss, **options)
     stage.run()
-    return checkpoint.whole_tensors(stage.model.state_dict())
+    return checkpoint.gather_to_rank0(stage.model.state_dict())
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:
@@ -98,4 +100,4 @@ def assert_same_run(found: dict, folder: Path, expected: dict, expected_folder: 
         assert math.isclose(a, b, rel_tol=2**-23)  # a step's loss is kept in float32
 
 
-SPREAD = {"replicas": {}, "shards": {"shard": True}}
+PARALLELISM = {"replicas": {}, "shards": {"shard": True}}

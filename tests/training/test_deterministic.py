@@ -15,7 +15,7 @@ import torch
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
 from ivcl_fast.kernels.attention import _flash_provider
 from ivcl_fast.training.hardware import enable_determinism
-from ivcl_fast.training.loop import Schedule, make_optimizers
+from ivcl_fast.training.optim import Schedule, make_optimizers
 
 ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TORCHINDUCTOR_DETERMINISTIC": "1"}
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)

@@ -1,0 +1,111 @@
+"""The tables of docs/studies.md and README.md, written from the committed results of studies.
+
+``python -m docs.studies_tables`` replaces what stands between these markers and ``<!-- end -->``:
+
+``<!-- studies -->``
+    what each study asks and how many runs it takes, from ``ivcl_fast/studies/definitions.py``;
+``<!-- tables: STUDY -->``
+    the tables of ``docs/results/STUDY/study.md``;
+``<!-- variants: STUDY -->``
+    top-1 of each variant, from ``docs/results/STUDY/results.json``;
+``<!-- summary -->``
+    the scores of :data:`SUMMARY`, from the ``results.json`` of their studies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from pathlib import Path
+
+from ivcl_fast.report.tables import Table
+from ivcl_fast.studies.definitions import STUDIES
+from ivcl_fast.studies.runner import plan_jobs
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+PAGES = ROOT / "README.md", ROOT / "docs" / "studies.md"
+MARKED = re.compile(r"(<!-- (\w+)(?:: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+SUMMARY = {
+    "CATER, visible": ("pretraining", "localize on synthetic", "visible", "top1"),
+    "CATER, hidden": ("pretraining", "localize on synthetic", "hidden", "top1"),
+    "ACRE, new objects": ("causes", "acre on synthetic:acre-comp", "all", "query"),
+    "ACRE, new structure": ("causes", "acre on synthetic:acre-sys", "all", "query"),
+}
+"""Columns of the summary: study, table, group of clips and metric."""
+
+
+def written_anew(page: str) -> str:
+    """Return a page with everything between its markers made again."""
+    kinds = {"studies": studies, "tables": tables, "variants": variants, "summary": summary}
+
+    def filled(found: re.Match[str]) -> str:
+        begin, kind, study, end = found.groups()
+        lines = kinds[kind](*([study] if study else []))
+        return begin + "\n".join(lines) + f"\n{end}"
+
+    return MARKED.sub(filled, page)
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    return Table(header, rows).markdown()
+
+
+def studies() -> list[str]:
+    """Return the table of all studies."""
+    rows = []
+    for name, study in STUDIES.items():
+        pretrainings, finetunings = plan_jobs(study, Path(name), 1, ())
+        labels = "; ".join(dict.fromkeys(variant.label for variant in study.variants))
+        counts = [str(len(pretrainings)), str(len(finetunings))]
+        rows.append([f"`{name}`", study.question, f"{study.varied}: {labels}", *counts])
+    header = ["study", "question", "varies", "pretrainings", "finetunings per seed"]
+    return table(header, rows)
+
+
+def tables(study: str) -> list[str]:
+    """Return the tables of a study's committed page, with titles where there are several."""
+    page = (RESULTS / study / "study.md").read_text()
+    parts = re.findall(r"^## (.*?)\n\n(.*?)\n+(?=## |!\[)", page, re.DOTALL | re.MULTILINE)
+    if len(parts) == 1:
+        return [parts[0][1]]
+    return "\n\n".join(f"`{title}`\n\n{text}" for title, text in parts).splitlines()
+
+
+def variants(study: str) -> list[str]:
+    """Return top-1 of each variant of a study, side by side."""
+    ((title, scores),) = values(study).items()
+    cells = [percent(study, title, name, "all", "top1") for name in scores]
+    return table([STUDIES[study].varied, *scores], [["top-1", *cells]])
+
+
+def summary() -> list[str]:
+    """Return the table of :data:`SUMMARY`, with a row for each model or baseline."""
+    names = dict.fromkeys(
+        name for study, title, *_ in SUMMARY.values() for name in values(study)[title]
+    )
+    rows = []
+    for name in names:
+        cells = [percent(*column[:2], name, *column[2:]) for column in SUMMARY.values()]
+        rows.append([name, *cells])
+    return table(["pretraining, or baseline", *SUMMARY], rows)
+
+
+def values(study: str) -> dict:
+    """Return a study's scores: by table, variant, group of clips and metric, one for each seed."""
+    return json.loads((RESULTS / study / "results.json").read_text())["values"]
+
+
+def percent(study: str, title: str, name: str, group: str, metric: str) -> str:
+    """Return the mean over seeds in percent; nothing for what the study has not measured."""
+    scores = values(study)[title].get(name, {}).get(group, {})
+    return f"{100 * statistics.fmean(scores[metric]):.0f} %" if metric in scores else ""
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser("python -m docs.studies_tables", description=__doc__).parse_args()
+    for path in PAGES:
+        path.write_text(written_anew(path.read_text()))

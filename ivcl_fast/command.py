@@ -1,0 +1,130 @@
+"""What all commands share: flags, ``--version``, and errors, stops and closed pipes."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import logging
+import os
+import re
+import select
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+import ivcl_fast
+from ivcl_fast.distributed import group as distributed
+from ivcl_fast.errors import UserError, print_error
+
+T = TypeVar("T")
+
+STDOUT = 1
+REFUSALS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
+}  # fmt: skip
+"""Why a system refuses a file: no rights to the folder, or no room."""
+
+
+def parse(
+    config: Callable[..., T],
+    name: str,
+    description: str | None = None,
+    arguments: Sequence[str] | None = None,
+    **options: Any,
+) -> Any:
+    """Parse the flags of ``python -m ivcl_fast.<name>`` into a dataclass, or call a function.
+
+    ``description``: reStructuredText above the flags in ``--help``, such as a module's docstring.
+    ``arguments``: by default those of the process. ``options``: passed on to ``tyro.cli``. Raises
+    ``SystemExit`` after ``--help``, ``--version`` and for flags that are not accepted; then only
+    rank 0 prints.
+    """
+    import tyro
+
+    if isinstance(config, type):
+        join_help_lines(config)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--version" in arguments:
+        distributed.print_rank0(f"ivcl_fast {ivcl_fast.__version__}")
+        raise SystemExit(0)
+    if description is not None:
+        description = plain_text(description) + "\n\nUse --version to print the version."
+    try:
+        return tyro.cli(
+            config,
+            prog=f"python -m ivcl_fast.{name}",
+            description=description,
+            args=arguments,
+            console_outputs=distributed.is_main(),
+            **options,
+        )
+    except SystemExit:
+        distributed.let_rank0_report_first()
+        raise
+
+
+def plain_text(docstring: str) -> str:
+    """Remove a docstring's markup, and join the lines of each paragraph."""
+    return re.sub(r"(?<!\n)\n(?![\n ])", " ", docstring.replace("``", "")).strip()
+
+
+def join_help_lines(config: type) -> None:
+    """Give tyro the docstrings of a dataclass's fields, and of nested ones, without line breaks."""
+    import docstring_parser
+
+    texts = {
+        parameter.arg_name: " ".join((parameter.description or "").replace("``", "").split())
+        for base in reversed(config.__mro__[:-1])
+        for parameter in docstring_parser.parse_from_object(base).params
+    }
+    hints = get_type_hints(config)
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(kind := hints[field.name]):
+            join_help_lines(kind)  # type: ignore[arg-type]
+        elif field.name in texts:
+            field.metadata = MappingProxyType({"help": texts[field.name]})
+
+
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Run the ``main`` function of a command, then exit.
+
+    A :class:`UserError`, and a file that the system refuses (:data:`REFUSALS`), become one line on
+    stderr and exit status 2. Ctrl-C gives status 130, and a closed pipe (``... | head``) gives 141
+    and no message.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as error:
+        distributed.let_rank0_report_first()
+        print_error(error)
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        if not stdout_is_closed():  # it was the pipe of a worker process
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # Python flushes it at exit
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print_error(
+            UserError(f"{where}{error.strerror}; accepted: a folder that can be written, with room")
+        )
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as stop:
+        how = str(stop) or "stopped; run the same command again to continue"
+        distributed.print_rank0(how, sys.stderr)
+        raise SystemExit(130) from None
+    raise SystemExit(0)
+
+
+def stdout_is_closed() -> bool:
+    """Whether the standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(STDOUT, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

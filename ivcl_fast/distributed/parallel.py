@@ -1,0 +1,54 @@
+"""Models on several ranks: replicas (DDP) or shards (FSDP2)."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def parallelize(model: nn.Module, shard_by: type[nn.Module] | None = None) -> nn.Module:
+    """Return the module to call in place of ``model``, whose gradients are means over all ranks.
+
+    Without ``shard_by`` every rank holds a replica (DDP), initialised from rank 0's weights. With
+    ``shard_by``, the class of the model's blocks, ``model`` itself is sharded in place (FSDP2);
+    the ranks' weights have to be equal before, and optimisers have to be made after the call.
+    A process that runs alone gets ``model`` back.
+    """
+    if not dist.is_initialized():
+        return model
+    if shard_by is not None:
+        return shard_model(model, shard_by)
+    device = next(model.parameters()).device
+    device_ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
+
+
+def shard_model(model: nn.Module, block: type[nn.Module]) -> nn.Module:
+    """Shard the parameters of ``model`` in place: each ``block`` by itself, the rest together."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    # FSDP2 warns at every start about in-place operations on a block's output; there are none.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    device = next(model.parameters()).device
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for part in model.modules():
+        if isinstance(part, block):
+            fully_shard(part, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def no_sync_if(model: nn.Module, more_to_come: bool) -> AbstractContextManager[None]:
+    """Skip the gradient exchange of replicas in this backward pass if another one follows.
+
+    Shards exchange their gradients in every pass: keeping whole gradients would take the memory
+    that sharding is meant to save.
+    """
+    if more_to_come and isinstance(model, DistributedDataParallel):
+        return model.no_sync()
+    return nullcontext()

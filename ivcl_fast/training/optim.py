@@ -1,0 +1,168 @@
+"""Optimisers of a training stage: the learning-rate schedule, parameter groups, AdamW and Muon."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ivcl_fast.distributed.dtensor import full_tensor, is_sharded, shard_like
+
+NO_DECAY = ("pos_embed", "time_embed", "slot_tokens", "mask_token", "cls_token")
+"""Endings of the names of matrices without weight decay; vectors never have any."""
+
+LR_BATCH = 16
+"""Clips per step for which learning rates are given, where ``--lr-scaling`` scales them."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length and learning rate of one stage. Lengths count clips, never seconds.
+
+    ``Schedule(clips=30_000, lr=3e-3, batch_size=16).steps`` is 1875.
+    """
+
+    clips: int
+    """Training clips in total, rounded down to whole steps (at least one)."""
+    lr: float = 1e-3
+    """Peak learning rate, reached after the warm-up."""
+    batch_size: int = 16
+    """Clips per optimiser step, over all ranks."""
+    grad_accum_steps: int = 1
+    """Number of parts into which a rank splits its batch, to save memory."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up, at most a tenth of all steps."""
+    weight_decay: float = 0.05
+    """Weight decay; biases, norms, positions and tokens have none."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; above it, the gradient is scaled down."""
+    backbone_lr_scale: float = 1.0
+    """Learning rate of all parameters except ``head.*``, relative to ``lr``."""
+    optimizer: Literal["muon", "adamw"] = "adamw"
+    """See :func:`make_optimizers`."""
+
+    @property
+    def steps(self) -> int:
+        """Number of optimiser steps."""
+        return max(1, self.clips // self.batch_size)
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 0: linear warm-up, then a cosine decay to zero."""
+        warmup = max(1, min(self.warmup_steps, self.steps // 10))
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        done = (step - warmup) / max(1, self.steps - warmup)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def scaled_lr(lr: float, batch_size: int, rule: Literal["none", "sqrt", "linear"]) -> float:
+    """Scale a learning rate that is given for :data:`LR_BATCH` clips to ``batch_size`` clips.
+
+    ``batch_size`` counts clips per step over all ranks. ``sqrt`` suits adaptive optimisers
+    (Malladi et al., 2022); ``linear`` is the rule that MAE uses.
+    """
+    return lr * (batch_size / LR_BATCH) ** {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[rule]
+
+
+def make_optimizers(
+    model: nn.Module, schedule: Schedule, capturable: bool = False
+) -> list[torch.optim.Optimizer]:
+    """Make fused AdamW for all parameters, or Muon for the blocks' matrices and AdamW for the rest.
+
+    Parameters are grouped by weight decay and by learning-rate scale (``group["scale"]``). With
+    ``capturable`` the learning rates are tensors, so that a CUDA graph can record the step.
+    """
+    groups: dict[bool, dict[tuple[float, float], list[nn.Parameter]]] = {False: {}, True: {}}
+    for name, parameter in model.named_parameters():
+        no_decay = parameter.ndim <= 1 or name.endswith(NO_DECAY)
+        decay = 0.0 if no_decay else schedule.weight_decay
+        scale = 1.0 if name.startswith("head.") else schedule.backbone_lr_scale
+        uses_muon = schedule.optimizer == "muon" and parameter.ndim == 2 and ".blocks." in name
+        groups[uses_muon].setdefault((decay, scale), []).append(parameter)
+    adamw_groups, muon_groups = (
+        [{"params": p, "weight_decay": d, "scale": s} for (d, s), p in groups[uses_muon].items()]
+        for uses_muon in (False, True)
+    )
+    if capturable:
+        device = next(model.parameters()).device
+        for group in adamw_groups + muon_groups:
+            group["lr"] = torch.tensor(schedule.lr, device=device)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            adamw_groups, lr=schedule.lr, betas=(0.9, 0.95), fused=True, capturable=capturable
+        )
+    ]
+    if muon_groups:
+        optimizers.append(Muon(muon_groups, lr=schedule.lr, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def set_lr(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:
+    """Set the learning rate of every parameter group to ``lr`` times the group's scale."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr * group["scale"])
+            else:
+                group["lr"] = lr * group["scale"]
+
+
+class Muon(torch.optim.Muon):
+    """Muon (Jordan et al., 2024) for whole or sharded matrices, in or outside a CUDA graph.
+
+    Takes orthogonalised momentum steps of the size of AdamW's
+    (``adjust_lr_fn="match_rms_adamw"``), bit for bit those of ``torch.optim.Muon`` where that one
+    can run. It cannot run
+
+    * in a CUDA graph, because it copies the learning rate to the host; here the rate may be a
+      tensor on the device;
+    * efficiently on DTensors, where every product of its iteration becomes a collective. Here the
+      momentum stays sharded, and each update is gathered once, in bfloat16 (the precision of the
+      iteration), orthogonalised on every rank, and sharded again.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Update all parameters; ``closure`` is not supported."""
+        assert closure is None
+        for group in self.param_groups:
+            lr, decay = group["lr"], 1 - group["lr"] * group["weight_decay"]
+            for parameter in group["params"]:
+                gradient, state = parameter.grad, self.state[parameter]
+                if gradient is None:
+                    continue
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(gradient)
+                momentum = state["momentum_buffer"]
+                momentum.lerp_(gradient, 1 - group["momentum"])
+                update = full_tensor(gradient.lerp(momentum, group["momentum"]).bfloat16())
+                update = orthogonalize(
+                    update, group["ns_coefficients"], group["ns_steps"], group["eps"]
+                )
+                size = 0.2 * max(parameter.shape) ** 0.5  # matches the mean size of AdamW's steps
+                parameter.mul_(decay)
+                local = parameter
+                if is_sharded(parameter):
+                    local, update = parameter.to_local(), shard_like(update, parameter).to_local()
+                if isinstance(lr, Tensor):
+                    local.addcmul_(update.to(local.dtype), lr, value=-size)
+                else:
+                    local.add_(update, alpha=-lr * size)
+
+
+def orthogonalize(
+    x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Tensor:
+    """Approximate the orthogonal matrix nearest to ``x`` ``[m, n]`` by Newton-Schulz iteration."""
+    a, b, c = coefficients
+    is_tall = x.shape[0] > x.shape[1]  # the Gram matrix of the short side is the smaller one
+    x = x.T if is_tall else x
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x

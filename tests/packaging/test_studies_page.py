@@ -1,0 +1,36 @@
+"""The tables about studies in the documentation are those of the committed results."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from docs import studies_tables
+from ivcl_fast.studies.definitions import STUDIES
+
+
+@pytest.mark.parametrize("path", studies_tables.PAGES, ids=lambda path: path.name)
+def test_writing_the_tables_again_changes_nothing(path):
+    assert studies_tables.written_anew(path.read_text()) == path.read_text()
+
+
+def test_tables_are_written_between_their_markers():
+    page = "a\n<!-- variants: slots -->\nold\n<!-- end -->\nb <!-- end -->\n"
+    begin, rest = studies_tables.written_anew(page).split("<!-- variants: slots -->\n")
+    assert begin == "a\n" and rest.endswith(" |\n<!-- end -->\nb <!-- end -->\n")
+    assert rest.startswith("| slots per frame | 1 | 2 | 4 | 8 | 16 |\n|---|")
+
+
+def test_every_committed_study_is_whole_and_on_the_page():
+    page = (studies_tables.ROOT / "docs" / "studies.md").read_text()
+    assert "<!-- studies -->" in page
+    for folder in studies_tables.RESULTS.iterdir():
+        study = (folder / "study.md").read_text()
+        assert folder.name in STUDIES and f"python -m ivcl_fast.sweep {folder.name} " in study
+        assert {f.name for f in folder.iterdir()} >= {"study.png", "results.json", "config.json"}
+        shown = re.search(rf"<!-- tables: {folder.name} -->(.*?)<!-- end -->", page, re.DOTALL)
+        rows, expected = (
+            [row for row in text.splitlines() if row.startswith("|")] for text in (shown[1], study)
+        )
+        assert rows == expected and rows

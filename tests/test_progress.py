@@ -1,0 +1,70 @@
+"""Progress of long work: lines where there is no live terminal, and honest rates."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from ivcl_fast import progress
+from ivcl_fast.progress import Bar, duration
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+
+
+def test_a_line_every_15_seconds(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    with Bar("training", 100, "clips") as bar:
+        for done in range(100):
+            bar.show(done, "loss 0.5" if done == 10 else None)
+            clock.now += 1
+        bar.show(100)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 99 // 16 + 1  # every 16th second is the first after 15
+    assert lines[0] == "training: 16/100 clips, 1.0/s, 84 s left, loss 0.5"
+    assert lines[-1] == "training: 100/100 clips, 1.0/s, loss 0.5"
+
+
+def test_rates_do_not_count_what_an_earlier_run_did(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    with Bar("decoding", 0, "frames") as bar:
+        clock.now = 60.0  # nothing is known about the work yet
+        bar(900, 1000)
+        for done in (905, 910):
+            clock.now += 10
+            bar(done, 1000)
+    assert "910/1000 frames, 0.5/s, 3 min left" in capsys.readouterr().out
+
+
+def test_work_that_was_done_before_is_not_shown(capsys):
+    with Bar("rendering", 0, "videos"):
+        pass
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3500, "58 min"), (3590, "1 h 0 min"),
+     (71_370, "19 h 50 min")],
+)  # fmt: skip
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("term", "live"), [("xterm-256color", True), ("dumb", False)])
+def test_a_dumb_terminal_gets_lines(term, live):
+    code = "from ivcl_fast.progress import has_live_terminal as live; print(live())"
+    control, terminal = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=terminal, env=os.environ | {"TERM": term}
+    )
+    assert done.returncode == 0 and os.read(control, 100).decode().strip() == str(live)
