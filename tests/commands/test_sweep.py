@@ -177,7 +177,7 @@ def test_a_scheduler_stops_runs_at_once_and_each_is_kept(data, tmp_path):
     process.terminate()
     _, error = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
-    assert error == "stopped by SIGTERM; run the same command again to continue\n"
+    assert error == "stopped by SIGTERM; the same command continues\n"
     for run in runs:
         assert "python -m ivcl_fast.train --resume" in (run / "log.txt").read_text()
         assert list(run.glob("pretrain/checkpoints/*"))

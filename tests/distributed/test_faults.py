@@ -21,9 +21,9 @@ from tests.support.toy_stage import (
     PARALLELISM,
     assert_same_run,
     curve,
-    loss,
     make_model,
     make_stage,
+    reconstruction_loss,
     train,
 )
 
@@ -106,7 +106,7 @@ def break_one(folder: Path, where: str) -> None:
     """A NaN on rank 1 alone, in step 9."""
 
     def broken(model, batch, step):
-        value = loss(model, batch, step)
+        value = reconstruction_loss(model, batch, step)
         if step == 9 and distributed.rank() == 1:
             if where == "loss":
                 return value * math.nan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -13,7 +12,6 @@ import torch
 from torch import nn
 
 from ivcl_fast import IVCL, IVCLConfig
-from ivcl_fast.data.loader import Batch
 from ivcl_fast.errors import UserError
 from ivcl_fast.training import checkpoint
 from ivcl_fast.training.loop import NotFinite, Stage
@@ -21,25 +19,10 @@ from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule, make_optimizers, scaled_lr
 from ivcl_fast.training.signals import Interrupted
 from tests.support.ranks import run_ranks
+from tests.support.toy_stage import ToyLoader, curve, make_toy_stage
 from tests.training.test_checkpoint import no_file_beyond
 
-CLIPS, BATCH = 40, 4
-
-
-class ToyLoader:
-    """Ten batches an epoch; what they hold is a function of (epoch, batch) alone."""
-
-    wait_seconds = 0.0
-
-    def __len__(self):
-        return CLIPS // BATCH
-
-    def epoch(self, epoch, start_batch=0):
-        for number in range(start_batch, len(self)):
-            draw = torch.Generator().manual_seed(1000 * epoch + number)
-            rows = torch.randint(256, (BATCH, 1, 2, 3), dtype=torch.uint8, generator=draw)
-            labels = torch.randint(3, (BATCH,), generator=draw)
-            yield Batch(rows, labels, torch.arange(BATCH) + number * BATCH)
+BATCH = 4
 
 
 class Toy(nn.Module):
@@ -58,24 +41,10 @@ def toy_loss(model, batch, step):
 
 def stage(folder: Path, loss=toy_loss, grad_accum_steps=1, optimizer="muon", **options) -> Stage:
     torch.manual_seed(3)
-    folder.mkdir(exist_ok=True)
-    schedule = Schedule(
-        100,
-        1e-2,
-        batch_size=BATCH,
-        warmup_steps=2,
-        grad_accum_steps=grad_accum_steps,
-        optimizer=optimizer,
-    )
-    return Stage(
-        "toy", Toy(), ToyLoader(), loss, schedule, folder / "checkpoints", MetricsLog(folder),
-        torch.device("cpu"), amp=False, **{"log_every": 3, "save_every": 5} | options,
-    )  # fmt: skip
-
-
-def curve(folder: Path) -> list[tuple[int, float, float]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [(r["step"], r["loss"], r["lr"]) for r in map(json.loads, lines)]
+    schedule = dict(clips=100, lr=1e-2, batch_size=BATCH, warmup_steps=2, optimizer=optimizer)
+    schedule |= dict(grad_accum_steps=grad_accum_steps)
+    options = {"log_every": 3, "save_every": 5} | options
+    return make_toy_stage(folder, Toy(), ToyLoader(10, BATCH, 1, 2, 3), loss, schedule, **options)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -110,7 +79,7 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, step, optimizer):
     resumed.run()
     assert same(whole.model, resumed.model)
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
-    assert [s for s, _, _ in curve(tmp_path / "cut")] == [3, 6, 9, 12, 15, 18, 21, 24, 25]
+    assert [s for s, _ in curve(tmp_path / "cut")] == [3, 6, 9, 12, 15, 18, 21, 24, 25]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -200,7 +169,7 @@ def test_nan_in_the_data_stops_before_a_checkpoint(tmp_path):
                 yield batch
 
     run = stage(tmp_path / "nan")
-    run.loader = BrokenLoader()
+    run.loader = BrokenLoader(10, BATCH, 1, 2, 3)
     with pytest.raises(NotFinite, match=r"became nan before step 9"):
         run.run()
     saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
