@@ -28,6 +28,10 @@ ROUNDING = STEPS * LR * 2**-53 / 1e-8
 PARALLELISM = {"replicas": {}, "shards": {"shard": True}}
 
 
+class Killed(BaseException):
+    """Stands for kill -9: no code of the run handles it."""
+
+
 class ToyLoader:
     """Batches of random clips, a function of (epoch, batch) alone, and a rank's part of each."""
 

@@ -11,15 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.training import checkpoint
 from ivcl_fast.training.loop import NotFinite, Stage
 from ivcl_fast.training.metrics_log import MetricsLog
-from ivcl_fast.training.optim import Schedule, make_optimizers, scaled_lr
 from ivcl_fast.training.signals import Interrupted
 from tests.support.ranks import run_ranks
-from tests.support.toy_stage import ToyLoader, curve, make_toy_stage
+from tests.support.toy_stage import Killed, ToyLoader, curve, make_toy_stage
 from tests.training.test_checkpoint import no_file_beyond
 
 BATCH = 4
@@ -58,10 +56,6 @@ def failing_at(step_to_fail, failure):
         return toy_loss(model, batch, step)
 
     return loss
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing runs after it that would not run then."""
 
 
 def kill():
@@ -121,7 +115,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_is_told_before_the_step_ends(tmp_path, signum, capfd):
+def test_a_stop_is_announced_before_the_step_ends(tmp_path, signum, capfd):
     said = []
 
     def stop():
@@ -185,7 +179,7 @@ def test_accumulation_gives_the_same_step(tmp_path):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
 
 
-def test_damaged_checkpoint_is_passed_over(tmp_path, caplog):
+def test_a_damaged_checkpoint_is_skipped(tmp_path, caplog):
     whole = stage(tmp_path / "run")
     whole.run()
     steps = checkpoint.list_steps(tmp_path / "run" / "checkpoints")
@@ -199,7 +193,7 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, caplog):
     assert "does not match its checksum" in caplog.text
 
 
-def test_a_full_disk_costs_only_the_checkpoints_it_holds_up(tmp_path, monkeypatch, caplog):
+def test_a_full_disk_costs_only_the_checkpoints_of_that_time(tmp_path, monkeypatch, caplog):
     whole, other = stage(tmp_path / "whole"), stage(tmp_path / "full")
     whole.run()
     write = checkpoint.write
@@ -220,7 +214,7 @@ def test_a_full_disk_costs_only_the_checkpoints_it_holds_up(tmp_path, monkeypatc
     assert curve(tmp_path / "whole") == curve(tmp_path / "full")
 
 
-def test_a_log_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+def test_a_log_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
     log = MetricsLog(tmp_path)
     monkeypatch.setattr(
         log, "_write_to_tensorboard", lambda *arguments: None
@@ -239,35 +233,6 @@ def test_validation_runs_at_even_spaces_and_at_the_end(tmp_path):
     stage(tmp_path / "v", validate=lambda: {"val_top1": 0.5}, validations=2).run()
     records = MetricsLog(tmp_path / "v").read()
     assert [r["step"] for r in records if "val_top1" in r] == [12, 25]
-
-
-def test_schedule_warms_up_and_ends_near_zero():
-    schedule = Schedule(clips=16_000, lr=1.0, batch_size=16, warmup_steps=100)
-    rates = [schedule.lr_at(step) for step in range(schedule.steps)]
-    assert schedule.steps == 1000
-    assert rates[0] == 0.01 and max(rates) == 1.0 and rates.index(1.0) in (99, 100)
-    assert rates[-1] < 1e-4 and sorted(rates[100:], reverse=True) == rates[100:]
-
-
-@pytest.mark.parametrize(("rule", "rate"), [("none", 1.0), ("sqrt", 2.0), ("linear", 4.0)])
-def test_rates_scale_with_the_batch(rule, rate):
-    assert scaled_lr(1.0, 64, rule) == rate and scaled_lr(1.0, 16, rule) == 1.0
-
-
-def test_weight_decay_and_rates_by_group():
-    (adamw,) = make_optimizers(Toy(), Schedule(1, weight_decay=0.1, backbone_lr_scale=0.5))
-    found = {(g["weight_decay"], g["scale"]): len(g["params"]) for g in adamw.param_groups}
-    assert found == {(0.1, 0.5): 1, (0.0, 0.5): 1, (0.1, 1.0): 1, (0.0, 1.0): 1}
-
-
-def test_muon_takes_the_matrices_of_blocks_only():
-    model = IVCL(IVCLConfig(depth=1, temporal_depth=1, decoder_depth=1))
-    adamw, muon = make_optimizers(model, Schedule(1, optimizer="muon"))
-    names = {p: n for n, p in model.named_parameters()}
-    taken = [names[p] for group in muon.param_groups for p in group["params"]]
-    others = [names[p] for group in adamw.param_groups for p in group["params"]]
-    assert len(taken) == 3 * 4 and all(".blocks.0." in n and n.endswith("weight") for n in taken)
-    assert sorted(taken + others) == sorted(names.values())
 
 
 def test_unfinished_line_in_the_log_is_forgotten(tmp_path):
