@@ -117,7 +117,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         )
         raise SystemExit(2) from None
     except KeyboardInterrupt as stop:
-        how = str(stop) or "stopped; run the same command again to continue"
+        how = str(stop) or "stopped; the same command continues"
         distributed.print_rank0(how, sys.stderr)
         raise SystemExit(130) from None
     raise SystemExit(0)

@@ -32,7 +32,7 @@ from ivcl_fast.data.store.build import build_store, choose_decoders, default_sto
 from ivcl_fast.data.store.index import index_media
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
 from ivcl_fast.errors import UserError
-from ivcl_fast.progress import Bar
+from ivcl_fast.progress import Bar, duration
 
 ITEMS_BY_SIZE = {
     "cater": {"embedded": (3000, 600), "full": (3850, 1650)},
@@ -185,15 +185,6 @@ def measure_decoding(
         if seconds > MEASURED_SECONDS:
             break
     return frames / seconds if seconds else 0.0
-
-
-def duration(seconds: float) -> str:
-    """Write a duration in the unit that a person would choose."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours"
 
 
 def prepare_synthetic(config: PrepareConfig, synthetic: Synthetic) -> None:

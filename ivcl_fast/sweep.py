@@ -48,7 +48,7 @@ def main() -> None:
             config.study, tuple(flags), config.out, train, config.seeds, config.parallel
         )
     except Interrupted as stop:
-        print(f"stopped by {stop}; run the same command again to continue", file=sys.stderr)
+        print(f"stopped by {stop}; the same command continues", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
     print(f"study: {folder / 'study.md'}")
 

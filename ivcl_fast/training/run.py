@@ -7,7 +7,6 @@ import functools
 import json
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,22 +100,20 @@ class Run:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.folder = config.folder
-        speed = config.speed
+        self.folder, speed = config.folder, config.speed
         self.device = pick_device(distributed.device_of_rank(speed.device))
         self.amp = use_bf16(speed.amp, self.device)
         # Raises an error, before any work, if the batch does not split evenly.
         distributed.local_batch_size(config.optim.batch_size, config.optim.grad_accum_steps)
         self.metrics = MetricsLog(self.folder)
         self._training_loaders: dict[str, ClipLoader] = {}
-        reason = compile_unsupported_reason(self.device) if speed.compile else None
-        if reason:
+        self.compile, self.cuda_graph = speed.compile, speed.cuda_graph
+        if speed.compile and (reason := compile_unsupported_reason(self.device)):
             distributed.print_rank0(f"--compile: running eager, {reason}")
-        self.compile = speed.compile and reason is None
-        reason = step_graph.unsupported_reason(self.device) if speed.cuda_graph else None
-        if reason:
+            self.compile = False
+        if speed.cuda_graph and (reason := step_graph.unsupported_reason(self.device)):
             distributed.print_rank0(f"--cuda-graph: running without, {reason}")
-        self.cuda_graph = speed.cuda_graph and reason is None
+            self.cuda_graph = False
         if self.device.type == "cpu":
             tune_malloc()
 
@@ -160,8 +157,7 @@ class Run:
     def pretrain(self) -> IVCL | Supervised:
         """Learn to reconstruct patches, or to label frames; saves the model in ``pretrain/``."""
         config = self.config
-        clips, lr = config.stages.pretrain_clips, self._lr(config.optim.lr)
-        schedule = Schedule(clips, lr, **self._common())
+        schedule = self._schedule(config.stages.pretrain_clips, config.optim.lr)
 
         def reconstruct(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
             return model(batch.rows, seed=clip_seeds(config.seed, step, batch.clip_ids)).loss
@@ -189,11 +185,10 @@ class Run:
         With ``last_only`` the model sees only the last frame of each clip.
         """
         config = self.config
-        schedule = Schedule(
+        schedule = self._schedule(
             config.stages.finetune_clips,
-            self._lr(config.optim.finetune_lr),
+            config.optim.finetune_lr,
             backbone_lr_scale=1.0 if init == "random" else config.optim.backbone_lr_scale,
-            **self._common(),
         )
 
         def loss(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
@@ -270,34 +265,28 @@ class Run:
             validate=functools.partial(measure, model) if measure else None,
             save_every=self.config.output.save_every,
         ).run()
-        training = self._describe_training(name, schedule, init)
-        if not any(map(is_sharded, model.parameters())):
-            self._save(model, folder, training)
-            return model
-        unsharded = build()
-        weights = checkpoint.gather_to_rank0(model.state_dict())
+        sharded = any(map(is_sharded, model.parameters()))
+        full = build() if sharded else model
+        if sharded:
+            weights = checkpoint.gather_to_rank0(model.state_dict())
         if distributed.is_main():
-            unsharded.load_state_dict(weights)
-        self._save(unsharded, folder, training)
-        return self._load(unsharded, name)
-
-    def _save(self, model: Any, folder: Path, training: dict[str, Any]) -> None:
-        """Save a stage's model on rank 0, then delete its checkpoints; all ranks wait for it."""
-        if distributed.is_main():
-            save_model(model, folder, training)
+            if sharded:
+                full.load_state_dict(weights)
+            save_model(full, folder, self._describe_training(name, schedule, init))
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         distributed.barrier()
+        return self._load(full, name) if sharded else model
 
     def _describe_training(self, stage: str, schedule: Schedule, init: str) -> dict[str, Any]:
         """Return what the card of a stage's model says about its training."""
         config, source = self.config, self.config.data.source
-        kept = init == "random" or timm_weights.is_timm(init)  # others are paths on this machine
+        public = init == "random" or timm_weights.is_timm(init)  # others are paths on this machine
         training = {
             "stage": stage,
             "data": source if source.startswith("synthetic") else source.partition(":")[0],
             "task": config.data.task if stage != "pretrain" else config.model.objective,
             "preset": config.preset,
-            "initial weights": init if kept else "a pretrained model",
+            "initial weights": init if public else "a pretrained model",
             "clips seen": schedule.steps * schedule.batch_size,
             "batch size": schedule.batch_size,
             "optimizer": schedule.optimizer,
@@ -315,17 +304,15 @@ class Run:
         model.load_state_dict(read_weights(self.folder / name))
         return model.to(self.device).eval()
 
-    def _common(self) -> dict[str, Any]:
-        """Return the fields that the schedules of all stages have in common."""
-        names = (
-            "batch_size",
-            "grad_accum_steps",
-            "warmup_steps",
-            "weight_decay",
-            "clip_norm",
+    def _schedule(self, clips: int, lr: float, **options: Any) -> Schedule:
+        """Return the schedule of a stage; ``options``: what not all stages have in common."""
+        optim = self.config.optim
+        for name in (
+            "batch_size", "grad_accum_steps", "warmup_steps", "weight_decay", "clip_norm",
             "optimizer",
-        )
-        return {name: getattr(self.config.optim, name) for name in names}
+        ):  # fmt: skip
+            options[name] = getattr(optim, name)
+        return Schedule(clips, scaled_lr(lr, optim.batch_size, optim.lr_scaling), **options)
 
     def _peak_clips_per_second(
         self, model: IVCL | IVCLClassifier | Supervised, frames: float
@@ -339,9 +326,6 @@ class Run:
             classes = model.head.out_features if isinstance(model, IVCLClassifier) else None
             clip = flops.training(model.cfg, classes, frames=frames)
         return peak and peak * distributed.world_size() / clip
-
-    def _lr(self, lr: float) -> float:
-        return scaled_lr(lr, self.config.optim.batch_size, self.config.optim.lr_scaling)
 
     def _training_loader(self, stage: str, num_frames: int) -> ClipLoader:
         """Return this rank's part of the training batches of a stage."""
@@ -360,19 +344,8 @@ class Run:
         return self._training_loaders[stage]
 
     def _loader(
-        self,
-        split: str,
-        num_frames: int,
-        training: bool = False,
-        batch_size: int = EVAL_BATCH,
-        **options: Any,
+        self, split: str, num_frames: int, batch_size: int = EVAL_BATCH, **options: Any
     ) -> ClipLoader:
         """Return the batches of a split; see ``DataModule.loader``."""
-        return self.data.loader(
-            split,
-            batch_size=batch_size,
-            num_frames=num_frames,
-            seed=self.config.seed,
-            training=training,
-            **options,
-        )
+        options = {"training": False, "seed": self.config.seed} | options
+        return self.data.loader(split, batch_size=batch_size, num_frames=num_frames, **options)

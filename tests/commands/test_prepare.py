@@ -67,14 +67,6 @@ def test_dry_run_writes_nothing(command, package):
     assert f"{18 * 3 * 64**2 / 1e9:.2f} GB" in out
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(0.2, "1 seconds"), (75, "75 seconds"), (600, "10 minutes"), (9000, "2.5 hours")],
-)
-def test_durations(seconds, said):
-    assert prepare.duration(seconds) == said
-
-
 def test_verify_finds_any_flipped_byte(command, package):
     """In every file of the store, at several positions."""
     command(f"cater:{package}", *SMALL)

@@ -81,7 +81,7 @@ def test_the_same_command_runs_nothing_again(data, tmp_path, monkeypatch, capsys
     assert [c.folder.name for c in asked] == ["seed-1"]
 
 
-def test_old_runs_are_not_shown_as_those_of_other_flags(data, tmp_path, capsys):
+def test_old_runs_are_not_reported_as_runs_with_other_flags(data, tmp_path, capsys):
     options, flags = {"seeds": 1, "out": tmp_path}, ("--data", data, *SMALL)
     run_study("encoder", flags, **options)
     page = (tmp_path / "encoder" / "study.md").read_text()
@@ -165,7 +165,7 @@ def test_runs_at_once_learn_what_runs_in_turn_do(data, tmp_path, capsys):
     assert told.count(": started, ") == told.count(": done") == 4
 
 
-def test_one_that_fails_stops_all(data, tmp_path, capsys):
+def test_a_failed_run_stops_all(data, tmp_path, capsys):
     broken = tmp_path / "slots" / "1" / "pretrained"
     (broken / "metrics.jsonl").mkdir(parents=True)  # where a file is to be
     # Of the five that would take for ever, two have begun and three have not.
@@ -186,7 +186,7 @@ def test_a_scheduler_stops_runs_at_once_and_each_is_kept(data, tmp_path):
     process.terminate()
     _, error = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
-    assert error == "stopped by SIGTERM; run the same command again to continue\n"
+    assert error == "stopped by SIGTERM; the same command continues\n"
     for run in runs:
         assert "python -m ivcl_fast.train --resume" in (run / "log.txt").read_text()
         assert list(run.glob("pretrain/checkpoints/*"))

@@ -25,6 +25,7 @@ from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run import CHECKPOINTS, Run
 from ivcl_fast.training.settings import TrainConfig, as_json, load_settings
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
+from tests.support.toy_stage import Killed
 
 SMALL = [
     *RUN_FLAGS, *FRAME_FLAGS, "--pretrain-clips", "160", "--finetune-clips", "40",
@@ -237,9 +238,6 @@ def test_a_kill_while_checkpoints_are_deleted(cater, uninterrupted, command, mon
     """A finished stage needs none; the next call deletes what the kill left over."""
     flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run"]
     stages = [tmp_path / "run" / stage for stage in ("pretrain", "finetune", "last-frame")]
-
-    class Killed(BaseException):
-        pass
 
     def kill(folder, **options):
         if folder == stages[0] / CHECKPOINTS:

@@ -1,4 +1,4 @@
-"""Ranks that are killed, stopped, out of disk or mistaken: all end together, and runs go on."""
+"""Ranks that are killed, stopped or out of disk: all end together, and runs can continue."""
 
 from __future__ import annotations
 
@@ -19,17 +19,14 @@ from ivcl_fast.training.signals import Interrupted
 from tests.support.ranks import run_ranks
 from tests.support.toy_stage import (
     PARALLELISM,
+    Killed,
     assert_same_run,
     curve,
-    loss,
     make_model,
     make_stage,
+    reconstruction_loss,
     train,
 )
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing runs after it that would not run then."""
 
 
 def kill_at(moment):
@@ -47,7 +44,7 @@ def train_until(folder: Path, options: dict, moment: int) -> None:
 
 
 @pytest.mark.parametrize("parallelism", PARALLELISM)
-def test_checkpoints_go_on_with_any_number_of_ranks(tmp_path, parallelism):
+def test_checkpoints_continue_with_any_number_of_ranks(tmp_path, parallelism):
     """Two ranks, then one, then two."""
     one = train(tmp_path / "one", {})
     options = PARALLELISM[parallelism]
@@ -106,7 +103,7 @@ def break_one(folder: Path, where: str) -> None:
     """A NaN on rank 1 alone, in step 9."""
 
     def broken(model, batch, step):
-        value = loss(model, batch, step)
+        value = reconstruction_loss(model, batch, step)
         if step == 9 and distributed.rank() == 1:
             if where == "loss":
                 return value * math.nan
@@ -164,7 +161,7 @@ def fail(folder: Path, failing: list[int]) -> None:
 @pytest.mark.parametrize(
     ("failing", "status"), [([0], [2, 1]), ([1], [1, 2]), ([0, 1], [2, 2])], ids=str
 )
-def test_a_mistake_is_told_once_whoever_meets_it(tmp_path, failing, status):
+def test_an_error_is_printed_once_whichever_rank_raises_it(tmp_path, failing, status):
     stops = run_ranks(2, fail, tmp_path / "run", failing)
     assert [stop.code for stop in stops] == status
     assert (tmp_path / "run" / "printed").read_text() == "clip-3.avi: gone\n"
@@ -190,7 +187,7 @@ def die_alone(folder: Path) -> None:
     train(folder, {}, fault)
 
 
-def test_a_run_goes_on_after_a_rank_died(tmp_path):
+def test_a_run_continues_after_a_rank_died(tmp_path):
     survivor, dead = run_ranks(2, die_alone, tmp_path / "cut")
     assert isinstance(dead, ChildProcessError)
     assert isinstance(survivor, SystemExit) and survivor.code == 1

@@ -49,7 +49,7 @@ def run_the_command(arguments: list[str]) -> list[bool]:
 
 
 def test_the_command_does_on_two_ranks_what_it_does_on_one(tmp_path):
-    """Both stages, to finished models that any number of ranks goes on with."""
+    """Both stages, to finished models that any number of ranks can continue with."""
     write_cater(tmp_path / "cater", SyntheticCater(train=12, val=6), workers=1)
     arguments = ["--data", f"cater:{tmp_path / 'cater'}", "--out", str(tmp_path), *SMALL]
     arguments += ["--pretrain-clips", "40", "--finetune-clips", "20", "--amp", "off"]
@@ -118,7 +118,7 @@ def test_rank_0_goes_first(tmp_path):
     assert first == others[0] == ["0", "1"]
 
 
-def test_shares_of_a_batch(monkeypatch):
+def test_local_batch_sizes(monkeypatch):
     assert distributed.local_batch_size(6, 3) == 6
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert distributed.local_batch_size(32, 2) == 8
@@ -141,7 +141,7 @@ def test_a_rank_takes_its_own_gpu(monkeypatch):
         distributed.device_of_rank("cuda:0")
 
 
-def test_a_lone_world_size_is_told(monkeypatch):
+def test_a_lone_world_size_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in distributed.TORCHRUN_VARIABLES:
         monkeypatch.delenv(name, raising=False)

@@ -31,7 +31,7 @@ def test_ranks_share_what_earlier_attempts_did_not_write(store, order):
         assert all(part.get("address") == str(attempt).encode() for part in fresh)
 
 
-def test_requests_of_dead_ranks_are_passed_over(store):
+def test_requests_of_dead_ranks_are_skipped(store):
     store.set("ask/1", "asked by a rank that died")
     with ThreadPoolExecutor(3) as pool:
         ranks = [pool.submit(rendezvous.unused_store, store, 0, 3)]

@@ -1,17 +1,18 @@
-"""A short training stage for tests of many ranks, and what makes two of its runs the same one.
+"""Short training stages, and a comparison of two runs.
 
-Weights are float64 here, so that rounding stands far below any mistake. AdamW divides by
-``|g| + 1e-8``: it can blow rounding up to 2^-53 / 1e-8 = 1e-8 of a step of size ``lr``, which the
-tolerance on weights allows for every step.
+Weights of the toy IV-CL model are float64, so that rounding is far smaller than the effect of any
+mistake. AdamW divides by ``|g| + 1e-8``: it can amplify rounding up to 2^-53 / 1e-8 = 1e-8 of a
+step of size ``lr``, which the tolerance on weights allows for every step.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.data.loader import Batch
@@ -24,23 +25,55 @@ from ivcl_fast.training.seeds import clip_seeds
 
 BATCH, STEPS, LR = 8, 12, 1e-2
 ROUNDING = STEPS * LR * 2**-53 / 1e-8
+PARALLELISM = {"replicas": {}, "shards": {"shard": True}}
 
 
-class SharedLoader:
-    """Six batches an epoch, a function of (epoch, batch) alone, and a rank's part of each."""
+class Killed(BaseException):
+    """Stands for kill -9: no code of the run handles it."""
+
+
+class ToyLoader:
+    """Batches of random clips, a function of (epoch, batch) alone, and a rank's part of each."""
 
     wait_seconds = 0.0
 
-    def __len__(self):
-        return 6
+    def __init__(self, batches: int, *shape: int) -> None:
+        self.batches, self.shape = batches, shape
 
-    def epoch(self, epoch, start_batch=0):
-        mine = slice(distributed.rank(), None, distributed.world_size())
+    def __len__(self) -> int:
+        return self.batches
+
+    def epoch(self, epoch: int, start_batch: int = 0):
+        mine, size = slice(distributed.rank(), None, distributed.world_size()), self.shape[0]
         for number in range(start_batch, len(self)):
             draw = torch.Generator().manual_seed(1000 * epoch + number)
-            rows = torch.randint(256, (BATCH, 2, 4, 192), dtype=torch.uint8, generator=draw)
-            ids = torch.arange(BATCH) + number * BATCH
-            yield Batch(rows[mine], torch.zeros(BATCH)[mine], ids[mine])
+            rows = torch.randint(256, self.shape, dtype=torch.uint8, generator=draw)
+            labels = torch.randint(3, (size,), generator=draw)
+            yield Batch(rows[mine], labels[mine], (torch.arange(size) + number * size)[mine])
+
+
+def make_toy_stage(
+    folder: Path, model: nn.Module, loader: Any, loss: Any, schedule: dict, **options: Any
+) -> Stage:
+    """Make a stage on the CPU, in single precision unless ``options`` say otherwise."""
+    folder.mkdir(exist_ok=True)
+    options = {"device": torch.device("cpu"), "amp": False} | options
+    return Stage(
+        "toy", model, loader, loss, Schedule(**schedule), folder / "checkpoints",
+        MetricsLog(folder), **options,
+    )  # fmt: skip
+
+
+def curve(folder: Path) -> list[tuple[int, float]]:
+    """Steps and losses in the log of a stage."""
+    return [(r["step"], r["loss"]) for r in MetricsLog(folder).read() if "loss" in r]
+
+
+def reconstruction_loss(model, batch, step):
+    return model(batch.rows, seed=clip_seeds(0, step, batch.clip_ids)).loss
+
+
+# --- IV-CL in float64 -----------------------------------------------------------------------------
 
 
 def make_model(objective="ivcl") -> IVCL:
@@ -51,26 +84,11 @@ def make_model(objective="ivcl") -> IVCL:
     return IVCL(IVCLConfig(**sizes, **decoder, **frames, objective=objective)).double()
 
 
-def loss(model, batch, step):
-    return model(batch.rows, seed=clip_seeds(0, step, batch.clip_ids)).loss
-
-
-def make_stage(
-    folder: Path, loss=loss, *, objective="ivcl", shard=False, grad_accum_steps=1, optimizer="adamw"
-):
-    folder.mkdir(exist_ok=True)
-    schedule = Schedule(
-        BATCH * STEPS,
-        LR,
-        batch_size=BATCH,
-        warmup_steps=2,
-        grad_accum_steps=grad_accum_steps,
-        optimizer=optimizer,
-    )
-    return Stage(
-        "toy", make_model(objective), SharedLoader(), loss, schedule, folder / "checkpoints",
-        MetricsLog(folder), torch.device("cpu"), amp=False, shard=shard, log_every=3, save_every=5,
-    )  # fmt: skip
+def make_stage(folder: Path, loss=reconstruction_loss, objective="ivcl", shard=False, **schedule):
+    schedule = dict(clips=BATCH * STEPS, lr=LR, batch_size=BATCH, warmup_steps=2) | schedule
+    loader = ToyLoader(6, BATCH, 2, 4, 192)
+    options = dict(shard=shard, log_every=3, save_every=5)
+    return make_toy_stage(folder, make_model(objective), loader, loss, schedule, **options)
 
 
 def train(folder: Path, options: dict, fault=None) -> dict[str, torch.Tensor]:
@@ -79,16 +97,11 @@ def train(folder: Path, options: dict, fault=None) -> dict[str, torch.Tensor]:
     def faulty_loss(model, batch, step):
         if fault is not None:
             fault(step)
-        return loss(model, batch, step)
+        return reconstruction_loss(model, batch, step)
 
     stage = make_stage(folder, faulty_loss, **options)
     stage.run()
     return checkpoint.gather_to_rank0(stage.model.state_dict())
-
-
-def curve(folder: Path) -> list[tuple[int, float]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [(r["step"], r["loss"]) for r in map(json.loads, lines) if "loss" in r]
 
 
 def assert_same_run(found: dict, folder: Path, expected: dict, expected_folder: Path) -> None:
@@ -98,6 +111,3 @@ def assert_same_run(found: dict, folder: Path, expected: dict, expected_folder: 
     for (step, a), (expected_step, b) in zip(curve(folder), curve(expected_folder), strict=True):
         assert step == expected_step
         assert math.isclose(a, b, rel_tol=2**-23)  # a step's loss is kept in float32
-
-
-PARALLELISM = {"replicas": {}, "shards": {"shard": True}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -12,34 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from ivcl_fast import IVCL, IVCLConfig
-from ivcl_fast.data.loader import Batch
 from ivcl_fast.errors import UserError
 from ivcl_fast.training import checkpoint
 from ivcl_fast.training.loop import NotFinite, Stage
 from ivcl_fast.training.metrics_log import MetricsLog
-from ivcl_fast.training.optim import Schedule, make_optimizers, scaled_lr
 from ivcl_fast.training.signals import Interrupted
 from tests.support.ranks import run_ranks
+from tests.support.toy_stage import Killed, ToyLoader, curve, make_toy_stage
 from tests.training.test_checkpoint import no_file_beyond
 
-CLIPS, BATCH = 40, 4
-
-
-class ToyLoader:
-    """Ten batches an epoch; what they hold is a function of (epoch, batch) alone."""
-
-    wait_seconds = 0.0
-
-    def __len__(self):
-        return CLIPS // BATCH
-
-    def epoch(self, epoch, start_batch=0):
-        for number in range(start_batch, len(self)):
-            draw = torch.Generator().manual_seed(1000 * epoch + number)
-            rows = torch.randint(256, (BATCH, 1, 2, 3), dtype=torch.uint8, generator=draw)
-            labels = torch.randint(3, (BATCH,), generator=draw)
-            yield Batch(rows, labels, torch.arange(BATCH) + number * BATCH)
+BATCH = 4
 
 
 class Toy(nn.Module):
@@ -58,24 +39,10 @@ def toy_loss(model, batch, step):
 
 def stage(folder: Path, loss=toy_loss, grad_accum_steps=1, optimizer="muon", **options) -> Stage:
     torch.manual_seed(3)
-    folder.mkdir(exist_ok=True)
-    schedule = Schedule(
-        100,
-        1e-2,
-        batch_size=BATCH,
-        warmup_steps=2,
-        grad_accum_steps=grad_accum_steps,
-        optimizer=optimizer,
-    )
-    return Stage(
-        "toy", Toy(), ToyLoader(), loss, schedule, folder / "checkpoints", MetricsLog(folder),
-        torch.device("cpu"), amp=False, **{"log_every": 3, "save_every": 5} | options,
-    )  # fmt: skip
-
-
-def curve(folder: Path) -> list[tuple[int, float, float]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [(r["step"], r["loss"], r["lr"]) for r in map(json.loads, lines)]
+    schedule = dict(clips=100, lr=1e-2, batch_size=BATCH, warmup_steps=2, optimizer=optimizer)
+    schedule |= dict(grad_accum_steps=grad_accum_steps)
+    options = {"log_every": 3, "save_every": 5} | options
+    return make_toy_stage(folder, Toy(), ToyLoader(10, BATCH, 1, 2, 3), loss, schedule, **options)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -89,10 +56,6 @@ def failing_at(step_to_fail, failure):
         return toy_loss(model, batch, step)
 
     return loss
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing runs after it that would not run then."""
 
 
 def kill():
@@ -110,7 +73,7 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, step, optimizer):
     resumed.run()
     assert same(whole.model, resumed.model)
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
-    assert [s for s, _, _ in curve(tmp_path / "cut")] == [3, 6, 9, 12, 15, 18, 21, 24, 25]
+    assert [s for s, _ in curve(tmp_path / "cut")] == [3, 6, 9, 12, 15, 18, 21, 24, 25]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -152,7 +115,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_is_told_before_the_step_ends(tmp_path, signum, capfd):
+def test_a_stop_is_announced_before_the_step_ends(tmp_path, signum, capfd):
     said = []
 
     def stop():
@@ -200,7 +163,7 @@ def test_nan_in_the_data_stops_before_a_checkpoint(tmp_path):
                 yield batch
 
     run = stage(tmp_path / "nan")
-    run.loader = BrokenLoader()
+    run.loader = BrokenLoader(10, BATCH, 1, 2, 3)
     with pytest.raises(NotFinite, match=r"became nan before step 9"):
         run.run()
     saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
@@ -216,7 +179,7 @@ def test_accumulation_gives_the_same_step(tmp_path):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
 
 
-def test_damaged_checkpoint_is_passed_over(tmp_path, caplog):
+def test_a_damaged_checkpoint_is_skipped(tmp_path, caplog):
     whole = stage(tmp_path / "run")
     whole.run()
     steps = checkpoint.list_steps(tmp_path / "run" / "checkpoints")
@@ -230,7 +193,7 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, caplog):
     assert "does not match its checksum" in caplog.text
 
 
-def test_a_full_disk_costs_only_the_checkpoints_it_holds_up(tmp_path, monkeypatch, caplog):
+def test_a_full_disk_costs_only_the_checkpoints_of_that_time(tmp_path, monkeypatch, caplog):
     whole, other = stage(tmp_path / "whole"), stage(tmp_path / "full")
     whole.run()
     write = checkpoint.write
@@ -251,7 +214,7 @@ def test_a_full_disk_costs_only_the_checkpoints_it_holds_up(tmp_path, monkeypatc
     assert curve(tmp_path / "whole") == curve(tmp_path / "full")
 
 
-def test_a_log_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+def test_a_log_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
     log = MetricsLog(tmp_path)
     monkeypatch.setattr(
         log, "_write_to_tensorboard", lambda *arguments: None
@@ -270,35 +233,6 @@ def test_validation_runs_at_even_spaces_and_at_the_end(tmp_path):
     stage(tmp_path / "v", validate=lambda: {"val_top1": 0.5}, validations=2).run()
     records = MetricsLog(tmp_path / "v").read()
     assert [r["step"] for r in records if "val_top1" in r] == [12, 25]
-
-
-def test_schedule_warms_up_and_ends_near_zero():
-    schedule = Schedule(clips=16_000, lr=1.0, batch_size=16, warmup_steps=100)
-    rates = [schedule.lr_at(step) for step in range(schedule.steps)]
-    assert schedule.steps == 1000
-    assert rates[0] == 0.01 and max(rates) == 1.0 and rates.index(1.0) in (99, 100)
-    assert rates[-1] < 1e-4 and sorted(rates[100:], reverse=True) == rates[100:]
-
-
-@pytest.mark.parametrize(("rule", "rate"), [("none", 1.0), ("sqrt", 2.0), ("linear", 4.0)])
-def test_rates_scale_with_the_batch(rule, rate):
-    assert scaled_lr(1.0, 64, rule) == rate and scaled_lr(1.0, 16, rule) == 1.0
-
-
-def test_weight_decay_and_rates_by_group():
-    (adamw,) = make_optimizers(Toy(), Schedule(1, weight_decay=0.1, backbone_lr_scale=0.5))
-    found = {(g["weight_decay"], g["scale"]): len(g["params"]) for g in adamw.param_groups}
-    assert found == {(0.1, 0.5): 1, (0.0, 0.5): 1, (0.1, 1.0): 1, (0.0, 1.0): 1}
-
-
-def test_muon_takes_the_matrices_of_blocks_only():
-    model = IVCL(IVCLConfig(depth=1, temporal_depth=1, decoder_depth=1))
-    adamw, muon = make_optimizers(model, Schedule(1, optimizer="muon"))
-    names = {p: n for n, p in model.named_parameters()}
-    taken = [names[p] for group in muon.param_groups for p in group["params"]]
-    others = [names[p] for group in adamw.param_groups for p in group["params"]]
-    assert len(taken) == 3 * 4 and all(".blocks.0." in n and n.endswith("weight") for n in taken)
-    assert sorted(taken + others) == sorted(names.values())
 
 
 def test_unfinished_line_in_the_log_is_forgotten(tmp_path):

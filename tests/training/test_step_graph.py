@@ -11,15 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ivcl_fast import IVCL, IVCLConfig
-from ivcl_fast.data.loader import Batch
 from ivcl_fast.training import loop, step_graph
-from ivcl_fast.training.loop import Stage
-from ivcl_fast.training.metrics_log import MetricsLog
-from ivcl_fast.training.optim import Muon, Schedule, make_optimizers, set_lr
 from ivcl_fast.training.seeds import clip_seeds
 from ivcl_fast.training.step_graph import WARM_UP, StepGraph
 from tests.support.pretend_cuda import PretendCuda
-from tests.training.test_loop import curve
+from tests.support.toy_stage import ToyLoader, curve, make_toy_stage, reconstruction_loss
 
 CFG = IVCLConfig(
     image_size=16, num_frames=3, num_query_frames=2, embed_dim=32, num_heads=2, depth=2,
@@ -84,24 +80,10 @@ def taped(monkeypatch):
     monkeypatch.setattr(loop, "StepGraph", TapedStep)
 
 
-class Clips:
-    """Batches of random clips."""
-
-    wait_seconds = 0.0
-
-    def __len__(self):
-        return 8
-
-    def epoch(self, epoch, start_batch=0):
-        for number in range(start_batch, len(self)):
-            draw = torch.Generator().manual_seed(100 * epoch + number)
-            shape = 4, CFG.num_frames, CFG.num_patches, CFG.patch_dim
-            rows = torch.randint(256, shape, dtype=torch.uint8, generator=draw)
-            ids = torch.arange(4) + 4 * number
-            yield Batch(rows, torch.zeros(4, dtype=torch.int64), ids)
+SHAPE = 4, CFG.num_frames, CFG.num_patches, CFG.patch_dim
 
 
-class Cut(Clips):
+class Cut(ToyLoader):
     """Ends the run after 6 batches, as a kill does."""
 
     def epoch(self, epoch, start_batch=0):
@@ -111,22 +93,17 @@ class Cut(Clips):
             yield batch
 
 
-def reconstruct(model, batch, step):
-    return model(batch.rows, seed=clip_seeds(0, step, batch.clip_ids)).loss
-
-
-def pretraining(folder, device="cpu", **options):
+def pretraining(folder, device="cpu", schedule=None, **options):
     torch.manual_seed(0)
-    folder.mkdir()
-    made = {"clips": 32, "lr": 1e-2, "batch_size": 4, "warmup_steps": 2} | options.pop("plan", {})
-    return Stage(
-        "pretrain", IVCL(CFG).to(device), Clips(), reconstruct, Schedule(**made),
-        folder / "checkpoints", MetricsLog(folder), torch.device(device), log_every=1, **options,
+    schedule = dict(clips=32, lr=1e-2, batch_size=4, warmup_steps=2) | (schedule or {})
+    return make_toy_stage(
+        folder, IVCL(CFG).to(device), ToyLoader(8, *SHAPE), reconstruction_loss, schedule,
+        device=torch.device(device), log_every=1, **options,
     )  # fmt: skip
 
 
 def assert_same_run(graphed, eager, rel, rel_loss=1e-4):
-    losses = [[loss for _, loss, _ in curve(s.metrics.folder)] for s in (graphed, eager)]
+    losses = [[loss for _, loss in curve(s.metrics.folder)] for s in (graphed, eager)]
     assert losses[0] == pytest.approx(losses[1], rel=rel_loss)
     for (name, a), b in zip(
         graphed.model.named_parameters(), eager.model.parameters(), strict=True
@@ -138,7 +115,7 @@ def assert_same_run(graphed, eager, rel, rel_loss=1e-4):
 
 
 @pytest.mark.parametrize(
-    "plan, rel",
+    "schedule, rel",
     [
         ({}, 1e-5),
         ({"grad_accum_steps": 2}, 1e-5),
@@ -146,20 +123,20 @@ def assert_same_run(graphed, eager, rel, rel_loss=1e-4):
     ],  # muon rounds to bfloat16
     ids=str,
 )
-def test_replayed_steps_learn_the_same(tmp_path, plan, rel, taped):
-    graphed = pretraining(tmp_path / "graph", amp=False, cuda_graph=True, plan=plan)
-    eager = pretraining(tmp_path / "eager", amp=False, plan=plan)
+def test_replayed_steps_learn_the_same(tmp_path, schedule, rel, taped):
+    graphed = pretraining(tmp_path / "graph", amp=False, cuda_graph=True, schedule=schedule)
+    eager = pretraining(tmp_path / "eager", amp=False, schedule=schedule)
     graphed.run()
     eager.run()
     assert_same_run(graphed, eager, rel=rel)
 
 
 @pytest.mark.parametrize("first, then", [(True, False), (False, True), (True, True)])
-def test_a_checkpoint_of_either_kind_goes_on(tmp_path, first, then, taped):
+def test_a_checkpoint_of_either_kind_continues(tmp_path, first, then, taped):
     eager = pretraining(tmp_path / "eager", amp=False)
     eager.run()
     cut = pretraining(tmp_path / "cut", amp=False, cuda_graph=first, save_every=5)
-    cut.loader = Cut()
+    cut.loader = Cut(8, *SHAPE)
     with pytest.raises(KeyboardInterrupt):
         cut.run()
     rest = pretraining(tmp_path / "rest", amp=False, cuda_graph=then)
@@ -201,12 +178,12 @@ def test_streams_and_recording(monkeypatch):
         assert graph.recorded == (number >= WARM_UP)
     assert ran == ["side"] * (WARM_UP + 1)
     warm_up = ["side waits for default", "default waits for side"] * WARM_UP
-    # The loader goes on in another thread: it may take memory while this one records.
+    # The loader works in another thread, which may allocate memory during the recording.
     recording = ["recording, thread_local", "recorded"]
     assert cuda.log == warm_up + recording + ["replay on default"] * 3
 
 
-def test_another_shape_runs_as_it_is():
+def test_another_shape_runs_eagerly():
     """A batch that has lost a clip; the graph is for the shape that came some times in a row."""
     ran = []
 
@@ -223,7 +200,7 @@ def test_another_shape_runs_as_it_is():
     assert ran == [4, 4, 3, 4, 4, 4, 4, 3, 1]
 
 
-def test_a_step_that_asks_for_a_number_runs_as_it_is(caplog):
+def test_a_step_that_reads_a_value_runs_eagerly(caplog):
     graph = TapedStep(lambda x: x * x.sum().item(), torch.device("cpu"))
     results = [graph(torch.tensor(float(n))) for n in range(WARM_UP + 3)]
     assert results == [n * n for n in range(WARM_UP + 3)]
@@ -244,7 +221,7 @@ def test_a_recording_that_is_broken_off_leaves_nothing_behind(tmp_path, taped, m
 
 
 def test_after_a_recording_that_failed(monkeypatch, caplog):
-    """On stand-ins: steps go on where they ran before, and the reason is what failed first."""
+    """On stand-ins: steps run on their stream again, and the reason is the first error."""
     cuda, ran = PretendCuda(monkeypatch), []
 
     def step(x):
@@ -259,36 +236,6 @@ def test_after_a_recording_that_failed(monkeypatch, caplog):
         assert cuda.streams == ["default"]
     assert ran == ["side"] * (WARM_UP + 3)
     assert caplog.messages == ["--cuda-graph: running without, a number was asked for"]
-
-
-def test_learning_rates_are_tensors_that_stay():
-    model = IVCL(CFG)
-    optimizers = make_optimizers(model, Schedule(1, optimizer="muon"), capturable=True)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    rates = [group["lr"] for group in groups]
-    groups[0]["scale"] = 0.5
-    set_lr(optimizers, 0.25)
-    assert all(group["lr"] is rate for group, rate in zip(groups, rates, strict=True))
-    assert [rate.item() for rate in rates] == [0.125] + [0.25] * (len(rates) - 1)
-    assert len({rate.data_ptr() for rate in rates}) == len(rates)
-
-
-@pytest.mark.parametrize("shape", [(6, 6), (12, 5), (5, 12), (1, 6)])
-def test_muon_is_that_of_torch(shape):
-    """Bit for bit; with a tensor as learning rate, for CUDA graphs, up to rounding."""
-    torch.manual_seed(0)
-    start, gradients = torch.randn(shape), torch.randn(5, *shape)
-    ends = []
-    for muon, lr in ((torch.optim.Muon, 0.02), (Muon, 0.02), (Muon, torch.tensor(0.02))):
-        weight = torch.nn.Parameter(start.clone())
-        options = dict(lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-        optimizer = muon([{"params": [weight], **options}], adjust_lr_fn="match_rms_adamw")
-        for gradient in gradients:
-            weight.grad = gradient.clone()
-            optimizer.step()
-        ends.append(weight.detach())
-    assert torch.equal(ends[0], ends[1])
-    torch.testing.assert_close(ends[0], ends[2], rtol=1e-6, atol=1e-7)
 
 
 def test_seeds_do_not_depend_on_the_kind_of_step():
@@ -309,9 +256,9 @@ def test_unsupported_reasons(monkeypatch):
 @pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_graphed_steps_learn_the_same_on_a_gpu(tmp_path, optimizer, amp, caplog):
-    plan = {"optimizer": optimizer, "lr": 1e-3}
-    graphed = pretraining(tmp_path / "graph", "cuda", amp=amp, cuda_graph=True, plan=plan)
-    eager = pretraining(tmp_path / "eager", "cuda", amp=amp, plan=plan)
+    schedule = {"optimizer": optimizer, "lr": 1e-3}
+    graphed = pretraining(tmp_path / "graph", "cuda", amp=amp, cuda_graph=True, schedule=schedule)
+    eager = pretraining(tmp_path / "eager", "cuda", amp=amp, schedule=schedule)
     graphed.run()  # 8 steps, 5 of them replayed
     eager.run()
     assert not caplog.messages
@@ -359,5 +306,5 @@ def test_compiled_and_checkpointed_blocks_in_a_graph(tmp_path, caplog):
     graphed.run()
     eager.run()
     assert not caplog.messages
-    losses = [[loss for _, loss, _ in curve(s.metrics.folder)] for s in (graphed, eager)]
+    losses = [[loss for _, loss in curve(s.metrics.folder)] for s in (graphed, eager)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
