@@ -14,7 +14,8 @@ import torch
 from ivcl_fast.data.dataset import Clip, Dataset
 from ivcl_fast.data.formats.acre import TYPES, Acre, Query, object_table
 from ivcl_fast.errors import UserError
-from ivcl_fast.evaluation.evaluate import counting_guess
+from ivcl_fast.evaluation.baselines import counting_guess
+from ivcl_fast.evaluation.evaluate import Evaluation
 
 PROBLEM: list[dict[str, Any]] = [
     {"light_state": "on", "objects": [4]},
@@ -90,12 +91,13 @@ def test_what_counting_scores(root: Path) -> None:
     write(root, "test", [PROBLEM, PROBLEM])
     data = Acre(root)
     clips = data.clips("test")[::-1]
-    names, labels = [clip.name for clip in clips], torch.tensor([clip.label for clip in clips])
+    labels = torch.tensor([clip.label for clip in clips])
+    evaluation = Evaluation({}, torch.zeros(len(clips), 3), labels, clips)
     # With 20 the machine was on once of one time, with 9 once of two, with 4 always; 12 and 13 were
     # never or seldom there when it was.
-    groups, right = counting_guess(data, "test", names, labels)
-    scores = groups["all"]
-    assert right.mean() == 0.5
+    result = counting_guess(data, "test", evaluation)
+    scores = result.scores["all"]
+    assert result.correct is not None and result.correct.mean() == 0.5
     assert {name: score.value for name, score in scores.items()} == {
         "query": 0.5, "problem": 0, "direct": 1, "indirect": 1, "screen_off": 0, "potential": 0,
     }  # fmt: skip
