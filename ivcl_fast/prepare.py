@@ -21,12 +21,12 @@ import tyro
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.dataset import Dataset, Media, VideoError
 from ivcl_fast.data.decode.decoder import (
-    ChosenDecoder,
     DecoderName,
     default_workers,
     make_decoder,
     resolve_decoder,
 )
+from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.registry import Synthetic, find_task, parse_source
 from ivcl_fast.data.store.build import build_store, choose_decoders, default_store_path
 from ivcl_fast.data.store.index import index_media

@@ -15,13 +15,8 @@ import numpy as np
 import torch
 
 from ivcl_fast.data.dataset import Clip, Media, VideoError
-from ivcl_fast.data.decode.decoder import (
-    WHOLE,
-    ChosenDecoder,
-    Crop,
-    decoding_timeout,
-    make_decoder,
-)
+from ivcl_fast.data.decode.decoder import decoding_timeout, make_decoder
+from ivcl_fast.data.decode.interface import WHOLE, ChosenDecoder, Crop
 from ivcl_fast.data.decode.media import VideoInfo
 from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
 from ivcl_fast.data.workers import STALL_SECONDS, Lost, Report, WorkerPool

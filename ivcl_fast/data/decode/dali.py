@@ -16,8 +16,8 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from ivcl_fast.data.dataset import VideoError
-from ivcl_fast.data.decode.decoder import WHOLE, Crop, Decoder
 from ivcl_fast.data.decode.images import with_huffman_tables
+from ivcl_fast.data.decode.interface import WHOLE, Crop, Decoder
 from ivcl_fast.data.decode.media import FrameIds, OpenMedia, OpenVideo, check_frame_ids
 
 BATCH = 64

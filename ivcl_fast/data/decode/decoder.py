@@ -1,4 +1,4 @@
-"""Frames of media as pixels: one interface, two decoders, and the choice between them.
+"""Frames of media as pixels: two decoders with one interface, and the choice between them.
 
 A frame, or a part of it, is resized to a square with a triangle filter that widens when it shrinks
 the frame (antialiasing). Transparency is dropped, not blended; rotation flags are followed. The
@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 
-from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.decode.interface import ChosenDecoder, Decoder
 from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.errors import UserError
 
 if TYPE_CHECKING:  # it imports PyAV, which is not needed to read a store
-    from ivcl_fast.data.decode.media import FrameIds, OpenMedia, VideoInfo
+    from ivcl_fast.data.decode.media import VideoInfo
 
 DecoderName = Literal["auto", "dali", "pyav"]
-ChosenDecoder = Literal["dali", "pyav"]
 
 DALI_CPU_CODECS = ("mjpeg", "png", "vp8", "vp9")
 DALI_GPU_CODECS = (*DALI_CPU_CODECS, "h264", "hevc", "av1", "mpeg4")
@@ -44,58 +42,6 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCE = Tolerance(mean=0.6, maximum=48)
-
-
-class Crop(NamedTuple):
-    """A part of a frame, in shares of its height and width."""
-
-    top: float
-    left: float
-    height: float
-    width: float
-
-    def placed(self, size: int) -> tuple[int, int, int, int]:
-        """Return height and width to resize the frame to, and top and left of the square in it."""
-        height, width = round(size / self.height), round(size / self.width)
-        top, left = round(self.top * height), round(self.left * width)
-        return height, width, min(top, height - size), min(left, width - size)
-
-
-WHOLE = Crop(0.0, 0.0, 1.0, 1.0)
-"""The entire frame."""
-
-
-class Decoder(ABC):
-    """Decodes media to square frames of one size; serves one thread at a time.
-
-    Example::
-
-        >>> decoder = make_decoder("pyav", 64)
-        >>> decoder.decode(Media("a", (Path("a.avi"),)), [0, 12, 24]).shape
-        torch.Size([3, 3, 64, 64])
-    """
-
-    name: ChosenDecoder
-
-    def __init__(self, image_size: int) -> None:
-        self.image_size = image_size
-
-    def decode(self, media: Media, frame_ids: FrameIds = None, crop: Crop = WHOLE) -> torch.Tensor:
-        """Decode the given frames in the given order, or all: uint8 RGB ``[F, 3, S, S]``.
-
-        The frames are on the decoder's device. Raises :class:`~ivcl_fast.data.dataset.VideoError`
-        if a file is not complete or cannot be decoded, ``IndexError`` if there is no such frame.
-        """
-        from ivcl_fast.data.decode.media import open_media
-
-        with open_media(media) as opened:
-            return self.decode_open(opened, frame_ids, crop)
-
-    @abstractmethod
-    def decode_open(
-        self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
-    ) -> torch.Tensor:
-        """As :meth:`decode`, for media that are open already, for example to probe them first."""
 
 
 def choose_decoder(info: VideoInfo, decoder: DecoderName) -> tuple[ChosenDecoder, str]:

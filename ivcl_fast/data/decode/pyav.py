@@ -12,8 +12,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from ivcl_fast.data.dataset import VideoError
-from ivcl_fast.data.decode.decoder import WHOLE, Crop, Decoder
 from ivcl_fast.data.decode.images import image_codec
+from ivcl_fast.data.decode.interface import WHOLE, Crop, Decoder
 from ivcl_fast.data.decode.media import (
     MAX_PIXELS,
     UNDECODABLE,

@@ -23,13 +23,13 @@ import torch
 
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import (
-    ChosenDecoder,
     DecoderName,
     choose_decoder,
     decoding_timeout,
     default_workers,
     resolve_decoder,
 )
+from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.decode.media import VideoInfo
 from ivcl_fast.data.store.frame_store import (
     BAD_FILES,

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import ChosenDecoder, make_decoder
+from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.workers import Report
 from ivcl_fast.files import atomic_write, locked, write_json
 from ivcl_fast.models.reference import patchify

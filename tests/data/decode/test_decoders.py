@@ -15,8 +15,6 @@ from ivcl_fast.data.decode.decoder import (
     DALI_CPU_CODECS,
     DALI_GPU_CODECS,
     TOLERANCE,
-    WHOLE,
-    Crop,
     choose_decoder,
     decoding_timeout,
     default_workers,
@@ -24,6 +22,7 @@ from ivcl_fast.data.decode.decoder import (
     resolve_decoder,
 )
 from ivcl_fast.data.decode.images import STANDARD_HUFFMAN_TABLES, with_huffman_tables
+from ivcl_fast.data.decode.interface import WHOLE, Crop
 from ivcl_fast.data.decode.media import OpenVideo, VideoInfo, probe
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.errors import UserError
