@@ -7,14 +7,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from queue import Queue
-from threading import Event, Lock
 
 import torch
 
@@ -29,6 +26,8 @@ from ivcl_fast.training.settings import TrainConfig
 from ivcl_fast.training.signals import Interrupted
 
 Train = Callable[[TrainConfig], None]
+POLL_SECONDS = 0.2
+"""Time between two looks at the processes of parallel runs."""
 
 SET_BY_STUDY = {
     "name", "out", "stage", "init", "seed", "resume", "overwrite", "pictures",
@@ -107,55 +106,37 @@ def run_parallel(jobs: list[Job], parallel: int) -> None:
     gpus = torch.cuda.device_count()
     cores = max(1, torch.get_num_threads() // parallel)
     environment = os.environ if gpus else os.environ | {"OMP_NUM_THREADS": str(cores)}
-    running: set[subprocess.Popen[bytes]] = set()
-    starting, stopping = Lock(), Event()  # no process may start while the others are stopped
-    free: Queue[int] = Queue()
-    for slot in range(parallel):
-        free.put(slot)
-
-    def run(job: Job) -> None:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        slot = free.get()
-        device = ["--device", f"cuda:{slot % gpus}"] if gpus else []
-        command = [sys.executable, "-m", "ivcl_fast.train", *job.arguments, *device]
-        with starting, open(job.folder / "log.txt", "ab") as log:
-            if stopping.is_set():
-                return
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-            running.add(process)
-        print(f"{job.folder}: started, its output is in log.txt there", flush=True)
-        status = process.wait()
-        with starting:
-            running.remove(process)
-        free.put(slot)
-        if status:
-            raise UserError(f"{job.folder}: the run exited with status {status}; see log.txt there")
-        print(f"{job.folder}: done", flush=True)
-
-    with ThreadPoolExecutor(parallel) as pool, sigterm_as_exception():
-        try:
-            for future in as_completed([pool.submit(run, job) for job in jobs]):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            with starting:
-                stopping.set()
-                for process in running:
-                    process.terminate()
-            raise
-
-
-@contextmanager
-def sigterm_as_exception() -> Iterator[None]:
-    """Raise :class:`Interrupted` in the block when SIGTERM arrives."""
-
-    def stop(signum: int, frame: object) -> None:
-        raise Interrupted(signum)
-
-    before = signal.signal(signal.SIGTERM, stop)
+    waiting, free_slots = list(jobs), list(range(parallel))
+    running: dict[subprocess.Popen[bytes], tuple[Job, int]] = {}
+    signals: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: signals.append(signum))
     try:
-        yield
+        while waiting or running:
+            while waiting and free_slots:
+                job, slot = waiting.pop(0), free_slots.pop(0)
+                device = ["--device", f"cuda:{slot % gpus}"] if gpus else []
+                command = [sys.executable, "-m", "ivcl_fast.train", *job.arguments, *device]
+                job.folder.mkdir(parents=True, exist_ok=True)
+                with open(job.folder / "log.txt", "ab") as log:
+                    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+                running[process] = job, slot
+                print(f"{job.folder}: started, its output is in log.txt there", flush=True)
+            for process in [process for process in running if process.poll() is not None]:
+                job, slot = running.pop(process)
+                free_slots.append(slot)
+                if status := process.returncode:
+                    raise UserError(
+                        f"{job.folder}: the run exited with status {status}; see log.txt there"
+                    )
+                print(f"{job.folder}: done", flush=True)
+            if signals:
+                raise Interrupted(signals[0])
+            time.sleep(POLL_SECONDS)
     finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
         signal.signal(signal.SIGTERM, before)
 
 
