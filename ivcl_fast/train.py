@@ -20,6 +20,7 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.baselines import LAST_FRAME, cone_guess, counting_guess
 from ivcl_fast.evaluation.evaluate import Evaluation, Result
+from ivcl_fast.kernels import unsupported_reason
 from ivcl_fast.models import backbone, timm_weights
 from ivcl_fast.models.weights import weights_file
 from ivcl_fast.report.run import write_report
@@ -49,6 +50,8 @@ def train(config: TrainConfig) -> None:
     run = Run(config)
     arithmetic = "bf16" if run.amp else "float32"
     distributed.print_rank0(f"run: {run.folder}, on {run.device}{ranks(config)}, {arithmetic}")
+    if run.device.type == "cpu" and (reason := unsupported_reason(run.device)):
+        distributed.print_rank0(f"kernels: plain PyTorch, which is slower, because {reason}")
     warn_of_few_steps(config)
     with distributed.process_group(run.device), ExitStack() as stack:
         with distributed.main_process_first():
