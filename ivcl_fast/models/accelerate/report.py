@@ -1,0 +1,40 @@
+"""What :func:`~ivcl_fast.accelerate` did to a model, in words."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from ivcl_fast.models.accelerate.parts import PARTS
+
+NONE_KNOWN = (
+    "no block was found that has a fused version; known are the modules of ivcl_fast.reference "
+    "and ivcl_fast.supervised and, by the names of their parts as in timm's ViTs, "
+    "blocks ({}), attention ({}) and MLPs ({})"
+).format(*(", ".join(required) for required, _ in PARTS.values()))
+ALL_FUSED = "all that have a fused version run on it already"
+
+
+@dataclass
+class Report:
+    """What :func:`accelerate` did; ``print`` shows it, a line for each kind of module."""
+
+    replaced: dict[str, str] = field(default_factory=dict)
+    """Name of each module that was swapped, and its class."""
+    kept: dict[str, str] = field(default_factory=dict)
+    """Name of each module that resembles a fused one but was not swapped, and the reason."""
+    fused_before: bool = False
+    """Whether some modules ran on fused kernels already."""
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.replaced)} modules replaced, {len(self.kept)} kept"]
+        if not self.replaced and not self.kept:
+            lines[0] += f": {ALL_FUSED if self.fused_before else NONE_KNOWN}"
+        for title, modules in (("replaced", self.replaced), ("kept", self.kept)):
+            groups: dict[str, list[str]] = defaultdict(list)
+            for name, what in modules.items():
+                groups[what].append(name or "the model itself")
+            for what, names in groups.items():
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                lines.append(f"  {title} {names[0]}{more}: {what}")
+        return "\n".join(lines)
