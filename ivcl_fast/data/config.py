@@ -23,6 +23,12 @@ class DataConfig:
     """Task to finetune on. CATER: localize (on a 6x6 grid), localize_4x4, localize_8x8,
     actions_present, actions_order_uniq; Something-Else: compositional, fewshot_5shot, ...; auto:
     the data set's first task."""
+    train_split: str = "auto"
+    """Split to train on; auto: the data set's training split. CATER: train, or train_subsetT and
+    for its curve train_subsetV, to choose settings without its val."""
+    curve_split: str = "auto"
+    """Split for evaluation during training; auto: the data set's own, which for CATER and
+    Something-Else is the one that results are reported on."""
     train_videos: int = 3000
     """Number of synthetic training videos."""
     val_videos: int = 600

@@ -41,6 +41,10 @@ class DataModule(ABC):
     def __init__(self, dataset: Dataset, frame_labels: FrameLabels | None = None) -> None:
         """``frame_labels``: the labels for supervised pretraining."""
         self.dataset, self.frame_labels = dataset, frame_labels
+        self.train_split = dataset.splits[0]
+        """The split for training."""
+        self.curve_split = dataset.curve_split
+        """The split for evaluation during training."""
 
     @property
     @abstractmethod
@@ -58,19 +62,9 @@ class DataModule(ABC):
         return self.dataset.multi_label
 
     @property
-    def train_split(self) -> str:
-        """The split for training."""
-        return self.dataset.splits[0]
-
-    @property
     def eval_split(self) -> str:
         """The split on which results are reported."""
         return self.dataset.splits[1]
-
-    @property
-    def curve_split(self) -> str:
-        """The split for evaluation during training."""
-        return self.dataset.curve_split
 
     @property
     def localizes(self) -> bool:
@@ -230,6 +224,34 @@ def open_dataset(config: DataConfig, read_only: bool = False) -> Dataset:
     return dataset_format.open(place, task)
 
 
+def find_splits(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
+    """Return the splits to train on and to draw the curve of.
+
+    Raises :class:`UserError` for a split that the data set does not have.
+    """
+    asked = {"train": config.train_split, "curve": config.curve_split}
+    for name, split in asked.items():
+        if split not in ("auto", *dataset.splits):
+            raise UserError(
+                f"--{name}-split: {split!r} is not a split of this data; accepted: auto, "
+                + ", ".join(dataset.splits)
+            )
+    usual = {"train": dataset.splits[0], "curve": dataset.curve_split}
+    train, curve = (usual[name] if split == "auto" else split for name, split in asked.items())
+    return train, curve
+
+
+def _check_disjoint(dataset: Dataset, train_split: str, curve_split: str) -> None:
+    """Raise :class:`UserError` if curves or results would be those of training videos."""
+    seen = {clip.media for clip in dataset.clips(train_split)}
+    for flag, split in (("curve", curve_split), ("train", dataset.splits[1])):
+        if shared := seen & {clip.media for clip in dataset.clips(split)}:
+            raise UserError(
+                f"--{flag}-split: the training split {train_split} shares {len(shared)} videos "
+                f"with {split}, which is measured; accepted: splits without common videos"
+            )
+
+
 def open_data(
     config: DataConfig,
     model: IVCLConfig,
@@ -258,13 +280,20 @@ def open_data(
             "accepted here: auto, disk, ram"
         )
     dataset = open_dataset(config, read_only)
-    if read_only:
-        return _open_frames(config, model, dataset, device)
-    labels = frame_labels(dataset, model.objective, model.grid) if with_frame_labels else None
-    evaluated = dict.fromkeys((dataset.curve_split, dataset.splits[1]))
-    for split in evaluated:
-        dataset.clips(split)  # reports a missing list before hours of decoding
+    train_split, curve_split = find_splits(config, dataset)
+    labels = None
+    evaluated = dict.fromkeys((curve_split, dataset.splits[1]))
+    if not read_only:
+        if with_frame_labels:
+            labels = frame_labels(dataset, model.objective, model.grid)
+        for split in evaluated:
+            dataset.clips(split)  # reports a missing list before hours of decoding
+        if (config.train_split, config.curve_split) != ("auto", "auto"):
+            _check_disjoint(dataset, train_split, curve_split)
     data = _open_frames(config, model, dataset, device, labels)
+    data.train_split, data.curve_split = train_split, curve_split
+    if read_only:
+        return data
     for split in evaluated:
         names = [clip.name for clip in data.usable_clips(split)]
         if not names:

@@ -46,7 +46,8 @@ def write_report(
         lines += ["A `--quick` run shows that every part runs; its scores mean nothing.", ""]
     if results:
         split = run.data.eval_split
-        lines += ["## Results", "", f"On `{split}`; 95 % intervals in brackets.", ""]
+        curve = f"The curve in training is of `{run.data.curve_split}`."
+        lines += ["## Results", "", f"On `{split}`; 95 % intervals in brackets. {curve}", ""]
         lines += [*results_table(results).markdown(), ""]
         if table := published_table(run.dataset, results[0].scores["all"]):
             lines += ["Scores published by others; not measured here.", ""]

@@ -238,3 +238,29 @@ def test_long_steps_log_a_line_when_they_start(tmp_path, caplog):
     caplog.clear()
     opened(config("synthetic", tmp_path, **small))
     assert not [line for line in caplog.messages if line.split()[0].endswith("ing")]
+
+
+def test_settings_can_be_chosen_without_the_split_of_the_results(folder):
+    chosen = config("synthetic", folder, train_split="train_subsetT", curve_split="train_subsetV")
+    data = opened(chosen)
+    splits = data.train_split, data.curve_split, data.eval_split
+    assert splits == ("train_subsetT", "train_subsetV", "val")
+    names = [{clip.name for clip in data.dataset.clips(split)} for split in splits]
+    assert [len(n) for n in names] == [32, 8, 5]
+    assert not names[0] & names[1] and not (names[0] | names[1]) & names[2]
+    again = opened(chosen, read_only=True)
+    assert (again.train_split, again.curve_split) == splits[:2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(train_split="trian"), "^--train-split: 'trian' .* accepted: auto, train, val, "),
+        (dict(curve_split="test"), "^--curve-split: 'test' is not a split of this data; "),
+        (dict(curve_split="train_subsetV"), "^--curve-split: .* train shares 8 videos with "),
+        (dict(train_split="val", curve_split="train"), "^--train-split: .* shares 5 videos with "),
+    ],
+)
+def test_splits_that_do_not_exist_or_overlap_are_refused(changes, said, folder):
+    with pytest.raises(UserError, match=said):
+        opened(config("synthetic", folder, **changes))
