@@ -1,0 +1,36 @@
+"""accelerate and modules that look like parts of a ViT; ``tests/support/imposters`` draws them.
+
+These tests take some of them; ``python -m tests.support.imposters`` takes all.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.support.imposters.check import compare, is_another
+from tests.support.imposters.families import Mlp, TimmAttention
+from tests.support.imposters.generate import equals, imposters
+
+FUSED = (TimmAttention, Mlp)
+"""Families that have to be replaced."""
+LENGTHS = (1, 2, 6, 50, 197)
+
+
+def test_every_imposter_computes_something_else():
+    candidates = [c for c in imposters() if c.dtype is torch.float32]
+    assert len(candidates) == len(list(imposters())) / 3 > 200
+    assert [str(c) for c in candidates[::13] if not is_another(c)] == []
+
+
+@pytest.mark.parametrize("products", ["highest", "medium"])
+def test_equal_modules_are_replaced(products):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(products)
+    try:
+        for candidate in equals(FUSED, 12, seed=1):
+            outcome = compare(candidate, LENGTHS)
+            assert not outcome.kept and "" in outcome.replaced, (str(candidate), outcome.kept)
+            assert outcome.difference is None, (str(candidate), outcome.difference)
+    finally:
+        torch.set_float32_matmul_precision(before)
