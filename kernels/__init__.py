@@ -16,6 +16,9 @@ best implementation for their device and dtype: Triton on CUDA, C++ on a CPU (fl
 else plain PyTorch. :func:`unsupported_reason` tells why no kernel takes a device and dtype,
 :func:`dispatches` counts which implementation has served each call.
 
+Derivatives: a backward pass runs on kernels. Forward mode, second derivatives and everything of
+``torch.func`` run in plain PyTorch, with its results.
+
 Reproducibility: no kernel uses atomics, so the same call on the same device gives the same bits
 every time. The C++ kernels also give the same bits for any number of threads. The matrix products
 of PyTorch's libraries do not promise that. They compute ``linear``'s output and dx, all of
@@ -26,7 +29,7 @@ Import this package as ``ivcl_fast.kernels``, never as a top-level ``kernels``.
 
 from __future__ import annotations
 
-from ._op import dispatches, has_kernel, unsupported_reason
+from ._op import autocast_dtype, dispatches, has_kernel, unsupported_reason
 from .add_layer_norm import add_layer_norm, layer_norm
 from .bias_gelu import bias_gelu
 from .embed_patches import embed_patches
@@ -38,6 +41,7 @@ from .short_attention import short_attention
 
 __all__ = [
     "add_layer_norm",
+    "autocast_dtype",
     "bias_gelu",
     "dispatches",
     "embed_patches",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _ext, _triton
+from . import _autograd, _ext, _triton
 
 LIBRARY = torch.library.Library("ivcl_fast", "FRAGMENT")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -57,13 +57,14 @@ def register(
     fake: Callable,
     setup_context: Callable | None = None,
     backward: Callable | None = None,
+    is_backward: bool = False,
 ) -> Callable:
     """Define ``ivcl_fast::<schema>`` and return the op as a callable.
 
     ``ref`` and ``triton`` take the schema's arguments and return fresh tensors; ``fake`` returns
     tensors of the same shapes, dtypes and strides without computing. ``setup_context(ctx, inputs,
-    output)`` and ``backward(ctx, *grads)``, in terms of other registered ops, make the op
-    differentiable (:func:`torch.library.register_autograd`).
+    output)`` and ``backward(ctx, *grads)``, in terms of other registered ops, give the first
+    derivative; all others are ``ref``'s (``_autograd.py``). ``is_backward`` is for those others.
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -73,11 +74,11 @@ def register(
     if name not in _ext.OPS:
         LIBRARY.impl(name, for_triton if _triton.INTERPRET else for_ref, "CPU")
     torch.library.register_fake(f"ivcl_fast::{name}", fake, lib=LIBRARY)
-    if backward is not None:
-        torch.library.register_autograd(
-            f"ivcl_fast::{name}", backward, setup_context=setup_context, lib=LIBRARY
-        )
-    return getattr(torch.ops.ivcl_fast, name).default
+    op = getattr(torch.ops.ivcl_fast, name).default
+    if is_backward:
+        return _autograd.register_backward(LIBRARY, op, for_ref)
+    _autograd.register_forward(LIBRARY, op, for_ref, setup_context, backward)
+    return op
 
 
 def unsupported_reason(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
@@ -104,22 +105,14 @@ def has_kernel(tensor: Tensor, *dtypes: torch.dtype) -> bool:
     return all(unsupported_reason(tensor.device, d) is None for d in dtypes or (tensor.dtype,))
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Autocast's dtype on ``device``, or None where it is off, or where there is none (meta)."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
 def empty_contiguous(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised contiguous tensor like ``like``, of another ``dtype`` if one is given."""
     return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
-
-
-def vjp(ref: Callable, primals: tuple[Any, ...], cotangents: Any) -> tuple[Tensor | None, ...]:
-    """Gradients of ``ref(*primals)`` by PyTorch's autograd; None for primals that have none.
-
-    It recomputes the forward, and is the reference backward of every op.
-    """
-    with torch.enable_grad():
-        inputs = [
-            p.detach().requires_grad_() if isinstance(p, Tensor) and p.is_floating_point() else p
-            for p in primals
-        ]
-        outputs = ref(*inputs)
-        leaves = [p for p in inputs if isinstance(p, Tensor) and p.requires_grad]
-        grads = iter(torch.autograd.grad(outputs, leaves, cotangents))
-    return tuple(next(grads) if isinstance(p, Tensor) and p.requires_grad else None for p in inputs)

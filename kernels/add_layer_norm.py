@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._op import empty_contiguous, has_kernel, register, vjp
+from ._autograd import vjp
+from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
 from .launch import cdiv, launch, num_sms
 
@@ -195,6 +196,7 @@ _backward_op = register(
     ref=_ref_backward,
     triton=_backward,
     fake=_empty_grads,
+    is_backward=True,
 )
 
 

@@ -31,6 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UserError
 from . import short_attention
+from ._autograd import is_transformed
 from ._op import unsupported_reason
 from .short_attention import MAX_HEAD_DIM, max_tokens
 from .short_attention import _ref as eager_attention
@@ -173,6 +174,8 @@ def _flash_provider(device: torch.device, head_dim: int) -> str:
 
 @_in_batches
 def _flash_attention(qkv: Tensor, num_heads: int) -> Tensor:
+    # No library's kernel takes heads whose columns are not neighbours in memory.
+    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
     qkv = qkv.unflatten(-1, (3, num_heads, -1))  # [B, N, 3, heads, d]
     provider = _flash_provider(qkv.device, qkv.shape[-1])
     if provider == "flash-attn 2":
@@ -278,7 +281,9 @@ def attention(qkv: Tensor, num_heads: int, backend: str = "auto") -> Tensor:
         )
     inputs = Inputs(qkv.shape[1], qkv.shape[2] // (3 * num_heads), qkv.dtype, qkv.device)
     if backend == "auto":
-        backend = select_backend(inputs)[0]
+        # Of long sequences' backends, only an explicit softmax has every derivative.
+        is_long = inputs.num_tokens > max_tokens(inputs.device)
+        backend = "eager" if is_long and is_transformed() else select_backend(inputs)[0]
     elif reasons := not_supported_reasons(backend, inputs):
         able = [name for name in BACKENDS if not not_supported_reasons(name, inputs)]
         raise UserError(

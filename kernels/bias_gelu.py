@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._op import empty_contiguous, has_kernel, register, vjp
+from ._autograd import vjp
+from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
 from .launch import cdiv, launch, num_sms
 
@@ -100,6 +101,7 @@ _backward_op = register(
     ref=_ref_backward,
     triton=_backward,
     fake=lambda dy, x, bias: (empty_contiguous(x), empty_contiguous(bias)),
+    is_backward=True,
 )
 _op = register(
     "bias_gelu(Tensor x, Tensor bias) -> Tensor",

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _triton
-from ._op import empty_contiguous, has_kernel, register, vjp
+from ._autograd import plain, vjp
+from ._op import autocast_dtype, empty_contiguous, has_kernel, register
 from ._triton import tl, triton
 from .launch import cdiv, float32_dot_is_tf32, launch, num_sms
 
@@ -188,6 +189,7 @@ _backward_op = register(
     fake=lambda dy, rows, ids, weight, bias, pos, mean, std: (
         empty_contiguous(weight), empty_contiguous(bias), empty_contiguous(pos),
     ),
+    is_backward=True,
 )  # fmt: skip
 
 
@@ -238,15 +240,12 @@ def embed_patches(
         torch.Size([2, 3, 128])
     """
     _check(rows, ids, weight, bias, pos, std)
-    device = rows.device.type
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    dtype = out_dtype or autocast or weight.dtype
+    dtype = out_dtype or autocast_dtype(rows.device) or weight.dtype
     if not dtype.is_floating_point:
         raise ValueError(f"out_dtype: {dtype} is not a floating-point dtype")
     if has_kernel(rows, dtype, weight.dtype):
         return _op(rows, ids, weight, bias, pos, mean, std, dtype)
-    with torch.autocast(device, enabled=False):  # the dtypes are chosen above
-        return _ref(rows, ids, weight, bias, pos, mean, std, dtype)
+    return plain(_ref, (rows, ids, weight, bias, pos, mean, std, dtype))
 
 
 def _check(

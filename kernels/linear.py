@@ -10,7 +10,7 @@ db is another pass over dy. ``linear_gradients`` repacks a block of tokens while
 sums in float32, and returns both gradients in the parameters' own dtype. Without AMX the product
 itself takes longer, repacking hardly matters, and the library, a tenth faster, is used.
 
-Saved for backward: x and W, in x's dtype.
+Saved for backward: x and W, in its own dtype and in x's.
 
 Only the gradients of the parameters are this project's C++ code, with the same bits for any number
 of threads. The output and dx come from PyTorch's libraries, which do not promise that.
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _ext
+from ._autograd import is_transformed
 from ._op import has_kernel, register
 
 
@@ -40,6 +41,7 @@ _op = register(
     fake=lambda dy, x, dtype: (
         x.new_empty(dy.shape[-1], x.shape[-1], dtype=dtype), x.new_empty(dy.shape[-1], dtype=dtype)
     ),
+    is_backward=True,
 )  # fmt: skip
 
 
@@ -47,16 +49,18 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         cast = weight.to(x.dtype)
-        ctx.save_for_backward(x, cast)
-        ctx.dtype, ctx.has_bias = weight.dtype, bias is not None
+        ctx.save_for_backward(x, weight, cast)
+        ctx.has_bias = bias is not None
         return F.linear(x, cast, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         (dy,) = grads
-        x, weight = ctx.saved_tensors
-        dweight, dbias = _op(dy, x, ctx.dtype)
-        return dy @ weight, dweight, dbias if ctx.has_bias else None
+        x, weight, cast = ctx.saved_tensors
+        dweight, dbias = _op(dy, x, weight.dtype)
+        if torch.is_grad_enabled():  # for a second derivative: `cast` has no history
+            cast = weight.to(x.dtype)
+        return dy @ cast, dweight, dbias if ctx.has_bias else None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -67,6 +71,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     ``torch.nn.functional.linear`` raises.
     """
     has_amx = x.device.type == "cpu" and _ext.ISA == "amx"
-    if has_amx and x.dtype == torch.bfloat16 and has_kernel(x):
+    if has_amx and x.dtype == torch.bfloat16 and has_kernel(x) and not is_transformed():
         return _Linear.apply(x, weight, bias)
     return F.linear(x, weight, bias)

@@ -133,17 +133,22 @@ _backward_op = register(
     ref=_ref_backward,
     triton=_backward,
     fake=lambda dloss, error: empty_contiguous(error),
+    is_backward=True,
 )
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # otherwise backward gets a zero for every pixel
     ctx.save_for_backward(output[1])
 
 
-def _autograd(ctx, dloss: Tensor, _) -> tuple[Tensor | None, ...]:
-    return _backward_op(dloss, *ctx.saved_tensors), *[None] * 6
+def _autograd(ctx, dloss: Tensor | None, derror: Tensor | None) -> tuple[Tensor | None, ...]:
+    # The error's own gradient, which a second derivative asks for, is that of pred.
+    dpred = derror
+    if dloss is not None:
+        dpred = _backward_op(dloss, *ctx.saved_tensors)
+        dpred = dpred if derror is None else dpred + derror
+    return dpred, *[None] * 6
 
 
 _op = register(
@@ -172,7 +177,7 @@ def patch_loss(
     (unbiased) variance.
 
     Returns a float32 scalar (float64 for float64 ``pred``), nan where there are no patches. The
-    gradient goes to ``pred`` and can be taken once (no double backward).
+    gradient goes to ``pred``.
     Raises ``ValueError`` naming the argument that does not fit.
     """
     if rows.dtype != torch.uint8 or rows.ndim != 3:

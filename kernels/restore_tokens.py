@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._op import empty_contiguous, has_kernel, register, vjp
+from ._autograd import vjp
+from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
 from .launch import cdiv, launch, num_sms
 
@@ -173,6 +174,7 @@ _backward_op = register(
         empty_contiguous(mask_token),
         empty_contiguous(pos),
     ),
+    is_backward=True,
 )
 
 

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from . import _triton
-from ._op import empty_contiguous, has_kernel, register, vjp
+from ._autograd import vjp
+from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
 from .launch import cdiv, float32_dot_is_tf32, launch
 
@@ -36,7 +37,7 @@ def _ref(qkv: Tensor, num_heads: int) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [F, heads, N, N]
     precision = torch.promote_types(qkv.dtype, torch.float32)
     out = scores.softmax(dim=-1, dtype=precision).to(qkv.dtype) @ v
-    return out.transpose(1, 2).flatten(2)
+    return out.transpose(1, 2).flatten(2).to(qkv.dtype)
 
 
 def _ref_backward(dout: Tensor, qkv: Tensor, num_heads: int) -> Tensor:
@@ -192,6 +193,7 @@ _backward_op = register(
     ref=_ref_backward,
     triton=_backward,
     fake=lambda dout, qkv, num_heads: empty_contiguous(qkv),
+    is_backward=True,
 )
 
 

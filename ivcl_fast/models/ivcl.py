@@ -39,8 +39,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Autocast's dtype where autocast is on, else the tensor's own."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return kernels.autocast_dtype(x.device) or x.dtype
 
 
 def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:

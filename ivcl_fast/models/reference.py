@@ -159,7 +159,7 @@ def sincos_positions(count: int, dim: int) -> Tensor:
     """Positions 0..count-1 as ``[count, dim]``: sines, then cosines, of falling frequency."""
     frequency = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
     angle = torch.arange(count).unsqueeze(-1) * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
+    return torch.cat([angle.sin(), angle.cos()], dim=-1).to(torch.get_default_dtype())
 
 
 def grid_positions(grid: int, dim: int) -> Tensor:

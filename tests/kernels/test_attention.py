@@ -297,3 +297,19 @@ def test_installed_packages_are_used(monkeypatch, gpu):
     assert module._flash_provider(CPU, 64) == "torch"
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert module._flash_provider(CUDA, 64) == "flash-attn 2"
+
+
+@pytest.mark.parametrize("tokens", [20, 1200])
+def test_columns_that_are_not_neighbours(tokens):
+    x = torch.randn(2, 48, tokens).transpose(1, 2)
+    torch.testing.assert_close(module.attention(x, 2), eager_attention(x, 2))
+
+
+def test_long_sequences_have_every_derivative():
+    x = qkv(1, 1100, 2, 8)
+    gradient = torch.func.grad(lambda x: module.attention(x, 2).sin().sum())
+    expected = torch.func.grad(lambda x: eager_attention(x, 2).sin().sum())
+    for got, plain in zip(
+        torch.func.jvp(gradient, (x,), (x,)), torch.func.jvp(expected, (x,), (x,)), strict=True
+    ):
+        torch.testing.assert_close(got, plain)

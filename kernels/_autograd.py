@@ -1,0 +1,116 @@
+"""Derivatives of the ops: fused kernels for training, plain PyTorch for every other derivative.
+
+A fused backward gives the first derivative in reverse mode, and no other. Forward mode, second
+derivatives and ``torch.func`` differentiate the op's ``ref`` instead: slower, with plain PyTorch's
+result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import (
+    _after_autograd_keyset,
+    _any_requires_grad,
+    _are_functorch_transforms_active,
+    _AutoDispatchBelowAutograd,
+)
+from torch.autograd import forward_ad
+
+
+def is_transformed() -> bool:
+    """Whether ``torch.func``, ``vmap`` or forward-mode differentiation is at work."""
+    return forward_ad._current_level >= 0 or _are_functorch_transforms_active()
+
+
+def vjp(ref: Callable, primals: tuple[Any, ...], cotangents: Any) -> tuple[Tensor | None, ...]:
+    """Gradients of ``ref(*primals)``; None for primals that have none.
+
+    It recomputes the forward, and is the reference backward of every op. The gradients can be
+    differentiated in turn.
+    """
+    floats = [i for i, p in enumerate(primals) if isinstance(p, Tensor) and p.is_floating_point()]
+
+    def of_floats(*values: Tensor) -> Any:
+        args = list(primals)
+        for i, value in zip(floats, values, strict=True):
+            args[i] = value
+        return ref(*args)
+
+    _, pull_back = torch.func.vjp(of_floats, *(primals[i] for i in floats))
+    grads: list[Tensor | None] = [None] * len(primals)
+    for i, grad in zip(floats, pull_back(cotangents), strict=True):
+        grads[i] = grad
+    return tuple(grads)
+
+
+def plain(ref: Callable, args: tuple[Any, ...]) -> Any:
+    """``ref(*args)`` without autocast, as kernels run; ``torch.func`` applies it all the same."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        return ref(*args)
+
+
+def register_forward(
+    library: torch.library.Library,
+    op: Any,
+    ref: Callable,
+    setup_context: Callable | None,
+    backward: Callable | None,
+) -> None:
+    """Make ``op`` differentiable by ``backward``, and in every other way by ``ref``.
+
+    ``setup_context(ctx, inputs, output)`` and ``backward(ctx, *grads)`` are those of
+    :class:`torch.autograd.Function`; both are None for an op whose outputs have no gradients.
+    """
+
+    def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
+        with _AutoDispatchBelowAutograd():
+            output = op.redispatch(keyset & _after_autograd_keyset, *args)
+            setup_context(ctx, args, output)  # type: ignore[misc]
+        return output
+
+    def differentiate(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        grads = backward(ctx, *grads)  # type: ignore[misc]
+        return (None, *grads) if isinstance(grads, tuple) else (None, grads)
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(differentiate)}
+    function: Any = type(f"{op._opname}_function", (torch.autograd.Function,), methods)
+
+    def autograd(keyset: Any, *args: Any) -> Any:
+        if is_transformed():
+            return plain(ref, args)
+        if backward is not None and torch.is_grad_enabled() and _any_requires_grad(*args):
+            return function.apply(keyset, *args)
+        with _AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & _after_autograd_keyset, *args)
+
+    library.impl(op._opname, autograd, "Autograd", with_keyset=True)
+    library.impl(op._opname, lambda *args: plain(ref, args), "FuncTorchBatched")
+
+
+def register_backward(library: torch.library.Library, op: Any, ref: Callable) -> Callable:
+    """Make ``op``, the fused derivative of another, differentiable by ``ref``; return its caller.
+
+    What is returned may be called under ``torch.func``, unlike the op itself.
+    """
+
+    def refuse(*args: Any) -> Any:
+        raise NotImplementedError(f"{op}: torch.func cannot transform it; transform the op itself")
+
+    def autograd(keyset: Any, *args: Any) -> Any:
+        if _are_functorch_transforms_active():
+            refuse()
+        is_dual = forward_ad._current_level >= 0
+        if is_dual or (torch.is_grad_enabled() and _any_requires_grad(*args)):
+            return plain(ref, args)
+        return op.redispatch(keyset & _after_autograd_keyset, *args)
+
+    def call(*args: Any) -> Any:
+        return plain(ref, args) if _are_functorch_transforms_active() else op(*args)
+
+    library.impl(op._opname, autograd, "Autograd", with_keyset=True)
+    library.impl(op._opname, refuse, "FuncTorchBatched")
+    return call

@@ -1,0 +1,267 @@
+"""Derivatives other than a backward pass: every op has those of plain PyTorch.
+
+An op's ``_ref`` on the same arguments tells what plain PyTorch gives. Second derivatives pass
+through a fused kernel and plain PyTorch, so their rounding errors add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, func
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
+
+from ivcl_fast import kernels
+from ivcl_fast.kernels import _ext, dispatches
+from ivcl_fast.kernels.add_layer_norm import _ref as ref_add_layer_norm
+from ivcl_fast.kernels.add_layer_norm import _ref_norm
+from ivcl_fast.kernels.attention import attention
+from ivcl_fast.kernels.bias_gelu import _ref as ref_bias_gelu
+from ivcl_fast.kernels.bias_gelu import _ref_backward as ref_backward_bias_gelu
+from ivcl_fast.kernels.embed_patches import _ref as ref_embed_patches
+from ivcl_fast.kernels.patch_loss import _ref as ref_patch_loss
+from ivcl_fast.kernels.restore_tokens import _ref as ref_restore_tokens
+from ivcl_fast.kernels.short_attention import _ref as ref_short_attention
+from tests.kernels.ops.conftest import implementation
+
+FRAMES, PATCHES, KEPT, WIDTH, PIXELS = 3, 8, 5, 12, 27
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+SHAPES = {
+    "add_layer_norm": [(FRAMES, KEPT, WIDTH), (FRAMES, KEPT, WIDTH), (WIDTH,), (WIDTH,)],
+    "attention": [(FRAMES, KEPT, 3 * WIDTH)],
+    "bias_gelu": [(FRAMES, KEPT, WIDTH), (WIDTH,)],
+    "embed_patches": [(WIDTH, PIXELS), (WIDTH,), (PATCHES, WIDTH)],
+    "layer_norm": [(FRAMES, KEPT, WIDTH), (WIDTH,), (WIDTH,)],
+    "linear": [(FRAMES, KEPT, WIDTH), (7, WIDTH), (7,)],
+    "patch_loss": [(FRAMES, KEPT, PIXELS)],
+    "restore_tokens": [
+        (FRAMES, KEPT, WIDTH), (WIDTH,), (PATCHES, WIDTH), (FRAMES, 2, WIDTH)
+    ],
+    "short_attention": [(FRAMES, KEPT, 3 * WIDTH)],
+}  # fmt: skip
+"""The shapes of every op's float arguments."""
+
+
+def functions(name: str, device: str) -> tuple[Callable, Callable]:
+    """An op and its ``_ref`` as functions of the float arguments alone."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(256, (FRAMES, PATCHES, PIXELS), dtype=torch.uint8, generator=generator)
+    ids = torch.rand(FRAMES, PATCHES, generator=generator).argsort(1)[:, :KEPT]
+    rows, ids = rows.to(device), ids.to(device)
+
+    def embed(run: Callable) -> Callable:
+        return lambda w, b, p: run(rows, ids, w, b, p, 0.5, 0.25, w.dtype)
+
+    def loss(run: Callable) -> Callable:
+        return lambda pred: run(pred, rows, ids, True, 0.5, 0.25)
+
+    def restore(run: Callable) -> Callable:
+        return lambda visible, *rest: run(visible, ids, *rest)
+
+    return {
+        "add_layer_norm": (kernels.add_layer_norm, partial(ref_add_layer_norm, eps=1e-6)),
+        "attention": (lambda x: attention(x, 2), lambda x: ref_short_attention(x, 2)),
+        "bias_gelu": (kernels.bias_gelu, ref_bias_gelu),
+        "embed_patches": (embed(kernels.embed_patches), embed(ref_embed_patches)),
+        "layer_norm": (kernels.layer_norm, lambda x, w, b: _ref_norm(x, w, b, 1e-6, x.dtype)),
+        "linear": (kernels.linear, F.linear),
+        "patch_loss": (loss(kernels.patch_loss), loss(ref_patch_loss)),
+        "restore_tokens": (restore(kernels.restore_tokens), restore(ref_restore_tokens)),
+        "short_attention": (
+            lambda x: kernels.short_attention(x, 2), lambda x: ref_short_attention(x, 2)
+        ),
+    }[name]  # fmt: skip
+
+
+# --- Derivatives: from a function and its float arguments to tensors -----------------------------
+
+
+def directions(xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple((x * 3 + 1).cos() for x in xs)
+
+
+def scalar(f: Callable) -> Callable:
+    """A function with a second derivative, even of what is linear."""
+    return lambda *xs: sum(y.sin().sum() for y in pytree.tree_leaves(f(*xs)))
+
+
+def gradient(f: Callable, xs: tuple[Tensor, ...]) -> Callable:
+    return func.grad(scalar(f), argnums=tuple(range(len(xs))))
+
+
+def stacked(xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.stack([x, x.sin(), 1 - x]) for x in xs)
+
+
+def jvp(f, xs):
+    return func.jvp(f, xs, directions(xs))
+
+
+def dual_numbers(f, xs):
+    with forward_ad.dual_level():
+        out = f(*map(forward_ad.make_dual, xs, directions(xs)))
+        return [forward_ad.unpack_dual(y).tangent for y in pytree.tree_leaves(out)]
+
+
+def func_grad(f, xs):
+    return gradient(f, xs)(*xs)
+
+
+def vjp(f, xs):
+    out, pull_back = func.vjp(f, *xs)
+    return pull_back(pytree.tree_map(torch.cos, out))
+
+
+def vmap(f, xs):
+    return torch.vmap(f)(*stacked(xs))
+
+
+def vmap_of_the_first_argument(f, xs):
+    return torch.vmap(f, (0, *[None] * (len(xs) - 1)))(*stacked(xs[:1]), *xs[1:])
+
+
+def vmap_of_grad(f, xs):
+    return torch.vmap(gradient(f, xs))(*stacked(xs))
+
+
+def grad_of_grad(f, xs):
+    return func_grad(gradient(f, xs), xs)
+
+
+def hessian_vector_product(f, xs):
+    return func.jvp(gradient(f, xs), xs, directions(xs))
+
+
+def double_backward(f, xs):
+    leaves = [x.clone().requires_grad_() for x in xs]
+    grads = torch.autograd.grad(scalar(f)(*leaves), leaves, create_graph=True)
+    penalty = sum((g.sin() ** 2).sum() for g in grads)
+    return [*grads, *torch.autograd.grad(penalty, leaves, materialize_grads=True)]
+
+
+def double_backward_of_the_first_argument(f, xs):
+    first = xs[0].clone().requires_grad_()
+    (grad,) = torch.autograd.grad(scalar(f)(first, *xs[1:]), first, create_graph=True)
+    return torch.autograd.grad(grad.sin().sum(), first)
+
+
+def double_backward_of_related_arguments(f, xs):
+    """Arguments that depend on each other: no gradient may be counted twice."""
+    t = torch.ones((), dtype=xs[0].dtype, device=xs[0].device, requires_grad=True)
+    scaled = [x * t ** (n + 1) for n, x in enumerate(xs)]
+    (grad,) = torch.autograd.grad(scalar(f)(*scaled), t, create_graph=True)
+    (second,) = torch.autograd.grad(grad, t, create_graph=True)
+    return [grad, second, *torch.autograd.grad(second, t)]
+
+
+def batched_backward(f, xs):
+    leaves = [x.clone().requires_grad_() for x in xs]
+    outs = pytree.tree_leaves(f(*leaves))
+    return torch.autograd.grad(
+        outs, leaves, stacked(tuple(y.detach().cos() for y in outs)), is_grads_batched=True
+    )
+
+
+def vmap_of_backward(f, xs):
+    leaves = [x.clone().requires_grad_() for x in xs]
+    outs = pytree.tree_leaves(f(*leaves))
+    cotangents = stacked(tuple(y.detach().cos() for y in outs))
+    return torch.vmap(lambda *c: torch.autograd.grad(outs, leaves, c, retain_graph=True))(
+        *cotangents
+    )
+
+
+def backward_of_dual_cotangents(f, xs):
+    leaves = [x.clone().requires_grad_() for x in xs]
+    outs = pytree.tree_leaves(f(*leaves))
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(y.detach().cos(), y.detach().sin()) for y in outs]
+        grads = torch.autograd.grad(outs, leaves, duals)
+        return [forward_ad.unpack_dual(g).tangent for g in grads]
+
+
+def hessian_through_autograd(f, xs):
+    return torch.autograd.functional.hvp(scalar(f), xs, directions(xs))
+
+
+DERIVATIVES = [
+    jvp, dual_numbers, func_grad, vjp, vmap, vmap_of_the_first_argument, vmap_of_grad, grad_of_grad,
+    hessian_vector_product, double_backward, double_backward_of_the_first_argument,
+    double_backward_of_related_arguments, batched_backward, vmap_of_backward,
+    backward_of_dual_cotangents, hessian_through_autograd,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("derivative", DERIVATIVES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("name", SHAPES)
+def test_derivative(name, derivative, device, monkeypatch):
+    dtype = torch.float32
+    if name == "linear" and _ext.MISSING is None:
+        monkeypatch.setattr(_ext, "ISA", "amx")  # as on a CPU with AMX
+        dtype = torch.bfloat16
+    ours, ref = functions(name, device)
+    xs = tuple(torch.randn(s, device=device) * 0.5 + 0.5 for s in SHAPES[name])
+    xs = tuple(x.to(dtype) for x in xs)
+    got, same, exact = (
+        pytree.tree_leaves(derivative(f, tuple(x.to(d) for x in xs)))
+        for f, d in ((ours, dtype), (ref, dtype), (ref, torch.float64))
+    )
+    assert len(got) == len(same) == len(exact) > 0
+    for g, s, e in zip(got, same, exact, strict=True):
+        assert g.shape == e.shape and g.dtype == s.dtype
+        g, s, e = (t.detach().double() for t in (g, s, e))
+        ulps = 16 * torch.finfo(dtype).eps * e.abs().max()
+        assert (g - e).abs().max() <= 4 * (s - e).abs().max() + ulps
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_masks_of_batched_seeds(device):
+    seeds = torch.arange(12, device=device).view(3, 4)
+    batched = torch.vmap(lambda s: kernels.sample_masks(s, 16, 5))(seeds)
+    for got, expected in zip(batched, kernels.sample_masks(seeds, 16, 5), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.skipif(implementation("cpu") is None, reason="no kernels here")
+def test_only_training_and_inference_run_on_the_kernels():
+    x, bias = torch.randn(2, 5), torch.randn(5, requires_grad=True)
+    fused, before = implementation("cpu"), dispatches()
+    kernels.bias_gelu(x, bias).sum().backward()
+    assert dispatches() - before == {("bias_gelu", fused): 1, ("bias_gelu_backward", fused): 1}
+    before = dispatches()
+    torch.vmap(kernels.bias_gelu, (0, None))(x, bias.detach())
+    assert dispatches() - before == {("bias_gelu", "ref"): 1}
+
+
+def test_the_derivative_of_a_backward_op():
+    """Called directly it is differentiable, but not by ``torch.func``, which says so."""
+    op = torch.ops.ivcl_fast.bias_gelu_backward
+    args = [torch.randn(2, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    args += [torch.randn(5, dtype=torch.float64, requires_grad=True)]
+    assert torch.autograd.gradcheck(lambda *a: ref_backward_bias_gelu(*a), args)
+    single = [a.detach().float().requires_grad_() for a in args]
+    grads = torch.autograd.grad(op(*single)[0].sin().sum(), single)
+    exact = torch.autograd.grad(ref_backward_bias_gelu(*args)[0].sin().sum(), args)
+    for got, true in zip(grads, exact, strict=True):
+        torch.testing.assert_close(got.double(), true, rtol=1e-5, atol=1e-5)
+    for transform in (func.grad(lambda *a: op(*a)[0].sum()), torch.vmap(op, (0, 0, None))):
+        with pytest.raises(NotImplementedError, match=r"bias_gelu_backward.*torch\.func"):
+            transform(*(a.detach() for a in single))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_dtypes_under_autocast(device):
+    """``torch.func`` applies autocast to products, as in plain PyTorch; the op's dtype stays."""
+    qkv, plain = torch.randn(3, 5, 24, device=device), lambda x: ref_short_attention(x, 2)
+    with torch.autocast(device, torch.bfloat16):
+        got = torch.vmap(lambda x: kernels.short_attention(x, 2))(qkv[None])
+        (dual,) = dual_numbers(lambda x: kernels.short_attention(x, 2), (qkv,))
+    assert got.dtype == dual.dtype == torch.float32
+    torch.testing.assert_close(got[0], plain(qkv), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(dual, *dual_numbers(plain, (qkv,)))

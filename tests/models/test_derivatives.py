@@ -1,0 +1,93 @@
+"""The fast model has every derivative of the reference, and runs on every device and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, func, nn
+from torch.utils import _pytree as pytree
+
+import ivcl_fast
+from ivcl_fast import reference
+from tests.support.small_models import config, random_video
+
+VIDEO = random_video(2)
+SEED = torch.arange(2)
+
+
+def loss(model: nn.Module, video: Tensor = VIDEO, seed: Tensor = SEED) -> Callable:
+    return lambda weights: func.functional_call(model, weights, (video,), {"seed": seed}).loss
+
+
+def jvp(model, weights):
+    return func.jvp(loss(model), (weights,), (pytree.tree_map(torch.cos, weights),))
+
+
+def hessian_vector_product(model, weights):
+    gradient = func.grad(loss(model))
+    return func.jvp(gradient, (weights,), (pytree.tree_map(torch.cos, weights),))
+
+
+def grad_of_grad(model, weights):
+    def penalty(weights):
+        return sum(g.square().sum() for g in func.grad(loss(model))(weights).values())
+
+    return func.grad(penalty)(weights)
+
+
+def gradients_of_single_clips(model, weights):
+    def of_clip(weights, video, seed):
+        return func.grad(loss(model, video[None], seed[None]))(weights)
+
+    return torch.vmap(of_clip, (None, 0, 0))(weights, VIDEO, SEED)
+
+
+def gradient_penalty(model, weights):
+    grads = torch.autograd.grad(
+        model(VIDEO, seed=SEED).loss, list(model.parameters()), create_graph=True
+    )
+    return torch.autograd.grad(sum(g.square().sum() for g in grads), list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    "derivative",
+    [jvp, hessian_vector_product, grad_of_grad, gradients_of_single_clips, gradient_penalty],
+    ids=lambda d: d.__name__,
+)
+def test_derivative(derivative):
+    ref, fast = reference.IVCL(config()), ivcl_fast.IVCL(config())
+    fast.load_state_dict(ref.state_dict())
+    ours, plain = (
+        pytree.tree_leaves(derivative(m, {k: v.detach() for k, v in m.named_parameters()}))
+        for m in (fast, ref)
+    )
+    for got, expected in zip(ours, plain, strict=True):
+        atol = 1e-5 * expected.abs().max().item()
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=max(atol, 1e-9))
+
+
+def test_meta_tensors():
+    with torch.device("meta"):
+        fast = ivcl_fast.IVCL(config())
+        classifier = ivcl_fast.IVCLClassifier(config(), num_classes=3)
+    out = fast(VIDEO.to("meta"), seed=SEED.to("meta"))
+    out.loss.backward()
+    assert out.pred.shape == ivcl_fast.IVCL(config())(VIDEO, seed=SEED).pred.shape
+    assert classifier(VIDEO.to("meta")).shape == (2, 3)
+
+
+def test_float64_as_the_default_dtype():
+    try:
+        torch.set_default_dtype(torch.float64)
+        ref, fast = reference.IVCL(config()), ivcl_fast.IVCL(config())
+        fast.load_state_dict(ref.state_dict())
+        ours, plain = (m(VIDEO, seed=SEED).loss for m in (fast, ref))
+        assert {p.dtype for p in fast.parameters()} == {torch.float64} == {ours.dtype}
+        # The reference rounds pixels to float32.
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+        ours.backward()
+        assert ivcl_fast.IVCLClassifier(config(), 3)(VIDEO).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
