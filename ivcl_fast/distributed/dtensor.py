@@ -20,6 +20,11 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a sharded tensor; a plain tensor is returned as it is."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def shard_like(tensor: Tensor, like: DTensor) -> DTensor:
     """Shard a tensor that every rank holds in full, in the same way as ``like``."""
     from torch.distributed.tensor import distribute_tensor

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from ivcl_fast.distributed.dtensor import full_tensor, is_sharded, shard_like
+from ivcl_fast.training.muon import Muon
 
 NO_DECAY = ("pos_embed", "time_embed", "slot_tokens", "mask_token", "cls_token")
 """Endings of the names of matrices without weight decay; vectors never have any."""
@@ -73,6 +74,7 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Make fused AdamW for all parameters, or Muon for the blocks' matrices and AdamW for the rest.
 
+    Where ranks are connected, they have to hold shards, or replicas with equal gradients.
     Parameters are grouped by weight decay and by learning-rate scale (``group["scale"]``). With
     ``capturable`` the learning rates are tensors, so that a CUDA graph can record the step.
     """
@@ -97,7 +99,14 @@ def make_optimizers(
         )
     ]
     if muon_groups:
-        optimizers.append(Muon(muon_groups, lr=schedule.lr, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(
+            Muon(
+                muon_groups,
+                lr=schedule.lr,
+                adjust_lr_fn="match_rms_adamw",
+                replicated=dist.is_initialized(),
+            )
+        )
     return optimizers
 
 
@@ -109,60 +118,3 @@ def set_lr(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:
                 group["lr"].fill_(lr * group["scale"])
             else:
                 group["lr"] = lr * group["scale"]
-
-
-class Muon(torch.optim.Muon):
-    """Muon (Jordan et al., 2024) for whole or sharded matrices, in or outside a CUDA graph.
-
-    Takes orthogonalised momentum steps of the size of AdamW's
-    (``adjust_lr_fn="match_rms_adamw"``), bit for bit those of ``torch.optim.Muon`` where that one
-    can run. It cannot run
-
-    * in a CUDA graph, because it copies the learning rate to the host; here the rate may be a
-      tensor on the device;
-    * efficiently on DTensors, where every product of its iteration becomes a collective. Here the
-      momentum stays sharded, and each update is gathered once, in bfloat16 (the precision of the
-      iteration), orthogonalised on every rank, and sharded again.
-    """
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Update all parameters; ``closure`` is not supported."""
-        assert closure is None
-        for group in self.param_groups:
-            lr, decay = group["lr"], 1 - group["lr"] * group["weight_decay"]
-            for parameter in group["params"]:
-                gradient, state = parameter.grad, self.state[parameter]
-                if gradient is None:
-                    continue
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(gradient)
-                momentum = state["momentum_buffer"]
-                momentum.lerp_(gradient, 1 - group["momentum"])
-                update = full_tensor(gradient.lerp(momentum, group["momentum"]).bfloat16())
-                update = orthogonalize(
-                    update, group["ns_coefficients"], group["ns_steps"], group["eps"]
-                )
-                size = 0.2 * max(parameter.shape) ** 0.5  # matches the mean size of AdamW's steps
-                parameter.mul_(decay)
-                local = parameter
-                if is_sharded(parameter):
-                    local, update = parameter.to_local(), shard_like(update, parameter).to_local()
-                if isinstance(lr, Tensor):
-                    local.addcmul_(update.to(local.dtype), lr, value=-size)
-                else:
-                    local.add_(update, alpha=-lr * size)
-
-
-def orthogonalize(
-    x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
-) -> Tensor:
-    """Approximate the orthogonal matrix nearest to ``x`` ``[m, n]`` by Newton-Schulz iteration."""
-    a, b, c = coefficients
-    is_tall = x.shape[0] > x.shape[1]  # the Gram matrix of the short side is the smaller one
-    x = x.T if is_tall else x
-    x = x / x.norm().clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if is_tall else x

@@ -18,7 +18,7 @@ from ivcl_fast.models.weights import read_weights
 from ivcl_fast.train import train as run_train
 from ivcl_fast.training import loop
 from ivcl_fast.training.arguments import parse
-from ivcl_fast.training.optim import Muon
+from ivcl_fast.training.muon import Muon
 from ivcl_fast.training.run_folder import check_folder
 from tests.commands.test_train import SMALL
 from tests.support.ranks import run_ranks
@@ -72,32 +72,43 @@ def test_the_command_does_on_two_ranks_what_it_does_on_one(tmp_path):
     run_train(resumed)  # it is finished: this only evaluates, with a single process
 
 
-def one_muon_step(shapes):
-    """Return whole matrices and sharded ones after three steps with equal gradients."""
+def muon_steps(shapes):
+    """Return the weights of torch's Muon, of replicas and of shards after three equal steps."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+
+    def shard(tensor):
+        return distribute_tensor(tensor, mesh, [Shard(0)])
+
     draw = torch.Generator().manual_seed(0)
-    results = []
-    for shape in shapes:
-        value = torch.randn(shape, generator=draw)
-        whole = torch.nn.Parameter(value.clone())
-        cut = torch.nn.Parameter(distribute_tensor(value, mesh, [Shard(0)]))
-        options = dict(lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-        optimizers = torch.optim.Muon([whole], **options), Muon([cut], **options)
-        for _ in range(3):
-            whole.grad = torch.randn(shape, generator=draw)
-            cut.grad = distribute_tensor(whole.grad, mesh, [Shard(0)])
-            for optimizer in optimizers:
-                optimizer.step()
-        results.append((whole.detach(), cut.detach().full_tensor()))
-    return results
+    values = [torch.randn(shape, generator=draw) for shape in shapes]
+    whole, replicas = ([torch.nn.Parameter(v.clone()) for v in values] for _ in range(2))
+    shards = [torch.nn.Parameter(shard(v)) for v in values]
+    options = dict(lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    optimizers = [
+        torch.optim.Muon(whole, **options),
+        Muon(replicas, **options, replicated=True),
+        Muon(shards, **options),
+    ]
+    for _ in range(3):
+        for one, same, cut in zip(whole, replicas, shards, strict=True):
+            one.grad = torch.randn(one.shape, generator=draw)
+            same.grad, cut.grad = one.grad.clone(), shard(one.grad)
+        for optimizer in optimizers:
+            optimizer.step()
+    shards = [cut.full_tensor() for cut in shards]
+    return [[x.detach() for x in weights] for weights in (whole, replicas, shards)]
 
 
-def test_muon_on_shards_is_muon():
-    for results in run_ranks(2, one_muon_step, [(24, 8), (8, 24), (7, 5), (1, 6)]):
-        assert all(torch.equal(whole, cut) for whole, cut in results)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_muon_shared_by_ranks_is_muon(ranks):
+    """Also where a rank has fewer matrices or rows than others, or none."""
+    shapes = [(24, 8), (8, 24), (7, 5), (1, 6), (24, 8), (24, 8), (7, 5)]
+    for whole, replicas, shards in run_ranks(ranks, muon_steps, shapes):
+        for one, same, cut in zip(whole, replicas, shards, strict=True):
+            assert torch.equal(one, same) and torch.equal(one, cut)
 
 
 def test_replicas_and_shards_learn_alike_with_muon(tmp_path):

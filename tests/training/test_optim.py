@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ivcl_fast import IVCL, IVCLConfig
-from ivcl_fast.training.optim import Muon, Schedule, make_optimizers, scaled_lr, set_lr
+from ivcl_fast.training.muon import Muon, orthogonalize
+from ivcl_fast.training.optim import Schedule, make_optimizers, scaled_lr, set_lr
 
 
 def test_schedule_warms_up_and_ends_near_zero():
@@ -52,19 +53,70 @@ def test_learning_rates_are_tensors_that_stay():
     assert len({rate.data_ptr() for rate in rates}) == len(rates)
 
 
-@pytest.mark.parametrize("shape", [(6, 6), (12, 5), (5, 12), (1, 6)])
-def test_muon_is_that_of_torch(shape):
+SHAPES = [(6, 6), (12, 5), (5, 12), (1, 6), (12, 5), (5, 12), (5, 12), (6, 6), (64, 96)]
+
+
+def after_steps(optimizer, lr, steps=5):
+    """The weights of all shapes after some steps with the same gradients."""
+    draw = torch.Generator().manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape, generator=draw)) for shape in SHAPES]
+    options = dict(lr=lr, weight_decay=0.1)
+    muon = optimizer([{"params": weights, **options}], adjust_lr_fn="match_rms_adamw")
+    for _ in range(steps):
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=draw)
+        muon.step()
+    return weights, muon
+
+
+@pytest.mark.parametrize("per_batch", [1, 130, 2**18], ids="CPU_BATCH={}".format)
+def test_muon_is_that_of_torch(per_batch, monkeypatch):
     """Bit for bit; with a tensor as learning rate, for CUDA graphs, up to rounding."""
-    torch.manual_seed(0)
-    start, gradients = torch.randn(shape), torch.randn(5, *shape)
+    monkeypatch.setattr("ivcl_fast.training.muon.CPU_BATCH", per_batch)
+    expected, _ = after_steps(torch.optim.Muon, 0.02)
+    for lr, tolerance in ((0.02, 0.0), (torch.tensor(0.02), 1e-6)):
+        found, _ = after_steps(Muon, lr)
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_muon_continues_from_the_state_of_torch_and_back():
+    """A checkpoint holds a momentum for each matrix, whichever of the two wrote it."""
     ends = []
-    for muon, lr in ((torch.optim.Muon, 0.02), (Muon, 0.02), (Muon, torch.tensor(0.02))):
-        weight = torch.nn.Parameter(start.clone())
-        options = dict(lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-        optimizer = muon([{"params": [weight], **options}], adjust_lr_fn="match_rms_adamw")
-        for gradient in gradients:
-            weight.grad = gradient.clone()
-            optimizer.step()
-        ends.append(weight.detach())
-    assert torch.equal(ends[0], ends[1])
-    torch.testing.assert_close(ends[0], ends[2], rtol=1e-6, atol=1e-7)
+    for first, then in ((torch.optim.Muon, Muon), (Muon, torch.optim.Muon)):
+        weights, before = after_steps(first, 0.02)
+        groups = [{"params": weights, "lr": 0.02, "weight_decay": 0.1}]
+        after = then(groups, adjust_lr_fn="match_rms_adamw")
+        assert all({*before.state[w]} == {"momentum_buffer"} for w in weights)
+        after.state.update({w: dict(before.state[w]) for w in weights})
+        draw = torch.Generator().manual_seed(1)
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=draw)
+        after.step()
+        ends.append(weights)
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+def test_matrices_that_go_together_become_orthogonal_like_single_ones():
+    """As on a GPU, where tall and wide matrices of one size share their products."""
+    from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, EPS, _zeropower_via_newtonschulz
+
+    torch.manual_seed(0)
+    settings = (DEFAULT_A, DEFAULT_B, DEFAULT_C), 5, EPS
+    shapes = [torch.Size(shape) for shape in ((3, 8), (8, 3), (4, 4))]
+    stacks = {shape: torch.randn(2, *shape).bfloat16() for shape in shapes}
+    found = orthogonalize(stacks, *settings)
+    assert found.keys() == stacks.keys()
+    for shape, stack in stacks.items():
+        for matrix, result in zip(stack, found[shape], strict=True):
+            expected = _zeropower_via_newtonschulz(matrix.clone(), *settings)
+            torch.testing.assert_close(result, expected, rtol=0, atol=2**-8)  # an ulp of bfloat16
+
+
+def test_muon_skips_matrices_without_a_gradient():
+    weights = [nn.Parameter(torch.randn(3, 4)) for _ in range(2)]
+    weights[1].grad = torch.randn(3, 4)
+    before = [weight.detach().clone() for weight in weights]
+    muon = Muon(weights, lr=0.1)
+    muon.step()
+    assert torch.equal(weights[0], before[0]) and not torch.equal(weights[1], before[1])
+    assert [*muon.state] == weights[1:]
