@@ -1,9 +1,9 @@
 """``python -m ivcl_fast.prepare``: make data ready for training.
 
-``cater:DIR``, ``acre:DIR`` and ``something-else:DIR`` decode the media of a data set in its
-published format into a frame store; ``synthetic:cater`` and others write a synthetic data set in
-the same format. If the command is interrupted, the same command continues. Under torchrun the ranks
-share the work.
+``videos:DIR``, ``csv:FILE``, ``cater:DIR``, ``acre:DIR`` and ``something-else:DIR`` decode the
+media of a data set into a frame store; ``synthetic:cater`` and others write a synthetic data set in
+a published format. If the command is interrupted, the same command continues. Under torchrun the
+ranks share the work.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class PrepareConfig:
     """What to prepare."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """cater:DIR, acre:DIR, something-else:DIR, synthetic:cater, synthetic:acre-iid,
-    synthetic:acre-comp, synthetic:acre-sys or synthetic:something-else."""
+    """videos:DIR, csv:FILE, cater:DIR, acre:DIR, something-else:DIR, synthetic:cater,
+    synthetic:acre-iid, synthetic:acre-comp, synthetic:acre-sys or synthetic:something-else."""
     out: Path | None = None
     """Folder to write to; by default one inside DIR, or in data/."""
     workers: int | None = None

@@ -57,13 +57,15 @@ def train(config: TrainConfig) -> None:
         with distributed.main_process_first():
             run.check_batches()  # before the folder is made: this opens the data
             stack.enter_context(opened_folder(config))
+        if not run.data.num_classes:
+            distributed.print_rank0(f"{config.data.source} has no classes: pretraining only")
         init = config.stages.init
         if config.stages.stage in ("all", "pretrain"):
             run.pretrain()
             init = str(run.folder / "pretrain")
         results: list[Result] = []
         evaluation = None
-        if config.stages.stage in ("all", "finetune"):
+        if run.finetunes:
             model = run.finetune(init)
             distributed.print_rank0(f"evaluating on {run.data.eval_split}")
             evaluation = run.evaluate(model)

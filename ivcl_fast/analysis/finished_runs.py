@@ -79,12 +79,8 @@ class FinishedRun:
         answers = Classes.read(folder)
         if answers is not None:
             run.classes = answers
-            moved = run.config.data.source != kept.data.source
-            if moved and (classes := run.dataset.num_classes) != answers.num_classes:
-                raise UserError(
-                    f"--data: {run.config.data.source!r} has {classes} classes; accepted: data "
-                    f"with the run's {answers.num_classes}"
-                )
+            if run.config.data.source != kept.data.source:
+                check_same_classes(run.config.data.source, run.dataset, answers)
         return run
 
     @cached_property
@@ -184,19 +180,23 @@ class FinishedRun:
 
     def describe(self, models: Models, weights: Path | None = None) -> str:
         """Say which models these are and how they were trained; arguments as of :meth:`models`."""
-        config, stages = self.config, self.config.stages
-        clips = {"pretraining": stages.pretrain_clips, "finetuning": stages.finetune_clips}
-        budget = [
-            f"{count} clips of {name}"
-            for name, count in clips.items()
-            if stages.stage == "all" or name.startswith(stages.stage)
-        ]
+        config = self.config
         given = f" (one of them from {weights})" if weights else ""
         return (
             f"Task {config.data.task} on {config.data.source}, preset {config.preset}, seed "
-            f"{config.seed}; {', '.join(budget)}. Models: {' and '.join(models)}{given}. "
+            f"{config.seed}; {self.describe_length()}. Models: {' and '.join(models)}{given}. "
             f"torch {torch.__version__}, {self.device}, {platform.machine()}."
         )
+
+    def describe_length(self) -> str:
+        """Say how many clips the stages that are finished have seen."""
+        stages = self.config.stages
+        clips = {
+            "pretrain": f"{stages.pretrain_clips} clips of pretraining",
+            "finetune": f"{stages.finetune_clips} clips of finetuning",
+        }
+        asked = {name: text for name, text in clips.items() if stages.stage in (name, "all")}
+        return ", ".join(text for name, text in asked.items() if self.finished(name))
 
     def _with_weights(self, source: Path) -> Model:
         """Return a model of the run's sizes with these weights, by their keys."""
@@ -227,6 +227,22 @@ class FinishedRun:
     def _new_classifier(self) -> IVCLClassifier:
         names = self.classes.names
         return IVCLClassifier(self.config.model, len(names), names)
+
+
+def check_same_classes(source: str, dataset: Dataset, classes: Classes) -> None:
+    """Raise :class:`UserError` unless a data set has the classes of a run, in the same order."""
+    if (count := dataset.num_classes) != classes.num_classes:
+        raise UserError(
+            f"--data: {source!r} has {count} classes; accepted: data with the run's "
+            f"{classes.num_classes}"
+        )
+    found = Classes.of(dataset).names
+    for number, (here, expected) in enumerate(zip(found, classes.names, strict=True)):
+        if here != expected:
+            raise UserError(
+                f"--data: class {number} of {source!r} is {here!r}; accepted: data with the run's "
+                f"classes, of which this is {expected!r}"
+            )
 
 
 def split_model_folder(folder: Path) -> tuple[Path, str | None]:

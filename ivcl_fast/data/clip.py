@@ -86,7 +86,7 @@ def find_media(path: Path, num_frames: int | None = None) -> Media:
         files = [file for file in path.iterdir() if is_image(file)]
         if not files or num_frames not in (None, len(files)):
             raise VideoError(f"holds {len(files) or 'no'} images; accepted: {accepted}")
-        return Media(path.resolve().name, tuple(sorted(files, key=_sort_key)))
+        return Media(path.resolve().name, tuple(sorted(files, key=image_order)))
     if not path.exists():
         raise VideoError(f"no such file or folder; accepted: {accepted}")
     if num_frames is not None or is_image(path):
@@ -95,7 +95,7 @@ def find_media(path: Path, num_frames: int | None = None) -> Media:
     return Media(path.stem, (path,))
 
 
-def _sort_key(path: Path) -> list[str | int]:
+def image_order(path: Path) -> list[str | int]:
     """Alternate text and numbers of the name, so that 10 comes after 9."""
     parts = re.split(r"(\d+)", path.name)
     return [int(part) if at % 2 else part for at, part in enumerate(parts)]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ivcl_fast.errors import require_at_least
+from ivcl_fast.errors import UserError, require_at_least
 
 
 @dataclass(frozen=True)
@@ -16,19 +16,24 @@ class DataConfig:
     """Which clips to use, and how to read their frames."""
 
     source: Annotated[str, tyro.conf.arg(name="data")] = "synthetic"
-    """A folder in a data set's published format: cater:DIR, acre:DIR or something-else:DIR; or a
-    synthetic data set, written if it is missing: synthetic (CATER with a static camera),
-    synthetic:moving, synthetic:{acre-iid,acre-comp,acre-sys}, synthetic:something-else."""
+    """Your own videos: videos:DIR (a folder, with a folder for each class if there are classes) or
+    csv:FILE (a list of paths and labels); a folder in a data set's published format: cater:DIR,
+    acre:DIR or something-else:DIR; or a synthetic data set, written if it is missing: synthetic
+    (CATER with a static camera), synthetic:moving, synthetic:{acre-iid,acre-comp,acre-sys},
+    synthetic:something-else."""
     task: str = "auto"
     """Task to finetune on. CATER: localize (on a 6x6 grid), localize_4x4, localize_8x8,
-    actions_present, actions_order_uniq; Something-Else: compositional, fewshot_5shot, ...; auto:
-    the data set's first task."""
+    actions_present, actions_order_uniq; Something-Else: compositional, fewshot_5shot, ...; your own
+    videos: classify; auto: the data set's first task."""
     train_split: str = "auto"
     """Split to train on; auto: the data set's training split. CATER: train, or train_subsetT and
     for its curve train_subsetV, to choose settings without its val."""
     curve_split: str = "auto"
     """Split for evaluation during training; auto: the data set's own, which for CATER and
     Something-Else is the one that results are reported on."""
+    val_fraction: float = 0.2
+    """Fraction of your own videos, in each class, that is held out to validate on, chosen by a hash
+    of their names; only where the data have no splits."""
     train_videos: int = 3000
     """Number of synthetic training videos."""
     val_videos: int = 600
@@ -47,5 +52,9 @@ class DataConfig:
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         require_at_least(self, 1, "train_videos", "val_videos")
+        if not 0 < self.val_fraction < 1:
+            raise UserError(
+                f"--val-fraction: {self.val_fraction} is not accepted; accepted: between 0 and 1"
+            )
         if self.workers is not None:
             require_at_least(self, 1, "workers")

@@ -207,7 +207,7 @@ def open_dataset(config: DataConfig, read_only: bool = False) -> Dataset:
     """
     dataset_format, place = parse_source(config.source)
     task = find_task(config.source, config.task)
-    accepted = "--data with its folder"
+    accepted = "--data with its place"
     if isinstance(place, Synthetic):
         spec = place.spec(train=config.train_videos, val=config.val_videos)
         root = config.data_dir / spec.default_name
@@ -216,12 +216,12 @@ def open_dataset(config: DataConfig, read_only: bool = False) -> Dataset:
             with Bar("rendering", 0, place.unit) as bar:
                 place.write(root, spec, workers=config.workers, progress=bar)
         place = root
-    if read_only and not place.is_dir():
+    if read_only and not place.exists():
         raise UserError(
-            f"{place.absolute()}: no such folder; read-only commands never generate data; if the "
-            f"data set has moved, accepted: {accepted}"
+            f"{place.absolute()}: no such folder or file; read-only commands never generate data; "
+            f"if the data set has moved, accepted: {accepted}"
         )
-    return dataset_format.open(place, task)
+    return dataset_format.open_with(config, place, task)
 
 
 def find_splits(config: DataConfig, dataset: Dataset) -> tuple[str, str]:

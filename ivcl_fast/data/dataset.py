@@ -39,14 +39,17 @@ class Clip:
 class Dataset(Protocol):
     """One task of a data set in a folder.
 
-    The smallest data set, for frames of your own::
+    The smallest data set of another kind. ``--data mine:DIR`` finds it if the package that contains
+    it names it in its ``pyproject.toml``, as ``mine = "my_package:Mine"`` under
+    ``[project.entry-points."ivcl_fast.datasets"]``::
 
         >>> class Mine:
-        ...     task, num_classes, multi_label = "left-right", 2, False
+        ...     tasks = ("left-right",)  # of --task, the default first
+        ...     num_classes, multi_label = 2, False
         ...     splits, curve_split = ("train", "val"), "val"
         ...
-        ...     def __init__(self, root: Path) -> None:
-        ...         self.root = root
+        ...     def __init__(self, root: Path, task: str) -> None:
+        ...         self.root, self.task = root, task
         ...
         ...     def clips(self, split: str) -> list[Clip]:
         ...         lines = (self.root / f"{split}.txt").read_text().splitlines()  # name label

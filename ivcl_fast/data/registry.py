@@ -1,6 +1,9 @@
 """Data sources by name: how each data set is opened, and how synthetic ones are written.
 
-A source is ``FORMAT:DIR``, a folder in the published format of a data set, or ``synthetic...``.
+A source is ``FORMAT:DIR``, a folder in the published format of a data set; ``synthetic...``; or
+videos of one's own, such as ``videos:DIR``. Other packages add formats by an entry point of the
+group :data:`ENTRY_POINTS`: a :class:`DatasetFormat`, or a class that is called with a folder and a
+task, implements :class:`~ivcl_fast.data.dataset.Dataset`, and lists its ``tasks``.
 """
 
 from __future__ import annotations
@@ -8,19 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ivcl_fast.data.dataset import Dataset
 from ivcl_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from ivcl_fast.data.config import DataConfig
 
 
 @dataclass(frozen=True)
 class DatasetFormat:
     """The published format of a data set."""
 
-    open: Callable[[Path, str], Dataset]
-    """Opens a task of the data set in a folder."""
+    open: Callable[..., Dataset]
+    """Opens a task of the data set in a folder; takes :attr:`options` by name."""
     tasks: tuple[str, ...]
     """Names of the tasks, the default first."""
     media_by_task: bool = False
@@ -31,6 +38,14 @@ class DatasetFormat:
     """Whether a part of the frame may be used in training; not if the answer is a place in it."""
     frame_labels: bool = False
     """Whether it has labels of single frames, for supervised pretraining."""
+    options: tuple[str, ...] = ()
+    """Settings of the data that :attr:`open` takes besides, such as ``val_fraction``."""
+    place: Literal["DIR", "FILE"] = "DIR"
+    """What follows the name of the format in a source."""
+
+    def open_with(self, config: DataConfig, place: Path, task: str) -> Dataset:
+        """Open a task of the data set with the settings that it takes."""
+        return self.open(place, task, **{name: getattr(config, name) for name in self.options})
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,25 @@ def _something_else() -> DatasetFormat:
     return DatasetFormat(SomethingElse, tuple(TASKS), media_by_task=True, random_crop=True)
 
 
+def _videos() -> DatasetFormat:
+    from ivcl_fast.data.formats.own.video_folder import VideoFolder
+
+    return _own(VideoFolder)
+
+
+def _csv() -> DatasetFormat:
+    from ivcl_fast.data.formats.own.video_list import VideoList
+
+    return _own(VideoList, place="FILE")
+
+
+def _own(open: Callable[..., Dataset], **how: Any) -> DatasetFormat:
+    """Describe a format for one's own videos, of which nothing is known."""
+    from ivcl_fast.data.formats.own.labelled import TASK
+
+    return DatasetFormat(open, (TASK,), random_crop=True, options=("val_fraction",), **how)
+
+
 def _synthetic_cater(camera: Literal["static", "moving"]) -> Synthetic:
     from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 
@@ -90,11 +124,16 @@ def _synthetic_something_else() -> Synthetic:
     return Synthetic("something-else", SyntheticSomethingElse, write_something_else, "videos")
 
 
+ENTRY_POINTS = "ivcl_fast.datasets"
+"""Group of entry points by which other packages add formats; the name is that of the source."""
+
 # Modules of a data set are imported when it is asked for.
 _FORMATS: dict[str, Callable[[], DatasetFormat]] = {
     "cater": _cater,
     "acre": _acre,
     "something-else": _something_else,
+    "videos": _videos,
+    "csv": _csv,
 }
 _SYNTHETIC: dict[str, Callable[[], Synthetic]] = {
     "cater": partial(_synthetic_cater, "static"),
@@ -123,12 +162,36 @@ def parse_source(source: str, argument: str = "--data") -> tuple[DatasetFormat, 
         return _FORMATS[synthetic.format](), synthetic
     if prefix in _FORMATS and rest:
         return _FORMATS[prefix](), Path(rest)
-    folders = ", ".join(f"{name}:DIR" for name in _FORMATS)
+    if rest and (added := _added_format(prefix)):
+        return added, Path(rest)
+    places = ", ".join(f"{name}:{form().place}" for name, form in _FORMATS.items())
     made = ", ".join(f"synthetic:{name}" for name in _SYNTHETIC)
+    others = sorted({f"{entry.name}:DIR" for entry in metadata.entry_points(group=ENTRY_POINTS)})
     raise UserError(
-        f"{argument}: {source!r} is not a data source; accepted: {folders} for a folder in the "
-        f"format of that data set; synthetic, {made}"
+        f"{argument}: {source!r} is not a data source; accepted: {places} for data in that format; "
+        f"synthetic, {made}" + "".join(f", {other}" for other in others)
     )
+
+
+def _added_format(name: str) -> DatasetFormat | None:
+    """Return a format that another package adds, or None.
+
+    Raises :class:`UserError` if it cannot be loaded, or is no data set.
+    """
+    for entry in metadata.entry_points(group=ENTRY_POINTS, name=name):
+        try:
+            added = entry.load()
+        except Exception as error:
+            raise UserError(f"{name}: {entry.value} cannot be loaded: {error!r}") from None
+        if isinstance(added, DatasetFormat):
+            return added
+        if callable(added) and (tasks := getattr(added, "tasks", ())):
+            return DatasetFormat(added, tuple(tasks))
+        raise UserError(
+            f"{name}: {entry.value} is no data set; accepted: a class with the attribute tasks, or "
+            "a DatasetFormat"
+        )
+    return None
 
 
 def clip_frames(source: str) -> int | None:

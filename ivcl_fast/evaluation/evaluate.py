@@ -135,6 +135,7 @@ def evaluate(
             scores = query_scores(data.dataset, split, names, logits, labels)
         else:
             scores = class_scores(logits, labels)
+            scores["class_mean"] = Score.class_mean(logits, labels)
         return Evaluation({"all": scores}, logits, labels, clips)
     hidden = None
     if data.has_scenes(names):

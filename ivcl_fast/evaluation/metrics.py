@@ -86,6 +86,26 @@ class Score:
         prevalence = targets.astype(bool).mean(axis=0)
         return cls(value, max(low, 0.0), min(high, 1.0), float(prevalence[prevalence > 0].mean()))
 
+    @classmethod
+    def class_mean(cls, logits: Array, labels: Array) -> Score:
+        """Return :func:`class_accuracy` averaged over the classes, with a bootstrap interval.
+
+        Classes without a clip are left out. Chance is a uniform guess.
+        """
+        accuracy, classes = class_accuracy(logits, labels), as_array(logits).shape[1]
+        correct, labels = topk_correct(logits, labels, 1), as_array(labels)
+
+        def mean(weights: np.ndarray) -> float:
+            clips = np.bincount(labels, weights, classes)
+            hits = np.bincount(labels, weights * correct, classes)
+            return float((hits[clips > 0] / clips[clips > 0]).mean())
+
+        if correct.all() or not correct.any():  # resampling would show no variation
+            low, high = wilson_interval(int(correct.sum()), len(correct))
+        else:
+            low, high = bootstrap_interval(mean, len(labels))
+        return cls(float(np.nanmean(accuracy)), low, high, 1 / classes)
+
     def format(self, value: float) -> str:
         """Return a number in this score's unit, such as ``14.8 %`` or ``2.32``."""
         return f"{100 * value:.1f} %" if self.percent else f"{value:.2f}"
@@ -114,6 +134,29 @@ def topk_correct(logits: Array, labels: Array, k: int) -> np.ndarray:
     logits, labels = checked_answers(logits, labels)
     order = np.argsort(-logits, axis=1, kind="stable")
     return (order[:, :k] == labels[:, None]).any(axis=1)
+
+
+def class_accuracy(logits: Array, labels: Array) -> np.ndarray:
+    """Return the share of correct clips of each class: ``[C]``, NaN for a class without a clip.
+
+    Arguments as of :func:`topk_correct`.
+    """
+    correct, labels = topk_correct(logits, labels, 1), as_array(labels)
+    classes = as_array(logits).shape[1]
+    clips = np.bincount(labels, minlength=classes)
+    hits = np.bincount(labels, correct, classes)
+    return np.where(clips > 0, hits / np.maximum(clips, 1), np.nan)
+
+
+def confusion(logits: Array, labels: Array) -> np.ndarray:
+    """Return how often each class was answered for each label: int64 ``[C labels, C answers]``.
+
+    Arguments as of :func:`topk_correct`; the answer is the argmax.
+    """
+    logits, labels = checked_answers(logits, labels)
+    counts = np.zeros((logits.shape[1], logits.shape[1]), np.int64)
+    np.add.at(counts, (labels, logits.argmax(axis=1)), 1)
+    return counts
 
 
 def grid_distance(logits: Array, labels: Array, n: int = 6) -> np.ndarray:

@@ -138,6 +138,8 @@ PANELS = (
           stages=lambda stage: stage != "pretrain"),
     Panel("Validation accuracy", "correct clips",
           {"val_top1": "top-1", "val_top5": "top-5"}, percent=True),
+    Panel("Validation accuracy, mean of the classes", "correct clips of a class",
+          {"val_class_mean": "mean class"}, percent=True),
     Panel("Validation top-1 by how the snitch ends", "correct clips",
           {"val_top1_visible": "visible", "val_top1_hidden": "hidden"}, percent=True),
     Panel("Validation accuracy", "correct",
@@ -157,8 +159,8 @@ def curves_picture(
     """Draw the records of ``metrics.jsonl`` over the clips seen; empty panels are left out.
 
     ``records`` hold ``stage``, ``clips`` and any of ``loss``, ``lr``, ``clips_per_second``,
-    ``val_top1``, ``val_top5``, ``val_map``, ``val_frame_map`` (shares, 0 to 1), ``val_l1`` (cells),
-    some also by group of clips (``val_top1_hidden``).
+    ``val_top1``, ``val_top5``, ``val_class_mean``, ``val_map``, ``val_frame_map`` (shares, 0 to 1),
+    ``val_l1`` (cells), some also by group of clips (``val_top1_hidden``).
     ``chance`` gives the dashed lines, by the same names.
     """
     records, chance = list(records), chance or {}

@@ -33,12 +33,12 @@ def write_report(
     ``results``: rows of the table, first that of the finetuned model, whose ``evaluation`` gives
     the answer to each clip; both are empty after pretraining alone.
     """
-    config, data, stages = run.config, run.config.data, run.config.stages
+    config, data = run.config, run.config.data
     lines = [
         f"# {run.folder.name}",
         "",
         f"{data.task} on `{data.source}`, preset `{config.preset}`, seed {config.seed}; "
-        f"{stages.pretrain_clips} clips of pretraining, {stages.finetune_clips} of finetuning. "
+        f"{run.describe_length()}. "
         "Settings: [config.json](config.json), records: [metrics.jsonl](metrics.jsonl).",
         "",
     ]

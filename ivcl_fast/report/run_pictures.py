@@ -14,10 +14,12 @@ from ivcl_fast.analysis.clips import ClipReader, DecodedClip
 from ivcl_fast.analysis.finished_runs import FinishedRun, Model, Models
 from ivcl_fast.analysis.trajectory import SnitchTrajectory, follow_snitch
 from ivcl_fast.evaluation.evaluate import Evaluation
+from ivcl_fast.evaluation.metrics import confusion
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier
 from ivcl_fast.report import plots
 from ivcl_fast.report.animation import PER_SECOND, attention_frames, write_gif
 from ivcl_fast.report.attention import attention_figure, measure_name
+from ivcl_fast.report.confusion import confusion_caption, confusion_picture
 from ivcl_fast.report.figures import COLUMNS, evenly_spaced, save
 from ivcl_fast.report.trajectory import trajectory_caption, trajectory_figure
 from ivcl_fast.training.metrics_log import MetricsLog
@@ -39,7 +41,7 @@ def draw_run(run: FinishedRun, evaluation: Evaluation | None) -> list[Picture]:
     """Draw what the run's models allow into its folder.
 
     That is training curves, reconstructions and, given the ``evaluation`` of the finetuned model,
-    its answers (for a localisation task) and slot attention.
+    its answers (for a localisation task) or confusion, and slot attention.
     """
     chance = (
         {f"val_{k}": s.chance for k, s in evaluation.scores["all"].items()} if evaluation else {}
@@ -56,6 +58,8 @@ def draw_run(run: FinishedRun, evaluation: Evaluation | None) -> list[Picture]:
     if evaluation is not None:
         if run.localizes:
             pictures.append(draw_answers(run, evaluation, clips))
+        elif not run.classes.multi_label:
+            pictures.append(draw_confusion(run, evaluation))
         models = {"finetuned": run.load("finetune")}
         maps = attention_maps(models, clips[0])
         pictures.append(draw_attention(run.folder / "slot_attention.png", clips[0], maps))
@@ -143,6 +147,14 @@ def draw_reconstruction(
     video = torch.stack([clip.frames for clip in clips])
     plots.reconstruction_picture(model, video, path, run.config.seed)
     return Picture(path, "Reconstruction", "Query frames reconstructed by the pretrained model.")
+
+
+def draw_confusion(run: FinishedRun, evaluation: Evaluation) -> Picture:
+    """Draw which class the evaluated model answered for each class."""
+    path, names = run.folder / "confusion.png", run.classes.names
+    counts = confusion(evaluation.logits, evaluation.labels)
+    confusion_picture(path, counts, names)
+    return Picture(path, "Confusion", confusion_caption(counts, names))
 
 
 def draw_answers(run: FinishedRun, evaluation: Evaluation, clips: Sequence[DecodedClip]) -> Picture:

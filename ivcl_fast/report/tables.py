@@ -15,9 +15,9 @@ from rich.text import Text
 from ivcl_fast.evaluation.evaluate import Result
 
 METRIC_NAMES = {
-    "top1": "top-1", "top5": "top-5", "l1": "L1 (cells)", "map": "mAP", "query": "query",
-    "problem": "problem", "direct": "direct", "indirect": "indirect", "screen_off": "screened-off",
-    "potential": "backward-blocked",
+    "top1": "top-1", "top5": "top-5", "class_mean": "mean class", "l1": "L1 (cells)", "map": "mAP",
+    "query": "query", "problem": "problem", "direct": "direct", "indirect": "indirect",
+    "screen_off": "screened-off", "potential": "backward-blocked",
 }  # fmt: skip
 """Names of metrics in tables, by their names in ``scores.json``."""
 PLAIN_WIDTH = 100

@@ -129,6 +129,20 @@ class Run:
         )
 
     @functools.cached_property
+    def finetunes(self) -> bool:
+        """Whether the run learns a task: if it is asked to, and the data have classes.
+
+        Raises :class:`UserError` if it is asked for finetuning alone, and there are none.
+        """
+        stage, source = self.config.stages.stage, self.config.data.source
+        if stage == "finetune" and not self.data.num_classes:
+            raise UserError(
+                f"--stage: finetune needs classes, which {source} does not have; accepted: all, "
+                "pretrain, or data with classes"
+            )
+        return stage != "pretrain" and self.data.num_classes > 0
+
+    @functools.cached_property
     def classes(self) -> Classes:
         """The classes of the task, kept with the run so that it can be used without its data."""
         classes = Classes.read(self.folder)
@@ -143,7 +157,7 @@ class Run:
         stages, frames = self.config.stages, self.config.model.num_frames
         if stages.stage != "finetune":
             self._training_loader("pretrain", frames)
-        if stages.stage != "pretrain":
+        if self.finetunes:
             try:
                 self._training_loader("finetune", frames)
             except UserError as error:

@@ -318,3 +318,23 @@ def test_scores_are_readable() -> None:
     assert str(distance) == "2.50 [2.00, 3.00]"
     assert distance.format(distance.chance) == "3.89"
     assert str(Score.mean(np.array([0.2, 0.8]), 0.1, percent=True)) == "50.0 % [20.0, 80.0]"
+
+
+def test_mean_class_accuracy_counts_every_class_alike():
+    """Against counting by hand: class 0 has 3 of 4, class 1 has 0 of 1, class 2 no clip."""
+    labels = np.array([0, 0, 0, 0, 1])
+    logits = np.eye(3)[[0, 0, 0, 2, 0]]
+    assert metrics.class_accuracy(logits, labels)[:2].tolist() == [0.75, 0.0]
+    assert np.isnan(metrics.class_accuracy(logits, labels)[2])
+    score = Score.class_mean(logits, labels)
+    assert score.value == 0.375 and score.low < 0.375 < score.high and score.chance == 1 / 3
+    assert metrics.confusion(logits, labels).tolist() == [[3, 0, 1], [1, 0, 0], [0, 0, 0]]
+    perfect = Score.class_mean(np.eye(3)[labels], labels)
+    assert perfect.value == perfect.high == 1 and perfect.low < 1
+
+
+def test_mean_class_accuracy_agrees_with_scikit_learns_definition():
+    random = np.random.default_rng(0)
+    labels, logits = random.integers(5, size=200), random.normal(size=(200, 5))
+    recalls = [(logits[labels == c].argmax(1) == c).mean() for c in range(5)]
+    assert Score.class_mean(logits, labels).value == pytest.approx(np.mean(recalls))

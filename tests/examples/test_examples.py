@@ -46,14 +46,9 @@ def test_train_on_your_data_takes_a_folder_and_flags(tmp_path):
             (tmp_path / "videos" / label / f"{number}.mp4").write_text("no video")
     command = [sys.executable, str(EXAMPLES / "train_on_your_data.py"), "videos", "--quick"]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 1 and "videos-linked" in done.stdout + done.stderr
-    splits = tmp_path / "videos-linked" / "dataset_splits" / "compositional"
-    assert json.loads((splits / "labels.json").read_text()) == {"falls": 0, "rises": 1}
-    rows = {
-        name: json.loads((splits / f"{name}.json").read_text()) for name in ("train", "validation")
-    }
-    assert [len(found) for found in rows.values()] == [8, 2]
-    assert {row["template"] for row in rows["validation"]} == {"falls", "rises"}
+    assert done.returncode == 1 and "none of the videos of split val can be used" in done.stderr
+    bad = json.loads((tmp_path / "videos" / "store-64-p8-pyav" / "bad_files.json").read_text())
+    assert len(bad) == 10 and "falls/0.mp4" in bad
 
 
 def test_answer_for_a_video(short_run: ShortRun, tmp_path):

@@ -1,0 +1,126 @@
+"""``videos:DIR``: a folder of videos, with a folder for each class if they have classes.
+
+Layouts, in which a video is a file or a folder of images, one per frame::
+
+    DIR/a.mp4, DIR/any/b.avi                  without classes: videos lie in DIR itself
+    DIR/<class>/a.mp4                         a folder for each class
+    DIR/train/<class>/a.mp4, DIR/val/...      the same, with splits (also validation, test)
+    DIR/train/a.mp4, DIR/val/...              splits without classes
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from ivcl_fast.data.clip import image_order
+from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.decode.images import is_image
+from ivcl_fast.data.formats.own.labelled import (
+    SPLIT_NAMES,
+    TASK,
+    TRAIN,
+    VAL_FRACTION,
+    Item,
+    LabelledVideos,
+)
+from ivcl_fast.errors import UserError
+
+log = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv", ".gif", ".mpg", ".mpeg", ".wmv", ".flv",
+    ".3gp", ".ogv", ".ts", ".mts", ".m2ts", ".y4m",
+)  # fmt: skip
+_OURS = re.compile(r"store-\d|index$")  # folders of frame stores and of the index
+
+
+class VideoFolder(LabelledVideos):
+    """The videos of a folder; see :class:`LabelledVideos`.
+
+    Example::
+
+        >>> dataset = VideoFolder(Path("cats_and_dogs"))
+        >>> dataset.describe(dataset.clips("val")[0].label)
+    """
+
+    def __init__(self, root: Path, task: str = TASK, val_fraction: float = VAL_FRACTION) -> None:
+        """List the videos; raises :class:`UserError` if there are none or the layout is unclear."""
+        root = Path(root)
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder; accepted: a folder with videos")
+        found = list(find_videos(root))
+        if not found:
+            raise UserError(
+                f"{root}: holds no videos; accepted: files with the ending "
+                f"{', '.join(VIDEO_SUFFIXES)}, and folders of PNG or JPEG frames"
+            )
+        super().__init__(root, _items(root, found), val_fraction)
+
+
+def find_videos(root: Path) -> Iterator[Media]:
+    """List the videos below a folder by their paths relative to it, sorted.
+
+    Hidden files and folders are passed over, and what is no video; their number is logged.
+    """
+    media, others = [], []
+    for place, folders, files in os.walk(root, followlinks=True):
+        folder = Path(place)
+        if folder != root and folder.resolve() in (parent.resolve() for parent in folder.parents):
+            folders.clear()  # a link back to a folder above
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = [folder / name for name in files if not name.startswith(".")]
+        videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
+        media += [Media(_name(path, root), (path,)) for path in videos]
+        images = [path for path in paths if is_image(path)]
+        if images and not videos and not folders:
+            media.append(Media(_name(folder, root), tuple(sorted(images, key=image_order))))
+            videos = images
+        if not _OURS.match(_name(folder, root)):
+            others += [path for path in paths if path not in videos]
+    if others:
+        log.info("%s: %d files are no videos, such as %s", root, len(others), min(others))
+    yield from sorted(media, key=lambda one: one.name)
+
+
+def _name(path: Path, root: Path) -> str:
+    return root.resolve().name if path == root else path.relative_to(root).as_posix()
+
+
+def _items(root: Path, found: list[Media]) -> list[Item]:
+    tops = {one.name: PurePosixPath(one.name).parts for one in found}
+    firsts = {parts[0] for parts in tops.values() if len(parts) > 1}
+    splits = {name for name in firsts if name.lower() in SPLIT_NAMES}
+    if TRAIN not in {SPLIT_NAMES[name.lower()] for name in splits}:
+        return _labelled(root, found, TRAIN, depth=0)
+    if outside := [name for name, parts in tops.items() if parts[0] not in splits]:
+        raise UserError(
+            f"{root}: has {', '.join(f'{name}/' for name in sorted(splits))}, but {len(outside)} "
+            f"videos are outside them, such as {outside[0]}; accepted: all videos in one of them"
+        )
+    items: list[Item] = []
+    for folder in sorted(splits):
+        split = SPLIT_NAMES[folder.lower()]
+        own = [one for one in found if tops[one.name][0] == folder]
+        items += _labelled(root / folder, own, split, depth=1)
+    trained = any(item.labels for item in items if item.split == TRAIN)
+    kept = [item for item in items if bool(item.labels) == trained]
+    if len(kept) < len(items):
+        left = sorted({item.split for item in items if bool(item.labels) != trained})
+        how = "have no classes" if trained else "have classes, unlike the training videos"
+        log.warning("%s: left out, because its videos %s: %s", root, how, ", ".join(left))
+    return kept
+
+
+def _labelled(place: Path, found: list[Media], split: str, depth: int) -> list[Item]:
+    """Take the folder at ``depth`` for the class, unless videos lie beside the folders."""
+    parts = [PurePosixPath(one.name).parts for one in found]
+    if any(len(path) == depth + 1 for path in parts):
+        if any(len(path) > depth + 1 for path in parts):
+            log.info("%s: has videos beside its folders, so these are no classes", place)
+        return [Item(one, (), split) for one in found]
+    return [Item(one, (path[depth],), split) for one, path in zip(found, parts, strict=True)]

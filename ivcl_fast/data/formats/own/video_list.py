@@ -1,0 +1,214 @@
+"""``csv:FILE``: lists of videos and labels, as Kinetics, UCF and VideoMAE use them.
+
+A line has a path, absolute or relative to the folder of the list, and labels, numbers or names::
+
+    clips/a.mp4,dog          a comma; several labels: dog;cat, or further columns
+    clips/a.mp4 3            blanks or a tab; several labels: 3,7
+    clips/a 163 3            a folder of frames, their number (which is not read), its labels
+    clips/a.mp4              no labels, for pretraining
+
+A first line of column names (``path``, ``label``, ``split`` and others, see :data:`COLUMNS`) may
+give the columns another order; Kinetics' own files have ``label,youtube_id,time_start,time_end,
+split``. Beside ``FILE`` its other splits are found: ``val.csv`` and ``test.csv`` of ``train.csv``,
+``testlist01.txt`` of ``trainlist01.txt``, and UCF's ``classInd.txt``.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from ivcl_fast.data.clip import image_order
+from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.decode.images import is_image
+from ivcl_fast.data.formats.own.labelled import (
+    SPLIT_NAMES,
+    TASK,
+    TEST,
+    TRAIN,
+    VAL,
+    VAL_FRACTION,
+    Item,
+    LabelledVideos,
+)
+from ivcl_fast.data.formats.own.video_folder import VIDEO_SUFFIXES
+from ivcl_fast.errors import UserError
+
+log = logging.getLogger(__name__)
+
+COLUMNS = {
+    "path": ("path", "video_path", "file", "filename", "file_name", "video", "video_name"),
+    "label": ("label", "labels", "class", "class_name", "category", "target"),
+    "split": ("split", "subset", "partition"),
+    "id": ("youtube_id",),
+}
+"""Accepted names of columns, in lower case."""
+ACCEPTED = "lines of '<path> <label>' or '<path>,<label>'"
+UCF_CLASSES = "classInd.txt"
+
+_BEFORE_LABELS = re.compile(
+    rf"(?P<path>.+?(?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))})|\S+)(?:\s+(?P<rest>.*))?",
+    re.IGNORECASE,
+)
+
+
+class Line(NamedTuple):
+    """What a line says."""
+
+    path: str
+    labels: tuple[str, ...]
+    split: str
+
+
+class VideoList(LabelledVideos):
+    """The videos of a list and of the lists of other splits beside it.
+
+    The frame store is in a folder beside the list, named after it with ``-data`` at the end.
+
+    Example::
+
+        >>> dataset = VideoList(Path("kinetics/train.csv"))
+        >>> dataset.splits, dataset.num_classes
+    """
+
+    def __init__(self, file: Path, task: str = TASK, val_fraction: float = VAL_FRACTION) -> None:
+        """Read the lists; raises :class:`UserError`, which names the line, for what is no list."""
+        file = Path(file)
+        names = _class_names(file.with_name(UCF_CLASSES))
+        items = [
+            Item(_media(file.parent, line.path), _named(line, names), line.split)
+            for path, split in _lists(file).items()
+            for line in read_list(path, split)
+        ]
+        super().__init__(file.with_name(f"{file.stem}-data"), items, val_fraction)
+
+
+def read_list(path: Path, split: str = TRAIN) -> list[Line]:
+    """Read a list; ``split`` is that of lines which do not say it."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; accepted: {ACCEPTED}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; accepted: {ACCEPTED}") from None
+    rows = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    rows = [(number, line) for number, line in rows if line and not line.startswith("#")]
+    if not rows:
+        raise UserError(f"{path}: is empty; accepted: {ACCEPTED}")
+    header = [name.strip().lower() for name in rows[0][1].split(",")]
+    if any(name in header for name in (*COLUMNS["path"], *COLUMNS["id"])):
+        return list(_by_columns(path, header, rows[1:], split))
+    has_commas = _has_commas(rows[0][1])
+    return [_line(path, number, line, has_commas, split) for number, line in rows]
+
+
+def _has_commas(line: str) -> bool:
+    """Whether the path ends at a comma; blank-separated lines have commas between labels."""
+    before, comma, _ = line.partition(",")
+    return bool(comma) and (
+        PurePath(before).suffix.lower() in VIDEO_SUFFIXES or not re.search(r"\s", before)
+    )
+
+
+def _line(path: Path, number: int, line: str, has_commas: bool, split: str) -> Line:
+    if has_commas:
+        (fields,) = csv.reader([line], skipinitialspace=True)
+        return Line(_checked(path, number, fields[0]), _labels(fields[1:], ";|"), split)
+    match = _BEFORE_LABELS.fullmatch(line)
+    assert match is not None  # any line that is not blank matches
+    fields = (match["rest"] or "").split()
+    is_file = PurePath(match["path"]).suffix.lower() in VIDEO_SUFFIXES
+    if len(fields) > 1 and not is_file and fields[0].isdigit():
+        fields = fields[1:]  # the number of frames
+    return Line(_checked(path, number, match["path"]), _labels(fields, ",;|"), split)
+
+
+def _by_columns(
+    path: Path, header: list[str], rows: list[tuple[int, str]], split: str
+) -> Iterator[Line]:
+    at = {
+        kind: header.index(name)
+        for kind, names in COLUMNS.items()
+        for name in names
+        if name in header
+    }
+    for number, text in rows:
+        (fields,) = csv.reader([text], skipinitialspace=True)
+        if len(fields) != len(header):
+            raise UserError(
+                f"{path}, line {number}: {len(fields)} columns; accepted: {len(header)}, as in "
+                f"the first line"
+            )
+        own = fields[at["split"]].strip().lower() if "split" in at else ""
+        if own and own not in SPLIT_NAMES:
+            raise UserError(
+                f"{path}, line {number}: split {own!r} is not one of {', '.join(SPLIT_NAMES)}"
+            )
+        labels = _labels([fields[at["label"]]], ";|") if "label" in at else ()
+        if "path" in at:
+            video = fields[at["path"]]
+        else:
+            try:
+                times = (fields[header.index(f"time_{end}")] for end in ("start", "end"))
+                start, end = (int(float(time)) for time in times)
+            except ValueError:
+                raise UserError(
+                    f"{path}, line {number}: has no whole seconds in time_start and time_end"
+                ) from None
+            video = f"{fields[at['id']]}_{start:06d}_{end:06d}.mp4"
+        yield Line(_checked(path, number, video), labels, SPLIT_NAMES.get(own, split))
+
+
+def _labels(fields: list[str], separators: str) -> tuple[str, ...]:
+    """Split labels, several in a field too, and drop repeated ones."""
+    parts = (part.strip() for field in fields for part in re.split(f"[{separators}]", field))
+    return tuple(dict.fromkeys(part for part in parts if part))
+
+
+def _checked(path: Path, number: int, video: str) -> str:
+    if not video.strip() or "\0" in video:
+        raise UserError(f"{path}, line {number}: has no path; accepted: {ACCEPTED}")
+    return video.strip()
+
+
+def _named(line: Line, names: dict[str, str]) -> tuple[str, ...]:
+    """Name the classes of a line as UCF does: by number, or by the folder of the video."""
+    if names and not line.labels:
+        folder = PurePath(line.path).parent.name
+        return (folder,) if folder in names.values() else ()
+    return tuple(names.get(label, label) for label in line.labels)
+
+
+def _class_names(file: Path) -> dict[str, str]:
+    if not file.is_file():
+        return {}
+    lines = (line.split() for line in file.read_text(errors="replace").splitlines())
+    return {parts[0]: parts[1] for parts in lines if len(parts) == 2}
+
+
+def _lists(file: Path) -> dict[Path, str]:
+    """Return the list and those of its other splits, by the place of ``train`` in its name."""
+    match = re.search(r"train(?:ing)?", file.name, re.IGNORECASE)
+    if match is None:
+        return {file: TRAIN}
+    found = {file: TRAIN}
+    for name, split in SPLIT_NAMES.items():
+        other = file.with_name(file.name[: match.start()] + name + file.name[match.end() :])
+        if split in (VAL, TEST) and split not in found.values() and other.is_file():
+            found[other] = split
+    return found
+
+
+def _media(folder: Path, path: str) -> Media:
+    """Return the media at a path; whether they exist is found when they are opened."""
+    place = folder / path
+    parts = PurePath(path).parts
+    name = "/".join(part for part in parts if part not in ("..", PurePath(path).anchor))
+    if place.is_dir():
+        images = [file for file in place.iterdir() if is_image(file)]
+        return Media(name, tuple(sorted(images, key=image_order)))
+    return Media(name, (place,))

@@ -1,0 +1,120 @@
+"""``videos:DIR``: layouts, classes, splits by folder and by hash."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.formats.own.labelled import Item, hold_out
+from ivcl_fast.data.formats.own.video_folder import VideoFolder
+from ivcl_fast.errors import UserError
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def labels(dataset: VideoFolder, split: str) -> dict[str, str]:
+    return {c.name: dataset.describe(c.label) for c in dataset.clips(split)}  # type: ignore[arg-type]
+
+
+def test_folders_are_classes_and_a_fraction_is_held_out(tmp_path):
+    names = [f"{c}/{i}.mp4" for c in ("dog", "cat") for i in range(40)]
+    dataset = VideoFolder(touch(tmp_path, *names))
+    assert (dataset.task, dataset.num_classes, dataset.multi_label) == ("classify", 2, False)
+    assert dataset.splits == ("train", "val") and dataset.curve_split == "val"
+    train, val = labels(dataset, "train"), labels(dataset, "val")
+    assert {*train, *val} == {*names} and not train.keys() & val.keys()
+    assert all(name.startswith(label) for name, label in (train | val).items())
+    assert 8 <= len(val) <= 24 and {*val.values()} == {"cat", "dog"}
+    assert [one.name for one in dataset.media()] == sorted(names)
+    half = VideoFolder(tmp_path, val_fraction=0.5)
+    assert labels(half, "val").items() > val.items(), "a larger fraction includes the smaller one"
+
+
+def test_a_new_video_changes_the_split_of_no_other():
+    def held(count: int) -> set[str]:
+        items = [Item(Media(f"{i}.mp4", ()), ("a",)) for i in range(count)]
+        return {item.media.name for item in hold_out(items, 0.2) if item.split == "val"}
+
+    before, after = held(200), held(220)
+    assert 20 < len(before) < 60
+    assert before == {name for name in after if int(name[:-4]) < 200}
+    assert held(2) and len(held(2)) == 1
+
+
+def test_splits_are_folders(tmp_path):
+    touch(tmp_path, "train/a/1.mp4", "train/b/2.avi", "validation/a/3.webm", "validation/b/4.gif")
+    dataset = VideoFolder(tmp_path)
+    assert dataset.splits == ("train", "val")
+    assert labels(dataset, "val") == {"validation/a/3.webm": "a", "validation/b/4.gif": "b"}
+    touch(tmp_path, "test/a/5.mp4", "test/b/6.mp4")
+    dataset = VideoFolder(tmp_path)
+    assert (dataset.splits, dataset.curve_split) == (("train", "test", "val"), "val")
+    assert labels(dataset, "test") == {"test/a/5.mp4": "a", "test/b/6.mp4": "b"}
+
+
+def test_a_split_without_classes_is_left_out_and_named(tmp_path, caplog):
+    touch(tmp_path, "train/a/1.mp4", "train/b/2.mp4", "val/a/3.mp4", "val/b/3.mp4", "test/9.mp4")
+    assert VideoFolder(tmp_path).splits == ("train", "val")
+    assert caplog.messages == [f"{tmp_path}: left out, because its videos have no classes: test"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["1.mp4", "2.mp4", "3.avi"],
+        ["1.mp4", "2.mp4", "more/3.mp4"],
+        ["only/1.mp4", "only/2.mp4", "only/3.mp4"],
+        ["train/1.mp4", "train/2.mp4", "val/3.mp4"],
+        ["1/0.png", "1/1.png", "2/0.jpg", "3/0.png"],
+    ],
+)
+def test_layouts_without_classes(names, tmp_path):
+    dataset = VideoFolder(touch(tmp_path, *names))
+    assert dataset.num_classes == 0 and len(dataset.media()) == 3
+    clips = [*dataset.clips("train"), *dataset.clips("val")]
+    assert len(clips) == 3 and {clip.label for clip in clips} == {()}
+
+
+def test_folders_of_frames_are_videos_in_the_order_of_their_numbers(tmp_path):
+    touch(tmp_path, *(f"a/x/{i}.png" for i in range(12)), "a/x/notes.txt", "b/y/1.JPG", "b/z/1.png")
+    media = {one.name: [path.name for path in one.files] for one in VideoFolder(tmp_path).media()}
+    assert media == {"a/x": [f"{i}.png" for i in range(12)], "b/y": ["1.JPG"], "b/z": ["1.png"]}
+
+
+def test_what_is_no_video_is_passed_over_and_counted(tmp_path, caplog):
+    touch(tmp_path, "a/1.MP4", "a/2.mp4", "b/1.mov", "b/2.mkv", "b/._1.mov", ".trash/c/1.mp4")
+    touch(tmp_path, "notes.txt", "a/thumb.jpg", "store-64-p8-pyav/meta.json", "index/index.json")
+    (tmp_path / "b" / "back").symlink_to(tmp_path)
+    caplog.set_level(logging.INFO, "ivcl_fast")
+    dataset = VideoFolder(tmp_path)
+    assert [one.name for one in dataset.media()] == ["a/1.MP4", "a/2.mp4", "b/1.mov", "b/2.mkv"]
+    assert caplog.messages[0] == (
+        f"{tmp_path}: 2 files are no videos, such as {tmp_path}/a/thumb.jpg"
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["notes.txt"], "holds no videos; accepted: files with the ending .mp4, "),
+        (["1.mp4"], "leaves no video for val; accepted: at least two videos"),
+        (["a/1.mp4", "b/1.mp4"], "leaves no video for val; .* in classification two of a class"),
+        (["train/1.mp4", "val/2.mp4", "3.mp4"], "has train/, val/, but 1 .* such as 3.mp4; "),
+    ],
+)
+def test_folders_that_cannot_be_used(names, said, tmp_path):
+    with pytest.raises(UserError, match=f"^{tmp_path}: {said}"):
+        VideoFolder(touch(tmp_path, *names))
+
+
+def test_a_folder_that_is_missing(tmp_path):
+    with pytest.raises(UserError, match="/no: no such folder; accepted: a folder with videos"):
+        VideoFolder(tmp_path / "no")

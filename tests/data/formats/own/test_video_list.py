@@ -1,0 +1,155 @@
+"""``csv:FILE``: the lists of Kinetics, UCF and VideoMAE, and what people write themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ivcl_fast.data.formats.own.video_list import VideoList, read_list
+from ivcl_fast.errors import UserError
+
+
+def written(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def lines(tmp_path: Path, *text: str) -> list[tuple[str, tuple[str, ...]]]:
+    return [(line.path, line.labels) for line in read_list(written(tmp_path / "l.csv", *text))]
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "labels"),
+    [
+        ("a.mp4 3", "a.mp4", ("3",)),
+        ("a.mp4\t3", "a.mp4", ("3",)),
+        ("a.mp4,3", "a.mp4", ("3",)),
+        ("a.mp4, making tea", "a.mp4", ("making tea",)),
+        ("my clips/a b.mp4 3", "my clips/a b.mp4", ("3",)),
+        ("my clips/a b.MP4,3", "my clips/a b.MP4", ("3",)),
+        ('"a, b.mp4",3', "a, b.mp4", ("3",)),
+        ("/abs/a.mp4 3", "/abs/a.mp4", ("3",)),
+        ("a.avi 2,8,9", "a.avi", ("2", "8", "9")),
+        ("a.avi 2 8", "a.avi", ("2", "8")),
+        ("a.avi,dog;cat;dog", "a.avi", ("dog", "cat")),
+        ("a.avi,dog|cat", "a.avi", ("dog", "cat")),
+        ("a.avi,dog,cat", "a.avi", ("dog", "cat")),
+        ("frames/a 163 3", "frames/a", ("3",)),
+        ("frames/a 163 3,4", "frames/a", ("3", "4")),
+        ("frames/a,3", "frames/a", ("3",)),
+        ("frames/a 3", "frames/a", ("3",)),
+        ("a.mp4", "a.mp4", ()),
+    ],
+)
+def test_lines(line, path, labels, tmp_path):
+    assert lines(tmp_path, line) == [(path, labels)]
+
+
+def test_blank_lines_comments_and_a_byte_order_mark(tmp_path):
+    text = "\ufeffa.mp4 1\r\n\r\n# note\r\n  b.mp4 0 \r\n"
+    (tmp_path / "l.txt").write_text(text)
+    read = [line.path for line in read_list(tmp_path / "l.txt")]
+    assert read == ["a.mp4", "b.mp4"]
+
+
+def test_columns_in_any_order(tmp_path):
+    found = read_list(
+        written(tmp_path / "l.csv", "Label, split,path", "x,train,a.mp4", "y;z,Validation,b.mp4")
+    )
+    assert found == [("a.mp4", ("x",), "train"), ("b.mp4", ("y", "z"), "val")]
+
+
+def test_the_files_of_kinetics(tmp_path):
+    written(
+        tmp_path / "train.csv",
+        "label,youtube_id,time_start,time_end,split",
+        "making tea,---QUuC4vJs,84,94,train",
+        '"drinking, beer",abc,0,10,train',
+    )
+    written(tmp_path / "val.csv", "label,youtube_id,time_start,time_end,split", "x,d,1,11,validate")
+    with pytest.raises(UserError, match=r"val.csv, line 2: split 'validate' is not one of train, "):
+        VideoList(tmp_path / "train.csv")
+    found = read_list(tmp_path / "train.csv")
+    assert [(line.path, line.labels) for line in found] == [
+        ("---QUuC4vJs_000084_000094.mp4", ("making tea",)),
+        ("abc_000000_000010.mp4", ("drinking, beer",)),
+    ]
+
+
+def test_numbers_are_classes_in_their_order_and_lists_beside_are_splits(tmp_path):
+    written(tmp_path / "train.csv", "v/10.mp4 10", "v/9.mp4 9", "v/2.mp4 2")
+    written(tmp_path / "val.csv", "v/11.mp4 11", f"{tmp_path}/v/x.mp4 2")
+    dataset = VideoList(tmp_path / "train.csv")
+    assert dataset.splits == ("train", "val") and dataset.num_classes == 4
+    assert [dataset.describe(n) for n in range(4)] == ["2", "9", "10", "11"]
+    assert [clip.label for clip in dataset.clips("train")] == [2, 1, 0]
+    assert [clip.label for clip in dataset.clips("val")] == [3, 0]
+    files = {one.name: one.files[0] for one in dataset.media()}
+    assert files["v/10.mp4"] == tmp_path / "v/10.mp4"
+    assert {*files.values()} >= {tmp_path / "v/x.mp4"}
+    assert all(not name.startswith("/") and ".." not in name for name in files)
+    assert dataset.root == tmp_path / "train-data"
+
+
+def test_the_files_of_ucf(tmp_path):
+    written(tmp_path / "classInd.txt", "1 Archery", "2 Bowling")
+    written(tmp_path / "trainlist01.txt", "Archery/v_a.avi 1", "Bowling/v_b.avi 2")
+    written(tmp_path / "testlist01.txt", "Bowling/v_c.avi", "Archery/v_d.avi")
+    dataset = VideoList(tmp_path / "trainlist01.txt")
+    assert (dataset.splits, dataset.curve_split) == (("train", "test"), "test")
+    named = [dataset.describe(clip.label) for clip in dataset.clips("test")]  # type: ignore[arg-type]
+    assert named == ["Bowling", "Archery"]
+
+
+def test_several_labels(tmp_path):
+    dataset = VideoList(written(tmp_path / "all.txt", *(f"{i}.mp4 {i % 3},7" for i in range(30))))
+    assert dataset.multi_label and dataset.num_classes == 4
+    assert {c.label for s in dataset.splits for c in dataset.clips(s)} == {(0, 3), (1, 3), (2, 3)}
+
+
+def test_one_list_without_labels(tmp_path):
+    dataset = VideoList(written(tmp_path / "all.txt", *(f"{i}.mp4" for i in range(30))))
+    assert dataset.num_classes == 0
+    assert 2 < len(dataset.clips("val")) < 12
+
+
+def test_repeated_lines_count_once(tmp_path, caplog):
+    caplog.set_level("INFO", "ivcl_fast")
+    written(tmp_path / "train.csv", "a.mp4 0", "b.mp4 1", "a.mp4 0")
+    written(tmp_path / "val.csv", "c.mp4 0", "d.mp4 1")
+    dataset = VideoList(tmp_path / "train.csv")
+    assert [clip.name for clip in dataset.clips("train")] == ["a.mp4", "b.mp4"]
+    assert caplog.messages == [f"{tmp_path}/train-data: 1 repeated entries left out"]
+
+
+def test_a_folder_in_a_list_is_a_video_of_frames(tmp_path):
+    (tmp_path / "f").mkdir()
+    for number in (0, 9, 10):
+        (tmp_path / "f" / f"{number}.jpg").touch()
+    dataset = VideoList(written(tmp_path / "l.txt", "f 3 0", "g.mp4 1", "h.mp4 0", "i.mp4 1"))
+    assert [path.name for path in dataset.media()[0].files] == ["0.jpg", "9.jpg", "10.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "is empty; accepted: lines of '<path> <label>' or '<path>,<label>'"),
+        (b"\xff\xfe\x00", "not a text file; "),
+        (b"a.mp4 0\nb.mp4\n", r"1 of 2 videos have no label, the first is b.mp4; "),
+        (b"path,label\na.mp4\n", "line 2: 1 columns; accepted: 2, as in the first line"),
+        (b"a.mp4,0\n,1\n", "line 2: has no path; "),
+        (b"a.mp4 0\na.mp4 1\nb.mp4 0\nc.mp4 1\n", "a.mp4 has two entries with other labels"),
+        (b"a.mp4 0\n/a.mp4 1\nb.mp4 0\n", "two videos have the name a.mp4"),
+    ],
+)
+def test_lists_that_cannot_be_used(text, said, tmp_path):
+    (tmp_path / "l.csv").write_bytes(text)
+    with pytest.raises(UserError, match=said) as error:
+        VideoList(tmp_path / "l.csv")
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_list_that_is_missing(tmp_path):
+    with pytest.raises(UserError, match=r"l.csv: No such file .*; accepted: lines of "):
+        VideoList(tmp_path / "l.csv")

@@ -1,0 +1,73 @@
+"""Data sources by name, and formats that other packages add."""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from ivcl_fast.data.dataset import Dataset
+from ivcl_fast.data.registry import find_task, parse_source
+from ivcl_fast.errors import UserError
+from ivcl_fast.train import main
+from tests.support.own_videos import write_one
+from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
+
+
+def install(site: Path, module: str, code: str, *entries: str) -> None:
+    """Install a package as pip does, as far as entry points are concerned."""
+    (site / f"{module}.py").write_text(code)
+    info = site / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ivcl_fast.datasets]\n" + "\n".join(entries) + "\n")
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    yield folder
+    for name in ("documented_mine", "others"):
+        sys.modules.pop(name, None)
+
+
+def test_the_documented_class_trains(site, tmp_path, command):
+    code = "\n".join(re.findall(r"^ *(?:>>>|\.\.\.) ?(.*)$", Dataset.__doc__ or "", re.M))
+    head = "from pathlib import Path\nfrom ivcl_fast.data.dataset import Clip, Media\n"
+    install(site, "documented_mine", head + code, "mine = documented_mine:Mine")
+    data = tmp_path / "data"
+    for number in (0, 7, 14, 21, 28, 35):  # all are mp4
+        write_one(data, number)
+    names = sorted(path.stem for path in data.glob("*.mp4"))
+    for split, chosen in (("train", names[:4]), ("val", names[4:])):
+        lines = (f"{name} {n % 2}" for n, name in enumerate(chosen))
+        (data / f"{split}.txt").write_text("\n".join(lines))
+    flags = (*RUN_FLAGS, *FRAME_FLAGS, "--out", tmp_path, "--name", "run", "--no-pictures")
+    status, _, err = command(main, "--data", f"mine:{data}", *flags)
+    assert status == 0, err
+    assert "left-right on `mine:" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_formats_that_are_added_have_tasks_and_settings_of_their_own(site):
+    code = """
+    from ivcl_fast.data.registry import DatasetFormat
+    class Two:
+        tasks = ("a", "b")
+    full = DatasetFormat(Two, ("c",), frames=7)
+    nothing = 3
+    """
+    entries = [f"{name}-x = others:{name}" for name in ("Two", "full", "nothing", "missing")]
+    install(site, "others", textwrap.dedent(code), *entries)
+    assert find_task("Two-x:DIR", "auto") == "a" and find_task("Two-x:DIR", "b") == "b"
+    assert parse_source("full-x:DIR")[0].frames == 7
+    with pytest.raises(UserError, match="nothing-x: others:nothing is no data set; accepted: "):
+        parse_source("nothing-x:DIR")
+    with pytest.raises(UserError, match="missing-x: others:missing cannot be loaded: Attribute"):
+        parse_source("missing-x:DIR")
+    with pytest.raises(UserError, match=r"'what:DIR' is not .*videos:DIR, csv:FILE.*, full-x:DIR"):
+        parse_source("what:DIR")
