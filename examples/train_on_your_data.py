@@ -14,7 +14,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-SHORT = "--pretrain-clips 64 --finetune-clips 64 --num-frames 4 --num-query-frames 2 --no-pictures"
+SHORT = (
+    "--pretrain-clips 64 --finetune-clips 64 --batch-size 8 --num-frames 4 --num-query-frames 2 "
+    "--no-pictures"
+)
 
 
 def train(videos: Path, flags: list[str]) -> None:
