@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ivcl_fast.errors import UserError
+
+log = logging.getLogger(__name__)
+
+TEMPORARY = ".ivcl.tmp"
+"""End of the names of files that are being written; only a killed process leaves one."""
 
 
 @contextmanager
@@ -19,16 +25,15 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a binary file for writing; it takes the name ``path`` when the block ends.
 
     If the block raises or the process dies, ``path`` stays as it was. ``durable=False`` does not
-    wait for the disk, which suits thousands of small files that can be made again; their temporary
-    name is fixed, so that the next attempt overwrites what a killed process left behind.
+    wait for the disk, which suits thousands of small files that can be made again. Until then the
+    file has a name that no other process uses. Errors of the system name ``path``.
 
     Example::
 
         >>> with atomic_write(Path("scores.csv")) as file:
         ...     file.write(b"0.5")
     """
-    suffix = f".{os.getpid()}.tmp" if durable else ".partial"
-    temporary = path.with_name(path.name + suffix)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -36,31 +41,67 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # such as that of a full disk
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_folder(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Make an empty folder to fill; it takes the name ``path`` when the block ends.
+def atomic_folder(path: Path, files: Iterable[str], durable: bool = True) -> Iterator[Path]:
+    """Make an empty folder to fill with ``files``; it takes the name ``path`` when the block ends.
 
-    A folder that already has the name is deleted just before. If the block raises, ``path`` stays
-    as it was. ``durable`` flushes the files, the folder and its name to the disk.
+    Of a folder that already has the name, the ``files`` are deleted just before. ``files`` are
+    patterns, as in :func:`remove_files`. If the block raises, ``path`` stays as it was. ``durable``
+    flushes the files, the folder and its name to the disk. Raises ``OSError`` if other files are in
+    the way; they are kept.
     """
-    temporary = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, files = path.with_name(f"{path.name}.partial"), tuple(files)
+    remove_files(temporary, files)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         if durable:
             for each in (*temporary.rglob("*"), temporary):
                 fsync(each)
-        shutil.rmtree(path, ignore_errors=True)
+        remove_files(path, files)
         os.replace(temporary, path)
         if durable:
             fsync(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_files(temporary, files)
+
+
+def remove_files(folder: Path, patterns: Iterable[str]) -> None:
+    """Delete files by patterns such as ``step-*/state.json``, and what is left of writing them.
+
+    A folder in which files were looked for, ``folder`` included, is deleted if it is empty then.
+    Other files stay. Links are neither followed nor deleted.
+    """
+    here: list[str] = []
+    below: dict[str, list[str]] = {}
+    for pattern in patterns:
+        first, _, rest = pattern.partition("/")
+        if rest:
+            below.setdefault(first, []).append(rest)
+        else:
+            here += [first, f"{first}.*{TEMPORARY}"]
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        if entry.is_file(follow_symlinks=False):
+            if any(fnmatchcase(entry.name, pattern) for pattern in here):
+                Path(entry.path).unlink(missing_ok=True)
+        elif entry.is_dir(follow_symlinks=False):
+            for name, rests in below.items():
+                if fnmatchcase(entry.name, name):
+                    remove_files(Path(entry.path), rests)
+    with suppress(OSError):  # it is not empty
+        folder.rmdir()
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
@@ -94,12 +135,13 @@ def fsync(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+def locked(path: Path, wait: bool = True, busy: str = "in use") -> Iterator[bool]:
     """Hold a lock on a folder, or on a lock file, which is made if it is missing and stays.
 
     Yields whether this process holds the lock: without ``wait`` it does not if another process
-    does. The system releases the lock when the process ends, however it ends. On a file system
-    without locks every process is granted the lock.
+    does. Waiting is logged with ``busy``, what the other process does there. The system releases
+    the lock when the process ends, however it ends. On a file system without locks every process is
+    granted the lock.
 
     Example::
 
@@ -111,13 +153,20 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     handle = os.open(path, flags, 0o666)
     try:
-        held = True
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            held = False
-        except OSError:
-            pass  # the file system has no locks
+        held = _lock(handle, fcntl.LOCK_NB)
+        if wait and not held:
+            log.warning("%s: %s by another process; waiting for it", path, busy)
+            held = _lock(handle, 0)
         yield held
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, flags: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | flags)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # the file system has no locks
+    return True

@@ -58,6 +58,8 @@ video = load_clip("VIDEO", model.cfg)  # uint8 {{ video }}
 """
 """A template for ``huggingface_hub``."""
 
+MODEL_FILES = (MODEL, CHECKSUMS, CONFIG, "README.md")
+"""All files of a model's folder."""
 DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 INSTEAD = {
     "strict": "; weights always have to fit exactly",

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ from torch import Tensor, nn
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.dtensor import full_tensor, shard_if_needed
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import atomic_folder, write_json
-from ivcl_fast.models.weights import MODEL, check_checksums, write_checksums
+from ivcl_fast.files import atomic_folder, remove_files, write_json
+from ivcl_fast.models.weights import CHECKSUMS, MODEL, check_checksums, write_checksums
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,11 @@ KEEP = 2
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 FILES = (MODEL, OPTIMIZER, STATE)
+STEP = re.compile(r"step-\d{8,}")
+"""Name of a checkpoint's folder."""
+ABSENT = (FileNotFoundError, NotADirectoryError)
+PATTERNS = tuple(f"step-*/{name}" for name in (*FILES, CHECKSUMS))
+"""Patterns of all files in the folder of a stage's checkpoints."""
 
 
 @dataclass
@@ -69,7 +75,7 @@ def save(
             write(final, weights, slots, {"step": step, "state": state})
             good = [path for path in list_steps(folder) if path.name <= final.name][-KEEP:]
             for other in set(folder.glob("step-*")) - set(good):
-                shutil.rmtree(other, ignore_errors=True)
+                remove_files(other, (*FILES, CHECKSUMS))
     finally:
         distributed.barrier()
     return final
@@ -80,7 +86,7 @@ def write(
 ) -> None:
     """Write one checkpoint folder, atomically."""
     try:
-        with atomic_folder(final) as partial:
+        with atomic_folder(final, (*FILES, CHECKSUMS)) as partial:
             save_file(weights, partial / MODEL)
             save_file(slots, partial / OPTIMIZER)
             write_json(partial / STATE, record)
@@ -110,12 +116,21 @@ def latest(folder: Path) -> Checkpoint | None:
 
 
 def newest_undamaged(folder: Path) -> Checkpoint | None:
-    """As :func:`latest`, for a single rank."""
+    """As :func:`latest`, for a single rank.
+
+    Only a file that is missing or differs from its checksum is damage: an error of the system says
+    nothing about the file, and raises :class:`UserError`.
+    """
     for path in reversed(list_steps(folder)):
         try:
             return read(path)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (*ABSENT, ValueError, KeyError, SafetensorError) as error:
             log.warning("checkpoint %s is damaged and is skipped: %s", path, error)
+        except OSError as error:  # it may be intact
+            raise UserError(
+                f"{error.filename or path}: a checkpoint cannot be read: {error.strerror}; make it "
+                "readable, and the same command continues; or delete it to continue without it"
+            ) from None
     return None
 
 
@@ -132,8 +147,20 @@ def read(path: Path) -> Checkpoint:
 
 
 def list_steps(folder: Path) -> list[Path]:
-    """List the checkpoint folders, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.suffix != ".partial")
+    """List the checkpoint folders, oldest first.
+
+    Raises :class:`UserError` if ``folder`` exists and cannot be read.
+    """
+    try:
+        names = os.listdir(folder)
+    except ABSENT:
+        return []
+    except OSError as error:
+        raise UserError(
+            f"{folder}: checkpoints cannot be read: {error.strerror}; accepted: a folder with read "
+            "access"
+        ) from None
+    return [folder / name for name in sorted(names) if STEP.fullmatch(name)]
 
 
 def gather_to_rank0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

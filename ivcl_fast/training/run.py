@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.dtensor import is_sharded
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation, evaluate, frame_scores
-from ivcl_fast.files import write_json
+from ivcl_fast.files import remove_files, write_json
 from ivcl_fast.models import backbone, flops, timm_weights
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.models.weights import MODEL, read_weights
@@ -37,14 +36,12 @@ from ivcl_fast.training.hardware import (
 from ivcl_fast.training.loop import Loss, Stage
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule, scaled_lr
-from ivcl_fast.training.run_folder import save_model
+from ivcl_fast.training.run_folder import CHECKPOINTS, save_model
 from ivcl_fast.training.seeds import clip_seeds
 from ivcl_fast.training.settings import TrainConfig
 
 EVAL_BATCH = 48
 """Clips per batch in validation and evaluation."""
-CHECKPOINTS = "checkpoints"
-"""Folder of a stage's training checkpoints, inside that of its model."""
 ANSWERS = "answers.json"
 """Name of the file in a run's folder that holds its :class:`Classes`."""
 
@@ -253,7 +250,7 @@ class Run:
         # Rank 0 decides: on a shared file system, files may appear later on other machines.
         if distributed.broadcast_from_rank0(self.finished(name)):
             if distributed.is_main():  # the process was killed before it deleted them
-                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+                remove_files(folder / CHECKPOINTS, checkpoint.PATTERNS)
             model.load_state_dict(read_weights(folder))
             return model
         if init != "random":
@@ -288,7 +285,7 @@ class Run:
             if sharded:
                 full.load_state_dict(weights)
             save_model(full, folder, self._describe_training(name, schedule, init))
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            remove_files(folder / CHECKPOINTS, checkpoint.PATTERNS)
         distributed.barrier()
         return self._load(full, name) if sharded else model
 

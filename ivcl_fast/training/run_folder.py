@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors import SafetensorError
 
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import fsync, locked, write_json
-from ivcl_fast.models.hub import PretrainedModel
+from ivcl_fast.files import fsync, locked, remove_files, write_json
+from ivcl_fast.models.hub import MODEL_FILES, PretrainedModel
 from ivcl_fast.models.weights import MODEL
+from ivcl_fast.training import checkpoint
 from ivcl_fast.training.settings import (
     CHANGEABLE,
     CONFIG,
@@ -26,13 +26,31 @@ from ivcl_fast.training.settings import (
     load_settings,
 )
 
+CHECKPOINTS = "checkpoints"
+"""Folder of a stage's training checkpoints, inside that of its model."""
+PARTIAL = "model.partial"
+"""Folder in which a model is written, inside the one in which it appears."""
+FILES = (
+    "answers.json", "metrics.jsonl", "report.md", "clips.json", "scores.json",
+    "curves.png", "reconstruction.png", "answers.png", "slot_attention.png",
+    "tensorboard/events.out.tfevents.*", "probes/probes.*", "visualize/index.html",
+    *(f"visualize/*/{name}" for name in ("trajectory.png", "attention*.png", "slots.gif",
+                                         "reconstruction.png")),
+    *(f"{stage}/{part}{name}"
+      for stage in ("pretrain", "finetune", "scratch", "last-frame")
+      for part in ("", f"{PARTIAL}/")
+      for name in MODEL_FILES),
+    *(f"*/{CHECKPOINTS}/{name}" for name in checkpoint.PATTERNS),
+)  # fmt: skip
+"""Patterns of all files that commands write into the folder of a run, except for its settings and
+the log of ``ivcl_fast.sweep``. Nothing else there is ever deleted."""
+
 
 def check_folder(config: TrainConfig) -> TrainConfig:
-    """Check that the run's folder can be used, and return the settings to train with.
+    """Return the settings if the run's folder can be used with them.
 
-    If the folder holds a run with other settings that has saved nothing yet, they ask to overwrite
-    it. Raises :class:`UserError` if that run has saved something, if the folder cannot be written
-    to, and for ``--shard`` with a single process.
+    Raises :class:`UserError` if it holds other files, or a run with other settings that has saved
+    something, if it cannot be written to, and for ``--shard`` with a single process.
     """
     place = next(path for path in (config.folder, *config.folder.parents) if path.exists())
     try:
@@ -51,14 +69,43 @@ def check_folder(config: TrainConfig) -> TrainConfig:
                 "--shard: there is a single process; accepted: several ranks, started by torchrun"
             )
         distributed.print_rank0("--shard: nothing to shard, there is a single process")
-    if config.output.overwrite or not exists or not (changed := changed_settings(config)):
-        return config
-    if not has_progress(config.folder):
-        return config.replace(overwrite=True)
-    raise UserError(
-        f"{config.folder} holds a run with other settings ({', '.join(changed)}); "
-        "choose another --name, or --overwrite it"
-    )
+    must_empty(config)
+    return config
+
+
+def must_empty(config: TrainConfig) -> bool:
+    """Whether the folder holds a run that the run with these settings replaces.
+
+    That is so with ``--overwrite``, and for other settings of a run that has saved nothing. Raises
+    :class:`UserError` for other settings of a run that has, for a folder whose files are not those
+    of a run, and if files to delete are links.
+    """
+    folder = config.folder
+    if not os.path.lexists(folder / CONFIG):
+        if strangers := [name for name in FILES if os.path.lexists(folder / name)]:
+            raise UserError(
+                f"{folder}: holds {strangers[0]}, but no run ({CONFIG} is missing); choose another "
+                "--name"
+            )
+        return False
+    changed = changed_settings(config)
+    if not config.output.overwrite:
+        if not changed:
+            return False
+        if has_progress(folder):
+            raise UserError(
+                f"{folder} holds a run with other settings ({', '.join(changed)}); "
+                "choose another --name, or --overwrite it"
+            )
+    out = config.output.out
+    links = [folder, *folder.parents[: len(folder.relative_to(out).parts) - 1]]
+    for pattern in map(PurePath, FILES):
+        links += [folder / path for path in (pattern, *pattern.parents)]
+    if link := next((path for path in links if path.is_symlink()), None):
+        raise UserError(
+            f"--overwrite: {link} is a link; accepted: a run whose folder and files are not links"
+        )
+    return True
 
 
 def changed_settings(config: TrainConfig) -> list[str]:
@@ -78,33 +125,32 @@ def has_progress(folder: Path) -> bool:
 def opened_folder(config: TrainConfig) -> Iterator[None]:
     """Create the run's folder, write its settings and lock it for the duration of the block.
 
-    With ``--overwrite`` the folder is emptied first, except after a restart by torchrun. All of
-    this happens on rank 0. Raises :class:`UserError` while another process trains in the folder.
+    If another process trains there with the same settings, waits for it. With ``--overwrite`` an
+    earlier run is deleted first, except after a restart by torchrun; files that no run writes are
+    kept. All of this happens on rank 0. Raises :class:`UserError` as :func:`check_folder` does, and
+    for ``--overwrite`` while another process trains in the folder.
     """
     if not distributed.is_main():
         yield
         return
     config.folder.mkdir(parents=True, exist_ok=True)
-    with locked(config.folder, wait=False) as held:
-        if not held:
-            raise UserError(
-                f"{config.folder}: another process trains there; wait for it, or choose another "
-                "--name"
-            )
-        if config.output.overwrite and not distributed.is_restart():
-            empty_folder(config.folder)
+    with ExitStack() as stack:
+        if not stack.enter_context(locked(config.folder, wait=False)):
+            if config.output.overwrite:
+                raise UserError(
+                    f"{config.folder}: another process trains there; wait for it, or choose "
+                    "another --name"
+                )
+            must_empty(config)  # other settings are refused now rather than after hours
+            stack.enter_context(locked(config.folder, busy="trained"))
+        # Only what is seen under the lock counts.
+        if must_empty(config) and not distributed.is_restart():
+            # The settings go last: without them, what is left would be taken for other files.
+            remove_files(config.folder, FILES)
+            write_json(config.folder / CONFIG, as_json(config))
         if not (config.folder / CONFIG).is_file():
             write_json(config.folder / CONFIG, as_json(config))
         yield
-
-
-def empty_folder(folder: Path) -> None:
-    """Delete the content of a folder, but not the folder itself, which is locked."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def save_model(model: PretrainedModel, folder: Path, training: dict[str, Any]) -> None:
@@ -113,13 +159,13 @@ def save_model(model: PretrainedModel, folder: Path, training: dict[str, Any]) -
     ``training``: what the model card says about the training. Raises :class:`UserError` if the
     files cannot be written, for example on a full disk.
     """
-    partial = folder / "model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = folder / PARTIAL
+    remove_files(partial, MODEL_FILES)
     try:
         model.save_pretrained(partial, training=training)
-        for file in sorted(partial.iterdir(), key=lambda f: f.name == MODEL):
-            fsync(file)
-            os.replace(file, folder / file.name)
+        for name in sorted(MODEL_FILES, key=lambda name: name == MODEL):
+            fsync(partial / name)
+            os.replace(partial / name, folder / name)
         fsync(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -127,4 +173,4 @@ def save_model(model: PretrainedModel, folder: Path, training: dict[str, Any]) -
             "continues from the last checkpoint"
         ) from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_files(partial, MODEL_FILES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -131,6 +131,11 @@ class OutputConfig:
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         require_at_least(self, 1, "save_every")
+        name = PurePath(self.name or "run")
+        if name.is_absolute() or ".." in name.parts or not name.name:
+            raise UserError(
+                f"--name: {self.name!r} is not accepted; accepted: the name of a folder in --out"
+            )
 
 
 def group(name: str) -> Any:
@@ -252,6 +257,8 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
     ``out`` and ``name`` are those of ``folder``, also if the run was moved. Raises
     :class:`UserError` if there is no run.
     """
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
     try:
         saved = json.loads((folder / CONFIG).read_text())
         place = {"out": folder.parent, "name": folder.name, "resume": None, "overwrite": False}

@@ -10,6 +10,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 
@@ -83,9 +84,12 @@ def test_a_sharded_run_may_continue_in_one_process(tmp_path, monkeypatch, capsys
 def test_a_folder_that_another_process_trains_in(started, monkeypatch):
     settings = load_settings(started)
     (started / "pretrain").mkdir()
+    (started / "pretrain" / "model.safetensors").touch()
     overwriting = settings.replace(overwrite=True)
-    for other in (settings, overwriting):
-        said = "run: another process trains there; wait for it, or choose another --name"
+    for other, said in (
+        (overwriting, "run: another process trains there; wait for it, or choose another --name"),
+        (settings.replace(lr=0.7), r"run holds a run with other settings \(lr\)"),
+    ):
         with opened_folder(settings), pytest.raises(UserError, match=said), opened_folder(other):
             pass
         assert (started / "pretrain").is_dir()
@@ -94,6 +98,24 @@ def test_a_folder_that_another_process_trains_in(started, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with opened_folder(settings), opened_folder(settings):
         pass
+
+
+def test_the_same_command_waits_for_the_other(started, caplog):
+    settings = load_settings(started)
+    order = []
+
+    def second() -> None:
+        with opened_folder(settings):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with opened_folder(settings):
+        thread.start()
+        while "run: trained by another process; waiting for it" not in caplog.text:
+            assert thread.is_alive()
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
 
 
 def no_locks(handle, operation):

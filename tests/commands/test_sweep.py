@@ -167,12 +167,12 @@ def test_runs_at_once_learn_what_runs_in_turn_do(data, tmp_path, capsys):
 
 def test_a_failed_run_stops_all(data, tmp_path, capsys):
     broken = tmp_path / "slots" / "1" / "pretrained"
-    (broken / "metrics.jsonl").mkdir(parents=True)  # where a file is to be
+    (broken / "metrics.jsonl").mkdir(parents=True)  # not of a run
     # Of the five that would take for ever, two have begun and three have not.
     flags = "--data", data, *SMALL, "--pretrain-clips", "1000000"
-    with pytest.raises(UserError, match=f"{broken}: .* status 1; see log.txt"):
+    with pytest.raises(UserError, match=f"{broken}: .* status 2; see log.txt"):
         run_study("slots", flags, tmp_path, 1, 2)
-    assert f"Is a directory: '{broken}/metrics.jsonl'" in (broken / "log.txt").read_text()
+    assert f"{broken}: holds metrics.jsonl, but no run" in (broken / "log.txt").read_text()
 
 
 def test_a_scheduler_stops_runs_at_once_and_each_is_kept(data, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +23,12 @@ from ivcl_fast.train import main as train_main
 from ivcl_fast.train import origin
 from ivcl_fast.training import run as run_module
 from ivcl_fast.training.arguments import parse
-from ivcl_fast.training.run import CHECKPOINTS, Run
+from ivcl_fast.training.run import Run
+from ivcl_fast.training.run_folder import CHECKPOINTS, opened_folder
 from ivcl_fast.training.settings import TrainConfig, as_json, load_settings
+from ivcl_fast.visualize import main as visualize_main
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
+from tests.support.strangers import check_strange, strange_files
 from tests.support.toy_stage import Killed
 
 SMALL = [
@@ -239,15 +243,15 @@ def test_a_kill_while_checkpoints_are_deleted(cater, uninterrupted, command, mon
     flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run"]
     stages = [tmp_path / "run" / stage for stage in ("pretrain", "finetune", "last-frame")]
 
-    def kill(folder, **options):
+    def kill(folder, patterns):
         if folder == stages[0] / CHECKPOINTS:
             (next(folder.glob("step-*")) / "optimizer.safetensors").unlink()
             raise Killed
-        remove(folder, **options)
+        remove(folder, patterns)
 
-    remove = run_module.shutil.rmtree
+    remove = run_module.remove_files
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(run_module.shutil, "rmtree", kill)
+        patch.setattr(run_module, "remove_files", kill)
         command(train_main, *flags)
     assert list((stages[0] / CHECKPOINTS).iterdir())
     assert command(train_main, *flags)[0] == 0
@@ -279,6 +283,72 @@ def test_settings_of_version_0_1_0_are_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(saved | old | {"feed": "dali"}))
     config = load_settings(tmp_path)
     assert (config.data.loader, config.optim.grad_accum_steps) == ("stream", 4)
+
+
+def test_overwriting_keeps_the_files_of_others(cater, command, tmp_path):
+    """Of everything that commands wrote into a run, nothing stays; of the rest, everything."""
+    run = tmp_path / "run"
+    flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run"]
+    assert command(train_main, *flags)[0] == 0
+    assert command(visualize_main, run, "--clips", "1", "--per-head")[0] == 0
+    step = run / "pretrain" / "checkpoints" / "step-00000003"
+    step.mkdir(parents=True)
+    shutil.copy(run / "pretrain" / "model.safetensors", step)
+    (run / "log.txt").write_text("of a study")
+    strangers = strange_files(run)
+    settings = parse([*map(str, flags), "--lr", "0.5", "--overwrite"])
+    with opened_folder(settings):
+        left = {path for path in run.rglob("*") if path.is_file()}
+        assert left - {run / "log.txt"} == {*strangers, run / "config.json"}
+        assert json.loads((run / "config.json").read_text())["lr"] == 0.5
+    check_strange(strangers)
+
+
+def test_training_beside_the_files_of_others(cater, uninterrupted, command, tmp_path):
+    run = tmp_path / "run"
+    for stage in ("pretrain", "finetune"):
+        for step in ("step-00000003", "step-00000030"):
+            (run / stage / CHECKPOINTS / step).mkdir(parents=True)
+        (run / stage / "model.partial").mkdir()
+    strangers = strange_files(run)
+    flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run"]
+    code, _, err = command(train_main, *flags)
+    assert code == 0, err
+    check_strange(strangers)
+    assert weights(run) == weights(uninterrupted)
+
+
+@pytest.mark.parametrize("name", ["../precious", "/precious", "a/../../precious", ".", ".."])
+def test_a_name_outside_out_is_refused(name, cater, command, tmp_path):
+    (tmp_path / "precious").mkdir()
+    strangers = strange_files(tmp_path / "precious")
+    name = str(tmp_path / "precious") if name.startswith("/") else name
+    flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path / "runs", "--name", name]
+    code, _, err = command(train_main, *flags, "--overwrite")
+    assert code == 2 and err.startswith("error: --name: ") and err.count("\n") == 1
+    check_strange(strangers)
+
+
+def test_folders_that_are_no_run_are_not_overwritten(cater, command, tmp_path):
+    run, precious = tmp_path / "run", tmp_path / "precious"
+    flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name"]
+    precious.mkdir()
+    strangers = strange_files(precious) | {precious / "report.md": "mine"}
+    (precious / "report.md").write_text("mine")
+    code, _, err = command(train_main, *flags, "precious", "--overwrite")
+    assert code == 2 and "holds report.md, but no run" in err and err.count("\n") == 1
+    strangers[precious / "config.json"] = "{}"
+    (precious / "config.json").write_text("{}")
+    code, _, err = command(train_main, *flags, "precious", "--overwrite")
+    assert code == 2 and "not the settings of a run" in err and err.count("\n") == 1
+    with opened_folder(parse([*map(str, flags), "run"])):
+        pass
+    (tmp_path / "link").symlink_to(run)
+    (run / "pretrain").symlink_to(precious)
+    for name in ("link", "run"):
+        code, _, err = command(train_main, *flags, name, "--overwrite")
+        assert code == 2 and "is a link; accepted" in err and err.count("\n") == 1
+    check_strange(strangers)
 
 
 def test_checkpoint_of_another_size_is_refused(cater, uninterrupted, command, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import resource
 import subprocess
@@ -51,6 +52,39 @@ def test_a_damaged_checkpoint_counts_as_none_of_those_kept(tmp_path):
     assert checkpoint.latest(tmp_path).step == 5
     saved(tmp_path, 8)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000008"]
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "denied"), OSError(5, "Input/output error")])
+@pytest.mark.parametrize("name", [*checkpoint.FILES, CHECKSUMS])
+def test_an_unreadable_file_is_not_damage(tmp_path, monkeypatch, name, error):
+    """Training must not start again, which would delete what may be intact."""
+    for step in (5, 10):
+        saved(tmp_path, step)
+    file = tmp_path / "step-00000010" / name
+    opened = io.open
+
+    def refuse(path, *arguments, **options):
+        if str(path) == str(file):
+            raise OSError(error.errno, error.strerror, str(path))
+        return opened(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("io.open", refuse)
+        patch.setattr("builtins.open", refuse)
+        with pytest.raises(
+            UserError, match=f"{file}: a checkpoint cannot be read: {error.strerror}"
+        ):
+            checkpoint.latest(tmp_path)
+    assert checkpoint.latest(tmp_path).step == 10
+
+
+def test_an_unreadable_folder_is_not_empty(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(checkpoint.os, "listdir", refuse)
+    with pytest.raises(UserError, match="checkpoints cannot be read: Permission denied"):
+        checkpoint.latest(tmp_path)
 
 
 def test_sha256sum_reads_the_checksums(tmp_path):

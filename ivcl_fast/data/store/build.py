@@ -145,7 +145,7 @@ def build_store(
                 _finish(tasks, out, plan)
     _check_settings(out, read_meta(out), settings)
     with suppress(OSError):  # a finished store may be in a read-only folder
-        for leftover in (*shard_leftovers(out), *out.glob("*.tmp"), out / PLAN, out / LOCK):
+        for leftover in (*shard_leftovers(out), out / PLAN, out / LOCK):
             leftover.unlink(missing_ok=True)
     store = FrameStore(out, placement, device=device)
     if store.bad_files:
@@ -190,7 +190,7 @@ def _plan(
 
     Returns None if another process has finished the store in the meantime.
     """
-    with locked(out / LOCK):
+    with locked(out / LOCK, busy="planned"):
         if (out / META).exists():
             return None
         if (out / PLAN).exists():

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ivcl_fast.data.store.mapping import map_file, read_ahead
 from ivcl_fast.data.store.placement import Placement, choose_placement
 from ivcl_fast.data.store.shards import META
 from ivcl_fast.errors import UserError
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 VERSION = 2
 INDEX, BAD_FILES = "index.json", "bad_files.json"
+READ_AHEAD_BYTES = 2**16
+"""Size of a frame from which it pays to announce that it will be read."""
 PLACES = {"disk": "on disk", "ram": "in memory", "gpu": "in GPU memory"}
 
 
@@ -111,8 +114,11 @@ class FrameStore:
                 return rows
             out[...] = rows
             return out
+        video = self._shards[shard][first : first + frames]
+        if self.placement == "disk" and video.strides[0] >= READ_AHEAD_BYTES:
+            read_ahead(video, ids)
         # The ids are checked; "clip" avoids the buffer that NumPy needs for "raise" with out.
-        return np.take(self._shards[shard][first : first + frames], ids, 0, out, mode="clip")
+        return np.take(video, ids, 0, out, mode="clip")
 
     def batch(
         self, names: Sequence[str], frame_ids: Sequence[np.ndarray], pin: bool = False
@@ -176,9 +182,8 @@ class FrameStore:
 
     def _open_shard(self, name: str) -> np.ndarray:
         path, shape = self.path / name, (-1, self.num_patches, self.patch_dim)
-        if self.placement == "disk" and self._files[name]["bytes"]:  # empty files cannot be mapped
-            return np.memmap(path, np.uint8, "r").reshape(shape)
-        return np.fromfile(path, np.uint8).reshape(shape)
+        content = map_file(path) if self.placement == "disk" else np.fromfile(path, np.uint8)
+        return content.reshape(shape)
 
     def _load(self, device: torch.device | None) -> torch.Tensor:
         """Load the entire store to the device, shard by shard."""

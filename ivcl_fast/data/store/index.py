@@ -106,7 +106,7 @@ def saved_index(
 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "index.json"
-    with locked(folder / "index.lock"):  # so that only one rank probes the media
+    with locked(folder / "index.lock", busy="written"):  # so that only one rank probes the media
         found = json.loads(file.read_text()) if file.exists() else {}
         if found.get("source_digest") != digest:
             with WorkerPool(workers, STALL_SECONDS) if workers > 1 else nullcontext() as pool:

@@ -24,11 +24,12 @@ def choose_placement(
 ) -> tuple[Placed, str]:
     """Choose the place of a store of ``size`` bytes for training on ``device``, with the reason.
 
-    Raises :class:`UserError` for an unknown placement.
+    Raises :class:`UserError` for an unknown placement, and for one with too little memory.
     """
     if placement not in get_args(Placement):
         raise UserError(f"placement: {placement!r} is not one of {', '.join(get_args(Placement))}")
     if placement != "auto":
+        _check_room(placement, size, device)
         return placement, "as asked for"
     if device is not None and device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
@@ -38,6 +39,22 @@ def choose_placement(
     if size <= RAM_SHARE * free:
         return "ram", f"where {free / 1e9:.1f} GB are free"
     return "disk", f"because only {free / 1e9:.1f} GB of memory are free"
+
+
+def _check_room(placement: Placed, size: int, device: torch.device | None) -> None:
+    if placement == "disk":
+        return
+    if placement == "ram":
+        free = available_memory()
+    elif device is not None and device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        return
+    if size > free:
+        raise UserError(
+            f"--placement: {placement} has {free / 1e9:.1f} GB free, and the frame store has "
+            f"{size / 1e9:.1f} GB; accepted: auto, disk"
+        )
 
 
 def available_memory() -> int:

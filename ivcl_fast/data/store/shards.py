@@ -16,7 +16,7 @@ from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.workers import Report
-from ivcl_fast.files import atomic_write, locked, write_json
+from ivcl_fast.files import TEMPORARY, atomic_write, locked, write_json
 from ivcl_fast.models.reference import patchify
 
 META = "meta.json"
@@ -88,7 +88,7 @@ def build_shard(task: ShardTask, report: Report) -> None:
         if task.path.with_name(META).exists():
             lock.unlink()
             return
-        for leftover in task.path.parent.glob(f"{task.path.stem}.*.tmp"):
+        for leftover in task.path.parent.glob(f"{task.path.stem}.*{TEMPORARY}"):
             leftover.unlink()
         _build(task, report)
 
@@ -120,9 +120,10 @@ def _build(task: ShardTask, report: Report) -> None:
 
 
 def shard_leftovers(store: Path) -> Iterator[Path]:
-    """List the records and locks of shards, which a finished store does not need."""
-    yield from store.glob("shard-*.json")
-    yield from store.glob("shard-*.lock")
+    """List the files that a build leaves in a store and that a finished store does not need."""
+    yield from store.glob("shard-[0-9][0-9][0-9][0-9][0-9].json")
+    yield from store.glob("shard-[0-9][0-9][0-9][0-9][0-9].lock")
+    yield from store.glob(f"*{TEMPORARY}")
 
 
 def _record(shard: Path) -> Path:

@@ -3,7 +3,7 @@
 A data set consists of many small items. Each depends on the spec and its own number only, and its
 files take their names when they are complete. A folder with the index (CATER's ``lists``, for
 example) is written last. So the same call continues after a kill and produces the same bytes, and
-a data set that has its index is complete.
+a data set that has its index is complete. One process at a time writes a folder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ivcl_fast.data.workers import Report, run_tasks, usable_cpus
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import atomic_folder, write_text
+from ivcl_fast.files import TEMPORARY, atomic_folder, locked, write_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -83,9 +83,41 @@ def write_dataset(
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers={workers} must be at least 1")
-    _claim(out, spec, format_version, folders, index)
-    if (out / index).is_dir():
-        return out
+    content = {"format_version": format_version, "spec": asdict(spec)}
+    if _is_begun(out, content, (*folders, index)) and (out / index).is_dir():
+        return out  # without a lock, which a read-only folder may not have
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}") from None
+    with locked(out, busy="written"):
+        if not _is_begun(out, content, (*folders, index)):
+            _begin(out, content, folders)
+        if not (out / index).is_dir():
+            _write(
+                *(out, folders, items, unit, write_item, last_file),
+                *(index, index_files, workers, progress),
+            )
+    return out
+
+
+def _write(
+    out: Path,
+    folders: Sequence[str],
+    items: int,
+    unit: str,
+    write_item: Callable[[int, Report], None],
+    last_file: Callable[[int], Path],
+    index: str,
+    index_files: Callable[[], Mapping[str, str]],
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Write what is missing; arguments as of :func:`write_dataset`, by the holder of the lock."""
+    for place in (out / name for name in folders):
+        place.mkdir(exist_ok=True)
+        for leftover in place.glob(f"*{TEMPORARY}"):
+            leftover.unlink(missing_ok=True)
     missing = [i for i in range(items) if not last_file(i).is_file()]
     done = items - len(missing)
 
@@ -106,19 +138,18 @@ def write_dataset(
             f"stopped after {done} of {items} {unit}; the same command continues"
         ) from None
     files = index_files()
-    with atomic_folder(out / index, durable=False) as folder:
+    with atomic_folder(out / index, files, durable=False) as folder:
         for name, text in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
-    return out
 
 
-def _claim(
-    out: Path, spec: DataclassInstance, format_version: int, folders: Sequence[str], index: str
-) -> None:
-    """Make the folders and note the spec; :class:`UserError` if ``out`` holds something else."""
+def _is_begun(out: Path, content: dict[str, Any], names: Sequence[str]) -> bool:
+    """Whether a call with this ``content`` of the marker has begun to write the folder.
+
+    Raises :class:`UserError` if it holds something else.
+    """
     marker = out / _MARKER
-    content = {"format_version": format_version, "spec": asdict(spec)}
     if marker.is_file():
         try:
             found = json.loads(marker.read_text())
@@ -128,14 +159,16 @@ def _claim(
             raise UserError(
                 f"{out} was begun with other settings (see {marker.name}); choose another folder"
             )
-    elif out.exists() and (
-        not out.is_dir() or any((out / name).exists() for name in (*folders, index))
-    ):
+        return True
+    if out.exists() and (not out.is_dir() or any((out / name).exists() for name in names)):
         raise UserError(f"{out} holds something else; choose a new or empty folder")
+    return False
+
+
+def _begin(out: Path, content: dict[str, Any], folders: Sequence[str]) -> None:
+    """Note the spec, and make the folders."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not marker.is_file():
-            write_text(marker, json.dumps(content, indent=1) + "\n", durable=False)
+        write_text(out / _MARKER, json.dumps(content, indent=1) + "\n", durable=False)
         for folder in folders:
             (out / folder).mkdir(exist_ok=True)
     except OSError as error:

@@ -35,6 +35,7 @@ from tests.support.painted import (
     write_painted,
     write_video,
 )
+from tests.support.strangers import check_strange, strange_files
 
 SIZES = 32, 8
 FRAME_BYTES = 3 * 32**2
@@ -156,6 +157,17 @@ def test_a_shard_of_a_finished_store_is_left_alone(videos, built, tmp_path, monk
     monkeypatch.setattr(shards, "_build", lambda *_: pytest.fail("built again"))
     build_shard(task, lambda _: None)
     assert contents(tmp_path) == before
+
+
+def test_files_of_others_in_a_store_are_kept(videos, built, tmp_path):
+    kill_at(0.02, videos, tmp_path)
+    strangers = strange_files(tmp_path / "store")
+    build(videos, tmp_path / "store")
+    check_strange(strangers)
+    build(videos, tmp_path / "store")
+    check_strange(strangers)
+    found = contents(tmp_path / "store")
+    assert {name: found[name] for name in contents(built.path)} == contents(built.path)
 
 
 def kill_at(moment: float, videos, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,11 +20,12 @@ from ivcl_fast import files
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.store import frame_store
 from ivcl_fast.data.store.build import build_store, default_store_path
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
-from tests.support.painted import media, numbers_of_rows, write_painted
+from tests.support.painted import media, numbers_of_rows, picture, write_avi, write_painted
 
 SIZES = 32, 8
 FRAME_BYTES = 3 * 32**2
@@ -188,7 +190,7 @@ def test_stopped_before_any_of_its_writes(built, videos, tmp_path, monkeypatch):
             build(videos, out)
         except Killed:
             monkeypatch.setattr(files.os, "replace", replace)
-            (out / "shard-00001.u8.123.tmp").write_bytes(b"left behind by a kill")
+            (out / "shard-00001.u8.123.ivcl.tmp").write_bytes(b"left behind by a kill")
             with pytest.raises(UserError, match="not finished"):
                 FrameStore(out)
             build(videos, out)
@@ -355,3 +357,41 @@ def test_a_store_of_another_version_is_refused(videos, tmp_path):
 
 def test_default_path(tmp_path):
     assert default_store_path(tmp_path, 64, 8, "pyav") == tmp_path / "store-64-p8-pyav"
+
+
+def test_more_shards_than_descriptors(tmp_path):
+    """A store of 2,000 shards opens, and is read, with 100 descriptors."""
+    one = build([media(write_painted(tmp_path / "v.avi", 3, 2))], tmp_path / "one")
+    shard = (one.path / "shard-00000.u8").read_bytes()
+    many = tmp_path / "many"
+    many.mkdir()
+    index = {}
+    for number in range(2000):
+        (many / f"shard-{number:05d}.u8").write_bytes(shard)
+        index[f"v{number:04d}"] = [number, 0, 2]
+    (many / "index.json").write_text(json.dumps(index))
+    (many / "bad_files.json").write_text("{}")
+    meta = json.loads((one.path / "meta.json").read_text())
+    meta["files"] = {
+        path.name: {"bytes": path.stat().st_size, "sha256": frame_store.file_digest(path)}
+        for path in sorted(many.iterdir())
+    }
+    frame_store.write_meta(many, {k: v for k, v in meta.items() if k != "sha256"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(100, soft), hard))
+    try:
+        store = FrameStore(many)
+        rows = store.batch(store.names[::-1], [np.array([1, 0])] * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (rows.numpy() == one.rows("v", [1, 0])).all()
+
+
+def test_large_frames_are_announced(tmp_path):
+    pictures = [picture(1, i) for i in range(5)]
+    store = build_store([media(write_avi(tmp_path / "v.avi", pictures))], tmp_path / "s", 160, 16)
+    in_memory = FrameStore(store.path, "ram")
+    ids = np.array([4, 0, 3])
+    assert (store.rows("v", ids) == in_memory.rows("v", ids)).all()
+    with pytest.raises(ValueError, match="read-only"):
+        store._shards[0][0, 0, 0] = 1

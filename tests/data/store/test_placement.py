@@ -45,7 +45,15 @@ def test_ranks_share_the_memory(machine, monkeypatch):
 
 def test_as_asked_for(machine):
     for wanted in ("disk", "ram", "gpu"):
-        assert choose_placement(wanted, 10**15, GPU) == (wanted, "as asked for")  # type: ignore[arg-type]
+        assert choose_placement(wanted, 70 * GB, GPU) == (wanted, "as asked for")  # type: ignore[arg-type]
+    assert choose_placement("disk", 10**15)[0] == "disk"
+
+
+@pytest.mark.parametrize(("wanted", "free"), [("ram", "100.0"), ("gpu", "80.0")])
+def test_more_than_the_memory_is_refused(machine, wanted, free):
+    said = f"--placement: {wanted} has {free} GB free, and the frame store has 1000.0 GB; accepted"
+    with pytest.raises(UserError, match=said):
+        choose_placement(wanted, 1000 * GB, GPU)
 
 
 def test_available_memory():

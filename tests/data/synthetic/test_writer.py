@@ -22,6 +22,7 @@ from ivcl_fast.data.synthetic.something_else.write import (
 from ivcl_fast.data.synthetic.writer import read_spec
 from ivcl_fast.errors import UserError
 from tests.data.synthetic.conftest import WRITERS
+from tests.support.strangers import check_strange, strange_files
 
 SIZES = {"cater": 8, "acre": 8, "something-else": 38}
 
@@ -105,10 +106,10 @@ def unfinish(out: Path, index: str, file: str, last: str, content: str) -> None:
     (out / index).rename(out / f"{index}.partial")
     (out / f"{index}.partial" / content).write_text("[[{")
     half = (out / file).read_bytes()[:1000]
-    (out / f"{file}.partial").write_bytes(half)
+    (out / f"{file}.123.ivcl.tmp").write_bytes(half)
     (out / file).unlink()
     (out / last).unlink(missing_ok=True)
-    (out / f"{last}.partial").write_text("[")
+    (out / f"{last}.123.ivcl.tmp").write_text("[")
 
 
 def test_leftovers_of_a_kill_are_completed(tmp_path: Path, made: tuple[str, Path]) -> None:
@@ -135,7 +136,52 @@ def test_leftovers_of_a_kill_are_completed(tmp_path: Path, made: tuple[str, Path
         assert contents(write(out, spec, workers=1)) == contents(folder)
 
 
+def test_files_of_others_are_kept(tmp_path: Path, made: tuple[str, Path]) -> None:
+    name, folder = made
+    write, spec = WRITERS[name]
+    shutil.copytree(folder, tmp_path / "left")
+    index = {"cater": "lists", "acre": "config", "something-else": "dataset_splits"}[name]
+    (tmp_path / "left" / index).rename(tmp_path / "left" / f"{index}.partial")
+    if name == "something-else":
+        for part in range(1, spec.clips + 1):  # all videos again would take long
+            (tmp_path / "left" / "boxes.part").mkdir(exist_ok=True)
+            (tmp_path / "left" / "boxes.part" / f"{part}.json").write_text("[]")
+    strangers = strange_files(tmp_path / "left")
+    with pytest.raises(FileExistsError, match=rf"{index}\.partial"):
+        write(tmp_path / "left", spec, workers=1)
+    check_strange(strangers)
+    shutil.move(tmp_path / "left" / f"{index}.partial", tmp_path / "moved")
+    write(tmp_path / "left", spec, workers=1)
+    check_strange({path: text for path, text in strangers.items() if path.exists()})
+    assert (tmp_path / "moved" / "thesis.md").exists()
+
+
 VIDEOS = "20bn-something-something-v2"
+
+
+def test_one_process_writes_and_the_other_waits(tmp_path: Path) -> None:
+    """The waiting one then finds everything there."""
+    script = (
+        "import sys, logging\nfrom pathlib import Path\n"
+        "from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater\n"
+        "logging.basicConfig()\n"
+        "if __name__ == '__main__':\n"
+        "    write_cater(Path(sys.argv[1]), SyntheticCater(train=6, val=2), workers=2)\n"
+    )
+    (tmp_path / "write.py").write_text(script)
+    both = [
+        subprocess.Popen(
+            [sys.executable, tmp_path / "write.py", tmp_path / "out"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    told = "".join(process.communicate()[1] for process in both)
+    assert [process.returncode for process in both] == [0, 0], told
+    assert "Traceback" not in told
+    spec = SyntheticCater(train=6, val=2)
+    assert contents(tmp_path / "out") == contents(write_cater(tmp_path / "alone", spec, workers=1))
 
 
 def test_a_complete_folder_is_left_alone(made: tuple[str, Path]) -> None:

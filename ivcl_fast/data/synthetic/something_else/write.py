@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +29,7 @@ from ivcl_fast.data.synthetic.writer import (
     write_dataset,
 )
 from ivcl_fast.data.workers import Report
-from ivcl_fast.files import atomic_write, write_text
+from ivcl_fast.files import TEMPORARY, atomic_write, remove_files, write_text
 
 _FORMAT_VERSION = 1
 _SPLITS = "dataset_splits"
@@ -112,7 +111,10 @@ def write_something_else(
         workers=workers,
         progress=progress,
     )
-    shutil.rmtree(out / _CLIP_BOXES, ignore_errors=True)
+    if (out / _CLIP_BOXES).is_dir():
+        for index in range(spec.clips):
+            _boxes_path(out, index).unlink(missing_ok=True)
+        remove_files(out / _CLIP_BOXES, [f"*{TEMPORARY}"])
     return out
 
 
