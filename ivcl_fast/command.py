@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import errno
 import logging
@@ -11,6 +12,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
@@ -21,6 +23,10 @@ from ivcl_fast.errors import UserError, print_error
 T = TypeVar("T")
 
 STDOUT = 1
+PARENT = "IVCL_FAST_PARENT"
+"""Environment variable with the process that a command ends with, set by that process."""
+SET_DEATH_SIGNAL = 1
+"""Linux's ``PR_SET_PDEATHSIG``."""
 REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
@@ -96,6 +102,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     and no message.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    end_with_parent()
     try:
         main()
         sys.stdout.flush()
@@ -121,6 +128,16 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         distributed.print_rank0(how, sys.stderr)
         raise SystemExit(130) from None
     raise SystemExit(0)
+
+
+def end_with_parent() -> None:
+    """Let the system send SIGTERM when the process that :data:`PARENT` names dies, if it is set."""
+    if not (parent := os.environ.pop(PARENT, "")):
+        return
+    with suppress(AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it has died already
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 def stdout_is_closed() -> bool:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
+from ivcl_fast.command import PARENT
 from ivcl_fast.errors import UserError
+from ivcl_fast.files import locked
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.report import study as study_report
 from ivcl_fast.report.run import SCORES
@@ -101,11 +103,14 @@ def run_jobs(jobs: list[Job], parallel: int, train: Train) -> None:
 def run_parallel(jobs: list[Job], parallel: int) -> None:
     """Run a process per job, each with one GPU, or with its share of the CPU's cores.
 
-    If one of them fails, or a signal arrives, all are stopped, and each saves a checkpoint.
+    If one of them fails, or a signal arrives, all are stopped, and each saves a checkpoint. So they
+    do if this process is killed.
     """
     gpus = torch.cuda.device_count()
     cores = max(1, torch.get_num_threads() // parallel)
-    environment = os.environ if gpus else os.environ | {"OMP_NUM_THREADS": str(cores)}
+    environment = os.environ | {PARENT: str(os.getpid())}
+    if not gpus:
+        environment |= {"OMP_NUM_THREADS": str(cores)}
     waiting, free_slots = list(jobs), list(range(parallel))
     running: dict[subprocess.Popen[bytes], tuple[Job, int]] = {}
     signals: list[int] = []
@@ -152,7 +157,8 @@ def run_study(
 
     ``common``: flags of ``ivcl_fast.train`` for every run. ``train``: what that command calls.
     ``seeds``: finetunings of every variant. ``parallel``: runs at a time, by default one per GPU,
-    or one on a CPU. Finished runs of an earlier call are kept. Raises :class:`UserError` for flags
+    or one on a CPU. Finished runs of an earlier call are kept, and a call that is running the study
+    is waited for. Raises :class:`UserError` for flags
     that the study sets itself, and if the folder holds runs with other settings.
     """
     study = find_study(name)
@@ -170,13 +176,15 @@ def run_study(
                 f"--out: {job.folder} holds a study with other settings ({', '.join(changed)}); "
                 "accepted: another folder"
             )
-    for stage in stages:
-        run_jobs(stage, parallel or max(1, torch.cuda.device_count()), train)
-    folders: study_report.Folders = {}
-    for variant in study.variants:
-        runs = [folder / variant_folder(variant) / f"seed-{seed}" for seed in range(seeds)]
-        folders.setdefault(study_report.table_title(runs[0]), {})[variant.label] = runs
-    study_report.write(folder, name, study, folders, common, seeds)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, busy="run"):
+        for stage in stages:
+            run_jobs(stage, parallel or max(1, torch.cuda.device_count()), train)
+        folders: study_report.Folders = {}
+        for variant in study.variants:
+            runs = [folder / variant_folder(variant) / f"seed-{seed}" for seed in range(seeds)]
+            folders.setdefault(study_report.table_title(runs[0]), {})[variant.label] = runs
+        study_report.write(folder, name, study, folders, common, seeds)
     return folder
 
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from ivcl_fast import train
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
+from ivcl_fast.files import locked
 from ivcl_fast.report.study import (
     colors_of,
     correct_shares,
@@ -190,6 +192,40 @@ def test_a_scheduler_stops_runs_at_once_and_each_is_kept(data, tmp_path):
     for run in runs:
         assert "python -m ivcl_fast.train --resume" in (run / "log.txt").read_text()
         assert list(run.glob("pretrain/checkpoints/*"))
+
+
+def test_runs_end_with_a_study_that_is_killed(data, tmp_path):
+    """They save a checkpoint, and the same command can go on."""
+    flags = ["--data", data, *SMALL, "--pretrain-clips", "1000000", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "ivcl_fast.sweep", "encoder", "--parallel", "2", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    runs = [tmp_path / "encoder" / v / "pretrained" for v in ("factorised", "joint-space-time")]
+    while not all((run / "metrics.jsonl").exists() for run in runs):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    for run in runs:
+        with locked(run):  # free when its process has ended
+            assert "stopped by SIGTERM" in (run / "log.txt").read_text()
+            assert list(run.glob("pretrain/checkpoints/step-*"))
+
+
+def test_the_same_study_waits_for_the_other(data, tmp_path, caplog):
+    flags = ("--data", data, *SMALL, "--batch-size", "1000")
+    (tmp_path / "encoder").mkdir()
+
+    def run() -> None:
+        with pytest.raises(UserError, match="do not fill one batch"):
+            run_study("encoder", flags, tmp_path, 1)
+
+    other = threading.Thread(target=run)
+    with locked(tmp_path / "encoder"):
+        other.start()
+        while "encoder: run by another process; waiting for it" not in caplog.text:
+            assert other.is_alive()
+            time.sleep(0.01)
+    other.join()
 
 
 def test_budgets_are_equal_and_seeds_differ():
