@@ -29,15 +29,18 @@ Import this package as ``ivcl_fast.kernels``, never as a top-level ``kernels``.
 
 from __future__ import annotations
 
-from ._op import autocast_dtype, dispatches, has_kernel, unsupported_reason
-from .add_layer_norm import add_layer_norm, layer_norm
-from .bias_gelu import bias_gelu
-from .embed_patches import embed_patches
-from .linear import linear
-from .patch_loss import patch_loss
-from .restore_tokens import restore_tokens
-from .sample_masks import sample_masks
-from .short_attention import short_attention
+if __name__ != "kernels":
+    # A checkout on sys.path shows this folder also under the name of Hugging Face's package, which
+    # transformers looks for. Under that name it is empty.
+    from ._op import autocast_dtype, dispatches, has_kernel, unsupported_reason
+    from .add_layer_norm import add_layer_norm, layer_norm
+    from .bias_gelu import bias_gelu
+    from .embed_patches import embed_patches
+    from .linear import linear
+    from .patch_loss import patch_loss
+    from .restore_tokens import restore_tokens
+    from .sample_masks import sample_masks
+    from .short_attention import short_attention
 
 __all__ = [
     "add_layer_norm",

@@ -32,29 +32,8 @@ from ivcl_fast.config import IVCLConfig
 from ivcl_fast.kernels.attention import attention
 from ivcl_fast.models import backbone, reference, supervised
 from ivcl_fast.models.hub import PretrainedModel
+from ivcl_fast.models.layers import add_norm, is_plain, linear
 from ivcl_fast.models.reference import all_patches, patch_rows, select_frames, take_rows
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Autocast's dtype where autocast is on, else the tensor's own."""
-    return kernels.autocast_dtype(x.device) or x.dtype
-
-
-def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """The residual stream with ``branch`` added, and its norm in the compute dtype."""
-    if branch is None:
-        return x, kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, compute_dtype(x))
-    return kernels.add_layer_norm(branch, x, norm.weight, norm.bias, norm.eps)
-
-
-def linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)``, by the fused op where the layer is a plain ``nn.Linear`` without hooks."""
-    if type(layer) is not nn.Linear or any(getattr(layer, hooks) for hooks in HOOKS):
-        return layer(x)
-    return kernels.linear(x, layer.weight, layer.bias)
-
 
 # A token index numbers the tokens of all sequences of ``[F, N, D]`` through: f * N + n.
 
@@ -97,6 +76,8 @@ class Mlp(reference.Mlp):
     """MLP with bias and GELU in one pass."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if not is_plain(self.fc1, nn.Linear):
+            return super().forward(x)
         x = kernels.bias_gelu(kernels.linear(x, self.fc1.weight), self.fc1.bias)
         return linear(self.fc2, x)
 

@@ -4,12 +4,16 @@ Only a module's class changes. Its parameters, keys, hooks and place in the mode
 all other instances and the classes themselves.
 
 * The reference's modules become those of the fast model (:mod:`ivcl_fast.models.ivcl`).
-* Attention, MLPs and whole pre-norm blocks of any other origin (timm's, a user's) become a subclass
-  of their own class, on two conditions: they consist of the parts of a ViT block and no others, and
-  a copy with random weights gives the same output with both forward passes.
+* Attention, MLPs and whole pre-norm blocks of any other origin become a subclass of their own class
+  (``swap.py``) if they are built of known parts (``adapters/``) and a copy with random weights
+  computes the same in both ways (``probe.py``). Later changes to the module, such as hooks or
+  adapters, are noticed at every call (``guard.py``), which then goes the module's own way.
+* Modules that call PyTorch's attention keep their own forward pass, and only that one function is
+  replaced in it (``sdpa.py``).
 
-A LayerNorm alone is not replaced: PyTorch's is one kernel already, and the gain comes from fusing
-the residual addition, which only a block has.
+A fused forward pass is used up to the length at which it is the faster one (``crossovers.py``). A
+LayerNorm alone is not replaced: PyTorch's is one kernel already, and the gain comes from fusing the
+residual addition, which only a block has.
 """
 
 from __future__ import annotations
@@ -18,10 +22,9 @@ from typing import Any
 
 from torch import nn
 
-from ivcl_fast.models.accelerate.parts import find_role
-from ivcl_fast.models.accelerate.probe import unsupported_reason
+from ivcl_fast.models.accelerate.probe import Verdict, judge
 from ivcl_fast.models.accelerate.report import Report
-from ivcl_fast.models.accelerate.swap import ORIGIN, fast_class, is_fused
+from ivcl_fast.models.accelerate.swap import ORIGIN, is_fused, swap, unswap
 from ivcl_fast.models.hub import PretrainedModel
 from ivcl_fast.models.ivcl import FAST, set_attention_backend
 
@@ -29,10 +32,10 @@ from ivcl_fast.models.ivcl import FAST, set_attention_backend
 def accelerate(module: nn.Module) -> Report:
     """Run ``module`` on fused kernels from now on, in place; :func:`restore` undoes it.
 
-    ``module``: a module of :mod:`ivcl_fast.reference`, attention, an MLP or a block built like
-    timm's, or any model that contains some, also wrapped (DDP) or compiled. Outputs stay the same
-    up to rounding. Returns which modules were swapped and which were not, with the reasons; a
-    module that cannot be swapped is no error.
+    ``module``: a module of :mod:`ivcl_fast.reference`, or any model with attention, MLPs or
+    pre-norm blocks as in timm, Hugging Face, torchvision, open_clip or vit-pytorch, also wrapped
+    (DDP) or compiled. Outputs stay the same up to rounding. Returns which modules were swapped and
+    which were not, with the reasons; a module that cannot be swapped is no error.
 
     Example::
 
@@ -40,21 +43,23 @@ def accelerate(module: nn.Module) -> Report:
         print(ivcl_fast.accelerate(model))
         ivcl_fast.restore(model)
     """
-    report = Report()
+    report, known = Report(), dict[Any, Verdict]()
+    # All verdicts come before the first swap: a block is tried with the parts it has now.
+    verdicts = {name: judge(part, known) for name, part in module.named_modules()}
     for name, part in module.named_modules():
         old: Any = type(part)
-        new = FAST.get(old)
-        if new is None and (role := find_role(part)) is not None:
-            reason = unsupported_reason(part, role)
-            if reason is None:
-                new = fast_class(old, role)
-            else:
-                report.kept[name] = f"{old.__name__}: {reason}"
         report.fused_before |= is_fused(part)
-        if new is not None:
+        verdict = verdicts[name]
+        if (new := FAST.get(old)) is not None:
             part.__class__ = new
             part.__dict__[ORIGIN] = old
             report.replaced[name] = old.__name__
+        elif verdict is not None and verdict.proof is not None:
+            swap(part, verdict.proof)
+            report.replaced[name] = old.__name__
+            report.fused_calls[name] = verdict.calls
+        elif verdict is not None:
+            report.kept[name] = f"{old.__name__}: {verdict.reason}"
     for part in module.modules():
         if isinstance(part, PretrainedModel):
             set_attention_backend(part, part.cfg.attention)
@@ -67,6 +72,4 @@ def restore(module: nn.Module) -> None:
     A model without swapped modules stays as it is.
     """
     for part in module.modules():
-        if ORIGIN in part.__dict__:
-            part.__class__ = part.__dict__.pop(ORIGIN)
-            part.__dict__.pop("attention_backend", None)
+        unswap(part)

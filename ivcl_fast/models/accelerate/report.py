@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from ivcl_fast.models.accelerate.parts import PARTS
-
 NONE_KNOWN = (
-    "no block was found that has a fused version; known are the modules of ivcl_fast.reference "
-    "and ivcl_fast.supervised and, by the names of their parts as in timm's ViTs, "
-    "blocks ({}), attention ({}) and MLPs ({})"
-).format(*(", ".join(required) for required, _ in PARTS.values()))
+    "nothing was found that has a fused version; known are the modules of ivcl_fast.reference and "
+    "ivcl_fast.supervised, pre-norm blocks, attention and MLPs by the names of their parts as in "
+    "timm, torchvision, open_clip, vit-pytorch and Hugging Face, and whatever calls "
+    "torch.nn.functional.scaled_dot_product_attention"
+)
 ALL_FUSED = "all that have a fused version run on it already"
 
 
@@ -23,6 +22,9 @@ class Report:
     """Name of each module that was swapped, and its class."""
     kept: dict[str, str] = field(default_factory=dict)
     """Name of each module that resembles a fused one but was not swapped, and the reason."""
+    fused_calls: dict[str, int] = field(default_factory=dict)
+    """Fused ops in a trial forward pass of each swapped module alone, without those of its parts;
+    modules of :mod:`ivcl_fast.reference` are not tried."""
     fused_before: bool = False
     """Whether some modules ran on fused kernels already."""
 
@@ -30,7 +32,8 @@ class Report:
         lines = [f"{len(self.replaced)} modules replaced, {len(self.kept)} kept"]
         if not self.replaced and not self.kept:
             lines[0] += f": {ALL_FUSED if self.fused_before else NONE_KNOWN}"
-        for title, modules in (("replaced", self.replaced), ("kept", self.kept)):
+        told = {name: kind + self._calls(name) for name, kind in self.replaced.items()}
+        for title, modules in (("replaced", told), ("kept", self.kept)):
             groups: dict[str, list[str]] = defaultdict(list)
             for name, what in modules.items():
                 groups[what].append(name or "the model itself")
@@ -38,3 +41,7 @@ class Report:
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
                 lines.append(f"  {title} {names[0]}{more}: {what}")
         return "\n".join(lines)
+
+    def _calls(self, name: str) -> str:
+        calls = self.fused_calls.get(name)
+        return "" if calls is None else f", {calls} fused op{'s' if calls > 1 else ''}"

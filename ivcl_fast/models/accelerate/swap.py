@@ -1,16 +1,50 @@
-"""Swapped modules: a subclass of their own class with the forward pass of a fused one."""
+"""Swapped modules: a subclass of their own class with a fused forward pass, and its way back.
+
+A call goes to the fused forward pass if the module is still as it was proved (``guard.py``), if it
+asks for nothing but the output, and if the fused one is the faster one (``crossovers.py``). Every
+other call goes to the module's own forward pass, with fused attention in the place of PyTorch's
+where that calls it (``sdpa.py``).
+"""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+import inspect
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from ivcl_fast.models.ivcl import FAST, Attention
+from ivcl_fast.models.accelerate import sdpa
+from ivcl_fast.models.accelerate.crossovers import is_faster
+from ivcl_fast.models.accelerate.guard import Guard
+from ivcl_fast.models.ivcl import FAST
+from ivcl_fast.models.layers import compute_dtype
 
 ORIGIN = "_accelerated_from"
 """Attribute of a swapped module: the class it had before."""
+PROOF = "_accelerated_proof"
+"""Attribute of a swapped module of other origin: its :class:`Proof`."""
+MAX_TOKENS = 785
+"""The longest sequence for which modules are tried, and so for which fused ones are used."""
+
+
+class Proof(NamedTuple):
+    """What a swapped module of other origin may do."""
+
+    adapter: Any
+    """The :class:`~ivcl_fast.models.accelerate.adapters.adapter.Adapter`, or None."""
+    layout: Any
+    """The adapter's names for the module's parts."""
+    guard: Guard | None
+    limits: dict[tuple[torch.dtype, bool], int] | None = None
+    """The longest sequence by compute dtype and whether gradients are needed, where measured for
+    this module; None stands for the table's."""
+
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+ALWAYS = {(dtype, training): MAX_TOKENS for dtype in DTYPES for training in (True, False)}
+"""Limits of a trial, which uses the fused forward pass whether it is the faster one or not."""
 
 
 def is_fused(part: nn.Module) -> bool:
@@ -18,29 +52,69 @@ def is_fused(part: nn.Module) -> bool:
     return ORIGIN in part.__dict__ or isinstance(part, tuple(FAST.values()))
 
 
+def worth_it(proof: Proof, kind: str, x: Tensor) -> bool:
+    """Whether the fused forward pass of ``kind`` is the faster one for tokens ``[B, N, ...]``."""
+    dtype, training = compute_dtype(x), torch.is_grad_enabled()
+    if proof.limits is None:
+        return is_faster(kind, x.device.type, dtype, training, x.shape[1])
+    return x.shape[1] <= proof.limits.get((dtype, training), 0)
+
+
 @functools.cache
-def fast_class(old: Any, role: Any) -> Any:
-    """A subclass of ``old`` with the forward pass of ``role``.
+def fast_class(old: Any) -> Any:
+    """A subclass of ``old`` that follows an instance's :class:`Proof`."""
+    first = next(iter(list(inspect.signature(old.forward).parameters)[1:]), "")
+    calls_sdpa = sdpa.is_called_by(old)
 
-    Calls with other arguments than tokens ``[F, N, D]`` go to the forward pass of ``old``.
-    """
+    def own_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not calls_sdpa:
+            return old.forward(self, *args, **kwargs)
+        proof = self.__dict__[PROOF]
+        with sdpa.Redirect(functools.partial(worth_it, proof, "attention")):
+            return old.forward(self, *args, **kwargs)
 
-    def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        extra = any(v is not None and v is not False for v in (*args, *kwargs.values()))
-        if extra or x.ndim != 3:
-            return old.forward(self, x, *args, **kwargs)
-        return role.forward(self, x)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        proof = self.__dict__.get(PROOF)
+        if proof is None:  # an instance that the class itself made, as a slice of a Sequential does
+            return old.forward(self, *args, **kwargs)
+        if (adapter := proof.adapter) is None:
+            return own_forward(self, *args, **kwargs)
+        x = adapter.tokens(args, kwargs, first)
+        if (
+            x is None
+            or (x.ndim != 3 and x.ndim - 1 not in map(len, adapter.further_shapes))
+            or x.numel() == 0
+            or x.shape[1] > MAX_TOKENS
+            or not worth_it(proof, adapter.kind, x)
+            or not adapter.may_run(self, proof.layout)
+            or not proof.guard.holds(self)
+        ):
+            return own_forward(self, *args, **kwargs)
+        return adapter.run(self, proof.layout, x)
 
     def reduce(self: nn.Module, protocol: Any) -> tuple:
-        return _revive, (old, role), self.__dict__
+        return _revive, (old,), self.__dict__
 
     members = {"forward": forward, "__reduce_ex__": reduce, "__module__": old.__module__}
-    if role is Attention:
-        members["attention_backend"] = Attention.attention_backend
     return type(old.__name__, (old,), members)
 
 
-def _revive(old: Any, role: Any) -> nn.Module:
+def swap(part: nn.Module, proof: Proof) -> None:
+    """Let ``part`` follow a proof from now on."""
+    old: Any = type(part)
+    part.__class__ = fast_class(old)
+    part.__dict__[ORIGIN], part.__dict__[PROOF] = old, proof
+
+
+def unswap(part: nn.Module) -> None:
+    """Give ``part`` its class back; a part that was not swapped stays as it is."""
+    if ORIGIN in part.__dict__:
+        part.__class__ = part.__dict__.pop(ORIGIN)
+        part.__dict__.pop(PROOF, None)
+        part.__dict__.pop("attention_backend", None)
+
+
+def _revive(old: Any) -> nn.Module:
     """Make an instance without state, for copying and unpickling."""
-    new = fast_class(old, role)
+    new = fast_class(old)
     return new.__new__(new)

@@ -1,0 +1,101 @@
+"""Pre-norm transformer blocks: the residual addition and the norm that follows in one pass.
+
+Known by the names of timm, Hugging Face, torchvision and open_clip. Attention and MLP are called;
+so are scales (LayerScale), stochastic depth and dropouts after either, which draw the same random
+numbers in the same order as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ivcl_fast.models.accelerate.adapters.adapter import Adapter, Call, call_parts, unknown_parts
+from ivcl_fast.models.layers import add_norm
+
+NORM1 = Call(("norm1", "layernorm_before", "layer_norm1", "ln_1"))
+NORM2 = Call(("norm2", "layernorm_after", "layer_norm2", "ln_2"))
+ATTENTION = Call(("attn", "attention", "self_attn", "self_attention"))
+MLP = Call(("mlp",))
+SCALE1 = Call(("ls1", "ls_1", "layer_scale1"))
+SCALE2 = Call(("ls2", "ls_2", "layer_scale2"))
+DROP1 = Call(("drop_path1", "drop_path", "dropout"))
+DROP2 = Call(("drop_path2", "drop_path"))
+DROP2_SHARED = Call(("drop_path2", "drop_path", "dropout"))
+GAMMA = ("gamma_1", "gamma_2")
+
+
+class Layout(NamedTuple):
+    """Names of a block's parts."""
+
+    norm1: str
+    attn: str
+    after_attn: tuple[str, ...]
+    norm2: str
+    mlp: str
+    after_mlp: tuple[str, ...]
+    norm1_kind: type[nn.Module]
+    norm2_kind: type[nn.Module]
+
+
+class PreNormBlock(Adapter):
+    """``x += after(attn(norm1(x)))``, ``x += after(mlp(norm2(x)))``."""
+
+    kind = "block"
+
+    def layouts(self, module: nn.Module) -> Iterator[Layout]:
+        required = [part.of(module) for part in (NORM1, ATTENTION, NORM2, MLP)]
+        if None in required:
+            return
+        norm1, attn, norm2, mlp = (name or "" for name in required)
+        after_attn = tuple(n for part in (SCALE1, DROP1) if (n := part.of(module)))
+        parts: Any = module._modules
+        kinds = type(parts[norm1]), type(parts[norm2])
+        seen = set()
+        for drop in (DROP2, DROP2_SHARED):
+            after_mlp = tuple(n for part in (SCALE2, drop) if (n := part.of(module)))
+            layout = Layout(norm1, attn, after_attn, norm2, mlp, after_mlp, *kinds)
+            if layout not in seen:
+                yield layout
+            seen.add(layout)
+
+    def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
+        after = (*layout.after_attn, *layout.after_mlp)
+        gammas = tuple(g for g in GAMMA if getattr(module, g, None) is not None)
+        known = (layout.norm1, layout.attn, layout.norm2, layout.mlp, *after)
+        yield from unknown_parts(module, known, gammas)
+        for name in (layout.norm1, layout.norm2):
+            norm = module._modules[name]
+            if not isinstance(norm, nn.LayerNorm) or len(norm.normalized_shape) != 1:
+                yield f"{name} ({type(norm).__name__}): only a LayerNorm is fused with the addition"
+            elif norm.weight is None or norm.bias is None:
+                yield f"{name}: it has no weight or bias"
+
+    def read(self, layout: Layout) -> tuple[str, ...]:
+        return layout.norm1, layout.norm2
+
+    def called(self, layout: Layout) -> tuple[str, ...]:
+        return layout.attn, layout.mlp
+
+    def run(self, module: nn.Module, layout: Layout, x: Tensor) -> Tensor:
+        parts: Any = module._modules
+        gamma = module._parameters
+        x, y = add_norm(x, None, parts[layout.norm1], layout.norm1_kind)
+        attn = parts[layout.attn]
+        if isinstance(attn, nn.MultiheadAttention):
+            branch = attn(y, y, y, need_weights=False)
+        else:
+            branch = attn(y)
+        branch = branch[0] if isinstance(branch, tuple) else branch
+        branch = branch if gamma.get("gamma_1") is None else gamma["gamma_1"] * branch
+        branch = call_parts(module, layout.after_attn, branch)
+        x, y = add_norm(x, branch, parts[layout.norm2], layout.norm2_kind)
+        branch = parts[layout.mlp](y)
+        branch = branch if gamma.get("gamma_2") is None else gamma["gamma_2"] * branch
+        return x + call_parts(module, layout.after_mlp, branch)
+
+    def width(self, module: nn.Module, layout: Layout) -> int:
+        norm: Any = module._modules[layout.norm1]
+        return norm.normalized_shape[0]

@@ -1,0 +1,125 @@
+"""MLPs: the first layer's bias and an exact GELU in one pass; everything else is called.
+
+* :class:`Mlp`: ``fc1``, an activation, ``fc2``, as in timm and Hugging Face; or the first two.
+* :class:`SequentialMlp`: any ``nn.Sequential`` in which an activation follows a linear layer, as in
+  torchvision, open_clip and vit-pytorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ivcl_fast import kernels
+from ivcl_fast.models.accelerate.adapters.adapter import Adapter, call_parts, unknown_parts
+from ivcl_fast.models.layers import linear
+
+FIRST = (("fc1", "fc2"), ("dense", None))
+ACTIVATIONS = ("act", "activation_fn", "activation", "intermediate_act_fn", "act_fn")
+BETWEEN = (("drop1", "norm"), ("drop", "norm"), ("norm",))
+AFTER = (("drop2",), ("drop",))
+
+
+class Layout(NamedTuple):
+    """Names of an MLP's parts, in the order in which they run."""
+
+    before: tuple[str, ...]
+    fc1: str
+    act: str
+    between: tuple[str, ...]
+    fc2: str | None
+    after: tuple[str, ...]
+
+
+class Mlp(Adapter):
+    """``after(fc2(between(GELU(fc1(x)))))``."""
+
+    kind = "mlp"
+    further_shapes = ((3,), (2, 3, 5))
+
+    def layouts(self, module: nn.Module) -> Iterator[Layout]:
+        parts = module._modules
+        act = next((name for name in ACTIVATIONS if parts.get(name) is not None), None)
+        pair = next((p for p in FIRST if all(n is None or parts.get(n) for n in p)), None)
+        if act is None or pair is None or is_swiglu(parts):
+            return
+        if pair[1] is None and not is_gelu(parts[act]):  # such as a pooling layer
+            return
+        (fc1, fc2), seen = pair, set()
+        for between in BETWEEN:
+            for after in AFTER:
+                names = tuple(tuple(n for n in group if parts.get(n)) for group in (between, after))
+                layout = Layout((), str(fc1), act, names[0], fc2, names[1])
+                if layout not in seen:
+                    yield layout
+                seen.add(layout)
+
+    def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
+        known = (layout.fc1, layout.act, layout.fc2, "drop", "drop1", "drop2", "norm")
+        yield from unknown_parts(module, known)  # type: ignore[arg-type]
+        yield from pair_reasons(module, layout)
+
+    def read(self, layout: Layout) -> tuple[str, ...]:
+        return layout.fc1, layout.act
+
+    def called(self, layout: Layout) -> tuple[str, ...]:
+        return () if layout.fc2 is None else (layout.fc2,)
+
+    def run(self, module: nn.Module, layout: Layout, x: Tensor) -> Tensor:
+        parts: Any = module._modules
+        x, fc1 = call_parts(module, layout.before, x), parts[layout.fc1]
+        x = kernels.bias_gelu(kernels.linear(x, fc1.weight), fc1.bias)
+        x = call_parts(module, layout.between, x)
+        x = x if layout.fc2 is None else linear(parts[layout.fc2], x)
+        return call_parts(module, layout.after, x)
+
+    def width(self, module: nn.Module, layout: Layout) -> int:
+        return module._modules[layout.fc1].in_features  # type: ignore[union-attr, return-value]
+
+
+class SequentialMlp(Mlp):
+    """An ``nn.Sequential`` with a linear layer and a GELU after it."""
+
+    def layouts(self, module: nn.Module) -> Iterator[Layout]:
+        names = tuple(module._modules)
+        if not isinstance(module, nn.Sequential) or type(module).forward is not SEQUENTIAL_FORWARD:
+            return
+        for i, (fc1, act) in enumerate(pairwise(names)):
+            linear_layer, activation = (module._modules[name] for name in (fc1, act))
+            if isinstance(linear_layer, nn.Linear) and is_gelu(activation):
+                yield Layout(names[:i], fc1, act, names[i + 2 :], None, ())
+
+    def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
+        yield from pair_reasons(module, layout)
+
+    def called(self, layout: Layout) -> tuple[str, ...]:
+        return (*layout.before, *layout.between)
+
+
+SEQUENTIAL_FORWARD = nn.Sequential.forward
+
+
+def is_swiglu(parts: Any) -> bool:
+    """Whether a gate stands beside the first layer, so that the activation is not of it alone."""
+    return any(parts.get(name) is not None for name in ("gate_proj", "fc1_g"))
+
+
+def is_gelu(part: Any) -> bool:
+    """Whether a part is called a GELU; which kind of GELU, the trial tells."""
+    return "gelu" in type(part).__name__.lower()
+
+
+def pair_reasons(module: nn.Module, layout: Layout) -> Iterator[str]:
+    """Why the first layer and the activation cannot run in one pass."""
+    fc1, act = (module._modules[name] for name in (layout.fc1, layout.act))
+    if type(fc1) is not nn.Linear:
+        yield f"{layout.fc1} ({type(fc1).__name__}): only a plain Linear is fused"
+    elif fc1.bias is None:
+        yield f"{layout.fc1}: it has no bias"
+    if isinstance(act, nn.GELU) and act.approximate != "none":
+        yield f"{layout.act} (GELU, {act.approximate}): only the exact GELU is fused"
+    elif not is_gelu(act):
+        yield f"{layout.act} ({type(act).__name__}): only the exact GELU is fused"

@@ -1,0 +1,130 @@
+"""Attention with one linear layer for queries, keys and values.
+
+* :class:`PackedAttention`: ``qkv`` and ``proj``, as in timm, MAE, DINO, VideoMAE, EVA; biases
+  ``q_bias`` and ``v_bias`` may be parameters of their own.
+* :class:`PreNormAttention`: ``norm``, ``to_qkv`` and ``to_out``, as in vit-pytorch.
+
+What normalises or rotates queries and keys is left to the module's own forward pass (``sdpa.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ivcl_fast.kernels.attention import attention
+from ivcl_fast.models.accelerate.adapters.adapter import (
+    Adapter,
+    call_parts,
+    is_identity,
+    unknown_parts,
+)
+from ivcl_fast.models.layers import linear
+
+HEADS = ("num_heads", "heads", "n_heads", "num_attention_heads")
+BIASES = ("q_bias", "k_bias", "v_bias")
+QK_NORMS = ("q_norm", "k_norm")
+
+
+class Layout(NamedTuple):
+    """Names of an attention's parts."""
+
+    qkv: str
+    proj: str
+    heads: str
+    first: tuple[str, ...] = ()
+    """Called on the tokens."""
+    before: tuple[str, ...] = ()
+    """Called between attention and ``proj``."""
+    after: tuple[str, ...] = ()
+    dropout: str | None = None
+    """Of attention weights: a child; fused where it does nothing."""
+    has_biases: bool = False
+
+
+def heads_name(module: nn.Module) -> str | None:
+    """The attribute that holds the number of heads."""
+    return next((name for name in HEADS if type(getattr(module, name, None)) is int), None)
+
+
+def is_active(dropout: Any, training: bool) -> bool:
+    """Whether a dropout of attention weights drops anything."""
+    return dropout is not None and dropout.p > 0 and (training or dropout.training)
+
+
+class PackedAttention(Adapter):
+    """``proj(attention(qkv(x)))``."""
+
+    kind = "attention"
+    optional: tuple[str, ...] = (
+        "attn_drop", "proj_drop", "norm", "gate", *QK_NORMS, "q_proj", "k_proj", "v_proj"
+    )  # fmt: skip
+
+    def layouts(self, module: nn.Module) -> Iterator[Layout]:
+        parts, heads = module._modules, heads_name(module)
+        if heads is None or parts.get("qkv") is None or parts.get("proj") is None:
+            return
+        yield Layout(
+            "qkv", "proj", heads,
+            before=tuple(name for name in ("norm",) if parts.get(name) is not None),
+            after=tuple(name for name in ("proj_drop",) if parts.get(name) is not None),
+            dropout="attn_drop" if isinstance(parts.get("attn_drop"), nn.Dropout) else None,
+            has_biases=isinstance(getattr(module, "q_bias", None), Tensor),
+        )  # fmt: skip
+
+    def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
+        yield from unknown_parts(module, (layout.qkv, layout.proj, *self.optional), BIASES)
+        for name in (*QK_NORMS, "gate"):
+            if not is_identity(part := module._modules.get(name)):
+                yield f"{name} ({type(part).__name__}) is not fused"
+        if not isinstance(module._modules[layout.qkv], nn.Linear):
+            yield f"{layout.qkv} is not a linear layer"
+
+    def read(self, layout: Layout) -> tuple[str, ...]:
+        return (layout.qkv,) if layout.has_biases else ()
+
+    def called(self, layout: Layout) -> tuple[str, ...]:
+        qkv = () if layout.has_biases else (layout.qkv,)
+        dropout = () if layout.dropout is None else (layout.dropout,)
+        return (*qkv, layout.proj, *layout.first, *layout.before, *layout.after, *dropout)
+
+    def may_run(self, module: nn.Module, layout: Layout) -> bool:
+        parts, dropout = module._modules, layout.dropout
+        return dropout is None or not is_active(parts[dropout], module.training)
+
+    def run(self, module: nn.Module, layout: Layout, x: Tensor) -> Tensor:
+        x = call_parts(module, layout.first, x)
+        qkv: Any = module._modules[layout.qkv]
+        x = F.linear(x, qkv.weight, packed_bias(module)) if layout.has_biases else linear(qkv, x)
+        x = call_parts(module, layout.before, attention(x, getattr(module, layout.heads)))
+        x = linear(module._modules[layout.proj], x)  # type: ignore[arg-type]
+        return call_parts(module, layout.after, x)
+
+    def width(self, module: nn.Module, layout: Layout) -> int:
+        return module._modules[layout.qkv].in_features  # type: ignore[union-attr, return-value]
+
+
+def packed_bias(module: nn.Module) -> Tensor:
+    """``[3*D]`` from the biases of queries and values, and of keys where there is one."""
+    q, k, v = (getattr(module, name, None) for name in BIASES)
+    return torch.cat([q, torch.zeros_like(v) if k is None else k, v])  # type: ignore[arg-type, list-item]
+
+
+class PreNormAttention(PackedAttention):
+    """``to_out(attention(to_qkv(norm(x))))``."""
+
+    optional = ("norm", "attend", "dropout")
+
+    def layouts(self, module: nn.Module) -> Iterator[Layout]:
+        parts, heads = module._modules, heads_name(module)
+        if heads is None or any(parts.get(name) is None for name in ("to_qkv", "to_out")):
+            return
+        yield Layout(
+            "to_qkv", "to_out", heads,
+            first=tuple(name for name in ("norm",) if parts.get(name) is not None),
+            dropout="dropout" if isinstance(parts.get("dropout"), nn.Dropout) else None,
+        )  # fmt: skip

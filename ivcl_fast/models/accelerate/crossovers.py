@@ -1,0 +1,63 @@
+"""Up to which length a fused forward pass is the faster one, by hardware, dtype and use.
+
+Measured by ``python -m benchmarks.crossovers``, which writes the table below from its results. What
+was not measured uses the entry of the nearest hardware, as :func:`hardware` says.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ivcl_fast.kernels import _ext
+from ivcl_fast.kernels._op import unsupported_reason
+
+ANY = 1 << 30
+KINDS = ("attention", "block", "mlp")
+LIMITS: dict[tuple[str, str, str], tuple[int, int]] = {
+    ("amx", "attention", "bfloat16"): (512, 256),
+    ("amx", "attention", "float32"): (256, 128),
+    ("amx", "block", "bfloat16"): (ANY, ANY),
+    ("amx", "block", "float32"): (ANY, ANY),
+    ("amx", "mlp", "bfloat16"): (ANY, ANY),
+    ("amx", "mlp", "float32"): (ANY, ANY),
+    ("cuda", "attention", "bfloat16"): (128, 128),
+    ("cuda", "block", "bfloat16"): (ANY, ANY),
+    ("cuda", "mlp", "bfloat16"): (ANY, ANY),
+}
+"""Longest sequence in training and in inference, by (hardware, kind, dtype)."""
+
+
+def hardware(device: str) -> str:
+    """The table's name of a device: ``cuda``, or on a CPU the instruction set that is used."""
+    if device == "cuda":
+        return "cuda"
+    return "amx" if _ext.ISA in ("amx", None) else _ext.ISA
+
+
+def longest(kind: str, device: str, dtype: torch.dtype, training: bool) -> int:
+    """The longest sequence for which the fused forward pass is used; 0 where it never is."""
+    if unsupported_reason(torch.device(device), dtype) is not None:
+        return 0
+    name = str(torch.bfloat16 if dtype == torch.float16 else dtype).removeprefix("torch.")
+    places = (hardware(device), "cuda" if device == "cuda" else "amx")
+    limits = next((LIMITS[p, kind, name] for p in places if (p, kind, name) in LIMITS), (0, 0))
+    return limits[0 if training else 1]
+
+
+longest._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def is_faster(kind: str, device: str, dtype: torch.dtype, training: bool, tokens: int) -> bool:
+    """Whether the fused forward pass is the faster one for sequences of ``tokens``."""
+    return tokens <= longest(kind, device, dtype, training)
+
+
+def no_gain_reason(kind: str, device: str) -> str | None:
+    """Why no dtype gains anything on a device, or None."""
+    dtypes = (torch.bfloat16, torch.float16, torch.float32)
+    if any(
+        longest(kind, device, dtype, training) for dtype in dtypes for training in (True, False)
+    ):
+        return None
+    reason = unsupported_reason(torch.device(device), torch.float32)
+    return f"nothing is gained on this device: {reason or 'it was measured to be no faster'}"

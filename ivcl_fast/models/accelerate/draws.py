@@ -1,0 +1,45 @@
+"""Random numbers of a trial: a stream of its own, so that no global random state moves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class OwnDraws(TorchDispatchMode):
+    """Within this context random operators of this thread draw from a generator of their own.
+
+    Two contexts with the same seed draw the same numbers, so that two forward passes drop the same.
+    Raises ``RuntimeError`` for a random operator that takes no generator.
+    """
+
+    def __init__(self, device: torch.device, seed: int = 0) -> None:
+        super().__init__()
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            if func is torch.ops.aten.native_dropout.default:
+                return self.dropout(*args, **kwargs)
+            names = [argument.name for argument in func._schema.arguments]
+            given = dict(zip(names, args, strict=False)) | kwargs
+            if "dropout_p" in names and not given.get("dropout_p"):  # attention without dropout
+                return func(*args, **kwargs)
+            packet = func.overloadpacket
+            if "generator" not in names:
+                func = getattr(packet, "generator", None)
+                if func is None:
+                    raise RuntimeError(f"{packet} draws random numbers without a generator")
+            kwargs["generator"] = self.generator
+        return func(*args, **kwargs)
+
+    def dropout(self, x: torch.Tensor, p: float, train: bool | None) -> tuple:
+        keep = torch.ones_like(x) if train is False else torch.empty_like(x)
+        if train is not False:
+            keep.bernoulli_(1 - p, generator=self.generator)
+        return x * keep / (1 - p if train is not False and p < 1 else 1), keep.bool()

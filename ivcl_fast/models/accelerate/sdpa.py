@@ -1,0 +1,99 @@
+"""Fused attention inside a module's own forward pass, in the place of PyTorch's.
+
+Most models end in ``torch.nn.functional.scaled_dot_product_attention``: timm's, all of Hugging
+Face's by their attention interface, EVA, DINOv3, V-JEPA. Around it they normalise queries and keys,
+rotate them, or scale what comes out. All of that stays their own code, with its hooks and
+adapters: only that one function is replaced while the module runs, on this thread, and only where
+both compute the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ivcl_fast.kernels import short_attention
+from ivcl_fast.kernels.attention import Inputs, not_supported_reasons
+from ivcl_fast.models.layers import PLAIN, compute_dtype
+
+SDPA = F.scaled_dot_product_attention
+NAMES = {"scaled_dot_product_attention", "ALL_ATTENTION_FUNCTIONS"}
+"""Names by which a forward pass comes to PyTorch's attention."""
+
+
+class Redirect(TorchFunctionMode):
+    """Within this context, PyTorch's attention is fused where ``worth_it(tokens)``.
+
+    ``worth_it`` takes queries as ``[B, N, heads, d]``.
+    """
+
+    def __init__(self, worth_it: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.worth_it = worth_it
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is SDPA:
+            return self.attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def attention(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """``scaled_dot_product_attention``, of ``[B, heads, N, d]``."""
+        plain = attn_mask is None and dropout_p == 0.0 and not is_causal and not enable_gqa
+        if plain and can_fuse(query, key, value, scale):
+            x = query.transpose(1, 2)  # [B, N, heads, d]
+            dtype = compute_dtype(x)
+            inputs = Inputs(x.shape[1], x.shape[3], dtype, x.device)
+            if self.worth_it(x) and not not_supported_reasons("short", inputs):
+                qkv = torch.stack([part.transpose(1, 2) for part in (query, key, value)], dim=2)
+                out = short_attention(qkv.flatten(2).to(dtype), query.shape[1])
+                return out.unflatten(2, x.shape[2:]).transpose(1, 2)
+        return SDPA(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
+
+def can_fuse(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> bool:
+    """Whether this is self-attention of plain tensors at the usual scale."""
+    return (
+        type(query) in PLAIN and type(key) in PLAIN and type(value) in PLAIN
+        and query.ndim == 4
+        and query.shape == key.shape == value.shape
+        and query.dtype == key.dtype == value.dtype
+        and query.shape[2] > 0
+        and (scale is None or math.isclose(scale, query.shape[3] ** -0.5, rel_tol=1e-6))
+    )  # fmt: skip
+
+
+def is_called_by(kind: type[nn.Module]) -> bool:
+    """Whether a class's forward pass, or a method that this calls, names PyTorch's attention."""
+    called = names(kind.forward)
+    methods = [getattr(kind, name, None) for name in called if name not in NN_MODULE]
+    return any(NAMES & names(function) for function in (kind.forward, *methods))
+
+
+NN_MODULE = frozenset(dir(nn.Module))
+
+
+def names(function: Any) -> set[str]:
+    """The names that a function's code and the functions inside it use."""
+    codes = [getattr(inspect.unwrap(function), "__code__", None)] if callable(function) else []
+    used: set[str] = set()
+    while codes:
+        if (code := codes.pop()) is not None:
+            used.update(code.co_names)
+            codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return used

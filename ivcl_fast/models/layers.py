@@ -1,0 +1,70 @@
+"""Layers on fused kernels that read parameters instead of calling the module that holds them.
+
+A module does more than its parameters tell once it has hooks, a parametrisation, or another class
+(adapters such as LoRA, pruning, quantisation, tensor parallelism). :func:`is_plain` finds that out
+at every call, and such a module is called.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+
+from ivcl_fast import kernels
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+PLAIN = (Tensor, nn.Parameter)
+"""Classes of tensors that kernels may read; others, such as DTensor, bring their own arithmetic."""
+
+
+def has_hooks(part: nn.Module) -> bool:
+    """Whether calling ``part`` calls more than its forward pass."""
+    return bool(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        or nn_module._has_any_global_hook()
+    )
+
+
+def is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling ``part`` does what ``kind`` does with plain parameters, and no more.
+
+    Parametrisations and adapters change the class; ``forward`` may also be set on the instance.
+    """
+    return (
+        type(part) is kind
+        and "forward" not in part.__dict__
+        and not has_hooks(part)
+        and all(p is None or type(p) in PLAIN for p in part._parameters.values())
+    )
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Autocast's dtype where autocast is on, else the tensor's own."""
+    return kernels.autocast_dtype(x.device) or x.dtype
+
+
+def add_norm(
+    x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, kind: type[nn.Module] = nn.LayerNorm
+) -> tuple[Tensor, Tensor]:
+    """The residual stream with ``branch`` added, and its norm in the compute dtype.
+
+    ``kind`` is the class that ``norm`` must have for its parameters to be read.
+    """
+    widens = branch is not None and torch.promote_types(x.dtype, branch.dtype) != x.dtype
+    if widens or not is_plain(norm, kind):
+        x = x if branch is None else x + branch
+        return x, norm(x)
+    if branch is None:
+        return x, kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, compute_dtype(x))
+    return kernels.add_layer_norm(branch, x, norm.weight, norm.bias, norm.eps)
+
+
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)``, by the fused op where the layer is a plain ``nn.Linear``."""
+    if not is_plain(layer, nn.Linear):
+        return layer(x)
+    return kernels.linear(x, layer.weight, layer.bias)
