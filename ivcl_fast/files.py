@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -33,7 +34,9 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         >>> with atomic_write(Path("scores.csv")) as file:
         ...     file.write(b"0.5")
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    # Processes of two machines that share a file system may have the same number.
+    unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = path.with_name(f"{path.name}.{unique}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             yield file

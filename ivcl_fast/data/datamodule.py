@@ -17,8 +17,8 @@ from ivcl_fast.data.loader import ClipLoader, StoreLoader
 from ivcl_fast.data.registry import DatasetFormat, Synthetic, find_task, parse_source
 from ivcl_fast.data.store.build import build_store, choose_decoders, default_store_path
 from ivcl_fast.data.store.frame_store import FrameStore
-from ivcl_fast.data.store.index import saved_index
 from ivcl_fast.data.stream import StreamLoader
+from ivcl_fast.data.stream_index import saved_index
 from ivcl_fast.errors import UserError
 from ivcl_fast.progress import Bar
 
@@ -341,15 +341,15 @@ def _open_stream(
     workers = config.workers or default_workers(resolve_decoder(config.decoder))
     folder = dataset.root / ("index" if own_task is None else f"index-{own_task}")
     with Bar("indexing", len(media), "videos") as bar:
-        infos, bad_files = saved_index(media, folder, workers, bar)
+        index, bad_files = saved_index(media, folder, workers, bar)
     return StreamDataModule(
         dataset,
         bad_files,
         labels,
         dataset_format.random_crop,
         media=media,
-        infos=infos,
-        decoders=choose_decoders(infos, config.decoder),
+        index=index,
+        decoders=choose_decoders({n: one.info for n, one in index.items()}, config.decoder),
         image_size=model.image_size,
         patch_size=model.patch_size,
         workers=workers,

@@ -8,7 +8,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ import torch
 
 from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.decode.decoder import decoding_timeout, make_decoder
+from ivcl_fast.data.decode.indexed import Indexed, open_indexed
 from ivcl_fast.data.decode.interface import WHOLE, ChosenDecoder, Crop
-from ivcl_fast.data.decode.media import VideoInfo
 from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
 from ivcl_fast.data.workers import STALL_SECONDS, Lost, Report, WorkerPool
 from ivcl_fast.errors import UserError
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 TRIES = 3
 """Number of failed decodings of a clip after which its media are dropped."""
-LOSSES = 2
-"""Number of workers lost while they decode media after which these are dropped."""
+LOSSES = 3
+"""Number of workers lost in a row while they decode media after which these are dropped."""
 STOP_SECONDS = 0.2
 """Seconds after which an abandoned epoch ends."""
 _CROP = 2  # a random stream besides those of the loader
@@ -41,7 +41,10 @@ class Request:
     """A clip to decode."""
 
     media: Media
-    frames: np.ndarray
+    indexed: Indexed
+    """What the media contain. If the index located the frames, those of this clip alone."""
+    frames: np.ndarray | None
+    """Indices of the frames in what ``indexed`` describes; None for all."""
     crop: Crop
     decoder: ChosenDecoder
     image_size: int
@@ -51,10 +54,14 @@ class Request:
 class StreamLoader(ClipLoader):
     """Decodes frames when they are needed.
 
-    On the CPU, worker processes decode: if one crashes or hangs, a clip is lost, but not the run.
-    On a GPU, threads decode, each with its own DALI pipeline and so its own NVDEC, and frames never
-    leave the GPU. If decoding a clip fails :data:`TRIES` times, its media are dropped, which is
-    logged with their name. The batches become smaller; no other clip takes the place.
+    Media are indexed once. Then a clip costs its own frames: of Motion-JPEG videos and images,
+    nothing else is read, and nothing is probed again.
+
+    On the CPU, worker processes decode: one that dies or hangs is replaced, and its clip is given
+    to another. On a GPU, threads decode, each with its own DALI pipeline and so its own NVDEC, and
+    frames never leave the GPU. If decoding a clip fails :data:`TRIES` times, or :data:`LOSSES`
+    workers are lost over it, its media are dropped, which is logged with their name. The batches
+    become smaller; no other clip takes the place.
     """
 
     def __init__(
@@ -64,7 +71,7 @@ class StreamLoader(ClipLoader):
         num_frames: int,
         *,
         media: Sequence[Media],
-        infos: Mapping[str, VideoInfo],
+        index: Mapping[str, Indexed],
         decoders: Mapping[str, ChosenDecoder],
         image_size: int,
         patch_size: int,
@@ -77,7 +84,7 @@ class StreamLoader(ClipLoader):
         """Prepare the order of the clips; workers start with the first epoch.
 
         Args:
-            infos: all media that can be used, by name.
+            index: all media that can be used, by name.
             decoders: the decoder of each of these media.
             random_crop: decode a random part of the frames, the same in all frames of a clip; not
                 for data sets whose labels are places in the frame.
@@ -86,7 +93,7 @@ class StreamLoader(ClipLoader):
             options: those of :class:`ClipLoader`.
         """
         self._media = {one.name: one for one in media}
-        self._decoders = decoders
+        self._index, self._decoders = index, decoders
         self.image_size, self.patch_size = image_size, patch_size
         self.random_crop = random_crop
         self.workers = workers
@@ -94,7 +101,7 @@ class StreamLoader(ClipLoader):
         self._losses: Counter[str] = Counter()
         self._pool: WorkerPool | None = None
         self._threads: ThreadPoolExecutor | None = None
-        frames = {name: info.frames for name, info in infos.items()}
+        frames = {name: one.info.frames for name, one in index.items()}
         self.stall_seconds = decoding_timeout(stall_seconds, frames.values())
         super().__init__(clips, frames, batch_size, num_frames, **options)
         self.dropped = {} if dropped is None else dropped
@@ -135,8 +142,12 @@ class StreamLoader(ClipLoader):
         crop = WHOLE
         if self.random_crop:
             crop = draw_crop(np.random.default_rng([self.seed, epoch, _CROP, first]))
+        indexed = self._index[media.name]
+        frames: np.ndarray | None = sampled.frames
+        if indexed.places is not None:
+            indexed, frames = replace(indexed, places=indexed.places[frames]), None
         sizes = self.image_size, self.patch_size
-        return Request(media, sampled.frames, crop, self._decoders[media.name], *sizes)
+        return Request(media, indexed, frames, crop, self._decoders[media.name], *sizes)
 
     def _assemble(self, sampled: list[Sampled], found: list[torch.Tensor | None]) -> Batch:
         kept = [(s, rows) for s, rows in zip(sampled, found, strict=True) if rows is not None]
@@ -165,9 +176,10 @@ class StreamLoader(ClipLoader):
             try:
                 return self._kept(request, future.result(self.stall_seconds))
             except TimeoutError:  # a thread cannot be killed
-                raise RuntimeError(
+                raise UserError(
                     f"{request.media.files[0]}: the decoder gave no result for "
-                    f"{self.stall_seconds:g} seconds; --decoder pyav can stop such decoders"
+                    f"{self.stall_seconds:g} seconds; accepted: --decoder pyav with 2 --workers or "
+                    "more, which are replaced if they hang"
                 ) from None
 
         for request in requests:
@@ -218,6 +230,7 @@ class StreamLoader(ClipLoader):
                         raise message.value
                     if message.kind == "result":
                         at, request, rows = message.value
+                        self._losses.pop(request.media.name, None)
                         done[at] = self._kept(request, rows)
                     elif self._gives_up(message.value):
                         done[message.value.task[0]] = None
@@ -241,7 +254,7 @@ class StreamLoader(ClipLoader):
         log.warning("%s: decoding it failed: %s", media.files[0], lost.reason)
         if self._losses[media.name] < LOSSES:
             return False
-        self._drop(media, f"decoding it failed twice: {lost.reason}")
+        self._drop(media, f"decoding it failed {LOSSES} times: {lost.reason}")
         return True
 
     def _drop(self, media: Media, reason: str) -> None:
@@ -256,7 +269,8 @@ def decode_clip(request: Request) -> torch.Tensor | str:
     for _ in range(TRIES):
         try:
             decoder = make_decoder(request.decoder, request.image_size)
-            frames = decoder.decode(request.media, request.frames, request.crop)
+            with open_indexed(request.media, request.indexed, request.decoder) as opened:
+                frames = decoder.decode_open(opened, request.frames, request.crop)
             return patchify(frames, request.patch_size)
         except (VideoError, IndexError) as error:
             reason = str(error)

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
+import selectors
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import connection, get_context, resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.process import BaseProcess
+from socket import socket, socketpair
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Report = Callable[[int], None]
 
 STALL_SECONDS = 120.0
-"""A decoding worker that sends no message for so long is taken to hang."""
+"""A decoding worker that sends nothing for so long is taken to hang."""
+START_SECONDS = 300.0
+"""A new worker that does not begin its task for so long is taken to hang."""
+STARTS = 3
+"""Number of workers in a row that may end before they begin a task."""
+END_SECONDS = 10.0
+"""How long to wait for a killed worker to end."""
+HEADER = 8
+"""Bytes of the length of a message."""
 
 
 def usable_cpus() -> int:
@@ -50,11 +60,20 @@ class Message(NamedTuple):
 @dataclass
 class _Worker:
     process: BaseProcess
-    pipe: Any
+    socket: socket
+    function: Any = None
     task: Any = None
+    started: bool = False
+    """Whether it has begun any task."""
+    begun: bool = False
+    """Whether it has begun its current task."""
     heard: float = math.inf
-    """Time of its last message; infinite until it has begun its task."""
+    """Time of its last sign of life, or of the submission of its task."""
     reports: list[int] = field(default_factory=list)
+    outgoing: memoryview = field(default_factory=lambda: memoryview(b""))
+    """What is left to send to it."""
+    incoming: bytearray = field(default_factory=bytearray)
+    """What it has sent since its last complete message."""
 
 
 class WorkerPool:
@@ -62,6 +81,9 @@ class WorkerPool:
 
     They are started when they are needed. Functions, tasks and results are pickled. A worker
     notices the death of its parent at its next report or task. Only the parent gets Ctrl-C.
+
+    The parent never waits for a worker that has sent or received a part of a message: a worker may
+    die or stop at any byte. One that does so before it has begun its task is replaced.
 
     Example::
 
@@ -71,10 +93,11 @@ class WorkerPool:
     """
 
     def __init__(self, workers: int, stall_seconds: float = math.inf) -> None:
-        """``stall_seconds``: a worker that sends no message for so long in a task is killed."""
+        """``stall_seconds``: a worker that sends nothing for so long in a task is killed."""
         self.workers, self.stall_seconds = workers, stall_seconds
         self._idle: list[_Worker] = []
-        self._busy: dict[Any, _Worker] = {}  # by the parent's end of the pipe
+        self._busy: list[_Worker] = []
+        self._failed_starts = 0  # in a row
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -89,9 +112,9 @@ class WorkerPool:
 
     def close(self) -> None:
         """Kill all workers."""
-        for worker in (*self._idle, *self._busy.values()):
+        for worker in (*self._idle, *self._busy):
             _end(worker)
-        self._idle, self._busy = [], {}
+        self._idle, self._busy = [], []
 
     @property
     def busy(self) -> int:
@@ -109,28 +132,28 @@ class WorkerPool:
         if not worker.process.is_alive():  # it was killed while it was idle
             _end(worker)
             worker = _start()
-        worker.task, worker.heard, worker.reports = task, math.inf, []
-        self._busy[worker.pipe] = worker
-        worker.pipe.send((function, task))
+        self._give(worker, function, task)
 
     def receive(self, timeout: float = math.inf) -> Message | None:
         """Return the next message of a worker, or None after ``timeout`` seconds.
 
-        Raises ``RuntimeError`` if a worker dies before it has begun its task.
+        Raises ``RuntimeError`` if several workers in a row end before they have begun a task.
         """
         end = time.monotonic() + timeout
         while True:
-            hanging = self._longest_silent()
-            overdue = hanging.heard + self.stall_seconds if hanging else math.inf
-            wait = max(0.0, min(overdue, end) - time.monotonic())
-            ready = connection.wait(list(self._busy), None if wait == math.inf else wait)
-            if hanging and hanging.pipe not in ready and time.monotonic() >= overdue:
-                return self._lose(hanging, f"no progress for {self.stall_seconds:g} seconds")
-            for pipe in ready:
-                message = self._read(self._busy[pipe])
-                if message is not None:
+            for worker in self._busy:
+                if (message := self._next(worker)) is not None:
                     return message
-            if time.monotonic() >= end:
+            first = min((self._deadline(worker) for worker in self._busy), default=math.inf)
+            ready = self._wait(max(0.0, min(first, end) - time.monotonic()))
+            now = time.monotonic()
+            for worker in [*self._busy]:
+                alive = worker not in ready or _transfer(worker)
+                if alive and (worker in ready or now < self._deadline(worker)):
+                    continue
+                if (message := self._lost(worker, hangs=alive)) is not None:
+                    return message
+            if now >= end and not ready:
                 return None
 
     def run(
@@ -168,33 +191,59 @@ class WorkerPool:
                 report(-sum(value.reports))
                 waiting.append(replace(value))
 
-    def _longest_silent(self) -> _Worker | None:
-        begun = [worker for worker in self._busy.values() if worker.heard < math.inf]
-        return min(begun, key=lambda worker: worker.heard, default=None)
-
-    def _read(self, worker: _Worker) -> Message | None:
-        try:
-            kind, value = worker.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            worker.process.join()
-            reason = f"its process died ({_exit_reason(worker.process.exitcode)})"
-            if worker.heard == math.inf:
-                self.close()
-                raise RuntimeError(f"a worker could not begin: {reason}") from None
-            return self._lose(worker, reason)
+    def _give(self, worker: _Worker, function: Callable[[Any, Report], Any], task: Any) -> None:
+        worker.function, worker.task, worker.begun, worker.reports = function, task, False, []
         worker.heard = time.monotonic()
-        if kind == "begun":
-            return None
-        if kind == "report":
-            worker.reports.append(value)
-        else:
-            self._idle.append(self._busy.pop(worker.pipe))
-        return Message(kind, value)
+        worker.outgoing = memoryview(_framed((function, task)))
+        self._busy.append(worker)
 
-    def _lose(self, worker: _Worker, reason: str) -> Message:
-        del self._busy[worker.pipe]
+    def _deadline(self, worker: _Worker) -> float:
+        return worker.heard + (self.stall_seconds if worker.started else START_SECONDS)
+
+    def _wait(self, seconds: float) -> list[_Worker]:
+        """Return the workers that have sent something or ended, or can be sent something."""
+        with selectors.DefaultSelector() as selector:
+            for worker in self._busy:
+                writes = selectors.EVENT_WRITE if worker.outgoing else 0
+                selector.register(worker.socket, selectors.EVENT_READ | writes, worker)
+            found = selector.select(None if seconds == math.inf else seconds)
+        return [key.data for key, _ in found]
+
+    def _next(self, worker: _Worker) -> Message | None:
+        """Take the next complete message from what a worker has sent."""
+        while (content := _take(worker.incoming)) is not None:
+            kind, value = pickle.loads(content)
+            if kind == "begun":
+                worker.started = worker.begun = True
+                self._failed_starts = 0
+                continue
+            if kind == "report":
+                worker.reports.append(value)
+            else:
+                self._busy.remove(worker)
+                self._idle.append(worker)
+            return Message(kind, value)
+        return None
+
+    def _lost(self, worker: _Worker, hangs: bool) -> Message | None:
+        """End a worker; return its task, or give it to a new worker if it has not begun."""
+        seconds = self._deadline(worker) - worker.heard
+        reason = f"no progress for {seconds:g} seconds"
+        if not hangs:
+            worker.process.join(END_SECONDS)
+            reason = f"its process died ({_exit_reason(worker.process.exitcode)})"
+        self._busy.remove(worker)
         _end(worker)
-        return Message("lost", Lost(worker.task, tuple(worker.reports), reason))
+        if worker.begun:
+            return Message("lost", Lost(worker.task, tuple(worker.reports), reason))
+        self._failed_starts += 1
+        if self._failed_starts >= STARTS:
+            self.close()
+            raise RuntimeError(
+                f"a worker could not begin: {reason}; scripts need if __name__ == '__main__':"
+            )
+        self._give(_start(), worker.function, worker.task)
+        return None
 
 
 def run_tasks(
@@ -218,7 +267,8 @@ def run_tasks(
 
 def _start() -> _Worker:
     context = get_context("spawn")  # a fork would copy the state of torch's and DALI's threads
-    ours, theirs = context.Pipe()
+    ours, theirs = socketpair()
+    ours.setblocking(False)
     process = context.Process(target=_work, args=(theirs,), daemon=True)
     # The first process starts multiprocessing's resource tracker, which unblocks SIGINT.
     resource_tracker.ensure_running()
@@ -230,8 +280,8 @@ def _start() -> _Worker:
 
 def _end(worker: _Worker) -> None:
     worker.process.kill()  # one that hangs in a decoder may ignore gentler signals
-    worker.process.join()
-    worker.pipe.close()
+    worker.process.join(END_SECONDS)  # one that waits for a dead network drive cannot end
+    worker.socket.close()
 
 
 def _exit_reason(code: int | None) -> str:
@@ -240,22 +290,62 @@ def _exit_reason(code: int | None) -> str:
     return f"exit code {code}"
 
 
-def _work(pipe: Connection) -> None:
+def _transfer(worker: _Worker) -> bool:
+    """Send and receive what is possible without waiting; returns whether the worker is alive."""
+    if worker.outgoing:
+        # A dead one cannot be sent anything, but what it has sent before can still be received.
+        with suppress(BlockingIOError, ConnectionError):
+            worker.outgoing = worker.outgoing[worker.socket.send(worker.outgoing) :]
+            worker.heard = time.monotonic()
+    try:
+        received = worker.socket.recv(2**20)
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
+    worker.incoming += received
+    worker.heard = time.monotonic()
+    return bool(received)
+
+
+def _framed(message: Any) -> bytes:
+    content = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return len(content).to_bytes(HEADER, "little") + content
+
+
+def _take(received: bytearray) -> bytes | None:
+    """Remove the first message and return its content, or None if it is not complete."""
+    end = HEADER + int.from_bytes(received[:HEADER], "little")
+    if len(received) < max(HEADER, end):
+        return None
+    content = bytes(memoryview(received)[HEADER:end])
+    del received[:end]
+    return content
+
+
+def _work(theirs: socket) -> None:
     """Receive tasks, send reports and results, until this process or its parent is killed."""
     message: tuple[str, Any]
+    pipe: Any = theirs.makefile("rwb")
     try:
-        while True:
-            function, task = pipe.recv()
-            pipe.send(("begun", None))
+        while header := pipe.read(HEADER):
+            function, task = pickle.loads(pipe.read(int.from_bytes(header, "little")))
+            _send(pipe, ("begun", None))
             try:
-                message = "result", function(task, lambda count: pipe.send(("report", count)))
+                message = "result", function(task, lambda count: _send(pipe, ("report", count)))
             except BrokenPipeError:
                 raise
             except Exception as error:
                 message = "error", error
-            pipe.send(message)
+            _send(pipe, message)
     except (EOFError, ConnectionError):
-        os._exit(1)  # the parent is dead
+        pass
+    os._exit(1)  # the parent is dead
+
+
+def _send(pipe: BinaryIO, message: tuple[str, Any]) -> None:
+    pipe.write(_framed(message))
+    pipe.flush()
 
 
 @contextmanager

@@ -7,22 +7,35 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from multiprocessing import active_children
 
+import av
 import numpy as np
 import pytest
 import torch
 
-from ivcl_fast.data import stream
+from ivcl_fast.data import stream, workers
 from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.indexed import index_one
+from ivcl_fast.data.decode.media import OpenImages
 from ivcl_fast.data.loader import Batch, StoreLoader
 from ivcl_fast.data.store.build import build_store, choose_decoders
-from ivcl_fast.data.store.index import index_media
+from ivcl_fast.data.store.index import probe_media
 from ivcl_fast.data.stream import CROP_AREA, StreamLoader, decode_numbered, draw_crop
 from ivcl_fast.errors import UserError
-from tests.support.painted import VP9, media, picture, write_images, write_painted, write_video
+from tests.data.test_workers import send_half
+from tests.support.painted import (
+    VP9,
+    media,
+    numbers_of_rows,
+    picture,
+    write_images,
+    write_painted,
+    write_video,
+)
 
 FRAMES = [9, 20, 5, 12, 7, 30, 3, 8, 16, 11]
 
@@ -51,7 +64,8 @@ GOOD = [i for i in range(len(FRAMES)) if i != 2]
 def make(
     videos, clips=CLIPS, batch_size=2, num_frames=4, decoder="pyav", **options
 ) -> StreamLoader:
-    infos, _ = index_media(videos, None)
+    index, _ = probe_media(videos, None, lambda _: None, index_one)
+    infos = {name: one.info for name, one in index.items()}
     defaults = dict(
         num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False,
         image_size=32, patch_size=8, workers=1,
@@ -61,7 +75,7 @@ def make(
         batch_size,
         num_frames,
         media=videos,
-        infos=infos,
+        index=index,
         decoders=choose_decoders(infos, decoder),
         **defaults | options,
     )
@@ -228,15 +242,19 @@ def broken_later(videos, tmp_path) -> tuple[list[Media], StreamLoader]:
     return listed, loader
 
 
+def name_of(opened) -> str:
+    return (opened.files[0] if isinstance(opened, OpenImages) else opened.path).stem.split("_")[0]
+
+
 def test_a_file_that_breaks_later_is_dropped_by_name(videos, tmp_path, caplog, monkeypatch):
     listed, loader = broken_later(videos, tmp_path)
     tries = []
     real = make_decoder("pyav", 32)
 
     class Counting:
-        def decode(self, one, *arguments):
-            tries.append(one.name)
-            return real.decode(one, *arguments)
+        def decode_open(self, opened, *arguments):
+            tries.append(name_of(opened))
+            return real.decode_open(opened, *arguments)
 
     monkeypatch.setattr(stream, "make_decoder", lambda *_: Counting())
     first = [batch.clip_ids.tolist() for batch in loader.epoch(0)]
@@ -254,10 +272,10 @@ def test_a_temporary_fault_is_retried(videos, monkeypatch):
     real, faults = make_decoder("pyav", 32), [VideoError("network gone")] * 2
 
     class Sometimes:
-        def decode(self, one, *arguments):
-            if one.name == "v4" and faults:
+        def decode_open(self, opened, *arguments):
+            if name_of(opened) == "v4" and faults:
                 raise faults.pop()
-            return real.decode(one, *arguments)
+            return real.decode_open(opened, *arguments)
 
     monkeypatch.setattr(stream, "make_decoder", lambda *_: Sometimes())
     assert [i for b in loader.epoch(0) for i in b.clip_ids.tolist()] == GOOD
@@ -282,16 +300,55 @@ def decode_or_die(task, report):
 
 def test_decoders_that_crash_or_hang_lose_only_their_clips(videos, monkeypatch, caplog):
     monkeypatch.setattr(stream, "decode_numbered", decode_or_die)
+    monkeypatch.setattr(stream, "LOSSES", 2)
     loader = make(videos, workers=2, stall_seconds=3, batch_size=3, shuffle=False)
     found = [batch.clip_ids.tolist() for batch in loader.epoch(0)]
     assert found == [[0, 1, 3], [4, 6], [8, 9]]
     assert loader.dropped == {
-        "v5": "decoding it failed twice: its process died (SIGSEGV)",
-        "v7": "decoding it failed twice: no progress for 3 seconds",
+        "v5": "decoding it failed 2 times: its process died (SIGSEGV)",
+        "v7": "decoding it failed 2 times: no progress for 3 seconds",
     }
     assert [batch.clip_ids.tolist() for batch in loader.epoch(0)] == found
-    assert caplog.text.count("v7_00.png: decoding it failed") == 2
+    assert caplog.text.count("v7_00.png: decoding it failed:") == 2
     loader.close()
+
+
+def decode_or_stop_once(task, report):
+    """The first worker that decodes v4 is killed in the middle of the result, that of v8 stops."""
+    name = task[1].media.name
+    marker = task[1].media.files[0].with_suffix(".stopped")
+    if name in ("v4", "v8") and not marker.exists():
+        marker.touch()
+        stop = signal.SIGKILL if name == "v4" else signal.SIGSTOP
+        workers._send = partial(send_half, stop)
+    return decode_numbered(task, report)
+
+
+def test_the_same_batches_though_workers_die_and_stop(videos, monkeypatch, caplog):
+    """With results of 16 x 224 x 224 pixels, which do not fit into a socket."""
+    options = dict(image_size=224, patch_size=16, num_frames=16)
+    expected = list(make(videos, **options).epoch(1))
+    monkeypatch.setattr(stream, "decode_numbered", decode_or_stop_once)
+    loader = make(videos, workers=2, stall_seconds=3, **options)
+    assert same(list(loader.epoch(1)), expected)
+    loader.close()
+    assert not loader.dropped and not loader._losses
+    assert caplog.text.count("(SIGKILL)") == 1
+    assert caplog.text.count("no progress for 3 seconds") >= 1
+
+
+def test_only_the_frames_of_a_clip_are_read(tmp_path, monkeypatch):
+    """Nothing is probed, opened by FFmpeg, or read besides."""
+    path = write_painted(tmp_path / "a.avi", 1, 301)
+    loader = make([media(path)], [Clip("c", "a", 0)], batch_size=1)
+    read = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, n, at: read.append((at, n)) or pread(fd, n, at))
+    monkeypatch.setattr(av, "open", None)
+    (batch,) = loader.epoch(0)
+    assert len(batch.rows[0]) == len(read) == 4
+    assert [path.read_bytes()[at : at + 2] for at, _ in read] == [b"\xff\xd8"] * 4
+    assert [frame for _, frame in numbers_of_rows(batch.rows[0])][-1] == 300
 
 
 def test_an_error_in_a_worker_is_raised_here(videos, monkeypatch):
@@ -305,7 +362,7 @@ def test_a_hanging_thread_is_reported(videos, monkeypatch):
     monkeypatch.setattr(stream, "decode_clip", lambda _: release.wait())
     loader = make(videos, shuffle=False)
     loader.stall_seconds = 0.05
-    with pytest.raises(RuntimeError, match=r"v0\.webm: .*--decoder pyav"):
+    with pytest.raises(UserError, match=r"v0\.webm: .*--decoder pyav"):
         list(loader.epoch(0))
     release.set()
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 from multiprocessing import active_children
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ivcl_fast.data import workers
 from ivcl_fast.data.workers import Lost, WorkerPool, run_tasks, usable_cpus
 
 
@@ -94,6 +98,80 @@ def test_a_worker_killed_while_idle_is_replaced():
         worker.kill()
         worker.join()
         assert list(pool.run(square, [3], lambda _: None)) == [9]
+
+
+# --- Messages larger than what a socket holds -----------------------------------------------------
+
+
+def send_half(stop: signal.Signals, pipe, message) -> None:
+    """Take the place of ``workers._send``: this process ends in the middle of a message."""
+    content = workers._framed(message)
+    pipe.write(content[: len(content) // 2])
+    pipe.flush()
+    os.kill(os.getpid(), stop)
+
+
+def clip_of(task: tuple[int, signal.Signals | None], report) -> np.ndarray:
+    """A result of the size of a decoded clip at 224 pixels."""
+    number, stop = task
+    if stop is not None:
+        workers._send = partial(send_half, stop)
+    return np.full((16, 3, 224, 224), number, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "stop, reason",
+    [(signal.SIGKILL, "its process died (SIGKILL)"), (signal.SIGSTOP, "no progress for 3 seconds")],
+)
+def test_a_worker_that_ends_in_the_middle_of_its_result_is_replaced(stop, reason):
+    lost = []
+
+    def again(one: Lost):
+        lost.append(one.reason)
+        return one.task[0], None
+
+    tasks = [(number, stop if number == 2 else None) for number in range(6)]
+    with WorkerPool(2, stall_seconds=3) as pool:
+        found = list(pool.run(clip_of, tasks, lambda _: None, again))
+    assert sorted(result[0, 0, 0, 0] for result in found) == [*range(6)]
+    assert all((result == result[0, 0, 0, 0]).all() for result in found)
+    assert lost == [reason]
+    assert not active_children()
+
+
+def test_a_worker_that_is_stopped_while_idle_is_replaced():
+    """Nobody is told: its task had not begun."""
+    with WorkerPool(1, stall_seconds=3) as pool:
+        assert list(pool.run(square, [2], lambda _: None)) == [4]
+        (worker,) = active_children()
+        os.kill(worker.pid, signal.SIGSTOP)
+        assert list(pool.run(square, [3], lambda _: None)) == [9]
+        assert active_children() != [worker]
+
+
+def test_a_worker_that_is_killed_before_it_begins_is_replaced():
+    with WorkerPool(1) as pool:
+        pool.submit(square, 5)
+        (worker,) = active_children()
+        worker.kill()
+        while (message := pool.receive()) and message.kind == "report":
+            pass
+        assert message == ("result", 25)
+
+
+def test_a_large_task_does_not_block_the_parent(tmp_path):
+    """The worker is stopped, so nobody takes what the socket cannot hold."""
+    with WorkerPool(1) as pool:
+        assert list(pool.run(square, [2], lambda _: None)) == [4]
+        os.kill(active_children()[0].pid, signal.SIGSTOP)
+        pool.submit(length, (tmp_path,) * 100_000)
+        assert pool.receive(timeout=0.01) is None
+        os.kill(active_children()[0].pid, signal.SIGCONT)
+        assert pool.receive() == ("result", 100_000)
+
+
+def length(task: tuple[Path, ...], report) -> int:
+    return len(task)
 
 
 def test_receive_times_out():

@@ -17,6 +17,7 @@ from nvidia.dali import fn, pipeline_def, types
 
 from ivcl_fast.data.dataset import VideoError
 from ivcl_fast.data.decode.images import with_huffman_tables
+from ivcl_fast.data.decode.indexed import IndexedVideo
 from ivcl_fast.data.decode.interface import WHOLE, Crop, Decoder
 from ivcl_fast.data.decode.media import FrameIds, OpenMedia, OpenVideo, check_frame_ids
 
@@ -40,7 +41,7 @@ class DALIDecoder(Decoder):
     ) -> torch.Tensor:
         size = self.image_size
         height, width, top, left = crop.placed(size)
-        if isinstance(opened, OpenVideo) and not opened.has_images:
+        if isinstance(opened, OpenVideo | IndexedVideo) and not opened.has_images:
             parts = self._video(opened, frame_ids, height, width)
         else:
             parts = self._images(opened.images(frame_ids), height, width)
@@ -56,7 +57,7 @@ class DALIDecoder(Decoder):
         return [self._run("images", encoded=part, size=[sizes] * len(part)) for part in parts]
 
     def _video(
-        self, opened: OpenVideo, frame_ids: FrameIds, height: int, width: int
+        self, opened: OpenVideo | IndexedVideo, frame_ids: FrameIds, height: int, width: int
     ) -> list[torch.Tensor]:
         info = opened.info
         check_frame_ids(frame_ids, info.frames)

@@ -30,6 +30,8 @@ NVDEC_MIN_SIZE = {"hevc": 144, "vp9": 128, "av1": 128}
 """Least height and width that NVDEC decodes, for codecs that have such a limit."""
 MIN_RATE = 10.0
 """Frames per second; a slower decoder is taken to hang."""
+MAX_TIMEOUT = 4 * 3600.0
+"""Seconds; no longer is a decoder waited for, however many frames a header declares."""
 NVDECS = 7
 """Video decoders of an H100; each DALI pipeline uses one, so 7 pipelines use all."""
 
@@ -100,7 +102,7 @@ def decoding_timeout(stall_seconds: float, frames: Iterable[int]) -> float:
 
     ``frames``: the numbers of frames of the videos.
     """
-    return max(stall_seconds, max(frames, default=0) / MIN_RATE)
+    return max(stall_seconds, min(MAX_TIMEOUT, max(frames, default=0) / MIN_RATE))
 
 
 _kept = threading.local()

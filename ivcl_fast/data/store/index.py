@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import astuple, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.media import VideoInfo, probe
-from ivcl_fast.data.workers import STALL_SECONDS, Lost, Report, WorkerPool
+from ivcl_fast.data.workers import Lost, Report, WorkerPool
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import locked, write_json
 
 log = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 PROBE_CHUNK = 64
 """Number of media in a task of a worker."""
@@ -29,16 +27,17 @@ class ProbeTask:
     """Media for one worker to probe."""
 
     media: tuple[Media, ...]
+    probe: Callable[[Media], Any]
     refused: dict[str, str] = field(default_factory=dict)
     """Media that are not opened, with the reason."""
 
 
-def probe_each(task: ProbeTask, report: Report) -> dict[str, VideoInfo | str]:
+def probe_each(task: ProbeTask, report: Report) -> dict[str, Any]:
     """Probe media; returns for each the reason if it cannot be used, and reports each."""
-    found: dict[str, VideoInfo | str] = {}
+    found: dict[str, Any] = {}
     for media in task.media:
         try:
-            found[media.name] = task.refused.get(media.name) or probe(media)
+            found[media.name] = task.refused.get(media.name) or task.probe(media)
         except VideoError as error:
             found[media.name] = str(error)
         report(1)
@@ -52,24 +51,34 @@ def index_media(
 
     Uses the processes of the pool, or this one. ``report`` is called with numbers of media.
     """
+    return probe_media(media, pool, report, probe)
+
+
+def probe_media(
+    media: Sequence[Media],
+    pool: WorkerPool | None,
+    report: Report,
+    probe_one: Callable[[Media], Found],
+) -> tuple[dict[str, Found], dict[str, str]]:
+    """As :func:`index_media`; ``probe_one`` returns what is kept of usable media."""
     log.info("probing %d videos", len(media))
     tasks = [
-        ProbeTask(tuple(media[i : i + PROBE_CHUNK])) for i in range(0, len(media), PROBE_CHUNK)
+        ProbeTask(tuple(media[i : i + PROBE_CHUNK]), probe_one)
+        for i in range(0, len(media), PROBE_CHUNK)
     ]
     if pool is None:
         parts = [probe_each(task, report) for task in tasks]
     else:
         parts = list(pool.run(probe_each, tasks, report, SecondChance()))
     found = {name: info for part in parts for name, info in part.items()}
-    infos: dict[str, VideoInfo] = {}
+    usable: dict[str, Found] = {}
     bad_files: dict[str, str] = {}
     for name in (m.name for m in media):
-        info = found[name]
-        if isinstance(info, str):
-            bad_files[name] = info
+        if isinstance(found[name], str):
+            bad_files[name] = found[name]
         else:
-            infos[name] = info
-    return infos, bad_files
+            usable[name] = found[name]
+    return usable, bad_files
 
 
 def source_digest(media: Sequence[Media]) -> str:
@@ -88,40 +97,6 @@ def source_digest(media: Sequence[Media]) -> str:
         sizes = [path.stat().st_size if path.is_file() else -1 for path in one.files]
         digest.update(f"{one.name}\0{sizes}\0".encode())
     return digest.hexdigest()
-
-
-def saved_index(
-    media: Sequence[Media], folder: Path, workers: int, progress: Callable[[int, int], None]
-) -> tuple[dict[str, VideoInfo], dict[str, str]]:
-    """As :func:`index_media`, and keep the result and ``bad_files.json`` in ``folder``.
-
-    ``progress`` is called with (media done, media in total).
-    """
-    digest, done = source_digest(media), 0
-
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, len(media))
-
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "index.json"
-    with locked(folder / "index.lock", busy="written"):  # so that only one rank probes the media
-        found = json.loads(file.read_text()) if file.exists() else {}
-        if found.get("source_digest") != digest:
-            with WorkerPool(workers, STALL_SECONDS) if workers > 1 else nullcontext() as pool:
-                infos, bad_files = index_media(media, pool, report)
-            plain = {name: astuple(info) for name, info in infos.items()}
-            write_json(folder / "bad_files.json", bad_files)
-            found = {"source_digest": digest, "media": plain, "bad_files": bad_files}
-            write_json(file, found)
-    bad_files = found["bad_files"]
-    if bad_files:
-        log.warning(
-            "%d of %d videos cannot be used; the reasons are in %s",
-            *(len(bad_files), len(media), folder / "bad_files.json"),
-        )
-    return {name: VideoInfo(*info) for name, info in found["media"].items()}, bad_files
 
 
 class SecondChance:

@@ -14,6 +14,7 @@ from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.decode.decoder import (
     DALI_CPU_CODECS,
     DALI_GPU_CODECS,
+    MAX_TIMEOUT,
     TOLERANCE,
     choose_decoder,
     decoding_timeout,
@@ -362,6 +363,7 @@ def test_long_videos_have_a_longer_timeout():
     assert decoding_timeout(120, [301, 38]) == 120
     assert decoding_timeout(120, [301, 36_000]) == 3600
     assert decoding_timeout(120, []) == 120
+    assert decoding_timeout(120, [2**31]) == MAX_TIMEOUT < 24 * 3600
 
 
 @pytest.mark.parametrize("frames", [1, 2, 7, 16, 38, 301])

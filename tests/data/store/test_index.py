@@ -10,7 +10,7 @@ import pytest
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.media import VideoInfo, probe
-from ivcl_fast.data.store.index import index_media, saved_index, source_digest
+from ivcl_fast.data.store.index import source_digest
 from ivcl_fast.errors import UserError
 from tests.support.painted import (
     VP9,
@@ -163,23 +163,6 @@ def test_image_sequences(tmp_path, suffix, codec):
         probe(images)
     with pytest.raises(VideoError, match="its frames are missing"):
         probe(Media("none", ()))
-
-
-def test_the_index_is_made_once(tmp_path, caplog):
-    good = [write_images(tmp_path, f"p{i}", i, 3) for i in range(3)]
-    listed = [*good, media(tmp_path / "gone.webm")]
-    seen: list[tuple[int, int]] = []
-    infos, bad = saved_index(listed, tmp_path / "index", 1, lambda *now: seen.append(now))
-    assert list(infos) == ["p0", "p1", "p2"]
-    assert bad == {"gone": "cannot be opened: No such file or directory"}
-    assert seen[-1] == (4, 4)
-    assert "1 of 4 videos cannot be used" in caplog.text
-    seen.clear()
-    assert saved_index(listed, tmp_path / "index", 1, lambda *now: seen.append(now)) == (infos, bad)
-    assert not seen
-    good[0].files[0].unlink()  # another data set now
-    assert len(saved_index(listed, tmp_path / "index", 1, lambda *_: None)[0]) == 2
-    assert index_media(listed, None)[0].keys() == {"p1", "p2"}
 
 
 def test_the_digest_depends_on_names_and_sizes(tmp_path):

@@ -1,0 +1,111 @@
+"""Media of which an index knows the content, so that a clip is decoded without probing them again.
+
+Of Motion-JPEG videos the index knows the place of every frame in the file; only the frames of a
+clip are read. They are checked to be complete images. What changes pixels inside an image that
+stays complete, is not noticed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.decode.containers import check_length
+from ivcl_fast.data.decode.images import check_image, is_image
+from ivcl_fast.data.decode.interface import ChosenDecoder
+from ivcl_fast.data.decode.media import (
+    FrameIds,
+    OpenImages,
+    OpenMedia,
+    OpenVideo,
+    VideoInfo,
+    check_frame_ids,
+    open_media,
+)
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What media contain, and where."""
+
+    info: VideoInfo
+    places: np.ndarray | None = None
+    """Offset and size in bytes of every frame, int64 ``[F, 2]``; None if a frame is not an image in
+    the file by itself."""
+
+
+def index_one(media: Media) -> Indexed:
+    """Probe media and locate their frames; raises :class:`VideoError` if they cannot be used."""
+    with open_media(media) as opened:
+        info = opened.info
+        if not isinstance(opened, OpenVideo) or info.codec != "mjpeg":
+            return Indexed(info)
+        places = _places(opened)
+        if places is None:
+            return Indexed(info)
+        # The decoders count the images, not what the header says.
+        return Indexed(replace(info, frames=len(places)), places)
+
+
+def _places(opened: OpenVideo) -> np.ndarray | None:
+    """Locate the packets; None if they are not in the file as FFmpeg returns them."""
+    places = []
+    with opened.path.open("rb") as file:
+        for packet in opened.packets():
+            at, image = packet.pos, bytes(packet)
+            if at is None or os.pread(file.fileno(), len(image), at) != image:
+                return None
+            places.append((at, len(image)))
+    return np.array(places, np.int64).reshape(-1, 2)
+
+
+@contextmanager
+def open_indexed(media: Media, indexed: Indexed, decoder: ChosenDecoder) -> Iterator[OpenMedia]:
+    """As :func:`~ivcl_fast.data.decode.media.open_media`, without probing."""
+    if is_image(media.files[0]):
+        yield OpenImages(media.files)
+    elif indexed.places is not None or decoder == "dali":
+        yield IndexedVideo(media.files[0], indexed)
+    else:
+        with open_media(media) as opened:
+            yield opened
+
+
+class IndexedVideo(OpenMedia):
+    """A video file that FFmpeg does not open."""
+
+    def __init__(self, path: Path, indexed: Indexed) -> None:
+        self.path, self._indexed = path, indexed
+        self.has_images = indexed.places is not None
+        if not self.has_images:
+            check_length(path)
+
+    def _read_info(self) -> VideoInfo:
+        return self._indexed.info
+
+    def images(self, frame_ids: FrameIds = None) -> list[bytes]:
+        places = self._indexed.places
+        if places is None:
+            raise VideoError("is not Motion-JPEG")
+        check_frame_ids(frame_ids, len(places))
+        images = []
+        try:
+            with self.path.open("rb") as file:
+                for number in range(len(places)) if frame_ids is None else frame_ids:
+                    at, size = places[number].tolist()
+                    images.append(os.pread(file.fileno(), size, at))
+                    if len(images[-1]) < size:
+                        length = os.fstat(file.fileno()).st_size
+                        raise VideoError(
+                            f"truncated: {length:,} bytes, a frame ends at {at + size:,}"
+                        )
+                    check_image(images[-1], f"the image at byte {at:,}")
+        except OSError as error:
+            raise VideoError(f"cannot be read: {error.strerror}") from None
+        return images

@@ -1,0 +1,113 @@
+"""The index that streaming keeps beside a data set: what its media contain, and where.
+
+``index.json`` describes the media, ``places.npy`` locates the frames of Motion-JPEG videos. Both
+are checked when they are read, and made again if the data set has changed or they are damaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.decode.indexed import Indexed, index_one
+from ivcl_fast.data.decode.media import VideoInfo
+from ivcl_fast.data.store.index import probe_media, source_digest
+from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
+from ivcl_fast.files import atomic_write, locked, write_json
+
+log = logging.getLogger(__name__)
+
+INDEX, PLACES, BAD_FILES = "index.json", "places.npy", "bad_files.json"
+
+
+def saved_index(
+    media: Sequence[Media],
+    folder: Path,
+    workers: int,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> tuple[dict[str, Indexed], dict[str, str]]:
+    """Index media, and keep the index and ``bad_files.json`` in ``folder``, or read the index.
+
+    Returns what the usable media contain, by name, and the reasons for the others. Several
+    processes may call it at the same time. ``progress`` is called with (media done, media in
+    total).
+    """
+    digest, done = source_digest(media), 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, len(media))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "index.lock", busy="written"):  # so that only one rank probes the media
+        found = _read(folder, digest)
+        if found is None:
+            with WorkerPool(workers, STALL_SECONDS) if workers > 1 else nullcontext() as pool:
+                found = probe_media(media, pool, report, index_one)
+            _write(folder, digest, *found)
+    if found[1]:
+        log.warning(
+            "%d of %d videos cannot be used; the reasons are in %s",
+            *(len(found[1]), len(media), folder / BAD_FILES),
+        )
+    return found
+
+
+def _write(
+    folder: Path, digest: str, media: Mapping[str, Indexed], bad_files: Mapping[str, str]
+) -> None:
+    places = [one.places for one in media.values() if one.places is not None]
+    content = io.BytesIO()
+    np.save(content, np.concatenate(places) if places else np.empty((0, 2), np.int64))
+    with atomic_write(folder / PLACES) as file:
+        file.write(content.getbuffer())
+    write_json(folder / BAD_FILES, bad_files)
+    found: dict[str, Any] = {
+        "source_digest": digest,
+        "places": hashlib.sha256(content.getbuffer()).hexdigest(),
+        "located": [name for name, one in media.items() if one.places is not None],
+        "media": {name: astuple(one.info) for name, one in media.items()},
+        "bad_files": dict(bad_files),
+    }
+    write_json(folder / INDEX, found | {"sha256": _digest(found)})
+
+
+def _read(folder: Path, digest: str) -> tuple[dict[str, Indexed], dict[str, str]] | None:
+    """Read the index; None if there is none of this data set, or it is damaged."""
+    try:
+        found = json.loads((folder / INDEX).read_bytes())
+        if found["source_digest"] != digest:
+            return None
+        if found.pop("sha256") != _digest(found):
+            raise ValueError("the checksum differs")
+        content = (folder / PLACES).read_bytes()
+        if found["places"] != hashlib.sha256(content).hexdigest():
+            raise ValueError(f"the checksum of {PLACES} differs")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        log.warning("%s: indexing again, the index is damaged or old: %s", folder, error)
+        return None
+    infos = {name: VideoInfo(*info) for name, info in found["media"].items()}
+    media = {name: Indexed(info) for name, info in infos.items()}
+    places, first = np.load(io.BytesIO(content), allow_pickle=False), 0
+    for name in found["located"]:
+        end = first + infos[name].frames
+        media[name] = Indexed(infos[name], places[first:end])
+        first = end
+    return media, found["bad_files"]
+
+
+def _digest(index: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,91 @@
+"""Clips of indexed media: the same frames as those of the whole file, without probing it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ivcl_fast.data.dataset import VideoError
+from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.indexed import Indexed, index_one, open_indexed
+from ivcl_fast.data.decode.media import probe
+from tests.support.painted import (
+    VP9,
+    media,
+    picture,
+    write_avi,
+    write_blender_avi,
+    write_images,
+    write_video,
+)
+
+PICTURES = [picture(1, frame) for frame in range(9)]
+
+
+def decoded(one, indexed: Indexed, ids=None) -> torch.Tensor:
+    with open_indexed(one, indexed, "pyav") as opened:
+        return make_decoder("pyav", 32).decode_open(opened, ids)
+
+
+@pytest.mark.parametrize(
+    "name, write, located",
+    [
+        ("a.avi", write_avi, True),
+        ("b.avi", write_blender_avi, True),
+        ("a.mkv", lambda *what: write_video(*what, "mjpeg"), False),
+        ("a.mov", lambda *what: write_video(*what, "mjpeg"), True),
+        ("a.webm", lambda *what: write_video(*what, "libvpx-vp9", **VP9), False),
+        ("a.mp4", lambda *what: write_video(*what, "libx264"), False),
+    ],
+)
+def test_the_same_frames(tmp_path, name, write, located):
+    one = media(write(tmp_path / name, PICTURES))
+    indexed = index_one(one)
+    assert indexed.info == probe(one) and (indexed.places is not None) == located
+    whole = make_decoder("pyav", 32).decode(one)
+    assert torch.equal(decoded(one, indexed), whole)
+    assert torch.equal(decoded(one, indexed, [8, 0, 8]), whole[[8, 0, 8]])
+    with pytest.raises(IndexError, match="frames 0 to 8"):
+        decoded(one, indexed, [9])
+
+
+def test_images(tmp_path):
+    one = write_images(tmp_path, "p", 1, 5)
+    assert index_one(one) == Indexed(probe(one))
+    assert len(decoded(one, index_one(one), [4, 0])) == 2
+
+
+def test_frames_that_the_header_does_not_count(tmp_path):
+    """The decoders decode all packets, so the index counts them."""
+    path = write_avi(tmp_path / "a.avi", PICTURES)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"strh") + 8 + 32  # the stream's length in frames
+    content[at : at + 4] = (6).to_bytes(4, "little")
+    path.write_bytes(content)
+    assert index_one(media(path)).info.frames == len(make_decoder("pyav", 32).decode(media(path)))
+
+
+def test_a_header_of_two_billion_frames(tmp_path):
+    path = write_avi(tmp_path / "a.avi", PICTURES)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"strh") + 8 + 32
+    content[at : at + 4] = (2**31 - 1).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match="truncated: 9 of"):
+        index_one(media(path))
+
+
+def test_a_file_that_has_changed(tmp_path):
+    path = write_avi(tmp_path / "a.avi", PICTURES)
+    one, whole = media(path), path.read_bytes()
+    indexed = index_one(one)
+    path.write_bytes(whole[:-2000])
+    assert len(decoded(one, indexed, [0])) == 1
+    with pytest.raises(VideoError, match="truncated: "):
+        decoded(one, indexed, [0, 8])
+    path.write_bytes(bytes(len(whole)))
+    with pytest.raises(VideoError, match=r"image at byte .* is not a complete JPEG"):
+        decoded(one, indexed, [0])
+    path.unlink()
+    with pytest.raises(VideoError, match="cannot be read: No such file"):
+        decoded(one, indexed, [0])
