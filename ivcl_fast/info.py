@@ -16,8 +16,8 @@ from ivcl_fast.kernels import _ext, _triton, attention, unsupported_reason
 from ivcl_fast.training import hardware
 
 PACKAGES = (
-    "ivcl_fast", "torch", "triton", "nvidia-dali-cuda130", "av", "flash-attn", "flash-attn-4",
-    "xformers", "timm", "safetensors", "huggingface-hub",
+    "ivcl_fast", "torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av",
+    "flash-attn", "flash-attn-4", "xformers", "timm", "safetensors", "huggingface-hub",
 )  # fmt: skip
 OPS = (
     "embed_patches", "short_attention", "add_layer_norm", "bias_gelu", "restore_tokens",

@@ -20,6 +20,7 @@ import tyro
 
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.dataset import Dataset, Media, VideoError
+from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import (
     DecoderName,
     default_workers,
@@ -28,7 +29,7 @@ from ivcl_fast.data.decode.decoder import (
 )
 from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.registry import Synthetic, find_task, parse_source
-from ivcl_fast.data.store.build import build_store, choose_decoders, default_store_path
+from ivcl_fast.data.store.build import build_store, default_store_path
 from ivcl_fast.data.store.index import index_media
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
 from ivcl_fast.errors import UserError
@@ -151,7 +152,7 @@ def print_estimate(media: Sequence[Media], out: Path, config: PrepareConfig) -> 
     workers = config.workers or default_workers(resolve_decoder(flags.decoder))
     with WorkerPool(workers, STALL_SECONDS) if workers > 1 else nullcontext() as pool:
         infos, bad_files = index_media(media, pool)
-    decoders = choose_decoders(infos, flags.decoder)
+    decoders = choose_decoders(media, infos, flags.decoder)
     frames = sum(info.frames for info in infos.values())
     gigabytes = frames * 3 * flags.image_size**2 / 1e9
     usable = [one for one in media if one.name in infos]

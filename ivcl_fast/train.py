@@ -50,7 +50,7 @@ def train(config: TrainConfig) -> None:
     run = Run(config)
     arithmetic = "bf16" if run.amp else "float32"
     distributed.print_rank0(f"run: {run.folder}, on {run.device}{ranks(config)}, {arithmetic}")
-    if run.device.type == "cpu" and (reason := unsupported_reason(run.device)):
+    if reason := unsupported_reason(run.device):
         distributed.print_rank0(f"kernels: plain PyTorch, which is slower, because {reason}")
     warn_of_few_steps(config)
     with distributed.process_group(run.device), ExitStack() as stack:

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from ivcl_fast.data.dataset import Clip, Dataset
-from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
+from ivcl_fast.data.decode.choice import choose_decoders
+from ivcl_fast.data.decode.decoder import decoding_gpu, default_workers, resolve_decoder
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import FrameLabels, frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader
 from ivcl_fast.data.registry import DatasetFormat, Synthetic, find_task, parse_source
-from ivcl_fast.data.store.build import build_store, choose_decoders, default_store_path
+from ivcl_fast.data.store.build import build_store, default_store_path
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.stream import StreamLoader
 from ivcl_fast.data.stream_index import saved_index
@@ -313,7 +314,7 @@ def _open_frames(
     dataset_format, _ = parse_source(config.source)
     own_task = dataset.task if dataset_format.media_by_task else None
     if config.loader == "stream":
-        return _open_stream(config, model, dataset, dataset_format, own_task, labels)
+        return _open_stream(config, model, dataset, dataset_format, own_task, labels, device)
     sizes = model.image_size, model.patch_size
     with Bar("decoding", 0, "frames") as bar:
         store = build_store(
@@ -336,12 +337,14 @@ def _open_stream(
     dataset_format: DatasetFormat,
     own_task: str | None,
     labels: FrameLabels | None,
+    device: torch.device | None,
 ) -> StreamDataModule:
     media = dataset.media()
     workers = config.workers or default_workers(resolve_decoder(config.decoder))
     folder = dataset.root / ("index" if own_task is None else f"index-{own_task}")
     with Bar("indexing", len(media), "videos") as bar:
         index, bad_files = saved_index(media, folder, workers, bar)
+    gpu, infos = decoding_gpu(device), {name: one.info for name, one in index.items()}
     return StreamDataModule(
         dataset,
         bad_files,
@@ -349,7 +352,8 @@ def _open_stream(
         dataset_format.random_crop,
         media=media,
         index=index,
-        decoders=choose_decoders({n: one.info for n, one in index.items()}, config.decoder),
+        decoders=choose_decoders(media, infos, config.decoder, gpu),
+        gpu=gpu,
         image_size=model.image_size,
         patch_size=model.patch_size,
         workers=workers,

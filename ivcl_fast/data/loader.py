@@ -63,6 +63,12 @@ class Batch:
             pieces = (x[first * len(x) // videos : end * len(x) // videos] for x in self.tensors)
             yield Batch(*pieces)
 
+    def pinned(self) -> Batch:
+        """Return the batch with what is on the CPU in pinned memory, if there is a CUDA device."""
+        if not torch.cuda.is_available():
+            return self
+        return Batch(*(x.pin_memory() if x.is_cpu else x for x in self.tensors))
+
     def to(self, device: torch.device) -> Batch:
         """Copy the batch to ``device``; copies from pinned memory do not block."""
         return Batch(*(x.to(device, non_blocking=True) for x in self.tensors))
@@ -201,7 +207,7 @@ class ClipLoader(ABC):
         def prepare() -> None:
             try:
                 for batch in self._batches(epoch, start_batch, stop):
-                    put(batch)
+                    put(batch.pinned())
                     if stop.is_set():
                         return
             except BaseException as error:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ivcl_fast.data.dataset import Clip, Media, VideoError
-from ivcl_fast.data.decode.decoder import decoding_timeout, make_decoder
+from ivcl_fast.data.decode.decoder import decoding_gpu, decoding_timeout, make_decoder
 from ivcl_fast.data.decode.indexed import Indexed, open_indexed
 from ivcl_fast.data.decode.interface import WHOLE, ChosenDecoder, Crop
 from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
@@ -49,6 +49,8 @@ class Request:
     decoder: ChosenDecoder
     image_size: int
     patch_size: int
+    gpu: int | None
+    """Index of the GPU that DALI decodes on."""
 
 
 class StreamLoader(ClipLoader):
@@ -77,6 +79,7 @@ class StreamLoader(ClipLoader):
         patch_size: int,
         random_crop: bool = False,
         workers: int,
+        gpu: int | None = None,
         stall_seconds: float = STALL_SECONDS,
         dropped: dict[str, str] | None = None,
         **options: Any,
@@ -89,6 +92,7 @@ class StreamLoader(ClipLoader):
             random_crop: decode a random part of the frames, the same in all frames of a clip; not
                 for data sets whose labels are places in the frame.
             workers: processes or threads; with 1 this process decodes.
+            gpu: index of the GPU that DALI decodes on, where there is one; by default the current.
             dropped: media that were dropped; several loaders may share it.
             options: those of :class:`ClipLoader`.
         """
@@ -97,6 +101,7 @@ class StreamLoader(ClipLoader):
         self.image_size, self.patch_size = image_size, patch_size
         self.random_crop = random_crop
         self.workers = workers
+        self.gpu = decoding_gpu(None) if gpu is None else gpu
         self._ahead = PREFETCH * batch_size + workers
         self._losses: Counter[str] = Counter()
         self._pool: WorkerPool | None = None
@@ -147,15 +152,13 @@ class StreamLoader(ClipLoader):
         if indexed.places is not None:
             indexed, frames = replace(indexed, places=indexed.places[frames]), None
         sizes = self.image_size, self.patch_size
-        return Request(media, indexed, frames, crop, self._decoders[media.name], *sizes)
+        return Request(media, indexed, frames, crop, self._decoders[media.name], *sizes, self.gpu)
 
     def _assemble(self, sampled: list[Sampled], found: list[torch.Tensor | None]) -> Batch:
         kept = [(s, rows) for s, rows in zip(sampled, found, strict=True) if rows is not None]
         if not kept:
             raise UserError("none of the videos of a batch can be decoded any more; see the log")
         rows = torch.stack([rows for _, rows in kept])
-        if torch.cuda.is_available() and rows.is_cpu:
-            rows = rows.pin_memory()
         return self._labelled(rows, [one for one, _ in kept])
 
     @property
@@ -268,7 +271,7 @@ def decode_clip(request: Request) -> torch.Tensor | str:
     reason = ""
     for _ in range(TRIES):
         try:
-            decoder = make_decoder(request.decoder, request.image_size)
+            decoder = make_decoder(request.decoder, request.image_size, request.gpu)
             with open_indexed(request.media, request.indexed, request.decoder) as opened:
                 frames = decoder.decode_open(opened, request.frames, request.crop)
             return patchify(frames, request.patch_size)
@@ -285,10 +288,8 @@ def decode_clip_on_own_stream(request: Request) -> torch.Tensor | str:
 
     On the default stream it would wait for the training step.
     """
-    from ivcl_fast.data.decode.dali import gpu
-
     if not hasattr(_own, "stream"):
-        _own.stream = torch.cuda.Stream(gpu())
+        _own.stream = torch.cuda.Stream(request.gpu)
     with torch.cuda.stream(_own.stream):
         rows = decode_clip(request)
         if isinstance(rows, str):

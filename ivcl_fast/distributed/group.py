@@ -73,6 +73,8 @@ def device_of_rank(name: str) -> str:
         return name
     if name not in ("auto", "cuda"):
         raise UserError(f"--device: {name!r} with {world_size()} ranks; accepted: auto, cuda, cpu")
+    if torch.cuda.device_count() == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return "cuda:0"  # Slurm and others let each rank see its own GPU alone
     return f"cuda:{local_rank()}"
 
 
@@ -100,6 +102,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     the run, or restarts all ranks (``--max-restarts``). A :class:`UserError` is printed once, by
     the first rank that raises it, and the exit status is 2.
     """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # libraries and Triton use the current GPU
     if world_size() == 1:
         yield
         return
@@ -108,8 +112,6 @@ def process_group(device: torch.device) -> Iterator[None]:
             f"WORLD_SIZE: is {world_size()} but {', '.join(missing)} not set; accepted: ranks "
             "started by torchrun, or no WORLD_SIZE for a single process"
         )
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     if not is_main():
         logging.getLogger("ivcl_fast").setLevel(logging.ERROR)
     try:

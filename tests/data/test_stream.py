@@ -18,11 +18,12 @@ import torch
 from ivcl_fast.data import stream, workers
 from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.decode import decoder as decode
+from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.indexed import index_one
 from ivcl_fast.data.decode.media import OpenImages
 from ivcl_fast.data.loader import Batch, StoreLoader
-from ivcl_fast.data.store.build import build_store, choose_decoders
+from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.index import probe_media
 from ivcl_fast.data.stream import CROP_AREA, StreamLoader, decode_numbered, draw_crop
 from ivcl_fast.errors import UserError
@@ -76,7 +77,7 @@ def make(
         num_frames,
         media=videos,
         index=index,
-        decoders=choose_decoders(infos, decoder),
+        decoders=choose_decoders(videos, infos, decoder),
         **defaults | options,
     )
 
@@ -133,7 +134,7 @@ def test_dali_decodes_too(videos, decoder):
 
 @NEEDS_DALI
 def test_frames_of_pyav_are_copied_to_the_gpu_of_dali(videos, monkeypatch):
-    """With stand-ins: the meta device is the GPU of this rank."""
+    """With stand-ins: the meta device is the GPU of the run."""
     asked = []
 
     class Stream:
@@ -149,7 +150,7 @@ def test_frames_of_pyav_are_copied_to_the_gpu_of_dali(videos, monkeypatch):
         place = "meta" if request.decoder == "dali" else "cpu"
         return torch.zeros(4, 16, 192, dtype=torch.uint8, device=place)
 
-    loader = make(videos, batch_size=len(GOOD))
+    loader = make(videos, batch_size=len(GOOD), gpu=3)
     loader._decoders = {f"v{i}": "dali" if i % 2 else "pyav" for i in GOOD}
     monkeypatch.setattr(stream, "decode_clip", decode_clip)
     for name, value in {
@@ -158,7 +159,7 @@ def test_frames_of_pyav_are_copied_to_the_gpu_of_dali(videos, monkeypatch):
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda rows, stream: None)
-    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
     (batch,) = loader.epoch(0)
     assert batch.rows.is_meta and len(batch.rows) == len(GOOD)
     assert asked == [3]

@@ -148,6 +148,11 @@ def test_a_rank_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert distributed.device_of_rank("auto") == "cuda:1" == distributed.device_of_rank("cuda")
     assert distributed.device_of_rank("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert distributed.device_of_rank("auto") == "cuda:1"  # which is refused later
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")  # of this rank alone, as Slurm does it
+    assert distributed.device_of_rank("auto") == "cuda:0"
     with pytest.raises(UserError, match="'cuda:0' with 4 ranks"):
         distributed.device_of_rank("cuda:0")
 

@@ -7,7 +7,7 @@ NVDEC, so several NVDECs need as many decoders, each in its own thread or proces
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +15,20 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from ivcl_fast.data.dataset import VideoError
+from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.decode.decoder import decoding_gpu
 from ivcl_fast.data.decode.images import with_huffman_tables
 from ivcl_fast.data.decode.indexed import IndexedVideo
 from ivcl_fast.data.decode.interface import WHOLE, Crop, Decoder
-from ivcl_fast.data.decode.media import FrameIds, OpenMedia, OpenVideo, check_frame_ids
+from ivcl_fast.data.decode.media import (
+    FrameIds,
+    OpenMedia,
+    OpenVideo,
+    check_frame_ids,
+)
+from ivcl_fast.data.decode.pyav import PyAVDecoder
+
+log = logging.getLogger(__name__)
 
 BATCH = 64
 """Images per run."""
@@ -28,17 +37,49 @@ SEQUENCE_BYTES = 2**28
 
 
 class DALIDecoder(Decoder):
-    """See :class:`~ivcl_fast.data.decode.decoder.Decoder`."""
+    """See :class:`~ivcl_fast.data.decode.decoder.Decoder`.
+
+    What DALI cannot decode, PyAV decodes, on the CPU; the reason is logged once.
+    """
 
     name = "dali"
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(self, image_size: int, gpu: int | None = None) -> None:
+        """``gpu``: index of the GPU to decode on, where there is one; by default the current."""
         super().__init__(image_size)
+        self.gpu = decoding_gpu(None) if gpu is None else gpu
         self._pipelines: dict[str, Any] = {}
+        self._logged: set[str] = set()
 
     def decode_open(
         self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
     ) -> torch.Tensor:
+        try:
+            return self.decode_by_dali(opened, frame_ids, crop)
+        except VideoError as error:
+            frames = self._decode_by_pyav(opened, frame_ids, crop, error)
+            if (reason := str(error)) not in self._logged:
+                self._logged.add(reason)
+                log.warning("PyAV decodes a file in DALI's place: %s", reason)
+            return frames
+
+    def _decode_by_pyav(
+        self, opened: OpenMedia, frame_ids: FrameIds, crop: Crop, error: VideoError
+    ) -> torch.Tensor:
+        """Decode what DALI could not; raises DALI's ``error`` if PyAV cannot either."""
+        decoder = PyAVDecoder(self.image_size)
+        try:
+            if opened.has_images:
+                return decoder.decode_open(opened, frame_ids, crop)
+            assert isinstance(opened, OpenVideo | IndexedVideo)
+            return decoder.decode(Media(opened.path.stem, (opened.path,)), frame_ids, crop)
+        except VideoError:
+            raise error from None
+
+    def decode_by_dali(
+        self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
+    ) -> torch.Tensor:
+        """As :meth:`decode_open`, without PyAV."""
         size = self.image_size
         height, width, top, left = crop.placed(size)
         if isinstance(opened, OpenVideo | IndexedVideo) and not opened.has_images:
@@ -77,7 +118,8 @@ class DALIDecoder(Decoder):
     def _run(self, kind: str, **inputs: list[np.ndarray]) -> torch.Tensor:
         """Run a pipeline once and copy the result, since DALI reuses its buffers."""
         if kind not in self._pipelines:
-            self._pipelines[kind] = _images_pipeline() if kind == "images" else _video_pipeline()
+            make = _images_pipeline if kind == "images" else _video_pipeline
+            self._pipelines[kind] = make(self.gpu)
         pipeline = self._pipelines[kind]
         try:
             for name, samples in inputs.items():
@@ -96,15 +138,8 @@ class DALIDecoder(Decoder):
         return copy
 
 
-def gpu() -> int | None:
-    """Return the index of this process's GPU, under torchrun that of its local rank, or None."""
-    if not torch.cuda.is_available():
-        return None
-    return int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
-
-
-def _options(batch_size: int) -> dict[str, Any]:
-    return dict(batch_size=batch_size, num_threads=1, device_id=gpu(), prefetch_queue_depth=1)
+def _options(batch_size: int, gpu: int | None) -> dict[str, Any]:
+    return dict(batch_size=batch_size, num_threads=1, device_id=gpu, prefetch_queue_depth=1)
 
 
 def _resized(frames: Any) -> Any:
@@ -114,11 +149,11 @@ def _resized(frames: Any) -> Any:
     )
 
 
-def _images_pipeline() -> Any:
+def _images_pipeline(gpu: int | None) -> Any:
     """Build the pipeline from encoded images to ``[F, 3, H, W]``."""
-    device = "cpu" if gpu() is None else "mixed"
+    device = "cpu" if gpu is None else "mixed"
 
-    @pipeline_def(**_options(BATCH))
+    @pipeline_def(**_options(BATCH, gpu))
     def images_to_frames():
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
         images = fn.decoders.image(
@@ -129,11 +164,11 @@ def _images_pipeline() -> Any:
     return _built(images_to_frames())
 
 
-def _video_pipeline() -> Any:
+def _video_pipeline(gpu: int | None) -> Any:
     """Build the pipeline from an encoded video and frame indices to ``[1, F, 3, H, W]``."""
-    device = "cpu" if gpu() is None else "mixed"
+    device = "cpu" if gpu is None else "mixed"
 
-    @pipeline_def(**_options(1))
+    @pipeline_def(**_options(1, gpu))
     def video_to_frames():
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
         ids = fn.external_source(name="frames", dtype=types.INT32, ndim=1)

@@ -8,9 +8,11 @@ and in rounding, so a store records which decoder made it.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import threading
 from collections.abc import Iterable
+from importlib import metadata
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
@@ -32,6 +34,8 @@ MIN_RATE = 10.0
 """Frames per second; a slower decoder is taken to hang."""
 MAX_TIMEOUT = 4 * 3600.0
 """Seconds; no longer is a decoder waited for, however many frames a header declares."""
+DALI_PACKAGES = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}
+"""The builds of DALI, and the CUDA version that the driver has to support."""
 NVDECS = 7
 """Video decoders of an H100; each DALI pipeline uses one, so 7 pipelines use all."""
 
@@ -63,8 +67,8 @@ def choose_decoder(info: VideoInfo, decoder: DecoderName) -> tuple[ChosenDecoder
                 f"decoder: {missing} (it has {', '.join(codecs)}); accepted: auto, pyav"
             )
         return "dali", "it was asked for"
-    if not _dali_installed():
-        return "pyav", "DALI is not installed"
+    if reason := _dali_unsupported_reason():
+        return "pyav", reason
     if not gpu:
         return "pyav", "there is no GPU for DALI, and on a CPU PyAV is faster"
     if info.codec not in codecs:
@@ -77,17 +81,20 @@ def choose_decoder(info: VideoInfo, decoder: DecoderName) -> tuple[ChosenDecoder
 def resolve_decoder(decoder: DecoderName) -> ChosenDecoder:
     """Return the decoder that ``decoder`` names; for ``auto`` the one preferred on this machine.
 
-    Raises :class:`UserError` for an unknown name, and for ``dali`` if it is not installed.
+    Raises :class:`UserError` for an unknown name, and for ``dali`` if it cannot run here.
     """
     if decoder not in get_args(DecoderName):
         raise UserError(f"decoder: {decoder!r} is not one of {', '.join(get_args(DecoderName))}")
     if decoder == "auto":
-        return "dali" if _dali_installed() and torch.cuda.is_available() else "pyav"
+        usable = torch.cuda.is_available() and _dali_unsupported_reason() is None
+        return "dali" if usable else "pyav"
     if decoder == "dali" and not _dali_installed():
         raise UserError(
             "decoder: dali is not installed; install it with pip install 'ivcl_fast[dali]', or "
             "use auto or pyav"
         )
+    if decoder == "dali" and (reason := _dali_unsupported_reason()):
+        raise UserError(f"decoder: {reason}; accepted: auto, pyav")
     return decoder
 
 
@@ -108,28 +115,76 @@ def decoding_timeout(stall_seconds: float, frames: Iterable[int]) -> float:
 _kept = threading.local()
 
 
-def make_decoder(decoder: ChosenDecoder, image_size: int) -> Decoder:
+def make_decoder(decoder: ChosenDecoder, image_size: int, gpu: int | None = None) -> Decoder:
     """Return this thread's decoder of that name and size.
 
-    Each thread keeps its decoders of the last size, because DALI takes long to start and a decoder
-    cannot serve two threads.
+    ``gpu`` is the index of the GPU that DALI decodes on, where there is one; by default the
+    current one of this thread. Each thread keeps its decoders of the last size, because DALI takes
+    long to start and a decoder cannot serve two threads.
     """
-    made: dict[tuple[str, int], Decoder] = _kept.__dict__.setdefault("decoders", {})
-    if (decoder, image_size) not in made:
-        for other in [key for key in made if key[1] != image_size]:
+    made: dict[tuple[str, int, int | None], Decoder] = _kept.__dict__.setdefault("decoders", {})
+    key = decoder, image_size, gpu
+    if key not in made:
+        for other in [other for other in made if other[1:] != key[1:]]:
             del made[other]
-        made[decoder, image_size] = _new_decoder(decoder, image_size)
-    return made[decoder, image_size]
+        made[key] = _new_decoder(decoder, image_size, gpu)
+    return made[key]
 
 
-def _new_decoder(decoder: ChosenDecoder, image_size: int) -> Decoder:
+def decoding_gpu(device: torch.device | None) -> int | None:
+    """Return the index of the GPU on which a run on ``device`` decodes, None without a GPU.
+
+    Processes and threads that decode are told the index: they have a current GPU of their own.
+    """
+    if not torch.cuda.is_available():
+        return None
+    if device is not None and device.type == "cuda" and device.index is not None:
+        return device.index
+    return torch.cuda.current_device()
+
+
+def _new_decoder(decoder: ChosenDecoder, image_size: int, gpu: int | None) -> Decoder:
     if decoder == "pyav":
         from ivcl_fast.data.decode.pyav import PyAVDecoder
 
         return PyAVDecoder(image_size)
     from ivcl_fast.data.decode.dali import DALIDecoder
 
-    return DALIDecoder(image_size)
+    return DALIDecoder(image_size, gpu)
+
+
+def _dali_unsupported_reason() -> str | None:
+    """Why DALI cannot run here, or None; also where there is no GPU, on which it needs no driver.
+
+    The CUDA runtime inside DALI needs a driver of its own major version or a newer one.
+    """
+    if not _dali_installed():
+        return "DALI is not installed"
+    needed = [cuda for package, cuda in DALI_PACKAGES.items() if _package_installed(package)]
+    driver = _driver_cuda() if torch.cuda.is_available() else None
+    if needed and driver is not None and driver < min(needed):
+        return (
+            f"DALI is built for CUDA {min(needed)} and the driver supports CUDA {driver}: update "
+            f"the driver, or pip install 'ivcl_fast[dali-cuda{driver}]'"
+        )
+    return None
+
+
+def _driver_cuda() -> int | None:
+    """Return the major version of CUDA that the driver supports; None if that is unknown."""
+    version = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return None if failed or not version.value else version.value // 1000
+
+
+def _package_installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _dali_installed() -> bool:

@@ -13,7 +13,6 @@ import json
 import logging
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -22,15 +21,14 @@ from typing import Any
 import torch
 
 from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import (
     DecoderName,
-    choose_decoder,
+    decoding_gpu,
     decoding_timeout,
     default_workers,
     resolve_decoder,
 )
-from ivcl_fast.data.decode.interface import ChosenDecoder
-from ivcl_fast.data.decode.media import VideoInfo
 from ivcl_fast.data.store.frame_store import (
     BAD_FILES,
     INDEX,
@@ -104,7 +102,7 @@ def build_store(
             script needs ``if __name__ == "__main__":``.
         progress: called with (frames done, frames in total).
         shard_bytes: largest size of a shard.
-        placement, device: see :class:`FrameStore`.
+        placement, device: see :class:`FrameStore`; DALI decodes on ``device`` if it is a GPU.
 
     Raises:
         UserError: ``out`` contains a store of other media or settings or something else, cannot be
@@ -133,12 +131,13 @@ def build_store(
     if not (out / META).exists():
         _claim(out)
         workers = workers or default_workers(resolve_decoder(decoder))
+        gpu = decoding_gpu(device)
         with (
             _storage_errors(out),
             WorkerPool(workers, stall_seconds) if workers > 1 else nullcontext() as pool,
         ):
-            if plan := _plan(media, out, settings, decoder, pool):
-                tasks = _tasks(media, out, plan)
+            if plan := _plan(media, out, settings, decoder, pool, gpu):
+                tasks = _tasks(media, out, plan, gpu)
                 if pool is not None:
                     pool.stall_seconds = decoding_timeout(stall_seconds, plan["frames"].values())
                 _build_shards(tasks, pool, progress or (lambda *_: None))
@@ -154,18 +153,6 @@ def build_store(
             *(len(store.bad_files), len(media), out / BAD_FILES),
         )
     return store
-
-
-def choose_decoders(infos: dict[str, VideoInfo], decoder: DecoderName) -> dict[str, ChosenDecoder]:
-    """Choose a decoder for each of the media; logs each choice with the reason, once per codec."""
-    chosen: dict[str, ChosenDecoder] = {}
-    choices: Counter[tuple[str, str, str]] = Counter()
-    for name, info in infos.items():
-        chosen[name], reason = choose_decoder(info, decoder)
-        choices[info.codec, chosen[name], reason] += 1
-    for (codec, name, reason), count in choices.items():
-        log.info("decoder: %s for %d %s files, because %s", name, count, codec, reason)
-    return chosen
 
 
 def _claim(out: Path) -> None:
@@ -185,6 +172,7 @@ def _plan(
     settings: dict[str, Any],
     decoder: DecoderName,
     pool: WorkerPool | None,
+    gpu: int | None,
 ) -> dict[str, Any] | None:
     """Make the plan, the settings and what to decode, or read it if another process made it.
 
@@ -198,7 +186,7 @@ def _plan(
             _check_settings(out, plan, settings)
             return plan
         infos, bad_files = index_media(media, pool)
-        decoders = choose_decoders(infos, decoder)
+        decoders = choose_decoders(media, infos, decoder, gpu)
         plan = settings | {
             "frames": {name: info.frames for name, info in infos.items()},
             "decoders": decoders,
@@ -208,7 +196,9 @@ def _plan(
         return plan
 
 
-def _tasks(media: Sequence[Media], out: Path, plan: dict[str, Any]) -> list[ShardTask]:
+def _tasks(
+    media: Sequence[Media], out: Path, plan: dict[str, Any], gpu: int | None
+) -> list[ShardTask]:
     by_name = {one.name: one for one in media}
     frames, decoders = plan["frames"], plan["decoders"]
     groups = assign_media(frames, 3 * plan["image_size"] ** 2, plan["shard_bytes"])
@@ -220,6 +210,7 @@ def _tasks(media: Sequence[Media], out: Path, plan: dict[str, Any]) -> list[Shar
             tuple(decoders[name] for name in group),
             plan["image_size"],
             plan["patch_size"],
+            gpu,
         )
         for number, group in enumerate(groups)
     ]

@@ -34,6 +34,8 @@ class ShardTask:
     decoders: tuple[ChosenDecoder, ...]
     image_size: int
     patch_size: int
+    gpu: int | None = None
+    """Index of the GPU that DALI decodes on."""
     refused: dict[str, str] = field(default_factory=dict)
     """Media that are not opened, with the reason."""
 
@@ -105,7 +107,7 @@ def _build(task: ShardTask, report: Report) -> None:
             try:
                 if media.name in task.refused:
                     raise VideoError(task.refused[media.name])
-                decoded = make_decoder(decoder, task.image_size).decode(media)
+                decoded = make_decoder(decoder, task.image_size, task.gpu).decode(media)
             except VideoError as error:
                 bad_files[media.name] = str(error)
             else:

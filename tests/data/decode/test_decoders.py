@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -17,14 +18,16 @@ from ivcl_fast.data.decode.decoder import (
     MAX_TIMEOUT,
     TOLERANCE,
     choose_decoder,
+    decoding_gpu,
     decoding_timeout,
     default_workers,
     make_decoder,
     resolve_decoder,
 )
 from ivcl_fast.data.decode.images import STANDARD_HUFFMAN_TABLES, with_huffman_tables
+from ivcl_fast.data.decode.indexed import index_one, open_indexed
 from ivcl_fast.data.decode.interface import WHOLE, Crop
-from ivcl_fast.data.decode.media import OpenVideo, VideoInfo, probe
+from ivcl_fast.data.decode.media import OpenVideo, VideoInfo, open_media, probe
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.errors import UserError
 from tests.support.painted import (
@@ -277,6 +280,19 @@ def test_a_crop_is_that_part_of_the_frame(tmp_path, name):
     assert corner.max() == 0
 
 
+class FailingPipeline:
+    """Takes the place of a pipeline of DALI, and fails as one."""
+
+    def __init__(self, encountered: str) -> None:
+        self.encountered = encountered
+
+    def feed_input(self, name, samples):
+        pass
+
+    def run(self):
+        raise RuntimeError(f"Critical error in pipeline:\nencountered:\n\n{self.encountered}")
+
+
 @NEEDS_DALI
 @pytest.mark.parametrize(
     "encountered, error, said",
@@ -287,19 +303,29 @@ def test_a_crop_is_that_part_of_the_frame(tmp_path, name):
     ],
 )
 def test_only_faults_of_the_file_are_video_errors(tmp_path, encountered, error, said):
-    class Failing:
-        def feed_input(self, name, samples):
-            pass
-
-        def run(self):
-            raise RuntimeError(f"Critical error in pipeline:\nencountered:\n\n{encountered}")
-
     decoder = make_decoder("dali", 32)
-    decoder._pipelines["images"] = Failing()
+    decoder._pipelines["images"] = FailingPipeline(encountered)
     path = media(write_avi(tmp_path / "a.avi", [picture(0, 0)]))
-    with pytest.raises(error, match=said):
-        decoder.decode(path)
+    with pytest.raises(error, match=said), open_media(path) as opened:
+        decoder.decode_by_dali(opened)
     assert numbers(decoder.decode(path).cpu().numpy()) == [(0, 0)], "with a pipeline made anew"
+
+
+@NEEDS_DALI
+@pytest.mark.parametrize("known", [False, True], ids=["opened", "indexed"])
+@pytest.mark.parametrize("name, kind", [("a.avi", "images"), ("a.webm", "video")])
+def test_pyav_decodes_what_dali_cannot(tmp_path, name, kind, known, monkeypatch, caplog):
+    monkeypatch.setattr(decode, "_kept", threading.local())  # a decoder that has logged nothing
+    pictures = [picture(0, frame) for frame in range(3)]
+    codec = {"a.avi": "mjpeg", "a.webm": "libvpx-vp9"}[name]
+    one = media(write_video(tmp_path / name, pictures, codec, **(VP9 if kind == "video" else {})))
+    decoder = make_decoder("dali", 32)
+    for _ in range(2):
+        decoder._pipelines[kind] = FailingPipeline("no decoder for this profile")
+        opened = open_indexed(one, index_one(one), "dali") if known else open_media(one)
+        with opened as what:
+            assert numbers(decoder.decode_open(what, [2, 0]).numpy()) == [(0, 2), (0, 0)]
+    assert caplog.text.count("PyAV decodes a file in DALI's place: DALI cannot decode one") == 1
 
 
 def test_a_video_with_damaged_packets(tmp_path):
@@ -357,6 +383,40 @@ def test_which_decoder(monkeypatch):
     assert choose_decoder(info("vp9"), "auto") == ("pyav", "DALI is not installed")
     with pytest.raises(UserError, match="dali is not installed"):
         resolve_decoder("dali")
+
+
+@pytest.mark.parametrize("package, driver, fits", [
+    ("nvidia-dali-cuda130", 12, False), ("nvidia-dali-cuda130", 13, True),
+    ("nvidia-dali-cuda120", 12, True), ("nvidia-dali-cuda120", 13, True),
+    ("nvidia-dali-cuda120", None, True),
+])  # fmt: skip
+def test_a_driver_too_old_for_dali(package, driver, fits, monkeypatch):
+    monkeypatch.setattr(decode, "_dali_installed", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(decode, "_package_installed", lambda name: name == package)
+    monkeypatch.setattr(decode, "_driver_cuda", lambda: driver)
+    reason = (
+        "DALI is built for CUDA 13 and the driver supports CUDA 12: update the driver, or pip "
+        "install 'ivcl_fast[dali-cuda12]'"
+    )
+    assert choose_decoder(info("mjpeg"), "auto")[0] == resolve_decoder("auto")
+    assert resolve_decoder("auto") == ("dali" if fits else "pyav")
+    if not fits:
+        assert choose_decoder(info("mjpeg"), "auto") == ("pyav", reason)
+        with pytest.raises(UserError, match="built for CUDA 13"):
+            resolve_decoder("dali")
+
+
+def test_the_driver_is_asked_without_a_gpu_too():
+    assert torch.cuda.is_available() or decode._driver_cuda() in (None, 11, 12, 13)
+
+
+def test_the_gpu_of_a_run(monkeypatch):
+    assert torch.cuda.is_available() or decoding_gpu(None) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    found = [decoding_gpu(d and torch.device(d)) for d in (None, "cpu", "cuda", "cuda:0", "cuda:3")]
+    assert found == [1, 1, 1, 0, 3]
 
 
 def test_long_videos_have_a_longer_timeout():
