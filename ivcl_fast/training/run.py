@@ -25,9 +25,9 @@ from ivcl_fast.files import remove_files, write_json
 from ivcl_fast.models import backbone, flops, timm_weights
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.models.weights import MODEL, read_weights
-from ivcl_fast.training import checkpoint, step_graph
+from ivcl_fast.training import checkpoint
 from ivcl_fast.training.hardware import (
-    compile_unsupported_reason,
+    execution,
     peak_flops,
     pick_device,
     tune_malloc,
@@ -105,13 +105,11 @@ class Run:
         distributed.local_batch_size(config.optim.batch_size, config.optim.grad_accum_steps)
         self.metrics = MetricsLog(self.folder)
         self._training_loaders: dict[str, ClipLoader] = {}
-        self.compile, self.cuda_graph = speed.compile, speed.cuda_graph
-        if speed.compile and (reason := compile_unsupported_reason(self.device)):
-            distributed.print_rank0(f"--compile: running eager, {reason}")
-            self.compile = False
-        if speed.cuda_graph and (reason := step_graph.unsupported_reason(self.device)):
-            distributed.print_rank0(f"--cuda-graph: running without, {reason}")
-            self.cuda_graph = False
+        self.compile, self.cuda_graph, notes = execution(
+            self.device, speed.compile, speed.cuda_graph
+        )
+        for note in notes:
+            distributed.print_rank0(note)
         if self.device.type == "cpu":
             tune_malloc()
 

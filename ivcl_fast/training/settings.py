@@ -99,8 +99,9 @@ class SpeedConfig:
     """Mixed precision by bfloat16 autocast; auto: where the hardware is fast at it."""
     compile: bool = False
     """Compile the transformer blocks with torch.compile."""
-    cuda_graph: bool = False
-    """Run the training step as a CUDA graph: faster for small batches on a single GPU."""
+    cuda_graph: bool = True
+    """Run the training step as a CUDA graph on a single NVIDIA GPU, so that the host launches it at
+    once; several GPUs compile the blocks instead. A CPU has nothing to launch."""
     grad_checkpoint: bool = False
     """Recompute the blocks' activations in the backward pass: less memory, a third more time."""
     shard: bool = False

@@ -85,7 +85,7 @@ def test_quick_run_does_everything(tmp_path, command, monkeypatch):
 def test_no_cuda_graph_without_a_gpu(tmp_path, capsys):
     run = Run(TrainConfig().replace(cuda_graph=True, device="cpu", out=tmp_path))
     assert not run.cuda_graph
-    assert "--cuda-graph: running without, it needs an NVIDIA GPU" in capsys.readouterr().out
+    assert capsys.readouterr().out == ""
 
 
 def test_speed_at_the_peak_is_that_of_all_ranks(tmp_path, monkeypatch):

@@ -1,0 +1,53 @@
+"""The choice of how steps run, on stand-ins for machines."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ivcl_fast.training import hardware
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """``machine(ranks, compiler)`` pretends to be one; ``compiler``: why it cannot compile."""
+
+    def pretend(ranks: int = 1, compiler: str | None = None) -> None:
+        monkeypatch.setenv("WORLD_SIZE", str(ranks))
+        monkeypatch.setattr(hardware, "compile_unsupported_reason", lambda device: compiler)
+
+    return pretend
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_single_gpu_gets_a_graph(machine, compile):
+    machine()
+    assert hardware.execution(CUDA, compile, cuda_graph=True) == (compile, True, [])
+    assert hardware.execution(CUDA, compile, cuda_graph=False) == (compile, False, [])
+
+
+def test_several_gpus_compile_instead_and_say_so(machine):
+    machine(ranks=2)
+    why = "--cuda-graph: running without, it is for a single GPU, these are 2 ranks"
+    compiled = f"{why}; the blocks are compiled instead"
+    assert hardware.execution(CUDA, False, True) == (True, False, [compiled])
+    assert hardware.execution(CUDA, True, True) == (True, False, [why])
+    assert hardware.execution(CUDA, False, False) == (False, False, [])
+
+
+def test_several_gpus_without_a_compiler(machine):
+    machine(ranks=2, compiler="there is no Triton")
+    compile, cuda_graph, notes = hardware.execution(CUDA, False, True)
+    assert not compile and not cuda_graph and len(notes) == 1 and "instead" not in notes[0]
+    *_, notes = hardware.execution(CUDA, True, True)
+    assert notes[1] == "--compile: running eager, there is no Triton"
+
+
+def test_a_cpu_has_no_graphs_and_says_nothing_of_them(machine):
+    machine()
+    assert hardware.execution(CPU, False, True) == (False, False, [])
+    machine(compiler="there is no C++ compiler on PATH")
+    note = "--compile: running eager, there is no C++ compiler on PATH"
+    assert hardware.execution(CPU, True, True) == (False, False, [note])
