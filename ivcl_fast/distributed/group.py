@@ -185,35 +185,39 @@ def let_rank0_report_first(seconds: float = 3.0) -> None:
         time.sleep(seconds)
 
 
-class StopDecision:
-    """Decides on all ranks at the same step whether to stop, if any of them was asked to.
+class Decision:
+    """Decides on all ranks at the same step what any of them asked for: to stop, and to save.
 
     The all-reduce of a step overlaps with the computation of the next one: with several ranks,
-    training stops one step later.
+    decisions take effect one step later.
     """
 
     def __init__(self) -> None:
         self._pending: tuple[Tensor, dist.Work] | None = None
 
-    def __call__(self, asked: bool, last: bool = False) -> bool:
-        """Contribute this rank's ``asked``; return the decision of the previous step.
+    def __call__(self, stop: bool, save: bool, last: bool = False) -> tuple[bool, bool]:
+        """Contribute this rank's wishes; return the decisions ``(stop, save)`` of the step before.
 
-        In the ``last`` step, the decision of that step is included.
+        In the ``last`` step, the decisions of that step are included.
         """
         if not dist.is_initialized():
-            return asked
+            return stop, save
         previous = self._result()
-        vote = torch.tensor(int(asked))
-        work = dist.all_reduce(vote, dist.ReduceOp.MAX, async_op=True)
-        self._pending = vote, work
-        return previous or (last and self._result())
+        votes = torch.tensor([stop, save], dtype=torch.uint8)
+        work = dist.all_reduce(votes, dist.ReduceOp.MAX, async_op=True)
+        self._pending = votes, work
+        if not last:
+            return previous
+        now = self._result()
+        return previous[0] or now[0], previous[1] or now[1]
 
-    def _result(self) -> bool:
+    def _result(self) -> tuple[bool, bool]:
         if self._pending is None:
-            return False
-        vote, work = self._pending
+            return False, False
+        votes, work = self._pending
         work.wait()
-        return bool(vote)
+        stop, save = votes.tolist()
+        return bool(stop), bool(save)
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:

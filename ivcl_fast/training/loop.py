@@ -10,7 +10,6 @@ ranks: the curve is that of a single device, up to rounding.
 
 from __future__ import annotations
 
-import logging
 import math
 import signal
 import time
@@ -29,12 +28,11 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import Block
 from ivcl_fast.progress import Bar
 from ivcl_fast.training import checkpoint
+from ivcl_fast.training.background import BackgroundWriter
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule, make_optimizers, set_lr
 from ivcl_fast.training.signals import Interrupted, caught_signals
 from ivcl_fast.training.step_graph import StepGraph
-
-log = logging.getLogger(__name__)
 
 Loss = Callable[[nn.Module, Batch, int | Tensor], Tensor]
 """From a model, a batch and the number of the step (in a CUDA graph int64 ``[]``) to a scalar."""
@@ -83,6 +81,8 @@ class Stage:
     """Steps between records, for which the loop waits for the device."""
     save_every: int = 500
     """Steps between checkpoints."""
+    save_minutes: float = 10.0
+    """Minutes after which a checkpoint is due although fewer steps are done."""
     _losses: list[float] = field(default_factory=list, init=False)
     """Losses of the steps since the last record, means over all ranks."""
     _pending: list[Tensor] = field(default_factory=list, init=False)
@@ -91,39 +91,55 @@ class Stage:
     def run(self) -> None:
         """Train to the end, from the newest checkpoint if there is one.
 
-        Raises :class:`Interrupted` after SIGINT or SIGTERM, when a checkpoint has been written, and
-        :class:`NotFinite` if the loss becomes NaN or infinite; the checkpoints before are kept.
+        Checkpoints are written while training goes on; when this returns or raises, they are on
+        disk. Raises :class:`Interrupted` after SIGINT or SIGTERM, when a checkpoint has been
+        written, and :class:`NotFinite` if the loss becomes NaN or infinite; the checkpoints before
+        are kept.
         """
         model, optimizers, start = self._resume()
         train_step = self._make_step(model, optimizers)
         self.metrics.rewind(self.name, start)
         model.train()
         total, size = self.schedule.steps, self.schedule.batch_size
-        must_stop = distributed.StopDecision()
+        decide = distributed.Decision()
+        writer = BackgroundWriter(self.folder, self.name)
         with Bar(self.name, total * size, "clips") as bar, caught_signals() as caught:
             bar.show(start * size)
-            clock = self._clock()
-            for step, batch in self._batches(start, total):
-                set_lr(optimizers, self.schedule.lr_at(step))
-                self._pending.append(train_step(batch, step))
-                done = step + 1
-                bar.show(done * size)
-                if done % self.log_every == 0 or done == total:
-                    record = self._record(step, clock)
-                    self.metrics.write(self.name, done, done * size, **record)
-                    note = f"loss {record['loss']:.4f}, waits for data {record['data_wait']:.0%}"
-                    if "mfu" in record:
-                        note += f", MFU {record['mfu']:.0%}"
-                    bar.show(done * size, note)
-                    self._losses.clear()
-                    if self._validates_at(done):
-                        self._validate(done)
-                    clock = self._clock()
-                stop = must_stop(bool(caught), last=done == total)
-                if done == total or stop or done % self.save_every == 0:
-                    self._save(optimizers, done)
-                if stop:
-                    raise Interrupted(caught[0] if caught else signal.SIGTERM)
+            clock, saved, stop = self._clock(), time.monotonic(), False
+            try:
+                for step, batch in self._batches(start, total):
+                    set_lr(optimizers, self.schedule.lr_at(step))
+                    self._pending.append(train_step(batch, step))
+                    done = step + 1
+                    bar.show(done * size)
+                    if done % self.log_every == 0 or done == total:
+                        self._log(step, clock, bar)
+                        clock = self._clock()
+                    is_due = time.monotonic() - saved >= 60 * self.save_minutes
+                    stop, is_due = decide(bool(caught), is_due, last=done == total)
+                    if done == total or stop or is_due or done % self.save_every == 0:
+                        self._save(writer, optimizers, done)
+                        saved = time.monotonic()
+                    if stop:
+                        break
+            finally:
+                writer.wait()
+            distributed.barrier()  # until rank 0 has written: torchrun ends it with the first rank
+            if stop:
+                raise Interrupted(caught[0] if caught else signal.SIGTERM)
+
+    def _log(self, step: int, since: tuple[float, float], bar: Bar) -> None:
+        """Log the steps up to ``step`` since the clock was at ``since``, and validate if due."""
+        done, size = step + 1, self.schedule.batch_size
+        record = self._record(step, since)
+        self.metrics.write(self.name, done, done * size, **record)
+        note = f"loss {record['loss']:.4f}, waits for data {record['data_wait']:.0%}"
+        if "mfu" in record:
+            note += f", MFU {record['mfu']:.0%}"
+        bar.show(done * size, note)
+        self._losses.clear()
+        if self._validates_at(done):
+            self._validate(done)
 
     def _clock(self) -> tuple[float, float]:
         """Return the time now and the total time spent waiting for data, in seconds."""
@@ -157,18 +173,13 @@ class Stage:
             checkpoint.restore_optimizers(self.model, optimizers, saved.optimizer)
         return model, optimizers, saved.step if saved else 0
 
-    def _save(self, optimizers: list[torch.optim.Optimizer], done: int) -> None:
-        """Write a checkpoint; if that fails, warn, keep the ones before and train on."""
+    def _save(
+        self, writer: BackgroundWriter, optimizers: list[torch.optim.Optimizer], done: int
+    ) -> None:
+        """Copy a checkpoint and have it written; losses that are not finite never reach one."""
         self._sync_losses(done)
-        state = {"pending_losses": self._losses}
-        try:
-            checkpoint.save(self.folder, done, self.model, optimizers, state)
-        except OSError as error:
-            log.warning(
-                "%s: no checkpoint of step %d could be written: %s; training continues, and the "
-                "checkpoints before it are kept",
-                *(self.name, done, error),
-            )
+        state = {"pending_losses": [*self._losses]}
+        writer.store(checkpoint.snapshot(done, self.model, optimizers, state))
 
     def _batches(self, start: int, total: int) -> Iterator[tuple[int, Batch]]:
         """Yield the batches of steps ``start`` to ``total - 1``, epoch after epoch."""

@@ -274,6 +274,7 @@ class Run:
             peak_clips_per_second=self._peak_clips_per_second(model, loader.frames_per_clip),
             validate=functools.partial(measure, model) if measure else None,
             save_every=self.config.output.save_every,
+            save_minutes=self.config.output.save_minutes,
         ).run()
         sharded = any(map(is_sharded, model.parameters()))
         full = build() if sharded else model

@@ -127,11 +127,14 @@ class OutputConfig:
     pictures: bool = True
     """Draw the report's pictures."""
     save_every: int = 500
-    """Steps between checkpoints."""
+    """Steps between checkpoints, which are written while training goes on."""
+    save_minutes: float = 10.0
+    """Minutes between checkpoints where --save-every takes longer."""
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         require_at_least(self, 1, "save_every")
+        require_above(self, 0, "save_minutes")
         name = PurePath(self.name or "run")
         if name.is_absolute() or ".." in name.parts or not name.name:
             raise UserError(
@@ -205,8 +208,9 @@ GROUPS: dict[str, type] = {
     "output": OutputConfig,
 }
 CHANGEABLE = {
-    "resume", "overwrite", "name", "out", "workers", "save_every", "device", "placement", "shard",
-    "compile", "cuda_graph", "compare_scratch", "compare_memoryless", "pictures",
+    "resume", "overwrite", "name", "out", "workers", "save_every", "save_minutes", "device",
+    "placement", "shard", "compile", "cuda_graph", "compare_scratch", "compare_memoryless",
+    "pictures",
 }  # fmt: skip
 """Settings that may change when a run is continued, because they do not change its result."""
 RENAMED = {"accum": "grad_accum_steps", "feed": "loader", "labelled": "label_fraction"}

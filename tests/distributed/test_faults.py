@@ -26,6 +26,7 @@ from tests.support.toy_stage import (
     make_stage,
     reconstruction_loss,
     train,
+    wait_for_checkpoint,
 )
 
 
@@ -82,6 +83,7 @@ def stop_all_from_a_terminal(folder: Path, times: int) -> str:
 
     def fault(step):
         if step == 7:
+            wait_for_checkpoint(folder, 5)
             for _ in range(times):
                 os.kill(os.getpid(), signal.SIGINT)
 
@@ -175,7 +177,8 @@ def read_elsewhere(folder: Path) -> int:
 
 def test_a_run_folder_that_one_machine_does_not_see(tmp_path):
     model = make_model()
-    checkpoint.save(tmp_path / "0", 3, model, make_optimizers(model, Schedule(1)), {})
+    saved = checkpoint.snapshot(3, model, make_optimizers(model, Schedule(1)), {})
+    checkpoint.store(tmp_path / "0", saved)
     assert [stop.code for stop in run_ranks(2, read_elsewhere, tmp_path)] == [1, 2]
 
 

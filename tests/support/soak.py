@@ -195,7 +195,8 @@ def damage(seed: int, folder: Path) -> str:
     for step in (1, 2):
         model(torch.ones(5)).sum().backward()
         optimizer.step()
-        checkpoint.save(folder, step, model, [optimizer], {"pending_losses": [0.5]})
+        saved = checkpoint.snapshot(step, model, [optimizer], {"pending_losses": [0.5]})
+        checkpoint.store(folder, saved)
     file = draw.choice(sorted(checkpoint.list_steps(folder)[-1].iterdir()))
     data = bytearray(file.read_bytes())
     kind = draw.choice(["flip", "flip", "cut", "remove"])

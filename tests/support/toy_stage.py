@@ -8,6 +8,7 @@ step of size ``lr``, which the tolerance on weights allows for every step.
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ def make_toy_stage(
         "toy", model, loader, loss, Schedule(**schedule), folder / "checkpoints",
         MetricsLog(folder), **options,
     )  # fmt: skip
+
+
+def wait_for_checkpoint(folder: Path, step: int) -> None:
+    """Wait until the checkpoint of a step is on disk, before a process is killed for good."""
+    while not (folder / "checkpoints" / f"step-{step:08d}").is_dir():
+        time.sleep(0.01)
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:

@@ -6,6 +6,7 @@ import io
 import pickle
 import resource
 import subprocess
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,12 +22,13 @@ from ivcl_fast.models.weights import (
     write_checksums,
 )
 from ivcl_fast.training import checkpoint
+from ivcl_fast.training.background import BackgroundWriter
 
 
 def saved(folder: Path, step: int = 1, width: int = 5) -> Path:
     model = nn.Linear(width, 3)
     optimizer = torch.optim.AdamW(model.parameters())
-    return checkpoint.save(folder, step, model, [optimizer], {})
+    return checkpoint.store(folder, checkpoint.snapshot(step, model, [optimizer], {}))
 
 
 def flip_a_bit(file: Path) -> None:
@@ -139,3 +141,62 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     assert checkpoint.latest(tmp_path).step == 2
     saved(tmp_path, 3, width=10_000)
     assert checkpoint.latest(tmp_path).step == 3
+
+
+def test_a_snapshot_stays_while_training_goes_on():
+    model = nn.Linear(5, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2, 5)).sum().backward()
+    optimizer.step()
+    taken = checkpoint.snapshot(1, model, [optimizer], {})
+    before = {k: v.clone() for k, v in (taken.model | taken.optimizer).items()}
+    optimizer.step()
+    assert not torch.equal(model.weight, taken.model["weight"])
+    assert all(torch.equal((taken.model | taken.optimizer)[k], v) for k, v in before.items())
+
+
+class Slow:
+    """Stands for a disk: what is stored waits until it is released."""
+
+    def __init__(self, monkeypatch):
+        self.started, self.released = threading.Event(), threading.Event()
+        write = checkpoint.write
+
+        def slow(*arguments):
+            self.started.set()
+            assert self.released.wait(60)
+            write(*arguments)
+
+        monkeypatch.setattr(checkpoint, "write", slow)
+
+
+def test_writing_does_not_hold_up_the_caller(tmp_path, monkeypatch):
+    disk, writer = Slow(monkeypatch), BackgroundWriter(tmp_path, "toy")
+    writer.store(checkpoint.Checkpoint(1, {}, {"w": torch.ones(2)}, {}))
+    assert disk.started.wait(60)
+    assert checkpoint.latest(tmp_path) is None, "the call has returned, nothing is on disk"
+    disk.released.set()
+    writer.wait()
+    assert checkpoint.latest(tmp_path).step == 1
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path, caplog):
+    writer = BackgroundWriter(tmp_path, "toy")
+    with no_file_beyond(10_000):
+        writer.store(checkpoint.Checkpoint(7, {}, {"w": torch.ones(10_000)}, {}))
+        writer.wait()
+    (line,) = caplog.messages
+    assert line.startswith("toy: no checkpoint of step 7 could be written: ")
+    assert checkpoint.list_steps(tmp_path) == []
+
+
+def test_a_mistake_in_the_thread_ends_the_run(tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise TypeError("a mistake")
+
+    monkeypatch.setattr(checkpoint, "write", broken)
+    writer = BackgroundWriter(tmp_path, "toy")
+    writer.store(checkpoint.Checkpoint(1, {}, {}, {}))
+    with pytest.raises(TypeError, match="a mistake"):
+        writer.wait()
+    writer.wait()  # it is told once

@@ -17,7 +17,7 @@ from ivcl_fast.training.loop import NotFinite, Stage
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.signals import Interrupted
 from tests.support.ranks import run_ranks
-from tests.support.toy_stage import Killed, ToyLoader, curve, make_toy_stage
+from tests.support.toy_stage import Killed, ToyLoader, curve, make_toy_stage, wait_for_checkpoint
 from tests.training.test_checkpoint import no_file_beyond
 
 BATCH = 4
@@ -97,6 +97,7 @@ def stop_at_once(folder: Path) -> None:
     """Ctrl-C twice, during step 7."""
 
     def twice():
+        wait_for_checkpoint(folder, 5)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("still there")
@@ -125,6 +126,19 @@ def test_a_stop_is_announced_before_the_step_ends(tmp_path, signum, capfd):
     with pytest.raises(Interrupted):
         stage(tmp_path / "cut", failing_at(7, stop)).run()
     assert "stopping after this step" in said[0]
+
+
+def test_checkpoints_are_due_by_time_as_well(tmp_path):
+    """Here after every step; and where they are written changes nothing."""
+    whole = stage(tmp_path / "whole")
+    whole.run()
+    with pytest.raises(Killed):
+        stage(tmp_path / "cut", failing_at(7, kill), save_every=1000, save_minutes=1e-9).run()
+    assert checkpoint.latest(tmp_path / "cut" / "checkpoints").step == 7
+    resumed = stage(tmp_path / "cut", save_minutes=1e-9)
+    resumed.run()
+    assert same(whole.model, resumed.model)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
 
 
 def test_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
