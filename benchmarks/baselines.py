@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
 
 import torch
@@ -10,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.results import Skip
 from benchmarks.timing import DEVICE
 from ivcl_fast import IVCLConfig, reference
 
@@ -42,8 +45,13 @@ def sdpa_with(backend: SDPBackend) -> Attention:
     """``scaled_dot_product_attention`` with one backend."""
 
     def attend(qkv: Tensor, num_heads: int) -> Tensor:
-        with sdpa_kernel(backend):
-            return sdpa(qkv, num_heads)
+        try:
+            with sdpa_kernel(backend):
+                return sdpa(qkv, num_heads)
+        except RuntimeError as error:
+            if "No available kernel" in str(error):
+                raise Skip("this PyTorch has no such kernel for this GPU and shape") from None
+            raise
 
     return attend
 
@@ -70,14 +78,37 @@ def _flex_attention(length: int, tokens: int) -> tuple:
     return _compiled[length, tokens]
 
 
+def package_attention(package: str) -> Attention:
+    """FlashAttention of a package, called as users call it; skipped where it is not installed."""
+
+    def attend(qkv: Tensor, num_heads: int) -> Tensor:
+        function = _package_function(package)
+        packed = qkv.unflatten(-1, (3, num_heads, -1))
+        out = function(packed) if package == "flash_attn" else function(*packed.unbind(2))
+        return (out[0] if isinstance(out, tuple) else out).flatten(2)
+
+    return attend
+
+
+@functools.cache
+def _package_function(package: str) -> Callable:
+    name = {"flash_attn": "flash_attn_qkvpacked_func", "flash_attn.cute": "flash_attn_func"}
+    try:
+        return getattr(importlib.import_module(package), name[package])
+    except Exception as error:  # a package that does not fit torch may raise anything
+        raise Skip(f"{package} cannot be imported ({error})"[:200]) from None
+
+
 def attentions() -> dict[str, Attention]:
-    """Every attention of PyTorch that may run on this device."""
+    """Every attention of PyTorch and of other packages that may run on this device."""
     found: dict[str, Attention] = {"explicit softmax": explicit_softmax, "SDPA": sdpa}
     if DEVICE.type == "cuda":
         found |= {
             "SDPA flash": sdpa_with(SDPBackend.FLASH_ATTENTION),
             "SDPA cuDNN": sdpa_with(SDPBackend.CUDNN_ATTENTION),
             "SDPA efficient": sdpa_with(SDPBackend.EFFICIENT_ATTENTION),
+            "FlashAttention-2": package_attention("flash_attn"),
+            "FlashAttention-4": package_attention("flash_attn.cute"),
             FLEX_ATTENTION: packed_flex_attention,
         }
     return found

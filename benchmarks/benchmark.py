@@ -117,7 +117,7 @@ def measure(benchmark: Benchmark, keep: Callable[[Row], None], together: bool = 
         for row in _measured(benchmark, setup, {name: rows[name] for name in group}):
             keep(row)
         if not together:
-            _free_memory()
+            free_memory()
 
 
 def _row_of(benchmark: Benchmark, name: str) -> Row:
@@ -173,7 +173,8 @@ def _prepared(benchmark: Benchmark, setup: Setup, name: str, row: Row) -> tuple[
     return timing.in_turn(calls, benchmark.graph), count, len(calls)
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Leave no compiled graphs and no cached memory for the next measurement."""
     torch.compiler.reset()
     gc.collect()
     if timing.DEVICE.type == "cuda":

@@ -9,12 +9,10 @@ import functools
 import hashlib
 import importlib
 import json
-import statistics
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,18 +23,15 @@ from torch import Tensor
 
 from benchmarks.benchmark import Benchmark, Setup
 from benchmarks.ops import CLIPS, PRESET, draw_ids
-from benchmarks.results import Row, Skip
+from benchmarks.results import Skip
 from benchmarks.timing import DEVICE, Call
-from ivcl_fast import IVCL, IVCLConfig, reference
+from ivcl_fast import IVCLConfig, reference
 from ivcl_fast.data.dataset import Clip, Media
-from ivcl_fast.data.loader import Batch, StoreLoader
+from ivcl_fast.data.loader import StoreLoader
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.store.frame_store import BAD_FILES, INDEX, VERSION, FrameStore, write_meta
+from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
-from ivcl_fast.training import step_graph
-from ivcl_fast.training.loop import Stage
-from ivcl_fast.training.optim import Schedule
-from ivcl_fast.training.seeds import clip_seeds
 
 CFG = IVCLConfig.preset(PRESET)
 VIDEOS = 3
@@ -49,16 +44,37 @@ def require(*packages: str) -> None:
     for package in packages:
         try:
             importlib.import_module(package)
-        except ImportError as error:
+        except Exception as error:  # a library that does not fit the driver may raise anything
             raise Skip(f"{package} cannot be imported ({error})") from None
+
+
+def require_decoder(name: str) -> None:
+    """Raise :class:`Skip` if a decoder cannot run here."""
+    require("av")
+    from ivcl_fast.data.decode.decoder import resolve_decoder
+
+    if name == "dali":
+        try:
+            resolve_decoder("dali")
+        except UserError as error:
+            raise Skip(str(error)) from None
+        require("nvidia.dali")
 
 
 # --- Videos and stores ----------------------------------------------------------------------------
 
 
+FOLDER = "IVCL_FAST_BENCHMARK_FOLDER"
+"""Name of the environment variable with a folder for videos that several processes use."""
+
+
+def folder() -> Path:
+    """Return a folder for videos and stores; by default one that is deleted with the process."""
+    return Path(os.environ.get(FOLDER) or _temporary().name)
+
+
 @functools.cache
-def folder() -> tempfile.TemporaryDirectory[str]:
-    """Return a folder that is deleted when the process ends."""
+def _temporary() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="ivcl-bench-")
 
 
@@ -70,7 +86,7 @@ def videos(
     require("av")
     from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 
-    data = Path(folder().name) / f"cater-{codec}-{count}-{size}"
+    data = folder() / f"cater-{codec}-{count}-{size}"
     write_cater(data, SyntheticCater(size, train=count, val=0), workers)
     files = sorted((data / "videos").iterdir())
     if codec == "vp9":
@@ -104,7 +120,7 @@ def build(
 
 def build_once(*arguments: Any) -> None:
     """Build a store as :func:`build` does, and delete it."""
-    with tempfile.TemporaryDirectory(dir=folder().name) as fresh:
+    with tempfile.TemporaryDirectory(dir=folder()) as fresh:
         build(Path(fresh) / "store", *arguments)
 
 
@@ -114,7 +130,7 @@ def batches() -> Setup:
     from ivcl_fast.data.decode.decoder import make_decoder
 
     media = [files[i % VIDEOS] for i in range(CLIPS)]
-    store = build(Path(folder().name) / "batches", files, "pyav", CFG)
+    store = build(folder() / "batches", files, "pyav", CFG)
     decoder = make_decoder("pyav", CFG.image_size)
     frames = [frame_ids(store.num_frames(one.name), CFG.num_frames, None) for one in media]
     keep = draw_ids(CFG, CLIPS * CFG.num_frames)[0].cpu()
@@ -185,87 +201,6 @@ BENCHMARKS = [
 STORED_VIDEOS, STORED_FRAMES = 128, 100
 
 
-class Finished(Exception):
-    """Ends a stage before it writes a checkpoint."""
-
-
-class Limited:
-    """A loader that raises :class:`Finished` after a number of batches."""
-
-    def __init__(self, loader: Any, batches: int) -> None:
-        self.loader, self.batches = loader, batches
-
-    @property
-    def wait_seconds(self) -> float:
-        return self.loader.wait_seconds
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        with closing(self.loader.epoch(epoch, start_batch)) as found:
-            for _ in range(self.batches):
-                yield next(found)
-        raise Finished
-
-
-class SyntheticLoader:
-    """One batch of random numbers, again and again: no loader can be faster."""
-
-    wait_seconds = 0.0
-
-    def __init__(self, cfg: IVCLConfig, clips: int) -> None:
-        shape = clips, cfg.num_frames, cfg.num_patches, cfg.patch_dim
-        self.batch = Batch(
-            torch.randint(256, shape, dtype=torch.uint8, device=DEVICE),
-            torch.zeros(clips, dtype=torch.int64, device=DEVICE),
-            torch.arange(clips, device=DEVICE),
-        )
-
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        while True:
-            yield self.batch
-
-
-class Records:
-    """Takes the place of a run's log, and keeps its records."""
-
-    def __init__(self) -> None:
-        self.kept: list[dict[str, float]] = []
-
-    def rewind(self, stage: str, step: int) -> None:
-        """Do nothing: nothing is resumed."""
-
-    def write(self, stage: str, step: int, clips: int, **values: float) -> None:
-        """Keep a record."""
-        self.kept.append(values)
-
-
-def train(loader: Any, cfg: IVCLConfig, clips: int, steps: int) -> Row:
-    """Run the trainer's own loop, with a CUDA graph where there can be one, and read its records.
-
-    Returns the median speed, and the share of time that steps waited for data.
-    """
-    records: Any = Records()
-    limited: Any = Limited(loader, steps)
-    stage = Stage(
-        name="pretrain", model=IVCL(cfg).to(DEVICE), loader=limited,
-        loss=lambda model, part, step: model(
-            part.rows, seed=clip_seeds(0, step, part.clip_ids)
-        ).loss,
-        schedule=Schedule((steps + 1) * clips, batch_size=clips),
-        folder=Path(folder().name) / "checkpoints", metrics=records, device=DEVICE, amp=True,
-        cuda_graph=step_graph.unsupported_reason(DEVICE) is None,
-        log_every=max(1, steps // 8), save_every=steps + 1,
-    )  # fmt: skip
-    with suppress(Finished):
-        stage.run()
-    settled = records.kept[2:]  # the first two warm up and record the graph
-    rates = {key: [record[key] for record in settled] for key in ("clips_per_second", "data_wait")}
-    seconds = clips / statistics.median(rates["clips_per_second"])
-    return {"seconds": seconds, "data_wait": statistics.median(rates["data_wait"])}
-
-
 def store_loader(path: Path, place: Any, cfg: IVCLConfig, clips: int, steps: int) -> StoreLoader:
     """Random clips of a store's videos, enough for all steps in one epoch."""
     store = FrameStore(path, place, device=DEVICE)
@@ -276,6 +211,35 @@ def store_loader(path: Path, place: Any, cfg: IVCLConfig, clips: int, steps: int
         store, wanted, clips, cfg.num_frames, num_classes=1, multi_label=False, jitter=True,
         shuffle=True, drop_last=True,
     )  # fmt: skip
+
+
+def stream_loader(media: list[Media], decoder: Any, cfg: IVCLConfig, clips: int, steps: int) -> Any:
+    """Random clips of videos, decoded as they are needed: what ``--loader stream`` runs."""
+    require_decoder(decoder)
+    from ivcl_fast.data.decode.choice import choose_decoders
+    from ivcl_fast.data.decode.decoder import default_workers
+    from ivcl_fast.data.stream import StreamLoader
+    from ivcl_fast.data.stream_index import saved_index
+
+    workers = default_workers(decoder)
+    index, _ = saved_index(media, folder() / f"index-{len(media)}", workers)
+    infos = {name: one.info for name, one in index.items()}
+    wanted = [Clip(f"clip-{i}", media[i % len(media)].name, 0) for i in range(clips * (steps + 1))]
+    try:
+        decoders = choose_decoders(media, infos, decoder)
+    except UserError as error:
+        raise Skip(str(error)) from None
+    return StreamLoader(
+        wanted, clips, cfg.num_frames, media=media, index=index, decoders=decoders,
+        image_size=cfg.image_size, patch_size=cfg.patch_size, workers=workers, num_classes=1,
+        multi_label=False, jitter=True, shuffle=True, drop_last=True,
+    )  # fmt: skip
+
+
+def read_all(loader: Any) -> None:
+    """Take every batch of an epoch, and nothing else."""
+    for _ in loader.epoch(0):
+        pass
 
 
 def write_random_store(path: Path, cfg: IVCLConfig) -> None:

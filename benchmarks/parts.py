@@ -8,11 +8,9 @@ mean nothing.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +18,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import baselines, data, machine, ops, steps
-from benchmarks.benchmark import measure
+from benchmarks import baselines, commands, data, images, machine, ops, stages, steps
+from benchmarks.benchmark import free_memory, measure
 from benchmarks.kernels import kernel_benchmarks
 from benchmarks.ops import AttentionShape
 from benchmarks.results import RowFile, Skip
@@ -30,8 +28,8 @@ from benchmarks.timing import DEVICE, seconds
 from ivcl_fast import IVCLConfig
 from ivcl_fast.training.step_graph import WARM_UP
 
-TRAIN_SECONDS = 90
-"""Time limit of the main command."""
+COMMAND_SECONDS = 65.0
+"""Time limit of commands that a part runs."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +39,23 @@ class Sizes:
     steps: dict[str, tuple[IVCLConfig, int]]
     """Training steps: part to sizes of the model and clips."""
     batches: tuple[int, ...]
-    """Clips of the steps that show how throughput depends on the batch."""
+    """Clips of the stage's steps."""
+    stage_steps: int
+    parity_clips: int
+    mae: tuple[IVCLConfig, int]
+    """Image MAE: sizes of the model and images."""
+    timm: tuple[int, int]
+    """Images, and their height and width."""
     kernel_clips: int
     kernel_dtype: torch.dtype
     kernel_rounds: int
     attention: tuple[AttentionShape, ...]
     store_steps: int
+    stream_steps: int
     window: float
     """Seconds of a round of training steps."""
     videos: int
+    rehearsal: bool = False
 
 
 def target(preset: str, **overrides: Any) -> IVCLConfig:
@@ -59,16 +65,27 @@ def target(preset: str, **overrides: Any) -> IVCLConfig:
 
 CARD = Sizes(
     steps={"base64": (target("base64"), 88), "base224": (target("base224"), 32)},
-    batches=(8, 16, 32, 88, 176, 352, 704),
+    batches=(256, 88, 16),
+    stage_steps=24,
+    parity_clips=16,
+    mae=(images.MAE, 256),
+    timm=(128, 224),
     kernel_clips=88,
     kernel_dtype=torch.bfloat16,
     kernel_rounds=20,
     attention=tuple(
         AttentionShape(*shape)
-        for shape in ((2048, 12, 12, 64), (1232, 20, 12, 64), (560, 44, 12, 64), (384, 64, 12, 64),
-                      (192, 128, 12, 64), (2048, 18, 4, 32))
+        for shape in (
+            (2048, 12, 12, 64),  # encoder of base64
+            (256, 72, 12, 64),  # temporal transformer
+            (256, 68, 8, 64),  # decoder
+            (704, 68, 12, 64),  # encoder in finetuning
+            (1232, 20, 12, 64), (560, 44, 12, 64), (384, 64, 12, 64), (192, 128, 12, 64),
+            (2048, 18, 4, 32),
+        )
     ),
     store_steps=160,
+    stream_steps=16,
     window=0.2,
     videos=64,
 )  # fmt: skip
@@ -77,14 +94,22 @@ _TINY = target("tiny", image_size=16, embed_dim=32, num_heads=2, depth=1, tempor
 REHEARSAL = Sizes(
     steps={"base64": (_TINY, 2), "base224": (_TINY, 2)},
     batches=(1, 2),
+    stage_steps=4,
+    parity_clips=2,
+    mae=(IVCLConfig.preset("tiny", objective="mae", num_frames=1, num_query_frames=1,
+                           image_size=16, embed_dim=32, num_heads=2, depth=1, temporal_depth=1,
+                           decoder_dim=32, decoder_heads=2, decoder_depth=1), 2),
+    timm=(2, 32),
     kernel_clips=1,
     kernel_dtype=torch.float32,
     kernel_rounds=1,
     attention=(AttentionShape(4, 5, 2, 16),),
     store_steps=4,
+    stream_steps=2,
     window=0.01,
     videos=2,
-)
+    rehearsal=True,
+)  # fmt: skip
 
 
 def describe_machine(rows: RowFile, sizes: Sizes) -> None:
@@ -94,10 +119,37 @@ def describe_machine(rows: RowFile, sizes: Sizes) -> None:
 
 
 def compiled_steps(rows: RowFile, sizes: Sizes) -> None:
-    """Fill the compiler's caches while the tests run; nothing is timed."""
+    """Render videos and fill the compiler's caches, while other parts run that are not timed."""
+    with suppress(Skip):
+        data.videos("mjpeg", sizes.videos, video_size(sizes), workers=None)
     variants = steps.OURS_COMPILED, steps.SDPA_COMPILED, steps.EXPLICIT_COMPILED
     for preset in sizes.steps:
         measure_steps(preset, rows, sizes, variants, rounds=0, warm_up=0)
+    for clips in sizes.batches:
+        measure_steps("base64", rows, sizes, variants[:1], clips, rounds=0, warm_up=0)
+    mae(rows, sizes, (steps.OURS_COMPILED, steps.SDPA_COMPILED), rounds=0, warm_up=0)
+
+
+def stage(rows: RowFile, sizes: Sizes) -> None:
+    """The trainer's stage: first whether its weights are right, then how fast it is."""
+    cfg, _ = sizes.steps["base64"]
+    stages.stage_parity(rows, cfg, sizes.parity_clips)
+    stages.stage_speeds(rows, cfg, sizes.batches, sizes.stage_steps)
+
+
+def resume(rows: RowFile, sizes: Sizes) -> None:
+    """A stage that is stopped and continued, with and without a CUDA graph."""
+    stages.resume(rows, sizes.steps["base64"][0], sizes.parity_clips)
+
+
+def small_step(rows: RowFile, sizes: Sizes) -> None:
+    """Two steps of a stage on tiny sizes, for sanitizers, under which everything is slow."""
+    cfg, clips = sizes.steps["base64"]
+    with rows.row(benchmark="two small steps", name="ours") as row:
+        row["difference"] = 0.0
+        loader, way = stages.SyntheticLoader(cfg, clips), stages.Way("ours")
+        model = stages.build(cfg, way, stages.fresh_weights(cfg))
+        stages.run_stage(model, loader, 2, clips, amp=DEVICE.type == "cuda")
 
 
 def all_steps(preset: str, rows: RowFile, sizes: Sizes) -> None:
@@ -113,11 +165,22 @@ def all_steps(preset: str, rows: RowFile, sizes: Sizes) -> None:
     measure_steps(preset, rows, sizes, variants)
 
 
-def batches(rows: RowFile, sizes: Sizes) -> None:
-    """How throughput grows with the batch, until the memory is full."""
-    for clips in sizes.batches:
-        variants = steps.OURS_GRAPH, steps.OURS
-        measure_steps("base64", rows, sizes, variants, clips)
+def mae(
+    rows: RowFile, sizes: Sizes, variants: Sequence[Variant] | None = None, **options: Any
+) -> None:
+    """Image MAE with ViT-B/16 at 224 pixels, for which others have published images/s."""
+    cfg, count = sizes.mae
+    variants = variants or (
+        steps.OURS_GRAPH, steps.OURS_COMPILED_GRAPH, steps.SDPA_COMPILED, steps.OURS,
+    )  # fmt: skip
+    options = {"rounds": 5, "warm_up": WARM_UP + 1, "window": sizes.window} | options
+    measure(images.mae_benchmark(cfg, count, tuple(variants), **options), rows.add, together=False)
+
+
+def timm(rows: RowFile, sizes: Sizes) -> None:
+    """``accelerate`` on timm's ViT-B/16."""
+    options = {"rounds": 5, "warm_up": 3, "window": sizes.window}
+    measure(images.timm_benchmark(*sizes.timm, **options), rows.add, together=False)
 
 
 def measure_steps(
@@ -164,24 +227,56 @@ def store(rows: RowFile, sizes: Sizes) -> None:
         data.write_random_store(path, cfg)
         places = ("gpu", "ram", "disk") if DEVICE.type == "cuda" else ("ram", "disk")
         loaders: dict[str, Callable[[], Any]] = {
-            "synthetic tensors": lambda: data.SyntheticLoader(cfg, clips),
+            "synthetic tensors": lambda: stages.SyntheticLoader(cfg, clips),
             **{
                 f"store, {place}": lambda place=place: data.store_loader(
                     path, place, cfg, clips, sizes.store_steps
                 )
                 for place in places
             },
-            "synthetic tensors, again": lambda: data.SyntheticLoader(cfg, clips),
+            "synthetic tensors, again": lambda: stages.SyntheticLoader(cfg, clips),
         }
         for name, make in loaders.items():
             what = {"benchmark": "training from a store", "name": name}
             with rows.row(**what, count=clips, unit="clips") as row:
-                row |= data.train(make(), cfg, clips, sizes.store_steps)
+                row |= stages.speed(make(), cfg, clips, sizes.store_steps, fastest())
+
+
+def video_size(sizes: Sizes) -> str:
+    """Return the size of synthetic CATER videos; ``full`` is that of the published ones."""
+    return "embedded" if sizes.rehearsal else "full"
+
+
+def fastest() -> stages.Way:
+    """Return the first way to run a stage that can run here."""
+    return next(way for way in stages.WAYS if way.unsupported_reason is None)
+
+
+def stream(rows: RowFile, sizes: Sizes) -> None:
+    """Decoding while training, from Motion-JPEG videos in CATER's format: alone, then in a stage.
+
+    The batches of both decoders are made twice: the first epoch starts workers and pipelines.
+    """
+    cfg, clips = sizes.steps["base64"]
+    media = data.videos("mjpeg", sizes.videos, video_size(sizes), workers=None)
+    for name in ("DALI", "PyAV"):
+        what = {"count": clips, "unit": "clips", "name": f"ours, {name}"}
+        with rows.row(benchmark="streaming alone", **what) as row:
+            loader = data.stream_loader(media, name.lower(), cfg, clips, sizes.stream_steps)
+            first = seconds(partial(data.read_all, loader))
+            again = seconds(partial(data.read_all, loader))
+            row |= {"seconds": again / len(loader), "first_seconds": first}
+            loader.close()
+        with rows.row(benchmark="training with --loader stream", **what) as row:
+            loader = data.stream_loader(media, name.lower(), cfg, clips, sizes.stream_steps)
+            row |= stages.speed(loader, cfg, clips, sizes.stream_steps, fastest())
+            loader.close()
+        free_memory()
 
 
 def decoder(rows: RowFile, sizes: Sizes) -> None:
     """Building stores from Motion-JPEG videos in CATER's format, with a worker per CPU."""
-    size = "full" if DEVICE.type == "cuda" else "embedded"
+    size = video_size(sizes)
     media = data.videos("mjpeg", sizes.videos, size, workers=None)
     frames = {"count": len(media) * data.FRAMES[size], "unit": "frames"}
     for name in ("PyAV", "DALI"):
@@ -189,33 +284,34 @@ def decoder(rows: RowFile, sizes: Sizes) -> None:
             cfg = IVCLConfig.preset(preset)
             what = f"store of {len(media)} videos, {cfg.image_size} pixels"
             with rows.row(benchmark=what, name=name, **frames) as row:
-                if name == "DALI":
-                    data.require("nvidia.dali")
+                data.require_decoder(name.lower())
                 build = partial(data.build_once, media, name.lower(), cfg, None)
                 row["seconds"] = seconds(build)
 
 
 def train(rows: RowFile, sizes: Sizes) -> None:
-    """``train --quick --compile --cuda-graph``: everything once."""
-    data.require("av", "tyro", "tensorboard")
-    with tempfile.TemporaryDirectory() as folder, rows.row(benchmark="train --quick") as row:
-        row["name"] = "ours"
-        command = [
-            sys.executable, "-m", "ivcl_fast.train", "--quick", "--compile", "--cuda-graph",
-            "--out", f"{folder}/runs", "--data-dir", f"{folder}/data", "--device", DEVICE.type,
-        ]  # fmt: skip
-        begin = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TRAIN_SECONDS)
-        row["seconds"] = time.perf_counter() - begin
-        if done.returncode:
-            raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
+    """``train --quick --compile``: everything once, end to end."""
+    commands.train(rows, COMMAND_SECONDS)
+
+
+def ranks(rows: RowFile, sizes: Sizes) -> None:
+    """Two GPUs over NCCL, replicas and shards, against one."""
+    if DEVICE.type != "cuda":
+        raise Skip("2 GPUs are needed, there is none")
+    commands.several_gpus(rows, 2, COMMAND_SECONDS)
+
+
+def sanitizer(rows: RowFile, sizes: Sizes) -> None:
+    """NVIDIA's sanitizers on one small step."""
+    commands.sanitize(rows, sizes.rehearsal)
 
 
 PARTS: dict[str, Callable[[RowFile, Sizes], None]] = {
-    "machine": describe_machine, "compile": compiled_steps,
+    "machine": describe_machine, "train": train, "compile": compiled_steps,
+    "sanitizer": sanitizer, "resume": resume, "stage": stage,
     "base64": partial(all_steps, "base64"), "base224": partial(all_steps, "base224"),
-    "batches": batches, "kernels": kernels, "attention": attention, "store": store,
-    "decoder": decoder, "train": train,
+    "mae": mae, "attention": attention, "kernels": kernels, "store": store, "stream": stream,
+    "timm": timm, "decoder": decoder, "ranks": ranks, "small-step": small_step,
 }  # fmt: skip
 
 

@@ -22,16 +22,12 @@ from torch import Tensor, nn
 
 from benchmarks import baselines
 from benchmarks.benchmark import Benchmark, Setup, check_parity
+from benchmarks.images import MAE as CONFIG
 from benchmarks.steps import TRAINER, our_model
 from benchmarks.timing import DEVICE, Call
-from ivcl_fast import IVCLConfig
 from ivcl_fast.models import flops
 
 MODEL_FILE = "models_mae.py"
-CONFIG = IVCLConfig.preset(
-    "base224", objective="mae", num_frames=1, num_query_frames=1, num_slots=1, decoder_heads=16
-)
-"""Image MAE with ViT-B/16 and its decoder as a model of ours: the slot is its cls token."""
 IMAGES = 256 if DEVICE.type == "cuda" else 8
 BF16, COMPILED, FLOAT32 = (f"public MAE, {how}" for how in ("bf16", "bf16, compiled", "float32"))
 

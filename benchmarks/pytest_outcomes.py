@@ -6,9 +6,11 @@ import json
 import os
 from typing import Any
 
-FILE = "IVCL_FAST_GPU_CHECK"
-"""Name of the environment variable with the file to append to."""
+import pytest
 
+FILE, PER_FUNCTION = "IVCL_FAST_GPU_CHECK", "IVCL_FAST_GPU_CHECK_PER_FUNCTION"
+"""Names of the environment variables with the file to append to, and with how many tests of each
+function to run."""
 
 _errors: list[str] = []
 
@@ -20,6 +22,24 @@ def _add(**row: Any) -> None:
         _errors.append(row["error"])
     with open(os.environ[FILE], "a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+@pytest.hookimpl(trylast=True)  # what -m and -k leave
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    """Thin the tests: of each function those with the first and last parameters, and some between.
+
+    An environment variable says how many; without it all run.
+    """
+    most = int(os.environ.get(PER_FUNCTION, 0)) or len(items)
+    by_function: dict[str, list[Any]] = {}
+    for item in items:
+        by_function.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept: set[Any] = set()
+    for those in by_function.values():
+        count = min(most, len(those))
+        kept |= {those[round(i * (len(those) - 1) / max(1, count - 1))] for i in range(count)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 def pytest_runtest_logreport(report: Any) -> None:

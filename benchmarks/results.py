@@ -77,12 +77,18 @@ def from_pytest_benchmark(content: dict[str, Any]) -> Results:
 
 @contextlib.contextmanager
 def failures_in(row: Row) -> Iterator[Row]:
-    """Keep an exception of the block in ``row``: a :class:`Skip` as ``skipped``, else ``error``."""
+    """Keep an exception of the block in ``row``: as ``skipped`` if it cannot run, else ``error``.
+
+    What cannot run is a :class:`Skip`, and what does not fit into a GPU's memory.
+    """
     try:
         yield row
     except Skip as reason:
         row["skipped"] = str(reason)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            row["skipped"] = "it does not fit into the GPU's memory"
+            return
         traceback.print_exc()
         lines = str(error).strip().splitlines() or [""]
         row["error"] = f"{type(error).__name__}: {lines[0]}"[:300]

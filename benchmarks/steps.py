@@ -144,7 +144,7 @@ def pretraining_benchmark(
 ) -> Benchmark:
     """A pretraining step; with shared weights, all variants of a large model fit in memory."""
     return Benchmark(
-        name=f"training step, {name}, {clips} clips",
+        name=f"training step, {name}, {clips} {options.get('unit', 'clips')}",
         implementations=tuple(variant.name for variant in variants),
         setup=partial(pretraining, cfg, clips, variants, share_weights),
         flops=clips * flops.training(cfg),

@@ -11,9 +11,11 @@ from benchmarks.targets import measured_targets
 
 Machine = dict[str, Any]
 SECTIONS = {
-    "base64": "Training steps of base64", "base224": "Training steps of base224",
-    "batches": "Training steps by batch", "kernels": "Kernels alone", "attention": "Attention",
-    "store": "Training from a store", "decoder": "Building a store", "train": "The main command",
+    "train": "The main command", "stage": "The trainer's stage",
+    "base64": "Training steps of base64", "mae": "Image MAE", "attention": "Attention",
+    "kernels": "Kernels alone", "store": "Training from a store", "stream": "Streaming",
+    "timm": "accelerate on timm", "base224": "Training steps of base224",
+    "decoder": "Building a store",
 }  # fmt: skip
 """Parts of ``make gpu-check`` whose rows are benchmarks, and their headings."""
 
@@ -64,6 +66,11 @@ def outcomes(results: Results) -> Iterator[str]:
     )
     yield ""
     for row in results.rows:
+        if "difference" in row and "seconds" not in row and "error" not in row:
+            what = f"{row['part']}, {row['benchmark']}, {row['name']}"
+            yield f"- {what}: the difference is {row['difference']:.2g}"
+        for line in row.get("said", ()):
+            yield f"- {row['part']}, {row['name']}: `{line}`"
         reason = row.get("error") or row.get("skipped")
         if reason and row["part"] not in ("tests", "large"):  # they have a section of their own
             what = [row[key] for key in ("part", "benchmark", "name") if key in row]

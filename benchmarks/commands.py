@@ -1,0 +1,128 @@
+"""Measurements that are commands of their own: a whole run, two GPUs, and NVIDIA's sanitizer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.benchmark import ParityError
+from benchmarks.data import require
+from benchmarks.results import RowFile, Skip
+from benchmarks.timing import DEVICE
+
+CURVES = 0.02
+"""Largest relative difference between the losses of one and of two GPUs, in bfloat16."""
+SANITIZER = "compute-sanitizer"
+TOOLS = ("memcheck", "racecheck")
+TOOL_SECONDS = 35.0
+
+
+def train(rows: RowFile, seconds: float) -> None:
+    """``train --quick --compile``, as a user calls it: everything once."""
+    require("av", "tyro", "tensorboard")
+    with tempfile.TemporaryDirectory() as folder, rows.row(benchmark="train --quick") as row:
+        row["name"] = "ours"
+        begin = time.perf_counter()
+        said = run_train(Path(folder), "--compile", seconds=seconds)
+        row["seconds"] = time.perf_counter() - begin
+        kept = ("run:", "kernels:", "--compile:", "--cuda-graph:")
+        row["said"] = [line for line in said.splitlines() if line.startswith(kept)][:5]
+
+
+def several_gpus(rows: RowFile, ranks: int, seconds: float, device: str = DEVICE.type) -> None:
+    """Pretrain on one GPU, then on two over NCCL: replicas (DDP) and shards (FSDP2).
+
+    The losses have to be those of one GPU. On a ``cpu`` the ranks use gloo.
+    """
+    require("av", "tyro", "tensorboard")
+    if device == "cuda" and torch.cuda.device_count() < ranks:
+        raise Skip(f"{ranks} GPUs are needed, there are {torch.cuda.device_count()}")
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    ways = {
+        "1 rank": ([], []), f"{ranks} ranks, DDP": (launcher, []),
+        f"{ranks} ranks, FSDP2": (launcher, ["--shard"]),
+    }  # fmt: skip
+    expected: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (name, (command, flags)) in enumerate(ways.items()):
+            with rows.row(benchmark="pretraining on several devices", name=name) as row:
+                begin, run = time.perf_counter(), f"run{number}"
+                run_train(
+                    Path(folder), *flags, "--stage", "pretrain", "--name", run, device=device,
+                    seconds=seconds, launcher=command,
+                )  # fmt: skip
+                row["whole_seconds"] = time.perf_counter() - begin
+                records = (Path(folder) / "runs" / run / "metrics.jsonl").read_text().splitlines()
+                losses = [r["loss"] for r in map(json.loads, records) if "loss" in r]
+                expected = expected or losses
+                row["difference"] = found = difference(losses, expected)
+                if not found <= CURVES:
+                    raise ParityError(f"losses {losses} differ from {expected} of one rank")
+
+
+def difference(losses: Sequence[float], expected: Sequence[float]) -> float:
+    """Return the largest relative difference of two curves; infinite if one is shorter."""
+    if len(losses) != len(expected) or not losses:
+        return float("inf")
+    return max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
+
+
+def run_train(
+    folder: Path,
+    *flags: str,
+    seconds: float,
+    device: str = DEVICE.type,
+    launcher: Sequence[str] = (),
+) -> str:
+    """Run the main command on little data; returns what it printed, or raises its last line."""
+    command = [
+        sys.executable, *launcher, "-m", "ivcl_fast.train", "--quick", "--out", f"{folder}/runs",
+        "--data-dir", f"{folder}/data", "--device", device, *flags,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+        last = said or done.stderr.strip().splitlines() or ["no message"]
+        raise RuntimeError(f"exit status {done.returncode}: {last[0] if said else last[-1]}")
+    return done.stdout
+
+
+def sanitize(rows: RowFile, rehearse: bool) -> None:
+    """Run one small training step under each tool of ``compute-sanitizer``.
+
+    PyTorch's allocator is switched off, so that every tensor is an allocation that is checked.
+    """
+    if DEVICE.type != "cuda" and not rehearse:
+        raise Skip("it needs an NVIDIA GPU")
+    if (program := shutil.which(SANITIZER)) is None:
+        raise Skip(f"{SANITIZER} is not on PATH (it is part of the CUDA toolkit)")
+    for tool in TOOLS:
+        with (
+            rows.row(benchmark="one small training step", name=f"{SANITIZER} {tool}") as row,
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            step = [sys.executable, "-m", "benchmarks.parts", "small-step", f"{folder}/rows"]
+            begin = time.perf_counter()
+            try:
+                done = subprocess.run(
+                    [program, "--tool", tool, "--error-exitcode", "9", *step, "--rehearse"],
+                    capture_output=True, text=True, timeout=TOOL_SECONDS,
+                    env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+                )  # fmt: skip
+            except subprocess.TimeoutExpired:
+                raise Skip(f"it found nothing in {TOOL_SECONDS:.0f} s, and did not end") from None
+            row["whole_seconds"] = time.perf_counter() - begin
+            said = [line for line in done.stdout.splitlines() if line.startswith("=========")]
+            row["said"] = said[-1:]
+            if done.returncode:
+                errors = [line for line in said if "ERROR" not in line and len(line) > 12]
+                raise RuntimeError(f"{tool}: {(errors or said or ['it failed'])[0]}")

@@ -1,0 +1,278 @@
+"""The trainer's own loop, ``Stage``, with Muon, clipping, compiled blocks and a CUDA graph.
+
+What a run gains from fused steps is measured here, not on a step that a benchmark has assembled.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import timing
+from benchmarks.benchmark import ParityError, free_memory
+from benchmarks.results import Row, RowFile, Skip
+from benchmarks.timing import DEVICE
+from ivcl_fast import IVCL, IVCLConfig, reference
+from ivcl_fast.data.loader import Batch
+from ivcl_fast.models import flops
+from ivcl_fast.training import step_graph
+from ivcl_fast.training.hardware import compile_unsupported_reason
+from ivcl_fast.training.loop import Stage
+from ivcl_fast.training.optim import Schedule
+from ivcl_fast.training.seeds import clip_seeds
+
+PARITY_STEPS, RESUME_STEPS = 5, 12
+"""Real steps, with a learning rate. A graph is recorded after three eager ones."""
+LR = 1e-3
+SLACK = 2.0
+"""How many times as far from the reference in float32 as the reference in bfloat16 weights may be
+(CONTRIBUTING.md has the same rule for ops)."""
+FLOAT32_TOLERANCE = 0.02
+"""Largest distance in float32, relative to what the steps changed: Muon iterates in bfloat16."""
+
+
+class Finished(Exception):
+    """Ends a stage before it writes a checkpoint."""
+
+
+class Limited:
+    """A loader that raises :class:`Finished` after a number of batches."""
+
+    def __init__(self, loader: Any, batches: int) -> None:
+        self.loader, self.batches = loader, batches
+
+    @property
+    def wait_seconds(self) -> float:
+        return self.loader.wait_seconds
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        with closing(self.loader.epoch(epoch, start_batch)) as found:
+            for _ in range(start_batch, self.batches):
+                yield next(found)
+        raise Finished
+
+
+class SyntheticLoader:
+    """One batch of random numbers, again and again: no loader can be faster."""
+
+    wait_seconds = 0.0
+
+    def __init__(self, cfg: IVCLConfig, clips: int) -> None:
+        shape = clips, cfg.num_frames, cfg.num_patches, cfg.patch_dim
+        generator = torch.Generator(DEVICE).manual_seed(0)
+        self.batch = Batch(
+            torch.randint(256, shape, dtype=torch.uint8, device=DEVICE, generator=generator),
+            torch.zeros(clips, dtype=torch.int64, device=DEVICE),
+            torch.arange(clips, device=DEVICE),
+        )
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        while True:
+            yield self.batch
+
+
+class Records:
+    """Takes the place of a run's log, and keeps its records."""
+
+    def __init__(self) -> None:
+        self.kept: list[dict[str, float]] = []
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Do nothing: nothing is resumed."""
+
+    def write(self, stage: str, step: int, clips: int, **values: float) -> None:
+        """Keep a record."""
+        self.kept.append(values)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a stage."""
+
+    name: str
+    amp: bool = True
+    compiled: bool = False
+    graph: bool = False
+    plain: bool = False
+    """Whether the model is the reference."""
+
+    @property
+    def unsupported_reason(self) -> str | None:
+        """Why it cannot run here."""
+        if self.graph and (reason := step_graph.unsupported_reason(DEVICE)):
+            return f"no CUDA graph: {reason}"
+        if self.compiled and (reason := compile_unsupported_reason(DEVICE)):
+            return f"not compiled: {reason}"
+        return None
+
+
+WAYS = (
+    Way("ours, CUDA graph", graph=True),
+    Way("ours"),
+    Way("ours, compiled, CUDA graph", compiled=True, graph=True),
+    Way("ours, compiled", compiled=True),
+)
+PARITY_WAYS = (
+    Way("reference, bf16", plain=True), *WAYS, Way("ours, float32", amp=False),
+    Way("ours, float32, CUDA graph", amp=False, graph=True),
+)  # fmt: skip
+
+
+def run_stage(
+    model: nn.Module,
+    loader: Any,
+    steps: int,
+    clips: int,
+    *,
+    amp: bool = True,
+    graph: bool = False,
+    total: int = 0,
+    folder: Path | None = None,
+    **options: Any,
+) -> list[dict[str, float]]:
+    """Run steps of pretraining, of ``total`` in the schedule; returns what the stage logs.
+
+    With a ``folder`` there are checkpoints, every ``save_every`` steps, and it continues from them.
+    """
+    records: Any = Records()
+    limited: Any = Limited(loader, steps)
+    total = total or steps + 1
+    with tempfile.TemporaryDirectory() as temporary:
+        stage = Stage(
+            name="pretrain", model=model, loader=limited,
+            loss=lambda model, part, step: model(
+                part.rows, seed=clip_seeds(0, step, part.clip_ids)
+            ).loss,
+            schedule=Schedule(total * clips, LR, batch_size=clips, optimizer="muon"),
+            folder=folder or Path(temporary), metrics=records, device=DEVICE, amp=amp,
+            cuda_graph=graph, **{"save_every": total + 1} | options,
+        )  # fmt: skip
+        with suppress(Finished):
+            stage.run()
+    timing.synchronize()
+    return records.kept
+
+
+def speed(loader: Any, cfg: IVCLConfig, clips: int, steps: int, way: Way = WAYS[0]) -> Row:
+    """Train on batches of a loader; returns the median speed, and how long steps wait for data."""
+    timing.reset_peak()
+    kept = run_stage(
+        build(cfg, way, fresh_weights(cfg)), loader, steps, clips, amp=way.amp, graph=way.graph,
+        log_every=max(1, steps // 8),
+    )  # fmt: skip
+    settled = kept[2:] or kept  # the first two warm up and record the graph
+    rates = {key: [record[key] for record in settled] for key in ("clips_per_second", "data_wait")}
+    return {
+        "seconds": clips / statistics.median(rates["clips_per_second"]),
+        "data_wait": statistics.median(rates["data_wait"]),
+        "peak_bytes": timing.peak_bytes(),
+    }
+
+
+def fresh_weights(cfg: IVCLConfig) -> dict[str, Tensor]:
+    """Return the weights that every way starts from."""
+    torch.manual_seed(0)
+    with DEVICE:  # drawing them on a CPU takes longer than training with them on a GPU
+        return reference.IVCL(cfg).state_dict()
+
+
+def build(cfg: IVCLConfig, way: Way, weights: dict[str, Tensor]) -> nn.Module:
+    """Return the model of a way, with these weights."""
+    with DEVICE:
+        model: Any = reference.IVCL(cfg) if way.plain else IVCL(cfg)
+    model.load_state_dict(weights)
+    if way.compiled and not way.plain:
+        model.compile_blocks()
+    return model
+
+
+def stage_speeds(rows: RowFile, cfg: IVCLConfig, batches: Sequence[int], steps: int) -> None:
+    """Time the stage in every way at several batch sizes; what has to be compiled comes last."""
+    for way in WAYS:
+        for clips in batches:
+            what = {"benchmark": f"stage with Muon, {clips} clips", "name": way.name}
+            with rows.row(**what, count=clips, unit="clips") as row:
+                require(way)
+                row["flops"] = clips * flops.training(cfg)
+                row |= speed(SyntheticLoader(cfg, clips), cfg, clips, steps, way)
+            free_memory()
+
+
+def stage_parity(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
+    """Compare the weights after real steps with those of the reference in float32."""
+    start = fresh_weights(cfg)
+    loader = SyntheticLoader(cfg, clips)
+
+    def after(way: Way) -> dict[str, Tensor]:
+        model = build(cfg, way, start)
+        run_stage(model, loader, PARITY_STEPS, clips, amp=way.amp, graph=way.graph)
+        return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    expected = after(Way("reference, float32", amp=False, plain=True))
+    allowed = FLOAT32_TOLERANCE
+    for way in PARITY_WAYS:
+        what = f"weights after {PARITY_STEPS} steps of the stage, {clips} clips"
+        with rows.row(benchmark=what, name=way.name) as row:
+            require(way)
+            found = distance(after(way), expected, start)
+            row["difference"] = found
+            if way.plain:
+                allowed = SLACK * found
+            bound = allowed if way.amp else FLOAT32_TOLERANCE
+            if not found <= bound:
+                raise ParityError(f"weights differ by {found:.2g} of the change, not {bound:.2g}")
+        free_memory()
+
+
+def resume(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
+    """Stop a stage halfway and continue it from its checkpoint: the weights are the same."""
+    loader, start, half = SyntheticLoader(cfg, clips), fresh_weights(cfg), RESUME_STEPS // 2
+    for way in WAYS[:2]:
+        what = f"resumed after {half} of {RESUME_STEPS} steps"
+        with rows.row(benchmark=what, name=way.name) as row, tempfile.TemporaryDirectory() as name:
+            require(way)
+            runs = {
+                "whole": [RESUME_STEPS], "resumed": [half, RESUME_STEPS],
+            }  # fmt: skip
+            weights = {}
+            for run, ends in runs.items():
+                for end in ends:
+                    model = build(cfg, way, start)
+                    run_stage(
+                        model, loader, end, clips, amp=way.amp, graph=way.graph,
+                        total=RESUME_STEPS + 1, folder=Path(name) / run, save_every=half,
+                    )  # fmt: skip
+                weights[run] = copy.deepcopy(model.state_dict())
+            row["difference"] = found = distance(weights["resumed"], weights["whole"], start)
+            if not found <= FLOAT32_TOLERANCE:
+                raise ParityError(f"weights differ by {found:.2g} of the change")
+        free_memory()
+
+
+def require(way: Way) -> None:
+    """Raise :class:`Skip` if a way cannot run here."""
+    if reason := way.unsupported_reason:
+        raise Skip(reason)
+
+
+def distance(
+    found: dict[str, Tensor], expected: dict[str, Tensor], start: dict[str, Tensor]
+) -> float:
+    """Return how far weights are from what is expected, relative to how far those have moved."""
+    apart = moved = 0.0
+    for name, value in expected.items():
+        apart += (found[name].double() - value.double()).square().sum().item()
+        moved += (value.double() - start[name].double()).square().sum().item()
+    return (apart / moved) ** 0.5
