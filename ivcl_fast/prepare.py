@@ -1,9 +1,9 @@
 """``python -m ivcl_fast.prepare``: make data ready for training.
 
-``videos:DIR``, ``csv:FILE``, ``cater:DIR``, ``acre:DIR`` and ``something-else:DIR`` decode the
-media of a data set into a frame store; ``synthetic:cater`` and others write a synthetic data set in
-a published format. If the command is interrupted, the same command continues. Under torchrun the
-ranks share the work.
+``videos:DIR``, ``csv:FILE``, ``webdataset:PATTERN``, ``hf:NAME_OR_DIR``, ``cater:DIR``,
+``acre:DIR`` and ``something-else:DIR`` decode the media of a data set into a frame store;
+``synthetic:cater`` and others write a synthetic data set in a published format. If the command is
+interrupted, the same command continues. Under torchrun the ranks share the work.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ class PrepareConfig:
     """What to prepare."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """videos:DIR, csv:FILE, cater:DIR, acre:DIR, something-else:DIR, synthetic:cater,
-    synthetic:acre-iid, synthetic:acre-comp, synthetic:acre-sys or synthetic:something-else."""
+    """videos:DIR, csv:FILE, webdataset:PATTERN, hf:NAME_OR_DIR, cater:DIR, acre:DIR,
+    something-else:DIR, synthetic:cater, synthetic:acre-iid, synthetic:acre-comp, synthetic:acre-sys
+    or synthetic:something-else."""
     out: Path | None = None
     """Folder to write to; by default one inside DIR, or in data/."""
     workers: int | None = None

@@ -16,8 +16,9 @@ class DataConfig:
     """Which clips to use, and how to read their frames."""
 
     source: Annotated[str, tyro.conf.arg(name="data")] = "synthetic"
-    """Your own videos: videos:DIR (a folder, with a folder for each class if there are classes) or
-    csv:FILE (a list of paths and labels); a folder in a data set's published format: cater:DIR,
+    """Your own videos: videos:DIR (a folder, with a folder for each class if there are classes),
+    csv:FILE (a list of paths and labels), webdataset:PATTERN (tar files) or hf:NAME_OR_DIR (of the
+    Hugging Face datasets package); a folder in a data set's published format: cater:DIR,
     acre:DIR or something-else:DIR; or a synthetic data set, written if it is missing: synthetic
     (CATER with a static camera), synthetic:moving, synthetic:{acre-iid,acre-comp,acre-sys},
     synthetic:something-else."""
@@ -39,7 +40,7 @@ class DataConfig:
     val_videos: int = 600
     """Number of synthetic validation videos."""
     data_dir: Path = Path("data")
-    """Folder of the synthetic data sets."""
+    """Folder of the synthetic data sets, and of what is made from data sets of the hub."""
     loader: Annotated[Literal["store", "stream"], tyro.conf.arg(aliases=("--feed",))] = "store"
     """store: decode every video once, into a frame store; stream: decode the clips every epoch."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"

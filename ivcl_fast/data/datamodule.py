@@ -217,7 +217,7 @@ def open_dataset(config: DataConfig, read_only: bool = False) -> Dataset:
             with Bar("rendering", 0, place.unit) as bar:
                 place.write(root, spec, workers=config.workers, progress=bar)
         place = root
-    if read_only and not place.exists():
+    if read_only and dataset_format.place in ("DIR", "FILE") and not place.exists():
         raise UserError(
             f"{place.absolute()}: no such folder or file; read-only commands never generate data; "
             f"if the data set has moved, accepted: {accepted}"

@@ -40,7 +40,7 @@ class DatasetFormat:
     """Whether it has labels of single frames, for supervised pretraining."""
     options: tuple[str, ...] = ()
     """Settings of the data that :attr:`open` takes besides, such as ``val_fraction``."""
-    place: Literal["DIR", "FILE"] = "DIR"
+    place: Literal["DIR", "FILE", "PATTERN", "NAME_OR_DIR"] = "DIR"
     """What follows the name of the format in a source."""
 
     def open_with(self, config: DataConfig, place: Path, task: str) -> Dataset:
@@ -92,11 +92,25 @@ def _csv() -> DatasetFormat:
     return _own(VideoList, place="FILE")
 
 
+def _webdataset() -> DatasetFormat:
+    from ivcl_fast.data.formats.own.webdataset import WebDataset
+
+    return _own(WebDataset, place="PATTERN")
+
+
+def _hugging_face() -> DatasetFormat:
+    from ivcl_fast.data.formats.own.hugging_face import HuggingFaceVideos
+
+    options = ("val_fraction", "data_dir")
+    return _own(HuggingFaceVideos, place="NAME_OR_DIR", options=options)
+
+
 def _own(open: Callable[..., Dataset], **how: Any) -> DatasetFormat:
     """Describe a format for one's own videos, of which nothing is known."""
     from ivcl_fast.data.formats.own.labelled import TASK
 
-    return DatasetFormat(open, (TASK,), random_crop=True, options=("val_fraction",), **how)
+    how = {"options": ("val_fraction",)} | how
+    return DatasetFormat(open, (TASK,), random_crop=True, **how)
 
 
 def _synthetic_cater(camera: Literal["static", "moving"]) -> Synthetic:
@@ -134,6 +148,8 @@ _FORMATS: dict[str, Callable[[], DatasetFormat]] = {
     "something-else": _something_else,
     "videos": _videos,
     "csv": _csv,
+    "webdataset": _webdataset,
+    "hf": _hugging_face,
 }
 _SYNTHETIC: dict[str, Callable[[], Synthetic]] = {
     "cater": partial(_synthetic_cater, "static"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from ivcl_fast.data.dataset import Clip, Media
@@ -59,6 +59,7 @@ class LabelledVideos:
         self.root = root
         if not items:
             raise UserError(f"{root}: holds no videos")
+        items = _without_unlike_splits(root, items)
         classes = sorted({label for item in items for label in item.labels}, key=_class_order)
         self.multi_label = any(len(item.labels) > 1 for item in items)
         if classes:
@@ -116,15 +117,33 @@ class LabelledVideos:
         return self._classes[label]
 
 
+def name_of(path: str) -> str:
+    """Return a path as the name of a video: relative, and without steps upwards."""
+    return "/".join(part for part in PurePath(path).parts if part not in ("..", "/", "//"))
+
+
+def _without_unlike_splits(root: Path, items: Sequence[Item]) -> Sequence[Item]:
+    """Leave out splits without labels if the training videos have some, and the reverse."""
+    labelled = any(item.labels for item in items if item.split == TRAIN)
+    for split in (VAL, TEST):
+        own = [item for item in items if item.split == split]
+        if own and labelled != any(item.labels for item in own):
+            how = "no labels" if labelled else "labels, unlike the training videos"
+            log.warning("%s: the split %s is left out, as its videos have %s", root, split, how)
+            items = [item for item in items if item.split != split]
+    return items
+
+
 def hold_out(items: Iterable[Item], fraction: float) -> list[Item]:
     """Put a fraction of the items of each class, by the hash of their names, into ``val``.
 
     Of a class with several videos it takes at least one, and leaves at least one.
     """
     items = list(items)
+    several = any(len(item.labels) > 1 for item in items)  # then classes cannot be told apart
     groups: dict[tuple[str, ...], list[str]] = {}
     for item in items:
-        groups.setdefault(item.labels, []).append(item.media.name)
+        groups.setdefault(() if several else item.labels, []).append(item.media.name)
     held: set[str] = set()
     for names in groups.values():
         ordered = sorted(names, key=_place)

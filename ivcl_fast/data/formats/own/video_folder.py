@@ -107,13 +107,7 @@ def _items(root: Path, found: list[Media]) -> list[Item]:
         split = SPLIT_NAMES[folder.lower()]
         own = [one for one in found if tops[one.name][0] == folder]
         items += _labelled(root / folder, own, split, depth=1)
-    trained = any(item.labels for item in items if item.split == TRAIN)
-    kept = [item for item in items if bool(item.labels) == trained]
-    if len(kept) < len(items):
-        left = sorted({item.split for item in items if bool(item.labels) != trained})
-        how = "have no classes" if trained else "have classes, unlike the training videos"
-        log.warning("%s: left out, because its videos %s: %s", root, how, ", ".join(left))
-    return kept
+    return items
 
 
 def _labelled(place: Path, found: list[Media], split: str, depth: int) -> list[Item]:

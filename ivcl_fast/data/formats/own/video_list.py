@@ -34,6 +34,7 @@ from ivcl_fast.data.formats.own.labelled import (
     VAL_FRACTION,
     Item,
     LabelledVideos,
+    name_of,
 )
 from ivcl_fast.data.formats.own.video_folder import VIDEO_SUFFIXES
 from ivcl_fast.errors import UserError
@@ -206,8 +207,7 @@ def _lists(file: Path) -> dict[Path, str]:
 def _media(folder: Path, path: str) -> Media:
     """Return the media at a path; whether they exist is found when they are opened."""
     place = folder / path
-    parts = PurePath(path).parts
-    name = "/".join(part for part in parts if part not in ("..", PurePath(path).anchor))
+    name = name_of(path)
     if place.is_dir():
         images = [file for file in place.iterdir() if is_image(file)]
         return Media(name, tuple(sorted(images, key=image_order)))

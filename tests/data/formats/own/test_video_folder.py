@@ -63,7 +63,9 @@ def test_splits_are_folders(tmp_path):
 def test_a_split_without_classes_is_left_out_and_named(tmp_path, caplog):
     touch(tmp_path, "train/a/1.mp4", "train/b/2.mp4", "val/a/3.mp4", "val/b/3.mp4", "test/9.mp4")
     assert VideoFolder(tmp_path).splits == ("train", "val")
-    assert caplog.messages == [f"{tmp_path}: left out, because its videos have no classes: test"]
+    assert caplog.messages == [
+        f"{tmp_path}: the split test is left out, as its videos have no labels"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,168 @@
+"""``hf:NAME_OR_DIR``: data sets of the Hugging Face ``datasets`` package.
+
+``NAME_OR_DIR`` is what ``datasets.load_dataset`` takes, or a folder of ``save_to_disk``. Videos are
+in a column of type ``Video``, in a list of ``Image``, or in a column of paths. Labels are in a
+column of type ``ClassLabel``, in a list of them, or in a column of numbers or names called like
+:data:`~ivcl_fast.data.formats.own.video_list.COLUMNS`'s label.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.formats.own.labelled import (
+    SPLIT_NAMES,
+    TASK,
+    TRAIN,
+    VAL_FRACTION,
+    Item,
+    LabelledVideos,
+    name_of,
+)
+from ivcl_fast.data.formats.own.unpack import Packed, unpacked
+from ivcl_fast.data.formats.own.video_list import COLUMNS
+from ivcl_fast.errors import UserError
+
+
+class HuggingFaceVideos(LabelledVideos):
+    """The videos of a Hugging Face data set; those inside its files are unpacked once.
+
+    The frame store is beside the folder, or in ``data_dir`` for a data set of the hub.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        task: str = TASK,
+        val_fraction: float = VAL_FRACTION,
+        data_dir: Path = Path("data"),
+    ) -> None:
+        """Load the data set; raises :class:`UserError` if that fails, or if it has no videos."""
+        name = re.sub(r"[^\w.-]+", "-", str(source)).strip("-.")
+        is_local = source.exists()
+        root = source.absolute().with_name(f"{source.absolute().name}-data")
+        root = root if is_local else data_dir / f"hf-{name}"
+        items = [
+            item
+            for split, rows in load(source).items()
+            for item in read_split(rows, split, root, source if is_local else Path())
+        ]
+        super().__init__(root, items, val_fraction)
+
+
+def load(source: Path) -> dict[str, Any]:
+    """Return the data set by split, named as in the data set."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            "hf: the package datasets is not installed; install it with pip install 'ivcl_fast[hf]'"
+        ) from None
+    saved = any((source / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    try:
+        found: Any = (datasets.load_from_disk if saved else datasets.load_dataset)(str(source))
+    except Exception as error:  # its loaders raise errors of many libraries
+        reason = " ".join(str(error).split())
+        raise UserError(f"hf:{source}: cannot be loaded: {reason}") from None
+    return dict(found) if isinstance(found, dict) else {TRAIN: found}
+
+
+def read_split(rows: Any, name: str, root: Path, folder: Path) -> list[Item]:
+    """List the videos of one split; paths are relative to ``folder``."""
+    split = SPLIT_NAMES.get(name.lower())
+    if split is None:
+        accepted = ", ".join(SPLIT_NAMES)
+        raise UserError(f"hf: split {name!r} is not known; accepted: {accepted}")
+    column, frames = find_videos(rows.features)
+    label, names = find_labels(rows.features)
+    rows = without_decoding(rows, column, frames)
+    labels = [_named(value, names) for value in rows[label]] if label else [()] * len(rows)
+
+    missing = ".png" if frames else ".mp4"
+
+    def inside() -> Iterator[Packed]:
+        for number in range(len(rows)):
+            files = [
+                (path, data) for path, data in _files(rows[number][column]) if data is not None
+            ]
+            if files:
+                packed = [(PurePath(path).suffix.lower() or missing, data) for path, data in files]
+                yield Packed(f"{name}/{number:06d}", packed, labels[number])
+
+    if len(rows) and _files(rows[0][column])[0][1] is not None:
+        state = [getattr(rows, "_fingerprint", None), len(rows), labels]
+        return unpacked(root, name, _plain(state), split, inside)
+    items = []
+    for number in range(len(rows)):
+        paths = [folder / path for path, _ in _files(rows[number][column])]
+        called = name_of(
+            os.path.relpath(paths[0], folder) if len(paths) == 1 else f"{name}/{number}"
+        )
+        items.append(Item(Media(called, tuple(paths)), labels[number], split))
+    return items
+
+
+def find_videos(features: Any) -> tuple[str, bool]:
+    """Return the column of the videos, and whether each is a list of images."""
+    import datasets
+
+    for name, kind in features.items():
+        if isinstance(kind, datasets.Video):
+            return name, False
+        if isinstance(getattr(kind, "feature", None), datasets.Image):
+            return name, True
+    for name, kind in features.items():
+        if name.lower() in COLUMNS["path"] and "string" in getattr(kind, "dtype", ""):
+            return name, False
+    raise UserError(
+        f"hf: no column with videos among {', '.join(features)}; accepted: a column of type Video, "
+        f"a list of Image, or paths in a column called {', '.join(COLUMNS['path'])}"
+    )
+
+
+def find_labels(features: Any) -> tuple[str | None, list[str] | None]:
+    """Return the column of the labels, if there is one, and the classes' names, if it has them."""
+    import datasets
+
+    for name, kind in features.items():
+        inner = getattr(kind, "feature", kind)
+        if isinstance(inner, datasets.ClassLabel):
+            return name, inner.names
+    return next((name for name in features if name.lower() in COLUMNS["label"]), None), None
+
+
+def without_decoding(rows: Any, column: str, frames: bool) -> Any:
+    """Return the rows with encoded videos or images as they are in the data set."""
+    import datasets
+
+    if frames:
+        return rows.cast_column(column, datasets.List(datasets.Image(decode=False)))
+    if isinstance(rows.features[column], datasets.Video):
+        return rows.cast_column(column, datasets.Video(decode=False))
+    return rows
+
+
+def _files(value: Any) -> list[tuple[str, bytes | None]]:
+    """Return path and content of the files of a video; a content of None is at the path."""
+    values = value if isinstance(value, list) else [value]
+    if not values or None in values:
+        raise UserError("hf: a row has no video; accepted: a video in every row")
+    if isinstance(values[0], str):
+        return [(path, None) for path in values]
+    return [(one["path"] or "", one["bytes"]) for one in values]
+
+
+def _named(value: Any, names: list[str] | None) -> tuple[str, ...]:
+    missing = value is None or (names is not None and value == -1)
+    values = value if isinstance(value, list) else [] if missing else [value]
+    return tuple(names[one] if names else str(one) for one in values)
+
+
+def _plain(value: Any) -> Any:
+    """Convert tuples to lists, as JSON returns them."""
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

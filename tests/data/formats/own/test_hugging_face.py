@@ -1,0 +1,114 @@
+"""``hf:NAME_OR_DIR``: data sets of the Hugging Face package, without network."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ivcl_fast.data.formats.own.hugging_face import HuggingFaceVideos
+from ivcl_fast.errors import UserError
+
+NAMES = ["cat", "dog"]
+
+
+@pytest.fixture
+def datasets(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "home"))
+    found = pytest.importorskip("datasets", reason="needs ivcl_fast[hf]")
+    monkeypatch.setattr(found.config, "HF_DATASETS_CACHE", tmp_path / "home")
+    found.disable_progress_bars()
+    return found
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def labels(dataset: HuggingFaceVideos, split: str) -> dict[str, str]:
+    return {c.name: dataset.describe(c.label) for c in dataset.clips(split)}  # type: ignore[arg-type]
+
+
+def test_a_column_of_videos_inside_the_files(datasets, tmp_path):
+    columns = {"label": datasets.ClassLabel(names=NAMES), "clip": datasets.Video()}
+    for split, count in (("train", 4), ("validation", 2)):
+        rows = {
+            "label": [n % 2 for n in range(count)],
+            "clip": [
+                {"path": f"../{split}/{n % 2}.webm", "bytes": f"{split} {n}".encode()}
+                for n in range(count)
+            ],
+        }
+        made = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
+        made.save_to_disk(tmp_path / "saved" / split)
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
+    dataset = HuggingFaceVideos(tmp_path / "saved")
+    assert dataset.root == tmp_path / "saved-data" and dataset.splits == ("train", "val")
+    assert labels(dataset, "val") == {"validation/000000": "cat", "validation/000001": "dog"}
+    contents = {one.name: one.files[0].read_bytes() for one in dataset.media()}
+    assert contents["train/000003"] == b"train 3" and len(contents) == 6
+    before = {path: path.stat().st_mtime_ns for path in dataset.root.rglob("*.webm")}
+    again = HuggingFaceVideos(tmp_path / "saved")
+    assert {p: p.stat().st_mtime_ns for p in again.root.rglob("*.webm")} == before
+    assert labels(again, "train") == labels(dataset, "train")
+
+
+def test_a_column_of_lists_of_images(datasets, tmp_path):
+    frames = [[{"path": None, "bytes": png(10 * v + f)} for f in range(2 + v)] for v in range(4)]
+    columns = {
+        "frames": datasets.List(datasets.Image()),
+        "classes": datasets.List(datasets.ClassLabel(names=NAMES)),
+    }
+    made = datasets.Dataset.from_dict(
+        {"frames": frames, "classes": [[0], [1, 0], [1], [0, 1]]},
+        features=datasets.Features(columns),
+    )
+    made.save_to_disk(tmp_path / "saved")
+    dataset = HuggingFaceVideos(tmp_path / "saved", val_fraction=0.5)
+    assert dataset.multi_label and dataset.num_classes == 2
+    media = {one.name: one for one in dataset.media()}
+    assert [len(one.files) for one in media.values()] == [2, 3, 4, 5]
+    assert media["train/000003"].files[4].read_bytes() == png(34)
+
+
+def test_a_folder_of_videos_is_read_in_place(datasets, tmp_path):
+    """As ``load_dataset`` finds it: nothing is copied."""
+    for name in ("train/cat/1.mp4", "train/dog/2.mp4", "test/cat/3.mp4", "test/dog/4.mp4"):
+        (tmp_path / "clips" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "clips" / name).write_bytes(b"x")
+    dataset = HuggingFaceVideos(tmp_path / "clips")
+    assert labels(dataset, "test") == {"test/cat/3.mp4": "cat", "test/dog/4.mp4": "dog"}
+    assert all(one.files[0].is_relative_to(tmp_path / "clips") for one in dataset.media())
+    assert not (tmp_path / "clips-data").exists()
+
+
+def test_a_column_of_paths(datasets, tmp_path):
+    (tmp_path / "table").mkdir()
+    text = "path,label\n" + "".join(f"v/{n}.mp4,{NAMES[n % 2]}\n" for n in range(6))
+    (tmp_path / "table" / "all.csv").write_text(text)
+    dataset = HuggingFaceVideos(tmp_path / "table")
+    assert dataset.num_classes == 2
+    assert dataset.media()[0].files == (tmp_path / "table" / "v" / "0.mp4",)
+
+
+def test_data_without_videos(datasets, tmp_path):
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match="hf: no column with videos among text; accepted: a column"):
+        HuggingFaceVideos(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"^hf:.*/none: cannot be loaded: ") as error:
+        HuggingFaceVideos(tmp_path / "none")
+    assert "\n" not in str(error.value)
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"not installed; install it with pip .*ivcl_fast\[hf\]"):
+        HuggingFaceVideos(Path("any"))

@@ -1,0 +1,150 @@
+"""``webdataset:PATTERN``: shards as the ``webdataset`` package writes them, whole and damaged."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from ivcl_fast.data.formats.own.webdataset import WebDataset, find_shards, read_shard, split_of
+from ivcl_fast.errors import UserError
+
+
+def shard(path: Path, files: dict[str, bytes | str]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def samples(count: int, first: int = 0) -> dict[str, bytes | str]:
+    return {
+        f"d/{n:04d}.{ext}": content
+        for n in range(first, first + count)
+        for ext, content in (("mp4", f"video {n}"), ("cls", str(n % 2)))
+    }
+
+
+def test_patterns(tmp_path):
+    names = [f"train-{n:03d}.tar" for n in range(8, 12)] + ["val-0.tar"]
+    for name in names:
+        shard(tmp_path / name, {})
+    made = {
+        "train-{008..011}.tar": names[:4],
+        "{train-010,val-0}.tar": [names[2], names[4]],
+        "*-0??.tar": names[:4],
+        "train-01[01].tar": names[2:4],
+    }
+    for pattern, expected in made.items():
+        assert [path.name for path in find_shards(f"{tmp_path}/{pattern}")] == expected
+    with pytest.raises(UserError, match=r"train-012.tar: no such shard; accepted: a pattern"):
+        find_shards(f"{tmp_path}/train-{{008..012}}.tar")
+    splits = [
+        split_of(tmp_path / name) for name in ("a_train_1.tar", "Validation-3.tar", "vale.tar")
+    ]
+    assert splits == ["train", "val", "train"]
+    assert split_of(tmp_path / "test" / "000.tar") == "test"
+    assert split_of(tmp_path / "my_test" / "000.tar") == "train"
+
+
+def test_samples_of_every_kind(tmp_path):
+    files: dict[str, bytes | str] = {
+        "__meta__": "x",
+        "a.mp4": b"A", "a.cls": "7\n", "a.txt": "a caption",
+        "b.c/b.video.webm": b"B", "b.c/b.json": json.dumps({"label": "dog"}),
+        "c.0002.jpg": b"c2", "c.0010.jpg": b"c10", "c.0001.jpg": b"c1", "c.cls": "cat",
+        "d.gif": b"D", "d.json": json.dumps({"labels": [3, "x"], "n": 1}),
+        "e.txt": "no video", "f.MP4": b"F",
+    }  # fmt: skip
+    found = list(read_shard(shard(tmp_path / "s.tar", files)))
+    assert found == [
+        ("a.mp4", [(".mp4", b"A")], ("7",)),
+        ("b.c/b.video.webm", [(".webm", b"B")], ("dog",)),
+        ("c", [(".jpg", b"c1"), (".jpg", b"c2"), (".jpg", b"c10")], ("cat",)),
+        ("d.gif", [(".gif", b"D")], ("3", "x")),
+        ("f.mp4", [(".mp4", b"F")], ()),
+    ]
+    with tarfile.open(tmp_path / "s.tar") as tar, gzip.open(tmp_path / "s.tgz", "wb") as packed:
+        packed.write((tmp_path / "s.tar").read_bytes())
+        assert tar.getnames()
+    assert list(read_shard(tmp_path / "s.tgz")) == found
+
+
+def test_shards_of_the_package_itself(tmp_path):
+    webdataset = pytest.importorskip("webdataset", reason="needs the package webdataset")
+    with webdataset.TarWriter(str(tmp_path / "s.tar")) as writer:
+        for number in range(3):
+            writer.write({"__key__": f"x/{number}", "mp4": bytes([number]), "cls": number})
+    assert list(read_shard(tmp_path / "s.tar")) == [
+        (f"x/{number}.mp4", [(".mp4", bytes([number]))], (str(number),)) for number in range(3)
+    ]
+
+
+def test_shards_are_unpacked_once_and_again_if_they_changed(tmp_path):
+    for n in range(2):
+        shard(tmp_path / f"s-{n}.tar", samples(4, 4 * n))
+
+    def opened() -> dict[str, int]:
+        dataset = WebDataset(tmp_path / "s-{0..1}.tar")
+        assert dataset.root == tmp_path / "s-data" and dataset.num_classes == 2
+        contents = {one.name: one.files[0].read_text() for one in dataset.media()}
+        assert contents == {f"d/{n:04d}.mp4": f"video {n}" for n in range(len(contents))}
+        return {str(f): f.stat().st_mtime_ns for f in dataset.root.rglob("*.mp4")}
+
+    first = opened()
+    assert len(first) == 8 and opened() == first
+    shard(tmp_path / "s-1.tar", samples(5, 4))
+    changed = opened()
+    assert len(changed) == 9
+    same = [name for name in first if changed[name] == first[name]]
+    assert len(same) == 4 and all("s-0" in name for name in same)
+
+
+def test_names_in_a_shard_cannot_leave_the_folder(tmp_path):
+    names = ["../../out.mp4", "/abs.mp4", "a/../../b.mp4"]
+    root = tmp_path / "deep" / "place"
+    root.mkdir(parents=True)
+    shard(root / "s.tar", {name: b"x" for name in names})
+    dataset = WebDataset(root / "s.tar")
+    assert {one.name for one in dataset.media()} == {"out.mp4", "abs.mp4", "a/b.mp4"}
+    written = {path for path in tmp_path.rglob("*.mp4")}
+    assert len(written) == 3 and all(path.is_relative_to(dataset.root) for path in written)
+
+
+@pytest.mark.parametrize("end", [1, 300, 512, 1100, 2048, 4096, 9000, 9728, 10000])
+def test_a_shard_without_its_end_is_refused(end, tmp_path):
+    """Samples take 2,048 bytes each; the last video ends with zeros at 9,728."""
+    files = samples(3) | {"d/9.mp4": bytes(3072)}
+    path = shard(tmp_path / "s.tar", files)
+    whole = len(list(read_shard(path)))
+    os.truncate(path, 10240)  # padding only
+    assert len(list(read_shard(path))) == whole == 4
+    os.truncate(path, end)
+    with pytest.raises(UserError, match=r"s.tar: .*; accepted: a complete tar file"):
+        list(read_shard(path))
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"a.mp4": b"", "a.json": "{"}, "s.tar: the label of a cannot be read: "),
+        ({"a.mp4": b"", "a.cls": b"\xff"}, "s.tar: the label of a cannot be read: "),
+        ({"a.mp4": b"", "a.json": '{"label": {"x": 1}}'}, "the label of a is {.*; accepted: "),
+        ({"a.mp4": b"", "a.json": '{"label": 0.5}'}, "the label of a is 0.5; accepted: "),
+        ({"a.mp4": b"", "a.avi": b""}, "s.tar: a has 2 videos; accepted: one in a sample"),
+        ({"a.txt": b""}, "holds no videos"),
+    ],
+)
+def test_samples_that_cannot_be_used(files, said, tmp_path):
+    shard(tmp_path / "s.tar", files)
+    with pytest.raises(UserError, match=said):
+        WebDataset(tmp_path / "s.tar")
+    assert not list(tmp_path.rglob("*.json")) or "no videos" in said
