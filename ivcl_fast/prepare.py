@@ -30,6 +30,7 @@ from ivcl_fast.data.decode.decoder import (
 from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.registry import Synthetic, find_task, parse_source
 from ivcl_fast.data.store.build import build_store, default_store_path
+from ivcl_fast.data.store.frame_store import BAD_FILES
 from ivcl_fast.data.store.index import index_media
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
 from ivcl_fast.errors import UserError
@@ -138,6 +139,11 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     if flags.verify:
         print(f"verifying {store.bytes / 1e9:.2f} GB", flush=True)
         store.verify()
+    if not store.names:
+        raise UserError(
+            f"{dataset.root}: none of its {len(media)} videos can be used; the reasons are in "
+            f"{store.path / BAD_FILES}"
+        )
     frames = sum(store.num_frames(name) for name in store.names)
     print(
         f"store: {store.path}, {len(store.names)} videos, {frames:,} frames, "

@@ -89,6 +89,8 @@ def find_media(path: Path, num_frames: int | None = None) -> Media:
         return Media(path.resolve().name, tuple(sorted(files, key=image_order)))
     if not path.exists():
         raise VideoError(f"no such file or folder; accepted: {accepted}")
+    if not path.is_file():
+        raise VideoError(f"is not a regular file; accepted: {accepted}")
     if num_frames is not None or is_image(path):
         kind = "image" if is_image(path) else "file"
         raise VideoError(f"is a single {kind}; accepted: {accepted}")

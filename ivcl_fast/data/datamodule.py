@@ -299,8 +299,9 @@ def open_data(
         names = [clip.name for clip in data.usable_clips(split)]
         if not names:
             raise UserError(f"{dataset.root}: none of the videos of split {split} can be used")
-        if data.localizes:
-            data.has_scenes(names)  # warns early of missing scenes
+        if data.localizes and data.has_scenes(names):  # warns early of missing scenes
+            for name in names:
+                data.scene(name)  # and of damaged ones
     return data
 
 

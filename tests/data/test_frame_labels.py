@@ -225,8 +225,8 @@ def test_malformed_scenes_are_named(by_hand, objective):
     scene = json.loads(file.read_text())
     del scene["objects"][1]["shape"]
     for text, said in (
-        (json.dumps(scene), "not one of CATER's \\(KeyError: 'shape'\\)"),
-        ('{"objects": []}', "not one of CATER's \\(StopIteration"),
+        (json.dumps(scene), "not a CATER scene: KeyError 'shape'"),
+        ('{"objects": []}', "not a CATER scene: it has no snitch"),
         ("{", "not a JSON file"),
     ):
         file.write_text(text)

@@ -24,7 +24,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.containers import check_length
+from ivcl_fast.data.decode.containers import FORMATS, check_length
 from ivcl_fast.data.decode.images import check_image, image_codec, image_size, is_image
 
 FrameIds = Sequence[int] | np.ndarray | None
@@ -60,8 +60,8 @@ class OpenMedia(ABC):
     def info(self) -> VideoInfo:
         """What the media contain; raises :class:`VideoError` if they are not complete.
 
-        Reads the headers of Motion-JPEG in AVI and of image files. Of other videos it reads all
-        packets, since headers may not count the frames, and keeps them for decoding.
+        Reads the headers of image files. Of videos it reads all packets, since headers may not
+        count the frames, and keeps them for decoding.
         """
         info = self._read_info()
         if not 0 < info.width * info.height <= MAX_PIXELS:
@@ -70,6 +70,10 @@ class OpenMedia(ABC):
 
     @abstractmethod
     def _read_info(self) -> VideoInfo: ...
+
+    def frame_name(self, number: int) -> str:
+        """Name a frame in an error: its file, or its number."""
+        return f"frame {number}"
 
     @abstractmethod
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
@@ -91,7 +95,8 @@ def open_media(media: Media) -> Iterator[OpenMedia]:
     (path,) = media.files
     check_length(path)
     try:
-        container = av.open(f"file:{path}")  # the prefix allows a colon in the name
+        # The prefix allows a colon in the name.
+        container = av.open(f"file:{path}", options={"format_whitelist": FORMATS})
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(f"not a video file: {_reason(error)}") from None
     with container:
@@ -119,6 +124,9 @@ class OpenImages(OpenMedia):
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
+
+    def frame_name(self, number: int) -> str:
+        return self.files[number].name
 
     def _read_info(self) -> VideoInfo:
         for path in self.files:
@@ -162,11 +170,14 @@ class OpenVideo(OpenMedia):
         self._packets: list[Packet] | None = None
 
     def _read_info(self) -> VideoInfo:
-        frames, rotation = self.stream.frames, 0
+        rotation = 0
         if self.container.format.name != "avi" or self.context.name != "mjpeg":
             frames, rotation = self._count_frames()
-        elif not frames:
+        elif not self.stream.frames:
             raise VideoError("its header declares no frames: its writer did not finish")
+        else:  # the header may count fewer frames than there are, as in OpenDML its first part's
+            self._packets = list(self.packets())
+            frames = len(self._packets)
         fps = float(self.stream.average_rate or 0)
         size = self.context.width, self.context.height
         return VideoInfo(frames, fps, self.context.name, *size, rotation)

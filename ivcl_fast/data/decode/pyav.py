@@ -39,7 +39,9 @@ class PyAVDecoder(Decoder):
         if isinstance(opened, OpenVideo) and not opened.has_images:
             frames = self._select(opened.frames(), frame_ids, crop)
         else:
-            images = _decode_images(opened.images(frame_ids))
+            encoded = opened.images(frame_ids)
+            numbers = range(len(encoded)) if frame_ids is None else frame_ids
+            images = _decode_images(encoded, [opened.frame_name(int(i)) for i in numbers])
             frames = [self._resize(frame, crop) for frame in images]
         if not frames:
             return torch.empty(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
@@ -78,9 +80,9 @@ class PyAVDecoder(Decoder):
         return out
 
 
-def _decode_images(images: Sequence[bytes]) -> Iterator[VideoFrame]:
+def _decode_images(images: Sequence[bytes], names: Sequence[str]) -> Iterator[VideoFrame]:
     context: Any = None
-    for image in images:
+    for image, name in zip(images, names, strict=True):
         codec = image_codec(image)
         # FFmpeg's PNG decoder filters an image's first row by the last row of the image before.
         if context is None or codec == "png" or context.name != codec:
@@ -90,5 +92,5 @@ def _decode_images(images: Sequence[bytes]) -> Iterator[VideoFrame]:
         try:
             (frame,) = context.decode(av.Packet(image))
         except (av.FFmpegError, ValueError):
-            raise VideoError(UNDECODABLE) from None
+            raise VideoError(f"{UNDECODABLE}, {name}") from None
         yield frame

@@ -7,12 +7,15 @@ Source: github.com/rohitgirdhar/CATER, ``generate/`` and ``baselines/``. A packa
     lists/<task>/<split>.txt         lines of "<video file name> <label>[,<label>...]"
 
 The released lists contain bare file names; newly generated lists contain full paths on another
-machine, of which only the last part is read. Results are reported on ``val``.
+machine, of which only the last part is read. CATER's generator writes the videos to ``images/``.
+Videos that were converted may have another suffix than the lists say. Results are reported on
+``val``.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ivcl_fast.data.dataset import Clip, Media
-from ivcl_fast.data.formats.cater_labels import ACTION_CLASSES, ORDER_CLASSES
+from ivcl_fast.data.formats.cater_labels import ACTION_CLASSES, ORDER_CLASSES, scene_fault
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import read_json
 
@@ -28,7 +31,11 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "train_subsetT", "train_subsetV")
 # A file name, possibly after a path, then a label unless the item has none.
-_LINE = re.compile(r"(?:.*/)?(?P<name>[^/]+\.avi)(?:\s+(?P<labels>\S+))?\s*")
+_LINE = re.compile(
+    r"\s*(?:.*/)?(?P<name>[^/]+\.(?:avi|mp4|mkv|webm|mov))(?:\s+(?P<labels>\S+))?\s*"
+)
+_VIDEO_FOLDERS = ("videos", "images")
+_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov")
 
 
 @dataclass(frozen=True)
@@ -88,12 +95,14 @@ class Cater:
         self._warned_of_scenes = False
         if not self.root.is_dir():
             raise UserError(f"{self.root}: no such folder; accepted: a CATER package")
-        for folder in ("videos", "lists"):
-            if not (self.root / folder).is_dir():
+        folders = [name for name in _VIDEO_FOLDERS if (self.root / name).is_dir()]
+        for folder, exists in (("videos", folders), ("lists", (self.root / "lists").is_dir())):
+            if not exists:
                 raise UserError(
                     f"{self.root}: has no folder {folder}/; accepted: a CATER package with "
                     "videos/, scenes/ and lists/"
                 )
+        self._videos = self.root / folders[0]
 
     def clips(self, split: str) -> list[Clip]:
         """Return the clips of a split in the order of the list, without items that have no label.
@@ -117,12 +126,19 @@ class Cater:
 
     def media(self) -> list[Media]:
         """Return the videos of all lists of all tasks by name, whether they exist or not."""
-        lists = (self.root / "lists").glob("*/*.txt")
-        names = {item.video for path in lists for item in _read_list(path)}
+        lists = (self.root / "lists").glob("*/*.txt")  # besides, there may be notes
+        items = [_read_list(path) for path in lists if path.stem in SPLITS]
+        names = {item.video for of_list in items for item in of_list}
         if not names:
             raise UserError(f"{self.root / 'lists'}: no list contains a video")
-        videos = self.root / "videos"
-        return [Media(Path(name).stem, (videos / name,)) for name in sorted(names)]
+        present = set(os.listdir(self._videos))
+
+        def file(name: str) -> Path:
+            stem = Path(name).stem
+            others = (stem + suffix for suffix in _SUFFIXES)
+            return self._videos / next((n for n in (name, *others) if n in present), name)
+
+        return [Media(Path(name).stem, (file(name),)) for name in sorted(names)]
 
     def describe(self, label: int) -> str:
         """Return a class in words."""
@@ -130,7 +146,7 @@ class Cater:
 
     def has_scenes(self, clip_names: Sequence[str]) -> bool:
         """Whether all of these clips have a scene; the first time they do not, logs a warning."""
-        missing = [name for name in clip_names if not self._scene_file(name).is_file()]
+        missing = [name for name in clip_names if not os.path.isfile(self._scene_file(name))]
         if missing and not self._warned_of_scenes:
             self._warned_of_scenes = True
             log.warning(
@@ -144,8 +160,8 @@ class Cater:
         """Read the scene of a clip; raises :class:`UserError` if it is missing or malformed."""
         path = self._scene_file(clip_name)
         scene = read_json(path, "a CATER scene")
-        if not isinstance(scene, dict):
-            raise UserError(f"{path}: not a scene; accepted: a JSON object")
+        if reason := scene_fault(scene):
+            raise UserError(f"{path}: not a CATER scene: {reason}")
         return scene
 
     def _scene_file(self, clip_name: str) -> Path:
@@ -176,7 +192,7 @@ class _Item(NamedTuple):
 
 def _read_list(path: Path) -> list[_Item]:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file; accepted: lists/<task>/<split>.txt of a CATER package"
@@ -186,7 +202,8 @@ def _read_list(path: Path) -> list[_Item]:
     items = []
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
-        if match := _LINE.fullmatch(line):
+        match = _LINE.fullmatch(line)
+        if match and Path(match["name"]).stem not in ("", ".", ".."):
             items.append(_Item(match["name"], match["labels"] or "", where))
         elif line.strip():
             raise UserError(f"{where}: {line!r} is not '<video file>.avi <label>[,<label>...]'")

@@ -3,7 +3,8 @@
 Source: github.com/joaanna/something_else. Files::
 
     20bn-something-something-v2/<id>.webm     the videos; or, without this folder,
-    frames/<id>/0001.jpg, 0002.jpg, ...       their frames
+    frames/<id>/0001.jpg, 0002.jpg, ...       their frames; also 000001.jpg (as TSM writes them)
+                                              or <id>_000001.jpg (as SlowFast does)
     dataset_splits/<split set>/*.json         or code/dataset_splits/, as in the source
 
 A split file is a list of ``{"id": "203403", "template": "Moving [something] up", ...}``. A label
@@ -15,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +32,7 @@ FRAMES = "frames"
 
 # Without separators and dots, an id cannot name a file outside the folder.
 _ID = re.compile(r"[\w-]+")
-_FRAME = re.compile(r"(\d{4})\.jpg")
+_FRAME = re.compile(r"(.+_)?(\d{4}|\d{6})\.jpg")
 _ENTRY = '{"id": "203403", "template": "Moving [something] up"}'
 _SPLIT_FOLDERS = ("dataset_splits", "code/dataset_splits")
 _ANNOTATION_FOLDERS = ("", "annotations", "labels")
@@ -168,7 +170,7 @@ def _read_labels(path: Path) -> dict[str, int]:
     labels = read_json(path, "a dict from templates to classes")
     try:
         labels = {name: int(label) for name, label in labels.items()}
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise UserError(f"{path}: not a dict from templates to classes") from None
     if not labels or sorted(labels.values()) != list(range(len(labels))):
         raise UserError(
@@ -201,8 +203,13 @@ def _read_split(path: Path) -> list[tuple[str, str]]:
 
 def _frame_files(folder: Path) -> tuple[Path, ...]:
     try:
-        found = [int(match[1]) for name in os.listdir(folder) if (match := _FRAME.fullmatch(name))]
+        names = [match for name in os.listdir(folder) if (match := _FRAME.fullmatch(name))]
     except OSError:
-        found = []
+        names = []
+    # A folder with frames of several kinds is read as the kind of most of them.
+    kinds = Counter((match[1] or "", len(match[2])) for match in names)
+    (prefix, digits), _ = (kinds.most_common(1) or [(("", 4), 0)])[0]
+    found = [int(m[2]) for m in names if ((m[1] or ""), len(m[2])) == (prefix, digits)]
     # Without any frame, the first is listed, and is found missing when it is opened.
-    return tuple(folder / f"{number:04d}.jpg" for number in range(1, max(found, default=1) + 1))
+    last = max(found, default=1)
+    return tuple(folder / f"{prefix}{number:0{digits}d}.jpg" for number in range(1, last + 1))

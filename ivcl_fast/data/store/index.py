@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -94,7 +95,7 @@ def source_digest(media: Sequence[Media]) -> str:
         if one.name in seen:
             raise UserError(f"{one.files[0]}: two videos have the name {one.name}")
         seen.add(one.name)
-        sizes = [path.stat().st_size if path.is_file() else -1 for path in one.files]
+        sizes = [path.stat().st_size if os.path.isfile(path) else -1 for path in one.files]
         digest.update(f"{one.name}\0{sizes}\0".encode())
     return digest.hexdigest()
 

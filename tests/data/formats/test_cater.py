@@ -82,7 +82,9 @@ def test_windows_line_ends(root):
         ("a.avi 1,2\n", "line 1: 2 labels; localize has one per video"),
         ("a.avi 1,\n", "line 1: label '1,' is not a class"),
         ("a.avi 1 2\n", r"line 1: 'a.avi 1 2' is not '<video file>.avi <label>"),
-        ("a.mp4 1\n", r"line 1: 'a.mp4 1' is not"),
+        ("a.txt 1\n", r"line 1: 'a.txt 1' is not"),
+        ("...avi 3\n", r"line 1: '...avi 3' is not"),
+        ("/x/..mp4 3\n", r"line 1: '/x/..mp4 3' is not"),
     ],
 )
 def test_bad_lists(root, text, what):
@@ -116,16 +118,70 @@ def test_the_videos_of_all_lists(root):
     assert Cater(root).media() == [Media(n, (root / "videos" / f"{n}.avi",)) for n in "abcd"]
 
 
+SCENE = {
+    "objects": [{"shape": "spl", "instance": "s", "locations": {"0": [0.0, 1.0, 0.3]}}],
+    "movements": {"s": [["_slide", None, 0, 20]]},
+}
+
+
 def test_scenes(root):
-    scene = {"objects": [], "movements": {}}
-    (root / "scenes" / "a.json").write_text(json.dumps(scene))
+    (root / "scenes" / "a.json").write_text(json.dumps(SCENE))
     (root / "scenes" / "b.json").write_text("{")
     data = Cater(root)
-    assert data.scene("a") == scene
+    assert data.scene("a") == SCENE
     with pytest.raises(UserError, match=r"b\.json: not a JSON file"):
         data.scene("b")
     with pytest.raises(UserError, match=r"c\.json: .*; accepted: a CATER scene"):
         data.scene("c")
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({}, "KeyError 'objects'"),
+        ([], "TypeError"),
+        (SCENE | {"objects": []}, "no snitch"),
+        (SCENE | {"objects": [{"shape": "spl", "instance": "s"}]}, "KeyError 'locations'"),
+        (SCENE | {"objects": [SCENE["objects"][0] | {"locations": {}}]}, "s has no locations"),
+        (
+            SCENE | {"objects": [SCENE["objects"][0] | {"locations": {"0": [1, float("nan"), 2]}}]},
+            "is not a location",
+        ),
+        (SCENE | {"movements": {"s": [["_slide", None, 20, 0]]}}, "from frame 20 to frame 0"),
+        (SCENE | {"movements": {"s": [["_fly", None, 0, 20]]}}, "is not a movement"),
+        (SCENE | {"movements": {"t": [["_slide", None, 0, 20]]}}, "is not a movement"),
+    ],
+)
+def test_a_damaged_scene_says_what_it_lacks(root, changed, what):
+    (root / "scenes" / "a.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=rf"a\.json: not a CATER scene: .*{what}") as caught:
+        Cater(root).scene("a")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_package_as_the_generator_writes_it(root):
+    (root / "videos").rename(root / "images")
+    write_list(root, "/home/me/out/images/CLEVR_new_000001.avi 3\n")
+    (one,) = Cater(root).media()
+    assert one.files == (root / "images" / "CLEVR_new_000001.avi",)
+
+
+def test_notes_beside_the_lists_and_odd_bytes_in_them(root):
+    (root / "lists" / "localize").mkdir()
+    text = b"\xef\xbb\xbfa.avi 3\n  b.avi\t4\n"
+    (root / "lists" / "localize" / "train.txt").write_bytes(text)
+    for stray in ("._train.txt", "notes.txt"):
+        (root / "lists" / "localize" / stray).write_bytes(b"\0\x05\x16\x07 not a list\xff")
+    assert [(clip.name, clip.label) for clip in Cater(root).clips("train")] == [("a", 3), ("b", 4)]
+    assert [one.name for one in Cater(root).media()] == ["a", "b"]
+
+
+def test_converted_videos(root):
+    write_list(root, "a.avi 3\nb.avi 4\nc.avi 5\n")
+    for name in ("a.mp4", "b.avi", "b.mp4"):
+        (root / "videos" / name).touch()
+    found = [one.files[0].name for one in Cater(root).media()]
+    assert found == ["a.mp4", "b.avi", "c.avi"]
 
 
 def test_classes_in_words(root):

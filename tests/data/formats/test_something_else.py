@@ -191,3 +191,21 @@ def test_missing_files_and_wrong_names(tmp_path: Path) -> None:
         SomethingElse(tmp_path, "fewshot_5shot")
     with pytest.raises(UserError, match="'val' is not one of train, validation"):
         SomethingElse(tmp_path).clips("val")
+
+
+@pytest.mark.parametrize("form", ["{:04d}.jpg", "{:06d}.jpg", "7_{:06d}.jpg"])
+def test_frames_named_as_other_projects_do(tmp_path, form):
+    from ivcl_fast.data.formats.something_else import _frame_files
+
+    for number in (1, 2, 4):
+        (tmp_path / form.format(number)).touch()
+    (tmp_path / "thumbnail.jpg").touch()
+    assert [path.name for path in _frame_files(tmp_path)] == [form.format(i) for i in range(1, 5)]
+
+
+def test_an_infinite_class(tmp_path):
+    from ivcl_fast.data.formats.something_else import _read_labels
+
+    (tmp_path / "labels.json").write_text('{"Moving something up": Infinity}')
+    with pytest.raises(UserError, match="not a dict from templates to classes"):
+        _read_labels(tmp_path / "labels.json")
