@@ -18,7 +18,7 @@ from ivcl_fast.config import OBJECTIVE_NAMES
 from ivcl_fast.data.formats.acre import Acre
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
-from ivcl_fast.evaluation.baselines import LAST_FRAME, cone_guess, counting_guess
+from ivcl_fast.evaluation.baselines import LAST_FRAME, cone_guess, counting_guess, tracker
 from ivcl_fast.evaluation.evaluate import Evaluation, Result
 from ivcl_fast.kernels import unsupported_reason
 from ivcl_fast.models import backbone, timm_weights
@@ -126,6 +126,7 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
         results.append(last.result(LAST_FRAME))
         if evaluation.hidden is not None:
             results.append(cone_guess(run.data, evaluation))
+            results.append(tracker(run.data, evaluation, run.config.model.num_frames))
     if isinstance(dataset, Acre) and run.config.stages.compare_memoryless:
         results.append(counting_guess(dataset, run.data.eval_split, evaluation))
     return results

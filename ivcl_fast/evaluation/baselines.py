@@ -1,7 +1,8 @@
 """Baselines that a run is compared with: what can be scored without memory or without reasoning.
 
 A model of the last frame alone is trained like any other (``ivcl_fast.train``); here are the
-guesses that need no training, and the titles of all of them in tables and figures.
+guesses that need no training, the rules that show what is attainable, and the titles of all of them
+in tables and figures.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ import torch
 import torch.nn.functional as F
 
 from ivcl_fast.data.formats.acre import QUERIES, Acre, covariation
+from ivcl_fast.data.formats.cater_frames import frame_count
 from ivcl_fast.data.formats.cater_labels import localize_label, visible_cones_at_end
+from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.evaluation.evaluate import Evaluation, Result, group_masks, query_scores
 from ivcl_fast.evaluation.metrics import Score
+from ivcl_fast.evaluation.tracker import track_snitch
 
 if TYPE_CHECKING:
     from ivcl_fast.data.datamodule import DataModule
 
 LAST_FRAME = "no memory: sees only the last frame"
 VISIBLE_CONE = "no memory: guesses under a visible cone"
+TRACKER = "no learning: tracker with perfect sight"
 COUNTING = "no reasoning: counting"
-BASELINES = (LAST_FRAME, VISIBLE_CONE, COUNTING)
+BASELINES = (LAST_FRAME, VISIBLE_CONE, TRACKER, COUNTING)
 """Titles in ``scores.json``, ``clips.json`` and a study's ``results.json``."""
 
 
@@ -46,12 +51,33 @@ def cone_guess(data: DataModule, evaluation: Evaluation) -> Result:
         scene = data.scene(name)
         cones = visible_cones_at_end(scene, data.grid)
         hits.append(guess_probability(cones, localize_label(scene, data.grid)))
+    return _guesses(VISIBLE_CONE, hits, data, evaluation)
+
+
+def tracker(data: DataModule, evaluation: Evaluation, num_frames: int) -> Result:
+    """Score rules that are told what ``num_frames`` frames of each clip show.
+
+    The rules are those of :func:`~ivcl_fast.evaluation.tracker.track_snitch`: what they reach is
+    attainable by sight and memory. ``evaluation`` gives the clips, of a localisation task. Raises
+    :class:`UserError` where a scene is missing (``data.has_scenes``).
+    """
+    hits = []
+    for name in evaluation.names:
+        scene = data.scene(name)
+        frames = frame_ids(frame_count(scene), num_frames).tolist()
+        found = track_snitch(scene, frames, data.grid)
+        hits.append(float(found == localize_label(scene, data.grid)))
+    return _guesses(TRACKER, hits, data, evaluation)
+
+
+def _guesses(title: str, hits: list[float], data: DataModule, evaluation: Evaluation) -> Result:
+    """Make the row of guesses, each correct with the probability that ``hits`` gives."""
     correct = torch.tensor(hits)
     scores = {
         group: {"top1": Score.mean(correct[chosen], 1 / data.num_classes, percent=True)}
         for group, chosen in group_masks(len(hits), evaluation.hidden).items()
     }
-    return Result(VISIBLE_CONE, scores, correct)
+    return Result(title, scores, correct)
 
 
 def counting_guess(dataset: Acre, split: str, evaluation: Evaluation) -> Result:
