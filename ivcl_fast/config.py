@@ -222,6 +222,11 @@ class IVCLConfig:
         ):
             raise FieldError("frame_index", f"its values are not all within 0 to {length - 1}")
 
+    def check_readout(self, every_frame: bool) -> None:
+        """Raise :class:`FieldError` if ``every_frame`` is asked of a model with another readout."""
+        reason = f"readout {self.readout!r} gives one answer per clip; accepted with it: 'last'"
+        require(not every_frame or self.readout == "last", "every_frame", reason)
+
     def check_masks(
         self, clips: int, ids_keep: Tensor | None, query: Tensor | None, seed: Tensor | None
     ) -> None:

@@ -69,7 +69,8 @@ def train(config: TrainConfig) -> None:
             model = run.finetune(init)
             distributed.print_rank0(f"evaluating on {run.data.eval_split}")
             evaluation = run.evaluate(model)
-            first = evaluation.result(origin(config))
+            labels = ", with labels of all frames" if config.stages.frame_labels else ""
+            first = evaluation.result(origin(config) + labels)
             results = [first, *comparisons(run, init, evaluation)]
         if distributed.is_main():
             if results:

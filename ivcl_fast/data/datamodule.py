@@ -13,7 +13,7 @@ from ivcl_fast.data.dataset import Clip, Dataset
 from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import decoding_gpu, default_workers, resolve_decoder
 from ivcl_fast.data.formats.cater import Cater
-from ivcl_fast.data.frame_labels import FrameLabels, frame_labels
+from ivcl_fast.data.frame_labels import FrameLabelKind, FrameLabels, make_frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader
 from ivcl_fast.data.registry import DatasetFormat, Synthetic, find_task, parse_source
 from ivcl_fast.data.store.build import build_store, default_store_path
@@ -39,9 +39,11 @@ class DataModule(ABC):
         ...     batch.rows, batch.labels
     """
 
-    def __init__(self, dataset: Dataset, frame_labels: FrameLabels | None = None) -> None:
-        """``frame_labels``: the labels for supervised pretraining."""
-        self.dataset, self.frame_labels = dataset, frame_labels
+    def __init__(
+        self, dataset: Dataset, frame_labels: Mapping[str, FrameLabels] | None = None
+    ) -> None:
+        """``frame_labels``: labels of single frames, by kind."""
+        self.dataset, self.frame_labels = dataset, frame_labels or {}
         self.train_split = dataset.splits[0]
         """The split for training."""
         self.curve_split = dataset.curve_split
@@ -102,7 +104,8 @@ class DataModule(ABC):
         share: float = 1.0,
         rank: int = 0,
         world_size: int = 1,
-        pretraining: bool = False,
+        frame_labels: FrameLabelKind | None = None,
+        share_frames: bool = True,
     ) -> ClipLoader:
         """Make the loader of a split.
 
@@ -111,9 +114,8 @@ class DataModule(ABC):
             share: share of the videos whose clips are used. The choice is the same in every run,
                 and a larger share includes the smaller ones.
             rank, world_size: which of how many ranks reads the batches of ``batch_size`` clips.
-            pretraining: return the labels of frames, if there are any, instead of clips, and do
-                not share frames between clips (see :class:`ClipLoader`), since each clip is masked
-                differently.
+            frame_labels: kind of labels of frames that batches have instead of those of clips.
+            share_frames: see :class:`ClipLoader`; not where each clip is masked differently.
         """
         clips = self.dataset.clips(split)
         if share < 1:
@@ -128,8 +130,8 @@ class DataModule(ABC):
             seed=seed,
             rank=rank,
             world_size=world_size,
-            frame_labels=self.frame_labels if pretraining else None,
-            share_frames=not pretraining,
+            frame_labels=None if frame_labels is None else self.frame_labels[frame_labels],
+            share_frames=share_frames,
             **self._common_options(training),
         )
 
@@ -158,7 +160,10 @@ class StoreDataModule(DataModule):
     """Reads frames from a frame store."""
 
     def __init__(
-        self, dataset: Dataset, store: FrameStore, frame_labels: FrameLabels | None = None
+        self,
+        dataset: Dataset,
+        store: FrameStore,
+        frame_labels: Mapping[str, FrameLabels] | None = None,
     ) -> None:
         super().__init__(dataset, frame_labels)
         self.store = store
@@ -180,7 +185,7 @@ class StreamDataModule(DataModule):
         self,
         dataset: Dataset,
         bad_files: Mapping[str, str],
-        frame_labels: FrameLabels | None,
+        frame_labels: Mapping[str, FrameLabels] | None,
         random_crop: bool,
         **options: Any,
     ) -> None:
@@ -258,7 +263,7 @@ def open_data(
     model: IVCLConfig,
     device: torch.device | None = None,
     *,
-    with_frame_labels: bool = False,
+    frame_labels: Sequence[FrameLabelKind] = (),
     read_only: bool = False,
 ) -> DataModule:
     """Open the data of a run: write a missing synthetic data set, and build its frame store.
@@ -266,9 +271,9 @@ def open_data(
     Work that was interrupted is continued.
 
     Args:
-        model: gives the sizes of frames and patches and, for ``with_frame_labels``, the objective.
+        model: gives the sizes of frames and patches.
         device: device for training; ``placement`` puts the store in its memory.
-        with_frame_labels: read the labels of frames that the supervised objective needs.
+        frame_labels: kinds of labels of single frames that loaders will be asked for.
         read_only: do not write a data set, and check only the splits that are read.
 
     Raises:
@@ -282,11 +287,10 @@ def open_data(
         )
     dataset = open_dataset(config, read_only)
     train_split, curve_split = find_splits(config, dataset)
-    labels = None
+    labels: dict[str, FrameLabels] = {}
     evaluated = dict.fromkeys((curve_split, dataset.splits[1]))
     if not read_only:
-        if with_frame_labels:
-            labels = frame_labels(dataset, model.objective, model.grid)
+        labels = {kind: make_frame_labels(dataset, kind, model.grid) for kind in frame_labels}
         for split in evaluated:
             dataset.clips(split)  # reports a missing list before hours of decoding
         if (config.train_split, config.curve_split) != ("auto", "auto"):
@@ -310,7 +314,7 @@ def _open_frames(
     model: IVCLConfig,
     dataset: Dataset,
     device: torch.device | None,
-    labels: FrameLabels | None = None,
+    labels: Mapping[str, FrameLabels] | None = None,
 ) -> DataModule:
     dataset_format, _ = parse_source(config.source)
     own_task = dataset.task if dataset_format.media_by_task else None
@@ -337,7 +341,7 @@ def _open_stream(
     dataset: Dataset,
     dataset_format: DatasetFormat,
     own_task: str | None,
-    labels: FrameLabels | None,
+    labels: Mapping[str, FrameLabels] | None,
     device: torch.device | None,
 ) -> StreamDataModule:
     media = dataset.media()

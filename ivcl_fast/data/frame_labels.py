@@ -1,14 +1,16 @@
-"""Labels of single CATER frames for supervised pretraining: visible attributes and places.
+"""Labels of single CATER frames: visible attributes and places, and the snitch's cell.
 
-They are computed from the scenes. Objects inside a cone count as hidden, objects behind another one
-as visible. Places in the picture are those of CATER's static camera, or of the moving camera of a
-synthetic data set; published scenes do not contain the camera's motion.
+They are computed from the scenes. The first two are for supervised pretraining, the cell is for
+finetuning with the labels of all frames. Objects inside a cone count as hidden, objects behind
+another one as visible. Places in the picture are those of CATER's static camera, or of the moving
+camera of a synthetic data set; published scenes do not contain the camera's motion.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ from ivcl_fast.data.formats.cater_labels import Scene
 from ivcl_fast.data.synthetic.cater import world as cater_world
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, camera_of, frame_times, spec_of
 from ivcl_fast.errors import UserError
+
+FrameLabelKind = Literal["classification", "detection", "cells"]
 
 SHAPES = (*cater_world.SHAPES, "spl")
 """The last one is the snitch's."""
@@ -39,17 +43,14 @@ PICTURE = 320, 240
 
 
 class FrameLabels(ABC):
-    """The labels of the frames of a data set, 1 for each class that applies."""
+    """The labels of the frames of a data set."""
 
-    def __init__(self, dataset: Cater, shape: tuple[int, ...]) -> None:
-        """``shape``: shape of the labels of a frame."""
-        self.dataset, self.shape = dataset, shape
-        self.none = math.prod(shape)
-        """Index that means no label, where labels are given by index."""
+    def __init__(self, dataset: Cater) -> None:
+        self.dataset = dataset
         self._indices: dict[str, np.ndarray] = {}  # of scenes, which are slow to read
 
     def __call__(self, clip: Clip, frames: np.ndarray) -> torch.Tensor:
-        """Return the labels of frames of a clip: float32 ``[T, *shape]``.
+        """Return the labels of frames of a clip: ``[T, ...]``.
 
         Raises :class:`UserError` if the clip's scene is missing or malformed.
         """
@@ -61,9 +62,7 @@ class FrameLabels(ABC):
                 f"{self.dataset.root}: the scene of {clip.name} has {len(known)} frames, but its "
                 "video has more"
             )
-        labels = torch.zeros(len(frames), self.none + 1)
-        labels.scatter_(1, torch.from_numpy(known[frames]).long(), 1.0)
-        return labels[:, : self.none].reshape(-1, *self.shape)
+        return self.encode(torch.from_numpy(known[frames]).long())
 
     def _read(self, name: str) -> np.ndarray:
         """Read the scene of that name: int32 ``[frames, any]``, as :meth:`indices`."""
@@ -81,13 +80,33 @@ class FrameLabels(ABC):
 
     @abstractmethod
     def indices(self, scene: Scene, visible: np.ndarray) -> np.ndarray:
-        """Return the indices of the labels that are 1: ``[frames, any]``, padded with ``none``.
+        """Return the indices of the classes that apply: ``[frames, any]``.
 
         ``visible``: bool ``[frames, objects]``.
         """
 
+    @abstractmethod
+    def encode(self, indices: torch.Tensor) -> torch.Tensor:
+        """Convert indices, int64 ``[T, any]``, to labels as the loss takes them, ``[T, ...]``."""
 
-class VisibleAttributes(FrameLabels):
+
+class VisibleClasses(FrameLabels):
+    """Labels float32 ``[T, *shape]``, 1 for each class that applies."""
+
+    def __init__(self, dataset: Cater, shape: tuple[int, ...]) -> None:
+        """``shape``: shape of the labels of a frame."""
+        super().__init__(dataset)
+        self.shape = shape
+        self.none = math.prod(shape)
+        """Index that means no class; it pads the indices."""
+
+    def encode(self, indices: torch.Tensor) -> torch.Tensor:
+        labels = torch.zeros(len(indices), self.none + 1)
+        labels.scatter_(1, indices, 1.0)
+        return labels[:, : self.none].reshape(-1, *self.shape)
+
+
+class VisibleAttributes(VisibleClasses):
     """The attributes of the visible objects, ``[C]``."""
 
     def __init__(self, dataset: Cater) -> None:
@@ -103,7 +122,7 @@ class VisibleAttributes(FrameLabels):
         return np.where(visible[..., None], own, self.none).reshape(len(visible), -1)
 
 
-class VisibleCentres(FrameLabels):
+class VisibleCentres(VisibleClasses):
     """The patches with the centres of visible objects, by shape, ``[N, C]``."""
 
     def __init__(self, dataset: Cater, grid: int) -> None:
@@ -126,21 +145,46 @@ class VisibleCentres(FrameLabels):
         return np.where(visible & inside & (depth > 0), numbers, self.none)
 
 
-def frame_labels(dataset: Dataset, objective: str, grid: int) -> FrameLabels:
-    """Return the labels for a supervised ``objective``; ``grid``: patches along a frame's side.
+class SnitchCells(FrameLabels):
+    """The cell of the snitch, seen or hidden: int64 ``[T]``."""
 
-    Raises :class:`UserError` if the data set does not have them.
+    def __init__(self, dataset: Cater) -> None:
+        super().__init__(dataset)
+        self.cells = round(dataset.num_classes**0.5)
+        """Cells along one side of the floor."""
+
+    def indices(self, scene: Scene, visible: np.ndarray) -> np.ndarray:
+        frames = range(len(visible))
+        return np.array([[cater_frames.snitch_cell(scene, i, self.cells)] for i in frames])
+
+    def encode(self, indices: torch.Tensor) -> torch.Tensor:
+        return indices[:, 0]
+
+
+def make_frame_labels(dataset: Dataset, kind: FrameLabelKind, grid: int) -> FrameLabels:
+    """Make labels of frames; those of supervised pretraining are named as its objectives.
+
+    ``grid``: patches along a frame's side. Raises :class:`UserError` if the data set does not have
+    them.
     """
+    flag = "--frame-labels" if kind == "cells" else f"--objective {kind}"
     if not isinstance(dataset, Cater) or not (dataset.root / "scenes").is_dir():
         raise UserError(
-            f"--objective {objective}: {dataset.root} has no labels of single frames; accepted: "
-            "CATER with its folder scenes/, published or synthetic"
+            f"{flag}: {dataset.root} has no labels of single frames; accepted: CATER with its "
+            "folder scenes/, published or synthetic"
         )
-    if objective == "classification":
+    if kind == "cells":
+        if dataset.multi_label:
+            raise UserError(
+                f"{flag}: {dataset.task} has no labels of single frames; accepted: --task "
+                "localize, localize_4x4 or localize_8x8"
+            )
+        return SnitchCells(dataset)
+    if kind == "classification":
         return VisibleAttributes(dataset)
     if spec_of(dataset.root) is None and "cameramotion" in dataset.root.name:
         raise UserError(
-            f"--objective {objective}: {dataset.root} does not contain the motion of its camera; "
+            f"{flag}: {dataset.root} does not contain the motion of its camera; "
             "accepted: CATER with a static camera, or synthetic:moving"
         )
     return VisibleCentres(dataset, grid)

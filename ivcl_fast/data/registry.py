@@ -20,6 +20,7 @@ from ivcl_fast.errors import UserError
 
 if TYPE_CHECKING:
     from ivcl_fast.data.config import DataConfig
+    from ivcl_fast.data.frame_labels import FrameLabelKind
 
 
 @dataclass(frozen=True)
@@ -215,12 +216,13 @@ def clip_frames(source: str) -> int | None:
     return parse_source(source)[0].frames
 
 
-def check_frame_labels(source: str, objective: str) -> None:
-    """Raise :class:`UserError` if a source has no labels for a supervised objective."""
+def check_frame_labels(source: str, kind: FrameLabelKind) -> None:
+    """Raise :class:`UserError` if a source has no labels of single frames of this kind."""
     if not parse_source(source)[0].frame_labels:
+        flag = "--frame-labels" if kind == "cells" else f"--objective {kind}"
         raise UserError(
-            f"--objective: {objective} needs labels of single frames, which {source} does not "
-            "have; accepted with it: cater:DIR, synthetic, synthetic:static or synthetic:moving"
+            f"{flag} needs labels of single frames, which {source} does not have; accepted with "
+            "it: cater:DIR, synthetic, synthetic:static or synthetic:moving"
         )
 
 

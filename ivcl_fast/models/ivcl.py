@@ -268,6 +268,8 @@ class IVCLClassifier(FastModel, reference.IVCLClassifier, pipeline_tag="video-cl
     ``forward(video, frame_index=None)`` returns logits ``[B, num_classes]`` of a video as
     :class:`IVCL` takes it. Clips may share frames: with ``frame_index``, int64 ``[B, C, T]``, a
     video has any number of frames, each is encoded once, and logits are ``[B*C, num_classes]``.
+    With ``every_frame=True`` logits are ``[B, T, num_classes]``, an answer for every frame (for
+    ``readout="last"``).
 
     ``class_names``, one string for each class, stay with the model: they are the attribute of that
     name, also after ``save_pretrained`` and ``from_pretrained``; None where none were given.
@@ -292,15 +294,20 @@ class IVCLClassifier(FastModel, reference.IVCLClassifier, pipeline_tag="video-cl
         super().__init__(cfg, num_classes, class_names)
         use_fast_parts(self)
 
-    def features(self, video: Tensor, frame_index: Tensor | None = None) -> Tensor:
+    def features(
+        self, video: Tensor, frame_index: Tensor | None = None, every_frame: bool = False
+    ) -> Tensor:
         cfg = self.cfg
         if cfg.objective == "joint":
-            return super().features(video, frame_index)
+            return super().features(video, frame_index, every_frame)
+        cfg.check_readout(every_frame)
         slots = self.encoder.slots(patch_rows(video, cfg, frame_index))
         x = select_frames(slots.unflatten(1, (-1, cfg.num_slots)), frame_index).flatten(1, 2)
         x = x + self.temporal.time_embed.repeat_interleave(cfg.num_slots, 0)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.to(x).expand(len(x), -1, -1), x], dim=1)
+        if every_frame:
+            return self.temporal.transform(x).unflatten(1, (-1, cfg.num_slots)).mean(dim=2)
         readouts = {"cls": slice(1), "last": slice(-cfg.num_slots, None), "mean": slice(None)}
         read = arange(x.shape[1], x)[readouts[cfg.readout]].expand(len(x), -1)
         return self.temporal.transform(x, flat_index(read, x.shape[1])).mean(dim=1)

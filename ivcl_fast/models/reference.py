@@ -377,16 +377,18 @@ class IVCLClassifier(nn.Module):
         self.head = nn.Linear(cfg.embed_dim, num_classes)
         init_linears(self)
 
-    def forward(self, video: Tensor, frame_index: Ids = None) -> Tensor:
+    def forward(self, video: Tensor, frame_index: Ids = None, every_frame: bool = False) -> Tensor:
         """Logits ``[B, num_classes]`` of a video as :class:`IVCL` takes it.
 
-        With ``frame_index``, int64 ``[B, C, T]`` of 0 to F-1, a video has any number F of frames, C
-        clips share them, and each frame is encoded once; logits are then ``[B*C, num_classes]``.
+        With ``every_frame`` (for readout "last") those of all frames, ``[B, T, num_classes]``.
+        With ``frame_index``, int64 ``[B, C, T]`` of 0 to F-1, a video has any number F of frames,
+        C clips share them, and each frame is encoded once; logits are ``[B*C, num_classes]``.
         """
-        return self.head(self.features(video, frame_index))
+        return self.head(self.features(video, frame_index, every_frame))
 
-    def features(self, video: Tensor, frame_index: Ids = None) -> Tensor:
-        """The head's input, ``[D]`` per clip; arguments as for ``forward``."""
+    def features(self, video: Tensor, frame_index: Ids = None, every_frame: bool = False) -> Tensor:
+        """The head's input, ``[D]`` per answer; arguments as for ``forward``."""
+        self.cfg.check_readout(every_frame)
         rows = patch_rows(video, self.cfg, frame_index)
         if self.cfg.objective == "joint":  # the encoder sees whole clips: they share no frames
             rows, frame_index = select_frames(rows, frame_index), None
@@ -394,6 +396,6 @@ class IVCLClassifier(nn.Module):
         if self.cfg.objective != "joint":
             slots = select_frames(slots, frame_index) + self.temporal.time_embed[:, None]
             cls, slots = self.temporal(self.cls_token, slots)
-        if cls is not None:
-            return cls
+        if every_frame or cls is not None:
+            return slots.mean(dim=2) if every_frame else cls
         return slots[:, -1].mean(dim=1) if self.cfg.readout == "last" else slots.mean(dim=(1, 2))

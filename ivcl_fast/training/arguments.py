@@ -56,8 +56,13 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
     if flags.resume:
         return resumed(config, flags.resume)
     data, model = config.data, config.model
-    if config.supervises:
-        check_frame_labels(data.source, model.objective)
+    for kind in config.frame_label_kinds:
+        check_frame_labels(data.source, kind)
+    if config.stages.frame_labels and model.readout != "last":
+        raise UserError(
+            f"--frame-labels: --readout {model.readout} gives no answer for each frame; accepted "
+            "with it: --readout last"
+        )
     task = find_task(data.source, data.task)
     return dataclasses.replace(config, data=dataclasses.replace(data, task=task))
 

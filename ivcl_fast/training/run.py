@@ -120,7 +120,7 @@ class Run:
             self.config.data,
             self.config.model,
             self.device,
-            with_frame_labels=self.config.supervises,
+            frame_labels=self.config.frame_label_kinds,
         )
 
     @functools.cached_property
@@ -176,7 +176,8 @@ class Run:
             return F.binary_cross_entropy_with_logits(model(batch.rows).float(), batch.labels)
 
         def measure(model: Supervised) -> dict[str, float]:
-            loader = self._loader(self.data.curve_split, model.cfg.num_frames, pretraining=True)
+            options = self._batch_options(pretrains=True)
+            loader = self._loader(self.data.curve_split, model.cfg.num_frames, **options)
             return frame_scores(model, loader, self.device, self.amp)
 
         how = (label, schedule, measure) if config.model.supervised else (reconstruct, schedule)
@@ -202,6 +203,9 @@ class Run:
         )
 
         def loss(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
+            if config.stages.frame_labels:
+                logits = model(*batch.inputs, every_frame=True).float()
+                return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
             logits = model(*batch.inputs).float()
             if self.classes.multi_label:
                 return F.binary_cross_entropy_with_logits(logits, batch.labels)
@@ -348,11 +352,19 @@ class Run:
                 training=True,
                 batch_size=distributed.local_batch_size(self.config.optim.batch_size),
                 share=1.0 if pretrains else self.config.stages.label_fraction,
-                pretraining=pretrains,
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
+                **self._batch_options(pretrains),
             )
         return self._training_loaders[stage]
+
+    def _batch_options(self, pretrains: bool) -> dict[str, Any]:
+        """Return how the batches of a stage differ from those of an evaluation."""
+        model = self.config.model
+        if pretrains:
+            labels = model.objective if model.supervised else None
+            return {"frame_labels": labels, "share_frames": False}
+        return {"frame_labels": "cells" if self.config.stages.frame_labels else None}
 
     def _loader(
         self, split: str, num_frames: int, batch_size: int = EVAL_BATCH, **options: Any

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 from tyro.conf import OmitArgPrefixes
@@ -14,6 +14,9 @@ from tyro.conf import OmitArgPrefixes
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.errors import UserError, require_above, require_at_least
+
+if TYPE_CHECKING:  # it imports the formats
+    from ivcl_fast.data.frame_labels import FrameLabelKind
 
 CONFIG = "config.json"
 """Name of the file in a run's folder that holds its settings."""
@@ -35,6 +38,9 @@ class StagesConfig:
     """Clips seen in finetuning, repetitions included."""
     label_fraction: Annotated[float, tyro.conf.arg(aliases=("--labelled",))] = 1.0
     """Fraction of the training videos (ACRE: problems) that finetuning may use."""
+    frame_labels: bool = False
+    """Finetune on the snitch's cell in every frame, which CATER's scenes give, not only on that in
+    the last frame. This is not IV-CL's own protocol: results are \"with labels of all frames\"."""
     compare_memoryless: bool = True
     """Also report baselines without memory (localisation: a model that sees only the last frame,
     and a guess under a visible cone) or without reasoning (ACRE: counting)."""
@@ -182,9 +188,14 @@ class TrainConfig:
             group.check()
 
     @property
-    def supervises(self) -> bool:
-        """Whether the run pretrains on labels of frames."""
-        return self.stages.stage != "finetune" and self.model.supervised
+    def frame_label_kinds(self) -> list[FrameLabelKind]:
+        """The kinds of labels of single frames that the run learns from."""
+        kinds: list[FrameLabelKind] = []
+        if self.stages.stage != "finetune" and self.model.supervised:
+            kinds.append(cast("FrameLabelKind", self.model.objective))
+        if self.stages.stage != "pretrain" and self.stages.frame_labels:
+            kinds.append("cells")
+        return kinds
 
     @property
     def folder(self) -> Path:

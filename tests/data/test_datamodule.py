@@ -91,7 +91,7 @@ def test_a_share_consists_of_complete_problems(folder):
         assert loader.frames_per_clip == 10 / 4
         found.append(set(names))
     assert found[0] < found[1] < found[2]
-    masked = data.loader("train", **options, pretraining=True)
+    masked = data.loader("train", **options, share_frames=False)
     assert masked.frames_per_clip == 7
     assert next(iter(masked.epoch(0))).frame_index is None
 

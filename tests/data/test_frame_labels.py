@@ -19,9 +19,10 @@ from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import run_command
 from ivcl_fast.data.datamodule import open_data
 from ivcl_fast.data.dataset import Clip
+from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.acre import Acre
 from ivcl_fast.data.formats.cater import Cater
-from ivcl_fast.data.frame_labels import CLASSES, SHAPES, frame_labels
+from ivcl_fast.data.frame_labels import CLASSES, SHAPES, make_frame_labels
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
@@ -51,7 +52,7 @@ def pictures(dataset: Cater, clip: Clip, frames: np.ndarray) -> np.ndarray:
 def test_the_picture_is_golden_at_the_label_of_the_snitch(cater):
     """Cells have four by three pixels. In the frames of another video they are not golden."""
     grid, frames, clips = 40, np.arange(0, FRAMES, 3), cater.clips("train")
-    labels = frame_labels(cater, "detection", grid)
+    labels = make_frame_labels(cater, "detection", grid)
     videos = [pictures(cater, clip, frames) for clip in clips]
     shares = []
     for other in (0, 1):
@@ -67,7 +68,7 @@ def test_the_picture_is_golden_at_the_label_of_the_snitch(cater):
 
 def test_centres_in_the_first_frame_are_the_scenes(cater):
     """``pixel_coords`` are for the size of the video."""
-    labels = frame_labels(cater, "detection", 8)
+    labels = make_frame_labels(cater, "detection", 8)
     for clip in cater.clips("train"):
         expected = torch.zeros(64, len(SHAPES))
         for thing in cater.scene(clip.name)["objects"]:
@@ -121,7 +122,7 @@ THINGS = {"cone", "red", "large", "rubber", "cube", "blue", "small"}
 
 def test_attributes_by_hand(by_hand):
     """The size and material of the snitch do not count, and inside a cone it is hidden."""
-    labels = frame_labels(by_hand, "classification", 8)(CLIP, ALL)
+    labels = make_frame_labels(by_hand, "classification", 8)(CLIP, ALL)
     assert labels.dtype == torch.float32 and labels.shape == (4, 18)
     seen = THINGS | {"spl"}
     assert names(labels, "classification") == [seen, THINGS, THINGS, seen]
@@ -129,7 +130,7 @@ def test_attributes_by_hand(by_hand):
 
 def test_centres_by_hand(by_hand):
     """The cube is behind the camera. The camera looks at the origin."""
-    labels = frame_labels(by_hand, "detection", 9)(CLIP, ALL)
+    labels = make_frame_labels(by_hand, "detection", 9)(CLIP, ALL)
     assert labels.dtype == torch.float32 and labels.shape == (4, 81, 5)
     assert [len(found) for found in names(labels, "detection")] == [2, 1, 1, 2]
     assert labels[:, 4 * 9 + 4, SHAPES.index("cone")].tolist() == [1, 1, 1, 1]
@@ -146,10 +147,10 @@ def test_batches_hold_the_labels_of_their_own_frames(cater, objective, loader):
     flags = ["--data", f"cater:{cater.root}", "--objective", objective, "--image-size", "32"]
     flags += ["--num-frames", "5", "--num-query-frames", "1", "--workers", "1"]
     config = parse([*flags, "--loader", loader, "--decoder", "pyav"])
-    data = open_data(config.data, config.model, with_frame_labels=True)
+    data = open_data(config.data, config.model, frame_labels=[objective])
     options = dict(batch_size=4, num_frames=5, seed=3, training=True)
-    batches = data.loader("train", **options, pretraining=True)
-    clips, expected = data.dataset.clips("train"), frame_labels(cater, objective, 4)
+    batches = data.loader("train", **options, frame_labels=objective)
+    clips, expected = data.dataset.clips("train"), make_frame_labels(cater, objective, 4)
     taken = set()
     for batch in batches.epoch(1):
         for clip_id, labels in zip(batch.clip_ids.tolist(), batch.labels, strict=True):
@@ -219,7 +220,7 @@ def test_data_sets_without_labels_are_refused_before_any_work(data, tmp_path, mo
 
 @pytest.mark.parametrize("objective", CLASSES)
 def test_malformed_scenes_are_named(by_hand, objective):
-    labels, file = frame_labels(by_hand, objective, 8), by_hand.root / "scenes" / "clip.json"
+    labels, file = make_frame_labels(by_hand, objective, 8), by_hand.root / "scenes" / "clip.json"
     with pytest.raises(UserError, match="scene of clip has 4 frames"):
         labels(CLIP, np.array([0, 4]))
     scene = json.loads(file.read_text())
@@ -231,7 +232,7 @@ def test_malformed_scenes_are_named(by_hand, objective):
     ):
         file.write_text(text)
         with pytest.raises(UserError, match=said) as error:
-            frame_labels(by_hand, objective, 8)(CLIP, ALL)
+            make_frame_labels(by_hand, objective, 8)(CLIP, ALL)
         assert "\n" not in str(error.value)
 
 
@@ -241,10 +242,34 @@ def test_folders_without_frame_labels_are_refused(tmp_path):
     for folder in ("videos", "lists", "scenes"):
         (moving / folder).mkdir(parents=True)
     with pytest.raises(UserError, match="has no labels of single frames; accepted: CATER"):
-        frame_labels(acre, "classification", 8)
+        make_frame_labels(acre, "classification", 8)
     with pytest.raises(UserError, match="camera; accepted: "):
-        frame_labels(Cater(moving), "detection", 8)
-    frame_labels(Cater(moving), "classification", 8)
+        make_frame_labels(Cater(moving), "detection", 8)
+    make_frame_labels(Cater(moving), "classification", 8)
     (moving / "scenes").rmdir()
     with pytest.raises(UserError, match="its folder scenes/"):
-        frame_labels(Cater(moving), "classification", 8)
+        make_frame_labels(Cater(moving), "classification", 8)
+
+
+# --- The snitch's cell in every frame -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("task", "cells"), [("localize", 6), ("localize_4x4", 4)])
+def test_cells_are_those_of_each_frame(cater, task, cells):
+    """Seen or hidden; that of the last frame is the label of the clip."""
+    dataset = Cater(cater.root, task)
+    labels, hidden = make_frame_labels(dataset, "cells", 8), 0
+    for clip in dataset.clips("train"):
+        scene = dataset.scene(clip.name)
+        frames = np.arange(cater_frames.frame_count(scene))
+        found = labels(clip, frames)
+        assert found.dtype == torch.int64 and found.shape == frames.shape
+        assert found.tolist() == [cater_frames.snitch_cell(scene, i, cells) for i in frames]
+        assert found[-1] == clip.label
+        hidden += any(cater_frames.snitch_hidden(scene, i) for i in frames)
+    assert hidden
+
+
+def test_cells_need_a_task_of_places(cater):
+    with pytest.raises(UserError, match=r"^--frame-labels: actions_present .*accepted: --task"):
+        make_frame_labels(Cater(cater.root, "actions_present"), "cells", 8)

@@ -71,6 +71,31 @@ def test_supervised_models_are_the_references(objective, tmp_path):
     assert hasattr(classifier, "temporal")
 
 
+@pytest.mark.parametrize("objective", ["ivcl", "joint"])
+def test_every_frame_is_answered_as_the_last_one(objective):
+    """Frames with the same slots have the same answer; both models agree on all of them."""
+    cfg = IVCLConfig.preset("tiny", **SIZES, objective=objective)
+    torch.manual_seed(0)
+    plain, frames = reference.IVCLClassifier(cfg, 5), video()
+    fast = ivcl_fast.IVCLClassifier(cfg, 5)
+    fast.load_state_dict(plain.state_dict())
+    expected = plain(frames, every_frame=True)
+    assert expected.shape == (2, 3, 5)
+    torch.testing.assert_close(expected[:, -1], plain(frames))
+    torch.testing.assert_close(fast(frames, every_frame=True), expected)
+    torch.testing.assert_close(fast(frames), expected[:, -1])
+    assert not torch.allclose(expected[:, 0], expected[:, -1])
+
+
+@pytest.mark.parametrize("package", [reference, ivcl_fast])
+def test_other_readouts_have_no_answer_for_every_frame(package):
+    model = package.IVCLClassifier(IVCLConfig.preset("tiny", **SIZES, readout="mean"), 5)
+    with pytest.raises(
+        ValueError, match=r"^every_frame: readout 'mean' .*accepted with it: 'last'$"
+    ):
+        model(video(), every_frame=True)
+
+
 def test_objectives_have_models_of_their_own():
     labels, pixels = (
         IVCLConfig.preset("tiny", objective=objective) for objective in ("detection", "mae")
