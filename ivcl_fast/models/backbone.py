@@ -1,8 +1,8 @@
-"""Starting one model from another: the encoder and temporal transformer that pretraining hands on.
+"""Where a model's first weights come from: random ones, or another model's backbone.
 
-A *source* is a folder of ``save_pretrained``, a run's folder (for its pretrained model), a
-``.safetensors`` file, a state dict, or ``timm:NAME`` or ``timm:PATH``
-(:mod:`~ivcl_fast.models.timm_weights`).
+The backbone is the encoder and the temporal transformer, which pretraining hands on. A *source* is
+a folder of ``save_pretrained``, a run's folder (for its pretrained model), a ``.safetensors`` file,
+a state dict, or ``timm:NAME`` or ``timm:PATH`` (:mod:`~ivcl_fast.models.timm_weights`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import timm_weights
+from ivcl_fast.models.reference import Block
 from ivcl_fast.models.weights import CONFIG, class_in, read_config, read_weights, weights_file
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,18 @@ def check_source(source: str) -> None:
         timm_weights.check(source)
     else:
         weights_file(source)
+
+
+def zero_branches(model: nn.Module) -> None:
+    """Make every block of ``model`` the identity, to start training from.
+
+    Sets the matrices at the end of a block's two branches, ``attn.proj`` and ``mlp.fc2``, to zero,
+    as Goyal et al. (2017) do with the last norm of a residual branch.
+    """
+    for part in model.modules():
+        if isinstance(part, Block):
+            nn.init.zeros_(part.attn.proj.weight)
+            nn.init.zeros_(part.mlp.fc2.weight)
 
 
 def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) -> list[str]:

@@ -255,6 +255,8 @@ class Run:
                 remove_files(folder / CHECKPOINTS, checkpoint.PATTERNS)
             model.load_state_dict(read_weights(folder))
             return model
+        if self.config.optim.zero_init:
+            backbone.zero_branches(model)
         if init != "random":
             backbone.load_backbone(model, init)
         if self.config.speed.grad_checkpoint:

@@ -82,6 +82,9 @@ class OptimConfig:
     """Weight decay; not applied to biases, norms, positions and tokens."""
     clip_norm: float = 1.0
     """Largest norm of the gradient; above it, the gradient is scaled down."""
+    zero_init: bool = True
+    """Start with blocks that are the identity: the matrices at the end of their branches are zero
+    where no weights are loaded. Otherwise they are random."""
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
@@ -251,6 +254,7 @@ def from_json(plain: dict[str, Any]) -> TrainConfig:
     for name in ("out", "data_dir", "resume"):
         left[name] = None if left.get(name) is None else Path(left[name])
     model = left.pop("model")
+    left.setdefault("zero_init", False)  # runs of version 0.1.0 have begun with random ones
     groups = {}
     for name, kind in GROUPS.items():
         fields = {f.name for f in dataclasses.fields(kind)}
