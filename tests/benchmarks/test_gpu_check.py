@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -110,8 +111,9 @@ def test_every_part_is_run_once_within_the_time():
         "timm", "decoder", "ranks", "sanitizer", "small-step",
     ],
 )  # fmt: skip
-def test_every_part_runs_on_tiny_sizes(name, tmp_path):
+def test_every_part_runs_on_tiny_sizes(name, tmp_path, monkeypatch):
     """All but the tests, and ``train --quick``, which has tests of its own."""
+    monkeypatch.setattr(parts, "COMPILE_SECONDS", math.inf)
     rows = RowFile(tmp_path / "rows")
     with torch.compiler.set_stance("force_eager"):  # what is compiled is tested elsewhere
         parts.run(name, rows, parts.REHEARSAL)
@@ -146,6 +148,15 @@ def test_the_command_on_tiny_sizes(tmp_path):
     page = file.with_suffix(".md").read_text()
     assert page.startswith(f"# {results.machine['device']}") and page in done.stdout
     assert "the figures mean nothing" in page and "## Targets" not in page
+
+
+def test_compiling_in_advance_ends_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "COMPILE_SECONDS", 0.0)
+    rows = RowFile(tmp_path / "rows")
+    parts.run("compile", rows, parts.REHEARSAL)
+    assert [row["skipped"] for row in rows.read()] == [
+        "6 of 6 steps are left to the parts that time them"
+    ]
 
 
 def test_tests_of_a_gpu_are_found():
