@@ -94,7 +94,7 @@ template <class Sum, class Normed, class X>
 void backward(const Sum* dsum, const Normed* dnormed, const Sum* total, Sum* d, X* dx, int64_t rows,
               const std::vector<float>& weight, float eps, std::vector<float>& partials) {
   const int64_t cols = weight.size(), stride = round_up(cols, kLanes);
-  const int64_t count = partials.size() / (2 * cols);
+  const int64_t count = ceil_div(rows, kPartialRows);
   const double partial_ns = 2 * kVecNs * kPartialRows * (cols / kLanes + 10);
   parallel_for(count, partial_ns, [&](int64_t begin, int64_t end) {
     Scratch scratch;
@@ -150,10 +150,15 @@ void backward(const Sum* dsum, const Normed* dnormed, const Sum* total, Sum* d, 
 
 std::tuple<Tensor, Tensor> add_layer_norm(const Tensor& x_in, const Tensor& residual_in,
                                           const Tensor& weight, const Tensor& bias, double eps) {
+  const int64_t cols = check_rows("x", x_in);
+  check_float("residual", residual_in.scalar_type());
+  check_shape("residual", residual_in, x_in.sizes());
+  check_float("weight", weight, {cols});
+  check_float("bias", bias, {cols});
   const Tensor x = as_contiguous(x_in), residual = as_contiguous(residual_in);
   Tensor total = empty_tensor_like(residual), normed = empty_tensor_like(x);
   const Affine affine{to_vector<float>(weight), to_vector<float>(bias)};
-  const int64_t rows = x.numel() / affine.weight.size();
+  const int64_t rows = cols ? x.numel() / cols : 0;
   dispatch_float(x.scalar_type(), [&](auto x_type) {
     dispatch_float(residual.scalar_type(), [&](auto sum_type) {
       using X = decltype(x_type);
@@ -167,10 +172,14 @@ std::tuple<Tensor, Tensor> add_layer_norm(const Tensor& x_in, const Tensor& resi
 
 Tensor layer_norm(const Tensor& x_in, const Tensor& weight, const Tensor& bias, double eps,
                   ScalarType dtype) {
+  const int64_t cols = check_rows("x", x_in);
+  check_float("weight", weight, {cols});
+  check_float("bias", bias, {cols});
+  check_float("dtype", dtype);
   const Tensor x = as_contiguous(x_in);
   Tensor normed = empty_tensor_like(x, dtype);
   const Affine affine{to_vector<float>(weight), to_vector<float>(bias)};
-  const int64_t rows = x.numel() / affine.weight.size();
+  const int64_t rows = cols ? x.numel() / cols : 0;
   dispatch_float(x.scalar_type(), [&](auto x_type) {
     dispatch_float(dtype, [&](auto normed_type) {
       using X = decltype(x_type);
@@ -184,10 +193,15 @@ Tensor layer_norm(const Tensor& x_in, const Tensor& weight, const Tensor& bias, 
 std::tuple<Tensor, Tensor, Tensor> add_layer_norm_backward(
     const std::optional<Tensor>& dsum_in, const Tensor& dnormed_in, const Tensor& total_in,
     const Tensor& weight_in, double eps, ScalarType x_dtype) {
+  check_float("weight", weight_in, {check_rows("sum", total_in)});
+  check_float("dnormed", dnormed_in.scalar_type());
+  check_shape("dnormed", dnormed_in, total_in.sizes());
+  if (dsum_in) check_like("dsum", *dsum_in, total_in);
+  check_float("x_dtype", x_dtype);
   const Tensor total = as_contiguous(total_in), dnormed = as_contiguous(dnormed_in);
   const Tensor dsum = dsum_in ? as_contiguous(*dsum_in) : total;
   const std::vector<float> weight = to_vector<float>(weight_in);
-  const int64_t cols = weight.size(), rows = total.numel() / cols;
+  const int64_t cols = weight.size(), rows = cols ? total.numel() / cols : 0;
   const bool same_dtype = x_dtype == total.scalar_type();
   Tensor d = empty_tensor_like(total);
   Tensor dx = same_dtype ? empty_tensor({0}, x_dtype) : empty_tensor_like(total, x_dtype);

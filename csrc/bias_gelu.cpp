@@ -9,6 +9,7 @@ namespace {
 constexpr double kVecNs = 1.0;  // rough cost of a register of values
 
 Tensor bias_gelu(const Tensor& x_in, const Tensor& bias_in) {
+  check_float("bias", bias_in, {check_rows("x", x_in)});
   const Tensor x = as_contiguous(x_in);
   Tensor y = empty_tensor_like(x);
   const std::vector<float> bias = to_vector<float>(bias_in);
@@ -31,6 +32,8 @@ Tensor bias_gelu(const Tensor& x_in, const Tensor& bias_in) {
 
 std::tuple<Tensor, Tensor> bias_gelu_backward(const Tensor& dy_in, const Tensor& x_in,
                                               const Tensor& bias_in) {
+  check_float("bias", bias_in, {check_rows("x", x_in)});
+  check_like("dy", dy_in, x_in);
   const Tensor x = as_contiguous(x_in), dy = as_contiguous(dy_in);
   Tensor dx = empty_tensor_like(x), dbias = empty_tensor_like(bias_in);
   const std::vector<float> bias = to_vector<float>(bias_in);

@@ -113,8 +113,21 @@ void backward(const Patches& p, int64_t tokens, const T* dy, int64_t dim,
   });
 }
 
+void check_arguments(const Tensor& rows, const Tensor& ids, const Tensor& weight,
+                     const Tensor& bias, const Tensor& pos, double std) {
+  check_dtype("rows", rows, ScalarType::Byte);
+  check_shape("rows", rows, {kAny, kAny, kAny});
+  if (rows.size(2) == 0) fail("rows: patches of no bytes");
+  check_dtype("ids", ids, ScalarType::Long);
+  check_shape("ids", ids, {rows.size(0), kAny});
+  check_float("weight", weight, {kAny, rows.size(2)});
+  check_float("bias", bias, {weight.size(0)});
+  check_float("pos", pos, {rows.size(1), weight.size(0)});
+  check_pixel_std(std);
+}
+
 Patches make_patches(const Tensor& rows, const Tensor& ids, double mean, double std) {
-  check_ids(const_data<int64_t>(ids), ids.numel(), rows.size(1));
+  check_ids("ids", const_data<int64_t>(ids), ids.numel(), rows.size(1));
   return {const_data<uint8_t>(rows), const_data<int64_t>(ids), rows.size(1), rows.size(2),
           ids.size(1), float(1 / (255 * std)), float(-mean / std)};
 }
@@ -122,6 +135,8 @@ Patches make_patches(const Tensor& rows, const Tensor& ids, double mean, double 
 Tensor embed_patches(const Tensor& rows_in, const Tensor& ids_in, const Tensor& weight,
                      const Tensor& bias, const Tensor& pos, double mean, double std,
                      ScalarType dtype) {
+  check_arguments(rows_in, ids_in, weight, bias, pos, std);
+  check_float("dtype", dtype);
   const Tensor rows = as_contiguous(rows_in), ids = as_contiguous(ids_in);
   const Patches p = make_patches(rows, ids, mean, std);
   Tensor y = empty_tensor({ids.size(0), ids.size(1), weight.size(0)}, dtype);
@@ -138,6 +153,8 @@ std::tuple<Tensor, Tensor, Tensor> embed_patches_backward(const Tensor& dy_in,
                                                           const Tensor& weight, const Tensor& bias,
                                                           const Tensor& pos, double mean,
                                                           double std) {
+  check_arguments(rows_in, ids_in, weight, bias, pos, std);
+  check_float("dy", dy_in, {ids_in.size(0), ids_in.size(1), weight.size(0)});
   const Tensor rows = as_contiguous(rows_in), ids = as_contiguous(ids_in);
   const Tensor dy = as_contiguous(dy_in);
   const Patches p = make_patches(rows, ids, mean, std);

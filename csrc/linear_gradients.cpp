@@ -28,7 +28,7 @@ void gradients(const T* dy, const T* x, int64_t tokens, int64_t outputs, int64_t
                std::vector<float>& dweight, std::vector<float>& dbias) {
   using Op = MatmulOp<T>;
   using Packed = typename Op::Packed;
-  const int64_t padded_outputs = round_up(outputs, kLanes), tasks = ceil_div(inputs, kTaskColumns);
+  const int64_t padded_outputs = round_up(outputs, kLanes), tasks = ceil_div(std::max<int64_t>(inputs, 1), kTaskColumns);
   const double task_ns = 2e-3 * tokens * outputs * kTaskColumns;
   parallel_for(tasks, task_ns, [&](int64_t begin, int64_t end) {
     const int64_t first_column = begin * kTaskColumns;
@@ -59,9 +59,16 @@ void gradients(const T* dy, const T* x, int64_t tokens, int64_t outputs, int64_t
 
 std::tuple<Tensor, Tensor> linear_gradients(const Tensor& dy_in, const Tensor& x_in,
                                             ScalarType dtype) {
+  check_float("dtype", dtype);
+  check_rows("x", x_in);
+  if (dy_in.dim() != x_in.dim()) fail("dy: ", dy_in.dim(), " dimensions are not x's ", x_in.dim());
+  std::vector<int64_t> shape(x_in.sizes().begin(), x_in.sizes().end());
+  shape.back() = kAny;
+  check_dtype("dy", dy_in, x_in.scalar_type());
+  check_shape("dy", dy_in, shape);
   const Tensor x = as_contiguous(x_in), dy = as_contiguous(dy_in);
   const int64_t outputs = dy.size(-1), inputs = x.size(-1);
-  const int64_t tokens = inputs ? x.numel() / inputs : 0;
+  const int64_t tokens = inputs ? x.numel() / inputs : outputs ? dy.numel() / outputs : 0;
   std::vector<float> weight_sums(outputs * inputs), bias_sums(outputs);
   dispatch_float(x.scalar_type(), [&](auto t) {
     using T = decltype(t);

@@ -14,12 +14,10 @@
 #include <tuple>
 #include <vector>
 
+#include "check.h"
 #include "vec.h"
 
 namespace ivcl {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // --- Tensors -------------------------------------------------------------------------------------
 
@@ -48,7 +46,7 @@ T* mutable_data(Tensor& x) {
 template <class F>
 auto dispatch_float(ScalarType dtype, F f) {
   if (dtype == ScalarType::Float) return f(float{});
-  STD_TORCH_CHECK(dtype == ScalarType::BFloat16, "dtype: not float32 or bfloat16");
+  check_float("dtype", dtype);
   return f(bf16{});
 }
 
@@ -63,17 +61,6 @@ std::vector<T> to_vector(const Tensor& x) {
     for_each_vec(count, [&](int64_t i, auto n) { store(&values[i], load(src + i, n), n); });
   });
   return values;
-}
-
-// Raises unless every id is one of 0..count-1.
-inline void check_ids(const int64_t* ids, int64_t number, int64_t count) {
-  int64_t lowest = 0, highest = -1;
-  for (int64_t i = 0; i < number; ++i) {
-    lowest = std::min(lowest, ids[i]);
-    highest = std::max(highest, ids[i]);
-  }
-  STD_TORCH_CHECK(lowest >= 0 && highest < count, "ids: ", lowest < 0 ? lowest : highest,
-                  " is out of bounds: patches are 0 to ", count - 1);
 }
 
 // --- Threads -------------------------------------------------------------------------------------
@@ -111,6 +98,7 @@ constexpr int64_t kPartialRows = 64;
 
 // Adds up partials[count][width] in order, into the dtype of `total`.
 inline void reduce_partials(const std::vector<float>& partials, int64_t width, Tensor& total) {
+  if (width == 0) return;
   dispatch_float(total.scalar_type(), [&](auto t) {
     using T = decltype(t);
     T* dst = mutable_data<T>(total);

@@ -12,12 +12,18 @@ constexpr float kEps = 1e-6f;
 std::tuple<Tensor, Tensor> patch_loss(const Tensor& pred_in, const Tensor& rows_in,
                                       const Tensor& ids_in, bool norm_pix, double mean, double std,
                                       bool grad) {
+  check_dtype("rows", rows_in, ScalarType::Byte);
+  check_shape("rows", rows_in, {kAny, kAny, kAny});
+  check_dtype("ids", ids_in, ScalarType::Long);
+  check_shape("ids", ids_in, {rows_in.size(0), kAny});
+  check_float("pred", pred_in, {rows_in.size(0), ids_in.size(1), rows_in.size(2)});
+  check_pixel_std(std);
   const Tensor pred = as_contiguous(pred_in), rows = as_contiguous(rows_in);
   const Tensor ids = as_contiguous(ids_in);
   const int64_t patches = rows.size(1), pixels = rows.size(2), masked = ids.size(1);
   const int64_t tokens = ids.numel();
   const int64_t* id = const_data<int64_t>(ids);
-  check_ids(id, tokens, patches);
+  check_ids("ids", id, tokens, patches);
   Tensor loss = empty_tensor({}, ScalarType::Float);
   Tensor error = grad ? empty_tensor_like(pred) : empty_tensor({0}, pred.scalar_type());
   std::vector<double> partials(ceil_div(tokens, kPartialRows));
@@ -65,6 +71,9 @@ std::tuple<Tensor, Tensor> patch_loss(const Tensor& pred_in, const Tensor& rows_
 }
 
 Tensor patch_loss_backward(const Tensor& dloss, const Tensor& error_in) {
+  check_dtype("dloss", dloss, ScalarType::Float);
+  check_shape("dloss", dloss, {});
+  check_float("error", error_in.scalar_type());
   const Tensor error = as_contiguous(error_in);
   Tensor dpred = empty_tensor_like(error);
   const int64_t count = error.numel();

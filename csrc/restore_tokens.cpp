@@ -11,12 +11,17 @@ namespace {
 constexpr double kVecNs = 1.0;  // rough cost of a register of values
 
 // Inverse of ids [frames][keep]: the index k of the visible token at each place, -1 at hidden ones.
+// Raises for a place that is out of bounds or occurs twice: one of its tokens would be lost.
 std::vector<int32_t> invert_ids(const Tensor& ids, int64_t patches) {
   const int64_t frames = ids.size(0), keep = ids.size(1);
   const int64_t* id = const_data<int64_t>(ids);
-  check_ids(id, ids.numel(), patches);
+  check_ids("ids_keep", id, ids.numel(), patches);
   std::vector<int32_t> inverse(frames * patches, -1);
-  for (int64_t i = 0; i < frames * keep; ++i) inverse[i / keep * patches + id[i]] = i % keep;
+  for (int64_t i = 0; i < frames * keep; ++i) {
+    int32_t& k = inverse[i / keep * patches + id[i]];
+    if (k >= 0) fail("ids_keep: ", id[i], " occurs twice in frame ", i / keep);
+    k = i % keep;
+  }
   return inverse;
 }
 
@@ -31,8 +36,20 @@ inline void add(const A* a, const B* b, Dst* dst, int64_t count) {
     store(dst + c, load(a + c, count - c) + load(b + c, count - c), count - c);
 }
 
+void check_ids_and_parameters(const Tensor& ids_keep, const Tensor& mask_token, const Tensor& pos,
+                              int64_t frames, int64_t cols) {
+  check_dtype("ids_keep", ids_keep, ScalarType::Long);
+  check_shape("ids_keep", ids_keep, {frames, kAny});
+  check_float("mask_token", mask_token, {cols});
+  check_float("pos", pos, {kAny, cols});
+}
+
 Tensor restore_tokens(const Tensor& visible_in, const Tensor& ids_keep, const Tensor& mask_token_in,
                       const Tensor& pos_in, const std::optional<Tensor>& prefix_in) {
+  check_float("visible", visible_in, {kAny, kAny, kAny});
+  check_ids_and_parameters(ids_keep, mask_token_in, pos_in, visible_in.size(0), visible_in.size(2));
+  check_shape("ids_keep", ids_keep, {visible_in.size(0), visible_in.size(1)});
+  if (prefix_in) check_float("prefix", *prefix_in, {visible_in.size(0), kAny, visible_in.size(2)});
   const Tensor visible = as_contiguous(visible_in);
   const Tensor prefix = prefix_in ? as_contiguous(*prefix_in) : visible;
   const int64_t frames = visible.size(0), keep = visible.size(1), cols = visible.size(2);
@@ -73,6 +90,10 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward(const Tensor& dout_in
                                                            const Tensor& ids_keep,
                                                            const Tensor& mask_token,
                                                            const Tensor& pos) {
+  check_float("dout", dout_in, {kAny, kAny, kAny});
+  check_ids_and_parameters(ids_keep, mask_token, pos, dout_in.size(0), dout_in.size(2));
+  if (dout_in.size(1) < pos.size(0))
+    fail("dout: ", dout_in.size(1), " tokens are fewer than pos has: ", pos.size(0));
   const Tensor dout = as_contiguous(dout_in);
   const int64_t frames = dout.size(0), length = dout.size(1), cols = dout.size(2);
   const int64_t keep = ids_keep.size(1), patches = pos.size(0);

@@ -4,7 +4,7 @@
 namespace ivcl {
 namespace {
 
-constexpr int64_t kIndexBits = 16;
+constexpr int64_t kIndexBits = 16, kMaxPatches = 1 << kIndexBits;
 
 // The hash of (seed, patch), with the patch index in its low bits so that no two are equal.
 inline uint64_t sort_key(uint64_t seed, uint64_t patch) {
@@ -16,6 +16,11 @@ inline uint64_t sort_key(uint64_t seed, uint64_t patch) {
 }
 
 std::tuple<Tensor, Tensor> sample_masks(const Tensor& seed_in, int64_t patches, int64_t keep) {
+  check_dtype("seed", seed_in, ScalarType::Long);
+  if (patches < 1 || patches > kMaxPatches)
+    fail("num_patches: ", patches, " is not between 1 and ", kMaxPatches);
+  if (keep < 0 || keep > patches)
+    fail("num_keep: ", keep, " is not between 0 and num_patches (", patches, ")");
   const Tensor seed = as_contiguous(seed_in);
   std::vector<int64_t> shape(seed.sizes().begin(), seed.sizes().end());
   shape.push_back(keep);

@@ -260,17 +260,33 @@ void backward(const Tensor& dout, const Tensor& qkv, Tensor& dqkv, const Shape& 
   });
 }
 
+constexpr int64_t kMaxTokens = 4096;  // a core's buffers grow with their square
+
+void check_qkv(const Tensor& qkv, int64_t heads) {
+  check_float("qkv", qkv, {kAny, kAny, kAny});
+  const int64_t width = qkv.size(2);
+  if (heads < 1 || heads > width / 3 || width % (3 * heads))
+    fail("num_heads: ", heads, " does not divide qkv's width ", width, " in 3 parts");
+  if (qkv.size(1) > kMaxTokens) fail("qkv: more than ", kMaxTokens, " tokens: ", qkv.size(1));
+}
+
 Tensor short_attention(const Tensor& qkv_in, int64_t heads) {
+  check_qkv(qkv_in, heads);
   const Tensor qkv = as_contiguous(qkv_in);
   const Shape s(qkv, heads);
   Tensor out = empty_tensor({s.frames, s.tokens, s.width()}, qkv.scalar_type());
+  if (out.numel() == 0) return out;
   dispatch_float(qkv.scalar_type(), [&](auto t) { forward<decltype(t)>(qkv, out, s); });
   return out;
 }
 
 Tensor short_attention_backward(const Tensor& dout_in, const Tensor& qkv_in, int64_t heads) {
+  check_qkv(qkv_in, heads);
+  check_dtype("dout", dout_in, qkv_in.scalar_type());
+  check_shape("dout", dout_in, {qkv_in.size(0), qkv_in.size(1), qkv_in.size(2) / 3});
   const Tensor qkv = as_contiguous(qkv_in), dout = as_contiguous(dout_in);
   Tensor dqkv = empty_tensor_like(qkv);
+  if (dqkv.numel() == 0) return dqkv;
   dispatch_float(qkv.scalar_type(), [&](auto t) {
     backward<decltype(t)>(dout, qkv, dqkv, Shape(qkv, heads));
   });

@@ -134,6 +134,9 @@ class IVCLConfig:
             require(dim % 4 == 0, width, f"{dim} is {reason}")
         for name in ("mlp_ratio", "pixel_std"):
             require(getattr(self, name) > 0, name, f"{getattr(self, name)} is not above 0")
+        for width in ("embed_dim", "decoder_dim"):
+            reason = f"{self.mlp_ratio} times {width} {getattr(self, width)} is less than 1"
+            require(int(self.mlp_ratio * getattr(self, width)) >= 1, "mlp_ratio", reason)
 
     @property
     def grid(self) -> int:

@@ -21,8 +21,10 @@ Derivatives: a backward pass runs on kernels. Forward mode, second derivatives a
 
 Reproducibility: no kernel uses atomics, so the same call on the same device gives the same bits
 every time. The C++ kernels also give the same bits for any number of threads. The matrix products
-of PyTorch's libraries do not promise that. They compute ``linear``'s output and dx, all of
+of PyTorch's libraries do not: they split a sum over many terms, such as that over tokens in a
+weight's gradient, into one part per thread. They compute ``linear``'s output and dx, all of
 ``linear`` where there is no AMX, and everything else that calls ``torch.nn.functional.linear``.
+``train --deterministic`` therefore fixes the number of threads.
 
 Import this package as ``ivcl_fast.kernels``, never as a top-level ``kernels``.
 """

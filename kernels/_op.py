@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _autograd, _ext, _triton
+from ._arguments import Rule, checker
 
 LIBRARY = torch.library.Library("ivcl_fast", "FRAGMENT")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -49,12 +50,22 @@ def _counted(name: str, implementation: str, function: Callable) -> Callable:
     return run
 
 
+def _checked(check: Callable[[tuple[Any, ...]], None], function: Callable) -> Callable:
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        check(args)
+        return function(*args)
+
+    return run
+
+
 def register(
     schema: str,
     *,
     ref: Callable,
     triton: Callable,
     fake: Callable,
+    arguments: Mapping[str, Rule],
     setup_context: Callable | None = None,
     backward: Callable | None = None,
     is_backward: bool = False,
@@ -62,19 +73,22 @@ def register(
     """Define ``ivcl_fast::<schema>`` and return the op as a callable.
 
     ``ref`` and ``triton`` take the schema's arguments and return fresh tensors; ``fake`` returns
-    tensors of the same shapes, dtypes and strides without computing. ``setup_context(ctx, inputs,
-    output)`` and ``backward(ctx, *grads)``, in terms of other registered ops, give the first
-    derivative; all others are ``ref``'s (``_autograd.py``). ``is_backward`` is for those others.
+    tensors of the same shapes, dtypes and strides without computing. ``arguments`` are the rules
+    that they rely on, for every tensor and, where needed, for other arguments.
+    ``setup_context(ctx, inputs, output)`` and ``backward(ctx, *grads)``, in terms of other
+    registered ops, give the first derivative; all others are ``ref``'s (``_autograd.py``).
+    ``is_backward`` is for those other ops.
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for_ref, for_triton = _counted(name, "ref", ref), _counted(name, "triton", triton)
-    by_ref = _triton.MISSING or _triton.CANNOT_LAUNCH
-    LIBRARY.impl(name, for_ref if by_ref else for_triton, "CUDA")
-    if name not in _ext.OPS:
-        LIBRARY.impl(name, for_triton if _triton.INTERPRET else for_ref, "CPU")
-    torch.library.register_fake(f"ivcl_fast::{name}", fake, lib=LIBRARY)
     op = getattr(torch.ops.ivcl_fast, name).default
+    check = checker(arguments, [argument.name for argument in op._schema.arguments])
+    by_ref = _triton.MISSING or _triton.CANNOT_LAUNCH
+    LIBRARY.impl(name, _checked(check, for_ref if by_ref else for_triton), "CUDA")
+    if name not in _ext.OPS:
+        LIBRARY.impl(name, _checked(check, for_triton if _triton.INTERPRET else for_ref), "CPU")
+    torch.library.register_fake(f"ivcl_fast::{name}", fake, lib=LIBRARY)
     if is_backward:
         return _autograd.register_backward(LIBRARY, op, for_ref)
     _autograd.register_forward(LIBRARY, op, for_ref, setup_context, backward)

@@ -195,6 +195,7 @@ _backward_op = register(
     " ScalarType x_dtype) -> (Tensor, Tensor, Tensor)",
     ref=_ref_backward,
     triton=_backward,
+    arguments={"dsum": "* D", "dnormed": "* D", "sum": "* D", "weight": "D"},
     fake=_empty_grads,
     is_backward=True,
 )
@@ -233,6 +234,7 @@ _op = register(
     " -> (Tensor, Tensor)",
     ref=_ref,
     triton=_forward,
+    arguments={"x": "* D", "residual": "* D", "weight": "D", "bias": "D"},
     fake=lambda x, residual, weight, bias, eps: (empty_contiguous(residual), empty_contiguous(x)),
     setup_context=_setup_context,
     backward=_autograd,
@@ -241,6 +243,7 @@ _norm_op = register(
     "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> Tensor",
     ref=_ref_norm,
     triton=_forward_norm,
+    arguments={"x": "* D", "weight": "D", "bias": "D"},
     fake=lambda x, weight, bias, eps, dtype: empty_contiguous(x, dtype),
     setup_context=_setup_norm_context,
     backward=_autograd_norm,

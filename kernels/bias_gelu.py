@@ -100,6 +100,7 @@ _backward_op = register(
     "bias_gelu_backward(Tensor dy, Tensor x, Tensor bias) -> (Tensor, Tensor)",
     ref=_ref_backward,
     triton=_backward,
+    arguments={"dy": "* H", "x": "* H", "bias": "H"},
     fake=lambda dy, x, bias: (empty_contiguous(x), empty_contiguous(bias)),
     is_backward=True,
 )
@@ -107,6 +108,7 @@ _op = register(
     "bias_gelu(Tensor x, Tensor bias) -> Tensor",
     ref=_ref,
     triton=_forward,
+    arguments={"x": "* H", "bias": "H"},
     fake=lambda x, bias: empty_contiguous(x),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
     backward=lambda ctx, dy: _backward_op(dy, *ctx.saved_tensors),

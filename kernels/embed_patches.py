@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _triton
+from ._arguments import Rule, above_zero
 from ._autograd import plain, vjp
 from ._op import autocast_dtype, empty_contiguous, has_kernel, register
 from ._triton import tl, triton
@@ -67,6 +68,7 @@ def _forward_kernel(
     d = tl.program_id(0) % dim_blocks * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
     token_mask, dim_mask = token < tokens, d < dim
     patch = tl.load(ids_ptr + token, mask=token_mask, other=0)
+    patch = tl.minimum(tl.maximum(patch, 0), patches - 1)  # never out of bounds
     row_ptrs = rows_ptr + ((token // visible).to(tl.int64) * patches + patch) * pixels
     weight_ptrs = weight_ptr + d.to(tl.int64) * pixels
     # The sum starts from bias and position: adding them at the end would take as many registers.
@@ -103,6 +105,7 @@ def _backward_kernel(
         token = block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
         token_mask = (token < tokens)[:, None]
         patch = tl.load(ids_ptr + token, mask=token < tokens, other=0)
+        patch = tl.minimum(tl.maximum(patch, 0), patches - 1)
         row_ptrs = rows_ptr + ((token // visible).to(tl.int64) * patches + patch) * pixels
         byte = tl.load(row_ptrs[:, None] + column[None, :], mask=token_mask & is_pixel, other=0)
         one_hot = (patch[:, None] == (column - pixels)[None, :]).to(tl.float32)
@@ -181,11 +184,16 @@ def _backward(
     )
 
 
+_ARGUMENTS: dict[str, Rule] = {
+    "rows": "uint8 F N R", "ids": "int64 F K", "weight": "D R", "bias": "D", "pos": "N D",
+    "std": above_zero,
+}  # fmt: skip
 _backward_op = register(
     "embed_patches_backward(Tensor dy, Tensor rows, Tensor ids, Tensor weight, Tensor bias, "
     "Tensor pos, float mean, float std) -> (Tensor, Tensor, Tensor)",
     ref=_ref_backward,
     triton=_backward,
+    arguments={"dy": "F K D", **_ARGUMENTS},
     fake=lambda dy, rows, ids, weight, bias, pos, mean, std: (
         empty_contiguous(weight), empty_contiguous(bias), empty_contiguous(pos),
     ),
@@ -208,6 +216,7 @@ _op = register(
     "float mean, float std, ScalarType dtype) -> Tensor",
     ref=_ref,
     triton=_forward,
+    arguments=_ARGUMENTS,
     fake=lambda rows, ids, weight, bias, pos, mean, std, dtype: rows.new_empty(
         *ids.shape, weight.shape[0], dtype=dtype
     ),
@@ -224,8 +233,9 @@ def embed_patches(
 
     ``rows`` uint8 ``[F, N, R]``: all N patches of every frame, R = 3 * side^2 bytes each.
     ``ids`` int64 ``[F, K]``: the visible patches in any order, each in 0..N-1 (not checked on a
-    GPU, where a check would have to wait for the device). ``weight`` float ``[D, R]``, ``bias``
-    ``[D]``, ``pos`` ``[N, D]``. ``mean`` and ``std`` are of pixels in [0, 1].
+    GPU, where a check would have to wait for the device: others count as the nearest of these).
+    ``weight`` float ``[D, R]``, ``bias`` ``[D]``, ``pos`` ``[N, D]``. ``mean`` and ``std`` are of
+    pixels in [0, 1].
 
     Returns ``[F, K, D]`` in ``out_dtype``, by default autocast's dtype where autocast is on and
     ``weight``'s where it is off. Pixels and ``weight`` are rounded to that dtype; sums are float32.

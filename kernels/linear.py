@@ -38,6 +38,7 @@ _op = register(
     "linear_gradients(Tensor dy, Tensor x, ScalarType dtype) -> (Tensor, Tensor)",
     ref=_ref,
     triton=_ref,
+    arguments={"dy": "* O", "x": "* I"},
     fake=lambda dy, x, dtype: (
         x.new_empty(dy.shape[-1], x.shape[-1], dtype=dtype), x.new_empty(dy.shape[-1], dtype=dtype)
     ),

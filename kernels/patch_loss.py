@@ -22,6 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._arguments import above_zero
 from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
 from .embed_patches import gather_pixels
@@ -73,6 +74,7 @@ def _forward_kernel(
     pixel = tl.arange(0, BLOCK_PIXELS)
     mask = (token < tokens)[:, None] & (pixel < PIXELS)[None, :]
     patch = tl.load(ids_ptr + token, mask=token < tokens, other=0)
+    patch = tl.minimum(tl.maximum(patch, 0), patches - 1)  # never out of bounds
     row_ptrs = rows_ptr + ((token // masked).to(tl.int64) * patches + patch) * PIXELS
     offsets = token.to(tl.int64)[:, None] * PIXELS + pixel[None, :]
     pred = tl.load(pred_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -132,6 +134,7 @@ _backward_op = register(
     "patch_loss_backward(Tensor dloss, Tensor error) -> Tensor",
     ref=_ref_backward,
     triton=_backward,
+    arguments={"dloss": "", "error": "*"},
     fake=lambda dloss, error: empty_contiguous(error),
     is_backward=True,
 )
@@ -156,6 +159,7 @@ _op = register(
     "bool grad) -> (Tensor, Tensor)",
     ref=_ref_forward,
     triton=_forward,
+    arguments={"pred": "F M R", "rows": "uint8 F N R", "ids": "int64 F M", "std": above_zero},
     fake=lambda pred, rows, ids, norm_pix, mean, std, grad: (
         pred.new_empty((), dtype=torch.float32),
         pred.new_empty(pred.shape if grad else 0),
@@ -172,9 +176,9 @@ def patch_loss(
 
     ``pred`` float ``[F, M, R]``: predictions for the patches ``ids_mask``. ``rows`` uint8
     ``[F, N, R]``: all N patches of every frame. ``ids_mask`` int64 ``[F, M]``, each in 0..N-1 (not
-    checked on a GPU, where a check would have to wait for the device). ``mean`` and ``std`` are of
-    pixels in [0, 1]. With ``norm_pix`` each target patch is normalised to zero mean and unit
-    (unbiased) variance.
+    checked on a GPU, where a check would have to wait for the device: others count as the nearest).
+    ``mean`` and ``std`` are of pixels in [0, 1]. With ``norm_pix`` each target patch is normalised
+    to zero mean and unit (unbiased) variance.
 
     Returns a float32 scalar (float64 for float64 ``pred``), nan where there are no patches. The
     gradient goes to ``pred``.

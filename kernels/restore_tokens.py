@@ -148,7 +148,9 @@ def _backward(
     dout = dout.contiguous()
     frames, length, cols = dout.shape
     num_keep, num_patches = ids_keep.shape[1], len(pos)
-    dvisible = dout.new_empty(frames, num_keep, cols)
+    if length < num_patches:
+        raise ValueError(f"dout: {length} tokens are fewer than pos has: {num_patches}")
+    dvisible = dout.new_zeros(frames, num_keep, cols)  # of an id twice, one token has a gradient
     blocks, column_blocks = cdiv(num_patches, BLOCK_ROWS), cdiv(cols, BLOCK_COLS)
     # Enough programs to fill the chip, but at least 8 frames for each partial sum to be written.
     fill = cdiv(8 * num_sms(dout.device), blocks * column_blocks)
@@ -169,6 +171,7 @@ _backward_op = register(
     " -> (Tensor, Tensor, Tensor)",
     ref=_ref_backward,
     triton=_backward,
+    arguments={"dout": "F L D", "ids_keep": "int64 F K", "mask_token": "D", "pos": "N D"},
     fake=lambda dout, ids_keep, mask_token, pos: (
         dout.new_empty(*ids_keep.shape, dout.shape[-1]),
         empty_contiguous(mask_token),
@@ -196,6 +199,13 @@ _op = register(
     " Tensor? prefix) -> Tensor",
     ref=_ref,
     triton=_forward,
+    arguments={
+        "visible": "F K D",
+        "ids_keep": "int64 F K",
+        "mask_token": "D",
+        "pos": "N D",
+        "prefix": "F S D",
+    },
     fake=lambda visible, ids_keep, mask_token, pos, prefix: visible.new_empty(
         len(visible), len(pos) + (0 if prefix is None else prefix.shape[1]), visible.shape[-1]
     ),
@@ -214,9 +224,10 @@ def restore_tokens(
     """Full sequences ``[F, S + N, D]`` from visible tokens, in ``visible``'s dtype.
 
     ``visible`` float ``[F, K, D]``. ``ids_keep`` int64 ``[F, K]``: the places of the visible
-    tokens, distinct, each in 0..N-1 (the range is not checked on a GPU, where a check would have to
-    wait for the device). ``mask_token`` float ``[D]`` is for the other places, ``pos`` float
-    ``[N, D]`` is added. ``prefix`` float ``[F, S, D]`` is put in front, without a position.
+    tokens, distinct, each in 0..N-1 (not checked on a GPU, where a check would have to wait for the
+    device: a token out of range is left out, and of several at a place the last counts).
+    ``mask_token`` float ``[D]`` is for the other places, ``pos`` float ``[N, D]`` is added.
+    ``prefix`` float ``[F, S, D]`` is put in front, without a position.
     Arithmetic is float32.
     Raises ``ValueError`` naming the argument whose shape or dtype does not fit.
     """

@@ -95,10 +95,20 @@ def _forward(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, Ten
     return keep, mask
 
 
+def _count_is_wrong(count: int, sizes: dict[str, int]) -> str | None:
+    return None if 1 <= count <= MAX_PATCHES else f"is not between 1 and {MAX_PATCHES}"
+
+
+def _keep_is_wrong(count: int, sizes: dict[str, int]) -> str | None:
+    most = sizes["num_patches"]
+    return None if 0 <= count <= most else f"is not between 0 and num_patches ({most})"
+
+
 _op = register(
     "sample_masks(Tensor seed, SymInt num_patches, SymInt num_keep) -> (Tensor, Tensor)",
     ref=_ref,
     triton=_forward,
+    arguments={"seed": "int64 *", "num_patches": _count_is_wrong, "num_keep": _keep_is_wrong},
     fake=_empty_ids,
 )
 

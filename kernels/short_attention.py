@@ -159,6 +159,8 @@ def _launch(kernel, qkv: Tensor, num_heads: int, *tensors: Tensor) -> None:
     frames, tokens, width = qkv.shape
     head_dim = width // (3 * num_heads)
     tile, chunk, warps = _blocks(tokens, head_dim, qkv.dtype)
+    if not 1 <= tokens <= tile:
+        raise ValueError(f"qkv: {tokens} tokens are not 1 to {tile}")
     # The interpreter cannot multiply bfloat16.
     use_float32 = _triton.INTERPRET and qkv.dtype == torch.bfloat16
     operand = torch.float32 if use_float32 else qkv.dtype
@@ -188,10 +190,20 @@ def _backward(dout: Tensor, qkv: Tensor, num_heads: int) -> Tensor:
     return dqkv
 
 
+def _heads_do_not_fit(num_heads: int, sizes: dict[str, int]) -> str | None:
+    width = sizes["W"]
+    if num_heads < 1 or width % (3 * num_heads):
+        return f"does not divide qkv's width {width} in 3 parts"
+    if sizes.get("D", width // 3) != width // 3:
+        return f"heads: dout's width {sizes['D']} is not a third of qkv's, {width}"
+    return None
+
+
 _backward_op = register(
     "short_attention_backward(Tensor dout, Tensor qkv, int num_heads) -> Tensor",
     ref=_ref_backward,
     triton=_backward,
+    arguments={"dout": "F N D", "qkv": "F N W", "num_heads": _heads_do_not_fit},
     fake=lambda dout, qkv, num_heads: empty_contiguous(qkv),
     is_backward=True,
 )
@@ -206,6 +218,7 @@ _op = register(
     "short_attention(Tensor qkv, int num_heads) -> Tensor",
     ref=_ref,
     triton=_forward,
+    arguments={"qkv": "F N W", "num_heads": _heads_do_not_fit},
     fake=lambda qkv, num_heads: qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3),
     setup_context=_setup_context,
     backward=lambda ctx, dout: (_backward_op(dout, *ctx.saved_tensors, ctx.num_heads), None),

@@ -71,6 +71,7 @@ def test_round_trip():
         ("mask_ratio", "0.5", "a number"),
         ("norm_pix", 1, "True or False"),
         ("mlp_ratio", 0.0, "above 0"),
+        ("mlp_ratio", 1e-9, "less than 1"),
         ("pixel_std", 0.0, "above 0"),
         ("context_tokens", "all", "slots, slots+patches"),
         ("readout", "first", "last, mean, cls"),

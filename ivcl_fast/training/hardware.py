@@ -108,11 +108,20 @@ def execution(
     return compile, cuda_graph, notes
 
 
+DETERMINISTIC_THREADS = 4
+"""Threads of a deterministic run on a CPU, whatever the number of cores and ``OMP_NUM_THREADS``."""
+
+
 def enable_determinism() -> None:
     """Use only deterministic algorithms, even if they are slower.
 
+    On a CPU the number of threads becomes ``DETERMINISTIC_THREADS``: PyTorch's libraries split a
+    product over many tokens (a weight's gradient), and large sums, into one part per thread, so
+    their bits depend on it. This project's kernels have the same bits for any number.
+
     Has to be called before the first use of a GPU or of the compiler.
     """
+    torch.set_num_threads(DETERMINISTIC_THREADS)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
     os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # no choice of kernels by timing
     torch.use_deterministic_algorithms(True)

@@ -117,8 +117,8 @@ class SpeedConfig:
     """Shard parameters and optimiser state over the ranks (FSDP2) instead of replicating them
     (DDP); needs torchrun."""
     deterministic: bool = False
-    """Use only deterministic algorithms on a GPU. Those on a CPU always are, for a given number of
-    threads."""
+    """Repeat bit for bit: only deterministic algorithms on a GPU, always 4 threads on a CPU.
+    Without this flag, a run on a CPU repeats if the number of threads is the same."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """``--deterministic``: the same bits again, and every op of a step can give them.
 
-On a CPU most algorithms repeat anyway; there the test shows that none of ours is refused.
+On a CPU algorithms repeat anyway, but some depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
 from ivcl_fast.kernels.attention import _flash_provider
-from ivcl_fast.training.hardware import enable_determinism
+from ivcl_fast.training.hardware import DETERMINISTIC_THREADS, enable_determinism
 from ivcl_fast.training.optim import Schedule, make_optimizers
 
 ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TORCHINDUCTOR_DETERMINISTIC": "1"}
@@ -24,6 +24,7 @@ CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 @pytest.fixture
 def deterministic():
     fill = torch.utils.deterministic.fill_uninitialized_memory
+    threads = torch.get_num_threads()
     with mock.patch.dict(os.environ):
         for name in ENVIRONMENT:
             os.environ.pop(name, None)
@@ -31,6 +32,7 @@ def deterministic():
         yield
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.set_num_threads(threads)
 
 
 def trained(kind: str, device: str, image_size: int) -> list[torch.Tensor]:
@@ -63,6 +65,16 @@ def test_training_repeats_bit_for_bit(deterministic, kind, image_size, device):
     first, second = trained(kind, device, image_size), trained(kind, device, image_size)
     assert all(map(torch.equal, first, second))
     assert all(parameter.isfinite().all() for parameter in first)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_any_number_of_threads_gives_the_same_bits(deterministic, kind):
+    expected = trained(kind, "cpu", 64)
+    for threads in (1, 2, 3, 8, 16):  # as OMP_NUM_THREADS, or a machine with so many cores, sets
+        torch.set_num_threads(threads)
+        enable_determinism()
+        assert torch.get_num_threads() == DETERMINISTIC_THREADS
+        assert all(map(torch.equal, trained(kind, "cpu", 64), expected))
 
 
 def test_libraries_that_do_not_heed_it_are_passed_over(deterministic, monkeypatch):

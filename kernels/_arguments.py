@@ -1,0 +1,79 @@
+"""Checks of an op's arguments before its Triton kernels start, or its ``ref``.
+
+Compiled and exported graphs, and ``torch.ops``, call ops directly with whatever they have, and a
+kernel that believes a wrong shape reads memory that is not its tensors'. ``csrc/check.h`` is the
+same for the C++ ops. Values on a GPU cannot be checked without waiting for it: kernels clamp ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Rule = str | Callable[[Any, dict[str, int]], str | None]
+"""What an argument has to be.
+
+A tensor: its sizes as names, such as ``"F K D"``: a name stands for the same size everywhere, and
+``"* D"`` is any number of leading sizes, the same everywhere. Floats, unless ``"uint8 F N R"`` or
+``"int64 F K"`` say otherwise. Another argument: a function of its value and of the sizes and values
+by name so far, which returns what is wrong, or None.
+"""
+
+_DTYPES = {"uint8": torch.uint8, "int64": torch.int64}
+_REMEMBERED = 1024
+
+
+def checker(rules: Mapping[str, Rule], names: list[str]) -> Callable[[tuple[Any, ...]], None]:
+    """A function that raises ``ValueError``, naming the argument, for those that break a rule.
+
+    ``names`` are the op's arguments in order. It remembers what it has accepted.
+    """
+    accepted: set[tuple[Any, ...]] = set()
+
+    def check(args: tuple[Any, ...]) -> None:
+        key = tuple([(a.shape, a.dtype, a.device) if isinstance(a, Tensor) else a for a in args])
+        if key in accepted:
+            return
+        sizes: dict[str, Any] = {}
+        device = next(arg.device for arg in args if isinstance(arg, Tensor))
+        for name, arg in zip(names, args, strict=True):
+            if isinstance(arg, Tensor):
+                if arg.device != device:
+                    raise ValueError(f"{name}: it is on {arg.device}, and others on {device}")
+                _check_tensor(name, arg, str(rules[name]), sizes)
+            else:
+                sizes[name] = arg
+                rule = rules.get(name)
+                if callable(rule) and (wrong := rule(arg, sizes)):
+                    raise ValueError(f"{name}: {arg} {wrong}")
+        if len(accepted) >= _REMEMBERED:
+            accepted.clear()
+        accepted.add(key)
+
+    return check
+
+
+def _check_tensor(name: str, tensor: Tensor, rule: str, sizes: dict[str, Any]) -> None:
+    """Check a tensor, and note its sizes."""
+    kind, *expected = rule.split() or [""]
+    if kind not in _DTYPES:
+        kind, expected = "float", rule.split()
+    if tensor.dtype != _DTYPES.get(kind) and not (kind == "float" and tensor.is_floating_point()):
+        raise ValueError(f"{name}: {tensor.dtype} is not {kind}")
+    shape: tuple[Any, ...] = tuple(tensor.shape)
+    if expected[:1] == ["*"]:
+        lead = max(0, len(shape) - len(expected) + 1)
+        shape = (shape[:lead], *shape[lead:])
+    if len(shape) != len(expected) or any(
+        sizes.setdefault(size, given) != given for size, given in zip(expected, shape, strict=True)
+    ):
+        known = ", ".join(f"{size}={sizes[size]}" if size in sizes else size for size in expected)
+        raise ValueError(f"{name}: shape {tuple(tensor.shape)} is not [{known}]")
+
+
+def above_zero(value: float, sizes: dict[str, Any]) -> str | None:
+    """The rule of a standard deviation."""
+    return None if value > 0 else "is not above 0"

@@ -1,0 +1,73 @@
+"""Ops that are called directly check their arguments: no call crashes or reads what is not its own.
+
+``.ci/sanitize`` makes 10,000 of these calls on kernels that check their own memory accesses.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ivcl_fast.kernels import restore_tokens
+from tests.kernels.ops.conftest import INTERPRET, implementation
+from tests.support.hostile_calls import call
+
+ops = torch.ops.ivcl_fast
+X, ROWS = torch.ones(2, 3, 4), torch.zeros(2, 5, 6, dtype=torch.uint8)
+IDS = torch.tensor([[0, 1, 2], [2, 3, 4]])
+NAMED = {
+    "bias: shape": lambda: ops.bias_gelu(X, torch.ones(3)),
+    "dy: ": lambda: ops.bias_gelu_backward(X.long(), X, torch.ones(4)),
+    "residual: shape": lambda: ops.add_layer_norm(X, X[:1], torch.ones(4), torch.ones(4), 1e-6),
+    "weight: shape": lambda: ops.layer_norm(X, torch.ones(()), torch.ones(4), 1e-6, X.dtype),
+    "ids: ": lambda: ops.patch_loss(torch.ones(2, 3, 6), ROWS, IDS.int(), True, 0.5, 0.5, True),
+    "std: ": lambda: ops.patch_loss(torch.ones(2, 3, 6), ROWS, IDS, True, 0.5, 0.0, True),
+    "pos: shape": lambda: ops.embed_patches(
+        ROWS, IDS, torch.ones(4, 6), torch.ones(4), torch.ones(4, 4), 0.5, 0.5, X.dtype
+    ),
+    "prefix: shape": lambda: ops.restore_tokens(X, IDS, X[0, 0], torch.ones(5, 4), X[:1]),
+    "num_heads: ": lambda: ops.short_attention(torch.ones(2, 3, 12), 0),
+    "num_keep: ": lambda: ops.sample_masks(torch.arange(3), 4, 5),
+    "num_patches: ": lambda: ops.sample_masks(torch.arange(3), -4, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("argument", NAMED)
+def test_the_error_names_the_argument(argument):
+    with pytest.raises((RuntimeError, ValueError), match=f"^{argument}"):
+        NAMED[argument]()
+
+
+@pytest.mark.skipif(INTERPRET, reason="the interpreter takes a second for a call")
+@pytest.mark.filterwarnings("ignore")
+def test_hostile_calls():
+    for seed in range(400):
+        call(seed)
+
+
+@pytest.mark.skipif(not INTERPRET, reason="C++ and PyTorch refuse such ids")
+def test_triton_never_follows_an_id_out_of_bounds():
+    wild = torch.tensor([[0, 1, 2**40], [2, -(2**40), 4]])
+    near = wild.clamp(0, 4)
+    for run in (
+        lambda ids: ops.patch_loss(torch.ones(2, 3, 6), ROWS, ids, True, 0.5, 0.5, True)[1],
+        lambda ids: ops.embed_patches(
+            ROWS, ids, torch.ones(4, 6), torch.ones(4), torch.ones(5, 4), 0.5, 0.5, X.dtype
+        ),
+    ):
+        assert torch.equal(run(wild), run(near))
+
+
+@pytest.mark.skipif(implementation("cpu") is None, reason="no kernels here")
+def test_a_place_that_occurs_twice():
+    """Refused by C++; with Triton the last token counts, and the others have no gradient."""
+    visible = torch.randn(1, 3, 4, requires_grad=True)
+    ids, pos = torch.tensor([[1, 0, 1]]), torch.zeros(3, 4)
+    if implementation("cpu") == "cpp":
+        with pytest.raises(RuntimeError, match=r"^ids_keep: 1 occurs twice in frame 0"):
+            restore_tokens(visible, ids, torch.zeros(4), pos)
+        return
+    out = restore_tokens(visible, ids, torch.zeros(4), pos)
+    assert torch.equal(out[0, :2], visible[0, 1:])
+    (grad,) = torch.autograd.grad(out.sum(), visible)
+    assert torch.equal(grad[0, :, 0], torch.tensor([0.0, 1.0, 1.0]))
