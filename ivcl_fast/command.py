@@ -11,10 +11,10 @@ import re
 import select
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TextIO, TypeVar, get_type_hints
 
 import ivcl_fast
 from ivcl_fast.distributed import group as distributed
@@ -116,7 +116,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # Python flushes it at exit
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
-        if error.errno not in REFUSALS:
+        if error.errno not in REFUSALS and not error.filename:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print_error(
@@ -128,6 +128,47 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         distributed.print_rank0(how, sys.stderr)
         raise SystemExit(130) from None
     raise SystemExit(0)
+
+
+class _Output:
+    """A standard output that is given up, once and for all, when writing to it fails."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text, if that is still possible."""
+        try:
+            self._stream.write(text)
+        except OSError as error:
+            self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream, if that is still possible."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        with suppress(OSError):
+            print(f"standard output: {error.strerror}; going on without it", file=sys.stderr)
+
+
+@contextmanager
+def output_may_end() -> Iterator[None]:
+    """Go on without a standard output whose reader goes away (``... | head``), or that is full."""
+    before = sys.stdout
+    sys.stdout = _Output(before)
+    try:
+        yield
+    finally:
+        sys.stdout = before
 
 
 def end_with_parent() -> None:

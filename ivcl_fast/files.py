@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -118,10 +118,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path, accepted: str) -> Any:
-    """Read a JSON file; raises :class:`UserError`, which names what is ``accepted``."""
+def read_json(
+    path: Path, accepted: str, check: Callable[[bytes], None] = lambda content: None
+) -> Any:
+    """Read a JSON file; raises :class:`UserError`, which names what is ``accepted``.
+
+    ``check`` is called with the content first.
+    """
     try:
-        return json.loads(path.read_bytes())
+        content = path.read_bytes()
+        check(content)
+        return json.loads(content)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; accepted: {accepted}") from None
     except (ValueError, RecursionError) as error:

@@ -34,6 +34,7 @@ from ivcl_fast.data.store.frame_store import BAD_FILES
 from ivcl_fast.data.store.index import index_media
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
 from ivcl_fast.errors import UserError
+from ivcl_fast.manifest import Manifest
 from ivcl_fast.progress import Bar, duration
 
 ITEMS_BY_SIZE = {
@@ -137,6 +138,7 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     with Bar("decoding", 0, "frames") as bar:
         store = build_store(media, out, *sizes, flags.decoder, config.workers, progress=bar)
     if flags.verify:
+        Manifest.read(dataset.root).verify()
         print(f"verifying {store.bytes / 1e9:.2f} GB", flush=True)
         store.verify()
     if not store.names:

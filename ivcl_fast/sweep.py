@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from ivcl_fast.command import parse, run_command
+from ivcl_fast.command import output_may_end, parse, run_command
 from ivcl_fast.studies.definitions import STUDIES
 from ivcl_fast.studies.runner import run_study
 from ivcl_fast.train import train
@@ -44,9 +44,10 @@ def main() -> None:
         SweepConfig, "sweep", __doc__ + "\n\nStudies:" + QUESTIONS, return_unknown_args=True
     )
     try:
-        folder = run_study(
-            config.study, tuple(flags), config.out, train, config.seeds, config.parallel
-        )
+        with output_may_end():
+            folder = run_study(
+                config.study, tuple(flags), config.out, train, config.seeds, config.parallel
+            )
     except Interrupted as stop:
         print(f"stopped by {stop}; the same command continues", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import torch
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
-from ivcl_fast.command import run_command
+from ivcl_fast.command import output_may_end, run_command
 from ivcl_fast.config import OBJECTIVE_NAMES
 from ivcl_fast.data.formats.acre import Acre
 from ivcl_fast.distributed import group as distributed
@@ -139,7 +139,8 @@ def main() -> None:
     torch.set_float32_matmul_precision("highest")  # no TF32, which would be less precise
     config = check_folder(parse(sys.argv[1:], __doc__))
     try:
-        train(config)
+        with output_may_end():
+            train(config)
     except Interrupted as stop:
         launcher = "python" if distributed.world_size() == 1 else "torchrun ..."
         again = f"{launcher} -m ivcl_fast.train --resume {config.folder}"

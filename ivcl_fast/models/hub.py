@@ -107,7 +107,9 @@ class PretrainedModel(
         config = self.arguments()
         if self.training_record:
             config["training"] = dict(self.training_record)
-        return super().save_pretrained(save_directory, **hub | {"config": config})
+        result = super().save_pretrained(save_directory, **hub | {"config": config})
+        write_checksums(Path(save_directory), [MODEL, CONFIG])
+        return result
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the weights and their checksum, for ``save_pretrained``."""

@@ -166,12 +166,20 @@ def read_config(file: Path) -> dict[str, Any]:
     """The content of a model's ``config.json``; raises :class:`UserError` if it is no model's."""
     try:
         config = json.loads(file.read_text())
+        sums = file.with_name(CHECKSUMS)
+        listed = sums.read_bytes() if sums.is_file() else b""
+        if f"  {file.name}\n".encode() in listed:  # not in folders of version 0.1.0
+            check_checksums(file.parent, [file.name])
     except FileNotFoundError:
         raise UserError(
             f"{file.parent}: no {CONFIG} there; pass a folder written by save_pretrained"
         ) from None
-    except ValueError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{file}: not a JSON file ({error})") from None
+    except ValueError as error:
+        raise UserError(
+            f"{file}: damaged: {error}; if you changed it on purpose, delete {CHECKSUMS}"
+        ) from None
     if not isinstance(config, dict) or not isinstance(config.get("cfg"), dict):
         raise UserError(f"{file}: not the config of a model: it has no cfg")
     return config

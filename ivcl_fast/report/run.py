@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,8 @@ from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.evaluation.evaluate import Evaluation, Result, scores_as_json
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.evaluation.published import published
-from ivcl_fast.files import write_json, write_text
+from ivcl_fast.files import write_text
+from ivcl_fast.manifest import write_recorded
 from ivcl_fast.report.run_pictures import draw_run
 from ivcl_fast.report.tables import METRIC_NAMES, Table, results_table
 
@@ -53,8 +55,8 @@ def write_report(
             lines += ["Scores published by others; not measured here.", ""]
             lines += [*table.markdown(), ""]
     if bad := run.data.bad_files:
-        name, reason = next(iter(bad.items()))
-        lines += [f"{len(bad)} videos could not be used, such as {name}: {reason}.", ""]
+        first = escape(": ".join(next(iter(bad.items()))))
+        lines += [f"{len(bad)} videos could not be used, such as {first}.", ""]
     if config.output.pictures:
         for picture in draw_run(run, evaluation):
             image = f"![{picture.title}]({picture.path.name})"
@@ -62,10 +64,10 @@ def write_report(
     lines += [f"torch {torch.__version__}, {run.device}, {platform.machine()}.", ""]
     write_text(run.folder / "report.md", "\n".join(lines))
     if evaluation is not None:
-        write_json(run.folder / CLIPS, answers_by_clip(results, evaluation))
+        write_recorded(run.folder / CLIPS, answers_by_clip(results, evaluation))
     if results:  # last: this file marks a finished run
         scores = {result.title: scores_as_json(result.scores) for result in results}
-        write_json(run.folder / SCORES, scores)
+        write_recorded(run.folder / SCORES, scores)
 
 
 def answers_by_clip(results: Sequence[Result], evaluation: Evaluation) -> list[dict[str, Any]]:

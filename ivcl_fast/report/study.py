@@ -17,9 +17,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
+from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.baselines import BASELINES
 from ivcl_fast.evaluation.metrics import clustered_interval
 from ivcl_fast.files import write_json, write_text
+from ivcl_fast.manifest import read_recorded
 from ivcl_fast.report.figures import new_figure, save
 from ivcl_fast.report.run import CLIPS, SCORES
 from ivcl_fast.report.tables import METRIC_NAMES, Table
@@ -51,7 +53,7 @@ def read_results(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance
     chance: Chance = {}
     for label, runs in folders.items():
         for run in runs:
-            rows = json.loads((run / SCORES).read_text())
+            rows = read_answers(run / SCORES)
             for i, (title, groups) in enumerate(rows.items()):
                 name = label if i == 0 else title
                 for group, scores in groups.items():
@@ -61,6 +63,16 @@ def read_results(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance
                         if i == 0:
                             chance.setdefault(metric, score)
     return results, chance
+
+
+def read_answers(file: Path) -> Any:
+    """Read scores or clips of a run; raises :class:`UserError` if the file is damaged."""
+    try:
+        return json.loads(read_recorded(file))
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: damaged: not a JSON file ({error})") from None
 
 
 # --- Tables --------------------------------------------------------------------------------------
@@ -104,7 +116,7 @@ def correct_shares(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[Answ
     for label, runs in folders.items():
         for run in runs:
             file = run / CLIPS
-            for clip in json.loads(file.read_text()) if file.exists() else ():
+            for clip in read_answers(file) if file.exists() else ():
                 key = clip["name"], clip["video"], clip.get("group", "all")
                 correct = clip.get("correct", clip.get("right", {}))  # "right" in version 0.1.0
                 for i, (title, of_row) in enumerate(correct.items()):

@@ -179,6 +179,7 @@ class Stage:
         """Copy a checkpoint and have it written; losses that are not finite never reach one."""
         self._sync_losses(done)
         state = {"pending_losses": [*self._losses]}
+        self.metrics.sync()
         writer.store(checkpoint.snapshot(done, self.model, optimizers, state))
 
     def _batches(self, start: int, total: int) -> Iterator[tuple[int, Batch]]:

@@ -11,6 +11,7 @@ from typing import Any
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_text
+from ivcl_fast.manifest import forget, read_recorded, record
 
 
 class MetricsLog:
@@ -30,23 +31,47 @@ class MetricsLog:
             return
         kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= step]
         with self._reporting_errors():
+            forget(self.folder, self.path.name)
             write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
+            record(self.folder, [self.path.name])
 
     def read(self) -> list[dict[str, Any]]:
-        """Read all records, without a line that a kill left unfinished."""
-        if not self.path.exists():
+        """Read all records, without a line that a kill left unfinished.
+
+        Raises :class:`UserError` for a file that was damaged.
+        """
+        try:
+            lines = read_recorded(self.path).splitlines(keepends=True)
+        except FileNotFoundError:
             return []
-        lines = self.path.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        found = []
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                continue
+            try:
+                found.append(json.loads(line))
+                found[-1]["stage"], found[-1]["step"]
+            except (ValueError, TypeError, KeyError):
+                raise UserError(
+                    f"{self.path}, line {number}: damaged: not a record; delete the line to go on "
+                    "without it"
+                ) from None
+        return found
+
+    def sync(self) -> None:
+        """Flush the records to the disk, and note their checksum, before a checkpoint."""
+        if distributed.is_main() and self.path.exists():
+            with self._reporting_errors():
+                record(self.folder, [self.path.name])
 
     def write(self, stage: str, step: int, clips: int, **values: float) -> None:
         """Append one record."""
         if not distributed.is_main():
             return
-        record = {"stage": stage, "step": step, "clips": clips, **values}
+        line = {"stage": stage, "step": step, "clips": clips, **values}
         with self._reporting_errors():
             with open(self.path, "a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(line) + "\n")
             self._write_to_tensorboard(stage, clips, values)
 
     @contextmanager

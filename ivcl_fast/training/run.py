@@ -21,7 +21,8 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.dtensor import is_sharded
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation, evaluate, frame_scores
-from ivcl_fast.files import remove_files, write_json
+from ivcl_fast.files import remove_files
+from ivcl_fast.manifest import read_recorded, write_recorded
 from ivcl_fast.models import backbone, flops, timm_weights
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.models.weights import MODEL, read_weights
@@ -81,8 +82,10 @@ class Classes:
         if not file.is_file():
             return None
         try:
-            return cls(**json.loads(file.read_text()))
-        except (ValueError, TypeError) as error:
+            return cls(**json.loads(read_recorded(file)))
+        except UserError:
+            raise
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{file}: not the answers of a run ({error}); delete it to have it written again "
                 "from the data set"
@@ -144,7 +147,7 @@ class Run:
         if classes is None:
             classes = Classes.of(self.data.dataset)
             if distributed.is_main():
-                write_json(self.folder / ANSWERS, dataclasses.asdict(classes))
+                write_recorded(self.folder / ANSWERS, dataclasses.asdict(classes))
         return classes
 
     def check_batches(self) -> None:

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import fsync, locked, remove_files, write_json
+from ivcl_fast.files import fsync, locked, remove_files
+from ivcl_fast.manifest import MANIFEST, write_recorded
 from ivcl_fast.models.hub import MODEL_FILES, PretrainedModel
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.training import checkpoint
@@ -31,7 +32,7 @@ CHECKPOINTS = "checkpoints"
 PARTIAL = "model.partial"
 """Folder in which a model is written, inside the one in which it appears."""
 FILES = (
-    "answers.json", "metrics.jsonl", "report.md", "clips.json", "scores.json",
+    MANIFEST, "answers.json", "metrics.jsonl", "report.md", "clips.json", "scores.json",
     "curves.png", "reconstruction.png", "answers.png", "slot_attention.png",
     "tensorboard/events.out.tfevents.*", "probes/probes.*", "visualize/index.html",
     *(f"visualize/*/{name}" for name in ("trajectory.png", "attention*.png", "slots.gif",
@@ -147,9 +148,9 @@ def opened_folder(config: TrainConfig) -> Iterator[None]:
         if must_empty(config) and not distributed.is_restart():
             # The settings go last: without them, what is left would be taken for other files.
             remove_files(config.folder, FILES)
-            write_json(config.folder / CONFIG, as_json(config))
+            write_recorded(config.folder / CONFIG, as_json(config))
         if not (config.folder / CONFIG).is_file():
-            write_json(config.folder / CONFIG, as_json(config))
+            write_recorded(config.folder / CONFIG, as_json(config))
         yield
 
 

@@ -14,6 +14,7 @@ from tyro.conf import OmitArgPrefixes
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.errors import UserError, require_above, require_at_least
+from ivcl_fast.manifest import read_recorded
 
 if TYPE_CHECKING:  # it imports the formats
     from ivcl_fast.data.frame_labels import FrameLabelKind
@@ -280,7 +281,7 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
     if folder.name in ("", ".."):
         folder = folder.resolve()
     try:
-        saved = json.loads((folder / CONFIG).read_text())
+        saved = json.loads(read_recorded(folder / CONFIG))
         place = {"out": folder.parent, "name": folder.name, "resume": None, "overwrite": False}
         return from_json(saved | place | changes)
     except FileNotFoundError:
@@ -289,5 +290,5 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
         ) from None
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder / CONFIG}: not the settings of a run ({error})") from None

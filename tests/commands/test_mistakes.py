@@ -22,6 +22,7 @@ from ivcl_fast import IVCL, __main__
 from ivcl_fast.command import REFUSALS
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
+from ivcl_fast.manifest import MANIFEST
 from ivcl_fast.train import main as train_main
 from ivcl_fast.training import run_folder
 from ivcl_fast.training.arguments import parse
@@ -94,7 +95,7 @@ def test_a_folder_that_another_process_trains_in(started, monkeypatch):
             pass
         assert (started / "pretrain").is_dir()
     with opened_folder(overwriting):
-        assert [path.name for path in started.iterdir()] == [CONFIG]
+        assert {path.name for path in started.iterdir()} == {CONFIG, MANIFEST}
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with opened_folder(settings), opened_folder(settings):
         pass

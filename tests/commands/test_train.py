@@ -82,6 +82,24 @@ def test_quick_run_does_everything(tmp_path, command, monkeypatch):
     assert "report" in finish(start(tmp_path, "--compile", "--quick"))  # it was finished before
 
 
+@pytest.mark.parametrize("reader", ["gone", "full disk"])
+def test_training_goes_on_without_a_standard_output(cater, tmp_path, reader):
+    out = subprocess.PIPE if reader == "gone" else open("/dev/full", "w")  # noqa: SIM115
+    flags = ["--data", f"cater:{cater}", *SMALL, "--stage", "pretrain", "--no-pictures"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ivcl_fast.train", *flags, "--name", "run"],
+        cwd=tmp_path,
+        stdout=out,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    (process.stdout or out).close()
+    error = process.stderr.read()
+    assert process.wait() == 0 and "Traceback" not in error
+    assert error.count("standard output: ") == 1 and "going on without it" in error
+    assert (tmp_path / "runs" / "run" / "report.md").is_file()
+
+
 def test_no_cuda_graph_without_a_gpu(tmp_path, capsys):
     run = Run(TrainConfig().replace(cuda_graph=True, device="cpu", out=tmp_path))
     assert not run.cuda_graph

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, Supervised, reference
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import backbone
-from ivcl_fast.models.weights import MODEL, read_weights, weights_file
+from ivcl_fast.models.weights import MODEL, read_weights, weights_file, write_checksums
 from tests.models.test_model import CFG, SIZES
 from tests.training.test_checkpoint import flip_a_bit
 
@@ -181,6 +181,9 @@ def edit(path, change):
 
 def test_bad_folders_are_one_clear_line(tmp_path):
     IVCL(CFG).save_pretrained(tmp_path)
+    edit(tmp_path, lambda config: config["cfg"].update(embed_dim=64))
+    assert "config.json does not match its checksum" in told(IVCL.from_pretrained, tmp_path)
+    write_checksums(tmp_path, ["model.safetensors"])
 
     def fails_with(*parts):
         message = told(IVCL.from_pretrained, tmp_path)
@@ -203,6 +206,7 @@ def test_bad_folders_are_one_clear_line(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     fails_with("no model.safetensors")
     IVCL(CFG).save_pretrained(tmp_path)
+    write_checksums(tmp_path, ["model.safetensors"])
     for text, reason in (("{}", "no cfg"), ("[1]", "no cfg"), ("{", "not a JSON file")):
         (tmp_path / "config.json").write_text(text)
         fails_with("config.json", reason)

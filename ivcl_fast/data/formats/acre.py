@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import read_json
+from ivcl_fast.manifest import Manifest
 
 Regime = Literal["iid", "comp", "sys"]
 QuestionType = Literal["direct", "indirect", "screen_off", "potential"]
@@ -145,6 +146,7 @@ class Acre:
                     f"{self.root}: has no folder {folder}/; accepted: a regime of ACRE, such as "
                     "ACRE_IID, with config/ and images/"
                 )
+        self._manifest = Manifest.read(self.root)
 
     def clips(self, split: str) -> list[Clip]:
         """Return four clips per problem, in the order of the file; does not open the pictures.
@@ -191,7 +193,9 @@ class Acre:
         if split not in SPLITS:
             raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
         path = self._config(split)
-        problems = read_json(path, "config/<split>.json of a regime of ACRE")
+        problems = read_json(
+            path, "config/<split>.json of a regime of ACRE", self._manifest.checks(path)
+        )
         if not isinstance(problems, list) or not problems:
             raise UserError(f"{path}: contains no problem; accepted: a list of problems")
         return [_problem(value, f"{path}, problem {n}") for n, value in enumerate(problems)]

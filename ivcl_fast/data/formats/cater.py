@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.data.formats.cater_labels import ACTION_CLASSES, ORDER_CLASSES, scene_fault
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import read_json
+from ivcl_fast.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class Cater:
                     "videos/, scenes/ and lists/"
                 )
         self._videos = self.root / folders[0]
+        self._manifest = Manifest.read(self.root)
 
     def clips(self, split: str) -> list[Clip]:
         """Return the clips of a split in the order of the list, without items that have no label.
@@ -113,7 +115,7 @@ class Cater:
             raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
         path = self.root / "lists" / self.task / f"{split}.txt"
         clips = []
-        items = _read_list(path)
+        items = self._read_list(path)
         for item in items:
             if item.labels:
                 name = Path(item.video).stem
@@ -127,7 +129,7 @@ class Cater:
     def media(self) -> list[Media]:
         """Return the videos of all lists of all tasks by name, whether they exist or not."""
         lists = (self.root / "lists").glob("*/*.txt")  # besides, there may be notes
-        items = [_read_list(path) for path in lists if path.stem in SPLITS]
+        items = [self._read_list(path) for path in lists if path.stem in SPLITS]
         names = {item.video for of_list in items for item in of_list}
         if not names:
             raise UserError(f"{self.root / 'lists'}: no list contains a video")
@@ -159,10 +161,13 @@ class Cater:
     def scene(self, clip_name: str) -> dict[str, Any]:
         """Read the scene of a clip; raises :class:`UserError` if it is missing or malformed."""
         path = self._scene_file(clip_name)
-        scene = read_json(path, "a CATER scene")
+        scene = read_json(path, "a CATER scene", self._manifest.checks(path))
         if reason := scene_fault(scene):
             raise UserError(f"{path}: not a CATER scene: {reason}")
         return scene
+
+    def _read_list(self, path: Path) -> list[_Item]:
+        return _read_list(path, self._manifest.checks(path))
 
     def _scene_file(self, clip_name: str) -> Path:
         return self.root / "scenes" / f"{clip_name}.json"
@@ -190,9 +195,11 @@ class _Item(NamedTuple):
     where: str
 
 
-def _read_list(path: Path) -> list[_Item]:
+def _read_list(path: Path, check: Callable[[bytes], None]) -> list[_Item]:
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        content = path.read_bytes()
+        check(content)
+        lines = content.decode("utf-8-sig").splitlines()
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file; accepted: lists/<task>/<split>.txt of a CATER package"
@@ -203,7 +210,8 @@ def _read_list(path: Path) -> list[_Item]:
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
         match = _LINE.fullmatch(line)
-        if match and Path(match["name"]).stem not in ("", ".", ".."):
+        usable = match and match["name"].isprintable()
+        if match and usable and Path(match["name"]).stem not in ("", ".", ".."):
             items.append(_Item(match["name"], match["labels"] or "", where))
         elif line.strip():
             raise UserError(f"{where}: {line!r} is not '<video file>.avi <label>[,<label>...]'")

@@ -17,15 +17,18 @@ import logging
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import read_json
+from ivcl_fast.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
+Check = Callable[[bytes], None]
 SPLITS = ("train", "validation")
 VIDEOS = "20bn-something-something-v2"
 FRAMES = "frames"
@@ -109,7 +112,9 @@ class SomethingElse:
         self.task = task
         if not self.root.is_dir():
             raise UserError(f"{self.root}: no such folder; accepted: a Something-Else folder")
-        self._labels = _read_labels(self._find(TASKS[task].labels))
+        self._manifest = Manifest.read(self.root)
+        file = self._find(TASKS[task].labels)
+        self._labels = _read_labels(file, self._manifest.checks(file))
         self._names = sorted(self._labels, key=self._labels.__getitem__)
         self.num_classes = len(self._labels)
 
@@ -121,7 +126,7 @@ class SomethingElse:
         """
         path = self._split_file(split)
         clips: dict[str, Clip] = {}
-        entries = _read_split(path)
+        entries = _read_split(path, self._manifest.checks(path))
         for name, template in entries:
             label = self._labels.get(template.replace("[", "").replace("]", ""))
             if label is None:
@@ -140,7 +145,9 @@ class SomethingElse:
         With frames instead of videos, these are 0001.jpg to the last file that exists, so that a
         missing frame in between is noticed when the media are opened.
         """
-        names = {name for split in SPLITS for name, _ in _read_split(self._split_file(split))}
+        files = map(self._split_file, SPLITS)
+        entries = [_read_split(file, self._manifest.checks(file)) for file in files]
+        names = {name for of_split in entries for name, _ in of_split}
         videos = self.root / VIDEOS
         if videos.is_dir() or not (self.root / FRAMES).is_dir():
             return [Media(name, (videos / f"{name}.webm",)) for name in sorted(names)]
@@ -165,9 +172,9 @@ class SomethingElse:
         return self._find(task.train if split == "train" else task.validation)
 
 
-def _read_labels(path: Path) -> dict[str, int]:
+def _read_labels(path: Path, check: Check) -> dict[str, int]:
     """Read a label file; Something-Else has classes as numbers, Something-Something as strings."""
-    labels = read_json(path, "a dict from templates to classes")
+    labels = read_json(path, "a dict from templates to classes", check)
     try:
         labels = {name: int(label) for name, label in labels.items()}
     except (AttributeError, TypeError, ValueError, OverflowError):
@@ -180,9 +187,9 @@ def _read_labels(path: Path) -> dict[str, int]:
     return labels
 
 
-def _read_split(path: Path) -> list[tuple[str, str]]:
+def _read_split(path: Path, check: Check) -> list[tuple[str, str]]:
     """Read the id and template of every entry."""
-    entries = read_json(path, f"a list of {_ENTRY}, ...")
+    entries = read_json(path, f"a list of {_ENTRY}, ...", check)
     if not isinstance(entries, list):
         raise UserError(f"{path}: not a list; accepted: {_ENTRY}, ...")
     read = []

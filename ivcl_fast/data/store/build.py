@@ -50,7 +50,8 @@ from ivcl_fast.data.store.shards import (
 )
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import locked, write_json
+from ivcl_fast.files import locked, write_json, write_text
+from ivcl_fast.manifest import check_signed, signed
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ def _plan(
         if (out / META).exists():
             return None
         if (out / PLAN).exists():
-            plan = json.loads((out / PLAN).read_text())
+            plan = _read_plan(out / PLAN)
             _check_settings(out, plan, settings)
             return plan
         infos, bad_files = index_media(media, pool)
@@ -192,8 +193,20 @@ def _plan(
             "decoders": decoders,
             "bad_files": bad_files,
         }
-        write_json(out / PLAN, plan)
+        write_text(out / PLAN, signed({"plan": plan}))
         return plan
+
+
+def _read_plan(file: Path) -> dict[str, Any]:
+    """Read a plan; raises :class:`UserError` if it is damaged."""
+    try:
+        text = file.read_bytes()
+        found = json.loads(text)
+        return found if "frames" in found else check_signed(text)["plan"]  # "frames": version 0.1.0
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(
+            f"{file}: damaged: {error}; delete {file.parent} to build the store again"
+        ) from None
 
 
 def _tasks(
@@ -302,7 +315,7 @@ def _storage_errors(out: Path) -> Iterator[None]:
 
 def _space_needed(out: Path) -> str:
     with suppress(OSError, ValueError):
-        plan = json.loads((out / PLAN).read_text())
+        plan = _read_plan(out / PLAN)
         whole = sum(plan["frames"].values()) * 3 * plan["image_size"] ** 2
         written = sum(path.stat().st_size for path in out.glob("shard-*.u8"))
         free = shutil.disk_usage(out).free

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.workers import Report
-from ivcl_fast.files import TEMPORARY, atomic_write, locked, write_json
+from ivcl_fast.files import TEMPORARY, atomic_write, locked, write_text
+from ivcl_fast.manifest import check_signed, signed
 from ivcl_fast.models.reference import patchify
+
+log = logging.getLogger(__name__)
 
 META = "meta.json"
 """File that marks a finished store."""
@@ -70,9 +74,13 @@ def assign_media(frames: Mapping[str, int], frame_bytes: int, shard_bytes: int) 
 def finished_shard(path: Path) -> Shard | None:
     """Return the shard at ``path``, or None if it is not finished."""
     try:
-        shard = Shard(**json.loads(_record(path).read_text()))
+        text = _record(path).read_bytes()
+        shard = _read_record(text)
         return shard if path.stat().st_size == shard.bytes else None
     except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        log.warning("%s: damaged, so its shard is built again", _record(path))
         return None
 
 
@@ -118,7 +126,7 @@ def _build(task: ShardTask, report: Report) -> None:
             report(expected)
         size = file.tell()
     shard = Shard(task.path.name, size, digest.hexdigest(), frames, bad_files)
-    write_json(_record(task.path), asdict(shard))
+    write_text(_record(task.path), signed({"shard": asdict(shard)}))
 
 
 def shard_leftovers(store: Path) -> Iterator[Path]:
@@ -126,6 +134,14 @@ def shard_leftovers(store: Path) -> Iterator[Path]:
     yield from store.glob("shard-[0-9][0-9][0-9][0-9][0-9].json")
     yield from store.glob("shard-[0-9][0-9][0-9][0-9][0-9].lock")
     yield from store.glob(f"*{TEMPORARY}")
+
+
+def _read_record(text: bytes) -> Shard:
+    """Read a record; raises ``ValueError`` or ``TypeError`` if it is damaged."""
+    found = json.loads(text)
+    if found.keys() == {field.name for field in fields(Shard)}:  # of version 0.1.0
+        return Shard(**found)
+    return Shard(**check_signed(text)["shard"])
 
 
 def _record(shard: Path) -> Path:

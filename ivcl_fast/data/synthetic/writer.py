@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from ivcl_fast.data.workers import Report, run_tasks, usable_cpus
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import TEMPORARY, atomic_folder, locked, write_text
+from ivcl_fast.manifest import Manifest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -138,6 +139,14 @@ def _write(
             f"stopped after {done} of {items} {unit}; the same command continues"
         ) from None
     files = index_files()
+    manifest = Manifest(out)
+    for name, text in files.items():
+        manifest.add(f"{index}/{name}", text.encode())
+    for folder_of_items in folders:
+        for file in sorted((out / folder_of_items).iterdir()):
+            if file.is_file():
+                manifest.add(f"{folder_of_items}/{file.name}", file.read_bytes())
+    manifest.write(durable=False)
     with atomic_folder(out / index, files, durable=False) as folder:
         for name, text in files.items():
             (folder / name).parent.mkdir(exist_ok=True)

@@ -83,6 +83,7 @@ def test_windows_line_ends(root):
         ("a.avi 1,\n", "line 1: label '1,' is not a class"),
         ("a.avi 1 2\n", r"line 1: 'a.avi 1 2' is not '<video file>.avi <label>"),
         ("a.txt 1\n", r"line 1: 'a.txt 1' is not"),
+        ("a\x1b[2J.avi 3\n", r"line 1: 'a\\x1b\[2J.avi 3' is not"),
         ("...avi 3\n", r"line 1: '...avi 3' is not"),
         ("/x/..mp4 3\n", r"line 1: '/x/..mp4 3' is not"),
     ],

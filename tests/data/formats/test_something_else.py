@@ -208,4 +208,4 @@ def test_an_infinite_class(tmp_path):
 
     (tmp_path / "labels.json").write_text('{"Moving something up": Infinity}')
     with pytest.raises(UserError, match="not a dict from templates to classes"):
-        _read_labels(tmp_path / "labels.json")
+        _read_labels(tmp_path / "labels.json", lambda content: None)

@@ -17,6 +17,7 @@ import torch
 
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.media import probe
 from ivcl_fast.data.store import build as building
 from ivcl_fast.data.store import index, shards
 from ivcl_fast.data.store.build import build_store
@@ -236,7 +237,7 @@ def test_a_file_that_hangs_when_it_is_opened(videos, tmp_path):
 
 
 def test_a_worker_lost_after_its_last_file_raises(videos):
-    task = index.ProbeTask(tuple(videos[:2]))
+    task = index.ProbeTask(tuple(videos[:2]), probe)
     with pytest.raises(RuntimeError, match="was lost: out of memory"):
         index.SecondChance()(index.Lost(task, (1, 1), "out of memory"))
 

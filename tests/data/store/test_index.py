@@ -62,7 +62,7 @@ def test_missing_and_empty_files(tmp_path):
     with pytest.raises(VideoError, match="No such file"):
         probe(media(tmp_path / "none.avi"))
     assert "empty (0 bytes)" in refused(tmp_path, b"")
-    with pytest.raises(VideoError, match="cannot be opened"):
+    with pytest.raises(VideoError, match="is not a regular file"):
         probe(media(tmp_path))
 
 

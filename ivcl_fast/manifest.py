@@ -1,0 +1,138 @@
+"""Checksums of the files that a folder of ours consists of, so that damage is never silent.
+
+``ivcl_manifest.json`` holds the length and the SHA-256 of each file by its path in the folder, and
+its own SHA-256. A file that grows is recorded up to a length. What is not recorded is not checked,
+so folders of older versions, which have no manifest, are read as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ivcl_fast.errors import UserError
+from ivcl_fast.files import fsync, write_text
+
+MANIFEST = "ivcl_manifest.json"
+
+
+def signed(value: dict[str, Any]) -> str:
+    """Return the text of a JSON file that holds ``value`` and its own checksum."""
+    return _text({**value, "sha256": hashlib.sha256(_text(value).encode()).hexdigest()})
+
+
+def check_signed(text: bytes) -> dict[str, Any]:
+    """Return the value of :func:`signed`; raises ``ValueError`` if a byte of the text changed."""
+    try:
+        found = json.loads(text)
+        value = {key: of_key for key, of_key in found.items() if key != "sha256"}
+        intact = text == signed(value).encode()
+    except (AttributeError, RecursionError, ValueError):
+        intact = False
+    if not intact:
+        raise ValueError("it does not match its own checksum")
+    return value
+
+
+def _text(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=1) + "\n"
+
+
+class Manifest:
+    """The manifest of a folder, in memory.
+
+    Example::
+
+        >>> manifest = Manifest.read(Path("data/cater"))
+        >>> manifest.check("lists/localize/val.txt", content)
+    """
+
+    def __init__(self, folder: Path, files: dict[str, list[Any]] | None = None) -> None:
+        self.folder = folder
+        self.files = files or {}
+        """Length and SHA-256 by path."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read the manifest of a folder, an empty one if there is none.
+
+        Raises :class:`UserError` if it is damaged.
+        """
+        file = folder / MANIFEST
+        try:
+            return cls(folder, check_signed(file.read_bytes())["files"])
+        except (FileNotFoundError, NotADirectoryError):
+            return cls(folder)
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{file}: damaged: {error}; if the files beside it are intact, delete it"
+            ) from None
+
+    def check(self, name: str, content: bytes) -> None:
+        """Raise :class:`UserError` if ``content`` of a file is not what was recorded of it."""
+        if name not in self.files:
+            return
+        size, digest = self.files[name]
+        # Only records of training are appended to.
+        part = content[:size] if name.endswith(".jsonl") else content
+        if len(part) != size or hashlib.sha256(part).hexdigest() != digest:
+            raise UserError(
+                f"{self.folder / name}: damaged: it does not match its checksum; if it was changed "
+                f"on purpose, delete {self.folder / MANIFEST}"
+            )
+
+    def checks(self, path: Path) -> Callable[[bytes], None]:
+        """Return :meth:`check` of a file below the folder, as a function of its content."""
+        return partial(self.check, path.relative_to(self.folder).as_posix())
+
+    def add(self, name: str, content: bytes) -> None:
+        """Record the content of a file, in memory."""
+        self.files[name] = [len(content), hashlib.sha256(content).hexdigest()]
+
+    def write(self, durable: bool = True) -> None:
+        """Write the manifest; ``durable``: see :func:`~ivcl_fast.files.atomic_write`."""
+        write_text(self.folder / MANIFEST, signed({"files": self.files}), durable)
+
+    def verify(self) -> None:
+        """Check all files; raises :class:`UserError` for one that is missing or differs."""
+        for name in self.files:
+            try:
+                self.check(name, (self.folder / name).read_bytes())
+            except OSError as error:
+                raise UserError(f"{self.folder / name}: {error.strerror}") from None
+
+
+def forget(folder: Path, *names: str) -> None:
+    """Remove files from a folder's manifest, before they change."""
+    manifest = Manifest.read(folder)
+    if kept := manifest.files.keys() & set(names):
+        for name in kept:
+            del manifest.files[name]
+        manifest.write()
+
+
+def record(folder: Path, names: Iterable[str]) -> None:
+    """Flush these files of a folder to the disk, and record them in its manifest."""
+    manifest = Manifest.read(folder)
+    for name in names:
+        fsync(folder / name)
+        manifest.add(name, (folder / name).read_bytes())
+    manifest.write()
+
+
+def write_recorded(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, and record it in the manifest beside it."""
+    forget(path.parent, path.name)
+    write_text(path, json.dumps(value, indent=1) + "\n")
+    record(path.parent, [path.name])
+
+
+def read_recorded(path: Path) -> bytes:
+    """Read a file; raises :class:`UserError` if it differs from the manifest beside it."""
+    content = path.read_bytes()
+    Manifest.read(path.parent).check(path.name, content)
+    return content
