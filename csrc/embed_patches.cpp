@@ -162,7 +162,7 @@ std::tuple<Tensor, Tensor, Tensor> embed_patches_backward(const Tensor& dy_in,
   std::vector<float> weight_sums(weight.numel()), pos_sums(pos.numel());
   dispatch_float(dy.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    backward<T>(p, ids.numel(), const_data<T>(dy), dim, weight_sums, pos_sums);
+    if (dim > 0) backward<T>(p, ids.numel(), const_data<T>(dy), dim, weight_sums, pos_sums);
   });
   Tensor dweight = empty_tensor({dim, p.pixels}, weight.scalar_type());
   Tensor dbias = empty_tensor_like(bias);

@@ -28,7 +28,9 @@ void gradients(const T* dy, const T* x, int64_t tokens, int64_t outputs, int64_t
                std::vector<float>& dweight, std::vector<float>& dbias) {
   using Op = MatmulOp<T>;
   using Packed = typename Op::Packed;
-  const int64_t padded_outputs = round_up(outputs, kLanes), tasks = ceil_div(std::max<int64_t>(inputs, 1), kTaskColumns);
+  const int64_t padded_outputs = round_up(outputs, kLanes);
+  // One task even without inputs: the first also sums up the bias's gradient.
+  const int64_t tasks = ceil_div(std::max<int64_t>(inputs, 1), kTaskColumns);
   const double task_ns = 2e-3 * tokens * outputs * kTaskColumns;
   parallel_for(tasks, task_ns, [&](int64_t begin, int64_t end) {
     const int64_t first_column = begin * kTaskColumns;
@@ -47,7 +49,7 @@ void gradients(const T* dy, const T* x, int64_t tokens, int64_t outputs, int64_t
       const OperandA<Op> dy_t =
           operand_a_transposed<Op>(dy + first * outputs, outputs, count, outputs, dy_buffer);
       matmul<Op>(outputs, columns, k, dy_t, {x_b, stride},
-                 add_to(&dweight[first_column], inputs, columns));
+                 add_to(dweight.data() + first_column, inputs, columns));
       if (begin == 0)
         matmul<Op>(outputs, kLanes, k, dy_t, {ones, kLanes},
                    [dst = dbias.data()](int64_t row, int64_t, auto& acc) {
@@ -72,7 +74,9 @@ std::tuple<Tensor, Tensor> linear_gradients(const Tensor& dy_in, const Tensor& x
   std::vector<float> weight_sums(outputs * inputs), bias_sums(outputs);
   dispatch_float(x.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    gradients(const_data<T>(dy), const_data<T>(x), tokens, outputs, inputs, weight_sums, bias_sums);
+    if (outputs > 0)
+      gradients(const_data<T>(dy), const_data<T>(x), tokens, outputs, inputs, weight_sums,
+                bias_sums);
   });
   Tensor dweight = empty_tensor({outputs, inputs}, dtype), dbias = empty_tensor({outputs}, dtype);
   reduce_partials(weight_sums, weight_sums.size(), dweight);

@@ -59,6 +59,7 @@ Tensor restore_tokens(const Tensor& visible_in, const Tensor& ids_keep, const Te
   const std::vector<float> pos = to_vector<float>(pos_in);
   const std::vector<float> mask_token = to_vector<float>(mask_token_in);
   Tensor out = empty_tensor({frames, length, cols}, visible.scalar_type());
+  if (cols == 0) return out;
   dispatch_float(visible.scalar_type(), [&](auto t) {
     using T = decltype(t);
     std::vector<T> hidden(patches * cols);  // mask token + position, as stored
@@ -101,6 +102,7 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward(const Tensor& dout_in
   Tensor dvisible = empty_tensor({frames, keep, cols}, dout.scalar_type());
   Tensor dpos = empty_tensor({patches, cols}, pos.scalar_type());
   Tensor dmask_token = empty_tensor_like(mask_token);
+  if (cols == 0) return {dvisible, dmask_token, dpos};
   std::vector<float> pos_sums(patches * cols), mask_partials(patches * cols);
   dispatch_float(dout.scalar_type(), [&](auto t) {
     using T = decltype(t);

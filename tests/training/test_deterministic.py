@@ -70,7 +70,7 @@ def test_training_repeats_bit_for_bit(deterministic, kind, image_size, device):
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 def test_any_number_of_threads_gives_the_same_bits(deterministic, kind):
     expected = trained(kind, "cpu", 64)
-    for threads in (1, 2, 3, 8, 16):  # as OMP_NUM_THREADS, or a machine with so many cores, sets
+    for threads in (1, 3, 16):  # as OMP_NUM_THREADS, or a machine with so many cores, sets
         torch.set_num_threads(threads)
         enable_determinism()
         assert torch.get_num_threads() == DETERMINISTIC_THREADS
