@@ -69,10 +69,11 @@ class DALIDecoder(Decoder):
         """Decode what DALI could not; raises DALI's ``error`` if PyAV cannot either."""
         decoder = PyAVDecoder(self.image_size)
         try:
-            if opened.has_images:
-                return decoder.decode_open(opened, frame_ids, crop)
-            assert isinstance(opened, OpenVideo | IndexedVideo)
-            return decoder.decode(Media(opened.path.stem, (opened.path,)), frame_ids, crop)
+            if isinstance(opened, OpenVideo) or not opened.has_images:
+                assert isinstance(opened, OpenVideo | IndexedVideo)
+                # Anew: DALI may have taken the packets already.
+                return decoder.decode(Media(opened.path.stem, (opened.path,)), frame_ids, crop)
+            return decoder.decode_open(opened, frame_ids, crop)
         except VideoError:
             raise error from None
 
