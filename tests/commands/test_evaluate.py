@@ -26,6 +26,7 @@ from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.formats.cater_labels import hidden_at_end
 from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.evaluation.metrics import Score
+from ivcl_fast.manifest import MANIFEST
 from ivcl_fast.train import main as train_main
 from ivcl_fast.training.run import ANSWERS
 from tests.support.painted import write_images
@@ -101,6 +102,7 @@ def refused(said: tuple[int, str], *words: str) -> bool:
 def copied(run: Path, folder: Path, data: str) -> Path:
     """The run, as if it had been told of other data."""
     shutil.copytree(run, folder)
+    (folder / MANIFEST).unlink()  # the settings are changed on purpose
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | {"data": data}))
     return folder
