@@ -15,6 +15,7 @@ COMMANDS = {
     "probes": "Measure what linear probes can read from a run's frozen slots.",
     "sweep": "Run a study: several variants and seeds, compared in one table.",
     "prepare": "Decode a data set into a frame store, or make a synthetic data set.",
+    "export": "Write a run's models as ONNX or torch.export files.",
     "info": "Show versions, devices, kernels and attention backends, and what is missing.",
 }
 """The commands, each with one line about it."""

@@ -147,7 +147,7 @@ class Transformer(nn.Module):
 
     def transform_clip(self, cls_token: Tensor | None, *parts: Tensor) -> tuple:
         """Transform cls ``[1, 1, D]``, or None, and parts ``[B, *, *, D]``: a sequence per clip."""
-        tokens = [] if cls_token is None else [cls_token.expand(len(parts[0]), -1, -1)]
+        tokens = [] if cls_token is None else [cls_token.expand(parts[0].shape[0], -1, -1)]
         tokens += [part.flatten(1, 2) for part in parts]
         x = self.transform(torch.cat(tokens, dim=1))
         cls = None if cls_token is None else x[:, 0]  # [B, D]

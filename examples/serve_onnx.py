@@ -1,0 +1,28 @@
+"""Answer for a video with ONNX Runtime, without PyTorch and without this package.
+
+    python -m ivcl_fast.export RUN
+    python examples/serve_onnx.py RUN/export/classifier.onnx VIDEO
+
+The first command writes the model and the JSON file beside it, which tells the sizes and classes.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import onnxruntime
+
+model, video = sys.argv[1:]
+about = json.loads(Path(model).with_suffix(".json").read_text())
+_, length, _, size, _ = about["input"]["shape"]
+frames = list(av.open(video).decode(video=0))
+chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, length).round().astype(int)]
+options = {"width": size, "height": size, "format": "rgb24", "interpolation": "BILINEAR"}
+clip = np.stack([frame.reformat(**options).to_ndarray() for frame in chosen])
+session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+(logits,) = session.run(None, {"video": clip.transpose(0, 3, 1, 2)[None]})[0]
+scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+for number in scores.argsort()[::-1][:3]:
+    print(f"{scores[number]:6.1%}  {about['classes'][number]}")

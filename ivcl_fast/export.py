@@ -1,0 +1,198 @@
+"""``python -m ivcl_fast.export RUN``: write a run's models for use without this package.
+
+The classifier (a video to logits) and the encoder (a video to the slots of its frames) are written
+as ONNX files or as programs of ``torch.export``, for any number of videos at once, with a JSON file
+that says what goes in and what comes out. Each is compared with the run's own model before it gets
+its name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from ivcl_fast.analysis.finished_runs import FinishedRun
+from ivcl_fast.command import parse, run_command
+from ivcl_fast.errors import UserError
+from ivcl_fast.files import write_json
+from ivcl_fast.models import reference
+from ivcl_fast.models.ivcl import IVCL, IVCLClassifier
+
+Format = Literal["onnx", "pt2"]
+TOLERANCE = 1e-4
+"""Largest difference from the run's model, relative to its largest output."""
+EXPORTED = {"classifier": "finetune", "encoder": "pretrain"}
+"""What is written, and the folder of the run's model that it is made of."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to write, and where."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run made by ivcl_fast.train, or of one of its models."""
+    format: Format = "onnx"
+    """onnx: for ONNX Runtime and others; pt2: for torch.export.load, which needs PyTorch only."""
+    out: Path | None = None
+    """Folder to write to; by default export in the run's folder."""
+
+
+class Encoder(nn.Module):
+    """The slots of a pretraining model: uint8 ``[B, T, 3, H, W]`` to ``[B, T, S, D]``."""
+
+    def __init__(self, model: reference.IVCL) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.model.encode(video)
+
+
+def export(config: ExportConfig) -> None:
+    """Write each of the run's models, and print its file and its difference from the model."""
+    check_packages(config.format)
+    run = FinishedRun.open(config.run, "cpu")
+    chosen = {name: stage for name, stage in EXPORTED.items() if run.chosen in (None, stage)}
+    chosen = {name: stage for name, stage in chosen.items() if run.finished(stage)}
+    if not chosen:
+        raise UserError(
+            f"{config.run}: holds no finished model in {' or '.join(EXPORTED.values())}; accepted: "
+            "a run of which a stage has ended"
+        )
+    out = config.out or run.folder / "export"
+    out.mkdir(parents=True, exist_ok=True)
+    for name, stage in chosen.items():
+        model = run.load(stage)
+        if not isinstance(model, IVCL | IVCLClassifier):
+            print(f"{name}: left out, it is a model of objective {model.cfg.objective}")
+            continue
+        difference = write_model(model, out / f"{name}.{config.format}")
+        write_json(out / f"{name}.json", description(model, run.config.data.frame_stride))
+        print(f"{out / name}.{config.format}: differs by {difference:.1e} at most from the model")
+
+
+def check_packages(format: Format) -> None:
+    """Raise :class:`UserError` if a package for this format is missing."""
+    if format == "pt2":
+        return
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"--format: onnx needs {error.name}; install it with pip install 'ivcl_fast[onnx]', or "
+            "accepted without it: pt2"
+        ) from None
+
+
+def plain_model(model: IVCL | IVCLClassifier) -> nn.Module:
+    """Return the same model in plain PyTorch, which other formats can express."""
+    plain: reference.IVCLClassifier | reference.IVCL
+    if isinstance(model, IVCLClassifier):
+        plain = reference.IVCLClassifier(model.cfg, model.head.out_features)
+    else:
+        plain = reference.IVCL(model.cfg)
+    plain.load_state_dict(model.state_dict())
+    return (Encoder(plain) if isinstance(plain, reference.IVCL) else plain).eval()
+
+
+def write_model(model: IVCL | IVCLClassifier, path: Path) -> float:
+    """Write the model in the format of the suffix; return its largest difference from ``model``.
+
+    The difference is relative to the largest output, on random videos, one and three at once.
+    Raises :class:`UserError`, and writes nothing, if it is above :data:`TOLERANCE`.
+    """
+    output = "logits" if isinstance(model, IVCLClassifier) else "slots"
+    own = model if isinstance(model, IVCLClassifier) else model.encode
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    example, plain = (random_videos(model, 2),), plain_model(model)
+    try:
+        if path.suffix == ".pt2":
+            program = torch.export.export(plain, example, dynamic_shapes=shapes)
+            torch.export.save(program, partial)
+        else:
+            torch.onnx.export(
+                plain, example, partial, dynamo=True, dynamic_shapes=shapes, external_data=False,
+                input_names=["video"], output_names=[output], verbose=False,
+            )  # fmt: skip
+        difference = compare(load(partial), own, model)
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"{path}: not written, as it would differ by {difference:.1e} from the model; "
+                f"accepted: at most {TOLERANCE}"
+            )
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return difference
+
+
+def load(path: Path) -> Callable[[Tensor], Tensor]:
+    """Open a written model as whoever receives it does."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda video: torch.from_numpy(session.run(None, {"video": video.numpy()})[0])
+
+
+@torch.inference_mode()
+def compare(
+    written: Callable[[Tensor], Tensor], own: Callable[[Tensor], Tensor], model: Any
+) -> float:
+    """Return the largest difference on random videos, relative to the largest output."""
+    worst = 0.0
+    for clips in (1, 3):
+        video = random_videos(model, clips)
+        expected = own(video).float()
+        difference = (written(video) - expected).abs().max() / expected.abs().max()
+        worst = max(worst, float(difference))
+    return worst
+
+
+def random_videos(model: Any, clips: int) -> Tensor:
+    """Return noise, the same every time: uint8 ``[clips, T, 3, H, W]``."""
+    cfg, generator = model.cfg, torch.Generator().manual_seed(clips)
+    shape = clips, cfg.num_frames, 3, cfg.image_size, cfg.image_size
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+
+
+def description(model: IVCL | IVCLClassifier, frame_stride: int = 0) -> dict[str, Any]:
+    """Say what goes into the model and what comes out, for the JSON file beside it."""
+    cfg = model.cfg
+    spaced = "evenly spaced over the video, the first and the last included"
+    if frame_stride:
+        spaced = f"every {frame_stride}th of the middle of the video"
+    about: dict[str, Any] = {
+        "input": {
+            "name": "video",
+            "dtype": "uint8",
+            "shape": ["batch", cfg.num_frames, 3, cfg.image_size, cfg.image_size],
+            "content": f"RGB frames, {spaced}, each resized as a whole to the square",
+        }
+    }
+    if isinstance(model, IVCLClassifier):
+        shape: list[Any] = ["batch", model.head.out_features]
+        about["output"] = {"name": "logits", "dtype": "float32", "shape": shape}
+        return about | {"classes": model.class_names}
+    shape = ["batch", cfg.num_frames, cfg.num_slots, cfg.embed_dim]
+    return about | {"output": {"name": "slots", "dtype": "float32", "shape": shape}}
+
+
+def main() -> None:
+    """Run the command."""
+    export(parse(ExportConfig, "export", __doc__))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,117 @@
+"""``ivcl_fast.export``: the written models answer as the run's own, for any number of videos."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
+from ivcl_fast import export as export_command
+from ivcl_fast.errors import UserError
+from ivcl_fast.export import load, main, random_videos, write_model
+from ivcl_fast.training.run_folder import opened_folder
+from ivcl_fast.training.settings import TrainConfig
+from tests.support.own_videos import write_one
+from tests.support.small_models import SMALL, config, sharpened
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A finished run of small models."""
+    settings = TrainConfig(model=config()).replace(out=str(tmp_path), name="run")
+    with opened_folder(settings):
+        pass
+    torch.manual_seed(0)
+    sharpened(IVCL(config())).save_pretrained(settings.folder / "pretrain")
+    names = ["left", "right", "up"]
+    classifier = sharpened(IVCLClassifier(config(), 3, names))
+    classifier.save_pretrained(settings.folder / "finetune")
+    (settings.folder / "answers.json").write_text(
+        json.dumps({"multi_label": False, "names": names})
+    )
+    return settings.folder
+
+
+@pytest.fixture(params=["pt2", "onnx"])
+def format(request) -> str:
+    if request.param == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason="needs ivcl_fast[onnx]")
+    return request.param
+
+
+def test_a_run_is_written_and_answers_alike(run, format, command):
+    code, out, err = command(main, run, "--format", format)
+    assert code == 0, err
+    assert out.count("differs by") == 2
+    found = {path.name for path in (run / "export").iterdir()}
+    assert found == {f"{n}.{e}" for n in ("classifier", "encoder") for e in ("json", format)}
+    about = json.loads((run / "export" / "classifier.json").read_text())
+    assert about["classes"] == ["left", "right", "up"]
+    assert about["input"]["shape"] == ["batch", 5, 3, 16, 16]
+    own = {
+        "classifier": IVCLClassifier.from_pretrained(run / "finetune"),
+        "encoder": IVCL.from_pretrained(run / "pretrain").encode,
+    }
+    for name, model in own.items():
+        written = load(run / "export" / f"{name}.{format}")
+        for clips in (1, 2, 5):
+            video = random_videos(IVCLClassifier(config(), 3), clips)
+            with torch.inference_mode():
+                expected = model(video)
+            assert written(video).shape == expected.shape
+            assert (written(video) - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [dict(readout="mean"), dict(readout="cls"), dict(objective="joint"), dict(objective="mae")],
+)
+def test_every_kind_of_classifier(changes, tmp_path):
+    torch.manual_seed(0)
+    model = sharpened(IVCLClassifier(IVCLConfig.from_dict(SMALL | changes), 4)).eval()
+    assert write_model(model, tmp_path / "c.pt2") < 2e-5
+
+
+def test_a_model_that_differs_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_command, "compare", lambda *_: float("nan"))
+    with pytest.raises(UserError, match=r"c.pt2: not written, as it would differ by nan"):
+        write_model(IVCLClassifier(config(), 4).eval(), tmp_path / "c.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_difference_is_measured():
+    model = IVCLClassifier(config(), 4).eval()
+    off = export_command.compare(lambda video: model(video) * 1.01, model, model)
+    assert off == pytest.approx(0.01, rel=1e-3)
+
+
+def test_what_cannot_be_exported(run, tmp_path, command, monkeypatch):
+    code, _, err = command(main, tmp_path / "none", "--format", "pt2")
+    assert code == 2 and "no run there" in err
+    for stage in ("pretrain", "finetune"):
+        (run / stage / "model.safetensors").unlink()
+    code, _, err = command(main, run, "--format", "pt2")
+    assert code == 2 and "holds no finished model in finetune or pretrain; accepted: " in err
+    assert not (run / "export").exists()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, _, err = command(main, run)
+    assert code == 2 and "--format: onnx needs onnx" in err and "ivcl_fast[onnx]" in err
+
+
+def test_the_example_answers_without_the_package(run, tmp_path, command):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="needs ivcl_fast[onnx]")
+    command(main, run)
+    video = write_one(tmp_path, 0)
+    script = [sys.executable, str(EXAMPLES / "serve_onnx.py"), str(run / "export/classifier.onnx")]
+    done = subprocess.run([*script, str(video)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {line.split()[-1] for line in done.stdout.splitlines()} == {"left", "right", "up"}
