@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
 from ivcl_fast.analysis.clips import ClipReader
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
 from ivcl_fast.command import parse, run_command
+from ivcl_fast.data.decode.images import is_image
+from ivcl_fast.data.formats.own.video_folder import find_videos
+from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import scores_as_json
-from ivcl_fast.files import write_json
+from ivcl_fast.files import write_json, write_text
 from ivcl_fast.report.tables import results_table
 
 Classifier = Literal["finetune", "scratch", "last-frame"]
@@ -36,10 +42,11 @@ class EvaluateConfig:
     ACRE, validation for Something-Else)."""
     out: Path | None = None
     """Also write the scores, the classes, and every clip's label, answer and logits to this JSON
-    file."""
+    file; with --predict the answers, to a .json or .csv file."""
     predict: Path | None = None
-    """Answer for this instead: a video file, or a folder with its frames as images in the order of
-    their names; for ACRE a folder with six panels of context, then the query."""
+    """Answer for this instead: a video file, a folder with its frames as images in the order of
+    their names, or a folder of videos; for ACRE a folder with six panels of context, then the
+    query."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     where: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
@@ -51,9 +58,7 @@ def evaluate(config: EvaluateConfig) -> None:
     run = FinishedRun.open(config.run, config.device, config.where)
     name = chosen_model(run, config.model)
     if config.predict is not None:
-        clip = ClipReader(run).file(config.predict, "--predict")
-        for answer, score in run.answer(run.load(name), clip.frames, ANSWERS).items():
-            print(f"{score:6.1%}  {answer}")
+        predict(run, name, config.predict, config.out)
         return
     splits = run.dataset.splits
     if config.split not in (None, *splits):
@@ -72,12 +77,65 @@ def evaluate(config: EvaluateConfig) -> None:
         write_json(config.out, {**about, **found, "clips": clips})
 
 
+def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:
+    """Print the likeliest answers for a video, or for each video of a folder; also write them.
+
+    Videos of a folder that cannot be used are named with the reason. Raises :class:`UserError` for
+    a single one, and for a folder of which none can be used.
+    """
+    reader, model = ClipReader(run), run.load(name)
+
+    def answers(video: Path) -> dict[str, float]:
+        return run.answer(model, reader.file(video, "--predict").frames, ANSWERS)
+
+    videos = videos_in(path) if clip_frames(run.config.data.source) is None else {}
+    found: list[dict[str, Any]] = []
+    for video, place in (videos or {path.name: path}).items():
+        try:
+            found.append({"video": video, "answers": answers(place)})
+        except UserError as error:
+            if not videos:
+                raise
+            found.append({"video": video, "error": str(error).removeprefix("--predict ")})
+    if videos and not any("answers" in one for one in found):
+        raise UserError(f"--predict {path}: no video can be used; {found[0]['error']}")
+    for one in found:
+        if videos:
+            text = f"{one['video']}: {one.get('error', '')}"
+            print("".join(c if c.isprintable() else "?" for c in text))  # names may be anything
+        for answer, score in one.get("answers", {}).items():
+            print(f"{score:6.1%}  {answer}")
+    if out is not None and out.suffix.lower() == ".csv":
+        write_text(out, answers_as_csv(found))
+    elif out is not None:
+        write_json(out, found)
+
+
+def videos_in(path: Path) -> dict[str, Path]:
+    """Return the videos of a folder by name; none for a file or a folder of frames."""
+    if not path.is_dir() or any(map(is_image, path.iterdir())):
+        return {}
+    found = find_videos(path)
+    return {one.name: one.files[0] if len(one.files) == 1 else path / one.name for one in found}
+
+
+def answers_as_csv(found: Sequence[dict[str, Any]]) -> str:
+    """Return a table of answers: a row for each of a video, or its error."""
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(["video", "rank", "answer", "probability", "error"])
+    for one in found:
+        if "error" in one:
+            table.writerow([one["video"], "", "", "", one["error"]])
+        for rank, (answer, score) in enumerate(one.get("answers", {}).items(), 1):
+            table.writerow([one["video"], rank, answer, f"{score:.6f}", ""])
+    return text.getvalue()
+
+
 def check_flags(config: EvaluateConfig) -> None:
     """Raise :class:`UserError`, before any work, if the result could not be written."""
-    if config.predict is not None:
-        for flag, value in (("--out", config.out), ("--split", config.split)):
-            if value is not None:
-                raise UserError(f"{flag}: not accepted with --predict, which measures nothing")
+    if config.predict is not None and config.split is not None:
+        raise UserError("--split: not accepted with --predict, which measures nothing")
     out = config.out
     if out is not None and (out.is_dir() or not os.access(out.absolute().parent, os.W_OK)):
         raise UserError(f"--out: {out} cannot be written; accepted: a file in a folder that exists")

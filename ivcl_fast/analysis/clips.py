@@ -190,7 +190,9 @@ class ClipReader:
         cfg = self.run.config.model
         with open_media(media) as opened:
             info = opened.info
-            index = list(ids or frame_ids(info.frames, cfg.num_frames).tolist())
+            stride = self.run.config.data.frame_stride
+            chosen = frame_ids(info.frames, cfg.num_frames, stride=stride)
+            index = list(ids or chosen.tolist())
             needed = set(index)
             if self.trajectories:
                 needed.update(i for end in index for i in frames_up_to(end, cfg.num_frames))

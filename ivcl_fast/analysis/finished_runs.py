@@ -169,14 +169,14 @@ class FinishedRun:
 
     def evaluate(self, model: IVCLClassifier, split: str) -> Evaluation:
         """Measure a classifier on all clips of a split."""
-        loader = self.data.loader(
+        loaders = self.data.eval_loaders(
             split,
+            self.config.data.eval_clips,
             batch_size=EVAL_BATCH,
             num_frames=model.cfg.num_frames,
             seed=self.config.seed,
-            training=False,
         )
-        return evaluate(model, loader, self.data, split, self.device, self.amp)
+        return evaluate(model, loaders, self.data, split, self.device, self.amp)
 
     def describe(self, models: Models, weights: Path | None = None) -> str:
         """Say which models these are and how they were trained; arguments as of :meth:`models`."""

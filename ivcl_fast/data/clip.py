@@ -20,7 +20,10 @@ FilePath = str | os.PathLike[str]
 
 
 def load_clip(
-    path: FilePath | Sequence[FilePath], cfg: IVCLConfig, decoder: DecoderName = "auto"
+    path: FilePath | Sequence[FilePath],
+    cfg: IVCLConfig,
+    decoder: DecoderName = "auto",
+    frame_stride: int = 0,
 ) -> Tensor:
     """Read a video as a model with this config takes it: uint8 RGB ``[1, T, 3, H, W]`` on the CPU.
 
@@ -33,6 +36,8 @@ def load_clip(
         cfg: gives the image size and the number of frames.
         decoder: ``auto``, ``dali`` or ``pyav``. The decoders agree within
             :data:`~ivcl_fast.data.decode.decoder.TOLERANCE`.
+        frame_stride: that of training (the card of the model tells it): take every so many-th frame
+            of the middle of the video.
 
     Raises:
         UserError: the path does not exist, or its content cannot be decoded.
@@ -51,14 +56,16 @@ def load_clip(
             if other := [file for file in media.files if not is_image(file)]:
                 accepted = ", ".join(IMAGE_SUFFIXES)
                 raise UserError(f"{other[0]}: is not an image; accepted in a list: {accepted}")
-        return decode_clip(media, cfg, decoder).cpu().unsqueeze(0)
+        return decode_clip(media, cfg, decoder, frame_stride).cpu().unsqueeze(0)
     except VideoError as error:
         name = path if isinstance(path, str | os.PathLike) else f"{len(path)} images"
         raise UserError(f"{name}: {error}") from None
 
 
-def decode_clip(media: Media, cfg: IVCLConfig, decoder: DecoderName = "auto") -> Tensor:
-    """Decode T evenly spaced frames: uint8 RGB ``[T, 3, H, W]`` on the decoder's device.
+def decode_clip(
+    media: Media, cfg: IVCLConfig, decoder: DecoderName = "auto", frame_stride: int = 0
+) -> Tensor:
+    """Decode T frames as :func:`load_clip`: uint8 RGB ``[T, 3, H, W]`` on the decoder's device.
 
     Raises :class:`VideoError` if the media cannot be used.
     """
@@ -66,7 +73,7 @@ def decode_clip(media: Media, cfg: IVCLConfig, decoder: DecoderName = "auto") ->
 
     with open_media(media) as opened:
         chosen, _ = choose_decoder(opened.info, decoder)
-        ids = frame_ids(opened.info.frames, cfg.num_frames)
+        ids = frame_ids(opened.info.frames, cfg.num_frames, stride=frame_stride)
         return make_decoder(chosen, cfg.image_size).decode_open(opened, ids)
 
 

@@ -41,6 +41,15 @@ class DataConfig:
     """Number of synthetic validation videos."""
     data_dir: Path = Path("data")
     """Folder of the synthetic data sets, and of what is made from data sets of the hub."""
+    frame_stride: int = 0
+    """Take every so many-th frame of a part of the video; 0: frames evenly spaced over all of
+    it."""
+    eval_clips: int = 1
+    """Clips of each video whose answers are averaged in the results; they differ in their
+    frames."""
+    mirror: bool = False
+    """Mirror half of the training clips, left to right; only for your own videos, if their classes
+    stay the same."""
     loader: Annotated[Literal["store", "stream"], tyro.conf.arg(aliases=("--feed",))] = "store"
     """store: decode every video once, into a frame store; stream: decode the clips every epoch."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"
@@ -53,6 +62,8 @@ class DataConfig:
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         require_at_least(self, 1, "train_videos", "val_videos")
+        require_at_least(self, 1, "eval_clips")
+        require_at_least(self, 0, "frame_stride")
         if not 0 < self.val_fraction < 1:
             raise UserError(
                 f"--val-fraction: {self.val_fraction} is not accepted; accepted: between 0 and 1"

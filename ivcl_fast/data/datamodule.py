@@ -16,6 +16,7 @@ from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import FrameLabelKind, FrameLabels, make_frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader
 from ivcl_fast.data.registry import DatasetFormat, Synthetic, find_task, parse_source
+from ivcl_fast.data.sampling import ONE_VIEW, View
 from ivcl_fast.data.store.build import build_store, default_store_path
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.stream import StreamLoader
@@ -48,6 +49,8 @@ class DataModule(ABC):
         """The split for training."""
         self.curve_split = dataset.curve_split
         """The split for evaluation during training."""
+        self.frame_stride, self.mirror = 0, False
+        """Which frames are read, and whether training clips are mirrored; see the settings."""
 
     @property
     @abstractmethod
@@ -106,6 +109,7 @@ class DataModule(ABC):
         world_size: int = 1,
         frame_labels: FrameLabelKind | None = None,
         share_frames: bool = True,
+        view: View = ONE_VIEW,
     ) -> ClipLoader:
         """Make the loader of a split.
 
@@ -116,6 +120,7 @@ class DataModule(ABC):
             rank, world_size: which of how many ranks reads the batches of ``batch_size`` clips.
             frame_labels: kind of labels of frames that batches have instead of those of clips.
             share_frames: see :class:`ClipLoader`; not where each clip is masked differently.
+            view: which clip of each video, if several are evaluated.
         """
         clips = self.dataset.clips(split)
         if share < 1:
@@ -132,8 +137,18 @@ class DataModule(ABC):
             world_size=world_size,
             frame_labels=None if frame_labels is None else self.frame_labels[frame_labels],
             share_frames=share_frames,
+            view=view,
             **self._common_options(training),
         )
+
+    def eval_loaders(self, split: str, clips: int, **options: Any) -> list[ClipLoader]:
+        """Make a loader for each of several clips of every video; see :meth:`loader`.
+
+        One, if the data set determines the frames of its clips.
+        """
+        clips = 1 if self.dataset.clips(split)[0].frames else clips
+        views = [View(number, clips) for number in range(clips)]
+        return [self.loader(split, training=False, view=view, **options) for view in views]
 
     def rows(self, clips: Sequence[Clip], num_frames: int) -> torch.Tensor:
         """Read evenly spaced frames of clips: uint8 patch rows ``[len(clips), T, N, 3PP]``."""
@@ -153,6 +168,8 @@ class DataModule(ABC):
             jitter=training,
             shuffle=training,
             drop_last=training,
+            frame_stride=self.frame_stride,
+            mirror=self.mirror and training,
         )
 
 
@@ -297,6 +314,7 @@ def open_data(
             _check_disjoint(dataset, train_split, curve_split)
     data = _open_frames(config, model, dataset, device, labels)
     data.train_split, data.curve_split = train_split, curve_split
+    data.frame_stride, data.mirror = config.frame_stride, config.mirror
     if read_only:
         return data
     for split in evaluated:

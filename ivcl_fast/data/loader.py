@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from ivcl_fast.data.dataset import Clip
-from ivcl_fast.data.sampling import frame_ids
+from ivcl_fast.data.mirror import mirror_rows
+from ivcl_fast.data.sampling import ONE_VIEW, View, frame_ids
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.errors import UserError
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 PREFETCH = 2
 """Number of batches that are prepared in advance."""
-_ORDER, _JITTER = 0, 1  # separate random streams of a seed
+_ORDER, _JITTER, _MIRROR = 0, 1, 3  # separate random streams of a seed; 2 is in stream.py
 
 
 @dataclass
@@ -120,6 +121,9 @@ class ClipLoader(ABC):
         world_size: int = 1,
         frame_labels: FrameLabels | None = None,
         share_frames: bool = False,
+        frame_stride: int = 0,
+        view: View = ONE_VIEW,
+        mirror: bool = False,
     ) -> None:
         """Prepare the order of the clips.
 
@@ -135,6 +139,9 @@ class ClipLoader(ABC):
             share_frames: keep clips of the same video together if they give their frames and all
                 videos have equal numbers of clips and frames; if complete videos fill a rank's
                 batch, it contains each frame once.
+            frame_stride, view: which frames of a video, as of
+                :func:`~ivcl_fast.data.sampling.frame_ids`; not for clips that give their frames.
+            mirror: mirror half of the clips, drawn at random; not for clips that share frames.
 
         Raises:
             UserError: no clip can be used, ``drop_last`` leaves no batch, or clips give another
@@ -147,6 +154,7 @@ class ClipLoader(ABC):
         self.drop_last = drop_last
         self.rank, self.world_size = rank, world_size
         self.frame_labels = frame_labels
+        self.frame_stride, self.view, self.mirror = frame_stride, view, mirror
         self.wait_seconds = 0.0
         """Seconds that the consumer has waited for batches in all epochs."""
         self._usable = np.array([i for i, c in enumerate(clips) if c.media in frames], np.int64)
@@ -207,7 +215,7 @@ class ClipLoader(ABC):
         def prepare() -> None:
             try:
                 for batch in self._batches(epoch, start_batch, stop):
-                    put(batch.pinned())
+                    put((self._mirrored(epoch, batch) if self.mirror else batch).pinned())
                     if stop.is_set():
                         return
             except BaseException as error:
@@ -259,7 +267,15 @@ class ClipLoader(ABC):
         rng = None
         if self.jitter:
             rng = np.random.default_rng([self.seed, epoch, _JITTER, clip_id])
-        return frame_ids(self._frames_in[clip.media], self.num_frames, rng)
+        frames = self._frames_in[clip.media]
+        return frame_ids(frames, self.num_frames, rng, self.frame_stride, self.view)
+
+    def _mirrored(self, epoch: int, batch: Batch) -> Batch:
+        """Mirror half of the clips of a batch, in place."""
+        for row, clip_id in zip(batch.rows, batch.clip_ids.tolist(), strict=True):
+            if np.random.default_rng([self.seed, epoch, _MIRROR, clip_id]).random() < 0.5:
+                row.copy_(mirror_rows(row))
+        return batch
 
     def _labelled(self, rows: torch.Tensor, sampled: Sequence[Sampled]) -> Batch:
         ids = torch.from_numpy(np.concatenate([one.clip_ids for one in sampled]))

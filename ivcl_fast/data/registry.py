@@ -37,6 +37,8 @@ class DatasetFormat:
     """Frames of every clip, if the data set determines them; models need that many."""
     random_crop: bool = False
     """Whether a part of the frame may be used in training; not if the answer is a place in it."""
+    mirror: bool = False
+    """Whether frames may be mirrored in training; not if classes tell left from right."""
     frame_labels: bool = False
     """Whether it has labels of single frames, for supervised pretraining."""
     options: tuple[str, ...] = ()
@@ -111,7 +113,7 @@ def _own(open: Callable[..., Dataset], **how: Any) -> DatasetFormat:
     from ivcl_fast.data.formats.own.labelled import TASK
 
     how = {"options": ("val_fraction",)} | how
-    return DatasetFormat(open, (TASK,), random_crop=True, **how)
+    return DatasetFormat(open, (TASK,), random_crop=True, mirror=True, **how)
 
 
 def _synthetic_cater(camera: Literal["static", "moving"]) -> Synthetic:
@@ -223,6 +225,15 @@ def check_frame_labels(source: str, kind: FrameLabelKind) -> None:
         raise UserError(
             f"{flag} needs labels of single frames, which {source} does not have; accepted with "
             "it: cater:DIR, synthetic, synthetic:static or synthetic:moving"
+        )
+
+
+def check_mirror(source: str) -> None:
+    """Raise :class:`UserError` if the frames of a source may not be mirrored."""
+    if not parse_source(source)[0].mirror:
+        raise UserError(
+            f"--mirror: not accepted for {source}, whose answers tell left from right; accepted "
+            "for your own videos, such as videos:DIR"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -116,17 +117,55 @@ def predict(
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
+def predict_views(
+    model: nn.Module,
+    loaders: Sequence[ClipLoader],
+    device: torch.device,
+    amp: bool,
+    multi_label: bool,
+) -> tuple[Tensor, ...]:
+    """As :func:`predict`, averaging the probabilities of several clips of each video.
+
+    ``loaders`` read the same split. The results are logits of the averages. Videos that not all
+    loaders could read are left out.
+    """
+    logits, labels, ids = predict(model, loaders[0], device, amp)
+    if len(loaders) == 1:
+        return logits, labels, ids
+    total = _probabilities(logits, multi_label)
+    seen = torch.ones(len(ids))
+    row_of = {clip: row for row, clip in enumerate(ids.tolist())}
+    for loader in loaders[1:]:
+        logits, _, others = predict(model, loader, device, amp)
+        found = [(row_of[c], at) for at, c in enumerate(others.tolist()) if c in row_of]
+        rows, at = (torch.tensor(part) for part in zip(*found, strict=True))
+        total[rows] += _probabilities(logits, multi_label)[at]
+        seen[rows] += 1
+    kept = seen == len(loaders)
+    mean = (total[kept] / len(loaders)).clamp(1e-12, 1 - 1e-12)
+    mean_logits = mean.logit() if multi_label else mean.log()
+    return mean_logits.float(), labels[kept], ids[kept]
+
+
+def _probabilities(logits: Tensor, multi_label: bool) -> Tensor:
+    """Return float64 ``[V, C]``."""
+    return logits.double().sigmoid() if multi_label else logits.double().softmax(1)
+
+
 def evaluate(
     model: nn.Module,
-    loader: ClipLoader,
+    loaders: Sequence[ClipLoader],
     data: DataModule,
     split: str,
     device: torch.device,
     amp: bool,
 ) -> Evaluation:
-    """Measure ``model`` on every clip of ``loader``, which reads ``split`` of ``data``."""
-    logits, labels, clip_ids = predict(model, loader, device, amp)
-    clips = [loader.clips[i] for i in clip_ids.tolist()]
+    """Measure ``model`` on every clip of ``split`` of ``data``, which each of ``loaders`` reads.
+
+    Several loaders read different frames of the videos, and the answers to them are averaged.
+    """
+    logits, labels, clip_ids = predict_views(model, loaders, device, amp, data.multi_label)
+    clips = [loaders[0].clips[i] for i in clip_ids.tolist()]
     names = [clip.name for clip in clips]
     if not data.localizes:
         if data.multi_label:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ivcl_fast import command
 from ivcl_fast.config import PRESETS, FieldError, IVCLConfig
-from ivcl_fast.data.registry import check_frame_labels, clip_frames, find_task
+from ivcl_fast.data.registry import check_frame_labels, check_mirror, clip_frames, find_task
 from ivcl_fast.errors import UserError
 from ivcl_fast.training.settings import CHANGEABLE, TrainConfig, flatten, load_settings
 
@@ -63,6 +63,8 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
             f"--frame-labels: --readout {model.readout} gives no answer for each frame; accepted "
             "with it: --readout last"
         )
+    if data.mirror:
+        check_mirror(data.source)
     task = find_task(data.source, data.task)
     return dataclasses.replace(config, data=dataclasses.replace(data, task=task))
 

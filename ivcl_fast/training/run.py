@@ -229,9 +229,13 @@ class Run:
 
     def evaluate(self, model: IVCLClassifier, split: str | None = None) -> Evaluation:
         """Measure a classifier on a split, by default the one on which results are reported."""
+        clips = 1 if split else self.config.data.eval_clips  # of a video; curves need no more
         split = split or self.data.eval_split
-        loader = self._loader(split, model.cfg.num_frames)
-        return evaluate(model, loader, self.data, split, self.device, self.amp)
+        options = dict(
+            batch_size=EVAL_BATCH, num_frames=model.cfg.num_frames, seed=self.config.seed
+        )
+        loaders = self.data.eval_loaders(split, clips, **options)
+        return evaluate(model, loaders, self.data, split, self.device, self.amp)
 
     def finished(self, name: str) -> bool:
         """Whether the stage ``name`` is finished, that is, has saved its model."""
@@ -313,6 +317,8 @@ class Run:
             "peak learning rate": schedule.lr,
             "seed": config.seed,
         }
+        if config.data.frame_stride:
+            training["frame stride"] = config.data.frame_stride
         measured = [r for r in self.metrics.read() if r["stage"] == stage and "loss" not in r]
         if measured:
             values = {k.removeprefix("val_"): v for k, v in measured[-1].items()}

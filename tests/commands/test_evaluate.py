@@ -362,9 +362,13 @@ def test_what_is_no_video(cater: Path, tmp_path: Path, command: Any) -> None:
     ):
         for module, flag in ((evaluate, "--predict"), (visualize, "--video")):
             assert refused(command(module, cater, flag, tmp_path / name), f"{name}: {reason}")
-    for flags in (("--split", "val"), ("--out", tmp_path / "a.json")):
-        said = command(evaluate, cater, "--predict", tmp_path / "none.avi", *flags)
-        assert refused(said, f"{flags[0]}: ", "--predict")
+    said = command(evaluate, cater, "--predict", tmp_path / "none.avi", "--split", "val")
+    assert refused(said, "--split: ", "--predict")
+    out = ("--out", tmp_path / "a.json")
+    assert refused(
+        command(evaluate, cater, "--predict", tmp_path / "text.avi", *out), "not a video"
+    )
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_images_are_taken_in_the_order_of_their_numbers(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.evaluate import main as evaluate_main
+from ivcl_fast.evaluation.evaluate import predict
 from ivcl_fast.train import main
 from tests.support.own_videos import write_classes, write_one
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
@@ -83,3 +87,72 @@ def test_data_with_other_classes_are_refused(videos, tmp_path, command):
         (other / name).symlink_to(videos / target)
     code, _, err = command(evaluate_main, tmp_path / "run", "--data", f"videos:{other}")
     assert code == 2 and f"--data: class 1 of 'videos:{other}' is 'up'; accepted: " in err
+
+
+def test_several_clips_of_a_stride_are_averaged(videos, tmp_path, command):
+    """The answers in the results are those of the average of the clips' probabilities."""
+    flags = ("--frame-stride", 1, "--eval-clips", 3, "--mirror", "--no-pictures")
+    source = f"videos:{videos}"
+    code, _, err = command(main, "--data", source, *FLAGS, *flags, "--out", tmp_path)
+    assert code == 0, err
+    run = FinishedRun.open(tmp_path / "run", "cpu")
+    model = run.load("finetune")
+    options = dict(batch_size=8, num_frames=4, seed=0)
+    parts = [
+        predict(model, loader, run.device, run.amp)
+        for loader in run.data.eval_loaders("val", 3, **options)
+    ]
+    assert not torch.equal(parts[0][0], parts[2][0]), "the clips differ"
+    mean = torch.stack([logits.softmax(1) for logits, _, _ in parts]).mean(0)
+    evaluation = run.evaluate(model, "val")
+    assert torch.allclose(evaluation.logits.softmax(1), mean, atol=1e-6)
+    card = (tmp_path / "run" / "finetune" / "README.md").read_text()
+    assert "| frame stride | 1 |" in card
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--mirror",), "--mirror: not accepted for synthetic, whose answers tell left from right"),
+        (("--eval-clips", 0), "--eval-clips: 0 is not accepted; accepted: at least 1"),
+        (("--frame-stride", -1), "--frame-stride: -1 is not accepted; accepted: at least 0"),
+        (("--val-fraction", 1), "--val-fraction: 1.0 is not accepted; accepted: between 0 and 1"),
+    ],
+)
+def test_flags_that_are_refused(flags, said, command, tmp_path):
+    code, _, err = command(main, *flags, "--out", tmp_path)
+    assert code == 2 and said in err
+
+
+def test_answers_for_a_folder_of_videos(videos, tmp_path, command):
+    command(main, "--data", f"videos:{videos}", *FLAGS, "--out", tmp_path, "--no-pictures")
+    run, clips = tmp_path / "run", tmp_path / "clips"
+    for number in (1, 2, 6):  # the last is a folder of frames
+        write_one(clips / "more", number)
+    (clips / "a\nbroken, one.mp4").write_bytes(b"no video")
+    flags = ("--predict", clips, "--device", "cpu", "--out")
+    code, out, err = command(evaluate_main, run, *flags, tmp_path / "a.json")
+    assert code == 0, err
+    found = json.loads((tmp_path / "a.json").read_text())
+    names = ["a\nbroken, one.mp4", "more/01.webm", "more/02.avi", "more/06"]
+    assert [one["video"] for one in found] == names
+    assert "not a video file" in found[0]["error"] and out.count("left") == 3
+    assert "\na?broken, one.mp4: " in "\n" + out
+    for one in found[1:]:
+        assert {*one["answers"]} == {"left", "right"}
+        assert sum(one["answers"].values()) == pytest.approx(1, abs=1e-5)
+    assert command(evaluate_main, run, *flags, tmp_path / "a.csv")[0] == 0
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["video"] for row in rows] == [names[0], *(n for n in names[1:] for _ in range(2))]
+    assert float(rows[1]["probability"]) == pytest.approx(
+        max(found[1]["answers"].values()), abs=1e-6
+    )
+    single = ("--predict", clips / "more/06", "--device", "cpu", "--out", tmp_path / "b.json")
+    assert command(evaluate_main, run, *single)[0] == 0
+    (one,) = json.loads((tmp_path / "b.json").read_text())
+    assert one["answers"] == found[3]["answers"]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.mp4").write_bytes(b"no video")
+    code, _, err = command(evaluate_main, run, "--predict", tmp_path / "bad", "--device", "cpu")
+    assert code == 2 and "/bad: no video can be used; " in err

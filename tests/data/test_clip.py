@@ -61,7 +61,7 @@ def test_the_frames_are_those_of_the_store(tmp_path, monkeypatch, cfg, kind):
         given = media(path := write_painted(tmp_path / "v.avi", 5, count))
     opened = []
     with monkeypatch.context() as patched:
-        patched.setattr(av, "open", lambda *a: opened.append(a) or av_open(*a))
+        patched.setattr(av, "open", lambda *a, **k: opened.append(a) or av_open(*a, **k))
         clip = load_clip(path, cfg)
     assert len(opened) == (kind not in ("folder", "list"))
     assert clip.dtype == torch.uint8 and clip.shape == (1, cfg.num_frames, 3, 32, 32)

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv", ".gif", ".mpg", ".mpeg", ".wmv", ".flv",
-    ".3gp", ".ogv", ".ts", ".mts", ".m2ts", ".y4m",
+    ".3gp", ".ogv", ".ts", ".mts", ".m2ts",
 )  # fmt: skip
 _OURS = re.compile(r"store-\d|index$")  # folders of frame stores and of the index
 

@@ -1,0 +1,48 @@
+"""Which frames make a clip, and mirrored ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ivcl_fast.data.mirror import mirror_rows
+from ivcl_fast.data.sampling import View, frame_ids
+from ivcl_fast.models.reference import patchify
+
+
+def test_views_of_a_whole_video_move_frames_but_not_the_last():
+    assert frame_ids(31, 4).tolist() == [0, 10, 20, 30]
+    assert frame_ids(31, 4, view=View(0, 5)).tolist() == [0, 10, 20, 30]
+    assert frame_ids(31, 4, view=View(2, 5)).tolist() == [4, 14, 24, 30]
+    assert frame_ids(31, 1, view=View(2, 5)).tolist() == [30]
+
+
+@pytest.mark.parametrize(
+    ("frames", "view", "expected"),
+    [
+        (31, View(0, 1), [9, 13, 17, 21]),
+        (31, View(0, 3), [0, 4, 8, 12]),
+        (31, View(1, 3), [9, 13, 17, 21]),
+        (31, View(2, 3), [18, 22, 26, 30]),
+        (13, View(1, 3), [0, 4, 8, 12]),
+        (7, View(2, 3), [0, 4, 6, 6]),
+        (1, View(0, 1), [0, 0, 0, 0]),
+    ],
+)
+def test_strides(frames, view, expected):
+    assert frame_ids(frames, 4, stride=4, view=view).tolist() == expected
+
+
+def test_a_stride_in_training_starts_anywhere():
+    rng = np.random.default_rng(0)
+    drawn = {tuple(frame_ids(20, 4, rng, stride=3).tolist()) for _ in range(500)}
+    assert drawn == {(s, s + 3, s + 6, s + 9) for s in range(11)}
+
+
+@pytest.mark.parametrize(("size", "patch"), [(16, 4), (24, 8), (8, 8)])
+def test_mirrored_rows_are_those_of_mirrored_frames(size, patch):
+    video = torch.randint(256, (2, 3, 3, size, size), dtype=torch.uint8)
+    mirrored = mirror_rows(patchify(video, patch))
+    assert torch.equal(mirrored, patchify(video.flip(-1), patch))
+    assert not torch.equal(mirrored, patchify(video, patch))
