@@ -1,9 +1,10 @@
-"""``python -m benchmarks.report``: write the tables and figures of docs/performance.md again.
+"""``python -m benchmarks.report``: write the tables and figures of the documentation again.
 
 A table stands between ``<!-- table: NAME; PREFIX; PREFIX -->`` and ``<!-- end -->``. It shows the
 rows of ``benchmarks/results/NAME.json`` whose benchmark starts with one of the prefixes, or all of
 them. ``machine`` in place of ``table`` describes where and with what they were measured, and
-``scaling`` is the model of training on many GPUs (:mod:`benchmarks.scaling`).
+``scaling`` is the model of training on many GPUs (:mod:`benchmarks.scaling`). ``zoo: NAME; KIND``
+is a table of public models (:mod:`benchmarks.zoo.table`); it says so as long as NAME is missing.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from benchmarks.summary import (
     fastest_of_ours,
     table,
 )
+from benchmarks.zoo import table as zoo
 from ivcl_fast.command import run_command
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_text
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "performance.md"
-MARKED = re.compile(r"(<!-- (table|machine|scaling)(?:: (.*?))? -->\n).*?(<!-- end -->)", re.S)
+PAGES = (PAGE, ROOT / "docs" / "guide" / "accelerate.md")
+MARKED = re.compile(r"(<!-- (table|machine|scaling|zoo)(?:: (.*?))? -->\n).*?(<!-- end -->)", re.S)
 CPU = "cpu-amd-epyc-zen5"
 
 
@@ -59,11 +62,23 @@ def generated(kind: str, arguments: str) -> str:
     if kind == "scaling":
         return "\n".join(scaling.tables())
     name, *prefixes = arguments.split("; ")
+    if kind == "zoo":
+        return "\n".join(zoo_table(name, *prefixes))
     results = results_named(name)
     if kind == "machine":
         return f"{describe_machine(results.machine)} Date: {results.date[:10]}."
     rows = [row for row in results.rows if row["benchmark"].startswith(tuple(prefixes or [""]))]
     return "\n".join(table(rows, results.machine, IN_DOCS))
+
+
+def zoo_table(name: str, kind: str) -> list[str]:
+    """Return a table of public models, or a sentence that it was not measured."""
+    if not (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
+        return ["*Not measured yet; `python -m benchmarks.zoo --install` measures it.*"]
+    results = results_named(name)
+    if kind == "machine":
+        return [f"{describe_machine(results.machine)} Date: {results.date[:10]}."]
+    return zoo.tables(results.rows, kind)
 
 
 def benchmarks_of(rows: list[Row]) -> list[list[Row]]:
@@ -137,9 +152,10 @@ def draw_figures(folder: Path) -> None:
 def main() -> None:
     """Run the command."""
     argparse.ArgumentParser("python -m benchmarks.report", description=__doc__).parse_args()
-    write_text(PAGE, written_anew(PAGE.read_text()))
+    for page in PAGES:
+        write_text(page, written_anew(page.read_text()))
     draw_figures(PAGE.parent / "figures")
-    print(f"written: {PAGE} and {', '.join(FIGURES)}")
+    print(f"written: {', '.join(map(str, PAGES))} and {', '.join(FIGURES)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """``python -m ivcl_fast.info``: show versions, devices, and which kernel runs where.
 
-For each kernel and attention backend it says whether it is available, or why not.
+For each kernel and attention backend it says whether it is available, or why not. With ``--model``
+it tells instead what ``accelerate`` would do to a model, and what that gains on this machine.
 """
 
 from __future__ import annotations
@@ -84,8 +85,19 @@ def implementation(op: str, kind: str) -> str:
     return "Triton" if kind == "cuda" or _triton.INTERPRET else f"C++ for {_ext.ISA}"
 
 
-def show() -> None:
-    """Print all tables."""
+def show(model: str | None = None, model_input: str | None = None) -> None:
+    """Print all tables, or what accelerate does to a model.
+
+    Args:
+        model: A model to look at with random weights: timm:NAME, hf:DIR or module:attribute.
+        model_input: One input of that model, such as 3,224,224; by default its own.
+    """
+    if model is not None:
+        from ivcl_fast.analysis import acceleration  # the models take seconds to import
+
+        for line in acceleration.describe(model, model_input):
+            print(line, flush=True)
+        return
     for title, rows in sections().items():
         print(title)
         width = max(map(len, rows))
@@ -94,7 +106,7 @@ def show() -> None:
 
 
 def main() -> None:
-    """Parse the flags and print all tables."""
+    """Parse the flags and print what is asked for."""
     parse(show, "info", __doc__)
 
 

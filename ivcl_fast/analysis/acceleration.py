@@ -1,0 +1,192 @@
+"""What :func:`ivcl_fast.accelerate` would do to a model, and what it gains on this machine."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ivcl_fast.errors import UserError
+from ivcl_fast.models import timm_weights
+from ivcl_fast.models.accelerate import accelerate
+
+ACCEPTED = "accepted: timm:NAME, hf:DIR (a folder with config.json), module:attribute"
+ROUNDS, MOST_SECONDS = 7, 10.0
+"""Of each comparison of speed."""
+
+
+class FusedCalls(TorchDispatchMode):
+    """Counts the calls of this project's ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.namespace == "ivcl_fast"
+        return func(*args, **(kwargs or {}))
+
+
+def describe(source: str, shape: str | None = None, batch: int = 2) -> Iterator[str]:
+    """Yield lines: the report of ``accelerate``, the fused ops of a forward pass, and the gain.
+
+    ``source``: ``timm:NAME`` or ``hf:DIR``, built with random weights, or ``module:attribute``, a
+    model or what makes one without arguments. ``shape``: one input as ``3,224,224``, by default the
+    model's own. Raises :class:`UserError` where there is no such model.
+    """
+    own = load(source)
+    sizes = parse_shape(shape) if shape else input_shape(own)
+    ours = copy.deepcopy(own)
+    report = accelerate(ours)
+    millions = sum(p.numel() for p in own.parameters()) / 1e6
+    yield f"{source}: {type(own).__name__}, {millions:.1f} million parameters"
+    yield str(report)
+    x = torch.randn(batch, *sizes)
+    try:
+        with FusedCalls() as calls:
+            training_step(ours.train(), x)()
+        yield f"fused ops in a training step of {list(x.shape)}: {calls.count}"
+        if calls.count:
+            yield from gains(own, ours, x)
+        else:
+            yield "gain here: none, its own code runs"
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        yield f"gain here: unknown, it fails on an input of {list(x.shape)}: {reason}"
+
+
+# --- The model and its input ----------------------------------------------------------------------
+
+
+def load(source: str) -> nn.Module:
+    """Build the model that ``source`` names; raises :class:`UserError`."""
+    kind, colon, name = source.partition(":")
+    if not colon or not name or not kind:
+        raise UserError(f"--model {source}: {ACCEPTED}")
+    builders: dict[str, Callable[[str], Any]] = {"timm": from_timm, "hf": from_hugging_face}
+    try:
+        model = builders[kind](name) if kind in builders else from_module(kind, name)
+    except UserError as error:
+        raise UserError(f"--model {source}: {error}") from None
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"--model {source}: cannot be built: {reason}") from None
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"--model {source}: is of type {type(model).__name__}, not a model; {ACCEPTED}"
+        )
+    return model
+
+
+def from_timm(name: str) -> Any:
+    timm = timm_weights.import_timm(f"timm:{name}")
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError("timm has no such model; accepted: a name of timm.list_models()")
+    return timm.create_model(name, pretrained=False)
+
+
+def from_hugging_face(folder: str) -> Any:
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError("is no folder with a config.json")
+    try:
+        from transformers import AutoConfig, AutoModel
+    except ImportError:
+        raise UserError("needs transformers, which is not installed") from None
+    return AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+
+
+def from_module(module: str, attribute: str) -> Any:
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise UserError(f"{module} cannot be imported ({error})") from None
+    except AttributeError:
+        raise UserError(f"{module} has no {attribute}") from None
+    return found if isinstance(found, nn.Module) or not callable(found) else found()
+
+
+def parse_shape(text: str) -> list[int]:
+    """Read ``3,224,224``; raises :class:`UserError`."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise UserError(f"--model-input {text}: accepted: whole numbers such as 3,224,224")
+    return [int(part) for part in parts]
+
+
+def input_shape(model: Any) -> list[int]:
+    """The sizes of one input, from what packages keep on a model; 3,224,224 where nothing says."""
+    known = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if isinstance(known, dict) and "input_size" in known:
+        return list(known["input_size"])
+    config = getattr(model, "config", model)
+    config = getattr(config, "vision_config", config)
+    size = getattr(config, "image_size", None) or getattr(config, "crop_size", None) or 224
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    frames = getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", None)
+    channels = getattr(config, "num_channels", None) or getattr(config, "in_chans", None) or 3
+    return [*([frames] if isinstance(frames, int) else []), channels, height, width]
+
+
+# --- Speed ----------------------------------------------------------------------------------------
+
+
+def first_tensor(out: Any) -> Tensor:
+    return out if isinstance(out, Tensor) else out[0]
+
+
+def training_step(model: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Forward and backward pass under bfloat16 autocast."""
+
+    def step() -> None:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            out = first_tensor(model(x))
+        out.float().square().mean().backward()
+        model.zero_grad(set_to_none=True)
+
+    return step
+
+
+def inference(model: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Forward pass under bfloat16 autocast."""
+
+    def run() -> None:
+        with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16):
+            model(x)
+
+    return run
+
+
+def gains(own: nn.Module, ours: nn.Module, x: Tensor) -> Iterator[str]:
+    """Yield how many times as fast training and inference become; both sides take turns."""
+    for name, build, training in (
+        ("training", training_step, True), ("inference", inference, False),
+    ):  # fmt: skip
+        calls = [build(model.train(training), x) for model in (own, ours)]
+        for call in calls:
+            call()
+        times: list[list[float]] = []
+        begin = time.perf_counter()
+        while len(times) < ROUNDS and (
+            len(times) < 2 or time.perf_counter() - begin < MOST_SECONDS
+        ):
+            times.append([seconds(call) for call in calls])
+        gain = statistics.median(a / b for a, b in times)
+        before, after = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
+        yield (
+            f"gain here: {name} {gain:.2f}x ({before:.4g} to {after:.4g} ms, bfloat16, "
+            f"{torch.get_num_threads()} threads)"
+        )
+
+
+def seconds(call: Callable[[], None]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin

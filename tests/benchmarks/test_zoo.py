@@ -1,0 +1,82 @@
+"""The table of public models: what is listed, measured and shown. No other package is needed."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from benchmarks.results import Results, RowFile
+from benchmarks.zoo import __main__ as command_line
+from benchmarks.zoo import measure, table
+from benchmarks.zoo.catalogue import GRIDS, models
+from benchmarks.zoo.environments import HERE, PACKAGES
+
+
+def test_entries_are_many_and_named_once():
+    entries = models()
+    assert len(entries) >= 45
+    assert len({(m.environment, m.title) for m in entries}) == len(entries)
+    assert {m.environment for m in entries} == PACKAGES.keys()
+
+
+@pytest.fixture
+def row(tmp_path, monkeypatch):
+    """What the measurement of one small model writes."""
+    file = tmp_path / "rows.jsonl"
+    arguments = [HERE, str(file), "--models", "vit_base_patch16_224", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["measure", *arguments, "--tokens", "17", "--seconds", "1"])
+    monkeypatch.setattr(torch.nn.init, "trunc_normal_", torch.nn.init.trunc_normal_)
+    narrow = {"embed_dim": 32, "num_heads": 2}
+    monkeypatch.setattr("benchmarks.zoo.catalogue.WIDTH", narrow)
+    measure.main()
+    (row,) = RowFile(file).read()
+    return row
+
+
+def test_a_row_has_answers_and_speed(row):
+    assert row["replaced"] and row["fused_calls"] > 0 and row["environment"] == HERE
+    for dtype, limit in (("float32", 1e-5), ("bfloat16", 0.1)):
+        for pair in row["errors"][dtype].values():
+            assert len(pair) == 2 and max(pair) < limit
+    for mode in measure.MODES:
+        race = row[mode]["17"]
+        assert len(race["ours"]) == len(race["rival"]) == 1 and race["seconds"] > 0
+
+
+def test_tables(row):
+    row["training"] = {str(n): {"seconds": 1.0, "ours": [1.3, 1.1], "rival": [1.0]} for n in GRIDS}
+    (answers,) = table.tables([row, {"error": "gone"}], "answers")[2:]
+    assert "| timm " in answers and "vit_base_patch16_224" in answers and "Attention" in answers
+    (speeds,) = table.tables([row], "training")[2:]
+    assert speeds.count("1.20 (1.00)") == len(GRIDS)
+    cells = [cell.strip() for cell in table.tables([row], "summary")[2].split("|")[1:-1]]
+    assert cells == ["training, 17 tokens", "1", "1.20", "1.20", "1.20", "1", "0"]
+
+
+def test_results_are_merged_in_the_catalogues_order(tmp_path):
+    names = [(m.environment, m.title) for m in models()]
+    rows = [{"environment": e, "name": n, "new": False} for e, n in names[:3]]
+    Results("command", rows=rows).write(tmp_path / "zoo.json")
+    new = [{"environment": e, "name": n, "new": True} for e, n in (names[4], names[1])]
+    found = command_line.merged(new, tmp_path / "zoo.json")
+    assert [row["new"] for row in found] == [False, True, False, True]
+
+
+def test_mistakes(command, tmp_path):
+    status, _, told = command(command_line.main, "--models", "vgg")
+    assert status and "no model contains any of vgg" in told
+    out = ("--out", tmp_path / "zoo.json", "--environments", tmp_path)
+    status, _, told = command(command_line.main, "--models", "CLIPVision", *out)
+    assert status and "--install" in told and not (tmp_path / "zoo.json").exists()
+
+
+def test_time_is_shared(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
+    clock = measure.Clock(seconds=60, count=3)
+    assert clock.start(races=4) == (20 - 8) / 4
+    now = 110.0
+    clock.stop()
+    assert clock.start(races=4) == (50 / 2 - 10) / 4

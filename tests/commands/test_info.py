@@ -1,0 +1,56 @@
+"""``python -m ivcl_fast.info --model``: what accelerate would do to a model."""
+
+from __future__ import annotations
+
+import pytest
+
+from ivcl_fast import info
+
+SMALL = """
+from timm.models.vision_transformer import VisionTransformer
+
+def vit():
+    return VisionTransformer(img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=4)
+
+number = 3
+"""
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    (tmp_path / "small_vits.py").write_text(SMALL)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_a_model_of_a_module(command, small):
+    shape = ("--model-input", "3,16,16")
+    status, told, _ = command(info.main, "--model", "small_vits:vit", *shape)
+    assert status == 0 and "million parameters" in told
+    assert "modules replaced" in told and "Block" in told
+    assert "fused ops in a training step of [2, 3, 16, 16]" in told and "gain here" in told
+
+
+def test_an_input_that_does_not_fit(command, small):
+    status, told, _ = command(info.main, "--model", "small_vits:vit")
+    assert status == 0 and "it fails on an input of [2, 3, 224, 224]" in told
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("vit", "accepted: timm:NAME"),
+        ("timm:vit_of_nobody", "timm has no such model"),
+        ("hf:no_such_folder", "is no folder with a config.json"),
+        ("no_such_module:vit", "cannot be imported"),
+        ("small_vits:none", "has no none"),
+        ("small_vits:number", "is of type int, not a model"),
+    ],
+)
+def test_mistakes_are_one_line(command, small, model, reason):
+    status, _, told = command(info.main, "--model", model)
+    assert status and reason in told and len(told.strip().splitlines()) == 1
+
+
+def test_a_wrong_input_is_one_line(command, small):
+    status, _, told = command(info.main, "--model", "small_vits:vit", "--model-input", "3x16")
+    assert status and "--model-input 3x16" in told and len(told.strip().splitlines()) == 1
