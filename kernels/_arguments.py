@@ -26,10 +26,13 @@ _DTYPES = {"uint8": torch.uint8, "int64": torch.int64}
 _REMEMBERED = 1024
 
 
-def checker(rules: Mapping[str, Rule], names: list[str]) -> Callable[[tuple[Any, ...]], None]:
+def checker(
+    rules: Mapping[str, Rule], names: list[str], optional: set[str]
+) -> Callable[[tuple[Any, ...]], None]:
     """A function that raises ``ValueError``, naming the argument, for those that break a rule.
 
-    ``names`` are the op's arguments in order. It remembers what it has accepted.
+    ``names`` are the op's arguments in order, of which those ``optional`` may be None. It remembers
+    what it has accepted.
     """
     accepted: set[tuple[Any, ...]] = set()
 
@@ -38,7 +41,7 @@ def checker(rules: Mapping[str, Rule], names: list[str]) -> Callable[[tuple[Any,
         if key in accepted:
             return
         sizes: dict[str, Any] = {}
-        device = next(arg.device for arg in args if isinstance(arg, Tensor))
+        device = next((arg.device for arg in args if isinstance(arg, Tensor)), None)
         for name, arg in zip(names, args, strict=True):
             if isinstance(arg, Tensor):
                 if arg.device != device:
@@ -47,6 +50,8 @@ def checker(rules: Mapping[str, Rule], names: list[str]) -> Callable[[tuple[Any,
             else:
                 sizes[name] = arg
                 rule = rules.get(name)
+                if isinstance(rule, str) and name not in optional:
+                    raise ValueError(f"{name}: {arg} is not a tensor")
                 if callable(rule) and (wrong := rule(arg, sizes)):
                     raise ValueError(f"{name}: {arg} {wrong}")
         if len(accepted) >= _REMEMBERED:

@@ -83,7 +83,8 @@ def register(
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for_ref, for_triton = _counted(name, "ref", ref), _counted(name, "triton", triton)
     op = getattr(torch.ops.ivcl_fast, name).default
-    check = checker(arguments, [argument.name for argument in op._schema.arguments])
+    optional = {a.name for a in op._schema.arguments if isinstance(a.type, torch.OptionalType)}
+    check = checker(arguments, [a.name for a in op._schema.arguments], optional)
     by_ref = _triton.MISSING or _triton.CANNOT_LAUNCH
     LIBRARY.impl(name, _checked(check, for_ref if by_ref else for_triton), "CUDA")
     if name not in _ext.OPS:
