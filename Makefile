@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILT := $(VENV)/.built
+OLDEST := .triton-oldest
+OLDEST_TRITON := $(shell sed -n 's/.*"triton>=\([0-9.]*\).*/\1/p' pyproject.toml)
 
 .PHONY: help setup build train test soak bench docs lint gpu-check aot sanitize wheel-check clean
 .DEFAULT_GOAL := help
@@ -57,7 +59,12 @@ gpu-check:  ## compare and time all kernels on an NVIDIA GPU; takes 8 minutes
 	@$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON)) \
 	  -m benchmarks.gpu_check $(ARGS)
 
-aot: $(STAMP)  ## compile the Triton kernels for four generations of GPUs, without a GPU
+# Two versions of Triton cannot live in one environment, so the oldest one is a folder of its own.
+$(OLDEST)/triton: | $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps \
+	  --target $(OLDEST) 'triton==$(OLDEST_TRITON).*'
+
+aot: $(STAMP) $(OLDEST)/triton  ## compile the Triton kernels for six GPUs, without a GPU
 	$(BIN)/python -m ivcl_fast.kernels.aot $(ARGS)
 
 sanitize: $(STAMP)  ## run the op tests on kernels built with AddressSanitizer and UBSan
@@ -67,4 +74,4 @@ wheel-check: $(STAMP)  ## install the wheel in an empty environment and train th
 	.ci/wheel-check $(BIN)/python
 
 clean:  ## delete .venv and everything that was built
-	rm -rf $(VENV) build dist *.egg-info kernels/*.so
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info kernels/*.so

@@ -74,13 +74,16 @@ def launches_of(call: Callable[[], object]) -> list[Launch]:
 
 def start(recorded: Launch) -> None:
     """Run a recorded launch."""
-    options = {"num_warps": recorded.num_warps, "num_stages": recorded.num_stages}
-    launch(recorded.kernel, recorded.grid, *recorded.args, **options, **recorded.constexprs)
+    launch(
+        recorded.kernel, recorded.grid, *recorded.args, num_warps=recorded.num_warps,
+        num_stages=recorded.num_stages, maxnreg=recorded.maxnreg, **recorded.constexprs,
+    )  # fmt: skip
 
 
 def kernel_name(recorded: Launch) -> str:
     """Return "forward", "backward", or what else the kernel is called."""
-    return recorded.kernel.__name__.removesuffix("_kernel").strip("_") or FORWARD
+    name = recorded.kernel.__name__.removesuffix("_kernel").strip("_")
+    return name.removeprefix("loop_") or FORWARD
 
 
 def bytes_moved(recorded: Launch) -> int:

@@ -26,10 +26,12 @@ from torch import Tensor
 from ._autograd import vjp
 from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
-from .launch import cdiv, launch, num_sms
+from .launch import REGISTERS, cdiv, launch, num_sms
 
 MAX_WIDTH = 8192
 """Rows must fit in registers; wider ones run in PyTorch."""
+RESIDENT_WARPS = 24
+"""Warps of the backward on a multiprocessor. The compiler is held to the registers for them."""
 
 
 def _ref(
@@ -168,14 +170,16 @@ def _backward(
     d, dx, _ = _empty_grads(dsum, dnormed, total, weight, eps, x_dtype)
     cols = total.shape[-1]
     rows, tile = total.numel() // cols, _tile(cols, values=8)
-    # Enough programs to fill the chip, but at least 8 tiles for each partial sum to be written.
-    tiles = cdiv(rows, tile["BLOCK_ROWS"])
-    programs = max(1, min(cdiv(tiles, 8), 8 * num_sms(total.device)))
+    # As many programs as the chip holds, but at least 8 tiles for each partial sum to be written.
+    tiles, per_sm = cdiv(rows, tile["BLOCK_ROWS"]), max(1, RESIDENT_WARPS // tile["num_warps"])
+    programs = max(1, min(cdiv(tiles, 8), per_sm * num_sms(total.device)))
+    registers = REGISTERS // (32 * tile["num_warps"] * per_sm)
     partials = weight.new_empty(2, programs, cols, dtype=torch.float32)
     launch(
         _backward_kernel, (programs,),
         None if dsum is None else dsum.contiguous(), dnormed.contiguous(), total.contiguous(),
-        weight.contiguous(), d, dx if dx.numel() else None, partials, rows, cols, eps, **tile,
+        weight.contiguous(), d, dx if dx.numel() else None, partials, rows, cols, eps,
+        per_sm=per_sm, maxnreg=registers // 8 * 8, **tile,
     )  # fmt: skip
     return d, dx, partials.sum(1).to(weight.dtype)
 

@@ -165,14 +165,17 @@ def _backward(
     dy = dy.to(_operand(dy.dtype)).contiguous()
     side, block_k, options = _tile(dy.dtype)
     tiles = cdiv(columns, side), cdiv(dim, side)
-    # Two programs per multiprocessor, but no partial sum over fewer tokens than pay for storing it.
-    splits = min(2 * num_sms(dy.device) // (tiles[0] * tiles[1]), ids.numel() // (4 * block_k))
+    # As many programs as the chip holds (accumulators of a wide tile fill the registers of a
+    # multiprocessor), but no partial sum over fewer tokens than pay for storing it.
+    per_sm = 8 // options["num_warps"]
+    splits = min(per_sm * num_sms(dy.device) // (tiles[0] * tiles[1]), ids.numel() // (4 * block_k))
     splits = max(1, splits)
     partials = torch.empty(splits, dim, columns, dtype=torch.float32, device=dy.device)
     launch(
         _backward_kernel, (*tiles, splits),
         dy, rows.contiguous(), ids.contiguous(), partials,
         ids.numel(), ids.shape[1], patches, pixels, columns, dim, 1 / (255 * std), -mean / std,
+        per_sm=per_sm,
         BLOCK_TOKENS=block_k, BLOCK_DIM=side, BLOCK_COLUMNS=side, **options,
     )  # fmt: skip
     dweight, dpos, _ = partials.sum(0).tensor_split([pixels, pixels + patches], dim=1)

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._triton import triton
+from ._triton import MISSING, triton
+
+REGISTERS = 64 << 10
+"""32-bit registers of a multiprocessor of any chip from sm_80 on."""
 
 
 @dataclass(frozen=True)
@@ -24,20 +27,40 @@ class Launch:
     constexprs: dict[str, Any]
     num_warps: int
     num_stages: int
+    maxnreg: int | None
+    """The most registers of a thread; None leaves them to the compiler."""
+    per_sm: int
+    """Programs that the size of the grid assumes to be resident on a multiprocessor at once."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler is asked for."""
+        # Fused multiply-adds are requested explicitly: Triton's default differs between versions.
+        return dict(
+            num_warps=self.num_warps, num_stages=self.num_stages, maxnreg=self.maxnreg,
+            enable_fp_fusion=True,
+        )  # fmt: skip
 
 
 _recorder: list[Launch] | None = None
+_recorded_arch = 90
+_triton_version = None if MISSING else triton.__version__
 
 
 @contextlib.contextmanager
-def record() -> Iterator[list[Launch]]:
-    """Record kernels instead of running them; their outputs stay uninitialised."""
-    global _recorder
-    _recorder, previous = [], _recorder
+def record(arch: int = 90, version: str | None = None) -> Iterator[list[Launch]]:
+    """Record kernels instead of running them; their outputs stay uninitialised.
+
+    ``arch`` is the chip that tensors without a GPU are taken to be on (90 means sm_90), and
+    ``version`` the Triton that would compile, by default the installed one.
+    """
+    global _recorder, _recorded_arch, _triton_version
+    previous = _recorder, _recorded_arch, _triton_version
+    _recorder, _recorded_arch, _triton_version = [], arch, version or _triton_version
     try:
         yield _recorder
     finally:
-        _recorder = previous
+        _recorder, _recorded_arch, _triton_version = previous
 
 
 def launch(
@@ -46,20 +69,23 @@ def launch(
     *args: Any,
     num_warps: int = 4,
     num_stages: int = 2,
+    maxnreg: int | None = None,
+    per_sm: int = 1,
     **constexprs: Any,
 ) -> None:
-    """Start ``kernel`` over ``grid`` with positional arguments and named constexprs."""
+    """Start ``kernel`` over ``grid`` with positional arguments and named constexprs.
+
+    The other arguments are those of :class:`Launch`.
+    """
+    this = Launch(kernel, grid, args, constexprs, num_warps, num_stages, maxnreg, per_sm)
     if _recorder is not None:
-        _recorder.append(Launch(kernel, grid, args, constexprs, num_warps, num_stages))
+        _recorder.append(this)
         return
     device = next(a.device for a in args if isinstance(a, Tensor))
     # Triton starts kernels on the current GPU, whatever the device of their arguments.
     is_current = device.type != "cuda" or device.index == torch.cuda.current_device()
     with contextlib.nullcontext() if is_current else torch.cuda.device(device):
-        # Fused multiply-adds are requested explicitly: Triton's default differs between versions.
-        kernel[grid](
-            *args, **constexprs, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True
-        )
+        kernel[grid](*args, **constexprs, **this.options)
 
 
 @functools.cache
@@ -70,12 +96,21 @@ def num_sms(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def arch(device: torch.device) -> int:
+    """The compute capability of a CUDA device, as 90; elsewhere that of :func:`record`."""
+    return _capability(device) if device.type == "cuda" else _recorded_arch
+
+
 @functools.cache
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 def float32_dot_is_tf32(device: torch.device) -> bool:
     """Whether Triton multiplies float32 in TF32 although asked not to: on sm_100, before 3.9."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 10:
-        return False
-    return tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9)
+    version = tuple(int(part) for part in (_triton_version or "0.0").split(".")[:2])
+    return arch(device) // 10 == 10 and version < (3, 9)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -24,6 +24,8 @@ from ._triton import tl, triton
 from .launch import cdiv, launch, num_sms
 
 BLOCK_ROWS, BLOCK_COLS, BLOCK_IDS = 16, 128, 64
+PER_SM = 4
+"""Programs of the backward that a multiprocessor holds, limited by their registers."""
 
 
 def _ref(
@@ -152,15 +154,15 @@ def _backward(
         raise ValueError(f"dout: {length} tokens are fewer than pos has: {num_patches}")
     dvisible = dout.new_zeros(frames, num_keep, cols)  # of an id twice, one token has a gradient
     blocks, column_blocks = cdiv(num_patches, BLOCK_ROWS), cdiv(cols, BLOCK_COLS)
-    # Enough programs to fill the chip, but at least 8 frames for each partial sum to be written.
-    fill = cdiv(8 * num_sms(dout.device), blocks * column_blocks)
+    # As many programs as the chip holds, but at least 8 frames for each partial sum to be written.
+    fill = cdiv(PER_SM * num_sms(dout.device), blocks * column_blocks)
     splits = max(1, min(fill, frames // 8))
     pos_partials = dout.new_empty(splits, num_patches, cols, dtype=torch.float32)
     mask_partials = dout.new_empty(splits * blocks, cols, dtype=torch.float32)
     launch(
         _backward_kernel, (splits * blocks, column_blocks),
         dout, ids_keep.contiguous(), dvisible, pos_partials, mask_partials,
-        frames, num_keep, num_patches, length - num_patches, cols,
+        frames, num_keep, num_patches, length - num_patches, cols, per_sm=PER_SM,
         BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLS=BLOCK_COLS, BLOCK_IDS=BLOCK_IDS,
     )  # fmt: skip
     return dvisible, mask_partials.sum(0).to(mask_token.dtype), pos_partials.sum(0).to(pos.dtype)

@@ -11,6 +11,10 @@ in memory. It scores every row of the tile against every other, under a block-di
 keeps the pairs of one frame. So sequences of 12 tokens still fill the 64 rows of a tensor-core
 product, nothing is permuted or copied, and qkv is read from memory once.
 
+A frame of 65 to 128 tokens has a program for each head to itself. With heads of up to 64 columns it
+keeps k and v on chip, and scores them against a few queries at a time, so that 72 tokens cost 96
+queries instead of 128 and two programs share a multiprocessor.
+
 Saved for backward: qkv alone. A whole tile fits on chip, so backward recomputes P and needs neither
 the output nor a log-sum-exp. It writes every element of dqkv once, without atomics, so two runs
 agree bit for bit.
@@ -27,7 +31,7 @@ from . import _triton
 from ._autograd import vjp
 from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
-from .launch import cdiv, float32_dot_is_tf32, launch
+from .launch import arch, cdiv, float32_dot_is_tf32, launch
 
 MAX_HEAD_DIM = 128
 
@@ -140,6 +144,83 @@ def _backward_kernel(
     _matmul_store(tl.trans(ds), q, dq + width, row_mask, HEAD_DIM, CHUNK, OPERAND)
 
 
+@triton.jit
+def _rows(ptr, start, stride, TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr,
+          ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
+    """Pointers to ``ROWS`` rows of one head of one frame, and the mask of what exists."""
+    row, column = start + tl.arange(0, ROWS), tl.arange(0, COLS)
+    mask = (row < TOKENS)[:, None] & (column < HEAD_DIM)[None, :]
+    return ptr + row[:, None] * stride + column[None, :], mask
+
+
+@triton.jit
+def _load_rows(ptr, start, stride, TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr,
+               ROWS: tl.constexpr, COLS: tl.constexpr, OPERAND: tl.constexpr):  # fmt: skip
+    ptrs, mask = _rows(ptr, start, stride, TOKENS, HEAD_DIM, ROWS, COLS)
+    return tl.load(ptrs, mask=mask, other=0.0).to(OPERAND)
+
+
+@triton.jit
+def _softmax_of_keys(k, q, SCALE: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr):
+    """The softmax over keys of ``k @ q^T``, float32 ``[keys, queries]``."""
+    scores = tl.dot(k, tl.trans(q), input_precision="ieee") * (SCALE * 1.4426950408889634)
+    scores = tl.where((tl.arange(0, TILE) < TOKENS)[:, None], scores, float("-inf"))
+    weights = tl.exp2(scores - tl.max(scores, axis=0)[None, :])
+    return weights * (1.0 / tl.sum(weights, axis=0))[None, :]
+
+
+@triton.jit
+def _loop_forward_kernel(
+    qkv_ptr, out_ptr,
+    TOKENS: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr,
+    TILE: tl.constexpr, QUERIES: tl.constexpr, COLS: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    frame, head = (tl.program_id(0) // HEADS).to(tl.int64), tl.program_id(0) % HEADS
+    width: tl.constexpr = HEADS * HEAD_DIM
+    q_ptr = qkv_ptr + frame * (TOKENS * 3 * width) + head * HEAD_DIM
+    out_ptr += frame * (TOKENS * width) + head * HEAD_DIM
+    k = _load_rows(q_ptr + width, 0, 3 * width, TOKENS, HEAD_DIM, TILE, COLS, OPERAND)
+    v = _load_rows(q_ptr + 2 * width, 0, 3 * width, TOKENS, HEAD_DIM, TILE, COLS, OPERAND)
+    for start in range(0, TOKENS, QUERIES):
+        q = _load_rows(q_ptr, start, 3 * width, TOKENS, HEAD_DIM, QUERIES, COLS, OPERAND)
+        p = _softmax_of_keys(k, q, SCALE, TOKENS, TILE).to(OPERAND)
+        out = tl.trans(tl.dot(tl.trans(v), p, input_precision="ieee"))
+        ptrs, mask = _rows(out_ptr, start, width, TOKENS, HEAD_DIM, QUERIES, COLS)
+        tl.store(ptrs, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _loop_backward_kernel(
+    dout_ptr, qkv_ptr, dqkv_ptr,
+    TOKENS: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr,
+    TILE: tl.constexpr, QUERIES: tl.constexpr, COLS: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    frame, head = (tl.program_id(0) // HEADS).to(tl.int64), tl.program_id(0) % HEADS
+    width: tl.constexpr = HEADS * HEAD_DIM
+    q_ptr = qkv_ptr + frame * (TOKENS * 3 * width) + head * HEAD_DIM
+    dq_ptr = dqkv_ptr + frame * (TOKENS * 3 * width) + head * HEAD_DIM
+    dout_ptr += frame * (TOKENS * width) + head * HEAD_DIM
+    k = _load_rows(q_ptr + width, 0, 3 * width, TOKENS, HEAD_DIM, TILE, COLS, OPERAND)
+    v = _load_rows(q_ptr + 2 * width, 0, 3 * width, TOKENS, HEAD_DIM, TILE, COLS, OPERAND)
+    dk = tl.zeros([TILE, COLS], tl.float32)
+    dv = tl.zeros([TILE, COLS], tl.float32)
+    for start in range(0, TOKENS, QUERIES):
+        q = _load_rows(q_ptr, start, 3 * width, TOKENS, HEAD_DIM, QUERIES, COLS, OPERAND)
+        dout = _load_rows(dout_ptr, start, width, TOKENS, HEAD_DIM, QUERIES, COLS, OPERAND)
+        p = _softmax_of_keys(k, q, SCALE, TOKENS, TILE)
+        dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
+        ds = (p * (dp - tl.sum(p * dp, axis=0)[None, :]) * SCALE).to(OPERAND)
+        dv = tl.dot(p.to(OPERAND), dout, dv, input_precision="ieee")
+        dk = tl.dot(ds, q, dk, input_precision="ieee")
+        dq = tl.trans(tl.dot(tl.trans(k), ds, input_precision="ieee"))
+        ptrs, mask = _rows(dq_ptr, start, 3 * width, TOKENS, HEAD_DIM, QUERIES, COLS)
+        tl.store(ptrs, dq.to(dqkv_ptr.dtype.element_ty), mask=mask)
+    ptrs, mask = _rows(dq_ptr + width, 0, 3 * width, TOKENS, HEAD_DIM, TILE, COLS)
+    tl.store(ptrs, dk.to(dqkv_ptr.dtype.element_ty), mask=mask)
+    ptrs, mask = _rows(dq_ptr + 2 * width, 0, 3 * width, TOKENS, HEAD_DIM, TILE, COLS)
+    tl.store(ptrs, dv.to(dqkv_ptr.dtype.element_ty), mask=mask)
+
+
 def _blocks(num_tokens: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
     """Rows of a tile, columns of a head processed at once, and warps.
 
@@ -149,44 +230,75 @@ def _blocks(num_tokens: int, head_dim: int, dtype: torch.dtype) -> tuple[int, in
     """
     if dtype == torch.float32:
         tile = max(16, triton.next_power_of_2(num_tokens))
-        return tile, 16, max(4, tile // 8)
+        return tile, 16, tile // 8
     if num_tokens <= 64:
         return 64, min(64, max(16, triton.next_power_of_2(head_dim))), 4
     return 128, 32 if 16 < head_dim <= 64 else 16, 8
 
 
-def _launch(kernel, qkv: Tensor, num_heads: int, *tensors: Tensor) -> None:
+def _loop_blocks(head_dim: int, dtype: torch.dtype, chip: int) -> dict[str, int | None]:
+    """The block of queries and compile options of the kernels that loop over queries.
+
+    The tensor cores of sm_90 and sm_100 read operands from shared memory, as fast for 32 queries as
+    for 16. With 128 registers per thread, two programs share a multiprocessor. Other chips keep
+    operands in registers, and float32 whole rows of them: there 32 queries would spill.
+    """
+    if dtype == torch.float32:
+        return dict(QUERIES=16, num_warps=8 if head_dim <= 32 else 16)
+    wide = chip // 10 in (9, 10)
+    return dict(QUERIES=32 if wide else 16, num_warps=8, maxnreg=128 if wide else None)
+
+
+def _launch(qkv: Tensor, num_heads: int, *tensors: Tensor, backward: bool) -> None:
     frames, tokens, width = qkv.shape
     head_dim = width // (3 * num_heads)
-    tile, chunk, warps = _blocks(tokens, head_dim, qkv.dtype)
-    if not 1 <= tokens <= tile:
-        raise ValueError(f"qkv: {tokens} tokens are not 1 to {tile}")
+    if not 1 <= tokens <= 128:
+        raise ValueError(f"qkv: {tokens} tokens are not 1 to 128")
     # The interpreter cannot multiply bfloat16.
     use_float32 = _triton.INTERPRET and qkv.dtype == torch.bfloat16
     operand = torch.float32 if use_float32 else qkv.dtype
+    shape = dict(
+        TOKENS=tokens, HEADS=num_heads, HEAD_DIM=head_dim, SCALE=head_dim**-0.5,
+        OPERAND=getattr(tl, str(operand).removeprefix("torch.")), num_stages=1,
+    )  # fmt: skip
+    # Triton 3.6 spills in the float32 forward that loops.
+    if tokens > 64 and head_dim <= 64 and (backward or qkv.dtype != torch.float32):
+        kernel = _loop_backward_kernel if backward else _loop_forward_kernel
+        columns = max(16, triton.next_power_of_2(head_dim))
+        blocks = _loop_blocks(head_dim, qkv.dtype, arch(qkv.device))
+        launch(kernel, (frames * num_heads,), *tensors, **shape, TILE=128, COLS=columns, **blocks)
+        return
+    kernel = _backward_kernel if backward else _forward_kernel
+    tile, chunk, warps = _blocks(tokens, head_dim, qkv.dtype)
     launch(
         kernel, (cdiv(frames, tile // tokens) * num_heads,), *tensors, frames * tokens,
-        TOKENS=tokens, HEADS=num_heads, HEAD_DIM=head_dim, SCALE=head_dim**-0.5,
-        TILE=tile, CHUNK=chunk, OPERAND=getattr(tl, str(operand).removeprefix("torch.")),
-        num_warps=warps, num_stages=1,
+        TILE=tile, CHUNK=chunk, num_warps=warps, **shape,
     )  # fmt: skip
 
 
+def _needs_pytorch(qkv: Tensor, num_heads: int) -> bool:
+    """Whether no kernel multiplies this float32, or the backward's has too little memory."""
+    if qkv.dtype != torch.float32:
+        return False
+    too_large = qkv.shape[1] > 64 and qkv.shape[2] // (3 * num_heads) > 64
+    return too_large or float32_dot_is_tf32(qkv.device)
+
+
 def _forward(qkv: Tensor, num_heads: int) -> Tensor:
-    if qkv.dtype == torch.float32 and float32_dot_is_tf32(qkv.device):
+    if _needs_pytorch(qkv, num_heads):
         return _ref(qkv, num_heads)
     qkv = qkv.contiguous()
     out = torch.empty(*qkv.shape[:2], qkv.shape[2] // 3, dtype=qkv.dtype, device=qkv.device)
-    _launch(_forward_kernel, qkv, num_heads, qkv, out)
+    _launch(qkv, num_heads, qkv, out, backward=False)
     return out
 
 
 def _backward(dout: Tensor, qkv: Tensor, num_heads: int) -> Tensor:
-    if qkv.dtype == torch.float32 and float32_dot_is_tf32(qkv.device):
+    if _needs_pytorch(qkv, num_heads):
         return _ref_backward(dout, qkv, num_heads)
     dout, qkv = dout.contiguous(), qkv.contiguous()
     dqkv = torch.empty_like(qkv)
-    _launch(_backward_kernel, qkv, num_heads, dout, qkv, dqkv)
+    _launch(qkv, num_heads, dout, qkv, dqkv, backward=True)
     return dqkv
 
 
