@@ -1,0 +1,144 @@
+"""No Triton kernel reads or writes outside its tensors, and every element is stored once.
+
+Checked in the interpreter, for every address of every program, at sizes where blocks end early.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from ivcl_fast.kernels import aot_cases
+from tests.kernels.ops.conftest import INTERPRET
+
+pytestmark = pytest.mark.skipif(not INTERPRET, reason="the interpreter knows the addresses")
+if INTERPRET:
+    import triton
+    import triton.language as tl
+    from triton.runtime.errors import InterpreterError
+
+    from tests.support.kernel_memory import checked_launches
+
+    FAULTS = (AssertionError, InterpreterError)
+
+FLOATS = [torch.float32, torch.float16]
+
+
+def rows_of(frames, patches, pixels):
+    return torch.randint(256, (frames, patches, pixels), dtype=torch.uint8)
+
+
+def all_cases(dtype):
+    """Calls of every op's forward and backward, by name."""
+    for shape in ((1, 1, 1), (3, 7, 60), (1, 33, 127), (2, 3, 1025)):
+        y = torch.randn(shape, dtype=dtype)
+        yield f"add_layer_norm {shape}", lambda y=y: aot_cases._add_layer_norm(y, y + 1)
+        yield f"mixed {shape}", lambda y=y: aot_cases._add_layer_norm(y, y.float())
+        yield f"layer_norm {shape}", lambda y=y: aot_cases._layer_norm(y)
+        yield f"bias_gelu {shape}", lambda y=y: aot_cases._bias_gelu(y)
+    many = torch.randn(1700, 60, dtype=dtype)  # more tiles than programs: a program loops
+    yield "bias_gelu, loop", lambda: aot_cases._bias_gelu(many)
+    yield "layer_norm, loop", lambda: aot_cases._layer_norm(many[None, :400])
+    for frames, tokens, heads, head_dim in (
+        (1, 1, 1, 1), (9, 12, 2, 16), (3, 29, 1, 24), (2, 64, 1, 60), (2, 65, 2, 16),
+        (1, 72, 1, 64), (1, 97, 1, 17), (1, 128, 2, 32), (1, 66, 1, 80), (3, 20, 1, 128),
+    ):  # fmt: skip
+        y = torch.randn(frames, tokens, heads * head_dim, dtype=dtype)
+        name = f"short_attention {frames} x {tokens} x {heads} x {head_dim}"
+        yield name, lambda y=y, heads=heads: aot_cases._short_attention(y, heads)
+    for frames, patches, pixels, kept, width in (
+        (1, 1, 1, 1, 1),
+        (3, 9, 48, 4, 60),
+        (2, 70, 27, 67, 130),
+    ):
+        rows, y = rows_of(frames, patches, pixels), torch.randn(frames, kept, width, dtype=dtype)
+        where = f"{frames} x {patches} x {pixels}, {kept} kept, {width} wide"
+        yield f"embed_patches {where}", lambda rows=rows, y=y: aot_cases._embed_patches(rows, y)
+        for slots in (0, 2):
+            canvas = torch.randn(frames, slots + patches, width, dtype=dtype)
+            yield (
+                f"restore_tokens {where}, {slots} slots",
+                (
+                    lambda canvas=canvas, kept=kept, slots=slots, patches=patches: (
+                        aot_cases._restore_tokens(canvas, kept, slots, patches)
+                    )
+                ),
+            )
+        pred = torch.randn(frames, kept, pixels, dtype=dtype)
+        for norm_pix in (True, False):
+            yield (
+                f"patch_loss {where}, {norm_pix}",
+                (
+                    lambda pred=pred, rows=rows, norm_pix=norm_pix: aot_cases._patch_loss(
+                        pred, rows, norm_pix, grad=True
+                    )
+                ),
+            )
+    for count, keep in ((1, 0), (1, 1), (7, 3), (64, 16), (65, 65), (196, 49)):
+        yield (
+            f"sample_masks {keep} of {count}",
+            (
+                lambda count=count, keep=keep: aot_cases._op("sample_masks")._forward(
+                    torch.arange(3), count, keep
+                )
+            ),
+        )
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_access_is_inside_and_every_element_stored_once(dtype, monkeypatch):
+    kernels = set()
+    with checked_launches(monkeypatch) as launches:
+        for name, call in all_cases(dtype):
+            try:
+                call()
+            except FAULTS as error:
+                raise AssertionError(f"{name}: {error}") from error
+        kernels = {launch.kernel for launch in launches}
+    expected = {
+        kernel
+        for name in aot_cases.OPS
+        for key, kernel in vars(aot_cases._op(name)).items()
+        if key.endswith("_kernel")
+        and hasattr(kernel, "fn")  # decorated by triton.jit
+        and inspect.getmodule(kernel.fn) is aot_cases._op(name)
+    }
+    if dtype == torch.float32:  # this forward scores all pairs of tokens at once
+        expected = {k for k in expected if k.__name__ != "_loop_forward_kernel"}
+    assert kernels == expected
+
+
+if INTERPRET:
+
+    @triton.jit
+    def _copy_kernel(
+        x_ptr, y_ptr, count, BLOCK: tl.constexpr, STEP: tl.constexpr, LOADS: tl.constexpr
+    ):
+        at = tl.program_id(0) * STEP + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + at, mask=at < count + LOADS, other=0.0)
+        tl.store(y_ptr + at, x, mask=at < count)
+
+
+@pytest.mark.parametrize(
+    ("step", "loads", "message"),
+    [
+        (8, 0, None),
+        (8, 1, "load 1 elements beyond a tensor of 20"),
+        (4, 0, "elements by number of stores: "),
+        (16, 0, "elements by number of stores: "),
+    ],
+)
+def test_faults_are_found(step, loads, message, monkeypatch):
+    """A read that no result depends on, two programs on one element, and one that none stores."""
+    x, y = torch.randn(20), torch.full((20,), float("nan"))
+    with checked_launches(monkeypatch):
+        run = aot_cases._op("bias_gelu").launch
+        copy = lambda: run(_copy_kernel, (3,), x, y, 20, BLOCK=8, STEP=step, LOADS=loads)  # noqa: E731
+        if message:
+            with pytest.raises(FAULTS, match=message):
+                copy()
+        else:
+            copy()
+            assert torch.equal(x, y)
