@@ -30,7 +30,7 @@ from .launch import REGISTERS, cdiv, launch, num_sms
 
 MAX_WIDTH = 8192
 """Rows must fit in registers; wider ones run in PyTorch."""
-RESIDENT_WARPS = 24
+RESIDENT_WARPS = 20
 """Warps of the backward on a multiprocessor. The compiler is held to the registers for them."""
 
 

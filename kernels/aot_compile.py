@@ -157,16 +157,13 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
 
 def _instructions(code: str) -> int:
     """The instructions between a branch that goes back and its target, or all of them."""
-    found = re.findall(
-        r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?(\w+)[^;]*?(?:0x([0-9a-f]+))?\s*;", code
-    )
-    lines = [(int(at, 16), name, target and int(target, 16)) for at, name, target in found]
-    lines = [line for line in lines if line[1] != "NOP"]
-    loops = [
-        sum(target <= other <= at for other, _, _ in lines)
-        for at, name, target in lines
-        if name == "BRA" and target != "" and target < at
-    ]
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?(\w+)([^;]*);", code)
+    lines = [(int(at, 16), name, operands) for at, name, operands in found if name != "NOP"]
+    loops = []
+    for at, name, operands in lines:
+        target = re.search(r"\b0x([0-9a-f]+)", operands)
+        if name == "BRA" and target and int(target[1], 16) < at:
+            loops.append(sum(int(target[1], 16) <= other <= at for other, _, _ in lines))
     return max(loops, default=len(lines))
 
 
@@ -210,6 +207,12 @@ LOW_OCCUPANCY = {
     "in registers, so that rows and gradients are read few times; it runs once per step",
     ("short_attention", "_backward_kernel", "fp32"): "float32 has no tensor cores: registers are "
     "the operands' cache, and arithmetic limits it, not the latency of memory",
+    (
+        "short_attention",
+        "_backward_kernel",
+        "16-bit",
+    ): "for 64 tokens Triton 3.6 takes 133 registers "
+    "where 128 would let a fourth program in; held to 128, newer ones would spill",
 }
 """Why kernels of a training step may fill less than a quarter of a multiprocessor on sm_90."""
 

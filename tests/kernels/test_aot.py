@@ -138,8 +138,8 @@ def test_faults_are_found(change, word, first_shapes):
         90, 4, 64, 0, 0, 4096, {"bf16": 2}, {"HGMMA": 4}, 8, 8, instructions=500
     )
     assert aot_compile.faults(launch, good) == []
-    fault = aot_compile.faults(launch, dataclasses.replace(good, **change))[-1]
-    assert fault.startswith(word)
+    found = aot_compile.faults(launch, dataclasses.replace(good, **change))
+    assert any(fault.startswith(word) for fault in found)
 
 
 def test_occupancy():
