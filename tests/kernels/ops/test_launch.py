@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import shutil
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,9 +68,11 @@ def test_no_kernels_without_a_c_compiler_or_headers(monkeypatch, tmp_path):
 )  # fmt: skip
 def test_chips_with_tf32_instead_of_float32(monkeypatch, capability, version, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(launch, "triton", SimpleNamespace(__version__=version))
-    assert launch.float32_dot_is_tf32.__wrapped__(torch.device("cuda", 0)) is expected
-    assert launch.float32_dot_is_tf32.__wrapped__(torch.device("cpu")) is False
+    launch._capability.cache_clear()
+    with launch.record(version=version):
+        assert launch.float32_dot_is_tf32(torch.device("cuda", 0)) is expected
+        assert launch.float32_dot_is_tf32(torch.device("cpu")) is False
+    launch._capability.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["short_attention", "embed_patches"])
