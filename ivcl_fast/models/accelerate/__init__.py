@@ -29,13 +29,17 @@ from ivcl_fast.models.hub import PretrainedModel
 from ivcl_fast.models.ivcl import FAST, set_attention_backend
 
 
-def accelerate(module: nn.Module) -> Report:
+def accelerate(module: nn.Module, *, tune: bool = False) -> Report:
     """Run ``module`` on fused kernels from now on, in place; :func:`restore` undoes it.
 
     ``module``: a module of :mod:`ivcl_fast.reference`, or any model with attention, MLPs or
     pre-norm blocks as in timm, Hugging Face, torchvision, open_clip or vit-pytorch, also wrapped
-    (DDP) or compiled. Outputs stay the same up to rounding. Returns which modules were swapped and
-    which were not, with the reasons; a module that cannot be swapped is no error.
+    (DDP) or compiled. ``tune``: time every kind of module here, for some seconds each, and use its
+    fused forward pass up to the length at which it wins, instead of reading the package's table;
+    what gains nothing is not swapped. The reference's modules are swapped in any case.
+
+    Outputs stay the same up to rounding. Returns which modules were swapped and which were not,
+    with the reasons; a module that cannot be swapped is no error.
 
     Example::
 
@@ -45,7 +49,7 @@ def accelerate(module: nn.Module) -> Report:
     """
     report, known = Report(), dict[Any, Verdict]()
     # All verdicts come before the first swap: a block is tried with the parts it has now.
-    verdicts = {name: judge(part, known) for name, part in module.named_modules()}
+    verdicts = {name: judge(part, known, tune) for name, part in module.named_modules()}
     for name, part in module.named_modules():
         old: Any = type(part)
         report.fused_before |= is_fused(part)

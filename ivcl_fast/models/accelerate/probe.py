@@ -30,6 +30,13 @@ from ivcl_fast.models.accelerate.trial import (
     run,
     with_required,
 )
+from ivcl_fast.models.accelerate.tune import (
+    LENGTHS,
+    Arguments,
+    compute_dtypes,
+    longest_gain,
+    speedups,
+)
 from ivcl_fast.models.layers import HOOKS
 
 COUNTED = (2, 17)
@@ -48,10 +55,11 @@ class Verdict(NamedTuple):
     """Fused ops in one forward pass of the module itself."""
 
 
-def judge(part: nn.Module, known: dict[Any, Verdict]) -> Verdict | None:
+def judge(part: nn.Module, known: dict[Any, Verdict], tune: bool = False) -> Verdict | None:
     """Whether and how a module may be swapped; None if it resembles nothing that is fused.
 
-    ``known``: verdicts on modules built alike, which hold for this one.
+    ``known``: verdicts on modules built alike, which hold for this one. ``tune``: time both forward
+    passes here instead of reading the table.
     """
     if is_fused(part):
         return None
@@ -61,12 +69,12 @@ def judge(part: nn.Module, known: dict[Any, Verdict]) -> Verdict | None:
         return None
     key = fingerprint(part)
     if key not in known:
-        known[key] = find_proof(part, found, calls_sdpa)
+        known[key] = find_proof(part, found, calls_sdpa, tune)
     return known[key]
 
 
 def find_proof(
-    part: nn.Module, found: tuple[Adapter, list[Any]] | None, calls_sdpa: bool
+    part: nn.Module, found: tuple[Adapter, list[Any]] | None, calls_sdpa: bool, tune: bool
 ) -> Verdict:
     """The verdict on a module with the adapter and the layouts that may fit it."""
     reasons = []
@@ -78,18 +86,18 @@ def find_proof(
         return Verdict(None, str(refusal))
     for layout in found[1] if found else ():
         try:
-            return prove(part, twin, found[0], layout)  # type: ignore[index]
+            return prove(part, twin, found[0], layout, tune)  # type: ignore[index]
         except Refused as refusal:
             reasons.append(str(refusal))
     if calls_sdpa:
         try:
-            return redirect(part)
+            return redirect(part, tune)
         except Refused as refusal:
             reasons.append(str(refusal))
     return Verdict(None, reasons[0])
 
 
-def prove(part: nn.Module, twin: nn.Module, adapter: Adapter, layout: Any) -> Verdict:
+def prove(part: nn.Module, twin: nn.Module, adapter: Adapter, layout: Any, tune: bool) -> Verdict:
     """The proof for one layout; raises :class:`Refused`."""
     device = next(part.parameters()).device
     if reason := next(adapter.reasons(part, layout), no_gain_reason(adapter.kind, device.type)):
@@ -102,10 +110,12 @@ def prove(part: nn.Module, twin: nn.Module, adapter: Adapter, layout: Any) -> Ve
     width = adapter.width(part, layout)
     compare(twin, proof._replace(limits=ALWAYS), width)
     calls = count_calls(part, proof._replace(limits=ALWAYS), width, adapter.trial_arguments)
+    if tune:
+        proof = tuned(part, proof, adapter.trial_arguments, width)
     return Verdict(proof, calls=calls)
 
 
-def redirect(part: nn.Module) -> Verdict:
+def redirect(part: nn.Module, tune: bool) -> Verdict:
     """The proof of a module that keeps its own forward pass but for PyTorch's attention."""
     linear = next((m for m in part.modules() if isinstance(m, nn.Linear)), None)
     if linear is None:
@@ -117,10 +127,34 @@ def redirect(part: nn.Module) -> Verdict:
         try:
             limited = proof._replace(limits=ALWAYS)
             calls = count_calls(part, limited, linear.in_features, arguments)
-            return Verdict(proof, calls=calls)
         except Refused as refusal:
             refusals.append(refusal)
+            continue
+        if tune:
+            proof = tuned(part, proof, arguments, linear.in_features)
+        return Verdict(proof, calls=calls)
     raise refusals[0]
+
+
+def tuned(part: nn.Module, proof: Proof, arguments: Arguments, width: int) -> Proof:
+    """The proof with limits measured here; raises :class:`Refused` where nothing is gained."""
+    own, fused = make_twin(part), make_twin(part)
+    swap(fused, proof._replace(limits=ALWAYS))
+
+    def all_arguments(x: Tensor) -> tuple[tuple, dict[str, Any]]:
+        return with_required(own, *arguments(x))
+
+    limits, first = {}, []
+    for dtype in compute_dtypes(part):
+        for training in (True, False):
+            ratios = speedups([own], fused, all_arguments, width, dtype, training)
+            limits[dtype, training] = longest_gain(ratios)
+            first.append(next(iter(ratios.values())))
+    if not any(limits.values()):
+        raise Refused(
+            f"measured here, nothing is gained ({max(first):.2f}x at {LENGTHS[0]} tokens)"
+        )
+    return proof._replace(limits=limits)
 
 
 def plain_arguments(x: Tensor) -> tuple[tuple, dict[str, Any]]:
