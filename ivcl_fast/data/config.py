@@ -20,7 +20,8 @@ class DataConfig:
     csv:FILE (a list of paths and labels), webdataset:PATTERN (tar files) or hf:NAME_OR_DIR (of the
     Hugging Face datasets package); a folder in a data set's published format: cater:DIR,
     acre:DIR or something-else:DIR; or a synthetic data set, written if it is missing: synthetic
-    (CATER with a static camera), synthetic:moving, synthetic:{acre-iid,acre-comp,acre-sys},
+    (CATER with a static camera), synthetic:moving, synthetic:states (tables of the objects in view
+    instead of pictures; 32 pixels wide), synthetic:{acre-iid,acre-comp,acre-sys},
     synthetic:something-else."""
     task: str = "auto"
     """Task to finetune on. CATER: localize (on a 6x6 grid), localize_4x4, localize_8x8,

@@ -182,7 +182,13 @@ def make_frame_labels(dataset: Dataset, kind: FrameLabelKind, grid: int) -> Fram
         return SnitchCells(dataset)
     if kind == "classification":
         return VisibleAttributes(dataset)
-    if spec_of(dataset.root) is None and "cameramotion" in dataset.root.name:
+    spec = spec_of(dataset.root)
+    if spec is not None and spec.camera == "none":
+        raise UserError(
+            f"{flag}: {dataset.root} shows tables instead of pictures, which have no places; "
+            "accepted: synthetic or synthetic:moving"
+        )
+    if spec is None and "cameramotion" in dataset.root.name:
         raise UserError(
             f"{flag}: {dataset.root} does not contain the motion of its camera; "
             "accepted: CATER with a static camera, or synthetic:moving"

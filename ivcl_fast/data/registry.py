@@ -116,7 +116,7 @@ def _own(open: Callable[..., Dataset], **how: Any) -> DatasetFormat:
     return DatasetFormat(open, (TASK,), random_crop=True, mirror=True, **how)
 
 
-def _synthetic_cater(camera: Literal["static", "moving"]) -> Synthetic:
+def _synthetic_cater(camera: Literal["static", "moving", "none"]) -> Synthetic:
     from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 
     return Synthetic("cater", partial(SyntheticCater, camera=camera), write_cater, "videos")
@@ -158,6 +158,7 @@ _SYNTHETIC: dict[str, Callable[[], Synthetic]] = {
     "cater": partial(_synthetic_cater, "static"),
     "static": partial(_synthetic_cater, "static"),
     "moving": partial(_synthetic_cater, "moving"),
+    "states": partial(_synthetic_cater, "none"),
     "acre-iid": partial(_synthetic_acre, "iid"),
     "acre-comp": partial(_synthetic_acre, "comp"),
     "acre-sys": partial(_synthetic_acre, "sys"),
@@ -221,7 +222,7 @@ def clip_frames(source: str) -> int | None:
 def check_frame_labels(source: str, kind: FrameLabelKind) -> None:
     """Raise :class:`UserError` if a source has no labels of single frames of this kind."""
     if not parse_source(source)[0].frame_labels:
-        flag = "--frame-labels" if kind == "cells" else f"--objective {kind}"
+        flag = "--frame-labels:" if kind == "cells" else f"--objective: {kind}"
         raise UserError(
             f"{flag} needs labels of single frames, which {source} does not have; accepted with "
             "it: cater:DIR, synthetic, synthetic:static or synthetic:moving"

@@ -104,6 +104,10 @@ def each(flag: str, values: tuple[float, ...]) -> tuple[Variant, ...]:
     return tuple(Variant(str(value), model=(flag, str(value))) for value in values)
 
 
+TABLES = "synthetic:states"
+"""Frames are tables of the objects in view, so that there is nothing to learn but memory."""
+ALL_LABELS = ("--frame-labels",)
+
 STUDIES = {
     "pretraining": Study(
         "Does self-supervised video pretraining help?",
@@ -171,6 +175,28 @@ STUDIES = {
             *on("synthetic", "actions_order_uniq"),
         ),
         budget(pretrain_clips=20_000, finetune_clips=16_000),
+    ),
+    "memory": Study(
+        "What makes memory learnable, if seeing is no task?",
+        "labels, frames and layers",
+        (
+            Variant("label of the last frame", None, (), COMPARED.finetune, TABLES),
+            Variant("labels of all frames", None, (), ALL_LABELS, TABLES),
+            Variant(
+                "labels of all frames, 4 layers",
+                *(None, ("--temporal-depth", "4"), ALL_LABELS, TABLES),
+            ),
+            Variant(
+                "labels of all frames, 32 frames",
+                *(None, ("--num-frames", "32"), ALL_LABELS, TABLES),
+            ),
+            Variant("label of the last frame, after IV-CL", data=TABLES),
+        ),
+        {
+            **budget(pretrain_clips=16_000, finetune_clips=16_000),
+            "--train-videos": 8000,
+            "--image-size": 32,
+        },
     ),
     "causes": Study(
         "Does pretraining help to reason about causes?",

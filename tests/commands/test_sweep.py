@@ -27,7 +27,7 @@ from ivcl_fast.report.study import (
     scores_table,
 )
 from ivcl_fast.studies import runner
-from ivcl_fast.studies.definitions import STUDIES
+from ivcl_fast.studies.definitions import STUDIES, flag_name
 from ivcl_fast.studies.runner import plan_jobs, variant_folder
 from ivcl_fast.sweep import main
 from ivcl_fast.training.arguments import parse
@@ -50,7 +50,10 @@ def data(tmp_path_factory) -> str:
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_path, capsys):
     study = STUDIES[name]
-    flags = ["--quick", *SMALL, "--data-dir", str(tmp_path_factory.getbasetemp() / "made")]
+    own = study.varied_flags  # which a command may not set
+    pairs = zip(SMALL[::2], SMALL[1::2], strict=True)
+    small = [word for pair in pairs if flag_name(pair[0]) not in own for word in pair]
+    flags = ["--quick", *small, "--data-dir", str(tmp_path_factory.getbasetemp() / "made")]
     flags += ["--train-videos", "6", "--val-videos", "4"]
     flags += [] if study.brings_data else ["--data", data]
     folder = run_study(name, tuple(flags), tmp_path, seeds=1)
@@ -67,7 +70,7 @@ def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_
         assert metrics and all(len(of_seeds) == 1 for of_seeds in metrics.values())
     for title, body in tables.items():
         assert ("difference from *" in body) == ("actions" not in title)
-    assert ("no memory" in page) == (name == "pretraining")
+    assert ("no memory" in page) == (name in ("pretraining", "memory"))
     assert ("no reasoning" in page) == (name == "causes")
     assert (folder / "study.png").stat().st_size > 10_000
 

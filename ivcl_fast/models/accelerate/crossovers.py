@@ -1,9 +1,7 @@
 """Up to which length a fused forward pass is the faster one, by hardware, dtype and use.
 
-``python -m benchmarks.crossovers`` measures it and writes the table below from its results. Rows
-without a file ``benchmarks/results/crossovers-*.json`` are estimates: those of ``amx`` from a few
-races of attention and block on a busy CPU, those of ``cuda`` from the kernels' limits. Hardware
-without rows uses those of ``amx`` or ``cuda``.
+Measured by ``python -m benchmarks.crossovers``, which writes the table below from its results. What
+was not measured uses the entry of the nearest hardware, as :func:`hardware` says.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from ivcl_fast.data.formats import cater_labels
 from ivcl_fast.data.synthetic.cater.camera import Camera, moving_camera, static_camera
 from ivcl_fast.data.synthetic.cater.planner import Plan, plan_video
 from ivcl_fast.data.synthetic.cater.render import render
+from ivcl_fast.data.synthetic.cater.states import SIDE, draw_states
 from ivcl_fast.data.synthetic.cater.world import LAST_FRAME
 from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import (
@@ -27,7 +28,7 @@ from ivcl_fast.data.synthetic.writer import (
 from ivcl_fast.data.workers import Report
 from ivcl_fast.files import atomic_write, write_text
 
-CameraMotion = Literal["static", "moving"]
+CameraMotion = Literal["static", "moving", "none"]
 
 _FORMAT_VERSION = 2
 
@@ -61,7 +62,8 @@ class SyntheticCater:
     """``full``: CATER's own 320 x 240 pixels, 24 fps and 301 frames; ``embedded``: the same
     timeline at 160 x 120 pixels in 38 frames (3 fps)."""
     camera: CameraMotion = "static"
-    """Whether the camera stands still, or moves as in CATER's ``cameramotion`` sets."""
+    """Whether the camera stands still, or moves as in CATER's ``cameramotion`` sets. none: frames
+    are tables of what is in view (:mod:`ivcl_fast.data.synthetic.cater.states`)."""
     train: int = 3000
     """Number of training videos (CATER has 3,850)."""
     val: int = 600
@@ -137,8 +139,11 @@ def frame_times(frames: int) -> np.ndarray:
 
 
 def camera_of(spec: SyntheticCater, index: int, width: int, height: int) -> Camera:
-    """Return the camera of a video: a single pose, or one for each frame of CATER's timeline."""
-    if spec.camera == "static":
+    """Return the camera of a video: a single pose, or one for each frame of CATER's timeline.
+
+    Scenes without pictures are described as the static camera sees them.
+    """
+    if spec.camera != "moving":
         return static_camera(width, height)
     return moving_camera(spec.seed, index, width, height)
 
@@ -159,15 +164,18 @@ def _write_video(out: Path, spec: SyntheticCater, index: int, report: Report) ->
     plan = plan_video(spec.seed, index)
     camera = camera_of(spec, index, form.width, form.height)
     frames = frame_times(form.frames)
+    pictures, width, height = render(plan, camera, frames), form.width, form.height
+    if spec.camera == "none":
+        pictures, width, height = draw_states(plan, frames), SIDE, SIDE
     with atomic_write(out / "videos" / video_name(index), durable=False) as file:
         encode_video(
             file,
-            render(plan, camera, frames),
+            pictures,
             container="avi",
             codec="mjpeg",
             pixel_format="yuvj420p",
-            width=form.width,
-            height=form.height,
+            width=width,
+            height=height,
             fps=form.fps,
             options={"qmin": "3", "qmax": "3"},
         )
