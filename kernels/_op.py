@@ -23,6 +23,9 @@ LIBRARY = torch.library.Library("ivcl_fast", "FRAGMENT")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Float dtypes that kernels take. They compute in float32, which is not enough for float64."""
 
+TRITON: dict[str, Callable] = {}
+"""What serves each op's CUDA tensors, by its name."""
+
 _python_calls: Counter[tuple[str, str]] = Counter()
 
 
@@ -82,6 +85,7 @@ def register(
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for_ref, for_triton = _counted(name, "ref", ref), _counted(name, "triton", triton)
+    TRITON[name] = triton
     op = getattr(torch.ops.ivcl_fast, name).default
     optional = {a.name for a in op._schema.arguments if isinstance(a.type, torch.OptionalType)}
     check = checker(arguments, [a.name for a in op._schema.arguments], optional)

@@ -12,17 +12,23 @@ itself takes longer, repacking hardly matters, and the library, a tenth faster, 
 
 Saved for backward: x and W, in its own dtype and in x's.
 
+On a GPU, float32 gradients of bfloat16 tensors come straight from the product's float32 sums, where
+autocast would round them to bfloat16 and convert that back with a pass of its own.
+:func:`cast_together` writes the bfloat16 weights of a whole step at once.
+
 Only the gradients of the parameters are this project's C++ code, with the same bits for any number
 of threads. The output and dx come from PyTorch's libraries, which do not promise that.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import _ext
 from ._autograd import is_transformed
@@ -34,10 +40,22 @@ def _ref(dy: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return (dy.T @ x).to(dtype), dy.sum(0, dtype=dtype)
 
 
+def _product(dy: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """dW on a GPU, where cuBLAS writes its float32 sums as they are."""
+    dy, x = dy.flatten(0, -2), x.flatten(0, -2)
+    if x.dtype == dtype or dtype != torch.float32:
+        return (dy.T @ x).to(dtype)
+    return torch.mm(dy.T, x, out_dtype=dtype)
+
+
+def _cuda(dy: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return _product(dy, x, dtype), dy.flatten(0, -2).sum(0, dtype=dtype)
+
+
 _op = register(
     "linear_gradients(Tensor dy, Tensor x, ScalarType dtype) -> (Tensor, Tensor)",
     ref=_ref,
-    triton=_ref,
+    triton=_cuda,
     arguments={"dy": "* O", "x": "* I"},
     fake=lambda dy, x, dtype: (
         x.new_empty(dy.shape[-1], x.shape[-1], dtype=dtype), x.new_empty(dy.shape[-1], dtype=dtype)
@@ -46,32 +64,69 @@ _op = register(
 )  # fmt: skip
 
 
+_casts: dict[int, Tensor] = {}
+"""Copies of weights in a lower precision, by the identity of the weight."""
+
+
+@contextlib.contextmanager
+def cast_together(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
+    """Cast weights in one pass, for every :func:`linear` in the block.
+
+    Forward and backward have to be in the block, and no update of the weights. The weights of
+    compiled modules are cast by their own code. Not to be nested.
+    """
+    copies = [torch.empty_like(weight, dtype=dtype) for weight in weights]
+    if copies:
+        with torch.no_grad():
+            torch._foreach_copy_(copies, list(weights))
+    _casts.update(zip(map(id, weights), copies, strict=True))
+    try:
+        yield
+    finally:
+        _casts.clear()
+
+
+def weights_to_cast(model: nn.Module) -> list[Tensor]:
+    """Return the parameters of all linear layers, which :func:`cast_together` may cast."""
+    return [p for part in model.modules() if type(part) is nn.Linear for p in part.parameters()]
+
+
+def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    if torch.compiler.is_compiling():
+        return weight.to(dtype)
+    found = _casts.get(id(weight))
+    return weight.to(dtype) if found is None or found.dtype != dtype else found
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        cast = weight.to(x.dtype)
+        cast = _cast(weight, x.dtype)
         ctx.save_for_backward(x, weight, cast)
         ctx.has_bias = bias is not None
-        return F.linear(x, cast, None if bias is None else bias.to(x.dtype))
+        return F.linear(x, cast, None if bias is None else _cast(bias, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         (dy,) = grads
         x, weight, cast = ctx.saved_tensors
-        dweight, dbias = _op(dy, x, weight.dtype)
+        if ctx.has_bias or dy.device.type == "cpu":
+            dweight, dbias = _op(dy, x, weight.dtype)
+        else:  # on a GPU the bias's gradient is a pass of its own
+            dweight, dbias = _product(dy, x, weight.dtype), None
         if torch.is_grad_enabled():  # for a second derivative: `cast` has no history
             cast = weight.to(x.dtype)
         return dy @ cast, dweight, dbias if ctx.has_bias else None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear``, faster in training in bfloat16 on a CPU with AMX.
+    """``torch.nn.functional.linear``, faster in training in bfloat16 on a GPU or a CPU with AMX.
 
     ``x`` float ``[..., I]``, ``weight`` ``[O, I]``, ``bias`` ``[O]`` or None, of one dtype or under
     autocast. Returns ``[..., O]`` of that dtype, or of autocast's. Raises what
     ``torch.nn.functional.linear`` raises.
     """
-    has_amx = x.device.type == "cpu" and _ext.ISA == "amx"
-    if has_amx and x.dtype == torch.bfloat16 and has_kernel(x) and not is_transformed():
+    is_faster = x.device.type == "cuda" or (x.device.type == "cpu" and _ext.ISA == "amx")
+    if is_faster and x.dtype == torch.bfloat16 and has_kernel(x) and not is_transformed():
         return _Linear.apply(x, weight, bias)
     return F.linear(x, weight, bias)

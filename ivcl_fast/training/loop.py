@@ -14,6 +14,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.dtensor import full_tensor
 from ivcl_fast.distributed.parallel import no_sync_if, parallelize
 from ivcl_fast.errors import UserError
+from ivcl_fast.kernels.linear import cast_together, weights_to_cast
 from ivcl_fast.models.reference import Block
 from ivcl_fast.progress import Bar
 from ivcl_fast.training import checkpoint
@@ -216,14 +218,15 @@ class Stage:
         total = torch.zeros((), device=self.device)
         parts = list(batch.split(self.schedule.grad_accum_steps))
         try:
-            for number, part in enumerate(parts, 1):
-                part = part.to(self.device)
-                weight = len(part.clip_ids) / len(batch.clip_ids)
-                with no_sync_if(model, more_to_come=number < len(parts)):
-                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-                        loss = self.loss(model, part, step) * weight
-                    loss.backward()
-                total += loss.detach()
+            with self._weights_cast():
+                for number, part in enumerate(parts, 1):
+                    part = part.to(self.device)
+                    weight = len(part.clip_ids) / len(batch.clip_ids)
+                    with no_sync_if(model, more_to_come=number < len(parts)):
+                        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+                            loss = self.loss(model, part, step) * weight
+                        loss.backward()
+                    total += loss.detach()
             norm = nn.utils.clip_grad_norm_(model.parameters(), self.schedule.clip_norm)
             for optimizer in optimizers:
                 optimizer.step()
@@ -231,6 +234,12 @@ class Stage:
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
         return total.masked_fill(~full_tensor(norm).isfinite(), math.nan)
+
+    def _weights_cast(self) -> AbstractContextManager[None]:
+        """On a GPU, cast all weights once a step; elsewhere a cast costs no launch."""
+        if not self.amp or self.device.type != "cuda" or self.shard:
+            return nullcontext()
+        return cast_together(weights_to_cast(self.model), torch.bfloat16)
 
     def _sync_losses(self, step: int) -> None:
         """Wait for the losses of all steps before ``step``.

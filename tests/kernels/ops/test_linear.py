@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from ivcl_fast.kernels import _ext, dispatches
 from ivcl_fast.kernels import linear as public
-from ivcl_fast.kernels.linear import _ref
+from ivcl_fast.kernels.linear import _cuda, _Linear, _ref, cast_together, weights_to_cast
 from tests.kernels.ops.conftest import implementation
 from tests.support.numerics import assert_parity, check_op
 
@@ -93,3 +93,31 @@ def test_under_autocast(as_on_amx):
 def test_opcheck():
     dy, x = inputs(5, 6, 7, torch.bfloat16)
     torch.library.opcheck(op, (dy, x, torch.float32))
+
+
+def test_weights_that_are_cast_together_change_no_result():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(6, 4)
+    x = torch.randn(3, 5, 6).bfloat16()
+    results = []
+    for weights in ([], weights_to_cast(layer)):
+        layer.zero_grad()
+        leaf = x.clone().requires_grad_()
+        with cast_together(weights, torch.bfloat16):
+            out = _Linear.apply(leaf, layer.weight, layer.bias)
+            out.float().square().sum().backward()
+        results.append((out, leaf.grad, layer.weight.grad, layer.bias.grad))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.zero_()
+    assert not _Linear.apply(x, layer.weight, layer.bias).any(), "the casts end with the block"
+
+
+def test_a_gpu_s_gradients_have_the_dtype_of_the_parameters():
+    """By shapes alone: the product that writes float32 exists on GPUs only."""
+    dy, x = torch.empty(2, 3, 4, device="meta"), torch.empty(2, 3, 6, device="meta")
+    for dtype in (torch.float32, torch.bfloat16):
+        dweight, dbias = _cuda(dy.bfloat16(), x.bfloat16(), dtype)
+        assert (dweight.shape, dbias.shape) == ((4, 6), (4,))
+        assert dweight.dtype == dbias.dtype == dtype

@@ -1,0 +1,135 @@
+"""Kernel launches of a training step on a GPU, counted without one.
+
+The step runs on tensors without storage, and every operation that reaches a device is counted: the
+fused ops by what their Triton functions launch, operations on many tensors by how many launches
+CUDA splits them into, and views not at all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from ivcl_fast import IVCL, IVCLConfig
+from ivcl_fast.kernels import _ext, _op
+from ivcl_fast.kernels.launch import cdiv, record
+from ivcl_fast.kernels.linear import cast_together, weights_to_cast
+from ivcl_fast.models import layers
+from ivcl_fast.training import muon
+from ivcl_fast.training.optim import Schedule, make_optimizers
+
+FREE = {"empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "lift_fresh", "device",
+        "promote_types"}  # fmt: skip
+"""Operations that launch nothing, besides views."""
+TENSORS = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
+"""Tensors that one launch takes, by the number of lists (ATen/native/cuda/MultiTensorApply.cuh)."""
+BF16 = torch.bfloat16
+CHUNK, BLOCKS = 65536, 320
+"""Elements of a block and blocks of a launch, from there."""
+
+
+def multi_tensor_launches(sizes: list[int], lists: int) -> int:
+    """Return into how many launches CUDA splits an operation on tensors of these sizes."""
+    launches = blocks = tensors = 0
+    for size in sizes:
+        tensors += 1
+        chunks = cdiv(size, CHUNK)
+        for chunk in range(1, chunks + 1):
+            blocks += 1
+            if blocks == BLOCKS or (tensors == TENSORS[lists] and chunk == chunks):
+                launches, blocks, tensors = launches + 1, 0, int(chunk < chunks)
+    return launches + (blocks > 0)
+
+
+class LaunchCounter(TorchDispatchMode):
+    """Counts launches in ``by_op``, by the name of the operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_op: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        namespace, name = op.namespace, op.overloadpacket.__name__
+        if namespace == "ivcl_fast":
+            self._count_fused(name, args)
+        elif namespace == "aten" and not op.is_view and name not in FREE:
+            self.by_op[name] += launches_of(name, args, kwargs)
+        return op(*args, **kwargs)
+
+    def _count_fused(self, name: str, args: Any) -> None:
+        """Count what the op's function for CUDA launches, on tensors of the same shapes."""
+        args = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, args)
+        inner = LaunchCounter()
+        with record() as recorded, inner:
+            _op.TRITON[name](*args)
+        self.by_op[name] += len(recorded) + inner.by_op.total()
+
+
+def launches_of(name: str, args: Any, kwargs: Any) -> int:
+    """Return the launches of one of PyTorch's operations on a GPU."""
+    if name.startswith(("_foreach_", "_fused_adamw")):
+        lists = [a for a in args if isinstance(a, list | tuple) and a and isinstance(a[0], Tensor)]
+        lists = lists[:4] if name.startswith("_fused_adamw") else lists
+        launches = multi_tensor_launches([x.numel() for x in lists[0]], len(lists))
+        return launches + 2 * (name == "_foreach_norm")  # clears its partial sums, and adds them up
+    if name in ("addmm", "baddbmm"):
+        # A matrix that is added is copied to the result first; a bias is part of the product.
+        return 2 if args[0].ndim > 1 else 1
+    if name in ("cat", "stack"):
+        return cdiv(len(args[0]), 128)
+    if name == "embedding_dense_backward":
+        return 6  # sorts the indices
+    return 1
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Let models and optimisers choose what they choose on a GPU, on tensors without storage."""
+    with (
+        mock.patch.object(_ext, "MISSING", None),
+        mock.patch.object(_ext, "ISA", "amx"),  # the layers that a GPU uses as well
+        mock.patch.object(muon, "CPU_BATCH", None),
+        mock.patch.object(layers, "PLAIN", (FakeTensor,)),
+        FakeTensorMode(),
+    ):
+        yield
+
+
+def count_step(cfg: IVCLConfig, clips: int = 4) -> dict[str, Counter[str]]:
+    """Count the launches of a pretraining step in bfloat16, by part and operation."""
+    parts: dict[str, Counter[str]] = {}
+
+    def part(name: str) -> LaunchCounter:
+        counter = LaunchCounter()
+        parts[name] = counter.by_op
+        return counter
+
+    with as_on_a_gpu():
+        model = IVCL(cfg)
+        adamw, own = make_optimizers(model, Schedule(1, optimizer="muon"), capturable=True)
+        shape = clips, cfg.num_frames, cfg.num_patches, cfg.patch_dim
+        rows, seed = torch.zeros(shape, dtype=torch.uint8), torch.zeros(clips, dtype=torch.int64)
+        for _ in range(2):  # the first step makes the optimisers' state
+            with part("forward and backward"), cast_together(weights_to_cast(model), BF16):
+                with torch.autocast("cpu", BF16):
+                    loss = model(rows, seed=seed).loss
+                loss.backward()
+            with part("clipping"):
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+            with part("AdamW"):
+                adamw.step()
+            with part("Muon"):
+                own.step()
+            own.zero_grad()
+            adamw.zero_grad()
+    return parts

@@ -1,0 +1,37 @@
+"""The launches of a training step on a GPU do not grow unnoticed."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.launches import BLOCKS, CHUNK, count_step, multi_tensor_launches
+from ivcl_fast import IVCLConfig
+from ivcl_fast.kernels import _triton
+
+
+@pytest.mark.skipif(
+    _triton.MISSING is not None or _triton.INTERPRET, reason="needs Triton, not its interpreter"
+)
+def test_a_step_of_base64():
+    """The bounds are what was counted, rounded up; each may only be lowered."""
+    parts = count_step(IVCLConfig.preset("base64", mask_ratio=0.875, num_query_frames=1))
+    counted = {name: by_op.total() for name, by_op in parts.items()}
+    assert 0 < counted["Muon"] <= 250
+    assert 0 < counted["AdamW"] + counted["clipping"] <= 40
+    # Of these, 24 are bias gradients of layers without a bias, which only a CPU sums up. One clears
+    # the gradients of restore_tokens, so that an id given twice leaves none uninitialised.
+    assert 500 < counted["forward and backward"] <= 807
+    model = parts["forward and backward"]
+    assert model["_to_copy"] <= 14, "weights are cast together, gradients come as float32"
+    # Twelve, eight and four blocks, each with a kernel forward and one backward.
+    assert model["short_attention"] == model["short_attention_backward"] == 24
+    assert model["native_layer_norm"] == model["gelu"] == 0
+
+
+def test_operations_on_many_tensors():
+    assert multi_tensor_launches([], 2) == 0
+    assert multi_tensor_launches([1] * 110, 1) == 1
+    assert multi_tensor_launches([1] * 111, 1) == 2
+    assert multi_tensor_launches([1] * 65, 2) == 2
+    assert multi_tensor_launches([CHUNK * BLOCKS], 1) == 1
+    assert multi_tensor_launches([CHUNK * BLOCKS + 1], 1) == 2
