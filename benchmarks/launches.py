@@ -8,9 +8,10 @@ CUDA splits them into, and views not at all.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from importlib import import_module
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -33,6 +34,7 @@ FREE = {"empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "li
 TENSORS = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 """Tensors that one launch takes, by the number of lists (ATen/native/cuda/MultiTensorApply.cuh)."""
 BF16 = torch.bfloat16
+LINEAR = import_module("ivcl_fast.kernels.linear")  # the package has a function of this name
 CHUNK, BLOCKS = 65536, 320
 """Elements of a block and blocks of a launch, from there."""
 
@@ -59,20 +61,34 @@ class LaunchCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        result = op(*args, **kwargs)
         namespace, name = op.namespace, op.overloadpacket.__name__
         if namespace == "ivcl_fast":
-            self._count_fused(name, args)
+            self._count_fused(op, name, args, result)
         elif namespace == "aten" and not op.is_view and name not in FREE:
-            self.by_op[name] += launches_of(name, args, kwargs)
-        return op(*args, **kwargs)
+            self.add(op, launches_of(name, args, kwargs), args, result)
+        return result
 
-    def _count_fused(self, name: str, args: Any) -> None:
+    def _count_fused(self, op: Any, name: str, args: Any, result: Any) -> None:
         """Count what the op's function for CUDA launches, on tensors of the same shapes."""
-        args = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, args)
-        inner = LaunchCounter()
+        inner = type(self)()
+        on_meta = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, args)
         with record() as recorded, inner:
-            _op.TRITON[name](*args)
-        self.by_op[name] += len(recorded) + inner.by_op.total()
+            _op.TRITON[name](*on_meta)
+        if recorded:
+            self.add(op, len(recorded), args, result)
+        self.merge(name, inner)
+
+    def add(self, op: Any, launches: int, args: Any, result: Any) -> None:
+        """Count a call of an operation; a subclass may count more than launches."""
+        self.by_op[op.overloadpacket.__name__] += launches
+
+    def merge(self, name: str, inner: Any) -> None:
+        """Add to ``name`` all that ``inner`` has counted."""
+        self.by_op[name] += inner.by_op.total()
+
+
+Counts = TypeVar("Counts", bound=LaunchCounter)
 
 
 def launches_of(name: str, args: Any, kwargs: Any) -> int:
@@ -98,6 +114,7 @@ def as_on_a_gpu() -> Iterator[None]:
     with (
         mock.patch.object(_ext, "MISSING", None),
         mock.patch.object(_ext, "ISA", "amx"),  # the layers that a GPU uses as well
+        mock.patch.object(LINEAR, "ONE_PASS", None),
         mock.patch.object(muon, "CPU_BATCH", None),
         mock.patch.object(layers, "PLAIN", (FakeTensor,)),
         FakeTensorMode(),
@@ -105,14 +122,13 @@ def as_on_a_gpu() -> Iterator[None]:
         yield
 
 
-def count_step(cfg: IVCLConfig, clips: int = 4) -> dict[str, Counter[str]]:
-    """Count the launches of a pretraining step in bfloat16, by part and operation."""
-    parts: dict[str, Counter[str]] = {}
+def count_step(cfg: IVCLConfig, clips: int, new: Callable[[], Counts]) -> dict[str, Counts]:
+    """Count a pretraining step in bfloat16 with a counter made by ``new`` for each part."""
+    parts: dict[str, Counts] = {}
 
-    def part(name: str) -> LaunchCounter:
-        counter = LaunchCounter()
-        parts[name] = counter.by_op
-        return counter
+    def part(name: str) -> Counts:
+        parts[name] = new()
+        return parts[name]
 
     with as_on_a_gpu():
         model = IVCL(cfg)
@@ -120,7 +136,8 @@ def count_step(cfg: IVCLConfig, clips: int = 4) -> dict[str, Counter[str]]:
         shape = clips, cfg.num_frames, cfg.num_patches, cfg.patch_dim
         rows, seed = torch.zeros(shape, dtype=torch.uint8), torch.zeros(clips, dtype=torch.int64)
         for _ in range(2):  # the first step makes the optimisers' state
-            with part("forward and backward"), cast_together(weights_to_cast(model), BF16):
+            casts = cast_together(weights_to_cast(model), BF16)
+            with part("forward and backward"), casts:
                 with torch.autocast("cpu", BF16):
                     loss = model(rows, seed=seed).loss
                 loss.backward()

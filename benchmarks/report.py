@@ -3,8 +3,10 @@
 A table stands between ``<!-- table: NAME; PREFIX; PREFIX -->`` and ``<!-- end -->``. It shows the
 rows of ``benchmarks/results/NAME.json`` whose benchmark starts with one of the prefixes, or all of
 them. ``machine`` in place of ``table`` describes where and with what they were measured, and
-``scaling`` is the model of training on many GPUs (:mod:`benchmarks.scaling`). ``zoo: NAME; KIND``
-is a table of public models (:mod:`benchmarks.zoo.table`); it says so as long as NAME is missing.
+``scaling`` is the model of training on many GPUs (:mod:`benchmarks.scaling`). ``predicted`` is the
+step of :mod:`benchmarks.predicted`, which stays as it is where Triton cannot count it. ``zoo: NAME;
+KIND`` is a table of public models (:mod:`benchmarks.zoo.table`); it says so as long as NAME is
+missing.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import scaling
+from benchmarks import predicted, scaling
 from benchmarks.results import Results, Row, read
 from benchmarks.summary import (
     IN_DOCS,
@@ -31,7 +33,9 @@ from ivcl_fast.files import write_text
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 PAGES = (PAGE, ROOT / "docs" / "guide" / "accelerate.md")
-MARKED = re.compile(r"(<!-- (table|machine|scaling|zoo)(?:: (.*?))? -->\n).*?(<!-- end -->)", re.S)
+MARKED = re.compile(
+    r"(<!-- (table|machine|scaling|predicted|zoo)(?:: (.*?))? -->\n).*?(<!-- end -->)", re.S
+)
 CPU = "cpu-amd-epyc-zen5"
 
 
@@ -52,6 +56,8 @@ def written_anew(page: str) -> str:
 
     def filled(found: re.Match[str]) -> str:
         begin, kind, arguments, end = found.groups()
+        if kind == "predicted" and predicted.CANNOT_COUNT:
+            return found.group()
         return f"{begin}{generated(kind, arguments or '')}\n{end}"
 
     return MARKED.sub(filled, page)
@@ -61,6 +67,8 @@ def generated(kind: str, arguments: str) -> str:
     """Return the Markdown for one marker."""
     if kind == "scaling":
         return "\n".join(scaling.tables())
+    if kind == "predicted":
+        return "\n".join(predicted.table())
     name, *prefixes = arguments.split("; ")
     if kind == "zoo":
         return "\n".join(zoo_table(name, *prefixes))

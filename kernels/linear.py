@@ -64,6 +64,9 @@ _op = register(
 )  # fmt: skip
 
 
+ONE_PASS = "cpu"
+"""The device that sums the bias's gradient along with the weight's; a GPU takes another pass."""
+
 _casts: dict[int, Tensor] = {}
 """Copies of weights in a lower precision, by the identity of the weight."""
 
@@ -110,9 +113,9 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         (dy,) = grads
         x, weight, cast = ctx.saved_tensors
-        if ctx.has_bias or dy.device.type == "cpu":
+        if ctx.has_bias or dy.device.type == ONE_PASS:
             dweight, dbias = _op(dy, x, weight.dtype)
-        else:  # on a GPU the bias's gradient is a pass of its own
+        else:
             dweight, dbias = _product(dy, x, weight.dtype), None
         if torch.is_grad_enabled():  # for a second derivative: `cast` has no history
             cast = weight.to(x.dtype)

@@ -1,0 +1,185 @@
+"""``python -m benchmarks.predicted``: a training step of ``base64`` on an H100, part by part.
+
+Nothing of it is measured. A step runs on tensors without storage (:mod:`benchmarks.launches`); for
+every operation that reaches the device, its products and the bytes of its tensors give the least
+time at the rates below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import defaultdict
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from benchmarks.launches import LaunchCounter, count_step, launches_of
+from benchmarks.scaling import CFG
+from benchmarks.summary import lined_up
+from ivcl_fast.command import run_command
+from ivcl_fast.errors import UserError
+from ivcl_fast.kernels import _triton
+
+CANNOT_COUNT = _triton.MISSING is not None or _triton.INTERPRET
+"""Whether launches cannot be recorded: without Triton, and in its interpreter."""
+CLIPS = 256
+RATE, MEMORY = 700e12, 3.0e12
+"""FLOP/s of products in bfloat16, and bytes/s of memory, both assumed."""
+EAGER, GRAPH = 5e-6, 1e-6
+"""Seconds a launch takes the host, and those between kernels of a CUDA graph, both assumed."""
+OVERWRITTEN = {"copy_", "_foreach_copy_", "zero_", "fill_", "_foreach_zero_"}
+"""Operations that do not read what they write."""
+SHAPE_ONLY = {"new_zeros", "ones_like", "zeros_like", "select_backward"}
+"""Operations that take a shape, or a small part, of their argument."""
+STEP = "forward and backward"
+ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "linear layers, products": (STEP, ("mm", "addmm", "bmm")),
+    "bias gradients": (STEP, ("sum",)),
+    "attention": (STEP, ("short_attention", "short_attention_backward")),
+    "LayerNorm, residuals": (STEP, ("add_layer_norm", "add_layer_norm_backward", "layer_norm")),
+    "bias, GELU": (STEP, ("bias_gelu", "bias_gelu_backward")),
+    "patch embedding": (STEP, ("embed_patches", "embed_patches_backward")),
+    "decoder's tokens, loss": (
+        STEP,
+        ("restore_tokens", "restore_tokens_backward", "patch_loss", "patch_loss_backward"),
+    ),
+    "weights to bfloat16": (STEP, ("_foreach_copy_",)),
+    "other operations": (STEP, ()),
+    "clipping": ("clipping", ()),
+    "AdamW": ("AdamW", ()),
+    "Muon, products": ("Muon", ("mm", "bmm", "baddbmm")),
+    "Muon, the rest": ("Muon", ()),
+}
+"""Rows of the table: a part of the step, and its operations, or all that no row before has."""
+
+
+@dataclass
+class Cost:
+    """What operations take: launches, FLOPs of products, bytes, and seconds without launches."""
+
+    launches: int = 0
+    flops: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+class CostCounter(LaunchCounter):
+    """Counts what operations take in ``costs``, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.costs: defaultdict[str, Cost] = defaultdict(Cost)
+
+    def add(self, op: Any, launches: int, args: Any, result: Any) -> None:
+        """Add a call of an operation."""
+        super().add(op, launches, args, result)
+        flops, moved = flops_of(op, args, result), bytes_of(op, args, result)
+        seconds = max(flops / RATE, moved / MEMORY)
+        self.costs[op.overloadpacket.__name__] += Cost(launches, flops, moved, seconds)
+
+    def merge(self, name: str, inner: CostCounter) -> None:
+        """Add to ``name`` what ``inner`` has counted; linear gradients are PyTorch's operations."""
+        super().merge(name, inner)
+        for part, cost in inner.costs.items():
+            self.costs[part if name == "linear_gradients" else name] += cost
+
+
+def flops_of(op: Any, args: Any, result: Any) -> int:
+    """Return the FLOPs of an operation's products. Other arithmetic counts as nothing."""
+    name = op.overloadpacket.__name__
+    if name.startswith("short_attention"):
+        qkv = args[1 if name.endswith("backward") else 0]
+        sequences, tokens, width = qkv.shape
+        # Two products forward; backward computes one of them again, and four gradients.
+        products = 5 if name.endswith("backward") else 2
+        return 2 * products * sequences * tokens**2 * (width // 3)
+    if name.startswith("embed_patches"):
+        rows, ids, weight = args[1:4] if name.endswith("backward") else args[:3]
+        return 2 * ids.numel() * rows.shape[-1] * weight.shape[0]
+    formula = flop_registry.get(op.overloadpacket)
+    return 0 if formula is None else formula(*args, out_val=result)
+
+
+def bytes_of(op: Any, args: Any, result: Any) -> int:
+    """Return the bytes of an operation's tensors: each read once as a whole, or written once."""
+    name, total = op.overloadpacket.__name__, 0
+    for argument, value in zip(op._schema.arguments, args, strict=False):
+        is_written = argument.alias_info is not None and argument.alias_info.is_write
+        is_read = name not in SHAPE_ONLY and not (is_written and name in OVERWRITTEN)
+        total += (is_read + is_written) * size_of(value)
+    if not any(r.alias_info is not None for r in op._schema.returns):
+        total += size_of(result)
+    if name in ("addmm", "baddbmm") and launches_of(name, args, {}) == 2:
+        total += 2 * size_of(result)  # the copy of what is added: written, and read by the product
+    return total
+
+
+def size_of(value: Any) -> int:
+    """Return the bytes of all tensors in ``value``; what is broadcast counts once."""
+    total = 0
+    for x in tree_leaves(value):
+        if isinstance(x, Tensor):
+            lengths = (n for n, stride in zip(x.shape, x.stride(), strict=True) if stride or not n)
+            total += math.prod(lengths) * x.element_size()
+    return total
+
+
+def step_costs(clips: int = CLIPS) -> dict[str, Cost]:
+    """Return what each of :data:`ROWS` takes in a step of ``base64``."""
+    parts = {name: part.costs for name, part in count_step(CFG, clips, CostCounter).items()}
+    costs = {}
+    for row, (part, names) in ROWS.items():
+        taken = [parts[part].pop(name, Cost()) for name in names or [*parts[part]]]
+        costs[row] = sum(taken, Cost())
+    return costs
+
+
+def table(clips: int = CLIPS) -> list[str]:
+    """Return Markdown: a line for each part of a step, with an empty column for measurements."""
+    head = ["part", "launches", "GFLOP", "GB", "ms", "ms in a graph", "ms to launch", "measured"]
+    costs = step_costs(clips)
+    costs["**a step**"] = total = sum(costs.values(), Cost())
+    body = [
+        [
+            row,
+            f"{cost.launches:,}",
+            f"{cost.flops / 1e9:,.0f}",
+            f"{cost.bytes / 1e9:.2f}",
+            f"{1e3 * cost.seconds:.2f}",
+            f"{1e3 * (cost.seconds + GRAPH * cost.launches):.2f}",
+            f"{1e3 * EAGER * cost.launches:.2f}",
+            "",
+        ]
+        for row, cost in costs.items()
+    ]
+    in_graph = total.seconds + GRAPH * total.launches
+    eager = max(total.seconds, EAGER * total.launches)
+    return [
+        *lined_up(head, body),
+        "",
+        f"{clips} clips of `base64` in {1e3 * in_graph:.1f} ms with a CUDA graph: "
+        f"{clips / in_graph:,.0f} clips/s. Eager, at least {1e3 * eager:.1f} ms.",
+    ]
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser("python -m benchmarks.predicted", description=__doc__)
+    parser.add_argument("--clips", type=int, default=CLIPS, help="in a step (%(default)s)")
+    clips = parser.parse_args().clips
+    if clips < 1:
+        raise UserError(f"--clips {clips}: a step has at least 1")
+    if CANNOT_COUNT:
+        raise UserError("launches cannot be recorded: this needs Triton, and not its interpreter")
+    print("\n".join(table(clips)))
+
+
+if __name__ == "__main__":
+    run_command(main)
