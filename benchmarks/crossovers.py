@@ -10,6 +10,7 @@ rows of ``ivcl_fast/models/accelerate/crossovers.py``.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -105,6 +106,7 @@ def write_table(file: Path, rows: dict[tuple[str, str, str], tuple[int, int]]) -
 
 
 def main() -> None:
+    argparse.ArgumentParser("python -m benchmarks.crossovers", description=__doc__).parse_args()
     hardware = crossovers.hardware(DEVICE.type)
     found = measure()
     name = re.sub(r"[^a-z0-9]+", "-", machine.cpu_name().lower()).strip("-")

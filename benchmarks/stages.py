@@ -92,6 +92,9 @@ class Records:
     def rewind(self, stage: str, step: int) -> None:
         """Do nothing: nothing is resumed."""
 
+    def sync(self) -> None:
+        """Do nothing: nothing is on a disk."""
+
     def write(self, stage: str, step: int, clips: int, **values: float) -> None:
         """Keep a record."""
         self.kept.append(values)

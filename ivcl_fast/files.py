@@ -45,7 +45,7 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None:  # such as that of a full disk
+        if error.filename is None and error.errno is not None:  # such as that of a full disk
             error.filename = str(path)
         raise
     finally:

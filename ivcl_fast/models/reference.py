@@ -380,9 +380,8 @@ class IVCLClassifier(nn.Module):
     def forward(self, video: Tensor, frame_index: Ids = None, every_frame: bool = False) -> Tensor:
         """Logits ``[B, num_classes]`` of a video as :class:`IVCL` takes it.
 
-        With ``every_frame`` (for readout "last") those of all frames, ``[B, T, num_classes]``.
-        With ``frame_index``, int64 ``[B, C, T]`` of 0 to F-1, a video has any number F of frames,
-        C clips share them, and each frame is encoded once; logits are ``[B*C, num_classes]``.
+        With ``every_frame`` ``[B, T, num_classes]``, for readout "last". With int64 ``frame_index``
+        ``[B, C, T]`` a video has any number of frames, C clips share them: ``[B*C, num_classes]``.
         """
         return self.head(self.features(video, frame_index, every_frame))
 

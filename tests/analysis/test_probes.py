@@ -336,7 +336,7 @@ def test_from_run_to_table(
     moved = data.rename(tmp_path / "moved")
     assert command(probes.main, monkeypatch, run, "--train-clips", 15) == 2
     error = capsys.readouterr().err
-    assert f"{data}: no such folder; " in error and "--data with" in error
+    assert f"{data}: no such folder or file; " in error and "--data with" in error
     there = "--data", f"cater:{moved}", "--out", tmp_path / "again"
     assert command(probes.main, monkeypatch, run, "--train-clips", 15, *there) == 0
     again = json.loads((tmp_path / "again" / "probes.json").read_text())

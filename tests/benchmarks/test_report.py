@@ -8,7 +8,10 @@ from benchmarks import report
 from benchmarks.results import Results, read
 from ivcl_fast.errors import UserError
 
-RESULTS = sorted((report.ROOT / "benchmarks" / "results").glob("*.json"))
+OTHER_FORMATS = "aot", "zoo", "crossovers"
+"""Figures of the ahead-of-time compiler and of public models, which have tests of their own."""
+FOLDER = report.ROOT / "benchmarks" / "results"
+RESULTS = sorted(file for file in FOLDER.glob("*.json") if not file.name.startswith(OTHER_FORMATS))
 
 
 @pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.stem)

@@ -170,7 +170,7 @@ def test_scores_and_every_clips_logits_are_kept(cater: Path, tmp_path: Path, com
 @pytest.mark.parametrize(
     ("metric", "count", "flags"),
     [
-        ("top1", 3, [*FRAME_FLAGS, "--train-videos", "12", "--val-videos", "20"]),
+        ("top1", 4, [*FRAME_FLAGS, "--train-videos", "12", "--val-videos", "20"]),
         ("query", 2, ["--data", "synthetic:acre-iid", "--train-videos", "4", "--val-videos", "2"]),
     ],
 )

@@ -179,8 +179,8 @@ def test_one_clip_by_name_one_file_and_a_checkpoint(
     (moved / "finetune" / "model.safetensors").rename(step / "model.safetensors")
     shutil.rmtree(moved / "pretrain")
     status, said = visualize(moved, "--clips", 1, "--checkpoint", step)
-    assert status == 2 and said.startswith("error: /nowhere: no such folder; ")
-    assert said.endswith(" --data with its folder\n") and said.count("\n") == 1
+    assert status == 2 and said.startswith("error: /nowhere: no such folder or file; ")
+    assert said.endswith(" --data with its place\n") and said.count("\n") == 1
     status, said = visualize(moved, "--video", video)
     assert status == 2 and "holds no finished model" in said and said.count("\n") == 1
     status, said = visualize(moved, "--video", video, "--checkpoint", step)

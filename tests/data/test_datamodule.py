@@ -21,6 +21,7 @@ from ivcl_fast.data.datamodule import (
 from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.registry import find_task, parse_source
 from ivcl_fast.errors import UserError
+from ivcl_fast.manifest import MANIFEST
 
 SOURCES = {
     "synthetic": ("localize", 36, ("train", "val", "val")),
@@ -134,6 +135,7 @@ def cater(folder, tmp_path) -> Path:
 
 def test_evaluation_splits_are_checked_before_any_work(cater, tmp_path):
     settings = config(f"cater:{cater}", tmp_path)
+    (cater / MANIFEST).unlink()  # as in a data set that others wrote
     val = cater / "lists" / "localize" / "val.txt"
     listed = val.read_text()
     val.write_text("")

@@ -50,6 +50,7 @@ def test_files(something_else: Path) -> None:
         "bounding_box_smthsmth_part1.json",
         "bounding_box_smthsmth_part2.json",
         "dataset_splits",
+        "ivcl_manifest.json",
         "synthetic.json",
     ]
     assert {p.name for p in (something_else / VIDEOS).iterdir()} == {
