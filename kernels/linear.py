@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import _ext
+from . import _ext, _triton
 from ._autograd import is_transformed
 from ._op import has_kernel, register
 
@@ -43,8 +43,8 @@ def _ref(dy: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def _product(dy: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """dW on a GPU, where cuBLAS writes its float32 sums as they are."""
     dy, x = dy.flatten(0, -2), x.flatten(0, -2)
-    # A CPU, on which Triton's interpreter runs, has no product of another output type.
-    if x.dtype == dtype or dtype != torch.float32 or x.device.type == "cpu":
+    # Triton's interpreter runs on a CPU, which has no product of another output type.
+    if x.dtype == dtype or dtype != torch.float32 or _triton.INTERPRET:
         return (dy.T @ x).to(dtype)
     return torch.mm(dy.T, x, out_dtype=dtype)
 
