@@ -14,13 +14,22 @@ from tests.support.imposters.generate import equals, imposters
 
 FUSED = (TimmAttention, Mlp)
 """Families that have to be replaced."""
-LENGTHS = (1, 2, 6, 50, 197)
+LENGTHS = (1, 2, 3, 6, 50, 197, 577)
+RARE = ("only at 577 tokens", "only at 3 tokens", "causal at 577")
 
 
 def test_every_imposter_computes_something_else():
     candidates = [c for c in imposters() if c.dtype is torch.float32]
     assert len(candidates) == len(list(imposters())) / 3 > 200
     assert [str(c) for c in candidates[::13] if not is_another(c)] == []
+
+
+def test_no_imposter_is_accepted():
+    """A sample: some of all, and those that differ at lengths alone that no first trial has."""
+    candidates = [c for c in imposters() if c.dtype is torch.float32]
+    sample = [*candidates[::19], *(c for c in candidates if c.mutation in RARE)]
+    wrong = [f"{c}: {found}" for c in sample if (found := compare(c, LENGTHS).difference)]
+    assert len(sample) > 15 and wrong == []
 
 
 @pytest.mark.parametrize("products", ["highest", "medium"])

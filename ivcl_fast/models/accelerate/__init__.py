@@ -49,7 +49,7 @@ def accelerate(module: nn.Module, *, tune: bool = False) -> Report:
     """
     report, known = Report(), dict[Any, Verdict]()
     # All verdicts come before the first swap: a block is tried with the parts it has now.
-    verdicts = {name: judge(part, known, tune) for name, part in module.named_modules()}
+    verdicts = {name: judge(name, part, known, tune) for name, part in module.named_modules()}
     for name, part in module.named_modules():
         old: Any = type(part)
         report.fused_before |= is_fused(part)

@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+COMMUNICATION = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "symm_mem")
+"""Namespaces of operators that other ranks take part in."""
+
 
 class OwnDraws(TorchDispatchMode):
     """Within this context random operators of this thread draw from a generator of their own.
 
     Two contexts with the same seed draw the same numbers, so that two forward passes drop the same.
-    Raises ``RuntimeError`` for a random operator that takes no generator.
+    Raises ``RuntimeError`` for a random operator that takes no generator, and for communication
+    between ranks, which may not all be at a trial.
     """
 
     def __init__(self, device: torch.device, seed: int = 0) -> None:
@@ -23,6 +27,8 @@ class OwnDraws(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func.namespace in COMMUNICATION:
+            raise RuntimeError(f"{func.overloadpacket} communicates with other ranks")
         if torch.Tag.nondeterministic_seeded in func.tags:
             if func is torch.ops.aten.native_dropout.default:
                 return self.dropout(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 The trial runs on a copy, in float64 on the CPU, where no TF32 or reduced product blurs it, in
 several situations: lengths, batches and scales, training and evaluation, outputs and gradients.
+Other lengths are tried when they first occur (``lengths.py``).
 Weights of norms and scales are near one, but not one, and biases are not zero, so that nothing
 hides. Random numbers come from generators of the trial's own. A second trial in the module's dtype,
 on its device, counts the fused ops that run.
@@ -20,14 +21,15 @@ from ivcl_fast.models.accelerate import sdpa
 from ivcl_fast.models.accelerate.adapters import ADAPTERS, Adapter
 from ivcl_fast.models.accelerate.crossovers import no_gain_reason
 from ivcl_fast.models.accelerate.guard import Guard, hooked_parts, settings
+from ivcl_fast.models.accelerate.lengths import Lengths
 from ivcl_fast.models.accelerate.swap import ALWAYS, Proof, is_fused, swap
 from ivcl_fast.models.accelerate.trial import (
     Refused,
-    compare,
     difference,
     first_line,
     make_twin,
     run,
+    try_out,
     with_required,
 )
 from ivcl_fast.models.accelerate.tune import (
@@ -55,11 +57,13 @@ class Verdict(NamedTuple):
     """Fused ops in one forward pass of the module itself."""
 
 
-def judge(part: nn.Module, known: dict[Any, Verdict], tune: bool = False) -> Verdict | None:
+def judge(
+    name: str, part: nn.Module, known: dict[Any, Verdict], tune: bool = False
+) -> Verdict | None:
     """Whether and how a module may be swapped; None if it resembles nothing that is fused.
 
-    ``known``: verdicts on modules built alike, which hold for this one. ``tune``: time both forward
-    passes here instead of reading the table.
+    ``name``: of the module, for messages. ``known``: verdicts on modules built alike, which hold
+    for this one. ``tune``: time both forward passes here instead of reading the table.
     """
     if is_fused(part):
         return None
@@ -69,13 +73,14 @@ def judge(part: nn.Module, known: dict[Any, Verdict], tune: bool = False) -> Ver
         return None
     key = fingerprint(part)
     if key not in known:
-        known[key] = find_proof(part, found, calls_sdpa, tune)
+        known[key] = find_proof(name, part, found, calls_sdpa, tune)
     return known[key]
 
 
 def find_proof(
-    part: nn.Module, found: tuple[Adapter, list[Any]] | None, calls_sdpa: bool, tune: bool
-) -> Verdict:
+    name: str, part: nn.Module, found: tuple[Adapter, list[Any]] | None, calls_sdpa: bool,
+    tune: bool,
+) -> Verdict:  # fmt: skip
     """The verdict on a module with the adapter and the layouts that may fit it."""
     reasons = []
     try:
@@ -86,7 +91,7 @@ def find_proof(
         return Verdict(None, str(refusal))
     for layout in found[1] if found else ():
         try:
-            return prove(part, twin, found[0], layout, tune)  # type: ignore[index]
+            return prove(name, part, twin, found[0], layout, tune)  # type: ignore[index]
         except Refused as refusal:
             reasons.append(str(refusal))
     if calls_sdpa:
@@ -97,7 +102,9 @@ def find_proof(
     return Verdict(None, reasons[0])
 
 
-def prove(part: nn.Module, twin: nn.Module, adapter: Adapter, layout: Any, tune: bool) -> Verdict:
+def prove(
+    name: str, part: nn.Module, twin: nn.Module, adapter: Adapter, layout: Any, tune: bool
+) -> Verdict:
     """The proof for one layout; raises :class:`Refused`."""
     device = next(part.parameters()).device
     if reason := next(adapter.reasons(part, layout), no_gain_reason(adapter.kind, device.type)):
@@ -108,11 +115,12 @@ def prove(part: nn.Module, twin: nn.Module, adapter: Adapter, layout: Any, tune:
     guard = Guard.of(part, read, adapter.called(layout))
     proof = Proof(adapter, layout, guard)
     width = adapter.width(part, layout)
-    compare(twin, proof._replace(limits=ALWAYS), width)
+    trial = try_out(twin, proof._replace(limits=ALWAYS), width)
     calls = count_calls(part, proof._replace(limits=ALWAYS), width, adapter.trial_arguments)
     if tune:
         proof = tuned(part, proof, adapter.trial_arguments, width)
-    return Verdict(proof, calls=calls)
+    title = f"{name or 'the model itself'} ({type(part).__name__})"
+    return Verdict(proof._replace(lengths=Lengths(title, trial)), calls=calls)
 
 
 def redirect(part: nn.Module, tune: bool) -> Verdict:

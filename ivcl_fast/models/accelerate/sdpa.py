@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from ivcl_fast.kernels import short_attention
 from ivcl_fast.kernels.attention import Inputs, not_supported_reasons
+from ivcl_fast.models.accelerate.lengths import is_fixed
 from ivcl_fast.models.layers import PLAIN, compute_dtype
 
 SDPA = F.scaled_dot_product_attention
@@ -67,10 +68,11 @@ class Redirect(TorchFunctionMode):
 
 
 def can_fuse(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> bool:
-    """Whether this is self-attention of plain tensors at the usual scale."""
+    """Whether this is self-attention of plain tensors, of one length, at the usual scale."""
     return (
         type(query) in PLAIN and type(key) in PLAIN and type(value) in PLAIN
         and query.ndim == 4
+        and is_fixed(query.shape[2:3])
         and query.shape == key.shape == value.shape
         and query.dtype == key.dtype == value.dtype
         and query.shape[2] > 0

@@ -1,9 +1,9 @@
 """Swapped modules: a subclass of their own class with a fused forward pass, and its way back.
 
-A call goes to the fused forward pass if the module is still as it was proved (``guard.py``), if it
-asks for nothing but the output, and if the fused one is the faster one (``crossovers.py``). Every
-other call goes to the module's own forward pass, with fused attention in the place of PyTorch's
-where that calls it (``sdpa.py``).
+A call goes to the fused forward pass if the module is still as it was proved (``guard.py``), if
+both were compared at this length (``lengths.py``), if it asks for nothing but the output, and if
+the fused one is the faster one (``crossovers.py``). Every other call goes to the module's own
+forward pass, with fused attention in the place of PyTorch's where that calls it (``sdpa.py``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ivcl_fast.models.accelerate import sdpa
 from ivcl_fast.models.accelerate.crossovers import is_faster
 from ivcl_fast.models.accelerate.guard import Guard
+from ivcl_fast.models.accelerate.lengths import is_fixed, may_run
 from ivcl_fast.models.ivcl import FAST
 from ivcl_fast.models.layers import compute_dtype
 
@@ -40,6 +41,9 @@ class Proof(NamedTuple):
     limits: dict[tuple[torch.dtype, bool], int] | None = None
     """The longest sequence by compute dtype and whether gradients are needed, where measured for
     this module; None stands for the table's."""
+    lengths: Any = None
+    """The :class:`~ivcl_fast.models.accelerate.lengths.Lengths` that were compared; None in trials
+    and where PyTorch's attention alone is replaced."""
 
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -73,6 +77,7 @@ def fast_class(old: Any) -> Any:
         with sdpa.Redirect(functools.partial(worth_it, proof, "attention")):
             return old.forward(self, *args, **kwargs)
 
+    @functools.wraps(old.forward)  # torch.export and others read its signature
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         proof = self.__dict__.get(PROOF)
         if proof is None:  # an instance that the class itself made, as a slice of a Sequential does
@@ -84,10 +89,12 @@ def fast_class(old: Any) -> Any:
             x is None
             or (x.ndim != 3 and x.ndim - 1 not in map(len, adapter.further_shapes))
             or x.numel() == 0
+            or not is_fixed(x.shape[1:-1])
             or x.shape[1] > MAX_TOKENS
             or not worth_it(proof, adapter.kind, x)
             or not adapter.may_run(self, proof.layout)
             or not proof.guard.holds(self)
+            or not may_run(proof.lengths, x.shape[1:-1], self.training, torch.is_grad_enabled())
         ):
             return own_forward(self, *args, **kwargs)
         return adapter.run(self, proof.layout, x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -81,48 +81,91 @@ def randomise(twin: nn.Module, generator: torch.Generator) -> None:
                 parameter.copy_(1 + noise / 4)
 
 
-def compare(twin: nn.Module, proof: Proof, width: int) -> None:
-    """Raise :class:`Refused` unless both forward passes of a copy compute the same."""
-    device = next(twin.parameters()).device
-    places = [(torch.device("cpu"), torch.float64), (device, torch.float32)]
-    for place, dtype in places:
+class Trial:
+    """A copy of a module without the values of its parameters, of which trials are made.
+
+    Its parameters are on the meta device, so it takes no memory, and nothing that happens to the
+    module later changes it.
+    """
+
+    def __init__(
+        self, twin: nn.Module, proof: Proof, width: int, place: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.template = copy.deepcopy(twin).to(place, dtype)
+        for module in self.template.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    empty = parameter.to("meta")
+                    module._parameters[name] = nn.Parameter(empty, empty.is_floating_point())
+        self.proof, self.width, self.place, self.dtype = proof, width, place, dtype
+
+    @property
+    def situations(self) -> tuple[Situation, ...]:
+        """Those of the first trial."""
+        further = (Situation(shape) for shape in self.proof.adapter.further_shapes)
+        return (*further, *SITUATIONS)
+
+    def keys(self) -> list[tuple[tuple[int, ...], bool, bool]]:
+        """Shape without batch and width, training and gradients of the first trial's situations."""
+        return [(s.shape[1:], s.training, s.gradients) for s in self.situations]
+
+    def refusal_at(self, shape: tuple[int, ...], training: bool, gradients: bool) -> str | None:
+        """How both differ for one sequence of another length, or None."""
         try:
-            trial = copy.deepcopy(twin).to(place, dtype).requires_grad_()
-            randomise(trial, torch.Generator().manual_seed(0))
-            compare_at(trial, proof, width, place, dtype)
-            return
+            self.compare([Situation((1, *shape), training=training, gradients=gradients)])
+        except Refused as refusal:
+            return str(refusal)
+        return None
+
+    def is_impossible_now(self) -> bool:
+        """Whether a CUDA graph is being captured, into which a comparison would go."""
+        return self.place.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def compare(self, situations: Sequence[Situation]) -> None:
+        """Raise :class:`Refused` unless both forward passes compute the same in all situations.
+
+        Raises whatever the module's own forward pass raises.
+        """
+        place, dtype = self.place, self.dtype
+        trial = copy.deepcopy(self.template)
+        trial._apply(lambda t: torch.empty_like(t, device=place) if t.is_meta else t)
+        randomise(trial, torch.Generator().manual_seed(0))
+        generator, before = torch.Generator().manual_seed(1), state(trial)
+        for shape, scale, training, gradients in situations:
+            trial.train(training)
+            x = scale * torch.randn(*shape, self.width, generator=generator).to(place, dtype)
+            args, kwargs = with_required(trial, *self.proof.adapter.trial_arguments(x))
+            with full_products(place):
+                theirs = run(trial, args, kwargs, gradients)
+            swap(trial, self.proof)
+            try:
+                with full_products(place):
+                    ours = run(trial, args, kwargs, gradients)
+            except Exception as error:
+                raise Refused(f"the fused forward pass fails: {first_line(error)}") from None
+            finally:
+                unswap(trial)
+            if reason := difference(theirs[0], ours[0], TOLERANCE[dtype]):
+                raise Refused(reason)
+            if not are_equal(theirs[1], ours[1], TOLERANCE[dtype]):
+                raise Refused("it has other gradients (tried on random weights and tokens)")
+        if state(trial) != before:
+            raise Refused("its forward pass changes its attributes")
+
+
+def try_out(twin: nn.Module, proof: Proof, width: int) -> Trial:
+    """The trial of a copy that computes the same in both ways; raises :class:`Refused`."""
+    device = next(twin.parameters()).device
+    for place, dtype in ((torch.device("cpu"), torch.float64), (device, torch.float32)):
+        try:
+            trial = Trial(twin, proof, width, place, dtype)
+            trial.compare(trial.situations)
+            return trial
         except Refused:
             raise
         except Exception as error:  # its own forward pass does not run there
             failure = error
     raise Refused(f"it fails on tokens {[*SITUATIONS[0].shape, width]}: {first_line(failure)}")
-
-
-def compare_at(
-    trial: nn.Module, proof: Proof, width: int, place: torch.device, dtype: torch.dtype
-) -> None:
-    generator, before = torch.Generator().manual_seed(1), state(trial)
-    further = (Situation(shape) for shape in proof.adapter.further_shapes)
-    for shape, scale, training, gradients in (*further, *SITUATIONS):
-        trial.train(training)
-        x = scale * torch.randn(*shape, width, generator=generator).to(place, dtype)
-        args, kwargs = with_required(trial, *proof.adapter.trial_arguments(x))
-        with full_products(place):
-            theirs = run(trial, args, kwargs, gradients)
-        swap(trial, proof)
-        try:
-            with full_products(place):
-                ours = run(trial, args, kwargs, gradients)
-        except Exception as error:
-            raise Refused(f"the fused forward pass fails: {first_line(error)}") from None
-        finally:
-            unswap(trial)
-        if reason := difference(theirs[0], ours[0], TOLERANCE[dtype]):
-            raise Refused(reason)
-        if not are_equal(theirs[1], ours[1], TOLERANCE[dtype]):
-            raise Refused("it has other gradients (tried on random weights and tokens)")
-    if state(trial) != before:
-        raise Refused("its forward pass changes its attributes")
 
 
 def state(trial: nn.Module) -> list[Any]:

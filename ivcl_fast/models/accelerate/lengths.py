@@ -1,0 +1,105 @@
+"""Lengths at which a fused forward pass was compared with the module's own, one after the other.
+
+A module may compute something else at one length alone, such as exactly 577 tokens. So a fused
+forward pass is used at the lengths only at which both were compared: those of the first trial, and
+every other one when it first occurs. That comparison needs the length alone and not the tokens: it
+takes a copy with random weights and one random sequence, in float64 on the CPU, once for all
+modules built alike. It costs two forward passes of one sequence, with their backward passes where
+gradients are needed: some hundredths of a second for ViT-B at 197 tokens without gradients.
+
+It runs in a thread of its own. Whatever a thread has switched on for itself does not hold there:
+autocast, inference mode, function transforms, fake tensors, tracing, random numbers.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from ivcl_fast.models.accelerate.trial import Trial
+
+MOST = 64
+"""Comparisons after the first trial, for models whose lengths never end; other lengths then keep
+the module's own forward pass."""
+_LOCK = threading.Lock()
+
+Key = tuple[tuple[int, ...], bool, bool]
+"""A shape of tokens without batch and width, training, and whether gradients are needed."""
+
+
+class Lengths:
+    """What is known about the lengths of modules that are built alike.
+
+    Copies and unpickled modules know of the first trial alone.
+    """
+
+    def __init__(self, name: str, trial: Trial) -> None:
+        self.name, self.trial = name, trial
+        self.equal: dict[Key, bool] = dict.fromkeys(trial.keys(), True)
+        self.most = len(self.equal) + MOST
+        self.is_given_up = False
+
+    def __reduce__(self) -> tuple:
+        return Lengths, (self.name, self.trial)
+
+    def compare(self, key: Key) -> bool:
+        """Whether both forward passes are equal at a length that may be a new one."""
+        with _LOCK:
+            if self.is_given_up or key in self.equal:
+                return not self.is_given_up and self.equal[key]
+            if len(self.equal) >= self.most or self.trial.is_impossible_now():
+                return False
+            try:
+                reason = in_thread(lambda: self.trial.refusal_at(*key))
+            except Exception:  # the module itself does not run at this length alone
+                self.equal[key] = False
+                return False
+            self.equal[key], self.is_given_up = reason is None, reason is not None
+        if reason is not None:
+            length = " x ".join(map(str, key[0]))
+            warnings.warn(
+                f"accelerate: {self.name} and modules built alike run their own forward pass from "
+                f"now on; at {length} tokens, where none ran before: {reason}",
+                stacklevel=2,
+            )
+        return reason is None
+
+
+def may_run(lengths: Lengths | None, shape: torch.Size, training: bool, gradients: bool) -> bool:
+    """Whether the fused forward pass is equal for tokens ``[B, *shape, D]``; compares it now if
+    nobody did before. In trials, without ``lengths``, it may always run."""
+    if lengths is None:
+        return True
+    if lengths.is_given_up:
+        return False
+    key = (tuple(shape), training, gradients)
+    known = lengths.equal.get(key)
+    return lengths.compare(key) if known is None else known
+
+
+# torch.compile calls it while it traces, and takes the answer as a constant.
+may_run._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def in_thread(function: Callable[[], str | None]) -> str | None:
+    """What a function returns, or raises, in a new thread."""
+    with ThreadPoolExecutor(1, "ivcl_fast comparison") as pool:
+        return pool.submit(function).result()
+
+
+def is_fixed(shape: torch.Size) -> bool:
+    """Whether a shape consists of numbers, and not of symbols for any number, as a program for
+    dynamic lengths has them; no comparison covers all of these."""
+    if not all(type(n) is int for n in shape):
+        return False
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import has_static_value
+
+        return all(has_static_value(n) for n in shape)
+    return True
