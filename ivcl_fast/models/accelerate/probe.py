@@ -10,6 +10,7 @@ on its device, counts the fused ops that run.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from ivcl_fast.models.accelerate.trial import (
     first_line,
     make_twin,
     run,
+    tokens_of,
     try_out,
     with_required,
 )
@@ -82,28 +84,28 @@ def find_proof(
     tune: bool,
 ) -> Verdict:  # fmt: skip
     """The verdict on a module with the adapter and the layouts that may fit it."""
-    reasons = []
+    reasons: dict[Any, str] = {}
     try:
         if "forward" in part.__dict__:
             raise Refused("its forward was replaced on the instance")
         twin = make_twin(part)
     except Refused as refusal:
         return Verdict(None, str(refusal))
-    for layout in found[1] if found else ():
-        try:
-            return prove(name, part, twin, found[0], layout, tune)  # type: ignore[index]
-        except Refused as refusal:
-            reasons.append(str(refusal))
+    adapter, layouts = found or (None, ())
+    attempts = [functools.partial(prove, name, part, twin, adapter, of, tune) for of in layouts]
     if calls_sdpa:
+        keeps_own = adapter is not None and adapter.keeps_own(layouts[0])
+        attempts.insert(0 if keeps_own else len(attempts), functools.partial(redirect, part, tune))
+    for attempt in attempts:
         try:
-            return redirect(part, tune)
+            return attempt()
         except Refused as refusal:
-            reasons.append(str(refusal))
-    return Verdict(None, reasons[0])
+            reasons[attempt.func] = reasons.get(attempt.func, str(refusal))
+    return Verdict(None, reasons.get(prove, reasons.get(redirect)))
 
 
 def prove(
-    name: str, part: nn.Module, twin: nn.Module, adapter: Adapter, layout: Any, tune: bool
+    name: str, part: nn.Module, twin: nn.Module, adapter: Any, layout: Any, tune: bool
 ) -> Verdict:
     """The proof for one layout; raises :class:`Refused`."""
     device = next(part.parameters()).device
@@ -116,6 +118,7 @@ def prove(
     proof = Proof(adapter, layout, guard)
     width = adapter.width(part, layout)
     trial = try_out(twin, proof._replace(limits=ALWAYS), width)
+    proof = proof._replace(tail=trial.proof.tail)
     calls = count_calls(part, proof._replace(limits=ALWAYS), width, adapter.trial_arguments)
     if tune:
         proof = tuned(part, proof, adapter.trial_arguments, width)
@@ -199,7 +202,7 @@ def count_calls(part: nn.Module, proof: Proof, width: int, arguments: Any) -> in
     calls = sum(n for (_, how), n in (dispatches() - before).items() if how != "ref")
     if calls == 0:
         raise Refused("no fused op runs in it")
-    if reason := difference(theirs, ours, ROUGHLY):
+    if reason := difference(tokens_of(theirs), tokens_of(ours), ROUGHLY):
         raise Refused(f"{reason} in {dtype}")
     return calls
 

@@ -41,6 +41,9 @@ class Proof(NamedTuple):
     limits: dict[tuple[torch.dtype, bool], int] | None = None
     """The longest sequence by compute dtype and whether gradients are needed, where measured for
     this module; None stands for the table's."""
+    tail: tuple[None, ...] | None = None
+    """What follows the tokens in the module's output, such as weights that nobody asked for; None
+    where the output is no tuple."""
     lengths: Any = None
     """The :class:`~ivcl_fast.models.accelerate.lengths.Lengths` that were compared; None in trials
     and where PyTorch's attention alone is replaced."""
@@ -97,7 +100,8 @@ def fast_class(old: Any) -> Any:
             or not may_run(proof.lengths, x.shape[1:-1], self.training, torch.is_grad_enabled())
         ):
             return own_forward(self, *args, **kwargs)
-        return adapter.run(self, proof.layout, x)
+        out = adapter.run(self, proof.layout, x)
+        return out if proof.tail is None else (out, *proof.tail)
 
     def reduce(self: nn.Module, protocol: Any) -> tuple:
         return _revive, (old,), self.__dict__

@@ -124,7 +124,8 @@ class Trial:
     def compare(self, situations: Sequence[Situation]) -> None:
         """Raise :class:`Refused` unless both forward passes compute the same in all situations.
 
-        Raises whatever the module's own forward pass raises.
+        Raises whatever the module's own forward pass raises. ``self.proof`` then tells whether the
+        module returns a tuple.
         """
         place, dtype = self.place, self.dtype
         trial = copy.deepcopy(self.template)
@@ -137,6 +138,7 @@ class Trial:
             args, kwargs = with_required(trial, *self.proof.adapter.trial_arguments(x))
             with full_products(place):
                 theirs = run(trial, args, kwargs, gradients)
+            self.proof = self.proof._replace(tail=tail_of(theirs[0]))
             swap(trial, self.proof)
             try:
                 with full_products(place):
@@ -145,7 +147,7 @@ class Trial:
                 raise Refused(f"the fused forward pass fails: {first_line(error)}") from None
             finally:
                 unswap(trial)
-            if reason := difference(theirs[0], ours[0], TOLERANCE[dtype]):
+            if reason := difference(tokens_of(theirs[0]), tokens_of(ours[0]), TOLERANCE[dtype]):
                 raise Refused(reason)
             if not are_equal(theirs[1], ours[1], TOLERANCE[dtype]):
                 raise Refused("it has other gradients (tried on random weights and tokens)")
@@ -192,12 +194,12 @@ def run(
     no_autocast = torch.autocast(device.type, enabled=False)
     with torch.set_grad_enabled(gradients), no_autocast, OwnDraws(device):
         out = trial.forward(*args, **kwargs)
-    first = out[0] if isinstance(out, tuple) and out else out
-    if not gradients or not isinstance(first, Tensor) or not first.requires_grad:
+    y = tokens_of(out)
+    if not gradients or not isinstance(y, Tensor) or not y.requires_grad:
         return out, []
-    cotangent = torch.randn(first.shape, generator=torch.Generator().manual_seed(3)).to(first)
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(y)
     inputs = [tokens, *trial.parameters()]
-    return out, list(torch.autograd.grad(first, inputs, cotangent, allow_unused=True))
+    return out, list(torch.autograd.grad(y, inputs, cotangent, allow_unused=True))
 
 
 def rms(x: Tensor) -> float:
@@ -217,14 +219,22 @@ def are_equal(theirs: list[Tensor | None], ours: list[Tensor | None], tolerance:
     )
 
 
+def tokens_of(out: Any) -> Any:
+    """The tokens of an output."""
+    return out[0] if isinstance(out, tuple) and out else out
+
+
+def tail_of(out: Any) -> tuple[None, ...] | None:
+    """What follows the tokens of an output; raises :class:`Refused` if that is more than None."""
+    if not isinstance(out, tuple):
+        return None
+    if any(value is not None for value in out[1:]):
+        raise Refused("it returns more than its tokens")
+    return out[1:]
+
+
 def difference(theirs: Any, ours: Any, tolerance: float) -> str | None:
-    """How two outputs differ, or None. Tuples may hold None beside one tensor."""
-    if isinstance(theirs, tuple) and isinstance(ours, tuple) and len(theirs) == len(ours):
-        if all(t is None and o is None for t, o in zip(theirs[1:], ours[1:], strict=True)):
-            return difference(theirs[0], ours[0], tolerance)
-        return "it returns more than its tokens"
-    if isinstance(theirs, tuple):
-        return "it returns more than its tokens"
+    """How the tokens of two outputs differ, or None."""
     if not isinstance(theirs, Tensor) or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
         return "its output is not a tensor of the same shape"
     return None if rms(theirs - ours) <= tolerance * rms(theirs) else DIFFERENT

@@ -21,6 +21,7 @@ EPS = (1e-5, 1e-6, 1e-12)
 class Attention(nn.Module):
     """Self-attention in steps; families add parameters, ``project`` and ``out``."""
 
+    has_fused_op = True
     returns_weights = False
 
     def __init__(self, dim: int, heads: int, draw: random.Random) -> None:
@@ -155,6 +156,8 @@ class VitPytorchAttention(Attention):
 class Mlp(nn.Module):
     """timm's MLP in steps."""
 
+    has_fused_op = True
+
     def __init__(self, dim: int, hidden: int, draw: random.Random) -> None:
         super().__init__()
         self.build(dim, hidden, draw)
@@ -191,12 +194,16 @@ class HuggingFaceMlp(Mlp):
 
 
 class TanhMlp(Mlp):
+    has_fused_op = False
+
     def build(self, dim: int, hidden: int, draw: random.Random) -> None:
         super().build(dim, hidden, draw)
         self.act = nn.GELU(approximate="tanh")
 
 
 class SwiGlu(Mlp):
+    has_fused_op = False
+
     def build(self, dim: int, hidden: int, draw: random.Random) -> None:
         self.fc1_g, self.fc1_x = nn.Linear(dim, hidden), nn.Linear(dim, hidden)
         self.act, self.norm = nn.SiLU(), nn.Identity()
@@ -226,6 +233,8 @@ class LayerScale(nn.Module):
 
 class Block(nn.Module):
     """timm's pre-norm block in steps: the two norms, the two branches and their sums."""
+
+    has_fused_op = True
 
     def __init__(self, dim: int, heads: int, hidden: int, draw: random.Random) -> None:
         super().__init__()

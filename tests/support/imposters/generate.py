@@ -6,6 +6,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,8 @@ class Candidate:
     """A module that can be built again and again: one family, one mutation or none, one dtype."""
 
     kind: str
-    family: type
+    family: Any
+    """Its ``has_fused_op`` tells whether it has to be replaced, or a reason given."""
     mutation: str | None
     dtype: torch.dtype
     seed: int

@@ -40,8 +40,13 @@ class Adapter:
         """The children that :meth:`run` calls in any case, so that they may change."""
         raise NotImplementedError
 
-    def run(self, module: nn.Module, layout: Any, x: Tensor) -> Any:
-        """The module's output for tokens ``[B, N, D]``."""
+    def keeps_own(self, layout: Any) -> bool:
+        """Whether the module rather keeps its own forward pass if that calls PyTorch's attention,
+        in which this alone can be fused."""
+        return False
+
+    def run(self, module: nn.Module, layout: Any, x: Tensor) -> Tensor:
+        """The module's output for tokens ``[B, N, D]``, without what a tuple holds beside it."""
         raise NotImplementedError
 
     def may_run(self, module: nn.Module, layout: Any) -> bool:

@@ -1,6 +1,7 @@
 """MLPs: the first layer's bias and an exact GELU in one pass; everything else is called.
 
 * :class:`Mlp`: ``fc1``, an activation, ``fc2``, as in timm and Hugging Face; or the first two.
+  Gated ones (SwiGLU) are known, but kept.
 * :class:`SequentialMlp`: any ``nn.Sequential`` in which an activation follows a linear layer, as in
   torchvision, open_clip and vit-pytorch.
 """
@@ -17,7 +18,8 @@ from ivcl_fast import kernels
 from ivcl_fast.models.accelerate.adapters.adapter import Adapter, call_parts, unknown_parts
 from ivcl_fast.models.layers import linear
 
-FIRST = (("fc1", "fc2"), ("dense", None))
+FIRST = (("fc1", "fc2"), ("fc1_x", "fc2"), ("up_proj", "down_proj"), ("dense", None))
+GATES = ("fc1_g", "gate_proj")
 ACTIVATIONS = ("act", "activation_fn", "activation", "intermediate_act_fn", "act_fn")
 BETWEEN = (("drop1", "norm"), ("drop", "norm"), ("norm",))
 AFTER = (("drop2",), ("drop",))
@@ -44,7 +46,7 @@ class Mlp(Adapter):
         parts = module._modules
         act = next((name for name in ACTIVATIONS if parts.get(name) is not None), None)
         pair = next((p for p in FIRST if all(n is None or parts.get(n) for n in p)), None)
-        if act is None or pair is None or is_swiglu(parts):
+        if act is None or pair is None:
             return
         if pair[1] is None and not is_gelu(parts[act]):  # such as a pooling layer
             return
@@ -58,6 +60,8 @@ class Mlp(Adapter):
                 seen.add(layout)
 
     def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
+        if gate := next((n for n in GATES if module._modules.get(n) is not None), None):
+            yield f"{gate}: gated MLPs (SwiGLU) are not fused"
         known = (layout.fc1, layout.act, layout.fc2, "drop", "drop1", "drop2", "norm")
         yield from unknown_parts(module, known)  # type: ignore[arg-type]
         yield from pair_reasons(module, layout)
@@ -100,11 +104,6 @@ class SequentialMlp(Mlp):
 
 
 SEQUENTIAL_FORWARD = nn.Sequential.forward
-
-
-def is_swiglu(parts: Any) -> bool:
-    """Whether a gate stands beside the first layer, so that the activation is not of it alone."""
-    return any(parts.get(name) is not None for name in ("gate_proj", "fc1_g"))
 
 
 def is_gelu(part: Any) -> bool:

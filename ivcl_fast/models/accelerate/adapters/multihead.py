@@ -55,10 +55,10 @@ class Multihead(Adapter):
     def trial_arguments(self, x: Tensor) -> tuple[tuple, dict[str, Any]]:
         return (x, x, x), {"need_weights": False}
 
-    def run(self, module: Any, layout: tuple, x: Tensor) -> tuple[Tensor, None]:
+    def run(self, module: Any, layout: tuple, x: Tensor) -> Tensor:
         x = kernels.linear(x, module.in_proj_weight, module.in_proj_bias)
         x = attention(x, module.num_heads)
-        return kernels.linear(x, module.out_proj.weight, module.out_proj.bias), None
+        return kernels.linear(x, module.out_proj.weight, module.out_proj.bias)
 
     def width(self, module: Any, layout: tuple) -> int:
         return module.embed_dim

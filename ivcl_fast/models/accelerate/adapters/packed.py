@@ -4,7 +4,8 @@
   ``q_bias`` and ``v_bias`` may be parameters of their own.
 * :class:`PreNormAttention`: ``norm``, ``to_qkv`` and ``to_out``, as in vit-pytorch.
 
-What normalises or rotates queries and keys is left to the module's own forward pass (``sdpa.py``).
+Norms of queries and keys over a head's columns are called; whatever else changes queries and keys,
+such as a rotation, is left to the module's own forward pass (``sdpa.py``).
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Layout(NamedTuple):
     dropout: str | None = None
     """Of attention weights: a child; fused where it does nothing."""
     has_biases: bool = False
+    has_norms: bool = False
+    """Of queries and keys."""
 
 
 def heads_name(module: nn.Module) -> str | None:
@@ -74,13 +77,15 @@ class PackedAttention(Adapter):
             after=tuple(name for name in ("proj_drop",) if parts.get(name) is not None),
             dropout="attn_drop" if isinstance(parts.get("attn_drop"), nn.Dropout) else None,
             has_biases=isinstance(getattr(module, "q_bias", None), Tensor),
+            has_norms=not all(is_identity(parts.get(name)) for name in QK_NORMS),
         )  # fmt: skip
 
     def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
         yield from unknown_parts(module, (layout.qkv, layout.proj, *self.optional), BIASES)
-        for name in (*QK_NORMS, "gate"):
-            if not is_identity(part := module._modules.get(name)):
-                yield f"{name} ({type(part).__name__}) is not fused"
+        if not is_identity(gate := module._modules.get("gate")):
+            yield f"gate ({type(gate).__name__}) is not fused"
+        if layout.has_norms and any(module._modules.get(name) is None for name in QK_NORMS):
+            yield "only queries or only keys are normalised"
         if not isinstance(module._modules[layout.qkv], nn.Linear):
             yield f"{layout.qkv} is not a linear layer"
 
@@ -92,6 +97,9 @@ class PackedAttention(Adapter):
         dropout = () if layout.dropout is None else (layout.dropout,)
         return (*qkv, layout.proj, *layout.first, *layout.before, *layout.after, *dropout)
 
+    def keeps_own(self, layout: Layout) -> bool:
+        return layout.has_norms
+
     def may_run(self, module: nn.Module, layout: Layout) -> bool:
         parts, dropout = module._modules, layout.dropout
         return dropout is None or not is_active(parts[dropout], module.training)
@@ -100,12 +108,22 @@ class PackedAttention(Adapter):
         x = call_parts(module, layout.first, x)
         qkv: Any = module._modules[layout.qkv]
         x = F.linear(x, qkv.weight, packed_bias(module)) if layout.has_biases else linear(qkv, x)
-        x = call_parts(module, layout.before, attention(x, getattr(module, layout.heads)))
+        heads = getattr(module, layout.heads)
+        x = norm_qk(module, x, heads) if layout.has_norms else x
+        x = call_parts(module, layout.before, attention(x, heads))
         x = linear(module._modules[layout.proj], x)  # type: ignore[arg-type]
         return call_parts(module, layout.after, x)
 
     def width(self, module: nn.Module, layout: Layout) -> int:
         return module._modules[layout.qkv].in_features  # type: ignore[union-attr, return-value]
+
+
+def norm_qk(module: nn.Module, qkv: Tensor, heads: int) -> Tensor:
+    """Queries, keys and values ``[B, N, 3*D]`` after the norms of queries and keys."""
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).unbind(2)  # [B, N, heads, d]
+    parts: Any = module._modules
+    q, k = (parts[name](x).to(v.dtype) for name, x in zip(QK_NORMS, (q, k), strict=True))
+    return torch.stack([q, k, v], dim=2).flatten(2)
 
 
 def packed_bias(module: nn.Module) -> Tensor:

@@ -1,6 +1,6 @@
 """Attention with three linear layers that writes its softmax out, as in MAE for videos (mae_st).
 
-Where such a module calls PyTorch's attention instead, as Hugging Face's do, it keeps its own
+Where such a module calls PyTorch's attention instead, as Hugging Face's mostly do, it keeps its own
 forward pass (``sdpa.py``).
 """
 
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ivcl_fast.kernels.attention import attention
-from ivcl_fast.models.accelerate import sdpa
 from ivcl_fast.models.accelerate.adapters.adapter import Adapter, call_parts, unknown_parts
 from ivcl_fast.models.accelerate.adapters.packed import heads_name, is_active
 from ivcl_fast.models.layers import linear
@@ -39,7 +38,7 @@ class SeparateAttention(Adapter):
 
     def layouts(self, module: nn.Module) -> Iterator[Layout]:
         parts, heads = module._modules, heads_name(module)
-        if heads is None or sdpa.is_called_by(type(module)):
+        if heads is None:
             return
         for qkv in NAMES:
             for proj in OUT:
@@ -59,6 +58,9 @@ class SeparateAttention(Adapter):
     def called(self, layout: Layout) -> tuple[str, ...]:
         dropout = () if layout.dropout is None else (layout.dropout,)
         return (*layout.qkv, layout.proj, *layout.after, *dropout)
+
+    def keeps_own(self, layout: Layout) -> bool:
+        return True
 
     def may_run(self, module: nn.Module, layout: Layout) -> bool:
         parts, dropout = module._modules, layout.dropout
