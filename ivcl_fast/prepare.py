@@ -3,12 +3,14 @@
 ``videos:DIR``, ``csv:FILE``, ``webdataset:PATTERN``, ``hf:NAME_OR_DIR``, ``cater:DIR``,
 ``acre:DIR`` and ``something-else:DIR`` decode the media of a data set into a frame store;
 ``synthetic:cater`` and others write a synthetic data set in a published format. If the command is
-interrupted, the same command continues. Under torchrun the ranks share the work.
+interrupted, the same command continues. Under torchrun the ranks share the work; jobs of an array
+do so with ``--part 1/8`` to ``--part 8/8`` on machines that share the folder.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -29,7 +31,7 @@ from ivcl_fast.data.decode.decoder import (
 )
 from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.registry import Synthetic, find_task, parse_source
-from ivcl_fast.data.store.build import build_store, default_store_path
+from ivcl_fast.data.store.build import Part, build_part, build_store, default_store_path
 from ivcl_fast.data.store.frame_store import BAD_FILES
 from ivcl_fast.data.store.index import index_media
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
@@ -63,6 +65,9 @@ class StoreFlags:
     """Video decoder; auto: DALI if it can decode on a GPU, else PyAV."""
     verify: bool = False
     """Read the finished store again and compare its checksums."""
+    part: str | None = None
+    """Build only part i of n of the store, such as 2/8, as a job of an array; the last part
+    completes the store, and so does the same command without --part."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def prepare(config: PrepareConfig) -> None:
     if isinstance(place, Synthetic):
         if config.store != StoreFlags():
             raise UserError(
-                "--task, --image-size, --patch-size, --decoder, --verify: not accepted for "
+                "--task, --image-size, --patch-size, --decoder, --verify, --part: not accepted for "
                 "synthetic data; accepted for a folder, such as cater:DIR"
             )
         prepare_synthetic(config, place)
@@ -135,7 +140,16 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     if config.dry_run:
         print_estimate(media, out, config)
         return
+    part = None if flags.part is None else parse_part(flags.part)
     with Bar("decoding", 0, "frames") as bar:
+        if part is not None:
+            left = build_part(part, media, out, *sizes, flags.decoder, config.workers, bar)
+            if left:
+                print(
+                    f"store: {out}, part {flags.part} is complete; {left} shards of other parts "
+                    "are missing; the last part completes the store, or this command without --part"
+                )
+                return
         store = build_store(media, out, *sizes, flags.decoder, config.workers, progress=bar)
     if flags.verify:
         Manifest.read(dataset.root).verify()
@@ -153,6 +167,14 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
         f"{len(store.bad_files)} videos could not be used"
         + (", checksums verified" if flags.verify else "")
     )
+
+
+def parse_part(text: str) -> Part:
+    """Return part ``i/n``, where i is from 1 to n; raises :class:`UserError` for anything else."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--part: {text!r} is not accepted; accepted: i/n, such as 1/8 to 8/8")
+    return Part(int(match[1]) - 1, int(match[2]))
 
 
 def print_estimate(media: Sequence[Media], out: Path, config: PrepareConfig) -> None:

@@ -85,6 +85,17 @@ def test_verify_finds_any_flipped_byte(command, package):
     assert command(f"cater:{package}", *SMALL, "--verify")[0] == 0
 
 
+def test_parts_of_a_job_array(command, package):
+    """There is one shard, so the second part has nothing to do; the first completes the store."""
+    store = package / "store-32-p8-pyav"
+    status, out, _ = command(f"cater:{package}", *SMALL, "--part", "2/2")
+    assert status == 0 and "part 2/2 is complete; 1 shards of other parts are missing" in out
+    assert not (store / "meta.json").exists()
+    status, out, _ = command(f"cater:{package}", *SMALL, "--part", "1/2")
+    assert status == 0 and "3 videos, 18 frames" in out
+    assert (store / "meta.json").exists()
+
+
 def test_synthetic_data_then_its_store(command, tmp_path):
     root = tmp_path / "made"
     flags = ("--train", 2, "--val", 1, "--workers", 1, "--out", root)
@@ -108,11 +119,14 @@ def test_synthetic_data_then_its_store(command, tmp_path):
         (["cater:"], "SOURCE: 'cater:' is not a data source; accepted: cater:DIR, "),
         (["cater:/no/such/folder"], "no such folder"),
         (["cater:PACKAGE", "--size", "full"], "--size, --train, --val, --seed: not accepted"),
-        (["synthetic:cater", "--verify"], "--decoder, --verify: not accepted"),
+        (["synthetic:cater", "--verify"], "--decoder, --verify, --part: not accepted"),
         (["synthetic:acre-iid", "--camera", "moving"], "accepted for synthetic:cater"),
         (["cater:PACKAGE", "--task", "count"], "'count' is not one of localize"),
         (["cater:PACKAGE", "--image-size", "30"], "30 is not a multiple of patch_size 8"),
         (["cater:PACKAGE", "--workers", "0"], "workers: 0"),
+        (["cater:PACKAGE", "--part", "0/3"], "--part: '0/3' is not accepted; accepted: i/n"),
+        (["cater:PACKAGE", "--part", "4/3"], "--part: '4/3'"),
+        (["cater:PACKAGE", "--part", "2"], "--part: '2'"),
         (["synthetic:cater", "--train", "0", "--dry-run"], "train"),
     ],
 )

@@ -21,6 +21,7 @@ from ivcl_fast.data.formats.something_else import SomethingElse
 from ivcl_fast.data.store import build as building
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.data.store.plan import read_plan
 from ivcl_fast.data.store.shards import finished_shard
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
@@ -74,7 +75,7 @@ def readers(tmp_path, command) -> dict[Path, Reader]:
         return vars(found.cfg), found.class_names, found.training_record
 
     def plan() -> Any:
-        return building._read_plan(half / "plan.json")
+        return read_plan(half / "plan.json")
 
     acre = write_acre(tmp_path / "acre", SyntheticAcre(train=1, val=1, test=1), 1)
     other = write_something_else(tmp_path / "se", SyntheticSomethingElse(train=2, val=1), 1)

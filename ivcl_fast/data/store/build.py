@@ -3,25 +3,24 @@
 A build has three steps. Under a lock, one process makes the plan: it probes all media and writes
 ``plan.json``. Then all processes that need the store build shards; each shard has its own lock.
 Under the first lock again, one process writes the index and finally ``meta.json``. If a process
-is stopped, the next one keeps the finished shards and continues.
+is stopped, the next one keeps the finished shards and continues. The jobs of an array may build a
+fixed part of the shards each, which needs no locks; the last of them writes the index.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import (
     DecoderName,
     decoding_gpu,
@@ -38,28 +37,44 @@ from ivcl_fast.data.store.frame_store import (
     read_meta,
     write_meta,
 )
-from ivcl_fast.data.store.index import SecondChance, index_media, source_digest
+from ivcl_fast.data.store.index import SecondChance, source_digest
 from ivcl_fast.data.store.placement import Placement
+from ivcl_fast.data.store.plan import (
+    LOCK,
+    PLAN,
+    check_settings,
+    make_plan,
+    read_plan,
+    shard_tasks,
+)
 from ivcl_fast.data.store.shards import (
     META,
     ShardTask,
-    assign_media,
     build_shard,
     finished_shard,
     shard_leftovers,
 )
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import locked, write_json, write_text
-from ivcl_fast.manifest import check_signed, signed
+from ivcl_fast.files import locked, write_json
 
 log = logging.getLogger(__name__)
 
-PLAN, LOCK = "plan.json", "build.lock"
 SHARD_BYTES = 128 * 2**20
 CROP = "none: whole frames"
 WAIT_SECONDS = 1.0
 """Seconds between two checks of the shards that other processes build."""
+
+
+class Part(NamedTuple):
+    """A part of the shards: every ``total``-th, from ``number`` on."""
+
+    number: int
+    """From 0."""
+    total: int
+
+
+WHOLE = Part(0, 1)
 
 
 def default_store_path(
@@ -115,45 +130,106 @@ def build_store(
         >>> store.rows(store.names[0], [0, 1]).shape
         (2, 64, 192)
     """
-    if image_size < 1 or patch_size < 1 or image_size % patch_size:
-        raise UserError(f"image_size: {image_size} is not a multiple of patch_size {patch_size}")
-    if workers is not None and workers < 1:
-        raise UserError(f"workers: {workers} is not accepted; accepted: at least 1")
-    settings = {
-        "version": VERSION,
-        "image_size": image_size,
-        "patch_size": patch_size,
-        "crop": CROP,
-        "decoder": resolve_decoder(decoder),
-        "source_digest": source_digest(media),
-        "shard_bytes": shard_bytes,
-    }
-    out = Path(out)
-    if not (out / META).exists():
+    build = _Build(media, Path(out), image_size, patch_size, decoder, shard_bytes)
+    build.run(WHOLE, workers, progress, stall_seconds, decoding_gpu(device))
+    return build.open(placement, device)
+
+
+def build_part(
+    part: Part,
+    media: Sequence[Media],
+    out: Path,
+    image_size: int,
+    patch_size: int,
+    decoder: DecoderName = "auto",
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    stall_seconds: float = STALL_SECONDS,
+) -> int:
+    """Build a part of the shards of :func:`build_store`, with its arguments, and wait for no other.
+
+    The parts may run at the same time on machines that share the folder. Returns the number of
+    shards that other parts have to build yet; 0 if the store is complete, which the last part does.
+    """
+    build = _Build(media, Path(out), image_size, patch_size, decoder, shard_bytes)
+    return build.run(part, workers, progress, stall_seconds, decoding_gpu(None))
+
+
+class _Build:
+    """The build of a store, as :func:`build_store` describes it."""
+
+    def __init__(
+        self,
+        media: Sequence[Media],
+        out: Path,
+        image_size: int,
+        patch_size: int,
+        decoder: DecoderName,
+        shard_bytes: int,
+    ) -> None:
+        if image_size < 1 or patch_size < 1 or image_size % patch_size:
+            raise UserError(
+                f"image_size: {image_size} is not a multiple of patch_size {patch_size}"
+            )
+        self.media, self.out, self.decoder = media, out, decoder
+        self.settings = {
+            "version": VERSION,
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "crop": CROP,
+            "decoder": resolve_decoder(decoder),
+            "source_digest": source_digest(media),
+            "shard_bytes": shard_bytes,
+        }
+
+    def run(
+        self,
+        part: Part,
+        workers: int | None,
+        progress: Callable[[int, int], None] | None,
+        stall_seconds: float,
+        gpu: int | None,
+    ) -> int:
+        """Build a part of the missing shards; return how many are missing then."""
+        if workers is not None and workers < 1:
+            raise UserError(f"workers: {workers} is not accepted; accepted: at least 1")
+        out = self.out
+        if (out / META).exists():
+            return 0
         _claim(out)
-        workers = workers or default_workers(resolve_decoder(decoder))
-        gpu = decoding_gpu(device)
+        workers = workers or default_workers(resolve_decoder(self.decoder))
         with (
             _storage_errors(out),
             WorkerPool(workers, stall_seconds) if workers > 1 else nullcontext() as pool,
         ):
-            if plan := _plan(media, out, settings, decoder, pool, gpu):
-                tasks = _tasks(media, out, plan, gpu)
-                if pool is not None:
-                    pool.stall_seconds = decoding_timeout(stall_seconds, plan["frames"].values())
-                _build_shards(tasks, pool, progress or (lambda *_: None))
-                _finish(tasks, out, plan)
-    _check_settings(out, read_meta(out), settings)
-    with suppress(OSError):  # a finished store may be in a read-only folder
-        for leftover in (*shard_leftovers(out), out / PLAN, out / LOCK):
-            leftover.unlink(missing_ok=True)
-    store = FrameStore(out, placement, device=device)
-    if store.bad_files:
-        log.warning(
-            "%d of %d videos cannot be used; the reasons are in %s",
-            *(len(store.bad_files), len(media), out / BAD_FILES),
-        )
-    return store
+            plan = make_plan(self.media, out, self.settings, self.decoder, pool, gpu)
+            if plan is None:
+                return 0
+            tasks = shard_tasks(self.media, out, plan, gpu)
+            if pool is not None:
+                pool.stall_seconds = decoding_timeout(stall_seconds, plan["frames"].values())
+            own = tasks[part.number :: part.total]
+            _build_shards(own, pool, progress or (lambda *_: None))
+            if not (out / META).exists() and (left := len(_missing(tasks))):
+                return left
+            _finish(tasks, out, plan)
+        return 0
+
+    def open(self, placement: Placement, device: torch.device | None) -> FrameStore:
+        """Open the store, which is complete, and delete what its build has left."""
+        out = self.out
+        check_settings(out, read_meta(out), self.settings)
+        with suppress(OSError):  # a finished store may be in a read-only folder
+            for leftover in (*shard_leftovers(out), out / PLAN, out / LOCK):
+                leftover.unlink(missing_ok=True)
+        store = FrameStore(out, placement, device=device)
+        if store.bad_files:
+            log.warning(
+                "%d of %d videos cannot be used; the reasons are in %s",
+                *(len(store.bad_files), len(self.media), out / BAD_FILES),
+            )
+        return store
 
 
 def _claim(out: Path) -> None:
@@ -167,68 +243,6 @@ def _claim(out: Path) -> None:
         raise UserError(f"{out}: is neither empty nor a store; choose another folder")
 
 
-def _plan(
-    media: Sequence[Media],
-    out: Path,
-    settings: dict[str, Any],
-    decoder: DecoderName,
-    pool: WorkerPool | None,
-    gpu: int | None,
-) -> dict[str, Any] | None:
-    """Make the plan, the settings and what to decode, or read it if another process made it.
-
-    Returns None if another process has finished the store in the meantime.
-    """
-    with locked(out / LOCK, busy="planned"):
-        if (out / META).exists():
-            return None
-        if (out / PLAN).exists():
-            plan = _read_plan(out / PLAN)
-            _check_settings(out, plan, settings)
-            return plan
-        infos, bad_files = index_media(media, pool)
-        decoders = choose_decoders(media, infos, decoder, gpu)
-        plan = settings | {
-            "frames": {name: info.frames for name, info in infos.items()},
-            "decoders": decoders,
-            "bad_files": bad_files,
-        }
-        write_text(out / PLAN, signed({"plan": plan}))
-        return plan
-
-
-def _read_plan(file: Path) -> dict[str, Any]:
-    """Read a plan; raises :class:`UserError` if it is damaged."""
-    try:
-        text = file.read_bytes()
-        found = json.loads(text)
-        return found if "frames" in found else check_signed(text)["plan"]  # "frames": version 0.1.0
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(
-            f"{file}: damaged: {error}; delete {file.parent} to build the store again"
-        ) from None
-
-
-def _tasks(
-    media: Sequence[Media], out: Path, plan: dict[str, Any], gpu: int | None
-) -> list[ShardTask]:
-    by_name = {one.name: one for one in media}
-    frames, decoders = plan["frames"], plan["decoders"]
-    groups = assign_media(frames, 3 * plan["image_size"] ** 2, plan["shard_bytes"])
-    return [
-        ShardTask(
-            out / f"shard-{number:05d}.u8",
-            tuple(by_name[name] for name in group),
-            tuple(frames[name] for name in group),
-            tuple(decoders[name] for name in group),
-            plan["image_size"],
-            plan["patch_size"],
-            gpu,
-        )
-        for number, group in enumerate(groups)
-    ]
-
-
 def _build_shards(
     tasks: Sequence[ShardTask], pool: WorkerPool | None, progress: Callable[[int, int], None]
 ) -> None:
@@ -236,7 +250,7 @@ def _build_shards(
     total = sum(sum(task.expected_frames) for task in tasks)
     second_chance = SecondChance()
     waits = False
-    while missing := [task for task in tasks if not finished_shard(task.path)]:
+    while missing := _missing(tasks):
         folder = tasks[0].path.parent
         if (folder / META).exists():  # another process has finished the store
             return
@@ -261,6 +275,10 @@ def _build_shards(
                 pass
         waits = True
     progress(total, total)
+
+
+def _missing(tasks: Sequence[ShardTask]) -> list[ShardTask]:
+    return [task for task in tasks if not finished_shard(task.path)]
 
 
 def _finish(tasks: Sequence[ShardTask], out: Path, plan: dict[str, Any]) -> None:
@@ -289,17 +307,6 @@ def _finish(tasks: Sequence[ShardTask], out: Path, plan: dict[str, Any]) -> None
         write_meta(out, settings | {"files": files})
 
 
-def _check_settings(out: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Raise :class:`UserError` if a store or a plan has other settings."""
-    for key, value in settings.items():
-        if found.get(key, value) == value:
-            continue
-        what = f"with {key} {found[key]}, not {value}"
-        if key == "source_digest":
-            what = "of other videos (names or file sizes differ)"
-        raise UserError(f"{out}: contains a store {what}; delete it or choose another folder")
-
-
 @contextmanager
 def _storage_errors(out: Path) -> Iterator[None]:
     """Turn refusals of the file system into :class:`UserError`."""
@@ -315,7 +322,7 @@ def _storage_errors(out: Path) -> Iterator[None]:
 
 def _space_needed(out: Path) -> str:
     with suppress(OSError, ValueError):
-        plan = _read_plan(out / PLAN)
+        plan = read_plan(out / PLAN)
         whole = sum(plan["frames"].values()) * 3 * plan["image_size"] ** 2
         written = sum(path.stat().st_size for path in out.glob("shard-*.u8"))
         free = shutil.disk_usage(out).free

@@ -81,26 +81,38 @@ def test_every_kind_of_media_in_one_store(tmp_path):
 # --- several processes --------------------------------------------------------------------------
 
 BUILD = """
-import sys
+import os, signal, sys
 from pathlib import Path
-from ivcl_fast.data.store.build import build_store
+from ivcl_fast.data.store.build import Part, build_part, build_store
 from ivcl_fast.data.dataset import Media
+
+def die_when_half_is_done(done, total):
+    if done > total / 2:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
     paths = [Path(line) for line in Path(sys.argv[1]).read_text().split()]
     videos = [Media(path.stem, (path,)) for path in paths]
-    out, workers = Path(sys.argv[2]), int(sys.argv[3])
-    build_store(videos, out, 32, 8, "pyav", workers, shard_bytes=40 * 3 * 32**2)
+    out, workers, options = Path(sys.argv[2]), int(sys.argv[3]), dict(shard_bytes=40 * 3 * 32**2)
+    if len(sys.argv) == 4:
+        build_store(videos, out, 32, 8, "pyav", workers, **options)
+    else:
+        part, dies = Part(int(sys.argv[4]), 3), sys.argv[5] == "dies"
+        options["progress"] = die_when_half_is_done if dies else None
+        print(build_part(part, videos, out, 32, 8, "pyav", workers, **options))
 """
 
 
-def start_build(videos, folder: Path, workers: int, **environment: str) -> subprocess.Popen:
+def start_build(
+    videos, folder: Path, workers: int, *more: str, **environment: str
+) -> subprocess.Popen:
     script, listed = folder / "build.py", folder / "videos.txt"
     script.write_text(BUILD)
     listed.write_text("\n".join(str(one.files[0]) for one in videos))
     return subprocess.Popen(
-        [sys.executable, script, listed, folder / "store", str(workers)],
+        [sys.executable, script, listed, folder / "store", str(workers), *more],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -115,6 +127,22 @@ def test_ranks_build_one_store_together(videos, built, tmp_path):
     for process in ranks:
         _, error = process.communicate()
         assert process.returncode == 0, error
+    assert contents(tmp_path / "store") == contents(built.path)
+
+
+def test_three_parts_one_of_them_killed(videos, built, tmp_path):
+    """The part that is started again completes the store; the others do not wait for it."""
+    parts = [
+        start_build(videos, tmp_path, 1, str(number), "dies" if number == 1 else "lives")
+        for number in range(3)
+    ]
+    ended = [(process.communicate()[0], process.returncode) for process in parts]
+    assert ended[1] == ("", -signal.SIGKILL)
+    assert [int(ended[at][0]) > 0 and ended[at][1] == 0 for at in (0, 2)] == [True, True]
+    assert not (tmp_path / "store" / "meta.json").exists()
+    again = start_build(videos, tmp_path, 1, "1", "lives")
+    assert again.communicate() == ("0\n", "")
+    build(videos, tmp_path / "store")  # deletes what the build has left
     assert contents(tmp_path / "store") == contents(built.path)
 
 
