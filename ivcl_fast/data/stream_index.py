@@ -1,7 +1,8 @@
 """The index that streaming keeps beside a data set: what its media contain, and where.
 
 ``index.json`` describes the media, ``places.npy`` locates the frames of Motion-JPEG videos. Both
-are checked when they are read, and made again if the data set has changed or they are damaged.
+are checked when they are read, and made again if they are damaged. Media that were added or whose
+files changed are probed, no others.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import numpy as np
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.indexed import Indexed, index_one
 from ivcl_fast.data.decode.media import VideoInfo
-from ivcl_fast.data.store.index import probe_media, source_digest
+from ivcl_fast.data.store.index import check_names, probe_media
+from ivcl_fast.data.store.sources import state_of
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
 from ivcl_fast.files import atomic_write, locked, write_json
 
@@ -42,20 +44,29 @@ def saved_index(
     processes may call it at the same time. ``progress`` is called with (media done, media in
     total).
     """
-    digest, done = source_digest(media), 0
-
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, len(media))
-
+    check_names(media)
+    states = {one.name: state_of(one) for one in media}
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "index.lock", busy="written"):  # so that only one rank probes the media
-        found = _read(folder, digest)
-        if found is None:
+        known, bad_files, before = _read(folder) or ({}, {}, {})
+        todo = [one for one in media if before.get(one.name) != states[one.name]]
+        done = len(media) - len(todo)
+
+        def report(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, len(media))
+
+        if todo or before.keys() != states.keys():
             with WorkerPool(workers, STALL_SECONDS) if workers > 1 else nullcontext() as pool:
-                found = probe_media(media, pool, report, index_one)
-            _write(folder, digest, *found)
+                probed, bad = probe_media(todo, pool, report, index_one)
+            changed = {one.name for one in todo}
+            probed |= {name: one for name, one in known.items() if name not in changed}
+            bad |= {name: why for name, why in bad_files.items() if name not in changed}
+            known = {name: probed[name] for name in states if name in probed}
+            bad_files = {name: bad[name] for name in states if name in bad}
+            _write(folder, states, known, bad_files)
+    found = known, bad_files
     if found[1]:
         log.warning(
             "%d of %d videos cannot be used; the reasons are in %s",
@@ -65,7 +76,10 @@ def saved_index(
 
 
 def _write(
-    folder: Path, digest: str, media: Mapping[str, Indexed], bad_files: Mapping[str, str]
+    folder: Path,
+    states: Mapping[str, str],
+    media: Mapping[str, Indexed],
+    bad_files: Mapping[str, str],
 ) -> None:
     places = [one.places for one in media.values() if one.places is not None]
     content = io.BytesIO()
@@ -74,7 +88,7 @@ def _write(
         file.write(content.getbuffer())
     write_json(folder / BAD_FILES, bad_files)
     found: dict[str, Any] = {
-        "source_digest": digest,
+        "states": dict(states),
         "places": hashlib.sha256(content.getbuffer()).hexdigest(),
         "located": [name for name, one in media.items() if one.places is not None],
         "media": {name: astuple(one.info) for name, one in media.items()},
@@ -83,12 +97,11 @@ def _write(
     write_json(folder / INDEX, found | {"sha256": _digest(found)})
 
 
-def _read(folder: Path, digest: str) -> tuple[dict[str, Indexed], dict[str, str]] | None:
-    """Read the index; None if there is none of this data set, or it is damaged."""
+def _read(folder: Path) -> tuple[dict[str, Indexed], dict[str, str], dict[str, str]] | None:
+    """Read the index, and the states of the files of all media; None if it is damaged or old."""
     try:
         found = json.loads((folder / INDEX).read_bytes())
-        if found["source_digest"] != digest:
-            return None
+        states: dict[str, str] = found["states"]
         if found.pop("sha256") != _digest(found):
             raise ValueError("the checksum differs")
         content = (folder / PLACES).read_bytes()
@@ -106,7 +119,7 @@ def _read(folder: Path, digest: str) -> tuple[dict[str, Indexed], dict[str, str]
         end = first + infos[name].frames
         media[name] = Indexed(infos[name], places[first:end])
         first = end
-    return media, found["bad_files"]
+    return media, found["bad_files"], states
 
 
 def _digest(index: Mapping[str, Any]) -> str:

@@ -71,7 +71,7 @@ def test_verify_finds_any_flipped_byte(command, package):
     """In every file of the store, at several positions."""
     command(f"cater:{package}", *SMALL)
     files = sorted((package / "store-32-p8-pyav").iterdir())
-    assert len(files) == 4
+    assert len(files) == 5
     for file in files:
         whole = file.read_bytes()
         for at in sorted({0, len(whole) // 3, len(whole) // 2, len(whole) - 1}):

@@ -9,7 +9,9 @@ import threading
 import numpy as np
 import pytest
 
+from ivcl_fast.data import stream_index
 from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.store.index import probe_media
 from ivcl_fast.data.stream_index import saved_index
 from tests.support.painted import media, picture, write_images, write_painted, write_video
 
@@ -56,6 +58,24 @@ def test_it_is_made_once(tmp_path, listed, caplog):
     assert equal(again, made) and not seen
     listed[0].files[0].unlink()  # another data set now
     assert len(saved_index(listed, tmp_path / "index", 1)[0]) == 3
+
+
+def test_only_changed_media_are_probed(tmp_path, listed, monkeypatch):
+    saved_index(listed, tmp_path / "index", 1)
+    probed: list[str] = []
+
+    def spy(media, *arguments):
+        probed.extend(one.name for one in media)
+        return probe_media(media, *arguments)
+
+    monkeypatch.setattr(stream_index, "probe_media", spy)
+    write_painted(listed[2].files[0], 2, 6)
+    now = [*listed[1:], media(write_painted(tmp_path / "d.avi", 5, 2))]
+    found = saved_index(now, tmp_path / "index", 1)
+    assert probed == ["c", "d"]
+    monkeypatch.undo()
+    assert equal(found, saved_index(now, tmp_path / "other", 1))
+    assert equal(found, saved_index(now, tmp_path / "index", 1))
 
 
 @pytest.mark.parametrize("name", ["index.json", "places.npy"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,11 +50,14 @@ from ivcl_fast.data.store.plan import (
 )
 from ivcl_fast.data.store.shards import (
     META,
+    Shard,
     ShardTask,
     build_shard,
     finished_shard,
+    is_finished,
     shard_leftovers,
 )
+from ivcl_fast.data.store.sources import Source, digest_of_states, state_of, write_sources
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, write_json
@@ -62,6 +66,8 @@ log = logging.getLogger(__name__)
 
 SHARD_BYTES = 128 * 2**20
 CROP = "none: whole frames"
+META_KEYS = (*("version", "image_size", "patch_size", "crop", "decoder", "source_digest", "state"),)
+"""Settings in ``meta.json``."""
 WAIT_SECONDS = 1.0
 """Seconds between two checks of the shards that other processes build."""
 
@@ -106,8 +112,10 @@ def build_store(
 
     Media that cannot be used are left out, logged, and listed with the reason in
     ``bad_files.json``; so are media whose decoder twice crashed, or hung for ``stall_seconds``.
-    An interrupted build continues from its finished shards. Processes that need the same store
-    (such as the ranks of torchrun, on one or several machines) build it together.
+    An interrupted build continues from its finished shards. If media were added, changed or
+    removed, or bad files have changed, only the shards with such media are replaced, and new media
+    come into new shards; a store that is open goes on with what it has. Processes that need the
+    same store (such as the ranks of torchrun, on one or several machines) build it together.
 
     Args:
         out: folder of the store.
@@ -121,8 +129,8 @@ def build_store(
         placement, device: see :class:`FrameStore`; DALI decodes on ``device`` if it is a GPU.
 
     Raises:
-        UserError: ``out`` contains a store of other media or settings or something else, cannot be
-            written, or the disk is full.
+        UserError: ``out`` contains a store of other settings, a store more than half of whose media
+            are missing, or something else; cannot be written, or the disk is full.
 
     Example::
 
@@ -173,13 +181,15 @@ class _Build:
                 f"image_size: {image_size} is not a multiple of patch_size {patch_size}"
             )
         self.media, self.out, self.decoder = media, out, decoder
-        self.settings = {
+        self.states = {one.name: state_of(one) for one in media}
+        self.settings: dict[str, Any] = {
             "version": VERSION,
             "image_size": image_size,
             "patch_size": patch_size,
             "crop": CROP,
             "decoder": resolve_decoder(decoder),
             "source_digest": source_digest(media),
+            "state": digest_of_states(media, self.states),
             "shard_bytes": shard_bytes,
         }
 
@@ -196,14 +206,18 @@ class _Build:
             raise UserError(f"workers: {workers} is not accepted; accepted: at least 1")
         out = self.out
         if (out / META).exists():
-            return 0
+            meta = read_meta(out)
+            check_settings(out, meta, self.settings)
+            same = meta["source_digest"] == self.settings["source_digest"]
+            if is_finished(out, self.settings["state"]) or (same and not os.access(out, os.W_OK)):
+                return 0
         _claim(out)
         workers = workers or default_workers(resolve_decoder(self.decoder))
         with (
             _storage_errors(out),
             WorkerPool(workers, stall_seconds) if workers > 1 else nullcontext() as pool,
         ):
-            plan = make_plan(self.media, out, self.settings, self.decoder, pool, gpu)
+            plan = make_plan(self.media, out, self.settings, self.states, self.decoder, pool, gpu)
             if plan is None:
                 return 0
             tasks = shard_tasks(self.media, out, plan, gpu)
@@ -211,17 +225,16 @@ class _Build:
                 pool.stall_seconds = decoding_timeout(stall_seconds, plan["frames"].values())
             own = tasks[part.number :: part.total]
             _build_shards(own, pool, progress or (lambda *_: None))
-            if not (out / META).exists() and (left := len(_missing(tasks))):
-                return left
-            _finish(tasks, out, plan)
+            if left := len(_missing(tasks)):
+                return 0 if is_finished(out, plan["state"]) else left
+            _finish(tasks, out, plan, [one.name for one in self.media])
         return 0
 
     def open(self, placement: Placement, device: torch.device | None) -> FrameStore:
         """Open the store, which is complete, and delete what its build has left."""
         out = self.out
-        check_settings(out, read_meta(out), self.settings)
         with suppress(OSError):  # a finished store may be in a read-only folder
-            for leftover in (*shard_leftovers(out), out / PLAN, out / LOCK):
+            for leftover in (out / PLAN, *shard_leftovers(out, read_meta(out)), out / LOCK):
                 leftover.unlink(missing_ok=True)
         store = FrameStore(out, placement, device=device)
         if store.bad_files:
@@ -252,7 +265,7 @@ def _build_shards(
     waits = False
     while missing := _missing(tasks):
         folder = tasks[0].path.parent
-        if (folder / META).exists():  # another process has finished the store
+        if is_finished(folder, tasks[0].state):  # by another process
             return
         left = sum(sum(task.expected_frames) for task in missing)
         if waits:
@@ -281,30 +294,38 @@ def _missing(tasks: Sequence[ShardTask]) -> list[ShardTask]:
     return [task for task in tasks if not finished_shard(task.path)]
 
 
-def _finish(tasks: Sequence[ShardTask], out: Path, plan: dict[str, Any]) -> None:
+def _finish(
+    tasks: Sequence[ShardTask], out: Path, plan: dict[str, Any], names: Sequence[str]
+) -> None:
     """Write the index and the meta file, unless another process has done so."""
     with locked(out / LOCK):
-        if (out / META).exists():
+        if is_finished(out, plan["state"]):
             return
-        shards = [shard for task in tasks if (shard := finished_shard(task.path))]
-        index = {}
+        if not (out / PLAN).exists() or read_plan(out / PLAN)["state"] != plan["state"]:
+            raise UserError(
+                f"{out}: the videos changed while the store was built; the same command continues"
+            )
+        shards = [Shard(**kept) for kept in plan["kept"]]
+        shards += [shard for task in tasks if (shard := finished_shard(task.path))]
+        places: dict[str, list[int]] = {}
         bad_files = dict(plan["bad_files"])
+        sources = {name: Source(*of_media) for name, of_media in plan["sources"].items()}
         for number, shard in enumerate(shards):
             first = 0
             for name, count in shard.frames.items():
-                index[name] = [number, first, count]
+                places[name] = [number, first, count]
                 first += count
             bad_files |= shard.bad_files
-        write_json(out / INDEX, index)
+            sources |= shard.sources
+        write_json(out / INDEX, {name: places[name] for name in names if name in places})
         write_json(out / BAD_FILES, dict(sorted(bad_files.items())))
+        write_sources(out, sources)
         files = {
             name: {"bytes": (out / name).stat().st_size, "sha256": file_digest(out / name)}
             for name in (INDEX, BAD_FILES)
         }
         files |= {shard.file: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in shards}
-        left_out = ("shard_bytes", "frames", "decoders", "bad_files")
-        settings = {key: value for key, value in plan.items() if key not in left_out}
-        write_meta(out, settings | {"files": files})
+        write_meta(out, {key: plan[key] for key in META_KEYS} | {"files": files})
 
 
 @contextmanager
@@ -324,7 +345,7 @@ def _space_needed(out: Path) -> str:
     with suppress(OSError, ValueError):
         plan = read_plan(out / PLAN)
         whole = sum(plan["frames"].values()) * 3 * plan["image_size"] ** 2
-        written = sum(path.stat().st_size for path in out.glob("shard-*.u8"))
+        written = sum((out / n).stat().st_size for n in plan["shards"] if (out / n).exists())
         free = shutil.disk_usage(out).free
         return (
             f"the store needs {(whole - written) / 1e9:.2f} GB more and {free / 1e9:.2f} GB are "

@@ -6,6 +6,7 @@ A store is a folder::
                       other files, and its own sha256
     index.json        media -> [shard, first frame in it, number of frames]
     bad_files.json    media -> reason why they are not in the store
+    sources.json      media -> state of their files, see :mod:`ivcl_fast.data.store.sources`
     shard-00000.u8    uint8 [frames, N, 3PP], one after another
 
 Reading a patch of a frame is one contiguous read. ``meta.json`` is written last. A folder without
@@ -27,6 +28,7 @@ import torch
 from ivcl_fast.data.store.mapping import map_file, read_ahead
 from ivcl_fast.data.store.placement import Placement, choose_placement
 from ivcl_fast.data.store.shards import META
+from ivcl_fast.data.store.sources import SOURCES, read_sources
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_text
 
@@ -78,10 +80,8 @@ class FrameStore:
         self.patch_dim = 3 * self.patch_size**2
         self._files: dict[str, dict[str, Any]] = meta["files"]
         self._check_lengths()
-        self._check_contents(INDEX)
-        self._check_contents(BAD_FILES)
-        self._index: dict[str, list[int]] = json.loads((self.path / INDEX).read_text())
-        self.bad_files: dict[str, str] = json.loads((self.path / BAD_FILES).read_text())
+        self._index: dict[str, list[int]] = read_small(self.path, meta, INDEX)
+        self.bad_files: dict[str, str] = read_small(self.path, meta, BAD_FILES)
         self.names = list(self._index)
         self._shard_names = [name for name in self._files if name not in (INDEX, BAD_FILES)]
         self.bytes: int = sum(self._files[name]["bytes"] for name in self._shard_names)
@@ -147,7 +147,12 @@ class FrameStore:
     def verify(self) -> None:
         """Compare the checksums of all files; :class:`UserError` names a file that differs."""
         for name in self._files:
-            self._check_contents(name)
+            if file_digest(self.path / name) != self._files[name]["sha256"]:
+                raise _changed(self.path / name)
+        try:
+            read_sources(self.path)
+        except ValueError:
+            raise _changed(self.path / SOURCES) from None
 
     def _frames(
         self, name: str, frame_ids: Sequence[int] | np.ndarray
@@ -175,10 +180,6 @@ class FrameStore:
                     f"{path}: {size:,} bytes, not {built['bytes']:,} as built; "
                     "delete the store and build it again"
                 )
-
-    def _check_contents(self, name: str) -> None:
-        if file_digest(self.path / name) != self._files[name]["sha256"]:
-            raise _changed(self.path / name)
 
     def _open_shard(self, name: str) -> np.ndarray:
         path, shape = self.path / name, (-1, self.num_patches, self.patch_dim)
@@ -217,6 +218,14 @@ def read_meta(path: Path) -> dict[str, Any]:
     if text != _meta_text(meta) or meta.get("sha256") != _own_digest(meta):
         raise _changed(file)
     return meta
+
+
+def read_small(store: Path, meta: Mapping[str, Any], name: str) -> Any:
+    """Read a JSON file of a store; :class:`UserError` if it is not as it was built."""
+    content = (store / name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != meta["files"][name]["sha256"]:
+        raise _changed(store / name)
+    return json.loads(content)
 
 
 def write_meta(path: Path, meta: Mapping[str, Any]) -> None:

@@ -82,19 +82,25 @@ def probe_media(
     return usable, bad_files
 
 
-def source_digest(media: Sequence[Media]) -> str:
-    """Compute a digest of the names, the order and the lengths of the files.
-
-    Raises :class:`UserError` if there are no media, or two with the same name.
-    """
+def check_names(media: Sequence[Media]) -> None:
+    """Raise :class:`UserError` if there are no media, or two with the same name."""
     if not media:
         raise UserError("the data set has no videos")
-    digest = hashlib.sha256()
     seen: set[str] = set()
     for one in media:
         if one.name in seen:
             raise UserError(f"{one.files[0]}: two videos have the name {one.name}")
         seen.add(one.name)
+
+
+def source_digest(media: Sequence[Media]) -> str:
+    """Compute a digest of the names, the order and the lengths of the files.
+
+    Raises :class:`UserError` if there are no media, or two with the same name.
+    """
+    check_names(media)
+    digest = hashlib.sha256()
+    for one in media:
         sizes = [path.stat().st_size if os.path.isfile(path) else -1 for path in one.files]
         digest.update(f"{one.name}\0{sizes}\0".encode())
     return digest.hexdigest()

@@ -10,12 +10,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.interface import ChosenDecoder
+from ivcl_fast.data.store.sources import Source, source_of, state_of
 from ivcl_fast.data.workers import Report
 from ivcl_fast.files import TEMPORARY, atomic_write, locked, write_text
 from ivcl_fast.manifest import check_signed, signed
@@ -40,6 +42,8 @@ class ShardTask:
     patch_size: int
     gpu: int | None = None
     """Index of the GPU that DALI decodes on."""
+    state: str = ""
+    """The state of a store that contains the shard, see :func:`is_finished`; empty: any."""
     refused: dict[str, str] = field(default_factory=dict)
     """Media that are not opened, with the reason."""
 
@@ -55,6 +59,8 @@ class Shard:
     """Number of frames of each of the media, in the order of the file."""
     bad_files: dict[str, str]
     """Media that were left out, with the reason."""
+    sources: dict[str, Source] = field(default_factory=dict)
+    """The files of all these media as they were read."""
 
 
 def assign_media(frames: Mapping[str, int], frame_bytes: int, shard_bytes: int) -> list[list[str]]:
@@ -69,6 +75,14 @@ def assign_media(frames: Mapping[str, int], frame_bytes: int, shard_bytes: int) 
         groups[-1].append(name)
         free -= size
     return groups
+
+
+def is_finished(store: Path, state: str) -> bool:
+    """Whether a store is complete and was made from files in this state."""
+    try:
+        return state in ("", json.loads((store / META).read_bytes()).get("state"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def finished_shard(path: Path) -> Shard | None:
@@ -95,8 +109,8 @@ def build_shard(task: ShardTask, report: Report) -> None:
         if not held or finished_shard(task.path):
             return
         # This is checked last, because records are deleted after META is written.
-        if task.path.with_name(META).exists():
-            lock.unlink()
+        if is_finished(task.path.parent, task.state):
+            lock.unlink(missing_ok=True)
             return
         for leftover in task.path.parent.glob(f"{task.path.stem}.*{TEMPORARY}"):
             leftover.unlink()
@@ -106,15 +120,18 @@ def build_shard(task: ShardTask, report: Report) -> None:
 def _build(task: ShardTask, report: Report) -> None:
     frames: dict[str, int] = {}
     bad_files: dict[str, str] = {}
+    sources: dict[str, Source] = {}
     digest = hashlib.sha256()
     items: Sequence[tuple[Media, int, ChosenDecoder]] = list(
         zip(task.media, task.expected_frames, task.decoders, strict=True)
     )
     with atomic_write(task.path) as file:
         for media, expected, decoder in items:
+            refused = task.refused.get(media.name)
+            sources[media.name] = Source(state_of(media)) if refused else source_of(media)
             try:
-                if media.name in task.refused:
-                    raise VideoError(task.refused[media.name])
+                if refused:
+                    raise VideoError(refused)
                 decoded = make_decoder(decoder, task.image_size, task.gpu).decode(media)
             except VideoError as error:
                 bad_files[media.name] = str(error)
@@ -125,23 +142,27 @@ def _build(task: ShardTask, report: Report) -> None:
                 file.write(rows.data)
             report(expected)
         size = file.tell()
-    shard = Shard(task.path.name, size, digest.hexdigest(), frames, bad_files)
+    shard = Shard(task.path.name, size, digest.hexdigest(), frames, bad_files, sources)
     write_text(_record(task.path), signed({"shard": asdict(shard)}))
 
 
-def shard_leftovers(store: Path) -> Iterator[Path]:
+def shard_leftovers(store: Path, meta: Mapping[str, Any]) -> Iterator[Path]:
     """List the files that a build leaves in a store and that a finished store does not need."""
     yield from store.glob("shard-[0-9][0-9][0-9][0-9][0-9].json")
     yield from store.glob("shard-[0-9][0-9][0-9][0-9][0-9].lock")
     yield from store.glob(f"*{TEMPORARY}")
+    for shard in store.glob("shard-[0-9][0-9][0-9][0-9][0-9].u8"):
+        if shard.name not in meta["files"]:  # it was replaced
+            yield shard
 
 
 def _read_record(text: bytes) -> Shard:
     """Read a record; raises ``ValueError`` or ``TypeError`` if it is damaged."""
     found = json.loads(text)
-    if found.keys() == {field.name for field in fields(Shard)}:  # of version 0.1.0
-        return Shard(**found)
-    return Shard(**check_signed(text)["shard"])
+    if "file" not in found:
+        found = check_signed(text)["shard"]  # otherwise of version 0.1.0
+    sources = {name: Source(*of_media) for name, of_media in found.pop("sources", {}).items()}
+    return Shard(**found, sources=sources)
 
 
 def _record(shard: Path) -> Path:

@@ -148,7 +148,7 @@ def test_shards_are_bounded_and_whole(built):
     assert all(size <= SHARD_BYTES or size == 30 * FRAME_BYTES for size in sizes)
     names = {path.name for path in built.path.iterdir()}
     shards = {f"shard-{i:05d}.u8" for i in range(len(sizes))}
-    assert names == {"meta.json", "index.json", "bad_files.json"} | shards
+    assert names == {"meta.json", "index.json", "bad_files.json", "sources.json"} | shards
 
 
 def test_same_bytes_whatever_the_number_of_workers(built, videos, tmp_path):
@@ -198,7 +198,7 @@ def test_stopped_before_any_of_its_writes(built, videos, tmp_path, monkeypatch):
             break
         assert contents(out) == contents(built.path), f"after stop {stops}"
         stops += 1
-    assert stops == 2 * len(list(built.path.glob("*.u8"))) + 4
+    assert stops == 2 * len(list(built.path.glob("*.u8"))) + 5
 
 
 def test_the_choice_of_the_decoder_is_logged(videos, tmp_path, monkeypatch, caplog):
@@ -301,8 +301,9 @@ def test_other_settings_or_videos_are_refused(built, videos):
     ):
         with pytest.raises(UserError, match=what):
             build_store(videos, out, *sizes, "pyav")
+    others = [Media(f"other {one.name}", one.files) for one in videos]
     with pytest.raises(UserError, match="of other videos"):
-        build(videos[:-1], built.path)
+        build(others, built.path)
 
 
 def test_an_unfinished_build_with_other_settings_is_refused(videos, tmp_path):

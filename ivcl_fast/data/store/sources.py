@@ -1,0 +1,87 @@
+"""What a store knows about the files that it was made from: only changed ones are read again.
+
+``sources.json`` has two digests for each of the media: one of the sizes and times of its files,
+which tells whether they may have changed, and one of their content, which decides it. The times are
+the modification and the inode change; the latter moves when a file is completed, replaced or
+restored, even if its size and modification time stay the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ivcl_fast.data.dataset import Media
+from ivcl_fast.files import write_text
+from ivcl_fast.manifest import check_signed, signed
+
+SOURCES = "sources.json"
+GONE = "gone"
+"""State of media of which a file is missing."""
+
+
+class Source(NamedTuple):
+    """The state of the files of media."""
+
+    state: str
+    """See :func:`state_of`."""
+    content: str = ""
+    """See :func:`content_of`; empty if it was not read."""
+
+
+def state_of(media: Media) -> str:
+    """Return a digest of the sizes and times of the files; :data:`GONE` if one is missing."""
+    digest = hashlib.blake2b(digest_size=12)
+    for path in media.files:
+        try:
+            found = path.stat()
+        except (OSError, ValueError):  # ValueError: a zero byte in the name
+            return GONE
+        digest.update(f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\0".encode())
+    return digest.hexdigest() if media.files else GONE
+
+
+def content_of(media: Media) -> str:
+    """Return a digest of the content of the files; empty if one cannot be read."""
+    digest = hashlib.blake2b(digest_size=12)
+    try:
+        for path in media.files:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+    except (OSError, ValueError):
+        return ""
+    return digest.hexdigest()
+
+
+def source_of(media: Media) -> Source:
+    """Read the files; the state is that from before reading."""
+    return Source(state_of(media), content_of(media))
+
+
+def digest_of_states(media: Sequence[Media], states: Mapping[str, str]) -> str:
+    """Compute a digest of the states of all media, which a store made from them carries."""
+    digest = hashlib.sha256()
+    for one in media:
+        digest.update(f"{one.name}\0{states[one.name]}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def write_sources(store: Path, sources: Mapping[str, Source]) -> None:
+    """Write ``sources.json`` of a store."""
+    write_text(store / SOURCES, signed({"media": dict(sorted(sources.items()))}))
+
+
+def read_sources(store: Path) -> dict[str, Source]:
+    """Read ``sources.json``; empty in a store of an older version.
+
+    Raises ``ValueError`` if it is damaged.
+    """
+    try:
+        found = check_signed((store / SOURCES).read_bytes())["media"]
+        return {name: Source(*of_media) for name, of_media in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ValueError(repr(error)) from None
