@@ -1,0 +1,84 @@
+"""Twenty training steps of public models, with and without accelerate, have the same losses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ivcl_fast import accelerate, kernels
+from ivcl_fast.kernels import dispatches
+
+pytestmark = pytest.mark.skipif(
+    not kernels.has_kernel(torch.empty(0)), reason="no kernel for this CPU: nothing is replaced"
+)
+STEPS = 20
+
+
+def deit3() -> nn.Module:
+    timm = pytest.importorskip("timm")
+    return timm.create_model(
+        "deit3_small_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4,
+        num_classes=5, drop_path_rate=0.2, init_values=0.1,
+    )  # fmt: skip
+
+
+def deit3_loss(model: nn.Module, images: Tensor) -> Tensor:
+    return F.cross_entropy(model(images), torch.arange(len(images)) % 5)
+
+
+def vit_mae() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTMAEConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=4,
+        decoder_intermediate_size=64, image_size=32, patch_size=8, norm_pix_loss=True,
+    )  # fmt: skip
+    return transformers.ViTMAEForPreTraining(config)
+
+
+def vit_mae_loss(model: nn.Module, images: Tensor) -> Tensor:
+    return model(pixel_values=images).loss
+
+
+def losses(model: nn.Module, loss_of: Callable, autocast: bool) -> list[float]:
+    """The loss of every step; the step is the seed of drop-path and masks."""
+    optimiser = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    for step in range(STEPS):
+        torch.manual_seed(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = loss_of(model, images)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("build", "loss_of", "parts"),
+    [(deit3, deit3_loss, {"Attention", "Block", "Mlp"}),
+     (vit_mae, vit_mae_loss, {"ViTMAEAttention", "ViTMAELayer", "ViTMAEMLP"})],
+    ids=["timm DeiT-III", "Hugging Face ViTMAE"],
+)  # fmt: skip
+def test_same_losses(build, loss_of, parts, autocast):
+    torch.manual_seed(0)
+    plain = build()
+    fast = copy.deepcopy(plain)
+    report = accelerate(fast)
+    assert set(report.replaced.values()) == parts and not report.kept
+    expected = losses(plain, loss_of, autocast)
+    before = dispatches()
+    found = losses(fast, loss_of, autocast)
+    used = dispatches() - before
+    assert {name for name, _ in used} >= {"short_attention", "bias_gelu", "add_layer_norm"}
+    assert expected[0] - expected[-1] > 0.02
+    rounding = 1e-2 if autocast else 2e-6
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=rounding, atol=0)
