@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ivcl_fast.command import parse, run_command
+from ivcl_fast.data.bad_files import check_all_usable, named
 from ivcl_fast.data.dataset import Dataset, Media, VideoError
 from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import (
@@ -65,6 +66,9 @@ class StoreFlags:
     """Video decoder; auto: DALI if it can decode on a GPU, else PyAV."""
     verify: bool = False
     """Read the finished store again and compare its checksums."""
+    require_all: bool = False
+    """End with an error if a video cannot be used; by default such videos are named and left
+    out."""
     part: str | None = None
     """Build only part i of n of the store, such as 2/8, as a job of an array; the last part
     completes the store, and so does the same command without --part."""
@@ -117,8 +121,9 @@ def prepare(config: PrepareConfig) -> None:
     if isinstance(place, Synthetic):
         if config.store != StoreFlags():
             raise UserError(
-                "--task, --image-size, --patch-size, --decoder, --verify, --part: not accepted for "
-                "synthetic data; accepted for a folder, such as cater:DIR"
+                "--task, --image-size, --patch-size, --decoder, --verify, "
+                "--require-all, --part: not accepted for synthetic data; accepted for a folder, "
+                "such as cater:DIR"
             )
         prepare_synthetic(config, place)
     else:
@@ -167,6 +172,8 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
         f"{len(store.bad_files)} videos could not be used"
         + (", checksums verified" if flags.verify else "")
     )
+    if flags.require_all:
+        check_all_usable(store.bad_files, len(media), store.path / BAD_FILES)
 
 
 def parse_part(text: str) -> Part:
@@ -195,10 +202,10 @@ def print_estimate(media: Sequence[Media], out: Path, config: PrepareConfig) -> 
             f"about {duration(frames / rate / workers)}: {rate:,.0f} frames/s by each of "
             f"{workers} workers"
         )
-    for name, reason in list(bad_files.items())[:20]:
-        print(f"  {name}: {reason}")
-    if len(bad_files) > 20:
-        print("  ...")
+    if bad_files:
+        print(named(bad_files))
+    if flags.require_all:
+        check_all_usable(bad_files, len(media), None)
 
 
 def measure_decoding(

@@ -55,6 +55,9 @@ class DataConfig:
     """store: decode every video once, into a frame store; stream: decode the clips every epoch."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"
     """Video decoder; auto: DALI if it can decode on a GPU, else PyAV."""
+    require_all: bool = False
+    """End with an error if a video cannot be used; by default such videos are named and left
+    out."""
     placement: Literal["auto", "disk", "ram", "gpu"] = "auto"
     """Where the frame store is kept during training; auto: the fastest place with enough room."""
     workers: int | None = None

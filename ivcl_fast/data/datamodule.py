@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ivcl_fast.data.bad_files import check_all_usable
 from ivcl_fast.data.dataset import Clip, Dataset
 from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import decoding_gpu, default_workers, resolve_decoder
@@ -18,7 +20,7 @@ from ivcl_fast.data.loader import ClipLoader, StoreLoader
 from ivcl_fast.data.registry import DatasetFormat, Synthetic, find_task, parse_source
 from ivcl_fast.data.sampling import ONE_VIEW, View
 from ivcl_fast.data.store.build import build_store, default_store_path
-from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.data.store.frame_store import BAD_FILES, FrameStore
 from ivcl_fast.data.stream import StreamLoader
 from ivcl_fast.data.stream_index import saved_index
 from ivcl_fast.errors import UserError
@@ -56,6 +58,11 @@ class DataModule(ABC):
     @abstractmethod
     def bad_files(self) -> dict[str, str]:
         """Media that cannot be used, with the reason."""
+
+    @property
+    @abstractmethod
+    def bad_files_path(self) -> Path:
+        """The file that names them."""
 
     @property
     def num_classes(self) -> int:
@@ -189,6 +196,10 @@ class StoreDataModule(DataModule):
     def bad_files(self) -> dict[str, str]:
         return self.store.bad_files
 
+    @property
+    def bad_files_path(self) -> Path:
+        return self.store.path / BAD_FILES
+
     def _make_loader(
         self, clips: Sequence[Clip], batch_size: int, num_frames: int, **options: Any
     ) -> ClipLoader:
@@ -204,16 +215,25 @@ class StreamDataModule(DataModule):
         bad_files: Mapping[str, str],
         frame_labels: Mapping[str, FrameLabels] | None,
         random_crop: bool,
+        folder: Path,
         **options: Any,
     ) -> None:
-        """``random_crop`` applies in training; ``options``: those of :class:`StreamLoader`."""
+        """Read frames by a :class:`StreamLoader` with these ``options``.
+
+        ``random_crop`` applies in training; ``folder``: of the index.
+        """
         super().__init__(dataset, frame_labels)
+        self._folder = folder
         self._bad_at_start, self._random_crop, self._options = bad_files, random_crop, options
         self._dropped: dict[str, str] = {}  # by any loader, for all of them
 
     @property
     def bad_files(self) -> dict[str, str]:
         return {**self._bad_at_start, **self._dropped}
+
+    @property
+    def bad_files_path(self) -> Path:
+        return self._folder / BAD_FILES
 
     def _make_loader(
         self, clips: Sequence[Clip], batch_size: int, num_frames: int, **options: Any
@@ -317,6 +337,8 @@ def open_data(
     data.frame_stride, data.mirror = config.frame_stride, config.mirror
     if read_only:
         return data
+    if config.require_all:
+        check_all_usable(data.bad_files, len(dataset.media()), data.bad_files_path)
     for split in evaluated:
         names = [clip.name for clip in data.usable_clips(split)]
         if not names:
@@ -373,6 +395,7 @@ def _open_stream(
         bad_files,
         labels,
         dataset_format.random_crop,
+        folder,
         media=media,
         index=index,
         decoders=choose_decoders(media, infos, config.decoder, gpu),

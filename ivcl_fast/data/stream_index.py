@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ivcl_fast.data.bad_files import summary
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.indexed import Indexed, index_one
 from ivcl_fast.data.decode.media import VideoInfo
@@ -68,10 +69,7 @@ def saved_index(
             _write(folder, states, known, bad_files)
     found = known, bad_files
     if found[1]:
-        log.warning(
-            "%d of %d videos cannot be used; the reasons are in %s",
-            *(len(found[1]), len(media), folder / BAD_FILES),
-        )
+        log.warning(summary(found[1], len(media), folder / BAD_FILES))
     return found
 
 

@@ -85,6 +85,27 @@ def test_verify_finds_any_flipped_byte(command, package):
     assert command(f"cater:{package}", *SMALL, "--verify")[0] == 0
 
 
+def test_every_bad_file_is_named(command, package, caplog):
+    """Ten on the terminal, all in a file; with --require-all one is enough for an error."""
+    for number in range(12):
+        (package / "videos" / f"w{number:02d}.avi").write_bytes(b"")
+    names = "".join(f"w{number:02d}.avi 1\n" for number in range(12))
+    (package / "lists/localize/train.txt").write_text(f"v0.avi 1\n{names}")
+    flags = (f"cater:{package}", *SMALL, "--out", package / "store")
+    assert command(*flags)[0] == 0
+    error = caplog.text
+    assert "13 of 15 videos cannot be used:" in error and "and 3 more" in error
+    assert sum("(0 bytes)" in line for line in error.splitlines()) == 9
+    assert "v4: cannot be opened: No such file" in error
+    assert f"all of them, with the reasons, are in {package / 'store' / 'bad_files.json'}" in error
+    assert len(FrameStore(package / "store").bad_files) == 13
+    for more in ((), ("--dry-run",)):
+        status, _, error = command(*flags, "--require-all", *more)
+        assert status == 2
+        last = error.splitlines()[-1]
+        assert "--require-all: 13 of 15 videos cannot be used, the first is v4: cannot be" in last
+
+
 def test_parts_of_a_job_array(command, package):
     """There is one shard, so the second part has nothing to do; the first completes the store."""
     store = package / "store-32-p8-pyav"
@@ -119,7 +140,7 @@ def test_synthetic_data_then_its_store(command, tmp_path):
         (["cater:"], "SOURCE: 'cater:' is not a data source; accepted: cater:DIR, "),
         (["cater:/no/such/folder"], "no such folder"),
         (["cater:PACKAGE", "--size", "full"], "--size, --train, --val, --seed: not accepted"),
-        (["synthetic:cater", "--verify"], "--decoder, --verify, --part: not accepted"),
+        (["synthetic:cater", "--verify"], "--verify, --require-all, --part: not accepted"),
         (["synthetic:acre-iid", "--camera", "moving"], "accepted for synthetic:cater"),
         (["cater:PACKAGE", "--task", "count"], "'count' is not one of localize"),
         (["cater:PACKAGE", "--image-size", "30"], "30 is not a multiple of patch_size 8"),

@@ -22,6 +22,7 @@ from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.registry import find_task, parse_source
 from ivcl_fast.errors import UserError
 from ivcl_fast.manifest import MANIFEST
+from tests.support.painted import write_painted
 
 SOURCES = {
     "synthetic": ("localize", 36, ("train", "val", "val")),
@@ -266,3 +267,17 @@ def test_settings_can_be_chosen_without_the_split_of_the_results(folder):
 def test_splits_that_do_not_exist_or_overlap_are_refused(changes, said, folder):
     with pytest.raises(UserError, match=said):
         opened(config("synthetic", folder, **changes))
+
+
+@pytest.mark.parametrize("how", ["store", "stream"])
+def test_all_videos_are_required(tmp_path, how):
+    for name in ("a", "b", "c"):
+        write_painted(tmp_path / f"{name}.avi", 1, 4)
+    wanted = DataConfig(f"videos:{tmp_path}", workers=1, loader=how, require_all=True)
+    first = opened(wanted).dataset.clips("train")[0].name
+    (tmp_path / first).write_bytes(b"")
+    with pytest.raises(UserError, match=rf"require-all: 1 of 3 .* {first}: the file is") as error:
+        opened(wanted)
+    assert Path(str(error.value).rpartition(" ")[2]).is_file()
+    assert list(opened(replace(wanted, require_all=False)).bad_files) == [first]
+    assert list(opened(wanted, read_only=True).bad_files) == [first]

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ivcl_fast.data.bad_files import summary
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import (
     DecoderName,
@@ -238,10 +239,7 @@ class _Build:
                 leftover.unlink(missing_ok=True)
         store = FrameStore(out, placement, device=device)
         if store.bad_files:
-            log.warning(
-                "%d of %d videos cannot be used; the reasons are in %s",
-                *(len(store.bad_files), len(self.media), out / BAD_FILES),
-            )
+            log.warning(summary(store.bad_files, len(self.media), out / BAD_FILES))
         return store
 
 
