@@ -8,24 +8,19 @@ CUDA splits them into, and views not at all.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Callable
 from typing import Any, TypeVar
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from ivcl_fast import IVCL, IVCLConfig
-from ivcl_fast.kernels import _ext, _op
+from ivcl_fast.kernels import _op
 from ivcl_fast.kernels.launch import cdiv, record
 from ivcl_fast.kernels.linear import cast_together, weights_to_cast
-from ivcl_fast.models import layers
-from ivcl_fast.training import muon
+from ivcl_fast.training.memory import as_on_a_gpu
 from ivcl_fast.training.optim import Schedule, make_optimizers
 
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "lift_fresh", "device",
@@ -34,7 +29,6 @@ FREE = {"empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "li
 TENSORS = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 """Tensors that one launch takes, by the number of lists (ATen/native/cuda/MultiTensorApply.cuh)."""
 BF16 = torch.bfloat16
-LINEAR = import_module("ivcl_fast.kernels.linear")  # the package has a function of this name
 CHUNK, BLOCKS = 65536, 320
 """Elements of a block and blocks of a launch, from there."""
 
@@ -106,20 +100,6 @@ def launches_of(name: str, args: Any, kwargs: Any) -> int:
     if name == "embedding_dense_backward":
         return 6  # sorts the indices
     return 1
-
-
-@contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Let models and optimisers choose what they choose on a GPU, on tensors without storage."""
-    with (
-        mock.patch.object(_ext, "MISSING", None),
-        mock.patch.object(_ext, "ISA", "amx"),  # the layers that a GPU uses as well
-        mock.patch.object(LINEAR, "ONE_PASS", None),
-        mock.patch.object(muon, "CPU_BATCH", None),
-        mock.patch.object(layers, "PLAIN", (FakeTensor,)),
-        FakeTensorMode(),
-    ):
-        yield
 
 
 def count_step(cfg: IVCLConfig, clips: int, new: Callable[[], Counts]) -> dict[str, Counts]:

@@ -1,20 +1,25 @@
 """``python -m ivcl_fast.info``: show versions, devices, and which kernel runs where.
 
 For each kernel and attention backend it says whether it is available, or why not. With ``--model``
-it tells instead what ``accelerate`` would do to a model, and what that gains on this machine.
+it tells instead what ``accelerate`` would do to a model, and what that gains on this machine. With
+``--plan`` and flags of ``ivcl_fast.train`` it predicts the memory and the time of such a run.
 """
 
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import metadata
 
 import torch
 
 from ivcl_fast.command import parse, run_command
+from ivcl_fast.errors import require_at_least
 from ivcl_fast.kernels import _ext, _triton, attention, unsupported_reason
 from ivcl_fast.training import hardware
+from ivcl_fast.training.arguments import parse as parse_run
 
 PACKAGES = (
     "ivcl_fast", "torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av",
@@ -85,17 +90,40 @@ def implementation(op: str, kind: str) -> str:
     return "Triton" if kind == "cuda" or _triton.INTERPRET else f"C++ for {_ext.ISA}"
 
 
-def show(model: str | None = None, model_input: str | None = None) -> None:
-    """Print all tables, or what accelerate does to a model.
+@dataclass(frozen=True)
+class InfoConfig:
+    """What to tell."""
 
-    Args:
-        model: A model to look at with random weights: timm:NAME, hf:DIR or module:attribute.
-        model_input: One input of that model, such as 3,224,224; by default its own.
-    """
-    if model is not None:
-        from ivcl_fast.analysis import acceleration  # the models take seconds to import
+    model: str | None = None
+    """A model to look at with random weights: timm:NAME, hf:DIR or module:attribute."""
+    model_input: str | None = None
+    """One input of that model, such as 3,224,224; by default its own."""
+    plan: bool = False
+    """Predict the memory and the time of a training run, and the size of its frame store. Takes all
+    flags of ivcl_fast.train, such as --preset base64 --batch-size 88."""
+    ranks: int = 1
+    """GPUs that share the batch, for --plan."""
+    videos: int = 5500
+    """Videos in the frame store, for --plan; by default those of CATER with one camera."""
+    frames_per_video: int = 301
+    """Frames of each of them; by default those of CATER."""
 
-        for line in acceleration.describe(model, model_input):
+    def check(self) -> None:
+        """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
+        require_at_least(self, 1, "ranks", "videos", "frames_per_video")
+
+
+def show(config: InfoConfig, flags: list[str] | None = None) -> None:
+    """Print all tables, or what accelerate does to a model, or the plan of a run with ``flags``."""
+    if config.plan:
+        from ivcl_fast.report import plan  # the models take seconds to import
+
+        plan.show(parse_run(flags or []), config.ranks, config.videos, config.frames_per_video)
+        return
+    if config.model is not None:
+        from ivcl_fast.analysis import acceleration
+
+        for line in acceleration.describe(config.model, config.model_input):
             print(line, flush=True)
         return
     for title, rows in sections().items():
@@ -107,7 +135,12 @@ def show(model: str | None = None, model_input: str | None = None) -> None:
 
 def main() -> None:
     """Parse the flags and print what is asked for."""
-    parse(show, "info", __doc__)
+    if "--plan" in sys.argv:
+        config, flags = parse(InfoConfig, "info", __doc__, return_unknown_args=True)
+    else:
+        config, flags = parse(InfoConfig, "info", __doc__), []
+    config.check()
+    show(config, flags)
 
 
 if __name__ == "__main__":

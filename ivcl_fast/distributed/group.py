@@ -78,20 +78,22 @@ def device_of_rank(name: str) -> str:
     return f"cuda:{local_rank()}"
 
 
-def local_batch_size(batch_size: int, grad_accum_steps: int = 1) -> int:
+def local_batch_size(batch_size: int, grad_accum_steps: int = 1, ranks: int | None = None) -> int:
     """Number of clips on each rank, of a batch of ``batch_size`` clips over all ranks.
 
-    Raises :class:`UserError` if a rank's clips do not split evenly into ``grad_accum_steps``
-    parts: the mean over unequal parts would not be the mean over the batch.
+    ``ranks``: by default those of this run. Raises :class:`UserError` if a rank's clips do not
+    split evenly into ``grad_accum_steps`` parts: the mean over unequal parts would not be the mean
+    over the batch.
     """
-    parts = world_size() * grad_accum_steps
+    ranks = ranks or world_size()
+    parts = ranks * grad_accum_steps
     if batch_size % parts:
         each = f" with --grad-accum-steps {grad_accum_steps}" if grad_accum_steps > 1 else ""
         raise UserError(
-            f"--batch-size: {batch_size} clips do not split evenly over {world_size()} ranks{each};"
-            f" accepted: a multiple of {parts}"
+            f"--batch-size: {batch_size} clips do not split evenly over {ranks} ranks{each}; "
+            f"accepted: a multiple of {parts}"
         )
-    return batch_size // world_size()
+    return batch_size // ranks
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``python -m ivcl_fast.info --model``: what accelerate would do to a model."""
+"""``python -m ivcl_fast.info``: what accelerate would do to a model, and the plan of a run."""
 
 from __future__ import annotations
 
@@ -54,3 +54,37 @@ def test_mistakes_are_one_line(command, small, model, reason):
 def test_a_wrong_input_is_one_line(command, small):
     status, _, told = command(info.main, "--model", "small_vits:vit", "--model-input", "3x16")
     assert status and "--model-input 3x16" in told and len(told.strip().splitlines()) == 1
+
+
+# --- The plan of a run ----------------------------------------------------------------------------
+
+
+def test_the_plan_of_a_run(command):
+    flags = "--amp bf16 --batch-size 64 --ranks 4 --videos 1000 --stage pretrain --mask-ratio 0.5"
+    status, told, _ = command(info.main, "--plan", *flags.split())
+    assert status == 0
+    assert "tiny, 16 clips per step on each GPU" in told and "pretrain, bf16" in told
+    assert "finetune" not in told and "float32" not in told
+    assert "frame store: 3.7 GB, 1,000 videos of 301 frames" in told
+    for row in (
+        "weights, GB",
+        "activations, GB",
+        "peak, GB",
+        "clips that fit 24 GB",
+        "clips/s, H100",
+    ):
+        assert row in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--preset huge", "'huge' is not one of"),
+        ("--batch-size 10 --ranks 4", "do not split evenly over 4 ranks"),
+        ("--no-such-flag", "no-such-flag"),
+        ("--ranks 0", "--ranks: 0"),
+    ],
+)
+def test_mistakes_in_a_plan(command, flags, reason):
+    status, _, told = command(info.main, "--plan", *flags.split())
+    assert status and reason in told

@@ -26,6 +26,7 @@ import ivcl_fast
 from ivcl_fast import IVCLConfig
 from ivcl_fast.data import registry as catalog
 from ivcl_fast.errors import UserError
+from ivcl_fast.report import plan
 from ivcl_fast.studies.definitions import find_study
 from ivcl_fast.training.arguments import parse as parse_flags
 
@@ -143,6 +144,7 @@ def check_python(arguments: list[str]) -> None:
 def run(module: str, flags: list[str]) -> None:
     """``python -m module flags``, in this process."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "show", lambda *args: None)  # its flags matter, and it takes a minute
         patch.setattr(sys, "argv", [module, *flags])
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
@@ -194,6 +196,7 @@ def test_commands_can_be_typed(command, tmp_path, monkeypatch):
         ("python -m ivcl_fast.sweep nothing", "nothing"),
         ("python -m ivcl_fast.sweep pretraining --no-such-flag", "no-such-flag"),
         ("python -m ivcl_fast.info --no-such-flag", "no-such-flag"),
+        ("python -m ivcl_fast.info --plan --no-such-flag", "no-such-flag"),
         ("python -m ivcl_fast.trian", "no module ivcl_fast.trian"),
         ("python train.py", "no module train.py"),
         ("python -m benchmarks.scaling --no-such-flag", "no-such-flag"),

@@ -135,8 +135,8 @@ def test_broken_packages_are_survived_and_named(tmp_path):
         "                                  num_query_frames=1)\n"
         "model = ivcl_fast.IVCL(cfg)\n"
         "model(torch.zeros(1, 2, 3, 16, 16, dtype=torch.uint8)).loss.backward()\n"
-        "from ivcl_fast.info import show\n"
-        "show()\n",
+        "from ivcl_fast.info import InfoConfig, show\n"
+        "show(InfoConfig())\n",
         tmp_path,
     )
     assert done.returncode == 0, done.stderr

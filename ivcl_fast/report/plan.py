@@ -1,0 +1,136 @@
+"""What a training run will take, predicted from its settings: memory, time, and its frame store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ivcl_fast.config import IVCLConfig
+from ivcl_fast.distributed import group as distributed
+from ivcl_fast.models import flops
+from ivcl_fast.report.tables import Table
+from ivcl_fast.training.hardware import PEAK_TFLOPS
+from ivcl_fast.training.memory import StepMemory, fake_step
+from ivcl_fast.training.optim import Schedule
+from ivcl_fast.training.settings import TrainConfig
+
+CLASSES = 36
+"""Classes of the finetuned model; of the memory they are next to nothing."""
+USABLE = 0.9
+"""Share of a card's memory that a step may take, assumed: the rest is for CUDA's context,
+workspaces of libraries, and gaps between the allocator's blocks."""
+EFFICIENCY = 0.4
+"""Share of a card's arithmetic that a step is assumed to reach. Nothing has been measured."""
+CARDS = {"24 GB": "NVIDIA GeForce RTX 4090", "80 GB": "NVIDIA H100 80GB HBM3"}
+"""Cards by their memory, each with one whose arithmetic rate is taken."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage takes on each of its devices."""
+
+    stage: str
+    precision: str
+    memory: StepMemory
+    clips: int
+    """Clips per step of one device."""
+    most_clips: dict[str, int]
+    """The most clips per step that fit a card, by the card's memory."""
+    flops: int
+    """FLOPs per clip."""
+
+    @property
+    def activations_per_clip(self) -> float:
+        """Bytes that are kept for the backward pass."""
+        return self.memory.activations / self.clips
+
+    def clips_per_second(self, card: str) -> float:
+        """Speed of one card, if it reaches :data:`EFFICIENCY`."""
+        return EFFICIENCY * PEAK_TFLOPS[CARDS[card]] * 1e12 / self.flops
+
+
+def plan_stages(config: TrainConfig, ranks: int = 1) -> Iterator[StagePlan]:
+    """Predict every stage of a run, in each precision that ``--amp`` allows.
+
+    Raises :class:`~ivcl_fast.errors.UserError` if the batch does not split evenly over ``ranks``.
+    """
+    model, optim, speed = config.model, config.optim, config.speed
+    clips = distributed.local_batch_size(optim.batch_size, optim.grad_accum_steps, ranks)
+    schedule = Schedule(1, optimizer=optim.optimizer, grad_accum_steps=optim.grad_accum_steps)
+    stages = {"pretrain": None, "finetune": CLASSES}
+    precisions = {"bf16": ["bf16"], "off": ["float32"]}.get(speed.amp, ["bf16", "float32"])
+    options: dict[str, Any] = dict(
+        schedule=schedule, grad_checkpoint=speed.grad_checkpoint, on_gpu=speed.device != "cpu"
+    )
+    for stage, classes in stages.items():
+        if config.stages.stage not in ("all", stage):
+            continue
+        with fake_step(model, classes, **options) as step:
+            for precision in precisions:
+                bf16 = precision == "bf16"
+                most = step.most_clips([usable(card) for card in CARDS], bf16)
+                memory = step.memory(clips, bf16, keep_gradients=ranks > 1)
+                fit = dict(zip(CARDS, most, strict=True))
+                yield StagePlan(stage, precision, memory, clips, fit, stage_flops(model, classes))
+
+
+def usable(card: str) -> int:
+    """Return the bytes that a step may take of a card."""
+    return int(USABLE * int(card.removesuffix(" GB")) * 1e9)
+
+
+def stage_flops(model: IVCLConfig, classes: int | None) -> int:
+    """Return the FLOPs per clip of a stage."""
+    if classes is None and model.supervised:
+        return flops.supervised_training(model, CLASSES)
+    return flops.training(model, classes)
+
+
+def plan_table(plans: list[StagePlan]) -> Table:
+    """Return the table of some stages, side by side."""
+
+    def row(name: str, *values: float, digits: int = 2) -> list[str]:
+        return [name, *(f"{value:,.{digits}f}" for value in values)]
+
+    memories = [plan.memory for plan in plans]
+    rows = [
+        row("weights, GB", *(m.weights / 1e9 for m in memories)),
+        row("gradients, GB", *(m.gradients / 1e9 for m in memories)),
+        row("optimiser state, GB", *(m.optimizer / 1e9 for m in memories)),
+        row("weights in bf16, GB", *(m.casts / 1e9 for m in memories)),
+        row("activations, GB", *(m.activations / 1e9 for m in memories)),
+        row("MB per clip", *(p.activations_per_clip / 1e6 for p in plans), digits=0),
+        row("peak, GB", *(m.peak / 1e9 for m in memories)),
+    ]
+    for card in CARDS:
+        rows.append(
+            row(f"clips that fit {card}", *(plan.most_clips[card] for plan in plans), digits=0)
+        )
+    rows.append(row("GFLOP per clip", *(plan.flops / 1e9 for plan in plans), digits=0))
+    for card, gpu in CARDS.items():
+        name = f"clips/s, {gpu.split()[-1] if 'RTX' in gpu else gpu.split()[1]}"
+        # The rate is that of products in bfloat16; float32 has another.
+        speeds = [
+            f"{plan.clips_per_second(card):,.0f}" if plan.precision == "bf16" else ""
+            for plan in plans
+        ]
+        rows.append([name, *speeds])
+    return Table(["", *(f"{plan.stage}, {plan.precision}" for plan in plans)], rows)
+
+
+def show(config: TrainConfig, ranks: int, videos: int, frames: int) -> None:
+    """Print the plan of a run whose frame store has ``videos`` videos of ``frames`` frames."""
+    plans = [*plan_stages(config, ranks)]
+    where = "the CPU" if config.speed.device == "cpu" else "each GPU" if ranks > 1 else "a GPU"
+    title = f"{config.preset}, {plans[0].clips} clips per step on {where}"
+    plan_table(plans).print(f"{title}: predicted, nothing is measured")
+    size = 3 * config.model.image_size**2 * videos * frames
+    print(f"frame store: {size / 1e9:,.1f} GB, {videos:,} videos of {frames} frames")
+    print(
+        f"The peak leaves out CUDA's context and workspaces of libraries: a step is given "
+        f"{USABLE:.0%} of a card's memory (GB = 10^9 bytes). Clips/s are what arithmetic at "
+        f"{EFFICIENCY:.0%} of the data sheet's rate gives, an assumption; small models are slower."
+    )
+    if config.speed.shard:
+        print("--shard: these are the figures without it; shards need less on each GPU")

@@ -1,0 +1,215 @@
+"""Memory of a training step, counted on tensors without storage.
+
+The code of a run (model, mixed precision, clipping, optimisers) runs on fake tensors, and every
+storage is followed from the operation that makes it until it is freed. So the figures hold for any
+sizes and objective, and take neither a GPU nor the memory itself.
+
+Not counted is what libraries keep for themselves: CUDA's context, workspaces of matrix products,
+gaps between an allocator's blocks; and batches that are read ahead.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ivcl_fast.config import IVCLConfig
+from ivcl_fast.data.frame_labels import CLASSES
+from ivcl_fast.kernels import _ext
+from ivcl_fast.kernels.linear import cast_together, weights_to_cast
+from ivcl_fast.models import layers
+from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
+from ivcl_fast.training import muon
+from ivcl_fast.training.optim import Schedule, make_optimizers
+
+LINEAR = import_module("ivcl_fast.kernels.linear")  # the package has a function of this name
+SAMPLES = 16, 256
+"""Clips per step from which :meth:`FakeStep.most_clips` draws a straight line.
+
+The peak is the largest of many lines, one for each moment of the step. Between the two the line is
+never too low, and beyond them the activations, which do grow evenly, are nearly all of it.
+"""
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes that a training step takes on one device."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """The optimisers' state."""
+    casts: int
+    """Copies of the weights in bfloat16, of which a GPU makes one set per step. A CPU makes them in
+    the forward pass, and they are part of :attr:`activations`."""
+    activations: int
+    """What is kept for the backward pass, with the pixels of the clips."""
+    peak: int
+    """The most that is held at any moment, temporary tensors included."""
+
+
+class LiveMemory(TorchDispatchMode):
+    """Follows the storages that operations make: ``live`` bytes now, ``peak`` bytes at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._storages: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = op(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor):
+                self._follow(x.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages:
+            return
+
+        def forget(_: Any) -> None:
+            del self._storages[key]
+            self.live -= size
+
+        self._storages[key] = weakref.ref(storage, forget)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+@contextmanager
+def without_storage() -> Iterator[None]:
+    """Run models on tensors without storage, with the kernels that this CPU has."""
+    with mock.patch.object(layers, "PLAIN", (*layers.PLAIN, FakeTensor)), FakeTensorMode():
+        yield
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Let models and optimisers choose what they choose on a GPU, on tensors without storage."""
+    with (
+        mock.patch.object(_ext, "MISSING", None),
+        mock.patch.object(_ext, "ISA", "amx"),  # the layers that a GPU uses as well
+        mock.patch.object(LINEAR, "ONE_PASS", None),
+        mock.patch.object(muon, "CPU_BATCH", None),
+        without_storage(),
+    ):
+        yield
+
+
+class FakeStep:
+    """A training step on tensors without storage; see :func:`fake_step`."""
+
+    def __init__(self, live: LiveMemory, model: Any, schedule: Schedule, on_gpu: bool) -> None:
+        self._live, self._model, self._schedule, self._on_gpu = live, model, schedule, on_gpu
+        self._parameters = [*model.parameters()]
+        self._weights = live.live
+        self._optimizers = make_optimizers(model, schedule, capturable=on_gpu)  # hold their state
+        before = live.live
+        self._set_gradients()
+        self._gradients = live.live - before
+        for _ in range(2):  # the first update makes the state
+            live.peak = live.live
+            nn.utils.clip_grad_norm_(self._parameters, 1.0, foreach=True)
+            for optimizer in self._optimizers:
+                optimizer.step()
+        self._update_peak = live.peak
+        self._clear_gradients()
+        self._state = live.live - self._weights
+
+    def memory(self, clips: int, bf16: bool = True, keep_gradients: bool = False) -> StepMemory:
+        """Return what a step of ``clips`` clips takes, in mixed precision or in float32.
+
+        With ``keep_gradients`` their memory is held all the time, as by replicas on several ranks.
+        """
+        live, cfg = self._live, self._model.cfg
+        part = -(-clips // self._schedule.grad_accum_steps)
+        shape = part, cfg.num_frames, cfg.num_patches, cfg.patch_dim
+        if keep_gradients:
+            self._set_gradients()
+        start = live.peak = live.live
+        casts = cast_together(weights_to_cast(self._model), torch.bfloat16)
+        with casts if bf16 and self._on_gpu else nullcontext():
+            copies = live.live - start
+            for _ in range(min(2, self._schedule.grad_accum_steps)):  # the others equal the second
+                before = live.live
+                rows = torch.zeros(shape, dtype=torch.uint8)
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    loss = loss_of(self._model, rows)
+                activations = live.live - before
+                loss.backward()
+                del loss
+        peak = max(live.peak, self._update_peak)
+        self._clear_gradients()
+        return StepMemory(self._weights, self._gradients, self._state, copies, activations, peak)
+
+    def most_clips(self, limits: Sequence[int], bf16: bool = True) -> list[int]:
+        """Return how many clips fit into each of some numbers of bytes; 0 where none does."""
+        few, many = SAMPLES
+        low, high = (self.memory(clips, bf16).peak for clips in SAMPLES)
+        each = (high - low) / (many - few)
+        return [
+            max(0, int(few + (limit - low) / each)) if limit >= self._update_peak else 0
+            for limit in limits
+        ]
+
+    def _set_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = torch.empty_like(parameter)
+
+    def _clear_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+
+
+@contextmanager
+def fake_step(
+    cfg: IVCLConfig,
+    num_classes: int | None = None,
+    *,
+    schedule: Schedule | None = None,
+    grad_checkpoint: bool = False,
+    on_gpu: bool = True,
+) -> Iterator[FakeStep]:
+    """Make a training step on tensors without storage, to be used inside the ``with`` block.
+
+    ``num_classes``: of a classifier that is finetuned; None to pretrain. Of ``schedule``, by
+    default that of Muon, the optimiser and ``grad_accum_steps`` count. Without ``on_gpu`` the step
+    is that of this machine's CPU.
+
+    Example::
+
+        with fake_step(IVCLConfig.preset("base64")) as step:
+            step.memory(88).peak / 1e9  # GB
+    """
+    with as_on_a_gpu() if on_gpu else without_storage(), LiveMemory() as live:
+        model: Any
+        if num_classes is not None:
+            model = IVCLClassifier(cfg, num_classes)
+        elif cfg.supervised:
+            model = Supervised(cfg, len(CLASSES[cfg.objective]))
+        else:
+            model = IVCL(cfg)
+        if grad_checkpoint:
+            model.checkpoint_blocks()
+        yield FakeStep(live, model, schedule or Schedule(1, optimizer="muon"), on_gpu)
+
+
+def loss_of(model: Any, rows: Tensor) -> Tensor:
+    """Return a loss of the model; where a run would need labels, any of the same memory."""
+    if isinstance(model, IVCL):
+        return model(rows, seed=torch.zeros(len(rows), dtype=torch.int64)).loss
+    logits = model(rows).float()
+    return F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
