@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 
 from ivcl_fast.config import IVCLConfig
@@ -61,12 +62,9 @@ video = load_clip("VIDEO", model.cfg)  # uint8 {{ video }}
 MODEL_FILES = (MODEL, CHECKSUMS, CONFIG, "README.md")
 """All files of a model's folder."""
 DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-INSTEAD = {
-    "strict": "; weights always have to fit exactly",
-    "torch_dtype": "; convert the model afterwards, as in model.to(torch.bfloat16)",
-}
-INSTEAD["dtype"] = INSTEAD["torch_dtype"]
+INSTEAD = {"strict": "; weights always have to fit exactly"}
 """Keywords that other libraries accept, and what to do here."""
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class PretrainedModel(
@@ -127,6 +125,8 @@ class PretrainedModel(
         pretrained_model_name_or_path: str | Path,
         *,
         map_location: Any = "cpu",
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
         **download: Any,
     ) -> Self:
         """A model in evaluation mode, from a folder or the Hugging Face hub.
@@ -136,6 +136,9 @@ class PretrainedModel(
                 which stands for its finetuned classifier or, where this class is one of
                 pretraining, for its pretrained model; or OWNER/NAME on the hub.
             map_location: the device of the model.
+            dtype: of the model's parameters, a ``torch.dtype`` or its name, such as ``"bfloat16"``;
+                ``"auto"`` is that of the saved weights. float32 by default, whatever was saved.
+            torch_dtype: an older name of ``dtype``.
             download: revision, cache_dir, force_download, local_files_only and token, which go to
                 ``huggingface_hub.hf_hub_download``.
 
@@ -148,11 +151,11 @@ class PretrainedModel(
             classifier = ivcl_fast.IVCLClassifier.from_pretrained("runs/RUN")
             logits = classifier(ivcl_fast.load_clip("video.avi", classifier.cfg))
         """
-        place = pretrained_model_name_or_path
+        place, dtype = pretrained_model_name_or_path, dtype_named(dtype or torch_dtype)
         for name in sorted(download.keys() - set(DOWNLOAD)):
             raise TypeError(
                 f"from_pretrained: {name} is not an argument{INSTEAD.get(name, '')}; accepted: "
-                f"map_location, {', '.join(DOWNLOAD)}"
+                f"map_location, dtype, {', '.join(DOWNLOAD)}"
             )
         if is_local(place):
             folder = model_folder(place, STAGES[cls.kind])
@@ -160,11 +163,11 @@ class PretrainedModel(
             with from_hub(place):
                 for name in (CONFIG, MODEL):
                     folder = Path(str(hf_hub_download(str(place), name, **download))).parent
-        return cls._from_folder(folder).to(map_location).eval()
+        return cls._from_folder(folder, dtype).to(map_location).eval()
 
     @classmethod
-    def _from_folder(cls, folder: Path) -> Any:
-        """The model whose config and weights lie in a folder."""
+    def _from_folder(cls, folder: Path, dtype: torch.dtype | None) -> Any:
+        """The model whose config and weights lie in a folder; None for the weights' dtype."""
         config, weights = read_config(folder / CONFIG), read_weights(folder / MODEL)
         if (kind := class_of(weights)) not in (cls.kind, None):
             finetune = f", or {cls.kind}(cfg, num_classes).load_pretrained({str(folder)!r})"
@@ -182,9 +185,29 @@ class PretrainedModel(
             raise UserError(f"{folder / CONFIG}: {error}") from None
         if reason := misfit(model, weights):
             raise UserError(f"{folder}: {reason}")
+        model.to(dtype or next(v.dtype for v in weights.values() if v.is_floating_point()))
         model.load_state_dict(weights)
         model.training_record = config.get("training")
         return model
+
+
+def dtype_named(dtype: Any) -> torch.dtype | None:
+    """The dtype that ``from_pretrained`` was asked for, None for that of the saved weights.
+
+    Raises :class:`UserError` if it is none of :data:`FLOATS`.
+    """
+    if dtype is None:
+        return torch.float32
+    if dtype == "auto":
+        return None
+    names = {str(known).removeprefix("torch."): known for known in FLOATS}
+    found = names.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise UserError(
+            f"dtype: {dtype!r} is not accepted; accepted: auto, {', '.join(names)}, by name or as "
+            "torch.dtype"
+        )
+    return found
 
 
 # --- Model card -----------------------------------------------------------------------------------

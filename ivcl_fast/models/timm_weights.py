@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
-from ivcl_fast.models.weights import CONFIG, read_weights, weights_file
+from ivcl_fast.models.weights import CHECKPOINTS, CONFIG, read_weights, weights_file
 
 PREFIX = "timm:"
 TOKENS = ("cls_token", "reg_token")
@@ -63,8 +63,9 @@ def check(source: str) -> None:
 def read(source: str) -> ViT:
     """The ViT that ``timm:NAME`` or ``timm:PATH`` stands for; timm fetches it where needed.
 
-    ``PATH``: a ``.safetensors`` file, or a folder with ``model.safetensors`` and, as on the Hugging
-    Face hub, a ``config.json`` with the pixels' mean and deviation. Raises :class:`UserError`.
+    ``PATH``: a ``.safetensors`` or ``.pth`` file, or a folder with ``model.safetensors`` and, as on
+    the Hugging Face hub, a ``config.json`` with the pixels' mean and deviation. Raises
+    :class:`UserError`.
     """
     if path := local_path(source):
         file = path / CONFIG
@@ -154,7 +155,7 @@ def local_path(source: str) -> Path | None:
     """The file or folder that a source names; None if it names one of timm's models."""
     name = source.removeprefix(PREFIX)
     by_name = name.startswith("hf-hub:") or re.fullmatch(r"\w+(\.\w+)?", name)
-    is_file = Path(name).exists() or name.endswith(".safetensors")
+    is_file = Path(name).exists() or name.endswith((".safetensors", *CHECKPOINTS))
     return Path(name) if is_file or not by_name else None
 
 

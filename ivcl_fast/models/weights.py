@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -32,6 +33,10 @@ CLASS_OF_KEY = {
     "detect_head.weight": "Supervised",
 }
 """A key that the state dict of only one class has, and that class."""
+CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt")
+"""Suffixes of files that may be ``torch.save``'s."""
+STATE_DICTS = ("model", "state_dict", "model_state_dict")
+"""Names under which public checkpoints hold the model's weights."""
 
 
 # --- Checksums ------------------------------------------------------------------------------------
@@ -77,14 +82,14 @@ def model_folder(place: str | os.PathLike, stage: str) -> Path:
     if not inside:
         raise UserError(
             f"{place}: no {MODEL} there; accepted: a folder written by save_pretrained, a run's "
-            "folder, or a .safetensors file where only weights are needed"
+            "folder, or a file of weights where only these are needed (.safetensors, .pth)"
         )
     found = ", ".join(f"{folder} ({class_in(folder)})" for folder in inside)
     raise UserError(f"{place}: no {MODEL} there or in its folder {stage}; models there: {found}")
 
 
 def weights_file(source: str | os.PathLike) -> Path:
-    """The safetensors file that ``source`` stands for: that file, a model's or a run's folder.
+    """The file of weights that ``source`` stands for: that file, a model's or a run's folder.
 
     A run's folder stands for its pretrained model. Raises :class:`UserError` if there is none.
     """
@@ -142,8 +147,9 @@ def from_hub(place: str | os.PathLike) -> Iterator[None]:
 def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict that a source (see :func:`weights_file`) holds; a state dict passes through.
 
-    Raises :class:`UserError` naming the file if it is not readable or, where :data:`CHECKSUMS` lies
-    beside it, differs from its checksum.
+    A file may also be a checkpoint of ``torch.save``, as public weights are (``.pth``), if it holds
+    tensors and plain values alone: no code in it runs. Raises :class:`UserError` naming the file if
+    it is not readable or, where :data:`CHECKSUMS` lies beside it, differs from its checksum.
     """
     if isinstance(source, Mapping):
         return dict(source)
@@ -159,7 +165,28 @@ def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, 
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise UserError(f"{file}: not a readable safetensors file ({error})") from None
+        if file.suffix not in CHECKPOINTS:
+            raise UserError(f"{file}: not a readable safetensors file ({error})") from None
+    return read_checkpoint(file)
+
+
+def read_checkpoint(file: Path) -> dict[str, Tensor]:
+    """The state dict in a file of ``torch.save``: all that it holds, or what it calls a model."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # each kind of damage raises another
+        raise UserError(
+            f"{file}: not a readable safetensors file, nor one of torch.save that holds tensors "
+            "and plain values alone"
+        ) from None
+    named = [content[name] for name in STATE_DICTS if isinstance(content, dict) and name in content]
+    for weights in (*named, content):
+        if isinstance(weights, dict) and weights and all(map(torch.is_tensor, weights.values())):
+            return dict(weights)
+    raise UserError(
+        f"{file}: holds no state dict; accepted: one of tensors alone, or one that the file calls "
+        f"{', '.join(STATE_DICTS)}"
+    )
 
 
 def read_config(file: Path) -> dict[str, Any]:

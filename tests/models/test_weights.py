@@ -156,7 +156,6 @@ def test_weights_of_another_preset_name_the_sizes(run):
     ("keyword", "advice"),
     [
         ("strict", "weights always have to fit"),
-        ("torch_dtype", "model.to(torch.bfloat16)"),
         ("device_map", "accepted: map_location, "),
     ],
 )
@@ -164,6 +163,39 @@ def test_unknown_keywords_are_named(run, keyword, advice):
     with pytest.raises(TypeError, match=rf"^from_pretrained: {keyword} is not [^\n]*$") as error:
         IVCL.from_pretrained("runs/RUN", **{keyword: None})
     assert advice in str(error.value) and "accepted: map_location" in str(error.value)
+
+
+def test_a_model_has_the_dtype_that_was_asked_for(tmp_path):
+    IVCL(CFG).to(torch.bfloat16).save_pretrained(tmp_path)
+
+    def dtypes(**asked):
+        model = IVCL.from_pretrained(tmp_path, **asked)
+        return {p.dtype for p in model.parameters() if p.is_floating_point()}
+
+    assert dtypes() == {torch.float32}
+    assert dtypes(dtype="auto") == dtypes(dtype="bfloat16") == {torch.bfloat16}
+    assert dtypes(torch_dtype=torch.float16) == {torch.float16}
+    for wrong in ("int8", torch.int8, "half", 16):
+        with pytest.raises(ValueError, match=r"^dtype: [^\n]*accepted: auto, float32, bfloat16"):
+            dtypes(dtype=wrong)
+
+
+@pytest.mark.parametrize("name", [None, "model", "state_dict"])
+def test_a_checkpoint_of_torch_save(tmp_path, name):
+    weights = IVCL(CFG).state_dict()
+    content = weights if name is None else {name: weights, "epoch": 3, "args": {"lr": 0.1}}
+    torch.save(content, tmp_path / "public.pth")
+    classifier = IVCLClassifier(CFG, 3)
+    taken = classifier.load_pretrained(str(tmp_path / "public.pth"))
+    assert all(torch.equal(classifier.state_dict()[key], weights[key]) for key in taken)
+    torch.save({"epoch": 3}, tmp_path / "public.pth")
+    with pytest.raises(ValueError, match=r"public.pth: holds no state dict; accepted: [^\n]*$"):
+        classifier.load_pretrained(str(tmp_path / "public.pth"))
+    (tmp_path / "public.pth").write_bytes(b"no weights")
+    with pytest.raises(
+        ValueError, match=r"public.pth: not a readable safetensors file, nor [^\n]*$"
+    ):
+        classifier.load_pretrained(str(tmp_path / "public.pth"))
 
 
 @pytest.mark.parametrize("build", [IVCL, IVCLClassifier, reference.IVCL, reference.IVCLClassifier])

@@ -91,7 +91,7 @@ def find_proof(
         twin = make_twin(part)
     except Refused as refusal:
         return Verdict(None, str(refusal))
-    adapter, layouts = found or (None, ())
+    adapter, layouts = found or (None, [])
     attempts = [functools.partial(prove, name, part, twin, adapter, of, tune) for of in layouts]
     if calls_sdpa:
         keeps_own = adapter is not None and adapter.keeps_own(layouts[0])
