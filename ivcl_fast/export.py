@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import parse, run_command
+from ivcl_fast.data.decode.interface import Square
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_json
 from ivcl_fast.models import reference
@@ -74,7 +75,10 @@ def export(config: ExportConfig) -> None:
             print(f"{name}: left out, it is a model of objective {model.cfg.objective}")
             continue
         difference = write_model(model, out / f"{name}.{config.format}")
-        write_json(out / f"{name}.json", description(model, run.config.data.frame_stride))
+        write_json(
+            out / f"{name}.json",
+            description(model, run.config.data.frame_stride, run.config.data.crop),
+        )
         print(f"{out / name}.{config.format}: differs by {difference:.1e} at most from the model")
 
 
@@ -167,18 +171,23 @@ def random_videos(model: Any, clips: int) -> Tensor:
     return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
 
-def description(model: IVCL | IVCLClassifier, frame_stride: int = 0) -> dict[str, Any]:
+def description(
+    model: IVCL | IVCLClassifier, frame_stride: int = 0, crop: Square = "none"
+) -> dict[str, Any]:
     """Say what goes into the model and what comes out, for the JSON file beside it."""
     cfg = model.cfg
     spaced = "evenly spaced over the video, the first and the last included"
     if frame_stride:
         spaced = f"every {frame_stride}th of the middle of the video"
+    resized = "each resized as a whole to the square"
+    if crop != "none":
+        resized = "of each the largest square in the center, resized"
     about: dict[str, Any] = {
         "input": {
             "name": "video",
             "dtype": "uint8",
             "shape": ["batch", cfg.num_frames, 3, cfg.image_size, cfg.image_size],
-            "content": f"RGB frames, {spaced}, each resized as a whole to the square",
+            "content": f"RGB frames, {spaced}, {resized}",
         }
     }
     if isinstance(model, IVCLClassifier):

@@ -31,7 +31,7 @@ from ivcl_fast.data.decode.decoder import (
     resolve_decoder,
 )
 from ivcl_fast.data.decode.interface import ChosenDecoder
-from ivcl_fast.data.registry import Synthetic, find_task, parse_source
+from ivcl_fast.data.registry import Synthetic, check_crop, find_task, parse_source
 from ivcl_fast.data.store.build import Part, build_part, build_store, default_store_path
 from ivcl_fast.data.store.frame_store import BAD_FILES
 from ivcl_fast.data.store.index import index_media
@@ -62,6 +62,9 @@ class StoreFlags:
     """Height and width that frames are resized to."""
     patch_size: int = 8
     """Height and width of a patch; divides the image size."""
+    crop: Literal["none", "center"] = "none"
+    """Part of the frames to store. none: all of it, resized to the square; center: the largest
+    square in the center."""
     decoder: DecoderName = "auto"
     """Video decoder; auto: DALI if it can decode on a GPU, else PyAV."""
     verify: bool = False
@@ -121,9 +124,9 @@ def prepare(config: PrepareConfig) -> None:
     if isinstance(place, Synthetic):
         if config.store != StoreFlags():
             raise UserError(
-                "--task, --image-size, --patch-size, --decoder, --verify, "
-                "--require-all, --part: not accepted for synthetic data; accepted for a folder, "
-                "such as cater:DIR"
+                "--task, --image-size, --patch-size, --crop, --decoder, "
+                "--verify, --require-all, --part: not accepted for synthetic data; accepted for a "
+                "folder, such as cater:DIR"
             )
         prepare_synthetic(config, place)
     else:
@@ -132,7 +135,10 @@ def prepare(config: PrepareConfig) -> None:
                 "--size, --train, --val, --seed: not accepted for a folder; accepted for synthetic "
                 "data, such as synthetic:cater"
             )
-        dataset = dataset_format.open(place, find_task(source, config.store.task))
+        task = find_task(source, config.store.task)
+        if config.store.crop != "none":
+            check_crop(source, task)
+        dataset = dataset_format.open(place, task)
         prepare_store(dataset, config, dataset.task if dataset_format.media_by_task else None)
 
 
@@ -141,21 +147,27 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     flags = config.store
     sizes = flags.image_size, flags.patch_size
     media = dataset.media()
-    out = config.out or default_store_path(dataset.root, *sizes, flags.decoder, own_task)
+    out = config.out or default_store_path(
+        dataset.root, *sizes, flags.decoder, own_task, flags.crop
+    )
     if config.dry_run:
         print_estimate(media, out, config)
         return
     part = None if flags.part is None else parse_part(flags.part)
     with Bar("decoding", 0, "frames") as bar:
         if part is not None:
-            left = build_part(part, media, out, *sizes, flags.decoder, config.workers, bar)
+            left = build_part(
+                part, media, out, *sizes, flags.decoder, config.workers, bar, crop=flags.crop
+            )
             if left:
                 print(
                     f"store: {out}, part {flags.part} is complete; {left} shards of other parts "
                     "are missing; the last part completes the store, or this command without --part"
                 )
                 return
-        store = build_store(media, out, *sizes, flags.decoder, config.workers, progress=bar)
+        store = build_store(
+            media, out, *sizes, flags.decoder, config.workers, progress=bar, crop=flags.crop
+        )
     if flags.verify:
         Manifest.read(dataset.root).verify()
         print(f"verifying {store.bytes / 1e9:.2f} GB", flush=True)

@@ -197,6 +197,7 @@ class ClipReader:
             if self.trajectories:
                 needed.update(i for end in index for i in frames_up_to(end, cfg.num_frames))
             name, _ = choose_decoder(info, self.run.config.data.decoder)
-            frames = make_decoder(name, cfg.image_size).decode_open(opened, sorted(needed))
+            crop = info.square(self.run.config.data.crop)
+            frames = make_decoder(name, cfg.image_size).decode_open(opened, sorted(needed), crop)
         decoded = zip(sorted(needed), frames.to(self.run.device), strict=True)
         return index, dict(decoded), info.fps

@@ -172,6 +172,7 @@ class FinishedRun:
         loaders = self.data.eval_loaders(
             split,
             self.config.data.eval_clips,
+            self.config.data.eval_crops,
             batch_size=EVAL_BATCH,
             num_frames=model.cfg.num_frames,
             seed=self.config.seed,

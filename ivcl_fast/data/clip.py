@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import DecoderName, choose_decoder, make_decoder, resolve_decoder
 from ivcl_fast.data.decode.images import IMAGE_SUFFIXES, is_image
+from ivcl_fast.data.decode.interface import Square
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.errors import UserError
 
@@ -24,11 +26,13 @@ def load_clip(
     cfg: IVCLConfig,
     decoder: DecoderName = "auto",
     frame_stride: int = 0,
+    crop: Square = "none",
 ) -> Tensor:
     """Read a video as a model with this config takes it: uint8 RGB ``[1, T, 3, H, W]`` on the CPU.
 
     Takes T evenly spaced frames, the first and the last included (one frame: the last), and repeats
-    frames of a shorter video. Each frame is resized as a whole to the square, with antialiasing.
+    frames of a shorter video. Each frame is resized to the square, with antialiasing: as a
+    whole, or its largest square in the center.
 
     Args:
         path: a video file; a folder of images, one per frame, ordered by name (numbers in names
@@ -38,6 +42,7 @@ def load_clip(
             :data:`~ivcl_fast.data.decode.decoder.TOLERANCE`.
         frame_stride: that of training (the card of the model tells it): take every so many-th frame
             of the middle of the video.
+        crop: that of training, ``none`` or ``center`` (the card of the model tells it).
 
     Raises:
         UserError: the path does not exist, or its content cannot be decoded.
@@ -48,6 +53,8 @@ def load_clip(
         >>> logits = model(ivcl_fast.load_clip("video.mp4", model.cfg))
     """
     resolve_decoder(decoder)
+    if crop not in get_args(Square):
+        raise UserError(f"crop: {crop!r} is not one of {', '.join(get_args(Square))}")
     try:
         if isinstance(path, str | os.PathLike):
             media = find_media(Path(path))
@@ -56,14 +63,18 @@ def load_clip(
             if other := [file for file in media.files if not is_image(file)]:
                 accepted = ", ".join(IMAGE_SUFFIXES)
                 raise UserError(f"{other[0]}: is not an image; accepted in a list: {accepted}")
-        return decode_clip(media, cfg, decoder, frame_stride).cpu().unsqueeze(0)
+        return decode_clip(media, cfg, decoder, frame_stride, crop).cpu().unsqueeze(0)
     except VideoError as error:
         name = path if isinstance(path, str | os.PathLike) else f"{len(path)} images"
         raise UserError(f"{name}: {error}") from None
 
 
 def decode_clip(
-    media: Media, cfg: IVCLConfig, decoder: DecoderName = "auto", frame_stride: int = 0
+    media: Media,
+    cfg: IVCLConfig,
+    decoder: DecoderName = "auto",
+    frame_stride: int = 0,
+    crop: Square = "none",
 ) -> Tensor:
     """Decode T frames as :func:`load_clip`: uint8 RGB ``[T, 3, H, W]`` on the decoder's device.
 
@@ -74,7 +85,8 @@ def decode_clip(
     with open_media(media) as opened:
         chosen, _ = choose_decoder(opened.info, decoder)
         ids = frame_ids(opened.info.frames, cfg.num_frames, stride=frame_stride)
-        return make_decoder(chosen, cfg.image_size).decode_open(opened, ids)
+        part = opened.info.square(crop)
+        return make_decoder(chosen, cfg.image_size).decode_open(opened, ids, part)
 
 
 def find_media(path: Path, num_frames: int | None = None) -> Media:

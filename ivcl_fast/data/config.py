@@ -48,6 +48,12 @@ class DataConfig:
     eval_clips: int = 1
     """Clips of each video whose answers are averaged in the results; they differ in their
     frames."""
+    crop: Literal["none", "center"] = "none"
+    """Part of the frames that the model sees. none: all of it, resized to the square; center: the
+    largest square in the center, as in video classification; not where the answer is a place."""
+    eval_crops: Literal[1, 3] = 1
+    """Parts of each clip whose answers are averaged in the results. 3, with --crop center: the
+    squares at both ends of the longer side, too."""
     mirror: bool = False
     """Mirror half of the training clips, left to right; only for your own videos, if their classes
     stay the same."""
@@ -68,6 +74,10 @@ class DataConfig:
         require_at_least(self, 1, "train_videos", "val_videos")
         require_at_least(self, 1, "eval_clips")
         require_at_least(self, 0, "frame_stride")
+        if self.eval_crops > 1 and self.crop == "none":
+            raise UserError(
+                f"--eval-crops: {self.eval_crops} needs --crop center; accepted without it: 1"
+            )
         if not 0 < self.val_fraction < 1:
             raise UserError(
                 f"--val-fraction: {self.val_fraction} is not accepted; accepted: between 0 and 1"

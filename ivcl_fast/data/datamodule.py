@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from ivcl_fast.data.bad_files import check_all_usable
 from ivcl_fast.data.dataset import Clip, Dataset
 from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import decoding_gpu, default_workers, resolve_decoder
+from ivcl_fast.data.decode.interface import Square
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import FrameLabelKind, FrameLabels, make_frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader
-from ivcl_fast.data.registry import DatasetFormat, Synthetic, find_task, parse_source
+from ivcl_fast.data.open_dataset import check_disjoint, find_splits, open_dataset
+from ivcl_fast.data.registry import DatasetFormat, parse_source
 from ivcl_fast.data.sampling import ONE_VIEW, View
 from ivcl_fast.data.store.build import build_store, default_store_path
 from ivcl_fast.data.store.frame_store import BAD_FILES, FrameStore
@@ -29,6 +32,12 @@ from ivcl_fast.progress import Bar
 if TYPE_CHECKING:
     from ivcl_fast.config import IVCLConfig
     from ivcl_fast.data.config import DataConfig
+
+
+EVAL_CROPS: tuple[Square, ...] = ("start", "center", "end")
+"""Parts of the frames whose answers are averaged if there are three."""
+CropOf = tuple[Square, str]
+"""A part of the frames, and the split whose videos are read."""
 
 
 class DataModule(ABC):
@@ -53,6 +62,8 @@ class DataModule(ABC):
         """The split for evaluation during training."""
         self.frame_stride, self.mirror = 0, False
         """Which frames are read, and whether training clips are mirrored; see the settings."""
+        self.crop: Square = "none"
+        """Which part of the frames is read, unless a loader is asked for another."""
 
     @property
     @abstractmethod
@@ -117,6 +128,7 @@ class DataModule(ABC):
         frame_labels: FrameLabelKind | None = None,
         share_frames: bool = True,
         view: View = ONE_VIEW,
+        crop: Square | None = None,
     ) -> ClipLoader:
         """Make the loader of a split.
 
@@ -127,7 +139,8 @@ class DataModule(ABC):
             rank, world_size: which of how many ranks reads the batches of ``batch_size`` clips.
             frame_labels: kind of labels of frames that batches have instead of those of clips.
             share_frames: see :class:`ClipLoader`; not where each clip is masked differently.
-            view: which clip of each video, if several are evaluated.
+            view, crop: which clip of each video and which part of its frames, if several are
+                evaluated.
         """
         clips = self.dataset.clips(split)
         if share < 1:
@@ -145,28 +158,37 @@ class DataModule(ABC):
             frame_labels=None if frame_labels is None else self.frame_labels[frame_labels],
             share_frames=share_frames,
             view=view,
+            crop=(crop or self.crop, split),
             **self._common_options(training),
         )
 
-    def eval_loaders(self, split: str, clips: int, **options: Any) -> list[ClipLoader]:
-        """Make a loader for each of several clips of every video; see :meth:`loader`.
+    def eval_loaders(
+        self, split: str, clips: int, crops: int = 1, **options: Any
+    ) -> list[ClipLoader]:
+        """Make a loader for each of several clips and crops of every video; see :meth:`loader`.
 
-        One, if the data set determines the frames of its clips.
+        One clip, if the data set determines the frames of its clips. ``crops``: 1 or 3.
         """
         clips = 1 if self.dataset.clips(split)[0].frames else clips
-        views = [View(number, clips) for number in range(clips)]
-        return [self.loader(split, training=False, view=view, **options) for view in views]
+        parts: tuple[Square, ...] = (self.crop,) if crops == 1 else EVAL_CROPS
+        return [
+            self.loader(split, training=False, view=View(number, clips), crop=crop, **options)
+            for number in range(clips)
+            for crop in parts
+        ]
 
     def rows(self, clips: Sequence[Clip], num_frames: int) -> torch.Tensor:
         """Read evenly spaced frames of clips: uint8 patch rows ``[len(clips), T, N, 3PP]``."""
         options = self._common_options(training=False)
+        options |= {"crop": (self.crop, "")}
         (batch,) = self._make_loader(clips, len(clips), num_frames, **options).epoch(0)
         return batch.rows
 
     @abstractmethod
     def _make_loader(
-        self, clips: Sequence[Clip], batch_size: int, num_frames: int, **options: Any
-    ) -> ClipLoader: ...
+        self, clips: Sequence[Clip], batch_size: int, num_frames: int, crop: CropOf, **options: Any
+    ) -> ClipLoader:
+        """Make the loader of clips; ``crop``: the part of their frames to read."""
 
     def _common_options(self, training: bool) -> dict[str, Any]:
         return dict(
@@ -188,9 +210,11 @@ class StoreDataModule(DataModule):
         dataset: Dataset,
         store: FrameStore,
         frame_labels: Mapping[str, FrameLabels] | None = None,
+        crop_store: Callable[[Square, str], FrameStore] | None = None,
     ) -> None:
+        """``crop_store`` opens the store of another part of the frames of a split's videos."""
         super().__init__(dataset, frame_labels)
-        self.store = store
+        self.store, self._crop_store = store, crop_store
 
     @property
     def bad_files(self) -> dict[str, str]:
@@ -201,9 +225,13 @@ class StoreDataModule(DataModule):
         return self.store.path / BAD_FILES
 
     def _make_loader(
-        self, clips: Sequence[Clip], batch_size: int, num_frames: int, **options: Any
+        self, clips: Sequence[Clip], batch_size: int, num_frames: int, crop: CropOf, **options: Any
     ) -> ClipLoader:
-        return StoreLoader(self.store, clips, batch_size, num_frames, **options)
+        store = self.store
+        if crop[0] != self.crop:
+            assert self._crop_store is not None  # evaluation with several crops has it
+            store = self._crop_store(*crop)
+        return StoreLoader(store, clips, batch_size, num_frames, **options)
 
 
 class StreamDataModule(DataModule):
@@ -236,63 +264,11 @@ class StreamDataModule(DataModule):
         return self._folder / BAD_FILES
 
     def _make_loader(
-        self, clips: Sequence[Clip], batch_size: int, num_frames: int, **options: Any
+        self, clips: Sequence[Clip], batch_size: int, num_frames: int, crop: CropOf, **options: Any
     ) -> ClipLoader:
-        options |= self._options
+        options |= self._options | {"square": crop[0]}
         options |= {"random_crop": self._random_crop and options["jitter"]}
         return StreamLoader(clips, batch_size, num_frames, dropped=self._dropped, **options)
-
-
-def open_dataset(config: DataConfig, read_only: bool = False) -> Dataset:
-    """Open the data set of ``config``; a synthetic one is written if it is missing or incomplete.
-
-    With ``read_only`` nothing is written. Raises :class:`UserError` if the data set is missing.
-    """
-    dataset_format, place = parse_source(config.source)
-    task = find_task(config.source, config.task)
-    accepted = "--data with its place"
-    if isinstance(place, Synthetic):
-        spec = place.spec(train=config.train_videos, val=config.val_videos)
-        root = config.data_dir / spec.default_name
-        accepted = "--data-dir with the folder that contains it"
-        if not read_only:
-            with Bar("rendering", 0, place.unit) as bar:
-                place.write(root, spec, workers=config.workers, progress=bar)
-        place = root
-    if read_only and dataset_format.place in ("DIR", "FILE") and not place.exists():
-        raise UserError(
-            f"{place.absolute()}: no such folder or file; read-only commands never generate data; "
-            f"if the data set has moved, accepted: {accepted}"
-        )
-    return dataset_format.open_with(config, place, task)
-
-
-def find_splits(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
-    """Return the splits to train on and to draw the curve of.
-
-    Raises :class:`UserError` for a split that the data set does not have.
-    """
-    asked = {"train": config.train_split, "curve": config.curve_split}
-    for name, split in asked.items():
-        if split not in ("auto", *dataset.splits):
-            raise UserError(
-                f"--{name}-split: {split!r} is not a split of this data; accepted: auto, "
-                + ", ".join(dataset.splits)
-            )
-    usual = {"train": dataset.splits[0], "curve": dataset.curve_split}
-    train, curve = (usual[name] if split == "auto" else split for name, split in asked.items())
-    return train, curve
-
-
-def _check_disjoint(dataset: Dataset, train_split: str, curve_split: str) -> None:
-    """Raise :class:`UserError` if curves or results would be those of training videos."""
-    seen = {clip.media for clip in dataset.clips(train_split)}
-    for flag, split in (("curve", curve_split), ("train", dataset.splits[1])):
-        if shared := seen & {clip.media for clip in dataset.clips(split)}:
-            raise UserError(
-                f"--{flag}-split: the training split {train_split} shares {len(shared)} videos "
-                f"with {split}, which is measured; accepted: splits without common videos"
-            )
 
 
 def open_data(
@@ -331,14 +307,18 @@ def open_data(
         for split in evaluated:
             dataset.clips(split)  # reports a missing list before hours of decoding
         if (config.train_split, config.curve_split) != ("auto", "auto"):
-            _check_disjoint(dataset, train_split, curve_split)
+            check_disjoint(dataset, train_split, curve_split)
     data = _open_frames(config, model, dataset, device, labels)
     data.train_split, data.curve_split = train_split, curve_split
     data.frame_stride, data.mirror = config.frame_stride, config.mirror
+    data.crop = config.crop
     if read_only:
         return data
     if config.require_all:
         check_all_usable(data.bad_files, len(dataset.media()), data.bad_files_path)
+    if config.eval_crops > 1:  # their stores are built now, not when training has ended
+        sizes = {"batch_size": 1, "num_frames": model.num_frames, "seed": 0}
+        data.eval_loaders(data.eval_split, 1, config.eval_crops, **sizes)
     for split in evaluated:
         names = [clip.name for clip in data.usable_clips(split)]
         if not names:
@@ -360,19 +340,29 @@ def _open_frames(
     own_task = dataset.task if dataset_format.media_by_task else None
     if config.loader == "stream":
         return _open_stream(config, model, dataset, dataset_format, own_task, labels, device)
-    sizes = model.image_size, model.patch_size
-    with Bar("decoding", 0, "frames") as bar:
-        store = build_store(
-            dataset.media(),
-            default_store_path(dataset.root, *sizes, config.decoder, own_task),
-            *sizes,
-            decoder=config.decoder,
-            workers=config.workers,
-            progress=bar,
-            placement=config.placement,
-            device=device,
-        )
-    return StoreDataModule(dataset, store, labels)
+    sizes, media = (model.image_size, model.patch_size), dataset.media()
+
+    @cache
+    def open_store(crop: Square, split: str = "") -> FrameStore:
+        used = media
+        if split:  # the other crops are stored of the videos that are evaluated
+            names = {clip.media for clip in dataset.clips(split)}
+            used = [one for one in media if one.name in names]
+        name = "-".join(filter(None, (own_task, split))) or None
+        with Bar("decoding", 0, "frames") as bar:
+            return build_store(
+                used,
+                default_store_path(dataset.root, *sizes, config.decoder, name, crop),
+                *sizes,
+                decoder=config.decoder,
+                workers=config.workers,
+                progress=bar,
+                placement=config.placement,
+                device=device,
+                crop=crop,
+            )
+
+    return StoreDataModule(dataset, open_store(config.crop), labels, open_store)
 
 
 def _open_stream(

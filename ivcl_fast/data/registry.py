@@ -37,6 +37,8 @@ class DatasetFormat:
     """Frames of every clip, if the data set determines them; models need that many."""
     random_crop: bool = False
     """Whether a part of the frame may be used in training; not if the answer is a place in it."""
+    crop_tasks: tuple[str, ...] = ()
+    """Tasks in which frames may be cropped; not if the answer is a place in the frame."""
     mirror: bool = False
     """Whether frames may be mirrored in training; not if classes tell left from right."""
     frame_labels: bool = False
@@ -68,7 +70,8 @@ class Synthetic:
 def _cater() -> DatasetFormat:
     from ivcl_fast.data.formats.cater import TASKS, Cater
 
-    return DatasetFormat(Cater, tuple(TASKS), frame_labels=True)
+    crop_tasks = tuple(name for name, task in TASKS.items() if task.multi_label)
+    return DatasetFormat(Cater, tuple(TASKS), frame_labels=True, crop_tasks=crop_tasks)
 
 
 def _acre() -> DatasetFormat:
@@ -80,7 +83,8 @@ def _acre() -> DatasetFormat:
 def _something_else() -> DatasetFormat:
     from ivcl_fast.data.formats.something_else import TASKS, SomethingElse
 
-    return DatasetFormat(SomethingElse, tuple(TASKS), media_by_task=True, random_crop=True)
+    how: dict[str, Any] = {"media_by_task": True, "random_crop": True, "crop_tasks": tuple(TASKS)}
+    return DatasetFormat(SomethingElse, tuple(TASKS), **how)
 
 
 def _videos() -> DatasetFormat:
@@ -113,7 +117,7 @@ def _own(open: Callable[..., Dataset], **how: Any) -> DatasetFormat:
     from ivcl_fast.data.formats.own.labelled import TASK
 
     how = {"options": ("val_fraction",)} | how
-    return DatasetFormat(open, (TASK,), random_crop=True, mirror=True, **how)
+    return DatasetFormat(open, (TASK,), random_crop=True, crop_tasks=(TASK,), mirror=True, **how)
 
 
 def _synthetic_cater(camera: Literal["static", "moving", "none"]) -> Synthetic:
@@ -227,6 +231,21 @@ def check_frame_labels(source: str, kind: FrameLabelKind) -> None:
             f"{flag} needs labels of single frames, which {source} does not have; accepted with "
             "it: cater:DIR, synthetic, synthetic:static or synthetic:moving"
         )
+
+
+def check_crop(source: str, task: str, frame_labels: bool = False) -> None:
+    """Raise :class:`UserError` if the frames of a task may not be cropped.
+
+    ``frame_labels``: whether single frames have labels, which tell what is where in them.
+    """
+    accepted = parse_source(source)[0].crop_tasks
+    if task in accepted and not frame_labels:
+        return
+    what = "labels of single frames" if frame_labels else f"task {task} of {source}"
+    others = f"; accepted with it: task {' or '.join(accepted)}" if accepted else ""
+    raise UserError(
+        f"--crop: not accepted with {what}, whose answers a crop would move or cut off{others}"
+    )
 
 
 def check_mirror(source: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.decode.decoder import decoding_gpu, decoding_timeout, make_decoder
 from ivcl_fast.data.decode.indexed import Indexed, open_indexed
-from ivcl_fast.data.decode.interface import WHOLE, ChosenDecoder, Crop
+from ivcl_fast.data.decode.interface import ChosenDecoder, Crop, Square
 from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
 from ivcl_fast.data.workers import STALL_SECONDS, Lost, Report, WorkerPool
 from ivcl_fast.errors import UserError
@@ -77,6 +77,7 @@ class StreamLoader(ClipLoader):
         decoders: Mapping[str, ChosenDecoder],
         image_size: int,
         patch_size: int,
+        square: Square = "none",
         random_crop: bool = False,
         workers: int,
         gpu: int | None = None,
@@ -89,7 +90,8 @@ class StreamLoader(ClipLoader):
         Args:
             index: all media that can be used, by name.
             decoders: the decoder of each of these media.
-            random_crop: decode a random part of the frames, the same in all frames of a clip; not
+            square: the part of the frames that is resized to the square.
+            random_crop: decode a random part of that, the same in all frames of a clip; not
                 for data sets whose labels are places in the frame.
             workers: processes or threads; with 1 this process decodes.
             gpu: index of the GPU that DALI decodes on, where there is one; by default the current.
@@ -99,7 +101,7 @@ class StreamLoader(ClipLoader):
         self._media = {one.name: one for one in media}
         self._index, self._decoders = index, decoders
         self.image_size, self.patch_size = image_size, patch_size
-        self.random_crop = random_crop
+        self.square, self.random_crop = square, random_crop
         self.workers = workers
         self.gpu = decoding_gpu(None) if gpu is None else gpu
         self._ahead = PREFETCH * batch_size + workers
@@ -144,10 +146,11 @@ class StreamLoader(ClipLoader):
     def _request(self, epoch: int, sampled: Sampled) -> Request:
         first = int(sampled.clip_ids[0])
         media = self._media[self.clips[first].media]
-        crop = WHOLE
-        if self.random_crop:
-            crop = draw_crop(np.random.default_rng([self.seed, epoch, _CROP, first]))
         indexed = self._index[media.name]
+        crop = indexed.info.square(self.square)
+        if self.random_crop:
+            drawn = draw_crop(np.random.default_rng([self.seed, epoch, _CROP, first]))
+            crop = drawn.inside(crop)
         frames: np.ndarray | None = sampled.frames
         if indexed.places is not None:
             indexed, frames = replace(indexed, places=indexed.places[frames]), None

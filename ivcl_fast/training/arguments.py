@@ -10,7 +10,13 @@ from typing import Any
 
 from ivcl_fast import command
 from ivcl_fast.config import PRESETS, FieldError, IVCLConfig
-from ivcl_fast.data.registry import check_frame_labels, check_mirror, clip_frames, find_task
+from ivcl_fast.data.registry import (
+    check_crop,
+    check_frame_labels,
+    check_mirror,
+    clip_frames,
+    find_task,
+)
 from ivcl_fast.errors import UserError
 from ivcl_fast.training.settings import CHANGEABLE, TrainConfig, flatten, load_settings
 
@@ -66,6 +72,8 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
     if data.mirror:
         check_mirror(data.source)
     task = find_task(data.source, data.task)
+    if data.crop != "none":
+        check_crop(data.source, task, bool(config.frame_label_kinds))
     return dataclasses.replace(config, data=dataclasses.replace(data, task=task))
 
 

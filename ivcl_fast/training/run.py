@@ -229,12 +229,13 @@ class Run:
 
     def evaluate(self, model: IVCLClassifier, split: str | None = None) -> Evaluation:
         """Measure a classifier on a split, by default the one on which results are reported."""
-        clips = 1 if split else self.config.data.eval_clips  # of a video; curves need no more
+        data = self.config.data  # curves need no more than one clip of a video
+        clips, crops = (1, 1) if split else (data.eval_clips, data.eval_crops)
         split = split or self.data.eval_split
         options = dict(
             batch_size=EVAL_BATCH, num_frames=model.cfg.num_frames, seed=self.config.seed
         )
-        loaders = self.data.eval_loaders(split, clips, **options)
+        loaders = self.data.eval_loaders(split, clips, crops, **options)
         return evaluate(model, loaders, self.data, split, self.device, self.amp)
 
     def finished(self, name: str) -> bool:
@@ -319,6 +320,8 @@ class Run:
         }
         if config.data.frame_stride:
             training["frame stride"] = config.data.frame_stride
+        if config.data.crop != "none":
+            training["crop"] = config.data.crop
         measured = [r for r in self.metrics.read() if r["stage"] == stage and "loss" not in r]
         if measured:
             values = {k.removeprefix("val_"): v for k, v in measured[-1].items()}

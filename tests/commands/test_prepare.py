@@ -144,6 +144,7 @@ def test_synthetic_data_then_its_store(command, tmp_path):
         (["synthetic:acre-iid", "--camera", "moving"], "accepted for synthetic:cater"),
         (["cater:PACKAGE", "--task", "count"], "'count' is not one of localize"),
         (["cater:PACKAGE", "--image-size", "30"], "30 is not a multiple of patch_size 8"),
+        (["cater:PACKAGE", "--crop", "center"], "--crop: not accepted with task localize of"),
         (["cater:PACKAGE", "--workers", "0"], "workers: 0"),
         (["cater:PACKAGE", "--part", "0/3"], "--part: '0/3' is not accepted; accepted: i/n"),
         (["cater:PACKAGE", "--part", "4/3"], "--part: '4/3'"),

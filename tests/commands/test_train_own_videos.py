@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ivcl_fast import load_clip
+from ivcl_fast.analysis.clips import ClipReader
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.evaluate import main as evaluate_main
 from ivcl_fast.evaluation.evaluate import predict
@@ -92,6 +94,7 @@ def test_data_with_other_classes_are_refused(videos, tmp_path, command):
 def test_several_clips_of_a_stride_are_averaged(videos, tmp_path, command):
     """The answers in the results are those of the average of the clips' probabilities."""
     flags = ("--frame-stride", 1, "--eval-clips", 3, "--mirror", "--no-pictures")
+    flags += ("--crop", "center", "--eval-crops", 3)
     source = f"videos:{videos}"
     code, _, err = command(main, "--data", source, *FLAGS, *flags, "--out", tmp_path)
     assert code == 0, err
@@ -100,14 +103,18 @@ def test_several_clips_of_a_stride_are_averaged(videos, tmp_path, command):
     options = dict(batch_size=8, num_frames=4, seed=0)
     parts = [
         predict(model, loader, run.device, run.amp)
-        for loader in run.data.eval_loaders("val", 3, **options)
+        for loader in run.data.eval_loaders("val", 3, 3, **options)
     ]
-    assert not torch.equal(parts[0][0], parts[2][0]), "the clips differ"
+    assert not torch.equal(parts[0][0], parts[6][0]), "the clips differ"
+    assert not torch.equal(parts[0][0], parts[1][0]), "the crops differ"
     mean = torch.stack([logits.softmax(1) for logits, _, _ in parts]).mean(0)
     evaluation = run.evaluate(model, "val")
     assert torch.allclose(evaluation.logits.softmax(1), mean, atol=1e-6)
     card = (tmp_path / "run" / "finetune" / "README.md").read_text()
-    assert "| frame stride | 1 |" in card
+    assert "| frame stride | 1 |" in card and "| crop | center |" in card
+    video = videos / "left" / "00.mp4"
+    shown = ClipReader(run).file(video, "--predict").frames.unsqueeze(0)
+    assert torch.equal(shown, load_clip(video, model.cfg, frame_stride=1, crop="center"))
 
 
 @pytest.mark.parametrize(
@@ -116,6 +123,11 @@ def test_several_clips_of_a_stride_are_averaged(videos, tmp_path, command):
         (("--mirror",), "--mirror: not accepted for synthetic, whose answers tell left from right"),
         (("--eval-clips", 0), "--eval-clips: 0 is not accepted; accepted: at least 1"),
         (("--frame-stride", -1), "--frame-stride: -1 is not accepted; accepted: at least 0"),
+        (
+            ("--crop", "center"),
+            "--crop: not accepted with task localize of synthetic, whose answers",
+        ),
+        (("--eval-crops", 3), "--eval-crops: 3 needs --crop center; accepted without it: 1"),
         (("--val-fraction", 1), "--val-fraction: 1.0 is not accepted; accepted: between 0 and 1"),
     ],
 )

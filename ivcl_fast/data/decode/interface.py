@@ -13,6 +13,9 @@ if TYPE_CHECKING:  # it imports PyAV, which is not needed to read a store
     from ivcl_fast.data.decode.media import FrameIds, OpenMedia
 
 ChosenDecoder = Literal["dali", "pyav"]
+Square = Literal["none", "start", "center", "end"]
+"""Which part of a frame becomes the square: all of it, or the largest square in it, at the start of
+its longer side (left or top), in the center, or at the end."""
 
 
 class Crop(NamedTuple):
@@ -29,9 +32,28 @@ class Crop(NamedTuple):
         top, left = round(self.top * height), round(self.left * width)
         return height, width, min(top, height - size), min(left, width - size)
 
+    def inside(self, outer: Crop) -> Crop:
+        """Return this part of the part ``outer``, as a part of the frame."""
+        return Crop(
+            outer.top + self.top * outer.height,
+            outer.left + self.left * outer.width,
+            self.height * outer.height,
+            self.width * outer.width,
+        )
+
 
 WHOLE = Crop(0.0, 0.0, 1.0, 1.0)
 """The entire frame."""
+
+
+def square_crop(square: Square, height: int, width: int) -> Crop:
+    """Return the part of an upright frame of this size that becomes the square."""
+    if square == "none":
+        return WHOLE
+    shorter = min(height, width)
+    place = {"start": 0.0, "center": 0.5, "end": 1.0}[square]
+    share = shorter / height, shorter / width
+    return Crop(place * (1 - share[0]), place * (1 - share[1]), *share)
 
 
 class Decoder(ABC):
@@ -49,15 +71,20 @@ class Decoder(ABC):
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size
 
-    def decode(self, media: Media, frame_ids: FrameIds = None, crop: Crop = WHOLE) -> torch.Tensor:
+    def decode(
+        self, media: Media, frame_ids: FrameIds = None, crop: Crop | Square = WHOLE
+    ) -> torch.Tensor:
         """Decode the given frames in the given order, or all: uint8 RGB ``[F, 3, S, S]``.
 
-        The frames are on the decoder's device. Raises :class:`~ivcl_fast.data.dataset.VideoError`
-        if a file is not complete or cannot be decoded, ``IndexError`` if there is no such frame.
+        ``crop``: the part of the frames to decode. The frames are on the decoder's device. Raises
+        :class:`~ivcl_fast.data.dataset.VideoError` if a file is not complete or cannot be decoded,
+        ``IndexError`` if there is no such frame.
         """
         from ivcl_fast.data.decode.media import open_media
 
         with open_media(media) as opened:
+            if isinstance(crop, str):
+                crop = opened.info.square(crop)
             return self.decode_open(opened, frame_ids, crop)
 
     @abstractmethod

@@ -26,6 +26,7 @@ from av.video.frame import VideoFrame
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.containers import FORMATS, check_length
 from ivcl_fast.data.decode.images import check_image, image_codec, image_size, is_image
+from ivcl_fast.data.decode.interface import Crop, Square, square_crop
 
 FrameIds = Sequence[int] | np.ndarray | None
 """Indices of frames, or None for all frames."""
@@ -48,6 +49,11 @@ class VideoInfo:
     """As stored, before any rotation."""
     rotation: int = 0
     """Quarter turns, counter-clockwise, that make the frames upright."""
+
+    def square(self, square: Square) -> Crop:
+        """Return the part of the upright frames that becomes the square."""
+        upright = (self.width, self.height) if self.rotation % 2 else (self.height, self.width)
+        return square_crop(square, *upright)
 
 
 class OpenMedia(ABC):

@@ -30,6 +30,7 @@ from ivcl_fast.data.decode.decoder import (
     default_workers,
     resolve_decoder,
 )
+from ivcl_fast.data.decode.interface import Square
 from ivcl_fast.data.store.frame_store import (
     BAD_FILES,
     INDEX,
@@ -42,6 +43,7 @@ from ivcl_fast.data.store.frame_store import (
 from ivcl_fast.data.store.index import SecondChance, source_digest
 from ivcl_fast.data.store.placement import Placement
 from ivcl_fast.data.store.plan import (
+    CROPS,
     LOCK,
     PLAN,
     check_settings,
@@ -66,7 +68,6 @@ from ivcl_fast.files import locked, write_json
 log = logging.getLogger(__name__)
 
 SHARD_BYTES = 128 * 2**20
-CROP = "none: whole frames"
 META_KEYS = (*("version", "image_size", "patch_size", "crop", "decoder", "source_digest", "state"),)
 """Settings in ``meta.json``."""
 WAIT_SECONDS = 1.0
@@ -90,10 +91,13 @@ def default_store_path(
     patch_size: int,
     decoder: DecoderName = "auto",
     task: str | None = None,
+    crop: Square = "none",
 ) -> Path:
     """Return the default folder of a data set's store; ``task``: if tasks have their own media."""
-    name = f"store-{image_size}-p{patch_size}-{resolve_decoder(decoder)}"
-    return Path(root) / (name if task is None else f"{name}-{task}")
+    parts = ["store", image_size, f"p{patch_size}", resolve_decoder(decoder)]
+    parts += [] if crop == "none" else [crop]
+    parts += [] if task is None else [task]
+    return Path(root) / "-".join(map(str, parts))
 
 
 def build_store(
@@ -108,6 +112,7 @@ def build_store(
     stall_seconds: float = STALL_SECONDS,
     placement: Placement = "disk",
     device: torch.device | None = None,
+    crop: Square = "none",
 ) -> FrameStore:
     """Decode every frame of ``media`` into a store at ``out``, or open the store if it exists.
 
@@ -127,6 +132,7 @@ def build_store(
             script needs ``if __name__ == "__main__":``.
         progress: called with (frames done, frames in total).
         shard_bytes: largest size of a shard.
+        crop: part of the frames to resize to the square; by default all of them.
         placement, device: see :class:`FrameStore`; DALI decodes on ``device`` if it is a GPU.
 
     Raises:
@@ -139,7 +145,7 @@ def build_store(
         >>> store.rows(store.names[0], [0, 1]).shape
         (2, 64, 192)
     """
-    build = _Build(media, Path(out), image_size, patch_size, decoder, shard_bytes)
+    build = _Build(media, Path(out), image_size, patch_size, decoder, shard_bytes, crop)
     build.run(WHOLE, workers, progress, stall_seconds, decoding_gpu(device))
     return build.open(placement, device)
 
@@ -155,13 +161,14 @@ def build_part(
     progress: Callable[[int, int], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
     stall_seconds: float = STALL_SECONDS,
+    crop: Square = "none",
 ) -> int:
     """Build a part of the shards of :func:`build_store`, with its arguments, and wait for no other.
 
     The parts may run at the same time on machines that share the folder. Returns the number of
     shards that other parts have to build yet; 0 if the store is complete, which the last part does.
     """
-    build = _Build(media, Path(out), image_size, patch_size, decoder, shard_bytes)
+    build = _Build(media, Path(out), image_size, patch_size, decoder, shard_bytes, crop)
     return build.run(part, workers, progress, stall_seconds, decoding_gpu(None))
 
 
@@ -176,6 +183,7 @@ class _Build:
         patch_size: int,
         decoder: DecoderName,
         shard_bytes: int,
+        crop: Square,
     ) -> None:
         if image_size < 1 or patch_size < 1 or image_size % patch_size:
             raise UserError(
@@ -187,7 +195,7 @@ class _Build:
             "version": VERSION,
             "image_size": image_size,
             "patch_size": patch_size,
-            "crop": CROP,
+            "crop": CROPS[crop],
             "decoder": resolve_decoder(decoder),
             "source_digest": source_digest(media),
             "state": digest_of_states(media, self.states),

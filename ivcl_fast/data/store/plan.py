@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import DecoderName
+from ivcl_fast.data.decode.interface import Square
 from ivcl_fast.data.store.frame_store import BAD_FILES, INDEX, read_meta, read_small
 from ivcl_fast.data.store.index import index_media, probe_media
 from ivcl_fast.data.store.shards import (
@@ -34,6 +35,13 @@ from ivcl_fast.manifest import check_signed, signed
 
 log = logging.getLogger(__name__)
 
+CROPS: dict[Square, str] = {
+    "none": "none: whole frames",
+    "start": "start: the largest square, at the left or at the top",
+    "center": "center: the largest square, in the center",
+    "end": "end: the largest square, at the right or at the bottom",
+}
+"""What the settings of a store say of the part of the frames that it holds."""
 PLAN, LOCK = "plan.json", "build.lock"
 
 
@@ -124,6 +132,7 @@ def shard_tasks(
             plan["image_size"],
             plan["patch_size"],
             gpu,
+            square_of(plan),
             plan["state"],
         )
         for file, group in plan["shards"].items()
@@ -223,6 +232,11 @@ def _new_shards(
     used = [*built.planned, *(path.name for path in out.glob("shard-[0-9]*.u8"))]
     first = max((int(name[6:-3]) + 1 for name in used if name[6:-3].isdigit()), default=0)
     return {_shard_name(first + number): group for number, group in enumerate(groups)}
+
+
+def square_of(settings: Mapping[str, Any]) -> Square:
+    """Return the part of the frames that a store or a plan with these settings holds."""
+    return next(square for square, words in CROPS.items() if words == settings["crop"])
 
 
 def _shard_name(number: int) -> str:

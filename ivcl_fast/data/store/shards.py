@@ -16,7 +16,7 @@ from typing import Any
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.decode.interface import ChosenDecoder
+from ivcl_fast.data.decode.interface import ChosenDecoder, Square
 from ivcl_fast.data.store.sources import Source, source_of, state_of
 from ivcl_fast.data.workers import Report
 from ivcl_fast.files import TEMPORARY, atomic_write, locked, write_text
@@ -42,6 +42,8 @@ class ShardTask:
     patch_size: int
     gpu: int | None = None
     """Index of the GPU that DALI decodes on."""
+    square: Square = "none"
+    """The part of the frames that the shard holds."""
     state: str = ""
     """The state of a store that contains the shard, see :func:`is_finished`; empty: any."""
     refused: dict[str, str] = field(default_factory=dict)
@@ -132,7 +134,9 @@ def _build(task: ShardTask, report: Report) -> None:
             try:
                 if refused:
                     raise VideoError(refused)
-                decoded = make_decoder(decoder, task.image_size, task.gpu).decode(media)
+                decoded = make_decoder(decoder, task.image_size, task.gpu).decode(
+                    media, crop=task.square
+                )
             except VideoError as error:
                 bad_files[media.name] = str(error)
             else:

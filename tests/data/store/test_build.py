@@ -222,7 +222,7 @@ def test_killed_at_a_random_moment(videos, built, tmp_path):
 class BadDecoder:
     """Hangs and crashes as native decoders do on broken files."""
 
-    def decode(self, one: Media):
+    def decode(self, one: Media, crop: str):
         if one.name == "v05":
             time.sleep(1000)
         if one.name == "v11":

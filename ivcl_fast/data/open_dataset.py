@@ -1,0 +1,61 @@
+"""From the data settings to a data set and its splits."""
+
+from __future__ import annotations
+
+from ivcl_fast.data.config import DataConfig
+from ivcl_fast.data.dataset import Dataset
+from ivcl_fast.data.registry import Synthetic, find_task, parse_source
+from ivcl_fast.errors import UserError
+from ivcl_fast.progress import Bar
+
+
+def open_dataset(config: DataConfig, read_only: bool = False) -> Dataset:
+    """Open the data set of ``config``; a synthetic one is written if it is missing or incomplete.
+
+    With ``read_only`` nothing is written. Raises :class:`UserError` if the data set is missing.
+    """
+    dataset_format, place = parse_source(config.source)
+    task = find_task(config.source, config.task)
+    accepted = "--data with its place"
+    if isinstance(place, Synthetic):
+        spec = place.spec(train=config.train_videos, val=config.val_videos)
+        root = config.data_dir / spec.default_name
+        accepted = "--data-dir with the folder that contains it"
+        if not read_only:
+            with Bar("rendering", 0, place.unit) as bar:
+                place.write(root, spec, workers=config.workers, progress=bar)
+        place = root
+    if read_only and dataset_format.place in ("DIR", "FILE") and not place.exists():
+        raise UserError(
+            f"{place.absolute()}: no such folder or file; read-only commands never generate data; "
+            f"if the data set has moved, accepted: {accepted}"
+        )
+    return dataset_format.open_with(config, place, task)
+
+
+def find_splits(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
+    """Return the splits to train on and to draw the curve of.
+
+    Raises :class:`UserError` for a split that the data set does not have.
+    """
+    asked = {"train": config.train_split, "curve": config.curve_split}
+    for name, split in asked.items():
+        if split not in ("auto", *dataset.splits):
+            raise UserError(
+                f"--{name}-split: {split!r} is not a split of this data; accepted: auto, "
+                + ", ".join(dataset.splits)
+            )
+    usual = {"train": dataset.splits[0], "curve": dataset.curve_split}
+    train, curve = (usual[name] if split == "auto" else split for name, split in asked.items())
+    return train, curve
+
+
+def check_disjoint(dataset: Dataset, train_split: str, curve_split: str) -> None:
+    """Raise :class:`UserError` if curves or results would be those of training videos."""
+    seen = {clip.media for clip in dataset.clips(train_split)}
+    for flag, split in (("curve", curve_split), ("train", dataset.splits[1])):
+        if shared := seen & {clip.media for clip in dataset.clips(split)}:
+            raise UserError(
+                f"--{flag}-split: the training split {train_split} shares {len(shared)} videos "
+                f"with {split}, which is measured; accepted: splits without common videos"
+            )

@@ -1,0 +1,117 @@
+"""Cropped frames: every reader of a video sees the same square of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ivcl_fast import IVCLConfig, load_clip
+from ivcl_fast.data.config import DataConfig
+from ivcl_fast.data.datamodule import open_data
+from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.interface import WHOLE, Crop, square_crop
+from ivcl_fast.data.registry import check_crop
+from ivcl_fast.errors import UserError
+from ivcl_fast.models.reference import unpatchify
+from tests.support.painted import media, write_video
+
+CFG = IVCLConfig.preset("tiny", image_size=32, num_frames=3, num_query_frames=2)
+RED, GREEN, BLUE = (200, 20, 20), (20, 200, 20), (20, 20, 200)
+
+
+def bands(frames: int = 4, tall: bool = False) -> list[np.ndarray]:
+    """Three squares beside each other, or above each other."""
+    squares = [np.full((40, 40, 3), colour, np.uint8) for colour in (RED, GREEN, BLUE)]
+    return [np.concatenate(squares, 0 if tall else 1)] * frames
+
+
+def colour(frames: torch.Tensor) -> str:
+    """The colour of all frames ``[..., 3, S, S]``, away from the borders of the squares."""
+    inside = frames[..., 4:-4, 4:-4].float()
+    mean = inside.mean((*range(frames.dim() - 3), -2, -1))
+    assert inside.std((-2, -1)).max() < 12
+    return "RGB"[int(mean.argmax())]
+
+
+@pytest.mark.parametrize("kind", ["mp4", "avi", "turned", "images", "tall"])
+def test_the_square_follows_the_upright_frame(tmp_path, kind):
+    pictures = bands(tall=kind == "tall")
+    if kind == "images":
+        for number, one in enumerate(pictures):
+            Image.fromarray(one).save(tmp_path / f"{number}.png")
+        given = Media("a", tuple(tmp_path / f"{number}.png" for number in range(4)))
+    else:
+        suffix, codec = ("avi", "mjpeg") if kind == "avi" else ("mp4", "libx264")
+        rotation = 90 if kind == "turned" else 0
+        given = media(write_video(tmp_path / f"a.{suffix}", pictures, codec, rotation=rotation))
+    decoder = make_decoder("pyav", 32)
+    found = "".join(colour(decoder.decode(given, crop=c)) for c in ("start", "center", "end"))
+    assert found == ("BGR" if kind == "turned" else "RGB")  # turned: its right end is on top
+    assert decoder.decode(given, crop="none").equal(decoder.decode(given))
+
+
+def test_parts_of_parts():
+    assert square_crop("center", 50, 50) == square_crop("none", 9, 50) == WHOLE
+    assert square_crop("end", 30, 60) == Crop(0.0, 0.5, 1.0, 0.5)
+    assert Crop(0.5, 0.5, 0.5, 0.5).inside(Crop(0.0, 0.5, 1.0, 0.5)) == Crop(0.5, 0.75, 0.5, 0.25)
+
+
+@pytest.fixture
+def config(tmp_path) -> DataConfig:
+    for name in ("left/a", "left/b", "right/c", "right/d"):
+        path = tmp_path / "clips" / f"{name}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, bands(), "libx264")
+    return DataConfig(
+        f"videos:{tmp_path / 'clips'}", decoder="pyav", workers=1, crop="center", eval_crops=3
+    )
+
+
+@pytest.mark.parametrize("how", ["store", "stream"])
+def test_all_readers_agree(config, how):
+    data = open_data(replace(config, loader=how), CFG)
+    options = dict(batch_size=2, num_frames=3, seed=0)
+    found = []
+    for loader in data.eval_loaders("val", 2, 3, **options):
+        (batch,) = loader.epoch(0)
+        found.append(colour(unpatchify(batch.rows, 8)))
+    assert found == ["R", "G", "B"] * 2
+    (batch,) = data.loader("val", training=False, **options).epoch(0)
+    name = data.dataset.clips("val")[0].name
+    clip = load_clip(f"{config.source.partition(':')[2]}/{name}", CFG, "pyav", crop="center")
+    assert torch.equal(unpatchify(batch.rows[:1], 8), clip)
+    (training,) = data.loader("train", training=True, **options).epoch(0)
+    assert colour(unpatchify(training.rows, 8)) == "G"  # random crops of a stream are inside
+
+
+def test_stores_of_other_crops_are_made_before_training(config):
+    data = open_data(config, CFG)
+    root = Path(config.source.partition(":")[2])
+    stores = {path.name: path for path in root.glob("store-*")}
+    name = "store-32-p8-pyav"
+    assert stores.keys() == {f"{name}-center", f"{name}-start-val", f"{name}-end-val"}
+    assert sorted(p.name for p in stores[f"{name}-end-val"].glob("*.u8")) == ["shard-00000.u8"]
+    assert len(data.dataset.clips("val")) == 2
+    again = open_data(replace(config, crop="none", eval_crops=1), CFG)
+    assert again.store.path.name == name  # type: ignore[attr-defined]
+
+
+def test_where_a_crop_makes_no_sense(tmp_path):
+    for source, task, labels in (
+        ("cater:x", "localize", False), ("cater:x", "localize_4x4", False),
+        ("synthetic:acre-iid", "acre", False), ("cater:x", "actions_present", True),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="--crop: not accepted with"):
+            check_crop(source, task, labels)
+    check_crop("cater:x", "actions_present")
+    check_crop("csv:x", "classify")
+    with pytest.raises(UserError, match="--eval-crops: 3 needs --crop center"):
+        DataConfig("videos:x", eval_crops=3).check()
+    with pytest.raises(UserError, match="crop: 'left' is not one of none, start, center, end"):
+        load_clip(tmp_path, CFG, crop="left")  # type: ignore[arg-type]
