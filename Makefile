@@ -39,8 +39,8 @@ train: $(BUILT)  ## pretrain, finetune and evaluate on synthetic videos; ARGS=--
 test: $(BUILT)  ## run the tests; ARGS=tests/kernels: some of them
 	$(BIN)/python -m pytest $(ARGS)
 
-soak: $(BUILT)  ## kill processes and damage checkpoints, many times over; takes half an hour
-	$(BIN)/python -m tests.support.soak $(ARGS)
+soak: $(BUILT)  ## run commands under 500 schedules of faults; takes half an hour
+	$(BIN)/python -m tests.support.faults $(ARGS)
 
 bench: $(BUILT)  ## run the benchmarks
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import re
@@ -29,9 +30,9 @@ SET_DEATH_SIGNAL = 1
 """Linux's ``PR_SET_PDEATHSIG``."""
 REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO,
 }  # fmt: skip
-"""Why a system refuses a file: no rights to the folder, or no room."""
+"""Why a system refuses a file: no rights to the folder, no room, or a broken disk."""
 
 
 def parse(
@@ -77,6 +78,7 @@ def plain_text(docstring: str) -> str:
     return re.sub(r"(?<!\n)\n(?![\n ])", " ", docstring.replace("``", "")).strip()
 
 
+@functools.cache
 def join_help_lines(config: type) -> None:
     """Give tyro the docstrings of a dataclass's fields, and of nested ones, without line breaks."""
     import docstring_parser
@@ -120,7 +122,10 @@ def run_command(main: Callable[[], None]) -> NoReturn:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print_error(
-            UserError(f"{where}{error.strerror}; accepted: a folder that can be written, with room")
+            UserError(
+                f"{where}{error.strerror}; accepted: files that can be read, and a folder that can "
+                "be written, with room"
+            )
         )
         raise SystemExit(2) from None
     except KeyboardInterrupt as stop:

@@ -38,18 +38,32 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
     temporary = path.with_name(f"{path.name}.{unique}{TEMPORARY}")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename is None and error.errno is not None:  # such as that of a full disk
-            error.filename = str(path)
-        raise
+        with errors_name(path):
+            with temporary.open("wb") as file:
+                yield file
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Let errors of the system that name no file, such as that of a full disk, name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file; errors of the system name it, even if it can be opened and not read."""
+    with errors_name(path):
+        return path.read_bytes()
 
 
 @contextmanager
@@ -107,6 +121,19 @@ def remove_files(folder: Path, patterns: Iterable[str]) -> None:
         folder.rmdir()
 
 
+def remove_temporaries(folder: Path, patterns: Iterable[str]) -> None:
+    """Delete what killed processes left of writing files of a folder, by patterns of their names.
+
+    The caller holds a lock, so that no other process may write them now; where the file system has
+    no locks, they stay.
+    """
+    if not _has_locks(folder):
+        return
+    for pattern in patterns:
+        for leftover in folder.glob(f"{pattern}.*{TEMPORARY}"):
+            leftover.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Write a text file atomically, as UTF-8; ``durable``: see :func:`atomic_write`."""
     with atomic_write(path, durable) as file:
@@ -126,7 +153,7 @@ def read_json(
     ``check`` is called with the content first.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         check(content)
         return json.loads(content)
     except UserError:
@@ -141,7 +168,8 @@ def fsync(path: Path) -> None:
     """Flush the content of a file or folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with errors_name(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -172,6 +200,18 @@ def locked(path: Path, wait: bool = True, busy: str = "in use") -> Iterator[bool
         yield held
     finally:
         os.close(handle)
+
+
+def _has_locks(folder: Path) -> bool:
+    """Whether a lock on a folder excludes other processes."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(handle)
+    return True
 
 
 def _lock(handle: int, flags: int) -> bool:

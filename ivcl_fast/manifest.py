@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import fsync, write_text
+from ivcl_fast.files import fsync, read_bytes, write_text
 
 MANIFEST = "ivcl_manifest.json"
 
@@ -64,7 +64,7 @@ class Manifest:
         """
         file = folder / MANIFEST
         try:
-            return cls(folder, check_signed(file.read_bytes())["files"])
+            return cls(folder, check_signed(read_bytes(file))["files"])
         except (FileNotFoundError, NotADirectoryError):
             return cls(folder)
         except (ValueError, KeyError) as error:
@@ -101,7 +101,7 @@ class Manifest:
         """Check all files; raises :class:`UserError` for one that is missing or differs."""
         for name in self.files:
             try:
-                self.check(name, (self.folder / name).read_bytes())
+                self.check(name, read_bytes(self.folder / name))
             except OSError as error:
                 raise UserError(f"{self.folder / name}: {error.strerror}") from None
 
@@ -120,7 +120,7 @@ def record(folder: Path, names: Iterable[str]) -> None:
     manifest = Manifest.read(folder)
     for name in names:
         fsync(folder / name)
-        manifest.add(name, (folder / name).read_bytes())
+        manifest.add(name, read_bytes(folder / name))
     manifest.write()
 
 
@@ -133,6 +133,6 @@ def write_recorded(path: Path, value: Any) -> None:
 
 def read_recorded(path: Path) -> bytes:
     """Read a file; raises :class:`UserError` if it differs from the manifest beside it."""
-    content = path.read_bytes()
+    content = read_bytes(path)
     Manifest.read(path.parent).check(path.name, content)
     return content

@@ -68,7 +68,8 @@ class StoreFlags:
     decoder: DecoderName = "auto"
     """Video decoder; auto: DALI if it can decode on a GPU, else PyAV."""
     verify: bool = False
-    """Read the finished store again and compare its checksums."""
+    """Compare checksums: those of a data set that this command wrote first, then those of the
+    finished store, which is read again."""
     require_all: bool = False
     """End with an error if a video cannot be used; by default such videos are named and left
     out."""
@@ -153,6 +154,8 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     if config.dry_run:
         print_estimate(media, out, config)
         return
+    if flags.verify:  # before a store is made of damaged videos
+        Manifest.read(dataset.root).verify()
     part = None if flags.part is None else parse_part(flags.part)
     with Bar("decoding", 0, "frames") as bar:
         if part is not None:
@@ -169,7 +172,6 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
             media, out, *sizes, flags.decoder, config.workers, progress=bar, crop=flags.crop
         )
     if flags.verify:
-        Manifest.read(dataset.root).verify()
         print(f"verifying {store.bytes / 1e9:.2f} GB", flush=True)
         store.verify()
     if not store.names:

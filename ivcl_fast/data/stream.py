@@ -18,6 +18,7 @@ from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.decode.decoder import decoding_gpu, decoding_timeout, make_decoder
 from ivcl_fast.data.decode.indexed import Indexed, open_indexed
 from ivcl_fast.data.decode.interface import ChosenDecoder, Crop, Square
+from ivcl_fast.data.decode.readable import check_readable
 from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
 from ivcl_fast.data.workers import STALL_SECONDS, Lost, Report, WorkerPool
 from ivcl_fast.errors import UserError
@@ -270,9 +271,12 @@ class StreamLoader(ClipLoader):
 
 
 def decode_clip(request: Request) -> torch.Tensor | str:
-    """Decode uint8 rows ``[T, N, 3PP]``; returns the reason if :data:`TRIES` attempts failed."""
+    """Decode uint8 rows ``[T, N, 3PP]``; returns the reason if :data:`TRIES` attempts failed.
+
+    Raises :class:`UserError` if the system cannot read the file, which may be intact.
+    """
     reason = ""
-    for _ in range(TRIES):
+    for left in reversed(range(TRIES)):
         try:
             decoder = make_decoder(request.decoder, request.image_size, request.gpu)
             with open_indexed(request.media, request.indexed, request.decoder) as opened:
@@ -280,6 +284,8 @@ def decode_clip(request: Request) -> torch.Tensor | str:
             return patchify(frames, request.patch_size)
         except (VideoError, IndexError) as error:
             reason = str(error)
+        if left == 1:
+            check_readable(request.media)
     return reason
 
 

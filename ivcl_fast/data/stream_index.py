@@ -26,7 +26,7 @@ from ivcl_fast.data.decode.media import VideoInfo
 from ivcl_fast.data.store.index import check_names, probe_media
 from ivcl_fast.data.store.sources import state_of
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
-from ivcl_fast.files import atomic_write, locked, write_json
+from ivcl_fast.files import atomic_write, locked, read_bytes, remove_temporaries, write_json
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ def saved_index(
     states = {one.name: state_of(one) for one in media}
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "index.lock", busy="written"):  # so that only one rank probes the media
+        remove_temporaries(folder, (INDEX, PLACES, BAD_FILES))
         known, bad_files, before = _read(folder) or ({}, {}, {})
         todo = [one for one in media if before.get(one.name) != states[one.name]]
         done = len(media) - len(todo)
@@ -98,11 +99,11 @@ def _write(
 def _read(folder: Path) -> tuple[dict[str, Indexed], dict[str, str], dict[str, str]] | None:
     """Read the index, and the states of the files of all media; None if it is damaged or old."""
     try:
-        found = json.loads((folder / INDEX).read_bytes())
+        found = json.loads(read_bytes(folder / INDEX))
         states: dict[str, str] = found["states"]
         if found.pop("sha256") != _digest(found):
             raise ValueError("the checksum differs")
-        content = (folder / PLACES).read_bytes()
+        content = read_bytes(folder / PLACES)
         if found["places"] != hashlib.sha256(content).hexdigest():
             raise ValueError(f"the checksum of {PLACES} differs")
     except FileNotFoundError:

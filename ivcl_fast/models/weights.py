@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import write_text
+from ivcl_fast.files import errors_name, read_bytes, write_text
 
 MODEL, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"
 STAGES = {"IVCL": "pretrain", "Supervised": "pretrain", "IVCLClassifier": "finetune"}
@@ -39,12 +39,16 @@ STATE_DICTS = ("model", "state_dict", "model_state_dict")
 """Names under which public checkpoints hold the model's weights."""
 
 
+TEMPORARY_WEIGHTS = ".tmp??????"
+"""Pattern of what a killed process leaves of writing weights: the library writes another file."""
+
+
 # --- Checksums ------------------------------------------------------------------------------------
 
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
-    with open(path, "rb") as file:
+    with errors_name(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -60,7 +64,7 @@ def write_checksums(folder: Path, names: Sequence[str]) -> None:
 
 def check_checksums(folder: Path, names: Sequence[str]) -> None:
     """Raise ``ValueError`` if a file differs from its checksum, ``OSError`` if one is missing."""
-    recorded = (folder / CHECKSUMS).read_bytes().splitlines(keepends=True)
+    recorded = read_bytes(folder / CHECKSUMS).splitlines(keepends=True)
     differs = [name for name in names if checksum_line(folder / name).encode() not in recorded]
     if differs:
         raise ValueError(f"{', '.join(differs)} does not match its checksum")
@@ -192,9 +196,9 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
 def read_config(file: Path) -> dict[str, Any]:
     """The content of a model's ``config.json``; raises :class:`UserError` if it is no model's."""
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(read_bytes(file))
         sums = file.with_name(CHECKSUMS)
-        listed = sums.read_bytes() if sums.is_file() else b""
+        listed = read_bytes(sums) if sums.is_file() else b""
         if f"  {file.name}\n".encode() in listed:  # not in folders of version 0.1.0
             check_checksums(file.parent, [file.name])
     except FileNotFoundError:

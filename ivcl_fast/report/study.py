@@ -30,6 +30,9 @@ from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.settings import load_settings
 
 RESULTS = "results.json"
+TEXT, FIGURE = "study.md", "study.png"
+FILES = (RESULTS, TEXT, FIGURE)
+"""Files that :func:`write` makes."""
 
 Folders = dict[str, dict[str, list[Path]]]
 """By table and variant: a run's folder per seed."""
@@ -170,7 +173,7 @@ def write(
     scores = {title: read_results(runs) for title, runs in folders.items()}
     values = {title: results for title, (results, _) in scores.items()}
     write_json(folder / RESULTS, {"study": name, "flags": list(flags), "values": values})
-    draw(folder / "study.png", study, folders, scores)
+    draw(folder / FIGURE, study, folders, scores)
     sections = []
     for title, (results, chance) in scores.items():
         table = scores_table(study.varied, results, chance)
@@ -200,7 +203,7 @@ def write(
         f"[{RESULTS}]({RESULTS}).",
         "",
     ]
-    write_text(folder / "study.md", "\n".join(lines))
+    write_text(folder / TEXT, "\n".join(lines))
 
 
 # --- Figure --------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 
 from ivcl_fast.command import PARENT
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import locked
+from ivcl_fast.files import locked, remove_temporaries
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.report import study as study_report
 from ivcl_fast.report.run import SCORES
@@ -178,6 +178,7 @@ def run_study(
             )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, busy="run"):
+        remove_temporaries(folder, study_report.FILES)
         for stage in stages:
             run_jobs(stage, parallel or max(1, torch.cuda.device_count()), train)
         folders: study_report.Folders = {}

@@ -28,8 +28,14 @@ from torch import Tensor, nn
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.dtensor import full_tensor, shard_if_needed
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import atomic_folder, remove_files, write_json
-from ivcl_fast.models.weights import CHECKSUMS, MODEL, check_checksums, write_checksums
+from ivcl_fast.files import atomic_folder, read_bytes, remove_files, write_json
+from ivcl_fast.models.weights import (
+    CHECKSUMS,
+    MODEL,
+    TEMPORARY_WEIGHTS,
+    check_checksums,
+    write_checksums,
+)
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +47,9 @@ FILES = (MODEL, OPTIMIZER, STATE)
 STEP = re.compile(r"step-\d{8,}")
 """Name of a checkpoint's folder."""
 ABSENT = (FileNotFoundError, NotADirectoryError)
-PATTERNS = tuple(f"step-*/{name}" for name in (*FILES, CHECKSUMS))
+WRITTEN = (*FILES, CHECKSUMS, TEMPORARY_WEIGHTS)
+"""Patterns of all files in the folder of a checkpoint."""
+PATTERNS = tuple(f"step-*/{name}" for name in WRITTEN)
 """Patterns of all files in the folder of a stage's checkpoints."""
 
 
@@ -81,7 +89,7 @@ def store(folder: Path, saved: Checkpoint) -> Path:
     write(final, saved.model, saved.optimizer, record)
     good = [path for path in list_steps(folder) if path.name <= final.name][-KEEP:]
     for other in set(folder.glob("step-*")) - set(good):
-        remove_files(other, (*FILES, CHECKSUMS))
+        remove_files(other, WRITTEN)
     return final
 
 
@@ -90,7 +98,7 @@ def write(
 ) -> None:
     """Write one checkpoint folder, atomically."""
     try:
-        with atomic_folder(final, (*FILES, CHECKSUMS)) as partial:
+        with atomic_folder(final, WRITTEN) as partial:
             save_file(weights, partial / MODEL)
             save_file(slots, partial / OPTIMIZER)
             write_json(partial / STATE, record)
@@ -144,7 +152,7 @@ def read(path: Path) -> Checkpoint:
     Raises ``ValueError`` if a file does not match its checksum, ``OSError`` if one is missing.
     """
     check_checksums(path, FILES)
-    record = json.loads((path / STATE).read_text())
+    record = json.loads(read_bytes(path / STATE))
     return Checkpoint(
         record["step"], record["state"], load_file(path / MODEL), load_file(path / OPTIMIZER)
     )

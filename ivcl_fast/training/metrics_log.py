@@ -12,6 +12,7 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_text
 from ivcl_fast.manifest import forget, read_recorded, record
+from ivcl_fast.training.board import Board
 
 
 class MetricsLog:
@@ -23,7 +24,7 @@ class MetricsLog:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.jsonl"
         self.folder = folder
-        self._board: Any = None
+        self._board: Board | None = None
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop the records of ``stage`` after ``step``, which a resumed stage writes again."""
@@ -86,8 +87,5 @@ class MetricsLog:
 
     def _write_to_tensorboard(self, stage: str, clips: int, values: dict[str, float]) -> None:
         if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.folder / "tensorboard"))
-        for name, value in values.items():
-            self._board.add_scalar(f"{stage}/{name}", value, clips)
+            self._board = Board(self.folder / "tensorboard")
+        self._board.write(clips, {f"{stage}/{name}": value for name, value in values.items()})

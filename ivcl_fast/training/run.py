@@ -37,7 +37,7 @@ from ivcl_fast.training.hardware import (
 from ivcl_fast.training.loop import Loss, Stage
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule, scaled_lr
-from ivcl_fast.training.run_folder import CHECKPOINTS, save_model
+from ivcl_fast.training.run_folder import CHECKPOINTS, PARTIAL, PARTIAL_FILES, save_model
 from ivcl_fast.training.seeds import clip_seeds
 from ivcl_fast.training.settings import TrainConfig
 
@@ -261,6 +261,7 @@ class Run:
         if distributed.broadcast_from_rank0(self.finished(name)):
             if distributed.is_main():  # the process was killed before it deleted them
                 remove_files(folder / CHECKPOINTS, checkpoint.PATTERNS)
+                remove_files(folder / PARTIAL, PARTIAL_FILES)
             model.load_state_dict(read_weights(folder))
             return model
         if self.config.optim.zero_init:

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import fsync, locked, remove_files
+from ivcl_fast.files import fsync, locked, remove_files, remove_temporaries
 from ivcl_fast.manifest import MANIFEST, write_recorded
 from ivcl_fast.models.hub import MODEL_FILES, PretrainedModel
-from ivcl_fast.models.weights import MODEL
+from ivcl_fast.models.weights import MODEL, TEMPORARY_WEIGHTS
 from ivcl_fast.training import checkpoint
 from ivcl_fast.training.settings import (
     CHANGEABLE,
@@ -31,16 +31,22 @@ CHECKPOINTS = "checkpoints"
 """Folder of a stage's training checkpoints, inside that of its model."""
 PARTIAL = "model.partial"
 """Folder in which a model is written, inside the one in which it appears."""
-FILES = (
+PARTIAL_FILES = (*MODEL_FILES, TEMPORARY_WEIGHTS)
+"""Patterns of all files there."""
+OWN = (
     MANIFEST, "answers.json", "metrics.jsonl", "report.md", "clips.json", "scores.json",
     "curves.png", "reconstruction.png", "answers.png", "slot_attention.png",
+)  # fmt: skip
+"""Files that only training writes into the folder of a run, besides its settings."""
+FILES = (
+    *OWN,
     "tensorboard/events.out.tfevents.*", "probes/probes.*", "visualize/index.html",
     *(f"visualize/*/{name}" for name in ("trajectory.png", "attention*.png", "slots.gif",
                                          "reconstruction.png")),
     *(f"{stage}/{part}{name}"
       for stage in ("pretrain", "finetune", "scratch", "last-frame")
       for part in ("", f"{PARTIAL}/")
-      for name in MODEL_FILES),
+      for name in PARTIAL_FILES),
     *(f"*/{CHECKPOINTS}/{name}" for name in checkpoint.PATTERNS),
 )  # fmt: skip
 """Patterns of all files that commands write into the folder of a run, except for its settings and
@@ -151,6 +157,7 @@ def opened_folder(config: TrainConfig) -> Iterator[None]:
             write_recorded(config.folder / CONFIG, as_json(config))
         if not (config.folder / CONFIG).is_file():
             write_recorded(config.folder / CONFIG, as_json(config))
+        remove_temporaries(config.folder, (CONFIG, *OWN))
         yield
 
 
@@ -161,7 +168,7 @@ def save_model(model: PretrainedModel, folder: Path, training: dict[str, Any]) -
     files cannot be written, for example on a full disk.
     """
     partial = folder / PARTIAL
-    remove_files(partial, MODEL_FILES)
+    remove_files(partial, PARTIAL_FILES)
     try:
         model.save_pretrained(partial, training=training)
         for name in sorted(MODEL_FILES, key=lambda name: name == MODEL):
@@ -174,4 +181,4 @@ def save_model(model: PretrainedModel, folder: Path, training: dict[str, Any]) -
             "continues from the last checkpoint"
         ) from None
     finally:
-        remove_files(partial, MODEL_FILES)
+        remove_files(partial, PARTIAL_FILES)

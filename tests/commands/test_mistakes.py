@@ -15,21 +15,18 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from safetensors import SafetensorError
 
 import ivcl_fast
-from ivcl_fast import IVCL, __main__
+from ivcl_fast import __main__
 from ivcl_fast.command import REFUSALS
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.manifest import MANIFEST
 from ivcl_fast.train import main as train_main
-from ivcl_fast.training import run_folder
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run_folder import check_folder, opened_folder
 from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
 from ivcl_fast.training.signals import Interrupted
-from tests.support.small_models import config
 
 
 @pytest.fixture
@@ -132,7 +129,7 @@ def test_a_refused_file_is_reported_in_one_line(refusal, command):
     assert code == 2 and err.startswith(f"error: runs/report.md: {os.strerror(refusal)}; accepted:")
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), BrokenPipeError()])
+@pytest.mark.parametrize("error", [OSError(errno.EBADF, "Bad file descriptor"), BrokenPipeError()])
 def test_other_errors_of_the_system_keep_their_traceback(error, command):
     def main():
         raise error
@@ -164,23 +161,6 @@ def test_every_command_has_a_version(name, command):
     module = import_module(f"ivcl_fast.{name}") if name else __main__
     code, out, _ = command(module.main, "--version")
     assert code == 0 and out == f"ivcl_fast {ivcl_fast.__version__}\n"
-
-
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left"), "SafetensorError"])
-def test_a_full_disk_at_the_finished_model(tmp_path, monkeypatch, failure):
-    failure = SafetensorError("No space left") if isinstance(failure, str) else failure
-    model = IVCL(config())
-    (tmp_path / "pretrain").mkdir()
-
-    def save_pretrained(folder, training):
-        folder.mkdir()
-        (folder / "config.json").touch()
-        raise failure
-
-    monkeypatch.setattr(model, "save_pretrained", save_pretrained)
-    with pytest.raises(UserError, match=r"cannot be written: .*No space left"):
-        run_folder.save_model(model, tmp_path / "pretrain", {})
-    assert not list((tmp_path / "pretrain").iterdir())
 
 
 def test_three_ranks_cannot_share_sixteen_clips(tmp_path, monkeypatch, command):

@@ -22,7 +22,6 @@ from ivcl_fast.manifest import MANIFEST
 from ivcl_fast.models import flops
 from ivcl_fast.train import main as train_main
 from ivcl_fast.train import origin
-from ivcl_fast.training import run as run_module
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.run_folder import CHECKPOINTS, opened_folder
@@ -30,7 +29,6 @@ from ivcl_fast.training.settings import TrainConfig, as_json, load_settings
 from ivcl_fast.visualize import main as visualize_main
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
 from tests.support.strangers import check_strange, strange_files
-from tests.support.toy_stage import Killed
 
 SMALL = [
     *RUN_FLAGS, *FRAME_FLAGS, "--pretrain-clips", "160", "--finetune-clips", "40",
@@ -160,19 +158,6 @@ def wait_for(path: Path, pattern: str, process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("moment", ["pretrain/checkpoints/step-*3", "finetune/checkpoints/step-*6"])
-def test_kill_9_and_the_same_command_again(cater, uninterrupted, tmp_path, moment):
-    command = ("--data", f"cater:{cater}", "--name", "run", *SMALL)
-    first = start(tmp_path, *command)
-    wait_for(tmp_path, f"runs/run/{moment}", first)
-    first.kill()
-    first.communicate()
-    finish(start(tmp_path, *command))
-    run = tmp_path / "runs" / "run"
-    assert weights(run) == weights(uninterrupted)
-    assert losses(run) == losses(uninterrupted)
-
-
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_leaves_a_run_that_resume_finishes(cater, uninterrupted, tmp_path, signum, status):
     first = start(tmp_path, "--data", f"cater:{cater}", "--name", "run", *SMALL)
@@ -255,28 +240,6 @@ def test_a_stage_of_few_steps_gets_a_warning(cater, uninterrupted, command, monk
     monkeypatch.chdir(uninterrupted.parent.parent)
     _, out, _ = command(train_main, "--data", f"cater:{cater}", "--name", "run", *SMALL)
     assert "steps of 4, too few to learn much" in out
-
-
-def test_a_kill_while_checkpoints_are_deleted(cater, uninterrupted, command, monkeypatch, tmp_path):
-    """A finished stage needs none; the next call deletes what the kill left over."""
-    flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run"]
-    stages = [tmp_path / "run" / stage for stage in ("pretrain", "finetune", "last-frame")]
-
-    def kill(folder, patterns):
-        if folder == stages[0] / CHECKPOINTS:
-            (next(folder.glob("step-*")) / "optimizer.safetensors").unlink()
-            raise Killed
-        remove(folder, patterns)
-
-    remove = run_module.remove_files
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(run_module, "remove_files", kill)
-        command(train_main, *flags)
-    assert list((stages[0] / CHECKPOINTS).iterdir())
-    assert command(train_main, *flags)[0] == 0
-    assert weights(tmp_path / "run") == weights(uninterrupted)
-    assert losses(tmp_path / "run") == losses(uninterrupted)
-    assert all(stage.is_dir() and not (stage / CHECKPOINTS).exists() for stage in stages)
 
 
 def test_query_frames_are_at_most_the_frames_of_a_clip():

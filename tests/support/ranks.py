@@ -21,7 +21,7 @@ _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
     [
         "torch._dynamo",
-        "torch.utils.tensorboard",
+        "tensorboard.summary.writer.record_writer",
         "ivcl_fast.training.loop",
         "torch.distributed.fsdp",
     ]

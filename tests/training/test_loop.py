@@ -207,27 +207,6 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path, caplog):
     assert "does not match its checksum" in caplog.text
 
 
-def test_a_full_disk_costs_only_the_checkpoints_of_that_time(tmp_path, monkeypatch, caplog):
-    whole, other = stage(tmp_path / "whole"), stage(tmp_path / "full")
-    whole.run()
-    write = checkpoint.write
-
-    def full_for_a_while(final, *arguments):
-        if final.name in ("step-00000010", "step-00000015"):
-            raise OSError("No space left on device")
-        write(final, *arguments)
-
-    monkeypatch.setattr(checkpoint, "write", full_for_a_while)
-    with pytest.raises(Killed):
-        stage(tmp_path / "full", failing_at(17, kill)).run()
-    told = [line for line in caplog.messages if "No space left" in line]
-    assert len(told) == 2 and told[0].startswith("toy: no checkpoint of step 10 ")
-    assert checkpoint.latest(tmp_path / "full" / "checkpoints").step == 5
-    other.run()
-    assert same(whole.model, other.model)
-    assert curve(tmp_path / "whole") == curve(tmp_path / "full")
-
-
 def test_a_log_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
     log = MetricsLog(tmp_path)
     monkeypatch.setattr(

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.data.formats.cater_labels import ACTION_CLASSES, ORDER_CLASSES, scene_fault
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import read_json
+from ivcl_fast.files import read_bytes, read_json
 from ivcl_fast.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ class _Item(NamedTuple):
 
 def _read_list(path: Path, check: Callable[[bytes], None]) -> list[_Item]:
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         check(content)
         lines = content.decode("utf-8-sig").splitlines()
     except FileNotFoundError:

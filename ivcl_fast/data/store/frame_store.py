@@ -30,7 +30,7 @@ from ivcl_fast.data.store.placement import Placement, choose_placement
 from ivcl_fast.data.store.shards import META
 from ivcl_fast.data.store.sources import SOURCES, read_sources
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import write_text
+from ivcl_fast.files import errors_name, read_bytes, write_text
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     """Read ``meta.json`` of a store; :class:`UserError` if it is missing, changed or too old."""
     file = path / META
     try:
-        text = file.read_bytes()
+        text = read_bytes(file)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: is not a frame store, or its build is not finished") from None
     try:
@@ -222,7 +222,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 def read_small(store: Path, meta: Mapping[str, Any], name: str) -> Any:
     """Read a JSON file of a store; :class:`UserError` if it is not as it was built."""
-    content = (store / name).read_bytes()
+    content = read_bytes(store / name)
     if hashlib.sha256(content).hexdigest() != meta["files"][name]["sha256"]:
         raise _changed(store / name)
     return json.loads(content)
@@ -236,7 +236,7 @@ def write_meta(path: Path, meta: Mapping[str, Any]) -> None:
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
+    with errors_name(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

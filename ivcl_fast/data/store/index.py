@@ -8,10 +8,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.media import VideoInfo, probe
+from ivcl_fast.data.decode.readable import if_damaged_twice
 from ivcl_fast.data.workers import Lost, Report, WorkerPool
 from ivcl_fast.errors import UserError
 
@@ -38,7 +40,9 @@ def probe_each(task: ProbeTask, report: Report) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for media in task.media:
         try:
-            found[media.name] = task.refused.get(media.name) or task.probe(media)
+            found[media.name] = task.refused.get(media.name) or if_damaged_twice(
+                media, partial(task.probe, media)
+            )
         except VideoError as error:
             found[media.name] = str(error)
         report(1)

@@ -30,7 +30,7 @@ from ivcl_fast.data.store.shards import (
 from ivcl_fast.data.store.sources import GONE, SOURCES, Source, read_sources, source_of
 from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import locked, write_text
+from ivcl_fast.files import locked, read_bytes, write_text
 from ivcl_fast.manifest import check_signed, signed
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def make_plan(
 def read_plan(file: Path) -> dict[str, Any]:
     """Read a plan; raises :class:`UserError` if it is damaged."""
     try:
-        text = file.read_bytes()
+        text = read_bytes(file)
         plan = json.loads(text)
         if "frames" not in plan:
             plan = check_signed(text)["plan"]  # otherwise of version 0.1.0

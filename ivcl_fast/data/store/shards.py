@@ -11,15 +11,17 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.interface import ChosenDecoder, Square
+from ivcl_fast.data.decode.readable import if_damaged_twice
 from ivcl_fast.data.store.sources import Source, source_of, state_of
 from ivcl_fast.data.workers import Report
-from ivcl_fast.files import TEMPORARY, atomic_write, locked, write_text
+from ivcl_fast.files import TEMPORARY, atomic_write, locked, read_bytes, write_text
 from ivcl_fast.manifest import check_signed, signed
 from ivcl_fast.models.reference import patchify
 
@@ -82,7 +84,7 @@ def assign_media(frames: Mapping[str, int], frame_bytes: int, shard_bytes: int) 
 def is_finished(store: Path, state: str) -> bool:
     """Whether a store is complete and was made from files in this state."""
     try:
-        return state in ("", json.loads((store / META).read_bytes()).get("state"))
+        return state in ("", json.loads(read_bytes(store / META)).get("state"))
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -90,7 +92,7 @@ def is_finished(store: Path, state: str) -> bool:
 def finished_shard(path: Path) -> Shard | None:
     """Return the shard at ``path``, or None if it is not finished."""
     try:
-        text = _record(path).read_bytes()
+        text = read_bytes(_record(path))
         shard = _read_record(text)
         return shard if path.stat().st_size == shard.bytes else None
     except FileNotFoundError:
@@ -134,9 +136,8 @@ def _build(task: ShardTask, report: Report) -> None:
             try:
                 if refused:
                     raise VideoError(refused)
-                decoded = make_decoder(decoder, task.image_size, task.gpu).decode(
-                    media, crop=task.square
-                )
+                decode = make_decoder(decoder, task.image_size, task.gpu).decode
+                decoded = if_damaged_twice(media, partial(decode, media, crop=task.square))
             except VideoError as error:
                 bad_files[media.name] = str(error)
             else:

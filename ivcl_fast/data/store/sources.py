@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.files import write_text
+from ivcl_fast.data.decode.readable import ABSENT, NO_FILE, unreadable
+from ivcl_fast.files import read_bytes, write_text
 from ivcl_fast.manifest import check_signed, signed
 
 SOURCES = "sources.json"
@@ -32,13 +33,20 @@ class Source(NamedTuple):
 
 
 def state_of(media: Media) -> str:
-    """Return a digest of the sizes and times of the files; :data:`GONE` if one is missing."""
+    """Return a digest of the sizes and times of the files; :data:`GONE` if one is missing.
+
+    Raises :class:`UserError` for a file that the system cannot look at, which may be intact.
+    """
     digest = hashlib.blake2b(digest_size=12)
     for path in media.files:
         try:
             found = path.stat()
-        except (OSError, ValueError):  # ValueError: a zero byte in the name
+        except (*ABSENT, ValueError):  # ValueError: a zero byte in the name
             return GONE
+        except OSError as error:
+            if error.errno in NO_FILE:
+                return GONE
+            raise unreadable(path, error) from None
         digest.update(f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\0".encode())
     return digest.hexdigest() if media.files else GONE
 
@@ -79,7 +87,7 @@ def read_sources(store: Path) -> dict[str, Source]:
     Raises ``ValueError`` if it is damaged.
     """
     try:
-        found = check_signed((store / SOURCES).read_bytes())["media"]
+        found = check_signed(read_bytes(store / SOURCES))["media"]
         return {name: Source(*of_media) for name, of_media in found.items()}
     except FileNotFoundError:
         return {}

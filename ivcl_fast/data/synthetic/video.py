@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from typing import Any, BinaryIO
 
@@ -27,10 +28,12 @@ def encode_video(
     the pictures only.
     """
     options = options | {"flags": "+bitexact", "threads": "1"}
-    with av.open(file, "w", format=container, options={"fflags": "+bitexact"}) as muxer:
+    encoded = io.BytesIO()  # PyAV prints tracebacks of a file that cannot be written
+    with av.open(encoded, "w", format=container, options={"fflags": "+bitexact"}) as muxer:
         stream: Any = muxer.add_stream(codec, rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         for picture in pictures:
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             muxer.mux(stream.encode(frame))
         muxer.mux(stream.encode())
+    file.write(encoded.getbuffer())

@@ -17,8 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ivcl_fast.data.workers import Report, run_tasks, usable_cpus
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import TEMPORARY, atomic_folder, locked, write_text
-from ivcl_fast.manifest import Manifest
+from ivcl_fast.files import (
+    TEMPORARY,
+    atomic_folder,
+    locked,
+    read_bytes,
+    remove_temporaries,
+    write_text,
+)
+from ivcl_fast.manifest import MANIFEST, Manifest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -92,6 +99,7 @@ def write_dataset(
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from None
     with locked(out, busy="written"):
+        remove_temporaries(out, (_MARKER, MANIFEST))
         if not _is_begun(out, content, (*folders, index)):
             _begin(out, content, folders)
         if not (out / index).is_dir():
@@ -140,12 +148,13 @@ def _write(
         ) from None
     files = index_files()
     manifest = Manifest(out)
+    manifest.add(_MARKER, read_bytes(out / _MARKER))
     for name, text in files.items():
         manifest.add(f"{index}/{name}", text.encode())
     for folder_of_items in folders:
         for file in sorted((out / folder_of_items).iterdir()):
             if file.is_file():
-                manifest.add(f"{folder_of_items}/{file.name}", file.read_bytes())
+                manifest.add(f"{folder_of_items}/{file.name}", read_bytes(file))
     manifest.write(durable=False)
     with atomic_folder(out / index, files, durable=False) as folder:
         for name, text in files.items():
@@ -161,7 +170,7 @@ def _is_begun(out: Path, content: dict[str, Any], names: Sequence[str]) -> bool:
     marker = out / _MARKER
     if marker.is_file():
         try:
-            found = json.loads(marker.read_text())
+            found = json.loads(read_bytes(marker))
         except ValueError:
             found = None
         if found != content:
@@ -190,8 +199,12 @@ def read_spec(folder: Path) -> dict[str, Any] | None:
     Raises :class:`UserError` if the file that holds them is damaged.
     """
     try:
-        return json.loads((folder / _MARKER).read_text())["spec"]
+        content = read_bytes(folder / _MARKER)
+        Manifest.read(folder).check(_MARKER, content)
+        return json.loads(content)["spec"]
     except FileNotFoundError:
         return None
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / _MARKER}: not the settings of a synthetic data set") from None

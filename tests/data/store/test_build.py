@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import resource
 import signal
 import subprocess
@@ -208,12 +207,6 @@ def kill_at(moment: float, videos, folder: Path) -> None:
     time.sleep(moment)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def test_killed_at_a_random_moment(videos, built, tmp_path):
-    kill_at(random.Random(0).uniform(0, 0.05), videos, tmp_path)
-    build(videos, tmp_path / "store")
-    assert contents(tmp_path / "store") == contents(built.path)
 
 
 # --- crashes, hangs and full disks --------------------------------------------------------------

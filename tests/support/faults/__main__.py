@@ -1,0 +1,158 @@
+"""Runs schedules, or pairs of commands, and prints those that fail."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ivcl_fast.training.arguments import parse
+from tests.support.faults.scenes import PREPARE, SCENES, Scene, contents, write_template
+from tests.support.faults.schedule import Expected, Schedule, Violation, finish
+from tests.support.faults.system import Process, build_library
+
+ROOT = Path(__file__).resolve().parents[3]
+PAIRS = (
+    ("train", "train"), ("render", "render"), ("build", "prepare"), ("prepare", "prepare"),
+    ("sweep", "sweep"),
+)  # fmt: skip
+"""Commands that are started at the same time: on the same run, data set, store and study."""
+
+
+class Harness:
+    """What all schedules share: a data set, and what each scene leaves without faults."""
+
+    def __init__(self, place: Path, scenes: Iterable[str]) -> None:
+        """``place``: an empty folder."""
+        torch.set_num_threads(1)
+        parse(["--quick"])  # fills caches, which all processes then share
+        self.place, self.template = place, place / "template"
+        write_template(self.template)
+        prepare = Scene(SCENES["prepare"].main, tuple(a.replace("/cater", "") for a in PREPARE))
+        self._run(prepare, self.template)
+        self.expected: Expected = {}
+        for name in scenes:
+            root = place / name
+            SCENES[name].set_up(self.template, root)
+            calls = self._run(SCENES[name], root).calls()
+            self.expected[name] = contents(root), calls
+            shutil.rmtree(root)
+
+    def _run(self, scene: Scene, root: Path) -> Process:
+        """Run a command without faults, and import what it imports, for all later ones."""
+        names = self.place / "modules"
+        main, arguments = scene.start(root)
+
+        def tell() -> None:
+            try:
+                main()
+            finally:
+                names.write_text(" ".join(sys.modules))
+
+        process = Process(tell, arguments, root, [])
+        finish([process])
+        if process.status:
+            raise SystemExit(f"exit status {process.status} without faults: {process.output()}")
+        for name in names.read_text().split():
+            with suppress(ImportError):
+                importlib.import_module(name)
+        return process
+
+    def schedule(self, seed: int, show: bool) -> Counter[str] | None:
+        """Run a schedule; returns the faults that occurred, or None if it failed."""
+        schedule = Schedule(seed, self.template, self.place / f"seed-{seed}", self.expected)
+        try:
+            schedule.run()
+        except (Violation, AssertionError, OSError, ValueError) as error:
+            what: Any = f"FAILED: {error!s:.6000}"
+        else:
+            what = "well"
+        if show or what != "well":
+            told = (f"  {line}\n" for line in schedule.told)
+            print(f"seed {seed}, {schedule.name}: {what}\n{''.join(told)}", end="", flush=True)
+        shutil.rmtree(schedule.root)
+        return schedule.struck if what == "well" else None
+
+    def pair(self, number: int, names: tuple[str, str]) -> bool:
+        """Whether two commands that are started at the same time end well, with the same files."""
+        root = self.place / f"pair-{number}"
+        scenes = [SCENES[name] for name in names]
+        scenes[0].set_up(self.template, root)
+        pair = [Process(*scene.start(root), root, []) for scene in scenes]
+        finish(pair)
+        expected = self.expected[names[0]][0] | self.expected[names[1]][0]
+        left = contents(root)
+        shutil.rmtree(root)
+        if well := all(process.status == 0 for process in pair) and left == expected:
+            return well
+        for process in pair:
+            print(f"pair {number}, {names}: status {process.status}: {process.output()}")
+        print({name for name in left.keys() | expected if left.get(name) != expected.get(name)})
+        return False
+
+
+def run_schedules(harness: Harness, seeds: Iterable[int], show: bool) -> int:
+    """Run schedules, and print a summary; returns 1 if one has failed."""
+    struck: Counter[str] = Counter()
+    failed, number, begin = [], 0, time.monotonic()
+    for number, seed in enumerate(seeds, 1):  # noqa: B007
+        found = harness.schedule(seed, show)
+        if found is None:
+            failed.append(seed)
+        struck += found or Counter()
+    counts = ", ".join(f"{count} {name}" for name, count in struck.most_common())
+    print(
+        f"{number} schedules, {struck.total()} faults ({counts}), {len(failed)} violations"
+        f"{f' (--seeds {failed})' if failed else ''}, {time.monotonic() - begin:.0f} s"
+    )
+    return min(len(failed), 1)
+
+
+def run_pairs(harness: Harness, count: int) -> int:
+    """Run pairs of each kind, and print how many end well; returns 1 if one does not."""
+    status = 0
+    for names in PAIRS:
+        well = sum(harness.pair(number, names) for number in range(count))
+        print(f"{' and '.join(names)}: {well} of {count} pairs end well", flush=True)
+        status |= well < count
+    return status
+
+
+def main() -> None:
+    """Run what the flags say; exit status 1 if something fails."""
+    parser = argparse.ArgumentParser(prog="tests.support.faults", description=__doc__)
+    parser.add_argument("--schedules", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0, help="of the first schedule")
+    parser.add_argument("--seeds", type=int, nargs="*", help="run these instead")
+    parser.add_argument("--pairs", type=int, help="run so many pairs of each kind instead")
+    parser.add_argument("--show", action="store_true", help="print what happens")
+    flags = parser.parse_args()
+    fast = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=fast) as folder:
+        place = Path(folder)
+        if "faults.so" not in os.environ.get("LD_PRELOAD", ""):
+            environment = os.environ | {"LD_PRELOAD": str(build_library(place))}
+            environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            command = [sys.executable, "-m", "tests.support.faults", *sys.argv[1:]]
+            raise SystemExit(subprocess.call(command, env=environment))
+        if flags.pairs:
+            raise SystemExit(run_pairs(Harness(place, {*sum(PAIRS, ())}), flags.pairs))
+        harness = Harness(place, [name for name, scene in SCENES.items() if scene.weight])
+        seeds = flags.seeds or range(flags.seed, flags.seed + flags.schedules)
+        raise SystemExit(run_schedules(harness, seeds, flags.show))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""One schedule of faults, drawn from a seed, and what has to hold in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ivcl_fast.manifest import MANIFEST, Manifest
+from tests.support.faults.scenes import SCENES, Scene, contents, progress, verifying
+from tests.support.faults.system import Fault, Process
+from tests.support.strangers import check_strange, strange_files
+
+HANG_SECONDS = 120
+PAUSE = 0.05
+"""Seconds that a stopped process stays stopped."""
+FAILURES = {
+    "read": (errno.EIO,),
+    "write": (errno.ENOSPC, errno.ENOSPC, errno.EIO),
+    "look": (errno.EIO, errno.EACCES),
+    "name": (errno.ENOSPC, errno.EACCES),
+    "sync": (errno.EIO, errno.ENOSPC),
+}
+
+
+Expected = dict[str, tuple[dict[str, Any], dict[str, int]]]
+"""For each scene what an undisturbed command leaves, and its number of calls of each kind."""
+
+
+class Violation(Exception):
+    """Something was lost, silent, or not told in one line."""
+
+
+def finish(running: Sequence[Process]) -> None:
+    """Wait for processes; one that stops itself continues after a pause.
+
+    Raises :class:`Violation` if one does not end.
+    """
+    begin = time.monotonic()
+    while "running" in (states := [process.poll() for process in running]) or "stopped" in states:
+        time.sleep(PAUSE if "stopped" in states else 0.002)
+        for process, state in zip(running, states, strict=True):
+            if state == "stopped":
+                os.kill(process.pid, signal.SIGCONT)
+        if time.monotonic() - begin > HANG_SECONDS:
+            raise Violation("a command hangs")
+
+
+@dataclass
+class Schedule:
+    """A schedule in a folder of its own, which must not exist yet."""
+
+    seed: int
+    template: Path
+    root: Path
+    expected: Expected
+    struck: Counter[str] = field(default_factory=Counter)
+    """Faults that have occurred."""
+    told: list[str] = field(default_factory=list)
+    """What happened, for a report."""
+
+    def __post_init__(self) -> None:
+        self.draw = random.Random(self.seed)
+        names = list(SCENES)
+        (self.name,) = self.draw.choices(names, [SCENES[name].weight for name in names])
+        self.scene: Scene = SCENES[self.name]
+        self.strange: dict[Path, str] = {}
+        self.running: list[Process] = []
+
+    def run(self) -> None:
+        """Run it; raises :class:`Violation`."""
+        self.scene.set_up(self.template, self.root)
+        if self.draw.random() < 0.5:
+            self.strange = strange_files(self.root)
+        try:
+            for _ in range(self.draw.randint(2, 3)):
+                if self.draw.random() < 0.25:
+                    self.change_a_byte()
+                self.disturbed()
+            self.undisturbed()
+        finally:
+            for process in self.running:
+                process.end()
+        left, (expected, _) = contents(self.root), self.expected[self.name]
+        check_strange(self.strange)
+        for path in self.strange:
+            left.pop(path.relative_to(self.root).as_posix(), None)
+        if left != expected:
+            names = [n for n in left.keys() | expected if left.get(n, b"") != expected.get(n, b"")]
+            raise Violation(f"other contents: {sorted(names)}")
+        if (run := self.root / "runs" / "run" / MANIFEST).exists():
+            Manifest.read(run.parent).verify()
+
+    # --- Faults ---------------------------------------------------------------------------------
+
+    def fault(self) -> Fault:
+        """Draw one fault of a process."""
+        _, calls = self.expected[self.name]
+        action = self.draw.choice(["kill", "kill", "stop", "wait", "fail", "fail", "fail"])
+        kinds = [k for k in FAILURES if calls[k]]
+        kind = self.draw.choice(kinds) if action == "fail" or self.draw.random() < 0.5 else "any"
+        at = int(calls[kind] * self.draw.random() * self.draw.choice([1, 1, 0.3]))
+        if action == "fail":
+            span = self.draw.choice([1, 1, 3, 30, 10**6])
+            return Fault(kind, at, action, self.draw.choice(FAILURES[kind]), span)
+        return Fault(kind, at, action, self.draw.randint(1, 50))
+
+    def disturbed(self) -> None:
+        """Run the command with faults; sometimes two of it at a time."""
+        before = progress(self.root)
+        count = 1 + (self.draw.random() < 0.25)
+        chosen = [[self.fault() for _ in range(self.draw.randint(1, 3))] for _ in range(count)]
+        if count > 1:
+            self.struck["race"] += 1
+        self.running = [Process(*self.scene.start(self.root), self.root, f) for f in chosen]
+        finish(self.running)
+        for process in self.running:
+            self.check(process)
+        after = progress(self.root)
+        if lost := [stage for stage in before if after[stage] < before[stage]]:
+            raise Violation(f"steps of {lost} were lost: {before} -> {after}")
+        check_strange(self.strange)
+
+    def check(self, process: Process, damaged: Path | None = None) -> None:
+        """Raise :class:`Violation` unless the command ended well, or its fault explains why not."""
+        struck, output = process.struck(), process.output()
+        self.struck.update(fault.action for fault in struck)
+        self.told.append(f"{' and '.join(map(str, struck)) or 'no fault'}: {process.status}")
+        if "Traceback" in output:
+            raise Violation(f"a traceback: {output}")
+        actions = {fault.action for fault in struck}
+        if process.status == 0 or (process.status == -signal.SIGKILL and "kill" in actions):
+            return
+        errors = re.findall("^error: .*$", output, re.MULTILINE)
+        if process.status != 2 or len(errors) != 1 or not output.endswith(f"{errors[0]}\n"):
+            raise Violation(f"exit status {process.status}: {output}")
+        self.told.append(errors[0].replace(str(self.root), ""))
+        if "fail" not in actions and (damaged is None or str(damaged) not in errors[0]):
+            raise Violation(f"an error without a reason: {output}")
+
+    def undisturbed(self) -> None:
+        """Run the command to its end."""
+        self.running = [Process(*self.scene.start(self.root), self.root, [])]
+        finish(self.running)
+        self.check(self.running[0])
+
+    # --- Damage ---------------------------------------------------------------------------------
+
+    def change_a_byte(self) -> None:
+        """Change a byte of a file; if a command then names the file, undo it."""
+        files = [
+            path for path in sorted(self.root.rglob("*"))
+            if path.is_file() and path not in self.strange and path.stat().st_size
+            and "tensorboard" not in path.parts and path.suffix not in (".lock", ".tmp")
+            # The checksums of a data set are those of the files that are there when it is finished.
+            and (path.suffix != ".avi" or (path.parents[1] / MANIFEST).exists())
+        ]  # fmt: skip
+        if not files:
+            return
+        file = self.draw.choice(files)
+        content = bytearray(file.read_bytes())
+        content[self.draw.randrange(len(content))] ^= 1 << self.draw.randrange(8)
+        right = file.read_bytes()
+        file.write_bytes(content)
+        self.struck["byte"] += 1
+        self.told.append(f"a byte of {file.relative_to(self.root)} changed")
+        scene = self.scene
+        if file.suffix in (".u8", ".avi"):  # only this reads them again
+            scene = verifying(file.parents[1])
+        process = Process(*scene.start(self.root), self.root, [])
+        self.running = [process]
+        finish(self.running)
+        self.check(process, file)
+        if process.status and file.read_bytes() != content:
+            raise Violation(f"{file} was refused, and then changed")
+        if not process.status and file.suffix in (".u8", ".avi"):
+            raise Violation(f"{file}: --verify accepts a changed byte")
+        if file.exists() and file.read_bytes() == content:  # it was refused, or is not read
+            file.write_bytes(right)
