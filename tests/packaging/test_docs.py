@@ -36,6 +36,7 @@ FILES = [
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "docs" / "guide").glob("*.md")),
+    *sorted((ROOT / "docs" / "recipes").glob("*.md")),
 ]
 MAKEFILE = (ROOT / "Makefile").read_text()
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -61,8 +62,13 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands(text: str) -> list[str]:
-    """Every line of a console block, and code in a sentence that begins as a command does."""
+    """Every line of a console block, and code in a sentence that begins as a command does.
+
+    Of a script of Slurm, the commands that ``srun`` starts.
+    """
     lines = "".join(blocks(text, "console")).replace("\\\n", " ").splitlines()
+    script = "".join(blocks(text, "bash")).replace("\\\n", " ").splitlines()
+    lines += [line.removeprefix("srun ") for line in script if line.startswith("srun ")]
     spans = re.findall(r"`((?:make|pip|python|torchrun) [^`]+)`", FENCED.sub("", text))
     return [line for line in [*lines, *spans] if shlex.split(line, comments=True)]
 
