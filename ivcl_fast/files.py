@@ -45,6 +45,10 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
                     file.flush()
                     os.fsync(file.fileno())
             os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):  # nobody knows this file
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

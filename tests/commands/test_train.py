@@ -301,6 +301,33 @@ def test_training_beside_the_files_of_others(cater, uninterrupted, command, tmp_
     assert weights(run) == weights(uninterrupted)
 
 
+@pytest.mark.parametrize("kind", ["dangling link", "loop", "folder"])
+def test_something_else_in_the_place_of_a_file(kind, cater, uninterrupted, command, tmp_path):
+    """The command goes on with a file of its own, or names it in one line; nothing is deleted."""
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    (run / MANIFEST).unlink()
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"out": str(tmp_path)}))
+    flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run"]
+    for name in ("metrics.jsonl", "answers.json", "report.md"):
+        file = run / name
+        content = file.read_bytes()
+        file.unlink()
+        if kind == "folder":
+            file.mkdir()
+        else:
+            file.symlink_to(name if kind == "loop" else "nowhere")
+        code, _, err = command(train_main, *flags)
+        if code == 0:
+            assert kind != "folder" and (file.is_file() or name == "metrics.jsonl"), name
+        else:
+            assert code == 2 and err.splitlines()[-1].startswith(f"error: {file}: "), (name, err)
+            assert kind == "loop" or file.is_dir(), name
+        file.rmdir() if file.is_dir() else file.unlink(missing_ok=True)
+        file.write_bytes(content)
+    assert command(train_main, *flags)[0] == 0
+
+
 @pytest.mark.parametrize("name", ["../precious", "/precious", "a/../../precious", ".", ".."])
 def test_a_name_outside_out_is_refused(name, cater, command, tmp_path):
     (tmp_path / "precious").mkdir()
