@@ -9,6 +9,7 @@ import pytest
 from ivcl_fast import prepare
 from ivcl_fast.command import run_command
 from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.manifest import record
 from tests.support.painted import numbers_of_rows, write_painted
 
 
@@ -83,6 +84,15 @@ def test_verify_finds_any_flipped_byte(command, package):
             assert file.name in error and "Traceback" not in error
         file.write_bytes(whole)
     assert command(f"cater:{package}", *SMALL, "--verify")[0] == 0
+
+
+def test_no_store_is_made_of_a_video_that_fails_its_checksum(command, package):
+    record(package, ["videos/v0.avi"])
+    video = package / "videos" / "v0.avi"
+    video.write_bytes(video.read_bytes()[:-1] + b"?")
+    status, _, error = command(f"cater:{package}", *SMALL, "--verify")
+    assert status == 2 and error.startswith(f"error: {video}: damaged")
+    assert not (package / "store-32-p8-pyav").exists()
 
 
 def test_every_bad_file_is_named(command, package, caplog):

@@ -96,6 +96,15 @@ def test_it_is_made_again_if_it_is_damaged(tmp_path, listed, name, caplog):
     assert "indexing again, the index is damaged or old" in caplog.text
 
 
+def test_what_a_kill_left_is_deleted(tmp_path, listed):
+    left = [tmp_path / "index" / name for name in ("index.json.1-2a.ivcl.tmp", "index.json.tmp")]
+    left[0].parent.mkdir()
+    for file in left:
+        file.touch()
+    saved_index(listed, tmp_path / "index", 1)
+    assert [file.exists() for file in left] == [False, True]  # the other is somebody else's
+
+
 def test_several_at_once_even_without_locks(tmp_path, listed, monkeypatch):
     """As on a file system without locks: each writes, and none takes another's temporary file.
 

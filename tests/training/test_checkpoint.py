@@ -143,6 +143,15 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     assert checkpoint.latest(tmp_path).step == 3
 
 
+def test_a_kill_while_weights_are_written_does_not_prevent_the_next(tmp_path):
+    partial = tmp_path / "step-00000003.partial"
+    partial.mkdir()
+    (partial / ".tmpAb3xYz").write_bytes(b"half")  # safetensors begins with such a file
+    saved(tmp_path, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+    assert not list(tmp_path.glob("*/.tmp*"))
+
+
 def test_a_snapshot_stays_while_training_goes_on():
     model = nn.Linear(5, 3)
     optimizer = torch.optim.AdamW(model.parameters())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from ivcl_fast.errors import UserError
@@ -226,6 +227,14 @@ def test_validation_runs_at_even_spaces_and_at_the_end(tmp_path):
     stage(tmp_path / "v", validate=lambda: {"val_top1": 0.5}, validations=2).run()
     records = MetricsLog(tmp_path / "v").read()
     assert [r["step"] for r in records if "val_top1" in r] == [12, 25]
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write("toy", 3, 12, loss=0.5)
+    log.write("toy", 6, 24, loss=0.25)
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("toy/loss")
+    assert [(point.step, point.value) for point in found] == [(12, 0.5), (24, 0.25)]
 
 
 def test_unfinished_line_in_the_log_is_forgotten(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import re
 import shutil
 import signal
@@ -11,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
@@ -19,6 +22,7 @@ from ivcl_fast.data.synthetic.something_else.write import (
     SyntheticSomethingElse,
     write_something_else,
 )
+from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import read_spec
 from ivcl_fast.errors import UserError
 from tests.data.synthetic.conftest import WRITERS
@@ -243,3 +247,16 @@ def test_default_names_differ_where_the_data_do() -> None:
     assert names[6] == "synthetic-cater-embedded-static-3000-600"
     spec = SyntheticSomethingElse(train=20, val=18, seed=7)
     assert spec.default_name == "synthetic-something-else-embedded-20-18-seed7"
+
+
+def test_a_video_on_a_full_disk_is_a_single_error(capfd: pytest.CaptureFixture[str]) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    form: dict[str, Any] = dict(container="avi", codec="mjpeg", pixel_format="yuvj420p", fps=2)
+    with pytest.raises(OSError, match="No space left"):
+        encode_video(
+            Full(), [np.zeros((32, 32, 3), np.uint8)], width=32, height=32, options={}, **form
+        )
+    assert capfd.readouterr().err == ""

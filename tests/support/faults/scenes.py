@@ -107,6 +107,7 @@ def contents(root: Path) -> dict[str, Any]:
         if (
             path.is_dir()
             or path.parent.name == "index"
+            or path.suffix == ".png"
             or path.name in ("report.md", "ivcl_manifest.json")
         ):
             found[name] = None
