@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ivcl_fast import prepare
+from ivcl_fast.command import run_command
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.decode.decoder import make_decoder
@@ -114,6 +117,31 @@ def test_damaged_media(tmp_path, decoder):
     assert all(outcomes["refused"] for outcomes, _ in results)
     assert max(grown for _, grown in results) < LEAK_BYTES
     assert not lost or (decoder == "dali" and len(lost) <= count // 100 + 1), lost
+
+
+def test_damaged_videos_through_prepare(tmp_path, monkeypatch, capsys):
+    """No damaged file is kept with fewer frames, and none ends the command."""
+    whole = [path for path in samples(tmp_path) if path.suffix not in (".png", ".jpg")]
+    pictures = [picture(1, i) for i in range(9)]
+    whole.append(write_video(tmp_path / "g.mp4", pictures, "libx264", bf="2"))
+    whole.append(write_video(tmp_path / "h.mkv", pictures, "libx264"))
+    contents = {path: path.read_bytes() for path in whole}
+    (tmp_path / "clips").mkdir()
+    for seed in range(COUNT // 4):
+        path = whole[seed % len(whole)]
+        target = tmp_path / "clips" / f"{seed:05d}{path.suffix}"
+        target.write_bytes(damaged(contents[path], seed))
+    flags = ("--image-size", "16", "--decoder", "pyav", "--workers", "2")
+    monkeypatch.setattr(sys, "argv", ["prepare", f"videos:{tmp_path / 'clips'}", *flags])
+    with pytest.raises(SystemExit) as ended:
+        run_command(prepare.main)
+    assert ended.value.code == 0 and "Traceback" not in capsys.readouterr().err
+    store = FrameStore(tmp_path / "clips" / "store-16-p8-pyav")
+    store.verify()
+    fewer = {name: store.num_frames(name) for name in store.names if store.num_frames(name) < 9}
+    print(f"{COUNT // 4} damaged: {len(store.names)} kept, {len(store.bad_files)} refused")
+    assert len(store.names) + len(store.bad_files) == COUNT // 4
+    assert not fewer
 
 
 def test_damaged_lists_and_scenes(tmp_path):

@@ -27,6 +27,7 @@ from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.containers import FORMATS, check_length
 from ivcl_fast.data.decode.images import check_image, image_codec, image_size, is_image
 from ivcl_fast.data.decode.interface import Crop, Square, square_crop
+from ivcl_fast.data.decode.mp4 import check_edits
 
 FrameIds = Sequence[int] | np.ndarray | None
 """Indices of frames, or None for all frames."""
@@ -204,6 +205,8 @@ class OpenVideo(OpenMedia):
         frames = sum(not packet.is_discard for packet in packets)
         if not frames or first is None:
             raise VideoError("holds no frames")
+        if frames < len(packets) and "mp4" in self.container.format.name:
+            check_edits(self.path)
         self.context.flush_buffers()
         self._packets = packets
         return frames, round(first.rotation / 90) % 4
