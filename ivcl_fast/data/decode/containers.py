@@ -21,8 +21,11 @@ FORMATS = "avi,matroska,webm,mov,mp4,mpeg,mpegts,flv,ogg,gif,ivf,m4v,mjpeg,asf,h
 EBML_HEADER = b"\x1a\x45\xdf\xa3"
 
 
-def check_length(path: Path) -> None:
+def check_length(path: Path) -> int:
     """Compare the length of a file with the header of AVI, WebM, Matroska, MP4 or MOV.
+
+    Returns the least number of packets of the first video track, where the whole container was
+    read, as of WebM and Matroska; else 0.
 
     Raises :class:`VideoError` for a file that is shorter, empty or unreadable, and for damage
     inside WebM or Matroska. Other formats pass, and so does a header without a length, as live
@@ -44,8 +47,7 @@ def check_length(path: Path) -> None:
         raise VideoError("the file is empty (0 bytes)")
     if declared is not None and declared > size:
         raise VideoError(f"truncated: {size:,} of {declared:,} bytes")
-    if head == EBML_HEADER:
-        check_matroska(path)
+    return check_matroska(path) if head == EBML_HEADER else 0
 
 
 def _declared_length(file: BinaryIO, size: int) -> int | None:

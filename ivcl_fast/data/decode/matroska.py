@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +29,9 @@ TIMESTAMP, SIMPLE_BLOCK, BLOCK_GROUP, BLOCK = 0xE7, 0xA3, 0xA0, 0xA1
 IN_CLUSTER = {TIMESTAMP, SIMPLE_BLOCK, BLOCK_GROUP, VOID, CRC, 0x5854, 0xA7, 0xAB, 0xAF}
 """Also: silent tracks, position, size of the cluster before, and encrypted blocks."""
 SCALE, DURATION = 0x2AD7B1, 0x4489
-TRACK_ENTRY, TRACK_NUMBER = 0xAE, 0xD7
+TRACK_ENTRY, TRACK_NUMBER, TRACK_TYPE = 0xAE, 0xD7, 0x83
+VIDEO = 1
+"""Type of a track."""
 MISSING_SECONDS = 0.5
 """Time by which a file may declare to be longer than its frames, besides twice its longest gap."""
 
@@ -51,23 +55,27 @@ def matroska_length(head: bytes) -> int | None:
     return None if segment.unknown_size or segment.id != SEGMENT else segment.end
 
 
-def check_matroska(path: Path) -> None:
-    """Raise :class:`VideoError`, with the place, if a part of a file is damaged or missing."""
+def check_matroska(path: Path) -> int:
+    """Raise :class:`VideoError`, with the place, if a part of a file is damaged or missing.
+
+    Returns the number of blocks of the first video track; each has a frame, or several.
+    """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            _check(data)
-        except (IndexError, struct.error):
+            return _check(data)
+        except (IndexError, KeyError, struct.error):
             raise VideoError("damaged: an element ends behind its parent") from None
 
 
-def _check(data: mmap.mmap) -> None:
+def _check(data: mmap.mmap) -> int:
     header = _element(data, 0, len(data))
     segment = _element(data, header.end, len(data))
     if segment.id != SEGMENT:
         raise VideoError(f"damaged at byte {header.end:,}: no segment")
     scale, duration = 1_000_000, 0.0
-    tracks: set[int] = set()
+    tracks: dict[int, int] = {}
     times: list[int] = []
+    blocks: Counter[int] = Counter()
     at = segment.start
     while at < segment.end:
         part = _element(data, at, segment.end)
@@ -83,11 +91,15 @@ def _check(data: mmap.mmap) -> None:
                     (duration,) = struct.unpack(kind, data[entry.start : entry.end])
         elif part.id == TRACKS:
             for track in _children(data, part):
-                for entry in _children(data, track) if track.id == TRACK_ENTRY else ():
-                    if entry.id == TRACK_NUMBER:
-                        tracks.add(int.from_bytes(data[entry.start : entry.end], "big"))
+                if track.id == TRACK_ENTRY:
+                    entries = {entry.id: entry for entry in _children(data, track)}
+                    number, track_type = (
+                        int.from_bytes(data[entries[id].start : entries[id].end], "big")
+                        for id in (TRACK_NUMBER, TRACK_TYPE)
+                    )
+                    tracks[number] = track_type
         elif part.id == CLUSTER:
-            at = _check_cluster(data, part, tracks, times)
+            at = _check_cluster(data, part, tracks, times, blocks)
     if len(times) > 1 and duration > 0:
         times.sort()
         gap = max(b - a for a, b in pairwise(times))
@@ -97,10 +109,17 @@ def _check(data: mmap.mmap) -> None:
                 f"truncated: its frames end at {times[-1] * seconds:.1f} of "
                 f"{duration * seconds:.1f} seconds"
             )
+    return blocks[next((number for number, found in tracks.items() if found == VIDEO), -1)]
 
 
-def _check_cluster(data: mmap.mmap, cluster: Element, tracks: set[int], times: list[int]) -> int:
-    """Check the blocks of a cluster, and collect their times; return its end."""
+def _check_cluster(
+    data: mmap.mmap,
+    cluster: Element,
+    tracks: Mapping[int, int],
+    times: list[int],
+    counts: Counter[int],
+) -> int:
+    """Check the blocks of a cluster, collect their times and count them; return its end."""
     start, at = 0, cluster.start
     while at < cluster.end:
         part = _element(data, at, cluster.end)
@@ -120,7 +139,9 @@ def _check_cluster(data: mmap.mmap, cluster: Element, tracks: set[int], times: l
         for block in blocks:
             width = 9 - data[block.start].bit_length()
             number = int.from_bytes(data[block.start : block.start + width], "big")
-            if tracks and number & ((1 << 7 * width) - 1) not in tracks:
+            number &= (1 << 7 * width) - 1
+            counts[number] += 1
+            if tracks and number not in tracks:
                 raise VideoError(f"damaged at byte {block.start:,}: a block of no track")
             (offset,) = struct.unpack_from(">h", data, block.start + width)
             times.append(start + offset)

@@ -100,14 +100,14 @@ def open_media(media: Media) -> Iterator[OpenMedia]:
         yield OpenImages(media.files)
         return
     (path,) = media.files
-    check_length(path)
+    packets = check_length(path)
     try:
         # The prefix allows a colon in the name.
         container = av.open(f"file:{path}", options={"format_whitelist": FORMATS})
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(f"not a video file: {_reason(error)}") from None
     with container:
-        yield OpenVideo(path, container)
+        yield OpenVideo(path, container, packets)
 
 
 def probe(media: Media) -> VideoInfo:
@@ -163,11 +163,13 @@ class OpenImages(OpenMedia):
 class OpenVideo(OpenMedia):
     """A video file."""
 
-    def __init__(self, path: Path, container: InputContainer) -> None:
+    def __init__(self, path: Path, container: InputContainer, packets: int = 0) -> None:
+        """``packets``: how many there are at least, where that is known."""
         if not container.streams.video:
             raise VideoError("holds no video stream")
         self.path, self.container = path, container
         self.stream = container.streams.video[0]
+        self._declared = max(packets, self.stream.frames)
         if self.stream.codec_context is None:
             raise VideoError("its codec is not known to FFmpeg")
         self.context = self.stream.codec_context
@@ -224,8 +226,8 @@ class OpenVideo(OpenMedia):
                     yield packet
         except av.FFmpegError as error:
             raise VideoError(f"cannot be read: {_reason(error)}") from None
-        if count < self.stream.frames:
-            raise VideoError(f"truncated: {count} of {self.stream.frames} frames")
+        if count < self._declared:
+            raise VideoError(f"truncated: {count} of {self._declared} frames")
 
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
         if self.context.name != "mjpeg":
