@@ -11,6 +11,31 @@ from ivcl_fast.data.sampling import View, frame_ids
 from ivcl_fast.models.reference import patchify
 
 
+@pytest.mark.parametrize("frames", [1, 2, 7, 16, 38, 301])
+@pytest.mark.parametrize("count", [1, 2, 7, 16, 32])
+def test_frame_sampling(frames, count):
+    plain = frame_ids(frames, count)
+    assert len(plain) == count
+    assert plain[-1] == frames - 1
+    if count == 1:
+        return
+    assert plain[0] == 0
+    np.testing.assert_allclose(plain, np.linspace(0, frames - 1, count), atol=0.5)
+    jittered = [frame_ids(frames, count, np.random.default_rng(seed)) for seed in range(200)]
+    for ids in jittered:
+        assert ids[-1] == frames - 1
+        assert (ids[:-1] >= plain[:-1]).all()
+        assert (ids[:-1] < np.maximum(plain[1:], plain[:-1] + 1)).all()
+    if frames >= 4 * count:  # every frame but those behind the last interval's start is drawn
+        assert len(np.unique(jittered)) > 2 * count
+
+
+def test_frame_sampling_needs_frames():
+    for frames, count in ((0, 4), (4, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            frame_ids(frames, count)
+
+
 def test_views_of_a_whole_video_move_frames_but_not_the_last():
     assert frame_ids(31, 4).tolist() == [0, 10, 20, 30]
     assert frame_ids(31, 4, view=View(0, 5)).tolist() == [0, 10, 20, 30]

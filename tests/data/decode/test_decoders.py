@@ -14,22 +14,15 @@ from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.decode.decoder import (
     DALI_CPU_CODECS,
-    DALI_GPU_CODECS,
-    MAX_TIMEOUT,
     TOLERANCE,
     choose_decoder,
-    decoding_gpu,
-    decoding_timeout,
-    default_workers,
     make_decoder,
-    resolve_decoder,
 )
 from ivcl_fast.data.decode.images import STANDARD_HUFFMAN_TABLES, with_huffman_tables
 from ivcl_fast.data.decode.indexed import index_one, open_indexed
 from ivcl_fast.data.decode.interface import WHOLE, Crop
-from ivcl_fast.data.decode.media import OpenVideo, VideoInfo, open_media, probe
+from ivcl_fast.data.decode.media import OpenVideo, open_media, probe
 from ivcl_fast.data.sampling import frame_ids
-from ivcl_fast.errors import UserError
 from tests.support.painted import (
     VP9,
     blender_jpeg,
@@ -351,101 +344,3 @@ def test_a_packet_that_makes_no_frame(tmp_path, monkeypatch):
     monkeypatch.setattr(OpenVideo, "packets", lambda self: [*packets(self), Silent()])
     with pytest.raises(VideoError, match="4 frames by its packets, 3 decoded"):
         make_decoder("pyav", 32).decode(media(path))
-
-
-def info(codec: str) -> VideoInfo:
-    return VideoInfo(9, 24.0, codec, 80, 60)
-
-
-def test_which_decoder(monkeypatch):
-    with pytest.raises(UserError, match="'opencv' is not one of auto, dali, pyav"):
-        resolve_decoder("opencv")  # type: ignore[arg-type]
-    monkeypatch.setattr(decode, "_dali_installed", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert resolve_decoder("auto") == resolve_decoder("dali") == "dali"
-    assert choose_decoder(info("h264"), "auto") == ("dali", "DALI decodes it on the GPU")
-    assert choose_decoder(info("wmv3"), "auto") == ("pyav", "DALI has no GPU decoder for wmv3")
-    small = choose_decoder(info("vp9"), "auto")
-    assert small == ("pyav", "frames of 80 x 60 are too small for the GPU's decoder")
-    assert all(choose_decoder(info(codec), "dali")[0] == "dali" for codec in DALI_GPU_CODECS)
-    assert default_workers("dali") <= 7
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert resolve_decoder("auto") == "pyav" and resolve_decoder("dali") == "dali"
-    assert choose_decoder(info("vp9"), "auto") == (
-        "pyav",
-        "there is no GPU for DALI, and on a CPU PyAV is faster",
-    )
-    assert choose_decoder(info("vp9"), "dali")[0] == "dali"
-    with pytest.raises(UserError, match=r"no CPU decoder for h264 \(it has mjpeg, png, vp8, vp9"):
-        choose_decoder(info("h264"), "dali")
-    monkeypatch.setattr(decode, "_dali_installed", lambda: False)
-    assert resolve_decoder("auto") == resolve_decoder("pyav") == "pyav"
-    assert choose_decoder(info("vp9"), "auto") == ("pyav", "DALI is not installed")
-    with pytest.raises(UserError, match="dali is not installed"):
-        resolve_decoder("dali")
-
-
-@pytest.mark.parametrize("package, driver, fits", [
-    ("nvidia-dali-cuda130", 12, False), ("nvidia-dali-cuda130", 13, True),
-    ("nvidia-dali-cuda120", 12, True), ("nvidia-dali-cuda120", 13, True),
-    ("nvidia-dali-cuda120", None, True),
-])  # fmt: skip
-def test_a_driver_too_old_for_dali(package, driver, fits, monkeypatch):
-    monkeypatch.setattr(decode, "_dali_installed", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(decode, "_package_installed", lambda name: name == package)
-    monkeypatch.setattr(decode, "_driver_cuda", lambda: driver)
-    reason = (
-        "DALI is built for CUDA 13 and the driver supports CUDA 12: update the driver, or pip "
-        "install 'ivcl_fast[dali-cuda12]'"
-    )
-    assert choose_decoder(info("mjpeg"), "auto")[0] == resolve_decoder("auto")
-    assert resolve_decoder("auto") == ("dali" if fits else "pyav")
-    if not fits:
-        assert choose_decoder(info("mjpeg"), "auto") == ("pyav", reason)
-        with pytest.raises(UserError, match="built for CUDA 13"):
-            resolve_decoder("dali")
-
-
-def test_the_driver_is_asked_without_a_gpu_too():
-    assert torch.cuda.is_available() or decode._driver_cuda() in (None, 11, 12, 13)
-
-
-def test_the_gpu_of_a_run(monkeypatch):
-    assert torch.cuda.is_available() or decoding_gpu(None) is None
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    found = [decoding_gpu(d and torch.device(d)) for d in (None, "cpu", "cuda", "cuda:0", "cuda:3")]
-    assert found == [1, 1, 1, 0, 3]
-
-
-def test_long_videos_have_a_longer_timeout():
-    assert decoding_timeout(120, [301, 38]) == 120
-    assert decoding_timeout(120, [301, 36_000]) == 3600
-    assert decoding_timeout(120, []) == 120
-    assert decoding_timeout(120, [2**31]) == MAX_TIMEOUT < 24 * 3600
-
-
-@pytest.mark.parametrize("frames", [1, 2, 7, 16, 38, 301])
-@pytest.mark.parametrize("count", [1, 2, 7, 16, 32])
-def test_frame_sampling(frames, count):
-    plain = frame_ids(frames, count)
-    assert len(plain) == count
-    assert plain[-1] == frames - 1
-    if count == 1:
-        return
-    assert plain[0] == 0
-    np.testing.assert_allclose(plain, np.linspace(0, frames - 1, count), atol=0.5)
-    jittered = [frame_ids(frames, count, np.random.default_rng(seed)) for seed in range(200)]
-    for ids in jittered:
-        assert ids[-1] == frames - 1
-        assert (ids[:-1] >= plain[:-1]).all()
-        assert (ids[:-1] < np.maximum(plain[1:], plain[:-1] + 1)).all()
-    if frames >= 4 * count:  # every frame but those behind the last interval's start is drawn
-        assert len(np.unique(jittered)) > 2 * count
-
-
-def test_frame_sampling_needs_frames():
-    for frames, count in ((0, 4), (4, 0)):
-        with pytest.raises(ValueError, match="at least 1"):
-            frame_ids(frames, count)
