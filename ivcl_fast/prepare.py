@@ -22,6 +22,7 @@ import tyro
 
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.bad_files import check_all_usable, named
+from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.dataset import Dataset, Media, VideoError
 from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import (
@@ -31,7 +32,9 @@ from ivcl_fast.data.decode.decoder import (
     resolve_decoder,
 )
 from ivcl_fast.data.decode.interface import ChosenDecoder
+from ivcl_fast.data.open_dataset import fetched
 from ivcl_fast.data.registry import Synthetic, check_crop, find_task, parse_source
+from ivcl_fast.data.remote import Remote
 from ivcl_fast.data.store.build import Part, build_part, build_store, default_store_path
 from ivcl_fast.data.store.frame_store import BAD_FILES
 from ivcl_fast.data.store.index import index_media
@@ -139,6 +142,8 @@ def prepare(config: PrepareConfig) -> None:
         task = find_task(source, config.store.task)
         if config.store.crop != "none":
             check_crop(source, task)
+        if isinstance(place, Remote):
+            place = fetched(dataset_format, place, DataConfig(source), task, read_only=False)
         dataset = dataset_format.open(place, task)
         prepare_store(dataset, config, dataset.task if dataset_format.media_by_task else None)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ivcl_fast.data.datamodule import DataModule, open_data, open_dataset
 from ivcl_fast.data.dataset import Dataset
 from ivcl_fast.data.frame_labels import CLASSES
-from ivcl_fast.data.registry import Synthetic, parse_source
+from ivcl_fast.data.registry import parse_source
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation, evaluate
@@ -274,7 +274,7 @@ def with_data(config: TrainConfig, flags: DataFlags) -> TrainConfig:
             )
         config = config.replace(data=flags.data)
     if flags.data_dir is not None:
-        if not isinstance(parse_source(config.data.source)[1], Synthetic):
+        if isinstance(parse_source(config.data.source)[1], Path):
             raise UserError(
                 f"--data-dir: {config.data.source!r} is not synthetic; accepted: --data with its "
                 "folder"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.dataset import Dataset
-from ivcl_fast.data.registry import Synthetic, find_task, parse_source
+from ivcl_fast.data.registry import DatasetFormat, Synthetic, find_task, parse_source
+from ivcl_fast.data.remote import Remote
 from ivcl_fast.errors import UserError
 from ivcl_fast.progress import Bar
 
@@ -25,12 +28,29 @@ def open_dataset(config: DataConfig, read_only: bool = False) -> Dataset:
             with Bar("rendering", 0, place.unit) as bar:
                 place.write(root, spec, workers=config.workers, progress=bar)
         place = root
+    if isinstance(place, Remote):
+        place = fetched(dataset_format, place, config, task, read_only)
     if read_only and dataset_format.place in ("DIR", "FILE") and not place.exists():
         raise UserError(
             f"{place.absolute()}: no such folder or file; read-only commands never generate data; "
             f"if the data set has moved, accepted: {accepted}"
         )
     return dataset_format.open_with(config, place, task)
+
+
+def fetched(
+    dataset_format: DatasetFormat, place: Remote, config: DataConfig, task: str, read_only: bool
+) -> Path:
+    """Copy data of another place to this machine; ``read_only``: only if there is no copy."""
+    is_list = dataset_format.place == "FILE"
+    copy = place.copy(config.data_dir, is_list)
+    if read_only and copy.exists():
+        return copy
+
+    def open_copy(path: Path) -> Dataset:
+        return dataset_format.open_with(config, path, task)
+
+    return place.fetch(is_list, open_copy, config.data_dir)
 
 
 def find_splits(config: DataConfig, dataset: Dataset) -> tuple[str, str]:

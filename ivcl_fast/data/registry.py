@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ivcl_fast.data.dataset import Dataset
+from ivcl_fast.data.remote import Remote
 from ivcl_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -170,8 +171,10 @@ _SYNTHETIC: dict[str, Callable[[], Synthetic]] = {
 }
 
 
-def parse_source(source: str, argument: str = "--data") -> tuple[DatasetFormat, Path | Synthetic]:
-    """Return the format of a data source, and its folder or how to write it.
+def parse_source(
+    source: str, argument: str = "--data"
+) -> tuple[DatasetFormat, Path | Synthetic | Remote]:
+    """Return the format of a data source, and its folder, how to write it, or where it is.
 
     Raises :class:`UserError`, which names ``argument``, for an unknown source.
 
@@ -185,7 +188,10 @@ def parse_source(source: str, argument: str = "--data") -> tuple[DatasetFormat, 
         synthetic = _SYNTHETIC[rest or "static"]()
         return _FORMATS[synthetic.format](), synthetic
     if prefix in _FORMATS and rest:
-        return _FORMATS[prefix](), Path(rest)
+        dataset_format = _FORMATS[prefix]()
+        if "://" in rest and dataset_format.place in ("DIR", "FILE"):
+            return dataset_format, Remote(rest)
+        return dataset_format, Path(rest)
     if rest and (added := _added_format(prefix)):
         return added, Path(rest)
     places = ", ".join(f"{name}:{form().place}" for name, form in _FORMATS.items())

@@ -1,0 +1,134 @@
+"""Data in object storage, or wherever else fsspec reads, copied to this machine before use.
+
+``videos:s3://bucket/clips`` and other formats of a folder copy the folder; ``csv:gs://bucket/a.csv``
+copies the lists beside it and the videos that they name. What has changed there is copied again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from ivcl_fast.data.dataset import Dataset
+from ivcl_fast.errors import UserError
+from ivcl_fast.files import TEMPORARY, locked, write_json
+from ivcl_fast.progress import Bar
+
+FOLDER = "remote"
+"""Folder of the copies, in that of the synthetic data sets."""
+RECORD = ".fetched.json"
+"""Which version of each file was copied."""
+LISTS = (".csv", ".txt", ".tsv")
+VERSION = ("size", "ETag", "etag", "md5Hash", "LastModified", "updated", "mtime", "created")
+"""What file systems tell of a file; it differs if the file has changed."""
+THREADS = 16
+
+
+class Remote(NamedTuple):
+    """A place of data outside this machine."""
+
+    url: str
+
+    def copy(self, data_dir: Path, is_list: bool) -> Path:
+        """Return where the copy is on this machine; ``is_list``: of a file that lists videos."""
+        place = PurePosixPath(self.url.partition("://")[2])
+        digest = hashlib.sha256(self.url.encode()).hexdigest()[:8]
+        folder = data_dir / FOLDER / f"{place.stem}-{digest}"
+        return folder / place.name if is_list else folder
+
+    def fetch(self, is_list: bool, open: Callable[[Path], Dataset], data_dir: Path) -> Path:
+        """Copy the data, or what has changed of them; return where they are on this machine.
+
+        ``is_list``: the place is a file that lists videos; ``open`` opens its copy. Raises
+        :class:`UserError` if the place cannot be read.
+        """
+        place = self.copy(data_dir, is_list)
+        copy = place.parent if is_list else place
+        copy.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(copy / ".lock", busy="copied"):  # so that only one rank copies
+                files = _Files(self.url.rpartition("/")[0] if is_list else self.url, copy)
+                if not is_list:
+                    files.take(files.names(deep=True))
+                    files.drop_others()
+                    return copy
+                files.take(n for n in files.names(deep=False) if n.lower().endswith(LISTS))
+                named = [file for one in open(place).media() for file in one.files]
+                inside = [file for file in named if ".." not in file.parts]
+                files.take(str(f.relative_to(copy)) for f in inside if f.is_relative_to(copy))
+                return place
+        except ImportError as error:
+            raise UserError(
+                f"{self.url}: {error}; accepted: pip install 'ivcl_fast[remote]' and the package "
+                "of that storage, such as s3fs or gcsfs"
+            ) from None
+        except UserError:
+            raise
+        except Exception as error:  # each kind of storage has its own
+            said = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise UserError(f"{self.url}: cannot be read: {said}") from None
+
+
+class _Files:
+    """The files of a remote folder and their copies."""
+
+    def __init__(self, url: str, copy: Path) -> None:
+        from fsspec.core import url_to_fs
+
+        self.system, self.root = url_to_fs(url)
+        self.root = self.root.rstrip("/")
+        self.copy, self.found = copy, dict[str, Mapping[str, Any]]()
+        record = copy / RECORD
+        self.taken: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
+
+    def names(self, deep: bool) -> list[str]:
+        """List the files by their paths in the folder; hidden ones are passed over."""
+        listed = self.system.find(self.root, maxdepth=None if deep else 1, detail=True)
+        for path, about in listed.items():
+            name = path[len(self.root) :].lstrip("/")
+            if name and not any(part.startswith(".") for part in name.split("/")):
+                self.found[name] = about
+        if not self.found:
+            raise FileNotFoundError("no such folder, or it is empty")
+        return list(self.found)
+
+    def drop_others(self) -> None:
+        """Delete the copies of files that are not listed any more."""
+        for name in self.taken.keys() - self.found.keys():
+            (self.copy / name).unlink(missing_ok=True)
+            del self.taken[name]
+        write_json(self.copy / RECORD, self.taken)
+
+    def take(self, names: Iterable[str]) -> None:
+        """Copy those of these files that exist and have changed."""
+        wanted = {}
+        for name in names:
+            about = self.found.get(name)
+            if about is None:
+                if not self.system.isfile(f"{self.root}/{name}"):
+                    continue  # it is found missing when it is opened
+                about = self.system.info(f"{self.root}/{name}")
+            version = str([about.get(key) for key in VERSION])
+            if self.taken.get(name) != version or not (self.copy / name).is_file():
+                wanted[name] = version
+        try:
+            with ThreadPoolExecutor(THREADS) as pool, Bar("copying", len(wanted), "files") as bar:
+                for done, name in enumerate(pool.map(self._take, wanted), 1):
+                    self.taken[name] = wanted[name]
+                    bar(done, len(wanted))
+        finally:
+            if wanted:
+                write_json(self.copy / RECORD, self.taken)
+
+    def _take(self, name: str) -> str:
+        target = self.copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY}")
+        self.system.get_file(f"{self.root}/{name}", str(partial))
+        os.replace(partial, target)
+        return name

@@ -1,0 +1,76 @@
+"""Data in object storage, which fsspec's storage in memory stands for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from ivcl_fast.data.config import DataConfig
+from ivcl_fast.data.open_dataset import open_dataset
+from ivcl_fast.errors import UserError
+from tests.support.painted import write_painted
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    """Four videos in two classes, a list of them, and a hidden file."""
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    for number, name in enumerate(("up/a", "up/b", "down/c", "down/d")):
+        video = write_painted(tmp_path / "v.avi", number, 4)
+        memory.pipe(f"/bucket/clips/{name}.avi", video.read_bytes())
+    lines = "clips/up/a.avi up\nclips/down/c.avi down\nclips/gone.avi up\n../x.avi down\n"
+    memory.pipe("/bucket/train.csv", lines.encode())
+    memory.pipe("/bucket/val.csv", b"clips/up/b.avi up\nclips/down/d.avi down\n")
+    memory.pipe("/bucket/clips/.hidden", b"x")
+    yield memory
+    memory.store.clear()
+
+
+def files(folder: Path) -> dict[str, int]:
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in paths}
+
+
+def test_a_folder_is_copied_and_followed(bucket, tmp_path):
+    config = DataConfig("videos:memory://bucket/clips", data_dir=tmp_path / "data")
+    data = open_dataset(config)
+    assert data.num_classes == 2 and data.media()[0].name == "down/c.avi"
+    assert data.root.parent == tmp_path / "data" / "remote"
+    before = files(data.root)
+    assert before.keys() == {"up/a.avi", "up/b.avi", "down/c.avi", "down/d.avi"}
+    open_dataset(config)
+    assert files(data.root) == before
+    bucket.rm("/bucket/clips/up/b.avi")
+    bucket.pipe("/bucket/clips/up/a.avi", bucket.cat("/bucket/clips/up/a.avi"))
+    assert files(open_dataset(config, read_only=True).root) == before
+    now = files(open_dataset(config).root)
+    assert before.keys() - now.keys() == {"up/b.avi"}
+    assert {name for name in now if now[name] != before[name]} == {"up/a.avi"}
+
+
+def test_a_list_brings_the_videos_that_it_names(bucket, tmp_path):
+    bucket.pipe("/bucket/clips/other.avi", b"not asked for")
+    data = open_dataset(DataConfig("csv:memory://bucket/train.csv", data_dir=tmp_path / "data"))
+    assert data.splits == ("train", "val") and len(data.clips("val")) == 2
+    copy = data.root.parent
+    assert files(copy).keys() == {
+        "train.csv", "val.csv",
+        *(f"clips/{name}.avi" for name in ("up/a", "up/b", "down/c", "down/d")),
+    }  # fmt: skip
+    assert not list(tmp_path.rglob("x.avi"))
+
+
+def test_places_that_cannot_be_read(bucket, tmp_path):
+    config = DataConfig("", data_dir=tmp_path)
+    for source, said in (
+        ("videos:memory://bucket/none", "cannot be read: no such folder, or it is empty"),
+        ("videos:nonsense://bucket", "nonsense://bucket: cannot be read: Protocol not known"),
+        ("csv:memory://bucket/other.csv", "other.csv: No such file"),
+    ):
+        with pytest.raises(UserError, match=rf"{said}") as error:
+            open_dataset(replace(config, source=source))
+        assert "\n" not in str(error.value)
