@@ -224,8 +224,8 @@ GROUPS: dict[str, type] = {
 }
 CHANGEABLE = {
     "resume", "overwrite", "name", "out", "workers", "save_every", "save_minutes", "device",
-    "placement", "shard", "compile", "cuda_graph", "compare_scratch", "compare_memoryless",
-    "pictures",
+    "placement", "require_all", "shard", "compile", "cuda_graph", "compare_scratch",
+    "compare_memoryless", "pictures",
 }  # fmt: skip
 """Settings that may change when a run is continued, because they do not change its result."""
 RENAMED = {"accum": "grad_accum_steps", "feed": "loader", "labelled": "label_fraction"}
