@@ -15,7 +15,7 @@ from ivcl_fast.data.decode.media import probe
 from tests.support.painted import media, picture, write_video
 
 FRAMES = 24
-STEP = 1 if "IVCL_FAST_FUZZ" in os.environ else 3
+STEP = 1 if "IVCL_FAST_FUZZ" in os.environ else 7
 """Every so many-th byte is changed."""
 VARIABLE = [*(0, 1, 5, 6, 20, 50, 51, 52), *range(60, 65), *range(80, 85), *range(90, 94), 95, 99]
 """Times of the frames, in 24ths of a second."""
@@ -90,4 +90,4 @@ def test_no_changed_byte_of_a_table_hides_frames(tmp_path, options):
             else:
                 outcomes["read"] += 1
                 assert frames >= FRAMES, (kind, at - start, whole[at], contents[at])
-    assert outcomes["refused"] > 30 and outcomes["read"] > 30, outcomes
+    assert outcomes["refused"] > 10 and outcomes["read"] > 10, outcomes
