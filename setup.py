@@ -197,7 +197,10 @@ extensions = [
 setup(
     packages=[*find_packages(include=["ivcl_fast", "ivcl_fast.*"]), "ivcl_fast.kernels"],
     package_dir={"ivcl_fast": "ivcl_fast", "ivcl_fast.kernels": "kernels"},
-    package_data={"ivcl_fast": ["py.typed"], "ivcl_fast.evaluation": ["published.csv"]},
+    package_data={
+        "ivcl_fast": ["py.typed", "pretrained/*/*"],
+        "ivcl_fast.evaluation": ["published.csv"],
+    },
     ext_modules=extensions,
     cmdclass={"build_py": BuildPackages, "build_ext": BuildObjects},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if extensions else {},

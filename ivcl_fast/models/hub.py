@@ -22,6 +22,7 @@ from ivcl_fast.models.weights import (
     is_local,
     misfit,
     model_folder,
+    packaged_model,
     read_config,
     read_weights,
     write_checksums,
@@ -134,7 +135,8 @@ class PretrainedModel(
         Args:
             pretrained_model_name_or_path: a folder written by ``save_pretrained``; a run's folder,
                 which stands for its finetuned classifier or, where this class is one of
-                pretraining, for its pretrained model; or OWNER/NAME on the hub.
+                pretraining, for its pretrained model; ``ivcl_fast/tiny-localize``, the model that
+                comes with the package; or OWNER/NAME on the hub.
             map_location: the device of the model.
             dtype: of the model's parameters, a ``torch.dtype`` or its name, such as ``"bfloat16"``;
                 ``"auto"`` is that of the saved weights. float32 by default, whatever was saved.
@@ -157,7 +159,9 @@ class PretrainedModel(
                 f"from_pretrained: {name} is not an argument{INSTEAD.get(name, '')}; accepted: "
                 f"map_location, dtype, {', '.join(DOWNLOAD)}"
             )
-        if is_local(place):
+        if packaged := packaged_model(place):
+            folder = packaged
+        elif is_local(place):
             folder = model_folder(place, STAGES[cls.kind])
         else:
             with from_hub(place):

@@ -39,6 +39,10 @@ STATE_DICTS = ("model", "state_dict", "model_state_dict")
 """Names under which public checkpoints hold the model's weights."""
 
 
+PACKAGED = Path(__file__).resolve().parent.parent / "pretrained"
+"""The folder of the models that come with the package."""
+PREFIX = "ivcl_fast/"
+"""What their names begin with."""
 TEMPORARY_WEIGHTS = ".tmp??????"
 """Pattern of what a killed process leaves of writing weights: the library writes another file."""
 
@@ -111,6 +115,23 @@ def class_in(folder: Path) -> str:
 def class_of(keys: Collection[str]) -> str | None:
     """Name of the class whose state dict has these keys; None for those of another model."""
     return next((name for key, name in CLASS_OF_KEY.items() if key in keys), None)
+
+
+def packaged_model(place: str | os.PathLike) -> Path | None:
+    """The folder of a model that comes with the package, such as ``ivcl_fast/tiny-localize``.
+
+    None for every other place, also for a folder of that name. Raises :class:`UserError` if the
+    package has no such model.
+    """
+    if not isinstance(place, str) or not place.startswith(PREFIX) or Path(place).is_dir():
+        return None
+    names = sorted(folder.name for folder in PACKAGED.iterdir()) if PACKAGED.is_dir() else []
+    if (name := place.removeprefix(PREFIX)) in names:
+        return PACKAGED / name
+    raise UserError(
+        f"{place}: no such model in the package; accepted: "
+        + ", ".join(PREFIX + name for name in names)
+    )
 
 
 def is_local(place: str | os.PathLike) -> bool:

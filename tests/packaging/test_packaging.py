@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 
 from ivcl_fast.kernels import _ext
 from ivcl_fast.kernels._objects import ISAS, module
+from ivcl_fast.models.weights import PACKAGED
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = (
@@ -31,6 +32,15 @@ PARTS = (
     "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "mkdocs.yml", ".pre-commit-config.yaml",
     ".ci", ".github", "csrc", "kernels", "ivcl_fast", "tests", "benchmarks", "docs", "examples",
 )  # fmt: skip
+PACKAGED_MODEL = """
+import torch
+from ivcl_fast import IVCLClassifier
+
+model = IVCLClassifier.from_pretrained("ivcl_fast/tiny-localize")
+video = torch.zeros(1, 16, 3, 64, 64, dtype=torch.uint8)
+print(model.class_names[model(video).argmax()])
+"""
+"""Answers with the model that comes with the package."""
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 BUILT = [isa for isa in ISAS if (isa == "generic") != X86]
@@ -130,6 +140,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(checkout, fake, tmp_path):
         *(f"ivcl_fast/kernels/{p.name}" for p in ROOT.glob("kernels/*.py")),
         "ivcl_fast/evaluation/published.csv",
         "ivcl_fast/py.typed",
+        *(f"ivcl_fast/pretrained/{p.relative_to(PACKAGED)}" for p in PACKAGED.glob("*/*")),
     }
     rest = names(wheel) - objects(wheel) - modules
     assert modules <= names(wheel)
@@ -172,6 +183,8 @@ def test_without_torch_the_wheel_is_pure_and_says_why(checkout, fake, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     site = str(tmp_path / "site")
     info = python(["-m", "ivcl_fast.info"], tmp_path, PYTHONPATH=site)
+    answer = python(["-c", PACKAGED_MODEL], tmp_path, PYTHONPATH=site, HF_HUB_OFFLINE="1")
+    assert answer.startswith("cell ")
     reason = "not built; the build needs a C++ compiler, and torch in its environment"
     assert info.count(f"plain PyTorch, because {reason}") == 7 or not _ext.supported_isas()
 

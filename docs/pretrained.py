@@ -1,0 +1,119 @@
+"""The models in the package, and the table of them in docs/zoo.md.
+
+``python -m docs.pretrained RUN NAME`` packs a finished run's classifier as ``ivcl_fast/NAME``, in
+place of an earlier one: weights in float16, config, checksums, and a card with the scores of these
+weights on the run's own clips. ``--data-dir`` says where the run's data are. Then, as without
+arguments, it writes the table again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
+from ivcl_fast.evaluation.evaluate import Evaluation
+from ivcl_fast.export import random_videos
+from ivcl_fast.files import write_json
+from ivcl_fast.models.ivcl import IVCLClassifier
+from ivcl_fast.models.weights import MODEL, PACKAGED, read_config, sha256
+from ivcl_fast.report.tables import METRIC_NAMES, Table
+
+PAGE = Path(__file__).resolve().parent / "zoo.md"
+MARKED = re.compile(r"(<!-- zoo -->\n).*?(<!-- end -->)", re.DOTALL)
+ANSWER = "answer.json"
+"""Name of the file with the logits of ``random_videos(model, 1)``, for the test."""
+
+
+def pack(folder: Path, name: str, data_dir: Path | None) -> None:
+    """Write the classifier of the run in ``folder`` into the package."""
+    run = FinishedRun.open(folder, "cpu", DataFlags(data_dir=data_dir))
+    run.amp = False
+    model = run.load("finetune").eval()
+    rounded = copy.deepcopy(model).half().float()
+    split = run.data.eval_split
+    exact, found = (run.evaluate(each, split) for each in (model, rounded))
+    record: dict[str, Any] = dict(model.training_record or {})
+    stages = run.config.stages
+    record = {key: value for key, value in record.items() if not key.startswith("scores on ")} | {
+        "clips of pretraining": stages.pretrain_clips,
+        "training videos": run.config.data.train_videos,
+        "weights": f"float16; {changed_answers(exact, found)}",
+        f"scores on {split}, with 95 % intervals": scores(found),
+    }
+    out = PACKAGED / name
+    shutil.rmtree(out, ignore_errors=True)
+    rounded.half().save_pretrained(out, training=record)
+    (out / MODEL).chmod(0o644)  # for whoever installs the package
+    packed = IVCLClassifier.from_pretrained(out)
+    with torch.inference_mode():
+        logits = packed(random_videos(packed, 1))[0]
+    write_json(out / ANSWER, {"logits": [round(x, 4) for x in logits.tolist()]})
+
+
+def changed_answers(exact: Evaluation, found: Evaluation) -> str:
+    """Say how float16 changes the answers."""
+    changed = int((exact.logits.argmax(1) != found.logits.argmax(1)).sum())
+    most = (exact.logits.softmax(1) - found.logits.softmax(1)).abs().max()
+    return (
+        f"against float32, {changed} of {len(exact.clips)} answers differ, and probabilities by "
+        f"{float(most):.1e} at most"
+    )
+
+
+def scores(found: Evaluation) -> dict[str, str]:
+    """Return the scores in words, by metric and group of clips."""
+    return {
+        f"{METRIC_NAMES[metric]}, {group}": str(score)
+        for group, by_metric in found.scores.items()
+        for metric, score in by_metric.items()
+    }
+
+
+def zoo() -> list[str]:
+    """Return the table of all models in the package."""
+    rows = []
+    for folder in sorted(path for path in PACKAGED.iterdir() if path.is_dir()):
+        config = read_config(folder / "config.json")
+        record = config["training"]
+        (of,) = (key for key in record if key.startswith("scores on "))
+        file = folder / MODEL
+        rows.append(
+            [
+                f"`ivcl_fast/{folder.name}`",
+                f"{record['task']} on {record['data']}, preset {record['preset']}",
+                *(record[of].get(f"top-1, {group}", "") for group in ("all", "visible", "hidden")),
+                f"{file.stat().st_size / 1e6:.1f} MB",
+                f"`{sha256(file)}`",
+            ]
+        )
+    header = ["name", "task", "top-1", "visible", "hidden", "size", "SHA-256 of model.safetensors"]
+    return Table(header, rows).markdown()
+
+
+def written_anew(page: str) -> str:
+    """Return the page with its table made again."""
+    table = "\n".join(zoo())
+    return MARKED.sub(lambda found: f"{found[1]}{table}\n{found[2]}", page)
+
+
+def main() -> None:
+    """Pack a model, if one is named, and write the table."""
+    parser = argparse.ArgumentParser("python -m docs.pretrained", description=__doc__)
+    parser.add_argument("run", nargs="?", type=Path, help="folder of a finished run")
+    parser.add_argument("name", nargs="?", default="tiny-localize", help="name in the package")
+    parser.add_argument("--data-dir", type=Path, help="folder of the run's synthetic data")
+    flags = parser.parse_args()
+    if flags.run is not None:
+        pack(flags.run, flags.name, flags.data_dir)
+    PAGE.write_text(written_anew(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
