@@ -123,7 +123,7 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
         scratch = run.evaluate(run.finetune("random", "scratch"))
         results.append(scratch.result(f"{FROM_SCRATCH}, same finetuning"))
     if run.data.localizes and run.config.stages.compare_memoryless:
-        last = run.evaluate(run.finetune(init, "last-frame", last_only=True))
+        last = run.evaluate(run.last_frame(init))
         results.append(last.result(LAST_FRAME))
         if evaluation.hidden is not None:
             results.append(cone_guess(run.data, evaluation))

@@ -79,6 +79,18 @@ def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) 
     return sorted(loaded)
 
 
+def load_last_frame(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load all weights of a model of single frames into one of clips.
+
+    Its only frame is the last one, so that the times of the others stay.
+    """
+    loaded = dict(weights)
+    for key, own in model.state_dict().items():
+        if key.endswith("time_embed"):
+            loaded[key] = torch.cat([own[:-1], weights[key].to(own)])
+    model.load_state_dict(loaded)
+
+
 def config_to_use(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLConfig) -> str:
     """What to do about a source of other sizes; names them where its config lies beside it."""
     advice = "build the model with the config that these weights were trained with"

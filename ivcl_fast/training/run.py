@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ EVAL_BATCH = 48
 """Clips per batch in validation and evaluation."""
 ANSWERS = "answers.json"
 """Name of the file in a run's folder that holds its :class:`Classes`."""
+LAST_FRAME = {"finetune": "last-frame", "scratch": "scratch-last-frame"}
+"""The stage with which each way of finetuning begins."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,37 +193,56 @@ class Run:
         cfg = self.config.model
         return Supervised(cfg, len(CLASSES[cfg.objective])) if cfg.supervised else IVCL(cfg)
 
-    def finetune(
-        self, init: str, name: str = "finetune", last_only: bool = False
-    ) -> IVCLClassifier:
+    def finetune(self, init: str, name: str = "finetune") -> IVCLClassifier:
         """Learn the task, starting from the weights ``init``; saves the model in ``name/``.
 
-        With ``last_only`` the model sees only the last frame of each clip.
+        If the settings say so, :meth:`last_frame` comes first, and its model is continued.
         """
-        config = self.config
-        schedule = self._schedule(
-            config.stages.finetune_clips,
-            config.optim.finetune_lr,
-            backbone_lr_scale=1.0 if init == "random" else config.optim.backbone_lr_scale,
+        start = None
+        if self.last_frame_clips:
+            start = self.last_frame(init, LAST_FRAME[name]).state_dict()
+        schedule = self._finetuning(self.config.stages.finetune_clips, init)
+        return self._train(
+            name, self.classifier, init, self._answer_loss, schedule, self._measure_curve, start
         )
 
-        def loss(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
-            if config.stages.frame_labels:
-                logits = model(*batch.inputs, every_frame=True).float()
-                return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
-            logits = model(*batch.inputs).float()
-            if self.classes.multi_label:
-                return F.binary_cross_entropy_with_logits(logits, batch.labels)
-            return F.cross_entropy(logits, batch.labels)
+    def last_frame(self, init: str, name: str = "last-frame") -> IVCLClassifier:
+        """Learn the task from the last frame of each clip alone, starting from ``init``.
 
-        def measure(model: IVCLClassifier) -> dict[str, float]:
-            return self.evaluate(model, self.data.curve_split).curve()
+        The model has no memory: it is a baseline, and a cheap first part of :meth:`finetune`.
+        """
+        schedule = self._finetuning(
+            self.last_frame_clips or self.config.stages.finetune_clips, init
+        )
+        build = functools.partial(self.classifier, last_only=True)
+        return self._train(name, build, init, self._answer_loss, schedule, self._measure_curve)
 
-        build = functools.partial(self.classifier, last_only)
-        return self._train(name, build, init, loss, schedule, measure)
+    @functools.cached_property
+    def last_frame_clips(self) -> int:
+        """Clips of the part of finetuning that sees last frames alone."""
+        stages = self.config.stages
+        if stages.last_frame_clips is not None:
+            return stages.last_frame_clips
+        return stages.finetune_clips if self.data.localizes else 0
+
+    def _finetuning(self, clips: int, init: str) -> Schedule:
+        scale = 1.0 if init == "random" else self.config.optim.backbone_lr_scale
+        return self._schedule(clips, self.config.optim.finetune_lr, backbone_lr_scale=scale)
+
+    def _answer_loss(self, model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
+        if self.config.stages.frame_labels:
+            logits = model(*batch.inputs, every_frame=True).float()
+            return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+        logits = model(*batch.inputs).float()
+        if self.classes.multi_label:
+            return F.binary_cross_entropy_with_logits(logits, batch.labels)
+        return F.cross_entropy(logits, batch.labels)
+
+    def _measure_curve(self, model: IVCLClassifier) -> dict[str, float]:
+        return self.evaluate(model, self.data.curve_split).curve()
 
     def classifier(self, last_only: bool = False) -> IVCLClassifier:
-        """Make an untrained classifier of this run's sizes."""
+        """Make an untrained classifier of this run's sizes; ``last_only``: of single frames."""
         cfg = self.config.model
         if last_only:
             cfg = dataclasses.replace(cfg, num_frames=1, num_query_frames=1)
@@ -252,8 +273,12 @@ class Run:
         loss: Loss,
         schedule: Schedule,
         measure: Callable[[Any], dict[str, float]] | None = None,
+        last_frame: Mapping[str, Tensor] | None = None,
     ) -> Any:
-        """Train the model that ``build`` makes as stage ``name``, or read it if it is finished."""
+        """Train the model that ``build`` makes as stage ``name``, or read it if it is finished.
+
+        ``last_frame``: weights of a model of single frames, which replace those of ``init``.
+        """
         torch.manual_seed(self.config.seed)
         model = build().to(self.device)
         folder = self.folder / name
@@ -268,6 +293,8 @@ class Run:
             backbone.zero_branches(model)
         if init != "random":
             backbone.load_backbone(model, init)
+        if last_frame is not None:
+            backbone.load_last_frame(model, last_frame)
         if self.config.speed.grad_checkpoint:
             model.checkpoint_blocks()
         if self.compile:

@@ -44,7 +44,7 @@ FILES = (
     *(f"visualize/*/{name}" for name in ("trajectory.png", "attention*.png", "slots.gif",
                                          "reconstruction.png")),
     *(f"{stage}/{part}{name}"
-      for stage in ("pretrain", "finetune", "scratch", "last-frame")
+      for stage in ("pretrain", "finetune", "scratch", "last-frame", "scratch-last-frame")
       for part in ("", f"{PARTIAL}/")
       for name in PARTIAL_FILES),
     *(f"*/{CHECKPOINTS}/{name}" for name in checkpoint.PATTERNS),

@@ -37,6 +37,10 @@ class StagesConfig:
     """Clips seen in pretraining, repetitions included."""
     finetune_clips: int = 10_000
     """Clips seen in finetuning, repetitions included."""
+    last_frame_clips: int | None = None
+    """Clips of which finetuning sees the last frame alone, at a fraction of the cost, before it
+    sees whole ones; by default as many as --finetune-clips for localisation, where most last frames
+    have the answer, and none for other tasks."""
     label_fraction: Annotated[float, tyro.conf.arg(aliases=("--labelled",))] = 1.0
     """Fraction of the training videos (ACRE: problems) that finetuning may use."""
     frame_labels: bool = False
@@ -51,6 +55,8 @@ class StagesConfig:
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         require_at_least(self, 1, "pretrain_clips", "finetune_clips")
+        if self.last_frame_clips is not None:
+            require_at_least(self, 0, "last_frame_clips")
         if not 0 < self.label_fraction <= 1:
             raise UserError(
                 f"--label-fraction: {self.label_fraction} is not accepted; accepted: above 0, at "
@@ -255,7 +261,8 @@ def from_json(plain: dict[str, Any]) -> TrainConfig:
     for name in ("out", "data_dir", "resume"):
         left[name] = None if left.get(name) is None else Path(left[name])
     model = left.pop("model")
-    left.setdefault("zero_init", False)  # runs of version 0.1.0 have begun with random ones
+    # Runs of version 0.1.0 began with random blocks, and with whole clips.
+    left = {"zero_init": False, "last_frame_clips": 0} | left
     groups = {}
     for name, kind in GROUPS.items():
         fields = {f.name for f in dataclasses.fields(kind)}

@@ -1,0 +1,66 @@
+"""Finetuning that sees last frames first continues their model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from ivcl_fast import IVCLClassifier, IVCLConfig
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.models import backbone
+from ivcl_fast.training.run import Run
+from ivcl_fast.training.settings import TrainConfig
+
+SIZES = dict(
+    image_size=32, patch_size=8, embed_dim=16, num_heads=2, depth=1, decoder_dim=16,
+    decoder_heads=2, decoder_depth=1, temporal_depth=1, num_frames=4, num_query_frames=1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", ["ivcl", "joint"])
+def test_a_model_of_clips_takes_all_but_the_times_of_other_frames(objective):
+    cfg = IVCLConfig(objective=objective, **SIZES)
+    single = IVCLClassifier(dataclasses.replace(cfg, num_frames=1), 3).state_dict()
+    model = IVCLClassifier(cfg, 3)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    backbone.load_last_frame(model, {key: value + 1 for key, value in single.items()})
+    for key, value in model.state_dict().items():
+        if key.endswith("time_embed"):
+            assert torch.equal(value[:-1], before[key][:-1])
+            value = value[-1:]
+        assert torch.equal(value, single[key] + 1), key
+
+
+def run_with(tmp_path, **settings) -> Run:
+    data = write_cater(tmp_path / "data", SyntheticCater(train=6, val=2))
+    plain = dict(
+        data=f"cater:{data}", task="localize", model=IVCLConfig(**SIZES), device="cpu",
+        stage="finetune", batch_size=2, finetune_clips=4, out=tmp_path, pictures=False,
+    )  # fmt: skip
+    run = Run(TrainConfig().replace(**(plain | settings)))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+@pytest.mark.parametrize("frame_labels", [False, True])
+def test_finetuning_continues_the_model_of_last_frames(tmp_path, frame_labels):
+    # Steps too small to be seen, so that finetuning has to end where it began.
+    run = run_with(tmp_path, name="run", finetune_lr=1e-30, frame_labels=frame_labels)
+    model = run.finetune("random")
+    assert {r["stage"] for r in run.metrics.read()} == {"last-frame", "finetune"}
+    first = run.last_frame("random").state_dict()
+    assert torch.equal(model.head.weight, first["head.weight"])
+
+
+def test_how_many_last_frames(tmp_path):
+    assert run_with(tmp_path, name="localize").last_frame_clips == 4
+    assert run_with(tmp_path, name="none", last_frame_clips=0).last_frame_clips == 0
+    assert run_with(tmp_path, name="actions", task="actions_present").last_frame_clips == 0
+
+
+def test_scratch_has_last_frames_of_its_own(tmp_path):
+    run = run_with(tmp_path, name="run", last_frame_clips=2)
+    run.finetune("random", "scratch")
+    assert {r["stage"] for r in run.metrics.read()} == {"scratch-last-frame", "scratch"}
