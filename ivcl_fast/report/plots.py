@@ -35,6 +35,7 @@ STAGE_COLORS = {
     "finetune": "tab:blue",
     "scratch": "tab:orange",
     "last-frame": "tab:green",
+    "scratch-last-frame": "tab:olive",
 }
 WHITE = dict(facecolor="white", edgecolor="none", alpha=0.7, pad=0.5)
 

@@ -346,6 +346,8 @@ class Run:
             "peak learning rate": schedule.lr,
             "seed": config.seed,
         }
+        if stage in LAST_FRAME and self.last_frame_clips:
+            training["last frames seen before"] = self.last_frame_clips
         if config.data.frame_stride:
             training["frame stride"] = config.data.frame_stride
         if config.data.crop != "none":
