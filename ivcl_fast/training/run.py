@@ -199,7 +199,7 @@ class Run:
         If the settings say so, :meth:`last_frame` comes first, and its model is continued.
         """
         start = None
-        if self.last_frame_clips:
+        if self.last_frame_clips(init):
             start = self.last_frame(init, LAST_FRAME[name]).state_dict()
         schedule = self._finetuning(self.config.stages.finetune_clips, init)
         return self._train(
@@ -211,19 +211,17 @@ class Run:
 
         The model has no memory: it is a baseline, and a cheap first part of :meth:`finetune`.
         """
-        schedule = self._finetuning(
-            self.last_frame_clips or self.config.stages.finetune_clips, init
-        )
+        clips = self.last_frame_clips(init) or self.config.stages.finetune_clips
+        schedule = self._finetuning(clips, init)
         build = functools.partial(self.classifier, last_only=True)
         return self._train(name, build, init, self._answer_loss, schedule, self._measure_curve)
 
-    @functools.cached_property
-    def last_frame_clips(self) -> int:
-        """Clips of the part of finetuning that sees last frames alone."""
+    def last_frame_clips(self, init: str) -> int:
+        """Clips of the part of finetuning from ``init`` that sees last frames alone."""
         stages = self.config.stages
         if stages.last_frame_clips is not None:
             return stages.last_frame_clips
-        return stages.finetune_clips if self.data.localizes else 0
+        return stages.finetune_clips if self.data.localizes and init != "random" else 0
 
     def _finetuning(self, clips: int, init: str) -> Schedule:
         scale = 1.0 if init == "random" else self.config.optim.backbone_lr_scale
@@ -346,8 +344,8 @@ class Run:
             "peak learning rate": schedule.lr,
             "seed": config.seed,
         }
-        if stage in LAST_FRAME and self.last_frame_clips:
-            training["last frames seen before"] = self.last_frame_clips
+        if stage in LAST_FRAME and (before := self.last_frame_clips(init)):
+            training["last frames seen before"] = before
         if config.data.frame_stride:
             training["frame stride"] = config.data.frame_stride
         if config.data.crop != "none":

@@ -47,7 +47,9 @@ def run_with(tmp_path, **settings) -> Run:
 @pytest.mark.parametrize("frame_labels", [False, True])
 def test_finetuning_continues_the_model_of_last_frames(tmp_path, frame_labels):
     # Steps too small to be seen, so that finetuning has to end where it began.
-    run = run_with(tmp_path, name="run", finetune_lr=1e-30, frame_labels=frame_labels)
+    run = run_with(
+        tmp_path, name="run", finetune_lr=1e-30, last_frame_clips=2, frame_labels=frame_labels
+    )
     model = run.finetune("random")
     assert {r["stage"] for r in run.metrics.read()} == {"last-frame", "finetune"}
     first = run.last_frame("random").state_dict()
@@ -55,9 +57,11 @@ def test_finetuning_continues_the_model_of_last_frames(tmp_path, frame_labels):
 
 
 def test_how_many_last_frames(tmp_path):
-    assert run_with(tmp_path, name="localize").last_frame_clips == 4
-    assert run_with(tmp_path, name="none", last_frame_clips=0).last_frame_clips == 0
-    assert run_with(tmp_path, name="actions", task="actions_present").last_frame_clips == 0
+    run = run_with(tmp_path, name="localize")
+    assert (run.last_frame_clips("a model"), run.last_frame_clips("random")) == (4, 0)
+    assert run_with(tmp_path, name="none", last_frame_clips=0).last_frame_clips("a model") == 0
+    actions = run_with(tmp_path, name="actions", task="actions_present")
+    assert actions.last_frame_clips("a model") == 0
 
 
 def test_scratch_has_last_frames_of_its_own(tmp_path):
