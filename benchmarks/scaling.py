@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections import Counter
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -22,8 +23,8 @@ from ivcl_fast.training.optim import Schedule, make_optimizers
 CFG = IVCLConfig.preset("base64", mask_ratio=0.875, num_query_frames=1)
 CLIPS_PER_GPU, CLIPS_PER_STEP = 88, 4096
 GPUS = (1, 8, 16, 64, 256, 1024)
-FLOAT32 = 4
-"""Bytes; gradients and weights travel as float32."""
+FLOAT32, BF16 = 4, 2
+"""Bytes; gradients and weights travel as float32, what Muon exchanges as bfloat16."""
 
 
 def known(value: float, meaning: str, origin: str) -> float:
@@ -37,7 +38,7 @@ class Cluster:
 
     flops: float = known(415e12, "FLOP/s per GPU", "assumed: the target, 42 % of 989 in bf16")
     product_flops: float = known(600e12, "FLOP/s of Muon's products", "assumed: 75 % of 800")
-    launch: float = known(5.5e-3, "s, least time of a step", "estimated: 1,100 launches of 5 us")
+    launch: float = known(5.0e-3, "s, least time of a step", "estimated: 1,000 launches of 5 us")
     memory: float = known(3.0e12, "B/s of GPU memory", "published: copies on an H100")
     per_machine: float = known(8, "GPUs in a machine", "HGX H100")
     inside: float = known(360e9, "B/s of all-reduce in a machine", "assumed: 80 % of NVLink's 450")
@@ -47,6 +48,7 @@ class Cluster:
     ring_hop: float = known(10e-6, "s per machine of a ring", "assumed (shards)")
     bucket: float = known(25 * 2**20, "B of gradients in a collective", "DDP's default")
     gather: float = known(1.9e9, "B/s of frames into a batch", "measured: a core of an AMD EPYC")
+    to_host: float = known(25e9, "B/s from a GPU to pinned memory", "assumed: PCIe 5 x16, half")
     disk: float = known(0.5e9, "B/s of a checkpoint", "assumed")
     save_every: float = known(500, "steps between checkpoints", "default of --save-every")
 
@@ -59,8 +61,8 @@ class Work:
     parameters: float
     groups: float
     """Collectives of a sharded pass: one per block, and one for the rest."""
-    product_flops: float
-    """Of Muon, in a step, on every rank however many there are."""
+    muon: tuple[tuple[int, int, float], ...]
+    """Of each shape of Muon's matrices: their number, elements, and FLOPs of one matrix's step."""
     clip_bytes: float
     """Stored frames of a clip."""
     checkpoint_bytes: float
@@ -72,13 +74,14 @@ class Work:
             model = IVCL(cfg)
         _, muon = make_optimizers(model, Schedule(1, optimizer="muon"))
         matrices = [p for group in muon.param_groups for p in group["params"]]
+        shapes = Counter(tuple(p.shape) for p in matrices)
         parameters = sum(p.numel() for p in model.parameters())
         momenta = 2 * parameters - sum(p.numel() for p in matrices)  # AdamW keeps two, Muon one
         return cls(
             flops_per_clip=flops.training(cfg),
             parameters=parameters,
             groups=cfg.depth + cfg.temporal_depth + cfg.decoder_depth + 1,
-            product_flops=sum(muon_flops(*p.shape) for p in matrices),
+            muon=tuple((n, math.prod(s), muon_flops(*s)) for s, n in shapes.items()),
             clip_bytes=cfg.num_frames * cfg.num_patches * cfg.patch_dim,
             checkpoint_bytes=FLOAT32 * (parameters + momenta),
         )
@@ -91,7 +94,7 @@ def muon_flops(rows: int, columns: int, iterations: int = 5) -> int:
 
 
 def step_seconds(work: Work, cluster: Cluster, gpus: int, clips: int, shard: bool = False) -> float:
-    """Return the seconds of a step with ``clips`` per GPU, as replicas (DDP) or shards (FSDP2)."""
+    """Return the mean seconds of a step with ``clips`` per GPU, as replicas (DDP) or shards."""
     machines = math.ceil(gpus / cluster.per_machine)
     compute = max(clips * work.flops_per_clip / cluster.flops, cluster.launch)
     once = FLOAT32 * work.parameters * (gpus - 1) / gpus  # a reduce-scatter or an all-gather
@@ -106,10 +109,33 @@ def step_seconds(work: Work, cluster: Cluster, gpus: int, clips: int, shard: boo
     talk = sent / bandwidth + pieces * latency if gpus > 1 else 0.0
     exposed = max(talk - hidden, talk / pieces)  # the last piece has nothing to hide behind
     held = FLOAT32 * work.parameters / (gpus if shard else 1)
-    optimizer = work.product_flops / cluster.product_flops + 7 * held / cluster.memory
-    checkpoint = work.checkpoint_bytes / cluster.disk / cluster.save_every
+    optimizer = muon_seconds(work, cluster, gpus, bandwidth, latency, shard)
+    optimizer += 7 * held / cluster.memory
     loading = clips * work.clip_bytes / cluster.gather  # while the step before computes
-    return max(compute + exposed + optimizer, loading) + checkpoint
+    step = max(compute + exposed + optimizer, loading)
+    # A step waits for the copy in pinned memory; a thread writes it, unless the next one is due.
+    writing = work.checkpoint_bytes / cluster.disk
+    waiting = max(0.0, writing - cluster.save_every * step)
+    return step + (work.checkpoint_bytes / cluster.to_host + waiting) / cluster.save_every
+
+
+def muon_seconds(
+    work: Work, cluster: Cluster, gpus: int, bandwidth: float, latency: float, shard: bool
+) -> float:
+    """Return the seconds of Muon's products on a rank, and of the exchange of their results.
+
+    Ranks share the matrices of each shape, and nothing hides the exchange: every replica gets what
+    the others computed, and of shards every rank collects its matrices and hands their rows back.
+    """
+    own = [(-(-number // gpus), size, flops) for number, size, flops in work.muon]
+    products = sum(number * flops for number, _, flops in own) / cluster.product_flops
+    if gpus == 1:
+        return products
+    # Sent by a rank to each other rank; where a number does not come out even, zeros fill up.
+    each = BF16 * sum(number * size for number, size, _ in own) / (gpus if shard else 1)
+    exchanges = 2 if shard else 1
+    sent = exchanges * each * (gpus - 1)
+    return products + sent / bandwidth + exchanges * len(own) * latency
 
 
 def tables(cluster: Cluster | None = None) -> list[str]:
@@ -120,7 +146,10 @@ def tables(cluster: Cluster | None = None) -> list[str]:
         value, origin = getattr(cluster, f.name), f.metadata["origin"]
         origin = origin if value == f.default else "given"
         inputs.append((f"`{f.name}`: {f.metadata['meaning']}", f"{value:.4g}", origin))
-    inputs += [(f"`{f.name}`", f"{getattr(work, f.name):.4g}", "counted") for f in fields(work)]
+    counted = {f.name: getattr(work, f.name) for f in fields(work) if f.name != "muon"}
+    counted["matrices of Muon"] = sum(number for number, _, _ in work.muon)
+    counted["their FLOPs in a step"] = sum(number * flops for number, _, flops in work.muon)
+    inputs += [(f"`{name}`", f"{value:.4g}", "counted") for name, value in counted.items()]
     each, together = f"{CLIPS_PER_GPU} clips per GPU", f"{CLIPS_PER_STEP:,} clips per step"
     settings = {
         each: (lambda gpus: CLIPS_PER_GPU, False),

@@ -14,10 +14,15 @@ are added up afterwards, without atomics, so two runs agree bit for bit.
 
 Saved for backward: sum, weight and eps; the statistics are recomputed.
 
+The linear layer that made ``x`` may leave its bias, ``x_bias``, to be added here. The gradient of
+this bias is the sum of d over rows: a third partial sum, of values that are in registers.
+
 ``layer_norm`` is the same without a residual: the first norm of a stack has none to add.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +46,12 @@ def _ref(
     return total, _ref_norm(total, weight, bias, eps, x.dtype)
 
 
+def _ref_biased(
+    x: Tensor, x_bias: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return _ref(x + x_bias.to(x.dtype), residual, weight, bias, eps)
+
+
 def _ref_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     wide = torch.promote_types(x.dtype, weight.dtype)
     return F.layer_norm(x.to(wide), x.shape[-1:], weight.to(wide), bias.to(wide), eps).to(dtype)
@@ -58,6 +69,18 @@ def _ref_backward(
     return d, dx, torch.stack([dweight, dbias])
 
 
+def _ref_biased_backward(
+    dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
+    x_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    d, dx, sums = _ref_backward(dsum, dnormed, total, weight, eps, x_dtype)
+    return d, dx, torch.cat([sums, _sum_of_rows(d, weight.dtype)[None]])
+
+
+def _sum_of_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.reshape(-1, x.shape[-1]).sum(0, dtype=dtype)
+
+
 @triton.jit
 def _statistics(total, mask, cols, eps):
     """Centred rows (zero outside ``mask``) and 1 / their standard deviation."""
@@ -70,7 +93,7 @@ def _statistics(total, mask, cols, eps):
 
 @triton.jit
 def _forward_kernel(
-    x_ptr, residual_ptr, weight_ptr, bias_ptr, sum_ptr, normed_ptr, rows, cols, eps,
+    x_ptr, x_bias_ptr, residual_ptr, weight_ptr, bias_ptr, sum_ptr, normed_ptr, rows, cols, eps,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
@@ -78,6 +101,9 @@ def _forward_kernel(
     mask = (row < rows)[:, None] & (col < cols)[None, :]
     offsets = row[:, None] * cols + col[None, :]
     total = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    if x_bias_ptr is not None:
+        x_bias = tl.load(x_bias_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
+        total += x_bias[None, :]
     if residual_ptr is not None:
         total += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         stored = total.to(sum_ptr.dtype.element_ty)
@@ -93,12 +119,13 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     dsum_ptr, dnormed_ptr, sum_ptr, weight_ptr, d_ptr, dx_ptr, partial_ptr, rows, cols, eps,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, WITH_X_BIAS: tl.constexpr,
 ):  # fmt: skip
     col = tl.arange(0, BLOCK_COLS)
     weight = tl.load(weight_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
     dweight = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     dbias = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    dx_bias = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
         row = (block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
         mask = (row < rows)[:, None] & (col < cols)[None, :]
@@ -116,6 +143,8 @@ def _backward_kernel(
         d = rstd * (g - (tl.sum(g, axis=1) / cols)[:, None] - z * gz_mean)
         if dsum_ptr is not None:
             d += dsum.to(tl.float32)
+        if WITH_X_BIAS:
+            dx_bias += d
         tl.store(d_ptr + offsets, d.to(d_ptr.dtype.element_ty), mask=mask)
         if dx_ptr is not None:
             tl.store(dx_ptr + offsets, d.to(dx_ptr.dtype.element_ty), mask=mask)
@@ -123,6 +152,9 @@ def _backward_kernel(
     tl.store(partial_ptr + offsets, tl.sum(dweight, axis=0), mask=col < cols)
     partial_ptr += tl.num_programs(0).to(tl.int64) * cols
     tl.store(partial_ptr + offsets, tl.sum(dbias, axis=0), mask=col < cols)
+    if WITH_X_BIAS:
+        partial_ptr += tl.num_programs(0).to(tl.int64) * cols
+        tl.store(partial_ptr + offsets, tl.sum(dx_bias, axis=0), mask=col < cols)
 
 
 def _tile(cols: int, values: int) -> dict[str, int]:
@@ -134,15 +166,16 @@ def _tile(cols: int, values: int) -> dict[str, int]:
 
 
 def _launch_forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float,
-    total: Tensor | None, normed: Tensor,
+    x: Tensor, x_bias: Tensor | None, residual: Tensor | None, weight: Tensor, bias: Tensor,
+    eps: float, total: Tensor | None, normed: Tensor,
 ) -> None:  # fmt: skip
     cols = x.shape[-1]
     rows, tile = x.numel() // cols, _tile(cols, values=16)
     if rows:
         launch(
             _forward_kernel, (cdiv(rows, tile["BLOCK_ROWS"]),),
-            x.contiguous(), None if residual is None else residual.contiguous(),
+            x.contiguous(), None if x_bias is None else x_bias.contiguous(),
+            None if residual is None else residual.contiguous(),
             weight.contiguous(), bias.contiguous(), total, normed, rows, cols, eps, **tile,
         )  # fmt: skip
 
@@ -150,8 +183,14 @@ def _launch_forward(
 def _forward(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
+    return _forward_biased(x, None, residual, weight, bias, eps)
+
+
+def _forward_biased(
+    x: Tensor, x_bias: Tensor | None, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     total, normed = empty_contiguous(residual), empty_contiguous(x)
-    _launch_forward(x, residual, weight, bias, eps, total, normed)
+    _launch_forward(x, x_bias, residual, weight, bias, eps, total, normed)
     return total, normed
 
 
@@ -159,13 +198,13 @@ def _forward_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> Tensor:
     normed = empty_contiguous(x, dtype)
-    _launch_forward(x, None, weight, bias, eps, None, normed)
+    _launch_forward(x, None, None, weight, bias, eps, None, normed)
     return normed
 
 
 def _backward(
     dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
-    x_dtype: torch.dtype,
+    x_dtype: torch.dtype, sums: int = 2,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     d, dx, _ = _empty_grads(dsum, dnormed, total, weight, eps, x_dtype)
     cols = total.shape[-1]
@@ -174,22 +213,22 @@ def _backward(
     tiles, per_sm = cdiv(rows, tile["BLOCK_ROWS"]), max(1, RESIDENT_WARPS // tile["num_warps"])
     programs = max(1, min(cdiv(tiles, 8), per_sm * num_sms(total.device)))
     registers = REGISTERS // (32 * tile["num_warps"] * per_sm)
-    partials = weight.new_empty(2, programs, cols, dtype=torch.float32)
+    partials = weight.new_empty(sums, programs, cols, dtype=torch.float32)
     launch(
         _backward_kernel, (programs,),
         None if dsum is None else dsum.contiguous(), dnormed.contiguous(), total.contiguous(),
         weight.contiguous(), d, dx if dx.numel() else None, partials, rows, cols, eps,
-        per_sm=per_sm, maxnreg=registers // 8 * 8, **tile,
+        per_sm=per_sm, maxnreg=registers // 8 * 8, WITH_X_BIAS=sums == 3, **tile,
     )  # fmt: skip
     return d, dx, partials.sum(1).to(weight.dtype)
 
 
 def _empty_grads(
     dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
-    x_dtype: torch.dtype,
+    x_dtype: torch.dtype, sums: int = 2,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dx = total.new_empty(0 if x_dtype == total.dtype else total.shape, dtype=x_dtype)
-    return empty_contiguous(total), dx, weight.new_empty(2, *weight.shape)
+    return empty_contiguous(total), dx, weight.new_empty(sums, *weight.shape)
 
 
 # Returns the gradient in the residual's dtype; the same in x's dtype, or an empty tensor where the
@@ -201,6 +240,16 @@ _backward_op = register(
     triton=_backward,
     arguments={"dsum": "* D", "dnormed": "* D", "sum": "* D", "weight": "D"},
     fake=_empty_grads,
+    is_backward=True,
+)
+# The same, with the gradient of the bias of x as a third sum.
+_biased_backward_op = register(
+    "add_layer_norm_biased_backward(Tensor? dsum, Tensor dnormed, Tensor sum, Tensor weight,"
+    " float eps, ScalarType x_dtype) -> (Tensor, Tensor, Tensor)",
+    ref=_ref_biased_backward,
+    triton=partial(_backward, sums=3),
+    arguments={"dsum": "* D", "dnormed": "* D", "sum": "* D", "weight": "D"},
+    fake=partial(_empty_grads, sums=3),
     is_backward=True,
 )
 
@@ -219,6 +268,24 @@ def _autograd(ctx, dsum: Tensor | None, dnormed: Tensor | None) -> tuple[Tensor 
     d, dx, (dweight, dbias) = _backward_op(dsum, dnormed, total, weight, ctx.eps, ctx.x_dtype)
     dx = d if ctx.x_dtype == d.dtype else dx
     return dx, d, dweight, dbias.to(ctx.bias_dtype), None
+
+
+def _setup_biased_context(ctx, inputs, output) -> None:
+    x, x_bias, *others = inputs
+    _setup_context(ctx, (x, *others), output)
+    ctx.x_bias_dtype = x_bias.dtype
+
+
+def _autograd_biased(ctx, dsum: Tensor | None, dnormed: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dnormed is None:
+        dx, d, *others = _autograd(ctx, dsum, None)
+        return dx, None if d is None else _sum_of_rows(d, ctx.x_bias_dtype), d, *others
+    total, weight = ctx.saved_tensors
+    d, dx, (dweight, dbias, dx_bias) = _biased_backward_op(
+        dsum, dnormed, total, weight, ctx.eps, ctx.x_dtype
+    )
+    dx = d if ctx.x_dtype == d.dtype else dx
+    return dx, dx_bias.to(ctx.x_bias_dtype), d, dweight, dbias.to(ctx.bias_dtype), None
 
 
 def _setup_norm_context(ctx, inputs, output) -> None:
@@ -243,6 +310,18 @@ _op = register(
     setup_context=_setup_context,
     backward=_autograd,
 )
+_biased_op = register(
+    "add_layer_norm_biased(Tensor x, Tensor x_bias, Tensor residual, Tensor weight, Tensor bias,"
+    " float eps) -> (Tensor, Tensor)",
+    ref=_ref_biased,
+    triton=_forward_biased,
+    arguments={"x": "* D", "x_bias": "D", "residual": "* D", "weight": "D", "bias": "D"},
+    fake=lambda x, x_bias, residual, weight, bias, eps: (
+        empty_contiguous(residual), empty_contiguous(x)
+    ),
+    setup_context=_setup_biased_context,
+    backward=_autograd_biased,
+)  # fmt: skip
 _norm_op = register(
     "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> Tensor",
     ref=_ref_norm,
@@ -255,13 +334,16 @@ _norm_op = register(
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6,
+    x_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``sum = x + residual`` in ``residual``'s dtype, and ``LayerNorm(sum)`` in ``x``'s dtype.
 
     ``x`` and ``residual`` float ``[..., D]``, ``weight`` and ``bias`` float ``[D]``, each of any
-    float dtype; ``eps`` is added to the variance. Arithmetic and statistics are float32. Rows
-    wider than 8,192 run in PyTorch. Raises ``ValueError`` naming an argument whose shape is wrong.
+    float dtype; ``eps`` is added to the variance. ``x_bias``, float ``[D]``, is added to ``x``: the
+    bias of the linear layer that made it, whose gradient costs no pass of its own here. Arithmetic
+    and statistics are float32. Rows wider than 8,192 run in PyTorch. Raises ``ValueError`` naming
+    an argument whose shape is wrong.
 
     Example::
 
@@ -273,8 +355,11 @@ def add_layer_norm(
         raise ValueError(
             f"residual: shape {tuple(residual.shape)} is not {tuple(x.shape)}, the shape of x"
         )
-    run = _op if _has_kernel(x, weight, bias, residual.dtype) else _ref
-    return run(x, residual, weight, bias, eps)
+    if x_bias is None:
+        run = _op if _has_kernel(x, residual.dtype, weight=weight, bias=bias) else _ref
+        return run(x, residual, weight, bias, eps)
+    found = _has_kernel(x, residual.dtype, weight=weight, bias=bias, x_bias=x_bias)
+    return (_biased_op if found else _ref_biased)(x, x_bias, residual, weight, bias, eps)
 
 
 def layer_norm(
@@ -287,15 +372,16 @@ def layer_norm(
     stream. Raises ``ValueError`` naming an argument whose shape is wrong.
     """
     dtype = dtype or x.dtype
-    run = _norm_op if _has_kernel(x, weight, bias, dtype) else _ref_norm
+    run = _norm_op if _has_kernel(x, dtype, weight=weight, bias=bias) else _ref_norm
     return run(x, weight, bias, eps, dtype)
 
 
-def _has_kernel(x: Tensor, weight: Tensor, bias: Tensor, other: torch.dtype) -> bool:
+def _has_kernel(x: Tensor, other: torch.dtype, **parameters: Tensor) -> bool:
     """Whether a kernel takes these; raises ``ValueError`` for a parameter of another width."""
-    for name, parameter in (("weight", weight), ("bias", bias)):
+    for name, parameter in parameters.items():
         if parameter.shape != x.shape[-1:]:
             raise ValueError(
                 f"{name}: shape {tuple(parameter.shape)} is not [{x.shape[-1]}], the width of x"
             )
-    return has_kernel(x, x.dtype, weight.dtype, bias.dtype, other) and x.shape[-1] <= MAX_WIDTH
+    dtypes = (parameter.dtype for parameter in parameters.values())
+    return has_kernel(x, x.dtype, other, *dtypes) and x.shape[-1] <= MAX_WIDTH

@@ -97,11 +97,11 @@ def _ids(like: Tensor, frames: int, count: int, patches: int) -> Tensor:
     return order[:, :count].sort(dim=1).values
 
 
-def _add_layer_norm(x: Tensor, residual: Tensor) -> None:
+def _add_layer_norm(x: Tensor, residual: Tensor, with_x_bias: bool = True) -> None:
     op, weight = _op("add_layer_norm"), _parameter(x, x.shape[-1])
-    op._forward(x, residual, weight, weight, EPS)
+    op._forward_biased(x, weight if with_x_bias else None, residual, weight, weight, EPS)
     dsum, dnormed = torch.randn_like(residual), torch.randn_like(x)
-    op._backward(dsum, dnormed, residual, weight, EPS, x.dtype)
+    op._backward(dsum, dnormed, residual, weight, EPS, x.dtype, 3 if with_x_bias else 2)
 
 
 def _layer_norm(x: Tensor) -> None:

@@ -100,13 +100,18 @@ def write_report(figures: Figures) -> None:
             for setting, rows in sections[-1].items():
                 parts.append(f"## {setting}, {dtype}, Triton {version}\n\n{table(rows)}")
     intro = INTRODUCTION.format(versions=versions, torch=torch.__version__, chips=chips)
-    reasons = [f"* `{' '.join(where)}`: {why}." for where, why in LOW_OCCUPANCY.items()]
-    write_text(TABLE, "\n\n".join([intro, "\n".join(reasons), *parts]) + "\n")
-    text = f"Compiled with Triton {versions} for {chips}.\n\n{summary(sections)}"
+    reasons = "\n".join(
+        f"* `{' '.join(where)}`, at least {least:.1%}: {why}."
+        for where, (least, why) in LOW_OCCUPANCY.items()
+    )
+    write_text(TABLE, "\n\n".join([intro, LOW, reasons, *parts]) + "\n")
+    compiled = f"Compiled with Triton {versions} for {chips}."
+    text = "\n\n".join([compiled, summary(sections), LOW, reasons])
     write_between_markers(DOCUMENT, text)
     print(f"wrote {TABLE} and {DOCUMENT}")
 
 
+LOW = "Kernels that may fill less than a quarter of a multiprocessor of sm_90, and why:"
 INTRODUCTION = """\
 # Machine code of the kernels
 
@@ -118,6 +123,4 @@ Registers are per thread; shared memory is in bytes per program; spills are load
 thread-local memory. Tensor-core instructions and loads from global memory are counted in the code,
 not as executed; instructions are those of the longest loop, or of the whole kernel if it has none.
 Occupancy is the fraction of a multiprocessor's warps that can be resident at once. A row stands for
-every launch that compiles to the same code, and has the name of the first.
-
-Kernels that may fill less than a quarter of a multiprocessor of sm_90, and why:"""
+every launch that compiles to the same code, and has the name of the first."""

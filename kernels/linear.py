@@ -12,9 +12,10 @@ itself takes longer, repacking hardly matters, and the library, a tenth faster, 
 
 Saved for backward: x and W, in its own dtype and in x's.
 
-On a GPU, float32 gradients of bfloat16 tensors come straight from the product's float32 sums, where
-autocast would round them to bfloat16 and convert that back with a pass of its own.
-:func:`cast_together` writes the bfloat16 weights of a whole step at once.
+On a GPU, db would be a pass of its own, so layers leave their bias to the next op where that can
+sum it (:func:`leaves_bias`). Float32 gradients of bfloat16 tensors come straight from the product's
+float32 sums, where autocast would round them to bfloat16 and convert that back with a pass of its
+own. :func:`cast_together` writes the bfloat16 weights of a whole step at once.
 
 Only the gradients of the parameters are this project's C++ code, with the same bits for any number
 of threads. The output and dx come from PyTorch's libraries, which do not promise that.
@@ -67,6 +68,15 @@ _op = register(
 
 ONE_PASS = "cpu"
 """The device that sums the bias's gradient along with the weight's; a GPU takes another pass."""
+
+
+def leaves_bias(x: Tensor) -> bool:
+    """Whether layers leave their bias to the op that takes their output, on the device of ``x``.
+
+    Such an op has the values whose sum is the bias's gradient, and a GPU would read them again.
+    """
+    return x.device.type != ONE_PASS and has_kernel(x)
+
 
 _casts: dict[int, Tensor] = {}
 """Copies of weights in a lower precision, by the identity of the weight."""
@@ -130,7 +140,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     autocast. Returns ``[..., O]`` of that dtype, or of autocast's. Raises what
     ``torch.nn.functional.linear`` raises.
     """
-    is_faster = x.device.type == "cuda" or (x.device.type == "cpu" and _ext.ISA == "amx")
-    if is_faster and x.dtype == torch.bfloat16 and has_kernel(x) and not is_transformed():
-        return _Linear.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias) if _is_faster(x) else F.linear(x, weight, bias)
+
+
+def _is_faster(x: Tensor) -> bool:
+    """Whether the gradients of a layer on ``x`` are this module's."""
+    is_fast = x.device.type == "cuda" or (x.device.type == "cpu" and _ext.ISA == "amx")
+    return is_fast and x.dtype == torch.bfloat16 and has_kernel(x) and not is_transformed()

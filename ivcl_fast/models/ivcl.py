@@ -32,7 +32,7 @@ from ivcl_fast.config import IVCLConfig
 from ivcl_fast.kernels.attention import attention
 from ivcl_fast.models import backbone, reference, supervised
 from ivcl_fast.models.hub import PretrainedModel
-from ivcl_fast.models.layers import add_norm, is_plain, linear
+from ivcl_fast.models.layers import Branch, add_norm, has_hooks, is_plain, linear, run_branch
 from ivcl_fast.models.reference import all_patches, patch_rows, select_frames, take_rows
 
 # A token index numbers the tokens of all sequences of ``[F, N, D]`` through: f * N + n.
@@ -67,26 +67,30 @@ class Attention(reference.Attention):
     attention_backend = "auto"
     """A value of :data:`ivcl_fast.config.AttentionBackend`."""
 
-    def forward(self, x: Tensor, token_index: Tensor | None = None) -> Tensor:  # [F, N, D]
+    def forward(
+        self, x: Tensor, token_index: Tensor | None = None, with_bias: bool = True
+    ) -> Tensor:  # [F, N, D]
         x = attention(linear(self.qkv, x), self.num_heads, self.attention_backend)
-        return linear(self.proj, x if token_index is None else select_tokens(x, token_index))
+        x = x if token_index is None else select_tokens(x, token_index)
+        return linear(self.proj, x, with_bias)
 
 
 class Mlp(reference.Mlp):
     """MLP with bias and GELU in one pass."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not is_plain(self.fc1, nn.Linear):
-            return super().forward(x)
-        x = kernels.bias_gelu(kernels.linear(x, self.fc1.weight), self.fc1.bias)
-        return linear(self.fc2, x)
+    def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
+        if is_plain(self.fc1, nn.Linear):
+            x = kernels.bias_gelu(kernels.linear(x, self.fc1.weight), self.fc1.bias)
+        else:
+            x = F.gelu(self.fc1(x))
+        return linear(self.fc2, x, with_bias)
 
 
 class Block(reference.Block):
     """Block that adds residuals in the norms that follow them."""
 
     def forward(
-        self, x: Tensor, branch: Tensor | None = None, token_index: Tensor | None = None,
+        self, x: Tensor, branch: Branch | None = None, token_index: Tensor | None = None,
         defer: bool = False,
     ) -> Any:  # fmt: skip
         """The block of ``x + branch``; with ``defer``, as ``(x, branch)`` still to be added.
@@ -94,11 +98,13 @@ class Block(reference.Block):
         ``token_index``: the tokens to process after attention, by default all.
         """
         x, y = add_norm(x, branch, self.norm1)
-        branch = self.attn(y, token_index)
+        branch = run_branch(self.attn, Attention, "proj", y, token_index)
         x = x if token_index is None else select_tokens(x, token_index)
         x, y = add_norm(x, branch, self.norm2)
-        branch = self.mlp(y)
-        return (x, branch) if defer else x + branch
+        if not defer:
+            return x + self.mlp(y)
+        # What shards the parameters of a block, with hooks, frees them when the block ends.
+        return x, Branch(self.mlp(y)) if has_hooks(self) else run_branch(self.mlp, Mlp, "fc2", y)
 
 
 class Transformer(reference.Transformer):
@@ -112,7 +118,7 @@ class Transformer(reference.Transformer):
             if isinstance(block, Block):
                 x, branch = block(x, branch, index, defer=True)
             else:  # a user's own
-                x, branch = block(x if branch is None else x + branch), None
+                x, branch = block(x if branch is None else x + branch.total()), None
                 x = x if index is None else select_tokens(x, index)
         return add_norm(x, branch, self.norm)[1]
 

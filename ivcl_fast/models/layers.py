@@ -7,11 +7,14 @@ at every call, and such a module is called.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from ivcl_fast import kernels
+from ivcl_fast.kernels.linear import leaves_bias
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PLAIN = (Tensor, nn.Parameter)
@@ -47,24 +50,50 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return kernels.autocast_dtype(x.device) or x.dtype
 
 
+class Branch(NamedTuple):
+    """A branch of a block, to be added to the residual stream."""
+
+    x: Tensor
+    bias: Tensor | None = None
+    """The bias of the branch's last layer, if it is not part of ``x`` yet."""
+
+    def total(self) -> Tensor:
+        """The branch with its bias."""
+        return self.x if self.bias is None else self.x + self.bias.to(self.x.dtype)
+
+
+def run_branch(part: nn.Module, kind: type[nn.Module], last: str, x: Tensor, *args: Any) -> Branch:
+    """``part(x, *args)``, whose layer named ``last`` leaves its bias to the norm where that pays.
+
+    ``kind`` is the class of ``part`` that takes ``with_bias``, and does not add the bias if False.
+    """
+    layer: Any = part._modules.get(last)
+    if leaves_bias(x) and is_plain(part, kind) and layer is not None and is_plain(layer, nn.Linear):
+        return Branch(part(x, *args, with_bias=False), layer.bias)
+    return Branch(part(x, *args))
+
+
 def add_norm(
-    x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, kind: type[nn.Module] = nn.LayerNorm
+    x: Tensor, branch: Branch | None, norm: nn.LayerNorm, kind: type[nn.Module] = nn.LayerNorm
 ) -> tuple[Tensor, Tensor]:
     """The residual stream with ``branch`` added, and its norm in the compute dtype.
 
     ``kind`` is the class that ``norm`` must have for its parameters to be read.
     """
-    widens = branch is not None and torch.promote_types(x.dtype, branch.dtype) != x.dtype
+    widens = branch is not None and torch.promote_types(x.dtype, branch.x.dtype) != x.dtype
     if widens or not is_plain(norm, kind):
-        x = x if branch is None else x + branch
+        x = x if branch is None else x + branch.total()
         return x, norm(x)
     if branch is None:
         return x, kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, compute_dtype(x))
-    return kernels.add_layer_norm(branch, x, norm.weight, norm.bias, norm.eps)
+    return kernels.add_layer_norm(branch.x, x, norm.weight, norm.bias, norm.eps, branch.bias)
 
 
-def linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)``, by the fused op where the layer is a plain ``nn.Linear``."""
+def linear(layer: nn.Module, x: Tensor, with_bias: bool = True) -> Tensor:
+    """``layer(x)``, by the fused op where the layer is a plain ``nn.Linear``.
+
+    Only a plain one may be asked for its output without the bias.
+    """
     if not is_plain(layer, nn.Linear):
         return layer(x)
-    return kernels.linear(x, layer.weight, layer.bias)
+    return kernels.linear(x, layer.weight, layer.bias if with_bias else None)

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from ivcl_fast import kernels
 from ivcl_fast.kernels import _ext, dispatches
 from ivcl_fast.kernels.add_layer_norm import _ref as ref_add_layer_norm
+from ivcl_fast.kernels.add_layer_norm import _ref_biased as ref_add_layer_norm_biased
 from ivcl_fast.kernels.add_layer_norm import _ref_norm
 from ivcl_fast.kernels.attention import attention
 from ivcl_fast.kernels.bias_gelu import _ref as ref_bias_gelu
@@ -33,6 +34,9 @@ FRAMES, PATCHES, KEPT, WIDTH, PIXELS = 3, 8, 5, 12, 27
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHAPES = {
     "add_layer_norm": [(FRAMES, KEPT, WIDTH), (FRAMES, KEPT, WIDTH), (WIDTH,), (WIDTH,)],
+    "add_layer_norm, biased": [
+        (FRAMES, KEPT, WIDTH), (WIDTH,), (FRAMES, KEPT, WIDTH), (WIDTH,), (WIDTH,)
+    ],
     "attention": [(FRAMES, KEPT, 3 * WIDTH)],
     "bias_gelu": [(FRAMES, KEPT, WIDTH), (WIDTH,)],
     "embed_patches": [(WIDTH, PIXELS), (WIDTH,), (PATCHES, WIDTH)],
@@ -65,6 +69,10 @@ def functions(name: str, device: str) -> tuple[Callable, Callable]:
 
     return {
         "add_layer_norm": (kernels.add_layer_norm, partial(ref_add_layer_norm, eps=1e-6)),
+        "add_layer_norm, biased": (
+            lambda x, x_bias, *rest: kernels.add_layer_norm(x, *rest, x_bias=x_bias),
+            partial(ref_add_layer_norm_biased, eps=1e-6),
+        ),
         "attention": (lambda x: attention(x, 2), lambda x: ref_short_attention(x, 2)),
         "bias_gelu": (kernels.bias_gelu, ref_bias_gelu),
         "embed_patches": (embed(kernels.embed_patches), embed(ref_embed_patches)),

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from ivcl_fast.kernels import add_layer_norm, dispatches, layer_norm
-from ivcl_fast.kernels.add_layer_norm import MAX_WIDTH, _ref, _ref_norm
+from ivcl_fast.kernels.add_layer_norm import MAX_WIDTH, _ref, _ref_biased, _ref_norm
 from tests.kernels.ops.conftest import DTYPES, HALF, INTERPRET
 from tests.support.numerics import assert_parity, check_op
 
 op = torch.ops.ivcl_fast.add_layer_norm.default
+biased_op = torch.ops.ivcl_fast.add_layer_norm_biased.default
 norm_op = torch.ops.ivcl_fast.layer_norm.default
 EPS = 1e-6
 NAMES = ("x", "residual", "weight", "bias")
@@ -24,6 +25,29 @@ def inputs(shape, dtype, device):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_parity(shape, dtype, device):
     check_op(op, _ref, [*inputs(shape, dtype, device), EPS])
+
+
+@pytest.mark.parametrize("stream", [HALF, torch.float32])
+@pytest.mark.parametrize("shape", [(1,), (3, 5, 127), (150, 60)])
+def test_parity_with_the_bias_of_x(shape, stream, device):
+    """The bias's gradient is that of PyTorch's sum, also where several programs share the rows."""
+    x, residual, weight, bias = inputs(shape, HALF, device)
+    parameters = [t.float() for t in (weight.flip(0), weight, bias)]
+    check_op(biased_op, _ref_biased, [x, parameters[0], residual.to(stream), *parameters[1:], EPS])
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_gradient_of_the_bias_of_x_with_one_output_unused(used, device):
+    x, residual, weight, bias = inputs((2, 5, 60), torch.float32, device)
+    args, cotangent = (x, weight.flip(0), residual, weight, bias), torch.randn_like(x)
+
+    def grad(function, args):
+        leaf = args[1].clone().requires_grad_()
+        out = function(args[0], leaf, *args[2:], EPS)[used]
+        return torch.autograd.grad(out, leaf, cotangent.to(out))[0]
+
+    exact = grad(_ref_biased, [t.double() for t in args])
+    assert_parity(grad(biased_op, args), grad(_ref_biased, args), exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -122,6 +146,7 @@ def test_opcheck(device):
     )
     torch.library.opcheck(op, (x, residual, weight, bias, EPS))
     torch.library.opcheck(norm_op, (x, weight, bias, EPS, HALF))
+    torch.library.opcheck(biased_op, (x, bias, residual, weight, bias, EPS))
 
 
 @pytest.mark.skipif(INTERPRET, reason="the interpreter is slow under a compiler")
@@ -143,6 +168,8 @@ def test_public_functions(device):
     total, normed = add_layer_norm(x, residual, weight, bias)
     torch.testing.assert_close(total, x + residual)
     torch.testing.assert_close(normed, layer_norm(total, weight, bias))
+    biased = add_layer_norm(x, residual, weight, bias, x_bias=weight)
+    torch.testing.assert_close(biased, add_layer_norm(x + weight, residual, weight, bias))
 
 
 @pytest.mark.skipif(not INTERPRET, reason="only Triton kernels have a widest row")
@@ -152,9 +179,10 @@ def test_too_wide_rows_run_in_pytorch():
     assert dispatches() == before
 
 
-@pytest.mark.parametrize("name", ["residual", "weight", "bias"])
+@pytest.mark.parametrize("name", ["residual", "weight", "bias", "x_bias"])
 def test_wrong_shape_is_named(name):
     args = dict(zip(NAMES, inputs((2, 4), torch.float32, "cpu"), strict=True))
+    args["x_bias"] = args["bias"]
     args[name] = torch.randn(3)
     with pytest.raises(ValueError, match=rf"{name}: shape \(3,\)"):
         add_layer_norm(**args)

@@ -19,6 +19,9 @@ NAMED = {
     "bias: shape": lambda: ops.bias_gelu(X, torch.ones(3)),
     "dy: ": lambda: ops.bias_gelu_backward(X.long(), X, torch.ones(4)),
     "residual: shape": lambda: ops.add_layer_norm(X, X[:1], torch.ones(4), torch.ones(4), 1e-6),
+    "x_bias: shape": lambda: ops.add_layer_norm_biased(
+        X, torch.ones(3), X, torch.ones(4), torch.ones(4), 1e-6
+    ),
     "weight: shape": lambda: ops.layer_norm(X, torch.ones(()), torch.ones(4), 1e-6, X.dtype),
     "ids: ": lambda: ops.patch_loss(torch.ones(2, 3, 6), ROWS, IDS.int(), True, 0.5, 0.5, True),
     "std: ": lambda: ops.patch_loss(torch.ones(2, 3, 6), ROWS, IDS, True, 0.5, 0.0, True),

@@ -36,6 +36,7 @@ def all_cases(dtype):
         y = torch.randn(shape, dtype=dtype)
         yield f"add_layer_norm {shape}", lambda y=y: aot_cases._add_layer_norm(y, y + 1)
         yield f"mixed {shape}", lambda y=y: aot_cases._add_layer_norm(y, y.float())
+        yield f"no bias {shape}", lambda y=y: aot_cases._add_layer_norm(y, y + 1, False)
         yield f"layer_norm {shape}", lambda y=y: aot_cases._layer_norm(y)
         yield f"bias_gelu {shape}", lambda y=y: aot_cases._bias_gelu(y)
     many = torch.randn(1700, 60, dtype=dtype)  # more tiles than programs: a program loops

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ivcl_fast.models.accelerate.adapters.adapter import Adapter, Call, call_parts, unknown_parts
-from ivcl_fast.models.layers import add_norm
+from ivcl_fast.models.layers import Branch, add_norm
 
 NORM1 = Call(("norm1", "layernorm_before", "layer_norm1", "ln_1"))
 NORM2 = Call(("norm2", "layernorm_after", "layer_norm2", "ln_2"))
@@ -91,7 +91,7 @@ class PreNormBlock(Adapter):
         branch = branch[0] if isinstance(branch, tuple) else branch
         branch = branch if gamma.get("gamma_1") is None else gamma["gamma_1"] * branch
         branch = call_parts(module, layout.after_attn, branch)
-        x, y = add_norm(x, branch, parts[layout.norm2], layout.norm2_kind)
+        x, y = add_norm(x, Branch(branch), parts[layout.norm2], layout.norm2_kind)
         branch = parts[layout.mlp](y)
         branch = branch if gamma.get("gamma_2") is None else gamma["gamma_2"] * branch
         return x + call_parts(module, layout.after_mlp, branch)

@@ -1,0 +1,133 @@
+"""Layers that leave their bias to the norm that follows, as on a GPU: same outputs and gradients.
+
+A CPU is told to choose what a GPU chooses. Every bias is far from zero, so that one that is left
+out, added twice, or gets no gradient shows.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from ivcl_fast import IVCL, kernels
+from ivcl_fast.kernels import has_kernel
+from ivcl_fast.kernels.linear import leaves_bias
+from ivcl_fast.models.ivcl import Block
+from tests.support.small_models import config, random_video
+
+VIDEO, SEED = random_video(2), torch.tensor([1, 2])
+pytestmark = pytest.mark.skipif(not has_kernel(torch.zeros(1)), reason="no kernels here")
+
+
+@pytest.fixture
+def like_a_gpu(monkeypatch):
+    """A function that makes layers leave their bias; the parameters of the norms that add one."""
+    added, plain = [], kernels.add_layer_norm
+
+    def add_layer_norm(*args):
+        added.append(args[5])
+        return plain(*args)
+
+    def start():
+        monkeypatch.setattr(kernels, "add_layer_norm", add_layer_norm)
+        monkeypatch.setattr(sys.modules[leaves_bias.__module__], "ONE_PASS", None)
+        return added
+
+    return start
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = IVCL(config())
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    return model
+
+
+def results(model):
+    model.zero_grad()
+    loss = model(VIDEO, seed=SEED).loss
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters())]
+
+
+def unchanged(model):
+    pass
+
+
+def hook_blocks(model):
+    """As what shards parameters does; a hook also reads what a block returns."""
+    for part in model.modules():
+        if isinstance(part, Block):
+            part.register_forward_hook(lambda part, args, out: None)
+
+
+def hook_attention(model):
+    model.encoder.blocks[0].attn.register_forward_hook(lambda part, args, out: out * 2)
+
+
+def replace_a_layer(model):
+    layer = model.encoder.blocks[0].mlp.fc2
+    layer.forward = lambda x: nn.functional.linear(x, layer.weight, layer.bias).square()
+
+
+def replace_a_norm(model):
+    norm = model.encoder.blocks[1].norm1
+    norm.forward = lambda x: nn.functional.layer_norm(x, x.shape[-1:], norm.weight, norm.bias)
+
+
+def recompute(model):
+    model.checkpoint_blocks()
+
+
+def compile_blocks(model):
+    model.compile_blocks(backend="aot_eager")
+
+
+BLOCKS = 2 + 1 + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "biases"),
+    [
+        (unchanged, 2 * BLOCKS), (hook_blocks, BLOCKS), (hook_attention, 2 * BLOCKS - 1),
+        (replace_a_layer, 2 * BLOCKS - 1), (replace_a_norm, 2 * BLOCKS - 1),
+        (recompute, None), (compile_blocks, None),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)  # fmt: skip
+def test_same_results(change, biases, model, like_a_gpu):
+    other = copy.deepcopy(model)
+    for one in (model, other):
+        change(one)
+    expected, added = results(model), like_a_gpu()
+    torch._dynamo.reset()
+    for got, want in zip(results(other), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    if biases is not None:
+        assert sum(bias is not None for bias in added) == biases
+
+
+def test_a_block_alone_returns_its_sum(model, like_a_gpu):
+    x, block = torch.randn(2, 5, 16), model.encoder.blocks[0]
+    expected = block(x)
+    like_a_gpu()
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cpu_adds_every_bias_in_its_layer(model, monkeypatch):
+    given, plain = [], kernels.add_layer_norm
+
+    def add_layer_norm(*args):
+        given.append(args[5])
+        return plain(*args)
+
+    monkeypatch.setattr(kernels, "add_layer_norm", add_layer_norm)
+    model(VIDEO, seed=SEED)
+    assert given == [None] * 2 * BLOCKS
