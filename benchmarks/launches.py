@@ -47,16 +47,22 @@ def multi_tensor_launches(sizes: list[int], lists: int) -> int:
 
 
 class LaunchCounter(TorchDispatchMode):
-    """Counts launches in ``by_op``, by the name of the operation."""
+    """Counts launches in ``by_op``, by the name of the operation, and what the host does for them.
+
+    ``dispatched`` counts the operations that PyTorch dispatches, also inside of fused ones: those
+    that launch nothing, such as views and new tensors, take the host as long as others.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.by_op: Counter[str] = Counter()
+        self.dispatched = 0
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = op(*args, **kwargs)
         namespace, name = op.namespace, op.overloadpacket.__name__
+        self.dispatched += namespace in ("aten", "ivcl_fast")
         if namespace == "ivcl_fast":
             self._count_fused(op, name, args, result)
         elif namespace == "aten" and not op.is_view and name not in FREE:
@@ -80,6 +86,7 @@ class LaunchCounter(TorchDispatchMode):
     def merge(self, name: str, inner: Any) -> None:
         """Add to ``name`` all that ``inner`` has counted."""
         self.by_op[name] += inner.by_op.total()
+        self.dispatched += inner.dispatched
 
 
 Counts = TypeVar("Counts", bound=LaunchCounter)
@@ -87,7 +94,7 @@ Counts = TypeVar("Counts", bound=LaunchCounter)
 
 def launches_of(name: str, args: Any, kwargs: Any) -> int:
     """Return the launches of one of PyTorch's operations on a GPU."""
-    if name.startswith(("_foreach_", "_fused_adamw")):
+    if name.startswith(("_foreach_", "_fused_")):
         lists = [a for a in args if isinstance(a, list | tuple) and a and isinstance(a[0], Tensor)]
         lists = lists[:4] if name.startswith("_fused_adamw") else lists
         launches = multi_tensor_launches([x.numel() for x in lists[0]], len(lists))

@@ -134,10 +134,14 @@ def bytes_of(op: Any, args: Any, result: Any) -> int:
     name, total = op.overloadpacket.__name__, 0
     for argument, value in zip(op._schema.arguments, args, strict=False):
         is_written = argument.alias_info is not None and argument.alias_info.is_write
+        is_written &= not (name.startswith("_fused_") and argument.name == "grads")  # unless scaled
         is_read = name not in SHAPE_ONLY and not (is_written and name in OVERWRITTEN)
         total += (is_read + is_written) * size_of(value)
     if not any(r.alias_info is not None for r in op._schema.returns):
         total += size_of(result)
+    if name == "index_add":  # backward of a selection, in place on a GPU: only what was selected
+        index, source = args[2], args[3]
+        return size_of(index) + 3 * size_of(source)
     if name in ("addmm", "baddbmm") and launches_of(name, args, {}) == 2:
         total += 2 * size_of(result)  # the copy of what is added: written, and read by the product
     return total
@@ -211,7 +215,7 @@ def comparison(costs: dict[str, Cost]) -> list[str]:
          "", f"{total.launches:,}"),
     ]  # fmt: skip
     head = ("part", "ms before", "ms", "launches before", "launches")
-    return lined_up(head, body)
+    return [*lined_up(head, body)]
 
 
 def main() -> None:

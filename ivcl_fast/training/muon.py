@@ -61,7 +61,8 @@ class Muon(torch.optim.Muon):
         momenta = [local_tensor(self._momentum(p)) for p in parameters]
         torch._foreach_lerp_(momenta, updates, 1 - momentum)
         torch._foreach_lerp_(updates, momenta, momentum)
-        torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+        if not isinstance(lr, Tensor):
+            torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
         by_shape: dict[torch.Size, list[int]] = {}
         for number, parameter in enumerate(parameters):
             by_shape.setdefault(parameter.shape, []).append(number)
@@ -81,21 +82,35 @@ class Muon(torch.optim.Muon):
         )
         for shape, numbers in by_shape.items():
             stack = shares[shape].hand_back(stacks.pop(shape))
-            if batch is None:  # operations on many tensors take one launch if strides are equal
-                stack = stack.contiguous()
             size = 0.2 * max(shape) ** 0.5  # matches the mean size of AdamW's steps
             same = [weights[n] for n in numbers]
+            # On a GPU, operations on many tensors take one launch if strides are equal.
+            keeps = batch is not None and not isinstance(lr, Tensor)
+            layout = torch.preserve_format if keeps else torch.contiguous_format
+            steps = shares[shape].rows(stack.to(torch.float32, memory_format=layout))
             if isinstance(lr, Tensor):
-                steps = stack * (lr * -size).view(1, 1, 1)  # of three dimensions: it is float32
-                torch._foreach_add_(same, shares[shape].rows(steps))
+                decay_and_add(same, steps, lr * size, group["weight_decay"] / size)
             else:
-                torch._foreach_add_(same, shares[shape].rows(stack.float()), alpha=-lr * size)
+                torch._foreach_add_(same, steps, alpha=-lr * size)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         return state["momentum_buffer"]
+
+
+def decay_and_add(
+    weights: list[Tensor], steps: list[Tensor], lr: Tensor, weight_decay: float
+) -> None:
+    """Subtract ``lr * (step + weight_decay * weight)`` from every weight, in one pass.
+
+    All tensors have to be contiguous: PyTorch does not look.
+    """
+    torch._fused_sgd_(
+        weights, steps, [], weight_decay=weight_decay, momentum=0.0, lr=lr, dampening=0.0,
+        nesterov=False, maximize=False, is_first_step=False,
+    )  # fmt: skip
 
 
 class Share:

@@ -52,6 +52,8 @@ def test_bytes_of_operations():
     assert bytes_counted("mul_", torch.Tensor.mul_, a, 2.0) == 4 * (6 + 6)
     assert bytes_counted("copy_", torch.Tensor.copy_, b, c) == 4 * (15 + 5)
     assert bytes_counted("add", torch.add, b, c.expand(3, 5)) == 4 * (15 + 5 + 15), "broadcast"
+    source, index = torch.ones(2, 5), torch.tensor([2, 0])
+    assert bytes_counted("index_add", torch.index_add, b, 0, index, source) == 8 * 2 + 3 * 4 * 10
     halves = [a.bfloat16(), b.bfloat16()]
     assert bytes_counted("_foreach_copy_", torch._foreach_copy_, halves, [a, b]) == 6 * (6 + 15)
     x = torch.ones(1, 3, 3)  # copied to the result, where the product is added to it
