@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
 import shutil
 import subprocess
@@ -103,11 +104,14 @@ class Harness:
         return False
 
 
-def run_schedules(harness: Harness, seeds: Iterable[int], show: bool) -> int:
-    """Run schedules, and print a summary; returns 1 if one has failed."""
+def run_schedules(harness: Harness, seeds: Iterable[int], show: bool, minutes: float) -> int:
+    """Run schedules for some minutes, and print a summary; returns 1 if one has failed."""
     struck: Counter[str] = Counter()
     failed, number, begin = [], 0, time.monotonic()
-    for number, seed in enumerate(seeds, 1):  # noqa: B007
+    for seed in seeds:
+        if time.monotonic() - begin > 60 * minutes:
+            break
+        number += 1
         found = harness.schedule(seed, show)
         if found is None:
             failed.append(seed)
@@ -136,6 +140,7 @@ def main() -> None:
     parser.add_argument("--schedules", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule")
     parser.add_argument("--seeds", type=int, nargs="*", help="run these instead")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin none after them")
     parser.add_argument("--pairs", type=int, help="run so many pairs of each kind instead")
     parser.add_argument("--show", action="store_true", help="print what happens")
     flags = parser.parse_args()
@@ -151,7 +156,7 @@ def main() -> None:
             raise SystemExit(run_pairs(Harness(place, {*sum(PAIRS, ())}), flags.pairs))
         harness = Harness(place, [name for name, scene in SCENES.items() if scene.weight])
         seeds = flags.seeds or range(flags.seed, flags.seed + flags.schedules)
-        raise SystemExit(run_schedules(harness, seeds, flags.show))
+        raise SystemExit(run_schedules(harness, seeds, flags.show, flags.minutes))
 
 
 if __name__ == "__main__":
