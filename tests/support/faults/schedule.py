@@ -143,7 +143,7 @@ class Schedule:
         if process.status != 2 or len(errors) != 1 or not output.endswith(f"{errors[0]}\n"):
             raise Violation(f"exit status {process.status}: {output}")
         self.told.append(errors[0].replace(str(self.root), ""))
-        if "fail" not in actions and (damaged is None or str(damaged) not in errors[0]):
+        if "fail" not in actions and (damaged is None or damaged.name not in errors[0]):
             raise Violation(f"an error without a reason: {output}")
 
     def undisturbed(self) -> None:
