@@ -1,4 +1,4 @@
-"""The record of a run's training: ``metrics.jsonl`` and TensorBoard."""
+"""The record of a run's training: ``metrics.jsonl``, and TensorBoard or another viewer."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_text
 from ivcl_fast.manifest import forget, read_recorded, record
-from ivcl_fast.training.board import Board
+from ivcl_fast.training.viewers import VIEWERS, Show, Viewer, check_viewer
 
 
 class MetricsLog:
-    """Writes each record to ``metrics.jsonl`` and to TensorBoard, on rank 0 only.
+    """Writes each record to ``metrics.jsonl`` and to a viewer, on rank 0 only.
 
-    Methods that write raise :class:`UserError` if they cannot, for example on a full disk.
+    ``viewer`` is a key of :data:`~ivcl_fast.training.viewers.VIEWERS`. Raises :class:`UserError` if
+    its package is missing; so do methods that write if they cannot, for example on a full disk.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, viewer: Viewer = "tensorboard") -> None:
         self.path = folder / "metrics.jsonl"
         self.folder = folder
-        self._board: Board | None = None
+        check_viewer(viewer)
+        self._viewer = viewer
+        self._show: Show | None = None
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop the records of ``stage`` after ``step``, which a resumed stage writes again."""
@@ -73,7 +76,9 @@ class MetricsLog:
         with self._reporting_errors():
             with open(self.path, "a") as file:
                 file.write(json.dumps(line) + "\n")
-            self._write_to_tensorboard(stage, clips, values)
+            if self._show is None:
+                self._show = VIEWERS[self._viewer](self.folder)
+            self._show(stage, clips, values)
 
     @contextmanager
     def _reporting_errors(self) -> Iterator[None]:
@@ -84,8 +89,3 @@ class MetricsLog:
                 f"{self.path}: cannot be written: {error.strerror or error}; make room, and the "
                 "same command continues from the last checkpoint"
             ) from None
-
-    def _write_to_tensorboard(self, stage: str, clips: int, values: dict[str, float]) -> None:
-        if self._board is None:
-            self._board = Board(self.folder / "tensorboard")
-        self._board.write(clips, {f"{stage}/{name}": value for name, value in values.items()})

@@ -108,7 +108,7 @@ class Run:
         self.amp = use_bf16(speed.amp, self.device)
         # Raises an error, before any work, if the batch does not split evenly.
         distributed.local_batch_size(config.optim.batch_size, config.optim.grad_accum_steps)
-        self.metrics = MetricsLog(self.folder)
+        self.metrics = MetricsLog(self.folder, config.output.log)
         self._training_loaders: dict[str, ClipLoader] = {}
         self.compile, self.cuda_graph, notes = execution(
             self.device, speed.compile, speed.cuda_graph

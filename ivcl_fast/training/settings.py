@@ -15,6 +15,7 @@ from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.errors import UserError, require_above, require_at_least
 from ivcl_fast.manifest import read_recorded
+from ivcl_fast.training.viewers import Viewer
 
 if TYPE_CHECKING:  # it imports the formats
     from ivcl_fast.data.frame_labels import FrameLabelKind
@@ -142,6 +143,9 @@ class OutputConfig:
     """Delete an earlier run of the same name first."""
     pictures: bool = True
     """Draw the report's pictures."""
+    log: Viewer = "tensorboard"
+    """Program that shows the curves while the run trains: tensorboard, wandb (Weights & Biases),
+    mlflow, or none. metrics.jsonl is written anyway."""
     save_every: int = 500
     """Steps between checkpoints, which are written while training goes on."""
     save_minutes: float = 10.0
@@ -231,7 +235,7 @@ GROUPS: dict[str, type] = {
 CHANGEABLE = {
     "resume", "overwrite", "name", "out", "workers", "save_every", "save_minutes", "device",
     "placement", "require_all", "shard", "compile", "cuda_graph", "compare_scratch",
-    "compare_memoryless", "pictures",
+    "compare_memoryless", "pictures", "log",
 }  # fmt: skip
 """Settings that may change when a run is continued, because they do not change its result."""
 RENAMED = {"accum": "grad_accum_steps", "feed": "loader", "labelled": "label_fraction"}

@@ -1,0 +1,86 @@
+"""Programs that show a run's records while it trains: TensorBoard, Weights & Biases, MLflow.
+
+Their packages are imported only where ``--log`` asks for one. ``metrics.jsonl`` is written anyway.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from ivcl_fast.errors import UserError
+from ivcl_fast.training.board import Board
+
+Viewer = Literal["tensorboard", "wandb", "mlflow", "none"]
+Show = Callable[[str, int, Mapping[str, float]], None]
+"""Takes a stage, the clips seen in it, and values by name."""
+PROJECT = "ivcl_fast"
+"""Name of the project or experiment that runs belong to."""
+
+
+def tensorboard(folder: Path) -> Show:
+    """Write to the run's folder ``tensorboard/``, a curve over clips for each value."""
+    board = Board(folder / "tensorboard")
+
+    def show(stage: str, clips: int, values: Mapping[str, float]) -> None:
+        board.write(clips, {f"{stage}/{name}": value for name, value in values.items()})
+
+    return show
+
+
+def wandb(folder: Path) -> Show:
+    """Start a run of Weights & Biases, as its environment variables say (``WANDB_MODE``, ...)."""
+    package = importlib.import_module("wandb")
+    run = package.init(project=PROJECT, name=folder.name, group=folder.name, dir=str(folder))
+    stages: set[str] = set()
+
+    def show(stage: str, clips: int, values: Mapping[str, float]) -> None:
+        step = f"{stage}/clips"
+        if stage not in stages:  # each stage counts its clips from 0, and a run's steps only rise
+            stages.add(stage)
+            run.define_metric(f"{stage}/*", step_metric=step)
+        run.log({f"{stage}/{name}": value for name, value in values.items()} | {step: clips})
+
+    return show
+
+
+def mlflow(folder: Path) -> Show:
+    """Start a run of MLflow, as its environment variables say (``MLFLOW_TRACKING_URI``, ...)."""
+    package = importlib.import_module("mlflow")
+    package.set_experiment(PROJECT)
+    package.start_run(run_name=folder.name)
+
+    def show(stage: str, clips: int, values: Mapping[str, float]) -> None:
+        named = {f"{stage}/{name}": float(value) for name, value in values.items()}
+        package.log_metrics(named, step=clips)
+
+    return show
+
+
+def none(folder: Path) -> Show:
+    """Write nothing."""
+    return lambda stage, clips, values: None
+
+
+VIEWERS: dict[Viewer, Callable[[Path], Show]] = {
+    "tensorboard": tensorboard,
+    "wandb": wandb,
+    "mlflow": mlflow,
+    "none": none,
+}
+"""What starts each viewer for a run's folder."""
+
+
+def check_viewer(viewer: Viewer) -> None:
+    """Raise :class:`UserError` if a viewer that is not part of the installation is missing."""
+    if viewer not in ("wandb", "mlflow"):
+        return
+    try:
+        importlib.import_module(viewer)
+    except ImportError as error:
+        raise UserError(
+            f"--log: {viewer} cannot be imported ({error}); install it with pip install {viewer}, "
+            "or accepted without it: tensorboard, none"
+        ) from None
