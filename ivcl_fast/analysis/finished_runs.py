@@ -23,8 +23,9 @@ from ivcl_fast.evaluation.evaluate import Evaluation, evaluate
 from ivcl_fast.models import backbone, timm_weights
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.models.weights import MODEL, misfit, read_weights, weights_file
+from ivcl_fast.training.classes import Classes
 from ivcl_fast.training.hardware import pick_device, use_bf16
-from ivcl_fast.training.run import EVAL_BATCH, Classes
+from ivcl_fast.training.run import EVAL_BATCH
 from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
 
 log = logging.getLogger(__name__)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivcl_fast.data.datamodule import DataModule, open_data
-from ivcl_fast.data.dataset import Dataset
 from ivcl_fast.data.frame_labels import CLASSES
 from ivcl_fast.data.loader import Batch, ClipLoader
 from ivcl_fast.distributed import group as distributed
@@ -22,11 +19,11 @@ from ivcl_fast.distributed.dtensor import is_sharded
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation, evaluate, frame_scores
 from ivcl_fast.files import remove_files
-from ivcl_fast.manifest import read_recorded, write_recorded
 from ivcl_fast.models import backbone, flops, timm_weights
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.models.weights import MODEL, read_weights
 from ivcl_fast.training import checkpoint
+from ivcl_fast.training.classes import Classes
 from ivcl_fast.training.hardware import (
     execution,
     peak_flops,
@@ -43,55 +40,8 @@ from ivcl_fast.training.settings import TrainConfig
 
 EVAL_BATCH = 48
 """Clips per batch in validation and evaluation."""
-ANSWERS = "answers.json"
-"""Name of the file in a run's folder that holds its :class:`Classes`."""
 LAST_FRAME = {"finetune": "last-frame", "scratch": "scratch-last-frame"}
 """The stage with which each way of finetuning begins."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Classes:
-    """The classes that a run's classifier distinguishes."""
-
-    multi_label: bool
-    """Whether several classes may apply to a clip."""
-    names: list[str]
-    """The classes in words, by number."""
-
-    def __post_init__(self) -> None:
-        words = isinstance(self.names, list) and all(isinstance(name, str) for name in self.names)
-        if not (isinstance(self.multi_label, bool) and words and self.names):
-            raise ValueError("multi_label has to be true or false, and names a list of strings")
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.names)
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> Classes:
-        """Describe the classes of a data set."""
-        names = [dataset.describe(label) for label in range(dataset.num_classes)]
-        return cls(dataset.multi_label, names)
-
-    @classmethod
-    def read(cls, folder: Path) -> Classes | None:
-        """Read what the run in ``folder`` has kept, None if nothing.
-
-        Raises :class:`UserError` if the file is damaged.
-        """
-        file = folder / ANSWERS
-        if not file.is_file():
-            return None
-        try:
-            return cls(**json.loads(read_recorded(file)))
-        except UserError:
-            raise
-        except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"{file}: not the answers of a run ({error}); delete it to have it written again "
-                "from the data set"
-            ) from None
 
 
 class Run:
@@ -149,7 +99,7 @@ class Run:
         if classes is None:
             classes = Classes.of(self.data.dataset)
             if distributed.is_main():
-                write_recorded(self.folder / ANSWERS, dataclasses.asdict(classes))
+                classes.write(self.folder)
         return classes
 
     def check_batches(self) -> None:

@@ -28,7 +28,7 @@ from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.manifest import MANIFEST
 from ivcl_fast.train import main as train_main
-from ivcl_fast.training.run import ANSWERS
+from ivcl_fast.training.classes import ANSWERS
 from tests.support.painted import write_images
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
 

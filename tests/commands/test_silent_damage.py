@@ -38,8 +38,8 @@ from ivcl_fast.manifest import MANIFEST, Manifest, record
 from ivcl_fast.models.weights import read_weights
 from ivcl_fast.report.study import read_answers
 from ivcl_fast.train import main as train_main
+from ivcl_fast.training.classes import Classes
 from ivcl_fast.training.metrics_log import MetricsLog
-from ivcl_fast.training.run import Classes
 from ivcl_fast.training.settings import load_settings
 from tests.support.painted import media, write_painted
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS

@@ -1,0 +1,63 @@
+"""The classes of a run, kept in its folder so that no data are needed to use its models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from ivcl_fast.data.dataset import Dataset
+from ivcl_fast.errors import UserError
+from ivcl_fast.manifest import read_recorded, write_recorded
+
+ANSWERS = "answers.json"
+"""Name of the file in a run's folder that holds its :class:`Classes`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """The classes that a run's classifier distinguishes."""
+
+    multi_label: bool
+    """Whether several classes may apply to a clip."""
+    names: list[str]
+    """The classes in words, by number."""
+
+    def __post_init__(self) -> None:
+        words = isinstance(self.names, list) and all(isinstance(name, str) for name in self.names)
+        if not (isinstance(self.multi_label, bool) and words and self.names):
+            raise ValueError("multi_label has to be true or false, and names a list of strings")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Classes:
+        """Describe the classes of a data set."""
+        names = [dataset.describe(label) for label in range(dataset.num_classes)]
+        return cls(dataset.multi_label, names)
+
+    @classmethod
+    def read(cls, folder: Path) -> Classes | None:
+        """Read what the run in ``folder`` has kept, None if nothing.
+
+        Raises :class:`UserError` if the file is damaged.
+        """
+        file = folder / ANSWERS
+        if not file.is_file():
+            return None
+        try:
+            return cls(**json.loads(read_recorded(file)))
+        except UserError:
+            raise
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"{file}: not the answers of a run ({error}); delete it to have it written again "
+                "from the data set"
+            ) from None
+
+    def write(self, folder: Path) -> None:
+        """Keep the classes in ``folder``, for :meth:`read`."""
+        write_recorded(folder / ANSWERS, dataclasses.asdict(self))
