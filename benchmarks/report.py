@@ -3,10 +3,10 @@
 A table stands between ``<!-- table: NAME; PREFIX; PREFIX -->`` and ``<!-- end -->``. It shows the
 rows of ``benchmarks/results/NAME.json`` whose benchmark starts with one of the prefixes, or all of
 them. ``machine`` in place of ``table`` describes where and with what they were measured, and
-``scaling`` is the model of training on many GPUs (:mod:`benchmarks.scaling`). ``predicted`` is the
-step of :mod:`benchmarks.predicted`, which stays as it is where Triton cannot count it. ``zoo: NAME;
-KIND`` is a table of public models (:mod:`benchmarks.zoo.table`); it says so as long as NAME is
-missing.
+``scaling`` is the model of training on many GPUs (:mod:`benchmarks.predictions.scaling`).
+``predicted`` is the step of :mod:`benchmarks.predictions.step`, which stays as it is where Triton
+cannot count it. ``zoo: NAME; KIND`` is a table of public models (:mod:`benchmarks.zoo.table`); it
+says so as long as NAME is missing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import predicted, scaling
+from benchmarks.predictions import scaling
+from benchmarks.predictions import step as predicted
 from benchmarks.results import Results, Row, read
 from benchmarks.summary import (
     IN_DOCS,

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.launches import BLOCKS, CHUNK, LaunchCounter, count_step, multi_tensor_launches
+from benchmarks.predictions.launches import (
+    BLOCKS,
+    CHUNK,
+    LaunchCounter,
+    count_step,
+    multi_tensor_launches,
+)
 from ivcl_fast import IVCLConfig
 from ivcl_fast.kernels import _triton
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.launches import LaunchCounter, count_step
-from benchmarks.predicted import (
+from benchmarks.predictions.launches import LaunchCounter, count_step
+from benchmarks.predictions.scaling import CFG
+from benchmarks.predictions.step import (
     BEFORE,
     CANNOT_COUNT,
     ROWS,
@@ -16,7 +17,6 @@ from benchmarks.predicted import (
     comparison,
     step_costs,
 )
-from benchmarks.scaling import CFG
 from ivcl_fast.models import flops
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.scaling import Cluster, Work, muon_flops, muon_seconds, step_seconds
+from benchmarks.predictions.scaling import Cluster, Work, muon_flops, muon_seconds, step_seconds
 from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.training.optim import Schedule, make_optimizers
 

@@ -1,7 +1,7 @@
 """Up to which length a fused forward pass is the faster one, by hardware, dtype and use.
 
-Measured by ``python -m benchmarks.crossovers``, which writes the table below from its results. What
-was not measured uses the entry of the nearest hardware, as :func:`hardware` says.
+Measured by ``python -m benchmarks.zoo.crossovers``, which writes the table below from its results.
+What was not measured uses the entry of the nearest hardware, as :func:`hardware` says.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Up to which length fused parts of a ViT are the faster ones: measures, and writes the table.
 
-    python -m benchmarks.crossovers
+    python -m benchmarks.zoo.crossovers
 
 Times attention, MLP and block of a ViT-B of timm (training and inference, float32 and bfloat16 by
 autocast) against the faster of SDPA and an explicit softmax, on otherwise idle cores, in about ten
@@ -22,12 +22,13 @@ from torch import nn
 
 from benchmarks import machine
 from benchmarks.timing import DEVICE
+from benchmarks.zoo.environments import ROOT
 from ivcl_fast import accelerate
 from ivcl_fast.models.accelerate import crossovers, tune
 from ivcl_fast.models.accelerate.crossovers import KINDS
 from ivcl_fast.models.accelerate.swap import ALWAYS, PROOF
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 WIDTH, HEADS = 768, 12
 PARTS = {"attention": "attn", "block": "", "mlp": "mlp"}
 """The part of a block that each kind stands for."""
@@ -106,7 +107,7 @@ def write_table(file: Path, rows: dict[tuple[str, str, str], tuple[int, int]]) -
 
 
 def main() -> None:
-    argparse.ArgumentParser("python -m benchmarks.crossovers", description=__doc__).parse_args()
+    argparse.ArgumentParser("python -m benchmarks.zoo.crossovers", description=__doc__).parse_args()
     hardware = crossovers.hardware(DEVICE.type)
     found = measure()
     name = re.sub(r"[^a-z0-9]+", "-", machine.cpu_name().lower()).strip("-")

@@ -1,8 +1,8 @@
-"""``python -m benchmarks.predicted``: a training step of ``base64`` on an H100, part by part.
+"""``python -m benchmarks.predictions.step``: a step of ``base64`` on an H100, part by part.
 
-Nothing of it is measured. A step runs on tensors without storage (:mod:`benchmarks.launches`); for
-every operation that reaches the device, its products and the bytes of its tensors give the least
-time at the rates below.
+Nothing of it is measured. A training step runs on tensors without storage
+(:mod:`benchmarks.predictions.launches`); for every operation that reaches the device, its products
+and the bytes of its tensors give the least time at the rates below.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.launches import LaunchCounter, count_step, launches_of
-from benchmarks.scaling import CFG
+from benchmarks.predictions.launches import LaunchCounter, count_step, launches_of
+from benchmarks.predictions.scaling import CFG
 from benchmarks.summary import lined_up
 from ivcl_fast.command import run_command
 from ivcl_fast.errors import UserError
@@ -220,7 +220,7 @@ def comparison(costs: dict[str, Cost]) -> list[str]:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser("python -m benchmarks.predicted", description=__doc__)
+    parser = argparse.ArgumentParser("python -m benchmarks.predictions.step", description=__doc__)
     parser.add_argument("--clips", type=int, default=CLIPS, help="in a step (%(default)s)")
     clips = parser.parse_args().clips
     if clips < 1:

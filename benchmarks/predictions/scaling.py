@@ -1,4 +1,4 @@
-"""``python -m benchmarks.scaling``: a model of training on many GPUs. Nothing of it is measured.
+"""``python -m benchmarks.predictions.scaling``: a model of training on many GPUs, not measured.
 
 It computes the time of one pretraining step from the inputs below. Replace an input by what you
 measured, such as ``--flops`` by the FLOP/s that one GPU reaches, and read the table again. It
@@ -176,7 +176,9 @@ def tables(cluster: Cluster | None = None) -> list[str]:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser("python -m benchmarks.scaling", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.predictions.scaling", description=__doc__
+    )
     for f in fields(Cluster):
         flag = f"--{f.name.replace('_', '-')}"
         parser.add_argument(flag, type=float, default=f.default, help=f.metadata["meaning"])
