@@ -49,7 +49,7 @@ def run_the_command(arguments: list[str]) -> list[bool]:
 
 
 def test_the_command_does_on_two_ranks_what_it_does_on_one(tmp_path):
-    """Both stages, to finished models that any number of ranks can continue with."""
+    """All stages, to finished models that any number of ranks can continue with."""
     write_cater(tmp_path / "cater", SyntheticCater(train=12, val=6), workers=1)
     arguments = ["--data", f"cater:{tmp_path / 'cater'}", "--out", str(tmp_path), *SMALL]
     arguments += ["--pretrain-clips", "40", "--finetune-clips", "20", "--amp", "off"]
@@ -58,7 +58,8 @@ def test_the_command_does_on_two_ranks_what_it_does_on_one(tmp_path):
     for name, flags in {"replicas": [], "shards": ["--shard"]}.items():
         command = [*arguments, "--name", name, *flags]
         sharded = run_ranks(2, run_the_command, command, connected=False)
-        assert sharded == [[name == "shards"] * 2] * 2
+        stages = "pretrain", "last-frame", "finetune"
+        assert sharded == [[name == "shards"] * len(stages)] * 2
         for (step, a), (expected, b) in zip(
             curve(tmp_path / name), curve(tmp_path / "one"), strict=True
         ):
