@@ -43,7 +43,8 @@ Reasoning?]({{ paper_url }}) (NeurIPS 2023).
 ```python
 from ivcl_fast import {{ name }}, load_clip
 
-model = {{ name }}.from_pretrained("FOLDER")  # this folder, or OWNER/NAME on the Hugging Face hub
+# FOLDER: this folder, or OWNER/NAME on the Hugging Face hub
+model = {{ name }}.from_pretrained("FOLDER")
 video = load_clip("VIDEO", model.cfg)  # uint8 {{ video }}
 {{ result }} = model{{ method }}(video)  # float {{ shape }}
 ```
