@@ -35,7 +35,7 @@ from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.open_dataset import fetched
 from ivcl_fast.data.registry import Synthetic, check_crop, find_task, parse_source
 from ivcl_fast.data.remote import Remote
-from ivcl_fast.data.store.build import Part, build_part, build_store, default_store_path
+from ivcl_fast.data.store.build import Part, StoreBuild, build_store, default_store_path
 from ivcl_fast.data.store.frame_store import BAD_FILES
 from ivcl_fast.data.store.index import index_media
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
@@ -164,10 +164,8 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     part = None if flags.part is None else parse_part(flags.part)
     with Bar("decoding", 0, "frames") as bar:
         if part is not None:
-            left = build_part(
-                part, media, out, *sizes, flags.decoder, config.workers, bar, crop=flags.crop
-            )
-            if left:
+            build = StoreBuild(media, out, *sizes, flags.decoder, crop=flags.crop)
+            if left := build.run(part, config.workers, bar):
                 print(
                     f"store: {out}, part {flags.part} is complete; {left} shards of other parts "
                     "are missing; the last part completes the store, or this command without --part"

@@ -40,7 +40,7 @@ from ivcl_fast.training.settings import TrainConfig
 
 EVAL_BATCH = 48
 """Clips per batch in validation and evaluation."""
-LAST_FRAME = {"finetune": "last-frame", "scratch": "scratch-last-frame"}
+FIRST_STAGE = {"finetune": "last-frame", "scratch": "scratch-last-frame"}
 """The stage with which each way of finetuning begins."""
 
 
@@ -150,7 +150,7 @@ class Run:
         """
         start = None
         if self.last_frame_clips(init):
-            start = self.last_frame(init, LAST_FRAME[name]).state_dict()
+            start = self.last_frame(init, FIRST_STAGE[name]).state_dict()
         schedule = self._finetuning(self.config.stages.finetune_clips, init)
         return self._train(
             name, self.classifier, init, self._answer_loss, schedule, self._measure_curve, start
@@ -294,7 +294,7 @@ class Run:
             "peak learning rate": schedule.lr,
             "seed": config.seed,
         }
-        if stage in LAST_FRAME and (before := self.last_frame_clips(init)):
+        if stage in FIRST_STAGE and (before := self.last_frame_clips(init)):
             training["last frames seen before"] = before
         if config.data.frame_stride:
             training["frame stride"] = config.data.frame_stride

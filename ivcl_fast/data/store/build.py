@@ -68,7 +68,9 @@ from ivcl_fast.files import locked, write_json
 log = logging.getLogger(__name__)
 
 SHARD_BYTES = 128 * 2**20
-META_KEYS = (*("version", "image_size", "patch_size", "crop", "decoder", "source_digest", "state"),)
+META_KEYS = (
+    "version", "image_size", "patch_size", "crop", "decoder", "source_digest", "state",
+)  # fmt: skip
 """Settings in ``meta.json``."""
 WAIT_SECONDS = 1.0
 """Seconds between two checks of the shards that other processes build."""
@@ -145,35 +147,13 @@ def build_store(
         >>> store.rows(store.names[0], [0, 1]).shape
         (2, 64, 192)
     """
-    build = _Build(media, Path(out), image_size, patch_size, decoder, shard_bytes, crop)
-    build.run(WHOLE, workers, progress, stall_seconds, decoding_gpu(device))
+    build = StoreBuild(media, out, image_size, patch_size, decoder, shard_bytes, crop)
+    build.run(WHOLE, workers, progress, stall_seconds, device)
     return build.open(placement, device)
 
 
-def build_part(
-    part: Part,
-    media: Sequence[Media],
-    out: Path,
-    image_size: int,
-    patch_size: int,
-    decoder: DecoderName = "auto",
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    shard_bytes: int = SHARD_BYTES,
-    stall_seconds: float = STALL_SECONDS,
-    crop: Square = "none",
-) -> int:
-    """Build a part of the shards of :func:`build_store`, with its arguments, and wait for no other.
-
-    The parts may run at the same time on machines that share the folder. Returns the number of
-    shards that other parts have to build yet; 0 if the store is complete, which the last part does.
-    """
-    build = _Build(media, Path(out), image_size, patch_size, decoder, shard_bytes, crop)
-    return build.run(part, workers, progress, stall_seconds, decoding_gpu(None))
-
-
-class _Build:
-    """The build of a store, as :func:`build_store` describes it."""
+class StoreBuild:
+    """The build of a store, as :func:`build_store` describes it, for jobs that do a part of it."""
 
     def __init__(
         self,
@@ -181,15 +161,15 @@ class _Build:
         out: Path,
         image_size: int,
         patch_size: int,
-        decoder: DecoderName,
-        shard_bytes: int,
-        crop: Square,
+        decoder: DecoderName = "auto",
+        shard_bytes: int = SHARD_BYTES,
+        crop: Square = "none",
     ) -> None:
         if image_size < 1 or patch_size < 1 or image_size % patch_size:
             raise UserError(
                 f"image_size: {image_size} is not a multiple of patch_size {patch_size}"
             )
-        self.media, self.out, self.decoder = media, out, decoder
+        self.media, self.out, self.decoder = media, Path(out), decoder
         self.states = {one.name: state_of(one) for one in media}
         self.settings: dict[str, Any] = {
             "version": VERSION,
@@ -205,12 +185,18 @@ class _Build:
     def run(
         self,
         part: Part,
-        workers: int | None,
-        progress: Callable[[int, int], None] | None,
-        stall_seconds: float,
-        gpu: int | None,
+        workers: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        stall_seconds: float = STALL_SECONDS,
+        device: torch.device | None = None,
     ) -> int:
-        """Build a part of the missing shards; return how many are missing then."""
+        """Build a part of the missing shards, and wait for no other part.
+
+        Parts may run at the same time on machines that share the folder. Returns the number of
+        shards that other parts have to build yet; 0 if the store is complete, which the last part
+        does.
+        """
+        gpu = decoding_gpu(device)
         if workers is not None and workers < 1:
             raise UserError(f"workers: {workers} is not accepted; accepted: at least 1")
         out = self.out

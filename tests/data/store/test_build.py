@@ -82,7 +82,7 @@ def test_every_kind_of_media_in_one_store(tmp_path):
 BUILD = """
 import os, signal, sys
 from pathlib import Path
-from ivcl_fast.data.store.build import Part, build_part, build_store
+from ivcl_fast.data.store.build import Part, StoreBuild, build_store
 from ivcl_fast.data.dataset import Media
 
 def die_when_half_is_done(done, total):
@@ -97,8 +97,8 @@ if __name__ == "__main__":
         build_store(videos, out, 32, 8, "pyav", workers, **options)
     else:
         part, dies = Part(int(sys.argv[4]), 3), sys.argv[5] == "dies"
-        options["progress"] = die_when_half_is_done if dies else None
-        print(build_part(part, videos, out, 32, 8, "pyav", workers, **options))
+        build = StoreBuild(videos, out, 32, 8, "pyav", **options)
+        print(build.run(part, workers, die_when_half_is_done if dies else None))
 """
 
 
