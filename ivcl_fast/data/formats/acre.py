@@ -36,6 +36,7 @@ TYPES: tuple[QuestionType, ...] = get_args(QuestionType)
 OFF, UNDETERMINED, ON = range(3)
 """The labels."""
 CONTEXT = range(6)
+PANELS = range(10)
 QUERIES = range(6, 10)
 INTERVENTIONS = range(8, 10)
 
@@ -167,7 +168,7 @@ class Acre:
             raise UserError(f"{self.root / 'config'}: has none of train.json, val.json, test.json")
         return sorted(
             (
-                Media(name, tuple(self.root / "images" / f"{name}_{i:02d}.png" for i in range(10)))
+                Media(name, tuple(self.root / "images" / f"{name}_{i:02d}.png" for i in PANELS))
                 for split in present
                 for number in range(len(self.problems(split)))
                 for name in [media_name(split, number)]
@@ -231,10 +232,10 @@ def _clip_name(split: str, number: int, query: int) -> str:
 
 
 def _problem(value: Any, where: str) -> Problem:
-    if not isinstance(value, list) or len(value) != 10:
+    if not isinstance(value, list) or len(value) != len(PANELS):
         count = f"{len(value)} panels" if isinstance(value, list) else "not a list of panels"
         raise UserError(f"{where}: {count}; accepted: a list of 10 panels")
-    return tuple(_panel(value, i, f"{where}, panel {i}") for i in range(10))
+    return tuple(_panel(value, i, f"{where}, panel {i}") for i in PANELS)
 
 
 def _panel(problem: list[Any], i: int, where: str) -> Panel:

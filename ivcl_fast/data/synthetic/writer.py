@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -66,6 +66,7 @@ def write_dataset(
     unit: str,
     write_item: Callable[[int, Report], None],
     last_file: Callable[[int], Path],
+    own_files: Callable[[], Iterable[str]],
     index: str,
     index_files: Callable[[], Mapping[str, str]],
     workers: int | None,
@@ -80,6 +81,7 @@ def write_dataset(
         items: number of items, called ``unit`` (a plural) in messages.
         write_item: called as ``write_item(i, report)`` in worker processes, for the items whose
             ``last_file(i)`` does not exist; writes it last. It has to be picklable.
+        own_files: names all files in ``out`` that the items consist of and that stay.
         index: folder that is written when all items are complete.
         index_files: gives the text of each file of the index, by its path in that folder.
         workers: processes; default one per CPU.
@@ -104,7 +106,7 @@ def write_dataset(
             _begin(out, content, folders)
         if not (out / index).is_dir():
             _write(
-                *(out, folders, items, unit, write_item, last_file),
+                *(out, folders, items, unit, write_item, last_file, own_files),
                 *(index, index_files, workers, progress),
             )
     return out
@@ -117,6 +119,7 @@ def _write(
     unit: str,
     write_item: Callable[[int, Report], None],
     last_file: Callable[[int], Path],
+    own_files: Callable[[], Iterable[str]],
     index: str,
     index_files: Callable[[], Mapping[str, str]],
     workers: int | None,
@@ -148,13 +151,10 @@ def _write(
         ) from None
     files = index_files()
     manifest = Manifest(out)
-    manifest.add(_MARKER, read_bytes(out / _MARKER))
     for name, text in files.items():
         manifest.add(f"{index}/{name}", text.encode())
-    for folder_of_items in folders:
-        for file in sorted((out / folder_of_items).iterdir()):
-            if file.is_file():
-                manifest.add(f"{folder_of_items}/{file.name}", read_bytes(file))
+    for name in (_MARKER, *own_files()):  # not all that lie there: a user may keep files of theirs
+        manifest.add(name, read_bytes(out / name))
     manifest.write(durable=False)
     with atomic_folder(out / index, files, durable=False) as folder:
         for name, text in files.items():

@@ -25,6 +25,7 @@ from ivcl_fast.data.synthetic.something_else.write import (
 from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import read_spec
 from ivcl_fast.errors import UserError
+from ivcl_fast.manifest import MANIFEST, Manifest
 from tests.data.synthetic.conftest import WRITERS
 from tests.support.strangers import check_strange, strange_files
 
@@ -61,6 +62,12 @@ def test_the_folder_records_its_spec(made: tuple[str, Path], tmp_path: Path) -> 
     (tmp_path / "synthetic.json").write_text("[]")
     with pytest.raises(UserError, match=r"synthetic\.json"):
         read_spec(tmp_path)
+
+
+def test_the_manifest_records_all_files_that_were_written(made: tuple[str, Path]) -> None:
+    """And no others, see test_files_of_others_are_kept."""
+    _, folder = made
+    assert {*Manifest.read(folder).files, MANIFEST} == contents(folder).keys()
 
 
 def test_another_seed_makes_other_data(tmp_path: Path, cater: Path, something_else: Path) -> None:
@@ -158,6 +165,9 @@ def test_files_of_others_are_kept(tmp_path: Path, made: tuple[str, Path]) -> Non
     write(tmp_path / "left", spec, workers=1)
     check_strange({path: text for path, text in strangers.items() if path.exists()})
     assert (tmp_path / "moved" / "thesis.md").exists()
+    manifest = Manifest.read(tmp_path / "left")
+    assert manifest.files.keys() == Manifest.read(folder).files.keys()
+    manifest.verify()
 
 
 VIDEOS = "20bn-something-something-v2"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import math
 import os
@@ -19,10 +20,12 @@ from typing import Any
 
 import torch
 
+from ivcl_fast.distributed.group import is_main
 from ivcl_fast.training.arguments import parse
-from tests.support.faults.scenes import PREPARE, SCENES, Scene, contents, write_template
-from tests.support.faults.schedule import Expected, Schedule, Violation, finish
-from tests.support.faults.system import Process, build_library
+from tests.support.faults.command import Command
+from tests.support.faults.scenes import SCENES, Scene, contents, write_template
+from tests.support.faults.schedule import Expected, Schedule, Violation, draw_scene, finish
+from tests.support.faults.system import build_library
 
 ROOT = Path(__file__).resolve().parents[3]
 PAIRS = (
@@ -33,47 +36,52 @@ PAIRS = (
 
 
 class Harness:
-    """What all schedules share: a data set, and what each scene leaves without faults."""
+    """What all schedules share: a data set, a run, and what each scene leaves without faults."""
 
-    def __init__(self, place: Path, scenes: Iterable[str]) -> None:
+    def __init__(self, place: Path) -> None:
         """``place``: an empty folder."""
         torch.set_num_threads(1)
         parse(["--quick"])  # fills caches, which all processes then share
         self.place, self.template = place, place / "template"
         write_template(self.template)
-        prepare = Scene(SCENES["prepare"].main, tuple(a.replace("/cater", "") for a in PREPARE))
-        self._run(prepare, self.template)
-        self.expected: Expected = {}
-        for name in scenes:
-            root = place / name
-            SCENES[name].set_up(self.template, root)
-            calls = self._run(SCENES[name], root).calls()
-            self.expected[name] = contents(root), calls
-            shutil.rmtree(root)
+        for name in ("prepare", "train"):
+            self._run(SCENES[name], self.template)
+        self._expected: dict[str, Expected] = {}
 
-    def _run(self, scene: Scene, root: Path) -> Process:
+    def _run(self, scene: Scene, root: Path) -> Command:
         """Run a command without faults, and import what it imports, for all later ones."""
         names = self.place / "modules"
-        main, arguments = scene.start(root)
 
         def tell() -> None:
             try:
-                main()
+                scene.main()
             finally:
-                names.write_text(" ".join(sys.modules))
+                if is_main():
+                    names.write_text(" ".join(sys.modules))
 
-        process = Process(tell, arguments, root, [])
-        finish([process])
-        if process.status:
-            raise SystemExit(f"exit status {process.status} without faults: {process.output()}")
+        command = Command(dataclasses.replace(scene, main=tell), root)
+        finish([command])
+        if command.failed:
+            raise SystemExit(f"it fails without faults: {command.output()}")
         for name in names.read_text().split():
             with suppress(ImportError):
                 importlib.import_module(name)
-        return process
+        return command
 
-    def schedule(self, seed: int, show: bool) -> Counter[str] | None:
+    def expected(self, name: str) -> Expected:
+        """What a scene leaves, and how many calls it takes, without faults."""
+        if name not in self._expected:
+            root = self.place / name
+            SCENES[name].set_up(self.template, root)
+            calls = self._run(SCENES[name], root).calls()
+            self._expected[name] = contents(root), calls
+            shutil.rmtree(root)
+        return self._expected[name]
+
+    def schedule(self, name: str, seed: int, show: bool) -> Counter[str] | None:
         """Run a schedule; returns the faults that occurred, or None if it failed."""
-        schedule = Schedule(seed, self.template, self.place / f"seed-{seed}", self.expected)
+        root = self.place / f"seed-{seed}"
+        schedule = Schedule(name, seed, self.template, root, self.expected(name))
         try:
             schedule.run()
         except (Violation, AssertionError, OSError, ValueError) as error:
@@ -82,45 +90,55 @@ class Harness:
             what = "well"
         if show or what != "well":
             told = (f"  {line}\n" for line in schedule.told)
-            print(f"seed {seed}, {schedule.name}: {what}\n{''.join(told)}", end="", flush=True)
-        shutil.rmtree(schedule.root)
+            print(f"{name}:{seed}: {what}\n{''.join(told)}", end="", flush=True)
+        shutil.rmtree(root)
         return schedule.struck if what == "well" else None
 
     def pair(self, number: int, names: tuple[str, str]) -> bool:
         """Whether two commands that are started at the same time end well, with the same files."""
         root = self.place / f"pair-{number}"
         scenes = [SCENES[name] for name in names]
+        expected = self.expected(names[0])[0] | self.expected(names[1])[0]
         scenes[0].set_up(self.template, root)
-        pair = [Process(*scene.start(root), root, []) for scene in scenes]
+        pair = [Command(scene, root) for scene in scenes]
         finish(pair)
-        expected = self.expected[names[0]][0] | self.expected[names[1]][0]
         left = contents(root)
         shutil.rmtree(root)
-        if well := all(process.status == 0 for process in pair) and left == expected:
+        if well := not any(command.failed for command in pair) and left == expected:
             return well
-        for process in pair:
-            print(f"pair {number}, {names}: status {process.status}: {process.output()}")
+        for command in pair:
+            print(f"pair {number}, {names}: {command.ends()}")
         print({name for name in left.keys() | expected if left.get(name) != expected.get(name)})
         return False
 
 
-def run_schedules(harness: Harness, seeds: Iterable[int], show: bool, minutes: float) -> int:
+def parse_seed(text: str) -> tuple[str, int]:
+    """Return the scene and the number of ``evaluate:3``; a number alone draws the scene as well."""
+    name, _, number = text.rpartition(":")
+    return name or draw_scene(int(number)), int(number)
+
+
+def run_schedules(
+    harness: Harness, schedules: Iterable[tuple[str, int]], show: bool, minutes: float
+) -> int:
     """Run schedules for some minutes, and print a summary; returns 1 if one has failed."""
     struck: Counter[str] = Counter()
     failed, number, begin = [], 0, time.monotonic()
-    for seed in seeds:
+    for name, seed in schedules:
         if time.monotonic() - begin > 60 * minutes:
             break
         number += 1
-        found = harness.schedule(seed, show)
+        found = harness.schedule(name, seed, show)
         if found is None:
-            failed.append(seed)
+            failed.append(f"{name}:{seed}")
         struck += found or Counter()
     counts = ", ".join(f"{count} {name}" for name, count in struck.most_common())
     print(
-        f"{number} schedules, {struck.total()} faults ({counts}), {len(failed)} violations"
-        f"{f' (--seeds {failed})' if failed else ''}, {time.monotonic() - begin:.0f} s"
+        f"{number} schedules, {struck.total()} faults ({counts}), {len(failed)} violations, "
+        f"{time.monotonic() - begin:.0f} s"
     )
+    if failed:
+        print(f"to run them again: --seeds {' '.join(failed)} --show")
     return min(len(failed), 1)
 
 
@@ -139,7 +157,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="tests.support.faults", description=__doc__)
     parser.add_argument("--schedules", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule")
-    parser.add_argument("--seeds", type=int, nargs="*", help="run these instead")
+    parser.add_argument(
+        "--seeds", type=parse_seed, nargs="*", help="run these instead, such as 3 or evaluate:3"
+    )
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin none after them")
     parser.add_argument("--pairs", type=int, help="run so many pairs of each kind instead")
     parser.add_argument("--show", action="store_true", help="print what happens")
@@ -153,10 +173,10 @@ def main() -> None:
             command = [sys.executable, "-m", "tests.support.faults", *sys.argv[1:]]
             raise SystemExit(subprocess.call(command, env=environment))
         if flags.pairs:
-            raise SystemExit(run_pairs(Harness(place, {*sum(PAIRS, ())}), flags.pairs))
-        harness = Harness(place, [name for name, scene in SCENES.items() if scene.weight])
-        seeds = flags.seeds or range(flags.seed, flags.seed + flags.schedules)
-        raise SystemExit(run_schedules(harness, seeds, flags.show, flags.minutes))
+            raise SystemExit(run_pairs(Harness(place), flags.pairs))
+        seeds = range(flags.seed, flags.seed + flags.schedules)
+        schedules = flags.seeds or ((draw_scene(seed), seed) for seed in seeds)
+        raise SystemExit(run_schedules(Harness(place), schedules, flags.show, flags.minutes))
 
 
 if __name__ == "__main__":

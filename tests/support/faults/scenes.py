@@ -15,10 +15,12 @@ from ivcl_fast.command import run_command
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.shards import META
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.evaluate import main as evaluate_main
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.prepare import main as prepare_main
 from ivcl_fast.sweep import main as sweep_main
 from ivcl_fast.train import main as train_main
+from ivcl_fast.training.run_folder import CHECKPOINTS
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
 
 TRAIN = (*RUN_FLAGS, *FRAME_FLAGS, "--no-pictures", "--no-compare-memoryless", "--save-every", "1")
@@ -34,18 +36,25 @@ class Scene:
     arguments: tuple[str, ...]
     has_data: bool = True
     has_store: bool = True
+    has_run: bool = False
+    """Whether a finished run is there."""
+    folder: str = "runs/run"
+    """A folder that is made before the command, so that strangers may have files there."""
+    ranks: int = 1
     weight: int = 1
     """How often it is drawn."""
 
     def start(self, root: Path) -> tuple[Callable[[], Any], list[str]]:
-        """The command, as :class:`~tests.support.faults.system.Process` takes it."""
+        """The function and the arguments of each process."""
         return lambda: run_command(self.main), [a.format(root=root) for a in self.arguments]
 
     def set_up(self, template: Path, root: Path) -> None:
         """Make the folder as it is before the first command."""
-        (root / "runs" / "run").mkdir(parents=True)  # where strangers may have files
+        (root / self.folder).mkdir(parents=True)
+        if self.has_run:
+            shutil.copytree(template / "runs", root / "runs", dirs_exist_ok=True)
         if self.has_data:
-            shutil.copytree(template, root / "cater")
+            shutil.copytree(template / "cater", root / "cater")
             if not self.has_store:
                 shutil.rmtree(root / "cater" / STORE)
 
@@ -55,6 +64,7 @@ QUICK = (
     "--finetune-clips", "4",
 )  # fmt: skip
 STORE = "store-16-p8-pyav"
+RENDERED_TO = "synthetic-cater-embedded-static-4-2"
 DATA = ("--data", "cater:{root}/cater")
 RUN = ("--out", "{root}/runs", "--name", "run")
 PREPARE = ("cater:{root}/cater", "--image-size", "16", "--workers", "1")
@@ -69,10 +79,23 @@ SCENES = {
     ),
     "render": Scene(
         train_main, (*TRAIN, *RENDERED, "--data-dir", "{root}", *RUN, "--stage", "pretrain"),
-        has_data=False, has_store=False,
+        has_data=False, has_store=False, folder=RENDERED_TO,
     ),
     "prepare": Scene(prepare_main, PREPARE, has_store=False),
-    "sweep": Scene(sweep_main, ("masking", *QUICK, *DATA, "--out", "{root}/sweeps"), weight=0),
+    "ranks": Scene(train_main, (*TRAIN, *DATA, *RUN), ranks=2),
+    "sweep": Scene(
+        sweep_main, ("encoder", *QUICK, *DATA, "--out", "{root}/sweeps"),
+        folder="sweeps/encoder-quick/joint/seed-0",
+    ),
+    "evaluate": Scene(
+        evaluate_main, ("{root}/runs/run", *DATA, "--out", "{root}/runs/evaluation.json"),
+        has_run=True,
+    ),
+    "predict": Scene(
+        evaluate_main,
+        ("{root}/runs/run", "--predict", "{root}/cater/videos", "--out", "{root}/runs/answers.csv"),
+        has_store=False, has_run=True,
+    ),
 }  # fmt: skip
 
 
@@ -83,8 +106,8 @@ def verifying(data: Path) -> Scene:
 
 
 def write_template(folder: Path) -> None:
-    """Write the data set that the scenes begin with; its store is made by ``prepare``."""
-    write_cater(folder, SyntheticCater(train=6, val=4), 1)
+    """Write the data set that the scenes begin with; commands make its store and the run."""
+    write_cater(folder / "cater", SyntheticCater(train=6, val=4), 1)
 
 
 def contents(root: Path) -> dict[str, Any]:
@@ -129,11 +152,11 @@ def curve(line: str) -> dict[str, Any]:
     return {k: v for k, v in record.items() if k not in ("clips_per_second", "data_wait")}
 
 
-def progress(root: Path) -> dict[str, int]:
+def progress(root: Path) -> dict[Path, int]:
     """Steps that each stage has saved; a finished one has saved more than any number."""
     found = {}
-    for stage in STAGES:
-        folder = root / "runs" / "run" / stage
-        steps = [int(p.name[5:]) for p in folder.glob("checkpoints/step-*") if p.name[5:].isdigit()]
-        found[stage] = 10**9 if (folder / MODEL).is_file() else max(steps, default=0)
+    for stage in (path for name in STAGES for path in root.rglob(name)):
+        names = [path.name.removeprefix("step-") for path in stage.glob(f"{CHECKPOINTS}/step-*")]
+        steps = [int(name) for name in names if name.isdigit()]
+        found[stage] = 10**9 if (stage / MODEL).is_file() else max(steps, default=0)
     return found

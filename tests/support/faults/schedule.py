@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import random
 import re
 import signal
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ivcl_fast.manifest import MANIFEST, Manifest
-from tests.support.faults.scenes import SCENES, Scene, contents, progress, verifying
-from tests.support.faults.system import Fault, Process
+from tests.support.faults.command import Command
+from tests.support.faults.scenes import SCENES, contents, progress, verifying
+from tests.support.faults.system import Fault
 from tests.support.strangers import check_strange, strange_files
 
 HANG_SECONDS = 120
-PAUSE = 0.05
-"""Seconds that a stopped process stays stopped."""
 FAILURES = {
     "read": (errno.EIO,),
     "write": (errno.ENOSPC, errno.ENOSPC, errno.EIO),
@@ -31,33 +29,35 @@ FAILURES = {
 }
 
 
-Expected = dict[str, tuple[dict[str, Any], dict[str, int]]]
-"""For each scene what an undisturbed command leaves, and its number of calls of each kind."""
+Expected = tuple[dict[str, Any], list[dict[str, int]]]
+"""What an undisturbed command leaves, and the number of calls of each kind by each rank."""
 
 
 class Violation(Exception):
     """Something was lost, silent, or not told in one line."""
 
 
-def finish(running: Sequence[Process]) -> None:
-    """Wait for processes; one that stops itself continues after a pause.
-
-    Raises :class:`Violation` if one does not end.
-    """
+def finish(running: Sequence[Command]) -> None:
+    """Wait for commands; raises :class:`Violation` if one does not end."""
     begin = time.monotonic()
-    while "running" in (states := [process.poll() for process in running]) or "stopped" in states:
-        time.sleep(PAUSE if "stopped" in states else 0.002)
-        for process, state in zip(running, states, strict=True):
-            if state == "stopped":
-                os.kill(process.pid, signal.SIGCONT)
+    while any([command.running() for command in running]):
+        time.sleep(0.002)
         if time.monotonic() - begin > HANG_SECONDS:
             raise Violation("a command hangs")
+
+
+def draw_scene(seed: int) -> str:
+    """The name of the scene of a schedule."""
+    weights = [scene.weight for scene in SCENES.values()]
+    return random.Random(seed).choices([*SCENES], weights)[0]
 
 
 @dataclass
 class Schedule:
     """A schedule in a folder of its own, which must not exist yet."""
 
+    name: str
+    """Of its scene."""
     seed: int
     template: Path
     root: Path
@@ -69,11 +69,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
-        names = list(SCENES)
-        (self.name,) = self.draw.choices(names, [SCENES[name].weight for name in names])
-        self.scene: Scene = SCENES[self.name]
+        self.scene = SCENES[self.name]
         self.strange: dict[Path, str] = {}
-        self.running: list[Process] = []
+        self.running: list[Command] = []
 
     def run(self) -> None:
         """Run it; raises :class:`Violation`."""
@@ -87,23 +85,23 @@ class Schedule:
                 self.disturbed()
             self.undisturbed()
         finally:
-            for process in self.running:
-                process.end()
-        left, (expected, _) = contents(self.root), self.expected[self.name]
+            for command in self.running:
+                command.end()
+        left, (expected, _) = contents(self.root), self.expected
         check_strange(self.strange)
         for path in self.strange:
             left.pop(path.relative_to(self.root).as_posix(), None)
         if left != expected:
             names = [n for n in left.keys() | expected if left.get(n, b"") != expected.get(n, b"")]
             raise Violation(f"other contents: {sorted(names)}")
-        if (run := self.root / "runs" / "run" / MANIFEST).exists():
-            Manifest.read(run.parent).verify()
+        for manifest in self.root.rglob(MANIFEST):
+            Manifest.read(manifest.parent).verify()
 
     # --- Faults ---------------------------------------------------------------------------------
 
-    def fault(self) -> Fault:
+    def fault(self, rank: int) -> Fault:
         """Draw one fault of a process."""
-        _, calls = self.expected[self.name]
+        calls = self.expected[1][rank]
         action = self.draw.choice(["kill", "kill", "stop", "wait", "fail", "fail", "fail"])
         kinds = [k for k in FAILURES if calls[k]]
         kind = self.draw.choice(kinds) if action == "fail" or self.draw.random() < 0.5 else "any"
@@ -117,38 +115,48 @@ class Schedule:
         """Run the command with faults; sometimes two of it at a time."""
         before = progress(self.root)
         count = 1 + (self.draw.random() < 0.25)
-        chosen = [[self.fault() for _ in range(self.draw.randint(1, 3))] for _ in range(count)]
+        chosen = [
+            [
+                [self.fault(rank) for _ in range(self.draw.randint(1, 3))]
+                for rank in range(self.scene.ranks)
+            ]
+            for _ in range(count)
+        ]
         if count > 1:
             self.struck["race"] += 1
-        self.running = [Process(*self.scene.start(self.root), self.root, f) for f in chosen]
+        self.running = [Command(self.scene, self.root, faults) for faults in chosen]
         finish(self.running)
-        for process in self.running:
-            self.check(process)
+        for command in self.running:
+            self.check(command)
         after = progress(self.root)
-        if lost := [stage for stage in before if after[stage] < before[stage]]:
+        if lost := [stage for stage in before if after.get(stage, 0) < before[stage]]:
             raise Violation(f"steps of {lost} were lost: {before} -> {after}")
         check_strange(self.strange)
 
-    def check(self, process: Process, damaged: Path | None = None) -> None:
+    def check(self, command: Command, damaged: Path | None = None) -> None:
         """Raise :class:`Violation` unless the command ended well, or its fault explains why not."""
-        struck, output = process.struck(), process.output()
+        struck, ends = command.struck(), command.ends()
         self.struck.update(fault.action for fault in struck)
-        self.told.append(f"{' and '.join(map(str, struck)) or 'no fault'}: {process.status}")
-        if "Traceback" in output:
-            raise Violation(f"a traceback: {output}")
+        statuses = ", ".join(str(status) for status, _ in ends)
+        self.told.append(f"{' and '.join(map(str, struck)) or 'no fault'}: {statuses}")
+        if "Traceback" in command.output():
+            raise Violation(f"a traceback: {command.output()}")
         actions = {fault.action for fault in struck}
-        if process.status == 0 or (process.status == -signal.SIGKILL and "kill" in actions):
-            return
-        errors = re.findall("^error: .*$", output, re.MULTILINE)
-        if process.status != 2 or len(errors) != 1 or not output.endswith(f"{errors[0]}\n"):
-            raise Violation(f"exit status {process.status}: {output}")
-        self.told.append(errors[0].replace(str(self.root), ""))
-        if "fail" not in actions and (damaged is None or damaged.name not in errors[0]):
-            raise Violation(f"an error without a reason: {output}")
+        if command.failed and not any(status for status, _ in ends):
+            raise Violation(f"ranks end for no reason: {command.output()}")
+        for status, output in ends:
+            if status == 0 or (status == -signal.SIGKILL and "kill" in actions):
+                continue
+            errors = re.findall("^error: .*$", output, re.MULTILINE)
+            if status != 2 or len(errors) != 1 or not output.endswith(f"{errors[0]}\n"):
+                raise Violation(f"exit status {status}: {output}")
+            self.told.append(errors[0].replace(str(self.root), ""))
+            if "fail" not in actions and (damaged is None or damaged.name not in errors[0]):
+                raise Violation(f"an error without a reason: {output}")
 
     def undisturbed(self) -> None:
         """Run the command to its end."""
-        self.running = [Process(*self.scene.start(self.root), self.root, [])]
+        self.running = [Command(self.scene, self.root)]
         finish(self.running)
         self.check(self.running[0])
 
@@ -175,13 +183,13 @@ class Schedule:
         scene = self.scene
         if file.suffix in (".u8", ".avi"):  # only this reads them again
             scene = verifying(file.parents[1])
-        process = Process(*scene.start(self.root), self.root, [])
-        self.running = [process]
+        command = Command(scene, self.root)
+        self.running = [command]
         finish(self.running)
-        self.check(process, file)
-        if process.status and file.read_bytes() != content:
+        self.check(command, file)
+        if command.failed and file.read_bytes() != content:
             raise Violation(f"{file} was refused, and then changed")
-        if not process.status and file.suffix in (".u8", ".avi"):
+        if not command.failed and file.suffix in (".u8", ".avi"):
             raise Violation(f"{file}: --verify accepts a changed byte")
         if file.exists() and file.read_bytes() == content:  # it was refused, or is not read
             file.write_bytes(right)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,15 +56,24 @@ class Process:
     """A command in a fork of this process, with faults of calls that concern files of a folder."""
 
     def __init__(
-        self, main: Callable[[], Any], arguments: Sequence[str], root: Path, faults: Sequence[Fault]
+        self,
+        main: Callable[[], Any],
+        arguments: Sequence[str],
+        root: Path,
+        faults: Sequence[Fault],
+        environment: Mapping[str, str],
     ) -> None:
-        """``main`` is run like ``python -m ... arguments``; ``root`` is the folder."""
+        """``main`` is run like ``python -m ... arguments``; ``root`` is the folder.
+
+        ``environment``: variables that it has besides those of this process.
+        """
         self.faults, self._output = list(faults), tempfile.TemporaryFile()  # noqa: SIM115
         self._numbers = mmap.mmap(-1, 8 * (len(KINDS) + MOST_FAULTS))
         self.status: int | None = None
         """Exit status, or the number of a signal, negative; None while it runs."""
         self.pid = os.fork()
         if self.pid == 0:
+            os.environ.update(environment)
             self._run(main, arguments, root)
 
     def poll(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ivcl_fast.data.formats.acre import SPLITS, Attributes, Panel, Regime, media_name, object_table
+from ivcl_fast.data.formats.acre import (
+    PANELS,
+    SPLITS,
+    Attributes,
+    Panel,
+    Regime,
+    media_name,
+    object_table,
+)
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
 from ivcl_fast.data.synthetic.acre.scene import LAMPS, Scene, draw_scenes
 from ivcl_fast.data.synthetic.writer import (
@@ -99,7 +107,8 @@ def write_acre(
         items=spec.problems,
         unit="problems",
         write_item=partial(_write_problem, out, spec),
-        last_file=lambda i: _scene_path(out, *spec.locate(i), 9),
+        last_file=lambda i: _scene_path(out, *spec.locate(i), PANELS[-1]),
+        own_files=partial(_panel_files, spec),
         index="config",
         index_files=partial(_configs, spec),
         workers=workers,
@@ -116,7 +125,7 @@ def _write_problem(out: Path, spec: SyntheticAcre, index: int, report: Report) -
     for i, scene in enumerate(draw_scenes(problem, table, rng, *_SIZES[spec.size])):
         picture = Image.fromarray(scene.picture)
         picture.putalpha(255)
-        name = f"{media_name(split, number)}_{i:02d}.png"
+        name = _picture_name(split, number, i)
         with atomic_write(out / "images" / name, durable=False) as file:
             picture.save(file, format="png", compress_level=3)
         text = json.dumps(scene_dict(scene, problem[i], table, split, name))
@@ -124,8 +133,20 @@ def _write_problem(out: Path, spec: SyntheticAcre, index: int, report: Report) -
     report(1)
 
 
+def _picture_name(split: str, number: int, panel: int) -> str:
+    return f"{media_name(split, number)}_{panel:02d}.png"
+
+
 def _scene_path(out: Path, split: str, number: int, panel: int) -> Path:
     return out / "scenes" / f"{media_name(split, number)}_{panel:02d}.json"
+
+
+def _panel_files(spec: SyntheticAcre) -> Iterator[str]:
+    for index in range(spec.problems):
+        for panel in PANELS:
+            place = *spec.locate(index), panel
+            yield f"images/{_picture_name(*place)}"
+            yield str(_scene_path(Path(), *place))
 
 
 def _configs(spec: SyntheticAcre) -> dict[str, str]:

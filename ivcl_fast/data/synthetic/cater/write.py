@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -121,6 +121,7 @@ def write_cater(
         unit="videos",
         write_item=partial(_write_video, out, spec),
         last_file=partial(_scene_path, out),
+        own_files=partial(_video_files, spec),
         index="lists",
         index_files=partial(_lists, out, spec),
         workers=workers,
@@ -156,6 +157,12 @@ def spec_of(folder: Path) -> SyntheticCater | None:
 
 def _scene_path(out: Path, index: int) -> Path:
     return out / "scenes" / f"CATER_new_{index:06d}.json"
+
+
+def _video_files(spec: SyntheticCater) -> Iterator[str]:
+    for index in range(spec.videos):
+        yield f"videos/{video_name(index)}"
+        yield str(_scene_path(Path(), index))
 
 
 def _write_video(out: Path, spec: SyntheticCater, index: int, report: Report) -> None:

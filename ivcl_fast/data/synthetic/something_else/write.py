@@ -35,6 +35,7 @@ _FORMAT_VERSION = 1
 _SPLITS = "dataset_splits"
 _CLIP_BOXES = "boxes.part"
 """Folder with a file of boxes per clip; deleted when all clips are complete."""
+_BOXES = "bounding_box_smthsmth_part{}.json"
 _SECONDS = 2.0, 5.0
 _ONE_OBJECT = "circle"
 """Training clips of the one-object split contain a thing of this shape, validation clips none."""
@@ -106,6 +107,7 @@ def write_something_else(
         unit="clips",
         write_item=partial(_write_clip, out, spec),
         last_file=partial(_boxes_path, out),
+        own_files=partial(_clip_files, spec),
         index=_SPLITS,
         index_files=partial(_finish, out, spec),
         workers=workers,
@@ -149,6 +151,11 @@ def _plan(spec: SyntheticSomethingElse, index: int) -> _Clip:
 
 def _boxes_path(out: Path, index: int) -> Path:
     return out / _CLIP_BOXES / f"{index + 1}.json"
+
+
+def _clip_files(spec: SyntheticSomethingElse) -> Iterator[str]:
+    yield from (f"{VIDEOS}/{index + 1}.webm" for index in range(spec.clips))
+    yield from (_BOXES.format(number) for number in (1, 2))
 
 
 def _write_clip(out: Path, spec: SyntheticSomethingElse, index: int, report: Report) -> None:
@@ -219,8 +226,7 @@ def _finish(out: Path, spec: SyntheticSomethingElse) -> dict[str, str]:
     """Join the boxes of the clips in two files (the data set has four); return the split files."""
     half = (spec.clips + 1) // 2
     for number, clips in enumerate((range(half), range(half, spec.clips)), 1):
-        path = out / f"bounding_box_smthsmth_part{number}.json"
-        with atomic_write(path, durable=False) as file:
+        with atomic_write(out / _BOXES.format(number), durable=False) as file:
             file.write(b"{")
             for index in clips:
                 comma = ", " if index > clips.start else ""
