@@ -43,6 +43,7 @@ class DALIDecoder(Decoder):
     """
 
     name = "dali"
+    part_bytes = 2**30  # it reads the file anew for every part
 
     def __init__(self, image_size: int, gpu: int | None = None) -> None:
         """``gpu``: index of the GPU to decode on, where there is one; by default the current."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -67,6 +68,8 @@ class Decoder(ABC):
     """
 
     name: ChosenDecoder
+    part_bytes = 2**26
+    """Most bytes of frames in one of :meth:`parts`."""
 
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size
@@ -86,6 +89,25 @@ class Decoder(ABC):
             if isinstance(crop, str):
                 crop = opened.info.square(crop)
             return self.decode_open(opened, frame_ids, crop)
+
+    def parts(self, media: Media, square: Square = "none") -> Iterator[torch.Tensor]:
+        """Decode all frames, a part at a time: uint8 RGB ``[F, 3, S, S]``, in order.
+
+        So videos of any length need the same memory. Raises
+        :class:`~ivcl_fast.data.dataset.VideoError` as :meth:`decode`, possibly after some parts.
+        """
+        from ivcl_fast.data.decode.media import open_media
+
+        with open_media(media) as opened:
+            frames, crop = opened.info.frames, opened.info.square(square)
+            for start in range(0, frames, self.part_frames):
+                ids = range(start, min(start + self.part_frames, frames))
+                yield self.decode_open(opened, ids, crop)
+
+    @property
+    def part_frames(self) -> int:
+        """Number of frames of each of :meth:`parts` but the last."""
+        return max(1, self.part_bytes // (3 * self.image_size**2))
 
     @abstractmethod
     def decode_open(

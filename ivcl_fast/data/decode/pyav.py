@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from ivcl_fast.data.dataset import VideoError
+from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.images import image_codec
-from ivcl_fast.data.decode.interface import WHOLE, Crop, Decoder
+from ivcl_fast.data.decode.interface import WHOLE, Crop, Decoder, Square
 from ivcl_fast.data.decode.media import (
     MAX_PIXELS,
     UNDECODABLE,
@@ -21,6 +22,7 @@ from ivcl_fast.data.decode.media import (
     OpenMedia,
     OpenVideo,
     check_frame_ids,
+    open_media,
 )
 
 
@@ -39,13 +41,20 @@ class PyAVDecoder(Decoder):
         if isinstance(opened, OpenVideo) and not opened.has_images:
             frames = self._select(opened.frames(), frame_ids, crop)
         else:
-            encoded = opened.images(frame_ids)
-            numbers = range(len(encoded)) if frame_ids is None else frame_ids
-            images = _decode_images(encoded, [opened.frame_name(int(i)) for i in numbers])
-            frames = [self._resize(frame, crop) for frame in images]
+            frames = [self._resize(frame, crop) for frame in _images(opened, frame_ids)]
         if not frames:
             return torch.empty(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
         return torch.from_numpy(np.stack(frames))
+
+    def parts(self, media: Media, square: Square = "none") -> Iterator[torch.Tensor]:
+        """In one pass: FFmpeg cannot start exactly in the middle of every video."""
+        with open_media(media) as opened:
+            crop = opened.info.square(square)
+            is_video = isinstance(opened, OpenVideo) and not opened.has_images
+            frames = iter(opened.frames() if is_video else _images(opened, None))
+            resized = (self._resize(frame, crop) for frame in frames)
+            while part := [*itertools.islice(resized, self.part_frames)]:
+                yield torch.from_numpy(np.stack(part))
 
     def _select(
         self, frames: Iterable[VideoFrame], frame_ids: FrameIds, crop: Crop
@@ -78,6 +87,13 @@ class PyAVDecoder(Decoder):
             upright = np.rot90(pixels, turns) if turns else pixels
             out[channel] = upright[top : top + size, left : left + size]
         return out
+
+
+def _images(opened: OpenMedia, frame_ids: FrameIds) -> Iterator[VideoFrame]:
+    """Decode frames that are encoded images."""
+    encoded = opened.images(frame_ids)
+    numbers = range(len(encoded)) if frame_ids is None else frame_ids
+    return _decode_images(encoded, [opened.frame_name(int(i)) for i in numbers])
 
 
 def _decode_images(images: Sequence[bytes], names: Sequence[str]) -> Iterator[VideoFrame]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import torch
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import make_decoder
@@ -133,22 +135,46 @@ def _build(task: ShardTask, report: Report) -> None:
         for media, expected, decoder in items:
             refused = task.refused.get(media.name)
             sources[media.name] = Source(state_of(media)) if refused else source_of(media)
+            start = file.tell()
             try:
                 if refused:
                     raise VideoError(refused)
-                decode = make_decoder(decoder, task.image_size, task.gpu).decode
-                decoded = if_damaged_twice(media, partial(decode, media, crop=task.square))
+                parts = partial(
+                    make_decoder(decoder, task.image_size, task.gpu).parts, media, task.square
+                )
+                frames[media.name], digest = if_damaged_twice(
+                    media, partial(_append, file, start, digest, parts, task.patch_size)
+                )
             except VideoError as error:
                 bad_files[media.name] = str(error)
-            else:
-                rows = patchify(decoded.cpu(), task.patch_size).contiguous().numpy()
-                frames[media.name] = len(rows)
-                digest.update(rows.data)
-                file.write(rows.data)
+                file.seek(start)
+                file.truncate()
             report(expected)
         size = file.tell()
     shard = Shard(task.path.name, size, digest.hexdigest(), frames, bad_files, sources)
     write_text(_record(task.path), signed({"shard": asdict(shard)}))
+
+
+def _append(
+    file: BinaryIO,
+    start: int,
+    digest: hashlib._Hash,
+    parts: Callable[[], Iterator[torch.Tensor]],
+    patch_size: int,
+) -> tuple[int, hashlib._Hash]:
+    """Write the frames of media to a file, from ``start`` on.
+
+    Returns their number, and the ``digest`` of the file with them.
+    """
+    file.seek(start)
+    file.truncate()
+    count, digest = 0, digest.copy()
+    for part in parts():
+        rows = patchify(part.cpu(), patch_size).contiguous().numpy()
+        count += len(rows)
+        digest.update(rows.data)
+        file.write(rows.data)
+    return count, digest
 
 
 def shard_leftovers(store: Path, meta: Mapping[str, Any]) -> Iterator[Path]:

@@ -76,7 +76,7 @@ def scenes(count: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("name", ["pyav", DALI])
-def test_exactly_the_frames_asked_for(tmp_path, name, write):
+def test_exactly_the_frames_asked_for(tmp_path, name, write, monkeypatch):
     """The video has more frames than one of DALI's batches."""
     count = 150
     path = write(tmp_path / "a.avi", [picture(7, frame) for frame in range(count)])
@@ -91,6 +91,10 @@ def test_exactly_the_frames_asked_for(tmp_path, name, write):
         np.testing.assert_array_equal(some, everything[np.array(ids, np.int64)])
     with pytest.raises(IndexError):
         decoder.decode(media(path), [count])
+    monkeypatch.setattr(type(decoder), "part_bytes", 100 * 3 * 32**2)
+    parts = [part.cpu().numpy() for part in decoder.parts(media(path))]
+    assert [len(part) for part in parts] == [100, 50]
+    np.testing.assert_array_equal(np.concatenate(parts), everything)
 
 
 @NEEDS_DALI

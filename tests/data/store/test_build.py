@@ -16,6 +16,7 @@ import torch
 
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.interface import Decoder
 from ivcl_fast.data.decode.media import probe
 from ivcl_fast.data.store import build as building
 from ivcl_fast.data.store import index, shards
@@ -57,9 +58,21 @@ def built(videos, tmp_path_factory) -> FrameStore:
     return build(videos, tmp_path_factory.mktemp("stores") / "store")
 
 
-def test_every_kind_of_media_in_one_store(tmp_path):
+def test_every_kind_of_media_in_one_store(tmp_path, monkeypatch):
+    """Three frames at a time, so that long videos need no more memory than short ones."""
+    monkeypatch.setattr(Decoder, "part_bytes", 4 * FRAME_BYTES - 1)
+    sizes: list[int] = []
+    monkeypatch.setattr(
+        shards, "patchify", lambda part, size: [sizes.append(len(part)), patchify(part, size)][1]
+    )
     pictures = [picture(3, i) for i in range(12)]
+    broken = write_painted(tmp_path / "broken.avi", 6, 8)
+    contents = bytearray(broken.read_bytes())
+    at = contents.rindex(b"\xff\xdb")  # of the last frame, when others are written already
+    contents[at : at + 200] = bytes(200)
+    broken.write_bytes(contents)
     everything = [
+        media(broken),
         media(write_painted(tmp_path / "motion.avi", 1, 9)),
         media(write_video(tmp_path / "web.webm", pictures, "libvpx-vp9", **VP9)),
         media(write_video(tmp_path / "phone.mp4", pictures, "libx264")),
@@ -75,6 +88,9 @@ def test_every_kind_of_media_in_one_store(tmp_path):
         "png": [(4, i) for i in range(10)],
         "jpg": [(5, i) for i in range(3)],
     }
+    assert store.bad_files == {"broken": "FFmpeg cannot decode one of its frames, frame 7"}
+    assert set(sizes) == {1, 3}
+    store.verify()
 
 
 # --- several processes --------------------------------------------------------------------------
@@ -215,12 +231,12 @@ def kill_at(moment: float, videos, folder: Path) -> None:
 class BadDecoder:
     """Hangs and crashes as native decoders do on broken files."""
 
-    def decode(self, one: Media, crop: str):
+    def parts(self, one: Media, square: str):
         if one.name == "v05":
             time.sleep(1000)
         if one.name == "v11":
             os.kill(os.getpid(), signal.SIGSEGV)
-        return make_decoder("pyav", SIZES[0]).decode(one)
+        return make_decoder("pyav", SIZES[0]).parts(one)
 
 
 def build_with_bad_decoder(task, report):
