@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TextIO, TypeVar, get_type_hints
 import ivcl_fast
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, print_error
+from ivcl_fast.text import printable
 
 T = TypeVar("T")
 
@@ -103,7 +104,11 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     stderr and exit status 2. Ctrl-C gives status 130, and a closed pipe (``... | head``) gives 141
     and no message.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[to_stderr])
+    with suppress(AttributeError):  # in place of a stream, another object
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     end_with_parent()
     try:
         main()
@@ -133,6 +138,14 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         distributed.print_rank0(how, sys.stderr)
         raise SystemExit(130) from None
     raise SystemExit(0)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats log records so that a terminal shows, and does not obey, the names in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a record; line breaks stay."""
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 class _Output:

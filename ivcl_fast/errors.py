@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from ivcl_fast.text import printable
+
 
 class UserError(ValueError):
     """Something that the user gave cannot be used.
@@ -31,4 +33,4 @@ def require_above(config: object, bound: float, *names: str) -> None:
 
 def print_error(error: UserError) -> None:
     """Print an error as one line on stderr."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)

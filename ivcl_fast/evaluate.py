@@ -22,6 +22,7 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import scores_as_json
 from ivcl_fast.files import write_json, write_text
 from ivcl_fast.report.tables import results_table
+from ivcl_fast.text import printable
 
 Classifier = Literal["finetune", "scratch", "last-frame"]
 ANSWERS = 5
@@ -102,9 +103,9 @@ def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:
     for one in found:
         if videos:
             text = f"{one['video']}: {one.get('error', '')}"
-            print("".join(c if c.isprintable() else "?" for c in text))  # names may be anything
+            print(printable(text))
         for answer, score in one.get("answers", {}).items():
-            print(f"{score:6.1%}  {answer}")
+            print(f"{score:6.1%}  {printable(answer)}")
     if out is not None and out.suffix.lower() == ".csv":
         write_text(out, answers_as_csv(found))
     elif out is not None:

@@ -139,9 +139,12 @@ def remove_temporaries(folder: Path, patterns: Iterable[str]) -> None:
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
-    """Write a text file atomically, as UTF-8; ``durable``: see :func:`atomic_write`."""
+    """Write a text file atomically, as UTF-8; ``durable``: see :func:`atomic_write`.
+
+    Bytes in names that are not UTF-8, which Python reads as lone surrogates, become ``\\udc..``.
+    """
     with atomic_write(path, durable) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

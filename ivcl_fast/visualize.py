@@ -25,6 +25,7 @@ from ivcl_fast.report.attention import measure_name
 from ivcl_fast.report.html import Page
 from ivcl_fast.report.run_pictures import draw_clip
 from ivcl_fast.report.tables import Table
+from ivcl_fast.text import printable
 from ivcl_fast.training.settings import flatten
 
 MEASURED_CLIPS = 32
@@ -84,7 +85,7 @@ def visualize(config: VisualizeConfig) -> Path:
             run, clip, models, out / clip.name, config.rollout, config.per_head
         ):
             page.picture(picture.path, picture.caption)
-        print(f"{clip.name}: {out / clip.name}")
+        print(printable(f"{clip.name}: {out / clip.name}"))
     page.heading("Settings of the run")
     rows = [[name, str(value)] for name, value in flatten(run.config).items()]
     page.table(Table(["setting", "value"], rows))

@@ -22,6 +22,7 @@ from ivcl_fast.data.formats.cater_labels import Scene, hidden_at_end
 from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.errors import UserError
+from ivcl_fast.text import printable
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class ClipReader:
             try:
                 decoded = self.read(clip)
             except VideoError as error:
-                print(f"{clip.name} left out: {error}")
+                print(printable(f"{clip.name} left out: {error}"))
                 continue
             left -= 1
             yield decoded

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from ivcl_fast.errors import UserError
+from ivcl_fast.text import printable
 
 SHOWN = 10
 """Number of media that a summary names."""
@@ -17,8 +18,7 @@ def named(bad_files: Mapping[str, str]) -> str:
     lines = [f"  {name}: {reason}" for name, reason in islice(bad_files.items(), SHOWN)]
     if len(bad_files) > SHOWN:
         lines.append(f"  and {len(bad_files) - SHOWN} more")
-    # Names may be anything.
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    return "\n".join(map(printable, lines))
 
 
 def summary(bad_files: Mapping[str, str], total: int, file: Path) -> str:

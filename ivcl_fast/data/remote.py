@@ -7,7 +7,7 @@ copies the lists beside it and the videos that they name. What has changed there
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +16,11 @@ from typing import Any, NamedTuple
 
 from ivcl_fast.data.dataset import Dataset
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import TEMPORARY, locked, write_json
+from ivcl_fast.files import TEMPORARY, locked, read_bytes, write_text
+from ivcl_fast.manifest import check_signed, signed
 from ivcl_fast.progress import Bar
+
+log = logging.getLogger(__name__)
 
 FOLDER = "remote"
 """Folder of the copies, in that of the synthetic data sets."""
@@ -83,8 +86,13 @@ class _Files:
         self.system, self.root = url_to_fs(url)
         self.root = self.root.rstrip("/")
         self.copy, self.found = copy, dict[str, Mapping[str, Any]]()
-        record = copy / RECORD
-        self.taken: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
+        self.taken: dict[str, str] = {}
+        try:
+            self.taken = check_signed(read_bytes(copy / RECORD))["files"]
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError):
+            log.warning("%s: damaged, so all files are copied again", copy / RECORD)
 
     def names(self, deep: bool) -> list[str]:
         """List the files by their paths in the folder; hidden ones are passed over."""
@@ -102,7 +110,7 @@ class _Files:
         for name in self.taken.keys() - self.found.keys():
             (self.copy / name).unlink(missing_ok=True)
             del self.taken[name]
-        write_json(self.copy / RECORD, self.taken)
+        self._write_record()
 
     def take(self, names: Iterable[str]) -> None:
         """Copy those of these files that exist and have changed."""
@@ -123,7 +131,10 @@ class _Files:
                     bar(done, len(wanted))
         finally:
             if wanted:
-                write_json(self.copy / RECORD, self.taken)
+                self._write_record()
+
+    def _write_record(self) -> None:
+        write_text(self.copy / RECORD, signed({"files": self.taken}))
 
     def _take(self, name: str) -> str:
         target = self.copy / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from ivcl_fast.models.weights import (
     read_weights,
     write_checksums,
 )
+from ivcl_fast.text import markdown, printable
 
 CARD = """\
 ---
@@ -238,7 +240,8 @@ def card_fields(model: Any) -> dict[str, Any]:
         }
     if model.kind == "IVCLClassifier":
         classes, names = model.head.out_features, model.class_names
-        told = f": {', '.join(names)} (`model.class_names`, in the logits' order)" if names else ""
+        named = ", ".join(map(markdown, names or ()))
+        told = f": {named} (`model.class_names`, in the logits' order)" if names else ""
         return card | {
             "purpose": f"A classifier of clips of {cfg.num_frames} frames, with {classes} "
             f"classes{told}.",
@@ -268,6 +271,6 @@ def table_rows(values: Mapping[str, Any]) -> str:
             return ", ".join(f"{name} {cell(part)}" for name, part in value.items())
         if isinstance(value, list | tuple):
             return ", ".join(map(cell, value))
-        return str(value).replace("|", "\\|").replace("\n", " ")
+        return html.escape(printable(str(value)), quote=False).replace("|", "\\|")
 
     return "\n".join(f"| {cell(name)} | {cell(value)} |" for name, value in values.items())

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ivcl_fast.report.figures import new_figure, save
+from ivcl_fast.text import markdown, printable
 
 NAMED = 40
 """Largest number of classes whose names and numbers are written."""
@@ -43,7 +44,7 @@ def confusion_picture(path: Path, counts: np.ndarray, names: Sequence[str]) -> N
 
 
 def confusion_caption(counts: np.ndarray, names: Sequence[str], pairs: int = 3) -> str:
-    """Name the pairs of classes that are confused most often."""
+    """Name the pairs of classes that are confused most often, in Markdown."""
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[:pairs]
     found = [np.unravel_index(i, wrong.shape) for i in order if wrong.flat[i]]
@@ -53,7 +54,7 @@ def confusion_caption(counts: np.ndarray, names: Sequence[str], pairs: int = 3) 
     if not found:
         return text + " Every answer is correct."
     most = "; ".join(
-        f"{names[label]} taken for {names[answer]} "
+        f"{markdown(names[label])} taken for {markdown(names[answer])} "
         f"({wrong[label, answer]} of {counts[label].sum()})"
         for label, answer in found
     )
@@ -63,4 +64,4 @@ def confusion_caption(counts: np.ndarray, names: Sequence[str], pairs: int = 3) 
 def _short(name: str) -> str:
     """Cut a long name, and keep matplotlib from reading it as mathematics."""
     name = name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
-    return name.replace("$", r"\$")
+    return printable(name).replace("$", r"\$")

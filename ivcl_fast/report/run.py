@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +16,7 @@ from ivcl_fast.files import write_text
 from ivcl_fast.manifest import write_recorded
 from ivcl_fast.report.run_pictures import draw_run
 from ivcl_fast.report.tables import METRIC_NAMES, Table, results_table
+from ivcl_fast.text import markdown
 
 if TYPE_CHECKING:
     from ivcl_fast.data.dataset import Dataset
@@ -55,7 +55,7 @@ def write_report(
             lines += ["Scores published by others; not measured here.", ""]
             lines += [*table.markdown(), ""]
     if bad := run.data.bad_files:
-        first = escape(": ".join(next(iter(bad.items()))))
+        first = markdown(": ".join(next(iter(bad.items()))))
         lines += [f"{len(bad)} videos could not be used, such as {first}.", ""]
     if config.output.pictures:
         for picture in draw_run(run, evaluation):

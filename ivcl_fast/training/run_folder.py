@@ -35,7 +35,7 @@ PARTIAL_FILES = (*MODEL_FILES, TEMPORARY_WEIGHTS)
 """Patterns of all files there."""
 OWN = (
     MANIFEST, "answers.json", "metrics.jsonl", "report.md", "clips.json", "scores.json",
-    "curves.png", "reconstruction.png", "answers.png", "slot_attention.png",
+    "curves.png", "reconstruction.png", "answers.png", "confusion.png", "slot_attention.png",
 )  # fmt: skip
 """Files that only training writes into the folder of a run, besides its settings."""
 FILES = (

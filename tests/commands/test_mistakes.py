@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import subprocess
 import sys
@@ -18,9 +19,9 @@ import pytest
 
 import ivcl_fast
 from ivcl_fast import __main__
-from ivcl_fast.command import REFUSALS
+from ivcl_fast.command import REFUSALS, PrintableFormatter
 from ivcl_fast.distributed import group as distributed
-from ivcl_fast.errors import UserError
+from ivcl_fast.errors import UserError, print_error
 from ivcl_fast.manifest import MANIFEST
 from ivcl_fast.train import main as train_main
 from ivcl_fast.training.arguments import parse
@@ -136,6 +137,14 @@ def test_other_errors_of_the_system_keep_their_traceback(error, command):
 
     with pytest.raises(type(error)):
         command(main)
+
+
+def test_a_terminal_obeys_no_name(capsys):
+    """One line; of a log record the lines stay."""
+    print_error(UserError("a\x1b[2J\n\udcff.avi: damaged"))
+    assert capsys.readouterr().err == "error: a?[2J??.avi: damaged\n"
+    record = logging.LogRecord("", logging.WARNING, "", 0, "%s:\n  é", ("a\x1b[2J",), None)
+    assert PrintableFormatter("%(message)s").format(record) == "a?[2J:\n  é"
 
 
 def test_a_closed_pipe_ends_a_command_quietly():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -27,24 +29,40 @@ def videos(tmp_path_factory) -> Path:
     return write_classes(tmp_path_factory.mktemp("own") / "clips", splits=False)
 
 
+HOSTILE = ("left <b>$|`[a](b)\x1b[2J", os.fsdecode(b"right \xff"))
+"""Names that mean something in HTML, Markdown, mathematics and a terminal, and one in Latin-1."""
+
+
 def test_a_folder_of_classes(videos, tmp_path, command):
-    code, out, err = command(main, "--data", f"videos:{videos}", *FLAGS, "--out", tmp_path)
+    """Their names may be anything; none of them reaches a terminal or a report as it is."""
+    clips = tmp_path / "clips"
+    for name, target in zip(HOSTILE, ("left", "right"), strict=True):
+        (clips / name).mkdir(parents=True)
+        for path in (videos / target).iterdir():
+            (clips / name / path.name).symlink_to(path)
+    (clips / HOSTILE[0] / "a\n# <i>.mp4").write_bytes(b"no video")
+    code, out, err = command(main, "--data", f"videos:{clips}", *FLAGS, "--out", tmp_path)
     assert code == 0, err
     run = tmp_path / "run"
     assert (run / "pretrain/model.safetensors").is_file()
-    assert json.loads((run / "answers.json").read_text())["names"] == ["left", "right"]
+    assert json.loads((run / "answers.json").read_text())["names"] == [*HOSTILE]
     scores = json.loads((run / "scores.json").read_text())["pretrained: IV-CL"]["all"]
     assert list(scores) == ["top1", "class_mean"] and scores["class_mean"]["chance"] == 0.5
     report = (run / "report.md").read_text()
     assert "confusion.png" in report and "8 clips of pretraining, 8 clips of finetuning" in report
-    assert "could not be used" not in report, "all 20 videos were decoded"
+    card = (run / "finetune" / "README.md").read_text()
+    shown = r"left &lt;b&gt;\$\|\`\[a\](b)?\[2J, right ?"
+    assert "1 videos could not be used" in report and "a?# &lt;i&gt;.mp4: not a video" in report
+    assert shown in card
+    for text in (out, err, report, card):
+        assert not re.search(r"\x1b|<b>|\n# <i>|\udcff", text)
     assert (run / "confusion.png").read_bytes().startswith(b"\x89PNG")
     assert "mean class" in out
     code, again, _ = command(evaluate_main, run, "--device", "cpu")
     assert code == 0 and "mean class" in again
     code, answer, _ = command(evaluate_main, run, "--predict", videos / "left" / "00.mp4")
     assert code == 0 and {line.split("%")[1].strip() for line in answer.splitlines()} == {
-        "left", "right",
+        "left <b>$|`[a](b)?[2J", "right ?",
     }  # fmt: skip
 
 

@@ -50,6 +50,10 @@ def test_a_folder_is_copied_and_followed(bucket, tmp_path):
     now = files(open_dataset(config).root)
     assert before.keys() - now.keys() == {"up/b.avi"}
     assert {name for name in now if now[name] != before[name]} == {"up/a.avi"}
+    record, precious = data.root / ".fetched.json", tmp_path / "precious"
+    precious.write_text("mine")
+    record.write_text(record.read_text().replace("up/a.avi", "../../../precious"))
+    assert files(open_dataset(config).root).keys() == now.keys() and precious.exists()
 
 
 def test_a_list_brings_the_videos_that_it_names(bucket, tmp_path):

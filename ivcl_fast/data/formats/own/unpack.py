@@ -7,18 +7,21 @@ state of the part. A part that changed is unpacked again.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.formats.own.labelled import Item
-from ivcl_fast.files import locked, write_json
+from ivcl_fast.files import locked, read_bytes, remove_files, write_text
+from ivcl_fast.manifest import check_signed, signed
 
 log = logging.getLogger(__name__)
+
+_STEM = "[0-9]" * 6
+WRITTEN = (f"{_STEM}.*", f"{_STEM}/{'[0-9]' * 5}.*")
+"""Patterns of the files of a part."""
 
 
 class Packed(NamedTuple):
@@ -42,20 +45,31 @@ def unpacked(
     record = folder.with_name(f"{part}.json")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(root / "unpacked" / "lock"):  # so that only one rank writes
-        found = json.loads(record.read_text()) if record.is_file() else {}
+        found = _read(record)
         if found.get("state") != state:
             log.info("unpacking %s into %s", part, folder)
             record.unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_files(folder, WRITTEN)
             found = {
                 "state": state,
                 "videos": [_write(folder, n, v) for n, v in enumerate(videos())],
             }
-            write_json(record, found)
+            write_text(record, signed(found))
     return [
         Item(Media(name, tuple(folder / file for file in files)), tuple(labels), split)
         for name, files, labels in found["videos"]
     ]
+
+
+def _read(record: Path) -> dict[str, Any]:
+    """Read what was unpacked; nothing if that was never finished, or the record is damaged."""
+    try:
+        return check_signed(read_bytes(record))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        log.warning("%s: damaged, so its part is unpacked again", record)
+        return {}
 
 
 def _write(folder: Path, number: int, video: Packed) -> tuple[str, list[str], tuple[str, ...]]:

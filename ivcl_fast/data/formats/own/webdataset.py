@@ -39,6 +39,8 @@ from ivcl_fast.data.formats.own.unpack import Packed, unpacked
 from ivcl_fast.data.formats.own.video_folder import VIDEO_SUFFIXES
 from ivcl_fast.errors import UserError
 
+MOST_BYTES = 2**30
+"""Largest file of a sample."""
 LABEL_KEYS = ("label", "labels", "class", "classes", "category")
 """Keys of a sample's JSON file that are read as its label, the first that is there."""
 
@@ -105,7 +107,7 @@ def read_shard(shard: Path) -> Iterator[Packed]:
 
     Raises :class:`UserError` if the shard is not complete, or a label cannot be read.
     """
-    accepted = "accepted: a complete tar file"
+    accepted = f"accepted: a complete tar file, of files of up to {MOST_BYTES:,} bytes"
     try:
         with tarfile.open(shard, "r:*") as tar:
             for key, group in itertools.groupby(_members(tar), key=lambda found: found[0]):
@@ -126,6 +128,8 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
         match = _MEMBER.fullmatch(member.name)
         if not member.isfile() or not match or member.name.startswith("__"):
             continue
+        if member.size > MOST_BYTES:  # of a compressed archive, it may be only zeros
+            raise tarfile.TarError(f"{member.name} has {member.size:,} bytes")
         file = tar.extractfile(member)
         content = file.read() if file else b""
         if len(content) < member.size:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from ivcl_fast.data.formats.own import webdataset
 from ivcl_fast.data.formats.own.webdataset import WebDataset, find_shards, read_shard, split_of
 from ivcl_fast.errors import UserError
+from tests.support.strangers import check_strange, strange_files
 
 
 def shard(path: Path, files: dict[str, bytes | str]) -> Path:
@@ -106,6 +108,13 @@ def test_shards_are_unpacked_once_and_again_if_they_changed(tmp_path):
     assert len(changed) == 9
     same = [name for name in first if changed[name] == first[name]]
     assert len(same) == 4 and all("s-0" in name for name in same)
+    strangers = strange_files(tmp_path / "s-data" / "unpacked")
+    record = tmp_path / "s-data" / "unpacked" / "s-0.json"
+    record.write_text(record.read_text().replace("video", "vide0").replace("mp4", "mp5"))
+    assert len(opened()) == 9  # of a damaged record nothing is believed
+    shard(tmp_path / "s-1.tar", samples(3, 4))
+    assert len(opened()) == 7
+    check_strange(strangers)
 
 
 def test_names_in_a_shard_cannot_leave_the_folder(tmp_path):
@@ -140,10 +149,15 @@ def test_a_shard_without_its_end_is_refused(end, tmp_path):
         ({"a.mp4": b"", "a.json": '{"label": {"x": 1}}'}, "the label of a is {.*; accepted: "),
         ({"a.mp4": b"", "a.json": '{"label": 0.5}'}, "the label of a is 0.5; accepted: "),
         ({"a.mp4": b"", "a.avi": b""}, "s.tar: a has 2 videos; accepted: one in a sample"),
+        (
+            {"a.mp4": bytes(100)},
+            "a.mp4 has 100 bytes.; accepted: .* of up to 99 ",
+        ),
         ({"a.txt": b""}, "holds no videos"),
     ],
 )
-def test_samples_that_cannot_be_used(files, said, tmp_path):
+def test_samples_that_cannot_be_used(files, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(webdataset, "MOST_BYTES", 99)
     shard(tmp_path / "s.tar", files)
     with pytest.raises(UserError, match=said):
         WebDataset(tmp_path / "s.tar")
