@@ -186,12 +186,17 @@ class PretrainedModel(
         names = inspect.signature(cls.__init__).parameters
         arguments = {name: value for name, value in config.items() if name in names}
         try:
-            arguments["cfg"] = IVCLConfig.from_dict(config["cfg"])
-            model: Any = cls(**arguments)
-        except (ValueError, TypeError) as error:
+            arguments["cfg"] = cfg = IVCLConfig.from_dict(config["cfg"])
+            if max(cfg.depth, cfg.temporal_depth, cfg.decoder_depth) > len(weights):
+                raise ValueError(f"more blocks than {MODEL} has tensors, {len(weights)}")
+            # First without memory: a damaged or hostile config may ask for any.
+            with torch.device("meta"):
+                reason = misfit(cls(**arguments), weights)
+        except (ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"{folder / CONFIG}: {error}") from None
-        if reason := misfit(model, weights):
+        if reason:
             raise UserError(f"{folder}: {reason}")
+        model: Any = cls(**arguments)
         model.to(dtype or next(v.dtype for v in weights.values() if v.is_floating_point()))
         model.load_state_dict(weights)
         model.training_record = config.get("training")
