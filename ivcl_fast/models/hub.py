@@ -191,7 +191,8 @@ class PretrainedModel(
                 raise ValueError(f"more blocks than {MODEL} has tensors, {len(weights)}")
             # First without memory: a damaged or hostile config may ask for any.
             with torch.device("meta"):
-                reason = misfit(cls(**arguments), weights)
+                sized: Any = cls(**arguments)
+            reason = misfit(sized, weights)
         except (ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"{folder / CONFIG}: {error}") from None
         if reason:

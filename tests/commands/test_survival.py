@@ -84,7 +84,7 @@ def process(status: int, output: str) -> Any:
 
 def test_a_rank_may_end_because_another_has():
     ranks = object.__new__(Command)
-    ranks._asked = {asked := process(-15, "")}
+    ranks._asked = [asked := process(-15, "")]
     died, odd, failed = process(-9, ""), process(1, "odd\n"), process(2, "error: full\n")
     ranks.processes = [died, process(1, f"rank 1 {LOST}"), asked]
     assert ranks.failed and ranks.ends() == [(-9, "")]

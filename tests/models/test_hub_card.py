@@ -71,7 +71,7 @@ def test_the_card_tells_of_training_and_classes(tmp_path):
         r"| classes | no, yes \| maybe |",
     ):  # fmt: skip
         assert row in card
-    assert "2 classes: no, yes | maybe (`model.class_names`" in card
+    assert "2 classes: no, yes \\| maybe (`model.class_names`" in card
     ivcl_fast.IVCL(CFG).save_pretrained(tmp_path / "fresh")
     card = (tmp_path / "fresh" / "README.md").read_text()
     assert "How this model was trained was not recorded" in card

@@ -50,8 +50,10 @@ class PyAVDecoder(Decoder):
         """In one pass: FFmpeg cannot start exactly in the middle of every video."""
         with open_media(media) as opened:
             crop = opened.info.square(square)
-            is_video = isinstance(opened, OpenVideo) and not opened.has_images
-            frames = iter(opened.frames() if is_video else _images(opened, None))
+            if isinstance(opened, OpenVideo) and not opened.has_images:
+                frames = opened.frames()
+            else:
+                frames = _images(opened, None)
             resized = (self._resize(frame, crop) for frame in frames)
             while part := [*itertools.islice(resized, self.part_frames)]:
                 yield torch.from_numpy(np.stack(part))

@@ -106,7 +106,7 @@ def source_digest(media: Sequence[Media]) -> str:
     digest = hashlib.sha256()
     for one in media:
         sizes = [path.stat().st_size if os.path.isfile(path) else -1 for path in one.files]
-        digest.update(f"{one.name}\0{sizes}\0".encode())
+        digest.update(f"{one.name}\0{sizes}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -43,7 +43,7 @@ class Command:
             for environment, own in zip_longest(environments, faults)
         ]
         self._failed_at: float | None = None
-        self._asked: set[Process] = set()
+        self._asked: list[Process] = []
         """Ranks that were asked to end."""
 
     @property
@@ -71,7 +71,7 @@ class Command:
                 continue
             if process not in self._asked:
                 os.kill(process.pid, signal.SIGTERM)
-                self._asked.add(process)
+                self._asked.append(process)
             if now - self._failed_at > KILL_SECONDS:
                 os.kill(process.pid, signal.SIGKILL)
 
