@@ -25,7 +25,7 @@ void fill_ones(typename Op::Packed* dst, int64_t count) {
 
 template <class T>
 void gradients(const T* dy, const T* x, int64_t tokens, int64_t outputs, int64_t inputs,
-               std::vector<float>& dweight, std::vector<float>& dbias) {
+               float* dweight, float* dbias) {
   using Op = MatmulOp<T>;
   using Packed = typename Op::Packed;
   const int64_t padded_outputs = round_up(outputs, kLanes);
@@ -48,13 +48,14 @@ void gradients(const T* dy, const T* x, int64_t tokens, int64_t outputs, int64_t
       pack_b(x + first * inputs + first_column, inputs, count, columns, x_b, stride);
       const OperandA<Op> dy_t =
           operand_a_transposed<Op>(dy + first * outputs, outputs, count, outputs, dy_buffer);
-      matmul<Op>(outputs, columns, k, dy_t, {x_b, stride},
-                 add_to(dweight.data() + first_column, inputs, columns));
+      float* const sums = dweight + first_column;
+      if (first == 0)
+        matmul<Op>(outputs, columns, k, dy_t, {x_b, stride}, store_to(sums, inputs, columns));
+      else
+        matmul<Op>(outputs, columns, k, dy_t, {x_b, stride}, add_to(sums, inputs, columns));
       if (begin == 0)
         matmul<Op>(outputs, kLanes, k, dy_t, {ones, kLanes},
-                   [dst = dbias.data()](int64_t row, int64_t, auto& acc) {
-                     dst[row] += acc[0][0];
-                   });
+                   [dbias](int64_t row, int64_t, auto& acc) { dbias[row] += acc[0][0]; });
     }
   });
 }
@@ -71,15 +72,18 @@ std::tuple<Tensor, Tensor> linear_gradients(const Tensor& dy_in, const Tensor& x
   const Tensor x = as_contiguous(x_in), dy = as_contiguous(dy_in);
   const int64_t outputs = dy.size(-1), inputs = x.size(-1);
   const int64_t tokens = inputs ? x.numel() / inputs : outputs ? dy.numel() / outputs : 0;
-  std::vector<float> weight_sums(outputs * inputs), bias_sums(outputs);
+  Tensor dweight = empty_tensor({outputs, inputs}, dtype), dbias = empty_tensor({outputs}, dtype);
+  // A weight may be as large as a cache: its float32 gradient is summed in place, never filled.
+  const bool in_place = dtype == ScalarType::Float && tokens > 0;
+  std::vector<float> weight_sums(in_place ? 0 : outputs * inputs), bias_sums(outputs);
+  float* const sums = in_place ? mutable_data<float>(dweight) : weight_sums.data();
   dispatch_float(x.scalar_type(), [&](auto t) {
     using T = decltype(t);
     if (outputs > 0)
-      gradients(const_data<T>(dy), const_data<T>(x), tokens, outputs, inputs, weight_sums,
-                bias_sums);
+      gradients(const_data<T>(dy), const_data<T>(x), tokens, outputs, inputs, sums,
+                bias_sums.data());
   });
-  Tensor dweight = empty_tensor({outputs, inputs}, dtype), dbias = empty_tensor({outputs}, dtype);
-  reduce_partials(weight_sums, weight_sums.size(), dweight);
+  if (!in_place) reduce_partials(weight_sums, weight_sums.size(), dweight);
   reduce_partials(bias_sums, outputs, dbias);
   return {dweight, dbias};
 }
