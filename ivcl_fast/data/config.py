@@ -36,7 +36,7 @@ class DataConfig:
     val_fraction: float = 0.2
     """Fraction of your own videos, in each class, that is held out to validate on, chosen by a hash
     of their names; only where the data have no splits."""
-    train_videos: int = 3000
+    train_videos: int = 6000
     """Number of synthetic training videos."""
     val_videos: int = 600
     """Number of synthetic validation videos."""

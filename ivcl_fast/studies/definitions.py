@@ -123,7 +123,7 @@ STUDIES = {
     "supervision": Study(
         "Is pretraining on pixels as good as pretraining on labels?",
         "pretraining",
-        (IV_CL, *SUPERVISED, NONE),
+        (IV_CL, IMAGE_MAE, *SUPERVISED, NONE),
     ),
     "slots": Study(
         "How many slot tokens per frame?",

@@ -58,7 +58,7 @@ def test_finetuning_continues_the_model_of_last_frames(tmp_path, frame_labels):
 
 def test_how_many_last_frames(tmp_path):
     run = run_with(tmp_path, name="localize")
-    assert (run.last_frame_clips("a model"), run.last_frame_clips("random")) == (4, 0)
+    assert (run.last_frame_clips("a model"), run.last_frame_clips("random")) == (8, 0)
     assert run_with(tmp_path, name="none", last_frame_clips=0).last_frame_clips("a model") == 0
     actions = run_with(tmp_path, name="actions", task="actions_present")
     assert actions.last_frame_clips("a model") == 0
