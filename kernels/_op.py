@@ -8,9 +8,10 @@ that nothing falls back to PyTorch.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -100,11 +101,34 @@ def register(
     return op
 
 
+_plans_for_gpu = False
+
+
+@contextlib.contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Choose for tensors on the CPU what is chosen for those on a GPU that has all kernels.
+
+    For planning, with tensors without storage: PyTorch differentiates those of a GPU only where
+    there is one. Nothing can be computed inside the block.
+    """
+    global _plans_for_gpu
+    before, _plans_for_gpu = _plans_for_gpu, True
+    try:
+        yield
+    finally:
+        _plans_for_gpu = before
+
+
+def device_kind(device: torch.device) -> str:
+    """The type of device that decides how tensors on ``device`` are computed: see above."""
+    return "cuda" if _plans_for_gpu and device.type == "cpu" else device.type
+
+
 def unsupported_reason(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
     """Why no kernel takes tensors on ``device`` (of ``dtype``), or None if one does."""
     if dtype is not None and dtype.is_floating_point and dtype not in DTYPES:
         return f"no kernel for {dtype}"
-    if _triton.INTERPRET:
+    if _triton.INTERPRET or device_kind(device) != device.type:
         return None
     if device.type == "cuda":
         return _triton.MISSING or _triton.CANNOT_LAUNCH

@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..errors import UserError
 from . import short_attention
 from ._autograd import is_transformed
-from ._op import unsupported_reason
+from ._op import device_kind, unsupported_reason
 from .short_attention import MAX_HEAD_DIM, max_tokens
 from .short_attention import _ref as eager_attention
 
@@ -120,7 +120,7 @@ def _short_conditions(x: Inputs) -> list[str | None]:
 
 
 def _flash_conditions(x: Inputs) -> list[str | None]:
-    if x.device.type != "cuda":
+    if device_kind(x.device) != "cuda":
         on_cpu = x.device.type == "cpu"
         return [None if on_cpu else f"not used on the {x.device.type} device"]
     return [
@@ -232,7 +232,7 @@ def not_supported_reasons(backend: str, inputs: Inputs) -> list[str]:
 def select_backend(inputs: Inputs) -> tuple[str, str]:
     """The backend that ``auto`` selects, and why, with the reasons against those before it."""
     priority = ["short", "flash", "eager"]
-    if inputs.device.type == "cpu" and inputs.num_tokens <= EAGER_TOKENS:
+    if device_kind(inputs.device) == "cpu" and inputs.num_tokens <= EAGER_TOKENS:
         priority = ["short", "eager"]
     passed_over: list[str] = []
     for backend in priority:

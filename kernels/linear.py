@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from . import _ext, _triton
 from ._autograd import is_transformed
-from ._op import has_kernel, register
+from ._op import device_kind, has_kernel, register
 
 
 def _ref(dy: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ def leaves_bias(x: Tensor) -> bool:
 
     Such an op has the values whose sum is the bias's gradient, and a GPU would read them again.
     """
-    return x.device.type != ONE_PASS and has_kernel(x)
+    return device_kind(x.device) != ONE_PASS and has_kernel(x)
 
 
 _casts: dict[int, Tensor] = {}
@@ -124,7 +124,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         (dy,) = grads
         x, weight, cast = ctx.saved_tensors
-        if ctx.has_bias or dy.device.type == ONE_PASS:
+        if ctx.has_bias or device_kind(dy.device) == ONE_PASS:
             dweight, dbias = _op(dy, x, weight.dtype)
         else:
             dweight, dbias = _product(dy, x, weight.dtype), None
@@ -145,5 +145,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _is_faster(x: Tensor) -> bool:
     """Whether the gradients of a layer on ``x`` are this module's."""
-    is_fast = x.device.type == "cuda" or (x.device.type == "cpu" and _ext.ISA == "amx")
+    kind = device_kind(x.device)
+    is_fast = kind == "cuda" or (kind == "cpu" and _ext.ISA == "amx")
     return is_fast and x.dtype == torch.bfloat16 and has_kernel(x) and not is_transformed()

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from . import _triton
 from ._autograd import vjp
-from ._op import empty_contiguous, has_kernel, register
+from ._op import device_kind, empty_contiguous, has_kernel, register
 from ._triton import tl, triton
 from .launch import arch, cdiv, float32_dot_is_tf32, launch
 
@@ -341,7 +341,7 @@ _op = register(
 
 def max_tokens(device: torch.device) -> int:
     """The longest sequence: Triton's largest tile, or what C++ computes faster than PyTorch."""
-    return 512 if device.type == "cpu" and not _triton.INTERPRET else 128
+    return 512 if device_kind(device) == "cpu" and not _triton.INTERPRET else 128
 
 
 def short_attention(qkv: Tensor, num_heads: int) -> Tensor:

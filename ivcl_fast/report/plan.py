@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from ivcl_fast.config import IVCLConfig
 from ivcl_fast.distributed import group as distributed
-from ivcl_fast.models import flops
+from ivcl_fast.errors import UserError
 from ivcl_fast.report.tables import Table
 from ivcl_fast.training.hardware import PEAK_TFLOPS
-from ivcl_fast.training.memory import StepMemory, fake_step
-from ivcl_fast.training.optim import Schedule
+from ivcl_fast.training.memory import StepMemory, fake_stages, stage_flops
 from ivcl_fast.training.settings import TrainConfig
 
-CLASSES = 36
-"""Classes of the finetuned model; of the memory they are next to nothing."""
 USABLE = 0.9
 """Share of a card's memory that a step may take, assumed: the rest is for CUDA's context,
 workspaces of libraries, and gaps between the allocator's blocks."""
@@ -53,38 +48,30 @@ class StagePlan:
 def plan_stages(config: TrainConfig, ranks: int = 1) -> Iterator[StagePlan]:
     """Predict every stage of a run, in each precision that ``--amp`` allows.
 
-    Raises :class:`~ivcl_fast.errors.UserError` if the batch does not split evenly over ``ranks``.
+    Raises :class:`~ivcl_fast.errors.UserError` if the batch does not split evenly over ``ranks``,
+    and for ``--batch-size auto``.
     """
-    model, optim, speed = config.model, config.optim, config.speed
+    optim, speed, replicas = config.optim, config.speed, ranks > 1
+    if optim.batch_size == "auto":
+        raise UserError(
+            "--batch-size: auto depends on what is free on a GPU when a run starts; accepted with "
+            "--plan: a number"
+        )
     clips = distributed.local_batch_size(optim.batch_size, optim.grad_accum_steps, ranks)
-    schedule = Schedule(1, optimizer=optim.optimizer, grad_accum_steps=optim.grad_accum_steps)
-    stages = {"pretrain": None, "finetune": CLASSES}
     precisions = {"bf16": ["bf16"], "off": ["float32"]}.get(speed.amp, ["bf16", "float32"])
-    options: dict[str, Any] = dict(
-        schedule=schedule, grad_checkpoint=speed.grad_checkpoint, on_gpu=speed.device != "cpu"
-    )
-    for stage, classes in stages.items():
-        if config.stages.stage not in ("all", stage):
-            continue
-        with fake_step(model, classes, **options) as step:
-            for precision in precisions:
-                bf16 = precision == "bf16"
-                most = step.most_clips([usable(card) for card in CARDS], bf16)
-                memory = step.memory(clips, bf16, keep_gradients=ranks > 1)
-                fit = dict(zip(CARDS, most, strict=True))
-                yield StagePlan(stage, precision, memory, clips, fit, stage_flops(model, classes))
+    for stage, classes, step in fake_stages(config, on_gpu=speed.device != "cpu"):
+        for precision in precisions:
+            bf16 = precision == "bf16"
+            most = step.most_clips([usable(card) for card in CARDS], bf16, replicas)
+            memory = step.memory(clips, bf16, replicas)
+            fit = dict(zip(CARDS, most, strict=True))
+            work = stage_flops(config.model, classes)
+            yield StagePlan(stage, precision, memory, clips, fit, work)
 
 
 def usable(card: str) -> int:
     """Return the bytes that a step may take of a card."""
     return int(USABLE * int(card.removesuffix(" GB")) * 1e9)
-
-
-def stage_flops(model: IVCLConfig, classes: int | None) -> int:
-    """Return the FLOPs per clip of a stage."""
-    if classes is None and model.supervised:
-        return flops.supervised_training(model, CLASSES)
-    return flops.training(model, classes)
 
 
 def plan_table(plans: list[StagePlan]) -> Table:

@@ -14,27 +14,27 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.frame_labels import CLASSES
-from ivcl_fast.kernels import _ext
+from ivcl_fast.kernels._op import as_on_a_gpu
 from ivcl_fast.kernels.linear import cast_together, weights_to_cast
-from ivcl_fast.models import layers
+from ivcl_fast.models import flops
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
-from ivcl_fast.training import muon
 from ivcl_fast.training.optim import Schedule, make_optimizers
+from ivcl_fast.training.settings import TrainConfig
 
-LINEAR = import_module("ivcl_fast.kernels.linear")  # the package has a function of this name
+FINETUNED_CLASSES = 36
+"""Classes of the finetuned model; of the memory they are next to nothing."""
 SAMPLES = 16, 256
 """Clips per step from which :meth:`FakeStep.most_clips` draws a straight line.
 
@@ -89,26 +89,6 @@ class LiveMemory(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
 
-@contextmanager
-def without_storage() -> Iterator[None]:
-    """Run models on tensors without storage, with the kernels that this CPU has."""
-    with mock.patch.object(layers, "PLAIN", (*layers.PLAIN, FakeTensor)), FakeTensorMode():
-        yield
-
-
-@contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Let models and optimisers choose what they choose on a GPU, on tensors without storage."""
-    with (
-        mock.patch.object(_ext, "MISSING", None),
-        mock.patch.object(_ext, "ISA", "amx"),  # the layers that a GPU uses as well
-        mock.patch.object(LINEAR, "ONE_PASS", None),
-        mock.patch.object(muon, "CPU_BATCH", None),
-        without_storage(),
-    ):
-        yield
-
-
 class FakeStep:
     """A training step on tensors without storage; see :func:`fake_step`."""
 
@@ -123,9 +103,12 @@ class FakeStep:
         for _ in range(2):  # the first update makes the state
             live.peak = live.live
             nn.utils.clip_grad_norm_(self._parameters, 1.0, foreach=True)
-            for optimizer in self._optimizers:
-                optimizer.step()
+            with FlopCounterMode(display=False) as counter:
+                for optimizer in self._optimizers:
+                    optimizer.step()
         self._update_peak = live.peak
+        self.update_flops = counter.get_total_flops()
+        """FLOPs of the optimisers' matrix products in every step, which are Muon's."""
         self._clear_gradients()
         self._state = live.live - self._weights
 
@@ -155,10 +138,17 @@ class FakeStep:
         self._clear_gradients()
         return StepMemory(self._weights, self._gradients, self._state, copies, activations, peak)
 
-    def most_clips(self, limits: Sequence[int], bf16: bool = True) -> list[int]:
+    @property
+    def weights(self) -> int:
+        """Bytes of the model's parameters."""
+        return self._weights
+
+    def most_clips(
+        self, limits: Sequence[int], bf16: bool = True, keep_gradients: bool = False
+    ) -> list[int]:
         """Return how many clips fit into each of some numbers of bytes; 0 where none does."""
         few, many = SAMPLES
-        low, high = (self.memory(clips, bf16).peak for clips in SAMPLES)
+        low, high = (self.memory(clips, bf16, keep_gradients).peak for clips in SAMPLES)
         each = (high - low) / (many - few)
         return [
             max(0, int(few + (limit - low) / each)) if limit >= self._update_peak else 0
@@ -194,7 +184,7 @@ def fake_step(
         with fake_step(IVCLConfig.preset("base64")) as step:
             step.memory(88).peak / 1e9  # GB
     """
-    with as_on_a_gpu() if on_gpu else without_storage(), LiveMemory() as live:
+    with as_on_a_gpu() if on_gpu else nullcontext(), FakeTensorMode(), LiveMemory() as live:
         model: Any
         if num_classes is not None:
             model = IVCLClassifier(cfg, num_classes)
@@ -205,6 +195,31 @@ def fake_step(
         if grad_checkpoint:
             model.checkpoint_blocks()
         yield FakeStep(live, model, schedule or Schedule(1, optimizer="muon"), on_gpu)
+
+
+def fake_stages(
+    config: TrainConfig, on_gpu: bool = True
+) -> Iterator[tuple[str, int | None, FakeStep]]:
+    """Yield each stage that a run trains: its name, its classes or None, and its step.
+
+    A step holds until the next one is asked for.
+    """
+    optim, speed = config.optim, config.speed
+    schedule = Schedule(1, optimizer=optim.optimizer, grad_accum_steps=optim.grad_accum_steps)
+    for stage, classes in (("pretrain", None), ("finetune", FINETUNED_CLASSES)):
+        if config.stages.stage in ("all", stage):
+            with fake_step(
+                config.model, classes, schedule=schedule, grad_checkpoint=speed.grad_checkpoint,
+                on_gpu=on_gpu,
+            ) as step:  # fmt: skip
+                yield stage, classes, step
+
+
+def stage_flops(model: IVCLConfig, classes: int | None) -> int:
+    """Return the FLOPs per clip of pretraining, or with ``classes`` of finetuning."""
+    if classes is None and model.supervised:
+        return flops.supervised_training(model, len(CLASSES[model.objective]))
+    return flops.training(model, classes)
 
 
 def loss_of(model: Any, rows: Tensor) -> Tensor:
