@@ -52,8 +52,9 @@ def train(config: TrainConfig) -> None:
     distributed.print_rank0(f"run: {run.folder}, on {run.device}{ranks(config)}, {arithmetic}")
     if reason := unsupported_reason(run.device):
         distributed.print_rank0(f"kernels: plain PyTorch, which is slower, because {reason}")
-    warn_of_few_steps(config)
     with distributed.process_group(run.device), ExitStack() as stack:
+        config = run.choose_batch_size()
+        warn_of_few_steps(config)
         with distributed.main_process_first():
             run.check_batches()  # before the folder is made: this opens the data
             stack.enter_context(opened_folder(config))
@@ -96,7 +97,7 @@ def origin(config: TrainConfig) -> str:
 
 def warn_of_few_steps(config: TrainConfig) -> None:
     """Warn of a stage with too few steps to learn, for example because the batches are large."""
-    stages, size = config.stages, config.optim.batch_size
+    stages, size = config.stages, config.optim.clips_per_step
     for stage, clips in (("pretrain", stages.pretrain_clips), ("finetune", stages.finetune_clips)):
         steps = clips // size
         if stages.stage in ("all", stage) and steps < FEW_STEPS and not config.quick:

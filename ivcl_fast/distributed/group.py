@@ -230,6 +230,15 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return values / world_size()
 
 
+def min_over_ranks(number: int) -> int:
+    """Return the smallest of all ranks' numbers."""
+    if not dist.is_initialized():
+        return number
+    smallest = torch.tensor(number)
+    dist.all_reduce(smallest, dist.ReduceOp.MIN)
+    return int(smallest)
+
+
 def broadcast_from_rank0(number: int) -> int:
     """Return rank 0's ``number`` on all ranks."""
     if not dist.is_initialized():

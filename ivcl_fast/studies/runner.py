@@ -166,7 +166,13 @@ def run_study(
         if count is not None and count < 1:
             raise UserError(f"--{option}: {count} is not accepted; accepted: at least 1")
     check_flags(name, study, common)
-    quick = parse(common).quick  # also raises errors before any work
+    settings = parse(common)  # also raises errors before any work
+    if settings.optim.batch_size == "auto":
+        raise UserError(
+            "--batch-size: auto may choose another number for every run of a study; accepted: one "
+            "number for all"
+        )
+    quick = settings.quick
     common = study.flags(common, quick)
     folder = out / (name + ("-quick" if quick else ""))
     stages = plan_jobs(study, folder, seeds, common)

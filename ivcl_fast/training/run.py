@@ -23,6 +23,7 @@ from ivcl_fast.models import backbone, flops, timm_weights
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.models.weights import MODEL, read_weights
 from ivcl_fast.training import checkpoint
+from ivcl_fast.training.batch_size import with_batch_size
 from ivcl_fast.training.classes import Classes
 from ivcl_fast.training.hardware import (
     execution,
@@ -56,8 +57,9 @@ class Run:
         self.folder, speed = config.folder, config.speed
         self.device = pick_device(distributed.device_of_rank(speed.device))
         self.amp = use_bf16(speed.amp, self.device)
-        # Raises an error, before any work, if the batch does not split evenly.
-        distributed.local_batch_size(config.optim.batch_size, config.optim.grad_accum_steps)
+        if config.optim.batch_size != "auto":
+            # Raises an error, before any work, if the batch does not split evenly.
+            distributed.local_batch_size(config.optim.batch_size, config.optim.grad_accum_steps)
         self.metrics = MetricsLog(self.folder, config.output.log)
         self._training_loaders: dict[str, ClipLoader] = {}
         self.compile, self.cuda_graph, notes = execution(
@@ -101,6 +103,11 @@ class Run:
             if distributed.is_main():
                 classes.write(self.folder)
         return classes
+
+    def choose_batch_size(self) -> TrainConfig:
+        """Replace ``--batch-size auto`` by a number, on all ranks together; return the settings."""
+        self.config = with_batch_size(self.config, self.device, self.amp)
+        return self.config
 
     def check_batches(self) -> None:
         """Raise :class:`UserError` if the training clips of a stage do not fill one batch."""
@@ -315,11 +322,12 @@ class Run:
         """Return the schedule of a stage; ``options``: what not all stages have in common."""
         optim = self.config.optim
         for name in (
-            "batch_size", "grad_accum_steps", "warmup_steps", "weight_decay", "clip_norm",
-            "optimizer",
+            "grad_accum_steps", "warmup_steps", "weight_decay", "clip_norm", "optimizer",
         ):  # fmt: skip
             options[name] = getattr(optim, name)
-        return Schedule(clips, scaled_lr(lr, optim.batch_size, optim.lr_scaling), **options)
+        size = optim.clips_per_step
+        lr = scaled_lr(lr, size, optim.lr_scaling)
+        return Schedule(clips, lr, batch_size=size, **options)
 
     def _peak_clips_per_second(
         self, model: IVCL | IVCLClassifier | Supervised, frames: float
@@ -342,7 +350,7 @@ class Run:
                 self.data.train_split,
                 num_frames,
                 training=True,
-                batch_size=distributed.local_batch_size(self.config.optim.batch_size),
+                batch_size=distributed.local_batch_size(self.config.optim.clips_per_step),
                 share=1.0 if pretrains else self.config.stages.label_fraction,
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),

@@ -56,6 +56,7 @@ the log of ``ivcl_fast.sweep``. Nothing else there is ever deleted."""
 def check_folder(config: TrainConfig) -> TrainConfig:
     """Return the settings if the run's folder can be used with them.
 
+    For ``--batch-size auto`` they have the number of the run that they continue, if there is one.
     Raises :class:`UserError` if it holds other files, or a run with other settings that has saved
     something, if it cannot be written to, and for ``--shard`` with a single process.
     """
@@ -76,6 +77,10 @@ def check_folder(config: TrainConfig) -> TrainConfig:
                 "--shard: there is a single process; accepted: several ranks, started by torchrun"
             )
         distributed.print_rank0("--shard: nothing to shard, there is a single process")
+    continues = exists and (not config.output.overwrite or distributed.is_restart())
+    if continues and config.optim.batch_size == "auto":
+        begun = config.replace(batch_size=load_settings(config.folder).optim.batch_size)
+        config = config if changed_settings(begun) else begun
     must_empty(config)
     return config
 

@@ -69,8 +69,10 @@ class StagesConfig:
 class OptimConfig:
     """How weights are updated."""
 
-    batch_size: int = 16
-    """Clips per optimiser step over all ranks; the number of ranks does not change the result."""
+    batch_size: int | Literal["auto"] = 16
+    """Clips per optimiser step over all ranks; the number of ranks does not change the result. auto
+    chooses a number for the free memory of the GPUs when a run starts, and 16 on a CPU. The run
+    keeps it; learning rates follow --lr-scaling."""
     grad_accum_steps: Annotated[int, tyro.conf.arg(aliases=("--accum",))] = 1
     """Parts that a rank's batch is split into to save memory; their gradients are accumulated."""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -96,14 +98,23 @@ class OptimConfig:
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
-        require_at_least(self, 1, "batch_size", "grad_accum_steps")
+        require_at_least(self, 1, "grad_accum_steps")
         require_at_least(self, 0, "backbone_lr_scale", "weight_decay", "warmup_steps")
         require_above(self, 0, "lr", "finetune_lr", "clip_norm")
+        if self.batch_size == "auto":
+            return
+        require_at_least(self, 1, "batch_size")
         if self.batch_size % self.grad_accum_steps:
             raise UserError(
                 f"--grad-accum-steps: {self.grad_accum_steps} is not accepted; accepted: a divisor "
                 f"of --batch-size, which is {self.batch_size}"
             )
+
+    @property
+    def clips_per_step(self) -> int:
+        """The batch size of a run that has begun: the number that ``auto`` became."""
+        assert self.batch_size != "auto"
+        return self.batch_size
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def test_the_plan_of_a_run(command):
     [
         ("--preset huge", "'huge' is not one of"),
         ("--batch-size 10 --ranks 4", "do not split evenly over 4 ranks"),
+        ("--batch-size auto", "--batch-size: auto depends on what is free"),
         ("--no-such-flag", "no-such-flag"),
         ("--ranks 0", "--ranks: 0"),
     ],

@@ -97,6 +97,11 @@ def test_old_runs_are_not_reported_as_runs_with_other_flags(data, tmp_path, caps
     assert (tmp_path / "encoder" / "study.md").read_text() == page
 
 
+def test_a_study_has_one_batch_size(tmp_path):
+    with pytest.raises(UserError, match=r"^--batch-size: auto .*; accepted: one number for all"):
+        run_study("encoder", ("--batch-size", "auto"), tmp_path)
+
+
 def test_a_failed_start_does_not_block_a_study(data, tmp_path, monkeypatch, capsys):
     options, flags = {"seeds": 1, "out": tmp_path}, ("--data", data, *SMALL)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

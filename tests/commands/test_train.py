@@ -59,9 +59,11 @@ def cater(tmp_path_factory) -> Path:
 
 
 def test_quick_run_does_everything(tmp_path, command, monkeypatch):
-    out = finish(start(tmp_path, "--compile", "--quick"))
+    flags = "--compile", "--quick", "--batch-size", "auto"  # on a CPU the 16 of --quick
+    out = finish(start(tmp_path, *flags))
     run = tmp_path / "runs" / "synthetic-localize-tiny-quick"
     assert "chance" in out and "2.8 %" in out and "no memory" in out
+    assert "--batch-size auto: 16 clips per step, the default of CPUs" in out
     for name in ("reconstruction", "slot_attention", "curves", "answers"):
         assert (run / f"{name}.png").stat().st_size > 10_000, name
     report = (run / "report.md").read_text()
@@ -78,7 +80,9 @@ def test_quick_run_does_everything(tmp_path, command, monkeypatch):
     code, out, _ = command(evaluate_main, run, "--predict", video)
     assert code == 0 and out.count("cell ") == 5
 
-    assert "report" in finish(start(tmp_path, "--compile", "--quick"))  # it was finished before
+    assert json.loads((run / "config.json").read_text())["batch_size"] == 16
+    again = finish(start(tmp_path, *flags))  # it was finished before, and has its number
+    assert "report" in again and "auto" not in again
 
 
 @pytest.mark.parametrize("reader", ["gone", "full disk"])
