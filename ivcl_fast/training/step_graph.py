@@ -31,6 +31,7 @@ def unsupported_reason(device: torch.device) -> str | None:
         return f"it needs an NVIDIA GPU, this is {device}"
     if distributed.world_size() > 1:
         # NCCL notices a dead rank only outside of graphs: inside one, the others would wait for it.
+        # docs/distributed.md has more reasons.
         return f"it is for a single GPU, these are {distributed.world_size()} ranks"
     return None
 
