@@ -9,7 +9,8 @@
 * ``linear``: linear layer; on AMX both parameters' gradients in one pass.
 * ``restore_tokens``: visible tokens back to their places among mask tokens, plus position.
 * ``patch_loss``: mean squared error against uint8 patches, optionally normalised per patch.
-* ``sample_masks``: random split of every frame's patches into visible and masked ones.
+* ``sample_masks``: random split of every frame's patches into visible and masked ones;
+  ``hash_seeds`` makes the seeds of frames.
 
 Each function takes ordinary tensors, differentiates, compiles with ``fullgraph=True``, and runs the
 best implementation for their device and dtype: Triton on CUDA, C++ on a CPU (float32, bfloat16),
@@ -41,7 +42,7 @@ if __name__ != "kernels":
     from .linear import linear
     from .patch_loss import patch_loss
     from .restore_tokens import restore_tokens
-    from .sample_masks import sample_masks
+    from .sample_masks import hash_seeds, sample_masks
     from .short_attention import short_attention
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "dispatches",
     "embed_patches",
     "has_kernel",
+    "hash_seeds",
     "layer_norm",
     "linear",
     "patch_loss",

@@ -80,6 +80,8 @@ def cases(
         seeds = torch.arange(count, device=device)
         sample = _op("sample_masks")._forward
         calls[f"sample_masks, {where}"] = partial(sample, seeds, num_patches, num_keep)
+    seeds = torch.arange(clips, device=device)
+    calls["hash_seeds"] = partial(_op("sample_masks")._stream, seeds, cfg.num_frames + 1)
     return calls
 
 

@@ -6,6 +6,9 @@ on CPU and GPU, in any batch and on any rank. One program per frame counts, for 
 hashes are smaller (it recomputes them rather than store them), and a running sum turns that into
 the two ascending lists.
 
+``hash_seeds`` makes the frames' seeds from those of clips, by the same hash. On a CPU that is a few
+operations on as few numbers, so it has no C++ kernel.
+
 There are no gradients.
 """
 
@@ -14,12 +17,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._op import has_kernel, register
+from . import _triton
+from ._op import device_kind, has_kernel, register
 from ._triton import tl, triton
-from .launch import launch
+from .launch import cdiv, launch
 
 MAX_KERNEL_PATCHES = 1024
 """Larger frames are sorted in PyTorch: counting costs N^2, and a program holds N hashes."""
+STREAM_BLOCK = 256
+"""Numbers of one program of ``hash_seeds``."""
 MAX_PATCHES = 2**16
 """The 16 low bits of a hash are replaced by the patch index."""
 
@@ -45,13 +51,26 @@ def _ref(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, Tensor]
 
 
 @triton.jit
-def _keys(seed, index):
-    """The keys of ``_ref``, in uint64: its shifts are logical."""
+def _hash(seed, index):
+    """The numbers of ``_hashes``, in uint64: its shifts are logical."""
     x = seed + (index + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    x = x ^ (x >> 31)
-    return ((x >> 17) << 16) | index.to(tl.uint64)
+    return x ^ (x >> 31)
+
+
+@triton.jit
+def _keys(seed, index):
+    """The keys of ``_ref``, in uint64."""
+    return ((_hash(seed, index) >> 17) << 16) | index.to(tl.uint64)
+
+
+@triton.jit
+def _stream_kernel(seed_ptr, out_ptr, total, count, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    seed = tl.load(seed_ptr + at // count, mask=at < total, other=0).to(tl.uint64, bitcast=True)
+    number = _hash(seed, at % count).to(tl.int64, bitcast=True)
+    tl.store(out_ptr + at, number, mask=at < total)
 
 
 @triton.jit
@@ -95,6 +114,18 @@ def _forward(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, Ten
     return keep, mask
 
 
+def _empty_stream(seed: Tensor, count: int) -> Tensor:
+    return seed.new_empty(*seed.shape, count)
+
+
+def _stream(seed: Tensor, count: int) -> Tensor:
+    out = _empty_stream(seed, count)
+    if total := out.numel():
+        grid = (cdiv(total, STREAM_BLOCK),)
+        launch(_stream_kernel, grid, seed.contiguous(), out, total, count, BLOCK=STREAM_BLOCK)
+    return out
+
+
 def _count_is_wrong(count: int, sizes: dict[str, int]) -> str | None:
     return None if 1 <= count <= MAX_PATCHES else f"is not between 1 and {MAX_PATCHES}"
 
@@ -111,6 +142,29 @@ _op = register(
     arguments={"seed": "int64 *", "num_patches": _count_is_wrong, "num_keep": _keep_is_wrong},
     fake=_empty_ids,
 )
+
+
+_stream_op = register(
+    "hash_seeds(Tensor seed, SymInt count) -> Tensor",
+    ref=_hashes,
+    triton=_stream,
+    arguments={"seed": "int64 *", "count": _count_is_wrong},
+    fake=_empty_stream,
+)
+
+
+def hash_seeds(seed: Tensor, count: int) -> Tensor:
+    """``count`` random numbers from each seed, each a function of (seed, index) alone.
+
+    ``seed`` int64 ``[...]``, ``count`` 1 to 65,536. Returns int64 ``[..., count]``, the same on
+    every device. Raises ``ValueError`` naming ``seed`` or ``count``.
+    """
+    if seed.dtype != torch.int64:
+        raise ValueError(f"seed: dtype {seed.dtype} is not int64")
+    if not 1 <= count <= MAX_PATCHES:
+        raise ValueError(f"count: {count} is not between 1 and {MAX_PATCHES}")
+    on_a_gpu = device_kind(seed.device) != "cpu" or _triton.INTERPRET
+    return (_stream_op if on_a_gpu and has_kernel(seed) else _hashes)(seed, count)
 
 
 def sample_masks(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, Tensor]:

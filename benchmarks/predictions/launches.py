@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -20,8 +21,9 @@ from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.kernels import _op
 from ivcl_fast.kernels.launch import cdiv, record
 from ivcl_fast.kernels.linear import cast_together, weights_to_cast
-from ivcl_fast.training.memory import as_on_a_gpu
+from ivcl_fast.training.loop import nan_unless_finite
 from ivcl_fast.training.optim import Schedule, make_optimizers
+from ivcl_fast.training.seeds import clip_seeds
 
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "lift_fresh", "device",
         "promote_types"}  # fmt: skip
@@ -117,19 +119,20 @@ def count_step(cfg: IVCLConfig, clips: int, new: Callable[[], Counts]) -> dict[s
         parts[name] = new()
         return parts[name]
 
-    with as_on_a_gpu():
+    with _op.as_on_a_gpu(), FakeTensorMode():
         model = IVCL(cfg)
         adamw, own = make_optimizers(model, Schedule(1, optimizer="muon"), capturable=True)
         shape = clips, cfg.num_frames, cfg.num_patches, cfg.patch_dim
-        rows, seed = torch.zeros(shape, dtype=torch.uint8), torch.zeros(clips, dtype=torch.int64)
-        for _ in range(2):  # the first step makes the optimisers' state
+        rows, ids = torch.zeros(shape, dtype=torch.uint8), torch.zeros(clips, dtype=torch.int64)
+        for step in range(2):  # the first one makes the optimisers' state
             casts = cast_together(weights_to_cast(model), BF16)
             with part("forward and backward"), casts:
                 with torch.autocast("cpu", BF16):
-                    loss = model(rows, seed=seed).loss
+                    loss = model(rows, seed=clip_seeds(0, step, ids)).loss
                 loss.backward()
             with part("clipping"):
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+                norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+                nan_unless_finite(loss.detach(), norm)
             with part("AdamW"):
                 adamw.step()
             with part("Muon"):

@@ -32,7 +32,15 @@ from ivcl_fast.config import IVCLConfig
 from ivcl_fast.kernels.attention import attention
 from ivcl_fast.models import backbone, reference, supervised
 from ivcl_fast.models.hub import PretrainedModel
-from ivcl_fast.models.layers import Branch, add_norm, has_hooks, is_plain, linear, run_branch
+from ivcl_fast.models.layers import (
+    Branch,
+    add_norm,
+    has_hooks,
+    is_plain,
+    linear,
+    linear_of_parts,
+    run_branch,
+)
 from ivcl_fast.models.reference import all_patches, patch_rows, select_frames, take_rows
 
 # A token index numbers the tokens of all sequences of ``[F, N, D]`` through: f * N + n.
@@ -43,9 +51,11 @@ def select_tokens(x: Tensor, token_index: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, token_index.flatten()).unflatten(0, token_index.shape)
 
 
-def flat_index(positions: Tensor, length: int) -> Tensor:
-    """The token index of positions ``[F, *]`` within sequences of ``length`` tokens."""
-    return positions + arange(len(positions), positions)[:, None] * length
+def flat_index(positions: Tensor, length: int, first: int = 0) -> Tensor:
+    """The token index of positions ``[F, *]``, counted from ``first``, in sequences of ``length``
+    tokens."""
+    starts = torch.arange(first, first + len(positions) * length, length, device=positions.device)
+    return positions + starts[:, None]
 
 
 def frame_positions(frames: Tensor, tokens_per_frame: int, count: int, first: int = 0) -> Tensor:
@@ -53,12 +63,17 @@ def frame_positions(frames: Tensor, tokens_per_frame: int, count: int, first: in
 
     A clip holds ``tokens_per_frame`` tokens of each frame, of which ``first`` is the first taken.
     """
-    return (frames.unsqueeze(-1) * tokens_per_frame + first + arange(count, frames)).flatten(1)
+    return (frames.unsqueeze(-1) * tokens_per_frame + arange(count, frames, first)).flatten(1)
 
 
-def arange(n: int, like: Tensor) -> Tensor:
-    """0..n-1 on the device of ``like``."""
-    return torch.arange(n, device=like.device)
+def slot_positions(frames: int, tokens_per_frame: int, slots: int, like: Tensor) -> Tensor:
+    """Positions ``[T * S]`` within a clip of the slots of all its frames, which come first."""
+    return arange(frames * tokens_per_frame, like).unflatten(0, (frames, -1))[:, :slots].flatten()
+
+
+def arange(n: int, like: Tensor, first: int = 0) -> Tensor:
+    """The ``n`` numbers from ``first`` on, on the device of ``like``."""
+    return torch.arange(first, first + n, device=like.device)
 
 
 class Attention(reference.Attention):
@@ -110,9 +125,12 @@ class Block(reference.Block):
 class Transformer(reference.Transformer):
     """Blocks of which the last one processes only the tokens that are read."""
 
-    def transform(self, x: Tensor, token_index: Tensor | None = None) -> Tensor:
-        """Blocks and norm of ``[F, N, D]``, of all tokens or of those at ``token_index``."""
-        branch, last = None, len(self.blocks) - 1
+    def transform(
+        self, x: Tensor, token_index: Tensor | None = None, branch: Branch | None = None
+    ) -> Tensor:
+        """Blocks and norm of ``x + branch``, ``[F, N, D]``, of all tokens or of those at
+        ``token_index``."""
+        last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             index = token_index if i == last else None
             if isinstance(block, Block):
@@ -135,8 +153,9 @@ class Encoder(Transformer, reference.Encoder):
     def slots(self, rows: Tensor) -> Tensor:
         """Slots of all frames of patch rows, ``[B, T * S, D]``; not for a joint encoder."""
         (clips, frames, patches, _), slots = rows.shape, self.slot_tokens.shape[1]
-        width, all_frames = slots + patches, arange(frames, rows).expand(clips, -1)
-        index = flat_index(frame_positions(all_frames, width, slots), frames * width)
+        width = slots + patches
+        positions = slot_positions(frames, width, slots, rows).expand(clips, -1)
+        index = flat_index(positions, frames * width)
         return self.tokens(rows, all_patches(rows), index)
 
     def embed(self, rows: Tensor, ids: Tensor) -> Tensor:
@@ -144,7 +163,8 @@ class Encoder(Transformer, reference.Encoder):
             return super().embed(rows, ids)
         weight, bias = self.patch_embed["proj"].parameters()
         x = kernels.embed_patches(
-            rows.flatten(0, 1), ids.flatten(0, 1), weight.flatten(1), bias, self.pos_embed[0],
+            rows.flatten(0, 1), ids.flatten(0, 1), weight.flatten(1), bias,
+            self.pos_embed.squeeze(0),
             self.mean, self.std,
         )  # fmt: skip
         return x.unflatten(0, ids.shape[:2]).to(self.pos_embed.dtype)
@@ -158,12 +178,14 @@ class Decoder(Transformer, reference.Decoder):
     """Decoder that predicts the masked patches alone."""
 
     def forward(self, slots: Tensor, visible: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
-        pos, prefix = self.pos_embed[0], self.embed(slots) if self.use_slots else None
-        visible = self.embed(visible).to(pos.dtype)
-        x = kernels.restore_tokens(visible, ids_keep, self.mask_token[0, 0], pos, prefix)
+        pos, parts = self.pos_embed.squeeze(0), [slots, visible] if self.use_slots else [visible]
+        *prefix, visible = linear_of_parts(self.embed, parts)
+        x = kernels.restore_tokens(
+            visible.to(pos.dtype), ids_keep, self.mask_token.flatten(), pos, *prefix
+        )
         length = x.shape[1]
-        masked = flat_index(ids_mask + (length - len(pos)), length)  # patches follow the slots
-        return self.pred(self.transform(x, masked))
+        masked = flat_index(ids_mask, length, first=length - len(pos))  # patches follow the slots
+        return linear(self.pred, self.transform(x, masked))
 
 
 def recomputed(function: Callable) -> Callable:
@@ -227,6 +249,7 @@ class IVCL(FastModel, reference.IVCL, tags=["self-supervised-learning"]):
     kind = "IVCL"
     encoder: Encoder
     temporal: Temporal
+    stream = staticmethod(kernels.hash_seeds)
     sample_masks = staticmethod(kernels.sample_masks)
 
     def __init__(self, cfg: IVCLConfig) -> None:
@@ -237,27 +260,28 @@ class IVCL(FastModel, reference.IVCL, tags=["self-supervised-learning"]):
         if self.cfg.objective != "ivcl":
             return super().context(rows, ids_keep, query)
         (clips, frames, keep), slots = ids_keep.shape, self.cfg.num_slots
-        all_frames = arange(frames, rows).expand(clips, -1)
-        # The temporal transformer sees all slots, and the patches of the context frames. Among
-        # those, the query frames are number `among`.
-        context_frames, among = all_frames, query
+        # The temporal transformer sees all slots, and the patches of the context frames.
+        patches = frames * slots  # the place of the first patch behind the slots
         if self.cfg.context_tokens == "slots":
-            context_frames, among = query, arange(query.shape[1], rows).expand(clips, -1)
+            context_frames = query
+            read_patches = arange(query.shape[1] * keep, rows, patches).expand(clips, -1)
+        else:
+            context_frames = arange(frames, rows).expand(clips, -1)
+            read_patches = frame_positions(query, keep, keep, first=patches)
         width = slots + keep
-        seen = (
-            frame_positions(all_frames, width, slots),
-            frame_positions(context_frames, width, keep, first=slots),
+        seen = torch.cat(
+            [
+                slot_positions(frames, width, slots, rows).expand(clips, -1),
+                frame_positions(context_frames, width, keep, first=slots),
+            ],
+            dim=1,
         )
-        x = self.encoder.tokens(rows, ids_keep, flat_index(torch.cat(seen, dim=1), frames * width))
-        time = all_frames.repeat_interleave(slots, 1), context_frames.repeat_interleave(keep, 1)
-        x = x + F.embedding(torch.cat(time, dim=1), self.temporal.time_embed)
+        x = self.encoder.tokens(rows, ids_keep, flat_index(seen, frames * width))
+        time = F.embedding(seen // width, self.temporal.time_embed)
         # The decoder reads only the tokens of the query frames.
-        read = (
-            frame_positions(query, slots, slots),
-            frame_positions(among, keep, keep, first=frames * slots),
-        )
-        x = self.temporal.transform(x, flat_index(torch.cat(read, dim=1), x.shape[1]))
-        slot_tokens, patch_tokens = x.split([part.shape[1] for part in read], dim=1)
+        read = torch.cat([frame_positions(query, slots, slots), read_patches], dim=1)
+        x = self.temporal.transform(time, flat_index(read, x.shape[1]), Branch(x))
+        slot_tokens, patch_tokens = x.split([query.shape[1] * n for n in (slots, keep)], dim=1)
         return slot_tokens.unflatten(1, (-1, slots)), patch_tokens.unflatten(1, (-1, keep))
 
     def loss(self, pred: Tensor, rows: Tensor, mask: Tensor, query: Tensor) -> Tensor:

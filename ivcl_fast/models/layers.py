@@ -7,18 +7,21 @@ at every call, and such a module is called.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as nn_module
 
 from ivcl_fast import kernels
 from ivcl_fast.kernels.linear import leaves_bias
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-PLAIN = (Tensor, nn.Parameter)
-"""Classes of tensors that kernels may read; others, such as DTensor, bring their own arithmetic."""
+PLAIN = (Tensor, nn.Parameter, FakeTensor)
+"""Classes of tensors that kernels may read; others, such as DTensor, bring their own arithmetic.
+``FakeTensor`` stands for plain ones in a plan, and is part of torch's import already."""
 
 
 def has_hooks(part: nn.Module) -> bool:
@@ -97,3 +100,10 @@ def linear(layer: nn.Module, x: Tensor, with_bias: bool = True) -> Tensor:
     if not is_plain(layer, nn.Linear):
         return layer(x)
     return kernels.linear(x, layer.weight, layer.bias if with_bias else None)
+
+
+def linear_of_parts(layer: nn.Module, parts: list[Tensor]) -> Sequence[Tensor]:
+    """``layer`` of each of some parts ``[F, *, D]``, by one product where the layer is plain."""
+    if not is_plain(layer, nn.Linear):
+        return [layer(part) for part in parts]
+    return linear(layer, torch.cat(parts, dim=1)).split([p.shape[1] for p in parts], dim=1)

@@ -45,8 +45,8 @@ def as_pixels(rows: Tensor) -> Tensor:
 def take_rows(rows: Tensor, ids: Tensor) -> Tensor:
     """Rows by their ids: ``[..., N, *rest]`` and int64 ids ``[..., K]`` to ``[..., K, *rest]``."""
     lead, n = ids.ndim - 1, rows.shape[ids.ndim - 1]
-    start = torch.arange(ids[..., 0].numel(), device=ids.device).view(ids.shape[:-1]) * n
-    index = (ids + start.unsqueeze(-1)).flatten()
+    start = torch.arange(0, ids[..., 0].numel() * n, n, device=ids.device)
+    index = (ids + start.view(*ids.shape[:-1], 1)).flatten()
     return rows.flatten(0, lead).index_select(0, index).unflatten(0, ids.shape)
 
 
@@ -281,7 +281,10 @@ class IVCL(nn.Module):
         rows = patch_rows(video, self.cfg)
         ids_keep, ids_mask, query = self.masks(rows, ids_keep, query, seed)
         slots, patches = self.context(rows, ids_keep, query)  # [B, Q, S, D], [B, Q, K, D]
-        keep, mask = take_rows(ids_keep, query), take_rows(ids_mask, query)  # [B, Q, ...]
+        keep, mask = (
+            ids.gather(1, query.unsqueeze(-1).expand(-1, -1, ids.shape[-1]))  # [B, Q, ...]
+            for ids in (ids_keep, ids_mask)
+        )
         pred = self.decoder(*(x.flatten(0, 1) for x in (slots, patches, keep, mask)))
         pred = pred.unflatten(0, query.shape)  # [B, Q, N-K, 3*P*P]
         return Output(self.loss(pred, rows, mask, query), pred, ids_keep, ids_mask, query)
@@ -292,7 +295,7 @@ class IVCL(nn.Module):
         cfg.check_masks(len(rows), ids_keep, query, seed)
         if seed is None:
             seed = torch.randint(2**62, (len(rows),), device=rows.device)
-        seeds = stream(seed, cfg.num_frames + 1)  # one for each frame, the last for the query
+        seeds = self.stream(seed, cfg.num_frames + 1)  # one for each frame, the last for the query
         if ids_keep is None:
             ids_keep, ids_mask = self.sample_masks(seeds[:, :-1], cfg.num_patches, cfg.num_keep)
         else:
@@ -301,6 +304,7 @@ class IVCL(nn.Module):
             query, _ = self.sample_masks(seeds[:, -1], cfg.num_frames, cfg.num_reconstructed)
         return ids_keep, ids_mask, query
 
+    stream = staticmethod(stream)
     sample_masks = staticmethod(sample_masks)
 
     def context(self, rows: Tensor, ids_keep: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,11 @@ class NotFinite(UserError):
     """The loss or a gradient is NaN or infinite."""
 
 
+def nan_unless_finite(loss: Tensor, norm: Tensor) -> Tensor:
+    """Return the loss, or NaN if the norm of the gradients is NaN or infinite."""
+    return loss + 0 * norm  # 0 times infinity is NaN
+
+
 @dataclass
 class Stage:
     """One stage of a run, such as ``pretrain``: what it trains, on which data, and where to.
@@ -215,25 +220,26 @@ class Stage:
 
         A CUDA graph may record this, so nothing here depends on a value on the device.
         """
-        total = torch.zeros((), device=self.device)
+        losses: list[Tensor] = []
         parts = list(batch.split(self.schedule.grad_accum_steps))
         try:
             with self._weights_cast():
                 for number, part in enumerate(parts, 1):
                     part = part.to(self.device)
-                    weight = len(part.clip_ids) / len(batch.clip_ids)
                     with no_sync_if(model, more_to_come=number < len(parts)):
                         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-                            loss = self.loss(model, part, step) * weight
+                            loss = self.loss(model, part, step)
+                        if len(parts) > 1:
+                            loss = loss * (len(part.clip_ids) / len(batch.clip_ids))
                         loss.backward()
-                    total += loss.detach()
+                    losses.append(loss.detach())
             norm = nn.utils.clip_grad_norm_(model.parameters(), self.schedule.clip_norm)
             for optimizer in optimizers:
                 optimizer.step()
         finally:  # a graph recording that fails midway leaves gradients that nothing has computed
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
-        return total.masked_fill(~full_tensor(norm).isfinite(), math.nan)
+        return nan_unless_finite(sum(losses[1:], losses[0]), full_tensor(norm))
 
     def _weights_cast(self) -> AbstractContextManager[None]:
         """On a GPU, cast all weights once a step; elsewhere a cast costs no launch."""

@@ -7,7 +7,7 @@ one shape are stacked, and every operation treats a whole stack: a tenth as many
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ivcl_fast.distributed.dtensor import is_sharded, local_tensor
+from ivcl_fast.kernels._op import device_kind
 
 Stacks = dict[torch.Size, Tensor]
 """Matrices ``[n, rows, columns]`` by the shape of one, in bfloat16."""
@@ -76,22 +77,27 @@ class Muon(torch.optim.Muon):
             [updates[n] for numbers in by_shape.values() for n in numbers],
         )
         stacks = {shape: share.collect(stacks[shape]) for shape, share in shares.items()}
-        batch = CPU_BATCH if weights[0].device.type == "cpu" else None
+        batch = CPU_BATCH if device_kind(weights[0].device) == "cpu" else None
         stacks = orthogonalize(
             stacks, group["ns_coefficients"], group["ns_steps"], group["eps"], batch
         )
-        for shape, numbers in by_shape.items():
+        sizes = [0.2 * max(shape) ** 0.5 for shape in by_shape]  # the mean size of AdamW's steps
+        rates = (
+            torch._foreach_mul([lr] * len(sizes), sizes)  # in one launch
+            if isinstance(lr, Tensor)
+            else [lr * size for size in sizes]
+        )
+        for (shape, numbers), size, rate in zip(by_shape.items(), sizes, rates, strict=True):
             stack = shares[shape].hand_back(stacks.pop(shape))
-            size = 0.2 * max(shape) ** 0.5  # matches the mean size of AdamW's steps
             same = [weights[n] for n in numbers]
             # On a GPU, operations on many tensors take one launch if strides are equal.
-            keeps = batch is not None and not isinstance(lr, Tensor)
+            keeps = batch is not None and not isinstance(rate, Tensor)
             layout = torch.preserve_format if keeps else torch.contiguous_format
             steps = shares[shape].rows(stack.to(torch.float32, memory_format=layout))
-            if isinstance(lr, Tensor):
-                decay_and_add(same, steps, lr * size, group["weight_decay"] / size)
+            if isinstance(rate, Tensor):
+                decay_and_add(same, steps, rate, group["weight_decay"] / size)
             else:
-                torch._foreach_add_(same, steps, alpha=-lr * size)
+                torch._foreach_add_(same, steps, alpha=-rate)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -180,36 +186,71 @@ def orthogonalize(
     """Approximate the orthogonal matrices nearest to matrices by Newton-Schulz iteration.
 
     Tall matrices are transposed, because the Gram matrix of the short side is the smaller one.
-    Without ``batch`` they go together with wide ones of the same size, for the fewest launches;
-    otherwise no more than so many elements of one shape do.
+    Without ``batch`` all that have a short side go together, for the fewest launches; otherwise no
+    more than so many elements of one shape do.
     """
-    together: dict[Any, list[torch.Size]] = {}
-    for shape in stacks:
-        together.setdefault(shape if batch else (min(shape), max(shape)), []).append(shape)
-    result: Stacks = {}
-    for shapes in together.values():
-        parts = [stacks[shape].mT if shape[0] > shape[1] else stacks[shape] for shape in shapes]
-        x = torch.cat(parts) if len(parts) > 1 else parts[0]
-        count = max(1, batch // shapes[0].numel()) if batch else len(x)
-        done = [newton_schulz(piece, coefficients, steps, eps) for piece in x.split(count)]
-        x = torch.cat(done) if len(done) > 1 else done[0]
-        for shape, part in zip(shapes, x.split([len(part) for part in parts]), strict=True):
-            result[shape] = part.mT if shape[0] > shape[1] else part
-    return result
+    settings = coefficients, steps, eps
+    wide = {shape: x.mT if shape[0] > shape[1] else x for shape, x in stacks.items()}
+    done: Stacks = {}
+    if batch is None:
+        for height in sorted({min(shape) for shape in stacks}):
+            same = {shape: x for shape, x in wide.items() if min(shape) == height}
+            done |= orthogonalize_together(same, *settings)
+    else:
+        for shape, x in wide.items():
+            pieces = x.split(max(1, batch // shape.numel()))
+            done[shape] = join([newton_schulz([piece], *settings)[0] for piece in pieces])
+    return {shape: done[shape].mT if shape[0] > shape[1] else done[shape] for shape in stacks}
+
+
+def orthogonalize_together(wide: Stacks, *settings: Any) -> Stacks:
+    """Return the orthogonal matrices near wide ones of one height, with the fewest launches.
+
+    Keys are the shapes before matrices were transposed, so two may have matrices of equal size.
+    """
+    by_width: dict[int, list[torch.Size]] = {}
+    for shape, x in wide.items():
+        by_width.setdefault(x.shape[2], []).append(shape)
+    joined = [join([wide[shape] for shape in shapes]) for shapes in by_width.values()]
+    done: Stacks = {}
+    for shapes, x in zip(by_width.values(), newton_schulz(joined, *settings), strict=True):
+        done |= zip(shapes, x.split([len(wide[shape]) for shape in shapes]), strict=True)
+    return done
+
+
+def join(stacks: list[Tensor]) -> Tensor:
+    """Return one stack of all matrices; a single stack is not copied."""
+    return torch.cat(stacks) if len(stacks) > 1 else stacks[0]
 
 
 def newton_schulz(
-    x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
-) -> Tensor:
-    """Return the orthogonal matrices near ``x`` ``[n, short, long]``."""
-    matrix, multiply_add = x, torch.baddbmm
-    if len(x) == 1:  # PyTorch's batched product of a single matrix is slower on a CPU
-        matrix, multiply_add = x[0], torch.addmm  # type: ignore[assignment]
+    stacks: list[Tensor], coefficients: tuple[float, float, float], steps: int, eps: float
+) -> list[Tensor]:
+    """Return the orthogonal matrices near those in stacks ``[n, short, long]`` of one height.
+
+    The polynomial of their Gram matrices, which have one size, is computed for all stacks at once.
+    """
+    is_single = len(stacks) == len(stacks[0]) == 1
+    counts = [len(stack) for stack in stacks]
+    multiply, multiply_add, x = torch.bmm, torch.baddbmm, stacks
+    if is_single:  # PyTorch's batched product of a single matrix is slower on a CPU
+        multiply, multiply_add, x = torch.mm, torch.addmm, [stacks[0][0]]  # type: ignore[assignment]
+
+    def parts(grams: Tensor) -> Sequence[Tensor]:
+        return [grams] if is_single else grams.split(counts)
+
+    norms = [torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True) for matrix in x]
+    torch._foreach_clamp_min_(norms, eps)
+    x = [matrix / norm for matrix, norm in zip(x, norms, strict=True)]
     a, b, c = coefficients
-    norm = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)
-    matrix = matrix / norm.clamp(min=eps)
+    height = stacks[0].shape[1]
+    grams = x[0].new_empty(*([] if is_single else [sum(counts)]), height, height)
     for _ in range(steps):
-        gram = matrix @ matrix.mT
-        gram = multiply_add(gram, gram, gram, beta=b, alpha=c)
-        matrix = multiply_add(matrix, gram, matrix, beta=a)
-    return matrix.view_as(x)
+        for matrix, gram in zip(x, parts(grams), strict=True):
+            multiply(matrix, matrix.mT, out=gram)
+        polynomials = multiply_add(grams, grams, grams, beta=b, alpha=c)
+        x = [
+            multiply_add(matrix, polynomial, matrix, beta=a)
+            for matrix, polynomial in zip(x, parts(polynomials), strict=True)
+        ]
+    return [matrix.view_as(stack) for matrix, stack in zip(x, stacks, strict=True)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ivcl_fast.models.reference import hash64
+from ivcl_fast.kernels import hash_seeds
+
+OFFSET = 0x9E3779B97F4A7C15
+"""What ``hash_seeds`` adds to a seed, modulo 2^64, before it mixes the bits of its first number."""
 
 
 def clip_seeds(run_seed: int, step: int | Tensor, clip_ids: Tensor) -> Tensor:
@@ -13,7 +15,25 @@ def clip_seeds(run_seed: int, step: int | Tensor, clip_ids: Tensor) -> Tensor:
 
     The seeds do not depend on the number of workers or ranks, nor on how a batch is split.
     """
-    seed = torch.zeros((), dtype=torch.int64, device=clip_ids.device)
+    seed: int | Tensor = 0
     for part in (run_seed, step, clip_ids):
-        seed = hash64(seed + part)
-    return seed
+        if isinstance(part, Tensor):
+            before = as_int64(seed - OFFSET) if isinstance(seed, int) else seed - as_int64(OFFSET)
+            seed = hash_seeds(part + before, 1).squeeze(-1)
+        else:
+            assert isinstance(seed, int)
+            seed = mix(seed + part)
+    return seed  # type: ignore[return-value]
+
+
+def mix(number: int) -> int:
+    """:func:`~ivcl_fast.models.reference.hash64` of a number, which launches nothing on a GPU."""
+    x = number % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return as_int64(x ^ x >> 31)
+
+
+def as_int64(number: int) -> int:
+    """Return the number modulo 2^64, as a signed one."""
+    return (number + 2**63) % 2**64 - 2**63

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ivcl_fast import IVCL, IVCLConfig
+from ivcl_fast.models.reference import hash64
 from ivcl_fast.training import loop, step_graph
 from ivcl_fast.training.seeds import clip_seeds
 from ivcl_fast.training.step_graph import WARM_UP, StepGraph
@@ -238,9 +239,13 @@ def test_after_a_recording_that_failed(monkeypatch, caplog):
     assert caplog.messages == ["--cuda-graph: running without, a number was asked for"]
 
 
-def test_seeds_do_not_depend_on_the_kind_of_step():
-    ids = torch.tensor([0, 5, 7])
-    assert torch.equal(clip_seeds(3, 41, ids), clip_seeds(3, torch.tensor(41), ids))
+@pytest.mark.parametrize("run_seed", [0, 3, 2**63 - 1])
+def test_seeds_do_not_depend_on_the_kind_of_step(run_seed):
+    ids, expected = torch.tensor([0, 5, 7]), torch.tensor(0)
+    for part in (run_seed, 41, ids):
+        expected = hash64(expected + part)
+    for step in (41, torch.tensor(41)):
+        assert torch.equal(clip_seeds(run_seed, step, ids), expected)
 
 
 def test_unsupported_reasons(monkeypatch):

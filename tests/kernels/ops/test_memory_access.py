@@ -77,6 +77,11 @@ def all_cases(dtype):
                     )
                 ),
             )
+    for count in (1, 17, 200):
+        yield (
+            f"hash_seeds {count}",
+            lambda count=count: aot_cases._op("sample_masks")._stream(torch.arange(3), count),
+        )
     for count, keep in ((1, 0), (1, 1), (7, 3), (64, 16), (65, 65), (196, 49)):
         yield (
             f"sample_masks {keep} of {count}",

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from ivcl_fast import reference
-from ivcl_fast.kernels import dispatches, sample_masks
+from ivcl_fast.kernels import dispatches, hash_seeds, sample_masks
 from ivcl_fast.kernels.sample_masks import MAX_KERNEL_PATCHES, _hashes, _ref
 from tests.kernels.ops.conftest import INTERPRET
 
 op = torch.ops.ivcl_fast.sample_masks.default
+stream_op = torch.ops.ivcl_fast.hash_seeds.default
 FRAMES = 20_000
 SIZES = [(1, 0), (1, 1), (2, 1), (16, 8), (16, 16), (64, 16), (65, 3), (196, 49), (1000, 7)]
 statistical = pytest.mark.skipif(
@@ -53,6 +54,17 @@ def test_extreme_seeds(device):
     for got, want in zip(op(seed, 64, 16), reference.sample_masks(seed, 64, 16), strict=True):
         assert torch.equal(got, want)
     assert torch.equal(_hashes(seed, 17), reference.stream(seed, 17))
+
+
+@pytest.mark.parametrize("count", [1, 17, 300])
+def test_streams_equal_the_reference(count, device):
+    """Also the op itself, which a CPU takes only in the interpreter, and of no seeds."""
+    for seed in (torch.tensor([[0, -1, 2**63 - 1], [-(2**63), 1, 2]]), seeds(70), seeds(2, 0)):
+        expected = reference.stream(seed, count).to(device)
+        for run in (hash_seeds, stream_op):
+            found = run(seed.to(device), count)
+            assert found.shape == expected.shape and torch.equal(found, expected)
+    torch.library.opcheck(stream_op, (seeds(3, device=device), count))
 
 
 def test_known_masks(device):
