@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.evaluation.evaluate import Evaluation, Result, scores_as_json
+from ivcl_fast.evaluation.hidden_ends import kinds_of_hidden_ends
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.evaluation.published import published
 from ivcl_fast.files import write_text
@@ -51,6 +53,9 @@ def write_report(
         curve = f"The curve in training is of `{run.data.curve_split}`."
         lines += ["## Results", "", f"On `{split}`; 95 % intervals in brackets. {curve}", ""]
         lines += [*results_table(results).markdown(), ""]
+        if evaluation and (kinds := kinds_of_hidden_ends(run.data, evaluation)):
+            lines += ["Top-1 on hidden snitches, by when and how they disappeared:", ""]
+            lines += [*kinds_table(results, kinds).markdown(), ""]
         if table := published_table(run.dataset, results[0].scores["all"]):
             lines += ["Scores published by others; not measured here.", ""]
             lines += [*table.markdown(), ""]
@@ -68,6 +73,20 @@ def write_report(
     if results:  # last: this file marks a finished run
         scores = {result.title: scores_as_json(result.scores) for result in results}
         write_recorded(run.folder / SCORES, scores)
+
+
+def kinds_table(results: Sequence[Result], kinds: Mapping[str, Tensor]) -> Table:
+    """Return the top-1 of every result on each kind of clips, bool ``[V]``, of which it is told."""
+    told = [(result.title, result.correct) for result in results if result.correct is not None]
+    rows = [
+        [
+            kind,
+            str(int(mask.sum())),
+            *(f"{100 * correct[mask].mean():.1f} %" for _, correct in told),
+        ]
+        for kind, mask in kinds.items()
+    ]
+    return Table(["snitch", "clips", *(title for title, _ in told)], rows)
 
 
 def answers_by_clip(results: Sequence[Result], evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -1,0 +1,82 @@
+"""Kinds of clips that end with a hidden snitch: how long it has been hidden, and by what."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ivcl_fast.data.formats.cater_frames import frame_count, snitch_place
+from ivcl_fast.data.formats.cater_labels import Scene, containers_at_end, snitch_of
+
+if TYPE_CHECKING:
+    from ivcl_fast.data.datamodule import DataModule
+    from ivcl_fast.evaluation.evaluate import Evaluation
+
+SAME_PLACE = 0.5
+"""Distance, in world units, up to which a snitch is where it disappeared."""
+
+
+class HiddenEnd(NamedTuple):
+    """How the snitch is hidden when a video ends."""
+
+    share: float
+    """Part of the video, 0 to 1, since it disappeared for the last time."""
+    cones: int
+    """Cones around it."""
+    carried: bool
+    """Whether it ends at another place than where it disappeared."""
+
+
+KINDS = {
+    "hidden for under a third": lambda end: end.share < 1 / 3,
+    "hidden for one to two thirds": lambda end: 1 / 3 <= end.share < 2 / 3,
+    "hidden for over two thirds": lambda end: end.share >= 2 / 3,
+    "in one cone": lambda end: end.cones == 1,
+    "in nested cones": lambda end: end.cones > 1,
+    "not carried": lambda end: not end.carried,
+    "carried": lambda end: end.carried,
+}
+"""Kinds of hidden ends by name; times are parts of the video."""
+
+
+def hidden_end(scene: Scene) -> HiddenEnd | None:
+    """Return how the snitch is hidden at the end of a scene; None if it is in view.
+
+    Example::
+
+        >>> hidden_end(data.scene("CATER_new_003000.avi"))
+        HiddenEnd(share=0.65, cones=1, carried=True)
+    """
+    snitch, around = snitch_of(scene)["instance"], containers_at_end(scene)
+    if snitch not in around:
+        return None
+    since = max(
+        end
+        for action, other, _, end in scene["movements"][around[snitch]]
+        if action == "_contain" and other == snitch
+    )
+    cones, inside = 0, snitch
+    while inside in around:
+        cones, inside = cones + 1, around[inside]
+    last = frame_count(scene) - 1
+    first = min(since, last)
+    moved = math.dist(snitch_place(scene, first), snitch_place(scene, last))
+    return HiddenEnd((last - first) / max(last, 1), cones, moved > SAME_PLACE)
+
+
+def kinds_of_hidden_ends(data: DataModule, evaluation: Evaluation) -> dict[str, Tensor]:
+    """Return which clips are of which of :data:`KINDS`: bool ``[V]`` each, without empty ones.
+
+    Empty where ``evaluation`` does not know which clips end with a hidden snitch.
+    """
+    if evaluation.hidden is None:
+        return {}
+    ends = [hidden_end(data.scene(name)) for name in evaluation.names]
+    masks = {
+        kind: torch.tensor([end is not None and is_of(end) for end in ends])
+        for kind, is_of in KINDS.items()
+    }
+    return {kind: mask for kind, mask in masks.items() if mask.any()}
