@@ -39,7 +39,7 @@ train: $(BUILT)  ## pretrain, finetune and evaluate on synthetic videos; ARGS=--
 test: $(BUILT)  ## run the tests; ARGS=tests/kernels: some of them
 	$(BIN)/python -m pytest $(ARGS)
 
-soak: $(BUILT)  ## run commands under 500 schedules of faults; takes half an hour
+soak: $(BUILT)  ## run commands under 500 schedules of faults; takes half an hour on 2 cores
 	$(BIN)/python -m tests.support.faults $(ARGS)
 
 bench: $(BUILT)  ## run the benchmarks

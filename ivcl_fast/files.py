@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import logging
 import os
@@ -25,9 +26,10 @@ TEMPORARY = ".ivcl.tmp"
 def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a binary file for writing; it takes the name ``path`` when the block ends.
 
-    If the block raises or the process dies, ``path`` stays as it was. ``durable=False`` does not
-    wait for the disk, which suits thousands of small files that can be made again. Until then the
-    file has a name that no other process uses. Errors of the system name ``path``.
+    If the block raises or the process dies, ``path`` stays as it was. Until then the file has a
+    name that no other process uses; what killed processes have left of writing ``path`` is deleted.
+    ``durable=False`` does not wait for the disk, nor look for leftovers, which suits thousands of
+    small files that can be made again. Errors of the system name ``path``.
 
     Example::
 
@@ -37,9 +39,12 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     # Processes of two machines that share a file system may have the same number.
     unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
     temporary = path.with_name(f"{path.name}.{unique}{TEMPORARY}")
+    if durable:
+        with suppress(OSError):
+            remove_temporaries(path.parent, [glob.escape(path.name)])
     try:
         with errors_name(path):
-            with temporary.open("wb") as file:
+            with _create_locked(temporary) as file:
                 yield file
                 if durable:
                     file.flush()
@@ -51,6 +56,16 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _create_locked(temporary: Path) -> BinaryIO:
+    """Open a new file and lock it, which tells :func:`remove_temporaries` that it is in use."""
+    while True:
+        file = temporary.open("wb")
+        _lock(file.fileno(), fcntl.LOCK_NB)
+        if temporary.exists():
+            return file
+        file.close()  # it was taken for a leftover before it was locked
 
 
 @contextmanager
@@ -128,14 +143,16 @@ def remove_files(folder: Path, patterns: Iterable[str]) -> None:
 def remove_temporaries(folder: Path, patterns: Iterable[str]) -> None:
     """Delete what killed processes left of writing files of a folder, by patterns of their names.
 
-    The caller holds a lock, so that no other process may write them now; where the file system has
-    no locks, they stay.
+    A file that is being written is locked. Where the file system has no locks, all of them stay.
     """
     if not _has_locks(folder):
         return
     for pattern in patterns:
         for leftover in folder.glob(f"{pattern}.*{TEMPORARY}"):
-            leftover.unlink(missing_ok=True)
+            # Network file systems lock files only if they are open for writing.
+            with suppress(OSError), leftover.open("rb+") as file:
+                if _lock(file.fileno(), fcntl.LOCK_NB):
+                    leftover.unlink()
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:

@@ -24,9 +24,10 @@ KEPT = {
     "build:42": "no checkpoint could be written beside what a kill had left",
     "train:51": "TensorBoard's thread printed a traceback",
     "render:74": "PyAV printed tracebacks of a file that could not be written",
+    "predict:23": "what a kill left beside the answers stayed for ever",
 }
 """Schedules that failed once, and why. The code that was mended has tests of its own besides."""
-FEW = ("evaluate:0", "ranks:1")
+FEW = ("ranks:1",)
 
 
 @pytest.fixture

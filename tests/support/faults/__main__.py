@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib
 import math
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -13,13 +14,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.distributed.group import is_main
 from ivcl_fast.training.arguments import parse
 from tests.support.faults.command import Command
@@ -78,9 +82,9 @@ class Harness:
             shutil.rmtree(root)
         return self._expected[name]
 
-    def schedule(self, name: str, seed: int, show: bool) -> Counter[str] | None:
-        """Run a schedule; returns the faults that occurred, or None if it failed."""
-        root = self.place / f"seed-{seed}"
+    def schedule(self, name: str, seed: int, show: bool) -> tuple[Counter[str] | None, str]:
+        """Run a schedule; returns the faults that occurred, or None if it failed, and a report."""
+        root = self.place / f"{name}-{seed}"
         schedule = Schedule(name, seed, self.template, root, self.expected(name))
         try:
             schedule.run()
@@ -88,11 +92,10 @@ class Harness:
             what: Any = f"FAILED: {error!s:.6000}"
         else:
             what = "well"
-        if show or what != "well":
-            told = (f"  {line}\n" for line in schedule.told)
-            print(f"{name}:{seed}: {what}\n{''.join(told)}", end="", flush=True)
         shutil.rmtree(root)
-        return schedule.struck if what == "well" else None
+        told = "".join(f"  {line}\n" for line in schedule.told)
+        report = f"{name}:{seed}: {what}\n{told}" if show or what != "well" else ""
+        return (schedule.struck if what == "well" else None), report
 
     def pair(self, number: int, names: tuple[str, str]) -> bool:
         """Whether two commands that are started at the same time end well, with the same files."""
@@ -118,20 +121,41 @@ def parse_seed(text: str) -> tuple[str, int]:
     return name or draw_scene(int(number)), int(number)
 
 
+_shared: list[Harness] = []
+"""The harness, which forks of this process inherit."""
+
+
+def run_one(name: str, seed: int, show: bool, end: float) -> tuple[Any, ...] | None:
+    """Run a schedule in a fork of this process, unless it is too late to begin."""
+    if time.monotonic() > end:
+        return None
+    return f"{name}:{seed}", *_shared[0].schedule(name, seed, show)
+
+
 def run_schedules(
-    harness: Harness, schedules: Iterable[tuple[str, int]], show: bool, minutes: float
+    harness: Harness, schedules: Sequence[tuple[str, int]], show: bool, minutes: float, jobs: int
 ) -> int:
-    """Run schedules for some minutes, and print a summary; returns 1 if one has failed."""
+    """Run schedules for some minutes, ``jobs`` at a time, and print a summary.
+
+    Returns 1 if one has failed.
+    """
     struck: Counter[str] = Counter()
     failed, number, begin = [], 0, time.monotonic()
-    for name, seed in schedules:
-        if time.monotonic() - begin > 60 * minutes:
-            break
-        number += 1
-        found = harness.schedule(name, seed, show)
-        if found is None:
-            failed.append(f"{name}:{seed}")
-        struck += found or Counter()
+    for name in {name for name, _ in schedules}:
+        harness.expected(name)  # once for all forks
+    _shared.append(harness)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
+        names, seeds = zip(*schedules, strict=True)
+        end = begin + 60 * minutes
+        for result in pool.map(run_one, names, seeds, repeat(show), repeat(end)):
+            if result is None:
+                continue
+            what, found, report = result
+            print(report, end="", flush=True)
+            number += 1
+            if found is None:
+                failed.append(what)
+            struck += found or Counter()
     counts = ", ".join(f"{count} {name}" for name, count in struck.most_common())
     print(
         f"{number} schedules, {struck.total()} faults ({counts}), {len(failed)} violations, "
@@ -162,6 +186,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin none after them")
     parser.add_argument("--pairs", type=int, help="run so many pairs of each kind instead")
+    parser.add_argument("--jobs", type=int, default=usable_cpus(), help="run so many at a time")
     parser.add_argument("--show", action="store_true", help="print what happens")
     flags = parser.parse_args()
     fast = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -175,8 +200,9 @@ def main() -> None:
         if flags.pairs:
             raise SystemExit(run_pairs(Harness(place), flags.pairs))
         seeds = range(flags.seed, flags.seed + flags.schedules)
-        schedules = flags.seeds or ((draw_scene(seed), seed) for seed in seeds)
-        raise SystemExit(run_schedules(Harness(place), schedules, flags.show, flags.minutes))
+        schedules = flags.seeds or [(draw_scene(seed), seed) for seed in seeds]
+        harness = Harness(place)
+        raise SystemExit(run_schedules(harness, schedules, flags.show, flags.minutes, flags.jobs))
 
 
 if __name__ == "__main__":
