@@ -5,7 +5,7 @@
 * ``short_attention``: multi-head attention of short sequences, read in place from packed qkv.
 * ``kernels.attention.attention``: attention by the backend that suits the shape.
 * ``add_layer_norm``: residual sum and its LayerNorm; ``layer_norm`` is the same without the sum.
-* ``bias_gelu``: bias + exact GELU.
+* ``bias_gelu``: bias + GELU, exact, by tanh, or QuickGELU.
 * ``linear``: linear layer; on AMX both parameters' gradients in one pass.
 * ``restore_tokens``: visible tokens back to their places among mask tokens, plus position.
 * ``patch_loss``: mean squared error against uint8 patches, optionally normalised per patch.

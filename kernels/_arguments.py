@@ -79,6 +79,15 @@ def _check_tensor(name: str, tensor: Tensor, rule: str, sizes: dict[str, Any]) -
         raise ValueError(f"{name}: shape {tuple(tensor.shape)} is not [{known}]")
 
 
+def completer(op: Any) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """A function that completes the arguments of a call of ``op``.
+
+    PyTorch leaves out the last ones where they have their defaults.
+    """
+    defaults = tuple([argument.default_value for argument in op._schema.arguments])
+    return lambda args: args + defaults[len(args) :]
+
+
 def above_zero(value: float, sizes: dict[str, Any]) -> str | None:
     """The rule of a standard deviation."""
     return None if value > 0 else "is not above 0"

@@ -20,6 +20,8 @@ from torch._C import (
 )
 from torch.autograd import forward_ad
 
+from ._arguments import completer
+
 
 def is_transformed() -> bool:
     """Whether ``torch.func``, ``vmap`` or forward-mode differentiation is at work."""
@@ -66,6 +68,8 @@ def register_forward(
     :class:`torch.autograd.Function`; both are None for an op whose outputs have no gradients.
     """
 
+    complete = completer(op)
+
     def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
         with _AutoDispatchBelowAutograd():
             output = op.redispatch(keyset & _after_autograd_keyset, *args)
@@ -80,6 +84,7 @@ def register_forward(
     function: Any = type(f"{op._opname}_function", (torch.autograd.Function,), methods)
 
     def autograd(keyset: Any, *args: Any) -> Any:
+        args = complete(args)
         if is_transformed():
             return plain(ref, args)
         if backward is not None and torch.is_grad_enabled() and _any_requires_grad(*args):
@@ -88,7 +93,7 @@ def register_forward(
             return op.redispatch(keyset & _after_autograd_keyset, *args)
 
     library.impl(op._opname, autograd, "Autograd", with_keyset=True)
-    library.impl(op._opname, lambda *args: plain(ref, args), "FuncTorchBatched")
+    library.impl(op._opname, lambda *args: plain(ref, complete(args)), "FuncTorchBatched")
 
 
 def register_backward(library: torch.library.Library, op: Any, ref: Callable) -> Callable:
@@ -100,7 +105,10 @@ def register_backward(library: torch.library.Library, op: Any, ref: Callable) ->
     def refuse(*args: Any) -> Any:
         raise NotImplementedError(f"{op}: torch.func cannot transform it; transform the op itself")
 
+    complete = completer(op)
+
     def autograd(keyset: Any, *args: Any) -> Any:
+        args = complete(args)
         if _are_functorch_transforms_active():
             refuse()
         is_dual = forward_ad._current_level >= 0

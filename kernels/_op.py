@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import _autograd, _ext, _triton
-from ._arguments import Rule, checker
+from ._arguments import Rule, checker, completer
 
 LIBRARY = torch.library.Library("ivcl_fast", "FRAGMENT")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -54,9 +54,12 @@ def _counted(name: str, implementation: str, function: Callable) -> Callable:
     return run
 
 
-def _checked(check: Callable[[tuple[Any, ...]], None], function: Callable) -> Callable:
+def _checked(
+    check: Callable[[tuple[Any, ...]], None], complete: Callable, function: Callable
+) -> Callable:
     @functools.wraps(function)
     def run(*args: Any) -> Any:
+        args = complete(args)
         check(args)
         return function(*args)
 
@@ -77,7 +80,8 @@ def register(
     """Define ``ivcl_fast::<schema>`` and return the op as a callable.
 
     ``ref`` and ``triton`` take the schema's arguments and return fresh tensors; ``fake`` returns
-    tensors of the same shapes, dtypes and strides without computing. ``arguments`` are the rules
+    tensors of the same shapes, dtypes and strides without computing, and may not be given the last
+    arguments where they have their defaults. ``arguments`` are the rules
     that they rely on, for every tensor and, where needed, for other arguments.
     ``setup_context(ctx, inputs, output)`` and ``backward(ctx, *grads)``, in terms of other
     registered ops, give the first derivative; all others are ``ref``'s (``_autograd.py``).
@@ -89,11 +93,14 @@ def register(
     TRITON[name] = triton
     op = getattr(torch.ops.ivcl_fast, name).default
     optional = {a.name for a in op._schema.arguments if isinstance(a.type, torch.OptionalType)}
+    complete = completer(op)
     check = checker(arguments, [a.name for a in op._schema.arguments], optional)
     by_ref = _triton.MISSING or _triton.CANNOT_LAUNCH
-    LIBRARY.impl(name, _checked(check, for_ref if by_ref else for_triton), "CUDA")
+    LIBRARY.impl(name, _checked(check, complete, for_ref if by_ref else for_triton), "CUDA")
     if name not in _ext.OPS:
-        LIBRARY.impl(name, _checked(check, for_triton if _triton.INTERPRET else for_ref), "CPU")
+        LIBRARY.impl(
+            name, _checked(check, complete, for_triton if _triton.INTERPRET else for_ref), "CPU"
+        )
     torch.library.register_fake(f"ivcl_fast::{name}", fake, lib=LIBRARY)
     if is_backward:
         return _autograd.register_backward(LIBRARY, op, for_ref)

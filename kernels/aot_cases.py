@@ -1,4 +1,8 @@
-"""The kernel launches of a training step, to be compiled ahead of time or benchmarked."""
+"""The kernel launches of a training step, to be compiled ahead of time or benchmarked.
+
+Ops that the model itself does not use, but models that :func:`ivcl_fast.accelerate` serves, are
+among them with the sizes of its encoder.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +56,9 @@ def cases(
         calls[f"add_layer_norm, {stack}, float32 residual"] = partial(_add_layer_norm, x, x.float())
         calls[f"layer_norm, {stack}"] = partial(_layer_norm, x)
         calls[f"bias_gelu, {stack}"] = partial(_bias_gelu, hidden)
+        if stack == "encoder":  # of other people's models
+            calls[f"bias_gelu tanh, {stack}"] = partial(_bias_gelu, hidden, 1)
+            calls[f"bias_gelu quick, {stack}"] = partial(_bias_gelu, hidden, 2)
         if tokens <= _op("short_attention").max_tokens(torch.device("cuda")):
             calls[f"short_attention, {stack}"] = partial(_short_attention, x, heads)
     shape = frames, patches, cfg.patch_dim
@@ -112,10 +119,10 @@ def _layer_norm(x: Tensor) -> None:
     op._backward(None, torch.randn_like(x), x, weight, EPS, x.dtype)
 
 
-def _bias_gelu(x: Tensor) -> None:
+def _bias_gelu(x: Tensor, kind: int = 0) -> None:
     op, bias = _op("bias_gelu"), _parameter(x, x.shape[-1])
-    op._forward(x, bias)
-    op._backward(torch.randn_like(x), x, bias)
+    op._forward(x, bias, kind)
+    op._backward(torch.randn_like(x), x, bias, kind)
 
 
 def _short_attention(x: Tensor, heads: int) -> None:

@@ -39,6 +39,7 @@ SHAPES = {
     ],
     "attention": [(FRAMES, KEPT, 3 * WIDTH)],
     "bias_gelu": [(FRAMES, KEPT, WIDTH), (WIDTH,)],
+    "bias_gelu, quick": [(FRAMES, KEPT, WIDTH), (WIDTH,)],
     "embed_patches": [(WIDTH, PIXELS), (WIDTH,), (PATCHES, WIDTH)],
     "layer_norm": [(FRAMES, KEPT, WIDTH), (WIDTH,), (WIDTH,)],
     "linear": [(FRAMES, KEPT, WIDTH), (7, WIDTH), (7,)],
@@ -75,6 +76,9 @@ def functions(name: str, device: str) -> tuple[Callable, Callable]:
         ),
         "attention": (lambda x: attention(x, 2), lambda x: ref_short_attention(x, 2)),
         "bias_gelu": (kernels.bias_gelu, ref_bias_gelu),
+        "bias_gelu, quick": (
+            partial(kernels.bias_gelu, approximate="quick"), partial(ref_bias_gelu, kind=2)
+        ),
         "embed_patches": (embed(kernels.embed_patches), embed(ref_embed_patches)),
         "layer_norm": (kernels.layer_norm, lambda x, w, b: _ref_norm(x, w, b, 1e-6, x.dtype)),
         "linear": (kernels.linear, F.linear),

@@ -42,8 +42,8 @@ def arguments(name: str, draw: random.Random) -> list[Any]:
     heads = draw.choice([1, 2, 4])
     embedding = [rows, ids, floats(d, r, as_input=False), floats(d), floats(n, d), 0.5, 0.25]
     cases = {
-        "bias_gelu": [floats(f, n, d), floats(d)],
-        "bias_gelu_backward": [floats(f, n, d), floats(f, n, d), floats(d)],
+        "bias_gelu": [floats(f, n, d), floats(d), draw.choice([0, 1, 2])],
+        "bias_gelu_backward": [floats(f, n, d), floats(f, n, d), floats(d), 1],
         "add_layer_norm": [floats(f, n, d), floats(f, n, d), floats(d), floats(d), 1e-6],
         "add_layer_norm_backward": [
             draw.choice([None, floats(f, d)]), floats(f, d), floats(f, d), floats(d), 1e-6, dtype

@@ -17,6 +17,7 @@ X, ROWS = torch.ones(2, 3, 4), torch.zeros(2, 5, 6, dtype=torch.uint8)
 IDS = torch.tensor([[0, 1, 2], [2, 3, 4]])
 NAMED = {
     "bias: shape": lambda: ops.bias_gelu(X, torch.ones(3)),
+    "kind: ": lambda: ops.bias_gelu(X, torch.ones(4), 3),
     "dy: ": lambda: ops.bias_gelu_backward(X.long(), X, torch.ones(4)),
     "residual: shape": lambda: ops.add_layer_norm(X, X[:1], torch.ones(4), torch.ones(4), 1e-6),
     "x_bias: shape": lambda: ops.add_layer_norm_biased(

@@ -39,6 +39,7 @@ def all_cases(dtype):
         yield f"no bias {shape}", lambda y=y: aot_cases._add_layer_norm(y, y + 1, False)
         yield f"layer_norm {shape}", lambda y=y: aot_cases._layer_norm(y)
         yield f"bias_gelu {shape}", lambda y=y: aot_cases._bias_gelu(y)
+        yield f"bias_gelu tanh {shape}", lambda y=y: aot_cases._bias_gelu(y, 1)
     many = torch.randn(1700, 60, dtype=dtype)  # more tiles than programs: a program loops
     yield "bias_gelu, loop", lambda: aot_cases._bias_gelu(many)
     yield "layer_norm, loop", lambda: aot_cases._layer_norm(many[None, :400])

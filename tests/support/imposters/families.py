@@ -154,9 +154,10 @@ class VitPytorchAttention(Attention):
 
 
 class Mlp(nn.Module):
-    """timm's MLP in steps."""
+    """timm's MLP in steps. ``gelu`` is the kind of its activation."""
 
     has_fused_op = True
+    gelu = "none"
 
     def __init__(self, dim: int, hidden: int, draw: random.Random) -> None:
         super().__init__()
@@ -194,11 +195,24 @@ class HuggingFaceMlp(Mlp):
 
 
 class TanhMlp(Mlp):
-    has_fused_op = False
+    gelu = "tanh"
 
     def build(self, dim: int, hidden: int, draw: random.Random) -> None:
         super().build(dim, hidden, draw)
         self.act = nn.GELU(approximate="tanh")
+
+
+class QuickGelu(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class ClipMlp(HuggingFaceMlp):
+    gelu = "quick"
+
+    def build(self, dim: int, hidden: int, draw: random.Random) -> None:
+        super().build(dim, hidden, draw)
+        self.activation_fn = QuickGelu()
 
 
 class SwiGlu(Mlp):
@@ -353,7 +367,7 @@ ATTENTIONS = (
     TimmAttention, NormedAttention, QVBiasAttention, ClipAttention, HuggingFaceAttention,
     VitPytorchAttention,
 )  # fmt: skip
-MLPS = (Mlp, HuggingFaceMlp, TanhMlp, SwiGlu)
+MLPS = (Mlp, HuggingFaceMlp, TanhMlp, SwiGlu, ClipMlp)
 BLOCKS = (
     Block, LayerScaleBlock, GammaBlock, HuggingFaceBlock, TorchvisionBlock, OpenClipBlock,
 )  # fmt: skip

@@ -21,10 +21,14 @@ def without_bias(self: Any, step: Step, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight)
 
 
+OTHER_GELU = {"none": "tanh", "tanh": "none", "quick": "tanh"}
 MLP: dict[str, Mutation] = {
     "relu": activation(torch.relu),
     "silu": activation(lambda x: F.silu(1.5 * x)),
-    "quick GELU": activation(lambda x: x * torch.sigmoid(1.702 * x)),
+    "GELU of another kind": {
+        "activate": lambda self, step, x: F.gelu(x, approximate=OTHER_GELU[self.gelu]),
+    },
+    "slow GELU": activation(lambda x: x * torch.sigmoid(1.7 * x)),
     "squared relu": activation(lambda x: x.relu() ** 2),
     "GELU twice": activation(lambda x: F.gelu(F.gelu(x))),
     "leaky": activation(lambda x: F.leaky_relu(x, 0.1)),

@@ -1,4 +1,4 @@
-"""MLPs: the first layer's bias and an exact GELU in one pass; everything else is called.
+"""MLPs: the first layer's bias and a GELU of any kind in one pass; everything else is called.
 
 * :class:`Mlp`: ``fc1``, an activation, ``fc2``, as in timm and Hugging Face; or the first two.
   Gated ones (SwiGLU) are known, but kept.
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ivcl_fast import kernels
+from ivcl_fast.models.accelerate.adapters.activation import gelu_kind
 from ivcl_fast.models.accelerate.adapters.adapter import Adapter, call_parts, unknown_parts
 from ivcl_fast.models.layers import linear
 
@@ -34,6 +35,8 @@ class Layout(NamedTuple):
     between: tuple[str, ...]
     fc2: str | None
     after: tuple[str, ...]
+    approximate: str | None
+    """The kind of GELU that ``act`` is, None for another activation."""
 
 
 class Mlp(Adapter):
@@ -48,13 +51,14 @@ class Mlp(Adapter):
         pair = next((p for p in FIRST if all(n is None or parts.get(n) for n in p)), None)
         if act is None or pair is None:
             return
-        if pair[1] is None and not is_gelu(parts[act]):  # such as a pooling layer
+        approximate = gelu_kind(parts[act])
+        if pair[1] is None and approximate is None:  # such as a pooling layer
             return
         (fc1, fc2), seen = pair, set()
         for between in BETWEEN:
             for after in AFTER:
                 names = tuple(tuple(n for n in group if parts.get(n)) for group in (between, after))
-                layout = Layout((), str(fc1), act, names[0], fc2, names[1])
+                layout = Layout((), str(fc1), act, names[0], fc2, names[1], approximate)
                 if layout not in seen:
                     yield layout
                 seen.add(layout)
@@ -72,10 +76,10 @@ class Mlp(Adapter):
     def called(self, layout: Layout) -> tuple[str, ...]:
         return () if layout.fc2 is None else (layout.fc2,)
 
-    def run(self, module: nn.Module, layout: Layout, x: Tensor) -> Tensor:
+    def run(self, module: nn.Module, layout: Any, x: Tensor) -> Tensor:
         parts: Any = module._modules
         x, fc1 = call_parts(module, layout.before, x), parts[layout.fc1]
-        x = kernels.bias_gelu(kernels.linear(x, fc1.weight), fc1.bias)
+        x = kernels.bias_gelu(kernels.linear(x, fc1.weight), fc1.bias, layout.approximate)
         x = call_parts(module, layout.between, x)
         x = x if layout.fc2 is None else linear(parts[layout.fc2], x)
         return call_parts(module, layout.after, x)
@@ -92,9 +96,10 @@ class SequentialMlp(Mlp):
         if not isinstance(module, nn.Sequential) or type(module).forward is not SEQUENTIAL_FORWARD:
             return
         for i, (fc1, act) in enumerate(pairwise(names)):
-            linear_layer, activation = (module._modules[name] for name in (fc1, act))
-            if isinstance(linear_layer, nn.Linear) and is_gelu(activation):
-                yield Layout(names[:i], fc1, act, names[i + 2 :], None, ())
+            if not isinstance(module._modules[fc1], nn.Linear):
+                continue
+            if (approximate := gelu_kind(module._modules[act])) is not None:
+                yield Layout(names[:i], fc1, act, names[i + 2 :], None, (), approximate)
 
     def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
         yield from pair_reasons(module, layout)
@@ -106,11 +111,6 @@ class SequentialMlp(Mlp):
 SEQUENTIAL_FORWARD = nn.Sequential.forward
 
 
-def is_gelu(part: Any) -> bool:
-    """Whether a part is called a GELU; which kind of GELU, the trial tells."""
-    return "gelu" in type(part).__name__.lower()
-
-
 def pair_reasons(module: nn.Module, layout: Layout) -> Iterator[str]:
     """Why the first layer and the activation cannot run in one pass."""
     fc1, act = (module._modules[name] for name in (layout.fc1, layout.act))
@@ -118,7 +118,5 @@ def pair_reasons(module: nn.Module, layout: Layout) -> Iterator[str]:
         yield f"{layout.fc1} ({type(fc1).__name__}): only a plain Linear is fused"
     elif fc1.bias is None:
         yield f"{layout.fc1}: it has no bias"
-    if isinstance(act, nn.GELU) and act.approximate != "none":
-        yield f"{layout.act} (GELU, {act.approximate}): only the exact GELU is fused"
-    elif not is_gelu(act):
-        yield f"{layout.act} ({type(act).__name__}): only the exact GELU is fused"
+    if layout.approximate is None:
+        yield f"{layout.act} ({type(act).__name__}): only GELU is fused (exact, tanh, quick)"
