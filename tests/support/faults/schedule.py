@@ -169,7 +169,7 @@ class Schedule:
             if path.is_file() and path not in self.strange and path.stat().st_size
             and "tensorboard" not in path.parts and path.suffix not in (".lock", ".tmp")
             # The checksums of a data set are those of the files that are there when it is finished.
-            and (path.suffix != ".avi" or (path.parents[1] / MANIFEST).exists())
+            and (path.suffix != ".avi" or (path.parents[1] / "lists").is_dir())
         ]  # fmt: skip
         if not files:
             return
