@@ -147,6 +147,19 @@ def test_leftovers_of_a_kill_are_completed(tmp_path: Path, made: tuple[str, Path
         assert contents(write(out, spec, workers=1)) == contents(folder)
 
 
+def test_a_damaged_scene_of_an_unfinished_data_set_is_named(tmp_path: Path, cater: Path) -> None:
+    """Checksums are those of the files that are there when it is finished."""
+    shutil.copytree(cater, tmp_path / "left")
+    shutil.rmtree(tmp_path / "left" / "lists")
+    scene = tmp_path / "left" / "scenes" / "CATER_new_000002.json"
+    scene.write_text("{")
+    write, spec = WRITERS["cater"]
+    with pytest.raises(UserError, match=r"_000002\.json: not a JSON file .* delete it to have it"):
+        write(tmp_path / "left", spec, workers=1)
+    scene.unlink()
+    assert contents(write(tmp_path / "left", spec, workers=1)) == contents(cater)
+
+
 def test_files_of_others_are_kept(tmp_path: Path, made: tuple[str, Path]) -> None:
     name, folder = made
     write, spec = WRITERS[name]

@@ -20,6 +20,8 @@ from tests.support.faults.system import Fault
 from tests.support.strangers import check_strange, strange_files
 
 HANG_SECONDS = 120
+ITEMS = ("videos", "scenes")
+"""Folders of a data set."""
 FAILURES = {
     "read": (errno.EIO,),
     "write": (errno.ENOSPC, errno.ENOSPC, errno.EIO),
@@ -169,7 +171,7 @@ class Schedule:
             if path.is_file() and path not in self.strange and path.stat().st_size
             and "tensorboard" not in path.parts and path.suffix not in (".lock", ".tmp")
             # The checksums of a data set are those of the files that are there when it is finished.
-            and (path.suffix != ".avi" or (path.parents[1] / "lists").is_dir())
+            and ((path.parents[1] / "lists").is_dir() or path.parent.name not in ITEMS)
         ]  # fmt: skip
         if not files:
             return

@@ -26,7 +26,7 @@ from ivcl_fast.data.synthetic.writer import (
     write_dataset,
 )
 from ivcl_fast.data.workers import Report
-from ivcl_fast.files import atomic_write, write_text
+from ivcl_fast.files import atomic_write, read_json, write_text
 
 CameraMotion = Literal["static", "moving", "none"]
 
@@ -254,7 +254,7 @@ def _lists(out: Path, spec: SyntheticCater) -> dict[str, str]:
     """Compute the lists of all tasks and splits from the scenes."""
     lines: dict[str, list[str]] = {task: [] for task in _TASKS}
     for index in range(spec.videos):
-        scene = json.loads(_scene_path(out, index).read_text())
+        scene = read_json(_scene_path(out, index), "a scene; delete it to have it written again")
         for task, label in _TASKS.items():
             value = label(scene)
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
