@@ -16,7 +16,6 @@ from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.evaluation.published import published
 from ivcl_fast.files import write_text
 from ivcl_fast.manifest import write_recorded
-from ivcl_fast.report.run_pictures import draw_run
 from ivcl_fast.report.tables import METRIC_NAMES, Table, results_table
 from ivcl_fast.text import markdown
 
@@ -63,6 +62,8 @@ def write_report(
         first = markdown(": ".join(next(iter(bad.items()))))
         lines += [f"{len(bad)} videos could not be used, such as {first}.", ""]
     if config.output.pictures:
+        from ivcl_fast.report.run_pictures import draw_run  # matplotlib takes long to import
+
         for picture in draw_run(run, evaluation):
             image = f"![{picture.title}]({picture.path.name})"
             lines += [f"## {picture.title}", "", picture.caption, "", image, ""]

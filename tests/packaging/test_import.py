@@ -51,6 +51,8 @@ def test_import_is_silent_and_touches_no_device():
         "for heavy in ('torch._dynamo', 'nvidia.dali', 'matplotlib', 'timm', 'flash_attn',\n"
         "              'xformers', 'av'):\n"
         "    assert heavy not in sys.modules, heavy\n"
+        "import ivcl_fast.train\n"  # which needs some of them, but not all
+        "assert not {'torch._dynamo', 'matplotlib'} & {*sys.modules}\n"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
