@@ -7,15 +7,17 @@ import os
 import pickle
 import selectors
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context, resource_tracker
+from multiprocessing import get_context, resource_tracker, spawn
 from multiprocessing.process import BaseProcess
 from socket import socket, socketpair
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
+from unittest import mock
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -239,9 +241,7 @@ class WorkerPool:
         self._failed_starts += 1
         if self._failed_starts >= STARTS:
             self.close()
-            raise RuntimeError(
-                f"a worker could not begin: {reason}; scripts need if __name__ == '__main__':"
-            )
+            raise RuntimeError(f"a worker could not begin: {reason}")
         self._give(_start(), worker.function, worker.task)
         return None
 
@@ -265,6 +265,20 @@ def run_tasks(
         yield from pool.run(function, tasks, report)
 
 
+_starting = threading.Lock()
+_preparation_data = spawn.get_preparation_data
+
+
+def _without_main(name: str) -> dict[str, Any]:
+    """What a new process is told about this one, except for its program, which it would import.
+
+    Tasks are from modules. The program of a command imports PyTorch, which not all tasks need, and
+    a script without ``if __name__ == "__main__"`` would run once more.
+    """
+    told = _preparation_data(name)
+    return {key: value for key, value in told.items() if not key.startswith("init_main_from")}
+
+
 def _start() -> _Worker:
     context = get_context("spawn")  # a fork would copy the state of torch's and DALI's threads
     ours, theirs = socketpair()
@@ -272,7 +286,8 @@ def _start() -> _Worker:
     process = context.Process(target=_work, args=(theirs,), daemon=True)
     # The first process starts multiprocessing's resource tracker, which unblocks SIGINT.
     resource_tracker.ensure_running()
-    with _sigint_blocked():
+    prepare = mock.patch.object(spawn, "get_preparation_data", _without_main)
+    with _starting, _sigint_blocked(), prepare:
         process.start()
     theirs.close()
     return _Worker(process, ours)

@@ -84,7 +84,6 @@ def test_lost_tasks_are_replaced_and_their_progress_subtracted():
 
 
 def test_a_worker_that_cannot_start_is_not_blamed_on_its_task(monkeypatch):
-    """For example because a script has no ``if __name__ == "__main__"``."""
     monkeypatch.setattr("ivcl_fast.data.workers._work", os._exit)  # dies of its argument
     with WorkerPool(1, stall_seconds=60) as pool, pytest.raises(RuntimeError, match="not begin"):
         list(pool.run(square, [1], lambda _: None, lambda lost: lost.task))

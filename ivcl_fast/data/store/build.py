@@ -130,8 +130,7 @@ def build_store(
         image_size: height and width that frames are resized to; a multiple of ``patch_size``.
         decoder: ``auto``, ``dali`` or ``pyav``.
         workers: processes; default one per CPU, or per NVDEC. With 1 this process decodes, and
-            ends if a decoder crashes. The bytes do not depend on it. Workers are spawned, so a
-            script needs ``if __name__ == "__main__":``.
+            ends if a decoder crashes. The bytes do not depend on it.
         progress: called with (frames done, frames in total).
         shard_bytes: largest size of a shard.
         crop: part of the frames to resize to the square; by default all of them.

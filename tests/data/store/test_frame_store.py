@@ -219,10 +219,9 @@ def progress(done, total):
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-if __name__ == "__main__":
-    paths = [Path(line) for line in Path(sys.argv[1]).read_text().split()]
-    videos = [Media(path.stem, (path,)) for path in paths]
-    build_store(videos, Path(sys.argv[2]), 32, 8, "pyav", 2, progress, shard_bytes=20 * 3 * 32**2)
+paths = [Path(line) for line in Path(sys.argv[1]).read_text().split()]
+videos = [Media(path.stem, (path,)) for path in paths]
+build_store(videos, Path(sys.argv[2]), 32, 8, "pyav", 2, progress, shard_bytes=20 * 3 * 32**2)
 """
 
 
@@ -300,7 +299,7 @@ def test_other_settings_or_videos_are_refused(built, videos):
         (built.path, (32, 16), "patch_size 8, not 16"),
     ):
         with pytest.raises(UserError, match=what):
-            build_store(videos, out, *sizes, "pyav")
+            build_store(videos, out, *sizes, "pyav", 1)
     others = [Media(f"other {one.name}", one.files) for one in videos]
     with pytest.raises(UserError, match="of other videos"):
         build(others, built.path)
@@ -314,9 +313,9 @@ def test_an_unfinished_build_with_other_settings_is_refused(videos, tmp_path):
     with pytest.raises(Killed):
         build(videos, tmp_path, progress=stop)
     with pytest.raises(UserError, match="patch_size 8, not 16"):
-        build_store(videos, tmp_path, 32, 16, "pyav", shard_bytes=SHARD_BYTES)
+        build_store(videos, tmp_path, 32, 16, "pyav", 1, shard_bytes=SHARD_BYTES)
     with pytest.raises(UserError, match="shard_bytes"):
-        build_store(videos, tmp_path, *SIZES, "pyav")
+        build_store(videos, tmp_path, *SIZES, "pyav", 1)
 
 
 def test_nothing_is_written_into_a_folder_of_something_else(videos, tmp_path):
@@ -390,7 +389,8 @@ def test_more_shards_than_descriptors(tmp_path):
 
 def test_large_frames_are_announced(tmp_path):
     pictures = [picture(1, i) for i in range(5)]
-    store = build_store([media(write_avi(tmp_path / "v.avi", pictures))], tmp_path / "s", 160, 16)
+    video = media(write_avi(tmp_path / "v.avi", pictures))
+    store = build_store([video], tmp_path / "s", 160, 16, workers=1)
     in_memory = FrameStore(store.path, "ram")
     ids = np.array([4, 0, 3])
     assert (store.rows("v", ids) == in_memory.rows("v", ids)).all()

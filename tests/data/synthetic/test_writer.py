@@ -187,13 +187,12 @@ VIDEOS = "20bn-something-something-v2"
 
 
 def test_one_process_writes_and_the_other_waits(tmp_path: Path) -> None:
-    """The waiting one then finds everything there."""
+    """The waiting one then finds everything there. Workers do not run the script again."""
     script = (
         "import sys, logging\nfrom pathlib import Path\n"
         "from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater\n"
         "logging.basicConfig()\n"
-        "if __name__ == '__main__':\n"
-        "    write_cater(Path(sys.argv[1]), SyntheticCater(train=6, val=2), workers=2)\n"
+        "write_cater(Path(sys.argv[1]), SyntheticCater(train=6, val=2), workers=2)\n"
     )
     (tmp_path / "write.py").write_text(script)
     both = [
