@@ -21,6 +21,7 @@ from benchmarks.results import Results, RowFile, Skip
 from benchmarks.summary import summary
 from ivcl_fast import IVCL
 from ivcl_fast.kernels import _triton
+from tests.support.processes import ended
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,13 +72,6 @@ def test_survives_parts_that_fail_in_every_way(tmp_path, capsys):
     assert "stopped after 2 s" in summary(results)
 
 
-def ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 def test_a_part_may_take_what_others_have_left(tmp_path):
     quick = part(tmp_path, "quick", "row(value=1)", 60)
     late = part(tmp_path, "late", "time.sleep(2); row(value=2)", 1)
@@ -111,7 +105,8 @@ def test_every_part_is_run_once_within_the_time():
     ],
 )  # fmt: skip
 def test_every_part_runs_on_tiny_sizes(name, tmp_path, monkeypatch):
-    """All but the tests, and ``train --quick``, which has tests of its own."""
+    """All but the tests, and ``train --quick``, which has tests of its own. It is one process."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     monkeypatch.setattr(parts, "COMPILE_SECONDS", math.inf)
     rows = RowFile(tmp_path / "rows")
     with torch.compiler.set_stance("force_eager"):  # what is compiled is tested elsewhere

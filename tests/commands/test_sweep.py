@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from ivcl_fast.studies.runner import plan_jobs, variant_folder
 from ivcl_fast.sweep import main
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run import Run
+from tests.support.processes import children, ended
 from tests.support.small_models import RUN_FLAGS
 
 SMALL = (*RUN_FLAGS, "--batch-size", "2", "--pretrain-clips", "4", "--finetune-clips", "4")
@@ -45,6 +47,12 @@ def run_study(name: str, flags: tuple[str, ...], out: Path, *options, **named) -
 def data(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("data") / "cater"
     return f"cater:{write_cater(folder, SyntheticCater(train=20, val=6), 1)}"
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    """The folder of a study ``encoder`` with one seed, whose runs were done one after the other."""
+    return run_study("encoder", ("--data", data, *SMALL), tmp_path_factory.mktemp("done"), 1, 1)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -75,26 +83,23 @@ def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_
     assert (folder / "study.png").stat().st_size > 10_000
 
 
-def test_the_same_command_runs_nothing_again(data, tmp_path, monkeypatch, capsys):
-    options, flags = {"seeds": 2, "out": tmp_path}, ("--data", data, *SMALL)
-    run_study("encoder", flags, **options)
-    (tmp_path / "encoder" / "factorised" / "seed-1" / "scores.json").unlink()
+def test_the_same_command_runs_what_is_missing(data, finished):
     asked = []
-    monkeypatch.setattr("ivcl_fast.train.train", asked.append)
-    with pytest.raises(FileNotFoundError):  # the run that was taken away is asked for, and no other
-        run_study("encoder", flags, **options)
-    assert [c.folder.name for c in asked] == ["seed-1"]
+    with pytest.raises(FileNotFoundError):  # the runs that are asked for, for the table
+        flags = ("--data", data, *SMALL)
+        runner.run_study("encoder", flags, finished.parent, asked.append, seeds=2)
+    assert [c.folder.parent.name for c in asked] == ["factorised", "joint-space-time"]
+    assert [c.folder.name for c in asked] == ["seed-1", "seed-1"]
 
 
-def test_old_runs_are_not_reported_as_runs_with_other_flags(data, tmp_path, capsys):
-    options, flags = {"seeds": 1, "out": tmp_path}, ("--data", data, *SMALL)
-    run_study("encoder", flags, **options)
-    page = (tmp_path / "encoder" / "study.md").read_text()
+def test_old_runs_are_not_reported_as_runs_with_other_flags(data, finished):
+    options, flags = {"seeds": 1, "out": finished.parent}, ("--data", data, *SMALL)
+    page = (finished / "study.md").read_text()
     with pytest.raises(UserError, match=r"^--out: .*pretrained .*\(lr\); accepted: another"):
         run_study("encoder", (*flags, "--lr", "0.5"), **options)
     with pytest.raises(UserError, match=r"finetune_lr, lr"):
         run_study("encoder", (*flags, "--lr", "0.5", "--finetune-lr", "0.5"), **options)
-    assert (tmp_path / "encoder" / "study.md").read_text() == page
+    assert (finished / "study.md").read_text() == page
 
 
 def test_a_study_has_one_batch_size(tmp_path):
@@ -103,12 +108,14 @@ def test_a_study_has_one_batch_size(tmp_path):
 
 
 def test_a_failed_start_does_not_block_a_study(data, tmp_path, monkeypatch, capsys):
-    options, flags = {"seeds": 1, "out": tmp_path}, ("--data", data, *SMALL)
+    flags, asked = ("--data", data, *SMALL), []
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "pretrain", interrupt)
-        run_study("encoder", (*flags, "--lr", "0.1"), **options)
+        run_study("encoder", (*flags, "--lr", "0.1"), tmp_path, 1)
     assert list(tmp_path.glob("encoder/*/pretrained/config.json"))
-    run_study("encoder", flags, **options)
+    with pytest.raises(UserError, match="no run there"):  # nothing was trained, for the table
+        runner.run_study("encoder", flags, tmp_path, asked.append, seeds=1)
+    assert len(asked) == 4  # test_train.py trains after a failed start
 
 
 def interrupt(run: Run) -> None:
@@ -165,41 +172,67 @@ def test_a_differences_interval_is_of_its_clips(tmp_path):
     assert high - low == pytest.approx(2 * spread, rel=0.1)
 
 
-def test_runs_at_once_learn_what_runs_in_turn_do(data, tmp_path, capsys):
-    flags = ("--data", data, *SMALL)
-    for parallel in (1, 2):
-        run_study("encoder", flags, tmp_path / str(parallel), 1, parallel)
-    one, two = (json.loads((tmp_path / n / "encoder/results.json").read_text()) for n in "12")
+def test_runs_at_once_learn_what_runs_in_turn_do(data, finished, tmp_path, capsys):
+    at_once = run_study("encoder", ("--data", data, *SMALL), tmp_path, 1, 2)
+    one, two = (json.loads((of / "results.json").read_text()) for of in (finished, at_once))
     assert one == two
     told = capsys.readouterr().out
     assert told.count(": started, ") == told.count(": done") == 4
 
 
-def test_a_failed_run_stops_all(data, tmp_path, capsys):
-    broken = tmp_path / "slots" / "1" / "pretrained"
-    (broken / "metrics.jsonl").mkdir(parents=True)  # not of a run
-    # Of the five that would take for ever, two have begun and three have not.
-    flags = "--data", data, *SMALL, "--pretrain-clips", "1000000"
-    with pytest.raises(UserError, match=f"{broken}: .* status 2; see log.txt"):
-        run_study("slots", flags, tmp_path, 1, 2)
-    assert f"{broken}: holds metrics.jsonl, but no run" in (broken / "log.txt").read_text()
+STAND_IN = """#!/bin/sh
+# Stands for Python that trains: with one slot it fails when another has started, which never ends.
+case "$*" in
+  */slots/1\\ *) until [ -e "$0.started" ]; do sleep 0.05; done; echo no luck; exit 2 ;;
+esac
+trap 'echo stopped; exit 143' TERM
+echo started
+echo "$*" >>"$0.started"
+while :; do sleep 0.05; done
+"""
 
 
-def test_a_scheduler_stops_runs_at_once_and_each_is_kept(data, tmp_path):
-    flags = ["--data", data, *SMALL, "--pretrain-clips", "1000000", "--out", str(tmp_path)]
-    command = [sys.executable, "-m", "ivcl_fast.sweep", "encoder", "--parallel", "2", *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    runs = [tmp_path / "encoder" / v / "pretrained" for v in ("factorised", "joint-space-time")]
-    while not all((run / "metrics.jsonl").exists() for run in runs):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.terminate()
-    _, error = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert error == "stopped by SIGTERM; the same command continues\n"
-    for run in runs:
-        assert "python -m ivcl_fast.train --resume" in (run / "log.txt").read_text()
-        assert list(run.glob("pretrain/checkpoints/*"))
+@pytest.fixture
+def started(tmp_path, monkeypatch) -> Path:
+    """The file in which the stand-ins for runs note that they have started."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stand_in))
+    return tmp_path / "python.started"
+
+
+def logs(folder: Path) -> dict[str, str]:
+    """What pretraining printed, by variant."""
+    return {
+        file.parent.parent.name: file.read_text() for file in folder.glob("*/pretrained/log.txt")
+    }
+
+
+def test_a_failed_run_stops_all(data, tmp_path, started):
+    failed = tmp_path / "slots" / "1" / "pretrained"
+    with pytest.raises(UserError, match=f"{failed}: .* status 2; see log.txt"):
+        run_study("slots", ("--data", data, *SMALL), tmp_path, 1, 2)
+    assert logs(tmp_path / "slots") == {"1": "no luck\n", "2": "started\nstopped\n"}
+
+
+def test_a_scheduler_stops_runs_at_once(data, tmp_path, started, command):
+    ended = threading.Event()
+
+    def stop() -> None:
+        while not started.exists() or started.read_text().count("\n") < 2:
+            if ended.wait(0.02):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    flags = ["--data", data, *SMALL, "--out", tmp_path]
+    code, _, error = command(main, "encoder", "--parallel", "2", *flags)
+    ended.set()
+    thread.join()
+    assert (code, error) == (143, "stopped by SIGTERM; the same command continues\n")
+    assert [*logs(tmp_path / "encoder").values()] == ["started\nstopped\n"] * 2
 
 
 def test_runs_end_with_a_study_that_is_killed(data, tmp_path):
@@ -211,12 +244,15 @@ def test_runs_end_with_a_study_that_is_killed(data, tmp_path):
     while not all((run / "metrics.jsonl").exists() for run in runs):
         assert process.poll() is None
         time.sleep(0.05)
+    trainings = children(process.pid)
     process.kill()
     process.wait()
+    while not all(map(ended, trainings)):
+        time.sleep(0.05)
     for run in runs:
-        with locked(run):  # free when its process has ended
-            assert "stopped by SIGTERM" in (run / "log.txt").read_text()
-            assert list(run.glob("pretrain/checkpoints/step-*"))
+        said = (run / "log.txt").read_text()
+        assert "stopped by SIGTERM" in said and "python -m ivcl_fast.train --resume" in said
+        assert list(run.glob("pretrain/checkpoints/step-*"))
 
 
 def test_the_same_study_waits_for_the_other(data, tmp_path, caplog):
