@@ -2,8 +2,10 @@
 
 Tests marked ``gpu`` are skipped, with the reason, where there is no NVIDIA GPU.
 
-Tests compute with one thread, unless ``OMP_NUM_THREADS`` says otherwise: their tensors are too
-small to share, and on a busy machine threads would only wait for each other.
+``make test`` shares the tests among processes, each of which runs files that follow each other, so
+that a module's fixtures are seldom made twice. Tests, and the commands that they start, compute
+with one thread, unless ``OMP_NUM_THREADS`` says otherwise: their tensors are too small to share,
+and on a busy machine threads would only wait for each other.
 """
 
 from __future__ import annotations
@@ -18,12 +20,26 @@ import pytest
 import torch
 
 from ivcl_fast.command import run_command
+from tests.support.short_run import ShortRun, make_short_run
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_PROCESSES = 8
+"""Each takes up to 2 GB of memory, together with the commands that it starts."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Processes for ``-n auto``: one per CPU, or none for single files, which they would delay."""
+    if all(Path(argument.partition("::")[0]).is_file() for argument in config.args):
+        return 0
+    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(threads))
+    # A compiler of its own in every process that compiles would import PyTorch once more.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     # What results are compared with is float32 in full, convolutions too.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     # cuBLAS reads it before its first product only: too late in the test of repeatable training.
@@ -45,11 +61,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def start_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Tests run in an empty folder, so what lies in the checkout (``runs/``, ``data/``) is not met.
 
-    Python processes that tests start there find the checkout's packages.
+    Python processes that tests start there find the checkout's packages, and pytest does not take
+    itself for one of the processes that share these tests.
     """
     folder = tmp_path_factory.mktemp("start")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+        patch.delenv("PYTEST_XDIST_WORKER", raising=False)
         patch.chdir(folder)
         yield folder
 
@@ -59,6 +77,14 @@ def working_folder_stays_clean(start_folder: Path) -> Iterator[None]:
     """No test may leave a file in the working folder."""
     yield
     assert not list(start_folder.iterdir()), "a test wrote into the working folder"
+
+
+@pytest.fixture(scope="session")
+def short_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ShortRun:
+    """A finished ``train --compile --quick``, made once for all processes of ``make test``."""
+    place = tmp_path_factory.getbasetemp()
+    shared = hasattr(request.config, "workerinput")  # this is one of several processes
+    return make_short_run((place.parent if shared else place) / "short")
 
 
 @pytest.fixture

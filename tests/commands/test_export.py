@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -22,10 +24,9 @@ from tests.support.small_models import SMALL, config, sharpened
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-@pytest.fixture
-def run(tmp_path) -> Path:
+def finished_run(folder: Path) -> Path:
     """A finished run of small models."""
-    settings = TrainConfig(model=config()).replace(out=str(tmp_path), name="run")
+    settings = TrainConfig(model=config()).replace(out=str(folder), name="run")
     with opened_folder(settings):
         pass
     torch.manual_seed(0)
@@ -39,17 +40,22 @@ def run(tmp_path) -> Path:
     return settings.folder
 
 
-@pytest.fixture(params=["pt2", "onnx"])
-def format(request) -> str:
-    if request.param == "onnx":
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            pytest.importorskip(package, reason="needs ivcl_fast[onnx]")
-    return request.param
+@pytest.fixture(scope="module")
+def exported(request, tmp_path_factory) -> tuple[str, Path, str]:
+    """A format, the run whose models have been written in it, and what the command said."""
+    format = request.param
+    for package in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():
+        pytest.importorskip(package, reason="needs ivcl_fast[onnx]")
+    run, out = finished_run(tmp_path_factory.mktemp(format)), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.setattr(sys, "argv", ["export", str(run), "--format", format])
+        main()
+    return format, run, out.getvalue()
 
 
-def test_a_run_is_written_and_answers_alike(run, format, command):
-    code, out, err = command(main, run, "--format", format)
-    assert code == 0, err
+@pytest.mark.parametrize("exported", ["pt2", "onnx"], indirect=True)
+def test_a_run_is_written_and_answers_alike(exported):
+    format, run, out = exported
     assert out.count("differs by") == 2
     found = {path.name for path in (run / "export").iterdir()}
     assert found == {f"{n}.{e}" for n in ("classifier", "encoder") for e in ("json", format)}
@@ -93,7 +99,8 @@ def test_a_difference_is_measured():
     assert off == pytest.approx(0.01, rel=1e-3)
 
 
-def test_what_cannot_be_exported(run, tmp_path, command, monkeypatch):
+def test_what_cannot_be_exported(tmp_path, command, monkeypatch):
+    run = finished_run(tmp_path)
     code, _, err = command(main, tmp_path / "none", "--format", "pt2")
     assert code == 2 and "no run there" in err
     for stage in ("pretrain", "finetune"):
@@ -106,10 +113,9 @@ def test_what_cannot_be_exported(run, tmp_path, command, monkeypatch):
     assert code == 2 and "--format: onnx needs onnx" in err and "ivcl_fast[onnx]" in err
 
 
-def test_the_example_answers_without_the_package(run, tmp_path, command):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="needs ivcl_fast[onnx]")
-    command(main, run)
+@pytest.mark.parametrize("exported", ["onnx"], indirect=True)
+def test_the_example_answers_without_the_package(exported, tmp_path):
+    _, run, _ = exported
     video = write_one(tmp_path, 0)
     script = [sys.executable, str(EXAMPLES / "serve_onnx.py"), str(run / "export/classifier.onnx")]
     done = subprocess.run([*script, str(video)], cwd=tmp_path, capture_output=True, text=True)

@@ -27,6 +27,7 @@ from ivcl_fast.training.run import Run
 from ivcl_fast.training.run_folder import CHECKPOINTS, opened_folder
 from ivcl_fast.training.settings import TrainConfig, as_json, load_settings
 from ivcl_fast.visualize import main as visualize_main
+from tests.support.short_run import FLAGS
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
 from tests.support.strangers import check_strange, strange_files
 
@@ -34,6 +35,8 @@ SMALL = [
     *RUN_FLAGS, *FRAME_FLAGS, "--pretrain-clips", "160", "--finetune-clips", "40",
     "--save-every", "3",
 ]  # fmt: skip
+QUICKLY = ["--no-pictures", "--no-compare-memoryless"]
+"""What a run does after its stages is left out."""
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
@@ -55,15 +58,15 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def cater(tmp_path_factory) -> Path:
-    return write_cater(tmp_path_factory.mktemp("cater"), SyntheticCater(train=12, val=6))
+    return write_cater(tmp_path_factory.mktemp("cater"), SyntheticCater(train=12, val=6), 1)
 
 
-def test_quick_run_does_everything(tmp_path, command, monkeypatch):
-    flags = "--compile", "--quick", "--batch-size", "auto"  # on a CPU the 16 of --quick
-    out = finish(start(tmp_path, *flags))
-    run = tmp_path / "runs" / "synthetic-localize-tiny-quick"
-    assert "chance" in out and "2.8 %" in out and "no memory" in out
-    assert "--batch-size auto: 16 clips per step, the default of CPUs" in out
+def test_quick_run_does_everything(short_run, tmp_path, command, monkeypatch):
+    assert "chance" in short_run.said and "2.8 %" in short_run.said
+    assert "no memory" in short_run.said
+    assert "--batch-size auto: 16 clips per step, the default of CPUs" in short_run.said
+    home = shutil.copytree(short_run.home, tmp_path / "home")
+    run = home / "runs" / "synthetic-localize-tiny-quick"
     for name in ("reconstruction", "slot_attention", "curves", "answers"):
         assert (run / f"{name}.png").stat().st_size > 10_000, name
     report = (run / "report.md").read_text()
@@ -73,24 +76,24 @@ def test_quick_run_does_everything(tmp_path, command, monkeypatch):
     assert any("val_top1" in r for r in records)
     assert list((run / "tensorboard").iterdir())
 
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(home)
     code, out, _ = command(evaluate_main, run)
     assert code == 0 and "hidden" in out and "chance" in out
-    video = next((tmp_path / "data").glob("*/videos/*.avi"))
+    video = next((home / "data").glob("*/videos/*.avi"))
     code, out, _ = command(evaluate_main, run, "--predict", video)
     assert code == 0 and out.count("cell ") == 5
 
     assert json.loads((run / "config.json").read_text())["batch_size"] == 16
-    again = finish(start(tmp_path, *flags))  # it was finished before, and has its number
-    assert "report" in again and "auto" not in again
+    code, out, err = command(train_main, *FLAGS)  # it was finished before, and has its number
+    assert code == 0 and "report" in out and "auto" not in out + err
 
 
 @pytest.mark.parametrize("reader", ["gone", "full disk"])
 def test_training_goes_on_without_a_standard_output(cater, tmp_path, reader):
     out = subprocess.PIPE if reader == "gone" else open("/dev/full", "w")  # noqa: SIM115
-    flags = ["--data", f"cater:{cater}", *SMALL, "--stage", "pretrain", "--no-pictures"]
+    flags = ["--data", f"cater:{cater}", *RUN_FLAGS, *FRAME_FLAGS, "--stage", "pretrain"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ivcl_fast.train", *flags, "--name", "run"],
+        [sys.executable, "-m", "ivcl_fast.train", *flags, *QUICKLY, "--name", "run"],
         cwd=tmp_path,
         stdout=out,
         stderr=subprocess.PIPE,
@@ -151,9 +154,12 @@ def losses(run: Path) -> list[tuple]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(cater, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    finish(start(folder, "--data", f"cater:{cater}", "--name", "run", *SMALL))
-    return folder / "runs" / "run"
+    folder = tmp_path_factory.mktemp("uninterrupted") / "runs"
+    flags = ["--data", f"cater:{cater}", *SMALL, "--out", str(folder), "--name", "run"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train", *flags])
+        train_main()
+    return folder / "run"
 
 
 def wait_for(path: Path, pattern: str, process: subprocess.Popen) -> None:
@@ -163,13 +169,16 @@ def wait_for(path: Path, pattern: str, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_leaves_a_run_that_resume_finishes(cater, uninterrupted, tmp_path, signum, status):
+def test_signal_leaves_a_run_that_resume_finishes(
+    cater, uninterrupted, tmp_path, command, monkeypatch, signum, status
+):
     first = start(tmp_path, "--data", f"cater:{cater}", "--name", "run", *SMALL)
     wait_for(tmp_path, "runs/run/pretrain/checkpoints/step-*3", first)
     first.send_signal(signum)
     said = finish(first, status)
     assert "python -m ivcl_fast.train --resume" in said and "Traceback" not in said
-    finish(start(tmp_path, "--resume", "runs/run"))
+    monkeypatch.chdir(tmp_path)
+    assert command(train_main, "--resume", "runs/run", *QUICKLY)[0] == 0
     assert weights(tmp_path / "runs" / "run") == weights(uninterrupted)
 
 
@@ -224,7 +233,7 @@ def test_other_settings_in_the_same_folder_are_refused(cater, uninterrupted, com
 
 def test_a_failed_start_does_not_block_its_folder(cater, command, monkeypatch, tmp_path):
     flags = ["--data", f"cater:{cater}", *SMALL, "--stage", "pretrain", "--out", tmp_path]
-    flags += ["--name", "run"]
+    flags += ["--name", "run", *QUICKLY]
     assert "do not fill one batch of 100" in command(train_main, *flags, "--batch-size", "100")[2]
     assert not list(tmp_path.iterdir())
     with monkeypatch.context() as patch:
@@ -242,7 +251,7 @@ def fail():
 
 def test_a_stage_of_few_steps_gets_a_warning(cater, uninterrupted, command, monkeypatch):
     monkeypatch.chdir(uninterrupted.parent.parent)
-    _, out, _ = command(train_main, "--data", f"cater:{cater}", "--name", "run", *SMALL)
+    _, out, _ = command(train_main, "--data", f"cater:{cater}", "--name", "run", *SMALL, *QUICKLY)
     assert "steps of 4, too few to learn much" in out
 
 
@@ -271,11 +280,10 @@ def test_settings_of_version_0_1_0_are_read(tmp_path):
     assert (config.data.loader, config.optim.grad_accum_steps) == ("stream", 4)
 
 
-def test_overwriting_keeps_the_files_of_others(cater, command, tmp_path):
+def test_overwriting_keeps_the_files_of_others(cater, uninterrupted, command, tmp_path):
     """Of everything that commands wrote into a run, nothing stays; of the rest, everything."""
-    run = tmp_path / "run"
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
     flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run"]
-    assert command(train_main, *flags)[0] == 0
     assert command(visualize_main, run, "--clips", "1", "--per-head")[0] == 0
     step = run / "pretrain" / "checkpoints" / "step-00000003"
     step.mkdir(parents=True)
@@ -299,7 +307,7 @@ def test_training_beside_the_files_of_others(cater, uninterrupted, command, tmp_
         (run / stage / "model.partial").mkdir()
     strangers = strange_files(run)
     flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run"]
-    code, _, err = command(train_main, *flags)
+    code, _, err = command(train_main, *flags, "--no-compare-memoryless")
     assert code == 0, err
     check_strange(strangers)
     assert weights(run) == weights(uninterrupted)
@@ -312,7 +320,7 @@ def test_something_else_in_the_place_of_a_file(kind, cater, uninterrupted, comma
     (run / MANIFEST).unlink()
     settings = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(settings | {"out": str(tmp_path)}))
-    flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run"]
+    flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run", *QUICKLY]
     for name in ("metrics.jsonl", "answers.json", "report.md"):
         file = run / name
         content = file.read_bytes()

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,17 @@ FLAGS = (*RUN_FLAGS, *FRAME_FLAGS, "--name", "run")
 def videos(tmp_path_factory) -> Path:
     """20 videos of 7 kinds in two classes, without splits."""
     return write_classes(tmp_path_factory.mktemp("own") / "clips", splits=False)
+
+
+@pytest.fixture(scope="module")
+def trained(videos, tmp_path_factory) -> Path:
+    """The folder of a run on them."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        flags = ["--data", f"videos:{videos}", *FLAGS, "--out", str(folder), "--no-pictures"]
+        patch.setattr(sys, "argv", ["train", *flags])
+        main()
+    return folder / "run"
 
 
 HOSTILE = ("left <b>$|`[a](b)\x1b[2J", os.fsdecode(b"right \xff"))
@@ -99,13 +111,12 @@ def test_a_list_with_several_labels(videos, tmp_path, command):
     assert (tmp_path / "train-data" / "index" / "index.json").is_file()
 
 
-def test_data_with_other_classes_are_refused(videos, tmp_path, command):
-    command(main, "--data", f"videos:{videos}", *FLAGS, "--out", tmp_path, "--no-pictures")
+def test_data_with_other_classes_are_refused(videos, trained, tmp_path, command):
     other = tmp_path / "other"
     for name, target in (("left", "left"), ("up", "right")):
         other.mkdir(exist_ok=True)
         (other / name).symlink_to(videos / target)
-    code, _, err = command(evaluate_main, tmp_path / "run", "--data", f"videos:{other}")
+    code, _, err = command(evaluate_main, trained, "--data", f"videos:{other}")
     assert code == 2 and f"--data: class 1 of 'videos:{other}' is 'up'; accepted: " in err
 
 
@@ -154,9 +165,8 @@ def test_flags_that_are_refused(flags, said, command, tmp_path):
     assert code == 2 and said in err
 
 
-def test_answers_for_a_folder_of_videos(videos, tmp_path, command):
-    command(main, "--data", f"videos:{videos}", *FLAGS, "--out", tmp_path, "--no-pictures")
-    run, clips = tmp_path / "run", tmp_path / "clips"
+def test_answers_for_a_folder_of_videos(trained, tmp_path, command):
+    run, clips = trained, tmp_path / "clips"
     for number in (1, 2, 6):  # the last is a folder of frames
         write_one(clips / "more", number)
     (clips / "a\nbroken, one.mp4").write_bytes(b"no video")

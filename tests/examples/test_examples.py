@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
+import runpy
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ivcl_fast import IVCLConfig
-from tests.examples.conftest import ENVIRONMENT, ROOT, ShortRun
+from tests.support.short_run import ENVIRONMENT, ROOT, ShortRun
 
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
-def run(name: str, *arguments: object, folder: Path) -> str:
-    """What an example prints in this folder; it must succeed."""
-    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs an example in a folder; returns what it, and any command that it starts, prints."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+    def call(name: str, *arguments: object, folder: Path) -> str:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        capfd.readouterr()
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capfd.readouterr().out
+
+    return call
 
 
 def test_all_are_short_and_say_how_to_run_them():
@@ -33,7 +45,7 @@ def test_all_are_short_and_say_how_to_run_them():
         assert f"    python examples/{name}" in text
 
 
-def test_train_on_your_data(tmp_path):
+def test_train_on_your_data(run, tmp_path):
     said = run("train_on_your_data.py", folder=tmp_path)
     assert "finetune: 64/64 clips" in said and "top-1" in said
     assert not list(tmp_path.iterdir())
@@ -45,18 +57,19 @@ def test_train_on_your_data_takes_a_folder_and_flags(tmp_path):
         for number in range(5):
             (tmp_path / "videos" / label / f"{number}.mp4").write_text("no video")
     command = [sys.executable, str(EXAMPLES / "train_on_your_data.py"), "videos", "--quick"]
-    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    environment = os.environ | ENVIRONMENT
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "none of the videos of split val can be used" in done.stderr
     bad = json.loads((tmp_path / "videos" / "store-64-p8-pyav" / "bad_files.json").read_text())
     assert len(bad) == 10 and "falls/0.mp4" in bad
 
 
-def test_answer_for_a_video(short_run: ShortRun, tmp_path):
+def test_answer_for_a_video(run, short_run: ShortRun, tmp_path):
     said = run("answer_for_a_video.py", short_run.folder, short_run.video, folder=tmp_path)
     assert said.startswith(short_run.video.name) and said.count("%") == 3 and "cell" in said
 
 
-def test_read_slots(short_run: ShortRun, tmp_path):
+def test_read_slots(run, short_run: ShortRun, tmp_path):
     cfg = IVCLConfig.preset("tiny")
     for arguments in ((), (short_run.video, short_run.folder / "pretrain")):
         said = run("read_slots.py", *arguments, folder=tmp_path)
@@ -66,17 +79,17 @@ def test_read_slots(short_run: ShortRun, tmp_path):
         assert found["attention"].shape == (cfg.num_frames, cfg.num_slots, cfg.grid, cfg.grid)
 
 
-def test_accelerate_timm_vit(tmp_path):
+def test_accelerate_timm_vit(run, tmp_path):
     pytest.importorskip("timm")
     said = run("accelerate_timm_vit.py", folder=tmp_path)
     assert "36 modules replaced, 0 kept" in said and "restored" in said
 
 
-def test_one_op_in_your_model(tmp_path):
+def test_one_op_in_your_model(run, tmp_path):
     assert "the same in all three ways" in run("one_op_in_your_model.py", folder=tmp_path)
 
 
-def test_the_notebook_runs_and_holds_its_pictures(short_run: ShortRun, monkeypatch):
+def test_the_notebook_runs_and_holds_its_pictures(short_run: ShortRun, tmp_path, monkeypatch):
     """It finds the finished run in its folder, so that its first command has nothing left to do."""
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
@@ -87,5 +100,6 @@ def test_the_notebook_runs_and_holds_its_pictures(short_run: ShortRun, monkeypat
     assert not [output for output in saved if output.output_type == "error"]
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    resources = {"metadata": {"path": str(short_run.home)}}
+    home = shutil.copytree(short_run.home, tmp_path / "home")
+    resources = {"metadata": {"path": str(home)}}
     nbclient.NotebookClient(notebook, timeout=120, resources=resources).execute()
