@@ -6,7 +6,7 @@ PyTorch's libraries, which ``kernels.linear`` calls for its output and dx, do no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -31,46 +31,53 @@ def restore_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def results(name: str, dtype: torch.dtype, device: str) -> list[torch.Tensor]:
-    """An op's outputs and gradients, from the same arguments in every call.
-
-    There is work for several threads, and the last partial sum is incomplete.
-    """
-    torch.manual_seed(1)
+def arguments(name: str, dtype: torch.dtype, device: str) -> tuple:
+    """Arguments of an op: work for several threads, whose last partial sum is incomplete."""
     frames, patches, width, pixels = 24 if INTERPRET else 301, 64, 96, 192
 
     def randn(*shape: int) -> torch.Tensor:
         return torch.randn(shape, dtype=dtype).to(device)
 
-    x, residual, prefix = (
-        randn(frames, 17, width),
-        randn(frames, 17, width),
-        randn(frames, 2, width),
-    )
-    weight, bias, token, pos = *randn(3, width), randn(patches, width)
-    rows = torch.randint(256, (frames, patches, pixels), dtype=torch.uint8, device=device)
+    def tokens(columns: int = width, count: int = 17) -> torch.Tensor:
+        return randn(frames, count, columns)
+
+    def rows() -> torch.Tensor:
+        shape = frames, patches, pixels
+        return torch.randint(256, shape, dtype=torch.uint8, device=device)
+
     ids = torch.rand(frames, patches).argsort(1)[:, :17].sort(1).values.to(device)
-    seeds = torch.randint(-(2**63), 2**63 - 1, (frames,), device=device)
-    args = {
-        "add_layer_norm": (x, residual, weight, bias, 1e-6),
-        "bias_gelu": (x, bias),
-        "embed_patches": (rows, ids, randn(width, pixels), bias, pos, *PIXELS, dtype),
-        "layer_norm": (x, weight, bias, 1e-6),
-        "linear_gradients": (randn(frames, 17, 300), x, torch.float32),
-        "patch_loss": (randn(frames, 17, pixels), rows, ids, True, *PIXELS),
-        "restore_tokens": (x, ids, token, pos, prefix),
-        "sample_masks": (seeds, 64, 17),
-        "short_attention": (randn(frames, 17, 3 * width), 3),
-    }[name]
+    weight, bias, token, pos = *randn(3, width), randn(patches, width)
+    made: dict[str, Callable[[], tuple]] = {
+        "add_layer_norm": lambda: (tokens(), tokens(), weight, bias, 1e-6),
+        "bias_gelu": lambda: (tokens(), bias),
+        "embed_patches": lambda: (rows(), ids, randn(width, pixels), bias, pos, *PIXELS, dtype),
+        "layer_norm": lambda: (tokens(), weight, bias, 1e-6),
+        "linear_gradients": lambda: (tokens(300), tokens(), torch.float32),
+        "patch_loss": lambda: (tokens(pixels), rows(), ids, True, *PIXELS),
+        "restore_tokens": lambda: (tokens(), ids, token, pos, tokens(count=2)),
+        "sample_masks": lambda: (
+            torch.randint(-(2**63), 2**63 - 1, (frames,), device=device),
+            64,
+            17,
+        ),
+        "short_attention": lambda: (tokens(3 * width), 3),
+    }
+    return made[name]()
+
+
+def results(name: str, args: tuple) -> list[torch.Tensor]:
+    """An op's outputs and gradients."""
     if name in ("linear_gradients", "sample_masks"):  # have no backward
         return list(getattr(torch.ops.ivcl_fast, name)(*args))
+    torch.manual_seed(2)  # the gradients of the outputs
     outputs, grads = run_with_grads(getattr(kernels, name), args)
     return [*outputs, *grads]
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_same_bits_when_repeated(name, device):
-    first, second = (results(name, torch.float32, device) for _ in range(2))
+    args = arguments(name, torch.float32, device)
+    first, second = (results(name, args) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -78,10 +85,10 @@ def test_same_bits_when_repeated(name, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", OPS)
 def test_same_bits_for_any_number_of_threads(name, dtype):
-    found = []
+    found, args = [], arguments(name, dtype, "cpu")
     for threads in (1, 2, 3, 4, 8, 16):
         torch.set_num_threads(threads)
-        found.append(results(name, dtype, "cpu"))
+        found.append(results(name, args))
     for one, *others in zip(*found, strict=True):
         assert all(torch.equal(one, other) for other in others)
 
