@@ -37,7 +37,7 @@ train: $(BUILT)  ## pretrain, finetune and evaluate on synthetic videos; ARGS=--
 	$(BIN)/python -m ivcl_fast.train --compile $(ARGS)
 
 test: $(BUILT)  ## run the tests; ARGS=tests/kernels: some of them
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 soak: $(BUILT)  ## run commands under 500 schedules of faults; takes half an hour on 2 cores
 	$(BIN)/python -m tests.support.faults $(ARGS)
