@@ -72,7 +72,7 @@ def test_the_kernels_need_only_torch_numpy_and_triton():
         "assert ids.shape == (2, cfg.num_keep) and ivcl_fast.__version__\n"
         "ours = {name for name in sys.modules if name.startswith('ivcl_fast.')}\n"
         "others = {name for name in ours if not name.startswith('ivcl_fast.kernels')}\n"
-        "assert others <= {'ivcl_fast.config', 'ivcl_fast.errors'}, others\n"
+        "assert others <= {'ivcl_fast.config', 'ivcl_fast.errors', 'ivcl_fast.text'}, others\n"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -82,7 +82,7 @@ def test_models_import_nothing_of_the_rooms_above_them():
         "import sys, ivcl_fast\n"
         "ivcl_fast.accelerate, ivcl_fast.supervised\n"
         "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('ivcl_fast.')}\n"
-        "assert rooms == {'config', 'errors', 'files', 'kernels', 'models'}, rooms\n"
+        "assert rooms == {'config', 'errors', 'files', 'text', 'kernels', 'models'}, rooms\n"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
