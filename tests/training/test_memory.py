@@ -38,11 +38,15 @@ def test_predicted_peaks_are_those_measured():
         ("tiny", 36, 18),
         ("small", 36, 203),
         ("base64", None, 341),
-        ("base224", 36, 1161),
+        ("base224", 36, 1168),
     ],
 )
 def test_activations_are_those_measured(preset, classes, megabytes):
-    """What autograd was seen to save on a CPU in bfloat16, per clip of two, the casts included."""
+    """What autograd was seen to save on a CPU in bfloat16, per clip of two, the casts included.
+
+    For ``base224`` that was 1,161 MB: 200 tokens are too many for the GPU's own attention, and
+    FlashAttention keeps its output and 1.8 MB of sums besides.
+    """
     with fake_step(IVCLConfig.preset(preset), classes) as step:
         memory = step.memory(2)
     saved = (memory.casts + memory.activations) / 2e6
