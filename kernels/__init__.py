@@ -6,6 +6,7 @@
 * ``kernels.attention.attention``: attention by the backend that suits the shape.
 * ``add_layer_norm``: residual sum and its LayerNorm; ``layer_norm`` is the same without the sum.
 * ``bias_gelu``: bias + GELU, exact, by tanh, or QuickGELU.
+* ``bias_swiglu``: two biases, SiLU of the gates and their product with the values.
 * ``linear``: linear layer; on AMX both parameters' gradients in one pass.
 * ``restore_tokens``: visible tokens back to their places among mask tokens, plus position.
 * ``patch_loss``: mean squared error against uint8 patches, optionally normalised per patch.
@@ -38,6 +39,7 @@ if __name__ != "kernels":
     from ._op import autocast_dtype, dispatches, has_kernel, unsupported_reason
     from .add_layer_norm import add_layer_norm, layer_norm
     from .bias_gelu import bias_gelu
+    from .bias_swiglu import bias_swiglu
     from .embed_patches import embed_patches
     from .linear import linear
     from .patch_loss import patch_loss
@@ -49,6 +51,7 @@ __all__ = [
     "add_layer_norm",
     "autocast_dtype",
     "bias_gelu",
+    "bias_swiglu",
     "dispatches",
     "embed_patches",
     "has_kernel",

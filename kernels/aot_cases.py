@@ -19,8 +19,8 @@ from ..config import IVCLConfig
 CLIPS = 8
 EPS = 1e-6
 OPS = (
-    "add_layer_norm", "bias_gelu", "embed_patches", "patch_loss", "restore_tokens",
-    "sample_masks", "short_attention",
+    "add_layer_norm", "bias_gelu", "bias_swiglu", "embed_patches", "patch_loss",
+    "restore_tokens", "sample_masks", "short_attention",
 )  # fmt: skip
 
 
@@ -59,6 +59,8 @@ def cases(
         if stack == "encoder":  # of other people's models
             calls[f"bias_gelu tanh, {stack}"] = partial(_bias_gelu, hidden, 1)
             calls[f"bias_gelu quick, {stack}"] = partial(_bias_gelu, hidden, 2)
+            calls[f"bias_swiglu, {stack}"] = partial(_bias_swiglu, hidden, hidden)
+            calls[f"bias_swiglu packed, {stack}"] = partial(_bias_swiglu, hidden)
         if tokens <= _op("short_attention").max_tokens(torch.device("cuda")):
             calls[f"short_attention, {stack}"] = partial(_short_attention, x, heads)
     shape = frames, patches, cfg.patch_dim
@@ -123,6 +125,13 @@ def _bias_gelu(x: Tensor, kind: int = 0) -> None:
     op, bias = _op("bias_gelu"), _parameter(x, x.shape[-1])
     op._forward(x, bias, kind)
     op._backward(torch.randn_like(x), x, bias, kind)
+
+
+def _bias_swiglu(x: Tensor, value: Tensor | None = None) -> None:
+    op, width = _op("bias_swiglu"), x.shape[-1]
+    bias = _parameter(x, width if value is None else 2 * width)
+    y = op._forward(x, bias, value)
+    op._backward(torch.randn_like(y), x, bias, value)
 
 
 def _short_attention(x: Tensor, heads: int) -> None:

@@ -24,6 +24,7 @@ from ivcl_fast.kernels.add_layer_norm import _ref_norm
 from ivcl_fast.kernels.attention import attention
 from ivcl_fast.kernels.bias_gelu import _ref as ref_bias_gelu
 from ivcl_fast.kernels.bias_gelu import _ref_backward as ref_backward_bias_gelu
+from ivcl_fast.kernels.bias_swiglu import _ref as ref_bias_swiglu
 from ivcl_fast.kernels.embed_patches import _ref as ref_embed_patches
 from ivcl_fast.kernels.patch_loss import _ref as ref_patch_loss
 from ivcl_fast.kernels.restore_tokens import _ref as ref_restore_tokens
@@ -40,6 +41,8 @@ SHAPES = {
     "attention": [(FRAMES, KEPT, 3 * WIDTH)],
     "bias_gelu": [(FRAMES, KEPT, WIDTH), (WIDTH,)],
     "bias_gelu, quick": [(FRAMES, KEPT, WIDTH), (WIDTH,)],
+    "bias_swiglu": [(FRAMES, KEPT, WIDTH), (2 * WIDTH,), (FRAMES, KEPT, WIDTH)],
+    "bias_swiglu, packed": [(FRAMES, KEPT, WIDTH), (WIDTH,)],
     "embed_patches": [(WIDTH, PIXELS), (WIDTH,), (PATCHES, WIDTH)],
     "layer_norm": [(FRAMES, KEPT, WIDTH), (WIDTH,), (WIDTH,)],
     "linear": [(FRAMES, KEPT, WIDTH), (7, WIDTH), (7,)],
@@ -79,6 +82,8 @@ def functions(name: str, device: str) -> tuple[Callable, Callable]:
         "bias_gelu, quick": (
             partial(kernels.bias_gelu, approximate="quick"), partial(ref_bias_gelu, kind=2)
         ),
+        "bias_swiglu": (kernels.bias_swiglu, ref_bias_swiglu),
+        "bias_swiglu, packed": (kernels.bias_swiglu, ref_bias_swiglu),
         "embed_patches": (embed(kernels.embed_patches), embed(ref_embed_patches)),
         "layer_norm": (kernels.layer_norm, lambda x, w, b: _ref_norm(x, w, b, 1e-6, x.dtype)),
         "linear": (kernels.linear, F.linear),

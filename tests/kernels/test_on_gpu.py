@@ -83,6 +83,11 @@ CASES = {
         lambda x: kernels.bias_gelu(x, fixed(768, like=x)),
         4 * 768,
     ),
+    "bias_swiglu": Case(
+        lambda n, device: [randn_bf16(n, 4, 768, device=device)],
+        lambda x: kernels.bias_swiglu(x, fixed(768, like=x)),
+        4 * 768,
+    ),
     "embed_patches": Case(
         lambda n, device: [rows(n, device), ids(n, 4, device)],
         lambda rows, ids: kernels.embed_patches(

@@ -7,7 +7,6 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers.activations import GELUTanh, QuickGELU
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -15,7 +14,6 @@ import ivcl_fast
 from ivcl_fast import IVCLConfig, accelerate, kernels, reference, restore
 from ivcl_fast.models import ivcl as model
 from ivcl_fast.models.accelerate import crossovers
-from ivcl_fast.models.accelerate.adapters.activation import gelu_kind
 
 CFG = IVCLConfig.preset(
     "tiny", image_size=16, patch_size=4, num_frames=3, num_query_frames=2, depth=1, embed_dim=32
@@ -176,51 +174,6 @@ def test_variants_of_the_block_are_fused(options, training):
         outputs.append([out, *(p.grad for p in part.parameters())])
     for ours, theirs in zip(*outputs, strict=True):
         close(ours, theirs)
-
-
-class NewGELU(nn.Module):
-    """As models of Hugging Face have it."""
-
-    def forward(self, x):
-        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
-
-
-class SlowGELU(nn.Module):
-    """Not quite QuickGELU."""
-
-    def forward(self, x):
-        return x * torch.sigmoid(1.7 * x)
-
-
-@pytest.mark.parametrize(
-    ("act", "kind"),
-    [
-        (nn.GELU(), "none"), (nn.GELU("tanh"), "tanh"), (GELUTanh(), "tanh"), (NewGELU(), "tanh"),
-        (QuickGELU(), "quick"), (SlowGELU(), None), (nn.PReLU(), None), (nn.SiLU(), None),
-        (nn.Bilinear(2, 2, 2), None), (nn.Softmax(-1), None), (nn.RReLU().train(), None),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else value,
-)  # fmt: skip
-@needs_kernels
-def test_kinds_of_gelu(act, kind, monkeypatch):
-    """Known by their values. Each is fused as what it is, in an MLP and in a Sequential."""
-    state = torch.get_rng_state()
-    assert gelu_kind(act) == kind
-    assert torch.equal(torch.get_rng_state(), state)
-    if kind is None:
-        return
-    used, bias_gelu = [], kernels.bias_gelu
-    monkeypatch.setattr(kernels, "bias_gelu", lambda *a: used.append(a[2]) or bias_gelu(*a))
-    mlp = vit().blocks[0].mlp
-    mlp.act = act
-    sequence = nn.Sequential(nn.Linear(32, 64), act, nn.Linear(64, 32))
-    for plain in (mlp, sequence):
-        fast = copy.deepcopy(plain)
-        assert "" in accelerate(fast).replaced
-        used.clear()
-        x = torch.randn(2, 17, 32)
-        close(fast(x), plain(x))
-        assert {*used} == {kind}
 
 
 class Interleaved(nn.Module):

@@ -352,5 +352,5 @@ def test_a_users_mypy_sees_types(pure_wheel, tmp_path):
     assert len(told) == 2, done.stdout + done.stderr
     assert told[0].startswith("program.py:4: error: Incompatible types in assignment")
     assert told[1].startswith(
-        'program.py:5: note: Revealed type is "def (x: Any, bias: Any) -> Any'
+        'program.py:5: note: Revealed type is "def (x: Any, bias: Any, approximate: '
     )

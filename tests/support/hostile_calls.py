@@ -44,6 +44,10 @@ def arguments(name: str, draw: random.Random) -> list[Any]:
     cases = {
         "bias_gelu": [floats(f, n, d), floats(d), draw.choice([0, 1, 2])],
         "bias_gelu_backward": [floats(f, n, d), floats(f, n, d), floats(d), 1],
+        "bias_swiglu": draw.choice(
+            [[floats(f, n, d), floats(2 * d), floats(f, n, d)], [floats(n, 2 * d), floats(2 * d)]]
+        ),
+        "bias_swiglu_backward": [floats(f, n, d), floats(f, n, 2 * d), floats(2 * d)],
         "add_layer_norm": [floats(f, n, d), floats(f, n, d), floats(d), floats(d), 1e-6],
         "add_layer_norm_backward": [
             draw.choice([None, floats(f, d)]), floats(f, d), floats(f, d), floats(d), 1e-6, dtype
@@ -68,10 +72,10 @@ def arguments(name: str, draw: random.Random) -> list[Any]:
 
 
 NAMES = [*(name for name, _ in _ext.calls())] or [
-    "bias_gelu", "bias_gelu_backward", "add_layer_norm", "add_layer_norm_backward", "layer_norm",
-    "embed_patches", "embed_patches_backward", "linear_gradients", "patch_loss",
-    "patch_loss_backward", "restore_tokens", "restore_tokens_backward", "sample_masks",
-    "short_attention", "short_attention_backward",
+    "bias_gelu", "bias_gelu_backward", "bias_swiglu", "bias_swiglu_backward", "add_layer_norm",
+    "add_layer_norm_backward", "layer_norm", "embed_patches", "embed_patches_backward",
+    "linear_gradients", "patch_loss", "patch_loss_backward", "restore_tokens",
+    "restore_tokens_backward", "sample_masks", "short_attention", "short_attention_backward",
 ]  # fmt: skip
 
 

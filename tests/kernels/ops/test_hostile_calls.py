@@ -19,6 +19,8 @@ NAMED = {
     "bias: shape": lambda: ops.bias_gelu(X, torch.ones(3)),
     "kind: ": lambda: ops.bias_gelu(X, torch.ones(4), 3),
     "dy: ": lambda: ops.bias_gelu_backward(X.long(), X, torch.ones(4)),
+    "x: width": lambda: ops.bias_swiglu(X[..., :3], torch.ones(3)),
+    "value: ": lambda: ops.bias_swiglu(X, torch.ones(8), X[:1]),
     "residual: shape": lambda: ops.add_layer_norm(X, X[:1], torch.ones(4), torch.ones(4), 1e-6),
     "x_bias: shape": lambda: ops.add_layer_norm_biased(
         X, torch.ones(3), X, torch.ones(4), torch.ones(4), 1e-6

@@ -40,8 +40,12 @@ def all_cases(dtype):
         yield f"layer_norm {shape}", lambda y=y: aot_cases._layer_norm(y)
         yield f"bias_gelu {shape}", lambda y=y: aot_cases._bias_gelu(y)
         yield f"bias_gelu tanh {shape}", lambda y=y: aot_cases._bias_gelu(y, 1)
+        yield f"bias_swiglu {shape}", lambda y=y: aot_cases._bias_swiglu(y, y + 1)
+        both = torch.cat([y, y + 1], dim=-1)
+        yield f"bias_swiglu packed {shape}", lambda x=both: aot_cases._bias_swiglu(x)
     many = torch.randn(1700, 60, dtype=dtype)  # more tiles than programs: a program loops
     yield "bias_gelu, loop", lambda: aot_cases._bias_gelu(many)
+    yield "bias_swiglu, loop", lambda: aot_cases._bias_swiglu(many)
     yield "layer_norm, loop", lambda: aot_cases._layer_norm(many[None, :400])
     for frames, tokens, heads, head_dim in (
         (1, 1, 1, 1), (9, 12, 2, 16), (3, 29, 1, 24), (2, 64, 1, 60), (2, 65, 2, 16),

@@ -16,8 +16,8 @@ from tests.kernels.ops.conftest import INTERPRET, implementation
 from tests.support.numerics import run_with_grads
 
 OPS = [
-    "add_layer_norm", "bias_gelu", "embed_patches", "layer_norm", "linear_gradients", "patch_loss",
-    "restore_tokens", "sample_masks", "short_attention",
+    "add_layer_norm", "bias_gelu", "bias_swiglu", "embed_patches", "layer_norm", "linear_gradients",
+    "patch_loss", "restore_tokens", "sample_masks", "short_attention",
 ]  # fmt: skip
 PIXELS = (0.45, 0.225)
 """Mean and standard deviation."""
@@ -50,6 +50,7 @@ def arguments(name: str, dtype: torch.dtype, device: str) -> tuple:
     made: dict[str, Callable[[], tuple]] = {
         "add_layer_norm": lambda: (tokens(), tokens(), weight, bias, 1e-6),
         "bias_gelu": lambda: (tokens(), bias),
+        "bias_swiglu": lambda: (tokens(), bias),
         "embed_patches": lambda: (rows(), ids, randn(width, pixels), bias, pos, *PIXELS, dtype),
         "layer_norm": lambda: (tokens(), weight, bias, 1e-6),
         "linear_gradients": lambda: (tokens(300), tokens(), torch.float32),

@@ -1,4 +1,4 @@
-"""Attention, MLPs and blocks with the parts and names of public packages, computed in steps.
+"""Attention and blocks with the parts and names of public packages, computed in steps.
 
 Every step is a method, so that a mutation can replace one. ``dim`` is the width, ``heads`` the
 number of heads, ``hidden`` the width of an MLP, and ``draw`` a random generator of the options that
@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.support.imposters.mlps import HuggingFaceMlp, Mlp
+
 EPS = (1e-5, 1e-6, 1e-12)
 
 
 class Attention(nn.Module):
     """Self-attention in steps; families add parameters, ``project`` and ``out``."""
 
-    has_fused_op = True
     returns_weights = False
 
     def __init__(self, dim: int, heads: int, draw: random.Random) -> None:
@@ -153,89 +154,6 @@ class VitPytorchAttention(Attention):
         return self.to_out(x)
 
 
-class Mlp(nn.Module):
-    """timm's MLP in steps. ``gelu`` is the kind of its activation."""
-
-    has_fused_op = True
-    gelu = "none"
-
-    def __init__(self, dim: int, hidden: int, draw: random.Random) -> None:
-        super().__init__()
-        self.build(dim, hidden, draw)
-
-    def build(self, dim: int, hidden: int, draw: random.Random) -> None:
-        self.fc1, self.act = nn.Linear(dim, hidden), nn.GELU()
-        self.drop1, self.norm = nn.Dropout(0.0), nn.Identity()
-        self.fc2 = nn.Linear(hidden, dim, bias=draw.random() < 0.8)
-        self.drop2 = nn.Dropout(0.0)
-
-    def expand(self, x: Tensor) -> Tensor:
-        return self.fc1(x)
-
-    def activate(self, x: Tensor) -> Tensor:
-        return self.norm(self.drop1(self.act(x)))
-
-    def out(self, x: Tensor) -> Tensor:
-        return self.drop2(self.fc2(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.activate(self.expand(x)))
-
-
-class HuggingFaceMlp(Mlp):
-    def build(self, dim: int, hidden: int, draw: random.Random) -> None:
-        self.activation_fn = nn.GELU()
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-
-    def activate(self, x: Tensor) -> Tensor:
-        return self.activation_fn(x)
-
-    def out(self, x: Tensor) -> Tensor:
-        return self.fc2(x)
-
-
-class TanhMlp(Mlp):
-    gelu = "tanh"
-
-    def build(self, dim: int, hidden: int, draw: random.Random) -> None:
-        super().build(dim, hidden, draw)
-        self.act = nn.GELU(approximate="tanh")
-
-
-class QuickGelu(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
-class ClipMlp(HuggingFaceMlp):
-    gelu = "quick"
-
-    def build(self, dim: int, hidden: int, draw: random.Random) -> None:
-        super().build(dim, hidden, draw)
-        self.activation_fn = QuickGelu()
-
-
-class SwiGlu(Mlp):
-    has_fused_op = False
-
-    def build(self, dim: int, hidden: int, draw: random.Random) -> None:
-        self.fc1_g, self.fc1_x = nn.Linear(dim, hidden), nn.Linear(dim, hidden)
-        self.act, self.norm = nn.SiLU(), nn.Identity()
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.norm(self.activate(self.fc1_g(x)) * self.expand(x)))
-
-    def expand(self, x: Tensor) -> Tensor:
-        return self.fc1_x(x)
-
-    def activate(self, x: Tensor) -> Tensor:
-        return self.act(x)
-
-    def out(self, x: Tensor) -> Tensor:
-        return self.fc2(x)
-
-
 class LayerScale(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -247,8 +165,6 @@ class LayerScale(nn.Module):
 
 class Block(nn.Module):
     """timm's pre-norm block in steps: the two norms, the two branches and their sums."""
-
-    has_fused_op = True
 
     def __init__(self, dim: int, heads: int, hidden: int, draw: random.Random) -> None:
         super().__init__()
@@ -367,7 +283,6 @@ ATTENTIONS = (
     TimmAttention, NormedAttention, QVBiasAttention, ClipAttention, HuggingFaceAttention,
     VitPytorchAttention,
 )  # fmt: skip
-MLPS = (Mlp, HuggingFaceMlp, TanhMlp, SwiGlu, ClipMlp)
 BLOCKS = (
     Block, LayerScaleBlock, GammaBlock, HuggingFaceBlock, TorchvisionBlock, OpenClipBlock,
 )  # fmt: skip

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.support.imposters.families import ATTENTIONS, BLOCKS, MLPS
+from tests.support.imposters.families import ATTENTIONS, BLOCKS
+from tests.support.imposters.mlps import GATED_MLPS, MLPS
 from tests.support.imposters.mutations import MUTATIONS
 from tests.support.imposters.steps import mutated
 
-FAMILIES: dict[str, tuple[type, ...]] = {"attention": ATTENTIONS, "MLP": MLPS, "block": BLOCKS}
+FAMILIES: dict[str, tuple[type, ...]] = {
+    "attention": ATTENTIONS, "MLP": MLPS, "block": BLOCKS, "gated MLP": GATED_MLPS,
+}  # fmt: skip
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = ((16, 2), (32, 4), (32, 2), (48, 3), (64, 4), (64, 2), (64, 1))
 """Widths and numbers of heads."""
@@ -27,7 +30,6 @@ class Candidate:
 
     kind: str
     family: Any
-    """Its ``has_fused_op`` tells whether it has to be replaced, or a reason given."""
     mutation: str | None
     dtype: torch.dtype
     seed: int
@@ -51,8 +53,8 @@ class Candidate:
         cls: type = self.family
         if mutate and self.mutation:
             cls = mutated(cls, MUTATIONS[self.kind][self.mutation])
-        sizes = {"attention": (dim, heads), "MLP": (dim, hidden), "block": (dim, heads, hidden)}
-        module = cls(*sizes[self.kind], draw)
+        sizes = {"attention": (dim, heads), "block": (dim, heads, hidden)}
+        module = cls(*sizes.get(self.kind, (dim, hidden)), draw)
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
             for name, parameter in module.named_parameters():

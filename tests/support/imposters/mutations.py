@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.support.imposters.of_attention import ATTENTION
-from tests.support.imposters.of_blocks import BLOCK, MLP
+from tests.support.imposters.of_blocks import BLOCK, GATED_MLP, MLP
 from tests.support.imposters.steps import Mutation, after, before, on_output
 
 
@@ -76,4 +76,5 @@ MUTATIONS: dict[str, dict[str, Mutation]] = {
     "attention": ATTENTION | ANY,
     "MLP": MLP | ANY,
     "block": BLOCK | ANY,
+    "gated MLP": GATED_MLP | ANY,
 }

@@ -17,8 +17,7 @@ def activation(function: Callable[[Tensor], Tensor]) -> Mutation:
 
 
 def without_bias(self: Any, step: Step, x: Tensor) -> Tensor:
-    layer = self.fc1 if hasattr(self, "fc1") else self.fc1_x
-    return F.linear(x, layer.weight)
+    return F.linear(x, self.fc1.weight)
 
 
 OTHER_GELU = {"none": "tanh", "tanh": "none", "quick": "tanh"}
@@ -49,6 +48,48 @@ MLP: dict[str, Mutation] = {
     "plus its input": {"forward": lambda self, step, x: step(x) + x},
     "hidden shifted": {"activate": lambda self, step, x: step(x).roll(1, 1)},
     "hidden averaged": {"activate": lambda self, step, x: step(x) + step(x).mean(1, keepdim=True)},
+}
+
+
+def other_gate(function: Callable[[Tensor, Tensor], Tensor]) -> Mutation:
+    """Another function of gates and values."""
+    return {"combine": lambda self, step, gate, value: function(gate, value)}
+
+
+def biases_by(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Mutation:
+    """Other biases of gates and values."""
+
+    def halves(self: Any, step: Step, x: Tensor) -> tuple[Tensor, Tensor]:
+        (gate, value), (first, second) = step(x), self.biases()
+        other_first, other_second = change(first, second)
+        return gate - first + other_first, value - second + other_second
+
+    return {"halves": halves}
+
+
+GATED_MLP: dict[str, Mutation] = {
+    "gate and value swapped": other_gate(lambda gate, value: gate * F.silu(value)),
+    "sigmoid gate": other_gate(lambda gate, value: gate.sigmoid() * value),
+    "GELU gate": other_gate(lambda gate, value: F.gelu(gate) * value),
+    "quick gate": other_gate(lambda gate, value: gate * (1.702 * gate).sigmoid() * value),
+    "no gate": other_gate(lambda gate, value: gate * value),
+    "both through SiLU": other_gate(lambda gate, value: F.silu(gate) * F.silu(value)),
+    "sum for product": other_gate(lambda gate, value: F.silu(gate) + value),
+    "one added to values": other_gate(lambda gate, value: F.silu(gate) * (value + 1)),
+    "gate clamped": other_gate(lambda gate, value: F.silu(gate.clamp(max=2.0)) * value),
+    "gate without gradient": other_gate(lambda gate, value: F.silu(gate.detach()) * value),
+    "value without gradient": other_gate(lambda gate, value: F.silu(gate) * value.detach()),
+    "gates of the next token": other_gate(lambda gate, value: F.silu(gate.roll(1, 1)) * value),
+    "no gate bias": biases_by(lambda gate, value: (0 * gate, value)),
+    "no value bias": biases_by(lambda gate, value: (gate, 0 * value)),
+    "biases swapped": biases_by(lambda gate, value: (value, gate)),
+    "halves interleaved": {
+        "halves": lambda self, step, x: torch.cat(step(x), -1).unflatten(-1, (-1, 2)).unbind(-1),
+    },
+    "hidden clamped": {"out": lambda self, step, x: step(x.clamp(max=0.5))},
+    "hidden dropout": {"out": lambda self, step, x: step(F.dropout(x, 0.1, self.training))},
+    "hidden averaged": {"out": lambda self, step, x: step(x + x.mean(1, keepdim=True))},
+    "plus its input": {"forward": lambda self, step, x: step(x) + x},
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ivcl_fast.models.accelerate.adapters.adapter import Adapter
 from ivcl_fast.models.accelerate.adapters.block import PreNormBlock
+from ivcl_fast.models.accelerate.adapters.gated import GatedMlp
 from ivcl_fast.models.accelerate.adapters.mlp import Mlp, SequentialMlp
 from ivcl_fast.models.accelerate.adapters.multihead import Multihead
 from ivcl_fast.models.accelerate.adapters.packed import PackedAttention, PreNormAttention
@@ -19,6 +20,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     PreNormAttention(),
     SeparateAttention(),
     Multihead(),
+    GatedMlp(),
     Mlp(),
     SequentialMlp(),
 )

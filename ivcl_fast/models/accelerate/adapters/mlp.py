@@ -1,7 +1,6 @@
 """MLPs: the first layer's bias and a GELU of any kind in one pass; everything else is called.
 
 * :class:`Mlp`: ``fc1``, an activation, ``fc2``, as in timm and Hugging Face; or the first two.
-  Gated ones (SwiGLU) are known, but kept.
 * :class:`SequentialMlp`: any ``nn.Sequential`` in which an activation follows a linear layer, as in
   torchvision, open_clip and vit-pytorch.
 """
@@ -19,8 +18,7 @@ from ivcl_fast.models.accelerate.adapters.activation import gelu_kind
 from ivcl_fast.models.accelerate.adapters.adapter import Adapter, call_parts, unknown_parts
 from ivcl_fast.models.layers import linear
 
-FIRST = (("fc1", "fc2"), ("fc1_x", "fc2"), ("up_proj", "down_proj"), ("dense", None))
-GATES = ("fc1_g", "gate_proj")
+FIRST = (("fc1", "fc2"), ("up_proj", "down_proj"), ("dense", None))
 ACTIVATIONS = ("act", "activation_fn", "activation", "intermediate_act_fn", "act_fn")
 BETWEEN = (("drop1", "norm"), ("drop", "norm"), ("norm",))
 AFTER = (("drop2",), ("drop",))
@@ -64,8 +62,6 @@ class Mlp(Adapter):
                 seen.add(layout)
 
     def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
-        if gate := next((n for n in GATES if module._modules.get(n) is not None), None):
-            yield f"{gate}: gated MLPs (SwiGLU) are not fused"
         known = (layout.fc1, layout.act, layout.fc2, "drop", "drop1", "drop2", "norm")
         yield from unknown_parts(module, known)  # type: ignore[arg-type]
         yield from pair_reasons(module, layout)
