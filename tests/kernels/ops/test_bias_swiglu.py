@@ -13,6 +13,13 @@ op = torch.ops.ivcl_fast.bias_swiglu.default
 packed = pytest.mark.parametrize("packed", [True, False], ids=["packed", "separate"])
 
 
+def plain(x, bias, value=None):
+    """With PyTorch's SiLU, which rounds once."""
+    gate, value = x.chunk(2, dim=-1) if value is None else (x, value)
+    gate_bias, value_bias = bias.to(x.dtype).chunk(2)
+    return F.silu(gate + gate_bias) * (value + value_bias)
+
+
 def inputs(shape, dtype, device, packed):
     """Arguments for an output of ``shape``."""
     *lead, width = shape
@@ -30,7 +37,7 @@ def inputs(shape, dtype, device, packed):
     "shape", [(1, 1), (1, 1, 60), (3, 5, 127), (2, 17, 768), (300, 60), (2, 1023)]
 )
 def test_parity(shape, dtype, packed, device):
-    check_op(op, _ref, inputs(shape, dtype, device, packed))
+    check_op(op, plain, inputs(shape, dtype, device, packed))
 
 
 def test_the_order_of_the_halves(device):
