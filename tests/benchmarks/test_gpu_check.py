@@ -132,7 +132,11 @@ def test_the_command_on_tiny_sizes(tmp_path):
     """Parts in processes of their own, with kernels in Triton's interpreter where there is one."""
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--rehearse", "--out", tmp_path]
     done = subprocess.run(
-        [*command, "--only", "tests,kernels"], cwd=ROOT, capture_output=True, text=True
+        # Minutes enough for a machine that is busy.
+        [*command, "--only", "tests,kernels", "--minutes", "60"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     (file,) = tmp_path.glob("*-tests-kernels.json")
     results = Results(**json.loads(file.read_text()))
