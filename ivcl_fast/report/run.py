@@ -22,6 +22,7 @@ from ivcl_fast.text import markdown
 if TYPE_CHECKING:
     from ivcl_fast.data.dataset import Dataset
 
+REPORT = "report.md"
 SCORES = "scores.json"
 """Name of the file in a run's folder that holds its table of results."""
 CLIPS = "clips.json"
@@ -68,7 +69,7 @@ def write_report(
             image = f"![{picture.title}]({picture.path.name})"
             lines += [f"## {picture.title}", "", picture.caption, "", image, ""]
     lines += [f"torch {torch.__version__}, {run.device}, {platform.machine()}.", ""]
-    write_text(run.folder / "report.md", "\n".join(lines))
+    write_text(run.folder / REPORT, "\n".join(lines))
     if evaluation is not None:
         write_recorded(run.folder / CLIPS, answers_by_clip(results, evaluation))
     if results:  # last: this file marks a finished run

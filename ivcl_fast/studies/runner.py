@@ -20,7 +20,7 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, remove_temporaries
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.report import study as study_report
-from ivcl_fast.report.run import SCORES
+from ivcl_fast.report.run import REPORT, SCORES
 from ivcl_fast.studies.definitions import Study, Variant, find_study, flag_name
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run_folder import changed_settings, check_folder, has_progress
@@ -44,13 +44,13 @@ class Job:
 
     folder: Path
     flags: tuple[str, ...]
-    result: str
-    """File in the folder that exists when the run is done."""
+    results: tuple[str, ...]
+    """Files in the folder that exist when the run is done; the last one is written last."""
 
     @property
     def done(self) -> bool:
         """Whether the run is done."""
-        return (self.folder / self.result).is_file()
+        return all((self.folder / name).is_file() for name in self.results)
 
     @property
     def arguments(self) -> list[str]:
@@ -75,12 +75,12 @@ def plan_jobs(
         init = "random"
         if variant.pretrain is not None:
             pretrain = *flags, *variant.pretrain, "--stage", "pretrain"
-            job = Job(own / "pretrained", pretrain, f"pretrain/{MODEL}")
+            job = Job(own / "pretrained", pretrain, (f"pretrain/{MODEL}", REPORT))
             init = str(pretrainings.setdefault(parse(pretrain), job).folder / "pretrain")
         for seed in range(seeds):
             finetune = *flags, *task, "--no-compare-memoryless", *variant.finetune
             finetune += "--stage", "finetune", "--init", init, "--seed", str(seed)
-            finetunings.append(Job(own / f"seed-{seed}", finetune, SCORES))
+            finetunings.append(Job(own / f"seed-{seed}", finetune, (SCORES,)))
     return list(pretrainings.values()), finetunings
 
 

@@ -278,6 +278,7 @@ def test_budgets_are_equal_and_seeds_differ():
         study, Path("x"), 3, study.flags(("--finetune-clips", "77"), quick=False)
     )
     assert [job.folder.parent.name for job in first] == ["iv-cl", "image-mae"]
+    assert first[0].results == ("pretrain/model.safetensors", "report.md")
     configs = [parse(job.arguments) for job in then]
     assert {c.stages.finetune_clips for c in configs} == {77} and len(configs) == 9
     assert [c.seed for c in configs] == [0, 1, 2] * 3
