@@ -102,4 +102,5 @@ def test_the_notebook_runs_and_holds_its_pictures(short_run: ShortRun, tmp_path,
         monkeypatch.setenv(name, value)
     home = shutil.copytree(short_run.home, tmp_path / "home")
     resources = {"metadata": {"path": str(home)}}
-    nbclient.NotebookClient(notebook, timeout=120, resources=resources).execute()
+    patience = {"timeout": None, "startup_timeout": 600}  # on a busy machine
+    nbclient.NotebookClient(notebook, resources=resources, **patience).execute()
