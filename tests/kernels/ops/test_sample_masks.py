@@ -75,9 +75,10 @@ def test_known_masks(device):
 
 
 def test_masks_do_not_depend_on_the_batch(device):
-    seed = seeds(24, device=device)
+    count = 8 if INTERPRET else 24
+    seed = seeds(count, device=device)
     whole = op(seed, 64, 16)
-    for parts in (1, 5, 24):
+    for parts in (1, 5, count):
         split = [op(part, 64, 16) for part in seed.chunk(parts)]
         for got, want in zip(map(torch.cat, zip(*split, strict=True)), whole, strict=True):
             assert torch.equal(got, want)
