@@ -120,6 +120,7 @@ def test_replicas_and_shards_learn_alike_with_muon(tmp_path):
 
 
 def take_turns(folder: Path) -> list[str]:
+    assert distributed.min_over_ranks(7 + distributed.rank()) == 7
     with distributed.main_process_first(), open(folder / "order", "a") as file:
         file.write(f"{distributed.rank()}\n")
     return (folder / "order").read_text().split()
@@ -174,3 +175,4 @@ def test_one_process_needs_no_group():
     assert parallelize(model, shard_by=Block) is model
     with distributed.process_group(torch.device("cpu")), distributed.main_process_first():
         assert distributed.is_main() and not dist.is_initialized()
+        assert distributed.min_over_ranks(7) == 7
