@@ -34,7 +34,7 @@ class StagesConfig:
     """Weights to start from: random; the folder of an earlier run (its pretrained model) or of one
     of its models; a .safetensors file; or, for the image encoder, a ViT of the same width and
     depth: timm:NAME, or timm:PATH for a file with timm's keys."""
-    pretrain_clips: int = 30_000
+    pretrain_clips: int = 20_000
     """Clips seen in pretraining, repetitions included."""
     finetune_clips: int = 10_000
     """Clips seen in finetuning, repetitions included."""

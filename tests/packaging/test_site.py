@@ -49,7 +49,7 @@ def test_every_flag_of_a_command_has_a_row(command, monkeypatch):
 
 def test_rows_tell_defaults_and_choices():
     section = "\n".join(command_line.section("train"))
-    assert re.search(r"^\| `--pretrain-clips INT` \| `30000` \| [^|]+ \|$", section, re.M)
+    assert re.search(r"^\| `--pretrain-clips INT` \| `20000` \| [^|]+ \|$", section, re.M)
     assert re.search(r"^\| `--compile`, `--no-compile` \| off \| ", section, re.M)
     assert re.search(
         r"^\| `--stage` \| `all` \| .*`all`, `pretrain`, `finetune`\. \|$", section, re.M
