@@ -44,15 +44,18 @@ class Violation(Exception):
 def finish(running: Sequence[Command]) -> None:
     """Wait for commands; raises :class:`Violation` if they hang.
 
-    On a busy machine a command may take long, but it computes; one that waits only looks around.
+    On a busy machine a command may take long, but it computes, or could; one that waits only looks
+    around.
     """
     seen, since = -LEAST_TICKS, 0.0
     while any([command.running() for command in running]):
         time.sleep(0.002)
         if time.monotonic() - since < HANG_SECONDS:
             continue
-        used = sum(process.cpu_ticks() for command in running for process in command.processes)
-        if used - seen < LEAST_TICKS:
+        processes = [process for command in running for process in command.processes]
+        used = sum(process.cpu_ticks() for process in processes)
+        starved = any(process.waits_for_cpu() for process in processes)
+        if used - seen < LEAST_TICKS and not starved:
             raise Violation("a command hangs")
         seen, since = used, time.monotonic()
 

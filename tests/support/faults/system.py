@@ -94,6 +94,14 @@ class Process:
             return int(fields[11]) + int(fields[12])
         return 0
 
+    def waits_for_cpu(self) -> bool:
+        """Whether a thread of it could compute if a CPU, or a disk, had time for it."""
+        for file in Path(f"/proc/{self.pid}/task").glob("*/stat"):
+            with suppress(OSError):
+                if file.read_text().rpartition(")")[2].split()[0] in ("R", "D"):
+                    return True
+        return False
+
     def end(self) -> None:
         """Kill it, if it still runs."""
         if self.poll() != "ended":
