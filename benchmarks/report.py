@@ -82,12 +82,14 @@ def generated(kind: str, arguments: str) -> str:
 
 def zoo_table(name: str, kind: str) -> list[str]:
     """Return a table of public models, or a sentence that it was not measured."""
+    unmeasured = ["*Not measured yet; `python -m benchmarks.zoo --install` measures it.*"]
     if not (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
-        return ["*Not measured yet; `python -m benchmarks.zoo --install` measures it.*"]
+        return unmeasured
     results = results_named(name)
     if kind == "machine":
         return [f"{describe_machine(results.machine)} Date: {results.date[:10]}."]
-    return zoo.tables(results.rows, kind)
+    head, rule, *rows = zoo.tables(results.rows, kind)
+    return [head, rule, *rows] if rows else unmeasured
 
 
 def benchmarks_of(rows: list[Row]) -> list[list[Row]]:

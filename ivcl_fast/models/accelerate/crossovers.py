@@ -16,12 +16,12 @@ from ivcl_fast.kernels._op import unsupported_reason
 ANY = 1 << 30
 KINDS = ("attention", "block", "mlp")
 LIMITS: dict[tuple[str, str, str], tuple[int, int]] = {
-    ("amx", "attention", "bfloat16"): (512, 256),
-    ("amx", "attention", "float32"): (256, 128),
-    ("amx", "block", "bfloat16"): (ANY, ANY),
-    ("amx", "block", "float32"): (ANY, ANY),
-    ("amx", "mlp", "bfloat16"): (ANY, ANY),
-    ("amx", "mlp", "float32"): (ANY, ANY),
+    ("amx", "attention", "bfloat16"): (257, 50),
+    ("amx", "attention", "float32"): (128, 0),
+    ("amx", "block", "bfloat16"): (50, 0),
+    ("amx", "block", "float32"): (0, 0),
+    ("amx", "mlp", "bfloat16"): (0, 0),
+    ("amx", "mlp", "float32"): (50, 0),
     ("cuda", "attention", "bfloat16"): (128, 128),
     ("cuda", "block", "bfloat16"): (ANY, ANY),
     ("cuda", "mlp", "bfloat16"): (ANY, ANY),
