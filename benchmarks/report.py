@@ -88,8 +88,7 @@ def zoo_table(name: str, kind: str) -> list[str]:
     results = results_named(name)
     if kind == "machine":
         return [f"{describe_machine(results.machine)} Date: {results.date[:10]}."]
-    head, rule, *rows = zoo.tables(results.rows, kind)
-    return [head, rule, *rows] if rows else unmeasured
+    return zoo.tables(results.rows, kind) or unmeasured
 
 
 def benchmarks_of(rows: list[Row]) -> list[list[Row]]:
