@@ -42,38 +42,13 @@ from ivcl_fast.models.layers import (
     run_branch,
 )
 from ivcl_fast.models.reference import all_patches, patch_rows, select_frames, take_rows
-
-# A token index numbers the tokens of all sequences of ``[F, N, D]`` through: f * N + n.
-
-
-def select_tokens(x: Tensor, token_index: Tensor) -> Tensor:
-    """The tokens of ``[F, N, D]`` at a token index, int64 of any shape: ``[*index.shape, D]``."""
-    return x.flatten(0, 1).index_select(0, token_index.flatten()).unflatten(0, token_index.shape)
-
-
-def flat_index(positions: Tensor, length: int, first: int = 0) -> Tensor:
-    """The token index of positions ``[F, *]``, counted from ``first``, in sequences of ``length``
-    tokens."""
-    starts = torch.arange(first, first + len(positions) * length, length, device=positions.device)
-    return positions + starts[:, None]
-
-
-def frame_positions(frames: Tensor, tokens_per_frame: int, count: int, first: int = 0) -> Tensor:
-    """Positions ``[B, Q * count]`` within a clip of ``count`` tokens of its frames ``[B, Q]``.
-
-    A clip holds ``tokens_per_frame`` tokens of each frame, of which ``first`` is the first taken.
-    """
-    return (frames.unsqueeze(-1) * tokens_per_frame + arange(count, frames, first)).flatten(1)
-
-
-def slot_positions(frames: int, tokens_per_frame: int, slots: int, like: Tensor) -> Tensor:
-    """Positions ``[T * S]`` within a clip of the slots of all its frames, which come first."""
-    return arange(frames * tokens_per_frame, like).unflatten(0, (frames, -1))[:, :slots].flatten()
-
-
-def arange(n: int, like: Tensor, first: int = 0) -> Tensor:
-    """The ``n`` numbers from ``first`` on, on the device of ``like``."""
-    return torch.arange(first, first + n, device=like.device)
+from ivcl_fast.models.token_index import (
+    arange,
+    flat_index,
+    frame_positions,
+    select_tokens,
+    slot_positions,
+)
 
 
 class Attention(reference.Attention):

@@ -261,8 +261,7 @@ class IVCL(nn.Module):
     def __init__(self, cfg: IVCLConfig) -> None:
         super().__init__()
         check_objective(cfg, ReconstructionObjective)
-        self.cfg = cfg
-        self.encoder = Encoder(cfg)
+        self.cfg, self.encoder = cfg, Encoder(cfg)
         if cfg.objective == "ivcl":
             self.temporal = Temporal(cfg)
         self.decoder = Decoder(cfg)
@@ -281,10 +280,8 @@ class IVCL(nn.Module):
         rows = patch_rows(video, self.cfg)
         ids_keep, ids_mask, query = self.masks(rows, ids_keep, query, seed)
         slots, patches = self.context(rows, ids_keep, query)  # [B, Q, S, D], [B, Q, K, D]
-        keep, mask = (
-            ids.gather(1, query.unsqueeze(-1).expand(-1, -1, ids.shape[-1]))  # [B, Q, ...]
-            for ids in (ids_keep, ids_mask)
-        )
+        index = query.unsqueeze(-1)
+        keep, mask = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (ids_keep, ids_mask))
         pred = self.decoder(*(x.flatten(0, 1) for x in (slots, patches, keep, mask)))
         pred = pred.unflatten(0, query.shape)  # [B, Q, N-K, 3*P*P]
         return Output(self.loss(pred, rows, mask, query), pred, ids_keep, ids_mask, query)
@@ -304,8 +301,7 @@ class IVCL(nn.Module):
             query, _ = self.sample_masks(seeds[:, -1], cfg.num_frames, cfg.num_reconstructed)
         return ids_keep, ids_mask, query
 
-    stream = staticmethod(stream)
-    sample_masks = staticmethod(sample_masks)
+    stream, sample_masks = staticmethod(stream), staticmethod(sample_masks)
 
     def context(self, rows: Tensor, ids_keep: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's input: slots ``[B, Q, S, D]`` and visible patches ``[B, Q, K, D]``."""

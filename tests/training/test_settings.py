@@ -1,0 +1,33 @@
+"""Settings as flags and files give them, those of earlier versions too."""
+
+from __future__ import annotations
+
+import json
+
+from ivcl_fast.training.arguments import parse
+from ivcl_fast.training.settings import as_json, load_settings
+
+
+def test_query_frames_are_at_most_the_frames_of_a_clip():
+    for flags, frames, query_frames in (
+        ([], 16, 8), (["--num-frames", "4"], 4, 4), (["--num-frames=12"], 12, 8),
+        (["--num_frames", "4"], 4, 4),
+        (["--num-frames", "4", "--num-query-frames", "2"], 4, 2), (["--data", "acre:x"], 7, 4),
+    ):  # fmt: skip
+        model = parse(flags).model
+        assert (model.num_frames, model.num_query_frames) == (frames, query_frames)
+
+
+def test_flags_of_version_0_1_0_are_accepted():
+    config = parse(["--feed", "stream", "--accum", "4", "--labelled", "0.5"])
+    assert (config.data.loader, config.optim.grad_accum_steps) == ("stream", 4)
+    assert config.stages.label_fraction == 0.5
+
+
+def test_settings_of_version_0_1_0_are_read(tmp_path):
+    saved = as_json(parse(["--loader", "stream", "--grad-accum-steps", "4"]))
+    old = {"accum": saved.pop("grad_accum_steps"), "labelled": saved.pop("label_fraction")}
+    saved.pop("loader")
+    (tmp_path / "config.json").write_text(json.dumps(saved | old | {"feed": "dali"}))
+    config = load_settings(tmp_path)
+    assert (config.data.loader, config.optim.grad_accum_steps) == ("stream", 4)
