@@ -10,13 +10,11 @@ from torch import Tensor
 
 from ivcl_fast.data.formats.cater_frames import frame_count, snitch_place
 from ivcl_fast.data.formats.cater_labels import Scene, containers_at_end, snitch_of
+from ivcl_fast.evaluation.tracker import AT_THE_SAME_PLACE
 
 if TYPE_CHECKING:
     from ivcl_fast.data.datamodule import DataModule
     from ivcl_fast.evaluation.evaluate import Evaluation
-
-SAME_PLACE = 0.5
-"""Distance, in world units, up to which a snitch is where it disappeared."""
 
 
 class HiddenEnd(NamedTuple):
@@ -64,7 +62,7 @@ def hidden_end(scene: Scene) -> HiddenEnd | None:
     last = frame_count(scene) - 1
     first = min(since, last)
     moved = math.dist(snitch_place(scene, first), snitch_place(scene, last))
-    return HiddenEnd((last - first) / max(last, 1), cones, moved > SAME_PLACE)
+    return HiddenEnd((last - first) / max(last, 1), cones, moved >= AT_THE_SAME_PLACE)
 
 
 def kinds_of_hidden_ends(data: DataModule, evaluation: Evaluation) -> dict[str, Tensor]:

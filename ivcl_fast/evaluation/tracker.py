@@ -13,7 +13,7 @@ from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater_labels import Scene, snitch_of
 
 AT_THE_SAME_PLACE = 0.5
-"""Distance, in world units, within which a cone stands where the snitch was last seen."""
+"""Distance, in world units, within which two objects, or one at two times, are at one place."""
 
 Place = tuple[float, float]
 
