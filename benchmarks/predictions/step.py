@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections import defaultdict
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from benchmarks.predictions.launches import LaunchCounter, count_step, launches_
 from benchmarks.predictions.scaling import CFG
 from benchmarks.summary import lined_up
 from ivcl_fast.command import run_command
+from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.kernels import _triton
 
@@ -157,9 +158,9 @@ def size_of(value: Any) -> int:
     return total
 
 
-def step_costs(clips: int = CLIPS) -> dict[str, Cost]:
-    """Return what each of :data:`ROWS` takes in a step of ``base64``."""
-    parts = {name: part.costs for name, part in count_step(CFG, clips, CostCounter).items()}
+def step_costs(clips: int = CLIPS, cfg: IVCLConfig = CFG) -> dict[str, Cost]:
+    """Return what each of :data:`ROWS` takes in a step of a model, by default of ``base64``."""
+    parts = {name: part.costs for name, part in count_step(cfg, clips, CostCounter).items()}
     costs = {}
     for row, (part, names) in ROWS.items():
         taken = [parts[part].pop(name, Cost()) for name in names or [*parts[part]]]
@@ -189,12 +190,16 @@ def table(clips: int = CLIPS) -> list[str]:
         for row, cost in [*costs.items(), ("**a step**", total)]
     ]
     in_graph = total.seconds + GRAPH * total.launches
+    low = sum(step_costs(clips, replace(CFG, low_precision_residual=True)).values(), Cost())
+    low_in_graph = low.seconds + GRAPH * low.launches
     eager = max(total.seconds, EAGER * total.launches)
     return [
         *lined_up(head, body),
         "",
         f"{clips} clips of `base64` in {1e3 * in_graph:.1f} ms with a CUDA graph: "
-        f"{clips / in_graph:,.0f} clips/s. Eager, at least {1e3 * eager:.1f} ms.",
+        f"{clips / in_graph:,.0f} clips/s. Eager, at least {1e3 * eager:.1f} ms. "
+        f"With `--low-precision-residual`, {1e3 * low_in_graph:.1f} ms in a graph: "
+        f"{low.launches:,} launches, {low.bytes / 1e9:.2f} GB.",
         *(["", *comparison(costs)] if clips == CLIPS else []),
     ]
 

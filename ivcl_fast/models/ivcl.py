@@ -105,7 +105,7 @@ class Transformer(reference.Transformer):
     ) -> Tensor:
         """Blocks and norm of ``x + branch``, ``[F, N, D]``, of all tokens or of those at
         ``token_index``."""
-        last = len(self.blocks) - 1
+        x, last = x.to(self.residual_dtype(x)), len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             index = token_index if i == last else None
             if isinstance(block, Block):

@@ -49,7 +49,9 @@ def is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Autocast's dtype where autocast is on, else the tensor's own."""
+    """Autocast's dtype where autocast is on, else the tensor's own; float64 is never cast."""
+    if x.dtype == torch.float64:
+        return x.dtype
     return kernels.autocast_dtype(x.device) or x.dtype
 
 

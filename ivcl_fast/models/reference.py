@@ -135,12 +135,14 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Blocks one after the other, then a norm."""
 
-    def __init__(self, dim: int, num_heads: int, depth: int, mlp_ratio: float) -> None:
+    def __init__(self, cfg: IVCLConfig, dim: int, num_heads: int, depth: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.residual_dtype = cfg.residual_dtype
+        self.blocks = nn.ModuleList(Block(dim, num_heads, cfg.mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
     def transform(self, x: Tensor) -> Tensor:  # [F, N, D]
+        x = x.to(self.residual_dtype(x))
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -180,7 +182,7 @@ class Encoder(Transformer):
     """Image encoder of a frame, or (joint) of all frames of a clip ("spatial attention")."""
 
     def __init__(self, cfg: IVCLConfig) -> None:
-        super().__init__(cfg.embed_dim, cfg.num_heads, cfg.depth, cfg.mlp_ratio)
+        super().__init__(cfg, cfg.embed_dim, cfg.num_heads, cfg.depth)
         self.joint = cfg.objective == "joint"
         self.mean, self.std = cfg.pixel_mean, cfg.pixel_std
         proj = nn.Conv2d(3, cfg.embed_dim, cfg.patch_size, cfg.patch_size)
@@ -191,10 +193,8 @@ class Encoder(Transformer):
             self.time_embed = nn.Parameter(sincos_positions(cfg.num_frames, cfg.embed_dim))
 
     def forward(self, rows: Tensor, ids_keep: Tensor, cls_token: Tensor | None = None) -> tuple:
-        """Patch rows ``[B, T, N, 3*P*P]`` and ids ``[B, T, K]`` to slots, patches and cls.
-
-        ``[B, T, S, D]``, ``[B, T, K, D]`` and ``[B, D]`` (joint encoder with a cls token) or None.
-        """
+        """Patch rows ``[B, T, N, 3*P*P]`` and ids ``[B, T, K]`` to slots ``[B, T, S, D]``, patches
+        ``[B, T, K, D]`` and cls: ``[B, D]`` of a joint encoder with a cls token, else None."""
         patches = self.embed(rows, ids_keep)  # [B, T, K, D]
         slots = self.slot_tokens.to(patches).expand(*ids_keep.shape[:2], -1, -1)
         x, cls = torch.cat([slots, patches], dim=2), None  # [B, T, S + K, D]
@@ -215,7 +215,7 @@ class Temporal(Transformer):
     """Temporal transformer over tokens of many frames ("temporal attention")."""
 
     def __init__(self, cfg: IVCLConfig) -> None:
-        super().__init__(cfg.embed_dim, cfg.num_heads, cfg.temporal_depth, cfg.mlp_ratio)
+        super().__init__(cfg, cfg.embed_dim, cfg.num_heads, cfg.temporal_depth)
         self.time_embed = nn.Parameter(sincos_positions(cfg.num_frames, cfg.embed_dim))
 
     forward = Transformer.transform_clip  # time_embed is already part of its input
@@ -226,7 +226,7 @@ class Decoder(Transformer):
 
     def __init__(self, cfg: IVCLConfig) -> None:
         dim = cfg.decoder_dim
-        super().__init__(dim, cfg.decoder_heads, cfg.decoder_depth, cfg.mlp_ratio)
+        super().__init__(cfg, dim, cfg.decoder_heads, cfg.decoder_depth)
         self.use_slots = cfg.decoder_slots
         self.embed = nn.Linear(cfg.embed_dim, dim)
         self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))

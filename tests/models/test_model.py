@@ -6,6 +6,7 @@ That it computes what the reference computes is ``test_pipeline_parity.py``.
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -235,27 +236,41 @@ def test_checkpointed_blocks_give_the_same_gradients(compiled):
     assert lean.state_dict().keys() == plain.state_dict().keys()
 
 
-def test_autocast_keeps_the_stream_in_float32():
-    fast = ivcl_fast.IVCL(CFG)
+@pytest.mark.parametrize("low", [False, True])
+def test_the_residual_stream_under_autocast(low):
+    """Float32 or, with ``low_precision_residual``, bfloat16: both as close as the reference is."""
+    cfg = dataclasses.replace(CFG, low_precision_residual=low)
+    fast, plain = ivcl_fast.IVCL(cfg), reference.IVCL(cfg)
+    exact = reference.IVCL(CFG).double()
+    for net in (plain, exact):
+        net.load_state_dict(fast.state_dict())
     seen = []
-    hook = fast.encoder.blocks[1].register_forward_pre_hook(
-        lambda _, args: seen.append(args[0].dtype)
-    )
-    with torch.autocast("cpu", torch.bfloat16):
-        out = fast(video(), seed=SEED)
-    out.loss.backward()
-    hook.remove()
-    assert seen == [torch.float32]
-    assert out.pred.dtype == torch.bfloat16 and out.loss.dtype == torch.float32
+    for net in (fast, plain):
+        for part in (net.encoder, net.temporal, net.decoder):
+            part.blocks[1].register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    outs = []
+    for net in (fast, plain, exact):
+        with torch.autocast("cpu", torch.bfloat16, enabled=net is not exact):
+            outs.append(net(video(), seed=SEED))
+        outs[-1].loss.backward()
+    assert seen == 6 * [torch.bfloat16 if low else torch.float32]
+    assert outs[0].pred.dtype == torch.bfloat16 and outs[0].loss.dtype == torch.float32
     assert all(p.grad.dtype == torch.float32 for p in fast.parameters())
-    exact = reference.IVCL(CFG)
-    exact.load_state_dict(fast.state_dict())
-    theirs = copy.deepcopy(exact)
-    with torch.autocast("cpu", torch.bfloat16):
-        same = theirs(video(), seed=SEED)
-    truth = exact.double()(video(), seed=SEED).pred
-    ours, allowed = (out.pred - truth).abs().max(), (same.pred - truth).abs().max()
-    assert ours <= 2 * allowed + torch.finfo(torch.bfloat16).eps * truth.abs().max()
+    preds = [out.pred.double() for out in outs]
+    grads = [
+        torch.cat([p.grad.double().flatten() for p in net.parameters()])
+        for net in (fast, plain, exact)
+    ]
+    for ours, theirs, truth in (preds, grads):
+        error, allowed = (ours - truth).abs().max(), (theirs - truth).abs().max()
+        assert error <= 2 * allowed + torch.finfo(torch.bfloat16).eps * truth.abs().max()
+
+
+def test_without_autocast_the_residual_stream_is_not_rounded():
+    plain = ivcl_fast.IVCL(CFG)
+    low = ivcl_fast.IVCL(dataclasses.replace(CFG, low_precision_residual=True))
+    low.load_state_dict(plain.state_dict())
+    assert torch.equal(*(net(video(), seed=SEED).pred for net in (plain, low)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ivcl_fast.kernels import short_attention
+from ivcl_fast.kernels import autocast_dtype, short_attention
 from ivcl_fast.kernels.attention import Inputs, not_supported_reasons
 from ivcl_fast.models.accelerate.lengths import is_fixed
 from ivcl_fast.models.layers import PLAIN, compute_dtype
 
 SDPA = F.scaled_dot_product_attention
+HALF = {torch.bfloat16, torch.float16}
 NAMES = {"scaled_dot_product_attention", "ALL_ATTENTION_FUNCTIONS"}
 """Names by which a forward pass comes to PyTorch's attention."""
 
@@ -59,8 +60,8 @@ class Redirect(TorchFunctionMode):
             dtype = compute_dtype(x)
             inputs = Inputs(x.shape[1], x.shape[3], dtype, x.device)
             if self.worth_it(x) and not not_supported_reasons("short", inputs):
-                qkv = torch.stack([part.transpose(1, 2) for part in (query, key, value)], dim=2)
-                out = short_attention(qkv.flatten(2).to(dtype), query.shape[1])
+                parts = [part.transpose(1, 2).to(dtype) for part in (query, key, value)]
+                out = short_attention(torch.stack(parts, dim=2).flatten(2), query.shape[1])
                 return out.unflatten(2, x.shape[2:]).transpose(1, 2)
         return SDPA(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -74,10 +75,16 @@ def can_fuse(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> 
         and query.ndim == 4
         and is_fixed(query.shape[2:3])
         and query.shape == key.shape == value.shape
-        and query.dtype == key.dtype == value.dtype
+        and (query.dtype == key.dtype == value.dtype or are_cast(query, key, value))
         and query.shape[2] > 0
         and (scale is None or math.isclose(scale, query.shape[3] ** -0.5, rel_tol=1e-6))
     )  # fmt: skip
+
+
+def are_cast(*parts: Tensor) -> bool:
+    """Whether autocast gives them one dtype: a rotation in float32 widens queries and keys alone."""
+    dtypes = {part.dtype for part in parts}
+    return autocast_dtype(parts[0].device) is not None and dtypes <= {*HALF, torch.float32}
 
 
 def is_called_by(kind: type[nn.Module]) -> bool:
