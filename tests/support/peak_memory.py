@@ -49,7 +49,7 @@ def step(preset: str, stage: str, clips: int, bf16: bool, steps: int = 2) -> Non
 
 def measured(preset: str, stage: str, clips: int, bf16: bool) -> int:
     """Bytes that the process has grown by at most while it trains."""
-    step("tiny", stage, 1, bf16, steps=1)  # what libraries keep for themselves
+    step(preset, stage, clips, bf16)  # what libraries keep for themselves, some of it by size
     gc.collect()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the maximum so far
