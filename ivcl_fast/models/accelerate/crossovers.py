@@ -1,7 +1,7 @@
 """Up to which length a fused forward pass is the faster one, by hardware, dtype and use.
 
 Measured by ``python -m benchmarks.zoo.crossovers``, which writes the table below from its results.
-What was not measured uses the entry of the nearest hardware, as :func:`hardware` says.
+CPUs that were not measured use the rows of :data:`NEAREST`.
 The rows of ``mlp`` are measured with the exact GELU. They also hold for the other kinds and for
 gated MLPs, whose fused pass takes about the same time where PyTorch's own operations take longer.
 """
@@ -22,18 +22,24 @@ LIMITS: dict[tuple[str, str, str], tuple[int, int]] = {
     ("amx", "block", "float32"): (0, 0),
     ("amx", "mlp", "bfloat16"): (0, 0),
     ("amx", "mlp", "float32"): (50, 0),
+    ("avx512bf16", "attention", "bfloat16"): (197, 400),
+    ("avx512bf16", "attention", "float32"): (0, 0),
+    ("avx512bf16", "block", "bfloat16"): (0, 128),
+    ("avx512bf16", "block", "float32"): (0, 0),
+    ("avx512bf16", "mlp", "bfloat16"): (0, 0),
+    ("avx512bf16", "mlp", "float32"): (0, 0),
     ("cuda", "attention", "bfloat16"): (128, 128),
     ("cuda", "block", "bfloat16"): (ANY, ANY),
     ("cuda", "mlp", "bfloat16"): (ANY, ANY),
 }
 """Longest sequence in training and in inference, by (hardware, kind, dtype)."""
+NEAREST = "avx512bf16"
+"""Whose rows hold for CPUs that were not measured: tiles of AMX have no like."""
 
 
 def hardware(device: str) -> str:
     """The table's name of a device: ``cuda``, or on a CPU the instruction set that is used."""
-    if device == "cuda":
-        return "cuda"
-    return "amx" if _ext.ISA in ("amx", None) else _ext.ISA
+    return "cuda" if device == "cuda" else _ext.ISA or NEAREST
 
 
 def longest(kind: str, device: str, dtype: torch.dtype, training: bool) -> int:
@@ -41,7 +47,7 @@ def longest(kind: str, device: str, dtype: torch.dtype, training: bool) -> int:
     if unsupported_reason(torch.device(device), dtype) is not None:
         return 0
     name = str(torch.bfloat16 if dtype == torch.float16 else dtype).removeprefix("torch.")
-    places = (hardware(device), "cuda" if device == "cuda" else "amx")
+    places = (hardware(device), "cuda" if device == "cuda" else NEAREST)
     limits = next((LIMITS[p, kind, name] for p in places if (p, kind, name) in LIMITS), (0, 0))
     return limits[0 if training else 1]
 
