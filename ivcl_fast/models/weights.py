@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from ivcl_fast.errors import UserError
@@ -107,7 +107,7 @@ def weights_file(source: str | os.PathLike) -> Path:
 
 def class_in(folder: Path) -> str:
     """Name of the class of the model in a folder, in words where it is not one of ours."""
-    with suppress(SafetensorError), safe_open(folder / MODEL, "pt") as file:
+    with suppress(OSError, SafetensorError), safe_open(folder / MODEL, "pt") as file:
         return class_of(file.keys()) or "weights of another model"
     return "not readable"
 
@@ -188,17 +188,27 @@ def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, 
             f"weights on purpose, delete {CHECKSUMS}"
         ) from None
     try:
-        return load_file(file)
+        return load_tensors(file)
     except SafetensorError as error:
         if file.suffix not in CHECKPOINTS:
             raise UserError(f"{file}: not a readable safetensors file ({error})") from None
     return read_checkpoint(file)
 
 
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; raises ``SafetensorError`` if it is damaged."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError):  # the library's errors of the system have no number or name
+        return load(read_bytes(file))
+
+
 def read_checkpoint(file: Path) -> dict[str, Tensor]:
     """The state dict in a file of ``torch.save``: all that it holds, or what it calls a model."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except Exception:  # each kind of damage raises another
         raise UserError(
             f"{file}: not a readable safetensors file, nor one of torch.save that holds tensors "

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ivcl_fast.distributed import group as distributed
@@ -34,6 +34,7 @@ from ivcl_fast.models.weights import (
     MODEL,
     TEMPORARY_WEIGHTS,
     check_checksums,
+    load_tensors,
     write_checksums,
 )
 
@@ -154,7 +155,7 @@ def read(path: Path) -> Checkpoint:
     check_checksums(path, FILES)
     record = json.loads(read_bytes(path / STATE))
     return Checkpoint(
-        record["step"], record["state"], load_file(path / MODEL), load_file(path / OPTIMIZER)
+        record["step"], record["state"], *(load_tensors(path / name) for name in (MODEL, OPTIMIZER))
     )
 
 

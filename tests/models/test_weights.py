@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, Supervised, reference
 from ivcl_fast.errors import UserError
-from ivcl_fast.models import backbone
+from ivcl_fast.models import backbone, weights
 from ivcl_fast.models.weights import MODEL, read_weights, weights_file, write_checksums
 from tests.models.test_model import CFG, SIZES
 from tests.training.test_checkpoint import flip_a_bit
@@ -29,6 +31,33 @@ def run(tmp_path, monkeypatch):
         IVCLClassifier(CFG, 5).save_pretrained(folder / name)
     (folder / "config.json").write_text("{}")  # of the run, not of a model
     return folder
+
+
+def test_errors_of_the_system_have_their_number_and_name(tmp_path, monkeypatch):
+    """safetensors raises them without either, or as if the file was damaged."""
+    file = tmp_path / "a.safetensors"
+    save_file({"x": torch.ones(2)}, file)
+    broken = iter(
+        [PermissionError("Permission denied (os error 13)"), SafetensorError("I/O error"),
+         SafetensorError("I/O error")]
+    )  # fmt: skip
+
+    def fail(_):
+        raise next(broken)
+
+    monkeypatch.setattr(weights, "load_file", fail)
+    refused = iter([OSError(errno.EIO, "Input/output error", str(file))] * 2)
+
+    def refuse(_):
+        raise next(refused)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "read_bytes", refuse)
+        for _ in range(2):
+            with pytest.raises(OSError, match="Input/output error") as error:
+                read_weights(file)
+            assert error.value.errno == errno.EIO and error.value.filename == str(file)
+    assert read_weights(file)["x"].tolist() == [1, 1]  # it was there again
 
 
 def told(call, *arguments, **options) -> str:

@@ -82,7 +82,7 @@ def can_fuse(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> 
 
 
 def are_cast(*parts: Tensor) -> bool:
-    """Whether autocast gives them one dtype: a rotation in float32 widens queries and keys alone."""
+    """Whether autocast gives them one dtype, as after a rotation that widens queries and keys."""
     dtypes = {part.dtype for part in parts}
     return autocast_dtype(parts[0].device) is not None and dtypes <= {*HALF, torch.float32}
 
