@@ -8,6 +8,7 @@ ran side by side is compared.
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -140,7 +141,8 @@ def _measured(benchmark: Benchmark, setup: Setup, rows: dict[str, Row]) -> Itera
             with failures_in(rows[name]):
                 call, count, sets = ready[name]
                 times[name].append(float(f"{timing.seconds(call, count) / sets:.6g}"))
-        order = order[1:] + order[:1]
+        # In a fixed circle, each would meet the caches and the memory that the same other leaves.
+        order = random.Random(done).sample(order, len(order))
     for name, row in rows.items():
         if times.get(name) and "error" not in row:
             median = statistics.median(times[name])

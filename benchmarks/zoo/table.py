@@ -1,9 +1,9 @@
-"""The tables of ``docs/models.md``, made of committed rows; see :mod:`benchmarks.zoo.measure`."""
+"""The tables of ``docs/guide/accelerate.md``, of rows that :mod:`benchmarks.zoo.measure` made."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from benchmarks.results import Row
 from benchmarks.summary import lined_up
@@ -33,10 +33,16 @@ def answers(row: Row) -> Iterator[str]:
 
 
 def speeds(row: Row, mode: str) -> Iterator[str]:
-    """Yield the cells that say how many times as fast it becomes; in brackets, by one line."""
+    """Yield the cells that say how many times as fast it becomes; in brackets, by one line.
+
+    ``own`` stands where no fused op runs.
+    """
     yield from named(row)
     for tokens in GRIDS:
         race = row[mode].get(str(tokens), {})
+        if race.get("fused_calls") == 0:
+            yield "own"
+            continue
         cells = [f"{statistics.median(race[key]):.2f}" for key in ("ours", "rival") if key in race]
         yield f"{cells[0]} ({cells[1]})" if len(cells) == 2 else "".join(cells)
 
@@ -46,22 +52,24 @@ def named(row: Row) -> Iterator[str]:
     yield row["name"]
 
 
-def gains(rows: Iterable[Row], mode: str, tokens: int) -> list[float]:
-    """Return how many times as fast each model becomes, where that was measured."""
-    races = [row.get(mode, {}).get(str(tokens), {}) for row in rows]
-    return [statistics.median(race["ours"]) for race in races if "ours" in race]
-
-
 def summary(rows: list[Row]) -> Iterator[str]:
-    """Yield a table of how many models gain how much, by mode and number of tokens."""
-    head = ("", "models", "slowest", "median", "fastest", "at least 1.2x", "below 0.98x")
+    """Yield a table of how many models gain how much, by mode and number of tokens.
+
+    ``own``: models in which no fused op runs at that length, so that they are as fast as before.
+    """
+    head = ("", "fused", "own", "slowest", "median", "fastest", "at least 1.2x", "below 0.98x")
     body = []
     for mode in ("training", "inference"):
         for tokens in GRIDS:
-            if found := gains(rows, mode, tokens):
+            races = [row.get(mode, {}).get(str(tokens), {}) for row in rows]
+            own = sum(race.get("fused_calls") == 0 for race in races)
+            found = [statistics.median(race["ours"]) for race in races if "ours" in race]
+            if not found and not own:
+                continue
+            cells = [f"{mode}, {tokens} tokens", str(len(found)), str(own)]
+            if found:
                 ends = (min(found), statistics.median(found), max(found))
-                above, below = sum(g >= 1.2 for g in found), sum(g < 0.98 for g in found)
-                counts = (str(above), str(below))
-                cells = (str(len(found)), *(f"{g:.2f}" for g in ends), *counts)
-                body.append((f"{mode}, {tokens} tokens", *cells))
+                counts = sum(gain >= 1.2 for gain in found), sum(gain < 0.98 for gain in found)
+                cells += [*(f"{gain:.2f}" for gain in ends), *map(str, counts)]
+            body.append((*cells, *[""] * (len(head) - len(cells))))
     yield from lined_up(head, body)

@@ -12,6 +12,7 @@ from benchmarks.zoo import __main__ as command_line
 from benchmarks.zoo import measure, table
 from benchmarks.zoo.catalogue import GRIDS, models
 from benchmarks.zoo.environments import HERE, PACKAGES
+from ivcl_fast.models.accelerate import crossovers
 
 
 def test_entries_are_many_and_named_once():
@@ -22,8 +23,15 @@ def test_entries_are_many_and_named_once():
 
 
 @pytest.fixture
-def row(tmp_path, monkeypatch):
-    """What the measurement of one small model writes."""
+def limit() -> int:
+    return crossovers.ANY
+
+
+@pytest.fixture
+def row(tmp_path, monkeypatch, limit):
+    """What the measurement of one small model writes, fused up to ``limit`` tokens."""
+    limits = dict.fromkeys(crossovers.LIMITS, (limit, limit))
+    monkeypatch.setattr(crossovers, "LIMITS", limits)
     file = tmp_path / "rows.jsonl"
     arguments = [HERE, str(file), "--models", "vit_base_patch16_224", "--rounds", "1"]
     monkeypatch.setattr(sys, "argv", ["measure", *arguments, "--tokens", "17", "--seconds", "1"])
@@ -43,6 +51,12 @@ def test_a_row_has_answers_and_speed(row):
     for mode in measure.MODES:
         race = row[mode]["17"]
         assert len(race["ours"]) == len(race["rival"]) == 1 and race["seconds"] > 0
+        assert race["fused_calls"] > 0
+
+
+@pytest.mark.parametrize("limit", [0])
+def test_what_runs_its_own_code_is_not_raced(row):
+    assert row["training"] == row["inference"] == {"17": {"fused_calls": 0}}
 
 
 def test_tables(row):
@@ -52,7 +66,10 @@ def test_tables(row):
     (speeds,) = table.tables([row], "training")[2:]
     assert speeds.count("1.20 (1.00)") == len(GRIDS)
     cells = [cell.strip() for cell in table.tables([row], "summary")[2].split("|")[1:-1]]
-    assert cells == ["training, 17 tokens", "1", "1.20", "1.20", "1.20", "1", "0"]
+    assert cells == ["training, 17 tokens", "1", "0", "1.20", "1.20", "1.20", "1", "0"]
+    row["training"]["785"] = {"fused_calls": 0}
+    assert table.tables([row], "training")[2].rstrip(" |").endswith("| own")
+    assert "| training, 785 tokens | 0     | 1   |         |" in table.tables([row], "summary")[6]
 
 
 def test_results_are_merged_in_the_catalogues_order(tmp_path):
