@@ -271,6 +271,7 @@ def test_without_autocast_the_residual_stream_is_not_rounded():
     low = ivcl_fast.IVCL(dataclasses.replace(CFG, low_precision_residual=True))
     low.load_state_dict(plain.state_dict())
     assert torch.equal(*(net(video(), seed=SEED).pred for net in (plain, low)))
+    assert low.to("meta")(video().to("meta"), seed=SEED.to("meta")).pred.is_meta
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -131,7 +131,7 @@ def run(
     shape = (situation.batch, situation.length, dim)
     x = (situation.scale * torch.randn(shape, generator=generator)).to(dtype)
     if shake:
-        noise = torch.Generator().manual_seed(situation.length)
+        noise = torch.Generator().manual_seed(seed + 1)
         x = x * (1 + shake * (2 * torch.rand(shape, generator=noise, dtype=dtype) - 1))
     module.train(situation.training).zero_grad()
     torch.manual_seed(seed)
