@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from ivcl_fast.command import run_command
+from ivcl_fast.models.accelerate import crossovers
 from tests.support.short_run import ShortRun, make_short_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +86,14 @@ def short_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     place = tmp_path_factory.getbasetemp()
     shared = hasattr(request.config, "workerinput")  # this is one of several processes
     return make_short_run((place.parent if shared else place) / "short")
+
+
+@pytest.fixture
+def fused_at_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``accelerate`` uses fused forward passes wherever they are equal, not only where they are the
+    faster ones, which differs between machines."""
+    always = dict.fromkeys(crossovers.LIMITS, (crossovers.ANY, crossovers.ANY))
+    monkeypatch.setattr(crossovers, "LIMITS", always)
 
 
 @pytest.fixture

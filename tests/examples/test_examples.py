@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -82,7 +83,9 @@ def test_read_slots(run, short_run: ShortRun, tmp_path):
 def test_accelerate_timm_vit(run, tmp_path):
     pytest.importorskip("timm")
     said = run("accelerate_timm_vit.py", folder=tmp_path)
-    assert "36 modules replaced, 0 kept" in said and "restored" in said
+    (counts,) = re.findall(r"(\d+) modules replaced, (\d+) kept", said)
+    # How many are replaced depends on the machine: MLPs alone gain nothing on some.
+    assert sum(map(int, counts)) == 36 and "restored" in said
 
 
 def test_one_op_in_your_model(run, tmp_path):

@@ -261,6 +261,7 @@ class PlainMlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+@pytest.mark.usefixtures("fused_at_every_length")
 @pytest.mark.parametrize("device", DEVICES)
 def test_accelerate_and_restore_a_users_module(device):
     torch.manual_seed(0)

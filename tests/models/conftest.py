@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ivcl_fast.models.accelerate import crossovers
-
 
 @pytest.fixture(autouse=True)
-def fused_at_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fused forward passes run wherever they are equal, not only where they are the faster ones,
-    which differs between machines."""
-    always = dict.fromkeys(crossovers.LIMITS, (crossovers.ANY, crossovers.ANY))
-    monkeypatch.setattr(crossovers, "LIMITS", always)
+def fused_wherever_equal(fused_at_every_length: None) -> None:
+    """All tests of models are about what is equal, not about what is faster."""

@@ -122,8 +122,9 @@ def start_build(
     videos, folder: Path, workers: int, *more: str, **environment: str
 ) -> subprocess.Popen:
     script, listed = folder / "build.py", folder / "videos.txt"
-    script.write_text(BUILD)
-    listed.write_text("\n".join(str(one.files[0]) for one in videos))
+    if not script.exists():  # a process that was started before may be reading it
+        script.write_text(BUILD)
+        listed.write_text("\n".join(str(one.files[0]) for one in videos))
     return subprocess.Popen(
         [sys.executable, script, listed, folder / "store", str(workers), *more],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
