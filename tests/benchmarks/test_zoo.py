@@ -13,6 +13,7 @@ from benchmarks.zoo import measure, table
 from benchmarks.zoo.catalogue import GRIDS, models
 from benchmarks.zoo.environments import HERE, PACKAGES
 from ivcl_fast.models.accelerate import crossovers
+from tests.support.marks import needs_kernels
 
 
 def test_entries_are_many_and_named_once():
@@ -43,6 +44,7 @@ def row(tmp_path, monkeypatch, limit):
     return row
 
 
+@needs_kernels
 def test_a_row_has_answers_and_speed(row):
     assert row["replaced"] and row["fused_calls"] > 0 and row["environment"] == HERE
     for dtype, limit in (("float32", 1e-5), ("bfloat16", 0.1)):
@@ -59,6 +61,7 @@ def test_what_runs_its_own_code_is_not_raced(row):
     assert row["training"] == row["inference"] == {"17": {"fused_calls": 0}}
 
 
+@needs_kernels
 def test_tables(row):
     row["training"] = {str(n): {"seconds": 1.0, "ours": [1.3, 1.1], "rival": [1.0]} for n in GRIDS}
     (answers,) = table.tables([row, {"error": "gone"}], "answers")[2:]

@@ -20,6 +20,7 @@ from ivcl_fast.kernels.attention import (
     eager_attention,
     not_supported_reasons,
 )
+from tests.support.marks import needs_kernels
 
 GPU = pytest.mark.gpu
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
@@ -261,6 +262,7 @@ class PlainMlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+@needs_kernels
 @pytest.mark.usefixtures("fused_at_every_length")
 @pytest.mark.parametrize("device", DEVICES)
 def test_accelerate_and_restore_a_users_module(device):

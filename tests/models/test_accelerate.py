@@ -11,9 +11,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import ivcl_fast
-from ivcl_fast import IVCLConfig, accelerate, kernels, reference, restore
+from ivcl_fast import IVCLConfig, accelerate, reference, restore
 from ivcl_fast.models import ivcl as model
 from ivcl_fast.models.accelerate import crossovers
+from tests.support.marks import needs_kernels
 
 CFG = IVCLConfig.preset(
     "tiny", image_size=16, patch_size=4, num_frames=3, num_query_frames=2, depth=1, embed_dim=32
@@ -26,11 +27,6 @@ def video() -> torch.Tensor:
 
 
 SEED = torch.tensor([1, 2])
-
-
-needs_kernels = pytest.mark.skipif(
-    not kernels.has_kernel(torch.empty(0)), reason="no kernel for this CPU: nothing is replaced"
-)
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -239,6 +235,7 @@ def test_imposters_are_found_out(build, reason):
     assert type(imposter) is build and imposter.training
 
 
+@needs_kernels
 def test_hooks_that_would_fall_silent():
     fast, calls = vit(), []
     fast.blocks[0].norm1.register_forward_hook(lambda *_: calls.append(1))

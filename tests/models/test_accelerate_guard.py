@@ -11,14 +11,13 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from ivcl_fast import accelerate, kernels
+from ivcl_fast import accelerate
 from ivcl_fast.kernels import dispatches
 from ivcl_fast.models.accelerate import tune
 from ivcl_fast.models.accelerate.swap import ALWAYS, PROOF
+from tests.support.marks import needs_kernels
 
-pytestmark = pytest.mark.skipif(
-    not kernels.has_kernel(torch.empty(0)), reason="no kernel for this CPU: nothing is replaced"
-)
+pytestmark = needs_kernels
 
 
 class Lora(nn.Module):

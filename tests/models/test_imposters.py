@@ -12,6 +12,7 @@ from tests.support.imposters.check import compare, is_another
 from tests.support.imposters.families import ATTENTIONS, BLOCKS
 from tests.support.imposters.generate import equals, imposters
 from tests.support.imposters.mlps import GATED_MLPS, MLPS
+from tests.support.marks import needs_kernels
 
 FUSED = (*ATTENTIONS, *MLPS, *GATED_MLPS, *BLOCKS[:3])
 """Other blocks differ in the names of their parts alone."""
@@ -36,6 +37,7 @@ def test_no_imposter_is_accepted():
     assert len(sample) > 10 and wrong == []
 
 
+@needs_kernels
 @pytest.mark.parametrize("products", ["highest", "medium"])
 def test_equal_modules_are_replaced(products):
     before = torch.get_float32_matmul_precision()
