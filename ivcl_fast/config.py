@@ -175,9 +175,9 @@ class IVCLConfig:
     def residual_dtype(self, x: Tensor) -> torch.dtype:
         """The dtype of the sum that a transformer's blocks add to, of which ``x`` is the start."""
         kind = x.device.type
-        is_low = self.low_precision_residual and torch.amp.is_autocast_available(kind)
-        is_low = is_low and torch.is_autocast_enabled(kind)
-        return torch.get_autocast_dtype(kind) if is_low else x.dtype
+        if not self.low_precision_residual or not torch.amp.is_autocast_available(kind):
+            return x.dtype
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> IVCLConfig:

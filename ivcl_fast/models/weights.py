@@ -174,7 +174,8 @@ def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, 
 
     A file may also be a checkpoint of ``torch.save``, as public weights are (``.pth``), if it holds
     tensors and plain values alone: no code in it runs. Raises :class:`UserError` naming the file if
-    it is not readable or, where :data:`CHECKSUMS` lies beside it, differs from its checksum.
+    it holds no weights or, where :data:`CHECKSUMS` lies beside it, differs from its checksum; and
+    ``OSError`` with its name if the system refuses it.
     """
     if isinstance(source, Mapping):
         return dict(source)

@@ -21,6 +21,7 @@ from benchmarks.results import Results, RowFile, Skip
 from benchmarks.summary import summary
 from ivcl_fast import IVCL
 from ivcl_fast.kernels import _triton
+from tests.support.marks import needs_kernels
 from tests.support.processes import ended
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +102,7 @@ def test_every_part_is_run_once_within_the_time():
     "name",
     [
         "compile", "stage", "resume", "base64", "base224", "mae", "attention", "store", "stream",
-        "timm", "decoder", "ranks", "sanitizer", "small-step",
+        pytest.param("timm", marks=needs_kernels), "decoder", "ranks", "sanitizer", "small-step",
     ],
 )  # fmt: skip
 def test_every_part_runs_on_tiny_sizes(name, tmp_path, monkeypatch):

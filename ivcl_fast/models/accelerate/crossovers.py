@@ -34,7 +34,7 @@ LIMITS: dict[tuple[str, str, str], tuple[int, int]] = {
 }
 """Longest sequence in training and in inference, by (hardware, kind, dtype)."""
 NEAREST = "avx512bf16"
-"""Whose rows hold for CPUs that were not measured: tiles of AMX have no like."""
+"""The hardware whose rows other CPUs use; AMX has matrix units, which those lack."""
 
 
 def hardware(device: str) -> str:

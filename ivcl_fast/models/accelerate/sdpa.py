@@ -20,13 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ivcl_fast.kernels import autocast_dtype, short_attention
+from ivcl_fast.kernels import short_attention
 from ivcl_fast.kernels.attention import Inputs, not_supported_reasons
 from ivcl_fast.models.accelerate.lengths import is_fixed
 from ivcl_fast.models.layers import PLAIN, compute_dtype
 
 SDPA = F.scaled_dot_product_attention
-HALF = {torch.bfloat16, torch.float16}
 NAMES = {"scaled_dot_product_attention", "ALL_ATTENTION_FUNCTIONS"}
 """Names by which a forward pass comes to PyTorch's attention."""
 
@@ -69,22 +68,19 @@ class Redirect(TorchFunctionMode):
 
 
 def can_fuse(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> bool:
-    """Whether this is self-attention of plain tensors, of one length, at the usual scale."""
+    """Whether this is self-attention of plain tensors, of one length, at the usual scale.
+
+    Autocast may give them their one dtype: some rotations widen queries and keys, but not values.
+    """
     return (
         type(query) in PLAIN and type(key) in PLAIN and type(value) in PLAIN
         and query.ndim == 4
         and is_fixed(query.shape[2:3])
         and query.shape == key.shape == value.shape
-        and (query.dtype == key.dtype == value.dtype or are_cast(query, key, value))
+        and len({compute_dtype(part) for part in (query, key, value)}) == 1
         and query.shape[2] > 0
         and (scale is None or math.isclose(scale, query.shape[3] ** -0.5, rel_tol=1e-6))
     )  # fmt: skip
-
-
-def are_cast(*parts: Tensor) -> bool:
-    """Whether autocast gives them one dtype, as after a rotation that widens queries and keys."""
-    dtypes = {part.dtype for part in parts}
-    return autocast_dtype(parts[0].device) is not None and dtypes <= {*HALF, torch.float32}
 
 
 def is_called_by(kind: type[nn.Module]) -> bool:
