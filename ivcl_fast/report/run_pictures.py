@@ -169,4 +169,4 @@ def draw_answers(run: FinishedRun, evaluation: Evaluation, clips: Sequence[Decod
         [clip.hidden for clip in clips],
         run.data.grid,
     )
-    return Picture(path, "Classes", "Predicted and true cells of the snitch at the end of clips.")
+    return Picture(path, "Answers", "Predicted and true cells of the snitch at the end of clips.")
