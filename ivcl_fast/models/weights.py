@@ -107,7 +107,7 @@ def weights_file(source: str | os.PathLike) -> Path:
 
 def class_in(folder: Path) -> str:
     """Name of the class of the model in a folder, in words where it is not one of ours."""
-    with suppress(OSError, SafetensorError), safe_open(folder / MODEL, "pt") as file:
+    with suppress(Exception), safe_open(folder / MODEL, "pt") as file:  # see load_tensors
         return class_of(file.keys()) or "weights of another model"
     return "not readable"
 
@@ -197,10 +197,13 @@ def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, 
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; raises ``SafetensorError`` if it is damaged."""
+    """The tensors of a safetensors file.
+
+    Raises ``SafetensorError`` if it is damaged, ``OSError`` with its name if the system refuses it.
+    """
     try:
         return load_file(file)
-    except (OSError, SafetensorError):  # the library's errors of the system have no number or name
+    except Exception:  # of several classes for either; a second reading tells them apart
         return load(read_bytes(file))
 
 
