@@ -21,6 +21,7 @@ from ivcl_fast.files import locked, remove_temporaries
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.report import study as study_report
 from ivcl_fast.report.run import REPORT, SCORES
+from ivcl_fast.report.study_results import Folders, table_title
 from ivcl_fast.studies.definitions import Study, Variant, find_study, flag_name
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run_folder import changed_settings, check_folder, has_progress
@@ -187,10 +188,10 @@ def run_study(
         remove_temporaries(folder, study_report.FILES)
         for stage in stages:
             run_jobs(stage, parallel or max(1, torch.cuda.device_count()), train)
-        folders: study_report.Folders = {}
+        folders: Folders = {}
         for variant in study.variants:
             runs = [folder / variant_folder(variant) / f"seed-{seed}" for seed in range(seeds)]
-            folders.setdefault(study_report.table_title(runs[0]), {})[variant.label] = runs
+            folders.setdefault(table_title(runs[0]), {})[variant.label] = runs
         study_report.write(folder, name, study, folders, common, seeds)
     return folder
 

@@ -36,7 +36,7 @@ from ivcl_fast.data.synthetic.writer import read_spec
 from ivcl_fast.errors import UserError
 from ivcl_fast.manifest import MANIFEST, Manifest, record
 from ivcl_fast.models.weights import read_weights
-from ivcl_fast.report.study import read_answers
+from ivcl_fast.report.study_results import read_answers
 from ivcl_fast.train import main as train_main
 from ivcl_fast.training.classes import Classes
 from ivcl_fast.training.metrics_log import MetricsLog

@@ -21,12 +21,12 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked
 from ivcl_fast.report.study import (
     colors_of,
-    correct_shares,
     curve,
     differences_table,
     mean_and_deviation,
     scores_table,
 )
+from ivcl_fast.report.study_results import correct_shares
 from ivcl_fast.studies import runner
 from ivcl_fast.studies.definitions import STUDIES, flag_name
 from ivcl_fast.studies.runner import plan_jobs, variant_folder

@@ -1,0 +1,92 @@
+"""Reading the results of a study: the scores of its runs, and how they answer each clip."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ivcl_fast.errors import UserError
+from ivcl_fast.evaluation.metrics import clustered_interval
+from ivcl_fast.manifest import read_recorded
+from ivcl_fast.report.run import CLIPS, SCORES
+from ivcl_fast.training.settings import load_settings
+
+Folders = dict[str, dict[str, list[Path]]]
+"""By table and variant: a run's folder per seed."""
+Results = dict[str, dict[str, dict[str, list[float]]]]
+"""By variant, group of clips and metric: a value per seed."""
+Chance = dict[str, dict[str, Any]]
+"""By metric: a score with its ``chance``, and whether it is in ``percent``."""
+Answered = tuple[str, str, str]
+"""A clip's name, video and group."""
+
+
+def table_title(run: Path) -> str:
+    """Return the task and data set of a run; variants that share them can be compared."""
+    config = load_settings(run)
+    return f"{config.data.task} on {config.data.source}"
+
+
+def read_results(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance]:
+    """Read the scores of every run by variant (of baselines by their own titles), and chance."""
+    results: Results = {}
+    chance: Chance = {}
+    for label, runs in folders.items():
+        for run in runs:
+            rows = read_answers(run / SCORES)
+            for i, (title, groups) in enumerate(rows.items()):
+                name = label if i == 0 else title
+                for group, scores in groups.items():
+                    for metric, score in scores.items():
+                        values = results.setdefault(name, {}).setdefault(group, {})
+                        values.setdefault(metric, []).append(score["value"])
+                        if i == 0:
+                            chance.setdefault(metric, score)
+    return results, chance
+
+
+def read_answers(file: Path) -> Any:
+    """Read scores or clips of a run; raises :class:`UserError` if the file is damaged."""
+    try:
+        return json.loads(read_recorded(file))
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: damaged: not a JSON file ({error})") from None
+
+
+def correct_shares(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[Answered, float]]:
+    """Return the share of seeds that answer a clip correctly, by row of the table and clip.
+
+    Clips that not every seed has answered are left out. Empty for a multi-label task, and for runs
+    without :data:`~ivcl_fast.report.run.CLIPS`.
+    """
+    hits: dict[str, dict[Answered, list[float]]] = {}
+    for label, runs in folders.items():
+        for run in runs:
+            file = run / CLIPS
+            for clip in read_answers(file) if file.exists() else ():
+                key = clip["name"], clip["video"], clip.get("group", "all")
+                correct = clip.get("correct", clip.get("right", {}))  # "right" in version 0.1.0
+                for i, (title, of_row) in enumerate(correct.items()):
+                    row = hits.setdefault(label if i == 0 else title, {})
+                    row.setdefault(key, []).append(of_row)
+    seeds = len(next(iter(folders.values())))
+    return {
+        row: {key: statistics.fmean(of) for key, of in clips.items() if len(of) == seeds}
+        for row, clips in hits.items()
+    }
+
+
+def with_interval(values: np.ndarray, videos: np.ndarray, least: float, sign: str = "") -> str:
+    """Return a mean over clips with its interval; clips of one video are drawn together.
+
+    ``values``: percent, from ``least`` to 100.
+    """
+    low, high = clustered_interval(values, videos, (least, 100.0))
+    return f"{values.mean():{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
