@@ -18,12 +18,14 @@ from matplotlib.ticker import EngFormatter
 
 from ivcl_fast.evaluation.baselines import BASELINES
 from ivcl_fast.files import write_json, write_text
+from ivcl_fast.report import scaling
 from ivcl_fast.report.figures import new_figure, save
 from ivcl_fast.report.study_results import (
     Chance,
     Folders,
     Results,
     correct_shares,
+    in_groups,
     read_results,
     with_interval,
 )
@@ -82,9 +84,7 @@ def differences_table(
     first, base = next(iter(shares.items()))
     rows = []
     for label, found in shares.items():
-        common = [clip for clip in base if clip in found]
-        for group in dict.fromkeys(g for clip in common for g in ("all", clip[2])):
-            clips = [clip for clip in common if group in ("all", clip[2])]
+        for group, clips in in_groups([clip for clip in base if clip in found]).items():
             videos = np.array([video for _, video, _ in clips])
             score = np.array([100 * found[clip] for clip in clips])
             gain = score - [100 * base[clip] for clip in clips]
@@ -100,7 +100,7 @@ def write(
     scores = {title: read_results(runs) for title, runs in folders.items()}
     values = {title: results for title, (results, _) in scores.items()}
     write_json(folder / RESULTS, {"study": name, "flags": list(flags), "values": values})
-    draw(folder / FIGURE, study, folders, scores)
+    (scaling.draw if study.axes else draw)(folder / FIGURE, study, folders, scores)
     sections = []
     for title, (results, chance) in scores.items():
         table = scores_table(study.varied, results, chance)
@@ -113,6 +113,10 @@ def write(
             )
             differences.print(heading)
             sections += [heading, "", *differences.markdown(), ""]
+        if study.axes:
+            gains = scaling.doubling_table(study, folders[title])
+            gains.print(scaling.HEADING)
+            sections += [scaling.HEADING, "", *gains.markdown(), ""]
     command = " ".join(["python -m ivcl_fast.sweep", name, *flags, f"--seeds {seeds}"])
     each = "one seed" if seeds == 1 else f"{seeds} seeds"
     deviation = "" if seeds == 1 else ": mean ± standard deviation over the seeds"

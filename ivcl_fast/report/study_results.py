@@ -83,6 +83,15 @@ def correct_shares(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[Answ
     }
 
 
+def in_groups(clips: Sequence[Answered]) -> dict[str, list[Answered]]:
+    """Return the clips of each group, and before them ``all``."""
+    groups: dict[str, list[Answered]] = {"all": list(clips)}
+    for clip in clips:
+        if clip[2] != "all":
+            groups.setdefault(clip[2], []).append(clip)
+    return groups
+
+
 def with_interval(values: np.ndarray, videos: np.ndarray, least: float, sign: str = "") -> str:
     """Return a mean over clips with its interval; clips of one video are drawn together.
 

@@ -26,6 +26,8 @@ class Variant:
     """Value of ``--data`` for both stages; None: that of the command."""
     task: str | None = None
     """Value of ``--task`` for finetuning; None: that of the command."""
+    lengths: tuple[str, ...] = ()
+    """Flags of pretraining's length and videos; left out of a ``--quick`` study."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,25 @@ class Study:
     """Variants of the same data set and task share a table."""
     budget: Mapping[str, float] = field(default_factory=dict)
     """Flags of all runs and their values; flags of the command take precedence."""
+    axes: Mapping[str, Mapping[float, Variant]] = field(default_factory=dict)
+    """What the variants measure the effect of, in words, and the variant of each of its values."""
 
-    def flags(self, common: tuple[str, ...], quick: bool) -> tuple[str, ...]:
-        """Return the flags of all runs: the budget, unless ``quick``, then those of the command."""
-        budget = () if quick else self.budget.items()
-        return *(word for flag, value in budget for word in (flag, str(value))), *common
+    def quick(self) -> Study:
+        """Return the study without lengths of its own, for ``--quick``."""
+        variants = tuple(replace(variant, lengths=()) for variant in self.variants)
+        return replace(self, variants=variants, budget={})
+
+    def flags(self, common: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the flags of all runs: the budget, then those of the command."""
+        return *(word for pair in self.budget.items() for word in map(str, pair)), *common
 
     @property
     def varied_flags(self) -> set[str]:
         """Names of the flags that the variants set."""
         flags = (
-            flag for v in self.variants for flag in (*v.model, *(v.pretrain or ()), *v.finetune)
+            flag
+            for v in self.variants
+            for flag in (*v.model, *(v.pretrain or ()), *v.lengths, *v.finetune)
         )
         return {flag_name(flag) for flag in flags if flag.startswith("--")}
 
@@ -104,6 +114,35 @@ def each(flag: str, values: tuple[float, ...]) -> tuple[Variant, ...]:
     return tuple(Variant(str(value), model=(flag, str(value))) for value in values)
 
 
+def sized(label: str, clips: int = 20_000, videos: int = 6000, width: int = 128) -> Variant:
+    """Return a variant with this length of pretraining, and this width of all but the decoder."""
+    return Variant(
+        label,
+        model=("--embed-dim", str(width), "--num-heads", str(width // 32)),
+        data="synthetic",
+        lengths=("--pretrain-clips", str(clips), "--train-videos", str(videos)),
+    )
+
+
+LARGEST = sized("20,000 clips, 6,000 videos, width 128")
+SCALING = {
+    "clips of pretraining": {
+        2500: sized("2,500 clips", clips=2500),
+        5000: sized("5,000 clips", clips=5000),
+        10_000: sized("10,000 clips", clips=10_000),
+        20_000: LARGEST,
+    },
+    "videos of pretraining": {
+        375: sized("375 videos", videos=375),
+        1500: sized("1,500 videos", videos=1500),
+        6000: LARGEST,
+    },
+    "width of the model": {
+        64: sized("width 64", width=64),
+        128: LARGEST,
+        256: sized("width 256", width=256),
+    },
+}
 TABLES = "synthetic:states"
 """Frames are tables of the objects in view, so that there is nothing to learn but memory."""
 ALL_LABELS = ("--frame-labels",)
@@ -165,6 +204,12 @@ STUDIES = {
             for share in (0.1, 0.3, 1.0)
             for pretrained in (True, False)
         ),
+    ),
+    "scaling": Study(
+        "What do more clips, more videos and a wider model give?",
+        "pretraining",
+        tuple(dict.fromkeys([LARGEST, *(v for axis in SCALING.values() for v in axis.values())])),
+        axes=SCALING,
     ),
     "long": Study(
         "Does pretraining help with a moving camera, and with actions?",

@@ -75,7 +75,7 @@ def plan_jobs(
         flags = *common, "--no-pictures", *data, *variant.model
         init = "random"
         if variant.pretrain is not None:
-            pretrain = *flags, *variant.pretrain, "--stage", "pretrain"
+            pretrain = *flags, *variant.pretrain, *variant.lengths, "--stage", "pretrain"
             job = Job(own / "pretrained", pretrain, (f"pretrain/{MODEL}", REPORT))
             init = str(pretrainings.setdefault(parse(pretrain), job).folder / "pretrain")
         for seed in range(seeds):
@@ -166,16 +166,17 @@ def run_study(
     for option, count in (("seeds", seeds), ("parallel", parallel)):
         if count is not None and count < 1:
             raise UserError(f"--{option}: {count} is not accepted; accepted: at least 1")
-    check_flags(name, study, common)
     settings = parse(common)  # also raises errors before any work
+    if settings.quick:
+        study = study.quick()
+    check_flags(name, study, common)
     if settings.optim.batch_size == "auto":
         raise UserError(
             "--batch-size: auto may choose another number for every run of a study; accepted: one "
             "number for all"
         )
-    quick = settings.quick
-    common = study.flags(common, quick)
-    folder = out / (name + ("-quick" if quick else ""))
+    common = study.flags(common)
+    folder = out / (name + ("-quick" if settings.quick else ""))
     stages = plan_jobs(study, folder, seeds, common)
     for job in chain(*stages):
         if has_progress(job.folder) and (changed := changed_settings(parse(job.arguments))):

@@ -57,7 +57,7 @@ def finished(data, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_path, capsys):
-    study = STUDIES[name]
+    study = STUDIES[name].quick()
     own = study.varied_flags  # which a command may not set
     pairs = zip(SMALL[::2], SMALL[1::2], strict=True)
     small = [word for pair in pairs if flag_name(pair[0]) not in own for word in pair]
@@ -274,9 +274,7 @@ def test_the_same_study_waits_for_the_other(data, tmp_path, caplog):
 
 def test_budgets_are_equal_and_seeds_differ():
     study = STUDIES["pretraining"]
-    first, then = plan_jobs(
-        study, Path("x"), 3, study.flags(("--finetune-clips", "77"), quick=False)
-    )
+    first, then = plan_jobs(study, Path("x"), 3, study.flags(("--finetune-clips", "77")))
     assert [job.folder.parent.name for job in first] == ["iv-cl", "image-mae"]
     assert first[0].results == ("pretrain/model.safetensors", "report.md")
     configs = [parse(job.arguments) for job in then]
@@ -290,11 +288,11 @@ def test_budgets_are_equal_and_seeds_differ():
 
 def test_a_study_has_its_own_budget_which_the_command_may_change():
     study = STUDIES["pretraining"]
-    config = parse(study.flags(("--train-videos=7",), quick=False))
+    config = parse(study.flags(("--train-videos=7",)))
     assert (config.stages.pretrain_clips, config.stages.finetune_clips) == (100_000, 60_000)
     assert (config.data.train_videos, config.data.val_videos) == (7, 4000)
-    assert study.flags(("--quick",), quick=True) == ("--quick",)
-    assert STUDIES["data"].flags(("--lr", "1"), quick=False) == ("--lr", "1")
+    assert study.quick().flags(("--quick",)) == ("--quick",)
+    assert STUDIES["data"].flags(("--lr", "1")) == ("--lr", "1")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""Lines fitted to the scores of a study over a size."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from ivcl_fast.report.scaling import doubling_table, fit
+from ivcl_fast.studies.definitions import Study, Variant
+
+
+def test_a_line_over_the_logarithm_is_found():
+    sizes = np.array([250.0, 1000.0, 2000.0])
+    slope, line = fit(sizes, 3.0 * np.log2(sizes) - 7.0)
+    assert slope == pytest.approx(3.0) and line == pytest.approx(3.0 * np.log2(sizes) - 7.0)
+
+
+def test_a_fit_is_that_of_least_squares():
+    sizes, scores = [1.0, 2.0, 8.0], np.random.default_rng(0).random((3, 5))
+    slope, line = fit(sizes, scores)
+    expected = np.polyfit(np.log2(sizes), scores, 1)
+    assert slope == pytest.approx(expected[0])
+    assert line == pytest.approx(np.multiply.outer(np.log2(sizes), expected[0]) + expected[1])
+
+
+def test_doubling_is_fitted_to_the_clips_that_all_have_answered(tmp_path):
+    """Of three sizes, each twice the last, the middle one lacks a clip."""
+    answers = {"1": (0, 0, 1), "2": (0, 1), "4": (1, 1, 1)}
+    for run, correct in answers.items():
+        clips = [
+            {"name": f"c{i}", "video": f"v{i}", "group": group, "correct": {"model": c}}
+            for i, (c, group) in enumerate(
+                zip(correct, ("hidden", "visible", "hidden"), strict=False)
+            )
+        ]
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "clips.json").write_text(json.dumps(clips))
+    variants = {float(name): Variant(name) for name in answers}
+    study = Study("?", "size", tuple(variants.values()), axes={"size": variants})
+    table = doubling_table(study, {name: [tmp_path / name] for name in answers})
+    # hidden: 0, 0, 100 %, so half of 100 per doubling, and the line is at -16.7, 33.3 and 83.3;
+    # visible: 0, 100, 100; all: 0, 50, 100.
+    assert [row[:2] for row in table.rows] == [["size", g] for g in ("all", "hidden", "visible")]
+    assert [row[2].split()[0] for row in table.rows] == ["+50.0"] * 3
+    assert [row[3] for row in table.rows] == ["0.0", "33.3", "33.3"]
