@@ -138,11 +138,13 @@ SCALING = {
         6000: LARGEST,
     },
     "width of the model": {
+        32: sized("width 32", width=32),
         64: sized("width 64", width=64),
         128: LARGEST,
-        256: sized("width 256", width=256),
     },
 }
+LAST_FRAMES = "--last-frame-clips", "80000"
+"""In ``pretraining``, whose finetuning is long: more would teach its labels by heart."""
 TABLES = "synthetic:states"
 """Frames are tables of the objects in view, so that there is nothing to learn but memory."""
 ALL_LABELS = ("--frame-labels",)
@@ -151,7 +153,11 @@ STUDIES = {
     "pretraining": Study(
         "Does self-supervised video pretraining help?",
         "pretraining",
-        (COMPARED, IMAGE_MAE, NONE),
+        (
+            replace(COMPARED, finetune=(*COMPARED.finetune, *LAST_FRAMES)),
+            replace(IMAGE_MAE, finetune=LAST_FRAMES),
+            NONE,
+        ),
         # Memory is learnt last, and only many videos distinguish it from a good guess.
         {
             **budget(pretrain_clips=100_000, finetune_clips=60_000),

@@ -178,7 +178,7 @@ class Run:
         stages = self.config.stages
         if stages.last_frame_clips is not None:
             return stages.last_frame_clips
-        return 2 * stages.finetune_clips if self.data.localizes and init != "random" else 0
+        return 4 * stages.finetune_clips if self.data.localizes and init != "random" else 0
 
     def _finetuning(self, clips: int, init: str) -> Schedule:
         scale = 1.0 if init == "random" else self.config.optim.backbone_lr_scale

@@ -36,12 +36,12 @@ class StagesConfig:
     depth: timm:NAME, or timm:PATH for a file with timm's keys."""
     pretrain_clips: int = 20_000
     """Clips seen in pretraining, repetitions included."""
-    finetune_clips: int = 10_000
+    finetune_clips: int = 5_000
     """Clips seen in finetuning, repetitions included."""
     last_frame_clips: int | None = None
     """Clips of which finetuning sees the last frame alone, at a fraction of the cost, before it
-    sees whole ones. By default twice --finetune-clips for localisation, where most last frames have
-    the answer; none for other tasks, or from random weights, which learn better without."""
+    sees whole ones. By default four times --finetune-clips for localisation, where most last frames
+    have the answer; none for other tasks, or from random weights, which learn better without."""
     label_fraction: Annotated[float, tyro.conf.arg(aliases=("--labelled",))] = 1.0
     """Fraction of the training videos (ACRE: problems) that finetuning may use."""
     frame_labels: bool = False
