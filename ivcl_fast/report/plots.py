@@ -201,7 +201,8 @@ def draw_stages(
     axes: Axes, records: list[Mapping[str, Any]], name: str, label: str, dash: str
 ) -> None:
     """Draw a line per stage that has ``name``; long noisy ones pale under their moving average."""
-    for stage in dict.fromkeys(r["stage"] for r in records):
+    stages = list(dict.fromkeys(r["stage"] for r in records))
+    for i, stage in enumerate(stages):
         points = [(r["clips"], r[name]) for r in records if r["stage"] == stage and name in r]
         if not points:
             continue
@@ -214,7 +215,12 @@ def draw_stages(
             clips = clips[window // 2 :][: len(values)]
             text += f" (mean of {window})"
         marker = "o" if len(values) <= 30 else ""
-        axes.plot(clips, values, dash, color=color, marker=marker, markersize=3, label=text)
+        # Stages with equal schedules lie on each other: what is below is drawn wider.
+        width = 1.5 * (len(stages) - i if name == "lr" else 1)
+        axes.plot(
+            clips, values, dash, color=color, linewidth=width,
+            marker=marker, markersize=2 * width, label=text,
+        )  # fmt: skip
 
 
 # --- Classes -------------------------------------------------------------------------------------

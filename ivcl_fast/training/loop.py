@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,16 @@ class NotFinite(UserError):
 def nan_unless_finite(loss: Tensor, norm: Tensor) -> Tensor:
     """Return the loss, or NaN if the norm of the gradients is NaN or infinite."""
     return loss + 0 * norm  # 0 times infinity is NaN
+
+
+class Clock(NamedTuple):
+    """A moment in training."""
+
+    seconds: float
+    waited: float
+    """Time spent waiting for data until then, in seconds."""
+    losses: int
+    """Steps whose losses wait to be logged; after a resume, some of them were not timed."""
 
 
 @dataclass
@@ -135,7 +146,7 @@ class Stage:
             if stop:
                 raise Interrupted(caught[0] if caught else signal.SIGTERM)
 
-    def _log(self, step: int, since: tuple[float, float], bar: Bar) -> None:
+    def _log(self, step: int, since: Clock, bar: Bar) -> None:
         """Log the steps up to ``step`` since the clock was at ``since``, and validate if due."""
         done, size = step + 1, self.schedule.batch_size
         record = self._record(step, since)
@@ -148,21 +159,20 @@ class Stage:
         if self._validates_at(done):
             self._validate(done)
 
-    def _clock(self) -> tuple[float, float]:
-        """Return the time now and the total time spent waiting for data, in seconds."""
-        return time.perf_counter(), self.loader.wait_seconds
+    def _clock(self) -> Clock:
+        return Clock(time.perf_counter(), self.loader.wait_seconds, len(self._losses))
 
-    def _record(self, step: int, since: tuple[float, float]) -> dict[str, float]:
+    def _record(self, step: int, since: Clock) -> dict[str, float]:
         """Return what is logged after ``step`` about the steps since the clock was at ``since``."""
         self._sync_losses(step + 1)
-        now, waited = self._clock()
-        seconds = now - since[0]
-        speed = len(self._losses) * self.schedule.batch_size / seconds
+        now = self._clock()
+        seconds = now.seconds - since.seconds
+        speed = (now.losses - since.losses) * self.schedule.batch_size / seconds
         record = {
             "loss": sum(self._losses) / len(self._losses),
             "lr": self.schedule.lr_at(step),
             "clips_per_second": speed,
-            "data_wait": (waited - since[1]) / seconds,
+            "data_wait": (now.waited - since.waited) / seconds,
         }
         if self.peak_clips_per_second:
             record["mfu"] = speed / self.peak_clips_per_second

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,16 @@ def test_signal_saves_and_resumes_exactly(tmp_path, signum):
     resumed.run()
     assert same(whole.model, resumed.model)
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
+
+
+def test_speed_counts_no_steps_before_a_resume(tmp_path, monkeypatch):
+    """A checkpoint after step 5 holds losses of steps 4 and 5, which are logged with step 6."""
+    with pytest.raises(Killed):
+        stage(tmp_path, failing_at(5, kill)).run()
+    monkeypatch.setattr(time, "perf_counter", itertools.count().__next__)  # each look is a second
+    stage(tmp_path).run()
+    speeds = {r["step"]: r["clips_per_second"] for r in MetricsLog(tmp_path).read()}
+    assert (speeds[6], speeds[9]) == (BATCH, 3 * BATCH)
 
 
 def stop_at_once(folder: Path) -> None:
