@@ -41,7 +41,7 @@ class Study:
     """Variants of the same data set and task share a table."""
     budget: Mapping[str, float] = field(default_factory=dict)
     """Flags of all runs and their values; flags of the command take precedence."""
-    axes: Mapping[str, Mapping[float, Variant]] = field(default_factory=dict)
+    axes: Mapping[str, Mapping[int, Variant]] = field(default_factory=dict)
     """What the variants measure the effect of, in words, and the variant of each of its values."""
 
     def quick(self) -> Study:

@@ -37,7 +37,7 @@ def test_doubling_is_fitted_to_the_clips_that_all_have_answered(tmp_path):
         ]
         (tmp_path / run).mkdir()
         (tmp_path / run / "clips.json").write_text(json.dumps(clips))
-    variants = {float(name): Variant(name) for name in answers}
+    variants = {int(name): Variant(name) for name in answers}
     study = Study("?", "size", tuple(variants.values()), axes={"size": variants})
     table = doubling_table(study, {name: [tmp_path / name] for name in answers})
     # hidden: 0, 0, 100 %, so half of 100 per doubling, and the line is at -16.7, 33.3 and 83.3;
