@@ -31,6 +31,7 @@ from ivcl_fast.data.store.shards import META
 from ivcl_fast.data.store.sources import SOURCES, read_sources
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import errors_name, read_bytes, write_text
+from ivcl_fast.manifest import check_signed, signed
 
 log = logging.getLogger(__name__)
 
@@ -206,18 +207,15 @@ def read_meta(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: is not a frame store, or its build is not finished") from None
     try:
-        meta = json.loads(text)
-        version = meta["version"]
+        version = json.loads(text)["version"]
+        if version == VERSION:
+            return check_signed(text)
     except (ValueError, KeyError, TypeError):
         raise _changed(file) from None
-    if version != VERSION:
-        raise UserError(
-            f"{path}: is a store of version {version}, and version {VERSION} is needed; "
-            "delete it and build it again"
-        )
-    if text != _meta_text(meta) or meta.get("sha256") != _own_digest(meta):
-        raise _changed(file)
-    return meta
+    raise UserError(
+        f"{path}: is a store of version {version}, and version {VERSION} is needed; "
+        "delete it and build it again"
+    )
 
 
 def read_small(store: Path, meta: Mapping[str, Any], name: str) -> Any:
@@ -228,25 +226,15 @@ def read_small(store: Path, meta: Mapping[str, Any], name: str) -> Any:
     return json.loads(content)
 
 
-def write_meta(path: Path, meta: Mapping[str, Any]) -> None:
+def write_meta(path: Path, meta: dict[str, Any]) -> None:
     """Write ``meta.json`` of a store, which finishes the store."""
-    signed = {**meta, "sha256": _own_digest(meta)}
-    write_text(path / META, _meta_text(signed).decode())
+    write_text(path / META, signed(meta))
 
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with errors_name(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _own_digest(meta: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in meta.items() if key != "sha256"}
-    return hashlib.sha256(_meta_text(rest)).hexdigest()
-
-
-def _meta_text(meta: Mapping[str, Any]) -> bytes:
-    return (json.dumps(meta, indent=1) + "\n").encode()
 
 
 def _changed(path: Path) -> UserError:
