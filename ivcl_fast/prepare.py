@@ -32,12 +32,13 @@ from ivcl_fast.data.decode.decoder import (
     resolve_decoder,
 )
 from ivcl_fast.data.decode.interface import ChosenDecoder
+from ivcl_fast.data.decode.media import probe
 from ivcl_fast.data.open_dataset import fetched
 from ivcl_fast.data.registry import Synthetic, check_crop, find_task, parse_source
 from ivcl_fast.data.remote import Remote
 from ivcl_fast.data.store.build import Part, StoreBuild, build_store, default_store_path
 from ivcl_fast.data.store.frame_store import BAD_FILES
-from ivcl_fast.data.store.index import index_media
+from ivcl_fast.data.store.index import probe_media
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
 from ivcl_fast.errors import UserError
 from ivcl_fast.manifest import Manifest
@@ -206,7 +207,7 @@ def print_estimate(media: Sequence[Media], out: Path, config: PrepareConfig) -> 
     flags = config.store
     workers = config.workers or default_workers(resolve_decoder(flags.decoder))
     with WorkerPool(workers, STALL_SECONDS) if workers > 1 else nullcontext() as pool:
-        infos, bad_files = index_media(media, pool)
+        infos, bad_files = probe_media(media, pool, probe)
     decoders = choose_decoders(media, infos, flags.decoder)
     frames = sum(info.frames for info in infos.values())
     gigabytes = frames * 3 * flags.image_size**2 / 1e9

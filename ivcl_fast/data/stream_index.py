@@ -61,17 +61,16 @@ def saved_index(
 
         if todo or before.keys() != states.keys():
             with WorkerPool(workers, STALL_SECONDS) if workers > 1 else nullcontext() as pool:
-                probed, bad = probe_media(todo, pool, report, index_one)
+                probed, bad = probe_media(todo, pool, index_one, report)
             changed = {one.name for one in todo}
             probed |= {name: one for name, one in known.items() if name not in changed}
             bad |= {name: why for name, why in bad_files.items() if name not in changed}
             known = {name: probed[name] for name in states if name in probed}
             bad_files = {name: bad[name] for name in states if name in bad}
             _write(folder, states, known, bad_files)
-    found = known, bad_files
-    if found[1]:
-        log.warning(summary(found[1], len(media), folder / BAD_FILES))
-    return found
+    if bad_files:
+        log.warning(summary(bad_files, len(media), folder / BAD_FILES))
+    return known, bad_files
 
 
 def _write(

@@ -65,7 +65,7 @@ GOOD = [i for i in range(len(FRAMES)) if i != 2]
 def make(
     videos, clips=CLIPS, batch_size=2, num_frames=4, decoder="pyav", **options
 ) -> StreamLoader:
-    index, _ = probe_media(videos, None, lambda _: None, index_one)
+    index, _ = probe_media(videos, None, index_one)
     infos = {name: one.info for name, one in index.items()}
     defaults = dict(
         num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False,

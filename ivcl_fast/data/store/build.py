@@ -47,20 +47,20 @@ from ivcl_fast.data.store.plan import (
     LOCK,
     PLAN,
     check_settings,
+    finished,
     make_plan,
     read_plan,
     shard_tasks,
 )
 from ivcl_fast.data.store.shards import (
     META,
-    Shard,
     ShardTask,
     build_shard,
     finished_shard,
     is_finished,
     shard_leftovers,
 )
-from ivcl_fast.data.store.sources import Source, digest_of_states, state_of, write_sources
+from ivcl_fast.data.store.sources import digest_of_states, state_of, write_sources
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, write_json
@@ -221,7 +221,7 @@ class StoreBuild:
             _build_shards(own, pool, progress or (lambda *_: None))
             if left := len(_missing(tasks)):
                 return 0 if is_finished(out, plan["state"]) else left
-            _finish(tasks, out, plan, [one.name for one in self.media])
+            _finish(out, plan, [one.name for one in self.media])
         return 0
 
     def open(self, placement: Placement, device: torch.device | None) -> FrameStore:
@@ -285,9 +285,7 @@ def _missing(tasks: Sequence[ShardTask]) -> list[ShardTask]:
     return [task for task in tasks if not finished_shard(task.path)]
 
 
-def _finish(
-    tasks: Sequence[ShardTask], out: Path, plan: dict[str, Any], names: Sequence[str]
-) -> None:
+def _finish(out: Path, plan: dict[str, Any], names: Sequence[str]) -> None:
     """Write the index and the meta file, unless another process has done so."""
     with locked(out / LOCK):
         if is_finished(out, plan["state"]):
@@ -296,18 +294,13 @@ def _finish(
             raise UserError(
                 f"{out}: the videos changed while the store was built; the same command continues"
             )
-        shards = [Shard(**kept) for kept in plan["kept"]]
-        shards += [shard for task in tasks if (shard := finished_shard(task.path))]
+        shards, bad_files, sources = finished(out, plan)
         places: dict[str, list[int]] = {}
-        bad_files = dict(plan["bad_files"])
-        sources = {name: Source(*of_media) for name, of_media in plan["sources"].items()}
         for number, shard in enumerate(shards):
             first = 0
             for name, count in shard.frames.items():
                 places[name] = [number, first, count]
                 first += count
-            bad_files |= shard.bad_files
-            sources |= shard.sources
         write_json(out / INDEX, {name: places[name] for name in names if name in places})
         write_json(out / BAD_FILES, dict(sorted(bad_files.items())))
         write_sources(out, sources)
@@ -325,11 +318,11 @@ def _storage_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-                raise UserError(f"{out}: cannot be written: {error.strerror}") from None
-            raise
-        raise UserError(f"{out}: {error.strerror}; {_space_needed(out)}") from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(f"{out}: {error.strerror}; {_space_needed(out)}") from None
+        raise
 
 
 def _space_needed(out: Path) -> str:

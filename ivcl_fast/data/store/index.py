@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.media import VideoInfo, probe
 from ivcl_fast.data.decode.readable import if_damaged_twice
 from ivcl_fast.data.workers import Lost, Report, WorkerPool
 from ivcl_fast.errors import UserError
@@ -49,23 +48,16 @@ def probe_each(task: ProbeTask, report: Report) -> dict[str, Any]:
     return found
 
 
-def index_media(
-    media: Sequence[Media], pool: WorkerPool | None, report: Report = lambda _: None
-) -> tuple[dict[str, VideoInfo], dict[str, str]]:
-    """Probe media; returns what they contain, and the reasons for those that cannot be used.
-
-    Uses the processes of the pool, or this one. ``report`` is called with numbers of media.
-    """
-    return probe_media(media, pool, report, probe)
-
-
 def probe_media(
     media: Sequence[Media],
     pool: WorkerPool | None,
-    report: Report,
     probe_one: Callable[[Media], Found],
+    report: Report = lambda _: None,
 ) -> tuple[dict[str, Found], dict[str, str]]:
-    """As :func:`index_media`; ``probe_one`` returns what is kept of usable media."""
+    """Return what ``probe_one`` does for each of the media, and why the others cannot be used.
+
+    Uses the processes of the pool, or this one. ``report`` is called with numbers of media.
+    """
     log.info("probing %d videos", len(media))
     tasks = [
         ProbeTask(tuple(media[i : i + PROBE_CHUNK]), probe_one)
@@ -76,14 +68,9 @@ def probe_media(
     else:
         parts = list(pool.run(probe_each, tasks, report, SecondChance()))
     found = {name: info for part in parts for name, info in part.items()}
-    usable: dict[str, Found] = {}
-    bad_files: dict[str, str] = {}
-    for name in (m.name for m in media):
-        if isinstance(found[name], str):
-            bad_files[name] = found[name]
-        else:
-            usable[name] = found[name]
-    return usable, bad_files
+    ordered = {one.name: found[one.name] for one in media}
+    usable = {name: info for name, info in ordered.items() if not isinstance(info, str)}
+    return usable, {name: why for name, why in ordered.items() if isinstance(why, str)}
 
 
 def check_names(media: Sequence[Media]) -> None:

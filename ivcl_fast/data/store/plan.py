@@ -17,8 +17,9 @@ from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import DecoderName
 from ivcl_fast.data.decode.interface import Square
+from ivcl_fast.data.decode.media import probe
 from ivcl_fast.data.store.frame_store import BAD_FILES, INDEX, read_meta, read_small
-from ivcl_fast.data.store.index import index_media, probe_media
+from ivcl_fast.data.store.index import probe_media
 from ivcl_fast.data.store.shards import (
     META,
     Shard,
@@ -83,7 +84,7 @@ def make_plan(
         done = {name for shard in kept for name in shard.frames}
         bad_files = {name: why for name, why in built.bad_files.items() if name in same}
         todo = [one for one in media if one.name not in done and one.name not in bad_files]
-        infos, found_bad = index_media(todo, pool) if todo else ({}, {})
+        infos, found_bad = probe_media(todo, pool, probe) if todo else ({}, {})
         frames = {name: info.frames for name, info in infos.items()}
         if built.shards:
             log.info("%s: keeps %d of %d shards, %d videos are new, changed or beside such ones",
@@ -157,13 +158,7 @@ def _built(
     Raises :class:`UserError` if it was made from other media.
     """
     if plan is not None and not is_finished(out, plan["state"]):
-        shards = [Shard(**kept) for kept in plan["kept"]]
-        shards += [shard for file in plan["shards"] if (shard := finished_shard(out / file))]
-        bad_files = plan["bad_files"]
-        sources = {name: Source(*of_media) for name, of_media in plan["sources"].items()}
-        for shard in shards:
-            bad_files |= shard.bad_files
-            sources |= shard.sources
+        shards, bad_files, sources = finished(out, plan)
         known = plan
     elif (out / META).exists():
         known = read_meta(out)
@@ -186,6 +181,20 @@ def _built(
             f"{out}: contains a store of other videos ({why}); delete it or choose another folder"
         )
     return Built(shards, bad_files, sources, [] if plan is None else [*plan["shards"]])
+
+
+def finished(
+    out: Path, plan: dict[str, Any]
+) -> tuple[list[Shard], dict[str, str], dict[str, Source]]:
+    """Return the shards of a plan that are finished, and the bad files and sources of all media."""
+    shards = [Shard(**kept) for kept in plan["kept"]]
+    shards += [shard for file in plan["shards"] if (shard := finished_shard(out / file))]
+    bad_files = dict(plan["bad_files"])
+    sources = {name: Source(*of_media) for name, of_media in plan["sources"].items()}
+    for shard in shards:
+        bad_files |= shard.bad_files
+        sources |= shard.sources
+    return shards, bad_files, sources
 
 
 def _shards_of(meta: dict[str, Any], index: dict[str, list[int]]) -> list[Shard]:
@@ -213,7 +222,7 @@ def _unchanged(
     ]
     if touched:
         log.info("comparing %d videos, whose times changed, with the store", len(touched))
-        now, _ = probe_media(touched, pool, lambda _: None, source_of)
+        now, _ = probe_media(touched, pool, source_of)
         for name, source in now.items():
             if source.content == built.sources[name].content:
                 same[name] = Source(states[name], source.content)

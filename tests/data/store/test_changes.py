@@ -80,7 +80,7 @@ def test_added_changed_removed_and_repaired(videos, tmp_path, monkeypatch, caplo
     assert list(store.bad_files) == ["v5"]
     opened = FrameStore(store.path)  # as in a training that goes on
     probed: list[str] = []
-    monkeypatch.setattr(plan, "index_media", spy(probed))
+    monkeypatch.setattr(plan, "probe_media", spy(probed))
 
     before = inodes(store.path)
     store = build(videos, tmp_path)
@@ -105,11 +105,12 @@ def test_added_changed_removed_and_repaired(videos, tmp_path, monkeypatch, caplo
 
 
 def spy(names: list[str]):
-    def index_media(media, *arguments):
-        names.extend(one.name for one in media)
-        return index.index_media(media, *arguments)
+    def probe_media(media, pool, probe_one):
+        if probe_one is plan.probe:  # it also compares files
+            names.extend(one.name for one in media)
+        return index.probe_media(media, pool, probe_one)
 
-    return index_media
+    return probe_media
 
 
 def test_a_download_that_ends_at_the_same_size(videos, tmp_path):
@@ -132,7 +133,7 @@ def test_a_copied_data_set_is_compared_and_not_decoded(videos, tmp_path, monkeyp
         shutil.copyfile(one.files[0], tmp_path / "copy")
         (tmp_path / "copy").replace(one.files[0])
     monkeypatch.setattr(shards, "_build", lambda *_: pytest.fail("decoded"))
-    monkeypatch.setattr(plan, "index_media", lambda *_: pytest.fail("probed"))
+    monkeypatch.setattr(plan, "probe", lambda *_: pytest.fail("probed"))
     now = contents(build(videos, tmp_path).path)
     assert {k for k in now if now[k] != frames[k]} == {"meta.json", "sources.json"}
     assert contents(build(videos, tmp_path).path) == now
