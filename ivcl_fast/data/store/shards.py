@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -94,8 +94,7 @@ def is_finished(store: Path, state: str) -> bool:
 def finished_shard(path: Path) -> Shard | None:
     """Return the shard at ``path``, or None if it is not finished."""
     try:
-        text = read_bytes(_record(path))
-        shard = _read_record(text)
+        shard = _read_record(read_bytes(_record(path)))
         return shard if path.stat().st_size == shard.bytes else None
     except FileNotFoundError:
         return None
@@ -128,9 +127,7 @@ def _build(task: ShardTask, report: Report) -> None:
     bad_files: dict[str, str] = {}
     sources: dict[str, Source] = {}
     digest = hashlib.sha256()
-    items: Sequence[tuple[Media, int, ChosenDecoder]] = list(
-        zip(task.media, task.expected_frames, task.decoders, strict=True)
-    )
+    items = zip(task.media, task.expected_frames, task.decoders, strict=True)
     with atomic_write(task.path) as file:
         for media, expected, decoder in items:
             refused = task.refused.get(media.name)
@@ -179,12 +176,11 @@ def _append(
 
 def shard_leftovers(store: Path, meta: Mapping[str, Any]) -> Iterator[Path]:
     """List the files that a build leaves in a store and that a finished store does not need."""
-    yield from store.glob("shard-[0-9][0-9][0-9][0-9][0-9].json")
-    yield from store.glob("shard-[0-9][0-9][0-9][0-9][0-9].lock")
-    yield from store.glob(f"*{TEMPORARY}")
-    for shard in store.glob("shard-[0-9][0-9][0-9][0-9][0-9].u8"):
-        if shard.name not in meta["files"]:  # it was replaced
-            yield shard
+    shard = f"shard-{'[0-9]' * 5}"
+    for pattern in (f"{shard}.json", f"{shard}.lock", f"*{TEMPORARY}", f"{shard}.u8"):
+        for path in store.glob(pattern):
+            if path.name not in meta["files"]:  # else a shard that was not replaced
+                yield path
 
 
 def _read_record(text: bytes) -> Shard:
