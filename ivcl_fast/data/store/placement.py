@@ -28,10 +28,17 @@ def choose_placement(
     """
     if placement not in get_args(Placement):
         raise UserError(f"placement: {placement!r} is not one of {', '.join(get_args(Placement))}")
+    has_gpu = device is not None and device.type == "cuda"
     if placement != "auto":
-        _check_room(placement, size, device)
+        if placement == "ram" or (placement == "gpu" and has_gpu):
+            free = available_memory() if placement == "ram" else torch.cuda.mem_get_info(device)[0]
+            if size > free:
+                raise UserError(
+                    f"--placement: {placement} has {free / 1e9:.1f} GB free, and the frame store "
+                    f"has {size / 1e9:.1f} GB; accepted: auto, disk"
+                )
         return placement, "as asked for"
-    if device is not None and device.type == "cuda":
+    if has_gpu:
         free = torch.cuda.mem_get_info(device)[0]
         if size <= GPU_SHARE * free:
             return "gpu", f"which has {free / 1e9:.1f} GB free"
@@ -39,22 +46,6 @@ def choose_placement(
     if size <= RAM_SHARE * free:
         return "ram", f"where {free / 1e9:.1f} GB are free"
     return "disk", f"because only {free / 1e9:.1f} GB of memory are free"
-
-
-def _check_room(placement: Placed, size: int, device: torch.device | None) -> None:
-    if placement == "disk":
-        return
-    if placement == "ram":
-        free = available_memory()
-    elif device is not None and device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        return
-    if size > free:
-        raise UserError(
-            f"--placement: {placement} has {free / 1e9:.1f} GB free, and the frame store has "
-            f"{size / 1e9:.1f} GB; accepted: auto, disk"
-        )
 
 
 def available_memory() -> int:
