@@ -20,12 +20,7 @@ from ivcl_fast.data.decode.decoder import decoding_gpu
 from ivcl_fast.data.decode.images import with_huffman_tables
 from ivcl_fast.data.decode.indexed import IndexedVideo
 from ivcl_fast.data.decode.interface import WHOLE, Crop, Decoder
-from ivcl_fast.data.decode.media import (
-    FrameIds,
-    OpenMedia,
-    OpenVideo,
-    check_frame_ids,
-)
+from ivcl_fast.data.decode.media import FrameIds, OpenMedia, OpenVideo, check_frame_ids
 from ivcl_fast.data.decode.pyav import PyAVDecoder
 
 log = logging.getLogger(__name__)
@@ -42,7 +37,6 @@ class DALIDecoder(Decoder):
     What DALI cannot decode, PyAV decodes, on the CPU; the reason is logged once.
     """
 
-    name = "dali"
     part_bytes = 2**30  # it reads the file anew for every part
 
     def __init__(self, image_size: int, gpu: int | None = None) -> None:
@@ -120,8 +114,7 @@ class DALIDecoder(Decoder):
     def _run(self, kind: str, **inputs: list[np.ndarray]) -> torch.Tensor:
         """Run a pipeline once and copy the result, since DALI reuses its buffers."""
         if kind not in self._pipelines:
-            make = _images_pipeline if kind == "images" else _video_pipeline
-            self._pipelines[kind] = make(self.gpu)
+            self._pipelines[kind] = _pipeline(kind, self.gpu)
         pipeline = self._pipelines[kind]
         try:
             for name, samples in inputs.items():
@@ -140,46 +133,27 @@ class DALIDecoder(Decoder):
         return copy
 
 
-def _options(batch_size: int, gpu: int | None) -> dict[str, Any]:
-    return dict(batch_size=batch_size, num_threads=1, device_id=gpu, prefetch_queue_depth=1)
+def _pipeline(kind: str, gpu: int | None) -> Any:
+    """Build the pipeline from encoded ``images`` to ``[F, 3, H, W]``, or from an encoded ``video``
+    and frame indices to ``[1, F, 3, H, W]``."""
+    device, batch_size = "cpu" if gpu is None else "mixed", BATCH if kind == "images" else 1
+    options: dict[str, Any] = dict(num_threads=1, device_id=gpu, prefetch_queue_depth=1)
 
-
-def _resized(frames: Any) -> Any:
-    size = fn.external_source(name="size", dtype=types.DALIDataType.FLOAT, ndim=1)
-    return fn.resize(
-        frames, size=size, interp_type=types.DALIInterpType.INTERP_TRIANGULAR, antialias=True
-    )
-
-
-def _images_pipeline(gpu: int | None) -> Any:
-    """Build the pipeline from encoded images to ``[F, 3, H, W]``."""
-    device = "cpu" if gpu is None else "mixed"
-
-    @pipeline_def(**_options(BATCH, gpu))
-    def images_to_frames():
+    @pipeline_def(batch_size=batch_size, **options)
+    def to_frames():
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        images = fn.decoders.image(
-            encoded, device=device, output_type=types.RGB, adjust_orientation=False
-        )
-        return fn.transpose(_resized(images), perm=[2, 0, 1])
+        if kind == "images":
+            frames = fn.decoders.image(
+                encoded, device=device, output_type=types.RGB, adjust_orientation=False
+            )
+        else:
+            ids = fn.external_source(name="frames", dtype=types.INT32, ndim=1)
+            frames = fn.decoders.video(encoded, device=device, frames=ids)
+        size = fn.external_source(name="size", dtype=types.DALIDataType.FLOAT, ndim=1)
+        triangular = types.DALIInterpType.INTERP_TRIANGULAR
+        resized = fn.resize(frames, size=size, interp_type=triangular, antialias=True)
+        return fn.transpose(resized, perm=[2, 0, 1] if kind == "images" else [0, 3, 1, 2])
 
-    return _built(images_to_frames())
-
-
-def _video_pipeline(gpu: int | None) -> Any:
-    """Build the pipeline from an encoded video and frame indices to ``[1, F, 3, H, W]``."""
-    device = "cpu" if gpu is None else "mixed"
-
-    @pipeline_def(**_options(1, gpu))
-    def video_to_frames():
-        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        ids = fn.external_source(name="frames", dtype=types.INT32, ndim=1)
-        frames = fn.decoders.video(encoded, device=device, frames=ids)
-        return fn.transpose(_resized(frames), perm=[0, 3, 1, 2])
-
-    return _built(video_to_frames())
-
-
-def _built(pipeline: Any) -> Any:
+    pipeline = to_frames()
     pipeline.build()
     return pipeline

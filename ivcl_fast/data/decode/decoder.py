@@ -127,7 +127,14 @@ def make_decoder(decoder: ChosenDecoder, image_size: int, gpu: int | None = None
     if key not in made:
         for other in [other for other in made if other[1:] != key[1:]]:
             del made[other]
-        made[key] = _new_decoder(decoder, image_size, gpu)
+        if decoder == "pyav":
+            from ivcl_fast.data.decode.pyav import PyAVDecoder
+
+            made[key] = PyAVDecoder(image_size)
+        else:
+            from ivcl_fast.data.decode.dali import DALIDecoder
+
+            made[key] = DALIDecoder(image_size, gpu)
     return made[key]
 
 
@@ -141,16 +148,6 @@ def decoding_gpu(device: torch.device | None) -> int | None:
     if device is not None and device.type == "cuda" and device.index is not None:
         return device.index
     return torch.cuda.current_device()
-
-
-def _new_decoder(decoder: ChosenDecoder, image_size: int, gpu: int | None) -> Decoder:
-    if decoder == "pyav":
-        from ivcl_fast.data.decode.pyav import PyAVDecoder
-
-        return PyAVDecoder(image_size)
-    from ivcl_fast.data.decode.dali import DALIDecoder
-
-    return DALIDecoder(image_size, gpu)
 
 
 def _dali_unsupported_reason() -> str | None:

@@ -67,7 +67,6 @@ class Decoder(ABC):
         torch.Size([3, 3, 64, 64])
     """
 
-    name: ChosenDecoder
     part_bytes = 2**26
     """Most bytes of frames in one of :meth:`parts`."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import av
@@ -28,8 +28,6 @@ from ivcl_fast.data.decode.media import (
 
 class PyAVDecoder(Decoder):
     """See :class:`~ivcl_fast.data.decode.decoder.Decoder`."""
-
-    name = "pyav"
 
     def __init__(self, image_size: int) -> None:
         super().__init__(image_size)
@@ -93,14 +91,10 @@ class PyAVDecoder(Decoder):
 
 def _images(opened: OpenMedia, frame_ids: FrameIds) -> Iterator[VideoFrame]:
     """Decode frames that are encoded images."""
-    encoded = opened.images(frame_ids)
-    numbers = range(len(encoded)) if frame_ids is None else frame_ids
-    return _decode_images(encoded, [opened.frame_name(int(i)) for i in numbers])
-
-
-def _decode_images(images: Sequence[bytes], names: Sequence[str]) -> Iterator[VideoFrame]:
     context: Any = None
-    for image, name in zip(images, names, strict=True):
+    images = opened.images(frame_ids)
+    numbers = range(len(images)) if frame_ids is None else frame_ids
+    for image, number in zip(images, numbers, strict=True):
         codec = image_codec(image)
         # FFmpeg's PNG decoder filters an image's first row by the last row of the image before.
         if context is None or codec == "png" or context.name != codec:
@@ -110,5 +104,5 @@ def _decode_images(images: Sequence[bytes], names: Sequence[str]) -> Iterator[Vi
         try:
             (frame,) = context.decode(av.Packet(image))
         except (av.FFmpegError, ValueError):
-            raise VideoError(f"{UNDECODABLE}, {name}") from None
+            raise VideoError(f"{UNDECODABLE}, {opened.frame_name(int(number))}") from None
         yield frame
