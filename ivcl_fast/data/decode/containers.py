@@ -36,9 +36,8 @@ def check_length(path: Path) -> int:
             raise VideoError("is not a regular file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            declared = _declared_length(file, size)
-            file.seek(0)
-            head = file.read(len(EBML_HEADER))
+            head = file.read(64)
+            declared = _declared_length(file, head, size)
     except OSError as error:
         raise VideoError(f"cannot be opened: {error.strerror}") from None
     except ValueError:  # a zero byte in the name, from a damaged list
@@ -47,11 +46,10 @@ def check_length(path: Path) -> int:
         raise VideoError("the file is empty (0 bytes)")
     if declared is not None and declared > size:
         raise VideoError(f"truncated: {size:,} of {declared:,} bytes")
-    return check_matroska(path) if head == EBML_HEADER else 0
+    return check_matroska(path) if head[:4] == EBML_HEADER else 0
 
 
-def _declared_length(file: BinaryIO, size: int) -> int | None:
-    head = file.read(64)
+def _declared_length(file: BinaryIO, head: bytes, size: int) -> int | None:
     if head[:4] == b"RIFF":
         length = int.from_bytes(head[4:8], "little")
         if not length:

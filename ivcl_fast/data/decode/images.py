@@ -19,8 +19,10 @@ MAX_PADDING = 3
 JPEG_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 DEFINE_HUFFMAN_TABLES, START_OF_SCAN = 0xC4, 0xDA
 
-# The tables of ITU-T T.81, Annex K.3: class and id, number of codes of 1 to 16 bits, values.
-_STANDARD_TABLES = """
+# Marker and length, then the tables of ITU-T T.81, Annex K.3: class and id, number of codes of 1 to
+# 16 bits, values.
+STANDARD_HUFFMAN_TABLES = bytes.fromhex("""
+    ffc4 01a2
     00 00010501010101010100000000000000 000102030405060708090a0b
     01 00030101010101010101010000000000 000102030405060708090a0b
     10 0002010303020403050504040000017d 01020300041105122131410613516107227114328191a1082342b1c115
@@ -31,14 +33,7 @@ _STANDARD_TABLES = """
     3352f0156272d10a162434e125f11718191a262728292a35363738393a434445464748494a535455565758595a6364
     65666768696a737475767778797a82838485868788898a92939495969798999aa2a3a4a5a6a7a8a9aab2b3b4b5b6b7
     b8b9bac2c3c4c5c6c7c8c9cad2d3d4d5d6d7d8d9dae2e3e4e5e6e7e8e9eaf2f3f4f5f6f7f8f9fa
-"""
-
-
-def _segment(marker: int, payload: bytes) -> bytes:
-    return bytes([0xFF, marker]) + (len(payload) + 2).to_bytes(2, "big") + payload
-
-
-STANDARD_HUFFMAN_TABLES = _segment(DEFINE_HUFFMAN_TABLES, bytes.fromhex(_STANDARD_TABLES))
+""")
 
 
 def is_image(path: Path) -> bool:

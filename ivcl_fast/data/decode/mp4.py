@@ -47,7 +47,8 @@ def check_edits(path: Path) -> None:
 
 
 def _check(moov: bytes) -> None:
-    trak = next(t for k, t in _boxes(moov) if k == b"trak" and _kind_of(t) == b"vide")
+    traks = [content for kind, content in _boxes(moov) if kind == b"trak"]
+    trak = next(t for t in traks if _inside(t, b"mdia", b"hdlr")[8:12] == b"vide")
     tables = dict(_boxes(_inside(trak, b"mdia", b"minf", b"stbl")))
     media_clock, media_length = _clock_and_length(_inside(trak, b"mdia", b"mdhd"))
     movie_clock, movie_length = _clock_and_length(_inside(moov, b"mvhd"))
@@ -81,7 +82,8 @@ def _check(moov: bytes) -> None:
             raise VideoError("damaged: the clock of the movie is finer than that of its frames")
     if sum(edit.length for edit in edits) > movie_length + 1:
         raise VideoError("damaged: its edit list is longer than the movie")
-    track_length = _track_length(_inside(trak, b"tkhd"))
+    tkhd = _inside(trak, b"tkhd")
+    (track_length,) = struct.unpack_from(*((">Q", tkhd, 28) if tkhd[0] else (">I", tkhd, 20)))
     if abs(sum(edit.length for edit in edits) - track_length) > 1:
         raise VideoError("damaged: its edit list is not as long as its track")
 
@@ -135,21 +137,12 @@ def _inside(content: bytes, *path: bytes) -> bytes:
     return content
 
 
-def _kind_of(trak: bytes) -> bytes:
-    return _inside(trak, b"mdia", b"hdlr")[8:12]
-
-
 def _clock_and_length(header: bytes) -> tuple[int, int]:
     """Read ticks per second and length of ``mvhd`` or ``mdhd``."""
     clock, length = struct.unpack_from(*((">IQ", header, 20) if header[0] else (">II", header, 12)))
     if not clock:
         raise ValueError
     return clock, length
-
-
-def _track_length(header: bytes) -> int:
-    (length,) = struct.unpack_from(*((">Q", header, 28) if header[0] else (">I", header, 20)))
-    return length
 
 
 def _runs(table: bytes, kind: str) -> np.ndarray:

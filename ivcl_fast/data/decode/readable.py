@@ -40,12 +40,10 @@ def check_readable(media: Media) -> None:
             with errors_name(path), path.open("rb") as file:
                 while file.read(CHUNK):
                     pass
-        except ABSENT:
+        except (*ABSENT, ValueError):  # ValueError: a zero byte in its name
             continue
         except OSError as error:
             raise unreadable(path, error) from None
-        except ValueError:  # a zero byte in its name
-            continue
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
