@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context, resource_tracker, spawn
 from multiprocessing.process import BaseProcess
 from socket import socket, socketpair
-from types import TracebackType
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 from unittest import mock
 
@@ -104,12 +103,7 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
