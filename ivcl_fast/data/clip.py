@@ -52,6 +52,8 @@ def load_clip(
         >>> model = ivcl_fast.IVCLClassifier.from_pretrained("runs/my_run/finetune")
         >>> logits = model(ivcl_fast.load_clip("video.mp4", model.cfg))
     """
+    from ivcl_fast.data.decode.media import open_media  # imports PyAV, which takes long
+
     resolve_decoder(decoder)
     if crop not in get_args(Square):
         raise UserError(f"crop: {crop!r} is not one of {', '.join(get_args(Square))}")
@@ -63,30 +65,15 @@ def load_clip(
             if other := [file for file in media.files if not is_image(file)]:
                 accepted = ", ".join(IMAGE_SUFFIXES)
                 raise UserError(f"{other[0]}: is not an image; accepted in a list: {accepted}")
-        return decode_clip(media, cfg, decoder, frame_stride, crop).cpu().unsqueeze(0)
+        with open_media(media) as opened:
+            chosen, _ = choose_decoder(opened.info, decoder)
+            ids = frame_ids(opened.info.frames, cfg.num_frames, stride=frame_stride)
+            part = opened.info.square(crop)
+            frames = make_decoder(chosen, cfg.image_size).decode_open(opened, ids, part)
+        return frames.cpu().unsqueeze(0)
     except VideoError as error:
         name = path if isinstance(path, str | os.PathLike) else f"{len(path)} images"
         raise UserError(f"{name}: {error}") from None
-
-
-def decode_clip(
-    media: Media,
-    cfg: IVCLConfig,
-    decoder: DecoderName = "auto",
-    frame_stride: int = 0,
-    crop: Square = "none",
-) -> Tensor:
-    """Decode T frames as :func:`load_clip`: uint8 RGB ``[T, 3, H, W]`` on the decoder's device.
-
-    Raises :class:`VideoError` if the media cannot be used.
-    """
-    from ivcl_fast.data.decode.media import open_media  # imports PyAV, which takes long
-
-    with open_media(media) as opened:
-        chosen, _ = choose_decoder(opened.info, decoder)
-        ids = frame_ids(opened.info.frames, cfg.num_frames, stride=frame_stride)
-        part = opened.info.square(crop)
-        return make_decoder(chosen, cfg.image_size).decode_open(opened, ids, part)
 
 
 def find_media(path: Path, num_frames: int | None = None) -> Media:
