@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from ivcl_fast.data.dataset import Clip
-from ivcl_fast.data.mirror import mirror_rows
 from ivcl_fast.data.sampling import ONE_VIEW, View, frame_ids
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.errors import UserError
@@ -310,6 +309,13 @@ def by_video(clips: Sequence[Clip], ids: np.ndarray) -> np.ndarray:
     }
     alike = len(sizes) == 1 and all(frames for _, frames in sizes)
     return np.array(list(videos.values())) if alike else ids[:, None]
+
+
+def mirror_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Return the patch rows of the mirrored frames: ``[..., N, 3PP]``, of square frames."""
+    grid, patch = round(rows.shape[-2] ** 0.5), round((rows.shape[-1] // 3) ** 0.5)
+    pixels = rows.unflatten(-1, (3, patch, patch)).unflatten(-4, (grid, grid))
+    return pixels.flip(-4, -1).flatten(-3).flatten(-3, -2)
 
 
 class StoreLoader(ClipLoader):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ivcl_fast.data.mirror import mirror_rows
+from ivcl_fast.data.loader import mirror_rows
 from ivcl_fast.data.sampling import View, frame_ids
 from ivcl_fast.models.reference import patchify
 

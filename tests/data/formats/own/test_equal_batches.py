@@ -15,8 +15,7 @@ import torch
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.datamodule import open_data
-from ivcl_fast.data.loader import Batch
-from ivcl_fast.data.mirror import mirror_rows
+from ivcl_fast.data.loader import Batch, mirror_rows
 from tests.support.own_videos import KINDS, write_one
 
 CLASSES = ("left", "right")
