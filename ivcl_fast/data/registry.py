@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -88,35 +88,11 @@ def _something_else() -> DatasetFormat:
     return DatasetFormat(SomethingElse, tuple(TASKS), **how)
 
 
-def _videos() -> DatasetFormat:
-    from ivcl_fast.data.formats.own.video_folder import VideoFolder
-
-    return _own(VideoFolder)
-
-
-def _csv() -> DatasetFormat:
-    from ivcl_fast.data.formats.own.video_list import VideoList
-
-    return _own(VideoList, place="FILE")
-
-
-def _webdataset() -> DatasetFormat:
-    from ivcl_fast.data.formats.own.webdataset import WebDataset
-
-    return _own(WebDataset, place="PATTERN")
-
-
-def _hugging_face() -> DatasetFormat:
-    from ivcl_fast.data.formats.own.hugging_face import HuggingFaceVideos
-
-    options = ("val_fraction", "data_dir")
-    return _own(HuggingFaceVideos, place="NAME_OR_DIR", options=options)
-
-
-def _own(open: Callable[..., Dataset], **how: Any) -> DatasetFormat:
-    """Describe a format for one's own videos, of which nothing is known."""
+def _own(module: str, name: str, **how: Any) -> DatasetFormat:
+    """Describe a format for one's own videos, of which nothing is known: a class of a module."""
     from ivcl_fast.data.formats.own.labelled import TASK
 
+    open = getattr(import_module(f"ivcl_fast.data.formats.own.{module}"), name)
     how = {"options": ("val_fraction",)} | how
     return DatasetFormat(open, (TASK,), random_crop=True, crop_tasks=(TASK,), mirror=True, **how)
 
@@ -154,10 +130,16 @@ _FORMATS: dict[str, Callable[[], DatasetFormat]] = {
     "cater": _cater,
     "acre": _acre,
     "something-else": _something_else,
-    "videos": _videos,
-    "csv": _csv,
-    "webdataset": _webdataset,
-    "hf": _hugging_face,
+    "videos": partial(_own, "video_folder", "VideoFolder"),
+    "csv": partial(_own, "video_list", "VideoList", place="FILE"),
+    "webdataset": partial(_own, "webdataset", "WebDataset", place="PATTERN"),
+    "hf": partial(
+        _own,
+        "hugging_face",
+        "HuggingFaceVideos",
+        place="NAME_OR_DIR",
+        options=("val_fraction", "data_dir"),
+    ),
 }
 _SYNTHETIC: dict[str, Callable[[], Synthetic]] = {
     "cater": partial(_synthetic_cater, "static"),
