@@ -71,8 +71,7 @@ class DataConfig:
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
-        require_at_least(self, 1, "train_videos", "val_videos")
-        require_at_least(self, 1, "eval_clips")
+        require_at_least(self, 1, "train_videos", "val_videos", "eval_clips")
         require_at_least(self, 0, "frame_stride")
         if self.eval_crops > 1 and self.crop == "none":
             raise UserError(

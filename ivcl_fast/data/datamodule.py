@@ -52,53 +52,32 @@ class DataModule(ABC):
     """
 
     def __init__(
-        self, dataset: Dataset, frame_labels: Mapping[str, FrameLabels] | None = None
+        self,
+        dataset: Dataset,
+        bad_files: dict[str, str],
+        folder: Path,
+        frame_labels: Mapping[str, FrameLabels],
     ) -> None:
-        """``frame_labels``: labels of single frames, by kind."""
-        self.dataset, self.frame_labels = dataset, frame_labels or {}
+        """``folder``: of the store or the index; ``frame_labels``: of single frames, by kind."""
+        self.dataset, self.frame_labels = dataset, frame_labels
+        self.num_classes, self.multi_label = dataset.num_classes, dataset.multi_label
+        """Number of classes of the task, and whether a clip may have several."""
+        self.localizes = isinstance(dataset, Cater) and not dataset.multi_label
+        """Whether the classes are cells of CATER's floor."""
+        self.grid = round(dataset.num_classes**0.5)
+        """Number of cells along one side of the floor (for tasks that localize)."""
+        self.bad_files, self.bad_files_path = bad_files, folder / BAD_FILES
+        """Media that cannot be used, with the reason, and the file that names them."""
         self.train_split = dataset.splits[0]
         """The split for training."""
         self.curve_split = dataset.curve_split
         """The split for evaluation during training."""
+        self.eval_split = dataset.splits[1]
+        """The split on which results are reported."""
         self.frame_stride, self.mirror = 0, False
         """Which frames are read, and whether training clips are mirrored; see the settings."""
         self.crop: Square = "none"
         """Which part of the frames is read, unless a loader is asked for another."""
-
-    @property
-    @abstractmethod
-    def bad_files(self) -> dict[str, str]:
-        """Media that cannot be used, with the reason."""
-
-    @property
-    @abstractmethod
-    def bad_files_path(self) -> Path:
-        """The file that names them."""
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the task."""
-        return self.dataset.num_classes
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether a clip may have several classes."""
-        return self.dataset.multi_label
-
-    @property
-    def eval_split(self) -> str:
-        """The split on which results are reported."""
-        return self.dataset.splits[1]
-
-    @property
-    def localizes(self) -> bool:
-        """Whether the classes are cells of CATER's floor."""
-        return isinstance(self.dataset, Cater) and not self.multi_label
-
-    @property
-    def grid(self) -> int:
-        """Number of cells along one side of the floor (for tasks that localize)."""
-        return round(self.num_classes**0.5)
 
     def has_scenes(self, clip_names: Sequence[str]) -> bool:
         """Whether all of these clips have a CATER scene; a missing one is logged once."""
@@ -179,8 +158,7 @@ class DataModule(ABC):
 
     def rows(self, clips: Sequence[Clip], num_frames: int) -> torch.Tensor:
         """Read evenly spaced frames of clips: uint8 patch rows ``[len(clips), T, N, 3PP]``."""
-        options = self._common_options(training=False)
-        options |= {"crop": (self.crop, "")}
+        options = self._common_options(training=False) | {"crop": (self.crop, "")}
         (batch,) = self._make_loader(clips, len(clips), num_frames, **options).epoch(0)
         return batch.rows
 
@@ -209,28 +187,17 @@ class StoreDataModule(DataModule):
         self,
         dataset: Dataset,
         store: FrameStore,
-        frame_labels: Mapping[str, FrameLabels] | None = None,
-        crop_store: Callable[[Square, str], FrameStore] | None = None,
+        frame_labels: Mapping[str, FrameLabels],
+        crop_store: Callable[[Square, str], FrameStore],
     ) -> None:
         """``crop_store`` opens the store of another part of the frames of a split's videos."""
-        super().__init__(dataset, frame_labels)
+        super().__init__(dataset, store.bad_files, store.path, frame_labels)
         self.store, self._crop_store = store, crop_store
-
-    @property
-    def bad_files(self) -> dict[str, str]:
-        return self.store.bad_files
-
-    @property
-    def bad_files_path(self) -> Path:
-        return self.store.path / BAD_FILES
 
     def _make_loader(
         self, clips: Sequence[Clip], batch_size: int, num_frames: int, crop: CropOf, **options: Any
     ) -> ClipLoader:
-        store = self.store
-        if crop[0] != self.crop:
-            assert self._crop_store is not None  # evaluation with several crops has it
-            store = self._crop_store(*crop)
+        store = self.store if crop[0] == self.crop else self._crop_store(*crop)
         return StoreLoader(store, clips, batch_size, num_frames, **options)
 
 
@@ -240,8 +207,8 @@ class StreamDataModule(DataModule):
     def __init__(
         self,
         dataset: Dataset,
-        bad_files: Mapping[str, str],
-        frame_labels: Mapping[str, FrameLabels] | None,
+        bad_files: dict[str, str],
+        frame_labels: Mapping[str, FrameLabels],
         random_crop: bool,
         folder: Path,
         **options: Any,
@@ -250,25 +217,16 @@ class StreamDataModule(DataModule):
 
         ``random_crop`` applies in training; ``folder``: of the index.
         """
-        super().__init__(dataset, frame_labels)
-        self._folder = folder
-        self._bad_at_start, self._random_crop, self._options = bad_files, random_crop, options
-        self._dropped: dict[str, str] = {}  # by any loader, for all of them
-
-    @property
-    def bad_files(self) -> dict[str, str]:
-        return {**self._bad_at_start, **self._dropped}
-
-    @property
-    def bad_files_path(self) -> Path:
-        return self._folder / BAD_FILES
+        super().__init__(dataset, bad_files, folder, frame_labels)
+        self._random_crop, self._options = random_crop, options
 
     def _make_loader(
         self, clips: Sequence[Clip], batch_size: int, num_frames: int, crop: CropOf, **options: Any
     ) -> ClipLoader:
         options |= self._options | {"square": crop[0]}
         options |= {"random_crop": self._random_crop and options["jitter"]}
-        return StreamLoader(clips, batch_size, num_frames, dropped=self._dropped, **options)
+        # What one loader drops is bad for all of them.
+        return StreamLoader(clips, batch_size, num_frames, dropped=self.bad_files, **options)
 
 
 def open_data(
@@ -334,7 +292,7 @@ def _open_frames(
     model: IVCLConfig,
     dataset: Dataset,
     device: torch.device | None,
-    labels: Mapping[str, FrameLabels] | None = None,
+    labels: Mapping[str, FrameLabels],
 ) -> DataModule:
     dataset_format, _ = parse_source(config.source)
     own_task = dataset.task if dataset_format.media_by_task else None
@@ -371,7 +329,7 @@ def _open_stream(
     dataset: Dataset,
     dataset_format: DatasetFormat,
     own_task: str | None,
-    labels: Mapping[str, FrameLabels] | None,
+    labels: Mapping[str, FrameLabels],
     device: torch.device | None,
 ) -> StreamDataModule:
     media = dataset.media()

@@ -46,11 +46,9 @@ def fetched(
     copy = place.copy(config.data_dir, is_list)
     if read_only and copy.exists():
         return copy
-
-    def open_copy(path: Path) -> Dataset:
-        return dataset_format.open_with(config, path, task)
-
-    return place.fetch(is_list, open_copy, config.data_dir)
+    return place.fetch(
+        is_list, lambda path: dataset_format.open_with(config, path, task), config.data_dir
+    )
 
 
 def find_splits(config: DataConfig, dataset: Dataset) -> tuple[str, str]:

@@ -96,7 +96,7 @@ class StreamLoader(ClipLoader):
                 for data sets whose labels are places in the frame.
             workers: processes or threads; with 1 this process decodes.
             gpu: index of the GPU that DALI decodes on, where there is one; by default the current.
-            dropped: media that were dropped; several loaders may share it.
+            dropped: media that cannot be used; several loaders may share it, and add to it.
             options: those of :class:`ClipLoader`.
         """
         self._media = {one.name: one for one in media}
