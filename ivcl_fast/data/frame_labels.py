@@ -43,10 +43,16 @@ PICTURE = 320, 240
 
 
 class FrameLabels(ABC):
-    """The labels of the frames of a data set."""
+    """The labels of frames of a data set: float32 ``[T, *shape]``, 1 for each class that applies.
 
-    def __init__(self, dataset: Cater) -> None:
-        self.dataset = dataset
+    Subclasses may have labels of another kind.
+    """
+
+    def __init__(self, dataset: Cater, shape: tuple[int, ...] = ()) -> None:
+        """``shape``: shape of the labels of a frame."""
+        self.dataset, self.shape = dataset, shape
+        self.none = math.prod(shape)
+        """Index that means no class; it pads the indices."""
         self._indices: dict[str, np.ndarray] = {}  # of scenes, which are slow to read
 
     def __call__(self, clip: Clip, frames: np.ndarray) -> torch.Tensor:
@@ -85,28 +91,14 @@ class FrameLabels(ABC):
         ``visible``: bool ``[frames, objects]``.
         """
 
-    @abstractmethod
     def encode(self, indices: torch.Tensor) -> torch.Tensor:
         """Convert indices, int64 ``[T, any]``, to labels as the loss takes them, ``[T, ...]``."""
-
-
-class VisibleClasses(FrameLabels):
-    """Labels float32 ``[T, *shape]``, 1 for each class that applies."""
-
-    def __init__(self, dataset: Cater, shape: tuple[int, ...]) -> None:
-        """``shape``: shape of the labels of a frame."""
-        super().__init__(dataset)
-        self.shape = shape
-        self.none = math.prod(shape)
-        """Index that means no class; it pads the indices."""
-
-    def encode(self, indices: torch.Tensor) -> torch.Tensor:
         labels = torch.zeros(len(indices), self.none + 1)
         labels.scatter_(1, indices, 1.0)
         return labels[:, : self.none].reshape(-1, *self.shape)
 
 
-class VisibleAttributes(VisibleClasses):
+class VisibleAttributes(FrameLabels):
     """The attributes of the visible objects, ``[C]``."""
 
     def __init__(self, dataset: Cater) -> None:
@@ -122,7 +114,7 @@ class VisibleAttributes(VisibleClasses):
         return np.where(visible[..., None], own, self.none).reshape(len(visible), -1)
 
 
-class VisibleCentres(VisibleClasses):
+class VisibleCentres(FrameLabels):
     """The patches with the centres of visible objects, by shape, ``[N, C]``."""
 
     def __init__(self, dataset: Cater, grid: int) -> None:
