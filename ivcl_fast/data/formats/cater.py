@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,7 +167,26 @@ class Cater:
         return scene
 
     def _read_list(self, path: Path) -> list[_Item]:
-        return _read_list(path, self._manifest.checks(path))
+        try:
+            content = read_bytes(path)
+            self._manifest.checks(path)(content)
+            lines = content.decode("utf-8-sig").splitlines()
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: no such file; accepted: lists/<task>/<split>.txt of a CATER package"
+            ) from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: not a text file") from None
+        items = []
+        for number, line in enumerate(lines, 1):
+            where = f"{path}, line {number}"
+            match = _LINE.fullmatch(line)
+            usable = match and match["name"].isprintable()
+            if match and usable and Path(match["name"]).stem not in ("", ".", ".."):
+                items.append(_Item(match["name"], match["labels"] or "", where))
+            elif line.strip():
+                raise UserError(f"{where}: {line!r} is not '<video file>.avi <label>[,<label>...]'")
+        return items
 
     def _scene_file(self, clip_name: str) -> Path:
         return self.root / "scenes" / f"{clip_name}.json"
@@ -193,26 +212,3 @@ class _Item(NamedTuple):
     video: str
     labels: str
     where: str
-
-
-def _read_list(path: Path, check: Callable[[bytes], None]) -> list[_Item]:
-    try:
-        content = read_bytes(path)
-        check(content)
-        lines = content.decode("utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; accepted: lists/<task>/<split>.txt of a CATER package"
-        ) from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file") from None
-    items = []
-    for number, line in enumerate(lines, 1):
-        where = f"{path}, line {number}"
-        match = _LINE.fullmatch(line)
-        usable = match and match["name"].isprintable()
-        if match and usable and Path(match["name"]).stem not in ("", ".", ".."):
-            items.append(_Item(match["name"], match["labels"] or "", where))
-        elif line.strip():
-            raise UserError(f"{where}: {line!r} is not '<video file>.avi <label>[,<label>...]'")
-    return items

@@ -131,12 +131,8 @@ def visible_cones_at_end(scene: Scene, n: int = 6) -> list[int]:
     There is one entry per cone, in the order of the scene's objects.
     """
     inside = containers_at_end(scene)
-    places = [
-        _last_location(o)
-        for o in scene["objects"]
-        if o["shape"] == "cone" and o["instance"] not in inside
-    ]
-    return [cell_label(x, y, n) for x, y, _ in places]
+    cones = [o for o in scene["objects"] if o["shape"] == "cone" and o["instance"] not in inside]
+    return [cell_label(x, y, n) for x, y, _ in map(_last_location, cones)]
 
 
 def snitch_of(scene: Scene) -> Mapping[str, Any]:

@@ -53,12 +53,10 @@ class Task:
 def _split_set(
     folder: str, train: str = "train", validation: str = "validation", labels: str = "labels"
 ) -> Task:
-    return Task(
-        *(
-            tuple(f"{parent}/{folder}/{name}.json" for parent in _SPLIT_FOLDERS)
-            for name in (train, validation, labels)
-        )
-    )
+    def places(name: str) -> tuple[str, ...]:
+        return tuple(f"{parent}/{folder}/{name}.json" for parent in _SPLIT_FOLDERS)
+
+    return Task(places(train), places(validation), places(labels))
 
 
 def _something_v2(name: str) -> tuple[str, ...]:
@@ -168,8 +166,7 @@ class SomethingElse:
     def _split_file(self, split: str) -> Path:
         if split not in SPLITS:
             raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
-        task = TASKS[self.task]
-        return self._find(task.train if split == "train" else task.validation)
+        return self._find(getattr(TASKS[self.task], split))
 
 
 def _read_labels(path: Path, check: Check) -> dict[str, int]:

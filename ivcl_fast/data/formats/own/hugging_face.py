@@ -8,6 +8,7 @@ column of type ``ClassLabel``, in a list of them, or in a column of numbers or n
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -95,8 +96,8 @@ def read_split(rows: Any, name: str, root: Path, folder: Path) -> list[Item]:
                 yield Packed(f"{name}/{number:06d}", packed, labels[number])
 
     if len(rows) and _files(rows[0][column])[0][1] is not None:
-        state = [getattr(rows, "_fingerprint", None), len(rows), labels]
-        return unpacked(root, name, _plain(state), split, inside)
+        state = json.dumps([getattr(rows, "_fingerprint", None), len(rows), labels])
+        return unpacked(root, name, json.loads(state), split, inside)  # with lists for tuples
     items = []
     for number in range(len(rows)):
         paths = [folder / path for path, _ in _files(rows[number][column])]
@@ -161,8 +162,3 @@ def _named(value: Any, names: list[str] | None) -> tuple[str, ...]:
     missing = value is None or (names is not None and value == -1)
     values = value if isinstance(value, list) else [] if missing else [value]
     return tuple(names[one] if names else str(one) for one in values)
-
-
-def _plain(value: Any) -> Any:
-    """Convert tuples to lists, as JSON returns them."""
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

@@ -16,7 +16,6 @@ split``. Beside ``FILE`` its other splits are found: ``val.csv`` and ``test.csv`
 from __future__ import annotations
 
 import csv
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -38,8 +37,6 @@ from ivcl_fast.data.formats.own.labelled import (
 )
 from ivcl_fast.data.formats.own.video_folder import VIDEO_SUFFIXES
 from ivcl_fast.errors import UserError
-
-log = logging.getLogger(__name__)
 
 COLUMNS = {
     "path": ("path", "video_path", "file", "filename", "file_name", "video", "video_name"),
