@@ -74,8 +74,9 @@ def write_dataset(
 ) -> Path:
     """Write a data set to the folder ``out``, or complete what an earlier call left there.
 
+    Other arguments, and errors: see :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`.
+
     Args:
-        spec: what to write; a folder that was begun with another spec is refused.
         format_version: changes when the same spec gives other bytes.
         folders: folders of the items' files, made if they are missing.
         items: number of items, called ``unit`` (a plural) in messages.
@@ -84,12 +85,6 @@ def write_dataset(
         own_files: names all files in ``out`` that the items consist of and that stay.
         index: folder that is written when all items are complete.
         index_files: gives the text of each file of the index, by its path in that folder.
-        workers: processes; default one per CPU.
-        progress: called with (items done, items in total), including those found complete.
-
-    Raises:
-        UserError: ``workers`` is less than 1, or the folder holds something else.
-        KeyboardInterrupt: stopped by the user; the message says how to continue.
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers={workers} must be at least 1")
@@ -104,56 +99,41 @@ def write_dataset(
         remove_temporaries(out, (_MARKER, MANIFEST))
         if not _is_begun(out, content, (*folders, index)):
             _begin(out, content, folders)
-        if not (out / index).is_dir():
-            _write(
-                *(out, folders, items, unit, write_item, last_file, own_files),
-                *(index, index_files, workers, progress),
-            )
+        if (out / index).is_dir():
+            return out
+        for place in (out / name for name in folders):
+            place.mkdir(exist_ok=True)
+            for leftover in place.glob(f"*{TEMPORARY}"):
+                leftover.unlink(missing_ok=True)
+        missing = [i for i in range(items) if not last_file(i).is_file()]
+        done = items - len(missing)
+
+        def report(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress(done, items)
+
+        if missing:
+            log.info("writing %d of %d %s into %s", len(missing), items, unit, out)
+        report(0)
+        try:
+            for _ in run_tasks(write_item, missing, workers or usable_cpus(), report):
+                pass
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped after {done} of {items} {unit}; the same command continues"
+            ) from None
+        _write_index(out, index, index_files(), own_files())
     return out
 
 
-def _write(
-    out: Path,
-    folders: Sequence[str],
-    items: int,
-    unit: str,
-    write_item: Callable[[int, Report], None],
-    last_file: Callable[[int], Path],
-    own_files: Callable[[], Iterable[str]],
-    index: str,
-    index_files: Callable[[], Mapping[str, str]],
-    workers: int | None,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Write what is missing; arguments as of :func:`write_dataset`, by the holder of the lock."""
-    for place in (out / name for name in folders):
-        place.mkdir(exist_ok=True)
-        for leftover in place.glob(f"*{TEMPORARY}"):
-            leftover.unlink(missing_ok=True)
-    missing = [i for i in range(items) if not last_file(i).is_file()]
-    done = items - len(missing)
-
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, items)
-
-    if missing:
-        log.info("writing %d of %d %s into %s", len(missing), items, unit, out)
-    report(0)
-    try:
-        for _ in run_tasks(write_item, missing, workers or usable_cpus(), report):
-            pass
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped after {done} of {items} {unit}; the same command continues"
-        ) from None
-    files = index_files()
+def _write_index(out: Path, index: str, files: Mapping[str, str], own_files: Iterable[str]) -> None:
+    """Write the manifest, then the folder that marks the data set as complete."""
     manifest = Manifest(out)
     for name, text in files.items():
         manifest.add(f"{index}/{name}", text.encode())
-    for name in (_MARKER, *own_files()):  # not all that lie there: a user may keep files of theirs
+    for name in (_MARKER, *own_files):  # not all that lie there: a user may keep files of theirs
         manifest.add(name, read_bytes(out / name))
     manifest.write(durable=False)
     with atomic_folder(out / index, files, durable=False) as folder:

@@ -24,12 +24,7 @@ from ivcl_fast.data.formats.acre import (
 )
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
 from ivcl_fast.data.synthetic.acre.scene import LAMPS, Scene, draw_scenes
-from ivcl_fast.data.synthetic.writer import (
-    Size,
-    check_spec,
-    folder_name,
-    write_dataset,
-)
+from ivcl_fast.data.synthetic.writer import Size, check_spec, folder_name, write_dataset
 from ivcl_fast.data.workers import Report
 from ivcl_fast.files import atomic_write, write_text
 

@@ -34,14 +34,9 @@ class Camera:
 
     def at(self, frames: np.ndarray | slice) -> Camera:
         """Return the camera with the poses of the given frames."""
-        return Camera(
-            self.position[frames],
-            self.right[frames],
-            self.up[frames],
-            self.forward[frames],
-            self.width,
-            self.height,
-        )
+        poses = self.position, self.right, self.up, self.forward
+        position, right, up, forward = (vectors[frames] for vectors in poses)
+        return Camera(position, right, up, forward, self.width, self.height)
 
     def directions(self) -> dict[str, np.ndarray]:
         """Return CLEVR's named directions on the floor for the first pose, as unit vectors."""

@@ -93,14 +93,8 @@ class _Planner:
         self.slot = (0, 0)
 
     def finish(self) -> Plan:
-        return Plan(
-            self.things,
-            self.locations,
-            self.yaw,
-            self.tilt,
-            self.covered,
-            tuple(tuple(m) for m in self.movements),
-        )
+        movements = tuple(tuple(of_thing) for of_thing in self.movements)
+        return Plan(self.things, self.locations, self.yaw, self.tilt, self.covered, movements)
 
     # --- The script
 

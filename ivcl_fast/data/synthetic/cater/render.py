@@ -166,11 +166,10 @@ def _cast(thing: Thing, views: Camera, place: np.ndarray, axes: np.ndarray) -> l
     for start in range(0, len(place), step):
         s = slice(start, start + step)
         u, v = _pixels(views, left[s], top[s], width, height, _SAMPLES)
-        direction = (
-            _field(base[s, 0]) + v * _field(up[s, 0]) + u * _field(right[s, 0]),
-            _field(base[s, 1]) + v * _field(up[s, 1]) + u * _field(right[s, 1]),
-            _field(base[s, 2]) + v * _field(up[s, 2]) + u * _field(right[s, 2]),
+        x, y, z = (
+            _field(base[s, i]) + v * _field(up[s, i]) + u * _field(right[s, i]) for i in range(3)
         )
+        direction = x, y, z
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # beside the solid
             hit = SOLIDS[thing.shape](_vector(origin[s]), direction)
             lamps = _vector(key[s]), _vector(fill[s]), _vector(sky[s])

@@ -33,11 +33,8 @@ def dot(a: Vector, b: Vector) -> np.ndarray:
 
 
 def _along(origin: Vector, t: np.ndarray, direction: Vector) -> Vector:
-    return (
-        origin[0] + t * direction[0],
-        origin[1] + t * direction[1],
-        origin[2] + t * direction[2],
-    )
+    x, y, z = (o + t * d for o, d in zip(origin, direction, strict=True))
+    return x, y, z
 
 
 def _root(square: np.ndarray) -> np.ndarray:

@@ -18,13 +18,7 @@ from ivcl_fast.data.synthetic.cater.render import render
 from ivcl_fast.data.synthetic.cater.states import SIDE, draw_states
 from ivcl_fast.data.synthetic.cater.world import LAST_FRAME
 from ivcl_fast.data.synthetic.video import encode_video
-from ivcl_fast.data.synthetic.writer import (
-    Size,
-    check_spec,
-    folder_name,
-    read_spec,
-    write_dataset,
-)
+from ivcl_fast.data.synthetic.writer import Size, check_spec, folder_name, read_spec, write_dataset
 from ivcl_fast.data.workers import Report
 from ivcl_fast.files import atomic_write, read_json, write_text
 

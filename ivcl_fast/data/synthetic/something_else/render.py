@@ -73,7 +73,7 @@ def render(
         for number, layer in enumerate(layers):
             angle = float(layer.angle[frame])
             if (number, angle) not in sprites:
-                sprites[number, angle] = _draw(layer, angle, skin, width, height)
+                sprites[number, angle] = _draw(layer, angle, skin, height)
             sprite = sprites[number, angle]
             x, y = (math.floor(float(v[frame]) * height) for v in (layer.x, layer.y))
             pasted.append(_paste(canvas, top_layer, sprite, x, y, number))
@@ -133,11 +133,9 @@ def _surface(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarr
     return color * (1.0 + slope_x * (x - 0.5) + slope_y * (y - 0.5))[..., None]
 
 
-def _draw(
-    layer: Layer, angle: float, skin: tuple[int, int, int], width: int, height: int
-) -> Sprite:
+def _draw(layer: Layer, angle: float, skin: tuple[int, int, int], height: int) -> Sprite:
     if isinstance(layer.look, Grip):
-        return _draw_hand(layer.look, skin, width, height)
+        return _draw_hand(layer.look, skin, height)
     return _draw_thing(layer.look, layer.size, angle, height)
 
 
@@ -187,7 +185,7 @@ def _pattern(pattern: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     }[pattern]
 
 
-def _draw_hand(grip: Grip, skin: tuple[int, int, int], width: int, height: int) -> Sprite:
+def _draw_hand(grip: Grip, skin: tuple[int, int, int], height: int) -> Sprite:
     """Draw a palm, two fingers that reach to the anchor, and an arm that leaves the frame."""
     (tx, ty), (ax, ay) = grip.towards, grip.arm
     thick = 0.15

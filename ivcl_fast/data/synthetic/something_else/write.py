@@ -22,14 +22,9 @@ from ivcl_fast.data.synthetic.something_else.actions import (
 )
 from ivcl_fast.data.synthetic.something_else.render import VisibleBox, render
 from ivcl_fast.data.synthetic.video import encode_video
-from ivcl_fast.data.synthetic.writer import (
-    Size,
-    check_spec,
-    folder_name,
-    write_dataset,
-)
+from ivcl_fast.data.synthetic.writer import Size, check_spec, folder_name, write_dataset
 from ivcl_fast.data.workers import Report
-from ivcl_fast.files import TEMPORARY, atomic_write, remove_files, write_text
+from ivcl_fast.files import atomic_write, remove_files, write_text
 
 _FORMAT_VERSION = 1
 _SPLITS = "dataset_splits"
@@ -113,10 +108,7 @@ def write_something_else(
         workers=workers,
         progress=progress,
     )
-    if (out / _CLIP_BOXES).is_dir():
-        for index in range(spec.clips):
-            _boxes_path(out, index).unlink(missing_ok=True)
-        remove_files(out / _CLIP_BOXES, [f"*{TEMPORARY}"])
+    remove_files(out / _CLIP_BOXES, ["[0-9]*.json"])
     return out
 
 
