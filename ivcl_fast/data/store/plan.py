@@ -124,6 +124,7 @@ def shard_tasks(
 ) -> list[ShardTask]:
     """Return the tasks of building the plan's new shards."""
     by_name = {one.name: one for one in media}
+    square = next(square for square, words in CROPS.items() if words == plan["crop"])
     return [
         ShardTask(
             out / file,
@@ -133,7 +134,7 @@ def shard_tasks(
             plan["image_size"],
             plan["patch_size"],
             gpu,
-            square_of(plan),
+            square,
             plan["state"],
         )
         for file, group in plan["shards"].items()
@@ -241,11 +242,6 @@ def _new_shards(
     used = [*built.planned, *(path.name for path in out.glob("shard-[0-9]*.u8"))]
     first = max((int(name[6:-3]) + 1 for name in used if name[6:-3].isdigit()), default=0)
     return {_shard_name(first + number): group for number, group in enumerate(groups)}
-
-
-def square_of(settings: Mapping[str, Any]) -> Square:
-    """Return the part of the frames that a store or a plan with these settings holds."""
-    return next(square for square, words in CROPS.items() if words == settings["crop"])
 
 
 def _shard_name(number: int) -> str:
