@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.results import Skip
 from benchmarks.timing import DEVICE
-from ivcl_fast import IVCLConfig, reference
+from ivcl_fast import reference
 
 Attention = Callable[[Tensor, int], Tensor]
 """Packed qkv ``[F, N, 3D]`` and the number of heads to ``[F, N, D]``."""
@@ -119,19 +119,6 @@ class SDPAAttention(reference.Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(sdpa(self.qkv(x), self.num_heads))
-
-
-def reference_model(
-    cfg: IVCLConfig, *, with_sdpa: bool = False, compiled: bool = False
-) -> reference.IVCL:
-    """Return the reference model, with SDPA or with compiled blocks if asked for."""
-    model = reference.IVCL(cfg).to(DEVICE)
-    for part in model.modules():
-        if with_sdpa and type(part) is reference.Attention:
-            part.__class__ = SDPAAttention
-        if compiled and isinstance(part, reference.Block):
-            part.compile(fullgraph=True, dynamic=False)
-    return model
 
 
 def adamw(model: nn.Module, capturable: bool = False) -> torch.optim.Optimizer:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -166,9 +166,9 @@ def small_step(rows: RowFile, sizes: Sizes) -> None:
     cfg, clips = sizes.steps["base64"]
     with rows.row(benchmark="two small steps", name="ours") as row:
         row["difference"] = 0.0
-        loader, way = stages.SyntheticLoader(cfg, clips), stages.Way("ours")
+        way = replace(steps.OURS, bf16=DEVICE.type == "cuda")
         model = stages.build(cfg, way, stages.fresh_weights(cfg))
-        stages.run_stage(model, loader, 2, clips, amp=DEVICE.type == "cuda")
+        stages.run_stage(model, way, stages.SyntheticLoader(cfg, clips), 2, clips)
 
 
 def all_steps(preset: str, rows: RowFile, sizes: Sizes) -> None:
@@ -266,9 +266,9 @@ def video_size(sizes: Sizes) -> str:
     return "embedded" if sizes.rehearsal else "full"
 
 
-def fastest() -> stages.Way:
+def fastest() -> Variant:
     """Return the first way to run a stage that can run here."""
-    return next(way for way in stages.WAYS if way.unsupported_reason is None)
+    return next(way for way in stages.WAYS if stages.unsupported_reason(way) is None)
 
 
 def stream(rows: RowFile, sizes: Sizes) -> None:

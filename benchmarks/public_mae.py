@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks import baselines
 from benchmarks.benchmark import Benchmark, Setup, check_parity
 from benchmarks.images import MAE as CONFIG
-from benchmarks.steps import TRAINER, our_model
+from benchmarks.steps import TRAINER, model_of
 from benchmarks.timing import DEVICE, Call
 from ivcl_fast.models import flops
 
@@ -116,7 +116,7 @@ def setup(folder: Path) -> Setup:
 
     The timed steps draw their own masks, so their losses cannot be compared.
     """
-    public, ours = public_model(folder), our_model(CONFIG)
+    public, ours = public_model(folder), model_of(TRAINER, CONFIG)
     ours.load_state_dict(to_our_keys(public.state_dict()))
     images = torch.randint(256, (IMAGES, 3, 224, 224), dtype=torch.uint8, device=DEVICE)
     floats, seed = normalize(images), torch.arange(IMAGES, device=DEVICE)

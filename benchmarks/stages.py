@@ -10,7 +10,6 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,23 @@ from torch import Tensor, nn
 from benchmarks import timing
 from benchmarks.benchmark import ParityError, free_memory
 from benchmarks.results import Row, RowFile, Skip
+from benchmarks.steps import (
+    FLOAT32,
+    OURS,
+    OURS_COMPILED,
+    OURS_COMPILED_GRAPH,
+    OURS_GRAPH,
+    Variant,
+    model_of,
+)  # fmt: skip
 from benchmarks.timing import DEVICE
-from ivcl_fast import IVCL, IVCLConfig, reference
+from ivcl_fast import IVCLConfig, reference
 from ivcl_fast.data.loader import Batch
 from ivcl_fast.models import flops
 from ivcl_fast.training import step_graph
 from ivcl_fast.training.hardware import compile_unsupported_reason
 from ivcl_fast.training.loop import Stage
+from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.seeds import clip_seeds
 
@@ -83,96 +92,61 @@ class SyntheticLoader:
             yield self.batch
 
 
-class Records:
-    """Takes the place of a run's log, and keeps its records."""
-
-    def __init__(self) -> None:
-        self.kept: list[dict[str, float]] = []
-
-    def rewind(self, stage: str, step: int) -> None:
-        """Do nothing: nothing is resumed."""
-
-    def sync(self) -> None:
-        """Do nothing: nothing is on a disk."""
-
-    def write(self, stage: str, step: int, clips: int, **values: float) -> None:
-        """Keep a record."""
-        self.kept.append(values)
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to run a stage."""
-
-    name: str
-    amp: bool = True
-    compiled: bool = False
-    graph: bool = False
-    plain: bool = False
-    """Whether the model is the reference."""
-
-    @property
-    def unsupported_reason(self) -> str | None:
-        """Why it cannot run here."""
-        if self.graph and (reason := step_graph.unsupported_reason(DEVICE)):
-            return f"no CUDA graph: {reason}"
-        if self.compiled and (reason := compile_unsupported_reason(DEVICE)):
-            return f"not compiled: {reason}"
-        return None
-
-
-WAYS = (
-    Way("ours, CUDA graph", graph=True),
-    Way("ours"),
-    Way("ours, compiled, CUDA graph", compiled=True, graph=True),
-    Way("ours, compiled", compiled=True),
-)
+WAYS = OURS_GRAPH, OURS, OURS_COMPILED_GRAPH, OURS_COMPILED
 PARITY_WAYS = (
-    Way("reference, bf16", plain=True), *WAYS, Way("ours, float32", amp=False),
-    Way("ours, float32, CUDA graph", amp=False, graph=True),
+    Variant("reference, bf16"), *WAYS, Variant("ours, float32", ours=True, bf16=False),
+    Variant("ours, float32, CUDA graph", ours=True, bf16=False, graph=True),
 )  # fmt: skip
+
+
+def unsupported_reason(way: Variant) -> str | None:
+    """Return why a way to run a stage cannot run here, or None if it can."""
+    if way.graph and (reason := step_graph.unsupported_reason(DEVICE)):
+        return f"no CUDA graph: {reason}"
+    if way.compiled and (reason := compile_unsupported_reason(DEVICE)):
+        return f"not compiled: {reason}"
+    return None
 
 
 def run_stage(
     model: nn.Module,
+    way: Variant,
     loader: Any,
     steps: int,
     clips: int,
     *,
-    amp: bool = True,
-    graph: bool = False,
     total: int = 0,
     folder: Path | None = None,
     **options: Any,
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """Run steps of pretraining, of ``total`` in the schedule; returns what the stage logs.
 
     With a ``folder`` there are checkpoints, every ``save_every`` steps, and it continues from them.
     """
-    records: Any = Records()
     limited: Any = Limited(loader, steps)
     total = total or steps + 1
     with tempfile.TemporaryDirectory() as temporary:
+        log = MetricsLog(Path(temporary), viewer="none")
         stage = Stage(
             name="pretrain", model=model, loader=limited,
             loss=lambda model, part, step: model(
                 part.rows, seed=clip_seeds(0, step, part.clip_ids)
             ).loss,
             schedule=Schedule(total * clips, LR, batch_size=clips, optimizer="muon"),
-            folder=folder or Path(temporary), metrics=records, device=DEVICE, amp=amp,
-            cuda_graph=graph, **{"save_every": total + 1} | options,
+            folder=folder or Path(temporary), metrics=log, device=DEVICE,
+            amp=way.bf16, cuda_graph=way.graph, **{"save_every": total + 1} | options,
         )  # fmt: skip
         with suppress(Finished):
             stage.run()
-    timing.synchronize()
-    return records.kept
+        timing.synchronize()
+        return log.read()
 
 
-def speed(loader: Any, cfg: IVCLConfig, clips: int, steps: int, way: Way = WAYS[0]) -> Row:
+def speed(loader: Any, cfg: IVCLConfig, clips: int, steps: int, way: Variant = WAYS[0]) -> Row:
     """Train on batches of a loader; returns the median speed, and how long steps wait for data."""
     timing.reset_peak()
     kept = run_stage(
-        build(cfg, way, fresh_weights(cfg)), loader, steps, clips, amp=way.amp, graph=way.graph,
+        build(cfg, way, fresh_weights(cfg)), way, loader, steps, clips,
         log_every=max(1, steps // 8),
     )  # fmt: skip
     settled = kept[2:] or kept  # the first two warm up and record the graph
@@ -191,13 +165,10 @@ def fresh_weights(cfg: IVCLConfig) -> dict[str, Tensor]:
         return reference.IVCL(cfg).state_dict()
 
 
-def build(cfg: IVCLConfig, way: Way, weights: dict[str, Tensor]) -> nn.Module:
+def build(cfg: IVCLConfig, way: Variant, weights: dict[str, Tensor]) -> nn.Module:
     """Return the model of a way, with these weights."""
-    with DEVICE:
-        model: Any = reference.IVCL(cfg) if way.plain else IVCL(cfg)
+    model = model_of(way, cfg)
     model.load_state_dict(weights)
-    if way.compiled and not way.plain:
-        model.compile_blocks()
     return model
 
 
@@ -218,12 +189,12 @@ def stage_parity(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
     start = fresh_weights(cfg)
     loader = SyntheticLoader(cfg, clips)
 
-    def after(way: Way) -> dict[str, Tensor]:
+    def after(way: Variant) -> dict[str, Tensor]:
         model = build(cfg, way, start)
-        run_stage(model, loader, PARITY_STEPS, clips, amp=way.amp, graph=way.graph)
+        run_stage(model, way, loader, PARITY_STEPS, clips)
         return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
-    expected = after(Way("reference, float32", amp=False, plain=True))
+    expected = after(FLOAT32)
     allowed = FLOAT32_TOLERANCE
     for way in PARITY_WAYS:
         what = f"weights after {PARITY_STEPS} steps of the stage, {clips} clips"
@@ -231,9 +202,9 @@ def stage_parity(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
             require(way)
             found = distance(after(way), expected, start)
             row["difference"] = found
-            if way.plain:
+            if not way.ours:
                 allowed = SLACK * found
-            bound = allowed if way.amp else FLOAT32_TOLERANCE
+            bound = allowed if way.bf16 else FLOAT32_TOLERANCE
             if not found <= bound:
                 raise ParityError(f"weights differ by {found:.2g} of the change, not {bound:.2g}")
         free_memory()
@@ -246,16 +217,14 @@ def resume(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
         what = f"resumed after {half} of {RESUME_STEPS} steps"
         with rows.row(benchmark=what, name=way.name) as row, tempfile.TemporaryDirectory() as name:
             require(way)
-            runs = {
-                "whole": [RESUME_STEPS], "resumed": [half, RESUME_STEPS],
-            }  # fmt: skip
+            runs = {"whole": [RESUME_STEPS], "resumed": [half, RESUME_STEPS]}
             weights = {}
             for run, ends in runs.items():
                 for end in ends:
                     model = build(cfg, way, start)
                     run_stage(
-                        model, loader, end, clips, amp=way.amp, graph=way.graph,
-                        total=RESUME_STEPS + 1, folder=Path(name) / run, save_every=half,
+                        model, way, loader, end, clips, total=RESUME_STEPS + 1,
+                        folder=Path(name) / run, save_every=half,
                     )  # fmt: skip
                 weights[run] = copy.deepcopy(model.state_dict())
             row["difference"] = found = distance(weights["resumed"], weights["whole"], start)
@@ -264,9 +233,9 @@ def resume(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
         free_memory()
 
 
-def require(way: Way) -> None:
+def require(way: Variant) -> None:
     """Raise :class:`Skip` if a way cannot run here."""
-    if reason := way.unsupported_reason:
+    if reason := unsupported_reason(way):
         raise Skip(reason)
 
 

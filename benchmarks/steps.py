@@ -60,11 +60,17 @@ VARIANTS = (
 # --- Pretraining ----------------------------------------------------------------------------------
 
 
-def our_model(cfg: IVCLConfig, compiled: bool = TRAINER.compiled) -> IVCL:
-    """This project's model, by default as ``train --compile`` runs it on this device."""
-    model = IVCL(cfg).to(DEVICE)
-    if compiled:
+def model_of(variant: Variant, cfg: IVCLConfig) -> nn.Module:
+    """Return the model that a variant trains, on this device."""
+    with DEVICE:  # drawing weights on a CPU takes longer than training with them on a GPU
+        model: Any = IVCL(cfg) if variant.ours else reference.IVCL(cfg)
+    if variant.ours and variant.compiled:
         model.compile_blocks()
+    for part in () if variant.ours else model.modules():
+        if variant.sdpa and type(part) is reference.Attention:
+            part.__class__ = baselines.SDPAAttention
+        if variant.compiled and isinstance(part, reference.Block):
+            part.compile(fullgraph=True, dynamic=False)
     return model
 
 
@@ -76,8 +82,7 @@ def pretraining(
     shape = clips, cfg.num_frames, cfg.num_patches, cfg.patch_dim
     video = torch.randint(256, shape, dtype=torch.uint8).to(DEVICE)
     seed = torch.arange(clips, device=DEVICE)
-    with DEVICE:  # drawing weights on a CPU takes longer than training with them on a GPU
-        expected = reference.IVCL(cfg)
+    expected = model_of(FLOAT32, cfg)
     with torch.no_grad():
         loss = expected(video, seed=seed).loss
     if not share_weights:
@@ -88,13 +93,7 @@ def pretraining(
     def build(variant: Variant) -> list[Call]:
         if variant.graph and (reason := unsupported_reason(DEVICE)):
             raise Skip(f"no CUDA graph: {reason}")
-        with DEVICE:
-            if variant.ours:
-                model: Any = our_model(cfg, variant.compiled)
-            else:
-                model = baselines.reference_model(
-                    cfg, with_sdpa=variant.sdpa, compiled=variant.compiled
-                )
+        model = model_of(variant, cfg)
         model.load_state_dict(weights, assign=share_weights)
         own = optimizer if share_weights else baselines.adamw(model, capturable=variant.graph)
         step = baselines.train_step(lambda: model(video, seed=seed).loss, own, variant.bf16)
