@@ -1,4 +1,4 @@
-"""Kernel launches of a training step on a GPU, counted without one.
+"""Kernel launches, products and bytes of a training step on a GPU, counted without one.
 
 The step runs on tensors without storage, and every operation that reaches a device is counted: the
 fused ops by what their Triton functions launch, operations on many tensors by how many launches
@@ -7,15 +7,17 @@ CUDA splits them into, and views not at all.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from typing import Any, TypeVar
+import math
+from collections import Counter, defaultdict
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
 
 from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.kernels import _op
@@ -30,6 +32,12 @@ FREE = {"empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "li
 """Operations that launch nothing, besides views."""
 TENSORS = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 """Tensors that one launch takes, by the number of lists (ATen/native/cuda/MultiTensorApply.cuh)."""
+OVERWRITTEN = {"copy_", "_foreach_copy_", "zero_", "fill_", "_foreach_zero_"}
+"""Operations that do not read what they write."""
+SHAPE_ONLY = {"new_zeros", "ones_like", "zeros_like", "select_backward"}
+"""Operations that take a shape, or a small part, of their argument."""
+RATE, MEMORY = 700e12, 3.0e12
+"""FLOP/s of products in bfloat16, and bytes/s of memory, both assumed."""
 BF16 = torch.bfloat16
 CHUNK, BLOCKS = 65536, 320
 """Elements of a block and blocks of a launch, from there."""
@@ -48,17 +56,32 @@ def multi_tensor_launches(sizes: list[int], lists: int) -> int:
     return launches + (blocks > 0)
 
 
-class LaunchCounter(TorchDispatchMode):
+@dataclass
+class Cost:
+    """What operations take: launches, FLOPs of products, bytes, and seconds without launches."""
+
+    launches: int = 0
+    flops: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+class StepCounter(TorchDispatchMode):
     """Counts launches in ``by_op``, by the name of the operation, and what the host does for them.
 
     ``dispatched`` counts the operations that PyTorch dispatches, also inside of fused ones: those
-    that launch nothing, such as views and new tensors, take the host as long as others.
+    that launch nothing, such as views and new tensors, take the host as long as others. ``costs``
+    has what operations take on the device; those of linear gradients are PyTorch's.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.by_op: Counter[str] = Counter()
         self.dispatched = 0
+        self.costs: defaultdict[str, Cost] = defaultdict(Cost)
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -68,30 +91,28 @@ class LaunchCounter(TorchDispatchMode):
         if namespace == "ivcl_fast":
             self._count_fused(op, name, args, result)
         elif namespace == "aten" and not op.is_view and name not in FREE:
-            self.add(op, launches_of(name, args, kwargs), args, result)
+            self._add(op, launches_of(name, args, kwargs), args, result)
         return result
 
     def _count_fused(self, op: Any, name: str, args: Any, result: Any) -> None:
         """Count what the op's function for CUDA launches, on tensors of the same shapes."""
-        inner = type(self)()
+        inner = StepCounter()
         on_meta = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, args)
         with record() as recorded, inner:
             _op.TRITON[name](*on_meta)
         if recorded:
-            self.add(op, len(recorded), args, result)
-        self.merge(name, inner)
-
-    def add(self, op: Any, launches: int, args: Any, result: Any) -> None:
-        """Count a call of an operation; a subclass may count more than launches."""
-        self.by_op[op.overloadpacket.__name__] += launches
-
-    def merge(self, name: str, inner: Any) -> None:
-        """Add to ``name`` all that ``inner`` has counted."""
+            self._add(op, len(recorded), args, result)
         self.by_op[name] += inner.by_op.total()
         self.dispatched += inner.dispatched
+        for part, cost in inner.costs.items():
+            self.costs[part if name == "linear_gradients" else name] += cost
 
-
-Counts = TypeVar("Counts", bound=LaunchCounter)
+    def _add(self, op: Any, launches: int, args: Any, result: Any) -> None:
+        """Count a call of an operation."""
+        name = op.overloadpacket.__name__
+        self.by_op[name] += launches
+        flops, moved = flops_of(op, args, result), bytes_of(op, args, result)
+        self.costs[name] += Cost(launches, flops, moved, max(flops / RATE, moved / MEMORY))
 
 
 def launches_of(name: str, args: Any, kwargs: Any) -> int:
@@ -111,12 +132,56 @@ def launches_of(name: str, args: Any, kwargs: Any) -> int:
     return 1
 
 
-def count_step(cfg: IVCLConfig, clips: int, new: Callable[[], Counts]) -> dict[str, Counts]:
-    """Count a pretraining step in bfloat16 with a counter made by ``new`` for each part."""
-    parts: dict[str, Counts] = {}
+def flops_of(op: Any, args: Any, result: Any) -> int:
+    """Return the FLOPs of an operation's products. Other arithmetic counts as nothing."""
+    name = op.overloadpacket.__name__
+    if name.startswith("short_attention"):
+        qkv = args[1 if name.endswith("backward") else 0]
+        sequences, tokens, width = qkv.shape
+        # Two products forward; backward computes one of them again, and four gradients.
+        products = 5 if name.endswith("backward") else 2
+        return 2 * products * sequences * tokens**2 * (width // 3)
+    if name.startswith("embed_patches"):
+        rows, ids, weight = args[1:4] if name.endswith("backward") else args[:3]
+        return 2 * ids.numel() * rows.shape[-1] * weight.shape[0]
+    formula = flop_registry.get(op.overloadpacket)
+    return 0 if formula is None else formula(*args, out_val=result)
 
-    def part(name: str) -> Counts:
-        parts[name] = new()
+
+def bytes_of(op: Any, args: Any, result: Any) -> int:
+    """Return the bytes of an operation's tensors: each read once as a whole, or written once."""
+    name, total = op.overloadpacket.__name__, 0
+    for argument, value in zip(op._schema.arguments, args, strict=False):
+        is_written = argument.alias_info is not None and argument.alias_info.is_write
+        is_written &= not (name.startswith("_fused_") and argument.name == "grads")  # unless scaled
+        is_read = name not in SHAPE_ONLY and not (is_written and name in OVERWRITTEN)
+        total += (is_read + is_written) * size_of(value)
+    if not any(r.alias_info is not None for r in op._schema.returns):
+        total += size_of(result)
+    if name == "index_add":  # backward of a selection, in place on a GPU: only what was selected
+        index, source = args[2], args[3]
+        return size_of(index) + 3 * size_of(source)
+    if name in ("addmm", "baddbmm") and launches_of(name, args, {}) == 2:
+        total += 2 * size_of(result)  # the copy of what is added: written, and read by the product
+    return total
+
+
+def size_of(value: Any) -> int:
+    """Return the bytes of all tensors in ``value``; what is broadcast counts once."""
+    total = 0
+    for x in tree_leaves(value):
+        if isinstance(x, Tensor):
+            lengths = (n for n, stride in zip(x.shape, x.stride(), strict=True) if stride or not n)
+            total += math.prod(lengths) * x.element_size()
+    return total
+
+
+def count_step(cfg: IVCLConfig, clips: int) -> dict[str, StepCounter]:
+    """Count a pretraining step in bfloat16, with a counter for each part."""
+    parts: dict[str, StepCounter] = {}
+
+    def part(name: str) -> StepCounter:
+        parts[name] = StepCounter()
         return parts[name]
 
     with _op.as_on_a_gpu(), FakeTensorMode():

@@ -2,22 +2,15 @@
 
 Nothing of it is measured. A training step runs on tensors without storage
 (:mod:`benchmarks.predictions.launches`); for every operation that reaches the device, its products
-and the bytes of its tensors give the least time at the rates below.
+and the bytes of its tensors give the least time at the rates there.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections import defaultdict
-from dataclasses import astuple, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
-
-from benchmarks.predictions.launches import LaunchCounter, count_step, launches_of
+from benchmarks.predictions.launches import Cost, count_step
 from benchmarks.predictions.scaling import CFG
 from benchmarks.summary import lined_up
 from ivcl_fast.command import run_command
@@ -28,14 +21,8 @@ from ivcl_fast.kernels import _triton
 CANNOT_COUNT = _triton.MISSING is not None or _triton.INTERPRET
 """Whether launches cannot be recorded: without Triton, and in its interpreter."""
 CLIPS = 256
-RATE, MEMORY = 700e12, 3.0e12
-"""FLOP/s of products in bfloat16, and bytes/s of memory, both assumed."""
 EAGER, GRAPH = 5e-6, 1e-6
 """Seconds a launch takes the host, and those between kernels of a CUDA graph, both assumed."""
-OVERWRITTEN = {"copy_", "_foreach_copy_", "zero_", "fill_", "_foreach_zero_"}
-"""Operations that do not read what they write."""
-SHAPE_ONLY = {"new_zeros", "ones_like", "zeros_like", "select_backward"}
-"""Operations that take a shape, or a small part, of their argument."""
 STEP = "forward and backward"
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "linear layers, products": (STEP, ("mm", "addmm", "bmm")),
@@ -80,87 +67,9 @@ LAUNCHES_BEFORE = 1025
 """Of forward and backward; 350 of them cast weights."""
 
 
-@dataclass
-class Cost:
-    """What operations take: launches, FLOPs of products, bytes, and seconds without launches."""
-
-    launches: int = 0
-    flops: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-
-class CostCounter(LaunchCounter):
-    """Counts what operations take in ``costs``, by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.costs: defaultdict[str, Cost] = defaultdict(Cost)
-
-    def add(self, op: Any, launches: int, args: Any, result: Any) -> None:
-        """Add a call of an operation."""
-        super().add(op, launches, args, result)
-        flops, moved = flops_of(op, args, result), bytes_of(op, args, result)
-        seconds = max(flops / RATE, moved / MEMORY)
-        self.costs[op.overloadpacket.__name__] += Cost(launches, flops, moved, seconds)
-
-    def merge(self, name: str, inner: CostCounter) -> None:
-        """Add to ``name`` what ``inner`` has counted; linear gradients are PyTorch's operations."""
-        super().merge(name, inner)
-        for part, cost in inner.costs.items():
-            self.costs[part if name == "linear_gradients" else name] += cost
-
-
-def flops_of(op: Any, args: Any, result: Any) -> int:
-    """Return the FLOPs of an operation's products. Other arithmetic counts as nothing."""
-    name = op.overloadpacket.__name__
-    if name.startswith("short_attention"):
-        qkv = args[1 if name.endswith("backward") else 0]
-        sequences, tokens, width = qkv.shape
-        # Two products forward; backward computes one of them again, and four gradients.
-        products = 5 if name.endswith("backward") else 2
-        return 2 * products * sequences * tokens**2 * (width // 3)
-    if name.startswith("embed_patches"):
-        rows, ids, weight = args[1:4] if name.endswith("backward") else args[:3]
-        return 2 * ids.numel() * rows.shape[-1] * weight.shape[0]
-    formula = flop_registry.get(op.overloadpacket)
-    return 0 if formula is None else formula(*args, out_val=result)
-
-
-def bytes_of(op: Any, args: Any, result: Any) -> int:
-    """Return the bytes of an operation's tensors: each read once as a whole, or written once."""
-    name, total = op.overloadpacket.__name__, 0
-    for argument, value in zip(op._schema.arguments, args, strict=False):
-        is_written = argument.alias_info is not None and argument.alias_info.is_write
-        is_written &= not (name.startswith("_fused_") and argument.name == "grads")  # unless scaled
-        is_read = name not in SHAPE_ONLY and not (is_written and name in OVERWRITTEN)
-        total += (is_read + is_written) * size_of(value)
-    if not any(r.alias_info is not None for r in op._schema.returns):
-        total += size_of(result)
-    if name == "index_add":  # backward of a selection, in place on a GPU: only what was selected
-        index, source = args[2], args[3]
-        return size_of(index) + 3 * size_of(source)
-    if name in ("addmm", "baddbmm") and launches_of(name, args, {}) == 2:
-        total += 2 * size_of(result)  # the copy of what is added: written, and read by the product
-    return total
-
-
-def size_of(value: Any) -> int:
-    """Return the bytes of all tensors in ``value``; what is broadcast counts once."""
-    total = 0
-    for x in tree_leaves(value):
-        if isinstance(x, Tensor):
-            lengths = (n for n, stride in zip(x.shape, x.stride(), strict=True) if stride or not n)
-            total += math.prod(lengths) * x.element_size()
-    return total
-
-
 def step_costs(clips: int = CLIPS, cfg: IVCLConfig = CFG) -> dict[str, Cost]:
     """Return what each of :data:`ROWS` takes in a step of a model, by default of ``base64``."""
-    parts = {name: part.costs for name, part in count_step(cfg, clips, CostCounter).items()}
+    parts = {name: part.costs for name, part in count_step(cfg, clips).items()}
     costs = {}
     for row, (part, names) in ROWS.items():
         taken = [parts[part].pop(name, Cost()) for name in names or [*parts[part]]]

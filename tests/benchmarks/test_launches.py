@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.predictions.launches import (
-    BLOCKS,
-    CHUNK,
-    LaunchCounter,
-    count_step,
-    multi_tensor_launches,
-)
+from benchmarks.predictions.launches import BLOCKS, CHUNK, count_step, multi_tensor_launches
 from ivcl_fast import IVCLConfig
 from ivcl_fast.kernels import _triton
 
@@ -21,7 +15,7 @@ from ivcl_fast.kernels import _triton
 def test_a_step_of_base64():
     """The bounds are what was counted; each may only be lowered."""
     cfg = IVCLConfig.preset("base64", mask_ratio=0.875, num_query_frames=1)
-    counters = count_step(cfg, 4, LaunchCounter)
+    counters = count_step(cfg, 4)
     parts = {name: part.by_op for name, part in counters.items()}
     counted = {name: by_op.total() for name, by_op in parts.items()}
     assert 0 < counted["Muon"] <= 172

@@ -5,15 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.predictions.launches import LaunchCounter, count_step
+from benchmarks.predictions.launches import Cost, StepCounter, count_step
 from benchmarks.predictions.scaling import CFG
 from benchmarks.predictions.step import (
     BEFORE,
     CANNOT_COUNT,
     ROWS,
     STEP,
-    Cost,
-    CostCounter,
     comparison,
     step_costs,
 )
@@ -24,7 +22,7 @@ from ivcl_fast.models import flops
 def test_a_step():
     clips, costs = 2, step_costs(2)
     assert [*costs] == [*ROWS]
-    launches = sum(part.by_op.total() for part in count_step(CFG, clips, LaunchCounter).values())
+    launches = sum(part.by_op.total() for part in count_step(CFG, clips).values())
     assert sum(cost.launches for cost in costs.values()) == launches
     counted = sum(costs[row].flops for row, (part, _) in ROWS.items() if part == STEP)
     again = costs["attention"].flops // 7  # 2 products forward and 5 backward; one is not new
@@ -41,7 +39,7 @@ def test_every_row_is_compared_once_with_the_step_before():
 
 
 def bytes_counted(name, function, *args):
-    with CostCounter() as counter:
+    with StepCounter() as counter:
         function(*args)
     return counter.costs[name].bytes
 
