@@ -19,7 +19,7 @@ from ivcl_fast import IVCLConfig
 from ivcl_fast.kernels import unsupported_reason
 from ivcl_fast.kernels._triton import INTERPRET
 from ivcl_fast.kernels.aot_cases import cases
-from ivcl_fast.kernels.launch import Launch, launch, record
+from ivcl_fast.kernels.launch import Launch, record
 
 FORWARD = "forward"
 
@@ -46,7 +46,7 @@ def kernel_benchmarks(
 
             def starts(name: str = name, number: int = number, count: int = count) -> list[Call]:
                 sets.extend(make() for _ in range(len(sets), count))
-                return [partial(start, launches_of(own[name])[number]) for own in sets[:count]]
+                return [launches_of(own[name])[number].start for own in sets[:count]]
 
             yield Benchmark(
                 name=f"{name}, {preset}",
@@ -70,14 +70,6 @@ def launches_of(call: Callable[[], object]) -> list[Launch]:
     with record() as launches:
         call()
     return launches
-
-
-def start(recorded: Launch) -> None:
-    """Run a recorded launch."""
-    launch(
-        recorded.kernel, recorded.grid, *recorded.args, num_warps=recorded.num_warps,
-        num_stages=recorded.num_stages, maxnreg=recorded.maxnreg, **recorded.constexprs,
-    )  # fmt: skip
 
 
 def kernel_name(recorded: Launch) -> str:

@@ -41,6 +41,14 @@ class Launch:
             enable_fp_fusion=True,
         )  # fmt: skip
 
+    def start(self) -> None:
+        """Run the kernel."""
+        device = next(a.device for a in self.args if isinstance(a, Tensor))
+        # Triton starts kernels on the current GPU, whatever the device of their arguments.
+        is_current = device.type != "cuda" or device.index == torch.cuda.current_device()
+        with contextlib.nullcontext() if is_current else torch.cuda.device(device):
+            self.kernel[self.grid](*self.args, **self.constexprs, **self.options)
+
 
 _recorder: list[Launch] | None = None
 _recorded_arch = 90
@@ -78,14 +86,10 @@ def launch(
     The other arguments are those of :class:`Launch`.
     """
     this = Launch(kernel, grid, args, constexprs, num_warps, num_stages, maxnreg, per_sm)
-    if _recorder is not None:
+    if _recorder is None:
+        this.start()
+    else:
         _recorder.append(this)
-        return
-    device = next(a.device for a in args if isinstance(a, Tensor))
-    # Triton starts kernels on the current GPU, whatever the device of their arguments.
-    is_current = device.type != "cuda" or device.index == torch.cuda.current_device()
-    with contextlib.nullcontext() if is_current else torch.cuda.device(device):
-        kernel[grid](*args, **constexprs, **this.options)
 
 
 @functools.cache
