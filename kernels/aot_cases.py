@@ -18,10 +18,6 @@ from ..config import IVCLConfig
 
 CLIPS = 8
 EPS = 1e-6
-OPS = (
-    "add_layer_norm", "bias_gelu", "bias_swiglu", "embed_patches", "patch_loss",
-    "restore_tokens", "sample_masks", "short_attention",
-)  # fmt: skip
 
 
 def cases(

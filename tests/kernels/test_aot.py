@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from ivcl_fast.config import PRESETS
+from ivcl_fast.info import OPS
 from ivcl_fast.kernels import _triton, aot_cases
 from ivcl_fast.kernels.launch import Launch, record
 
@@ -197,7 +198,7 @@ def test_every_kernel_of_every_op_is_covered(first_shapes):
     started = {build.launch.kernel for build in first_shapes.values()}
     kernels = {
         kernel
-        for name in aot_cases.OPS
+        for name in OPS
         for key, kernel in vars(aot_cases._op(name)).items()
         if key.endswith("_kernel")
         and hasattr(kernel, "fn")  # decorated by triton.jit
@@ -214,14 +215,14 @@ def test_every_registered_op_has_a_case():
         if name.startswith("ivcl_fast::")
     }
     in_files_of_others = {"layer_norm", "add_layer_norm_biased", "hash_seeds"}
-    assert registered - only_cpp == set(aot_cases.OPS) | in_files_of_others
+    assert registered - only_cpp == set(OPS) | in_files_of_others
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_recorded_without_memory(preset):
     config = {preset: aot.settings()[preset]}
     names = {build.name.split(",")[0].split()[0] for build in aot.builds(configs=config)}
-    assert names == set(aot_cases.OPS) | {"layer_norm", "hash_seeds"}
+    assert names == set(OPS) | {"layer_norm", "hash_seeds"}
 
 
 def test_figures_are_kept_and_completed(tmp_path, monkeypatch, first_shapes):
