@@ -19,6 +19,9 @@ from benchmarks.data import require
 from benchmarks.results import RowFile, Skip
 from benchmarks.timing import DEVICE
 
+SECONDS = 65.0
+"""Time limit of the main command."""
+RANKS = 2
 CURVES = 0.02
 """Largest relative difference between the losses of one and of two GPUs, in bfloat16."""
 SANITIZER = "compute-sanitizer"
@@ -26,30 +29,30 @@ TOOLS = ("memcheck", "racecheck")
 TOOL_SECONDS = 35.0
 
 
-def train(rows: RowFile, seconds: float) -> None:
+def train(rows: RowFile) -> None:
     """``train --quick --compile``, as a user calls it: everything once."""
     require("av", "tyro", "tensorboard")
     with tempfile.TemporaryDirectory() as folder, rows.row(benchmark="train --quick") as row:
         row["name"] = "ours"
         begin = time.perf_counter()
-        said = run_train(Path(folder), "--compile", seconds=seconds)
+        said = run_train(Path(folder), "--compile")
         row["seconds"] = time.perf_counter() - begin
         kept = ("run:", "kernels:", "--compile:", "--cuda-graph:")
         row["said"] = [line for line in said.splitlines() if line.startswith(kept)][:5]
 
 
-def several_gpus(rows: RowFile, ranks: int, seconds: float, device: str = DEVICE.type) -> None:
+def several_gpus(rows: RowFile) -> None:
     """Pretrain on one GPU, then on two over NCCL: replicas (DDP) and shards (FSDP2).
 
-    The losses have to be those of one GPU. On a ``cpu`` the ranks use gloo.
+    The losses have to be those of one GPU.
     """
     require("av", "tyro", "tensorboard")
-    if device == "cuda" and torch.cuda.device_count() < ranks:
-        raise Skip(f"{ranks} GPUs are needed, there are {torch.cuda.device_count()}")
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    if torch.cuda.device_count() < RANKS:
+        raise Skip(f"{RANKS} GPUs are needed, there are {torch.cuda.device_count()}")
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
     ways = {
-        "1 rank": ([], []), f"{ranks} ranks, DDP": (launcher, []),
-        f"{ranks} ranks, FSDP2": (launcher, ["--shard"]),
+        "1 rank": ([], []), f"{RANKS} ranks, DDP": (launcher, []),
+        f"{RANKS} ranks, FSDP2": (launcher, ["--shard"]),
     }  # fmt: skip
     expected: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -57,8 +60,7 @@ def several_gpus(rows: RowFile, ranks: int, seconds: float, device: str = DEVICE
             with rows.row(benchmark="pretraining on several devices", name=name) as row:
                 begin, run = time.perf_counter(), f"run{number}"
                 run_train(
-                    Path(folder), *flags, "--stage", "pretrain", "--name", run, device=device,
-                    seconds=seconds, launcher=command,
+                    Path(folder), *flags, "--stage", "pretrain", "--name", run, launcher=command
                 )  # fmt: skip
                 row["whole_seconds"] = time.perf_counter() - begin
                 records = (Path(folder) / "runs" / run / "metrics.jsonl").read_text().splitlines()
@@ -76,19 +78,13 @@ def difference(losses: Sequence[float], expected: Sequence[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
 
 
-def run_train(
-    folder: Path,
-    *flags: str,
-    seconds: float,
-    device: str = DEVICE.type,
-    launcher: Sequence[str] = (),
-) -> str:
+def run_train(folder: Path, *flags: str, launcher: Sequence[str] = ()) -> str:
     """Run the main command on little data; returns what it printed, or raises its last line."""
     command = [
         sys.executable, *launcher, "-m", "ivcl_fast.train", "--quick", "--out", f"{folder}/runs",
-        "--data-dir", f"{folder}/data", "--device", device, *flags,
+        "--data-dir", f"{folder}/data", "--device", DEVICE.type, *flags,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if "error" in line.lower()]
         last = said or done.stderr.strip().splitlines() or ["no message"]

@@ -31,8 +31,6 @@ from ivcl_fast.training.step_graph import WARM_UP
 
 COMPILE_SECONDS = 40.0
 """Seconds after which no further step is compiled in advance."""
-COMMAND_SECONDS = 65.0
-"""Time limit of commands that a part runs."""
 
 
 @dataclass(frozen=True)
@@ -154,11 +152,6 @@ def stage(rows: RowFile, sizes: Sizes) -> None:
     cfg, _ = sizes.steps["base64"]
     stages.stage_parity(rows, cfg, sizes.parity_clips)
     stages.stage_speeds(rows, cfg, sizes.batches, sizes.stage_steps)
-
-
-def resume(rows: RowFile, sizes: Sizes) -> None:
-    """A stage that is stopped and continued, with and without a CUDA graph."""
-    stages.resume(rows, sizes.steps["base64"][0], sizes.parity_clips)
 
 
 def small_step(rows: RowFile, sizes: Sizes) -> None:
@@ -308,30 +301,25 @@ def decoder(rows: RowFile, sizes: Sizes) -> None:
                 row["seconds"] = seconds(build)
 
 
-def train(rows: RowFile, sizes: Sizes) -> None:
-    """``train --quick --compile``: everything once, end to end."""
-    commands.train(rows, COMMAND_SECONDS)
-
-
-def ranks(rows: RowFile, sizes: Sizes) -> None:
-    """Two GPUs over NCCL, replicas and shards, against one."""
-    if DEVICE.type != "cuda":
-        raise Skip("2 GPUs are needed, there is none")
-    commands.several_gpus(rows, 2, COMMAND_SECONDS)
-
-
-def sanitizer(rows: RowFile, sizes: Sizes) -> None:
-    """NVIDIA's sanitizers on one small step."""
-    commands.sanitize(rows, sizes.rehearsal)
-
-
 PARTS: dict[str, Callable[[RowFile, Sizes], None]] = {
-    "machine": describe_machine, "train": train, "compile": compiled_steps,
-    "sanitizer": sanitizer, "resume": resume, "stage": stage,
-    "base64": partial(all_steps, "base64"), "base224": partial(all_steps, "base224"),
-    "mae": mae, "attention": attention, "kernels": kernels, "store": store, "stream": stream,
-    "timm": timm, "decoder": decoder, "ranks": ranks, "small-step": small_step,
-}  # fmt: skip
+    "machine": describe_machine,
+    "train": lambda rows, sizes: commands.train(rows),
+    "compile": compiled_steps,
+    "sanitizer": lambda rows, sizes: commands.sanitize(rows, sizes.rehearsal),
+    "resume": lambda rows, sizes: stages.resume(rows, sizes.steps["base64"][0], sizes.parity_clips),
+    "stage": stage,
+    "base64": partial(all_steps, "base64"),
+    "base224": partial(all_steps, "base224"),
+    "mae": mae,
+    "attention": attention,
+    "kernels": kernels,
+    "store": store,
+    "stream": stream,
+    "timm": timm,
+    "decoder": decoder,
+    "ranks": lambda rows, sizes: commands.several_gpus(rows),
+    "small-step": small_step,
+}
 
 
 def run(name: str, rows: RowFile, sizes: Sizes) -> None:
