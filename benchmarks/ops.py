@@ -151,10 +151,6 @@ def plain_embed(rows: Tensor, ids: Tensor, weight: Tensor, bias: Tensor, pos: Te
     return F.linear(visible, weight, bias) + pos[ids]
 
 
-def our_embed(*arguments: Tensor) -> Tensor:
-    return kernels.embed_patches(*arguments, 0.5, 0.5)
-
-
 def plain_restore(visible: Tensor, ids: Tensor, mask_token: Tensor, pos: Tensor) -> Tensor:
     canvas = mask_token.to(visible).repeat(len(visible), len(pos), 1)
     return canvas.scatter(1, ids.unsqueeze(-1).expand_as(visible), visible) + pos
@@ -165,10 +161,6 @@ def plain_loss(pred: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
     x = (rows.float() / 255 - 0.5) / 0.5
     x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt()
     return ((pred - reference.take_rows(x, ids)) ** 2).mean()
-
-
-def our_loss(pred: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-    return kernels.patch_loss(pred, rows, ids, True, 0.5, 0.5)
 
 
 def plain_add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -210,7 +202,7 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
     draw32 = partial(draw, dtype=torch.float32)
     return [
         op_benchmark(
-            "embed_patches", our_embed, plain_embed,
+            "embed_patches", partial(kernels.embed_patches, mean=0.5, std=0.5), plain_embed,
             lambda: [
                 draw_rows(cfg, frames), draw_ids(cfg, frames)[0],
                 draw32(width, pixels), draw32(width), draw32(patches, width),
@@ -226,7 +218,8 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
             moved=queries * (2 * kept + 2 * patches) * decoder_width * 4,
         ),
         op_benchmark(
-            "patch_loss", our_loss, plain_loss,
+            "patch_loss", partial(kernels.patch_loss, norm_pix=True, mean=0.5, std=0.5),
+            plain_loss,
             lambda: [
                 draw(queries, masked, pixels), draw_rows(cfg, queries), draw_ids(cfg, queries)[1],
             ],
