@@ -32,10 +32,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.results import Results, Row, RowFile
+from benchmarks.results import RESULTS, ROOT, Results, Row, RowFile
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 NEEDS = {
     "torch": (2, 11), "triton": (3, 6), "numpy": (1, 26), "einops": (0, 8), "safetensors": (0, 4),
     "huggingface-hub": (0, 23), "rich": (13,), "pytest": (8,),

@@ -5,8 +5,8 @@ rows of ``benchmarks/results/NAME.json`` whose benchmark starts with one of the 
 them. ``machine`` in place of ``table`` describes where and with what they were measured, and
 ``scaling`` is the model of training on many GPUs (:mod:`benchmarks.predictions.scaling`).
 ``predicted`` is the step of :mod:`benchmarks.predictions.step`, which stays as it is where Triton
-cannot count it. ``zoo: NAME; KIND`` is a table of public models (:mod:`benchmarks.zoo.table`); it
-says so as long as NAME is missing.
+cannot count it. ``zoo: NAME; KIND`` is a table of public models (:mod:`benchmarks.zoo.table`), or
+with ``machine`` as KIND where they were measured.
 """
 
 from __future__ import annotations
@@ -18,20 +18,13 @@ from typing import Any
 
 from benchmarks.predictions import scaling
 from benchmarks.predictions import step as predicted
-from benchmarks.results import Results, Row, read
-from benchmarks.summary import (
-    IN_DOCS,
-    describe_machine,
-    duration,
-    fastest_of_ours,
-    table,
-)
+from benchmarks.results import RESULTS, ROOT, Results, Row, read
+from benchmarks.summary import IN_DOCS, describe_machine, duration, fastest_of_ours, table
 from benchmarks.zoo import table as zoo
 from ivcl_fast.command import run_command
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_text
 
-ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 PAGES = (PAGE, ROOT / "docs" / "guide" / "accelerate.md")
 MARKED = re.compile(
@@ -45,7 +38,7 @@ def results_named(name: str) -> Results:
 
     Raises :class:`UserError` if the file is missing or holds something else.
     """
-    file = ROOT / "benchmarks" / "results" / f"{name}.json"
+    file = RESULTS / f"{name}.json"
     try:
         return read(file)
     except (OSError, ValueError) as error:
@@ -71,24 +64,13 @@ def generated(kind: str, arguments: str) -> str:
     if kind == "predicted":
         return "\n".join(predicted.table())
     name, *prefixes = arguments.split("; ")
-    if kind == "zoo":
-        return "\n".join(zoo_table(name, *prefixes))
     results = results_named(name)
-    if kind == "machine":
+    if "machine" in (kind, *prefixes):
         return f"{describe_machine(results.machine)} Date: {results.date[:10]}."
+    if kind == "zoo":
+        return "\n".join(zoo.tables(results.rows, *prefixes))
     rows = [row for row in results.rows if row["benchmark"].startswith(tuple(prefixes or [""]))]
     return "\n".join(table(rows, results.machine, IN_DOCS))
-
-
-def zoo_table(name: str, kind: str) -> list[str]:
-    """Return a table of public models, or a sentence that it was not measured."""
-    unmeasured = ["*Not measured yet; `python -m benchmarks.zoo --install` measures it.*"]
-    if not (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
-        return unmeasured
-    results = results_named(name)
-    if kind == "machine":
-        return [f"{describe_machine(results.machine)} Date: {results.date[:10]}."]
-    return zoo.tables(results.rows, kind) or unmeasured
 
 
 def benchmarks_of(rows: list[Row]) -> list[list[Row]]:

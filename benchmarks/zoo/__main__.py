@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine
-from benchmarks.results import Results, Row, RowFile, read
+from benchmarks.results import RESULTS, ROOT, Results, Row, RowFile, read
 from benchmarks.zoo.catalogue import GRIDS, Model, models
-from benchmarks.zoo.environments import FOLDER, PACKAGES, ROOT, install, variables
+from benchmarks.zoo.environments import FOLDER, PACKAGES, install, variables
 from ivcl_fast.command import run_command
 from ivcl_fast.errors import UserError
 
-OUT = ROOT / "benchmarks" / "results" / "zoo.json"
+OUT = RESULTS / "zoo.json"
 STARTING = 5.0
 """Seconds for the imports of an environment."""
 

@@ -21,14 +21,13 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from benchmarks import machine
+from benchmarks.results import RESULTS
 from benchmarks.timing import DEVICE
-from benchmarks.zoo.environments import ROOT
 from ivcl_fast import accelerate
 from ivcl_fast.models.accelerate import crossovers, tune
 from ivcl_fast.models.accelerate.crossovers import KINDS
 from ivcl_fast.models.accelerate.swap import ALWAYS, PROOF
 
-RESULTS = ROOT / "benchmarks" / "results"
 WIDTH, HEADS = 768, 12
 PARTS = {"attention": "attn", "block": "", "mlp": "mlp"}
 """The part of a block that each kind stands for."""

@@ -10,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.results import ROOT
 from ivcl_fast.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "zoo"
 
 HERE = "installed"

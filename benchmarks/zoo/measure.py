@@ -185,11 +185,9 @@ def examine(entry: Model, lengths: list[int], rounds: int, clock: Clock) -> Row:
             races[mode][str(tokens)] = {"fused_calls": fused.count} | raced
         gc.collect()
     clock.stop()
-    return row | {mode: dict(sorted(found.items(), key=by_number)) for mode, found in races.items()}
-
-
-def by_number(item: tuple[str, Row]) -> int:
-    return int(item[0])
+    for mode, found in races.items():
+        row[mode] = dict(sorted(found.items(), key=lambda race: int(race[0])))
+    return row
 
 
 def answers(entry: Model, own: nn.Module, ours: nn.Module, report: Any) -> Row:

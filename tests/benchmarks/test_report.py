@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import report
+from benchmarks.results import RESULTS as FOLDER
 from benchmarks.results import Results, read
 from ivcl_fast.errors import UserError
 
 OTHER_FORMATS = "aot", "zoo", "crossovers"
 """Figures of the ahead-of-time compiler and of public models, which have tests of their own."""
-FOLDER = report.ROOT / "benchmarks" / "results"
 RESULTS = sorted(file for file in FOLDER.glob("*.json") if not file.name.startswith(OTHER_FORMATS))
 
 
