@@ -47,7 +47,6 @@ class Sizes:
     """Image MAE: sizes of the model and images."""
     timm: tuple[int, int]
     """Images, and their height and width."""
-    kernel_clips: int
     kernel_dtype: torch.dtype
     kernel_rounds: int
     attention: tuple[AttentionShape, ...]
@@ -71,7 +70,6 @@ CARD = Sizes(
     parity_clips=16,
     mae=(images.MAE, 256),
     timm=(128, 224),
-    kernel_clips=88,
     kernel_dtype=torch.bfloat16,
     kernel_rounds=20,
     attention=tuple(
@@ -97,11 +95,8 @@ REHEARSAL = Sizes(
     batches=(1, 2),
     stage_steps=4,
     parity_clips=2,
-    mae=(IVCLConfig.preset("tiny", objective="mae", num_frames=1, num_query_frames=1,
-                           image_size=16, embed_dim=32, num_heads=2, depth=1, temporal_depth=1,
-                           decoder_dim=32, decoder_heads=2, decoder_depth=1), 2),
+    mae=(replace(_TINY, objective="mae", num_frames=1), 2),
     timm=(2, 32),
-    kernel_clips=1,
     kernel_dtype=torch.float32,
     kernel_rounds=1,
     attention=(AttentionShape(4, 5, 2, 16),),
@@ -111,12 +106,6 @@ REHEARSAL = Sizes(
     videos=2,
     rehearsal=True,
 )  # fmt: skip
-
-
-def describe_machine(rows: RowFile, sizes: Sizes) -> None:
-    """The card, its software and its best rates."""
-    with rows.row() as row:
-        row |= machine.describe()
 
 
 def compiled_steps(rows: RowFile, sizes: Sizes) -> None:
@@ -217,7 +206,7 @@ def kernels(rows: RowFile, sizes: Sizes) -> None:
     """Every Triton kernel of a training step."""
     for preset, (cfg, clips) in sizes.steps.items():
         for benchmark in kernel_benchmarks(
-            preset, cfg, min(clips, sizes.kernel_clips), sizes.kernel_dtype, sizes.kernel_rounds
+            preset, cfg, clips, sizes.kernel_dtype, sizes.kernel_rounds
         ):
             measure(benchmark, rows.add)
 
@@ -302,7 +291,7 @@ def decoder(rows: RowFile, sizes: Sizes) -> None:
 
 
 PARTS: dict[str, Callable[[RowFile, Sizes], None]] = {
-    "machine": describe_machine,
+    "machine": lambda rows, sizes: rows.add(machine.describe()),
     "train": lambda rows, sizes: commands.train(rows),
     "compile": compiled_steps,
     "sanitizer": lambda rows, sizes: commands.sanitize(rows, sizes.rehearsal),
