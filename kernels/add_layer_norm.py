@@ -180,12 +180,6 @@ def _launch_forward(
         )  # fmt: skip
 
 
-def _forward(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    return _forward_biased(x, None, residual, weight, bias, eps)
-
-
 def _forward_biased(
     x: Tensor, x_bias: Tensor | None, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -304,7 +298,7 @@ _op = register(
     "add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps)"
     " -> (Tensor, Tensor)",
     ref=_ref,
-    triton=_forward,
+    triton=lambda x, *others: _forward_biased(x, None, *others),
     arguments={"x": "* D", "residual": "* D", "weight": "D", "bias": "D"},
     fake=lambda x, residual, weight, bias, eps: (empty_contiguous(residual), empty_contiguous(x)),
     setup_context=_setup_context,

@@ -61,23 +61,20 @@ def cases(
             calls[f"short_attention, {stack}"] = partial(_short_attention, x, heads)
     shape = frames, patches, cfg.patch_dim
     rows = torch.randint(256, shape, dtype=torch.uint8, device=device)
-    visible = tensor(frames, kept, width, dtype=dtype)
-    calls["embed_patches, visible"] = partial(_embed_patches, rows, visible)
-    calls["embed_patches, all"] = partial(
-        _embed_patches, rows, tensor(frames, patches, width, dtype=dtype)
-    )
+    for where, tokens in (("visible", kept), ("all", patches)):
+        out = tensor(frames, tokens, width, dtype=dtype)
+        calls[f"embed_patches, {where}"] = partial(_embed_patches, rows, out)
     canvas = tensor(queries, slots + patches, decoder_width, dtype=dtype)
     for prefix in (slots, 0):
         name = "restore_tokens, after slots" if prefix else "restore_tokens"
         calls[name] = partial(_restore_tokens, canvas, kept, prefix, patches)
     pred = tensor(queries, patches - kept, cfg.patch_dim, dtype=dtype)
-    calls["patch_loss"] = partial(_patch_loss, pred, rows[:queries], norm_pix=True, grad=True)
-    calls["patch_loss, no gradient"] = partial(
-        _patch_loss, pred, rows[:queries], norm_pix=True, grad=False
-    )
-    calls["patch_loss, raw pixels"] = partial(
-        _patch_loss, pred, rows[:queries], norm_pix=False, grad=True
-    )
+    for name, norm_pix, grad in (
+        ("patch_loss", True, True),
+        ("patch_loss, no gradient", True, False),
+        ("patch_loss, raw pixels", False, True),
+    ):
+        calls[name] = partial(_patch_loss, pred, rows[:queries], norm_pix, grad)
     for where, count, num_patches, num_keep in (
         ("frames", frames, patches, kept),
         ("query", clips, cfg.num_frames, cfg.num_query_frames),
