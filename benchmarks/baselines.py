@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Callable
 
 import torch
@@ -15,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.results import Skip
 from benchmarks.timing import DEVICE
 from ivcl_fast import reference
+from ivcl_fast.kernels import attention
 
 Attention = Callable[[Tensor, int], Tensor]
 """Packed qkv ``[F, N, 3D]`` and the number of heads to ``[F, N, D]``."""
@@ -82,21 +81,14 @@ def package_attention(package: str) -> Attention:
     """FlashAttention of a package, called as users call it; skipped where it is not installed."""
 
     def attend(qkv: Tensor, num_heads: int) -> Tensor:
-        function = _package_function(package)
+        if reason := attention.package_unsupported_reason(package):
+            raise Skip(reason[:200])
+        function = attention._functions[package]
         packed = qkv.unflatten(-1, (3, num_heads, -1))
-        out = function(packed) if package == "flash_attn" else function(*packed.unbind(2))
+        out = function(packed) if package == "flash-attn 2" else function(*packed.unbind(2))
         return (out[0] if isinstance(out, tuple) else out).flatten(2)
 
     return attend
-
-
-@functools.cache
-def _package_function(package: str) -> Callable:
-    name = {"flash_attn": "flash_attn_qkvpacked_func", "flash_attn.cute": "flash_attn_func"}
-    try:
-        return getattr(importlib.import_module(package), name[package])
-    except Exception as error:  # a package that does not fit torch may raise anything
-        raise Skip(f"{package} cannot be imported ({error})"[:200]) from None
 
 
 def attentions() -> dict[str, Attention]:
@@ -107,8 +99,8 @@ def attentions() -> dict[str, Attention]:
             "SDPA flash": sdpa_with(SDPBackend.FLASH_ATTENTION),
             "SDPA cuDNN": sdpa_with(SDPBackend.CUDNN_ATTENTION),
             "SDPA efficient": sdpa_with(SDPBackend.EFFICIENT_ATTENTION),
-            "FlashAttention-2": package_attention("flash_attn"),
-            "FlashAttention-4": package_attention("flash_attn.cute"),
+            "FlashAttention-2": package_attention("flash-attn 2"),
+            "FlashAttention-4": package_attention("flash-attn 4"),
             FLEX_ATTENTION: packed_flex_attention,
         }
     return found

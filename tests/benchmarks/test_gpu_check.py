@@ -20,7 +20,7 @@ from benchmarks.gpu_check import LIMITS, ORDER, Part, run
 from benchmarks.results import Results, RowFile, Skip
 from benchmarks.summary import summary
 from ivcl_fast import IVCL
-from ivcl_fast.kernels import _triton
+from ivcl_fast.kernels import _triton, attention
 from tests.support.marks import needs_kernels
 from tests.support.processes import ended
 
@@ -307,10 +307,12 @@ def test_what_does_not_fit_into_memory_is_skipped(tmp_path):
 
 
 def test_attentions_that_are_missing_are_skipped(monkeypatch):
+    attention._import.cache_clear()
+    monkeypatch.setattr(attention, "_functions", {})
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     qkv = torch.zeros(1, 4, 24)
-    with pytest.raises(Skip, match="flash_attn cannot be imported"):
-        baselines.package_attention("flash_attn")(qkv, 2)
+    with pytest.raises(Skip, match="flash-attn 2 cannot be imported"):
+        baselines.package_attention("flash-attn 2")(qkv, 2)
 
     def flash_4(q, k, v):  # [B, N, heads, d], as flash-attn has it, with the log-sum-exp
         heads_first = (x.transpose(1, 2) for x in (q, k, v))
@@ -320,11 +322,11 @@ def test_attentions_that_are_missing_are_skipped(monkeypatch):
     module.flash_attn_func = flash_4  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
     monkeypatch.setitem(sys.modules, "flash_attn.cute", module)
-    baselines._package_function.cache_clear()
+    attention._import.cache_clear()
     qkv = torch.randn(3, 5, 24)
-    found = baselines.package_attention("flash_attn.cute")(qkv, 2)
+    found = baselines.package_attention("flash-attn 4")(qkv, 2)
     torch.testing.assert_close(found, baselines.explicit_softmax(qkv, 2))
-    baselines._package_function.cache_clear()
+    attention._import.cache_clear()
 
 
 def test_a_sanitizer_that_finds_something_is_an_error(tmp_path, monkeypatch):
