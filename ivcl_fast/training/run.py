@@ -155,10 +155,11 @@ class Run:
 
         If the settings say so, :meth:`last_frame` comes first, and its model is continued.
         """
-        start = None
+        start, lr_scale = None, 1.0
         if self.last_frame_clips(init):
+            lr_scale = self.config.optim.whole_clip_lr_scale
             start = self.last_frame(init, FIRST_STAGE[name]).state_dict()
-        schedule = self._finetuning(self.config.stages.finetune_clips, init)
+        schedule = self._finetuning(self.config.stages.finetune_clips, init, lr_scale)
         return self._train(
             name, self.classifier, init, self._answer_loss, schedule, self._measure_curve, start
         )
@@ -180,9 +181,10 @@ class Run:
             return stages.last_frame_clips
         return 4 * stages.finetune_clips if self.data.localizes and init != "random" else 0
 
-    def _finetuning(self, clips: int, init: str) -> Schedule:
-        scale = 1.0 if init == "random" else self.config.optim.backbone_lr_scale
-        return self._schedule(clips, self.config.optim.finetune_lr, backbone_lr_scale=scale)
+    def _finetuning(self, clips: int, init: str, lr_scale: float = 1.0) -> Schedule:
+        optim = self.config.optim
+        scale = 1.0 if init == "random" else optim.backbone_lr_scale
+        return self._schedule(clips, lr_scale * optim.finetune_lr, backbone_lr_scale=scale)
 
     def _answer_loss(self, model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
         if self.config.stages.frame_labels:

@@ -83,6 +83,9 @@ class OptimConfig:
     """Peak learning rate of the head in finetuning."""
     backbone_lr_scale: float = 0.5
     """Learning rate of the pretrained weights, relative to the head's."""
+    whole_clip_lr_scale: float = 0.2
+    """Learning rate of finetuning on whole clips, relative to that on last frames, where these came
+    first: at the same rate it loses much of what it has learnt before it learns more."""
     lr_scaling: Literal["none", "sqrt", "linear"] = "none"
     """Dependence of the learning rates on the batch size. none: used as given; sqrt, linear: given
     for 16 clips, and multiplied by sqrt(batch/16) or batch/16."""
@@ -99,7 +102,8 @@ class OptimConfig:
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         require_at_least(self, 1, "grad_accum_steps")
-        require_at_least(self, 0, "backbone_lr_scale", "weight_decay", "warmup_steps")
+        require_at_least(self, 0, "backbone_lr_scale", "whole_clip_lr_scale")
+        require_at_least(self, 0, "weight_decay", "warmup_steps")
         require_above(self, 0, "lr", "finetune_lr", "clip_norm")
         if self.batch_size == "auto":
             return
@@ -277,7 +281,7 @@ def from_json(plain: dict[str, Any]) -> TrainConfig:
         left[name] = None if left.get(name) is None else Path(left[name])
     model = left.pop("model")
     # Runs of version 0.1.0 began with random blocks, and with whole clips.
-    left = {"zero_init": False, "last_frame_clips": 0} | left
+    left = {"zero_init": False, "last_frame_clips": 0, "whole_clip_lr_scale": 1.0} | left
     groups = {}
     for name, kind in GROUPS.items():
         fields = {f.name for f in dataclasses.fields(kind)}

@@ -59,10 +59,20 @@ def test_finetuning_continues_the_model_of_last_frames(tmp_path, frame_labels):
 
 def test_how_many_last_frames(tmp_path):
     run = run_with(tmp_path, name="localize")
-    assert (run.last_frame_clips("a model"), run.last_frame_clips("random")) == (8, 0)
+    assert (run.last_frame_clips("a model"), run.last_frame_clips("random")) == (16, 0)
     assert run_with(tmp_path, name="none", last_frame_clips=0).last_frame_clips("a model") == 0
     actions = run_with(tmp_path, name="actions", task="actions_present")
     assert actions.last_frame_clips("a model") == 0
+
+
+def test_whole_clips_have_a_lower_rate_where_last_frames_came_first(tmp_path):
+    rates = {}
+    for last_frames in (4, 0):
+        run = run_with(tmp_path, name=f"after-{last_frames}", last_frame_clips=last_frames)
+        run.finetune("random")
+        rates |= {(last_frames, r["stage"]): r["lr"] for r in run.metrics.read() if "lr" in r}
+    assert rates[4, "last-frame"] == rates[0, "finetune"] > 0
+    assert rates[4, "finetune"] == pytest.approx(0.2 * rates[0, "finetune"])
 
 
 def test_scratch_has_last_frames_of_its_own(tmp_path):
