@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -38,7 +38,7 @@ class Adapter:
 
     def called(self, layout: Any) -> tuple[str, ...]:
         """The children that :meth:`run` calls in any case, so that they may change."""
-        raise NotImplementedError
+        return ()
 
     def keeps_own(self, layout: Any) -> bool:
         """Whether the module rather keeps its own forward pass if that calls PyTorch's attention,
@@ -71,14 +71,14 @@ class Adapter:
         raise NotImplementedError
 
 
-class Call(NamedTuple):
-    """A part and the names that it may have."""
+def present(module: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of these names under which ``module`` has parts."""
+    return tuple(name for name in names if module._modules.get(name) is not None)
 
-    names: tuple[str, ...]
 
-    def of(self, module: nn.Module) -> str | None:
-        """The name under which ``module`` has this part, or None."""
-        return next((n for n in self.names if module._modules.get(n) is not None), None)
+def first_of(module: nn.Module, names: Sequence[str]) -> str | None:
+    """The first of the names that a part may have under which ``module`` has it, or None."""
+    return next(iter(present(module, names)), None)
 
 
 def asks(value: Any) -> bool:
@@ -97,6 +97,15 @@ def unknown_parts(
     for name, child in module.named_children():
         if name not in known:
             yield f"{name} ({type(child).__name__}) is not a known part"
+
+
+def linear_reasons(module: nn.Module, name: str) -> Iterator[str]:
+    """Why the bias of a layer cannot be added in one pass with what follows."""
+    layer = module._modules[name]
+    if type(layer) is not nn.Linear:
+        yield f"{name} ({type(layer).__name__}): only a plain Linear is fused"
+    elif layer.bias is None:
+        yield f"{name}: it has no bias"
 
 
 def is_identity(part: nn.Module | None) -> bool:

@@ -12,18 +12,23 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ivcl_fast.models.accelerate.adapters.adapter import Adapter, Call, call_parts, unknown_parts
+from ivcl_fast.models.accelerate.adapters.adapter import (
+    Adapter,
+    call_parts,
+    first_of,
+    unknown_parts,
+)
 from ivcl_fast.models.layers import Branch, add_norm
 
-NORM1 = Call(("norm1", "layernorm_before", "layer_norm1", "ln_1"))
-NORM2 = Call(("norm2", "layernorm_after", "layer_norm2", "ln_2"))
-ATTENTION = Call(("attn", "attention", "self_attn", "self_attention"))
-MLP = Call(("mlp",))
-SCALE1 = Call(("ls1", "ls_1", "layer_scale1"))
-SCALE2 = Call(("ls2", "ls_2", "layer_scale2"))
-DROP1 = Call(("drop_path1", "drop_path", "dropout"))
-DROP2 = Call(("drop_path2", "drop_path"))
-DROP2_SHARED = Call(("drop_path2", "drop_path", "dropout"))
+NORM1 = ("norm1", "layernorm_before", "layer_norm1", "ln_1")
+NORM2 = ("norm2", "layernorm_after", "layer_norm2", "ln_2")
+ATTENTION = ("attn", "attention", "self_attn", "self_attention")
+MLP = ("mlp",)
+SCALE1 = ("ls1", "ls_1", "layer_scale1")
+SCALE2 = ("ls2", "ls_2", "layer_scale2")
+DROP1 = ("drop_path1", "drop_path", "dropout")
+DROP2 = ("drop_path2", "drop_path")
+DROP2_SHARED = ("drop_path2", "drop_path", "dropout")
 GAMMA = ("gamma_1", "gamma_2")
 
 
@@ -46,20 +51,18 @@ class PreNormBlock(Adapter):
     kind = "block"
 
     def layouts(self, module: nn.Module) -> Iterator[Layout]:
-        required = [part.of(module) for part in (NORM1, ATTENTION, NORM2, MLP)]
+        required = [first_of(module, part) for part in (NORM1, ATTENTION, NORM2, MLP)]
         if None in required:
             return
         norm1, attn, norm2, mlp = (name or "" for name in required)
-        after_attn = tuple(n for part in (SCALE1, DROP1) if (n := part.of(module)))
+        after_attn, *after_mlp = (
+            tuple(name for part in parts if (name := first_of(module, part)))
+            for parts in ((SCALE1, DROP1), (SCALE2, DROP2), (SCALE2, DROP2_SHARED))
+        )
         parts: Any = module._modules
-        kinds = type(parts[norm1]), type(parts[norm2])
-        seen = set()
-        for drop in (DROP2, DROP2_SHARED):
-            after_mlp = tuple(n for part in (SCALE2, drop) if (n := part.of(module)))
-            layout = Layout(norm1, attn, after_attn, norm2, mlp, after_mlp, *kinds)
-            if layout not in seen:
-                yield layout
-            seen.add(layout)
+        for after in dict.fromkeys(after_mlp):
+            kinds = type(parts[norm1]), type(parts[norm2])
+            yield Layout(norm1, attn, after_attn, norm2, mlp, after, *kinds)
 
     def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
         after = (*layout.after_attn, *layout.after_mlp)

@@ -16,8 +16,14 @@ from torch import Tensor, nn
 
 from ivcl_fast import kernels
 from ivcl_fast.models.accelerate.adapters.activation import computes
-from ivcl_fast.models.accelerate.adapters.adapter import Adapter, call_parts, unknown_parts
-from ivcl_fast.models.accelerate.adapters.mlp import ACTIVATIONS, AFTER, BETWEEN
+from ivcl_fast.models.accelerate.adapters.adapter import (
+    Adapter,
+    call_parts,
+    first_of,
+    linear_reasons,
+    unknown_parts,
+)
+from ivcl_fast.models.accelerate.adapters.mlp import ACTIVATIONS, BETWEEN, calls_beside
 from ivcl_fast.models.layers import linear
 
 SEPARATE = (
@@ -50,29 +56,18 @@ class GatedMlp(Adapter):
     further_shapes = ((3,), (2, 3, 5))
 
     def layouts(self, module: nn.Module) -> Iterator[Layout]:
-        parts, layers = module._modules, find_layers(module)
-        if layers is None:
+        if (layers := find_layers(module)) is None:
             return
-        act = next((name for name in ACTIVATIONS if parts.get(name) is not None), None)
-        gate, value, last = layers
-        seen = set()
-        for between in NORMS:
-            for after in AFTER:
-                names = tuple(tuple(n for n in group if parts.get(n)) for group in (between, after))
-                layout = Layout(gate, value, act, names[0], last, names[1])
-                if layout not in seen:
-                    yield layout
-                seen.add(layout)
+        (gate, value, last), act = layers, first_of(module, ACTIVATIONS)
+        for between, after in calls_beside(module, NORMS):
+            yield Layout(gate, value, act, between, last, after)
 
     def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
         known = (layout.act, "drop", "drop1", "drop2", "norm", "ffn_ln")
         layers = first_layers(layout)
         yield from unknown_parts(module, (*layers, layout.last, *known))  # type: ignore[arg-type]
         for name in layers:
-            if type(layer := module._modules[name]) is not nn.Linear:
-                yield f"{name} ({type(layer).__name__}): only a plain Linear is fused"
-            elif layer.bias is None:
-                yield f"{name}: it has no bias"
+            yield from linear_reasons(module, name)
         act = None if layout.act is None else module._modules[layout.act]
         if act is not None and not computes(act, F.silu):
             yield f"{layout.act} ({type(act).__name__}): only SiLU is fused in a gated MLP"

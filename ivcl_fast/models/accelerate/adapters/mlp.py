@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from ivcl_fast import kernels
 from ivcl_fast.models.accelerate.adapters.activation import gelu_kind
-from ivcl_fast.models.accelerate.adapters.adapter import Adapter, call_parts, unknown_parts
+from ivcl_fast.models.accelerate.adapters.adapter import (
+    Adapter,
+    call_parts,
+    first_of,
+    linear_reasons,
+    present,
+    unknown_parts,
+)
 from ivcl_fast.models.layers import linear
 
 FIRST = (("fc1", "fc2"), ("up_proj", "down_proj"), ("dense", None))
@@ -45,21 +52,15 @@ class Mlp(Adapter):
 
     def layouts(self, module: nn.Module) -> Iterator[Layout]:
         parts = module._modules
-        act = next((name for name in ACTIVATIONS if parts.get(name) is not None), None)
+        act = first_of(module, ACTIVATIONS)
         pair = next((p for p in FIRST if all(n is None or parts.get(n) for n in p)), None)
         if act is None or pair is None:
             return
         approximate = gelu_kind(parts[act])
         if pair[1] is None and approximate is None:  # such as a pooling layer
             return
-        (fc1, fc2), seen = pair, set()
-        for between in BETWEEN:
-            for after in AFTER:
-                names = tuple(tuple(n for n in group if parts.get(n)) for group in (between, after))
-                layout = Layout((), str(fc1), act, names[0], fc2, names[1], approximate)
-                if layout not in seen:
-                    yield layout
-                seen.add(layout)
+        for between, after in calls_beside(module, BETWEEN):
+            yield Layout((), str(pair[0]), act, between, pair[1], after, approximate)
 
     def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
         known = (layout.fc1, layout.act, layout.fc2, "drop", "drop1", "drop2", "norm")
@@ -107,12 +108,18 @@ class SequentialMlp(Mlp):
 SEQUENTIAL_FORWARD = nn.Sequential.forward
 
 
+def calls_beside(
+    module: nn.Module, between: Iterable[tuple[str, ...]]
+) -> Iterable[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The parts that may be called before the last layer, and with them those after it."""
+    return dict.fromkeys(
+        (present(module, names), present(module, after)) for names in between for after in AFTER
+    )
+
+
 def pair_reasons(module: nn.Module, layout: Layout) -> Iterator[str]:
     """Why the first layer and the activation cannot run in one pass."""
-    fc1, act = (module._modules[name] for name in (layout.fc1, layout.act))
-    if type(fc1) is not nn.Linear:
-        yield f"{layout.fc1} ({type(fc1).__name__}): only a plain Linear is fused"
-    elif fc1.bias is None:
-        yield f"{layout.fc1}: it has no bias"
+    yield from linear_reasons(module, layout.fc1)
     if layout.approximate is None:
-        yield f"{layout.act} ({type(act).__name__}): only GELU is fused (exact, tanh, quick)"
+        act = type(module._modules[layout.act]).__name__
+        yield f"{layout.act} ({act}): only GELU is fused (exact, tanh, quick)"

@@ -37,9 +37,6 @@ class Multihead(Adapter):
     def read(self, layout: tuple) -> tuple[str, ...]:
         return ("out_proj",)
 
-    def called(self, layout: tuple) -> tuple[str, ...]:
-        return ()
-
     def may_run(self, module: Any, layout: tuple) -> bool:
         return module.dropout == 0.0 or not module.training
 

@@ -22,6 +22,7 @@ from ivcl_fast.models.accelerate.adapters.adapter import (
     Adapter,
     call_parts,
     is_identity,
+    present,
     unknown_parts,
 )
 from ivcl_fast.models.layers import linear
@@ -34,7 +35,8 @@ QK_NORMS = ("q_norm", "k_norm")
 class Layout(NamedTuple):
     """Names of an attention's parts."""
 
-    qkv: str
+    qkv: tuple[str, ...]
+    """The layer that makes queries, keys and values, or one for each."""
     proj: str
     heads: str
     first: tuple[str, ...] = ()
@@ -54,9 +56,9 @@ def heads_name(module: nn.Module) -> str | None:
     return next((name for name in HEADS if type(getattr(module, name, None)) is int), None)
 
 
-def is_active(dropout: Any, training: bool) -> bool:
-    """Whether a dropout of attention weights drops anything."""
-    return dropout is not None and dropout.p > 0 and (training or dropout.training)
+def dropout_name(module: nn.Module, name: str) -> str | None:
+    """``name`` if that child is a dropout."""
+    return name if isinstance(module._modules.get(name), nn.Dropout) else None
 
 
 class PackedAttention(Adapter):
@@ -72,28 +74,28 @@ class PackedAttention(Adapter):
         if heads is None or parts.get("qkv") is None or parts.get("proj") is None:
             return
         yield Layout(
-            "qkv", "proj", heads,
-            before=tuple(name for name in ("norm",) if parts.get(name) is not None),
-            after=tuple(name for name in ("proj_drop",) if parts.get(name) is not None),
-            dropout="attn_drop" if isinstance(parts.get("attn_drop"), nn.Dropout) else None,
+            ("qkv",), "proj", heads,
+            before=present(module, ["norm"]),
+            after=present(module, ["proj_drop"]),
+            dropout=dropout_name(module, "attn_drop"),
             has_biases=isinstance(getattr(module, "q_bias", None), Tensor),
             has_norms=not all(is_identity(parts.get(name)) for name in QK_NORMS),
         )  # fmt: skip
 
     def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
-        yield from unknown_parts(module, (layout.qkv, layout.proj, *self.optional), BIASES)
+        yield from unknown_parts(module, (*layout.qkv, layout.proj, *self.optional), BIASES)
         if not is_identity(gate := module._modules.get("gate")):
             yield f"gate ({type(gate).__name__}) is not fused"
         if layout.has_norms and any(module._modules.get(name) is None for name in QK_NORMS):
             yield "only queries or only keys are normalised"
-        if not isinstance(module._modules[layout.qkv], nn.Linear):
-            yield f"{layout.qkv} is not a linear layer"
+        if not isinstance(module._modules[layout.qkv[0]], nn.Linear):
+            yield f"{layout.qkv[0]} is not a linear layer"
 
     def read(self, layout: Layout) -> tuple[str, ...]:
-        return (layout.qkv,) if layout.has_biases else ()
+        return layout.qkv if layout.has_biases else ()
 
     def called(self, layout: Layout) -> tuple[str, ...]:
-        qkv = () if layout.has_biases else (layout.qkv,)
+        qkv = () if layout.has_biases else layout.qkv
         dropout = () if layout.dropout is None else (layout.dropout,)
         return (*qkv, layout.proj, *layout.first, *layout.before, *layout.after, *dropout)
 
@@ -101,21 +103,23 @@ class PackedAttention(Adapter):
         return layout.has_norms
 
     def may_run(self, module: nn.Module, layout: Layout) -> bool:
-        parts, dropout = module._modules, layout.dropout
-        return dropout is None or not is_active(parts[dropout], module.training)
+        dropout: Any = module._modules.get(layout.dropout or "")
+        return dropout is None or dropout.p == 0 or not (module.training or dropout.training)
 
     def run(self, module: nn.Module, layout: Layout, x: Tensor) -> Tensor:
-        x = call_parts(module, layout.first, x)
-        qkv: Any = module._modules[layout.qkv]
-        x = F.linear(x, qkv.weight, packed_bias(module)) if layout.has_biases else linear(qkv, x)
-        heads = getattr(module, layout.heads)
+        parts: Any = module._modules
+        x, heads = call_parts(module, layout.first, x), getattr(module, layout.heads)
+        if layout.has_biases:
+            x = F.linear(x, parts[layout.qkv[0]].weight, packed_bias(module))
+        else:
+            made = [linear(parts[name], x) for name in layout.qkv]
+            x = made[0] if len(made) == 1 else torch.cat(made, dim=-1)
         x = norm_qk(module, x, heads) if layout.has_norms else x
         x = call_parts(module, layout.before, attention(x, heads))
-        x = linear(module._modules[layout.proj], x)  # type: ignore[arg-type]
-        return call_parts(module, layout.after, x)
+        return call_parts(module, layout.after, linear(parts[layout.proj], x))
 
     def width(self, module: nn.Module, layout: Layout) -> int:
-        return module._modules[layout.qkv].in_features  # type: ignore[union-attr, return-value]
+        return module._modules[layout.qkv[0]].in_features  # type: ignore[union-attr, return-value]
 
 
 def norm_qk(module: nn.Module, qkv: Tensor, heads: int) -> Tensor:
@@ -142,7 +146,7 @@ class PreNormAttention(PackedAttention):
         if heads is None or any(parts.get(name) is None for name in ("to_qkv", "to_out")):
             return
         yield Layout(
-            "to_qkv", "to_out", heads,
-            first=tuple(name for name in ("norm",) if parts.get(name) is not None),
-            dropout="dropout" if isinstance(parts.get("dropout"), nn.Dropout) else None,
+            ("to_qkv",), "to_out", heads,
+            first=present(module, ["norm"]),
+            dropout=dropout_name(module, "dropout"),
         )  # fmt: skip
