@@ -34,21 +34,24 @@ AFTER = (("drop2",), ("drop",))
 class Layout(NamedTuple):
     """Names of an MLP's parts, in the order in which they run."""
 
-    before: tuple[str, ...]
-    fc1: str
-    act: str
+    first: tuple[str, ...]
+    """The layer before the activation; or those for gates and for values."""
+    act: str | None
+    """None where the forward pass calls a function."""
     between: tuple[str, ...]
-    fc2: str | None
-    after: tuple[str, ...]
-    approximate: str | None
+    last: str | None
+    after: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    approximate: str | None = None
     """The kind of GELU that ``act`` is, None for another activation."""
 
 
 class Mlp(Adapter):
-    """``after(fc2(between(GELU(fc1(x)))))``."""
+    """``after(last(between(GELU(first(x)))))``."""
 
     kind = "mlp"
     further_shapes = ((3,), (2, 3, 5))
+    optional: tuple[str, ...] = ("drop", "drop1", "drop2", "norm")
 
     def layouts(self, module: nn.Module) -> Iterator[Layout]:
         parts = module._modules
@@ -60,29 +63,42 @@ class Mlp(Adapter):
         if pair[1] is None and approximate is None:  # such as a pooling layer
             return
         for between, after in calls_beside(module, BETWEEN):
-            yield Layout((), str(pair[0]), act, between, pair[1], after, approximate)
+            yield Layout((str(pair[0]),), act, between, pair[1], after, (), approximate)
 
     def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
-        known = (layout.fc1, layout.act, layout.fc2, "drop", "drop1", "drop2", "norm")
-        yield from unknown_parts(module, known)  # type: ignore[arg-type]
-        yield from pair_reasons(module, layout)
+        known: Any = (*layout.first, layout.act, layout.last, *self.optional)
+        yield from unknown_parts(module, known)
+        yield from self.reasons_of_first(module, layout)
+
+    def reasons_of_first(self, module: nn.Module, layout: Layout) -> Iterator[str]:
+        """Why the first layers and the activation cannot run in one pass."""
+        for name in layout.first:
+            yield from linear_reasons(module, name)
+        if layout.approximate is None:
+            act = type(module._modules[str(layout.act)]).__name__
+            yield f"{layout.act} ({act}): only GELU is fused (exact, tanh, quick)"
 
     def read(self, layout: Layout) -> tuple[str, ...]:
-        return layout.fc1, layout.act
+        return layout.first if layout.act is None else (*layout.first, layout.act)
 
     def called(self, layout: Layout) -> tuple[str, ...]:
-        return () if layout.fc2 is None else (layout.fc2,)
+        return () if layout.last is None else (layout.last,)
 
-    def run(self, module: nn.Module, layout: Any, x: Tensor) -> Tensor:
+    def run(self, module: nn.Module, layout: Layout, x: Tensor) -> Tensor:
         parts: Any = module._modules
-        x, fc1 = call_parts(module, layout.before, x), parts[layout.fc1]
-        x = kernels.bias_gelu(kernels.linear(x, fc1.weight), fc1.bias, layout.approximate)
+        x = call_parts(module, layout.before, x)
+        x = self.activated([parts[name] for name in layout.first], layout, x)
         x = call_parts(module, layout.between, x)
-        x = x if layout.fc2 is None else linear(parts[layout.fc2], x)
+        x = x if layout.last is None else linear(parts[layout.last], x)
         return call_parts(module, layout.after, x)
 
+    def activated(self, layers: list[nn.Linear], layout: Any, x: Tensor) -> Tensor:
+        """The output of the activation, fused with the biases of the layers before it."""
+        x = kernels.linear(x, layers[0].weight)
+        return kernels.bias_gelu(x, layers[0].bias, layout.approximate)
+
     def width(self, module: nn.Module, layout: Layout) -> int:
-        return module._modules[layout.fc1].in_features  # type: ignore[union-attr, return-value]
+        return module._modules[layout.first[0]].in_features  # type: ignore[union-attr, return-value]
 
 
 class SequentialMlp(Mlp):
@@ -92,14 +108,15 @@ class SequentialMlp(Mlp):
         names = tuple(module._modules)
         if not isinstance(module, nn.Sequential) or type(module).forward is not SEQUENTIAL_FORWARD:
             return
-        for i, (fc1, act) in enumerate(pairwise(names)):
-            if not isinstance(module._modules[fc1], nn.Linear):
+        for i, (first, act) in enumerate(pairwise(names)):
+            if not isinstance(module._modules[first], nn.Linear):
                 continue
             if (approximate := gelu_kind(module._modules[act])) is not None:
-                yield Layout(names[:i], fc1, act, names[i + 2 :], None, (), approximate)
+                between = names[i + 2 :]
+                yield Layout((first,), act, between, None, (), names[:i], approximate)
 
     def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
-        yield from pair_reasons(module, layout)
+        yield from self.reasons_of_first(module, layout)
 
     def called(self, layout: Layout) -> tuple[str, ...]:
         return (*layout.before, *layout.between)
@@ -115,11 +132,3 @@ def calls_beside(
     return dict.fromkeys(
         (present(module, names), present(module, after)) for names in between for after in AFTER
     )
-
-
-def pair_reasons(module: nn.Module, layout: Layout) -> Iterator[str]:
-    """Why the first layer and the activation cannot run in one pass."""
-    yield from linear_reasons(module, layout.fc1)
-    if layout.approximate is None:
-        act = type(module._modules[layout.act]).__name__
-        yield f"{layout.act} ({act}): only GELU is fused (exact, tanh, quick)"
