@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from ivcl_fast.distributed import group as distributed
@@ -22,8 +22,7 @@ class BackgroundWriter:
 
     def __init__(self, folder: Path, stage: str) -> None:
         self.folder, self.stage = folder, stage
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._writing: Future[None] | None = None
 
     def store(self, snapshot: Checkpoint) -> None:
         """Start to write rank 0's ``snapshot``, which has to stay as it is, after the one before.
@@ -32,19 +31,16 @@ class BackgroundWriter:
         """
         self.wait()
         if distributed.is_main():
-            self._thread = threading.Thread(
-                target=self._store, args=(snapshot,), name=f"checkpoint of {self.stage}"
-            )
-            self._thread.start()
+            thread = ThreadPoolExecutor(1, f"checkpoint of {self.stage}")
+            self._writing = thread.submit(self._store, snapshot)
+            thread.shutdown(wait=False)
 
     def wait(self) -> None:
         """Wait until all is on disk. Raises an error of the thread that no full disk explains."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        if (writing := self._writing) is not None:
+            wait([writing])
+            self._writing = None
+            writing.result()
 
     def _store(self, snapshot: Checkpoint) -> None:
         try:
@@ -55,5 +51,3 @@ class BackgroundWriter:
                 "checkpoints before it are kept",
                 *(self.stage, snapshot.step, error),
             )
-        except Exception as error:  # a mistake in this code: it has to end the run, not the thread
-            self._error = error
