@@ -78,7 +78,7 @@ class MetricsLog:
                 file.write(json.dumps(line) + "\n")
             if self._show is None:
                 self._show = VIEWERS[self._viewer](self.folder)
-            self._show(stage, clips, values)
+            self._show(stage, clips, {f"{stage}/{name}": v for name, v in values.items()})
 
     @contextmanager
     def _reporting_errors(self) -> Iterator[None]:

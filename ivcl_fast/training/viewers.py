@@ -6,27 +6,46 @@ Their packages are imported only where ``--log`` asks for one. ``metrics.jsonl``
 from __future__ import annotations
 
 import importlib
+import os
+import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ivcl_fast.errors import UserError
-from ivcl_fast.training.board import Board
 
 Viewer = Literal["tensorboard", "wandb", "mlflow", "none"]
 Show = Callable[[str, int, Mapping[str, float]], None]
-"""Takes a stage, the clips seen in it, and values by name."""
+"""Takes a stage, the clips seen in it, and values by ``stage/name``."""
 PROJECT = "ivcl_fast"
 """Name of the project or experiment that runs belong to."""
 
 
 def tensorboard(folder: Path) -> Show:
-    """Write to the run's folder ``tensorboard/``, a curve over clips for each value."""
-    board = Board(folder / "tensorboard")
+    """Write to the run's folder ``tensorboard/``, a curve over clips for each value.
+
+    The writer of ``torch.utils.tensorboard`` has a thread of its own, which a full disk ends with a
+    traceback; this one raises ``OSError``.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    place = folder / "tensorboard"
+    place.mkdir(parents=True, exist_ok=True)
+    name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+    records = RecordWriter((place / name).open("ab"))
+
+    def append(**content: Any) -> None:
+        records.write(Event(wall_time=time.time(), **content).SerializeToString())
+        records.flush()
 
     def show(stage: str, clips: int, values: Mapping[str, float]) -> None:
-        board.write(clips, {f"{stage}/{name}": value for name, value in values.items()})
+        scalars = [Summary.Value(tag=name, simple_value=v) for name, v in values.items()]
+        append(step=clips, summary=Summary(value=scalars))
 
+    append(file_version="brain.Event:2")
     return show
 
 
@@ -41,7 +60,7 @@ def wandb(folder: Path) -> Show:
         if stage not in stages:  # each stage counts its clips from 0, and a run's steps only rise
             stages.add(stage)
             run.define_metric(f"{stage}/*", step_metric=step)
-        run.log({f"{stage}/{name}": value for name, value in values.items()} | {step: clips})
+        run.log({**values, step: clips})
 
     return show
 
@@ -53,8 +72,7 @@ def mlflow(folder: Path) -> Show:
     package.start_run(run_name=folder.name)
 
     def show(stage: str, clips: int, values: Mapping[str, float]) -> None:
-        named = {f"{stage}/{name}": float(value) for name, value in values.items()}
-        package.log_metrics(named, step=clips)
+        package.log_metrics({name: float(value) for name, value in values.items()}, step=clips)
 
     return show
 
