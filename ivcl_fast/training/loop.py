@@ -149,34 +149,27 @@ class Stage:
     def _log(self, step: int, since: Clock, bar: Bar) -> None:
         """Log the steps up to ``step`` since the clock was at ``since``, and validate if due."""
         done, size = step + 1, self.schedule.batch_size
-        record = self._record(step, since)
-        self.metrics.write(self.name, done, done * size, **record)
-        note = f"loss {record['loss']:.4f}, waits for data {record['data_wait']:.0%}"
-        if "mfu" in record:
-            note += f", MFU {record['mfu']:.0%}"
-        bar.show(done * size, note)
-        self._losses.clear()
-        if self._validates_at(done):
-            self._validate(done)
-
-    def _clock(self) -> Clock:
-        return Clock(time.perf_counter(), self.loader.wait_seconds, len(self._losses))
-
-    def _record(self, step: int, since: Clock) -> dict[str, float]:
-        """Return what is logged after ``step`` about the steps since the clock was at ``since``."""
-        self._sync_losses(step + 1)
+        self._sync_losses(done)
         now = self._clock()
         seconds = now.seconds - since.seconds
-        speed = (now.losses - since.losses) * self.schedule.batch_size / seconds
+        speed = (now.losses - since.losses) * size / seconds
         record = {
             "loss": sum(self._losses) / len(self._losses),
             "lr": self.schedule.lr_at(step),
             "clips_per_second": speed,
             "data_wait": (now.waited - since.waited) / seconds,
         }
+        note = f"loss {record['loss']:.4f}, waits for data {record['data_wait']:.0%}"
         if self.peak_clips_per_second:
             record["mfu"] = speed / self.peak_clips_per_second
-        return record
+            note += f", MFU {record['mfu']:.0%}"
+        self.metrics.write(self.name, done, done * size, **record)
+        bar.show(done * size, note)
+        self._losses.clear()
+        self._validate_if_due(done)
+
+    def _clock(self) -> Clock:
+        return Clock(time.perf_counter(), self.loader.wait_seconds, len(self._losses))
 
     def _resume(self) -> tuple[nn.Module, list[torch.optim.Optimizer], int]:
         """Return the parallelised model, its optimisers and the number of steps already done."""
@@ -274,21 +267,13 @@ class Stage:
                 )
         self._losses += values
 
-    def _validates_at(self, done: int) -> bool:
-        if self.validate is None:
-            return False
-        marks = {
-            self._log_step(self.schedule.steps * i // self.validations)
-            for i in range(1, self.validations + 1)
-        }
-        return done in marks
-
-    def _log_step(self, step: int) -> int:
-        """Return the first step at or after ``step`` that is logged."""
-        return min(self.schedule.steps, -(-step // self.log_every) * self.log_every)
-
-    def _validate(self, done: int) -> None:
-        assert self.validate is not None
+    def _validate_if_due(self, done: int) -> None:
+        """Validate at the first steps that are logged at or after evenly spaced ones."""
+        steps, every = self.schedule.steps, self.log_every
+        marks = (steps * i // self.validations for i in range(1, self.validations + 1))
+        due = {min(steps, -(-mark // every) * every) for mark in marks}
+        if self.validate is None or done not in due:
+            return
         self.model.eval()
         values = self.validate()
         self.model.train()
