@@ -75,8 +75,7 @@ class Score:
         Chance is the AP of a constant score: the prevalence, averaged over the same classes.
         """
         value = mean_average_precision(scores, targets)
-        scores, targets = as_array(scores), as_array(targets)
-        ranking = Ranking(scores, targets)
+        ranking, targets = Ranking(scores, targets), as_array(targets)
         low, high = bootstrap_interval(
             lambda w: mean_of_present(ranking.average_precision(w)),
             len(scores),
@@ -234,11 +233,12 @@ def query_scores(
 class Ranking:
     """Clips sorted by score, once per class, so that AP is fast for many weightings of the clips.
 
-    ``scores`` float ``[V, C]``; ``targets`` ``[V, C]``, 0 or 1. Raises ``ValueError`` for other
-    shapes and for NaN.
+    ``scores`` float ``[V, C]``, higher is likelier; ``targets`` ``[V, C]``, 0 or 1. Raises
+    ``ValueError`` for other shapes and for NaN.
     """
 
-    def __init__(self, scores: np.ndarray, targets: np.ndarray) -> None:
+    def __init__(self, scores: Array, targets: Array) -> None:
+        scores, targets = as_array(scores), as_array(targets)
         if scores.shape != targets.shape or scores.ndim != 2 or not len(scores):
             raise ValueError(
                 f"scores, targets: shapes {scores.shape} and {targets.shape} are not both [V, C]"
@@ -253,7 +253,12 @@ class Ranking:
         self.ends_tie[:-1] = ranked[:-1] != ranked[1:]
 
     def average_precision(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """Return AP ``[C]``, -1 without a positive; clip ``i`` counts ``weights[i]`` times."""
+        """Return interpolated (VOC 2010) AP per class, ``[C]``; -1 where nothing is positive.
+
+        Clip ``i`` counts ``weights[i]`` times. AP is the area under the envelope of precision (the
+        best precision at this recall or a higher one) over recall. This is CATER's measure;
+        scikit-learn's has no envelope and is lower.
+        """
         weight = np.ones(len(self.order)) if weights is None else weights
         taken = weight[self.order]  # [V, C]
         hits = taken * self.positive
@@ -266,22 +271,12 @@ class Ranking:
         return np.where(positives > 0, area / np.maximum(positives, 1e-12), -1.0)
 
 
-def average_precision(scores: Array, targets: Array) -> np.ndarray:
-    """Return interpolated (VOC 2010) AP per class, ``[C]``; -1 where nothing is positive.
-
-    ``scores`` ``[V, C]``, higher is likelier; ``targets`` ``[V, C]``, 0 or 1. AP is the area under
-    the envelope of precision (the best precision at this recall or a higher one) over recall. This
-    is CATER's measure; scikit-learn's has no envelope and is lower.
-    """
-    return Ranking(as_array(scores), as_array(targets)).average_precision()
-
-
 def mean_average_precision(scores: Array, targets: Array) -> float:
-    """Return the mean of :func:`average_precision` over the classes that have a positive.
+    """Return the mean AP (see :class:`Ranking`) over the classes that have a positive.
 
     Raises ``ValueError`` where no class has one.
     """
-    mean = mean_of_present(average_precision(scores, targets))
+    mean = mean_of_present(Ranking(scores, targets).average_precision())
     if np.isnan(mean):
         raise ValueError("targets: no class has a positive clip, so there is no AP to average")
     return mean
@@ -330,7 +325,6 @@ def bootstrap_interval(
     statistic: Callable[[np.ndarray], float],
     n: int,
     resamples: int = RESAMPLES,
-    seed: int = 0,
     centre: float | None = None,
 ) -> tuple[float, float]:
     """Return the 95 % percentile interval of a statistic of ``n`` clips, drawn with replacement.
@@ -341,7 +335,7 @@ def bootstrap_interval(
     """
     if n < 1:
         raise ValueError("n: no clips to draw from")
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     counts = (random.multinomial(n, np.full(n, 1 / n)).astype(np.float64) for _ in range(resamples))
     draws = np.array([statistic(weights) for weights in counts])
     shift = 0.0 if centre is None else centre - np.nanmean(draws)

@@ -153,7 +153,7 @@ def test_a_clustered_interval_has_a_width_where_all_are_right() -> None:
 
 def ap(scores: Sequence[float], targets: Sequence[int]) -> float:
     column = np.array(scores)[:, None], np.array(targets)[:, None]
-    return float(metrics.average_precision(*column)[0])
+    return float(metrics.Ranking(*column).average_precision()[0])
 
 
 DESCENDING = [10.0, 9, 8, 7, 6, 5, 4, 3, 2, 1]
@@ -210,9 +210,9 @@ def test_weights_count_a_clip_so_many_times() -> None:
     random = np.random.default_rng(0)
     scores, targets = random.integers(0, 9, (40, 3)), random.integers(0, 2, (40, 3))
     counts = random.integers(0, 4, 40)
-    repeated = metrics.average_precision(
+    repeated = metrics.Ranking(
         np.repeat(scores, counts, axis=0), np.repeat(targets, counts, axis=0)
-    )
+    ).average_precision()
     weighted = metrics.Ranking(scores, targets).average_precision(counts.astype(float))
     np.testing.assert_allclose(weighted, repeated, rtol=1e-12)
 
@@ -220,7 +220,8 @@ def test_weights_count_a_clip_so_many_times() -> None:
 def test_mean_average_precision_leaves_absent_classes_out() -> None:
     scores = torch.tensor([[3.0, 1.0, 0.0], [2.0, 2.0, 0.0], [1.0, 3.0, 0.0]])
     targets = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
-    assert metrics.average_precision(scores, targets).tolist() == pytest.approx([1, 1 / 3, -1])
+    found = metrics.Ranking(scores, targets).average_precision()
+    assert found.tolist() == pytest.approx([1, 1 / 3, -1])
     assert metrics.mean_average_precision(scores, targets) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="targets: no class has a positive clip"):
         metrics.mean_average_precision(scores, torch.zeros_like(targets))
