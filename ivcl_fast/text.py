@@ -1,4 +1,4 @@
-"""Names that others have given, of videos and classes, made fit for a terminal and for Markdown."""
+"""Words of others, such as names of videos and messages, made fit for a terminal and Markdown."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import html
 import re
 
 _MARKUP = re.compile(r"[\\`*_\[\]|$]")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its class where it has none."""
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]
 
 
 def printable(text: str) -> str:

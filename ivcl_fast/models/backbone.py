@@ -67,7 +67,9 @@ def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) 
         if not key.startswith(("encoder.", "temporal.")) or key not in own:
             continue
         shape = own[key].shape
-        if value.shape != shape and not can_resize(key, value, shape):
+        # Positions and times may differ in their number, and in nothing else.
+        can_resize = key.endswith(("pos_embed", "time_embed")) and value.shape[-1] == shape[-1]
+        if value.shape != shape and not can_resize:
             raise UserError(
                 f"{name}: {key} is {list(value.shape)} there, but {list(shape)} in this model; "
                 + config_to_use(source, model.cfg)
@@ -104,11 +106,6 @@ def config_to_use(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLCon
         call = f"{class_in(folder)}.from_pretrained({str(folder)!r}).cfg"
         advice += f" ({', '.join(sizes)}), which is {call}"
     return advice
-
-
-def can_resize(key: str, value: Tensor, shape: torch.Size) -> bool:
-    """Whether a tensor holds positions or times that differ in their number alone."""
-    return key.endswith(("pos_embed", "time_embed")) and value.shape[-1] == shape[-1]
 
 
 def resize_embedding(key: str, value: Tensor, shape: torch.Size) -> Tensor:

@@ -19,7 +19,6 @@ from ivcl_fast.models.weights import (
     MODEL,
     STAGES,
     class_of,
-    from_hub,
     is_local,
     misfit,
     model_folder,
@@ -28,7 +27,7 @@ from ivcl_fast.models.weights import (
     read_weights,
     write_checksums,
 )
-from ivcl_fast.text import markdown, printable
+from ivcl_fast.text import first_line, markdown, printable
 
 CARD = """\
 ---
@@ -167,9 +166,14 @@ class PretrainedModel(
         elif is_local(place):
             folder = model_folder(place, STAGES[cls.kind])
         else:
-            with from_hub(place):
+            try:
                 for name in (CONFIG, MODEL):
                     folder = Path(str(hf_hub_download(str(place), name, **download))).parent
+            except OSError as error:
+                raise UserError(
+                    f"{place}: no such folder, and the Hugging Face hub does not provide it: "
+                    + first_line(error)
+                ) from None
         return cls._from_folder(folder, dtype).to(map_location).eval()
 
     @classmethod

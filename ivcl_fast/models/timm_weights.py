@@ -23,6 +23,7 @@ from torch import Tensor
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.weights import CHECKPOINTS, CONFIG, read_weights, weights_file
+from ivcl_fast.text import first_line
 
 PREFIX = "timm:"
 TOKENS = ("cls_token", "reg_token")
@@ -76,7 +77,7 @@ def read(source: str) -> ViT:
         model = timm.create_model(source.removeprefix(PREFIX), pretrained=True, num_classes=0)
         heads = model.blocks[0].attn.num_heads
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise UserError(f"{source}: timm cannot give these weights: {reason}") from None
     return ViT(model.state_dict(), *pixel_statistics(model.pretrained_cfg), heads)
 

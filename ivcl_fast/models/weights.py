@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,18 +152,6 @@ def is_local(place: str | os.PathLike) -> bool:
         f"{place}: no such folder; accepted: a folder written by save_pretrained, a run's folder, "
         "or OWNER/NAME of a model on the Hugging Face hub"
     )
-
-
-@contextmanager
-def from_hub(place: str | os.PathLike) -> Iterator[None]:
-    """Turn a failure to fetch from the Hugging Face hub into a :class:`UserError`."""
-    try:
-        yield
-    except OSError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"{place}: no such folder, and the Hugging Face hub does not provide it: {reason}"
-        ) from None
 
 
 # --- Reading --------------------------------------------------------------------------------------
