@@ -55,11 +55,6 @@ def longest(kind: str, device: str, dtype: torch.dtype, training: bool) -> int:
 longest._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def is_faster(kind: str, device: str, dtype: torch.dtype, training: bool, tokens: int) -> bool:
-    """Whether the fused forward pass is the faster one for sequences of ``tokens``."""
-    return tokens <= longest(kind, device, dtype, training)
-
-
 def no_gain_reason(kind: str, device: str) -> str | None:
     """Why no dtype gains anything on a device, or None."""
     dtypes = (torch.bfloat16, torch.float16, torch.float32)

@@ -14,14 +14,14 @@ COMMUNICATION = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "symm_
 class OwnDraws(TorchDispatchMode):
     """Within this context random operators of this thread draw from a generator of their own.
 
-    Two contexts with the same seed draw the same numbers, so that two forward passes drop the same.
+    All contexts on a device draw the same numbers, so that two forward passes drop the same.
     Raises ``RuntimeError`` for a random operator that takes no generator, and for communication
     between ranks, which may not all be at a trial.
     """
 
-    def __init__(self, device: torch.device, seed: int = 0) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.generator = torch.Generator(device).manual_seed(0)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None

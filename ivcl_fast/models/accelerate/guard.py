@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ivcl_fast.models.layers import PLAIN, has_hooks, is_plain
+from ivcl_fast.models.layers import PLAIN, is_plain
 
 Settings = tuple[tuple[str, Any], ...]
 SIMPLE = (bool, int, float, str, type(None), tuple)
@@ -76,8 +76,3 @@ class Guard(NamedTuple):
                 if part.__dict__.get(setting, self) != value:
                     return False
         return True
-
-
-def hooked_parts(module: nn.Module, read: tuple[str, ...]) -> list[str]:
-    """The children among ``read`` that have hooks, which a fused forward pass would not call."""
-    return [name for name in read if has_hooks(module._modules[name])]  # type: ignore[arg-type]

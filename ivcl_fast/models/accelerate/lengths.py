@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -56,7 +55,8 @@ class Lengths:
             if len(self.equal) >= self.most or self.trial.is_impossible_now():
                 return False
             try:
-                reason = in_thread(lambda: self.trial.refusal_at(*key))
+                with ThreadPoolExecutor(1, "ivcl_fast comparison") as pool:
+                    reason = pool.submit(self.trial.refusal_at, *key).result()
             except Exception:  # the module itself does not run at this length alone
                 self.equal[key] = False
                 return False
@@ -85,12 +85,6 @@ def may_run(lengths: Lengths | None, shape: torch.Size, training: bool, gradient
 
 # torch.compile calls it while it traces, and takes the answer as a constant.
 may_run._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def in_thread(function: Callable[[], str | None]) -> str | None:
-    """What a function returns, or raises, in a new thread."""
-    with ThreadPoolExecutor(1, "ivcl_fast comparison") as pool:
-        return pool.submit(function).result()
 
 
 def is_fixed(shape: torch.Size) -> bool:

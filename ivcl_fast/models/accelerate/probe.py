@@ -21,13 +21,12 @@ from ivcl_fast.kernels._op import unsupported_reason
 from ivcl_fast.models.accelerate import sdpa
 from ivcl_fast.models.accelerate.adapters import ADAPTERS, Adapter
 from ivcl_fast.models.accelerate.crossovers import no_gain_reason
-from ivcl_fast.models.accelerate.guard import Guard, hooked_parts, settings
+from ivcl_fast.models.accelerate.guard import SIMPLE, Guard, settings
 from ivcl_fast.models.accelerate.lengths import Lengths
 from ivcl_fast.models.accelerate.swap import ALWAYS, Proof, is_fused, swap
 from ivcl_fast.models.accelerate.trial import (
     Refused,
     difference,
-    first_line,
     make_twin,
     run,
     tokens_of,
@@ -41,7 +40,8 @@ from ivcl_fast.models.accelerate.tune import (
     longest_gain,
     speedups,
 )
-from ivcl_fast.models.layers import HOOKS
+from ivcl_fast.models.layers import HOOKS, has_hooks
+from ivcl_fast.text import first_line
 
 COUNTED = (2, 17)
 """Sequences and tokens of the trial that counts fused ops."""
@@ -112,8 +112,9 @@ def prove(
     if reason := next(adapter.reasons(part, layout), no_gain_reason(adapter.kind, device.type)):
         raise Refused(reason)
     read = adapter.read(layout)
-    if hooked := hooked_parts(part, read):
-        raise Refused(f"{hooked[0]} has a hook, which would no longer be called")
+    for child in read:
+        if has_hooks(part._modules[child]):  # type: ignore[arg-type]
+            raise Refused(f"{child} has a hook, which would no longer be called")
     guard = Guard.of(part, read, adapter.called(layout))
     proof = Proof(adapter, layout, guard)
     width = adapter.width(part, layout)
@@ -134,7 +135,7 @@ def redirect(part: nn.Module, tune: bool) -> Verdict:
     if reason := no_gain_reason("attention", linear.weight.device.type):
         raise Refused(reason)
     proof, refusals = Proof(None, None, None), []
-    for arguments in (plain_arguments, rotary_arguments):
+    for arguments in (Adapter().trial_arguments, rotary_arguments):
         try:
             limited = proof._replace(limits=ALWAYS)
             calls = count_calls(part, limited, linear.in_features, arguments)
@@ -166,11 +167,6 @@ def tuned(part: nn.Module, proof: Proof, arguments: Arguments, width: int) -> Pr
             f"measured here, nothing is gained ({max(first):.2f}x at {LENGTHS[0]} tokens)"
         )
     return proof._replace(limits=limits)
-
-
-def plain_arguments(x: Tensor) -> tuple[tuple, dict[str, Any]]:
-    """Tokens alone."""
-    return (x,), {}
 
 
 def rotary_arguments(x: Tensor) -> tuple[tuple, dict[str, Any]]:
@@ -221,7 +217,11 @@ def fingerprint(part: nn.Module) -> Any:
             name,
             type(m),
             settings(m),
-            tuple((k, id(v)) for k, v in vars(m).items() if is_other(k, v)),
+            tuple(
+                (k, id(v))
+                for k, v in vars(m).items()
+                if k not in NN_MODULE and not isinstance(v, SIMPLE)
+            ),
             tuple(
                 (k, None if p is None else (p.shape, p.dtype, p.device, type(p)))
                 for k, p in [*m._parameters.items(), *m._buffers.items()]
@@ -232,10 +232,5 @@ def fingerprint(part: nn.Module) -> Any:
     )
 
 
-def is_other(name: str, value: Any) -> bool:
-    """Whether an attribute is neither a setting nor one of ``nn.Module``'s own containers."""
-    plain = isinstance(value, bool | int | float | str | tuple | type(None))
-    return not plain and name not in NN_MODULE
-
-
 NN_MODULE = frozenset(vars(nn.Module()))
+"""Names of the containers that every module has."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ivcl_fast.models.accelerate import sdpa
-from ivcl_fast.models.accelerate.crossovers import is_faster
+from ivcl_fast.models.accelerate.crossovers import longest
 from ivcl_fast.models.accelerate.guard import Guard
 from ivcl_fast.models.accelerate.lengths import is_fixed, may_run
 from ivcl_fast.models.ivcl import FAST
@@ -63,7 +63,7 @@ def worth_it(proof: Proof, kind: str, x: Tensor) -> bool:
     """Whether the fused forward pass of ``kind`` is the faster one for tokens ``[B, N, ...]``."""
     dtype, training = compute_dtype(x), torch.is_grad_enabled()
     if proof.limits is None:
-        return is_faster(kind, x.device.type, dtype, training, x.shape[1])
+        return x.shape[1] <= longest(kind, x.device.type, dtype, training)
     return x.shape[1] <= proof.limits.get((dtype, training), 0)
 
 

@@ -15,6 +15,7 @@ from ivcl_fast.models.accelerate.draws import OwnDraws
 from ivcl_fast.models.accelerate.guard import SIMPLE
 from ivcl_fast.models.accelerate.swap import MAX_TOKENS, Proof, swap, unswap
 from ivcl_fast.models.layers import HOOKS
+from ivcl_fast.text import first_line
 
 
 class Situation(NamedTuple):
@@ -260,8 +261,3 @@ def with_required(part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
 
 
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-
-
-def first_line(error: Exception) -> str:
-    """An error's message, or its name where it has none."""
-    return (str(error) or type(error).__name__).split("\n")[0]

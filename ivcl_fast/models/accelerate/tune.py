@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -74,9 +75,4 @@ def speedups(
 
 def longest_gain(ratios: dict[int, float]) -> int:
     """The longest length up to which every measured one gains; 0 where the shortest does not."""
-    longest = 0
-    for length in sorted(ratios):
-        if ratios[length] < FASTER:
-            break
-        longest = length
-    return longest
+    return max(takewhile(lambda length: ratios[length] >= FASTER, sorted(ratios)), default=0)
