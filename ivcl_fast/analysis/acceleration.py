@@ -12,30 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ivcl_fast.errors import UserError
+from ivcl_fast.kernels import dispatches
 from ivcl_fast.models import timm_weights
 from ivcl_fast.models.accelerate import accelerate
+from ivcl_fast.text import first_line
 
 ACCEPTED = "accepted: timm:NAME, hf:DIR (a folder with config.json), module:attribute"
 ROUNDS, MOST_SECONDS = 7, 10.0
 """Of each comparison of speed."""
 
 
-class FusedCalls(TorchDispatchMode):
-    """Counts the calls of this project's ops."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.namespace == "ivcl_fast"
-        return func(*args, **(kwargs or {}))
-
-
-def describe(source: str, shape: str | None = None, batch: int = 2) -> Iterator[str]:
+def describe(source: str, shape: str | None = None) -> Iterator[str]:
     """Yield lines: the report of ``accelerate``, the fused ops of a forward pass, and the gain.
 
     ``source``: ``timm:NAME`` or ``hf:DIR``, built with random weights, or ``module:attribute``, a
@@ -49,18 +38,19 @@ def describe(source: str, shape: str | None = None, batch: int = 2) -> Iterator[
     millions = sum(p.numel() for p in own.parameters()) / 1e6
     yield f"{source}: {type(own).__name__}, {millions:.1f} million parameters"
     yield str(report)
-    x = torch.randn(batch, *sizes)
+    x = torch.randn(2, *sizes)
     try:
-        with FusedCalls() as calls:
-            training_step(ours.train(), x)()
-        yield f"fused ops in a training step of {list(x.shape)}: {calls.count}"
-        if calls.count:
+        before = dispatches()
+        training_step(ours.train(), x)
+        calls = (dispatches() - before).total()
+        yield f"fused ops in a training step of {list(x.shape)}: {calls}"
+        if calls:
             yield from gains(own, ours, x)
         else:
             yield "gain here: none, its own code runs"
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        yield f"gain here: unknown, it fails on an input of {list(x.shape)}: {reason}"
+        failure = first_line(error)
+        yield f"gain here: unknown, it fails on an input of {list(x.shape)}: {failure}"
 
 
 # --- The model and its input ----------------------------------------------------------------------
@@ -77,8 +67,7 @@ def load(source: str) -> nn.Module:
     except UserError as error:
         raise UserError(f"--model {source}: {error}") from None
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"--model {source}: cannot be built: {reason}") from None
+        raise UserError(f"--model {source}: cannot be built: {first_line(error)}") from None
     if not isinstance(model, nn.Module):
         raise UserError(
             f"--model {source}: is of type {type(model).__name__}, not a model; {ACCEPTED}"
@@ -142,42 +131,34 @@ def first_tensor(out: Any) -> Tensor:
     return out if isinstance(out, Tensor) else out[0]
 
 
-def training_step(model: nn.Module, x: Tensor) -> Callable[[], None]:
+def training_step(model: nn.Module, x: Tensor) -> None:
     """Forward and backward pass under bfloat16 autocast."""
-
-    def step() -> None:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            out = first_tensor(model(x))
-        out.float().square().mean().backward()
-        model.zero_grad(set_to_none=True)
-
-    return step
+    with torch.autocast(x.device.type, torch.bfloat16):
+        out = first_tensor(model(x))
+    out.float().square().mean().backward()
+    model.zero_grad(set_to_none=True)
 
 
-def inference(model: nn.Module, x: Tensor) -> Callable[[], None]:
+def inference(model: nn.Module, x: Tensor) -> None:
     """Forward pass under bfloat16 autocast."""
-
-    def run() -> None:
-        with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16):
-            model(x)
-
-    return run
+    with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16):
+        model(x)
 
 
 def gains(own: nn.Module, ours: nn.Module, x: Tensor) -> Iterator[str]:
     """Yield how many times as fast training and inference become; both sides take turns."""
-    for name, build, training in (
+    models = own, ours
+    for name, run, training in (
         ("training", training_step, True), ("inference", inference, False),
     ):  # fmt: skip
-        calls = [build(model.train(training), x) for model in (own, ours)]
-        for call in calls:
-            call()
+        for model in models:
+            run(model.train(training), x)
         times: list[list[float]] = []
         begin = time.perf_counter()
         while len(times) < ROUNDS and (
             len(times) < 2 or time.perf_counter() - begin < MOST_SECONDS
         ):
-            times.append([seconds(call) for call in calls])
+            times.append([seconds(run, model, x) for model in models])
         gain = statistics.median(a / b for a, b in times)
         before, after = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
         yield (
@@ -186,7 +167,7 @@ def gains(own: nn.Module, ours: nn.Module, x: Tensor) -> Iterator[str]:
         )
 
 
-def seconds(call: Callable[[], None]) -> float:
+def seconds(run: Callable[[nn.Module, Tensor], None], model: nn.Module, x: Tensor) -> float:
     begin = time.perf_counter()
-    call()
+    run(model, x)
     return time.perf_counter() - begin
