@@ -57,9 +57,7 @@ class Frames:
 
 def frames_of(scenes: Sequence[Scene], frame_ids: Sequence[Sequence[int]]) -> Frames:
     """Return the targets of these frames of these scenes; a scene's last id ends its video."""
-    clip, last, hidden, cell, place, guess = [], [], [], [], [], []
-    present: dict[str, list[list[bool]]] = {name: [] for name in cater_frames.ATTRIBUTES}
-    seen: dict[str, list[list[bool]]] = {name: [] for name in cater_frames.ATTRIBUTES}
+    clip, last, hidden, cell, place, guess, present, seen = [], [], [], [], [], [], [], []
     for number, (scene, ids) in enumerate(zip(scenes, frame_ids, strict=True)):
         in_scene = cater_frames.attributes_present(scene)
         for i in ids:
@@ -69,10 +67,8 @@ def frames_of(scenes: Sequence[Scene], frame_ids: Sequence[Sequence[int]]) -> Fr
             cell.append(cater_frames.snitch_cell(scene, i))
             place.append(cater_frames.snitch_place(scene, i))
             guess.append(guess_probability(cater_frames.visible_cones(scene, i), cell[-1]))
-            in_sight = cater_frames.attributes_seen(scene, i)
-            for name in cater_frames.ATTRIBUTES:
-                present[name].append(in_scene[name])
-                seen[name].append(in_sight[name])
+            present.append(in_scene)
+            seen.append(cater_frames.attributes_seen(scene, i))
     is_hidden = torch.tensor(hidden)
     snitch = {
         "visible": ~is_hidden,
@@ -86,8 +82,9 @@ def frames_of(scenes: Sequence[Scene], frame_ids: Sequence[Sequence[int]]) -> Fr
         "snitch inside a cone": Targets(is_hidden[:, None].float(), {"all": every}),
     }
     for name in cater_frames.ATTRIBUTES:
-        groups = {"all": every, "none in sight": ~torch.tensor(seen[name])}
-        targets[f"{name}s in the scene"] = Targets(torch.tensor(present[name]).float(), groups)
+        values, in_sight = (torch.tensor([of[name] for of in each]) for each in (present, seen))
+        groups = {"all": every, "none in sight": ~in_sight}
+        targets[f"{name}s in the scene"] = Targets(values.float(), groups)
     return Frames(torch.tensor(clip), targets, torch.tensor(guess, dtype=torch.float64))
 
 

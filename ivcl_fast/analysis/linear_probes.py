@@ -40,7 +40,7 @@ class TargetType:
     loss: Callable[[Tensor, Tensor], Tensor]
     score: Callable[[Tensor, Tensor, Tensor, Tensor], Score | None]
     """Takes predictions ``[M, K]``, the true values, which of them count (bool ``[M]`` or
-    ``[M, K]``), and clips int64 ``[M]``; None where nothing can be scored."""
+    ``[M, K]``, not all False), and clips int64 ``[M]``; None where nothing can be scored."""
     metric: str
     """Name of the score in tables."""
 
@@ -67,18 +67,14 @@ class Probe:
 # --- Scores --------------------------------------------------------------------------------------
 
 
-def score_classes(logits: Tensor, classes: Tensor, chosen: Tensor, clips: Tensor) -> Score | None:
+def score_classes(logits: Tensor, classes: Tensor, chosen: Tensor, clips: Tensor) -> Score:
     """Return the share of frames with the correct class; chance is a uniform guess."""
-    if not chosen.any():
-        return None
     correct = topk_correct(logits[chosen], classes[chosen], 1)
     return Score.clustered(correct, clips[chosen], 1 / logits.shape[1])
 
 
-def score_places(places: Tensor, true: Tensor, chosen: Tensor, clips: Tensor) -> Score | None:
+def score_places(places: Tensor, true: Tensor, chosen: Tensor, clips: Tensor) -> Score:
     """Return the mean distance to the true place; chance always answers the mean of these."""
-    if not chosen.any():
-        return None
     places, true = places[chosen].double(), true[chosen].double()
     chance = float((true - true.mean(dim=0)).norm(dim=1).mean())
     return Score.mean((places - true).norm(dim=1), chance, groups=clips[chosen])
@@ -122,18 +118,8 @@ MULTI_LABEL = TargetType(F.binary_cross_entropy_with_logits, score_presence, "mA
 # --- Fitting -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Linear:
-    """A fitted probe: ``(x - shift) / scale @ weight + bias``."""
-
-    shift: Tensor
-    scale: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map features ``[M, D]`` to predictions ``[M, K]``."""
-        return (x - self.shift) / self.scale @ self.weight + self.bias
+Linear = Callable[[Tensor], Tensor]
+"""A fitted probe: maps features ``[M, D]`` to predictions ``[M, K]``."""
 
 
 def fit(x: Tensor, y: Tensor, probe: Probe, penalty: float) -> Linear:
@@ -159,7 +145,8 @@ def fit(x: Tensor, y: Tensor, probe: Probe, penalty: float) -> Linear:
         return loss
 
     optimizer.step(closure)
-    return Linear(shift, scale, weight.detach(), bias.detach())
+    weight, bias = weight.detach(), bias.detach()
+    return lambda features: (features - shift) / scale @ weight + bias
 
 
 def fit_best(x: Tensor, y: Tensor, clips: Tensor, probe: Probe) -> Linear:
@@ -194,8 +181,9 @@ def run_probe(
         linear = fit_best(x, y.to(x.device), train_clips.to(x.device), probe)
         predictions = linear(x_test).cpu()
         for group, chosen in test.groups.items():
-            score = probe.target.score(predictions, test.values, chosen, test_clips)
-            if score is not None:
+            if not chosen.any():
+                continue
+            if score := probe.target.score(predictions, test.values, chosen, test_clips):
                 scores[group][name] = score
         fitted(name)
     return {group: of_group for group, of_group in scores.items() if of_group}
