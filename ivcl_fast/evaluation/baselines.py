@@ -7,7 +7,7 @@ in tables and figures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from ivcl_fast.data.formats.acre import QUERIES, Acre, covariation
 from ivcl_fast.data.formats.cater_frames import frame_count
-from ivcl_fast.data.formats.cater_labels import localize_label, visible_cones_at_end
+from ivcl_fast.data.formats.cater_labels import Scene, localize_label, visible_cones_at_end
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.evaluation.evaluate import Evaluation, Result, group_masks, query_scores
 from ivcl_fast.evaluation.metrics import Score
@@ -46,12 +46,11 @@ def cone_guess(data: DataModule, evaluation: Evaluation) -> Result:
     ``evaluation`` gives the clips, of a localisation task. Raises :class:`UserError` where a scene
     is missing (``data.has_scenes``).
     """
-    hits = []
-    for name in evaluation.names:
-        scene = data.scene(name)
-        cones = visible_cones_at_end(scene, data.grid)
-        hits.append(guess_probability(cones, localize_label(scene, data.grid)))
-    return _guesses(VISIBLE_CONE, hits, data, evaluation)
+
+    def hit(scene: Scene, cell: int) -> float:
+        return guess_probability(visible_cones_at_end(scene, data.grid), cell)
+
+    return _guesses(VISIBLE_CONE, hit, data, evaluation)
 
 
 def tracker(data: DataModule, evaluation: Evaluation, num_frames: int) -> Result:
@@ -61,21 +60,23 @@ def tracker(data: DataModule, evaluation: Evaluation, num_frames: int) -> Result
     attainable by sight and memory. ``evaluation`` gives the clips, of a localisation task. Raises
     :class:`UserError` where a scene is missing (``data.has_scenes``).
     """
-    hits = []
-    for name in evaluation.names:
-        scene = data.scene(name)
+
+    def hit(scene: Scene, cell: int) -> float:
         frames = frame_ids(frame_count(scene), num_frames).tolist()
-        found = track_snitch(scene, frames, data.grid)
-        hits.append(float(found == localize_label(scene, data.grid)))
-    return _guesses(TRACKER, hits, data, evaluation)
+        return float(track_snitch(scene, frames, data.grid) == cell)
+
+    return _guesses(TRACKER, hit, data, evaluation)
 
 
-def _guesses(title: str, hits: list[float], data: DataModule, evaluation: Evaluation) -> Result:
-    """Make the row of guesses, each correct with the probability that ``hits`` gives."""
-    correct = torch.tensor(hits)
+def _guesses(
+    title: str, hit: Callable[[Scene, int], float], data: DataModule, evaluation: Evaluation
+) -> Result:
+    """Make the row of guesses; ``hit``: the probability that one is the snitch's true cell."""
+    scenes = map(data.scene, evaluation.names)
+    correct = torch.tensor([hit(scene, localize_label(scene, data.grid)) for scene in scenes])
     scores = {
         group: {"top1": Score.mean(correct[chosen], 1 / data.num_classes, percent=True)}
-        for group, chosen in group_masks(len(hits), evaluation.hidden).items()
+        for group, chosen in group_masks(len(correct), evaluation.hidden).items()
     }
     return Result(title, scores, correct)
 
