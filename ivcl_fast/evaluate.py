@@ -167,7 +167,6 @@ def chosen_model(run: FinishedRun, flag: Classifier | None) -> str:
 
 
 def main() -> None:
-    """Run the command."""
     evaluate(parse(EvaluateConfig, "evaluate", __doc__))
 
 

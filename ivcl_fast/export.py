@@ -199,7 +199,6 @@ def description(
 
 
 def main() -> None:
-    """Run the command."""
     export(parse(ExportConfig, "export", __doc__))
 
 

@@ -132,7 +132,6 @@ def slots_of(model: Any, rows: Tensor) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    """Run the command."""
     probe_run(parse(ProbesConfig, "probes", __doc__))
 
 

@@ -125,7 +125,6 @@ def answer_text(run: FinishedRun, classifier: IVCLClassifier, clip: DecodedClip)
 
 
 def main() -> None:
-    """Run the command."""
     index = visualize(parse(VisualizeConfig, "visualize", __doc__))
     print(f"open: {index}")
 
