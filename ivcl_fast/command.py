@@ -158,24 +158,19 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write text, if that is still possible."""
-        try:
-            self._stream.write(text)
-        except OSError as error:
-            self._give_up(error)
+        self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream, if that is still possible."""
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._give_up(error)
+        self._try(self._stream.flush)
 
-    def _give_up(self, error: OSError) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-        with suppress(OSError):
-            print(f"standard output: {error.strerror}; going on without it", file=sys.stderr)
+    def _try(self, method: Callable[..., Any], *args: Any) -> None:
+        try:
+            method(*args)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            with suppress(OSError):
+                print(f"standard output: {error.strerror}; going on without it", file=sys.stderr)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import fsync, read_bytes, write_text
+from ivcl_fast.files import fsync, read_bytes, write_json, write_text
 
 MANIFEST = "ivcl_manifest.json"
 
@@ -127,7 +127,7 @@ def record(folder: Path, names: Iterable[str]) -> None:
 def write_recorded(path: Path, value: Any) -> None:
     """Write a JSON file atomically, and record it in the manifest beside it."""
     forget(path.parent, path.name)
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_json(path, value)
     record(path.parent, [path.name])
 
 
