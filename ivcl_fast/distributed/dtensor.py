@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor  # takes a second to import
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -25,15 +22,13 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def shard_like(tensor: Tensor, like: DTensor) -> DTensor:
-    """Shard a tensor that every rank holds in full, in the same way as ``like``."""
-    from torch.distributed.tensor import distribute_tensor
+def shard_if_needed(tensor: Tensor, like: Any) -> Tensor:
+    """Shard a tensor in the same way as ``like``, if that is sharded and has the same shape.
 
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def shard_if_needed(tensor: Tensor, like: Tensor) -> Tensor:
-    """Shard a tensor in the same way as ``like``, if that is sharded and has the same shape."""
+    Every rank has to hold the whole ``tensor``.
+    """
     if not is_sharded(like) or tensor.shape != like.shape:
         return tensor
-    return shard_like(tensor, like)  # type: ignore[arg-type]
+    from torch.distributed.tensor import distribute_tensor  # takes a second to import
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

@@ -178,13 +178,13 @@ def main_process_first() -> Iterator[None]:
     dist.destroy_process_group(waiting)
 
 
-def let_rank0_report_first(seconds: float = 3.0) -> None:
+def let_rank0_report_first() -> None:
     """Wait, except on rank 0, before an error that rank 0 most likely has as well.
 
     When rank 0 has printed the error and exited, torchrun ends this rank.
     """
     if not is_main():
-        time.sleep(seconds)
+        time.sleep(3.0)
 
 
 class Decision:

@@ -20,24 +20,18 @@ def parallelize(model: nn.Module, shard_by: type[nn.Module] | None = None) -> nn
     """
     if not dist.is_initialized():
         return model
-    if shard_by is not None:
-        return shard_model(model, shard_by)
     device = next(model.parameters()).device
-    device_ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
-
-
-def shard_model(model: nn.Module, block: type[nn.Module]) -> nn.Module:
-    """Shard the parameters of ``model`` in place: each ``block`` by itself, the rest together."""
+    if shard_by is None:
+        device_ids = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     # FSDP2 warns at every start about in-place operations on a block's output; there are none.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-    device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for part in model.modules():
-        if isinstance(part, block):
+    for part in model.modules():  # each block by itself, and then the rest together
+        if isinstance(part, shard_by):
             fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
