@@ -95,7 +95,8 @@ class FakeStep:
     def __init__(self, live: LiveMemory, model: Any, schedule: Schedule, on_gpu: bool) -> None:
         self._live, self._model, self._schedule, self._on_gpu = live, model, schedule, on_gpu
         self._parameters = [*model.parameters()]
-        self._weights = live.live
+        self.weights = live.live
+        """Bytes of the model's parameters."""
         self._optimizers = make_optimizers(model, schedule, capturable=on_gpu)  # hold their state
         before = live.live
         self._set_gradients()
@@ -109,8 +110,8 @@ class FakeStep:
         self._update_peak = live.peak
         self.update_flops = counter.get_total_flops()
         """FLOPs of the optimisers' matrix products in every step, which are Muon's."""
-        self._clear_gradients()
-        self._state = live.live - self._weights
+        self._model.zero_grad()
+        self._state = live.live - self.weights
 
     def memory(self, clips: int, bf16: bool = True, keep_gradients: bool = False) -> StepMemory:
         """Return what a step of ``clips`` clips takes, in mixed precision or in float32.
@@ -135,13 +136,8 @@ class FakeStep:
                 loss.backward()
                 del loss
         peak = max(live.peak, self._update_peak)
-        self._clear_gradients()
-        return StepMemory(self._weights, self._gradients, self._state, copies, activations, peak)
-
-    @property
-    def weights(self) -> int:
-        """Bytes of the model's parameters."""
-        return self._weights
+        self._model.zero_grad()
+        return StepMemory(self.weights, self._gradients, self._state, copies, activations, peak)
 
     def most_clips(
         self, limits: Sequence[int], bf16: bool = True, keep_gradients: bool = False
@@ -158,10 +154,6 @@ class FakeStep:
     def _set_gradients(self) -> None:
         for parameter in self._parameters:
             parameter.grad = torch.empty_like(parameter)
-
-    def _clear_gradients(self) -> None:
-        for parameter in self._parameters:
-            parameter.grad = None
 
 
 @contextmanager
