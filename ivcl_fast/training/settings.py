@@ -83,7 +83,7 @@ class OptimConfig:
     """Peak learning rate of the head in finetuning."""
     backbone_lr_scale: float = 0.5
     """Learning rate of the pretrained weights, relative to the head's."""
-    whole_clip_lr_scale: float = 0.2
+    whole_clip_lr_scale: float = 0.3
     """Learning rate of finetuning on whole clips, relative to that on last frames, where these came
     first: at the same rate it loses much of what it has learnt before it learns more."""
     lr_scaling: Literal["none", "sqrt", "linear"] = "none"
