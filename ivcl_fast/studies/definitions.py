@@ -134,7 +134,6 @@ SCALING = {
     },
     "videos of pretraining": {
         375: sized("375 videos", videos=375),
-        1500: sized("1,500 videos", videos=1500),
         6000: LARGEST,
     },
     "width of the model": {
