@@ -17,6 +17,7 @@ import pytest
 from torch import Tensor
 from triton.runtime import interpreter
 
+from ivcl_fast.info import OPS
 from ivcl_fast.kernels import aot_cases
 from ivcl_fast.kernels.launch import Launch, record
 from ivcl_fast.kernels.launch import launch as run_launch
@@ -102,6 +103,6 @@ def checked_launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
             args[i].copy_(access.args[i])
         done.append(recorded[0])
 
-    for name in aot_cases.OPS:
+    for name in OPS:
         monkeypatch.setattr(aot_cases._op(name), "launch", launch)
     yield done

@@ -10,6 +10,7 @@ import inspect
 import pytest
 import torch
 
+from ivcl_fast.info import OPS
 from ivcl_fast.kernels import aot_cases
 from tests.kernels.ops.conftest import INTERPRET
 
@@ -110,7 +111,7 @@ def test_every_access_is_inside_and_every_element_stored_once(dtype, monkeypatch
         kernels = {launch.kernel for launch in launches}
     expected = {
         kernel
-        for name in aot_cases.OPS
+        for name in OPS
         for key, kernel in vars(aot_cases._op(name)).items()
         if key.endswith("_kernel")
         and hasattr(kernel, "fn")  # decorated by triton.jit
