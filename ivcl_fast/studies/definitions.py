@@ -42,7 +42,8 @@ class Study:
     budget: Mapping[str, float] = field(default_factory=dict)
     """Flags of all runs and their values; flags of the command take precedence."""
     axes: Mapping[str, Mapping[int, Variant]] = field(default_factory=dict)
-    """What the variants measure the effect of, in words, and the variant of each of its values."""
+    """Sizes that some variants differ in alone, in words, with the variant of each value. The page
+    then has lines fitted to the scores, and the figure draws these over the sizes."""
 
     def quick(self) -> Study:
         """Return the study without lengths of its own, for ``--quick``."""
@@ -142,6 +143,7 @@ SCALING = {
         128: LARGEST,
     },
 }
+"""The axes of ``scaling``; each holds the variant that is the largest in all of them."""
 TABLES = "synthetic:states"
 """Frames are tables of the objects in view, so that there is nothing to learn but memory."""
 ALL_LABELS = ("--frame-labels",)
