@@ -280,7 +280,7 @@ def from_json(plain: dict[str, Any]) -> TrainConfig:
     for name in ("out", "data_dir", "resume"):
         left[name] = None if left.get(name) is None else Path(left[name])
     model = left.pop("model")
-    # Runs of version 0.1.0 began with random blocks, and with whole clips; later ones kept the rate.
+    # Runs of version 0.1.0 began with random blocks and whole clips; later ones kept their rate.
     left = {"zero_init": False, "last_frame_clips": 0, "whole_clip_lr_scale": 1.0} | left
     groups = {}
     for name, kind in GROUPS.items():
