@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -247,6 +248,17 @@ def test_hooks_that_would_fall_silent():
     assert "fc1 has a hook" in report.kept["blocks.1.mlp"]
     fast(images())
     assert len(calls) == 3
+
+
+@needs_kernels
+def test_blocks_whose_calls_have_rotations_are_kept():
+    torch.manual_seed(0)
+    eva = Eva(16, 8, embed_dim=32, depth=2, num_heads=4, num_classes=3, use_rot_pos_emb=True)
+    expected = eva.eval()(images())
+    report = accelerate(eva)
+    assert "rope" in report.kept["blocks.0"]
+    assert {"blocks.0.attn", "blocks.1.attn"} <= set(report.replaced)
+    close(eva(images()), expected)
 
 
 def test_a_mask_or_another_rank_goes_the_old_way():

@@ -7,6 +7,7 @@ numbers in the same order as before.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ DROP1 = ("drop_path1", "drop_path", "dropout")
 DROP2 = ("drop_path2", "drop_path")
 DROP2_SHARED = ("drop_path2", "drop_path", "dropout")
 GAMMA = ("gamma_1", "gamma_2")
+ROTATIONS = "rope"
+"""An argument of timm's blocks with rotary positions, such as EVA's."""
 
 
 class Layout(NamedTuple):
@@ -69,6 +72,8 @@ class PreNormBlock(Adapter):
         gammas = tuple(g for g in GAMMA if getattr(module, g, None) is not None)
         known = (layout.norm1, layout.attn, layout.norm2, layout.mlp, *after)
         yield from unknown_parts(module, known, gammas)
+        if ROTATIONS in inspect.signature(module.forward).parameters:
+            yield f"its calls have rotations ({ROTATIONS}) for its attention to apply"
         for name in (layout.norm1, layout.norm2):
             norm = module._modules[name]
             if not isinstance(norm, nn.LayerNorm) or len(norm.normalized_shape) != 1:
