@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import parse, run_command
-from ivcl_fast.data.decode.interface import Square
+from ivcl_fast.data.crop import Square
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_json
 from ivcl_fast.models import reference

@@ -12,10 +12,10 @@ from PIL import Image
 
 from ivcl_fast import IVCLConfig, load_clip
 from ivcl_fast.data.config import DataConfig
+from ivcl_fast.data.crop import WHOLE, Crop, square_crop
 from ivcl_fast.data.datamodule import open_data
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.decode.interface import WHOLE, Crop, square_crop
 from ivcl_fast.data.registry import check_crop
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import unpatchify

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
+from ivcl_fast.data.crop import WHOLE, Crop
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import decoding_gpu
 from ivcl_fast.data.decode.images import with_huffman_tables
 from ivcl_fast.data.decode.indexed import IndexedVideo
-from ivcl_fast.data.decode.interface import WHOLE, Crop, Decoder
+from ivcl_fast.data.decode.interface import Decoder
 from ivcl_fast.data.decode.media import FrameIds, OpenMedia, OpenVideo, check_frame_ids
 from ivcl_fast.data.decode.pyav import PyAVDecoder
 

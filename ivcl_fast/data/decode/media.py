@@ -23,10 +23,10 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
 
+from ivcl_fast.data.crop import Crop, Square, square_crop
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.containers import FORMATS, check_length
 from ivcl_fast.data.decode.images import check_image, image_codec, image_size, is_image
-from ivcl_fast.data.decode.interface import Crop, Square, square_crop
 from ivcl_fast.data.decode.mp4 import check_edits
 
 FrameIds = Sequence[int] | np.ndarray | None

@@ -12,9 +12,10 @@ import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
+from ivcl_fast.data.crop import WHOLE, Crop, Square
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.images import image_codec
-from ivcl_fast.data.decode.interface import WHOLE, Crop, Decoder, Square
+from ivcl_fast.data.decode.interface import Decoder
 from ivcl_fast.data.decode.media import (
     MAX_PIXELS,
     UNDECODABLE,

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ivcl_fast.data.bad_files import summary
+from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import (
     DecoderName,
@@ -30,7 +31,6 @@ from ivcl_fast.data.decode.decoder import (
     default_workers,
     resolve_decoder,
 )
-from ivcl_fast.data.decode.interface import Square
 from ivcl_fast.data.store.frame_store import (
     BAD_FILES,
     INDEX,

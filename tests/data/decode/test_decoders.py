@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ivcl_fast.data.crop import WHOLE, Crop
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.decode.decoder import (
@@ -20,7 +21,6 @@ from ivcl_fast.data.decode.decoder import (
 )
 from ivcl_fast.data.decode.images import STANDARD_HUFFMAN_TABLES, with_huffman_tables
 from ivcl_fast.data.decode.indexed import index_one, open_indexed
-from ivcl_fast.data.decode.interface import WHOLE, Crop
 from ivcl_fast.data.decode.media import OpenVideo, open_media, probe
 from ivcl_fast.data.sampling import frame_ids
 from tests.support.painted import (

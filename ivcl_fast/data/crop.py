@@ -1,0 +1,47 @@
+"""The part of a frame that a model sees."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Square = Literal["none", "start", "center", "end"]
+"""Which part of a frame becomes the square: all of it, or the largest square in it, at the start of
+its longer side (left or top), in the center, or at the end."""
+
+
+class Crop(NamedTuple):
+    """A part of a frame, in shares of its height and width."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+    def placed(self, size: int) -> tuple[int, int, int, int]:
+        """Return height and width to resize the frame to, and top and left of the square in it."""
+        height, width = round(size / self.height), round(size / self.width)
+        top, left = round(self.top * height), round(self.left * width)
+        return height, width, min(top, height - size), min(left, width - size)
+
+    def inside(self, outer: Crop) -> Crop:
+        """Return this part of the part ``outer``, as a part of the frame."""
+        return Crop(
+            outer.top + self.top * outer.height,
+            outer.left + self.left * outer.width,
+            self.height * outer.height,
+            self.width * outer.width,
+        )
+
+
+WHOLE = Crop(0.0, 0.0, 1.0, 1.0)
+"""The entire frame."""
+
+
+def square_crop(square: Square, height: int, width: int) -> Crop:
+    """Return the part of an upright frame of this size that becomes the square."""
+    if square == "none":
+        return WHOLE
+    shorter = min(height, width)
+    place = {"start": 0.0, "center": 0.5, "end": 1.0}[square]
+    share = shorter / height, shorter / width
+    return Crop(place * (1 - share[0]), place * (1 - share[1]), *share)
