@@ -195,7 +195,11 @@ extensions = [
     for isa in (() if {"egg_info", "dist_info", "sdist"} & {*sys.argv} else buildable())
 ]
 setup(
-    packages=[*find_packages(include=["ivcl_fast", "ivcl_fast.*"]), "ivcl_fast.kernels"],
+    packages=[
+        *find_packages(include=["ivcl_fast", "ivcl_fast.*"]),
+        "ivcl_fast.kernels",
+        "ivcl_fast.kernels.aot",
+    ],
     package_dir={"ivcl_fast": "ivcl_fast", "ivcl_fast.kernels": "kernels"},
     package_data={
         "ivcl_fast": ["py.typed", "pretrained/*/*"],

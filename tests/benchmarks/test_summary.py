@@ -9,7 +9,7 @@ from benchmarks import gpu_check, kernels, parts
 from benchmarks.results import Results
 from benchmarks.summary import summary
 from ivcl_fast.kernels import _triton
-from ivcl_fast.kernels.aot_cases import cases
+from ivcl_fast.kernels.aot.cases import cases
 
 
 @pytest.mark.skipif(_triton.MISSING is not None, reason=str(_triton.MISSING))

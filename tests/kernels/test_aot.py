@@ -20,7 +20,8 @@ import torch
 
 from ivcl_fast.config import PRESETS
 from ivcl_fast.info import OPS
-from ivcl_fast.kernels import _triton, aot_cases
+from ivcl_fast.kernels import _triton
+from ivcl_fast.kernels.aot import cases as aot_cases
 from ivcl_fast.kernels.launch import Launch, record
 
 pytestmark = [
@@ -28,7 +29,11 @@ pytestmark = [
     pytest.mark.skipif(_triton.INTERPRET, reason="interpreting and compiling exclude each other"),
 ]
 if not _triton.MISSING:
-    from ivcl_fast.kernels import aot, aot_compile, aot_report, short_attention
+    from ivcl_fast.kernels import short_attention
+    from ivcl_fast.kernels.aot import builds as aot
+    from ivcl_fast.kernels.aot import compile as aot_compile
+    from ivcl_fast.kernels.aot import report as aot_report
+    from ivcl_fast.kernels.aot.__main__ import OLDEST_FOLDER
 
 PRESET = "base64"
 
@@ -111,9 +116,9 @@ def test_the_old_float32_attention_fails():
 
 def test_the_old_float32_attention_fails_with_the_oldest_triton():
     """It asked for more shared memory than the chip has, so the first backward was an error."""
-    oldest = ROOT / aot.OLDEST_FOLDER
+    oldest = ROOT / OLDEST_FOLDER
     if not oldest.is_dir():
-        pytest.skip(f"no {aot.OLDEST_FOLDER}; `make aot` installs the oldest supported Triton")
+        pytest.skip(f"no {OLDEST_FOLDER}; `make aot` installs the oldest supported Triton")
     code = (
         "from tests.kernels.test_aot import aot_compile, old_float32_backward as old;"
         "print(aot_compile.faults(old(86), aot_compile.compile_launch(old(86), 86)))"

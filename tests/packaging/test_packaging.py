@@ -147,7 +147,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(checkout, fake, tmp_path):
     assert objects(wheel) == paths(*BUILT)
     modules = {
         *(f"ivcl_fast/{p.relative_to(ROOT / 'ivcl_fast')}" for p in ROOT.glob("ivcl_fast/**/*.py")),
-        *(f"ivcl_fast/kernels/{p.name}" for p in ROOT.glob("kernels/*.py")),
+        *(f"ivcl_fast/{p.relative_to(ROOT)}" for p in ROOT.glob("kernels/**/*.py")),
         "ivcl_fast/evaluation/published.csv",
         "ivcl_fast/py.typed",
         *(f"ivcl_fast/pretrained/{p.relative_to(PACKAGED)}" for p in PACKAGED.glob("*/*")),

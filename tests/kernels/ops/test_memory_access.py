@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ivcl_fast.info import OPS
-from ivcl_fast.kernels import aot_cases
+from ivcl_fast.kernels.aot import cases as aot_cases
 from tests.kernels.ops.conftest import INTERPRET
 
 pytestmark = pytest.mark.skipif(not INTERPRET, reason="the interpreter knows the addresses")

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._triton import triton
-from .launch import REGISTERS, Launch, cdiv
+from .._triton import triton
+from ..launch import REGISTERS, Launch, cdiv
 
 TYPES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",

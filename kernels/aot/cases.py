@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import IVCLConfig
+from ...config import IVCLConfig
 
 CLIPS = 8
 EPS = 1e-6
@@ -88,7 +88,7 @@ def cases(
 
 
 def _op(name: str) -> Any:
-    return importlib.import_module(f".{name}", __package__)
+    return importlib.import_module(f"..{name}", __package__)
 
 
 def _parameter(like: Tensor, *shape: int) -> Tensor:

@@ -1,23 +1,9 @@
-"""Ahead-of-time compilation of every Triton kernel for six chips, by two versions of Triton.
-
-``python -m ivcl_fast.kernels.aot`` compiles the kernels of a training step at every preset's
-shapes, in bfloat16 and in float32, for sm_80, 86, 89, 90, 100 and 120, with the installed Triton
-and with the oldest supported one. It writes the figures to ``benchmarks/results/aot.json``, a table
-of all kernels to ``benchmarks/results/aot.md`` and a summary to ``docs/performance.md``, and fails
-if it finds a fault. No GPU is needed.
-
-Figures are kept by a digest of what the machine code depends on, so only what changed is compiled.
-Two versions of Triton cannot live in one process: ``--oldest`` names a folder with the oldest one
-(``pip install --target``), which compiles in a process of its own.
-"""
+"""The builds of every kernel for several chips, and the figures of those that were compiled."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -26,15 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..config import PRESETS, IVCLConfig
-from ..files import write_text
-from ._triton import INTERPRET, MISSING, triton
-from .aot_cases import cases
-from .aot_compile import CHIPS, Compiled, compile_launch, digest, faults
-from .launch import Launch, record
+from ...config import PRESETS, IVCLConfig
+from ...files import write_text
+from .._triton import triton
+from ..launch import Launch, record
+from .cases import cases
+from .compile import CHIPS, Compiled, compile_launch, digest, faults
 
 RESULTS = Path("benchmarks/results/aot.json")
-OLDEST_FOLDER = Path(".triton-oldest")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TARGET = "base64, mask 0.875, 1 query frame"
 """The setting for which the speed of training is stated."""
@@ -148,32 +133,3 @@ def all_faults(figures: Figures, versions: Iterable[str]) -> list[str]:
             wrong = ["not compiled"] if compiled is None else faults(build.launch, compiled)
             found += [f"{place}: {fault}" for fault in wrong]
     return found
-
-
-def main() -> None:
-    from .aot_report import write_report  # which imports this module
-
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument(
-        "--oldest", type=Path, default=OLDEST_FOLDER, metavar="DIR",
-        help="folder with the oldest supported Triton (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--only-compile", action="store_true", help="write no report")
-    args = parser.parse_args()
-    if INTERPRET or MISSING:
-        sys.exit(f"aot: {MISSING or 'cannot compile under TRITON_INTERPRET=1; unset it'}")
-    if not args.only_compile and not (args.oldest / "triton").is_dir():
-        sys.exit(f"aot: --oldest {args.oldest} holds no Triton; make aot installs it there")
-    compile_missing()
-    if args.only_compile:
-        return
-    path = os.pathsep.join([str(args.oldest.resolve()), *filter(None, sys.path)])
-    command = [sys.executable, "-m", f"{__package__}.aot", "--only-compile"]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=True)
-    figures = read_figures()
-    write_report(figures)
-    sys.exit("\n".join(all_faults(figures, figures)) or None)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from ..files import write_text
-from .aot import DTYPES, Figures, builds, compiled_figures
-from .aot_compile import CHIPS, LOW_OCCUPANCY, Compiled
+from ...files import write_text
+from .builds import DTYPES, Figures, builds, compiled_figures
+from .compile import CHIPS, LOW_OCCUPANCY, Compiled
 
 TABLE = Path("benchmarks/results/aot.md")
 DOCUMENT = Path("docs/performance.md")
