@@ -106,10 +106,6 @@ def budget(pretrain_clips: int, finetune_clips: int) -> dict[str, float]:
     }
 
 
-ABLATION = budget(pretrain_clips=16_000, finetune_clips=8_000)
-"""At this length pretraining has just left its plateau, and finetuning depends on it most."""
-
-
 def each(flag: str, values: tuple[float, ...]) -> tuple[Variant, ...]:
     """Return a variant for every value of a flag of the model."""
     return tuple(Variant(str(value), model=(flag, str(value))) for value in values)
@@ -171,13 +167,11 @@ STUDIES = {
         "How many slot tokens per frame?",
         "slots per frame",
         each("--num-slots", (1, 2, 4, 8, 16)),
-        ABLATION,
     ),
     "masking": Study(
         "How much of a frame should be masked in pretraining?",
         "mask ratio",
         each("--mask-ratio", (0.25, 0.375, 0.5, 0.75, 0.875)),
-        ABLATION,
     ),
     "context": Study(
         "What should the temporal transformer see, and how many frames should be reconstructed?",
