@@ -108,6 +108,7 @@ class DataModule(ABC):
         share_frames: bool = True,
         view: View = ONE_VIEW,
         crop: Square | None = None,
+        frame_stride: int | None = None,
     ) -> ClipLoader:
         """Make the loader of a split.
 
@@ -120,6 +121,7 @@ class DataModule(ABC):
             share_frames: see :class:`ClipLoader`; not where each clip is masked differently.
             view, crop: which clip of each video and which part of its frames, if several are
                 evaluated.
+            frame_stride: instead of the settings'; 1 with ``num_frames=1`` draws any frame.
         """
         clips = self.dataset.clips(split)
         if share < 1:
@@ -138,7 +140,7 @@ class DataModule(ABC):
             share_frames=share_frames,
             view=view,
             crop=(crop or self.crop, split),
-            **self._common_options(training),
+            **self._common_options(training, frame_stride),
         )
 
     def eval_loaders(
@@ -168,14 +170,14 @@ class DataModule(ABC):
     ) -> ClipLoader:
         """Make the loader of clips; ``crop``: the part of their frames to read."""
 
-    def _common_options(self, training: bool) -> dict[str, Any]:
+    def _common_options(self, training: bool, frame_stride: int | None = None) -> dict[str, Any]:
         return dict(
             num_classes=self.num_classes,
             multi_label=self.multi_label,
             jitter=training,
             shuffle=training,
             drop_last=training,
-            frame_stride=self.frame_stride,
+            frame_stride=self.frame_stride if frame_stride is None else frame_stride,
             mirror=self.mirror and training,
         )
 

@@ -348,6 +348,9 @@ class Run:
         """Return this rank's part of the training batches of a stage."""
         if stage not in self._training_loaders:
             pretrains = stage == "pretrain"
+            options = self._batch_options(pretrains)
+            if options["frame_labels"] == "cells" and num_frames == 1:
+                options["frame_stride"] = 1  # any frame of a video: each has a label
             self._training_loaders[stage] = self._loader(
                 self.data.train_split,
                 num_frames,
@@ -356,7 +359,7 @@ class Run:
                 share=1.0 if pretrains else self.config.stages.label_fraction,
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
-                **self._batch_options(pretrains),
+                **options,
             )
         return self._training_loaders[stage]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ivcl_fast import IVCLClassifier, IVCLConfig
+from ivcl_fast.data.formats.cater_frames import snitch_cell
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.models import backbone
 from ivcl_fast.training.run import Run
@@ -73,6 +74,27 @@ def test_whole_clips_have_a_lower_rate_where_last_frames_came_first(tmp_path):
         rates |= {(last_frames, r["stage"]): r["lr"] for r in run.metrics.read() if "lr" in r}
     assert rates[4, "last-frame"] == rates[0, "finetune"] > 0
     assert rates[4, "finetune"] == pytest.approx(0.3 * rates[0, "finetune"])
+
+
+@pytest.mark.parametrize("frame_labels", [False, True])
+def test_single_frames_are_any_where_all_have_labels(tmp_path, frame_labels):
+    run = run_with(tmp_path, name="run", frame_labels=frame_labels)
+    loader = run._training_loader("last-frame", 1)
+    batches = [batch for epoch in range(12) for batch in loader.epoch(epoch)]
+    for number, clip in enumerate(loader.clips):
+        scene, frames = run.data.scene(clip.name), run.data.rows([clip], 38)[0]
+        of_clip = [
+            (batch, batch.clip_ids.tolist().index(number))
+            for batch in batches
+            if number in batch.clip_ids
+        ]
+        seen = set()
+        for batch, row in of_clip:
+            equal = (frames == batch.rows[row]).flatten(1).all(1).nonzero().flatten().tolist()
+            seen.add(equal[-1])
+            cells = {snitch_cell(scene, frame) for frame in equal}
+            assert batch.labels[row].item() in cells
+        assert len(seen) > 4 if frame_labels else seen == {37}
 
 
 def test_scratch_has_last_frames_of_its_own(tmp_path):
