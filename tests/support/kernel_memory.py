@@ -18,7 +18,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from ivcl_fast.info import OPS
-from ivcl_fast.kernels import aot_cases
+from ivcl_fast.kernels.aot import cases as aot_cases
 from ivcl_fast.kernels.launch import Launch, record
 from ivcl_fast.kernels.launch import launch as run_launch
 
