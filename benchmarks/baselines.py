@@ -83,10 +83,8 @@ def package_attention(package: str) -> Attention:
     def attend(qkv: Tensor, num_heads: int) -> Tensor:
         if reason := attention.package_unsupported_reason(package):
             raise Skip(reason[:200])
-        function = attention._functions[package]
         packed = qkv.unflatten(-1, (3, num_heads, -1))
-        out = function(packed) if package == "flash-attn 2" else function(*packed.unbind(2))
-        return (out[0] if isinstance(out, tuple) else out).flatten(2)
+        return attention.package_flash_attention(package, packed).flatten(2)
 
     return attend
 

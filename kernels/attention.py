@@ -172,19 +172,26 @@ def _flash_provider(device: torch.device, head_dim: int) -> str:
     return "torch"
 
 
+def package_flash_attention(package: str, qkv: Tensor) -> Tensor:
+    """FlashAttention of an installed package.
+
+    ``qkv``: ``[B, N, 3, heads, d]``; returns ``[B, N, heads, d]``.
+    """
+    if package == "flash-attn 2":
+        return _functions[package](qkv)
+    out = _functions[package](*qkv.unbind(2))
+    return out[0] if isinstance(out, tuple) else out
+
+
 @_in_batches
 def _flash_attention(qkv: Tensor, num_heads: int) -> Tensor:
     # No library's kernel takes heads whose columns are not neighbours in memory.
     qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
     qkv = qkv.unflatten(-1, (3, num_heads, -1))  # [B, N, 3, heads, d]
     provider = _flash_provider(qkv.device, qkv.shape[-1])
-    if provider == "flash-attn 2":
-        return _functions[provider](qkv).flatten(2)
-    q, k, v = qkv.unbind(2)  # [B, N, heads, d]
-    if provider == "flash-attn 4":
-        out = _functions[provider](q, k, v)
-        return (out[0] if isinstance(out, tuple) else out).flatten(2)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, heads, N, d]
+    if provider != "torch":
+        return package_flash_attention(provider, qkv).flatten(2)
+    q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # [B, heads, N, d]
     # Without the pin PyTorch might fall back to an explicit softmax. It orders the two itself.
     with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]):
         out = F.scaled_dot_product_attention(q, k, v)
