@@ -135,7 +135,8 @@ def _backward_kernel(
         if dsum_ptr is not None:  # this load overlaps with the reductions
             dsum = tl.load(dsum_ptr + offsets, mask=mask, other=0.0)
         centred, rstd = _statistics(total, mask, cols, eps)
-        z = centred * rstd
+        # Without an epsilon, rstd is infinite in rows beyond the last.
+        z = tl.where(mask, centred * rstd, 0.0)
         dweight += dnormed * z
         dbias += dnormed
         g = dnormed * weight[None, :]

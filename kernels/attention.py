@@ -41,6 +41,10 @@ EAGER_TOKENS = 1024
 """Up to this length an explicit softmax is faster on a CPU than PyTorch's blocked attention."""
 MAX_BATCH = 65_535
 """Sequences in one call: CUDA's limit on the second and third axis of a grid."""
+FLASH_4_HEADS = 64, 96, 128
+"""Columns per head that flash-attn 4 takes."""
+FLASH_4_CHIPS = 9, 10, 11
+"""Generations of GPUs that flash-attn 4 runs on: Hopper and Blackwell, but not RTX 50."""
 MAX_GRADIENT = 2**31 - 1
 """Elements of FlashAttention-2's padded dq buffer, which it indexes with 32 bits."""
 
@@ -157,6 +161,16 @@ def _in_batches(run: Callable[[Tensor, int], Tensor]) -> Callable[[Tensor, int],
     return run_in_batches
 
 
+def _flash_4_runs(device: torch.device, head_dim: int) -> bool:
+    """Whether flash-attn 4 runs: it asserts the rest, and starts on the current device."""
+    # torch.compile cannot trace it, since a DSL generates it.
+    if torch.compiler.is_compiling() or package_unsupported_reason("flash-attn 4") is not None:
+        return False
+    if head_dim not in FLASH_4_HEADS or device.index not in (None, torch.cuda.current_device()):
+        return False
+    return torch.cuda.get_device_capability(device)[0] in FLASH_4_CHIPS
+
+
 def _flash_provider(device: torch.device, head_dim: int) -> str:
     """Which FlashAttention runs: an installed package on a GPU, else PyTorch's.
 
@@ -164,8 +178,7 @@ def _flash_provider(device: torch.device, head_dim: int) -> str:
     """
     may_use_package = not torch.are_deterministic_algorithms_enabled()
     if may_use_package and device.type == "cuda" and head_dim % 8 == 0:
-        # torch.compile cannot trace flash-attn 4, which a DSL generates.
-        if not torch.compiler.is_compiling() and package_unsupported_reason("flash-attn 4") is None:
+        if _flash_4_runs(device, head_dim):
             return "flash-attn 4"
         if package_unsupported_reason("flash-attn 2") is None:
             return "flash-attn 2"

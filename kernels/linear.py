@@ -124,11 +124,12 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         (dy,) = grads
         x, weight, cast = ctx.saved_tensors
-        if ctx.has_bias or device_kind(dy.device) == ONE_PASS:
+        again = torch.is_grad_enabled()  # a second derivative may be asked for
+        if ctx.has_bias or again or device_kind(dy.device) == ONE_PASS:
             dweight, dbias = _op(dy, x, weight.dtype)
         else:
-            dweight, dbias = _product(dy, x, weight.dtype), None
-        if torch.is_grad_enabled():  # for a second derivative: `cast` has no history
+            dweight, dbias = _product(dy, x, weight.dtype), None  # a product without derivatives
+        if again:  # `cast` has no history
             cast = weight.to(x.dtype)
         return dy @ cast, dweight, dbias if ctx.has_bias else None
 

@@ -70,8 +70,10 @@ class Batch:
         return Batch(*(x.pin_memory() if x.is_cpu else x for x in self.tensors))
 
     def to(self, device: torch.device) -> Batch:
-        """Copy the batch to ``device``; copies from pinned memory do not block."""
-        return Batch(*(x.to(device, non_blocking=True) for x in self.tensors))
+        """Copy the batch to ``device``; copies from pinned memory to a GPU do not block."""
+        # Those from a GPU have to: the CPU would read memory that is not filled yet.
+        to_gpu = device.type == "cuda"
+        return Batch(*(x.to(device, non_blocking=to_gpu) for x in self.tensors))
 
 
 class Sampled(NamedTuple):

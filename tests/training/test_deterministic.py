@@ -81,6 +81,8 @@ def test_libraries_that_do_not_heed_it_are_passed_over(deterministic, monkeypatc
     monkeypatch.setattr(
         "ivcl_fast.kernels.attention.package_unsupported_reason", lambda package: None
     )
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     gpu = torch.device("cuda")
     assert _flash_provider(gpu, 64) == "torch"
     torch.use_deterministic_algorithms(False)

@@ -93,6 +93,12 @@ def test_constant_rows_stay_finite(device):
     check_op(op, _ref, [torch.ones_like(x), torch.ones_like(x), weight, bias, EPS])
 
 
+def test_no_epsilon(device):
+    """Rows that fill no block of rows, so that a kernel computes some beyond the last."""
+    x, residual, weight, bias = inputs((3, 96), torch.float32, device)
+    check_op(op, _ref, [x, residual, weight, bias, 0.0])
+
+
 def test_non_contiguous(device):
     x, residual, weight, bias = inputs((6, 40, 64), torch.float32, device)
     views = [t.transpose(0, 1)[::2] for t in (x, residual)]

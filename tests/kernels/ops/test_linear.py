@@ -114,6 +114,15 @@ def test_weights_that_are_cast_together_change_no_result():
     assert not _Linear.apply(x, layer.weight, layer.bias).any(), "the casts end with the block"
 
 
+def test_second_derivatives_on_a_gpu_without_a_bias():
+    """By shapes alone: the product that writes float32 exists on GPUs only, without derivatives."""
+    x = torch.empty(2, 3, 6, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.empty(4, 6, device="meta", requires_grad=True)
+    out = _Linear.apply(x, weight, None)
+    (dweight,) = torch.autograd.grad(out.sum(), weight, create_graph=True)
+    assert torch.autograd.grad(dweight.sin().sum(), x)[0].shape == x.shape
+
+
 def test_a_gpu_s_gradients_have_the_dtype_of_the_parameters():
     """By shapes alone: the product that writes float32 exists on GPUs only."""
     dy, x = torch.empty(2, 3, 4, device="meta"), torch.empty(2, 3, 6, device="meta")
