@@ -27,14 +27,14 @@ from ivcl_fast.studies.runner import plan_jobs
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 PAGES = ROOT / "README.md", ROOT / "docs" / "studies.md"
-MARKED = re.compile(r"(<!-- (\w+)(?:: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (\w+)(?:: ([\w-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 SUMMARY = {
     "CATER, visible": ("pretraining", "localize on synthetic", "visible", "top1"),
     "CATER, hidden": ("pretraining", "localize on synthetic", "hidden", "top1"),
-    "ACRE, new objects": ("causes", "acre on synthetic:acre-comp", "all", "query"),
+    "ACRE, new objects": ("causes-comp", "acre on synthetic:acre-comp", "all", "query"),
     "ACRE, new structure": ("causes", "acre on synthetic:acre-sys", "all", "query"),
 }
-"""Columns of the summary: study, table, group of clips and metric."""
+"""Columns of the summary: folder of results, table, group of clips and metric."""
 
 
 def written_anew(page: str) -> str:

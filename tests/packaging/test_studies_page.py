@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -27,7 +28,9 @@ def test_every_committed_study_is_whole_and_on_the_page():
     assert "<!-- studies -->" in page
     for folder in studies_tables.RESULTS.iterdir():
         study = (folder / "study.md").read_text()
-        assert folder.name in STUDIES and f"python -m ivcl_fast.sweep {folder.name} " in study
+        name = json.loads((folder / "results.json").read_text())["study"]
+        assert name in STUDIES and f"python -m ivcl_fast.sweep {name} " in study
+        assert folder.name.removeprefix(name)[:1] in ("", "-"), "a study, or a part of one"
         assert {f.name for f in folder.iterdir()} >= {"study.png", "results.json", "config.json"}
         shown = re.search(rf"<!-- tables: {folder.name} -->(.*?)<!-- end -->", page, re.DOTALL)
         rows, expected = (
