@@ -30,6 +30,8 @@ BATCH = 64
 """Images per run."""
 SEQUENCE_BYTES = 2**28
 """Largest sequence of unresized frames in memory; longer ones are decoded in parts."""
+NO_LIBRARY = "SYMBOL_NOT_FOUND"
+"""DALI's word for a driver without its library for videos, which containers may lack."""
 
 
 class DALIDecoder(Decoder):
@@ -124,7 +126,8 @@ class DALIDecoder(Decoder):
         except RuntimeError as error:
             del self._pipelines[kind]  # DALI cannot continue after an error
             reason = str(error).rpartition("encountered:")[2].strip()  # after the pipeline's code
-            if "CUDA" in reason or "out of memory" in reason:  # not a fault of the file
+            is_gpu = "CUDA" in reason and NO_LIBRARY not in reason
+            if is_gpu or "out of memory" in reason:  # not a fault of the file
                 raise
             first_line = reason.partition("\n")[0]
             raise VideoError(f"DALI cannot decode one of its frames: {first_line}") from None

@@ -277,6 +277,10 @@ def test_a_crop_is_that_part_of_the_frame(tmp_path, name):
     assert corner.max() == 0
 
 
+NO_LIBRARY = "SHARED_OBJECT_SYMBOL_NOT_FOUND"
+"""What a driver answers in a container that was started without its part for videos."""
+
+
 class FailingPipeline:
     """Takes the place of a pipeline of DALI, and fails as one."""
 
@@ -297,9 +301,12 @@ class FailingPipeline:
         ("nvImageCodec failure: '#3'\nC++ context: x", VideoError, "frames: nvImageCodec failure"),
         ("CUDA driver API error CUDA_ERROR_OUT_OF_MEMORY (2):\n", RuntimeError, "CUDA driver API"),
         ("Can't allocate 9 bytes: out of memory", RuntimeError, "out of memory"),
+        (f"CUDA driver API error CUDA_ERROR_{NO_LIBRARY} (302):\n", VideoError, NO_LIBRARY),
     ],
 )
-def test_only_faults_of_the_file_are_video_errors(tmp_path, encountered, error, said):
+def test_faults_of_the_file_and_missing_libraries_are_video_errors(
+    tmp_path, encountered, error, said
+):
     decoder = make_decoder("dali", 32)
     decoder._pipelines["images"] = FailingPipeline(encountered)
     path = media(write_avi(tmp_path / "a.avi", [picture(0, 0)]))
