@@ -142,6 +142,8 @@ class Stage:
                         break
             finally:
                 writer.wait()
+            # A signal may have arrived while the last checkpoint was written.
+            stop = decide(bool(caught), False, last=True)[0] or stop
             distributed.barrier()  # until rank 0 has written: torchrun ends it with the first rank
             if stop:
                 raise Interrupted(caught[0] if caught else signal.SIGTERM)

@@ -128,6 +128,19 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert same(whole.model, resumed.model)
 
 
+def test_a_signal_during_the_last_checkpoint_ends_the_run(tmp_path, monkeypatch):
+    save = Stage._save
+
+    def signalled(self, writer, optimizers, done):
+        save(self, writer, optimizers, done)
+        if done == 25:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Stage, "_save", signalled)
+    with pytest.raises(Interrupted):
+        stage(tmp_path).run()
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_is_announced_before_the_step_ends(tmp_path, signum, capfd):
     said = []
