@@ -81,9 +81,13 @@ def package_attention(package: str) -> Attention:
     """FlashAttention of a package, called as users call it; skipped where it is not installed."""
 
     def attend(qkv: Tensor, num_heads: int) -> Tensor:
-        if reason := attention.package_unsupported_reason(package):
-            raise Skip(reason[:200])
         packed = qkv.unflatten(-1, (3, num_heads, -1))
+        if package == "flash-attn 4":
+            reason = attention.flash_4_unsupported_reason(qkv.device, packed.shape[-1])
+        else:
+            reason = attention.package_unsupported_reason(package)
+        if reason:
+            raise Skip(reason[:200])
         return attention.package_flash_attention(package, packed).flatten(2)
 
     return attend

@@ -161,14 +161,16 @@ def _in_batches(run: Callable[[Tensor, int], Tensor]) -> Callable[[Tensor, int],
     return run_in_batches
 
 
-def _flash_4_runs(device: torch.device, head_dim: int) -> bool:
-    """Whether flash-attn 4 runs: it asserts the rest, and starts on the current device."""
-    # torch.compile cannot trace it, since a DSL generates it.
-    if torch.compiler.is_compiling() or package_unsupported_reason("flash-attn 4") is not None:
-        return False
-    if head_dim not in FLASH_4_HEADS or device.index not in (None, torch.cuda.current_device()):
-        return False
-    return torch.cuda.get_device_capability(device)[0] in FLASH_4_CHIPS
+def flash_4_unsupported_reason(device: torch.device, head_dim: int) -> str | None:
+    """Why flash-attn 4 cannot run on heads of ``head_dim`` columns on a CUDA device, or None."""
+    if reason := package_unsupported_reason("flash-attn 4"):
+        return reason
+    if head_dim not in FLASH_4_HEADS:
+        return f"flash-attn 4 has no kernel for heads of {head_dim} columns"
+    if device.index not in (None, torch.cuda.current_device()):
+        return "flash-attn 4 starts on the current device"
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major in FLASH_4_CHIPS else f"flash-attn 4 has no kernel for sm_{major}{minor}"
 
 
 def _flash_provider(device: torch.device, head_dim: int) -> str:
@@ -178,7 +180,9 @@ def _flash_provider(device: torch.device, head_dim: int) -> str:
     """
     may_use_package = not torch.are_deterministic_algorithms_enabled()
     if may_use_package and device.type == "cuda" and head_dim % 8 == 0:
-        if _flash_4_runs(device, head_dim):
+        # torch.compile cannot trace flash-attn 4, which a DSL generates.
+        compiling = torch.compiler.is_compiling()
+        if not compiling and flash_4_unsupported_reason(device, head_dim) is None:
             return "flash-attn 4"
         if package_unsupported_reason("flash-attn 2") is None:
             return "flash-attn 2"

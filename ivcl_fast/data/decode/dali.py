@@ -126,8 +126,8 @@ class DALIDecoder(Decoder):
         except RuntimeError as error:
             del self._pipelines[kind]  # DALI cannot continue after an error
             reason = str(error).rpartition("encountered:")[2].strip()  # after the pipeline's code
-            is_gpu = "CUDA" in reason and NO_LIBRARY not in reason
-            if is_gpu or "out of memory" in reason:  # not a fault of the file
+            gpu_failed = "CUDA" in reason and NO_LIBRARY not in reason
+            if gpu_failed or "out of memory" in reason:  # not a fault of the file
                 raise
             first_line = reason.partition("\n")[0]
             raise VideoError(f"DALI cannot decode one of its frames: {first_line}") from None
