@@ -323,9 +323,13 @@ def test_attentions_that_are_missing_are_skipped(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
     monkeypatch.setitem(sys.modules, "flash_attn.cute", module)
     attention._import.cache_clear()
-    qkv = torch.randn(3, 5, 24)
-    found = baselines.package_attention("flash-attn 4")(qkv, 2)
-    torch.testing.assert_close(found, baselines.explicit_softmax(qkv, 2))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    qkv, attend = torch.randn(3, 5, 3 * 2 * 64), baselines.package_attention("flash-attn 4")
+    with pytest.raises(Skip, match="no kernel for sm_80"):
+        attend(qkv, 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    torch.testing.assert_close(attend(qkv, 2), baselines.explicit_softmax(qkv, 2))
     attention._import.cache_clear()
 
 
