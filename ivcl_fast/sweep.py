@@ -1,6 +1,7 @@
 """``python -m ivcl_fast.sweep STUDY``: run a study, which compares several variants in one table.
 
-Every variant is pretrained once and finetuned with several seeds; everything else is equal. Flags
+Every variant is pretrained (once, or more often with ``--pretrainings``) and finetuned with several
+seeds; everything else is equal. Flags
 of ``ivcl_fast.train``, such as ``--data`` and ``--preset``, apply to every run. If a study was
 stopped, the same command continues it. Several GPUs share the runs; with ``--parallel`` several
 runs share the cores of a CPU, which uses them better when models are small.
@@ -32,6 +33,8 @@ class SweepConfig:
     """The study; see above."""
     seeds: int = 3
     """Number of finetunings of every variant."""
+    pretrainings: int = 1
+    """Number of pretrainings of every variant; its finetunings start from them in turn."""
     parallel: int | None = None
     """Number of runs at a time; by default one per GPU, or one on a CPU."""
     out: Path = Path("sweeps")
@@ -46,7 +49,13 @@ def main() -> None:
     try:
         with output_may_end():
             folder = run_study(
-                config.study, tuple(flags), config.out, train, config.seeds, config.parallel
+                config.study,
+                tuple(flags),
+                config.out,
+                train,
+                config.seeds,
+                config.parallel,
+                config.pretrainings,
             )
     except Interrupted as stop:
         print(f"stopped by {stop}; the same command continues", file=sys.stderr)

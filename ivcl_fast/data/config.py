@@ -57,7 +57,7 @@ class DataConfig:
     mirror: bool = False
     """Mirror half of the training clips, left to right; only for your own videos, if their classes
     stay the same."""
-    loader: Annotated[Literal["store", "stream"], tyro.conf.arg(aliases=("--feed",))] = "store"
+    loader: Literal["store", "stream"] = "store"
     """store: decode every video once, into a frame store; stream: decode the clips every epoch."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"
     """Video decoder; auto: DALI if it can decode on a GPU, else PyAV."""

@@ -94,7 +94,13 @@ def differences_table(
 
 
 def write(
-    folder: Path, name: str, study: Study, folders: Folders, flags: Sequence[str], seeds: int
+    folder: Path,
+    name: str,
+    study: Study,
+    folders: Folders,
+    flags: Sequence[str],
+    seeds: int,
+    pretrainings: int,
 ) -> None:
     """Write ``study.md``, ``study.png`` and ``results.json`` to ``folder``; print the tables."""
     scores = {title: read_results(runs) for title, runs in folders.items()}
@@ -117,14 +123,16 @@ def write(
             gains = scaling.doubling_table(study, folders[title])
             gains.print(scaling.HEADING)
             sections += [scaling.HEADING, "", *gains.markdown(), ""]
-    command = " ".join(["python -m ivcl_fast.sweep", name, *flags, f"--seeds {seeds}"])
+    several = [f"--pretrainings {pretrainings}"] if pretrainings > 1 else []
+    command = " ".join(["python -m ivcl_fast.sweep", name, *flags, f"--seeds {seeds}", *several])
+    pretrained = "One pretraining" if pretrainings == 1 else f"{pretrainings} pretrainings"
     each = "one seed" if seeds == 1 else f"{seeds} seeds"
     deviation = "" if seeds == 1 else ": mean ± standard deviation over the seeds"
     quick = " A `--quick` study shows that every part runs; its scores mean nothing."
     lines = [
         f"# {name}",
         "",
-        f"{study.question} One pretraining each, {each} of finetuning{deviation}, on the clips "
+        f"{study.question} {pretrained} each, {each} of finetuning{deviation}, on the clips "
         "that the data set reports on." + (quick if "--quick" in flags else ""),
         "",
         *sections,

@@ -60,29 +60,38 @@ class Job:
 
 
 def plan_jobs(
-    study: Study, folder: Path, seeds: int, common: tuple[str, ...]
+    study: Study, folder: Path, seeds: int, common: tuple[str, ...], pretrainings: int = 1
 ) -> tuple[list[Job], list[Job]]:
     """Return the pretrainings, and the finetunings that start from them.
 
-    ``common``: flags of all runs. Variants whose pretraining is equal share it.
+    ``common``: flags of all runs. ``seeds``: finetunings of every variant; they start from its
+    ``pretrainings`` in turn. Variants whose pretraining is equal share it.
     """
-    pretrainings: dict[TrainConfig, Job] = {}
+    pretrained: dict[TrainConfig, Job] = {}
     finetunings = []
     for variant in study.variants:
         own = folder / variant_folder(variant)
         data = () if variant.data is None else ("--data", variant.data)
         task = () if variant.task is None else ("--task", variant.task)
         flags = *common, "--no-pictures", *data, *variant.model
-        init = "random"
+        starts = ["random"]
         if variant.pretrain is not None:
-            pretrain = *flags, *variant.pretrain, *variant.lengths, "--stage", "pretrain"
-            job = Job(own / "pretrained", pretrain, (f"pretrain/{MODEL}", REPORT))
-            init = str(pretrainings.setdefault(parse(pretrain), job).folder / "pretrain")
+            starts = []
+            for seed in range(pretrainings):
+                pretrain = *flags, *variant.pretrain, *variant.lengths, "--stage", "pretrain"
+                pretrain += "--seed", str(seed)
+                name = f"pretrained-{seed}" if seed else "pretrained"
+                job = Job(own / name, pretrain, (f"pretrain/{MODEL}", REPORT))
+                starts.append(str(pretrained.setdefault(parse(pretrain), job).folder / "pretrain"))
         for seed in range(seeds):
             finetune = *flags, *task, "--no-compare-memoryless", *variant.finetune
-            finetune += "--stage", "finetune", "--init", init, "--seed", str(seed)
+            finetune += "--stage", "finetune", "--init", starts[seed % len(starts)]
+            finetune += "--seed", str(seed)
+            if variant.finetune_scale > 1:
+                clips = variant.finetune_scale * parse(flags).stages.finetune_clips
+                finetune += "--finetune-clips", str(clips)
             finetunings.append(Job(own / f"seed-{seed}", finetune, (SCORES,)))
-    return list(pretrainings.values()), finetunings
+    return list(pretrained.values()), finetunings
 
 
 def variant_folder(variant: Variant) -> Path:
@@ -153,19 +162,26 @@ def run_study(
     train: Train,
     seeds: int = 3,
     parallel: int | None = None,
+    pretrainings: int = 1,
 ) -> Path:
     """Run a study and write its table and figure; return its folder, which is in ``out``.
 
     ``common``: flags of ``ivcl_fast.train`` for every run. ``train``: what that command calls.
     ``seeds``: finetunings of every variant. ``parallel``: runs at a time, by default one per GPU,
-    or one on a CPU. Finished runs of an earlier call are kept, and a call that is running the study
-    is waited for. Raises :class:`UserError` for flags
-    that the study sets itself, and if the folder holds runs with other settings.
+    or one on a CPU. ``pretrainings``: of every variant; its finetunings start from them in turn.
+    Finished runs of an earlier call are kept, and a call that is running the study is waited for.
+    Raises :class:`UserError` for flags that the study sets itself, and if the folder holds runs with
+    other settings.
     """
     study = find_study(name)
     for option, count in (("seeds", seeds), ("parallel", parallel)):
         if count is not None and count < 1:
             raise UserError(f"--{option}: {count} is not accepted; accepted: at least 1")
+    if not 1 <= pretrainings <= seeds:
+        raise UserError(
+            f"--pretrainings: {pretrainings} is not accepted; accepted: 1 to {seeds}, the number of "
+            "--seeds"
+        )
     settings = parse(common)  # also raises errors before any work
     if settings.quick:
         study = study.quick()
@@ -177,7 +193,7 @@ def run_study(
         )
     common = study.flags(common)
     folder = out / (name + ("-quick" if settings.quick else ""))
-    stages = plan_jobs(study, folder, seeds, common)
+    stages = plan_jobs(study, folder, seeds, common, pretrainings)
     for job in chain(*stages):
         if has_progress(job.folder) and (changed := changed_settings(parse(job.arguments))):
             raise UserError(
@@ -193,7 +209,7 @@ def run_study(
         for variant in study.variants:
             runs = [folder / variant_folder(variant) / f"seed-{seed}" for seed in range(seeds)]
             folders.setdefault(table_title(runs[0]), {})[variant.label] = runs
-        study_report.write(folder, name, study, folders, common, seeds)
+        study_report.write(folder, name, study, folders, common, seeds, pretrainings)
     return folder
 
 

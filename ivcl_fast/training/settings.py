@@ -43,7 +43,7 @@ class StagesConfig:
     sees whole ones. By default four times --finetune-clips for localisation, where most last frames
     have the answer; none for other tasks, or from random weights, which learn better without. With
     --frame-labels, any frame instead of the last one: all of them have labels."""
-    label_fraction: Annotated[float, tyro.conf.arg(aliases=("--labelled",))] = 1.0
+    label_fraction: float = 1.0
     """Fraction of the training videos (ACRE: problems) that finetuning may use."""
     frame_labels: bool = False
     """Finetune on the snitch's cell in every frame, which CATER's scenes give, not only on that in
@@ -74,7 +74,7 @@ class OptimConfig:
     """Clips per optimiser step over all ranks; the number of ranks does not change the result. auto
     chooses a number for the free memory of the GPUs when a run starts, and 16 on a CPU. The run
     keeps it; learning rates follow --lr-scaling."""
-    grad_accum_steps: Annotated[int, tyro.conf.arg(aliases=("--accum",))] = 1
+    grad_accum_steps: int = 1
     """Parts that a rank's batch is split into to save memory; their gradients are accumulated."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the matrices of the blocks, AdamW for the rest; adamw: AdamW for all."""

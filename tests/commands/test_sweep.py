@@ -78,7 +78,7 @@ def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_
         assert metrics and all(len(of_seeds) == 1 for of_seeds in metrics.values())
     for title, body in tables.items():
         assert ("difference from *" in body) == ("actions" not in title)
-    assert ("no memory" in page) == (name in ("pretraining", "memory"))
+    assert ("no memory" in page) == (name in ("pretraining", "supervision", "memory"))
     assert ("no reasoning" in page) == (name == "causes")
     assert (folder / "study.png").stat().st_size > 10_000
 
@@ -273,24 +273,44 @@ def test_the_same_study_waits_for_the_other(data, tmp_path, caplog):
 
 
 def test_budgets_are_equal_and_seeds_differ():
-    study = STUDIES["pretraining"]
+    """But random weights, without pretraining, are finetuned for longer."""
+    study = STUDIES["supervision"]
     first, then = plan_jobs(study, Path("x"), 3, study.flags(("--finetune-clips", "77")))
-    assert [job.folder.parent.name for job in first] == ["iv-cl", "image-mae"]
+    assert [job.folder.parent.name for job in first] == [
+        "iv-cl", "image-mae", "supervised-attributes", "supervised-detection"
+    ]  # fmt: skip
     assert first[0].results == ("pretrain/model.safetensors", "report.md")
     configs = [parse(job.arguments) for job in then]
-    assert {c.stages.finetune_clips for c in configs} == {77} and len(configs) == 9
-    assert [c.seed for c in configs] == [0, 1, 2] * 3
+    assert [c.stages.finetune_clips for c in configs] == [77] * 12 + [154] * 3
+    assert [c.seed for c in configs] == [0, 1, 2] * 5
     assert [c.stages.init for c in configs[-3:]] == ["random"] * 3
-    assert {parse(job.arguments).model.objective for job in first} == {"ivcl", "mae"}
+    objectives = [parse(job.arguments).model.objective for job in first]
+    assert objectives == ["ivcl", "mae", "classification", "detection"]
     assert {c.model.objective for c in configs} == {"ivcl"}
-    assert [c.stages.compare_memoryless for c in configs] == [True] * 3 + [False] * 6
+    assert [c.stages.compare_memoryless for c in configs] == [True] * 3 + [False] * 12
+
+
+def test_finetunings_start_from_the_pretrainings_in_turn():
+    first, then = plan_jobs(STUDIES["slots"], Path("x"), 3, (), pretrainings=2)
+    assert [job.folder.name for job in first] == ["pretrained", "pretrained-1"] * 5
+    assert [parse(job.arguments).seed for job in first] == [0, 1] * 5
+    starts = [Path(parse(job.arguments).stages.init).parent for job in then]
+    assert starts == [job.folder for one, other in zip(first[::2], first[1::2], strict=True)
+                      for job in (one, other, one)]  # fmt: skip
+    assert [parse(job.arguments).seed for job in then] == [0, 1, 2] * 5
+
+
+@pytest.mark.parametrize("pretrainings", [0, 3])
+def test_there_are_at_most_as_many_pretrainings_as_seeds(pretrainings, tmp_path):
+    with pytest.raises(UserError, match=r"^--pretrainings: . is not accepted; accepted: 1 to 2"):
+        run_study("slots", (), tmp_path, 2, pretrainings=pretrainings)
 
 
 def test_a_study_has_its_own_budget_which_the_command_may_change():
-    study = STUDIES["pretraining"]
+    study = STUDIES["causes"]
     config = parse(study.flags(("--train-videos=7",)))
-    assert (config.stages.pretrain_clips, config.stages.finetune_clips) == (100_000, 60_000)
-    assert (config.data.train_videos, config.data.val_videos) == (7, 4000)
+    assert (config.stages.pretrain_clips, config.stages.finetune_clips) == (30_000, 120_000)
+    assert (config.data.train_videos, config.data.val_videos) == (7, 1000)
     assert study.quick().flags(("--quick",)) == ("--quick",)
     assert STUDIES["data"].flags(("--lr", "1")) == ("--lr", "1")
 
@@ -383,3 +403,11 @@ def test_mistakes_are_reported_in_one_line(arguments, message, tmp_path, command
     code, _, error = command(main, *arguments, "--out", tmp_path / "none")
     assert code == 2 and message in error and error.count("\n") == 1
     assert not (tmp_path / "none").exists()
+
+
+def test_the_page_tells_the_number_of_pretrainings(data, tmp_path, capsys):
+    folder = run_study("encoder", ("--data", data, *SMALL), tmp_path, 2, pretrainings=2)
+    page = (folder / "study.md").read_text()
+    assert " 2 pretrainings each, 2 seeds of finetuning: mean" in page
+    assert "--seeds 2 --pretrainings 2`" in page
+    assert (folder / "joint-space-time/pretrained-1/pretrain/model.safetensors").is_file()

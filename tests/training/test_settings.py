@@ -18,12 +18,6 @@ def test_query_frames_are_at_most_the_frames_of_a_clip():
         assert (model.num_frames, model.num_query_frames) == (frames, query_frames)
 
 
-def test_flags_of_version_0_1_0_are_accepted():
-    config = parse(["--feed", "stream", "--accum", "4", "--labelled", "0.5"])
-    assert (config.data.loader, config.optim.grad_accum_steps) == ("stream", 4)
-    assert config.stages.label_fraction == 0.5
-
-
 def test_settings_of_version_0_1_0_are_read(tmp_path):
     saved = as_json(parse(["--loader", "stream", "--grad-accum-steps", "4"]))
     old = {"accum": saved.pop("grad_accum_steps"), "labelled": saved.pop("label_fraction")}
