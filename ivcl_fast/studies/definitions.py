@@ -48,9 +48,12 @@ class Study:
     then has lines fitted to the scores, and the figure draws these over the sizes."""
 
     def quick(self) -> Study:
-        """Return the study without lengths of its own, for ``--quick``."""
+        """Return the study without lengths of its own, for ``--quick``.
+
+        Its batches are small, so that a share of the videos fills one.
+        """
         variants = tuple(replace(variant, lengths=()) for variant in self.variants)
-        return replace(self, variants=variants, budget={})
+        return replace(self, variants=variants, budget={"--batch-size": 4})
 
     def flags(self, common: tuple[str, ...]) -> tuple[str, ...]:
         """Return the flags of all runs: the budget, then those of the command."""

@@ -170,8 +170,8 @@ def run_study(
     ``seeds``: finetunings of every variant. ``parallel``: runs at a time, by default one per GPU,
     or one on a CPU. ``pretrainings``: of every variant; its finetunings start from them in turn.
     Finished runs of an earlier call are kept, and a call that is running the study is waited for.
-    Raises :class:`UserError` for flags that the study sets itself, and if the folder holds runs with
-    other settings.
+    Raises :class:`UserError` for flags that the study sets itself, and if the folder holds runs
+    with other settings.
     """
     study = find_study(name)
     for option, count in (("seeds", seeds), ("parallel", parallel)):
@@ -179,8 +179,8 @@ def run_study(
             raise UserError(f"--{option}: {count} is not accepted; accepted: at least 1")
     if not 1 <= pretrainings <= seeds:
         raise UserError(
-            f"--pretrainings: {pretrainings} is not accepted; accepted: 1 to {seeds}, the number of "
-            "--seeds"
+            f"--pretrainings: {pretrainings} is not accepted; accepted: 1 to {seeds}, the number "
+            "of --seeds"
         )
     settings = parse(common)  # also raises errors before any work
     if settings.quick:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -311,8 +312,17 @@ def test_a_study_has_its_own_budget_which_the_command_may_change():
     config = parse(study.flags(("--train-videos=7",)))
     assert (config.stages.pretrain_clips, config.stages.finetune_clips) == (30_000, 120_000)
     assert (config.data.train_videos, config.data.val_videos) == (7, 1000)
-    assert study.quick().flags(("--quick",)) == ("--quick",)
+    assert study.quick().flags(("--quick",)) == ("--batch-size", "4", "--quick")
     assert STUDIES["data"].flags(("--lr", "1")) == ("--lr", "1")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_each_quick_run_has_videos_for_a_batch(name):
+    study = STUDIES[name].quick()
+    for job in chain(*plan_jobs(study, Path("x"), 1, study.flags(("--quick",)))):
+        config = parse(job.arguments)
+        videos = round(config.stages.label_fraction * config.data.train_videos)
+        assert videos >= config.optim.clips_per_step, job.folder
 
 
 @pytest.mark.parametrize(
