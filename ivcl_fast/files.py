@@ -113,14 +113,18 @@ def atomic_folder(path: Path, files: Iterable[str], durable: bool = True) -> Ite
 def remove_files(folder: Path, patterns: Iterable[str]) -> None:
     """Delete files by patterns such as ``step-*/state.json``, and what is left of writing them.
 
-    A folder in which files were looked for, ``folder`` included, is deleted if it is empty then.
+    A pattern ``clips/**/*.png`` is of files in all folders below ``clips``. A folder in which files were looked for, ``folder`` included, is deleted if it is empty then.
     Other files stay. Links are neither followed nor deleted.
     """
     here: list[str] = []
     below: dict[str, list[str]] = {}
+    patterns = list(patterns)
+    patterns += [pattern.removeprefix("**/") for pattern in patterns if pattern.startswith("**/")]
     for pattern in patterns:
         first, _, rest = pattern.partition("/")
-        if rest:
+        if first == "**":
+            below.setdefault("*", []).append(pattern)
+        elif rest:
             below.setdefault(first, []).append(rest)
         else:
             here += [first, f"{first}.*{TEMPORARY}"]

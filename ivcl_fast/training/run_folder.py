@@ -41,7 +41,8 @@ OWN = (
 FILES = (
     *OWN,
     "tensorboard/events.out.tfevents.*", "probes/probes.*", "visualize/index.html",
-    *(f"visualize/*/{name}" for name in ("trajectory.png", "attention*.png", "slots.gif",
+    "export/encoder.*", "export/classifier.*",
+    *(f"visualize/**/{name}" for name in ("trajectory.png", "attention*.png", "slots.gif",
                                          "reconstruction.png")),
     *(f"{stage}/{part}{name}"
       for stage in ("pretrain", "finetune", "scratch", "last-frame", "scratch-last-frame")

@@ -263,6 +263,11 @@ def test_overwriting_keeps_the_files_of_others(cater, uninterrupted, command, tm
     step = run / "pretrain" / "checkpoints" / "step-00000003"
     step.mkdir(parents=True)
     shutil.copy(run / "pretrain" / "model.safetensors", step)
+    (pictures,) = {path.parent for path in run.glob("visualize/*/*")}
+    shutil.copytree(pictures, run / "visualize" / "videos" / "of a folder" / "clip")
+    (run / "export").mkdir()
+    for name in ("encoder.onnx", "encoder.json", "classifier.pt2"):
+        (run / "export" / name).write_text("exported")
     (run / "log.txt").write_text("of a study")
     strangers = strange_files(run)
     settings = parse([*map(str, flags), "--lr", "0.5", "--overwrite"])
