@@ -90,7 +90,7 @@ def encode(
     the time alone tells something; the features ``time alone`` hold nothing else.
     """
     clips = run.data.usable_clips(split)[:count]
-    scenes = [run.data.scene(clip.name) for clip in clips]
+    scenes = [run.data.scene(clip.name, run.data.num_frames(clip.media)) for clip in clips]
     length = run.config.model.num_frames
     ids = [frame_ids(cater_frames.frame_count(scene), length).tolist() for scene in scenes]
     clips = [dataclasses.replace(c, frames=tuple(i)) for c, i in zip(clips, ids, strict=True)]

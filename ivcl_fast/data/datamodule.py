@@ -32,6 +32,7 @@ from ivcl_fast.progress import Bar
 if TYPE_CHECKING:
     from ivcl_fast.config import IVCLConfig
     from ivcl_fast.data.config import DataConfig
+    from ivcl_fast.data.decode.indexed import Indexed
 
 
 EVAL_CROPS: tuple[Square, ...] = ("start", "center", "end")
@@ -83,11 +84,18 @@ class DataModule(ABC):
         """Whether all of these clips have a CATER scene; a missing one is logged once."""
         return isinstance(self.dataset, Cater) and self.dataset.has_scenes(clip_names)
 
-    def scene(self, clip_name: str) -> dict[str, Any]:
-        """Read the scene of a clip; raises :class:`UserError` for data sets other than CATER."""
+    @abstractmethod
+    def num_frames(self, media: str) -> int:
+        """Return the number of frames of usable media."""
+
+    def scene(self, clip_name: str, frames: int | None = None) -> dict[str, Any]:
+        """Read the scene of a clip; see :meth:`Cater.scene`.
+
+        Raises :class:`UserError` for data sets other than CATER.
+        """
         if not isinstance(self.dataset, Cater):
             raise UserError(f"{self.dataset.root}: has no scenes; accepted: a CATER package")
-        return self.dataset.scene(clip_name)
+        return self.dataset.scene(clip_name, frames)
 
     def usable_clips(self, split: str) -> list[Clip]:
         """Return the clips of a split whose media can be used."""
@@ -196,6 +204,9 @@ class StoreDataModule(DataModule):
         super().__init__(dataset, store.bad_files, store.path, frame_labels)
         self.store, self._crop_store = store, crop_store
 
+    def num_frames(self, media: str) -> int:
+        return self.store.num_frames(media)
+
     def _make_loader(
         self, clips: Sequence[Clip], batch_size: int, num_frames: int, crop: CropOf, **options: Any
     ) -> ClipLoader:
@@ -213,14 +224,19 @@ class StreamDataModule(DataModule):
         frame_labels: Mapping[str, FrameLabels],
         random_crop: bool,
         folder: Path,
+        index: Mapping[str, Indexed],
         **options: Any,
     ) -> None:
-        """Read frames by a :class:`StreamLoader` with these ``options``.
+        """Read frames by a :class:`StreamLoader` with this ``index`` and these ``options``.
 
         ``random_crop`` applies in training; ``folder``: of the index.
         """
         super().__init__(dataset, bad_files, folder, frame_labels)
-        self._random_crop, self._options = random_crop, options
+        self._random_crop, self._options = random_crop, options | {"index": index}
+        self._index = index
+
+    def num_frames(self, media: str) -> int:
+        return self._index[media].info.frames
 
     def _make_loader(
         self, clips: Sequence[Clip], batch_size: int, num_frames: int, crop: CropOf, **options: Any
@@ -346,8 +362,8 @@ def _open_stream(
         labels,
         dataset_format.random_crop,
         folder,
+        index,
         media=media,
-        index=index,
         decoders=choose_decoders(media, infos, config.decoder, gpu),
         gpu=gpu,
         image_size=model.image_size,

@@ -55,24 +55,19 @@ class FrameLabels(ABC):
         """Index that means no class; it pads the indices."""
         self._indices: dict[str, np.ndarray] = {}  # of scenes, which are slow to read
 
-    def __call__(self, clip: Clip, frames: np.ndarray) -> torch.Tensor:
+    def __call__(self, clip: Clip, frames: np.ndarray, frames_in_video: int) -> torch.Tensor:
         """Return the labels of frames of a clip: ``[T, ...]``.
 
-        Raises :class:`UserError` if the clip's scene is missing or malformed.
+        Raises :class:`UserError` if the clip's scene is missing, malformed, or about another number
+        of frames than the video's.
         """
         if clip.name not in self._indices:
-            self._indices[clip.name] = self._read(clip.name)
-        known = self._indices[clip.name]
-        if frames.max() >= len(known):
-            raise UserError(
-                f"{self.dataset.root}: the scene of {clip.name} has {len(known)} frames, but its "
-                "video has more"
-            )
-        return self.encode(torch.from_numpy(known[frames]).long())
+            self._indices[clip.name] = self._read(clip.name, frames_in_video)
+        return self.encode(torch.from_numpy(self._indices[clip.name][frames]).long())
 
-    def _read(self, name: str) -> np.ndarray:
+    def _read(self, name: str, frames_in_video: int) -> np.ndarray:
         """Read the scene of that name: int32 ``[frames, any]``, as :meth:`indices`."""
-        scene = self.dataset.scene(name)
+        scene = self.dataset.scene(name, frames_in_video)
         try:
             objects, frames = scene["objects"], range(cater_frames.frame_count(scene))
             inside = [cater_frames.contained(scene, frame) for frame in frames]

@@ -286,7 +286,10 @@ class ClipLoader(ABC):
             torch.from_numpy(np.stack([one.frame_index for one in sampled])) if shares else None
         )
         if self.frame_labels is not None:
-            found = [self.frame_labels(c, s.frames) for c, s in zip(clips, sampled, strict=True)]
+            found = [
+                self.frame_labels(clip, one.frames, self._frames_in[clip.media])
+                for clip, one in zip(clips, sampled, strict=True)
+            ]
             return Batch(rows, torch.stack(found), ids, frame_index)
         labels = [clip.label for clip in clips]
         if not self.multi_label:

@@ -58,7 +58,7 @@ def test_the_picture_is_golden_at_the_label_of_the_snitch(cater):
     for other in (0, 1):
         golden = []
         for number, clip in enumerate(clips):
-            time, cell = labels(clip, frames)[..., SHAPES.index("spl")].nonzero(as_tuple=True)
+            time, cell = labels(clip, frames, FRAMES)[..., SHAPES.index("spl")].nonzero(as_tuple=True)
             shown = videos[(number + other) % len(clips)]
             r, g, b = np.moveaxis(shown[time, cell // grid * 3 + 1, cell % grid * 4 + 2], -1, 0)
             golden += list((r + g) / 2 - b > 40)
@@ -74,7 +74,7 @@ def test_centres_in_the_first_frame_are_the_scenes(cater):
         for thing in cater.scene(clip.name)["objects"]:
             x, y, _ = thing["pixel_coords"]
             expected[int(y / 120 * 8) * 8 + int(x / 160 * 8), SHAPES.index(thing["shape"])] = 1
-        assert torch.equal(labels(clip, np.array([0]))[0], expected)
+        assert torch.equal(labels(clip, np.array([0]), FRAMES)[0], expected)
 
 
 # --- By hand --------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ THINGS = {"cone", "red", "large", "rubber", "cube", "blue", "small"}
 
 def test_attributes_by_hand(by_hand):
     """The size and material of the snitch do not count, and inside a cone it is hidden."""
-    labels = make_frame_labels(by_hand, "classification", 8)(CLIP, ALL)
+    labels = make_frame_labels(by_hand, "classification", 8)(CLIP, ALL, 4)
     assert labels.dtype == torch.float32 and labels.shape == (4, 18)
     seen = THINGS | {"spl"}
     assert names(labels, "classification") == [seen, THINGS, THINGS, seen]
@@ -130,7 +130,7 @@ def test_attributes_by_hand(by_hand):
 
 def test_centres_by_hand(by_hand):
     """The cube is behind the camera. The camera looks at the origin."""
-    labels = make_frame_labels(by_hand, "detection", 9)(CLIP, ALL)
+    labels = make_frame_labels(by_hand, "detection", 9)(CLIP, ALL, 4)
     assert labels.dtype == torch.float32 and labels.shape == (4, 81, 5)
     assert [len(found) for found in names(labels, "detection")] == [2, 1, 1, 2]
     assert labels[:, 4 * 9 + 4, SHAPES.index("cone")].tolist() == [1, 1, 1, 1]
@@ -155,7 +155,7 @@ def test_batches_hold_the_labels_of_their_own_frames(cater, objective, loader):
     for batch in batches.epoch(1):
         for clip_id, labels in zip(batch.clip_ids.tolist(), batch.labels, strict=True):
             frames = batches._frame_ids(1, clip_id)
-            assert torch.equal(labels, expected(clips[clip_id], frames))
+            assert torch.equal(labels, expected(clips[clip_id], frames, FRAMES))
             taken.add(tuple(frames))
     assert len(taken) > 1
     plain = next(iter(data.loader("train", **options).epoch(0)))
@@ -221,8 +221,9 @@ def test_data_sets_without_labels_are_refused_before_any_work(data, tmp_path, mo
 @pytest.mark.parametrize("objective", CLASSES)
 def test_malformed_scenes_are_named(by_hand, objective):
     labels, file = make_frame_labels(by_hand, objective, 8), by_hand.root / "scenes" / "clip.json"
-    with pytest.raises(UserError, match="scene of clip has 4 frames"):
-        labels(CLIP, np.array([0, 4]))
+    for frames in (3, 5):
+        with pytest.raises(UserError, match=f"clip.json: tells of 4 frames, but .* has {frames}; acc"):
+            labels(CLIP, np.array([0]), frames)
     scene = json.loads(file.read_text())
     del scene["objects"][1]["shape"]
     for text, said in (
@@ -232,7 +233,7 @@ def test_malformed_scenes_are_named(by_hand, objective):
     ):
         file.write_text(text)
         with pytest.raises(UserError, match=said) as error:
-            make_frame_labels(by_hand, objective, 8)(CLIP, ALL)
+            make_frame_labels(by_hand, objective, 8)(CLIP, ALL, 4)
         assert "\n" not in str(error.value)
 
 
@@ -262,7 +263,7 @@ def test_cells_are_those_of_each_frame(cater, task, cells):
     for clip in dataset.clips("train"):
         scene = dataset.scene(clip.name)
         frames = np.arange(cater_frames.frame_count(scene))
-        found = labels(clip, frames)
+        found = labels(clip, frames, len(frames))
         assert found.dtype == torch.int64 and found.shape == frames.shape
         assert found.tolist() == [cater_frames.snitch_cell(scene, i, cells) for i in frames]
         assert found[-1] == clip.label

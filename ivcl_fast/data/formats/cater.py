@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ivcl_fast.data.dataset import Clip, Media
+from ivcl_fast.data.formats.cater_frames import frame_count
 from ivcl_fast.data.formats.cater_labels import ACTION_CLASSES, ORDER_CLASSES, scene_fault
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import read_bytes, read_json
@@ -158,12 +159,22 @@ class Cater:
             )
         return not missing
 
-    def scene(self, clip_name: str) -> dict[str, Any]:
-        """Read the scene of a clip; raises :class:`UserError` if it is missing or malformed."""
+    def scene(self, clip_name: str, frames: int | None = None) -> dict[str, Any]:
+        """Read the scene of a clip.
+
+        ``frames``: number of frames of the clip's video, if they are to be compared with those of
+        the scene one by one. Raises :class:`UserError` if the scene is missing or malformed, or is
+        about another number of frames.
+        """
         path = self._scene_file(clip_name)
         scene = read_json(path, "a CATER scene", self._manifest.checks(path))
         if reason := scene_fault(scene):
             raise UserError(f"{path}: not a CATER scene: {reason}")
+        if frames is not None and (known := frame_count(scene)) != frames:
+            raise UserError(
+                f"{path}: tells of {known} frames, but the video has {frames}; accepted for labels of "
+                "single frames: a scene with as many as the video"
+            )
         return scene
 
     def _read_list(self, path: Path) -> list[_Item]:
