@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -75,6 +76,8 @@ class LabelledVideos:
         self.num_classes = len(classes)
         if {item.split for item in items} == {TRAIN}:
             items = hold_out(items, val_fraction)
+        else:
+            items = _without_measured_in_training(root, items)
         found = {item.split for item in items}
         for split in (TRAIN, VAL):
             if split not in found and not (split == VAL and TEST in found):
@@ -134,6 +137,23 @@ def _without_unlike_splits(root: Path, items: Sequence[Item]) -> Sequence[Item]:
     return items
 
 
+def _without_measured_in_training(root: Path, items: Sequence[Item]) -> list[Item]:
+    """Leave out training videos that are also in another split, under whatever name."""
+    places = [
+        os.path.realpath(item.media.files[0]) if item.media.files else item.media.name
+        for item in items
+    ]
+    pairs = list(zip(items, places, strict=True))
+    measured = {place for item, place in pairs if item.split != TRAIN}
+    both = [item for item, place in pairs if item.split == TRAIN and place in measured]
+    if both:
+        log.warning(
+            "%s: %d training videos are left out, as they are also in a split that is measured; "
+            "the first is %s", root, len(both), both[0].media.name,
+        )  # fmt: skip
+    return [item for item, place in pairs if item.split != TRAIN or place not in measured]
+
+
 def hold_out(items: Iterable[Item], fraction: float) -> list[Item]:
     """Put a fraction of the items of each class, by the hash of their names, into ``val``.
 
@@ -141,9 +161,9 @@ def hold_out(items: Iterable[Item], fraction: float) -> list[Item]:
     """
     items = list(items)
     several = any(len(item.labels) > 1 for item in items)  # then classes cannot be told apart
-    groups: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[tuple[str, ...], set[str]] = {}
     for item in items:
-        groups.setdefault(() if several else item.labels, []).append(item.media.name)
+        groups.setdefault(() if several else item.labels, set()).add(item.media.name)
     held: set[str] = set()
     for names in groups.values():
         ordered = sorted(names, key=_place)

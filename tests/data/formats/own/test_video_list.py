@@ -153,3 +153,27 @@ def test_lists_that_cannot_be_used(text, said, tmp_path):
 def test_a_list_that_is_missing(tmp_path):
     with pytest.raises(UserError, match=r"l.csv: No such file .*; accepted: lines of "):
         VideoList(tmp_path / "l.csv")
+
+
+def test_repeated_lines_do_not_change_what_is_held_out(tmp_path):
+    """A class of one video stays in training, however often its line occurs."""
+    once = [f"{i}.mp4 0" for i in range(10)]
+    dataset = VideoList(written(tmp_path / "all.csv", *once, *["only.mp4 1"] * 3))
+    assert "only.mp4" in [clip.name for clip in dataset.clips("train")]
+    named = VideoList(written(tmp_path / "once.csv", *once, "only.mp4 1"))
+    assert dataset.clips("val") == named.clips("val")
+
+
+def test_videos_that_are_measured_are_not_trained_on(tmp_path, caplog):
+    """The same file under two names, and the same name in two lists."""
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "link.mp4").symlink_to("a.mp4")
+    written(tmp_path / "train.csv", "a.mp4 0", "b.mp4 1", "c.mp4 0", "d.mp4 1")
+    written(tmp_path / "val.csv", "link.mp4 0", "b.mp4 1")
+    written(tmp_path / "test.csv", "link.mp4 0", "b.mp4 1")
+    dataset = VideoList(tmp_path / "train.csv")
+    assert [clip.name for clip in dataset.clips("train")] == ["c.mp4", "d.mp4"]
+    for split in ("val", "test"):
+        assert [clip.name for clip in dataset.clips(split)] == ["link.mp4", "b.mp4"]
+    (said,) = caplog.messages
+    assert "2 training videos are left out" in said and said.endswith("the first is a.mp4")
