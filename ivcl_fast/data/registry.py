@@ -40,6 +40,9 @@ class DatasetFormat:
     """Whether a part of the frame may be used in training; not if the answer is a place in it."""
     crop_tasks: tuple[str, ...] = ()
     """Tasks in which frames may be cropped; not if the answer is a place in the frame."""
+    frame_stride: bool = True
+    """Whether a clip may be a part of its video; not if the answer is about the last frame, or about
+    all of the video."""
     mirror: bool = False
     """Whether frames may be mirrored in training; not if classes tell left from right."""
     frame_labels: bool = False
@@ -72,13 +75,14 @@ def _cater() -> DatasetFormat:
     from ivcl_fast.data.formats.cater import TASKS, Cater
 
     crop_tasks = tuple(name for name, task in TASKS.items() if task.multi_label)
-    return DatasetFormat(Cater, tuple(TASKS), frame_labels=True, crop_tasks=crop_tasks)
+    how: dict[str, Any] = {"frame_labels": True, "crop_tasks": crop_tasks, "frame_stride": False}
+    return DatasetFormat(Cater, tuple(TASKS), **how)
 
 
 def _acre() -> DatasetFormat:
     from ivcl_fast.data.formats.acre import CONTEXT, Acre
 
-    return DatasetFormat(Acre, ("acre",), frames=len(CONTEXT) + 1)
+    return DatasetFormat(Acre, ("acre",), frames=len(CONTEXT) + 1, frame_stride=False)
 
 
 def _something_else() -> DatasetFormat:
@@ -234,6 +238,15 @@ def check_crop(source: str, task: str, frame_labels: bool = False) -> None:
     raise UserError(
         f"--crop: not accepted with {what}, whose answers a crop would move or cut off{others}"
     )
+
+
+def check_frame_stride(source: str) -> None:
+    """Raise :class:`UserError` if the clips of a source may not be parts of its videos."""
+    if not parse_source(source)[0].frame_stride:
+        raise UserError(
+            f"--frame-stride: not accepted for {source}, whose answers are about the whole video; "
+            "accepted for Something-Else and your own videos, such as videos:DIR"
+        )
 
 
 def check_mirror(source: str) -> None:

@@ -13,6 +13,7 @@ from ivcl_fast.config import PRESETS, FieldError, IVCLConfig
 from ivcl_fast.data.registry import (
     check_crop,
     check_frame_labels,
+    check_frame_stride,
     check_mirror,
     clip_frames,
     find_task,
@@ -69,6 +70,8 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
             f"--frame-labels: --readout {model.readout} gives no answer for each frame; accepted "
             "with it: --readout last"
         )
+    if data.frame_stride:
+        check_frame_stride(data.source)
     if data.mirror:
         check_mirror(data.source)
     task = find_task(data.source, data.task)

@@ -41,6 +41,8 @@ from ivcl_fast.training.settings import TrainConfig
 
 EVAL_BATCH = 48
 """Clips per batch in validation and evaluation."""
+LAST_FRAME_PASSES = 4
+"""Passes over the training videos after which their last frames begin to be learnt by heart."""
 FIRST_STAGE = {"finetune": "last-frame", "scratch": "scratch-last-frame"}
 """The stage with which each way of finetuning begins."""
 
@@ -179,7 +181,12 @@ class Run:
         stages = self.config.stages
         if stages.last_frame_clips is not None:
             return stages.last_frame_clips
-        return 4 * stages.finetune_clips if self.data.localizes and init != "random" else 0
+        if not self.data.localizes or init == "random":
+            return 0
+        clips = 4 * stages.finetune_clips
+        if stages.frame_labels:  # any frame of a video, so that passes differ
+            return clips
+        return min(clips, LAST_FRAME_PASSES * len(self.data.dataset.clips(self.data.train_split)))
 
     def _finetuning(self, clips: int, init: str, lr_scale: float = 1.0) -> Schedule:
         optim = self.config.optim

@@ -40,9 +40,10 @@ class StagesConfig:
     """Clips seen in finetuning, repetitions included."""
     last_frame_clips: int | None = None
     """Clips of which finetuning sees the last frame alone, at a fraction of the cost, before it
-    sees whole ones. By default four times --finetune-clips for localisation, where most last frames
-    have the answer; none for other tasks, or from random weights, which learn better without. With
-    --frame-labels, any frame instead of the last one: all of them have labels."""
+    sees whole ones. By default four times --finetune-clips, but at most four passes over the
+    training videos, for localisation, where most last frames have the answer; none for other tasks,
+    or from random weights, which learn better without. With --frame-labels, any frame instead of
+    the last one, for any number of passes: all of them have labels."""
     label_fraction: float = 1.0
     """Fraction of the training videos (ACRE: problems) that finetuning may use."""
     frame_labels: bool = False
