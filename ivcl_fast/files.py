@@ -113,8 +113,9 @@ def atomic_folder(path: Path, files: Iterable[str], durable: bool = True) -> Ite
 def remove_files(folder: Path, patterns: Iterable[str]) -> None:
     """Delete files by patterns such as ``step-*/state.json``, and what is left of writing them.
 
-    A pattern ``clips/**/*.png`` is of files in all folders below ``clips``. A folder in which files were looked for, ``folder`` included, is deleted if it is empty then.
-    Other files stay. Links are neither followed nor deleted.
+    A pattern ``clips/**/*.png`` is of files in ``clips`` and in all folders below it. A folder in
+    which files were looked for, ``folder`` included, is deleted if it is empty then. Other files
+    stay. Links are neither followed nor deleted.
     """
     here: list[str] = []
     below: dict[str, list[str]] = {}

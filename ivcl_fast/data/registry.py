@@ -41,8 +41,8 @@ class DatasetFormat:
     crop_tasks: tuple[str, ...] = ()
     """Tasks in which frames may be cropped; not if the answer is a place in the frame."""
     frame_stride: bool = True
-    """Whether a clip may be a part of its video; not if the answer is about the last frame, or about
-    all of the video."""
+    """Whether a clip may be a part of its video; not if the answer is about the last frame, or
+    about all of the video."""
     mirror: bool = False
     """Whether frames may be mirrored in training; not if classes tell left from right."""
     frame_labels: bool = False

@@ -151,7 +151,10 @@ def test_several_clips_of_a_stride_are_averaged(videos, tmp_path, command):
     [
         (("--mirror",), "--mirror: not accepted for synthetic, whose answers tell left from right"),
         (("--eval-clips", 0), "--eval-clips: 0 is not accepted; accepted: at least 1"),
-        (("--frame-stride", 2), "--frame-stride: not accepted for synthetic, whose answers are about"),
+        (
+            ("--frame-stride", 2),
+            "--frame-stride: not accepted for synthetic, whose answers are about",
+        ),
         (("--frame-stride", -1), "--frame-stride: -1 is not accepted; accepted: at least 0"),
         (
             ("--crop", "center"),

@@ -172,8 +172,8 @@ class Cater:
             raise UserError(f"{path}: not a CATER scene: {reason}")
         if frames is not None and (known := frame_count(scene)) != frames:
             raise UserError(
-                f"{path}: tells of {known} frames, but the video has {frames}; accepted for labels of "
-                "single frames: a scene with as many as the video"
+                f"{path}: tells of {known} frames, but the video has {frames}; accepted for labels "
+                "of single frames: a scene with as many as the video"
             )
         return scene
 
