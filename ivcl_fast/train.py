@@ -53,12 +53,14 @@ def train(config: TrainConfig) -> None:
     if reason := unsupported_reason(run.device):
         distributed.print_rank0(f"kernels: plain PyTorch, which is slower, because {reason}")
     with distributed.process_group(run.device), ExitStack() as stack:
+        with distributed.main_process_first():
+            data = run.data  # whose frame store may take a part of the GPU's memory
         config = run.choose_batch_size()
         warn_of_few_steps(config)
+        run.check_batches()
         with distributed.main_process_first():
-            run.check_batches()  # before the folder is made: this opens the data
             stack.enter_context(opened_folder(config))
-        if not run.data.num_classes:
+        if not data.num_classes:
             distributed.print_rank0(f"{config.data.source} has no classes: pretraining only")
         init = config.stages.init
         if config.stages.stage in ("all", "pretrain"):
@@ -68,7 +70,7 @@ def train(config: TrainConfig) -> None:
         evaluation = None
         if run.finetunes:
             model = run.finetune(init)
-            distributed.print_rank0(f"evaluating on {run.data.eval_split}")
+            distributed.print_rank0(f"evaluating on {data.eval_split}")
             evaluation = run.evaluate(model)
             labels = ", with labels of all frames" if config.stages.frame_labels else ""
             first = evaluation.result(origin(config) + labels)
@@ -76,7 +78,7 @@ def train(config: TrainConfig) -> None:
         if distributed.is_main():
             if results:
                 results_table(results).print("95 % intervals in brackets")
-            write_report(FinishedRun(run.config, run.data), results, evaluation)
+            write_report(FinishedRun(run.config, data), results, evaluation)
             print(f"report: {run.folder / 'report.md'}")
 
 

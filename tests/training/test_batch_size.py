@@ -8,7 +8,9 @@ import torch
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.manifest import write_recorded
+from ivcl_fast.train import train
 from ivcl_fast.training import batch_size
+from ivcl_fast.training import run as run_module
 from ivcl_fast.training.batch_size import (
     FLOPS,
     LAUNCH,
@@ -167,3 +169,17 @@ def test_the_same_command_continues_with_the_number_of_the_run(tmp_path, monkeyp
     assert check_folder(anew).optim.batch_size == "auto"
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert check_folder(anew).optim.batch_size == 8, "torchrun restarted it"
+
+
+def test_the_memory_is_measured_when_the_frame_store_has_its_part(tmp_path, monkeypatch):
+    opened = []
+
+    def open_data(*args, **options):
+        opened.append("data")
+        raise UserError("no more is needed")
+
+    monkeypatch.setattr(run_module, "open_data", open_data)
+    monkeypatch.setattr(run_module, "with_batch_size", lambda *_: opened.append("batch size"))
+    with pytest.raises(UserError, match="no more is needed"):
+        train(RUN.replace(out=tmp_path, device="cpu"))
+    assert opened == ["data"]
