@@ -26,7 +26,8 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.files import write_text
 
 PAGE = ROOT / "docs" / "performance.md"
-PAGES = (PAGE, ROOT / "docs" / "guide" / "accelerate.md")
+GUIDE = ROOT / "docs" / "guide"
+PAGES = PAGE, GUIDE / "accelerate.md", GUIDE / "accelerate_models.md"
 MARKED = re.compile(
     r"(<!-- (table|machine|scaling|predicted|zoo)(?:: (.*?))? -->\n).*?(<!-- end -->)", re.S
 )

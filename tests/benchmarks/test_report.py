@@ -17,7 +17,7 @@ RESULTS = sorted(file for file in FOLDER.glob("*.json") if not file.name.startsw
 @pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.stem)
 def test_writing_a_page_anew_changes_nothing(page):
     page = page.read_text()
-    assert page.count("<!-- end -->") == len(report.MARKED.findall(page)) > 3
+    assert page.count("<!-- end -->") == len(report.MARKED.findall(page)) > 0
     assert report.written_anew(page) == page
 
 
