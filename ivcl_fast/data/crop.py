@@ -1,4 +1,4 @@
-"""The part of a frame that a model sees."""
+"""The part of a frame that a model sees, and which way up."""
 
 from __future__ import annotations
 
@@ -35,6 +35,22 @@ class Crop(NamedTuple):
 
 WHOLE = Crop(0.0, 0.0, 1.0, 1.0)
 """The entire frame."""
+
+
+class Orientation(NamedTuple):
+    """What makes stored frames upright: they are mirrored, then turned."""
+
+    rotation: int = 0
+    """Quarter turns, counter-clockwise."""
+    mirrored: bool = False
+    """Whether left and right change places."""
+
+    def turned(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width of upright frames from those of stored ones, or the reverse."""
+        return (width, height) if self.rotation % 2 else (height, width)
+
+
+UPRIGHT = Orientation()
 
 
 def square_crop(square: Square, height: int, width: int) -> Crop:

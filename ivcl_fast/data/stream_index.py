@@ -31,6 +31,8 @@ from ivcl_fast.files import atomic_write, locked, read_bytes, remove_temporaries
 log = logging.getLogger(__name__)
 
 INDEX, PLACES, BAD_FILES = "index.json", "places.npy", "bad_files.json"
+FORMAT = 2
+"""Number of what an index says of media: since 2, of images and videos that are mirrored, too."""
 
 
 def saved_index(
@@ -86,6 +88,7 @@ def _write(
         file.write(content.getbuffer())
     write_json(folder / BAD_FILES, bad_files)
     found: dict[str, Any] = {
+        "format": FORMAT,
         "states": dict(states),
         "places": hashlib.sha256(content.getbuffer()).hexdigest(),
         "located": [name for name, one in media.items() if one.places is not None],
@@ -102,6 +105,8 @@ def _read(folder: Path) -> tuple[dict[str, Indexed], dict[str, str], dict[str, s
         states: dict[str, str] = found["states"]
         if found.pop("sha256") != _digest(found):
             raise ValueError("the checksum differs")
+        if found["format"] != FORMAT:
+            raise ValueError(f"its format is {found['format']}, not {FORMAT}")
         content = read_bytes(folder / PLACES)
         if found["places"] != hashlib.sha256(content).hexdigest():
             raise ValueError(f"the checksum of {PLACES} differs")

@@ -127,3 +127,11 @@ def test_several_at_once_even_without_locks(tmp_path, listed, monkeypatch):
     assert len(found) == 8 and all(equal(one, found[0]) for one in found)
     assert equal(saved_index(listed, tmp_path / "index", 1), found[0])
     assert not list((tmp_path / "index").glob("*.tmp"))
+
+
+def test_it_is_made_again_if_an_earlier_version_made_it(tmp_path, listed, monkeypatch, caplog):
+    monkeypatch.setattr(stream_index, "FORMAT", 1)
+    made = saved_index(listed, tmp_path / "index", 1)
+    monkeypatch.undo()
+    assert equal(saved_index(listed, tmp_path / "index", 1), made)
+    assert "the index is damaged or old: its format is 1, not 2" in caplog.text

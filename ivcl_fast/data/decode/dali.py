@@ -8,14 +8,13 @@ NVDEC, so several NVDECs need as many decoders, each in its own thread or proces
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from ivcl_fast.data.crop import WHOLE, Crop
+from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import decoding_gpu
 from ivcl_fast.data.decode.images import with_huffman_tables
@@ -84,17 +83,26 @@ class DALIDecoder(Decoder):
         if isinstance(opened, OpenVideo | IndexedVideo) and not opened.has_images:
             parts = self._video(opened, frame_ids, height, width)
         else:
-            parts = self._images(opened.images(frame_ids), height, width)
+            parts = self._images(opened, frame_ids, height, width)
         if not parts:
             return torch.empty(0, 3, size, size, dtype=torch.uint8)
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         return whole[:, :, top : top + size, left : left + size]
 
-    def _images(self, images: Sequence[bytes], height: int, width: int) -> list[torch.Tensor]:
+    def _images(
+        self, opened: OpenMedia, frame_ids: FrameIds, height: int, width: int
+    ) -> list[torch.Tensor]:
+        images = opened.images(frame_ids)
+        orientation, *others = {opened.orientation(image) for image in images} or {UPRIGHT}
+        if others:
+            raise VideoError("DALI decodes images of one orientation, not of several")
         encoded = [np.frombuffer(with_huffman_tables(image), np.uint8) for image in images]
         parts = [encoded[start : start + BATCH] for start in range(0, len(encoded), BATCH)]
-        sizes = np.array([height, width], np.float32)
-        return [self._run("images", encoded=part, size=[sizes] * len(part)) for part in parts]
+        size = np.array(orientation.turned(height, width), np.float32)
+        return [
+            _upright(self._run("images", encoded=part, size=[size] * len(part)), orientation)
+            for part in parts
+        ]
 
     def _video(
         self, opened: OpenVideo | IndexedVideo, frame_ids: FrameIds, height: int, width: int
@@ -103,15 +111,13 @@ class DALIDecoder(Decoder):
         check_frame_ids(frame_ids, info.frames)
         ids = np.asarray(range(info.frames) if frame_ids is None else frame_ids, np.int32)
         encoded = np.fromfile(opened.path, np.uint8)
-        if info.rotation % 2:  # DALI does not rotate frames
-            height, width = width, height
-        size = np.array([height, width], np.float32)
+        size = np.array(info.orientation.turned(height, width), np.float32)
         step = max(1, SEQUENCE_BYTES // (3 * info.width * info.height))
         parts = []
         for start in range(0, len(ids), step):
             part = ids[start : start + step]
             (frames,) = self._run("video", encoded=[encoded], frames=[part], size=[size])
-            parts.append(frames.rot90(info.rotation, (-2, -1)) if info.rotation else frames)
+            parts.append(_upright(frames, info.orientation))
         return parts
 
     def _run(self, kind: str, **inputs: list[np.ndarray]) -> torch.Tensor:
@@ -135,6 +141,13 @@ class DALIDecoder(Decoder):
         if copy.is_cuda:  # DALI may write its next frames only after the copy
             torch.cuda.current_stream(copy.device).synchronize()
         return copy
+
+
+def _upright(frames: torch.Tensor, orientation: Orientation) -> torch.Tensor:
+    """Mirror and turn frames ``[..., H, W]``, as DALI does not."""
+    if orientation.mirrored:
+        frames = frames.flip(-1)
+    return frames.rot90(orientation.rotation, (-2, -1)) if orientation.rotation else frames
 
 
 def _pipeline(kind: str, gpu: int | None) -> Any:

@@ -1,9 +1,9 @@
 """Frames of media as pixels: two decoders with one interface, and the choice between them.
 
 A frame, or a part of it, is resized to a square with a triangle filter that widens when it shrinks
-the frame (antialiasing). Transparency is dropped, not blended; rotation flags are followed. The
-decoders agree within :data:`TOLERANCE`: they differ in how they enlarge the halved colour planes
-and in rounding, so a store records which decoder made it.
+the frame (antialiasing). Transparency is dropped, not blended; flags and EXIF data that turn or
+mirror frames are followed. The decoders agree within :data:`TOLERANCE`: they differ in how they
+enlarge the halved colour planes and in rounding, so a store records which decoder made it.
 """
 
 from __future__ import annotations

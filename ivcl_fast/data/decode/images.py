@@ -1,4 +1,4 @@
-"""Encoded PNG and JPEG images: codec, size, completeness, and missing Huffman tables.
+"""Encoded PNG and JPEG images: codec, size, orientation, completeness, missing Huffman tables.
 
 Motion-JPEG may omit the Huffman tables, which are then the standard ones; Blender, which rendered
 CATER, does so. FFmpeg and libjpeg-turbo fill them in themselves, other decoders refuse the image.
@@ -6,8 +6,11 @@ CATER, does so. FFmpeg and libjpeg-turbo fill them in themselves, other decoders
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
+from ivcl_fast.data.crop import UPRIGHT, Orientation
 from ivcl_fast.data.dataset import VideoError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -17,7 +20,13 @@ JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 MAX_PADDING = 3
 # Frame headers; 0xC4, 0xC8 and 0xCC in this range are tables.
 JPEG_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-DEFINE_HUFFMAN_TABLES, START_OF_SCAN = 0xC4, 0xDA
+DEFINE_HUFFMAN_TABLES, START_OF_SCAN, APP1 = 0xC4, 0xDA, 0xE1
+EXIF_START = b"Exif\0\0"
+ORIENTATION_TAG = 0x0112
+EXIF_ORIENTATIONS = {
+    1: UPRIGHT, 2: Orientation(0, True), 3: Orientation(2), 4: Orientation(2, True),
+    5: Orientation(1, True), 6: Orientation(3), 7: Orientation(3, True), 8: Orientation(1),
+}  # fmt: skip
 
 # Marker and length, then the tables of ITU-T T.81, Annex K.3: class and id, number of codes of 1 to
 # 16 bits, values.
@@ -63,13 +72,49 @@ def image_size(image: bytes) -> tuple[int, int]:
     """Read width and height from the header."""
     if image.startswith(PNG_START):
         return int.from_bytes(image[16:20], "big"), int.from_bytes(image[20:24], "big")
-    at = len(JPEG_START)
-    while at + 9 <= len(image):
-        if image[at + 1] in JPEG_FRAME_MARKERS:
+    for marker, at, _ in _segments(image):
+        if marker in JPEG_FRAME_MARKERS and at + 9 <= len(image):
             height, width = image[at + 5 : at + 7], image[at + 7 : at + 9]
             return int.from_bytes(width, "big"), int.from_bytes(height, "big")
-        at += 2 + int.from_bytes(image[at + 2 : at + 4], "big")
     raise VideoError("a JPEG image without a frame header")
+
+
+def exif_orientation(image: bytes, otherwise: Orientation = UPRIGHT) -> Orientation:
+    """Read the orientation from the EXIF data; ``otherwise`` if there are none, or damaged ones.
+
+    FFmpeg reads it too, but PyAV cannot tell whether it mirrors the image.
+    """
+    exif = _exif(image)
+    try:
+        order = {b"II*\0": "<", b"MM\0*": ">"}[exif[:4]]
+        (start,) = struct.unpack_from(f"{order}I", exif, 4)
+        (entries,) = struct.unpack_from(f"{order}H", exif, start)
+        for entry in range(entries):
+            at = start + 2 + 12 * entry
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", exif, at)
+            if tag == ORIENTATION_TAG:
+                return EXIF_ORIENTATIONS[value]
+    except (KeyError, struct.error):
+        pass
+    return otherwise
+
+
+def _exif(image: bytes) -> bytes:
+    """Return the EXIF data, which are a TIFF file; empty if there are none."""
+    if image.startswith(PNG_START):
+        at = len(PNG_START)
+        while at + 8 <= len(image):
+            size, kind = struct.unpack_from(">I4s", image, at)
+            if kind == b"eXIf":
+                return image[at + 8 : at + 8 + size]
+            at += 12 + size
+        return b""
+    for marker, at, end in _segments(image):
+        if marker == START_OF_SCAN:
+            break
+        if marker == APP1 and image.startswith(EXIF_START, at + 4):
+            return image[at + 4 + len(EXIF_START) : end]
+    return b""
 
 
 def with_huffman_tables(jpeg: bytes) -> bytes:
@@ -79,12 +124,18 @@ def with_huffman_tables(jpeg: bytes) -> bytes:
     """
     if not jpeg.startswith(JPEG_START):
         return jpeg
-    position = len(JPEG_START)
-    while position + 4 <= len(jpeg):
-        marker = jpeg[position + 1]
+    for marker, at, _ in _segments(jpeg):
         if marker == DEFINE_HUFFMAN_TABLES:
             return jpeg
         if marker == START_OF_SCAN:
-            return jpeg[:position] + STANDARD_HUFFMAN_TABLES + jpeg[position:]
-        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+            return jpeg[:at] + STANDARD_HUFFMAN_TABLES + jpeg[at:]
     return jpeg
+
+
+def _segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, start and end of the segments of a JPEG image; none after a scan is one."""
+    at = len(JPEG_START)
+    while at + 4 <= len(jpeg):
+        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        yield jpeg[at + 1], at, end
+        at = end

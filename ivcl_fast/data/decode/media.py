@@ -10,12 +10,14 @@ which allows exact random access without seeking. A sequence of image files is r
 
 from __future__ import annotations
 
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -23,10 +25,16 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
 
-from ivcl_fast.data.crop import Crop, Square, square_crop
+from ivcl_fast.data.crop import UPRIGHT, Crop, Orientation, Square, square_crop
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.containers import FORMATS, check_length
-from ivcl_fast.data.decode.images import check_image, image_codec, image_size, is_image
+from ivcl_fast.data.decode.images import (
+    check_image,
+    exif_orientation,
+    image_codec,
+    image_size,
+    is_image,
+)
 from ivcl_fast.data.decode.mp4 import check_edits
 
 FrameIds = Sequence[int] | np.ndarray | None
@@ -44,17 +52,22 @@ class VideoInfo:
     fps: float
     """The average; 0 if it is unknown, and for image files."""
     codec: str
-    """FFmpeg's name: mjpeg (also for JPEG files), png, vp9, h264, ..."""
+    """FFmpeg's name of it, not of its decoder: mjpeg (also for JPEG files), png, vp9, av1, ..."""
     width: int
     height: int
     """As stored, before any rotation."""
     rotation: int = 0
-    """Quarter turns, counter-clockwise, that make the frames upright."""
+    mirrored: bool = False
+    """The :attr:`orientation`, of image files that of the first."""
+
+    @property
+    def orientation(self) -> Orientation:
+        """What makes the frames upright."""
+        return Orientation(self.rotation, self.mirrored)
 
     def square(self, square: Square) -> Crop:
         """Return the part of the upright frames that becomes the square."""
-        upright = (self.width, self.height) if self.rotation % 2 else (self.height, self.width)
-        return square_crop(square, *upright)
+        return square_crop(square, *self.orientation.turned(self.height, self.width))
 
 
 class OpenMedia(ABC):
@@ -89,6 +102,10 @@ class OpenMedia(ABC):
         Raises :class:`VideoError` if a file is not complete, ``IndexError`` if there is no such
         frame.
         """
+
+    def orientation(self, image: bytes) -> Orientation:
+        """Return what makes one of :meth:`images` upright."""
+        return self.info.orientation
 
 
 @contextmanager
@@ -138,14 +155,14 @@ class OpenImages(OpenMedia):
     def _read_info(self) -> VideoInfo:
         for path in self.files:
             try:
-                size = path.stat().st_size
+                length = path.stat().st_size
             except OSError as error:
                 raise VideoError(f"{path.name} cannot be opened: {error.strerror}") from None
-            if not size:
+            if not length:
                 raise VideoError(f"{path.name} is empty (0 bytes)")
         (first,) = self.images([0])
-        width, height = image_size(first)
-        return VideoInfo(len(self.files), 0.0, image_codec(first), width, height)
+        size = image_size(first)
+        return VideoInfo(len(self.files), 0.0, image_codec(first), *size, *exif_orientation(first))
 
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
         check_frame_ids(frame_ids, len(self.files))
@@ -158,6 +175,9 @@ class OpenImages(OpenMedia):
                 raise VideoError(f"{path.name} cannot be opened: {error.strerror}") from None
             check_image(images[-1], path.name)
         return images
+
+    def orientation(self, image: bytes) -> Orientation:
+        return exif_orientation(image)
 
 
 class OpenVideo(OpenMedia):
@@ -175,25 +195,27 @@ class OpenVideo(OpenMedia):
         self.context = self.stream.codec_context
         self.context.thread_count = 1
         self.context.options = {"max_pixels": str(MAX_PIXELS)}
-        self.has_images = self.context.name in ("mjpeg", "png")
+        self.has_images = self.context.name == "mjpeg"
         self._packets: list[Packet] | None = None
 
     def _read_info(self) -> VideoInfo:
-        rotation = 0
-        if self.container.format.name != "avi" or self.context.name != "mjpeg":
-            frames, rotation = self._count_frames()
+        orientation = UPRIGHT
+        if self.container.format.name != "avi" or not self.has_images:
+            frames, orientation = self._count_frames()
         elif not self.stream.frames:
             raise VideoError("its header declares no frames: its writer did not finish")
         else:  # the header may count fewer frames than there are, as in OpenDML its first part's
             self._packets = list(self.packets())
             frames = len(self._packets)
+        if self.has_images and self._packets:
+            orientation = exif_orientation(bytes(self._packets[0]), orientation)
         fps = float(self.stream.average_rate or 0)
         size = self.context.width, self.context.height
-        return VideoInfo(frames, fps, self.context.name, *size, rotation)
+        return VideoInfo(frames, fps, self.context.codec.canonical_name, *size, *orientation)
 
-    def _count_frames(self) -> tuple[int, int]:
+    def _count_frames(self) -> tuple[int, Orientation]:
         """Count the packets that become frames (an edit list may discard some); also return the
-        rotation of the first frame."""
+        orientation of the first frame."""
         packets: list[Packet] = []
         first: VideoFrame | None = None
         try:
@@ -211,7 +233,7 @@ class OpenVideo(OpenMedia):
             check_edits(self.path)
         self.context.flush_buffers()
         self._packets = packets
-        return frames, round(first.rotation / 90) % 4
+        return frames, frame_orientation(first)
 
     def packets(self) -> Iterable[Packet]:
         """The encoded packets; raises :class:`VideoError` if there are fewer than declared."""
@@ -230,9 +252,10 @@ class OpenVideo(OpenMedia):
             raise VideoError(f"truncated: {count} of {self._declared} frames")
 
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
-        if self.context.name != "mjpeg":
+        if not self.has_images:
             raise VideoError("is not Motion-JPEG")
-        images = [bytes(packet) for packet in self.packets()]
+        self._packets = list(self.packets())
+        images = [bytes(packet) for packet in self._packets]
         for number, image in enumerate(images):
             check_image(image, f"frame {number}")
         check_frame_ids(frame_ids, len(images))
@@ -257,6 +280,19 @@ class OpenVideo(OpenMedia):
             raise VideoError(UNDECODABLE) from None
         if frames != packets:
             raise VideoError(f"{packets} frames by its packets, {frames} decoded")
+
+
+def frame_orientation(frame: VideoFrame) -> Orientation:
+    """Return what makes a frame of a video upright, by the display matrix that FFmpeg gives it."""
+    turns = round(frame.rotation / 90)
+    try:
+        data: Any = frame.side_data
+        a, b, _, c, d = struct.unpack_from("=5i", data["DISPLAYMATRIX"])
+    except (KeyError, ValueError):  # it has none, or data of a kind that PyAV does not know
+        return Orientation(turns % 4)
+    mirrored = a * d < b * c
+    # FFmpeg's angle is that of the stored rows, which mirroring reverses.
+    return Orientation((turns + 2 * mirrored) % 4, mirrored)
 
 
 def _checked(frame: VideoFrame) -> VideoFrame:

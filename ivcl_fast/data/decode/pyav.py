@@ -12,7 +12,7 @@ import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from ivcl_fast.data.crop import WHOLE, Crop, Square
+from ivcl_fast.data.crop import WHOLE, Crop, Orientation, Square
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.images import image_codec
 from ivcl_fast.data.decode.interface import Decoder
@@ -23,6 +23,7 @@ from ivcl_fast.data.decode.media import (
     OpenMedia,
     OpenVideo,
     check_frame_ids,
+    frame_orientation,
     open_media,
 )
 
@@ -40,7 +41,7 @@ class PyAVDecoder(Decoder):
         if isinstance(opened, OpenVideo) and not opened.has_images:
             frames = self._select(opened.frames(), frame_ids, crop)
         else:
-            frames = [self._resize(frame, crop) for frame in _images(opened, frame_ids)]
+            frames = [self._resize(*frame, crop) for frame in _images(opened, frame_ids)]
         if not frames:
             return torch.empty(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
         return torch.from_numpy(np.stack(frames))
@@ -50,10 +51,9 @@ class PyAVDecoder(Decoder):
         with open_media(media) as opened:
             crop = opened.info.square(square)
             if isinstance(opened, OpenVideo) and not opened.has_images:
-                frames = opened.frames()
+                resized = (self._resize(f, frame_orientation(f), crop) for f in opened.frames())
             else:
-                frames = _images(opened, None)
-            resized = (self._resize(frame, crop) for frame in frames)
+                resized = (self._resize(*frame, crop) for frame in _images(opened, None))
             while part := [*itertools.islice(resized, self.part_frames)]:
                 yield torch.from_numpy(np.stack(part))
 
@@ -66,38 +66,37 @@ class PyAVDecoder(Decoder):
         count = 0
         for frame in frames:
             if ids is None or count in ids:
-                resized[count] = self._resize(frame, crop)
+                resized[count] = self._resize(frame, frame_orientation(frame), crop)
             count += 1
         check_frame_ids(frame_ids, count)
         return [resized[int(i)] for i in (range(count) if frame_ids is None else frame_ids)]
 
-    def _resize(self, frame: VideoFrame, crop: Crop) -> np.ndarray:
+    def _resize(self, frame: VideoFrame, orientation: Orientation, crop: Crop) -> np.ndarray:
         # To planar RGB: for packed RGB, FFmpeg halves the width of the colour planes first, which
         # is visible at 64 pixels. The crop applies to the upright frame, so it follows the turn.
         size = self.image_size
-        turns = round(frame.rotation / 90) % 4
         height, width, top, left = crop.placed(size)
-        if turns % 2:
-            height, width = width, height
+        height, width = orientation.turned(height, width)
         planar = self._reformatter.reformat(
             frame, width, height, "gbrp", interpolation="BILINEAR", threads=1
         )
         out = np.empty((3, size, size), np.uint8)
         for channel, plane in zip((1, 2, 0), planar.planes, strict=True):
             pixels = np.frombuffer(bytes(plane), np.uint8).reshape(height, -1)[:, :width]
-            upright = np.rot90(pixels, turns) if turns else pixels
+            mirrored = pixels[:, ::-1] if orientation.mirrored else pixels
+            upright = np.rot90(mirrored, orientation.rotation)
             out[channel] = upright[top : top + size, left : left + size]
         return out
 
 
-def _images(opened: OpenMedia, frame_ids: FrameIds) -> Iterator[VideoFrame]:
+def _images(opened: OpenMedia, frame_ids: FrameIds) -> Iterator[tuple[VideoFrame, Orientation]]:
     """Decode frames that are encoded images."""
     context: Any = None
     images = opened.images(frame_ids)
     numbers = range(len(images)) if frame_ids is None else frame_ids
     for image, number in zip(images, numbers, strict=True):
         codec = image_codec(image)
-        # FFmpeg's PNG decoder filters an image's first row by the last row of the image before.
+        # FFmpeg's PNG decoder takes an image for a difference to the one that it decoded before.
         if context is None or codec == "png" or context.name != codec:
             context = av.VideoCodecContext.create(codec, "r")
             context.thread_count = 1
@@ -106,4 +105,4 @@ def _images(opened: OpenMedia, frame_ids: FrameIds) -> Iterator[VideoFrame]:
             (frame,) = context.decode(av.Packet(image))
         except (av.FFmpegError, ValueError):
             raise VideoError(f"{UNDECODABLE}, {opened.frame_name(int(number))}") from None
-        yield frame
+        yield frame, opened.orientation(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import av
 import pytest
 import torch
 
@@ -15,8 +16,9 @@ from ivcl_fast.data.decode.decoder import (
     default_workers,
     resolve_decoder,
 )
-from ivcl_fast.data.decode.media import VideoInfo
+from ivcl_fast.data.decode.media import VideoInfo, probe
 from ivcl_fast.errors import UserError
+from tests.support.painted import media, picture, write_video
 
 
 def info(codec: str) -> VideoInfo:
@@ -49,6 +51,18 @@ def test_which_decoder(monkeypatch):
     assert choose_decoder(info("vp9"), "auto") == ("pyav", "DALI is not installed")
     with pytest.raises(UserError, match="dali is not installed"):
         resolve_decoder("dali")
+
+
+@pytest.mark.skipif("libsvtav1" not in av.codecs_available, reason="FFmpeg has no AV1 encoder")
+def test_av1_by_the_name_of_its_codec(tmp_path, monkeypatch):
+    """FFmpeg's decoder of it is called libdav1d."""
+    pictures = [picture(1, frame, 144, 160) for frame in range(2)]
+    found = probe(media(write_video(tmp_path / "a.mkv", pictures, "libsvtav1", preset="11")))
+    assert found.codec == "av1"
+    monkeypatch.setattr(decode, "_dali_installed", lambda: True)
+    monkeypatch.setattr(decode, "_driver_cuda", lambda: 13)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_decoder(found, "auto") == ("dali", "DALI decodes it on the GPU")
 
 
 @pytest.mark.parametrize("package, driver, fits", [
