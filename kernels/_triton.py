@@ -8,6 +8,8 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+import torch
+
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run in Triton's interpreter, on CPU tensors."""
 
@@ -34,6 +36,8 @@ except Exception as error:  # a broken Triton must not break the import of this 
 
 def _launcher_unsupported_reason() -> str | None:
     """Why Triton cannot compile its launcher, a C extension that starts kernels; None if it can."""
+    if torch.version.hip:
+        return "the kernels are for NVIDIA GPUs, not for those of AMD"
     if not any((os.environ.get("CC"), shutil.which("gcc"), shutil.which("clang"))):
         return "no C compiler for Triton (gcc, clang, or one that CC names)"
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")

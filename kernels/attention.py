@@ -130,7 +130,22 @@ def _flash_conditions(x: Inputs) -> list[str | None]:
     return [
         None if x.dtype in HALF else f"{x.dtype} is neither float16 nor bfloat16",
         None if x.head_dim <= 256 else "heads of more than 256 columns",
+        None if x.num_tokens else "no tokens",
+        _wide_heads_unsupported_reason(x),
     ]
+
+
+def _wide_heads_unsupported_reason(x: Inputs) -> str | None:
+    """Why PyTorch has no backward kernel for wide heads; it has none where shared memory is small.
+
+    Source: ``check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120`` in its
+    ``cuda/sdp_utils.cpp``.
+    """
+    if x.device.type != "cuda" or not 192 < x.head_dim <= 224:
+        return None
+    major, minor = torch.cuda.get_device_capability(x.device)
+    small = major == 12 or (major == 8 and minor > 0)
+    return f"no kernel for heads of 193 to 224 columns on sm_{major}{minor}" if small else None
 
 
 def _xformers_conditions(x: Inputs) -> list[str | None]:
@@ -305,9 +320,9 @@ def attention(qkv: Tensor, num_heads: int, backend: str = "auto") -> Tensor:
         )
     inputs = Inputs(qkv.shape[1], qkv.shape[2] // (3 * num_heads), qkv.dtype, qkv.device)
     if backend == "auto":
-        # Of long sequences' backends, only an explicit softmax has every derivative.
-        is_long = inputs.num_tokens > max_tokens(inputs.device)
-        backend = "eager" if is_long and is_transformed() else select_backend(inputs)[0]
+        backend, _ = select_backend(inputs)
+        if backend != "short" and is_transformed():
+            backend = "eager"  # of the others, only an explicit softmax has every derivative
     elif reasons := not_supported_reasons(backend, inputs):
         able = [name for name in BACKENDS if not not_supported_reasons(name, inputs)]
         raise UserError(

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from . import _ext, _triton
 from ._autograd import is_transformed
-from ._op import device_kind, has_kernel, register
+from ._op import autocast_dtype, device_kind, has_kernel, register
 
 
 def _ref(dy: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -148,4 +148,5 @@ def _is_faster(x: Tensor) -> bool:
     """Whether the gradients of a layer on ``x`` are this module's."""
     kind = device_kind(x.device)
     is_fast = kind == "cuda" or (kind == "cpu" and _ext.ISA == "amx")
-    return is_fast and x.dtype == torch.bfloat16 and has_kernel(x) and not is_transformed()
+    is_bf16 = x.dtype == torch.bfloat16 and autocast_dtype(x.device) in (None, x.dtype)
+    return is_fast and is_bf16 and x.ndim > 1 and has_kernel(x) and not is_transformed()

@@ -19,7 +19,7 @@ bfloat16 keeps its stream in bfloat16.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -96,6 +96,14 @@ class Block(reference.Block):
         # What shards the parameters of a block, with hooks, frees them when the block ends.
         return x, Branch(self.mlp(y)) if has_hooks(self) else run_branch(self.mlp, Mlp, "fc2", y)
 
+    def recomputed(self, *args: Any, **kwargs: Any) -> Any:
+        """``forward`` with activation checkpointing: backward calls it again.
+
+        A block draws no random numbers: their state cannot be kept in a CUDA graph.
+        """
+        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        return checkpoint(type(self).forward, self, *args, **options, **kwargs)
+
 
 class Transformer(reference.Transformer):
     """Blocks of which the last one processes only the tokens that are read."""
@@ -136,9 +144,9 @@ class Encoder(Transformer, reference.Encoder):
     def embed(self, rows: Tensor, ids: Tensor) -> Tensor:
         if rows.dtype != torch.uint8:
             return super().embed(rows, ids)
-        weight, bias = self.patch_embed["proj"].parameters()
+        proj: Any = self.patch_embed["proj"]
         x = kernels.embed_patches(
-            rows.flatten(0, 1), ids.flatten(0, 1), weight.flatten(1), bias,
+            rows.flatten(0, 1), ids.flatten(0, 1), proj.weight.flatten(1), proj.bias,
             self.pos_embed.squeeze(0),
             self.mean, self.std,
         )  # fmt: skip
@@ -163,19 +171,6 @@ class Decoder(Transformer, reference.Decoder):
         return linear(self.pred, self.transform(x, masked))
 
 
-def recomputed(function: Callable) -> Callable:
-    """``function`` with activation checkpointing: backward calls it again.
-
-    It has to draw no random numbers: their state cannot be kept in a CUDA graph.
-    """
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-
-    def run(*args: Any, **kwargs: Any) -> Any:  # torch.compile does not trace a functools.partial
-        return checkpoint(function, *args, **options, **kwargs)
-
-    return run
-
-
 class FastModel(PretrainedModel):
     """What the fast models share: compiling and checkpointing of their blocks, and folders."""
 
@@ -196,8 +191,8 @@ class FastModel(PretrainedModel):
     def checkpoint_blocks(self) -> None:
         """Keep no activations inside blocks: backward computes them again, which saves memory."""
         for part in self.modules():  # type: ignore[attr-defined]
-            if isinstance(part, reference.Block):
-                part.forward = recomputed(part.forward)  # type: ignore[method-assign]
+            if isinstance(part, Block):
+                part.forward = part.recomputed  # type: ignore[method-assign]
 
 
 class IVCL(FastModel, reference.IVCL, tags=["self-supervised-learning"]):

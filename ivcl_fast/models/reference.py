@@ -206,7 +206,7 @@ class Encoder(Transformer):
 
     def embed(self, rows: Tensor, ids: Tensor) -> Tensor:
         """The patches ``ids`` of every frame with their positions, ``[B, T, K, D]``."""
-        weight, bias = self.patch_embed["proj"].parameters()
+        weight, bias = (getattr(self.patch_embed["proj"], name) for name in ("weight", "bias"))
         visible = ((as_pixels(take_rows(rows, ids)) - self.mean) / self.std).to(weight.dtype)
         return F.linear(visible, weight.flatten(1), bias) + self.pos_embed[0][ids]
 

@@ -65,10 +65,22 @@ def gpu(monkeypatch):
         (20, 64, torch.float64, "eager"),
         (288, 288, BF16, "eager"),
         (0, 64, FP32, "eager"),
+        (0, 64, BF16, "eager"),
     ],
 )
 def test_selection_on_a_gpu(gpu, tokens, head_dim, dtype, expected):
     assert select_backend(Inputs(tokens, head_dim, dtype, CUDA))[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("chip", "head_dim", "expected"),
+    [((8, 0), 208, "flash"), ((9, 0), 208, "flash"), ((10, 0), 208, "flash"),
+     ((8, 6), 208, "eager"), ((8, 9), 224, "eager"), ((12, 0), 200, "eager"),
+     ((8, 6), 192, "flash"), ((8, 9), 256, "flash")],
+)  # fmt: skip
+def test_wide_heads_need_much_shared_memory_in_training(gpu, chip, head_dim, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: chip)
+    assert select_backend(Inputs(300, head_dim, BF16, CUDA))[0] == expected
 
 
 @COMPILED
@@ -313,8 +325,10 @@ def test_columns_that_are_not_neighbours(tokens):
     torch.testing.assert_close(module.attention(x, 2), eager_attention(x, 2))
 
 
-def test_long_sequences_have_every_derivative():
-    x = qkv(1, 1100, 2, 8)
+@pytest.mark.parametrize(("tokens", "width"), [(1100, 8), (20, 160)])
+def test_what_no_kernel_takes_has_every_derivative(tokens, width, monkeypatch):
+    monkeypatch.setattr(module, "EAGER_TOKENS", 0)  # a GPU has no such limit
+    x = qkv(1, tokens, 2, width)
     gradient = torch.func.grad(lambda x: module.attention(x, 2).sin().sum())
     expected = torch.func.grad(lambda x: eager_attention(x, 2).sin().sum())
     for got, plain in zip(

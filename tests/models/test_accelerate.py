@@ -299,6 +299,21 @@ def test_copies(build):
     fast.load_state_dict(plain.state_dict())
 
 
+def test_copies_of_compiled_blocks_have_weights_of_their_own():
+    fast, x = vit().eval(), images()
+    expected = fast(x).detach()
+    accelerate(fast)
+    for block in fast.blocks:
+        block.compile(backend="eager")
+    close(fast(x), expected)
+    twins = copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))
+    with torch.no_grad():
+        for parameter in fast.parameters():
+            parameter.zero_()
+    for twin in twins:
+        close(twin(x), expected)
+
+
 @pytest.mark.parametrize("first", ["accelerate", "compile"])
 def test_compiled(first):
     fast = reference.IVCLClassifier(CFG, 3)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
-from ivcl_fast import accelerate
+from ivcl_fast import accelerate, restore
 from ivcl_fast.kernels import dispatches
 from ivcl_fast.models.accelerate import tune
 from ivcl_fast.models.accelerate.swap import ALWAYS, PROOF
@@ -158,6 +158,26 @@ def test_multihead_attention():
         for ours, theirs in zip(fast(*arguments[0], **arguments[1]),
                                 plain(*arguments[0], **arguments[1]), strict=True):  # fmt: skip
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_restoring_keeps_a_class_that_changed_since():
+    """A parametrisation's is gone when that is removed; then the module has its own again."""
+
+    class Doubled(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    plain = nn.MultiheadAttention(32, 4, batch_first=True)
+    fast, x = copy.deepcopy(plain), torch.randn(2, 9, 32)
+    assert accelerate(fast).replaced
+    for part in (plain, fast):
+        parametrize.register_parametrization(part, "in_proj_weight", Doubled())
+    restore(fast)
+    assert torch.equal(fast(x, x, x)[0], plain(x, x, x)[0])
+    parametrize.remove_parametrizations(fast, "in_proj_weight")
+    restore(fast)
+    assert type(fast) is nn.MultiheadAttention
+    assert torch.equal(fast(x, x, x)[0], plain(x, x, x)[0])
 
 
 def test_a_module_that_cannot_be_copied_does_not_stop_the_others():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -236,6 +237,22 @@ def test_checkpointed_blocks_give_the_same_gradients(compiled):
     assert lean.state_dict().keys() == plain.state_dict().keys()
 
 
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_copies_of_checkpointed_blocks_have_weights_of_their_own(twin):
+    net = ivcl_fast.IVCL(CFG)
+    net.checkpoint_blocks()
+    expected = net(video(), seed=SEED).loss.detach()
+    other = twin(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    loss = other(video(), seed=SEED).loss
+    torch.testing.assert_close(loss.detach(), expected, rtol=0, atol=0)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in other.parameters())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
 @pytest.mark.parametrize("low", [False, True])
 def test_the_residual_stream_under_autocast(low):
     """Float32 or, with ``low_precision_residual``, bfloat16: both as close as the reference is."""
@@ -280,3 +297,12 @@ def test_a_model_of_another_dtype(dtype):
     out = fast(video(), seed=SEED)
     out.loss.backward()
     assert out.pred.dtype == dtype and torch.isfinite(out.loss)
+
+
+@pytest.mark.parametrize("kind", [ivcl_fast.IVCL, reference.IVCL])
+def test_parts_have_no_parameters_where_data_parallel_replicates_them(kind, monkeypatch):
+    """Its replicas have tensors in their place, and an empty ``parameters()``."""
+    net = kind(CFG)
+    expected = net(video(), seed=SEED).loss
+    monkeypatch.setattr(torch.nn.Module, "parameters", lambda self, recurse=True: iter(()))
+    assert torch.equal(net(video(), seed=SEED).loss, expected)

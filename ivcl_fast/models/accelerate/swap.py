@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ from ivcl_fast.models.accelerate.guard import Guard
 from ivcl_fast.models.accelerate.lengths import is_fixed, may_run
 from ivcl_fast.models.ivcl import FAST
 from ivcl_fast.models.layers import compute_dtype
+
+log = logging.getLogger(__name__)
 
 ORIGIN = "_accelerated_from"
 """Attribute of a swapped module: the class it had before."""
@@ -104,7 +107,7 @@ def fast_class(old: Any) -> Any:
         return out if proof.tail is None else (out, *proof.tail)
 
     def reduce(self: nn.Module, protocol: Any) -> tuple:
-        return _revive, (old,), self.__dict__
+        return _revive, (old,), self.__getstate__()
 
     members = {"forward": forward, "__reduce_ex__": reduce, "__module__": old.__module__}
     return type(old.__name__, (old,), members)
@@ -118,11 +121,20 @@ def swap(part: nn.Module, proof: Proof) -> None:
 
 
 def unswap(part: nn.Module) -> None:
-    """Give ``part`` its class back; a part that was not swapped stays as it is."""
-    if ORIGIN in part.__dict__:
+    """Give ``part`` its class back; a part that was not swapped stays as it is.
+
+    So does the class of one that a parametrisation or ``fully_shard`` has changed since, but it
+    runs its own forward pass from now on, if it has one besides the fused one.
+    """
+    if (origin := part.__dict__.get(ORIGIN)) is None:
+        return
+    part.__dict__.pop(PROOF, None)
+    part.__dict__.pop("attention_backend", None)
+    fused = FAST.get(origin)
+    if type(part) is (fused or fast_class(origin)):
         part.__class__ = part.__dict__.pop(ORIGIN)
-        part.__dict__.pop(PROOF, None)
-        part.__dict__.pop("attention_backend", None)
+    elif fused:
+        log.warning("restore: %s stays fused, as its class was changed since", origin.__name__)
 
 
 def _revive(old: Any) -> nn.Module:

@@ -59,6 +59,8 @@ def test_no_kernels_without_a_c_compiler_or_headers(monkeypatch, tmp_path):
         assert unsupported_reason(GPU) == compile_unsupported_reason(GPU) == expected
     monkeypatch.setenv("CC", "tcc")
     assert _triton._launcher_unsupported_reason() is None
+    monkeypatch.setattr(torch.version, "hip", "7.0")  # where PyTorch calls the GPUs "cuda", too
+    assert "for NVIDIA GPUs" in _triton._launcher_unsupported_reason()
 
 
 @pytest.mark.parametrize(

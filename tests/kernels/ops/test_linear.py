@@ -130,3 +130,26 @@ def test_a_gpu_s_gradients_have_the_dtype_of_the_parameters():
         dweight, dbias = _cuda(dy.bfloat16(), x.bfloat16(), dtype)
         assert (dweight.shape, dbias.shape) == ((4, 6), (4,))
         assert dweight.dtype == dbias.dtype == dtype
+
+
+@pytest.mark.parametrize("shape", [(6,), (0, 6), (3, 6)])
+def test_any_number_of_dimensions(shape, as_on_amx):
+    x = torch.randn(shape).bfloat16().requires_grad_()
+    weight = torch.randn(4, 6).bfloat16().requires_grad_()
+    found = torch.autograd.grad(public(x, weight).float().sin().sum(), (x, weight))
+    expected = torch.autograd.grad(F.linear(x, weight).float().sin().sum(), (x, weight))
+    for got, plain in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, plain)
+
+
+def test_bfloat16_under_float16_autocast(as_on_amx):
+    """The backward pass is outside, as usual."""
+    x = torch.randn(3, 6).bfloat16().requires_grad_()
+    weight = torch.randn(4, 6, requires_grad=True)
+    with torch.autocast("cpu", torch.float16):
+        y, plain = public(x, weight), F.linear(x, weight)
+    assert y.dtype == plain.dtype == torch.float16
+    for got, expected in zip(
+        *(torch.autograd.grad(out.float().sum(), (x, weight)) for out in (y, plain)), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
