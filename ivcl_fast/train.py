@@ -94,6 +94,8 @@ def origin(config: TrainConfig) -> str:
             config = load_settings(model.parent)  # models are in the folder of their run
         except UserError:
             return "pretrained"
+        if model.name != "pretrain":
+            return f"from the model {model.name} of {model.parent.resolve().name}"
     return f"pretrained: {OBJECTIVE_NAMES[config.model.objective]}"
 
 
@@ -124,7 +126,9 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
     results, dataset = [], run.data.dataset
     if run.config.stages.compare_scratch and init != "random":
         scratch = run.evaluate(run.finetune("random", "scratch"))
-        results.append(scratch.result(f"{FROM_SCRATCH}, same finetuning"))
+        same = run.last_frame_clips(init) == run.last_frame_clips("random")
+        how = "same finetuning" if same else "the same whole clips"
+        results.append(scratch.result(f"{FROM_SCRATCH}, {how}"))
     if run.data.localizes and run.config.stages.compare_memoryless:
         last = run.evaluate(run.last_frame(init))
         results.append(last.result(LAST_FRAME))

@@ -18,6 +18,7 @@ from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.decode.decoder import choose_decoder, make_decoder
 from ivcl_fast.data.decode.media import open_media
 from ivcl_fast.data.formats.cater import Cater
+from ivcl_fast.data.formats.cater_frames import frame_count
 from ivcl_fast.data.formats.cater_labels import Scene, hidden_at_end
 from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.data.sampling import frame_ids
@@ -55,6 +56,12 @@ class DecodedClip:
     def hidden(self) -> bool | None:
         """Whether the snitch ends inside a cone; None without a scene."""
         return None if self.scene is None else hidden_at_end(self.scene)
+
+    @property
+    def frame_by_frame(self) -> Scene | None:
+        """The scene, if it tells of as many frames as the video has; the last one is known."""
+        as_long = self.scene and frame_count(self.scene) == self.frame_index[-1] + 1
+        return self.scene if as_long else None
 
     @property
     def titles(self) -> list[str]:

@@ -81,7 +81,7 @@ class FinishedRun:
         if answers is not None:
             run.classes = answers
             if run.config.data.source != kept.data.source:
-                check_same_classes(run.config.data.source, run.dataset, answers)
+                answers.check_same(run.config.data.source, run.dataset)
         return run
 
     @cached_property
@@ -169,7 +169,11 @@ class FinishedRun:
         }
 
     def evaluate(self, model: IVCLClassifier, split: str) -> Evaluation:
-        """Measure a classifier on all clips of a split."""
+        """Measure a classifier on all clips of a split.
+
+        Raises :class:`UserError` if the data set has other classes by now.
+        """
+        self.classes.check_same(self.config.data.source, self.dataset)
         loaders = self.data.eval_loaders(
             split,
             self.config.data.eval_clips,
@@ -193,9 +197,11 @@ class FinishedRun:
     def describe_length(self) -> str:
         """Say how many clips the stages that are finished have seen."""
         stages = self.config.stages
+        part = stages.label_fraction
+        share = "" if part == 1 else f" with {part:.0%} of the labels"
         clips = {
             "pretrain": f"{stages.pretrain_clips} clips of pretraining",
-            "finetune": f"{stages.finetune_clips} clips of finetuning",
+            "finetune": f"{stages.finetune_clips} clips of finetuning{share}",
         }
         asked = {name: text for name, text in clips.items() if stages.stage in (name, "all")}
         return ", ".join(text for name, text in asked.items() if self.finished(name))
@@ -229,22 +235,6 @@ class FinishedRun:
     def _new_classifier(self) -> IVCLClassifier:
         names = self.classes.names
         return IVCLClassifier(self.config.model, len(names), names)
-
-
-def check_same_classes(source: str, dataset: Dataset, classes: Classes) -> None:
-    """Raise :class:`UserError` unless a data set has the classes of a run, in the same order."""
-    if (count := dataset.num_classes) != classes.num_classes:
-        raise UserError(
-            f"--data: {source!r} has {count} classes; accepted: data with the run's "
-            f"{classes.num_classes}"
-        )
-    found = Classes.of(dataset).names
-    for number, (here, expected) in enumerate(zip(found, classes.names, strict=True)):
-        if here != expected:
-            raise UserError(
-                f"--data: class {number} of {source!r} is {here!r}; accepted: data with the run's "
-                f"classes, of which this is {expected!r}"
-            )
 
 
 def split_model_folder(folder: Path) -> tuple[Path, str | None]:

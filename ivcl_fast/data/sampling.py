@@ -44,7 +44,7 @@ def frame_ids(
     if frames_in_video < 1 or num_frames < 1:
         raise ValueError(f"{num_frames} of {frames_in_video} frames: both must be at least 1")
     last = frames_in_video - 1
-    if stride:
+    if stride and not (num_frames == 1 and stride > 1):
         start = _start(last - (num_frames - 1) * stride, rng, view)
         return np.minimum(start + stride * np.arange(num_frames), last)
     if num_frames == 1:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -25,7 +24,9 @@ from ivcl_fast.models.weights import CONFIG, class_in, read_config, read_weights
 
 log = logging.getLogger(__name__)
 
-SIZES = ("patch_size", "embed_dim", "num_heads", "depth", "temporal_depth", "mlp_ratio")
+SIZES = (
+    "patch_size", "embed_dim", "num_heads", "num_slots", "depth", "temporal_depth", "mlp_ratio",
+)  # fmt: skip
 """The config's fields that have to be equal in both models."""
 
 
@@ -75,10 +76,42 @@ def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) 
                 + config_to_use(source, model.cfg)
             )
         loaded[key] = value if value.shape == shape else resize_embedding(key, value, shape)
+    if reason := other_parts(weights, own) or other_heads(source, model.cfg):
+        raise UserError(f"{name}: {reason}; {config_to_use(source, model.cfg)}")
     if not any(key.startswith("encoder.") for key in loaded):
         raise UserError(f"{name}: holds no encoder.* weights of an IV-CL model")
     model.load_state_dict(loaded, strict=False)
     return sorted(loaded)
+
+
+def other_parts(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
+    """Why the parts of a source are not those of a model, although their shapes may fit."""
+    if "encoder.time_embed" in weights and "encoder.time_embed" not in own:
+        return "its encoder is a joint space-time one (objective joint), and this model's is not"
+    for part in ("encoder", "temporal"):
+        there, here = (
+            len({key.split(".")[2] for key in keys if key.startswith(f"{part}.blocks.")})
+            for keys in (weights, own)
+        )
+        if there and here and there != here:
+            return f"{part} has {there} blocks there, but {here} in this model"
+    return None
+
+
+def other_heads(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLConfig) -> str | None:
+    """Why the attention of a source is not a model's, if its config lies beside it."""
+    theirs, ours = config_beside(source).get("num_heads", cfg.num_heads), cfg.num_heads
+    return None if theirs == ours else f"attention has {theirs} heads, but {ours} in this model"
+
+
+def config_beside(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Any]:
+    """The config of the model that a source is, or ``{}`` where there is none beside it."""
+    if isinstance(source, Mapping) or timm_weights.is_timm(source):
+        return {}
+    try:
+        return read_config(weights_file(source).parent / CONFIG)["cfg"]
+    except UserError:  # weights without a config
+        return {}
 
 
 def load_last_frame(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -96,12 +129,8 @@ def load_last_frame(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def config_to_use(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLConfig) -> str:
     """What to do about a source of other sizes; names them where its config lies beside it."""
     advice = "build the model with the config that these weights were trained with"
-    if isinstance(source, Mapping) or timm_weights.is_timm(source):
-        return advice
-    folder = weights_file(source).parent
-    with suppress(UserError):  # weights without a config
-        theirs = read_config(folder / CONFIG)["cfg"]
-        ours = vars(cfg)
+    if theirs := config_beside(source):
+        folder, ours = weights_file(source).parent, vars(cfg)  # type: ignore[arg-type]
         sizes = [f"{n} {theirs[n]}" for n in SIZES if theirs.get(n, ours[n]) != ours[n]]
         call = f"{class_in(folder)}.from_pretrained({str(folder)!r}).cfg"
         advice += f" ({', '.join(sizes)}), which is {call}"

@@ -9,7 +9,6 @@ exactly.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from math import isqrt
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
+from ivcl_fast.files import read_json
 from ivcl_fast.models.weights import CHECKPOINTS, CONFIG, read_weights, weights_file
 from ivcl_fast.text import first_line
 
@@ -70,8 +70,10 @@ def read(source: str) -> ViT:
     """
     if path := local_path(source):
         file = path / CONFIG
-        config = json.loads(file.read_text()).get("pretrained_cfg", {}) if file.is_file() else {}
-        return ViT(read_weights(path), *pixel_statistics(config))
+        config = read_json(file, "a config of timm") if file.is_file() else {}
+        if not isinstance(config, dict):
+            raise UserError(f"{file}: not a config of timm, which is a JSON object")
+        return ViT(read_weights(path), *pixel_statistics(config.get("pretrained_cfg", {})))
     timm = import_timm(source)
     try:
         model = timm.create_model(source.removeprefix(PREFIX), pretrained=True, num_classes=0)

@@ -70,6 +70,8 @@ def draw(
     for axes, (size, variants) in zip(panels, study.axes.items(), strict=True):
         sizes = [*variants]
         for group, color in GROUP_COLORS.items():
+            if not all(group in results[variant.label] for variant in variants.values()):
+                continue  # the split has no clips of that kind
             values = [np.mean(results[v.label][group]["top1"]) for v in variants.values()]
             points = 100 * np.array(values)
             _, line = fit(sizes, points)

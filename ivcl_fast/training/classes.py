@@ -58,6 +58,21 @@ class Classes:
                 "from the data set"
             ) from None
 
+    def check_same(self, source: str, dataset: Dataset) -> None:
+        """Raise :class:`UserError` unless a data set has these classes, in the same order."""
+        if (count := dataset.num_classes) != self.num_classes:
+            raise UserError(
+                f"--data: {source!r} has {count} classes; accepted: data with the run's "
+                f"{self.num_classes}"
+            )
+        found = Classes.of(dataset).names
+        for number, (here, expected) in enumerate(zip(found, self.names, strict=True)):
+            if here != expected:
+                raise UserError(
+                    f"--data: class {number} of {source!r} is {here!r}; accepted: data with the "
+                    f"run's classes, of which this is {expected!r}"
+                )
+
     def write(self, folder: Path) -> None:
         """Keep the classes in ``folder``, for :meth:`read`."""
         write_recorded(folder / ANSWERS, dataclasses.asdict(self))

@@ -98,9 +98,14 @@ class Run:
 
     @functools.cached_property
     def classes(self) -> Classes:
-        """The classes of the task, kept with the run so that it can be used without its data."""
+        """The classes of the task, kept with the run so that it can be used without its data.
+
+        Raises :class:`UserError` if the data have others than when the run began.
+        """
         classes = Classes.read(self.folder)
-        if classes is None:
+        if classes is not None:
+            classes.check_same(self.config.data.source, self.data.dataset)
+        else:
             classes = Classes.of(self.data.dataset)
             if distributed.is_main():
                 classes.write(self.folder)

@@ -16,6 +16,7 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.files import fsync, locked, remove_files, remove_temporaries
 from ivcl_fast.manifest import MANIFEST, write_recorded
 from ivcl_fast.models.hub import MODEL_FILES, PretrainedModel
+from ivcl_fast.models.timm_weights import is_timm
 from ivcl_fast.models.weights import MODEL, TEMPORARY_WEIGHTS
 from ivcl_fast.training import checkpoint
 from ivcl_fast.training.settings import (
@@ -106,10 +107,16 @@ def must_empty(config: TrainConfig) -> bool:
         if not changed:
             return False
         if has_progress(folder):
+            or_overwrite = "" if starts_there(config) else ", or --overwrite it"
             raise UserError(
                 f"{folder} holds a run with other settings ({', '.join(changed)}); "
-                "choose another --name, or --overwrite it"
+                f"choose another --name{or_overwrite}"
             )
+    if starts_there(config):
+        raise UserError(
+            f"--overwrite: would delete the weights of --init {config.stages.init}; accepted: "
+            "another --name"
+        )
     out = config.output.out
     links = [folder, *folder.parents[: len(folder.relative_to(out).parts) - 1]]
     for pattern in map(PurePath, FILES):
@@ -119,6 +126,14 @@ def must_empty(config: TrainConfig) -> bool:
             f"--overwrite: {link} is a link; accepted: a run whose folder and files are not links"
         )
     return True
+
+
+def starts_there(config: TrainConfig) -> bool:
+    """Whether the run starts from weights in its own folder."""
+    init = config.stages.init
+    if init == "random" or is_timm(init):
+        return False
+    return Path(init).resolve().is_relative_to(config.folder.resolve())
 
 
 def changed_settings(config: TrainConfig) -> list[str]:

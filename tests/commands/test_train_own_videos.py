@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ivcl_fast.analysis.clips import ClipReader
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.evaluate import main as evaluate_main
 from ivcl_fast.evaluation.evaluate import predict
+from ivcl_fast.manifest import MANIFEST
 from ivcl_fast.train import main
 from tests.support.own_videos import write_classes, write_one
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
@@ -118,6 +120,19 @@ def test_data_with_other_classes_are_refused(videos, trained, tmp_path, command)
         (other / name).symlink_to(videos / target)
     code, _, err = command(evaluate_main, trained, "--data", f"videos:{other}")
     assert code == 2 and f"--data: class 1 of 'videos:{other}' is 'up'; accepted: " in err
+
+
+def test_a_run_keeps_to_its_classes(videos, trained, tmp_path, command):
+    """Renamed and added classes have other numbers than the run's model."""
+    run, own = shutil.copytree(trained, tmp_path / "run"), tmp_path / "own"
+    shutil.copytree(videos, own)
+    (own / "left").rename(own / "up")
+    settings = json.loads((run / "config.json").read_text()) | {"data": f"videos:{own}"}
+    (run / "config.json").write_text(json.dumps(settings | {"out": str(tmp_path)}))
+    (run / MANIFEST).unlink()
+    for main_of, arguments in ((evaluate_main, [run]), (main, ["--resume", run])):
+        code, _, err = command(main_of, *arguments)
+        assert code == 2 and "--data: class 0 of 'videos:" in err and err.count("\n") == 1, err
 
 
 def test_several_clips_of_a_stride_are_averaged(videos, tmp_path, command):

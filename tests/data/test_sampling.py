@@ -71,3 +71,10 @@ def test_mirrored_rows_are_those_of_mirrored_frames(size, patch):
     mirrored = mirror_rows(patchify(video, patch))
     assert torch.equal(mirrored, patchify(video.flip(-1), patch))
     assert not torch.equal(mirrored, patchify(video, patch))
+
+
+def test_a_single_frame_is_the_last_one_at_any_stride_but_one():
+    for stride in (0, 2, 5):
+        assert frame_ids(12, 1, np.random.default_rng(0), stride).tolist() == [11]
+    drawn = {int(frame_ids(12, 1, np.random.default_rng(i), 1)[0]) for i in range(100)}
+    assert drawn == set(range(12))

@@ -184,6 +184,31 @@ def test_weights_of_another_preset_name_the_sizes(run):
 
 
 @pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ({"num_heads": 2}, "attention has 4 heads, but 2 in this model; build the model with the"),
+        ({"depth": 1}, "encoder has 2 blocks there, but 1 in this model"),
+        ({"depth": 3}, "encoder has 2 blocks there, but 3 in this model"),
+        ({"temporal_depth": 3}, "temporal has 2 blocks there, but 3 in this model"),
+    ],
+)
+def test_weights_whose_shapes_alone_fit_are_refused(run, sizes, reason):
+    other = IVCLClassifier(IVCLConfig.preset("tiny", **SIZES | sizes), 5)
+    assert told(other.load_pretrained, "runs/RUN").startswith(f"runs/RUN: {reason}")
+    if "num_heads" not in sizes:  # which no shape tells
+        alone = IVCL.from_pretrained("runs/RUN").state_dict()
+        assert told(other.load_pretrained, alone).startswith(f"state dict: {reason}")
+
+
+def test_weights_of_a_joint_encoder_are_refused_by_a_factorised_one(run):
+    joint = IVCL(IVCLConfig.preset("tiny", **SIZES, objective="joint"))
+    joint.save_pretrained("joint")
+    message = told(IVCLClassifier(CFG, 5).load_pretrained, "joint")
+    assert message.startswith("joint: its encoder is a joint space-time one (objective joint)")
+    IVCLClassifier(joint.cfg, 5).load_pretrained("joint")
+
+
+@pytest.mark.parametrize(
     ("keyword", "advice"),
     [
         ("strict", "weights always have to fit"),

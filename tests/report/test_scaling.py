@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from ivcl_fast.report.scaling import doubling_table, fit
+from ivcl_fast.report.scaling import doubling_table, draw, fit
 from ivcl_fast.studies.definitions import Study, Variant
 
 
@@ -45,3 +45,11 @@ def test_doubling_is_fitted_to_the_clips_that_all_have_answered(tmp_path):
     assert [row[:2] for row in table.rows] == [["size", g] for g in ("all", "hidden", "visible")]
     assert [row[2].split()[0] for row in table.rows] == ["+50.0"] * 3
     assert [row[3] for row in table.rows] == ["0.0", "33.3", "33.3"]
+
+
+def test_groups_that_the_split_lacks_are_left_out(tmp_path):
+    variants = {size: Variant(str(size)) for size in (1, 2)}
+    study = Study("?", "size", tuple(variants.values()), axes={"size": variants})
+    results = {str(size): {"all": {"top1": [0.5]}, "visible": {"top1": [0.5]}} for size in variants}
+    draw(tmp_path / "study.png", study, {}, {"table": (results, {})})
+    assert (tmp_path / "study.png").stat().st_size > 5000
