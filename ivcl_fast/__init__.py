@@ -100,7 +100,8 @@ def _version() -> str:
 
 
 # While Python looks for the module of ``python -m ivcl_fast.train`` it imports this package, with
-# ``-m`` in place of the module's path: the moment to tell which packages the command lacks.
+# ``-m`` in place of the module's path: the moment to tell which packages the command lacks, and to
+# decide what Ctrl-C does while it is imported.
 if getattr(sys, "argv", [])[:1] == ["-m"]:
     from ivcl_fast.console import check_started_module
 

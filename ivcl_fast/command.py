@@ -14,13 +14,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NoReturn, TextIO, TypeVar, get_type_hints
 
 import ivcl_fast
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, print_error
-from ivcl_fast.text import printable
+from ivcl_fast.text import first_line, printable
 
 T = TypeVar("T")
 
@@ -34,6 +35,8 @@ REFUSALS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO,
 }  # fmt: skip
 """Why a system refuses a file: no rights to the folder, no room, or a broken disk."""
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
+"""What errors of PyTorch contain when a tensor is too large for a GPU, the CPU or any machine."""
 
 
 def parse(
@@ -47,8 +50,8 @@ def parse(
 
     ``description``: reStructuredText above the flags in ``--help``, such as a module's docstring.
     ``arguments``: by default those of the process. ``options``: passed on to ``tyro.cli``. Raises
-    ``SystemExit`` after ``--help``, ``--version`` and for flags that are not accepted; then only
-    rank 0 prints.
+    :class:`UserError` for an empty value, and ``SystemExit`` after ``--help``, ``--version`` and
+    for flags that are not accepted; then only rank 0 prints.
     """
     import tyro
 
@@ -58,6 +61,7 @@ def parse(
     if "--version" in arguments:
         distributed.print_rank0(f"ivcl_fast {ivcl_fast.__version__}")
         raise SystemExit(0)
+    check_not_empty(arguments)
     if description is not None:
         description = plain_text(description) + "\n\nUse --version to print the version."
     try:
@@ -72,6 +76,19 @@ def parse(
     except SystemExit:
         distributed.let_rank0_report_first()
         raise
+
+
+def check_not_empty(arguments: Sequence[str]) -> None:
+    """Raise :class:`UserError` for an empty value, often of an unset variable: ``--out "$DIR"``.
+
+    As a path it would be the current folder.
+    """
+    for before, argument in pairwise(["", *arguments]):
+        if argument and not re.fullmatch("--[^=]+=", argument):
+            continue
+        flag = argument.removesuffix("=") or before
+        where = f"{flag}: " if flag.startswith("--") else ""
+        raise UserError(f"{where}'' is not accepted; accepted: a value that is not empty")
 
 
 def plain_text(docstring: str) -> str:
@@ -100,9 +117,9 @@ def join_help_lines(config: type) -> None:
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run the ``main`` function of a command, then exit.
 
-    A :class:`UserError`, and a file that the system refuses (:data:`REFUSALS`), become one line on
-    stderr and exit status 2. Ctrl-C gives status 130, and a closed pipe (``... | head``) gives 141
-    and no message.
+    A :class:`UserError`, a file that the system refuses (:data:`REFUSALS`) and too little memory
+    become one line on stderr and exit status 2. Ctrl-C gives status 130, and a closed pipe
+    (``... | head``) gives 141 and no message.
     """
     to_stderr = logging.StreamHandler()
     to_stderr.setFormatter(PrintableFormatter("%(message)s"))
@@ -111,6 +128,8 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     end_with_parent()
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see console.end_at_ctrl_c
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
         sys.stdout.flush()
     except UserError as error:
@@ -132,6 +151,12 @@ def run_command(main: Callable[[], None]) -> NoReturn:
                 "be written, with room"
             )
         )
+        raise SystemExit(2) from None
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(p in str(error) for p in OUT_OF_MEMORY):
+            raise
+        fitting = "what fits into memory, such as a smaller --batch-size"
+        print_error(UserError(f"{first_line(error)}; accepted: {fitting}"))
         raise SystemExit(2) from None
     except KeyboardInterrupt as stop:
         how = str(stop) or "stopped; the same command continues"

@@ -29,6 +29,12 @@ OBJECTIVE_NAMES: dict[Objective, str] = {
 PIXEL_TOLERANCE = 1e-3
 """How far float pixels may lie outside [0, 1]: antialiased resizing rounds past the range."""
 
+MAX_SIZE = 8192
+"""Largest value of any number of a config: more than models have, and no tensor's size overflows
+64 bits by it alone."""
+MAX_PATCHES = 65_536
+"""Most patches per frame; the op ``sample_masks`` takes no more."""
+
 
 class FieldError(ValueError):
     """A value that is not accepted; ``str(error)`` is one line, ``"<field>: <message>"``.
@@ -51,7 +57,7 @@ class IVCLConfig:
 
     The paper's layer counts, slot count and mask ratio are not in our sources: every default here
     is ours (MAE and ViT conventions), none is the paper's. Sizes are in pixels, frames, patches or
-    tokens, never in bytes or seconds.
+    tokens, never in bytes or seconds; none is above :data:`MAX_SIZE`.
 
     Raises :class:`FieldError`, a ``ValueError``, for a bad value; it names the field and what the
     field accepts.
@@ -118,7 +124,8 @@ class IVCLConfig:
     """Divides pixels after ``pixel_mean`` is subtracted; above 0."""
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
+        kinds = get_type_hints(type(self))
+        for name, kind in kinds.items():
             check_type(name, getattr(self, name), kind)
         image, patch = self.image_size, self.patch_size
         frames, query = self.num_frames, self.num_query_frames
@@ -130,6 +137,12 @@ class IVCLConfig:
         require(query <= frames, "num_query_frames", reason)
         reason = f"{self.mask_ratio} is not between 0 and 1 (exclusive)"
         require(0.0 < self.mask_ratio < 1.0, "mask_ratio", reason)
+        for name in (name for name, kind in kinds.items() if kind in (int, float)):
+            value = getattr(self, name)
+            reason = f"{value} is not a number of at most {MAX_SIZE:,}"
+            require(abs(value) <= MAX_SIZE, name, reason)
+        reason = f"{image} holds {self.num_patches:,} patches of {patch}; at most {MAX_PATCHES:,}"
+        require(self.num_patches <= MAX_PATCHES, "image_size", f"{reason} are accepted")
         for width, heads in (("embed_dim", "num_heads"), ("decoder_dim", "decoder_heads")):
             dim, count = getattr(self, width), getattr(self, heads)
             require(dim % count == 0, width, f"{dim} is not a multiple of {heads} {count}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,14 +24,24 @@ def check_packages() -> None:
         raise SystemExit(2)
 
 
+def end_at_ctrl_c() -> None:
+    """Let Ctrl-C end the process at once, while it imports a command: there is nothing to save.
+
+    ``ivcl_fast.command.run_command`` turns it into a KeyboardInterrupt again.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def check_started_module() -> None:
-    """Call :func:`check_packages` if Python is about to run a command, such as ivcl_fast.train.
+    """Do what a command begins with if Python is about to run one, such as ivcl_fast.train.
 
     To be called while ``sys.argv`` still begins with ``-m``, in place of the module's path.
     """
     started = sys.orig_argv[-len(sys.argv)].removeprefix("-m")
     package, _, command = started.partition(".")
     if package == "ivcl_fast" and command and "." not in command:
+        end_at_ctrl_c()
         check_packages()
 
 
@@ -39,6 +50,7 @@ def run_script() -> None:
 
     ``ivcl-fast-train ...`` does what ``python -m ivcl_fast.train ...`` does.
     """
+    end_at_ctrl_c()
     check_packages()
     command = Path(sys.argv[0]).stem.removeprefix("ivcl-fast-")
     runpy.run_module(f"ivcl_fast.{command}", run_name="__main__", alter_sys=True)

@@ -6,6 +6,10 @@ import sys
 
 from ivcl_fast.text import printable
 
+MOST = 10**12
+"""Largest number that a setting may be, unless its check says otherwise: what is computed from
+larger ones overflows."""
+
 
 class UserError(ValueError):
     """Something that the user gave cannot be used.
@@ -15,20 +19,37 @@ class UserError(ValueError):
     """
 
 
-def require_at_least(config: object, least: float, *names: str) -> None:
-    """Raise :class:`UserError` for the first of a config's settings that is below ``least``."""
+def require_at_least(config: object, least: float, *names: str, most: float = MOST) -> None:
+    """Raise :class:`UserError` for the first of a config's settings that is out of bounds.
+
+    Those are ``least`` and ``most``, which are accepted.
+    """
     for name in names:
-        if not (value := getattr(config, name)) >= least:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag}: {value} is not accepted; accepted: at least {least}")
+        value = getattr(config, name)
+        _require(value >= least, name, value, f"at least {least}")
+        _require(value <= most, name, value, f"at most {most:,}")
 
 
-def require_above(config: object, bound: float, *names: str) -> None:
-    """Raise :class:`UserError` for the first of a config's settings that is not above ``bound``."""
+def require_above(config: object, bound: float, *names: str, most: float = MOST) -> None:
+    """Raise :class:`UserError` for the first of a config's settings that is out of bounds.
+
+    Those are ``bound``, which is not accepted, and ``most``, which is.
+    """
     for name in names:
-        if not (value := getattr(config, name)) > bound:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag}: {value} is not accepted; accepted: above {bound}")
+        value = getattr(config, name)
+        _require(value > bound, name, value, f"above {bound}")
+        _require(value <= most, name, value, f"at most {most:,}")
+
+
+def given(config: object, *names: str) -> list[str]:
+    """Return the names of those of a config's settings that are not None."""
+    return [name for name in names if getattr(config, name) is not None]
+
+
+def _require(condition: bool, name: str, value: float, accepted: str) -> None:
+    if not condition:
+        flag = name.replace("_", "-")
+        raise UserError(f"--{flag}: {value} is not accepted; accepted: {accepted}")
 
 
 def print_error(error: UserError) -> None:

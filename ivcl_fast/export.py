@@ -8,7 +8,7 @@ its name.
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.crop import Square
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import write_json
+from ivcl_fast.files import atomic_write, write_json
 from ivcl_fast.models import reference
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier
 
@@ -114,39 +114,46 @@ def write_model(model: IVCL | IVCLClassifier, path: Path) -> float:
     The difference is relative to the largest output, on random videos, one and three at once.
     Raises :class:`UserError`, and writes nothing, if it is above :data:`TOLERANCE`.
     """
-    output = "logits" if isinstance(model, IVCLClassifier) else "slots"
     own = model if isinstance(model, IVCLClassifier) else model.encode
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
-    example, plain = (random_videos(model, 2),), plain_model(model)
-    try:
-        if path.suffix == ".pt2":
-            program = torch.export.export(plain, example, dynamic_shapes=shapes)
-            torch.export.save(program, partial)
-        else:
-            torch.onnx.export(
-                plain, example, partial, dynamo=True, dynamic_shapes=shapes, external_data=False,
-                input_names=["video"], output_names=[output], verbose=False,
-            )  # fmt: skip
-        difference = compare(load(partial), own, model)
-        if not difference <= TOLERANCE:
-            raise UserError(
-                f"{path}: not written, as it would differ by {difference:.1e} from the model; "
-                f"accepted: at most {TOLERANCE}"
-            )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = exported(model, path.suffix)
+    difference = compare(load(content, path.suffix), own, model)
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"{path}: not written, as it would differ by {difference:.1e} from the model; "
+            f"accepted: at most {TOLERANCE}"
+        )
+    with atomic_write(path) as file:
+        file.write(content)
     return difference
 
 
-def load(path: Path) -> Callable[[Tensor], Tensor]:
-    """Open a written model as whoever receives it does."""
-    if path.suffix == ".pt2":
-        return torch.export.load(path).module()
+def exported(model: IVCL | IVCLClassifier, suffix: str) -> bytes:
+    """Return the content of a file of the model, in the format of the suffix.
+
+    PyTorch does not write the file itself: on a full disk it would end the process.
+    """
+    output = "logits" if isinstance(model, IVCLClassifier) else "slots"
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    example, plain = (random_videos(model, 2),), plain_model(model)
+    if suffix == ".pt2":
+        content = io.BytesIO()
+        torch.export.save(torch.export.export(plain, example, dynamic_shapes=shapes), content)
+        return content.getvalue()
+    program = torch.onnx.export(
+        plain, example, dynamo=True, dynamic_shapes=shapes,
+        input_names=["video"], output_names=[output], verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
+def load(content: bytes, suffix: str) -> Callable[[Tensor], Tensor]:
+    """Open the content of a written model as whoever receives it does."""
+    if suffix == ".pt2":
+        return torch.export.load(io.BytesIO(content)).module()
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda video: torch.from_numpy(session.run(None, {"video": video.numpy()})[0])
 
 

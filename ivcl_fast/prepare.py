@@ -21,8 +21,9 @@ from typing import Annotated, Literal
 import tyro
 
 from ivcl_fast.command import parse, run_command
+from ivcl_fast.config import MAX_SIZE
 from ivcl_fast.data.bad_files import check_all_usable, named
-from ivcl_fast.data.config import DataConfig
+from ivcl_fast.data.config import MOST_VIDEOS, MOST_WORKERS, DataConfig
 from ivcl_fast.data.dataset import Dataset, Media, VideoError
 from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import (
@@ -36,11 +37,17 @@ from ivcl_fast.data.decode.media import probe
 from ivcl_fast.data.open_dataset import fetched
 from ivcl_fast.data.registry import Synthetic, check_crop, find_task, parse_source
 from ivcl_fast.data.remote import Remote
-from ivcl_fast.data.store.build import Part, StoreBuild, build_store, default_store_path
+from ivcl_fast.data.store.build import (
+    Part,
+    StoreBuild,
+    build_store,
+    check_sizes,
+    default_store_path,
+)
 from ivcl_fast.data.store.frame_store import BAD_FILES
 from ivcl_fast.data.store.index import probe_media
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
-from ivcl_fast.errors import UserError
+from ivcl_fast.errors import UserError, given, require_at_least
 from ivcl_fast.manifest import Manifest
 from ivcl_fast.progress import Bar, duration
 
@@ -117,9 +124,19 @@ class PrepareConfig:
         default_factory=SyntheticFlags
     )
 
+    def check(self) -> None:
+        """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
+        require_at_least(self, 1, *given(self, "workers"), most=MOST_WORKERS)
+        synthetic = self.synthetic
+        require_at_least(synthetic, 0, *given(synthetic, "train", "val"), most=MOST_VIDEOS)
+        require_at_least(synthetic, 0, "seed", most=2**63 - 1)
+        require_at_least(self.store, 1, "image_size", "patch_size", most=MAX_SIZE)
+        check_sizes(self.store.image_size, self.store.patch_size)
+
 
 def prepare(config: PrepareConfig) -> None:
     """Build a frame store or write a synthetic data set, as the config says."""
+    config.check()
     source = config.source
     if source == "synthetic:cater":
         source = f"synthetic:{config.synthetic.camera}"

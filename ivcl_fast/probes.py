@@ -22,7 +22,7 @@ from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater import TASKS
 from ivcl_fast.data.sampling import frame_ids
-from ivcl_fast.errors import UserError
+from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.models.reference import all_patches
 from ivcl_fast.progress import Bar
 from ivcl_fast.report import probes as probe_report
@@ -57,9 +57,7 @@ class ProbesConfig:
 
 def probe_run(config: ProbesConfig) -> Scores:
     """Write and print tables of all probes, a figure, and the scores as JSON; return the scores."""
-    for flag, count in (("train", config.train_clips), ("eval", config.eval_clips)):
-        if count < LEAST_CLIPS:
-            raise UserError(f"--{flag}-clips: {count} is not a number of at least {LEAST_CLIPS}")
+    require_at_least(config, LEAST_CLIPS, "train_clips", "eval_clips")
     run = FinishedRun.open(config.run, config.device, config.where)
     if run.config.data.task not in TASKS:
         raise UserError(

@@ -18,7 +18,7 @@ from ivcl_fast.analysis.attention_maps import slot_attention, slot_collapse
 from ivcl_fast.analysis.clips import ClipReader, DecodedClip
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Models
 from ivcl_fast.command import parse, run_command
-from ivcl_fast.errors import UserError
+from ivcl_fast.errors import require_at_least
 from ivcl_fast.files import write_text
 from ivcl_fast.models.ivcl import IVCLClassifier
 from ivcl_fast.report.attention import measure_name
@@ -64,8 +64,7 @@ class VisualizeConfig:
 
 def visualize(config: VisualizeConfig) -> Path:
     """Write pictures of every clip and ``index.html``, which embeds them all; return its path."""
-    if config.clips < 1:
-        raise UserError(f"--clips: {config.clips} is not a number of at least 1")
+    require_at_least(config, 1, "clips")
     run = FinishedRun.open(config.run, config.device, config.where)
     models = run.models(config.checkpoint)
     reader = ClipReader(run, trajectories=run.localizes)

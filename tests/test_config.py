@@ -7,8 +7,9 @@ import re
 import pytest
 import torch
 
-from ivcl_fast import IVCLConfig
+from ivcl_fast import IVCLConfig, config
 from ivcl_fast.config import PRESETS, FieldError
+from ivcl_fast.kernels.sample_masks import MAX_PATCHES
 
 # image/P, width, heads, depth, temporal depth, decoder width, heads, depth, slots
 TABLE = {
@@ -73,6 +74,16 @@ def test_round_trip():
         ("mlp_ratio", 0.0, "above 0"),
         ("mlp_ratio", 1e-9, "less than 1"),
         ("pixel_std", 0.0, "above 0"),
+        ("pixel_std", float("inf"), "at most 8,192"),
+        ("pixel_mean", float("nan"), "at most 8,192"),
+        ("mlp_ratio", float("inf"), "at most 8,192"),
+        ("mlp_ratio", 1e30, "at most 8,192"),
+        ("image_size", 10**9, "at most 8,192"),
+        ("image_size", 4096, "262,144 patches of 8; at most 65,536"),
+        ("num_frames", 10**30, "at most 8,192"),
+        ("num_slots", 10**6, "at most 8,192"),
+        ("embed_dim", 10**11, "at most 8,192"),
+        ("num_heads", 10**11, "at most 8,192"),
         ("context_tokens", "all", "slots, slots+patches"),
         ("readout", "first", "last, mean, cls"),
         ("objective", "gan", "ivcl, mae, joint"),
@@ -86,6 +97,10 @@ def test_bad_fields_are_named(field, value, accepted):
     assert isinstance(error.value, ValueError) and "\n" not in str(error.value)
     copied = pickle.loads(pickle.dumps(error.value))  # as from a worker
     assert copied.field == field and str(copied) == f"{field}: {copied.message}"
+
+
+def test_the_op_that_draws_masks_takes_all_patches():
+    assert config.MAX_PATCHES == MAX_PATCHES
 
 
 def test_width_must_hold_the_positions():

@@ -1,4 +1,4 @@
-"""The tables of ``docs/guide/accelerate_models.md``, of rows that :mod:`benchmarks.zoo.measure` made."""
+"""The tables of ``docs/guide/accelerate_models.md``, of rows of :mod:`benchmarks.zoo.measure`."""
 
 from __future__ import annotations
 

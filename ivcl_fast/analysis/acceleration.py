@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -38,19 +39,19 @@ def describe(source: str, shape: str | None = None) -> Iterator[str]:
     millions = sum(p.numel() for p in own.parameters()) / 1e6
     yield f"{source}: {type(own).__name__}, {millions:.1f} million parameters"
     yield str(report)
-    x = torch.randn(2, *sizes)
+    sizes = [2, *sizes]
     try:
+        x = torch.randn(sizes)
         before = dispatches()
         training_step(ours.train(), x)
         calls = (dispatches() - before).total()
-        yield f"fused ops in a training step of {list(x.shape)}: {calls}"
+        yield f"fused ops in a training step of {sizes}: {calls}"
         if calls:
             yield from gains(own, ours, x)
         else:
             yield "gain here: none, its own code runs"
     except Exception as error:
-        failure = first_line(error)
-        yield f"gain here: unknown, it fails on an input of {list(x.shape)}: {failure}"
+        yield f"gain here: unknown, it fails on an input of {sizes}: {first_line(error)}"
 
 
 # --- The model and its input ----------------------------------------------------------------------
@@ -105,7 +106,7 @@ def from_module(module: str, attribute: str) -> Any:
 def parse_shape(text: str) -> list[int]:
     """Read ``3,224,224``; raises :class:`UserError`."""
     parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) for part in parts):
+    if not all(re.fullmatch(r"\s*[1-9][0-9]{0,8}\s*", part) for part in parts):
         raise UserError(f"--model-input {text}: accepted: whole numbers such as 3,224,224")
     return [int(part) for part in parts]
 

@@ -8,7 +8,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ivcl_fast.errors import UserError, require_at_least
+from ivcl_fast.errors import UserError, given, require_at_least
+
+MOST_VIDEOS = 10_000_000
+"""Videos to train or to evaluate on that a synthetic data set may have."""
+MOST_WORKERS = 4096
+"""Processes that may be asked for."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,9 @@ class DataConfig:
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
-        require_at_least(self, 1, "train_videos", "val_videos", "eval_clips")
+        require_at_least(self, 1, "train_videos", "val_videos", most=MOST_VIDEOS)
+        require_at_least(self, 1, "eval_clips", most=1000)
+        require_at_least(self, 1, *given(self, "workers"), most=MOST_WORKERS)
         require_at_least(self, 0, "frame_stride")
         if self.eval_crops > 1 and self.crop == "none":
             raise UserError(
@@ -81,5 +88,3 @@ class DataConfig:
             raise UserError(
                 f"--val-fraction: {self.val_fraction} is not accepted; accepted: between 0 and 1"
             )
-        if self.workers is not None:
-            require_at_least(self, 1, "workers")

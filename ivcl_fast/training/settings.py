@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -13,13 +14,15 @@ from tyro.conf import OmitArgPrefixes
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.config import DataConfig
-from ivcl_fast.errors import UserError, require_above, require_at_least
+from ivcl_fast.errors import UserError, given, require_above, require_at_least
 from ivcl_fast.manifest import read_recorded
 from ivcl_fast.training.viewers import Viewer
 
 if TYPE_CHECKING:  # it imports the formats
     from ivcl_fast.data.frame_labels import FrameLabelKind
 
+MOST_CLIPS = 1_000_000
+"""Clips per step, at most."""
 CONFIG = "config.json"
 """Name of the file in a run's folder that holds its settings."""
 
@@ -58,8 +61,7 @@ class StagesConfig:
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         require_at_least(self, 1, "pretrain_clips", "finetune_clips")
-        if self.last_frame_clips is not None:
-            require_at_least(self, 0, "last_frame_clips")
+        require_at_least(self, 0, *given(self, "last_frame_clips"))
         if not 0 < self.label_fraction <= 1:
             raise UserError(
                 f"--label-fraction: {self.label_fraction} is not accepted; accepted: above 0, at "
@@ -106,10 +108,11 @@ class OptimConfig:
         require_at_least(self, 1, "grad_accum_steps")
         require_at_least(self, 0, "backbone_lr_scale", "whole_clip_lr_scale")
         require_at_least(self, 0, "weight_decay", "warmup_steps")
-        require_above(self, 0, "lr", "finetune_lr", "clip_norm")
+        require_above(self, 0, "lr", "finetune_lr")
+        require_above(self, 0, "clip_norm", most=math.inf)  # inf: gradients are not scaled
         if self.batch_size == "auto":
             return
-        require_at_least(self, 1, "batch_size")
+        require_at_least(self, 1, "batch_size", most=MOST_CLIPS)
         if self.batch_size % self.grad_accum_steps:
             raise UserError(
                 f"--grad-accum-steps: {self.grad_accum_steps} is not accepted; accepted: a divisor "
@@ -171,7 +174,7 @@ class OutputConfig:
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         require_at_least(self, 1, "save_every")
-        require_above(self, 0, "save_minutes")
+        require_above(self, 0, "save_minutes", most=math.inf)  # inf: steps alone count
         name = PurePath(self.name or "run")
         if name.is_absolute() or ".." in name.parts or not name.name:
             raise UserError(

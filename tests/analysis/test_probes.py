@@ -343,7 +343,7 @@ def test_from_run_to_table(
     assert again["scores"] == kept["scores"]
 
     assert command(probes.main, monkeypatch, run, "--eval-clips", 3) == 2
-    assert "--eval-clips: 3 is not a number of at least 10" in capsys.readouterr().err
+    assert "--eval-clips: 3 is not accepted; accepted: at least 10" in capsys.readouterr().err
 
 
 def test_other_data_is_refused_in_one_line(

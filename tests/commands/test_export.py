@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -14,6 +15,7 @@ import torch
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
 from ivcl_fast import export as export_command
+from ivcl_fast.command import REFUSALS
 from ivcl_fast.errors import UserError
 from ivcl_fast.export import load, main, random_videos, write_model
 from ivcl_fast.training.run_folder import opened_folder
@@ -67,7 +69,7 @@ def test_a_run_is_written_and_answers_alike(exported):
         "encoder": IVCL.from_pretrained(run / "pretrain").encode,
     }
     for name, model in own.items():
-        written = load(run / "export" / f"{name}.{format}")
+        written = load((run / "export" / f"{name}.{format}").read_bytes(), f".{format}")
         for clips in (1, 2, 5):
             video = random_videos(IVCLClassifier(config(), 3), clips)
             with torch.inference_mode():
@@ -90,6 +92,18 @@ def test_a_model_that_differs_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(export_command, "compare", lambda *_: float("nan"))
     with pytest.raises(UserError, match=r"c.pt2: not written, as it would differ by nan"):
         write_model(IVCLClassifier(config(), 4).eval(), tmp_path / "c.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"too large|No space") as error:
+            write_model(IVCLClassifier(config(), 4).eval(), tmp_path / "c.pt2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.errno in REFUSALS and error.value.filename == str(tmp_path / "c.pt2")
     assert not list(tmp_path.iterdir())
 
 

@@ -33,6 +33,9 @@ def test_a_model_of_a_module(command, small):
 def test_an_input_that_does_not_fit(command, small):
     status, told, _ = command(info.main, "--model", "small_vits:vit")
     assert status == 0 and "it fails on an input of [2, 3, 224, 224]" in told
+    shape = "3,999999999,999999999"
+    status, told, _ = command(info.main, "--model", "small_vits:vit", "--model-input", shape)
+    assert status == 0 and "it fails on an input of [2, 3, 999999999, 999999999]: Storage" in told
 
 
 @pytest.mark.parametrize(
@@ -51,9 +54,10 @@ def test_mistakes_are_one_line(command, small, model, reason):
     assert status and reason in told and len(told.strip().splitlines()) == 1
 
 
-def test_a_wrong_input_is_one_line(command, small):
-    status, _, told = command(info.main, "--model", "small_vits:vit", "--model-input", "3x16")
-    assert status and "--model-input 3x16" in told and len(told.strip().splitlines()) == 1
+@pytest.mark.parametrize("shape", ["3x16", "3,-5,5", "3,0,5", f"3,{10**9},5", "9" * 5000])
+def test_a_wrong_input_is_one_line(command, small, shape):
+    status, _, told = command(info.main, "--model", "small_vits:vit", "--model-input", shape)
+    assert status and f"--model-input {shape}" in told and len(told.strip().splitlines()) == 1
 
 
 # --- The plan of a run ----------------------------------------------------------------------------
@@ -84,6 +88,9 @@ def test_the_plan_of_a_run(command):
         ("--batch-size auto", "--batch-size: auto depends on what is free"),
         ("--no-such-flag", "no-such-flag"),
         ("--ranks 0", "--ranks: 0"),
+        (f"--batch-size {10**30}", "is not accepted; accepted: at most 1,000,000"),
+        (f"--videos {10**400}", "is not accepted; accepted: at most 1,000,000,000,000"),
+        ("--embed-dim 1000000000", "--embed-dim: 1000000000 is not a number of at most 8,192"),
     ],
 )
 def test_mistakes_in_a_plan(command, flags, reason):

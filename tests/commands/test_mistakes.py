@@ -5,25 +5,29 @@ Single flags are in test_train.py.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 from importlib import import_module
 from pathlib import Path
+from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
+import torch
 
 import ivcl_fast
-from ivcl_fast import __main__
+from ivcl_fast import __main__, evaluate, export, info, prepare, probes, sweep, train, visualize
 from ivcl_fast.command import REFUSALS, PrintableFormatter
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, print_error
 from ivcl_fast.manifest import MANIFEST
-from ivcl_fast.train import main as train_main
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run_folder import check_folder, opened_folder
 from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
@@ -65,7 +69,7 @@ def test_resume_refuses_to_make_it_another_run(started, flag):
 def test_a_folder_that_cannot_be_written(tmp_path, command):
     (tmp_path / "file").touch()
     for place in (tmp_path / "file" / "runs", "/proc/runs", "/sys/kernel/runs"):
-        code, _, err = command(train_main, "--out", place)
+        code, _, err = command(train.main, "--out", place)
         assert code == 2 and err.startswith(f"error: --out: {place}/") and err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -130,13 +134,91 @@ def test_a_refused_file_is_reported_in_one_line(refusal, command):
     assert code == 2 and err.startswith(f"error: runs/report.md: {os.strerror(refusal)}; accepted:")
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EBADF, "Bad file descriptor"), BrokenPipeError()])
-def test_other_errors_of_the_system_keep_their_traceback(error, command):
-    def main():
-        raise error
+NUMBERS = {
+    train.main: ([], TrainConfig),
+    prepare.main: (["synthetic:cater", "--dry-run"], prepare.PrepareConfig),
+    visualize.main: (["nowhere"], visualize.VisualizeConfig),
+    probes.main: (["nowhere"], probes.ProbesConfig),
+    info.main: (["--plan"], info.InfoConfig),
+}
+"""Commands with numbers among their flags, each with other flags and its config."""
 
+
+def numbers(config: type) -> dict[str, str]:
+    """The flags of a config that are numbers, each with one that no flag accepts."""
+    found = {}
+    for name, kind in get_type_hints(config).items():
+        if dataclasses.is_dataclass(kind):
+            found |= numbers(kind)
+        elif {int, float} & {kind, *get_args(kind)}:
+            found["--" + name.replace("_", "-")] = "nan" if kind is float else str(10**30)
+    return found
+
+
+@pytest.mark.parametrize("main", NUMBERS, ids=lambda main: main.__module__)
+def test_every_number_has_bounds(main, command):
+    arguments, config = NUMBERS[main]
+    flags = numbers(config)
+    assert flags
+    for flag, number in flags.items():
+        code, _, err = command(main, *arguments, flag, number)
+        assert code == 2 and err.startswith("error: --") and err.count("\n") == 1, (flag, err)
+        assert number in err
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "flag"),
+    [
+        (train.main, ["--out", ""], "--out: "),
+        (train.main, ["--quick", "--data-dir="], "--data-dir: "),
+        (train.main, ["--name", "", "--quick"], "--name: "),
+        (prepare.main, ["synthetic:cater", "--dry-run", "--out", ""], "--out: "),
+        (prepare.main, ["", "--dry-run"], ""),
+        (evaluate.main, ["", "--out", "x.json"], ""),
+        (evaluate.main, ["run", "--predict", ""], "--predict: "),
+        (visualize.main, ["run", "--video="], "--video: "),
+        (export.main, ["run", "--out", ""], "--out: "),
+        (info.main, ["--model", "timm:x", "--model-input", ""], "--model-input: "),
+        (sweep.main, ["context", "--out", ""], "--out: "),
+    ],
+)
+def test_an_empty_value_is_not_the_current_folder(main, arguments, flag, command):
+    said = f"error: {flag}'' is not accepted; accepted: a value that is not empty\n"
+    assert command(main, *arguments) == (2, "", said)
+
+
+def test_a_value_may_end_with_an_equals_sign(command):
+    code, _, err = command(evaluate.main, "nowhere=", "--predict=a=")
+    assert code == 2 and "nowhere=: no run there" in err
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda: torch.empty(2**40, 2**10),
+        lambda: torch.empty(2**40, 2**30),
+        lambda: np.empty(2**50),
+        lambda: bytes(2**62),
+        lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+    ],
+)
+def test_too_little_memory_is_one_line(what, command):
+    code, _, err = command(what)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+    assert "; accepted: what fits into memory, such as a smaller --batch-size" in err
+
+
+def fail(error: BaseException):
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EBADF, "Bad file descriptor"), BrokenPipeError(), RuntimeError("memory")],
+)
+def test_other_errors_keep_their_traceback(error, command):
     with pytest.raises(type(error)):
-        command(main)
+        command(lambda: fail(error))
 
 
 def test_a_terminal_obeys_no_name(capsys):
@@ -145,6 +227,34 @@ def test_a_terminal_obeys_no_name(capsys):
     assert capsys.readouterr().err == "error: a?[2J??.avi: damaged\n"
     record = logging.LogRecord("", logging.WARNING, "", 0, "%s:\n  é", ("a\x1b[2J",), None)
     assert PrintableFormatter("%(message)s").format(record) == "a?[2J:\n  é"
+
+
+START = "sys.argv[0] = 'ivcl-fast-train'; from ivcl_fast.console import run_script; run_script()"
+
+
+@pytest.mark.parametrize("start", [["-m", "ivcl_fast.train"], ["-c", f"import sys; {START}"]])
+def test_ctrl_c_while_a_command_is_imported(start, tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("import time\nprint(flush=True)\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with subprocess.Popen(
+        [sys.executable, *start], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == b"" and process.wait() == -signal.SIGINT
+
+
+def test_ctrl_c_stops_an_imported_command(command):
+    def interrupted():
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        code, _, err = command(interrupted)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 130 and err == "stopped; the same command continues\n"
 
 
 def test_a_closed_pipe_ends_a_command_quietly():
@@ -174,7 +284,7 @@ def test_every_command_has_a_version(name, command):
 
 def test_three_ranks_cannot_share_sixteen_clips(tmp_path, monkeypatch, command):
     as_rank(0, 3, monkeypatch)
-    code, _, err = command(train_main, "--quick", "--out", tmp_path)
+    code, _, err = command(train.main, "--quick", "--out", tmp_path)
     assert code == 2 and err.startswith("error: --batch-size: 16 ") and err.count("\n") == 1
     assert "3 ranks" in err and "accepted: a multiple of 3" in err
     assert not list(tmp_path.iterdir())
@@ -187,7 +297,7 @@ def test_one_rank_reports_an_unknown_flag(rank, monkeypatch, command):
     monkeypatch.setattr(
         distributed, "let_rank0_report_first", lambda: waited.append(distributed.rank())
     )
-    code, out, err = command(train_main, "--quik")
+    code, out, err = command(train.main, "--quik")
     assert code == 2 and waited == [rank]  # it returns at once on rank 0
     assert ("--quik" in out + err) == (rank == 0)
     assert rank == 0 or not out + err
@@ -201,6 +311,6 @@ def test_a_stopped_run_says_how_to_continue(world, launcher, started, monkeypatc
     if world > 1:
         as_rank(0, world, monkeypatch)
     monkeypatch.setattr("ivcl_fast.train.train", stop)
-    code, _, err = command(train_main, "--resume", started)
+    code, _, err = command(train.main, "--resume", started)
     assert code == 143 and err.startswith("stopped by SIGTERM; ") and err.count("\n") == 1
     assert err.endswith(f"{launcher} -m ivcl_fast.train --resume {started}\n")

@@ -194,6 +194,13 @@ def test_signal_leaves_a_run_that_resume_finishes(
         (["--batch-size", "0"], "--batch-size: 0 is not accepted; accepted: at least 1"),
         (["--grad-accum-steps", "3"], "--grad-accum-steps: 3 is not accepted; accepted: a divisor"),
         (["--lr", "-1"], "--lr: -1.0 is not accepted; accepted: above 0"),
+        (["--lr", "inf"], "--lr: inf is not accepted; accepted: at most 1,000,000,000,000"),
+        (["--lr", "1e300"], "--lr: 1e+300 is not accepted; accepted: at most"),
+        (["--mlp-ratio", "inf"], "--mlp-ratio: inf is not a number of at most 8,192"),
+        (["--mlp-ratio", "1e30"], "--mlp-ratio: 1e+30 is not a number of at most 8,192"),
+        (["--num-frames", str(10**9)], "--num-frames: 1000000000 is not a number of at most 8,192"),
+        (["--image-size", str(10**6)], "--image-size: 1000000 is not a number of at most 8,192"),
+        (["--frame-stride", str(10**20)], "--frame-stride: 100000000000000000000 is not accepted"),
         (["--finetune-lr", "nan"], "--finetune-lr: nan is not accepted; accepted: above 0"),
         (["--clip-norm", "0"], "--clip-norm: 0.0 is not accepted; accepted: above 0"),
         (["--weight-decay", "-1"], "--weight-decay: -1.0 is not accepted; accepted: at least 0"),
@@ -321,6 +328,20 @@ def test_something_else_in_the_place_of_a_file(kind, cater, uninterrupted, comma
     assert command(train_main, *flags, *QUICKLY)[0] == 0
 
 
+@pytest.mark.parametrize("below", ["", "pretrain", "pretrain/model.safetensors"])
+def test_a_run_does_not_overwrite_the_weights_that_it_starts_from(
+    below, cater, uninterrupted, command, tmp_path
+):
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run"]
+    flags += ["--stage", "finetune", "--init", run / below]
+    code, _, err = command(train_main, *flags)
+    assert code == 2 and err.endswith("choose another --name\n")
+    code, _, err = command(train_main, *flags, "--overwrite")
+    assert code == 2 and "--overwrite: would delete the weights of --init" in err
+    assert weights(run) == weights(uninterrupted)
+
+
 @pytest.mark.parametrize("name", ["../precious", "/precious", "a/../../precious", ".", ".."])
 def test_a_name_outside_out_is_refused(name, cater, command, tmp_path):
     (tmp_path / "precious").mkdir()
@@ -374,13 +395,15 @@ def test_evaluate_mistakes(uninterrupted, command, tmp_path):
 def test_a_report_names_the_initial_weights(tmp_path):
     mae = parse(["--objective", "mae"])
     (tmp_path / "config.json").write_text(json.dumps(as_json(mae)))
-    (tmp_path / "pretrain").mkdir()
-    (tmp_path / "pretrain" / "model.safetensors").touch()
+    for stage in ("pretrain", "scratch"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "model.safetensors").touch()
     assert origin(mae) == "pretrained: image MAE"
     for init, said in (
         ("random", "from scratch"),
         (str(tmp_path / "pretrain"), "pretrained: image MAE"),
         (str(tmp_path), "pretrained: image MAE"),
+        (str(tmp_path / "scratch"), f"from the model scratch of {tmp_path.name}"),
         (str(tmp_path / "elsewhere" / "model.safetensors"), "pretrained"),
         ("timm:vit_tiny_patch16_224", "pretrained: timm:vit_tiny_patch16_224"),
     ):

@@ -266,7 +266,7 @@ def test_a_broken_video_is_named_and_left_out(
     ("arguments", "message"),
     [
         (["{tmp}"], "no run there"),
-        (["{run}", "--clips", "0"], "--clips: 0 is not a number of at least 1"),
+        (["{run}", "--clips", "0"], "--clips: 0 is not accepted; accepted: at least 1"),
         (["{run}", "--clip", "nobody"], "--clip nobody: no such clip"),
         (["{run}", "--video", "{tmp}/none.avi"], "--video {tmp}/none.avi: "),
         (["{run}", "--video", "{run}/config.json"], "not a video file"),

@@ -87,6 +87,12 @@ class Part(NamedTuple):
 WHOLE = Part(0, 1)
 
 
+def check_sizes(image_size: int, patch_size: int) -> None:
+    """Raise :class:`UserError` unless patches of this size fill the frames of a store."""
+    if image_size < 1 or patch_size < 1 or image_size % patch_size:
+        raise UserError(f"image_size: {image_size} is not a multiple of patch_size {patch_size}")
+
+
 def default_store_path(
     root: Path,
     image_size: int,
@@ -164,10 +170,7 @@ class StoreBuild:
         shard_bytes: int = SHARD_BYTES,
         crop: Square = "none",
     ) -> None:
-        if image_size < 1 or patch_size < 1 or image_size % patch_size:
-            raise UserError(
-                f"image_size: {image_size} is not a multiple of patch_size {patch_size}"
-            )
+        check_sizes(image_size, patch_size)
         self.media, self.out, self.decoder = media, Path(out), decoder
         self.states = {one.name: state_of(one) for one in media}
         self.settings: dict[str, Any] = {

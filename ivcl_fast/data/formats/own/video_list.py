@@ -114,7 +114,7 @@ def _has_commas(line: str) -> bool:
 
 def _line(path: Path, number: int, line: str, has_commas: bool, split: str) -> Line:
     if has_commas:
-        (fields,) = csv.reader([line], skipinitialspace=True)
+        fields = _fields(path, number, line)
         return Line(_checked(path, number, fields[0]), _labels(fields[1:], ";|"), split)
     match = _BEFORE_LABELS.fullmatch(line)
     assert match is not None  # any line that is not blank matches
@@ -135,7 +135,7 @@ def _by_columns(
         if name in header
     }
     for number, text in rows:
-        (fields,) = csv.reader([text], skipinitialspace=True)
+        fields = _fields(path, number, text)
         if len(fields) != len(header):
             raise UserError(
                 f"{path}, line {number}: {len(fields)} columns; accepted: {len(header)}, as in "
@@ -153,12 +153,21 @@ def _by_columns(
             try:
                 times = (fields[header.index(f"time_{end}")] for end in ("start", "end"))
                 start, end = (int(float(time)) for time in times)
-            except ValueError:
+            except (ValueError, OverflowError):  # inf overflows
                 raise UserError(
                     f"{path}, line {number}: has no whole seconds in time_start and time_end"
                 ) from None
             video = f"{fields[at['id']]}_{start:06d}_{end:06d}.mp4"
         yield Line(_checked(path, number, video), labels, SPLIT_NAMES.get(own, split))
+
+
+def _fields(path: Path, number: int, line: str) -> list[str]:
+    """Split a line at its commas, of which those in quotes are part of a field."""
+    try:
+        (fields,) = csv.reader([line], skipinitialspace=True)
+    except csv.Error as error:  # such as a field of more than 131,072 characters
+        raise UserError(f"{path}, line {number}: {error}; accepted: {ACCEPTED}") from None
+    return fields
 
 
 def _labels(fields: list[str], separators: str) -> tuple[str, ...]:

@@ -131,6 +131,9 @@ def test_a_folder_in_a_list_is_a_video_of_frames(tmp_path):
     assert [path.name for path in dataset.media()[0].files] == ["0.jpg", "9.jpg", "10.jpg"]
 
 
+KINETICS, LONG = b"label,youtube_id,time_start,time_end\n", b"a" * 131_073
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -141,6 +144,10 @@ def test_a_folder_in_a_list_is_a_video_of_frames(tmp_path):
         (b"a.mp4,0\n,1\n", "line 2: has no path; "),
         (b"a.mp4 0\na.mp4 1\nb.mp4 0\nc.mp4 1\n", "a.mp4 has two entries with other labels"),
         (b"a.mp4 0\n/a.mp4 1\nb.mp4 0\n", "two videos have the name a.mp4"),
+        (KINETICS + b"x,a,inf,11\n", "line 2: has no whole seconds in time_start and time_end"),
+        (KINETICS + b"x,a,1,nan\n", "line 2: has no whole seconds in time_start and time_end"),
+        (b"a.mp4,0\nb.mp4," + LONG, r"line 2: field larger than field limit \(131072\); "),
+        (b"path,label\nb.mp4," + LONG, "line 2: field larger than field limit"),
     ],
 )
 def test_lists_that_cannot_be_used(text, said, tmp_path):
