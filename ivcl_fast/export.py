@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import parse, run_command
-from ivcl_fast.data.crop import Square
+from ivcl_fast.data.config import DataConfig
+from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import atomic_write, write_json
 from ivcl_fast.models import reference
@@ -64,8 +65,8 @@ def export(config: ExportConfig) -> None:
     chosen = {name: stage for name, stage in chosen.items() if run.finished(stage)}
     if not chosen:
         raise UserError(
-            f"{config.run}: holds no finished model in {' or '.join(EXPORTED.values())}; accepted: "
-            "a run of which a stage has ended"
+            f"{config.run}: is not, and holds no, finished model {' or '.join(EXPORTED.values())}; "
+            "accepted: a run of which such a stage has ended"
         )
     out = config.out or run.folder / "export"
     out.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ def export(config: ExportConfig) -> None:
         difference = write_model(model, out / f"{name}.{config.format}")
         write_json(
             out / f"{name}.json",
-            description(model, run.config.data.frame_stride, run.config.data.crop),
+            description(model, run.config.data),
         )
         print(f"{out / name}.{config.format}: differs by {difference:.1e} at most from the model")
 
@@ -178,16 +179,16 @@ def random_videos(model: Any, clips: int) -> Tensor:
     return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
 
-def description(
-    model: IVCL | IVCLClassifier, frame_stride: int = 0, crop: Square = "none"
-) -> dict[str, Any]:
+def description(model: IVCL | IVCLClassifier, data: DataConfig) -> dict[str, Any]:
     """Say what goes into the model and what comes out, for the JSON file beside it."""
     cfg = model.cfg
     spaced = "evenly spaced over the video, the first and the last included"
-    if frame_stride:
-        spaced = f"every {frame_stride}th of the middle of the video"
+    if data.frame_stride:
+        spaced = f"every {data.frame_stride}th of the middle of the video"
+    if clip_frames(data.source):
+        spaced = "the panels of a problem, the query last"
     resized = "each resized as a whole to the square"
-    if crop != "none":
+    if data.crop != "none":
         resized = "of each the largest square in the center, resized"
     about: dict[str, Any] = {
         "input": {

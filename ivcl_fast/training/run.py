@@ -62,7 +62,7 @@ class Run:
         if config.optim.batch_size != "auto":
             # Raises an error, before any work, if the batch does not split evenly.
             distributed.local_batch_size(config.optim.batch_size, config.optim.grad_accum_steps)
-        self.metrics = MetricsLog(self.folder, config.output.log)
+        self.metrics = MetricsLog(self.folder, config.output.viewer)
         self._training_loaders: dict[str, ClipLoader] = {}
         self.compile, self.cuda_graph, notes = execution(
             self.device, speed.compile, speed.cuda_graph

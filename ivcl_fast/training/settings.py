@@ -163,7 +163,7 @@ class OutputConfig:
     """Delete an earlier run of the same name first."""
     pictures: bool = True
     """Draw the report's pictures."""
-    log: Viewer = "tensorboard"
+    viewer: Viewer = "tensorboard"
     """Program that shows the curves while the run trains: tensorboard, wandb (Weights & Biases),
     mlflow, or none. metrics.jsonl is written anyway."""
     save_every: int = 500
@@ -255,11 +255,13 @@ GROUPS: dict[str, type] = {
 CHANGEABLE = {
     "resume", "overwrite", "name", "out", "workers", "save_every", "save_minutes", "device",
     "placement", "require_all", "shard", "compile", "cuda_graph", "compare_scratch",
-    "compare_memoryless", "pictures", "log",
+    "compare_memoryless", "pictures", "viewer",
 }  # fmt: skip
 """Settings that may change when a run is continued, because they do not change its result."""
-RENAMED = {"accum": "grad_accum_steps", "feed": "loader", "labelled": "label_fraction"}
-"""From the names of settings in files of version 0.1.0 to the current names."""
+RENAMED = {
+    "accum": "grad_accum_steps", "feed": "loader", "labelled": "label_fraction", "log": "viewer",
+}  # fmt: skip
+"""From the names of settings in files of earlier versions to the current names."""
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Programs that show a run's records while it trains: TensorBoard, Weights & Biases, MLflow.
 
-Their packages are imported only where ``--log`` asks for one. ``metrics.jsonl`` is written anyway.
+Their packages are imported only where ``--viewer`` asks for one. ``metrics.jsonl`` is written
+anyway.
 """
 
 from __future__ import annotations
@@ -99,6 +100,6 @@ def check_viewer(viewer: Viewer) -> None:
         importlib.import_module(viewer)
     except ImportError as error:
         raise UserError(
-            f"--log: {viewer} cannot be imported ({error}); install it with pip install {viewer}, "
-            "or accepted without it: tensorboard, none"
+            f"--viewer: {viewer} cannot be imported ({error}); accepted: "
+            f"tensorboard, none, or {viewer} after pip install {viewer}"
         ) from None

@@ -120,7 +120,7 @@ def test_what_cannot_be_exported(tmp_path, command, monkeypatch):
     for stage in ("pretrain", "finetune"):
         (run / stage / "model.safetensors").unlink()
     code, _, err = command(main, run, "--format", "pt2")
-    assert code == 2 and "holds no finished model in finetune or pretrain; accepted: " in err
+    assert code == 2 and "holds no, finished model finetune or pretrain; accepted: " in err
     assert not (run / "export").exists()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, _, err = command(main, run)

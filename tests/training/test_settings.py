@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+from torch.distributed.run import get_args_parser
+
 from ivcl_fast.training.arguments import parse
-from ivcl_fast.training.settings import as_json, load_settings
+from ivcl_fast.training.settings import TrainConfig, as_json, flatten, load_settings
 
 
 def test_query_frames_are_at_most_the_frames_of_a_clip():
@@ -25,3 +27,11 @@ def test_settings_of_version_0_1_0_are_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(saved | old | {"feed": "dali"}))
     config = load_settings(tmp_path)
     assert (config.data.loader, config.optim.grad_accum_steps) == ("stream", 4)
+
+
+def test_torchrun_takes_no_flag_for_one_of_its_own():
+    """Its parser sees the flags of a command too, and completes abbreviations."""
+    options = {o for action in get_args_parser()._actions for o in action.option_strings}
+    for name in flatten(TrainConfig()):
+        flag = "--" + name.replace("_", "-")
+        assert not [option for option in options if option.startswith(flag)], flag

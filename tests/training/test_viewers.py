@@ -1,4 +1,4 @@
-"""``--log``: what reaches Weights & Biases and MLflow, by stand-ins for their packages."""
+"""``--viewer``: what reaches Weights & Biases and MLflow, by stand-ins for their packages."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_none_writes_nothing_else(tmp_path):
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])
 def test_a_missing_package_is_one_line_before_any_work(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    assert parse(["--log", package]).output.log == package
-    with pytest.raises(UserError, match=f"^--log: {package} .*pip install {package}") as told:
+    assert parse(["--viewer", package]).output.viewer == package
+    with pytest.raises(UserError, match=f"^--viewer: {package} .*pip install {package}") as told:
         MetricsLog(tmp_path, package)
     assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
