@@ -56,7 +56,7 @@ class StagesConfig:
     """Also report baselines without memory (localisation: a model that sees only the last frame,
     and a guess under a visible cone) or without reasoning (ACRE: counting)."""
     compare_scratch: bool = False
-    """Also finetune from random weights for as long, and report the scores."""
+    """Also finetune from random weights, on as many whole clips, and report the scores."""
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
