@@ -56,8 +56,10 @@ class Study:
         return replace(self, variants=variants, budget={"--batch-size": 4})
 
     def flags(self, common: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the flags of all runs: the budget, then those of the command."""
-        return *(word for pair in self.budget.items() for word in map(str, pair)), *common
+        """Return the flags of all runs: what the command leaves of the budget, then its own."""
+        given = {flag_name(word) for word in common if word.startswith("--")}
+        own = {flag: value for flag, value in self.budget.items() if flag_name(flag) not in given}
+        return *(str(word) for pair in own.items() for word in pair), *common
 
     @property
     def varied_flags(self) -> set[str]:

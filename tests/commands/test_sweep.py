@@ -309,7 +309,9 @@ def test_there_are_at_most_as_many_pretrainings_as_seeds(pretrainings, tmp_path)
 
 def test_a_study_has_its_own_budget_which_the_command_may_change():
     study = STUDIES["causes"]
-    config = parse(study.flags(("--train-videos=7",)))
+    flags = study.flags(("--train-videos=7",))
+    assert flags[-1] == "--train-videos=7" and "--train-videos" not in flags
+    config = parse(flags)
     assert (config.stages.pretrain_clips, config.stages.finetune_clips) == (30_000, 120_000)
     assert (config.data.train_videos, config.data.val_videos) == (7, 1000)
     assert study.quick().flags(("--quick",)) == ("--batch-size", "4", "--quick")
