@@ -80,6 +80,14 @@ def test_the_plan_of_a_run(command):
         assert row in told
 
 
+def test_parts_of_a_batch_do_not_change_what_a_clip_takes(command):
+    rows = []
+    for parts in ("1", "4"):
+        _, told, _ = command(info.main, "--plan", "--amp", "bf16", "--grad-accum-steps", parts)
+        rows += [line.split()[-2:] for line in told.splitlines() if "MB per clip" in line]
+    assert len(rows) == 2 and rows[0] == rows[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ivcl_fast.analysis.clips import ClipReader
+from ivcl_fast.analysis.clips import ClipReader, DecodedClip
 from ivcl_fast.analysis.finished_runs import FinishedRun, Models
 from ivcl_fast.analysis.trajectory import SnitchTrajectory, follow_snitch
 from ivcl_fast.command import run_command
@@ -339,6 +339,12 @@ def test_no_prediction_depends_on_later_frames() -> None:
     caption = trajectory_caption(trajectory)
     assert "Snitch visible: correct after 1 of 1 frames, on average 0.0 cells away" in caption
     assert "Snitch hidden: correct after 1 of 2 frames, on average 0.5 cells away" in caption
+
+
+@pytest.mark.parametrize(("last", "known"), [(4, True), (2, False), (9, False)])
+def test_a_scene_of_other_frames_tells_only_how_the_video_ends(last: int, known: bool) -> None:
+    clip = DecodedClip("clip", [0, last // 2, last], {}, 24.0, scene=scene_of([0, 1, 8, 9, 4]))
+    assert clip.hidden is True and (clip.frame_by_frame is not None) == known
 
 
 @pytest.mark.parametrize("known", [True, False])
