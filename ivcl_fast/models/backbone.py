@@ -55,7 +55,8 @@ def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) 
 
     Loads every key of ``source`` that the model has under ``encoder.`` or ``temporal.``; positions
     and times of another length are interpolated, with a log line. Returns the keys loaded. Raises
-    :class:`UserError` naming the first key whose shape does not fit.
+    :class:`UserError` naming the first key whose shape does not fit, and for weights of other depths,
+    of other heads (where their config lies beside them), or of a joint encoder for another one.
     """
     if timm_weights.is_timm(source):
         weights = timm_weights.encoder_weights(source, model)
@@ -131,9 +132,9 @@ def config_to_use(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLCon
     advice = "build the model with the config that these weights were trained with"
     if theirs := config_beside(source):
         folder, ours = weights_file(source).parent, vars(cfg)  # type: ignore[arg-type]
-        sizes = [f"{n} {theirs[n]}" for n in SIZES if theirs.get(n, ours[n]) != ours[n]]
+        sizes = ", ".join(f"{n} {theirs[n]}" for n in SIZES if theirs.get(n, ours[n]) != ours[n])
         call = f"{class_in(folder)}.from_pretrained({str(folder)!r}).cfg"
-        advice += f" ({', '.join(sizes)}), which is {call}"
+        advice += f" ({sizes}), which is {call}" if sizes else f", which is {call}"
     return advice
 
 
