@@ -55,8 +55,8 @@ def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) 
 
     Loads every key of ``source`` that the model has under ``encoder.`` or ``temporal.``; positions
     and times of another length are interpolated, with a log line. Returns the keys loaded. Raises
-    :class:`UserError` naming the first key whose shape does not fit, and for weights of other depths,
-    of other heads (where their config lies beside them), or of a joint encoder for another one.
+    :class:`UserError` naming the first key whose shape does not fit, and for weights of other
+    depths, of other heads (where their config lies beside them), or of a joint encoder for another.
     """
     if timm_weights.is_timm(source):
         weights = timm_weights.encoder_weights(source, model)
