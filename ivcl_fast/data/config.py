@@ -48,8 +48,8 @@ class DataConfig:
     data_dir: Path = Path("data")
     """Folder of the synthetic data sets, and of what is made from data sets of the hub."""
     frame_stride: int = 0
-    """Take every so many-th frame of a part of the video; 0: frames evenly spaced over all of
-    it."""
+    """Take every so many-th frame of a part of the video; 0: frames evenly spaced over all of it,
+    as CATER and ACRE need."""
     eval_clips: int = 1
     """Clips of each video whose answers are averaged in the results; they differ in their
     frames."""

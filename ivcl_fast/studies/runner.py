@@ -29,6 +29,8 @@ from ivcl_fast.training.settings import TrainConfig
 from ivcl_fast.training.signals import Interrupted
 
 Train = Callable[[TrainConfig], None]
+MOST_RUNS = 1000
+"""Finetunings of a variant, and runs at a time, at most."""
 POLL_SECONDS = 0.2
 """Time between two looks at the processes of parallel runs."""
 
@@ -175,8 +177,8 @@ def run_study(
     """
     study = find_study(name)
     for option, count in (("seeds", seeds), ("parallel", parallel)):
-        if count is not None and count < 1:
-            raise UserError(f"--{option}: {count} is not accepted; accepted: at least 1")
+        if count is not None and not 1 <= count <= MOST_RUNS:
+            raise UserError(f"--{option}: {count} is not accepted; accepted: 1 to {MOST_RUNS:,}")
     if not 1 <= pretrainings <= seeds:
         raise UserError(
             f"--pretrainings: {pretrainings} is not accepted; accepted: 1 to {seeds}, the number "

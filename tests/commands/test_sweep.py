@@ -398,8 +398,9 @@ def test_curves_join_seeds(tmp_path):
     ("arguments", "message"),
     [
         (["nothing"], "study: 'nothing' is not accepted; accepted: pretraining, supervision"),
-        (["slots", "--seeds", "0"], "--seeds: 0 is not accepted; accepted: at least 1"),
-        (["slots", "--parallel", "0"], "--parallel: 0 is not accepted; accepted: at least 1"),
+        (["slots", "--seeds", "0"], "--seeds: 0 is not accepted; accepted: 1 to 1,000"),
+        (["slots", "--parallel", "0"], "--parallel: 0 is not accepted; accepted: 1 to 1,000"),
+        (["slots", "--seeds", str(10**9)], "--seeds: 1000000000 is not accepted; accepted: 1 to 1"),
         (["slots", "--seed", "3"], "--seed: the study slots sets this itself"),
         (["slots", "--compare-scratch"], "--compare-scratch: the study slots sets this itself"),
         (["slots", "--no_pictures"], "--no_pictures: the study slots sets this itself"),
