@@ -43,7 +43,7 @@ class StagesConfig:
     """Clips seen in finetuning, repetitions included."""
     last_frame_clips: int | None = None
     """Clips of which finetuning sees the last frame alone, at a fraction of the cost, before it
-    sees whole ones. By default four times --finetune-clips, but at most four passes over the
+    sees whole ones. By default four times --finetune-clips, but at most four passes over all
     training videos, for localisation, where most last frames have the answer; none for other tasks,
     or from random weights, which learn better without. With --frame-labels, any frame instead of
     the last one, for any number of passes: all of them have labels."""

@@ -70,4 +70,5 @@ def test_videos_lose_nothing_that_matters(states):
 def test_tables_have_no_places_for_detection(states):
     with pytest.raises(UserError, match=r"^--objective detection: .* tables .*accepted: synthetic"):
         make_frame_labels(states, "detection", 4)
-    assert len(make_frame_labels(states, "cells", 4)(states.clips("train")[0], np.arange(38))) == 38
+    labels = make_frame_labels(states, "cells", 4)
+    assert len(labels(states.clips("train")[0], np.arange(38), 38)) == 38
