@@ -103,7 +103,13 @@ def must_empty(config: TrainConfig) -> bool:
             )
         return False
     changed = changed_settings(config)
-    if not config.output.overwrite:
+    if config.output.overwrite:
+        if starts_there(config):
+            raise UserError(
+                f"--overwrite: would delete the weights of --init {config.stages.init}; accepted: "
+                "another --name"
+            )
+    else:
         if not changed:
             return False
         if has_progress(folder):
@@ -112,11 +118,6 @@ def must_empty(config: TrainConfig) -> bool:
                 f"{folder} holds a run with other settings ({', '.join(changed)}); "
                 f"choose another --name{or_overwrite}"
             )
-    if starts_there(config):
-        raise UserError(
-            f"--overwrite: would delete the weights of --init {config.stages.init}; accepted: "
-            "another --name"
-        )
     out = config.output.out
     links = [folder, *folder.parents[: len(folder.relative_to(out).parts) - 1]]
     for pattern in map(PurePath, FILES):

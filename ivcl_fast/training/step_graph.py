@@ -114,8 +114,9 @@ class StepGraph:
             self._inputs = buffers
         except RuntimeError as error:
             # The context is the first error: ending a broken recording raises a second one.
-            reason = str(error.__context__ or error).partition("\n")[0]
-            if isinstance(error, torch.OutOfMemoryError):
+            first = error.__context__ or error
+            reason = str(first).partition("\n")[0]
+            if isinstance(first, torch.OutOfMemoryError):
                 # PyTorch may keep what the recording took (pytorch/pytorch#190348).
                 reason += "; --no-cuda-graph has more memory"
             log.warning("--cuda-graph: running without, %s", reason)

@@ -239,6 +239,23 @@ def test_after_a_recording_that_failed(monkeypatch, caplog):
     assert caplog.messages == ["--cuda-graph: running without, a number was asked for"]
 
 
+def test_too_little_memory_for_a_recording_names_the_way_out(monkeypatch, caplog):
+    """It is the first error: the end of the broken recording raises another one."""
+    cuda = PretendCuda(monkeypatch)
+
+    def step(x):
+        if cuda.log[-1].startswith("recording"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x.sum()
+
+    graph = StepGraph(step, torch.device("cpu"))
+    for _ in range(WARM_UP + 1):
+        graph(torch.ones(1))
+    assert caplog.messages == [
+        "--cuda-graph: running without, CUDA out of memory; --no-cuda-graph has more memory"
+    ]
+
+
 @pytest.mark.parametrize("run_seed", [0, 3, 2**63 - 1])
 def test_seeds_do_not_depend_on_the_kind_of_step(run_seed):
     ids, expected = torch.tensor([0, 5, 7]), torch.tensor(0)
