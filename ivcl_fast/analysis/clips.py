@@ -58,10 +58,10 @@ class DecodedClip:
         return None if self.scene is None else hidden_at_end(self.scene)
 
     @property
-    def frame_by_frame(self) -> Scene | None:
-        """The scene, if it tells of as many frames as the video has; the last one is known."""
-        as_long = self.scene and frame_count(self.scene) == self.frame_index[-1] + 1
-        return self.scene if as_long else None
+    def aligned_scene(self) -> Scene | None:
+        """The scene, if it tells of as many frames as the video has; models see its last one."""
+        aligned = self.scene and frame_count(self.scene) == self.frame_index[-1] + 1
+        return self.scene if aligned else None
 
     @property
     def titles(self) -> list[str]:

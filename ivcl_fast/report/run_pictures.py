@@ -84,7 +84,7 @@ def draw_clip(
     pictures, trajectory = [], None
     classifier = models.get("finetuned")
     if run.localizes and isinstance(classifier, IVCLClassifier):
-        trajectory = follow_snitch(classifier, clip.take, clip.frame_index, clip.frame_by_frame)
+        trajectory = follow_snitch(classifier, clip.take, clip.frame_index, clip.aligned_scene)
         path = folder / "trajectory.png"
         save(trajectory_figure(trajectory, clip.frames / 255, clip.titles), path)
         pictures.append(Picture(path, "Trajectory", trajectory_caption(trajectory)))

@@ -14,18 +14,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
+from ivcl_fast import IVCL, IVCLClassifier
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluate import main as evaluate_main
 from ivcl_fast.manifest import MANIFEST
-from ivcl_fast.models import flops
 from ivcl_fast.train import main as train_main
-from ivcl_fast.train import origin
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.run_folder import CHECKPOINTS, opened_folder
-from ivcl_fast.training.settings import TrainConfig, as_json
 from ivcl_fast.visualize import main as visualize_main
 from tests.support.short_run import FLAGS
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
@@ -104,28 +101,6 @@ def test_training_goes_on_without_a_standard_output(cater, tmp_path, reader):
     assert process.wait() == 0 and "Traceback" not in error
     assert error.count("standard output: ") == 1 and "going on without it" in error
     assert (tmp_path / "runs" / "run" / "report.md").is_file()
-
-
-def test_no_cuda_graph_without_a_gpu(tmp_path, capsys):
-    run = Run(TrainConfig().replace(cuda_graph=True, device="cpu", out=tmp_path))
-    assert not run.cuda_graph
-    assert capsys.readouterr().out == ""
-
-
-def test_speed_at_the_peak_is_that_of_all_ranks(tmp_path, monkeypatch):
-    run = Run(TrainConfig().replace(device="cpu", amp="bf16", out=tmp_path))
-    cfg = IVCLConfig(image_size=16, depth=1)
-    frames = cfg.num_frames
-    assert run._peak_clips_per_second(IVCL(cfg), frames) is None, "a CPU's is not known"
-    monkeypatch.setattr("ivcl_fast.training.run.peak_flops", lambda device: 1e12)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    classifier = IVCLClassifier(cfg, 5)
-    for model, classes in ((IVCL(cfg), None), (classifier, 5)):
-        assert run._peak_clips_per_second(model, frames) == 2e12 / flops.training(cfg, classes)
-    shared = flops.training(cfg, 5, frames=2.5)
-    assert run._peak_clips_per_second(classifier, 2.5) == 2e12 / shared
-    run.amp = False  # the peak is of bfloat16
-    assert run._peak_clips_per_second(IVCL(cfg), frames) is None
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -390,21 +365,3 @@ def test_evaluate_mistakes(uninterrupted, command, tmp_path):
     ):
         code, _, err = command(evaluate_main, *arguments)
         assert code == 2 and said in err and "Traceback" not in err
-
-
-def test_a_report_names_the_initial_weights(tmp_path):
-    mae = parse(["--objective", "mae"])
-    (tmp_path / "config.json").write_text(json.dumps(as_json(mae)))
-    for stage in ("pretrain", "scratch"):
-        (tmp_path / stage).mkdir()
-        (tmp_path / stage / "model.safetensors").touch()
-    assert origin(mae) == "pretrained: image MAE"
-    for init, said in (
-        ("random", "from scratch"),
-        (str(tmp_path / "pretrain"), "pretrained: image MAE"),
-        (str(tmp_path), "pretrained: image MAE"),
-        (str(tmp_path / "scratch"), f"from the model scratch of {tmp_path.name}"),
-        (str(tmp_path / "elsewhere" / "model.safetensors"), "pretrained"),
-        ("timm:vit_tiny_patch16_224", "pretrained: timm:vit_tiny_patch16_224"),
-    ):
-        assert origin(parse(["--stage", "finetune", "--init", init])) == said

@@ -17,7 +17,6 @@ import torch
 
 from ivcl_fast.data import stream, workers
 from ivcl_fast.data.dataset import Clip, Media, VideoError
-from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.indexed import index_one
@@ -28,6 +27,7 @@ from ivcl_fast.data.store.index import probe_media
 from ivcl_fast.data.stream import CROP_AREA, StreamLoader, decode_numbered, draw_crop
 from ivcl_fast.errors import UserError
 from tests.data.test_workers import send_half
+from tests.support.marks import NEEDS_DALI
 from tests.support.painted import (
     VP9,
     media,
@@ -115,7 +115,6 @@ def test_the_same_batches_as_from_a_store(videos, stored, workers):
     assert not active_children()
 
 
-NEEDS_DALI = pytest.mark.skipif(not decode._dali_installed(), reason="DALI is not installed")
 ON_A_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="too small for the GPU's decoder")
 
 

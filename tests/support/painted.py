@@ -160,3 +160,20 @@ def write_blender_avi(path: Path, pictures: Sequence[np.ndarray]) -> Path:
 
 def _chunk(name: bytes, payload: bytes) -> bytes:
     return name + struct.pack("<I", len(payload)) + payload
+
+
+def scenes(count: int) -> list[np.ndarray]:
+    """CATER-like pictures, uint8 [240, 320, 3]: shaded saturated discs on a lit grey floor."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:240, :320].astype(np.float32)
+    pictures = []
+    for _ in range(count):
+        light = 1 - ((x - 160) ** 2 + (y - 120) ** 2) / 130_000
+        pixels = np.repeat((130 * light)[..., None], 3, -1)
+        for colour in rng.integers(0, 256, (8, 3)):
+            cx, cy, radius = rng.integers(20, 300), rng.integers(20, 220), rng.integers(8, 32)
+            distance = np.hypot(x - cx, y - cy)
+            shade = 1 - 0.5 * np.hypot(x - cx + radius / 3, y - cy + radius / 3) / (1.4 * radius)
+            pixels = np.where((distance < radius)[..., None], colour * shade[..., None], pixels)
+        pictures.append(pixels.clip(0, 255).astype(np.uint8))
+    return pictures

@@ -1,0 +1,78 @@
+"""The snitch followed through a video: what the model believes after each frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ivcl_fast.analysis.clips import DecodedClip
+from ivcl_fast.analysis.trajectory import SnitchTrajectory, follow_snitch
+from ivcl_fast.report.trajectory import trajectory_caption, trajectory_figure
+
+
+class LastPixel:
+    """Classes with the cell that the last frame's first pixel names; keeps what it was given."""
+
+    cfg = SimpleNamespace(num_frames=3)
+
+    def __init__(self) -> None:
+        self.given: list[Tensor] = []
+
+    def __call__(self, video: Tensor) -> Tensor:
+        self.given += list(video[:, :, 0, 0, 0])
+        return 9.0 * torch.nn.functional.one_hot(video[:, -1, 0, 0, 0].long(), 36)
+
+
+def scene_of(cells: Sequence[int]) -> dict[str, Any]:
+    """A snitch in these cells, one after the other; a cone takes it up in the third frame."""
+    where = {str(i): [c % 6 - 2.5, c // 6 - 2.5, 0.3] for i, c in enumerate(cells)}
+    return {
+        "objects": [
+            {"shape": "spl", "instance": "spl_0", "locations": where},
+            {"shape": "cone", "instance": "cone_1", "locations": where},
+        ],
+        "movements": {"spl_0": [], "cone_1": [["_contain", "spl_0", 1, 2]]},
+    }
+
+
+def test_no_prediction_depends_on_later_frames() -> None:
+    model: Any = LastPixel()
+    frames = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 2, 2)
+    scene = scene_of([0, 1, 8, 9, 4])
+    trajectory = follow_snitch(model, lambda ids: frames[list(ids)], [0, 2, 4], scene)
+    assert [given.tolist() for given in model.given] == [[0, 0, 0], [0, 1, 2], [0, 2, 4]]
+    assert trajectory.predicted.tolist() == [0, 2, 4] and trajectory.cells is not None
+    assert trajectory.cells.tolist() == [0, 8, 4]
+    assert trajectory.distance is not None and trajectory.distance.tolist() == [0, 1, 0]
+    assert trajectory.hidden is not None and trajectory.hidden.tolist() == [False, True, True]
+    caption = trajectory_caption(trajectory)
+    assert "Snitch visible: correct after 1 of 1 frames, on average 0.0 cells away" in caption
+    assert "Snitch hidden: correct after 1 of 2 frames, on average 0.5 cells away" in caption
+
+
+@pytest.mark.parametrize(("last", "known"), [(4, True), (2, False), (9, False)])
+def test_a_scene_of_other_frames_tells_only_how_the_video_ends(last: int, known: bool) -> None:
+    clip = DecodedClip("clip", [0, last // 2, last], {}, 24.0, scene=scene_of([0, 1, 8, 9, 4]))
+    assert clip.hidden is True and (clip.aligned_scene is not None) == known
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("ends", [1, 3, 20])
+def test_the_trajectory_is_drawn_for_any_length(ends: int, known: bool) -> None:
+    probabilities = np.full((ends, 16), 1 / 16, dtype=np.float32)
+    probabilities[:, 5] += 0.01
+    truth = (np.arange(ends) % 16, np.arange(ends) % 2 == 1) if known else ()
+    trajectory = SnitchTrajectory(list(range(ends)), probabilities, *truth)
+    figure = trajectory_figure(
+        trajectory, torch.rand(ends, 3, 8, 8), [f"frame {i}" for i in range(ends)]
+    )
+    titles = [axes.get_title() for axes in figure.axes]
+    assert sum("probability" in title for title in titles) == min(ends, 8)
+    labels = " ".join(axes.get_ylabel() for axes in figure.axes)
+    assert ("distance" in labels) == known and ("probability" in labels) != known

@@ -1,0 +1,166 @@
+"""Frames come upright, as flags and EXIF data say; and videos of PNG images."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation, square_crop
+from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.decode.decoder import (
+    TOLERANCE,
+    make_decoder,
+)
+from ivcl_fast.data.decode.images import (
+    exif_orientation,
+)
+from ivcl_fast.data.decode.media import probe
+from tests.support.marks import DALI
+from tests.support.painted import (
+    VP9,
+    media,
+    picture,
+    read_images,
+    scenes,
+)
+
+
+def write_turned(
+    path: Path, upright: Sequence[np.ndarray], codec: str, degrees: int, mirrored: bool
+) -> Path:
+    """Write a video whose flags turn the stored frames counter-clockwise, then mirror them."""
+    flipped = [pixels[:, ::-1] if mirrored else pixels for pixels in upright]
+    stored = [np.rot90(pixels, -degrees // 90) for pixels in flipped]
+    with av.open(str(path), "w") as container:
+        options = VP9 if codec == "libvpx-vp9" else {}
+        stream = container.add_stream(codec, rate=24, options={"threads": "1", **options})
+        stream.height, stream.width, _ = stored[0].shape
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.set_display_rotation(degrees, hflip=mirrored)
+        for pixels in stored:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("name", ["pyav", DALI])
+@pytest.mark.parametrize(("suffix", "codec"), [(".mp4", "libvpx-vp9"), (".mov", "mjpeg")])
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_flags_that_turn_and_mirror_are_followed(tmp_path, name, suffix, codec, degrees, mirrored):
+    """A crop is a part of the upright frame."""
+    turned = media(write_turned(tmp_path / f"a{suffix}", scenes(2), codec, degrees, mirrored))
+    plain = media(write_turned(tmp_path / f"b{suffix}", scenes(2), codec, 0, False))
+    assert probe(turned).square("center") == probe(plain).square("center")
+    decoder = make_decoder(name, 64)
+    for crop in (WHOLE, Crop(0.1, 0.3, 0.5, 0.7)):
+        found, expected = (decoder.decode(one, crop=crop).int() for one in (turned, plain))
+        assert (found - expected).abs().float().mean() < 5  # compressed anew
+        assert (found - expected.flip(-1)).abs().float().mean() > 10
+    (part,) = decoder.parts(turned)
+    assert torch.equal(part, decoder.decode(turned))
+
+
+def encoded(pixels: np.ndarray, kind: str, orientation: int = 1) -> bytes:
+    """Encode an image, with an EXIF orientation."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(buffer, kind, exif=exif)
+    return buffer.getvalue()
+
+
+def write_packets(path: Path, images: Sequence[bytes], codec: str) -> Path:
+    """Write a video of encoded images."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=24)
+        stream.width, stream.height = Image.open(io.BytesIO(images[0])).size
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "rgb24"
+        for number, image in enumerate(images):
+            packet = av.Packet(image)
+            packet.stream, packet.time_base = stream, Fraction(1, 24)
+            packet.pts = packet.dts = number
+            packet.duration, packet.is_keyframe = 1, True
+            container.mux(packet)
+    return path
+
+
+def assert_as_by_pillow(decoded: torch.Tensor, images: Sequence[bytes], crop: Crop) -> None:
+    """Compare with Pillow, which makes the images upright before they are resized and cropped."""
+    size = decoded.shape[-1]
+    height, width, top, left = crop.placed(size)
+    for frame, image in zip(decoded.cpu().numpy().astype(int), images, strict=True):
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(image)))
+        resized = upright.resize((width, height), Image.Resampling.BILINEAR)
+        expected = np.asarray(resized, int)[top : top + size, left : left + size]
+        difference = abs(frame - expected.transpose(2, 0, 1))
+        assert difference.mean() <= TOLERANCE.mean and difference.max() <= TOLERANCE.maximum
+
+
+@pytest.mark.parametrize("name", ["pyav", DALI])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".avi", ".mov"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientations_are_followed(tmp_path, name, suffix, orientation):
+    """Of image files and of the images of Motion-JPEG."""
+    kind = "PNG" if suffix == ".png" else "JPEG"
+    images = [encoded(pixels, kind, orientation) for pixels in scenes(2)]
+    if suffix in (".avi", ".mov"):
+        one = media(write_packets(tmp_path / f"a{suffix}", images, "mjpeg"))
+    else:
+        one = Media("a", tuple(tmp_path / f"{i}{suffix}" for i in range(2)))
+        for path, image in zip(one.files, images, strict=True):
+            path.write_bytes(image)
+    decoder = make_decoder(name, 64)
+    shape = (320, 240) if orientation > 4 else (240, 320)
+    for square in ("none", "center", "end"):
+        crop = square_crop(square, *shape)
+        assert_as_by_pillow(decoder.decode(one, crop=square), images, crop)
+        assert_as_by_pillow(torch.cat([*decoder.parts(one, square)]), images, crop)
+
+
+@pytest.mark.parametrize("name", ["pyav", DALI])
+def test_images_of_several_orientations(tmp_path, name):
+    images = [encoded(scenes(1)[0], "JPEG", orientation) for orientation in (1, 2, 3)]
+    paths = tuple(tmp_path / f"{i}.jpg" for i in range(3))
+    for path, image in zip(paths, images, strict=True):
+        path.write_bytes(image)
+    assert_as_by_pillow(make_decoder(name, 64).decode(Media("a", paths)), images, WHOLE)
+
+
+def test_exif_data_that_is_damaged():
+    image = encoded(picture(0, 0), "JPEG", 6)
+    at = image.index(b"Exif\0\0") + 6
+    assert exif_orientation(image) == Orientation(3)
+    for end in range(at + 20):
+        assert exif_orientation(image[:end]) == UPRIGHT
+    for place in range(at, at + 8):
+        changed = bytearray(image)
+        changed[place] = 255
+        assert exif_orientation(bytes(changed)) == UPRIGHT
+    assert exif_orientation(encoded(picture(0, 0), "PNG", 9)) == UPRIGHT
+
+
+@pytest.mark.parametrize("name", ["pyav", DALI])
+@pytest.mark.parametrize("suffix", [".mov", ".avi"])
+def test_png_videos(tmp_path, name, suffix):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
+    images = [encoded(one, "PNG") for one in pixels]
+    one = media(write_packets(tmp_path / f"a{suffix}", images, "png"))
+    assert (probe(one).frames, probe(one).codec) == (5, "png")
+    decoder = make_decoder(name, 64)
+    for ids in (None, [4, 0, 4, 2]):
+        expected = pixels if ids is None else pixels[ids]
+        decoded = decoder.decode(one, ids).cpu().numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_array_equal(decoded, expected)
+    (part,) = decoder.parts(one)
+    np.testing.assert_array_equal(part.cpu().numpy().transpose(0, 2, 3, 1), pixels)
+    with pytest.raises(VideoError, match="is not Motion-JPEG"):
+        read_images(one)

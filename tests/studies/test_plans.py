@@ -1,0 +1,95 @@
+"""The runs that a study plans: lengths, seeds, shared pretrainings, folders."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from ivcl_fast.studies.definitions import STUDIES
+from ivcl_fast.studies.runner import plan_jobs, variant_folder
+from ivcl_fast.training.arguments import parse
+
+
+def test_budgets_are_equal_and_seeds_differ():
+    """But random weights, without pretraining, are finetuned for longer."""
+    study = STUDIES["supervision"]
+    first, then = plan_jobs(study, Path("x"), 3, study.flags(("--finetune-clips", "77")))
+    assert [job.folder.parent.name for job in first] == [
+        "iv-cl", "image-mae", "supervised-attributes", "supervised-detection"
+    ]  # fmt: skip
+    assert first[0].results == ("pretrain/model.safetensors", "report.md")
+    configs = [parse(job.arguments) for job in then]
+    assert [c.stages.finetune_clips for c in configs] == [77] * 12 + [154] * 3
+    assert [c.seed for c in configs] == [0, 1, 2] * 5
+    assert [c.stages.init for c in configs[-3:]] == ["random"] * 3
+    objectives = [parse(job.arguments).model.objective for job in first]
+    assert objectives == ["ivcl", "mae", "classification", "detection"]
+    assert {c.model.objective for c in configs} == {"ivcl"}
+    assert [c.stages.compare_memoryless for c in configs] == [True] * 3 + [False] * 12
+
+
+def test_finetunings_start_from_the_pretrainings_in_turn():
+    first, then = plan_jobs(STUDIES["slots"], Path("x"), 3, (), pretrainings=2)
+    assert [job.folder.name for job in first] == ["pretrained", "pretrained-1"] * 5
+    assert [parse(job.arguments).seed for job in first] == [0, 1] * 5
+    starts = [Path(parse(job.arguments).stages.init).parent for job in then]
+    assert starts == [job.folder for one, other in zip(first[::2], first[1::2], strict=True)
+                      for job in (one, other, one)]  # fmt: skip
+    assert [parse(job.arguments).seed for job in then] == [0, 1, 2] * 5
+
+
+def test_a_study_has_its_own_budget_which_the_command_may_change():
+    study = STUDIES["causes"]
+    flags = study.flags(("--train-videos=7",))
+    assert flags[-1] == "--train-videos=7" and "--train-videos" not in flags
+    config = parse(flags)
+    assert (config.stages.pretrain_clips, config.stages.finetune_clips) == (30_000, 120_000)
+    assert (config.data.train_videos, config.data.val_videos) == (7, 1000)
+    assert study.quick().flags(("--quick",)) == ("--batch-size", "4", "--quick")
+    assert STUDIES["data"].flags(("--lr", "1")) == ("--lr", "1")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_each_quick_run_has_videos_for_a_batch(name):
+    study = STUDIES[name].quick()
+    for job in chain(*plan_jobs(study, Path("x"), 1, study.flags(("--quick",)))):
+        config = parse(job.arguments)
+        videos = round(config.stages.label_fraction * config.data.train_videos)
+        assert videos >= config.optim.clips_per_step, job.folder
+
+
+@pytest.mark.parametrize(
+    ("name", "of_each"),
+    [
+        (
+            "long",
+            {
+                "synthetic:moving": ["ivcl", "mae", "joint", "classification", "detection"],
+                "synthetic": ["ivcl", "mae"],
+            },
+        ),
+        ("causes", {f"synthetic:acre-{regime}": ["ivcl", "mae"] for regime in ("comp", "sys")}),
+    ],
+)
+def test_all_tasks_of_a_data_set_share_its_pretraining(name, of_each):
+    first, then = plan_jobs(STUDIES[name], Path("x"), 2, ())
+    found: dict[str, list[str]] = {}
+    for job in first:
+        config = parse(job.arguments)
+        found.setdefault(config.data.source, []).append(config.model.objective)
+    assert found == of_each
+    sources = {str(job.folder / "pretrain"): parse(job.arguments) for job in first}
+    configs = [parse(job.arguments) for job in then]
+    assert len(configs) == len({c.folder for c in configs}) == 2 * len(STUDIES[name].variants)
+    assert {c.stages.init for c in configs} == sources.keys() | {"random"}
+    for c in configs:
+        assert c.model.num_frames == (7 if "acre" in c.data.source else 16)
+        source = sources.get(c.stages.init)
+        assert source is None or source.data.source == c.data.source
+
+
+def test_folders_of_variants_differ():
+    for study in STUDIES.values():
+        assert len({variant_folder(v) for v in study.variants}) == len(study.variants)
