@@ -60,7 +60,9 @@ def train(config: TrainConfig) -> None:
         run.check_batches()
         with distributed.main_process_first():
             stack.enter_context(opened_folder(config))
-        if not data.num_classes:
+        if run.finetunes:  # reads the classes now: others than before are refused, not found later
+            distributed.print_rank0(f"{config.data.task}: {run.classes.num_classes} classes")
+        elif not data.num_classes:
             distributed.print_rank0(f"{config.data.source} has no classes: pretraining only")
         init = config.stages.init
         if config.stages.stage in ("all", "pretrain"):
@@ -72,8 +74,7 @@ def train(config: TrainConfig) -> None:
             model = run.finetune(init)
             distributed.print_rank0(f"evaluating on {data.eval_split}")
             evaluation = run.evaluate(model)
-            labels = ", with labels of all frames" if config.stages.frame_labels else ""
-            first = evaluation.result(origin(config) + labels)
+            first = evaluation.result(origin(config) + label_note(config))
             results = [first, *comparisons(run, init, evaluation)]
         if distributed.is_main():
             if results:
@@ -97,6 +98,11 @@ def origin(config: TrainConfig) -> str:
         if model.name != "pretrain":
             return f"from the model {model.name} of {model.parent.resolve().name}"
     return f"pretrained: {OBJECTIVE_NAMES[config.model.objective]}"
+
+
+def label_note(config: TrainConfig) -> str:
+    """Return the end of the title of a model that had more labels than the task's own."""
+    return ", with labels of all frames" if config.stages.frame_labels else ""
 
 
 def warn_of_few_steps(config: TrainConfig) -> None:
@@ -128,10 +134,10 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
         scratch = run.evaluate(run.finetune("random", "scratch"))
         same = run.last_frame_clips(init) == run.last_frame_clips("random")
         how = "same finetuning" if same else "the same whole clips"
-        results.append(scratch.result(f"{FROM_SCRATCH}, {how}"))
+        results.append(scratch.result(f"{FROM_SCRATCH}, {how}{label_note(run.config)}"))
     if run.data.localizes and run.config.stages.compare_memoryless:
         last = run.evaluate(run.last_frame(init))
-        results.append(last.result(LAST_FRAME))
+        results.append(last.result(LAST_FRAME + label_note(run.config)))
         if evaluation.hidden is not None:
             results.append(cone_guess(run.data, evaluation))
             results.append(tracker(run.data, evaluation, run.config.model.num_frames))

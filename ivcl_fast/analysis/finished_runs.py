@@ -25,7 +25,7 @@ from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.models.weights import MODEL, misfit, read_weights, weights_file
 from ivcl_fast.training.classes import Classes
 from ivcl_fast.training.hardware import pick_device, use_bf16
-from ivcl_fast.training.run import EVAL_BATCH
+from ivcl_fast.training.run import EVAL_BATCH, last_frame_clips
 from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
 
 log = logging.getLogger(__name__)
@@ -196,15 +196,19 @@ class FinishedRun:
 
     def describe_length(self) -> str:
         """Say how many clips the stages that are finished have seen."""
-        stages = self.config.stages
-        part = stages.label_fraction
-        share = "" if part == 1 else f" with {part:.0%} of the labels"
-        clips = {
-            "pretrain": f"{stages.pretrain_clips} clips of pretraining",
-            "finetune": f"{stages.finetune_clips} clips of finetuning{share}",
-        }
-        asked = {name: text for name, text in clips.items() if stages.stage in (name, "all")}
-        return ", ".join(text for name, text in asked.items() if self.finished(name))
+        stages, lengths = self.config.stages, []
+        if stages.stage != "finetune" and self.finished("pretrain"):
+            lengths.append(f"{stages.pretrain_clips} clips of pretraining")
+        if stages.stage != "pretrain" and self.finished("finetune"):
+            init = stages.init if stages.stage == "finetune" else "pretrain"
+            clips = f"{stages.finetune_clips} clips"
+            if frames := last_frame_clips(stages, self.data, init):
+                which = "single" if stages.frame_labels else "last"
+                clips = f"{frames} {which} frames and {stages.finetune_clips} whole clips"
+            share = stages.label_fraction
+            labels = "" if share == 1 else f" with {share:.0%} of the labels"
+            lengths.append(f"{clips} of finetuning{labels}")
+        return ", ".join(lengths)
 
     def _with_weights(self, source: Path) -> Model:
         """Return a model of the run's sizes with these weights, by their keys."""

@@ -29,7 +29,7 @@ VISIBLE_CONE = "no memory: guesses under a visible cone"
 TRACKER = "no learning: tracker with perfect sight"
 COUNTING = "no reasoning: counting"
 BASELINES = (LAST_FRAME, VISIBLE_CONE, TRACKER, COUNTING)
-"""Titles in ``scores.json``, ``clips.json`` and a study's ``results.json``."""
+"""Titles, or how these begin, in ``scores.json``, ``clips.json`` and a study's ``results.json``."""
 
 
 def guess_probability(cones: Sequence[int], cell: int) -> float:

@@ -166,7 +166,7 @@ def curve(runs: Sequence[Path], metric: str) -> dict[int, list[float]]:
 
 def colors_of(names: Sequence[str]) -> dict[str, Any]:
     """Return a colour for each variant, the same in all panels; baselines are gray."""
-    variants = [name for name in names if name not in BASELINES]
+    variants = [name for name in names if not name.startswith(BASELINES)]
     return dict.fromkeys(names, "0.6") | {name: f"C{i}" for i, name in enumerate(variants)}
 
 
@@ -203,7 +203,7 @@ def draw(
             Patch(facecolor="0.3", label=f"{g} clips", **GROUP_STYLES.get(g, {})) for g in groups
         ]
         handles += [Line2D([], [], color=colors[n], lw=4, label=n) for n in folders[title]]
-        if any(name in BASELINES for name in results):
+        if any(name.startswith(BASELINES) for name in results):
             handles.append(Line2D([], [], color="0.6", lw=4, label="baselines"))
         row.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     figure.suptitle(study.question, fontsize=11)

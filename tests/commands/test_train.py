@@ -68,6 +68,7 @@ def test_quick_run_does_everything(short_run, tmp_path, command, monkeypatch):
         assert (run / f"{name}.png").stat().st_size > 10_000, name
     report = (run / "report.md").read_text()
     assert "hidden" in report and "reconstruction.png" in report and "--quick" in report
+    assert "192 last frames and 64 whole clips of finetuning." in report
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {r["stage"] for r in records} == {"pretrain", "finetune", "last-frame"}
     assert any("val_top1" in r for r in records)

@@ -123,16 +123,18 @@ def test_data_with_other_classes_are_refused(videos, trained, tmp_path, command)
 
 
 def test_a_run_keeps_to_its_classes(videos, trained, tmp_path, command):
-    """Renamed and added classes have other numbers than the run's model."""
+    """Renamed and added classes have other numbers than the run's model: refused at once."""
     run, own = shutil.copytree(trained, tmp_path / "run"), tmp_path / "own"
     shutil.copytree(videos, own)
     (own / "left").rename(own / "up")
     settings = json.loads((run / "config.json").read_text()) | {"data": f"videos:{own}"}
     (run / "config.json").write_text(json.dumps(settings | {"out": str(tmp_path)}))
     (run / MANIFEST).unlink()
+    shutil.rmtree(run / "pretrain")
     for main_of, arguments in ((evaluate_main, [run]), (main, ["--resume", run])):
         code, _, err = command(main_of, *arguments)
         assert code == 2 and "--data: class 0 of 'videos:" in err and err.count("\n") == 1, err
+    assert not (run / "pretrain").exists()
 
 
 def test_several_clips_of_a_stride_are_averaged(videos, tmp_path, command):
