@@ -2,12 +2,14 @@
 
 Decoders, the frame store and streaming read files. A folder ``unpacked/<part>/`` has the files of a
 part, such as a shard, and ``unpacked/<part>.json``, written last, says what they are and of which
-state of the part. A part that changed is unpacked again.
+state of the part. A part that changed is unpacked again, and so is one of which a file is missing
+or has another size than it was written with. What is complete is read without writing anything.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,37 +41,42 @@ def unpacked(
 ) -> list[Item]:
     """Return the videos of a part, unpacked into ``root`` unless that has been done.
 
-    ``state``: what JSON can hold and differs if the part has changed. ``videos`` reads the part.
+    ``part``: unique in ``root``. ``state``: what JSON can hold and differs if the part has changed.
+    ``videos`` reads the part.
     """
     folder = root / "unpacked" / part
     record = folder.with_name(f"{part}.json")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(root / "unpacked" / "lock"):  # so that only one rank writes
-        found = _read(record)
-        if found.get("state") != state:
-            log.info("unpacking %s into %s", part, folder)
-            record.unlink(missing_ok=True)
-            remove_files(folder, WRITTEN)
-            found = {
-                "state": state,
-                "videos": [_write(folder, n, v) for n, v in enumerate(videos())],
-            }
-            write_text(record, signed(found))
+    found = _read(record, folder, state)
+    if not found:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_name("lock")):  # so that only one rank writes
+            found = _read(record, folder, state)
+            if not found:
+                log.info("unpacking %s into %s", part, folder)
+                record.unlink(missing_ok=True)
+                remove_files(folder, WRITTEN)
+                written = [_write(folder, n, v) for n, v in enumerate(videos())]
+                sizes = {f: os.path.getsize(folder / f) for _, files, _ in written for f in files}
+                found = {"state": state, "videos": written, "sizes": sizes}
+                write_text(record, signed(found))
     return [
         Item(Media(name, tuple(folder / file for file in files)), tuple(labels), split)
         for name, files, labels in found["videos"]
     ]
 
 
-def _read(record: Path) -> dict[str, Any]:
-    """Read what was unpacked; nothing if that was never finished, or the record is damaged."""
+def _read(record: Path, folder: Path, state: object) -> dict[str, Any]:
+    """Read what was unpacked; nothing unless all of it is there, of this state of the part."""
     try:
-        return check_signed(read_bytes(record))
-    except FileNotFoundError:
+        found = check_signed(read_bytes(record))
+    except (FileNotFoundError, ValueError):  # never finished, or damaged
         return {}
-    except ValueError:
-        log.warning("%s: damaged, so its part is unpacked again", record)
-        return {}
+    sizes: dict[str, int] = found.get("sizes", {})
+    is_complete = found.get("state") == state and all(
+        os.path.isfile(folder / file) and os.path.getsize(folder / file) == size
+        for file, size in sizes.items()
+    )
+    return found if is_complete else {}
 
 
 def _write(folder: Path, number: int, video: Packed) -> tuple[str, list[str], tuple[str, ...]]:

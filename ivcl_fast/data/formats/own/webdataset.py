@@ -14,9 +14,11 @@ contains train, val or test as a word, or whose folder is called so, belongs to 
 from __future__ import annotations
 
 import glob
+import hashlib
 import itertools
 import json
 import lzma
+import os
 import re
 import tarfile
 import zlib
@@ -60,8 +62,11 @@ class WebDataset(LabelledVideos):
         items = []
         for shard in shards:
             status = shard.stat()
-            state = [str(shard.absolute()), status.st_size, status.st_mtime_ns]
-            part = f"{shard.parent.name}-{shard.stem}"
+            # Shards of several folders may have the same name, and all may be moved together.
+            place = os.path.relpath(shard, root.parent)
+            state = [place, status.st_size, status.st_mtime_ns]
+            digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
+            part = f"{shard.stem}-{digest}"
             items += unpacked(root, part, state, split_of(shard), partial(read_shard, shard))
         super().__init__(root, items, val_fraction)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ivcl_fast.data.formats.own import webdataset
+from ivcl_fast.data.formats.own import unpack, webdataset
 from ivcl_fast.data.formats.own.webdataset import WebDataset, find_shards, read_shard, split_of
 from ivcl_fast.errors import UserError
 from tests.support.strangers import check_strange, strange_files
@@ -115,6 +115,63 @@ def test_shards_are_unpacked_once_and_again_if_they_changed(tmp_path):
     shard(tmp_path / "s-1.tar", samples(3, 4))
     assert len(opened()) == 7
     check_strange(strangers)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("{cats,dogs}/x/0.tar", ("cats/x/0.tar", "dogs/x/0.tar")),
+        ("s.t{ar,gz}", ("s.tar", "s.tgz")),
+    ],
+)
+def test_every_shard_has_a_folder_of_its_own(pattern, names, tmp_path):
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shard(tmp_path / name, samples(3, 3 * number))
+    for _ in range(2):
+        found = WebDataset(tmp_path / pattern).media()
+        assert {one.name: one.files[0].read_text() for one in found} == {
+            f"d/{n:04d}.mp4": f"video {n}" for n in range(6)
+        }
+
+
+def unpacked_files(folder: Path) -> dict[str, int]:
+    return {f.relative_to(folder).as_posix(): f.stat().st_mtime_ns for f in folder.rglob("*.mp4")}
+
+
+def test_shards_that_moved_are_not_unpacked_again(tmp_path, monkeypatch):
+    (tmp_path / "before").mkdir()
+    shard(tmp_path / "before" / "s.tar", samples(4))
+    WebDataset(tmp_path / "before" / "s.tar")
+    first = unpacked_files(tmp_path / "before")
+    (tmp_path / "before").rename(tmp_path / "after")
+    WebDataset(tmp_path / "after" / "s.tar")
+    assert len(first) == 4 and unpacked_files(tmp_path / "after") == first
+    monkeypatch.chdir(tmp_path / "after")
+    WebDataset(Path("s.tar"))
+    assert unpacked_files(tmp_path / "after") == first
+
+
+def test_finished_shards_are_opened_without_writing(tmp_path, monkeypatch):
+    """As in a folder that this user may only read."""
+    shard(tmp_path / "s.tar", samples(4))
+    made = WebDataset(tmp_path / "s.tar").media()
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(unpack, "locked", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert WebDataset(tmp_path / "s.tar").media() == made
+
+
+@pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 3), Path.unlink])
+def test_a_shard_is_unpacked_again_if_its_files_are_not_whole(damage, tmp_path):
+    shard(tmp_path / "s.tar", samples(4))
+    file = WebDataset(tmp_path / "s.tar").media()[2].files[0]
+    damage(file)
+    assert WebDataset(tmp_path / "s.tar").media()[2].files == (file,)
+    assert file.read_text() == "video 2"
 
 
 def test_names_in_a_shard_cannot_leave_the_folder(tmp_path):
