@@ -2,7 +2,7 @@
 
 ``index.json`` describes the media, ``places.npy`` locates the frames of Motion-JPEG videos. Both
 are checked when they are read, and made again if they are damaged. Media that were added or whose
-files changed are probed, no others.
+files changed are probed, no others. An index of the media as they are is read without writing.
 """
 
 from __future__ import annotations
@@ -49,29 +49,44 @@ def saved_index(
     """
     check_names(media)
     states = {one.name: state_of(one) for one in media}
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "index.lock", busy="written"):  # so that only one rank probes the media
-        remove_temporaries(folder, (INDEX, PLACES, BAD_FILES))
-        known, bad_files, before = _read(folder) or ({}, {}, {})
-        todo = [one for one in media if before.get(one.name) != states[one.name]]
-        done = len(media) - len(todo)
-
-        def report(count: int) -> None:
-            nonlocal done
-            done += count
-            progress(done, len(media))
-
-        if todo or before.keys() != states.keys():
-            with WorkerPool(workers, STALL_SECONDS) if workers > 1 else nullcontext() as pool:
-                probed, bad = probe_media(todo, pool, index_one, report)
-            changed = {one.name for one in todo}
-            probed |= {name: one for name, one in known.items() if name not in changed}
-            bad |= {name: why for name, why in bad_files.items() if name not in changed}
-            known = {name: probed[name] for name in states if name in probed}
-            bad_files = {name: bad[name] for name in states if name in bad}
-            _write(folder, states, known, bad_files)
+    known, bad_files, before = _read(folder, log.debug)  # another rank may be writing it
+    if before != states:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / "index.lock", busy="written"):  # so that only one rank probes media
+            known, bad_files = _updated(media, states, folder, workers, progress)
     if bad_files:
         log.warning(summary(bad_files, len(media), folder / BAD_FILES))
+    return known, bad_files
+
+
+def _updated(
+    media: Sequence[Media],
+    states: Mapping[str, str],
+    folder: Path,
+    workers: int,
+    progress: Callable[[int, int], None],
+) -> tuple[dict[str, Indexed], dict[str, str]]:
+    """Probe what has changed and write the index, unless another rank has just done so."""
+    remove_temporaries(folder, (INDEX, PLACES, BAD_FILES))
+    known, bad_files, before = _read(folder, log.warning)
+    if before == states:
+        return known, bad_files
+    todo = [one for one in media if before.get(one.name) != states[one.name]]
+    done = len(media) - len(todo)
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, len(media))
+
+    with WorkerPool(workers, STALL_SECONDS) if workers > 1 else nullcontext() as pool:
+        probed, bad = probe_media(todo, pool, index_one, report)
+    changed = {one.name for one in todo}
+    probed |= {name: one for name, one in known.items() if name not in changed}
+    bad |= {name: why for name, why in bad_files.items() if name not in changed}
+    known = {name: probed[name] for name in states if name in probed}
+    bad_files = {name: bad[name] for name in states if name in bad}
+    _write(folder, states, known, bad_files)
     return known, bad_files
 
 
@@ -98,8 +113,10 @@ def _write(
     write_json(folder / INDEX, found | {"sha256": _digest(found)})
 
 
-def _read(folder: Path) -> tuple[dict[str, Indexed], dict[str, str], dict[str, str]] | None:
-    """Read the index, and the states of the files of all media; None if it is damaged or old."""
+def _read(
+    folder: Path, report: Callable[..., None]
+) -> tuple[dict[str, Indexed], dict[str, str], dict[str, str]]:
+    """Read the index, and the states of the files of all media; nothing if it is damaged or old."""
     try:
         found = json.loads(read_bytes(folder / INDEX))
         states: dict[str, str] = found["states"]
@@ -111,10 +128,10 @@ def _read(folder: Path) -> tuple[dict[str, Indexed], dict[str, str], dict[str, s
         if found["places"] != hashlib.sha256(content).hexdigest():
             raise ValueError(f"the checksum of {PLACES} differs")
     except FileNotFoundError:
-        return None
+        return {}, {}, {}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        log.warning("%s: indexing again, the index is damaged or old: %s", folder, error)
-        return None
+        report("%s: indexing again, the index is damaged or old: %s", folder, error)
+        return {}, {}, {}
     infos = {name: VideoInfo(*info) for name, info in found["media"].items()}
     media = {name: Indexed(info) for name, info in infos.items()}
     places, first = np.load(io.BytesIO(content), allow_pickle=False), 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +61,18 @@ def test_it_is_made_once(tmp_path, listed, caplog):
     assert len(saved_index(listed, tmp_path / "index", 1)[0]) == 3
 
 
+def test_a_finished_index_is_read_without_writing(tmp_path, listed, monkeypatch):
+    """As in a folder that this user may only read."""
+    made = saved_index(listed, tmp_path / "index", 1)
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(stream_index, "locked", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert equal(saved_index(listed, tmp_path / "index", 1), made)
+
+
 def test_only_changed_media_are_probed(tmp_path, listed, monkeypatch):
     saved_index(listed, tmp_path / "index", 1)
     probed: list[str] = []
@@ -89,11 +102,12 @@ def test_it_is_made_again_if_it_is_damaged(tmp_path, listed, name, caplog):
         if at is not None:
             damaged[at] ^= 4
         file.write_bytes(damaged if at is not None else whole[: len(whole) // 2])
+        caplog.clear()
         assert equal(saved_index(listed, tmp_path / "index", 1), made)
         assert file.read_bytes() == whole
+        assert caplog.text.count("indexing again, the index is damaged or old") == 1
     file.unlink()
     assert equal(saved_index(listed, tmp_path / "index", 1), made)
-    assert "indexing again, the index is damaged or old" in caplog.text
 
 
 def test_what_a_kill_left_is_deleted(tmp_path, listed):
