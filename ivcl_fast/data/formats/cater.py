@@ -128,7 +128,10 @@ class Cater:
         return clips
 
     def media(self) -> list[Media]:
-        """Return the videos of all lists of all tasks by name, whether they exist or not."""
+        """Return the videos of all lists of all tasks by name, whether they exist or not.
+
+        A name with another suffix is the same video.
+        """
         lists = (self.root / "lists").glob("*/*.txt")  # besides, there may be notes
         items = [self._read_list(path) for path in lists if path.stem in SPLITS]
         names = {item.video for of_list in items for item in of_list}
@@ -136,12 +139,14 @@ class Cater:
             raise UserError(f"{self.root / 'lists'}: no list contains a video")
         present = set(os.listdir(self._videos))
 
-        def file(name: str) -> Path:
-            stem = Path(name).stem
+        def file(stem: str, name: str) -> Path:
             others = (stem + suffix for suffix in _SUFFIXES)
             return self._videos / next((n for n in (name, *others) if n in present), name)
 
-        return [Media(Path(name).stem, (file(name),)) for name in sorted(names)]
+        listed: dict[str, str] = {}
+        for name in sorted(names):
+            listed.setdefault(Path(name).stem, name)
+        return [Media(stem, (file(stem, name),)) for stem, name in listed.items()]
 
     def describe(self, label: int) -> str:
         """Return a class in words."""
