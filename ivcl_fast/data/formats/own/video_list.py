@@ -3,14 +3,16 @@
 A line has a path, absolute or relative to the folder of the list, and labels, numbers or names::
 
     clips/a.mp4,dog          a comma; several labels: dog;cat, or further columns
-    clips/a.mp4 3            blanks or a tab; several labels: 3,7
+    clips/a.mp4 3            blanks; several labels: 3,7
+    clips/a.mp4<TAB>my dog   a tab: path and labels may contain blanks; several labels: dog,cat
     clips/a 163 3            a folder of frames, their number (which is not read), its labels
     clips/a.mp4              no labels, for pretraining
 
-A first line of column names (``path``, ``label``, ``split`` and others, see :data:`COLUMNS`) may
-give the columns another order; Kinetics' own files have ``label,youtube_id,time_start,time_end,
-split``. Beside ``FILE`` its other splits are found: ``val.csv`` and ``test.csv`` of ``train.csv``,
-``testlist01.txt`` of ``trainlist01.txt``, and UCF's ``classInd.txt``.
+The first line decides which of them separates all lines. If it has column names (``path``,
+``label``, ``split`` and others, see :data:`COLUMNS`), these may give the columns another order;
+Kinetics' own files have ``label,youtube_id,time_start,time_end,split``. Beside ``FILE`` its other
+splits are found: ``val.csv`` and ``test.csv`` of ``train.csv``, ``testlist01.txt`` of
+``trainlist01.txt``, and UCF's ``classInd.txt``.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ COLUMNS = {
     "split": ("split", "subset", "partition"),
     "id": ("youtube_id",),
 }
-"""Accepted names of columns, in lower case."""
+"""Accepted names of columns, in lower case; the first of each kind that is there is read."""
 ACCEPTED = "lines of '<path> <label>' or '<path>,<label>'"
 UCF_CLASSES = "classInd.txt"
 
@@ -93,55 +95,79 @@ def read_list(path: Path, split: str = TRAIN) -> list[Line]:
         raise UserError(f"{path}: {error.strerror}; accepted: {ACCEPTED}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file; accepted: {ACCEPTED}") from None
-    rows = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-    rows = [(number, line) for number, line in rows if line and not line.startswith("#")]
+    rows = [(number, line.strip(" ")) for number, line in enumerate(text.splitlines(), 1)]
+    rows = [(n, line) for n, line in rows if line.strip() and not line.lstrip().startswith("#")]
     if not rows:
         raise UserError(f"{path}: is empty; accepted: {ACCEPTED}")
-    header = [name.strip().lower() for name in rows[0][1].split(",")]
-    if any(name in header for name in (*COLUMNS["path"], *COLUMNS["id"])):
-        return list(_by_columns(path, header, rows[1:], split))
-    has_commas = _has_commas(rows[0][1])
-    return [_line(path, number, line, has_commas, split) for number, line in rows]
+    number, first = rows[0]
+    separator = next((one for one in "\t, " if one in first.strip()), ",")
+    header = [name.lower() for name in _fields(path, number, first, separator)]
+    if _is_header(header, separator):
+        return list(_by_columns(path, header, rows[1:], separator, split))
+    if separator == "," and not _ends_at_comma(first):
+        separator = " "
+    return [_line(path, number, line, separator, split) for number, line in rows]
 
 
-def _has_commas(line: str) -> bool:
-    """Whether the path ends at a comma; blank-separated lines have commas between labels."""
-    before, comma, _ = line.partition(",")
-    return bool(comma) and (
-        PurePath(before).suffix.lower() in VIDEO_SUFFIXES or not re.search(r"\s", before)
+def _is_header(cells: list[str], separator: str) -> bool:
+    """Whether these are names of columns, at least two that are known unless commas separate them.
+
+    In lists with blanks or tabs, ``video`` is rather a label.
+    """
+    known = _columns(cells).keys()
+    return (
+        not known.isdisjoint(("path", "id"))
+        and (separator == "," or len(known) > 1)
+        and not any(_is_video(cell) or is_image(Path(cell)) for cell in cells)
     )
 
 
-def _line(path: Path, number: int, line: str, has_commas: bool, split: str) -> Line:
-    if has_commas:
-        fields = _fields(path, number, line)
-        return Line(_checked(path, number, fields[0]), _labels(fields[1:], ";|"), split)
-    match = _BEFORE_LABELS.fullmatch(line)
-    assert match is not None  # any line that is not blank matches
-    fields = (match["rest"] or "").split()
-    is_file = PurePath(match["path"]).suffix.lower() in VIDEO_SUFFIXES
-    if len(fields) > 1 and not is_file and fields[0].isdigit():
-        fields = fields[1:]  # the number of frames
-    return Line(_checked(path, number, match["path"]), _labels(fields, ",;|"), split)
+def _columns(header: list[str]) -> dict[str, int]:
+    """Return the place of the column of each kind that there is."""
+    return {
+        kind: header.index(name)
+        for kind, names in COLUMNS.items()
+        for name in reversed(names)  # the first one wins
+        if name in header
+    }
+
+
+def _is_video(path: str) -> bool:
+    return PurePath(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _ends_at_comma(line: str) -> bool:
+    """Whether the path ends at a comma; blank-separated lines have commas between labels."""
+    before, comma, _ = line.partition(",")
+    return bool(comma) and (_is_video(before) or not re.search(r"\s", before))
+
+
+def _line(path: Path, number: int, line: str, separator: str, split: str) -> Line:
+    if separator == " ":
+        match = _BEFORE_LABELS.fullmatch(line.strip())
+        assert match is not None  # any line that is not blank matches
+        video, labels = match["path"], (match["rest"] or "").split()
+    else:
+        video, *labels = _fields(path, number, line, separator)
+    if separator == ",":
+        return Line(_checked(path, number, video), _labels(labels, ";|"), split)
+    if len(labels) > 1 and not _is_video(video) and labels[0].isdigit():
+        labels = labels[1:]  # without the number of frames
+    return Line(_checked(path, number, video), _labels(labels, ",;|"), split)
 
 
 def _by_columns(
-    path: Path, header: list[str], rows: list[tuple[int, str]], split: str
+    path: Path, header: list[str], rows: list[tuple[int, str]], separator: str, split: str
 ) -> Iterator[Line]:
-    at = {
-        kind: header.index(name)
-        for kind, names in COLUMNS.items()
-        for name in names
-        if name in header
-    }
+    at = _columns(header)
     for number, text in rows:
-        fields = _fields(path, number, text)
+        fields = _fields(path, number, text, separator)
         if len(fields) != len(header):
             raise UserError(
                 f"{path}, line {number}: {len(fields)} columns; accepted: {len(header)}, as in "
                 f"the first line"
             )
-        own = fields[at["split"]].strip().lower() if "split" in at else ""
+        own = fields[at["split"]].lower() if "split" in at else ""
         if own and own not in SPLIT_NAMES:
             raise UserError(
                 f"{path}, line {number}: split {own!r} is not one of {', '.join(SPLIT_NAMES)}"
@@ -161,13 +187,13 @@ def _by_columns(
         yield Line(_checked(path, number, video), labels, SPLIT_NAMES.get(own, split))
 
 
-def _fields(path: Path, number: int, line: str) -> list[str]:
-    """Split a line at its commas, of which those in quotes are part of a field."""
+def _fields(path: Path, number: int, line: str, separator: str) -> list[str]:
+    """Split a line at its separators, of which those in quotes are part of a field."""
     try:
-        (fields,) = csv.reader([line], skipinitialspace=True)
+        (fields,) = csv.reader([line], delimiter=separator, skipinitialspace=True)
     except csv.Error as error:  # such as a field of more than 131,072 characters
         raise UserError(f"{path}, line {number}: {error}; accepted: {ACCEPTED}") from None
-    return fields
+    return [field.strip() for field in fields]
 
 
 def _labels(fields: list[str], separators: str) -> tuple[str, ...]:
@@ -177,9 +203,9 @@ def _labels(fields: list[str], separators: str) -> tuple[str, ...]:
 
 
 def _checked(path: Path, number: int, video: str) -> str:
-    if not video.strip() or "\0" in video:
+    if not video or "\0" in video:
         raise UserError(f"{path}, line {number}: has no path; accepted: {ACCEPTED}")
-    return video.strip()
+    return video
 
 
 def _named(line: Line, names: dict[str, str]) -> tuple[str, ...]:
@@ -198,15 +224,14 @@ def _class_names(file: Path) -> dict[str, str]:
 
 
 def _lists(file: Path) -> dict[Path, str]:
-    """Return the list and those of its other splits, by the place of ``train`` in its name."""
-    match = re.search(r"train(?:ing)?", file.name, re.IGNORECASE)
-    if match is None:
-        return {file: TRAIN}
+    """Return the list and those of its other splits, by the places of ``train`` in its name."""
     found = {file: TRAIN}
+    places = list(re.finditer(r"train(?:ing)?", file.name, re.IGNORECASE))
     for name, split in SPLIT_NAMES.items():
-        other = file.with_name(file.name[: match.start()] + name + file.name[match.end() :])
-        if split in (VAL, TEST) and split not in found.values() and other.is_file():
-            found[other] = split
+        for place in reversed(places):  # in constrained_train.csv the last one counts
+            other = file.with_name(file.name[: place.start()] + name + file.name[place.end() :])
+            if split in (VAL, TEST) and split not in found.values() and other.is_file():
+                found[other] = split
     return found
 
 

@@ -24,6 +24,10 @@ def lines(tmp_path: Path, *text: str) -> list[tuple[str, tuple[str, ...]]]:
     [
         ("a.mp4 3", "a.mp4", ("3",)),
         ("a.mp4\t3", "a.mp4", ("3",)),
+        ("a.mp4\tplaying guitar", "a.mp4", ("playing guitar",)),
+        ("Smith, John.mp4\tdog,cat\tred", "Smith, John.mp4", ("dog", "cat", "red")),
+        ("frames/a b\t163\tmaking tea", "frames/a b", ("making tea",)),
+        ("\ta.mp4 3\t", "a.mp4", ("3",)),
         ("a.mp4,3", "a.mp4", ("3",)),
         ("a.mp4, making tea", "a.mp4", ("making tea",)),
         ("my clips/a b.mp4 3", "my clips/a b.mp4", ("3",)),
@@ -40,6 +44,10 @@ def lines(tmp_path: Path, *text: str) -> list[tuple[str, tuple[str, ...]]]:
         ("frames/a,3", "frames/a", ("3",)),
         ("frames/a 3", "frames/a", ("3",)),
         ("a.mp4", "a.mp4", ()),
+        ("a.mp4,video", "a.mp4", ("video",)),
+        ("a.png\tfile\tlabel", "a.png", ("file", "label")),
+        ("frames/a video", "frames/a", ("video",)),
+        ("video 163 3", "video", ("3",)),
     ],
 )
 def test_lines(line, path, labels, tmp_path):
@@ -58,6 +66,26 @@ def test_columns_in_any_order(tmp_path):
         written(tmp_path / "l.csv", "Label, split,path", "x,train,a.mp4", "y;z,Validation,b.mp4")
     )
     assert found == [("a.mp4", ("x",), "train"), ("b.mp4", ("y", "z"), "val")]
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ('"path","label"', '"my a.mp4","making tea"'),
+        ("path\tlabel", "my a.mp4\tmaking tea"),
+        ("\tPath\tlabel\tsplit", "0\tmy a.mp4\tmaking tea\t"),
+        ("path  label", '"my a.mp4" "making tea"'),
+        ("label,path,category", "making tea,my a.mp4,drinks"),
+        ("filename,label,path", "1,making tea,my a.mp4"),
+        ("path,class,label", "my a.mp4,3,making tea"),
+    ],
+)
+def test_names_of_columns(header, line, tmp_path):
+    assert lines(tmp_path, header, line) == [("my a.mp4", ("making tea",))]
+
+
+def test_one_column_with_a_name(tmp_path):
+    assert lines(tmp_path, "path", "my clips/a.mp4") == [("my clips/a.mp4", ())]
 
 
 def test_the_files_of_kinetics(tmp_path):
@@ -90,6 +118,17 @@ def test_numbers_are_classes_in_their_order_and_lists_beside_are_splits(tmp_path
     assert {*files.values()} >= {tmp_path / "v/x.mp4"}
     assert all(not name.startswith("/") and ".." not in name for name in files)
     assert dataset.root == tmp_path / "train-data"
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [("constrained_train.csv", "constrained_val.csv"), ("train.train.txt", "train.valid.txt")],
+)
+def test_other_splits_of_lists_with_several_places_of_train(train, val, tmp_path):
+    written(tmp_path / train, "a.mp4 0", "b.mp4 1")
+    written(tmp_path / val, "c.mp4 0", "d.mp4 1")
+    dataset = VideoList(tmp_path / train)
+    assert [clip.name for clip in dataset.clips("val")] == ["c.mp4", "d.mp4"]
 
 
 def test_the_files_of_ucf(tmp_path):
@@ -141,6 +180,7 @@ KINETICS, LONG = b"label,youtube_id,time_start,time_end\n", b"a" * 131_073
         (b"\xff\xfe\x00", "not a text file; "),
         (b"a.mp4 0\nb.mp4\n", r"1 of 2 videos have no label, the first is b.mp4; "),
         (b"path,label\na.mp4\n", "line 2: 1 columns; accepted: 2, as in the first line"),
+        (b"path label\nmy a.mp4 0\n", "line 2: 3 columns; accepted: 2, as in the first line"),
         (b"a.mp4,0\n,1\n", "line 2: has no path; "),
         (b"a.mp4 0\na.mp4 1\nb.mp4 0\nc.mp4 1\n", "a.mp4 has two entries with other labels"),
         (b"a.mp4 0\n/a.mp4 1\nb.mp4 0\n", "two videos have the name a.mp4"),
