@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 TEMPORARY = ".ivcl.tmp"
 """End of the names of files that are being written; only a killed process leaves one."""
+LOCK = ".lock"
+"""Name of the file in a folder that processes lock to have the folder for themselves."""
 
 
 @contextmanager
@@ -150,14 +152,12 @@ def remove_temporaries(folder: Path, patterns: Iterable[str]) -> None:
 
     A file that is being written is locked. Where the file system has no locks, all of them stay.
     """
-    if not _has_locks(folder):
-        return
     for pattern in patterns:
         for leftover in folder.glob(f"{pattern}.*{TEMPORARY}"):
             # Network file systems lock files only if they are open for writing.
             with suppress(OSError), leftover.open("rb+") as file:
-                if _lock(file.fileno(), fcntl.LOCK_NB):
-                    leftover.unlink()
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
@@ -205,12 +205,12 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = True, busy: str = "in use") -> Iterator[bool]:
-    """Hold a lock on a folder, or on a lock file, which is made if it is missing and stays.
+    """Hold the lock of a folder, its file ``.lock``, or another lock file.
 
-    Yields whether this process holds the lock: without ``wait`` it does not if another process
-    does. Waiting is logged with ``busy``, what the other process does there. The system releases
-    the lock when the process ends, however it ends. On a file system without locks every process is
-    granted the lock.
+    The file is made if it is missing, and stays. Yields whether this process holds the lock:
+    without ``wait`` it does not if another process does. Waiting is logged with ``busy``, what the
+    other process does there. The system releases the lock when the process ends, however it ends.
+    On a file system without locks every process is granted the lock.
 
     Example::
 
@@ -218,9 +218,8 @@ def locked(path: Path, wait: bool = True, busy: str = "in use") -> Iterator[bool
         ...     if not held:
         ...         print("another process is building")
     """
-    # Network file systems lock files only if they are open for writing.
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
-    handle = os.open(path, flags, 0o666)
+    # On network file systems, other machines see only locks on files that are open for writing.
+    handle = os.open(path / LOCK if path.is_dir() else path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         held = _lock(handle, fcntl.LOCK_NB)
         if wait and not held:
@@ -229,18 +228,6 @@ def locked(path: Path, wait: bool = True, busy: str = "in use") -> Iterator[bool
         yield held
     finally:
         os.close(handle)
-
-
-def _has_locks(folder: Path) -> bool:
-    """Whether a lock on a folder excludes other processes."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return isinstance(error, BlockingIOError)
-    finally:
-        os.close(handle)
-    return True
 
 
 def _lock(handle: int, flags: int) -> bool:

@@ -27,6 +27,7 @@ from ivcl_fast import __main__, evaluate, export, info, prepare, probes, sweep, 
 from ivcl_fast.command import REFUSALS, PrintableFormatter
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, print_error
+from ivcl_fast.files import LOCK
 from ivcl_fast.manifest import MANIFEST
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run_folder import check_folder, opened_folder
@@ -97,7 +98,7 @@ def test_a_folder_that_another_process_trains_in(started, monkeypatch):
             pass
         assert (started / "pretrain").is_dir()
     with opened_folder(overwriting):
-        assert {path.name for path in started.iterdir()} == {CONFIG, MANIFEST}
+        assert {path.name for path in started.iterdir()} == {CONFIG, MANIFEST, LOCK}
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with opened_folder(settings), opened_folder(settings):
         pass

@@ -18,6 +18,7 @@ from ivcl_fast import IVCL, IVCLClassifier
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluate import main as evaluate_main
+from ivcl_fast.files import LOCK
 from ivcl_fast.manifest import MANIFEST
 from ivcl_fast.train import main as train_main
 from ivcl_fast.training.arguments import parse
@@ -256,7 +257,7 @@ def test_overwriting_keeps_the_files_of_others(cater, uninterrupted, command, tm
     settings = parse([*map(str, flags), "--lr", "0.5", "--overwrite"])
     with opened_folder(settings):
         left = {path for path in run.rglob("*") if path.is_file()}
-        begun = {run / "config.json", run / MANIFEST}
+        begun = {run / "config.json", run / MANIFEST, run / LOCK}
         assert left - {run / "log.txt"} == {*strangers, *begun}
         assert json.loads((run / "config.json").read_text())["lr"] == 0.5
     check_strange(strangers)

@@ -63,7 +63,7 @@ from ivcl_fast.data.store.shards import (
 from ivcl_fast.data.store.sources import digest_of_states, state_of, write_sources
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import locked, write_json
+from ivcl_fast.files import locked, remove_temporaries, write_json
 
 log = logging.getLogger(__name__)
 
@@ -230,9 +230,12 @@ class StoreBuild:
     def open(self, placement: Placement, device: torch.device | None) -> FrameStore:
         """Open the store, which is complete, and delete what its build has left."""
         out = self.out
-        with suppress(OSError):  # a finished store may be in a read-only folder
-            for leftover in (out / PLAN, *shard_leftovers(out, read_meta(out)), out / LOCK):
-                leftover.unlink(missing_ok=True)
+        # A finished store may be in a read-only folder, and another process may renew it by now.
+        with suppress(OSError), locked(out / LOCK, wait=False) as held:
+            if held and is_finished(out, self.settings["state"]):
+                remove_temporaries(out, ["*"])
+                for leftover in (out / PLAN, *shard_leftovers(out, read_meta(out)), out / LOCK):
+                    leftover.unlink(missing_ok=True)
         store = FrameStore(out, placement, device=device)
         if store.bad_files:
             log.warning(summary(store.bad_files, len(self.media), out / BAD_FILES))

@@ -24,7 +24,13 @@ from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.decode.readable import if_damaged_twice
 from ivcl_fast.data.store.sources import Source, source_of, state_of
 from ivcl_fast.data.workers import Report
-from ivcl_fast.files import TEMPORARY, atomic_write, locked, read_bytes, write_text
+from ivcl_fast.files import (
+    atomic_write,
+    locked,
+    read_bytes,
+    remove_temporaries,
+    write_text,
+)
 from ivcl_fast.manifest import check_signed, signed
 from ivcl_fast.models.reference import patchify
 
@@ -118,8 +124,7 @@ def build_shard(task: ShardTask, report: Report) -> None:
         if is_finished(task.path.parent, task.state):
             lock.unlink(missing_ok=True)
             return
-        for leftover in task.path.parent.glob(f"{task.path.stem}.*{TEMPORARY}"):
-            leftover.unlink()
+        remove_temporaries(task.path.parent, [task.path.stem])
         _build(task, report)
 
 
@@ -176,9 +181,9 @@ def _append(
 
 
 def shard_leftovers(store: Path, meta: Mapping[str, Any]) -> Iterator[Path]:
-    """List the files that a build leaves in a store and that a finished store does not need."""
+    """List what a build leaves in a store that a finished store does not need, complete files."""
     shard = f"shard-{'[0-9]' * 5}"
-    for pattern in (f"{shard}.json", f"{shard}.lock", f"*{TEMPORARY}", f"{shard}.u8"):
+    for pattern in (f"{shard}.json", f"{shard}.lock", f"{shard}.u8"):
         for path in store.glob(pattern):
             if path.name not in meta["files"]:  # else a shard that was not replaced
                 yield path

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from ivcl_fast.data.workers import Report, run_tasks, usable_cpus
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import (
-    TEMPORARY,
     atomic_folder,
     locked,
     read_bytes,
@@ -103,8 +102,7 @@ def write_dataset(
             return out
         for place in (out / name for name in folders):
             place.mkdir(exist_ok=True)
-            for leftover in place.glob(f"*{TEMPORARY}"):
-                leftover.unlink(missing_ok=True)
+            remove_temporaries(place, ["*"])
         missing = [i for i in range(items) if not last_file(i).is_file()]
         done = items - len(missing)
 

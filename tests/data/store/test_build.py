@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
@@ -177,6 +178,21 @@ def test_shards_of_another_process_are_waited_for(videos, built, tmp_path, monke
     everything = {path.name for path in built.path.glob("*.u8")}
     assert waits == [everything - {"shard-00003.u8"}]
     assert contents(tmp_path) == contents(built.path)
+
+
+def test_without_locks_the_shards_that_others_write_stay(videos, built, tmp_path, monkeypatch):
+    """On such a file system every process builds every shard; a temporary file is its own."""
+
+    def no_locks(*_):
+        raise OSError
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    written = tmp_path / "shard-00000.u8.7-2c.ivcl.tmp"
+    written.write_text("half")
+    build(videos, tmp_path)
+    assert written.read_text() == "half"
+    monkeypatch.undo()
+    assert contents(build(videos, tmp_path).path) == contents(built.path)  # with locks, it goes
 
 
 def test_the_other_process_may_finish_the_store(videos, built, tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from ivcl_fast.data.synthetic.something_else.write import (
     split_files,
     write_something_else,
 )
+from ivcl_fast.files import LOCK
 
 SPEC = SyntheticSomethingElse(train=20, val=18, seed=7)
 VIDEOS = "20bn-something-something-v2"
@@ -46,6 +47,7 @@ def decode(path: Path, size: tuple[int, int], fps: int) -> np.ndarray:
 
 def test_files(something_else: Path) -> None:
     assert sorted(path.name for path in something_else.iterdir()) == [
+        LOCK,
         VIDEOS,
         "bounding_box_smthsmth_part1.json",
         "bounding_box_smthsmth_part2.json",

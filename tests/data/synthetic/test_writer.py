@@ -25,6 +25,7 @@ from ivcl_fast.data.synthetic.something_else.write import (
 from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import read_spec
 from ivcl_fast.errors import UserError
+from ivcl_fast.files import LOCK
 from ivcl_fast.manifest import MANIFEST, Manifest
 from tests.data.synthetic.conftest import WRITERS
 from tests.support.strangers import check_strange, strange_files
@@ -67,7 +68,7 @@ def test_the_folder_records_its_spec(made: tuple[str, Path], tmp_path: Path) -> 
 def test_the_manifest_records_all_files_that_were_written(made: tuple[str, Path]) -> None:
     """And no others, see test_files_of_others_are_kept."""
     _, folder = made
-    assert {*Manifest.read(folder).files, MANIFEST} == contents(folder).keys()
+    assert {*Manifest.read(folder).files, MANIFEST, LOCK} == contents(folder).keys()
 
 
 def test_another_seed_makes_other_data(tmp_path: Path, cater: Path, something_else: Path) -> None:
