@@ -1,7 +1,8 @@
 """Data in object storage, or wherever else fsspec reads, copied to this machine before use.
 
 ``videos:s3://bucket/clips`` and other formats of a folder copy the folder; ``csv:gs://bucket/a.csv``
-copies the lists beside it and the videos that they name. What has changed there is copied again.
+copies the lists beside it and the videos or folders of frames that they name. What has changed
+there is copied again.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from contextlib import suppress
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
-from ivcl_fast.data.dataset import Dataset
+from ivcl_fast.data.dataset import Dataset, Media
+from ivcl_fast.data.decode.images import is_image
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import TEMPORARY, locked, read_bytes, write_text
 from ivcl_fast.manifest import check_signed, signed
@@ -57,13 +60,15 @@ class Remote(NamedTuple):
             with locked(copy / ".lock", busy="copied"):  # so that only one rank copies
                 files = _Files(self.url.rpartition("/")[0] if is_list else self.url, copy)
                 if not is_list:
-                    files.take(files.names(deep=True))
+                    files.take(files.list_folder(deep=True))
                     files.drop_others()
                     return copy
-                files.take(n for n in files.names(deep=False) if n.lower().endswith(LISTS))
-                named = [file for one in open(place).media() for file in one.files]
-                inside = [file for file in named if ".." not in file.parts]
-                files.take(str(f.relative_to(copy)) for f in inside if f.is_relative_to(copy))
+                files.take(n for n in files.list_folder() if n.lower().endswith(LISTS))
+                named = [_listed(one) for one in open(place).media() if one.files]
+                inside = [p for p in named if ".." not in p.parts and p.is_relative_to(copy)]
+                wanted, folders = files.find(p.relative_to(copy).as_posix() for p in inside)
+                files.take(wanted)
+                files.drop_others(folders)
                 return place
         except ImportError as error:
             raise UserError(
@@ -75,6 +80,12 @@ class Remote(NamedTuple):
         except Exception as error:  # each kind of storage has its own
             said = (str(error).splitlines() or [""])[0] or type(error).__name__
             raise UserError(f"{self.url}: cannot be read: {said}") from None
+
+
+def _listed(media: Media) -> Path:
+    """Return what a list names: a file, or the folder of frames that were copied before."""
+    first = media.files[0]
+    return first if PurePath(media.name).name == first.name else first.parent
 
 
 class _Files:
@@ -94,33 +105,51 @@ class _Files:
         except (ValueError, KeyError):
             log.warning("%s: damaged, so all files are copied again", copy / RECORD)
 
-    def names(self, deep: bool) -> list[str]:
-        """List the files by their paths in the folder; hidden ones are passed over."""
-        listed = self.system.find(self.root, maxdepth=None if deep else 1, detail=True)
+    def list_folder(self, below: str = "", deep: bool = False) -> list[str]:
+        """List the files of the folder, or of one below it; hidden ones are passed over."""
+        place = f"{self.root}/{below}".rstrip("/")
+        listed, names = self.system.find(place, maxdepth=None if deep else 1, detail=True), []
         for path, about in listed.items():
             name = path[len(self.root) :].lstrip("/")
             if name and not any(part.startswith(".") for part in name.split("/")):
                 self.found[name] = about
+                names.append(name)
         if not self.found:
             raise FileNotFoundError("no such folder, or it is empty")
-        return list(self.found)
+        return names
 
-    def drop_others(self) -> None:
-        """Delete the copies of files that are not listed any more."""
+    def find(self, names: Iterable[str]) -> tuple[list[str], set[str]]:
+        """List those of these files that exist, and the images in those that are folders.
+
+        Returns the names of the folders, too. Others are found missing when they are opened.
+        """
+        files, folders = list[str](), set[str]()
+        for name in names:
+            place = f"{self.root}/{name}"
+            if name not in self.found and self.system.isfile(place):
+                self.found[name] = self.system.info(place)
+            if name in self.found:
+                files.append(name)
+            elif self.system.isdir(place):
+                folders.add(name)
+                files += [file for file in self.list_folder(name) if is_image(Path(file))]
+        return files, folders
+
+    def drop_others(self, folders: Set[str] | None = None) -> None:
+        """Delete the copies of files that are not found any more, in these ``folders`` or all."""
         for name in self.taken.keys() - self.found.keys():
-            (self.copy / name).unlink(missing_ok=True)
-            del self.taken[name]
+            if folders is None or str(PurePosixPath(name).parent) in folders:
+                (self.copy / name).unlink(missing_ok=True)
+                del self.taken[name]
+                with suppress(OSError):  # it is not empty
+                    (self.copy / name).parent.rmdir()
         self._write_record()
 
     def take(self, names: Iterable[str]) -> None:
-        """Copy those of these files that exist and have changed."""
+        """Copy those of these files that have changed."""
         wanted = {}
         for name in names:
-            about = self.found.get(name)
-            if about is None:
-                if not self.system.isfile(f"{self.root}/{name}"):
-                    continue  # it is found missing when it is opened
-                about = self.system.info(f"{self.root}/{name}")
+            about = self.found[name]
             version = str([about.get(key) for key in VERSION])
             if self.taken.get(name) != version or not (self.copy / name).is_file():
                 wanted[name] = version

@@ -68,6 +68,28 @@ def test_a_list_brings_the_videos_that_it_names(bucket, tmp_path):
     assert not list(tmp_path.rglob("x.avi"))
 
 
+def test_a_list_brings_folders_of_frames_and_follows_them(bucket, tmp_path):
+    for name in ("up/e/0.png", "up/e/1.png", "up/e/notes.txt", "down/f/0.png", "down/f/more/1.png"):
+        bucket.pipe(f"/bucket/clips/{name}", name.encode())
+    bucket.pipe("/bucket/train.csv", b"clips/up/e up\nclips/down/f down\nclips/up/a.avi up\n")
+    config = DataConfig("csv:memory://bucket/train.csv", data_dir=tmp_path / "data")
+
+    def frames() -> dict[str, list[str]]:
+        found = open_dataset(config)
+        assert all(file.is_file() for one in found.media() for file in one.files)
+        return {one.name: [file.name for file in one.files] for one in found.media()}
+
+    first = frames()
+    assert first["clips/up/e"] == ["0.png", "1.png"] and first["clips/down/f"] == ["0.png"]
+    (copy,) = (tmp_path / "data" / "remote").iterdir()
+    assert not {"notes.txt", "more"} & {path.name for path in copy.rglob("*")}
+    before = files(copy)
+    assert frames() == first and files(copy) == before
+    bucket.pipe("/bucket/clips/up/e/10.png", b"new")
+    bucket.rm("/bucket/clips/up/e/0.png")
+    assert frames() == first | {"clips/up/e": ["1.png", "10.png"]}
+
+
 def test_places_that_cannot_be_read(bucket, tmp_path):
     config = DataConfig("", data_dir=tmp_path)
     for source, said in (
