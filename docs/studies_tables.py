@@ -5,7 +5,7 @@
 ``<!-- studies -->``
     what each study asks and how many runs it takes, from ``ivcl_fast/studies/definitions.py``;
 ``<!-- tables: STUDY -->``
-    the tables of ``docs/results/STUDY/study.md``;
+    the tables of ``docs/results/STUDY/study.md``, and the command that made them;
 ``<!-- variants: STUDY -->``
     top-1 of each variant, from ``docs/results/STUDY/results.json``;
 ``<!-- summary -->``
@@ -67,12 +67,15 @@ def studies() -> list[str]:
 
 
 def tables(study: str) -> list[str]:
-    """Return the tables of a study's committed page, with titles where there are several."""
+    """Return the tables of a study's committed page, with titles where there are several.
+
+    The last line is the study's command.
+    """
     page = (RESULTS / study / "study.md").read_text()
     parts = re.findall(r"^## (.*?)\n\n(.*?)\n+(?=## |!\[)", page, re.DOTALL | re.MULTILINE)
-    if len(parts) == 1:
-        return [parts[0][1]]
-    return "\n\n".join(f"`{title}`\n\n{text}" for title, text in parts).splitlines()
+    (command,) = re.findall(r"^`(python -m ivcl_fast\.sweep .*?)`", page, re.MULTILINE)
+    texts = [text if len(parts) == 1 else f"`{title}`\n\n{text}" for title, text in parts]
+    return "\n\n".join([*texts, f"Command: `{command}`"]).splitlines()
 
 
 def variants(study: str) -> list[str]:
