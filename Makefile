@@ -55,7 +55,7 @@ lint: $(STAMP)  ## check style and types
 
 # Needs no set-up: torch, Triton and some small packages, which it names, are enough.
 # PYTHON=... names another interpreter than .venv's.
-gpu-check:  ## compare and time all kernels on an NVIDIA GPU; takes 8 minutes
+gpu-check:  ## compare and time all kernels on an NVIDIA GPU; takes 9 minutes
 	@$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON)) \
 	  -m benchmarks.gpu_check $(ARGS)
 

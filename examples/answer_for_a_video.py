@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 import ivcl_fast
+from ivcl_fast.errors import UserError
 
 
 def answer(run: Path, video: Path) -> None:
@@ -42,7 +43,11 @@ def short_run(folder: Path) -> tuple[Path, Path]:
 
 if __name__ == "__main__":
     if len(sys.argv) == 3:
-        answer(Path(sys.argv[1]), Path(sys.argv[2]))
+        try:
+            answer(Path(sys.argv[1]), Path(sys.argv[2]))
+        except UserError as error:  # no such run, or no such video: one line says which
+            print(error, file=sys.stderr)
+            sys.exit(2)
     elif len(sys.argv) == 1:
         with tempfile.TemporaryDirectory() as folder:
             answer(*short_run(Path(folder)))

@@ -14,6 +14,9 @@ import av
 import numpy as np
 import onnxruntime
 
+if len(sys.argv) != 3:
+    print("usage: python examples/serve_onnx.py RUN/export/classifier.onnx VIDEO", file=sys.stderr)
+    sys.exit(2)
 model, video = sys.argv[1:]
 about = json.loads(Path(model).with_suffix(".json").read_text())
 _, length, _, size, _ = about["input"]["shape"]

@@ -117,7 +117,7 @@ def videos_in(path: Path) -> dict[str, Path]:
     if not path.is_dir() or any(map(is_image, path.iterdir())):
         return {}
     found = find_videos(path)
-    return {one.name: one.files[0] if len(one.files) == 1 else path / one.name for one in found}
+    return {one.name: path / one.name if is_image(one.files[0]) else one.files[0] for one in found}
 
 
 def answers_as_csv(found: Sequence[dict[str, Any]]) -> str:
@@ -140,6 +140,9 @@ def check_flags(config: EvaluateConfig) -> None:
     out = config.out
     if out is not None and (out.is_dir() or not os.access(out.absolute().parent, os.W_OK)):
         raise UserError(f"--out: {out} cannot be written; accepted: a file in a folder that exists")
+    accepted = (".json", ".csv") if config.predict is not None else (".json",)
+    if out is not None and out.suffix.lower() not in accepted:
+        raise UserError(f"--out: {out}; accepted: a file that ends in {' or '.join(accepted)}")
 
 
 def chosen_model(run: FinishedRun, flag: Classifier | None) -> str:

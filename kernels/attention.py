@@ -215,11 +215,16 @@ def package_flash_attention(package: str, qkv: Tensor) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
+def split_heads(qkv: Tensor, num_heads: int) -> Tensor:
+    """Queries, keys and values as libraries take them, ``[B, N, 3, heads, d]``."""
+    # None of their kernels takes heads whose columns are not neighbours in memory.
+    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
+    return qkv.unflatten(-1, (3, num_heads, -1))
+
+
 @_in_batches
 def _flash_attention(qkv: Tensor, num_heads: int) -> Tensor:
-    # No library's kernel takes heads whose columns are not neighbours in memory.
-    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
-    qkv = qkv.unflatten(-1, (3, num_heads, -1))  # [B, N, 3, heads, d]
+    qkv = split_heads(qkv, num_heads)
     provider = _flash_provider(qkv.device, qkv.shape[-1])
     if provider != "torch":
         return package_flash_attention(provider, qkv).flatten(2)
@@ -232,8 +237,7 @@ def _flash_attention(qkv: Tensor, num_heads: int) -> Tensor:
 
 @_in_batches
 def _xformers_attention(qkv: Tensor, num_heads: int) -> Tensor:
-    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)  # [B, N, heads, d]
-    return _functions["xformers"](q, k, v).flatten(2)
+    return _functions["xformers"](*split_heads(qkv, num_heads).unbind(2)).flatten(2)
 
 
 BACKENDS = {

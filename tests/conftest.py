@@ -58,6 +58,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+@pytest.fixture(autouse=True)
+def memory_is_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Several processes share a GPU, and PyTorch keeps what the largest test of each has taken."""
+    yield
+    if torch.cuda.is_available() and request.node.get_closest_marker("gpu"):
+        torch.cuda.empty_cache()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def start_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Tests run in an empty folder, so what lies in the checkout (``runs/``, ``data/``) is not met.

@@ -7,6 +7,7 @@ import platform
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.models.weights import MODEL, misfit, read_weights, weights_file
 from ivcl_fast.training.classes import Classes
 from ivcl_fast.training.hardware import pick_device, use_bf16
-from ivcl_fast.training.run import EVAL_BATCH, last_frame_clips
+from ivcl_fast.training.metrics_log import MetricsLog
+from ivcl_fast.training.run import EVAL_BATCH, FIRST_STAGE
 from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
 
 log = logging.getLogger(__name__)
@@ -200,15 +202,20 @@ class FinishedRun:
         if stages.stage != "finetune" and self.finished("pretrain"):
             lengths.append(f"{stages.pretrain_clips} clips of pretraining")
         if stages.stage != "pretrain" and self.finished("finetune"):
-            init = stages.init if stages.stage == "finetune" else "pretrain"
             clips = f"{stages.finetune_clips} clips"
-            if frames := last_frame_clips(stages, self.data, init):
+            if frames := self._last_frames_first():
                 which = "single" if stages.frame_labels else "last"
                 clips = f"{frames} {which} frames and {stages.finetune_clips} whole clips"
             share = stages.label_fraction
             labels = "" if share == 1 else f" with {share:.0%} of the labels"
             lengths.append(f"{clips} of finetuning{labels}")
         return ", ".join(lengths)
+
+    def _last_frames_first(self) -> int:
+        """Clips of single frames with which finetuning began; later ones are of a baseline."""
+        records = MetricsLog(self.folder).read()
+        before = takewhile(lambda record: record["stage"] != "finetune", records)
+        return max((r["clips"] for r in before if r["stage"] == FIRST_STAGE["finetune"]), default=0)
 
     def _with_weights(self, source: Path) -> Model:
         """Return a model of the run's sizes with these weights, by their keys."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,11 +111,23 @@ def predict(
     """
     model.eval()
     parts: list[tuple[Tensor, ...]] = []
-    for batch in loader.epoch(0):
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            logits = model(*batch.to(device).inputs)
-        parts.append((logits.float().cpu(), batch.labels, batch.clip_ids))
+    with without_compiling(model):
+        for batch in loader.epoch(0):
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                logits = model(*batch.to(device).inputs)
+            parts.append((logits.float().cpu(), batch.labels, batch.clip_ids))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def without_compiling(model: nn.Module) -> AbstractContextManager[None]:
+    """Run compiled parts of ``model`` as they are written, within this context.
+
+    An evaluation has few batches, of one or two shapes that training does not have, and a graph for
+    each of them takes longer to compile than it saves.
+    """
+    if all(part._compiled_call_impl is None for part in model.modules()):
+        return nullcontext()  # the next line imports the compiler, which takes a second
+    return torch.compiler.set_stance("force_eager")
 
 
 def predict_views(

@@ -184,6 +184,8 @@ class FastModel(PretrainedModel):
         # One code object serves all blocks of the process: pretraining, finetuning and evaluation
         # at several shapes are more graphs than the default allows.
         dynamo.recompile_limit = max(64, dynamo.recompile_limit)
+        # Blocks are what overlaps with the exchange of gradients (DDP); it would cut them in two.
+        dynamo.optimize_ddp = False
         for part in self.modules():  # type: ignore[attr-defined]
             if isinstance(part, reference.Block):
                 part.compile(fullgraph=True, dynamic=False, **options)

@@ -62,7 +62,7 @@ def pick_device(name: str) -> torch.device:
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether the device has hardware for bfloat16 matrix products."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     cpu = torch.cpu
     return cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
 

@@ -37,7 +37,7 @@ from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule, scaled_lr
 from ivcl_fast.training.run_folder import CHECKPOINTS, PARTIAL, PARTIAL_FILES, save_model
 from ivcl_fast.training.seeds import clip_seeds
-from ivcl_fast.training.settings import StagesConfig, TrainConfig
+from ivcl_fast.training.settings import TrainConfig
 
 EVAL_BATCH = 48
 """Clips per batch in validation and evaluation."""
@@ -183,7 +183,15 @@ class Run:
 
     def last_frame_clips(self, init: str) -> int:
         """Clips of the part of finetuning from ``init`` that sees last frames alone."""
-        return last_frame_clips(self.config.stages, self.data, init)
+        stages = self.config.stages
+        if stages.last_frame_clips is not None:
+            return stages.last_frame_clips
+        if not self.data.localizes or init == "random":
+            return 0
+        clips = 4 * stages.finetune_clips
+        if stages.frame_labels:  # any frame of a video, so that passes differ
+            return clips
+        return min(clips, LAST_FRAME_PASSES * len(self.data.dataset.clips(self.data.train_split)))
 
     def _finetuning(self, clips: int, init: str, lr_scale: float = 1.0) -> Schedule:
         optim = self.config.optim
@@ -381,15 +389,3 @@ class Run:
         """Return the batches of a split; see ``DataModule.loader``."""
         options = {"training": False, "seed": self.config.seed} | options
         return self.data.loader(split, batch_size=batch_size, num_frames=num_frames, **options)
-
-
-def last_frame_clips(stages: StagesConfig, data: DataModule, init: str) -> int:
-    """Return how many last frames finetuning from ``init`` sees before whole clips."""
-    if stages.last_frame_clips is not None:
-        return stages.last_frame_clips
-    if not data.localizes or init == "random":
-        return 0
-    clips = 4 * stages.finetune_clips
-    if stages.frame_labels:  # any frame of a video, so that passes differ
-        return clips
-    return min(clips, LAST_FRAME_PASSES * len(data.dataset.clips(data.train_split)))

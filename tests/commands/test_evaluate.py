@@ -312,6 +312,12 @@ def test_a_video_or_its_frames(cater: Path, tmp_path: Path, command: Any) -> Non
     assert [status for status, _ in answers] == [0, 0]
     likeliest = [said.split("%", 1)[1].splitlines()[0] for _, said in answers]
     assert likeliest[0] == likeliest[1] and "cell" in likeliest[0]
+    shutil.copytree(folder, tmp_path / "videos" / "all")
+    (tmp_path / "videos" / "one").mkdir()
+    shutil.copy(folder / "1.png", tmp_path / "videos" / "one")
+    status, said = command(evaluate, cater, "--predict", tmp_path / "videos")
+    assert status == 0 and likeliest[0] in said
+    assert said.count("cell") == 2 * len(answers[0][1].splitlines())
     shown = command(visualize, cater, "--video", folder, "--out", tmp_path / "shown")
     assert shown[0] == 0 and (tmp_path / "shown" / "frames" / "trajectory.png").is_file()
 
@@ -369,6 +375,8 @@ def test_what_is_no_video(cater: Path, tmp_path: Path, command: Any) -> None:
         command(evaluate, cater, "--predict", tmp_path / "text.avi", *out), "not a video"
     )
     assert not (tmp_path / "a.json").exists()
+    said = command(evaluate, cater, "--predict", tmp_path / "text.avi", "--out", tmp_path / "a.txt")
+    assert refused(said, "a.txt; accepted: a file that ends in .json or .csv")
 
 
 def test_images_are_taken_in_the_order_of_their_numbers(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -111,6 +112,7 @@ def test_a_difference_is_measured():
     model = IVCLClassifier(config(), 4).eval()
     off = export_command.compare(lambda video: model(video) * 1.01, model, model)
     assert off == pytest.approx(0.01, rel=1e-3)
+    assert not export_command.compare(lambda video: model(video) * math.nan, model, model) <= 1
 
 
 def test_what_cannot_be_exported(tmp_path, command, monkeypatch):

@@ -16,12 +16,13 @@ from nvidia.dali import fn, pipeline_def, types
 
 from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import decoding_gpu
+from ivcl_fast.data.decode.decoder import NVDECS, decoding_gpu
 from ivcl_fast.data.decode.images import with_huffman_tables
 from ivcl_fast.data.decode.indexed import IndexedVideo
 from ivcl_fast.data.decode.interface import Decoder
 from ivcl_fast.data.decode.media import FrameIds, OpenMedia, OpenVideo, check_frame_ids
 from ivcl_fast.data.decode.pyav import PyAVDecoder
+from ivcl_fast.data.workers import usable_cpus
 
 log = logging.getLogger(__name__)
 
@@ -154,15 +155,18 @@ def _pipeline(kind: str, gpu: int | None) -> Any:
     """Build the pipeline from encoded ``images`` to ``[F, 3, H, W]``, or from an encoded ``video``
     and frame indices to ``[1, F, 3, H, W]``."""
     device, batch_size = "cpu" if gpu is None else "mixed", BATCH if kind == "images" else 1
-    options: dict[str, Any] = dict(num_threads=1, device_id=gpu, prefetch_queue_depth=1)
+    # A GPU leaves the Huffman codes of images to the CPU, which has more cores than decoders run.
+    threads = 1 if gpu is None else max(1, usable_cpus() // NVDECS)
+    options: dict[str, Any] = dict(num_threads=threads, device_id=gpu, prefetch_queue_depth=1)
 
     @pipeline_def(batch_size=batch_size, **options)
     def to_frames():
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
         if kind == "images":
             frames = fn.decoders.image(
-                encoded, device=device, output_type=types.RGB, adjust_orientation=False
-            )
+                encoded, device=device, output_type=types.RGB, adjust_orientation=False,
+                jpeg_fancy_upsampling=True,  # colours as on a CPU
+            )  # fmt: skip
         else:
             ids = fn.external_source(name="frames", dtype=types.INT32, ndim=1)
             frames = fn.decoders.video(encoded, device=device, frames=ids)
