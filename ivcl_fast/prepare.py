@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,7 +24,7 @@ from ivcl_fast.command import parse, run_command
 from ivcl_fast.config import MAX_SIZE
 from ivcl_fast.data.bad_files import check_all_usable, named
 from ivcl_fast.data.config import MOST_VIDEOS, MOST_WORKERS, DataConfig
-from ivcl_fast.data.dataset import Dataset, Media, VideoError
+from ivcl_fast.data.dataset import Dataset, Media, VideoError, summary
 from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import (
     DecoderName,
@@ -163,6 +163,8 @@ def prepare(config: PrepareConfig) -> None:
         if isinstance(place, Remote):
             place = fetched(dataset_format, place, DataConfig(source), task, read_only=False)
         dataset = dataset_format.open(place, task)
+        with suppress(UserError):  # annotations are not needed to decode
+            print(f"data: {dataset.task}, {summary(dataset)}", flush=True)
         prepare_store(dataset, config, dataset.task if dataset_format.media_by_task else None)
 
 

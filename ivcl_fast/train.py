@@ -15,6 +15,7 @@ import torch
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import output_may_end, run_command
 from ivcl_fast.config import OBJECTIVE_NAMES
+from ivcl_fast.data.dataset import summary
 from ivcl_fast.data.formats.acre import Acre
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
@@ -60,8 +61,9 @@ def train(config: TrainConfig) -> None:
         run.check_batches()
         with distributed.main_process_first():
             stack.enter_context(opened_folder(config))
-        if run.finetunes:  # reads the classes now: others than before are refused, not found later
-            distributed.print_rank0(f"{config.data.task}: {run.classes.num_classes} classes")
+        distributed.print_rank0(f"data: {config.data.task}, {summary(data.dataset)}")
+        if run.finetunes:
+            run.check_classes()
         elif not data.num_classes:
             distributed.print_rank0(f"{config.data.source} has no classes: pretraining only")
         init = config.stages.init

@@ -183,9 +183,11 @@ def parse_source(
     places = ", ".join(f"{name}:{form().place}" for name, form in _FORMATS.items())
     made = ", ".join(f"synthetic:{name}" for name in _SYNTHETIC)
     others = sorted({f"{entry.name}:DIR" for entry in metadata.entry_points(group=ENTRY_POINTS)})
+    format_of = "videos" if Path(source).is_dir() else "csv"
+    hint = f" (did you mean {format_of}:{source}?)" if Path(source).exists() else ""
     raise UserError(
-        f"{argument}: {source!r} is not a data source; accepted: {places} for data in that format; "
-        f"synthetic, {made}" + "".join(f", {other}" for other in others)
+        f"{argument}: {source!r} is not a data source{hint}; accepted: {places} for data in that "
+        f"format; synthetic, {made}" + "".join(f", {other}" for other in others)
     )
 
 

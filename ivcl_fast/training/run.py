@@ -111,6 +111,10 @@ class Run:
                 classes.write(self.folder)
         return classes
 
+    def check_classes(self) -> None:
+        """Raise :class:`UserError` now if :attr:`classes` does, and not after pretraining."""
+        _ = self.classes
+
     def choose_batch_size(self) -> TrainConfig:
         """Replace ``--batch-size auto`` by a number, on all ranks together; return the settings."""
         self.config = with_batch_size(self.config, self.device, self.amp)

@@ -57,6 +57,7 @@ def test_a_folder_of_classes(videos, tmp_path, command):
     (clips / HOSTILE[0] / "a\n# <i>.mp4").write_bytes(b"no video")
     code, out, err = command(main, "--data", f"videos:{clips}", *FLAGS, "--out", tmp_path)
     assert code == 0, err
+    assert "data: classify, 2 classes; clips: " in out
     run = tmp_path / "run"
     assert (run / "pretrain/model.safetensors").is_file()
     assert json.loads((run / "answers.json").read_text())["names"] == [*HOSTILE]

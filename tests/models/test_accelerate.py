@@ -369,6 +369,9 @@ def test_a_report_of_nothing_says_why():
     accelerate(plain)
     for again in (ivcl_fast.IVCL(CFG), plain):
         assert str(accelerate(again)) == fused
+    other = vit()
+    accelerate(other)
+    assert "kept: all that have a fused version run on it already" in str(accelerate(other))
 
 
 def test_without_kernels_nothing_is_replaced(monkeypatch):

@@ -30,8 +30,10 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{len(self.replaced)} modules replaced, {len(self.kept)} kept"]
-        if not self.replaced and not self.kept:
-            lines[0] += f": {ALL_FUSED if self.fused_before else NONE_KNOWN}"
+        if not self.replaced and self.fused_before:
+            lines[0] += f": {ALL_FUSED}"
+        elif not self.replaced and not self.kept:
+            lines[0] += f": {NONE_KNOWN}"
         told = {name: kind + self._calls(name) for name, kind in self.replaced.items()}
         for title, modules in (("replaced", told), ("kept", self.kept)):
             groups: dict[str, list[str]] = defaultdict(list)

@@ -78,6 +78,7 @@ class LabelledVideos:
             items = hold_out(items, val_fraction)
         else:
             items = _without_measured_in_training(root, items)
+        _warn_of_classes_without_training(root, items)
         found = {item.split for item in items}
         for split in (TRAIN, VAL):
             if split not in found and not (split == VAL and TEST in found):
@@ -103,7 +104,7 @@ class LabelledVideos:
         one = len(numbers) == 1 and not self.multi_label
         clip = Clip(name, name, numbers[0] if one else numbers)
         if self._clips[item.split].setdefault(name, clip) != clip:
-            raise UserError(f"{self.root}: {name} has two entries with other labels")
+            raise UserError(f"{self.root}: {name} has two entries with different labels")
 
     def clips(self, split: str) -> list[Clip]:
         """Return the clips of a split; ``label`` is ``()`` where there are no classes."""
@@ -152,6 +153,18 @@ def _without_measured_in_training(root: Path, items: Sequence[Item]) -> list[Ite
             "the first is %s", root, len(both), both[0].media.name,
         )  # fmt: skip
     return [item for item, place in pairs if item.split != TRAIN or place not in measured]
+
+
+def _warn_of_classes_without_training(root: Path, items: Sequence[Item]) -> None:
+    """Warn of classes of other splits that no training video has, such as a misspelt one."""
+    trained = {label for item in items if item.split == TRAIN for label in item.labels}
+    for split in (VAL, TEST):
+        others = {label for item in items if item.split == split for label in item.labels} - trained
+        if others:
+            log.warning(
+                "%s: %d classes of the split %s have no training video: %s",
+                root, len(others), split, ", ".join(sorted(others)[:5]),
+            )  # fmt: skip
 
 
 def hold_out(items: Iterable[Item], fraction: float) -> list[Item]:

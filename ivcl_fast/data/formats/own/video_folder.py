@@ -113,8 +113,11 @@ def _items(root: Path, found: list[Media]) -> list[Item]:
 def _labelled(place: Path, found: list[Media], split: str, depth: int) -> list[Item]:
     """Take the folder at ``depth`` for the class, unless videos lie beside the folders."""
     parts = [PurePosixPath(one.name).parts for one in found]
-    if any(len(path) == depth + 1 for path in parts):
-        if any(len(path) > depth + 1 for path in parts):
-            log.info("%s: has videos beside its folders, so these are no classes", place)
+    if beside := [path[-1] for path in parts if len(path) == depth + 1]:
+        if len(beside) < len(parts):
+            log.warning(
+                "%s: its folders are no classes, as it has %d videos beside them, such as %s",
+                place, len(beside), beside[0],
+            )  # fmt: skip
         return [Item(one, (), split) for one in found]
     return [Item(one, (path[depth],), split) for one, path in zip(found, parts, strict=True)]

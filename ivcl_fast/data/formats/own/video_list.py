@@ -41,11 +41,14 @@ from ivcl_fast.data.formats.own.video_folder import VIDEO_SUFFIXES
 from ivcl_fast.errors import UserError
 
 COLUMNS = {
-    "path": ("path", "video_path", "file", "filename", "file_name", "video", "video_name"),
-    "label": ("label", "labels", "class", "class_name", "category", "target"),
+    "path": (
+        "path", "video_path", "file_path", "filepath", "file", "filename", "file_name", "video",
+        "video_name",
+    ),
+    "label": ("label", "labels", "class", "class_name", "category", "target", "action"),
     "split": ("split", "subset", "partition"),
     "id": ("youtube_id",),
-}
+}  # fmt: skip
 """Accepted names of columns, in lower case; the first of each kind that is there is read."""
 ACCEPTED = "lines of '<path> <label>' or '<path>,<label>'"
 UCF_CLASSES = "classInd.txt"
@@ -94,7 +97,7 @@ def read_list(path: Path, split: str = TRAIN) -> list[Line]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; accepted: {ACCEPTED}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file; accepted: {ACCEPTED}") from None
+        raise UserError(f"{path}: not text in UTF-8; accepted: {ACCEPTED}, in UTF-8") from None
     rows = [(number, line.strip(" ")) for number, line in enumerate(text.splitlines(), 1)]
     rows = [(n, line) for n, line in rows if line.strip() and not line.lstrip().startswith("#")]
     if not rows:
@@ -106,7 +109,22 @@ def read_list(path: Path, split: str = TRAIN) -> list[Line]:
         return list(_by_columns(path, header, rows[1:], separator, split))
     if separator == "," and not _ends_at_comma(first):
         separator = " "
-    return [_line(path, number, line, separator, split) for number, line in rows]
+    lines = [_line(path, number, line, separator, split) for number, line in rows]
+    _check_first(path, number, lines)
+    return lines
+
+
+def _check_first(path: Path, number: int, lines: list[Line]) -> None:
+    """Refuse a first line that names columns by words that are not known."""
+    first, *others = lines
+    if _is_video(first.path) or not any(_is_video(line.path) for line in others):
+        return
+    if not (path.parent / first.path).exists():
+        names = ", ".join(COLUMNS["path"])
+        raise UserError(
+            f"{path}, line {number}: {first.path!r} is no video; accepted: {ACCEPTED}, or a first "
+            f"line with the names of columns, of which the path is one of {names}"
+        )
 
 
 def _is_header(cells: list[str], separator: str) -> bool:

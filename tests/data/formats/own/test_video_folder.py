@@ -85,6 +85,13 @@ def test_layouts_without_classes(names, tmp_path):
     assert len(clips) == 3 and {clip.label for clip in clips} == {()}
 
 
+def test_a_video_beside_the_folders_is_named(tmp_path, caplog):
+    assert VideoFolder(touch(tmp_path, "a/1.mp4", "b/2.mp4", "3.mp4")).num_classes == 0
+    assert caplog.messages == [
+        f"{tmp_path}: its folders are no classes, as it has 1 videos beside them, such as 3.mp4"
+    ]
+
+
 def test_folders_of_frames_are_videos_in_the_order_of_their_numbers(tmp_path):
     touch(tmp_path, *(f"a/x/{i}.png" for i in range(12)), "a/x/notes.txt", "b/y/1.JPG", "b/z/1.png")
     media = {one.name: [path.name for path in one.files] for one in VideoFolder(tmp_path).media()}

@@ -177,12 +177,14 @@ KINETICS, LONG = b"label,youtube_id,time_start,time_end\n", b"a" * 131_073
     ("text", "said"),
     [
         (b"", "is empty; accepted: lines of '<path> <label>' or '<path>,<label>'"),
-        (b"\xff\xfe\x00", "not a text file; "),
+        (b"\xff\xfe\x00", "not text in UTF-8; "),
+        (b"clip,action\na.mp4,0\nb.mp4,1\n", "line 1: 'clip' is no video; .* path, video_path, "),
+        (b"Path;Label\na.mp4;0\nb.mp4;1\n", "line 1: 'Path;Label' is no video; "),
         (b"a.mp4 0\nb.mp4\n", r"1 of 2 videos have no label, the first is b.mp4; "),
         (b"path,label\na.mp4\n", "line 2: 1 columns; accepted: 2, as in the first line"),
         (b"path label\nmy a.mp4 0\n", "line 2: 3 columns; accepted: 2, as in the first line"),
         (b"a.mp4,0\n,1\n", "line 2: has no path; "),
-        (b"a.mp4 0\na.mp4 1\nb.mp4 0\nc.mp4 1\n", "a.mp4 has two entries with other labels"),
+        (b"a.mp4 0\na.mp4 1\nb.mp4 0\nc.mp4 1\n", "a.mp4 has two entries with different labels"),
         (b"a.mp4 0\n/a.mp4 1\nb.mp4 0\n", "two videos have the name a.mp4"),
         (KINETICS + b"x,a,inf,11\n", "line 2: has no whole seconds in time_start and time_end"),
         (KINETICS + b"x,a,1,nan\n", "line 2: has no whole seconds in time_start and time_end"),
@@ -224,3 +226,12 @@ def test_videos_that_are_measured_are_not_trained_on(tmp_path, caplog):
         assert [clip.name for clip in dataset.clips(split)] == ["link.mp4", "b.mp4"]
     (said,) = caplog.messages
     assert "2 training videos are left out" in said and said.endswith("the first is a.mp4")
+
+
+def test_classes_without_a_training_video_are_named(tmp_path, caplog):
+    written(tmp_path / "train.csv", "a.mp4,Dog", "b.mp4,cat")
+    written(tmp_path / "val.csv", "c.mp4,dog", "d.mp4,cat")
+    assert VideoList(tmp_path / "train.csv").num_classes == 3
+    assert caplog.messages == [
+        f"{tmp_path}/train-data: 1 classes of the split val have no training video: dog"
+    ]
