@@ -9,6 +9,7 @@ its name.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,8 +138,10 @@ def exported(model: IVCL | IVCLClassifier, suffix: str) -> bytes:
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     example, plain = (random_videos(model, 2),), plain_model(model)
     if suffix == ".pt2":
-        content = io.BytesIO()
-        torch.export.save(torch.export.export(plain, example, dynamic_shapes=shapes), content)
+        content, exported = io.BytesIO(), torch.export.export(plain, example, dynamic_shapes=shapes)
+        with warnings.catch_warnings():  # PyTorch pickles with functions that it has deprecated
+            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+            torch.export.save(exported, content)
         return content.getvalue()
     program = torch.onnx.export(
         plain, example, dynamo=True, dynamic_shapes=shapes,

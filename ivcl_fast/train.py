@@ -67,6 +67,8 @@ def train(config: TrainConfig) -> None:
         elif not data.num_classes:
             distributed.print_rank0(f"{config.data.source} has no classes: pretraining only")
         init = config.stages.init
+        if config.stages.stage == "finetune" and init == "random":
+            distributed.print_rank0("--stage: finetunes random weights, as --init names no others")
         if config.stages.stage in ("all", "pretrain"):
             run.pretrain()
             init = str(run.folder / "pretrain")

@@ -142,7 +142,7 @@ def resize_embedding(key: str, value: Tensor, shape: torch.Size) -> Tensor:
     """Interpolate learned positions ``[1, N, D]`` or times ``[T, D]`` to another length."""
     is_time = key.endswith("time_embed")
     if is_time and shape[0] == 1:  # a single frame is the last one
-        log.info("%s: uses the last of %d", key, len(value))
+        log.info("%s: a single frame takes the last of %d places in time", key, len(value))
         return value[-1:]
     log.info("%s: interpolated from %d to %d", key, value.shape[-2], shape[-2])
     if is_time:
