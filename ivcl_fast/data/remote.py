@@ -57,7 +57,7 @@ class Remote(NamedTuple):
         copy = place.parent if is_list else place
         copy.mkdir(parents=True, exist_ok=True)
         try:
-            with locked(copy / ".lock", busy="copied"):  # so that only one rank copies
+            with locked(copy, busy="copied"):  # so that only one rank copies
                 files = _Files(self.url.rpartition("/")[0] if is_list else self.url, copy)
                 if not is_list:
                     files.take(files.list_folder(deep=True))
