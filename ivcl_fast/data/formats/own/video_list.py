@@ -6,6 +6,7 @@ A line has a path, absolute or relative to the folder of the list, and labels, n
     clips/a.mp4 3            blanks; several labels: 3,7
     clips/a.mp4<TAB>my dog   a tab: path and labels may contain blanks; several labels: dog,cat
     clips/a 163 3            a folder of frames, their number (which is not read), its labels
+    Path;Label               semicolons, if the first line has nothing else: of spreadsheets
     clips/a.mp4              no labels, for pretraining
 
 The first line decides which of them separates all lines. If it has column names (``path``,
@@ -103,7 +104,7 @@ def read_list(path: Path, split: str = TRAIN) -> list[Line]:
     if not rows:
         raise UserError(f"{path}: is empty; accepted: {ACCEPTED}")
     number, first = rows[0]
-    separator = next((one for one in "\t, " if one in first.strip()), ",")
+    separator = next((one for one in "\t, ;" if one in first.strip()), ",")
     header = [name.lower() for name in _fields(path, number, first, separator)]
     if _is_header(header, separator):
         return list(_by_columns(path, header, rows[1:], separator, split))
@@ -117,9 +118,9 @@ def read_list(path: Path, split: str = TRAIN) -> list[Line]:
 def _check_first(path: Path, number: int, lines: list[Line]) -> None:
     """Refuse a first line that names columns by words that are not known."""
     first, *others = lines
-    if _is_video(first.path) or not any(_is_video(line.path) for line in others):
-        return
-    if not (path.parent / first.path).exists():
+    a_word = "/" not in first.path and not _is_video(first.path)
+    has_videos = any(_is_video(line.path) for line in others)
+    if a_word and has_videos and not (path.parent / first.path).exists():
         names = ", ".join(COLUMNS["path"])
         raise UserError(
             f"{path}, line {number}: {first.path!r} is no video; accepted: {ACCEPTED}, or a first "

@@ -179,7 +179,6 @@ KINETICS, LONG = b"label,youtube_id,time_start,time_end\n", b"a" * 131_073
         (b"", "is empty; accepted: lines of '<path> <label>' or '<path>,<label>'"),
         (b"\xff\xfe\x00", "not text in UTF-8; "),
         (b"clip,action\na.mp4,0\nb.mp4,1\n", "line 1: 'clip' is no video; .* path, video_path, "),
-        (b"Path;Label\na.mp4;0\nb.mp4;1\n", "line 1: 'Path;Label' is no video; "),
         (b"a.mp4 0\nb.mp4\n", r"1 of 2 videos have no label, the first is b.mp4; "),
         (b"path,label\na.mp4\n", "line 2: 1 columns; accepted: 2, as in the first line"),
         (b"path label\nmy a.mp4 0\n", "line 2: 3 columns; accepted: 2, as in the first line"),
@@ -235,3 +234,9 @@ def test_classes_without_a_training_video_are_named(tmp_path, caplog):
     assert caplog.messages == [
         f"{tmp_path}/train-data: 1 classes of the split val have no training video: dog"
     ]
+
+
+def test_semicolons_of_spreadsheets(tmp_path):
+    lines = read_list(written(tmp_path / "l.csv", "Path;Label", "my a.mp4;Dog", "b.mp4;my cat"))
+    found = [(line.path, line.labels) for line in lines]
+    assert found == [("my a.mp4", ("Dog",)), ("b.mp4", ("my cat",))]
