@@ -16,7 +16,8 @@ import torch
 
 from ivcl_fast.data.crop import Crop, Square
 from ivcl_fast.data.dataset import Clip, Media, VideoError
-from ivcl_fast.data.decode.decoder import decoding_gpu, decoding_timeout, make_decoder
+from ivcl_fast.data.decode.decoder import decoding_timeout, make_decoder
+from ivcl_fast.data.decode.gpu import decoding_gpu
 from ivcl_fast.data.decode.indexed import Indexed, open_indexed
 from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.decode.readable import check_readable

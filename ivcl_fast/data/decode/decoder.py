@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 
+from ivcl_fast.data.decode.gpu import NVDECS
 from ivcl_fast.data.decode.interface import ChosenDecoder, Decoder
 from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.errors import UserError
@@ -36,8 +37,6 @@ MAX_TIMEOUT = 4 * 3600.0
 """Seconds; no longer is a decoder waited for, however many frames a header declares."""
 DALI_PACKAGES = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}
 """The builds of DALI, and the CUDA version that the driver has to support."""
-NVDECS = 7
-"""Video decoders of an H100; each DALI pipeline uses one, so 7 pipelines use all."""
 
 
 class Tolerance(NamedTuple):
@@ -136,18 +135,6 @@ def make_decoder(decoder: ChosenDecoder, image_size: int, gpu: int | None = None
 
             made[key] = DALIDecoder(image_size, gpu)
     return made[key]
-
-
-def decoding_gpu(device: torch.device | None) -> int | None:
-    """Return the index of the GPU on which a run on ``device`` decodes, None without a GPU.
-
-    Processes and threads that decode are told the index: they have a current GPU of their own.
-    """
-    if not torch.cuda.is_available():
-        return None
-    if device is not None and device.type == "cuda" and device.index is not None:
-        return device.index
-    return torch.cuda.current_device()
 
 
 def _dali_unsupported_reason() -> str | None:
