@@ -138,10 +138,10 @@ def exported(model: IVCL | IVCLClassifier, suffix: str) -> bytes:
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     example, plain = (random_videos(model, 2),), plain_model(model)
     if suffix == ".pt2":
-        content, exported = io.BytesIO(), torch.export.export(plain, example, dynamic_shapes=shapes)
+        content, written = io.BytesIO(), torch.export.export(plain, example, dynamic_shapes=shapes)
         with warnings.catch_warnings():  # PyTorch pickles with functions that it has deprecated
             warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
-            torch.export.save(exported, content)
+            torch.export.save(written, content)
         return content.getvalue()
     program = torch.onnx.export(
         plain, example, dynamo=True, dynamic_shapes=shapes,

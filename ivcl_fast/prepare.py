@@ -24,7 +24,7 @@ from ivcl_fast.command import parse, run_command
 from ivcl_fast.config import MAX_SIZE
 from ivcl_fast.data.bad_files import check_all_usable, named
 from ivcl_fast.data.config import MOST_VIDEOS, MOST_WORKERS, DataConfig
-from ivcl_fast.data.dataset import Dataset, Media, VideoError, summary
+from ivcl_fast.data.dataset import Dataset, Media, VideoError, describe_splits
 from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import (
     DecoderName,
@@ -164,7 +164,7 @@ def prepare(config: PrepareConfig) -> None:
             place = fetched(dataset_format, place, DataConfig(source), task, read_only=False)
         dataset = dataset_format.open(place, task)
         with suppress(UserError):  # annotations are not needed to decode
-            print(f"data: {dataset.task}, {summary(dataset)}", flush=True)
+            print(f"data: {dataset.task}, {describe_splits(dataset)}", flush=True)
         prepare_store(dataset, config, dataset.task if dataset_format.media_by_task else None)
 
 

@@ -15,7 +15,7 @@ import torch
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import output_may_end, run_command
 from ivcl_fast.config import OBJECTIVE_NAMES
-from ivcl_fast.data.dataset import summary
+from ivcl_fast.data.dataset import describe_splits
 from ivcl_fast.data.formats.acre import Acre
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
@@ -61,14 +61,14 @@ def train(config: TrainConfig) -> None:
         run.check_batches()
         with distributed.main_process_first():
             stack.enter_context(opened_folder(config))
-        distributed.print_rank0(f"data: {config.data.task}, {summary(data.dataset)}")
+        distributed.print_rank0(f"data: {config.data.task}, {describe_splits(data.dataset)}")
         if run.finetunes:
             run.check_classes()
         elif not data.num_classes:
             distributed.print_rank0(f"{config.data.source} has no classes: pretraining only")
         init = config.stages.init
         if config.stages.stage == "finetune" and init == "random":
-            distributed.print_rank0("--stage: finetunes random weights, as --init names no others")
+            distributed.print_rank0("--stage finetune: from random weights, as --init is not given")
         if config.stages.stage in ("all", "pretrain"):
             run.pretrain()
             init = str(run.folder / "pretrain")

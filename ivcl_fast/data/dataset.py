@@ -103,7 +103,7 @@ class Dataset(Protocol):
         """Return a class in words."""
 
 
-def summary(dataset: Dataset) -> str:
+def describe_splits(dataset: Dataset) -> str:
     """Return in words how many classes a data set has, and how many clips each split."""
     clips = ", ".join(f"{len(dataset.clips(split)):,} in {split}" for split in dataset.splits)
     classes = f"{dataset.num_classes} classes" if dataset.num_classes else "no classes"

@@ -8,6 +8,7 @@ task, implements :class:`~ivcl_fast.data.dataset.Dataset`, and lists its ``tasks
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ivcl_fast.data.dataset import Dataset
-from ivcl_fast.data.remote import Remote
+from ivcl_fast.data.remote import LISTS, Remote
 from ivcl_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -183,8 +184,9 @@ def parse_source(
     places = ", ".join(f"{name}:{form().place}" for name, form in _FORMATS.items())
     made = ", ".join(f"synthetic:{name}" for name in _SYNTHETIC)
     others = sorted({f"{entry.name}:DIR" for entry in metadata.entry_points(group=ENTRY_POINTS)})
-    format_of = "videos" if Path(source).is_dir() else "csv"
-    hint = f" (did you mean {format_of}:{source}?)" if Path(source).exists() else ""
+    is_list = source.endswith(LISTS) and os.path.isfile(source)
+    likely = "videos" if os.path.isdir(source) else "csv" if is_list else None
+    hint = f" (did you mean {likely}:{source}?)" if likely else ""
     raise UserError(
         f"{argument}: {source!r} is not a data source{hint}; accepted: {places} for data in that "
         f"format; synthetic, {made}" + "".join(f", {other}" for other in others)

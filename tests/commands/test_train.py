@@ -166,6 +166,7 @@ def test_signal_leaves_a_run_that_resume_finishes(
         (["--data", "cater:nowhere"], "nowhere: no such folder"),
         (["--data", "movies"], "--data: 'movies' is not a data source; accepted: cater:DIR"),
         (["--data", "/"], "--data: '/' is not a data source (did you mean videos:/?); accepted: "),
+        (["--data", "a" * 300], "is not a data source; accepted: "),
         (["--task", "count"], "'count' is not one of localize"),
         (["--mask-ratio", "1.5"], "--mask-ratio: 1.5 is not between 0 and 1"),
         (["--image-size", "60"], "--image-size: 60 is not a multiple of patch_size 8"),

@@ -19,6 +19,7 @@ splits are found: ``val.csv`` and ``test.csv`` of ``train.csv``, ``testlist01.tx
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -120,7 +121,7 @@ def _check_first(path: Path, number: int, lines: list[Line]) -> None:
     first, *others = lines
     a_word = "/" not in first.path and not _is_video(first.path)
     has_videos = any(_is_video(line.path) for line in others)
-    if a_word and has_videos and not (path.parent / first.path).exists():
+    if a_word and has_videos and not os.path.exists(path.parent / first.path):
         names = ", ".join(COLUMNS["path"])
         raise UserError(
             f"{path}, line {number}: {first.path!r} is no video; accepted: {ACCEPTED}, or a first "

@@ -179,6 +179,7 @@ KINETICS, LONG = b"label,youtube_id,time_start,time_end\n", b"a" * 131_073
         (b"", "is empty; accepted: lines of '<path> <label>' or '<path>,<label>'"),
         (b"\xff\xfe\x00", "not text in UTF-8; "),
         (b"clip,action\na.mp4,0\nb.mp4,1\n", "line 1: 'clip' is no video; .* path, video_path, "),
+        (b"a" * 300 + b",0\na.mp4,0\n", "line 1: 'aaa.*a' is no video; "),
         (b"a.mp4 0\nb.mp4\n", r"1 of 2 videos have no label, the first is b.mp4; "),
         (b"path,label\na.mp4\n", "line 2: 1 columns; accepted: 2, as in the first line"),
         (b"path label\nmy a.mp4 0\n", "line 2: 3 columns; accepted: 2, as in the first line"),
