@@ -13,21 +13,12 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from ivcl_fast.data.workers import Report, run_tasks, usable_cpus
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import (
-    atomic_folder,
-    locked,
-    read_bytes,
-    remove_temporaries,
-    write_text,
-)
+from ivcl_fast.files import atomic_folder, locked, read_bytes, remove_temporaries, write_text
 from ivcl_fast.manifest import MANIFEST, Manifest
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 Size = Literal["embedded", "full"]
 
@@ -57,7 +48,7 @@ def folder_name(*parts: object, seed: int) -> str:
 
 def write_dataset(
     out: Path,
-    spec: DataclassInstance,
+    spec: Any,
     *,
     format_version: int,
     folders: Sequence[str],
@@ -76,6 +67,7 @@ def write_dataset(
     Other arguments, and errors: see :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`.
 
     Args:
+        spec: a dataclass; a folder that was begun with another spec is refused.
         format_version: changes when the same spec gives other bytes.
         folders: folders of the items' files, made if they are missing.
         items: number of items, called ``unit`` (a plural) in messages.
@@ -97,12 +89,12 @@ def write_dataset(
     with locked(out, busy="written"):
         remove_temporaries(out, (_MARKER, MANIFEST))
         if not _is_begun(out, content, (*folders, index)):
-            _begin(out, content, folders)
+            write_text(out / _MARKER, json.dumps(content, indent=1) + "\n", durable=False)
         if (out / index).is_dir():
             return out
-        for place in (out / name for name in folders):
-            place.mkdir(exist_ok=True)
-            remove_temporaries(place, ["*"])
+        for folder in folders:
+            (out / folder).mkdir(exist_ok=True)
+            remove_temporaries(out / folder, ["*"])
         missing = [i for i in range(items) if not last_file(i).is_file()]
         done = items - len(missing)
 
@@ -159,16 +151,6 @@ def _is_begun(out: Path, content: dict[str, Any], names: Sequence[str]) -> bool:
     if out.exists() and (not out.is_dir() or any((out / name).exists() for name in names)):
         raise UserError(f"{out} holds something else; choose a new or empty folder")
     return False
-
-
-def _begin(out: Path, content: dict[str, Any], folders: Sequence[str]) -> None:
-    """Note the spec, and make the folders."""
-    try:
-        write_text(out / _MARKER, json.dumps(content, indent=1) + "\n", durable=False)
-        for folder in folders:
-            (out / folder).mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}") from None
 
 
 def read_spec(folder: Path) -> dict[str, Any] | None:
