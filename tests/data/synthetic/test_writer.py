@@ -279,7 +279,5 @@ def test_a_video_on_a_full_disk_is_a_single_error(capfd: pytest.CaptureFixture[s
 
     form: dict[str, Any] = dict(container="avi", codec="mjpeg", pixel_format="yuvj420p", fps=2)
     with pytest.raises(OSError, match="No space left"):
-        encode_video(
-            Full(), [np.zeros((32, 32, 3), np.uint8)], width=32, height=32, options={}, **form
-        )
+        encode_video(Full(), iter([np.zeros((32, 32, 3), np.uint8)]), options={}, **form)
     assert capfd.readouterr().err == ""

@@ -40,8 +40,7 @@ class Camera:
 
     def directions(self) -> dict[str, np.ndarray]:
         """Return CLEVR's named directions on the floor for the first pose, as unit vectors."""
-        level = self.forward[0] * (1.0, 1.0, 0.0)
-        behind = level / np.sqrt((level * level).sum())
+        behind = _unit(self.forward[0] * (1.0, 1.0, 0.0))
         right, above = self.right[0], np.array([0.0, 0.0, 1.0])
         return {
             "behind": behind,

@@ -172,7 +172,7 @@ class _Planner:
             if self._chance(_ACTIVITY):
                 self._act(int(mover), str(self.rng.choice(ACTIONS[self.things[mover].shape])))
 
-    # --- Movements: each fills the slot and returns True, or changes nothing
+    # --- Movements: each fills the slot (and returns True, unless it is a turn), or changes nothing
 
     def _act(self, mover: int, action: str) -> None:
         """Try a movement to a random place."""
@@ -180,7 +180,8 @@ class _Planner:
             self._rotate(mover)
         elif action == "_contain":
             targets = [i for i in range(len(self.things)) if i not in self.busy]
-            _ = targets and self._contain(mover, int(self.rng.choice(targets)))
+            if targets:
+                self._contain(mover, int(self.rng.choice(targets)))
         else:
             move = self._slide if action == "_slide" else self._pick_place
             for _ in range(_TRIES):
@@ -225,10 +226,10 @@ class _Planner:
         self.busy.add(target)
         return True
 
-    def _rotate(self, mover: int) -> bool:
+    def _rotate(self, mover: int) -> None:
         """Turn by 90 degrees: cubes and the snitch about the vertical, cylinders to their side."""
         if not self._free(mover):
-            return False
+            return
         start, end, phase = self._draw_times()
         sign = 1.0 if self._chance(0.5) else -1.0
         turn = math.pi / 2 * _ease(phase)
@@ -244,7 +245,6 @@ class _Planner:
             self.yaw[start : end + 1, mover], self.yaw[end:, mover] = turned, turned[-1]
         self.movements[mover].append(Movement("_rotate", None, start, end))
         self.busy.add(mover)
-        return True
 
     def _carry_by_air(self, mover: int, x: float, y: float, target: int | None) -> bool:
         start, end, phase = self._draw_times()

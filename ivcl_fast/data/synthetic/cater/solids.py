@@ -180,8 +180,8 @@ def shade_polished(
     """
     normal = hit.normal
     key, fill, up = lamps
-    facing = dot(normal, direction) / np.sqrt(dot(direction, direction))
     length = np.sqrt(dot(direction, direction))
+    facing = dot(normal, direction) / length
     reflected_sky = dot(direction, up) / length - 2.0 * facing * dot(normal, up)
     sky = np.minimum(np.maximum(reflected_sky * 2.5 + 0.3, 0.0), 1.0)
     window = np.maximum(dot(normal, fill), 0.0)

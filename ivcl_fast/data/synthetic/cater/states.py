@@ -15,8 +15,6 @@ from ivcl_fast.data.synthetic.cater import world
 from ivcl_fast.data.synthetic.cater.planner import Plan
 
 PATCH, ROW = 8, 4
-SIDE = PATCH * ROW
-"""Height and width of a picture in pixels."""
 _KINDS = (*world.SHAPES, "spl")
 _STEPS = np.linspace(-3, 3, 2 * PATCH)
 """Values of a coordinate that have a pixel of their own; two neighbours share those between."""
@@ -37,7 +35,7 @@ def draw_states(plan: Plan, frames: np.ndarray) -> Iterator[np.ndarray]:
             picture[patch] = looks[visible[i]]
             picture[patch, 2, 4:] = places[i, 2] / 4
             picture[patch, 3:7] = _between(places[i, :2]).reshape(4, PATCH)
-        rows = picture.reshape(ROW, ROW, PATCH, PATCH).swapaxes(1, 2).reshape(SIDE, SIDE)
+        rows = picture.reshape(ROW, ROW, PATCH, PATCH).swapaxes(1, 2).reshape(ROW * PATCH, -1)
         yield np.repeat(np.rint(255 * rows.clip(0, 1)).astype(np.uint8)[..., None], 3, axis=2)
 
 

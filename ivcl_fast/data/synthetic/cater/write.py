@@ -15,7 +15,7 @@ from ivcl_fast.data.formats import cater_labels
 from ivcl_fast.data.synthetic.cater.camera import Camera, moving_camera, static_camera
 from ivcl_fast.data.synthetic.cater.planner import Plan, plan_video
 from ivcl_fast.data.synthetic.cater.render import render
-from ivcl_fast.data.synthetic.cater.states import SIDE, draw_states
+from ivcl_fast.data.synthetic.cater.states import draw_states
 from ivcl_fast.data.synthetic.cater.world import LAST_FRAME
 from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import Size, check_spec, folder_name, read_spec, write_dataset
@@ -76,8 +76,7 @@ class SyntheticCater:
     @property
     def default_name(self) -> str:
         """Default name of the folder."""
-        parts = "cater", self.size, self.camera, self.train, self.val
-        return folder_name(*parts, seed=self.seed)
+        return folder_name("cater", self.size, self.camera, self.train, self.val, seed=self.seed)
 
 
 def write_cater(
@@ -165,9 +164,8 @@ def _write_video(out: Path, spec: SyntheticCater, index: int, report: Report) ->
     plan = plan_video(spec.seed, index)
     camera = camera_of(spec, index, form.width, form.height)
     frames = frame_times(form.frames)
-    pictures, width, height = render(plan, camera, frames), form.width, form.height
-    if spec.camera == "none":
-        pictures, width, height = draw_states(plan, frames), SIDE, SIDE
+    tables = spec.camera == "none"
+    pictures = draw_states(plan, frames) if tables else render(plan, camera, frames)
     with atomic_write(out / "videos" / video_name(index), durable=False) as file:
         encode_video(
             file,
@@ -175,8 +173,6 @@ def _write_video(out: Path, spec: SyntheticCater, index: int, report: Report) ->
             container="avi",
             codec="mjpeg",
             pixel_format="yuvj420p",
-            width=width,
-            height=height,
             fps=form.fps,
             options={"qmin": "3", "qmax": "3"},
         )
@@ -212,14 +208,14 @@ def scene_dict(plan: Plan, first_view: Camera, frames: np.ndarray, index: int) -
     movements = {
         name: [
             [
-                m.action,
-                None if m.other is None else names[m.other],
-                round(m.start * scale),
-                round(m.end * scale),
+                action,
+                None if other is None else names[other],
+                round(start * scale),
+                round(end * scale),
             ]
-            for m in plan.movements[i]
+            for action, other, start, end in of_thing
         ]
-        for i, name in enumerate(names)
+        for name, of_thing in zip(names, plan.movements, strict=True)
     }
     directions = first_view.directions()
     return {

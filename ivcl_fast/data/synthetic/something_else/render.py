@@ -34,11 +34,8 @@ _GRAIN, _NOISE = 2.0, 1.0  # standard deviations in levels of 255, per clip and 
 _MIN_VISIBLE = 0.1  # visible share of a thing below which it has no box
 
 
-class VisibleBox(NamedTuple):
-    """The box around the visible part of a layer in a frame: x1, y1, x2, y2 in pixels."""
-
-    layer: int
-    box: tuple[int, int, int, int]
+Box = tuple[int, int, int, int]
+"""The box around the visible part of a layer in a frame: x1, y1, x2, y2 in pixels."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,8 @@ class Sprite:
 
 def render(
     layers: Sequence[Layer], width: int, height: int, rng: np.random.Generator
-) -> Iterator[tuple[np.ndarray, list[VisibleBox]]]:
-    """Yield each frame as a uint8 ``[height, width, 3]`` RGB picture, with its visible boxes."""
+) -> Iterator[tuple[np.ndarray, dict[int, Box]]]:
+    """Yield each frame as a uint8 ``[height, width, 3]`` RGB picture, with its boxes by layer."""
     skin = _SKINS[rng.integers(len(_SKINS))]
     background = _background(width, height, rng)
     # Each frame takes a different part of one field of noise.
@@ -78,7 +75,7 @@ def render(
             x, y = (math.floor(float(v[frame]) * height) for v in (layer.x, layer.y))
             pasted.append(_paste(canvas, top_layer, sprite, x, y, number))
         picture = np.clip(canvas, 0.0, 255.0, out=canvas).astype(np.uint8)
-        yield picture, [box for p in pasted if (box := p.visible(top_layer))]
+        yield picture, {p.number: box for p in pasted if (box := p.visible(top_layer))}
 
 
 class _Pasted(NamedTuple):
@@ -87,14 +84,14 @@ class _Pasted(NamedTuple):
     columns: slice
     pixels: int
 
-    def visible(self, top_layer: np.ndarray) -> VisibleBox | None:
+    def visible(self, top_layer: np.ndarray) -> Box | None:
         part = top_layer[self.rows, self.columns] == self.number
         rows, columns = part.any(axis=1).nonzero()[0], part.any(axis=0).nonzero()[0]
         if not len(rows) or np.count_nonzero(part) < _MIN_VISIBLE * self.pixels:
             return None
         x, y = self.columns.start, self.rows.start
-        box = x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1
-        return VisibleBox(self.number, (int(box[0]), int(box[1]), int(box[2]), int(box[3])))
+        x1, y1, x2, y2 = x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1
+        return int(x1), int(y1), int(x2), int(y2)
 
 
 def _paste(

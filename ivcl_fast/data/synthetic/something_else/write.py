@@ -20,7 +20,7 @@ from ivcl_fast.data.synthetic.something_else.actions import (
     nouns_of_set,
     play,
 )
-from ivcl_fast.data.synthetic.something_else.render import VisibleBox, render
+from ivcl_fast.data.synthetic.something_else.render import Box, render
 from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import Size, check_spec, folder_name, write_dataset
 from ivcl_fast.data.workers import Report
@@ -154,14 +154,14 @@ def _write_clip(out: Path, spec: SyntheticSomethingElse, index: int, report: Rep
     """Write a video, then its boxes: if the file of boxes exists, both are complete."""
     form, clip = _FORMATS[spec.size], _plan(spec, index)
     layers = play(clip.template, clip.nouns, round(clip.seconds * form.fps), clip.rng)
-    names: list[tuple[str, str] | None] = []  # category and standard category by layer
-    for layer in layers:
+    # Category and standard category by layer; as in the data set, things that the template does
+    # not name have none, and no boxes.
+    names: dict[int, tuple[str, str]] = {}
+    for i, layer in enumerate(layers):
         if layer.number is None:
-            names.append(("hand", "hand"))
+            names[i] = "hand", "hand"
         elif layer.number < len(clip.placeholders):
-            names.append((clip.placeholders[layer.number], f"{layer.number:04d}"))
-        else:
-            names.append(None)  # as in the data set, things that the template does not name
+            names[i] = clip.placeholders[layer.number], f"{layer.number:04d}"
     boxes: list[dict[str, Any]] = []
 
     def pictures() -> Iterator[np.ndarray]:
@@ -176,8 +176,6 @@ def _write_clip(out: Path, spec: SyntheticSomethingElse, index: int, report: Rep
             container="webm",
             codec="libvpx-vp9",
             pixel_format="yuv420p",
-            width=form.width,
-            height=form.height,
             fps=form.fps,
             # Fast settings, without look-ahead.
             options={
@@ -194,18 +192,17 @@ def _write_clip(out: Path, spec: SyntheticSomethingElse, index: int, report: Rep
 
 
 def _frame_boxes(
-    clip: _Clip, number: int, visible: list[VisibleBox], names: list[tuple[str, str] | None]
+    clip: _Clip, number: int, boxes: dict[int, Box], names: dict[int, tuple[str, str]]
 ) -> dict[str, Any]:
-    labels = []
-    for layer, (x1, y1, x2, y2) in visible:
-        if name := names[layer]:
-            labels.append(
-                {
-                    "box2d": {"x1": x1, "x2": x2, "y1": y1, "y2": y2},
-                    "category": name[0],
-                    "standard_category": name[1],
-                }
-            )
+    labels = [
+        {
+            "box2d": {"x1": x1, "x2": x2, "y1": y1, "y2": y2},
+            "category": names[layer][0],
+            "standard_category": names[layer][1],
+        }
+        for layer, (x1, y1, x2, y2) in boxes.items()
+        if layer in names
+    ]
     return {
         "name": f"{clip.id}/{number:04d}.jpg",
         "nr_instances": len(labels),
@@ -267,20 +264,17 @@ def _labels(templates: Iterable[Template]) -> dict[str, int]:
 
 
 def _entries(clips: Iterable[_Clip]) -> list[dict[str, Any]]:
-    entries = []
-    for clip in clips:
-        text = clip.template.text.lower()
-        for noun in clip.placeholders:
-            text = text.replace("[something]", noun, 1)
-        entries.append(
-            {
-                "id": clip.id,
-                "label": text,
-                "template": clip.template.text,
-                "placeholders": clip.placeholders,
-            }
-        )
-    return entries
+    return [
+        {
+            "id": clip.id,
+            "label": clip.template.text.lower()
+            .replace("[something]", "{}")
+            .format(*clip.placeholders),
+            "template": clip.template.text,
+            "placeholders": clip.placeholders,
+        }
+        for clip in clips
+    ]
 
 
 def _one_object_entries(clips: Iterable[_Clip]) -> list[dict[str, Any]]:
