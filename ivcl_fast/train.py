@@ -27,6 +27,7 @@ from ivcl_fast.models.weights import weights_file
 from ivcl_fast.report.run import write_report
 from ivcl_fast.report.tables import results_table
 from ivcl_fast.training.arguments import parse
+from ivcl_fast.training.batch_size import with_batch_size
 from ivcl_fast.training.hardware import enable_determinism
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.run_folder import check_folder, opened_folder
@@ -56,14 +57,14 @@ def train(config: TrainConfig) -> None:
     with distributed.process_group(run.device), ExitStack() as stack:
         with distributed.main_process_first():
             data = run.data  # whose frame store may take a part of the GPU's memory
-        config = run.choose_batch_size()
+        config = run.config = with_batch_size(config, run.device, run.amp)
         warn_of_few_steps(config)
         run.check_batches()
         with distributed.main_process_first():
             stack.enter_context(opened_folder(config))
         distributed.print_rank0(f"data: {config.data.task}, {describe_splits(data.dataset)}")
         if run.finetunes:
-            run.check_classes()
+            _ = run.classes  # if they have changed, an error now and not after pretraining
         elif not data.num_classes:
             distributed.print_rank0(f"{config.data.source} has no classes: pretraining only")
         init = config.stages.init

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ivcl_fast.data.datamodule import DataModule, open_data, open_dataset
 from ivcl_fast.data.dataset import Dataset
-from ivcl_fast.data.frame_labels import CLASSES
 from ivcl_fast.data.registry import parse_source
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
@@ -24,7 +23,7 @@ from ivcl_fast.evaluation.evaluate import Evaluation, evaluate
 from ivcl_fast.models import backbone, timm_weights
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.models.weights import MODEL, misfit, read_weights, weights_file
-from ivcl_fast.training.classes import Classes
+from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.hardware import pick_device, use_bf16
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.run import EVAL_BATCH, FIRST_STAGE
@@ -111,16 +110,11 @@ class FinishedRun:
         kind = pretraining if name == "pretrain" else IVCLClassifier
         return kind.from_pretrained(self.folder / name).to(self.device).eval()
 
-    def new_model(self) -> IVCL | Supervised:
-        """Return a new model for pretraining, of the run's sizes."""
-        cfg = self.config.model
-        return Supervised(cfg, len(CLASSES[cfg.objective])) if cfg.supervised else IVCL(cfg)
-
     def untrained(self) -> IVCL | Supervised:
         """Return the model that training starts from without ``--init``, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            return self.new_model().to(self.device).eval()
+            return pretraining_model(self.config.model).to(self.device).eval()
 
     def models(self, weights: Path | None = None) -> Models:
         """Return ``pretrained`` and ``finetuned``, those that exist, in evaluation mode.
@@ -221,7 +215,7 @@ class FinishedRun:
         """Return a model of the run's sizes with these weights, by their keys."""
         weights = read_weights(source)
         is_classifier = "head.weight" in weights
-        model = self._new_classifier() if is_classifier else self.new_model()
+        model = self._new_classifier() if is_classifier else pretraining_model(self.config.model)
         if reason := misfit(model, weights):
             raise UserError(f"{source}: {reason}")
         model.load_state_dict(weights)
@@ -229,7 +223,7 @@ class FinishedRun:
 
     def _starting_model(self) -> Model:
         """Return the model of the run's ``--init``; a classifier unless it fits as a whole."""
-        model, init = self.new_model(), self.config.stages.init
+        model, init = pretraining_model(self.config.model), self.config.stages.init
         if not timm_weights.is_timm(init):
             file = weights_file(init)
             weights = read_weights(file)

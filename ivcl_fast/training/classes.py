@@ -6,9 +6,12 @@ import dataclasses
 import json
 from pathlib import Path
 
+from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.dataset import Dataset
+from ivcl_fast.data.frame_labels import CLASSES
 from ivcl_fast.errors import UserError
 from ivcl_fast.manifest import read_recorded, write_recorded
+from ivcl_fast.models.ivcl import IVCL, Supervised
 
 ANSWERS = "answers.json"
 """Name of the file in a run's folder that holds its :class:`Classes`."""
@@ -76,3 +79,8 @@ class Classes:
     def write(self, folder: Path) -> None:
         """Keep the classes in ``folder``, for :meth:`read`."""
         write_recorded(folder / ANSWERS, dataclasses.asdict(self))
+
+
+def pretraining_model(cfg: IVCLConfig) -> IVCL | Supervised:
+    """Make an untrained model to pretrain, for the classes of its frame labels if it has any."""
+    return Supervised(cfg, len(CLASSES[cfg.objective])) if cfg.supervised else IVCL(cfg)

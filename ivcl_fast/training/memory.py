@@ -29,7 +29,8 @@ from ivcl_fast.data.frame_labels import CLASSES
 from ivcl_fast.kernels._op import as_on_a_gpu
 from ivcl_fast.kernels.linear import cast_together, weights_to_cast
 from ivcl_fast.models import flops
-from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
+from ivcl_fast.models.ivcl import IVCL, IVCLClassifier
+from ivcl_fast.training.classes import pretraining_model
 from ivcl_fast.training.optim import Schedule, make_optimizers
 from ivcl_fast.training.settings import TrainConfig
 
@@ -178,12 +179,7 @@ def fake_step(
     """
     with as_on_a_gpu() if on_gpu else nullcontext(), FakeTensorMode(), LiveMemory() as live:
         model: Any
-        if num_classes is not None:
-            model = IVCLClassifier(cfg, num_classes)
-        elif cfg.supervised:
-            model = Supervised(cfg, len(CLASSES[cfg.objective]))
-        else:
-            model = IVCL(cfg)
+        model = pretraining_model(cfg) if num_classes is None else IVCLClassifier(cfg, num_classes)
         if grad_checkpoint:
             model.checkpoint_blocks()
         yield FakeStep(live, model, schedule or Schedule(1, optimizer="muon"), on_gpu)
@@ -207,11 +203,14 @@ def fake_stages(
                 yield stage, classes, step
 
 
-def stage_flops(model: IVCLConfig, classes: int | None) -> int:
-    """Return the FLOPs per clip of pretraining, or with ``classes`` of finetuning."""
+def stage_flops(model: IVCLConfig, classes: int | None, frames: float | None = None) -> int:
+    """Return the FLOPs per clip of pretraining, or with ``classes`` of finetuning.
+
+    ``frames``: see :func:`ivcl_fast.models.flops.training`.
+    """
     if classes is None and model.supervised:
         return flops.supervised_training(model, len(CLASSES[model.objective]))
-    return flops.training(model, classes)
+    return flops.training(model, classes, frames)
 
 
 def loss_of(model: Any, rows: Tensor) -> Tensor:

@@ -12,19 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivcl_fast.data.datamodule import DataModule, open_data
-from ivcl_fast.data.frame_labels import CLASSES
 from ivcl_fast.data.loader import Batch, ClipLoader
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.dtensor import is_sharded
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation, evaluate, frame_scores
 from ivcl_fast.files import remove_files
-from ivcl_fast.models import backbone, flops, timm_weights
+from ivcl_fast.models import backbone, timm_weights
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.models.weights import MODEL, read_weights
 from ivcl_fast.training import checkpoint
-from ivcl_fast.training.batch_size import with_batch_size
-from ivcl_fast.training.classes import Classes
+from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.hardware import (
     execution,
     peak_flops,
@@ -33,6 +31,7 @@ from ivcl_fast.training.hardware import (
     use_bf16,
 )
 from ivcl_fast.training.loop import Loss, Stage
+from ivcl_fast.training.memory import stage_flops
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule, scaled_lr
 from ivcl_fast.training.run_folder import CHECKPOINTS, PARTIAL, PARTIAL_FILES, save_model
@@ -111,15 +110,6 @@ class Run:
                 classes.write(self.folder)
         return classes
 
-    def check_classes(self) -> None:
-        """Raise :class:`UserError` now if :attr:`classes` does, and not after pretraining."""
-        _ = self.classes
-
-    def choose_batch_size(self) -> TrainConfig:
-        """Replace ``--batch-size auto`` by a number, on all ranks together; return the settings."""
-        self.config = with_batch_size(self.config, self.device, self.amp)
-        return self.config
-
     def check_batches(self) -> None:
         """Raise :class:`UserError` if the training clips of a stage do not fill one batch."""
         stages, frames = self.config.stages, self.config.model.num_frames
@@ -149,17 +139,19 @@ class Run:
             return F.binary_cross_entropy_with_logits(model(batch.rows).float(), batch.labels)
 
         def measure(model: Supervised) -> dict[str, float]:
-            options = self._batch_options(pretrains=True)
-            loader = self._loader(self.data.curve_split, model.cfg.num_frames, **options)
+            loader = self.data.loader(
+                self.data.curve_split,
+                batch_size=EVAL_BATCH,
+                num_frames=config.model.num_frames,
+                seed=config.seed,
+                training=False,
+                **self._pretraining_batches(),
+            )
             return frame_scores(model, loader, self.device, self.amp)
 
         how = (label, schedule, measure) if config.model.supervised else (reconstruct, schedule)
-        return self._train("pretrain", self.pretraining_model, config.stages.init, *how)
-
-    def pretraining_model(self) -> IVCL | Supervised:
-        """Make an untrained model of this run's sizes and objective."""
-        cfg = self.config.model
-        return Supervised(cfg, len(CLASSES[cfg.objective])) if cfg.supervised else IVCL(cfg)
+        build = functools.partial(pretraining_model, config.model)
+        return self._train("pretrain", build, config.stages.init, *how)
 
     def finetune(self, init: str, name: str = "finetune") -> IVCLClassifier:
         """Learn the task, starting from the weights ``init``; saves the model in ``name/``.
@@ -291,17 +283,18 @@ class Run:
             save_every=self.config.output.save_every,
             save_minutes=self.config.output.save_minutes,
         ).run()
-        sharded = any(map(is_sharded, model.parameters()))
-        full = build() if sharded else model
-        if sharded:
+        if sharded := any(map(is_sharded, model.parameters())):
             weights = checkpoint.gather_to_rank0(model.state_dict())
+            model = build()
         if distributed.is_main():
             if sharded:
-                full.load_state_dict(weights)
-            save_model(full, folder, self._describe_training(name, schedule, init))
+                model.load_state_dict(weights)
+            save_model(model, folder, self._describe_training(name, schedule, init))
             remove_files(folder / CHECKPOINTS, checkpoint.PATTERNS)
         distributed.barrier()
-        return self._load(full, name) if sharded else model
+        if sharded:
+            model.load_state_dict(read_weights(folder))
+        return model.to(self.device)
 
     def _describe_training(self, stage: str, schedule: Schedule, init: str) -> dict[str, Any]:
         """Return what the card of a stage's model says about its training."""
@@ -332,10 +325,6 @@ class Run:
             training[f"scores on {self.data.curve_split}"] = scores
         return training
 
-    def _load(self, model: Any, name: str) -> Any:
-        model.load_state_dict(read_weights(self.folder / name))
-        return model.to(self.device).eval()
-
     def _schedule(self, clips: int, lr: float, **options: Any) -> Schedule:
         """Return the schedule of a stage; ``options``: what not all stages have in common."""
         optim = self.config.optim
@@ -353,43 +342,35 @@ class Run:
         """Return how many training clips, of ``frames`` frames each, all ranks' devices would
         compute per second at their peak arithmetic rate, or None if that is unknown."""
         peak = peak_flops(self.device) if self.amp else None
-        if isinstance(model, Supervised):
-            clip = flops.supervised_training(model.cfg, model.num_classes)
-        else:
-            classes = model.head.out_features if isinstance(model, IVCLClassifier) else None
-            clip = flops.training(model.cfg, classes, frames=frames)
-        return peak and peak * distributed.world_size() / clip
+        classes = model.head.out_features if isinstance(model, IVCLClassifier) else None
+        return peak and peak * distributed.world_size() / stage_flops(model.cfg, classes, frames)
 
     def _training_loader(self, stage: str, num_frames: int) -> ClipLoader:
         """Return this rank's part of the training batches of a stage."""
+        config = self.config
         if stage not in self._training_loaders:
-            pretrains = stage == "pretrain"
-            options = self._batch_options(pretrains)
-            if options["frame_labels"] == "cells" and num_frames == 1:
-                options["frame_stride"] = 1  # any frame of a video: each has a label
-            self._training_loaders[stage] = self._loader(
+            if stage == "pretrain":
+                options = self._pretraining_batches()
+            else:
+                options = {"share": config.stages.label_fraction}
+                if config.stages.frame_labels:
+                    options["frame_labels"] = "cells"
+                    if num_frames == 1:
+                        options["frame_stride"] = 1  # any frame of a video: each has a label
+            self._training_loaders[stage] = self.data.loader(
                 self.data.train_split,
-                num_frames,
+                batch_size=distributed.local_batch_size(config.optim.clips_per_step),
+                num_frames=num_frames,
+                seed=config.seed,
                 training=True,
-                batch_size=distributed.local_batch_size(self.config.optim.clips_per_step),
-                share=1.0 if pretrains else self.config.stages.label_fraction,
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
                 **options,
             )
         return self._training_loaders[stage]
 
-    def _batch_options(self, pretrains: bool) -> dict[str, Any]:
-        """Return how the batches of a stage differ from those of an evaluation."""
+    def _pretraining_batches(self) -> dict[str, Any]:
+        """Return options of ``DataModule.loader`` for pretraining."""
         model = self.config.model
-        if pretrains:
-            labels = model.objective if model.supervised else None
-            return {"frame_labels": labels, "share_frames": False}
-        return {"frame_labels": "cells" if self.config.stages.frame_labels else None}
-
-    def _loader(
-        self, split: str, num_frames: int, batch_size: int = EVAL_BATCH, **options: Any
-    ) -> ClipLoader:
-        """Return the batches of a split; see ``DataModule.loader``."""
-        options = {"training": False, "seed": self.config.seed} | options
-        return self.data.loader(split, batch_size=batch_size, num_frames=num_frames, **options)
+        labels = model.objective if model.supervised else None
+        return {"frame_labels": labels, "share_frames": False}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ivcl_fast import train as train_module
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.manifest import write_recorded
-from ivcl_fast.train import train
 from ivcl_fast.training import batch_size
 from ivcl_fast.training import run as run_module
 from ivcl_fast.training.batch_size import (
@@ -179,7 +179,7 @@ def test_the_memory_is_measured_when_the_frame_store_has_its_part(tmp_path, monk
         raise UserError("no more is needed")
 
     monkeypatch.setattr(run_module, "open_data", open_data)
-    monkeypatch.setattr(run_module, "with_batch_size", lambda *_: opened.append("batch size"))
+    monkeypatch.setattr(train_module, "with_batch_size", lambda *_: opened.append("batch size"))
     with pytest.raises(UserError, match="no more is needed"):
-        train(RUN.replace(out=tmp_path, device="cpu"))
+        train_module.train(RUN.replace(out=tmp_path, device="cpu"))
     assert opened == ["data"]
