@@ -1,7 +1,6 @@
 """The result format: one row per implementation measured, with the machine, command and date.
 
 Rows are dictionaries; see :data:`Row`. ``benchmarks/results/*.json`` holds whole :class:`Results`.
-Files that pytest-benchmark wrote before this format existed can still be read.
 """
 
 from __future__ import annotations
@@ -54,27 +53,11 @@ class Results:
 
 
 def read(file: Path) -> Results:
-    """Read a file of results.
-
-    Raises ``ValueError`` if it is in neither this format nor pytest-benchmark's.
-    """
-    content = json.loads(file.read_text())
+    """Read a file of results; raises ``ValueError`` if it is something else."""
     try:
-        return from_pytest_benchmark(content) if "benchmarks" in content else Results(**content)
-    except (KeyError, TypeError) as error:
+        return Results(**json.loads(file.read_text()))
+    except TypeError as error:
         raise ValueError(f"{file}: not the results of a benchmark ({error!r})") from None
-
-
-def from_pytest_benchmark(content: dict[str, Any]) -> Results:
-    """Convert what ``--benchmark-json`` wrote when it was the format of this project."""
-    rows = []
-    for entry in content["benchmarks"]:
-        kept = ("bytes", "flops", "shape", "dtype")
-        details = {key: value for key, value in entry["extra_info"].items() if key in kept}
-        name, seconds = entry["params"]["contestant"], entry["stats"]["median"]
-        rows.append({"benchmark": entry["group"], "name": name, "seconds": seconds, **details})
-    command = "pytest benchmarks/ --benchmark-only"
-    return Results(command, content["datetime"], content["machine_info"]["ivcl_fast"], rows)
 
 
 @contextlib.contextmanager
