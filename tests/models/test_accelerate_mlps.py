@@ -12,7 +12,7 @@ from timm.layers.activations import GELUTanh, QuickGELU
 from torch import nn
 
 from ivcl_fast import accelerate, kernels
-from ivcl_fast.models.accelerate.adapters.activation import gelu_kind
+from ivcl_fast.models.accelerate.adapters.mlp import gelu_kind
 
 pytestmark = pytest.mark.skipif(
     not kernels.has_kernel(torch.empty(0)), reason="no kernel for this CPU: nothing is replaced"

@@ -45,7 +45,6 @@ class OwnDraws(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def dropout(self, x: torch.Tensor, p: float, train: bool | None) -> tuple:
-        keep = torch.ones_like(x) if train is False else torch.empty_like(x)
-        if train is not False:
-            keep.bernoulli_(1 - p, generator=self.generator)
-        return x * keep / (1 - p if train is not False and p < 1 else 1), keep.bool()
+        p = 0.0 if train is False else p
+        keep = torch.empty_like(x).bernoulli_(1 - p, generator=self.generator)
+        return x * keep / (1 - p if p < 1 else 1), keep.bool()

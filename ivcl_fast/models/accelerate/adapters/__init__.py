@@ -1,4 +1,4 @@
-"""The structures that have a fused forward pass, one file each.
+"""The structures that have a fused forward pass, a file for each kind.
 
 :data:`ADAPTERS` is tried in order. What an adapter recognises is used only if a copy with random
 weights computes the same as the module's own forward pass (``probe.py``).
@@ -7,12 +7,14 @@ weights computes the same as the module's own forward pass (``probe.py``).
 from __future__ import annotations
 
 from ivcl_fast.models.accelerate.adapters.adapter import Adapter
+from ivcl_fast.models.accelerate.adapters.attention import (
+    Multihead,
+    PackedAttention,
+    PreNormAttention,
+    SeparateAttention,
+)
 from ivcl_fast.models.accelerate.adapters.block import PreNormBlock
-from ivcl_fast.models.accelerate.adapters.gated import GatedMlp
-from ivcl_fast.models.accelerate.adapters.mlp import Mlp, SequentialMlp
-from ivcl_fast.models.accelerate.adapters.multihead import Multihead
-from ivcl_fast.models.accelerate.adapters.packed import PackedAttention, PreNormAttention
-from ivcl_fast.models.accelerate.adapters.separate import SeparateAttention
+from ivcl_fast.models.accelerate.adapters.mlp import GatedMlp, Mlp, SequentialMlp
 
 ADAPTERS: tuple[Adapter, ...] = (
     PreNormBlock(),

@@ -1,20 +1,27 @@
-"""MLPs: the first layer's bias and a GELU of any kind in one pass; everything else is called.
+"""MLPs: the first layers' biases and the activation in one pass; everything else is called.
 
-* :class:`Mlp`: ``fc1``, an activation, ``fc2``, as in timm and Hugging Face; or the first two.
-* :class:`SequentialMlp`: any ``nn.Sequential`` in which an activation follows a linear layer, as in
+* :class:`Mlp`: ``fc1``, a GELU of any kind, ``fc2``, as in timm and Hugging Face; or the first two.
+* :class:`SequentialMlp`: any ``nn.Sequential`` in which a GELU follows a linear layer, as in
   torchvision, open_clip and vit-pytorch.
+* :class:`GatedMlp`: SwiGLU. Gates and values come from two linear layers, as in timm's ``SwiGLU``,
+  EVA-02, V-JEPA 2 and DINOv3, or are the halves of one layer's output, gates first, as in timm's
+  ``SwiGLUPacked`` and DINOv2.
+
+Which activation a module computes is found by its values and not by its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivcl_fast import kernels
-from ivcl_fast.models.accelerate.adapters.activation import gelu_kind
 from ivcl_fast.models.accelerate.adapters.adapter import (
     Adapter,
     call_parts,
@@ -23,12 +30,29 @@ from ivcl_fast.models.accelerate.adapters.adapter import (
     present,
     unknown_parts,
 )
+from ivcl_fast.models.accelerate.draws import OwnDraws
 from ivcl_fast.models.layers import linear
 
 FIRST = (("fc1", "fc2"), ("up_proj", "down_proj"), ("dense", None))
 ACTIVATIONS = ("act", "activation_fn", "activation", "intermediate_act_fn", "act_fn")
 BETWEEN = (("drop1", "norm"), ("drop", "norm"), ("norm",))
 AFTER = (("drop2",), ("drop",))
+GATED_LAYERS = (
+    ("fc1_g", "fc1_x", "fc2"), ("gate_proj", "up_proj", "down_proj"), ("w1", "w2", "w3"),
+    ("fc1", "fc2", "fc3"),
+    ("fc1", "fc2"), ("weights_in", "weights_out"), ("w12", "w3"),
+)  # fmt: skip
+"""Names of the layers that make gates and values, or of the one that makes both, and of the last
+one."""
+GELUS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": F.gelu,
+    "tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick": lambda x: x * torch.sigmoid(1.702 * x),
+}
+"""What ``approximate`` of :func:`ivcl_fast.kernels.bias_gelu` stands for."""
+TOLERANCE = 1e-5
+"""Of activations: some compute in float32, with constants of few digits; two kinds of GELU differ
+by 4e-4 somewhere."""
 
 
 class Layout(NamedTuple):
@@ -52,6 +76,7 @@ class Mlp(Adapter):
     kind = "mlp"
     further_shapes = ((3,), (2, 3, 5))
     optional: tuple[str, ...] = ("drop", "drop1", "drop2", "norm")
+    fused_activation = "only GELU is fused (exact, tanh, quick)"
 
     def layouts(self, module: nn.Module) -> Iterator[Layout]:
         parts = module._modules
@@ -68,15 +93,15 @@ class Mlp(Adapter):
     def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
         known: Any = (*layout.first, layout.act, layout.last, *self.optional)
         yield from unknown_parts(module, known)
-        yield from self.reasons_of_first(module, layout)
-
-    def reasons_of_first(self, module: nn.Module, layout: Layout) -> Iterator[str]:
-        """Why the first layers and the activation cannot run in one pass."""
         for name in layout.first:
             yield from linear_reasons(module, name)
-        if layout.approximate is None:
-            act = type(module._modules[str(layout.act)]).__name__
-            yield f"{layout.act} ({act}): only GELU is fused (exact, tanh, quick)"
+        act = module._modules.get(layout.act or "")
+        if not self.fuses(act, layout):
+            yield f"{layout.act} ({type(act).__name__}): {self.fused_activation}"
+
+    def fuses(self, act: nn.Module | None, layout: Layout) -> bool:
+        """Whether the activation can run in one pass with the biases before it."""
+        return layout.approximate is not None
 
     def read(self, layout: Layout) -> tuple[str, ...]:
         return layout.first if layout.act is None else (*layout.first, layout.act)
@@ -106,7 +131,7 @@ class SequentialMlp(Mlp):
 
     def layouts(self, module: nn.Module) -> Iterator[Layout]:
         names = tuple(module._modules)
-        if not isinstance(module, nn.Sequential) or type(module).forward is not SEQUENTIAL_FORWARD:
+        if type(module).forward is not nn.Sequential.forward:
             return
         for i, (first, act) in enumerate(pairwise(names)):
             if not isinstance(module._modules[first], nn.Linear):
@@ -116,13 +141,49 @@ class SequentialMlp(Mlp):
                 yield Layout((first,), act, between, None, (), names[:i], approximate)
 
     def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
-        yield from self.reasons_of_first(module, layout)
+        yield from linear_reasons(module, layout.first[0])
 
     def called(self, layout: Layout) -> tuple[str, ...]:
         return (*layout.before, *layout.between)
 
 
-SEQUENTIAL_FORWARD = nn.Sequential.forward
+class GatedMlp(Mlp):
+    """``after(last(between(SiLU(gate(x)) * value(x))))``."""
+
+    optional = (*Mlp.optional, "ffn_ln")
+    fused_activation = "only SiLU is fused in a gated MLP"
+
+    def layouts(self, module: nn.Module) -> Iterator[Layout]:
+        if (layers := find_gated_layers(module)) is None:
+            return
+        *first, last = layers
+        for between, after in calls_beside(module, (("ffn_ln",), *BETWEEN)):
+            yield Layout(tuple(first), first_of(module, ACTIVATIONS), between, last, after)
+
+    def fuses(self, act: nn.Module | None, layout: Layout) -> bool:
+        return act is None or computes(act, F.silu)
+
+    def activated(self, layers: list[nn.Linear], layout: Any, x: Tensor) -> Tensor:
+        outputs = [kernels.linear(x, layer.weight) for layer in layers]
+        biases: list[Tensor] = [layer.bias for layer in layers]
+        bias = torch.cat(biases) if len(biases) > 1 else biases[0]
+        return kernels.bias_swiglu(outputs[0], bias, *outputs[1:])
+
+
+def find_gated_layers(module: nn.Module) -> tuple[str, ...] | None:
+    """The names of :data:`GATED_LAYERS` that a module has, or None.
+
+    Linear layers with these names belong to an MLP without gates if the widths do not fit.
+    """
+    for names in GATED_LAYERS:
+        layers: Any = [module._modules.get(name) for name in names]
+        if not all(isinstance(layer, nn.Linear) for layer in layers):
+            continue
+        *first, last = layers
+        taken = 2 * last.in_features // len(first)  # of each
+        if all(layer.out_features == taken for layer in first):
+            return names
+    return None
 
 
 def calls_beside(
@@ -132,3 +193,27 @@ def calls_beside(
     return dict.fromkeys(
         (present(module, names), present(module, after)) for names in between for after in AFTER
     )
+
+
+def gelu_kind(part: nn.Module | None) -> str | None:
+    """The kind of GELU that a module computes, or None."""
+    return next((kind for kind, function in GELUS.items() if computes(part, function)), None)
+
+
+def computes(part: nn.Module | None, function: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a module without parameters and children computes an activation function.
+
+    Its forward pass runs on a copy, without hooks, in float64 on the CPU.
+    """
+    if part is None or part._parameters or part._buffers or part._modules:
+        return False
+    x = torch.linspace(-6, 6, 49, dtype=torch.float64, device="cpu")
+    twin: Any = copy.copy(part)
+    try:
+        with torch.no_grad(), OwnDraws(x.device):
+            y = type(part).forward(twin, x.clone())
+            expected = function(x)
+            is_like = isinstance(y, Tensor) and y.shape == x.shape and y.dtype == x.dtype
+            return is_like and bool((y - expected).abs().max() <= TOLERANCE)
+    except Exception:  # it takes something else than a tensor of any shape
+        return False

@@ -1,8 +1,12 @@
-"""Attention with one linear layer for queries, keys and values.
+"""Self-attention.
 
 * :class:`PackedAttention`: ``qkv`` and ``proj``, as in timm, MAE, DINO, VideoMAE, EVA; biases
   ``q_bias`` and ``v_bias`` may be parameters of their own.
 * :class:`PreNormAttention`: ``norm``, ``to_qkv`` and ``to_out``, as in vit-pytorch.
+* :class:`SeparateAttention`: three linear layers and a softmax that is written out, as in MAE for
+  videos (mae_st). Where such a module calls PyTorch's attention instead, as Hugging Face's mostly
+  do, it keeps its own forward pass (``sdpa.py``).
+* :class:`Multihead`: ``torch.nn.MultiheadAttention``, which torchvision and open_clip use.
 
 Norms of queries and keys over a head's columns are called; whatever else changes queries and keys,
 such as a rotation, is left to the module's own forward pass (``sdpa.py``).
@@ -10,16 +14,18 @@ such as a rotation, is left to the module's own forward pass (``sdpa.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ivcl_fast import kernels
 from ivcl_fast.kernels.attention import attention
 from ivcl_fast.models.accelerate.adapters.adapter import (
     Adapter,
+    asks,
     call_parts,
     is_identity,
     present,
@@ -30,6 +36,13 @@ from ivcl_fast.models.layers import linear
 HEADS = ("num_heads", "heads", "n_heads", "num_attention_heads")
 BIASES = ("q_bias", "k_bias", "v_bias")
 QK_NORMS = ("q_norm", "k_norm")
+SEPARATE = (("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
+OUT = ("proj", "out_proj", "o_proj")
+ORDER = (
+    "query", "key", "value", "key_padding_mask", "need_weights", "attn_mask",
+    "average_attn_weights", "is_causal",
+)  # fmt: skip
+"""Arguments of ``torch.nn.MultiheadAttention``."""
 
 
 class Layout(NamedTuple):
@@ -100,7 +113,7 @@ class PackedAttention(Adapter):
         return (*qkv, layout.proj, *layout.first, *layout.before, *layout.after, *dropout)
 
     def keeps_own(self, layout: Layout) -> bool:
-        return layout.has_norms
+        return layout.has_norms or len(layout.qkv) > 1
 
     def may_run(self, module: nn.Module, layout: Layout) -> bool:
         dropout: Any = module._modules.get(layout.dropout or "")
@@ -150,3 +163,67 @@ class PreNormAttention(PackedAttention):
             first=present(module, ["norm"]),
             dropout=dropout_name(module, "dropout"),
         )  # fmt: skip
+
+
+class SeparateAttention(PackedAttention):
+    """``proj(attention(q(x), k(x), v(x)))``."""
+
+    def layouts(self, module: nn.Module) -> Iterator[Layout]:
+        parts, heads = module._modules, heads_name(module)
+        if heads is None:
+            return
+        for qkv in SEPARATE:
+            for proj in OUT:
+                if all(isinstance(parts.get(name), nn.Linear) for name in (*qkv, proj)):
+                    yield Layout(
+                        qkv, proj, heads,
+                        after=present(module, ["proj_drop"]),
+                        dropout=dropout_name(module, "attn_drop"),
+                    )  # fmt: skip
+
+    def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
+        yield from unknown_parts(module, (*layout.qkv, layout.proj, "proj_drop", "attn_drop"))
+
+
+class Multihead(Adapter):
+    """Batch first, of one width, without returned weights; others keep their own forward pass."""
+
+    kind = "attention"
+
+    def layouts(self, module: nn.Module) -> Iterator[tuple]:
+        if isinstance(module, nn.MultiheadAttention):
+            yield ()
+
+    def reasons(self, module: Any, layout: tuple) -> Iterator[str]:
+        if not module.batch_first:
+            yield "its batch is not the first dimension"
+        if not module._qkv_same_embed_dim:
+            yield "queries, keys and values differ in width"
+        if module.bias_k is not None or module.bias_v is not None or module.add_zero_attn:
+            yield "it adds tokens to keys and values"
+
+    def read(self, layout: tuple) -> tuple[str, ...]:
+        return ("out_proj",)
+
+    def may_run(self, module: Any, layout: tuple) -> bool:
+        return module.dropout == 0.0 or not module.training
+
+    def tokens(self, args: Sequence[Any], kwargs: Mapping[str, Any], first: str) -> Tensor | None:
+        given = {**dict(zip(ORDER, args, strict=False)), **kwargs}
+        query = given.get("query")
+        same = given.get("key") is query and given.get("value") is query
+        if not isinstance(query, Tensor) or not same or given.get("need_weights", True):
+            return None
+        extra = ("key_padding_mask", "attn_mask", "is_causal")
+        return None if any(asks(given.get(name)) for name in extra) else query
+
+    def trial_arguments(self, x: Tensor) -> tuple[tuple, dict[str, Any]]:
+        return (x, x, x), {"need_weights": False}
+
+    def run(self, module: Any, layout: tuple, x: Tensor) -> Tensor:
+        x = kernels.linear(x, module.in_proj_weight, module.in_proj_bias)
+        x = attention(x, module.num_heads)
+        return kernels.linear(x, module.out_proj.weight, module.out_proj.bias)
+
+    def width(self, module: Any, layout: tuple) -> int:
+        return module.embed_dim
