@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import FrameLabelKind, FrameLabels, make_frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader
 from ivcl_fast.data.open_dataset import check_disjoint, find_splits, open_dataset
-from ivcl_fast.data.registry import DatasetFormat, parse_source
+from ivcl_fast.data.registry import parse_source
 from ivcl_fast.data.sampling import ONE_VIEW, View
 from ivcl_fast.data.store.build import build_store, default_store_path
 from ivcl_fast.data.store.frame_store import BAD_FILES, FrameStore
@@ -32,16 +31,13 @@ from ivcl_fast.progress import Bar
 if TYPE_CHECKING:
     from ivcl_fast.config import IVCLConfig
     from ivcl_fast.data.config import DataConfig
-    from ivcl_fast.data.decode.indexed import Indexed
 
 
 EVAL_CROPS: tuple[Square, ...] = ("start", "center", "end")
 """Parts of the frames whose answers are averaged if there are three."""
-CropOf = tuple[Square, str]
-"""A part of the frames, and the split whose videos are read."""
 
 
-class DataModule(ABC):
+class DataModule:
     """A data set together with the source of its frames; makes the loaders.
 
     Example::
@@ -54,12 +50,23 @@ class DataModule(ABC):
 
     def __init__(
         self,
+        config: DataConfig,
         dataset: Dataset,
         bad_files: dict[str, str],
         folder: Path,
         frame_labels: Mapping[str, FrameLabels],
+        num_frames: Callable[[str], int],
+        make_loader: Callable[..., ClipLoader],
     ) -> None:
-        """``folder``: of the store or the index; ``frame_labels``: of single frames, by kind."""
+        """Use frames that are stored, or decoded when they are needed.
+
+        Args:
+            folder: that of the store or the index.
+            frame_labels: labels of single frames, by kind.
+            make_loader: called with clips, their number in a batch and that of their frames, and by
+                name with ``crop``, the part of the frames and the split that is read, and with the
+                options of :class:`ClipLoader`.
+        """
         self.dataset, self.frame_labels = dataset, frame_labels
         self.num_classes, self.multi_label = dataset.num_classes, dataset.multi_label
         """Number of classes of the task, and whether a clip may have several."""
@@ -69,24 +76,20 @@ class DataModule(ABC):
         """Number of cells along one side of the floor (for tasks that localize)."""
         self.bad_files, self.bad_files_path = bad_files, folder / BAD_FILES
         """Media that cannot be used, with the reason, and the file that names them."""
-        self.train_split = dataset.splits[0]
-        """The split for training."""
-        self.curve_split = dataset.curve_split
-        """The split for evaluation during training."""
+        self.train_split, self.curve_split = find_splits(config, dataset)
+        """The splits for training, and for evaluation during it."""
         self.eval_split = dataset.splits[1]
         """The split on which results are reported."""
-        self.frame_stride, self.mirror = 0, False
-        """Which frames are read, and whether training clips are mirrored; see the settings."""
-        self.crop: Square = "none"
-        """Which part of the frames is read, unless a loader is asked for another."""
+        self.frame_stride, self.mirror, self.crop = config.frame_stride, config.mirror, config.crop
+        """Which frames are read, whether training clips are mirrored, and which part of the frames
+        is read unless a loader is asked for another; see the settings."""
+        self.num_frames = num_frames
+        """Returns the number of frames of usable media."""
+        self._make_loader = make_loader
 
     def has_scenes(self, clip_names: Sequence[str]) -> bool:
         """Whether all of these clips have a CATER scene; a missing one is logged once."""
         return isinstance(self.dataset, Cater) and self.dataset.has_scenes(clip_names)
-
-    @abstractmethod
-    def num_frames(self, media: str) -> int:
-        """Return the number of frames of usable media."""
 
     def scene(self, clip_name: str, frames: int | None = None) -> dict[str, Any]:
         """Read the scene of a clip; see :meth:`Cater.scene`.
@@ -172,12 +175,6 @@ class DataModule(ABC):
         (batch,) = self._make_loader(clips, len(clips), num_frames, **options).epoch(0)
         return batch.rows
 
-    @abstractmethod
-    def _make_loader(
-        self, clips: Sequence[Clip], batch_size: int, num_frames: int, crop: CropOf, **options: Any
-    ) -> ClipLoader:
-        """Make the loader of clips; ``crop``: the part of their frames to read."""
-
     def _common_options(self, training: bool, frame_stride: int | None = None) -> dict[str, Any]:
         return dict(
             num_classes=self.num_classes,
@@ -188,63 +185,6 @@ class DataModule(ABC):
             frame_stride=self.frame_stride if frame_stride is None else frame_stride,
             mirror=self.mirror and training,
         )
-
-
-class StoreDataModule(DataModule):
-    """Reads frames from a frame store."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        store: FrameStore,
-        frame_labels: Mapping[str, FrameLabels],
-        crop_store: Callable[[Square, str], FrameStore],
-    ) -> None:
-        """``crop_store`` opens the store of another part of the frames of a split's videos."""
-        super().__init__(dataset, store.bad_files, store.path, frame_labels)
-        self.store, self._crop_store = store, crop_store
-
-    def num_frames(self, media: str) -> int:
-        return self.store.num_frames(media)
-
-    def _make_loader(
-        self, clips: Sequence[Clip], batch_size: int, num_frames: int, crop: CropOf, **options: Any
-    ) -> ClipLoader:
-        store = self.store if crop[0] == self.crop else self._crop_store(*crop)
-        return StoreLoader(store, clips, batch_size, num_frames, **options)
-
-
-class StreamDataModule(DataModule):
-    """Decodes frames whenever they are needed."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        bad_files: dict[str, str],
-        frame_labels: Mapping[str, FrameLabels],
-        random_crop: bool,
-        folder: Path,
-        index: Mapping[str, Indexed],
-        **options: Any,
-    ) -> None:
-        """Read frames by a :class:`StreamLoader` with this ``index`` and these ``options``.
-
-        ``random_crop`` applies in training; ``folder``: of the index.
-        """
-        super().__init__(dataset, bad_files, folder, frame_labels)
-        self._random_crop, self._options = random_crop, options | {"index": index}
-        self._index = index
-
-    def num_frames(self, media: str) -> int:
-        return self._index[media].info.frames
-
-    def _make_loader(
-        self, clips: Sequence[Clip], batch_size: int, num_frames: int, crop: CropOf, **options: Any
-    ) -> ClipLoader:
-        options |= self._options | {"square": crop[0]}
-        options |= {"random_crop": self._random_crop and options["jitter"]}
-        # What one loader drops is bad for all of them.
-        return StreamLoader(clips, batch_size, num_frames, dropped=self.bad_files, **options)
 
 
 def open_data(
@@ -284,10 +224,8 @@ def open_data(
             dataset.clips(split)  # reports a missing list before hours of decoding
         if (config.train_split, config.curve_split) != ("auto", "auto"):
             check_disjoint(dataset, train_split, curve_split)
-    data = _open_frames(config, model, dataset, device, labels)
-    data.train_split, data.curve_split = train_split, curve_split
-    data.frame_stride, data.mirror = config.frame_stride, config.mirror
-    data.crop = config.crop
+    open_frames = _open_stream if config.loader == "stream" else _open_store
+    data = open_frames(config, model, dataset, device, labels)
     if read_only:
         return data
     if config.require_all:
@@ -305,26 +243,22 @@ def open_data(
     return data
 
 
-def _open_frames(
+def _open_store(
     config: DataConfig,
     model: IVCLConfig,
     dataset: Dataset,
     device: torch.device | None,
     labels: Mapping[str, FrameLabels],
 ) -> DataModule:
-    dataset_format, _ = parse_source(config.source)
-    own_task = dataset.task if dataset_format.media_by_task else None
-    if config.loader == "stream":
-        return _open_stream(config, model, dataset, dataset_format, own_task, labels, device)
     sizes, media = (model.image_size, model.patch_size), dataset.media()
 
     @cache
-    def open_store(crop: Square, split: str = "") -> FrameStore:
+    def open_store(crop: Square, split: str | None = None) -> FrameStore:
         used = media
-        if split:  # the other crops are stored of the videos that are evaluated
+        if split is not None:  # the other crops are stored of the videos that are evaluated
             names = {clip.media for clip in dataset.clips(split)}
             used = [one for one in media if one.name in names]
-        name = "-".join(filter(None, (own_task, split))) or None
+        name = "-".join(filter(None, (_own_task(config, dataset), split))) or None
         with Bar("decoding", 0, "frames") as bar:
             return build_store(
                 used,
@@ -338,35 +272,55 @@ def _open_frames(
                 crop=crop,
             )
 
-    return StoreDataModule(dataset, open_store(config.crop), labels, open_store)
+    store = open_store(config.crop)
+
+    def make_loader(*what: Any, crop: tuple[Square, str], **options: Any) -> StoreLoader:
+        used = store if crop[0] == config.crop else open_store(*crop)
+        return StoreLoader(used, *what, **options)
+
+    return DataModule(
+        config, dataset, store.bad_files, store.path, labels, store.num_frames, make_loader
+    )
 
 
 def _open_stream(
     config: DataConfig,
     model: IVCLConfig,
     dataset: Dataset,
-    dataset_format: DatasetFormat,
-    own_task: str | None,
-    labels: Mapping[str, FrameLabels],
     device: torch.device | None,
-) -> StreamDataModule:
+    labels: Mapping[str, FrameLabels],
+) -> DataModule:
     media = dataset.media()
     workers = config.workers or default_workers(resolve_decoder(config.decoder))
-    folder = dataset.root / ("index" if own_task is None else f"index-{own_task}")
+    folder = dataset.root / "-".join(filter(None, ("index", _own_task(config, dataset))))
     with Bar("indexing", len(media), "videos") as bar:
         index, bad_files = saved_index(media, folder, workers, bar)
-    gpu, infos = decoding_gpu(device), {name: one.info for name, one in index.items()}
-    return StreamDataModule(
-        dataset,
-        bad_files,
-        labels,
-        dataset_format.random_crop,
-        folder,
-        index,
-        media=media,
-        decoders=choose_decoders(media, infos, config.decoder, gpu),
-        gpu=gpu,
-        image_size=model.image_size,
-        patch_size=model.patch_size,
-        workers=workers,
-    )
+    infos = {name: one.info for name, one in index.items()}
+    gpu, dataset_format = decoding_gpu(device), parse_source(config.source)[0]
+    decoders = choose_decoders(media, infos, config.decoder, gpu)
+
+    def make_loader(*what: Any, crop: tuple[Square, str], **options: Any) -> StreamLoader:
+        return StreamLoader(
+            *what,
+            media=media,
+            index=index,
+            decoders=decoders,
+            image_size=model.image_size,
+            patch_size=model.patch_size,
+            square=crop[0],
+            random_crop=dataset_format.random_crop and options["jitter"],
+            workers=workers,
+            gpu=gpu,
+            dropped=bad_files,  # what one loader drops is bad for all of them
+            **options,
+        )
+
+    def num_frames(media: str) -> int:
+        return infos[media].frames
+
+    return DataModule(config, dataset, bad_files, folder, labels, num_frames, make_loader)
+
+
+def _own_task(config: DataConfig, dataset: Dataset) -> str | None:
+    """Return the name of the task, if it has its own media."""
+    return dataset.task if parse_source(config.source)[0].media_by_task else None

@@ -56,16 +56,17 @@ def find_splits(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
 
     Raises :class:`UserError` for a split that the data set does not have.
     """
-    asked = {"train": config.train_split, "curve": config.curve_split}
-    for name, split in asked.items():
+    train, curve = config.train_split, config.curve_split
+    for name, split in (("train", train), ("curve", curve)):
         if split not in ("auto", *dataset.splits):
             raise UserError(
                 f"--{name}-split: {split!r} is not a split of this data; accepted: auto, "
                 + ", ".join(dataset.splits)
             )
-    usual = {"train": dataset.splits[0], "curve": dataset.curve_split}
-    train, curve = (usual[name] if split == "auto" else split for name, split in asked.items())
-    return train, curve
+    return (
+        dataset.splits[0] if train == "auto" else train,
+        dataset.curve_split if curve == "auto" else curve,
+    )
 
 
 def check_disjoint(dataset: Dataset, train_split: str, curve_split: str) -> None:
