@@ -97,7 +97,7 @@ def write_something_else(
         out,
         spec,
         format_version=_FORMAT_VERSION,
-        folders=(VIDEOS,),
+        folders=(VIDEOS, _CLIP_BOXES),
         items=spec.clips,
         unit="clips",
         write_item=partial(_write_clip, out, spec),
@@ -186,7 +186,6 @@ def _write_clip(out: Path, spec: SyntheticSomethingElse, index: int, report: Rep
                 "lag-in-frames": "0",
             },
         )
-    (out / _CLIP_BOXES).mkdir(exist_ok=True)
     write_text(_boxes_path(out, index), json.dumps(boxes), durable=False)
     report(1)
 
