@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ivcl_fast.data.dataset import VideoError
-from ivcl_fast.data.decode.matroska import check_matroska, matroska_length
+from ivcl_fast.data.decode.matroska import check_matroska
 
 FORMATS = "avi,matroska,webm,mov,mp4,mpeg,mpegts,flv,ogg,gif,ivf,m4v,mjpeg,asf,h264,hevc,obu"
 """FFmpeg's names of the containers that are read; each file holds all that it shows."""
@@ -36,30 +36,22 @@ def check_length(path: Path) -> int:
             raise VideoError("is not a regular file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            head = file.read(64)
-            declared = _declared_length(file, head, size)
+            head, declared = file.read(8), 0
+            if head[:4] == b"RIFF":
+                declared = 8 + int.from_bytes(head[4:], "little")
+            elif head[4:] == b"ftyp":
+                declared = _mp4_length(file, size)
     except OSError as error:
         raise VideoError(f"cannot be opened: {error.strerror}") from None
     except ValueError:  # a zero byte in the name, from a damaged list
         raise VideoError("cannot be opened: its name is invalid") from None
     if size == 0:
         raise VideoError("the file is empty (0 bytes)")
-    if declared is not None and declared > size:
+    if head[:4] == b"RIFF" and declared == 8:
+        raise VideoError("truncated: its writer did not finish")
+    if declared > size:
         raise VideoError(f"truncated: {size:,} of {declared:,} bytes")
     return check_matroska(path) if head[:4] == EBML_HEADER else 0
-
-
-def _declared_length(file: BinaryIO, head: bytes, size: int) -> int | None:
-    if head[:4] == b"RIFF":
-        length = int.from_bytes(head[4:8], "little")
-        if not length:
-            raise VideoError("truncated: its writer did not finish")
-        return 8 + length
-    if head[:4] == EBML_HEADER:
-        return matroska_length(head)
-    if head[4:8] == b"ftyp":
-        return _mp4_length(file, size)
-    return None
 
 
 def _mp4_length(file: BinaryIO, size: int) -> int:
@@ -71,9 +63,7 @@ def _mp4_length(file: BinaryIO, size: int) -> int:
         length = int.from_bytes(head[:4], "big")
         if length == 1:  # the actual length follows the name
             length = int.from_bytes(head[8:16], "big")
-        elif length == 0:  # to the end of the file
+        if length < 8:  # 0: to the end; else no box, but bytes after the end, which are harmless
             return size
-        if length < 8:
-            return size  # not a box: bytes after the end are harmless
         at += length
     return at

@@ -45,16 +45,6 @@ class Element(NamedTuple):
     unknown_size: bool
 
 
-def matroska_length(head: bytes) -> int | None:
-    """Return the length that the first 64 bytes of a file declare; None if they do not."""
-    try:
-        header = _element(head, 0, len(head))
-        segment = _element(head, header.end, 2**63)
-    except (VideoError, IndexError):
-        return None
-    return None if segment.unknown_size or segment.id != SEGMENT else segment.end
-
-
 def check_matroska(path: Path) -> int:
     """Raise :class:`VideoError`, with the place, if a part of a file is damaged or missing.
 
@@ -69,16 +59,19 @@ def check_matroska(path: Path) -> int:
 
 def _check(data: mmap.mmap) -> int:
     header = _element(data, 0, len(data))
-    segment = _element(data, header.end, len(data))
+    segment = _element(data, header.end, 2**63)
     if segment.id != SEGMENT:
         raise VideoError(f"damaged at byte {header.end:,}: no segment")
+    end = len(data) if segment.unknown_size else segment.end
+    if end > len(data):
+        raise VideoError(f"truncated: {len(data):,} of {end:,} bytes")
     scale, duration = 1_000_000, 0.0
     tracks: dict[int, int] = {}
     times: list[int] = []
     blocks: Counter[int] = Counter()
     at = segment.start
-    while at < segment.end:
-        part = _element(data, at, segment.end)
+    while at < end:
+        part = _element(data, at, end)
         if part.id not in IN_SEGMENT:
             raise VideoError(f"damaged at byte {at:,}: no element of the format")
         at = part.end
@@ -156,14 +149,13 @@ def _children(data: mmap.mmap, parent: Element) -> list[Element]:
     return found
 
 
-def _element(data: mmap.mmap | bytes, at: int, end: int) -> Element:
+def _element(data: mmap.mmap, at: int, end: int) -> Element:
     """Read the head of the element at byte ``at`` of a parent that ends at ``end``."""
-    id_width, size_width = (9 - data[at].bit_length() if data[at] else 9), 9
+    id_width = 9 - data[at].bit_length()
     size_at = at + id_width
-    if id_width <= 4 and data[size_at]:
-        size_width = 9 - data[size_at].bit_length()
-    if id_width > 4 or size_width > 8:
+    if id_width > 4 or not data[size_at]:
         raise VideoError(f"damaged at byte {at:,}: no element begins there")
+    size_width = 9 - data[size_at].bit_length()
     start = size_at + size_width
     all_ones = (1 << 7 * size_width) - 1
     size = int.from_bytes(data[size_at:start], "big") & all_ones
