@@ -19,7 +19,7 @@ from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import NVDECS, Decoder, decoding_gpu
 from ivcl_fast.data.decode.images import with_huffman_tables
 from ivcl_fast.data.decode.indexed import IndexedVideo
-from ivcl_fast.data.decode.media import FrameIds, OpenMedia, OpenVideo, check_frame_ids
+from ivcl_fast.data.decode.media import FrameIds, OpenMedia, OpenVideo, checked_frame_ids
 from ivcl_fast.data.decode.pyav import PyAVDecoder
 from ivcl_fast.data.workers import usable_cpus
 
@@ -54,25 +54,21 @@ class DALIDecoder(Decoder):
         try:
             return self.decode_by_dali(opened, frame_ids, crop)
         except VideoError as error:
-            frames = self._decode_by_pyav(opened, frame_ids, crop, error)
+            decoder = PyAVDecoder(self.image_size)
+            try:
+                if isinstance(opened, OpenVideo) or not opened.has_images:
+                    assert isinstance(opened, OpenVideo | IndexedVideo)
+                    # Anew: DALI may have taken the packets already.
+                    media = Media(opened.path.stem, (opened.path,))
+                    frames = decoder.decode(media, frame_ids, crop)
+                else:
+                    frames = decoder.decode_open(opened, frame_ids, crop)
+            except VideoError:
+                raise error from None
             if (reason := str(error)) not in self._logged:
                 self._logged.add(reason)
                 log.warning("PyAV decodes a file in DALI's place: %s", reason)
             return frames
-
-    def _decode_by_pyav(
-        self, opened: OpenMedia, frame_ids: FrameIds, crop: Crop, error: VideoError
-    ) -> torch.Tensor:
-        """Decode what DALI could not; raises DALI's ``error`` if PyAV cannot either."""
-        decoder = PyAVDecoder(self.image_size)
-        try:
-            if isinstance(opened, OpenVideo) or not opened.has_images:
-                assert isinstance(opened, OpenVideo | IndexedVideo)
-                # Anew: DALI may have taken the packets already.
-                return decoder.decode(Media(opened.path.stem, (opened.path,)), frame_ids, crop)
-            return decoder.decode_open(opened, frame_ids, crop)
-        except VideoError:
-            raise error from None
 
     def decode_by_dali(
         self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
@@ -108,8 +104,7 @@ class DALIDecoder(Decoder):
         self, opened: OpenVideo | IndexedVideo, frame_ids: FrameIds, height: int, width: int
     ) -> list[torch.Tensor]:
         info = opened.info
-        check_frame_ids(frame_ids, info.frames)
-        ids = np.asarray(range(info.frames) if frame_ids is None else frame_ids, np.int32)
+        ids = np.asarray(checked_frame_ids(frame_ids, info.frames), np.int32)
         encoded = np.fromfile(opened.path, np.uint8)
         size = np.array(info.orientation.turned(height, width), np.float32)
         step = max(1, SEQUENCE_BYTES // (3 * info.width * info.height))

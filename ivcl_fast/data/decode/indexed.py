@@ -8,8 +8,7 @@ stays complete, is not noticed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,11 +20,10 @@ from ivcl_fast.data.decode.decoder import ChosenDecoder
 from ivcl_fast.data.decode.images import check_image, is_image
 from ivcl_fast.data.decode.media import (
     FrameIds,
-    OpenImages,
     OpenMedia,
     OpenVideo,
     VideoInfo,
-    check_frame_ids,
+    checked_frame_ids,
     open_media,
 )
 
@@ -44,13 +42,10 @@ def index_one(media: Media) -> Indexed:
     """Probe media and locate their frames; raises :class:`VideoError` if they cannot be used."""
     with open_media(media) as opened:
         info = opened.info
-        if not isinstance(opened, OpenVideo) or info.codec != "mjpeg":
-            return Indexed(info)
-        places = _places(opened)
-        if places is None:
-            return Indexed(info)
-        # The decoders count the images, not what the header says.
-        return Indexed(replace(info, frames=len(places)), places)
+        places = _places(opened) if isinstance(opened, OpenVideo) and opened.has_images else None
+    if places is not None:  # the decoders count the images, not what the header says
+        info = replace(info, frames=len(places))
+    return Indexed(info, places)
 
 
 def _places(opened: OpenVideo) -> np.ndarray | None:
@@ -65,16 +60,14 @@ def _places(opened: OpenVideo) -> np.ndarray | None:
     return np.array(places, np.int64).reshape(-1, 2)
 
 
-@contextmanager
-def open_indexed(media: Media, indexed: Indexed, decoder: ChosenDecoder) -> Iterator[OpenMedia]:
+def open_indexed(
+    media: Media, indexed: Indexed, decoder: ChosenDecoder
+) -> AbstractContextManager[OpenMedia]:
     """As :func:`~ivcl_fast.data.decode.media.open_media`, without probing."""
-    if is_image(media.files[0]):
-        yield OpenImages(media.files)
-    elif indexed.places is not None or decoder == "dali":
-        yield IndexedVideo(media.files[0], indexed)
-    else:
-        with open_media(media) as opened:
-            yield opened
+    path = media.files[0]
+    if indexed.places is not None or (decoder == "dali" and not is_image(path)):
+        return nullcontext(IndexedVideo(path, indexed))
+    return open_media(media)
 
 
 class IndexedVideo(OpenMedia):
@@ -91,13 +84,11 @@ class IndexedVideo(OpenMedia):
 
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
         places = self._indexed.places
-        if places is None:
-            raise VideoError("is not Motion-JPEG")
-        check_frame_ids(frame_ids, len(places))
+        assert places is not None  # has_images says so
         images = []
         try:
             with self.path.open("rb") as file:
-                for number in range(len(places)) if frame_ids is None else frame_ids:
+                for number in checked_frame_ids(frame_ids, len(places)):
                     at, size = places[number].tolist()
                     images.append(os.pread(file.fileno(), size, at))
                     if len(images[-1]) < size:

@@ -133,12 +133,13 @@ def probe(media: Media) -> VideoInfo:
         return opened.info
 
 
-def check_frame_ids(frame_ids: FrameIds, frames: int) -> None:
-    """Raise ``IndexError`` if one of the frames does not exist."""
-    if frame_ids is None or not len(frame_ids):
-        return
-    if not 0 <= min(frame_ids) <= max(frame_ids) < frames:
+def checked_frame_ids(frame_ids: FrameIds, frames: int) -> Sequence[int] | np.ndarray:
+    """Return the indices, for None all; raises ``IndexError`` if there is no such frame."""
+    if frame_ids is None:
+        return range(frames)
+    if len(frame_ids) and not 0 <= min(frame_ids) <= max(frame_ids) < frames:
         raise IndexError(f"has frames 0 to {frames - 1}, not all of {list(frame_ids)}")
+    return frame_ids
 
 
 class OpenImages(OpenMedia):
@@ -165,9 +166,8 @@ class OpenImages(OpenMedia):
         return VideoInfo(len(self.files), 0.0, image_codec(first), *size, *exif_orientation(first))
 
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
-        check_frame_ids(frame_ids, len(self.files))
         images = []
-        for number in range(len(self.files)) if frame_ids is None else frame_ids:
+        for number in checked_frame_ids(frame_ids, len(self.files)):
             path = self.files[number]
             try:
                 images.append(path.read_bytes())
@@ -252,14 +252,11 @@ class OpenVideo(OpenMedia):
             raise VideoError(f"truncated: {count} of {self._declared} frames")
 
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
-        if not self.has_images:
-            raise VideoError("is not Motion-JPEG")
         self._packets = list(self.packets())
         images = [bytes(packet) for packet in self._packets]
         for number, image in enumerate(images):
             check_image(image, f"frame {number}")
-        check_frame_ids(frame_ids, len(images))
-        return images if frame_ids is None else [images[i] for i in frame_ids]
+        return [images[i] for i in checked_frame_ids(frame_ids, len(images))]
 
     def frames(self) -> Iterator[VideoFrame]:
         """Decode all frames on the CPU.

@@ -22,7 +22,7 @@ from ivcl_fast.data.decode.media import (
     FrameIds,
     OpenMedia,
     OpenVideo,
-    check_frame_ids,
+    checked_frame_ids,
     frame_orientation,
     open_media,
 )
@@ -68,8 +68,7 @@ class PyAVDecoder(Decoder):
             if ids is None or count in ids:
                 resized[count] = self._resize(frame, frame_orientation(frame), crop)
             count += 1
-        check_frame_ids(frame_ids, count)
-        return [resized[int(i)] for i in (range(count) if frame_ids is None else frame_ids)]
+        return [resized[int(i)] for i in checked_frame_ids(frame_ids, count)]
 
     def _resize(self, frame: VideoFrame, orientation: Orientation, crop: Crop) -> np.ndarray:
         # To planar RGB: for packed RGB, FFmpeg halves the width of the colour planes first, which

@@ -14,23 +14,12 @@ import torch
 from PIL import Image, ImageOps
 
 from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation, square_crop
-from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import (
-    TOLERANCE,
-    make_decoder,
-)
-from ivcl_fast.data.decode.images import (
-    exif_orientation,
-)
+from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.decode.decoder import TOLERANCE, make_decoder
+from ivcl_fast.data.decode.images import exif_orientation
 from ivcl_fast.data.decode.media import probe
 from tests.support.marks import DALI
-from tests.support.painted import (
-    VP9,
-    media,
-    picture,
-    read_images,
-    scenes,
-)
+from tests.support.painted import VP9, media, picture, scenes
 
 
 def write_turned(
@@ -122,7 +111,7 @@ def test_exif_orientations_are_followed(tmp_path, name, suffix, orientation):
     shape = (320, 240) if orientation > 4 else (240, 320)
     for square in ("none", "center", "end"):
         crop = square_crop(square, *shape)
-        assert_as_by_pillow(decoder.decode(one, crop=square), images, crop)
+        assert_as_by_pillow(decoder.decode(one, crop=crop), images, crop)
         assert_as_by_pillow(torch.cat([*decoder.parts(one, square)]), images, crop)
 
 
@@ -162,5 +151,3 @@ def test_png_videos(tmp_path, name, suffix):
         np.testing.assert_array_equal(decoded, expected)
     (part,) = decoder.parts(one)
     np.testing.assert_array_equal(part.cpu().numpy().transpose(0, 2, 3, 1), pixels)
-    with pytest.raises(VideoError, match="is not Motion-JPEG"):
-        read_images(one)
