@@ -281,23 +281,22 @@ class ClipLoader(ABC):
     def _labelled(self, rows: torch.Tensor, sampled: Sequence[Sampled]) -> Batch:
         ids = torch.from_numpy(np.concatenate([one.clip_ids for one in sampled]))
         clips = [self.clips[i] for i in ids.tolist()]
-        shares = len(ids) > len(sampled)
-        frame_index = (
-            torch.from_numpy(np.stack([one.frame_index for one in sampled])) if shares else None
-        )
+        frame_index = None
+        if len(ids) > len(sampled):  # clips share frames
+            frame_index = torch.from_numpy(np.stack([one.frame_index for one in sampled]))
         if self.frame_labels is not None:
             found = [
                 self.frame_labels(clip, one.frames, self._frames_in[clip.media])
                 for clip, one in zip(clips, sampled, strict=True)
             ]
-            return Batch(rows, torch.stack(found), ids, frame_index)
-        labels = [clip.label for clip in clips]
-        if not self.multi_label:
-            return Batch(rows, torch.tensor(labels, dtype=torch.int64), ids, frame_index)
-        hot = torch.zeros(len(labels), self.num_classes)
-        for row, label in zip(hot, labels, strict=True):
-            row[list(label) if isinstance(label, tuple) else label] = 1
-        return Batch(rows, hot, ids, frame_index)
+            labels = torch.stack(found)
+        elif self.multi_label:
+            labels = torch.zeros(len(clips), self.num_classes)
+            for row, clip in zip(labels, clips, strict=True):
+                row[list(clip.label) if isinstance(clip.label, tuple) else clip.label] = 1
+        else:
+            labels = torch.tensor([clip.label for clip in clips], dtype=torch.int64)
+        return Batch(rows, labels, ids, frame_index)
 
 
 def by_video(clips: Sequence[Clip], ids: np.ndarray) -> np.ndarray:

@@ -44,11 +44,9 @@ def fetched(
     """Copy data of another place to this machine; ``read_only``: only if there is no copy."""
     is_list = dataset_format.place == "FILE"
     copy = place.copy(config.data_dir, is_list)
-    if read_only and copy.exists():
-        return copy
-    return place.fetch(
-        is_list, lambda path: dataset_format.open_with(config, path, task), config.data_dir
-    )
+    if not (read_only and copy.exists()):
+        place.fetch(copy, is_list, lambda: dataset_format.open_with(config, copy, task))
+    return copy
 
 
 def find_splits(config: DataConfig, dataset: Dataset) -> tuple[str, str]:

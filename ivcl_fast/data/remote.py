@@ -22,6 +22,7 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.files import TEMPORARY, locked, read_bytes, write_text
 from ivcl_fast.manifest import check_signed, signed
 from ivcl_fast.progress import Bar
+from ivcl_fast.text import first_line
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +48,11 @@ class Remote(NamedTuple):
         folder = data_dir / FOLDER / f"{place.stem}-{digest}"
         return folder / place.name if is_list else folder
 
-    def fetch(self, is_list: bool, open: Callable[[Path], Dataset], data_dir: Path) -> Path:
-        """Copy the data, or what has changed of them; return where they are on this machine.
+    def fetch(self, place: Path, is_list: bool, open: Callable[[], Dataset]) -> None:
+        """Copy the data, or what has changed of them, to :meth:`copy`.
 
-        ``is_list``: the place is a file that lists videos; ``open`` opens its copy. Raises
-        :class:`UserError` if the place cannot be read.
+        ``open`` opens the copy of a list. Raises :class:`UserError` if the place cannot be read.
         """
-        place = self.copy(data_dir, is_list)
         copy = place.parent if is_list else place
         copy.mkdir(parents=True, exist_ok=True)
         try:
@@ -62,14 +61,13 @@ class Remote(NamedTuple):
                 if not is_list:
                     files.take(files.list_folder(deep=True))
                     files.drop_others()
-                    return copy
+                    return
                 files.take(n for n in files.list_folder() if n.lower().endswith(LISTS))
-                named = [_listed(one) for one in open(place).media() if one.files]
+                named = [_listed(one) for one in open().media() if one.files]
                 inside = [p for p in named if ".." not in p.parts and p.is_relative_to(copy)]
                 wanted, folders = files.find(p.relative_to(copy).as_posix() for p in inside)
                 files.take(wanted)
                 files.drop_others(folders)
-                return place
         except ImportError as error:
             raise UserError(
                 f"{self.url}: {error}; accepted: pip install 'ivcl_fast[remote]' and the package "
@@ -78,8 +76,7 @@ class Remote(NamedTuple):
         except UserError:
             raise
         except Exception as error:  # each kind of storage has its own
-            said = (str(error).splitlines() or [""])[0] or type(error).__name__
-            raise UserError(f"{self.url}: cannot be read: {said}") from None
+            raise UserError(f"{self.url}: cannot be read: {first_line(error)}") from None
 
 
 def _listed(media: Media) -> Path:

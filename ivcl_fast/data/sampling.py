@@ -44,11 +44,11 @@ def frame_ids(
     if frames_in_video < 1 or num_frames < 1:
         raise ValueError(f"{num_frames} of {frames_in_video} frames: both must be at least 1")
     last = frames_in_video - 1
-    if stride and not (num_frames == 1 and stride > 1):
+    if num_frames == 1 and stride != 1:
+        return np.array([last])
+    if stride:
         start = _start(last - (num_frames - 1) * stride, rng, view)
         return np.minimum(start + stride * np.arange(num_frames), last)
-    if num_frames == 1:
-        return np.array([last])
     intervals = num_frames - 1
     ids = (np.arange(num_frames) * last * 2 + intervals) // (2 * intervals)  # round half up
     if rng is not None:

@@ -26,7 +26,7 @@ from ivcl_fast.data.decode.media import VideoInfo
 from ivcl_fast.data.store.index import check_names, probe_media
 from ivcl_fast.data.store.sources import state_of
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
-from ivcl_fast.files import atomic_write, locked, read_bytes, remove_temporaries, write_json
+from ivcl_fast.files import atomic_write, locked, read_bytes, write_json
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,6 @@ def _updated(
     progress: Callable[[int, int], None],
 ) -> tuple[dict[str, Indexed], dict[str, str]]:
     """Probe what has changed and write the index, unless another rank has just done so."""
-    remove_temporaries(folder, (INDEX, PLACES, BAD_FILES))
     known, bad_files, before = _read(folder, log.warning)
     if before == states:
         return known, bad_files

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context, resource_tracker, spawn
 from multiprocessing.process import BaseProcess
@@ -281,8 +281,13 @@ def _start() -> _Worker:
     # The first process starts multiprocessing's resource tracker, which unblocks SIGINT.
     resource_tracker.ensure_running()
     prepare = mock.patch.object(spawn, "get_preparation_data", _without_main)
-    with _starting, _sigint_blocked(), prepare:
-        process.start()
+    with _starting, prepare:
+        # It inherits the signal mask, so it ignores Ctrl-C.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     return _Worker(process, ours)
 
@@ -355,13 +360,3 @@ def _work(theirs: socket) -> None:
 def _send(pipe: BinaryIO, message: tuple[str, Any]) -> None:
     pipe.write(_framed(message))
     pipe.flush()
-
-
-@contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Let processes that are started inside ignore Ctrl-C: they inherit the signal mask."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

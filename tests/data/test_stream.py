@@ -21,11 +21,12 @@ from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.indexed import index_one
 from ivcl_fast.data.decode.media import OpenImages
-from ivcl_fast.data.loader import Batch, StoreLoader
+from ivcl_fast.data.loader import StoreLoader
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.index import probe_media
 from ivcl_fast.data.stream import CROP_AREA, StreamLoader, decode_numbered, draw_crop
 from ivcl_fast.errors import UserError
+from tests.data.test_loader import same
 from tests.data.test_workers import send_half
 from tests.support.marks import NEEDS_DALI
 from tests.support.painted import (
@@ -79,14 +80,6 @@ def make(
         index=index,
         decoders=choose_decoders(videos, infos, decoder),
         **defaults | options,
-    )
-
-
-def same(found: list[Batch], expected: list[Batch]) -> bool:
-    return len(found) == len(expected) and all(
-        torch.equal(getattr(a, name), getattr(b, name))
-        for a, b in zip(found, expected, strict=True)
-        for name in ("rows", "labels", "clip_ids")
     )
 
 
