@@ -108,18 +108,18 @@ class FrameStore:
         Raises ``IndexError`` for a frame that does not exist, and :class:`UserError` for media that
         the store does not contain.
         """
-        shard, first, frames, ids = self._frames(name, frame_ids)
         if self._on_device is not None:
-            rows = self.batch([name], [ids])[0].cpu().numpy()
+            rows = self.batch([name], [np.asarray(frame_ids)])[0].cpu().numpy()
             if out is None:
                 return rows
             out[...] = rows
             return out
-        video = self._shards[shard][first : first + frames]
-        if self.placement == "disk" and video.strides[0] >= READ_AHEAD_BYTES:
-            read_ahead(video, ids)
-        # The ids are checked; "clip" avoids the buffer that NumPy needs for "raise" with out.
-        return np.take(video, ids, 0, out, mode="clip")
+        number, places = self._places(name, frame_ids)
+        shard = self._shards[number]
+        if self.placement == "disk" and shard.strides[0] >= READ_AHEAD_BYTES:
+            read_ahead(shard, places)
+        # The places are checked; "clip" avoids the buffer that NumPy needs for "raise" with out.
+        return np.take(shard, places, 0, out, mode="clip")
 
     def batch(
         self, names: Sequence[str], frame_ids: Sequence[np.ndarray], pin: bool = False
@@ -131,19 +131,17 @@ class FrameStore:
         length = len(frame_ids[0]) if names else 0
         shape = (len(names), length, self.num_patches, self.patch_dim)
         if self._on_device is not None:
-            places = []
-            for name, ids_of_clip in zip(names, frame_ids, strict=True):
-                shard, first, _, ids = self._frames(name, ids_of_clip)
-                places.append(self._shard_starts[shard] + first + ids)
-            chosen = torch.from_numpy(np.concatenate(places))
+            wanted = [self._places(*clip) for clip in zip(names, frame_ids, strict=True)]
+            rows = [self._shard_starts[shard] + places for shard, places in wanted]
+            chosen = torch.from_numpy(np.concatenate(rows))
             if pin:  # otherwise the copy would wait for pending steps
                 chosen = chosen.pin_memory()
             chosen = chosen.to(self._on_device.device, non_blocking=pin)
             return self._on_device.index_select(0, chosen).view(shape)
-        rows = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
-        for name, ids_of_clip, out in zip(names, frame_ids, rows.numpy(), strict=True):
-            self.rows(name, ids_of_clip, out)
-        return rows
+        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+        for name, ids, out in zip(names, frame_ids, batch.numpy(), strict=True):
+            self.rows(name, ids, out)
+        return batch
 
     def verify(self) -> None:
         """Compare the checksums of all files; :class:`UserError` names a file that differs."""
@@ -155,15 +153,13 @@ class FrameStore:
         except ValueError:
             raise _changed(self.path / SOURCES) from None
 
-    def _frames(
-        self, name: str, frame_ids: Sequence[int] | np.ndarray
-    ) -> tuple[int, int, int, np.ndarray]:
-        """Return the shard, the media's first frame and number of frames in it, and checked ids."""
+    def _places(self, name: str, frame_ids: Sequence[int] | np.ndarray) -> tuple[int, np.ndarray]:
+        """Return the shard of media, and where frames, which have to exist, are in it."""
         shard, first, frames = self._entry(name)
         ids = np.asarray(frame_ids, np.int64)
         if ids.size and not 0 <= ids.min() <= ids.max() < frames:
             raise IndexError(f"{name}: has frames 0 to {frames - 1}, not all of {ids.tolist()}")
-        return shard, first, frames, ids
+        return shard, first + ids
 
     def _entry(self, name: str) -> list[int]:
         try:
