@@ -60,7 +60,7 @@ from ivcl_fast.data.store.shards import (
     is_finished,
     shard_leftovers,
 )
-from ivcl_fast.data.store.sources import digest_of_states, state_of, write_sources
+from ivcl_fast.data.store.sources import digest_of, state_of, write_sources
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, remove_temporaries, write_json
@@ -68,10 +68,6 @@ from ivcl_fast.files import locked, remove_temporaries, write_json
 log = logging.getLogger(__name__)
 
 SHARD_BYTES = 128 * 2**20
-META_KEYS = (
-    "version", "image_size", "patch_size", "crop", "decoder", "source_digest", "state",
-)  # fmt: skip
-"""Settings in ``meta.json``."""
 WAIT_SECONDS = 1.0
 """Seconds between two checks of the shards that other processes build."""
 
@@ -82,9 +78,6 @@ class Part(NamedTuple):
     number: int
     """From 0."""
     total: int
-
-
-WHOLE = Part(0, 1)
 
 
 def check_sizes(image_size: int, patch_size: int) -> None:
@@ -153,7 +146,7 @@ def build_store(
         (2, 64, 192)
     """
     build = StoreBuild(media, out, image_size, patch_size, decoder, shard_bytes, crop)
-    build.run(WHOLE, workers, progress, stall_seconds, device)
+    build.run(Part(0, 1), workers, progress, stall_seconds, device)
     return build.open(placement, device)
 
 
@@ -180,7 +173,7 @@ class StoreBuild:
             "crop": CROPS[crop],
             "decoder": resolve_decoder(decoder),
             "source_digest": source_digest(media),
-            "state": digest_of_states(media, self.states),
+            "state": digest_of(self.states),
             "shard_bytes": shard_bytes,
         }
 
@@ -224,7 +217,7 @@ class StoreBuild:
             _build_shards(own, pool, progress or (lambda *_: None))
             if left := len(_missing(tasks)):
                 return 0 if is_finished(out, plan["state"]) else left
-            _finish(out, plan, [one.name for one in self.media])
+            _finish(out, self.settings, plan, list(self.states))
         return 0
 
     def open(self, placement: Placement, device: torch.device | None) -> FrameStore:
@@ -291,7 +284,9 @@ def _missing(tasks: Sequence[ShardTask]) -> list[ShardTask]:
     return [task for task in tasks if not finished_shard(task.path)]
 
 
-def _finish(out: Path, plan: dict[str, Any], names: Sequence[str]) -> None:
+def _finish(
+    out: Path, settings: dict[str, Any], plan: dict[str, Any], names: Sequence[str]
+) -> None:
     """Write the index and the meta file, unless another process has done so."""
     with locked(out / LOCK):
         if is_finished(out, plan["state"]):
@@ -315,7 +310,8 @@ def _finish(out: Path, plan: dict[str, Any], names: Sequence[str]) -> None:
             for name in (INDEX, BAD_FILES)
         }
         files |= {shard.file: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in shards}
-        write_meta(out, {key: plan[key] for key in META_KEYS} | {"files": files})
+        meta = {key: value for key, value in settings.items() if key != "shard_bytes"}
+        write_meta(out, meta | {"files": files})
 
 
 @contextmanager

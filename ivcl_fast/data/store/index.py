@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.readable import if_damaged_twice
+from ivcl_fast.data.store.sources import digest_of
 from ivcl_fast.data.workers import Lost, Report, WorkerPool
 from ivcl_fast.errors import UserError
 
@@ -90,11 +90,11 @@ def source_digest(media: Sequence[Media]) -> str:
     Raises :class:`UserError` if there are no media, or two with the same name.
     """
     check_names(media)
-    digest = hashlib.sha256()
-    for one in media:
-        sizes = [path.stat().st_size if os.path.isfile(path) else -1 for path in one.files]
-        digest.update(f"{one.name}\0{sizes}\0".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    sizes = {
+        one.name: [path.stat().st_size if os.path.isfile(path) else -1 for path in one.files]
+        for one in media
+    }
+    return digest_of(sizes)
 
 
 class SecondChance:

@@ -20,14 +20,7 @@ from ivcl_fast.data.decode.decoder import DecoderName
 from ivcl_fast.data.decode.media import probe
 from ivcl_fast.data.store.frame_store import BAD_FILES, INDEX, read_meta, read_small
 from ivcl_fast.data.store.index import probe_media
-from ivcl_fast.data.store.shards import (
-    META,
-    Shard,
-    ShardTask,
-    assign_media,
-    finished_shard,
-    is_finished,
-)
+from ivcl_fast.data.store.shards import META, Shard, ShardTask, finished_shard, is_finished
 from ivcl_fast.data.store.sources import GONE, SOURCES, Source, read_sources, source_of
 from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
@@ -109,8 +102,8 @@ def read_plan(file: Path) -> dict[str, Any]:
         if "frames" not in plan:
             plan = check_signed(text)["plan"]  # otherwise of version 0.1.0
         if "shards" not in plan:  # of a version that built all shards at once
-            groups = assign_media(plan["frames"], _frame_bytes(plan), plan["shard_bytes"])
-            shards = {_shard_name(number): group for number, group in enumerate(groups)}
+            groups = enumerate(_groups(plan["frames"], plan))
+            shards = {_shard_name(number): group for number, group in groups}
             plan |= {"state": "", "shards": shards, "kept": [], "sources": {}}
         return plan
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -237,16 +230,26 @@ def _new_shards(
     left, groups = dict(frames), []
     for shard in built.shards:
         again = {name: left.pop(name) for name in shard.frames if name in left}
-        groups += assign_media(again, _frame_bytes(settings), settings["shard_bytes"])
-    groups += assign_media(left, _frame_bytes(settings), settings["shard_bytes"])
+        groups += _groups(again, settings)
+    groups += _groups(left, settings)
     used = [*built.planned, *(path.name for path in out.glob("shard-[0-9]*.u8"))]
     first = max((int(name[6:-3]) + 1 for name in used if name[6:-3].isdigit()), default=0)
     return {_shard_name(first + number): group for number, group in enumerate(groups)}
 
 
+def _groups(frames: Mapping[str, int], settings: Mapping[str, Any]) -> list[list[str]]:
+    """Divide the media, in order, into groups of at most ``shard_bytes``, or of one video."""
+    groups: list[list[str]] = []
+    free = 0
+    for name, count in frames.items():
+        size = count * 3 * settings["image_size"] ** 2
+        if not groups or size > free:
+            groups.append([])
+            free = settings["shard_bytes"]
+        groups[-1].append(name)
+        free -= size
+    return groups
+
+
 def _shard_name(number: int) -> str:
     return f"shard-{number:05d}.u8"
-
-
-def _frame_bytes(settings: Mapping[str, Any]) -> int:
-    return 3 * settings["image_size"] ** 2

@@ -23,13 +23,7 @@ from ivcl_fast.data.decode.decoder import ChosenDecoder, make_decoder
 from ivcl_fast.data.decode.readable import if_damaged_twice
 from ivcl_fast.data.store.sources import Source, source_of, state_of
 from ivcl_fast.data.workers import Report
-from ivcl_fast.files import (
-    atomic_write,
-    locked,
-    read_bytes,
-    remove_temporaries,
-    write_text,
-)
+from ivcl_fast.files import atomic_write, locked, read_bytes, remove_temporaries, write_text
 from ivcl_fast.manifest import check_signed, signed
 from ivcl_fast.models.reference import patchify
 
@@ -75,20 +69,6 @@ class Shard:
     """The files of all these media as they were read."""
 
 
-def assign_media(frames: Mapping[str, int], frame_bytes: int, shard_bytes: int) -> list[list[str]]:
-    """Divide the media, in order, into groups of at most ``shard_bytes``, or of one video."""
-    groups: list[list[str]] = []
-    free = 0
-    for name, count in frames.items():
-        size = count * frame_bytes
-        if not groups or size > free:
-            groups.append([])
-            free = shard_bytes
-        groups[-1].append(name)
-        free -= size
-    return groups
-
-
 def is_finished(store: Path, state: str) -> bool:
     """Whether a store is complete and was made from files in this state."""
     try:
@@ -100,7 +80,12 @@ def is_finished(store: Path, state: str) -> bool:
 def finished_shard(path: Path) -> Shard | None:
     """Return the shard at ``path``, or None if it is not finished."""
     try:
-        shard = _read_record(read_bytes(_record(path)))
+        text = read_bytes(_record(path))
+        found = json.loads(text)
+        if "file" not in found:
+            found = check_signed(text)["shard"]  # otherwise of version 0.1.0
+        sources = {name: Source(*of_media) for name, of_media in found.pop("sources", {}).items()}
+        shard = Shard(**found, sources=sources)
         return shard if path.stat().st_size == shard.bytes else None
     except FileNotFoundError:
         return None
@@ -131,13 +116,12 @@ def _build(task: ShardTask, report: Report) -> None:
     frames: dict[str, int] = {}
     bad_files: dict[str, str] = {}
     sources: dict[str, Source] = {}
-    digest = hashlib.sha256()
+    digest, size = hashlib.sha256(), 0
     items = zip(task.media, task.expected_frames, task.decoders, strict=True)
     with atomic_write(task.path) as file:
         for media, expected, decoder in items:
             refused = task.refused.get(media.name)
             sources[media.name] = Source(state_of(media)) if refused else source_of(media)
-            start = file.tell()
             try:
                 if refused:
                     raise VideoError(refused)
@@ -145,14 +129,13 @@ def _build(task: ShardTask, report: Report) -> None:
                     make_decoder(decoder, task.image_size, task.gpu).parts, media, task.square
                 )
                 frames[media.name], digest = if_damaged_twice(
-                    media, partial(_append, file, start, digest, parts, task.patch_size)
+                    media, partial(_append, file, size, digest, parts, task.patch_size)
                 )
+                size = file.tell()
             except VideoError as error:
                 bad_files[media.name] = str(error)
-                file.seek(start)
-                file.truncate()
             report(expected)
-        size = file.tell()
+        file.truncate(size)
     shard = Shard(task.path.name, size, digest.hexdigest(), frames, bad_files, sources)
     write_text(_record(task.path), signed({"shard": asdict(shard)}))
 
@@ -186,15 +169,6 @@ def shard_leftovers(store: Path, meta: Mapping[str, Any]) -> Iterator[Path]:
         for path in store.glob(pattern):
             if path.name not in meta["files"]:  # else a shard that was not replaced
                 yield path
-
-
-def _read_record(text: bytes) -> Shard:
-    """Read a record; raises ``ValueError`` or ``TypeError`` if it is damaged."""
-    found = json.loads(text)
-    if "file" not in found:
-        found = check_signed(text)["shard"]  # otherwise of version 0.1.0
-    sources = {name: Source(*of_media) for name, of_media in found.pop("sources", {}).items()}
-    return Shard(**found, sources=sources)
 
 
 def _record(shard: Path) -> Path:

@@ -9,7 +9,7 @@ restored, even if its size and modification time stay the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,11 +68,11 @@ def source_of(media: Media) -> Source:
     return Source(state_of(media), content_of(media))
 
 
-def digest_of_states(media: Sequence[Media], states: Mapping[str, str]) -> str:
-    """Compute a digest of the states of all media, which a store made from them carries."""
+def digest_of(values: Mapping[str, object]) -> str:
+    """Compute a digest of the names of all media, in order, and of a value for each."""
     digest = hashlib.sha256()
-    for one in media:
-        digest.update(f"{one.name}\0{states[one.name]}\0".encode(errors="surrogateescape"))
+    for name, value in values.items():
+        digest.update(f"{name}\0{value}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
