@@ -197,29 +197,21 @@ class Decision:
     def __init__(self) -> None:
         self._pending: tuple[Tensor, dist.Work] | None = None
 
-    def __call__(self, stop: bool, save: bool, last: bool = False) -> tuple[bool, bool]:
+    def __call__(self, stop: bool, save: bool) -> tuple[bool, bool]:
         """Contribute this rank's wishes; return the decisions ``(stop, save)`` of the step before.
 
-        In the ``last`` step, the decisions of that step are included.
+        A process that runs alone gets its wishes back.
         """
         if not dist.is_initialized():
             return stop, save
-        previous = self._result()
+        before = self._pending
         votes = torch.tensor([stop, save], dtype=torch.uint8)
-        work = dist.all_reduce(votes, dist.ReduceOp.MAX, async_op=True)
-        self._pending = votes, work
-        if not last:
-            return previous
-        now = self._result()
-        return previous[0] or now[0], previous[1] or now[1]
-
-    def _result(self) -> tuple[bool, bool]:
-        if self._pending is None:
+        self._pending = votes, dist.all_reduce(votes, dist.ReduceOp.MAX, async_op=True)
+        if before is None:
             return False, False
-        votes, work = self._pending
+        decided, work = before
         work.wait()
-        stop, save = votes.tolist()
-        return bool(stop), bool(save)
+        return bool(decided[0]), bool(decided[1])
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:

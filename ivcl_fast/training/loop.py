@@ -39,8 +39,6 @@ from ivcl_fast.training.step_graph import StepGraph
 
 Loss = Callable[[nn.Module, Batch, int | Tensor], Tensor]
 """From a model, a batch and the number of the step (in a CUDA graph int64 ``[]``) to a scalar."""
-TrainStep = Callable[[Batch, int], Tensor]
-"""From a batch and the number of the step to the loss ``[]``, after an update of the weights."""
 
 
 class NotFinite(UserError):
@@ -123,7 +121,7 @@ class Stage:
         writer = BackgroundWriter(self.folder, self.name)
         with Bar(self.name, total * size, "clips") as bar, caught_signals() as caught:
             bar.show(start * size)
-            clock, saved, stop = self._clock(), time.monotonic(), False
+            clock, saved = self._clock(), time.monotonic()
             try:
                 for step, batch in self._batches(start, total):
                     set_lr(optimizers, self.schedule.lr_at(step))
@@ -134,7 +132,7 @@ class Stage:
                         self._log(step, clock, bar)
                         clock = self._clock()
                     is_due = time.monotonic() - saved >= 60 * self.save_minutes
-                    stop, is_due = decide(bool(caught), is_due, last=done == total)
+                    stop, is_due = decide(bool(caught), is_due)
                     if done == total or stop or is_due or done % self.save_every == 0:
                         self._save(writer, optimizers, done)
                         saved = time.monotonic()
@@ -142,10 +140,9 @@ class Stage:
                         break
             finally:
                 writer.wait()
-            # A signal may have arrived while the last checkpoint was written.
-            stop = decide(bool(caught), False, last=True)[0] or stop
-            distributed.barrier()  # until rank 0 has written: torchrun ends it with the first rank
-            if stop:
+            # A signal may have arrived since, or while the last checkpoint was written. This waits
+            # for rank 0, which writes: torchrun ends it with the first rank.
+            if distributed.min_over_ranks(not caught) == 0:
                 raise Interrupted(caught[0] if caught else signal.SIGTERM)
 
     def _log(self, step: int, since: Clock, bar: Bar) -> None:
@@ -205,8 +202,10 @@ class Stage:
                 if step == total:
                     return
 
-    def _make_step(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> TrainStep:
-        """Return the training step, as a CUDA graph if the stage asks for one."""
+    def _make_step(
+        self, model: nn.Module, optimizers: list[torch.optim.Optimizer]
+    ) -> Callable[[Batch, int], Tensor]:
+        """Return :meth:`_step` for a batch and its number, as a CUDA graph if one is asked for."""
         if not self.cuda_graph:
             return lambda batch, step: self._step(model, optimizers, batch, step)
         graph = StepGraph(
