@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -119,10 +119,8 @@ class PrepareConfig:
     """Processes; by default one per CPU."""
     dry_run: bool = False
     """Write nothing; print what would be written, its size and an estimate of the time."""
-    store: Annotated[StoreFlags, tyro.conf.arg(name="")] = field(default_factory=StoreFlags)
-    synthetic: Annotated[SyntheticFlags, tyro.conf.arg(name="")] = field(
-        default_factory=SyntheticFlags
-    )
+    store: Annotated[StoreFlags, tyro.conf.arg(name="")] = StoreFlags()
+    synthetic: Annotated[SyntheticFlags, tyro.conf.arg(name="")] = SyntheticFlags()
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""

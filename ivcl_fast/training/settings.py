@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -197,22 +197,12 @@ class TrainConfig:
     """Run every part once, on little data, within two minutes; the model learns nothing."""
     seed: int = 0
     """Seed of the weights, the order of clips, the sampled frames and the masks."""
-    data: OmitArgPrefixes[Annotated[DataConfig, group("data")]] = field(default_factory=DataConfig)
-    stages: OmitArgPrefixes[Annotated[StagesConfig, group("stages")]] = field(
-        default_factory=StagesConfig
-    )
-    optim: OmitArgPrefixes[Annotated[OptimConfig, group("optimiser")]] = field(
-        default_factory=OptimConfig
-    )
-    model: OmitArgPrefixes[Annotated[IVCLConfig, group("model")]] = field(
-        default_factory=IVCLConfig
-    )
-    speed: OmitArgPrefixes[Annotated[SpeedConfig, group("speed")]] = field(
-        default_factory=SpeedConfig
-    )
-    output: OmitArgPrefixes[Annotated[OutputConfig, group("output")]] = field(
-        default_factory=OutputConfig
-    )
+    data: OmitArgPrefixes[Annotated[DataConfig, group("data")]] = DataConfig()
+    stages: OmitArgPrefixes[Annotated[StagesConfig, group("stages")]] = StagesConfig()
+    optim: OmitArgPrefixes[Annotated[OptimConfig, group("optimiser")]] = OptimConfig()
+    model: OmitArgPrefixes[Annotated[IVCLConfig, group("model")]] = IVCLConfig()
+    speed: OmitArgPrefixes[Annotated[SpeedConfig, group("speed")]] = SpeedConfig()
+    output: OmitArgPrefixes[Annotated[OutputConfig, group("output")]] = OutputConfig()
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
