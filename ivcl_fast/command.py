@@ -146,17 +146,15 @@ def run_command(main: Callable[[], None]) -> NoReturn:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print_error(
-            UserError(
-                f"{where}{error.strerror}; accepted: files that can be read, and a folder that can "
-                "be written, with room"
-            )
+            f"{where}{error.strerror}; accepted: files that can be read, and a folder that can be "
+            "written, with room"
         )
         raise SystemExit(2) from None
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(p in str(error) for p in OUT_OF_MEMORY):
             raise
         fitting = "what fits into memory, such as a smaller --batch-size"
-        print_error(UserError(f"{first_line(error)}; accepted: {fitting}"))
+        print_error(f"{first_line(error)}; accepted: {fitting}")
         raise SystemExit(2) from None
     except KeyboardInterrupt as stop:
         how = str(stop) or "stopped; the same command continues"

@@ -52,6 +52,6 @@ def _require(condition: bool, name: str, value: float, accepted: str) -> None:
         raise UserError(f"--{flag}: {value} is not accepted; accepted: {accepted}")
 
 
-def print_error(error: UserError) -> None:
-    """Print an error as one line on stderr."""
+def print_error(error: UserError | str) -> None:
+    """Print an error, or what it says, as one line on stderr."""
     print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)

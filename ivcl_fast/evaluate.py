@@ -102,8 +102,7 @@ def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:
         raise UserError(f"--predict {path}: no video can be used; {found[0]['error']}")
     for one in found:
         if videos:
-            text = f"{one['video']}: {one.get('error', '')}"
-            print(printable(text))
+            print(printable(f"{one['video']}: {one.get('error', '')}"))
         for answer, score in one.get("answers", {}).items():
             print(f"{score:6.1%}  {printable(answer)}")
     if out is not None and out.suffix.lower() == ".csv":

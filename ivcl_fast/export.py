@@ -77,10 +77,7 @@ def export(config: ExportConfig) -> None:
             print(f"{name}: left out, it is a model of objective {model.cfg.objective}")
             continue
         difference = write_model(model, out / f"{name}.{config.format}")
-        write_json(
-            out / f"{name}.json",
-            description(model, run.config.data),
-        )
+        write_json(out / f"{name}.json", description(model, run.config.data))
         print(f"{out / name}.{config.format}: differs by {difference:.1e} at most from the model")
 
 

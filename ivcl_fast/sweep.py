@@ -1,10 +1,10 @@
 """``python -m ivcl_fast.sweep STUDY``: run a study, which compares several variants in one table.
 
 Every variant is pretrained (once, or more often with ``--pretrainings``) and finetuned with several
-seeds; everything else is equal. Flags
-of ``ivcl_fast.train``, such as ``--data`` and ``--preset``, apply to every run. If a study was
-stopped, the same command continues it. Several GPUs share the runs; with ``--parallel`` several
-runs share the cores of a CPU, which uses them better when models are small.
+seeds; everything else is equal. Flags of ``ivcl_fast.train``, such as ``--data`` and ``--preset``,
+apply to every run. If a study was stopped, the same command continues it. Several GPUs share the
+runs; with ``--parallel`` several runs share the cores of a CPU, which uses them better when models
+are small.
 """
 
 from __future__ import annotations

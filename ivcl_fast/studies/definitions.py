@@ -64,12 +64,12 @@ class Study:
     @property
     def varied_flags(self) -> set[str]:
         """Names of the flags that the variants set."""
-        flags = (
-            flag
+        return {
+            flag_name(word)
             for v in self.variants
-            for flag in (*v.model, *(v.pretrain or ()), *v.lengths, *v.finetune)
-        )
-        return {flag_name(flag) for flag in flags if flag.startswith("--")}
+            for word in (*v.model, *(v.pretrain or ()), *v.lengths, *v.finetune)
+            if word.startswith("--")
+        }
 
     @property
     def brings_data(self) -> bool:
@@ -91,8 +91,6 @@ NONE = Variant("none", pretrain=None)
 SCRATCH = replace(NONE, finetune_scale=2)
 """Random weights see no last frames, which teach them little, but twice the whole clips: this takes
 them longer than the others' finetuning."""
-
-
 SUPERVISED = tuple(
     Variant(OBJECTIVE_NAMES[labels], pretrain=("--objective", labels))
     for labels in get_args(SupervisedObjective)

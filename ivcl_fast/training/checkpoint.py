@@ -86,23 +86,20 @@ def store(folder: Path, saved: Checkpoint) -> Path:
     remain.
     """
     final = folder / f"step-{saved.step:08d}"
-    record = {"step": saved.step, "state": saved.state}
-    write(final, saved.model, saved.optimizer, record)
+    write(final, saved)
     good = [path for path in list_steps(folder) if path.name <= final.name][-KEEP:]
     for other in set(folder.glob("step-*")) - set(good):
         remove_files(other, WRITTEN)
     return final
 
 
-def write(
-    final: Path, weights: dict[str, Tensor], slots: dict[str, Tensor], record: dict[str, Any]
-) -> None:
+def write(final: Path, saved: Checkpoint) -> None:
     """Write one checkpoint folder, atomically."""
     try:
         with atomic_folder(final, WRITTEN) as partial:
-            save_file(weights, partial / MODEL)
-            save_file(slots, partial / OPTIMIZER)
-            write_json(partial / STATE, record)
+            save_file(saved.model, partial / MODEL)
+            save_file(saved.optimizer, partial / OPTIMIZER)
+            write_json(partial / STATE, {"step": saved.step, "state": saved.state})
             write_checksums(partial, FILES)
     except SafetensorError as error:  # safetensors reports a full disk like this
         raise OSError(str(error)) from None

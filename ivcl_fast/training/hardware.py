@@ -136,7 +136,6 @@ def tune_malloc() -> None:
     zeroed pages, which takes a fifth of the time of a ``tiny`` step.
     """
     trim_threshold, mmap_threshold = -1, -3
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(mmap_threshold, 32 * 2**20)  # the largest value that glibc accepts
         mallopt(trim_threshold, 2**31 - 1)

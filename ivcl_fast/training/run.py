@@ -23,13 +23,7 @@ from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.models.weights import MODEL, read_weights
 from ivcl_fast.training import checkpoint
 from ivcl_fast.training.classes import Classes, pretraining_model
-from ivcl_fast.training.hardware import (
-    execution,
-    peak_flops,
-    pick_device,
-    tune_malloc,
-    use_bf16,
-)
+from ivcl_fast.training.hardware import execution, peak_flops, pick_device, tune_malloc, use_bf16
 from ivcl_fast.training.loop import Loss, Stage
 from ivcl_fast.training.memory import stage_flops
 from ivcl_fast.training.metrics_log import MetricsLog

@@ -83,12 +83,7 @@ def none(folder: Path) -> Show:
     return lambda stage, clips, values: None
 
 
-VIEWERS: dict[Viewer, Callable[[Path], Show]] = {
-    "tensorboard": tensorboard,
-    "wandb": wandb,
-    "mlflow": mlflow,
-    "none": none,
-}
+VIEWERS = {"tensorboard": tensorboard, "wandb": wandb, "mlflow": mlflow, "none": none}
 """What starts each viewer for a run's folder."""
 
 
