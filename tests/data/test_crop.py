@@ -16,6 +16,7 @@ from ivcl_fast.data.crop import WHOLE, Crop, square_crop
 from ivcl_fast.data.datamodule import open_data
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.media import probe
 from ivcl_fast.data.registry import check_crop
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import unpatchify
@@ -51,9 +52,10 @@ def test_the_square_follows_the_upright_frame(tmp_path, kind):
         rotation = 90 if kind == "turned" else 0
         given = media(write_video(tmp_path / f"a.{suffix}", pictures, codec, rotation=rotation))
     decoder = make_decoder("pyav", 32)
-    found = "".join(colour(decoder.decode(given, crop=c)) for c in ("start", "center", "end"))
+    crops = [probe(given).square(part) for part in ("start", "center", "end")]
+    found = "".join(colour(decoder.decode(given, crop=crop)) for crop in crops)
     assert found == ("BGR" if kind == "turned" else "RGB")  # turned: its right end is on top
-    assert decoder.decode(given, crop="none").equal(decoder.decode(given))
+    assert probe(given).square("none") == WHOLE
 
 
 def test_parts_of_parts():

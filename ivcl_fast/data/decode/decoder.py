@@ -69,9 +69,7 @@ class Decoder(ABC):
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size
 
-    def decode(
-        self, media: Media, frame_ids: FrameIds = None, crop: Crop | Square = WHOLE
-    ) -> torch.Tensor:
+    def decode(self, media: Media, frame_ids: FrameIds = None, crop: Crop = WHOLE) -> torch.Tensor:
         """Decode the given frames in the given order, or all: uint8 RGB ``[F, 3, S, S]``.
 
         ``crop``: the part of the frames to decode. The frames are on the decoder's device. Raises
@@ -81,8 +79,6 @@ class Decoder(ABC):
         from ivcl_fast.data.decode.media import open_media
 
         with open_media(media) as opened:
-            if isinstance(crop, str):
-                crop = opened.info.square(crop)
             return self.decode_open(opened, frame_ids, crop)
 
     def parts(self, media: Media, square: Square = "none") -> Iterator[torch.Tensor]:

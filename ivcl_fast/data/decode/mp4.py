@@ -73,12 +73,12 @@ def _check(moov: bytes) -> None:
     tick = media_clock / movie_clock
     end = int(shown[-1]) + max(int(deltas[-1]), frame)
     for edit in edits:
-        if edit.start >= 0 and not (
-            shown[0] - frame / 2 <= edit.start and edit.start + edit.length * tick <= end + tick
-        ):
+        if edit.start < 0:
+            continue
+        edit_end = edit.start + edit.length * tick
+        if edit.start < shown[0] - frame / 2 or edit_end > end + tick:
             raise VideoError("damaged: its edit list shows what it does not have")
-        hidden = end - (edit.start + edit.length * tick) > frame
-        if edit.start >= 0 and len(edits) == 1 and hidden and movie_clock > media_clock:
+        if len(edits) == 1 and end - edit_end > frame and movie_clock > media_clock:
             raise VideoError("damaged: the clock of the movie is finer than that of its frames")
     if sum(edit.length for edit in edits) > movie_length + 1:
         raise VideoError("damaged: its edit list is longer than the movie")
