@@ -13,6 +13,8 @@ from ivcl_fast.text import markdown, printable
 NAMED = 40
 """Largest number of classes whose names and numbers are written."""
 NAME_LENGTH = 28
+PAIRS = 3
+"""Pairs of confused classes that the caption names."""
 
 
 def confusion_picture(path: Path, counts: np.ndarray, names: Sequence[str]) -> None:
@@ -43,10 +45,10 @@ def confusion_picture(path: Path, counts: np.ndarray, names: Sequence[str]) -> N
     save(figure, path)
 
 
-def confusion_caption(counts: np.ndarray, names: Sequence[str], pairs: int = 3) -> str:
+def confusion_caption(counts: np.ndarray, names: Sequence[str]) -> str:
     """Name the pairs of classes that are confused most often, in Markdown."""
     wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:pairs]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
     found = [np.unravel_index(i, wrong.shape) for i in order if wrong.flat[i]]
     text = (
         "Which class is answered for each true class: number of clips, darker for a larger share."

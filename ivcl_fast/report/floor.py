@@ -70,8 +70,3 @@ def add_legend(figure: Figure, truth: bool) -> None:
     figure.legend(
         handles=handles, loc="outside lower right", ncols=len(handles), fontsize=9, frameon=False
     )
-
-
-def cells_away(distance: int) -> str:
-    """Return a distance in words, such as ``1 cell away``."""
-    return f"{distance} cell{'' if distance == 1 else 's'} away"

@@ -26,7 +26,7 @@ from ivcl_fast.report.figures import (
     new_figure,
     save,
 )
-from ivcl_fast.report.floor import CORRECT, INCORRECT, add_legend, cells_away, draw_prediction
+from ivcl_fast.report.floor import CORRECT, INCORRECT, add_legend, draw_prediction
 
 MASKED_GRAY = 0.12
 """Colour of a masked patch: darker than any floor."""
@@ -242,8 +242,7 @@ def answers_picture(
     """
     frames, labels, logits = as_array(frames), as_array(labels), as_array(logits)
     distance, predicted = grid_distance(logits, labels, n), logits.argmax(axis=1)
-    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    probabilities = torch.from_numpy(logits).softmax(1).numpy()
     chosen = evenly_spaced(4, frames.shape[1])
 
     figure = new_figure(2.1 * len(chosen) + 3.2, 1.95 * len(frames) + 1.1)
@@ -262,7 +261,8 @@ def answers_picture(
         draw_prediction(
             axes[row, -1], probabilities[row].reshape(n, n), labels[row], predicted[row]
         )
-        verdict = f"incorrect, {cells_away(distance[row])}" if distance[row] else "correct"
+        cells = "1 cell" if distance[row] == 1 else f"{distance[row]} cells"
+        verdict = f"incorrect, {cells} away" if distance[row] else "correct"
         axes[row, -1].set_title(
             f"{verdict}\n(probability {probabilities[row].max():.0%})",
             fontsize=10, fontweight="bold", color=INCORRECT if distance[row] else CORRECT,

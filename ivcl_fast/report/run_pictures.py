@@ -12,7 +12,7 @@ from torch import Tensor
 from ivcl_fast.analysis.attention_maps import slot_attention
 from ivcl_fast.analysis.clips import ClipReader, DecodedClip
 from ivcl_fast.analysis.finished_runs import FinishedRun, Model, Models
-from ivcl_fast.analysis.trajectory import SnitchTrajectory, follow_snitch
+from ivcl_fast.analysis.trajectory import follow_snitch
 from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.evaluation.metrics import confusion
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier
@@ -90,7 +90,11 @@ def draw_clip(
         pictures.append(Picture(path, "Trajectory", trajectory_caption(trajectory)))
     maps = attention_maps(models, clip, rollout=rollout)
     pictures.append(draw_attention(folder / "attention.png", clip, maps, rollout=rollout))
-    pictures.append(animate_attention(folder / "slots.gif", clip, maps, trajectory))
+    images = list(attention_frames(clip.frames / 255, maps, clip.titles, trajectory))
+    path = folder / "slots.gif"
+    write_gif(images, path)
+    caption = f"All {len(images)} frames that the model is given, {PER_SECOND} per second."
+    pictures.append(Picture(path, "Animation", caption))
     for head in range(run.config.model.num_heads if per_head else 0):
         path = folder / f"attention-head-{head + 1}.png"
         pictures.append(draw_attention(path, clip, attention_maps(models, clip, head), head))
@@ -124,19 +128,6 @@ def draw_attention(
     save(attention_figure(clip.frames[chosen] / 255, of_chosen, titles, measured), path)
     caption = f"Where the slots attend, {' and '.join(maps)}: {measured}."
     return Picture(path, "Slot attention", caption)
-
-
-def animate_attention(
-    path: Path,
-    clip: DecodedClip,
-    maps: Mapping[str, Tensor],
-    trajectory: SnitchTrajectory | None,
-) -> Picture:
-    """Animate :func:`attention_maps` over all frames of the clip."""
-    images = list(attention_frames(clip.frames / 255, maps, clip.titles, trajectory))
-    write_gif(images, path)
-    caption = f"All {len(images)} frames that the model is given, {PER_SECOND} per second."
-    return Picture(path, "Animation", caption)
 
 
 def draw_reconstruction(

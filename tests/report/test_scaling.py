@@ -11,12 +11,6 @@ from ivcl_fast.report.scaling import doubling_table, draw, fit
 from ivcl_fast.studies.definitions import Study, Variant
 
 
-def test_a_line_over_the_logarithm_is_found():
-    sizes = np.array([250.0, 1000.0, 2000.0])
-    slope, line = fit(sizes, 3.0 * np.log2(sizes) - 7.0)
-    assert slope == pytest.approx(3.0) and line == pytest.approx(3.0 * np.log2(sizes) - 7.0)
-
-
 def test_a_fit_is_that_of_least_squares():
     sizes, scores = [1.0, 2.0, 8.0], np.random.default_rng(0).random((3, 5))
     slope, line = fit(sizes, scores)
