@@ -166,15 +166,13 @@ class Acre:
         present = [split for split in SPLITS if self._config(split).is_file()]
         if not present:
             raise UserError(f"{self.root / 'config'}: has none of train.json, val.json, test.json")
-        return sorted(
-            (
-                Media(name, tuple(self.root / "images" / f"{name}_{i:02d}.png" for i in PANELS))
-                for split in present
-                for number in range(len(self.problems(split)))
-                for name in [media_name(split, number)]
-            ),
-            key=lambda media: media.name,
+        names = sorted(
+            media_name(split, n) for split in present for n in range(len(self.problems(split)))
         )
+        images = self.root / "images"
+        return [
+            Media(name, tuple(images / f"{name}_{i:02d}.png" for i in PANELS)) for name in names
+        ]
 
     def describe(self, label: int) -> str:
         """Return a class in words."""

@@ -47,16 +47,6 @@ class Task:
     num_classes: int
     multi_label: bool = False
 
-    def describe(self, label: int) -> str:
-        """Return a class in words."""
-        if self.num_classes == len(ACTION_CLASSES):
-            return describe_action(ACTION_CLASSES[label])
-        if self.num_classes == len(ORDER_CLASSES):
-            first, second, order = ORDER_CLASSES[label]
-            return f"{describe_action(first)} {order} {describe_action(second)}"
-        y, x = divmod(label, round(self.num_classes**0.5))
-        return f"cell {label} (column {x}, row {y})"
-
 
 def describe_action(action: tuple[str, str]) -> str:
     """Put an action in words: ``("spl", "_pick_place")`` is ``snitch: pick place``."""
@@ -150,7 +140,13 @@ class Cater:
 
     def describe(self, label: int) -> str:
         """Return a class in words."""
-        return TASKS[self.task].describe(label)
+        if self.task == "actions_present":
+            return describe_action(ACTION_CLASSES[label])
+        if self.task == "actions_order_uniq":
+            first, second, order = ORDER_CLASSES[label]
+            return f"{describe_action(first)} {order} {describe_action(second)}"
+        y, x = divmod(label, round(self.num_classes**0.5))
+        return f"cell {label} (column {x}, row {y})"
 
     def has_scenes(self, clip_names: Sequence[str]) -> bool:
         """Whether all of these clips have a scene; the first time they do not, logs a warning."""

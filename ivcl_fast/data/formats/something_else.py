@@ -18,7 +18,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from ivcl_fast.data.dataset import Clip, Media
@@ -41,33 +40,28 @@ _SPLIT_FOLDERS = ("dataset_splits", "code/dataset_splits")
 _ANNOTATION_FOLDERS = ("", "annotations", "labels")
 
 
-@dataclass(frozen=True)
-class Task:
-    """Possible paths of a task's files; the first that exists is read."""
-
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
-    labels: tuple[str, ...]
+Places = dict[str, tuple[str, ...]]
+"""Possible paths of each of a task's files; the first that exists is read."""
+_FILES = (*SPLITS, "labels")
 
 
-def _split_set(
-    folder: str, train: str = "train", validation: str = "validation", labels: str = "labels"
-) -> Task:
-    def places(name: str) -> tuple[str, ...]:
-        return tuple(f"{parent}/{folder}/{name}.json" for parent in _SPLIT_FOLDERS)
+def _split_set(folder: str, *names: str) -> Places:
+    """``names``: of the files of the splits and of the labels, if they are not as usual."""
+    return {
+        file: tuple(f"{parent}/{folder}/{name}.json" for parent in _SPLIT_FOLDERS)
+        for file, name in zip(_FILES, names or _FILES, strict=True)
+    }
 
-    return Task(places(train), places(validation), places(labels))
 
-
-def _something_v2(name: str) -> tuple[str, ...]:
+def _something_v2(file: str) -> tuple[str, ...]:
     return tuple(
-        os.path.join(folder, f"{prefix}{name}.json")
+        os.path.join(folder, f"{prefix}{file}.json")
         for folder in _ANNOTATION_FOLDERS
         for prefix in ("", "something-something-v2-")
     )
 
 
-TASKS = {
+TASKS: dict[str, Places] = {
     "compositional": _split_set("compositional"),
     "compositional_shuffled": _split_set("compositional_shuffled"),
     "compositional_oneobject": _split_set("compositional_oneobject"),
@@ -81,7 +75,7 @@ TASKS = {
     "fewshot_10shot": _split_set(
         "fewshot", "finetune_10shot_train", "finetune_10shot_validation", "finetune_labels"
     ),
-    "something_v2": Task(*map(_something_v2, ("train", "validation", "labels"))),
+    "something_v2": {file: _something_v2(file) for file in _FILES},
 }
 
 
@@ -111,7 +105,7 @@ class SomethingElse:
         if not self.root.is_dir():
             raise UserError(f"{self.root}: no such folder; accepted: a Something-Else folder")
         self._manifest = Manifest.read(self.root)
-        file = self._find(TASKS[task].labels)
+        file = self._find("labels")
         self._labels = _read_labels(file, self._manifest.checks(file))
         self._names = sorted(self._labels, key=self._labels.__getitem__)
         self.num_classes = len(self._labels)
@@ -155,7 +149,8 @@ class SomethingElse:
         """Return the template of a class without brackets."""
         return self._names[label]
 
-    def _find(self, places: tuple[str, ...]) -> Path:
+    def _find(self, file: str) -> Path:
+        places = TASKS[self.task][file]
         for place in places:
             if (self.root / place).is_file():
                 return self.root / place
@@ -166,7 +161,7 @@ class SomethingElse:
     def _split_file(self, split: str) -> Path:
         if split not in SPLITS:
             raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
-        return self._find(getattr(TASKS[self.task], split))
+        return self._find(split)
 
 
 def _read_labels(path: Path, check: Check) -> dict[str, int]:

@@ -87,24 +87,23 @@ def read_split(rows: Any, name: str, root: Path, folder: Path) -> list[Item]:
     missing = ".png" if frames else ".mp4"
 
     def inside() -> Iterator[Packed]:
-        for number in range(len(rows)):
+        for number, row in enumerate(rows):
             files = [
-                (path, data) for path, data in _files(rows[number][column]) if data is not None
+                (PurePath(path).suffix.lower() or missing, data)
+                for path, data in _files(row[column])
+                if data is not None
             ]
             if files:
-                packed = [(PurePath(path).suffix.lower() or missing, data) for path, data in files]
-                yield Packed(f"{name}/{number:06d}", packed, labels[number])
+                yield Packed(f"{name}/{number:06d}", files, labels[number])
 
     if len(rows) and _files(rows[0][column])[0][1] is not None:
         state = json.dumps([getattr(rows, "_fingerprint", None), len(rows), labels])
         return unpacked(root, name, json.loads(state), split, inside)  # with lists for tuples
     items = []
-    for number in range(len(rows)):
-        paths = [folder / path for path, _ in _files(rows[number][column])]
-        called = name_of(
-            os.path.relpath(paths[0], folder) if len(paths) == 1 else f"{name}/{number}"
-        )
-        items.append(Item(Media(called, tuple(paths)), labels[number], split))
+    for number, row in enumerate(rows):
+        paths = tuple(folder / path for path, _ in _files(row[column]))
+        called = os.path.relpath(paths[0], folder) if len(paths) == 1 else f"{name}/{number}"
+        items.append(Item(Media(name_of(called), paths), labels[number], split))
     return items
 
 

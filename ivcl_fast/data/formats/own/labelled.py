@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -86,8 +86,7 @@ class LabelledVideos:
                     f"{root}: leaves no video for {split}; accepted: at least two videos, or in "
                     "classification two of a class"
                 )
-        results = TEST if TEST in found else VAL
-        self.splits = tuple(dict.fromkeys((TRAIN, results, VAL))) if VAL in found else (TRAIN, TEST)
+        self.splits = tuple(split for split in (TRAIN, TEST, VAL) if split in found)
         self.curve_split = VAL if VAL in found else TEST
         self._media: dict[str, Media] = {}
         self._clips: dict[str, dict[str, Clip]] = {split: {} for split in self.splits}
@@ -167,12 +166,11 @@ def _warn_of_classes_without_training(root: Path, items: Sequence[Item]) -> None
             )  # fmt: skip
 
 
-def hold_out(items: Iterable[Item], fraction: float) -> list[Item]:
+def hold_out(items: Sequence[Item], fraction: float) -> list[Item]:
     """Put a fraction of the items of each class, by the hash of their names, into ``val``.
 
     Of a class with several videos it takes at least one, and leaves at least one.
     """
-    items = list(items)
     several = any(len(item.labels) > 1 for item in items)  # then classes cannot be told apart
     groups: dict[tuple[str, ...], set[str]] = {}
     for item in items:
@@ -187,9 +185,8 @@ def hold_out(items: Iterable[Item], fraction: float) -> list[Item]:
 
 def _place(name: str) -> float:
     """Return a number from 0 to 1 that depends on the name alone."""
-    return (
-        int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8]) / 2**64
-    )
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8]) / 2**64
 
 
 def _class_order(label: str) -> tuple[bool, int, str]:

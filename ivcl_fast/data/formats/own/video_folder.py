@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from ivcl_fast.data.clip import image_order
@@ -52,7 +51,7 @@ class VideoFolder(LabelledVideos):
         root = Path(root)
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; accepted: a folder with videos")
-        found = list(find_videos(root))
+        found = find_videos(root)
         if not found:
             raise UserError(
                 f"{root}: holds no videos; accepted: files with the ending "
@@ -61,7 +60,7 @@ class VideoFolder(LabelledVideos):
         super().__init__(root, _items(root, found), val_fraction)
 
 
-def find_videos(root: Path) -> Iterator[Media]:
+def find_videos(root: Path) -> list[Media]:
     """List the videos below a folder by their paths relative to it, sorted.
 
     Hidden files and folders are passed over, and what is no video; their number is logged.
@@ -84,7 +83,7 @@ def find_videos(root: Path) -> Iterator[Media]:
             others += [path for path in paths if path not in videos]
     if others:
         log.info("%s: %d files are no videos, such as %s", root, len(others), min(others))
-    yield from sorted(media, key=lambda one: one.name)
+    return sorted(media, key=lambda one: one.name)
 
 
 def _name(path: Path, root: Path) -> str:
