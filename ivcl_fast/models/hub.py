@@ -108,15 +108,11 @@ class PretrainedModel(
         config = self.arguments()
         if self.training_record:
             config["training"] = dict(self.training_record)
-        result = super().save_pretrained(save_directory, **hub | {"config": config})
-        write_checksums(Path(save_directory), [MODEL, CONFIG])
+        folder = Path(save_directory)
+        (folder / CHECKSUMS).unlink(missing_ok=True)
+        result = super().save_pretrained(folder, **hub | {"config": config})
+        write_checksums(folder, [MODEL, CONFIG])
         return result
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        """Write the weights and their checksum, for ``save_pretrained``."""
-        (save_directory / CHECKSUMS).unlink(missing_ok=True)
-        super()._save_pretrained(save_directory)
-        write_checksums(save_directory, [MODEL])
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The folder's ``README.md``: what the model is, how to use it, its training and sizes."""
@@ -234,10 +230,13 @@ def card_fields(model: Any) -> dict[str, Any]:
     """The values of :data:`CARD` for a model."""
     cfg = model.cfg
     clip = [1, cfg.num_frames]
+    training = "How this model was trained was not recorded when it was saved."
+    if model.training_record:
+        training = f"| what | value |\n|---|---|\n{table_rows(model.training_record)}"
     card = {
         "name": model.kind,
         "video": [*clip, 3, cfg.image_size, cfg.image_size],
-        "training": training_table(model.training_record),
+        "training": training,
         "fields": table_rows(vars(cfg)),
         "result": "logits",
     }
@@ -264,13 +263,6 @@ def card_fields(model: Any) -> dict[str, Any]:
         "purpose": f"A pretraining model, which learns labels of every {labelled} of a clip.",
         "shape": [*clip, *patches, model.num_classes],
     }
-
-
-def training_table(record: Mapping[str, Any] | None) -> str:
-    """What is known of a model's training, as a table; a sentence where nothing is known."""
-    if not record:
-        return "How this model was trained was not recorded when it was saved."
-    return f"| what | value |\n|---|---|\n{table_rows(record)}"
 
 
 def table_rows(values: Mapping[str, Any]) -> str:

@@ -37,8 +37,6 @@ CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt")
 """Suffixes of files that may be ``torch.save``'s."""
 STATE_DICTS = ("model", "state_dict", "model_state_dict")
 """Names under which public checkpoints hold the model's weights."""
-
-
 PACKAGED = Path(__file__).resolve().parent.parent / "pretrained"
 """The folder of the models that come with the package."""
 PREFIX = "ivcl_fast/"
