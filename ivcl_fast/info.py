@@ -26,8 +26,8 @@ PACKAGES = (
     "flash-attn", "flash-attn-4", "xformers", "timm", "safetensors", "huggingface-hub",
 )  # fmt: skip
 OPS = (
-    "embed_patches", "short_attention", "add_layer_norm", "bias_gelu", "bias_swiglu",
-    "restore_tokens", "patch_loss", "sample_masks",
+    "embed_patches", "short_attention", "add_layer_norm", "add_rms_norm", "bias_gelu",
+    "bias_swiglu", "restore_tokens", "patch_loss", "sample_masks",
 )  # fmt: skip
 CPU_FEATURES = {
     "avx2": "AVX2", "avx512": "AVX-512", "avx512_bf16": "AVX-512 with bfloat16",

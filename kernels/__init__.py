@@ -5,6 +5,7 @@
 * ``short_attention``: multi-head attention of short sequences, read in place from packed qkv.
 * ``kernels.attention.attention``: attention by the backend that suits the shape.
 * ``add_layer_norm``: residual sum and its LayerNorm; ``layer_norm`` is the same without the sum.
+* ``add_rms_norm``, ``rms_norm``: the same for RMSNorm.
 * ``bias_gelu``: bias + GELU, exact, by tanh, or QuickGELU.
 * ``bias_swiglu``: two biases, SiLU of the gates and their product with the values.
 * ``linear``: linear layer; on AMX both parameters' gradients in one pass.
@@ -38,6 +39,7 @@ if __name__ != "kernels":
     # transformers looks for. Under that name it is empty.
     from ._op import autocast_dtype, dispatches, has_kernel, unsupported_reason
     from .add_layer_norm import add_layer_norm, layer_norm
+    from .add_rms_norm import add_rms_norm, rms_norm
     from .bias_gelu import bias_gelu
     from .bias_swiglu import bias_swiglu
     from .embed_patches import embed_patches
@@ -49,6 +51,7 @@ if __name__ != "kernels":
 
 __all__ = [
     "add_layer_norm",
+    "add_rms_norm",
     "autocast_dtype",
     "bias_gelu",
     "bias_swiglu",
@@ -60,6 +63,7 @@ __all__ = [
     "linear",
     "patch_loss",
     "restore_tokens",
+    "rms_norm",
     "sample_masks",
     "short_attention",
     "unsupported_reason",

@@ -18,6 +18,9 @@ The linear layer that made ``x`` may leave its bias, ``x_bias``, to be added her
 this bias is the sum of d over rows: a third partial sum, of values that are in registers.
 
 ``layer_norm`` is the same without a residual: the first norm of a stack has none to add.
+
+RMSNorm (``add_rms_norm.py``) has the same kernels: its rows are not centred, so the terms of the
+mean and of the bias are left out.
 """
 
 from __future__ import annotations
@@ -82,19 +85,20 @@ def _sum_of_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @triton.jit
-def _statistics(total, mask, cols, eps):
-    """Centred rows (zero outside ``mask``) and 1 / their standard deviation."""
-    # "/" may be two ulps off, and then a constant row would not be zero when centred.
-    mean = tl.div_rn(tl.sum(total, axis=1), cols * 1.0)
-    centred = tl.where(mask, total - mean[:, None], 0.0)
-    variance = tl.sum(centred * centred, axis=1) / cols
-    return centred, (1.0 / tl.sqrt(variance + eps))[:, None]
+def _statistics(total, mask, cols, eps, CENTRED: tl.constexpr):
+    """Rows (zero outside ``mask``), centred or not, and 1 / their root mean square."""
+    if CENTRED:
+        # "/" may be two ulps off, and then a constant row would not be zero when centred.
+        mean = tl.div_rn(tl.sum(total, axis=1), cols * 1.0)
+        total = tl.where(mask, total - mean[:, None], 0.0)
+    mean_square = tl.sum(total * total, axis=1) / cols
+    return total, (1.0 / tl.sqrt(mean_square + eps))[:, None]
 
 
 @triton.jit
 def _forward_kernel(
     x_ptr, x_bias_ptr, residual_ptr, weight_ptr, bias_ptr, sum_ptr, normed_ptr, rows, cols, eps,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, CENTRED: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
     col = tl.arange(0, BLOCK_COLS)
@@ -109,17 +113,19 @@ def _forward_kernel(
         stored = total.to(sum_ptr.dtype.element_ty)
         tl.store(sum_ptr + offsets, stored, mask=mask)
         total = stored.to(tl.float32)
-    centred, rstd = _statistics(total, mask, cols, eps)
+    centred, rstd = _statistics(total, mask, cols, eps, CENTRED)
     weight = tl.load(weight_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
-    normed = centred * rstd * weight[None, :] + bias[None, :]
+    normed = centred * rstd * weight[None, :]
+    if bias_ptr is not None:
+        normed += tl.load(bias_ptr + col, mask=col < cols, other=0.0).to(tl.float32)[None, :]
     tl.store(normed_ptr + offsets, normed.to(normed_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _backward_kernel(
     dsum_ptr, dnormed_ptr, sum_ptr, weight_ptr, d_ptr, dx_ptr, partial_ptr, rows, cols, eps,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, WITH_X_BIAS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, CENTRED: tl.constexpr,
+    WITH_X_BIAS: tl.constexpr,
 ):  # fmt: skip
     col = tl.arange(0, BLOCK_COLS)
     weight = tl.load(weight_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
@@ -134,14 +140,17 @@ def _backward_kernel(
         dnormed = tl.load(dnormed_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         if dsum_ptr is not None:  # this load overlaps with the reductions
             dsum = tl.load(dsum_ptr + offsets, mask=mask, other=0.0)
-        centred, rstd = _statistics(total, mask, cols, eps)
+        centred, rstd = _statistics(total, mask, cols, eps, CENTRED)
         # Without an epsilon, rstd is infinite in rows beyond the last.
         z = tl.where(mask, centred * rstd, 0.0)
         dweight += dnormed * z
-        dbias += dnormed
         g = dnormed * weight[None, :]
         gz_mean = (tl.sum(g * z, axis=1) / cols)[:, None]
-        d = rstd * (g - (tl.sum(g, axis=1) / cols)[:, None] - z * gz_mean)
+        if CENTRED:
+            dbias += dnormed
+            d = rstd * (g - (tl.sum(g, axis=1) / cols)[:, None] - z * gz_mean)
+        else:
+            d = rstd * (g - z * gz_mean)
         if dsum_ptr is not None:
             d += dsum.to(tl.float32)
         if WITH_X_BIAS:
@@ -151,8 +160,9 @@ def _backward_kernel(
             tl.store(dx_ptr + offsets, d.to(dx_ptr.dtype.element_ty), mask=mask)
     offsets = tl.program_id(0).to(tl.int64) * cols + col
     tl.store(partial_ptr + offsets, tl.sum(dweight, axis=0), mask=col < cols)
-    partial_ptr += tl.num_programs(0).to(tl.int64) * cols
-    tl.store(partial_ptr + offsets, tl.sum(dbias, axis=0), mask=col < cols)
+    if CENTRED:
+        partial_ptr += tl.num_programs(0).to(tl.int64) * cols
+        tl.store(partial_ptr + offsets, tl.sum(dbias, axis=0), mask=col < cols)
     if WITH_X_BIAS:
         partial_ptr += tl.num_programs(0).to(tl.int64) * cols
         tl.store(partial_ptr + offsets, tl.sum(dx_bias, axis=0), mask=col < cols)
@@ -166,10 +176,11 @@ def _tile(cols: int, values: int) -> dict[str, int]:
     return dict(BLOCK_ROWS=rows, BLOCK_COLS=block, num_warps=warps)
 
 
-def _launch_forward(
-    x: Tensor, x_bias: Tensor | None, residual: Tensor | None, weight: Tensor, bias: Tensor,
-    eps: float, total: Tensor | None, normed: Tensor,
+def launch_forward(
+    x: Tensor, x_bias: Tensor | None, residual: Tensor | None, weight: Tensor, bias: Tensor | None,
+    eps: float, total: Tensor | None, normed: Tensor, centred: bool = True,
 ) -> None:  # fmt: skip
+    """Fill ``normed`` and, with a ``residual``, ``total``; RMSNorm's rows are not ``centred``."""
     cols = x.shape[-1]
     rows, tile = x.numel() // cols, _tile(cols, values=16)
     if rows:
@@ -177,7 +188,8 @@ def _launch_forward(
             _forward_kernel, (cdiv(rows, tile["BLOCK_ROWS"]),),
             x.contiguous(), None if x_bias is None else x_bias.contiguous(),
             None if residual is None else residual.contiguous(),
-            weight.contiguous(), bias.contiguous(), total, normed, rows, cols, eps, **tile,
+            weight.contiguous(), None if bias is None else bias.contiguous(), total, normed,
+            rows, cols, eps, CENTRED=centred, **tile,
         )  # fmt: skip
 
 
@@ -185,7 +197,7 @@ def _forward_biased(
     x: Tensor, x_bias: Tensor | None, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     total, normed = empty_contiguous(residual), empty_contiguous(x)
-    _launch_forward(x, x_bias, residual, weight, bias, eps, total, normed)
+    launch_forward(x, x_bias, residual, weight, bias, eps, total, normed)
     return total, normed
 
 
@@ -193,15 +205,16 @@ def _forward_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> Tensor:
     normed = empty_contiguous(x, dtype)
-    _launch_forward(x, None, None, weight, bias, eps, None, normed)
+    launch_forward(x, None, None, weight, bias, eps, None, normed)
     return normed
 
 
-def _backward(
+def launch_backward(
     dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
     x_dtype: torch.dtype, sums: int = 2,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    d, dx, _ = _empty_grads(dsum, dnormed, total, weight, eps, x_dtype)
+    """The gradients of x, and of 1 parameter (RMSNorm), 2 (LayerNorm), or 3 with the bias of x."""
+    d, dx, _ = empty_grads(dsum, dnormed, total, weight, eps, x_dtype)
     cols = total.shape[-1]
     rows, tile = total.numel() // cols, _tile(cols, values=8)
     # As many programs as the chip holds, but at least 8 tiles for each partial sum to be written.
@@ -213,12 +226,12 @@ def _backward(
         _backward_kernel, (programs,),
         None if dsum is None else dsum.contiguous(), dnormed.contiguous(), total.contiguous(),
         weight.contiguous(), d, dx if dx.numel() else None, partials, rows, cols, eps,
-        per_sm=per_sm, maxnreg=registers // 8 * 8, WITH_X_BIAS=sums == 3, **tile,
+        per_sm=per_sm, maxnreg=registers // 8 * 8, CENTRED=sums > 1, WITH_X_BIAS=sums == 3, **tile,
     )  # fmt: skip
     return d, dx, partials.sum(1).to(weight.dtype)
 
 
-def _empty_grads(
+def empty_grads(
     dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
     x_dtype: torch.dtype, sums: int = 2,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -232,9 +245,9 @@ _backward_op = register(
     "add_layer_norm_backward(Tensor? dsum, Tensor dnormed, Tensor sum, Tensor weight, float eps,"
     " ScalarType x_dtype) -> (Tensor, Tensor, Tensor)",
     ref=_ref_backward,
-    triton=_backward,
+    triton=launch_backward,
     arguments={"dsum": "* D", "dnormed": "* D", "sum": "* D", "weight": "D"},
-    fake=_empty_grads,
+    fake=empty_grads,
     is_backward=True,
 )
 # The same, with the gradient of the bias of x as a third sum.
@@ -242,9 +255,9 @@ _biased_backward_op = register(
     "add_layer_norm_biased_backward(Tensor? dsum, Tensor dnormed, Tensor sum, Tensor weight,"
     " float eps, ScalarType x_dtype) -> (Tensor, Tensor, Tensor)",
     ref=_ref_biased_backward,
-    triton=partial(_backward, sums=3),
+    triton=partial(launch_backward, sums=3),
     arguments={"dsum": "* D", "dnormed": "* D", "sum": "* D", "weight": "D"},
-    fake=partial(_empty_grads, sums=3),
+    fake=partial(empty_grads, sums=3),
     is_backward=True,
 )
 
@@ -351,9 +364,9 @@ def add_layer_norm(
             f"residual: shape {tuple(residual.shape)} is not {tuple(x.shape)}, the shape of x"
         )
     if x_bias is None:
-        run = _op if _has_kernel(x, residual.dtype, weight=weight, bias=bias) else _ref
+        run = _op if norm_has_kernel(x, residual.dtype, weight=weight, bias=bias) else _ref
         return run(x, residual, weight, bias, eps)
-    found = _has_kernel(x, residual.dtype, weight=weight, bias=bias, x_bias=x_bias)
+    found = norm_has_kernel(x, residual.dtype, weight=weight, bias=bias, x_bias=x_bias)
     return (_biased_op if found else _ref_biased)(x, x_bias, residual, weight, bias, eps)
 
 
@@ -367,11 +380,11 @@ def layer_norm(
     stream. Raises ``ValueError`` naming an argument whose shape is wrong.
     """
     dtype = dtype or x.dtype
-    run = _norm_op if _has_kernel(x, dtype, weight=weight, bias=bias) else _ref_norm
+    run = _norm_op if norm_has_kernel(x, dtype, weight=weight, bias=bias) else _ref_norm
     return run(x, weight, bias, eps, dtype)
 
 
-def _has_kernel(x: Tensor, other: torch.dtype, **parameters: Tensor) -> bool:
+def norm_has_kernel(x: Tensor, other: torch.dtype, **parameters: Tensor) -> bool:
     """Whether a kernel takes these; raises ``ValueError`` for a parameter of another width."""
     for name, parameter in parameters.items():
         if parameter.shape != x.shape[-1:]:

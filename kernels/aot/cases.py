@@ -57,6 +57,8 @@ def cases(
             calls[f"bias_gelu quick, {stack}"] = partial(_bias_gelu, hidden, 2)
             calls[f"bias_swiglu, {stack}"] = partial(_bias_swiglu, hidden, hidden)
             calls[f"bias_swiglu packed, {stack}"] = partial(_bias_swiglu, hidden)
+            calls[f"add_rms_norm, {stack}"] = partial(_add_rms_norm, x, torch.randn_like(x))
+            calls[f"rms_norm, {stack}"] = partial(_rms_norm, x)
         if tokens <= _op("short_attention").max_tokens(torch.device("cuda")):
             calls[f"short_attention, {stack}"] = partial(_short_attention, x, heads)
     shape = frames, patches, cfg.patch_dim
@@ -105,12 +107,24 @@ def _add_layer_norm(x: Tensor, residual: Tensor, with_x_bias: bool = True) -> No
     op, weight = _op("add_layer_norm"), _parameter(x, x.shape[-1])
     op._forward_biased(x, weight if with_x_bias else None, residual, weight, weight, EPS)
     dsum, dnormed = torch.randn_like(residual), torch.randn_like(x)
-    op._backward(dsum, dnormed, residual, weight, EPS, x.dtype, 3 if with_x_bias else 2)
+    op.launch_backward(dsum, dnormed, residual, weight, EPS, x.dtype, 3 if with_x_bias else 2)
 
 
 def _layer_norm(x: Tensor) -> None:
     op, weight = _op("add_layer_norm"), _parameter(x, x.shape[-1])
     op._forward_norm(x, weight, weight, EPS, x.dtype)
+    op.launch_backward(None, torch.randn_like(x), x, weight, EPS, x.dtype)
+
+
+def _add_rms_norm(x: Tensor, residual: Tensor) -> None:
+    op, weight = _op("add_rms_norm"), _parameter(x, x.shape[-1])
+    op._forward(x, residual, weight, EPS)
+    op._backward(torch.randn_like(residual), torch.randn_like(x), residual, weight, EPS, x.dtype)
+
+
+def _rms_norm(x: Tensor) -> None:
+    op, weight = _op("add_rms_norm"), _parameter(x, x.shape[-1])
+    op._forward_norm(x, weight, EPS, x.dtype)
     op._backward(None, torch.randn_like(x), x, weight, EPS, x.dtype)
 
 

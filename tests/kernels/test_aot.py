@@ -219,7 +219,7 @@ def test_every_registered_op_has_a_case():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("ivcl_fast::")
     }
-    in_files_of_others = {"layer_norm", "add_layer_norm_biased", "hash_seeds"}
+    in_files_of_others = {"layer_norm", "add_layer_norm_biased", "rms_norm", "hash_seeds"}
     assert registered - only_cpp == set(OPS) | in_files_of_others
 
 
@@ -227,7 +227,7 @@ def test_every_registered_op_has_a_case():
 def test_presets_are_recorded_without_memory(preset):
     config = {preset: aot.settings()[preset]}
     names = {build.name.split(",")[0].split()[0] for build in aot.builds(configs=config)}
-    assert names == set(OPS) | {"layer_norm", "hash_seeds"}
+    assert names == set(OPS) | {"layer_norm", "rms_norm", "hash_seeds"}
 
 
 def test_figures_are_kept_and_completed(tmp_path, monkeypatch, first_shapes):

@@ -21,6 +21,8 @@ from ivcl_fast.kernels import _ext, dispatches
 from ivcl_fast.kernels.add_layer_norm import _ref as ref_add_layer_norm
 from ivcl_fast.kernels.add_layer_norm import _ref_biased as ref_add_layer_norm_biased
 from ivcl_fast.kernels.add_layer_norm import _ref_norm
+from ivcl_fast.kernels.add_rms_norm import _ref as ref_add_rms_norm
+from ivcl_fast.kernels.add_rms_norm import _ref_norm as ref_rms_norm
 from ivcl_fast.kernels.attention import attention
 from ivcl_fast.kernels.bias_gelu import _ref as ref_bias_gelu
 from ivcl_fast.kernels.bias_gelu import _ref_backward as ref_backward_bias_gelu
@@ -38,6 +40,7 @@ SHAPES = {
     "add_layer_norm, biased": [
         (FRAMES, KEPT, WIDTH), (WIDTH,), (FRAMES, KEPT, WIDTH), (WIDTH,), (WIDTH,)
     ],
+    "add_rms_norm": [(FRAMES, KEPT, WIDTH), (FRAMES, KEPT, WIDTH), (WIDTH,)],
     "attention": [(FRAMES, KEPT, 3 * WIDTH)],
     "bias_gelu": [(FRAMES, KEPT, WIDTH), (WIDTH,)],
     "bias_gelu, quick": [(FRAMES, KEPT, WIDTH), (WIDTH,)],
@@ -50,6 +53,7 @@ SHAPES = {
     "restore_tokens": [
         (FRAMES, KEPT, WIDTH), (WIDTH,), (PATCHES, WIDTH), (FRAMES, 2, WIDTH)
     ],
+    "rms_norm": [(FRAMES, KEPT, WIDTH), (WIDTH,)],
     "short_attention": [(FRAMES, KEPT, 3 * WIDTH)],
 }  # fmt: skip
 """The shapes of every op's float arguments."""
@@ -77,6 +81,7 @@ def functions(name: str, device: str) -> tuple[Callable, Callable]:
             lambda x, x_bias, *rest: kernels.add_layer_norm(x, *rest, x_bias=x_bias),
             partial(ref_add_layer_norm_biased, eps=1e-6),
         ),
+        "add_rms_norm": (kernels.add_rms_norm, partial(ref_add_rms_norm, eps=1e-6)),
         "attention": (lambda x: attention(x, 2), lambda x: ref_short_attention(x, 2)),
         "bias_gelu": (kernels.bias_gelu, ref_bias_gelu),
         "bias_gelu, quick": (
@@ -89,6 +94,7 @@ def functions(name: str, device: str) -> tuple[Callable, Callable]:
         "linear": (kernels.linear, F.linear),
         "patch_loss": (loss(kernels.patch_loss), loss(ref_patch_loss)),
         "restore_tokens": (restore(kernels.restore_tokens), restore(ref_restore_tokens)),
+        "rms_norm": (kernels.rms_norm, lambda x, w: ref_rms_norm(x, w, 1e-6, x.dtype)),
         "short_attention": (
             lambda x: kernels.short_attention(x, 2), lambda x: ref_short_attention(x, 2)
         ),

@@ -79,6 +79,13 @@ CASES = {
         ),
         4 * 768,
     ),
+    "add_rms_norm": Case(
+        lambda n, device: [randn_bf16(n, 4, 768, device=device) for _ in range(2)],
+        lambda x, residual: sum(
+            kernels.add_rms_norm(x, residual, fixed(768, like=x).bfloat16())
+        ),
+        4 * 768,
+    ),
     "bias_gelu": Case(
         lambda n, device: [randn_bf16(n, 4, 768, device=device)],
         lambda x: kernels.bias_gelu(x, fixed(768, like=x)),

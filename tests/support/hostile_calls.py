@@ -53,6 +53,11 @@ def arguments(name: str, draw: random.Random) -> list[Any]:
             draw.choice([None, floats(f, d)]), floats(f, d), floats(f, d), floats(d), 1e-6, dtype
         ],
         "layer_norm": [floats(f, d), floats(d), floats(d), 1e-6, dtype],
+        "add_rms_norm": [floats(f, n, d), floats(f, n, d), floats(d), 1e-6],
+        "add_rms_norm_backward": [
+            draw.choice([None, floats(f, d)]), floats(f, d), floats(f, d), floats(d), 1e-6, dtype
+        ],
+        "rms_norm": [floats(f, d), floats(d), 1e-6, dtype],
         "embed_patches": [*embedding, dtype],
         "embed_patches_backward": [floats(f, k, d), *embedding],
         "linear_gradients": [floats(f, n, d), floats(f, n, r), dtype],
@@ -73,7 +78,8 @@ def arguments(name: str, draw: random.Random) -> list[Any]:
 
 NAMES = [*(name for name, _ in _ext.calls())] or [
     "bias_gelu", "bias_gelu_backward", "bias_swiglu", "bias_swiglu_backward", "add_layer_norm",
-    "add_layer_norm_backward", "layer_norm", "embed_patches", "embed_patches_backward",
+    "add_layer_norm_backward", "layer_norm", "add_rms_norm", "add_rms_norm_backward", "rms_norm",
+    "embed_patches", "embed_patches_backward",
     "linear_gradients", "patch_loss", "patch_loss_backward", "restore_tokens",
     "restore_tokens_backward", "sample_masks", "short_attention", "short_attention_backward",
 ]  # fmt: skip

@@ -104,5 +104,6 @@ def checked_launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
         done.append(recorded[0])
 
     for name in OPS:
-        monkeypatch.setattr(aot_cases._op(name), "launch", launch)
+        if hasattr(op := aot_cases._op(name), "launch"):  # RMSNorm's are in LayerNorm's file
+            monkeypatch.setattr(op, "launch", launch)
     yield done

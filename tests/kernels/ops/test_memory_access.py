@@ -39,6 +39,8 @@ def all_cases(dtype):
         yield f"mixed {shape}", lambda y=y: aot_cases._add_layer_norm(y, y.float())
         yield f"no bias {shape}", lambda y=y: aot_cases._add_layer_norm(y, y + 1, False)
         yield f"layer_norm {shape}", lambda y=y: aot_cases._layer_norm(y)
+        yield f"add_rms_norm {shape}", lambda y=y: aot_cases._add_rms_norm(y, y.float())
+        yield f"rms_norm {shape}", lambda y=y: aot_cases._rms_norm(y)
         yield f"bias_gelu {shape}", lambda y=y: aot_cases._bias_gelu(y)
         yield f"bias_gelu tanh {shape}", lambda y=y: aot_cases._bias_gelu(y, 1)
         yield f"bias_swiglu {shape}", lambda y=y: aot_cases._bias_swiglu(y, y + 1)
