@@ -78,20 +78,32 @@ def run_branch(part: nn.Module, kind: type[nn.Module], last: str, x: Tensor, *ar
     return Branch(part(x, *args))
 
 
+def rms_epsilon(norm: nn.Module) -> float | None:
+    """What an RMSNorm adds to the mean square; None if that depends on the dtype."""
+    return getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
+
+
 def add_norm(
-    x: Tensor, branch: Branch | None, norm: nn.LayerNorm, kind: type[nn.Module] = nn.LayerNorm
+    x: Tensor, branch: Branch | None, norm: nn.Module, kind: type[nn.Module] = nn.LayerNorm
 ) -> tuple[Tensor, Tensor]:
     """The residual stream with ``branch`` added, and its norm in the compute dtype.
 
-    ``kind`` is the class that ``norm`` must have for its parameters to be read.
+    ``norm`` is a LayerNorm, or an RMSNorm with an epsilon. ``kind`` is the class that it must have
+    for its parameters to be read.
     """
     widens = branch is not None and torch.promote_types(x.dtype, branch.x.dtype) != x.dtype
     if widens or not is_plain(norm, kind):
         x = x if branch is None else x + branch.total()
         return x, norm(x)
+    of: Any = norm
+    if not isinstance(norm, nn.LayerNorm):
+        eps = rms_epsilon(norm)
+        if branch is None:
+            return x, kernels.rms_norm(x, of.weight, eps, compute_dtype(x))
+        return kernels.add_rms_norm(branch.total(), x, of.weight, eps)
     if branch is None:
-        return x, kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, compute_dtype(x))
-    return kernels.add_layer_norm(branch.x, x, norm.weight, norm.bias, norm.eps, branch.bias)
+        return x, kernels.layer_norm(x, of.weight, of.bias, of.eps, compute_dtype(x))
+    return kernels.add_layer_norm(branch.x, x, of.weight, of.bias, of.eps, branch.bias)
 
 
 def linear(layer: nn.Module, x: Tensor, with_bias: bool = True) -> Tensor:

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import RmsNorm
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -130,7 +131,7 @@ def test_timm_with_gradients():
     ("options", "part", "reason"),
     [
         ({"act_layer": nn.SiLU}, "blocks.0.mlp", "SiLU): only GELU"),
-        ({"norm_layer": nn.RMSNorm}, "blocks.0", "LayerNorm"),
+        ({"norm_layer": nn.RMSNorm}, "blocks.0", "norm1: it has no epsilon of its own"),
     ],
 )
 @needs_kernels
@@ -148,6 +149,7 @@ def test_what_would_change_the_answer_is_kept(options, part, reason):
     "options",
     [
         {"qk_norm": True, "norm_layer": nn.LayerNorm},
+        {"norm_layer": RmsNorm},
         {"init_values": 0.5},
         {"drop_path_rate": 0.3},
         {"attn_drop_rate": 0.3},

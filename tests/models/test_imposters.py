@@ -14,7 +14,7 @@ from tests.support.imposters.generate import equals, imposters
 from tests.support.imposters.mlps import GATED_MLPS, MLPS
 from tests.support.marks import needs_kernels
 
-FUSED = (*ATTENTIONS, *MLPS, *GATED_MLPS, *BLOCKS[:3])
+FUSED = (*ATTENTIONS, *MLPS, *GATED_MLPS, *BLOCKS[:4])
 """Other blocks differ in the names of their parts alone."""
 LENGTHS = (1, 2, 3, 6, 50, 197, 577)
 EQUAL = {"highest": FUSED, "medium": FUSED[:2]}

@@ -12,8 +12,8 @@ all other instances and the classes themselves.
   replaced in it (``sdpa.py``).
 
 A fused forward pass is used up to the length at which it is the faster one (``crossovers.py``). A
-LayerNorm alone is not replaced: PyTorch's is one kernel already, and the gain comes from fusing the
-residual addition, which only a block has.
+norm alone is not replaced: what it returns under autocast depends on the package, and a block knows
+what its attention and MLP need.
 """
 
 from __future__ import annotations

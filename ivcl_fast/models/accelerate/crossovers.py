@@ -14,7 +14,7 @@ from ivcl_fast.kernels import _ext
 from ivcl_fast.kernels._op import unsupported_reason
 
 ANY = 1 << 30
-KINDS = ("attention", "block", "mlp")
+KINDS = ("attention", "block", "mlp", "rms_block")
 LIMITS: dict[tuple[str, str, str], tuple[int, int]] = {
     ("amx", "attention", "bfloat16"): (257, 50),
     ("amx", "attention", "float32"): (128, 0),
@@ -28,9 +28,12 @@ LIMITS: dict[tuple[str, str, str], tuple[int, int]] = {
     ("avx512bf16", "block", "float32"): (0, 0),
     ("avx512bf16", "mlp", "bfloat16"): (0, 0),
     ("avx512bf16", "mlp", "float32"): (0, 0),
+    ("avx512bf16", "rms_block", "bfloat16"): (ANY, ANY),
+    ("avx512bf16", "rms_block", "float32"): (ANY, ANY),
     ("cuda", "attention", "bfloat16"): (128, 128),
     ("cuda", "block", "bfloat16"): (ANY, ANY),
     ("cuda", "mlp", "bfloat16"): (ANY, ANY),
+    ("cuda", "rms_block", "bfloat16"): (ANY, ANY),
 }
 """Longest sequence in training and in inference, by (hardware, kind, dtype)."""
 NEAREST = "avx512bf16"

@@ -202,6 +202,12 @@ class LayerScaleBlock(Block):
         self.ls1, self.ls2 = LayerScale(dim), LayerScale(dim)
 
 
+class RmsNormBlock(Block):
+    def build(self, dim: int, heads: int, hidden: int, draw: random.Random) -> None:
+        super().build(dim, heads, hidden, draw)
+        self.norm1, self.norm2 = (nn.RMSNorm(dim, eps=draw.choice(EPS)) for _ in range(2))
+
+
 class GammaBlock(Block):
     """With the scales of its branches as parameters of its own, as BEiT's."""
 
@@ -284,5 +290,6 @@ ATTENTIONS = (
     VitPytorchAttention,
 )  # fmt: skip
 BLOCKS = (
-    Block, LayerScaleBlock, GammaBlock, HuggingFaceBlock, TorchvisionBlock, OpenClipBlock,
+    Block, LayerScaleBlock, GammaBlock, RmsNormBlock, HuggingFaceBlock, TorchvisionBlock,
+    OpenClipBlock,
 )  # fmt: skip

@@ -13,10 +13,11 @@ from ivcl_fast.models.accelerate.adapters.attention import (
     PreNormAttention,
     SeparateAttention,
 )
-from ivcl_fast.models.accelerate.adapters.block import PreNormBlock
+from ivcl_fast.models.accelerate.adapters.block import PreNormBlock, RmsNormBlock
 from ivcl_fast.models.accelerate.adapters.mlp import GatedMlp, Mlp, SequentialMlp
 
 ADAPTERS: tuple[Adapter, ...] = (
+    RmsNormBlock(),
     PreNormBlock(),
     PackedAttention(),
     PreNormAttention(),

@@ -1,4 +1,4 @@
-"""Pre-norm transformer blocks: the residual addition and the norm that follows in one pass.
+"""Pre-norm transformer blocks: residual addition and the norm that follows in one pass.
 
 Known by the names of timm, Hugging Face, torchvision and open_clip. Attention and MLP are called;
 so are scales (LayerScale), stochastic depth and dropouts after either, which draw the same random
@@ -19,12 +19,12 @@ from ivcl_fast.models.accelerate.adapters.adapter import (
     first_of,
     unknown_parts,
 )
-from ivcl_fast.models.layers import Branch, add_norm
+from ivcl_fast.models.layers import Branch, add_norm, rms_epsilon
 
-NORM1 = ("norm1", "layernorm_before", "layer_norm1", "ln_1")
-NORM2 = ("norm2", "layernorm_after", "layer_norm2", "ln_2")
+NORM1 = ("norm1", "layernorm_before", "layer_norm1", "ln_1", "rms_norm1")
+NORM2 = ("norm2", "layernorm_after", "layer_norm2", "ln_2", "rms_norm2")
 ATTENTION = ("attn", "attention", "self_attn", "self_attention")
-MLP = ("mlp",)
+MLP = ("mlp", "ffn")
 SCALE1 = ("ls1", "ls_1", "layer_scale1")
 SCALE2 = ("ls2", "ls_2", "layer_scale2")
 DROP1 = ("drop_path1", "drop_path", "dropout")
@@ -75,11 +75,16 @@ class PreNormBlock(Adapter):
         if ROTATIONS in inspect.signature(module.forward).parameters:
             yield f"its calls have rotations ({ROTATIONS}) for its attention to apply"
         for name in (layout.norm1, layout.norm2):
-            norm = module._modules[name]
-            if not isinstance(norm, nn.LayerNorm) or len(norm.normalized_shape) != 1:
-                yield f"{name} ({type(norm).__name__}): only a LayerNorm is fused with the addition"
-            elif norm.weight is None or norm.bias is None:
-                yield f"{name}: it has no weight or bias"
+            if reason := self.norm_reason(module._modules[name]):
+                yield f"{name}{reason}"
+
+    def norm_reason(self, norm: Any) -> str | None:
+        """Why a norm cannot be fused with the addition before it, or None."""
+        if not isinstance(norm, nn.LayerNorm) or len(norm.normalized_shape) != 1:
+            return f" ({type(norm).__name__}): only LayerNorm and RMSNorm are fused, two of a kind"
+        if norm.weight is None or norm.bias is None:
+            return ": it has no weight or bias"
+        return None
 
     def read(self, layout: Layout) -> tuple[str, ...]:
         return layout.norm1, layout.norm2
@@ -106,4 +111,20 @@ class PreNormBlock(Adapter):
 
     def width(self, module: nn.Module, layout: Layout) -> int:
         norm: Any = module._modules[layout.norm1]
-        return norm.normalized_shape[0]
+        return norm.weight.shape[0]
+
+
+class RmsNormBlock(PreNormBlock):
+    """The same with RMSNorm, which in PyTorch on a CPU is several operations each way."""
+
+    kind = "rms_block"
+
+    def layouts(self, module: nn.Module) -> Iterator[Layout]:
+        for layout in super().layouts(module):
+            if all("rmsnorm" in kind.__name__.lower() for kind in layout[-2:]):
+                yield layout
+
+    def norm_reason(self, norm: Any) -> str | None:
+        if [*norm._parameters] != ["weight"] or norm.weight is None or norm.weight.ndim != 1:
+            return ": it has other parameters than a weight"
+        return None if isinstance(rms_epsilon(norm), float) else ": it has no epsilon of its own"
