@@ -203,11 +203,10 @@ def _visible_sprites(
     nearest = np.full((height, width), np.inf, dtype=np.float32)
     outlines = []
     for k, sprite in enumerate(sprites):
-        area = sprite.rows, sprite.columns
         outline = np.zeros((height, width), dtype=bool)
-        outline[area] = sprite.cover > 0.5
+        outline[sprite.area] = sprite.cover > 0.5
         outlines.append(outline)
-        in_front = outline[area] & (sprite.depth < nearest[area])
-        owner[area][in_front] = k
-        nearest[area][in_front] = sprite.depth[in_front]
+        in_front = outline[sprite.area] & (sprite.depth < nearest[sprite.area])
+        owner[sprite.area][in_front] = k
+        nearest[sprite.area][in_front] = sprite.depth[in_front]
     return outlines, owner

@@ -102,8 +102,8 @@ def write_acre(
         items=spec.problems,
         unit="problems",
         write_item=partial(_write_problem, out, spec),
-        last_file=lambda i: _scene_path(out, *spec.locate(i), PANELS[-1]),
-        own_files=partial(_panel_files, spec),
+        last_file=lambda i: out / _panel_files(*spec.locate(i), PANELS[-1])[1],
+        own_files=partial(_own_files, spec),
         index="config",
         index_files=partial(_configs, spec),
         workers=workers,
@@ -120,28 +120,24 @@ def _write_problem(out: Path, spec: SyntheticAcre, index: int, report: Report) -
     for i, scene in enumerate(draw_scenes(problem, table, rng, *_SIZES[spec.size])):
         picture = Image.fromarray(scene.picture)
         picture.putalpha(255)
-        name = _picture_name(split, number, i)
-        with atomic_write(out / "images" / name, durable=False) as file:
+        image, scene_file = _panel_files(split, number, i)
+        with atomic_write(out / image, durable=False) as file:
             picture.save(file, format="png", compress_level=3)
-        text = json.dumps(scene_dict(scene, problem[i], table, split, name))
-        write_text(_scene_path(out, split, number, i), text, durable=False)
+        text = json.dumps(scene_dict(scene, problem[i], table, split, Path(image).name))
+        write_text(out / scene_file, text, durable=False)
     report(1)
 
 
-def _picture_name(split: str, number: int, panel: int) -> str:
-    return f"{media_name(split, number)}_{panel:02d}.png"
+def _panel_files(split: str, number: int, panel: int) -> tuple[str, str]:
+    """Name the files of a panel's picture and scene."""
+    name = f"{media_name(split, number)}_{panel:02d}"
+    return f"images/{name}.png", f"scenes/{name}.json"
 
 
-def _scene_path(out: Path, split: str, number: int, panel: int) -> Path:
-    return out / "scenes" / f"{media_name(split, number)}_{panel:02d}.json"
-
-
-def _panel_files(spec: SyntheticAcre) -> Iterator[str]:
+def _own_files(spec: SyntheticAcre) -> Iterator[str]:
     for index in range(spec.problems):
         for panel in PANELS:
-            place = *spec.locate(index), panel
-            yield f"images/{_picture_name(*place)}"
-            yield str(_scene_path(Path(), *place))
+            yield from _panel_files(*spec.locate(index), panel)
 
 
 def _configs(spec: SyntheticAcre) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ivcl_fast.data.synthetic.cater.world import LAST_FRAME
+from ivcl_fast.data.synthetic.cater.world import LAST_FRAME, ease
 
 _FOCAL = 35.0 / 32.0
 """Focal length in image widths: CLEVR's 35 mm lens before a 32 mm sensor."""
@@ -85,8 +85,7 @@ def moving_camera(seed: int, index: int, width: int, height: int) -> Camera:
         keys.append(key)
     frame = np.arange(LAST_FRAME + 1)
     before = np.minimum(frame // _KEYFRAME, len(keys) - 2)
-    phase = (frame / _KEYFRAME - before)[:, None]
-    weight = phase * phase * (3.0 - 2.0 * phase)
+    weight = ease(frame / _KEYFRAME - before)[:, None]
     places = np.stack(keys)
     position = places[before] + weight * (places[before + 1] - places[before])
     return looking_at_origin(position, width, height)

@@ -21,6 +21,7 @@ from ivcl_fast.data.synthetic.cater.world import (
     LAST_FRAME,
     Thing,
     draw_things,
+    ease,
 )
 
 SNITCH = 0
@@ -69,12 +70,6 @@ def plan_video(seed: int, index: int) -> Plan:
         if planner.place() and planner.play(cell, hidden):
             return planner.finish()
     raise RuntimeError(f"no plan found for video {index} of seed {seed}")
-
-
-def _ease(phase: np.ndarray) -> np.ndarray:
-    """Map phases 0 to 1 smoothly to 0 to 1."""
-    phase = np.clip(phase, 0.0, 1.0)
-    return phase * phase * (3.0 - 2.0 * phase)
 
 
 class _Planner:
@@ -232,7 +227,7 @@ class _Planner:
             return
         start, end, phase = self._draw_times()
         sign = 1.0 if self._chance(0.5) else -1.0
-        turn = math.pi / 2 * _ease(phase)
+        turn = math.pi / 2 * ease(phase)
         if self.things[mover].shape == "cylinder":
             tilt = self.tilt[start, mover]
             turned = turn if tilt == 0.0 else math.pi / 2 - turn
@@ -249,7 +244,7 @@ class _Planner:
     def _carry_by_air(self, mover: int, x: float, y: float, target: int | None) -> bool:
         start, end, phase = self._draw_times()
         path = self._path(mover, x, y, (phase - 0.25) / 0.5)
-        path[:, 2] += _LIFT * _ease(np.minimum(phase, 1.0 - phase) / 0.3)
+        path[:, 2] += _LIFT * ease(np.minimum(phase, 1.0 - phase) / 0.3)
         inside = self._inside(mover)
         if self._collides(mover, path, start, target):
             return False
@@ -283,7 +278,7 @@ class _Planner:
     def _path(self, mover: int, x: float, y: float, phase: np.ndarray) -> np.ndarray:
         origin = self.locations[self.slot[0], mover]
         path = np.repeat(origin[None], len(phase), axis=0)
-        path[:, :2] += _ease(phase)[:, None] * ((x, y) - origin[:2])
+        path[:, :2] += ease(phase)[:, None] * ((x, y) - origin[:2])
         return path
 
     def _inside(self, cone: int) -> list[int]:

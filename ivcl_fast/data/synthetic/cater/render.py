@@ -37,13 +37,15 @@ _SAMPLES = np.array([(-1, -3), (3, -1), (-3, 1), (1, 3)]) / 8  # rotated grid wi
 _FRAMES_AT_ONCE = 32
 _RAYS_AT_ONCE = 1 << 14  # so that the temporaries of a chunk stay in the cache
 
+Area = tuple[slice, slice]
+"""Rows and columns of a picture."""
+
 
 @dataclass(frozen=True)
 class Sprite:
     """The picture of an object in one pose, clipped to the frame."""
 
-    rows: slice
-    columns: slice
+    area: Area
     color: np.ndarray
     """float32 [3, h, w], 0 to 255, already multiplied by ``cover``."""
     cover: np.ndarray
@@ -56,8 +58,7 @@ class Sprite:
 class Shadow:
     """The share of the floor's light that remains in an object's shadow, clipped to the frame."""
 
-    rows: slice
-    columns: slice
+    area: Area
     light: np.ndarray
     """float32 [h, w], 0 to 1."""
 
@@ -184,10 +185,10 @@ def _cast(thing: Thing, views: Camera, place: np.ndarray, axes: np.ndarray) -> l
         white = np.where(hit.found, white, 0.0).mean(axis=0)
         # Limits the sprite so that a pixel, with the background that shines through, fits a byte.
         pixels = np.minimum(color * factor + 255.0 * white, 255.0 * cover)
-        for k in range(len(cover)):
-            rows, columns, ys, xs = _clip(views, left[start + k], top[start + k], width, height)
+        for k, corner in enumerate(zip(left[s], top[s], strict=True)):
+            area, inside = clip(*corner, width, height, views.width, views.height)
             sprites.append(
-                Sprite(rows, columns, pixels[:, k, ys, xs], cover[k, ys, xs], depth[k, ys, xs])
+                Sprite(area, pixels[:, k, *inside], cover[k, *inside], depth[k, *inside])
             )
     return sprites
 
@@ -225,9 +226,9 @@ def _shadows(thing: Thing, views: Camera, place: np.ndarray) -> list[Shadow]:
         edge = np.clip((outer - distance) / (outer - 0.45), 0.0, 1.0)
         strength = _field(_SHADOW / (1.0 + 0.8 * bottom[s]))
         light = (1.0 - strength * edge * edge * (3.0 - 2.0 * edge))[0]
-        for k in range(len(light)):
-            rows, columns, ys, xs = _clip(views, left[start + k], top[start + k], width, height)
-            shadows.append(Shadow(rows, columns, light[k, ys, xs]))
+        for k, corner in enumerate(zip(left[s], top[s], strict=True)):
+            area, inside = clip(*corner, width, height, views.width, views.height)
+            shadows.append(Shadow(area, light[k, *inside]))
     return shadows
 
 
@@ -264,13 +265,13 @@ def compose(floor: np.ndarray, objects: list[tuple[Sprite, Shadow]]) -> np.ndarr
     ``floor`` is float32, [h, w] for grey or [3, h, w]; its content is overwritten.
     """
     for _, shadow in objects:
-        floor[..., shadow.rows, shadow.columns] *= shadow.light
+        floor[..., *shadow.area] *= shadow.light
     canvas = np.repeat(floor[None], 3, axis=0) if floor.ndim == 2 else floor
     nearest = np.full(floor.shape[-2:], np.inf, dtype=np.float32)
     for sprite, _ in objects:
-        depth = nearest[sprite.rows, sprite.columns]
+        depth = nearest[sprite.area]
         in_front = sprite.depth < depth
-        under = canvas[:, sprite.rows, sprite.columns]
+        under = canvas[:, *sprite.area]
         over = sprite.color + under * (1.0 - sprite.cover)
         np.copyto(under, over, where=in_front)
         np.copyto(depth, sprite.depth, where=in_front & (sprite.cover > 0.5))
@@ -311,15 +312,10 @@ def _boxes(outline: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, int]:
     return low[:, 0], low[:, 1], width, height
 
 
-def _clip(
-    views: Camera, left: int, top: int, width: int, height: int
-) -> tuple[slice, slice, slice, slice]:
-    """Clip a box to the frame: returns rows and columns of the frame, then of the box."""
-    y0, y1 = (min(max(v, 0), views.height) for v in (top, top + height))
-    x0, x1 = (min(max(v, 0), views.width) for v in (left, left + width))
-    return (
-        slice(y0, y1),
-        slice(x0, x1),
-        slice(y0 - top, y1 - top),
-        slice(x0 - left, x1 - left),
-    )
+def clip(
+    left: int, top: int, width: int, height: int, frame_width: int, frame_height: int
+) -> tuple[Area, Area]:
+    """Clip a box to the frame: returns the area of the frame, and the same area of the box."""
+    y0, y1 = (min(max(v, 0), frame_height) for v in (top, top + height))
+    x0, x1 = (min(max(v, 0), frame_width) for v in (left, left + width))
+    return (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))

@@ -1,4 +1,4 @@
-"""The objects of CATER's world: their kinds, sizes and actions."""
+"""The objects of CATER's world: their kinds, sizes, actions and smooth motion."""
 
 from __future__ import annotations
 
@@ -72,3 +72,9 @@ def draw_things(rng: np.random.Generator) -> tuple[Thing, ...]:
         material = str(rng.choice(MATERIALS))
         things.append(Thing(shape, size, SIZES[size], color, material, float(rng.uniform(0, 360))))
     return tuple(things)
+
+
+def ease(phase: np.ndarray) -> np.ndarray:
+    """Map phases 0 to 1 smoothly to 0 to 1; phases beyond them stay at the ends."""
+    phase = np.clip(phase, 0.0, 1.0)
+    return phase * phase * (3.0 - 2.0 * phase)

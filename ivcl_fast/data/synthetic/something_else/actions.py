@@ -16,6 +16,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ivcl_fast.data.synthetic.cater.world import ease
+
 ASPECT = 427 / 240
 """Width of the frame, in frame heights."""
 SMALL_SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
@@ -110,8 +112,7 @@ class Scene:
 
     def ease(self, start: float, end: float) -> np.ndarray:
         """Move smoothly from 0 to 1 between two times; float64 ``[F]``."""
-        u = np.clip((self.time - start) / (end - start), 0.0, 1.0)
-        return u * u * (3.0 - 2.0 * u)
+        return ease((self.time - start) / (end - start))
 
     def thing(
         self,

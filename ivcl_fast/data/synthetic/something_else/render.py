@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ivcl_fast.data.synthetic.cater.render import Area, clip
 from ivcl_fast.data.synthetic.something_else.actions import ASPECT, Grip, Layer, Noun
 
 _RGB = {
@@ -80,16 +81,15 @@ def render(
 
 class _Pasted(NamedTuple):
     number: int
-    rows: slice
-    columns: slice
+    area: Area
     pixels: int
 
     def visible(self, top_layer: np.ndarray) -> Box | None:
-        part = top_layer[self.rows, self.columns] == self.number
+        part = top_layer[self.area] == self.number
         rows, columns = part.any(axis=1).nonzero()[0], part.any(axis=0).nonzero()[0]
         if not len(rows) or np.count_nonzero(part) < _MIN_VISIBLE * self.pixels:
             return None
-        x, y = self.columns.start, self.rows.start
+        y, x = (axis.start for axis in self.area)
         x1, y1, x2, y2 = x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1
         return int(x1), int(y1), int(x2), int(y2)
 
@@ -101,16 +101,13 @@ def _paste(
     height, width = top_layer.shape
     h, w = sprite.solid.shape
     left, top = x - sprite.left, y - sprite.top
-    y0, y1 = (min(max(v, 0), height) for v in (top, top + h))
-    x0, x1 = (min(max(v, 0), width) for v in (left, left + w))
-    rows, columns = slice(y0, y1), slice(x0, x1)
-    inside = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
-    part = canvas[rows, columns]
+    area, inside = clip(left, top, w, h, width, height)
+    part = canvas[area]
     part -= part * sprite.cover[inside]
     part += sprite.color[inside]
     solid = sprite.solid[inside]
-    top_layer[rows, columns][solid] = number
-    return _Pasted(number, rows, columns, int(np.count_nonzero(solid)))
+    top_layer[area][solid] = number
+    return _Pasted(number, area, int(np.count_nonzero(solid)))
 
 
 def _background(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
