@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -63,18 +64,14 @@ def packed_flex_attention(qkv: Tensor, num_heads: int) -> Tensor:
     return rearrange(attend(q, k, v, block_mask=mask), "1 h (f n) d -> f n (h d)", f=frames)
 
 
-_compiled: dict[tuple[int, int], tuple] = {}
-
-
+@functools.cache
 def _flex_attention(length: int, tokens: int) -> tuple:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    if (length, tokens) not in _compiled:
-        mask = create_block_mask(
-            lambda b, h, q, k: q // tokens == k // tokens, None, None, length, length, DEVICE
-        )
-        _compiled[length, tokens] = torch.compile(flex_attention), mask
-    return _compiled[length, tokens]
+    mask = create_block_mask(
+        lambda b, h, q, k: q // tokens == k // tokens, None, None, length, length, DEVICE
+    )
+    return torch.compile(flex_attention), mask
 
 
 def package_attention(package: str) -> Attention:

@@ -40,21 +40,17 @@ NEEDS = {
 }  # fmt: skip
 """What models, trainer and tests import, and the least versions, as in ``pyproject.toml``."""
 MINUTES = 8.5
-LIMITS = {
-    "machine": 20, "train": 80, "compile": 80, "tests": 75, "sanitizer": 75, "resume": 75,
-    "stage": 55, "base64": 40, "mae": 18, "attention": 30, "kernels": 28, "store": 15,
-    "stream": 18, "timm": 12, "base224": 27, "decoder": 15, "ranks": 55, "large": 20,
-}  # fmt: skip
-"""Seconds that each part has for itself; it may also take what parts before it have left."""
+GROUPS = (
+    {"machine": 20}, {"train": 80, "compile": 80}, {"tests": 75, "sanitizer": 75, "resume": 75},
+    {"stage": 55}, {"base64": 40}, {"mae": 18}, {"attention": 30}, {"kernels": 28}, {"store": 15},
+    {"stream": 18}, {"timm": 12}, {"base224": 27}, {"decoder": 15}, {"ranks": 55}, {"large": 20},
+)  # fmt: skip
+"""Groups of parts, one group after the other, with the seconds that each part has for itself; it
+may also take what parts before it have left. Parts of a group run at the same time: they are not
+timed, except for how long ``train`` takes beside the compiler."""
+LIMITS = {name: seconds for group in GROUPS for name, seconds in group.items()}
 TEST_BYTES = 8 << 30
 """Memory of the GPU for each process that runs tests."""
-ORDER = (
-    ("machine",), ("train", "compile"), ("tests", "sanitizer", "resume"), ("stage",), ("base64",),
-    ("mae",), ("attention",), ("kernels",), ("store",), ("stream",), ("timm",), ("base224",),
-    ("decoder",), ("ranks",), ("large",),
-)  # fmt: skip
-"""Groups of parts, one group after the other. Parts of a group run at the same time: they are not
-timed, except for how long ``train`` takes beside the compiler."""
 PER_FUNCTION = 8
 """Tests that run of each test function: those with the first and the last parameters, and some
 between. Without a GPU all of them run on the same kernels in ``make test``."""
@@ -168,7 +164,7 @@ def all_parts(folder: Path, rehearse: bool) -> list[list[Part]]:
     made["large"] = tests_part("large", "gpu and large", folder, rehearse)
     if rehearse:
         made["kernels"].environment["TRITON_INTERPRET"] = "1"
-    return [[made[name] for name in group] for group in ORDER]
+    return [[made[name] for name in group] for group in GROUPS]
 
 
 def tests_part(name: str, marked: str, folder: Path, rehearse: bool) -> Part:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import re
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from benchmarks.predictions import scaling
 from benchmarks.predictions import step as predicted
-from benchmarks.results import RESULTS, ROOT, Results, Row, read
+from benchmarks.results import RESULTS, ROOT, Results, read
 from benchmarks.summary import IN_DOCS, describe_machine, duration, fastest_of_ours, table
 from benchmarks.zoo import table as zoo
 from ivcl_fast.command import run_command
@@ -74,12 +76,6 @@ def generated(kind: str, arguments: str) -> str:
     return "\n".join(table(rows, results.machine, IN_DOCS))
 
 
-def benchmarks_of(rows: list[Row]) -> list[list[Row]]:
-    """Group rows by benchmark, in order."""
-    names = dict.fromkeys(row["benchmark"] for row in rows)
-    return [[row for row in rows if row["benchmark"] == name] for name in names]
-
-
 def roofline(results: Results, figure: Any) -> None:
     """Draw attention, ours and baselines, below the best rates of the machine."""
     axes = figure.subplots()
@@ -100,7 +96,7 @@ def roofline(results: Results, figure: Any) -> None:
 def waterfall(results: Results, figure: Any) -> None:
     """Draw the time of every implementation of the training steps, slowest first."""
     rows = [row for row in results.rows if row["benchmark"].startswith("training step")]
-    steps = benchmarks_of(rows)
+    steps = [[*step] for _, step in groupby(rows, key=itemgetter("benchmark"))]
     for axes, step in zip(figure.subplots(len(steps), squeeze=False)[:, 0], steps, strict=True):
         ours, ordered = fastest_of_ours(step), sorted(step, key=lambda row: -row["seconds"])
         slowest = ordered[0]["seconds"]
