@@ -49,11 +49,6 @@ def written_anew(page: str) -> str:
     return MARKED.sub(filled, page)
 
 
-def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Return the lines of a Markdown table."""
-    return Table(header, rows).markdown()
-
-
 def studies() -> list[str]:
     """Return the table of all studies."""
     rows = []
@@ -63,7 +58,7 @@ def studies() -> list[str]:
         counts = [str(len(pretrainings)), str(len(finetunings))]
         rows.append([f"`{name}`", study.question, f"{study.varied}: {labels}", *counts])
     header = ["study", "question", "varies", "pretrainings", "finetunings per seed"]
-    return table(header, rows)
+    return Table(header, rows).markdown()
 
 
 def tables(study: str) -> list[str]:
@@ -82,7 +77,7 @@ def variants(study: str) -> list[str]:
     """Return top-1 of each variant of a study, side by side."""
     ((title, scores),) = values(study).items()
     cells = [percent(study, title, name, "all", "top1") for name in scores]
-    return table([STUDIES[study].varied, *scores], [["top-1", *cells]])
+    return Table([STUDIES[study].varied, *scores], [["top-1", *cells]]).markdown()
 
 
 def summary() -> list[str]:
@@ -94,7 +89,7 @@ def summary() -> list[str]:
     for name in names:
         cells = [percent(*column[:2], name, *column[2:]) for column in SUMMARY.values()]
         rows.append([name, *cells])
-    return table(["pretraining, or baseline", *SUMMARY], rows)
+    return Table(["pretraining, or baseline", *SUMMARY], rows).markdown()
 
 
 def values(study: str) -> dict:
