@@ -18,16 +18,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.training import checkpoint
+from tests.support.processes import children
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
 
 STEPS, LOGGED, SAVED = 100, 20, 3
 """Steps of a run, between its records, and between its checkpoints."""
+RANKS = 2
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [
     *RUN_FLAGS, *FRAME_FLAGS, "--save-every", str(SAVED), "--stage", "pretrain",
@@ -40,31 +41,30 @@ class Failure(Exception):
 
 
 class Trials:
-    """Runs of ``ivcl_fast.train`` in one folder, with ``ranks`` ranks."""
+    """Runs of ``ivcl_fast.train`` in one folder."""
 
-    def __init__(self, folder: Path, ranks: int) -> None:
-        self.folder, self.ranks = folder, ranks
-        self.finish(self.start(f"first-{ranks}"))  # this also makes the frame store
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.finish(self.start("first"))  # this also makes the frame store
         begin = time.monotonic()
-        name = f"undisturbed-{ranks}"
-        process = self.start(name)
-        self.wait_for_checkpoint(1, name, process)
+        process = self.start("undisturbed")
+        self.wait_for_checkpoint(1, "undisturbed", process)
         first_checkpoint = time.monotonic()
         self.finish(process)
         self.start_seconds = first_checkpoint - begin
         self.save_seconds = (time.monotonic() - first_checkpoint) * SAVED / STEPS
-        self.expected = outcome(self.run(name))
-        self.compare(self.run(f"first-{ranks}"), [])
+        self.expected = outcome(self.run("undisturbed"))
+        self.compare(self.run("first"), [])
 
     def run(self, name: str) -> Path:
         return self.folder / "runs" / name
 
     def start(self, name: str, restarts: int = 0) -> subprocess.Popen[str]:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}"]
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
         launcher += [f"--max-restarts={restarts}", "--monitor-interval=0.2"]
         train = ["-m", "ivcl_fast.train", *FLAGS, "--name", name]
         return subprocess.Popen(
-            [sys.executable, *(launcher if self.ranks > 1 else []), *train],
+            [sys.executable, *launcher, *train],
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -113,10 +113,9 @@ class Trials:
 
     def wait_for_ranks(self, process: subprocess.Popen[str]) -> list[int]:
         """Wait until torchrun has started all ranks; return their process ids."""
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        while len(ranks := children.read_text().split()) < self.ranks:
+        while len(ranks := children(process.pid)) < RANKS:
             self.check_running(process)
-        return list(map(int, ranks))
+        return ranks
 
     def check_running(self, process: subprocess.Popen[str]) -> None:
         if process.poll() is not None:
@@ -163,16 +162,16 @@ def outcome(run: Path) -> tuple[list, bytes]:
     return curve, (run / "pretrain" / MODEL).read_bytes()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Run all trials, print their number and failures, and exit with status 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--deaths", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the first one")
-    flags = parser.parse_args(arguments)
+    flags = parser.parse_args()
     struck: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as place:
         write_cater(Path(place) / "cater", SyntheticCater(train=12, val=6))
-        trials = Trials(Path(place), 2)
+        trials = Trials(Path(place))
         for seed in range(flags.seed, flags.seed + flags.deaths):
             try:
                 struck[trials.kill_rank(seed, f"death-{seed}")] += 1

@@ -97,7 +97,7 @@ class Schedule:
                 if self.draw.random() < 0.25:
                     self.change_a_byte()
                 self.disturbed()
-            self.undisturbed()
+            self.wait_for(Command(self.scene, self.root))
         finally:
             for command in self.running:
                 command.end()
@@ -138,14 +138,18 @@ class Schedule:
         ]
         if count > 1:
             self.struck["race"] += 1
-        self.running = [Command(self.scene, self.root, faults) for faults in chosen]
-        finish(self.running)
-        for command in self.running:
-            self.check(command)
+        self.wait_for(*(Command(self.scene, self.root, faults) for faults in chosen))
         after = progress(self.root)
         if lost := [stage for stage in before if after.get(stage, 0) < before[stage]]:
             raise Violation(f"steps of {lost} were lost: {before} -> {after}")
         check_strange(self.strange)
+
+    def wait_for(self, *commands: Command, damaged: Path | None = None) -> None:
+        """Wait for commands that have been started, and check how each has ended."""
+        self.running = [*commands]
+        finish(commands)
+        for command in commands:
+            self.check(command, damaged)
 
     def check(self, command: Command, damaged: Path | None = None) -> None:
         """Raise :class:`Violation` unless the command ended well, or its fault explains why not."""
@@ -168,12 +172,6 @@ class Schedule:
             if "fail" not in actions and (damaged is None or damaged.name not in errors[0]):
                 raise Violation(f"an error without a reason: {output}")
 
-    def undisturbed(self) -> None:
-        """Run the command to its end."""
-        self.running = [Command(self.scene, self.root)]
-        finish(self.running)
-        self.check(self.running[0])
-
     # --- Damage ---------------------------------------------------------------------------------
 
     def change_a_byte(self) -> None:
@@ -194,16 +192,12 @@ class Schedule:
         file.write_bytes(content)
         self.struck["byte"] += 1
         self.told.append(f"a byte of {file.relative_to(self.root)} changed")
-        scene = self.scene
-        if file.suffix in (".u8", ".avi"):  # only this reads them again
-            scene = verifying(file.parents[1])
-        command = Command(scene, self.root)
-        self.running = [command]
-        finish(self.running)
-        self.check(command, file)
+        is_frames = file.suffix in (".u8", ".avi")  # which only --verify reads again
+        command = Command(verifying(file.parents[1]) if is_frames else self.scene, self.root)
+        self.wait_for(command, damaged=file)
         if command.failed and file.read_bytes() != content:
             raise Violation(f"{file} was refused, and then changed")
-        if not command.failed and file.suffix in (".u8", ".avi"):
+        if not command.failed and is_frames:
             raise Violation(f"{file}: --verify accepts a changed byte")
         if file.exists() and file.read_bytes() == content:  # it was refused, or is not read
             file.write_bytes(right)
