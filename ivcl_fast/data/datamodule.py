@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from ivcl_fast.data.config import DataConfig
 
 
-EVAL_CROPS: tuple[Square, ...] = ("start", "center", "end")
-"""Parts of the frames whose answers are averaged if there are three."""
-
-
 class DataModule:
     """A data set together with the source of its frames; makes the loaders.
 
@@ -162,7 +158,7 @@ class DataModule:
         One clip, if the data set determines the frames of its clips. ``crops``: 1 or 3.
         """
         clips = 1 if self.dataset.clips(split)[0].frames else clips
-        parts: tuple[Square, ...] = (self.crop,) if crops == 1 else EVAL_CROPS
+        parts: tuple[Square, ...] = (self.crop,) if crops == 1 else ("start", "center", "end")
         return [
             self.loader(split, training=False, view=View(number, clips), crop=crop, **options)
             for number in range(clips)

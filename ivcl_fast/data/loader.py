@@ -8,6 +8,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -208,10 +209,8 @@ class ClipLoader(ABC):
 
         def put(item: Batch | BaseException) -> None:
             while not stop.is_set():
-                try:
+                with suppress(queue.Full):
                     return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
 
         def prepare() -> None:
             try:
