@@ -201,12 +201,12 @@ class StoreBuild:
             same = meta["source_digest"] == self.settings["source_digest"]
             if is_finished(out, self.settings["state"]) or (same and not os.access(out, os.W_OK)):
                 return 0
-        _claim(out)
-        workers = workers or default_workers(resolve_decoder(self.decoder))
+        workers = workers or default_workers(self.settings["decoder"])
         with (
             _storage_errors(out),
             WorkerPool(workers, stall_seconds) if workers > 1 else nullcontext() as pool,
         ):
+            _claim(out)
             plan = make_plan(self.media, out, self.settings, self.states, self.decoder, pool, gpu)
             if plan is None:
                 return 0
@@ -239,8 +239,7 @@ def _claim(out: Path) -> None:
     """Make the folder; :class:`UserError` if it contains something else."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file, not a folder")
-    with _storage_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     names = {path.name for path in out.iterdir() if path.suffix not in (".tmp", ".lock")}
     if names and not names & {PLAN, META}:
         raise UserError(f"{out}: is neither empty nor a store; choose another folder")

@@ -11,7 +11,6 @@ import pytest
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.media import VideoInfo, probe
 from ivcl_fast.data.store.index import source_digest
-from ivcl_fast.errors import UserError
 from tests.support.painted import (
     VP9,
     media,
@@ -174,5 +173,3 @@ def test_the_digest_depends_on_names_and_sizes(tmp_path):
     with one.files[1].open("ab") as file:
         file.write(b"x")
     assert source_digest([one, two]) != digest
-    with pytest.raises(UserError, match="two videos have the name p0"):
-        source_digest([one, one])

@@ -57,10 +57,7 @@ def test_more_than_the_memory_is_refused(machine, wanted, free):
 
 
 def test_available_memory():
-    available = available_memory()
-    assert 0 < available < 2**50
-    with pytest.raises(UserError, match="'tape' is not one of auto, disk, ram, gpu"):
-        choose_placement("tape", 1)  # type: ignore[arg-type]
+    assert 0 < available_memory() < 2**50
 
 
 def test_the_choice_is_logged(tmp_path, caplog):
