@@ -16,19 +16,10 @@ import ivcl_fast
 from ivcl_fast import IVCLConfig, accelerate, reference, restore
 from ivcl_fast.models import ivcl as model
 from ivcl_fast.models.accelerate import crossovers
+from tests.models.test_model import SEED, SIZES, video
 from tests.support.marks import needs_kernels
 
-CFG = IVCLConfig.preset(
-    "tiny", image_size=16, patch_size=4, num_frames=3, num_query_frames=2, depth=1, embed_dim=32
-)
-
-
-def video() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(256, (2, 3, 3, 16, 16), dtype=torch.uint8, generator=generator)
-
-
-SEED = torch.tensor([1, 2])
+CFG = IVCLConfig.preset("tiny", **SIZES | {"depth": 1})
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -175,31 +166,6 @@ def test_variants_of_the_block_are_fused(options, training):
         close(ours, theirs)
 
 
-class Interleaved(nn.Module):
-    """Looks like ours, but lays heads and q, k, v out in another order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_heads = 4
-        self.qkv, self.proj = nn.Linear(32, 96), nn.Linear(32, 32)
-
-    def forward(self, x):
-        q, k, v = self.qkv(x).unflatten(-1, (4, 3, 8)).permute(3, 0, 2, 1, 4)
-        weights = (q @ k.mT * 8**-0.5).softmax(dim=-1)
-        return self.proj((weights @ v).transpose(1, 2).flatten(2))
-
-
-class Dropping(nn.Module):
-    """An MLP that drops in a way no part of it shows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.act, self.fc2 = nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)
-
-    def forward(self, x):
-        return self.fc2(F.dropout(self.act(self.fc1(x)), 0.1, self.training))
-
-
 class Biased(reference.Attention):
     """A position bias that only the forward pass and one parameter tell of."""
 
@@ -223,8 +189,6 @@ class Scaled(reference.Mlp):
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (Interleaved, "computes something else"),
-        (Dropping, "computes something else"),
         (Biased, "table"),
         (Scaled, "computes something else"),
     ],

@@ -12,15 +12,14 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from ivcl_fast import accelerate, kernels
+from ivcl_fast import accelerate
 from ivcl_fast.kernels import dispatches
 from ivcl_fast.models.accelerate import lengths
 from ivcl_fast.models.accelerate.swap import PROOF
 from ivcl_fast.models.accelerate.trial import Trial
+from tests.support.marks import needs_kernels
 
-pytestmark = pytest.mark.skipif(
-    not kernels.has_kernel(torch.empty(0)), reason="no kernel for this CPU: nothing is replaced"
-)
+pytestmark = needs_kernels
 ODD = 23
 
 

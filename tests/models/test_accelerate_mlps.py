@@ -13,14 +13,10 @@ from torch import nn
 
 from ivcl_fast import accelerate, kernels
 from ivcl_fast.models.accelerate.adapters.mlp import gelu_kind
+from tests.models.test_accelerate import close
+from tests.support.marks import needs_kernels
 
-pytestmark = pytest.mark.skipif(
-    not kernels.has_kernel(torch.empty(0)), reason="no kernel for this CPU: nothing is replaced"
-)
-
-
-def close(a: torch.Tensor, b: torch.Tensor) -> None:
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+pytestmark = needs_kernels
 
 
 class NewGELU(nn.Module):

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ivcl_fast import accelerate, kernels
+from ivcl_fast import accelerate
 from ivcl_fast.kernels import dispatches
+from tests.support.marks import needs_kernels
 
-pytestmark = pytest.mark.skipif(
-    not kernels.has_kernel(torch.empty(0)), reason="no kernel for this CPU: nothing is replaced"
-)
+pytestmark = needs_kernels
 STEPS = 20
 
 

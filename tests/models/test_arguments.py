@@ -13,9 +13,11 @@ from tests.models.test_model import CFG, SIZES, video
 
 
 def test_bad_arguments_are_named():
-    fast = ivcl_fast.IVCL(CFG)
-    with pytest.raises(ValueError, match=r"^video: "):
-        fast(video()[:, :2])
+    for package in (reference, ivcl_fast):
+        with pytest.raises(ValueError, match=r"^video: "):
+            package.IVCL(CFG)(video()[:, :2])
+        with pytest.raises(ValueError, match=r"^num_classes: 0"):
+            package.IVCLClassifier(CFG, 0)
     short = ivcl_fast.IVCL(IVCLConfig.preset("tiny", **SIZES, attention="short"))
     if not kernels.has_kernel(video()):
         with pytest.raises(ValueError, match="backend: 'short' cannot run here: "):

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from ivcl_fast import IVCL, kernels
-from ivcl_fast.kernels import has_kernel
 from ivcl_fast.kernels.linear import leaves_bias
 from ivcl_fast.models.ivcl import Block
+from tests.support.marks import needs_kernels
 from tests.support.small_models import config, random_video
 
 VIDEO, SEED = random_video(2), torch.tensor([1, 2])
-pytestmark = pytest.mark.skipif(not has_kernel(torch.zeros(1)), reason="no kernels here")
+pytestmark = needs_kernels
 
 
 @pytest.fixture

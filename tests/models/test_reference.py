@@ -350,18 +350,3 @@ def test_only_query_frames_and_slots_reach_the_decoder():
     assert torch.equal(before.query, torch.arange(4).expand(2, -1))
     assert torch.equal(before.pred[:, 1:], after.pred[:, 1:])
     assert not torch.equal(before.pred[:, 0], after.pred[:, 0])
-
-
-def test_bad_arguments_are_named():
-    cfg = small()
-    model, video = reference.IVCL(cfg), some_video(cfg)
-    with pytest.raises(ValueError, match=r"^video: "):
-        model(video[:, :3])
-    with pytest.raises(ValueError, match=r"^query: "):
-        model(video, query=torch.zeros(2, 3, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"^seed: "):
-        model(video, seed=torch.zeros(2))
-    with pytest.raises(ValueError, match=r"^num_classes: 0"):
-        reference.IVCLClassifier(cfg, 0)
-    with pytest.raises(ValueError, match=r"^video: "):
-        reference.IVCLClassifier(cfg)(video.float().long())
