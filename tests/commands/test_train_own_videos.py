@@ -20,7 +20,7 @@ from ivcl_fast.evaluate import main as evaluate_main
 from ivcl_fast.evaluation.evaluate import predict
 from ivcl_fast.manifest import MANIFEST
 from ivcl_fast.train import main
-from tests.support.own_videos import write_classes, write_one
+from tests.support.own_videos import write_one
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
 
 FLAGS = (*RUN_FLAGS, *FRAME_FLAGS, "--name", "run")
@@ -29,7 +29,10 @@ FLAGS = (*RUN_FLAGS, *FRAME_FLAGS, "--name", "run")
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> Path:
     """20 videos of 7 kinds in two classes, without splits."""
-    return write_classes(tmp_path_factory.mktemp("own") / "clips", splits=False)
+    root = tmp_path_factory.mktemp("own") / "clips"
+    for number in range(20):
+        write_one(root / ("left", "right")[number % 2], number)
+    return root
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ DTYPES = [
 ]  # fmt: skip
 
 
-def arguments(name: str, draw: random.Random) -> list[Any]:
-    """Arguments that fit, of small random sizes, some of them zero."""
+def arguments(draw: random.Random) -> dict[str, list[Any]]:
+    """Arguments that fit, by the name of the op, of small random sizes, some of them zero."""
     f, n, k, d, r = (draw.choice([0, 1, 2, 3, 5, 8, 17]) for _ in range(5))
     k = min(k, n)
     dtype = draw.choice([torch.float32, torch.bfloat16])
@@ -41,7 +41,7 @@ def arguments(name: str, draw: random.Random) -> list[Any]:
     ids = torch.rand(f, n).argsort(1)[:, :k]
     heads = draw.choice([1, 2, 4])
     embedding = [rows, ids, floats(d, r, as_input=False), floats(d), floats(n, d), 0.5, 0.25]
-    cases = {
+    return {
         "bias_gelu": [floats(f, n, d), floats(d), draw.choice([0, 1, 2])],
         "bias_gelu_backward": [floats(f, n, d), floats(f, n, d), floats(d), 1],
         "bias_swiglu": draw.choice(
@@ -73,16 +73,9 @@ def arguments(name: str, draw: random.Random) -> list[Any]:
             floats(f, n, heads * d), floats(f, n, 3 * heads * d), heads
         ],
     }  # fmt: skip
-    return cases[name]
 
 
-NAMES = [*(name for name, _ in _ext.calls())] or [
-    "bias_gelu", "bias_gelu_backward", "bias_swiglu", "bias_swiglu_backward", "add_layer_norm",
-    "add_layer_norm_backward", "layer_norm", "add_rms_norm", "add_rms_norm_backward", "rms_norm",
-    "embed_patches", "embed_patches_backward",
-    "linear_gradients", "patch_loss", "patch_loss_backward", "restore_tokens",
-    "restore_tokens_backward", "sample_masks", "short_attention", "short_attention_backward",
-]  # fmt: skip
+NAMES = [name for name, _ in _ext.calls()] or [*arguments(random.Random(0))]
 
 
 def change_tensor(x: Tensor, draw: random.Random) -> Any:
@@ -143,7 +136,7 @@ def call(seed: int) -> str:
     torch.manual_seed(seed)
     name = draw.choice(NAMES)
     op = getattr(torch.ops.ivcl_fast, name)
-    args = arguments(name, draw)
+    args = arguments(draw)[name]
     for at in draw.sample(range(len(args)), min(len(args), draw.choice([0, 1, 1, 1, 2, 3]))):
         args[at] = change(args[at], draw)
     try:

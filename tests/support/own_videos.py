@@ -43,12 +43,3 @@ def write_one(folder: Path, number: int) -> Path:
     rotation = 90 if suffix in ("mp4", "mov") else 0
     pixels = pictures(number, frames, height, width)
     return write_video(path, pixels, codec, rotation=rotation, **options)
-
-
-def write_classes(root: Path, train: int = 7, val: int = 3, splits: bool = True) -> Path:
-    """Write ``train`` and ``val`` videos of two classes each, with or without split folders."""
-    for split, first, count in (("train", 0, train), ("val", 2 * train, val)):
-        for n in range(2 * count):
-            folder = root / (split if splits else "") / ("left", "right")[n % 2]
-            write_one(folder, first + n)
-    return root

@@ -49,14 +49,14 @@ def numbers(frames: np.ndarray) -> list[tuple[int, int]]:
     return [(value >> FRAME_BITS, value & (1 << FRAME_BITS) - 1) for value in values]
 
 
-def numbers_of_rows(rows: np.ndarray | torch.Tensor, patch_size: int = 8) -> list[tuple[int, int]]:
-    """As :func:`numbers`, for patch rows uint8 ``[F, N, 3PP]``."""
-    return numbers(unpatchify(torch.as_tensor(rows), patch_size).numpy())
+def numbers_of_rows(rows: np.ndarray | torch.Tensor) -> list[tuple[int, int]]:
+    """As :func:`numbers`, for patch rows uint8 ``[F, N, 3 * 8 * 8]``."""
+    return numbers(unpatchify(torch.as_tensor(rows), 8).numpy())
 
 
-def write_avi(path: Path, pictures: Sequence[np.ndarray], codec: str = "mjpeg") -> Path:
+def write_avi(path: Path, pictures: Sequence[np.ndarray]) -> Path:
     """Write a video as FFmpeg does: 4:2:0, with Huffman tables in every frame."""
-    return write_video(path, pictures, codec)
+    return write_video(path, pictures, "mjpeg")
 
 
 def write_video(
@@ -109,13 +109,13 @@ def write_painted(path: Path, video: int, frames: int) -> Path:
     return write_avi(path, [picture(video, frame) for frame in range(frames)])
 
 
-def blender_jpeg(pixels: np.ndarray, quality: int = 90) -> bytes:
+def blender_jpeg(pixels: np.ndarray) -> bytes:
     """Encode a frame as Blender does for CATER's format, AVI_JPEG.
 
     4:2:2, no JFIF header but an "AVI1" one, components numbered from 0, no Huffman tables.
     """
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:2:2")
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90, subsampling="4:2:2")
     jpeg = buffer.getvalue()
     out = bytearray(b"\xff\xd8\xff\xe0\x00\x3eAVI1\0" + b" " * 55)
     at, marker = 2, 0

@@ -26,13 +26,13 @@ ENVIRONMENT = {
 CLASSES = 36
 
 
-def step(preset: str, stage: str, clips: int, bf16: bool, steps: int = 2) -> None:
-    """Train a new model on noise."""
+def step(preset: str, stage: str, clips: int, bf16: bool) -> None:
+    """Train a new model on noise, for two steps."""
     cfg = IVCLConfig.preset(preset)
     model = IVCL(cfg) if stage == "pretrain" else IVCLClassifier(cfg, CLASSES)
     optimizers = make_optimizers(model, Schedule(1, optimizer="muon"))
     labels = torch.zeros(clips, dtype=torch.int64)
-    for _ in range(steps):
+    for _ in range(2):
         shape = clips, cfg.num_frames, cfg.num_patches, cfg.patch_dim
         rows = torch.randint(256, shape, dtype=torch.uint8)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

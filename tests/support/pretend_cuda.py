@@ -19,7 +19,7 @@ class PretendCuda:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log: list[str] = []
         self.streams = ["default"]
-        signatures = {name: inspect.signature(getattr(torch.cuda, name)) for name in ("graph",)}
+        signature = inspect.signature(torch.cuda.graph)
         pretend = self
 
         class Stream:
@@ -54,7 +54,7 @@ class PretendCuda:
 
         @contextmanager
         def graph(*args, **kwargs):
-            given = signatures["graph"].bind(*args, **kwargs).arguments
+            given = signature.bind(*args, **kwargs).arguments
             mode = given.get("capture_error_mode", "global")
             pretend.log.append(f"recording, {mode}")
             pretend.streams.append(given["stream"].name)

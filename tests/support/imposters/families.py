@@ -166,6 +166,8 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """timm's pre-norm block in steps: the two norms, the two branches and their sums."""
 
+    norms = ("norm1", "norm2")
+
     def __init__(self, dim: int, heads: int, hidden: int, draw: random.Random) -> None:
         super().__init__()
         self.build(dim, heads, hidden, draw)
@@ -177,10 +179,10 @@ class Block(nn.Module):
         self.drop_path1 = self.drop_path2 = nn.Identity()
 
     def first_norm(self, x: Tensor) -> Tensor:
-        return self.norm1(x)
+        return getattr(self, self.norms[0])(x)
 
     def second_norm(self, x: Tensor) -> Tensor:
-        return self.norm2(x)
+        return getattr(self, self.norms[1])(x)
 
     def first(self, x: Tensor) -> Tensor:
         return self.drop_path1(self.ls1(self.attn(x)))
@@ -225,6 +227,8 @@ class GammaBlock(Block):
 
 
 class HuggingFaceBlock(Block):
+    norms = ("layernorm_before", "layernorm_after")
+
     def build(self, dim: int, heads: int, hidden: int, draw: random.Random) -> None:
         eps = draw.choice(EPS)
         self.attention = HuggingFaceAttention(dim, heads, draw)
@@ -232,12 +236,6 @@ class HuggingFaceBlock(Block):
         self.layernorm_after = nn.LayerNorm(dim, eps=eps)
         self.mlp = HuggingFaceMlp(dim, hidden, draw)
         self.dropout = nn.Dropout(0.0)
-
-    def first_norm(self, x: Tensor) -> Tensor:
-        return self.layernorm_before(x)
-
-    def second_norm(self, x: Tensor) -> Tensor:
-        return self.layernorm_after(x)
 
     def first(self, x: Tensor) -> Tensor:
         return self.dropout(self.attention(x)[0])
@@ -249,6 +247,8 @@ class HuggingFaceBlock(Block):
 class TorchvisionBlock(Block):
     """Around PyTorch's MultiheadAttention."""
 
+    norms = ("ln_1", "ln_2")
+
     def build(self, dim: int, heads: int, hidden: int, draw: random.Random) -> None:
         self.num_heads = heads
         self.ln_1, self.ln_2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
@@ -256,12 +256,6 @@ class TorchvisionBlock(Block):
         self.dropout = nn.Dropout(0.0)
         layers = [nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(0.0), nn.Linear(hidden, dim)]
         self.mlp = nn.Sequential(*layers, nn.Dropout(0.0))
-
-    def first_norm(self, x: Tensor) -> Tensor:
-        return self.ln_1(x)
-
-    def second_norm(self, x: Tensor) -> Tensor:
-        return self.ln_2(x)
 
     def first(self, x: Tensor) -> Tensor:
         return self.dropout(self.self_attention(x, x, x, need_weights=False)[0])

@@ -40,10 +40,7 @@ class Candidate:
 
     @property
     def dim(self) -> int:
-        return self.size()[0]
-
-    def size(self) -> tuple[int, int]:
-        return random.Random(self.seed).choice(SIZES)
+        return random.Random(self.seed).choice(SIZES)[0]
 
     def build(self, mutate: bool = True) -> nn.Module:
         """The module with random weights, in its dtype; its unmutated twin if asked."""

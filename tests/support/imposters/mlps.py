@@ -105,33 +105,29 @@ class SwiGlu(nn.Module):
 class PackedSwiGlu(SwiGlu):
     """timm's SwiGLUPacked: gates are the first half of what one layer makes."""
 
+    first = "fc1"
+
     def build(self, dim: int, hidden: int, draw: random.Random) -> None:
         super().build(dim, hidden, draw)
         del self.fc1_g, self.fc1_x
         self.fc1 = nn.Linear(dim, 2 * hidden)
 
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        gate, value = self.fc1(x).chunk(2, dim=-1)
+        gate, value = getattr(self, self.first)(x).chunk(2, dim=-1)
         return gate, value
 
     def biases(self) -> tuple[Tensor, Tensor]:
-        gate, value = self.fc1.bias.chunk(2)
+        gate, value = getattr(self, self.first).bias.chunk(2)
         return gate, value
 
 
 class Dinov2SwiGlu(PackedSwiGlu):
     """Hugging Face's, whose activation is a function."""
 
+    first = "weights_in"
+
     def build(self, dim: int, hidden: int, draw: random.Random) -> None:
         self.weights_in, self.weights_out = nn.Linear(dim, 2 * hidden), nn.Linear(hidden, dim)
-
-    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        gate, value = self.weights_in(x).chunk(2, dim=-1)
-        return gate, value
-
-    def biases(self) -> tuple[Tensor, Tensor]:
-        gate, value = self.weights_in.bias.chunk(2)
-        return gate, value
 
     def activate(self, gate: Tensor) -> Tensor:
         return F.silu(gate)
