@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from ivcl_fast.analysis.linear_probes import (
     Targets,
     run_probe,
 )
-from ivcl_fast.command import run_command
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.cater.camera import static_camera
@@ -288,30 +286,18 @@ def test_slots_are_the_models_own() -> None:
 
 # --- The command ---------------------------------------------------------------------------------
 
-TINY = [
-    *RUN_FLAGS, *FRAME_FLAGS, "--no-compare-memoryless", "--no-pictures",
-]  # fmt: skip
+TINY = (*RUN_FLAGS, "--no-compare-memoryless", "--no-pictures")
 
 
-def command(main: Any, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        run_command(main)
-    return int(stop.value.code or 0)
-
-
-def test_from_run_to_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_run_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any) -> None:
     data = write_cater(tmp_path / "cater", SyntheticCater(train=20, val=10), 1)
     where = ["--data", f"cater:{data}", "--out", tmp_path, "--name", "run"]
-    assert command(train_main, monkeypatch, *where, *TINY) == 0
-    capsys.readouterr()
+    assert command(train_main, *where, *TINY, *FRAME_FLAGS)[0] == 0
     run = tmp_path / "run"
     for name, few in (("STEPS", 3), ("RESAMPLES", 20)):  # quick
         monkeypatch.setattr(linear_probes, name, few)
-    assert command(probes.main, monkeypatch, run, "--train-clips", 15) == 0
-    out = capsys.readouterr().out
+    status, out, _ = command(probes.main, run, "--train-clips", 15)
+    assert status == 0
     assert "95 % intervals" in out and "probes.md" in out
     kept = json.loads((run / "probes" / "probes.json").read_text())
     assert (kept["train_clips"], kept["eval_clips"]) == (15, 10)
@@ -334,31 +320,21 @@ def test_from_run_to_table(
     assert (run / "probes" / "probes.png").stat().st_size > 10_000
 
     moved = data.rename(tmp_path / "moved")
-    assert command(probes.main, monkeypatch, run, "--train-clips", 15) == 2
-    error = capsys.readouterr().err
+    status, _, error = command(probes.main, run, "--train-clips", 15)
+    assert status == 2
     assert f"{data}: no such folder or file; " in error and "--data with" in error
     there = "--data", f"cater:{moved}", "--out", tmp_path / "again"
-    assert command(probes.main, monkeypatch, run, "--train-clips", 15, *there) == 0
+    assert command(probes.main, run, "--train-clips", 15, *there)[0] == 0
     again = json.loads((tmp_path / "again" / "probes.json").read_text())
     assert again["scores"] == kept["scores"]
 
-    assert command(probes.main, monkeypatch, run, "--eval-clips", 3) == 2
-    assert "--eval-clips: 3 is not accepted; accepted: at least 10" in capsys.readouterr().err
+    status, _, error = command(probes.main, run, "--eval-clips", 3)
+    assert status == 2 and "--eval-clips: 3 is not accepted; accepted: at least 10" in error
 
 
-def test_other_data_is_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_data_is_refused_in_one_line(tmp_path: Path, command: Any) -> None:
     data = write_acre(tmp_path / "acre", SyntheticAcre("iid", train=2, val=1, test=1), 1)
     where = ["--data", f"acre:{data}", "--out", tmp_path, "--name", "run", "--stage", "pretrain"]
-    assert command(train_main, monkeypatch, *where, *without_frames(TINY)) == 0
-    capsys.readouterr()
-    assert command(probes.main, monkeypatch, tmp_path / "run") == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "probes need CATER's scenes" in error
-
-
-def without_frames(flags: list[str]) -> list[str]:
-    """ACRE says itself how many frames a clip has."""
-    at = flags.index("--num-frames")
-    return flags[:at] + flags[at + 4 :]
+    assert command(train_main, *where, *TINY)[0] == 0
+    status, _, error = command(probes.main, tmp_path / "run")
+    assert status == 2 and error.count("\n") == 1 and "probes need CATER's scenes" in error

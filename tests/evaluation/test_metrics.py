@@ -27,7 +27,6 @@ def test_topk_by_hand() -> None:
     assert metrics.topk_correct(logits, labels, 1).tolist() == [False, True, False]
     assert metrics.topk_correct(logits, labels, 2).tolist() == [True, True, False]
     assert metrics.topk_correct(logits, labels, 4).tolist() == [True, True, True]
-    assert metrics.topk_correct(logits, labels, 2).mean() == pytest.approx(2 / 3)
 
 
 def test_equal_logits_rank_by_class_so_that_top1_is_the_argmax() -> None:
@@ -65,10 +64,6 @@ def test_chance_distance_is_the_mean_over_all_pairs(n: int) -> None:
     assert metrics.grid_distance(logits, labels, n).mean() == pytest.approx(
         metrics.chance_distance(n)
     )
-
-
-def test_chance_distance_in_known_figures() -> None:
-    assert round(metrics.chance_distance(6), 2) == 3.89
 
 
 def test_bad_answers_are_named() -> None:
@@ -332,10 +327,3 @@ def test_mean_class_accuracy_counts_every_class_alike():
     assert metrics.confusion(logits, labels).tolist() == [[3, 0, 1], [1, 0, 0], [0, 0, 0]]
     perfect = Score.class_mean(np.eye(3)[labels], labels)
     assert perfect.value == perfect.high == 1 and perfect.low < 1
-
-
-def test_mean_class_accuracy_agrees_with_scikit_learns_definition():
-    random = np.random.default_rng(0)
-    labels, logits = random.integers(5, size=200), random.normal(size=(200, 5))
-    recalls = [(logits[labels == c].argmax(1) == c).mean() for c in range(5)]
-    assert Score.class_mean(logits, labels).value == pytest.approx(np.mean(recalls))
