@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.decoder import ChosenDecoder, DecoderName, choose_decoder
+from ivcl_fast.data.decode.decoder import DecoderName, choose_decoder
+from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.decode.media import VideoInfo, open_media
 from ivcl_fast.errors import UserError
 
