@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import RmsNorm
 from timm.models.vision_transformer import Block
 from torch import nn
 
@@ -29,7 +30,7 @@ from ivcl_fast.models.accelerate.crossovers import KINDS
 from ivcl_fast.models.accelerate.swap import ALWAYS, PROOF
 
 WIDTH, HEADS = 768, 12
-PARTS = {"attention": "attn", "block": "", "mlp": "mlp"}
+PARTS = {"attention": "attn", "block": "", "mlp": "mlp", "rms_block": ""}
 """The part of a block that each kind stands for."""
 LENGTHS = (17, 50, 128, 197, 257, 400, 577, 785)
 DTYPES = (torch.bfloat16, torch.float32)
@@ -39,7 +40,8 @@ def rivals(kind: str) -> tuple[list[nn.Module], nn.Module]:
     """A part with SDPA and with an explicit softmax, and the fused one."""
     parts = []
     for explicit in (False, True, None):
-        block = Block(WIDTH, HEADS, qkv_bias=True).to(DEVICE)
+        norm = RmsNorm if kind == "rms_block" else nn.LayerNorm
+        block = Block(WIDTH, HEADS, qkv_bias=True, norm_layer=norm).to(DEVICE)
         if explicit:
             block.attn.fused_attn = False
         part = block.get_submodule(PARTS[kind])

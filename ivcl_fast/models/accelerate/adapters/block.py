@@ -115,7 +115,7 @@ class PreNormBlock(Adapter):
 
 
 class RmsNormBlock(PreNormBlock):
-    """The same with RMSNorm, which in PyTorch on a CPU is several operations each way."""
+    """The same with RMSNorm."""
 
     kind = "rms_block"
 
