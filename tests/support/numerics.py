@@ -68,3 +68,25 @@ def check_op(ours: Callable, ref: Callable, args: Sequence[Any]) -> None:
         assert_parity(o, s, e, f"output {i}")
     for i, (o, s, e) in enumerate(zip(our_grads, same_grads, exact_grads, strict=True)):
         assert_parity(o, s, e, f"gradient of float input {i}")
+
+
+def check_one_output(ours: Callable, ref: Callable, args: Sequence[Any], used: int) -> None:
+    """Check the gradients of output ``used`` alone, by :func:`assert_parity`.
+
+    An input that ``ref`` gives no gradient must have none.
+    """
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    others = args[len(tensors) :]
+    cotangent = torch.randn_like(ref(*args)[used])
+
+    def grads(function: Callable, dtype: torch.dtype | None = None) -> Sequence[Tensor | None]:
+        leaves = [t.detach().to(dtype or t.dtype, copy=True).requires_grad_() for t in tensors]
+        out = function(*leaves, *others)[used]
+        return torch.autograd.grad(out, leaves, cotangent.to(out), allow_unused=True)
+
+    exact = grads(ref, torch.float64)
+    for got, want, truth in zip(grads(ours), grads(ref), exact, strict=True):
+        if got is None or want is None or truth is None:
+            assert got is want is truth is None
+        else:
+            assert_parity(got, want, truth)
