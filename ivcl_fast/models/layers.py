@@ -84,7 +84,7 @@ def rms_epsilon(norm: nn.Module) -> float | None:
 
 
 def add_norm(
-    x: Tensor, branch: Branch | None, norm: nn.Module, kind: type[nn.Module] = nn.LayerNorm
+    x: Tensor, branch: Branch | None, norm: Any, kind: type[nn.Module] = nn.LayerNorm
 ) -> tuple[Tensor, Tensor]:
     """The residual stream with ``branch`` added, and its norm in the compute dtype.
 
@@ -95,15 +95,14 @@ def add_norm(
     if widens or not is_plain(norm, kind):
         x = x if branch is None else x + branch.total()
         return x, norm(x)
-    of: Any = norm
     if not isinstance(norm, nn.LayerNorm):
         eps = rms_epsilon(norm)
         if branch is None:
-            return x, kernels.rms_norm(x, of.weight, eps, compute_dtype(x))
-        return kernels.add_rms_norm(branch.total(), x, of.weight, eps)
+            return x, kernels.rms_norm(x, norm.weight, eps, compute_dtype(x))
+        return kernels.add_rms_norm(branch.total(), x, norm.weight, eps)
     if branch is None:
-        return x, kernels.layer_norm(x, of.weight, of.bias, of.eps, compute_dtype(x))
-    return kernels.add_layer_norm(branch.x, x, of.weight, of.bias, of.eps, branch.bias)
+        return x, kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, compute_dtype(x))
+    return kernels.add_layer_norm(branch.x, x, norm.weight, norm.bias, norm.eps, branch.bias)
 
 
 def linear(layer: nn.Module, x: Tensor, with_bias: bool = True) -> Tensor:

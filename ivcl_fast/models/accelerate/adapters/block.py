@@ -75,16 +75,15 @@ class PreNormBlock(Adapter):
         if ROTATIONS in inspect.signature(module.forward).parameters:
             yield f"its calls have rotations ({ROTATIONS}) for its attention to apply"
         for name in (layout.norm1, layout.norm2):
-            if reason := self.norm_reason(module._modules[name]):
-                yield f"{name}{reason}"
+            yield from self.norm_reasons(name, module._modules[name])
 
-    def norm_reason(self, norm: Any) -> str | None:
-        """Why a norm cannot be fused with the addition before it, or None."""
+    def norm_reasons(self, name: str, norm: Any) -> Iterator[str]:
+        """Why a norm cannot be fused with the addition before it."""
         if not isinstance(norm, nn.LayerNorm) or len(norm.normalized_shape) != 1:
-            return f" ({type(norm).__name__}): only LayerNorm and RMSNorm are fused, two of a kind"
-        if norm.weight is None or norm.bias is None:
-            return ": it has no weight or bias"
-        return None
+            kind = type(norm).__name__
+            yield f"{name} ({kind}): only LayerNorm and RMSNorm are fused, two of a kind"
+        elif norm.weight is None or norm.bias is None:
+            yield f"{name}: it has no weight or bias"
 
     def read(self, layout: Layout) -> tuple[str, ...]:
         return layout.norm1, layout.norm2
@@ -121,10 +120,12 @@ class RmsNormBlock(PreNormBlock):
 
     def layouts(self, module: nn.Module) -> Iterator[Layout]:
         for layout in super().layouts(module):
-            if all("rmsnorm" in kind.__name__.lower() for kind in layout[-2:]):
+            kinds = layout.norm1_kind, layout.norm2_kind
+            if all("rmsnorm" in kind.__name__.lower() for kind in kinds):
                 yield layout
 
-    def norm_reason(self, norm: Any) -> str | None:
+    def norm_reasons(self, name: str, norm: Any) -> Iterator[str]:
         if [*norm._parameters] != ["weight"] or norm.weight is None or norm.weight.ndim != 1:
-            return ": it has other parameters than a weight"
-        return None if isinstance(rms_epsilon(norm), float) else ": it has no epsilon of its own"
+            yield f"{name}: it has other parameters than a weight"
+        elif not isinstance(rms_epsilon(norm), float):
+            yield f"{name}: it has no epsilon of its own"
