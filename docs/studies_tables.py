@@ -5,7 +5,8 @@
 ``<!-- studies -->``
     what each study asks and how many runs it takes, from ``ivcl_fast/studies/definitions.py``;
 ``<!-- tables: STUDY -->``
-    the tables of ``docs/results/STUDY/study.md``, and the command that made them;
+    the first table of each data set and task in ``docs/results/STUDY/study.md``, the lines fitted
+    to them, and the command that made them;
 ``<!-- variants: STUDY -->``
     top-1 of each variant, from ``docs/results/STUDY/results.json``;
 ``<!-- summary -->``
@@ -20,6 +21,7 @@ import re
 import statistics
 from pathlib import Path
 
+from ivcl_fast.report.scaling import HEADING
 from ivcl_fast.report.tables import Table
 from ivcl_fast.studies.definitions import STUDIES
 from ivcl_fast.studies.runner import plan_jobs
@@ -62,15 +64,19 @@ def studies() -> list[str]:
 
 
 def tables(study: str) -> list[str]:
-    """Return the tables of a study's committed page, with titles where there are several.
+    """Return what a study's committed page says first of each data set and task, and fitted lines.
 
     The last line is the study's command.
     """
     page = (RESULTS / study / "study.md").read_text()
     parts = re.findall(r"^## (.*?)\n\n(.*?)\n+(?=## |!\[)", page, re.DOTALL | re.MULTILINE)
     (command,) = re.findall(r"^`(python -m ivcl_fast\.sweep .*?)`", page, re.MULTILINE)
-    texts = [text if len(parts) == 1 else f"`{title}`\n\n{text}" for title, text in parts]
-    return "\n\n".join([*texts, f"Command: `{command}`"]).splitlines()
+    shown = []
+    for title, text in parts:
+        heading, table, *others = text.split("\n\n")
+        fitted = others[others.index(HEADING) :] if HEADING in others else []
+        shown += [heading if len(parts) == 1 else f"`{title}`: {heading}", table, *fitted]
+    return "\n\n".join([*shown, f"Command: `{command}`"]).splitlines()
 
 
 def variants(study: str) -> list[str]:

@@ -9,7 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -22,12 +21,12 @@ from ivcl_fast.report import scaling
 from ivcl_fast.report.figures import new_figure, save
 from ivcl_fast.report.study_results import (
     Chance,
+    Compared,
+    Comparisons,
     Folders,
     Results,
-    correct_shares,
-    in_groups,
+    compare,
     read_results,
-    with_interval,
 )
 from ivcl_fast.report.tables import METRIC_NAMES, Table
 from ivcl_fast.studies.definitions import Study
@@ -51,46 +50,67 @@ def mean_and_deviation(values: Sequence[float], percent: bool) -> str:
     return text + unit
 
 
-def scores_table(varied: str, results: Results, chance: Chance) -> Table:
-    """Return a table with a row for each variant and group of clips."""
-    rows = [
-        [
-            name,
-            group,
-            *(
-                mean_and_deviation(scores[m], chance[m]["percent"]) if m in scores else ""
-                for m in chance
-            ),
-        ]
-        for name, groups in results.items()
-        for group, scores in groups.items()
-    ]
-    cells = [mean_and_deviation([of["chance"]], of["percent"]) for of in chance.values()]
-    header = [varied, "clips", *(METRIC_NAMES[m] for m in chance)]
-    return Table(header, [*rows, ["chance", "all", *cells]], names=2)
+def scores_table(varied: str, results: Results, chance: Chance, compared: Comparisons) -> Table:
+    """Return a table with a row for each variant and group of clips, and a column per metric.
 
-
-def differences_table(
-    varied: str, metric: str, folders: Mapping[str, Sequence[Path]]
-) -> Table | None:
-    """Return every row's score with an interval over clips, and its difference from the first row.
-
-    Differences are over the same clips. ``metric`` is the first one, a share of correct answers.
-    None where :func:`correct_shares` are empty.
+    If there are comparisons, the first metric has intervals, and the last column the differences.
     """
-    shares = correct_shares(folders)
-    if not shares:
-        return None
-    first, base = next(iter(shares.items()))
+    first, *others = chance
     rows = []
-    for label, found in shares.items():
-        for group, clips in in_groups([clip for clip in base if clip in found]).items():
-            videos = np.array([video for _, video, _ in clips])
-            score = np.array([100 * found[clip] for clip in clips])
-            gain = score - [100 * base[clip] for clip in clips]
-            difference = "" if label == first else with_interval(gain, videos, -100, "+")
-            rows.append([label, group, with_interval(score, videos, 0), difference])
-    return Table([varied, "clips", METRIC_NAMES[metric], "difference"], rows, names=2)
+    for name, groups in results.items():
+        for group, scores in groups.items():
+            of = compared.get((name, group), Compared())
+            texts = {m: mean_and_deviation(scores[m], chance[m]["percent"]) for m in scores}
+            score = f"{texts[first]} {of.interval}".rstrip()
+            rows.append([name, group, score, *(texts.get(m, "") for m in others), of.difference])
+    cells = [mean_and_deviation([of["chance"]], of["percent"]) for of in chance.values()]
+    header = [varied, "clips", *(METRIC_NAMES[m] for m in chance), "difference"]
+    lines = [header, *rows, ["chance", "all", *cells, ""]]
+    header, *rows = lines if compared else [line[:-1] for line in lines]
+    return Table(header, rows, names=2)
+
+
+def overview_table(varied: str, results: Results, chance: Chance, compared: Comparisons) -> Table:
+    """Return the first metric and its differences: a row per variant, a column per group."""
+    metric, of = next(iter(chance.items()))
+    groups = groups_of(results)
+    rows = []
+    for name, scores in results.items():
+        score = [
+            mean_and_deviation(scores[group][metric], of["percent"]) if group in scores else ""
+            for group in groups
+        ]
+        gains = [compared.get((name, group), Compared()).difference for group in groups]
+        rows.append([name, *score, *gains])
+    by_chance = mean_and_deviation([of["chance"]], of["percent"])
+    rows.append(["chance", by_chance, *[""] * (2 * len(groups) - 1)])
+    return Table([varied, *groups, *(f"{group}: difference" for group in groups)], rows)
+
+
+def groups_of(results: Results) -> list[str]:
+    """Return the groups of clips that a table has scores of; ``all`` is the first one."""
+    return list(dict.fromkeys(group for scores in results.values() for group in scores))
+
+
+def titled_tables(
+    varied: str, results: Results, chance: Chance, compared: Comparisons
+) -> dict[str, Table]:
+    """Return a study's tables for one data set and task, by the sentences above them.
+
+    Where clips have groups, the first table is an overview of them.
+    """
+    base = f"the difference from *{next(iter(results))}* on the same clips, in points"
+    tables = {}
+    if len(groups_of(results)) > 1:
+        title = f"{METRIC_NAMES[next(iter(chance))]} by group of clips"
+        if compared:
+            title += f", and {base}, with 95 % intervals over clips"
+        tables[f"{title}:"] = overview_table(varied, results, chance, compared)
+    title = "Every metric"
+    if compared:
+        title += f", and {base}; brackets have 95 % intervals over clips"
+    tables[f"{title}:"] = scores_table(varied, results, chance, compared)
+    return tables
 
 
 def write(
@@ -109,20 +129,15 @@ def write(
     (scaling.draw if study.axes else draw)(folder / FIGURE, study, folders, scores)
     sections = []
     for title, (results, chance) in scores.items():
-        table = scores_table(study.varied, results, chance)
-        table.print(title)
-        sections += [f"## {title}", "", *table.markdown(), ""]
-        if differences := differences_table(study.varied, next(iter(chance)), folders[title]):
-            heading = (
-                f"Mean over seeds in percent, and the difference from *{next(iter(results))}* on "
-                "the same clips in points, with 95 % intervals over clips:"
-            )
-            differences.print(heading)
-            sections += [heading, "", *differences.markdown(), ""]
+        tables = titled_tables(study.varied, results, chance, compare(folders[title]))
+        shown = next(iter(tables))  # the rest is read in the file
         if study.axes:
-            gains = scaling.doubling_table(study, folders[title])
-            gains.print(scaling.HEADING)
-            sections += [scaling.HEADING, "", *gains.markdown(), ""]
+            tables[scaling.HEADING] = scaling.doubling_table(study, folders[title])
+        sections += [f"## {title}", ""]
+        for heading, table in tables.items():
+            if heading in (shown, scaling.HEADING):
+                table.print(f"{title}: {heading}")
+            sections += [heading, "", *table.markdown(), ""]
     several = [f"--pretrainings {pretrainings}"] if pretrainings > 1 else []
     command = " ".join(["python -m ivcl_fast.sweep", name, *flags, f"--seeds {seeds}", *several])
     pretrained = "One pretraining" if pretrainings == 1 else f"{pretrainings} pretrainings"
@@ -197,7 +212,7 @@ def draw(
             axes.grid(axis="y", alpha=0.3)
             axes.set_axisbelow(True)
         row.suptitle(title, fontsize=10)
-        groups = list(dict.fromkeys(g for by_group in results.values() for g in by_group))
+        groups = groups_of(results)
         handles: list[Any] = [Line2D([], [], color="0.3", ls="--", lw=1, label="chance")]
         handles += [
             Patch(facecolor="0.3", label=f"{g} clips", **GROUP_STYLES.get(g, {})) for g in groups
@@ -214,7 +229,7 @@ def draw_bars(
     axes: Axes, results: Results, metric: str, factor: float, colors: Mapping[str, Any]
 ) -> None:
     """Draw a bar per variant and group of clips, with standard deviations over seeds."""
-    groups = list(dict.fromkeys(g for by_group in results.values() for g in by_group))
+    groups = groups_of(results)
     width = 0.8 / len(groups)
     for at, (name, by_group) in enumerate(results.items()):
         for i, group in enumerate(groups):

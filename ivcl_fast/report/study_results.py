@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,49 @@ def in_groups(clips: Sequence[Answered]) -> dict[str, list[Answered]]:
     return groups
 
 
-def with_interval(values: np.ndarray, videos: np.ndarray, least: float, sign: str = "") -> str:
-    """Return a mean over clips with its interval; clips of one video are drawn together.
+@dataclass(frozen=True)
+class Compared:
+    """How a row answers a group of clips, in percent and points, with 95 % intervals over clips."""
+
+    interval: str = ""
+    """Of the share of correct answers, such as ``[56.3, 60.1]``."""
+    difference: str = ""
+    """From the first row on the same clips, such as ``-1.2 [-1.9, -0.5]``; none for itself."""
+
+
+Comparisons = Mapping[tuple[str, str], Compared]
+"""By row of a table and group of clips."""
+
+
+def compare(folders: Mapping[str, Sequence[Path]]) -> Comparisons:
+    """Compare the rows of a table with its first one on the same clips, by row and group.
+
+    Empty where :func:`correct_shares` are.
+    """
+    shares = correct_shares(folders)
+    if not shares:
+        return {}
+    first, base = next(iter(shares.items()))
+    compared = {}
+    for row, of_row in shares.items():
+        for group, clips in in_groups([clip for clip in base if clip in of_row]).items():
+            videos = np.array([video for _, video, _ in clips])
+            score = np.array([100 * of_row[clip] for clip in clips])
+            gain = score - [100 * base[clip] for clip in clips]
+            difference = "" if row == first else with_interval(gain, videos, -100, "+")
+            compared[row, group] = Compared(interval(score, videos, 0), difference)
+    return compared
+
+
+def interval(values: np.ndarray, videos: np.ndarray, least: float, sign: str = "") -> str:
+    """Return the interval of a mean over clips; clips of one video are drawn together.
 
     ``values``: percent, from ``least`` to 100.
     """
     low, high = clustered_interval(values, videos, (least, 100.0))
-    return f"{values.mean():{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+    return f"[{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def with_interval(values: np.ndarray, videos: np.ndarray, least: float, sign: str = "") -> str:
+    """Return a mean over clips with its :func:`interval`."""
+    return f"{values.mean():{sign}.1f} {interval(values, videos, least, sign)}"

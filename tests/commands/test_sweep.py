@@ -22,11 +22,10 @@ from ivcl_fast.files import locked
 from ivcl_fast.report.study import (
     colors_of,
     curve,
-    differences_table,
     mean_and_deviation,
-    scores_table,
+    titled_tables,
 )
-from ivcl_fast.report.study_results import correct_shares
+from ivcl_fast.report.study_results import Compared, compare, correct_shares
 from ivcl_fast.studies import runner
 from ivcl_fast.studies.definitions import STUDIES, flag_name
 from ivcl_fast.sweep import main
@@ -71,7 +70,7 @@ def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_
     assert list(values) == list(tables)
     for variant in study.variants:
         title = f"{variant.task or 'localize'} on {variant.data or data}"
-        assert f"| {variant.label} | all |" in tables[title]
+        assert f"| {variant.label} | all | " in tables[title]
         metrics = values[title][variant.label]["all"]
         assert metrics and all(len(of_seeds) == 1 for of_seeds in metrics.values())
     for title, body in tables.items():
@@ -138,20 +137,17 @@ def test_differences_are_those_of_the_same_clips(key, tmp_path):
     shares = correct_shares(folders)
     assert list(shares) == ["x", "guess", "y"]
     assert shares["y"] == {("c0", "v0", "visible"): 0, ("c1", "v0", "hidden"): 1}
-    table = differences_table("way", "top1", folders)
-    assert table.header == ["way", "clips", "top-1", "difference"]
-    assert table.rows[0] == ["x", "all", "50.0 [0.0, 75.0]", ""]
-    assert table.rows[3][:2] == ["guess", "all"] and table.rows[3][3] == "-25.0 [-50.0, +25.0]"
+    compared = compare(folders)
+    assert compared["x", "all"] == Compared("[0.0, 75.0]")
+    assert compared["guess", "all"].difference == "-25.0 [-50.0, +25.0]"
     # Of the first two clips x has one and a half right, y one; one video's are drawn together. A
     # single one shows no spread: another may differ with a probability of up to 79.3 %.
-    assert table.rows[6:] == [
-        ["y", "all", "50.0 [10.3, 89.7]", "-25.0 [-84.5, +74.2]"],
-        ["y", "visible", "0.0 [0.0, 79.3]", "-100.0 [-100.0, +58.7]"],
-        ["y", "hidden", "100.0 [20.7, 100.0]", "+50.0 [-69.0, +89.7]"],
-    ]
+    assert compared["y", "all"] == Compared("[10.3, 89.7]", "-25.0 [-84.5, +74.2]")
+    assert compared["y", "visible"] == Compared("[0.0, 79.3]", "-100.0 [-100.0, +58.7]")
+    assert compared["y", "hidden"] == Compared("[20.7, 100.0]", "+50.0 [-69.0, +89.7]")
     for run in answers:
         (tmp_path / run / "clips.json").unlink()
-    assert differences_table("way", "top1", folders) is None
+    assert compare(folders) == {}
 
 
 def test_a_differences_interval_is_of_its_clips(tmp_path):
@@ -163,8 +159,8 @@ def test_a_differences_interval_is_of_its_clips(tmp_path):
         ]
         (tmp_path / run).mkdir()
         (tmp_path / run / "clips.json").write_text(json.dumps(clips))
-    table = differences_table("way", "top1", {name: [tmp_path / name] for name in "xy"})
-    mean, low, high = map(float, re.findall(r"[+-]\d+\.\d", table.rows[-1][-1]))
+    compared = compare({name: [tmp_path / name] for name in "xy"})
+    mean, low, high = map(float, re.findall(r"[+-]\d+\.\d", compared["y", "all"].difference))
     spread = 1.96 * 100 * ((0.5 * 0.5 + 0.7 * 0.3) / 1000) ** 0.5
     assert mean == pytest.approx(20, abs=2 * spread) and low < mean < high
     assert high - low == pytest.approx(2 * spread, rel=0.1)
@@ -281,13 +277,43 @@ def test_help_lists_the_studies(command):
     assert code == 0 and all(f"  {k}: {s.question}\n" in out for k, s in STUDIES.items())
 
 
+TOP1 = {"top1": {"percent": True, "chance": 0.25}}
+
+
 def test_table_has_means_and_deviations():
     results = {"A": {"all": {"top1": [0.1, 0.2]}}, "B": {"all": {"top1": [0.4]}}}
-    table = scores_table("thing", results, {"top1": {"percent": True, "chance": 0.25}})
-    assert table.header == ["thing", "clips", "top-1"]
+    ((title, table),) = titled_tables("thing", results, TOP1, {}).items()
+    assert title == "Every metric:" and table.header == ["thing", "clips", "top-1"]
     assert table.rows[:2] == [["A", "all", "15.0 ± 7.1 %"], ["B", "all", "40.0 %"]]
     assert table.rows[2:] == [["chance", "all", "25.0 %"]]
     assert mean_and_deviation([2.0, 3.0], percent=False) == "2.50 ± 0.71"
+
+
+def test_groups_of_clips_stand_side_by_side():
+    results = {
+        "A": {"all": {"top1": [0.1], "l1": [2.0]}, "hidden": {"top1": [0.3], "l1": [3.0]}},
+        "guess": {"all": {"top1": [0.4]}},
+    }
+    chance = TOP1 | {"l1": {"percent": False, "chance": 5.0}}
+    compared = {
+        ("A", "all"): Compared("[8.0, 12.0]"),
+        ("A", "hidden"): Compared("[20.0, 40.0]"),
+        ("guess", "all"): Compared("[39.0, 41.0]", "+30.0 [+28.0, +32.0]"),
+    }
+    overview, every = titled_tables("thing", results, chance, compared).values()
+    assert overview.header == ["thing", "all", "hidden", "all: difference", "hidden: difference"]
+    assert overview.rows == [
+        ["A", "10.0 %", "30.0 %", "", ""],
+        ["guess", "40.0 %", "", "+30.0 [+28.0, +32.0]", ""],
+        ["chance", "25.0 %", "", "", ""],
+    ]
+    assert every.header == ["thing", "clips", "top-1", "L1 (cells)", "difference"]
+    assert every.rows == [
+        ["A", "all", "10.0 % [8.0, 12.0]", "2.00", ""],
+        ["A", "hidden", "30.0 % [20.0, 40.0]", "3.00", ""],
+        ["guess", "all", "40.0 % [39.0, 41.0]", "", "+30.0 [+28.0, +32.0]"],
+        ["chance", "all", "25.0 %", "5.00", ""],
+    ]
 
 
 def test_a_colour_means_one_variant_and_gray_a_baseline():
