@@ -75,7 +75,7 @@ def tables(study: str) -> list[str]:
     for title, text in parts:
         heading, table, *others = text.split("\n\n")
         fitted = others[others.index(HEADING) :] if HEADING in others else []
-        shown += [heading if len(parts) == 1 else f"`{title}`: {heading}", table, *fitted]
+        shown += [*([f"`{title}`"] if len(parts) > 1 else []), heading, table, *fitted]
     return "\n\n".join([*shown, f"Command: `{command}`"]).splitlines()
 
 
