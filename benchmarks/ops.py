@@ -173,8 +173,23 @@ def our_add_norm(*arguments: Tensor) -> Tensor:
     return total + normed
 
 
+def plain_add_rms(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+    total = x + residual
+    return total + F.rms_norm(total, weight.shape, weight, 1e-6)
+
+
+def our_add_rms(*arguments: Tensor) -> Tensor:
+    total, normed = kernels.add_rms_norm(*arguments, 1e-6)
+    return total + normed
+
+
 def plain_gelu(x: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(x + bias.to(x.dtype))
+
+
+def plain_swiglu(x: Tensor, bias: Tensor) -> Tensor:
+    gate, value = (x + bias.to(x.dtype)).chunk(2, -1)
+    return F.silu(gate) * value
 
 
 def op_benchmark(
@@ -237,6 +252,19 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
             "bias_gelu", kernels.bias_gelu, plain_gelu,
             lambda: [draw(frames, tokens, hidden), draw32(hidden)],
             moved=frames * tokens * hidden * 5 * BF16,
+        ),
+        # The last two are of models that `accelerate` replaces.
+        op_benchmark(
+            "add_rms_norm", our_add_rms, plain_add_rms,
+            lambda: [
+                draw(frames, tokens, width), draw32(frames, tokens, width), draw32(width),
+            ],
+            moved=frames * tokens * width * (4 * BF16 + 5 * 4),
+        ),
+        op_benchmark(
+            "bias_swiglu", kernels.bias_swiglu, plain_swiglu,
+            lambda: [draw(frames, tokens, 2 * hidden), draw32(2 * hidden)],
+            moved=frames * tokens * hidden * 8 * BF16,
         ),
     ]  # fmt: skip
 
