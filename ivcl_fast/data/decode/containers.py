@@ -67,3 +67,15 @@ def _mp4_length(file: BinaryIO, size: int) -> int:
             return size
         at += length
     return at
+
+
+def empty_chunks(path: Path, stream: int) -> int:
+    """Count the empty chunks of a stream of an AVI file; in each of them a frame stays."""
+    count, name = 0, b"%02d" % stream
+    with path.open("rb") as file:
+        while len(head := file.read(8)) == 8:
+            size = int.from_bytes(head[4:], "little")
+            count += not size and head[:2] == name
+            # Lists contain chunks; those of an odd size are padded.
+            file.seek(4 if head[:4] in (b"RIFF", b"LIST") else size + size % 2, os.SEEK_CUR)
+    return count

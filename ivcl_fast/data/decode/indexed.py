@@ -53,6 +53,8 @@ def _places(opened: OpenVideo) -> np.ndarray | None:
     places = []
     with opened.path.open("rb") as file:
         for packet in opened.packets():
+            if packet.is_discard:
+                continue
             at, image = packet.pos, bytes(packet)
             if at is None or os.pread(file.fileno(), len(image), at) != image:
                 return None

@@ -27,7 +27,7 @@ from av.video.frame import VideoFrame
 
 from ivcl_fast.data.crop import UPRIGHT, Crop, Orientation, Square, square_crop
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.containers import FORMATS, check_length
+from ivcl_fast.data.decode.containers import FORMATS, check_length, empty_chunks
 from ivcl_fast.data.decode.images import (
     check_image,
     exif_orientation,
@@ -240,20 +240,34 @@ class OpenVideo(OpenMedia):
         return self._demux() if self._packets is None else self._packets
 
     def _demux(self) -> Iterator[Packet]:
-        count = 0
+        count = shown = 0
         try:
             for packet in self.container.demux(self.stream):
                 if packet.size:
                     count += 1
+                    shown += not packet.is_discard
                     yield packet
         except av.FFmpegError as error:
             raise VideoError(f"cannot be read: {_reason(error)}") from None
-        if count < self._declared:
+        if count < self._declared and not self._has_all(count, shown):
             raise VideoError(f"truncated: {count} of {self._declared} frames")
+
+    def _has_all(self, count: int, shown: int) -> bool:
+        """Whether ``count`` packets are complete although more are declared; ``shown`` are shown.
+
+        FFmpeg passes over the empty chunks of an AVI file, in each of which a frame stays, and over
+        frames that the edit list of an MP4 file hides together with a key frame.
+        """
+        if self.container.format.name == "avi":
+            return count + empty_chunks(self.path, self.stream.index) >= self._declared
+        try:
+            return "mp4" in self.container.format.name and 0 < check_edits(self.path) <= shown
+        except VideoError:
+            return False
 
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
         self._packets = list(self.packets())
-        images = [bytes(packet) for packet in self._packets]
+        images = [bytes(packet) for packet in self._packets if not packet.is_discard]
         for number, image in enumerate(images):
             check_image(image, f"frame {number}")
         return [images[i] for i in checked_frame_ids(frame_ids, len(images))]

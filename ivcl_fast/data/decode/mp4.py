@@ -2,9 +2,10 @@
 
 Source: ISO/IEC 14496-12. A track has tables of samples: their decoding times (``stts``), what is
 added to these when they are shown (``ctts``), and their sizes (``stsz``). An edit list (``elst``)
-shows a part of the track, as after trimming; FFmpeg discards samples outside it. A changed byte in
-a time moves a sample out of the part, without an error. The times of an intact track are those of
-its decoding in another order, so such a sample is noticed by the hole that it leaves.
+shows a part of the track, as after trimming; FFmpeg discards samples outside it, or does not read
+them where a key frame is nearer to the part. A changed byte in a time moves a sample out of the
+part, without an error. The times of an intact track are those of its decoding in another order, so
+such a sample is noticed by the hole that it leaves.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ class Edit(NamedTuple):
     """-1: nothing is shown."""
 
 
-def check_edits(path: Path) -> None:
-    """Raise :class:`VideoError` if damage hides frames of the first video track.
+def check_edits(path: Path) -> int:
+    """Return how many frames of the first video track are shown.
 
-    For files of which FFmpeg discards packets. Files in fragments pass: their tables are elsewhere.
+    For files of which FFmpeg discards packets. Raises :class:`VideoError` if damage hides frames.
+    Files in fragments pass, with 0: their tables are elsewhere.
     """
     try:
         moov = _moov(path)
-        if b"mvex" not in {kind for kind, _ in _boxes(moov)}:
-            _check(moov)
-    except (struct.error, StopIteration, IndexError, ValueError, OSError):
+        return 0 if b"mvex" in {kind for kind, _ in _boxes(moov)} else _check(moov)
+    except (struct.error, StopIteration, LookupError, ValueError, OSError):
         raise VideoError("damaged: its tables of frames are not complete") from None
 
 
-def _check(moov: bytes) -> None:
+def _check(moov: bytes) -> int:
     traks = [content for kind, content in _boxes(moov) if kind == b"trak"]
     trak = next(t for t in traks if _inside(t, b"mdia", b"hdlr")[8:12] == b"vide")
     tables = dict(_boxes(_inside(trak, b"mdia", b"minf", b"stbl")))
@@ -71,7 +72,7 @@ def _check(moov: bytes) -> None:
         raise VideoError("damaged: the times of its frames do not add up to its length")
     edits = _edits(_inside(trak, b"edts", b"elst"))
     tick = media_clock / movie_clock
-    end = int(shown[-1]) + max(int(deltas[-1]), frame)
+    end, count = int(shown[-1]) + max(int(deltas[-1]), frame), 0
     for edit in edits:
         if edit.start < 0:
             continue
@@ -80,12 +81,14 @@ def _check(moov: bytes) -> None:
             raise VideoError("damaged: its edit list shows what it does not have")
         if len(edits) == 1 and end - edit_end > frame and movie_clock > media_clock:
             raise VideoError("damaged: the clock of the movie is finer than that of its frames")
+        count += int(((shown >= edit.start) & (shown < round(edit_end))).sum())
     if sum(edit.length for edit in edits) > movie_length + 1:
         raise VideoError("damaged: its edit list is longer than the movie")
     tkhd = _inside(trak, b"tkhd")
     (track_length,) = struct.unpack_from(*((">Q", tkhd, 28) if tkhd[0] else (">I", tkhd, 20)))
     if abs(sum(edit.length for edit in edits) - track_length) > 1:
         raise VideoError("damaged: its edit list is not as long as its track")
+    return count
 
 
 def _is_reordered(shown: np.ndarray, decoded: np.ndarray, deltas: np.ndarray) -> bool:

@@ -15,6 +15,7 @@ from ivcl_fast.data.decode.media import probe
 from tests.support.painted import (
     VP9,
     media,
+    numbers,
     picture,
     read_images,
     write_images,
@@ -95,6 +96,25 @@ def test_an_avi_that_counts_too_few_frames(tmp_path):
         contents[at : at + 4] = (20).to_bytes(4, "little")
     path.write_bytes(contents)
     assert probe(media(path)).frames == 30 == len(read_images(media(path)))
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
+def test_an_avi_with_empty_chunks(tmp_path, codec):
+    """In which a frame stays, as writers of a variable frame rate do it."""
+    times = [0, 1, 2, 5, 6, 7, 20, 21, 22, 23]
+    path = write_video(tmp_path / "a.avi", PICTURES[: len(times)], codec, times=times)
+    one = media(path)
+    assert probe(one).frames == len(times)
+    expected = [(1, number) for number in range(len(times))]
+    assert numbers(make_decoder("pyav", 32).decode(one).numpy()) == expected
+    contents = bytearray(path.read_bytes())
+    for name in (b"avih", b"strh"):
+        at = contents.index(name) + (24 if name == b"avih" else 40)
+        assert contents[at : at + 4] == (24).to_bytes(4, "little")
+        contents[at : at + 4] = (25).to_bytes(4, "little")
+    path.write_bytes(contents)
+    with pytest.raises(VideoError, match="truncated: 10 of 25 frames"):
+        probe(one)
 
 
 @pytest.mark.parametrize("name", ["list.avi", "list.m3u8", "list.mp4"])

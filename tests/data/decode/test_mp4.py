@@ -11,8 +11,10 @@ import av
 import pytest
 
 from ivcl_fast.data.dataset import VideoError
+from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.indexed import index_one, open_indexed
 from ivcl_fast.data.decode.media import probe
-from tests.support.painted import media, picture, write_video
+from tests.support.painted import media, numbers, picture, write_video
 
 FRAMES = 24
 STEP = 1 if "IVCL_FAST_FUZZ" in os.environ else 7
@@ -54,6 +56,34 @@ def test_a_trimmed_video_has_the_frames_that_are_shown(tmp_path, codec, options,
     whole = written(tmp_path / "a.mp4", codec, **options)
     assert probe(media(whole)).frames == FRAMES
     assert probe(media(trimmed(whole, 3.4 / 24))).frames == left
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [("libx264", {"g": "8", "bf": "0"}), ("libx264", {"g": "8"}), ("mjpeg", {})],
+)
+@pytest.mark.parametrize("first", [4, 13, 21])
+def test_frames_before_the_last_key_frame_that_is_hidden_are_not_read(
+    tmp_path, codec, options, first
+):
+    whole = written(tmp_path / "a.mov", codec, **options)
+    one = media(trimmed(whole, (first - 0.6) / 24))
+    index = index_one(one)
+    assert index.info.frames == FRAMES - first
+    left = [(1, number) for number in range(first, FRAMES)]
+    assert numbers(make_decoder("pyav", 32).decode(one).numpy()) == left
+    with open_indexed(one, index, "pyav") as opened:
+        assert numbers(make_decoder("pyav", 32).decode_open(opened).numpy()) == left
+
+
+def test_a_trimmed_video_that_lacks_frames_is_refused(tmp_path):
+    whole = trimmed(written(tmp_path / "a.mov", "mjpeg"), 12.4 / 24).read_bytes()
+    at = whole.index(b"stsc")
+    assert int.from_bytes(whole[at + 16 : at + 20], "big") == FRAMES, "frames of the only chunk"
+    path = tmp_path / "b.mov"
+    path.write_bytes(whole[: at + 16] + (FRAMES - 2).to_bytes(4, "big") + whole[at + 20 :])
+    with pytest.raises(VideoError, match=f"truncated: 10 of {FRAMES} frames"):
+        probe(media(path))
 
 
 def test_an_edit_list_may_hide_the_end(tmp_path):
