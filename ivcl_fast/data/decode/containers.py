@@ -19,10 +19,12 @@ FORMATS = "avi,matroska,webm,mov,mp4,mpeg,mpegts,flv,ogg,gif,ivf,m4v,mjpeg,asf,h
 """FFmpeg's names of the containers that are read; each file holds all that it shows."""
 
 EBML_HEADER = b"\x1a\x45\xdf\xa3"
+GIF_EXTENSION, GIF_IMAGE = b"\x21", b"\x2c"
+"""First bytes of blocks."""
 
 
 def check_length(path: Path) -> int:
-    """Compare the length of a file with the header of AVI, WebM, Matroska, MP4 or MOV.
+    """Check that a file of AVI, WebM, Matroska, MP4, MOV or GIF is as long as it declares.
 
     Returns the least number of packets of the first video track, where the whole container was
     read, as of WebM and Matroska; else 0.
@@ -41,6 +43,8 @@ def check_length(path: Path) -> int:
                 declared = 8 + int.from_bytes(head[4:], "little")
             elif head[4:] == b"ftyp":
                 declared = _mp4_length(file, size)
+            elif head[:6] in (b"GIF87a", b"GIF89a"):
+                declared = _gif_length(file)
     except OSError as error:
         raise VideoError(f"cannot be opened: {error.strerror}") from None
     except ValueError:  # a zero byte in the name, from a damaged list
@@ -67,6 +71,31 @@ def _mp4_length(file: BinaryIO, size: int) -> int:
             return size
         at += length
     return at
+
+
+def _gif_length(file: BinaryIO) -> int:
+    """Return the end of a GIF file, or a place behind the end of the file if it has none."""
+    file.seek(10)
+    at = 13 + _palette_bytes(file.read(1))
+    while True:
+        file.seek(at)
+        head = file.read(10)
+        if head[:1] == GIF_EXTENSION:
+            at += 2
+        elif head[:1] == GIF_IMAGE:  # the first byte after the palette is about compression
+            at += 11 + _palette_bytes(head[9:])
+        else:  # the end, or no block, as FFmpeg says when it decodes; or the file ends before
+            return at + 1
+        while True:  # parts, up to an empty one
+            file.seek(at)
+            length = int.from_bytes(file.read(1))
+            at += 1 + length
+            if not length:
+                break
+
+
+def _palette_bytes(flags: bytes) -> int:
+    return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
 
 
 def empty_chunks(path: Path, stream: int) -> int:

@@ -23,6 +23,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 
 from ivcl_fast.data.crop import UPRIGHT, Crop, Orientation, Square, square_crop
@@ -185,10 +186,12 @@ class OpenVideo(OpenMedia):
 
     def __init__(self, path: Path, container: InputContainer, packets: int = 0) -> None:
         """``packets``: how many there are at least, where that is known."""
-        if not container.streams.video:
+        cover = Disposition.attached_pic  # of music: a picture, which FFmpeg takes for a video
+        streams = [one for one in container.streams.video if not one.disposition & cover]
+        if not streams:
             raise VideoError("holds no video stream")
         self.path, self.container = path, container
-        self.stream = container.streams.video[0]
+        self.stream = streams[0]
         self._declared = max(packets, self.stream.frames)
         if self.stream.codec_context is None:
             raise VideoError("its codec is not known to FFmpeg")

@@ -6,7 +6,10 @@ import os
 import random
 
 import av
+import numpy as np
 import pytest
+from av.stream import Disposition
+from PIL import Image
 
 from ivcl_fast.data.clip import find_media
 from ivcl_fast.data.dataset import VideoError
@@ -96,6 +99,36 @@ def test_an_avi_that_counts_too_few_frames(tmp_path):
         contents[at : at + 4] = (20).to_bytes(4, "little")
     path.write_bytes(contents)
     assert probe(media(path)).frames == 30 == len(read_images(media(path)))
+
+
+def test_a_gif_is_read_to_its_end(tmp_path):
+    images = [Image.fromarray(pixels) for pixels in PICTURES[:10]]
+    path = tmp_path / "a.gif"
+    images[0].save(path, save_all=True, append_images=images[1:], comment=b"of ten")
+    whole = path.read_bytes()
+    assert probe(media(path)).frames == 10
+    path.write_bytes(whole + b"\n")
+    assert probe(media(path)).frames == 10
+    for at in [*range(1, len(whole), 11), len(whole) - 1]:
+        path.write_bytes(whole[:at])
+        with pytest.raises(VideoError, match=r"truncated|not a video file"):
+            probe(media(path))
+
+
+def test_the_cover_of_music_is_no_video(tmp_path):
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        sound, cover = container.add_stream("aac", 44100), container.add_stream("mjpeg", 1)
+        sound.layout = "mono"
+        cover.height, cover.width, _ = PICTURES[0].shape
+        cover.pix_fmt, cover.disposition = "yuvj420p", Disposition.attached_pic
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.sample_rate = 44100
+        container.mux(sound.encode(silence) + sound.encode(None))
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(PICTURES[0], "rgb24")))
+        container.mux(cover.encode(None))
+    with pytest.raises(VideoError, match="holds no video stream"):
+        probe(media(path))
 
 
 @pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
