@@ -37,7 +37,7 @@ from ivcl_fast.training.settings import TrainConfig
 FINETUNED_CLASSES = 36
 """Classes of the finetuned model; of the memory they are next to nothing."""
 SAMPLES = 16, 256
-"""Clips per step from which :meth:`FakeStep.most_clips` draws a straight line.
+"""Clips at a time from which :meth:`FakeStep.most_clips` draws a straight line.
 
 The peak is the largest of many lines, one for each moment of the step. Between the two the line is
 never too low, and beyond them the activations, which do grow evenly, are nearly all of it.
@@ -143,12 +143,15 @@ class FakeStep:
     def most_clips(
         self, limits: Sequence[int], bf16: bool = True, keep_gradients: bool = False
     ) -> list[int]:
-        """Return how many clips fit into each of some numbers of bytes; 0 where none does."""
-        few, many = SAMPLES
-        low, high = (self.memory(clips, bf16, keep_gradients).peak for clips in SAMPLES)
+        """Return how many clips fit into each of some numbers of bytes; 0 where none does.
+
+        They split evenly into the schedule's parts, one of which is held at a time.
+        """
+        (few, many), parts = SAMPLES, self._schedule.grad_accum_steps
+        low, high = (self.memory(parts * n, bf16, keep_gradients).peak for n in SAMPLES)
         each = (high - low) / (many - few)
         return [
-            max(0, int(few + (limit - low) / each)) if limit >= self._update_peak else 0
+            parts * max(0, int(few + (limit - low) / each)) if limit >= self._update_peak else 0
             for limit in limits
         ]
 
