@@ -146,8 +146,12 @@ def changed_settings(config: TrainConfig) -> list[str]:
 
 
 def has_progress(folder: Path) -> bool:
-    """Whether the run in ``folder`` has saved a checkpoint or a finished model."""
-    return any(folder.glob("*/checkpoints/*")) or any(folder.glob("*/*.safetensors"))
+    """Whether the run in ``folder`` has saved a checkpoint, a finished model or its report.
+
+    The report stays where models, which are large, were deleted later.
+    """
+    saved = ("*/checkpoints/*", "*/*.safetensors", "report.md")
+    return any(any(folder.glob(pattern)) for pattern in saved)
 
 
 @contextmanager

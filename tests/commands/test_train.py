@@ -23,7 +23,7 @@ from ivcl_fast.manifest import MANIFEST
 from ivcl_fast.train import main as train_main
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run import Run
-from ivcl_fast.training.run_folder import CHECKPOINTS, opened_folder
+from ivcl_fast.training.run_folder import CHECKPOINTS, check_folder, opened_folder
 from ivcl_fast.visualize import main as visualize_main
 from tests.support.short_run import FLAGS
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
@@ -215,6 +215,16 @@ def test_other_settings_in_the_same_folder_are_refused(cater, uninterrupted, com
     flags = ["--data", f"cater:{cater}", "--name", "run", *SMALL, "--lr", "0.5"]
     code, _, err = command(train_main, *flags)
     assert code == 2 and "other settings (lr)" in err and "--overwrite" in err
+
+
+def test_results_without_models_are_not_replaced(cater, uninterrupted, tmp_path):
+    """Models are large, so that users delete them and keep what was measured."""
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    for file in run.glob("*/*.safetensors"):
+        file.unlink()
+    flags = ["--data", f"cater:{cater}", *SMALL, "--out", str(tmp_path), "--name", "run"]
+    with pytest.raises(UserError, match=r"other settings \(lr\).* or --overwrite it"):
+        check_folder(parse([*flags, "--lr", "0.5"]))
 
 
 def test_a_failed_start_does_not_block_its_folder(cater, command, monkeypatch, tmp_path):
