@@ -74,8 +74,9 @@ class WebDataset(LabelledVideos):
 def find_shards(pattern: str) -> list[Path]:
     """Return the files of a pattern, in order; raises :class:`UserError` if one is missing."""
     shards: list[Path] = []
-    for one in _expanded(pattern):
-        found = sorted(glob.glob(one)) if glob.has_magic(one) else [one]
+    for one in [*_expanded(pattern)] or [pattern]:
+        is_pattern = glob.has_magic(one) and not os.path.isfile(one)  # [ may be part of a name
+        found = sorted(glob.glob(one)) if is_pattern else [one]
         if not found or not all(Path(path).is_file() for path in found):
             raise UserError(
                 f"{one}: no such shard; accepted: a pattern of tar files, such as "
@@ -112,10 +113,17 @@ def read_shard(shard: Path) -> Iterator[Packed]:
 
     Raises :class:`UserError` if the shard is not complete, or a label cannot be read.
     """
+    keys: set[str] = set()
     accepted = f"accepted: a complete tar file, of files of up to {MOST_BYTES:,} bytes"
     try:
         with tarfile.open(shard, "r:*") as tar:
             for key, group in itertools.groupby(_members(tar), key=lambda found: found[0]):
+                if key in keys:
+                    raise UserError(
+                        f"{shard}: the files of {key} are apart; accepted: all files of a sample "
+                        "one after another, as tar --sort=name writes them"
+                    )
+                keys.add(key)
                 if video := _video(shard, key, {ext: content for _, ext, content in group}):
                     yield video
             assert tar.fileobj is not None

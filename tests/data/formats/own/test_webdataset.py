@@ -49,6 +49,11 @@ def test_patterns(tmp_path):
         assert [path.name for path in find_shards(f"{tmp_path}/{pattern}")] == expected
     with pytest.raises(UserError, match=r"train-012.tar: no such shard; accepted: a pattern"):
         find_shards(f"{tmp_path}/train-{{008..012}}.tar")
+    with pytest.raises(UserError, match=r"train-\{11\.\.8\}.tar: no such shard"):
+        find_shards(f"{tmp_path}/train-{{11..8}}.tar")
+    (tmp_path / "[a]").mkdir()
+    shard(tmp_path / "[a]" / "0.tar", {})
+    assert find_shards(f"{tmp_path}/[a]/{{0..0}}.tar") == [tmp_path / "[a]" / "0.tar"]
     splits = [
         split_of(tmp_path / name) for name in ("a_train_1.tar", "Validation-3.tar", "vale.tar")
     ]
@@ -210,6 +215,7 @@ def test_a_shard_without_its_end_is_refused(end, tmp_path):
             {"a.mp4": bytes(100)},
             "a.mp4 has 100 bytes.; accepted: .* of up to 99 ",
         ),
+        ({"a.mp4": b"", "b.mp4": b"", "a.cls": "1"}, "the files of a are apart; accepted: all "),
         ({"a.txt": b""}, "holds no videos"),
     ],
 )
