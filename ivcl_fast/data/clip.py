@@ -89,10 +89,10 @@ def find_media(path: Path, num_frames: int | None = None) -> Media:
             "the query"
         )
     if path.is_dir():
-        files = [file for file in path.iterdir() if is_image(file)]
+        files = images_in(path)
         if not files or num_frames not in (None, len(files)):
             raise VideoError(f"holds {len(files) or 'no'} images; accepted: {accepted}")
-        return Media(path.resolve().name, tuple(sorted(files, key=image_order)))
+        return Media(path.resolve().name, tuple(files))
     if not path.exists():
         raise VideoError(f"no such file or folder; accepted: {accepted}")
     if not path.is_file():
@@ -101,6 +101,12 @@ def find_media(path: Path, num_frames: int | None = None) -> Media:
         kind = "image" if is_image(path) else "file"
         raise VideoError(f"is a single {kind}; accepted: {accepted}")
     return Media(path.stem, (path,))
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the images in a folder in their order; hidden files are none."""
+    images = [file for file in folder.iterdir() if is_image(file) and file.name[0] != "."]
+    return sorted(images, key=image_order)
 
 
 def image_order(path: Path) -> list[str | int]:

@@ -76,8 +76,7 @@ class LabelledVideos:
         self.num_classes = len(classes)
         if {item.split for item in items} == {TRAIN}:
             items = hold_out(items, val_fraction)
-        else:
-            items = _without_measured_in_training(root, items)
+        items = _without_measured_in_training(root, items)
         _warn_of_classes_without_training(root, items)
         found = {item.split for item in items}
         for split in (TRAIN, VAL):
@@ -190,5 +189,5 @@ def _place(name: str) -> float:
 
 
 def _class_order(label: str) -> tuple[bool, int, str]:
-    number = label.isascii() and label.isdigit()
+    number = label.isascii() and label.isdigit() and len(label) < 100  # Python refuses thousands
     return not number, int(label) if number else 0, label

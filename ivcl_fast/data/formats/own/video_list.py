@@ -6,10 +6,11 @@ A line has a path, absolute or relative to the folder of the list, and labels, n
     clips/a.mp4 3            blanks; several labels: 3,7
     clips/a.mp4<TAB>my dog   a tab: path and labels may contain blanks; several labels: dog,cat
     clips/a 163 3            a folder of frames, their number (which is not read), its labels
-    Path;Label               semicolons, if the first line has nothing else: of spreadsheets
+    clips/a.mp4;dog          semicolons: of spreadsheets
     clips/a.mp4              no labels, for pretraining
 
-The first line decides which of them separates all lines. If it has column names (``path``,
+The first line decides which of them separates all lines; lines that begin with ``#`` are comments.
+If it has column names (``path``,
 ``label``, ``split`` and others, see :data:`COLUMNS`), these may give the columns another order;
 Kinetics' own files have ``label,youtube_id,time_start,time_end,split``. Beside ``FILE`` its other
 splits are found: ``val.csv`` and ``test.csv`` of ``train.csv``, ``testlist01.txt`` of
@@ -19,13 +20,14 @@ splits are found: ``val.csv`` and ``test.csv`` of ``train.csv``, ``testlist01.tx
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from ivcl_fast.data.clip import image_order
+from ivcl_fast.data.clip import images_in
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.images import is_image
 from ivcl_fast.data.formats.own.labelled import (
@@ -41,6 +43,8 @@ from ivcl_fast.data.formats.own.labelled import (
 )
 from ivcl_fast.data.formats.own.video_folder import VIDEO_SUFFIXES
 from ivcl_fast.errors import UserError
+
+log = logging.getLogger(__name__)
 
 COLUMNS = {
     "path": (
@@ -101,11 +105,14 @@ def read_list(path: Path, split: str = TRAIN) -> list[Line]:
     except UnicodeDecodeError:
         raise UserError(f"{path}: not text in UTF-8; accepted: {ACCEPTED}, in UTF-8") from None
     rows = [(number, line.strip(" ")) for number, line in enumerate(text.splitlines(), 1)]
-    rows = [(n, line) for n, line in rows if line.strip() and not line.lstrip().startswith("#")]
+    rows = [(n, line) for n, line in rows if line.strip(" \t,;")]  # spreadsheets have empty rows
+    if comments := [line for _, line in rows if line.lstrip().startswith("#")]:
+        log.info("%s: %d comments are not read, such as %s", path, len(comments), comments[0])
+    rows = [(n, line) for n, line in rows if not line.lstrip().startswith("#")]
     if not rows:
         raise UserError(f"{path}: is empty; accepted: {ACCEPTED}")
     number, first = rows[0]
-    separator = next((one for one in "\t, ;" if one in first.strip()), ",")
+    separator = _separator(path, number, first.strip())
     header = [name.lower() for name in _fields(path, number, first, separator)]
     if _is_header(header, separator):
         return list(_by_columns(path, header, rows[1:], separator, split))
@@ -114,6 +121,14 @@ def read_list(path: Path, split: str = TRAIN) -> list[Line]:
     lines = [_line(path, number, line, separator, split) for number, line in rows]
     _check_first(path, number, lines)
     return lines
+
+
+def _separator(path: Path, number: int, first: str) -> str:
+    """Return what separates the columns; semicolons, commas and blanks also occur inside them."""
+    fields = _fields(path, number, first, ";")
+    likely = _is_video(fields[0]) or _columns([name.lower() for name in fields])
+    separators = "\t;, " if len(fields) > 1 and likely else "\t, ;"
+    return next((one for one in separators if one in first), ",")
 
 
 def _check_first(path: Path, number: int, lines: list[Line]) -> None:
@@ -249,17 +264,22 @@ def _lists(file: Path) -> dict[Path, str]:
     places = list(re.finditer(r"train(?:ing)?", file.name, re.IGNORECASE))
     for name, split in SPLIT_NAMES.items():
         for place in reversed(places):  # in constrained_train.csv the last one counts
-            other = file.with_name(file.name[: place.start()] + name + file.name[place.end() :])
-            if split in (VAL, TEST) and split not in found.values() and other.is_file():
-                found[other] = split
+            for written in (_spelled_like(name, place[0]), name):
+                other = file.with_name(
+                    file.name[: place.start()] + written + file.name[place.end() :]
+                )
+                if split in (VAL, TEST) and split not in found.values() and other.is_file():
+                    found[other] = split
     return found
+
+
+def _spelled_like(name: str, other: str) -> str:
+    """Return a name in small letters with capital ones where ``other`` has them."""
+    return name.upper() if other.isupper() else name.title() if other.istitle() else name
 
 
 def _media(folder: Path, path: str) -> Media:
     """Return the media at a path; whether they exist is found when they are opened."""
     place = folder / path
     name = name_of(path)
-    if place.is_dir():
-        images = [file for file in place.iterdir() if is_image(file)]
-        return Media(name, tuple(sorted(images, key=image_order)))
-    return Media(name, (place,))
+    return Media(name, tuple(images_in(place)) if place.is_dir() else (place,))

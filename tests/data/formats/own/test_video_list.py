@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ivcl_fast.data.clip import find_media
 from ivcl_fast.data.formats.own.video_list import VideoList, read_list
 from ivcl_fast.errors import UserError
 
@@ -43,6 +44,9 @@ def lines(tmp_path: Path, *text: str) -> list[tuple[str, tuple[str, ...]]]:
         ("frames/a 163 3,4", "frames/a", ("3", "4")),
         ("frames/a,3", "frames/a", ("3",)),
         ("frames/a 3", "frames/a", ("3",)),
+        ("my clips/a, b.mp4;making tea", "my clips/a, b.mp4", ("making tea",)),
+        ('"a; b.mp4";"making tea"', "a; b.mp4", ("making tea",)),
+        ("a.avi 2;8", "a.avi", ("2", "8")),
         ("a.mp4", "a.mp4", ()),
         ("a.mp4,video", "a.mp4", ("video",)),
         ("a.png\tfile\tlabel", "a.png", ("file", "label")),
@@ -54,11 +58,20 @@ def test_lines(line, path, labels, tmp_path):
     assert lines(tmp_path, line) == [(path, labels)]
 
 
-def test_blank_lines_comments_and_a_byte_order_mark(tmp_path):
+def test_blank_lines_comments_and_a_byte_order_mark(tmp_path, caplog):
     text = "\ufeffa.mp4 1\r\n\r\n# note\r\n  b.mp4 0 \r\n"
     (tmp_path / "l.txt").write_text(text)
-    read = [line.path for line in read_list(tmp_path / "l.txt")]
+    with caplog.at_level("INFO"):
+        read = [line.path for line in read_list(tmp_path / "l.txt")]
     assert read == ["a.mp4", "b.mp4"]
+    assert "l.txt: 1 comments are not read, such as # note" in caplog.text
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_empty_rows_of_a_spreadsheet(separator, tmp_path):
+    rows = [("path", "label"), ("a.mp4", "x"), ("", ""), ("b.mp4", "y"), ("", "")]
+    found = lines(tmp_path, *(separator.join(row) for row in rows))
+    assert found == [("a.mp4", ("x",)), ("b.mp4", ("y",))]
 
 
 def test_columns_in_any_order(tmp_path):
@@ -78,6 +91,7 @@ def test_columns_in_any_order(tmp_path):
         ("label,path,category", "making tea,my a.mp4,drinks"),
         ("filename,label,path", "1,making tea,my a.mp4"),
         ("path,class,label", "my a.mp4,3,making tea"),
+        ("Path;Label;my notes, if any", "my a.mp4;making tea;none"),
     ],
 )
 def test_names_of_columns(header, line, tmp_path):
@@ -122,13 +136,38 @@ def test_numbers_are_classes_in_their_order_and_lists_beside_are_splits(tmp_path
 
 @pytest.mark.parametrize(
     ("train", "val"),
-    [("constrained_train.csv", "constrained_val.csv"), ("train.train.txt", "train.valid.txt")],
+    [
+        ("constrained_train.csv", "constrained_val.csv"),
+        ("train.train.txt", "train.valid.txt"),
+        ("My_Train.csv", "My_Val.csv"),
+        ("TRAINING.TXT", "VALIDATION.TXT"),
+        ("Train.csv", "val.csv"),
+    ],
 )
 def test_other_splits_of_lists_with_several_places_of_train(train, val, tmp_path):
     written(tmp_path / train, "a.mp4 0", "b.mp4 1")
     written(tmp_path / val, "c.mp4 0", "d.mp4 1")
     dataset = VideoList(tmp_path / train)
     assert [clip.name for clip in dataset.clips("val")] == ["c.mp4", "d.mp4"]
+
+
+def test_a_video_in_two_lines_is_not_held_out_and_trained_on(tmp_path):
+    spelled = [f"{'x/../' * n}a.mp4 0" for n in range(20)]
+    dataset = VideoList(written(tmp_path / "l.txt", *spelled, "b.mp4 0", "c.mp4 0"))
+    places = {one.name: one.files[0].resolve() for one in dataset.media()}
+    train, val = ({places[clip.media] for clip in dataset.clips(s)} for s in ("train", "val"))
+    assert val and not train & val
+
+
+def test_hidden_files_are_no_frames(tmp_path):
+    """As macOS writes them beside the files of other systems' disks."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for file in ("1.jpg", "._1.jpg", "10.jpg", "2.jpg"):
+            (tmp_path / name / file).touch()
+    media = VideoList(written(tmp_path / "l.txt", "a", "b")).media()
+    assert [file.name for file in media[0].files] == ["1.jpg", "2.jpg", "10.jpg"]
+    assert find_media(tmp_path / "a").files == media[0].files
 
 
 def test_the_files_of_ucf(tmp_path):
