@@ -28,7 +28,13 @@ from ivcl_fast.training.loop import Loss, Stage
 from ivcl_fast.training.memory import stage_flops
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule, scaled_lr
-from ivcl_fast.training.run_folder import CHECKPOINTS, PARTIAL, PARTIAL_FILES, save_model
+from ivcl_fast.training.run_folder import (
+    CHECKPOINTS,
+    PARTIAL,
+    PARTIAL_FILES,
+    has_progress,
+    save_model,
+)
 from ivcl_fast.training.seeds import clip_seeds
 from ivcl_fast.training.settings import TrainConfig
 
@@ -93,9 +99,10 @@ class Run:
     def classes(self) -> Classes:
         """The classes of the task, kept with the run so that it can be used without its data.
 
-        Raises :class:`UserError` if the data have others than when the run began.
+        Raises :class:`UserError` if the data have others than when the run began, unless that has
+        saved nothing.
         """
-        classes = Classes.read(self.folder)
+        classes = Classes.read(self.folder) if has_progress(self.folder) else None
         if classes is not None:
             classes.check_same(self.config.data.source, self.data.dataset)
         else:

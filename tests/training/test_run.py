@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+
+import pytest
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
+from ivcl_fast.errors import UserError
 from ivcl_fast.models import flops
 from ivcl_fast.train import origin
 from ivcl_fast.training.arguments import parse
+from ivcl_fast.training.classes import Classes
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.settings import TrainConfig, as_json
 
@@ -50,3 +55,26 @@ def test_a_report_names_the_initial_weights(tmp_path):
         ("timm:vit_tiny_patch16_224", "pretrained: timm:vit_tiny_patch16_224"),
     ):
         assert origin(parse(["--stage", "finetune", "--init", init])) == said
+
+
+def test_classes_of_a_start_that_saved_nothing_do_not_count(tmp_path):
+    """A misspelt class was renamed before the same command was typed again."""
+    flags = ["--device", "cpu", "--out", str(tmp_path), "--name", "run"]
+    dataset = SimpleNamespace(
+        num_classes=2, multi_label=False, describe=["cats", "dogs"].__getitem__
+    )
+
+    def classes() -> list[str]:
+        run = Run(parse(flags))
+        run.data = SimpleNamespace(dataset=dataset)
+        return run.classes.names
+
+    step = tmp_path / "run" / "pretrain" / "checkpoints" / "step-00000001"
+    step.parent.parent.mkdir(parents=True)
+    Classes(False, ["cats", "dgos"]).write(tmp_path / "run")
+    assert classes() == ["cats", "dogs"]
+    assert Classes.read(tmp_path / "run").names == ["cats", "dogs"]
+    Classes(False, ["cats", "dgos"]).write(tmp_path / "run")
+    step.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"class 1 .* is 'dogs'; accepted: .* is 'dgos'"):
+        classes()
