@@ -26,7 +26,7 @@ from ivcl_fast.report.html import Page
 from ivcl_fast.report.run_pictures import draw_clip
 from ivcl_fast.report.tables import Table
 from ivcl_fast.text import printable
-from ivcl_fast.training.settings import flatten
+from ivcl_fast.training.settings import flatten, load_settings
 
 MEASURED_CLIPS = 32
 """Clips that slot collapse is measured on."""
@@ -86,7 +86,8 @@ def visualize(config: VisualizeConfig) -> Path:
             page.picture(picture.path, picture.caption)
         print(printable(f"{clip.name}: {out / clip.name}"))
     page.heading("Settings of the run")
-    rows = [[name, str(value)] for name, value in flatten(run.config).items()]
+    kept = load_settings(run.folder)  # those of ``run`` have what the flags replace
+    rows = [[name, str(value)] for name, value in flatten(kept).items()]
     page.table(Table(["setting", "value"], rows))
     index = out / "index.html"
     write_text(index, str(page))

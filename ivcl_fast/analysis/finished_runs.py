@@ -111,7 +111,11 @@ class FinishedRun:
         return kind.from_pretrained(self.folder / name).to(self.device).eval()
 
     def untrained(self) -> IVCL | Supervised:
-        """Return the model that training starts from without ``--init``, in evaluation mode."""
+        """Return a model with random weights of the run's seed, in evaluation mode.
+
+        Its blocks are random also where training starts with blocks that are the identity, in which
+        slots do not see their frames.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             return pretraining_model(self.config.model).to(self.device).eval()
@@ -181,12 +185,17 @@ class FinishedRun:
         return evaluate(model, loaders, self.data, split, self.device, self.amp)
 
     def describe(self, models: Models, weights: Path | None = None) -> str:
-        """Say which models these are and how they were trained; arguments as of :meth:`models`."""
-        config = self.config
+        """Say which models these are and how they were trained; arguments as of :meth:`models`.
+
+        Other data than those of the training, of :class:`DataFlags`, are named too.
+        """
+        config, trained_on = self.config, load_settings(self.folder).data.source
         given = f" (one of them from {weights})" if weights else ""
+        shown = " and ".join(models) + given
+        here = "" if config.data.source == trained_on else f" Data here: {config.data.source}."
         return (
-            f"Task {config.data.task} on {config.data.source}, preset {config.preset}, seed "
-            f"{config.seed}; {self.describe_length()}. Models: {' and '.join(models)}{given}. "
+            f"Task {config.data.task} on {trained_on}, preset {config.preset}, seed "
+            f"{config.seed}; {self.describe_length()}. Models: {shown}.{here} "
             f"torch {torch.__version__}, {self.device}, {platform.machine()}."
         )
 

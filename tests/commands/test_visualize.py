@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ivcl_fast.analysis.clips import ClipReader
-from ivcl_fast.analysis.finished_runs import FinishedRun, Models
+from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Models
 from ivcl_fast.command import run_command
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
@@ -143,10 +143,21 @@ def test_cater_from_run_to_page(run: Path, visualize: Any) -> None:
     page = Parsed(out / "index.html")
     assert page.needs_nothing_else() and len(page.images) == 6
     for words in ("attention rollout", "head 2", "Snitch visible", "Answer: cell", "Truth: cell",
-                  "Have the slots collapsed?", "pretrained and finetuned", "norm_pix"):  # fmt: skip
+                  "Have the slots collapsed?", "pretrained and finetuned", "norm_pix",
+                  "placementauto"):  # fmt: skip
         assert words in page.text, words
     for folder in folders:
         assert folder.name in page.text
+
+
+def test_other_data_are_not_what_a_run_was_trained_on(
+    run: Path, cater: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other").symlink_to(cater)
+    other = f"cater:{tmp_path / 'other'}"
+    said = FinishedRun.open(run, "cpu", DataFlags(other)).describe({})
+    assert f"Task localize on cater:{cater}, " in said and f" Data here: {other}. " in said
+    assert "Data here" not in FinishedRun.open(run, "cpu").describe({})
 
 
 def test_half_of_the_clips_shown_end_hidden(run: Path) -> None:
