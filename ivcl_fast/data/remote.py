@@ -62,7 +62,9 @@ class Remote(NamedTuple):
                     files.take(files.list_folder(deep=True))
                     files.drop_others()
                     return
-                files.take(n for n in files.list_folder() if n.lower().endswith(LISTS))
+                beside = files.list_folder()
+                files.take(n for n in beside if n.lower().endswith(LISTS) or n == place.name)
+                files.drop_others({"."})  # a list that is gone is read no longer
                 named = [_listed(one) for one in open().media() if one.files]
                 inside = [p for p in named if ".." not in p.parts and p.is_relative_to(copy)]
                 wanted, folders = files.find(p.relative_to(copy).as_posix() for p in inside)

@@ -66,6 +66,17 @@ def test_a_list_brings_the_videos_that_it_names(bucket, tmp_path):
         *(f"clips/{name}.avi" for name in ("up/a", "up/b", "down/c", "down/d")),
     }  # fmt: skip
     assert not list(tmp_path.rglob("x.avi"))
+    bucket.rm("/bucket/val.csv")
+    bucket.pipe("/bucket/train.csv", b"clips/up/a.avi up\nclips/down/c.avi down\n" * 2)
+    with pytest.raises(UserError, match="leaves no video for val"):
+        open_dataset(DataConfig("csv:memory://bucket/train.csv", data_dir=tmp_path / "data"))
+    assert not (copy / "val.csv").exists()
+
+
+def test_a_list_may_have_any_name(bucket, tmp_path):
+    bucket.mv("/bucket/train.csv", "/bucket/train.list")
+    data = open_dataset(DataConfig("csv:memory://bucket/train.list", data_dir=tmp_path / "data"))
+    assert data.num_classes == 2
 
 
 def test_a_list_brings_folders_of_frames_and_follows_them(bucket, tmp_path):

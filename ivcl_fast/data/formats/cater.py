@@ -98,24 +98,30 @@ class Cater:
         self._manifest = Manifest.read(self.root)
 
     def clips(self, split: str) -> list[Clip]:
-        """Return the clips of a split in the order of the list, without items that have no label.
+        """Return the clips of a split in the order of the list.
 
-        Does not open the videos. Raises :class:`UserError` for a missing, empty or malformed list.
+        Items without a label and repeated ones are left out. Does not open the videos. Raises
+        :class:`UserError` for a list that is missing, empty or malformed, or that gives a video two
+        labels.
         """
         if split not in SPLITS:
             raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
         path = self.root / "lists" / self.task / f"{split}.txt"
-        clips = []
+        clips: dict[str, Clip] = {}
         items = self._read_list(path)
-        for item in items:
-            if item.labels:
-                name = Path(item.video).stem
-                clips.append(Clip(name, name, self._label(item.labels, item.where)))
-        if len(clips) < len(items):
-            log.info("%s: %d items without a label left out", path, len(items) - len(clips))
+        labelled = [item for item in items if item.labels]
+        for item in labelled:
+            name = Path(item.video).stem
+            clip = Clip(name, name, self._label(item.labels, item.where))
+            if clips.setdefault(name, clip) != clip:
+                raise UserError(f"{item.where}: {name} has another label in a line before")
+        if len(labelled) < len(items):
+            log.info("%s: %d items without a label left out", path, len(items) - len(labelled))
+        if len(clips) < len(labelled):
+            log.info("%s: %d repeated items left out", path, len(labelled) - len(clips))
         if not clips:
             raise UserError(f"{path}: contains no clip; accepted: lines of '<video file> <label>'")
-        return clips
+        return list(clips.values())
 
     def media(self) -> list[Media]:
         """Return the videos of all lists of all tasks by name, whether they exist or not.

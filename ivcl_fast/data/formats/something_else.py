@@ -134,8 +134,8 @@ class SomethingElse:
     def media(self) -> list[Media]:
         """Return the videos of both splits, sorted by name, whether or not they exist.
 
-        With frames instead of videos, these are 0001.jpg to the last file that exists, so that a
-        missing frame in between is noticed when the media are opened.
+        With frames instead of videos, these are 0001.jpg (or 0000.jpg, if it exists) to the last
+        file that exists, so that a missing frame in between is noticed when the media are opened.
         """
         files = map(self._split_file, SPLITS)
         entries = [_read_split(file, self._manifest.checks(file)) for file in files]
@@ -210,5 +210,5 @@ def _frame_files(folder: Path) -> tuple[Path, ...]:
     (prefix, digits), _ = (kinds.most_common(1) or [(("", 4), 0)])[0]
     found = [int(m[2]) for m in names if ((m[1] or ""), len(m[2])) == (prefix, digits)]
     # Without any frame, the first is listed, and is found missing when it is opened.
-    last = max(found, default=1)
-    return tuple(folder / f"{prefix}{number:0{digits}d}.jpg" for number in range(1, last + 1))
+    numbers = range(0 if 0 in found else 1, max(found, default=1) + 1)
+    return tuple(folder / f"{prefix}{number:0{digits}d}.jpg" for number in numbers)

@@ -65,6 +65,17 @@ def test_tasks_and_splits(root, task, classes, split):
     assert len(TASKS) == 5
 
 
+def test_repeated_items(root, caplog):
+    caplog.set_level("INFO")
+    write_list(root, "a.avi 3\nb.avi\nold/a.mp4 3\nc.avi 4\n")
+    assert Cater(root).clips("train") == [Clip("a", "a", 3), Clip("c", "c", 4)]
+    assert "1 items without a label left out" in caplog.text
+    assert "1 repeated items left out" in caplog.text
+    write_list(root, "a.avi 3\na.avi 4\n")
+    with pytest.raises(UserError, match=r"train.txt, line 2: a has another label in a line before"):
+        Cater(root).clips("train")
+
+
 def test_windows_line_ends(root):
     (root / "lists" / "localize").mkdir()
     (root / "lists" / "localize" / "val.txt").write_bytes(b"a.avi 3\r\nb.avi 4\r\n")

@@ -200,3 +200,5 @@ def test_frames_named_as_other_projects_do(tmp_path, form):
         (tmp_path / form.format(number)).touch()
     (tmp_path / "thumbnail.jpg").touch()
     assert [path.name for path in _frame_files(tmp_path)] == [form.format(i) for i in range(1, 5)]
+    (tmp_path / form.format(0)).touch()
+    assert [path.name for path in _frame_files(tmp_path)] == [form.format(i) for i in range(5)]
