@@ -102,23 +102,27 @@ def variant_folder(variant: Variant) -> Path:
     return Path(*(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts if part))
 
 
-def run_jobs(jobs: list[Job], parallel: int, train: Train) -> None:
+def gpus_to_share(config: TrainConfig) -> int:
+    """Return the number of GPUs that runs share: none where ``--device`` names the one to use."""
+    return torch.cuda.device_count() if config.speed.device in ("auto", "cuda") else 0
+
+
+def run_jobs(jobs: list[Job], parallel: int, gpus: int, train: Train) -> None:
     """Run the jobs that are not done, in this process one by one, or in ``parallel`` processes."""
     jobs = [job for job in jobs if not job.done]
     if parallel > 1:
-        return run_parallel(jobs, parallel)
+        return run_parallel(jobs, parallel, gpus)
     for job in jobs:
         print(f"\n{job.folder}", flush=True)
         train(check_folder(parse(job.arguments)))
 
 
-def run_parallel(jobs: list[Job], parallel: int) -> None:
-    """Run a process per job, each with one GPU, or with its share of the CPU's cores.
+def run_parallel(jobs: list[Job], parallel: int, gpus: int) -> None:
+    """Run a process per job, each with one of the GPUs, or with its share of the CPU's cores.
 
     If one of them fails, or a signal arrives, all are stopped, and each saves a checkpoint. So they
     do if this process is killed.
     """
-    gpus = torch.cuda.device_count()
     cores = max(1, torch.get_num_threads() // parallel)
     environment = os.environ | {PARENT: str(os.getpid())}
     if not gpus:
@@ -193,7 +197,7 @@ def run_study(
             "--batch-size: auto may choose another number for every run of a study; accepted: one "
             "number for all"
         )
-    common = study.flags(common)
+    common, gpus = study.flags(common), gpus_to_share(settings)
     folder = out / (name + ("-quick" if settings.quick else ""))
     stages = plan_jobs(study, folder, seeds, common, pretrainings)
     for job in chain(*stages):
@@ -206,7 +210,7 @@ def run_study(
     with locked(folder, busy="run"):
         remove_temporaries(folder, study_report.FILES)
         for stage in stages:
-            run_jobs(stage, parallel or max(1, torch.cuda.device_count()), train)
+            run_jobs(stage, parallel or max(1, gpus), gpus, train)
         folders: Folders = {}
         for variant in study.variants:
             runs = [folder / variant_folder(variant) / f"seed-{seed}" for seed in range(seeds)]

@@ -210,6 +210,17 @@ def test_a_failed_run_stops_all(data, tmp_path, started):
     assert logs(tmp_path / "slots") == {"1": "no luck\n", "2": "started\nstopped\n"}
 
 
+@pytest.mark.parametrize(("flags", "parallel"), [((), None), (("--device", "cpu"), 2)])
+def test_gpus_are_shared_unless_a_device_is_named(
+    flags, parallel, data, tmp_path, started, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match="exited with status 2"):
+        run_study("slots", ("--data", data, *SMALL, *flags), tmp_path, 1, parallel)
+    (other,) = started.read_text().splitlines()
+    assert other.endswith(" --device cuda:1") == (not flags)
+
+
 def test_a_scheduler_stops_runs_at_once(data, tmp_path, started, command):
     ended = threading.Event()
 
