@@ -133,6 +133,8 @@ def write_recorded(path: Path, value: Any) -> None:
 
 def read_recorded(path: Path) -> bytes:
     """Read a file; raises :class:`UserError` if it differs from the manifest beside it."""
+    # First, because a run that trains meanwhile may append to its records and record them.
+    manifest = Manifest.read(path.parent)
     content = read_bytes(path)
-    Manifest.read(path.parent).check(path.name, content)
+    manifest.check(path.name, content)
     return content

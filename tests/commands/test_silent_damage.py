@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ivcl_fast import IVCLClassifier
+from ivcl_fast import IVCLClassifier, manifest
 from ivcl_fast.data.formats.acre import Acre
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.formats.something_else import SomethingElse
@@ -180,6 +180,24 @@ def test_records_may_grow_but_not_shrink(tmp_path):
     log.path.write_text(text + "null\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 3: damaged"):
         log.read()
+
+
+def test_records_may_grow_while_they_are_read(tmp_path, monkeypatch):
+    """A command looks at a run that trains: it logs and saves after either file was read."""
+    log, read_bytes = MetricsLog(tmp_path), manifest.read_bytes
+    log.write("pretrain", 1, 4, loss=0.5)
+    log.sync()
+
+    def read_and_train(path: Path) -> bytes:
+        content = read_bytes(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(manifest, "read_bytes", read_bytes)
+            log.write("pretrain", 2, 8, loss=0.4)
+            log.sync()
+        return content
+
+    monkeypatch.setattr(manifest, "read_bytes", read_and_train)
+    assert [r["step"] for r in log.read()] == [1, 2]
 
 
 def test_verifying_names_a_file(tmp_path):
