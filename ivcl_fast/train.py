@@ -29,6 +29,7 @@ from ivcl_fast.report.tables import results_table
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.batch_size import with_batch_size
 from ivcl_fast.training.hardware import enable_determinism
+from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.run_folder import check_folder, opened_folder
 from ivcl_fast.training.settings import TrainConfig, load_settings
@@ -114,10 +115,11 @@ def warn_of_few_steps(config: TrainConfig) -> None:
     """Warn of a stage with too few steps to learn, for example because the batches are large."""
     stages, size = config.stages, config.optim.clips_per_step
     for stage, clips in (("pretrain", stages.pretrain_clips), ("finetune", stages.finetune_clips)):
-        steps = clips // size
+        steps = Schedule(clips, batch_size=size).steps
         if stages.stage in ("all", stage) and steps < FEW_STEPS and not config.quick:
             distributed.print_rank0(
-                f"--{stage}-clips: {clips} are {steps} steps of {size}, too few to learn much"
+                f"--{stage}-clips: {clips} are {steps} step{'s' * (steps > 1)} of {size}, too few "
+                "to learn much"
             )
 
 

@@ -313,8 +313,14 @@ class Run:
             "peak learning rate": schedule.lr,
             "seed": config.seed,
         }
+        stages = config.stages
         if stage in FIRST_STAGE and (before := self.last_frame_clips(init)):
-            training["last frames seen before"] = before
+            which = "single" if stages.frame_labels else "last"
+            training[f"{which} frames seen before"] = before
+        if stage != "pretrain" and stages.frame_labels:
+            training["labels"] = "those of all frames"
+        if stage != "pretrain" and stages.label_fraction < 1:
+            training["label fraction"] = stages.label_fraction
         if config.data.frame_stride:
             training["frame stride"] = config.data.frame_stride
         if config.data.crop != "none":

@@ -10,9 +10,10 @@ import pytest
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import flops
-from ivcl_fast.train import origin
+from ivcl_fast.train import origin, warn_of_few_steps
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.classes import Classes
+from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.settings import TrainConfig, as_json
 
@@ -78,3 +79,23 @@ def test_classes_of_a_start_that_saved_nothing_do_not_count(tmp_path):
     step.mkdir(parents=True)
     with pytest.raises(UserError, match=r"class 1 .* is 'dogs'; accepted: .* is 'dgos'"):
         classes()
+
+
+def test_a_stage_has_a_step_at_least(capsys):
+    warn_of_few_steps(parse(["--stage", "finetune", "--finetune-clips", "7"]))
+    assert capsys.readouterr().out.startswith("--finetune-clips: 7 are 1 step of 16, too few ")
+
+
+def test_a_card_tells_which_labels_a_model_had(tmp_path):
+    flags = ["--device", "cpu", "--out", str(tmp_path), "--last-frame-clips", "64"]
+
+    def told(stage: str, *more: str) -> dict:
+        run = Run(parse([*flags, *more]))
+        return run._describe_training(stage, Schedule(16), str(tmp_path))
+
+    labelled = "--frame-labels", "--label-fraction", "0.5"
+    plain, own, before = told("finetune"), told("finetune", *labelled), told("pretrain", *labelled)
+    assert plain["last frames seen before"] == 64 and "labels" not in plain
+    assert own["single frames seen before"] == 64 and "last frames seen before" not in own
+    assert own["labels"] == "those of all frames" and own["label fraction"] == 0.5
+    assert not {"labels", "label fraction"} & (before.keys() | plain.keys())
