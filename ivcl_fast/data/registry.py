@@ -171,6 +171,7 @@ def parse_source(
         >>> dataset = dataset_format.open(folder, "localize")
     """
     prefix, _, rest = source.partition(":")
+    rest = os.path.expanduser(rest)  # shells expand ~ at the beginning of a word only
     if prefix == "synthetic" and (rest or "static") in _SYNTHETIC:
         synthetic = _SYNTHETIC[rest or "static"]()
         return _FORMATS[synthetic.format](), synthetic

@@ -71,3 +71,9 @@ def test_formats_that_are_added_have_tasks_and_settings_of_their_own(site):
         parse_source("missing-x:DIR")
     with pytest.raises(UserError, match=r"'what:DIR' is not .*videos:DIR, csv:FILE.*, full-x:DIR"):
         parse_source("what:DIR")
+
+
+def test_the_home_folder_in_a_source(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse_source("videos:~/clips")[1] == Path("/home/me/clips")
+    assert parse_source("webdataset:~/a-{0..9}.tar")[1] == Path("/home/me/a-{0..9}.tar")

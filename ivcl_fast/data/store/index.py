@@ -115,5 +115,5 @@ class SecondChance:
         log.warning("%s: decoding it failed: %s", media.files[0], lost.reason)
         if self._losses[media.name] == 1:
             return lost.task
-        reason = f"decoding it failed twice: {lost.reason}"
+        reason = f"decoding it failed twice: {lost.reason}; touch the file to try again"
         return replace(lost.task, refused=lost.task.refused | {media.name: reason})

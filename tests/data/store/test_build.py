@@ -266,8 +266,8 @@ def test_decoders_that_hang_or_crash_lose_only_their_files(videos, tmp_path, mon
     seen: list[tuple[int, int]] = []
     store = build(videos, tmp_path, 2, stall_seconds=2, progress=lambda *now: seen.append(now))
     assert store.bad_files == {
-        "v05": "decoding it failed twice: no progress for 2 seconds",
-        "v11": "decoding it failed twice: its process died (SIGSEGV)",
+        "v05": "decoding it failed twice: no progress for 2 seconds; touch the file to try again",
+        "v11": "decoding it failed twice: its process died (SIGSEGV); touch the file to try again",
     }
     good = [one for one in videos if one.name not in store.bad_files]
     assert store.names == [one.name for one in good]

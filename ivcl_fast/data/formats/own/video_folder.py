@@ -63,10 +63,15 @@ class VideoFolder(LabelledVideos):
 def find_videos(root: Path) -> list[Media]:
     """List the videos below a folder by their paths relative to it, sorted.
 
-    Hidden files and folders are passed over, and what is no video; their number is logged.
+    Hidden files and folders are passed over, and what is no video; their number is logged. Folders
+    that cannot be read are named.
     """
     media, others = [], []
-    for place, folders, files in os.walk(root, followlinks=True):
+
+    def warn(error: OSError) -> None:
+        log.warning("%s: left out, as it cannot be read: %s", error.filename, error.strerror)
+
+    for place, folders, files in os.walk(root, followlinks=True, onerror=warn):
         folder = Path(place)
         if folder != root and folder.resolve() in (parent.resolve() for parent in folder.parents):
             folders.clear()  # a link back to a folder above

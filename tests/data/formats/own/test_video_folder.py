@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.formats.own.labelled import Item, hold_out
-from ivcl_fast.data.formats.own.video_folder import VideoFolder
+from ivcl_fast.data.formats.own.video_folder import VideoFolder, find_videos
 from ivcl_fast.errors import UserError
 
 
@@ -96,6 +98,20 @@ def test_folders_of_frames_are_videos_in_the_order_of_their_numbers(tmp_path):
     touch(tmp_path, *(f"a/x/{i}.png" for i in range(12)), "a/x/notes.txt", "b/y/1.JPG", "b/z/1.png")
     media = {one.name: [path.name for path in one.files] for one in VideoFolder(tmp_path).media()}
     assert media == {"a/x": [f"{i}.png" for i in range(12)], "b/y": ["1.JPG"], "b/z": ["1.png"]}
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, caplog, monkeypatch):
+    scandir, closed = os.scandir, tmp_path / "b"
+
+    def refusing(path):
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(closed))
+        return scandir(path)
+
+    touch(tmp_path, "a/0.mp4", "b/1.mp4")
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert [one.name for one in find_videos(tmp_path)] == ["a/0.mp4"]
+    assert caplog.messages == [f"{closed}: left out, as it cannot be read: Permission denied"]
 
 
 def test_what_is_no_video_is_passed_over_and_counted(tmp_path, caplog):
