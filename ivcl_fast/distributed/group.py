@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that torchrun sets for every rank, besides ``WORLD_SIZE``."""
 
+FAILED = "failed"
+"""Key in the ranks' store that counts those with an error of the user's."""
 DATA_TIMEOUT = timedelta(days=7)
 """How long ranks wait while one of them makes or decodes data."""
 
@@ -102,7 +104,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
     If a rank dies, the others report it in one line and exit with status 1; torchrun then ends
     the run, or restarts all ranks (``--max-restarts``). A :class:`UserError` is printed once, by
-    the first rank that raises it, and the exit status is 2.
+    the first rank that raises it, and the exit status is 2; ranks that lose it say nothing.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # libraries and Triton use the current GPU
@@ -129,10 +131,11 @@ def process_group(device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
-        log.error(
-            "rank %d lost the connection to another rank; the same command continues the run",
-            rank(),
-        )
+        if not has_failed(store):
+            log.error(
+                "rank %d lost the connection to another rank; the same command continues the run",
+                rank(),
+            )
         raise SystemExit(1) from None
     finally:
         if dist.is_initialized():
@@ -142,9 +145,17 @@ def process_group(device: torch.device) -> Iterator[None]:
 def first_to_fail(store: dist.Store) -> bool:
     """Whether no other rank has called this; true also if the ``store`` is gone with its rank."""
     try:
-        return store.add("failed", 1) == 1
+        return store.add(FAILED, 1) == 1
     except RuntimeError:
         return True
+
+
+def has_failed(store: dist.Store) -> bool:
+    """Whether a rank has called :func:`first_to_fail`, as far as the ``store`` is still there."""
+    try:
+        return store.check([FAILED])
+    except RuntimeError:
+        return False
 
 
 def is_lost_connection(error: RuntimeError) -> bool:

@@ -157,6 +157,7 @@ def fail(folder: Path, failing: list[int]) -> None:
             raise UserError("clip-3.avi: gone")
 
     distributed.print_error = print_error
+    distributed.log.error = lambda text, rank: print_error(text % rank)
     train(folder, {}, fault)
 
 
