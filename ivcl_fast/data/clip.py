@@ -16,7 +16,7 @@ from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import DecoderName, choose_decoder, make_decoder, resolve_decoder
 from ivcl_fast.data.decode.images import IMAGE_SUFFIXES, is_image
 from ivcl_fast.data.sampling import frame_ids
-from ivcl_fast.errors import UserError
+from ivcl_fast.errors import MOST, UserError
 
 FilePath = str | os.PathLike[str]
 
@@ -55,6 +55,8 @@ def load_clip(
     from ivcl_fast.data.decode.media import open_media  # imports PyAV, which takes long
 
     resolve_decoder(decoder)
+    if not 0 <= frame_stride <= MOST:
+        raise UserError(f"frame_stride: {frame_stride} is not accepted; accepted: 0 to {MOST:,}")
     if crop not in get_args(Square):
         raise UserError(f"crop: {crop!r} is not one of {', '.join(get_args(Square))}")
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
+from PIL import Image
 
 import ivcl_fast
 from ivcl_fast import IVCLClassifier, IVCLConfig, load_clip
@@ -97,6 +98,11 @@ def test_errors_are_one_line_with_the_name_of_the_file(tmp_path):
     fails_with([], "0 images: its frames are missing")
     (tmp_path / "empty").mkdir()
     fails_with(tmp_path / "empty", f"{tmp_path / 'empty'}: holds no images")
+    (tmp_path / "line").mkdir()
+    Image.new("RGB", (1, 9000)).save(tmp_path / "line" / "0.png")
+    fails_with(tmp_path / "line", f"{tmp_path / 'line'}: FFmpeg cannot resize frames of 1 x 9000 ")
+    with pytest.raises(UserError, match="frame_stride: -1 is not accepted; accepted: 0 to "):
+        load_clip(video, CFG, frame_stride=-1)
     with pytest.raises(UserError, match="decoder: 'nvdec' is not one of auto, dali, pyav"):
         load_clip(video, CFG, decoder="nvdec")
     assert ivcl_fast.load_clip is load_clip

@@ -76,9 +76,15 @@ class PyAVDecoder(Decoder):
         size = self.image_size
         height, width, top, left = crop.placed(size)
         height, width = orientation.turned(height, width)
-        planar = self._reformatter.reformat(
-            frame, width, height, "gbrp", interpolation="BILINEAR", threads=1
-        )
+        try:
+            planar = self._reformatter.reformat(
+                frame, width, height, "gbrp", interpolation="BILINEAR", threads=1
+            )
+        except (av.FFmpegError, ValueError):  # such as a line of many pixels
+            raise VideoError(
+                f"FFmpeg cannot resize frames of {frame.width} x {frame.height} pixels "
+                f"({frame.format.name}) to {width} x {height}"
+            ) from None
         out = np.empty((3, size, size), np.uint8)
         for channel, plane in zip((1, 2, 0), planar.planes, strict=True):
             pixels = np.frombuffer(bytes(plane), np.uint8).reshape(height, -1)[:, :width]
