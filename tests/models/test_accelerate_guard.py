@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from enum import Enum
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -78,9 +80,19 @@ def set_forward(block):
     fc1.forward = lambda x: 2 * F.linear(x, fc1.weight, fc1.bias)
 
 
+def change_what_is_left_out(block):
+    block.attn.attn_drop = nn.AlphaDropout(0.0) if block.attn.fused_attn else nn.Identity()
+    block.attn.k_norm = nn.LayerNorm(8)
+    block.ls2 = nn.Tanh()
+
+
+def take_biases_away(block):
+    block.mlp.fc1.bias = block.norm2.bias = None
+
+
 CHANGES = (
     add_lora, add_hooks, prune_fc1, add_weight_norm, activate_dropouts, change_parts,
-    change_settings, set_forward,
+    change_settings, set_forward, change_what_is_left_out, take_biases_away,
 )  # fmt: skip
 
 
@@ -107,6 +119,94 @@ def test_changes_afterwards_take_effect(change, explicit):
     for ours, theirs in zip(step(fast), step(plain), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(fast(torch.ones(1, 3, 32)), unchanged)
+
+
+class Side(Enum):
+    ALL, LEFT = 0, 1
+
+
+class Explicit(nn.Module):
+    """Attention with settings of every kind."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__()
+        self.num_heads, self.to_qkv, self.to_out = 4, nn.Linear(32, 96), nn.Linear(32, 32)
+        self._causal, self.scale, self.side, self.shape = False, np.float64(8**-0.5), Side.ALL, ()
+        self.attend, self.softmax = nn.Softmax(-1), torch.softmax
+        vars(self).update(settings)
+
+    def forward(self, x):
+        q, k, v = self.to_qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-1, -2) * float(self.scale)
+        if self._causal or self.side is Side.LEFT or self.shape:
+            scores = scores.masked_fill(torch.ones(x.shape[1], x.shape[1]).triu(1) > 0, -1e9)
+        p = self.attend(scores) if self.softmax is torch.softmax else self.softmax(scores, -1)
+        return self.to_out((p @ v).transpose(1, 2).flatten(2))
+
+
+SETTINGS = (
+    {"_causal": True}, {"scale": np.float64(2)}, {"side": Side.LEFT}, {"shape": (1, [2])},
+    {"softmax": lambda x, dim: x.relu()},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
+def test_no_setting_is_overlooked(settings):
+    """Neither of another module that is built alike, nor one that changes later."""
+    torch.manual_seed(0)
+    plain = nn.ModuleList([Explicit(), Explicit(**settings)])
+    fast, x = copy.deepcopy(plain), torch.randn(2, 5, 32)
+    report = accelerate(fast)
+    assert "0" in report.replaced and "something else" in report.kept["1"]
+    compiled = torch.compile(fast[0], backend="eager", fullgraph=True)
+    for changes in ({}, settings):
+        for part in (fast[0], plain[0]):
+            vars(part).update(changes)
+        for forward in (fast[0], compiled):
+            torch.testing.assert_close(forward(x), plain[0](x))
+
+
+@pytest.mark.parametrize("first", ["accelerate", "hook"])
+def test_attention_weights_are_still_recorded(first):
+    """By a hook on a part that the fused pass has no use for."""
+    fast, x, recorded = Explicit(), torch.randn(2, 5, 32), []
+    if first == "accelerate":
+        assert accelerate(fast).replaced
+    fast.attend.register_forward_hook(lambda module, args, out: recorded.append(out))
+    if first == "hook":
+        assert "attend has a hook, which would no longer be called" in accelerate(fast).kept[""]
+    fast(x)
+    assert [out.shape for out in recorded] == [(2, 4, 5, 5)]
+
+
+def test_a_buffer_may_say_anything():
+    class Masked(nn.MultiheadAttention):
+        def __init__(self, mask):
+            super().__init__(32, 4, batch_first=True)
+            self.register_buffer("mask", mask)
+
+        def forward(self, query, key, value, need_weights=True):
+            return super().forward(query, key, value, attn_mask=self.mask, need_weights=False)
+
+    class Shifted(nn.LayerNorm):
+        def __init__(self, shift):
+            super().__init__(32)
+            self.register_buffer("shift", torch.tensor(shift))
+
+        def forward(self, x):
+            return super().forward(x) + self.shift
+
+    def block(shift):
+        block = Block(32, 4)
+        block.norm1 = Shifted(shift)
+        return block
+
+    masks = [Masked(torch.zeros(1)), Masked(torch.zeros(1))]
+    report = accelerate(nn.ModuleList([*masks, block(0.0), block(1.0)]))
+    assert report.kept["0"] == "Masked: mask [1] is not a known part"
+    assert (
+        report.kept["2"] == report.kept["3"] == ("Block: norm1 has buffers, whose use is not known")
+    )
 
 
 def test_only_attention_inside_a_modules_own_forward():
@@ -203,3 +303,54 @@ def test_tuning_keeps_what_gains_nothing(ratio, monkeypatch):
 def test_longest_gain_is_an_unbroken_row():
     assert tune.longest_gain({17: 1.3, 50: 1.1, 197: 0.9, 577: 1.2}) == 50
     assert tune.longest_gain({17: 1.0, 50: 1.5}) == 0
+
+
+def mlp(linear=nn.Linear):
+    return nn.Sequential(linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+
+
+class Detached(nn.Module):
+    """An MLP that differs in a gradient alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)
+
+    def forward(self, x):
+        return self.fc2(self.act(self.fc1(x.detach())))
+
+
+@pytest.mark.parametrize(
+    "context", [torch.inference_mode(), torch.no_grad(), torch.device("meta")], ids=repr
+)
+def test_where_it_is_called_does_not_matter(context):
+    model = nn.ModuleList([mlp(), Detached()])
+    with context:
+        report = accelerate(model)
+    assert [*report.replaced] == ["0"] and "other gradients" in report.kept["1"]
+    model[0](torch.randn(2, 23, 32)).sum().backward()
+
+
+def test_modules_that_cannot_be_tried():
+    class Unbuilt(nn.Module):
+        @property
+        def num_heads(self):
+            raise RuntimeError("not built yet")
+
+    lazy = nn.Sequential(nn.LazyLinear(64), nn.GELU())
+    scripted = torch.jit.script(mlp())
+    report = accelerate(nn.ModuleList([Unbuilt(), lazy, scripted, mlp()]))
+    assert [*report.replaced] == ["3"]
+    assert "lazy parameters have no shapes before its first call" in report.kept["1"]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_go_the_old_way():
+    plain = nn.ModuleList([mlp(), nn.MultiheadAttention(32, 4, batch_first=True)]).eval()
+    fast = copy.deepcopy(plain)
+    assert len(accelerate(fast).replaced) == 2
+    x = torch.nested.nested_tensor([torch.randn(3, 32), torch.randn(5, 32)])
+    for run in (lambda m: m[0](x), lambda m: m[1](x, x, x, need_weights=False)[0]):
+        with torch.no_grad():
+            for ours, theirs in zip(run(fast).unbind(), run(plain).unbind(), strict=True):
+                torch.testing.assert_close(ours, theirs)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from ivcl_fast.models.accelerate.probe import Verdict, judge
@@ -49,7 +50,8 @@ def accelerate(module: nn.Module, *, tune: bool = False) -> Report:
     """
     report, known = Report(), dict[Any, Verdict]()
     # All verdicts come before the first swap: a block is tried with the parts it has now.
-    verdicts = {name: judge(name, part, known, tune) for name, part in module.named_modules()}
+    with torch.inference_mode(False):  # trials compare gradients
+        verdicts = {name: judge(name, part, known, tune) for name, part in module.named_modules()}
     for name, part in module.named_modules():
         old: Any = type(part)
         report.fused_before |= is_fused(part)

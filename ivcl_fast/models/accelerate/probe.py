@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ivcl_fast.kernels import dispatches
 from ivcl_fast.kernels._op import unsupported_reason
 from ivcl_fast.models.accelerate import sdpa
 from ivcl_fast.models.accelerate.adapters import ADAPTERS, Adapter
 from ivcl_fast.models.accelerate.crossovers import no_gain_reason
-from ivcl_fast.models.accelerate.guard import SIMPLE, Guard, settings
+from ivcl_fast.models.accelerate.guard import Guard, settings, uncalled
 from ivcl_fast.models.accelerate.lengths import Lengths
 from ivcl_fast.models.accelerate.swap import ALWAYS, Proof, is_fused, swap
 from ivcl_fast.models.accelerate.trial import (
@@ -67,12 +68,14 @@ def judge(
     ``name``: of the module, for messages. ``known``: verdicts on modules built alike, which hold
     for this one. ``tune``: time both forward passes here instead of reading the table.
     """
-    if is_fused(part):
+    if is_fused(part) or isinstance(part, torch.jit.ScriptModule):  # whose code is fixed
         return None
     found = next(((a, layouts) for a in ADAPTERS if (layouts := list(a.layouts(part)))), None)
     calls_sdpa = sdpa.is_called_by(type(part))
     if found is None and not calls_sdpa:
         return None
+    if any(is_lazy(p) for p in (*part.parameters(), *part.buffers())):
+        return Verdict(None, "its lazy parameters have no shapes before its first call")
     key = fingerprint(part)
     if key not in known:
         known[key] = find_proof(name, part, found, calls_sdpa, tune)
@@ -111,12 +114,13 @@ def prove(
     device = next(part.parameters()).device
     if reason := next(adapter.reasons(part, layout), no_gain_reason(adapter.kind, device.type)):
         raise Refused(reason)
-    read = adapter.read(layout)
-    for child in read:
-        if has_hooks(part._modules[child]):  # type: ignore[arg-type]
-            raise Refused(f"{child} has a hook, which would no longer be called")
-    guard = Guard.of(part, read, adapter.called(layout))
-    proof = Proof(adapter, layout, guard)
+    called = adapter.called(layout)
+    for name_of_child, child in uncalled(part, called).items():
+        if has_hooks(child):
+            raise Refused(f"{name_of_child} has a hook, which would no longer be called")
+        if any(True for _ in child.buffers()):
+            raise Refused(f"{name_of_child} has buffers, whose use is not known")
+    proof = Proof(adapter, layout, None)
     width = adapter.width(part, layout)
     trial = try_out(twin, proof._replace(limits=ALWAYS), width)
     proof = proof._replace(tail=trial.proof.tail)
@@ -124,7 +128,8 @@ def prove(
     if tune:
         proof = tuned(part, proof, adapter.trial_arguments, width)
     title = f"{name or 'the model itself'} ({type(part).__name__})"
-    return Verdict(proof._replace(lengths=Lengths(title, trial)), calls=calls)
+    proof = proof._replace(guard=Guard.of(part, called), lengths=Lengths(title, trial))
+    return Verdict(proof, calls=calls)
 
 
 def redirect(part: nn.Module, tune: bool) -> Verdict:
@@ -186,7 +191,7 @@ def count_calls(part: nn.Module, proof: Proof, width: int, arguments: Any) -> in
     if not dtype.is_floating_point or unsupported_reason(first.device, dtype) is not None:
         dtype = torch.bfloat16
     trial = make_twin(part).to(dtype=dtype).eval()
-    x = torch.randn(*COUNTED, width, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(*COUNTED, width, generator=torch.Generator().manual_seed(2), device="cpu")
     try:
         args, kwargs = with_required(trial, *arguments(x.to(first.device, dtype)))
         theirs, _ = run(trial, args, kwargs)
@@ -212,25 +217,14 @@ def fingerprint(part: nn.Module) -> Any:
     Modules of one fingerprint run the same code with the same settings, so one verdict holds for
     all. Attributes that are not settings count by identity.
     """
-    return tuple(
-        (
-            name,
-            type(m),
-            settings(m),
-            tuple(
-                (k, id(v))
-                for k, v in vars(m).items()
-                if k not in NN_MODULE and not isinstance(v, SIMPLE)
-            ),
-            tuple(
-                (k, None if p is None else (p.shape, p.dtype, p.device, type(p)))
-                for k, p in [*m._parameters.items(), *m._buffers.items()]
-            ),
-            tuple(bool(getattr(m, hooks)) for hooks in HOOKS),
+    parts = []
+    for name, m in part.named_modules():
+        simple, others = settings(m)
+        tensors = tuple(
+            (k, None if p is None else (p.shape, p.dtype, p.device, type(p)))
+            for k, p in [*m._parameters.items(), *m._buffers.items()]
         )
-        for name, m in part.named_modules()
-    )
-
-
-NN_MODULE = frozenset(vars(nn.Module()))
-"""Names of the containers that every module has."""
+        identities = tuple((k, id(v)) for k, v in others)
+        hooks = tuple(bool(getattr(m, kind)) for kind in HOOKS)
+        parts.append((name, type(m), simple, identities, tensors, hooks))
+    return tuple(parts)

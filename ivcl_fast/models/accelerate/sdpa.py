@@ -75,6 +75,7 @@ def can_fuse(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> 
     return (
         type(query) in PLAIN and type(key) in PLAIN and type(value) in PLAIN
         and query.ndim == 4
+        and not query.is_nested
         and is_fixed(query.shape[2:3])
         and query.shape == key.shape == value.shape
         and len({compute_dtype(part) for part in (query, key, value)}) == 1

@@ -41,6 +41,7 @@ class Proof(NamedTuple):
     layout: Any
     """The adapter's names for the module's parts."""
     guard: Guard | None
+    """None in trials, whose modules are copies, and where PyTorch's attention alone is replaced."""
     limits: dict[tuple[torch.dtype, bool], int] | None = None
     """The longest sequence by compute dtype and whether gradients are needed, where measured for
     this module; None stands for the table's."""
@@ -93,13 +94,14 @@ def fast_class(old: Any) -> Any:
         x = adapter.tokens(args, kwargs, first)
         if (
             x is None
+            or x.is_nested
             or (x.ndim != 3 and x.ndim - 1 not in map(len, adapter.further_shapes))
             or x.numel() == 0
             or not is_fixed(x.shape[1:-1])
             or x.shape[1] > MAX_TOKENS
             or not worth_it(proof, adapter.kind, x)
+            or not (proof.guard is None or proof.guard.holds(self))
             or not adapter.may_run(self, proof.layout)
-            or not proof.guard.holds(self)
             or not may_run(proof.lengths, x.shape[1:-1], self.training, torch.is_grad_enabled())
         ):
             return own_forward(self, *args, **kwargs)

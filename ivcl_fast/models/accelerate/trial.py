@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ivcl_fast.models.accelerate.draws import OwnDraws
-from ivcl_fast.models.accelerate.guard import SIMPLE
+from ivcl_fast.models.accelerate.guard import is_simple
 from ivcl_fast.models.accelerate.swap import MAX_TOKENS, Proof, swap, unswap
 from ivcl_fast.models.layers import HOOKS
 from ivcl_fast.text import first_line
@@ -73,7 +73,7 @@ def randomise(twin: nn.Module, generator: torch.Generator) -> None:
     """Random weights under which every part shows in the output."""
     for module in twin.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            noise = torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter)
             if parameter.ndim > 1:
                 parameter.copy_(noise * parameter[0].numel() ** -0.5)
             elif "bias" in name:
@@ -135,7 +135,8 @@ class Trial:
         generator, before = torch.Generator().manual_seed(1), state(trial)
         for shape, scale, training, gradients in situations:
             trial.train(training)
-            x = scale * torch.randn(*shape, self.width, generator=generator).to(place, dtype)
+            noise = torch.randn(*shape, self.width, generator=generator, device="cpu")
+            x = scale * noise.to(place, dtype)
             args, kwargs = with_required(trial, *self.proof.adapter.trial_arguments(x))
             with full_products(place):
                 theirs = run(trial, args, kwargs, gradients)
@@ -175,7 +176,7 @@ def state(trial: nn.Module) -> list[Any]:
     """What a forward pass may change: attributes, and how often buffers were written to."""
     return [
         (
-            [(k, v if type(v) in SIMPLE else id(v)) for k, v in vars(m).items() if k != "training"],
+            [(k, v if is_simple(v) else id(v)) for k, v in vars(m).items() if k != "training"],
             [b._version for b in m.buffers(recurse=False)],
         )
         for m in trial.modules()
@@ -198,7 +199,8 @@ def run(
     y = tokens_of(out)
     if not gradients or not isinstance(y, Tensor) or not y.requires_grad:
         return out, []
-    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(y)
+    generator = torch.Generator().manual_seed(3)
+    cotangent = torch.randn(y.shape, generator=generator, device="cpu").to(y)
     inputs = [tokens, *trial.parameters()]
     return out, list(torch.autograd.grad(y, inputs, cotangent, allow_unused=True))
 

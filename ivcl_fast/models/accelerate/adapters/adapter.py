@@ -32,10 +32,6 @@ class Adapter:
         """Why the module cannot be fused although its parts have the right names."""
         raise NotImplementedError
 
-    def read(self, layout: Any) -> tuple[str, ...]:
-        """The children whose parameters :meth:`run` reads."""
-        raise NotImplementedError
-
     def called(self, layout: Any) -> tuple[str, ...]:
         """The children that :meth:`run` calls in any case, so that they may change."""
         return ()

@@ -83,8 +83,10 @@ class PackedAttention(Adapter):
     )  # fmt: skip
 
     def layouts(self, module: nn.Module) -> Iterator[Layout]:
-        parts, heads = module._modules, heads_name(module)
-        if heads is None or parts.get("qkv") is None or parts.get("proj") is None:
+        parts = module._modules
+        if any(parts.get(name) is None for name in ("qkv", "proj")):
+            return
+        if (heads := heads_name(module)) is None:
             return
         yield Layout(
             ("qkv",), "proj", heads,
@@ -104,13 +106,10 @@ class PackedAttention(Adapter):
         if not isinstance(module._modules[layout.qkv[0]], nn.Linear):
             yield f"{layout.qkv[0]} is not a linear layer"
 
-    def read(self, layout: Layout) -> tuple[str, ...]:
-        return layout.qkv if layout.has_biases else ()
-
     def called(self, layout: Layout) -> tuple[str, ...]:
         qkv = () if layout.has_biases else layout.qkv
-        dropout = () if layout.dropout is None else (layout.dropout,)
-        return (*qkv, layout.proj, *layout.first, *layout.before, *layout.after, *dropout)
+        norms = QK_NORMS if layout.has_norms else ()
+        return (*qkv, *norms, layout.proj, *layout.first, *layout.before, *layout.after)
 
     def keeps_own(self, layout: Layout) -> bool:
         return layout.has_norms or len(layout.qkv) > 1
@@ -155,8 +154,9 @@ class PreNormAttention(PackedAttention):
     optional = ("norm", "attend", "dropout")
 
     def layouts(self, module: nn.Module) -> Iterator[Layout]:
-        parts, heads = module._modules, heads_name(module)
-        if heads is None or any(parts.get(name) is None for name in ("to_qkv", "to_out")):
+        if any(module._modules.get(name) is None for name in ("to_qkv", "to_out")):
+            return
+        if (heads := heads_name(module)) is None:
             return
         yield Layout(
             ("to_qkv",), "to_out", heads,
@@ -169,12 +169,12 @@ class SeparateAttention(PackedAttention):
     """``proj(attention(q(x), k(x), v(x)))``."""
 
     def layouts(self, module: nn.Module) -> Iterator[Layout]:
-        parts, heads = module._modules, heads_name(module)
-        if heads is None:
-            return
+        parts = module._modules
         for qkv in SEPARATE:
             for proj in OUT:
-                if all(isinstance(parts.get(name), nn.Linear) for name in (*qkv, proj)):
+                if not all(isinstance(parts.get(name), nn.Linear) for name in (*qkv, proj)):
+                    continue
+                if (heads := heads_name(module)) is not None:
                     yield Layout(
                         qkv, proj, heads,
                         after=present(module, ["proj_drop"]),
@@ -201,9 +201,7 @@ class Multihead(Adapter):
             yield "queries, keys and values differ in width"
         if module.bias_k is not None or module.bias_v is not None or module.add_zero_attn:
             yield "it adds tokens to keys and values"
-
-    def read(self, layout: tuple) -> tuple[str, ...]:
-        return ("out_proj",)
+        yield from unknown_parts(module, ("out_proj",), ("in_proj_weight", "in_proj_bias"))
 
     def may_run(self, module: Any, layout: tuple) -> bool:
         return module.dropout == 0.0 or not module.training

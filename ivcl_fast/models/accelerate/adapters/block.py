@@ -85,11 +85,8 @@ class PreNormBlock(Adapter):
         elif norm.weight is None or norm.bias is None:
             yield f"{name}: it has no weight or bias"
 
-    def read(self, layout: Layout) -> tuple[str, ...]:
-        return layout.norm1, layout.norm2
-
     def called(self, layout: Layout) -> tuple[str, ...]:
-        return layout.attn, layout.mlp
+        return layout.attn, *layout.after_attn, layout.mlp, *layout.after_mlp
 
     def run(self, module: nn.Module, layout: Layout, x: Tensor) -> Tensor:
         parts: Any = module._modules

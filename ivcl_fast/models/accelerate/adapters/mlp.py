@@ -103,11 +103,9 @@ class Mlp(Adapter):
         """Whether the activation can run in one pass with the biases before it."""
         return layout.approximate is not None
 
-    def read(self, layout: Layout) -> tuple[str, ...]:
-        return layout.first if layout.act is None else (*layout.first, layout.act)
-
     def called(self, layout: Layout) -> tuple[str, ...]:
-        return () if layout.last is None else (layout.last,)
+        last = () if layout.last is None else (layout.last,)
+        return (*layout.before, *layout.between, *last, *layout.after)
 
     def run(self, module: nn.Module, layout: Layout, x: Tensor) -> Tensor:
         parts: Any = module._modules
@@ -142,9 +140,6 @@ class SequentialMlp(Mlp):
 
     def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
         yield from linear_reasons(module, layout.first[0])
-
-    def called(self, layout: Layout) -> tuple[str, ...]:
-        return (*layout.before, *layout.between)
 
 
 class GatedMlp(Mlp):
