@@ -96,7 +96,9 @@ def slot_collapse(maps: Tensor) -> dict[str, Score]:
     measures = {"overlap": slot_overlap, "entropy": map_entropy}
     if maps.shape[-2] == 1:
         del measures["overlap"]
-    return {name: Score.mean(measure(maps), chance=1.0) for name, measure in measures.items()}
+    return {
+        name: Score.mean(measure(maps), chance=1.0, most=1.0) for name, measure in measures.items()
+    }
 
 
 def slot_overlap(maps: Tensor) -> Tensor:

@@ -43,16 +43,23 @@ class Score:
 
     @classmethod
     def mean(
-        cls, values: Array, chance: float, percent: bool = False, groups: Array | None = None
+        cls,
+        values: Array,
+        chance: float,
+        percent: bool = False,
+        groups: Array | None = None,
+        most: float | None = None,
     ) -> Score:
         """Return the mean of ``[V]`` numbers with a bootstrap interval.
 
         ``percent``: they are shares from 0 to 1. ``groups``: as of :meth:`clustered`; by default
-        each number is a group of its own.
+        each number is a group of its own. ``most``: the greatest number that is possible, if the
+        least is 0; 1 for shares.
         """
         values = as_array(values).astype(np.float64)
         groups = np.arange(len(values)) if groups is None else groups
-        low, high = clustered_interval(values, groups, (0.0, 1.0) if percent else None)
+        most = 1.0 if percent else most
+        low, high = clustered_interval(values, groups, None if most is None else (0.0, most))
         return cls(float(values.mean()), low, high, chance, percent)
 
     @classmethod

@@ -192,6 +192,8 @@ def test_collapse_is_averaged_over_frames_and_clips_with_an_interval() -> None:
     score = slot_collapse(maps)["overlap"]
     assert score.value == pytest.approx(0.75) and score.chance == 1.0
     assert 0.5 < score.low < 0.75 < score.high < 1.0
+    alone = slot_collapse(half)["overlap"]  # one clip says little
+    assert alone.low < 0.2 and alone.high > 0.8
 
 
 def test_one_slot_has_none_to_overlap_with() -> None:

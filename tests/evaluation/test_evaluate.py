@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from ivcl_fast import IVCLClassifier, IVCLConfig
 from ivcl_fast.data.loader import Batch
-from ivcl_fast.evaluation.evaluate import predict
+from ivcl_fast.evaluation.evaluate import place_scores, predict
 
 CPU = torch.device("cpu")
 
@@ -38,3 +39,13 @@ def test_nothing_is_compiled_to_evaluate():
     predict(compiled, loader, CPU, amp=False)
     compiled.train()(rows)
     assert len(graphs) == trained > 0
+
+
+@pytest.mark.parametrize("clips", [1, 10])
+def test_a_distance_without_variation_has_an_interval(clips):
+    """So has the share of correct answers beside it."""
+    logits, labels = torch.eye(36)[[0] * clips], torch.full((clips,), 7)  # one to the right, one up
+    scores = place_scores(logits, labels, 6)
+    low, value, high = scores["l1"].low, scores["l1"].value, scores["l1"].high
+    other = scores["top1"].high  # what may be otherwise
+    assert (low, value, high) == pytest.approx((2 - 2 * other, 2, 2 + (10 - 2) * other))
