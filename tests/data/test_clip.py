@@ -100,7 +100,8 @@ def test_errors_are_one_line_with_the_name_of_the_file(tmp_path):
     fails_with(tmp_path / "empty", f"{tmp_path / 'empty'}: holds no images")
     (tmp_path / "line").mkdir()
     Image.new("RGB", (1, 9000)).save(tmp_path / "line" / "0.png")
-    fails_with(tmp_path / "line", f"{tmp_path / 'line'}: FFmpeg cannot resize frames of 1 x 9000 ")
+    with pytest.raises(UserError, match="line: FFmpeg cannot resize frames of 1 x 9000 pixels"):
+        load_clip(tmp_path / "line", IVCLConfig.preset("tiny"))
     with pytest.raises(UserError, match="frame_stride: -1 is not accepted; accepted: 0 to "):
         load_clip(video, CFG, frame_stride=-1)
     with pytest.raises(UserError, match="decoder: 'nvdec' is not one of auto, dali, pyav"):
