@@ -195,6 +195,12 @@ def _by_columns(
     path: Path, header: list[str], rows: list[tuple[int, str]], separator: str, split: str
 ) -> Iterator[Line]:
     at = _columns(header)
+    read = {name for names in COLUMNS.values() for name in names} | {"time_start", "time_end", ""}
+    if "label" not in at and (others := [name for name in header if name not in read]):
+        log.warning(
+            "%s: its columns %s are not read, so its videos have no label; a column of labels is "
+            "called %s", path, ", ".join(others), ", ".join(COLUMNS["label"]),
+        )  # fmt: skip
     for number, text in rows:
         fields = _fields(path, number, text, separator)
         if len(fields) != len(header):

@@ -98,6 +98,14 @@ def test_names_of_columns(header, line, tmp_path):
     assert lines(tmp_path, header, line) == [("my a.mp4", ("making tea",))]
 
 
+def test_labels_in_a_column_with_another_name_are_missed_aloud(tmp_path, caplog):
+    assert lines(tmp_path, "path,,Mood", "a.mp4,0,sad") == [("a.mp4", ())]
+    assert caplog.messages == [
+        f"{tmp_path / 'l.csv'}: its columns mood are not read, so its videos have no label; a "
+        "column of labels is called label, labels, class, class_name, category, target, action"
+    ]
+
+
 def test_one_column_with_a_name(tmp_path):
     assert lines(tmp_path, "path", "my clips/a.mp4") == [("my clips/a.mp4", ())]
 
