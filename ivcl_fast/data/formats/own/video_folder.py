@@ -99,12 +99,18 @@ def _items(root: Path, found: list[Media]) -> list[Item]:
     tops = {one.name: PurePosixPath(one.name).parts for one in found}
     firsts = {parts[0] for parts in tops.values() if len(parts) > 1}
     splits = {name for name in firsts if name.lower() in SPLIT_NAMES}
+    has = f"{root}: has {', '.join(f'{name}/' for name in sorted(splits))}, but"
+    outside = [name for name, parts in tops.items() if parts[0] not in splits]
     if TRAIN not in {SPLIT_NAMES[name.lower()] for name in splits}:
+        if not outside:
+            raise UserError(
+                f"{has} no train/; accepted: train/ beside them, or classes with other names"
+            )
         return _labelled(root, found, TRAIN, depth=0)
-    if outside := [name for name, parts in tops.items() if parts[0] not in splits]:
+    if outside:
         raise UserError(
-            f"{root}: has {', '.join(f'{name}/' for name in sorted(splits))}, but {len(outside)} "
-            f"videos are outside them, such as {outside[0]}; accepted: all videos in one of them"
+            f"{has} {len(outside)} videos are outside them, such as {outside[0]}; accepted: all "
+            "videos in one of them"
         )
     items: list[Item] = []
     for folder in sorted(splits):

@@ -132,6 +132,7 @@ def test_what_is_no_video_is_passed_over_and_counted(tmp_path, caplog):
         (["notes.txt"], "holds no videos; accepted: files with the ending .mp4, "),
         (["1.mp4"], "leaves no video for val; accepted: at least two videos"),
         (["a/1.mp4", "b/1.mp4"], "leaves no video for val; .* in classification two of a class"),
+        (["Val/a/1.mp4", "test/b/2.mp4"], "has Val/, test/, but no train/; accepted: train/ "),
         (["train/1.mp4", "val/2.mp4", "3.mp4"], "has train/, val/, but 1 .* such as 3.mp4; "),
     ],
 )
