@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -138,10 +139,15 @@ def _without_unlike_splits(root: Path, items: Sequence[Item]) -> Sequence[Item]:
 
 def _without_measured_in_training(root: Path, items: Sequence[Item]) -> list[Item]:
     """Leave out training videos that are also in another split, under whatever name."""
-    places = [
-        os.path.realpath(item.media.files[0]) if item.media.files else item.media.name
-        for item in items
-    ]
+    real = cache(os.path.realpath)  # of folders, which many videos share
+
+    def place_of(media: Media) -> str:
+        if not media.files:
+            return media.name
+        first = media.files[0]
+        return real(first) if first.is_symlink() else os.path.join(real(first.parent), first.name)
+
+    places = [place_of(item.media) for item in items]
     pairs = list(zip(items, places, strict=True))
     measured = {place for item, place in pairs if item.split != TRAIN}
     both = [item for item, place in pairs if item.split == TRAIN and place in measured]

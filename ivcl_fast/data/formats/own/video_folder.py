@@ -85,7 +85,7 @@ def find_videos(root: Path) -> list[Media]:
             media.append(Media(_name(folder, root), tuple(sorted(images, key=image_order))))
             videos = images
         if not _OURS.match(_name(folder, root)):
-            others += [path for path in paths if path not in videos]
+            others += set(paths).difference(videos)
     if others:
         log.info("%s: %d files are no videos, such as %s", root, len(others), min(others))
     return sorted(media, key=lambda one: one.name)

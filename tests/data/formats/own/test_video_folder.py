@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
@@ -112,6 +112,20 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(os, "scandir", refusing)
     assert [one.name for one in find_videos(tmp_path)] == ["a/0.mp4"]
     assert caplog.messages == [f"{closed}: left out, as it cannot be read: Permission denied"]
+
+
+def test_the_time_is_proportional_to_the_number_of_videos(tmp_path, monkeypatch):
+    count, compared, equal = 300, 0, PurePath.__eq__
+
+    def counting(one, other):
+        nonlocal compared
+        compared += 1
+        return equal(one, other)
+
+    touch(tmp_path, *(f"{number}.mp4" for number in range(count)))
+    monkeypatch.setattr(PurePath, "__eq__", counting)
+    assert len(find_videos(tmp_path)) == count
+    assert compared < 10 * count
 
 
 def test_what_is_no_video_is_passed_over_and_counted(tmp_path, caplog):
