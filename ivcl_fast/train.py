@@ -7,6 +7,7 @@ command continues it.
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from contextlib import ExitStack
 
@@ -48,9 +49,10 @@ def train(config: TrainConfig) -> None:
     """
     if config.speed.deterministic:
         enable_determinism()
-    if config.stages.init != "random":
-        backbone.check_source(config.stages.init)
     run = Run(config)
+    first = "finetune" if config.stages.stage == "finetune" else "pretrain"
+    if config.stages.init != "random" and not run.finished(first):
+        backbone.check_source(config.stages.init)
     arithmetic = "bf16" if run.amp else "float32"
     distributed.print_rank0(f"run: {run.folder}, on {run.device}{ranks(config)}, {arithmetic}")
     if reason := unsupported_reason(run.device):
@@ -163,7 +165,7 @@ def main() -> None:
             train(config)
     except Interrupted as stop:
         launcher = "python" if distributed.world_size() == 1 else "torchrun ..."
-        again = f"{launcher} -m ivcl_fast.train --resume {config.folder}"
+        again = f"{launcher} -m ivcl_fast.train --resume {shlex.quote(str(config.folder))}"
         distributed.print_rank0(f"stopped by {stop}; continue with: {again}", sys.stderr)
         raise SystemExit(128 + stop.signum) from None
 

@@ -38,7 +38,7 @@ from ivcl_fast.training.signals import Interrupted
 @pytest.fixture
 def started(tmp_path) -> Path:
     """The folder of a run that has been started."""
-    settings = TrainConfig().replace(out=tmp_path, name="run", lr=0.5)
+    settings = TrainConfig().replace(out=tmp_path, name="a run", lr=0.5)
     with opened_folder(settings):
         return settings.folder
 
@@ -314,4 +314,4 @@ def test_a_stopped_run_says_how_to_continue(world, launcher, started, monkeypatc
     monkeypatch.setattr("ivcl_fast.train.train", stop)
     code, _, err = command(train.main, "--resume", started)
     assert code == 143 and err.startswith("stopped by SIGTERM; ") and err.count("\n") == 1
-    assert err.endswith(f"{launcher} -m ivcl_fast.train --resume {started}\n")
+    assert err.endswith(f"{launcher} -m ivcl_fast.train --resume '{started}'\n")

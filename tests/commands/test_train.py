@@ -227,6 +227,18 @@ def test_results_without_models_are_not_replaced(cater, uninterrupted, tmp_path)
         check_folder(parse([*flags, "--lr", "0.5"]))
 
 
+def test_what_a_finished_stage_started_from_may_be_gone(cater, uninterrupted, command, tmp_path):
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    (run / MANIFEST).unlink()
+    settings = json.loads((run / "config.json").read_text()) | {"init": str(tmp_path / "gone")}
+    (run / "config.json").write_text(json.dumps(settings))
+    code, _, err = command(train_main, "--resume", run, *QUICKLY)
+    assert code == 0, err
+    (run / "pretrain" / "model.safetensors").unlink()
+    code, _, err = command(train_main, "--resume", run, *QUICKLY)
+    assert code == 2 and f"{tmp_path / 'gone'}: no model.safetensors there" in err
+
+
 def test_a_failed_start_does_not_block_its_folder(cater, command, monkeypatch, tmp_path):
     flags = ["--data", f"cater:{cater}", *SMALL, "--stage", "pretrain", "--out", tmp_path]
     flags += ["--name", "run", *QUICKLY]
