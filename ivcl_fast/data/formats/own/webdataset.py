@@ -22,12 +22,14 @@ import os
 import re
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ivcl_fast.data.clip import image_order
+from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.images import is_image
 from ivcl_fast.data.formats.own.labelled import (
     SPLIT_NAMES,
@@ -59,7 +61,7 @@ class WebDataset(LabelledVideos):
         shards = find_shards(str(pattern))
         plain = re.sub(r"\{[^}]*\}|[*?\[\]]", "", pattern.name).removesuffix(".tar").strip("-_.")
         root = shards[0].parent / f"{plain or 'shards'}-data"
-        items = []
+        found = []
         for shard in shards:
             status = shard.stat()
             # Shards of several folders may have the same name, and all may be moved together.
@@ -67,7 +69,15 @@ class WebDataset(LabelledVideos):
             state = [place, status.st_size, status.st_mtime_ns]
             digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
             part = f"{shard.stem}-{digest}"
-            items += unpacked(root, part, state, split_of(shard), partial(read_shard, shard))
+            own = unpacked(root, part, state, split_of(shard), partial(read_shard, shard))
+            found += [(place, item) for item in own]
+        times = Counter(item.media.name for _, item in found)
+        items = [  # keys may begin anew in every shard
+            item
+            if times[item.media.name] == 1
+            else item._replace(media=Media(name_of(f"{place}/{item.media.name}"), item.media.files))
+            for place, item in found
+        ]
         super().__init__(root, items, val_fraction)
 
 

@@ -140,6 +140,16 @@ def test_every_shard_has_a_folder_of_its_own(pattern, names, tmp_path):
         }
 
 
+def test_keys_may_begin_anew_in_every_shard(tmp_path):
+    for name, count in (("train-0", 6), ("val-0", 4)):
+        shard(tmp_path / f"{name}.tar", samples(count))
+    dataset = WebDataset(tmp_path / "{train,val}-0.tar")
+    names = {split: [clip.name for clip in dataset.clips(split)] for split in dataset.splits}
+    assert names["val"] == [f"val-0.tar/d/{number:04d}.mp4" for number in range(4)]
+    assert names["train"][3:5] == ["train-0.tar/d/0003.mp4", "d/0004.mp4"]
+    assert all(one.files[0].read_text().endswith(one.name[-5]) for one in dataset.media())
+
+
 def unpacked_files(folder: Path) -> dict[str, int]:
     return {f.relative_to(folder).as_posix(): f.stat().st_mtime_ns for f in folder.rglob("*.mp4")}
 
