@@ -50,8 +50,8 @@ def train(config: TrainConfig) -> None:
     if config.speed.deterministic:
         enable_determinism()
     run = Run(config)
-    first = "finetune" if config.stages.stage == "finetune" else "pretrain"
-    if config.stages.init != "random" and not run.finished(first):
+    begins = "finetune" if config.stages.stage == "finetune" else "pretrain"
+    if config.stages.init != "random" and not run.finished(begins):
         backbone.check_source(config.stages.init)
     arithmetic = "bf16" if run.amp else "float32"
     distributed.print_rank0(f"run: {run.folder}, on {run.device}{ranks(config)}, {arithmetic}")
