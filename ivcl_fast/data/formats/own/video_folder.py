@@ -66,7 +66,7 @@ def find_videos(root: Path) -> list[Media]:
     Hidden files and folders are passed over, and what is no video; their number is logged. Folders
     that cannot be read are named.
     """
-    media, others = [], []
+    media, others = list[Media](), list[Path]()
 
     def warn(error: OSError) -> None:
         log.warning("%s: left out, as it cannot be read: %s", error.filename, error.strerror)
