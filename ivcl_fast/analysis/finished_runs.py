@@ -26,6 +26,7 @@ from ivcl_fast.models.weights import MODEL, misfit, read_weights, weights_file
 from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.hardware import pick_device, use_bf16
 from ivcl_fast.training.metrics_log import MetricsLog
+from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.run import EVAL_BATCH, FIRST_STAGE
 from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
 
@@ -201,14 +202,16 @@ class FinishedRun:
 
     def describe_length(self) -> str:
         """Say how many clips the stages that are finished have seen."""
-        stages, lengths = self.config.stages, []
+        stages, size, lengths = self.config.stages, self.config.optim.clips_per_step, []
         if stages.stage != "finetune" and self.finished("pretrain"):
-            lengths.append(f"{stages.pretrain_clips} clips of pretraining")
+            seen = Schedule(stages.pretrain_clips, batch_size=size).clips_seen
+            lengths.append(f"{seen} clips of pretraining")
         if stages.stage != "pretrain" and self.finished("finetune"):
-            clips = f"{stages.finetune_clips} clips"
+            seen = Schedule(stages.finetune_clips, batch_size=size).clips_seen
+            clips = f"{seen} clips"
             if frames := self._last_frames_first():
                 which = "single" if stages.frame_labels else "last"
-                clips = f"{frames} {which} frames and {stages.finetune_clips} whole clips"
+                clips = f"{frames} {which} frames and {seen} whole clips"
             share = stages.label_fraction
             labels = "" if share == 1 else f" with {share:.0%} of the labels"
             lengths.append(f"{clips} of finetuning{labels}")

@@ -51,6 +51,11 @@ class Schedule:
         """Number of optimiser steps."""
         return max(1, self.clips // self.batch_size)
 
+    @property
+    def clips_seen(self) -> int:
+        """Clips of all these steps."""
+        return self.steps * self.batch_size
+
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0: linear warm-up, then a cosine decay to zero."""
         warmup = max(1, min(self.warmup_steps, self.steps // 10))

@@ -307,7 +307,7 @@ class Run:
             "task": config.data.task if stage != "pretrain" else config.model.objective,
             "preset": config.preset,
             "initial weights": init if public else "a pretrained model",
-            "clips seen": schedule.steps * schedule.batch_size,
+            "clips seen": schedule.clips_seen,
             "batch size": schedule.batch_size,
             "optimizer": schedule.optimizer,
             "peak learning rate": schedule.lr,

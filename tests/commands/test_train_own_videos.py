@@ -58,7 +58,8 @@ def test_a_folder_of_classes(videos, tmp_path, command):
         for path in (videos / target).iterdir():
             (clips / name / path.name).symlink_to(path)
     (clips / HOSTILE[0] / "a\n# <i>.mp4").write_bytes(b"no video")
-    code, out, err = command(main, "--data", f"videos:{clips}", *FLAGS, "--out", tmp_path)
+    flags = (*FLAGS, "--pretrain-clips", 11, "--out", tmp_path)  # two steps, as with 8
+    code, out, err = command(main, "--data", f"videos:{clips}", *flags)
     assert code == 0, err
     assert "data: classify, 2 classes; clips: " in out
     run = tmp_path / "run"
