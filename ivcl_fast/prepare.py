@@ -41,7 +41,6 @@ from ivcl_fast.data.store.build import (
     Part,
     StoreBuild,
     build_store,
-    check_sizes,
     default_store_path,
 )
 from ivcl_fast.data.store.frame_store import BAD_FILES
@@ -129,7 +128,9 @@ class PrepareConfig:
         require_at_least(synthetic, 0, *given(synthetic, "train", "val"), most=MOST_VIDEOS)
         require_at_least(synthetic, 0, "seed", most=2**63 - 1)
         require_at_least(self.store, 1, "image_size", "patch_size", most=MAX_SIZE)
-        check_sizes(self.store.image_size, self.store.patch_size)
+        image, patch = self.store.image_size, self.store.patch_size
+        if image % patch:
+            raise UserError(f"--image-size: {image} is not a multiple of --patch-size {patch}")
 
 
 def prepare(config: PrepareConfig) -> None:

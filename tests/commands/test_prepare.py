@@ -153,7 +153,7 @@ def test_synthetic_data_then_its_store(command, tmp_path):
         (["synthetic:cater", "--verify"], "--verify, --require-all, --part: not accepted"),
         (["synthetic:acre-iid", "--camera", "moving"], "accepted for synthetic:cater"),
         (["cater:PACKAGE", "--task", "count"], "'count' is not one of localize"),
-        (["cater:PACKAGE", "--image-size", "30"], "30 is not a multiple of patch_size 8"),
+        (["cater:PACKAGE", "--image-size", "30"], "--image-size: 30 is not a multiple of --patch-"),
         (["cater:PACKAGE", "--crop", "center"], "--crop: not accepted with task localize of"),
         (["cater:PACKAGE", "--workers", "0"], "workers: 0"),
         (["cater:PACKAGE", "--workers", "-3", "--dry-run"], "--workers: -3 is not accepted"),
