@@ -66,6 +66,16 @@ def _checked(
     return run
 
 
+def _unless_empty(triton: Callable, ref: Callable) -> Callable:
+    """``triton``, but for tensors without elements, of which no kernel can make tiles."""
+
+    def run(*args: Any) -> Any:
+        is_empty = any(isinstance(arg, Tensor) and arg.numel() == 0 for arg in args)
+        return (ref if is_empty else triton)(*args)
+
+    return run
+
+
 def register(
     schema: str,
     *,
@@ -95,12 +105,12 @@ def register(
     optional = {a.name for a in op._schema.arguments if isinstance(a.type, torch.OptionalType)}
     complete = completer(op)
     check = checker(arguments, [a.name for a in op._schema.arguments], optional)
-    by_ref = _triton.MISSING or _triton.CANNOT_LAUNCH
-    LIBRARY.impl(name, _checked(check, complete, for_ref if by_ref else for_triton), "CUDA")
+    by_triton = _unless_empty(for_triton, for_ref)
+    on_gpu = for_ref if _triton.MISSING or _triton.CANNOT_LAUNCH else by_triton
+    LIBRARY.impl(name, _checked(check, complete, on_gpu), "CUDA")
     if name not in _ext.OPS:
-        LIBRARY.impl(
-            name, _checked(check, complete, for_triton if _triton.INTERPRET else for_ref), "CPU"
-        )
+        on_cpu = by_triton if _triton.INTERPRET else for_ref
+        LIBRARY.impl(name, _checked(check, complete, on_cpu), "CPU")
     torch.library.register_fake(f"ivcl_fast::{name}", fake, lib=LIBRARY)
     if is_backward:
         return _autograd.register_backward(LIBRARY, op, for_ref)

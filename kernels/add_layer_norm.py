@@ -183,14 +183,13 @@ def launch_forward(
     """Fill ``normed`` and, with a ``residual``, ``total``; RMSNorm's rows are not ``centred``."""
     cols = x.shape[-1]
     rows, tile = x.numel() // cols, _tile(cols, values=16)
-    if rows:
-        launch(
-            _forward_kernel, (cdiv(rows, tile["BLOCK_ROWS"]),),
-            x.contiguous(), None if x_bias is None else x_bias.contiguous(),
-            None if residual is None else residual.contiguous(),
-            weight.contiguous(), None if bias is None else bias.contiguous(), total, normed,
-            rows, cols, eps, CENTRED=centred, **tile,
-        )  # fmt: skip
+    launch(
+        _forward_kernel, (cdiv(rows, tile["BLOCK_ROWS"]),),
+        x.contiguous(), None if x_bias is None else x_bias.contiguous(),
+        None if residual is None else residual.contiguous(),
+        weight.contiguous(), None if bias is None else bias.contiguous(), total, normed,
+        rows, cols, eps, CENTRED=centred, **tile,
+    )  # fmt: skip
 
 
 def _forward_biased(

@@ -35,6 +35,8 @@ from .launch import cdiv, float32_dot_is_tf32, launch, num_sms
 def gather_pixels(rows: Tensor, ids: Tensor, mean: float, std: float, dtype: torch.dtype) -> Tensor:
     """Normalised pixels ``[F, K, R]`` in ``dtype`` of the rows ``ids [F, K]`` of ``[F, N, R]``."""
     frames, patches, _ = rows.shape
+    if patches == 0 and ids.numel():
+        raise ValueError(f"ids: {tuple(ids.shape)} of rows without patches, {tuple(rows.shape)}")
     index = torch.arange(frames * patches, device=ids.device).view(frames, patches).gather(1, ids)
     # Gathered as bytes, and whole rows at a time: both make it faster.
     gathered = rows.flatten(0, 1).index_select(0, index.flatten())

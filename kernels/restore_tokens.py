@@ -42,7 +42,8 @@ def _ref_backward(
     dout: Tensor, ids_keep: Tensor, mask_token: Tensor, pos: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     visible = dout.new_empty(*ids_keep.shape, dout.shape[-1])
-    grads = vjp(_ref, (visible, ids_keep, mask_token, pos, None), dout[:, -len(pos) :])
+    of_patches = dout[:, dout.shape[1] - len(pos) :]
+    grads = vjp(_ref, (visible, ids_keep, mask_token, pos, None), of_patches)
     dvisible, _, dmask_token, dpos, _ = grads
     return dvisible, dmask_token, dpos
 
@@ -133,14 +134,13 @@ def _forward(
     length = num_prefix + num_patches
     out = visible.new_empty(frames, length, cols)
     grid = (frames * cdiv(length, BLOCK_ROWS), cdiv(cols, BLOCK_COLS))
-    if frames:
-        launch(
-            _forward_kernel, grid,
-            visible.contiguous(), ids_keep.contiguous(), mask_token.contiguous(), pos.contiguous(),
-            prefix.contiguous() if num_prefix else None, out,
-            num_keep, num_patches, num_prefix, cols,
-            BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLS=BLOCK_COLS, BLOCK_IDS=BLOCK_IDS,
-        )  # fmt: skip
+    launch(
+        _forward_kernel, grid,
+        visible.contiguous(), ids_keep.contiguous(), mask_token.contiguous(), pos.contiguous(),
+        None if prefix is None else prefix.contiguous(), out,
+        num_keep, num_patches, num_prefix, cols,
+        BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLS=BLOCK_COLS, BLOCK_IDS=BLOCK_IDS,
+    )  # fmt: skip
     return out
 
 

@@ -105,12 +105,11 @@ def _empty_ids(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, T
 def _forward(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, Tensor]:
     seed = seed.contiguous()
     keep, mask = _empty_ids(seed, num_patches, num_keep)
-    if seed.numel():
-        block = triton.next_power_of_2(num_patches)
-        launch(
-            _kernel, (seed.numel(),), seed, keep, mask, num_patches, num_keep,
-            BLOCK=block, CHUNK=16, num_warps=4 if block <= 512 else 8,
-        )  # fmt: skip
+    block = triton.next_power_of_2(num_patches)
+    launch(
+        _kernel, (seed.numel(),), seed, keep, mask, num_patches, num_keep,
+        BLOCK=block, CHUNK=16, num_warps=4 if block <= 512 else 8,
+    )  # fmt: skip
     return keep, mask
 
 
@@ -120,9 +119,9 @@ def _empty_stream(seed: Tensor, count: int) -> Tensor:
 
 def _stream(seed: Tensor, count: int) -> Tensor:
     out = _empty_stream(seed, count)
-    if total := out.numel():
-        grid = (cdiv(total, STREAM_BLOCK),)
-        launch(_stream_kernel, grid, seed.contiguous(), out, total, count, BLOCK=STREAM_BLOCK)
+    total = out.numel()
+    grid = (cdiv(total, STREAM_BLOCK),)
+    launch(_stream_kernel, grid, seed.contiguous(), out, total, count, BLOCK=STREAM_BLOCK)
     return out
 
 

@@ -306,7 +306,7 @@ def _backward(dout: Tensor, qkv: Tensor, num_heads: int) -> Tensor:
 
 def _heads_do_not_fit(num_heads: int, sizes: dict[str, int]) -> str | None:
     width = sizes["W"]
-    if num_heads < 1 or width % (3 * num_heads):
+    if num_heads < 1 or width < 3 * num_heads or width % (3 * num_heads):
         return f"does not divide qkv's width {width} in 3 parts"
     if sizes.get("D", width // 3) != width // 3:
         return f"heads: dout's width {sizes['D']} is not a third of qkv's, {width}"

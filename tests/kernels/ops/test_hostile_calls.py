@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ivcl_fast import kernels
 from ivcl_fast.kernels import restore_tokens
 from tests.kernels.ops.conftest import INTERPRET, implementation
 from tests.support.hostile_calls import call
@@ -33,6 +34,13 @@ NAMED = {
     ),
     "prefix: shape": lambda: ops.restore_tokens(X, IDS, X[0, 0], torch.ones(5, 4), X[:1]),
     "num_heads: ": lambda: ops.short_attention(torch.ones(2, 3, 12), 0),
+    "num_heads: 2": lambda: ops.short_attention(torch.ones(2, 3, 0), 2),
+    "ids": lambda: ops.embed_patches(
+        ROWS[:, :0], IDS, torch.ones(4, 6), torch.ones(4), torch.ones(0, 4), 0.5, 0.5, X.dtype
+    ),
+    "ids:": lambda: ops.patch_loss(
+        torch.ones(2, 3, 6), ROWS[:, :0], IDS, True, 0.5, 0.5, True
+    ),
     "num_keep: ": lambda: ops.sample_masks(torch.arange(3), 4, 5),
     "num_patches: ": lambda: ops.sample_masks(torch.arange(3), -4, 0),
 }  # fmt: skip
@@ -77,3 +85,33 @@ def test_a_place_that_occurs_twice():
     assert torch.equal(out[0, :2], visible[0, 1:])
     (grad,) = torch.autograd.grad(out.sum(), visible)
     assert torch.equal(grad[0, :, 0], torch.tensor([0.0, 1.0, 1.0]))
+
+
+EMPTY = {
+    "bias_gelu": (torch.ones(3, 0), torch.ones(0)),
+    "bias_swiglu": (torch.ones(3, 0), torch.ones(0)),
+    "add_layer_norm": (torch.ones(3, 0), torch.ones(3, 0), torch.ones(0), torch.ones(0)),
+    "add_rms_norm": (torch.ones(3, 0), torch.ones(3, 0), torch.ones(0)),
+    "embed_patches": (ROWS, IDS, torch.ones(0, 6), torch.ones(0), torch.ones(5, 0), 0.5, 0.5),
+    "patch_loss": (torch.ones(2, 3, 0), ROWS[..., :0], IDS, True, 0.5, 0.5),
+    "restore_tokens": (X[..., :0], IDS, torch.ones(0), torch.ones(5, 0), None),
+    "restore_tokens of a prefix": (X[:, :0], IDS[:, :0], torch.ones(4), torch.ones(0, 4), X),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_tensors_without_elements(name):
+    def results(dtype):
+        args = [
+            arg.to(dtype, copy=True).requires_grad_()
+            if isinstance(arg, torch.Tensor) and arg.is_floating_point()
+            else arg
+            for arg in EMPTY[name]
+        ]
+        found = getattr(kernels, name.split()[0])(*args)
+        found = found if isinstance(found, tuple) else (found,)
+        inputs = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.requires_grad]
+        return [*found, *torch.autograd.grad(sum(out.sum() for out in found), inputs)]
+
+    for ours, plain in zip(results(torch.float32), results(torch.float64), strict=True):
+        torch.testing.assert_close(ours, plain, check_dtype=False, equal_nan=True)
