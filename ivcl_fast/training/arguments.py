@@ -63,6 +63,11 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
     if flags.resume:
         return resumed(config, flags.resume)
     data, model = config.data, config.model
+    if (frames := clip_frames(data.source)) and model.num_frames not in (1, frames):
+        raise UserError(
+            f"--num-frames: {model.num_frames} is not accepted for {data.source}, whose clips have "
+            f"{frames} frames; accepted: {frames}, or 1 for the last one alone"
+        )
     for kind in config.frame_label_kinds:
         check_frame_labels(data.source, kind)
     if config.stages.frame_labels and model.readout != "last":

@@ -186,6 +186,10 @@ def test_signal_leaves_a_run_that_resume_finishes(
         (["--warmup-steps", "-5"], "--warmup-steps: -5 is not accepted; accepted: at least 0"),
         (["--val-videos", "0"], "--val-videos: 0 is not accepted; accepted: at least 1"),
         (["--num-query-frames", "17"], "--num-query-frames: 17 is more than num_frames"),
+        (
+            ["--data", "synthetic:acre-iid", "--num-frames", "16"],
+            "have 7 frames; accepted: 7, or 1",
+        ),
         (["--seed", "-1"], "--seed: -1 is not accepted; accepted: 0 to 2^63 - 1"),
         (["--seed", str(2**64)], "--seed: "),
         (["--resume", "nowhere"], "nowhere: no run there"),

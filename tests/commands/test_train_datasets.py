@@ -72,9 +72,3 @@ def test_without_scenes_hidden_clips_are_not_reported_apart(folders, tmp_path, c
     for scores in rows.values():
         assert list(scores) == ["all"] and list(scores["all"]) == ["top1", "top5", "l1"]
     assert (tmp_path / "run" / "answers.png").is_file()
-
-
-def test_another_number_of_frames_is_refused_for_acre(folders, tmp_path, command):
-    data = ["--data", f"acre:{folders['acre']}", "--num-frames", "5", "--num-query-frames", "2"]
-    code, _, err = command(main, *data, *RUN_FLAGS, "--out", tmp_path)
-    assert code == 2 and "num_frames: 5" in err and "accepted for this data set: 7" in err
