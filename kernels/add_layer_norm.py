@@ -385,6 +385,8 @@ def layer_norm(
 
 def norm_has_kernel(x: Tensor, other: torch.dtype, **parameters: Tensor) -> bool:
     """Whether a kernel takes these; raises ``ValueError`` for a parameter of another width."""
+    if x.ndim == 0:
+        raise ValueError("x: shape () has no rows")
     for name, parameter in parameters.items():
         if parameter.shape != x.shape[-1:]:
             raise ValueError(

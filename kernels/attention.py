@@ -124,13 +124,14 @@ def _short_conditions(x: Inputs) -> list[str | None]:
 
 
 def _flash_conditions(x: Inputs) -> list[str | None]:
+    no_tokens = None if x.num_tokens else "no tokens"
     if device_kind(x.device) != "cuda":
         on_cpu = x.device.type == "cpu"
-        return [None if on_cpu else f"not used on the {x.device.type} device"]
+        return [None if on_cpu else f"not used on the {x.device.type} device", no_tokens]
     return [
         None if x.dtype in HALF else f"{x.dtype} is neither float16 nor bfloat16",
         None if x.head_dim <= 256 else "heads of more than 256 columns",
-        None if x.num_tokens else "no tokens",
+        no_tokens,
         _wide_heads_unsupported_reason(x),
     ]
 
@@ -318,7 +319,7 @@ def attention(qkv: Tensor, num_heads: int, backend: str = "auto") -> Tensor:
     """
     if qkv.ndim != 3 or not qkv.is_floating_point():
         raise UserError(f"qkv: {qkv.dtype} {tuple(qkv.shape)} is not a float [B, N, 3*D]")
-    if num_heads < 1 or qkv.shape[2] % (3 * num_heads):
+    if num_heads < 1 or qkv.shape[2] == 0 or qkv.shape[2] % (3 * num_heads):
         raise UserError(
             f"num_heads: {num_heads} does not divide qkv's width {qkv.shape[2]} in 3 parts"
         )

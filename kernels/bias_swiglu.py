@@ -52,6 +52,8 @@ def _width(x: Tensor, bias: Tensor, value: Tensor | None) -> int:
         raise ValueError(
             f"value: {value.dtype} {tuple(value.shape)} is not {x.dtype} {tuple(x.shape)}, as x"
         )
+    if x.ndim == 0:
+        raise ValueError("x: shape () has no rows")
     both = x.shape[-1] * (1 if value is None else 2)
     if both % 2:
         raise ValueError(f"x: width {both} is odd and has no halves")

@@ -258,7 +258,7 @@ def embed_patches(
     dtype = out_dtype or autocast_dtype(rows.device) or weight.dtype
     if not dtype.is_floating_point:
         raise ValueError(f"out_dtype: {dtype} is not a floating-point dtype")
-    if has_kernel(rows, dtype, weight.dtype):
+    if has_kernel(rows, dtype, weight.dtype, bias.dtype, pos.dtype):
         return _op(rows, ids, weight, bias, pos, mean, std, dtype)
     return plain(_ref, (rows, ids, weight, bias, pos, mean, std, dtype))
 

@@ -235,6 +235,13 @@ def test_unsupported_backend_is_refused_with_reasons():
     assert str(caught.value).endswith("auto, flash, eager")
 
 
+def test_no_tokens():
+    assert attention(torch.zeros(2, 0, 96), 2).shape == (2, 0, 32)
+    for backend in ("short", "flash"):
+        with pytest.raises(ValueError, match=f"^backend: '{backend}' cannot run here: no"):
+            attention(torch.zeros(2, 0, 96), 2, backend)
+
+
 def test_unknown_backend():
     with pytest.raises(ValueError, match=r"^backend: 'sdpa' is not one of auto, short, flash"):
         attention(qkv(2, 5, 2, 16), 2, "sdpa")
@@ -246,6 +253,7 @@ def test_unknown_backend():
         ((5, 96), 2, r"qkv: torch.float32 \(5, 96\) is not a float \[B, N, 3\*D\]"),
         ((2, 5, 96), 5, "num_heads: 5 does not divide qkv's width 96 in 3 parts"),
         ((2, 5, 96), 0, "num_heads: 0 does not divide"),
+        ((2, 2000, 0), 1, "num_heads: 1 does not divide qkv's width 0 in 3 parts"),
     ],
 )
 def test_bad_arguments_are_named(shape, heads, message):

@@ -172,6 +172,11 @@ def test_too_wide_rows_run_in_pytorch():
     assert dispatches() == before
 
 
+def test_a_scalar_has_no_rows():
+    with pytest.raises(ValueError, match=r"^x: shape \(\) has no rows"):
+        layer_norm(torch.ones(()), torch.ones(()), torch.ones(()))
+
+
 @pytest.mark.parametrize("name", ["residual", "weight", "bias", "x_bias"])
 def test_wrong_shape_is_named(name):
     args = dict(zip(NAMES, inputs((2, 4), torch.float32, "cpu"), strict=True))

@@ -92,6 +92,7 @@ def test_fullgraph(device):
         (((2, 4), (2,)), r"bias: shape \(2,\) is not \[4\]"),
         (((2, 4), (4,), (2, 4)), r"bias: shape \(4,\) is not \[8\]"),
         (((2, 5), (5,)), "x: width 5 is odd"),
+        (((), (2,)), "x: shape"),
         (((2, 4), (8,), (2, 3)), r"value: torch.float32 \(2, 3\) is not"),
     ],
 )
