@@ -134,16 +134,17 @@ def exported(model: IVCL | IVCLClassifier, suffix: str) -> bytes:
     output = "logits" if isinstance(model, IVCLClassifier) else "slots"
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     example, plain = (random_videos(model, 2),), plain_model(model)
-    if suffix == ".pt2":
-        content, written = io.BytesIO(), torch.export.export(plain, example, dynamic_shapes=shapes)
-        with warnings.catch_warnings():  # PyTorch pickles with functions that it has deprecated
-            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+    with warnings.catch_warnings():  # PyTorch copies and pickles what it has deprecated
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+        if suffix == ".pt2":
+            content = io.BytesIO()
+            written = torch.export.export(plain, example, dynamic_shapes=shapes)
             torch.export.save(written, content)
-        return content.getvalue()
-    program = torch.onnx.export(
-        plain, example, dynamo=True, dynamic_shapes=shapes,
-        input_names=["video"], output_names=[output], verbose=False,
-    )  # fmt: skip
+            return content.getvalue()
+        program = torch.onnx.export(
+            plain, example, dynamo=True, dynamic_shapes=shapes,
+            input_names=["video"], output_names=[output], verbose=False,
+        )  # fmt: skip
     assert program is not None
     return program.model_proto.SerializeToString()
 

@@ -8,6 +8,7 @@ import math
 import resource
 import subprocess
 import sys
+import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -50,7 +51,11 @@ def exported(request, tmp_path_factory) -> tuple[str, Path, str]:
     for package in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():
         pytest.importorskip(package, reason="needs ivcl_fast[onnx]")
     run, out = finished_run(tmp_path_factory.mktemp(format)), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(out),
+        warnings.catch_warnings(category=FutureWarning, action="error"),
+    ):
         patch.setattr(sys, "argv", ["export", str(run), "--format", format])
         main()
     return format, run, out.getvalue()
