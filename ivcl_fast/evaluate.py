@@ -15,6 +15,7 @@ import tyro
 from ivcl_fast.analysis.clips import ClipReader
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
 from ivcl_fast.command import parse, run_command
+from ivcl_fast.data.clip import images_in
 from ivcl_fast.data.decode.images import is_image
 from ivcl_fast.data.formats.own.video_folder import find_videos
 from ivcl_fast.data.registry import clip_frames
@@ -112,11 +113,17 @@ def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:
 
 
 def videos_in(path: Path) -> dict[str, Path]:
-    """Return the videos of a folder by name; none for a file or a folder of frames."""
-    if not path.is_dir() or any(map(is_image, path.iterdir())):
+    """Return the videos of a folder by name; none for a file or a folder of frames.
+
+    Images beside videos, such as previews, are no frames.
+    """
+    if not path.is_dir():
         return {}
     found = find_videos(path)
-    return {one.name: path / one.name if is_image(one.files[0]) else one.files[0] for one in found}
+    are_frames = {one.name: is_image(one.files[0]) for one in found}
+    if images_in(path) and all(are_frames.values()):
+        return {}
+    return {one.name: path / one.name if are_frames[one.name] else one.files[0] for one in found}
 
 
 def answers_as_csv(found: Sequence[dict[str, Any]]) -> str:

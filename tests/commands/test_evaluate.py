@@ -318,6 +318,10 @@ def test_a_video_or_its_frames(cater: Path, tmp_path: Path, command: Any) -> Non
     status, said = command(evaluate, cater, "--predict", tmp_path / "videos")
     assert status == 0 and likeliest[0] in said
     assert said.count("cell") == 2 * len(answers[0][1].splitlines())
+    shutil.copy(video, tmp_path / "videos" / "two.avi")
+    shutil.copy(folder / "1.png", tmp_path / "videos" / "two.png")  # a preview
+    status, said = command(evaluate, cater, "--predict", tmp_path / "videos")
+    assert status == 0 and said.count("cell") == 3 * len(answers[0][1].splitlines())
     shown = command(visualize, cater, "--video", folder, "--out", tmp_path / "shown")
     assert shown[0] == 0 and (tmp_path / "shown" / "frames" / "trajectory.png").is_file()
 
