@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any
 
 import torch
@@ -69,9 +70,7 @@ def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) 
         if not key.startswith(("encoder.", "temporal.")) or key not in own:
             continue
         shape = own[key].shape
-        # Positions and times may differ in their number, and in nothing else.
-        can_resize = key.endswith(("pos_embed", "time_embed")) and value.shape[-1] == shape[-1]
-        if value.shape != shape and not can_resize:
+        if value.shape != shape and not can_resize(key, value, shape):
             raise UserError(
                 f"{name}: {key} is {list(value.shape)} there, but {list(shape)} in this model; "
                 + config_to_use(source, model.cfg)
@@ -138,6 +137,17 @@ def config_to_use(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLCon
     return advice
 
 
+def can_resize(key: str, value: Tensor, shape: torch.Size) -> bool:
+    """Whether a value is one of positions or times that differ in their number, and in nothing
+    else."""
+    if value.ndim != len(shape) or value.numel() == 0 or value.shape[-1] != shape[-1]:
+        return False
+    if key.endswith("time_embed"):
+        return True
+    is_grid = len(value) == 1 and isqrt(value.shape[1]) ** 2 == value.shape[1]
+    return key.endswith("pos_embed") and is_grid
+
+
 def resize_embedding(key: str, value: Tensor, shape: torch.Size) -> Tensor:
     """Interpolate learned positions ``[1, N, D]`` or times ``[T, D]`` to another length."""
     is_time = key.endswith("time_embed")
@@ -145,10 +155,11 @@ def resize_embedding(key: str, value: Tensor, shape: torch.Size) -> Tensor:
         log.info("%s: a single frame takes the last of %d places in time", key, len(value))
         return value[-1:]
     log.info("%s: interpolated from %d to %d", key, value.shape[-2], shape[-2])
+    value = value.to(torch.promote_types(value.dtype, torch.float32))  # 16 bits are not supported
     if is_time:
         x = F.interpolate(value.T[None], shape[0], mode="linear", align_corners=True)
         return x[0].T.contiguous()
-    old, new = round(value.shape[1] ** 0.5), round(shape[1] ** 0.5)
+    old, new = isqrt(value.shape[1]), isqrt(shape[1])
     x = value.reshape(1, old, old, -1).permute(0, 3, 1, 2)
     x = F.interpolate(x, (new, new), mode="bicubic", antialias=True, align_corners=False)
     return x.flatten(2).transpose(1, 2).contiguous()

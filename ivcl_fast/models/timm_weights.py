@@ -73,15 +73,22 @@ def read(source: str) -> ViT:
         config = read_json(file, "a config of timm") if file.is_file() else {}
         if not isinstance(config, dict):
             raise UserError(f"{file}: not a config of timm, which is a JSON object")
-        return ViT(read_weights(path), *pixel_statistics(config.get("pretrained_cfg", {})))
+        try:
+            statistics = pixel_statistics(config.get("pretrained_cfg") or {})
+        except (TypeError, ValueError, AttributeError):
+            raise UserError(
+                f"{file}: mean or std of pretrained_cfg is not accepted; accepted: three numbers "
+                "each, those of std above 0"
+            ) from None
+        return ViT(read_weights(path), *statistics)
     timm = import_timm(source)
     try:
         model = timm.create_model(source.removeprefix(PREFIX), pretrained=True, num_classes=0)
-        heads = model.blocks[0].attn.num_heads
+        heads, statistics = model.blocks[0].attn.num_heads, pixel_statistics(model.pretrained_cfg)
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
         reason = first_line(error)
         raise UserError(f"{source}: timm cannot give these weights: {reason}") from None
-    return ViT(model.state_dict(), *pixel_statistics(model.pretrained_cfg), heads)
+    return ViT(model.state_dict(), *statistics, heads)
 
 
 def encoder_weights(source: str, model: Any) -> dict[str, Tensor]:
@@ -174,8 +181,12 @@ def import_timm(source: str) -> Any:
 
 
 def pixel_statistics(config: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
-    """Mean and deviation in a model's ``pretrained_cfg``."""
-    mean, std = (torch.tensor(config[k]) if k in config else None for k in ("mean", "std"))
+    """Mean and deviation in a model's ``pretrained_cfg``; raises what odd values raise."""
+    found = [None if config.get(k) is None else torch.tensor(config[k]) for k in ("mean", "std")]
+    mean, std = found
+    is_three = all(x is None or x.shape == (3,) for x in found)
+    if not is_three or (std is not None and not (std > 0).all()):
+        raise ValueError("mean and std are not three numbers each, those of std above 0")
     return mean, std
 
 
@@ -185,6 +196,11 @@ def check_parts(source: str, weights: Mapping[str, Tensor], own: Mapping[str, Te
         raise UserError(f"{source}: {unknown[0]} has no place in the encoder; {ACCEPTED}")
     if missing := sorted(own.keys() - weights.keys() - {"slot_tokens", "time_embed"}):
         raise UserError(f"{source}: has no {missing[0]}; {ACCEPTED}")
+    channels, *sides = weights["patch_embed.proj.weight"].shape[1:]
+    if channels != 3 or len(sides) != 2 or len({*sides}) != 1:
+        raise UserError(
+            f"{source}: patches are {[channels, *sides]}; accepted: [3, P, P], squares of RGB"
+        )
 
 
 def check_sizes(

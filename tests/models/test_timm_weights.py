@@ -154,6 +154,27 @@ def test_a_grid_that_is_not_square_is_refused(tmp_path):
         load_backbone(IVCL(config()), saved(weights, tmp_path / "vit"))
 
 
+@pytest.mark.parametrize("shape", [(16, 1, 4, 4), (16, 3, 4, 8), (16, 3, 2, 4, 4), (16, 48)])
+def test_patches_that_are_no_squares_of_rgb_are_refused(shape, tmp_path):
+    weights = vit_weights() | {"patch_embed.proj.weight": torch.zeros(shape)}
+    with pytest.raises(UserError, match=r"patches are \[.*\]; accepted: \[3, P, P\]"):
+        load_backbone(IVCL(config()), saved(weights, tmp_path / "vit", **IMAGENET))
+
+
+@pytest.mark.parametrize(
+    "statistics", [[1], {"mean": "abc"}, {"mean": 0.5}, {"mean": [0.5] * 2}, {"std": [0, 1, 1]}]
+)
+def test_odd_pixel_statistics_are_one_line(statistics, tmp_path):
+    source = saved(vit_weights(), tmp_path / "vit")
+    file = tmp_path / "vit" / "config.json"
+    file.write_text(json.dumps({"pretrained_cfg": statistics}))
+    with pytest.raises(UserError, match=r"config.json: mean or std .* is not accepted; accepted: "):
+        load_backbone(IVCL(config()), source)
+    for unknown in (None, {"mean": None}):
+        file.write_text(json.dumps({"pretrained_cfg": unknown}))
+        load_backbone(IVCL(config()), source)
+
+
 @pytest.mark.parametrize(
     ("change", "cfg", "said"),
     [

@@ -125,6 +125,37 @@ def test_load_pretrained(tmp_path):
         assert all(torch.equal(state[k], pretrained.state_dict()[k]) for k in loaded)
 
 
+LARGE = IVCLConfig.preset("tiny", **SIZES | {"image_size": 48, "num_frames": 8})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits_fit_other_sizes(dtype):
+    pretrained = IVCL(CFG).state_dict()
+    exact, rounded = IVCLClassifier(LARGE, 5), IVCLClassifier(LARGE, 5)
+    exact.load_pretrained(pretrained)
+    rounded.load_pretrained({key: value.to(dtype) for key, value in pretrained.items()})
+    for key in ("encoder.pos_embed", "temporal.time_embed"):
+        ours, theirs = rounded.state_dict()[key], exact.state_dict()[key]
+        torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("encoder.pos_embed", ()),
+        ("encoder.pos_embed", (1, 7, CFG.embed_dim)),
+        ("encoder.pos_embed", (1, 0, CFG.embed_dim)),
+        ("encoder.pos_embed", (2, 4, CFG.embed_dim)),
+        ("temporal.time_embed", (1, 4, CFG.embed_dim)),
+        ("temporal.time_embed", (0, CFG.embed_dim)),
+    ],
+)
+def test_positions_of_no_grid_are_refused(key, shape):
+    damaged = IVCL(CFG).state_dict() | {key: torch.zeros(shape)}
+    load = IVCLClassifier(LARGE, 5).load_pretrained
+    assert f"{key} is {list(shape)} there" in told(load, damaged)
+
+
 def test_a_runs_folder_stands_for_its_models(run):
     pretrained = IVCL.from_pretrained("runs/RUN")
     assert same_weights(pretrained, IVCL.from_pretrained(run / "pretrain"))
