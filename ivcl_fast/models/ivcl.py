@@ -36,6 +36,7 @@ from ivcl_fast.models.layers import (
     Branch,
     add_norm,
     has_hooks,
+    has_own_hooks,
     is_plain,
     linear,
     linear_of_parts,
@@ -116,9 +117,11 @@ class Transformer(reference.Transformer):
         x, last = x.to(self.residual_dtype(x)), len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             index = token_index if i == last else None
-            if isinstance(block, Block):
+            # A hook gets a block's whole input and output, but for those of what shards blocks.
+            is_hooked = type(block) is Block and has_own_hooks(block)
+            if isinstance(block, Block) and not is_hooked:
                 x, branch = block(x, branch, index, defer=True)
-            else:  # a user's own
+            else:  # or a user's own
                 x, branch = block(x if branch is None else x + branch.total()), None
                 x = x if index is None else select_tokens(x, index)
         return add_norm(x, branch, self.norm)[1]
@@ -229,7 +232,11 @@ class IVCL(FastModel, reference.IVCL, tags=["self-supervised-learning"]):
         use_fast_parts(self)
 
     def context(self, rows: Tensor, ids_keep: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        if self.cfg.objective != "ivcl":
+        if (
+            self.cfg.objective != "ivcl"
+            or has_own_hooks(self.encoder)
+            or has_own_hooks(self.temporal)
+        ):
             return super().context(rows, ids_keep, query)
         (clips, frames, keep), slots = ids_keep.shape, self.cfg.num_slots
         # The temporal transformer sees all slots, and the patches of the context frames.
@@ -300,7 +307,7 @@ class IVCLClassifier(FastModel, reference.IVCLClassifier, pipeline_tag="video-cl
         self, video: Tensor, frame_index: Tensor | None = None, every_frame: bool = False
     ) -> Tensor:
         cfg = self.cfg
-        if cfg.objective == "joint":
+        if cfg.objective == "joint" or has_own_hooks(self.encoder) or has_own_hooks(self.temporal):
             return super().features(video, frame_index, every_frame)
         cfg.check_readout(every_frame)
         slots = self.encoder.slots(patch_rows(video, cfg, frame_index))
@@ -352,6 +359,8 @@ class Supervised(FastModel, supervised.Supervised):
         use_fast_parts(self)
 
     def slots(self, rows: Tensor) -> Tensor:
+        if has_own_hooks(self.encoder):
+            return super().slots(rows)
         return self.encoder.slots(rows).unflatten(1, (rows.shape[1], -1))
 
     def arguments(self) -> dict[str, Any]:

@@ -24,15 +24,19 @@ PLAIN = (Tensor, nn.Parameter, FakeTensor)
 ``FakeTensor`` stands for plain ones in a plan, and is part of torch's import already."""
 
 
-def has_hooks(part: nn.Module) -> bool:
-    """Whether calling ``part`` calls more than its forward pass."""
+def has_own_hooks(part: nn.Module) -> bool:
+    """Whether ``part`` has hooks, beside those that all modules have."""
     return bool(
         part._forward_hooks
         or part._forward_pre_hooks
         or part._backward_hooks
         or part._backward_pre_hooks
-        or nn_module._has_any_global_hook()
     )
+
+
+def has_hooks(part: nn.Module) -> bool:
+    """Whether calling ``part`` calls more than its forward pass."""
+    return has_own_hooks(part) or nn_module._has_any_global_hook()
 
 
 def is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:

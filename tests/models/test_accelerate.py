@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import ivcl_fast
-from ivcl_fast import IVCLConfig, accelerate, reference, restore
+from ivcl_fast import IVCLConfig, accelerate, reference, restore, supervised
 from ivcl_fast.models import ivcl as model
 from ivcl_fast.models.accelerate import crossovers
 from tests.models.test_model import SEED, SIZES, video
@@ -40,7 +40,7 @@ def images() -> torch.Tensor:
 # --- The reference --------------------------------------------------------------------------------
 
 
-def test_the_reference_becomes_the_fast_model_and_back():
+def test_the_reference_becomes_the_fast_model_and_back(caplog):
     plain, other = reference.IVCL(CFG), reference.IVCL(CFG)
     before = {name: type(part) for name, part in plain.named_modules()}
     state, values = dict(plain.__dict__), {k: v.clone() for k, v in plain.state_dict().items()}
@@ -61,6 +61,39 @@ def test_the_reference_becomes_the_fast_model_and_back():
     assert plain.__dict__.keys() == state.keys()
     assert all("attention_backend" not in part.__dict__ for part in plain.modules())
     assert torch.equal(plain(video(), seed=SEED).pred, expected.pred)
+    assert caplog.messages == []
+
+
+def scaled(out):
+    """What a model's part returns, times 1.5."""
+    if isinstance(out, tuple):
+        return tuple(map(scaled, out))
+    return 1.5 * out if isinstance(out, torch.Tensor) else out
+
+
+@pytest.mark.parametrize(
+    ("build", "objective"),
+    [
+        (reference.IVCL, "ivcl"),
+        (reference.IVCLClassifier, "ivcl"),
+        (lambda cfg: supervised.Supervised(cfg, 3), "classification"),
+    ],
+)
+def test_hooks_on_parts_of_the_reference_stay(build, objective):
+    torch.manual_seed(0)
+    plain = build(dataclasses.replace(CFG, objective=objective, depth=2))
+    call = {"seed": SEED} if build is reference.IVCL else {}
+    for name, part in plain.named_modules():
+        if name:
+            fast = copy.deepcopy(plain)
+            accelerate(fast)
+            handles = [
+                p.register_forward_hook(lambda part, args, out: scaled(out))
+                for p in (part, fast.get_submodule(name))
+            ]
+            outs = [model(video(), **call) for model in (fast, plain)]
+            close(*(out if isinstance(out, torch.Tensor) else out.pred for out in outs))
+            handles[0].remove()
 
 
 def test_a_part_alone():

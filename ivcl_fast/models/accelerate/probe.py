@@ -41,6 +41,7 @@ from ivcl_fast.models.accelerate.tune import (
     longest_gain,
     speedups,
 )
+from ivcl_fast.models.ivcl import FAST
 from ivcl_fast.models.layers import HOOKS, has_hooks
 from ivcl_fast.text import first_line
 
@@ -68,7 +69,8 @@ def judge(
     ``name``: of the module, for messages. ``known``: verdicts on modules built alike, which hold
     for this one. ``tune``: time both forward passes here instead of reading the table.
     """
-    if is_fused(part) or isinstance(part, torch.jit.ScriptModule):  # whose code is fixed
+    # The reference's need no trial, and the code of scripted ones is fixed.
+    if is_fused(part) or type(part) in FAST or isinstance(part, torch.jit.ScriptModule):
         return None
     found = next(((a, layouts) for a in ADAPTERS if (layouts := list(a.layouts(part)))), None)
     calls_sdpa = sdpa.is_called_by(type(part))
