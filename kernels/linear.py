@@ -141,11 +141,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     autocast. Returns ``[..., O]`` of that dtype, or of autocast's. Raises what
     ``torch.nn.functional.linear`` raises.
     """
-    return _Linear.apply(x, weight, bias) if _is_faster(x) else F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias) if _is_faster(x, weight) else F.linear(x, weight, bias)
 
 
-def _is_faster(x: Tensor) -> bool:
-    """Whether the gradients of a layer on ``x`` are this module's."""
+def _is_faster(x: Tensor, weight: Tensor) -> bool:
+    """Whether the gradients of a layer on ``x`` are this module's.
+
+    Those of a frozen weight are nobody's: PyTorch then neither computes them nor keeps ``x``.
+    """
+    if not weight.requires_grad:
+        return False
     kind = device_kind(x.device)
     is_fast = kind == "cuda" or (kind == "cpu" and _ext.ISA == "amx")
     is_bf16 = x.dtype == torch.bfloat16 and autocast_dtype(x.device) in (None, x.dtype)

@@ -51,6 +51,21 @@ def test_non_contiguous_batched_and_empty(dtype):
         assert got.dtype == dtype and not got.any()
 
 
+@ours
+def test_a_frozen_weight_costs_nothing(as_on_amx):
+    """Its gradient is not computed, and the layer's input is not kept for it."""
+    x = torch.randn(2, 17, 24, dtype=torch.bfloat16, requires_grad=True)
+    weight, kept = torch.randn(40, 24, dtype=torch.bfloat16), []
+    before = dispatches()
+    for trained in (False, True):
+        weight.requires_grad_(trained)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            out = public(x, weight)
+        out.sum().backward()
+        assert any(t is x for t in kept) is trained
+        assert bool(dispatches() - before) is trained
+
+
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("parameters", DTYPES)
 def test_layer_parity(parameters, with_bias, as_on_amx):
