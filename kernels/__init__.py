@@ -20,7 +20,8 @@ else plain PyTorch. :func:`unsupported_reason` tells why no kernel takes a devic
 :func:`dispatches` counts which implementation has served each call.
 
 Derivatives: a backward pass runs on kernels. Forward mode, second derivatives and everything of
-``torch.func`` run in plain PyTorch, with its results.
+``torch.func`` run in plain PyTorch, with its results. PyTorch refuses second derivatives of
+``kernels.attention.attention`` over more than 1,024 tokens on a CPU, except by ``backend="eager"``.
 
 Reproducibility: no kernel uses atomics, so the same call on the same device gives the same bits
 every time. The C++ kernels also give the same bits for any number of threads. The matrix products
