@@ -19,17 +19,20 @@ import torch
 
 import ivcl_fast
 from ivcl_fast.errors import UserError
+from ivcl_fast.training.settings import load_settings
 
 
 def answer(run: Path, video: Path) -> None:
     """Print the three likeliest answers."""
     model = ivcl_fast.IVCLClassifier.from_pretrained(run / "finetune")
     names = json.loads((run / "answers.json").read_text())["names"]
-    clip = ivcl_fast.load_clip(video, model.cfg)  # uint8 [1, T, 3, H, W]
+    data = load_settings(run).data  # frames are chosen and cropped as in training
+    how = {"frame_stride": data.frame_stride, "crop": data.crop}
+    clip = ivcl_fast.load_clip(video, model.cfg, **how)  # uint8 [1, T, 3, H, W]
     with torch.inference_mode():
         probabilities = model(clip)[0].softmax(-1)  # [classes]
     print(f"{video.name}:")
-    for probability, label in zip(*probabilities.topk(3), strict=True):
+    for probability, label in zip(*probabilities.topk(min(3, len(probabilities))), strict=True):
         print(f"{probability:7.1%}  {names[label]}")
 
 

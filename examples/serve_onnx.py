@@ -4,6 +4,7 @@
     python examples/serve_onnx.py RUN/export/classifier.onnx VIDEO
 
 The first command writes the model and the JSON file beside it, which tells the sizes and classes.
+This script is for runs without --frame-stride and --crop, and not for ACRE.
 """
 
 import json
@@ -19,6 +20,12 @@ if len(sys.argv) != 3:
     sys.exit(2)
 model, video = sys.argv[1:]
 about = json.loads(Path(model).with_suffix(".json").read_text())
+if not all(part in about["input"]["content"] for part in ("evenly spaced", "as a whole")):
+    print(
+        f"{model}: takes {about['input']['content']}, which this script does not read",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 _, length, _, size, _ = about["input"]["shape"]
 frames = list(av.open(video).decode(video=0))
 chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, length).round().astype(int)]

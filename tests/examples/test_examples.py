@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivcl_fast import IVCLConfig
+import ivcl_fast
+from ivcl_fast import IVCLClassifier, IVCLConfig
 from tests.support.short_run import ENVIRONMENT, ROOT, ShortRun
 
 EXAMPLES = ROOT / "examples"
@@ -68,6 +69,27 @@ def test_train_on_your_data_takes_a_folder_and_flags(tmp_path):
 def test_answer_for_a_video(run, short_run: ShortRun, tmp_path):
     said = run("answer_for_a_video.py", short_run.folder, short_run.video, folder=tmp_path)
     assert said.startswith(short_run.video.name) and said.count("%") == 3 and "cell" in said
+
+
+def test_answer_for_a_video_of_two_classes_reads_the_frames_of_the_run(
+    run, short_run: ShortRun, tmp_path, monkeypatch
+):
+    model = IVCLClassifier(IVCLConfig.preset("tiny"), 2, class_names=["no", "yes"])
+    model.save_pretrained(tmp_path / "run/finetune")
+    (tmp_path / "run/answers.json").write_text(json.dumps({"names": ["no", "yes"]}))
+    settings = json.loads((short_run.folder / "config.json").read_text())
+    own = {"data": "videos:DIR", "task": "classify", "frame_stride": 2, "crop": "center"}
+    (tmp_path / "run/config.json").write_text(json.dumps(settings | own))
+    asked, load_clip = [], ivcl_fast.load_clip
+
+    def remember(*arguments, **how):
+        asked.append(how)
+        return load_clip(*arguments, **how)
+
+    monkeypatch.setattr(ivcl_fast, "load_clip", remember)
+    said = run("answer_for_a_video.py", tmp_path / "run", short_run.video, folder=tmp_path)
+    assert said.count("%") == 2 and "yes" in said
+    assert asked == [{"frame_stride": 2, "crop": "center"}]
 
 
 def test_read_slots(run, short_run: ShortRun, tmp_path):
