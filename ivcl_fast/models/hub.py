@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -46,7 +47,7 @@ from ivcl_fast import {{ name }}, load_clip
 
 # FOLDER: this folder, or OWNER/NAME on the Hugging Face hub
 model = {{ name }}.from_pretrained("FOLDER")
-video = load_clip("VIDEO", model.cfg)  # uint8 {{ video }}
+video = load_clip("VIDEO", model.cfg{{ frames }})  # uint8 {{ video }}
 {{ result }} = model{{ method }}(video)  # float {{ shape }}
 ```
 
@@ -226,16 +227,22 @@ def dtype_named(dtype: Any) -> torch.dtype | None:
 # --- Model card -----------------------------------------------------------------------------------
 
 
+NOT_RECORDED = "How this model was trained was not recorded when it was saved."
+
+
 def card_fields(model: Any) -> dict[str, Any]:
     """The values of :data:`CARD` for a model."""
     cfg = model.cfg
     clip = [1, cfg.num_frames]
-    training = "How this model was trained was not recorded when it was saved."
-    if model.training_record:
-        training = f"| what | value |\n|---|---|\n{table_rows(model.training_record)}"
+    record, training = model.training_record or {}, NOT_RECORDED
+    if record:
+        training = f"| what | value |\n|---|---|\n{table_rows(record)}"
+    asked = {"frame_stride": record.get("frame stride"), "crop": record.get("crop")}
+    frames = "".join(f", {name}={json.dumps(value)}" for name, value in asked.items() if value)
     card = {
         "name": model.kind,
         "video": [*clip, 3, cfg.image_size, cfg.image_size],
+        "frames": frames,
         "training": training,
         "fields": table_rows(vars(cfg)),
         "result": "logits",

@@ -61,6 +61,8 @@ def test_the_card_tells_of_training_and_classes(tmp_path):
         "data": "synthetic:acre-iid",
         "clips seen": 96,
         "scores": {"accuracy": 0.5},
+        "frame stride": 4,
+        "crop": "center",
         "classes": names,
     }
     model = ivcl_fast.IVCLClassifier(CFG, 2, names)
@@ -71,10 +73,12 @@ def test_the_card_tells_of_training_and_classes(tmp_path):
         r"| classes | no, yes \| maybe |",
     ):  # fmt: skip
         assert row in card
+    assert 'load_clip("VIDEO", model.cfg, frame_stride=4, crop="center")' in card
     assert "2 classes: no, yes \\| maybe (`model.class_names`" in card
     ivcl_fast.IVCL(CFG).save_pretrained(tmp_path / "fresh")
     card = (tmp_path / "fresh" / "README.md").read_text()
     assert "How this model was trained was not recorded" in card
+    assert 'load_clip("VIDEO", model.cfg)' in card
 
 
 def test_a_card_of_ones_own_is_kept(tmp_path):
