@@ -184,7 +184,7 @@ def description(model: IVCL | IVCLClassifier, data: DataConfig) -> dict[str, Any
     cfg = model.cfg
     spaced = "evenly spaced over the video, the first and the last included"
     if data.frame_stride:
-        spaced = f"one of {data.frame_stride}, from the middle of the video"
+        spaced = f"one of every {data.frame_stride} in the middle of the video"
     if clip_frames(data.source):
         spaced = "the panels of a problem, the query last"
     resized = "each resized as a whole to the square"
