@@ -321,7 +321,9 @@ class Detached(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "context", [torch.inference_mode(), torch.no_grad(), torch.device("meta")], ids=repr
+    "context",
+    [torch.inference_mode(), torch.no_grad(), torch.device("meta")],
+    ids=["inference mode", "no gradients", "meta device"],
 )
 def test_where_it_is_called_does_not_matter(context):
     model = nn.ModuleList([mlp(), Detached()])
