@@ -104,7 +104,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
     If a rank dies, the others report it in one line and exit with status 1; torchrun then ends
     the run, or restarts all ranks (``--max-restarts``). A :class:`UserError` is printed once, by
-    the first rank that raises it, and the exit status is 2; ranks that lose it say nothing.
+    the first rank that raises it, and the exit status of all ranks is 2.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # libraries and Triton use the current GPU
@@ -131,11 +131,12 @@ def process_group(device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
-        if not has_failed(store):
-            log.error(
-                "rank %d lost the connection to another rank; the same command continues the run",
-                rank(),
-            )
+        if has_failed(store):
+            raise SystemExit(2) from None
+        log.error(
+            "rank %d lost the connection to another rank; the same command continues the run",
+            rank(),
+        )
         raise SystemExit(1) from None
     finally:
         if dist.is_initialized():

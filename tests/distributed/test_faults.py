@@ -161,13 +161,14 @@ def fail(folder: Path, failing: list[int]) -> None:
     train(folder, {}, fault)
 
 
-@pytest.mark.parametrize(
-    ("failing", "status"), [([0], [2, 1]), ([1], [1, 2]), ([0, 1], [2, 2])], ids=str
-)
-def test_an_error_is_printed_once_whichever_rank_raises_it(tmp_path, failing, status):
+@pytest.mark.parametrize("failing", [[0], [1], [0, 1]], ids=str)
+def test_an_error_is_printed_once_whichever_rank_raises_it(tmp_path, failing):
+    """Another rank is silent, unless rank 0, which holds what ranks tell each other, is gone."""
     stops = run_ranks(2, fail, tmp_path / "run", failing)
-    assert [stop.code for stop in stops] == status
-    assert (tmp_path / "run" / "printed").read_text() == "clip-3.avi: gone\n"
+    lost = [stop.code for stop in stops].count(1)
+    assert lost == 0 or (failing == [0] and stops[0].code == 2)
+    printed = (tmp_path / "run" / "printed").read_text().splitlines()
+    assert printed.count("clip-3.avi: gone") == 1 and len(printed) == 1 + lost
 
 
 def read_elsewhere(folder: Path) -> int:
@@ -180,7 +181,7 @@ def test_a_run_folder_that_one_machine_does_not_see(tmp_path):
     model = make_model()
     saved = checkpoint.snapshot(3, model, make_optimizers(model, Schedule(1)), {})
     checkpoint.store(tmp_path / "0", saved)
-    assert [stop.code for stop in run_ranks(2, read_elsewhere, tmp_path)] == [1, 2]
+    assert [stop.code for stop in run_ranks(2, read_elsewhere, tmp_path)] == [2, 2]
 
 
 def die_alone(folder: Path) -> None:

@@ -94,14 +94,12 @@ class Command:
         if len(self.processes) == 1:
             return found
         reported = any("error: " in output for _, output in found)
-
-        def is_told_by_another(status: int | None, output: str) -> bool:
-            silent = "error: " not in output and "Traceback" not in output
-            return (status == 1 and output.endswith(LOST)) or (
-                reported and status in (1, 2) and silent
-            )
-
-        return [end for end in found if not is_told_by_another(*end)]
+        return [
+            (status, output)
+            for status, output in found
+            if not (status == 1 and output.endswith(LOST))
+            and not (status == 2 and reported and "error: " not in output)  # told once, by another
+        ]
 
     def output(self) -> str:
         """What all processes have printed."""
