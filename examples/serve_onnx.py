@@ -20,7 +20,7 @@ if len(sys.argv) != 3:
     sys.exit(2)
 model, video = sys.argv[1:]
 about = json.loads(Path(model).with_suffix(".json").read_text())
-if not all(part in about["input"]["content"] for part in ("evenly spaced", "as a whole")):
+if (about["input"]["frames"], about["input"]["crop"]) != ("even", "none"):
     print(
         f"{model}: takes {about['input']['content']}, which this script does not read",
         file=sys.stderr,

@@ -182,11 +182,12 @@ def random_videos(model: Any, clips: int) -> Tensor:
 def description(model: IVCL | IVCLClassifier, data: DataConfig) -> dict[str, Any]:
     """Say what goes into the model and what comes out, for the JSON file beside it."""
     cfg = model.cfg
-    spaced = "evenly spaced over the video, the first and the last included"
-    if data.frame_stride:
-        spaced = f"one of every {data.frame_stride} in the middle of the video"
-    if clip_frames(data.source):
-        spaced = "the panels of a problem, the query last"
+    frames = "panels" if clip_frames(data.source) else "stride" if data.frame_stride else "even"
+    spaced = {
+        "even": "evenly spaced over the video, the first and the last included",
+        "stride": f"one of every {data.frame_stride} in the middle of the video",
+        "panels": "the panels of a problem, the query last",
+    }[frames]
     resized = "each resized as a whole to the square"
     if data.crop != "none":
         resized = "of each the largest square in the center, resized"
@@ -196,6 +197,8 @@ def description(model: IVCL | IVCLClassifier, data: DataConfig) -> dict[str, Any
             "dtype": "uint8",
             "shape": ["batch", cfg.num_frames, 3, cfg.image_size, cfg.image_size],
             "content": f"RGB frames, {spaced}, {resized}",
+            "frames": frames,
+            "crop": data.crop,
         }
     }
     if isinstance(model, IVCLClassifier):

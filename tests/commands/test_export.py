@@ -142,8 +142,10 @@ def test_the_example_answers_without_the_package(exported, tmp_path):
     done = subprocess.run([*script, str(video)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {line.split()[-1] for line in done.stdout.splitlines()} == {"left", "right", "up"}
-    about = (run / "export/classifier.json").read_text()
-    (tmp_path / "cropped.json").write_text(about.replace("as a whole", "after a crop"))
-    script[-1] = str(tmp_path / "cropped.onnx")
-    done = subprocess.run([*script, str(video)], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and "after a crop" in done.stderr and not done.stdout
+    about = json.loads((run / "export/classifier.json").read_text())
+    for other in ({"crop": "center"}, {"frames": "stride"}, {"frames": "panels"}):
+        changed = about | {"input": about["input"] | other}
+        (tmp_path / "other.json").write_text(json.dumps(changed))
+        script[-1] = str(tmp_path / "other.onnx")
+        done = subprocess.run([*script, str(video)], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and "takes RGB frames" in done.stderr and not done.stdout
