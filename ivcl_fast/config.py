@@ -236,10 +236,33 @@ class IVCLConfig:
                     f"{dtype_name(video)} from {low:g} to {high:g} is not within [0, 1]; "
                     "divide by 255, or pass uint8",
                 )
+        self._check_frame_index(frame_index, len(video), length)
+
+    def are_slots(self, video: Tensor, frame_index: Tensor | None = None) -> bool:
+        """Whether a classifier is given the slots of its frames, float ``[B, T, S, D]``.
+
+        Patch rows are uint8. ``frame_index`` as of :meth:`check_video`. Raises :class:`FieldError`
+        if they do not fit this config.
+        """
+        if not (isinstance(video, Tensor) and video.ndim == 4 and video.is_floating_point()):
+            return False
+        length = self.num_frames if frame_index is None else video.shape[1]
+        accepted = [length, self.num_slots, self.embed_dim]
+        if list(video.shape[1:]) != accepted:
+            raise FieldError(
+                "video",
+                f"{describe(video)} is neither slots, float [B, {str(accepted)[1:]}, nor patch "
+                "rows, which are uint8",
+            )
+        self._check_frame_index(frame_index, len(video), length)
+        return True
+
+    def _check_frame_index(self, frame_index: Tensor | None, videos: int, length: int) -> None:
+        """Raise :class:`FieldError` unless these are frames of ``videos`` of ``length`` frames."""
         if frame_index is None:
             return
-        if not is_int64(frame_index, [len(video), None, self.num_frames]):
-            accepted = f"[{len(video)}, clips of a video, {self.num_frames}]"
+        if not is_int64(frame_index, [videos, None, self.num_frames]):
+            accepted = f"[{videos}, clips of a video, {self.num_frames}]"
             raise FieldError("frame_index", f"{describe(frame_index)} is not int64 {accepted}")
         if (
             can_read_values(frame_index)

@@ -42,7 +42,7 @@ from ivcl_fast.models.layers import (
     linear_of_parts,
     run_branch,
 )
-from ivcl_fast.models.reference import all_patches, patch_rows, select_frames, take_rows
+from ivcl_fast.models.reference import all_patches, take_rows
 from ivcl_fast.models.token_index import (
     arange,
     flat_index,
@@ -137,12 +137,13 @@ class Encoder(Transformer, reference.Encoder):
         return self.transform(torch.cat([slots, patches], dim=2).flatten(0, 1), token_index)
 
     def slots(self, rows: Tensor) -> Tensor:
-        """Slots of all frames of patch rows, ``[B, T * S, D]``; not for a joint encoder."""
+        if self.joint or has_own_hooks(self):
+            return super().slots(rows)
         (clips, frames, patches, _), slots = rows.shape, self.slot_tokens.shape[1]
         width = slots + patches
         positions = slot_positions(frames, width, slots, rows).expand(clips, -1)
         index = flat_index(positions, frames * width)
-        return self.tokens(rows, all_patches(rows), index)
+        return self.tokens(rows, all_patches(rows), index).unflatten(1, (frames, slots))
 
     def embed(self, rows: Tensor, ids: Tensor) -> Tensor:
         if rows.dtype != torch.uint8:
@@ -280,6 +281,10 @@ class IVCLClassifier(FastModel, reference.IVCLClassifier, pipeline_tag="video-cl
     With ``every_frame=True`` logits are ``[B, T, num_classes]``, an answer for every frame (for
     ``readout="last"``).
 
+    ``slots(video, frame_index=None)`` returns what the encoder makes of each frame, ``[B, T, S,
+    D]`` (not for a joint encoder). ``forward`` takes them in place of a video, so that clips that
+    are seen often need to be encoded once only.
+
     ``class_names``, one string for each class, stay with the model: they are the attribute of that
     name, also after ``save_pretrained`` and ``from_pretrained``; None where none were given.
 
@@ -307,11 +312,10 @@ class IVCLClassifier(FastModel, reference.IVCLClassifier, pipeline_tag="video-cl
         self, video: Tensor, frame_index: Tensor | None = None, every_frame: bool = False
     ) -> Tensor:
         cfg = self.cfg
-        if cfg.objective == "joint" or has_own_hooks(self.encoder) or has_own_hooks(self.temporal):
+        if cfg.objective == "joint" or has_own_hooks(self.temporal):
             return super().features(video, frame_index, every_frame)
         cfg.check_readout(every_frame)
-        slots = self.encoder.slots(patch_rows(video, cfg, frame_index))
-        x = select_frames(slots.unflatten(1, (-1, cfg.num_slots)), frame_index).flatten(1, 2)
+        x = self.slots(video, frame_index).flatten(1, 2)
         x = x + self.temporal.time_embed.repeat_interleave(cfg.num_slots, 0)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.to(x).expand(len(x), -1, -1), x], dim=1)
@@ -357,11 +361,6 @@ class Supervised(FastModel, supervised.Supervised):
     def __init__(self, cfg: IVCLConfig, num_classes: int) -> None:
         super().__init__(cfg, num_classes)
         use_fast_parts(self)
-
-    def slots(self, rows: Tensor) -> Tensor:
-        if has_own_hooks(self.encoder):
-            return super().slots(rows)
-        return self.encoder.slots(rows).unflatten(1, (rows.shape[1], -1))
 
     def arguments(self) -> dict[str, Any]:
         return super().arguments() | {"num_classes": self.num_classes}

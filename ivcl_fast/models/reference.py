@@ -204,6 +204,10 @@ class Encoder(Transformer):
             x = self.transform(x.flatten(0, 1)).view_as(x)
         return *x.split([slots.shape[2], patches.shape[2]], dim=2), cls
 
+    def slots(self, rows: Tensor) -> Tensor:
+        """Slots of every frame ``[B, T, S, D]``, nothing masked."""
+        return self(rows, all_patches(rows))[0]
+
     def embed(self, rows: Tensor, ids: Tensor) -> Tensor:
         """The patches ``ids`` of every frame with their positions, ``[B, T, K, D]``."""
         weight, bias = (getattr(self.patch_embed["proj"], name) for name in ("weight", "bias"))
@@ -273,9 +277,8 @@ class IVCL(nn.Module):
         """Predict the masked patches of the query frames.
 
         ``video``: frames ``[B, T, 3, H, W]``, uint8 or float in [0, 1], or uint8 patch rows
-        ``[B, T, N, 3*P*P]``. ``ids_keep`` int64 ``[B, T, K]`` and ``query`` int64 ``[B, Q]`` are
-        drawn where not given, from ``seed``: int64 ``[B]``, one per clip, by default from torch's
-        generator. Raises ``ValueError`` naming a bad argument.
+        ``[B, T, N, 3*P*P]``. ``ids_keep`` int64 ``[B, T, K]`` and ``query`` int64 ``[B, Q]``: drawn
+        from ``seed``, int64 ``[B]``, or torch's generator. Raises ``ValueError`` naming a bad one.
         """
         rows = patch_rows(video, self.cfg)
         ids_keep, ids_mask, query = self.masks(rows, ids_keep, query, seed)
@@ -344,16 +347,15 @@ class IVCL(nn.Module):
         Visible patches are the input's own; masked ones get the true patch's shift and scale back.
         """
         rows, mask = as_pixels(patch_rows(video, self.cfg)), take_rows(out.ids_mask, out.query)
-        _, shift, scale = self.target(rows, out.query)
-        pixels = out.pred.detach().float() * take_rows(scale, mask) + take_rows(shift, mask)
+        shift, scale = (take_rows(x, mask) for x in self.target(rows, out.query)[1:])
+        pixels = out.pred.detach().float() * scale + shift
         pixels = (pixels * self.cfg.pixel_std + self.cfg.pixel_mean).clamp(0, 1)
         frames = take_rows(rows, out.query).scatter(2, mask.unsqueeze(-1).expand_as(pixels), pixels)
         return unpatchify(frames, self.cfg.patch_size)
 
     def encode(self, video: Tensor) -> Tensor:
         """Slots of every frame ``[B, T, S, D]``, nothing masked, after the temporal blocks."""
-        rows = patch_rows(video, self.cfg)
-        slots, _, _ = self.encoder(rows, all_patches(rows))
+        slots = self.encoder.slots(patch_rows(video, self.cfg))
         if self.cfg.objective == "ivcl":
             _, slots = self.temporal(None, slots + self.temporal.time_embed[:, None])
         return slots
@@ -378,7 +380,7 @@ class IVCLClassifier(nn.Module):
         init_linears(self)
 
     def forward(self, video: Tensor, frame_index: Ids = None, every_frame: bool = False) -> Tensor:
-        """Logits ``[B, num_classes]`` of a video as :class:`IVCL` takes it.
+        """Logits ``[B, num_classes]`` of a video as :class:`IVCL` takes it, or of its ``slots``.
 
         With ``every_frame`` ``[B, T, num_classes]``, for readout "last". With int64 ``frame_index``
         ``[B, C, T]`` a video has any number of frames, C clips share them: ``[B*C, num_classes]``.
@@ -388,13 +390,18 @@ class IVCLClassifier(nn.Module):
     def features(self, video: Tensor, frame_index: Ids = None, every_frame: bool = False) -> Tensor:
         """The head's input, ``[D]`` per answer; arguments as for ``forward``."""
         self.cfg.check_readout(every_frame)
-        rows = patch_rows(video, self.cfg, frame_index)
         if self.cfg.objective == "joint":  # the encoder sees whole clips: they share no frames
-            rows, frame_index = select_frames(rows, frame_index), None
-        slots, _, cls = self.encoder(rows, all_patches(rows), self.cls_token)
-        if self.cfg.objective != "joint":
-            slots = select_frames(slots, frame_index) + self.temporal.time_embed[:, None]
+            rows = select_frames(patch_rows(video, self.cfg, frame_index), frame_index)
+            slots, _, cls = self.encoder(rows, all_patches(rows), self.cls_token)
+        else:
+            slots = self.slots(video, frame_index) + self.temporal.time_embed[:, None]
             cls, slots = self.temporal(self.cls_token, slots)
         if every_frame or cls is not None:
             return slots.mean(dim=2) if every_frame else cls
         return slots[:, -1].mean(dim=1) if self.cfg.readout == "last" else slots.mean(dim=(1, 2))
+
+    def slots(self, video: Tensor, frame_index: Ids = None) -> Tensor:
+        """Slots that the encoder gives each frame, ``[B, T, S, D]``; not for a joint encoder."""
+        if not self.cfg.are_slots(video, frame_index):
+            video = self.encoder.slots(patch_rows(video, self.cfg, frame_index))
+        return select_frames(video, frame_index)

@@ -41,9 +41,5 @@ class Supervised(nn.Module):
         """
         rows = patch_rows(video, self.cfg)
         if self.cfg.objective == "classification":
-            return self.label_head(self.slots(rows).mean(dim=2))
+            return self.label_head(self.encoder.slots(rows).mean(dim=2))
         return self.detect_head(self.encoder(rows, all_patches(rows))[1])
-
-    def slots(self, rows: Tensor) -> Tensor:
-        """Patch rows to the slots of every frame, ``[B, T, S, D]``."""
-        return self.encoder(rows, all_patches(rows))[0]

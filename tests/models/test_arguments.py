@@ -122,6 +122,21 @@ def test_a_bad_frame_index_is_named(wrong, reason):
             net(five[..., :8], torch.zeros(2, 4, 3, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 5, 32), (2, 4, 2, 32), (2, 3, 2, 31)])
+def test_slots_of_other_sizes_are_named(shape):
+    accepted = f"slots, float [B, 3, {CFG.num_slots}, {CFG.embed_dim}], nor patch rows"
+    for net in (reference.IVCLClassifier(CFG), ivcl_fast.IVCLClassifier(CFG)):
+        with pytest.raises(ValueError, match=r"^video: float32 \[2, [^\n]*$") as error:
+            net(torch.zeros(shape))
+        assert accepted in str(error.value)
+    joint = IVCLConfig.preset("tiny", **SIZES, objective="joint")
+    with pytest.raises(ValueError, match="^video: float32 .* is neither frames, "):
+        ivcl_fast.IVCLClassifier(joint)(torch.zeros(2, 3, joint.num_slots, joint.embed_dim))
+    index = torch.full((2, 1, 3), 3)
+    with pytest.raises(ValueError, match="^frame_index: its values are not all within 0 to 2"):
+        ivcl_fast.IVCLClassifier(CFG)(torch.zeros(2, 3, CFG.num_slots, CFG.embed_dim), index)
+
+
 def test_what_rounds_past_the_range_is_taken():
     frames = (video().float() / 255).flatten(0, 1)
     resized = F.interpolate(frames, (16, 16), mode="bilinear", antialias=True) * (1 + 1e-6)

@@ -88,6 +88,30 @@ def test_every_frame_is_answered_as_the_last_one(objective):
     assert not torch.allclose(expected[:, 0], expected[:, -1])
 
 
+@pytest.mark.parametrize("readout", ["last", "mean", "cls"])
+def test_slots_stand_for_their_video(readout):
+    """Also those of a video whose clips share frames; the reference and the fast model agree."""
+    cfg = IVCLConfig.preset("tiny", **SIZES, readout=readout)
+    torch.manual_seed(0)
+    plain, frames = reference.IVCLClassifier(cfg, 5), video()
+    fast = ivcl_fast.IVCLClassifier(cfg, 5)
+    fast.load_state_dict(plain.state_dict())
+    frame_index = torch.tensor([[[0, 1, 2], [2, 0, 1]]] * 2)
+    for model in (plain, fast):
+        slots = model.slots(frames)
+        assert slots.shape == (2, 3, cfg.num_slots, cfg.embed_dim)
+        torch.testing.assert_close(slots, plain.slots(frames))
+        torch.testing.assert_close(model(slots), plain(frames))
+        torch.testing.assert_close(model(slots, frame_index), plain(frames, frame_index))
+        shared = model.slots(frames, frame_index)
+        assert shared.shape == (4, *slots.shape[1:])
+        torch.testing.assert_close(model(shared), plain(frames, frame_index))
+    called = []
+    fast.encoder.register_forward_hook(lambda *arguments: called.append(1))
+    torch.testing.assert_close(fast.slots(frames), plain.slots(frames))
+    assert called == [1]
+
+
 @pytest.mark.parametrize("package", [reference, ivcl_fast])
 def test_other_readouts_have_no_answer_for_every_frame(package):
     model = package.IVCLClassifier(IVCLConfig.preset("tiny", **SIZES, readout="mean"), 5)
