@@ -25,15 +25,16 @@ from ivcl_fast.training.settings import load_settings
 def answer(run: Path, video: Path) -> None:
     """Print the three likeliest answers."""
     model = ivcl_fast.IVCLClassifier.from_pretrained(run / "finetune")
-    names = json.loads((run / "answers.json").read_text())["names"]
+    classes = json.loads((run / "answers.json").read_text())
     data = load_settings(run).data  # frames are chosen and cropped as in training
     how = {"frame_stride": data.frame_stride, "crop": data.crop}
     clip = ivcl_fast.load_clip(video, model.cfg, **how)  # uint8 [1, T, 3, H, W]
     with torch.inference_mode():
-        probabilities = model(clip)[0].softmax(-1)  # [classes]
+        logits = model(clip)[0]  # [classes]
+    probabilities = logits.sigmoid() if classes["multi_label"] else logits.softmax(-1)
     print(f"{video.name}:")
     for probability, label in zip(*probabilities.topk(min(3, len(probabilities))), strict=True):
-        print(f"{probability:7.1%}  {names[label]}")
+        print(f"{probability:7.1%}  {classes['names'][label]}")
 
 
 def short_run(folder: Path) -> tuple[Path, Path]:
