@@ -214,7 +214,8 @@ class FinishedRun:
                 clips = f"{frames} {which} frames and {seen} whole clips"
             share = stages.label_fraction
             labels = "" if share == 1 else f" with {share:.0%} of the labels"
-            lengths.append(f"{clips} of finetuning{labels}")
+            frozen = " with the encoder frozen" if stages.freeze_encoder else ""
+            lengths.append(f"{clips} of finetuning{frozen}{labels}")
         return ", ".join(lengths)
 
     def _last_frames_first(self) -> int:

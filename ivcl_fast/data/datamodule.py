@@ -22,6 +22,7 @@ from ivcl_fast.data.loader import ClipLoader, StoreLoader
 from ivcl_fast.data.open_dataset import check_disjoint, find_splits, open_dataset
 from ivcl_fast.data.registry import parse_source
 from ivcl_fast.data.sampling import ONE_VIEW, View
+from ivcl_fast.data.slots import SlotLoader, Slots
 from ivcl_fast.data.store.build import build_store, default_store_path
 from ivcl_fast.data.store.frame_store import BAD_FILES, FrameStore
 from ivcl_fast.data.stream import StreamLoader
@@ -117,6 +118,8 @@ class DataModule:
         view: View = ONE_VIEW,
         crop: Square | None = None,
         frame_stride: int | None = None,
+        slots: Slots | None = None,
+        slot_noise: float = 0.0,
     ) -> ClipLoader:
         """Make the loader of a split.
 
@@ -130,6 +133,8 @@ class DataModule:
             view, crop: which clip of each video and which part of its frames, if several are
                 evaluated.
             frame_stride: instead of the settings'; 1 with ``num_frames=1`` draws any frame.
+            slots, slot_noise: slots that batches have instead of frames, and the noise that
+                training adds to them; see :class:`~ivcl_fast.data.slots.SlotLoader`.
         """
         clips = self.dataset.clips(split)
         if share < 1:
@@ -137,19 +142,19 @@ class DataModule:
             order = np.random.default_rng(0).permutation(len(videos))
             chosen = {videos[i] for i in order[: max(1, round(share * len(videos)))]}
             clips = [clip for clip in clips if clip.media in chosen]
-        return self._make_loader(
-            clips,
-            batch_size,
-            num_frames,
+        options = self._common_options(training, frame_stride) | dict(
             seed=seed,
             rank=rank,
             world_size=world_size,
             frame_labels=None if frame_labels is None else self.frame_labels[frame_labels],
             share_frames=share_frames,
             view=view,
-            crop=(crop or self.crop, split),
-            **self._common_options(training, frame_stride),
         )
+        if slots is not None:
+            options |= dict(count_frames=self.num_frames, noise=slot_noise)
+            return SlotLoader(slots, clips, batch_size, num_frames, **options)
+        crops = crop or self.crop, split
+        return self._make_loader(clips, batch_size, num_frames, crop=crops, **options)
 
     def eval_loaders(
         self, split: str, clips: int, crops: int = 1, **options: Any

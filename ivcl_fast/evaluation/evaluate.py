@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.formats.acre import TYPES, Acre
 from ivcl_fast.data.formats.cater_labels import hidden_at_end
-from ivcl_fast.data.loader import ClipLoader
+from ivcl_fast.data.loader import Batch, ClipLoader
 from ivcl_fast.evaluation import metrics
 from ivcl_fast.evaluation.metrics import Score
 
@@ -101,7 +101,6 @@ class Evaluation:
         }
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module, loader: ClipLoader, device: torch.device, amp: bool
 ) -> tuple[Tensor, ...]:
@@ -109,14 +108,31 @@ def predict(
 
     ``amp``: compute in bfloat16 under autocast. Logits are float32.
     """
+    parts = [
+        (logits.float().cpu(), batch.labels, batch.clip_ids)
+        for batch, logits in outputs(model, model, loader, device, amp)
+    ]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+@torch.inference_mode()
+def outputs(
+    model: nn.Module,
+    compute: Callable[..., Tensor],
+    loader: ClipLoader,
+    device: torch.device,
+    amp: bool,
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield each batch of one pass over ``loader`` with what ``compute`` returns for its inputs.
+
+    ``compute``: ``model`` or a method of it. ``amp``: in bfloat16 under autocast.
+    """
     model.eval()
-    parts: list[tuple[Tensor, ...]] = []
     with without_compiling(model):
         for batch in loader.epoch(0):
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                logits = model(*batch.to(device).inputs)
-            parts.append((logits.float().cpu(), batch.labels, batch.clip_ids))
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+                found = compute(*batch.to(device).inputs)
+            yield batch, found
 
 
 def without_compiling(model: nn.Module) -> AbstractContextManager[None]:

@@ -62,6 +62,15 @@ class MetricsLog:
                 ) from None
         return found
 
+    def last_scores(self, stage: str) -> dict[str, float]:
+        """Return what a stage measured last, rounded, without ``val_`` before the names."""
+        measured = [r for r in self.read() if r["stage"] == stage and "loss" not in r]
+        return {
+            name.removeprefix("val_"): round(value, 4)
+            for name, value in (measured[-1] if measured else {}).items()
+            if isinstance(value, float)
+        }
+
     def sync(self) -> None:
         """Flush the records to the disk, and note their checksum, before a checkpoint."""
         if distributed.is_main() and self.path.exists():

@@ -80,11 +80,14 @@ def make_optimizers(
     """Make fused AdamW for all parameters, or Muon for the blocks' matrices and AdamW for the rest.
 
     Where ranks are connected, they have to hold shards, or replicas with equal gradients.
-    Parameters are grouped by weight decay and by learning-rate scale (``group["scale"]``). With
-    ``capturable`` the learning rates are tensors, so that a CUDA graph can record the step.
+    Parameters are grouped by weight decay and by learning-rate scale (``group["scale"]``); frozen
+    ones are left out. With ``capturable`` the learning rates are tensors, so that a CUDA graph can
+    record the step.
     """
     groups: dict[bool, dict[tuple[float, float], list[nn.Parameter]]] = {False: {}, True: {}}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         no_decay = parameter.ndim <= 1 or name.endswith(NO_DECAY)
         decay = 0.0 if no_decay else schedule.weight_decay
         scale = 1.0 if name.startswith("head.") else schedule.backbone_lr_scale

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from ivcl_fast.data.datamodule import DataModule, open_data
 from ivcl_fast.data.loader import Batch, ClipLoader
+from ivcl_fast.data.slots import Slots
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.dtensor import is_sharded
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation, evaluate, frame_scores
 from ivcl_fast.files import remove_files
-from ivcl_fast.models import backbone, timm_weights
+from ivcl_fast.models import backbone
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
 from ivcl_fast.models.weights import MODEL, read_weights
 from ivcl_fast.training import checkpoint
@@ -27,6 +28,7 @@ from ivcl_fast.training.hardware import execution, peak_flops, pick_device, tune
 from ivcl_fast.training.loop import Loss, Stage
 from ivcl_fast.training.memory import stage_flops
 from ivcl_fast.training.metrics_log import MetricsLog
+from ivcl_fast.training.model_card import describe_training
 from ivcl_fast.training.optim import Schedule, scaled_lr
 from ivcl_fast.training.run_folder import (
     CHECKPOINTS,
@@ -37,6 +39,7 @@ from ivcl_fast.training.run_folder import (
 )
 from ivcl_fast.training.seeds import clip_seeds
 from ivcl_fast.training.settings import TrainConfig
+from ivcl_fast.training.slots import encode
 
 EVAL_BATCH = 48
 """Clips per batch in validation and evaluation."""
@@ -44,6 +47,8 @@ LAST_FRAME_PASSES = 4
 """Passes over the training videos' last frames by default, at most; 11 were learnt by heart."""
 FIRST_STAGE = {"finetune": "last-frame", "scratch": "scratch-last-frame"}
 """The stage with which each way of finetuning begins."""
+CURVE_CLIPS = 1000
+"""Clips that are measured during training, at most; results are measured on all."""
 
 
 class Run:
@@ -157,16 +162,20 @@ class Run:
     def finetune(self, init: str, name: str = "finetune") -> IVCLClassifier:
         """Learn the task, starting from the weights ``init``; saves the model in ``name/``.
 
-        If the settings say so, :meth:`last_frame` comes first, and its model is continued.
+        If the settings say so, :meth:`last_frame` comes first, and its model is continued; and the
+        encoder is frozen, unless it is random.
         """
-        start, lr_scale = None, 1.0
+        stages, start, lr_scale = self.config.stages, None, 1.0
+        freeze = stages.freeze_encoder and init != "random"
         if self.last_frame_clips(init):
-            lr_scale = self.config.optim.whole_clip_lr_scale
             start = self.last_frame(init, FIRST_STAGE[name]).state_dict()
-        schedule = self._finetuning(self.config.stages.finetune_clips, init, lr_scale)
+            if not freeze:
+                lr_scale = self.config.optim.whole_clip_lr_scale
+        schedule = self._finetuning(stages.finetune_clips, init, lr_scale)
         return self._train(
-            name, self.classifier, init, self._answer_loss, schedule, self._measure_curve, start
-        )
+            name, self.classifier, init, self._answer_loss, schedule, self._measure_curve, start,
+            freeze,
+        )  # fmt: skip
 
     def last_frame(self, init: str, name: str = "last-frame") -> IVCLClassifier:
         """Learn the task from the last frame of each clip alone, starting from ``init``.
@@ -204,8 +213,14 @@ class Run:
             return F.binary_cross_entropy_with_logits(logits, batch.labels)
         return F.cross_entropy(logits, batch.labels)
 
-    def _measure_curve(self, model: IVCLClassifier) -> dict[str, float]:
-        return self.evaluate(model, self.data.curve_split).curve()
+    def _measure_curve(self, model: IVCLClassifier, slots: Slots | None = None) -> dict[str, float]:
+        options = {"share": self._curve_share, "slots": slots}
+        return self.evaluate(model, self.data.curve_split, **options).curve()
+
+    @property
+    def _curve_share(self) -> float:
+        """Fraction of the videos that are measured during training."""
+        return min(1.0, CURVE_CLIPS / len(self.data.dataset.clips(self.data.curve_split)))
 
     def classifier(self, last_only: bool = False) -> IVCLClassifier:
         """Make an untrained classifier of this run's sizes; ``last_only``: of single frames."""
@@ -214,12 +229,17 @@ class Run:
             cfg = dataclasses.replace(cfg, num_frames=1, num_query_frames=1)
         return IVCLClassifier(cfg, self.classes.num_classes, self.classes.names)
 
-    def evaluate(self, model: IVCLClassifier, split: str | None = None) -> Evaluation:
-        """Measure a classifier on a split, by default the one on which results are reported."""
+    def evaluate(
+        self, model: IVCLClassifier, split: str | None = None, **options: Any
+    ) -> Evaluation:
+        """Measure a classifier on a split, by default the one on which results are reported.
+
+        ``options``: those of :meth:`DataModule.loader`.
+        """
         data = self.config.data  # curves need no more than one clip of a video
         clips, crops = (1, 1) if split else (data.eval_clips, data.eval_crops)
         split = split or self.data.eval_split
-        options = dict(
+        options |= dict(
             batch_size=EVAL_BATCH, num_frames=model.cfg.num_frames, seed=self.config.seed
         )
         loaders = self.data.eval_loaders(split, clips, crops, **options)
@@ -238,12 +258,14 @@ class Run:
         init: str,
         loss: Loss,
         schedule: Schedule,
-        measure: Callable[[Any], dict[str, float]] | None = None,
+        measure: Callable[..., dict[str, float]] | None = None,
         last_frame: Mapping[str, Tensor] | None = None,
+        freeze: bool = False,
     ) -> Any:
         """Train the model that ``build`` makes as stage ``name``, or read it if it is finished.
 
         ``last_frame``: weights of a model of single frames, which replace those of ``init``.
+        ``freeze``: leave the encoder as it is, and train and measure on its slots.
         """
         torch.manual_seed(self.config.seed)
         model = build().to(self.device)
@@ -266,7 +288,10 @@ class Run:
         if self.compile:
             distributed.print_rank0(f"{name}: compiling the blocks, the first step takes longer")
             model.compile_blocks()
-        loader = self._training_loader(name, model.cfg.num_frames)
+        if freeze:
+            loader, measure = self._on_slots(name, model)
+        else:
+            loader = self._training_loader(name, model.cfg.num_frames)
         Stage(
             name=name,
             model=model,
@@ -290,47 +315,34 @@ class Run:
         if distributed.is_main():
             if sharded:
                 model.load_state_dict(weights)
-            save_model(model, folder, self._describe_training(name, schedule, init))
+            frames = self.last_frame_clips(init) if name in FIRST_STAGE else 0
+            scores = {self.data.curve_split: self.metrics.last_scores(name)}
+            training = describe_training(self.config, name, schedule, init, frames, scores)
+            save_model(model, folder, training)
             remove_files(folder / CHECKPOINTS, checkpoint.PATTERNS)
         distributed.barrier()
         if sharded:
             model.load_state_dict(read_weights(folder))
         return model.to(self.device)
 
-    def _describe_training(self, stage: str, schedule: Schedule, init: str) -> dict[str, Any]:
-        """Return what the card of a stage's model says about its training."""
-        config, source = self.config, self.config.data.source
-        public = init == "random" or timm_weights.is_timm(init)  # others are paths on this machine
-        training = {
-            "stage": stage,
-            "data": source if source.startswith("synthetic") else source.partition(":")[0],
-            "task": config.data.task if stage != "pretrain" else config.model.objective,
-            "preset": config.preset,
-            "initial weights": init if public else "a pretrained model",
-            "clips seen": schedule.clips_seen,
-            "batch size": schedule.batch_size,
-            "optimizer": schedule.optimizer,
-            "peak learning rate": schedule.lr,
-            "seed": config.seed,
-        }
-        stages = config.stages
-        if stage in FIRST_STAGE and (before := self.last_frame_clips(init)):
-            which = "single" if stages.frame_labels else "last"
-            training[f"{which} frames seen before"] = before
-        if stage != "pretrain" and stages.frame_labels:
-            training["labels"] = "those of all frames"
-        if stage != "pretrain" and stages.label_fraction < 1:
-            training["label fraction"] = stages.label_fraction
-        if config.data.frame_stride:
-            training["frame stride"] = config.data.frame_stride
-        if config.data.crop != "none":
-            training["crop"] = config.data.crop
-        measured = [r for r in self.metrics.read() if r["stage"] == stage and "loss" not in r]
-        if measured:
-            values = {k.removeprefix("val_"): v for k, v in measured[-1].items()}
-            scores = {k: round(v, 4) for k, v in values.items() if isinstance(v, float)}
-            training[f"scores on {self.data.curve_split}"] = scores
-        return training
+    def _on_slots(
+        self, name: str, model: IVCLClassifier
+    ) -> tuple[ClipLoader, Callable[[IVCLClassifier], dict[str, float]]]:
+        """Freeze the encoder; return training batches of its slots, and what measures on them."""
+        model.encoder.requires_grad_(False)
+        stages, frames = self.config.stages, model.cfg.num_frames
+
+        def encoded(split: str, share: float) -> Slots:
+            loader = self.data.loader(
+                split, batch_size=EVAL_BATCH, num_frames=frames, seed=self.config.seed,
+                training=False, share=share,
+            )  # fmt: skip
+            return encode(model, loader, self.device, self.amp)
+
+        trained = encoded(self.data.train_split, stages.label_fraction)
+        measured = encoded(self.data.curve_split, self._curve_share)
+        loader = self._training_loader(name, frames, slots=trained, slot_noise=stages.slot_noise)
+        return loader, functools.partial(self._measure_curve, slots=measured)
 
     def _schedule(self, clips: int, lr: float, **options: Any) -> Schedule:
         """Return the schedule of a stage; ``options``: what not all stages have in common."""
@@ -352,14 +364,17 @@ class Run:
         classes = model.head.out_features if isinstance(model, IVCLClassifier) else None
         return peak and peak * distributed.world_size() / stage_flops(model.cfg, classes, frames)
 
-    def _training_loader(self, stage: str, num_frames: int) -> ClipLoader:
-        """Return this rank's part of the training batches of a stage."""
+    def _training_loader(self, stage: str, num_frames: int, **options: Any) -> ClipLoader:
+        """Return this rank's part of the training batches of a stage.
+
+        ``options``: those of :meth:`DataModule.loader` that the settings do not determine.
+        """
         config = self.config
         if stage not in self._training_loaders:
             if stage == "pretrain":
-                options = self._pretraining_batches()
+                options |= self._pretraining_batches()
             else:
-                options = {"share": config.stages.label_fraction}
+                options["share"] = config.stages.label_fraction
                 if config.stages.frame_labels:
                     options["frame_labels"] = "cells"
                     if num_frames == 1:

@@ -49,6 +49,13 @@ class StagesConfig:
     the last one, for any number of passes: all of them have labels."""
     label_fraction: float = 1.0
     """Fraction of the training videos (ACRE: problems) that finetuning may use."""
+    freeze_encoder: bool = False
+    """Finetune the temporal transformer and the head alone. The image encoder, as pretraining and
+    last frames leave it, computes the slots of each clip once, and clips then cost little: so
+    --finetune-clips may be twenty times as many. Not from random weights, which stay trainable."""
+    slot_noise: float = 0.5
+    """With --freeze-encoder, noise on the slots in training, relative to their standard deviation:
+    without it, clips that are seen so often are learnt by heart."""
     frame_labels: bool = False
     """Finetune on the snitch's cell in every frame, which CATER's scenes give, not only on that in
     the last frame. This is not IV-CL's own protocol: results are \"with labels of all frames\"."""
@@ -61,7 +68,7 @@ class StagesConfig:
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         require_at_least(self, 1, "pretrain_clips", "finetune_clips")
-        require_at_least(self, 0, *given(self, "last_frame_clips"))
+        require_at_least(self, 0, "slot_noise", *given(self, "last_frame_clips"))
         if not 0 < self.label_fraction <= 1:
             raise UserError(
                 f"--label-fraction: {self.label_fraction} is not accepted; accepted: above 0, at "
@@ -210,6 +217,18 @@ class TrainConfig:
             raise UserError(f"--seed: {self.seed} is not accepted; accepted: 0 to 2^63 - 1")
         for group in (self.data, self.stages, self.optim, self.output):
             group.check()
+        if not self.stages.freeze_encoder:
+            return
+        if self.model.objective == "joint":
+            raise UserError(
+                "--freeze-encoder: a joint encoder sees whole clips, not frames; accepted with it: "
+                "another --objective"
+            )
+        if self.stages.stage == "finetune" and self.stages.init == "random":
+            raise UserError(
+                "--freeze-encoder: the weights are random; accepted with it: --init with a "
+                "pretrained model, or --stage all"
+            )
 
     @property
     def frame_label_kinds(self) -> list[FrameLabelKind]:

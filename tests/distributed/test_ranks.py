@@ -48,12 +48,13 @@ def run_the_command(arguments: list[str]) -> list[bool]:
     return sharded
 
 
-def test_the_command_does_on_two_ranks_what_it_does_on_one(tmp_path):
+@pytest.mark.parametrize("frozen", [[], ["--freeze-encoder"]])
+def test_the_command_does_on_two_ranks_what_it_does_on_one(tmp_path, frozen):
     """All stages, to finished models that any number of ranks can continue with."""
     write_cater(tmp_path / "cater", SyntheticCater(train=12, val=6), workers=1)
     arguments = ["--data", f"cater:{tmp_path / 'cater'}", "--out", str(tmp_path), *SMALL]
     arguments += ["--pretrain-clips", "40", "--finetune-clips", "20", "--amp", "off"]
-    arguments += ["--device", "cpu", "--no-compare-memoryless", "--no-pictures"]
+    arguments += ["--device", "cpu", "--no-compare-memoryless", "--no-pictures", *frozen]
     run_train(check_folder(parse([*arguments, "--name", "one"])))
     for name, flags in {"replicas": [], "shards": ["--shard"]}.items():
         command = [*arguments, "--name", name, *flags]

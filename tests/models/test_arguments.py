@@ -130,10 +130,10 @@ def test_slots_of_other_sizes_are_named(shape):
             net(torch.zeros(shape))
         assert accepted in str(error.value)
     joint = IVCLConfig.preset("tiny", **SIZES, objective="joint")
-    with pytest.raises(ValueError, match="^video: float32 .* is neither frames, "):
+    with pytest.raises(ValueError, match=r"^video: float32 .* is neither frames, "):
         ivcl_fast.IVCLClassifier(joint)(torch.zeros(2, 3, joint.num_slots, joint.embed_dim))
     index = torch.full((2, 1, 3), 3)
-    with pytest.raises(ValueError, match="^frame_index: its values are not all within 0 to 2"):
+    with pytest.raises(ValueError, match=r"^frame_index: its values are not all within 0 to 2"):
         ivcl_fast.IVCLClassifier(CFG)(torch.zeros(2, 3, CFG.num_slots, CFG.embed_dim), index)
 
 

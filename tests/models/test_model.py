@@ -97,15 +97,15 @@ def test_slots_stand_for_their_video(readout):
     fast = ivcl_fast.IVCLClassifier(cfg, 5)
     fast.load_state_dict(plain.state_dict())
     frame_index = torch.tensor([[[0, 1, 2], [2, 0, 1]]] * 2)
-    for model in (plain, fast):
-        slots = model.slots(frames)
+    for net in (plain, fast):
+        slots = net.slots(frames)
         assert slots.shape == (2, 3, cfg.num_slots, cfg.embed_dim)
         torch.testing.assert_close(slots, plain.slots(frames))
-        torch.testing.assert_close(model(slots), plain(frames))
-        torch.testing.assert_close(model(slots, frame_index), plain(frames, frame_index))
-        shared = model.slots(frames, frame_index)
+        torch.testing.assert_close(net(slots), plain(frames))
+        torch.testing.assert_close(net(slots, frame_index), plain(frames, frame_index))
+        shared = net.slots(frames, frame_index)
         assert shared.shape == (4, *slots.shape[1:])
-        torch.testing.assert_close(model(shared), plain(frames, frame_index))
+        torch.testing.assert_close(net(shared), plain(frames, frame_index))
     called = []
     fast.encoder.register_forward_hook(lambda *arguments: called.append(1))
     torch.testing.assert_close(fast.slots(frames), plain.slots(frames))

@@ -13,6 +13,7 @@ from ivcl_fast.models import flops
 from ivcl_fast.train import origin, warn_of_few_steps
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.classes import Classes
+from ivcl_fast.training.model_card import describe_training
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.settings import TrainConfig, as_json
@@ -87,15 +88,17 @@ def test_a_stage_has_a_step_at_least(capsys):
 
 
 def test_a_card_tells_which_labels_a_model_had(tmp_path):
-    flags = ["--device", "cpu", "--out", str(tmp_path), "--last-frame-clips", "64"]
+    flags = ["--device", "cpu", "--out", str(tmp_path)]
 
-    def told(stage: str, *more: str) -> dict:
-        run = Run(parse([*flags, *more]))
-        return run._describe_training(stage, Schedule(16), str(tmp_path))
+    def told(stage: str, *more: str, frames: int = 64) -> dict:
+        config = parse([*flags, *more])
+        return describe_training(config, stage, Schedule(16), str(tmp_path), frames, {})
 
-    labelled = "--frame-labels", "--label-fraction", "0.5"
-    plain, own, before = told("finetune"), told("finetune", *labelled), told("pretrain", *labelled)
+    labelled = "--frame-labels", "--label-fraction", "0.5", "--freeze-encoder"
+    plain, own = told("finetune"), told("finetune", *labelled)
+    before = told("pretrain", *labelled, frames=0)
     assert plain["last frames seen before"] == 64 and "labels" not in plain
     assert own["single frames seen before"] == 64 and "last frames seen before" not in own
     assert own["labels"] == "those of all frames" and own["label fraction"] == 0.5
-    assert not {"labels", "label fraction"} & (before.keys() | plain.keys())
+    assert own["encoder"] == "frozen"
+    assert not {"labels", "label fraction", "encoder"} & (before.keys() | plain.keys())

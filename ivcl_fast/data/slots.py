@@ -1,0 +1,70 @@
+"""Slots instead of frames: batches of what an image encoder has made of each clip, once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ivcl_fast.data.dataset import Clip
+from ivcl_fast.data.loader import Batch, ClipLoader
+
+_NOISE = 4  # a random stream of its own; see loader.py
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The slots of some clips of a split, of one choice of frames each."""
+
+    values: torch.Tensor
+    """``[n, T, S, D]``, in the dtype of the encoder's output."""
+    names: dict[str, int]
+    """The clips, with their rows in ``values``."""
+
+
+class SlotLoader(ClipLoader):
+    """Serves slots in place of patch rows: ``Batch.rows`` is float32 ``[B, T, S, D]``.
+
+    Frames are those of the slots, so there is no jitter and no mirroring. What varies from epoch to
+    epoch is noise, which depends only on seed, epoch and clip, as all random choices do.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        clips: Sequence[Clip],
+        batch_size: int,
+        num_frames: int,
+        *,
+        count_frames: Callable[[str], int],
+        noise: float = 0.0,
+        **options: Any,
+    ) -> None:
+        """``count_frames``: frames of a medium, by its name. ``noise``: the standard deviation of
+        the noise in training, in that of the slots. ``options``: those of :class:`ClipLoader`."""
+        clips = [clip for clip in clips if clip.name in slots.names]
+        frames = {clip.media: count_frames(clip.media) for clip in clips}
+        self._slots = slots
+        self._noise = noise * slots.values.float().std().item() if options["jitter"] else 0.0
+        options |= {"jitter": False, "mirror": False, "share_frames": False}
+        super().__init__(clips, frames, batch_size, num_frames, **options)
+
+    @property
+    def frames_per_clip(self) -> float:
+        """No frame is encoded."""
+        return 0.0
+
+    def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
+        for sampled in self._sample(epoch, start_batch):
+            names = [self.clips[one.clip_ids[0]].name for one in sampled]
+            rows = self._slots.values[[self._slots.names[name] for name in names]].float()
+            if self._noise:
+                for row, one in zip(rows, sampled, strict=True):
+                    seed = [self.seed, epoch, _NOISE, int(one.clip_ids[0])]
+                    noise = np.random.default_rng(seed).standard_normal(row.shape, np.float32)
+                    row += self._noise * torch.from_numpy(noise)
+            yield self._labelled(rows, sampled)

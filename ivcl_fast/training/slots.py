@@ -1,0 +1,28 @@
+"""The slots of all clips, computed once for finetuning that leaves the encoder as it is."""
+
+from __future__ import annotations
+
+import torch
+
+from ivcl_fast.data.loader import ClipLoader
+from ivcl_fast.data.slots import Slots
+from ivcl_fast.evaluation.evaluate import outputs
+from ivcl_fast.models.ivcl import IVCLClassifier
+from ivcl_fast.progress import Bar
+
+
+def encode(model: IVCLClassifier, loader: ClipLoader, device: torch.device, amp: bool) -> Slots:
+    """Compute the slots of all clips that ``loader`` reads; they stay in the CPU's memory.
+
+    ``amp``: in bfloat16 under autocast. They take ``2 * T * S * D`` bytes per clip, without it
+    twice as many.
+    """
+    parts: list[torch.Tensor] = []
+    names: dict[str, int] = {}
+    with Bar("encoding", len(loader.clips), "clips") as bar:
+        for batch, slots in outputs(model, model.slots, loader, device, amp):
+            parts.append(slots.cpu())
+            for clip in batch.clip_ids.tolist():
+                names[loader.clips[clip].name] = len(names)
+            bar.show(len(names))
+    return Slots(torch.cat(parts), names)
