@@ -96,7 +96,8 @@ class OptimConfig:
     """Learning rate of the pretrained weights, relative to the head's."""
     whole_clip_lr_scale: float = 0.3
     """Learning rate of finetuning on whole clips, relative to that on last frames, where these came
-    first: at the same rate it loses much of what it has learnt before it learns more."""
+    first: at the same rate it loses much of what it has learnt before it learns more. Not with
+    --freeze-encoder."""
     lr_scaling: Literal["none", "sqrt", "linear"] = "none"
     """Dependence of the learning rates on the batch size. none: used as given; sqrt, linear: given
     for 16 clips, and multiplied by sqrt(batch/16) or batch/16."""
