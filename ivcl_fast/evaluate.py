@@ -115,11 +115,17 @@ def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:
 def videos_in(path: Path) -> dict[str, Path]:
     """Return the videos of a folder by name; none for a file or a folder of frames.
 
-    Images beside videos, such as previews, are no frames.
+    Images beside videos, such as previews, are no frames. Raises :class:`UserError` for a folder
+    with neither.
     """
     if not path.is_dir():
         return {}
     found = find_videos(path)
+    if not found:
+        raise UserError(
+            f"--predict {path}: holds neither videos nor images; accepted: a video file, a folder "
+            "with its frames as images, or a folder of videos"
+        )
     are_frames = {one.name: is_image(one.files[0]) for one in found}
     if images_in(path) and all(are_frames.values()):
         return {}

@@ -367,11 +367,15 @@ def test_what_is_no_video(cater: Path, tmp_path: Path, command: Any) -> None:
     for name, reason in (
         ("none.avi", "no such file or folder; accepted: a video file, or a folder with its frames"),
         ("panel.png", "is a single image; accepted: a video file"),
-        ("empty", "holds no images; accepted: a video file"),
         ("text.avi", "not a video file"),
     ):
         for module, flag in ((evaluate, "--predict"), (visualize, "--video")):
             assert refused(command(module, cater, flag, tmp_path / name), f"{name}: {reason}")
+    for module, flag, held in (
+        (evaluate, "--predict", "neither videos nor images"), (visualize, "--video", "no images"),
+    ):  # fmt: skip
+        said = command(module, cater, flag, tmp_path / "empty")
+        assert refused(said, f"empty: holds {held}; accepted: a video file")
     said = command(evaluate, cater, "--predict", tmp_path / "none.avi", "--split", "val")
     assert refused(said, "--split: ", "--predict")
     out = ("--out", tmp_path / "a.json")
