@@ -169,8 +169,7 @@ class Run:
         freeze = stages.freeze_encoder and init != "random"
         if self.last_frame_clips(init):
             start = self.last_frame(init, FIRST_STAGE[name]).state_dict()
-            if not freeze:
-                lr_scale = self.config.optim.whole_clip_lr_scale
+            lr_scale = 1.0 if freeze else self.config.optim.whole_clip_lr_scale
         schedule = self._finetuning(stages.finetune_clips, init, lr_scale)
         return self._train(
             name, self.classifier, init, self._answer_loss, schedule, self._measure_curve, start,
@@ -364,32 +363,35 @@ class Run:
         classes = model.head.out_features if isinstance(model, IVCLClassifier) else None
         return peak and peak * distributed.world_size() / stage_flops(model.cfg, classes, frames)
 
-    def _training_loader(self, stage: str, num_frames: int, **options: Any) -> ClipLoader:
+    def _training_loader(self, stage: str, num_frames: int, **slots: Any) -> ClipLoader:
         """Return this rank's part of the training batches of a stage.
 
-        ``options``: those of :meth:`DataModule.loader` that the settings do not determine.
+        ``slots``: the options of that name of :meth:`DataModule.loader`; not kept, they are large.
         """
         config = self.config
-        if stage not in self._training_loaders:
-            if stage == "pretrain":
-                options |= self._pretraining_batches()
-            else:
-                options["share"] = config.stages.label_fraction
-                if config.stages.frame_labels:
-                    options["frame_labels"] = "cells"
-                    if num_frames == 1:
-                        options["frame_stride"] = 1  # any frame of a video: each has a label
-            self._training_loaders[stage] = self.data.loader(
-                self.data.train_split,
-                batch_size=distributed.local_batch_size(config.optim.clips_per_step),
-                num_frames=num_frames,
-                seed=config.seed,
-                training=True,
-                rank=distributed.rank(),
-                world_size=distributed.world_size(),
-                **options,
-            )
-        return self._training_loaders[stage]
+        if not slots and stage in self._training_loaders:
+            return self._training_loaders[stage]
+        if stage == "pretrain":
+            options = self._pretraining_batches()
+        else:
+            options = {"share": config.stages.label_fraction, **slots}
+            if config.stages.frame_labels:
+                options["frame_labels"] = "cells"
+                if num_frames == 1:
+                    options["frame_stride"] = 1  # any frame of a video: each has a label
+        loader = self.data.loader(
+            self.data.train_split,
+            batch_size=distributed.local_batch_size(config.optim.clips_per_step),
+            num_frames=num_frames,
+            seed=config.seed,
+            training=True,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            **options,
+        )
+        if not slots:
+            self._training_loaders[stage] = loader
+        return loader
 
     def _pretraining_batches(self) -> dict[str, Any]:
         """Return options of ``DataModule.loader`` for pretraining."""

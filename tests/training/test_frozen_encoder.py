@@ -8,6 +8,7 @@ import torch
 from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.data.slots import Slots
 from ivcl_fast.errors import UserError
+from ivcl_fast.models.ivcl import Encoder
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.loop import Stage
 from ivcl_fast.training.run import Run
@@ -88,6 +89,22 @@ def test_the_encoder_stays_and_the_rest_learns(tmp_path, pretrained, frame_label
         assert same == name.startswith("encoder."), name
     rates = {r["stage"]: r["lr"] for r in run.metrics.read() if "lr" in r}
     assert rates.keys() == {"last-frame", "finetune"}
+
+
+def test_clips_are_encoded_once(tmp_path, pretrained, monkeypatch):
+    """Also in the command, which makes loaders of whole clips first, to check the batch size."""
+    run = run_with(tmp_path, name="run", init=pretrained, **FROZEN)
+    run.check_batches()
+    run.last_frame(pretrained)
+    encode_rows, encoded = Encoder.slots, []
+
+    def slots(encoder: Encoder, rows: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(rows))
+        return encode_rows(encoder, rows)
+
+    monkeypatch.setattr(Encoder, "slots", slots)
+    run.finetune(pretrained)
+    assert encoded == [6, 2]  # those of training and of the curve, in a batch each
 
 
 def test_random_weights_all_learn(tmp_path, pretrained):
