@@ -48,7 +48,7 @@ LAST_FRAME_PASSES = 4
 FIRST_STAGE = {"finetune": "last-frame", "scratch": "scratch-last-frame"}
 """The stage with which each way of finetuning begins."""
 CURVE_CLIPS = 1000
-"""Clips that are measured during training, at most; results are measured on all."""
+"""Clips that are measured during training, about, where there are more; results are of all."""
 
 
 class Run:
@@ -145,14 +145,8 @@ class Run:
             return F.binary_cross_entropy_with_logits(model(batch.rows).float(), batch.labels)
 
         def measure(model: Supervised) -> dict[str, float]:
-            loader = self.data.loader(
-                self.data.curve_split,
-                batch_size=EVAL_BATCH,
-                num_frames=config.model.num_frames,
-                seed=config.seed,
-                training=False,
-                **self._pretraining_batches(),
-            )
+            split, share = self.data.curve_split, self._curve_share
+            loader = self._in_order(split, share, **self._pretraining_batches())
             return frame_scores(model, loader, self.device, self.amp)
 
         how = (label, schedule, measure) if config.model.supervised else (reconstruct, schedule)
@@ -218,8 +212,11 @@ class Run:
 
     @property
     def _curve_share(self) -> float:
-        """Fraction of the videos that are measured during training."""
-        return min(1.0, CURVE_CLIPS / len(self.data.dataset.clips(self.data.curve_split)))
+        """Fraction of the videos that are measured during training.
+
+        Of few usable ones all are: a fraction of those that are listed might have none.
+        """
+        return min(1.0, CURVE_CLIPS / max(1, len(self.data.usable_clips(self.data.curve_split))))
 
     def classifier(self, last_only: bool = False) -> IVCLClassifier:
         """Make an untrained classifier of this run's sizes; ``last_only``: of single frames."""
@@ -238,10 +235,8 @@ class Run:
         data = self.config.data  # curves need no more than one clip of a video
         clips, crops = (1, 1) if split else (data.eval_clips, data.eval_crops)
         split = split or self.data.eval_split
-        options |= dict(
-            batch_size=EVAL_BATCH, num_frames=model.cfg.num_frames, seed=self.config.seed
-        )
-        loaders = self.data.eval_loaders(split, clips, crops, **options)
+        options |= dict(num_frames=model.cfg.num_frames, seed=self.config.seed)
+        loaders = self.data.eval_loaders(split, clips, crops, batch_size=EVAL_BATCH, **options)
         return evaluate(model, loaders, self.data, split, self.device, self.amp)
 
     def finished(self, name: str) -> bool:
@@ -315,7 +310,8 @@ class Run:
             if sharded:
                 model.load_state_dict(weights)
             frames = self.last_frame_clips(init) if name in FIRST_STAGE else 0
-            scores = {self.data.curve_split: self.metrics.last_scores(name)}
+            share = "a part of " if self._curve_share < 1 else ""
+            scores = {share + self.data.curve_split: self.metrics.last_scores(name)}
             training = describe_training(self.config, name, schedule, init, frames, scores)
             save_model(model, folder, training)
             remove_files(folder / CHECKPOINTS, checkpoint.PATTERNS)
@@ -332,11 +328,7 @@ class Run:
         stages, frames = self.config.stages, model.cfg.num_frames
 
         def encoded(split: str, share: float) -> Slots:
-            loader = self.data.loader(
-                split, batch_size=EVAL_BATCH, num_frames=frames, seed=self.config.seed,
-                training=False, share=share,
-            )  # fmt: skip
-            return encode(model, loader, self.device, self.amp)
+            return encode(model, self._in_order(split, share), self.device, self.amp)
 
         trained = encoded(self.data.train_split, stages.label_fraction)
         measured = encoded(self.data.curve_split, self._curve_share)
@@ -377,7 +369,7 @@ class Run:
             options = {"share": config.stages.label_fraction, **slots}
             if config.stages.frame_labels:
                 options["frame_labels"] = "cells"
-                if num_frames == 1:
+                if num_frames == 1 and not slots:  # those are of the last frame
                     options["frame_stride"] = 1  # any frame of a video: each has a label
         loader = self.data.loader(
             self.data.train_split,
@@ -392,6 +384,13 @@ class Run:
         if not slots:
             self._training_loaders[stage] = loader
         return loader
+
+    def _in_order(self, split: str, share: float, **options: Any) -> ClipLoader:
+        """Return all clips of a share of the videos of a split, once and in their order."""
+        options |= dict(num_frames=self.config.model.num_frames, seed=self.config.seed)
+        return self.data.loader(
+            split, batch_size=EVAL_BATCH, training=False, share=share, **options
+        )
 
     def _pretraining_batches(self) -> dict[str, Any]:
         """Return options of ``DataModule.loader`` for pretraining."""

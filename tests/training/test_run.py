@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
+from ivcl_fast.analysis.finished_runs import FinishedRun
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import flops
+from ivcl_fast.report.run import REPORT, write_report
 from ivcl_fast.train import origin, warn_of_few_steps
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.classes import Classes
@@ -17,6 +22,7 @@ from ivcl_fast.training.model_card import describe_training
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.settings import TrainConfig, as_json
+from tests.training.test_last_frame import run_with
 
 
 def test_no_cuda_graph_without_a_gpu(tmp_path, capsys):
@@ -57,6 +63,28 @@ def test_a_report_names_the_initial_weights(tmp_path):
         ("timm:vit_tiny_patch16_224", "pretrained: timm:vit_tiny_patch16_224"),
     ):
         assert origin(parse(["--stage", "finetune", "--init", init])) == said
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_curves_are_of_some_of_the_clips_that_can_be_used(tmp_path, monkeypatch, bad):
+    """Not of some of those that are listed, of which few may be there."""
+    data = write_cater(tmp_path / "data", SyntheticCater(train=6, val=2), 1)
+    for module in ("training", "report"):
+        monkeypatch.setattr(f"ivcl_fast.{module}.run.CURVE_CLIPS", 1)
+    measured = []
+    for damaged in (False, True):
+        run = run_with(tmp_path, name=f"{damaged}", data=f"cater:{data}")
+        model = run.finetune("random")
+        write_report(FinishedRun(run.config, run.data), [run.evaluate(model).result("it")], None)
+        (said,) = re.findall(
+            r"The curve in training is of (.*)\.", (run.folder / REPORT).read_text()
+        )
+        card = IVCLClassifier.from_pretrained(run.folder / "finetune").training_record
+        measured.append([said, *(key for key in card if key.startswith("scores on "))])
+        (data / "videos" / f"{run.data.dataset.clips('val')[bad].media}.avi").write_bytes(b"RIFF")
+        shutil.rmtree(run.data.bad_files_path.parent)  # the frame store
+    assert measured[0] == ["a part of `val`", "scores on a part of val"]
+    assert measured[1] == ["`val`", "scores on val"]
 
 
 def test_classes_of_a_start_that_saved_nothing_do_not_count(tmp_path):
