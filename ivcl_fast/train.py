@@ -143,6 +143,8 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
         scratch = run.evaluate(run.finetune("random", "scratch"))
         same = run.last_frame_clips(init) == run.last_frame_clips("random")
         how = "same finetuning" if same else "the same whole clips"
+        if run.config.stages.freeze_encoder:  # random weights cannot do with slots
+            how = "as many whole clips"
         results.append(scratch.result(f"{FROM_SCRATCH}, {how}{label_note(run.config)}"))
     if run.data.localizes and run.config.stages.compare_memoryless:
         last = run.evaluate(run.last_frame(init))

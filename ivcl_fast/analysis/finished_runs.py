@@ -214,7 +214,7 @@ class FinishedRun:
                 clips = f"{frames} {which} frames and {seen} whole clips"
             share = stages.label_fraction
             labels = "" if share == 1 else f" with {share:.0%} of the labels"
-            frozen = " with the encoder frozen" if stages.freeze_encoder else ""
+            frozen = " (the encoder frozen for whole clips)" if stages.freeze_encoder else ""
             lengths.append(f"{clips} of finetuning{frozen}{labels}")
         return ", ".join(lengths)
 

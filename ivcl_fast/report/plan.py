@@ -121,5 +121,7 @@ def show(config: TrainConfig, ranks: int, videos: int, frames: int) -> None:
         f"{USABLE:.0%} of a card's memory (GB = 10^9 bytes). Clips/s are what arithmetic at "
         f"{EFFICIENCY:.0%} of the data sheet's rate gives, an assumption; small models are slower."
     )
+    if config.stages.freeze_encoder and config.stages.stage != "pretrain":
+        print("--freeze-encoder: these are the figures without it; clips on slots take far less")
     if config.speed.shard:
         print("--shard: these are the figures without it; shards need less on each GPU")

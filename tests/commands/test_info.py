@@ -80,6 +80,12 @@ def test_the_plan_of_a_run(command):
         assert row in told
 
 
+@pytest.mark.parametrize(("stage", "told_so"), [("all", True), ("pretrain", False)])
+def test_the_plan_says_that_slots_take_less(command, stage, told_so):
+    _, told, _ = command(info.main, "--plan", "--amp", "off", "--freeze-encoder", "--stage", stage)
+    assert ("--freeze-encoder: these are the figures without it" in told) == told_so
+
+
 def test_parts_of_a_batch_do_not_change_what_a_clip_takes(command):
     rows = []
     for parts in ("1", "4"):

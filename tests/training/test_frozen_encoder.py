@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from ivcl_fast import IVCL, IVCLConfig
+from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.data.slots import Slots
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.ivcl import Encoder
+from ivcl_fast.train import comparisons
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.loop import Stage
 from ivcl_fast.training.run import Run
@@ -107,12 +109,28 @@ def test_clips_are_encoded_once(tmp_path, pretrained, monkeypatch):
     assert encoded == [6, 2]  # those of training and of the curve, in a batch each
 
 
+def test_single_frames_have_their_own_labels(tmp_path, pretrained):
+    """Slots are those of the last frame, whose label it is, although any frame has one."""
+    one = dict(model=IVCLConfig(**SIZES | {"num_frames": 1}), frame_labels=True)
+    run = run_with(tmp_path, name="run", init=pretrained, **one, **FROZEN)
+    loader, _ = run._on_slots("finetune", run.classifier())
+    last = {clip.name: clip.label for clip in run.data.dataset.clips("train")}
+    for batch in loader.epoch(0):
+        names = [loader.clips[clip].name for clip in batch.clip_ids.tolist()]
+        assert batch.labels.flatten().tolist() == [last[name] for name in names]
+
+
 def test_random_weights_all_learn(tmp_path, pretrained):
-    run = run_with(tmp_path, name="run", init=pretrained, **FROZEN)
+    options = dict(compare_scratch=True, compare_memoryless=False, **FROZEN)
+    run = run_with(tmp_path, name="run", init=pretrained, **options)
     torch.manual_seed(run.config.seed)
     start = run.classifier().state_dict()
     scratch = run.finetune("random", "scratch").state_dict()
     assert not torch.equal(scratch["encoder.slot_tokens"], start["encoder.slot_tokens"])
+    (result,) = comparisons(run, pretrained, run.evaluate(run.finetune(pretrained)))
+    assert result.title == "from scratch, as many whole clips"
+    said = "2 last frames and 8 whole clips of finetuning (the encoder frozen for whole clips)"
+    assert FinishedRun(run.config, run.data).describe_length() == said
 
 
 def test_it_continues_as_if_it_had_not_been_stopped(tmp_path, pretrained, monkeypatch):
