@@ -251,8 +251,8 @@ class IVCLConfig:
         if list(video.shape[1:]) != accepted:
             raise FieldError(
                 "video",
-                f"{describe(video)} is neither slots, float [B, {str(accepted)[1:]}, nor patch "
-                "rows, which are uint8",
+                f"{describe(video)} is neither slots, float [B, {str(accepted)[1:]}, nor frames, "
+                f"[B, T, 3, {self.image_size}, {self.image_size}], nor patch rows, which are uint8",
             )
         self._check_frame_index(frame_index, len(video), length)
         return True

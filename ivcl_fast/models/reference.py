@@ -283,8 +283,7 @@ class IVCL(nn.Module):
         rows = patch_rows(video, self.cfg)
         ids_keep, ids_mask, query = self.masks(rows, ids_keep, query, seed)
         slots, patches = self.context(rows, ids_keep, query)  # [B, Q, S, D], [B, Q, K, D]
-        index = query.unsqueeze(-1)
-        keep, mask = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (ids_keep, ids_mask))
+        keep, mask = (take_rows(ids, query) for ids in (ids_keep, ids_mask))
         pred = self.decoder(*(x.flatten(0, 1) for x in (slots, patches, keep, mask)))
         pred = pred.unflatten(0, query.shape)  # [B, Q, N-K, 3*P*P]
         return Output(self.loss(pred, rows, mask, query), pred, ids_keep, ids_mask, query)
@@ -310,8 +309,7 @@ class IVCL(nn.Module):
         """The decoder's input: slots ``[B, Q, S, D]`` and visible patches ``[B, Q, K, D]``."""
         slots, patches, _ = self.encoder(rows, ids_keep)
         if self.cfg.objective == "ivcl":
-            time = self.temporal.time_embed[:, None]  # [T, 1, D]
-            slots, patches = slots + time, patches + time
+            slots, patches = (x + self.temporal.time_embed[:, None] for x in (slots, patches))
             if self.cfg.context_tokens == "slots":
                 _, slots, patches = self.temporal(None, slots, take_rows(patches, query))
                 return take_rows(slots, query), patches
@@ -402,6 +400,8 @@ class IVCLClassifier(nn.Module):
 
     def slots(self, video: Tensor, frame_index: Ids = None) -> Tensor:
         """Slots that the encoder gives each frame, ``[B, T, S, D]``; not for a joint encoder."""
-        if not self.cfg.are_slots(video, frame_index):
-            video = self.encoder.slots(patch_rows(video, self.cfg, frame_index))
-        return select_frames(video, frame_index)
+        if self.cfg.are_slots(video, frame_index):  # stored ones may have any dtype
+            slots = video.to(self.encoder.slot_tokens.dtype)
+        else:
+            slots = self.encoder.slots(patch_rows(video, self.cfg, frame_index))
+        return select_frames(slots, frame_index)

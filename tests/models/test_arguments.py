@@ -122,9 +122,12 @@ def test_a_bad_frame_index_is_named(wrong, reason):
             net(five[..., :8], torch.zeros(2, 4, 3, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 5, 32), (2, 4, 2, 32), (2, 3, 2, 31)])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 32), (2, 4, 2, 32), (2, 3, 2, 31), (2, 3, 16, 16)])
 def test_slots_of_other_sizes_are_named(shape):
-    accepted = f"slots, float [B, 3, {CFG.num_slots}, {CFG.embed_dim}], nor patch rows"
+    """And so is a video without the dimension of a batch, which has as many dimensions."""
+    size = CFG.image_size
+    accepted = f"slots, float [B, 3, {CFG.num_slots}, {CFG.embed_dim}], nor frames, [B, T, 3, "
+    accepted += f"{size}, {size}], nor patch rows"
     for net in (reference.IVCLClassifier(CFG), ivcl_fast.IVCLClassifier(CFG)):
         with pytest.raises(ValueError, match=r"^video: float32 \[2, [^\n]*$") as error:
             net(torch.zeros(shape))
@@ -135,6 +138,17 @@ def test_slots_of_other_sizes_are_named(shape):
     index = torch.full((2, 1, 3), 3)
     with pytest.raises(ValueError, match=r"^frame_index: its values are not all within 0 to 2"):
         ivcl_fast.IVCLClassifier(CFG)(torch.zeros(2, 3, CFG.num_slots, CFG.embed_dim), index)
+
+
+@pytest.mark.parametrize("package", [reference, ivcl_fast])
+def test_slots_have_any_dtype(package):
+    """As frames have: they may have been stored in another one than the model's."""
+    net = package.IVCLClassifier(CFG, 5).eval()
+    slots = net.slots(video()).detach()
+    for model in (net, package.IVCLClassifier(CFG, 5).bfloat16()):
+        expected = model(slots.to(model.head.weight.dtype))
+        for dtype in (torch.float64, torch.float32, torch.float16):
+            torch.testing.assert_close(model(slots.to(dtype)), expected, atol=2e-2, rtol=1e-2)
 
 
 def test_what_rounds_past_the_range_is_taken():
