@@ -236,7 +236,7 @@ class IVCLConfig:
                     f"{dtype_name(video)} from {low:g} to {high:g} is not within [0, 1]; "
                     "divide by 255, or pass uint8",
                 )
-        self._check_frame_index(frame_index, len(video), length)
+        self._check_frame_index(frame_index, video, length)
 
     def are_slots(self, video: Tensor, frame_index: Tensor | None = None) -> bool:
         """Whether a classifier is given the slots of its frames, float ``[B, T, S, D]``.
@@ -254,13 +254,14 @@ class IVCLConfig:
                 f"{describe(video)} is neither slots, float [B, {str(accepted)[1:]}, nor frames, "
                 f"[B, T, 3, {self.image_size}, {self.image_size}], nor patch rows, which are uint8",
             )
-        self._check_frame_index(frame_index, len(video), length)
+        self._check_frame_index(frame_index, video, length)
         return True
 
-    def _check_frame_index(self, frame_index: Tensor | None, videos: int, length: int) -> None:
-        """Raise :class:`FieldError` unless these are frames of ``videos`` of ``length`` frames."""
+    def _check_frame_index(self, frame_index: Tensor | None, video: Tensor, length: int) -> None:
+        """Raise :class:`FieldError` unless these are frames of videos of ``length`` frames."""
         if frame_index is None:
             return
+        videos = len(video)  # not before: in an export it would fix the number of videos
         if not is_int64(frame_index, [videos, None, self.num_frames]):
             accepted = f"[{videos}, clips of a video, {self.num_frames}]"
             raise FieldError("frame_index", f"{describe(frame_index)} is not int64 {accepted}")
