@@ -109,6 +109,10 @@ def test_query_scores_by_hand() -> None:
     assert scores["query"].chance == pytest.approx(1 / 3)
     assert scores["problem"].chance == pytest.approx(1 / 81)
     assert all(score.low < score.value or score.value == 0 for score in scores.values())
+    # Problems are drawn whole, for the intervals of all queries and of those of a type.
+    correct, chosen = np.array(GUESSES) == LABELS, np.array(KINDS) == "potential"
+    assert scores["query"] == Score.clustered(correct, PROBLEMS, 1 / 3)
+    assert scores["potential"] == Score.clustered(correct[chosen], PROBLEMS[chosen], 1 / 3)
     # The same queries in another order are the same.
     order = np.random.default_rng(0).permutation(12)
     kinds = [KINDS[i] for i in order]
@@ -141,6 +145,15 @@ def test_a_clustered_interval_has_a_width_where_all_are_right() -> None:
     right = np.ones(40, dtype=bool)
     score = Score.clustered(right, np.repeat(np.arange(10), 4), chance=1 / 3)
     assert (score.low, score.high) == metrics.wilson_interval(40, 40)
+
+
+def test_groups_of_unequal_size_count_by_their_clips() -> None:
+    """Nine in ten clips are in large groups of ones: so is the interval, not half way to 0."""
+    sizes = np.repeat([9, 1], 50)
+    low, high = metrics.clustered_interval(
+        np.repeat(sizes == 9, sizes), np.repeat(np.arange(100), sizes)
+    )
+    assert 0.8 < low < 0.9 < high < 0.95
 
 
 # --- Average precision ---------------------------------------------------------------------------
@@ -304,6 +317,15 @@ def test_the_interval_of_a_map_holds_it_although_repeated_clips_raise_ap() -> No
     assert score.low < score.value < score.high
 
 
+@pytest.mark.parametrize(("clips", "hits", "bound"), [(10, [0, 8], "high"), (20, [1, 18], "low")])
+def test_the_interval_of_a_map_stays_a_share(clips: int, hits: list[int], bound: str) -> None:
+    """The shift to the value would carry it beyond."""
+    targets = np.zeros((clips, 1), dtype=bool)
+    targets[hits] = True
+    score = Score.mean_average_precision(-np.arange(clips)[:, None], targets)
+    assert getattr(score, bound) == {"low": 0, "high": 1}[bound]
+
+
 def test_scores_are_readable() -> None:
     correct = np.arange(600) < 89
     score = Score.proportion(correct, 1 / 36)
@@ -327,3 +349,17 @@ def test_mean_class_accuracy_counts_every_class_alike():
     assert metrics.confusion(logits, labels).tolist() == [[3, 0, 1], [1, 0, 0], [0, 0, 0]]
     perfect = Score.class_mean(np.eye(3)[labels], labels)
     assert perfect.value == perfect.high == 1 and perfect.low < 1
+    wrong = Score.class_mean(np.eye(3)[1 - labels], labels)
+    assert wrong.value == wrong.low == 0 and wrong.high > 0
+
+
+def test_the_interval_of_a_mean_class_accuracy_is_that_of_repeated_clips():
+    random = np.random.default_rng(5)
+    labels, logits = random.integers(0, 3, 40), random.normal(size=(40, 3))
+
+    def mean(weights: np.ndarray) -> float:
+        drawn = np.repeat(np.arange(40), weights.astype(int))
+        return float(np.nanmean(metrics.class_accuracy(logits[drawn], labels[drawn])))
+
+    score = Score.class_mean(logits, labels)
+    assert (score.low, score.high) == pytest.approx(metrics.bootstrap_interval(mean, 40))
