@@ -97,7 +97,7 @@ def by_hand(tmp_path) -> Cater:
         "objects": [
             thing("spl", "gold", "small", "metal", [0.0, 0.0, 0.0]),
             thing("cone", "red", "large", "rubber", [0.0, 0.0, 0.0]),
-            thing("cube", "blue", "small", "rubber", [90.0, -90.0, 0.0]),
+            thing("cube", "blue", "small", "rubber", [14.1668, -12.5486, 10.182]),
         ],
         "movements": {
             "cone_red": [["_contain", "spl_gold", 0, 1], ["_pick_place", None, 2, 3]],
@@ -130,7 +130,7 @@ def test_attributes_by_hand(by_hand):
 
 
 def test_centres_by_hand(by_hand):
-    """The cube is behind the camera. The camera looks at the origin."""
+    """The camera looks at the origin; the cube is straight behind it, and as far away."""
     labels = make_frame_labels(by_hand, "detection", 9)(CLIP, ALL, 4)
     assert labels.dtype == torch.float32 and labels.shape == (4, 81, 5)
     assert [len(found) for found in names(labels, "detection")] == [2, 1, 1, 2]

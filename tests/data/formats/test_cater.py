@@ -132,7 +132,7 @@ def test_the_videos_of_all_lists(root):
 
 SCENE = {
     "objects": [{"shape": "spl", "instance": "s", "locations": {"0": [0.0, 1.0, 0.3]}}],
-    "movements": {"s": [["_slide", None, 0, 20]]},
+    "movements": {"s": [["_slide", None, 0, 20], ["_rotate", None, 20, 20]]},
 }
 
 
@@ -162,6 +162,7 @@ def test_scenes(root):
         (SCENE | {"movements": {"s": [["_slide", None, 20, 0]]}}, "from frame 20 to frame 0"),
         (SCENE | {"movements": {"s": [["_fly", None, 0, 20]]}}, "is not a movement"),
         (SCENE | {"movements": {"t": [["_slide", None, 0, 20]]}}, "is not a movement"),
+        (SCENE | {"movements": {"s": [["_contain", "t", 0, 20]]}}, "is not a movement"),
     ],
 )
 def test_a_damaged_scene_says_what_it_lacks(root, changed, what):

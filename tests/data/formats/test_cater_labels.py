@@ -72,6 +72,10 @@ def test_actions(second: tuple[int, int], order: str) -> None:
     assert [labels.ORDER_CLASSES[i] for i in labels.actions_order(scene)] == [
         (slide, rotate, order)
     ]
+    scene["movements"] = dict(reversed(scene["movements"].items()))  # in which order is no matter
+    assert [labels.ORDER_CLASSES[i] for i in labels.actions_order(scene)] == [
+        (slide, rotate, order)
+    ]
 
 
 def test_a_repeated_action_is_before_itself() -> None:
@@ -96,12 +100,13 @@ def test_hidden_and_visible_cones() -> None:
     bare = {"m": [*cover["m"], ["_pick_place", None, 20, 30]], "l": []}
     moved_on = {"m": [*cover["m"], ["_contain", "x", 20, 30]], "l": []}
     for movements, hidden, visible in (
-        (cover, True, [21]),
-        (released, True, [21, 21]),
-        (bare, False, [21, 21]),
-        (moved_on, False, [21, 21]),
-        ({}, False, [21, 21]),
+        (cover, True, 1),
+        (released, True, 2),
+        (bare, False, 2),
+        (moved_on, False, 2),
+        ({}, False, 2),
     ):
         scene = make_scene(objects, **movements)
         assert labels.hidden_at_end(scene) is hidden
-        assert labels.visible_cones_at_end(scene) == visible
+        assert labels.visible_cones_at_end(scene) == [21] * visible
+        assert labels.visible_cones_at_end(scene, 4) == [10] * visible
