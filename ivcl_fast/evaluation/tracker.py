@@ -37,8 +37,7 @@ def track_snitch(scene: Scene, frames: Iterable[int], n: int = 6) -> int:
     snitch = snitch_of(scene)
     cones = {o["instance"]: o for o in scene["objects"] if o["shape"] == "cone"}
     followed = [snitch["instance"]]  # the snitch, the cone around it, the cone around that, ...
-    before: dict[str, Place] = {}  # places in the frame before
-    seen: dict[str, Place] = {}  # where each object was last in view
+    before: dict[str, Place] = {}  # places of what was in view in the frame before
     for frame in frames:
         hidden = cater_frames.contained(scene, frame)
         places = {
@@ -51,12 +50,11 @@ def track_snitch(scene: Scene, frames: Iterable[int], n: int = 6) -> int:
                 del followed[depth + 1 :]
                 break
         else:
-            lost = seen.get(followed[-1])
+            lost = before.get(followed[-1])
             if lost is not None and (cone := _container(lost, places, before)):
                 followed.append(cone)
-        seen |= places
         before = places
-    x, y = seen.get(followed[-1], (0.0, 0.0))
+    x, y = before.get(followed[-1], (0.0, 0.0))
     return cater_frames.cell_of({"locations": {"0": (x, y)}}, 0, n)
 
 
