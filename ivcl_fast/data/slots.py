@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.loader import Batch, ClipLoader
@@ -20,10 +21,16 @@ _NOISE = 4  # a random stream of its own; see loader.py
 class Slots:
     """The slots of some clips of a split, of one choice of frames each."""
 
-    values: torch.Tensor
+    values: Tensor
     """``[n, T, S, D]``, in the dtype of the encoder's output."""
     names: dict[str, int]
     """The clips, with their rows in ``values``."""
+
+    def deviation(self) -> float:
+        """Standard deviation of all values, of which a few clips at a time are copied."""
+        sums = [(x.sum(), x.square().sum()) for x in map(Tensor.double, self.values.split(256))]
+        mean, square = (torch.stack(s).sum() / self.values.numel() for s in zip(*sums, strict=True))
+        return (square - mean.square()).clamp(min=0).sqrt().item()
 
 
 class SlotLoader(ClipLoader):
@@ -49,7 +56,7 @@ class SlotLoader(ClipLoader):
         clips = [clip for clip in clips if clip.name in slots.names]
         frames = {clip.media: count_frames(clip.media) for clip in clips}
         self._slots = slots
-        self._noise = noise * slots.values.float().std().item() if options["jitter"] else 0.0
+        self._noise = noise * slots.deviation() if noise and options["jitter"] else 0.0
         options |= {"jitter": False, "mirror": False, "share_frames": False}
         super().__init__(clips, frames, batch_size, num_frames, **options)
 

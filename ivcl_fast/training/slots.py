@@ -17,12 +17,13 @@ def encode(model: IVCLClassifier, loader: ClipLoader, device: torch.device, amp:
     ``amp``: in bfloat16 under autocast. They take ``2 * T * S * D`` bytes per clip, without it
     twice as many.
     """
-    parts: list[torch.Tensor] = []
-    names: dict[str, int] = {}
+    values, names = torch.empty(0), dict[str, int]()
     with Bar("encoding", len(loader.clips), "clips") as bar:
         for batch, slots in outputs(model, model.slots, loader, device, amp):
-            parts.append(slots.cpu())
+            if not names:  # at once, since lists of parts would take the memory twice
+                values = torch.empty(len(loader.clips), *slots.shape[1:], dtype=slots.dtype)
+            values[len(names) : len(names) + len(slots)] = slots
             for clip in batch.clip_ids.tolist():
                 names[loader.clips[clip].name] = len(names)
             bar.show(len(names))
-    return Slots(torch.cat(parts), names)
+    return Slots(values[: len(names)], names)

@@ -13,6 +13,7 @@ from ivcl_fast.models.ivcl import Encoder
 from ivcl_fast.train import comparisons
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.loop import Stage
+from ivcl_fast.training.memory import LiveMemory
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.signals import Interrupted
 from ivcl_fast.training.slots import encode
@@ -71,6 +72,17 @@ def test_noise_is_of_the_slots_deviation_and_of_epoch_and_clip_alone(tmp_path):
     assert all(torch.equal(shared[clip], first[clip]) for clip in first)
     measured = rows_by_clip(slot_loader(run, slots, slot_noise=2.0, training=False))
     assert all(torch.equal(measured[clip], plain[clip]) for clip in plain)
+
+
+def test_the_deviation_takes_no_copy_of_the_slots():
+    """There may be many GB of them."""
+    torch.manual_seed(0)
+    values = (3 * torch.randn(10_000, 4, 2, 16) + 5).bfloat16()
+    with LiveMemory() as live:
+        found = Slots(values, {}).deviation()
+    assert live.peak < 1.5 * values.nbytes  # with the slots themselves
+    assert found == pytest.approx(values.float().std().item(), rel=1e-5)
+    assert Slots(torch.full((300, 4, 2, 16), 0.1), {}).deviation() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.fixture
