@@ -208,14 +208,15 @@ class FinishedRun:
             lengths.append(f"{seen} clips of pretraining")
         if stages.stage != "pretrain" and self.finished("finetune"):
             seen = Schedule(stages.finetune_clips, batch_size=size).clips_seen
-            clips = f"{seen} clips"
+            clips, frozen = f"{seen} clips", "with the encoder frozen"
             if frames := self._last_frames_first():
                 which = "single" if stages.frame_labels else "last"
                 clips = f"{frames} {which} frames and {seen} whole clips"
+                frozen = "(the encoder frozen for whole clips)"
             share = stages.label_fraction
             labels = "" if share == 1 else f" with {share:.0%} of the labels"
-            frozen = " (the encoder frozen for whole clips)" if stages.freeze_encoder else ""
-            lengths.append(f"{clips} of finetuning{frozen}{labels}")
+            how = f" {frozen}" if stages.freeze_encoder else ""
+            lengths.append(f"{clips} of finetuning{how}{labels}")
         return ", ".join(lengths)
 
     def _last_frames_first(self) -> int:
