@@ -52,7 +52,8 @@ class StagesConfig:
     freeze_encoder: bool = False
     """Finetune the temporal transformer and the head alone. The image encoder, as pretraining and
     last frames leave it, computes the slots of each clip once, and clips then cost little: so
-    --finetune-clips may be twenty times as many. Not from random weights, which stay trainable."""
+    --finetune-clips may be twenty times as many. Frames then are the same each time, and --mirror
+    has no effect. Not from random weights, which stay trainable."""
     slot_noise: float = 0.5
     """With --freeze-encoder, noise on the slots in training, relative to their standard deviation:
     without it, clips that are seen so often are learnt by heart."""
