@@ -20,8 +20,7 @@ class Crop(NamedTuple):
     def placed(self, size: int) -> tuple[int, int, int, int]:
         """Return height and width to resize the frame to, and top and left of the square in it."""
         height, width = round(size / self.height), round(size / self.width)
-        top, left = round(self.top * height), round(self.left * width)
-        return height, width, min(top, height - size), min(left, width - size)
+        return height, width, round(self.top * height), round(self.left * width)
 
     def inside(self, outer: Crop) -> Crop:
         """Return this part of the part ``outer``, as a part of the frame."""

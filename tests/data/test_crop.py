@@ -40,6 +40,18 @@ def colour(frames: torch.Tensor) -> str:
     return "RGB"[int(mean.argmax())]
 
 
+def test_a_part_at_the_end_of_a_frame_stays_inside_it():
+    """In pixels, too: rounding moves its place by less than half of one."""
+    for height, width in np.random.default_rng(0).uniform(0.3, 1, (2000, 2)).tolist():
+        tall, wide, top, left = Crop(1 - height, 1 - width, height, width).placed(32)
+        assert top == tall - 32 and left == wide - 32
+
+
+def test_a_part_of_a_part_is_a_part_of_the_frame():
+    part = Crop(0.5, 0.25, 0.5, 0.5).inside(Crop(0.2, 0.4, 0.5, 0.4))
+    assert part == pytest.approx((0.45, 0.5, 0.25, 0.2))
+
+
 @pytest.mark.parametrize("kind", ["mp4", "avi", "turned", "images", "tall"])
 def test_the_square_follows_the_upright_frame(tmp_path, kind):
     pictures = bands(tall=kind == "tall")
