@@ -92,12 +92,14 @@ def thing(shape: str, color: str, size: str, material: str, place: list[float]) 
 @pytest.fixture
 def by_hand(tmp_path) -> Cater:
     """A cone covers the snitch in the two frames in the middle."""
+    cube = thing("cube", "blue", "small", "rubber", [14.1668, -12.5486, 10.182])
+    cube["locations"]["3"] = [-6.0, -6.0, 0.0]
     scene = {
         "image_index": 0,
         "objects": [
             thing("spl", "gold", "small", "metal", [0.0, 0.0, 0.0]),
             thing("cone", "red", "large", "rubber", [0.0, 0.0, 0.0]),
-            thing("cube", "blue", "small", "rubber", [14.1668, -12.5486, 10.182]),
+            cube,
         ],
         "movements": {
             "cone_red": [["_contain", "spl_gold", 0, 1], ["_pick_place", None, 2, 3]],
@@ -130,7 +132,11 @@ def test_attributes_by_hand(by_hand):
 
 
 def test_centres_by_hand(by_hand):
-    """The camera looks at the origin; the cube is straight behind it, and as far away."""
+    """The camera looks at the origin.
+
+    The cube is straight behind the camera, and as far away; in the last frame it is on the left of
+    the picture.
+    """
     labels = make_frame_labels(by_hand, "detection", 9)(CLIP, ALL, 4)
     assert labels.dtype == torch.float32 and labels.shape == (4, 81, 5)
     assert [len(found) for found in names(labels, "detection")] == [2, 1, 1, 2]

@@ -40,6 +40,7 @@ def test_views_of_a_whole_video_move_frames_but_not_the_last():
     assert frame_ids(31, 4).tolist() == [0, 10, 20, 30]
     assert frame_ids(31, 4, view=View(0, 5)).tolist() == [0, 10, 20, 30]
     assert frame_ids(31, 4, view=View(2, 5)).tolist() == [4, 14, 24, 30]
+    assert frame_ids(9, 3, view=View(3, 5)).tolist() == [2, 6, 8]  # four frames for five views
     assert frame_ids(31, 1, view=View(2, 5)).tolist() == [30]
 
 

@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from ivcl_fast.data.dataset import Clip, Dataset
-from ivcl_fast.data.formats.acre import TYPES, Acre, Query, object_table
+from ivcl_fast.data.formats.acre import (
+    OFF,
+    ON,
+    TYPES,
+    UNDETERMINED,
+    Acre,
+    Panel,
+    Query,
+    covariation,
+    object_table,
+)
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.baselines import counting_guess
 from ivcl_fast.evaluation.evaluate import Evaluation
@@ -102,6 +112,16 @@ def test_what_counting_scores(root: Path) -> None:
         "query": 0.5, "problem": 0, "direct": 1, "indirect": 1, "screen_off": 0, "potential": 0,
     }  # fmt: skip
     assert scores["query"].chance == pytest.approx(1 / 3)
+
+
+def test_shares_from_which_counting_answers() -> None:
+    """The machine was on in 3 of 5 trials with object 1, 2 of 5 with 2, 1 of 3 with 3."""
+    shown = [(1, 2, 3), (1, 2), (1,), (1, 2, 3), (1, 2, 3), (2,)]
+    lights = ["on"] * 3 + ["off"] * 3
+    context = [Panel(objects, light) for objects, light in zip(shown, lights, strict=True)]
+    asked = [(1, 3), (2, 3), (3,), (4,)]  # object 4 was in no trial
+    answers = covariation((*context, *(Panel(objects, "no") for objects in asked)))
+    assert answers == [ON, UNDETERMINED, OFF, UNDETERMINED]
 
 
 def test_what_an_object_id_means() -> None:

@@ -202,3 +202,11 @@ def test_frames_named_as_other_projects_do(tmp_path, form):
     assert [path.name for path in _frame_files(tmp_path)] == [form.format(i) for i in range(1, 5)]
     (tmp_path / form.format(0)).touch()
     assert [path.name for path in _frame_files(tmp_path)] == [form.format(i) for i in range(5)]
+
+
+def test_a_folder_with_frames_of_several_kinds_is_read_as_the_commonest(tmp_path):
+    """In whichever order the system lists them."""
+    for name in ("0007.jpg", "0008.jpg", "a_0009.jpg", "000001.jpg", "000002.jpg", "000003.jpg"):
+        (tmp_path / name).touch()
+    found = [path.name for path in _frame_files(tmp_path)]
+    assert found == ["000001.jpg", "000002.jpg", "000003.jpg"]
