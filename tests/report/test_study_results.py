@@ -17,9 +17,10 @@ GROUPS = ("hidden", "hidden", "visible", "visible", "visible", "hidden")
 
 
 def write_answers(folder: Path, correct: list[int], key: str = "correct") -> Path:
-    """Write the answers to the first clips; the guess of a baseline is right every fourth time."""
+    """Write the answers to the first clips. As in a study, one variant has those of a baseline."""
+    guess = {GUESS: 0.25} if folder.name.startswith("a") else {}
     clips = [
-        {"name": f"c{i}", "video": video, "group": group, key: {"model": answer, GUESS: 0.25}}
+        {"name": f"c{i}", "video": video, "group": group, key: {"model": answer} | guess}
         for i, (answer, video, group) in enumerate(zip(correct, VIDEOS, GROUPS, strict=False))
     ]
     folder.mkdir()
@@ -39,6 +40,7 @@ def test_shares_are_of_the_clips_that_every_seed_has_answered(tmp_path):
     assert list(shares) == ["a", GUESS, "b"]
     keys = [("c0", "v0", "hidden"), ("c1", "v0", "hidden"), ("c2", "v1", "visible")]
     assert shares["a"] == dict(zip(keys, (1, 0.5, 0), strict=True))
+    assert shares[GUESS] == dict.fromkeys(keys, 0.25)
     assert shares["b"] == dict(zip(keys[:2], (0, 1), strict=True))
 
 
