@@ -212,6 +212,32 @@ def test_order_depends_on_seed_and_epoch_alone(store):
     assert len(orders) == 3
     assert same(list(make(store, seed=5).epoch(1)), epochs[1])
     assert not same(list(make(store, seed=6).epoch(1)), epochs[1])
+    for options in ({"jitter": False}, {"shuffle": False}):  # the order, and the jitter
+        one, other = (list(make(store, seed=seed, **options).epoch(1)) for seed in (5, 6))
+        assert not same(one, other)
+
+
+MANY = [Clip(f"c{i}", "v5", 0) for i in range(100)]
+"""Of one video."""
+
+
+def test_every_clip_has_a_jitter_of_its_own(store):
+    (batch,) = make(store, MANY, 100, shuffle=False).epoch(0)
+    assert len({tuple(frames) for frames in frames_of_clips(batch)}) > 80
+
+
+def test_which_clips_are_mirrored_depends_on_seed_and_epoch(store):
+    """Half of them are."""
+    options = dict(num_frames=1, jitter=False, shuffle=False)
+    (plain,) = make(store, MANY, 100, **options).epoch(0)
+
+    def mirrored(seed: int, epoch: int) -> list[bool]:
+        (batch,) = make(store, MANY, 100, seed=seed, mirror=True, **options).epoch(epoch)
+        return [not torch.equal(*rows) for rows in zip(batch.rows, plain.rows, strict=True)]
+
+    drawn = [mirrored(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert all(35 <= sum(one) <= 65 for one in drawn)
+    assert len({tuple(one) for one in drawn}) == 4 and mirrored(0, 0) == drawn[0]
 
 
 def test_resuming_inside_an_epoch(store):
