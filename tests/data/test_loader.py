@@ -11,7 +11,7 @@ import torch
 
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.loader import Batch, ClipLoader, StoreLoader
-from ivcl_fast.data.sampling import frame_ids
+from ivcl_fast.data.sampling import View, frame_ids
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.errors import UserError
@@ -112,8 +112,9 @@ def test_clips_with_given_frames(store):
         assert batch.labels.tolist() == [3, 4]
     (last,) = make(store, clips, num_frames=1, shuffle=False).epoch(0)
     assert frames_of_clips(last) == [[(1, 6)], [(1, 19)]]
-    with pytest.raises(UserError, match=r"num_frames: 5 .*q6.*accepted for this data set: 4"):
-        make(store, clips, num_frames=5)
+    for other in (3, 5):
+        with pytest.raises(UserError, match=rf"num_frames: {other} .*q6.*for this data set: 4"):
+            make(store, clips, num_frames=other)
 
 
 def test_shared_frames_are_read_once(store):
@@ -224,6 +225,14 @@ MANY = [Clip(f"c{i}", "v5", 0) for i in range(100)]
 def test_every_clip_has_a_jitter_of_its_own(store):
     (batch,) = make(store, MANY, 100, shuffle=False).epoch(0)
     assert len({tuple(frames) for frames in frames_of_clips(batch)}) > 80
+
+
+@pytest.mark.parametrize("options", [{"frame_stride": 3}, {"view": View(1, 3)}])
+def test_frames_are_those_of_the_stride_and_the_view(store, options):
+    options = {"frame_stride": 0, "view": View(2, 3)} | options
+    (batch,) = make(store, MANY[:1], 1, jitter=False, **options).epoch(0)
+    expected = frame_ids(FRAMES[5], 4, stride=options["frame_stride"], view=options["view"])
+    assert frames_of_clips(batch) == [[(5, i) for i in expected.tolist()]]
 
 
 def test_which_clips_are_mirrored_depends_on_seed_and_epoch(store):
@@ -358,5 +367,5 @@ def test_waiting_time_is_measured(store, monkeypatch):
     monkeypatch.setattr(FrameStore, "rows", slow_rows)
     loader = make(store, batch_size=1)
     assert loader.wait_seconds == 0
-    list(loader.epoch(0))
-    assert loader.wait_seconds > 0
+    assert len(list(loader.epoch(0))) == 9
+    assert loader.wait_seconds > 5 * 0.05  # for all batches, not for the last one
