@@ -19,6 +19,14 @@ def test_schedule_warms_up_and_ends_near_zero():
     assert rates[-1] < 1e-4 and sorted(rates[100:], reverse=True) == rates[100:]
 
 
+def test_a_short_stage_warms_up_for_a_tenth_of_it():
+    schedule = Schedule(clips=330, lr=1.0, batch_size=16, warmup_steps=100)  # rounded down
+    assert schedule.steps == 20
+    assert [schedule.lr_at(step) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
+    assert schedule.lr_at(11) == pytest.approx(0.5)  # half way through the decay
+    assert Schedule(clips=3, batch_size=16).steps == 1
+
+
 @pytest.mark.parametrize(("rule", "rate"), [("none", 1.0), ("sqrt", 2.0), ("linear", 4.0)])
 def test_rates_scale_with_the_batch(rule, rate):
     assert scaled_lr(1.0, 64, rule) == rate and scaled_lr(1.0, 16, rule) == 1.0
@@ -29,6 +37,24 @@ def test_weight_decay_and_rates_by_group():
     (adamw,) = make_optimizers(model, Schedule(1, weight_decay=0.1, backbone_lr_scale=0.5))
     found = {(g["weight_decay"], g["scale"]): len(g["params"]) for g in adamw.param_groups}
     assert found == {(0.1, 0.5): 1, (0.0, 0.5): 1, (0.1, 1.0): 1, (0.0, 1.0): 1}
+    assert {g["betas"] for g in adamw.param_groups} == {(0.9, 0.95)}
+
+
+def test_positions_and_tokens_do_not_decay():
+    """They are matrices, unlike what else does not: biases and norms."""
+    model = IVCL(IVCLConfig(depth=1, temporal_depth=1, decoder_depth=1))
+    (adamw,) = make_optimizers(model, Schedule(1))
+    names = {p: n for n, p in model.named_parameters()}
+    kept = [p for g in adamw.param_groups if not g["weight_decay"] for p in g["params"]]
+    matrices = {names[p].split(".")[-1] for p in kept if p.ndim > 1}
+    assert matrices == {n.split(".")[-1] for n in names.values()} - {"weight", "bias"}
+
+
+def test_frozen_parameters_have_no_optimizer():
+    model = nn.ModuleDict({"body": nn.Linear(6, 8).requires_grad_(False), "head": nn.Linear(8, 3)})
+    (adamw,) = make_optimizers(model, Schedule(1))
+    taken = {id(p) for g in adamw.param_groups for p in g["params"]}
+    assert taken == {id(p) for p in model["head"].parameters()}
 
 
 def test_muon_takes_the_matrices_of_blocks_only():
