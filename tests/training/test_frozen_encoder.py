@@ -7,7 +7,9 @@ import torch
 
 from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.analysis.finished_runs import FinishedRun
-from ivcl_fast.data.slots import Slots
+from ivcl_fast.data.dataset import Clip
+from ivcl_fast.data.sampling import frame_ids
+from ivcl_fast.data.slots import SlotLoader, Slots
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.ivcl import Encoder
 from ivcl_fast.train import comparisons
@@ -19,7 +21,7 @@ from ivcl_fast.training.signals import Interrupted
 from ivcl_fast.training.slots import encode
 from tests.training.test_last_frame import SIZES, run_with
 
-FROZEN = dict(last_frame_clips=2, finetune_clips=8, freeze_encoder=True)
+FROZEN = dict(last_frame_clips=8, finetune_clips=8, freeze_encoder=True)
 
 
 def encode_split(run: Run, split: str = "train") -> Slots:
@@ -65,7 +67,9 @@ def test_noise_is_of_the_slots_deviation_and_of_epoch_and_clip_alone(tmp_path):
     assert abs(differences.mean()) < 0.1 * differences.std()
     again, second = rows_by_clip(noisy), rows_by_clip(noisy, epoch=1)
     assert all(torch.equal(again[clip], first[clip]) for clip in first)
+    other = rows_by_clip(slot_loader(run, slots, slot_noise=2.0, seed=1))
     assert not any(torch.equal(second[clip], first[clip]) for clip in first)
+    assert not any(torch.equal(other[clip], first[clip]) for clip in first)
     two_ranks = [slot_loader(run, slots, slot_noise=2.0, batch_size=1, rank=r, world_size=2)
                  for r in (0, 1)]  # fmt: skip
     shared = rows_by_clip(two_ranks[0]) | rows_by_clip(two_ranks[1])
@@ -103,6 +107,7 @@ def test_the_encoder_stays_and_the_rest_learns(tmp_path, pretrained, frame_label
         assert same == name.startswith("encoder."), name
     rates = {r["stage"]: r["lr"] for r in run.metrics.read() if "lr" in r}
     assert rates.keys() == {"last-frame", "finetune"}
+    assert rates["finetune"] == rates["last-frame"]
 
 
 def test_clips_are_encoded_once(tmp_path, pretrained, monkeypatch):
@@ -121,6 +126,56 @@ def test_clips_are_encoded_once(tmp_path, pretrained, monkeypatch):
     assert encoded == [6, 2]  # those of training and of the curve, in a batch each
 
 
+def test_batches_are_as_the_settings_say(tmp_path, pretrained):
+    options = dict(amp="bf16", slot_noise=0.3, label_fraction=0.5, frame_labels=True, **FROZEN)
+    run = run_with(tmp_path, name="run", init=pretrained, **options)
+    run.data.mirror = True  # pixels are not there any more
+    loader, _ = run._on_slots("finetune", run.classifier())
+    slots, labels = loader._slots, run.data.frame_labels["cells"]
+    assert slots.values.dtype == torch.bfloat16
+    assert len(loader.clips) == len(slots.values) == 3 and loader.frames_per_clip == 0
+    noises = []
+    for batch in (batch for epoch in range(4) for batch in loader.epoch(epoch)):
+        assert batch.rows.dtype == torch.float32
+        for row, label, number in zip(batch.rows, batch.labels, batch.clip_ids, strict=True):
+            clip = loader.clips[number]
+            noises.append(row - slots.values[slots.names[clip.name]].float())
+            count = run.data.num_frames(clip.media)
+            assert torch.equal(label, labels(clip, frame_ids(count, 4), count))
+    expected = 0.3 * slots.values.float().std().item()
+    assert torch.stack(noises).std().item() == pytest.approx(expected, rel=0.1)
+
+
+def test_videos_that_are_dropped_meanwhile_are_left_out(tmp_path, pretrained):
+    options = dict(loader="stream", amp="off", **FROZEN)
+    run = run_with(tmp_path, name="run", init=pretrained, **options)
+    train, val = (run.data.dataset.clips(split) for split in ("train", "val"))
+    for clip in (train[1], val[0]):
+        (run.data.dataset.root / "videos" / f"{clip.media}.avi").write_bytes(b"RIFF")
+    model = run.classifier()
+    loader, measure = run._on_slots("finetune", model)
+    assert loader.clips == [train[0], *train[2:]]
+    measured = slot_loader(run, loader._slots, batch_size=5, training=False)
+    whole = run.data.loader("train", batch_size=6, num_frames=4, seed=0, training=False)
+    ((encoded,), (frames,)) = measured.epoch(0), whole.epoch(0)  # which leaves it out, too
+    torch.testing.assert_close(model(encoded.rows), model(frames.rows))
+    assert measure(model).keys() >= {"val_top1"}
+
+
+def test_clips_that_shared_frames_are_drawn_one_by_one():
+    """As those of ACRE, whose slots are of each clip."""
+    clips = [Clip(f"{v}-{q}", f"video {v}", q, (0, 1, 2 + q)) for v in range(3) for q in range(2)]
+    slots = Slots(torch.arange(6.0).view(6, 1, 1, 1), {c.name: i for i, c in enumerate(clips)})
+    options = dict(num_classes=2, multi_label=False, jitter=True, shuffle=True, drop_last=True)
+    frames = dict(count_frames=lambda name: 4, share_frames=True)
+    batches = [*SlotLoader(slots, clips, 2, 3, **frames, **options).epoch(0)]
+    for batch in batches:
+        assert batch.frame_index is None
+        assert batch.rows.flatten().tolist() == batch.clip_ids.tolist()
+        assert batch.labels.tolist() == [clips[i].label for i in batch.clip_ids.tolist()]
+    assert sorted(i for batch in batches for i in batch.clip_ids.tolist()) == [*range(6)]
+
+
 def test_single_frames_have_their_own_labels(tmp_path, pretrained):
     """Slots are those of the last frame, whose label it is, although any frame has one."""
     one = dict(model=IVCLConfig(**SIZES | {"num_frames": 1}), frame_labels=True)
@@ -135,13 +190,12 @@ def test_single_frames_have_their_own_labels(tmp_path, pretrained):
 def test_random_weights_all_learn(tmp_path, pretrained):
     options = dict(compare_scratch=True, compare_memoryless=False, **FROZEN)
     run = run_with(tmp_path, name="run", init=pretrained, **options)
-    torch.manual_seed(run.config.seed)
-    start = run.classifier().state_dict()
     scratch = run.finetune("random", "scratch").state_dict()
+    start = run.last_frame("random", "scratch-last-frame").state_dict()
     assert not torch.equal(scratch["encoder.slot_tokens"], start["encoder.slot_tokens"])
     (result,) = comparisons(run, pretrained, run.evaluate(run.finetune(pretrained)))
     assert result.title == "from scratch, as many whole clips"
-    said = "2 last frames and 8 whole clips of finetuning (the encoder frozen for whole clips)"
+    said = "8 last frames and 8 whole clips of finetuning (the encoder frozen for whole clips)"
     assert FinishedRun(run.config, run.data).describe_length() == said
 
 
