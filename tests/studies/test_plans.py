@@ -30,6 +30,15 @@ def test_budgets_are_equal_and_seeds_differ():
     assert [c.stages.compare_memoryless for c in configs] == [True] * 3 + [False] * 12
 
 
+def test_a_frozen_encoder_has_more_clips():
+    """But not that of random weights."""
+    study = STUDIES["pretraining"]
+    _, then = plan_jobs(study, Path("x"), 1, study.flags(("--finetune-clips", "77")))
+    stages = [parse(job.arguments).stages for job in then]
+    assert [s.finetune_clips for s in stages] == [462, 462, 77]
+    assert [s.freeze_encoder for s in stages] == [True, True, False]
+
+
 def test_finetunings_start_from_the_pretrainings_in_turn():
     first, then = plan_jobs(STUDIES["slots"], Path("x"), 3, (), pretrainings=2)
     assert [job.folder.name for job in first] == ["pretrained", "pretrained-1"] * 5
