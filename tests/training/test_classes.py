@@ -1,0 +1,46 @@
+"""The classes that a run keeps, against those of data sets."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from ivcl_fast.data.frame_labels import CLASSES
+from ivcl_fast.errors import UserError
+from ivcl_fast.training.classes import Classes, pretraining_model
+from tests.support.small_models import config
+
+
+def dataset(*names: str, multi_label: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(
+        num_classes=len(names), describe=names.__getitem__, multi_label=multi_label
+    )
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_classes_are_kept_as_they_are(tmp_path, multi_label):
+    classes = Classes.of(dataset("ant", "bee", multi_label=multi_label))
+    classes.write(tmp_path)
+    assert Classes.read(tmp_path) == classes == Classes(multi_label, ["ant", "bee"])
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["ant"], "'x' has 1 classes; accepted: data with the run's 2"),
+        (["ant", "bee", "cat"], "'x' has 3 classes; accepted: data with the run's 2"),
+        (["bee", "ant"], "class 0 of 'x' is 'bee'; accepted: .* this is 'ant'"),
+    ],
+)
+def test_other_classes_are_refused(names, said):
+    classes = Classes(False, ["ant", "bee"])
+    classes.check_same("x", dataset("ant", "bee"))
+    with pytest.raises(UserError, match=f"^--data: .*{said}"):
+        classes.check_same("x", dataset(*names))
+
+
+@pytest.mark.parametrize("objective", CLASSES)
+def test_supervised_pretraining_has_the_classes_of_its_labels(objective):
+    model = pretraining_model(config(objective=objective))
+    assert model.num_classes == len(CLASSES[objective])
