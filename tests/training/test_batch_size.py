@@ -120,6 +120,7 @@ def test_every_stage_keeps_its_steps(stages):
     run = RUN.replace(finetune_clips=70 * STEPS)
     batch = choose(run, 1, 10**12, bf16=True)
     assert batch.clips == 64 and f"fewer than {STEPS} steps" in batch.reason
+    assert choose(run.replace(grad_accum_steps=2), 1, 10**12, bf16=True).clips == 64
     assert choose(run.replace(stage="pretrain"), 1, 10**12, bf16=True).clips > 64
     assert choose(RUN.replace(finetune_clips=10), 1, 10**12, bf16=True).clips == 16
 

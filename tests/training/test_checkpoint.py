@@ -51,6 +51,7 @@ def test_a_damaged_checkpoint_counts_as_none_of_those_kept(tmp_path):
         saved(tmp_path, step)
     flip_a_bit(tmp_path / "step-00000010" / MODEL)
     (tmp_path / "step-00000011.partial").mkdir()  # of a process that was killed
+    assert [p.name for p in checkpoint.list_steps(tmp_path)] == ["step-00000005", "step-00000010"]
     assert checkpoint.latest(tmp_path).step == 5
     saved(tmp_path, 8)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000008"]

@@ -67,6 +67,15 @@ def test_muon_takes_the_matrices_of_blocks_only():
     assert sorted(taken + others) == sorted(names.values())
 
 
+def test_rates_are_those_of_the_step_by_group():
+    model = nn.ModuleDict({"body": nn.Linear(6, 8), "head": nn.Linear(8, 3)})
+    optimizers = make_optimizers(model, Schedule(1, backbone_lr_scale=0.5))
+    for lr in (0.25, 0.5):
+        set_lr(optimizers, lr)
+        rates = {p: g["lr"] for g in optimizers[0].param_groups for p in g["params"]}
+        assert rates[model["body"].weight] == 0.5 * lr and rates[model["head"].weight] == lr
+
+
 def test_learning_rates_are_tensors_that_stay():
     model = IVCL(IVCLConfig(depth=1, temporal_depth=1, decoder_depth=1))
     optimizers = make_optimizers(model, Schedule(1, optimizer="muon"), capturable=True)
@@ -146,3 +155,11 @@ def test_muon_skips_matrices_without_a_gradient():
     muon.step()
     assert torch.equal(weights[0], before[0]) and not torch.equal(weights[1], before[1])
     assert [*muon.state] == weights[1:]
+
+
+def test_a_gradient_of_zeros_leaves_a_matrix_as_it_is():
+    weights = [nn.Parameter(torch.randn(3, 4)) for _ in range(2)]
+    weights[0].grad, weights[1].grad = torch.zeros(3, 4), torch.randn(3, 4)
+    before = weights[0].detach().clone()
+    Muon(weights, lr=0.1, weight_decay=0.0).step()
+    assert torch.equal(weights[0], before) and weights[1].isfinite().all()
