@@ -8,13 +8,20 @@ import re
 
 import pytest
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, Supervised, reference
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import backbone, weights
-from ivcl_fast.models.weights import MODEL, read_weights, weights_file, write_checksums
+from ivcl_fast.models.weights import (
+    CHECKSUMS,
+    MODEL,
+    read_weights,
+    weights_file,
+    write_checksums,
+)
 from tests.models.test_model import CFG, SIZES
 from tests.training.test_checkpoint import flip_a_bit
 
@@ -164,6 +171,8 @@ def test_a_runs_folder_stands_for_its_models(run):
     assert not same_weights(classifier, IVCLClassifier.from_pretrained("runs/RUN/scratch"))
 
     assert weights_file(run) == run / "pretrain" / MODEL
+    IVCL(CFG).save_pretrained(run / "pretrain" / "pretrain")  # a folder of a model is that model
+    assert weights_file(run / "pretrain") == run / "pretrain" / MODEL
     backbone.check_source(str(run))
     loaded = classifier.load_pretrained(str(run))
     ours, theirs = classifier.state_dict(), pretrained.state_dict()
@@ -262,12 +271,14 @@ def test_a_model_has_the_dtype_that_was_asked_for(tmp_path):
     assert dtypes() == {torch.float32}
     assert dtypes(dtype="auto") == dtypes(dtype="bfloat16") == {torch.bfloat16}
     assert dtypes(torch_dtype=torch.float16) == {torch.float16}
+    elsewhere = IVCL.from_pretrained(tmp_path, map_location="meta")
+    assert {p.device.type for p in elsewhere.parameters()} == {"meta"}
     for wrong in ("int8", torch.int8, "half", 16):
         with pytest.raises(ValueError, match=r"^dtype: [^\n]*accepted: auto, float32, bfloat16"):
             dtypes(dtype=wrong)
 
 
-@pytest.mark.parametrize("name", [None, "model", "state_dict"])
+@pytest.mark.parametrize("name", [None, "model", "state_dict", "model_state_dict"])
 def test_a_checkpoint_of_torch_save(tmp_path, name):
     weights = IVCL(CFG).state_dict()
     content = weights if name is None else {name: weights, "epoch": 3, "args": {"lr": 0.1}}
@@ -314,6 +325,10 @@ def test_bad_folders_are_one_clear_line(tmp_path):
     fails_with("encoder.blocks.2", "none")
     edit(tmp_path, lambda config: config["cfg"].update(depth=8192))
     fails_with("config.json: more blocks than model.safetensors has tensors")
+    for part in ("temporal_depth", "decoder_depth"):
+        edit(tmp_path, lambda config, p=part: config["cfg"].update({"depth": 2, p: 8192}))
+        fails_with("config.json: more blocks than model.safetensors has tensors")
+        edit(tmp_path, lambda config, p=part: config["cfg"].update({p: vars(CFG)[p]}))
     for width in (2**20, 2**40):  # terabytes, and more than an address can count
         edit(tmp_path, lambda config, d=width: config["cfg"].update(depth=2, embed_dim=d))
         fails_with(str(tmp_path))
@@ -361,3 +376,17 @@ def test_damage_of_a_finished_model_is_found(tmp_path):
             load(tmp_path)
     model.save_pretrained(tmp_path)
     read_weights(tmp_path)
+
+
+def test_a_save_that_fails_leaves_no_checksums_of_other_files(tmp_path, monkeypatch):
+    model = IVCL(CFG)
+    model.save_pretrained(tmp_path)
+
+    def full(self, folder, **options):
+        (folder / MODEL).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PyTorchModelHubMixin, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space"):
+        model.save_pretrained(tmp_path)
+    assert not (tmp_path / CHECKSUMS).exists()
