@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from ivcl_fast import reference
-from ivcl_fast.models.backbone import can_resize, resize_embedding, zero_branches
+from ivcl_fast.errors import UserError
+from ivcl_fast.models.backbone import can_resize, load_backbone, resize_embedding, zero_branches
 from tests.support.small_models import config
 
 
@@ -42,3 +44,10 @@ def test_only_the_number_of_places_may_differ():
     assert not can_resize("pos_embed", torch.zeros(1, 16, 4), torch.Size([1, 9, 6]))
     assert not can_resize("time_embed", torch.zeros(3, 4), torch.Size([2, 6]))
     assert not can_resize("slot_tokens", torch.zeros(1, 16, 4), torch.Size([1, 9, 4]))
+
+
+def test_weights_without_an_encoder_are_refused():
+    model = reference.IVCL(config())
+    temporal = {k: v for k, v in model.state_dict().items() if k.startswith("temporal.")}
+    with pytest.raises(UserError, match=r"^state dict: holds no encoder\.\* weights"):
+        load_backbone(model, temporal)

@@ -63,6 +63,7 @@ def test_the_card_tells_of_training_and_classes(tmp_path):
         "scores": {"accuracy": 0.5},
         "frame stride": 4,
         "crop": "center",
+        "note": "a <b> & c",
         "classes": names,
     }
     model = ivcl_fast.IVCLClassifier(CFG, 2, names)
@@ -70,7 +71,7 @@ def test_the_card_tells_of_training_and_classes(tmp_path):
     card = (tmp_path / "told" / "README.md").read_text()
     for row in (
         "| data | synthetic:acre-iid |", "| clips seen | 96 |", "| scores | accuracy 0.5 |",
-        r"| classes | no, yes \| maybe |",
+        r"| classes | no, yes \| maybe |", "| note | a &lt;b&gt; &amp; c |",
     ):  # fmt: skip
         assert row in card
     assert 'load_clip("VIDEO", model.cfg, frame_stride=4, crop="center")' in card

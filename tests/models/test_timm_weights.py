@@ -162,7 +162,15 @@ def test_patches_that_are_no_squares_of_rgb_are_refused(shape, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "statistics", [[1], {"mean": "abc"}, {"mean": 0.5}, {"mean": [0.5] * 2}, {"std": [0, 1, 1]}]
+    "statistics",
+    [
+        [1],
+        {"mean": "abc"},
+        {"mean": 0.5},
+        {"mean": [0.5] * 2},
+        {"std": [0, 1, 1]},
+        {"std": [-1, 1, 1]},
+    ],
 )
 def test_odd_pixel_statistics_are_one_line(statistics, tmp_path):
     source = saved(vit_weights(), tmp_path / "vit")
