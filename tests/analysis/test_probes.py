@@ -178,39 +178,44 @@ def test_presence_counts_the_answers_that_are_asked_for_alone() -> None:
     assert nothing is None
 
 
-def test_intervals_draw_clips_not_frames() -> None:
+@pytest.mark.parametrize("target", [CLASSIFICATION, REGRESSION, MULTI_LABEL])
+def test_intervals_draw_clips_not_frames(target: linear_probes.TargetType) -> None:
     """Ten predictions for each of the same clips tell nothing new."""
-    every, clips = torch.ones(500, dtype=torch.bool), torch.arange(50)
-    places = normal(0, 50, 2)
-    said = places, torch.zeros(50, 2), every[:50], clips
-    once = linear_probes.score_places(*said)
-    often = linear_probes.score_places(*(x.repeat(10, *[1] * (x.ndim - 1)) for x in said[:2]),
-                                       every, clips.repeat(10))  # fmt: skip
-    alone = linear_probes.score_places(*(x.repeat(10, *[1] * (x.ndim - 1)) for x in said[:2]),
-                                       every, torch.arange(500))  # fmt: skip
-    assert once is not None and often is not None and alone is not None
-    assert (often.low, often.high) == pytest.approx((once.low, once.high))
-    assert alone.high - alone.low < 0.5 * (once.high - once.low)
+    true = {
+        CLASSIFICATION: torch.arange(50) % 3,
+        REGRESSION: torch.zeros(50, 3),
+        MULTI_LABEL: (normal(1, 50, 3) > 0).float(),
+    }[target]
+
+    def width(times: int, clips: Tensor) -> float:
+        said, known = (x.repeat(times, *[1] * (x.ndim - 1)) for x in (normal(0, 50, 3), true))
+        score = target.score(said, known, torch.ones(len(said), dtype=torch.bool), clips)
+        assert score is not None
+        return score.high - score.low
+
+    once, often = width(1, torch.arange(50)), width(10, torch.arange(50).repeat(10))
+    assert often == pytest.approx(once, rel=0.05)
+    assert width(10, torch.arange(500)) < 0.5 * once
 
 
 def test_held_out_clips_are_whole_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Features that tell the clip alone: between clips they tell nothing, so the strongest penalty
-    is right; frames of the same clips held out would have praised the weakest."""
+    is right; frames of the same clips held out would have praised the weakest. The last fit, with
+    the penalty that was chosen, is on all clips."""
     random = torch.Generator().manual_seed(0)
     of_clip, y = torch.randn(40, 60, generator=random), torch.randint(4, (40,), generator=random)
     clips = torch.arange(40).repeat_interleave(FRAMES)
-    used: list[float] = []
+    used: list[tuple[float, int]] = []
     plain = linear_probes.fit
 
     def noted(x: Tensor, y: Tensor, probe: Probe, penalty: float) -> linear_probes.Linear:
-        used.append(penalty)
-        held = clips % linear_probes.HELD_OUT == 0
-        assert len(x) in (len(clips), int((~held).sum()))
+        used.append((penalty, len(x)))
         return plain(x, y, probe, penalty)
 
     monkeypatch.setattr(linear_probes, "fit", noted)
     linear_probes.fit_best(of_clip[clips], y[clips], clips, Probe(CLASSIFICATION, 4))
-    assert used == [*PENALTIES, max(PENALTIES)]
+    kept = int((clips % linear_probes.HELD_OUT != 0).sum())
+    assert used == [*((p, kept) for p in PENALTIES), (max(PENALTIES), len(clips))]
 
 
 def test_a_feature_that_never_varied_in_training_is_ignored() -> None:

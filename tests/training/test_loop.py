@@ -7,15 +7,19 @@ import math
 import os
 import signal
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ivcl_fast.errors import UserError
-from ivcl_fast.training import checkpoint
+from ivcl_fast.training import checkpoint, loop
 from ivcl_fast.training.loop import NotFinite, Stage
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.signals import Interrupted
@@ -106,6 +110,24 @@ def test_speed_counts_no_steps_before_a_resume(tmp_path, monkeypatch):
     assert (speeds[6], speeds[9]) == (BATCH, 3 * BATCH)
 
 
+def test_the_log_has_the_shares_of_waiting_and_of_the_peak(tmp_path, monkeypatch):
+    """A quarter of a second for each batch, and a second for each record."""
+
+    class Waiting(ToyLoader):
+        def epoch(self, epoch, start_batch=0):
+            for batch in super().epoch(epoch, start_batch):
+                self.wait_seconds += 0.25
+                yield batch
+
+    run = stage(tmp_path, peak_clips_per_second=10 * BATCH)
+    run.loader = Waiting(10, BATCH, 1, 2, 3)
+    monkeypatch.setattr(time, "perf_counter", itertools.count().__next__)
+    run.run()
+    records = MetricsLog(tmp_path).read()
+    assert [r["data_wait"] for r in records] == [0.75] * 8 + [0.25]
+    assert [r["mfu"] for r in records] == pytest.approx([0.3] * 8 + [0.1])
+
+
 def stop_at_once(folder: Path) -> None:
     """Ctrl-C twice, during step 7."""
 
@@ -167,6 +189,19 @@ def test_checkpoints_are_due_by_time_as_well(tmp_path):
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
 
 
+def test_checkpoints_are_minutes_apart_and_one_is_of_the_end(tmp_path, monkeypatch):
+    """Here every look at the clock is half a minute after the last."""
+    clock = SimpleNamespace(monotonic=itertools.count(0, 30).__next__, perf_counter=time.time)
+    monkeypatch.setattr(loop, "time", clock)
+    options = dict(save_every=1000, save_minutes=2)
+    with pytest.raises(Killed):
+        stage(tmp_path, failing_at(11, kill), **options).run()
+    folder = tmp_path / "checkpoints"
+    assert [p.name for p in checkpoint.list_steps(folder)] == ["step-00000004", "step-00000008"]
+    stage(tmp_path, **options).run()
+    assert checkpoint.list_steps(folder)[-1].name == "step-00000025"
+
+
 def test_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     def loss(model, batch, step):
         return toy_loss(model, batch, step) * (math.nan if step >= 12 else 1)
@@ -211,10 +246,14 @@ def test_nan_in_the_data_stops_before_a_checkpoint(tmp_path):
     assert all(tensor.isfinite().all() for tensor in saved.model.values())
 
 
-def test_accumulation_gives_the_same_step(tmp_path):
-    whole, parts = stage(tmp_path / "whole"), stage(tmp_path / "parts", grad_accum_steps=2)
+@pytest.mark.parametrize("grad_accum_steps", [2, 3])  # the second: of two clips, one and one
+def test_accumulation_gives_the_same_step(tmp_path, grad_accum_steps):
+    whole = stage(tmp_path / "whole")
+    parts = stage(tmp_path / "parts", grad_accum_steps=grad_accum_steps)
     whole.run()
     parts.run()
+    for expected, found in zip(curve(tmp_path / "whole"), curve(tmp_path / "parts"), strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
     for x, y in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
 
@@ -245,10 +284,75 @@ def test_a_log_that_cannot_be_written_is_reported(tmp_path):
     assert log.read()[0]["step"] == 3
 
 
-def test_validation_runs_at_even_spaces_and_at_the_end(tmp_path):
-    stage(tmp_path / "v", validate=lambda: {"val_top1": 0.5}, validations=2).run()
+@pytest.mark.parametrize("validations, steps", [(2, [12, 25]), (3, [9, 18, 25])])
+def test_validation_runs_at_even_spaces_and_at_the_end(tmp_path, validations, steps):
+    """It is of the model as it is used, and training goes on as before."""
+    modes = {"train": [], "validate": []}
+
+    def loss(model, batch, step):
+        modes["train"].append(model.training)
+        return toy_loss(model, batch, step)
+
+    def validate():
+        modes["validate"].append(run.model.training)
+        return {"val_top1": 0.5}
+
+    run = stage(tmp_path / "v", loss, validate=validate, validations=validations)
+    run.model.eval()
+    run.run()
     records = MetricsLog(tmp_path / "v").read()
-    assert [r["step"] for r in records if "val_top1" in r] == [12, 25]
+    assert [r["step"] for r in records if "val_top1" in r] == steps
+    assert modes == {"train": [True] * 25, "validate": [False] * len(steps)}
+
+
+def test_every_step_has_its_rate_and_its_clipped_gradient(tmp_path):
+    steps = []
+
+    def record(optimizer, args, kwargs):
+        (group, *_) = optimizer.param_groups
+        gradients = [p.grad for g in optimizer.param_groups for p in g["params"]]
+        steps.append((group["lr"], torch.nn.utils.get_total_norm(gradients).item()))
+
+    run = stage(tmp_path, optimizer="adamw")
+    run.schedule = replace(run.schedule, clip_norm=1e-3)
+    hook = register_optimizer_step_pre_hook(record)
+    try:
+        run.run()
+    finally:
+        hook.remove()
+    rates, norms = zip(*steps, strict=True)
+    assert rates == tuple(run.schedule.lr_at(step) for step in range(25))
+    assert norms == pytest.approx([1e-3] * 25, rel=1e-2)
+    logged = {r["step"]: r["lr"] for r in MetricsLog(tmp_path).read()}
+    assert logged == {step: rates[step - 1] for step in (3, 6, 9, 12, 15, 18, 21, 24, 25)}
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_the_loss_is_computed_under_autocast_if_asked(tmp_path, amp):
+    found = set()
+
+    def loss(model, batch, step):
+        found.add(torch.is_autocast_enabled("cpu"))
+        return toy_loss(model, batch, step)
+
+    stage(tmp_path, loss, amp=amp).run()
+    assert found == {amp}
+
+
+def test_epochs_follow_each_other_and_are_continued(tmp_path):
+    asked = []
+
+    class Asked(ToyLoader):
+        def epoch(self, epoch, start_batch=0):
+            asked.append((epoch, start_batch))
+            return super().epoch(epoch, start_batch)
+
+    for fault in (failing_at(14, kill), toy_loss):
+        run = stage(tmp_path, fault)
+        run.loader = Asked(10, BATCH, 1, 2, 3)
+        with suppress(Killed):
+            run.run()
+    assert asked == [(0, 0), (1, 0), (1, 0), (2, 0)]  # the checkpoint before is of step 10
 
 
 def test_tensorboard_reads_what_was_written(tmp_path):
