@@ -18,6 +18,7 @@ import torch
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
 from ivcl_fast import export as export_command
 from ivcl_fast.command import REFUSALS
+from ivcl_fast.data.config import DataConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.export import load, main, random_videos, write_model
 from ivcl_fast.training.run_folder import opened_folder
@@ -115,9 +116,39 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 
 def test_a_difference_is_measured():
     model = IVCLClassifier(config(), 4).eval()
-    off = export_command.compare(lambda video: model(video) * 1.01, model, model)
-    assert off == pytest.approx(0.01, rel=1e-3)
+    clips = []
+
+    def written(video):
+        clips.append(len(video))
+        return model(video) * (1.01 if len(video) == 1 else 1.0)
+
+    assert export_command.compare(written, model, model) == pytest.approx(0.01, rel=1e-3)
+    assert clips == [1, 3], "one video, and another number than it was traced with"
     assert not export_command.compare(lambda video: model(video) * math.nan, model, model) <= 1
+
+
+@pytest.mark.parametrize("stage, name", [("pretrain", "encoder"), ("finetune", "classifier")])
+def test_a_single_model_of_a_run_is_written_alone(stage, name, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(export_command, "write_model", lambda model, path: 0.0)
+    run = finished_run(tmp_path)
+    code, out, _ = command(main, run / stage, "--format", "pt2")
+    assert code == 0 and out.count("differs by") == 1
+    assert [path.name for path in (run / "export").iterdir()] == [f"{name}.json"]
+
+
+@pytest.mark.parametrize(
+    "data, frames, crop, said",
+    [
+        (DataConfig("synthetic"), "even", "none", ["evenly spaced", "as a whole"]),
+        (DataConfig("videos:x", frame_stride=4), "stride", "none", ["one of every 4", "as a whole"]),
+        (DataConfig("videos:x", crop="center"), "even", "center", ["evenly spaced", "largest square"]),
+        (DataConfig("synthetic:acre-iid"), "panels", "none", ["the query last", "as a whole"]),
+    ],
+)
+def test_the_description_says_which_frames_and_what_of_them(data, frames, crop, said):
+    about = export_command.description(IVCL(config()), data)["input"]
+    assert (about["frames"], about["crop"]) == (frames, crop)
+    assert all(words in about["content"] for words in said)
 
 
 def test_what_cannot_be_exported(tmp_path, command, monkeypatch):
