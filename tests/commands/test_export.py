@@ -140,8 +140,8 @@ def test_a_single_model_of_a_run_is_written_alone(stage, name, tmp_path, command
     "data, frames, crop, said",
     [
         (DataConfig("synthetic"), "even", "none", ["evenly spaced", "as a whole"]),
-        (DataConfig("videos:x", frame_stride=4), "stride", "none", ["one of every 4", "as a whole"]),
-        (DataConfig("videos:x", crop="center"), "even", "center", ["evenly spaced", "largest square"]),
+        (DataConfig("videos:x", frame_stride=4), "stride", "none", ["every 4", "as a whole"]),
+        (DataConfig("videos:x", crop="center"), "even", "center", ["evenly", "largest square"]),
         (DataConfig("synthetic:acre-iid"), "panels", "none", ["the query last", "as a whole"]),
     ],
 )
