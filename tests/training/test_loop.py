@@ -307,14 +307,19 @@ def test_validation_runs_at_even_spaces_and_at_the_end(tmp_path, validations, st
 
 
 def test_every_step_has_its_rate_and_its_clipped_gradient(tmp_path):
-    steps = []
+    """And the log has the mean loss of the steps since the record before."""
+    steps, losses = [], []
+
+    def loss(model, batch, step):
+        losses.append(toy_loss(model, batch, step))
+        return losses[-1]
 
     def record(optimizer, args, kwargs):
         (group, *_) = optimizer.param_groups
         gradients = [p.grad for g in optimizer.param_groups for p in g["params"]]
         steps.append((group["lr"], torch.nn.utils.get_total_norm(gradients).item()))
 
-    run = stage(tmp_path, optimizer="adamw")
+    run = stage(tmp_path, loss, optimizer="adamw")
     run.schedule = replace(run.schedule, clip_norm=1e-3)
     hook = register_optimizer_step_pre_hook(record)
     try:
@@ -326,6 +331,8 @@ def test_every_step_has_its_rate_and_its_clipped_gradient(tmp_path):
     assert norms == pytest.approx([1e-3] * 25, rel=1e-2)
     logged = {r["step"]: r["lr"] for r in MetricsLog(tmp_path).read()}
     assert logged == {step: rates[step - 1] for step in (3, 6, 9, 12, 15, 18, 21, 24, 25)}
+    means = [torch.stack(losses[i : i + 3]).mean().item() for i in range(0, 25, 3)]
+    assert [loss for _, loss in curve(tmp_path)] == pytest.approx(means)
 
 
 @pytest.mark.parametrize("amp", [False, True])
