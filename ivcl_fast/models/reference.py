@@ -283,7 +283,8 @@ class IVCL(nn.Module):
         rows = patch_rows(video, self.cfg)
         ids_keep, ids_mask, query = self.masks(rows, ids_keep, query, seed)
         slots, patches = self.context(rows, ids_keep, query)  # [B, Q, S, D], [B, Q, K, D]
-        keep, mask = (take_rows(ids, query) for ids in (ids_keep, ids_mask))
+        index = query.unsqueeze(-1)
+        keep, mask = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (ids_keep, ids_mask))
         pred = self.decoder(*(x.flatten(0, 1) for x in (slots, patches, keep, mask)))
         pred = pred.unflatten(0, query.shape)  # [B, Q, N-K, 3*P*P]
         return Output(self.loss(pred, rows, mask, query), pred, ids_keep, ids_mask, query)
