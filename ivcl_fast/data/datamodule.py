@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from ivcl_fast.config import IVCLConfig
     from ivcl_fast.data.config import DataConfig
 
+CURVE_CLIPS = 1000
+"""Clips that are measured during training, about, where there are more; results are of all."""
+
 
 class DataModule:
     """A data set together with the source of its frames; makes the loaders.
@@ -101,6 +104,19 @@ class DataModule:
     def usable_clips(self, split: str) -> list[Clip]:
         """Return the clips of a split whose media can be used."""
         return [clip for clip in self.dataset.clips(split) if clip.media not in self.bad_files]
+
+    @property
+    def curve_share(self) -> float:
+        """Share of the videos that is measured during training.
+
+        Of few usable ones all are: a share of those that are listed might have none.
+        """
+        return min(1.0, CURVE_CLIPS / max(1, len(self.usable_clips(self.curve_split))))
+
+    @property
+    def measured_in_training(self) -> str:
+        """The clips that are measured during training, in words."""
+        return ("a part of " if self.curve_share < 1 else "") + self.curve_split
 
     def loader(
         self,

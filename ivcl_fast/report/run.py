@@ -18,7 +18,6 @@ from ivcl_fast.files import write_text
 from ivcl_fast.manifest import write_recorded
 from ivcl_fast.report.tables import METRIC_NAMES, Table, results_table
 from ivcl_fast.text import markdown
-from ivcl_fast.training.run import CURVE_CLIPS
 
 if TYPE_CHECKING:
     from ivcl_fast.data.dataset import Dataset
@@ -51,9 +50,7 @@ def write_report(
         lines += ["A `--quick` run shows that every part runs; its scores mean nothing.", ""]
     if results:
         split = run.data.eval_split
-        of = run.data.curve_split
-        part = "a part of " if len(run.data.usable_clips(of)) > CURVE_CLIPS else ""
-        curve = f"The curve in training is of {part}`{of}`."
+        curve = f"The curve in training is of {run.data.measured_in_training}."
         lines += ["## Results", "", f"On `{split}`; 95 % intervals in brackets. {curve}", ""]
         lines += [*results_table(results).markdown(), ""]
         if evaluation and (kinds := kinds_of_hidden_ends(run.data, evaluation)):

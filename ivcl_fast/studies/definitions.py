@@ -101,8 +101,8 @@ SUPERVISED = tuple(
 def frozen(variant: Variant) -> Variant:
     """Return the variant with the encoder frozen after last frames, and six times as many clips.
 
-    Of these it computes the slots once, so they take about as long as whole clips from random
-    weights, and teach more than whole clips would.
+    The encoder computes the slots of a clip once. So these clips take about as long as a sixth of
+    their number as whole clips, and teach more.
     """
     finetune = *variant.finetune, "--freeze-encoder"
     return replace(variant, finetune=finetune, finetune_scale=6)

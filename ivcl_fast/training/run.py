@@ -47,8 +47,6 @@ LAST_FRAME_PASSES = 4
 """Passes over the training videos' last frames by default, at most; 11 were learnt by heart."""
 FIRST_STAGE = {"finetune": "last-frame", "scratch": "scratch-last-frame"}
 """The stage with which each way of finetuning begins."""
-CURVE_CLIPS = 1000
-"""Clips that are measured during training, about, where there are more; results are of all."""
 
 
 class Run:
@@ -145,7 +143,7 @@ class Run:
             return F.binary_cross_entropy_with_logits(model(batch.rows).float(), batch.labels)
 
         def measure(model: Supervised) -> dict[str, float]:
-            split, share = self.data.curve_split, self._curve_share
+            split, share = self.data.curve_split, self.data.curve_share
             loader = self._in_order(split, share, **self._pretraining_batches())
             return frame_scores(model, loader, self.device, self.amp)
 
@@ -207,16 +205,8 @@ class Run:
         return F.cross_entropy(logits, batch.labels)
 
     def _measure_curve(self, model: IVCLClassifier, slots: Slots | None = None) -> dict[str, float]:
-        options = {"share": self._curve_share, "slots": slots}
+        options = {"share": self.data.curve_share, "slots": slots}
         return self.evaluate(model, self.data.curve_split, **options).curve()
-
-    @property
-    def _curve_share(self) -> float:
-        """Fraction of the videos that are measured during training.
-
-        Of few usable ones all are: a fraction of those that are listed might have none.
-        """
-        return min(1.0, CURVE_CLIPS / max(1, len(self.data.usable_clips(self.data.curve_split))))
 
     def classifier(self, last_only: bool = False) -> IVCLClassifier:
         """Make an untrained classifier of this run's sizes; ``last_only``: of single frames."""
@@ -310,8 +300,7 @@ class Run:
             if sharded:
                 model.load_state_dict(weights)
             frames = self.last_frame_clips(init) if name in FIRST_STAGE else 0
-            share = "a part of " if self._curve_share < 1 else ""
-            scores = {share + self.data.curve_split: self.metrics.last_scores(name)}
+            scores = {self.data.measured_in_training: self.metrics.last_scores(name)}
             training = describe_training(self.config, name, schedule, init, frames, scores)
             save_model(model, folder, training)
             remove_files(folder / CHECKPOINTS, checkpoint.PATTERNS)
@@ -331,7 +320,7 @@ class Run:
             return encode(model, self._in_order(split, share), self.device, self.amp)
 
         trained = encoded(self.data.train_split, stages.label_fraction)
-        measured = encoded(self.data.curve_split, self._curve_share)
+        measured = encoded(self.data.curve_split, self.data.curve_share)
         loader = self._training_loader(name, frames, slots=trained, slot_noise=stages.slot_noise)
         return loader, functools.partial(self._measure_curve, slots=measured)
 

@@ -219,14 +219,13 @@ class TrainConfig:
             raise UserError(f"--seed: {self.seed} is not accepted; accepted: 0 to 2^63 - 1")
         for group in (self.data, self.stages, self.optim, self.output):
             group.check()
-        if not self.stages.freeze_encoder:
-            return
-        if self.model.objective == "joint":
+        freezes = self.stages.freeze_encoder
+        if freezes and self.model.objective == "joint":
             raise UserError(
                 "--freeze-encoder: a joint encoder sees whole clips, not frames; accepted with it: "
                 "another --objective"
             )
-        if self.stages.stage == "finetune" and self.stages.init == "random":
+        if freezes and self.stages.stage == "finetune" and self.stages.init == "random":
             raise UserError(
                 "--freeze-encoder: the weights are random; accepted with it: --init with a "
                 "pretrained model, or --stage all"

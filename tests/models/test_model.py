@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import ivcl_fast
-from ivcl_fast import IVCLConfig, reference, supervised
+from ivcl_fast import IVCLClassifier, IVCLConfig, reference, supervised
 from ivcl_fast.models import ivcl as model
 from ivcl_fast.training import seeds as masking
 
@@ -72,14 +72,20 @@ def test_supervised_models_are_the_references(objective, tmp_path):
     assert hasattr(classifier, "temporal")
 
 
+def equal_classifiers(cfg: IVCLConfig) -> tuple[reference.IVCLClassifier, IVCLClassifier]:
+    """The reference and the fast model, with the same random weights."""
+    torch.manual_seed(0)
+    plain, fast = reference.IVCLClassifier(cfg, 5), IVCLClassifier(cfg, 5)
+    fast.load_state_dict(plain.state_dict())
+    return plain, fast
+
+
 @pytest.mark.parametrize("objective", ["ivcl", "joint"])
 def test_every_frame_is_answered_as_the_last_one(objective):
     """Frames with the same slots have the same answer; both models agree on all of them."""
     cfg = IVCLConfig.preset("tiny", **SIZES, objective=objective)
-    torch.manual_seed(0)
-    plain, frames = reference.IVCLClassifier(cfg, 5), video()
-    fast = ivcl_fast.IVCLClassifier(cfg, 5)
-    fast.load_state_dict(plain.state_dict())
+    plain, fast = equal_classifiers(cfg)
+    frames = video()
     expected = plain(frames, every_frame=True)
     assert expected.shape == (2, 3, 5)
     torch.testing.assert_close(expected[:, -1], plain(frames))
@@ -92,10 +98,8 @@ def test_every_frame_is_answered_as_the_last_one(objective):
 def test_slots_stand_for_their_video(readout):
     """Also those of a video whose clips share frames; the reference and the fast model agree."""
     cfg = IVCLConfig.preset("tiny", **SIZES, readout=readout)
-    torch.manual_seed(0)
-    plain, frames = reference.IVCLClassifier(cfg, 5), video()
-    fast = ivcl_fast.IVCLClassifier(cfg, 5)
-    fast.load_state_dict(plain.state_dict())
+    plain, fast = equal_classifiers(cfg)
+    frames = video()
     frame_index = torch.tensor([[[0, 1, 2], [2, 0, 1]]] * 2)
     for net in (plain, fast):
         slots = net.slots(frames)
