@@ -59,8 +59,8 @@ class Batch:
     def split(self, parts: int) -> Iterator[Batch]:
         """Split into at most ``parts`` non-empty batches of (nearly) equal size, in order."""
         videos = len(self.rows)
-        for chosen in torch.arange(videos).tensor_split(min(parts, videos)):
-            first, end = chosen[0].item(), chosen[-1].item() + 1
+        for chosen in np.array_split(range(videos), min(parts, videos)):
+            first, end = int(chosen[0]), int(chosen[-1]) + 1
             pieces = (x[first * len(x) // videos : end * len(x) // videos] for x in self.tensors)
             yield Batch(*pieces)
 
