@@ -123,7 +123,7 @@ _plans_for_gpu = False
 
 @contextlib.contextmanager
 def as_on_a_gpu() -> Iterator[None]:
-    """Choose for tensors on the CPU what is chosen for those on a GPU that has all kernels.
+    """Choose for tensors on the CPU, or on no device, what a GPU that has all kernels would get.
 
     For planning, with tensors without storage: PyTorch differentiates those of a GPU only where
     there is one. Nothing can be computed inside the block.
@@ -138,7 +138,7 @@ def as_on_a_gpu() -> Iterator[None]:
 
 def device_kind(device: torch.device) -> str:
     """The type of device that decides how tensors on ``device`` are computed: see above."""
-    return "cuda" if _plans_for_gpu and device.type == "cpu" else device.type
+    return "cuda" if _plans_for_gpu and device.type in ("cpu", "meta") else device.type
 
 
 def unsupported_reason(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
