@@ -40,15 +40,15 @@ class EvaluateConfig:
     """Which of the run's classifiers: finetune (the default), scratch (without pretraining) or
     last-frame."""
     split: str | None = None
-    """Split to measure on; by default the one that results are reported on (val for CATER, test for
-    ACRE, validation for Something-Else)."""
+    """Split to measure on; by default the one that results are reported on (CATER: val; ACRE: test;
+    Something-Else: validation; your own videos: test if there is one, else val)."""
     out: Path | None = None
-    """Also write the scores, the classes, and every clip's label, answer and logits to this JSON
-    file; with --predict the answers, to a .json or .csv file."""
+    """Also write the scores, the classes, and every clip's label, answer and logits to this .json
+    file; with --predict, write the answers to this .json or .csv file."""
     predict: Path | None = None
-    """Answer for this instead: a video file, a folder with its frames as images in the order of
-    their names, or a folder of videos; for ACRE a folder with six panels of context, then the
-    query."""
+    """Answer for this instead of measuring: a video file, a folder with its frames as images in the
+    order of their names, or a folder of videos; for ACRE a folder with six panels of context, then
+    the query."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     where: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)

@@ -95,18 +95,19 @@ class InfoConfig:
     """What to tell."""
 
     model: str | None = None
-    """A model to look at with random weights: timm:NAME, hf:DIR or module:attribute."""
+    """Tell what accelerate does to this model, with random weights: timm:NAME, hf:DIR or
+    module:attribute."""
     model_input: str | None = None
     """One input of that model, such as 3,224,224; by default its own."""
     plan: bool = False
     """Predict the memory and the time of a training run, and the size of its frame store. Takes all
     flags of ivcl_fast.train, such as --preset base64 --batch-size 88."""
     ranks: int = 1
-    """GPUs that share the batch, for --plan."""
+    """For --plan: GPUs that share the batch."""
     videos: int = 5500
-    """Videos in the frame store, for --plan; by default those of CATER with one camera."""
+    """For --plan: videos in the frame store; by default those of CATER with one camera."""
     frames_per_video: int = 301
-    """Frames of each of them; by default those of CATER."""
+    """For --plan: frames of each video; by default those of CATER."""
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""

@@ -66,8 +66,8 @@ class StoreFlags:
     """How to build the frame store of a folder."""
 
     task: str = "auto"
-    """Task whose media to decode, if tasks have different media (Something-Else); auto: the
-    default task."""
+    """Task whose videos to decode, if tasks have different ones (Something-Else); auto: the default
+    task."""
     image_size: int = 64
     """Height and width that frames are resized to."""
     patch_size: int = 8
@@ -78,14 +78,14 @@ class StoreFlags:
     decoder: DecoderName = "auto"
     """Video decoder; auto: DALI if it can decode on a GPU, else PyAV."""
     verify: bool = False
-    """Compare checksums: those of a data set that this command wrote first, then those of the
-    finished store, which is read again."""
+    """Compare the checksums of all files: first those of a synthetic data set, then those of the
+    finished store."""
     require_all: bool = False
     """End with an error if a video cannot be used; by default such videos are named and left
     out."""
     part: str | None = None
-    """Build only part i of n of the store, such as 2/8, as a job of an array; the last part
-    completes the store, and so does the same command without --part."""
+    """Build only part i of n of the store, such as 2/8, in a job of an array. The part that ends
+    last completes the store; so does the command without --part."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class SyntheticFlags:
     val: int | None = None
     """Videos, or ACRE problems, to evaluate on."""
     seed: int = 0
-    """Data sets with different seeds are different."""
+    """Seed of the data set's content."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class PrepareConfig:
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """videos:DIR, csv:FILE, webdataset:PATTERN, hf:NAME_OR_DIR, cater:DIR, acre:DIR,
-    something-else:DIR, synthetic:cater, synthetic:acre-iid, synthetic:acre-comp, synthetic:acre-sys
-    or synthetic:something-else."""
+    something-else:DIR, synthetic:cater, synthetic:states, synthetic:acre-iid, synthetic:acre-comp,
+    synthetic:acre-sys or synthetic:something-else."""
     out: Path | None = None
     """Folder to write to; by default one inside DIR, or in data/."""
     workers: int | None = None

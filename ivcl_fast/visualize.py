@@ -41,8 +41,8 @@ class VisualizeConfig:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run made by ivcl_fast.train, or of one of its models."""
     clips: int = 4
-    """Number of clips of the evaluation split; in CATER localisation half end with the snitch
-    hidden."""
+    """Number of clips of the evaluation split to show; when the task is to localise CATER's snitch,
+    half of them end with the snitch hidden."""
     clip: tuple[str, ...] = ()
     """Show these clips instead, by name, of the training or the evaluation split."""
     video: Path | None = None

@@ -44,10 +44,10 @@ class DataFlags:
     """Where the data of a finished run is now, if it was moved."""
 
     data: str | None = None
-    """Data to use: of the same kind as the run's, or the run's own at another place (cater:DIR,
-    synthetic, ...); by default the run's."""
+    """Where the run's data are now, or other data of the same kind (cater:DIR, synthetic, ...); by
+    default those of the run."""
     data_dir: Path | None = None
-    """Folder that holds synthetic data sets; by default the run's."""
+    """Folder of synthetic data sets; by default that of the run."""
 
 
 class FinishedRun:

@@ -33,11 +33,11 @@ class DataConfig:
     actions_present, actions_order_uniq; Something-Else: compositional, fewshot_5shot, ...; your own
     videos: classify; auto: the data set's first task."""
     train_split: str = "auto"
-    """Split to train on; auto: the data set's training split. CATER: train, or train_subsetT and
-    for its curve train_subsetV, to choose settings without its val."""
+    """Split to train on; auto: the data set's training split. To choose settings without looking at
+    CATER's val, use train_subsetT with --curve-split train_subsetV."""
     curve_split: str = "auto"
-    """Split for evaluation during training; auto: the data set's own, which for CATER and
-    Something-Else is the one that results are reported on."""
+    """Split measured during training; auto: the data set's own, which for CATER and Something-Else
+    is the one that results are reported on."""
     val_fraction: float = 0.2
     """Fraction of your own videos, in each class, that is held out to validate on, chosen by a hash
     of their names; only where the data have no splits."""
@@ -46,22 +46,22 @@ class DataConfig:
     val_videos: int = 600
     """Number of synthetic validation videos."""
     data_dir: Path = Path("data")
-    """Folder of the synthetic data sets, and of what is made from data sets of the hub."""
+    """Folder of synthetic data sets, of copies of remote data, and of what is unpacked from data
+    sets of the Hugging Face hub."""
     frame_stride: int = 0
-    """Take every so many-th frame of a part of the video; 0: frames evenly spaced over all of it,
-    as CATER and ACRE need."""
+    """Take every n-th frame of a part of the video; 0: frames evenly spaced over all of it, as
+    CATER and ACRE need."""
     eval_clips: int = 1
-    """Clips of each video whose answers are averaged in the results; they differ in their
-    frames."""
+    """Clips of each video, with different frames, whose answers are averaged in the results."""
     crop: Literal["none", "center"] = "none"
     """Part of the frames that the model sees. none: all of it, resized to the square; center: the
     largest square in the center, as in video classification; not where the answer is a place."""
     eval_crops: Literal[1, 3] = 1
-    """Parts of each clip whose answers are averaged in the results. 3, with --crop center: the
-    squares at both ends of the longer side, too."""
+    """Squares of each clip whose answers are averaged in the results. 3, with --crop center: also
+    those at both ends of the longer side."""
     mirror: bool = False
-    """Mirror half of the training clips, left to right; only for your own videos, if their classes
-    stay the same."""
+    """Mirror half of the training clips, left to right; only for your own videos, and if that does
+    not change their class."""
     loader: Literal["store", "stream"] = "store"
     """store: decode every video once, into a frame store; stream: decode the clips every epoch."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"

@@ -42,29 +42,28 @@ class StagesConfig:
     finetune_clips: int = 5_000
     """Clips seen in finetuning, repetitions included."""
     last_frame_clips: int | None = None
-    """Clips of which finetuning sees the last frame alone, at a fraction of the cost, before it
-    sees whole ones. By default four times --finetune-clips, but at most four passes over all
-    training videos, for localisation, where most last frames have the answer; none for other tasks,
-    or from random weights, which learn better without. With --frame-labels, any frame instead of
-    the last one, for any number of passes: all of them have labels."""
+    """Clips of which finetuning sees the last frame alone, at a fraction of the cost, before whole
+    ones. Default for localisation: four times --finetune-clips, but at most four passes over the
+    training videos; for other tasks, and from random weights: none. With --frame-labels, any frame
+    instead of the last one, and any number of passes."""
     label_fraction: float = 1.0
     """Fraction of the training videos (ACRE: problems) that finetuning may use."""
     freeze_encoder: bool = False
-    """Finetune the temporal transformer and the head alone. The image encoder, as pretraining and
-    last frames leave it, computes the slots of each clip once, and clips then cost little: so
-    --finetune-clips may be twenty times as many. Frames then are the same each time, and --mirror
-    has no effect. Not from random weights, which stay trainable."""
+    """Finetune on whole clips the temporal transformer and the head alone. The image encoder
+    computes the slots of each clip once, so that twenty times as many --finetune-clips take as
+    long. The frames of a clip are always the same then, and --mirror has no effect. Random weights
+    (--compare-scratch) are not frozen."""
     slot_noise: float = 0.5
-    """With --freeze-encoder, noise on the slots in training, relative to their standard deviation:
-    without it, clips that are seen so often are learnt by heart."""
+    """With --freeze-encoder: noise on the slots in training, relative to their standard deviation,
+    so that the model does not memorise clips that it sees so often."""
     frame_labels: bool = False
-    """Finetune on the snitch's cell in every frame, which CATER's scenes give, not only on that in
-    the last frame. This is not IV-CL's own protocol: results are \"with labels of all frames\"."""
+    """Finetune on the snitch's cell in every frame, from CATER's scenes, instead of that in the
+    last frame. IV-CL does not: results are marked \"with labels of all frames\"."""
     compare_memoryless: bool = True
-    """Also report baselines without memory (localisation: a model that sees only the last frame,
-    and a guess under a visible cone) or without reasoning (ACRE: counting)."""
+    """Also report baselines. Localisation: a model that sees only the last frame, a guess under a
+    visible cone, and a tracker that is told what the frames show; ACRE: counting."""
     compare_scratch: bool = False
-    """Also finetune from random weights, on as many whole clips, and report the scores."""
+    """Also finetune from random weights, on as many whole clips, and report its scores."""
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
@@ -82,9 +81,8 @@ class OptimConfig:
     """How weights are updated."""
 
     batch_size: int | Literal["auto"] = 16
-    """Clips per optimiser step over all ranks; the number of ranks does not change the result. auto
-    chooses a number for the free memory of the GPUs when a run starts, and 16 on a CPU. The run
-    keeps it; learning rates follow --lr-scaling."""
+    """Clips per optimiser step, over all ranks. auto chooses a number for the free memory of the
+    GPUs when a run starts, which the run then keeps; on a CPU it is 16."""
     grad_accum_steps: int = 1
     """Parts that a rank's batch is split into to save memory; their gradients are accumulated."""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -94,14 +92,13 @@ class OptimConfig:
     finetune_lr: float = 3e-3
     """Peak learning rate of the head in finetuning."""
     backbone_lr_scale: float = 0.5
-    """Learning rate of the pretrained weights, relative to the head's."""
+    """Learning rate of the pretrained weights in finetuning, relative to the head's."""
     whole_clip_lr_scale: float = 0.3
-    """Learning rate of finetuning on whole clips, relative to that on last frames, where these came
-    first: at the same rate it loses much of what it has learnt before it learns more. Not with
-    --freeze-encoder."""
+    """Learning rate of finetuning on whole clips after last frames, relative to that on last
+    frames; no effect with --freeze-encoder."""
     lr_scaling: Literal["none", "sqrt", "linear"] = "none"
-    """Dependence of the learning rates on the batch size. none: used as given; sqrt, linear: given
-    for 16 clips, and multiplied by sqrt(batch/16) or batch/16."""
+    """none: learning rates are used as given; sqrt, linear: they are given for 16 clips, and
+    multiplied by sqrt(batch/16) or batch/16."""
     warmup_steps: int = 100
     """Steps of linear warm-up, at most a tenth of a stage; a cosine decay to zero follows."""
     weight_decay: float = 0.05
@@ -109,8 +106,8 @@ class OptimConfig:
     clip_norm: float = 1.0
     """Largest norm of the gradient; above it, the gradient is scaled down."""
     zero_init: bool = True
-    """Start with blocks that are the identity: the matrices at the end of their branches are zero
-    where no weights are loaded. Otherwise they are random."""
+    """Start blocks without loaded weights as the identity, with zeros in the matrices at the end of
+    their branches; otherwise these are random."""
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
@@ -146,8 +143,8 @@ class SpeedConfig:
     compile: bool = False
     """Compile the transformer blocks with torch.compile."""
     cuda_graph: bool = True
-    """Run the training step as a CUDA graph on a single NVIDIA GPU, so that the host launches it at
-    once; several GPUs compile the blocks instead. A CPU has nothing to launch."""
+    """Run the training step as a CUDA graph on a single NVIDIA GPU; several GPUs compile the blocks
+    instead. No effect on a CPU."""
     grad_checkpoint: bool = False
     """Recompute the blocks' activations in the backward pass: less memory, a third more time."""
     shard: bool = False
@@ -167,16 +164,17 @@ class OutputConfig:
     name: str | None = None
     """Name of the run's folder in --out; by default made from data, task and preset."""
     resume: Path | None = None
-    """Continue the unfinished run in this folder, with the settings it was started with."""
+    """Continue the unfinished run in this folder with its own settings, which other flags may not
+    change, except those that leave the result as it is."""
     overwrite: bool = False
-    """Delete an earlier run of the same name first."""
+    """Delete an earlier run of the same name first, instead of continuing or keeping it."""
     pictures: bool = True
     """Draw the report's pictures."""
     viewer: Viewer = "tensorboard"
     """Program that shows the curves while the run trains: tensorboard, wandb (Weights & Biases),
     mlflow, or none. metrics.jsonl is written anyway."""
     save_every: int = 500
-    """Steps between checkpoints, which are written while training goes on."""
+    """Steps between checkpoints."""
     save_minutes: float = 10.0
     """Minutes between checkpoints where --save-every takes longer."""
 
@@ -203,7 +201,7 @@ class TrainConfig:
     preset: str = "tiny"
     """Model sizes: tiny, small, base64 or base224; flags of the model replace single values."""
     quick: bool = False
-    """Run every part once, on little data, within two minutes; the model learns nothing."""
+    """Run every part once on little data, in a minute or two; the model learns nothing."""
     seed: int = 0
     """Seed of the weights, the order of clips, the sampled frames and the masks."""
     data: OmitArgPrefixes[Annotated[DataConfig, group("data")]] = DataConfig()
