@@ -105,7 +105,7 @@ def score_presence(scores: Tensor, true: Tensor, chosen: Tensor, clips: Tensor) 
     _, group = np.unique(clips.numpy(), return_inverse=True)
     value = statistic(np.ones(len(group)))
     low, high = bootstrap_interval(  # draws whole clips, as the frames of one are alike
-        lambda w: statistic(w[group]), group.max() + 1, RESAMPLES, centre=value
+        lambda w: statistic(w[group]), int(group.max()) + 1, RESAMPLES, centre=value
     )
     return Score(value, max(low, 0.0), min(high, 1.0), float(np.mean(prevalence)))
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -180,7 +180,7 @@ def main_process_first() -> Iterator[None]:
     if not dist.is_initialized():
         yield
         return
-    waiting = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)
+    waiting: Any = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)  # of a type per version
     turn = 0 if is_main() else 1 if local_rank() == 0 else 2
     for _ in range(turn):
         dist.barrier(waiting)
