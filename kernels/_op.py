@@ -23,6 +23,8 @@ from ._arguments import Rule, checker, completer
 LIBRARY = torch.library.Library("ivcl_fast", "FRAGMENT")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Float dtypes that kernels take. They compute in float32, which is not enough for float64."""
+OLDEST_CHIP = 8, 0
+"""The least compute capability of a GPU that kernels run on."""
 
 TRITON: dict[str, Callable] = {}
 """What serves each op's CUDA tensors, by its name."""
@@ -66,12 +68,17 @@ def _checked(
     return run
 
 
-def _unless_empty(triton: Callable, ref: Callable) -> Callable:
-    """``triton``, but for tensors without elements, of which no kernel can make tiles."""
+def _where_possible(triton: Callable, ref: Callable) -> Callable:
+    """``triton``, but ``ref`` for tensors on an old chip, and for those without elements.
+
+    No kernel can make tiles of the latter.
+    """
 
     def run(*args: Any) -> Any:
-        is_empty = any(isinstance(arg, Tensor) and arg.numel() == 0 for arg in args)
-        return (ref if is_empty else triton)(*args)
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        is_empty = any(tensor.numel() == 0 for tensor in tensors)
+        use_ref = is_empty or _chip_unsupported_reason(tensors[0].device)
+        return (ref if use_ref else triton)(*args)
 
     return run
 
@@ -105,7 +112,7 @@ def register(
     optional = {a.name for a in op._schema.arguments if isinstance(a.type, torch.OptionalType)}
     complete = completer(op)
     check = checker(arguments, [a.name for a in op._schema.arguments], optional)
-    by_triton = _unless_empty(for_triton, for_ref)
+    by_triton = _where_possible(for_triton, for_ref)
     on_gpu = for_ref if _triton.MISSING or _triton.CANNOT_LAUNCH else by_triton
     LIBRARY.impl(name, _checked(check, complete, on_gpu), "CUDA")
     if name not in _ext.OPS:
@@ -141,6 +148,26 @@ def device_kind(device: torch.device) -> str:
     return "cuda" if _plans_for_gpu and device.type in ("cpu", "meta") else device.type
 
 
+@functools.cache
+def _chip_unsupported_reason(device: torch.device) -> str | None:
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if (major, minor) >= OLDEST_CHIP else f"sm_{major}{minor} is older than sm_80"
+
+
+def chip_unsupported_reason(device: torch.device) -> str | None:
+    """Why the kernels are not for the chip of a GPU, or None.
+
+    Older chips than sm_80 have less shared memory than attention takes, and no bfloat16.
+    """
+    return _chip_unsupported_reason(device)
+
+
+# As torch.compiler.assume_constant_result does, without its import of the compiler, a second.
+chip_unsupported_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def unsupported_reason(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
     """Why no kernel takes tensors on ``device`` (of ``dtype``), or None if one does."""
     if dtype is not None and dtype.is_floating_point and dtype not in DTYPES:
@@ -148,7 +175,7 @@ def unsupported_reason(device: torch.device, dtype: torch.dtype | None = None) -
     if _triton.INTERPRET or device_kind(device) != device.type:
         return None
     if device.type == "cuda":
-        return _triton.MISSING or _triton.CANNOT_LAUNCH
+        return _triton.MISSING or _triton.CANNOT_LAUNCH or chip_unsupported_reason(device)
     if device.type != "cpu":
         return f"no kernel for the {device.type} device"
     if _ext.MISSING is None and dtype is not None and dtype.is_floating_point:

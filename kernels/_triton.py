@@ -38,7 +38,10 @@ def _launcher_unsupported_reason() -> str | None:
     """Why Triton cannot compile its launcher, a C extension that starts kernels; None if it can."""
     if torch.version.hip:
         return "the kernels are for NVIDIA GPUs, not for those of AMD"
-    if not any((os.environ.get("CC"), shutil.which("gcc"), shutil.which("clang"))):
+    named = os.environ.get("CC")  # Triton starts it as it stands, as one program without flags
+    if named is not None and shutil.which(named) is None:
+        return f"CC: {named!r} is not the one program that Triton needs it to name"
+    if named is None and not any(map(shutil.which, ("gcc", "clang"))):
         return "no C compiler for Triton (gcc, clang, or one that CC names)"
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
     header = Path(sysconfig.get_path("include", scheme), "Python.h")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from ivcl_fast.kernels import _triton, launch, unsupported_reason
+from ivcl_fast.kernels import _op, _triton, launch, unsupported_reason
 from ivcl_fast.training.hardware import compile_unsupported_reason
 
 GPU = torch.device("cuda")
@@ -57,10 +57,36 @@ def test_no_kernels_without_a_c_compiler_or_headers(monkeypatch, tmp_path):
     for expected in (None, reason):
         monkeypatch.setattr(_triton, "CANNOT_LAUNCH", expected)
         assert unsupported_reason(GPU) == compile_unsupported_reason(GPU) == expected
+    for named in ("", "tcc", "ccache gcc"):  # Triton would start a program of this whole name
+        monkeypatch.setenv("CC", named)
+        expected = f"CC: {named!r} is not the one program that Triton needs it to name"
+        assert _triton._launcher_unsupported_reason() == expected
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/tcc" if name == "tcc" else None)
     monkeypatch.setenv("CC", "tcc")
     assert _triton._launcher_unsupported_reason() is None
     monkeypatch.setattr(torch.version, "hip", "7.0")  # where PyTorch calls the GPUs "cuda", too
     assert "for NVIDIA GPUs" in _triton._launcher_unsupported_reason()
+
+
+@pytest.mark.parametrize(
+    ("capability", "reason"),
+    [((7, 5), "sm_75 is older than sm_80"), ((8, 0), None), ((12, 0), None)],
+)
+def test_pytorch_computes_on_chips_older_than_the_kernels(monkeypatch, capability, reason):
+    """On sm_75 a program has 64 KiB of shared memory, and attention of 66 tokens asks for more."""
+    for name, value in (("MISSING", None), ("CANNOT_LAUNCH", None), ("INTERPRET", False)):
+        monkeypatch.setattr(_triton, name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    _op._chip_unsupported_reason.cache_clear()
+    with FakeTensorMode():
+        x = torch.zeros(2, device="cuda:0")
+    run = _op._where_possible(lambda *args: "triton", lambda *args: "ref")
+    try:
+        assert unsupported_reason(GPU, torch.float32) == reason
+        assert run(x, None, 2) == ("ref" if reason else "triton")
+    finally:
+        _op._chip_unsupported_reason.cache_clear()
 
 
 @pytest.mark.parametrize(
