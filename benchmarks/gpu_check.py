@@ -1,4 +1,4 @@
-"""``make gpu-check``: the tests and benchmarks that need an NVIDIA GPU, within 8 minutes.
+"""``make gpu-check``: the tests and benchmarks that need an NVIDIA GPU, within 9 minutes.
 
 Runs ``train`` end to end and the tests marked ``gpu``, then measures what training does: the
 trainer's own stage with Muon, clipping, compiled blocks and CUDA graphs, whose weights are compared

@@ -160,8 +160,8 @@ def all_steps(preset: str, rows: RowFile, sizes: Sizes) -> None:
     """
     variants = (
         steps.OURS, steps.OURS_GRAPH, steps.OURS_COMPILED, steps.OURS_COMPILED_GRAPH, steps.SDPA,
-        steps.EXPLICIT, steps.SDPA_COMPILED, steps.FLOAT32, steps.OURS_AGAIN,
-        steps.EXPLICIT_COMPILED,
+        steps.EXPLICIT, steps.SDPA_COMPILED, steps.SDPA_COMPILED_GRAPH, steps.FLOAT32,
+        steps.OURS_AGAIN, steps.EXPLICIT_COMPILED,
     )  # fmt: skip
     measure_steps(preset, rows, sizes, variants)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -49,6 +49,7 @@ EXPLICIT = Variant("bf16, explicit")
 SDPA = Variant("bf16, SDPA", sdpa=True)
 EXPLICIT_COMPILED = Variant("bf16, explicit, compiled", compiled=True)
 SDPA_COMPILED = Variant("bf16, SDPA, compiled", sdpa=True, compiled=True)
+SDPA_COMPILED_GRAPH = replace(SDPA_COMPILED, name="bf16, SDPA, compiled, CUDA graph", graph=True)
 
 TRAINER = OURS if compile_unsupported_reason(DEVICE) else OURS_COMPILED
 """What ``train --compile`` runs on this device."""

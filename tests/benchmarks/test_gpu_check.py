@@ -18,6 +18,7 @@ import torch
 from benchmarks import baselines, commands, gpu_check, parts, stages
 from benchmarks.gpu_check import GROUPS, LIMITS, Part, run
 from benchmarks.results import Results, RowFile, Skip
+from benchmarks.steps import OURS_COMPILED_GRAPH, Variant
 from benchmarks.summary import summary
 from ivcl_fast import IVCL
 from ivcl_fast.kernels import _triton, attention
@@ -147,6 +148,15 @@ def test_the_command_on_tiny_sizes(tmp_path):
     page = file.with_suffix(".md").read_text()
     assert page.startswith(f"# {results.machine['device']}") and page in done.stdout
     assert "the figures mean nothing" in page and "## Targets" not in page
+
+
+def test_a_baseline_gets_what_the_fastest_of_ours_gets(monkeypatch):
+    """Against a compiled step, one that is also a CUDA graph would win by its launches alone."""
+    measured: list[Variant] = []
+    monkeypatch.setattr(parts, "measure_steps", lambda *args: measured.extend(args[-1]))
+    parts.all_steps("base64", RowFile(Path("unused")), parts.REHEARSAL)
+    assert OURS_COMPILED_GRAPH in measured
+    assert any(v.compiled and v.graph and v.bf16 and not v.ours for v in measured)
 
 
 def test_compiling_in_advance_ends_in_time(tmp_path, monkeypatch):
