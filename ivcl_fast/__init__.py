@@ -34,9 +34,13 @@ from importlib import import_module
 from pathlib import Path
 
 # A bare checkout keeps the kernels at the top level, installed copies inside the package: this lets
-# ``import ivcl_fast.kernels`` find them in both without an install.
-_ROOT = Path(__file__).resolve().parent.parent
-_IN_CHECKOUT = (_ROOT / "setup.py").is_file() and (_ROOT / "kernels" / "__init__.py").is_file()
+# ``import ivcl_fast.kernels`` find them in both without an install. Beside an installed copy there
+# may be a ``kernels`` as well, Hugging Face's, and any file.
+_HERE = Path(__file__).resolve().parent
+_ROOT = _HERE.parent
+_IN_CHECKOUT = not (_HERE / "kernels").is_dir() and all(
+    (_ROOT / name).is_file() for name in ("setup.py", "kernels/__init__.py")
+)
 if _IN_CHECKOUT:
     __path__.append(str(_ROOT))
 

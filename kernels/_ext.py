@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -67,6 +68,8 @@ def _load() -> str | None:
         return "IVCL_FAST_ISA=none"
     if requested is not None and requested not in supported:
         return f"IVCL_FAST_ISA: {requested!r} is not one of {', '.join(('none', *supported))}"
+    if sys.platform != "linux":
+        return "the C++ kernels are for Linux"
     if not supported:
         return "this CPU has no AVX2"
     reasons = []

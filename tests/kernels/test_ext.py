@@ -45,6 +45,12 @@ def test_reason_where_nothing_is_built(folder):
     assert _ext._load().startswith("not built; the build needs a C++ compiler")
 
 
+def test_reason_on_another_system(folder, monkeypatch):
+    """A compiler would not help there, although the reason where nothing is built says so."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert _ext._load() == "the C++ kernels are for Linux"
+
+
 def test_reason_on_an_unsupported_cpu(folder, monkeypatch):
     monkeypatch.setattr(_ext, "supported_isas", lambda: ())
     assert _ext._load() == "this CPU has no AVX2"

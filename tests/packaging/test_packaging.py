@@ -334,6 +334,19 @@ def test_kernels_need_pytorch_and_numpy_alone_and_commands_name_their_extra(pure
         assert "tyro" in done.stderr and "ivcl_fast[train]" in done.stderr
 
 
+def test_an_installed_copy_is_no_checkout_whatever_lies_beside_it(pure_wheel, tmp_path):
+    """Hugging Face's package is called ``kernels``, and some packages install a ``setup.py``."""
+    executable = environment(tmp_path / "environment", pure_wheel, "torch", "numpy")
+    (site,) = (tmp_path / "environment").glob("lib/python*/site-packages")
+    for name in ("kernels/__init__.py", "setup.py"):
+        (site / name).parent.mkdir(exist_ok=True)
+        (site / name).touch()
+    code = "import ivcl_fast, ivcl_fast.kernels; print(ivcl_fast.__version__, *ivcl_fast.__path__)"
+    done = run(executable, "-c", code, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [VERSION, str(site / "ivcl_fast")]
+
+
 PROGRAM = """\
 from ivcl_fast import IVCLConfig, kernels
 cfg = IVCLConfig.preset("tiny")
