@@ -17,10 +17,11 @@ import argparse
 import os
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
-from .._triton import INTERPRET, MISSING
-from .builds import all_faults, compile_missing, read_figures
+from .._triton import INTERPRET, MISSING, triton
+from .builds import all_faults, compile_missing, keep_versions
 from .report import write_report
 
 OLDEST_FOLDER = Path(".triton-oldest")
@@ -46,7 +47,8 @@ def main() -> None:
     path = os.pathsep.join([str(args.oldest.resolve()), *filter(None, sys.path)])
     command = [sys.executable, "-m", __package__, "--only-compile"]
     subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=True)
-    figures = read_figures()
+    (oldest,) = (d.version for d in distributions(path=[str(args.oldest)]) if d.name == "triton")
+    figures = keep_versions(triton.__version__, oldest)
     write_report(figures)
     sys.exit("\n".join(all_faults(figures, figures)) or None)
 

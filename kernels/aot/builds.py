@@ -123,6 +123,16 @@ def compile_missing() -> None:
     write_figures(figures)
 
 
+def keep_versions(*versions: str) -> Figures:
+    """Drop the figures of all other versions of Triton, and return what is left.
+
+    Nothing compiles with those any more, so their figures would stay as kernels change.
+    """
+    figures = {version: kept for version, kept in read_figures().items() if version in versions}
+    write_figures(figures)
+    return figures
+
+
 def all_faults(figures: Figures, versions: Iterable[str]) -> list[str]:
     """What is wrong with the kept figures, by setting, kernel, chip and Triton."""
     found = []

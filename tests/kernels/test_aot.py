@@ -7,6 +7,7 @@ the kernels as they are now, and one shape of each kernel is compiled again, for
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import itertools
 import json
@@ -250,6 +251,24 @@ def test_figures_are_kept_and_completed(tmp_path, monkeypatch, first_shapes):
     monkeypatch.setattr(aot, "compile_all", lambda wanted: [][len(wanted) :])
     aot.compile_missing()
     assert aot.read_figures() == figures
+
+
+def test_figures_of_a_triton_that_was_replaced_are_dropped(tmp_path, monkeypatch):
+    """Otherwise they would be faults as soon as a kernel changes."""
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton-3.6.0.dist-info").mkdir()
+    (tmp_path / "triton-3.6.0.dist-info" / "METADATA").write_text("Name: triton\nVersion: 3.6.0\n")
+    command = importlib.import_module("ivcl_fast.kernels.aot.__main__")
+    monkeypatch.setattr(aot, "RESULTS", tmp_path / "aot.json")
+    monkeypatch.setattr(aot, "builds", lambda *_: iter([]))
+    monkeypatch.setattr(aot.triton, "__version__", "9.9")
+    monkeypatch.setattr(command, "write_report", lambda figures: None)
+    monkeypatch.setattr(command.subprocess, "run", lambda *_, **__: None)  # the oldest Triton's
+    monkeypatch.setattr(sys, "argv", ["aot", "--oldest", str(tmp_path)])
+    aot.write_figures({"3.6.0": {}, "9.8": {"old": {}}})
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code is None and [*aot.read_figures()] == ["3.6.0", "9.9"]
 
 
 def test_summary_and_table():
