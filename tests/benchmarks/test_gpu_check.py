@@ -214,15 +214,38 @@ def test_needs_the_versions_that_an_installation_does():
             assert gpu_check.NEEDS[name] == tuple(map(int, least.split(".")))
 
 
+OTHERS = (
+    "av", "tyro", "nvidia.dali", "timm", "xformers", "matplotlib", "PIL", "tensorboard",
+    "pytest_benchmark",
+)  # fmt: skip
+"""Packages that a bare machine with a GPU may lack."""
+
+
+def test_the_tests_of_all_kernels_need_no_other_package():
+    """A file that imports one at its top would be left out on a card, and its kernel unchecked."""
+    code = (
+        f"import sys\nfor name in {OTHERS}: sys.modules[name] = None\n"
+        "import pytest\nsys.exit(pytest.main(sys.argv[1:]))\n"
+    )
+    options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-m", "gpu", "--collect-only"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options, "--continue-on-collection-errors", "tests/kernels"],
+        cwd=ROOT,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+    )
+    lost = set(re.findall(r"^ERROR (\S+)", done.stdout, re.MULTILINE))
+    for_cpus = {"tests/kernels/ops/test_memory_access.py", "tests/kernels/test_aot.py"}
+    assert "tests/kernels/ops/test_bias_gelu.py::test_parity[cuda" in done.stdout, done.stdout
+    assert lost <= for_cpus
+
+
 def test_needs_no_other_package():
     """A bare machine with a GPU can run it: PyAV, tyro, DALI and others are not imported."""
-    others = (
-        "av", "tyro", "nvidia.dali", "timm", "xformers", "matplotlib", "PIL", "tensorboard",
-        "pytest_benchmark",
-    )  # fmt: skip
     code = (
         "import sys\n"
-        f"for name in {others}: sys.modules[name] = None\n"
+        f"for name in {OTHERS}: sys.modules[name] = None\n"
         "from pathlib import Path\n"
         "from benchmarks import gpu_check, parts, summary\n"
         "rows = parts.RowFile(Path('/dev/stdout'))\n"
