@@ -24,7 +24,11 @@ def test_writing_a_page_anew_changes_nothing(page):
 @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
 def test_committed_results_are_readable_and_shown(file):
     results = read(file)
-    assert results.rows and results.machine["ceilings"] and results.date
+    assert results.date
+    if results.command.startswith("make gpu-check"):  # also of this machine's card, not committed
+        assert file.with_suffix(".md").is_file(), "gpu-check writes a page of its own"
+        return
+    assert results.rows and results.machine["ceilings"]
     assert any(f": {file.stem}" in page.read_text() for page in report.PAGES)
 
 
