@@ -22,6 +22,8 @@ from benchmarks.results import Row, failures_in
 from benchmarks.timing import Call
 
 Outputs = Tensor | Sequence[Tensor]
+REPLAYS = 3
+"""Replays of a CUDA graph in a row: a GPU waits only for the first to be launched."""
 Build = Callable[[], Sequence[Call]]
 """Makes an implementation: calls that do the same work, each on its own set of inputs."""
 
@@ -63,7 +65,8 @@ class Benchmark:
     max_seconds: float = 4.0
     """Rounds end after this time, but not before there are three."""
     window: float = 0.0
-    """Seconds that each implementation runs for in a round; by default it is called once."""
+    """Seconds that each implementation runs for in a round; by default it is called once, a graph
+    :data:`REPLAYS` times."""
     warm_up: int = 2
     """Calls before the first round; on a CPU a single one if it takes more than a second."""
     graph: bool = False
@@ -171,7 +174,8 @@ def _prepared(benchmark: Benchmark, setup: Setup, name: str, row: Row) -> tuple[
         if once > 1 and timing.DEVICE.type == "cpu":
             break
     row["peak_bytes"] = timing.peak_bytes()
-    count = max(1, round(benchmark.window / once)) if once else 1
+    least = REPLAYS if benchmark.graph and timing.DEVICE.type == "cuda" else 1
+    count = max(least, round(benchmark.window / once)) if once else 1
     return timing.in_turn(calls, benchmark.graph), count, len(calls)
 
 

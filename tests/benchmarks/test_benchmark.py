@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from benchmarks import machine, timing
-from benchmarks.benchmark import Benchmark, ParityError, Setup, check_parity, measure
+from benchmarks.benchmark import (
+    REPLAYS,
+    Benchmark,
+    ParityError,
+    Setup,
+    check_parity,
+    measure,
+)
 from benchmarks.results import Skip
 from tests.support.pretend_cuda import PretendCuda
 
@@ -86,6 +93,19 @@ def test_short_work_is_replayed_from_a_graph(monkeypatch):
     assert cuda.log.count("recorded") == 1 and cuda.log.count("replay on default") == 3
     assert timing.input_sets(10**8) == 3 and timing.input_sets(10**9) == 2
     assert timing.input_sets(10) == 32
+
+
+def test_a_graph_is_replayed_in_a_row(monkeypatch):
+    """An idle GPU waits for the first launch, as long as a short kernel takes."""
+    cuda = PretendCuda(monkeypatch)
+    monkeypatch.setattr(timing, "DEVICE", torch.device("cuda"))
+    monkeypatch.setattr(timing, "reset_peak", lambda: None)
+    monkeypatch.setattr(timing, "peak_bytes", lambda: 0)
+    one = Setup({"ours": lambda: [lambda: EXPECTED]}, EXPECTED)
+    rows = []
+    measure(Benchmark("op", ("ours",), lambda: one, rounds=4, graph=True), rows.append)
+    assert len(rows[0]["times"]) == 4 and "error" not in rows[0]
+    assert cuda.log.count("replay on default") == 4 * REPLAYS > 4
 
 
 def test_a_machine_without_git(monkeypatch):
