@@ -1,4 +1,4 @@
-"""What all commands share: flags, ``--version``, and errors, stops and closed pipes."""
+"""What all commands share: flags, ``--version``, and how errors, signals and pipes end them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m ivcl_fast.evaluate RUN``: measure a finished run again, or answer for one video."""
+"""``python -m ivcl_fast.evaluate RUN``: measure a finished run again, or answer for videos."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """``python -m ivcl_fast.export RUN``: write a run's models for use without this package.
 
 The classifier (a video to logits) and the encoder (a video to the slots of its frames) are written
-as ONNX files or as programs of ``torch.export``, for any number of videos at once, with a JSON file
-that says what goes in and what comes out. Each is compared with the run's own model before it gets
-its name.
+as ONNX files or as programs of ``torch.export``, for any number of videos at once, each with a JSON
+file that describes input and output. A file that computes something else than the run's own model
+is not written.
 """
 
 from __future__ import annotations

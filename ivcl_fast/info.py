@@ -1,8 +1,8 @@
 """``python -m ivcl_fast.info``: show versions, devices, and which kernel runs where.
 
 For each kernel and attention backend it says whether it is available, or why not. With ``--model``
-it tells instead what ``accelerate`` would do to a model, and what that gains on this machine. With
-``--plan`` and flags of ``ivcl_fast.train`` it predicts the memory and the time of such a run.
+it tells instead what ``accelerate`` does to a model, and what that gains on this machine. With
+``--plan`` and flags of ``ivcl_fast.train`` it predicts the memory and the speed of such a run.
 """
 
 from __future__ import annotations

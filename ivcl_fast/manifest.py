@@ -1,8 +1,8 @@
-"""Checksums of the files that a folder of ours consists of, so that damage is never silent.
+"""Checksums of the files in the folders that commands write, so that damage is noticed.
 
 ``ivcl_manifest.json`` holds the length and the SHA-256 of each file by its path in the folder, and
-its own SHA-256. A file that grows is recorded up to a length. What is not recorded is not checked,
-so folders of older versions, which have no manifest, are read as they are.
+its own SHA-256. A file that grows is recorded up to a length. Files that are not recorded, such as
+those of older versions, are not checked.
 """
 
 from __future__ import annotations

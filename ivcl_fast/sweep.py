@@ -2,9 +2,9 @@
 
 Every variant is pretrained (once, or more often with ``--pretrainings``) and finetuned with several
 seeds; everything else is equal. Flags of ``ivcl_fast.train``, such as ``--data`` and ``--preset``,
-apply to every run. If a study was stopped, the same command continues it. Several GPUs share the
-runs; with ``--parallel`` several runs share the cores of a CPU, which uses them better when models
-are small.
+apply to every run; ``--quick`` runs every part once. A study that was stopped is continued by the
+same command. Several GPUs share the runs; with ``--parallel`` several runs share the cores of a
+CPU, which is faster for small models.
 """
 
 from __future__ import annotations

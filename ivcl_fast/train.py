@@ -1,7 +1,7 @@
 """``python -m ivcl_fast.train``: pretrain, finetune and evaluate a model, and write a report.
 
-Without flags it makes a small synthetic CATER data set first. If a run was stopped, the same
-command continues it.
+Without flags, the data are a synthetic CATER, which is rendered first. A run that was stopped is
+continued by the same command, or by ``--resume RUN``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is said of media that cannot be used: the first by name, and where all of them are named."""
+"""Messages about media that cannot be used: they name the first ones, and the file with all."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Data in object storage, or wherever else fsspec reads, copied to this machine before use.
 
 ``videos:s3://bucket/clips`` and other formats of a folder copy the folder; ``csv:gs://bucket/a.csv``
-copies the lists beside it and the videos or folders of frames that they name. What has changed
-there is copied again.
+copies the list, those beside it, and the videos or folders of frames that they name. The next time,
+only what has changed is copied.
 """
 
 from __future__ import annotations

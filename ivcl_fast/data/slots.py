@@ -1,4 +1,4 @@
-"""Slots instead of frames: batches of what an image encoder has made of each clip, once."""
+"""Batches of slots, into which a frozen image encoder has turned each clip once."""
 
 from __future__ import annotations
 

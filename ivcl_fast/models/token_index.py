@@ -1,6 +1,6 @@
 """Token indices: which tokens of all sequences are read.
 
-A token index numbers the tokens of all sequences of ``[F, N, D]`` through: f * N + n.
+The index of token n of sequence f of ``[F, N, D]`` is f * N + n.
 """
 
 from __future__ import annotations

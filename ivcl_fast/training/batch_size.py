@@ -1,8 +1,8 @@
 """``--batch-size auto``: a batch for the memory of the GPUs on which a run starts.
 
-Every GPU gets a power of two, which a little more or less free memory hardly ever changes. It is
-the largest that fits and that still makes training faster, and every stage keeps enough steps to
-learn something.
+Every GPU gets a power of two of clips, so that a little more or less free memory hardly ever
+changes it: the largest that fits, still makes training faster, and leaves every stage enough steps
+to learn something.
 """
 
 from __future__ import annotations

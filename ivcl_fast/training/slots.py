@@ -1,4 +1,4 @@
-"""The slots of all clips, computed once for finetuning that leaves the encoder as it is."""
+"""The slots of all clips, computed once, for finetuning with a frozen encoder."""
 
 from __future__ import annotations
 

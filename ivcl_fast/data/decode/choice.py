@@ -1,4 +1,4 @@
-"""The decoder of each of a data set's media, chosen once and by trial where a GPU decodes."""
+"""The choice of a decoder for each of a data set's media, once; on a GPU by trial."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Media of which an index knows the content, so that a clip is decoded without probing them again.
+"""Media whose content an index knows, so that a clip is decoded without probing them again.
 
-Of Motion-JPEG videos the index knows the place of every frame in the file; only the frames of a
-clip are read. They are checked to be complete images. What changes pixels inside an image that
-stays complete, is not noticed.
+For Motion-JPEG videos the index knows the place of every frame in the file, so only the frames of a
+clip are read. They are checked to be complete images; changed pixels inside a complete image remain
+unnoticed.
 """
 
 from __future__ import annotations

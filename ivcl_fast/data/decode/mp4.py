@@ -3,9 +3,9 @@
 Source: ISO/IEC 14496-12. A track has tables of samples: their decoding times (``stts``), what is
 added to these when they are shown (``ctts``), and their sizes (``stsz``). An edit list (``elst``)
 shows a part of the track, as after trimming; FFmpeg discards samples outside it, or does not read
-them where a key frame is nearer to the part. A changed byte in a time moves a sample out of the
-part, without an error. The times of an intact track are those of its decoding in another order, so
-such a sample is noticed by the hole that it leaves.
+them where a key frame is nearer to the part. A damaged time moves a sample out of the part, without
+an error. In an intact track samples are shown at the decoding times in another order, so a sample
+that was moved leaves a hole.
 """
 
 from __future__ import annotations

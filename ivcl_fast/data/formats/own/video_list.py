@@ -5,16 +5,15 @@ A line has a path, absolute or relative to the folder of the list, and labels, n
     clips/a.mp4,dog          a comma; several labels: dog;cat, or further columns
     clips/a.mp4 3            blanks; several labels: 3,7
     clips/a.mp4<TAB>my dog   a tab: path and labels may contain blanks; several labels: dog,cat
+    clips/a.mp4;dog          a semicolon, as in spreadsheets; several labels: dog,cat
     clips/a 163 3            a folder of frames, their number (which is not read), its labels
-    clips/a.mp4;dog          semicolons: of spreadsheets
     clips/a.mp4              no labels, for pretraining
 
-The first line decides which of them separates all lines; lines that begin with ``#`` are comments.
-If it has column names (``path``,
-``label``, ``split`` and others, see :data:`COLUMNS`), these may give the columns another order;
-Kinetics' own files have ``label,youtube_id,time_start,time_end,split``. Beside ``FILE`` its other
-splits are found: ``val.csv`` and ``test.csv`` of ``train.csv``, ``testlist01.txt`` of
-``trainlist01.txt``, and UCF's ``classInd.txt``.
+The first line decides what separates the columns of all lines. It may also name columns, in any
+order (``path``, ``label``, ``split`` and others, see :data:`COLUMNS`), as Kinetics' own files do:
+``label,youtube_id,time_start,time_end,split``. Lines that begin with ``#`` are comments. Beside
+``FILE`` its other splits are found: ``val.csv`` and ``test.csv`` of ``train.csv``,
+``testlist01.txt`` of ``trainlist01.txt``, and UCF's ``classInd.txt``.
 """
 
 from __future__ import annotations
