@@ -159,26 +159,37 @@ class BuildPackages(build_py):
 
 
 class BuildObjects(build_ext):
-    """Compiles the same sources for every instruction set, several at a time."""
+    """Compiles the same sources for every instruction set, several at a time.
+
+    Every build writes to files of its own, so that several may run in a checkout at once.
+    """
 
     def build_extensions(self) -> None:
-        with ThreadPoolExecutor(jobs()) as pool:
-            compiled = {e.name: self.start(e, pool) for e in self.extensions}
-        for name, objects in compiled.items():
-            target = Path(self.get_ext_fullpath(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            failed = any(status.result() for status in objects.values())
-            if failed or subprocess.call(link([*objects], str(target))):
-                target.unlink(missing_ok=True)
-                print(f"ivcl_fast: {name} is left out: the compiler failed", file=sys.stderr)
+        with tempfile.TemporaryDirectory() as folder:
+            with ThreadPoolExecutor(jobs()) as pool:
+                compiled = {e.name: self.start(e, pool, Path(folder)) for e in self.extensions}
+            for name, objects in compiled.items():
+                target = Path(self.get_ext_fullpath(name))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                linked = target.with_name(f"{target.name}.{os.getpid()}")
+                failed = any(status.result() for status in objects.values())
+                if failed or subprocess.call(link([*objects], str(linked))):
+                    for file in (linked, target):
+                        file.unlink(missing_ok=True)
+                    print(f"ivcl_fast: {name} is left out: the compiler failed", file=sys.stderr)
+                else:
+                    linked.replace(target)
 
-    def start(self, extension: Extension, pool: ThreadPoolExecutor) -> dict[str, Future[int]]:
+    def start(
+        self, extension: Extension, pool: ThreadPoolExecutor, folder: Path
+    ) -> dict[str, Future[int]]:
         """Compiled file to the compiler's exit status, for every source."""
         isa = extension.name.rpartition(OBJECTS["module"](""))[2]
-        folder = Path(self.build_temp) / isa
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / isa).mkdir()
         common = [*compiler(), *flags(isa)]
-        objects = {source: str(folder / f"{Path(source).stem}.o") for source in extension.sources}
+        objects = {
+            source: str(folder / isa / f"{Path(source).stem}.o") for source in extension.sources
+        }
         return {
             made: pool.submit(subprocess.call, [*common, "-c", source, "-o", made])
             for source, made in objects.items()

@@ -228,6 +228,20 @@ def test_max_jobs_is_respected(checkout, fake, tmp_path):
     assert log == ["begin", "end"] * (len(log) // 2)
 
 
+def test_builds_in_one_checkout_share_no_file(checkout, tmp_path):
+    """Two at the same time would read each other's unfinished objects."""
+    careful = tmp_path / "careful-c++"
+    refuse = '[ -e "$2" ] && echo "error: $2 is there" && exit 1\n'
+    careful.write_text(FAKE.replace("echo object", f"{refuse}echo object"))
+    careful.chmod(0o755)
+    folders = ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
+    for _ in range(2):
+        said = python(["setup.py", "--quiet", "build_ext", *folders], checkout, CXX=str(careful))
+        assert "left out" not in said
+    built = {path.name for path in (tmp_path / "lib" / "ivcl_fast" / "kernels").iterdir()}
+    assert built == {Path(path).name for path in paths(*BUILT)}
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
