@@ -208,11 +208,16 @@ def answers(entry: Model, own: nn.Module, ours: nn.Module, report: Any) -> Row:
 
 
 def randomized(model: nn.Module) -> nn.Module:
-    """Give a model the weights of a trained one in kind: none is zero, norms are near one."""
+    """Give a model the weights of a trained one in kind: none is zero, norms are near one.
+
+    Behind a head of zeros, which torchvision's models start with, no other weight has a gradient.
+    """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim < 2:
                 parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.1)
+            elif not parameter.any():
+                parameter.normal_(0.0, 0.02)
     return model
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.results import Results, RowFile
 from benchmarks.zoo import __main__ as command_line
@@ -59,6 +60,15 @@ def test_a_row_has_answers_and_speed(row):
 @pytest.mark.parametrize("limit", [0])
 def test_what_runs_its_own_code_is_not_raced(row):
     assert row["training"] == row["inference"] == {"17": {"fused_calls": 0}}
+
+
+def test_all_weights_have_gradients_to_compare():
+    """Also behind layers that start as zeros, such as the head of torchvision's models."""
+    layers = nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3)
+    model = nn.Sequential(*layers)
+    nn.init.zeros_(layers[-1].weight)
+    measure.randomized(model)(torch.randn(5, 4)).square().sum().backward()
+    assert all(parameter.grad.any() for parameter in model.parameters())
 
 
 @needs_kernels
