@@ -25,7 +25,7 @@ def describe() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "packages": {name: package_version(name) for name in ("torch", "triton", "ivcl_fast")},
-        "commit": output_of("git", "rev-parse", "--short", "HEAD") or "unknown",
+        "commit": commit() or "unknown",
         "ceilings": ceilings(),
         "missing_kernels": unsupported_reason(DEVICE),
         "attention": attention.backend_status(),
@@ -67,6 +67,11 @@ def cpu_name() -> str:
         return "unknown CPU"
     units = [unit for unit in ("amx_bf16", "avx512_bf16") if f" {unit}" in info]
     return f"{model.partition(':')[2].strip()} ({', '.join(units) or 'no bfloat16 units'})"
+
+
+def commit() -> str:
+    """Return the commit that is checked out, with "-dirty" if files were changed since."""
+    return output_of("git", "describe", "--always", "--dirty", "--exclude", "*")
 
 
 def package_version(name: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -106,6 +109,28 @@ def test_a_graph_is_replayed_in_a_row(monkeypatch):
     measure(Benchmark("op", ("ours",), lambda: one, rounds=4, graph=True), rows.append)
     assert len(rows[0]["times"]) == 4 and "error" not in rows[0]
     assert cuda.log.count("replay on default") == 4 * REPLAYS > 4
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_results_of_changed_code_are_not_those_of_the_commit(tmp_path, monkeypatch):
+    """Nobody could repeat them from the commit that they name."""
+
+    def git(*arguments):
+        who = "-c", "user.name=a", "-c", "user.email=a@b.c"
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    file = tmp_path / "machine.py"
+    file.write_text("before")
+    for arguments in (["init"], ["add", "."], ["commit", "-m", "first"], ["tag", "-am", "t", "v1"]):
+        git(*arguments)
+    monkeypatch.setattr(machine, "__file__", str(file))
+    monkeypatch.setattr(machine, "ceilings", dict)
+    clean = machine.describe()["commit"]
+    assert re.fullmatch("[0-9a-f]{7,}", clean)
+    (tmp_path / "results.json").write_text("untracked")
+    assert machine.describe()["commit"] == clean
+    file.write_text("after")
+    assert machine.describe()["commit"] == f"{clean}-dirty"
 
 
 def test_a_machine_without_git(monkeypatch):
