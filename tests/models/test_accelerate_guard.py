@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from enum import Enum
 
 import numpy as np
@@ -17,6 +18,7 @@ from ivcl_fast import accelerate, restore
 from ivcl_fast.kernels import dispatches
 from ivcl_fast.models.accelerate import tune
 from ivcl_fast.models.accelerate.swap import ALWAYS, PROOF
+from tests.support.imposters.families import OpenClipBlock
 from tests.support.marks import needs_kernels
 
 pytestmark = needs_kernels
@@ -259,6 +261,47 @@ def test_multihead_attention():
         for ours, theirs in zip(fast(*arguments[0], **arguments[1]),
                                 plain(*arguments[0], **arguments[1]), strict=True):  # fmt: skip
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+class MultiheadLora(nn.Module):
+    """An adapter around PyTorch's MultiheadAttention, as peft builds it: its weights are merged
+    while that runs."""
+
+    def __init__(self, base: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.base_layer, width = base, base.embed_dim
+        self.a, self.b = nn.Linear(width, 2, bias=False), nn.Linear(2, 3 * width, bias=False)
+
+    def forward(self, query, *args, **kwargs):
+        base = self.base_layer
+        own = base._parameters.pop("in_proj_weight")
+        base.in_proj_weight = own + self.b.weight @ self.a.weight
+        try:
+            return base(query, *args, **kwargs)
+        finally:
+            del base.in_proj_weight
+            base.register_parameter("in_proj_weight", own)
+
+
+@pytest.mark.parametrize("first", ["accelerate", "adapter"])
+def test_an_adapter_around_multihead_attention_in_a_block(first):
+    def add_adapter(block: nn.Module) -> None:
+        torch.manual_seed(1)
+        block.attn = MultiheadLora(block.attn)
+
+    torch.manual_seed(0)
+    plain = OpenClipBlock(32, 4, 64, random.Random(0))
+    fast = copy.deepcopy(plain)
+    unchanged = step(plain)[0]
+    plain.zero_grad()
+    for change in (accelerate, add_adapter) if first == "accelerate" else (add_adapter, accelerate):
+        change(fast)
+    add_adapter(plain)
+    before = dispatches()
+    for ours, theirs in zip(step(fast), step(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert {name for name, _ in dispatches() - before} >= {"add_layer_norm"}
+    assert not torch.allclose(step(fast)[0], unchanged)
 
 
 def test_restoring_keeps_a_class_that_changed_since():

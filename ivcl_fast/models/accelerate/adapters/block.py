@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from itertools import product
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -46,6 +47,17 @@ class Layout(NamedTuple):
     after_mlp: tuple[str, ...]
     norm1_kind: type[nn.Module]
     norm2_kind: type[nn.Module]
+    is_multihead: bool
+    """Whether attention is called as ``torch.nn.MultiheadAttention`` is. An adapter that is put
+    around that one later is of another class and takes the same arguments."""
+
+
+def calls(attn: nn.Module) -> tuple[bool, ...]:
+    """The values that :attr:`Layout.is_multihead` may have, the likeliest first."""
+    if isinstance(attn, nn.MultiheadAttention):
+        return (True,)
+    is_around_one = any(isinstance(part, nn.MultiheadAttention) for part in attn.modules())
+    return (False, True) if is_around_one else (False,)
 
 
 class PreNormBlock(Adapter):
@@ -63,9 +75,9 @@ class PreNormBlock(Adapter):
             for parts in ((SCALE1, DROP1), (SCALE2, DROP2), (SCALE2, DROP2_SHARED))
         )
         parts: Any = module._modules
-        for after in dict.fromkeys(after_mlp):
+        for after, is_multihead in product(dict.fromkeys(after_mlp), calls(parts[attn])):
             kinds = type(parts[norm1]), type(parts[norm2])
-            yield Layout(norm1, attn, after_attn, norm2, mlp, after, *kinds)
+            yield Layout(norm1, attn, after_attn, norm2, mlp, after, *kinds, is_multihead)
 
     def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
         after = (*layout.after_attn, *layout.after_mlp)
@@ -93,10 +105,7 @@ class PreNormBlock(Adapter):
         gamma = module._parameters
         x, y = add_norm(x, None, parts[layout.norm1], layout.norm1_kind)
         attn = parts[layout.attn]
-        if isinstance(attn, nn.MultiheadAttention):
-            branch = attn(y, y, y, need_weights=False)
-        else:
-            branch = attn(y)
+        branch = attn(y, y, y, need_weights=False) if layout.is_multihead else attn(y)
         branch = branch[0] if isinstance(branch, tuple) else branch
         branch = branch if gamma.get("gamma_1") is None else gamma["gamma_1"] * branch
         branch = call_parts(module, layout.after_attn, branch)
