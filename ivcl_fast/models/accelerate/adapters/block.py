@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from itertools import product
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -52,14 +51,6 @@ class Layout(NamedTuple):
     around that one later is of another class and takes the same arguments."""
 
 
-def calls(attn: nn.Module) -> tuple[bool, ...]:
-    """The values that :attr:`Layout.is_multihead` may have, the likeliest first."""
-    if isinstance(attn, nn.MultiheadAttention):
-        return (True,)
-    is_around_one = any(isinstance(part, nn.MultiheadAttention) for part in attn.modules())
-    return (False, True) if is_around_one else (False,)
-
-
 class PreNormBlock(Adapter):
     """``x += after(attn(norm1(x)))``, ``x += after(mlp(norm2(x)))``."""
 
@@ -75,7 +66,8 @@ class PreNormBlock(Adapter):
             for parts in ((SCALE1, DROP1), (SCALE2, DROP2), (SCALE2, DROP2_SHARED))
         )
         parts: Any = module._modules
-        for after, is_multihead in product(dict.fromkeys(after_mlp), calls(parts[attn])):
+        is_multihead = isinstance(parts[attn], nn.MultiheadAttention)
+        for after in dict.fromkeys(after_mlp):
             kinds = type(parts[norm1]), type(parts[norm2])
             yield Layout(norm1, attn, after_attn, norm2, mlp, after, *kinds, is_multihead)
 
