@@ -148,6 +148,12 @@ def device_kind(device: torch.device) -> str:
     return "cuda" if _plans_for_gpu and device.type in ("cpu", "meta") else device.type
 
 
+def constant_when_compiled(function: Callable) -> Callable:
+    """``torch.compiler.assume_constant_result`` without its import of the compiler, a second."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 @functools.cache
 def _chip_unsupported_reason(device: torch.device) -> str | None:
     if device.type != "cuda" or not torch.cuda.is_available():
@@ -156,16 +162,13 @@ def _chip_unsupported_reason(device: torch.device) -> str | None:
     return None if (major, minor) >= OLDEST_CHIP else f"sm_{major}{minor} is older than sm_80"
 
 
+@constant_when_compiled
 def chip_unsupported_reason(device: torch.device) -> str | None:
     """Why the kernels are not for the chip of a GPU, or None.
 
     Older chips than sm_80 have less shared memory than attention takes, and no bfloat16.
     """
     return _chip_unsupported_reason(device)
-
-
-# As torch.compiler.assume_constant_result does, without its import of the compiler, a second.
-chip_unsupported_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def unsupported_reason(device: torch.device, dtype: torch.dtype | None = None) -> str | None:

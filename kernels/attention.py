@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..errors import UserError
 from . import short_attention
 from ._autograd import is_transformed
-from ._op import device_kind, unsupported_reason
+from ._op import chip_unsupported_reason, constant_when_compiled, device_kind, unsupported_reason
 from .short_attention import MAX_HEAD_DIM, max_tokens
 from .short_attention import _ref as eager_attention
 
@@ -70,25 +70,18 @@ def _import(package: str) -> str | None:
     return None
 
 
-def _constant_when_compiled(function: Callable) -> Callable:
-    """``torch.compiler.assume_constant_result`` without its import of the compiler, a second."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
-@_constant_when_compiled
+@constant_when_compiled
 def package_unsupported_reason(package: str) -> str | None:
     """Why a package of ``_PACKAGES`` cannot be imported, or None. The first call imports it."""
     return _import(package)
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def gpu_unsupported_reason(device: torch.device) -> str | None:
     """Why a CUDA device cannot run attention kernels, or None."""
     if not torch.cuda.is_available():
         return "no NVIDIA GPU is visible"
-    major, minor = torch.cuda.get_device_capability(device)
-    return None if major >= 8 else f"sm_{major}{minor} is older than sm_80"
+    return chip_unsupported_reason(device)
 
 
 # --- Backends -------------------------------------------------------------------------------------
@@ -270,7 +263,7 @@ def not_supported_reasons(backend: str, inputs: Inputs) -> list[str]:
     reasons = BACKENDS[backend].conditions(inputs)
     if inputs.device.type == "cuda" and backend != "eager":
         reasons = [gpu_unsupported_reason(inputs.device), *reasons]
-    return [reason for reason in reasons if reason is not None]
+    return [*dict.fromkeys(reason for reason in reasons if reason is not None)]
 
 
 def select_backend(inputs: Inputs) -> tuple[str, str]:
