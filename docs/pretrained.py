@@ -1,9 +1,9 @@
 """The models in the package, and the table of them in docs/zoo.md.
 
-``python -m docs.pretrained RUN NAME`` packs a finished run's classifier as ``ivcl_fast/NAME``, in
-place of an earlier one: weights in float16, config, checksums, and a card with the scores of these
-weights on the run's own clips. ``--data-dir`` says where the run's data are. Then, as without
-arguments, it writes the table again.
+``python -m docs.pretrained RUN NAME`` packs a finished run's classifier, or the pretrained model of
+a run that only pretrained, as ``ivcl_fast/NAME``, in place of an earlier one: weights in float16,
+config, checksums, and a card, with a classifier's scores by these weights on the run's own clips.
+``--data-dir`` says where the run's data are. Then, as without arguments, it writes the table again.
 """
 
 from __future__ import annotations
@@ -21,40 +21,52 @@ from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
 from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.export import random_videos
 from ivcl_fast.files import write_json
-from ivcl_fast.models.ivcl import IVCLClassifier
-from ivcl_fast.models.weights import MODEL, PACKAGED, read_config, sha256
+from ivcl_fast.models.ivcl import IVCL, IVCLClassifier
+from ivcl_fast.models.weights import CONFIG, MODEL, PACKAGED, read_config, sha256
 from ivcl_fast.report.tables import METRIC_NAMES, Table
 
 PAGE = Path(__file__).resolve().parent / "zoo.md"
 MARKED = re.compile(r"(<!-- zoo -->\n).*?(<!-- end -->)", re.DOTALL)
 ANSWER = "answer.json"
-"""Name of the file with the logits of ``random_videos(model, 1)``, for the test."""
+"""Name of the file with :func:`answer`, for the test."""
+SCORES = "scores on "
+"""How the names of records of scores begin."""
+SHOWN = "top-1, all", "top-1, visible", "top-1, hidden", "query, all", "problem, all"
+"""Names of the scores in the table."""
 
 
 def pack(folder: Path, name: str, data_dir: Path | None) -> None:
-    """Write the classifier of the run in ``folder`` into the package."""
+    """Write the model of the run in ``folder`` into the package."""
     run = FinishedRun.open(folder, "cpu", DataFlags(data_dir=data_dir))
     run.amp = False
-    model = run.load("finetune").eval()
+    stage = "finetune" if run.finished("finetune") else "pretrain"
+    model = run.load(stage)
     rounded = copy.deepcopy(model).half().float()
-    split = run.data.eval_split
-    exact, found = (run.evaluate(each, split) for each in (model, rounded))
     record: dict[str, Any] = dict(model.training_record or {})
-    stages = run.config.stages
-    record = {key: value for key, value in record.items() if not key.startswith("scores on ")} | {
-        "clips of pretraining": stages.pretrain_clips,
-        "training videos": run.config.data.train_videos,
-        "weights": f"float16; {changed_answers(exact, found)}",
-        f"scores on {split}, with 95 % intervals": scores(found),
-    }
+    record = {key: value for key, value in record.items() if not key.startswith(SCORES)}
+    record["training videos"] = run.config.data.train_videos
+    if stage == "finetune":
+        record["clips of pretraining"] = run.config.stages.pretrain_clips
+        split = run.data.eval_split
+        exact, found = (run.evaluate(each, split) for each in (model, rounded))
+        record["weights"] = f"float16; {changed_answers(exact, found)}"
+        record[f"{SCORES}{split}, with 95 % intervals"] = scores(found)
+    else:
+        record["weights"] = "float16"
     out = PACKAGED / name
     shutil.rmtree(out, ignore_errors=True)
     rounded.half().save_pretrained(out, training=record)
     (out / MODEL).chmod(0o644)  # for whoever installs the package
-    packed = IVCLClassifier.from_pretrained(out)
+    write_json(out / ANSWER, [round(x, 4) for x in answer(type(model).from_pretrained(out))])
+
+
+def answer(model: IVCL | IVCLClassifier) -> list[float]:
+    """Return the logits for a fixed video; of a pretrained model, a slot of its last frame."""
+    video = random_videos(model, 1)
     with torch.inference_mode():
-        logits = packed(random_videos(packed, 1))[0]
-    write_json(out / ANSWER, {"logits": [round(x, 4) for x in logits.tolist()]})
+        if isinstance(model, IVCLClassifier):
+            return model(video)[0].tolist()
+        return model.encode(video)[0, -1, 0].tolist()
 
 
 def changed_answers(exact: Evaluation, found: Evaluation) -> str:
@@ -80,20 +92,18 @@ def zoo() -> list[str]:
     """Return the table of all models in the package."""
     rows = []
     for folder in sorted(path for path in PACKAGED.iterdir() if path.is_dir()):
-        config = read_config(folder / "config.json")
-        record = config["training"]
-        (of,) = (key for key in record if key.startswith("scores on "))
-        file = folder / MODEL
+        record, file = read_config(folder / CONFIG)["training"], folder / MODEL
+        measured = next((record[key] for key in record if key.startswith(SCORES)), {})
         rows.append(
             [
                 f"`ivcl_fast/{folder.name}`",
-                f"{record['task']} on {record['data']}, preset {record['preset']}",
-                *(record[of].get(f"top-1, {group}", "") for group in ("all", "visible", "hidden")),
+                f"{record['stage']}, {record['task']}, {record['data']}, preset {record['preset']}",
+                "; ".join(f"{name} {measured[name]}" for name in SHOWN if name in measured),
                 f"{file.stat().st_size / 1e6:.1f} MB",
                 f"`{sha256(file)}`",
             ]
         )
-    header = ["name", "task", "top-1", "visible", "hidden", "size", "SHA-256 of model.safetensors"]
+    header = ["name", "stage, task, data", "scores", "size", "SHA-256 of model.safetensors"]
     return Table(header, rows).markdown()
 
 

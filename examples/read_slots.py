@@ -3,7 +3,7 @@
     python examples/read_slots.py [VIDEO [MODEL]]
 
 VIDEO is a video file or a folder with frames, MODEL a folder of save_pretrained such as
-runs/RUN/pretrain. Without them, a moving square and a model with random weights are taken.
+runs/RUN/pretrain. Without them, a moving square and a model of the package are taken.
 Writes slots.npz into the working folder: slots [T, S, D] and attention [T, S, grid, grid].
 """
 
@@ -45,10 +45,7 @@ def read(model: ivcl_fast.IVCL, video: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
-    cfg = ivcl_fast.IVCLConfig.preset("tiny")
-    model = ivcl_fast.IVCL(cfg).eval()
-    if len(sys.argv) > 2:
-        model = ivcl_fast.IVCL.from_pretrained(sys.argv[2])
     given = len(sys.argv) > 1
+    name = sys.argv[2] if len(sys.argv) > 2 else "ivcl_fast/tiny-pretrained"
+    model = ivcl_fast.IVCL.from_pretrained(name)
     read(model, ivcl_fast.load_clip(sys.argv[1], model.cfg) if given else moving_square(model.cfg))

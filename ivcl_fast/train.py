@@ -23,7 +23,7 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.baselines import LAST_FRAME, cone_guess, counting_guess, tracker
 from ivcl_fast.evaluation.evaluate import Evaluation, Result
 from ivcl_fast.kernels import unsupported_reason
-from ivcl_fast.models import backbone, timm_weights
+from ivcl_fast.models import backbone
 from ivcl_fast.models.weights import weights_file
 from ivcl_fast.report.run import write_report
 from ivcl_fast.report.tables import results_table
@@ -96,7 +96,7 @@ def origin(config: TrainConfig) -> str:
     if config.stages.stage == "finetune":
         if config.stages.init == "random":
             return FROM_SCRATCH
-        if timm_weights.is_timm(config.stages.init):
+        if backbone.has_public_name(config.stages.init):
             return f"pretrained: {config.stages.init}"
         try:
             model = weights_file(config.stages.init).parent

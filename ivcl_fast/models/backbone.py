@@ -1,8 +1,9 @@
 """Where a model's first weights come from: random ones, or another model's backbone.
 
 The backbone is the encoder and the temporal transformer, which pretraining hands on. A *source* is
-a folder of ``save_pretrained``, a run's folder (for its pretrained model), a ``.safetensors`` file,
-a state dict, or ``timm:NAME`` or ``timm:PATH`` (:mod:`~ivcl_fast.models.timm_weights`).
+a folder of ``save_pretrained``, a run's folder (for its pretrained model), a model of the package
+(``ivcl_fast/tiny-pretrained``), a ``.safetensors`` file, a state dict, or ``timm:NAME`` or
+``timm:PATH`` (:mod:`~ivcl_fast.models.timm_weights`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import timm_weights
 from ivcl_fast.models.reference import Block
-from ivcl_fast.models.weights import CONFIG, class_in, read_config, read_weights, weights_file
+from ivcl_fast.models.weights import (
+    CONFIG,
+    class_in,
+    packaged_model,
+    read_config,
+    read_weights,
+    weights_file,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +45,11 @@ def check_source(source: str) -> None:
         timm_weights.check(source)
     else:
         weights_file(source)
+
+
+def has_public_name(source: str) -> bool:
+    """Whether weights have this name on every machine: those of timm and of this package do."""
+    return timm_weights.is_timm(source) or packaged_model(source) is not None
 
 
 def zero_branches(model: nn.Module) -> None:

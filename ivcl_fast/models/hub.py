@@ -134,8 +134,8 @@ class PretrainedModel(
         Args:
             pretrained_model_name_or_path: a folder written by ``save_pretrained``; a run's folder,
                 which stands for its finetuned classifier or, where this class is one of
-                pretraining, for its pretrained model; ``ivcl_fast/tiny-localize``, the model that
-                comes with the package; or OWNER/NAME on the hub.
+                pretraining, for its pretrained model; ``ivcl_fast/tiny-localize`` or another model
+                that comes with the package; or OWNER/NAME on the hub.
             map_location: the device of the model.
             dtype: of the model's parameters, a ``torch.dtype`` or its name, such as ``"bfloat16"``;
                 ``"auto"`` is that of the saved weights. float32 by default, whatever was saved.

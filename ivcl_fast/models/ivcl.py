@@ -329,10 +329,11 @@ class IVCLClassifier(FastModel, reference.IVCLClassifier, pipeline_tag="video-cl
         """Start the encoder and the temporal transformer from a pretrained model's weights.
 
         ``source``: a folder of ``save_pretrained``; a run's folder, for its pretrained model; a
-        ``.safetensors`` or ``.pth`` file; a state dict; or a timm ViT's ``timm:NAME`` or
-        ``timm:PATH``, for the encoder alone. Returns the keys loaded. Raises
-        :class:`~ivcl_fast.errors.UserError`, a ``ValueError`` of one line, where there are no such
-        weights, or naming the first key that does not fit and the sizes to build this model with.
+        model of the package such as ``ivcl_fast/tiny-pretrained``; a ``.safetensors`` or ``.pth``
+        file; a state dict; or a timm ViT's ``timm:NAME`` or ``timm:PATH``, for the encoder alone.
+        Returns the keys loaded. Raises :class:`~ivcl_fast.errors.UserError`, a ``ValueError`` of
+        one line, where there are no such weights, or naming the first key that does not fit and the
+        sizes to build this model with.
         """
         return backbone.load_backbone(self, source)
 

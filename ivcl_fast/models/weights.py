@@ -97,10 +97,12 @@ def model_folder(place: str | os.PathLike, stage: str) -> Path:
 def weights_file(source: str | os.PathLike) -> Path:
     """The file of weights that ``source`` stands for: that file, a model's or a run's folder.
 
-    A run's folder stands for its pretrained model. Raises :class:`UserError` if there is none.
+    A run's folder stands for its pretrained model; a name such as ``ivcl_fast/tiny-localize`` for
+    the model of the package. Raises :class:`UserError` if there is none.
     """
-    path = Path(source)
-    return path if path.is_file() else model_folder(source, STAGES["IVCL"]) / MODEL
+    if Path(source).is_file():
+        return Path(source)
+    return model_folder(packaged_model(source) or source, STAGES["IVCL"]) / MODEL
 
 
 def class_in(folder: Path) -> str:

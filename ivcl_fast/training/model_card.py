@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ivcl_fast.models import timm_weights
+from ivcl_fast.models.backbone import has_public_name
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.settings import TrainConfig
 
@@ -23,7 +23,7 @@ def describe_training(
     ``last_frames``: how many its first part saw. ``scores``: those measured at its end, by split.
     """
     stages, source = config.stages, config.data.source
-    public = init == "random" or timm_weights.is_timm(init)  # others are paths on this machine
+    public = init == "random" or has_public_name(init)  # others are paths on this machine
     training = {
         "stage": stage,
         "data": source if source.startswith("synthetic") else source.partition(":")[0],

@@ -15,8 +15,8 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import fsync, locked, remove_files, remove_temporaries
 from ivcl_fast.manifest import MANIFEST, write_recorded
+from ivcl_fast.models.backbone import has_public_name
 from ivcl_fast.models.hub import MODEL_FILES, PretrainedModel
-from ivcl_fast.models.timm_weights import is_timm
 from ivcl_fast.models.weights import MODEL, TEMPORARY_WEIGHTS
 from ivcl_fast.training import checkpoint
 from ivcl_fast.training.settings import (
@@ -132,7 +132,7 @@ def must_empty(config: TrainConfig) -> bool:
 def starts_there(config: TrainConfig) -> bool:
     """Whether the run starts from weights in its own folder."""
     init = config.stages.init
-    if init == "random" or is_timm(init):
+    if init == "random" or has_public_name(init):
         return False
     return Path(init).resolve().is_relative_to(config.folder.resolve())
 

@@ -35,8 +35,9 @@ class StagesConfig:
     """Stages to run; finetune alone starts from --init."""
     init: str = "random"
     """Weights to start from: random; the folder of an earlier run (its pretrained model) or of one
-    of its models; a .safetensors file; or, for the image encoder, a ViT of the same width and
-    depth: timm:NAME, or timm:PATH for a file with timm's keys."""
+    of its models; a .safetensors file; a model of the package (ivcl_fast/tiny-pretrained); or,
+    for the image encoder, a ViT of the same width and depth: timm:NAME, or timm:PATH for a file
+    with timm's keys."""
     pretrain_clips: int = 20_000
     """Clips seen in pretraining, repetitions included."""
     finetune_clips: int = 5_000

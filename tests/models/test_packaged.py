@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from docs import pretrained
-from ivcl_fast import IVCLClassifier
+from ivcl_fast import IVCL, IVCLClassifier
 from ivcl_fast.errors import UserError
-from ivcl_fast.export import random_videos
-from ivcl_fast.models import hub
-from ivcl_fast.models.weights import CHECKSUMS, MODEL, PACKAGED, sha256
+from ivcl_fast.models import backbone, hub
+from ivcl_fast.models.weights import CHECKSUMS, CONFIG, MODEL, PACKAGED, read_config, sha256
 from tests.models.test_model import CFG
 
 NAMES = sorted(folder.name for folder in PACKAGED.iterdir())
@@ -23,16 +22,21 @@ def offline(monkeypatch):
     monkeypatch.setattr(hub, "hf_hub_download", None)
 
 
+def class_of_packaged(name):
+    stage = read_config(PACKAGED / name / CONFIG)["training"]["stage"]
+    return IVCLClassifier if stage == "finetune" else IVCL
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fixed_clip_has_its_answer(name):
-    model = IVCLClassifier.from_pretrained(f"ivcl_fast/{name}")
-    assert model.head.weight.dtype == torch.float32 and not model.training
-    expected = torch.tensor(json.loads((PACKAGED / name / pretrained.ANSWER).read_text())["logits"])
-    with torch.inference_mode():
-        logits = model(random_videos(model, 1))[0]
-    torch.testing.assert_close(logits, expected, atol=0.01, rtol=0.01)
-    assert logits.argmax() == expected.argmax()
-    assert len(model.class_names) == len(logits)
+    model = class_of_packaged(name).from_pretrained(f"ivcl_fast/{name}")
+    assert not model.training and {p.dtype for p in model.parameters()} == {torch.float32}
+    expected = torch.tensor(json.loads((PACKAGED / name / pretrained.ANSWER).read_text()))
+    answer = torch.tensor(pretrained.answer(model))
+    torch.testing.assert_close(answer, expected, atol=0.01, rtol=0.01)
+    if isinstance(model, IVCLClassifier):
+        assert answer.argmax() == expected.argmax()
+        assert len(model.class_names) == len(answer)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,8 +44,21 @@ def test_files_are_those_of_the_card(name):
     folder = PACKAGED / name
     assert f"{sha256(folder / MODEL)}  {MODEL}\n" in (folder / CHECKSUMS).read_text()
     card = (folder / "README.md").read_text()
-    assert "of 600 answers differ" in card and "top-1, hidden" in card
+    assert "float16" in card and "training videos" in card
+    if class_of_packaged(name) is IVCLClassifier:
+        assert "answers differ" in card and ("top-1, hidden" in card or "query, all" in card)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 5e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_model_can_be_started_from_by_its_name(name):
+    backbone.check_source(f"ivcl_fast/{name}")
+    packaged = class_of_packaged(name).from_pretrained(f"ivcl_fast/{name}")
+    model = IVCLClassifier(packaged.cfg, 3)
+    model.load_pretrained(f"ivcl_fast/{name}")
+    for key, value in packaged.state_dict().items():
+        if key.startswith(("encoder.", "temporal.")):
+            torch.testing.assert_close(model.state_dict()[key], value, atol=0, rtol=0)
 
 
 def test_the_table_is_that_of_the_models():
@@ -52,6 +69,8 @@ def test_the_table_is_that_of_the_models():
 def test_an_unknown_name_is_one_line_and_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no such model in the package; accepted: .*tiny-localize"):
         IVCLClassifier.from_pretrained("ivcl_fast/huge-localize")
+    with pytest.raises(UserError, match=r"no such model in the package"):
+        backbone.check_source("ivcl_fast/huge-localize")
     monkeypatch.chdir(tmp_path)
     IVCLClassifier(CFG, 5).save_pretrained("ivcl_fast/tiny-localize")
     assert IVCLClassifier.from_pretrained("ivcl_fast/tiny-localize").head.out_features == 5
