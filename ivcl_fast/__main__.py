@@ -10,7 +10,7 @@ from ivcl_fast.errors import UserError
 
 COMMANDS = {
     "train": "Pretrain, finetune and evaluate a model, and write a report.",
-    "evaluate": "Measure a finished run again, or answer the question for one video.",
+    "evaluate": "Measure a finished run again, or answer the question for new videos.",
     "visualize": "Show where a run's slots attend, and what its model believes, as a web page.",
     "probes": "Measure what linear probes can read from a run's frozen slots.",
     "sweep": "Run a study: several variants and seeds, compared in one table.",

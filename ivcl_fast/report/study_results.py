@@ -86,7 +86,7 @@ def correct_shares(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[Answ
 
 def in_groups(clips: Sequence[Answered]) -> dict[str, list[Answered]]:
     """Return the clips of each group, and before them ``all``."""
-    groups: dict[str, list[Answered]] = {"all": list(clips)}
+    groups: dict[str, list[Answered]] = {"all": list(clips)} if clips else {}
     for clip in clips:
         if clip[2] != "all":
             groups.setdefault(clip[2], []).append(clip)
@@ -110,7 +110,7 @@ Comparisons = Mapping[tuple[str, str], Compared]
 def compare(folders: Mapping[str, Sequence[Path]]) -> Comparisons:
     """Compare the rows of a table with its first one on the same clips, by row and group.
 
-    Empty where :func:`correct_shares` are.
+    Empty where :func:`correct_shares` are; without a row that has no clip in common with the first.
     """
     shares = correct_shares(folders)
     if not shares:

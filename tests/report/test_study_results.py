@@ -74,6 +74,14 @@ def test_rows_are_compared_with_the_first_on_the_same_clips(tmp_path):
     assert compared["b", "hidden"].difference == "-50.0 [-89.7, +69.0]"
 
 
+def test_a_row_without_a_clip_in_common_is_not_compared(tmp_path):
+    folders = {
+        "a": [write_answers(tmp_path / "a0", [1]), write_answers(tmp_path / "a1", [0])],
+        "b": [write_answers(tmp_path / "b0", [1]), write_answers(tmp_path / "b1", [])],
+    }
+    assert {row for row, _ in compare(folders)} == {"a", GUESS}
+
+
 def test_scores_are_read_by_row_and_chance_is_that_of_the_model(tmp_path):
     for seed, value in enumerate((0.5, 0.7)):
         rows = {
