@@ -34,7 +34,7 @@ SUMMARY = {
     "CATER, visible": ("pretraining", "localize on synthetic", "visible", "top1"),
     "CATER, hidden": ("pretraining", "localize on synthetic", "hidden", "top1"),
     "ACRE, new objects": ("causes-comp", "acre on synthetic:acre-comp", "all", "query"),
-    "ACRE, new structure": ("causes", "acre on synthetic:acre-sys", "all", "query"),
+    "ACRE, new structure": ("causes-sys", "acre on synthetic:acre-sys", "all", "query"),
 }
 """Columns of the summary: folder of results, table, group of clips and metric."""
 
