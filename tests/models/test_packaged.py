@@ -12,6 +12,10 @@ from ivcl_fast import IVCL, IVCLClassifier
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import backbone, hub
 from ivcl_fast.models.weights import CHECKSUMS, CONFIG, MODEL, PACKAGED, read_config, sha256
+from ivcl_fast.train import origin
+from ivcl_fast.training.arguments import parse
+from ivcl_fast.training.model_card import describe_training
+from ivcl_fast.training.optim import Schedule
 from tests.models.test_model import CFG
 
 NAMES = sorted(folder.name for folder in PACKAGED.iterdir())
@@ -59,6 +63,16 @@ def test_any_model_can_be_started_from_by_its_name(name):
     for key, value in packaged.state_dict().items():
         if key.startswith(("encoder.", "temporal.")):
             torch.testing.assert_close(model.state_dict()[key], value, atol=0, rtol=0)
+
+
+def test_cards_and_tables_name_the_model_that_a_run_started_from():
+    config = parse(["--stage", "finetune", "--init", "ivcl_fast/tiny-pretrained"])
+    assert origin(config) == "pretrained: ivcl_fast/tiny-pretrained"
+    schedule = Schedule(16, batch_size=16, lr=1e-3)
+    described = describe_training(config, "finetune", schedule, config.stages.init, 0, {})
+    assert described["initial weights"] == "ivcl_fast/tiny-pretrained"
+    elsewhere = describe_training(config, "finetune", schedule, "runs/mine", 0, {})
+    assert elsewhere["initial weights"] == "a pretrained model"
 
 
 def test_the_table_is_that_of_the_models():
