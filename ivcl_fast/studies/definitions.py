@@ -41,9 +41,8 @@ class Study:
     """What is varied, in words; the title of the figure's axis."""
     variants: tuple[Variant, ...]
     """Variants of the same data set and task share a table."""
-    budget: Mapping[str, float | None] = field(default_factory=dict)
-    """Flags of all runs and their values, or None for those without; flags of the command take
-    precedence."""
+    budget: Mapping[str, float] = field(default_factory=dict)
+    """Flags of all runs and their values; flags of the command take precedence."""
     axes: Mapping[str, Mapping[int, Variant]] = field(default_factory=dict)
     """Sizes that some variants differ in alone, in words, with the variant of each value. The page
     then has lines fitted to the scores, and the figure draws these over the sizes."""
@@ -59,8 +58,8 @@ class Study:
     def flags(self, common: tuple[str, ...]) -> tuple[str, ...]:
         """Return the flags of all runs: what the command leaves of the budget, then its own."""
         given = {flag_name(word) for word in common if word.startswith("--")}
-        own = [pair for pair in self.budget.items() if flag_name(pair[0]) not in given]
-        return *(str(word) for pair in own for word in pair if word is not None), *common
+        own = {flag: value for flag, value in self.budget.items() if flag_name(flag) not in given}
+        return *(str(word) for pair in own.items() for word in pair), *common
 
     @property
     def varied_flags(self) -> set[str]:
@@ -266,13 +265,8 @@ STUDIES = {
             *on("synthetic:acre-comp", "acre", first=COMPARED),
             *on("synthetic:acre-sys", "acre", first=COMPARED),
         ),
-        # A panel shows up to six objects, and their effects are learnt late, but then quickly:
-        # hardly ever by blocks that start as the identity (docs/training_recipe.md).
-        {
-            **budget(pretrain_clips=30_000, finetune_clips=120_000),
-            "--num-slots": 8,
-            "--no-zero-init": None,
-        },
+        # A panel shows up to six objects, and their effects are learnt late, but then quickly.
+        {**budget(pretrain_clips=30_000, finetune_clips=120_000), "--num-slots": 8},
     ),
 }
 

@@ -56,8 +56,6 @@ def test_a_study_has_its_own_budget_which_the_command_may_change():
     config = parse(flags)
     assert (config.stages.pretrain_clips, config.stages.finetune_clips) == (30_000, 120_000)
     assert (config.data.train_videos, config.data.val_videos) == (7, 1000)
-    assert not config.optim.zero_init  # a flag of the budget without a value
-    assert parse(study.flags(("--zero-init",))).optim.zero_init
     assert study.quick().flags(("--quick",)) == ("--batch-size", "4", "--quick")
     assert STUDIES["data"].flags(("--lr", "1")) == ("--lr", "1")
 
