@@ -16,8 +16,6 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from ivcl_fast import accelerate, restore
 from ivcl_fast.kernels import dispatches
-from ivcl_fast.models.accelerate import tune
-from ivcl_fast.models.accelerate.swap import ALWAYS, PROOF
 from tests.support.imposters.families import OpenClipBlock
 from tests.support.marks import needs_kernels
 
@@ -323,81 +321,3 @@ def test_restoring_keeps_a_class_that_changed_since():
     restore(fast)
     assert type(fast) is nn.MultiheadAttention
     assert torch.equal(fast(x, x, x)[0], plain(x, x, x)[0])
-
-
-def test_a_module_that_cannot_be_copied_does_not_stop_the_others():
-    block = Block(32, 4)
-    block.mlp.fc1.extra = block.mlp.fc1.weight * 2  # not a leaf
-    report = accelerate(nn.ModuleList([block, Block(32, 4)]))
-    assert "cannot be copied" in report.kept["0.mlp"]
-    assert {"0.attn", "1", "1.attn", "1.mlp"} <= report.replaced.keys()
-
-
-@pytest.mark.parametrize("ratio", [1.5, 0.9])
-def test_tuning_keeps_what_gains_nothing(ratio, monkeypatch):
-    monkeypatch.setattr(tune, "race", lambda calls, device: [ratio] * (len(calls) - 1) + [1.0])
-    block = Block(32, 4)
-    report = accelerate(block, tune=True)
-    if ratio > 1:
-        assert len(report.replaced) == 3 and block.__dict__[PROOF].limits != ALWAYS
-        assert set(block.__dict__[PROOF].limits.values()) == {max(tune.LENGTHS)}
-    else:
-        assert "nothing is gained (0.90x at 17 tokens)" in report.kept[""]
-
-
-def test_longest_gain_is_an_unbroken_row():
-    assert tune.longest_gain({17: 1.3, 50: 1.1, 197: 0.9, 577: 1.2}) == 50
-    assert tune.longest_gain({17: 1.0, 50: 1.5}) == 0
-
-
-def mlp(linear=nn.Linear):
-    return nn.Sequential(linear(32, 64), nn.GELU(), nn.Linear(64, 32))
-
-
-class Detached(nn.Module):
-    """An MLP that differs in a gradient alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.act, self.fc2 = nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)
-
-    def forward(self, x):
-        return self.fc2(self.act(self.fc1(x.detach())))
-
-
-@pytest.mark.parametrize(
-    "context",
-    [torch.inference_mode(), torch.no_grad(), torch.device("meta")],
-    ids=["inference mode", "no gradients", "meta device"],
-)
-def test_where_it_is_called_does_not_matter(context):
-    model = nn.ModuleList([mlp(), Detached()])
-    with context:
-        report = accelerate(model)
-    assert [*report.replaced] == ["0"] and "other gradients" in report.kept["1"]
-    model[0](torch.randn(2, 23, 32)).sum().backward()
-
-
-def test_modules_that_cannot_be_tried():
-    class Unbuilt(nn.Module):
-        @property
-        def num_heads(self):
-            raise RuntimeError("not built yet")
-
-    lazy = nn.Sequential(nn.LazyLinear(64), nn.GELU())
-    scripted = torch.jit.script(mlp())
-    report = accelerate(nn.ModuleList([Unbuilt(), lazy, scripted, mlp()]))
-    assert [*report.replaced] == ["3"]
-    assert "lazy parameters have no shapes before its first call" in report.kept["1"]
-
-
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_nested_tensors_go_the_old_way():
-    plain = nn.ModuleList([mlp(), nn.MultiheadAttention(32, 4, batch_first=True)]).eval()
-    fast = copy.deepcopy(plain)
-    assert len(accelerate(fast).replaced) == 2
-    x = torch.nested.nested_tensor([torch.randn(3, 32), torch.randn(5, 32)])
-    for run in (lambda m: m[0](x), lambda m: m[1](x, x, x, need_weights=False)[0]):
-        with torch.no_grad():
-            for ours, theirs in zip(run(fast).unbind(), run(plain).unbind(), strict=True):
-                torch.testing.assert_close(ours, theirs)
