@@ -27,7 +27,7 @@ from benchmarks.timing import DEVICE
 from ivcl_fast import accelerate
 from ivcl_fast.models.accelerate import crossovers, tune
 from ivcl_fast.models.accelerate.crossovers import KINDS
-from ivcl_fast.models.accelerate.swap import ALWAYS, PROOF
+from ivcl_fast.models.accelerate.swap import ALWAYS, REPLACEMENT
 
 WIDTH, HEADS = 768, 12
 PARTS = {"attention": "attn", "block": "", "mlp": "mlp", "rms_block": ""}
@@ -48,8 +48,8 @@ def rivals(kind: str) -> tuple[list[nn.Module], nn.Module]:
         if explicit is None:
             accelerate(part)
             for module in part.modules():
-                if PROOF in vars(module):
-                    module.__dict__[PROOF] = vars(module)[PROOF]._replace(limits=ALWAYS)
+                if REPLACEMENT in vars(module):
+                    module.__dict__[REPLACEMENT] = vars(module)[REPLACEMENT]._replace(limits=ALWAYS)
         parts.append(part)
     *own, fused = parts
     return own, fused

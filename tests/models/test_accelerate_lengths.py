@@ -15,7 +15,7 @@ from torch import nn
 from ivcl_fast import accelerate
 from ivcl_fast.kernels import dispatches
 from ivcl_fast.models.accelerate import lengths
-from ivcl_fast.models.accelerate.swap import PROOF
+from ivcl_fast.models.accelerate.swap import REPLACEMENT
 from ivcl_fast.models.accelerate.trial import Trial
 from tests.support.marks import needs_kernels
 
@@ -84,7 +84,7 @@ def test_nothing_shows_outside():
     torch.testing.assert_close(outputs[0][0], outputs[1][0])
     assert torch.equal(outputs[0][1], outputs[1][1]) and len(calls) == 2
     assert all(p.grad is None for p in fast.parameters())
-    assert all(p.is_meta for p in fast.__dict__[PROOF].lengths.trial.template.parameters())
+    assert all(p.is_meta for p in fast.__dict__[REPLACEMENT].lengths.trial.template.parameters())
 
 
 def test_modules_alike_and_threads_compare_once(monkeypatch):
@@ -107,7 +107,7 @@ def test_copies_compare_anew():
     plain, fast = pair(Odd)
     fast(tokens(ODD + 1))
     for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
-        assert ((ODD + 1,), True, True) not in twin.__dict__[PROOF].lengths.equal
+        assert ((ODD + 1,), True, True) not in twin.__dict__[REPLACEMENT].lengths.equal
         assert fused_ops(lambda twin=twin: twin(tokens(ODD + 1)))[1] == 1
         with pytest.warns(UserWarning, match="something else"):
             assert torch.equal(twin(tokens(ODD)), plain(tokens(ODD)))

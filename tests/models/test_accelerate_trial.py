@@ -11,7 +11,7 @@ from torch import nn
 
 from ivcl_fast import accelerate
 from ivcl_fast.models.accelerate import tune
-from ivcl_fast.models.accelerate.swap import ALWAYS, PROOF
+from ivcl_fast.models.accelerate.swap import ALWAYS, REPLACEMENT
 from tests.support.marks import needs_kernels
 
 pytestmark = needs_kernels
@@ -31,8 +31,8 @@ def test_tuning_keeps_what_gains_nothing(ratio, monkeypatch):
     block = Block(32, 4)
     report = accelerate(block, tune=True)
     if ratio > 1:
-        assert len(report.replaced) == 3 and block.__dict__[PROOF].limits != ALWAYS
-        assert set(block.__dict__[PROOF].limits.values()) == {max(tune.LENGTHS)}
+        assert len(report.replaced) == 3 and block.__dict__[REPLACEMENT].limits != ALWAYS
+        assert set(block.__dict__[REPLACEMENT].limits.values()) == {max(tune.LENGTHS)}
     else:
         assert "nothing is gained (0.90x at 17 tokens)" in report.kept[""]
 

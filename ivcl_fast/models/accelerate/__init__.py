@@ -60,8 +60,8 @@ def accelerate(module: nn.Module, *, tune: bool = False) -> Report:
             part.__class__ = new
             part.__dict__[ORIGIN] = old
             report.replaced[name] = old.__name__
-        elif verdict is not None and verdict.proof is not None:
-            swap(part, verdict.proof)
+        elif verdict is not None and verdict.replacement is not None:
+            swap(part, verdict.replacement)
             report.replaced[name] = old.__name__
             report.fused_calls[name] = verdict.calls
         elif verdict is not None:

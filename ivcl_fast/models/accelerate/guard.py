@@ -1,8 +1,9 @@
-"""What a proof covers: the class and settings of a module and of its parts, checked at every call.
+"""The class and settings of a module and of its parts, which are checked at every call.
 
-A fused forward pass is proved for a module as it is. Afterwards someone may add a hook, an adapter
-such as LoRA, a parametrisation, pruning or quantisation, or change ``Dropout.p``, an activation or
-the number of heads. :meth:`Guard.holds` finds that out, and the module's own forward pass runs.
+A fused forward pass was compared with a module as it is. Afterwards someone may add a hook, an
+adapter such as LoRA, a parametrisation, pruning or quantisation, or change ``Dropout.p``, an
+activation or the number of heads. :meth:`Guard.holds` finds that out, and the
+module's own forward pass runs.
 """
 
 from __future__ import annotations

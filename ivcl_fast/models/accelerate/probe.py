@@ -1,4 +1,4 @@
-"""Proof that a module may be swapped: both forward passes compute the same on random weights.
+"""Whether a module may be swapped: both forward passes have to compute the same on random weights.
 
 The trial runs on a copy, in float64 on the CPU, where no TF32 or reduced product blurs it, in
 several situations: lengths, batches and scales, training and evaluation, outputs and gradients.
@@ -24,7 +24,7 @@ from ivcl_fast.models.accelerate.adapters import ADAPTERS, Adapter
 from ivcl_fast.models.accelerate.crossovers import no_gain_reason
 from ivcl_fast.models.accelerate.guard import Guard, settings, uncalled
 from ivcl_fast.models.accelerate.lengths import Lengths
-from ivcl_fast.models.accelerate.swap import ALWAYS, Proof, is_fused, swap
+from ivcl_fast.models.accelerate.swap import ALWAYS, Replacement, is_fused, swap
 from ivcl_fast.models.accelerate.trial import (
     Refused,
     difference,
@@ -53,9 +53,9 @@ module's dtype, whose products may be reduced."""
 
 
 class Verdict(NamedTuple):
-    """What was found out about a module: a proof, or a reason why there is none."""
+    """What was found out about a module: a replacement, or a reason why there is none."""
 
-    proof: Proof | None
+    replacement: Replacement | None
     reason: str | None = None
     calls: int = 0
     """Fused ops in one forward pass of the module itself."""
@@ -97,7 +97,7 @@ def find_proof(
     except Refused as refusal:
         return Verdict(None, str(refusal))
     adapter, layouts = found or (None, [])
-    attempts = [functools.partial(prove, name, part, twin, adapter, of, tune) for of in layouts]
+    attempts = [functools.partial(verify, name, part, twin, adapter, of, tune) for of in layouts]
     if calls_sdpa:
         keeps_own = adapter is not None and adapter.keeps_own(layouts[0])
         attempts.insert(0 if keeps_own else len(attempts), functools.partial(redirect, part, tune))
@@ -106,13 +106,13 @@ def find_proof(
             return attempt()
         except Refused as refusal:
             reasons[attempt.func] = reasons.get(attempt.func, str(refusal))
-    return Verdict(None, reasons.get(prove, reasons.get(redirect)))
+    return Verdict(None, reasons.get(verify, reasons.get(redirect)))
 
 
-def prove(
+def verify(
     name: str, part: nn.Module, twin: nn.Module, adapter: Any, layout: Any, tune: bool
 ) -> Verdict:
-    """The proof for one layout; raises :class:`Refused`."""
+    """The replacement for one layout; raises :class:`Refused`."""
     device = next(part.parameters()).device
     if reason := next(adapter.reasons(part, layout), no_gain_reason(adapter.kind, device.type)):
         raise Refused(reason)
@@ -122,43 +122,45 @@ def prove(
             raise Refused(f"{name_of_child} has a hook, which would no longer be called")
         if any(True for _ in child.buffers()):
             raise Refused(f"{name_of_child} has buffers, whose use is not known")
-    proof = Proof(adapter, layout, None)
+    replacement = Replacement(adapter, layout, None)
     width = adapter.width(part, layout)
-    trial = try_out(twin, proof._replace(limits=ALWAYS), width)
-    proof = proof._replace(tail=trial.proof.tail)
-    calls = count_calls(part, proof._replace(limits=ALWAYS), width, adapter.trial_arguments)
+    trial = try_out(twin, replacement._replace(limits=ALWAYS), width)
+    replacement = replacement._replace(tail=trial.replacement.tail)
+    calls = count_calls(part, replacement._replace(limits=ALWAYS), width, adapter.trial_arguments)
     if tune:
-        proof = tuned(part, proof, adapter.trial_arguments, width)
+        replacement = tuned(part, replacement, adapter.trial_arguments, width)
     title = f"{name or 'the model itself'} ({type(part).__name__})"
-    proof = proof._replace(guard=Guard.of(part, called), lengths=Lengths(title, trial))
-    return Verdict(proof, calls=calls)
+    replacement = replacement._replace(guard=Guard.of(part, called), lengths=Lengths(title, trial))
+    return Verdict(replacement, calls=calls)
 
 
 def redirect(part: nn.Module, tune: bool) -> Verdict:
-    """The proof of a module that keeps its own forward pass but for PyTorch's attention."""
+    """The replacement of a module that keeps its own forward pass but for PyTorch's attention."""
     linear = next((m for m in part.modules() if isinstance(m, nn.Linear)), None)
     if linear is None:
         raise Refused("it has no linear layer")
     if reason := no_gain_reason("attention", linear.weight.device.type):
         raise Refused(reason)
-    proof, refusals = Proof(None, None, None), []
+    replacement, refusals = Replacement(None, None, None), []
     for arguments in (Adapter().trial_arguments, rotary_arguments):
         try:
-            limited = proof._replace(limits=ALWAYS)
+            limited = replacement._replace(limits=ALWAYS)
             calls = count_calls(part, limited, linear.in_features, arguments)
         except Refused as refusal:
             refusals.append(refusal)
             continue
         if tune:
-            proof = tuned(part, proof, arguments, linear.in_features)
-        return Verdict(proof, calls=calls)
+            replacement = tuned(part, replacement, arguments, linear.in_features)
+        return Verdict(replacement, calls=calls)
     raise refusals[0]
 
 
-def tuned(part: nn.Module, proof: Proof, arguments: Arguments, width: int) -> Proof:
-    """The proof with limits measured here; raises :class:`Refused` where nothing is gained."""
+def tuned(
+    part: nn.Module, replacement: Replacement, arguments: Arguments, width: int
+) -> Replacement:
+    """``replacement`` with limits measured here; raises :class:`Refused` if nothing is gained."""
     own, fused = make_twin(part), make_twin(part)
-    swap(fused, proof._replace(limits=ALWAYS))
+    swap(fused, replacement._replace(limits=ALWAYS))
 
     def all_arguments(x: Tensor) -> tuple[tuple, dict[str, Any]]:
         return with_required(own, *arguments(x))
@@ -173,7 +175,7 @@ def tuned(part: nn.Module, proof: Proof, arguments: Arguments, width: int) -> Pr
         raise Refused(
             f"measured here, nothing is gained ({max(first):.2f}x at {LENGTHS[0]} tokens)"
         )
-    return proof._replace(limits=limits)
+    return replacement._replace(limits=limits)
 
 
 def rotary_arguments(x: Tensor) -> tuple[tuple, dict[str, Any]]:
@@ -183,7 +185,7 @@ def rotary_arguments(x: Tensor) -> tuple[tuple, dict[str, Any]]:
     return (x,), {"position_embeddings": (angle.cos(), angle.sin())}
 
 
-def count_calls(part: nn.Module, proof: Proof, width: int, arguments: Any) -> int:
+def count_calls(part: nn.Module, replacement: Replacement, width: int, arguments: Any) -> int:
     """Fused ops in a forward pass in the module's dtype; raises :class:`Refused` for none.
 
     Where no kernel takes that dtype on its device, bfloat16 stands in, as under autocast.
@@ -197,7 +199,7 @@ def count_calls(part: nn.Module, proof: Proof, width: int, arguments: Any) -> in
     try:
         args, kwargs = with_required(trial, *arguments(x.to(first.device, dtype)))
         theirs, _ = run(trial, args, kwargs)
-        swap(trial, proof)
+        swap(trial, replacement)
         before = dispatches()
         ours, _ = run(trial, args, kwargs)
     except Exception as error:

@@ -1,6 +1,6 @@
 """Swapped modules: a subclass of their own class with a fused forward pass, and its way back.
 
-A call goes to the fused forward pass if the module is still as it was proved (``guard.py``), if
+A call goes to the fused forward pass if the module is still as it was compared (``guard.py``), if
 both were compared at this length (``lengths.py``), if it asks for nothing but the output, and if
 the fused one is the faster one (``crossovers.py``). Every other call goes to the module's own
 forward pass, with fused attention in the place of PyTorch's where that calls it (``sdpa.py``).
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 ORIGIN = "_accelerated_from"
 """Attribute of a swapped module: the class it had before."""
-PROOF = "_accelerated_proof"
-"""Attribute of a swapped module of other origin: its :class:`Proof`."""
+REPLACEMENT = "_accelerated_replacement"
+"""Attribute of a swapped module of other origin: its :class:`Replacement`."""
 MAX_TOKENS = 785
 """The longest sequence for which modules are tried, and so for which fused ones are used."""
 
 
-class Proof(NamedTuple):
-    """What a swapped module of other origin may do."""
+class Replacement(NamedTuple):
+    """The fused forward pass of a module of other origin, and when it runs."""
 
     adapter: Any
     """The :class:`~ivcl_fast.models.accelerate.adapters.adapter.Adapter`, or None."""
@@ -63,33 +63,33 @@ def is_fused(part: nn.Module) -> bool:
     return ORIGIN in part.__dict__ or isinstance(part, tuple(FAST.values()))
 
 
-def worth_it(proof: Proof, kind: str, x: Tensor) -> bool:
+def worth_it(replacement: Replacement, kind: str, x: Tensor) -> bool:
     """Whether the fused forward pass of ``kind`` is the faster one for tokens ``[B, N, ...]``."""
     dtype, training = compute_dtype(x), torch.is_grad_enabled()
-    if proof.limits is None:
+    if replacement.limits is None:
         return x.shape[1] <= longest(kind, x.device.type, dtype, training)
-    return x.shape[1] <= proof.limits.get((dtype, training), 0)
+    return x.shape[1] <= replacement.limits.get((dtype, training), 0)
 
 
 @functools.cache
 def fast_class(old: Any) -> Any:
-    """A subclass of ``old`` that follows an instance's :class:`Proof`."""
+    """A subclass of ``old`` that runs an instance's :class:`Replacement`."""
     first = next(iter(list(inspect.signature(old.forward).parameters)[1:]), "")
     calls_sdpa = sdpa.is_called_by(old)
 
     def own_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not calls_sdpa:
             return old.forward(self, *args, **kwargs)
-        proof = self.__dict__[PROOF]
-        with sdpa.Redirect(functools.partial(worth_it, proof, "attention")):
+        replacement = self.__dict__[REPLACEMENT]
+        with sdpa.Redirect(functools.partial(worth_it, replacement, "attention")):
             return old.forward(self, *args, **kwargs)
 
     @functools.wraps(old.forward)  # torch.export and others read its signature
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        proof = self.__dict__.get(PROOF)
-        if proof is None:  # an instance that the class itself made, as a slice of a Sequential does
+        replacement = self.__dict__.get(REPLACEMENT)
+        if replacement is None:  # made by the class itself, as by a slice of a Sequential
             return old.forward(self, *args, **kwargs)
-        if (adapter := proof.adapter) is None:
+        if (adapter := replacement.adapter) is None:
             return own_forward(self, *args, **kwargs)
         x = adapter.tokens(args, kwargs, first)
         if (
@@ -99,14 +99,16 @@ def fast_class(old: Any) -> Any:
             or x.numel() == 0
             or not is_fixed(x.shape[1:-1])
             or x.shape[1] > MAX_TOKENS
-            or not worth_it(proof, adapter.kind, x)
-            or not (proof.guard is None or proof.guard.holds(self))
-            or not adapter.may_run(self, proof.layout)
-            or not may_run(proof.lengths, x.shape[1:-1], self.training, torch.is_grad_enabled())
+            or not worth_it(replacement, adapter.kind, x)
+            or not (replacement.guard is None or replacement.guard.holds(self))
+            or not adapter.may_run(self, replacement.layout)
+            or not may_run(
+                replacement.lengths, x.shape[1:-1], self.training, torch.is_grad_enabled()
+            )
         ):
             return own_forward(self, *args, **kwargs)
-        out = adapter.run(self, proof.layout, x)
-        return out if proof.tail is None else (out, *proof.tail)
+        out = adapter.run(self, replacement.layout, x)
+        return out if replacement.tail is None else (out, *replacement.tail)
 
     def reduce(self: nn.Module, protocol: Any) -> tuple:
         return _revive, (old,), self.__getstate__()
@@ -115,11 +117,11 @@ def fast_class(old: Any) -> Any:
     return type(old.__name__, (old,), members)
 
 
-def swap(part: nn.Module, proof: Proof) -> None:
-    """Let ``part`` follow a proof from now on."""
+def swap(part: nn.Module, replacement: Replacement) -> None:
+    """Let ``part`` run its replacement from now on."""
     old: Any = type(part)
     part.__class__ = fast_class(old)
-    part.__dict__[ORIGIN], part.__dict__[PROOF] = old, proof
+    part.__dict__[ORIGIN], part.__dict__[REPLACEMENT] = old, replacement
 
 
 def unswap(part: nn.Module) -> None:
@@ -130,7 +132,7 @@ def unswap(part: nn.Module) -> None:
     """
     if (origin := part.__dict__.get(ORIGIN)) is None:
         return
-    part.__dict__.pop(PROOF, None)
+    part.__dict__.pop(REPLACEMENT, None)
     part.__dict__.pop("attention_backend", None)
     fused = FAST.get(origin)
     if type(part) is (fused or fast_class(origin)):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ivcl_fast.models.accelerate.draws import OwnDraws
 from ivcl_fast.models.accelerate.guard import is_simple
-from ivcl_fast.models.accelerate.swap import MAX_TOKENS, Proof, swap, unswap
+from ivcl_fast.models.accelerate.swap import MAX_TOKENS, Replacement, swap, unswap
 from ivcl_fast.models.layers import HOOKS
 from ivcl_fast.text import first_line
 
@@ -90,7 +90,12 @@ class Trial:
     """
 
     def __init__(
-        self, twin: nn.Module, proof: Proof, width: int, place: torch.device, dtype: torch.dtype
+        self,
+        twin: nn.Module,
+        replacement: Replacement,
+        width: int,
+        place: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.template = copy.deepcopy(twin).to(place, dtype)
         for module in self.template.modules():
@@ -98,12 +103,12 @@ class Trial:
                 if parameter is not None:
                     empty = parameter.to("meta")
                     module._parameters[name] = nn.Parameter(empty, empty.is_floating_point())
-        self.proof, self.width, self.place, self.dtype = proof, width, place, dtype
+        self.replacement, self.width, self.place, self.dtype = replacement, width, place, dtype
 
     @property
     def situations(self) -> tuple[Situation, ...]:
         """Those of the first trial."""
-        further = (Situation(shape) for shape in self.proof.adapter.further_shapes)
+        further = (Situation(shape) for shape in self.replacement.adapter.further_shapes)
         return (*further, *SITUATIONS)
 
     def keys(self) -> list[tuple[tuple[int, ...], bool, bool]]:
@@ -125,8 +130,8 @@ class Trial:
     def compare(self, situations: Sequence[Situation]) -> None:
         """Raise :class:`Refused` unless both forward passes compute the same in all situations.
 
-        Raises whatever the module's own forward pass raises. ``self.proof`` then tells whether the
-        module returns a tuple.
+        Raises whatever the module's own forward pass raises. ``self.replacement`` then tells
+        whether the module returns a tuple.
         """
         place, dtype = self.place, self.dtype
         trial = copy.deepcopy(self.template)
@@ -137,11 +142,11 @@ class Trial:
             trial.train(training)
             noise = torch.randn(*shape, self.width, generator=generator, device="cpu")
             x = scale * noise.to(place, dtype)
-            args, kwargs = with_required(trial, *self.proof.adapter.trial_arguments(x))
+            args, kwargs = with_required(trial, *self.replacement.adapter.trial_arguments(x))
             with full_products(place):
                 theirs = run(trial, args, kwargs, gradients)
-            self.proof = self.proof._replace(tail=tail_of(theirs[0]))
-            swap(trial, self.proof)
+            self.replacement = self.replacement._replace(tail=tail_of(theirs[0]))
+            swap(trial, self.replacement)
             try:
                 with full_products(place):
                     ours = run(trial, args, kwargs, gradients)
@@ -157,12 +162,12 @@ class Trial:
             raise Refused("its forward pass changes its attributes")
 
 
-def try_out(twin: nn.Module, proof: Proof, width: int) -> Trial:
+def try_out(twin: nn.Module, replacement: Replacement, width: int) -> Trial:
     """The trial of a copy that computes the same in both ways; raises :class:`Refused`."""
     device = next(twin.parameters()).device
     for place, dtype in ((torch.device("cpu"), torch.float64), (device, torch.float32)):
         try:
-            trial = Trial(twin, proof, width, place, dtype)
+            trial = Trial(twin, replacement, width, place, dtype)
             trial.compare(trial.situations)
             return trial
         except Refused:
