@@ -269,7 +269,7 @@ def _check(
     if rows.dtype != torch.uint8 or rows.ndim != 3:
         raise ValueError(f"rows: {rows.dtype} {tuple(rows.shape)} is not uint8 [F, N, R]")
     frames, patches, pixels = rows.shape
-    if ids.dtype != torch.int64 or ids.ndim != 2 or len(ids) != frames:
+    if ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] != frames:
         raise ValueError(f"ids: {ids.dtype} {tuple(ids.shape)} is not int64 [{frames}, K]")
     if weight.ndim != 2 or weight.shape[1] != pixels:
         raise ValueError(f"weight: shape {tuple(weight.shape)} is not [D, {pixels}]")

@@ -187,7 +187,7 @@ def patch_loss(
     if rows.dtype != torch.uint8 or rows.ndim != 3:
         raise ValueError(f"rows: {rows.dtype} {tuple(rows.shape)} is not uint8 [F, N, R]")
     frames, _, pixels = rows.shape
-    if ids_mask.dtype != torch.int64 or ids_mask.ndim != 2 or len(ids_mask) != frames:
+    if ids_mask.dtype != torch.int64 or ids_mask.ndim != 2 or ids_mask.shape[0] != frames:
         raise ValueError(
             f"ids_mask: {ids_mask.dtype} {tuple(ids_mask.shape)} is not int64 [{frames}, M]"
         )

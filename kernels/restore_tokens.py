@@ -31,7 +31,7 @@ PER_SM = 4
 def _ref(
     visible: Tensor, ids_keep: Tensor, mask_token: Tensor, pos: Tensor, prefix: Tensor | None
 ) -> Tensor:
-    frames, num_patches, dtype = len(visible), len(pos), visible.dtype
+    frames, num_patches, dtype = visible.shape[0], len(pos), visible.dtype
     hidden = (mask_token + pos).to(dtype).expand(frames, num_patches, -1)
     tokens = (visible + F.embedding(ids_keep, pos)).to(dtype)
     out = hidden.scatter(1, ids_keep.unsqueeze(-1).expand_as(tokens), tokens)
@@ -209,7 +209,7 @@ _op = register(
         "prefix": "F S D",
     },
     fake=lambda visible, ids_keep, mask_token, pos, prefix: visible.new_empty(
-        len(visible), len(pos) + (0 if prefix is None else prefix.shape[1]), visible.shape[-1]
+        visible.shape[0], len(pos) + (0 if prefix is None else prefix.shape[1]), visible.shape[-1]
     ),
     setup_context=_setup_context,
     backward=_autograd,

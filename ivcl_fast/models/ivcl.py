@@ -318,11 +318,11 @@ class IVCLClassifier(FastModel, reference.IVCLClassifier, pipeline_tag="video-cl
         x = self.slots(video, frame_index).flatten(1, 2)
         x = x + self.temporal.time_embed.repeat_interleave(cfg.num_slots, 0)
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.to(x).expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.cls_token.to(x).expand(x.shape[0], -1, -1), x], dim=1)
         if every_frame:
             return self.temporal.transform(x).unflatten(1, (-1, cfg.num_slots)).mean(dim=2)
         readouts = {"cls": slice(1), "last": slice(-cfg.num_slots, None), "mean": slice(None)}
-        read = arange(x.shape[1], x)[readouts[cfg.readout]].expand(len(x), -1)
+        read = arange(x.shape[1], x)[readouts[cfg.readout]].expand(x.shape[0], -1)
         return self.temporal.transform(x, flat_index(read, x.shape[1])).mean(dim=1)
 
     def load_pretrained(self, source: str | os.PathLike | Mapping[str, Tensor]) -> list[str]:

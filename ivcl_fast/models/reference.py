@@ -241,7 +241,7 @@ class Decoder(Transformer):
         """Slots ``[F, S, D]`` and visible patches ``[F, K, D]`` to ``[F, N-K, 3*P*P]``."""
         visible = self.embed(visible)
         index = ids_keep.unsqueeze(-1).expand_as(visible)
-        canvas = self.mask_token.to(visible).repeat(len(visible), self.pos_embed.shape[1], 1)
+        canvas = self.mask_token.to(visible).repeat(visible.shape[0], self.pos_embed.shape[1], 1)
         x = canvas.scatter(1, index, visible) + self.pos_embed  # [F, N, Dd]
         if self.use_slots:
             x = torch.cat([self.embed(slots).to(x), x], dim=1)
@@ -292,9 +292,9 @@ class IVCL(nn.Module):
     def masks(self, rows: Tensor, ids_keep: Ids, query: Ids, seed: Ids) -> tuple[Tensor, ...]:
         """Visible and masked patches of every frame, and the query frames of every clip."""
         cfg = self.cfg
-        cfg.check_masks(len(rows), ids_keep, query, seed)
+        cfg.check_masks(rows.shape[0], ids_keep, query, seed)
         if seed is None:
-            seed = torch.randint(2**62, (len(rows),), device=rows.device)
+            seed = torch.randint(2**62, (rows.shape[0],), device=rows.device)
         seeds = self.stream(seed, cfg.num_frames + 1)  # one for each frame, the last for the query
         if ids_keep is None:
             ids_keep, ids_mask = self.sample_masks(seeds[:, :-1], cfg.num_patches, cfg.num_keep)

@@ -17,8 +17,8 @@ def select_tokens(x: Tensor, token_index: Tensor) -> Tensor:
 def flat_index(positions: Tensor, length: int, first: int = 0) -> Tensor:
     """The token index of positions ``[F, *]``, counted from ``first``, in sequences of ``length``
     tokens."""
-    starts = torch.arange(first, first + len(positions) * length, length, device=positions.device)
-    return positions + starts[:, None]
+    end = first + positions.shape[0] * length
+    return positions + torch.arange(first, end, length, device=positions.device)[:, None]
 
 
 def frame_positions(frames: Tensor, tokens_per_frame: int, count: int, first: int = 0) -> Tensor:
