@@ -2,8 +2,8 @@
 
 A fused forward pass was compared with a module as it is. Afterwards someone may add a hook, an
 adapter such as LoRA, a parametrisation, pruning or quantisation, or change ``Dropout.p``, an
-activation or the number of heads. :meth:`Guard.holds` finds that out, and the
-module's own forward pass runs.
+activation or the number of heads. :meth:`Guard.holds` finds that out, and the module's own forward
+pass runs.
 """
 
 from __future__ import annotations
