@@ -1,8 +1,9 @@
 // linear_gradients: the gradients of a linear layer's weight and bias, in one pass over tokens.
 //
-// dweight = dy^T x is a product over tokens of two matrices that both have to be repacked. A block
-// of tokens is packed while it is in cache and multiplied at once. A thread owns some columns of x
-// and of dweight and goes over all tokens, so no partial sums are needed.
+// dweight = dy^T x is a product over tokens of two matrices that both have to be repacked. Of a
+// block of tokens, x is packed once, and dy in blocks of outputs that stay in cache while they are
+// multiplied. A thread owns some columns of x and of dweight and goes over all tokens, so partial
+// sums are not needed.
 // Faster than the library on AMX (a tiny step takes 96 ms instead of 105), slower without tiles.
 #include "matmul.h"
 #include "op.h"
@@ -11,7 +12,8 @@
 namespace ivcl {
 namespace {
 
-constexpr int64_t kBlockTokens = 256;
+constexpr int64_t kBlockTokens = 512;  // dweight, often larger than a cache, is updated for each
+constexpr int64_t kBlockOutputs = 512;
 constexpr int64_t kTaskColumns = 64;  // columns of x that are worth a thread
 
 // A factor of ones: its product with dy is the sum of dy over tokens.
@@ -37,25 +39,30 @@ void gradients(const T* dy, const T* x, int64_t tokens, int64_t outputs, int64_t
     const int64_t columns = std::min(end * kTaskColumns, inputs) - first_column;
     const int64_t stride = round_up(columns, kLanes);
     Scratch scratch;
-    Packed* x_b = scratch.alloc<Packed>(kBlockTokens * stride);
-    Packed* ones = scratch.alloc<Packed>(kBlockTokens * kLanes);
-    fill_ones<Op>(ones, kBlockTokens * kLanes);
-    Packed* dy_buffer = scratch.alloc<Packed>(kBlockTokens * padded_outputs);
+    const int64_t depth = round_up(ceil_div(std::min(kBlockTokens, tokens), Op::kPack), kLanes);
+    Packed* x_b = scratch.alloc<Packed>(depth * stride);
+    Packed* ones = scratch.alloc<Packed>(depth * kLanes);
+    fill_ones<Op>(ones, depth * kLanes);
+    Packed* dy_buffer = scratch.alloc<Packed>(depth * std::min(kBlockOutputs, padded_outputs));
     for (int64_t first = 0; first < tokens; first += kBlockTokens) {
       const int64_t count = std::min(kBlockTokens, tokens - first);
       const KExtent<Op> k(count);
       const MatmulScope<Op> scope(k, k);
       pack_b(x + first * inputs + first_column, inputs, count, columns, x_b, stride);
-      const OperandA<Op> dy_t =
-          operand_a_transposed<Op>(dy + first * outputs, outputs, count, outputs, dy_buffer);
-      float* const sums = dweight + first_column;
-      if (first == 0)
-        matmul<Op>(outputs, columns, k, dy_t, {x_b, stride}, store_to(sums, inputs, columns));
-      else
-        matmul<Op>(outputs, columns, k, dy_t, {x_b, stride}, add_to(sums, inputs, columns));
-      if (begin == 0)
-        matmul<Op>(outputs, kLanes, k, dy_t, {ones, kLanes},
-                   [dbias](int64_t row, int64_t, auto& acc) { dbias[row] += acc[0][0]; });
+      for (int64_t output = 0; output < outputs; output += kBlockOutputs) {
+        const int64_t rows = std::min(kBlockOutputs, outputs - output);
+        const OperandA<Op> dy_t =
+            operand_a_transposed<Op>(dy + first * outputs + output, outputs, count, rows,
+                                     dy_buffer);
+        float* const sums = dweight + output * inputs + first_column;
+        if (first == 0)
+          matmul<Op>(rows, columns, k, dy_t, {x_b, stride}, store_to(sums, inputs, columns));
+        else
+          matmul<Op>(rows, columns, k, dy_t, {x_b, stride}, add_to(sums, inputs, columns));
+        if (begin == 0)
+          matmul<Op>(rows, kLanes, k, dy_t, {ones, kLanes},
+                     [=](int64_t row, int64_t, auto& acc) { dbias[output + row] += acc[0][0]; });
+      }
     }
   });
 }
