@@ -5,6 +5,8 @@ pytest-benchmark shows the rounds that :func:`benchmarks.benchmark.measure` time
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--mae", metavar="FOLDER", type=Path, help="a copy of the public MAE code, to compare with"
     )
+    parser.addoption(
+        "--seconds", metavar="N", type=float,
+        help="measure each benchmark for this long, for example on a busy machine",
+    )  # fmt: skip
     parser.addoption(
         "--results", metavar="FILE.json", type=Path, help="write rows that benchmarks.report reads"
     )
@@ -78,6 +84,8 @@ def run_case(benchmark, request):
     def run(case: Benchmark, implementation: str, replay: Replay) -> None:
         if case.slow and not request.config.getoption("--full"):
             pytest.skip("only with --full")
+        if (seconds := request.config.getoption("--seconds")) is not None:
+            case = replace(case, max_seconds=seconds, rounds=sys.maxsize)
         if case.name not in _rows:
             rows = _rows[case.name] = {}
             measure(case, lambda row: rows.update({row["name"]: row}))

@@ -2,91 +2,134 @@
 
     python -m benchmarks.zoo.crossovers
 
-Times attention, MLP and block of a ViT-B of timm (training and inference, float32 and bfloat16 by
-autocast) against the faster of SDPA and an explicit softmax, on otherwise idle cores, in about ten
-minutes. Writes every ratio to ``benchmarks/results/crossovers-MACHINE.json`` and this hardware's
-rows of ``ivcl_fast/models/accelerate/crossovers.py``.
+Times attention, MLP and block of a ViT-B of timm against their own code: training in float32 and in
+bfloat16 by autocast, inference with weights of that type. Attention's own code is the faster of
+SDPA and an explicit softmax. Takes about fifteen minutes of otherwise idle cores. Writes every
+ratio to ``benchmarks/results/crossovers-MACHINE.json`` and this hardware's rows of
+``ivcl_fast/models/accelerate/crossovers.py``.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import RmsNorm
 from timm.models.vision_transformer import Block
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import machine
 from benchmarks.results import RESULTS
 from benchmarks.timing import DEVICE
+from benchmarks.zoo.measure import OURS, OWN, RIVAL, race
+from benchmarks.zoo.rivals import InMath, without_fused_attn
 from ivcl_fast import accelerate
 from ivcl_fast.models.accelerate import crossovers, tune
-from ivcl_fast.models.accelerate.crossovers import KINDS
-from ivcl_fast.models.accelerate.swap import ALWAYS, REPLACEMENT
+from ivcl_fast.models.accelerate.crossovers import SEPARATE_ATTENTION
+from ivcl_fast.models.accelerate.swap import unswap
 
 WIDTH, HEADS = 768, 12
-PARTS = {"attention": "attn", "block": "", "mlp": "mlp", "rms_block": ""}
-"""The part of a block that each kind stands for."""
+PARTS = {"attention": "attn", SEPARATE_ATTENTION: "", "mlp": "mlp", "block": "", "rms_block": ""}
+"""The part of a block that each kind stands for; what blocks contain comes before them."""
 LENGTHS = (17, 50, 128, 197, 257, 400, 577, 785)
-DTYPES = (torch.bfloat16, torch.float32)
+TOKENS = 800
+"""About as many tokens are in each call, in sequences of one length."""
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+ROUNDS, SECONDS = 31, 6.0
+"""Most rounds of a race, and its most seconds."""
+
+Row = tuple[str, str, str]
+"""A row's key in the table: hardware, kind, dtype."""
 
 
-def rivals(kind: str) -> tuple[list[nn.Module], nn.Module]:
-    """A part with SDPA and with an explicit softmax, and the fused one."""
-    parts = []
-    for explicit in (False, True, None):
-        norm = RmsNorm if kind == "rms_block" else nn.LayerNorm
-        block = Block(WIDTH, HEADS, qkv_bias=True, norm_layer=norm).to(DEVICE)
-        if explicit:
-            block.attn.fused_attn = False
-        part = block.get_submodule(PARTS[kind])
-        if explicit is None:
-            accelerate(part)
-            for module in part.modules():
-                if REPLACEMENT in vars(module):
-                    module.__dict__[REPLACEMENT] = vars(module)[REPLACEMENT]._replace(limits=ALWAYS)
-        parts.append(part)
-    *own, fused = parts
-    return own, fused
+class SeparateAttention(nn.Module):
+    """Attention with separate projections, as in Hugging Face's models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = HEADS
+        self.q, self.k, self.v, self.proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for part in (self.q, self.k, self.v)
+        )
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
 
 
-def measure() -> dict[str, Any]:
-    """Ratios by kind, dtype, use and length."""
-    found: dict[str, Any] = {}
-    for kind in KINDS:
-        own, fused = rivals(kind)
-        for dtype in DTYPES:
-            for training in (True, False):
-                ratios = tune.speedups(
-                    own, fused, lambda x: ((x,), {}), WIDTH, dtype, training, LENGTHS
-                )
-                name = str(dtype).removeprefix("torch.")
-                use = "training" if training else "inference"
-                found.setdefault(kind, {}).setdefault(name, {})[use] = ratios
-                print(kind, name, use, {n: round(r, 2) for n, r in ratios.items()}, flush=True)
+def contenders(kind: str) -> dict[str, nn.Module]:
+    """A part that runs fused, and one that runs its own code, with equal weights.
+
+    What they contain is fused in both as the table has it.
+    """
+    norm = RmsNorm if kind == "rms_block" else nn.LayerNorm
+    block = Block(WIDTH, HEADS, qkv_bias=True, norm_layer=norm)
+    ours = SeparateAttention() if kind == SEPARATE_ATTENTION else block.get_submodule(PARTS[kind])
+    ours = ours.to(DEVICE)
+    accelerate(ours)
+    own = copy.deepcopy(ours)
+    unswap(own)
+    sides = {OURS: ours, OWN: own}
+    if kind in ("attention", SEPARATE_ATTENTION):
+        sides[RIVAL] = (
+            without_fused_attn(copy.deepcopy(own)) if kind == "attention" else InMath(own)
+        )
+    return sides
+
+
+def speedups(kind: str, dtype: torch.dtype, training: bool) -> dict[int, float]:
+    """By length, how many times as fast the fused part is as the best of its own code."""
+    sides = contenders(kind)
+    if not training:
+        sides = {name: part.to(dtype).requires_grad_(False) for name, part in sides.items()}
+    found = {}
+    for length in LENGTHS:
+        x = torch.randn(max(1, TOKENS // length), length, WIDTH, device=DEVICE)
+        x = x.requires_grad_() if training else x.to(dtype)
+        calls = {
+            name: tune.step(part, lambda x: ((x,), {}), x, dtype, training)
+            for name, part in sides.items()
+        }
+        raced = race(calls, SECONDS, ROUNDS)
+        gains = {key: statistics.median(raced[key]) for key in ("ours", "rival") if key in raced}
+        found[length] = round(gains["ours"] / max(1.0, gains.get("rival", 1.0)), 3)
     return found
 
 
-def limits(found: dict[str, Any], hardware: str) -> dict[tuple[str, str, str], tuple[int, int]]:
-    """The rows of the table that the ratios of one hardware give."""
+def measure(hardware: str) -> dict[str, Any]:
+    """Ratios by kind, dtype, use and length; this hardware's rows of the table follow them."""
+    rows = [(hardware, kind, name) for kind in PARTS for name in DTYPES]
+    crossovers.LIMITS |= dict.fromkeys(rows, (crossovers.ANY, crossovers.ANY))
+    found: dict[str, Any] = {}
+    for _, kind, name in rows:
+        uses: dict[str, dict[int, float]] = {}
+        for use in ("training", "inference"):
+            uses[use] = speedups(kind, DTYPES[name], use == "training")
+            print(kind, name, use, uses[use], flush=True)
+        found.setdefault(kind, {})[name] = uses
+        crossovers.LIMITS[hardware, kind, name] = (
+            longest(uses["training"]),
+            longest(uses["inference"]),
+        )
+    return found
 
-    def longest(ratios: dict[int, float]) -> int:
-        last = tune.longest_gain(ratios)
-        return crossovers.ANY if last == max(ratios) else last
 
-    return {
-        (hardware, kind, dtype): (longest(uses["training"]), longest(uses["inference"]))
-        for kind, dtypes in found.items()
-        for dtype, uses in dtypes.items()
-    }
+def longest(ratios: dict[int, float]) -> int:
+    """The table's limit for ratios by length."""
+    last = tune.longest_gain(ratios)
+    return crossovers.ANY if last == max(ratios) else last
 
 
-def source(table: dict[tuple[str, str, str], tuple[int, int]]) -> str:
+def source(table: dict[Row, tuple[int, int]]) -> str:
     """The table as it stands in ``crossovers.py``."""
 
     def show(limit: int) -> str:
@@ -99,22 +142,22 @@ def source(table: dict[tuple[str, str, str], tuple[int, int]]) -> str:
     return "".join(rows)
 
 
-def write_table(file: Path, rows: dict[tuple[str, str, str], tuple[int, int]]) -> None:
-    """Replace the rows of the table in ``file``."""
+def write_table(file: Path) -> None:
+    """Replace the table in ``file``."""
     text = file.read_text()
     pattern = re.compile(r"(^LIMITS: .*?\{\n)(.*?)(^\}\n)", re.DOTALL | re.MULTILINE)
-    new = source(crossovers.LIMITS | rows)
+    new = source(crossovers.LIMITS)
     file.write_text(pattern.sub(lambda found: found[1] + new + found[3], text, count=1))
 
 
 def main() -> None:
     argparse.ArgumentParser("python -m benchmarks.zoo.crossovers", description=__doc__).parse_args()
     hardware = crossovers.hardware(DEVICE.type)
-    found = measure()
+    found = measure(hardware)
     name = re.sub(r"[^a-z0-9]+", "-", machine.cpu_name().lower()).strip("-")
     file = RESULTS / f"crossovers-{hardware}-{name}.json"
     file.write_text(json.dumps({"machine": machine.describe(), "ratios": found}, indent=1) + "\n")
-    write_table(Path(crossovers.__file__), limits(found, hardware))
+    write_table(Path(crossovers.__file__))
     print(f"written: {file}, {crossovers.__file__}")
 
 

@@ -18,8 +18,10 @@ def tables(rows: list[Row], kind: str) -> list[str]:
         return list(lined_up(head, map(answers, whole)))
     if kind == "summary":
         return list(summary(whole))
-    head = ("package", "model", *(f"{tokens} tokens" for tokens in GRIDS))
-    return list(lined_up(head, (speeds(row, kind) for row in whole if row.get(kind))))
+    raced = [row for row in whole if row.get(kind)]
+    lengths = [tokens for tokens in GRIDS if any(str(tokens) in row[kind] for row in raced)]
+    head = ("package", "model", *(f"{tokens} tokens" for tokens in lengths))
+    return list(lined_up(head, (speeds(row, kind, lengths) for row in raced)))
 
 
 def answers(row: Row) -> Iterator[str]:
@@ -32,13 +34,13 @@ def answers(row: Row) -> Iterator[str]:
         yield f"{ours:.1e} ({own:.1e})"
 
 
-def speeds(row: Row, mode: str) -> Iterator[str]:
+def speeds(row: Row, mode: str, lengths: list[int]) -> Iterator[str]:
     """Yield the cells that say how many times as fast it becomes; in brackets, by one line.
 
     ``own`` stands where no fused op runs.
     """
     yield from named(row)
-    for tokens in GRIDS:
+    for tokens in lengths:
         race = row[mode].get(str(tokens), {})
         if race.get("fused_calls") == 0:
             yield "own"

@@ -1,7 +1,10 @@
 """Up to which length a fused forward pass is the faster one, by hardware, dtype and use.
 
 Measured by ``python -m benchmarks.zoo.crossovers``, which writes the table below from its results.
-CPUs that were not measured use the rows of :data:`NEAREST`.
+By those, MLPs on AMX gain 2 % at some lengths, but public models in inference lost 2 to 5 % with
+them, so their rows there are 0 by hand.
+CPUs that were not measured use the rows of :data:`NEAREST`. Only on AMX was separate attention
+measured by itself; elsewhere it has attention's rows, which public models confirm on avx512bf16.
 The rows of ``mlp`` are measured with the exact GELU. They also hold for the other kinds and for
 gated MLPs, whose fused pass takes about the same time where PyTorch's own operations take longer.
 """
@@ -14,14 +17,19 @@ from ivcl_fast.kernels import _ext
 from ivcl_fast.kernels._op import unsupported_reason
 
 ANY = 1 << 30
-KINDS = ("attention", "block", "mlp", "rms_block")
+SEPARATE_ATTENTION = "separate_attention"
+"""Attention whose queries, keys and values are separate tensors, which have to be packed first."""
 LIMITS: dict[tuple[str, str, str], tuple[int, int]] = {
-    ("amx", "attention", "bfloat16"): (257, 50),
-    ("amx", "attention", "float32"): (128, 0),
-    ("amx", "block", "bfloat16"): (50, 0),
+    ("amx", "attention", "bfloat16"): (400, 257),
+    ("amx", "attention", "float32"): (257, 257),
+    ("amx", "block", "bfloat16"): (17, 0),
     ("amx", "block", "float32"): (0, 0),
     ("amx", "mlp", "bfloat16"): (0, 0),
-    ("amx", "mlp", "float32"): (50, 0),
+    ("amx", "mlp", "float32"): (0, 0),
+    ("amx", "rms_block", "bfloat16"): (ANY, 197),
+    ("amx", "rms_block", "float32"): (50, 0),
+    ("amx", "separate_attention", "bfloat16"): (400, 0),
+    ("amx", "separate_attention", "float32"): (0, 0),
     ("avx512bf16", "attention", "bfloat16"): (197, 400),
     ("avx512bf16", "attention", "float32"): (0, 0),
     ("avx512bf16", "block", "bfloat16"): (0, 128),
@@ -30,10 +38,13 @@ LIMITS: dict[tuple[str, str, str], tuple[int, int]] = {
     ("avx512bf16", "mlp", "float32"): (0, 0),
     ("avx512bf16", "rms_block", "bfloat16"): (257, 0),
     ("avx512bf16", "rms_block", "float32"): (0, 0),
+    ("avx512bf16", "separate_attention", "bfloat16"): (197, 400),
+    ("avx512bf16", "separate_attention", "float32"): (0, 0),
     ("cuda", "attention", "bfloat16"): (128, 128),
     ("cuda", "block", "bfloat16"): (ANY, ANY),
     ("cuda", "mlp", "bfloat16"): (ANY, ANY),
     ("cuda", "rms_block", "bfloat16"): (ANY, ANY),
+    ("cuda", "separate_attention", "bfloat16"): (128, 128),
 }
 """Longest sequence in training and in inference, by (hardware, kind, dtype)."""
 NEAREST = "avx512bf16"

@@ -21,7 +21,7 @@ from ivcl_fast.kernels import dispatches
 from ivcl_fast.kernels._op import unsupported_reason
 from ivcl_fast.models.accelerate import sdpa
 from ivcl_fast.models.accelerate.adapters import ADAPTERS, Adapter
-from ivcl_fast.models.accelerate.crossovers import no_gain_reason
+from ivcl_fast.models.accelerate.crossovers import SEPARATE_ATTENTION, no_gain_reason
 from ivcl_fast.models.accelerate.guard import Guard, settings, uncalled
 from ivcl_fast.models.accelerate.lengths import Lengths
 from ivcl_fast.models.accelerate.swap import ALWAYS, Replacement, is_fused, swap
@@ -139,7 +139,7 @@ def redirect(part: nn.Module, tune: bool) -> Verdict:
     linear = next((m for m in part.modules() if isinstance(m, nn.Linear)), None)
     if linear is None:
         raise Refused("it has no linear layer")
-    if reason := no_gain_reason("attention", linear.weight.device.type):
+    if reason := no_gain_reason(SEPARATE_ATTENTION, linear.weight.device.type):
         raise Refused(reason)
     replacement, refusals = Replacement(None, None, None), []
     for arguments in (Adapter().trial_arguments, rotary_arguments):
@@ -168,7 +168,7 @@ def tuned(
     limits, first = {}, []
     for dtype in compute_dtypes(part):
         for training in (True, False):
-            ratios = speedups([own], fused, all_arguments, width, dtype, training)
+            ratios = speedups(own, fused, all_arguments, width, dtype, training)
             limits[dtype, training] = longest_gain(ratios)
             first.append(next(iter(ratios.values())))
     if not any(limits.values()):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ivcl_fast.models.accelerate import sdpa
-from ivcl_fast.models.accelerate.crossovers import longest
+from ivcl_fast.models.accelerate.crossovers import SEPARATE_ATTENTION, longest
 from ivcl_fast.models.accelerate.guard import Guard
 from ivcl_fast.models.accelerate.lengths import is_fixed, may_run
 from ivcl_fast.models.ivcl import FAST
@@ -81,7 +81,7 @@ def fast_class(old: Any) -> Any:
         if not calls_sdpa:
             return old.forward(self, *args, **kwargs)
         replacement = self.__dict__[REPLACEMENT]
-        with sdpa.Redirect(functools.partial(worth_it, replacement, "attention")):
+        with sdpa.Redirect(functools.partial(worth_it, replacement, SEPARATE_ATTENTION)):
             return old.forward(self, *args, **kwargs)
 
     @functools.wraps(old.forward)  # torch.export and others read its signature

@@ -31,6 +31,7 @@ from ivcl_fast.models.accelerate.adapters.adapter import (
     present,
     unknown_parts,
 )
+from ivcl_fast.models.accelerate.crossovers import SEPARATE_ATTENTION
 from ivcl_fast.models.layers import linear
 
 HEADS = ("num_heads", "heads", "n_heads", "num_attention_heads")
@@ -167,6 +168,8 @@ class PreNormAttention(PackedAttention):
 
 class SeparateAttention(PackedAttention):
     """``proj(attention(q(x), k(x), v(x)))``."""
+
+    kind = SEPARATE_ATTENTION
 
     def layouts(self, module: nn.Module) -> Iterator[Layout]:
         parts = module._modules
