@@ -10,9 +10,11 @@ from torch import nn
 
 from benchmarks.results import Results, RowFile
 from benchmarks.zoo import __main__ as command_line
+from benchmarks.zoo import crossovers as tool
 from benchmarks.zoo import measure, table
 from benchmarks.zoo.catalogue import GRIDS, models
 from benchmarks.zoo.environments import HERE, PACKAGES
+from ivcl_fast.kernels import dispatches
 from ivcl_fast.models.accelerate import crossovers
 from tests.support.marks import needs_kernels
 
@@ -110,3 +112,19 @@ def test_time_is_shared(monkeypatch):
     now = 110.0
     clock.stop()
     assert clock.start(races=4) == (50 / 2 - 10) / 4
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", tool.PARTS)
+def test_a_crossover_races_fused_code(kind, monkeypatch, fused_at_every_length):
+    monkeypatch.setattr(tool, "WIDTH", 32)
+    monkeypatch.setattr(tool, "HEADS", 2)
+    x = torch.randn(2, 17, 32)
+    outputs, calls = [], []
+    for part in tool.contenders(kind).values():
+        before = dispatches()
+        outputs.append(part(x))
+        calls.append((dispatches() - before).total())
+    assert calls[0] > max(calls[1:])
+    for other in outputs[1:]:
+        torch.testing.assert_close(outputs[0], other)

@@ -1,8 +1,8 @@
 """Up to which length a fused forward pass is the faster one, by hardware, dtype and use.
 
 Measured by ``python -m benchmarks.zoo.crossovers``, which writes the table below from its results.
-By those, MLPs on AMX gain 2 % at some lengths, but public models in inference lost 2 to 5 % with
-them, so their rows there are 0 by hand.
+What its results put at 17 to 128 tokens on AMX was lowered to 0 by hand for MLPs and, in inference,
+for separate attention: public models lost up to 5 % in inference where these were fused.
 CPUs that were not measured use the rows of :data:`NEAREST`. Only on AMX was separate attention
 measured by itself; elsewhere it has attention's rows, which public models confirm on avx512bf16.
 The rows of ``mlp`` are measured with the exact GELU. They also hold for the other kinds and for

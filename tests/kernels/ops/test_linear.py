@@ -11,7 +11,10 @@ from tests.kernels.ops.conftest import implementation
 from tests.support.numerics import assert_parity, check_op
 
 op = torch.ops.ivcl_fast.linear_gradients.default
-SHAPES = [(1, 1, 1), (3, 5, 7), (31, 16, 60), (257, 127, 33), (300, 96, 130), (600, 65, 530)]
+SHAPES = [
+    (1, 1, 1), (3, 5, 7), (31, 16, 60), (257, 127, 33), (300, 96, 130), (513, 64, 65),
+    (600, 65, 530),
+]  # fmt: skip
 """Tokens, inputs, outputs; the last are more than one block of tokens and of outputs."""
 DTYPES = [torch.float32, torch.bfloat16]
 ours = pytest.mark.skipif(implementation("cpu") != "cpp", reason="no C++ ops here")
