@@ -1,5 +1,6 @@
 // sample_masks: splits the patches of every frame at random; kernels/sample_masks.py has the maths.
 #include "op.h"
+#include "random.h"
 
 namespace ivcl {
 namespace {
@@ -8,11 +9,7 @@ constexpr int64_t kIndexBits = 16, kMaxPatches = 1 << kIndexBits;
 
 // The hash of (seed, patch), with the patch index in its low bits so that no two are equal.
 inline uint64_t sort_key(uint64_t seed, uint64_t patch) {
-  uint64_t x = seed + (patch + 1) * 0x9E3779B97F4A7C15u;
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-  x ^= x >> 31;
-  return (x >> (kIndexBits + 1) << kIndexBits) | patch;
+  return (hash64(seed, patch) >> (kIndexBits + 1) << kIndexBits) | patch;
 }
 
 std::tuple<Tensor, Tensor> sample_masks(const Tensor& seed_in, int64_t patches, int64_t keep) {

@@ -9,6 +9,7 @@
 #include "matmul.h"
 #include "op.h"
 #include "pack.h"
+#include "random.h"
 
 namespace ivcl {
 namespace {
@@ -111,8 +112,8 @@ inline void prefetch(const T* x, int64_t stride, const Shape& s) {
       __builtin_prefetch(x + row * stride + col, kWrite, 2);
 }
 
-template <class T>
-void forward(const Tensor& qkv, Tensor& out, const Shape& s) {
+template <class T, bool kDrops>
+void forward(const Tensor& qkv, Tensor& out, const Shape& s, const Dropout& dropout) {
   using Op = MatmulOp<T>;
   using Packed = typename Op::Packed;
   const KExtent<Op> k_dim(s.dim), k_tokens(s.tokens, true);
@@ -133,6 +134,7 @@ void forward(const Tensor& qkv, Tensor& out, const Shape& s) {
     float* inverse_sum = scratch.alloc<float>(queries);
     Packed* key_pairs = scratch.alloc<Packed>(k_tokens.packed * queries);
     Packed* p_buffer = scratch.alloc<Packed>(queries * round_up(k_tokens.packed, kLanes));
+    uint32_t* hashes = scratch.alloc<uint32_t>(kDrops ? s.tokens : 0);
     for (int64_t i = begin; i < end; ++i) {
       const T *q = qkv_data + s.offset(i, 3), *k = q + s.width(), *v = k + s.width();
       T* out_rows = out_data + s.offset(i, 1);
@@ -148,16 +150,21 @@ void forward(const Tensor& qkv, Tensor& out, const Shape& s) {
       auto* in_place = reinterpret_cast<typename KeyQueryMatrix<Op>::Value*>(scores);
       const KeyQueryMatrix<Op> p{key_pairs, in_place, p_buffer, k_tokens, queries};
       matmul<Op>(s.tokens, queries, k_dim, k_a, {q_b, queries}, store_to(scores, queries, queries));
+      if constexpr (kDrops) dropout.hash_keys(i, s.tokens, hashes);
       for (int64_t query = 0; query < queries; query += kLanes) {
         const SoftmaxExp exp(scores + query, s.tokens, queries, s.scale());
         Vec total{};
         for_each_key_pair(s.tokens, [&](int64_t pair, auto has_odd) {
           const float* at = scores + 2 * pair * queries + query;
-          const Vec even = exp.of<T>(at), odd = has_odd ? exp.of<T>(at + queries) : Vec{};
+          Vec even = exp.of<T>(at), odd = has_odd ? exp.of<T>(at + queries) : Vec{};
           total += even + odd;
+          if constexpr (kDrops) {
+            even = dropout.drop(even, hashes[2 * pair], query);
+            if (has_odd) odd = dropout.drop(odd, hashes[2 * pair + 1], query);
+          }
           p.template put<true, false>(pair, query, even, odd);
         });
-        store(inverse_sum + query, 1.0f / total);
+        store(inverse_sum + query, dropout.scale / total);
       }
       matmul<Op>(s.tokens, s.dim, k_tokens, p.sum_over_keys(), {v_b, padded_dim},
                  [=, width = s.width(), dim = s.dim](int64_t query, int64_t col, auto& acc) {
@@ -168,8 +175,9 @@ void forward(const Tensor& qkv, Tensor& out, const Shape& s) {
   });
 }
 
-template <class T>
-void backward(const Tensor& dout, const Tensor& qkv, Tensor& dqkv, const Shape& s) {
+template <class T, bool kDrops>
+void backward(const Tensor& dout, const Tensor& qkv, Tensor& dqkv, const Shape& s,
+              const Dropout& dropout) {
   using Op = MatmulOp<T>;
   using Packed = typename Op::Packed;
   const KExtent<Op> k_dim(s.dim), k_tokens(s.tokens, true);
@@ -200,6 +208,7 @@ void backward(const Tensor& dout, const Tensor& qkv, Tensor& dqkv, const Shape& 
       else return values;
     };
     auto *p_rows = operand_rows(p), *ds_rows = operand_rows(dp);
+    uint32_t* hashes = scratch.alloc<uint32_t>(kDrops ? s.tokens : 0);
     for (int64_t i = begin; i < end; ++i) {
       const T *q = qkv_data + s.offset(i, 3), *k = q + s.width(), *v = k + s.width();
       const T* dout_rows = dout_data + s.offset(i, 1);
@@ -227,25 +236,36 @@ void backward(const Tensor& dout, const Tensor& qkv, Tensor& dqkv, const Shape& 
                  store_to(p, queries, queries));
       matmul<Op>(s.tokens, queries, k_dim, v_a, {dout_b_transposed, queries},
                  store_to(dp, queries, queries));
+      if constexpr (kDrops) dropout.hash_keys(i, s.tokens, hashes);
       for (int64_t query = 0; query < queries; query += kLanes) {
         const SoftmaxExp exp(p + query, s.tokens, queries, s.scale());
         Vec total{}, p_dp{};  // sums over keys of the exponentials, and of their products with dP
-        for (int64_t at = query; at < s.tokens * queries; at += queries) {
+        for (int64_t key = 0; key < s.tokens; ++key) {
+          const int64_t at = key * queries + query;
           const Vec value = exp.of<T>(p + at);
+          Vec grad = load(dp + at);
+          if constexpr (kDrops) {
+            grad = dropout.drop(grad * dropout.scale, hashes[key], query);
+            store(dp + at, grad);
+          }
           store(p + at, value);
           total += value;
-          p_dp += value * load(dp + at);
+          p_dp += value * grad;
         }
         const Vec inverse = 1.0f / total;
         p_dp *= inverse;
-        const Vec inverse_scaled = inverse * s.scale();
+        const Vec inverse_scaled = inverse * s.scale(), inverse_kept = inverse * dropout.scale;
         const auto ds = [&](int64_t at) {
           return load(p + at) * inverse_scaled * (load(dp + at) - p_dp);
         };
         for_each_key_pair(s.tokens, [&](int64_t pair, auto has_odd) {
           const int64_t at = 2 * pair * queries + query, next = at + queries;
-          const Vec even = load(p + at) * inverse;
-          const Vec odd = has_odd ? load(p + next) * inverse : Vec{};
+          Vec even = load(p + at) * inverse_kept;
+          Vec odd = has_odd ? load(p + next) * inverse_kept : Vec{};
+          if constexpr (kDrops) {
+            even = dropout.drop(even, hashes[2 * pair], query);
+            if (has_odd) odd = dropout.drop(odd, hashes[2 * pair + 1], query);
+          }
           ds_matrix.template put<true, true>(pair, query, ds(at), has_odd ? ds(next) : Vec{});
           p_matrix.template put<false, true>(pair, query, even, odd);
         });
@@ -270,25 +290,40 @@ void check_qkv(const Tensor& qkv, int64_t heads) {
   if (qkv.size(1) > kMaxTokens) fail("qkv: more than ", kMaxTokens, " tokens: ", qkv.size(1));
 }
 
-Tensor short_attention(const Tensor& qkv_in, int64_t heads) {
+// Calls f with a value of qkv's C++ type and with whether something is dropped.
+template <class F>
+void dispatch(const Tensor& qkv, const Dropout& dropout, const F& f) {
+  dispatch_float(qkv.scalar_type(), [&](auto t) {
+    if (dropout.steps) f(t, std::true_type{});
+    else f(t, std::false_type{});
+  });
+}
+
+Tensor short_attention(const Tensor& qkv_in, int64_t heads, double probability,
+                       const std::optional<Tensor>& seed) {
   check_qkv(qkv_in, heads);
+  const Dropout dropout(probability, seed);
   const Tensor qkv = as_contiguous(qkv_in);
   const Shape s(qkv, heads);
   Tensor out = empty_tensor({s.frames, s.tokens, s.width()}, qkv.scalar_type());
   if (out.numel() == 0) return out;
-  dispatch_float(qkv.scalar_type(), [&](auto t) { forward<decltype(t)>(qkv, out, s); });
+  dispatch(qkv, dropout, [&](auto t, auto drops) {
+    forward<decltype(t), drops>(qkv, out, s, dropout);
+  });
   return out;
 }
 
-Tensor short_attention_backward(const Tensor& dout_in, const Tensor& qkv_in, int64_t heads) {
+Tensor short_attention_backward(const Tensor& dout_in, const Tensor& qkv_in, int64_t heads,
+                                double probability, const std::optional<Tensor>& seed) {
   check_qkv(qkv_in, heads);
+  const Dropout dropout(probability, seed);
   check_dtype("dout", dout_in, qkv_in.scalar_type());
   check_shape("dout", dout_in, {qkv_in.size(0), qkv_in.size(1), qkv_in.size(2) / 3});
   const Tensor qkv = as_contiguous(qkv_in), dout = as_contiguous(dout_in);
   Tensor dqkv = empty_tensor_like(qkv);
   if (dqkv.numel() == 0) return dqkv;
-  dispatch_float(qkv.scalar_type(), [&](auto t) {
-    backward<decltype(t)>(dout, qkv, dqkv, Shape(qkv, heads));
+  dispatch(qkv, dropout, [&](auto t, auto drops) {
+    backward<decltype(t), drops>(dout, qkv, dqkv, Shape(qkv, heads), dropout);
   });
   return dqkv;
 }

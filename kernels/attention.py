@@ -33,8 +33,8 @@ from ..errors import UserError
 from . import short_attention
 from ._autograd import is_transformed
 from ._op import chip_unsupported_reason, constant_when_compiled, device_kind, unsupported_reason
-from .short_attention import MAX_HEAD_DIM, max_tokens
-from .short_attention import _ref as eager_attention
+from ._random import draw_seed
+from .short_attention import MAX_HEAD_DIM, _ref, max_tokens
 
 HALF = (torch.float16, torch.bfloat16)
 EAGER_TOKENS = 1024
@@ -103,8 +103,9 @@ class Backend(NamedTuple):
     """Why it is selected where it can run."""
     conditions: Callable[[Inputs], list[str | None]]
     """For each of its conditions, None if the inputs satisfy it, else the reason why not."""
-    run: Callable[[Tensor, int], Tensor]
-    """From qkv ``[B, N, 3*D]`` and the number of heads to ``[B, N, D]``."""
+    run: Callable[..., Tensor]
+    """From qkv ``[B, N, 3*D]`` and the number of heads to ``[B, N, D]``; those of :data:`DROPPING`
+    also take the share of weights to drop."""
 
 
 def _short_conditions(x: Inputs) -> list[str | None]:
@@ -234,6 +235,11 @@ def _xformers_attention(qkv: Tensor, num_heads: int) -> Tensor:
     return _functions["xformers"](*split_heads(qkv, num_heads).unbind(2)).flatten(2)
 
 
+def eager_attention(qkv: Tensor, num_heads: int, dropout: float = 0.0) -> Tensor:
+    """Attention with an explicit softmax in plain PyTorch."""
+    return _ref(qkv, num_heads, dropout, draw_seed(qkv.device) if dropout else None)
+
+
 BACKENDS = {
     "short": Backend("short sequences stay on chip", _short_conditions, short_attention),
     "flash": Backend(
@@ -242,6 +248,8 @@ BACKENDS = {
     "xformers": Backend("requested", _xformers_conditions, _xformers_attention),
     "eager": Backend("plain PyTorch runs it", lambda x: [], eager_attention),
 }
+DROPPING = "short", "eager"
+"""Backends with dropout, which drop the same weights; ``auto`` takes one of them for it."""
 
 
 # --- Dispatch -------------------------------------------------------------------------------------
@@ -295,14 +303,16 @@ def backend_status() -> dict[str, str]:
     return status
 
 
-def attention(qkv: Tensor, num_heads: int, backend: str = "auto") -> Tensor:
+def attention(qkv: Tensor, num_heads: int, backend: str = "auto", dropout: float = 0.0) -> Tensor:
     """Multi-head self-attention ``[B, N, D]`` of B sequences.
 
     ``qkv`` float ``[B, N, 3*D]``: queries, keys and values side by side, each with its heads side
     by side, as a linear layer of width ``3*D`` returns them. The scale is
     ``(D / num_heads) ** -0.5``. ``backend`` is ``auto`` (:func:`select_backend`) or one of
-    ``BACKENDS``. Raises ``ValueError`` naming the argument if a shape does not fit or the backend
-    does not support the inputs, with the reasons.
+    ``BACKENDS``. ``dropout``, from 0 to less than 1, is the share of the softmax's weights that
+    become zero (:func:`~ivcl_fast.kernels.short_attention`); only those of ``DROPPING`` have it.
+    Raises ``ValueError`` naming the argument if a shape does not fit or the backend does not
+    support the inputs, with the reasons.
 
     Example::
 
@@ -319,7 +329,7 @@ def attention(qkv: Tensor, num_heads: int, backend: str = "auto") -> Tensor:
     inputs = Inputs(qkv.shape[1], qkv.shape[2] // (3 * num_heads), qkv.dtype, qkv.device)
     if backend == "auto":
         backend, _ = select_backend(inputs)
-        if backend != "short" and is_transformed():
+        if backend != "short" and (dropout or is_transformed()):
             backend = "eager"  # of the others, only an explicit softmax has every derivative
     elif reasons := not_supported_reasons(backend, inputs):
         able = [name for name in BACKENDS if not not_supported_reasons(name, inputs)]
@@ -327,4 +337,11 @@ def attention(qkv: Tensor, num_heads: int, backend: str = "auto") -> Tensor:
             f"backend: {backend!r} cannot run here: {', '.join(reasons)}; "
             f"backends that can: auto, {', '.join(able)}"
         )
-    return BACKENDS[backend].run(qkv, num_heads)
+    if not dropout:
+        return BACKENDS[backend].run(qkv, num_heads)
+    if backend not in DROPPING:
+        raise UserError(
+            f"dropout: backend {backend!r} has none; backends that have: auto, "
+            f"{', '.join(DROPPING)}"
+        )
+    return BACKENDS[backend].run(qkv, num_heads, dropout)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import _triton
 from ._op import device_kind, has_kernel, register
+from ._random import hash64, hashes
 from ._triton import tl, triton
 from .launch import cdiv, launch
 
@@ -30,46 +31,24 @@ MAX_PATCHES = 2**16
 """The 16 low bits of a hash are replaced by the patch index."""
 
 
-def _hash64(x: Tensor) -> Tensor:
-    """int64 to int64: the finaliser of SplitMix64 (Steele et al., 2014), with logical shifts."""
-    x = (x ^ ((x >> 30) & (2**34 - 1))) * -0x40A7B892E31B1A47
-    x = (x ^ ((x >> 27) & (2**37 - 1))) * -0x6B2FB644ECCEEE15
-    return x ^ ((x >> 31) & (2**33 - 1))
-
-
-def _hashes(seed: Tensor, count: int) -> Tensor:
-    """int64 ``[...]`` seeds to int64 ``[..., count]``, each a function of (seed, index) alone."""
-    index = torch.arange(1, count + 1, device=seed.device)
-    return _hash64(seed.unsqueeze(-1) + index * -0x61C8864680B583EB)
-
-
 def _ref(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, Tensor]:
     index = torch.arange(num_patches, device=seed.device)
-    keys = ((_hashes(seed, num_patches) >> 1) & (2**63 - 2**16)) | index
+    keys = ((hashes(seed, num_patches) >> 1) & (2**63 - 2**16)) | index
     order = keys.argsort(dim=-1)
     return order[..., :num_keep].sort().values, order[..., num_keep:].sort().values
 
 
 @triton.jit
-def _hash(seed, index):
-    """The numbers of ``_hashes``, in uint64: its shifts are logical."""
-    x = seed + (index + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    return x ^ (x >> 31)
-
-
-@triton.jit
 def _keys(seed, index):
     """The keys of ``_ref``, in uint64."""
-    return ((_hash(seed, index) >> 17) << 16) | index.to(tl.uint64)
+    return ((hash64(seed, index) >> 17) << 16) | index.to(tl.uint64)
 
 
 @triton.jit
 def _stream_kernel(seed_ptr, out_ptr, total, count, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     seed = tl.load(seed_ptr + at // count, mask=at < total, other=0).to(tl.uint64, bitcast=True)
-    number = _hash(seed, at % count).to(tl.int64, bitcast=True)
+    number = hash64(seed, at % count).to(tl.int64, bitcast=True)
     tl.store(out_ptr + at, number, mask=at < total)
 
 
@@ -145,7 +124,7 @@ _op = register(
 
 _stream_op = register(
     "hash_seeds(Tensor seed, SymInt count) -> Tensor",
-    ref=_hashes,
+    ref=hashes,
     triton=_stream,
     arguments={"seed": "int64 *", "count": _count_is_wrong},
     fake=_empty_stream,
@@ -163,7 +142,7 @@ def hash_seeds(seed: Tensor, count: int) -> Tensor:
     if not 1 <= count <= MAX_PATCHES:
         raise ValueError(f"count: {count} is not between 1 and {MAX_PATCHES}")
     on_a_gpu = device_kind(seed.device) != "cpu" or _triton.INTERPRET
-    return (_stream_op if on_a_gpu and has_kernel(seed) else _hashes)(seed, count)
+    return (_stream_op if on_a_gpu and has_kernel(seed) else hashes)(seed, count)
 
 
 def sample_masks(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, Tensor]:

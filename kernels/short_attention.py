@@ -6,14 +6,16 @@ For every frame and head, with q, k, v the three ``[N, d]`` slices of its ``qkv 
 
     dv = P^T do,   dS = P * (do v^T - rowsum(P * do v^T)) / sqrt(d),   dq = dS k,   dk = dS^T q.
 
+With dropout, P v and P^T do have drop(P) in the place of P, and dS has drop(do v^T): the random
+numbers are computed again in backward (``_random.py``).
+
 A program computes one head of one tile: as many whole frames as fit, in the order in which they lie
 in memory. It scores every row of the tile against every other, under a block-diagonal mask that
 keeps the pairs of one frame. So sequences of 12 tokens still fill the 64 rows of a tensor-core
 product, nothing is permuted or copied, and qkv is read from memory once.
 
-A frame of 65 to 128 tokens has a program for each head to itself. With heads of up to 64 columns it
-keeps k and v on chip, and scores them against a few queries at a time, so that 72 tokens cost 96
-queries instead of 128 and two programs share a multiprocessor.
+A frame of 65 to 128 tokens has a program for each head to itself, which with heads of up to 64
+columns loops over queries (``_attention_loop.py``).
 
 Saved for backward: qkv alone. A whole tile fits on chip, so backward recomputes P and needs neither
 the output nor a log-sum-exp. It writes every element of dqkv once, without atomics, so two runs
@@ -28,29 +30,43 @@ import torch
 from torch import Tensor
 
 from . import _triton
+from ._attention_loop import loop_backward_kernel, loop_blocks, loop_forward_kernel
 from ._autograd import vjp
 from ._op import device_kind, empty_contiguous, has_kernel, register
+from ._random import draw_seed, drop, drop_hash, drop_pairs, drop_steps
 from ._triton import tl, triton
 from .launch import arch, cdiv, float32_dot_is_tf32, launch
 
 MAX_HEAD_DIM = 128
 
 
-def _ref(qkv: Tensor, num_heads: int) -> Tensor:
+def _ref(qkv: Tensor, num_heads: int, dropout: float = 0.0, seed: Tensor | None = None) -> Tensor:
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)  # [F, heads, N, d]
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [F, heads, N, N]
     precision = torch.promote_types(qkv.dtype, torch.float32)
-    out = scores.softmax(dim=-1, dtype=precision).to(qkv.dtype) @ v
+    weights = scores.softmax(dim=-1, dtype=precision)
+    if dropout:
+        weights = drop(weights, dropout, _given(seed))
+    out = weights.to(qkv.dtype) @ v
     return out.transpose(1, 2).flatten(2).to(qkv.dtype)
 
 
-def _ref_backward(dout: Tensor, qkv: Tensor, num_heads: int) -> Tensor:
-    return vjp(_ref, (qkv, num_heads), dout)[0]
+def _ref_backward(
+    dout: Tensor, qkv: Tensor, num_heads: int, dropout: float = 0.0, seed: Tensor | None = None
+) -> Tensor:
+    return vjp(_ref, (qkv, num_heads, dropout, seed), dout)[0]
+
+
+def _given(seed: Tensor | None) -> Tensor:
+    if seed is None:
+        raise ValueError("seed: None is not int64 [], which dropout needs")
+    return seed
 
 
 @triton.jit
 def _tile_rows(rows, TOKENS: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr):
-    """This program's head and rows, the mask of rows that exist, and of pairs of the same frame.
+    """This program's head and rows, their tokens, the mask of rows that exist, and of pairs of the
+    same frame.
 
     Rows that do not exist form frames of their own, so that their softmax is finite.
     """
@@ -60,7 +76,8 @@ def _tile_rows(rows, TOKENS: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constex
     index = tl.arange(0, TILE)
     row = tile.to(tl.int64) * packed + index
     frame = index // TOKENS
-    return head, row, (index < packed) & (row < rows), frame[:, None] == frame[None, :]
+    row_mask, same_frame = (index < packed) & (row < rows), frame[:, None] == frame[None, :]
+    return head, row, index % TOKENS, row_mask, same_frame
 
 
 @triton.jit
@@ -109,26 +126,31 @@ def _softmax(scores, same_frame, SCALE: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(
-    qkv_ptr, out_ptr, rows,
+    seed_ptr, qkv_ptr, out_ptr, rows,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr,
+    DROP_STEPS: tl.constexpr,
     TILE: tl.constexpr, CHUNK: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    head, row, row_mask, same_frame = _tile_rows(rows, TOKENS, HEADS, TILE)
+    head, row, token, row_mask, same_frame = _tile_rows(rows, TOKENS, HEADS, TILE)
     width: tl.constexpr = HEADS * HEAD_DIM
     q = qkv_ptr + row * (3 * width) + head * HEAD_DIM
     scores = _matmul_transposed(q, q + width, row_mask, TILE, HEAD_DIM, CHUNK, OPERAND)
-    p = _softmax(scores, same_frame, SCALE).to(OPERAND)
+    p = _softmax(scores, same_frame, SCALE)
+    if seed_ptr is not None:
+        key_hash = drop_hash(seed_ptr, (row // TOKENS * HEADS + head) * TOKENS + token)
+        p = drop_pairs(p, key_hash[None, :], token[:, None], DROP_STEPS)
     out = out_ptr + row * width + head * HEAD_DIM
-    _matmul_store(p, q + 2 * width, out, row_mask, HEAD_DIM, CHUNK, OPERAND)
+    _matmul_store(p.to(OPERAND), q + 2 * width, out, row_mask, HEAD_DIM, CHUNK, OPERAND)
 
 
 @triton.jit
 def _backward_kernel(
-    dout_ptr, qkv_ptr, dqkv_ptr, rows,
+    seed_ptr, dout_ptr, qkv_ptr, dqkv_ptr, rows,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr,
+    DROP_STEPS: tl.constexpr,
     TILE: tl.constexpr, CHUNK: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    head, row, row_mask, same_frame = _tile_rows(rows, TOKENS, HEADS, TILE)
+    head, row, token, row_mask, same_frame = _tile_rows(rows, TOKENS, HEADS, TILE)
     width: tl.constexpr = HEADS * HEAD_DIM
     q = qkv_ptr + row * (3 * width) + head * HEAD_DIM
     dq = dqkv_ptr + row * (3 * width) + head * HEAD_DIM
@@ -136,89 +158,17 @@ def _backward_kernel(
     scores = _matmul_transposed(q, q + width, row_mask, TILE, HEAD_DIM, CHUNK, OPERAND)
     p = _softmax(scores, same_frame, SCALE)
     dp = _matmul_transposed(dout, q + 2 * width, row_mask, TILE, HEAD_DIM, CHUNK, OPERAND)
+    if seed_ptr is not None:
+        key_hash = drop_hash(seed_ptr, (row // TOKENS * HEADS + head) * TOKENS + token)
+        dp = drop_pairs(dp, key_hash[None, :], token[:, None], DROP_STEPS)
     ds = (p * (dp - tl.sum(p * dp, axis=1)[:, None]) * SCALE).to(OPERAND)
+    if seed_ptr is not None:
+        p = drop_pairs(p, key_hash[None, :], token[:, None], DROP_STEPS)
     # q, k and dout are read again, from the cache: kept in registers they would spill.
     p = tl.trans(p.to(OPERAND))
     _matmul_store(p, dout, dq + 2 * width, row_mask, HEAD_DIM, CHUNK, OPERAND)
     _matmul_store(ds, q + width, dq, row_mask, HEAD_DIM, CHUNK, OPERAND)
     _matmul_store(tl.trans(ds), q, dq + width, row_mask, HEAD_DIM, CHUNK, OPERAND)
-
-
-@triton.jit
-def _rows(ptr, start, stride, TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr,
-          ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
-    """Pointers to ``ROWS`` rows of one head of one frame, and the mask of what exists."""
-    row, column = start + tl.arange(0, ROWS), tl.arange(0, COLS)
-    mask = (row < TOKENS)[:, None] & (column < HEAD_DIM)[None, :]
-    return ptr + row[:, None] * stride + column[None, :], mask
-
-
-@triton.jit
-def _load_rows(ptr, start, stride, TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr,
-               ROWS: tl.constexpr, COLS: tl.constexpr, OPERAND: tl.constexpr):  # fmt: skip
-    ptrs, mask = _rows(ptr, start, stride, TOKENS, HEAD_DIM, ROWS, COLS)
-    return tl.load(ptrs, mask=mask, other=0.0).to(OPERAND)
-
-
-@triton.jit
-def _softmax_of_keys(k, q, SCALE: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr):
-    """The softmax over keys of ``k @ q^T``, float32 ``[keys, queries]``."""
-    scores = tl.dot(k, tl.trans(q), input_precision="ieee") * (SCALE * 1.4426950408889634)
-    scores = tl.where((tl.arange(0, TILE) < TOKENS)[:, None], scores, float("-inf"))
-    weights = tl.exp2(scores - tl.max(scores, axis=0)[None, :])
-    return weights * (1.0 / tl.sum(weights, axis=0))[None, :]
-
-
-@triton.jit
-def _loop_forward_kernel(
-    qkv_ptr, out_ptr,
-    TOKENS: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr,
-    TILE: tl.constexpr, QUERIES: tl.constexpr, COLS: tl.constexpr, OPERAND: tl.constexpr,
-):  # fmt: skip
-    frame, head = (tl.program_id(0) // HEADS).to(tl.int64), tl.program_id(0) % HEADS
-    width: tl.constexpr = HEADS * HEAD_DIM
-    q_ptr = qkv_ptr + frame * (TOKENS * 3 * width) + head * HEAD_DIM
-    out_ptr += frame * (TOKENS * width) + head * HEAD_DIM
-    k = _load_rows(q_ptr + width, 0, 3 * width, TOKENS, HEAD_DIM, TILE, COLS, OPERAND)
-    v = _load_rows(q_ptr + 2 * width, 0, 3 * width, TOKENS, HEAD_DIM, TILE, COLS, OPERAND)
-    for start in range(0, TOKENS, QUERIES):
-        q = _load_rows(q_ptr, start, 3 * width, TOKENS, HEAD_DIM, QUERIES, COLS, OPERAND)
-        p = _softmax_of_keys(k, q, SCALE, TOKENS, TILE).to(OPERAND)
-        out = tl.trans(tl.dot(tl.trans(v), p, input_precision="ieee"))
-        ptrs, mask = _rows(out_ptr, start, width, TOKENS, HEAD_DIM, QUERIES, COLS)
-        tl.store(ptrs, out.to(out_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _loop_backward_kernel(
-    dout_ptr, qkv_ptr, dqkv_ptr,
-    TOKENS: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr,
-    TILE: tl.constexpr, QUERIES: tl.constexpr, COLS: tl.constexpr, OPERAND: tl.constexpr,
-):  # fmt: skip
-    frame, head = (tl.program_id(0) // HEADS).to(tl.int64), tl.program_id(0) % HEADS
-    width: tl.constexpr = HEADS * HEAD_DIM
-    q_ptr = qkv_ptr + frame * (TOKENS * 3 * width) + head * HEAD_DIM
-    dq_ptr = dqkv_ptr + frame * (TOKENS * 3 * width) + head * HEAD_DIM
-    dout_ptr += frame * (TOKENS * width) + head * HEAD_DIM
-    k = _load_rows(q_ptr + width, 0, 3 * width, TOKENS, HEAD_DIM, TILE, COLS, OPERAND)
-    v = _load_rows(q_ptr + 2 * width, 0, 3 * width, TOKENS, HEAD_DIM, TILE, COLS, OPERAND)
-    dk = tl.zeros([TILE, COLS], tl.float32)
-    dv = tl.zeros([TILE, COLS], tl.float32)
-    for start in range(0, TOKENS, QUERIES):
-        q = _load_rows(q_ptr, start, 3 * width, TOKENS, HEAD_DIM, QUERIES, COLS, OPERAND)
-        dout = _load_rows(dout_ptr, start, width, TOKENS, HEAD_DIM, QUERIES, COLS, OPERAND)
-        p = _softmax_of_keys(k, q, SCALE, TOKENS, TILE)
-        dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
-        ds = (p * (dp - tl.sum(p * dp, axis=0)[None, :]) * SCALE).to(OPERAND)
-        dv = tl.dot(p.to(OPERAND), dout, dv, input_precision="ieee")
-        dk = tl.dot(ds, q, dk, input_precision="ieee")
-        dq = tl.trans(tl.dot(tl.trans(k), ds, input_precision="ieee"))
-        ptrs, mask = _rows(dq_ptr, start, 3 * width, TOKENS, HEAD_DIM, QUERIES, COLS)
-        tl.store(ptrs, dq.to(dqkv_ptr.dtype.element_ty), mask=mask)
-    ptrs, mask = _rows(dq_ptr + width, 0, 3 * width, TOKENS, HEAD_DIM, TILE, COLS)
-    tl.store(ptrs, dk.to(dqkv_ptr.dtype.element_ty), mask=mask)
-    ptrs, mask = _rows(dq_ptr + 2 * width, 0, 3 * width, TOKENS, HEAD_DIM, TILE, COLS)
-    tl.store(ptrs, dv.to(dqkv_ptr.dtype.element_ty), mask=mask)
 
 
 def _blocks(num_tokens: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
@@ -236,20 +186,10 @@ def _blocks(num_tokens: int, head_dim: int, dtype: torch.dtype) -> tuple[int, in
     return 128, 32 if 16 < head_dim <= 64 else 16, 8
 
 
-def _loop_blocks(head_dim: int, dtype: torch.dtype, chip: int) -> dict[str, int | None]:
-    """The block of queries and compile options of the kernels that loop over queries.
-
-    The tensor cores of sm_90 and sm_100 read operands from shared memory, as fast for 32 queries as
-    for 16. With 128 registers per thread, two programs share a multiprocessor. Other chips keep
-    operands in registers, and float32 whole rows of them: there 32 queries would spill.
-    """
-    if dtype == torch.float32:
-        return dict(QUERIES=16, num_warps=8 if head_dim <= 32 else 16)
-    wide = chip // 10 in (9, 10)
-    return dict(QUERIES=32 if wide else 16, num_warps=8, maxnreg=128 if wide else None)
-
-
-def _launch(qkv: Tensor, num_heads: int, *tensors: Tensor, backward: bool) -> None:
+def _launch(
+    qkv: Tensor, num_heads: int, dropout: float, seed: Tensor | None, *tensors: Tensor,
+    backward: bool,
+) -> None:  # fmt: skip
     frames, tokens, width = qkv.shape
     head_dim = width // (3 * num_heads)
     if not 1 <= tokens <= 128:
@@ -257,15 +197,17 @@ def _launch(qkv: Tensor, num_heads: int, *tensors: Tensor, backward: bool) -> No
     # The interpreter cannot multiply bfloat16.
     use_float32 = _triton.INTERPRET and qkv.dtype == torch.bfloat16
     operand = torch.float32 if use_float32 else qkv.dtype
+    tensors = (_given(seed) if dropout else None, *tensors)  # type: ignore[assignment]
     shape = dict(
         TOKENS=tokens, HEADS=num_heads, HEAD_DIM=head_dim, SCALE=head_dim**-0.5,
+        DROP_STEPS=drop_steps(dropout),
         OPERAND=getattr(tl, str(operand).removeprefix("torch.")), num_stages=1,
     )  # fmt: skip
     # Triton 3.6 spills in the float32 forward that loops.
     if tokens > 64 and head_dim <= 64 and (backward or qkv.dtype != torch.float32):
-        kernel = _loop_backward_kernel if backward else _loop_forward_kernel
+        kernel = loop_backward_kernel if backward else loop_forward_kernel
         columns = max(16, triton.next_power_of_2(head_dim))
-        blocks = _loop_blocks(head_dim, qkv.dtype, arch(qkv.device))
+        blocks = loop_blocks(head_dim, qkv.dtype, arch(qkv.device))
         launch(kernel, (frames * num_heads,), *tensors, **shape, TILE=128, COLS=columns, **blocks)
         return
     kernel = _backward_kernel if backward else _forward_kernel
@@ -286,21 +228,25 @@ def _needs_pytorch(qkv: Tensor, num_heads: int) -> bool:
     return too_large or float32_dot_is_tf32(qkv.device)
 
 
-def _forward(qkv: Tensor, num_heads: int) -> Tensor:
+def _forward(
+    qkv: Tensor, num_heads: int, dropout: float = 0.0, seed: Tensor | None = None
+) -> Tensor:
     if _needs_pytorch(qkv, num_heads):
-        return _ref(qkv, num_heads)
+        return _ref(qkv, num_heads, dropout, seed)
     qkv = qkv.contiguous()
     out = torch.empty(*qkv.shape[:2], qkv.shape[2] // 3, dtype=qkv.dtype, device=qkv.device)
-    _launch(qkv, num_heads, qkv, out, backward=False)
+    _launch(qkv, num_heads, dropout, seed, qkv, out, backward=False)
     return out
 
 
-def _backward(dout: Tensor, qkv: Tensor, num_heads: int) -> Tensor:
+def _backward(
+    dout: Tensor, qkv: Tensor, num_heads: int, dropout: float = 0.0, seed: Tensor | None = None
+) -> Tensor:
     if _needs_pytorch(qkv, num_heads):
-        return _ref_backward(dout, qkv, num_heads)
+        return _ref_backward(dout, qkv, num_heads, dropout, seed)
     dout, qkv = dout.contiguous(), qkv.contiguous()
     dqkv = torch.empty_like(qkv)
-    _launch(qkv, num_heads, dout, qkv, dqkv, backward=True)
+    _launch(qkv, num_heads, dropout, seed, dout, qkv, dqkv, backward=True)
     return dqkv
 
 
@@ -313,30 +259,47 @@ def _heads_do_not_fit(num_heads: int, sizes: dict[str, int]) -> str | None:
     return None
 
 
+def _is_no_share(dropout: float, sizes: dict[str, int]) -> str | None:
+    return None if 0 <= dropout < 1 else "is not from 0 to less than 1"
+
+
 _backward_op = register(
-    "short_attention_backward(Tensor dout, Tensor qkv, int num_heads) -> Tensor",
+    "short_attention_backward(Tensor dout, Tensor qkv, int num_heads, float dropout=0.0, "
+    "Tensor? seed=None) -> Tensor",
     ref=_ref_backward,
     triton=_backward,
-    arguments={"dout": "F N D", "qkv": "F N W", "num_heads": _heads_do_not_fit},
-    fake=lambda dout, qkv, num_heads: empty_contiguous(qkv),
+    arguments={
+        "dout": "F N D", "qkv": "F N W", "num_heads": _heads_do_not_fit, "dropout": _is_no_share,
+        "seed": "int64",
+    },
+    fake=lambda dout, qkv, num_heads, dropout=0.0, seed=None: empty_contiguous(qkv),
     is_backward=True,
-)
+)  # fmt: skip
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    qkv, ctx.num_heads = inputs
-    ctx.save_for_backward(qkv)
+    qkv, *ctx.settings, seed = inputs
+    ctx.save_for_backward(qkv, seed)
+
+
+def _differentiate(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
+    qkv, seed = ctx.saved_tensors
+    return _backward_op(dout, qkv, *ctx.settings, seed), None, None, None
 
 
 _op = register(
-    "short_attention(Tensor qkv, int num_heads) -> Tensor",
+    "short_attention(Tensor qkv, int num_heads, float dropout=0.0, Tensor? seed=None) -> Tensor",
     ref=_ref,
     triton=_forward,
-    arguments={"qkv": "F N W", "num_heads": _heads_do_not_fit},
-    fake=lambda qkv, num_heads: qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3),
+    arguments={
+        "qkv": "F N W", "num_heads": _heads_do_not_fit, "dropout": _is_no_share, "seed": "int64"
+    },
+    fake=lambda qkv, num_heads, dropout=0.0, seed=None: qkv.new_empty(
+        *qkv.shape[:2], qkv.shape[2] // 3
+    ),
     setup_context=_setup_context,
-    backward=lambda ctx, dout: (_backward_op(dout, *ctx.saved_tensors, ctx.num_heads), None),
-)
+    backward=_differentiate,
+)  # fmt: skip
 
 
 def max_tokens(device: torch.device) -> int:
@@ -344,7 +307,9 @@ def max_tokens(device: torch.device) -> int:
     return 512 if device_kind(device) == "cpu" and not _triton.INTERPRET else 128
 
 
-def short_attention(qkv: Tensor, num_heads: int) -> Tensor:
+def short_attention(
+    qkv: Tensor, num_heads: int, dropout: float = 0.0, seed: Tensor | None = None
+) -> Tensor:
     """Multi-head self-attention ``[F, N, D]`` of F independent short sequences.
 
     ``qkv`` float ``[F, N, 3*D]``: queries, keys and values side by side, each with its heads side
@@ -352,6 +317,10 @@ def short_attention(qkv: Tensor, num_heads: int) -> Tensor:
     head size ``D / num_heads`` 1 to 128. The scale is ``head_size ** -0.5``. The softmax is
     computed in float32; products are of ``qkv``'s dtype with float32 sums, and true float32 for
     float32 (float64 runs in PyTorch).
+
+    ``dropout``, from 0 to less than 1: the share of the softmax's weights that become zero; the
+    others are divided by ``1 - dropout``. Which these are is a function of ``seed``, int64 ``[]``,
+    the same on every device; by default it is drawn from PyTorch's generator.
     Raises ``ValueError`` naming the argument that does not fit.
 
     Example::
@@ -373,4 +342,11 @@ def short_attention(qkv: Tensor, num_heads: int) -> Tensor:
             f"num_heads: {num_heads} gives heads of {width // (3 * num_heads)} columns, "
             f"not 1 to {MAX_HEAD_DIM}"
         )
-    return _op(qkv, num_heads) if has_kernel(qkv) else _ref(qkv, num_heads)
+    run = _op if has_kernel(qkv) else _ref
+    if dropout == 0:
+        return run(qkv, num_heads)
+    if wrong := _is_no_share(dropout, {}):
+        raise ValueError(f"dropout: {dropout} {wrong}")
+    if seed is not None and (seed.dtype != torch.int64 or seed.ndim):
+        raise ValueError(f"seed: {seed.dtype} {tuple(seed.shape)} is not int64 []")
+    return run(qkv, num_heads, dropout, draw_seed(qkv.device) if seed is None else seed)

@@ -61,6 +61,10 @@ def cases(
             calls[f"rms_norm, {stack}"] = partial(_rms_norm, x)
         if tokens <= _op("short_attention").max_tokens(torch.device("cuda")):
             calls[f"short_attention, {stack}"] = partial(_short_attention, x, heads)
+            if stack.startswith("encoder"):  # of other people's models
+                calls[f"short_attention dropout, {stack}"] = partial(
+                    _short_attention, x, heads, 0.1
+                )
     shape = frames, patches, cfg.patch_dim
     rows = torch.randint(256, shape, dtype=torch.uint8, device=device)
     for where, tokens in (("visible", kept), ("all", patches)):
@@ -141,10 +145,11 @@ def _bias_swiglu(x: Tensor, value: Tensor | None = None) -> None:
     op._backward(torch.randn_like(y), x, bias, value)
 
 
-def _short_attention(x: Tensor, heads: int) -> None:
+def _short_attention(x: Tensor, heads: int, dropout: float = 0.0) -> None:
     op, qkv = _op("short_attention"), torch.cat([x, x, x], dim=2)
-    op._forward(qkv, heads)
-    op._backward(x, qkv, heads)
+    seed = torch.zeros((), dtype=torch.int64, device=x.device) if dropout else None
+    op._forward(qkv, heads, dropout, seed)
+    op._backward(x, qkv, heads, dropout, seed)
 
 
 def _embed_patches(rows: Tensor, out: Tensor) -> None:

@@ -55,6 +55,7 @@ SHAPES = {
     ],
     "rms_norm": [(FRAMES, KEPT, WIDTH), (WIDTH,)],
     "short_attention": [(FRAMES, KEPT, 3 * WIDTH)],
+    "short_attention, dropout": [(FRAMES, KEPT, 3 * WIDTH)],
 }  # fmt: skip
 """The shapes of every op's float arguments."""
 
@@ -64,7 +65,7 @@ def functions(name: str, device: str) -> tuple[Callable, Callable]:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(256, (FRAMES, PATCHES, PIXELS), dtype=torch.uint8, generator=generator)
     ids = torch.rand(FRAMES, PATCHES, generator=generator).argsort(1)[:, :KEPT]
-    rows, ids = rows.to(device), ids.to(device)
+    rows, ids, seed = rows.to(device), ids.to(device), torch.tensor(7, device=device)
 
     def embed(run: Callable) -> Callable:
         return lambda w, b, p: run(rows, ids, w, b, p, 0.5, 0.25, w.dtype)
@@ -97,6 +98,10 @@ def functions(name: str, device: str) -> tuple[Callable, Callable]:
         "rms_norm": (kernels.rms_norm, lambda x, w: ref_rms_norm(x, w, 1e-6, x.dtype)),
         "short_attention": (
             lambda x: kernels.short_attention(x, 2), lambda x: ref_short_attention(x, 2)
+        ),
+        "short_attention, dropout": (
+            lambda x: kernels.short_attention(x, 2, 0.3, seed),
+            lambda x: ref_short_attention(x, 2, 0.3, seed),
         ),
     }[name]  # fmt: skip
 

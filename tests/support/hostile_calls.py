@@ -40,6 +40,7 @@ def arguments(draw: random.Random) -> dict[str, list[Any]]:
     rows = torch.randint(256, (f, n, r), dtype=torch.uint8)
     ids = torch.rand(f, n).argsort(1)[:, :k]
     heads = draw.choice([1, 2, 4])
+    dropout = draw.choice([[], [0.0, None], [0.3, torch.tensor(7)]])
     embedding = [rows, ids, floats(d, r, as_input=False), floats(d), floats(n, d), 0.5, 0.25]
     return {
         "bias_gelu": [floats(f, n, d), floats(d), draw.choice([0, 1, 2])],
@@ -68,9 +69,9 @@ def arguments(draw: random.Random) -> dict[str, list[Any]]:
         ],
         "restore_tokens_backward": [floats(f, n + 1, d), ids, floats(d), floats(n, d)],
         "sample_masks": [torch.randint(-99, 99, (f,)), n, k],
-        "short_attention": [floats(f, n, 3 * heads * d), heads],
+        "short_attention": [floats(f, n, 3 * heads * d), heads, *dropout],
         "short_attention_backward": [
-            floats(f, n, heads * d), floats(f, n, 3 * heads * d), heads
+            floats(f, n, heads * d), floats(f, n, 3 * heads * d), heads, *dropout
         ],
     }  # fmt: skip
 

@@ -35,6 +35,11 @@ NAMED = {
     "prefix: shape": lambda: ops.restore_tokens(X, IDS, X[0, 0], torch.ones(5, 4), X[:1]),
     "num_heads: ": lambda: ops.short_attention(torch.ones(2, 3, 12), 0),
     "num_heads: 2": lambda: ops.short_attention(torch.ones(2, 3, 0), 2),
+    "dropout: ": lambda: ops.short_attention(torch.ones(2, 3, 12), 2, 1.0, torch.tensor(0)),
+    "dropout: -": lambda: ops.short_attention(torch.ones(2, 3, 12), 2, -0.1, torch.tensor(0)),
+    "seed: None": lambda: ops.short_attention(torch.ones(2, 3, 12), 2, 0.1),
+    "seed: shape": lambda: ops.short_attention(torch.ones(2, 3, 12), 2, 0.1, torch.arange(1)),
+    "seed: ": lambda: ops.short_attention(torch.ones(2, 3, 12), 2, 0.1, torch.tensor(0.0)),
     "ids": lambda: ops.embed_patches(
         ROWS[:, :0], IDS, torch.ones(4, 6), torch.ones(4), torch.ones(0, 4), 0.5, 0.5, X.dtype
     ),

@@ -64,7 +64,7 @@ def arguments(name: str, dtype: torch.dtype, device: str) -> tuple:
             64,
             17,
         ),
-        "short_attention": lambda: (tokens(3 * width), 3),
+        "short_attention": lambda: (tokens(3 * width), 3, 0.1, torch.tensor(7, device=device)),
     }
     return made[name]()
 

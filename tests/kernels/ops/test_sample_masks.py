@@ -7,7 +7,8 @@ import torch
 
 from ivcl_fast import reference
 from ivcl_fast.kernels import dispatches, hash_seeds, sample_masks
-from ivcl_fast.kernels.sample_masks import MAX_KERNEL_PATCHES, _hashes, _ref
+from ivcl_fast.kernels._random import hashes
+from ivcl_fast.kernels.sample_masks import MAX_KERNEL_PATCHES, _ref
 from tests.kernels.ops.conftest import INTERPRET
 
 op = torch.ops.ivcl_fast.sample_masks.default
@@ -53,7 +54,7 @@ def test_extreme_seeds(device):
     seed = torch.tensor([0, -1, 1, 2**63 - 1, -(2**63), 2**32, -(2**31)], device=device)
     for got, want in zip(op(seed, 64, 16), reference.sample_masks(seed, 64, 16), strict=True):
         assert torch.equal(got, want)
-    assert torch.equal(_hashes(seed, 17), reference.stream(seed, 17))
+    assert torch.equal(hashes(seed, 17), reference.stream(seed, 17))
 
 
 @pytest.mark.parametrize("count", [1, 17, 300])
@@ -123,7 +124,7 @@ def test_every_subset_is_drawn_equally_often():
 def test_masks_of_neighbours_are_independent(neighbour):
     base = torch.arange(FRAMES) * 2
     if neighbour == "next frame of a clip":
-        first, second = _hashes(base, 2).unbind(-1)
+        first, second = hashes(base, 2).unbind(-1)
     else:
         first, second = base, base + 1 if neighbour == "next seed" else base ^ (1 << 40)
     keep = [included(sample_masks(seed, 64, 16)[0], 64) for seed in (first, second)]
@@ -144,12 +145,12 @@ def test_opcheck(device):
 
 @pytest.mark.skipif(INTERPRET, reason="the interpreter is slow under a compiler")
 def test_fullgraph_and_no_recompile_across_seeds(device):
-    compiled = torch.compile(lambda seed: sample_masks(_hashes(seed, 4), 16, 4), fullgraph=True)
+    compiled = torch.compile(lambda seed: sample_masks(hashes(seed, 4), 16, 4), fullgraph=True)
     for stance in ("default", "fail_on_recompile", "fail_on_recompile"):
         seed = seeds(3, device=device)
         with torch.compiler.set_stance(stance):
             got = compiled(seed)
-        for a, b in zip(got, reference.sample_masks(_hashes(seed, 4), 16, 4), strict=True):
+        for a, b in zip(got, reference.sample_masks(hashes(seed, 4), 16, 4), strict=True):
             assert torch.equal(a, b)
 
 

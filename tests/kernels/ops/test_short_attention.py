@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ivcl_fast.kernels import dispatches
+from ivcl_fast.kernels._random import kept
 from ivcl_fast.kernels.short_attention import _blocks, _ref
 from ivcl_fast.kernels.short_attention import short_attention as public
 from tests.kernels.ops.conftest import DTYPES, INTERPRET, implementation
@@ -91,6 +92,47 @@ def test_a_program_writes_its_own_frames_only(device, monkeypatch):
         assert written[0].isfinite().all() and written[1:].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "tokens, head_dim", [(1, 16), (12, 16), (29, 24), (64, 60), (65, 16), (66, 80), (127, 32)]
+)
+def test_dropout(tokens, head_dim, dtype, device):
+    frames = partly_empty(tokens, dtype) if tokens < 64 else 2
+    x, seed = qkv(frames, tokens, 2, head_dim, dtype, device), torch.tensor(-(2**62), device=device)
+    check_op(op, _ref, [x, 2, 0.3, seed])
+
+
+def test_dropout_is_drawn_from_a_seed(device):
+    x = qkv(3, 12, 2, 16, torch.float32, device)
+    one, two = (torch.tensor(seed, device=device) for seed in (1, 2))
+    assert torch.equal(public(x, 2, 0.2, one), public(x, 2, 0.2, one))
+    assert not torch.equal(public(x, 2, 0.2, one), public(x, 2, 0.2, two))
+    assert torch.equal(public(x, 2, 0.0, one), public(x, 2))
+    drawn = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        drawn += [public(x, 2, 0.2), public(x, 2, 0.2)]
+    assert torch.equal(drawn[0], drawn[2]) and torch.equal(drawn[1], drawn[3])
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[4])
+
+
+def test_nothing_but_dropout_changes_a_weight(device):
+    """With equal scores and one value per key, the outputs are the weights that were kept."""
+    tokens = 48
+    x = torch.zeros(2, tokens, 3 * 2 * 48, device=device)
+    x[..., 2 * 2 * 48 :] = torch.eye(tokens, device=device).repeat(1, 2)
+    seed, dropout = torch.tensor(5, device=device), 0.25
+    weights = public(x, 2, dropout, seed).unflatten(2, (2, tokens)).transpose(1, 2)
+    is_kept = kept(weights.shape, dropout, seed)
+    torch.testing.assert_close(weights, is_kept / (tokens * (1 - dropout)))
+
+
+@pytest.mark.parametrize("dropout", [1e-9, 0.999, 1 - 1e-9])
+def test_extreme_dropout(dropout, device):
+    x, seed = qkv(2, 12, 2, 16, torch.float32, device), torch.tensor(0, device=device)
+    check_op(op, _ref, [x, 2, dropout, seed])
+
+
 @pytest.mark.skipif(not INTERPRET, reason="only the interpreter widens bfloat16")
 def test_bfloat16_in_the_interpreter():
     x = qkv(3, 12, 2, 16, torch.bfloat16, "cpu")
@@ -117,14 +159,17 @@ def test_gradcheck():
 
 
 def test_opcheck(device):
-    torch.library.opcheck(op, (qkv(3, 5, 2, 16, torch.float32, device).requires_grad_(), 2))
+    x = qkv(3, 5, 2, 16, torch.float32, device).requires_grad_()
+    torch.library.opcheck(op, (x, 2))
+    torch.library.opcheck(op, (x, 2, 0.3, torch.tensor(1, device=device)))
 
 
 @pytest.mark.skipif(INTERPRET, reason="the interpreter is slow under a compiler")
-def test_fullgraph(device):
-    x = qkv(3, 5, 2, 16, torch.float32, device)
-    compiled = torch.compile(lambda x, h: op(x, h).square(), fullgraph=True)
-    check_op(compiled, lambda x, h: _ref(x, h).square(), [x, 2])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_fullgraph(dropout, device):
+    args = [qkv(3, 5, 2, 16, torch.float32, device), 2, dropout, torch.tensor(9, device=device)]
+    compiled = torch.compile(lambda *args: op(*args).square(), fullgraph=True)
+    check_op(compiled, lambda *args: _ref(*args).square(), args)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +186,18 @@ def test_fullgraph(device):
 def test_bad_arguments_are_named(shape, num_heads, message):
     with pytest.raises(ValueError, match=message):
         public(torch.zeros(shape), num_heads)
+
+
+@pytest.mark.parametrize("dropout", [1.0, -0.1, float("nan")])
+def test_a_bad_dropout_is_named(dropout):
+    with pytest.raises(ValueError, match=r"dropout: .* is not from 0 to less than 1"):
+        public(torch.zeros(2, 5, 96), 2, dropout)
+
+
+@pytest.mark.parametrize("seed", [torch.zeros(()), torch.zeros(1, dtype=torch.int64)])
+def test_a_bad_seed_is_named(seed):
+    with pytest.raises(ValueError, match=r"seed: .* is not int64 \[\]"):
+        public(torch.zeros(2, 5, 96), 2, 0.1, seed)
 
 
 def test_integers_are_refused():
