@@ -176,7 +176,6 @@ def test_what_would_change_the_answer_is_kept(options, part, reason):
         {"norm_layer": RmsNorm},
         {"init_values": 0.5},
         {"drop_path_rate": 0.3},
-        {"attn_drop_rate": 0.3},
         {"proj_drop_rate": 0.3},
         {"qkv_bias": False},
         {"class_token": False, "reg_tokens": 4, "global_pool": "avg"},

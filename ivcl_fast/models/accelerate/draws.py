@@ -1,4 +1,8 @@
-"""Random numbers of a trial: a stream of its own, so that no global random state moves."""
+"""Random numbers of a trial: a stream of its own, so that no global random state moves.
+
+Dropout of attention weights, of any ``[..., N, N]``, draws as the fused op does. So a trial also
+compares which tensor a module drops from, and when.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ivcl_fast.kernels._random import SEEDS, kept
 
 COMMUNICATION = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "symm_mem")
 """Namespaces of operators that other ranks take part in."""
@@ -32,6 +38,9 @@ class OwnDraws(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             if func is torch.ops.aten.native_dropout.default:
                 return self.dropout(*args, **kwargs)
+            if func is torch.ops.aten.bernoulli_.float:  # a CPU's dropout
+                probability = args[1] if len(args) > 1 else 0.5  # a default is left out
+                return args[0].copy_(self.kept(args[0], 1 - probability))
             names = [argument.name for argument in func._schema.arguments]
             given = dict(zip(names, args, strict=False)) | kwargs
             if "dropout_p" in names and not given.get("dropout_p"):  # attention without dropout
@@ -46,5 +55,13 @@ class OwnDraws(TorchDispatchMode):
 
     def dropout(self, x: torch.Tensor, p: float, train: bool | None) -> tuple:
         p = 0.0 if train is False else p
-        keep = torch.empty_like(x).bernoulli_(1 - p, generator=self.generator)
-        return x * keep / (1 - p if p < 1 else 1), keep.bool()
+        is_kept = self.kept(x, p)
+        return x * is_kept / (1 - p if p < 1 else 1), is_kept
+
+    def kept(self, x: torch.Tensor, p: float) -> torch.Tensor:
+        """What dropout of ``x`` keeps, bool."""
+        if x.ndim > 2 and x.shape[-1] == x.shape[-2] and p < 1:
+            seed = torch.randint(SEEDS, (), generator=self.generator, device=x.device)
+            return kept(x.shape, p, seed)
+        # Contiguous: in which order numbers are drawn must not depend on how x lies in memory.
+        return x.new_empty(x.shape).bernoulli_(1 - p, generator=self.generator).bool()

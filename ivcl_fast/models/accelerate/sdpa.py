@@ -53,14 +53,15 @@ class Redirect(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
         """``scaled_dot_product_attention``, of ``[B, heads, N, d]``."""
-        plain = attn_mask is None and dropout_p == 0.0 and not is_causal and not enable_gqa
+        plain = attn_mask is None and 0 <= dropout_p < 1 and not is_causal and not enable_gqa
         if plain and can_fuse(query, key, value, scale):
             x = query.transpose(1, 2)  # [B, N, heads, d]
             dtype = compute_dtype(x)
             inputs = Inputs(x.shape[1], x.shape[3], dtype, x.device)
             if self.worth_it(x) and not not_supported_reasons("short", inputs):
                 parts = [part.transpose(1, 2).to(dtype) for part in (query, key, value)]
-                out = short_attention(torch.stack(parts, dim=2).flatten(2), query.shape[1])
+                qkv = torch.stack(parts, dim=2).flatten(2)
+                out = short_attention(qkv, query.shape[1], dropout_p)
                 return out.unflatten(2, x.shape[2:]).transpose(1, 2)
         return SDPA(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa

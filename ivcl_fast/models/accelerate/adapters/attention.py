@@ -59,7 +59,7 @@ class Layout(NamedTuple):
     """Called between attention and ``proj``."""
     after: tuple[str, ...] = ()
     dropout: str | None = None
-    """Of attention weights: a child; fused where it does nothing."""
+    """Of attention weights: a child, whose probability is read."""
     has_biases: bool = False
     has_norms: bool = False
     """Of queries and keys."""
@@ -117,18 +117,23 @@ class PackedAttention(Adapter):
 
     def may_run(self, module: nn.Module, layout: Layout) -> bool:
         dropout: Any = module._modules.get(layout.dropout or "")
-        return dropout is None or dropout.p == 0 or not (module.training or dropout.training)
+        if dropout is None or dropout.p == 0:
+            return True
+        # Some packages ask the module and some the dropout whether this is training.
+        return dropout.p < 1 and dropout.training == module.training
 
     def run(self, module: nn.Module, layout: Layout, x: Tensor) -> Tensor:
         parts: Any = module._modules
         x, heads = call_parts(module, layout.first, x), getattr(module, layout.heads)
+        is_dropping = module.training and layout.dropout is not None
+        dropout = parts[layout.dropout].p if is_dropping else 0.0
         if layout.has_biases:
             x = F.linear(x, parts[layout.qkv[0]].weight, packed_bias(module))
         else:
             made = [linear(parts[name], x) for name in layout.qkv]
             x = made[0] if len(made) == 1 else torch.cat(made, dim=-1)
         x = norm_qk(module, x, heads) if layout.has_norms else x
-        x = call_parts(module, layout.before, attention(x, heads))
+        x = call_parts(module, layout.before, attention(x, heads, dropout=dropout))
         return call_parts(module, layout.after, linear(parts[layout.proj], x))
 
     def width(self, module: nn.Module, layout: Layout) -> int:
@@ -207,7 +212,7 @@ class Multihead(Adapter):
         yield from unknown_parts(module, ("out_proj",), ("in_proj_weight", "in_proj_bias"))
 
     def may_run(self, module: Any, layout: tuple) -> bool:
-        return module.dropout == 0.0 or not module.training
+        return module.dropout < 1
 
     def tokens(self, args: Sequence[Any], kwargs: Mapping[str, Any], first: str) -> Tensor | None:
         given = {**dict(zip(ORDER, args, strict=False)), **kwargs}
@@ -223,7 +228,7 @@ class Multihead(Adapter):
 
     def run(self, module: Any, layout: tuple, x: Tensor) -> Tensor:
         x = kernels.linear(x, module.in_proj_weight, module.in_proj_bias)
-        x = attention(x, module.num_heads)
+        x = attention(x, module.num_heads, dropout=module.dropout if module.training else 0.0)
         return kernels.linear(x, module.out_proj.weight, module.out_proj.bias)
 
     def width(self, module: Any, layout: tuple) -> int:
