@@ -6,6 +6,7 @@ Each package version runs in a process of its own. ``--install`` gets the versio
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,16 @@ def merged(new: Sequence[Row], out: Path) -> list[Row]:
     return [by_model[key] for key in order if key in by_model]
 
 
+def command_of(flags: argparse.Namespace) -> str:
+    """Return the command with the flags that decide what is measured."""
+    words = ["--minutes", f"{flags.minutes:g}", "--rounds", str(flags.rounds)]
+    if flags.tokens != list(GRIDS):
+        words += ["--tokens", *map(str, flags.tokens)]
+    if flags.models:
+        words += ["--models", *flags.models]
+    return shlex.join(["python", "-m", "benchmarks.zoo", *words])
+
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser("python -m benchmarks.zoo", description=__doc__)
@@ -62,8 +73,7 @@ def main() -> None:
     if flags.install:
         install(flags.environments)
     entries = chosen(flags.models)
-    command = f"python -m benchmarks.zoo --minutes {flags.minutes:g} --rounds {flags.rounds}"
-    results = Results(command, machine=machine.describe())
+    results = Results(command_of(flags), machine=machine.describe())
     rows: list[Row] = []
     begin = time.monotonic()
     for name in PACKAGES:
