@@ -27,17 +27,18 @@ def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
     return tuple(rearrange(qkv, "f n (s h d) -> s f h n d", s=3, h=num_heads))
 
 
-def explicit_softmax(qkv: Tensor, num_heads: int) -> Tensor:
+def explicit_softmax(qkv: Tensor, num_heads: int, dropout: float = 0.0) -> Tensor:
     """Attention as the reference model writes it."""
     q, k, v = split_heads(qkv, num_heads)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    return rearrange(scores.softmax(dim=-1).to(v.dtype) @ v, "f h n d -> f n (h d)")
+    weights = F.dropout(scores.softmax(dim=-1).to(v.dtype), dropout)
+    return rearrange(weights @ v, "f h n d -> f n (h d)")
 
 
-def sdpa(qkv: Tensor, num_heads: int) -> Tensor:
+def sdpa(qkv: Tensor, num_heads: int, dropout: float = 0.0) -> Tensor:
     """``scaled_dot_product_attention`` with the backend that PyTorch chooses."""
     q, k, v = split_heads(qkv, num_heads)
-    out = F.scaled_dot_product_attention(q, k, v)
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     return rearrange(out, "f h n d -> f n (h d)")
 
 

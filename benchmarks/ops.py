@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -86,9 +86,11 @@ class AttentionShape:
     heads: int
     head_dim: int
     slow: bool = False
+    dropout: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.frames}x{self.tokens} tokens, {self.heads} heads of {self.head_dim}"
+        shape = f"{self.frames}x{self.tokens} tokens, {self.heads} heads of {self.head_dim}"
+        return f"{shape}, dropout {self.dropout:g}" if self.dropout else shape
 
     @property
     def flops(self) -> int:
@@ -111,31 +113,48 @@ ATTENTION = [
     AttentionShape(8 * SCALE, 160, 4, 32, slow=DEVICE.type == "cuda"),
     AttentionShape(24 * SCALE, 64, 12, 64, slow=True),
     AttentionShape(12 * SCALE, 128, 12, 64, slow=True),
+    # Of models that `accelerate` replaces.
+    AttentionShape(77 * SCALE, 20, 12, 64, dropout=0.1),
+    AttentionShape(31 * SCALE, 50, 12, 64, dropout=0.1),
+    AttentionShape(8 * SCALE, 128, 12, 64, dropout=0.1),
 ]
 
 
-def attentions() -> dict[str, Function]:
+def attentions(dropout: float = 0.0) -> dict[str, Function]:
     """``short_attention``, then PyTorch's attentions."""
-    return {"ours": kernels.short_attention} | baselines.attentions()
+    if not dropout:
+        return {"ours": kernels.short_attention} | baselines.attentions()
+    functions: dict[str, Function] = {
+        "ours": kernels.short_attention,
+        "explicit softmax": baselines.explicit_softmax,
+        "SDPA": baselines.sdpa,
+    }
+    return {name: partial(function, dropout=dropout) for name, function in functions.items()}
 
 
 def attention_benchmark(
     shape: AttentionShape, functions: dict[str, Function] | None = None, **options: Any
 ) -> Benchmark:
     """Attentions, all by default; ours is left out where sequences are too long for it."""
-    functions = functions or attentions()
+    functions = functions or attentions(shape.dropout)
     if shape.tokens > max_tokens(DEVICE):
         functions = {name: function for name, function in functions.items() if name != "ours"}
     width = 3 * shape.heads * shape.head_dim
-    return Benchmark(
-        name=f"short_attention {shape}",
-        implementations=tuple(functions),
-        setup=lambda: forward_backward(
+
+    def setup() -> Setup:
+        ready = forward_backward(
             functions,
             baselines.explicit_softmax,
             lambda: [draw(shape.frames, shape.tokens, width), shape.heads],
             input_sets(shape.bytes),
-        ),
+        )
+        # What is dropped differs, so no output is expected.
+        return replace(ready, expected=None) if shape.dropout else ready
+
+    return Benchmark(
+        name=f"short_attention {shape}",
+        implementations=tuple(functions),
+        setup=setup,
         bytes=shape.bytes,
         flops=shape.flops,
         details={"shape": str(shape), "dtype": "bfloat16", "tokens": shape.tokens},
