@@ -104,14 +104,20 @@ def loop_backward_kernel(
     tl.store(ptrs, dv.to(dqkv_ptr.dtype.element_ty), mask=mask)
 
 
-def loop_blocks(head_dim: int, dtype: torch.dtype, chip: int) -> dict[str, int | None]:
+def loop_blocks(
+    head_dim: int, dtype: torch.dtype, chip: int, drops_in_backward: bool
+) -> dict[str, int | None]:
     """The block of queries and compile options of the kernels that loop over queries.
 
     The tensor cores of sm_90 and sm_100 read operands from shared memory, as fast for 32 queries as
     for 16. With 128 registers per thread, two programs share a multiprocessor. Other chips keep
-    operands in registers, and float32 whole rows of them: there 32 queries would spill.
+    operands in registers, and float32 whole rows of them: there 32 queries would spill. So they would
+    in a backward pass with dropout, on sm_90 even 16 unless 16 warps share a program.
     """
     if dtype == torch.float32:
         return dict(QUERIES=16, num_warps=8 if head_dim <= 32 else 16)
-    wide = chip // 10 in (9, 10)
-    return dict(QUERIES=32 if wide else 16, num_warps=8, maxnreg=128 if wide else None)
+    if chip // 10 == 9 and drops_in_backward:
+        return dict(QUERIES=16, num_warps=16)
+    in_shared = chip // 10 in (9, 10)
+    queries = 32 if in_shared and not drops_in_backward else 16
+    return dict(QUERIES=queries, num_warps=8, maxnreg=128 if in_shared else None)

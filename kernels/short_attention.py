@@ -207,7 +207,7 @@ def _launch(
     if tokens > 64 and head_dim <= 64 and (backward or qkv.dtype != torch.float32):
         kernel = loop_backward_kernel if backward else loop_forward_kernel
         columns = max(16, triton.next_power_of_2(head_dim))
-        blocks = loop_blocks(head_dim, qkv.dtype, arch(qkv.device))
+        blocks = loop_blocks(head_dim, qkv.dtype, arch(qkv.device), backward and dropout > 0)
         launch(kernel, (frames * num_heads,), *tensors, **shape, TILE=128, COLS=columns, **blocks)
         return
     kernel = _backward_kernel if backward else _forward_kernel

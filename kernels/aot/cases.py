@@ -62,7 +62,7 @@ def cases(
         if tokens <= _op("short_attention").max_tokens(torch.device("cuda")):
             calls[f"short_attention, {stack}"] = partial(_short_attention, x, heads)
             if stack.startswith("encoder"):  # of other people's models
-                calls[f"short_attention dropout, {stack}"] = partial(
+                calls[f"short_attention, {stack}, dropout"] = partial(
                     _short_attention, x, heads, 0.1
                 )
     shape = frames, patches, cfg.patch_dim

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import inspect
 import itertools
 import json
 import os
@@ -99,12 +98,12 @@ def test_kept_figures_have_no_faults(kept):
 def old_float32_backward(arch: int) -> Launch:
     """The backward of 68 tokens as it was: all pairs of tokens at once, also in float32."""
     qkv, dout = torch.empty(4, 68, 3 * 768, device="meta"), torch.empty(4, 68, 768, device="meta")
-    sizes = dict(TOKENS=68, HEADS=12, HEAD_DIM=64, SCALE=0.125, TILE=128, CHUNK=16)
+    sizes = dict(TOKENS=68, HEADS=12, HEAD_DIM=64, SCALE=0.125, DROP_STEPS=0, TILE=128, CHUNK=16)
     with record(arch) as launches:
         op = sys.modules[short_attention.__module__]
         op.launch(
-            op._backward_kernel, (48,), dout, qkv, torch.empty_like(qkv), 4 * 68, num_warps=16,
-            num_stages=1, OPERAND=_triton.tl.float32, **sizes,
+            op._backward_kernel, (48,), None, dout, qkv, torch.empty_like(qkv), 4 * 68,
+            num_warps=16, num_stages=1, OPERAND=_triton.tl.float32, **sizes,
         )  # fmt: skip
     return launches[0]
 
@@ -206,9 +205,7 @@ def test_every_kernel_of_every_op_is_covered(first_shapes):
         kernel
         for name in OPS
         for key, kernel in vars(aot_cases._op(name)).items()
-        if key.endswith("_kernel")
-        and hasattr(kernel, "fn")  # decorated by triton.jit
-        and inspect.getmodule(kernel.fn) is aot_cases._op(name)
+        if key.endswith("_kernel") and hasattr(kernel, "fn")  # decorated by triton.jit
     }
     assert kernels == started
 

@@ -144,3 +144,17 @@ def test_checkpointing_repeats_the_numbers():
         run(leaf).square().sum().backward()
         grads.append(leaf.grad)
     assert torch.equal(*grads)
+
+
+def test_compiled_modules_draw_too():
+    _, fast = both("explicit")
+    x = torch.randn(2, 6, 32)
+    fast(x.clone().requires_grad_())  # compares the length before it is traced
+    torch._dynamo.reset()
+    compiled, before, outs = torch.compile(fast, backend="aot_eager"), dispatches(), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        outs.append(compiled(x.clone().requires_grad_()))
+        outs[-1].sum().backward()
+    assert torch.equal(outs[0], outs[1]) and not torch.equal(outs[0], outs[2])
+    assert {op for op, how in dispatches() - before if how != "ref"} >= OPS
