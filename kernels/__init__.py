@@ -2,7 +2,8 @@
 
 * ``embed_patches``: uint8 rows of the visible patches -> tokens. One pass gathers, normalises,
   multiplies by the patch embedding, and adds bias and position.
-* ``short_attention``: multi-head attention of short sequences, read in place from packed qkv.
+* ``short_attention``: multi-head attention of short sequences, read in place from packed qkv, also
+  with dropout of its weights.
 * ``kernels.attention.attention``: attention by the backend that suits the shape.
 * ``add_layer_norm``: residual sum and its LayerNorm; ``layer_norm`` is the same without the sum.
 * ``add_rms_norm``, ``rms_norm``: the same for RMSNorm.
