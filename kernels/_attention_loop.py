@@ -111,8 +111,8 @@ def loop_blocks(
 
     The tensor cores of sm_90 and sm_100 read operands from shared memory, as fast for 32 queries as
     for 16. With 128 registers per thread, two programs share a multiprocessor. Other chips keep
-    operands in registers, and float32 whole rows of them: there 32 queries would spill. So they would
-    in a backward pass with dropout, on sm_90 even 16 unless 16 warps share a program.
+    operands in registers, and float32 whole rows of them: there 32 queries would spill. So they
+    would in a backward pass with dropout, on sm_90 even 16 unless 16 warps share a program.
     """
     if dtype == torch.float32:
         return dict(QUERIES=16, num_warps=8 if head_dim <= 32 else 16)
