@@ -46,7 +46,7 @@ def _ref(qkv: Tensor, num_heads: int, dropout: float = 0.0, seed: Tensor | None 
     precision = torch.promote_types(qkv.dtype, torch.float32)
     weights = scores.softmax(dim=-1, dtype=precision)
     if dropout:
-        weights = drop(weights, dropout, _given(seed))
+        weights = drop(weights, dropout, _required(seed))
     out = weights.to(qkv.dtype) @ v
     return out.transpose(1, 2).flatten(2).to(qkv.dtype)
 
@@ -57,7 +57,7 @@ def _ref_backward(
     return vjp(_ref, (qkv, num_heads, dropout, seed), dout)[0]
 
 
-def _given(seed: Tensor | None) -> Tensor:
+def _required(seed: Tensor | None) -> Tensor:
     if seed is None:
         raise ValueError("seed: None is not int64 [], which dropout needs")
     return seed
@@ -197,7 +197,7 @@ def _launch(
     # The interpreter cannot multiply bfloat16.
     use_float32 = _triton.INTERPRET and qkv.dtype == torch.bfloat16
     operand = torch.float32 if use_float32 else qkv.dtype
-    tensors = (_given(seed) if dropout else None, *tensors)  # type: ignore[assignment]
+    tensors = (_required(seed) if dropout else None, *tensors)  # type: ignore[assignment]
     shape = dict(
         TOKENS=tokens, HEADS=num_heads, HEAD_DIM=head_dim, SCALE=head_dim**-0.5,
         DROP_STEPS=drop_steps(dropout),

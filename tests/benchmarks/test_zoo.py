@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +95,15 @@ def test_results_are_merged_in_the_catalogues_order(tmp_path):
     new = [{"environment": e, "name": n, "new": True} for e, n in (names[4], names[1])]
     found = command_line.merged(new, tmp_path / "zoo.json")
     assert [row["new"] for row in found] == [False, True, False, True]
+
+
+def test_a_file_tells_what_was_measured():
+    flags = SimpleNamespace(minutes=5.0, rounds=9, tokens=[17, 50], models=["SwiGLU, CLIP"])
+    assert command_line.command_of(flags) == (
+        "python -m benchmarks.zoo --minutes 5 --rounds 9 --tokens 17 50 --models 'SwiGLU, CLIP'"
+    )
+    flags.tokens, flags.models = list(GRIDS), []
+    assert command_line.command_of(flags) == "python -m benchmarks.zoo --minutes 5 --rounds 9"
 
 
 def test_mistakes(command, tmp_path):

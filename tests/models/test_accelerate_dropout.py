@@ -69,7 +69,7 @@ def both(name):
     return plain, fast
 
 
-def step(model, x, *contexts):
+def step(model, x):
     x = x.clone().requires_grad_()
     with OwnDraws(x.device):
         out = model(x)
