@@ -79,7 +79,7 @@ def difference(losses: Sequence[float], expected: Sequence[float]) -> float:
 
 
 def run_train(folder: Path, *flags: str, launcher: Sequence[str] = ()) -> str:
-    """Run the main command on little data; returns what it printed, or raises its last line."""
+    """Run the main command on little data; returns what it said, or raises its last line."""
     command = [
         sys.executable, *launcher, "-m", "ivcl_fast.train", "--quick", "--out", f"{folder}/runs",
         "--data-dir", f"{folder}/data", "--device", DEVICE.type, *flags,
@@ -89,7 +89,7 @@ def run_train(folder: Path, *flags: str, launcher: Sequence[str] = ()) -> str:
         said = [line for line in done.stderr.splitlines() if "error" in line.lower()]
         last = said or done.stderr.strip().splitlines() or ["no message"]
         raise RuntimeError(f"exit status {done.returncode}: {last[0] if said else last[-1]}")
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def sanitize(rows: RowFile, rehearse: bool) -> None:

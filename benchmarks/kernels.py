@@ -92,6 +92,7 @@ def matrix_flops(recorded: Launch) -> int:
     """Return the FLOPs of the matrix products asked for, without padding."""
     fixed, tensors = recorded.constexprs, [x for x in recorded.args if isinstance(x, Tensor)]
     if "TOKENS" in fixed and "HEADS" in fixed:  # attention: two products, or five
+        tensors = [x for x in tensors if x.ndim]  # without the seed of dropout
         qkv = tensors[0] if kernel_name(recorded) == FORWARD else tensors[1]
         count = 2 if kernel_name(recorded) == FORWARD else 5
         return count * 2 * qkv.numel() // 3 * fixed["TOKENS"]

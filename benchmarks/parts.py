@@ -83,7 +83,7 @@ CARD = Sizes(
             (2048, 18, 4, 32),
         )
     ),
-    store_steps=160,
+    store_steps=56,
     stream_steps=16,
     window=0.2,
     videos=64,

@@ -13,11 +13,14 @@ FILE, PER_FUNCTION = "IVCL_FAST_GPU_CHECK", "IVCL_FAST_GPU_CHECK_PER_FUNCTION"
 function to run."""
 
 _errors: list[str] = []
+_rows: list[dict[str, Any]] = []
+_skipped: list[str] = []
 
 
 def _add(**row: Any) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         return  # its reports reach the process that started it
+    _rows.append(row)
     if "error" in row:
         _errors.append(row["error"])
     with open(os.environ[FILE], "a") as file:
@@ -43,11 +46,13 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    """Add a row for a test that ran or could not be set up; skipped tests get none."""
+    """Add a row for a test that ran or could not be set up; one that was skipped gets none."""
     if report.outcome == "failed":
         _add(test=report.nodeid, outcome="failed", error=message(report))
     elif report.when == "call" and report.outcome == "passed":
         _add(test=report.nodeid, outcome="passed", seconds=round(report.duration, 3))
+    elif isinstance(report.longrepr, tuple):  # file, line and reason of a skip
+        _skipped.append(report.longrepr[-1].removeprefix("Skipped: "))
 
 
 def pytest_collectreport(report: Any) -> None:
@@ -59,7 +64,12 @@ def pytest_collectreport(report: Any) -> None:
 
 
 def pytest_sessionfinish(session: Any, exitstatus: int) -> None:
-    """Report success if the only problem is files that need a missing package."""
+    """Report success if the only problem is files that need a missing package.
+
+    If all tests were skipped, one row says why.
+    """
+    if _skipped and not _rows:
+        _add(outcome="skipped", skipped=_skipped[0])
     if exitstatus == 1 and not _errors:
         session.exitstatus = 0
 

@@ -6,10 +6,11 @@ What a run gains from fused steps is measured here, not on a step that a benchma
 from __future__ import annotations
 
 import copy
+import logging
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,24 @@ class SyntheticLoader:
             yield self.batch
 
 
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Raise ``RuntimeError`` with the reason if no CUDA graph can be recorded in the block.
+
+    A run warns and goes on without one, and here eager steps would pass for a graph's.
+    """
+    warnings: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
+    step_graph.log.addHandler(handler)
+    try:
+        yield
+    finally:
+        step_graph.log.removeHandler(handler)
+    if warnings:
+        raise RuntimeError(warnings[0])
+
+
 WAYS = OURS_GRAPH, OURS, OURS_COMPILED_GRAPH, OURS_COMPILED
 PARITY_WAYS = (
     Variant("reference, bf16"), *WAYS, Variant("ours, float32", ours=True, bf16=False),
@@ -136,7 +155,7 @@ def run_stage(
             folder=folder or Path(temporary), metrics=log, device=DEVICE,
             amp=way.bf16, cuda_graph=way.graph, **{"save_every": total + 1} | options,
         )  # fmt: skip
-        with suppress(Finished):
+        with recorded() if way.graph else nullcontext(), suppress(Finished):
             stage.run()
         timing.synchronize()
         return log.read()

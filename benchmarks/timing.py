@@ -63,7 +63,7 @@ def _graph_of(calls: Sequence[Call]) -> Call:
 
     def replay() -> Any:
         graph.replay()
-        return outputs
+        return outputs, calls  # what the recorded calls hold has to live as long as the graph
 
     return replay
 

@@ -1,6 +1,6 @@
 """What all tests share.
 
-Tests marked ``gpu`` are skipped, with the reason, where there is no NVIDIA GPU.
+Tests marked ``gpu`` are skipped, with the reason, where there is no NVIDIA GPU that runs kernels.
 
 ``make test`` shares the tests among processes, each of which runs files that follow each other, so
 that a module's fixtures are seldom made twice. Tests, and the commands that they start, compute
@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from ivcl_fast.command import run_command
+from ivcl_fast.kernels._op import unsupported_reason
 from ivcl_fast.models.accelerate import crossovers
 from tests.support.short_run import ShortRun, make_short_run
 
@@ -50,9 +51,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason: str | None = "no NVIDIA GPU on this machine"
     if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="no NVIDIA GPU on this machine")
+        reason = unsupported_reason(torch.device("cuda"))
+        if reason is None:
+            return
+    skip = pytest.mark.skip(reason=reason)
     for item in items:
         if item.get_closest_marker("gpu"):  # keywords hold the names of folders, too
             item.add_marker(skip)

@@ -292,6 +292,33 @@ def test_the_plugin_keeps_every_outcome(tmp_path):
     assert done.returncode == 0, "a package that is missing is no failure"
 
 
+def test_the_plugin_says_why_all_tests_were_skipped(tmp_path):
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.skip(reason='no such card')\ndef test_marked(): pass\n"
+        "def test_itself(): pytest.skip('needs 60 GB')\n"
+    )
+    rows = tmp_path / "rows.jsonl"
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.pytest_outcomes", "-p",
+        "no:cacheprovider", "--rootdir", tmp_path, tmp_path,
+    ]  # fmt: skip
+    environment = os.environ | {"IVCL_FAST_GPU_CHECK": str(rows)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+    found = RowFile(rows).read()
+    assert found == [{"outcome": "skipped", "skipped": "no such card"}]
+    assert gpu_check.outcome(done.returncode, 20, found, "") == "skipped: no such card"
+
+
+def test_a_graph_that_cannot_be_recorded_is_an_error():
+    """A run goes on without one, and its eager steps must not be timed as a graph's."""
+    with stages.recorded():
+        pass
+    with pytest.raises(RuntimeError, match="without, out of memory"), stages.recorded():
+        stages.step_graph.log.warning("--cuda-graph: running without, %s", "out of memory")
+    assert not stages.step_graph.log.handlers
+
+
 def test_the_plugin_thins_the_tests_of_a_function(tmp_path):
     """The first, the last and some between are left, whatever -k has chosen before."""
     (tmp_path / "test_many.py").write_text(

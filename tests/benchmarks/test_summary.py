@@ -28,6 +28,9 @@ def test_bytes_and_flops_of_kernels():
     flops = 2 * 2 * frames * tokens**2 * width
     assert kernels.matrix_flops(made["short_attention, encoder forward"]) == flops
     assert kernels.matrix_flops(made["short_attention, encoder backward"]) == flops * 5 // 2
+    for kernel, times in (("forward", 2), ("backward", 5)):
+        dropout = made[f"short_attention, encoder, dropout {kernel}"]
+        assert kernels.matrix_flops(dropout) == times * flops // 2
     norm = made["add_layer_norm, encoder forward"]
     assert kernels.bytes_moved(norm) == 4 * one + 3 * 4 * width and kernels.matrix_flops(norm) == 0
     embed, keep, pixels = made["embed_patches, visible forward"], frames * 8, 192
