@@ -6,7 +6,7 @@ them. ``machine`` in place of ``table`` describes where and with what they were 
 ``scaling`` is the model of training on many GPUs (:mod:`benchmarks.predictions.scaling`).
 ``predicted`` is the step of :mod:`benchmarks.predictions.step`, which stays as it is where Triton
 cannot count it. ``zoo: NAME; KIND`` is a table of public models (:mod:`benchmarks.zoo.table`), or
-with ``machine`` as KIND where they were measured.
+with ``machine`` as KIND where they were measured; ``limits``, up to which lengths fused ops run.
 """
 
 from __future__ import annotations
@@ -29,9 +29,14 @@ from ivcl_fast.files import write_text
 
 PAGE = ROOT / "docs" / "performance.md"
 GUIDE = ROOT / "docs" / "guide"
-PAGES = PAGE, GUIDE / "accelerate.md", GUIDE / "accelerate_models.md"
+PAGES = (
+    PAGE,
+    PAGE.with_name("predictions.md"),
+    GUIDE / "accelerate.md",
+    GUIDE / "accelerate_models.md",
+)
 MARKED = re.compile(
-    r"(<!-- (table|machine|scaling|predicted|zoo)(?:: (.*?))? -->\n).*?(<!-- end -->)", re.S
+    r"(<!-- (table|machine|scaling|predicted|limits|zoo)(?:: (.*?))? -->\n).*?(<!-- end -->)", re.S
 )
 CPU = "cpu-amd-epyc-zen5"
 
@@ -66,6 +71,8 @@ def generated(kind: str, arguments: str) -> str:
         return "\n".join(scaling.tables())
     if kind == "predicted":
         return "\n".join(predicted.table())
+    if kind == "limits":
+        return "\n".join(zoo.limits())
     name, *prefixes = arguments.split("; ")
     results = results_named(name)
     if "machine" in (kind, *prefixes):

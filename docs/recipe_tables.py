@@ -1,11 +1,13 @@
-"""The tables of docs/recipes/, predicted as ``python -m ivcl_fast.info --plan`` does.
+"""The tables of the recipes and of the presets, as ``python -m ivcl_fast.info --plan`` predicts.
 
 ``python -m docs.recipe_tables`` replaces what stands between these markers and ``<!-- end -->``:
 
 ``<!-- plan: FLAGS -->``
     memory and speed of each preset in bfloat16, with these flags of ``train``;
 ``<!-- store: VIDEOS FRAMES CODEC -->``
-    disk and time that a frame store takes; CODEC is a key of :data:`RATES`, or other.
+    disk and time that a frame store takes; CODEC is a key of :data:`RATES`, or other;
+``<!-- presets -->``
+    the sizes of each preset.
 """
 
 from __future__ import annotations
@@ -15,14 +17,20 @@ import functools
 import re
 from pathlib import Path
 
-from ivcl_fast.config import PRESETS
+import torch
+
+from ivcl_fast.config import PRESETS, IVCLConfig
+from ivcl_fast.models.reference import IVCL
 from ivcl_fast.report.plan import CARDS, plan_stages
 from ivcl_fast.report.tables import Table
 from ivcl_fast.training.arguments import parse
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
-MARKED = re.compile(r"(<!-- (plan|store): ([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = [
+    ROOT / "docs" / "guide" / "command_line.md",
+    *sorted((ROOT / "docs" / "recipes").glob("*.md")),
+]
+MARKED = re.compile(r"(<!-- (plan|store|presets)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL)
 RATES = {"motion-jpeg": 5580, "vp9": 1835}
 """Frames per second that one core decodes and stores at 64 pixels; see docs/performance.md."""
 CORES = 1, 8
@@ -34,11 +42,11 @@ PLAN_HEADER = [
 
 def written_anew(page: str) -> str:
     """Return a page with everything between its markers made again."""
-    kinds = {"plan": plan, "store": store}
+    kinds = {"plan": plan, "store": store, "presets": presets}
 
     def filled(found: re.Match[str]) -> str:
         begin, kind, words, end = found.groups()
-        return begin + "\n".join(kinds[kind](words)) + f"\n{end}"
+        return begin + "\n".join(kinds[kind](*([words] if words else []))) + f"\n{end}"
 
     return MARKED.sub(filled, page)
 
@@ -63,6 +71,26 @@ def plan_rows(preset: str, flags: str) -> list[list[str]]:
         gflop = f"{stage.flops / 1e9:,.0f}"
         rows.append([preset, stage.stage, f"{fixed:.2f}", per_clip, *most, gflop, *hours])
     return rows
+
+
+def presets() -> list[str]:
+    """Return the table of the presets' sizes, with the parameters of the pretraining model."""
+    header = [
+        "preset", "pixels", "patch", "slots", "encoder, temporal", "decoder", "heads", "parameters",
+    ]  # fmt: skip
+    rows = []
+    for preset in PRESETS:
+        cfg = IVCLConfig.preset(preset)
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in IVCL(cfg).parameters())
+        widths = (
+            f"{cfg.depth} and {cfg.temporal_depth} blocks of width {cfg.embed_dim}",
+            f"{cfg.decoder_depth} of {cfg.decoder_dim}",
+        )
+        size = [str(n) for n in (cfg.image_size, cfg.patch_size, cfg.num_slots)]
+        heads = f"{cfg.num_heads}, {cfg.decoder_heads}"
+        rows.append([f"`{preset}`", *size, *widths, heads, f"{parameters / 1e6:,.1f} M"])
+    return Table(header, rows).markdown()
 
 
 def store(words: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The tables of docs/studies.md and README.md, written from the committed results of studies.
+"""The tables of README.md and the pages of studies, written from the studies' committed results.
 
 ``python -m docs.studies_tables`` replaces what stands between these markers and ``<!-- end -->``:
 
@@ -28,15 +28,15 @@ from ivcl_fast.studies.runner import plan_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-PAGES = ROOT / "README.md", ROOT / "docs" / "studies.md"
+PAGES = tuple(ROOT / page for page in ("README.md", "docs/studies.md", "docs/earlier_studies.md"))
 MARKED = re.compile(r"(<!-- (\w+)(?:: ([\w-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 PRETRAINING = ("pretraining",)
 COMP, SYS = ("causes-comp", "causes-comp-random"), ("causes-sys", "causes-sys-random")
 SUMMARY = {
     "CATER, visible": (PRETRAINING, "localize on synthetic", "visible", "top1"),
     "CATER, hidden": (PRETRAINING, "localize on synthetic", "hidden", "top1"),
-    "ACRE, new objects": (COMP, "acre on synthetic:acre-comp", "all", "query"),
-    "ACRE, new structure": (SYS, "acre on synthetic:acre-sys", "all", "query"),
+    "ACRE Comp": (COMP, "acre on synthetic:acre-comp", "all", "query"),
+    "ACRE Sys": (SYS, "acre on synthetic:acre-sys", "all", "query"),
 }
 """Columns of the summary: folders of results, table, group of clips and metric. Of several folders,
 which are recipes, each row has the better one."""

@@ -36,7 +36,7 @@ def known(value: float, meaning: str, origin: str) -> float:
 class Cluster:
     """GPUs, and what connects them."""
 
-    flops: float = known(415e12, "FLOP/s per GPU", "assumed: the target, 42 % of 989 in bf16")
+    flops: float = known(415e12, "FLOP/s per GPU", "assumed: 42 % of 989 in bf16")
     product_flops: float = known(600e12, "FLOP/s of Muon's products", "assumed: 75 % of 800")
     launch: float = known(5.0e-3, "s, least time of a step", "estimated: 1,000 launches of 5 us")
     memory: float = known(3.0e12, "B/s of GPU memory", "published: copies on an H100")

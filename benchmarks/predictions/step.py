@@ -52,19 +52,6 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Muon, the rest": ("Muon", ()),
 }
 """Rows of the table: a part of the step, and its operations, or all that no row before has."""
-BEFORE: dict[str, tuple[float, int | None, tuple[str, ...]]] = {
-    "linear layers, products": (48.0, None, ("linear layers, products",)),
-    "bias gradients": (2.8, None, ("bias gradients",)),
-    "attention": (7.5, None, ("attention",)),
-    "LayerNorm, residuals": (12.7, None, ("LayerNorm, residuals",)),
-    "bias, GELU": (12.7, None, ("bias, GELU",)),
-    "Muon": (17.5, 2208, ("Muon, products", "Muon, the rest")),
-    "the rest": (5.5, None, ()),
-}
-"""What parts took before the review of the GPU path: ms, launches where they were
-counted, and the rows of today's table. Modelled by hand, with products at 650 TFLOP/s."""
-LAUNCHES_BEFORE = 1025
-"""Of forward and backward; 350 of them cast weights."""
 
 
 def step_costs(clips: int = CLIPS, cfg: IVCLConfig = CFG) -> dict[str, Cost]:
@@ -78,10 +65,7 @@ def step_costs(clips: int = CLIPS, cfg: IVCLConfig = CFG) -> dict[str, Cost]:
 
 
 def table(clips: int = CLIPS) -> list[str]:
-    """Return Markdown: a line for each part of a step, with an empty column for measurements.
-
-    For the step of :data:`CLIPS` clips, a second table compares it with the step as it was.
-    """
+    """Return Markdown: a line for each part of a step, with an empty column for measurements."""
     head = ["part", "launches", "GFLOP", "GB", "ms", "ms in a graph", "ms to launch", "measured"]
     costs = step_costs(clips)
     total = sum(costs.values(), Cost())
@@ -109,27 +93,7 @@ def table(clips: int = CLIPS) -> list[str]:
         f"{clips / in_graph:,.0f} clips/s. Eager, at least {1e3 * eager:.1f} ms. "
         f"With `--low-precision-residual`, {1e3 * low_in_graph:.1f} ms in a graph: "
         f"{low.launches:,} launches, {low.bytes / 1e9:.2f} GB.",
-        *(["", *comparison(costs)] if clips == CLIPS else []),
     ]
-
-
-def comparison(costs: dict[str, Cost]) -> list[str]:
-    """Return Markdown: parts of the step before the review of the GPU path, and now."""
-    left, body = dict(costs), []
-    for part, (ms, launches, rows) in BEFORE.items():
-        now = sum((left.pop(row) for row in rows or [*left]), Cost())
-        before = "" if launches is None else f"{launches:,}"
-        body.append((part, f"{ms:.1f}", f"{1e3 * now.seconds:.1f}", before, f"{now.launches:,}"))
-    step = sum((cost for row, cost in costs.items() if ROWS[row][0] == STEP), Cost())
-    total = sum(costs.values(), Cost())
-    body += [
-        ("forward and backward", "", f"{1e3 * step.seconds:.1f}", f"{LAUNCHES_BEFORE:,}",
-         f"{step.launches:,}"),
-        ("**a step**", f"{sum(ms for ms, *_ in BEFORE.values()):.1f}", f"{1e3 * total.seconds:.1f}",
-         "", f"{total.launches:,}"),
-    ]  # fmt: skip
-    head = ("part", "ms before", "ms", "launches before", "launches")
-    return [*lined_up(head, body)]
 
 
 def main() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
 
 from benchmarks.results import Row
 from benchmarks.summary import lined_up
 from benchmarks.zoo.catalogue import GRIDS
+from ivcl_fast.models.accelerate.crossovers import ANY, LIMITS
 
 
 def tables(rows: list[Row], kind: str) -> list[str]:
@@ -49,6 +51,29 @@ def speeds(row: Row, mode: str, lengths: list[int]) -> Iterator[str]:
         yield f"{cells[0]} ({cells[1]})" if len(cells) == 2 else "".join(cells)
 
 
+KINDS = {
+    "attention": "attention",
+    "separate_attention": "attention with separate queries, keys and values",
+    "mlp": "MLP",
+    "block": "block with LayerNorm",
+    "rms_block": "block with RMSNorm",
+}
+HARDWARE = {"amx": "AMX", "avx512bf16": "AVX-512", "cuda": "GPU (assumed)"}
+
+
+def limits() -> list[str]:
+    """Return the lines of the table of the longest sequences that run fused."""
+    columns = list(dict.fromkeys((name, dtype) for name, _, dtype in LIMITS))
+
+    def cell(kind: str, name: str, dtype: str) -> str:
+        lengths = LIMITS.get((name, kind, dtype), (0, 0))
+        return " / ".join({0: "-", ANY: "any"}.get(tokens, str(tokens)) for tokens in lengths)
+
+    head = ("", *(f"{HARDWARE[name]}, {dtype}" for name, dtype in columns))
+    body = [(label, *(cell(kind, *column) for column in columns)) for kind, label in KINDS.items()]
+    return list(lined_up(head, body))
+
+
 def named(row: Row) -> Iterator[str]:
     yield f"{row['package']} {row['version']}"
     yield row["name"]
@@ -58,8 +83,13 @@ def summary(rows: list[Row]) -> Iterator[str]:
     """Yield a table of how many models gain how much, by mode and number of tokens.
 
     ``own``: models in which no fused op runs at that length, so that they are as fast as before.
+    ``by one line``: the median of those that can switch to an explicit softmax by one line, with
+    it, and in brackets what they gain by fused ops.
     """
-    head = ("", "fused", "own", "slowest", "median", "fastest", "at least 1.2x", "below 0.98x")
+    head = (
+        "", "fused", "own", "slowest", "median", "fastest", "at least 1.2x", "below 0.98x",
+        "by one line",
+    )  # fmt: skip
     body = []
     for mode in ("training", "inference"):
         for tokens in GRIDS:
@@ -73,5 +103,11 @@ def summary(rows: list[Row]) -> Iterator[str]:
                 ends = (min(found), statistics.median(found), max(found))
                 counts = sum(gain >= 1.2 for gain in found), sum(gain < 0.98 for gain in found)
                 cells += [*(f"{gain:.2f}" for gain in ends), *map(str, counts)]
+                both = [race for race in races if "ours" in race and "rival" in race]
+                one_line, ours = (
+                    statistics.median(statistics.median(race[key]) for race in both)
+                    if both else math.nan for key in ("rival", "ours")
+                )  # fmt: skip
+                cells += [f"{one_line:.2f} ({ours:.2f})"] if both else []
             body.append((*cells, *[""] * (len(head) - len(cells))))
     yield from lined_up(head, body)

@@ -3,7 +3,7 @@
 ``python -m ivcl_fast.kernels.aot`` compiles the kernels of a training step at every preset's
 shapes, in bfloat16 and in float32, for sm_80, 86, 89, 90, 100 and 120, with the installed Triton
 and with the oldest supported one. It writes the figures to ``benchmarks/results/aot.json``, a table
-of all kernels to ``benchmarks/results/aot.md`` and a summary to ``docs/performance.md``, and fails
+of all kernels to ``benchmarks/results/aot.md`` and a summary to ``docs/kernel_notes.md``, and fails
 if it finds a fault. No GPU is needed.
 
 Figures are kept by a digest of what the machine code depends on, so only what changed is compiled.

@@ -11,7 +11,7 @@ from .builds import DTYPES, Figures, builds, compiled_figures
 from .compile import CHIPS, LOW_OCCUPANCY, Compiled
 
 TABLE = Path("benchmarks/results/aot.md")
-DOCUMENT = Path("docs/performance.md")
+DOCUMENT = Path("docs/kernel_notes.md")
 BEGIN, END = "<!-- aot:begin -->", "<!-- aot:end -->"
 
 Kernels = dict[str, list[Compiled]]

@@ -82,7 +82,7 @@ def test_tables(row):
     (speeds,) = table.tables([row], "training")[2:]
     assert speeds.count("1.20 (1.00)") == len(GRIDS)
     cells = [cell.strip() for cell in table.tables([row], "summary")[2].split("|")[1:-1]]
-    assert cells == ["training, 17 tokens", "1", "0", "1.20", "1.20", "1.20", "1", "0"]
+    assert cells == ["training, 17 tokens", "1", "0", *["1.20"] * 3, "1", "0", "1.00 (1.20)"]
     row["training"]["785"] = {"fused_calls": 0}
     assert table.tables([row], "training")[2].rstrip(" |").endswith("| own")
     assert "| training, 785 tokens | 0     | 1   |         |" in table.tables([row], "summary")[6]

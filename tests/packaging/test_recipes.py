@@ -11,7 +11,7 @@ from docs import recipe_tables
 from ivcl_fast.training.arguments import parse
 from tests.packaging.test_docs import blocks
 
-PAGES = [path for path in recipe_tables.PAGES if path.name != "index.md"]
+PAGES = [path for path in recipe_tables.PAGES if "<!-- plan: " in path.read_text()]
 COMMAND = re.compile(r"^# (.+) cards? of (24|80) GB\n((?:.*\\\n)*.*)$", re.MULTILINE)
 
 
@@ -19,6 +19,13 @@ def planned(text: str) -> dict[tuple[str, str], list[str]]:
     """The rows of a page's plan: cells by preset and stage."""
     rows = re.findall(r"^\| (\w+) \| (pretrain|finetune) \| (.*) \|$", text, re.MULTILINE)
     return {(preset, stage): cells.split(" | ") for preset, stage, cells in rows}
+
+
+def test_table_of_presets_is_what_they_are():
+    (page,) = (path for path in recipe_tables.PAGES if "<!-- presets -->" in path.read_text())
+    text = page.read_text()
+    assert recipe_tables.written_anew(text) == text
+    assert [*recipe_tables.PRESETS] == re.findall(r"^\| `(\w+)` \| \d", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
