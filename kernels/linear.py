@@ -147,11 +147,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether the gradients of a layer on ``x`` are this module's.
 
-    Those of a frozen weight are nobody's: PyTorch then neither computes them nor keeps ``x``.
+    Those of a frozen weight are nobody's: PyTorch then neither computes them nor keeps ``x``. Of a
+    float32 weight autocast keeps a copy for later calls, and this module makes one in each, so on a
+    CPU only :func:`cast_together` makes up for that.
     """
-    if not weight.requires_grad:
+    if not (weight.requires_grad and torch.is_grad_enabled()) or x.dtype != torch.bfloat16:
         return False
-    kind = device_kind(x.device)
+    kind, autocast = device_kind(x.device), autocast_dtype(x.device)
+    if weight.dtype != x.dtype:
+        is_cast = not torch.compiler.is_compiling() and id(weight) in _casts
+        if autocast is None or not (kind == "cuda" or is_cast):
+            return False
     is_fast = kind == "cuda" or (kind == "cpu" and _ext.ISA == "amx")
-    is_bf16 = x.dtype == torch.bfloat16 and autocast_dtype(x.device) in (None, x.dtype)
+    is_bf16 = autocast in (None, x.dtype)
     return is_fast and is_bf16 and x.ndim > 1 and has_kernel(x) and not is_transformed()

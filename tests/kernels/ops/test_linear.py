@@ -77,7 +77,8 @@ def test_layer_parity(parameters, with_bias, as_on_amx):
     args += [torch.randn(40, dtype=parameters)] if with_bias else []
 
     def under_autocast(*args):
-        with torch.autocast("cpu", torch.bfloat16):
+        weights = [] if parameters == torch.bfloat16 else args[1:]
+        with torch.autocast("cpu", torch.bfloat16), cast_together(weights, torch.bfloat16):
             return public(*args)
 
     def ref(x, weight, *bias):
@@ -106,6 +107,27 @@ def test_under_autocast(as_on_amx):
         expected = layer(x)
         assert torch.equal(public(x, layer.weight, layer.bias), expected)
         assert torch.equal(public(x.bfloat16(), layer.weight, layer.bias), expected)
+
+
+@ours
+def test_float32_weights_use_the_op_where_they_are_cast_together(as_on_amx):
+    """Elsewhere autocast's copy of a weight serves all calls, and a copy in each costs more."""
+    layer, x = torch.nn.Linear(8, 8), torch.randn(4, 8).bfloat16()
+    for weights, calls in (([], 0), (weights_to_cast(layer), 1)):
+        before = dispatches()
+        with torch.autocast("cpu", torch.bfloat16), cast_together(weights, torch.bfloat16):
+            public(x, layer.weight, layer.bias).sum().backward()
+        assert (dispatches() - before)["linear_gradients", "cpp"] == calls
+    with pytest.raises(RuntimeError, match="same dtype"):
+        public(x, layer.weight, layer.bias)
+
+
+@ours
+def test_no_gradients_no_op(as_on_amx):
+    x, weight = torch.randn(4, 8).bfloat16(), torch.randn(8, 8).bfloat16().requires_grad_()
+    with torch.no_grad():
+        assert public(x, weight).grad_fn is None and not public(x, weight).requires_grad
+    assert "Linear" in public(x, weight).grad_fn.name()
 
 
 def test_opcheck():
