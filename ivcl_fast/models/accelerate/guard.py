@@ -1,20 +1,25 @@
 """The class and settings of a module and of its parts, which are checked at every call.
 
 A fused forward pass was compared with a module as it is. Afterwards someone may add a hook, an
-adapter such as LoRA, a parametrisation, pruning or quantisation, or change ``Dropout.p``, an
-activation or the number of heads. :meth:`Guard.holds` finds that out, and the module's own forward
-pass runs.
+adapter such as LoRA, a parametrisation, pruning or quantisation, change ``Dropout.p``, an
+activation, the number of heads or a value in a config object, or patch a class's forward pass.
+:meth:`Guard.holds` finds that out, and the module's own forward pass runs.
 """
 
 from __future__ import annotations
 
+import types
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from ivcl_fast.models.layers import PLAIN, is_plain
 
 Settings = tuple[tuple[str, Any], ...]
+SWAPPED = ("_accelerated_from", "_accelerated_replacement")
+"""Attributes that a swapped module has besides."""
 NOT_SETTINGS = frozenset({*vars(nn.Module()), "_compiled_call_impl"})
 """Attributes that every module has, or that ``compile`` gives it."""
 
@@ -37,21 +42,61 @@ def settings(part: nn.Module) -> tuple[Settings, Settings]:
     )
 
 
+CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Module)
+"""What is code, or a module by another name, and holds no settings."""
+
+
+def contents(value: Any) -> tuple | None:
+    """The simple values that a mutable setting holds, such as a config object; None for others."""
+    if isinstance(value, list | set):
+        return tuple(item for item in value if is_simple(item))
+    held = value if isinstance(value, dict) else getattr(value, "__dict__", None)
+    if held is None or isinstance(value, CODE):
+        return None
+    return tuple(pair for pair in held.items() if is_simple(pair[1]))
+
+
+FORWARDS: dict[type, Callable[..., Any]] = {}
+"""The forward pass of each class as it was when the class was first met."""
+
+
+def is_patched(kind: type[nn.Module]) -> bool:
+    """Whether somebody has given the class another forward pass since it was first met."""
+    return FORWARDS.setdefault(kind, kind.forward) is not kind.forward
+
+
 class Part(NamedTuple):
     """A module without its children, as it was when it was tried."""
 
     simple: Settings
     others: Settings
+    contents: tuple[tuple | None, ...] | None
+    """What each of the others holds; None if none of them holds anything."""
     parameters: tuple[str, ...]
     """Names of those that are not None."""
+    names: frozenset[str]
+    """Of all attributes, and of those that a swapped module has."""
 
     @classmethod
     def of(cls, part: nn.Module) -> Part:
-        return cls(*settings(part), parameter_names(part))
+        simple, others = settings(part)
+        held = tuple(contents(value) for _, value in others)
+        names = frozenset({*part.__dict__, *SWAPPED})
+        is_patched(type(part))
+        known = held if any(one is not None for one in held) else None
+        return cls(simple, others, known, parameter_names(part), names)
 
     def holds(self, part: nn.Module) -> bool:
         """Whether the module is still as it was."""
         own = part.__dict__
+        if len(own) > len(self.names) - len(SWAPPED):
+            new = [name for name in own if name not in self.names]
+            if any(hasattr(type(part), name) for name in new):  # it hides the class's
+                return False
+        if self.contents is not None and not torch.compiler.is_compiling():
+            for (name, _), held in zip(self.others, self.contents, strict=True):
+                if held is not None and contents(own.get(name)) != held:
+                    return False
         for name, value in self.simple:
             now = own.get(name, self)
             if type(now) is not type(value) or now != value:
@@ -87,7 +132,9 @@ class Guard(NamedTuple):
                 return False
         for name, kind, state in self.parts:
             part: Any = children[name]
-            if part is None or not is_plain(part, kind) or not state.holds(part):
+            if part is None or not is_plain(part, kind) or is_patched(kind):
+                return False
+            if not state.holds(part):
                 return False
         return True
 

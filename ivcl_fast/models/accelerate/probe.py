@@ -24,16 +24,9 @@ from ivcl_fast.models.accelerate.adapters import ADAPTERS, Adapter
 from ivcl_fast.models.accelerate.crossovers import SEPARATE_ATTENTION, no_gain_reason
 from ivcl_fast.models.accelerate.guard import Guard, settings, uncalled
 from ivcl_fast.models.accelerate.lengths import Lengths
+from ivcl_fast.models.accelerate.passes import Refused, run
 from ivcl_fast.models.accelerate.swap import ALWAYS, Replacement, is_fused, swap
-from ivcl_fast.models.accelerate.trial import (
-    Refused,
-    difference,
-    make_twin,
-    run,
-    tokens_of,
-    try_out,
-    with_required,
-)
+from ivcl_fast.models.accelerate.trial import difference, make_twin, try_out, with_required
 from ivcl_fast.models.accelerate.tune import (
     LENGTHS,
     Arguments,
@@ -47,6 +40,8 @@ from ivcl_fast.text import first_line
 
 COUNTED = (2, 17)
 """Sequences and tokens of the trial that counts fused ops."""
+MORE_KEPT = 2
+"""How many times as much a fused forward pass may keep for the backward pass as the own one."""
 ROUGHLY = 0.06
 """Root mean square of the difference, relative to the output's, where fused ops are counted: in the
 module's dtype, whose products may be reduced."""
@@ -69,6 +64,14 @@ def judge(
     ``name``: of the module, for messages. ``known``: verdicts on modules built alike, which hold
     for this one. ``tune``: time both forward passes here instead of reading the table.
     """
+    try:
+        return examine(name, part, known, tune)
+    except Exception as error:  # one of its attributes raises, for example
+        return Verdict(None, f"it cannot be examined: {first_line(error)}")
+
+
+def examine(name: str, part: nn.Module, known: dict[Any, Verdict], tune: bool) -> Verdict | None:
+    """As :func:`judge`; raises whatever the module raises when it is looked at."""
     # The reference's need no trial, and the code of scripted ones is fixed.
     if is_fused(part) or type(part) in FAST or isinstance(part, torch.jit.ScriptModule):
         return None
@@ -122,6 +125,10 @@ def verify(
             raise Refused(f"{name_of_child} has a hook, which would no longer be called")
         if any(True for _ in child.buffers()):
             raise Refused(f"{name_of_child} has buffers, whose use is not known")
+    for place, of in (("", part), *uncalled(part, called).items()):
+        for attribute, value in of.__dict__.items():
+            if isinstance(value, Tensor):
+                raise Refused(f"{place}.{attribute} is a tensor".lstrip("."))
     replacement = Replacement(adapter, layout, None)
     width = adapter.width(part, layout)
     trial = try_out(twin, replacement._replace(limits=ALWAYS), width)
@@ -188,27 +195,39 @@ def rotary_arguments(x: Tensor) -> tuple[tuple, dict[str, Any]]:
 def count_calls(part: nn.Module, replacement: Replacement, width: int, arguments: Any) -> int:
     """Fused ops in a forward pass in the module's dtype; raises :class:`Refused` for none.
 
-    Where no kernel takes that dtype on its device, bfloat16 stands in, as under autocast.
+    Where no kernel takes that dtype on its device, bfloat16 stands in. A training step with float32
+    weights under autocast to bfloat16 has to run as well: parts may switch autocast off.
     """
     first = next(part.parameters())
     dtype = first.dtype
     if not dtype.is_floating_point or unsupported_reason(first.device, dtype) is not None:
         dtype = torch.bfloat16
-    trial = make_twin(part).to(dtype=dtype).eval()
-    x = torch.randn(*COUNTED, width, generator=torch.Generator().manual_seed(2), device="cpu")
-    try:
-        args, kwargs = with_required(trial, *arguments(x.to(first.device, dtype)))
-        theirs, _ = run(trial, args, kwargs)
+    calls = 0
+    for own, autocast in ((dtype, None), (torch.float32, torch.bfloat16)):
+        training = autocast is not None
+        trial = make_twin(part).to(dtype=own).train(training)
+        x = torch.randn(*COUNTED, width, generator=torch.Generator().manual_seed(2), device="cpu")
+        args, kwargs = with_required(trial, *arguments(x.to(first.device, own)))
+        try:
+            theirs = run(trial, args, kwargs, training, autocast)
+        except Exception as error:
+            if training:  # it is not made for that
+                break
+            raise Refused(f"it fails on tokens {[*COUNTED, width]}: {first_line(error)}") from None
         swap(trial, replacement)
         before = dispatches()
-        ours, _ = run(trial, args, kwargs)
-    except Exception as error:
-        raise Refused(f"it fails on tokens {[*COUNTED, width]}: {first_line(error)}") from None
-    calls = sum(n for (_, how), n in (dispatches() - before).items() if how != "ref")
-    if calls == 0:
-        raise Refused("no fused op runs in it")
-    if reason := difference(tokens_of(theirs), tokens_of(ours), ROUGHLY):
-        raise Refused(f"{reason} in {dtype}")
+        try:
+            ours = run(trial, args, kwargs, training, autocast)
+        except Exception as error:
+            raise Refused(f"the fused forward pass fails: {first_line(error)}") from None
+        if not training:
+            calls = sum(n for (_, how), n in (dispatches() - before).items() if how != "ref")
+        if calls == 0:
+            raise Refused("no fused op runs in it")
+        if reason := difference(theirs, ours, ROUGHLY):
+            raise Refused(f"{reason} {f'in {dtype}' if autocast is None else 'under autocast'}")
+        if ours.kept > MORE_KEPT * theirs.kept:
+            raise Refused("it keeps less for its backward pass, as by checkpoints of its own")
     return calls
 
 

@@ -86,10 +86,14 @@ def can_fuse(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> 
 
 
 def is_called_by(kind: type[nn.Module]) -> bool:
-    """Whether a class's forward pass, or a method that this calls, names PyTorch's attention."""
+    """Whether a class's forward pass, or a method that this calls, names PyTorch's attention.
+
+    None of them may name checkpoints, which call it once more when :class:`Redirect` has ended.
+    """
     called = names(kind.forward)
     methods = [getattr(kind, name, None) for name in called if name not in NN_MODULE]
-    return any(NAMES & names(function) for function in (kind.forward, *methods))
+    used = called.union(*map(names, methods))
+    return bool(NAMES & used) and not any("checkpoint" in name for name in used)
 
 
 NN_MODULE = frozenset(dir(nn.Module))

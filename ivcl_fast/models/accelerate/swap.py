@@ -8,8 +8,8 @@ forward pass, with fused attention in the place of PyTorch's where that calls it
 
 from __future__ import annotations
 
+import copy
 import functools
-import inspect
 import logging
 from typing import Any, NamedTuple
 
@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from ivcl_fast.models.accelerate import sdpa
-from ivcl_fast.models.accelerate.crossovers import SEPARATE_ATTENTION, longest
-from ivcl_fast.models.accelerate.guard import Guard
+from ivcl_fast.models.accelerate.adapters.adapter import defaults
+from ivcl_fast.models.accelerate.crossovers import SEPARATE_ATTENTION, is_small, longest
+from ivcl_fast.models.accelerate.guard import SWAPPED, Guard, is_patched
 from ivcl_fast.models.accelerate.lengths import is_fixed, may_run
 from ivcl_fast.models.ivcl import FAST
 from ivcl_fast.models.layers import compute_dtype
 
 log = logging.getLogger(__name__)
 
-ORIGIN = "_accelerated_from"
-"""Attribute of a swapped module: the class it had before."""
-REPLACEMENT = "_accelerated_replacement"
-"""Attribute of a swapped module of other origin: its :class:`Replacement`."""
+ORIGIN, REPLACEMENT = SWAPPED
+"""Attributes of a swapped module: the class it had before, and, of a module of other origin, its
+:class:`Replacement`."""
 MAX_TOKENS = 785
 """The longest sequence for which modules are tried, and so for which fused ones are used."""
 
@@ -63,25 +63,34 @@ def is_fused(part: nn.Module) -> bool:
     return ORIGIN in part.__dict__ or isinstance(part, tuple(FAST.values()))
 
 
-def worth_it(replacement: Replacement, kind: str, x: Tensor) -> bool:
-    """Whether the fused forward pass of ``kind`` is the faster one for tokens ``[B, N, ...]``."""
-    dtype, training = compute_dtype(x), torch.is_grad_enabled()
-    if replacement.limits is None:
-        return x.shape[1] <= longest(kind, x.device.type, dtype, training)
-    return x.shape[1] <= replacement.limits.get((dtype, training), 0)
+def limit(replacement: Replacement, kind: str, x: Tensor, training: bool) -> int:
+    """The longest sequence for which the fused forward pass of ``kind`` is the faster one.
+
+    ``training``: whether the module is. A checkpoint runs it without gradients first and with them
+    later, and both have to drop the same, so its mode alone decides then.
+    """
+    dtype, training = compute_dtype(x), training or torch.is_grad_enabled()
+    if replacement.limits is not None:
+        return replacement.limits.get((dtype, training), 0)
+    return longest(kind, x.device.type, dtype, training)
+
+
+def worth_it(replacement: Replacement, training: bool, x: Tensor) -> bool:
+    """Whether fused attention is the faster one for queries ``[B, N, heads, d]``."""
+    return x.shape[1] <= limit(replacement, SEPARATE_ATTENTION, x, training)
 
 
 @functools.cache
 def fast_class(old: Any) -> Any:
     """A subclass of ``old`` that runs an instance's :class:`Replacement`."""
-    first = next(iter(list(inspect.signature(old.forward).parameters)[1:]), "")
+    parameters = defaults(old.forward)
     calls_sdpa = sdpa.is_called_by(old)
 
-    def own_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not calls_sdpa:
-            return old.forward(self, *args, **kwargs)
+    def own_forward(self: nn.Module, tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
         replacement = self.__dict__[REPLACEMENT]
-        with sdpa.Redirect(functools.partial(worth_it, replacement, SEPARATE_ATTENTION)):
+        if not (calls_sdpa and limit(replacement, SEPARATE_ATTENTION, tokens, self.training)):
+            return old.forward(self, *args, **kwargs)
+        with sdpa.Redirect(functools.partial(worth_it, replacement, self.training)):
             return old.forward(self, *args, **kwargs)
 
     @functools.wraps(old.forward)  # torch.export and others read its signature
@@ -89,31 +98,47 @@ def fast_class(old: Any) -> Any:
         replacement = self.__dict__.get(REPLACEMENT)
         if replacement is None:  # made by the class itself, as by a slice of a Sequential
             return old.forward(self, *args, **kwargs)
+        tokens = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        # A compiler would make a program for each answer, and compiled code checks nothing.
+        may_be_small = replacement.limits is None and not torch.compiler.is_compiling()
+        if tokens is None or (
+            may_be_small and is_small(tokens, self.training or torch.is_grad_enabled())
+        ):
+            return old.forward(self, *args, **kwargs)
         if (adapter := replacement.adapter) is None:
-            return own_forward(self, *args, **kwargs)
-        x = adapter.tokens(args, kwargs, first)
+            return own_forward(self, tokens, *args, **kwargs)
+        x = adapter.tokens(args, kwargs, parameters)
         if (
             x is None
+            or is_patched(old)
             or x.is_nested
             or (x.ndim != 3 and x.ndim - 1 not in map(len, adapter.further_shapes))
             or x.numel() == 0
             or not is_fixed(x.shape[1:-1])
             or x.shape[1] > MAX_TOKENS
-            or not worth_it(replacement, adapter.kind, x)
+            or x.shape[1] > limit(replacement, adapter.kind, x, self.training)
             or not (replacement.guard is None or replacement.guard.holds(self))
             or not adapter.may_run(self, replacement.layout)
             or not may_run(
                 replacement.lengths, x.shape[1:-1], self.training, torch.is_grad_enabled()
             )
         ):
-            return own_forward(self, *args, **kwargs)
+            return own_forward(self, tokens, *args, **kwargs)
         out = adapter.run(self, replacement.layout, x)
         return out if replacement.tail is None else (out, *replacement.tail)
 
     def reduce(self: nn.Module, protocol: Any) -> tuple:
         return _revive, (old,), self.__getstate__()
 
-    members = {"forward": forward, "__reduce_ex__": reduce, "__module__": old.__module__}
+    def scriptable(self: nn.Module) -> nn.Module:  # TorchScript takes the module's own code
+        plain = copy.copy(self)
+        unswap(plain)
+        return plain
+
+    members = {
+        "forward": forward, "__reduce_ex__": reduce, "__prepare_scriptable__": scriptable,
+        "__module__": old.__module__,
+    }  # fmt: skip
     return type(old.__name__, (old,), members)
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ivcl_fast.models.accelerate.draws import OwnDraws
-from ivcl_fast.models.accelerate.guard import is_simple
+from ivcl_fast.models.accelerate.adapters.adapter import NAMED
+from ivcl_fast.models.accelerate.passes import Pass, Refused, run, state
 from ivcl_fast.models.accelerate.swap import MAX_TOKENS, Replacement, swap, unswap
 from ivcl_fast.models.layers import HOOKS
 from ivcl_fast.text import first_line
@@ -44,11 +44,8 @@ SITUATIONS = (
 TOLERANCE = {torch.float64: 2e-6, torch.float32: 2e-5}
 """Root mean square of the difference, relative to the output's. Some modules compute parts in
 float32 even where the rest is float64."""
+UNKNOWN = object()
 DIFFERENT = "it computes something else (tried on random weights and tokens)"
-
-
-class Refused(Exception):
-    """Why a module is left as it is."""
 
 
 def make_twin(part: nn.Module) -> nn.Module:
@@ -138,6 +135,7 @@ class Trial:
         trial._apply(lambda t: torch.empty_like(t, device=place) if t.is_meta else t)
         randomise(trial, torch.Generator().manual_seed(0))
         generator, before = torch.Generator().manual_seed(1), state(trial)
+        tail: Any = UNKNOWN
         for shape, scale, training, gradients in situations:
             trial.train(training)
             noise = torch.randn(*shape, self.width, generator=generator, device="cpu")
@@ -145,7 +143,10 @@ class Trial:
             args, kwargs = with_required(trial, *self.replacement.adapter.trial_arguments(x))
             with full_products(place):
                 theirs = run(trial, args, kwargs, gradients)
-            self.replacement = self.replacement._replace(tail=tail_of(theirs[0]))
+            if tail not in (UNKNOWN, found := tail_of(theirs.out)):
+                raise Refused("its output has one form in training and another in evaluation")
+            tail = found
+            self.replacement = self.replacement._replace(tail=tail)
             swap(trial, self.replacement)
             try:
                 with full_products(place):
@@ -154,12 +155,24 @@ class Trial:
                 raise Refused(f"the fused forward pass fails: {first_line(error)}") from None
             finally:
                 unswap(trial)
-            if reason := difference(tokens_of(theirs[0]), tokens_of(ours[0]), TOLERANCE[dtype]):
+            if reason := difference(theirs, ours, TOLERANCE[dtype]):
                 raise Refused(reason)
-            if not are_equal(theirs[1], ours[1], TOLERANCE[dtype]):
+            if not are_equal(theirs.gradients, ours.gradients, TOLERANCE[dtype]):
                 raise Refused("it has other gradients (tried on random weights and tokens)")
         if state(trial) != before:
             raise Refused("its forward pass changes its attributes")
+
+    def check_own_pass(self) -> None:
+        """Raise :class:`Refused` unless the own forward pass also runs in the swapped class."""
+        trial = copy.deepcopy(self.template)
+        trial._apply(lambda t: torch.zeros_like(t, device=self.place) if t.is_meta else t)
+        x = torch.zeros(*self.situations[0].shape, self.width, device=self.place, dtype=self.dtype)
+        args, kwargs = with_required(trial, *self.replacement.adapter.trial_arguments(x))
+        swap(trial.eval(), self.replacement._replace(limits={}))
+        try:
+            run(trial, args, kwargs)
+        except Exception as error:
+            raise Refused(f"its forward pass needs its own class: {first_line(error)}") from None
 
 
 def try_out(twin: nn.Module, replacement: Replacement, width: int) -> Trial:
@@ -169,45 +182,13 @@ def try_out(twin: nn.Module, replacement: Replacement, width: int) -> Trial:
         try:
             trial = Trial(twin, replacement, width, place, dtype)
             trial.compare(trial.situations)
+            trial.check_own_pass()
             return trial
         except Refused:
             raise
         except Exception as error:  # its own forward pass does not run there
             failure = error
     raise Refused(f"it fails on tokens {[*SITUATIONS[0].shape, width]}: {first_line(failure)}")
-
-
-def state(trial: nn.Module) -> list[Any]:
-    """What a forward pass may change: attributes, and how often buffers were written to."""
-    return [
-        (
-            [(k, v if is_simple(v) else id(v)) for k, v in vars(m).items() if k != "training"],
-            [b._version for b in m.buffers(recurse=False)],
-        )
-        for m in trial.modules()
-    ]
-
-
-def run(
-    trial: nn.Module, args: tuple, kwargs: dict[str, Any], gradients: bool = False
-) -> tuple[Any, list[Tensor | None]]:
-    """Output and gradients, of the tokens and of all parameters, of a forward pass.
-
-    It has its own copy of the tokens, and neither autocast nor global random numbers.
-    """
-    tokens = args[0].detach().clone().requires_grad_(gradients)
-    x, device = tokens.clone(), tokens.device
-    args = tuple(x if a is args[0] else a for a in args)
-    no_autocast = torch.autocast(device.type, enabled=False)
-    with torch.set_grad_enabled(gradients), no_autocast, OwnDraws(device):
-        out = trial.forward(*args, **kwargs)
-    y = tokens_of(out)
-    if not gradients or not isinstance(y, Tensor) or not y.requires_grad:
-        return out, []
-    generator = torch.Generator().manual_seed(3)
-    cotangent = torch.randn(y.shape, generator=generator, device="cpu").to(y)
-    inputs = [tokens, *trial.parameters()]
-    return out, list(torch.autograd.grad(y, inputs, cotangent, allow_unused=True))
 
 
 def rms(x: Tensor) -> float:
@@ -227,25 +208,27 @@ def are_equal(theirs: list[Tensor | None], ours: list[Tensor | None], tolerance:
     )
 
 
-def tokens_of(out: Any) -> Any:
-    """The tokens of an output."""
-    return out[0] if isinstance(out, tuple) and out else out
-
-
 def tail_of(out: Any) -> tuple[None, ...] | None:
     """What follows the tokens of an output; raises :class:`Refused` if that is more than None."""
     if not isinstance(out, tuple):
         return None
+    if type(out) is not tuple:
+        raise Refused(f"its output is a {type(out).__name__}")
     if any(value is not None for value in out[1:]):
         raise Refused("it returns more than its tokens")
     return out[1:]
 
 
-def difference(theirs: Any, ours: Any, tolerance: float) -> str | None:
-    """How the tokens of two outputs differ, or None."""
-    if not isinstance(theirs, Tensor) or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+def difference(own: Pass, fused: Pass, tolerance: float) -> str | None:
+    """How two passes differ in the tokens that they return, or in what they draw, or None."""
+    theirs, ours = own.tokens, fused.tokens
+    if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
         return "its output is not a tensor of the same shape"
-    return None if rms(theirs - ours) <= tolerance * rms(theirs) else DIFFERENT
+    if theirs.dtype != ours.dtype:
+        return f"its output is {theirs.dtype}, the fused one's {ours.dtype}"
+    if not rms(theirs - ours) <= tolerance * rms(theirs):
+        return DIFFERENT
+    return None if torch.equal(own.drawn, fused.drawn) else "it draws random numbers of its own"
 
 
 @contextlib.contextmanager
@@ -265,6 +248,3 @@ def with_required(part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
     parameters = list(inspect.signature(part.forward).parameters.values())[len(args) :]
     required = {p.name: None for p in parameters if p.default is p.empty and p.kind in NAMED}
     return args, required | kwargs
-
-
-NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -49,14 +50,19 @@ class Adapter:
         """Whether this call, in training or not, is one that :meth:`run` can serve."""
         return True
 
-    def tokens(self, args: Sequence[Any], kwargs: Mapping[str, Any], first: str) -> Tensor | None:
-        """The tokens of a call if they are all that it asks for; ``first`` is their keyword."""
-        x = args[0] if args else kwargs.get(first)
-        if not isinstance(x, Tensor) or any(asks(value) for value in args[1:]):
-            return None
-        if any(asks(value) for name, value in kwargs.items() if args or name != first):
-            return None
-        return x
+    def tokens(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], parameters: Mapping[str, Any]
+    ) -> Tensor | None:
+        """The tokens of a call if they are all that it asks for; ``parameters``: :func:`defaults`
+        of the module's own forward pass, of which the first are the tokens."""
+        if len(args) == 1 and not kwargs:  # as in most calls
+            x = args[0]
+        else:
+            given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+            x = given.pop(next(iter(parameters), ""), None)
+            if len(args) > len(parameters) or asks(given, parameters):
+                return None
+        return x if isinstance(x, Tensor) else None
 
     def trial_arguments(self, x: Tensor) -> tuple[tuple, dict[str, Any]]:
         """Arguments and keywords of a call with tokens."""
@@ -77,9 +83,29 @@ def first_of(module: nn.Module, names: Sequence[str]) -> str | None:
     return next(iter(present(module, names)), None)
 
 
-def asks(value: Any) -> bool:
-    """Whether an argument beside the tokens asks for something; masks and flags of None do not."""
-    return value is not None and value is not False
+def defaults(forward: Callable[..., Any]) -> dict[str, Any]:
+    """The parameters that a method takes by name, and their values if a call does not give them:
+    None for those that a call has to give, as trials do."""
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    return {p.name: None if p.default is p.empty else p.default for p in parameters
+            if p.kind in NAMED}  # fmt: skip
+
+
+def asks(given: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool:
+    """Whether arguments ask for something: whether one is not its default.
+
+    None asks for nothing where nothing is known of an argument, which ``**kwargs`` take.
+    """
+    return any(not is_equal(value, parameters.get(name)) for name, value in given.items())
+
+
+def is_equal(value: Any, default: Any) -> bool:
+    """Whether a value surely is the default."""
+    same_kind = type(value) is type(default) and isinstance(value, bool | int | float | str)
+    return value is default or (same_kind and value == default)
+
+
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def unknown_parts(

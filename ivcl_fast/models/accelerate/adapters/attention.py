@@ -39,11 +39,7 @@ BIASES = ("q_bias", "k_bias", "v_bias")
 QK_NORMS = ("q_norm", "k_norm")
 SEPARATE = (("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
 OUT = ("proj", "out_proj", "o_proj")
-ORDER = (
-    "query", "key", "value", "key_padding_mask", "need_weights", "attn_mask",
-    "average_attn_weights", "is_causal",
-)  # fmt: skip
-"""Arguments of ``torch.nn.MultiheadAttention``."""
+QKV = ("query", "key", "value")
 
 
 class Layout(NamedTuple):
@@ -214,14 +210,15 @@ class Multihead(Adapter):
     def may_run(self, module: Any, layout: tuple) -> bool:
         return module.dropout < 1
 
-    def tokens(self, args: Sequence[Any], kwargs: Mapping[str, Any], first: str) -> Tensor | None:
-        given = {**dict(zip(ORDER, args, strict=False)), **kwargs}
-        query = given.get("query")
-        same = given.get("key") is query and given.get("value") is query
-        if not isinstance(query, Tensor) or not same or given.get("need_weights", True):
+    def tokens(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], parameters: Mapping[str, Any]
+    ) -> Tensor | None:
+        given = {**parameters, **dict(zip(parameters, args, strict=False)), **kwargs}
+        query, key, value = (given.pop(name, None) for name in QKV)
+        weights = given.pop("need_weights", True), given.pop("average_attn_weights", True)
+        if not isinstance(query, Tensor) or not (key is query and value is query) or weights[0]:
             return None
-        extra = ("key_padding_mask", "attn_mask", "is_causal")
-        return None if any(asks(given.get(name)) for name in extra) else query
+        return None if len(args) > len(parameters) or asks(given, parameters) else query
 
     def trial_arguments(self, x: Tensor) -> tuple[tuple, dict[str, Any]]:
         return (x, x, x), {"need_weights": False}

@@ -1,0 +1,118 @@
+"""One pass of a trial: its output, its gradients, and what else it does.
+
+A module may draw random numbers, keep less for its backward pass than its layers would (checkpoints
+of its own), or leave something in its attributes. A fused forward pass would do none of that, so a
+trial compares it, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ivcl_fast.models.accelerate.draws import OwnDraws
+from ivcl_fast.models.accelerate.guard import is_simple
+
+
+class Refused(Exception):
+    """Why a module is left as it is."""
+
+
+class Pass(NamedTuple):
+    """What a forward pass, and its backward pass, did."""
+
+    out: Any
+    gradients: list[Tensor | None]
+    """Of the tokens and of all parameters; empty if none were asked for."""
+    drawn: Tensor
+    """The state of the random numbers afterwards."""
+    kept: int
+    """Bytes that were kept for the backward pass, without the parameters."""
+
+    @property
+    def tokens(self) -> Any:
+        """The tokens of the output."""
+        return self.out[0] if isinstance(self.out, tuple) and self.out else self.out
+
+
+def run(
+    trial: nn.Module, args: tuple, kwargs: dict[str, Any], gradients: bool = False,
+    autocast: torch.dtype | None = None,
+) -> Pass:  # fmt: skip
+    """Run ``trial``, and its backward pass if there are ``gradients``.
+
+    It has its own copy of the tokens, autocast only if a dtype is given, and no global random
+    numbers; raises :class:`Refused` if it draws some of Python's or NumPy's.
+    """
+    tokens = args[0].detach().clone().requires_grad_(gradients)
+    x, device, kept = tokens.clone(), tokens.device, dict[int, int]()
+    args = tuple(x if a is args[0] else a for a in args)
+    own = {parameter.untyped_storage().data_ptr() for parameter in trial.parameters()}
+    draws = OwnDraws(device)
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with no_global_draws():
+        with (
+            torch.set_grad_enabled(gradients),
+            torch.autocast(device.type, autocast, enabled=autocast is not None),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            draws,
+        ):
+            out = trial.forward(*args, **kwargs)
+        done = Pass(out, [], draws.generator.get_state(), sum(kept.values()))
+        y = done.tokens
+        if not gradients or not isinstance(y, Tensor) or not y.requires_grad:
+            return done
+        generator = torch.Generator().manual_seed(3)
+        cotangent = torch.randn(y.shape, generator=generator, device="cpu").to(y)
+        inputs = [tokens, *trial.parameters()]
+        found = torch.autograd.grad(y, inputs, cotangent, allow_unused=True)
+        return done._replace(gradients=list(found))
+
+
+@contextlib.contextmanager
+def no_global_draws() -> Iterator[None]:
+    """Raise :class:`Refused` if random numbers of Python or NumPy are drawn; put both back."""
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)
+    try:
+        yield
+    finally:
+        now = np.random.get_state(legacy=False)
+        has_drawn = random.getstate() != python or str(now) != str(numpy)
+        if has_drawn:
+            random.setstate(python)
+            np.random.set_state(numpy)
+    if has_drawn:
+        raise Refused("it draws random numbers of Python or NumPy")
+
+
+def state(trial: nn.Module) -> list[Any]:
+    """What a forward pass may change: attributes, what lists and the like hold, and how often
+    buffers were written to."""
+    return [
+        (
+            [(name, contents(value)) for name, value in vars(m).items() if name != "training"],
+            [b._version for b in m.buffers(recurse=False)],
+        )
+        for m in trial.modules()
+    ]
+
+
+def contents(value: Any) -> Any:
+    """A simple value, or the identities of another one and of what it holds."""
+    if is_simple(value):
+        return value
+    if isinstance(value, dict):
+        return [id(value), *map(id, (*value.keys(), *value.values()))]
+    return [id(value), *map(id, value)] if isinstance(value, list | set) else id(value)

@@ -1,0 +1,396 @@
+"""Modules that do more than their parts tell: none of it may be lost, or they are left alone."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.models import vision_transformer
+from torch import nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from ivcl_fast import accelerate
+from ivcl_fast.kernels import dispatches
+from ivcl_fast.models.accelerate import crossovers
+from tests.support.marks import needs_kernels
+
+pytestmark = needs_kernels
+WIDTH, HEADS = 32, 4
+
+
+class Attention(nn.Module):
+    """Packed attention with its softmax written out."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads = HEADS
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.attn_drop = nn.Dropout(dropout)
+
+    def attend(self, x, causal=False):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        if causal:
+            n = x.shape[1]
+            scores = scores.masked_fill(torch.ones(n, n).triu(1) > 0, -1e9)
+        return (self.attn_drop(scores.softmax(-1)) @ v).transpose(1, 2).flatten(2)
+
+    def forward(self, x):
+        return self.proj(self.attend(x))
+
+
+class Sdpa(Attention):
+    """The same by PyTorch's attention, with norms of queries and keys."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__(dropout)
+        self.q_norm, self.k_norm = nn.LayerNorm(WIDTH // HEADS), nn.LayerNorm(WIDTH // HEADS)
+
+    def attend(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        p = self.attn_drop.p if self.training else 0.0
+        y = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, dropout_p=p)
+        return y.transpose(1, 2).flatten(2)
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(WIDTH, 64), nn.GELU(), nn.Linear(64, WIDTH)
+
+    def forward(self, x):
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, mlp: nn.Module | None = None) -> None:
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(WIDTH), Attention()
+        self.norm2, self.mlp = nn.LayerNorm(WIDTH), mlp or Mlp()
+
+    def forward(self, x, residual=True):
+        y = self.attn(self.norm1(x))
+        x = x + y if residual else y
+        return x + self.mlp(self.norm2(x))
+
+
+def tokens(n: int = 17) -> torch.Tensor:
+    return torch.randn(2, n, WIDTH, generator=torch.Generator().manual_seed(5))
+
+
+def pair(plain: nn.Module, *, replaced: bool = True) -> nn.Module:
+    """An accelerated copy; ``replaced``: whether the module itself has to be."""
+    fast = copy.deepcopy(plain)
+    assert ("" in accelerate(fast).replaced) is replaced
+    return fast
+
+
+def fused_calls(fast: nn.Module, *args: Any, **kwargs: Any) -> int:
+    """Fused forward passes of attention in a call."""
+    before = dispatches()
+    fast(*args, **kwargs)
+    return sum(n for (op, _), n in (dispatches() - before).items() if op == "short_attention")
+
+
+def assert_equal(plain: nn.Module, fast: nn.Module, *args: Any, **kwargs: Any) -> None:
+    torch.testing.assert_close(fast(*args, **kwargs), plain(*args, **kwargs))
+
+
+# --- Arguments ------------------------------------------------------------------------------------
+
+
+class Optional(Attention):
+    def forward(self, x, with_proj=True, *, scale=1.0, **others):
+        y = self.attend(x, causal=others.get("causal", False))
+        return scale * (self.proj(y) if with_proj else y)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"with_proj": False}, {"scale": 2.0}, {"causal": True}, {"with_proj": None}]
+)
+def test_what_a_call_asks_for_besides_is_done(asked):
+    plain = Optional()
+    assert_equal(plain, pair(plain), tokens(), **asked)
+    if "with_proj" in asked:
+        assert_equal(plain, pair(plain), tokens(), asked["with_proj"])
+
+
+def test_defaults_ask_for_nothing():
+    fast = pair(Optional())
+    for given in ({}, {"with_proj": True}, {"scale": 1.0}, {"others": None}):
+        assert fused_calls(fast, tokens(), **given) == 1
+    assert fused_calls(fast, tokens(), with_proj=False) == 0
+
+
+def test_a_block_without_its_residual():
+    plain = Block()
+    assert_equal(plain, pair(plain), tokens(), residual=False)
+
+
+class Biased(nn.MultiheadAttention):
+    def forward(self, query, key, value, need_weights=True, attn_bias=None):
+        return super().forward(query, key, value, need_weights=need_weights, attn_mask=attn_bias)
+
+
+def test_arguments_that_multihead_attention_does_not_know():
+    plain = Biased(WIDTH, HEADS, batch_first=True)
+    fast, x = pair(plain), tokens()
+    bias = torch.full((17, 17), -1e9).triu(1)
+    for args, kwargs in (((x, x, x, False, bias), {}), ((x, x, x, False), {"attn_bias": bias})):
+        torch.testing.assert_close(fast(*args, **kwargs)[0], plain(*args, **kwargs)[0])
+
+
+# --- Random numbers -------------------------------------------------------------------------------
+
+
+class LayerDrop(Block):
+    def __init__(self, draw) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x):
+        return x if self.training and self.draw() < 0.2 else super().forward(x)
+
+
+def of_torch() -> float:
+    return torch.rand(()).item()
+
+
+def of_python() -> float:
+    return random.random()
+
+
+def of_numpy() -> float:
+    return np.random.rand()
+
+
+@pytest.mark.parametrize("draw", [of_torch, of_python, of_numpy])
+def test_random_numbers_that_decide_are_drawn(draw):
+    """A trial meets one number alone, so that what else it may decide is not known."""
+    before = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
+    module = LayerDrop(draw)
+    torch.manual_seed(0)
+    report = accelerate(module)
+    assert "" not in report.replaced and "random numbers" in report.kept[""]
+    assert random.getstate() == before[0]
+    assert str(np.random.get_state(legacy=False)) == str(before[1])
+
+
+@pytest.mark.parametrize("kind", [Attention, Sdpa])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_checkpoint_drops_the_same_again(kind, use_reentrant, monkeypatch):
+    """Reentrant ones run without gradients first. The table then has other limits."""
+    limits = {key: (100, 0) for key in crossovers.LIMITS}
+    monkeypatch.setattr(crossovers, "LIMITS", limits)
+    outputs: list[torch.Tensor] = []
+    fast = pair(kind(0.5))
+    fast.register_forward_hook(lambda module, args, out: outputs.append(out.detach()))
+    x = tokens().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16), set_checkpoint_early_stop(False):
+        out = checkpoint(fast, x, use_reentrant=use_reentrant)
+    out.sum().backward()
+    assert len(outputs) == 2 and torch.equal(*outputs)
+
+
+# --- Settings that change -------------------------------------------------------------------------
+
+
+class Config:
+    def __init__(self) -> None:
+        self.causal = False
+
+
+class Configured(Attention):
+    hides = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config, self.options, self.chosen = Config(), {"causal": False}, dict[str, bool]()
+
+    def forward(self, x):
+        is_causal = self.config.causal or self.options["causal"] or self.hides or any(self.chosen)
+        return self.proj(self.attend(x, causal=is_causal))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: setattr(module.config, "causal", True),
+        lambda module: module.options.update(causal=True),
+        lambda module: module.chosen.update(causal=True),
+        lambda module: setattr(module, "hides", True),
+    ],
+    ids=["config", "dict", "empty dict", "attribute of the class"],
+)
+def test_settings_may_change_in_place(change):
+    plain = Configured()
+    fast = pair(plain)
+    assert fused_calls(fast, tokens()) == fused_calls(copy.deepcopy(fast), tokens()) == 1
+    change(plain)
+    change(fast)
+    assert fused_calls(fast, tokens()) == 0
+    assert_equal(plain, fast, tokens())
+
+
+def test_an_attribute_that_no_class_has_changes_nothing():
+    fast = pair(Attention())
+    fast.label = "blocks.0"
+    assert fused_calls(fast, tokens()) == 1
+
+
+class Tempered(Attention):
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = torch.ones(())
+
+    def forward(self, x):
+        return self.proj(self.attend(x * self.temperature))
+
+
+def test_a_tensor_that_is_no_buffer_is_refused():
+    """Nothing tells when its values change."""
+    assert "temperature is a tensor" in accelerate(Tempered()).kept[""]
+
+
+def test_classes_may_be_patched(monkeypatch):
+    class Mine(Attention):
+        pass
+
+    plain = Mine()
+    fast = pair(plain)
+    assert fused_calls(fast, tokens()) == 1
+    monkeypatch.setattr(Mine, "forward", lambda self, x: 2 * Attention.forward(self, x))
+    assert fused_calls(fast, tokens()) == 0
+    assert_equal(plain, fast, tokens())
+    mlp = Mlp()
+    fast = pair(mlp)
+    before = nn.GELU.forward
+    monkeypatch.setattr(nn.GELU, "forward", lambda self, x: 2 * before(self, x))
+    assert_equal(mlp, fast, tokens())
+
+
+# --- What else a forward pass does ----------------------------------------------------------------
+
+
+class Recording(Attention):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x):
+        self.seen.append(x)
+        return super().forward(x)
+
+
+def test_what_is_recorded_in_a_list_is_not_lost():
+    assert "changes its attributes" in accelerate(Recording()).kept[""]
+
+
+class Checkpointed(Block):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False) if self.training else x
+
+
+class CheckpointedSdpa(Sdpa):
+    def forward(self, x):
+        return self.proj(checkpoint(self.attend, x, use_reentrant=True))
+
+
+@pytest.mark.parametrize("kind", [Checkpointed, CheckpointedSdpa])
+def test_checkpoints_of_its_own_are_kept(kind):
+    assert "" not in accelerate(kind()).replaced
+
+
+class Router(Mlp):
+    """Switches autocast off for a part, which gets what the norm before it returns."""
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.fc1(x).softmax(-1).sum(-1, keepdim=True)
+        return super().forward(x) * weight
+
+
+class Float32(Attention):
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+@pytest.mark.parametrize("make", [lambda: Block(Router()), lambda: Float32()])
+def test_parts_may_switch_autocast_off(make):
+    plain = make()
+    fast = pair(plain, replaced=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = fast(tokens()), plain(tokens())
+    assert ours.dtype == theirs.dtype
+    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+
+
+class Out(NamedTuple):
+    tokens: torch.Tensor
+    weights: None = None
+
+
+class Named(Attention):
+    def forward(self, x):
+        return Out(super().forward(x))
+
+
+class Sometimes(Attention):
+    def forward(self, x):
+        return (super().forward(x), None) if self.training else super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Named, Sometimes])
+def test_the_form_of_an_output_is_kept(kind):
+    plain = kind()
+    fast = pair(plain, replaced=False)
+    for mode in (True, False):
+        assert type(fast.train(mode)(tokens())) is type(plain.train(mode)(tokens()))
+
+
+# --- Classes --------------------------------------------------------------------------------------
+
+
+class Super(Attention):
+    def forward(self, x):
+        return super(self.__class__, self).forward(x)
+
+
+def test_a_class_that_looks_at_its_own_class():
+    fast = pair(Super(), replaced=False)
+    assert fast(tokens(1000)).shape == (2, 1000, WIDTH)
+
+
+class Raises(Attention):
+    @property
+    def q_bias(self):
+        raise RuntimeError("not configured")
+
+
+def test_an_attribute_that_raises_is_no_error():
+    report = accelerate(nn.ModuleList([Raises(), Attention()]))
+    assert "not configured" in report.kept["0"] and "1" in report.replaced
+
+
+def test_torchscript_takes_the_own_code():
+    plain = vision_transformer.Attention(WIDTH, HEADS)
+    torch.testing.assert_close(torch.jit.script(pair(plain))(tokens()), plain(tokens()))
+
+
+def test_small_calls_run_their_own_code(monkeypatch):
+    """What is checked at every call costs more than is gained there, but in bfloat16 training."""
+    fast, x = pair(Attention()).eval(), tokens()
+    monkeypatch.setattr(crossovers, "LEAST", x.numel() + 1)
+    with torch.no_grad():
+        assert fused_calls(fast, x) == 0
+    assert fused_calls(fast, x) == 0
+    assert fused_calls(fast.bfloat16().train(), x.bfloat16()) == 1
+    monkeypatch.setattr(crossovers, "LEAST", x.numel())
+    with torch.no_grad():
+        assert fused_calls(fast.eval(), x.bfloat16()) == 1
