@@ -41,11 +41,17 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 
 def test_all_are_short_and_say_how_to_run_them():
-    assert len(SCRIPTS) == 6
+    assert len(SCRIPTS) == 7
     for name in SCRIPTS:
         text = (EXAMPLES / name).read_text()
-        assert len(text.splitlines()) <= 60, name
+        assert len(text.splitlines()) <= 80, name
         assert f"    python examples/{name}" in text
+
+
+def test_objects_as_slots(run, tmp_path):
+    said = run("objects_as_slots.py", 48, 256, folder=tmp_path).splitlines()
+    assert len(said) == 8 and said[-1].startswith("256 clips: top-1 ")
+    assert all("of the visible" in line and "of the hidden snitches" in line for line in said)
 
 
 def test_train_on_your_data(run, tmp_path):

@@ -1,0 +1,76 @@
+"""Teach a temporal transformer to remember, from slots of your own: each holds one object.
+
+    python examples/objects_as_slots.py [VIDEOS CLIPS [SEED]]
+
+A classifier takes slots in place of videos. Here they come from the plans of CATER-like videos: the
+snitch and up to six cones, each with its look and place, and zeros while it is inside a cone. The
+default learns next to nothing; docs/memory.md has what more videos and clips give.
+"""
+
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import ivcl_fast
+from ivcl_fast.data.synthetic.cater.planner import plan_video
+from ivcl_fast.data.synthetic.cater.world import COLORS
+from ivcl_fast.training.optim import Schedule, make_optimizers, set_lr
+
+CFG = ivcl_fast.IVCLConfig(num_slots=7, embed_dim=64, num_heads=2, depth=1, temporal_depth=4)
+
+
+def plan(index: int) -> np.ndarray:
+    """A video, [301, 7, 14]: x, y, height and whether it is in view, then the object's look."""
+    planned, states = plan_video(0, index), np.zeros((301, 7, 14), np.float16)
+    cones = [i for i, thing in enumerate(planned.things) if thing.shape == "cone"]
+    for slot, i in enumerate([0, *cones][:7]):  # the snitch is the first object
+        look = planned.things[i].sized, slot == 0, *(planned.things[i].color == c for c in COLORS)
+        states[:, slot, :3], states[:, slot, 3] = planned.locations[:, i], ~planned.covered[:, i]
+        states[:, slot, 4:] = look
+    return states
+
+
+def clips(states: Tensor, vary: bool = False) -> tuple[Tensor, Tensor]:
+    """Slots [B, T, 7, 64] of videos, and the snitch's cell in every frame, [B, T]."""
+    shift = torch.randint(-9, 10, (len(states), 1)) if vary else 0
+    frames = (torch.linspace(0, 300, CFG.num_frames).round().long() + shift).clamp(0, 300)
+    x = states[torch.arange(len(states))[:, None], frames].float()
+    xy = x[..., :2].clamp(-2.999, 2.999)
+    if vary:  # mirror and turn the floor
+        xy = xy * (2 * torch.randint(2, (len(x), 1, 1, 2)) - 1)
+        xy = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, xy.flip(-1), xy)
+    column, row = (xy[:, :, 0] + 3).long().unbind(-1)
+    near = (1 - (xy[..., None] - torch.linspace(-3, 3, 16)).abs() / 0.4).clamp(min=0).flatten(-2)
+    return F.pad(torch.cat([near, x[..., 2:]], -1), (0, 20)) * x[..., 3:4], row * 6 + column
+
+
+def train(videos: int = 240, count: int = 960, seed: int = 0) -> None:
+    """Train on all but a twelfth of the videos, and print top-1 on the others."""
+    torch.manual_seed(seed)
+    states = torch.from_numpy(np.stack([plan(index) for index in range(videos)]))
+    held_out, states = states[: videos // 12], states[videos // 12 :]
+    (slots, cell), hidden = clips(held_out), held_out[:, 300, 0, 3] == 0
+    model = ivcl_fast.IVCLClassifier(CFG, 36)
+    schedule = Schedule(count, lr=3e-3, batch_size=32, optimizer="muon")
+    optimizers = make_optimizers(model, schedule)
+    for step in range(schedule.steps):
+        set_lr(optimizers, schedule.lr_at(step))
+        x, y = clips(states[torch.randint(len(states), (schedule.batch_size,))], vary=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(x, every_frame=True)
+        F.cross_entropy(logits.float().flatten(0, 1), y.flatten()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if (step + 1) % max(1, schedule.steps // 20) == 0:
+            with torch.inference_mode():
+                right = (model(slots).argmax(-1) == cell[:, -1]).float()
+            print(f"{32 * (step + 1):,} clips: top-1 {right[~hidden].mean():.1%} of the visible, "
+                  f"{right[hidden].mean():.1%} of the hidden snitches", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    train(*map(int, sys.argv[1:]))
