@@ -8,6 +8,7 @@ trial compares it, too.
 from __future__ import annotations
 
 import contextlib
+import pickle
 import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -84,17 +85,21 @@ def run(
 @contextlib.contextmanager
 def no_global_draws() -> Iterator[None]:
     """Raise :class:`Refused` if random numbers of Python or NumPy are drawn; put both back."""
-    python, numpy = random.getstate(), np.random.get_state(legacy=False)
+    python, numpy = global_states()
+    before = pickle.dumps((python, numpy))
     try:
         yield
     finally:
-        now = np.random.get_state(legacy=False)
-        has_drawn = random.getstate() != python or str(now) != str(numpy)
-        if has_drawn:
+        if has_drawn := pickle.dumps(global_states()) != before:
             random.setstate(python)
             np.random.set_state(numpy)
     if has_drawn:
         raise Refused("it draws random numbers of Python or NumPy")
+
+
+def global_states() -> tuple[Any, Any]:
+    """The states of Python's and NumPy's random numbers."""
+    return random.getstate(), np.random.get_state(legacy=False)
 
 
 def state(trial: nn.Module) -> list[Any]:
