@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterator
 
@@ -82,9 +81,9 @@ def named(row: Row) -> Iterator[str]:
 def summary(rows: list[Row]) -> Iterator[str]:
     """Yield a table of how many models gain how much, by mode and number of tokens.
 
-    ``own``: models in which no fused op runs at that length, so that they are as fast as before.
-    ``by one line``: the median of those that can switch to an explicit softmax by one line, with
-    it, and in brackets what they gain by fused ops.
+    ``own``: models in which no fused op runs at that length, so that they are as fast as before;
+    lengths at which that holds for all are left out. ``by one line``: the median of those that can
+    switch to an explicit softmax by one line, with it, and in brackets by fused ops.
     """
     head = (
         "", "fused", "own", "slowest", "median", "fastest", "at least 1.2x", "below 0.98x",
@@ -96,18 +95,17 @@ def summary(rows: list[Row]) -> Iterator[str]:
             races = [row.get(mode, {}).get(str(tokens), {}) for row in rows]
             own = sum(race.get("fused_calls") == 0 for race in races)
             found = [statistics.median(race["ours"]) for race in races if "ours" in race]
-            if not found and not own:
+            if not found:
                 continue
+            ends = (min(found), statistics.median(found), max(found))
+            counts = sum(gain >= 1.2 for gain in found), sum(gain < 0.98 for gain in found)
             cells = [f"{mode}, {tokens} tokens", str(len(found)), str(own)]
-            if found:
-                ends = (min(found), statistics.median(found), max(found))
-                counts = sum(gain >= 1.2 for gain in found), sum(gain < 0.98 for gain in found)
-                cells += [*(f"{gain:.2f}" for gain in ends), *map(str, counts)]
-                both = [race for race in races if "ours" in race and "rival" in race]
-                one_line, ours = (
-                    statistics.median(statistics.median(race[key]) for race in both)
-                    if both else math.nan for key in ("rival", "ours")
-                )  # fmt: skip
-                cells += [f"{one_line:.2f} ({ours:.2f})"] if both else []
-            body.append((*cells, *[""] * (len(head) - len(cells))))
+            cells += [*(f"{gain:.2f}" for gain in ends), *map(str, counts)]
+            both = [race for race in races if "ours" in race and "rival" in race]
+            one_line, ours = (
+                [statistics.median(race[key]) for race in both] for key in ("rival", "ours")
+            )
+            medians = map(statistics.median, (one_line, ours)) if both else ()
+            cells.append("{:.2f} ({:.2f})".format(*medians) if both else "")
+            body.append(cells)
     yield from lined_up(head, body)
