@@ -43,7 +43,7 @@ def speeds(row: Row, mode: str, lengths: list[int]) -> Iterator[str]:
     yield from named(row)
     for tokens in lengths:
         race = row[mode].get(str(tokens), {})
-        if race.get("fused_calls") == 0:
+        if is_own(race):
             yield "own"
             continue
         cells = [f"{statistics.median(race[key]):.2f}" for key in ("ours", "rival") if key in race]
@@ -73,6 +73,11 @@ def limits() -> list[str]:
     return list(lined_up(head, body))
 
 
+def is_own(race: Row) -> bool:
+    """Whether a model runs its own code at a length, so that there was nothing to race."""
+    return race.get("fused_calls") == 0 and "ours" not in race
+
+
 def named(row: Row) -> Iterator[str]:
     yield f"{row['package']} {row['version']}"
     yield row["name"]
@@ -93,7 +98,7 @@ def summary(rows: list[Row]) -> Iterator[str]:
     for mode in ("training", "inference"):
         for tokens in GRIDS:
             races = [row.get(mode, {}).get(str(tokens), {}) for row in rows]
-            own = sum(race.get("fused_calls") == 0 for race in races)
+            own = sum(map(is_own, races))
             found = [statistics.median(race["ours"]) for race in races if "ours" in race]
             if not found:
                 continue

@@ -138,7 +138,8 @@ def test_timm_with_gradients():
     plain, fast = vit(), vit()
     report = accelerate(fast)
     kinds = sorted(report.replaced.values())
-    assert kinds == ["Attention"] * 2 + ["Block"] * 2 + ["Mlp"] * 2 and not report.kept
+    expected = [*["Attention"] * 2, *["Block"] * 2, "Conv2d", *["Mlp"] * 2]
+    assert kinds == expected and not report.kept
     assert isinstance(fast.blocks[0], type(plain.blocks[0]))
     ours, theirs = fast(images()), plain(images())
     close(ours, theirs)
@@ -187,7 +188,7 @@ def test_variants_of_the_block_are_fused(options, training):
     """With the same random numbers in the same order, in training."""
     fast, plain = vit(**options).train(training), vit(**options).train(training)
     report = accelerate(fast)
-    assert len(report.replaced) == 6 and not report.kept
+    assert len(report.replaced) == 7 and not report.kept
     outputs = []
     for part in (fast, plain):
         torch.manual_seed(1)
@@ -351,7 +352,7 @@ def test_data_parallel(tmp_path):
 @needs_kernels
 def test_report_reads_well():
     lines = str(accelerate(vit(norm_layer=nn.RMSNorm))).splitlines()
-    assert lines[0] == "4 modules replaced, 2 kept"
+    assert lines[0] == "5 modules replaced, 2 kept"
     assert "  replaced blocks.0.attn and 1 more: Attention, 1 fused op" in lines
     assert any(line.startswith("  kept blocks.0 and 1 more: Block: norm1") for line in lines)
 
@@ -372,9 +373,9 @@ def test_a_report_of_nothing_says_why():
     assert "kept: all that have a fused version run on it already" in str(accelerate(other))
 
 
-def test_without_kernels_nothing_is_replaced(monkeypatch):
+def test_without_kernels_only_the_embedding_of_patches_is_replaced(monkeypatch):
     monkeypatch.setattr(crossovers, "unsupported_reason", lambda *_: "no object for this CPU")
     report = accelerate(vit())
-    assert not report.replaced
+    assert report.replaced == {"patch_embed.proj": "Conv2d"}
     expected = "Block: nothing is gained on this device: no object for this CPU"
     assert report.kept["blocks.0"] == expected

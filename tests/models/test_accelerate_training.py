@@ -63,8 +63,8 @@ def losses(model: nn.Module, loss_of: Callable, autocast: bool) -> list[float]:
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize(
     ("build", "loss_of", "parts"),
-    [(deit3, deit3_loss, {"Attention", "Block", "Mlp"}),
-     (vit_mae, vit_mae_loss, {"ViTMAEAttention", "ViTMAELayer", "ViTMAEMLP"})],
+    [(deit3, deit3_loss, {"Attention", "Block", "Mlp", "Conv2d"}),
+     (vit_mae, vit_mae_loss, {"ViTMAEAttention", "ViTMAELayer", "ViTMAEMLP", "Conv2d"})],
     ids=["timm DeiT-III", "Hugging Face ViTMAE"],
 )  # fmt: skip
 def test_same_losses(build, loss_of, parts, autocast):

@@ -8,6 +8,8 @@ all other instances and the classes themselves.
   (``swap.py``) if they are built of known parts (``adapters/``) and a copy with random weights
   computes the same in both ways (``probe.py``). Later changes to the module, such as hooks or
   adapters, are noticed at every call (``guard.py``), which then goes the module's own way.
+* Convolutions whose windows do not overlap, as they embed patches, become products of the patches
+  (``patches.py``).
 * Modules that call PyTorch's attention keep their own forward pass, and only that one function is
   replaced in it (``sdpa.py``).
 
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ivcl_fast.models.accelerate.patches import PATCHES, embeds_patches
 from ivcl_fast.models.accelerate.probe import Verdict, judge
 from ivcl_fast.models.accelerate.report import Report
 from ivcl_fast.models.accelerate.swap import ORIGIN, is_fused, swap, unswap
@@ -52,11 +55,15 @@ def accelerate(module: nn.Module, *, tune: bool = False) -> Report:
     # All verdicts come before the first swap: a block is tried with the parts it has now.
     with torch.inference_mode(False):  # trials compare gradients
         verdicts = {name: judge(name, part, known, tune) for name, part in module.named_modules()}
+    own = [n for n, p in module.named_modules() if isinstance(p, (*FAST, *FAST.values()))]
+    with_own_embedding = tuple(f"{name}." if name else "" for name in own)
     for name, part in module.named_modules():
         old: Any = type(part)
         report.fused_before |= is_fused(part)
-        verdict = verdicts[name]
-        if (new := FAST.get(old)) is not None:
+        verdict, new = verdicts[name], FAST.get(old)
+        if embeds_patches(part) and not name.startswith(with_own_embedding):
+            new = PATCHES.get(old)
+        if new is not None:
             part.__class__ = new
             part.__dict__[ORIGIN] = old
             report.replaced[name] = old.__name__

@@ -18,8 +18,12 @@ from torch import nn
 from ivcl_fast.models.layers import PLAIN, is_plain
 
 Settings = tuple[tuple[str, Any], ...]
-SWAPPED = ("_accelerated_from", "_accelerated_replacement")
-"""Attributes that a swapped module has besides."""
+ORIGIN = "_accelerated_from"
+"""Attribute of a swapped module: the class it had before."""
+REPLACEMENT = "_accelerated_replacement"
+"""Attribute of a swapped module of other origin: its
+:class:`~ivcl_fast.models.accelerate.swap.Replacement`."""
+SWAPPED = ORIGIN, REPLACEMENT
 NOT_SETTINGS = frozenset({*vars(nn.Module()), "_compiled_call_impl"})
 """Attributes that every module has, or that ``compile`` gives it."""
 

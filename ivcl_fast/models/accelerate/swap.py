@@ -19,16 +19,14 @@ from torch import Tensor, nn
 from ivcl_fast.models.accelerate import sdpa
 from ivcl_fast.models.accelerate.adapters.adapter import defaults
 from ivcl_fast.models.accelerate.crossovers import SEPARATE_ATTENTION, is_small, longest
-from ivcl_fast.models.accelerate.guard import SWAPPED, Guard, is_patched
+from ivcl_fast.models.accelerate.guard import ORIGIN, REPLACEMENT, Guard, is_patched
 from ivcl_fast.models.accelerate.lengths import is_fixed, may_run
+from ivcl_fast.models.accelerate.patches import PATCHES
 from ivcl_fast.models.ivcl import FAST
 from ivcl_fast.models.layers import compute_dtype
 
 log = logging.getLogger(__name__)
 
-ORIGIN, REPLACEMENT = SWAPPED
-"""Attributes of a swapped module: the class it had before, and, of a module of other origin, its
-:class:`Replacement`."""
 MAX_TOKENS = 785
 """The longest sequence for which modules are tried, and so for which fused ones are used."""
 
@@ -159,7 +157,7 @@ def unswap(part: nn.Module) -> None:
         return
     part.__dict__.pop(REPLACEMENT, None)
     part.__dict__.pop("attention_backend", None)
-    fused = FAST.get(origin)
+    fused = FAST.get(origin) or PATCHES.get(origin)
     if type(part) is (fused or fast_class(origin)):
         part.__class__ = part.__dict__.pop(ORIGIN)
     elif fused:

@@ -1,0 +1,155 @@
+"""Embeddings of patches as products: equal to the convolution, and that where it is the faster."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import ivcl_fast
+from ivcl_fast import accelerate, restore
+from ivcl_fast.models.accelerate import patches
+from ivcl_fast.models.accelerate.patches import PatchConv2d, PatchConv3d, of_patches
+
+BF16 = torch.bfloat16
+
+
+def embedding(*kernel: int, **options) -> nn.Module:
+    kind = {2: nn.Conv2d, 3: nn.Conv3d}[len(kernel)]
+    return kind(3, 20, kernel, **{"stride": kernel} | options)
+
+
+CASES = {
+    "square": (embedding(8, 8), (2, 3, 24, 16)),
+    "oblong": (embedding(8, 16), (1, 3, 16, 48)),
+    "something left over": (embedding(14, 14), (2, 3, 31, 43)),
+    "frames": (embedding(2, 8, 8), (2, 3, 5, 16, 24)),
+    "no bias": (embedding(16, 16, bias=False), (3, 3, 16, 16)),
+    "valid": (embedding(8, 8, padding="valid"), (2, 3, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_product_is_the_convolution(name):
+    """In float64, with gradients and second derivatives."""
+    conv, shape = CASES[name]
+    conv = copy.deepcopy(conv).double()
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    expected, found = conv(x), of_patches(x, conv.weight, conv.bias)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, expected)
+    inputs = [x, *conv.parameters()]
+    for out in (expected, found):
+        out.grads = torch.autograd.grad(out.sin().sum(), inputs, create_graph=True)
+        out.second = torch.autograd.grad(sum(g.square().sum() for g in out.grads), inputs)
+    for got, want in zip(found.grads + found.second, expected.grads + expected.second, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_errors_in_bfloat16(name):
+    """At most twice as far from float64 as the convolution in the same dtype."""
+    conv, shape = CASES[name]
+    x, exact = torch.randn(shape), copy.deepcopy(conv).double()
+    fast = copy.deepcopy(conv)
+    assert accelerate(fast).replaced and type(fast) in (PatchConv2d, PatchConv3d)
+    true, runs = exact(x.double()), []
+    for module in (fast, conv):
+        with torch.autocast("cpu", BF16):
+            out = module(x)
+        assert out.dtype == BF16 and out.shape == true.shape
+        grads = torch.autograd.grad(out.float().square().sum(), list(module.parameters()))
+        runs.append((out, *grads))
+    expected = (true, *torch.autograd.grad(true.square().sum(), list(exact.parameters())))
+    for ours, theirs, want in zip(*runs, expected, strict=True):
+        error = [(got.double() - want).abs().max().item() for got in (ours, theirs)]
+        assert error[0] <= 2 * error[1] + 1e-6 * want.abs().max().item()
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        embedding(8, 8, stride=(4, 4)),
+        embedding(8, 8, padding=1),
+        embedding(8, 8, dilation=2),
+        embedding(4, 4),
+        nn.Conv2d(4, 4, 8, 8, groups=2),
+        nn.ConvTranspose2d(3, 4, 8, 8),
+        nn.Conv1d(3, 4, 8, 8),
+    ],
+    ids=["overlap", "padding", "dilation", "small", "groups", "transposed", "one dimension"],
+)
+def test_other_convolutions_stay(conv):
+    kind = type(conv)
+    assert not accelerate(conv).replaced and type(conv) is kind
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """Counts the products."""
+    calls = []
+    real = patches.of_patches
+    monkeypatch.setattr(patches, "of_patches", lambda *args: calls.append(1) or real(*args))
+    return calls
+
+
+def test_the_convolution_runs_where_it_is_the_faster_one(products):
+    plain, x = embedding(8, 8), torch.randn(1, 3, 16, 16)
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    torch.testing.assert_close(fast(x), plain(x), rtol=0, atol=0)  # float32
+    torch.testing.assert_close(fast(x[0]), plain(x[0]), rtol=0, atol=0)  # without a batch
+    assert not products
+    with torch.autocast("cpu", BF16):
+        fast(x)
+        assert len(products) == 1
+        fast.stride = (4, 4)
+        assert fast(x).shape == (1, 20, 3, 3)
+        with pytest.raises(RuntimeError):  # smaller than a window
+            fast(x[..., :4])
+    assert len(products) == 1
+    fast.stride = (8, 8)
+    fast.bfloat16()(x.bfloat16())
+    assert len(products) == 2
+
+
+def test_back_copied_and_pickled(products):
+    model = nn.Sequential(embedding(8, 8), nn.Flatten(2))
+    keys = [*model.state_dict()]
+    accelerate(model)
+    x = torch.randn(2, 3, 16, 16)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with torch.autocast("cpu", BF16):
+            assert torch.equal(copied(x), model(x))
+    assert len(products) == 4 and [*model.state_dict()] == keys
+    torch.testing.assert_close(torch.jit.script(copy.deepcopy(model))(x), model(x))
+    restore(model)
+    assert type(model[0]) is nn.Conv2d and not any("accelerated" in name for name in vars(model[0]))
+
+
+def test_compiled_and_exported_for_any_batch():
+    plain = nn.Sequential(embedding(8, 8), nn.Flatten(2)).bfloat16()
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    x = torch.randn(3, 3, 16, 16).bfloat16()
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(fast, (x,), dynamic_shapes=(batch,))
+    assert not any("conv" in str(node.target) for node in program.graph.nodes)
+    torch._dynamo.reset()
+    compiled = torch.compile(fast, fullgraph=True, backend="eager", dynamic=True)
+    for count in (1, 5):
+        x = torch.randn(count, 3, 16, 16).bfloat16()
+        for run in (program.module(), compiled):
+            torch.testing.assert_close(run(x), plain(x), rtol=0.02, atol=0.02)
+
+
+def test_own_models_keep_their_embedding():
+    """They read its weights themselves."""
+    model = ivcl_fast.reference.IVCL(ivcl_fast.IVCLConfig.preset("tiny"))
+    report = accelerate(model)
+    assert type(model.encoder.patch_embed["proj"]) is nn.Conv2d
+    assert "Conv2d" not in report.replaced.values()
+    assert not accelerate(model).replaced
