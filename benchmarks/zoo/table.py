@@ -91,7 +91,7 @@ def summary(rows: list[Row]) -> Iterator[str]:
     switch to an explicit softmax by one line, with it, and in brackets by fused ops.
     """
     head = (
-        "", "fused", "own", "slowest", "median", "fastest", "at least 1.2x", "below 0.98x",
+        "", "replaced", "own", "slowest", "median", "fastest", "at least 1.2x", "below 0.98x",
         "by one line",
     )  # fmt: skip
     body = []
