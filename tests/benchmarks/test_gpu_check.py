@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import baselines, commands, gpu_check, parts, stages
 from benchmarks.gpu_check import GROUPS, LIMITS, Part, run
-from benchmarks.results import Results, RowFile, Skip
+from benchmarks.results import Results, Row, RowFile, Skip
 from benchmarks.steps import OURS_COMPILED_GRAPH, Variant
 from benchmarks.summary import summary
 from ivcl_fast import IVCL
@@ -259,6 +259,19 @@ def test_needs_no_other_package():
     assert len(reasons) == 3 + 4
 
 
+def with_the_plugin(
+    folder: Path, *flags: str, **environment: str
+) -> tuple[subprocess.CompletedProcess[str], list[Row]]:
+    """Run the tests of a folder under the plugin; returns also its rows."""
+    rows = folder / "rows.jsonl"
+    rows.unlink(missing_ok=True)
+    plugin = "-m pytest -q -p benchmarks.pytest_outcomes -p no:cacheprovider --rootdir".split()
+    command = [sys.executable, *plugin, str(folder), *flags, str(folder)]
+    known = os.environ | {"IVCL_FAST_GPU_CHECK": str(rows)} | environment
+    done = subprocess.run(command, cwd=ROOT, env=known, capture_output=True, text=True)
+    return done, RowFile(rows).read()
+
+
 def test_the_plugin_keeps_every_outcome(tmp_path):
     (tmp_path / "test_some.py").write_text(
         "import pytest\n"
@@ -270,14 +283,9 @@ def test_the_plugin_keeps_every_outcome(tmp_path):
     )
     (tmp_path / "test_lost.py").write_text("import no_such_package\n")
     (tmp_path / "test_broken.py").write_text("1 / 0\n")
-    rows = tmp_path / "rows.jsonl"
-    command = [
-        sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.pytest_outcomes", "-p",
-        "no:cacheprovider", "--continue-on-collection-errors", "--rootdir", tmp_path, tmp_path,
-    ]  # fmt: skip
-    environment = os.environ | {"IVCL_FAST_GPU_CHECK": str(rows)}
-    assert subprocess.run(command, cwd=ROOT, env=environment, capture_output=True).returncode == 1
-    found = {r.get("test") or r.get("file"): r for r in RowFile(rows).read()}
+    done, rows = with_the_plugin(tmp_path, "--continue-on-collection-errors")
+    assert done.returncode == 1
+    found = {r.get("test") or r.get("file"): r for r in rows}
     assert {name.rpartition("::")[2]: r["outcome"] for name, r in found.items()} == {
         "test_good": "passed", "test_bad": "failed", "test_unready": "failed",
         "test_lost.py": "not collected", "test_broken.py": "not collected",
@@ -288,7 +296,7 @@ def test_the_plugin_keeps_every_outcome(tmp_path):
     assert "no_such_package" in skipped
     for name in ("test_broken.py", "test_some.py"):
         (tmp_path / name).write_text("def test_good(): pass\n")
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+    done, _ = with_the_plugin(tmp_path, "--continue-on-collection-errors")
     assert done.returncode == 0, "a package that is missing is no failure"
 
 
@@ -298,22 +306,13 @@ def test_the_plugin_says_why_all_tests_were_skipped(tmp_path):
         "@pytest.mark.skip(reason='no such card')\ndef test_marked(): pass\n"
         "def test_itself(): pytest.skip('needs 60 GB')\n"
     )
-    rows = tmp_path / "rows.jsonl"
-    command = [
-        sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.pytest_outcomes", "-p",
-        "no:cacheprovider", "--rootdir", tmp_path, tmp_path,
-    ]  # fmt: skip
-    environment = os.environ | {"IVCL_FAST_GPU_CHECK": str(rows)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
-    found = RowFile(rows).read()
+    done, found = with_the_plugin(tmp_path)
     assert found == [{"outcome": "skipped", "skipped": "no such card"}]
     assert gpu_check.outcome(done.returncode, 20, found, "") == "skipped: no such card"
 
 
 def test_a_graph_that_cannot_be_recorded_is_an_error():
     """A run goes on without one, and its eager steps must not be timed as a graph's."""
-    with stages.recorded():
-        pass
     with pytest.raises(RuntimeError, match="without, out of memory"), stages.recorded():
         stages.step_graph.log.warning("--cuda-graph: running without, %s", "out of memory")
     assert not stages.step_graph.log.handlers
@@ -326,17 +325,9 @@ def test_the_plugin_thins_the_tests_of_a_function(tmp_path):
         "@pytest.mark.parametrize('n', range(100))\ndef test_n(n): pass\n"
         "@pytest.mark.parametrize('n', range(3))\ndef test_few(n): pass\n"
     )
-    rows = tmp_path / "rows.jsonl"
-    command = [
-        sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.pytest_outcomes", "-p",
-        "no:cacheprovider", "--rootdir", tmp_path, "-k", "not 99", tmp_path,
-    ]  # fmt: skip
-    environment = os.environ | {
-        "IVCL_FAST_GPU_CHECK": str(rows), "IVCL_FAST_GPU_CHECK_PER_FUNCTION": "4",
-    }  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done, rows = with_the_plugin(tmp_path, "-k", "not 99", IVCL_FAST_GPU_CHECK_PER_FUNCTION="4")
     assert done.returncode == 0 and "7 passed" in done.stdout, done.stdout
-    found = [row["test"].partition("::")[2] for row in RowFile(rows).read()]
+    found = [row["test"].partition("::")[2] for row in rows]
     assert found == [f"test_n[{n}]" for n in (0, 33, 65, 98)] + [f"test_few[{n}]" for n in range(3)]
 
 
