@@ -265,7 +265,7 @@ def with_the_plugin(
     """Run the tests of a folder under the plugin; returns also its rows."""
     rows = folder / "rows.jsonl"
     rows.unlink(missing_ok=True)
-    plugin = "-m pytest -q -p benchmarks.pytest_outcomes -p no:cacheprovider --rootdir".split()
+    plugin = ["-m", "pytest", "-q", "-p", "benchmarks.pytest_outcomes", "-p", "no:cacheprovider", "--rootdir"]
     command = [sys.executable, *plugin, str(folder), *flags, str(folder)]
     known = os.environ | {"IVCL_FAST_GPU_CHECK": str(rows)} | environment
     done = subprocess.run(command, cwd=ROOT, env=known, capture_output=True, text=True)
