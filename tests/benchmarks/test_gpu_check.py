@@ -265,8 +265,9 @@ def with_the_plugin(
     """Run the tests of a folder under the plugin; returns also its rows."""
     rows = folder / "rows.jsonl"
     rows.unlink(missing_ok=True)
-    plugin = ["-m", "pytest", "-q", "-p", "benchmarks.pytest_outcomes", "-p", "no:cacheprovider", "--rootdir"]
-    command = [sys.executable, *plugin, str(folder), *flags, str(folder)]
+    plugins = ["-p", "benchmarks.pytest_outcomes", "-p", "no:cacheprovider"]
+    where = ["--rootdir", str(folder), str(folder)]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, *flags, *where]
     known = os.environ | {"IVCL_FAST_GPU_CHECK": str(rows)} | environment
     done = subprocess.run(command, cwd=ROOT, env=known, capture_output=True, text=True)
     return done, RowFile(rows).read()
@@ -311,8 +312,7 @@ def test_the_plugin_says_why_all_tests_were_skipped(tmp_path):
     assert gpu_check.outcome(done.returncode, 20, found, "") == "skipped: no such card"
 
 
-def test_a_graph_that_cannot_be_recorded_is_an_error():
-    """A run goes on without one, and its eager steps must not be timed as a graph's."""
+def test_a_graph_that_cannot_be_recorded_is_an_error():  # a run goes on with eager steps
     with pytest.raises(RuntimeError, match="without, out of memory"), stages.recorded():
         stages.step_graph.log.warning("--cuda-graph: running without, %s", "out of memory")
     assert not stages.step_graph.log.handlers
