@@ -68,7 +68,8 @@ def train(videos: int = 240, count: int = 960, seed: int = 0) -> None:
         if (step + 1) % max(1, schedule.steps // 20) == 0:
             with torch.inference_mode():
                 right = (model(slots).argmax(-1) == cell[:, -1]).float()
-            print(f"{32 * (step + 1):,} clips: top-1 {right[~hidden].mean():.1%} of the visible, "
+            seen = schedule.batch_size * (step + 1)
+            print(f"{seen:,} clips: top-1 {right[~hidden].mean():.1%} of the visible, "
                   f"{right[hidden].mean():.1%} of the hidden snitches", flush=True)  # fmt: skip
 
 

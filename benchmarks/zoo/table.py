@@ -58,6 +58,7 @@ KINDS = {
     "rms_block": "block with RMSNorm",
 }
 HARDWARE = {"amx": "AMX", "avx512bf16": "AVX-512", "cuda": "GPU (assumed)"}
+"""The names in the guide of what ``crossovers.LIMITS`` has rows for."""
 
 
 def limits() -> list[str]:

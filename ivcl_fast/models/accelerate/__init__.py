@@ -40,7 +40,8 @@ def accelerate(module: nn.Module, *, tune: bool = False) -> Report:
     pre-norm blocks as in timm, Hugging Face, torchvision, open_clip or vit-pytorch, also wrapped
     (DDP) or compiled. ``tune``: time every kind of module here, for some seconds each, and use its
     fused forward pass up to the length at which it wins, instead of reading the package's table;
-    what gains nothing is not swapped. The reference's modules are swapped in any case.
+    what gains nothing is not swapped. The reference's modules and embeddings of patches are swapped
+    in any case.
 
     Outputs stay the same up to rounding. Returns which modules were swapped and which were not,
     with the reasons; a module that cannot be swapped is no error.

@@ -50,7 +50,7 @@ CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, n
 """What is code, or a module by another name, and holds no settings."""
 
 
-def contents(value: Any) -> tuple | None:
+def simple_contents(value: Any) -> tuple | None:
     """The simple values that a mutable setting holds, such as a config object; None for others."""
     if isinstance(value, list | set):
         return tuple(item for item in value if is_simple(item))
@@ -61,11 +61,11 @@ def contents(value: Any) -> tuple | None:
 
 
 FORWARDS: dict[type, Callable[..., Any]] = {}
-"""The forward pass of each class as it was when the class was first met."""
+"""The forward pass of each class as it was when :func:`is_patched` was first asked."""
 
 
 def is_patched(kind: type[nn.Module]) -> bool:
-    """Whether somebody has given the class another forward pass since it was first met."""
+    """Whether somebody has given the class another forward pass since this was first asked."""
     return FORWARDS.setdefault(kind, kind.forward) is not kind.forward
 
 
@@ -84,9 +84,9 @@ class Part(NamedTuple):
     @classmethod
     def of(cls, part: nn.Module) -> Part:
         simple, others = settings(part)
-        held = tuple(contents(value) for _, value in others)
+        held = tuple(simple_contents(value) for _, value in others)
         names = frozenset({*part.__dict__, *SWAPPED})
-        is_patched(type(part))
+        is_patched(type(part))  # remembers the class as it is now
         known = held if any(one is not None for one in held) else None
         return cls(simple, others, known, parameter_names(part), names)
 
@@ -99,7 +99,7 @@ class Part(NamedTuple):
                 return False
         if self.contents is not None and not torch.compiler.is_compiling():
             for (name, _), held in zip(self.others, self.contents, strict=True):
-                if held is not None and contents(own.get(name)) != held:
+                if held is not None and simple_contents(own.get(name)) != held:
                     return False
         for name, value in self.simple:
             now = own.get(name, self)

@@ -107,14 +107,14 @@ def state(trial: nn.Module) -> list[Any]:
     buffers were written to."""
     return [
         (
-            [(name, contents(value)) for name, value in vars(m).items() if name != "training"],
+            [(name, identity(value)) for name, value in vars(m).items() if name != "training"],
             [b._version for b in m.buffers(recurse=False)],
         )
         for m in trial.modules()
     ]
 
 
-def contents(value: Any) -> Any:
+def identity(value: Any) -> Any:
     """A simple value, or the identities of another one and of what it holds."""
     if is_simple(value):
         return value

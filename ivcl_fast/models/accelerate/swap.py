@@ -61,13 +61,18 @@ def is_fused(part: nn.Module) -> bool:
     return ORIGIN in part.__dict__ or isinstance(part, tuple(FAST.values()))
 
 
-def limit(replacement: Replacement, kind: str, x: Tensor, training: bool) -> int:
-    """The longest sequence for which the fused forward pass of ``kind`` is the faster one.
+def trains(part: nn.Module) -> bool:
+    """Whether a call of ``part`` is one of training.
 
-    ``training``: whether the module is. A checkpoint runs it without gradients first and with them
-    later, and both have to drop the same, so its mode alone decides then.
+    A reentrant checkpoint makes it without gradients first and with them later, and both calls have
+    to take the same way, since both have to drop the same. So the module's mode counts as well.
     """
-    dtype, training = compute_dtype(x), training or torch.is_grad_enabled()
+    return part.training or torch.is_grad_enabled()
+
+
+def limit(replacement: Replacement, kind: str, x: Tensor, training: bool) -> int:
+    """The longest sequence for which the fused forward pass of ``kind`` is the faster one."""
+    dtype = compute_dtype(x)
     if replacement.limits is not None:
         return replacement.limits.get((dtype, training), 0)
     return longest(kind, x.device.type, dtype, training)
@@ -86,9 +91,9 @@ def fast_class(old: Any) -> Any:
 
     def own_forward(self: nn.Module, tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
         replacement = self.__dict__[REPLACEMENT]
-        if not (calls_sdpa and limit(replacement, SEPARATE_ATTENTION, tokens, self.training)):
+        if not (calls_sdpa and limit(replacement, SEPARATE_ATTENTION, tokens, trains(self))):
             return old.forward(self, *args, **kwargs)
-        with sdpa.Redirect(functools.partial(worth_it, replacement, self.training)):
+        with sdpa.Redirect(functools.partial(worth_it, replacement, trains(self))):
             return old.forward(self, *args, **kwargs)
 
     @functools.wraps(old.forward)  # torch.export and others read its signature
@@ -99,9 +104,7 @@ def fast_class(old: Any) -> Any:
         tokens = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
         # A compiler would make a program for each answer, and compiled code checks nothing.
         may_be_small = replacement.limits is None and not torch.compiler.is_compiling()
-        if tokens is None or (
-            may_be_small and is_small(tokens, self.training or torch.is_grad_enabled())
-        ):
+        if tokens is None or (may_be_small and is_small(tokens, trains(self))):
             return old.forward(self, *args, **kwargs)
         if (adapter := replacement.adapter) is None:
             return own_forward(self, tokens, *args, **kwargs)
@@ -114,7 +117,7 @@ def fast_class(old: Any) -> Any:
             or x.numel() == 0
             or not is_fixed(x.shape[1:-1])
             or x.shape[1] > MAX_TOKENS
-            or x.shape[1] > limit(replacement, adapter.kind, x, self.training)
+            or x.shape[1] > limit(replacement, adapter.kind, x, trains(self))
             or not (replacement.guard is None or replacement.guard.holds(self))
             or not adapter.may_run(self, replacement.layout)
             or not may_run(
