@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+from collections import Counter
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 import ivcl_fast
 from ivcl_fast import IVCLConfig, accelerate, reference, restore, supervised
+from ivcl_fast.kernels import dispatches
 from ivcl_fast.models import ivcl as model
 from ivcl_fast.models.accelerate import crossovers
 from tests.models.test_model import SEED, SIZES, video
@@ -311,6 +313,22 @@ def test_copies_of_compiled_blocks_have_weights_of_their_own():
             parameter.zero_()
     for twin in twins:
         close(twin(x), expected)
+
+
+@needs_kernels
+def test_blocks_that_are_compiled_afterwards_stay_fused():
+    fast = vit().eval()
+    accelerate(fast)
+
+    def calls() -> Counter:
+        before = dispatches()
+        fast(images())
+        return dispatches() - before
+
+    expected = calls()
+    for block in fast.blocks:
+        block.compile(backend="eager")
+    assert calls() == expected and expected.total()
 
 
 @pytest.mark.parametrize("first", ["accelerate", "compile"])

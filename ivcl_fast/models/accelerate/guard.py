@@ -23,9 +23,12 @@ ORIGIN = "_accelerated_from"
 REPLACEMENT = "_accelerated_replacement"
 """Attribute of a swapped module of other origin: its
 :class:`~ivcl_fast.models.accelerate.swap.Replacement`."""
-SWAPPED = ORIGIN, REPLACEMENT
-NOT_SETTINGS = frozenset({*vars(nn.Module()), "_compiled_call_impl"})
-"""Attributes that every module has, or that ``compile`` gives it."""
+COMPILED = "_compiled_call_impl"
+"""Attribute that ``module.compile()`` sets."""
+LATER = ORIGIN, REPLACEMENT, COMPILED
+"""Attributes that a module may have got since it was tried."""
+NOT_SETTINGS = frozenset({*vars(nn.Module()), COMPILED})
+"""Attributes that every module has, or that ``module.compile()`` gives it."""
 
 
 def is_simple(value: Any) -> bool:
@@ -79,13 +82,13 @@ class Part(NamedTuple):
     parameters: tuple[str, ...]
     """Names of those that are not None."""
     names: frozenset[str]
-    """Of all attributes, and of those that a swapped module has."""
+    """Of all attributes, and of those that may come later."""
 
     @classmethod
     def of(cls, part: nn.Module) -> Part:
         simple, others = settings(part)
         held = tuple(simple_contents(value) for _, value in others)
-        names = frozenset({*part.__dict__, *SWAPPED})
+        names = frozenset({*part.__dict__, *LATER})
         is_patched(type(part))  # remembers the class as it is now
         known = held if any(one is not None for one in held) else None
         return cls(simple, others, known, parameter_names(part), names)
@@ -93,7 +96,7 @@ class Part(NamedTuple):
     def holds(self, part: nn.Module) -> bool:
         """Whether the module is still as it was."""
         own = part.__dict__
-        if len(own) > len(self.names) - len(SWAPPED):
+        if len(own) > len(self.names) - len(LATER):
             new = [name for name in own if name not in self.names]
             if any(hasattr(type(part), name) for name in new):  # it hides the class's
                 return False
