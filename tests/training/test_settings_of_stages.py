@@ -1,0 +1,189 @@
+"""Every setting reaches the stage that it is for: stages are described here, and not trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ivcl_fast import IVCL, IVCLConfig
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.evaluation.evaluate import Evaluation
+from ivcl_fast.training import run as of_run
+from ivcl_fast.training.run import Run
+from ivcl_fast.training.settings import TrainConfig
+from tests.training.test_last_frame import SIZES
+
+Stages = dict[str, SimpleNamespace]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cater(tmp_path_factory.mktemp("cater"), SyntheticCater(train=6, val=2), 1)
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
+    """The last stage of each name that was started, with all that it was given."""
+    started: Stages = {}
+
+    class Described(SimpleNamespace):
+        def run(self) -> None:
+            started[self.name] = self
+
+    monkeypatch.setattr(of_run, "Stage", Described)
+    return started
+
+
+@pytest.fixture
+def make(data: Path, tmp_path: Path):
+    """Make a run with other settings than the default ones, in a folder of its own."""
+    runs: list[Run] = []
+
+    def make_run(objective: str = "ivcl", **settings: Any) -> Run:
+        plain = dict(
+            data=f"cater:{data}", task="localize", model=IVCLConfig(objective=objective, **SIZES),
+            device="cpu", batch_size=2, pretrain_clips=8, finetune_clips=4, out=tmp_path,
+            name=str(len(runs)), workers=1,
+        )  # fmt: skip
+        runs.append(Run(TrainConfig().replace(**(plain | settings))))
+        runs[-1].folder.mkdir()
+        return runs[-1]
+
+    return make_run
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    """A model to start from."""
+    IVCL(IVCLConfig(**SIZES)).save_pretrained(tmp_path / "weights")
+    return str(tmp_path / "weights")
+
+
+@pytest.mark.parametrize("what", ["weights", "masks", "clips"])
+def test_a_seed_decides(what, make, stages):
+    def drawn(seed: int) -> list[Tensor]:
+        make(seed=seed).pretrain()
+        stage = stages["pretrain"]
+        if what == "weights":
+            return [stage.model.encoder.slot_tokens]
+        batches = [batch for epoch in range(4) for batch in stage.loader.epoch(epoch)]
+        if what == "clips":
+            return [torch.cat([batch.clip_ids for batch in batches])]
+        asked: list[Tensor] = []
+
+        def model(rows: Tensor, seed: Tensor) -> SimpleNamespace:
+            asked.append(seed)
+            return SimpleNamespace(loss=0)
+
+        stage.loss(model, replace(batches[0], clip_ids=torch.arange(2)), 3)
+        return asked
+
+    first, second, again = drawn(0), drawn(1), drawn(0)
+    assert all(map(torch.equal, first, again))
+    assert not any(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("zero_init", [True, False])
+def test_zero_init_is_a_choice(zero_init, make, stages):
+    make(zero_init=zero_init).pretrain()
+    block = stages["pretrain"].model.encoder.blocks[0]
+    assert all(layer.weight.any() != zero_init for layer in (block.attn.proj, block.mlp.fc2))
+
+
+def test_how_often_to_save(make, stages):
+    make(save_every=7, save_minutes=0.5).pretrain()
+    assert (stages["pretrain"].save_every, stages["pretrain"].save_minutes) == (7, 0.5)
+
+
+def test_a_schedule_has_all_that_was_set(make, stages, weights, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # rates count the clips of all ranks
+    settings = dict(
+        batch_size=4, grad_accum_steps=2, warmup_steps=3, weight_decay=0.1, clip_norm=2.0,
+    )  # fmt: skip
+    rates = dict(lr=1e-2, finetune_lr=2e-2, lr_scaling="linear", backbone_lr_scale=0.25)
+    run = make(**settings, **rates, optimizer="adamw", last_frame_clips=0)
+    run.pretrain()
+    run.finetune("random")
+    run.finetune(weights, "scratch")
+    schedules = [stages[name].schedule for name in ("pretrain", "finetune", "scratch")]
+    for schedule in schedules:
+        assert {name: getattr(schedule, name) for name in settings} == settings
+        assert schedule.optimizer == "adamw"
+    assert [schedule.clips for schedule in schedules] == [8, 4, 4]
+    assert [schedule.lr for schedule in schedules] == [1e-2 / 4, 2e-2 / 4, 2e-2 / 4]
+    assert [schedule.backbone_lr_scale for schedule in schedules] == [1, 1, 0.25]
+
+
+def test_muon_is_the_default(make, stages):
+    make().pretrain()
+    assert stages["pretrain"].schedule.optimizer == "muon"
+
+
+def test_a_baseline_without_memory_sees_as_many_clips_where_no_last_frames_are_asked_for(
+    make, stages
+):
+    make(finetune_clips=64, last_frame_clips=0).last_frame("random")
+    assert stages["last-frame"].schedule.clips == 64
+
+
+@pytest.mark.parametrize("task", ["localize", "actions_present"])
+def test_the_loss_of_an_answer(task, make, stages):
+    make(task=task).finetune("random")
+    stage = stages["finetune"]
+    (batch, *_) = stage.loader.epoch(0)
+    logits = torch.randn(2, stage.model.head.out_features)
+    expected = {
+        "localize": F.cross_entropy, "actions_present": F.binary_cross_entropy_with_logits,
+    }[task](logits, batch.labels)  # fmt: skip
+    assert stage.loss(lambda *inputs: logits, batch, 0) == expected
+
+
+def test_supervised_pretraining_is_measured_on_videos_that_it_does_not_see(
+    make, stages, monkeypatch
+):
+    measured: list[str] = []
+
+    def scores(model: nn.Module, loader: Any, *_: Any) -> dict[str, float]:
+        measured.extend(clip.name for clip in loader.clips)
+        return {}
+
+    monkeypatch.setattr(of_run, "frame_scores", scores)
+    run = make("classification")
+    run.pretrain()
+    stages["pretrain"].validate()
+    assert measured and measured == [clip.name for clip in run.data.dataset.clips("val")]
+
+
+def test_results_are_means_over_clips_and_crops_and_curves_are_not(make, monkeypatch):
+    run = make(eval_clips=3, eval_crops=2, crop="center")
+    asked = []
+    monkeypatch.setattr(run.data, "eval_loaders", lambda *args, **_: asked.append(args))
+    monkeypatch.setattr(of_run, "evaluate", lambda *_: Evaluation)
+    model = run.classifier()
+    run.evaluate(model)
+    run.evaluate(model, "val")
+    assert asked == [(run.data.eval_split, 3, 2), ("val", 1, 1)]
+
+
+def test_checkpoints_go_when_the_model_is_saved_and_not_before(make, stages, monkeypatch):
+    run = make()
+    kept = run.folder / "pretrain" / of_run.CHECKPOINTS / "step-00000004" / "model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+
+    def disk_is_full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(of_run, "save_model", disk_is_full)
+        run.pretrain()
+    assert kept.exists()
+    run.pretrain()
+    assert not kept.exists()
