@@ -210,7 +210,8 @@ class IVCL(FastModel, reference.IVCL, tags=["self-supervised-learning"]):
     RGB or float in [0, 1], or uint8 patch rows ``[B, T, N, 3*P*P]``. Masks that are not given are
     drawn on the device from ``seed``, int64 ``[B]``, bit for bit as the reference draws them.
 
-    ``reconstruct(video, ...)`` returns whole query frames, float32 ``[B, Q, 3, H, W]`` in [0, 1];
+    ``reconstruct(video, out=None)`` returns whole query frames, float32 ``[B, Q, 3, H, W]`` in
+    [0, 1], of ``out``, the result of a forward pass on ``video``, or of a new one;
     ``encode(video)`` returns the slots of every frame, ``[B, T, S, D]``.
 
     Raises ``ValueError`` naming the argument or the config's field that is not accepted. Source:

@@ -283,8 +283,7 @@ class IVCL(nn.Module):
         rows = patch_rows(video, self.cfg)
         ids_keep, ids_mask, query = self.masks(rows, ids_keep, query, seed)
         slots, patches = self.context(rows, ids_keep, query)  # [B, Q, S, D], [B, Q, K, D]
-        index = query.unsqueeze(-1)
-        keep, mask = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (ids_keep, ids_mask))
+        keep, mask = take_rows(ids_keep, query), take_rows(ids_mask, query)
         pred = self.decoder(*(x.flatten(0, 1) for x in (slots, patches, keep, mask)))
         pred = pred.unflatten(0, query.shape)  # [B, Q, N-K, 3*P*P]
         return Output(self.loss(pred, rows, mask, query), pred, ids_keep, ids_mask, query)
@@ -322,10 +321,8 @@ class IVCL(nn.Module):
         return ((pred - take_rows(self.target(rows, query)[0], mask)) ** 2).mean()
 
     def target(self, rows: Tensor, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The decoder's target ``[B, Q, N, 3*P*P]``, and the shift and scale that it leaves out.
-
-        ``pixels = (target * scale + shift) * pixel_std + pixel_mean``.
-        """
+        """The decoder's target ``[B, Q, N, 3*P*P]``, and the shift and scale by which pixels are
+        ``(target * scale + shift) * pixel_std + pixel_mean``."""
         x = (as_pixels(take_rows(rows, query)) - self.cfg.pixel_mean) / self.cfg.pixel_std
         if not self.cfg.norm_pix:
             return x, torch.zeros_like(x[..., :1]), torch.ones_like(x[..., :1])
@@ -334,20 +331,15 @@ class IVCL(nn.Module):
         return (x - shift) / scale, shift, scale
 
     @torch.no_grad()
-    def reconstruct(
-        self, video: Tensor, ids_keep: Ids = None, query: Ids = None, seed: Ids = None
-    ) -> Tensor:
-        """Query frames, float32 ``[B, Q, 3, H, W]`` in [0, 1]; arguments as for ``forward``."""
-        return self.reconstruct_from(video, self(video, ids_keep, query, seed))
-
-    def reconstruct_from(self, video: Tensor, out: Output) -> Tensor:
-        """:meth:`reconstruct` for the result ``out`` of a forward pass on ``video``.
+    def reconstruct(self, video: Tensor, out: Output | None = None) -> Tensor:
+        """Query frames, float32 ``[B, Q, 3, H, W]`` in [0, 1], by default of ``out = model(video)``.
 
         Visible patches are the input's own; masked ones get the true patch's shift and scale back.
         """
+        out = self(video) if out is None else out
         rows, mask = as_pixels(patch_rows(video, self.cfg)), take_rows(out.ids_mask, out.query)
         shift, scale = (take_rows(x, mask) for x in self.target(rows, out.query)[1:])
-        pixels = out.pred.detach().float() * scale + shift
+        pixels = out.pred.float() * scale + shift
         pixels = (pixels * self.cfg.pixel_std + self.cfg.pixel_mean).clamp(0, 1)
         frames = take_rows(rows, out.query).scatter(2, mask.unsqueeze(-1).expand_as(pixels), pixels)
         return unpatchify(frames, self.cfg.patch_size)

@@ -56,7 +56,7 @@ def reconstruction_picture(
     video = video[:COLUMNS]
     seeds = reference.stream(torch.tensor(seed, device=video.device), len(video))
     out = model(video, seed=seeds)
-    reconstructed = model.reconstruct_from(video, out)  # [B, Q, 3, H, W]
+    reconstructed = model.reconstruct(video, out)  # [B, Q, 3, H, W]
 
     frames = video.take_along_dim(out.query[:, :, None, None, None], dim=1) / 255
     ids_mask = out.ids_mask.take_along_dim(out.query[:, :, None], dim=1)  # [B, Q, N - K]

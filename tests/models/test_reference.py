@@ -271,7 +271,7 @@ def test_a_perfect_prediction_gives_the_input_back(norm_pix):
     mask = reference.take_rows(out.ids_mask, out.query)
     perfect = reference.take_rows(model.target(rows, out.query)[0], mask)
     frames = reference.take_rows(video.float() / 255, out.query)
-    reconstructed = model.reconstruct_from(video, out._replace(pred=perfect))
+    reconstructed = model.reconstruct(video, out._replace(pred=perfect))
     torch.testing.assert_close(reconstructed, frames, atol=1e-5, rtol=0)
 
 
@@ -279,7 +279,8 @@ def test_visible_patches_are_kept_byte_for_byte():
     cfg = small()
     model, video = reference.IVCL(cfg), some_video(cfg)
     seed = torch.tensor([1, 2])
-    out, image = model(video, seed=seed), model.reconstruct(video, seed=seed)
+    out = model(video, seed=seed)
+    image = model.reconstruct(video, out)
     assert image.shape == (2, 2, 3, 16, 16) and image.min() >= 0 and image.max() <= 1
     keep = reference.take_rows(out.ids_keep, out.query)
     ours = reference.take_rows(reference.patchify(image, 4), keep)
@@ -287,7 +288,15 @@ def test_visible_patches_are_kept_byte_for_byte():
         reference.take_rows(reference.patch_rows(video, cfg), out.query), keep
     )
     assert torch.equal((ours * 255).round().to(torch.uint8), true)
-    assert torch.equal(image, model.reconstruct_from(video, out))
+
+
+def test_reconstruct_draws_masks_if_there_is_no_result():
+    cfg = small()
+    model, video = reference.IVCL(cfg), some_video(cfg)
+    torch.manual_seed(1)
+    drawn = model.reconstruct(video)
+    torch.manual_seed(1)
+    assert torch.equal(drawn, model.reconstruct(video, model(video)))
 
 
 @pytest.mark.parametrize("objective", ["ivcl", "mae", "joint"])

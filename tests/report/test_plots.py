@@ -93,7 +93,7 @@ def test_reconstruction_shows_the_models_own_frames(
     out = model(video, seed=reference.stream(torch.tensor(5), 2))
     chosen = evenly_spaced(4, out.query.shape[1])
     query = out.query[:, chosen]
-    expected = model.reconstruct(video, out.ids_keep, out.query)[:, chosen]
+    expected = model.reconstruct(video, out)[:, chosen]
     torch.testing.assert_close(rebuilt, expected.flatten(0, 1))
     true = video.take_along_dim(query[:, :, None, None, None], dim=1).flatten(0, 1) / 255
     torch.testing.assert_close(frames, true)

@@ -163,7 +163,7 @@ def test_float_video():
     same = fast(some_video(cfg, 2), seed=seed)
     torch.testing.assert_close(ours.pred, same.pred, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
-        fast.reconstruct(video, seed=seed), plain.reconstruct(video, seed=seed),
+        fast.reconstruct(video, ours), plain.reconstruct(video, theirs),
         atol=1e-5, rtol=1e-5,
     )  # fmt: skip
 
