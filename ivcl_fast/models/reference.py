@@ -332,7 +332,7 @@ class IVCL(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, video: Tensor, out: Output | None = None) -> Tensor:
-        """Query frames, float32 ``[B, Q, 3, H, W]`` in [0, 1], by default of ``out = model(video)``.
+        """Query frames, float32 ``[B, Q, 3, H, W]`` in [0, 1], by default of ``model(video)``.
 
         Visible patches are the input's own; masked ones get the true patch's shift and scale back.
         """
