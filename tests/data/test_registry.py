@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ivcl_fast.data.dataset import Dataset
-from ivcl_fast.data.registry import find_task, parse_source
+from ivcl_fast.data.registry import check_mirror, find_task, parse_source
 from ivcl_fast.errors import UserError
 from ivcl_fast.train import main
 from tests.support.own_videos import write_one
@@ -71,6 +71,13 @@ def test_formats_that_are_added_have_tasks_and_settings_of_their_own(site):
         parse_source("missing-x:DIR")
     with pytest.raises(UserError, match=r"'what:DIR' is not .*videos:DIR, csv:FILE.*, full-x:DIR"):
         parse_source("what:DIR")
+
+
+@pytest.mark.parametrize("source", ["cater:x", "acre:x", "something-else:x", "synthetic"])
+def test_frames_are_not_mirrored_where_answers_tell_left_from_right(source):
+    with pytest.raises(UserError, match=f"^--mirror: not accepted for {source}, .* videos:DIR"):
+        check_mirror(source)
+    check_mirror("videos:x")
 
 
 def test_the_home_folder_in_a_source(monkeypatch):

@@ -16,7 +16,7 @@ from tests.support.painted import write_painted
 
 @pytest.fixture
 def bucket(tmp_path):
-    """Four videos in two classes, a list of them, and a hidden file."""
+    """Four videos in two classes, a list of them, a hidden file, and one outside the folder."""
     memory = fsspec.filesystem("memory")
     memory.store.clear()
     for number, name in enumerate(("up/a", "up/b", "down/c", "down/d")):
@@ -26,6 +26,7 @@ def bucket(tmp_path):
     memory.pipe("/bucket/train.csv", lines.encode())
     memory.pipe("/bucket/val.csv", b"clips/up/b.avi up\nclips/down/d.avi down\n")
     memory.pipe("/bucket/clips/.hidden", b"x")
+    memory.pipe("/bucket/../x.avi", video.read_bytes())
     yield memory
     memory.store.clear()
 
@@ -50,10 +51,44 @@ def test_a_folder_is_copied_and_followed(bucket, tmp_path):
     now = files(open_dataset(config).root)
     assert before.keys() - now.keys() == {"up/b.avi"}
     assert {name for name in now if now[name] != before[name]} == {"up/a.avi"}
+    (data.root / "down" / "c.avi").unlink()
+    assert files(open_dataset(config).root).keys() == now.keys()
     record, precious = data.root / ".fetched.json", tmp_path / "precious"
     precious.write_text("mine")
     record.write_text(record.read_text().replace("up/a.avi", "../../../precious"))
     assert files(open_dataset(config).root).keys() == now.keys() and precious.exists()
+
+
+@pytest.mark.parametrize(
+    "told", ["ETag", "etag", "md5Hash", "LastModified", "updated", "mtime", "created"]
+)
+def test_a_file_that_keeps_its_size_is_followed(bucket, tmp_path, monkeypatch, told):
+    """By whatever the storage tells of it."""
+    find, version = bucket.find, "one"
+
+    def tell(*arguments, **options):
+        found = find(*arguments, **options)
+        return {path: {"size": about["size"], told: version} for path, about in found.items()}
+
+    monkeypatch.setattr(bucket, "find", tell)
+    config = DataConfig("videos:memory://bucket/clips", data_dir=tmp_path / "data")
+    file = open_dataset(config).root / "up" / "a.avi"
+    changed = file.read_bytes()[::-1]
+    bucket.pipe("/bucket/clips/up/a.avi", changed)
+    version = "two"
+    open_dataset(config)
+    assert file.read_bytes() == changed
+
+
+def test_places_that_end_alike_have_copies_of_their_own(bucket, tmp_path):
+    def opened(name: str) -> Path:
+        config = DataConfig(f"videos:memory://{name}/clips", data_dir=tmp_path / "data")
+        return open_dataset(config).root
+
+    bucket.copy("/bucket/clips", "/other/clips", recursive=True)
+    root = opened("bucket")
+    before = files(root)
+    assert opened("other") != root and files(root) == before
 
 
 def test_a_list_brings_the_videos_that_it_names(bucket, tmp_path):

@@ -190,11 +190,11 @@ def test_notes_beside_the_lists_and_odd_bytes_in_them(root):
 
 
 def test_converted_videos(root):
-    write_list(root, "a.avi 3\nb.avi 4\nc.avi 5\n")
-    for name in ("a.mp4", "b.avi", "b.mp4"):
+    write_list(root, "a.avi 3\nb.avi 4\nc.avi 5\nd.mp4 6\n")
+    for name in ("a.mp4", "b.avi", "b.mp4", "d.avi", "d.mp4"):
         (root / "videos" / name).touch()
     found = [one.files[0].name for one in Cater(root).media()]
-    assert found == ["a.mp4", "b.avi", "c.avi"]
+    assert found == ["a.mp4", "b.avi", "c.avi", "d.mp4"]
 
 
 def test_a_video_with_another_suffix_in_each_list(root):

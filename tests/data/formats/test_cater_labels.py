@@ -45,6 +45,18 @@ def test_localize_label_outside_the_grid() -> None:
         labels.localize_label(make_scene({"s": ("spl", [3.2, 0.0, 0.3])}))
 
 
+def test_classes_have_the_order_of_the_published_lists() -> None:
+    order = dict(
+        sphere="slide pick_place",
+        spl="slide pick_place rotate",
+        cylinder="pick_place slide rotate",  # unlike the others
+        cube="slide pick_place rotate",
+        cone="contain pick_place slide",
+    )
+    published = [(shape, f"_{name}") for shape, names in order.items() for name in names.split()]
+    assert list(labels.ACTION_CLASSES) == published
+
+
 def test_order_classes() -> None:
     assert len(labels.ACTION_CLASSES) == 14
     assert len(labels.ORDER_CLASSES) == len(set(labels.ORDER_CLASSES)) == 301

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -37,28 +38,47 @@ def labels(dataset: HuggingFaceVideos, split: str) -> dict[str, str]:
     return {c.name: dataset.describe(c.label) for c in dataset.clips(split)}  # type: ignore[arg-type]
 
 
-def test_a_column_of_videos_inside_the_files(datasets, tmp_path):
+def save(datasets, folder: Path, text: str, **labels: list[int]) -> Path:
+    """Save splits of videos inside the files; their content has this text in it."""
     columns = {"label": datasets.ClassLabel(names=NAMES), "clip": datasets.Video()}
-    for split, count in (("train", 4), ("validation", 2)):
-        rows = {
-            "label": [n % 2 for n in range(count)],
-            "clip": [
-                {"path": f"../{split}/{n % 2}.webm", "bytes": f"{split} {n}".encode()}
-                for n in range(count)
-            ],
-        }
+    for split, of_split in labels.items():
+        clips = [
+            {"path": f"../{split}/{n % 2}.webm", "bytes": f"{text} {n}".encode()}
+            for n in range(len(of_split))
+        ]
+        rows = {"label": of_split, "clip": clips}
         made = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
-        made.save_to_disk(tmp_path / "saved" / split)
-    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
+        made.save_to_disk(folder / split)
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": [*labels]}))
+    return folder
+
+
+def test_a_column_of_videos_inside_the_files(datasets, tmp_path):
+    save(datasets, tmp_path / "saved", "video", train=[0, 1, 0, 1], validation=[0, 1])
     dataset = HuggingFaceVideos(tmp_path / "saved")
     assert dataset.root == tmp_path / "saved-data" and dataset.splits == ("train", "val")
     assert labels(dataset, "val") == {"validation/000000": "cat", "validation/000001": "dog"}
     contents = {one.name: one.files[0].read_bytes() for one in dataset.media()}
-    assert contents["train/000003"] == b"train 3" and len(contents) == 6
+    assert contents["train/000003"] == b"video 3" and len(contents) == 6
     before = {path: path.stat().st_mtime_ns for path in dataset.root.rglob("*.webm")}
     again = HuggingFaceVideos(tmp_path / "saved")
     assert {p: p.stat().st_mtime_ns for p in again.root.rglob("*.webm")} == before
     assert labels(again, "train") == labels(dataset, "train")
+
+
+def test_videos_that_changed_are_unpacked_again(datasets, tmp_path):
+    """Though their number and labels are the same."""
+    for text in ("old", "new"):
+        saved = save(datasets, tmp_path / "saved", text, train=[0, 1, 0, 1])
+        contents = {one.files[0].read_bytes() for one in HuggingFaceVideos(saved).media()}
+        assert contents == {f"{text} {n}".encode() for n in range(4)}
+
+
+def test_a_split_whose_labels_are_kept_secret_has_none(datasets, tmp_path, caplog):
+    """Such labels are -1."""
+    saved = save(datasets, tmp_path / "saved", "video", train=[0, 1, 0, 1], test=[-1, -1])
+    assert HuggingFaceVideos(saved).splits == ("train", "val")
+    assert "the split test is left out, as its videos have no labels" in caplog.text
 
 
 def test_a_column_of_lists_of_images(datasets, tmp_path):

@@ -49,6 +49,8 @@ def test_a_new_video_changes_the_split_of_no_other():
     assert 20 < len(before) < 60
     assert before == {name for name in after if int(name[:-4]) < 200}
     assert held(2) and len(held(2)) == 1
+    # In every process and every version: what a run has held out, its evaluation measures.
+    assert held(20) == {"0.mp4", "7.mp4", "8.mp4", "9.mp4", "16.mp4"}
 
 
 def test_splits_are_folders(tmp_path):
@@ -130,13 +132,15 @@ def test_the_time_is_proportional_to_the_number_of_videos(tmp_path, monkeypatch)
 
 def test_what_is_no_video_is_passed_over_and_counted(tmp_path, caplog):
     touch(tmp_path, "a/1.MP4", "a/2.mp4", "b/1.mov", "b/2.mkv", "b/._1.mov", ".trash/c/1.mp4")
-    touch(tmp_path, "notes.txt", "a/thumb.jpg", "store-64-p8-pyav/meta.json", "index/index.json")
+    touch(tmp_path, "store-64-p8-pyav/meta.json", "index/index.json")
+    touch(tmp_path, "cover.jpg", "notes.txt", "a/thumb.jpg")
     (tmp_path / "b" / "back").symlink_to(tmp_path)
     caplog.set_level(logging.INFO, "ivcl_fast")
     dataset = VideoFolder(tmp_path)
     assert [one.name for one in dataset.media()] == ["a/1.MP4", "a/2.mp4", "b/1.mov", "b/2.mkv"]
+    assert dataset.num_classes == 2
     assert caplog.messages[0] == (
-        f"{tmp_path}: 2 files are no videos, such as {tmp_path}/a/thumb.jpg"
+        f"{tmp_path}: 3 files are no videos, such as {tmp_path}/a/thumb.jpg"
     )
 
 

@@ -159,6 +159,17 @@ def test_other_splits_of_lists_with_several_places_of_train(train, val, tmp_path
     assert [clip.name for clip in dataset.clips("val")] == ["c.mp4", "d.mp4"]
 
 
+def test_lists_of_other_splits_may_name_their_columns(tmp_path):
+    written(tmp_path / "train.csv", "path,label", "a.mp4,0", "b.mp4,1")
+    written(tmp_path / "val.csv", "path,label", "c.mp4,0", "d.mp4,1")
+    written(tmp_path / "test.csv", "path,label,split", "e.mp4,0,", "f.mp4,1,val")
+    dataset = VideoList(tmp_path / "train.csv")
+    names = {split: [clip.name for clip in dataset.clips(split)] for split in dataset.splits}
+    assert names == {
+        "train": ["a.mp4", "b.mp4"], "test": ["e.mp4"], "val": ["c.mp4", "d.mp4", "f.mp4"],
+    }  # fmt: skip
+
+
 def test_a_video_in_two_lines_is_not_held_out_and_trained_on(tmp_path):
     spelled = [f"{'x/../' * n}a.mp4 0" for n in range(20)]
     dataset = VideoList(written(tmp_path / "l.txt", *spelled, "b.mp4 0", "c.mp4 0"))

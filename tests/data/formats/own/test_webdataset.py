@@ -35,7 +35,7 @@ def samples(count: int, first: int = 0) -> dict[str, bytes | str]:
     }
 
 
-def test_patterns(tmp_path):
+def test_patterns(tmp_path, monkeypatch):
     names = [f"train-{n:03d}.tar" for n in range(8, 12)] + ["val-0.tar"]
     for name in names:
         shard(tmp_path / name, {})
@@ -60,6 +60,9 @@ def test_patterns(tmp_path):
     assert splits == ["train", "val", "train"]
     assert split_of(tmp_path / "test" / "000.tar") == "test"
     assert split_of(tmp_path / "my_test" / "000.tar") == "train"
+    (tmp_path / "test").mkdir()
+    monkeypatch.chdir(tmp_path / "test")
+    assert split_of(Path("000.tar")) == "test"
 
 
 def test_samples_of_every_kind(tmp_path):
@@ -120,6 +123,13 @@ def test_shards_are_unpacked_once_and_again_if_they_changed(tmp_path):
     shard(tmp_path / "s-1.tar", samples(3, 4))
     assert len(opened()) == 7
     check_strange(strangers)
+
+
+def test_a_shard_that_is_replaced_by_one_of_the_same_size_is_unpacked_again(tmp_path):
+    for time, content in enumerate(("old", "new")):
+        path = shard(tmp_path / "s.tar", {f"{n}.mp4": content for n in range(3)})
+        os.utime(path, (time, time))
+        assert {one.files[0].read_text() for one in WebDataset(path).media()} == {content}
 
 
 @pytest.mark.parametrize(
