@@ -70,7 +70,7 @@ def find_splits(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
 def check_disjoint(dataset: Dataset, train_split: str, curve_split: str) -> None:
     """Raise :class:`UserError` if curves or results would be those of training videos."""
     seen = {clip.media for clip in dataset.clips(train_split)}
-    for flag, split in (("curve", curve_split), ("train", dataset.splits[1])):
+    for flag, split in (("train", dataset.splits[1]), ("curve", curve_split)):
         if shared := seen & {clip.media for clip in dataset.clips(split)}:
             raise UserError(
                 f"--{flag}-split: the training split {train_split} shares {len(shared)} videos "

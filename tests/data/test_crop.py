@@ -18,6 +18,7 @@ from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.media import probe
 from ivcl_fast.data.registry import check_crop
+from ivcl_fast.data.store.build import build_store
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import unpatchify
 from tests.support.painted import media, write_video
@@ -114,6 +115,13 @@ def test_stores_of_other_crops_are_made_before_training(config):
     assert len(data.dataset.clips("val")) == 2
     again = open_data(replace(config, crop="none", eval_crops=1), CFG)
     assert again.bad_files_path.parent.name == name
+
+
+def test_a_store_of_whole_frames_is_not_taken_for_one_of_squares(tmp_path):
+    one = media(write_video(tmp_path / "a.mp4", bands(), "libx264"))
+    build_store([one], tmp_path / "store", 32, 8, "pyav", 1)
+    with pytest.raises(UserError, match=r"a store with crop none: .*, not center: "):
+        build_store([one], tmp_path / "store", 32, 8, "pyav", 1, crop="center")
 
 
 def test_where_a_crop_makes_no_sense(tmp_path):

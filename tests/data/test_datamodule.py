@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ivcl_fast.config import IVCLConfig
+from ivcl_fast.data import datamodule
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.datamodule import DataModule, open_data, open_dataset
 from ivcl_fast.data.decode import decoder as decode
@@ -74,7 +75,7 @@ def test_every_data_set_from_a_store_and_streamed(name, folder):
     assert stored.dataset.describe(clips[0].label)  # type: ignore[arg-type]
 
 
-def test_a_share_consists_of_complete_problems(folder):
+def test_a_share_consists_of_complete_problems_whatever_the_seed(folder):
     data = opened(config("synthetic:acre-comp", folder))
     options = dict(batch_size=4, num_frames=7, seed=3, training=True)
     found: list[set[str]] = []
@@ -83,6 +84,7 @@ def test_a_share_consists_of_complete_problems(folder):
         names = [loader.clips[i].name for batch in loader.epoch(0) for i in batch.clip_ids.tolist()]
         assert len(names) == 160 * share and len({name[:-3] for name in names}) == 40 * share
         assert loader.frames_per_clip == 10 / 4
+        assert data.loader("train", share=share, **options | {"seed": 4}).clips == loader.clips
         found.append(set(names))
     assert found[0] < found[1] < found[2]
     masked = data.loader("train", **options, share_frames=False)
@@ -229,7 +231,7 @@ def test_long_steps_log_a_line_when_they_start(tmp_path, caplog):
     assert not [line for line in caplog.messages if line.split()[0].endswith("ing")]
 
 
-def test_settings_can_be_chosen_without_the_split_of_the_results(folder):
+def test_settings_can_be_chosen_without_the_split_of_the_results(folder, monkeypatch):
     chosen = config("synthetic", folder, train_split="train_subsetT", curve_split="train_subsetV")
     data = opened(chosen)
     splits = data.train_split, data.curve_split, data.eval_split
@@ -237,6 +239,8 @@ def test_settings_can_be_chosen_without_the_split_of_the_results(folder):
     names = [{clip.name for clip in data.dataset.clips(split)} for split in splits]
     assert [len(n) for n in names] == [32, 8, 5]
     assert not names[0] & names[1] and not (names[0] | names[1]) & names[2]
+    monkeypatch.setattr(datamodule, "CURVE_CLIPS", 6)
+    assert data.curve_share == 6 / 8 and data.measured_in_training == "a part of train_subsetV"
     again = opened(chosen, read_only=True)
     assert (again.train_split, again.curve_split) == splits[:2]
 
@@ -248,6 +252,7 @@ def test_settings_can_be_chosen_without_the_split_of_the_results(folder):
         (dict(curve_split="test"), "^--curve-split: 'test' is not a split of this data; "),
         (dict(curve_split="train_subsetV"), "^--curve-split: .* train shares 8 videos with "),
         (dict(train_split="val", curve_split="train"), "^--train-split: .* shares 5 videos with "),
+        (dict(train_split="val"), "^--train-split: .* shares 5 videos with val, which is measured"),
     ],
 )
 def test_splits_that_do_not_exist_or_overlap_are_refused(changes, said, folder):

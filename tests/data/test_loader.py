@@ -249,6 +249,16 @@ def test_which_clips_are_mirrored_depends_on_seed_and_epoch(store):
     assert len({tuple(one) for one in drawn}) == 4 and mirrored(0, 0) == drawn[0]
 
 
+def test_a_mirrored_clip_may_have_any_frames(store):
+    """Else the side that things are on would tell the time."""
+    options = dict(clips=MANY, batch_size=100, shuffle=False)
+    (plain,), (drawn,) = (make(store, mirror=m, **options).epoch(0) for m in (False, True))
+    mirrored = (plain.rows != drawn.rows).flatten(1).any(1).numpy()
+    early = np.array([frames[0][1] < 5 for frames in frames_of_clips(plain)])
+    for chosen in (mirrored, ~mirrored):
+        assert 0.25 < early[chosen].mean() < 0.75
+
+
 def test_resuming_inside_an_epoch(store):
     loader = make(store)
     whole = list(loader.epoch(2))

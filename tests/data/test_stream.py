@@ -9,6 +9,7 @@ import threading
 import time
 from functools import partial
 from multiprocessing import active_children
+from pathlib import Path
 
 import av
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from ivcl_fast.data import stream, workers
 from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.decode.choice import choose_decoders
-from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.decoder import MIN_RATE, make_decoder
 from ivcl_fast.data.decode.indexed import index_one
 from ivcl_fast.data.decode.media import OpenImages
 from ivcl_fast.data.loader import StoreLoader
@@ -26,6 +27,7 @@ from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.index import probe_media
 from ivcl_fast.data.stream import CROP_AREA, StreamLoader, decode_numbered, draw_crop
 from ivcl_fast.errors import UserError
+from tests.data.decode.test_readable import broken_disk
 from tests.data.test_loader import same
 from tests.data.test_workers import send_half
 from tests.support.marks import NEEDS_DALI
@@ -200,26 +202,33 @@ def test_an_abandoned_epoch_ends_and_leaves_nothing_behind(videos, workers):
 
 
 def test_random_crops(videos):
-    """A crop per clip and epoch, the same in all frames."""
+    """A crop per clip, epoch and seed, the same in all frames."""
     clips = [Clip("c", "v1", 0, (0, 0, 5))] * 8
     options = dict(clips=clips, num_frames=3, batch_size=8, shuffle=False)
     (whole,) = make(videos, **options).epoch(0)
-    crops = [next(make(videos, random_crop=True, **options).epoch(e)).rows for e in (0, 1, 0)]
-    assert torch.equal(crops[0], crops[2]) and not torch.equal(crops[0], crops[1])
+
+    def crop(epoch: int, seed: int = 0) -> torch.Tensor:
+        return next(make(videos, random_crop=True, seed=seed, **options).epoch(epoch)).rows
+
+    crops = crop(0), crop(1), crop(0, seed=1)
+    assert torch.equal(crop(0), crops[0])
+    assert not any(torch.equal(crops[0], other) for other in crops[1:])
     assert torch.equal(crops[0][:, 0], crops[0][:, 1])
     assert len({rows.numpy().tobytes() for rows in crops[0]}) == 8
     assert not (crops[0] == whole.rows).flatten(1).all(1).any()
 
 
-def test_crops_lie_inside_the_frame():
-    rng = np.random.default_rng(0)
+def test_crops_lie_anywhere_inside_the_frame():
+    rng, centers = np.random.default_rng(0), []
     for _ in range(500):
         crop = draw_crop(rng)
+        centers.append((crop.top + crop.height / 2, crop.left + crop.width / 2))
         assert 0 <= crop.top <= crop.top + crop.height <= 1 + 1e-9
         assert 0 <= crop.left <= crop.left + crop.width <= 1 + 1e-9
         assert crop.height * crop.width > CROP_AREA[0] * 0.9
         height, width, top, left = crop.placed(64)
         assert 0 <= top <= height - 64 and 0 <= left <= width - 64
+    assert np.min(centers, 0).max() < 0.4 and np.max(centers, 0).min() > 0.6
 
 
 # --- faults -------------------------------------------------------------------------------------
@@ -275,6 +284,14 @@ def test_a_temporary_fault_is_retried(videos, monkeypatch):
     assert not loader.dropped and not faults
 
 
+def test_a_disk_that_fails_ends_the_epoch_and_drops_no_video(videos, monkeypatch):
+    loader = make(videos, CLIPS[5:6], batch_size=1)
+    monkeypatch.setattr(Path, "open", broken_disk)
+    with pytest.raises(UserError, match=r"v5\.avi: cannot be read: Input/output error"):
+        list(loader.epoch(0))
+    assert not loader.dropped
+
+
 def test_a_batch_without_usable_videos_raises(videos, tmp_path):
     _, loader = broken_later(videos, tmp_path)
     loader.batch_size = 1
@@ -304,6 +321,10 @@ def test_decoders_that_crash_or_hang_lose_only_their_clips(videos, monkeypatch, 
     assert [batch.clip_ids.tolist() for batch in loader.epoch(0)] == found
     assert caplog.text.count("v7_00.png: decoding it failed:") == 2
     loader.close()
+
+
+def test_decoders_of_long_videos_have_more_time(videos):
+    assert make(videos, stall_seconds=1).stall_seconds == max(FRAMES) / MIN_RATE > 1
 
 
 def decode_or_stop_once(task, report):
