@@ -144,6 +144,22 @@ def test_synthetic_data_then_its_store(command, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ((), "embedded-static-3000-600"),
+        (("--seed", 5), "embedded-static-3000-600-seed5"),
+        (("--size", "full"), "full-static-3850-1650"),
+        (("--camera", "moving"), "embedded-moving-3000-600"),
+        (("--train", 7, "--val", 0), "embedded-static-7-0"),
+    ],
+)
+def test_flags_of_a_synthetic_data_set_are_followed(command, flags, name):
+    """The name of the folder tells all of its settings."""
+    status, out, _ = command("synthetic:cater", *flags, "--dry-run")
+    assert status == 0 and out.endswith(f" into data/synthetic-cater-{name}\n")
+
+
+@pytest.mark.parametrize(
     ("arguments", "what"),
     [
         (["kitti"], "SOURCE: 'kitti' is not a data source; accepted: cater:DIR, acre:DIR, "),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -204,9 +205,32 @@ def test_verifying_names_a_file(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     record(tmp_path, ["a.txt"])
     Manifest.read(tmp_path).verify()
-    (tmp_path / "a.txt").write_text("b")
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'a.txt'}: damaged")):
-        Manifest.read(tmp_path).verify()
+    for changed in ("b", "ab"):
+        (tmp_path / "a.txt").write_text(changed)
+        with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'a.txt'}: damaged")):
+            Manifest.read(tmp_path).verify()
     (tmp_path / "a.txt").unlink()
     with pytest.raises(UserError, match="No such file"):
         Manifest.read(tmp_path).verify()
+
+
+def test_a_file_is_on_the_disk_before_it_is_recorded(tmp_path, monkeypatch):
+    """After a power cut, a file that lacks its end would be refused as damaged."""
+    recorded_when_flushed = {}
+
+    def spy(path: Path) -> None:
+        recorded_when_flushed[path.name] = path.name in Manifest.read(tmp_path).files
+
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    monkeypatch.setattr(manifest, "fsync", spy)
+    record(tmp_path, ["metrics.jsonl"])
+    assert recorded_when_flushed == {"metrics.jsonl": False}
+
+
+def test_a_kill_before_a_new_version_is_recorded_damages_nothing(tmp_path, monkeypatch):
+    file = tmp_path / "scores.json"
+    manifest.write_recorded(file, "old")
+    monkeypatch.setattr(manifest, "record", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        manifest.write_recorded(file, "new")
+    assert json.loads(manifest.read_recorded(file)) == "new"

@@ -64,6 +64,17 @@ def test_damage_never_loses_frames_silently(video, kind, tmp_path):
     assert refused >= {"zeroed tail": 8, "hole of 512": 8}.get(kind, 0)
 
 
+def test_a_block_that_ffmpeg_passes_over_is_missed(video, tmp_path):
+    """Its flags, the byte before its content, say that it has several frames."""
+    contents, target = bytearray(video.read_bytes()), tmp_path / video.name
+    with av.open(str(video)) as container:
+        packet = bytes([*container.demux(video=0)][5])
+    contents[contents.index(packet) - 1] |= 0b110
+    target.write_bytes(contents)
+    with pytest.raises(VideoError, match=rf"truncated: \d+ of {FRAMES} frames"):
+        probe(media(target))
+
+
 def test_a_live_recording_declares_no_sizes(tmp_path):
     path = tmp_path / "live.webm"
     with av.open(str(path), "w", options={"live": "1", "cluster_time_limit": "500"}) as container:

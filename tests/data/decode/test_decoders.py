@@ -127,6 +127,18 @@ def test_an_undecodable_frame(tmp_path, name):
     assert numbers(decoder.decode(media(good)).cpu().numpy()) == [(0, frame) for frame in range(4)]
 
 
+@pytest.mark.parametrize("write", WRITERS)
+def test_damage_inside_an_image_is_refused(tmp_path, write):
+    """By default, FFmpeg would decode what comes before it and leave the rest grey."""
+    path = write(tmp_path / "a.avi", scenes(1))
+    contents = bytearray(path.read_bytes())
+    at = contents.index(b"\xff\xda") + 500  # behind the start of the scan
+    contents[at : at + 64] = bytes(64)
+    path.write_bytes(contents)
+    with pytest.raises(VideoError, match="cannot decode one of its frames, frame 0"):
+        make_decoder("pyav", 32).decode(media(path))
+
+
 def test_huffman_tables_are_inserted_only_if_missing():
     pixels = picture(1, 2)
     bare = blender_jpeg(pixels)

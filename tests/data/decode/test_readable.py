@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 from pathlib import Path
 
 import pytest
 
 from ivcl_fast.data.dataset import VideoError
-from ivcl_fast.data.decode.readable import if_damaged_twice
+from ivcl_fast.data.decode.readable import CHUNK, check_readable, if_damaged_twice
 from ivcl_fast.data.store.sources import GONE, state_of
 from ivcl_fast.errors import UserError
 from tests.support.painted import media
@@ -35,6 +36,18 @@ def test_damage_is_what_fails_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", broken_disk)
     with pytest.raises(UserError, match=f"{one.files[0]}: cannot be read: Input/output error"):
         if_damaged_twice(one, attempt)
+
+
+def test_a_disk_that_fails_at_the_end_of_a_file(tmp_path, monkeypatch):
+    class Failing(io.BytesIO):
+        def read(self, *size):
+            return super().read(*size) or broken_disk()
+
+    one = media(tmp_path / "a.avi")
+    one.files[0].touch()
+    monkeypatch.setattr(Path, "open", lambda *_: Failing(bytes(3 * CHUNK)))
+    with pytest.raises(UserError, match=r"a\.avi: cannot be read: Input/output error"):
+        check_readable(one)
 
 
 def test_a_file_that_cannot_be_looked_at_is_not_gone(tmp_path, monkeypatch):

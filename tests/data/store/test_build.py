@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.decode import decoder
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.interface import Decoder
 from ivcl_fast.data.decode.media import probe
 from ivcl_fast.data.store import build as building
 from ivcl_fast.data.store import index, shards
-from ivcl_fast.data.store.build import build_store
+from ivcl_fast.data.store.build import Part, StoreBuild, build_store
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.shards import ShardTask, build_shard, finished_shard
 from ivcl_fast.errors import UserError
@@ -59,6 +60,15 @@ def built(videos, tmp_path_factory) -> FrameStore:
     return build(videos, tmp_path_factory.mktemp("stores") / "store")
 
 
+def broken_at_its_end(path: Path) -> Media:
+    """A video whose last frame cannot be decoded, when others may be written already."""
+    contents = bytearray(write_painted(path, 6, 8).read_bytes())
+    at = contents.rindex(b"\xff\xdb")
+    contents[at : at + 200] = bytes(200)
+    path.write_bytes(contents)
+    return media(path)
+
+
 def test_every_kind_of_media_in_one_store(tmp_path, monkeypatch):
     """Three frames at a time, so that long videos need no more memory than short ones."""
     monkeypatch.setattr(Decoder, "part_bytes", 4 * FRAME_BYTES - 1)
@@ -67,13 +77,8 @@ def test_every_kind_of_media_in_one_store(tmp_path, monkeypatch):
         shards, "patchify", lambda part, size: [sizes.append(len(part)), patchify(part, size)][1]
     )
     pictures = [picture(3, i) for i in range(12)]
-    broken = write_painted(tmp_path / "broken.avi", 6, 8)
-    contents = bytearray(broken.read_bytes())
-    at = contents.rindex(b"\xff\xdb")  # of the last frame, when others are written already
-    contents[at : at + 200] = bytes(200)
-    broken.write_bytes(contents)
     everything = [
-        media(broken),
+        broken_at_its_end(tmp_path / "broken.avi"),
         media(write_painted(tmp_path / "motion.avi", 1, 9)),
         media(write_video(tmp_path / "web.webm", pictures, "libvpx-vp9", **VP9)),
         media(write_video(tmp_path / "phone.mp4", pictures, "libx264")),
@@ -92,6 +97,16 @@ def test_every_kind_of_media_in_one_store(tmp_path, monkeypatch):
     assert store.bad_files == {"broken": "FFmpeg cannot decode one of its frames, frame 7"}
     assert set(sizes) == {1, 3}
     store.verify()
+
+
+def test_a_shard_whose_last_video_is_broken_is_finished(videos, tmp_path, monkeypatch):
+    """It would be built again for ever if it held a part of that video."""
+    monkeypatch.setattr(Decoder, "part_bytes", FRAME_BYTES)
+    group = videos[0], broken_at_its_end(tmp_path / "broken.avi")
+    task = ShardTask(tmp_path / "shard-00000.u8", group, (8, 8), ("pyav", "pyav"), *SIZES)
+    build_shard(task, lambda _: None)
+    shard = finished_shard(task.path)
+    assert shard is not None and shard.frames == {"v00": 8} and list(shard.bad_files) == ["broken"]
 
 
 # --- several processes --------------------------------------------------------------------------
@@ -281,6 +296,16 @@ def test_decoders_that_hang_or_crash_lose_only_their_files(videos, tmp_path, mon
     store.verify()
 
 
+def test_decoders_of_long_videos_have_more_time(videos, tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(decoder, "MIN_RATE", 0.1)
+    monkeypatch.setattr(
+        building, "_build_shards", lambda tasks, pool, _: waits.append(pool.stall_seconds)
+    )
+    StoreBuild(videos, tmp_path, *SIZES, "pyav").run(Part(0, 1), 2, stall_seconds=60)
+    assert waits == [12 / 0.1]
+
+
 def test_a_file_that_hangs_when_it_is_opened(videos, tmp_path):
     """A named pipe would never open; the index lists it as bad."""
     os.mkfifo(tmp_path / "pipe.avi")
@@ -317,10 +342,23 @@ def test_a_build_continues_after_a_full_disk(videos, built, tmp_path):
     assert store.num_frames("v99") == 90
 
 
-def test_a_folder_that_cannot_be_written(videos, tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
+def refuse(*_, **__):
+    raise PermissionError(13, "Permission denied")
 
+
+def test_a_folder_that_cannot_be_written(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(UserError, match="store: cannot be written: Permission denied"):
         build(videos, tmp_path / "store")
+
+
+def test_a_store_that_is_read_only_serves_the_same_names_and_sizes(tmp_path, monkeypatch):
+    """Although the times differ, as those of copies; other videos are not left out silently."""
+    copies = [media(write_painted(tmp_path / f"v{i}.avi", i, 5)) for i in range(3)]
+    build(copies[:2], tmp_path / "store")
+    os.utime(copies[0].files[0], (0, 0))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert build(copies[:2], tmp_path / "store").names == ["v0", "v1"]
+    with pytest.raises(UserError, match="store: cannot be written: Permission denied"):
+        build(copies, tmp_path / "store")

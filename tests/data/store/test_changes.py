@@ -126,6 +126,17 @@ def test_a_download_that_ends_at_the_same_size(videos, tmp_path):
     assert not store.bad_files and shown(store)["v2"] == [(2, i) for i in range(5)]
 
 
+def test_every_image_of_a_sequence_is_watched(videos, tmp_path):
+    (tmp_path / "new").mkdir()
+    old, new = write_images(tmp_path, "p", 7, 4), write_images(tmp_path / "new", "p", 8, 4)
+    listed = [videos[0], old]
+    assert shown(build(listed, tmp_path)) == expected(v0=(0, 5), p=(7, 4))
+    new.files[2].replace(old.files[2])
+    assert shown(build(listed, tmp_path))["p"] == [(7, 0), (7, 1), (8, 2), (7, 3)]
+    old.files[3].unlink()
+    assert list(build(listed, tmp_path).bad_files) == ["p"]
+
+
 def test_a_copied_data_set_is_compared_and_not_decoded(videos, tmp_path, monkeypatch):
     store = build(videos, tmp_path)
     frames = contents(store.path)

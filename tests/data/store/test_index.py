@@ -10,6 +10,7 @@ import pytest
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.media import VideoInfo, probe
+from ivcl_fast.data.store import index
 from ivcl_fast.data.store.index import source_digest
 from tests.support.painted import (
     VP9,
@@ -164,6 +165,21 @@ def test_image_sequences(tmp_path, suffix, codec):
         probe(images)
     with pytest.raises(VideoError, match="its frames are missing"):
         probe(Media("none", ()))
+
+
+def test_the_order_is_that_of_the_media_in_whatever_order_workers_end(tmp_path, monkeypatch):
+    class Pool:
+        """Its last task ends first."""
+
+        def run(self, function, tasks, report, replace):
+            return [function(task, report) for task in reversed(tasks)]
+
+    monkeypatch.setattr(index, "PROBE_CHUNK", 2)
+    names = [f"v{number}" for number in range(5)]
+    listed = [media(write_painted(tmp_path / f"{name}.avi", 1, 2)) for name in names]
+    missing = [media(tmp_path / f"missing{number}.avi") for number in range(3)]
+    usable, bad_files = index.probe_media([*listed, *missing], Pool(), probe)  # type: ignore[arg-type]
+    assert [*usable] == names and [*bad_files] == [one.name for one in missing]
 
 
 def test_the_digest_depends_on_names_and_sizes(tmp_path):

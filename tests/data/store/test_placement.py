@@ -60,6 +60,23 @@ def test_available_memory():
     assert 0 < available_memory() < 2**50
 
 
+@pytest.mark.parametrize(
+    ("limit", "used", "found"), [("max", 7, 90), (40, 7, 35), (95, 3, 90), (40, 50, 0)]
+)
+def test_memory_within_the_limit_of_a_container(tmp_path, monkeypatch, limit, used, found):
+    """Of what it uses, 2 GB are files that the system can drop."""
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    available = f"MemTotal: 9 kB\nMemAvailable: {90 * GB // 1024} kB\n"
+    (tmp_path / "proc" / "meminfo").write_text(available)
+    (group / "memory.max").write_text("max" if limit == "max" else str(limit * GB))
+    (group / "memory.current").write_text(str(used * GB))
+    (group / "memory.stat").write_text(f"anon 5\ninactive_file {2 * GB}\n")
+    monkeypatch.setattr(placement, "Path", lambda path: tmp_path / path.lstrip("/"))
+    assert available_memory() == pytest.approx(found * GB)
+
+
 def test_the_choice_is_logged(tmp_path, caplog):
     caplog.set_level("INFO")
     build_store([media(write_painted(tmp_path / "v0.avi", 0, 5))], tmp_path / "s", 32, 8, "pyav", 1)

@@ -128,6 +128,26 @@ def test_the_camera_moves_and_the_world_does_not() -> None:
     np.testing.assert_allclose(toward_origin[:, :2], np.tile((80.0, 60.0), (301, 1)), atol=1e-9)
 
 
+def test_every_video_and_seed_has_a_camera_of_its_own() -> None:
+    paths = {
+        moving_camera(seed, index, 160, 120).position.tobytes()
+        for seed in range(2)
+        for index in range(3)
+    }
+    assert len(paths) == 6
+
+
+def test_named_directions_are_those_of_the_picture() -> None:
+    camera = static_camera(320, 240)
+    directions = camera.directions()
+    points = np.stack([np.zeros(3), *directions.values()])
+    middle, *places = camera.project(points[None])[0]
+    moved = {name: place - middle for name, place in zip(directions, places, strict=True)}
+    assert moved["left"][0] < -10 and moved["right"][0] > 10
+    assert moved["above"][1] < -10 and moved["below"][1] > 10
+    assert moved["front"][2] < -0.5 and moved["behind"][2] > 0.5
+
+
 def test_frames_do_not_depend_on_what_is_drawn_with_them() -> None:
     plan = plan_video(0, 1)
     frames = np.arange(0, 300, 6)

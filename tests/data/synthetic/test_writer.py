@@ -223,6 +223,17 @@ def test_a_complete_folder_is_left_alone(made: tuple[str, Path]) -> None:
     assert calls == []
 
 
+def test_a_folder_of_another_version_is_not_completed(
+    made: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of its videos would have other pictures."""
+    name, folder = made
+    write, spec = WRITERS[name]
+    monkeypatch.setattr(sys.modules[write.__module__], "_FORMAT_VERSION", 99)
+    with pytest.raises(UserError, match="begun with other settings"):
+        write(folder, spec, workers=1)
+
+
 @pytest.mark.parametrize(
     ("name", "entry"), [("cater", "videos"), ("acre", "config"), ("something-else", VIDEOS)]
 )
