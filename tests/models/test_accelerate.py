@@ -118,10 +118,11 @@ def test_a_new_fast_model_is_not_undone():
 
 def test_the_configs_attention_backend_is_followed():
     plain = reference.IVCL(dataclasses.replace(CFG, attention="eager"))
-    accelerate(plain)
-    assert plain.encoder.blocks[0].attn.attention_backend == "eager"
-    restore(plain)
-    assert "attention_backend" not in plain.encoder.blocks[0].attn.__dict__
+    for whole in (plain, nn.ModuleList([plain])):  # by itself, and inside another module
+        accelerate(whole)
+        assert plain.encoder.blocks[0].attn.attention_backend == "eager"
+        restore(whole)
+        assert "attention_backend" not in plain.encoder.blocks[0].attn.__dict__
 
 
 def test_accelerated_models_save_and_load(tmp_path):

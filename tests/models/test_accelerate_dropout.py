@@ -89,6 +89,18 @@ def test_the_same_weights_are_dropped_by_the_same_numbers(name, tokens):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * a.abs().max().item())
 
 
+@pytest.mark.parametrize("module_trains", [False, True])
+def test_a_dropout_may_have_a_mode_of_its_own(module_trains):
+    """Monte Carlo dropout drops in evaluation; frozen dropouts drop nothing in training."""
+    plain, fast = both("explicit")
+    x = torch.randn(3, 50, 32)
+    for model in (plain, fast):
+        model.train(module_trains).attn_drop.train(not module_trains)
+    for a, b in zip(step(plain, x), step(fast, x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * a.abs().max().item())
+    assert torch.equal(fast(x), fast(x)) == module_trains
+
+
 @pytest.mark.parametrize("place", ["scores", "unscaled", "twice", "values", "heads", "output"])
 def test_dropout_elsewhere_is_noticed(place):
     report = accelerate(Explicit(place))

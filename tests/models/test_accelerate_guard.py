@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from ivcl_fast import accelerate, restore
+from ivcl_fast import accelerate, reference, restore
 from ivcl_fast.kernels import dispatches
 from ivcl_fast.models.accelerate.draws import OwnDraws
 from tests.support.imposters.families import OpenClipBlock
 from tests.support.marks import needs_kernels
+from tests.support.small_models import config
 
 pytestmark = needs_kernels
 
@@ -255,11 +257,43 @@ def test_multihead_attention():
         ((x, x, x), {"need_weights": False}),
         ((x, x, x), {}),
         ((x, other, other), {"need_weights": False}),
+        ((x, x), {"value": other, "need_weights": False}),
         ((x, x, x), {"need_weights": False, "attn_mask": torch.ones(9, 9).tril() == 0}),
     ):
         for ours, theirs in zip(fast(*arguments[0], **arguments[1]),
                                 plain(*arguments[0], **arguments[1]), strict=True):  # fmt: skip
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_a_weight_may_become_one_with_an_arithmetic_of_its_own():
+    """As quantisation and distribution do; kernels cannot read such a weight."""
+
+    class Own(torch.Tensor):
+        pass
+
+    plain = nn.MultiheadAttention(32, 4, batch_first=True)
+    fast, x = copy.deepcopy(plain), torch.randn(2, 9, 32)
+    assert accelerate(fast).replaced
+    for part in (plain, fast):
+        weight = part.in_proj_weight.detach().as_subclass(Own)
+        part.in_proj_weight = nn.Parameter(weight)
+    before = dispatches()
+    ours, theirs = (part(x, x, x, need_weights=False)[0] for part in (fast, plain))
+    assert dispatches() == before
+    assert type(ours) is type(theirs) and torch.equal(ours, theirs)
+
+
+def test_an_adapter_beside_biases_of_queries_and_values():
+    """The fused pass reads the weight of that layer; EVA's own calls the layer."""
+    torch.manual_seed(0)
+    plain = EvaAttention(32, 4, qkv_bias_separate=True, scale_norm=False)
+    fast, x = copy.deepcopy(plain), torch.randn(2, 9, 32)
+    assert accelerate(fast).fused_calls[""] == 1
+    unchanged = fast(x)
+    torch.testing.assert_close(unchanged, plain(x))
+    plain.qkv = fast.qkv = Lora(plain.qkv)
+    torch.testing.assert_close(fast(x), plain(x))
+    assert not torch.allclose(fast(x), unchanged)
 
 
 class MultiheadLora(nn.Module):
@@ -322,3 +356,16 @@ def test_restoring_keeps_a_class_that_changed_since():
     restore(fast)
     assert type(fast) is nn.MultiheadAttention
     assert torch.equal(fast(x, x, x)[0], plain(x, x, x)[0])
+
+
+def test_restoring_tells_which_modules_of_the_reference_stay_fused(caplog):
+    """Their class is a parametrisation's, which has no other forward pass."""
+    encoder = reference.Encoder(config())
+    accelerate(encoder)
+    parametrize.register_parametrization(encoder, "pos_embed", nn.Identity())
+    restore(encoder)
+    assert "Encoder stays fused" in caplog.text and len(caplog.messages) == 1
+    assert type(encoder.blocks[0]) is reference.Block
+    parametrize.remove_parametrizations(encoder, "pos_embed")
+    restore(encoder)
+    assert type(encoder) is reference.Encoder and len(caplog.messages) == 1

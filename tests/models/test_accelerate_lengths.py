@@ -72,6 +72,35 @@ def test_a_difference_at_one_length_alone(wrap, grad):
         assert calls == 0  # it is an imposter, at any length
 
 
+class OddInTraining(Odd):
+    """At a length that the first trial has in evaluation alone."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y.flip(-1) if self.training and x.shape[1] == 197 else y
+
+
+class OddGradient(Odd):
+    def forward(self, x):
+        return super().forward(x.detach() if x.shape[1] == ODD + 1 else x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "reason"),
+    [(OddInTraining, 197, "197 tokens.*something else"), (OddGradient, ODD + 1, "other gradients")],
+)
+def test_a_difference_in_one_mode_alone(kind, length, reason):
+    plain, fast = pair(kind)
+    with torch.no_grad():
+        assert fused_ops(lambda: fast.eval()(tokens(length)))[1] == 1
+    x = tokens(length).requires_grad_()
+    with pytest.warns(UserWarning, match=reason):
+        ours = fast.train()(x)
+    assert torch.equal(ours, plain(x))
+    ours.sum().backward()
+    assert (x.grad is None) == (kind is OddGradient)
+
+
 def test_nothing_shows_outside():
     plain, fast = pair(lambda: Block(32, 4, proj_drop=0.1, drop_path=0.1))
     calls = []
@@ -146,12 +175,22 @@ def test_a_program_for_any_length_has_the_modules_own_code():
             torch.testing.assert_close(program(tokens(n)), plain(tokens(n)))
 
 
-def test_what_communicates_is_not_tried(tmp_path):
+def in_place(x):
+    torch.distributed.all_reduce(x)
+    return x
+
+
+def functional(x):
+    from torch.distributed import _functional_collectives
+
+    return _functional_collectives.all_reduce(x, "sum", torch.distributed.group.WORLD)
+
+
+@pytest.mark.parametrize("collective", [in_place, functional])
+def test_what_communicates_is_not_tried(collective, tmp_path):
     class Parallel(Odd):
         def forward(self, x):
-            y = super().forward(x)
-            torch.distributed.all_reduce(y)
-            return y
+            return collective(super().forward(x))
 
     store = f"file://{tmp_path}/store"
     torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)

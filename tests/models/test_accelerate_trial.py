@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm, Mlp
 from timm.models.vision_transformer import Block
 from torch import nn
 
@@ -57,17 +59,64 @@ class Detached(nn.Module):
         return self.fc2(self.act(self.fc1(x.detach())))
 
 
+class Frozen(Detached):
+    """One that differs in the gradient of a weight alone."""
+
+    def forward(self, x):
+        return self.fc2(self.act(F.linear(x, self.fc1.weight.detach(), self.fc1.bias)))
+
+
 @pytest.mark.parametrize(
     "context",
     [torch.inference_mode(), torch.no_grad(), torch.device("meta")],
     ids=["inference mode", "no gradients", "meta device"],
 )
 def test_where_it_is_called_does_not_matter(context):
-    model = nn.ModuleList([mlp(), Detached()])
+    model = nn.ModuleList([mlp(), Detached(), Frozen()])
     with context:
         report = accelerate(model)
-    assert [*report.replaced] == ["0"] and "other gradients" in report.kept["1"]
+    assert [*report.replaced] == ["0"]
+    assert "other gradients" in report.kept["1"] and "other gradients" in report.kept["2"]
     model[0](torch.randn(2, 23, 32)).sum().backward()
+
+
+class DoubledMlp(Mlp):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class DoubledNorm(LayerNorm):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class WithoutScale(LayerNorm):
+    """Equal to its base class as long as its weight is one."""
+
+    def forward(self, x):
+        return F.layer_norm(x, self.normalized_shape, None, self.bias, self.eps)
+
+
+def block(norm: type[nn.Module]) -> nn.Module:
+    """A block whose second norm only has that class."""
+    made = Block(32, 4)
+    made.norm2.__class__ = norm
+    return made
+
+
+@pytest.mark.parametrize(
+    ("base", "other"),
+    [
+        (lambda: Mlp(32, 64), lambda: DoubledMlp(32, 64)),
+        (lambda: block(LayerNorm), lambda: block(DoubledNorm)),
+        (lambda: block(LayerNorm), lambda: block(WithoutScale)),
+    ],
+    ids=["module", "part", "scale"],
+)
+def test_a_subclass_has_a_verdict_of_its_own(base, other):
+    """Beside a module that is equal but for the class."""
+    report = accelerate(nn.ModuleList([base(), other()]))
+    assert "0" in report.replaced and "something else" in report.kept["1"]
 
 
 def test_modules_that_cannot_be_tried():

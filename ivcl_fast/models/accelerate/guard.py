@@ -9,7 +9,7 @@ activation, the number of heads or a value in a config object, or patch a class'
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -91,7 +91,7 @@ class Part(NamedTuple):
         names = frozenset({*part.__dict__, *LATER})
         is_patched(type(part))  # remembers the class as it is now
         known = held if any(one is not None for one in held) else None
-        return cls(simple, others, known, parameter_names(part), names)
+        return cls(simple, others, known, names_of(part._parameters), names)
 
     def holds(self, part: nn.Module) -> bool:
         """Whether the module is still as it was."""
@@ -111,7 +111,7 @@ class Part(NamedTuple):
         for name, value in self.others:
             if own.get(name, self) is not value:
                 return False
-        return parameter_names(part) == self.parameters
+        return names_of(part._parameters) == self.parameters
 
 
 class Guard(NamedTuple):
@@ -119,7 +119,7 @@ class Guard(NamedTuple):
 
     own: Part
     children: tuple[str, ...]
-    """Names of all children."""
+    """Names of those that are not None."""
     parts: tuple[tuple[str, type[nn.Module], Part], ...]
     """Name, class and state of each child whose parameters are read, or that is left out."""
 
@@ -127,19 +127,19 @@ class Guard(NamedTuple):
     def of(cls, module: nn.Module, called: tuple[str, ...]) -> Guard:
         """``called``: children that the fused forward pass calls, so that they may change."""
         parts = ((name, type(c), Part.of(c)) for name, c in uncalled(module, called).items())
-        return cls(Part.of(module), tuple(module._modules), tuple(parts))
+        return cls(Part.of(module), names_of(module._modules), tuple(parts))
 
     def holds(self, module: nn.Module) -> bool:
         """Whether the module is still as it was."""
         children = module._modules
-        if tuple(children) != self.children or not self.own.holds(module):
+        if names_of(children) != self.children or not self.own.holds(module):
             return False
         for parameter in module._parameters.values():
             if parameter is not None and type(parameter) not in PLAIN:
                 return False
         for name, kind, state in self.parts:
             part: Any = children[name]
-            if part is None or not is_plain(part, kind) or is_patched(kind):
+            if not is_plain(part, kind) or is_patched(kind):
                 return False
             if not state.holds(part):
                 return False
@@ -152,6 +152,6 @@ def uncalled(module: nn.Module, called: tuple[str, ...]) -> dict[str, nn.Module]
     return {name: child for name, child in children if child is not None and name not in called}
 
 
-def parameter_names(part: nn.Module) -> tuple[str, ...]:
-    """Names of a module's own parameters that are not None."""
-    return tuple([name for name, value in part._parameters.items() if value is not None])
+def names_of(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of those of a module's own parameters or children that are not None."""
+    return tuple([name for name, value in values.items() if value is not None])

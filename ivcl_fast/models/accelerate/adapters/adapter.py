@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -85,9 +86,11 @@ def first_of(module: nn.Module, names: Sequence[str]) -> str | None:
 
 def defaults(forward: Callable[..., Any]) -> dict[str, Any]:
     """The parameters that a method takes by name, and their values if a call does not give them:
-    None for those that a call has to give, as trials do."""
+    None for those that a call has to give, as trials do. None of those that follow ``*args``, which
+    a call's further arguments are not meant for."""
     parameters = list(inspect.signature(forward).parameters.values())[1:]
-    return {p.name: None if p.default is p.empty else p.default for p in parameters
+    named = itertools.takewhile(lambda p: p.kind is not p.VAR_POSITIONAL, parameters)
+    return {p.name: None if p.default is p.empty else p.default for p in named
             if p.kind in NAMED}  # fmt: skip
 
 

@@ -1,0 +1,142 @@
+"""Settings, parts and classes that change after accelerate take effect at the next call."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ivcl_fast import accelerate
+from tests.models.test_accelerate_hostile import (
+    WIDTH,
+    Attention,
+    Block,
+    Mlp,
+    assert_equal,
+    fused_calls,
+    pair,
+    tokens,
+)
+from tests.support.marks import needs_kernels
+
+pytestmark = needs_kernels
+
+
+class Configured(Attention):
+    """Attention with one setting that is no number."""
+
+    hides = False
+
+    def __init__(self, setting: Any) -> None:
+        super().__init__()
+        self.setting = setting
+
+    def forward(self, x):
+        held = self.setting
+        held = vars(held) if isinstance(held, SimpleNamespace) else held
+        held = held.values() if isinstance(held, dict) else held
+        return self.proj(self.attend(x, causal=self.hides or any(held)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "change"),
+    [
+        (SimpleNamespace(causal=False), lambda module: setattr(module.setting, "causal", True)),
+        ({"causal": False}, lambda module: module.setting.update(causal=True)),
+        ({}, lambda module: module.setting.update(causal=True)),
+        ([False], lambda module: module.setting.append(True)),
+        ([], lambda module: module.setting.append(True)),
+        (set(), lambda module: module.setting.add(True)),
+        ((), lambda module: setattr(module, "hides", True)),
+    ],
+    ids=["config", "dict", "empty dict", "list", "empty list", "empty set", "class"],
+)
+def test_settings_may_change_in_place(setting, change):
+    plain = Configured(copy.deepcopy(setting))
+    fast = pair(plain)
+    assert fused_calls(fast, tokens()) == fused_calls(copy.deepcopy(fast), tokens()) == 1
+    change(plain)
+    change(fast)
+    assert fused_calls(fast, tokens()) == 0
+    assert_equal(plain, fast, tokens())
+
+
+def test_an_attribute_that_no_class_has_changes_nothing():
+    fast = pair(Attention())
+    fast.label = "blocks.0"
+    assert fused_calls(fast, tokens()) == 1
+
+
+class Extended(Attention):
+    """Calls a further part where it has one."""
+
+    def forward(self, x):
+        further = self._modules.get("further")
+        return super().forward(x) + (0 if further is None else further(x))
+
+
+@pytest.mark.parametrize("is_registered", [False, True])
+def test_a_part_may_come_later(is_registered):
+    plain, further = Extended(), nn.Linear(WIDTH, WIDTH)
+    if is_registered:  # its place is known, and empty
+        plain.register_module("further", None)
+    fast = pair(plain)
+    assert fused_calls(fast, tokens()) == 1
+    plain.further = fast.further = further
+    assert_equal(plain, fast, tokens())
+
+
+class Tempered(Attention):
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = torch.ones(())
+
+    def forward(self, x):
+        return self.proj(self.attend(x * self.temperature))
+
+
+def test_a_tensor_that_is_no_buffer_is_refused():
+    """Nothing tells when its values change, be it the module's or one of a part that is read."""
+    block = Block()
+    block.norm1.shift = torch.zeros(WIDTH)
+    report = accelerate(nn.ModuleList([Tempered(), block]))
+    assert "temperature is a tensor" in report.kept["0"]
+    assert "norm1.shift is a tensor" in report.kept["1"]
+
+
+def test_classes_may_be_patched(monkeypatch):
+    class Mine(Attention):
+        pass
+
+    plain = Mine()
+    fast = pair(plain)
+    assert fused_calls(fast, tokens()) == 1
+    monkeypatch.setattr(Mine, "forward", lambda self, x: 2 * Attention.forward(self, x))
+    assert fused_calls(fast, tokens()) == 0
+    assert_equal(plain, fast, tokens())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch, act: patch.setattr(type(act), "forward", lambda self, x: x.relu()),
+        lambda patch, act: setattr(act, "factor", 2.0),
+    ],
+    ids=["its class", "an attribute of its class"],
+)
+def test_an_activation_may_change_before_the_first_call(change, monkeypatch):
+    class Gelu(nn.GELU):
+        factor = 1.0
+
+        def forward(self, x):
+            return self.factor * super().forward(x)
+
+    plain = Mlp(Gelu())
+    fast = pair(plain)
+    for module in (plain, fast):
+        change(monkeypatch, module.act)
+    assert_equal(plain, fast, tokens(50))  # a length that needs no comparison any more
