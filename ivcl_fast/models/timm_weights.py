@@ -56,8 +56,8 @@ def check(source: str) -> None:
     if path := local_path(source):
         weights_file(path)
         return
-    name = source.removeprefix(PREFIX)
-    if not name.startswith("hf-hub:") and not import_timm(source).is_model(name.split(".")[0]):
+    timm, name = import_timm(source), source.removeprefix(PREFIX)
+    if not name.startswith("hf-hub:") and not timm.is_model(name.split(".")[0]):
         raise UserError(f"{source}: timm has no such model; accepted: a name of timm.list_models()")
 
 

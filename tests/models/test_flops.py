@@ -21,7 +21,10 @@ PRETRAINING = [
     {}, {"decoder_slots": False}, {"context_tokens": "slots+patches"}, {"objective": "mae"},
     {"objective": "joint"},
 ]  # fmt: skip
-CLASSIFIERS = [{}, {"readout": "mean"}, {"readout": "cls"}, {"objective": "joint"}]
+CLASSIFIERS = [
+    {}, {"readout": "mean"}, {"readout": "cls"}, {"objective": "joint"},
+    {"objective": "joint", "readout": "cls"},
+]  # fmt: skip
 CLIPS = 2
 
 

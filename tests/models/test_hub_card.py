@@ -56,14 +56,14 @@ def test_the_model_card_is_true(tmp_path, monkeypatch, name):
 
 
 def test_the_card_tells_of_training_and_classes(tmp_path):
-    names = ["no", "yes | maybe"]
+    names = ["no", "yes | maybe\n# Heading"]
     training = {
         "data": "synthetic:acre-iid",
         "clips seen": 96,
         "scores": {"accuracy": 0.5},
         "frame stride": 4,
         "crop": "center",
-        "note": "a <b> & c",
+        "note": "a <b> & c\n\n# Heading",
         "classes": names,
     }
     model = ivcl_fast.IVCLClassifier(CFG, 2, names)
@@ -71,11 +71,11 @@ def test_the_card_tells_of_training_and_classes(tmp_path):
     card = (tmp_path / "told" / "README.md").read_text()
     for row in (
         "| data | synthetic:acre-iid |", "| clips seen | 96 |", "| scores | accuracy 0.5 |",
-        r"| classes | no, yes \| maybe |", "| note | a &lt;b&gt; &amp; c |",
+        r"| classes | no, yes \| maybe?# Heading |", "| note | a &lt;b&gt; &amp; c??# Heading |",
     ):  # fmt: skip
-        assert row in card
+        assert f"\n{row}\n" in card
     assert 'load_clip("VIDEO", model.cfg, frame_stride=4, crop="center")' in card
-    assert "2 classes: no, yes \\| maybe (`model.class_names`" in card
+    assert "2 classes: no, yes \\| maybe?# Heading (`model.class_names`" in card
     ivcl_fast.IVCL(CFG).save_pretrained(tmp_path / "fresh")
     card = (tmp_path / "fresh" / "README.md").read_text()
     assert "How this model was trained was not recorded" in card

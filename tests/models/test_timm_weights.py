@@ -5,6 +5,7 @@ No weights are fetched: files stand for those of the hub.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ivcl_fast import IVCL, IVCLClassifier, Supervised, reference
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, Supervised, reference
 from ivcl_fast.command import run_command
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
@@ -114,7 +115,11 @@ def test_an_enlarged_patch_embeds_as_before():
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("build", [IVCL, lambda cfg: IVCLClassifier(cfg, 5)])
+def joint(cfg: IVCLConfig) -> IVCL:
+    return IVCL(dataclasses.replace(cfg, objective="joint"))
+
+
+@pytest.mark.parametrize("build", [IVCL, joint, lambda cfg: IVCLClassifier(cfg, 5)])
 def test_cls_token_goes_into_the_first_slot(build, tmp_path):
     weights = vit_weights()
     model = build(config(num_slots=3))
@@ -241,6 +246,7 @@ def test_a_name_is_asked_of_timm(monkeypatch, tmp_path):
     by_name, by_path = IVCL(config()), IVCL(config())
     by_path.load_state_dict(by_name.state_dict())
     timm_weights.check("timm:vit_small.best")
+    timm_weights.check("timm:hf-hub:OWNER/of_somebody")
     load_backbone(by_name, "timm:vit_small.best")
     load_backbone(by_path, saved(vit_weights(), tmp_path / "vit", **IMAGENET))
     for key, value in by_name.state_dict().items():
@@ -301,7 +307,8 @@ def test_mistakes_are_told_before_any_work(source, said, tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
-def test_timm_is_optional(monkeypatch):
+@pytest.mark.parametrize("name", ["vit_base_patch16_224", "hf-hub:OWNER/NAME"])
+def test_timm_is_optional(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match="needs timm, which is not installed; pip install timm"):
-        timm_weights.check("timm:vit_base_patch16_224")
+        timm_weights.check(f"timm:{name}")

@@ -278,22 +278,24 @@ def test_a_model_has_the_dtype_that_was_asked_for(tmp_path):
             dtypes(dtype=wrong)
 
 
-@pytest.mark.parametrize("name", [None, "model", "state_dict", "model_state_dict"])
-def test_a_checkpoint_of_torch_save(tmp_path, name):
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("a.pth", None), ("a.pt", "model"), ("a.bin", "state_dict"), ("a.ckpt", "model_state_dict")],
+)
+def test_a_checkpoint_of_torch_save(tmp_path, file, name):
+    file = tmp_path / file
     weights = IVCL(CFG).state_dict()
     content = weights if name is None else {name: weights, "epoch": 3, "args": {"lr": 0.1}}
-    torch.save(content, tmp_path / "public.pth")
+    torch.save(content, file)
     classifier = IVCLClassifier(CFG, 3)
-    taken = classifier.load_pretrained(str(tmp_path / "public.pth"))
+    taken = classifier.load_pretrained(str(file))
     assert all(torch.equal(classifier.state_dict()[key], weights[key]) for key in taken)
-    torch.save({"epoch": 3}, tmp_path / "public.pth")
-    with pytest.raises(ValueError, match=r"public.pth: holds no state dict; accepted: [^\n]*$"):
-        classifier.load_pretrained(str(tmp_path / "public.pth"))
-    (tmp_path / "public.pth").write_bytes(b"no weights")
-    with pytest.raises(
-        ValueError, match=r"public.pth: not a readable safetensors file, nor [^\n]*$"
-    ):
-        classifier.load_pretrained(str(tmp_path / "public.pth"))
+    torch.save({"epoch": 3}, file)
+    with pytest.raises(ValueError, match=r"a\.\w+: holds no state dict; accepted: [^\n]*$"):
+        classifier.load_pretrained(str(file))
+    file.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"a\.\w+: not a readable safetensors file, nor [^\n]*$"):
+        classifier.load_pretrained(str(file))
 
 
 @pytest.mark.parametrize("build", [IVCL, IVCLClassifier, reference.IVCL, reference.IVCLClassifier])
@@ -323,6 +325,8 @@ def test_bad_folders_are_one_clear_line(tmp_path):
     fails_with("decoder.embed.weight", "[96, 32]", "[96, 64]")
     edit(tmp_path, lambda config: config["cfg"].update(embed_dim=32, depth=3))
     fails_with("encoder.blocks.2", "none")
+    edit(tmp_path, lambda config: config["cfg"].update(depth=1))
+    fails_with("encoder.blocks.1", "none in a model of this config")
     edit(tmp_path, lambda config: config["cfg"].update(depth=8192))
     fails_with("config.json: more blocks than model.safetensors has tensors")
     for part in ("temporal_depth", "decoder_depth"):
