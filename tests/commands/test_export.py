@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, Supervised
 from ivcl_fast import export as export_command
 from ivcl_fast.command import REFUSALS
 from ivcl_fast.data.config import DataConfig
@@ -29,15 +29,17 @@ from tests.support.small_models import SMALL, config, sharpened
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-def finished_run(folder: Path) -> Path:
+def finished_run(folder: Path, objective: str = "ivcl") -> Path:
     """A finished run of small models."""
-    settings = TrainConfig(model=config()).replace(out=str(folder), name="run")
+    cfg = config(objective=objective)
+    settings = TrainConfig(model=cfg).replace(out=str(folder), name="run")
     with opened_folder(settings):
         pass
     torch.manual_seed(0)
-    sharpened(IVCL(config())).save_pretrained(settings.folder / "pretrain")
+    pretrained = Supervised(cfg, 3) if cfg.supervised else IVCL(cfg)
+    sharpened(pretrained).save_pretrained(settings.folder / "pretrain")
     names = ["left", "right", "up"]
-    classifier = sharpened(IVCLClassifier(config(), 3, names))
+    classifier = sharpened(IVCLClassifier(cfg, 3, names))
     classifier.save_pretrained(settings.folder / "finetune")
     (settings.folder / "answers.json").write_text(
         json.dumps({"multi_label": False, "names": names})
@@ -77,12 +79,26 @@ def test_a_run_is_written_and_answers_alike(exported):
     }
     for name, model in own.items():
         written = load((run / "export" / f"{name}.{format}").read_bytes(), f".{format}")
+        about = json.loads((run / "export" / f"{name}.json").read_text())
         for clips in (1, 2, 5):
             video = random_videos(IVCLClassifier(config(), 3), clips)
             with torch.inference_mode():
                 expected = model(video)
             assert written(video).shape == expected.shape
+            assert about["output"]["shape"] == ["batch", *expected.shape[1:]]
             assert (written(video) - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("exported", ["onnx"], indirect=True)
+def test_input_and_output_have_the_names_that_are_told(exported):
+    from onnxruntime import InferenceSession
+
+    _, run, _ = exported
+    for name in ("classifier", "encoder"):
+        about = json.loads((run / "export" / f"{name}.json").read_text())
+        session = InferenceSession(run / "export" / f"{name}.onnx")
+        given = {about["input"]["name"]: random_videos(IVCL(config()), 1).numpy()}
+        assert len(session.run([about["output"]["name"]], given)) == 1
 
 
 @pytest.mark.parametrize(
@@ -95,9 +111,10 @@ def test_every_kind_of_classifier(changes, tmp_path):
     assert write_model(model, tmp_path / "c.pt2") < 2e-5
 
 
-def test_a_model_that_differs_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(export_command, "compare", lambda *_: float("nan"))
-    with pytest.raises(UserError, match=r"c.pt2: not written, as it would differ by nan"):
+@pytest.mark.parametrize("difference", [math.nan, 2e-3])
+def test_a_model_that_differs_is_not_written(difference, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_command, "compare", lambda *_: difference)
+    with pytest.raises(UserError, match=rf"c.pt2: not written, .*differ by {difference:.1e}"):
         write_model(IVCLClassifier(config(), 4).eval(), tmp_path / "c.pt2")
     assert not list(tmp_path.iterdir())
 
@@ -134,6 +151,16 @@ def test_a_single_model_of_a_run_is_written_alone(stage, name, tmp_path, command
     code, out, _ = command(main, run / stage, "--format", "pt2")
     assert code == 0 and out.count("differs by") == 1
     assert [path.name for path in (run / "export").iterdir()] == [f"{name}.json"]
+
+
+def test_a_supervised_encoder_is_left_out(tmp_path, command, monkeypatch):
+    """And the rest of the run is written into the folder that was asked for."""
+    monkeypatch.setattr(export_command, "write_model", lambda model, path: 0.0)
+    run, out = finished_run(tmp_path / "runs", objective="classification"), tmp_path / "out"
+    code, told, _ = command(main, run, "--format", "pt2", "--out", out)
+    assert code == 0 and "encoder: left out" in told and told.count("differs by") == 1
+    assert [path.name for path in out.iterdir()] == ["classifier.json"]
+    assert not (run / "export").exists()
 
 
 @pytest.mark.parametrize(
