@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import tyro
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import parse, run_command
+from ivcl_fast.config import ReconstructionObjective
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.errors import UserError
@@ -70,12 +71,16 @@ def export(config: ExportConfig) -> None:
             "accepted: a run of which such a stage has ended"
         )
     out = config.out or run.folder / "export"
-    out.mkdir(parents=True, exist_ok=True)
     for name, stage in chosen.items():
         model = run.load(stage)
         if not isinstance(model, IVCL | IVCLClassifier):
-            print(f"{name}: left out, it is a model of objective {model.cfg.objective}")
+            kind = f"a model of objective {model.cfg.objective}"
+            if len(chosen) == 1:
+                known = " or ".join(get_args(ReconstructionObjective))
+                raise UserError(f"{config.run}: is {kind}; accepted: a classifier, or {known}")
+            print(f"{name}: left out, it is {kind}")
             continue
+        out.mkdir(parents=True, exist_ok=True)
         difference = write_model(model, out / f"{name}.{config.format}")
         write_json(out / f"{name}.json", description(model, run.config.data))
         print(f"{out / name}.{config.format}: differs by {difference:.1e} at most from the model")

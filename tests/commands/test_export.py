@@ -163,6 +163,13 @@ def test_a_supervised_encoder_is_left_out(tmp_path, command, monkeypatch):
     assert not (run / "export").exists()
 
 
+def test_a_supervised_encoder_alone_is_refused(tmp_path, command):
+    run = finished_run(tmp_path, objective="detection")
+    code, _, told = command(main, run / "pretrain", "--format", "pt2")
+    assert code == 2 and "objective detection; accepted: a classifier" in told
+    assert not (run / "export").exists()
+
+
 @pytest.mark.parametrize(
     "data, frames, crop, said",
     [
