@@ -20,6 +20,7 @@ from benchmarks import machine
 from benchmarks.results import RESULTS, ROOT, Results, Row, RowFile, read
 from benchmarks.zoo.catalogue import GRIDS, Model, models
 from benchmarks.zoo.environments import FOLDER, PACKAGES, install, variables
+from benchmarks.zoo.measure import MODES
 from ivcl_fast.command import run_command
 from ivcl_fast.errors import UserError
 
@@ -42,9 +43,16 @@ def chosen(words: Sequence[str]) -> list[Model]:
 
 
 def merged(new: Sequence[Row], out: Path) -> list[Row]:
-    """Return the rows of a file with the new ones in their places, in the catalogue's order."""
+    """Return the rows of a file with the new ones in their places, in the catalogue's order.
+
+    Races at other numbers of tokens than the new ones are kept.
+    """
     before = read(out).rows if out.exists() else []
-    by_model = {(row["environment"], row["name"]): row for row in [*before, *new]}
+    by_model = {(row["environment"], row["name"]): row for row in before}
+    for row in new:
+        old = by_model.get(key := (row["environment"], row["name"]), {})
+        lengths = {mode: old.get(mode, {}) | row[mode] for mode in MODES if mode in row}
+        by_model[key] = row | lengths
     order = [(m.environment, m.title) for m in models()]
     return [by_model[key] for key in order if key in by_model]
 

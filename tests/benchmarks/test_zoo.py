@@ -108,6 +108,17 @@ def test_results_are_merged_in_the_catalogues_order(tmp_path):
     assert [row["new"] for row in found] == [False, True, False, True]
 
 
+def test_races_at_other_lengths_are_kept(tmp_path):
+    (entry, *_) = models()
+    row = {"environment": entry.environment, "name": entry.title}
+    before = row | {"training": {"17": "old", "50": "old"}, "inference": {"50": "old"}}
+    Results("command", rows=[before]).write(tmp_path / "zoo.json")
+    new = row | {"training": {"50": "new"}, "inference": {"785": "new"}}
+    (found,) = command_line.merged([new], tmp_path / "zoo.json")
+    assert found["training"] == {"17": "old", "50": "new"}
+    assert found["inference"] == {"50": "old", "785": "new"}
+
+
 def test_a_file_tells_what_was_measured():
     flags = SimpleNamespace(minutes=5.0, rounds=9, tokens=[17, 50], models=["SwiGLU, CLIP"])
     assert command_line.command_of(flags) == (
