@@ -159,9 +159,10 @@ def opened_folder(config: TrainConfig) -> Iterator[None]:
     """Create the run's folder, write its settings and lock it for the duration of the block.
 
     If another process trains there with the same settings, waits for it. With ``--overwrite`` an
-    earlier run is deleted first, except after a restart by torchrun; files that no run writes are
-    kept. All of this happens on rank 0. Raises :class:`UserError` as :func:`check_folder` does, and
-    for ``--overwrite`` while another process trains in the folder.
+    earlier run is deleted first, but nothing that has been trained with the same settings where
+    torchrun restarts the ranks; files that no run writes are kept. All of this happens on rank 0.
+    Raises :class:`UserError` as :func:`check_folder` does, and for ``--overwrite`` while another
+    process trains in the folder.
     """
     if not distributed.is_main():
         yield
@@ -177,7 +178,8 @@ def opened_folder(config: TrainConfig) -> Iterator[None]:
             must_empty(config)  # other settings are refused now rather than after hours
             stack.enter_context(locked(config.folder, busy="trained"))
         # Only what is seen under the lock counts.
-        if must_empty(config) and not distributed.is_restart():
+        goes_on = distributed.is_restart() and not changed_settings(config)
+        if must_empty(config) and not goes_on:
             # The settings go last: without them, what is left would be taken for other files.
             remove_files(config.folder, FILES)
             write_recorded(config.folder / CONFIG, as_json(config))
