@@ -7,7 +7,8 @@ import os
 import stat
 
 from ivcl_fast import files
-from ivcl_fast.files import atomic_write, locked, remove_temporaries, write_text
+from ivcl_fast.files import atomic_folder, atomic_write, locked, remove_temporaries, write_text
+from tests.support.power_cut import Disk
 
 
 def test_what_a_killed_process_leaves_is_deleted_by_the_next(tmp_path):
@@ -33,6 +34,17 @@ def test_a_new_file_that_is_taken_for_a_leftover_is_made_again(tmp_path, monkeyp
     monkeypatch.setattr(files, "_lock", take_once)
     write_text(tmp_path / "a.txt", "text")
     assert (tmp_path / "a.txt").read_text() == "text"
+
+
+def test_what_takes_its_name_is_on_the_disk(tmp_path, monkeypatch):
+    """After a power cut, it would be empty otherwise, and what it replaced would be gone."""
+    disk = Disk(monkeypatch)
+    write_text(tmp_path / "a.txt", "text")
+    with atomic_folder(tmp_path / "folder", ["b.txt"]) as folder:
+        (folder / "b.txt").write_text("more text")
+    assert disk.renamed == {"a.txt", "folder/b.txt"} and not disk.unsafe
+    write_text(tmp_path / "c.txt", "text", durable=False)
+    assert disk.unsafe == {"c.txt"}
 
 
 def test_locks_reach_other_machines(tmp_path, monkeypatch):

@@ -59,7 +59,7 @@ def test_resume_keeps_what_is_learnt_and_takes_how(started):
 
 
 @pytest.mark.parametrize(
-    "flag", ["--lr=0.7", "--num_slots=3", "--name=b", "--overwrite", "--quick"]
+    "flag", ["--lr=0.7", "--num_slots=3", "--amp=off", "--name=b", "--overwrite", "--quick"]
 )
 def test_resume_refuses_to_make_it_another_run(started, flag):
     name = flag.partition("=")[0].replace("_", "-")

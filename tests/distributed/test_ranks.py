@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,33 @@ def take_turns(folder: Path) -> list[str]:
 def test_rank_0_goes_first(tmp_path):
     first, *others = run_ranks(2, take_turns, tmp_path)
     assert first == others[0] == ["0", "1"]
+
+
+def test_one_rank_of_each_machine_goes_before_the_others_and_all_wait_for_days(monkeypatch):
+    """Without a shared disk, the first rank of a machine decodes the data for the rest of it."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    told: list[str] = []
+    waits: list[timedelta] = []
+
+    def new_group(backend: str, timeout: timedelta = timedelta(minutes=30)) -> None:  # as gloo's
+        waits.append(timeout)
+
+    for name, value in {
+        "is_initialized": lambda: True, "new_group": new_group,
+        "barrier": lambda group: told.append("wait"), "destroy_process_group": lambda group: None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(dist, name, value)
+    turns = []
+    for rank in range(4):  # of two machines
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank % 2))
+        told.clear()
+        with distributed.main_process_first():
+            told.append("work")
+        assert told.count("wait") == 2, "as often as the others"
+        turns.append(told.index("work"))
+    assert turns == [0, 2, 1, 2]
+    assert min(waits) > timedelta(days=1)
 
 
 def test_local_batch_sizes(monkeypatch):

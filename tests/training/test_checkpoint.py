@@ -9,6 +9,7 @@ import subprocess
 import threading
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from ivcl_fast.models.weights import (
 )
 from ivcl_fast.training import checkpoint
 from ivcl_fast.training.background import BackgroundWriter
+from tests.support.power_cut import Disk
 
 
 def saved(folder: Path, step: int = 1, width: int = 5) -> Path:
@@ -144,6 +146,14 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     assert checkpoint.latest(tmp_path).step == 3
 
 
+def test_a_checkpoint_takes_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
+    """Older ones are deleted then."""
+    disk = Disk(monkeypatch)
+    saved(tmp_path, 7)
+    files = {f"step-00000007/{name}" for name in (*checkpoint.FILES, CHECKSUMS)}
+    assert files <= disk.renamed and not disk.unsafe
+
+
 def test_a_kill_while_weights_are_written_does_not_prevent_the_next(tmp_path):
     partial = tmp_path / "step-00000003.partial"
     partial.mkdir()
@@ -163,6 +173,35 @@ def test_a_snapshot_stays_while_training_goes_on():
     optimizer.step()
     assert not torch.equal(model.weight, taken.model["weight"])
     assert all(torch.equal((taken.model | taken.optimizer)[k], v) for k, v in before.items())
+
+
+def test_what_a_gpu_copies_has_arrived_before_a_snapshot_is_written(monkeypatch):
+    """Copies to pinned memory go on after the call that asks for them; here until a wait."""
+    copies = []
+
+    class OnGpu(torch.Tensor):
+        device = torch.device("cuda", 0)
+
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if function is torch.Tensor.copy_ and (kwargs or {}).get("non_blocking"):
+                copies.append(args)
+                return args[0]
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    def wait():
+        with torch._C.DisableTorchFunctionSubclass():
+            for here, there in copies:
+                here.copy_(there)
+        copies.clear()
+
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory, **kwargs: zeros(*size, **kwargs))
+    stream = SimpleNamespace(synchronize=wait)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    weights = {name: torch.randn(3, 2) for name in "ab"}
+    found = checkpoint.gather_to_rank0({k: v.as_subclass(OnGpu) for k, v in weights.items()})
+    assert all(torch.equal(found[name], value) for name, value in weights.items())
 
 
 class Slow:

@@ -302,7 +302,8 @@ def test_validation_runs_at_even_spaces_and_at_the_end(tmp_path, validations, st
     run.model.eval()
     run.run()
     records = MetricsLog(tmp_path / "v").read()
-    assert [r["step"] for r in records if "val_top1" in r] == steps
+    measured = [(r["step"], r["clips"]) for r in records if "val_top1" in r]
+    assert measured == [(step, step * BATCH) for step in steps]
     assert modes == {"train": [True] * 25, "validate": [False] * len(steps)}
 
 

@@ -8,14 +8,18 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
+from ivcl_fast.evaluation.baselines import LAST_FRAME
+from ivcl_fast.evaluation.evaluate import Evaluation
+from ivcl_fast.manifest import write_recorded
 from ivcl_fast.models import flops
-from ivcl_fast.report.run import REPORT, write_report
-from ivcl_fast.train import origin, warn_of_few_steps
+from ivcl_fast.report.run import CLIPS, REPORT, SCORES, write_report
+from ivcl_fast.train import comparisons, origin, warn_of_few_steps
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.classes import Classes
 from ivcl_fast.training.model_card import describe_training
@@ -65,6 +69,33 @@ def test_a_report_names_the_initial_weights(tmp_path):
         assert origin(parse(["--stage", "finetune", "--init", init])) == said
 
 
+@pytest.mark.parametrize(
+    ("flags", "title"),
+    [
+        ([], "from scratch, the same whole clips"),
+        (["--last-frame-clips", "0"], "from scratch, same finetuning"),
+        (["--freeze-encoder"], "from scratch, as many whole clips"),
+    ],
+)
+def test_what_a_score_is_compared_with_starts_from_what_its_row_says(
+    tmp_path, monkeypatch, flags, title
+):
+    run = Run(parse(["--device", "cpu", "--out", str(tmp_path), "--compare-scratch", *flags]))
+    dataset = SimpleNamespace(clips=lambda split: range(6))
+    run.data = SimpleNamespace(localizes=True, train_split="train", dataset=dataset)
+    started: list[tuple[str, str]] = []
+    monkeypatch.setattr(run, "finetune", lambda init, stage: started.append((stage, init)))
+    monkeypatch.setattr(run, "last_frame", lambda init: started.append(("last-frame", init)))
+    nothing = Evaluation({"all": {}}, torch.zeros(0, 36), torch.zeros(0), [])
+    monkeypatch.setattr(run, "evaluate", lambda model: nothing)
+    found = comparisons(run, "a model", nothing)
+    assert started == [("scratch", "random"), ("last-frame", "a model")]
+    assert [result.title for result in found] == [title, LAST_FRAME]
+    started.clear()
+    comparisons(run, "random", nothing)
+    assert started == [("last-frame", "random")], "its score is that from scratch"
+
+
 @pytest.mark.parametrize("bad", [0, 1])
 def test_curves_are_of_some_of_the_clips_that_can_be_used(tmp_path, monkeypatch, bad):
     """Not of some of those that are listed, of which few may be there."""
@@ -84,6 +115,20 @@ def test_curves_are_of_some_of_the_clips_that_can_be_used(tmp_path, monkeypatch,
         shutil.rmtree(run.data.bad_files_path.parent)  # the frame store
     assert measured[0] == ["a part of val", "scores on a part of val"]
     assert measured[1] == ["val", "scores on val"]
+
+
+def test_scores_are_written_when_all_else_is_there(tmp_path, monkeypatch):
+    """A study takes a run with scores for done, also after a kill."""
+    run, there = run_with(tmp_path, name="run"), {}
+    evaluation = run.evaluate(run.classifier())
+
+    def noted(path, value):
+        there[path.name] = {file.name for file in run.folder.iterdir()}
+        write_recorded(path, value)
+
+    monkeypatch.setattr("ivcl_fast.report.run.write_recorded", noted)
+    write_report(FinishedRun(run.config, run.data), [evaluation.result("it")], evaluation)
+    assert {REPORT, CLIPS} <= there[SCORES]
 
 
 def test_classes_of_a_start_that_saved_nothing_do_not_count(tmp_path):

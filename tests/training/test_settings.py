@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from torch.distributed.run import get_args_parser
 
+from ivcl_fast.errors import UserError
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.settings import TrainConfig, as_json, flatten, load_settings
 
@@ -23,10 +25,19 @@ def test_query_frames_are_at_most_the_frames_of_a_clip():
 def test_settings_of_version_0_1_0_are_read(tmp_path):
     saved = as_json(parse(["--loader", "stream", "--grad-accum-steps", "4"]))
     old = {"accum": saved.pop("grad_accum_steps"), "labelled": saved.pop("label_fraction")}
-    saved.pop("loader")
+    for name in ("loader", "zero_init", "last_frame_clips", "whole_clip_lr_scale"):
+        saved.pop(name)
     (tmp_path / "config.json").write_text(json.dumps(saved | old | {"feed": "dali"}))
     config = load_settings(tmp_path)
     assert (config.data.loader, config.optim.grad_accum_steps) == ("stream", 4)
+    assert (config.optim.zero_init, config.optim.whole_clip_lr_scale) == (False, 1)
+    assert config.stages.last_frame_clips == 0, "as it was then, if it is continued"
+
+
+@pytest.mark.parametrize("readout", ["mean", "cls"])
+def test_labels_of_all_frames_need_an_answer_for_each_frame(readout):
+    with pytest.raises(UserError, match=r"^--frame-labels: .*accepted with it: --readout last"):
+        parse(["--frame-labels", "--readout", readout])
 
 
 def test_torchrun_takes_no_flag_for_one_of_its_own():
