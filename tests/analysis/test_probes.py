@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from ivcl_fast.analysis.linear_probes import (
     Targets,
     run_probe,
 )
+from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.cater.camera import static_camera
@@ -287,6 +289,30 @@ def test_slots_are_the_models_own() -> None:
             torch.testing.assert_close(
                 found["all frames"][:, -1].mean(1), classifier.features(rows)
             )
+
+
+def test_features_are_of_the_same_frames_as_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the clips are encoded in several parts: here two and one."""
+    scene, names = scene_of_three_frames(), ("a", "b", "c")
+    slots = normal(0, 3, 3, 2, 4)  # [B, T, S, D]
+    data = SimpleNamespace(
+        usable_clips=lambda split: [Clip(name, name, 0) for name in (*names, "d")],
+        num_frames=lambda media: 3,
+        scene=lambda name, frames: scene,
+        rows=lambda clips, length: slots[[names.index(clip.name) for clip in clips]],
+    )
+    sizes = SimpleNamespace(model=SimpleNamespace(num_frames=3))
+    run: Any = SimpleNamespace(config=sizes, data=data, device=torch.device("cpu"), amp=False)
+    monkeypatch.setattr(probes, "BATCH", 2)
+    monkeypatch.setattr(probes, "slots_of", lambda model, rows: {"frame alone": rows})
+    models: Any = {"untrained": None}
+    frames, features = probes.encode(run, "train", 3, models)
+    assert frames.clips.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert frames.targets["snitch's cell"].values.tolist() == [0, 0, 1] * 3
+    time = torch.eye(3).repeat(3, 1)
+    assert torch.equal(features["time alone"], time)
+    flat = slots.reshape(9, 8)
+    assert torch.equal(features["untrained, frame alone"], torch.cat([time, flat], 1))
 
 
 # --- The command ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from ivcl_fast import reference
+from ivcl_fast import visualize as visualize_module
+from ivcl_fast.analysis.attention_maps import slot_attention, slot_collapse
 from ivcl_fast.analysis.clips import ClipReader
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Models
 from ivcl_fast.command import run_command
@@ -27,11 +31,12 @@ from ivcl_fast.data.synthetic.something_else.write import (
 )
 from ivcl_fast.manifest import MANIFEST
 from ivcl_fast.report.animation import write_gif
+from ivcl_fast.report.attention import measure_name
 from ivcl_fast.report.html import Page
 from ivcl_fast.report.tables import Table
 from ivcl_fast.train import main as train_main
-from ivcl_fast.visualize import main
-from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
+from ivcl_fast.visualize import main, measure_collapse
+from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS, config, random_video, sharpened
 
 QUICK = [*RUN_FLAGS, "--depth", "2", "--quick", "--no-pictures", "--no-compare-memoryless"]
 
@@ -148,6 +153,23 @@ def test_cater_from_run_to_page(run: Path, visualize: Any) -> None:
         assert words in page.text, words
     for folder in folders:
         assert folder.name in page.text
+
+
+@pytest.mark.parametrize("rollout", [False, True])
+def test_collapse_is_that_of_the_maps_that_are_named(
+    rollout: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = sharpened(reference.IVCL(config()))
+    videos = random_video(clips=2)
+    clips = [SimpleNamespace(frames=video) for video in videos]
+    reader = SimpleNamespace(eval_clips=[], usable=lambda clips_of, count: clips)
+    monkeypatch.setattr(visualize_module, "ClipReader", lambda run: reader)
+    run: Any = SimpleNamespace(untrained=lambda: model)
+    page = Page("page")
+    measure_collapse(page, run, {}, rollout)
+    scores = slot_collapse(slot_attention(model, videos, rollout=rollout))
+    assert all(f"<td>{score}</td>" in str(page) for score in scores.values())
+    assert measure_name(None, rollout) in str(page)
 
 
 def test_other_data_are_not_what_a_run_was_trained_on(

@@ -51,11 +51,19 @@ def test_times_are_those_counted_frame_by_frame():
     assert len(ends) > 2
 
 
+@pytest.mark.parametrize(
+    ("end", "kinds"),
+    [
+        (HiddenEnd(0.1, 1, False), ["hidden for under a third", "in one cone", "not carried"]),
+        (HiddenEnd(0.5, 2, True), ["hidden for one to two thirds", "in nested cones", "carried"]),
+        (HiddenEnd(0.7, 3, True), ["hidden for over two thirds", "in nested cones", "carried"]),
+    ],
+)
+def test_each_end_is_of_one_kind_by_time_by_cones_and_by_place(end, kinds):
+    assert [kind for kind, is_of in KINDS.items() if is_of(end)] == kinds
+
+
 def test_a_table_says_how_often_each_kind_is_answered():
-    end = HiddenEnd(0.5, 2, True)
-    assert [kind for kind, is_of in KINDS.items() if is_of(end)] == [
-        "hidden for one to two thirds", "in nested cones", "carried"
-    ]  # fmt: skip
     results = [Result("ours", {}, torch.tensor([1.0, 0.0, 1.0, 1.0])), Result("actions", {})]
     table = kinds_table(results, {"carried": torch.tensor([True, True, True, False])})
     assert table.markdown()[0] == "| snitch | clips | ours |"

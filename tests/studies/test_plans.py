@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ivcl_fast.errors import UserError
 from ivcl_fast.studies.definitions import STUDIES
-from ivcl_fast.studies.runner import plan_jobs, variant_folder
+from ivcl_fast.studies.runner import check_flags, plan_jobs, variant_folder
 from ivcl_fast.training.arguments import parse
 
 
@@ -58,6 +59,15 @@ def test_a_study_has_its_own_budget_which_the_command_may_change():
     assert (config.data.train_videos, config.data.val_videos) == (7, 1000)
     assert study.quick().flags(("--quick",)) == ("--batch-size", "4", "--quick")
     assert STUDIES["data"].flags(("--lr", "1")) == ("--lr", "1")
+
+
+@pytest.mark.parametrize("flag", ["--pretrain-clips", "--train-videos=9", "--embed_dim"])
+def test_a_flag_that_differs_between_variants_is_refused(flag):
+    """It would be ignored. Without the lengths of its variants, a quick study accepts others."""
+    study = STUDIES["scaling"]
+    with pytest.raises(UserError, match=f"^{flag}: the study scaling sets this"):
+        check_flags("scaling", study, ("--lr", "1", flag))
+    check_flags("scaling", study.quick(), ("--pretrain-clips", "9", "--train-videos", "9"))
 
 
 @pytest.mark.parametrize("name", STUDIES)
