@@ -35,6 +35,7 @@ from ivcl_fast.models.hub import PretrainedModel
 from ivcl_fast.models.layers import (
     Branch,
     add_norm,
+    compute_dtype,
     has_hooks,
     has_own_hooks,
     is_plain,
@@ -152,7 +153,7 @@ class Encoder(Transformer, reference.Encoder):
         x = kernels.embed_patches(
             rows.flatten(0, 1), ids.flatten(0, 1), proj.weight.flatten(1), proj.bias,
             self.pos_embed.squeeze(0),
-            self.mean, self.std,
+            self.mean, self.std, compute_dtype(proj.weight),
         )  # fmt: skip
         return x.unflatten(0, ids.shape[:2]).to(self.pos_embed.dtype)
 

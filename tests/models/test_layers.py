@@ -1,0 +1,100 @@
+"""Modules that do more than their parameters tell do all of it; dtypes are those of PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ivcl_fast import IVCL, reference
+from ivcl_fast.models.layers import Branch, add_norm
+from tests.support.small_models import config, random_video
+
+VIDEO, SEED = random_video(1), torch.tensor([1])
+LAYERS = nn.Linear, nn.LayerNorm
+STACKS = reference.Attention, reference.Mlp, reference.Block
+
+
+def backward_hook(part: nn.Module, called: Callable[[], None]) -> None:
+    part.register_full_backward_hook(lambda *_: called())
+
+
+def backward_pre_hook(part: nn.Module, called: Callable[[], None]) -> None:
+    part.register_full_backward_pre_hook(lambda *_: called())
+
+
+def forward_hook(part: nn.Module, called: Callable[[], None]) -> None:
+    part.register_forward_hook(lambda *_: called())
+
+
+def own_forward(part: nn.Module, called: Callable[[], None]) -> None:
+    """As adapters have that are subclasses."""
+    kind = type(part)
+
+    def forward(self, *args, **options):
+        called()
+        return kind.forward(self, *args, **options)
+
+    part.__class__ = type("Own", (kind,), {"forward": forward})
+
+
+@pytest.mark.parametrize("kinds", [LAYERS, STACKS], ids=["layers", "stacks"])
+@pytest.mark.parametrize("watch", [backward_hook, backward_pre_hook, forward_hook, own_forward])
+def test_no_part_is_passed_over(watch, kinds):
+    model, called = IVCL(config()), set()
+    parts = {name: part for name, part in model.named_modules() if isinstance(part, kinds)}
+    for name, part in parts.items():
+        watch(part, lambda name=name: called.add(name))
+    model(VIDEO, seed=SEED).loss.backward()
+    assert called == set(parts)
+
+
+def test_hooks_of_all_modules_are_called():
+    model, called = IVCL(config()), set()
+    handle = nn.modules.module.register_module_forward_hook(lambda part, *_: called.add(part))
+    try:
+        model(VIDEO, seed=SEED)
+    finally:
+        handle.remove()
+    assert called >= {part for part in model.modules() if isinstance(part, LAYERS + STACKS)}
+
+
+class Halved(Tensor):
+    """A weight that only PyTorch's own LayerNorm knows how to read."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is not F.layer_norm:
+            return super().__torch_function__(function, types, args, kwargs)
+        whole = lambda x: 2 * x.as_subclass(Tensor) if isinstance(x, cls) else x  # noqa: E731
+        args, kwargs = pytree.tree_map(whole, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+def test_weights_with_arithmetic_of_their_own():
+    model = IVCL(config())
+    expected, norm = model.encode(VIDEO), model.encoder.norm
+    norm._parameters["weight"] = (norm.weight.detach() / 2).as_subclass(Halved)
+    torch.testing.assert_close(model.encode(VIDEO), expected)
+
+
+def test_a_float32_branch_is_not_rounded_to_a_bfloat16_stream():
+    """The sum is float32, as PyTorch's."""
+    norm, x, branch = nn.LayerNorm(8), torch.randn(2, 3, 8).bfloat16(), torch.randn(2, 3, 8)
+    total, normed = add_norm(x, Branch(branch), norm)
+    torch.testing.assert_close(total, x + branch, rtol=0, atol=0)
+    torch.testing.assert_close(normed, norm(x + branch))
+
+
+def test_float64_is_never_cast():
+    """Autocast leaves it alone, and so do the fused layers."""
+    torch.manual_seed(0)
+    fast, plain = IVCL(config()).double(), reference.IVCL(config()).double()
+    plain.load_state_dict(fast.state_dict())
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = (model(VIDEO, seed=SEED).pred for model in (fast, plain))
+    torch.testing.assert_close(ours, theirs)
