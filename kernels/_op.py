@@ -68,6 +68,18 @@ def _checked(
     return run
 
 
+def _contiguous(ref: Callable) -> Callable:
+    """``ref`` with the strides that the fake promises, where PyTorch keeps those of its inputs."""
+
+    def run(*args: Any) -> Any:
+        outputs = ref(*args)
+        if isinstance(outputs, Tensor):
+            return outputs.contiguous()
+        return tuple([output.contiguous() for output in outputs])
+
+    return run
+
+
 def _where_possible(triton: Callable, ref: Callable) -> Callable:
     """``triton``, but ``ref`` for tensors on an old chip, and for those without elements.
 
@@ -112,11 +124,12 @@ def register(
     optional = {a.name for a in op._schema.arguments if isinstance(a.type, torch.OptionalType)}
     complete = completer(op)
     check = checker(arguments, [a.name for a in op._schema.arguments], optional)
-    by_triton = _where_possible(for_triton, for_ref)
-    on_gpu = for_ref if _triton.MISSING or _triton.CANNOT_LAUNCH else by_triton
+    by_ref = _contiguous(for_ref)
+    by_triton = _where_possible(for_triton, by_ref)
+    on_gpu = by_ref if _triton.MISSING or _triton.CANNOT_LAUNCH else by_triton
     LIBRARY.impl(name, _checked(check, complete, on_gpu), "CUDA")
     if name not in _ext.OPS:
-        on_cpu = by_triton if _triton.INTERPRET else for_ref
+        on_cpu = by_triton if _triton.INTERPRET else by_ref
         LIBRARY.impl(name, _checked(check, complete, on_cpu), "CPU")
     torch.library.register_fake(f"ivcl_fast::{name}", fake, lib=LIBRARY)
     if is_backward:

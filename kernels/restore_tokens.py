@@ -41,11 +41,17 @@ def _ref(
 def _ref_backward(
     dout: Tensor, ids_keep: Tensor, mask_token: Tensor, pos: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_length(dout, pos)
     visible = dout.new_empty(*ids_keep.shape, dout.shape[-1])
     of_patches = dout[:, dout.shape[1] - len(pos) :]
     grads = vjp(_ref, (visible, ids_keep, mask_token, pos, None), of_patches)
     dvisible, _, dmask_token, dpos, _ = grads
     return dvisible, dmask_token, dpos
+
+
+def _check_length(dout: Tensor, pos: Tensor) -> None:
+    if dout.shape[1] < len(pos):
+        raise ValueError(f"dout: {dout.shape[1]} tokens are fewer than pos has: {len(pos)}")
 
 
 @triton.jit
@@ -147,11 +153,10 @@ def _forward(
 def _backward(
     dout: Tensor, ids_keep: Tensor, mask_token: Tensor, pos: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_length(dout, pos)
     dout = dout.contiguous()
     frames, length, cols = dout.shape
     num_keep, num_patches = ids_keep.shape[1], len(pos)
-    if length < num_patches:
-        raise ValueError(f"dout: {length} tokens are fewer than pos has: {num_patches}")
     dvisible = dout.new_zeros(frames, num_keep, cols)  # of an id twice, one token has a gradient
     blocks, column_blocks = cdiv(num_patches, BLOCK_ROWS), cdiv(cols, BLOCK_COLS)
     # As many programs as the chip holds, but at least 8 frames for each partial sum to be written.

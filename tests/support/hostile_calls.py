@@ -2,11 +2,14 @@
 
 ``python -m tests.support.hostile_calls [NUMBER [SEED]]`` makes that many. Each must return outputs
 of the shapes and dtypes that the op's fake promises, all of whose memory can be read, or raise a
-Python exception. A crash ends the process; the seed of the call that it printed last repeats it.
+Python exception. Behind its arguments lies memory that cannot be read. A crash ends the process;
+the seed of the call that it printed last repeats it.
 """
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import random
 import sys
 from collections import Counter
@@ -122,13 +125,32 @@ def change(value: Any, draw: random.Random) -> Any:
     return draw.choice(FLOATS) if isinstance(value, float) else torch.ones(2, 3)
 
 
+def at_the_end(x: Tensor) -> Tensor:
+    """A copy behind whose last byte nothing can be read: that crashes the process."""
+    if x.device.type != "cpu" or not x.numel() or not x.is_contiguous():
+        return x
+    pages = mmap.PAGESIZE * -(-x.nbytes // mmap.PAGESIZE)
+    area = mmap.mmap(-1, pages + mmap.PAGESIZE)
+    end = ctypes.addressof(ctypes.c_char.from_buffer(area)) + pages
+    nothing = ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), ctypes.c_size_t(mmap.PAGESIZE), 0)
+    assert nothing == 0, "mprotect"
+    copy = torch.frombuffer(area, dtype=x.dtype, count=x.numel(), offset=pages - x.nbytes)
+    return copy.view(x.shape).copy_(x)
+
+
 def read(outputs: Any, expected: Any) -> None:
     """Read all memory of an op's outputs, and compare their sizes with its fake's."""
     outputs, expected = ((x,) if isinstance(x, Tensor) else x for x in (outputs, expected))
     for got, fake in zip(outputs, expected, strict=True):
         assert got.shape == fake.shape and got.dtype == fake.dtype, (got.shape, fake.shape)
+        assert got.is_contiguous() and fake.is_contiguous(), (got.stride(), fake.stride())
         if got.device.type != "meta":
             got.clone()
+
+
+def on_meta(args: list[Any]) -> list[Any]:
+    """The arguments of a call of the op's fake."""
+    return [a.to("meta") if isinstance(a, Tensor) else a for a in args]
 
 
 def call(seed: int) -> str:
@@ -140,12 +162,12 @@ def call(seed: int) -> str:
     args = arguments(draw)[name]
     for at in draw.sample(range(len(args)), min(len(args), draw.choice([0, 1, 1, 1, 2, 3]))):
         args[at] = change(args[at], draw)
+    args = [at_the_end(a) if isinstance(a, Tensor) else a for a in args]
     try:
         outputs = op(*args)
     except REFUSALS as error:
         return type(error).__name__
-    on_meta = [a.to("meta") if isinstance(a, Tensor) else a for a in args]
-    read(outputs, op(*on_meta))
+    read(outputs, op(*on_meta(args)))
     return "returned"
 
 

@@ -5,21 +5,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+
 import pytest
 import torch
 
 from ivcl_fast import kernels
 from ivcl_fast.kernels import restore_tokens
+from ivcl_fast.kernels._arguments import above_zero, checker
 from tests.kernels.ops.conftest import INTERPRET, implementation
-from tests.support.hostile_calls import call
+from tests.support.hostile_calls import REFUSALS, arguments, call, on_meta, read
 
 ops = torch.ops.ivcl_fast
 X, ROWS = torch.ones(2, 3, 4), torch.zeros(2, 5, 6, dtype=torch.uint8)
 IDS = torch.tensor([[0, 1, 2], [2, 3, 4]])
 NAMED = {
     "bias: shape": lambda: ops.bias_gelu(X, torch.ones(3)),
+    "bias: shape ": lambda: ops.embed_patches(
+        ROWS, IDS, torch.ones(4, 6), torch.ones(3), torch.ones(5, 4), 0.5, 0.5, X.dtype
+    ),
     "kind: ": lambda: ops.bias_gelu(X, torch.ones(4), 3),
     "dy: ": lambda: ops.bias_gelu_backward(X.long(), X, torch.ones(4)),
+    "dy: shape": lambda: ops.embed_patches_backward(
+        X[0], ROWS, IDS, torch.ones(4, 6), torch.ones(4), torch.ones(5, 4), 0.5, 0.5
+    ),
+    "dsum: shape": lambda: ops.add_layer_norm_backward(
+        torch.ones(()), X, X, torch.ones(4), 1e-6, X.dtype
+    ),
+    "dout: ": lambda: ops.restore_tokens_backward(X, IDS, X[0, 0], torch.ones(5, 4)),
+    "dout: shape|num_heads: .*dout": lambda: ops.short_attention_backward(
+        torch.ones(2, 3, 5), torch.ones(2, 3, 12), 2
+    ),
     "x: width": lambda: ops.bias_swiglu(X[..., :3], torch.ones(3)),
     "value: ": lambda: ops.bias_swiglu(X, torch.ones(8), X[:1]),
     "residual: shape": lambda: ops.add_layer_norm(X, X[:1], torch.ones(4), torch.ones(4), 1e-6),
@@ -57,11 +74,36 @@ def test_the_error_names_the_argument(argument):
         NAMED[argument]()
 
 
+def test_a_call_that_is_accepted_excuses_no_other():
+    """Arguments of the same shapes may still be of another dtype, device or value."""
+    rules = {"x": "* D", "weight": "D", "std": above_zero}
+    check, good = checker(rules, [*rules], set()), (X, torch.ones(4), 0.5)
+    check(good)
+    for at, bad, message in (
+        (0, X.long(), "x: .* is not float"),
+        (1, torch.ones(4, device="meta"), "weight: .* meta, .* cpu"),
+        (2, 0.0, "std: 0.0 is not above 0"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            check((*good[:at], bad, *good[at + 1 :]))
+
+
 @pytest.mark.skipif(INTERPRET, reason="the interpreter takes a second for a call")
 @pytest.mark.filterwarnings("ignore")
 def test_hostile_calls():
     for seed in range(400):
         call(seed)
+
+
+@pytest.mark.skipif(INTERPRET, reason="the interpreter takes a second for a call")
+@pytest.mark.parametrize("seed", range(8))
+def test_outputs_lie_in_memory_as_compilers_believe(seed):
+    """Also those of inputs whose dimensions lie there in another order."""
+    for name, args in arguments(random.Random(seed)).items():
+        turned = [a.mT.contiguous().mT if getattr(a, "ndim", 0) > 1 else a for a in args]
+        op = getattr(ops, name)
+        with contextlib.suppress(*REFUSALS):  # some have a size of zero
+            read(op(*turned), op(*on_meta(turned)))
 
 
 @pytest.mark.skipif(not INTERPRET, reason="C++ and PyTorch refuse such ids")
@@ -73,6 +115,9 @@ def test_triton_never_follows_an_id_out_of_bounds():
         lambda ids: ops.embed_patches(
             ROWS, ids, torch.ones(4, 6), torch.ones(4), torch.ones(5, 4), 0.5, 0.5, X.dtype
         ),
+        lambda ids: ops.embed_patches_backward(
+            X, ROWS, ids, torch.ones(4, 6), torch.ones(4), torch.ones(5, 4), 0.5, 0.5
+        )[0],
     ):
         assert torch.equal(run(wild), run(near))
 
