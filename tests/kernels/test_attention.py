@@ -187,6 +187,18 @@ def test_fullgraph_over_changing_shapes(tokens):
         check_op(lambda x: compiled(x, 2), lambda x: eager_attention(x, 2), [x])
 
 
+def test_dropout_of_more_tokens_than_the_kernels_take(monkeypatch):
+    """Where ``auto`` would take a backend without dropout, it takes one that has it."""
+    monkeypatch.setattr(module, "EAGER_TOKENS", 0)  # a GPU has no such limit
+    x = qkv(1, 600, 1, 4)
+    assert select_backend(Inputs(600, 4, FP32, CPU))[0] == "flash"
+    torch.manual_seed(1)
+    found = attention(x, 1, dropout=0.3)
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, eager_attention(x, 1, 0.3))
+    assert not torch.allclose(found, attention(x, 1), atol=1e-3)
+
+
 def test_gradients_are_finite_for_extreme_scores():
     """Equal scores everywhere, and a softmax that selects one key."""
     for scale in (0.0, 1e3):
@@ -228,6 +240,22 @@ def test_split_batches_give_the_same_result(monkeypatch, batch):
     parts = run_with_grads(lambda x: attention(x, 2, "flash"), [x], cotangent)
     assert sizes == {1: [1], 3: [3], 4: [3, 1], 7: [3, 3, 1]}[batch]
     torch.testing.assert_close(parts, whole)
+
+
+def test_xformers_gets_parts_of_a_large_batch(monkeypatch):
+    """With a stand-in for the package."""
+    sizes = []
+
+    def memory_efficient_attention(*parts):
+        sizes.append(len(parts[0]))
+        q, k, v = (x.transpose(1, 2) for x in parts)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    monkeypatch.setattr(module, "_functions", {"xformers": memory_efficient_attention})
+    monkeypatch.setattr(module, "max_batch", lambda *shape: 3)
+    x = qkv(7, 20, 2, 16)
+    torch.testing.assert_close(module._xformers_attention(x, 2), eager_attention(x, 2))
+    assert sizes == [3, 3, 1]
 
 
 # --- Errors and broken packages -------------------------------------------------------------------

@@ -213,6 +213,12 @@ def backward_of_dual_cotangents(f, xs):
         return [forward_ad.unpack_dual(g).tangent for g in grads]
 
 
+def backward_of_a_sum(f, xs):
+    """Its cotangents are one number in memory, expanded."""
+    leaves = [x.clone().requires_grad_() for x in xs]
+    return torch.autograd.grad(sum(y.sum() for y in pytree.tree_leaves(f(*leaves))), leaves)
+
+
 def hessian_through_autograd(f, xs):
     return torch.autograd.functional.hvp(scalar(f), xs, directions(xs))
 
@@ -221,7 +227,7 @@ DERIVATIVES = [
     jvp, dual_numbers, func_grad, vjp, vmap, vmap_of_the_first_argument, vmap_of_grad, grad_of_grad,
     hessian_vector_product, double_backward, double_backward_of_the_first_argument,
     double_backward_of_related_arguments, batched_backward, vmap_of_backward,
-    backward_of_dual_cotangents, hessian_through_autograd,
+    backward_of_dual_cotangents, backward_of_a_sum, hessian_through_autograd,
 ]  # fmt: skip
 
 
@@ -292,6 +298,20 @@ def test_the_derivative_of_a_backward_op():
     for transform in (func.grad(lambda *a: op(*a)[0].sum()), torch.vmap(op, (0, 0, None))):
         with pytest.raises(NotImplementedError, match=r"bias_gelu_backward.*torch\.func"):
             transform(*(a.detach() for a in single))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize("name", SHAPES)
+def test_any_float_dtype(name, dtype):
+    """Of all arguments, or of one: what no kernel takes runs in plain PyTorch."""
+    ours, ref = functions(name, "cpu")
+    xs = arguments(name)
+    one_dtype = {"linear": (0, 1, 2), "bias_swiglu": (0, 2)}.get(name, ())  # theirs has to be equal
+    single = [{at} for at in range(len(xs)) if at not in one_dtype]
+    for changed in [set(range(len(xs))), *single]:
+        args = [x.to(dtype) if at in changed else x for at, x in enumerate(xs)]
+        found, expected = (pytree.tree_leaves(f(*args)) for f in (ours, ref))
+        torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ivcl_fast.kernels import _ext, _triton
 from ivcl_fast.kernels._objects import ISAS, MARK, digest, is_complete, module
@@ -54,6 +56,33 @@ def test_reason_on_another_system(folder, monkeypatch):
 def test_reason_on_an_unsupported_cpu(folder, monkeypatch):
     monkeypatch.setattr(_ext, "supported_isas", lambda: ())
     assert _ext._load() == "this CPU has no AVX2"
+
+
+WITH_AVX512 = ("avx512", "avx2")
+
+
+@pytest.mark.parametrize(
+    ("machine", "vectors", "has", "isas"),
+    [
+        ("x86_64", "DEFAULT", (), ()),
+        ("AMD64", "AVX2", (), ("avx2",)),
+        ("x86_64", "AVX512", (), WITH_AVX512),
+        ("x86_64", "AVX512", ("bf16",), ("avx512bf16", *WITH_AVX512)),
+        ("x86_64", "AVX512", ("bf16", "tiles"), ("avx512bf16", *WITH_AVX512)),
+        ("x86_64", "AVX512", ("bf16", "tiles", "leave"), ("amx", "avx512bf16", *WITH_AVX512)),
+        ("aarch64", "DEFAULT", (), ("generic",)),
+    ],
+)
+def test_no_cpu_gets_instructions_that_it_lacks(monkeypatch, machine, vectors, has, isas):
+    """Nor those that the operating system gives no leave for. The process would die of them."""
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
+    for name, feature in (
+        ("_is_avx512_bf16_supported", "bf16"), ("_is_amx_tile_supported", "tiles"),
+        ("_init_amx", "leave"),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cpu, name, lambda feature=feature: feature in has)
+    assert _ext.supported_isas() == isas
 
 
 @pytest.mark.parametrize(

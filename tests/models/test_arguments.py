@@ -24,6 +24,14 @@ def test_bad_arguments_are_named():
             short(video())
 
 
+def test_the_configs_attention_backend_is_followed():
+    """That of a package which needs a GPU cannot run here."""
+    for model in (ivcl_fast.IVCL, ivcl_fast.IVCLClassifier):
+        needs_gpu = model(IVCLConfig.preset("tiny", **SIZES, attention="xformers"))
+        with pytest.raises(ValueError, match=r"^backend: 'xformers' cannot run here: "):
+            needs_gpu(video())
+
+
 def int64(shape: list[int], *values: int) -> torch.Tensor:
     return torch.tensor(values).expand(shape)
 

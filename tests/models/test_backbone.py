@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ivcl_fast import reference
+from ivcl_fast import IVCL, reference
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.backbone import can_resize, load_backbone, resize_embedding, zero_branches
 from tests.support.small_models import config
@@ -44,6 +44,17 @@ def test_only_the_number_of_places_may_differ():
     assert not can_resize("pos_embed", torch.zeros(1, 16, 4), torch.Size([1, 9, 6]))
     assert not can_resize("time_embed", torch.zeros(3, 4), torch.Size([2, 6]))
     assert not can_resize("slot_tokens", torch.zeros(1, 16, 4), torch.Size([1, 9, 4]))
+
+
+@pytest.mark.parametrize("other", [{"depth": 1}, {"num_heads": 1}, {"embed_dim": 8}], ids=str)
+def test_a_source_that_is_refused_changes_no_weight(other, tmp_path):
+    IVCL(config(**other)).save_pretrained(tmp_path)
+    model = reference.IVCL(config())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(UserError):
+        load_backbone(model, tmp_path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
 
 
 def test_weights_without_an_encoder_are_refused():

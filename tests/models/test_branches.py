@@ -68,6 +68,19 @@ def hook_blocks(model):
             part.register_forward_hook(lambda part, args, out: None)
 
 
+def shard_blocks(model):
+    """As FSDP: it changes the class of blocks, and outside of them their parameters are gone."""
+    for block in [part for part in model.modules() if isinstance(part, Block)]:
+        bias = block.mlp.fc2.bias
+        whole, gone = bias.data, torch.full_like(bias, torch.nan)
+        block.__class__ = type("ShardedBlock", (type(block),), {})
+        bias.data = gone
+        for register, data in (
+            (block.register_forward_pre_hook, whole), (block.register_forward_hook, gone)
+        ):  # fmt: skip
+            register(lambda *_, bias=bias, data=data: setattr(bias, "data", data))
+
+
 def hook_attention(model):
     model.encoder.blocks[0].attn.register_forward_hook(lambda part, args, out: out * 2)
 
@@ -96,7 +109,8 @@ BLOCKS = 2 + 1 + 1
 @pytest.mark.parametrize(
     ("change", "biases"),
     [
-        (unchanged, 2 * BLOCKS), (hook_blocks, BLOCKS), (hook_attention, 2 * BLOCKS - 1),
+        (unchanged, 2 * BLOCKS), (hook_blocks, BLOCKS), (shard_blocks, BLOCKS),
+        (hook_attention, 2 * BLOCKS - 1),
         (replace_a_layer, 2 * BLOCKS - 1), (replace_a_norm, 2 * BLOCKS - 1),
         (recompute, None), (compile_blocks, None),
     ],

@@ -193,6 +193,20 @@ def test_blocks_compile_in_place_and_share_graphs(amp):
     reference.IVCL(CFG).load_state_dict(compiled.state_dict(), strict=True)
 
 
+def test_compiled_blocks_take_many_shapes():
+    """More than a compiler allows one function by default: a run has several stages."""
+
+    class Short(model.Block):
+        def forward(self, x):
+            return x + 1
+
+    fast = ivcl_fast.IVCL(CFG)
+    fast.encoder.blocks[0].__class__ = Short
+    fast.compile_blocks(backend="eager")
+    for tokens in range(12):
+        assert torch.equal(fast.encoder.blocks[0](torch.zeros(1, tokens)), torch.ones(1, tokens))
+
+
 @pytest.mark.parametrize("objective", ["ivcl", "joint"])
 def test_the_whole_step_is_one_graph(objective):
     cfg = IVCLConfig.preset("tiny", **SIZES, objective=objective)

@@ -78,6 +78,14 @@ def test_layer_norm_to_another_dtype(device):
     )
 
 
+def test_the_norm_is_that_of_the_sum_as_it_is_stored(device):
+    """PyTorch's, ties to even. Backward sees no other, and is the gradient of this norm."""
+    x, residual, weight, bias = inputs((5, 96), HALF, device)
+    total, normed = op(x.float(), residual, weight, bias, EPS)
+    assert torch.equal(total, x + residual)
+    torch.testing.assert_close(normed, norm_op(total, weight, bias, EPS, torch.float32))
+
+
 def test_statistics_survive_a_large_mean(device):
     x, residual, weight, bias = inputs((4, 768), torch.float32, device)
     args = (x + 1000, residual, weight, bias)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ivcl_fast.kernels import _ext, dispatches
 from ivcl_fast.kernels import linear as public
 from ivcl_fast.kernels.linear import _cuda, _Linear, _ref, cast_together, weights_to_cast
-from tests.kernels.ops.conftest import implementation
+from tests.kernels.ops.conftest import INTERPRET, implementation
 from tests.support.numerics import assert_parity, check_op
 
 op = torch.ops.ivcl_fast.linear_gradients.default
@@ -154,6 +157,33 @@ def test_weights_that_are_cast_together_change_no_result():
     assert not _Linear.apply(x, layer.weight, layer.bias).any(), "the casts end with the block"
 
 
+def test_an_error_ends_the_casts_too():
+    """Later calls would compute with weights as they were then."""
+    layer, x = torch.nn.Linear(6, 4), torch.ones(3, 6).bfloat16()
+    with pytest.raises(MemoryError), cast_together(weights_to_cast(layer), torch.bfloat16):
+        raise MemoryError
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.zero_()
+    assert not _Linear.apply(x, layer.weight, layer.bias).any()
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_second_derivatives_of_a_weight_that_is_cast(together):
+    """A penalty on dx, which depends on the weight by itself and through dy."""
+    x = torch.randn(3, 6).bfloat16().requires_grad_()
+    weight = torch.randn(4, 6, requires_grad=True)
+
+    def gradient(layer):
+        (dx,) = torch.autograd.grad(layer().float().square().sum(), x, create_graph=True)
+        return torch.autograd.grad(dx.float().square().sum(), weight)[0]
+
+    with cast_together([weight] if together else [], torch.bfloat16):
+        found = gradient(lambda: _Linear.apply(x, weight, None))
+    expected = gradient(lambda: F.linear(x, weight.bfloat16()))
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+
+
 def test_second_derivatives_on_a_gpu_without_a_bias():
     """By shapes alone: the product that writes float32 exists on GPUs only, without derivatives."""
     x = torch.empty(2, 3, 6, device="meta", dtype=torch.bfloat16, requires_grad=True)
@@ -163,13 +193,29 @@ def test_second_derivatives_on_a_gpu_without_a_bias():
     assert torch.autograd.grad(dweight.sin().sum(), x)[0].shape == x.shape
 
 
+class Dtypes(TorchDispatchMode):
+    """The dtypes of all results, by their shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: dict[tuple[int, ...], set[torch.dtype]] = defaultdict(set)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.of[tuple(out.shape)].add(out.dtype)
+        return out
+
+
 def test_a_gpu_s_gradients_have_the_dtype_of_the_parameters():
     """By shapes alone: the product that writes float32 exists on GPUs only."""
-    dy, x = torch.empty(2, 3, 4, device="meta"), torch.empty(2, 3, 6, device="meta")
+    dy, x = torch.empty(2, 3, 4, device="meta"), torch.empty(2, 3, 5, device="meta")
     for dtype in (torch.float32, torch.bfloat16):
-        dweight, dbias = _cuda(dy.bfloat16(), x.bfloat16(), dtype)
-        assert (dweight.shape, dbias.shape) == ((4, 6), (4,))
+        with Dtypes() as mode:
+            dweight, dbias = _cuda(dy.bfloat16(), x.bfloat16(), dtype)
+        assert (dweight.shape, dbias.shape) == ((4, 5), (4,))
         assert dweight.dtype == dbias.dtype == dtype
+        if not INTERPRET:
+            assert mode.of[4, 5] == mode.of[4,] == {dtype}, "rounded on the way"
 
 
 @pytest.mark.parametrize("shape", [(6,), (0, 6), (3, 6)])
