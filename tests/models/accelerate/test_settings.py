@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ivcl_fast import accelerate
-from tests.models.test_accelerate_hostile import (
+from tests.support.marks import needs_kernels
+from tests.support.plain_modules import (
     WIDTH,
     Attention,
     Block,
@@ -21,7 +22,6 @@ from tests.models.test_accelerate_hostile import (
     pair,
     tokens,
 )
-from tests.support.marks import needs_kernels
 
 pytestmark = needs_kernels
 

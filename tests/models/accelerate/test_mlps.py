@@ -13,7 +13,7 @@ from torch import nn
 
 from ivcl_fast import accelerate, kernels
 from ivcl_fast.models.accelerate.adapters.mlp import gelu_kind
-from tests.models.test_accelerate import close
+from tests.models.accelerate.test_accelerate import close
 from tests.support.marks import needs_kernels
 
 pytestmark = needs_kernels

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ivcl_fast.kernels import dispatches
 from ivcl_fast.models.accelerate.sdpa import Redirect
-from tests.models.test_accelerate_hostile import (
+from tests.support.marks import needs_kernels
+from tests.support.plain_modules import (
     HEADS,
     WIDTH,
     Attention,
@@ -21,7 +22,6 @@ from tests.models.test_accelerate_hostile import (
     pair,
     tokens,
 )
-from tests.support.marks import needs_kernels
 
 pytestmark = needs_kernels
 
