@@ -240,9 +240,8 @@ class Decoder(Transformer):
     def forward(self, slots: Tensor, visible: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
         """Slots ``[F, S, D]`` and visible patches ``[F, K, D]`` to ``[F, N-K, 3*P*P]``."""
         visible = self.embed(visible)
-        index = ids_keep.unsqueeze(-1).expand_as(visible)
         canvas = self.mask_token.to(visible).repeat(visible.shape[0], self.pos_embed.shape[1], 1)
-        x = canvas.scatter(1, index, visible) + self.pos_embed  # [F, N, Dd]
+        x = canvas.scatter(1, ids_keep.unsqueeze(-1).expand_as(visible), visible) + self.pos_embed
         if self.use_slots:
             x = torch.cat([self.embed(slots).to(x), x], dim=1)
         x = self.transform(x)[:, -self.pos_embed.shape[1] :]
@@ -283,7 +282,8 @@ class IVCL(nn.Module):
         rows = patch_rows(video, self.cfg)
         ids_keep, ids_mask, query = self.masks(rows, ids_keep, query, seed)
         slots, patches = self.context(rows, ids_keep, query)  # [B, Q, S, D], [B, Q, K, D]
-        keep, mask = take_rows(ids_keep, query), take_rows(ids_mask, query)
+        index = query.unsqueeze(-1)
+        keep, mask = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (ids_keep, ids_mask))
         pred = self.decoder(*(x.flatten(0, 1) for x in (slots, patches, keep, mask)))
         pred = pred.unflatten(0, query.shape)  # [B, Q, N-K, 3*P*P]
         return Output(self.loss(pred, rows, mask, query), pred, ids_keep, ids_mask, query)
