@@ -22,28 +22,20 @@ class UserError(ValueError):
 def require_at_least(config: object, least: float, *names: str, most: float = MOST) -> None:
     """Raise :class:`UserError` for the first of a config's settings that is out of bounds.
 
-    Those are ``least`` and ``most``, which are accepted.
+    Those are ``least`` and ``most``, which are accepted, as is None: a setting that is not given.
     """
     for name in names:
         value = getattr(config, name)
-        _require(value >= least, name, value, f"at least {least}")
-        _require(value <= most, name, value, f"at most {most:,}")
+        _require(value is None or value >= least, name, value, f"at least {least}")
+        _require(value is None or value <= most, name, value, f"at most {most:,}")
 
 
 def require_above(config: object, bound: float, *names: str, most: float = MOST) -> None:
-    """Raise :class:`UserError` for the first of a config's settings that is out of bounds.
-
-    Those are ``bound``, which is not accepted, and ``most``, which is.
-    """
+    """As :func:`require_at_least`, but ``bound`` itself is not accepted."""
     for name in names:
         value = getattr(config, name)
         _require(value > bound, name, value, f"above {bound}")
-        _require(value <= most, name, value, f"at most {most:,}")
-
-
-def given(config: object, *names: str) -> list[str]:
-    """Return the names of those of a config's settings that are not None."""
-    return [name for name in names if getattr(config, name) is not None]
+        require_at_least(config, bound, name, most=most)
 
 
 def _require(condition: bool, name: str, value: float, accepted: str) -> None:

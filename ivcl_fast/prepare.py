@@ -46,7 +46,7 @@ from ivcl_fast.data.store.build import (
 from ivcl_fast.data.store.frame_store import BAD_FILES
 from ivcl_fast.data.store.index import probe_media
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
-from ivcl_fast.errors import UserError, given, require_at_least
+from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.manifest import Manifest
 from ivcl_fast.progress import Bar, duration
 
@@ -123,10 +123,9 @@ class PrepareConfig:
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
-        require_at_least(self, 1, *given(self, "workers"), most=MOST_WORKERS)
-        synthetic = self.synthetic
-        require_at_least(synthetic, 0, *given(synthetic, "train", "val"), most=MOST_VIDEOS)
-        require_at_least(synthetic, 0, "seed", most=2**63 - 1)
+        require_at_least(self, 1, "workers", most=MOST_WORKERS)
+        require_at_least(self.synthetic, 0, "train", "val", most=MOST_VIDEOS)
+        require_at_least(self.synthetic, 0, "seed", most=2**63 - 1)
         require_at_least(self.store, 1, "image_size", "patch_size", most=MAX_SIZE)
         image, patch = self.store.image_size, self.store.patch_size
         if image % patch:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ivcl_fast.errors import UserError, given, require_at_least
+from ivcl_fast.errors import UserError, require_at_least
 
 MOST_VIDEOS = 10_000_000
 """Videos to train or to evaluate on that a synthetic data set may have."""
@@ -78,7 +78,7 @@ class DataConfig:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         require_at_least(self, 1, "train_videos", "val_videos", most=MOST_VIDEOS)
         require_at_least(self, 1, "eval_clips", most=1000)
-        require_at_least(self, 1, *given(self, "workers"), most=MOST_WORKERS)
+        require_at_least(self, 1, "workers", most=MOST_WORKERS)
         require_at_least(self, 0, "frame_stride")
         if self.eval_crops > 1 and self.crop == "none":
             raise UserError(

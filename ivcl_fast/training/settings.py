@@ -14,7 +14,7 @@ from tyro.conf import OmitArgPrefixes
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.config import DataConfig
-from ivcl_fast.errors import UserError, given, require_above, require_at_least
+from ivcl_fast.errors import UserError, require_above, require_at_least
 from ivcl_fast.manifest import read_recorded
 from ivcl_fast.training.viewers import Viewer
 
@@ -69,7 +69,7 @@ class StagesConfig:
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         require_at_least(self, 1, "pretrain_clips", "finetune_clips")
-        require_at_least(self, 0, "slot_noise", *given(self, "last_frame_clips"))
+        require_at_least(self, 0, "slot_noise", "last_frame_clips")
         if not 0 < self.label_fraction <= 1:
             raise UserError(
                 f"--label-fraction: {self.label_fraction} is not accepted; accepted: above 0, at "
