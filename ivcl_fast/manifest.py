@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,21 +106,18 @@ class Manifest:
                 raise UserError(f"{self.folder / name}: {error.strerror}") from None
 
 
-def forget(folder: Path, *names: str) -> None:
-    """Remove files from a folder's manifest, before they change."""
+def forget(folder: Path, name: str) -> None:
+    """Remove a file from the manifest of its folder, before it changes."""
     manifest = Manifest.read(folder)
-    if kept := manifest.files.keys() & set(names):
-        for name in kept:
-            del manifest.files[name]
+    if manifest.files.pop(name, None):
         manifest.write()
 
 
-def record(folder: Path, names: Iterable[str]) -> None:
-    """Flush these files of a folder to the disk, and record them in its manifest."""
+def record(folder: Path, name: str) -> None:
+    """Flush a file to the disk, and record it in the manifest of its folder."""
     manifest = Manifest.read(folder)
-    for name in names:
-        fsync(folder / name)
-        manifest.add(name, read_bytes(folder / name))
+    fsync(folder / name)
+    manifest.add(name, read_bytes(folder / name))
     manifest.write()
 
 
@@ -128,7 +125,7 @@ def write_recorded(path: Path, value: Any) -> None:
     """Write a JSON file atomically, and record it in the manifest beside it."""
     forget(path.parent, path.name)
     write_json(path, value)
-    record(path.parent, [path.name])
+    record(path.parent, path.name)
 
 
 def read_recorded(path: Path) -> bytes:

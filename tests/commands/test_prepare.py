@@ -87,7 +87,7 @@ def test_verify_finds_any_flipped_byte(command, package):
 
 
 def test_no_store_is_made_of_a_video_that_fails_its_checksum(command, package):
-    record(package, ["videos/v0.avi"])
+    record(package, "videos/v0.avi")
     video = package / "videos" / "v0.avi"
     video.write_bytes(video.read_bytes()[:-1] + b"?")
     status, _, error = command(f"cater:{package}", *SMALL, "--verify")
