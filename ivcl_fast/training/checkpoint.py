@@ -3,6 +3,7 @@
 A training checkpoint is a folder ``step-<number>/`` with ``model.safetensors``,
 ``optimizer.safetensors``, ``state.json`` (step and free-form state) and ``SHA256SUMS`` of these
 three, which ``sha256sum -c`` can read. Finished models are in :mod:`~ivcl_fast.models.weights`.
+They are written in the background: a step waits for a copy in memory, not for a disk.
 
 The files do not depend on the number of ranks: rank 0 gathers sharded tensors one at a time and
 writes them in full. So a run can continue with any other number of ranks, replicated or sharded.
@@ -16,6 +17,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,45 @@ def snapshot(
     All ranks have to call this; the others get a checkpoint without tensors.
     """
     weights, slots = gather_to_rank0(model.state_dict()), flatten_optimizers(model, optimizers)
-    return Checkpoint(step, dict(state), weights, slots)
+    return Checkpoint(step, state, weights, slots)
+
+
+class BackgroundWriter:
+    """Stores the checkpoints of one stage in a thread, one after the other; on rank 0 only.
+
+    A checkpoint that cannot be written costs a warning of one line, and the ones before it are
+    kept. Until :meth:`wait` returns, the newest checkpoint may not be on disk.
+    """
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        self.folder, self.stage = folder, stage
+        self._thread = ThreadPoolExecutor(1, f"checkpoint of {stage}")
+        self._writing: Future[None] | None = None
+
+    def store(self, saved: Checkpoint) -> None:
+        """Start to write a checkpoint, which has to stay as it is, after the one before.
+
+        Raises what :meth:`wait` raises.
+        """
+        self.wait()
+        if distributed.is_main():
+            self._writing = self._thread.submit(self._store, saved)
+
+    def wait(self) -> None:
+        """Wait until all is on disk. Raises an error of the thread that no full disk explains."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _store(self, saved: Checkpoint) -> None:
+        try:
+            store(self.folder, saved)
+        except OSError as error:
+            log.warning(
+                "%s: no checkpoint of step %d could be written: %s; training continues, and the "
+                "checkpoints before it are kept",
+                *(self.stage, saved.step, error),
+            )
 
 
 def store(folder: Path, saved: Checkpoint) -> Path:

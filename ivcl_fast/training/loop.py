@@ -31,7 +31,6 @@ from ivcl_fast.kernels.linear import cast_together, weights_to_cast
 from ivcl_fast.models.reference import Block
 from ivcl_fast.progress import Bar
 from ivcl_fast.training import checkpoint
-from ivcl_fast.training.background import BackgroundWriter
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule, make_optimizers, set_lr
 from ivcl_fast.training.signals import Interrupted, caught_signals
@@ -99,6 +98,7 @@ class Stage:
     """Steps between checkpoints."""
     save_minutes: float = 10.0
     """Minutes after which a checkpoint is due although fewer steps are done."""
+    _optimizers: list[torch.optim.Optimizer] = field(default_factory=list, init=False)
     _losses: list[float] = field(default_factory=list, init=False)
     """Losses of the steps since the last record, means over all ranks."""
     _pending: list[Tensor] = field(default_factory=list, init=False)
@@ -112,19 +112,19 @@ class Stage:
         written, and :class:`NotFinite` if the loss becomes NaN or infinite; the checkpoints before
         are kept.
         """
-        model, optimizers, start = self._resume()
-        train_step = self._make_step(model, optimizers)
+        model, start = self._resume()
+        train_step = self._make_step(model)
         self.metrics.rewind(self.name, start)
         model.train()
         total, size = self.schedule.steps, self.schedule.batch_size
         decide = distributed.Decision()
-        writer = BackgroundWriter(self.folder, self.name)
+        writer = checkpoint.BackgroundWriter(self.folder, self.name)
         with Bar(self.name, total * size, "clips") as bar, caught_signals() as caught:
             bar.show(start * size)
             clock, saved = self._clock(), time.monotonic()
             try:
                 for step, batch in self._batches(start, total):
-                    set_lr(optimizers, self.schedule.lr_at(step))
+                    set_lr(self._optimizers, self.schedule.lr_at(step))
                     self._pending.append(train_step(batch, step))
                     done = step + 1
                     bar.show(done * size)
@@ -134,7 +134,7 @@ class Stage:
                     is_due = time.monotonic() - saved >= 60 * self.save_minutes
                     stop, is_due = decide(bool(caught), is_due)
                     if done == total or stop or is_due or done % self.save_every == 0:
-                        self._save(writer, optimizers, done)
+                        self._save(writer, done)
                         saved = time.monotonic()
                     if stop:
                         break
@@ -170,26 +170,24 @@ class Stage:
     def _clock(self) -> Clock:
         return Clock(time.perf_counter(), self.loader.wait_seconds, len(self._losses))
 
-    def _resume(self) -> tuple[nn.Module, list[torch.optim.Optimizer], int]:
-        """Return the parallelised model, its optimisers and the number of steps already done."""
+    def _resume(self) -> tuple[nn.Module, int]:
+        """Return the parallelised model and the number of steps already done."""
         saved = checkpoint.latest(self.folder)
         if saved is not None:
             self.model.load_state_dict(saved.model)
             self._losses += saved.state["pending_losses"]
         model = parallelize(self.model, shard_by=Block if self.shard else None)
-        optimizers = make_optimizers(self.model, self.schedule, self.cuda_graph)
+        self._optimizers = make_optimizers(self.model, self.schedule, self.cuda_graph)
         if saved is not None:
-            checkpoint.restore_optimizers(self.model, optimizers, saved.optimizer)
-        return model, optimizers, saved.step if saved else 0
+            checkpoint.restore_optimizers(self.model, self._optimizers, saved.optimizer)
+        return model, saved.step if saved else 0
 
-    def _save(
-        self, writer: BackgroundWriter, optimizers: list[torch.optim.Optimizer], done: int
-    ) -> None:
+    def _save(self, writer: checkpoint.BackgroundWriter, done: int) -> None:
         """Copy a checkpoint and have it written; losses that are not finite never reach one."""
         self._sync_losses(done)
         state = {"pending_losses": [*self._losses]}
         self.metrics.sync()
-        writer.store(checkpoint.snapshot(done, self.model, optimizers, state))
+        writer.store(checkpoint.snapshot(done, self.model, self._optimizers, state))
 
     def _batches(self, start: int, total: int) -> Iterator[tuple[int, Batch]]:
         """Yield the batches of steps ``start`` to ``total - 1``, epoch after epoch."""
@@ -202,24 +200,16 @@ class Stage:
                 if step == total:
                     return
 
-    def _make_step(
-        self, model: nn.Module, optimizers: list[torch.optim.Optimizer]
-    ) -> Callable[[Batch, int], Tensor]:
+    def _make_step(self, model: nn.Module) -> Callable[[Batch, int], Tensor]:
         """Return :meth:`_step` for a batch and its number, as a CUDA graph if one is asked for."""
         if not self.cuda_graph:
-            return lambda batch, step: self._step(model, optimizers, batch, step)
+            return lambda batch, step: self._step(model, batch, step)
         graph = StepGraph(
-            lambda step, *tensors: self._step(model, optimizers, Batch(*tensors), step), self.device
+            lambda step, *tensors: self._step(model, Batch(*tensors), step), self.device
         )
         return lambda batch, step: graph(step, *batch.tensors)
 
-    def _step(
-        self,
-        model: nn.Module,
-        optimizers: list[torch.optim.Optimizer],
-        batch: Batch,
-        step: int | Tensor,
-    ) -> Tensor:
+    def _step(self, model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
         """Update the weights; return this rank's loss, or NaN if any rank's gradient is not finite.
 
         A CUDA graph may record this, so nothing here depends on a value on the device.
@@ -238,10 +228,10 @@ class Stage:
                         loss.backward()
                     losses.append(loss.detach())
             norm = nn.utils.clip_grad_norm_(model.parameters(), self.schedule.clip_norm)
-            for optimizer in optimizers:
+            for optimizer in self._optimizers:
                 optimizer.step()
         finally:  # a graph recording that fails midway leaves gradients that nothing has computed
-            for optimizer in optimizers:
+            for optimizer in self._optimizers:
                 optimizer.zero_grad(set_to_none=True)
         return nan_unless_finite(sum(losses[1:], losses[0]), full_tensor(norm))
 

@@ -23,7 +23,6 @@ from ivcl_fast.models.weights import (
     write_checksums,
 )
 from ivcl_fast.training import checkpoint
-from ivcl_fast.training.background import BackgroundWriter
 from tests.support.power_cut import Disk
 
 
@@ -220,7 +219,7 @@ class Slow:
 
 
 def test_writing_does_not_hold_up_the_caller(tmp_path, monkeypatch):
-    disk, writer = Slow(monkeypatch), BackgroundWriter(tmp_path, "toy")
+    disk, writer = Slow(monkeypatch), checkpoint.BackgroundWriter(tmp_path, "toy")
     writer.store(checkpoint.Checkpoint(1, {}, {"w": torch.ones(2)}, {}))
     assert disk.started.wait(60)
     assert checkpoint.latest(tmp_path) is None, "the call has returned, nothing is on disk"
@@ -230,7 +229,7 @@ def test_writing_does_not_hold_up_the_caller(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path, caplog):
-    writer = BackgroundWriter(tmp_path, "toy")
+    writer = checkpoint.BackgroundWriter(tmp_path, "toy")
     with no_file_beyond(10_000):
         writer.store(checkpoint.Checkpoint(7, {}, {"w": torch.ones(10_000)}, {}))
         writer.wait()
@@ -244,7 +243,7 @@ def test_a_mistake_in_the_thread_ends_the_run(tmp_path, monkeypatch):
         raise TypeError("a mistake")
 
     monkeypatch.setattr(checkpoint, "write", broken)
-    writer = BackgroundWriter(tmp_path, "toy")
+    writer = checkpoint.BackgroundWriter(tmp_path, "toy")
     writer.store(checkpoint.Checkpoint(1, {}, {}, {}))
     with pytest.raises(TypeError, match="a mistake"):
         writer.wait()

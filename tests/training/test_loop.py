@@ -153,8 +153,8 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 def test_a_signal_during_the_last_checkpoint_ends_the_run(tmp_path, monkeypatch):
     save = Stage._save
 
-    def signalled(self, writer, optimizers, done):
-        save(self, writer, optimizers, done)
+    def signalled(self, writer, done):
+        save(self, writer, done)
         if done == 25:
             os.kill(os.getpid(), signal.SIGTERM)
 
