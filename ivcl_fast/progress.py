@@ -28,13 +28,12 @@ def duration(seconds: float) -> str:
 class Bar:
     """Shows how many of ``total`` things are done, with their rate and the time left.
 
-    ``bar.show(done, note)`` may be called as often as convenient; ``bar(done, total)`` does the
-    same in the form in which data builders call back. The things that are done in the first call
+    ``bar(done)`` may be called as often as convenient. The things that are done in the first call
     do not count towards the rate: an earlier run may have done them.
 
     >>> with Bar("decoding", 100, "videos") as bar:
     ...     for done in range(101):
-    ...         bar.show(done)
+    ...         bar(done)
     """
 
     def __init__(self, name: str, total: int, unit: str) -> None:
@@ -64,17 +63,13 @@ class Bar:
         elif kind is None and self.done:
             self._print()
 
-    def __call__(self, done: int, total: int) -> None:
-        """Set the number of things that are done, and their total number."""
-        self.total = total
-        self.show(done)
-
-    def show(self, done: int, note: str | None = None) -> None:
-        """Set the number of things that are done, and the words to show from now on beside it."""
+    def __call__(self, done: int, total: int | None = None, note: str | None = None) -> None:
+        """Set how many are done; from now on, also their total number and the words beside it."""
         now = time.monotonic()
         if self.done is None:
             self._first, self._start = done, now
         self.done = done
+        self.total = self.total if total is None else total
         self._note = self._note if note is None else note
         if self._live is not None:
             text = self._text()

@@ -25,9 +25,9 @@ def test_a_line_every_15_seconds(monkeypatch, capsys):
     clock = Clock(monkeypatch)
     with Bar("training", 100, "clips") as bar:
         for done in range(100):
-            bar.show(done, "loss 0.5" if done == 10 else None)
+            bar(done, note="loss 0.5" if done == 10 else None)
             clock.now += 1
-        bar.show(100)
+        bar(100)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 99 // 16 + 1  # every 16th second is the first after 15
     assert lines[0] == "training: 16/100 clips, 1.0/s, 84 s left, loss 0.5"

@@ -120,14 +120,14 @@ class Stage:
         decide = distributed.Decision()
         writer = checkpoint.BackgroundWriter(self.folder, self.name)
         with Bar(self.name, total * size, "clips") as bar, caught_signals() as caught:
-            bar.show(start * size)
+            bar(start * size)
             clock, saved = self._clock(), time.monotonic()
             try:
                 for step, batch in self._batches(start, total):
                     set_lr(self._optimizers, self.schedule.lr_at(step))
                     self._pending.append(train_step(batch, step))
                     done = step + 1
-                    bar.show(done * size)
+                    bar(done * size)
                     if done % self.log_every == 0 or done == total:
                         self._log(step, clock, bar)
                         clock = self._clock()
@@ -163,7 +163,7 @@ class Stage:
             record["mfu"] = speed / self.peak_clips_per_second
             note += f", MFU {record['mfu']:.0%}"
         self.metrics.write(self.name, done, done * size, **record)
-        bar.show(done * size, note)
+        bar(done * size, note=note)
         self._losses.clear()
         self._validate_if_due(done)
 

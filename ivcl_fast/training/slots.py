@@ -25,5 +25,5 @@ def encode(model: IVCLClassifier, loader: ClipLoader, device: torch.device, amp:
             values[len(names) : len(names) + len(slots)] = slots
             for clip in batch.clip_ids.tolist():
                 names[loader.clips[clip].name] = len(names)
-            bar.show(len(names))
+            bar(len(names))
     return Slots(values[: len(names)], names)
