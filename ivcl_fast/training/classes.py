@@ -31,11 +31,6 @@ class Classes:
         if not (isinstance(self.multi_label, bool) and words and self.names):
             raise ValueError("multi_label has to be true or false, and names a list of strings")
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.names)
-
     @classmethod
     def of(cls, dataset: Dataset) -> Classes:
         """Describe the classes of a data set."""
@@ -51,10 +46,9 @@ class Classes:
         file = folder / ANSWERS
         if not file.is_file():
             return None
+        content = read_recorded(file)
         try:
-            return cls(**json.loads(read_recorded(file)))
-        except UserError:
-            raise
+            return cls(**json.loads(content))
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{file}: not the answers of a run ({error}); delete it to have it written again "
@@ -63,12 +57,12 @@ class Classes:
 
     def check_same(self, source: str, dataset: Dataset) -> None:
         """Raise :class:`UserError` unless a data set has these classes, in the same order."""
-        if (count := dataset.num_classes) != self.num_classes:
-            raise UserError(
-                f"--data: {source!r} has {count} classes; accepted: data with the run's "
-                f"{self.num_classes}"
-            )
         found = Classes.of(dataset).names
+        if len(found) != len(self.names):
+            raise UserError(
+                f"--data: {source!r} has {len(found)} classes; accepted: data with the run's "
+                f"{len(self.names)}"
+            )
         for number, (here, expected) in enumerate(zip(found, self.names, strict=True)):
             if here != expected:
                 raise UserError(

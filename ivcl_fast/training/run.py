@@ -213,7 +213,7 @@ class Run:
         cfg = self.config.model
         if last_only:
             cfg = dataclasses.replace(cfg, num_frames=1, num_query_frames=1)
-        return IVCLClassifier(cfg, self.classes.num_classes, self.classes.names)
+        return IVCLClassifier(cfg, len(self.classes.names), self.classes.names)
 
     def evaluate(
         self, model: IVCLClassifier, split: str | None = None, **options: Any
