@@ -254,13 +254,8 @@ class TrainConfig:
 
 # --- config.json: all settings side by side, those of the model under "model" ---------------------
 
-GROUPS: dict[str, type] = {
-    "data": DataConfig,
-    "stages": StagesConfig,
-    "optim": OptimConfig,
-    "speed": SpeedConfig,
-    "output": OutputConfig,
-}
+GROUPS = ("data", "stages", "optim", "speed", "output")
+"""The fields of :class:`TrainConfig` whose settings stand side by side in the file."""
 CHANGEABLE = {
     "resume", "overwrite", "name", "out", "workers", "save_every", "save_minutes", "device",
     "placement", "require_all", "shard", "compile", "cuda_graph", "compare_scratch",
@@ -275,10 +270,9 @@ RENAMED = {
 
 def as_json(config: TrainConfig) -> dict[str, Any]:
     """Convert a config to the contents of ``config.json``."""
-    nested = dataclasses.asdict(config)
-    plain = {name: value for name, value in nested.items() if name not in GROUPS}
+    plain = dataclasses.asdict(config)
     for name in GROUPS:
-        plain |= nested[name]
+        plain |= plain.pop(name)
     plain["data"] = plain.pop("source")
     return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
 
@@ -299,9 +293,10 @@ def from_json(plain: dict[str, Any]) -> TrainConfig:
     # Runs of version 0.1.0 began with random blocks and whole clips; later ones kept their rate.
     left = {"zero_init": False, "last_frame_clips": 0, "whole_clip_lr_scale": 1.0} | left
     groups = {}
-    for name, kind in GROUPS.items():
-        fields = {f.name for f in dataclasses.fields(kind)}
-        groups[name] = kind(**{k: left.pop(k) for k in fields & left.keys()})
+    for name in GROUPS:
+        group = getattr(TrainConfig, name)
+        known = {k: left.pop(k) for k in vars(group).keys() & left.keys()}
+        groups[name] = dataclasses.replace(group, **known)
     model = IVCLConfig.from_dict(model) if isinstance(model, dict) else model
     config = TrainConfig(model=model, **groups, **left)
     config.check()
