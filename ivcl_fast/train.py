@@ -73,7 +73,7 @@ def train(config: TrainConfig) -> None:
         init = config.stages.init
         if config.stages.stage == "finetune" and init == "random":
             distributed.print_rank0("--stage finetune: from random weights, as --init is not given")
-        if config.stages.stage in ("all", "pretrain"):
+        if "pretrain" in config.stages.clips:
             run.pretrain()
             init = str(run.folder / "pretrain")
         results: list[Result] = []
@@ -115,10 +115,10 @@ def label_note(config: TrainConfig) -> str:
 
 def warn_of_few_steps(config: TrainConfig) -> None:
     """Warn of a stage with too few steps to learn, for example because the batches are large."""
-    stages, size = config.stages, config.optim.clips_per_step
-    for stage, clips in (("pretrain", stages.pretrain_clips), ("finetune", stages.finetune_clips)):
+    size = config.optim.clips_per_step
+    for stage, clips in config.stages.clips.items():
         steps = Schedule(clips, batch_size=size).steps
-        if stages.stage in ("all", stage) and steps < FEW_STEPS and not config.quick:
+        if steps < FEW_STEPS and not config.quick:
             distributed.print_rank0(
                 f"--{stage}-clips: {clips} are {steps} step{'s' * (steps > 1)} of {size}, too few "
                 "to learn much"

@@ -65,7 +65,7 @@ def choose(config: TrainConfig, ranks: int, free: int | None, bf16: bool) -> Bat
             "--grad-checkpoint, a smaller --preset, or a GPU with more memory"
         )
     enough = power_below(2 * math.ceil(max(useful)) - 1)
-    by_steps = max(LR_BATCH, fewest_clips(config) // STEPS) // parts
+    by_steps = max(LR_BATCH, min(config.stages.clips.values()) // STEPS) // parts
     part = power_below(max(1, min(fit, enough, by_steps)))
     why = (
         "twice as many do not fit"
@@ -82,13 +82,6 @@ def useful_clips(step: FakeStep, flops_per_clip: int) -> float:
     """Return the clips with which what a step does once takes the share :data:`ONCE` of it."""
     once = step.update_flops / FLOPS + PASSES * step.weights / MEMORY + LAUNCHES * LAUNCH
     return (1 / ONCE - 1) * once / (flops_per_clip / FLOPS)
-
-
-def fewest_clips(config: TrainConfig) -> int:
-    """Return the clips of the run's shortest stage."""
-    stages = config.stages
-    clips = {"pretrain": stages.pretrain_clips, "finetune": stages.finetune_clips}
-    return min(n for stage, n in clips.items() if stages.stage in ("all", stage))
 
 
 def power_below(number: int) -> int:

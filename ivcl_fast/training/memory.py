@@ -197,13 +197,13 @@ def fake_stages(
     """
     optim, speed = config.optim, config.speed
     schedule = Schedule(1, optimizer=optim.optimizer, grad_accum_steps=optim.grad_accum_steps)
-    for stage, classes in (("pretrain", None), ("finetune", FINETUNED_CLASSES)):
-        if config.stages.stage in ("all", stage):
-            with fake_step(
-                config.model, classes, schedule=schedule, grad_checkpoint=speed.grad_checkpoint,
-                on_gpu=on_gpu,
-            ) as step:  # fmt: skip
-                yield stage, classes, step
+    for stage in config.stages.clips:
+        classes = FINETUNED_CLASSES if stage == "finetune" else None
+        with fake_step(
+            config.model, classes, schedule=schedule, grad_checkpoint=speed.grad_checkpoint,
+            on_gpu=on_gpu,
+        ) as step:  # fmt: skip
+            yield stage, classes, step
 
 
 def stage_flops(model: IVCLConfig, classes: int | None, frames: float | None = None) -> int:

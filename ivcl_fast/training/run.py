@@ -117,7 +117,7 @@ class Run:
     def check_batches(self) -> None:
         """Raise :class:`UserError` if the training clips of a stage do not fill one batch."""
         stages, frames = self.config.stages, self.config.model.num_frames
-        if stages.stage != "finetune":
+        if "pretrain" in stages.clips:
             self._training_loader("pretrain", frames)
         if self.finetunes:
             try:

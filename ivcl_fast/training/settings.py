@@ -76,6 +76,12 @@ class StagesConfig:
                 "most 1"
             )
 
+    @property
+    def clips(self) -> dict[str, int]:
+        """Clips seen in each of the stages that are run."""
+        lengths = {"pretrain": self.pretrain_clips, "finetune": self.finetune_clips}
+        return lengths if self.stage == "all" else {self.stage: lengths[self.stage]}
+
 
 @dataclass(frozen=True)
 class OptimConfig:
