@@ -16,14 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, NoReturn, TextIO, TypeVar, get_type_hints
+from typing import Any, NoReturn, TextIO, get_type_hints
 
 import ivcl_fast
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, print_error
 from ivcl_fast.text import first_line, printable
-
-T = TypeVar("T")
 
 STDOUT = 1
 PARENT = "IVCL_FAST_PARENT"
@@ -40,13 +38,13 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calcula
 
 
 def parse(
-    config: Callable[..., T],
+    config: type,
     name: str,
     description: str | None = None,
     arguments: Sequence[str] | None = None,
     **options: Any,
 ) -> Any:
-    """Parse the flags of ``python -m ivcl_fast.<name>`` into a dataclass, or call a function.
+    """Parse the flags of ``python -m ivcl_fast.<name>`` into the dataclass ``config``.
 
     ``description``: reStructuredText above the flags in ``--help``, such as a module's docstring.
     ``arguments``: by default those of the process. ``options``: passed on to ``tyro.cli``. Raises
@@ -55,8 +53,7 @@ def parse(
     """
     import tyro
 
-    if isinstance(config, type):
-        join_help_lines(config)
+    join_help_lines(config)
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--version" in arguments:
         distributed.print_rank0(f"ivcl_fast {ivcl_fast.__version__}")
