@@ -8,6 +8,7 @@ import shutil
 
 import torch
 
+from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.kernels import unsupported_reason
 from ivcl_fast.training import step_graph
@@ -83,29 +84,25 @@ def compile_unsupported_reason(device: torch.device) -> str | None:
     return None
 
 
-def execution(
-    device: torch.device, compile: bool, cuda_graph: bool
-) -> tuple[bool, bool, list[str]]:
+def execution(device: torch.device, compile: bool, cuda_graph: bool) -> tuple[bool, bool]:
     """Choose how steps run on ``device``, given the flags ``--compile`` and ``--cuda-graph``.
 
-    Returns whether to compile the blocks, whether to record the step as a CUDA graph, and a line to
-    print for everything that the flags ask for and that is not possible. Several GPUs, for which
-    there are no graphs, compile instead, because that needs fewer launches too. A CPU launches
-    nothing, so nothing is said about graphs there.
+    Returns whether to compile the blocks, and whether to record the step as a CUDA graph; prints
+    what the flags ask for and is not possible. Several GPUs, for which there are no graphs, compile
+    instead, because that needs fewer launches too. A CPU launches nothing, so nothing is said about
+    graphs there.
     """
-    notes = []
     if device.type != "cuda":
         cuda_graph = False
     elif cuda_graph and (reason := step_graph.unsupported_reason(device)):
-        cuda_graph = False
-        notes.append(f"--cuda-graph: running without, {reason}")
+        cuda_graph, instead = False, ""
         if not compile and compile_unsupported_reason(device) is None:
-            compile = True
-            notes[-1] += "; the blocks are compiled instead"
+            compile, instead = True, "; the blocks are compiled instead"
+        distributed.print_rank0(f"--cuda-graph: running without, {reason}{instead}")
     if compile and (reason := compile_unsupported_reason(device)):
         compile = False
-        notes.append(f"--compile: running eager, {reason}")
-    return compile, cuda_graph, notes
+        distributed.print_rank0(f"--compile: running eager, {reason}")
+    return compile, cuda_graph
 
 
 DETERMINISTIC_THREADS = 4

@@ -66,11 +66,7 @@ class Run:
             distributed.local_batch_size(config.optim.batch_size, config.optim.grad_accum_steps)
         self.metrics = MetricsLog(self.folder, config.output.viewer)
         self._training_loaders: dict[str, ClipLoader] = {}
-        self.compile, self.cuda_graph, notes = execution(
-            self.device, speed.compile, speed.cuda_graph
-        )
-        for note in notes:
-            distributed.print_rank0(note)
+        self.compile, self.cuda_graph = execution(self.device, speed.compile, speed.cuda_graph)
         if self.device.type == "cpu":
             tune_malloc()
 

@@ -22,32 +22,41 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_single_gpu_gets_a_graph(machine, compile):
+def test_a_single_gpu_gets_a_graph(machine, compile, capsys):
     machine()
-    assert hardware.execution(CUDA, compile, cuda_graph=True) == (compile, True, [])
-    assert hardware.execution(CUDA, compile, cuda_graph=False) == (compile, False, [])
+    assert hardware.execution(CUDA, compile, cuda_graph=True) == (compile, True)
+    assert hardware.execution(CUDA, compile, cuda_graph=False) == (compile, False)
+    assert capsys.readouterr().out == ""
 
 
-def test_several_gpus_compile_instead_and_say_so(machine):
+def test_several_gpus_compile_instead_and_say_so(machine, capsys):
     machine(ranks=2)
     why = "--cuda-graph: running without, it is for a single GPU, these are 2 ranks"
     compiled = f"{why}; the blocks are compiled instead"
-    assert hardware.execution(CUDA, False, True) == (True, False, [compiled])
-    assert hardware.execution(CUDA, True, True) == (True, False, [why])
-    assert hardware.execution(CUDA, False, False) == (False, False, [])
+    for flags, chosen, said in (
+        ((False, True), (True, False), [compiled]),
+        ((True, True), (True, False), [why]),
+        ((False, False), (False, False), []),
+    ):
+        assert hardware.execution(CUDA, *flags) == chosen
+        assert capsys.readouterr().out.splitlines() == said
 
 
-def test_several_gpus_without_a_compiler(machine):
+def test_several_gpus_without_a_compiler(machine, capsys):
     machine(ranks=2, compiler="there is no Triton")
-    compile, cuda_graph, notes = hardware.execution(CUDA, False, True)
-    assert not compile and not cuda_graph and len(notes) == 1 and "instead" not in notes[0]
-    *_, notes = hardware.execution(CUDA, True, True)
-    assert notes[1] == "--compile: running eager, there is no Triton"
+    assert hardware.execution(CUDA, False, True) == (False, False)
+    (note,) = capsys.readouterr().out.splitlines()
+    assert "instead" not in note
+    hardware.execution(CUDA, True, True)
+    _, note = capsys.readouterr().out.splitlines()
+    assert note == "--compile: running eager, there is no Triton"
 
 
-def test_a_cpu_has_no_graphs_and_says_nothing_of_them(machine):
+def test_a_cpu_has_no_graphs_and_says_nothing_of_them(machine, capsys):
     machine()
-    assert hardware.execution(CPU, False, True) == (False, False, [])
+    assert hardware.execution(CPU, False, True) == (False, False)
+    assert capsys.readouterr().out == ""
     machine(compiler="there is no C++ compiler on PATH")
-    note = "--compile: running eager, there is no C++ compiler on PATH"
-    assert hardware.execution(CPU, True, True) == (False, False, [note])
+    assert hardware.execution(CPU, True, True) == (False, False)
+    said = capsys.readouterr().out
+    assert said == "--compile: running eager, there is no C++ compiler on PATH\n"
