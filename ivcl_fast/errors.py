@@ -40,8 +40,12 @@ def require_above(config: object, bound: float, *names: str, most: float = MOST)
 
 def _require(condition: bool, name: str, value: float, accepted: str) -> None:
     if not condition:
-        flag = name.replace("_", "-")
-        raise UserError(f"--{flag}: {value} is not accepted; accepted: {accepted}")
+        raise UserError(f"{flag(name)}: {value} is not accepted; accepted: {accepted}")
+
+
+def flag(name: str) -> str:
+    """Return the flag of a setting: ``--batch-size`` of ``batch_size``."""
+    return "--" + name.replace("_", "-")
 
 
 def print_error(error: UserError | str) -> None:

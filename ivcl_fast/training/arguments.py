@@ -18,7 +18,7 @@ from ivcl_fast.data.registry import (
     clip_frames,
     find_task,
 )
-from ivcl_fast.errors import UserError
+from ivcl_fast.errors import UserError, flag
 from ivcl_fast.training.settings import CHANGEABLE, TrainConfig, flatten, load_settings
 
 QUICK: dict[str, Any] = dict(
@@ -121,8 +121,3 @@ def resumed(config: TrainConfig, folder: Path) -> TrainConfig:
             f"with --resume: {', '.join(map(flag, sorted(accepted)))}"
         )
     return config.replace(resume=None)
-
-
-def flag(name: str) -> str:
-    """Return the flag of a setting: ``--batch-size`` of ``batch_size``."""
-    return "--" + name.replace("_", "-")
