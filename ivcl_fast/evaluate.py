@@ -86,15 +86,12 @@ def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:
     a single one, and for a folder of which none can be used.
     """
     reader, model = ClipReader(run), run.load(name)
-
-    def answers(video: Path) -> dict[str, float]:
-        return run.answer(model, reader.file(video, "--predict").frames, ANSWERS)
-
     videos = videos_in(path) if clip_frames(run.config.data.source) is None else {}
     found: list[dict[str, Any]] = []
     for video, place in (videos or {path.name: path}).items():
         try:
-            found.append({"video": video, "answers": answers(place)})
+            frames = reader.file(place, "--predict").frames
+            found.append({"video": video, "answers": run.answer(model, frames, ANSWERS)})
         except UserError as error:
             if not videos:
                 raise
