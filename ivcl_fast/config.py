@@ -15,6 +15,7 @@ Readout = Literal["last", "mean", "cls"]
 ReconstructionObjective = Literal["ivcl", "mae", "joint"]
 SupervisedObjective = Literal["classification", "detection"]
 Objective = Literal[ReconstructionObjective, SupervisedObjective]
+FrameLabelKind = Literal[SupervisedObjective, "cells"]
 AttentionBackend = Literal["auto", "short", "flash", "xformers", "eager"]
 
 OBJECTIVE_NAMES: dict[Objective, str] = {

@@ -17,7 +17,7 @@ from ivcl_fast.data.decode.choice import choose_decoders
 from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
 from ivcl_fast.data.decode.interface import decoding_gpu
 from ivcl_fast.data.formats.cater import Cater
-from ivcl_fast.data.frame_labels import FrameLabelKind, FrameLabels, make_frame_labels
+from ivcl_fast.data.frame_labels import FrameLabels, make_frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader
 from ivcl_fast.data.open_dataset import check_disjoint, find_splits, open_dataset
 from ivcl_fast.data.registry import parse_source
@@ -31,7 +31,7 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.progress import Bar
 
 if TYPE_CHECKING:
-    from ivcl_fast.config import IVCLConfig
+    from ivcl_fast.config import FrameLabelKind, IVCLConfig
     from ivcl_fast.data.config import DataConfig
 
 CURVE_CLIPS = 1000

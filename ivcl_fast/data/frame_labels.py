@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
 
 import numpy as np
 import torch
 
+from ivcl_fast.config import FrameLabelKind
 from ivcl_fast.data.dataset import Clip, Dataset
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater import Cater
@@ -22,8 +22,6 @@ from ivcl_fast.data.formats.cater_labels import Scene
 from ivcl_fast.data.synthetic.cater import world as cater_world
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, camera_of, frame_times, spec_of
 from ivcl_fast.errors import UserError
-
-FrameLabelKind = Literal["classification", "detection", "cells"]
 
 SHAPES = (*cater_world.SHAPES, "spl")
 """The last one is the snitch's."""

@@ -21,8 +21,8 @@ from ivcl_fast.data.remote import LISTS, Remote
 from ivcl_fast.errors import UserError
 
 if TYPE_CHECKING:
+    from ivcl_fast.config import FrameLabelKind
     from ivcl_fast.data.config import DataConfig
-    from ivcl_fast.data.frame_labels import FrameLabelKind
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,16 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from ivcl_fast.config import IVCLConfig
+from ivcl_fast.config import FrameLabelKind, IVCLConfig
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.errors import UserError, require_above, require_at_least
 from ivcl_fast.manifest import read_recorded
 from ivcl_fast.training.viewers import Viewer
-
-if TYPE_CHECKING:  # it imports the formats
-    from ivcl_fast.data.frame_labels import FrameLabelKind
 
 MOST_CLIPS = 1_000_000
 """Clips per step, at most."""
@@ -241,7 +238,7 @@ class TrainConfig:
         """The kinds of labels of single frames that the run learns from."""
         kinds: list[FrameLabelKind] = []
         if self.stages.stage != "finetune" and self.model.supervised:
-            kinds.append(cast("FrameLabelKind", self.model.objective))
+            kinds.append(cast(FrameLabelKind, self.model.objective))
         if self.stages.stage != "pretrain" and self.stages.frame_labels:
             kinds.append("cells")
         return kinds
