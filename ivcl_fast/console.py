@@ -12,8 +12,15 @@ PACKAGES = ("tyro", "rich", "matplotlib", "tensorboard")
 """What the extra ``train`` installs, and every command imports."""
 
 
-def check_packages() -> None:
-    """End the process with one line on stderr and status 2 if packages of the extra are missing."""
+def before_import() -> None:
+    """Do what comes before a command is imported.
+
+    Until then Ctrl-C ends the process at once: there is nothing to save.
+    ``ivcl_fast.command.run_command`` turns it into a KeyboardInterrupt again. If packages of the
+    extra are missing, the process ends with one line on stderr and status 2.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         print(
@@ -24,25 +31,15 @@ def check_packages() -> None:
         raise SystemExit(2)
 
 
-def end_at_ctrl_c() -> None:
-    """Let Ctrl-C end the process at once, while it imports a command: there is nothing to save.
-
-    ``ivcl_fast.command.run_command`` turns it into a KeyboardInterrupt again.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may ignore it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def check_started_module() -> None:
-    """Do what a command begins with if Python is about to run one, such as ivcl_fast.train.
+    """Call :func:`before_import` if Python is about to run a command, such as ivcl_fast.train.
 
     To be called while ``sys.argv`` still begins with ``-m``, in place of the module's path.
     """
     started = sys.orig_argv[-len(sys.argv)].removeprefix("-m")
     package, _, command = started.partition(".")
     if package == "ivcl_fast" and command and "." not in command:
-        end_at_ctrl_c()
-        check_packages()
+        before_import()
 
 
 def run_script() -> None:
@@ -50,7 +47,6 @@ def run_script() -> None:
 
     ``ivcl-fast-train ...`` does what ``python -m ivcl_fast.train ...`` does.
     """
-    end_at_ctrl_c()
-    check_packages()
+    before_import()
     command = Path(sys.argv[0]).stem.removeprefix("ivcl-fast-")
     runpy.run_module(f"ivcl_fast.{command}", run_name="__main__", alter_sys=True)
