@@ -22,6 +22,7 @@ import ivcl_fast
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, print_error
 from ivcl_fast.text import first_line, printable
+from ivcl_fast.training.signals import Interrupted
 
 STDOUT = 1
 PARENT = "IVCL_FAST_PARENT"
@@ -125,7 +126,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     end_with_parent()
     try:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see console.end_at_ctrl_c
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see console.before_import
             signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
         sys.stdout.flush()
@@ -194,12 +195,18 @@ class _Output:
 
 
 @contextmanager
-def output_may_end() -> Iterator[None]:
-    """Go on without a standard output whose reader goes away (``... | head``), or that is full."""
+def long_work(how_to_continue: str) -> Iterator[None]:
+    """After a signal, say how the work continues, and exit with status 128 plus its number.
+
+    It goes on without a standard output whose reader goes away (``... | head``), or that is full.
+    """
     before = sys.stdout
     sys.stdout = _Output(before)
     try:
         yield
+    except Interrupted as stop:
+        distributed.print_rank0(f"stopped by {stop}; {how_to_continue}", sys.stderr)
+        raise SystemExit(128 + stop.signum) from None
     finally:
         sys.stdout = before
 

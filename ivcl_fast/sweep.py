@@ -9,18 +9,16 @@ CPU, which is faster for small models.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from ivcl_fast.command import output_may_end, parse, run_command
+from ivcl_fast.command import long_work, parse, run_command
 from ivcl_fast.studies.definitions import STUDIES
 from ivcl_fast.studies.runner import run_study
 from ivcl_fast.train import train
-from ivcl_fast.training.signals import Interrupted
 
 QUESTIONS = "".join(f"\n  {name}: {study.question}" for name, study in STUDIES.items())
 
@@ -46,20 +44,16 @@ def main() -> None:
     config, flags = parse(
         SweepConfig, "sweep", __doc__ + "\n\nStudies:" + QUESTIONS, return_unknown_args=True
     )
-    try:
-        with output_may_end():
-            folder = run_study(
-                config.study,
-                tuple(flags),
-                config.out,
-                train,
-                config.seeds,
-                config.parallel,
-                config.pretrainings,
-            )
-    except Interrupted as stop:
-        print(f"stopped by {stop}; the same command continues", file=sys.stderr)
-        raise SystemExit(128 + stop.signum) from None
+    with long_work("the same command continues"):
+        folder = run_study(
+            config.study,
+            tuple(flags),
+            config.out,
+            train,
+            config.seeds,
+            config.parallel,
+            config.pretrainings,
+        )
     print(f"study: {folder / 'study.md'}")
 
 

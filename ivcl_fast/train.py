@@ -14,7 +14,7 @@ from contextlib import ExitStack
 import torch
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
-from ivcl_fast.command import output_may_end, run_command
+from ivcl_fast.command import long_work, run_command
 from ivcl_fast.config import OBJECTIVE_NAMES
 from ivcl_fast.data.dataset import describe_splits
 from ivcl_fast.data.formats.acre import Acre
@@ -34,7 +34,6 @@ from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.run_folder import check_folder, opened_folder
 from ivcl_fast.training.settings import TrainConfig, load_settings
-from ivcl_fast.training.signals import Interrupted
 
 FROM_SCRATCH = "from scratch"
 FEW_STEPS = 100
@@ -44,8 +43,9 @@ FEW_STEPS = 100
 def train(config: TrainConfig) -> None:
     """Train and evaluate as ``config`` says; writes models, pictures and a report to its folder.
 
-    Raises :class:`UserError` for data or weights that cannot be used, and :class:`Interrupted`
-    after SIGINT or SIGTERM, when a checkpoint has been written.
+    Raises :class:`UserError` for data or weights that cannot be used, and
+    :class:`~ivcl_fast.training.signals.Interrupted` after SIGINT or SIGTERM, when a checkpoint has
+    been written.
     """
     if config.speed.deterministic:
         enable_determinism()
@@ -162,14 +162,10 @@ def main() -> None:
     logging.getLogger("ivcl_fast").setLevel(logging.INFO)
     torch.set_float32_matmul_precision("highest")  # no TF32, which would be less precise
     config = check_folder(parse(sys.argv[1:], __doc__))
-    try:
-        with output_may_end():
-            train(config)
-    except Interrupted as stop:
-        launcher = "python" if distributed.world_size() == 1 else "torchrun ..."
-        again = f"{launcher} -m ivcl_fast.train --resume {shlex.quote(str(config.folder))}"
-        distributed.print_rank0(f"stopped by {stop}; continue with: {again}", sys.stderr)
-        raise SystemExit(128 + stop.signum) from None
+    launcher = "python" if distributed.world_size() == 1 else "torchrun ..."
+    again = f"{launcher} -m ivcl_fast.train --resume {shlex.quote(str(config.folder))}"
+    with long_work(f"continue with: {again}"):
+        train(config)
 
 
 if __name__ == "__main__":
