@@ -8,7 +8,6 @@ to learn something.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 
@@ -33,26 +32,17 @@ PASSES, LAUNCHES = 20, 1000
 counted for ``base64``."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A batch size and how it was chosen."""
-
-    clips: int
-    """Clips per step over all ranks."""
-    reason: str
-    """One sentence, to be printed."""
-
-
-def choose(config: TrainConfig, ranks: int, free: int | None, bf16: bool) -> Batch:
+def choose(config: TrainConfig, ranks: int, free: int | None, bf16: bool) -> tuple[int, str]:
     """Choose the batch size of a run on ``ranks`` GPUs of which each has ``free`` bytes left.
 
-    ``free`` None: the run is on CPUs, which gain nothing from larger batches. Raises
-    :class:`UserError` if not even one clip fits.
+    Returns the clips per step over all ranks, and the reason in one sentence. ``free`` None: the
+    run is on CPUs, which gain nothing from larger batches. Raises :class:`UserError` if not even
+    one clip fits.
     """
     parts = ranks * config.optim.grad_accum_steps
     if free is None:
         clips = parts * max(1, LR_BATCH // parts)
-        return Batch(clips, "the default of CPUs, which larger batches make no faster")
+        return clips, "the default of CPUs, which larger batches make no faster"
     limit, fits, useful = int(SHARE * free), [], []
     for _, classes, step in fake_stages(config):
         fits += step.most_clips([limit], bf16, keep_gradients=ranks > 1)
@@ -75,7 +65,7 @@ def choose(config: TrainConfig, ranks: int, free: int | None, bf16: bool) -> Bat
         else f"larger ones would leave fewer than {STEPS} steps"
     )
     each = f"{part * parts // ranks} on each GPU, where" if ranks > 1 else "where"
-    return Batch(part * parts, f"{each} {min(fits)} fit {left}; {why}")
+    return part * parts, f"{each} {min(fits)} fit {left}; {why}"
 
 
 def useful_clips(step: FakeStep, flops_per_clip: int) -> float:
@@ -99,13 +89,13 @@ def with_batch_size(config: TrainConfig, device: torch.device, bf16: bool) -> Tr
     ranks, free = distributed.world_size(), None
     if device.type == "cuda":
         free = distributed.min_over_ranks(torch.cuda.mem_get_info(device)[0])
-    batch = choose(config, ranks, free, bf16)
+    clips, reason = choose(config, ranks, free, bf16)
     optim = config.optim
     lr, finetune_lr = (
-        scaled_lr(lr, batch.clips, optim.lr_scaling) for lr in (optim.lr, optim.finetune_lr)
+        scaled_lr(lr, clips, optim.lr_scaling) for lr in (optim.lr, optim.finetune_lr)
     )
     distributed.print_rank0(
-        f"--batch-size auto: {batch.clips} clips per step, {batch.reason}. Peak learning rates "
-        f"with --lr-scaling {optim.lr_scaling}: --lr {lr:.3g}, --finetune-lr {finetune_lr:.3g}"
+        f"--batch-size auto: {clips} clips per step, {reason}. Peak learning rates with "
+        f"--lr-scaling {optim.lr_scaling}: --lr {lr:.3g}, --finetune-lr {finetune_lr:.3g}"
     )
-    return config.replace(batch_size=batch.clips)
+    return config.replace(batch_size=clips)

@@ -64,12 +64,12 @@ def test_the_largest_power_of_two_that_fits(monkeypatch):
     """By the predictions for the run itself, here on two GPUs with two parts each."""
     monkeypatch.setattr(batch_size, "useful_clips", lambda step, flops: 1e9)
     run, free = RUN.replace(stage="finetune", grad_accum_steps=2), 20 * MB
-    batch = choose(run, 2, free, bf16=True)
-    assert batch.clips % 4 == 0 and (batch.clips // 4).bit_count() == 1 and batch.clips > 8
+    chosen, _ = choose(run, 2, free, bf16=True)
+    assert chosen % 4 == 0 and (chosen // 4).bit_count() == 1 and chosen > 8
     for _, _, step in fake_stages(run):
         fits, no_more = (
             step.memory(clips, keep_gradients=True).peak
-            for clips in (batch.clips // 2, batch.clips)  # of one GPU, and twice as many
+            for clips in (chosen // 2, chosen)  # of one GPU, and twice as many
         )
         assert fits <= SHARE * free < no_more
 
@@ -86,16 +86,16 @@ def test_the_largest_power_of_two_that_fits(monkeypatch):
     ids=str,
 )
 def test_what_counts(settings, ranks, bf16, clips, stages):
-    batch = choose(RUN.replace(**settings), ranks, 500 * MB, bf16)
-    assert batch.clips == clips and "fit 80% of the 0.5 GB that are free" in batch.reason
-    assert "twice as many do not fit" in batch.reason
-    assert ("on each GPU" in batch.reason) == (ranks > 1)
+    chosen, reason = choose(RUN.replace(**settings), ranks, 500 * MB, bf16)
+    assert chosen == clips and "fit 80% of the 0.5 GB that are free" in reason
+    assert "twice as many do not fit" in reason
+    assert ("on each GPU" in reason) == (ranks > 1)
 
 
 def test_no_larger_than_makes_training_faster(stages, monkeypatch):
     monkeypatch.setattr(batch_size, "useful_clips", lambda step, flops: 100.0 / step.per_clip)
-    batch = choose(RUN, 1, 10**12, bf16=True)
-    assert batch.clips == 128 and "hardly faster" in batch.reason
+    clips, reason = choose(RUN, 1, 10**12, bf16=True)
+    assert clips == 128 and "hardly faster" in reason
 
 
 def test_what_a_step_does_once_is_a_small_share_of_it():
@@ -118,11 +118,11 @@ def test_muon_is_part_of_what_a_step_does_once():
 
 def test_every_stage_keeps_its_steps(stages):
     run = RUN.replace(finetune_clips=70 * STEPS)
-    batch = choose(run, 1, 10**12, bf16=True)
-    assert batch.clips == 64 and f"fewer than {STEPS} steps" in batch.reason
-    assert choose(run.replace(grad_accum_steps=2), 1, 10**12, bf16=True).clips == 64
-    assert choose(run.replace(stage="pretrain"), 1, 10**12, bf16=True).clips > 64
-    assert choose(RUN.replace(finetune_clips=10), 1, 10**12, bf16=True).clips == 16
+    clips, reason = choose(run, 1, 10**12, bf16=True)
+    assert clips == 64 and f"fewer than {STEPS} steps" in reason
+    assert choose(run.replace(grad_accum_steps=2), 1, 10**12, bf16=True)[0] == 64
+    assert choose(run.replace(stage="pretrain"), 1, 10**12, bf16=True)[0] > 64
+    assert choose(RUN.replace(finetune_clips=10), 1, 10**12, bf16=True)[0] == 16
 
 
 def test_a_gpu_that_is_full_is_refused(stages):
@@ -132,10 +132,10 @@ def test_a_gpu_that_is_full_is_refused(stages):
 
 @pytest.mark.parametrize(("ranks", "accum", "clips"), [(1, 1, 16), (4, 2, 16), (3, 1, 15)])
 def test_a_cpu_gets_the_default(ranks, accum, clips, monkeypatch):
-    batch = choose(RUN.replace(grad_accum_steps=accum), ranks, None, bf16=True)
-    assert batch.clips == clips and "default" in batch.reason
+    chosen, reason = choose(RUN.replace(grad_accum_steps=accum), ranks, None, bf16=True)
+    assert chosen == clips and "default" in reason
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
-    assert distributed.local_batch_size(batch.clips, accum) == clips // ranks
+    assert distributed.local_batch_size(chosen, accum) == clips // ranks
 
 
 def test_one_line_tells_the_number_the_memory_and_the_rates(stages, monkeypatch, capsys):
