@@ -40,10 +40,6 @@ Loss = Callable[[nn.Module, Batch, int | Tensor], Tensor]
 """From a model, a batch and the number of the step (in a CUDA graph int64 ``[]``) to a scalar."""
 
 
-class NotFinite(UserError):
-    """The loss or a gradient is NaN or infinite."""
-
-
 def nan_unless_finite(loss: Tensor, norm: Tensor) -> Tensor:
     """Return the loss, or NaN if the norm of the gradients is NaN or infinite."""
     return loss + 0 * norm  # 0 times infinity is NaN
@@ -109,7 +105,7 @@ class Stage:
 
         Checkpoints are written while training goes on; when this returns or raises, they are on
         disk. Raises :class:`Interrupted` after SIGINT or SIGTERM, when a checkpoint has been
-        written, and :class:`NotFinite` if the loss becomes NaN or infinite; the checkpoints before
+        written, and :class:`UserError` if the loss becomes NaN or infinite; the checkpoints before
         are kept.
         """
         model, start = self._resume()
@@ -244,7 +240,7 @@ class Stage:
     def _sync_losses(self, step: int) -> None:
         """Wait for the losses of all steps before ``step``.
 
-        Raises :class:`NotFinite` on all ranks if one is not finite.
+        Raises :class:`UserError` on all ranks if one is not finite.
         """
         if not self._pending:
             return
@@ -252,7 +248,7 @@ class Stage:
         self._pending.clear()
         for value in values:
             if not math.isfinite(value):
-                raise NotFinite(
+                raise UserError(
                     f"{self.name}: the loss or a gradient became {value} before step {step}; the "
                     f"checkpoints in {self.folder} are older. Try a lower --lr, or --amp off"
                 )

@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ivcl_fast.errors import UserError
 from ivcl_fast.training import checkpoint, loop
-from ivcl_fast.training.loop import NotFinite, Stage
+from ivcl_fast.training.loop import Stage
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.signals import Interrupted
 from tests.support.ranks import run_ranks
@@ -206,7 +206,7 @@ def test_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     def loss(model, batch, step):
         return toy_loss(model, batch, step) * (math.nan if step >= 12 else 1)
 
-    with pytest.raises(NotFinite, match="toy: the loss or a gradient became nan"):
+    with pytest.raises(UserError, match="toy: the loss or a gradient became nan"):
         stage(tmp_path / "nan", loss).run()
     saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
     assert saved is not None and saved.step == 10
@@ -220,7 +220,7 @@ def test_broken_gradient_never_reaches_a_checkpoint(tmp_path):
             value.register_hook(lambda grad: grad * math.nan)
         return value
 
-    with pytest.raises(NotFinite):
+    with pytest.raises(UserError, match="became nan"):
         stage(tmp_path / "nan", loss).run()
     saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
     assert saved is not None and saved.step == 5
@@ -239,7 +239,7 @@ def test_nan_in_the_data_stops_before_a_checkpoint(tmp_path):
 
     run = stage(tmp_path / "nan")
     run.loader = BrokenLoader(10, BATCH, 1, 2, 3)
-    with pytest.raises(NotFinite, match=r"became nan before step 9"):
+    with pytest.raises(UserError, match=r"became nan before step 9"):
         run.run()
     saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
     assert saved.step == 5
