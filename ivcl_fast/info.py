@@ -109,10 +109,6 @@ class InfoConfig:
     frames_per_video: int = 301
     """For --plan: frames of each video; by default those of CATER."""
 
-    def check(self) -> None:
-        """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
-        require_at_least(self, 1, "ranks", "videos", "frames_per_video")
-
 
 def show(config: InfoConfig, flags: list[str] | None = None) -> None:
     """Print all tables, or what accelerate does to a model, or the plan of a run with ``flags``."""
@@ -140,7 +136,7 @@ def main() -> None:
         config, flags = parse(InfoConfig, "info", __doc__, return_unknown_args=True)
     else:
         config, flags = parse(InfoConfig, "info", __doc__), []
-    config.check()
+    require_at_least(config, 1, "ranks", "videos", "frames_per_video")
     show(config, flags)
 
 
