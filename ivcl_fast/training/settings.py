@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, cast
 
-import tyro
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, arg
 
 from ivcl_fast.config import FrameLabelKind, IVCLConfig
 from ivcl_fast.data.config import DataConfig
@@ -193,11 +192,6 @@ class OutputConfig:
             )
 
 
-def group(name: str) -> Any:
-    """Name a group of flags in ``--help``; the flags have no prefix."""
-    return tyro.conf.arg(name=name)
-
-
 @dataclass(frozen=True)
 class TrainConfig:
     """All settings of a training run."""
@@ -208,12 +202,12 @@ class TrainConfig:
     """Run every part once on little data, in a minute or two; the model learns nothing."""
     seed: int = 0
     """Seed of the weights, the order of clips, the sampled frames and the masks."""
-    data: OmitArgPrefixes[Annotated[DataConfig, group("data")]] = DataConfig()
-    stages: OmitArgPrefixes[Annotated[StagesConfig, group("stages")]] = StagesConfig()
-    optim: OmitArgPrefixes[Annotated[OptimConfig, group("optimiser")]] = OptimConfig()
-    model: OmitArgPrefixes[Annotated[IVCLConfig, group("model")]] = IVCLConfig()
-    speed: OmitArgPrefixes[Annotated[SpeedConfig, group("speed")]] = SpeedConfig()
-    output: OmitArgPrefixes[Annotated[OutputConfig, group("output")]] = OutputConfig()
+    data: OmitArgPrefixes[DataConfig] = DataConfig()
+    stages: OmitArgPrefixes[StagesConfig] = StagesConfig()
+    optim: OmitArgPrefixes[Annotated[OptimConfig, arg(name="optimiser")]] = OptimConfig()
+    model: OmitArgPrefixes[IVCLConfig] = IVCLConfig()
+    speed: OmitArgPrefixes[SpeedConfig] = SpeedConfig()
+    output: OmitArgPrefixes[OutputConfig] = OutputConfig()
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
