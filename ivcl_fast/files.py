@@ -88,26 +88,23 @@ def read_bytes(path: Path) -> bytes:
 
 
 @contextmanager
-def atomic_folder(path: Path, files: Iterable[str], durable: bool = True) -> Iterator[Path]:
+def atomic_folder(path: Path, files: Iterable[str]) -> Iterator[Path]:
     """Make an empty folder to fill with ``files``; it takes the name ``path`` when the block ends.
 
-    Of a folder that already has the name, the ``files`` are deleted just before. ``files`` are
-    patterns, as in :func:`remove_files`. If the block raises, ``path`` stays as it was. ``durable``
-    flushes the files, the folder and its name to the disk. Raises ``OSError`` if other files are in
-    the way; they are kept.
+    All is on the disk then. Of a folder that already has the name, the ``files`` are deleted just
+    before. ``files`` are patterns, as in :func:`remove_files`. If the block raises, ``path`` stays
+    as it was. Raises ``OSError`` if other files are in the way; they are kept.
     """
     temporary, files = path.with_name(f"{path.name}.partial"), tuple(files)
     remove_files(temporary, files)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        if durable:
-            for each in (*temporary.rglob("*"), temporary):
-                fsync(each)
+        for each in (*temporary.rglob("*"), temporary):
+            fsync(each)
         remove_files(path, files)
         os.replace(temporary, path)
-        if durable:
-            fsync(path.parent)
+        fsync(path.parent)
     finally:
         remove_files(temporary, files)
 

@@ -93,9 +93,9 @@ class Manifest:
         """Record the content of a file, in memory."""
         self.files[name] = [len(content), hashlib.sha256(content).hexdigest()]
 
-    def write(self, durable: bool = True) -> None:
-        """Write the manifest; ``durable``: see :func:`~ivcl_fast.files.atomic_write`."""
-        write_text(self.folder / MANIFEST, signed({"files": self.files}), durable)
+    def write(self) -> None:
+        """Write the manifest."""
+        write_text(self.folder / MANIFEST, signed({"files": self.files}))
 
     def verify(self) -> None:
         """Check all files; raises :class:`UserError` for one that is missing or differs."""

@@ -125,8 +125,8 @@ def _write_index(out: Path, index: str, files: Mapping[str, str], own_files: Ite
         manifest.add(f"{index}/{name}", text.encode())
     for name in (_MARKER, *own_files):  # not all that lie there: a user may keep files of theirs
         manifest.add(name, read_bytes(out / name))
-    manifest.write(durable=False)
-    with atomic_folder(out / index, files, durable=False) as folder:
+    manifest.write()
+    with atomic_folder(out / index, files) as folder:
         for name, text in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
