@@ -131,7 +131,6 @@ def show(config: InfoConfig, flags: list[str] | None = None) -> None:
 
 
 def main() -> None:
-    """Parse the flags and print what is asked for."""
     if "--plan" in sys.argv:
         config, flags = parse(InfoConfig, "info", __doc__, return_unknown_args=True)
     else:

@@ -40,7 +40,6 @@ class SweepConfig:
 
 
 def main() -> None:
-    """Parse the flags and run the study; say how to continue if a signal stops it."""
     config, flags = parse(
         SweepConfig, "sweep", __doc__ + "\n\nStudies:" + QUESTIONS, return_unknown_args=True
     )

@@ -158,7 +158,6 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
 
 
 def main() -> None:
-    """Parse the flags and train; say how to continue if a signal stops the run."""
     logging.getLogger("ivcl_fast").setLevel(logging.INFO)
     torch.set_float32_matmul_precision("highest")  # no TF32, which would be less precise
     config = check_folder(parse(sys.argv[1:], __doc__))

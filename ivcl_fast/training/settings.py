@@ -63,7 +63,6 @@ class StagesConfig:
     """Also finetune from random weights, on as many whole clips, and report its scores."""
 
     def check(self) -> None:
-        """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         require_at_least(self, 1, "pretrain_clips", "finetune_clips")
         require_at_least(self, 0, "slot_noise", "last_frame_clips")
         if not 0 < self.label_fraction <= 1:
@@ -113,7 +112,6 @@ class OptimConfig:
     their branches; otherwise these are random."""
 
     def check(self) -> None:
-        """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         require_at_least(self, 1, "grad_accum_steps")
         require_at_least(self, 0, "backbone_lr_scale", "whole_clip_lr_scale")
         require_at_least(self, 0, "weight_decay", "warmup_steps")
@@ -182,7 +180,6 @@ class OutputConfig:
     """Minutes between checkpoints where --save-every takes longer."""
 
     def check(self) -> None:
-        """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         require_at_least(self, 1, "save_every")
         require_above(self, 0, "save_minutes", most=math.inf)  # inf: steps alone count
         name = PurePath(self.name or "run")
