@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ivcl_fast.kernels import hash_seeds
 
-OFFSET = 0x9E3779B97F4A7C15
-"""What ``hash_seeds`` adds to a seed, modulo 2^64, before it mixes the bits of its first number."""
+OFFSET = -0x61C8864680B583EB
+"""What ``hash_seeds`` adds to a seed before it mixes the bits of its first number."""
 
 
 def clip_seeds(run_seed: int, step: int | Tensor, clip_ids: Tensor) -> Tensor:
@@ -15,15 +15,12 @@ def clip_seeds(run_seed: int, step: int | Tensor, clip_ids: Tensor) -> Tensor:
 
     The seeds do not depend on the number of workers or ranks, nor on how a batch is split.
     """
-    seed: int | Tensor = 0
-    for part in (run_seed, step, clip_ids):
-        if isinstance(part, Tensor):
-            before = as_int64(seed - OFFSET) if isinstance(seed, int) else seed - as_int64(OFFSET)
-            seed = hash_seeds(part + before, 1).squeeze(-1)
-        else:
-            assert isinstance(seed, int)
-            seed = mix(seed + part)
-    return seed  # type: ignore[return-value]
+    seed: int | Tensor = mix(run_seed)
+    if isinstance(step, Tensor):
+        seed = hash_seeds(step + as_int64(seed - OFFSET), 1).squeeze(-1) - OFFSET
+    else:
+        seed = as_int64(mix(seed + step) - OFFSET)
+    return hash_seeds(clip_ids + seed, 1).squeeze(-1)
 
 
 def mix(number: int) -> int:
