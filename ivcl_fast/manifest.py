@@ -106,26 +106,26 @@ class Manifest:
                 raise UserError(f"{self.folder / name}: {error.strerror}") from None
 
 
-def forget(folder: Path, name: str) -> None:
-    """Remove a file from the manifest of its folder, before it changes."""
-    manifest = Manifest.read(folder)
-    if manifest.files.pop(name, None):
+def forget(path: Path) -> None:
+    """Remove a file from the manifest beside it, before it changes."""
+    manifest = Manifest.read(path.parent)
+    if manifest.files.pop(path.name, None):
         manifest.write()
 
 
-def record(folder: Path, name: str) -> None:
-    """Flush a file to the disk, and record it in the manifest of its folder."""
-    manifest = Manifest.read(folder)
-    fsync(folder / name)
-    manifest.add(name, read_bytes(folder / name))
+def record(path: Path) -> None:
+    """Flush a file to the disk, and record it in the manifest beside it."""
+    manifest = Manifest.read(path.parent)
+    fsync(path)
+    manifest.add(path.name, read_bytes(path))
     manifest.write()
 
 
 def write_recorded(path: Path, value: Any) -> None:
     """Write a JSON file atomically, and record it in the manifest beside it."""
-    forget(path.parent, path.name)
+    forget(path)
     write_json(path, value)
-    record(path.parent, path.name)
+    record(path)
 
 
 def read_recorded(path: Path) -> bytes:

@@ -35,9 +35,9 @@ class MetricsLog:
             return
         kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= step]
         with self._reporting_errors():
-            forget(self.folder, self.path.name)
+            forget(self.path)
             write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
-            record(self.folder, self.path.name)
+            record(self.path)
 
     def read(self) -> list[dict[str, Any]]:
         """Read all records, without a line that a kill left unfinished.
@@ -75,7 +75,7 @@ class MetricsLog:
         """Flush the records to the disk, and note their checksum, before a checkpoint."""
         if distributed.is_main() and self.path.exists():
             with self._reporting_errors():
-                record(self.folder, self.path.name)
+                record(self.path)
 
     def write(self, stage: str, step: int, clips: int, **values: float) -> None:
         """Append one record."""

@@ -9,7 +9,7 @@ import pytest
 from ivcl_fast import prepare
 from ivcl_fast.command import run_command
 from ivcl_fast.data.store.frame_store import FrameStore
-from ivcl_fast.manifest import record
+from ivcl_fast.manifest import Manifest
 from tests.support.painted import numbers_of_rows, write_painted
 
 
@@ -87,8 +87,9 @@ def test_verify_finds_any_flipped_byte(command, package):
 
 
 def test_no_store_is_made_of_a_video_that_fails_its_checksum(command, package):
-    record(package, "videos/v0.avi")
-    video = package / "videos" / "v0.avi"
+    manifest, video = Manifest.read(package), package / "videos" / "v0.avi"
+    manifest.add("videos/v0.avi", video.read_bytes())
+    manifest.write()
     video.write_bytes(video.read_bytes()[:-1] + b"?")
     status, _, error = command(f"cater:{package}", *SMALL, "--verify")
     assert status == 2 and error.startswith(f"error: {video}: damaged")

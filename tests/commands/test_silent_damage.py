@@ -203,7 +203,7 @@ def test_records_may_grow_while_they_are_read(tmp_path, monkeypatch):
 
 def test_verifying_names_a_file(tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    record(tmp_path, "a.txt")
+    record(tmp_path / "a.txt")
     Manifest.read(tmp_path).verify()
     for changed in ("b", "ab"):
         (tmp_path / "a.txt").write_text(changed)
@@ -223,7 +223,7 @@ def test_a_file_is_on_the_disk_before_it_is_recorded(tmp_path, monkeypatch):
 
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     monkeypatch.setattr(manifest, "fsync", spy)
-    record(tmp_path, "metrics.jsonl")
+    record(tmp_path / "metrics.jsonl")
     assert recorded_when_flushed == {"metrics.jsonl": False}
 
 
