@@ -76,8 +76,28 @@ def snapshot(
 
     All ranks have to call this; the others get a checkpoint without tensors.
     """
-    weights, slots = gather_to_rank0(model.state_dict()), flatten_optimizers(model, optimizers)
-    return Checkpoint(step, state, weights, slots)
+    slots = {  # by parameter name, so that they survive a change of parameter order
+        f"{name}/{slot}": value
+        for name, parameter in model.named_parameters()
+        for optimizer in optimizers
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }
+    weights = gather_to_rank0(model.state_dict())
+    return Checkpoint(step, state, weights, gather_to_rank0(slots))
+
+
+def restore_optimizers(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
+) -> None:
+    """Load the optimisers' state that a :func:`snapshot` holds."""
+    parameters = dict(model.named_parameters())
+    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
+    for key, value in tensors.items():
+        name, slot = key.rsplit("/", 1)
+        parameter = parameters[name]
+        # Fused optimisers keep their step counters on the parameters' device.
+        value = shard_if_needed(value.to(parameter.device), parameter)
+        owner[parameter].state[parameter][slot] = value
 
 
 class BackgroundWriter:
@@ -230,34 +250,3 @@ def gather_to_rank0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for device in waiting:
         torch.cuda.current_stream(device).synchronize()
     return gathered
-
-
-# --- Optimiser state by parameter name, so that it survives a change of parameter order ----------
-
-
-def flatten_optimizers(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> dict[str, Tensor]:
-    """Return ``{"<parameter>/<slot>": tensor}`` with the state of every parameter, on rank 0."""
-    return gather_to_rank0(
-        {
-            f"{name}/{slot}": value
-            for name, parameter in model.named_parameters()
-            for optimizer in optimizers
-            for slot, value in optimizer.state.get(parameter, {}).items()
-        }
-    )
-
-
-def restore_optimizers(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
-) -> None:
-    """Load the state that :func:`flatten_optimizers` returned."""
-    parameters = dict(model.named_parameters())
-    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
-    for key, value in tensors.items():
-        name, slot = key.rsplit("/", 1)
-        parameter = parameters[name]
-        # Fused optimisers keep their step counters on the parameters' device.
-        value = shard_if_needed(value.to(parameter.device), parameter)
-        owner[parameter].state[parameter][slot] = value
