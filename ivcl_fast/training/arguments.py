@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +55,12 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
         DefaultsFlags, "train", None, arguments, return_unknown_args=True, add_help=False
     )
     default = load_settings(flags.resume, resume=flags.resume) if flags.resume else defaults(flags)
-    default = dataclasses.replace(default, model=UncheckedModel(**vars(default.model)))
+    default = default.replace(model=UncheckedModel(**vars(default.model)))
     config = command.parse(TrainConfig, "train", description, arguments, default=default)
-    config = dataclasses.replace(config, model=checked_model(config.model))
-    config.check()
+    try:
+        config = config.replace()  # the same, checked
+    except FieldError as error:
+        raise UserError(f"{flag(error.field)}: {error.message}") from None
     if flags.resume:
         return resumed(config, flags.resume)
     data, model = config.data, config.model
@@ -82,15 +83,7 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
     task = find_task(data.source, data.task)
     if data.crop != "none":
         check_crop(data.source, task, bool(config.frame_label_kinds))
-    return dataclasses.replace(config, data=dataclasses.replace(data, task=task))
-
-
-def checked_model(model: IVCLConfig) -> IVCLConfig:
-    """Check the model's sizes; raises :class:`UserError` that names the flag of a bad one."""
-    try:
-        return IVCLConfig(**vars(model))
-    except FieldError as error:
-        raise UserError(f"{flag(error.field)}: {error.message}") from None
+    return config.replace(task=task)
 
 
 def defaults(flags: DefaultsFlags) -> TrainConfig:
