@@ -53,8 +53,11 @@ def train(config: TrainConfig) -> None:
     begins = "finetune" if config.stages.stage == "finetune" else "pretrain"
     if config.stages.init != "random" and not run.finished(begins):
         backbone.check_source(config.stages.init)
-    arithmetic = "bf16" if run.amp else "float32"
-    distributed.print_rank0(f"run: {run.folder}, on {run.device}{ranks(config)}, {arithmetic}")
+    arithmetic, others = "bf16" if run.amp else "float32", ""
+    if (world := distributed.world_size()) > 1:
+        kind = "shards, FSDP2" if config.speed.shard else "replicas, DDP"
+        others = f" and {world - 1} more ({kind})"
+    distributed.print_rank0(f"run: {run.folder}, on {run.device}{others}, {arithmetic}")
     if reason := unsupported_reason(run.device):
         distributed.print_rank0(f"kernels: plain PyTorch, which is slower, because {reason}")
     with distributed.process_group(run.device), ExitStack() as stack:
@@ -123,14 +126,6 @@ def warn_of_few_steps(config: TrainConfig) -> None:
                 f"--{stage}-clips: {clips} are {steps} step{'s' * (steps > 1)} of {size}, too few "
                 "to learn much"
             )
-
-
-def ranks(config: TrainConfig) -> str:
-    """Describe the other ranks."""
-    world = distributed.world_size()
-    if world == 1:
-        return ""
-    return f" and {world - 1} more ({'shards, FSDP2' if config.speed.shard else 'replicas, DDP'})"
 
 
 def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
