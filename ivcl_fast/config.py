@@ -301,16 +301,13 @@ class IVCLConfig:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": dict(
-        image_size=64, patch_size=8, num_slots=2, embed_dim=128, num_heads=4, depth=4,
-        temporal_depth=2, decoder_dim=96, decoder_heads=3, decoder_depth=2,
-    ),
+    "tiny": {},
     "small": dict(
-        image_size=64, patch_size=8, num_slots=4, embed_dim=384, num_heads=6, depth=12,
+        num_slots=4, embed_dim=384, num_heads=6, depth=12,
         temporal_depth=4, decoder_dim=192, decoder_heads=6, decoder_depth=4,
     ),
     "base64": dict(
-        image_size=64, patch_size=8, num_slots=4, embed_dim=768, num_heads=12, depth=12,
+        num_slots=4, embed_dim=768, num_heads=12, depth=12,
         temporal_depth=8, decoder_dim=512, decoder_heads=8, decoder_depth=4,
     ),
     "base224": dict(
@@ -318,6 +315,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         temporal_depth=8, decoder_dim=512, decoder_heads=8, decoder_depth=8,
     ),
 }  # fmt: skip
+"""Sizes that differ from the defaults."""
 
 
 # --- Checks of arguments --------------------------------------------------------------------------
