@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ivcl_fast import command
-from ivcl_fast.config import PRESETS, FieldError, IVCLConfig
+from ivcl_fast.config import FieldError, IVCLConfig
 from ivcl_fast.data.registry import (
     check_crop,
     check_frame_labels,
@@ -54,15 +54,16 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
     flags, _ = command.parse(
         DefaultsFlags, "train", None, arguments, return_unknown_args=True, add_help=False
     )
-    default = load_settings(flags.resume, resume=flags.resume) if flags.resume else defaults(flags)
-    default = default.replace(model=UncheckedModel(**vars(default.model)))
-    config = command.parse(TrainConfig, "train", description, arguments, default=default)
+    resume = flags.resume
     try:
+        default = load_settings(resume, resume=resume) if resume else defaults(flags)
+        default = default.replace(model=UncheckedModel(**vars(default.model)))
+        config = command.parse(TrainConfig, "train", description, arguments, default=default)
         config = config.replace()  # the same, checked
     except FieldError as error:
         raise UserError(f"{flag(error.field)}: {error.message}") from None
-    if flags.resume:
-        return resumed(config, flags.resume)
+    if resume:
+        return resumed(config, resume)
     data, model = config.data, config.model
     if (frames := clip_frames(data.source)) and model.num_frames not in (1, frames):
         raise UserError(
@@ -88,8 +89,6 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
 
 def defaults(flags: DefaultsFlags) -> TrainConfig:
     """Return the settings that apply unless other flags are given."""
-    if flags.preset not in PRESETS:
-        raise UserError(f"--preset: {flags.preset!r} is not one of {', '.join(PRESETS)}")
     model: dict[str, Any] = {}
     if frames := clip_frames(flags.data):  # the data set determines the number of frames
         model = {"num_frames": frames, "num_query_frames": frames // 2 + 1}
