@@ -144,16 +144,15 @@ class IVCLConfig:
             require(abs(value) <= MAX_SIZE, name, reason)
         reason = f"{image} holds {self.num_patches:,} patches of {patch}; at most {MAX_PATCHES:,}"
         require(self.num_patches <= MAX_PATCHES, "image_size", f"{reason} are accepted")
+        for name in ("mlp_ratio", "pixel_std"):
+            require(getattr(self, name) > 0, name, f"{getattr(self, name)} is not above 0")
         for width, heads in (("embed_dim", "num_heads"), ("decoder_dim", "decoder_heads")):
             dim, count = getattr(self, width), getattr(self, heads)
             require(dim % count == 0, width, f"{dim} is not a multiple of {heads} {count}")
             reason = "not a multiple of 4, which the sin-cos positions need"
             require(dim % 4 == 0, width, f"{dim} is {reason}")
-        for name in ("mlp_ratio", "pixel_std"):
-            require(getattr(self, name) > 0, name, f"{getattr(self, name)} is not above 0")
-        for width in ("embed_dim", "decoder_dim"):
-            reason = f"{self.mlp_ratio} times {width} {getattr(self, width)} is less than 1"
-            require(int(self.mlp_ratio * getattr(self, width)) >= 1, "mlp_ratio", reason)
+            reason = f"{self.mlp_ratio} times {width} {dim} is less than 1"
+            require(int(self.mlp_ratio * dim) >= 1, "mlp_ratio", reason)
 
     @property
     def grid(self) -> int:
