@@ -15,12 +15,13 @@ def clip_seeds(run_seed: int, step: int | Tensor, clip_ids: Tensor) -> Tensor:
 
     The seeds do not depend on the number of workers or ranks, nor on how a batch is split.
     """
-    seed: int | Tensor = mix(run_seed)
+    of_run = mix(run_seed)
+    of_step: int | Tensor
     if isinstance(step, Tensor):
-        seed = hash_seeds(step + as_int64(seed - OFFSET), 1).squeeze(-1) - OFFSET
+        of_step = hash_seeds(step + as_int64(of_run - OFFSET), 1).squeeze(-1) - OFFSET
     else:
-        seed = as_int64(mix(seed + step) - OFFSET)
-    return hash_seeds(clip_ids + seed, 1).squeeze(-1)
+        of_step = as_int64(mix(of_run + step) - OFFSET)
+    return hash_seeds(clip_ids + of_step, 1).squeeze(-1)
 
 
 def mix(number: int) -> int:
