@@ -6,7 +6,6 @@ among them with the sizes of its encoder.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ...config import IVCLConfig
+from .._op import TRITON
+from ..short_attention import max_tokens
 
 CLIPS = 8
 EPS = 1e-6
@@ -59,7 +60,7 @@ def cases(
             calls[f"bias_swiglu packed, {stack}"] = partial(_bias_swiglu, hidden)
             calls[f"add_rms_norm, {stack}"] = partial(_add_rms_norm, x, torch.randn_like(x))
             calls[f"rms_norm, {stack}"] = partial(_rms_norm, x)
-        if tokens <= _op("short_attention").max_tokens(torch.device("cuda")):
+        if tokens <= max_tokens(torch.device("cuda")):
             calls[f"short_attention, {stack}"] = partial(_short_attention, x, heads)
             if stack.startswith("encoder"):  # of other people's models
                 calls[f"short_attention, {stack}, dropout"] = partial(
@@ -86,15 +87,11 @@ def cases(
         ("query", clips, cfg.num_frames, cfg.num_query_frames),
     ):
         seeds = torch.arange(count, device=device)
-        sample = _op("sample_masks")._forward
-        calls[f"sample_masks, {where}"] = partial(sample, seeds, num_patches, num_keep)
+        sample = partial(TRITON["sample_masks"], seeds, num_patches, num_keep)
+        calls[f"sample_masks, {where}"] = sample
     seeds = torch.arange(clips, device=device)
-    calls["hash_seeds"] = partial(_op("sample_masks")._stream, seeds, cfg.num_frames + 1)
+    calls["hash_seeds"] = partial(TRITON["hash_seeds"], seeds, cfg.num_frames + 1)
     return calls
-
-
-def _op(name: str) -> Any:
-    return importlib.import_module(f"..{name}", __package__)
 
 
 def _parameter(like: Tensor, *shape: int) -> Tensor:
@@ -107,73 +104,71 @@ def _ids(like: Tensor, frames: int, count: int, patches: int) -> Tensor:
     return order[:, :count].sort(dim=1).values
 
 
-def _add_layer_norm(x: Tensor, residual: Tensor, with_x_bias: bool = True) -> None:
-    op, weight = _op("add_layer_norm"), _parameter(x, x.shape[-1])
-    op._forward_biased(x, weight if with_x_bias else None, residual, weight, weight, EPS)
-    dsum, dnormed = torch.randn_like(residual), torch.randn_like(x)
-    op.launch_backward(dsum, dnormed, residual, weight, EPS, x.dtype, 3 if with_x_bias else 2)
+def _add_layer_norm(x: Tensor, residual: Tensor) -> None:
+    weight = _parameter(x, x.shape[-1])
+    TRITON["add_layer_norm_biased"](x, weight, residual, weight, weight, EPS)
+    grads = torch.randn_like(residual), torch.randn_like(x)
+    TRITON["add_layer_norm_biased_backward"](*grads, residual, weight, EPS, x.dtype)
 
 
 def _layer_norm(x: Tensor) -> None:
-    op, weight = _op("add_layer_norm"), _parameter(x, x.shape[-1])
-    op._forward_norm(x, weight, weight, EPS, x.dtype)
-    op.launch_backward(None, torch.randn_like(x), x, weight, EPS, x.dtype)
+    weight = _parameter(x, x.shape[-1])
+    TRITON["layer_norm"](x, weight, weight, EPS, x.dtype)
+    TRITON["add_layer_norm_backward"](None, torch.randn_like(x), x, weight, EPS, x.dtype)
 
 
 def _add_rms_norm(x: Tensor, residual: Tensor) -> None:
-    op, weight = _op("add_rms_norm"), _parameter(x, x.shape[-1])
-    op._forward(x, residual, weight, EPS)
-    op._backward(torch.randn_like(residual), torch.randn_like(x), residual, weight, EPS, x.dtype)
+    weight = _parameter(x, x.shape[-1])
+    TRITON["add_rms_norm"](x, residual, weight, EPS)
+    grads = torch.randn_like(residual), torch.randn_like(x)
+    TRITON["add_rms_norm_backward"](*grads, residual, weight, EPS, x.dtype)
 
 
 def _rms_norm(x: Tensor) -> None:
-    op, weight = _op("add_rms_norm"), _parameter(x, x.shape[-1])
-    op._forward_norm(x, weight, EPS, x.dtype)
-    op._backward(None, torch.randn_like(x), x, weight, EPS, x.dtype)
+    weight = _parameter(x, x.shape[-1])
+    TRITON["rms_norm"](x, weight, EPS, x.dtype)
+    TRITON["add_rms_norm_backward"](None, torch.randn_like(x), x, weight, EPS, x.dtype)
 
 
 def _bias_gelu(x: Tensor, kind: int = 0) -> None:
-    op, bias = _op("bias_gelu"), _parameter(x, x.shape[-1])
-    op._forward(x, bias, kind)
-    op._backward(torch.randn_like(x), x, bias, kind)
+    bias = _parameter(x, x.shape[-1])
+    TRITON["bias_gelu"](x, bias, kind)
+    TRITON["bias_gelu_backward"](torch.randn_like(x), x, bias, kind)
 
 
 def _bias_swiglu(x: Tensor, value: Tensor | None = None) -> None:
-    op, width = _op("bias_swiglu"), x.shape[-1]
-    bias = _parameter(x, width if value is None else 2 * width)
-    y = op._forward(x, bias, value)
-    op._backward(torch.randn_like(y), x, bias, value)
+    bias = _parameter(x, x.shape[-1] * (1 if value is None else 2))
+    y = TRITON["bias_swiglu"](x, bias, value)
+    TRITON["bias_swiglu_backward"](torch.randn_like(y), x, bias, value)
 
 
 def _short_attention(x: Tensor, heads: int, dropout: float = 0.0) -> None:
-    op, qkv = _op("short_attention"), torch.cat([x, x, x], dim=2)
+    qkv = torch.cat([x, x, x], dim=2)
     seed = torch.zeros((), dtype=torch.int64, device=x.device) if dropout else None
-    op._forward(qkv, heads, dropout, seed)
-    op._backward(x, qkv, heads, dropout, seed)
+    TRITON["short_attention"](qkv, heads, dropout, seed)
+    TRITON["short_attention_backward"](x, qkv, heads, dropout, seed)
 
 
 def _embed_patches(rows: Tensor, out: Tensor) -> None:
-    op, (frames, tokens, width) = _op("embed_patches"), out.shape
+    (frames, tokens, width), patches = out.shape, rows.shape[1]
     weight, bias = _parameter(out, width, rows.shape[2]), _parameter(out, width)
-    patches = rows.shape[1]
     ids, pos = _ids(out, frames, tokens, patches), _parameter(out, patches, width)
-    args = rows, ids, weight, bias, pos
-    op._forward(*args, 0.5, 0.5, out.dtype)
-    op._backward(out, *args, 0.5, 0.5)
+    args = rows, ids, weight, bias, pos, 0.5, 0.5
+    TRITON["embed_patches"](*args, out.dtype)
+    TRITON["embed_patches_backward"](out, *args)
 
 
 def _restore_tokens(out: Tensor, kept: int, slots: int, patches: int) -> None:
-    op, (frames, _, width) = _op("restore_tokens"), out.shape
+    frames, _, width = out.shape
     ids = _ids(out, frames, kept, patches)
     args = ids, _parameter(out, width), _parameter(out, patches, width)
     prefix = out[:, :slots].contiguous() if slots else None
-    op._forward(out[:, :kept].contiguous(), *args, prefix)
-    op._backward(out[:, : slots + patches].contiguous(), *args)
+    TRITON["restore_tokens"](out[:, :kept].contiguous(), *args, prefix)
+    TRITON["restore_tokens_backward"](out[:, : slots + patches].contiguous(), *args)
 
 
 def _patch_loss(pred: Tensor, rows: Tensor, norm_pix: bool, grad: bool) -> None:
-    op = _op("patch_loss")
     ids = _ids(pred, *pred.shape[:2], rows.shape[1])
-    op._forward(pred, rows, ids, norm_pix, 0.5, 0.5, grad)
+    TRITON["patch_loss"](pred, rows, ids, norm_pix, 0.5, 0.5, grad)
     if grad:
-        op._backward(_parameter(pred), pred)
+        TRITON["patch_loss_backward"](_parameter(pred), pred)
