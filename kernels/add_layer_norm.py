@@ -25,7 +25,9 @@ mean and of the bias are left out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +45,7 @@ RESIDENT_WARPS = 20
 
 
 def _ref(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     total = (x + residual).to(residual.dtype)
     return total, _ref_norm(total, weight, bias, eps, x.dtype)
@@ -55,29 +57,27 @@ def _ref_biased(
     return _ref(x + x_bias.to(x.dtype), residual, weight, bias, eps)
 
 
-def _ref_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+def _ref_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
+) -> Tensor:
     wide = torch.promote_types(x.dtype, weight.dtype)
-    return F.layer_norm(x.to(wide), x.shape[-1:], weight.to(wide), bias.to(wide), eps).to(dtype)
+    x, weight = x.to(wide), weight.to(wide)
+    if bias is None:
+        return F.rms_norm(x, x.shape[-1:], weight, eps).to(dtype)
+    return F.layer_norm(x, x.shape[-1:], weight, bias.to(wide), eps).to(dtype)
 
 
 def _ref_backward(
-    dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
+    sums: int, dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
     x_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    # The bias affects no gradient, so any tensor of its shape will do.
-    primals = (total, weight, torch.zeros_like(weight), eps, dnormed.dtype)
-    d, dweight, dbias, _, _ = vjp(_ref_norm, primals, dnormed)
+    # A bias affects no gradient, so any tensor of its shape will do.
+    bias = torch.zeros_like(weight) if sums > 1 else None
+    d, dweight, dbias, _, _ = vjp(_ref_norm, (total, weight, bias, eps, dnormed.dtype), dnormed)
     d = d if dsum is None else d + dsum
     dx = d.new_empty(0, dtype=x_dtype) if x_dtype == d.dtype else d.to(x_dtype)
-    return d, dx, torch.stack([dweight, dbias])
-
-
-def _ref_biased_backward(
-    dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
-    x_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    d, dx, sums = _ref_backward(dsum, dnormed, total, weight, eps, x_dtype)
-    return d, dx, torch.cat([sums, _sum_of_rows(d, weight.dtype)[None]])
+    dx_bias = _sum_of_rows(d, weight.dtype) if sums == 3 else None
+    return d, dx, torch.stack([p for p in (dweight, dbias, dx_bias) if p is not None])
 
 
 def _sum_of_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -178,42 +178,27 @@ def _tile(cols: int, values: int) -> dict[str, int]:
 
 def launch_forward(
     x: Tensor, x_bias: Tensor | None, residual: Tensor | None, weight: Tensor, bias: Tensor | None,
-    eps: float, total: Tensor | None, normed: Tensor, centred: bool = True,
-) -> None:  # fmt: skip
-    """Fill ``normed`` and, with a ``residual``, ``total``; RMSNorm's rows are not ``centred``."""
-    cols = x.shape[-1]
+    eps: float, dtype: torch.dtype,
+) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+    """The sum, if there is a ``residual``, and its norm: RMSNorm if there is no ``bias``."""
+    total = None if residual is None else empty_contiguous(residual)
+    normed, cols = empty_contiguous(x, dtype), x.shape[-1]
     rows, tile = x.numel() // cols, _tile(cols, values=16)
     launch(
         _forward_kernel, (cdiv(rows, tile["BLOCK_ROWS"]),),
         x.contiguous(), None if x_bias is None else x_bias.contiguous(),
         None if residual is None else residual.contiguous(),
         weight.contiguous(), None if bias is None else bias.contiguous(), total, normed,
-        rows, cols, eps, CENTRED=centred, **tile,
+        rows, cols, eps, CENTRED=bias is not None, **tile,
     )  # fmt: skip
-
-
-def _forward_biased(
-    x: Tensor, x_bias: Tensor | None, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    total, normed = empty_contiguous(residual), empty_contiguous(x)
-    launch_forward(x, x_bias, residual, weight, bias, eps, total, normed)
     return total, normed
 
 
-def _forward_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
-) -> Tensor:
-    normed = empty_contiguous(x, dtype)
-    launch_forward(x, None, None, weight, bias, eps, None, normed)
-    return normed
-
-
-def launch_backward(
-    dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
-    x_dtype: torch.dtype, sums: int = 2,
+def _launch_backward(
+    sums: int, dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
+    x_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of x, and of 1 parameter (RMSNorm), 2 (LayerNorm), or 3 with the bias of x."""
-    d, dx, _ = empty_grads(dsum, dnormed, total, weight, eps, x_dtype)
+    d, dx, _ = _empty_grads(sums, dsum, dnormed, total, weight, eps, x_dtype)
     cols = total.shape[-1]
     rows, tile = total.numel() // cols, _tile(cols, values=8)
     # As many programs as the chip holds, but at least 8 tiles for each partial sum to be written.
@@ -230,113 +215,111 @@ def launch_backward(
     return d, dx, partials.sum(1).to(weight.dtype)
 
 
-def empty_grads(
-    dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
-    x_dtype: torch.dtype, sums: int = 2,
+def _empty_grads(
+    sums: int, dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
+    x_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dx = total.new_empty(0 if x_dtype == total.dtype else total.shape, dtype=x_dtype)
     return empty_contiguous(total), dx, weight.new_empty(sums, *weight.shape)
 
 
-# Returns the gradient in the residual's dtype; the same in x's dtype, or an empty tensor where the
-# dtypes are equal, because no op may return one tensor twice; and dweight and dbias, stacked.
-_backward_op = register(
-    "add_layer_norm_backward(Tensor? dsum, Tensor dnormed, Tensor sum, Tensor weight, float eps,"
-    " ScalarType x_dtype) -> (Tensor, Tensor, Tensor)",
-    ref=_ref_backward,
-    triton=launch_backward,
-    arguments={"dsum": "* D", "dnormed": "* D", "sum": "* D", "weight": "D"},
-    fake=empty_grads,
-    is_backward=True,
-)
-# The same, with the gradient of the bias of x as a third sum.
-_biased_backward_op = register(
-    "add_layer_norm_biased_backward(Tensor? dsum, Tensor dnormed, Tensor sum, Tensor weight,"
-    " float eps, ScalarType x_dtype) -> (Tensor, Tensor, Tensor)",
-    ref=_ref_biased_backward,
-    triton=partial(launch_backward, sums=3),
-    arguments={"dsum": "* D", "dnormed": "* D", "sum": "* D", "weight": "D"},
-    fake=partial(empty_grads, sums=3),
-    is_backward=True,
-)
+def register_backward(name: str, sums: int) -> Callable:
+    """Register the gradients of x and of 1 parameter (RMSNorm), 2 (LayerNorm), or 3 with x_bias.
+
+    The op returns the gradient in the residual's dtype; the same in x's dtype, or an empty tensor
+    where the dtypes are equal, because no op may return one tensor twice; and the sums over rows
+    for weight, bias and x_bias, stacked.
+    """
+    return register(
+        f"{name}(Tensor? dsum, Tensor dnormed, Tensor sum, Tensor weight, float eps,"
+        " ScalarType x_dtype) -> (Tensor, Tensor, Tensor)",
+        ref=partial(_ref_backward, sums),
+        triton=partial(_launch_backward, sums),
+        arguments={"dsum": "* D", "dnormed": "* D", "sum": "* D", "weight": "D"},
+        fake=partial(_empty_grads, sums),
+        is_backward=True,
+    )
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    x, _, weight, bias, eps = inputs
-    ctx.save_for_backward(output[0], weight)
-    ctx.eps, ctx.x_dtype, ctx.bias_dtype = eps, x.dtype, bias.dtype
+_backward_op = register_backward("add_layer_norm_backward", sums=2)
+_biased_backward_op = register_backward("add_layer_norm_biased_backward", sums=3)
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """For :func:`differentiate`; ``inputs`` holds the parameters in the order of their sums."""
+    x, _, *parameters, eps = inputs
+    ctx.save_for_backward(output[0], parameters[0])
+    ctx.eps, ctx.x_dtype, ctx.dtypes = eps, x.dtype, [p.dtype for p in parameters]
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx, dsum: Tensor | None, dnormed: Tensor | None) -> tuple[Tensor | None, ...]:
+def differentiate(
+    backward_op: Callable, ctx: Any, dsum: Tensor | None, dnormed: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, of the residual, of the parameters and of eps."""
     if dnormed is None:  # only the sum was used
-        return None if dsum is None else dsum.to(ctx.x_dtype), dsum, None, None, None
+        dx = None if dsum is None else dsum.to(ctx.x_dtype)
+        return dx, dsum, *[None] * len(ctx.dtypes), None
     total, weight = ctx.saved_tensors
-    d, dx, (dweight, dbias) = _backward_op(dsum, dnormed, total, weight, ctx.eps, ctx.x_dtype)
+    d, dx, sums = backward_op(dsum, dnormed, total, weight, ctx.eps, ctx.x_dtype)
     dx = d if ctx.x_dtype == d.dtype else dx
-    return dx, d, dweight, dbias.to(ctx.bias_dtype), None
+    return dx, d, *(s.to(dtype) for s, dtype in zip(sums, ctx.dtypes, strict=True)), None
 
 
-def _setup_biased_context(ctx, inputs, output) -> None:
-    x, x_bias, *others = inputs
-    _setup_context(ctx, (x, *others), output)
-    ctx.x_bias_dtype = x_bias.dtype
+def _setup_biased_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, x_bias, residual, weight, bias, eps = inputs
+    setup_context(ctx, (x, residual, weight, bias, x_bias, eps), output)
 
 
-def _autograd_biased(ctx, dsum: Tensor | None, dnormed: Tensor | None) -> tuple[Tensor | None, ...]:
-    if dnormed is None:
-        dx, d, *others = _autograd(ctx, dsum, None)
-        return dx, None if d is None else _sum_of_rows(d, ctx.x_bias_dtype), d, *others
-    total, weight = ctx.saved_tensors
-    d, dx, (dweight, dbias, dx_bias) = _biased_backward_op(
-        dsum, dnormed, total, weight, ctx.eps, ctx.x_dtype
-    )
-    dx = d if ctx.x_dtype == d.dtype else dx
-    return dx, dx_bias.to(ctx.x_bias_dtype), d, dweight, dbias.to(ctx.bias_dtype), None
+def _differentiate_biased(
+    ctx: Any, dsum: Tensor | None, dnormed: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    dx, d, dweight, dbias, dx_bias, _ = differentiate(_biased_backward_op, ctx, dsum, dnormed)
+    if dnormed is None and d is not None:
+        dx_bias = _sum_of_rows(d, ctx.dtypes[2])
+    return dx, dx_bias, d, dweight, dbias, None
 
 
-def _setup_norm_context(ctx, inputs, output) -> None:
-    x, weight, bias, eps, _ = inputs
-    ctx.save_for_backward(x, weight)
-    ctx.eps, ctx.bias_dtype = eps, bias.dtype
+def setup_norm_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, *parameters, eps, _ = inputs
+    setup_context(ctx, (x, None, *parameters, eps), (x,))
 
 
-def _autograd_norm(ctx, dnormed: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
-    dx, _, (dweight, dbias) = _backward_op(None, dnormed, x, weight, ctx.eps, x.dtype)
-    return dx, dweight, dbias.to(ctx.bias_dtype), None, None
+def differentiate_norm(
+    backward_op: Callable, ctx: Any, dnormed: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    dx, _, *parameters, _ = differentiate(backward_op, ctx, None, dnormed)
+    return dx, *parameters, None, None
 
 
 _op = register(
     "add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps)"
     " -> (Tensor, Tensor)",
     ref=_ref,
-    triton=lambda x, *others: _forward_biased(x, None, *others),
+    triton=lambda x, *others: launch_forward(x, None, *others, x.dtype),
     arguments={"x": "* D", "residual": "* D", "weight": "D", "bias": "D"},
-    fake=lambda x, residual, weight, bias, eps: (empty_contiguous(residual), empty_contiguous(x)),
-    setup_context=_setup_context,
-    backward=_autograd,
+    fake=lambda x, residual, *_: (empty_contiguous(residual), empty_contiguous(x)),
+    setup_context=setup_context,
+    backward=partial(differentiate, _backward_op),
 )
 _biased_op = register(
     "add_layer_norm_biased(Tensor x, Tensor x_bias, Tensor residual, Tensor weight, Tensor bias,"
     " float eps) -> (Tensor, Tensor)",
     ref=_ref_biased,
-    triton=_forward_biased,
+    triton=lambda x, *others: launch_forward(x, *others, x.dtype),
     arguments={"x": "* D", "x_bias": "D", "residual": "* D", "weight": "D", "bias": "D"},
-    fake=lambda x, x_bias, residual, weight, bias, eps: (
-        empty_contiguous(residual), empty_contiguous(x)
-    ),
+    fake=lambda x, x_bias, residual, *_: (empty_contiguous(residual), empty_contiguous(x)),
     setup_context=_setup_biased_context,
-    backward=_autograd_biased,
-)  # fmt: skip
+    backward=_differentiate_biased,
+)
 _norm_op = register(
     "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> Tensor",
     ref=_ref_norm,
-    triton=_forward_norm,
+    triton=lambda x, *others: launch_forward(x, None, None, *others)[1],
     arguments={"x": "* D", "weight": "D", "bias": "D"},
     fake=lambda x, weight, bias, eps, dtype: empty_contiguous(x, dtype),
-    setup_context=_setup_norm_context,
-    backward=_autograd_norm,
+    setup_context=setup_norm_context,
+    backward=partial(differentiate_norm, _backward_op),
 )
 
 

@@ -14,112 +14,53 @@ are those of ``add_layer_norm.py``, which says how they read memory, round and a
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ._autograd import vjp
 from ._op import empty_contiguous, register
-from .add_layer_norm import empty_grads, launch_backward, launch_forward, norm_has_kernel
-
-
-def _ref(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    total = (x + residual).to(residual.dtype)
-    return total, _ref_norm(total, weight, eps, x.dtype)
-
-
-def _ref_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    wide = torch.promote_types(x.dtype, weight.dtype)
-    return F.rms_norm(x.to(wide), x.shape[-1:], weight.to(wide), eps).to(dtype)
-
-
-def _ref_backward(
-    dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
-    x_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    d, dweight, _, _ = vjp(_ref_norm, (total, weight, eps, dnormed.dtype), dnormed)
-    d = d if dsum is None else d + dsum
-    dx = d.new_empty(0, dtype=x_dtype) if x_dtype == d.dtype else d.to(x_dtype)
-    return d, dx, dweight[None]
-
-
-def _forward(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    total, normed = empty_contiguous(residual), empty_contiguous(x)
-    launch_forward(x, None, residual, weight, None, eps, total, normed, centred=False)
-    return total, normed
-
-
-def _forward_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    normed = empty_contiguous(x, dtype)
-    launch_forward(x, None, None, weight, None, eps, None, normed, centred=False)
-    return normed
-
-
-def _backward(
-    dsum: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float,
-    x_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return launch_backward(dsum, dnormed, total, weight, eps, x_dtype, sums=1)
-
-
-# Returns the gradient in the residual's dtype; the same in x's dtype, or an empty tensor where the
-# dtypes are equal; and dweight, [1, D].
-_backward_op = register(
-    "add_rms_norm_backward(Tensor? dsum, Tensor dnormed, Tensor sum, Tensor weight, float eps,"
-    " ScalarType x_dtype) -> (Tensor, Tensor, Tensor)",
-    ref=_ref_backward,
-    triton=_backward,
-    arguments={"dsum": "* D", "dnormed": "* D", "sum": "* D", "weight": "D"},
-    fake=lambda *args: empty_grads(*args, sums=1),
-    is_backward=True,
+from .add_layer_norm import _ref as add_norm_ref
+from .add_layer_norm import _ref_norm as norm_ref
+from .add_layer_norm import (
+    differentiate,
+    differentiate_norm,
+    launch_forward,
+    norm_has_kernel,
+    register_backward,
+    setup_context,
+    setup_norm_context,
 )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, _, weight, eps = inputs
-    ctx.save_for_backward(output[0], weight)
-    ctx.eps, ctx.x_dtype = eps, x.dtype
-    ctx.set_materialize_grads(False)
+def _ref(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return add_norm_ref(x, residual, weight, None, eps)
 
 
-def _autograd(ctx: Any, dsum: Tensor | None, dnormed: Tensor | None) -> tuple[Tensor | None, ...]:
-    if dnormed is None:  # only the sum was used
-        return None if dsum is None else dsum.to(ctx.x_dtype), dsum, None, None
-    total, weight = ctx.saved_tensors
-    d, dx, (dweight,) = _backward_op(dsum, dnormed, total, weight, ctx.eps, ctx.x_dtype)
-    return d if ctx.x_dtype == d.dtype else dx, d, dweight, None
+def _ref_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    return norm_ref(x, weight, None, eps, dtype)
 
 
-def _setup_norm_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, ctx.eps, _ = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _autograd_norm(ctx: Any, dnormed: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
-    dx, _, (dweight,) = _backward_op(None, dnormed, x, weight, ctx.eps, x.dtype)
-    return dx, dweight, None, None
-
-
+_backward_op = register_backward("add_rms_norm_backward", sums=1)
 _op = register(
     "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)",
     ref=_ref,
-    triton=_forward,
+    triton=lambda x, residual, weight, eps: launch_forward(
+        x, None, residual, weight, None, eps, x.dtype
+    ),
     arguments={"x": "* D", "residual": "* D", "weight": "D"},
-    fake=lambda x, residual, weight, eps: (empty_contiguous(residual), empty_contiguous(x)),
-    setup_context=_setup_context,
-    backward=_autograd,
+    fake=lambda x, residual, *_: (empty_contiguous(residual), empty_contiguous(x)),
+    setup_context=setup_context,
+    backward=partial(differentiate, _backward_op),
 )
 _norm_op = register(
     "rms_norm(Tensor x, Tensor weight, float eps, ScalarType dtype) -> Tensor",
     ref=_ref_norm,
-    triton=_forward_norm,
+    triton=lambda x, weight, eps, dtype: launch_forward(x, None, None, weight, None, eps, dtype)[1],
     arguments={"x": "* D", "weight": "D"},
     fake=lambda x, weight, eps, dtype: empty_contiguous(x, dtype),
-    setup_context=_setup_norm_context,
-    backward=_autograd_norm,
+    setup_context=setup_norm_context,
+    backward=partial(differentiate_norm, _backward_op),
 )
 
 
