@@ -40,20 +40,14 @@ def checker(
         key = tuple([(a.shape, a.dtype, a.device) if isinstance(a, Tensor) else a for a in args])
         if key in accepted:
             return
-        sizes: dict[str, Any] = {}
         device = next((arg.device for arg in args if isinstance(arg, Tensor)), None)
-        for name, arg in zip(names, args, strict=True):
-            if isinstance(arg, Tensor):
-                if arg.device != device:
-                    raise ValueError(f"{name}: it is on {arg.device}, and others on {device}")
-                _check_tensor(name, arg, str(rules[name]), sizes)
-            else:
-                sizes[name] = arg
-                rule = rules.get(name)
-                if isinstance(rule, str) and name not in optional:
-                    raise ValueError(f"{name}: {arg} is not a tensor")
-                if callable(rule) and (wrong := rule(arg, sizes)):
-                    raise ValueError(f"{name}: {arg} {wrong}")
+        arguments = dict(zip(names, args, strict=True))
+        for name, arg in arguments.items():
+            if isinstance(arg, Tensor) and arg.device != device:
+                raise ValueError(f"{name}: it is on {arg.device}, and others on {device}")
+            if arg is None and name not in optional:
+                raise ValueError(f"{name}: None is not a tensor")
+        check_arguments(rules, arguments)
         if len(accepted) >= _REMEMBERED:
             accepted.clear()
         accepted.add(key)
@@ -61,22 +55,39 @@ def checker(
     return check
 
 
+def check_arguments(rules: Mapping[str, Rule], arguments: Mapping[str, Any]) -> None:
+    """Raise ``ValueError``, naming it, for the first argument that breaks a rule."""
+    sizes: dict[str, Any] = {}
+    for name, value in arguments.items():
+        rule = rules.get(name)
+        if isinstance(value, Tensor):
+            _check_tensor(name, value, str(rule), sizes)
+        else:
+            sizes[name] = value
+            if callable(rule) and (wrong := rule(value, sizes)):
+                raise ValueError(f"{name}: {value} {wrong}")
+
+
 def _check_tensor(name: str, tensor: Tensor, rule: str, sizes: dict[str, Any]) -> None:
     """Check a tensor, and note its sizes."""
     kind, *expected = rule.split() or [""]
     if kind not in _DTYPES:
         kind, expected = "float", rule.split()
-    if tensor.dtype != _DTYPES.get(kind) and not (kind == "float" and tensor.is_floating_point()):
-        raise ValueError(f"{name}: {tensor.dtype} is not {kind}")
     shape: tuple[Any, ...] = tuple(tensor.shape)
     if expected[:1] == ["*"]:
         lead = max(0, len(shape) - len(expected) + 1)
         shape = (shape[:lead], *shape[lead:])
-    if len(shape) != len(expected) or any(
-        sizes.setdefault(size, given) != given for size, given in zip(expected, shape, strict=True)
-    ):
-        known = ", ".join(f"{size}={sizes[size]}" if size in sizes else size for size in expected)
-        raise ValueError(f"{name}: shape {tuple(tensor.shape)} is not [{known}]")
+    found = dict(zip(expected, shape, strict=False))
+    is_kind = tensor.is_floating_point() if kind == "float" else tensor.dtype == _DTYPES[kind]
+    is_shape = len(shape) == len(expected) and all(
+        sizes.get(size, given) == given for size, given in found.items()
+    )
+    if is_kind and is_shape:
+        sizes.update(found)
+        return
+    given = f"shape {tuple(tensor.shape)}" if is_kind else f"{tensor.dtype} {tuple(tensor.shape)}"
+    known = ", ".join("..." if size == "*" else str(sizes.get(size, size)) for size in expected)
+    raise ValueError(f"{name}: {given} is not {'' if is_kind else f'{kind} '}[{known}]")
 
 
 def completer(op: Any) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _triton
-from ._arguments import Rule, above_zero
+from ._arguments import Rule, above_zero, check_arguments
 from ._autograd import plain, vjp
 from ._op import autocast_dtype, empty_contiguous, has_kernel, register
 from ._triton import tl, triton
@@ -254,29 +254,12 @@ def embed_patches(
         >>> embed_patches(rows, ids, torch.randn(128, 192), torch.zeros(128), pos, 0.5, 0.5).shape
         torch.Size([2, 3, 128])
     """
-    _check(rows, ids, weight, bias, pos, std)
+    check_arguments(
+        _ARGUMENTS, dict(rows=rows, ids=ids, weight=weight, bias=bias, pos=pos, std=std)
+    )
     dtype = out_dtype or autocast_dtype(rows.device) or weight.dtype
     if not dtype.is_floating_point:
         raise ValueError(f"out_dtype: {dtype} is not a floating-point dtype")
     if has_kernel(rows, dtype, weight.dtype, bias.dtype, pos.dtype):
         return _op(rows, ids, weight, bias, pos, mean, std, dtype)
     return plain(_ref, (rows, ids, weight, bias, pos, mean, std, dtype))
-
-
-def _check(
-    rows: Tensor, ids: Tensor, weight: Tensor, bias: Tensor, pos: Tensor, std: float
-) -> None:
-    if rows.dtype != torch.uint8 or rows.ndim != 3:
-        raise ValueError(f"rows: {rows.dtype} {tuple(rows.shape)} is not uint8 [F, N, R]")
-    frames, patches, pixels = rows.shape
-    if ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] != frames:
-        raise ValueError(f"ids: {ids.dtype} {tuple(ids.shape)} is not int64 [{frames}, K]")
-    if weight.ndim != 2 or weight.shape[1] != pixels:
-        raise ValueError(f"weight: shape {tuple(weight.shape)} is not [D, {pixels}]")
-    dim = weight.shape[0]
-    if bias.shape != (dim,):
-        raise ValueError(f"bias: shape {tuple(bias.shape)} is not [{dim}]")
-    if pos.shape != (patches, dim):
-        raise ValueError(f"pos: shape {tuple(pos.shape)} is not [{patches}, {dim}]")
-    if not std > 0:
-        raise ValueError(f"std: {std} is not above 0")

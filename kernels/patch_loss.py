@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._arguments import above_zero
+from ._arguments import above_zero, check_arguments
 from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
 from .embed_patches import gather_pixels
@@ -184,19 +184,9 @@ def patch_loss(
     gradient goes to ``pred``.
     Raises ``ValueError`` naming the argument that does not fit.
     """
-    if rows.dtype != torch.uint8 or rows.ndim != 3:
-        raise ValueError(f"rows: {rows.dtype} {tuple(rows.shape)} is not uint8 [F, N, R]")
-    frames, _, pixels = rows.shape
-    if ids_mask.dtype != torch.int64 or ids_mask.ndim != 2 or ids_mask.shape[0] != frames:
-        raise ValueError(
-            f"ids_mask: {ids_mask.dtype} {tuple(ids_mask.shape)} is not int64 [{frames}, M]"
-        )
-    if not pred.is_floating_point() or pred.shape != (*ids_mask.shape, pixels):
-        expected = f"[{frames}, {ids_mask.shape[1]}, {pixels}]"
-        raise ValueError(f"pred: {pred.dtype} {tuple(pred.shape)} is not float {expected}")
-    if not std > 0:
-        raise ValueError(f"std: {std} is not above 0")
-    if has_kernel(pred) and pixels <= MAX_PIXELS:
+    rules = {"rows": "uint8 F N R", "ids_mask": "int64 F M", "pred": "F M R", "std": above_zero}
+    check_arguments(rules, dict(rows=rows, ids_mask=ids_mask, pred=pred, std=std))
+    if has_kernel(pred) and rows.shape[2] <= MAX_PIXELS:
         grad = torch.is_grad_enabled() and pred.requires_grad
         return _op(pred, rows, ids_mask, norm_pix, mean, std, grad)[0]
     return _ref(pred, rows, ids_mask, norm_pix, mean, std)

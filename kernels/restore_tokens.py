@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._arguments import Rule, check_arguments
 from ._autograd import vjp
 from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
@@ -201,18 +202,15 @@ def _autograd(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
     return dvisible, None, dmask_token, dpos, dprefix
 
 
+_ARGUMENTS: dict[str, Rule] = {
+    "visible": "F K D", "ids_keep": "int64 F K", "mask_token": "D", "pos": "N D", "prefix": "F S D"
+}  # fmt: skip
 _op = register(
     "restore_tokens(Tensor visible, Tensor ids_keep, Tensor mask_token, Tensor pos,"
     " Tensor? prefix) -> Tensor",
     ref=_ref,
     triton=_forward,
-    arguments={
-        "visible": "F K D",
-        "ids_keep": "int64 F K",
-        "mask_token": "D",
-        "pos": "N D",
-        "prefix": "F S D",
-    },
+    arguments=_ARGUMENTS,
     fake=lambda visible, ids_keep, mask_token, pos, prefix: visible.new_empty(
         visible.shape[0], len(pos) + (0 if prefix is None else prefix.shape[1]), visible.shape[-1]
     ),
@@ -238,22 +236,15 @@ def restore_tokens(
     Arithmetic is float32.
     Raises ``ValueError`` naming the argument whose shape or dtype does not fit.
     """
-    if visible.ndim != 3:
-        raise ValueError(f"visible: shape {tuple(visible.shape)} is not [F, K, D]")
-    frames, num_keep, width = visible.shape
-    if ids_keep.shape != (frames, num_keep) or ids_keep.dtype != torch.int64:
-        raise ValueError(
-            f"ids_keep: {ids_keep.dtype} {tuple(ids_keep.shape)} is not int64 "
-            f"[{frames}, {num_keep}]"
-        )
-    if mask_token.shape != (width,):
-        raise ValueError(f"mask_token: shape {tuple(mask_token.shape)} is not [{width}]")
-    if pos.ndim != 2 or pos.shape[1] != width or len(pos) < num_keep:
+    tensors = dict(
+        visible=visible, ids_keep=ids_keep, mask_token=mask_token, pos=pos, prefix=prefix
+    )
+    check_arguments(_ARGUMENTS, tensors)
+    num_keep, width = visible.shape[1:]
+    if len(pos) < num_keep:
         raise ValueError(
             f"pos: shape {tuple(pos.shape)} is not [N, {width}] with N at least {num_keep}"
         )
-    if prefix is not None and (prefix.ndim != 3 or prefix.shape[::2] != (frames, width)):
-        raise ValueError(f"prefix: shape {tuple(prefix.shape)} is not [{frames}, S, {width}]")
     floats = (visible, mask_token, pos) if prefix is None else (visible, mask_token, pos, prefix)
     run = _op if has_kernel(visible, *(x.dtype for x in floats)) else _ref
     return run(visible, ids_keep, mask_token, pos, prefix)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import _triton
+from ._arguments import Rule, check_arguments
 from ._op import device_kind, has_kernel, register
 from ._random import hash64, hashes
 from ._triton import tl, triton
@@ -113,11 +114,15 @@ def _keep_is_wrong(count: int, sizes: dict[str, int]) -> str | None:
     return None if 0 <= count <= most else f"is not between 0 and num_patches ({most})"
 
 
+_ARGUMENTS: dict[str, Rule] = {
+    "seed": "int64 *", "num_patches": _count_is_wrong, "num_keep": _keep_is_wrong
+}  # fmt: skip
+_STREAM_ARGUMENTS: dict[str, Rule] = {"seed": "int64 *", "count": _count_is_wrong}
 _op = register(
     "sample_masks(Tensor seed, SymInt num_patches, SymInt num_keep) -> (Tensor, Tensor)",
     ref=_ref,
     triton=_forward,
-    arguments={"seed": "int64 *", "num_patches": _count_is_wrong, "num_keep": _keep_is_wrong},
+    arguments=_ARGUMENTS,
     fake=_empty_ids,
 )
 
@@ -126,7 +131,7 @@ _stream_op = register(
     "hash_seeds(Tensor seed, SymInt count) -> Tensor",
     ref=hashes,
     triton=_stream,
-    arguments={"seed": "int64 *", "count": _count_is_wrong},
+    arguments=_STREAM_ARGUMENTS,
     fake=_empty_stream,
 )
 
@@ -137,10 +142,7 @@ def hash_seeds(seed: Tensor, count: int) -> Tensor:
     ``seed`` int64 ``[...]``, ``count`` 1 to 65,536. Returns int64 ``[..., count]``, the same on
     every device. Raises ``ValueError`` naming ``seed`` or ``count``.
     """
-    if seed.dtype != torch.int64:
-        raise ValueError(f"seed: dtype {seed.dtype} is not int64")
-    if not 1 <= count <= MAX_PATCHES:
-        raise ValueError(f"count: {count} is not between 1 and {MAX_PATCHES}")
+    check_arguments(_STREAM_ARGUMENTS, {"seed": seed, "count": count})
     on_a_gpu = device_kind(seed.device) != "cpu" or _triton.INTERPRET
     return (_stream_op if on_a_gpu and has_kernel(seed) else hashes)(seed, count)
 
@@ -159,11 +161,7 @@ def sample_masks(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor,
         >>> ids_keep.tolist()
         [[2, 4, 6], [3, 4, 7]]
     """
-    if seed.dtype != torch.int64:
-        raise ValueError(f"seed: dtype {seed.dtype} is not int64")
-    if not 1 <= num_patches <= MAX_PATCHES:
-        raise ValueError(f"num_patches: {num_patches} is not between 1 and {MAX_PATCHES}")
-    if not 0 <= num_keep <= num_patches:
-        raise ValueError(f"num_keep: {num_keep} is not between 0 and num_patches ({num_patches})")
+    arguments = {"seed": seed, "num_patches": num_patches, "num_keep": num_keep}
+    check_arguments(_ARGUMENTS, arguments)
     run = _op if has_kernel(seed) and num_patches <= MAX_KERNEL_PATCHES else _ref
     return run(seed, num_patches, num_keep)

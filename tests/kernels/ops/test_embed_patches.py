@@ -160,7 +160,7 @@ def test_fullgraph(device):
     [
         (0, torch.zeros(2, 8, 48), r"rows: torch.float32 \(2, 8, 48\) is not uint8 \[F, N, R\]"),
         (1, torch.zeros(2, 3, dtype=torch.int32), r"ids: torch.int32 \(2, 3\) is not int64"),
-        (1, torch.zeros(1, 3, dtype=torch.int64), r"ids: .* is not int64 \[2, K\]"),
+        (1, torch.zeros(1, 3, dtype=torch.int64), r"ids: shape \(1, 3\) is not \[2, K\]"),
         (2, torch.zeros(64, 47), r"weight: shape \(64, 47\) is not \[D, 48\]"),
         (3, torch.zeros(63), r"bias: shape \(63,\) is not \[64\]"),
         (4, torch.zeros(9, 64), r"pos: shape \(9, 64\) is not \[8, 64\]"),
