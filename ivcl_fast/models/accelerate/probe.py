@@ -26,7 +26,13 @@ from ivcl_fast.models.accelerate.guard import Guard, settings, uncalled
 from ivcl_fast.models.accelerate.lengths import Lengths
 from ivcl_fast.models.accelerate.passes import Refused, run
 from ivcl_fast.models.accelerate.swap import ALWAYS, Replacement, is_fused, swap
-from ivcl_fast.models.accelerate.trial import difference, make_twin, try_out, with_required
+from ivcl_fast.models.accelerate.trial import (
+    difference,
+    make_twin,
+    run_fused,
+    try_out,
+    with_required,
+)
 from ivcl_fast.models.accelerate.tune import (
     LENGTHS,
     Arguments,
@@ -132,7 +138,7 @@ def verify(
     replacement = Replacement(adapter, layout, None)
     width = adapter.width(part, layout)
     trial = try_out(twin, replacement._replace(limits=ALWAYS), width)
-    replacement = replacement._replace(tail=trial.replacement.tail)
+    replacement = replacement._replace(tail=trial.tail)
     calls = count_calls(part, replacement._replace(limits=ALWAYS), width, adapter.trial_arguments)
     if tune:
         replacement = tuned(part, replacement, adapter.trial_arguments, width)
@@ -214,12 +220,8 @@ def count_calls(part: nn.Module, replacement: Replacement, width: int, arguments
             if training:  # it is not made for that
                 break
             raise Refused(f"it fails on tokens {[*COUNTED, width]}: {first_line(error)}") from None
-        swap(trial, replacement)
         before = dispatches()
-        try:
-            ours = run(trial, args, kwargs, training, autocast)
-        except Exception as error:
-            raise Refused(f"the fused forward pass fails: {first_line(error)}") from None
+        ours = run_fused(trial, replacement, args, kwargs, training, autocast)
         if not training:
             calls = sum(n for (_, how), n in (dispatches() - before).items() if how != "ref")
         if calls == 0:

@@ -101,6 +101,7 @@ class Trial:
                     empty = parameter.to("meta")
                     module._parameters[name] = nn.Parameter(empty, empty.is_floating_point())
         self.replacement, self.width, self.place, self.dtype = replacement, width, place, dtype
+        self.tail: Any = UNKNOWN
 
     @property
     def situations(self) -> tuple[Situation, ...]:
@@ -127,38 +128,31 @@ class Trial:
     def compare(self, situations: Sequence[Situation]) -> None:
         """Raise :class:`Refused` unless both forward passes compute the same in all situations.
 
-        Raises whatever the module's own forward pass raises. ``self.replacement`` then tells
-        whether the module returns a tuple.
+        Raises whatever the module's own forward pass raises. ``self.tail`` then tells what follows
+        the tokens in the module's output.
         """
         place, dtype = self.place, self.dtype
         trial = copy.deepcopy(self.template)
         trial._apply(lambda t: torch.empty_like(t, device=place) if t.is_meta else t)
         randomise(trial, torch.Generator().manual_seed(0))
         generator, before = torch.Generator().manual_seed(1), state(trial)
-        tail: Any = UNKNOWN
-        for shape, scale, training, gradients in situations:
-            trial.train(training)
-            noise = torch.randn(*shape, self.width, generator=generator, device="cpu")
-            x = scale * noise.to(place, dtype)
-            args, kwargs = with_required(trial, *self.replacement.adapter.trial_arguments(x))
-            with full_products(place):
+        with full_products(place):
+            for shape, scale, training, gradients in situations:
+                trial.train(training)
+                noise = torch.randn(*shape, self.width, generator=generator, device="cpu")
+                x = scale * noise.to(place, dtype)
+                args, kwargs = with_required(trial, *self.replacement.adapter.trial_arguments(x))
                 theirs = run(trial, args, kwargs, gradients)
-            if tail not in (UNKNOWN, found := tail_of(theirs.out)):
-                raise Refused("its output has one form in training and another in evaluation")
-            tail = found
-            self.replacement = self.replacement._replace(tail=tail)
-            swap(trial, self.replacement)
-            try:
-                with full_products(place):
-                    ours = run(trial, args, kwargs, gradients)
-            except Exception as error:
-                raise Refused(f"the fused forward pass fails: {first_line(error)}") from None
-            finally:
-                unswap(trial)
-            if reason := difference(theirs, ours, TOLERANCE[dtype]):
-                raise Refused(reason)
-            if not are_equal(theirs.gradients, ours.gradients, TOLERANCE[dtype]):
-                raise Refused("it has other gradients (tried on random weights and tokens)")
+                if self.tail not in (UNKNOWN, found := tail_of(theirs.out)):
+                    raise Refused("its output has another form in training or at another length")
+                self.tail = found
+                ours = run_fused(
+                    trial, self.replacement._replace(tail=found), args, kwargs, gradients
+                )
+                if reason := difference(theirs, ours, TOLERANCE[dtype]):
+                    raise Refused(reason)
+                if not are_equal(theirs.gradients, ours.gradients, TOLERANCE[dtype]):
+                    raise Refused("it has other gradients (tried on random weights and tokens)")
         if state(trial) != before:
             raise Refused("its forward pass changes its attributes")
 
@@ -173,6 +167,20 @@ class Trial:
             run(trial, args, kwargs)
         except Exception as error:
             raise Refused(f"its forward pass needs its own class: {first_line(error)}") from None
+
+
+def run_fused(
+    trial: nn.Module, replacement: Replacement, args: tuple, kwargs: dict[str, Any],
+    gradients: bool, autocast: torch.dtype | None = None,
+) -> Pass:  # fmt: skip
+    """As :func:`run`, with the replacement; raises :class:`Refused` if it fails."""
+    swap(trial, replacement)
+    try:
+        return run(trial, args, kwargs, gradients, autocast)
+    except Exception as error:
+        raise Refused(f"the fused forward pass fails: {first_line(error)}") from None
+    finally:
+        unswap(trial)
 
 
 def try_out(twin: nn.Module, replacement: Replacement, width: int) -> Trial:

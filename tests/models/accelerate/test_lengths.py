@@ -72,6 +72,22 @@ def test_a_difference_at_one_length_alone(wrap, grad):
         assert calls == 0  # it is an imposter, at any length
 
 
+class OddForm(Odd):
+    """At one length its output is a tuple, which the fused one's is at none."""
+
+    def forward(self, x):
+        y = self.fc2(self.act(self.fc1(x)))
+        return (y, None) if x.shape[1] == ODD else y
+
+
+def test_an_output_of_another_form_at_one_length_alone():
+    plain, fast = pair(OddForm)
+    assert fused_ops(lambda: fast(tokens(ODD + 1)))[1] == 1
+    with pytest.warns(UserWarning, match=r"23 tokens.*its output has another form .* length"):
+        out = fast(tokens(ODD))
+    assert isinstance(out, tuple) and torch.equal(out[0], plain(tokens(ODD))[0])
+
+
 class OddInTraining(Odd):
     """At a length that the first trial has in evaluation alone."""
 
