@@ -44,14 +44,10 @@ def embeds_patches(part: nn.Module) -> bool:
 def of_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution of ``x`` ``[B, C, *size]`` by ``weight`` ``[D, C, *window]``, its windows
     side by side: ``[B, D, *grid]``. What they leave at the ends is not read."""
-    window, n = weight.shape[2:], weight.ndim - 2
-    grid = [size // side for size, side in zip(x.shape[2:], window, strict=True)]
-    split = [*x.shape[:2]]
-    for axis, (count, side) in enumerate(zip(grid, window, strict=True), start=2):
-        x = x.narrow(axis, 0, count * side)
-        split += [count, side]
-    order = (0, *range(2, 2 + 2 * n, 2), 1, *range(3, 3 + 2 * n, 2))  # [B, *grid, C, *window]
-    patches = x.reshape(split).permute(order).flatten(1 + n)
+    for axis, side in enumerate(weight.shape[2:], start=2):
+        x = x.unfold(axis, side, side)
+    axes = weight.ndim - 2
+    patches = x.movedim(1, 1 + axes).flatten(1 + axes)  # [B, *grid, C * window]
     return F.linear(patches, weight.flatten(1), bias).movedim(-1, 1).contiguous()
 
 
