@@ -42,11 +42,8 @@ def settings(part: nn.Module) -> tuple[Settings, Settings]:
     """The attributes that a module's forward pass may depend on, such as ``p`` or an activation
     function: simple ones, and others."""
     values = [(k, v) for k, v in part.__dict__.items() if k not in NOT_SETTINGS]
-    simple = [is_simple(value) for _, value in values]
-    return (
-        tuple(pair for pair, is_one in zip(values, simple, strict=True) if is_one),
-        tuple(pair for pair, is_one in zip(values, simple, strict=True) if not is_one),
-    )
+    simple = tuple(pair for pair in values if is_simple(pair[1]))
+    return simple, tuple(pair for pair in values if not is_simple(pair[1]))
 
 
 CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Module)
@@ -76,9 +73,8 @@ class Part(NamedTuple):
     """A module without its children, as it was when it was tried."""
 
     simple: Settings
-    others: Settings
-    contents: tuple[tuple | None, ...] | None
-    """What each of the others holds; None if none of them holds anything."""
+    others: tuple[tuple[str, Any, tuple | None], ...]
+    """Name, value, and what it holds."""
     parameters: tuple[str, ...]
     """Names of those that are not None."""
     names: frozenset[str]
@@ -87,11 +83,10 @@ class Part(NamedTuple):
     @classmethod
     def of(cls, part: nn.Module) -> Part:
         simple, others = settings(part)
-        held = tuple(simple_contents(value) for _, value in others)
+        held = tuple((name, value, simple_contents(value)) for name, value in others)
         names = frozenset({*part.__dict__, *LATER})
         is_patched(type(part))  # remembers the class as it is now
-        known = held if any(one is not None for one in held) else None
-        return cls(simple, others, known, names_of(part._parameters), names)
+        return cls(simple, held, names_of(part._parameters), names)
 
     def holds(self, part: nn.Module) -> bool:
         """Whether the module is still as it was."""
@@ -100,16 +95,15 @@ class Part(NamedTuple):
             new = [name for name in own if name not in self.names]
             if any(hasattr(type(part), name) for name in new):  # it hides the class's
                 return False
-        if self.contents is not None and not torch.compiler.is_compiling():
-            for (name, _), held in zip(self.others, self.contents, strict=True):
-                if held is not None and simple_contents(own.get(name)) != held:
-                    return False
         for name, value in self.simple:
             now = own.get(name, self)
             if type(now) is not type(value) or now != value:
                 return False
-        for name, value in self.others:
+        for name, value, held in self.others:
             if own.get(name, self) is not value:
+                return False
+            may_ask = held is not None and not torch.compiler.is_compiling()
+            if may_ask and simple_contents(value) != held:
                 return False
         return names_of(part._parameters) == self.parameters
 
