@@ -40,11 +40,6 @@ class Chip:
     dot: str
     """The tensor-core instruction for 16-bit operands."""
 
-    @property
-    def block_shared(self) -> int:
-        """The bytes of shared memory that one block can have."""
-        return self.shared - 1024
-
 
 CHIPS = {
     80: Chip(64, 32, 164 << 10, "HMMA"),
@@ -228,8 +223,8 @@ def faults(launch: Launch, built: Compiled) -> list[str]:
     chip, found = CHIPS[built.arch], []
     if built.spills or built.stack:
         found.append(f"spills: {built.spills} loads and stores, {built.stack} bytes of stack")
-    if built.shared > chip.block_shared:
-        found.append(f"shared memory: {built.shared} bytes, the chip has {chip.block_shared}")
+    if built.shared > (most := chip.shared - 1024):
+        found.append(f"shared memory: {built.shared} bytes, the chip has {most}")
     if {"f16", "bf16"} & {*built.dots} and not built.mma.get(chip.dot):
         found.append(f"dots: no {chip.dot}, but {built.mma or 'no tensor-core instruction'}")
     if "f32" in built.dots and built.mma:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ivcl_fast.kernels import _ext
-from ivcl_fast.kernels._op import unsupported_reason
+from ivcl_fast.kernels._op import constant_when_compiled, unsupported_reason
 from ivcl_fast.models.layers import compute_dtype
 
 ANY = 1 << 30
@@ -63,6 +63,7 @@ def hardware(device: str) -> str:
     return "cuda" if device == "cuda" else _ext.ISA or NEAREST
 
 
+@constant_when_compiled
 def longest(kind: str, device: str, dtype: torch.dtype, training: bool) -> int:
     """The longest sequence for which the fused forward pass is used; 0 where it never is."""
     if unsupported_reason(torch.device(device), dtype) is not None:
@@ -71,9 +72,6 @@ def longest(kind: str, device: str, dtype: torch.dtype, training: bool) -> int:
     places = (hardware(device), "cuda" if device == "cuda" else NEAREST)
     limits = next((LIMITS[p, kind, name] for p in places if (p, kind, name) in LIMITS), (0, 0))
     return limits[0 if training else 1]
-
-
-longest._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_small(x: Tensor, training: bool) -> bool:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ivcl_fast.kernels._op import constant_when_compiled
+
 if TYPE_CHECKING:
     from ivcl_fast.models.accelerate.trial import Trial
 
@@ -71,6 +73,7 @@ class Lengths:
         return reason is None
 
 
+@constant_when_compiled
 def may_run(lengths: Lengths | None, shape: torch.Size, training: bool, gradients: bool) -> bool:
     """Whether the fused forward pass is equal for tokens ``[B, *shape, D]``; compares it now if
     nobody did before. In trials, without ``lengths``, it may always run."""
@@ -81,10 +84,6 @@ def may_run(lengths: Lengths | None, shape: torch.Size, training: bool, gradient
     key = (tuple(shape), training, gradients)
     known = lengths.equal.get(key)
     return lengths.compare(key) if known is None else known
-
-
-# torch.compile calls it while it traces, and takes the answer as a constant.
-may_run._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_fixed(shape: torch.Size) -> bool:
