@@ -81,9 +81,9 @@ def examine(name: str, part: nn.Module, known: dict[Any, Verdict], tune: bool) -
     # The reference's need no trial, and the code of scripted ones is fixed.
     if is_fused(part) or type(part) in FAST or isinstance(part, torch.jit.ScriptModule):
         return None
-    found = next(((a, layouts) for a in ADAPTERS if (layouts := list(a.layouts(part)))), None)
+    found = next((fitting for a in ADAPTERS if (fitting := list(a.fitting(part)))), [])
     calls_sdpa = sdpa.is_called_by(type(part))
-    if found is None and not calls_sdpa:
+    if not found and not calls_sdpa:
         return None
     if any(is_lazy(p) for p in (*part.parameters(), *part.buffers())):
         return Verdict(None, "its lazy parameters have no shapes before its first call")
@@ -94,10 +94,9 @@ def examine(name: str, part: nn.Module, known: dict[Any, Verdict], tune: bool) -
 
 
 def find_proof(
-    name: str, part: nn.Module, found: tuple[Adapter, list[Any]] | None, calls_sdpa: bool,
-    tune: bool,
-) -> Verdict:  # fmt: skip
-    """The verdict on a module with the adapter and the layouts that may fit it."""
+    name: str, part: nn.Module, found: list[Adapter], calls_sdpa: bool, tune: bool
+) -> Verdict:
+    """The verdict on a module with the adapters that may fit it."""
     reasons: dict[Any, str] = {}
     try:
         if "forward" in part.__dict__:
@@ -105,11 +104,10 @@ def find_proof(
         twin = make_twin(part)
     except Refused as refusal:
         return Verdict(None, str(refusal))
-    adapter, layouts = found or (None, [])
-    attempts = [functools.partial(verify, name, part, twin, adapter, of, tune) for of in layouts]
+    attempts = [functools.partial(verify, name, part, twin, adapter, tune) for adapter in found]
     if calls_sdpa:
-        keeps_own = adapter is not None and adapter.keeps_own(layouts[0])
-        attempts.insert(0 if keeps_own else len(attempts), functools.partial(redirect, part, tune))
+        place = 0 if found and found[0].keeps_own() else len(attempts)
+        attempts.insert(place, functools.partial(redirect, part, tune))
     for attempt in attempts:
         try:
             return attempt()
@@ -118,14 +116,12 @@ def find_proof(
     return Verdict(None, reasons.get(verify, reasons.get(redirect)))
 
 
-def verify(
-    name: str, part: nn.Module, twin: nn.Module, adapter: Any, layout: Any, tune: bool
-) -> Verdict:
-    """The replacement for one layout; raises :class:`Refused`."""
+def verify(name: str, part: nn.Module, twin: nn.Module, adapter: Adapter, tune: bool) -> Verdict:
+    """The replacement by one adapter; raises :class:`Refused`."""
     device = next(part.parameters()).device
-    if reason := next(adapter.reasons(part, layout), no_gain_reason(adapter.kind, device.type)):
+    if reason := next(adapter.reasons(part), no_gain_reason(adapter.kind, device.type)):
         raise Refused(reason)
-    called = adapter.called(layout)
+    called = adapter.called()
     for name_of_child, child in uncalled(part, called).items():
         if has_hooks(child):
             raise Refused(f"{name_of_child} has a hook, which would no longer be called")
@@ -135,8 +131,8 @@ def verify(
         for attribute, value in of.__dict__.items():
             if isinstance(value, Tensor):
                 raise Refused(f"{place}.{attribute} is a tensor".lstrip("."))
-    replacement = Replacement(adapter, layout, None)
-    width = adapter.width(part, layout)
+    replacement = Replacement(adapter)
+    width = adapter.width(part)
     trial = try_out(twin, replacement._replace(limits=ALWAYS), width)
     replacement = replacement._replace(tail=trial.tail)
     calls = count_calls(part, replacement._replace(limits=ALWAYS), width, adapter.trial_arguments)
@@ -154,7 +150,7 @@ def redirect(part: nn.Module, tune: bool) -> Verdict:
         raise Refused("it has no linear layer")
     if reason := no_gain_reason(SEPARATE_ATTENTION, linear.weight.device.type):
         raise Refused(reason)
-    replacement, refusals = Replacement(None, None, None), []
+    replacement, refusals = Replacement(None), []
     for arguments in (Adapter().trial_arguments, rotary_arguments):
         try:
             limited = replacement._replace(limits=ALWAYS)

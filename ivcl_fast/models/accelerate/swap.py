@@ -35,10 +35,9 @@ class Replacement(NamedTuple):
     """The fused forward pass of a module of other origin, and when it runs."""
 
     adapter: Any
-    """The :class:`~ivcl_fast.models.accelerate.adapters.adapter.Adapter`, or None."""
-    layout: Any
-    """The adapter's names for the module's parts."""
-    guard: Guard | None
+    """The :class:`~ivcl_fast.models.accelerate.adapters.adapter.Adapter`, or None where PyTorch's
+    attention alone is replaced."""
+    guard: Guard | None = None
     """None in trials, whose modules are copies, and where PyTorch's attention alone is replaced."""
     limits: dict[tuple[torch.dtype, bool], int] | None = None
     """The longest sequence by compute dtype and whether gradients are needed, where measured for
@@ -119,13 +118,13 @@ def fast_class(old: Any) -> Any:
             or x.shape[1] > MAX_TOKENS
             or x.shape[1] > limit(replacement, adapter.kind, x, trains(self))
             or not (replacement.guard is None or replacement.guard.holds(self))
-            or not adapter.may_run(self, replacement.layout)
+            or not adapter.may_run(self)
             or not may_run(
                 replacement.lengths, x.shape[1:-1], self.training, torch.is_grad_enabled()
             )
         ):
             return own_forward(self, tokens, *args, **kwargs)
-        out = adapter.run(self, replacement.layout, x)
+        out = adapter.run(self, x)
         return out if replacement.tail is None else (out, *replacement.tail)
 
     def reduce(self: nn.Module, protocol: Any) -> tuple:

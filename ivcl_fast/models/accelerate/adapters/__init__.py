@@ -16,14 +16,14 @@ from ivcl_fast.models.accelerate.adapters.attention import (
 from ivcl_fast.models.accelerate.adapters.block import PreNormBlock, RmsNormBlock
 from ivcl_fast.models.accelerate.adapters.mlp import GatedMlp, Mlp, SequentialMlp
 
-ADAPTERS: tuple[Adapter, ...] = (
-    RmsNormBlock(),
-    PreNormBlock(),
-    PackedAttention(),
-    PreNormAttention(),
-    SeparateAttention(),
-    Multihead(),
-    GatedMlp(),
-    Mlp(),
-    SequentialMlp(),
+ADAPTERS: tuple[type[Adapter], ...] = (
+    RmsNormBlock,
+    PreNormBlock,
+    PackedAttention,
+    PreNormAttention,
+    SeparateAttention,
+    Multihead,
+    GatedMlp,
+    Mlp,
+    SequentialMlp,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 class Adapter:
     """One structure: how to recognise it, and its fused forward pass.
 
-    Adapters have no state. What depends on the module is in its layout, a named tuple of the names
-    of its parts, which is kept with the module and can be pickled.
+    An instance has the names of a module's parts, is kept with the module and can be pickled.
     """
 
     kind: ClassVar[str]
@@ -23,31 +22,32 @@ class Adapter:
     """Shapes of tokens, without their width, that it also takes; others than ``[B, N]`` are not
     fused."""
 
-    def layouts(self, module: nn.Module) -> Iterator[Any]:
-        """The layouts by which a module may be built, the likeliest first; none if it is not one.
+    @classmethod
+    def fitting(cls, module: nn.Module) -> Iterator[Self]:
+        """The ways in which a module may be built, the likeliest first; none if it is not one.
 
         Several may fit, for example where a dropout stands at two places; the trial tells.
         """
         raise NotImplementedError
 
-    def reasons(self, module: nn.Module, layout: Any) -> Iterator[str]:
+    def reasons(self, module: nn.Module) -> Iterator[str]:
         """Why the module cannot be fused although its parts have the right names."""
         raise NotImplementedError
 
-    def called(self, layout: Any) -> tuple[str, ...]:
+    def called(self) -> tuple[str, ...]:
         """The children that :meth:`run` calls in any case, so that they may change."""
         return ()
 
-    def keeps_own(self, layout: Any) -> bool:
+    def keeps_own(self) -> bool:
         """Whether the module rather keeps its own forward pass if that calls PyTorch's attention,
         in which this alone can be fused."""
         return False
 
-    def run(self, module: nn.Module, layout: Any, x: Tensor) -> Tensor:
+    def run(self, module: nn.Module, x: Tensor) -> Tensor:
         """The module's output for tokens ``[B, N, D]``, without what a tuple holds beside it."""
         raise NotImplementedError
 
-    def may_run(self, module: nn.Module, layout: Any) -> bool:
+    def may_run(self, module: nn.Module) -> bool:
         """Whether this call, in training or not, is one that :meth:`run` can serve."""
         return True
 
@@ -69,7 +69,7 @@ class Adapter:
         """Arguments and keywords of a call with tokens."""
         return (x,), {}
 
-    def width(self, module: nn.Module, layout: Any) -> int:
+    def width(self, module: nn.Module) -> int:
         """The width of the tokens."""
         raise NotImplementedError
 

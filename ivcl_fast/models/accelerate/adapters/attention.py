@@ -15,7 +15,8 @@ such as a rotation, is left to the module's own forward pass (``sdpa.py``).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +43,19 @@ OUT = ("proj", "out_proj", "o_proj")
 QKV = ("query", "key", "value")
 
 
-class Layout(NamedTuple):
-    """Names of an attention's parts."""
+def heads_name(module: nn.Module) -> str | None:
+    """The attribute that holds the number of heads."""
+    return next((name for name in HEADS if type(getattr(module, name, None)) is int), None)
+
+
+def dropout_name(module: nn.Module, name: str) -> str | None:
+    """``name`` if that child is a dropout."""
+    return name if isinstance(module._modules.get(name), nn.Dropout) else None
+
+
+@dataclass
+class PackedAttention(Adapter):
+    """``proj(attention(qkv(x)))``."""
 
     qkv: tuple[str, ...]
     """The layer that makes queries, keys and values, or one for each."""
@@ -60,32 +72,19 @@ class Layout(NamedTuple):
     has_norms: bool = False
     """Of queries and keys."""
 
-
-def heads_name(module: nn.Module) -> str | None:
-    """The attribute that holds the number of heads."""
-    return next((name for name in HEADS if type(getattr(module, name, None)) is int), None)
-
-
-def dropout_name(module: nn.Module, name: str) -> str | None:
-    """``name`` if that child is a dropout."""
-    return name if isinstance(module._modules.get(name), nn.Dropout) else None
-
-
-class PackedAttention(Adapter):
-    """``proj(attention(qkv(x)))``."""
-
     kind = "attention"
-    optional: tuple[str, ...] = (
+    optional: ClassVar[tuple[str, ...]] = (
         "attn_drop", "proj_drop", "norm", "gate", *QK_NORMS, "q_proj", "k_proj", "v_proj"
     )  # fmt: skip
 
-    def layouts(self, module: nn.Module) -> Iterator[Layout]:
+    @classmethod
+    def fitting(cls, module: nn.Module) -> Iterator[Self]:
         parts = module._modules
         if any(parts.get(name) is None for name in ("qkv", "proj")):
             return
         if (heads := heads_name(module)) is None:
             return
-        yield Layout(
+        yield cls(
             ("qkv",), "proj", heads,
             before=present(module, ["norm"]),
             after=present(module, ["proj_drop"]),
@@ -94,46 +93,46 @@ class PackedAttention(Adapter):
             has_norms=not all(is_identity(parts.get(name)) for name in QK_NORMS),
         )  # fmt: skip
 
-    def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
-        yield from unknown_parts(module, (*layout.qkv, layout.proj, *self.optional), BIASES)
+    def reasons(self, module: nn.Module) -> Iterator[str]:
+        yield from unknown_parts(module, (*self.qkv, self.proj, *self.optional), BIASES)
         if not is_identity(gate := module._modules.get("gate")):
             yield f"gate ({type(gate).__name__}) is not fused"
-        if layout.has_norms and any(module._modules.get(name) is None for name in QK_NORMS):
+        if self.has_norms and any(module._modules.get(name) is None for name in QK_NORMS):
             yield "only queries or only keys are normalised"
-        if not isinstance(module._modules[layout.qkv[0]], nn.Linear):
-            yield f"{layout.qkv[0]} is not a linear layer"
+        if not isinstance(module._modules[self.qkv[0]], nn.Linear):
+            yield f"{self.qkv[0]} is not a linear layer"
 
-    def called(self, layout: Layout) -> tuple[str, ...]:
-        qkv = () if layout.has_biases else layout.qkv
-        norms = QK_NORMS if layout.has_norms else ()
-        return (*qkv, *norms, layout.proj, *layout.first, *layout.before, *layout.after)
+    def called(self) -> tuple[str, ...]:
+        qkv = () if self.has_biases else self.qkv
+        norms = QK_NORMS if self.has_norms else ()
+        return (*qkv, *norms, self.proj, *self.first, *self.before, *self.after)
 
-    def keeps_own(self, layout: Layout) -> bool:
-        return layout.has_norms or len(layout.qkv) > 1
+    def keeps_own(self) -> bool:
+        return self.has_norms or len(self.qkv) > 1
 
-    def may_run(self, module: nn.Module, layout: Layout) -> bool:
-        dropout: Any = module._modules.get(layout.dropout or "")
+    def may_run(self, module: nn.Module) -> bool:
+        dropout: Any = module._modules.get(self.dropout or "")
         if dropout is None or dropout.p == 0:
             return True
         # Some packages ask the module and some the dropout whether this is training.
         return dropout.p < 1 and dropout.training == module.training
 
-    def run(self, module: nn.Module, layout: Layout, x: Tensor) -> Tensor:
+    def run(self, module: nn.Module, x: Tensor) -> Tensor:
         parts: Any = module._modules
-        x, heads = call_parts(module, layout.first, x), getattr(module, layout.heads)
-        is_dropping = module.training and layout.dropout is not None
-        dropout = parts[layout.dropout].p if is_dropping else 0.0
-        if layout.has_biases:
-            x = F.linear(x, parts[layout.qkv[0]].weight, packed_bias(module))
+        x, heads = call_parts(module, self.first, x), getattr(module, self.heads)
+        is_dropping = module.training and self.dropout is not None
+        dropout = parts[self.dropout].p if is_dropping else 0.0
+        if self.has_biases:
+            x = F.linear(x, parts[self.qkv[0]].weight, packed_bias(module))
         else:
-            made = [linear(parts[name], x) for name in layout.qkv]
+            made = [linear(parts[name], x) for name in self.qkv]
             x = made[0] if len(made) == 1 else torch.cat(made, dim=-1)
-        x = norm_qk(module, x, heads) if layout.has_norms else x
-        x = call_parts(module, layout.before, attention(x, heads, dropout=dropout))
-        return call_parts(module, layout.after, linear(parts[layout.proj], x))
+        x = norm_qk(module, x, heads) if self.has_norms else x
+        x = call_parts(module, self.before, attention(x, heads, dropout=dropout))
+        return call_parts(module, self.after, linear(parts[self.proj], x))
 
-    def width(self, module: nn.Module, layout: Layout) -> int:
-        return module._modules[layout.qkv[0]].in_features  # type: ignore[union-attr, return-value]
+    def width(self, module: nn.Module) -> int:
+        return module._modules[self.qkv[0]].in_features  # type: ignore[union-attr, return-value]
 
 
 def norm_qk(module: nn.Module, qkv: Tensor, heads: int) -> Tensor:
@@ -155,12 +154,13 @@ class PreNormAttention(PackedAttention):
 
     optional = ("norm", "attend", "dropout")
 
-    def layouts(self, module: nn.Module) -> Iterator[Layout]:
+    @classmethod
+    def fitting(cls, module: nn.Module) -> Iterator[Self]:
         if any(module._modules.get(name) is None for name in ("to_qkv", "to_out")):
             return
         if (heads := heads_name(module)) is None:
             return
-        yield Layout(
+        yield cls(
             ("to_qkv",), "to_out", heads,
             first=present(module, ["norm"]),
             dropout=dropout_name(module, "dropout"),
@@ -172,21 +172,22 @@ class SeparateAttention(PackedAttention):
 
     kind = SEPARATE_ATTENTION
 
-    def layouts(self, module: nn.Module) -> Iterator[Layout]:
+    @classmethod
+    def fitting(cls, module: nn.Module) -> Iterator[Self]:
         parts = module._modules
         for qkv in SEPARATE:
             for proj in OUT:
                 if not all(isinstance(parts.get(name), nn.Linear) for name in (*qkv, proj)):
                     continue
                 if (heads := heads_name(module)) is not None:
-                    yield Layout(
+                    yield cls(
                         qkv, proj, heads,
                         after=present(module, ["proj_drop"]),
                         dropout=dropout_name(module, "attn_drop"),
                     )  # fmt: skip
 
-    def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
-        yield from unknown_parts(module, (*layout.qkv, layout.proj, "proj_drop", "attn_drop"))
+    def reasons(self, module: nn.Module) -> Iterator[str]:
+        yield from unknown_parts(module, (*self.qkv, self.proj, "proj_drop", "attn_drop"))
 
 
 class Multihead(Adapter):
@@ -194,11 +195,12 @@ class Multihead(Adapter):
 
     kind = "attention"
 
-    def layouts(self, module: nn.Module) -> Iterator[tuple]:
+    @classmethod
+    def fitting(cls, module: nn.Module) -> Iterator[Self]:
         if isinstance(module, nn.MultiheadAttention):
-            yield ()
+            yield cls()
 
-    def reasons(self, module: Any, layout: tuple) -> Iterator[str]:
+    def reasons(self, module: Any) -> Iterator[str]:
         if not module.batch_first:
             yield "its batch is not the first dimension"
         if not module._qkv_same_embed_dim:
@@ -207,7 +209,7 @@ class Multihead(Adapter):
             yield "it adds tokens to keys and values"
         yield from unknown_parts(module, ("out_proj",), ("in_proj_weight", "in_proj_bias"))
 
-    def may_run(self, module: Any, layout: tuple) -> bool:
+    def may_run(self, module: Any) -> bool:
         return module.dropout < 1
 
     def tokens(
@@ -223,10 +225,10 @@ class Multihead(Adapter):
     def trial_arguments(self, x: Tensor) -> tuple[tuple, dict[str, Any]]:
         return (x, x, x), {"need_weights": False}
 
-    def run(self, module: Any, layout: tuple, x: Tensor) -> Tensor:
+    def run(self, module: Any, x: Tensor) -> Tensor:
         x = kernels.linear(x, module.in_proj_weight, module.in_proj_bias)
         x = attention(x, module.num_heads, dropout=module.dropout if module.training else 0.0)
         return kernels.linear(x, module.out_proj.weight, module.out_proj.bias)
 
-    def width(self, module: Any, layout: tuple) -> int:
+    def width(self, module: Any) -> int:
         return module.embed_dim

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -35,8 +36,9 @@ ROTATIONS = "rope"
 """An argument of timm's blocks with rotary positions, such as EVA's."""
 
 
-class Layout(NamedTuple):
-    """Names of a block's parts."""
+@dataclass
+class PreNormBlock(Adapter):
+    """``x += after(attn(norm1(x)))``, ``x += after(mlp(norm2(x)))``."""
 
     norm1: str
     attn: str
@@ -50,13 +52,10 @@ class Layout(NamedTuple):
     """Whether attention is called as ``torch.nn.MultiheadAttention`` is. An adapter that is put
     around that one later is of another class and takes the same arguments."""
 
-
-class PreNormBlock(Adapter):
-    """``x += after(attn(norm1(x)))``, ``x += after(mlp(norm2(x)))``."""
-
     kind = "block"
 
-    def layouts(self, module: nn.Module) -> Iterator[Layout]:
+    @classmethod
+    def fitting(cls, module: nn.Module) -> Iterator[Self]:
         required = [first_of(module, part) for part in (NORM1, ATTENTION, NORM2, MLP)]
         if None in required:
             return
@@ -69,16 +68,16 @@ class PreNormBlock(Adapter):
         is_multihead = isinstance(parts[attn], nn.MultiheadAttention)
         for after in dict.fromkeys(after_mlp):
             kinds = type(parts[norm1]), type(parts[norm2])
-            yield Layout(norm1, attn, after_attn, norm2, mlp, after, *kinds, is_multihead)
+            yield cls(norm1, attn, after_attn, norm2, mlp, after, *kinds, is_multihead)
 
-    def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
-        after = (*layout.after_attn, *layout.after_mlp)
+    def reasons(self, module: nn.Module) -> Iterator[str]:
+        after = (*self.after_attn, *self.after_mlp)
         gammas = tuple(g for g in GAMMA if getattr(module, g, None) is not None)
-        known = (layout.norm1, layout.attn, layout.norm2, layout.mlp, *after)
+        known = (self.norm1, self.attn, self.norm2, self.mlp, *after)
         yield from unknown_parts(module, known, gammas)
         if ROTATIONS in inspect.signature(module.forward).parameters:
             yield f"its calls have rotations ({ROTATIONS}) for its attention to apply"
-        for name in (layout.norm1, layout.norm2):
+        for name in (self.norm1, self.norm2):
             yield from self.norm_reasons(name, module._modules[name])
 
     def norm_reasons(self, name: str, norm: Any) -> Iterator[str]:
@@ -89,25 +88,25 @@ class PreNormBlock(Adapter):
         elif norm.weight is None or norm.bias is None:
             yield f"{name}: it has no weight or bias"
 
-    def called(self, layout: Layout) -> tuple[str, ...]:
-        return layout.attn, *layout.after_attn, layout.mlp, *layout.after_mlp
+    def called(self) -> tuple[str, ...]:
+        return self.attn, *self.after_attn, self.mlp, *self.after_mlp
 
-    def run(self, module: nn.Module, layout: Layout, x: Tensor) -> Tensor:
+    def run(self, module: nn.Module, x: Tensor) -> Tensor:
         parts: Any = module._modules
         gamma = module._parameters
-        x, y = add_norm(x, None, parts[layout.norm1], layout.norm1_kind)
-        attn = parts[layout.attn]
-        branch = attn(y, y, y, need_weights=False) if layout.is_multihead else attn(y)
+        x, y = add_norm(x, None, parts[self.norm1], self.norm1_kind)
+        attn = parts[self.attn]
+        branch = attn(y, y, y, need_weights=False) if self.is_multihead else attn(y)
         branch = branch[0] if isinstance(branch, tuple) else branch
         branch = branch if gamma.get("gamma_1") is None else gamma["gamma_1"] * branch
-        branch = call_parts(module, layout.after_attn, branch)
-        x, y = add_norm(x, Branch(branch), parts[layout.norm2], layout.norm2_kind)
-        branch = parts[layout.mlp](y)
+        branch = call_parts(module, self.after_attn, branch)
+        x, y = add_norm(x, Branch(branch), parts[self.norm2], self.norm2_kind)
+        branch = parts[self.mlp](y)
         branch = branch if gamma.get("gamma_2") is None else gamma["gamma_2"] * branch
-        return x + call_parts(module, layout.after_mlp, branch)
+        return x + call_parts(module, self.after_mlp, branch)
 
-    def width(self, module: nn.Module, layout: Layout) -> int:
-        norm: Any = module._modules[layout.norm1]
+    def width(self, module: nn.Module) -> int:
+        norm: Any = module._modules[self.norm1]
         return norm.weight.shape[0]
 
 
@@ -116,11 +115,12 @@ class RmsNormBlock(PreNormBlock):
 
     kind = "rms_block"
 
-    def layouts(self, module: nn.Module) -> Iterator[Layout]:
-        for layout in super().layouts(module):
-            kinds = layout.norm1_kind, layout.norm2_kind
+    @classmethod
+    def fitting(cls, module: nn.Module) -> Iterator[Self]:
+        for block in super().fitting(module):
+            kinds = block.norm1_kind, block.norm2_kind
             if all("rmsnorm" in kind.__name__.lower() for kind in kinds):
-                yield layout
+                yield block
 
     def norm_reasons(self, name: str, norm: Any) -> Iterator[str]:
         if [*norm._parameters] != ["weight"] or norm.weight is None or norm.weight.ndim != 1:

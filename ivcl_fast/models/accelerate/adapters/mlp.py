@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -55,8 +56,9 @@ TOLERANCE = 1e-5
 by 4e-4 somewhere."""
 
 
-class Layout(NamedTuple):
-    """Names of an MLP's parts, in the order in which they run."""
+@dataclass
+class Mlp(Adapter):
+    """``after(last(between(GELU(first(before(x))))))``."""
 
     first: tuple[str, ...]
     """The layer before the activation; or those for gates and for values."""
@@ -69,16 +71,13 @@ class Layout(NamedTuple):
     approximate: str | None = None
     """The kind of GELU that ``act`` is, None for another activation."""
 
-
-class Mlp(Adapter):
-    """``after(last(between(GELU(first(x)))))``."""
-
     kind = "mlp"
     further_shapes = ((3,), (2, 3, 5))
-    optional: tuple[str, ...] = ("drop", "drop1", "drop2", "norm")
+    optional: ClassVar[tuple[str, ...]] = ("drop", "drop1", "drop2", "norm")
     fused_activation = "only GELU is fused (exact, tanh, quick)"
 
-    def layouts(self, module: nn.Module) -> Iterator[Layout]:
+    @classmethod
+    def fitting(cls, module: nn.Module) -> Iterator[Self]:
         parts = module._modules
         act = first_of(module, ACTIVATIONS)
         pair = next((p for p in FIRST if all(n is None or parts.get(n) for n in p)), None)
@@ -88,46 +87,47 @@ class Mlp(Adapter):
         if pair[1] is None and approximate is None:  # such as a pooling layer
             return
         for between, after in calls_beside(module, BETWEEN):
-            yield Layout((str(pair[0]),), act, between, pair[1], after, (), approximate)
+            yield cls((str(pair[0]),), act, between, pair[1], after, (), approximate)
 
-    def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
-        known: Any = (*layout.first, layout.act, layout.last, *self.optional)
+    def reasons(self, module: nn.Module) -> Iterator[str]:
+        known: Any = (*self.first, self.act, self.last, *self.optional)
         yield from unknown_parts(module, known)
-        for name in layout.first:
+        for name in self.first:
             yield from linear_reasons(module, name)
-        act = module._modules.get(layout.act or "")
-        if not self.fuses(act, layout):
-            yield f"{layout.act} ({type(act).__name__}): {self.fused_activation}"
+        act = module._modules.get(self.act or "")
+        if not self.fuses(act):
+            yield f"{self.act} ({type(act).__name__}): {self.fused_activation}"
 
-    def fuses(self, act: nn.Module | None, layout: Layout) -> bool:
+    def fuses(self, act: nn.Module | None) -> bool:
         """Whether the activation can run in one pass with the biases before it."""
-        return layout.approximate is not None
+        return self.approximate is not None
 
-    def called(self, layout: Layout) -> tuple[str, ...]:
-        last = () if layout.last is None else (layout.last,)
-        return (*layout.before, *layout.between, *last, *layout.after)
+    def called(self) -> tuple[str, ...]:
+        last = () if self.last is None else (self.last,)
+        return (*self.before, *self.between, *last, *self.after)
 
-    def run(self, module: nn.Module, layout: Layout, x: Tensor) -> Tensor:
+    def run(self, module: nn.Module, x: Tensor) -> Tensor:
         parts: Any = module._modules
-        x = call_parts(module, layout.before, x)
-        x = self.activated([parts[name] for name in layout.first], layout, x)
-        x = call_parts(module, layout.between, x)
-        x = x if layout.last is None else linear(parts[layout.last], x)
-        return call_parts(module, layout.after, x)
+        x = call_parts(module, self.before, x)
+        x = self.activated([parts[name] for name in self.first], x)
+        x = call_parts(module, self.between, x)
+        x = x if self.last is None else linear(parts[self.last], x)
+        return call_parts(module, self.after, x)
 
-    def activated(self, layers: list[nn.Linear], layout: Any, x: Tensor) -> Tensor:
+    def activated(self, layers: list[nn.Linear], x: Tensor) -> Tensor:
         """The output of the activation, fused with the biases of the layers before it."""
         x = kernels.linear(x, layers[0].weight)
-        return kernels.bias_gelu(x, layers[0].bias, layout.approximate)
+        return kernels.bias_gelu(x, layers[0].bias, self.approximate)
 
-    def width(self, module: nn.Module, layout: Layout) -> int:
-        return module._modules[layout.first[0]].in_features  # type: ignore[union-attr, return-value]
+    def width(self, module: nn.Module) -> int:
+        return module._modules[self.first[0]].in_features  # type: ignore[union-attr, return-value]
 
 
 class SequentialMlp(Mlp):
     """An ``nn.Sequential`` with a linear layer and a GELU after it."""
 
-    def layouts(self, module: nn.Module) -> Iterator[Layout]:
+    @classmethod
+    def fitting(cls, module: nn.Module) -> Iterator[Self]:
         names = tuple(module._modules)
         if type(module).forward is not nn.Sequential.forward:
             return
@@ -136,10 +136,10 @@ class SequentialMlp(Mlp):
                 continue
             if (approximate := gelu_kind(module._modules[act])) is not None:
                 between = names[i + 2 :]
-                yield Layout((first,), act, between, None, (), names[:i], approximate)
+                yield cls((first,), act, between, None, (), names[:i], approximate)
 
-    def reasons(self, module: nn.Module, layout: Layout) -> Iterator[str]:
-        yield from linear_reasons(module, layout.first[0])
+    def reasons(self, module: nn.Module) -> Iterator[str]:
+        yield from linear_reasons(module, self.first[0])
 
 
 class GatedMlp(Mlp):
@@ -148,17 +148,18 @@ class GatedMlp(Mlp):
     optional = (*Mlp.optional, "ffn_ln")
     fused_activation = "only SiLU is fused in a gated MLP"
 
-    def layouts(self, module: nn.Module) -> Iterator[Layout]:
+    @classmethod
+    def fitting(cls, module: nn.Module) -> Iterator[Self]:
         if (layers := find_gated_layers(module)) is None:
             return
         *first, last = layers
         for between, after in calls_beside(module, (("ffn_ln",), *BETWEEN)):
-            yield Layout(tuple(first), first_of(module, ACTIVATIONS), between, last, after)
+            yield cls(tuple(first), first_of(module, ACTIVATIONS), between, last, after)
 
-    def fuses(self, act: nn.Module | None, layout: Layout) -> bool:
+    def fuses(self, act: nn.Module | None) -> bool:
         return act is None or computes(act, F.silu)
 
-    def activated(self, layers: list[nn.Linear], layout: Any, x: Tensor) -> Tensor:
+    def activated(self, layers: list[nn.Linear], x: Tensor) -> Tensor:
         outputs = [kernels.linear(x, layer.weight) for layer in layers]
         biases: list[Tensor] = [layer.bias for layer in layers]
         bias = torch.cat(biases) if len(biases) > 1 else biases[0]
