@@ -21,6 +21,7 @@ from ivcl_fast.kernels import dispatches
 from ivcl_fast.kernels._op import unsupported_reason
 from ivcl_fast.models.accelerate import sdpa
 from ivcl_fast.models.accelerate.adapters import ADAPTERS, Adapter
+from ivcl_fast.models.accelerate.adapters.adapter import Arguments
 from ivcl_fast.models.accelerate.crossovers import SEPARATE_ATTENTION, no_gain_reason
 from ivcl_fast.models.accelerate.guard import Guard, settings, uncalled
 from ivcl_fast.models.accelerate.lengths import Lengths
@@ -33,13 +34,7 @@ from ivcl_fast.models.accelerate.trial import (
     try_out,
     with_required,
 )
-from ivcl_fast.models.accelerate.tune import (
-    LENGTHS,
-    Arguments,
-    compute_dtypes,
-    longest_gain,
-    speedups,
-)
+from ivcl_fast.models.accelerate.tune import LENGTHS, compute_dtypes, longest_gain, speedups
 from ivcl_fast.models.ivcl import FAST
 from ivcl_fast.models.layers import HOOKS, has_hooks
 from ivcl_fast.text import first_line
@@ -62,9 +57,7 @@ class Verdict(NamedTuple):
     """Fused ops in one forward pass of the module itself."""
 
 
-def judge(
-    name: str, part: nn.Module, known: dict[Any, Verdict], tune: bool = False
-) -> Verdict | None:
+def judge(name: str, part: nn.Module, known: dict[Any, Verdict], tune: bool) -> Verdict | None:
     """Whether and how a module may be swapped; None if it resembles nothing that is fused.
 
     ``name``: of the module, for messages. ``known``: verdicts on modules built alike, which hold
@@ -131,11 +124,10 @@ def verify(name: str, part: nn.Module, twin: nn.Module, adapter: Adapter, tune: 
         for attribute, value in of.__dict__.items():
             if isinstance(value, Tensor):
                 raise Refused(f"{place}.{attribute} is a tensor".lstrip("."))
-    replacement = Replacement(adapter)
     width = adapter.width(part)
-    trial = try_out(twin, replacement._replace(limits=ALWAYS), width)
-    replacement = replacement._replace(tail=trial.tail)
-    calls = count_calls(part, replacement._replace(limits=ALWAYS), width, adapter.trial_arguments)
+    trial = try_out(twin, adapter, width)
+    replacement = Replacement(adapter, tail=trial.tail)
+    calls = count_calls(part, replacement, width, adapter.trial_arguments)
     if tune:
         replacement = tuned(part, replacement, adapter.trial_arguments, width)
     title = f"{name or 'the model itself'} ({type(part).__name__})"
@@ -153,8 +145,7 @@ def redirect(part: nn.Module, tune: bool) -> Verdict:
     replacement, refusals = Replacement(None), []
     for arguments in (Adapter().trial_arguments, rotary_arguments):
         try:
-            limited = replacement._replace(limits=ALWAYS)
-            calls = count_calls(part, limited, linear.in_features, arguments)
+            calls = count_calls(part, replacement, linear.in_features, arguments)
         except Refused as refusal:
             refusals.append(refusal)
             continue
@@ -170,10 +161,7 @@ def tuned(
     """``replacement`` with limits measured here; raises :class:`Refused` if nothing is gained."""
     own, fused = make_twin(part), make_twin(part)
     swap(fused, replacement._replace(limits=ALWAYS))
-
-    def all_arguments(x: Tensor) -> tuple[tuple, dict[str, Any]]:
-        return with_required(own, *arguments(x))
-
+    all_arguments = functools.partial(with_required, own, arguments)
     limits, first = {}, []
     for dtype in compute_dtypes(part):
         for training in (True, False):
@@ -194,7 +182,7 @@ def rotary_arguments(x: Tensor) -> tuple[tuple, dict[str, Any]]:
     return (x,), {"position_embeddings": (angle.cos(), angle.sin())}
 
 
-def count_calls(part: nn.Module, replacement: Replacement, width: int, arguments: Any) -> int:
+def count_calls(part: nn.Module, replacement: Replacement, width: int, arguments: Arguments) -> int:
     """Fused ops in a forward pass in the module's dtype; raises :class:`Refused` for none.
 
     Where no kernel takes that dtype on its device, bfloat16 stands in. A training step with float32
@@ -209,7 +197,7 @@ def count_calls(part: nn.Module, replacement: Replacement, width: int, arguments
         training = autocast is not None
         trial = make_twin(part).to(dtype=own).train(training)
         x = torch.randn(*COUNTED, width, generator=torch.Generator().manual_seed(2), device="cpu")
-        args, kwargs = with_required(trial, *arguments(x.to(first.device, own)))
+        args, kwargs = with_required(trial, arguments, x.to(first.device, own))
         try:
             theirs = run(trial, args, kwargs, training, autocast)
         except Exception as error:

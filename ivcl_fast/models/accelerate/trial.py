@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ivcl_fast.models.accelerate.adapters.adapter import NAMED
+from ivcl_fast.models.accelerate.adapters.adapter import NAMED, Adapter, Arguments
 from ivcl_fast.models.accelerate.passes import Pass, Refused, run, state
-from ivcl_fast.models.accelerate.swap import MAX_TOKENS, Replacement, swap, unswap
+from ivcl_fast.models.accelerate.swap import ALWAYS, MAX_TOKENS, Replacement, swap, unswap
 from ivcl_fast.models.layers import HOOKS
 from ivcl_fast.text import first_line
 
@@ -87,12 +87,7 @@ class Trial:
     """
 
     def __init__(
-        self,
-        twin: nn.Module,
-        replacement: Replacement,
-        width: int,
-        place: torch.device,
-        dtype: torch.dtype,
+        self, twin: nn.Module, adapter: Adapter, width: int, place: torch.device, dtype: torch.dtype
     ) -> None:
         self.template = copy.deepcopy(twin).to(place, dtype)
         for module in self.template.modules():
@@ -100,13 +95,13 @@ class Trial:
                 if parameter is not None:
                     empty = parameter.to("meta")
                     module._parameters[name] = nn.Parameter(empty, empty.is_floating_point())
-        self.replacement, self.width, self.place, self.dtype = replacement, width, place, dtype
+        self.adapter, self.width, self.place, self.dtype = adapter, width, place, dtype
         self.tail: Any = UNKNOWN
 
     @property
     def situations(self) -> tuple[Situation, ...]:
         """Those of the first trial."""
-        further = (Situation(shape) for shape in self.replacement.adapter.further_shapes)
+        further = (Situation(shape) for shape in self.adapter.further_shapes)
         return (*further, *SITUATIONS)
 
     def keys(self) -> list[tuple[tuple[int, ...], bool, bool]]:
@@ -141,14 +136,13 @@ class Trial:
                 trial.train(training)
                 noise = torch.randn(*shape, self.width, generator=generator, device="cpu")
                 x = scale * noise.to(place, dtype)
-                args, kwargs = with_required(trial, *self.replacement.adapter.trial_arguments(x))
+                args, kwargs = with_required(trial, self.adapter.trial_arguments, x)
                 theirs = run(trial, args, kwargs, gradients)
                 if self.tail not in (UNKNOWN, found := tail_of(theirs.out)):
                     raise Refused("its output has another form in training or at another length")
                 self.tail = found
-                ours = run_fused(
-                    trial, self.replacement._replace(tail=found), args, kwargs, gradients
-                )
+                replacement = Replacement(self.adapter, tail=found)
+                ours = run_fused(trial, replacement, args, kwargs, gradients)
                 if reason := difference(theirs, ours, TOLERANCE[dtype]):
                     raise Refused(reason)
                 if not are_equal(theirs.gradients, ours.gradients, TOLERANCE[dtype]):
@@ -161,8 +155,8 @@ class Trial:
         trial = copy.deepcopy(self.template)
         trial._apply(lambda t: torch.zeros_like(t, device=self.place) if t.is_meta else t)
         x = torch.zeros(*self.situations[0].shape, self.width, device=self.place, dtype=self.dtype)
-        args, kwargs = with_required(trial, *self.replacement.adapter.trial_arguments(x))
-        swap(trial.eval(), self.replacement._replace(limits={}))
+        args, kwargs = with_required(trial, self.adapter.trial_arguments, x)
+        swap(trial.eval(), Replacement(self.adapter, limits={}))
         try:
             run(trial, args, kwargs)
         except Exception as error:
@@ -173,8 +167,8 @@ def run_fused(
     trial: nn.Module, replacement: Replacement, args: tuple, kwargs: dict[str, Any],
     gradients: bool, autocast: torch.dtype | None = None,
 ) -> Pass:  # fmt: skip
-    """As :func:`run`, with the replacement; raises :class:`Refused` if it fails."""
-    swap(trial, replacement)
+    """As :func:`run`, with the replacement at any length; raises :class:`Refused` if it fails."""
+    swap(trial, replacement._replace(limits=ALWAYS))
     try:
         return run(trial, args, kwargs, gradients, autocast)
     except Exception as error:
@@ -183,12 +177,12 @@ def run_fused(
         unswap(trial)
 
 
-def try_out(twin: nn.Module, replacement: Replacement, width: int) -> Trial:
+def try_out(twin: nn.Module, adapter: Adapter, width: int) -> Trial:
     """The trial of a copy that computes the same in both ways; raises :class:`Refused`."""
     device = next(twin.parameters()).device
     for place, dtype in ((torch.device("cpu"), torch.float64), (device, torch.float32)):
         try:
-            trial = Trial(twin, replacement, width, place, dtype)
+            trial = Trial(twin, adapter, width, place, dtype)
             trial.compare(trial.situations)
             trial.check_own_pass()
             return trial
@@ -251,8 +245,9 @@ def full_products(place: torch.device) -> Iterator[None]:
         library.matmul.fp32_precision = before
 
 
-def with_required(part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-    """The arguments, with None for others that the forward pass requires, such as a mask."""
+def with_required(part: nn.Module, arguments: Arguments, x: Tensor) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a call, with None for others that it requires, such as a mask."""
+    args, kwargs = arguments(x)
     parameters = list(inspect.signature(part.forward).parameters.values())[len(args) :]
     required = {p.name: None for p in parameters if p.default is p.empty and p.kind in NAMED}
     return args, required | kwargs

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ivcl_fast.models.accelerate.adapters.adapter import Arguments
+
 LENGTHS = (17, 50, 197, 577)
 TOKENS = 400
 """About as many tokens are in each call, in sequences of one length."""
 ROUNDS = 5
 FASTER = 1.02
 """Least ratio of the times at which the fused forward pass is used: less may be chance."""
-Arguments = Callable[[Tensor], tuple[tuple, dict[str, Any]]]
 
 
 def race(calls: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:

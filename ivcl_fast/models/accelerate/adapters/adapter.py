@@ -9,6 +9,9 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+Arguments = Callable[[Tensor], tuple[tuple, dict[str, Any]]]
+"""Makes arguments and keywords of a call from tokens."""
+
 
 class Adapter:
     """One structure: how to recognise it, and its fused forward pass.
