@@ -28,13 +28,18 @@ def is_transformed() -> bool:
     return forward_ad._current_level >= 0 or _are_functorch_transforms_active()
 
 
-def vjp(ref: Callable, primals: tuple[Any, ...], cotangents: Any) -> tuple[Tensor | None, ...]:
-    """Gradients of ``ref(*primals)``; None for primals that have none.
+def is_float(value: Any) -> bool:
+    """Whether an argument is one that has a gradient."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def vjp(ref: Callable, primals: tuple[Any, ...], cotangents: Any) -> tuple[Tensor, ...]:
+    """Gradients of ``ref(*primals)`` by its float tensors, in their order.
 
     It recomputes the forward, and is the reference backward of every op. The gradients can be
     differentiated in turn.
     """
-    floats = [i for i, p in enumerate(primals) if isinstance(p, Tensor) and p.is_floating_point()]
+    floats = [i for i, primal in enumerate(primals) if is_float(primal)]
 
     def of_floats(*values: Tensor) -> Any:
         args = list(primals)
@@ -43,10 +48,19 @@ def vjp(ref: Callable, primals: tuple[Any, ...], cotangents: Any) -> tuple[Tenso
         return ref(*args)
 
     _, pull_back = torch.func.vjp(of_floats, *(primals[i] for i in floats))
-    grads: list[Tensor | None] = [None] * len(primals)
-    for i, grad in zip(floats, pull_back(cotangents), strict=True):
-        grads[i] = grad
-    return tuple(grads)
+    return pull_back(cotangents)
+
+
+def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keep an op's inputs for :func:`saved_inputs`."""
+    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
+    ctx.values = [None if isinstance(x, Tensor) else x for x in inputs]
+
+
+def saved_inputs(ctx: Any) -> list[Any]:
+    """An op's inputs in its backward pass."""
+    pairs = zip(ctx.saved_tensors, ctx.values, strict=True)
+    return [value if tensor is None else tensor for tensor, value in pairs]
 
 
 def plain(ref: Callable, args: tuple[Any, ...]) -> Any:
@@ -59,26 +73,29 @@ def register_forward(
     library: torch.library.Library,
     op: Any,
     ref: Callable,
-    setup_context: Callable | None,
+    setup_context: Callable,
     backward: Callable | None,
 ) -> None:
     """Make ``op`` differentiable by ``backward``, and in every other way by ``ref``.
 
     ``setup_context(ctx, inputs, output)`` and ``backward(ctx, *grads)`` are those of
-    :class:`torch.autograd.Function`; both are None for an op whose outputs have no gradients.
+    :class:`torch.autograd.Function`, but that ``backward`` returns the gradients of the float
+    tensors alone, in their order; it is None for an op whose outputs have no gradients.
     """
 
     complete = completer(op)
 
     def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
+        ctx.are_floats = [is_float(arg) for arg in args]
         with _AutoDispatchBelowAutograd():
             output = op.redispatch(keyset & _after_autograd_keyset, *args)
-            setup_context(ctx, args, output)  # type: ignore[misc]
+            setup_context(ctx, args, output)
         return output
 
     def differentiate(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        grads = backward(ctx, *grads)  # type: ignore[misc]
-        return (None, *grads) if isinstance(grads, tuple) else (None, grads)
+        found = backward(ctx, *grads)  # type: ignore[misc]
+        found = iter(found if isinstance(found, tuple) else (found,))
+        return None, *(next(found) if has_grad else None for has_grad in ctx.are_floats)
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(differentiate)}
     function: Any = type(f"{op._opname}_function", (torch.autograd.Function,), methods)

@@ -73,11 +73,12 @@ def _ref_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     # A bias affects no gradient, so any tensor of its shape will do.
     bias = torch.zeros_like(weight) if sums > 1 else None
-    d, dweight, dbias, _, _ = vjp(_ref_norm, (total, weight, bias, eps, dnormed.dtype), dnormed)
+    d, *parameters = vjp(_ref_norm, (total, weight, bias, eps, dnormed.dtype), dnormed)
     d = d if dsum is None else d + dsum
     dx = d.new_empty(0, dtype=x_dtype) if x_dtype == d.dtype else d.to(x_dtype)
-    dx_bias = _sum_of_rows(d, weight.dtype) if sums == 3 else None
-    return d, dx, torch.stack([p for p in (dweight, dbias, dx_bias) if p is not None])
+    if sums == 3:
+        parameters.append(_sum_of_rows(d, weight.dtype))
+    return d, dx, torch.stack(parameters)
 
 
 def _sum_of_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -256,14 +257,14 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 def differentiate(
     backward_op: Callable, ctx: Any, dsum: Tensor | None, dnormed: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, of the residual, of the parameters and of eps."""
+    """The gradients of x, of the residual, and of the parameters."""
     if dnormed is None:  # only the sum was used
         dx = None if dsum is None else dsum.to(ctx.x_dtype)
-        return dx, dsum, *[None] * len(ctx.dtypes), None
+        return dx, dsum, *[None] * len(ctx.dtypes)
     total, weight = ctx.saved_tensors
     d, dx, sums = backward_op(dsum, dnormed, total, weight, ctx.eps, ctx.x_dtype)
     dx = d if ctx.x_dtype == d.dtype else dx
-    return dx, d, *(s.to(dtype) for s, dtype in zip(sums, ctx.dtypes, strict=True)), None
+    return dx, d, *(s.to(dtype) for s, dtype in zip(sums, ctx.dtypes, strict=True))
 
 
 def _setup_biased_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -274,10 +275,10 @@ def _setup_biased_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Non
 def _differentiate_biased(
     ctx: Any, dsum: Tensor | None, dnormed: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    dx, d, dweight, dbias, dx_bias, _ = differentiate(_biased_backward_op, ctx, dsum, dnormed)
+    dx, d, dweight, dbias, dx_bias = differentiate(_biased_backward_op, ctx, dsum, dnormed)
     if dnormed is None and d is not None:
         dx_bias = _sum_of_rows(d, ctx.dtypes[2])
-    return dx, dx_bias, d, dweight, dbias, None
+    return dx, dx_bias, d, dweight, dbias
 
 
 def setup_norm_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -288,8 +289,8 @@ def setup_norm_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 def differentiate_norm(
     backward_op: Callable, ctx: Any, dnormed: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    dx, _, *parameters, _ = differentiate(backward_op, ctx, None, dnormed)
-    return dx, *parameters, None, None
+    dx, _, *parameters = differentiate(backward_op, ctx, None, dnormed)
+    return dx, *parameters
 
 
 _op = register(

@@ -18,13 +18,11 @@ Saved for backward: x and bias; u is recomputed.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._autograd import vjp
+from ._autograd import saved_inputs, vjp
 from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
 from .launch import cdiv, launch, num_sms
@@ -43,9 +41,8 @@ def _ref(x: Tensor, bias: Tensor, kind: int = 0) -> Tensor:
     return F.gelu(u, approximate=KINDS[kind])
 
 
-def _ref_backward(dy: Tensor, x: Tensor, bias: Tensor, kind: int = 0) -> tuple[Tensor, Tensor]:
-    dx, dbias, _ = vjp(_ref, (x, bias, kind), dy)
-    return dx, dbias
+def _ref_backward(dy: Tensor, x: Tensor, bias: Tensor, kind: int = 0) -> tuple[Tensor, ...]:
+    return vjp(_ref, (x, bias, kind), dy)
 
 
 @triton.jit
@@ -161,11 +158,6 @@ def _backward(dy: Tensor, x: Tensor, bias: Tensor, kind: int = 0) -> tuple[Tenso
     return dx, partials.sum(0).to(bias.dtype)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, bias, ctx.kind = inputs
-    ctx.save_for_backward(x, bias)
-
-
 def _is_kind(value: int, sizes: dict[str, int]) -> str | None:
     return None if value in range(len(KINDS)) else f"is not one of 0 to {len(KINDS) - 1}"
 
@@ -184,8 +176,7 @@ _op = register(
     triton=_forward,
     arguments={"x": "* H", "bias": "H", "kind": _is_kind},
     fake=lambda x, bias, *_: empty_contiguous(x),
-    setup_context=_save,
-    backward=lambda ctx, dy: (*_backward_op(dy, *ctx.saved_tensors, ctx.kind), None),
+    backward=lambda ctx, dy: _backward_op(dy, *saved_inputs(ctx)),
 )
 
 

@@ -15,12 +15,10 @@ Saved for backward: g, v and the biases.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from ._autograd import vjp
+from ._autograd import saved_inputs, vjp
 from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
 from .bias_gelu import _logistic
@@ -42,8 +40,8 @@ def _ref(x: Tensor, bias: Tensor, value: Tensor | None = None) -> Tensor:
 def _ref_backward(
     dy: Tensor, x: Tensor, bias: Tensor, value: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dbias, dvalue = vjp(_ref, (x, bias, value), dy)
-    return dx, dbias, x.new_empty(0) if dvalue is None else dvalue
+    dx, dbias, *dvalue = vjp(_ref, (x, bias, value), dy)
+    return dx, dbias, dvalue[0] if dvalue else x.new_empty(0)
 
 
 def _width(x: Tensor, bias: Tensor, value: Tensor | None) -> int:
@@ -152,16 +150,6 @@ def _backward(
     return dx, partials.sum(0).to(bias.dtype), x.new_empty(0) if dvalue is None else dvalue
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _autograd(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, bias, value = ctx.saved_tensors
-    dx, dbias, dvalue = _backward_op(dy, x, bias, value)
-    return dx, dbias, None if value is None else dvalue
-
-
 _backward_op = register(
     "bias_swiglu_backward(Tensor dy, Tensor x, Tensor bias, Tensor? value=None)"
     " -> (Tensor, Tensor, Tensor)",
@@ -181,8 +169,7 @@ _op = register(
     triton=_forward,
     arguments={"x": "* W", "bias": "B", "value": "* W"},
     fake=lambda x, bias, value=None: x.new_empty(*x.shape[:-1], bias.shape[0] // 2),
-    setup_context=_save,
-    backward=_autograd,
+    backward=lambda ctx, dy: _backward_op(dy, *saved_inputs(ctx)),
 )
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from . import _triton
 from ._arguments import Rule, above_zero, check_arguments
-from ._autograd import plain, vjp
+from ._autograd import plain, saved_inputs, vjp
 from ._op import autocast_dtype, empty_contiguous, has_kernel, register
 from ._triton import tl, triton
 from .launch import cdiv, float32_dot_is_tf32, launch, num_sms
@@ -54,8 +54,8 @@ def _ref(
 def _ref_backward(
     dy: Tensor, rows: Tensor, ids: Tensor, weight: Tensor, bias: Tensor, pos: Tensor,
     mean: float, std: float,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
-    return vjp(_ref, (rows, ids, weight, bias, pos, mean, std, dy.dtype), dy)[2:5]
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return vjp(_ref, (rows, ids, weight, bias, pos, mean, std, dy.dtype), dy)
 
 
 @triton.jit
@@ -159,7 +159,7 @@ def _forward(
 def _backward(
     dy: Tensor, rows: Tensor, ids: Tensor, weight: Tensor, bias: Tensor, pos: Tensor,
     mean: float, std: float,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
+) -> tuple[Tensor, ...]:  # fmt: skip
     if dy.dtype == torch.float32 and float32_dot_is_tf32(rows.device):
         return _ref_backward(dy, rows, ids, weight, bias, pos, mean, std)
     (_, patches, pixels), dim = rows.shape, len(weight)
@@ -206,16 +206,6 @@ _backward_op = register(
 )  # fmt: skip
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.mean, ctx.std, _ = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _autograd(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-    grads = _backward_op(dy, *ctx.saved_tensors, ctx.mean, ctx.std)
-    return None, None, *grads, None, None, None
-
-
 _op = register(
     "embed_patches(Tensor rows, Tensor ids, Tensor weight, Tensor bias, Tensor pos, "
     "float mean, float std, ScalarType dtype) -> Tensor",
@@ -225,8 +215,7 @@ _op = register(
     fake=lambda rows, ids, weight, bias, pos, mean, std, dtype: rows.new_empty(
         *ids.shape, weight.shape[0], dtype=dtype
     ),
-    setup_context=_setup_context,
-    backward=_autograd,
+    backward=lambda ctx, dy: _backward_op(dy, *saved_inputs(ctx)[:-1]),
 )
 
 

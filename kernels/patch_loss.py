@@ -145,13 +145,13 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(output[1])
 
 
-def _autograd(ctx, dloss: Tensor | None, derror: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autograd(ctx, dloss: Tensor | None, derror: Tensor | None) -> Tensor | None:
     # The error's own gradient, which a second derivative asks for, is that of pred.
     dpred = derror
     if dloss is not None:
         dpred = _backward_op(dloss, *ctx.saved_tensors)
         dpred = dpred if derror is None else dpred + derror
-    return dpred, *[None] * 6
+    return dpred
 
 
 _op = register(

@@ -41,13 +41,11 @@ def _ref(
 
 def _ref_backward(
     dout: Tensor, ids_keep: Tensor, mask_token: Tensor, pos: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     _check_length(dout, pos)
     visible = dout.new_empty(*ids_keep.shape, dout.shape[-1])
     of_patches = dout[:, dout.shape[1] - len(pos) :]
-    grads = vjp(_ref, (visible, ids_keep, mask_token, pos, None), of_patches)
-    dvisible, _, dmask_token, dpos, _ = grads
-    return dvisible, dmask_token, dpos
+    return vjp(_ref, (visible, ids_keep, mask_token, pos, None), of_patches)
 
 
 def _check_length(dout: Tensor, pos: Tensor) -> None:
@@ -199,7 +197,7 @@ def _autograd(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
     ids_keep, mask_token, pos = ctx.saved_tensors
     dvisible, dmask_token, dpos = _backward_op(dout, ids_keep, mask_token, pos)
     dprefix = ctx.prefix_dtype and dout[:, : dout.shape[1] - len(pos)].to(ctx.prefix_dtype)
-    return dvisible, None, dmask_token, dpos, dprefix
+    return dvisible, dmask_token, dpos, dprefix
 
 
 _ARGUMENTS: dict[str, Rule] = {

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from . import _triton
 from ._attention_loop import loop_backward_kernel, loop_blocks, loop_forward_kernel
-from ._autograd import vjp
+from ._autograd import saved_inputs, vjp
 from ._op import device_kind, empty_contiguous, has_kernel, register
 from ._random import draw_seed, drop, drop_hash, drop_pairs, drop_steps
 from ._triton import tl, triton
@@ -54,7 +54,8 @@ def _ref(qkv: Tensor, num_heads: int, dropout: float = 0.0, seed: Tensor | None 
 def _ref_backward(
     dout: Tensor, qkv: Tensor, num_heads: int, dropout: float = 0.0, seed: Tensor | None = None
 ) -> Tensor:
-    return vjp(_ref, (qkv, num_heads, dropout, seed), dout)[0]
+    (dqkv,) = vjp(_ref, (qkv, num_heads, dropout, seed), dout)
+    return dqkv
 
 
 def _required(seed: Tensor | None) -> Tensor:
@@ -277,16 +278,6 @@ _backward_op = register(
 )  # fmt: skip
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    qkv, *ctx.settings, seed = inputs
-    ctx.save_for_backward(qkv, seed)
-
-
-def _differentiate(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
-    qkv, seed = ctx.saved_tensors
-    return _backward_op(dout, qkv, *ctx.settings, seed), None, None, None
-
-
 _op = register(
     "short_attention(Tensor qkv, int num_heads, float dropout=0.0, Tensor? seed=None) -> Tensor",
     ref=_ref,
@@ -297,8 +288,7 @@ _op = register(
     fake=lambda qkv, num_heads, dropout=0.0, seed=None: qkv.new_empty(
         *qkv.shape[:2], qkv.shape[2] // 3
     ),
-    setup_context=_setup_context,
-    backward=_differentiate,
+    backward=lambda ctx, dout: _backward_op(dout, *saved_inputs(ctx)),
 )  # fmt: skip
 
 
