@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._autograd import vjp
+from ._autograd import saved_inputs, vjp
 from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
 from .launch import REGISTERS, cdiv, launch, num_sms
@@ -281,16 +281,10 @@ def _differentiate_biased(
     return dx, dx_bias, d, dweight, dbias
 
 
-def setup_norm_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, *parameters, eps, _ = inputs
-    setup_context(ctx, (x, None, *parameters, eps), (x,))
-
-
-def differentiate_norm(
-    backward_op: Callable, ctx: Any, dnormed: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    dx, _, *parameters = differentiate(backward_op, ctx, None, dnormed)
-    return dx, *parameters
+def differentiate_norm(backward_op: Callable, ctx: Any, dnormed: Tensor) -> tuple[Tensor, ...]:
+    x, *parameters, eps, _ = saved_inputs(ctx)
+    dx, _, sums = backward_op(None, dnormed, x, parameters[0], eps, x.dtype)
+    return dx, *(s.to(p.dtype) for s, p in zip(sums, parameters, strict=True))
 
 
 _op = register(
@@ -319,7 +313,6 @@ _norm_op = register(
     triton=lambda x, *others: launch_forward(x, None, None, *others)[1],
     arguments={"x": "* D", "weight": "D", "bias": "D"},
     fake=lambda x, weight, bias, eps, dtype: empty_contiguous(x, dtype),
-    setup_context=setup_norm_context,
     backward=partial(differentiate_norm, _backward_op),
 )
 

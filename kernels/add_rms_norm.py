@@ -29,7 +29,6 @@ from .add_layer_norm import (
     norm_has_kernel,
     register_backward,
     setup_context,
-    setup_norm_context,
 )
 
 
@@ -59,7 +58,6 @@ _norm_op = register(
     triton=lambda x, weight, eps, dtype: launch_forward(x, None, None, weight, None, eps, dtype)[1],
     arguments={"x": "* D", "weight": "D"},
     fake=lambda x, weight, eps, dtype: empty_contiguous(x, dtype),
-    setup_context=setup_norm_context,
     backward=partial(differentiate_norm, _backward_op),
 )
 
