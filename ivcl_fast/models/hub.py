@@ -232,43 +232,35 @@ NOT_RECORDED = "How this model was trained was not recorded when it was saved."
 
 def card_fields(model: Any) -> dict[str, Any]:
     """The values of :data:`CARD` for a model."""
-    cfg = model.cfg
-    clip = [1, cfg.num_frames]
-    record, training = model.training_record or {}, NOT_RECORDED
-    if record:
-        training = f"| what | value |\n|---|---|\n{table_rows(record)}"
+    cfg, clip = model.cfg, [1, model.cfg.num_frames]
+    record = model.training_record or {}
     asked = {"frame_stride": record.get("frame stride"), "crop": record.get("crop")}
-    frames = "".join(f", {name}={json.dumps(value)}" for name, value in asked.items() if value)
-    card = {
-        "name": model.kind,
-        "video": [*clip, 3, cfg.image_size, cfg.image_size],
-        "frames": frames,
-        "training": training,
-        "fields": table_rows(vars(cfg)),
-        "result": "logits",
-    }
+    result, method = "logits", ""
     if model.kind == "IVCL":
-        return card | {
-            "purpose": "A pretraining model, which reconstructs masked patches of a clip's frames.",
-            "result": "slots",
-            "method": ".encode",
-            "shape": [*clip, cfg.num_slots, cfg.embed_dim],
-        }
-    if model.kind == "IVCLClassifier":
-        classes, names = model.head.out_features, model.class_names
-        named = ", ".join(map(markdown, names or ()))
-        told = f": {named} (`model.class_names`, in the logits' order)" if names else ""
-        return card | {
-            "purpose": f"A classifier of clips of {cfg.num_frames} frames, with {classes} "
-            f"classes{told}.",
-            "shape": [1, classes],
-        }
-    labelled, patches = "frame", []
-    if cfg.objective == "detection":
-        labelled, patches = "patch", [cfg.num_patches]
-    return card | {
-        "purpose": f"A pretraining model, which learns labels of every {labelled} of a clip.",
-        "shape": [*clip, *patches, model.num_classes],
+        purpose = "A pretraining model, which reconstructs masked patches of a clip's frames."
+        result, method, shape = "slots", ".encode", [*clip, cfg.num_slots, cfg.embed_dim]
+    elif model.kind == "IVCLClassifier":
+        classes, names = model.head.out_features, ", ".join(map(markdown, model.class_names or ()))
+        told = f": {names} (`model.class_names`, in the logits' order)" if names else ""
+        purpose = f"A classifier of clips of {cfg.num_frames} frames, with {classes} classes{told}."
+        shape = [1, classes]
+    else:
+        is_detection = cfg.objective == "detection"
+        labelled, patches = ("patch", [cfg.num_patches]) if is_detection else ("frame", [])
+        purpose = f"A pretraining model, which learns labels of every {labelled} of a clip."
+        shape = [*clip, *patches, model.num_classes]
+    return {
+        "name": model.kind,
+        "purpose": purpose,
+        "video": [*clip, 3, cfg.image_size, cfg.image_size],
+        "frames": "".join(f", {k}={json.dumps(v)}" for k, v in asked.items() if v),
+        "result": result,
+        "method": method,
+        "shape": shape,
+        "training": f"| what | value |\n|---|---|\n{table_rows(record)}"
+        if record
+        else NOT_RECORDED,
+        "fields": table_rows(vars(cfg)),
     }
 
 
