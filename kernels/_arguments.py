@@ -26,22 +26,23 @@ _DTYPES = {"uint8": torch.uint8, "int64": torch.int64}
 _REMEMBERED = 1024
 
 
-def checker(
-    rules: Mapping[str, Rule], names: list[str], optional: set[str]
-) -> Callable[[tuple[Any, ...]], None]:
-    """A function that raises ``ValueError``, naming the argument, for those that break a rule.
+def checker(rules: Mapping[str, Rule], op: Any) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """A function that completes the arguments of a call of ``op``.
 
-    ``names`` are the op's arguments in order, of which those ``optional`` may be None. It remembers
-    what it has accepted.
+    It raises ``ValueError``, naming the argument, for those that break a rule, and remembers what
+    it has accepted.
     """
+    complete, schema = completer(op), op._schema.arguments
+    optional = {a.name for a in schema if isinstance(a.type, torch.OptionalType)}
     accepted: set[tuple[Any, ...]] = set()
 
-    def check(args: tuple[Any, ...]) -> None:
+    def check(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        args = complete(args)
         key = tuple([(a.shape, a.dtype, a.device) if isinstance(a, Tensor) else a for a in args])
         if key in accepted:
-            return
+            return args
         device = next((arg.device for arg in args if isinstance(arg, Tensor)), None)
-        arguments = dict(zip(names, args, strict=True))
+        arguments = {a.name: arg for a, arg in zip(schema, args, strict=True)}
         for name, arg in arguments.items():
             if isinstance(arg, Tensor) and arg.device != device:
                 raise ValueError(f"{name}: it is on {arg.device}, and others on {device}")
@@ -51,6 +52,7 @@ def checker(
         if len(accepted) >= _REMEMBERED:
             accepted.clear()
         accepted.add(key)
+        return args
 
     return check
 

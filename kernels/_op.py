@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import _autograd, _ext, _triton
-from ._arguments import Rule, checker, completer
+from ._arguments import Rule, checker
 
 LIBRARY = torch.library.Library("ivcl_fast", "FRAGMENT")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -51,18 +51,6 @@ def _counted(name: str, implementation: str, function: Callable) -> Callable:
     @functools.wraps(function)
     def run(*args: Any) -> Any:
         _python_calls[key] += 1
-        return function(*args)
-
-    return run
-
-
-def _checked(
-    check: Callable[[tuple[Any, ...]], None], complete: Callable, function: Callable
-) -> Callable:
-    @functools.wraps(function)
-    def run(*args: Any) -> Any:
-        args = complete(args)
-        check(args)
         return function(*args)
 
     return run
@@ -121,16 +109,14 @@ def register(
     for_ref, for_triton = _counted(name, "ref", ref), _counted(name, "triton", triton)
     TRITON[name] = triton
     op = getattr(torch.ops.ivcl_fast, name).default
-    optional = {a.name for a in op._schema.arguments if isinstance(a.type, torch.OptionalType)}
-    complete = completer(op)
-    check = checker(arguments, [a.name for a in op._schema.arguments], optional)
+    check = checker(arguments, op)
     by_ref = _contiguous(for_ref)
     by_triton = _where_possible(for_triton, by_ref)
     on_gpu = by_ref if _triton.MISSING or _triton.CANNOT_LAUNCH else by_triton
-    LIBRARY.impl(name, _checked(check, complete, on_gpu), "CUDA")
+    LIBRARY.impl(name, lambda *args: on_gpu(*check(args)), "CUDA")
     if name not in _ext.OPS:
         on_cpu = by_triton if _triton.INTERPRET else by_ref
-        LIBRARY.impl(name, _checked(check, complete, on_cpu), "CPU")
+        LIBRARY.impl(name, lambda *args: on_cpu(*check(args)), "CPU")
     torch.library.register_fake(f"ivcl_fast::{name}", fake, lib=LIBRARY)
     if is_backward:
         return _autograd.register_backward(LIBRARY, op, for_ref)

@@ -76,13 +76,13 @@ def test_the_error_names_the_argument(argument):
 
 def test_a_call_that_is_accepted_excuses_no_other():
     """Arguments of the same shapes may still be of another dtype, device or value."""
-    rules = {"x": "* D", "weight": "D", "std": above_zero}
-    check, good = checker(rules, [*rules], set()), (X, torch.ones(4), 0.5)
+    rules = {"x": "* D", "bias": "D", "kind": above_zero}
+    check, good = checker(rules, ops.bias_gelu.default), (X, torch.ones(4), 1)
     check(good)
     for at, bad, message in (
         (0, X.long(), "x: .* is not float"),
-        (1, torch.ones(4, device="meta"), "weight: .* meta, .* cpu"),
-        (2, 0.0, "std: 0.0 is not above 0"),
+        (1, torch.ones(4, device="meta"), "bias: .* meta, .* cpu"),
+        (2, 0, "kind: 0 is not above 0"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             check((*good[:at], bad, *good[at + 1 :]))
