@@ -14,6 +14,7 @@ such as a rotation, is left to the module's own forward pass (``sdpa.py``).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -41,6 +42,11 @@ QK_NORMS = ("q_norm", "k_norm")
 SEPARATE = (("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
 OUT = ("proj", "out_proj", "o_proj")
 QKV = ("query", "key", "value")
+
+
+def has_all(module: nn.Module, *names: str) -> bool:
+    """Whether ``module`` has parts under all of these names."""
+    return present(module, names) == names
 
 
 def heads_name(module: nn.Module) -> str | None:
@@ -80,24 +86,21 @@ class PackedAttention(Adapter):
     @classmethod
     def fitting(cls, module: nn.Module) -> Iterator[Self]:
         parts = module._modules
-        if any(parts.get(name) is None for name in ("qkv", "proj")):
-            return
-        if (heads := heads_name(module)) is None:
-            return
-        yield cls(
-            ("qkv",), "proj", heads,
-            before=present(module, ["norm"]),
-            after=present(module, ["proj_drop"]),
-            dropout=dropout_name(module, "attn_drop"),
-            has_biases=isinstance(getattr(module, "q_bias", None), Tensor),
-            has_norms=not all(is_identity(parts.get(name)) for name in QK_NORMS),
-        )  # fmt: skip
+        if has_all(module, "qkv", "proj") and (heads := heads_name(module)) is not None:
+            yield cls(
+                ("qkv",), "proj", heads,
+                before=present(module, ["norm"]),
+                after=present(module, ["proj_drop"]),
+                dropout=dropout_name(module, "attn_drop"),
+                has_biases=isinstance(getattr(module, "q_bias", None), Tensor),
+                has_norms=not all(is_identity(parts.get(name)) for name in QK_NORMS),
+            )  # fmt: skip
 
     def reasons(self, module: nn.Module) -> Iterator[str]:
         yield from unknown_parts(module, (*self.qkv, self.proj, *self.optional), BIASES)
         if not is_identity(gate := module._modules.get("gate")):
             yield f"gate ({type(gate).__name__}) is not fused"
-        if self.has_norms and any(module._modules.get(name) is None for name in QK_NORMS):
+        if self.has_norms and not has_all(module, *QK_NORMS):
             yield "only queries or only keys are normalised"
         if not isinstance(module._modules[self.qkv[0]], nn.Linear):
             yield f"{self.qkv[0]} is not a linear layer"
@@ -156,15 +159,9 @@ class PreNormAttention(PackedAttention):
 
     @classmethod
     def fitting(cls, module: nn.Module) -> Iterator[Self]:
-        if any(module._modules.get(name) is None for name in ("to_qkv", "to_out")):
-            return
-        if (heads := heads_name(module)) is None:
-            return
-        yield cls(
-            ("to_qkv",), "to_out", heads,
-            first=present(module, ["norm"]),
-            dropout=dropout_name(module, "dropout"),
-        )  # fmt: skip
+        if has_all(module, "to_qkv", "to_out") and (heads := heads_name(module)) is not None:
+            first, dropout = present(module, ["norm"]), dropout_name(module, "dropout")
+            yield cls(("to_qkv",), "to_out", heads, first, dropout=dropout)
 
 
 class SeparateAttention(PackedAttention):
@@ -174,17 +171,13 @@ class SeparateAttention(PackedAttention):
 
     @classmethod
     def fitting(cls, module: nn.Module) -> Iterator[Self]:
-        parts = module._modules
-        for qkv in SEPARATE:
-            for proj in OUT:
-                if not all(isinstance(parts.get(name), nn.Linear) for name in (*qkv, proj)):
-                    continue
-                if (heads := heads_name(module)) is not None:
-                    yield cls(
-                        qkv, proj, heads,
-                        after=present(module, ["proj_drop"]),
-                        dropout=dropout_name(module, "attn_drop"),
-                    )  # fmt: skip
+        after, dropout = present(module, ["proj_drop"]), dropout_name(module, "attn_drop")
+        for qkv, proj in itertools.product(SEPARATE, OUT):
+            layers = [module._modules.get(name) for name in (*qkv, proj)]
+            if not all(isinstance(layer, nn.Linear) for layer in layers):
+                continue
+            if (heads := heads_name(module)) is not None:
+                yield cls(qkv, proj, heads, after=after, dropout=dropout)
 
     def reasons(self, module: nn.Module) -> Iterator[str]:
         yield from unknown_parts(module, (*self.qkv, self.proj, "proj_drop", "attn_drop"))
