@@ -24,12 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _triton
 from ._arguments import Rule, above_zero, check_arguments
 from ._autograd import plain, saved_inputs, vjp
 from ._op import autocast_dtype, empty_contiguous, has_kernel, register
 from ._triton import tl, triton
-from .launch import cdiv, float32_dot_is_tf32, launch, num_sms
+from .launch import cdiv, dot_dtype, float32_dot_is_tf32, launch, num_sms
 
 
 def gather_pixels(rows: Tensor, ids: Tensor, mean: float, std: float, dtype: torch.dtype) -> Tensor:
@@ -120,11 +119,6 @@ def _backward_kernel(
     tl.store(partial_ptrs, partial, mask=dim_mask[:, None] & (column < columns)[None, :])
 
 
-def _operand(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the matrix product's operands; the interpreter cannot multiply bfloat16."""
-    return torch.float32 if _triton.INTERPRET and dtype == torch.bfloat16 else dtype
-
-
 def _tile(dtype: torch.dtype) -> tuple[int, int, dict[str, int]]:
     """The side of an output tile, the k of one step of its sum, and launch options.
 
@@ -143,7 +137,7 @@ def _forward(
         return _ref(rows, ids, weight, bias, pos, mean, std, dtype)
     (_, patches, pixels), dim = rows.shape, len(weight)
     # Converted here once, not by every program that reads it.
-    weight = weight.to(_operand(dtype)).contiguous()
+    weight = weight.to(dot_dtype(dtype)).contiguous()
     y = torch.empty(*ids.shape, dim, dtype=dtype, device=rows.device)
     side, block_k, options = _tile(weight.dtype)
     launch(
@@ -164,7 +158,7 @@ def _backward(
         return _ref_backward(dy, rows, ids, weight, bias, pos, mean, std)
     (_, patches, pixels), dim = rows.shape, len(weight)
     columns = 16 * cdiv(pixels + patches, 16)  # padded with zeros, so that stores are of 16 bytes
-    dy = dy.to(_operand(dy.dtype)).contiguous()
+    dy = dy.to(dot_dtype(dy.dtype)).contiguous()
     side, block_k, options = _tile(dy.dtype)
     tiles = cdiv(columns, side), cdiv(dim, side)
     # As many programs as the chip holds (accumulators of a wide tile fill the registers of a

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._triton import MISSING, triton
+from ._triton import INTERPRET, MISSING, triton
 
 REGISTERS = 64 << 10
 """32-bit registers of a multiprocessor of any chip from sm_80 on."""
@@ -115,6 +115,11 @@ def float32_dot_is_tf32(device: torch.device) -> bool:
     """Whether Triton multiplies float32 in TF32 although asked not to: on sm_100, before 3.9."""
     version = tuple(int(part) for part in (_triton_version or "0.0").split(".")[:2])
     return arch(device) // 10 == 10 and version < (3, 9)
+
+
+def dot_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a product's operands; the interpreter cannot multiply bfloat16."""
+    return torch.float32 if INTERPRET and dtype == torch.bfloat16 else dtype
 
 
 def cdiv(a: int, b: int) -> int:

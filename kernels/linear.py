@@ -16,9 +16,6 @@ On a GPU, db would be a pass of its own, so layers leave their bias to the next 
 sum it (:func:`leaves_bias`). Float32 gradients of bfloat16 tensors come straight from the product's
 float32 sums, where autocast would round them to bfloat16 and convert that back with a pass of its
 own. :func:`cast_together` writes the bfloat16 weights of a whole step at once.
-
-Only the gradients of the parameters are this project's C++ code, with the same bits for any number
-of threads. The output and dx come from PyTorch's libraries, which do not promise that.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from ._autograd import saved_inputs, vjp
 from ._op import device_kind, empty_contiguous, has_kernel, register
 from ._random import draw_seed, drop, drop_hash, drop_pairs, drop_steps
 from ._triton import tl, triton
-from .launch import arch, cdiv, float32_dot_is_tf32, launch
+from .launch import arch, cdiv, dot_dtype, float32_dot_is_tf32, launch
 
 MAX_HEAD_DIM = 128
 
@@ -195,14 +195,11 @@ def _launch(
     head_dim = width // (3 * num_heads)
     if not 1 <= tokens <= 128:
         raise ValueError(f"qkv: {tokens} tokens are not 1 to 128")
-    # The interpreter cannot multiply bfloat16.
-    use_float32 = _triton.INTERPRET and qkv.dtype == torch.bfloat16
-    operand = torch.float32 if use_float32 else qkv.dtype
     tensors = (_required(seed) if dropout else None, *tensors)  # type: ignore[assignment]
     shape = dict(
         TOKENS=tokens, HEADS=num_heads, HEAD_DIM=head_dim, SCALE=head_dim**-0.5,
         DROP_STEPS=drop_steps(dropout),
-        OPERAND=getattr(tl, str(operand).removeprefix("torch.")), num_stages=1,
+        OPERAND=getattr(tl, str(dot_dtype(qkv.dtype)).removeprefix("torch.")), num_stages=1,
     )  # fmt: skip
     # Triton 3.6 spills in the float32 forward that loops.
     if tokens > 64 and head_dim <= 64 and (backward or qkv.dtype != torch.float32):
