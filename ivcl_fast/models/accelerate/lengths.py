@@ -42,7 +42,8 @@ class Lengths:
 
     def __init__(self, name: str, trial: Trial) -> None:
         self.name, self.trial = name, trial
-        self.equal: dict[Key, bool] = dict.fromkeys(trial.keys(), True)
+        tried = [(s.shape[1:], s.training, s.gradients) for s in trial.situations]
+        self.equal: dict[Key, bool] = dict.fromkeys(tried, True)
         self.most = len(self.equal) + MOST
         self.is_given_up = False
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ivcl_fast.models.accelerate import sdpa
-from ivcl_fast.models.accelerate.adapters.adapter import defaults
+from ivcl_fast.models.accelerate.adapters.adapter import Adapter, defaults
 from ivcl_fast.models.accelerate.crossovers import SEPARATE_ATTENTION, is_small, longest
 from ivcl_fast.models.accelerate.guard import ORIGIN, REPLACEMENT, Guard, is_patched
-from ivcl_fast.models.accelerate.lengths import is_fixed, may_run
+from ivcl_fast.models.accelerate.lengths import Lengths, is_fixed, may_run
 from ivcl_fast.models.accelerate.patches import PATCHES
 from ivcl_fast.models.ivcl import FAST
 from ivcl_fast.models.layers import compute_dtype
@@ -34,20 +34,17 @@ MAX_TOKENS = 785
 class Replacement(NamedTuple):
     """The fused forward pass of a module of other origin, and when it runs."""
 
-    adapter: Any
-    """The :class:`~ivcl_fast.models.accelerate.adapters.adapter.Adapter`, or None where PyTorch's
-    attention alone is replaced."""
-    guard: Guard | None = None
-    """None in trials, whose modules are copies, and where PyTorch's attention alone is replaced."""
+    adapter: Adapter | None
+    """None where PyTorch's attention alone is replaced."""
     limits: dict[tuple[torch.dtype, bool], int] | None = None
     """The longest sequence by compute dtype and whether gradients are needed, where measured for
     this module; None stands for the table's."""
     tail: tuple[None, ...] | None = None
     """What follows the tokens in the module's output, such as weights that nobody asked for; None
     where the output is no tuple."""
-    lengths: Any = None
-    """The :class:`~ivcl_fast.models.accelerate.lengths.Lengths` that were compared; None in trials
-    and where PyTorch's attention alone is replaced."""
+    guard: Guard | None = None
+    lengths: Lengths | None = None
+    """Those that were compared; None, as the guard, in trials and where there is no adapter."""
 
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

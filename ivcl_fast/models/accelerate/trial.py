@@ -104,10 +104,6 @@ class Trial:
         further = (Situation(shape) for shape in self.adapter.further_shapes)
         return (*further, *SITUATIONS)
 
-    def keys(self) -> list[tuple[tuple[int, ...], bool, bool]]:
-        """Shape without batch and width, training and gradients of the first trial's situations."""
-        return [(s.shape[1:], s.training, s.gradients) for s in self.situations]
-
     def refusal_at(self, shape: tuple[int, ...], training: bool, gradients: bool) -> str | None:
         """How both differ for one sequence of another length, or None."""
         try:
