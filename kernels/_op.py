@@ -98,11 +98,11 @@ def register(
 
     ``ref`` and ``triton`` take the schema's arguments and return fresh tensors; ``fake`` returns
     tensors of the same shapes, dtypes and strides without computing, and may not be given the last
-    arguments where they have their defaults. ``arguments`` are the rules
-    that they rely on, for every tensor and, where needed, for other arguments.
-    ``setup_context(ctx, inputs, output)``, which keeps the inputs by default, and
-    ``backward(ctx, *grads)``, in terms of other registered ops, give the first derivative; all
-    others are ``ref``'s (``_autograd.py``). ``is_backward`` is for those other ops.
+    arguments where they have their defaults. ``arguments`` are the rules that they rely on, for
+    every tensor and, where needed, for other arguments. ``setup_context(ctx, inputs, output)``,
+    which keeps the inputs by default, and ``backward(ctx, *grads)``, in terms of other registered
+    ops, give the first derivative; all others are ``ref``'s (``_autograd.py``). ``is_backward`` is
+    for those other ops.
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
