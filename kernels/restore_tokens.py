@@ -218,11 +218,7 @@ _op = register(
 
 
 def restore_tokens(
-    visible: Tensor,
-    ids_keep: Tensor,
-    mask_token: Tensor,
-    pos: Tensor,
-    prefix: Tensor | None = None,
+    visible: Tensor, ids_keep: Tensor, mask_token: Tensor, pos: Tensor, prefix: Tensor | None = None
 ) -> Tensor:
     """Full sequences ``[F, S + N, D]`` from visible tokens, in ``visible``'s dtype.
 

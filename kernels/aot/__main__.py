@@ -50,7 +50,7 @@ def main() -> None:
     (oldest,) = (d.version for d in distributions(path=[str(args.oldest)]) if d.name == "triton")
     figures = keep_versions(triton.__version__, oldest)
     write_report(figures)
-    sys.exit("\n".join(all_faults(figures, figures)) or None)
+    sys.exit("\n".join(all_faults(figures)) or None)
 
 
 if __name__ == "__main__":

@@ -133,10 +133,10 @@ def keep_versions(*versions: str) -> Figures:
     return figures
 
 
-def all_faults(figures: Figures, versions: Iterable[str]) -> list[str]:
+def all_faults(figures: Figures) -> list[str]:
     """What is wrong with the kept figures, by setting, kernel, chip and Triton."""
     found = []
-    for version in versions:
+    for version in figures:
         for build in builds(version):
             compiled = compiled_figures(figures, build, version)
             place = f"{build.setting}, {build.dtype}, {build.name}, sm_{build.arch}, {version}"
