@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -223,7 +223,7 @@ def print_estimate(media: Sequence[Media], out: Path, config: PrepareConfig) -> 
     """Print what building a store would take; decodes some media to estimate the time."""
     flags = config.store
     workers = config.workers or default_workers(resolve_decoder(flags.decoder))
-    with WorkerPool(workers, STALL_SECONDS) if workers > 1 else nullcontext() as pool:
+    with WorkerPool(workers, STALL_SECONDS) as pool:
         infos, bad_files = probe_media(media, pool, probe)
     decoders = choose_decoders(media, infos, flags.decoder)
     frames = sum(info.frames for info in infos.values())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,7 @@ TRIES = 3
 LOSSES = 3
 """Number of workers lost in a row while they decode media after which these are dropped."""
 STOP_SECONDS = 0.2
-"""Seconds after which an abandoned epoch ends."""
+"""Seconds after which an abandoned epoch or a decoder that hangs is noticed."""
 _CROP = 2  # a random stream besides those of the loader
 CROP_AREA, CROP_ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
 """Ranges of random crops: share of the frame's area; aspect ratio relative to the frame's."""
@@ -136,8 +138,7 @@ class StreamLoader(ClipLoader):
                 batches.append(sampled)
                 yield from (self._request(epoch, one) for one in sampled)
 
-        decode = self._in_processes if self.workers > 1 and not self._on_gpu else self._in_threads
-        decoded = decode(requests(), stop)
+        decoded = self._decoded(requests(), stop)
         for rows in decoded:
             sampled = batches.popleft()
             found = [rows, *itertools.islice(decoded, len(sampled) - 1)]
@@ -171,99 +172,59 @@ class StreamLoader(ClipLoader):
         """Whether DALI decodes on a GPU; then frames that PyAV decodes are copied there as well."""
         return torch.cuda.is_available() and "dali" in self._decoders.values()
 
-    def _in_threads(
-        self, requests: Iterable[Request], stop: threading.Event
+    def _decoded(
+        self, requests: Iterator[Request], stop: threading.Event
     ) -> Iterator[torch.Tensor | None]:
         """Yield the rows of the requests in order, or None for media that cannot be decoded."""
-        if self._threads is None:
+        if self._threads is None or self._pool is None:
             self._threads = ThreadPoolExecutor(self.workers, "decode")
-        waiting: deque[tuple[Request, Future[torch.Tensor | str]]] = deque()
-
-        def first() -> torch.Tensor | None:
-            request, future = waiting.popleft()
-            try:
-                return self._kept(request, future.result(self.stall_seconds))
-            except TimeoutError:  # a thread cannot be killed
-                raise UserError(
-                    f"{request.media.files[0]}: the decoder gave no result for "
-                    f"{self.stall_seconds:g} seconds; accepted: --decoder pyav with 2 --workers or "
-                    "more, which are replaced if they hang"
-                ) from None
-
-        for request in requests:
-            if stop.is_set():
-                break
-            waiting.append((request, self._threads.submit(self._unless_dropped, request)))
-            if len(waiting) >= self._ahead:
-                yield first()
-        while waiting and not stop.is_set():
-            yield first()
-        for _, future in waiting:
-            future.cancel()
-
-    def _unless_dropped(self, request: Request) -> torch.Tensor | str:
-        if request.media.name in self.dropped:
-            return self.dropped[request.media.name]
-        return decode_clip_on_own_stream(request) if self._on_gpu else decode_clip(request)
-
-    def _in_processes(
-        self, requests: Iterable[Request], stop: threading.Event
-    ) -> Iterator[torch.Tensor | None]:
-        """As :meth:`_in_threads`, in worker processes."""
-        pool = self._pool = self._pool or WorkerPool(self.workers, self.stall_seconds)
-        todo = enumerate(requests)
-        again: list[tuple[int, Request]] = []
-        done: dict[int, torch.Tensor | None] = {}
-        taken = 0  # requests taken from todo
+            self._pool = WorkerPool(1 if self._on_gpu else self.workers, self.stall_seconds)
+        decode = partial(self._decode, self._pool)
+        waiting: deque[tuple[Request, Future[torch.Tensor | None]]] = deque()
+        since = time.monotonic()
         try:
-            for number in itertools.count():
-                while number not in done:
-                    while pool.has_room and (again or taken - number < self._ahead):
-                        item = again.pop() if again else next(todo, None)
-                        if item is None:
-                            break
-                        taken = max(taken, item[0] + 1)
-                        if item[1].media.name in self.dropped:
-                            done[item[0]] = None
-                        else:
-                            pool.submit(decode_numbered, item)
-                    if not pool.busy and number not in done:
-                        return
-                    message = pool.receive(STOP_SECONDS) if pool.busy else None
-                    if stop.is_set():
-                        return
-                    if message is None:
-                        continue
-                    if message.kind == "error":
-                        raise message.value
-                    if message.kind == "result":
-                        at, request, rows = message.value
-                        self._losses.pop(request.media.name, None)
-                        done[at] = self._kept(request, rows)
-                    elif self._gives_up(message.value):
-                        done[message.value.task[0]] = None
-                    else:
-                        again.append(message.value.task)
-                yield done.pop(number)
+            while not stop.is_set():
+                for request in itertools.islice(requests, self._ahead - len(waiting)):
+                    waiting.append((request, self._threads.submit(decode, request)))
+                if not waiting:
+                    return
+                request, first = waiting[0]
+                if first.done():
+                    waiting.popleft()
+                    yield first.result()
+                    since = time.monotonic()
+                elif self._pool.workers == 1 and time.monotonic() - since > self.stall_seconds:
+                    raise UserError(  # a thread cannot be killed
+                        f"{request.media.files[0]}: the decoder gave no result for "
+                        f"{self.stall_seconds:g} seconds; accepted: --decoder pyav with 2 "
+                        "--workers or more, which are replaced if they hang"
+                    )
+                else:
+                    wait([first], STOP_SECONDS)
         finally:
-            if pool.busy:  # the epoch was abandoned, so nobody needs the results
-                self.close()
+            for _, future in waiting:
+                future.cancel()
 
-    def _kept(self, request: Request, rows: torch.Tensor | np.ndarray | str) -> torch.Tensor | None:
-        if isinstance(rows, str):
-            self._drop(request.media, rows)
-            return None
-        return torch.as_tensor(rows)
-
-    def _gives_up(self, lost: Lost) -> bool:
-        """Whether to drop the clip that a worker was decoding when it was lost."""
-        media = lost.task[1].media
-        self._losses[media.name] += 1
-        log.warning("%s: decoding it failed: %s", media.files[0], lost.reason)
-        if self._losses[media.name] < LOSSES:
-            return False
-        self._drop(media, f"decoding it failed {LOSSES} times: {lost.reason}")
-        return True
+    def _decode(self, pool: WorkerPool, request: Request) -> torch.Tensor | None:
+        """Decode a clip, unless its media are dropped or have to be."""
+        media = request.media
+        while media.name not in self.dropped:
+            try:
+                if self._on_gpu:
+                    rows: Any = decode_clip_on_own_stream(request)
+                else:
+                    rows = pool.call(decode_in_worker, request, lambda _: None)
+                    self._losses.pop(media.name, None)
+            except Lost as lost:
+                self._losses[media.name] += 1
+                log.warning("%s: decoding it failed: %s", media.files[0], lost.reason)
+                if self._losses[media.name] >= LOSSES:
+                    self._drop(media, f"decoding it failed {LOSSES} times: {lost.reason}")
+                continue
+            if not isinstance(rows, str):
+                return torch.as_tensor(rows)
+            self._drop(media, rows)
+        return None
 
     def _drop(self, media: Media, reason: str) -> None:
         if media.name not in self.dropped:
@@ -310,13 +271,10 @@ def decode_clip_on_own_stream(request: Request) -> torch.Tensor | str:
     return rows
 
 
-def decode_numbered(
-    task: tuple[int, Request], report: Report
-) -> tuple[int, Request, np.ndarray | str]:
-    """Decode a numbered request in a worker process."""
-    number, request = task
+def decode_in_worker(request: Request, report: Report) -> np.ndarray | str:
+    """As :func:`decode_clip`, to an array, which processes exchange faster than a tensor."""
     rows = decode_clip(request)
-    return number, request, rows if isinstance(rows, str) else rows.cpu().numpy()
+    return rows if isinstance(rows, str) else rows.cpu().numpy()
 
 
 def draw_crop(rng: np.random.Generator) -> Crop:

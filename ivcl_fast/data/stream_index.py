@@ -12,7 +12,6 @@ import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def _updated(
         done += count
         progress(done, len(media))
 
-    with WorkerPool(workers, STALL_SECONDS) if workers > 1 else nullcontext() as pool:
+    with WorkerPool(workers, STALL_SECONDS) as pool:
         probed, bad = probe_media(todo, pool, index_one, report)
     changed = {one.name for one in todo}
     probed |= {name: one for name, one in known.items() if name not in changed}

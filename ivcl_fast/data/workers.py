@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 import os
 import pickle
-import selectors
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context, resource_tracker, spawn
-from multiprocessing.process import BaseProcess
-from socket import socket, socketpair
-from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
+from socket import SHUT_RDWR, socket, socketpair
+from typing import Any, BinaryIO, TypeVar
 from unittest import mock
 
 Task = TypeVar("Task")
@@ -30,8 +28,8 @@ STARTS = 3
 """Number of workers in a row that may end before they begin a task."""
 END_SECONDS = 10.0
 """How long to wait for a killed worker to end."""
-HEADER = 8
-"""Bytes of the length of a message."""
+CUT = (EOFError, ConnectionError, pickle.UnpicklingError)
+"""What reading a message raises if the other process has died."""
 
 
 def usable_cpus() -> int:
@@ -40,41 +38,14 @@ def usable_cpus() -> int:
     return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-@dataclass(frozen=True)
-class Lost:
-    """A task whose worker crashed or hung."""
+@dataclass
+class Lost(Exception):
+    """The worker of a task crashed or hung."""
 
     task: Any
     reports: tuple[int, ...]
     """The reports it sent. With a report after each item, their number is the current item."""
     reason: str
-
-
-class Message(NamedTuple):
-    """A message of a worker."""
-
-    kind: Literal["report", "result", "error", "lost"]
-    value: Any
-    """The count of a report, the result, the exception, or a :class:`Lost`."""
-
-
-@dataclass
-class _Worker:
-    process: BaseProcess
-    socket: socket
-    function: Any = None
-    task: Any = None
-    started: bool = False
-    """Whether it has begun any task."""
-    begun: bool = False
-    """Whether it has begun its current task."""
-    heard: float = math.inf
-    """Time of its last sign of life, or of the submission of its task."""
-    reports: list[int] = field(default_factory=list)
-    outgoing: memoryview = field(default_factory=lambda: memoryview(b""))
-    """What is left to send to it."""
-    incoming: bytearray = field(default_factory=bytearray)
-    """What it has sent since its last complete message."""
 
 
 class WorkerPool:
@@ -83,8 +54,8 @@ class WorkerPool:
     They are started when they are needed. Functions, tasks and results are pickled. A worker
     notices the death of its parent at its next report or task. Only the parent gets Ctrl-C.
 
-    The parent never waits for a worker that has sent or received a part of a message: a worker may
-    die or stop at any byte. One that does so before it has begun its task is replaced.
+    A thread of this process waits for each worker that has a task, which may die or stop at any
+    byte of a message. One that does so before it has begun its task is replaced.
 
     Example::
 
@@ -94,11 +65,14 @@ class WorkerPool:
     """
 
     def __init__(self, workers: int, stall_seconds: float = math.inf) -> None:
-        """``stall_seconds``: a worker that sends nothing for so long in a task is killed."""
+        """``workers``: with 1, this process does the tasks.
+
+        ``stall_seconds``: a worker that sends nothing for so long in a task is killed.
+        """
         self.workers, self.stall_seconds = workers, stall_seconds
+        self._workers: set[_Worker] = set()
         self._idle: list[_Worker] = []
-        self._busy: list[_Worker] = []
-        self._failed_starts = 0  # in a row
+        self._closed = False
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -107,50 +81,11 @@ class WorkerPool:
         self.close()
 
     def close(self) -> None:
-        """Kill all workers."""
-        for worker in (*self._idle, *self._busy):
-            _end(worker)
-        self._idle, self._busy = [], []
-
-    @property
-    def busy(self) -> int:
-        """Number of tasks that were submitted and have not ended."""
-        return len(self._busy)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether a worker is free."""
-        return len(self._busy) < self.workers
-
-    def submit(self, function: Callable[[Any, Report], Any], task: Any) -> None:
-        """Let a free worker call ``function(task, report)``."""
-        worker = self._idle.pop() if self._idle else _start()
-        if not worker.process.is_alive():  # it was killed while it was idle
-            _end(worker)
-            worker = _start()
-        self._give(worker, function, task)
-
-    def receive(self, timeout: float = math.inf) -> Message | None:
-        """Return the next message of a worker, or None after ``timeout`` seconds.
-
-        Raises ``RuntimeError`` if several workers in a row end before they have begun a task.
-        """
-        end = time.monotonic() + timeout
-        while True:
-            for worker in self._busy:
-                if (message := self._next(worker)) is not None:
-                    return message
-            first = min((self._deadline(worker) for worker in self._busy), default=math.inf)
-            ready = self._wait(max(0.0, min(first, end) - time.monotonic()))
-            now = time.monotonic()
-            for worker in [*self._busy]:
-                alive = worker not in ready or _transfer(worker)
-                if alive and (worker in ready or now < self._deadline(worker)):
-                    continue
-                if (message := self._lost(worker, hangs=alive)) is not None:
-                    return message
-            if now >= end and not ready:
-                return None
+        """Kill all workers; calls that wait for one raise ``RuntimeError``."""
+        with _starting:
+            self._closed = True
+        for worker in [*self._workers]:
+            worker.end()
 
     def run(
         self,
@@ -161,105 +96,87 @@ class WorkerPool:
     ) -> Iterator[Result]:
         """Yield ``function(task, report)`` for every task, in the order in which they end.
 
-        The function may call ``report(n)`` to report progress, which calls ``report`` here. An
-        exception of the function is raised here. For a lost task, ``report`` is called with the
-        negative sum of its progress, and ``replace`` returns the task to do instead; without
-        ``replace`` this raises ``RuntimeError``.
+        The function may call ``report(n)`` to report progress, which calls ``report`` here, one
+        call at a time. An exception of the function is raised here. For a lost task, ``report`` is
+        called with the negative sum of its progress, and ``replace`` returns the task to do
+        instead; without ``replace`` this raises ``RuntimeError``. Ctrl-C, an error and closing the
+        iteration end the workers.
         """
-        waiting = list(reversed(tasks))
-        while waiting or self._busy:
-            while waiting and self.has_room:
-                self.submit(function, waiting.pop())
-            message = self.receive()
-            assert message is not None  # there is no timeout
-            kind, value = message
-            if kind == "report":
-                report(value)
-            elif kind == "result":
-                if waiting:
-                    self.submit(function, waiting.pop())
-                yield value
-            elif kind == "error":
-                raise value
-            elif replace is None:
-                raise RuntimeError(f"a worker process was lost: {value.reason}")
-            else:
-                report(-sum(value.reports))
-                waiting.append(replace(value))
+        one_at_a_time = threading.Lock()
 
-    def _give(self, worker: _Worker, function: Callable[[Any, Report], Any], task: Any) -> None:
-        worker.function, worker.task, worker.begun, worker.reports = function, task, False, []
-        worker.heard = time.monotonic()
-        worker.outgoing = memoryview(_framed((function, task)))
-        self._busy.append(worker)
+        def report_here(count: int) -> None:
+            with one_at_a_time:
+                report(count)
 
-    def _deadline(self, worker: _Worker) -> float:
-        return worker.heard + (self.stall_seconds if worker.started else START_SECONDS)
+        def do(task: Task) -> Result:
+            while True:
+                try:
+                    return self.call(function, task, report_here)
+                except Lost as lost:
+                    if replace is None:
+                        raise RuntimeError(f"a worker process was lost: {lost.reason}") from None
+                    report_here(-sum(lost.reports))
+                    with one_at_a_time:
+                        task = replace(lost)
 
-    def _wait(self, seconds: float) -> list[_Worker]:
-        """Return the workers that have sent something or ended, or can be sent something."""
-        with selectors.DefaultSelector() as selector:
-            for worker in self._busy:
-                writes = selectors.EVENT_WRITE if worker.outgoing else 0
-                selector.register(worker.socket, selectors.EVENT_READ | writes, worker)
-            found = selector.select(None if seconds == math.inf else seconds)
-        return [key.data for key, _ in found]
+        if self.workers <= 1:
+            yield from map(do, tasks)
+            return
+        with ThreadPoolExecutor(self.workers, "worker") as threads:
+            try:
+                for done in as_completed([threads.submit(do, task) for task in tasks]):
+                    yield done.result()
+            except BaseException:
+                self.close()
+                raise
 
-    def _next(self, worker: _Worker) -> Message | None:
-        """Take the next complete message from what a worker has sent."""
-        while (content := _take(worker.incoming)) is not None:
-            kind, value = pickle.loads(content)
-            if kind == "begun":
-                worker.started = worker.begun = True
-                self._failed_starts = 0
+    def call(
+        self, function: Callable[[Task, Report], Result], task: Task, report: Report
+    ) -> Result:
+        """Let a worker call ``function(task, report)``, and wait for the result.
+
+        Several threads may call it, each of which has a worker meanwhile. Raises :class:`Lost` if
+        the worker crashes or hangs, and ``RuntimeError`` if several in a row end before they have
+        begun the task.
+        """
+        if self.workers <= 1:
+            return function(task, report)
+        reason = ""
+        for _ in range(STARTS):
+            worker, seconds = self._take()
+            reports: list[int] | None = None
+            try:
+                worker.answer(seconds, (function, task))  # that it has begun
+                reports = []
+                while (message := worker.answer(self.stall_seconds))[0] == "report":
+                    reports.append(message[1])
+                    report(message[1])
+            except _EndedError as ended:
+                self._workers.discard(worker)
+                reason = str(ended)
+                if reports is not None and not self._closed:
+                    raise Lost(task, tuple(reports), reason) from None
                 continue
-            if kind == "report":
-                worker.reports.append(value)
-            else:
-                self._busy.remove(worker)
-                self._idle.append(worker)
-            return Message(kind, value)
-        return None
+            self._idle.append(worker)
+            kind, value = message
+            if kind == "error":
+                raise value
+            return value
+        raise RuntimeError(f"a worker could not begin: {reason}")
 
-    def _lost(self, worker: _Worker, hangs: bool) -> Message | None:
-        """End a worker; return its task, or give it to a new worker if it has not begun."""
-        seconds = self._deadline(worker) - worker.heard
-        reason = f"no progress for {seconds:g} seconds"
-        if not hangs:
-            worker.process.join(END_SECONDS)
-            reason = f"its process died ({_exit_reason(worker.process.exitcode)})"
-        self._busy.remove(worker)
-        _end(worker)
-        if worker.begun:
-            return Message("lost", Lost(worker.task, tuple(worker.reports), reason))
-        self._failed_starts += 1
-        if self._failed_starts >= STARTS:
-            self.close()
-            raise RuntimeError(f"a worker could not begin: {reason}")
-        self._give(_start(), worker.function, worker.task)
-        return None
+    def _take(self) -> tuple[_Worker, float]:
+        """Return a worker that is free, or a new one, and how long to wait until it begins."""
+        with _starting:
+            if self._closed:
+                raise RuntimeError("the pool of workers is closed")
+            if self._idle:
+                return self._idle.pop(), self.stall_seconds
+            worker = _Worker()
+            self._workers.add(worker)
+            return worker, START_SECONDS
 
 
-def run_tasks(
-    function: Callable[[Task, Report], Result],
-    tasks: Sequence[Task],
-    workers: int,
-    report: Report,
-) -> Iterator[Result]:
-    """As :meth:`WorkerPool.run`, with a pool of its own; one worker means this process.
-
-    Ctrl-C, an error and closing the iteration end the workers.
-    """
-    workers = min(workers, len(tasks))
-    if workers <= 1:
-        for task in tasks:
-            yield function(task, report)
-        return
-    with WorkerPool(workers) as pool:
-        yield from pool.run(function, tasks, report)
-
-
-_starting = threading.Lock()
+_starting = threading.RLock()
 _preparation_data = spawn.get_preparation_data
 
 
@@ -273,77 +190,66 @@ def _without_main(name: str) -> dict[str, Any]:
     return {key: value for key, value in told.items() if not key.startswith("init_main_from")}
 
 
-def _start() -> _Worker:
-    context = get_context("spawn")  # a fork would copy the state of torch's and DALI's threads
-    ours, theirs = socketpair()
-    ours.setblocking(False)
-    process = context.Process(target=_work, args=(theirs,), daemon=True)
-    # The first process starts multiprocessing's resource tracker, which unblocks SIGINT.
-    resource_tracker.ensure_running()
-    prepare = mock.patch.object(spawn, "get_preparation_data", _without_main)
-    with _starting, prepare:
-        # It inherits the signal mask, so it ignores Ctrl-C.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+class _EndedError(Exception):
+    """A worker has crashed or hung; the message says which."""
+
+
+class _Worker:
+    """A process, as its parent sees it."""
+
+    def __init__(self) -> None:
+        """Start the process; :data:`_starting` has to be held."""
+        context = get_context("spawn")  # a fork would copy the state of torch's and DALI's threads
+        self._socket, theirs = socketpair()
+        self._pipe: Any = self._socket.makefile("rwb")
+        self._socket.close()  # with the pipe
+        self._process = context.Process(target=_work, args=(theirs,), daemon=True)
+        # The first process starts multiprocessing's resource tracker, which unblocks SIGINT.
+        resource_tracker.ensure_running()
+        with mock.patch.object(spawn, "get_preparation_data", _without_main):
+            # It inherits the signal mask, so it ignores Ctrl-C.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                self._process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+
+    def answer(self, seconds: float, *sent: Any) -> tuple[str, Any]:
+        """Send a message, if one is given, and return the next one that the process sends.
+
+        Raises :class:`_EndedError` if it dies, or takes and sends nothing for so many seconds.
+        """
+        self._socket.settimeout(None if seconds == math.inf else seconds)
         try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    theirs.close()
-    return _Worker(process, ours)
+            for message in sent:
+                _send(self._pipe, message)
+            return pickle.load(self._pipe)
+        except TimeoutError:
+            reason = f"no progress for {seconds:g} seconds"
+        except CUT:
+            self._process.join(END_SECONDS)
+            code = self._process.exitcode
+            name = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+            reason = f"its process died ({name})"
+        self.end()
+        raise _EndedError(reason)
 
-
-def _end(worker: _Worker) -> None:
-    worker.process.kill()  # one that hangs in a decoder may ignore gentler signals
-    worker.process.join(END_SECONDS)  # one that waits for a dead network drive cannot end
-    worker.socket.close()
-
-
-def _exit_reason(code: int | None) -> str:
-    if code is not None and code < 0:
-        return signal.Signals(-code).name
-    return f"exit code {code}"
-
-
-def _transfer(worker: _Worker) -> bool:
-    """Send and receive what is possible without waiting; returns whether the worker is alive."""
-    if worker.outgoing:
-        # A dead one cannot be sent anything, but what it has sent before can still be received.
-        with suppress(BlockingIOError, ConnectionError):
-            worker.outgoing = worker.outgoing[worker.socket.send(worker.outgoing) :]
-            worker.heard = time.monotonic()
-    try:
-        received = worker.socket.recv(2**20)
-    except BlockingIOError:
-        return True
-    except ConnectionError:
-        return False
-    worker.incoming += received
-    worker.heard = time.monotonic()
-    return bool(received)
-
-
-def _framed(message: Any) -> bytes:
-    content = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-    return len(content).to_bytes(HEADER, "little") + content
-
-
-def _take(received: bytearray) -> bytes | None:
-    """Remove the first message and return its content, or None if it is not complete."""
-    end = HEADER + int.from_bytes(received[:HEADER], "little")
-    if len(received) < max(HEADER, end):
-        return None
-    content = bytes(memoryview(received)[HEADER:end])
-    del received[:end]
-    return content
+    def end(self) -> None:
+        """Kill the process, and let a thread that waits for its messages go on."""
+        self._process.kill()  # one that hangs in a decoder may ignore gentler signals
+        with suppress(OSError):
+            self._socket.shutdown(SHUT_RDWR)
+        self._process.join(END_SECONDS)  # one that waits for a dead network drive cannot end
 
 
 def _work(theirs: socket) -> None:
     """Receive tasks, send reports and results, until this process or its parent is killed."""
     message: tuple[str, Any]
     pipe: Any = theirs.makefile("rwb")
-    try:
-        while header := pipe.read(HEADER):
-            function, task = pickle.loads(pipe.read(int.from_bytes(header, "little")))
+    with suppress(*CUT):
+        while True:
+            function, task = pickle.load(pipe)
             _send(pipe, ("begun", None))
             try:
                 message = "result", function(task, lambda count: _send(pipe, ("report", count)))
@@ -352,11 +258,9 @@ def _work(theirs: socket) -> None:
             except Exception as error:
                 message = "error", error
             _send(pipe, message)
-    except (EOFError, ConnectionError):
-        pass
     os._exit(1)  # the parent is dead
 
 
-def _send(pipe: BinaryIO, message: tuple[str, Any]) -> None:
-    pipe.write(_framed(message))
+def _send(pipe: BinaryIO, message: Any) -> None:
+    pipe.write(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
     pipe.flush()

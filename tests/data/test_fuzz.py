@@ -112,7 +112,7 @@ def test_damaged_media(tmp_path, decoder):
         path, name, seeds = one.task
         return path, name, seeds[len(one.reports) + 1 :]
 
-    with WorkerPool(1, STALL_SECONDS) as pool:
+    with WorkerPool(2, STALL_SECONDS) as pool:
         results = list(pool.run(decode_damaged, tasks, lambda _: None, go_on))
     assert all(outcomes["refused"] for outcomes, _ in results)
     assert max(grown for _, grown in results) < LEAK_BYTES

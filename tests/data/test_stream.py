@@ -25,7 +25,8 @@ from ivcl_fast.data.decode.media import OpenImages
 from ivcl_fast.data.loader import StoreLoader
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.index import probe_media
-from ivcl_fast.data.stream import CROP_AREA, StreamLoader, decode_numbered, draw_crop
+from ivcl_fast.data.stream import CROP_AREA, StreamLoader, decode_in_worker, draw_crop
+from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
 from tests.data.decode.test_readable import broken_disk
 from tests.data.test_loader import same
@@ -68,7 +69,7 @@ GOOD = [i for i in range(len(FRAMES)) if i != 2]
 def make(
     videos, clips=CLIPS, batch_size=2, num_frames=4, decoder="pyav", **options
 ) -> StreamLoader:
-    index, _ = probe_media(videos, None, index_one)
+    index, _ = probe_media(videos, WorkerPool(1), index_one)
     infos = {name: one.info for name, one in index.items()}
     defaults = dict(
         num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False,
@@ -299,17 +300,16 @@ def test_a_batch_without_usable_videos_raises(videos, tmp_path):
         list(loader.epoch(0))
 
 
-def decode_or_die(task, report):
-    _, request = task
+def decode_or_die(request, report):
     if request.media.name == "v5":
         os.kill(os.getpid(), signal.SIGSEGV)
     if request.media.name == "v7":
         time.sleep(1000)
-    return decode_numbered(task, report)
+    return decode_in_worker(request, report)
 
 
 def test_decoders_that_crash_or_hang_lose_only_their_clips(videos, monkeypatch, caplog):
-    monkeypatch.setattr(stream, "decode_numbered", decode_or_die)
+    monkeypatch.setattr(stream, "decode_in_worker", decode_or_die)
     monkeypatch.setattr(stream, "LOSSES", 2)
     loader = make(videos, workers=2, stall_seconds=3, batch_size=3, shuffle=False)
     found = [batch.clip_ids.tolist() for batch in loader.epoch(0)]
@@ -327,22 +327,22 @@ def test_decoders_of_long_videos_have_more_time(videos):
     assert make(videos, stall_seconds=1).stall_seconds == max(FRAMES) / MIN_RATE > 1
 
 
-def decode_or_stop_once(task, report):
+def decode_or_stop_once(request, report):
     """The first worker that decodes v4 is killed in the middle of the result, that of v8 stops."""
-    name = task[1].media.name
-    marker = task[1].media.files[0].with_suffix(".stopped")
+    name = request.media.name
+    marker = request.media.files[0].with_suffix(".stopped")
     if name in ("v4", "v8") and not marker.exists():
         marker.touch()
         stop = signal.SIGKILL if name == "v4" else signal.SIGSTOP
         workers._send = partial(send_half, stop)
-    return decode_numbered(task, report)
+    return decode_in_worker(request, report)
 
 
 def test_the_same_batches_though_workers_die_and_stop(videos, monkeypatch, caplog):
     """With results of 16 x 224 x 224 pixels, which do not fit into a socket."""
     options = dict(image_size=224, patch_size=16, num_frames=16)
     expected = list(make(videos, **options).epoch(1))
-    monkeypatch.setattr(stream, "decode_numbered", decode_or_stop_once)
+    monkeypatch.setattr(stream, "decode_in_worker", decode_or_stop_once)
     loader = make(videos, workers=2, stall_seconds=3, **options)
     assert same(list(loader.epoch(1)), expected)
     loader.close()

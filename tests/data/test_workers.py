@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 
 from ivcl_fast.data import workers
-from ivcl_fast.data.workers import Lost, WorkerPool, run_tasks, usable_cpus
+from ivcl_fast.data.workers import Lost, WorkerPool, usable_cpus
 
 
 def square(number: int, report) -> int:
@@ -27,6 +30,15 @@ def square(number: int, report) -> int:
     if number == -4:
         time.sleep(1000)
     return number**2
+
+
+def run_tasks(function, tasks, workers: int, report):
+    with WorkerPool(workers) as pool:
+        yield from pool.run(function, tasks, report)
+
+
+def ignore(count: int) -> None:
+    pass
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -56,7 +68,7 @@ def test_an_abandoned_iteration_ends_the_workers():
     results = run_tasks(square, range(20), 2, lambda _: None)
     next(results)
     assert active_children()
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert not active_children()
 
 
@@ -85,13 +97,13 @@ def test_lost_tasks_are_replaced_and_their_progress_subtracted():
 
 def test_a_worker_that_cannot_start_is_not_blamed_on_its_task(monkeypatch):
     monkeypatch.setattr("ivcl_fast.data.workers._work", os._exit)  # dies of its argument
-    with WorkerPool(1, stall_seconds=60) as pool, pytest.raises(RuntimeError, match="not begin"):
+    with WorkerPool(2, stall_seconds=60) as pool, pytest.raises(RuntimeError, match="not begin"):
         list(pool.run(square, [1], lambda _: None, lambda lost: lost.task))
     assert not active_children()
 
 
 def test_a_worker_killed_while_idle_is_replaced():
-    with WorkerPool(1) as pool:
+    with WorkerPool(2) as pool:
         assert list(pool.run(square, [2], lambda _: None)) == [4]
         (worker,) = active_children()
         worker.kill()
@@ -104,7 +116,7 @@ def test_a_worker_killed_while_idle_is_replaced():
 
 def send_half(stop: signal.Signals, pipe, message) -> None:
     """Take the place of ``workers._send``: this process ends in the middle of a message."""
-    content = workers._framed(message)
+    content = pickle.dumps(message)
     pipe.write(content[: len(content) // 2])
     pipe.flush()
     os.kill(os.getpid(), stop)
@@ -140,7 +152,7 @@ def test_a_worker_that_ends_in_the_middle_of_its_result_is_replaced(stop, reason
 
 def test_a_worker_that_is_stopped_while_idle_is_replaced():
     """Nobody is told: its task had not begun."""
-    with WorkerPool(1, stall_seconds=3) as pool:
+    with WorkerPool(2, stall_seconds=3) as pool:
         assert list(pool.run(square, [2], lambda _: None)) == [4]
         (worker,) = active_children()
         os.kill(worker.pid, signal.SIGSTOP)
@@ -150,40 +162,55 @@ def test_a_worker_that_is_stopped_while_idle_is_replaced():
 
 def test_workers_that_are_killed_before_they_begin_are_replaced():
     """However many there are in a long run; too many in a row would be a fault of the machine."""
-    with WorkerPool(1) as pool:
-        for number in range(workers.STARTS):
-            pool.submit(square, number)
+    with WorkerPool(2) as pool, ThreadPoolExecutor(1) as threads:
+        for number in range(workers.STARTS + 1):
+            assert pool.call(square, number, ignore) == number**2
             (worker,) = active_children()
+            os.kill(worker.pid, signal.SIGSTOP)
+            found = threads.submit(pool.call, square, number, ignore)
+            assert not wait([found], 0.1).done
             worker.kill()
-            while (message := pool.receive()) and message.kind == "report":
-                pass
-            assert message == ("result", number**2)
+            assert found.result() == number**2
 
 
-def test_a_large_task_does_not_block_the_parent(tmp_path):
-    """The worker is stopped, so nobody takes what the socket cannot hold."""
-    with WorkerPool(1) as pool:
-        assert list(pool.run(square, [2], lambda _: None)) == [4]
+def test_a_worker_that_does_not_take_a_large_task_is_replaced(tmp_path):
+    """It is stopped, so nobody takes what the socket cannot hold."""
+    with WorkerPool(2, stall_seconds=3) as pool:
+        assert pool.call(square, 2, ignore) == 4
         os.kill(active_children()[0].pid, signal.SIGSTOP)
-        pool.submit(length, (tmp_path,) * 100_000)
-        assert pool.receive(timeout=0.01) is None
-        os.kill(active_children()[0].pid, signal.SIGCONT)
-        assert pool.receive() == ("result", 100_000)
+        assert pool.call(length, (tmp_path,) * 100_000, ignore) == 100_000
 
 
 def length(task: tuple[Path, ...], report) -> int:
     return len(task)
 
 
-def test_receive_times_out():
-    with WorkerPool(1) as pool:
-        assert pool.has_room and not pool.busy
-        pool.submit(square, -4)
-        assert not pool.has_room and pool.busy == 1
-        while (message := pool.receive()) and message.kind != "report":
-            pass
-        assert pool.receive(timeout=0.01) is None
-    assert not active_children()
+def test_closing_ends_the_calls_of_other_threads():
+    """As calls that nobody waits for any more: no task is lost, and none is begun."""
+    begun = threading.Event()
+    with WorkerPool(2) as pool, ThreadPoolExecutor(1) as threads:
+        found = threads.submit(pool.call, square, -4, lambda count: begun.set())
+        assert begun.wait(60)
+        pool.close()
+        assert not active_children()
+        with pytest.raises(RuntimeError, match="closed"):
+            found.result()
+        with pytest.raises(RuntimeError, match="closed"):
+            pool.call(square, 1, ignore)
+
+
+def test_one_report_at_a_time():
+    reporting, most = 0, 0
+
+    def report(count: int) -> None:
+        nonlocal reporting, most
+        reporting += 1
+        most = max(most, reporting)
+        time.sleep(0.01)
+        reporting -= 1
+
+    list(run_tasks(square, range(20), 4, report))
+    assert most == 1
 
 
 def test_ranks_share_the_cpus(monkeypatch):

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,17 +202,13 @@ class StoreBuild:
             if is_finished(out, self.settings["state"]) or (same and not os.access(out, os.W_OK)):
                 return 0
         workers = workers or default_workers(self.settings["decoder"])
-        with (
-            _storage_errors(out),
-            WorkerPool(workers, stall_seconds) if workers > 1 else nullcontext() as pool,
-        ):
+        with _storage_errors(out), WorkerPool(workers, stall_seconds) as pool:
             _claim(out)
             plan = make_plan(self.media, out, self.settings, self.states, self.decoder, pool, gpu)
             if plan is None:
                 return 0
             tasks = shard_tasks(self.media, out, plan, gpu)
-            if pool is not None:
-                pool.stall_seconds = decoding_timeout(stall_seconds, plan["frames"].values())
+            pool.stall_seconds = decoding_timeout(stall_seconds, plan["frames"].values())
             own = tasks[part.number :: part.total]
             _build_shards(own, pool, progress or (lambda *_: None))
             if left := len(_missing(tasks)):
@@ -246,7 +242,7 @@ def _claim(out: Path) -> None:
 
 
 def _build_shards(
-    tasks: Sequence[ShardTask], pool: WorkerPool | None, progress: Callable[[int, int], None]
+    tasks: Sequence[ShardTask], pool: WorkerPool, progress: Callable[[int, int], None]
 ) -> None:
     """Build shards, and wait for other processes, until all shards are finished."""
     total = sum(sum(task.expected_frames) for task in tasks)
@@ -269,12 +265,8 @@ def _build_shards(
             progress(total - left, total)
 
         report(0)
-        if pool is None:
-            for task in missing:
-                build_shard(task, report)
-        else:
-            for _ in pool.run(build_shard, missing, report, second_chance):
-                pass
+        for _ in pool.run(build_shard, missing, report, second_chance):
+            pass
         waits = True
     progress(total, total)
 

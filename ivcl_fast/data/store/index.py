@@ -50,23 +50,20 @@ def probe_each(task: ProbeTask, report: Report) -> dict[str, Any]:
 
 def probe_media(
     media: Sequence[Media],
-    pool: WorkerPool | None,
+    pool: WorkerPool,
     probe_one: Callable[[Media], Found],
     report: Report = lambda _: None,
 ) -> tuple[dict[str, Found], dict[str, str]]:
     """Return what ``probe_one`` does for each of the media, and why the others cannot be used.
 
-    Uses the processes of the pool, or this one. ``report`` is called with numbers of media.
+    ``report`` is called with numbers of media.
     """
     log.info("probing %d videos", len(media))
     tasks = [
         ProbeTask(tuple(media[i : i + PROBE_CHUNK]), probe_one)
         for i in range(0, len(media), PROBE_CHUNK)
     ]
-    if pool is None:
-        parts = [probe_each(task, report) for task in tasks]
-    else:
-        parts = list(pool.run(probe_each, tasks, report, SecondChance()))
+    parts = pool.run(probe_each, tasks, report, SecondChance())
     found = {name: info for part in parts for name, info in part.items()}
     ordered = {one.name: found[one.name] for one in media}
     usable = {name: info for name, info in ordered.items() if not isinstance(info, str)}

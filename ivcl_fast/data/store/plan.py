@@ -56,7 +56,7 @@ def make_plan(
     settings: dict[str, Any],
     states: Mapping[str, str],
     decoder: DecoderName,
-    pool: WorkerPool | None,
+    pool: WorkerPool,
     gpu: int | None,
 ) -> dict[str, Any] | None:
     """Make the plan, or read it if another process made it from files in the same state.
@@ -203,7 +203,7 @@ def _shards_of(meta: dict[str, Any], index: dict[str, list[int]]) -> list[Shard]
 
 
 def _unchanged(
-    media: Sequence[Media], states: Mapping[str, str], built: Built, pool: WorkerPool | None
+    media: Sequence[Media], states: Mapping[str, str], built: Built, pool: WorkerPool
 ) -> dict[str, Source]:
     """Return the media whose files are as they were; reads those whose times differ."""
     same = {name: of for name, of in built.sources.items() if states.get(name) == of.state}

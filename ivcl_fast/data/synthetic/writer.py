@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ivcl_fast.data.workers import Report, run_tasks, usable_cpus
+from ivcl_fast.data.workers import Report, WorkerPool, usable_cpus
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import atomic_folder, locked, read_bytes, remove_temporaries, write_text
 from ivcl_fast.manifest import MANIFEST, Manifest
@@ -108,8 +108,9 @@ def write_dataset(
             log.info("writing %d of %d %s into %s", len(missing), items, unit, out)
         report(0)
         try:
-            for _ in run_tasks(write_item, missing, workers or usable_cpus(), report):
-                pass
+            with WorkerPool(min(workers or usable_cpus(), len(missing))) as pool:
+                for _ in pool.run(write_item, missing, report):
+                    pass
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"stopped after {done} of {items} {unit}; the same command continues"
