@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -204,36 +204,28 @@ class ClipLoader(ABC):
         A background thread prepares them. Its exceptions are raised here, and it ends when the
         iteration is closed.
         """
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH)
         stop = threading.Event()
+        batches = self._batches(epoch, start_batch, stop)
 
-        def put(item: Batch | BaseException) -> None:
-            while not stop.is_set():
-                with suppress(queue.Full):
-                    return ready.put(item, timeout=0.1)
+        def prepare() -> Batch:
+            batch = next(batches)
+            return (self._mirrored(epoch, batch) if self.mirror else batch).pinned()
 
-        def prepare() -> None:
+        count = len(self) - start_batch
+        with ThreadPoolExecutor(1, "loader") as thread:
+            # One more than PREFETCH, which is in preparation when the others are waiting.
+            ahead = deque(thread.submit(prepare) for _ in range(min(PREFETCH + 1, count)))
             try:
-                for batch in self._batches(epoch, start_batch, stop):
-                    put((self._mirrored(epoch, batch) if self.mirror else batch).pinned())
-                    if stop.is_set():
-                        return
-            except BaseException as error:
-                put(error)
-
-        thread = threading.Thread(target=prepare, name="loader", daemon=True)
-        thread.start()
-        try:
-            for _ in range(start_batch, len(self)):
-                start = time.perf_counter()
-                item = ready.get()
-                self.wait_seconds += time.perf_counter() - start
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            thread.join()
+                for left in reversed(range(count)):
+                    start = time.perf_counter()
+                    batch = ahead.popleft().result()
+                    self.wait_seconds += time.perf_counter() - start
+                    if left > PREFETCH:
+                        ahead.append(thread.submit(prepare))
+                    yield batch
+            finally:
+                stop.set()
+                thread.shutdown(cancel_futures=True)
 
     @abstractmethod
     def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:

@@ -334,7 +334,7 @@ def test_several_labels(store):
 
 
 def loader_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "loader"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
 
 
 def test_an_abandoned_epoch_ends_its_thread(store):
