@@ -216,8 +216,7 @@ def store_loader(path: Path, place: Any, cfg: IVCLConfig, clips: int, steps: int
 def stream_loader(media: list[Media], decoder: Any, cfg: IVCLConfig, clips: int, steps: int) -> Any:
     """Random clips of videos, decoded as they are needed: what ``--loader stream`` runs."""
     require_decoder(decoder)
-    from ivcl_fast.data.decode.choice import choose_decoders
-    from ivcl_fast.data.decode.decoder import default_workers
+    from ivcl_fast.data.decode.decoder import choose_decoders, default_workers
     from ivcl_fast.data.stream import StreamLoader
     from ivcl_fast.data.stream_index import saved_index
 

@@ -18,8 +18,7 @@ import torch
 
 from ivcl_fast.data import stream, workers
 from ivcl_fast.data.dataset import Clip, Media, VideoError
-from ivcl_fast.data.decode.choice import choose_decoders
-from ivcl_fast.data.decode.decoder import MIN_RATE, make_decoder
+from ivcl_fast.data.decode.decoder import MIN_RATE, choose_decoders, make_decoder
 from ivcl_fast.data.decode.indexed import index_one
 from ivcl_fast.data.decode.media import OpenImages
 from ivcl_fast.data.loader import StoreLoader

@@ -1,4 +1,4 @@
-"""Frames of media as pixels: two decoders, and the choice between them.
+"""Frames of media as pixels: the interface of two decoders, and the choice between them.
 
 A frame, or a part of it, is resized to a square with a triangle filter that widens when it shrinks
 the frame (antialiasing). Transparency is dropped, not blended; flags and EXIF data that turn or
@@ -10,21 +10,30 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import logging
 import threading
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 
-from ivcl_fast.data.decode.interface import NVDECS, ChosenDecoder, Decoder
+from ivcl_fast.data.crop import WHOLE, Crop, Square
+from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.errors import UserError
 
 if TYPE_CHECKING:  # it imports PyAV, which is not needed to read a store
-    from ivcl_fast.data.decode.media import VideoInfo
+    from ivcl_fast.data.decode.media import FrameIds, OpenMedia, VideoInfo
+
+log = logging.getLogger(__name__)
 
 DecoderName = Literal["auto", "dali", "pyav"]
+ChosenDecoder = Literal["dali", "pyav"]
+NVDECS = 7
+"""Video decoders of an H100; each DALI pipeline uses one, so 7 pipelines use all."""
 
 DALI_CPU_CODECS = ("mjpeg", "png", "vp8", "vp9")
 DALI_GPU_CODECS = (*DALI_CPU_CODECS, "h264", "hevc", "av1", "mpeg4")
@@ -36,6 +45,9 @@ MAX_TIMEOUT = 4 * 3600.0
 """Seconds; no longer is a decoder waited for, however many frames a header declares."""
 DALI_PACKAGES = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}
 """The builds of DALI, and the CUDA version that the driver has to support."""
+TRIALS = 3
+"""Number of media of a codec, of which a GPU has to decode one."""
+TRIAL_SIZE = 32
 
 
 class Tolerance(NamedTuple):
@@ -46,6 +58,61 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCE = Tolerance(mean=0.6, maximum=48)
+
+
+class Decoder(ABC):
+    """Decodes media to square frames of one size; serves one thread at a time.
+
+    Example::
+
+        >>> decoder = make_decoder("pyav", 64)
+        >>> decoder.decode(Media("a", (Path("a.avi"),)), [0, 12, 24]).shape
+        torch.Size([3, 3, 64, 64])
+    """
+
+    part_bytes = 2**26
+    """Most bytes of frames in one of :meth:`parts`."""
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+
+    def decode(self, media: Media, frame_ids: FrameIds = None, crop: Crop = WHOLE) -> torch.Tensor:
+        """Decode the given frames in the given order, or all: uint8 RGB ``[F, 3, S, S]``.
+
+        ``crop``: the part of the frames to decode. The frames are on the decoder's device. Raises
+        :class:`~ivcl_fast.data.dataset.VideoError` if a file is not complete or cannot be decoded,
+        ``IndexError`` if there is no such frame.
+        """
+        from ivcl_fast.data.decode.media import open_media
+
+        with open_media(media) as opened:
+            return self.decode_open(opened, frame_ids, crop)
+
+    def parts(self, media: Media, square: Square = "none") -> Iterator[torch.Tensor]:
+        """Decode all frames, a part at a time: uint8 RGB ``[F, 3, S, S]``, in order.
+
+        So the frames of videos of any length take the same memory; what is encoded of a video that
+        PyAV decodes is in memory as a whole. Raises
+        :class:`~ivcl_fast.data.dataset.VideoError` as :meth:`decode`, possibly after some parts.
+        """
+        from ivcl_fast.data.decode.media import open_media
+
+        with open_media(media) as opened:
+            frames, crop = opened.info.frames, opened.info.square(square)
+            for start in range(0, frames, self.part_frames):
+                ids = range(start, min(start + self.part_frames, frames))
+                yield self.decode_open(opened, ids, crop)
+
+    @property
+    def part_frames(self) -> int:
+        """Number of frames of each of :meth:`parts` but the last."""
+        return max(1, self.part_bytes // (3 * self.image_size**2))
+
+    @abstractmethod
+    def decode_open(
+        self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
+    ) -> torch.Tensor:
+        """As :meth:`decode`, for media that are open already, for example to probe them first."""
 
 
 def choose_decoder(info: VideoInfo, decoder: DecoderName) -> tuple[ChosenDecoder, str]:
@@ -76,6 +143,58 @@ def choose_decoder(info: VideoInfo, decoder: DecoderName) -> tuple[ChosenDecoder
     return "dali", "DALI decodes it on the GPU"
 
 
+def choose_decoders(
+    media: Sequence[Media],
+    infos: Mapping[str, VideoInfo],
+    decoder: DecoderName,
+    gpu: int | None = None,
+) -> dict[str, ChosenDecoder]:
+    """Choose a decoder for each of the media; logs each choice with the reason, once per codec.
+
+    Only a trial shows what a GPU can decode: codecs differ between generations, containers may
+    lack the driver's library for videos, and the driver may be too old for DALI. Where DALI fails
+    on the GPU of this index, ``auto`` takes PyAV, and ``dali`` raises :class:`UserError`.
+    """
+    by_codec: dict[str, list[Media]] = {}
+    choices: dict[str, tuple[ChosenDecoder, str]] = {}
+    for one in media:
+        if (info := infos.get(one.name)) is not None:
+            choices[one.name] = choose_decoder(info, decoder)
+            if choices[one.name][0] == "dali":
+                by_codec.setdefault(info.codec, []).append(one)
+    for codec, those in by_codec.items() if torch.cuda.is_available() else ():
+        if reason := _dali_fails(those[:TRIALS], gpu):
+            if decoder == "dali":
+                raise UserError(
+                    f"decoder: DALI cannot decode {codec} on this GPU ({reason}); accepted: auto, "
+                    "pyav"
+                )
+            choices |= {
+                one.name: ("pyav", f"DALI cannot decode it on this GPU ({reason})") for one in those
+            }
+    counts = Counter((infos[name].codec, *choice) for name, choice in choices.items())
+    for (codec, name, reason), count in counts.items():
+        log.info("decoder: %s for %d %s files, because %s", name, count, codec, reason)
+    return {name: choice[0] for name, choice in choices.items()}
+
+
+def _dali_fails(media: Sequence[Media], gpu: int | None) -> str | None:
+    """Decode one frame of each of the media; return a reason in one line if none succeeds."""
+    reason = None
+    for one in media:
+        try:
+            from ivcl_fast.data.decode.dali import DALIDecoder
+            from ivcl_fast.data.decode.media import open_media
+
+            with open_media(one) as opened:
+                DALIDecoder(TRIAL_SIZE, gpu).decode_by_dali(opened, [0])
+            return None
+        except Exception as error:  # a library that does not fit the driver may raise anything
+            said = str(error).rpartition("encountered:")[2].strip()  # after the pipeline's code
+            reason = (said.splitlines() or [type(error).__name__])[0][:200]
+    return reason
+
+
 def resolve_decoder(decoder: DecoderName) -> ChosenDecoder:
     """Return the decoder that ``decoder`` names; for ``auto`` the one preferred on this machine.
 
@@ -94,6 +213,18 @@ def resolve_decoder(decoder: DecoderName) -> ChosenDecoder:
     if decoder == "dali" and (reason := _dali_unsupported_reason()):
         raise UserError(f"decoder: {reason}; accepted: auto, pyav")
     return decoder
+
+
+def decoding_gpu(device: torch.device | None) -> int | None:
+    """Return the index of the GPU on which a run on ``device`` decodes, None without a GPU.
+
+    Processes and threads that decode are told the index: they have a current GPU of their own.
+    """
+    if not torch.cuda.is_available():
+        return None
+    if device is not None and device.type == "cuda" and device.index is not None:
+        return device.index
+    return torch.cuda.current_device()
 
 
 def default_workers(decoder: ChosenDecoder) -> int:

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.choice import choose_decoders
-from ivcl_fast.data.decode.decoder import DecoderName
+from ivcl_fast.data.decode.decoder import DecoderName, choose_decoders
 from ivcl_fast.data.decode.media import probe
 from ivcl_fast.data.store.frame_store import BAD_FILES, INDEX, read_meta, read_small
 from ivcl_fast.data.store.index import probe_media

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode import choice
 from ivcl_fast.data.decode import decoder as decode
-from ivcl_fast.data.decode.choice import choose_decoders
+from ivcl_fast.data.decode.decoder import choose_decoders
 from ivcl_fast.data.decode.media import VideoInfo, probe
 from ivcl_fast.errors import UserError
 from tests.support.painted import media, picture, write_images, write_painted, write_video
@@ -64,7 +63,7 @@ def test_a_codec_that_the_gpu_lacks_goes_to_pyav_with_a_reason(listed, tried, ca
     caplog.set_level(logging.INFO, "ivcl_fast")
     chosen = choose_decoders(listed, infos_of(listed), "auto", 2)
     assert chosen == {"a": "dali", "p": "dali"} | {f"h{i}": "pyav" for i in range(5)}
-    assert len(tried) == 2 + choice.TRIALS and {gpu for _, gpu in tried} == {2}
+    assert len(tried) == 2 + decode.TRIALS and {gpu for _, gpu in tried} == {2}
     assert (
         f"pyav for 5 h264 files, because DALI cannot decode it on this GPU ({H264})" in caplog.text
     )
