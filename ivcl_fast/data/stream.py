@@ -135,20 +135,20 @@ class StreamLoader(ClipLoader):
             self.close()
 
     def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
-        batches: deque[list[Sampled]] = deque()
-
-        def requests() -> Iterator[Request]:
-            for sampled in self._sample(epoch, start_batch):
-                batches.append(sampled)
-                yield from (self._request(epoch, one) for one in sampled)
-
-        decoded = self._decoded(requests(), stop)
-        for rows in decoded:
-            sampled = batches.popleft()
-            found = [rows, *itertools.islice(decoded, len(sampled) - 1)]
+        now, ahead = itertools.tee(self._sample(epoch, start_batch))
+        requests = (self._request(epoch, one) for sampled in ahead for one in sampled)
+        decoded = self._decoded(requests, stop)
+        for sampled in now:
+            found = [*zip(sampled, decoded, strict=False)]
             if len(found) < len(sampled):  # stopped
                 return
-            yield self._assemble(sampled, found)
+            kept = [(one, rows) for one, rows in found if rows is not None]
+            if not kept:
+                raise UserError(
+                    "none of the videos of a batch can be decoded any more; see the log"
+                )
+            rows = torch.stack([rows for _, rows in kept])
+            yield self._labelled(rows, [one for one, _ in kept])
 
     def _request(self, epoch: int, sampled: Sampled) -> Request:
         first = int(sampled.clip_ids[0])
@@ -163,13 +163,6 @@ class StreamLoader(ClipLoader):
             indexed, frames = replace(indexed, places=indexed.places[frames]), None
         sizes = self.image_size, self.patch_size
         return Request(media, indexed, frames, crop, self._decoders[media.name], *sizes, self.gpu)
-
-    def _assemble(self, sampled: list[Sampled], found: list[torch.Tensor | None]) -> Batch:
-        kept = [(s, rows) for s, rows in zip(sampled, found, strict=True) if rows is not None]
-        if not kept:
-            raise UserError("none of the videos of a batch can be decoded any more; see the log")
-        rows = torch.stack([rows for _, rows in kept])
-        return self._labelled(rows, [one for one, _ in kept])
 
     @property
     def _on_gpu(self) -> bool:
