@@ -25,6 +25,7 @@ from ivcl_fast.data.decode.media import (
     VideoInfo,
     checked_frame_ids,
     open_media,
+    shown,
 )
 
 
@@ -52,9 +53,7 @@ def _places(opened: OpenVideo) -> np.ndarray | None:
     """Locate the packets; None if they are not in the file as FFmpeg returns them."""
     places = []
     with opened.path.open("rb") as file:
-        for packet in opened.packets():
-            if packet.is_discard:
-                continue
+        for packet in shown(opened.packets):
             at, image = packet.pos, bytes(packet)
             if at is None or os.pread(file.fileno(), len(image), at) != image:
                 return None

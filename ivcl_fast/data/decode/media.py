@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -199,7 +199,6 @@ class OpenVideo(OpenMedia):
         self.context.thread_count = 1
         self.context.options = {"max_pixels": str(MAX_PIXELS)}
         self.has_images = self.context.name == "mjpeg"
-        self._packets: list[Packet] | None = None
 
     def _read_info(self) -> VideoInfo:
         orientation = UPRIGHT
@@ -208,69 +207,60 @@ class OpenVideo(OpenMedia):
         elif not self.stream.frames:
             raise VideoError("its header declares no frames: its writer did not finish")
         else:  # the header may count fewer frames than there are, as in OpenDML its first part's
-            self._packets = list(self.packets())
-            frames = len(self._packets)
-        if self.has_images and self._packets:
-            orientation = exif_orientation(bytes(self._packets[0]), orientation)
+            frames = len(self.packets)
+        if self.has_images and self.packets:
+            orientation = exif_orientation(bytes(self.packets[0]), orientation)
         fps = float(self.stream.average_rate or 0)
         size = self.context.width, self.context.height
         return VideoInfo(frames, fps, self.context.codec.canonical_name, *size, *orientation)
 
     def _count_frames(self) -> tuple[int, Orientation]:
-        """Count the packets that become frames (an edit list may discard some); also return the
-        orientation of the first frame."""
-        packets: list[Packet] = []
+        """Count the frames; also return the orientation of the first one."""
         first: VideoFrame | None = None
         try:
-            for packet in self.packets():
-                packets.append(packet)
+            for packet in self.packets:
                 first = first or next(iter(packet.decode()), None)
             # Some decoders return frames only when they know that no packets follow.
             first = first or next(iter(self.stream.decode(None)), None)
         except (av.FFmpegError, ValueError) as error:
             raise VideoError(f"FFmpeg cannot decode it: {_reason(error)}") from None
-        frames = sum(not packet.is_discard for packet in packets)
+        frames = len(shown(self.packets))
         if not frames or first is None:
             raise VideoError("holds no frames")
-        if frames < len(packets) and "mp4" in self.container.format.name:
+        if frames < len(self.packets) and "mp4" in self.container.format.name:
             check_edits(self.path)
         self.context.flush_buffers()
-        self._packets = packets
         return frames, frame_orientation(first)
 
-    def packets(self) -> Iterable[Packet]:
+    @cached_property
+    def packets(self) -> list[Packet]:
         """The encoded packets; raises :class:`VideoError` if there are fewer than declared."""
-        return self._demux() if self._packets is None else self._packets
-
-    def _demux(self) -> Iterator[Packet]:
-        count = shown = 0
         try:
-            for packet in self.container.demux(self.stream):
-                if packet.size:
-                    count += 1
-                    shown += not packet.is_discard
-                    yield packet
+            packets = [packet for packet in self.container.demux(self.stream) if packet.size]
         except av.FFmpegError as error:
             raise VideoError(f"cannot be read: {_reason(error)}") from None
-        if count < self._declared and not self._has_all(count, shown):
-            raise VideoError(f"truncated: {count} of {self._declared} frames")
+        if len(packets) < self._declared and not self._has_all(packets):
+            raise VideoError(f"truncated: {len(packets)} of {self._declared} frames")
+        return packets
 
-    def _has_all(self, count: int, shown: int) -> bool:
-        """Whether ``count`` packets are complete although more are declared; ``shown`` are shown.
+    def _has_all(self, packets: list[Packet]) -> bool:
+        """Whether packets are complete although more are declared.
 
         FFmpeg passes over the empty chunks of an AVI file, in each of which a frame stays, and over
         frames that the edit list of an MP4 file hides together with a key frame.
         """
         if self.container.format.name == "avi":
-            return count + empty_chunks(self.path, self.stream.index) >= self._declared
+            empty = empty_chunks(self.path, self.stream.index)
+            return len(packets) + empty >= self._declared
         try:
-            return "mp4" in self.container.format.name and 0 < check_edits(self.path) <= shown
+            return "mp4" in self.container.format.name and 0 < check_edits(self.path) <= len(
+                shown(packets)
+            )
         except VideoError:
             return False
 
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
-        self._packets = list(self.packets())
-        images = [bytes(packet) for packet in self._packets if not packet.is_discard]
+        images = [bytes(packet) for packet in shown(self.packets)]
         for number, image in enumerate(images):
             check_image(image, f"frame {number}")
         return [images[i] for i in checked_frame_ids(frame_ids, len(images))]
@@ -280,10 +270,9 @@ class OpenVideo(OpenMedia):
 
         Raises :class:`VideoError`, at the latest at the end, if the video is not complete.
         """
-        packets = frames = 0
+        packets, frames = len(shown(self.packets)), 0
         try:
-            for packet in self.packets():
-                packets += not packet.is_discard
+            for packet in self.packets:
                 for frame in packet.decode():
                     frames += 1
                     yield _checked(frame)
@@ -294,6 +283,11 @@ class OpenVideo(OpenMedia):
             raise VideoError(UNDECODABLE) from None
         if frames != packets:
             raise VideoError(f"{packets} frames by its packets, {frames} decoded")
+
+
+def shown(packets: Sequence[Packet]) -> list[Packet]:
+    """Return the packets that become frames; an edit list may discard others."""
+    return [packet for packet in packets if not packet.is_discard]
 
 
 def frame_orientation(frame: VideoFrame) -> Orientation:

@@ -336,7 +336,8 @@ def test_a_packet_that_makes_no_frame(tmp_path, monkeypatch):
             return []
 
     path = write_video(tmp_path / "a.webm", scenes(3), "libvpx-vp9", **VP9)
-    packets = OpenVideo.packets
-    monkeypatch.setattr(OpenVideo, "packets", lambda self: [*packets(self), Silent()])
+    with open_media(media(path)) as opened:
+        packets = [*opened.packets, Silent()]
+    monkeypatch.setattr(OpenVideo, "packets", packets)
     with pytest.raises(VideoError, match="4 frames by its packets, 3 decoded"):
         make_decoder("pyav", 32).decode(media(path))
