@@ -56,10 +56,8 @@ class DALIDecoder(Decoder):
         except VideoError as error:
             decoder = PyAVDecoder(self.image_size)
             try:
-                if isinstance(opened, OpenVideo) or not opened.has_images:
-                    assert isinstance(opened, OpenVideo | IndexedVideo)
-                    # Anew: DALI may have taken the packets already.
-                    media = Media(opened.path.stem, (opened.path,))
+                if isinstance(opened, IndexedVideo) and not opened.has_images:
+                    media = Media(opened.path.stem, (opened.path,))  # FFmpeg has not opened it
                     frames = decoder.decode(media, frame_ids, crop)
                 else:
                     frames = decoder.decode_open(opened, frame_ids, crop)
