@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from ivcl_fast.data.workers import Report, WorkerPool, usable_cpus
 from ivcl_fast.errors import UserError
@@ -27,18 +29,46 @@ log = logging.getLogger(__name__)
 _MARKER = "synthetic.json"
 
 
-def check_spec(spec: Any, minima: Mapping[str, int], choices: Mapping[str, Any]) -> None:
-    """Check fields of a spec: whole numbers of at least a minimum, and values of Literal types.
+@dataclass(frozen=True)
+class SyntheticSpec(ABC):
+    """Describes a synthetic data set of many items; the fields of a subclass are its settings.
 
-    Raises :class:`UserError`, which names the field.
+    Raises :class:`UserError`, which names the field, for a value that a field does not accept.
     """
-    for name, minimum in minima.items():
-        value = getattr(spec, name)
-        if type(value) is not int or value < minimum:
-            raise UserError(f"{name}={value!r} must be a whole number, at least {minimum}")
-    for name, literal in choices.items():
-        if (value := getattr(spec, name)) not in get_args(literal):
-            raise UserError(f"{name}={value!r} is not one of {', '.join(get_args(literal))}")
+
+    format_version: ClassVar[int]
+    """Changes when the same settings give other bytes."""
+    unit: ClassVar[str]
+    """What the items are, in the plural; the property of this name is their number."""
+    folders: ClassVar[tuple[str, ...]]
+    """Folders of the items' files, made if they are missing."""
+    index: ClassVar[str]
+    """Folder that is written when all items are complete."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for name in asdict(self):
+            value, minimum, choices = getattr(self, name), int(name == "train"), hints[name]
+            if choices is int and (type(value) is not int or value < minimum):
+                raise UserError(f"{name}={value!r} must be a whole number, at least {minimum}")
+            if choices is not int and value not in get_args(choices):
+                raise UserError(f"{name}={value!r} is not one of {', '.join(get_args(choices))}")
+
+    @abstractmethod
+    def write_item(self, out: Path, number: int) -> None:
+        """Write the files of an item below ``out``, :meth:`last_file` last; in a worker process."""
+
+    @abstractmethod
+    def last_file(self, number: int) -> str:
+        """Name the file of an item that exists only if all its files are complete."""
+
+    @abstractmethod
+    def own_files(self) -> Iterable[str]:
+        """Name all files that the items consist of and that stay."""
+
+    @abstractmethod
+    def index_files(self, out: Path) -> Mapping[str, str]:
+        """Return the text of each file of the index, by its path in that folder."""
 
 
 def folder_name(*parts: object, seed: int) -> str:
@@ -48,39 +78,19 @@ def folder_name(*parts: object, seed: int) -> str:
 
 def write_dataset(
     out: Path,
-    spec: Any,
-    *,
-    format_version: int,
-    folders: Sequence[str],
-    items: int,
-    unit: str,
-    write_item: Callable[[int, Report], None],
-    last_file: Callable[[int], Path],
-    own_files: Callable[[], Iterable[str]],
-    index: str,
-    index_files: Callable[[], Mapping[str, str]],
+    spec: SyntheticSpec,
     workers: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> Path:
     """Write a data set to the folder ``out``, or complete what an earlier call left there.
 
-    Other arguments, and errors: see :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`.
-
-    Args:
-        spec: a dataclass; a folder that was begun with another spec is refused.
-        format_version: changes when the same spec gives other bytes.
-        folders: folders of the items' files, made if they are missing.
-        items: number of items, called ``unit`` (a plural) in messages.
-        write_item: called as ``write_item(i, report)`` in worker processes, for the items whose
-            ``last_file(i)`` does not exist; writes it last. It has to be picklable.
-        own_files: names all files in ``out`` that the items consist of and that stay.
-        index: folder that is written when all items are complete.
-        index_files: gives the text of each file of the index, by its path in that folder.
+    Arguments and errors: see :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`.
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers={workers} must be at least 1")
-    content = {"format_version": format_version, "spec": asdict(spec)}
-    if _is_begun(out, content, (*folders, index)) and (out / index).is_dir():
+    content = {"format_version": spec.format_version, "spec": asdict(spec)}
+    names, index = (*spec.folders, spec.index), out / spec.index
+    if _is_begun(out, content, names) and index.is_dir():
         return out  # without a lock, which a read-only folder may not have
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -88,46 +98,49 @@ def write_dataset(
         raise UserError(f"cannot write to {out}: {error.strerror}") from None
     with locked(out, busy="written"):
         remove_temporaries(out, (_MARKER, MANIFEST))
-        if not _is_begun(out, content, (*folders, index)):
+        if not _is_begun(out, content, names):
             write_text(out / _MARKER, json.dumps(content, indent=1) + "\n", durable=False)
-        if (out / index).is_dir():
+        if index.is_dir():
             return out
-        for folder in folders:
+        for folder in spec.folders:
             (out / folder).mkdir(exist_ok=True)
             remove_temporaries(out / folder, ["*"])
-        missing = [i for i in range(items) if not last_file(i).is_file()]
-        done = items - len(missing)
-
-        def report(count: int) -> None:
-            nonlocal done
-            done += count
-            if progress is not None:
-                progress(done, items)
-
+        items: int = getattr(spec, spec.unit)
+        missing = [i for i in range(items) if not (out / spec.last_file(i)).is_file()]
+        done = found = items - len(missing)
+        progress = progress or (lambda *_: None)
+        progress(done, items)
         if missing:
-            log.info("writing %d of %d %s into %s", len(missing), items, unit, out)
-        report(0)
+            log.info("writing %d of %d %s into %s", len(missing), items, spec.unit, out)
         try:
             with WorkerPool(min(workers or usable_cpus(), len(missing))) as pool:
-                for _ in pool.run(write_item, missing, report):
-                    pass
+                written = pool.run(partial(_write_item, out, spec), missing, lambda _: None)
+                for done, _ in enumerate(written, found + 1):
+                    progress(done, items)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"stopped after {done} of {items} {unit}; the same command continues"
+                f"stopped after {done} of {items} {spec.unit}; the same command continues"
             ) from None
-        _write_index(out, index, index_files(), own_files())
+        _write_index(out, spec)
     return out
 
 
-def _write_index(out: Path, index: str, files: Mapping[str, str], own_files: Iterable[str]) -> None:
+def _write_item(out: Path, spec: SyntheticSpec, number: int, report: Report) -> None:
+    spec.write_item(out, number)
+
+
+def _write_index(out: Path, spec: SyntheticSpec) -> None:
     """Write the manifest, then the folder that marks the data set as complete."""
-    manifest = Manifest(out)
+    manifest, files = Manifest(out), spec.index_files(out)
     for name, text in files.items():
-        manifest.add(f"{index}/{name}", text.encode())
-    for name in (_MARKER, *own_files):  # not all that lie there: a user may keep files of theirs
+        manifest.add(f"{spec.index}/{name}", text.encode())
+    for name in (
+        _MARKER,
+        *spec.own_files(),
+    ):  # not all that lie there: a user may keep files of theirs
         manifest.add(name, read_bytes(out / name))
     manifest.write()
-    with atomic_folder(out / index, files) as folder:
+    with atomic_folder(out / spec.index, files) as folder:
         for name, text in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)

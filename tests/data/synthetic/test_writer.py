@@ -229,7 +229,7 @@ def test_a_folder_of_another_version_is_not_completed(
     """Half of its videos would have other pictures."""
     name, folder = made
     write, spec = WRITERS[name]
-    monkeypatch.setattr(sys.modules[write.__module__], "_FORMAT_VERSION", 99)
+    monkeypatch.setattr(type(spec), "format_version", 99)
     with pytest.raises(UserError, match="begun with other settings"):
         write(folder, spec, workers=1)
 

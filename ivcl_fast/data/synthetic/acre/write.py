@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,14 @@ from ivcl_fast.data.formats.acre import (
 )
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
 from ivcl_fast.data.synthetic.acre.scene import LAMPS, Scene, draw_scenes
-from ivcl_fast.data.synthetic.writer import Size, check_spec, folder_name, write_dataset
-from ivcl_fast.data.workers import Report
+from ivcl_fast.data.synthetic.writer import Size, SyntheticSpec, folder_name, write_dataset
 from ivcl_fast.files import atomic_write, write_text
 
-_FORMAT_VERSION = 1
 _SIZES = {"embedded": (96, 72), "full": (320, 240)}
 
 
 @dataclass(frozen=True)
-class SyntheticAcre:
+class SyntheticAcre(SyntheticSpec):
     """Describes a synthetic ACRE.
 
     Raises :class:`~ivcl_fast.errors.UserError` for a value that a field does not accept.
@@ -53,9 +50,8 @@ class SyntheticAcre:
     seed: int = 0
     """Problems with different seeds are different."""
 
-    def __post_init__(self) -> None:
-        minima = {"train": 1, "val": 0, "test": 0, "seed": 0}
-        check_spec(self, minima, {"regime": Regime, "size": Size})
+    format_version = 1
+    unit, folders, index = "problems", ("images", "scenes"), "config"
 
     @property
     def problems(self) -> int:
@@ -76,6 +72,39 @@ class SyntheticAcre:
         parts = "acre", self.regime, self.size, self.train, self.val, self.test
         return folder_name(*parts, seed=self.seed)
 
+    def write_item(self, out: Path, number: int) -> None:
+        """Write the ten pictures and scenes of a problem, in the order of the panels."""
+        split, number = self.locate(number)
+        problem = draw_problem(self.regime, split, self.seed, number)
+        table = object_table(self.regime, split)
+        rng = np.random.default_rng((self.seed, SPLITS.index(split), number))
+        for i, scene in enumerate(draw_scenes(problem, table, rng, *_SIZES[self.size])):
+            picture = Image.fromarray(scene.picture)
+            picture.putalpha(255)
+            image, scene_file = _panel_files(split, number, i)
+            with atomic_write(out / image, durable=False) as file:
+                picture.save(file, format="png", compress_level=3)
+            text = json.dumps(scene_dict(scene, problem[i], table, split, Path(image).name))
+            write_text(out / scene_file, text, durable=False)
+
+    def last_file(self, number: int) -> str:
+        return _panel_files(*self.locate(number), PANELS[-1])[1]
+
+    def own_files(self) -> Iterator[str]:
+        for number in range(self.problems):
+            for panel in PANELS:
+                yield from _panel_files(*self.locate(number), panel)
+
+    def index_files(self, out: Path) -> dict[str, str]:
+        """Draw the problems again, for the config of each split."""
+        configs = {}
+        for split in SPLITS:
+            if count := getattr(self, split):
+                problems = (draw_problem(self.regime, split, self.seed, n) for n in range(count))
+                panels = [[panel_dict(panel) for panel in problem] for problem in problems]
+                configs[f"{split}.json"] = json.dumps(panels) + "\n"
+        return configs
+
 
 def write_acre(
     out: Path,
@@ -94,61 +123,13 @@ def write_acre(
 
         >>> write_acre(Path("data/acre"), SyntheticAcre(regime="comp", train=100, val=20, test=20))
     """
-    return write_dataset(
-        out,
-        spec,
-        format_version=_FORMAT_VERSION,
-        folders=("images", "scenes"),
-        items=spec.problems,
-        unit="problems",
-        write_item=partial(_write_problem, out, spec),
-        last_file=lambda i: out / _panel_files(*spec.locate(i), PANELS[-1])[1],
-        own_files=partial(_own_files, spec),
-        index="config",
-        index_files=partial(_configs, spec),
-        workers=workers,
-        progress=progress,
-    )
-
-
-def _write_problem(out: Path, spec: SyntheticAcre, index: int, report: Report) -> None:
-    """Write the ten pictures and scenes of a problem, the last panel's scene last."""
-    split, number = spec.locate(index)
-    problem = draw_problem(spec.regime, split, spec.seed, number)
-    table = object_table(spec.regime, split)
-    rng = np.random.default_rng((spec.seed, SPLITS.index(split), number))
-    for i, scene in enumerate(draw_scenes(problem, table, rng, *_SIZES[spec.size])):
-        picture = Image.fromarray(scene.picture)
-        picture.putalpha(255)
-        image, scene_file = _panel_files(split, number, i)
-        with atomic_write(out / image, durable=False) as file:
-            picture.save(file, format="png", compress_level=3)
-        text = json.dumps(scene_dict(scene, problem[i], table, split, Path(image).name))
-        write_text(out / scene_file, text, durable=False)
-    report(1)
+    return write_dataset(out, spec, workers, progress)
 
 
 def _panel_files(split: str, number: int, panel: int) -> tuple[str, str]:
     """Name the files of a panel's picture and scene."""
     name = f"{media_name(split, number)}_{panel:02d}"
     return f"images/{name}.png", f"scenes/{name}.json"
-
-
-def _own_files(spec: SyntheticAcre) -> Iterator[str]:
-    for index in range(spec.problems):
-        for panel in PANELS:
-            yield from _panel_files(*spec.locate(index), panel)
-
-
-def _configs(spec: SyntheticAcre) -> dict[str, str]:
-    """Draw the problems again, for the config of each split."""
-    configs = {}
-    for split in SPLITS:
-        if count := getattr(spec, split):
-            problems = (draw_problem(spec.regime, split, spec.seed, n) for n in range(count))
-            panels = [[panel_dict(panel) for panel in problem] for problem in problems]
-            configs[f"{split}.json"] = json.dumps(panels) + "\n"
-    return configs
 
 
 def panel_dict(panel: Panel) -> dict[str, Any]:

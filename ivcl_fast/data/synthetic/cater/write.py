@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,13 +17,16 @@ from ivcl_fast.data.synthetic.cater.render import render
 from ivcl_fast.data.synthetic.cater.states import draw_states
 from ivcl_fast.data.synthetic.cater.world import LAST_FRAME
 from ivcl_fast.data.synthetic.video import encode_video
-from ivcl_fast.data.synthetic.writer import Size, check_spec, folder_name, read_spec, write_dataset
-from ivcl_fast.data.workers import Report
+from ivcl_fast.data.synthetic.writer import (
+    Size,
+    SyntheticSpec,
+    folder_name,
+    read_spec,
+    write_dataset,
+)
 from ivcl_fast.files import atomic_write, read_json, write_text
 
 CameraMotion = Literal["static", "moving", "none"]
-
-_FORMAT_VERSION = 2
 
 
 class _Format(NamedTuple):
@@ -46,7 +48,7 @@ _TASKS: dict[str, Callable[[cater_labels.Scene], int | list[int]]] = {
 
 
 @dataclass(frozen=True)
-class SyntheticCater:
+class SyntheticCater(SyntheticSpec):
     """Describes a synthetic CATER.
 
     Raises :class:`~ivcl_fast.errors.UserError` for a value that a field does not accept.
@@ -65,8 +67,8 @@ class SyntheticCater:
     seed: int = 0
     """Videos with different seeds are different."""
 
-    def __post_init__(self) -> None:
-        check_spec(self, {"train": 1, "val": 0, "seed": 0}, {"size": Size, "camera": CameraMotion})
+    format_version = 2
+    unit, folders, index = "videos", ("videos", "scenes"), "lists"
 
     @property
     def videos(self) -> int:
@@ -77,6 +79,59 @@ class SyntheticCater:
     def default_name(self) -> str:
         """Default name of the folder."""
         return folder_name("cater", self.size, self.camera, self.train, self.val, seed=self.seed)
+
+    def write_item(self, out: Path, number: int) -> None:
+        """Write a video, then its scene."""
+        form = _FORMATS[self.size]
+        plan = plan_video(self.seed, number)
+        camera = camera_of(self, number, form.width, form.height)
+        frames = frame_times(form.frames)
+        tables = self.camera == "none"
+        pictures = draw_states(plan, frames) if tables else render(plan, camera, frames)
+        with atomic_write(out / "videos" / video_name(number), durable=False) as file:
+            encode_video(
+                file,
+                pictures,
+                container="avi",
+                codec="mjpeg",
+                pixel_format="yuvj420p",
+                fps=form.fps,
+                options={"qmin": "3", "qmax": "3"},
+            )
+        scene = scene_dict(plan, camera.at(slice(0, 1)), frames, number)
+        write_text(out / self.last_file(number), json.dumps(scene), durable=False)
+
+    def last_file(self, number: int) -> str:
+        return f"scenes/CATER_new_{number:06d}.json"
+
+    def own_files(self) -> Iterator[str]:
+        for number in range(self.videos):
+            yield f"videos/{video_name(number)}"
+            yield self.last_file(number)
+
+    def index_files(self, out: Path) -> dict[str, str]:
+        """Compute the lists of all tasks and splits from the scenes."""
+        lines: dict[str, list[str]] = {task: [] for task in _TASKS}
+        for number in range(self.videos):
+            scene_file = out / self.last_file(number)
+            scene = read_json(scene_file, "a scene; delete it to have it written again")
+            for task, label in _TASKS.items():
+                value = label(scene)
+                text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+                # As in CATER, a video without any of a task's actions is not in the task's lists.
+                lines[task].append(f"{video_name(number)} {text}\n" if text else "")
+        subset = int(0.8 * self.train)
+        splits = {
+            "train": slice(0, self.train),
+            "val": slice(self.train, self.videos),
+            "train_subsetT": slice(0, subset),
+            "train_subsetV": slice(subset, self.train),
+        }
+        return {
+            f"{task}/{split}.txt": "".join(lines[task][videos])
+            for task in _TASKS
+            for split, videos in splits.items()
+        }
 
 
 def write_cater(
@@ -105,21 +160,7 @@ def write_cater(
 
         >>> write_cater(Path("data/cater"), SyntheticCater(train=100, val=20))
     """
-    return write_dataset(
-        out,
-        spec,
-        format_version=_FORMAT_VERSION,
-        folders=("videos", "scenes"),
-        items=spec.videos,
-        unit="videos",
-        write_item=partial(_write_video, out, spec),
-        last_file=partial(_scene_path, out),
-        own_files=partial(_video_files, spec),
-        index="lists",
-        index_files=partial(_lists, out, spec),
-        workers=workers,
-        progress=progress,
-    )
+    return write_dataset(out, spec, workers, progress)
 
 
 def video_name(index: int) -> str:
@@ -146,39 +187,6 @@ def spec_of(folder: Path) -> SyntheticCater | None:
     """Read the spec that :func:`write_cater` wrote a folder with; None for other CATER folders."""
     fields = read_spec(folder)
     return None if fields is None else SyntheticCater(**fields)
-
-
-def _scene_path(out: Path, index: int) -> Path:
-    return out / "scenes" / f"CATER_new_{index:06d}.json"
-
-
-def _video_files(spec: SyntheticCater) -> Iterator[str]:
-    for index in range(spec.videos):
-        yield f"videos/{video_name(index)}"
-        yield str(_scene_path(Path(), index))
-
-
-def _write_video(out: Path, spec: SyntheticCater, index: int, report: Report) -> None:
-    """Write a video, then its scene: if the scene exists, both are complete."""
-    form = _FORMATS[spec.size]
-    plan = plan_video(spec.seed, index)
-    camera = camera_of(spec, index, form.width, form.height)
-    frames = frame_times(form.frames)
-    tables = spec.camera == "none"
-    pictures = draw_states(plan, frames) if tables else render(plan, camera, frames)
-    with atomic_write(out / "videos" / video_name(index), durable=False) as file:
-        encode_video(
-            file,
-            pictures,
-            container="avi",
-            codec="mjpeg",
-            pixel_format="yuvj420p",
-            fps=form.fps,
-            options={"qmin": "3", "qmax": "3"},
-        )
-    scene = scene_dict(plan, camera.at(slice(0, 1)), frames, index)
-    write_text(_scene_path(out, index), json.dumps(scene), durable=False)
-    report(1)
 
 
 def scene_dict(plan: Plan, first_view: Camera, frames: np.ndarray, index: int) -> dict[str, Any]:
@@ -238,27 +246,3 @@ def _relationships(
         along = (places * directions[name]).sum(-1)
         relationships[name] = [np.flatnonzero(along > a + 0.2).tolist() for a in along]
     return relationships
-
-
-def _lists(out: Path, spec: SyntheticCater) -> dict[str, str]:
-    """Compute the lists of all tasks and splits from the scenes."""
-    lines: dict[str, list[str]] = {task: [] for task in _TASKS}
-    for index in range(spec.videos):
-        scene = read_json(_scene_path(out, index), "a scene; delete it to have it written again")
-        for task, label in _TASKS.items():
-            value = label(scene)
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            # As in CATER, a video without any of a task's actions is not in the task's lists.
-            lines[task].append(f"{video_name(index)} {text}\n" if text else "")
-    subset = int(0.8 * spec.train)
-    splits = {
-        "train": slice(0, spec.train),
-        "val": slice(spec.train, spec.videos),
-        "train_subsetT": slice(0, subset),
-        "train_subsetV": slice(subset, spec.train),
-    }
-    return {
-        f"{task}/{split}.txt": "".join(lines[task][videos])
-        for task in _TASKS
-        for split, videos in splits.items()
-    }

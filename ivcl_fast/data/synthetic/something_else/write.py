@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +21,9 @@ from ivcl_fast.data.synthetic.something_else.actions import (
 )
 from ivcl_fast.data.synthetic.something_else.render import Box, render
 from ivcl_fast.data.synthetic.video import encode_video
-from ivcl_fast.data.synthetic.writer import Size, check_spec, folder_name, write_dataset
-from ivcl_fast.data.workers import Report
+from ivcl_fast.data.synthetic.writer import Size, SyntheticSpec, folder_name, write_dataset
 from ivcl_fast.files import atomic_write, remove_files, write_text
 
-_FORMAT_VERSION = 1
-_SPLITS = "dataset_splits"
 _CLIP_BOXES = "boxes.part"
 """Folder with a file of boxes per clip; deleted when all clips are complete."""
 _BOXES = "bounding_box_smthsmth_part{}.json"
@@ -46,7 +42,7 @@ _FORMATS = {"embedded": _Format(142, 80, 8), "full": _Format(427, 240, 12)}
 
 
 @dataclass(frozen=True)
-class SyntheticSomethingElse:
+class SyntheticSomethingElse(SyntheticSpec):
     """Describes a synthetic Something-Else.
 
     Raises :class:`~ivcl_fast.errors.UserError` for a value that a field does not accept.
@@ -62,8 +58,8 @@ class SyntheticSomethingElse:
     """``full``: the original 427 x 240 pixels at 12 fps, 24 to 60 frames; ``embedded``: the same
     clips at 142 x 80 pixels and 8 fps, 16 to 40 frames."""
 
-    def __post_init__(self) -> None:
-        check_spec(self, {"train": 1, "val": 0, "seed": 0}, {"size": Size})
+    format_version = 1
+    unit, folders, index = "clips", (VIDEOS, _CLIP_BOXES), "dataset_splits"
 
     @property
     def clips(self) -> int:
@@ -74,6 +70,64 @@ class SyntheticSomethingElse:
     def default_name(self) -> str:
         """Default name of the folder."""
         return folder_name("something-else", self.size, self.train, self.val, seed=self.seed)
+
+    def write_item(self, out: Path, number: int) -> None:
+        """Write a video, then its boxes."""
+        form, clip = _FORMATS[self.size], _plan(self, number)
+        layers = play(clip.template, clip.nouns, round(clip.seconds * form.fps), clip.rng)
+        # Category and standard category by layer; as in the data set, things that the template does
+        # not name have none, and no boxes.
+        names: dict[int, tuple[str, str]] = {}
+        for i, layer in enumerate(layers):
+            if layer.number is None:
+                names[i] = "hand", "hand"
+            elif layer.number < len(clip.placeholders):
+                names[i] = clip.placeholders[layer.number], f"{layer.number:04d}"
+        boxes: list[dict[str, Any]] = []
+
+        def pictures() -> Iterator[np.ndarray]:
+            for picture, visible in render(layers, form.width, form.height, clip.rng):
+                boxes.append(_frame_boxes(clip, len(boxes) + 1, visible, names))
+                yield picture
+
+        with atomic_write(out / VIDEOS / f"{clip.id}.webm", durable=False) as file:
+            encode_video(
+                file,
+                pictures(),
+                container="webm",
+                codec="libvpx-vp9",
+                pixel_format="yuv420p",
+                fps=form.fps,
+                # Fast settings, without look-ahead.
+                options={
+                    "deadline": "realtime",
+                    "cpu-used": "8",
+                    "crf": "28",
+                    "b": "0",
+                    "lag-in-frames": "0",
+                },
+            )
+        write_text(out / self.last_file(number), json.dumps(boxes), durable=False)
+
+    def last_file(self, number: int) -> str:
+        return f"{_CLIP_BOXES}/{number + 1}.json"
+
+    def own_files(self) -> Iterator[str]:
+        yield from (f"{VIDEOS}/{number + 1}.webm" for number in range(self.clips))
+        yield from (_BOXES.format(number) for number in (1, 2))
+
+    def index_files(self, out: Path) -> dict[str, str]:
+        """Join the boxes of the clips in two files (of four); return the split files."""
+        half = (self.clips + 1) // 2
+        for number, clips in enumerate((range(half), range(half, self.clips)), 1):
+            with atomic_write(out / _BOXES.format(number), durable=False) as file:
+                file.write(b"{")
+                for index in clips:
+                    comma = ", " if index > clips.start else ""
+                    boxes = (out / self.last_file(index)).read_text()
+                    file.write(f'{comma}"{index + 1}": {boxes}'.encode())
+                file.write(b"}")
+        return {f"{name}.json": json.dumps(content) for name, content in split_files(self).items()}
 
 
 def write_something_else(
@@ -93,21 +147,7 @@ def write_something_else(
 
         >>> write_something_else(Path("data/sse"), SyntheticSomethingElse(train=180, val=36))
     """
-    write_dataset(
-        out,
-        spec,
-        format_version=_FORMAT_VERSION,
-        folders=(VIDEOS, _CLIP_BOXES),
-        items=spec.clips,
-        unit="clips",
-        write_item=partial(_write_clip, out, spec),
-        last_file=partial(_boxes_path, out),
-        own_files=partial(_clip_files, spec),
-        index=_SPLITS,
-        index_files=partial(_finish, out, spec),
-        workers=workers,
-        progress=progress,
-    )
+    write_dataset(out, spec, workers, progress)
     remove_files(out / _CLIP_BOXES, ["[0-9]*.json"])
     return out
 
@@ -141,55 +181,6 @@ def _plan(spec: SyntheticSomethingElse, index: int) -> _Clip:
     return _Clip(str(index + 1), template, nouns, rng.uniform(*_SECONDS), rng)
 
 
-def _boxes_path(out: Path, index: int) -> Path:
-    return out / _CLIP_BOXES / f"{index + 1}.json"
-
-
-def _clip_files(spec: SyntheticSomethingElse) -> Iterator[str]:
-    yield from (f"{VIDEOS}/{index + 1}.webm" for index in range(spec.clips))
-    yield from (_BOXES.format(number) for number in (1, 2))
-
-
-def _write_clip(out: Path, spec: SyntheticSomethingElse, index: int, report: Report) -> None:
-    """Write a video, then its boxes: if the file of boxes exists, both are complete."""
-    form, clip = _FORMATS[spec.size], _plan(spec, index)
-    layers = play(clip.template, clip.nouns, round(clip.seconds * form.fps), clip.rng)
-    # Category and standard category by layer; as in the data set, things that the template does
-    # not name have none, and no boxes.
-    names: dict[int, tuple[str, str]] = {}
-    for i, layer in enumerate(layers):
-        if layer.number is None:
-            names[i] = "hand", "hand"
-        elif layer.number < len(clip.placeholders):
-            names[i] = clip.placeholders[layer.number], f"{layer.number:04d}"
-    boxes: list[dict[str, Any]] = []
-
-    def pictures() -> Iterator[np.ndarray]:
-        for picture, visible in render(layers, form.width, form.height, clip.rng):
-            boxes.append(_frame_boxes(clip, len(boxes) + 1, visible, names))
-            yield picture
-
-    with atomic_write(out / VIDEOS / f"{clip.id}.webm", durable=False) as file:
-        encode_video(
-            file,
-            pictures(),
-            container="webm",
-            codec="libvpx-vp9",
-            pixel_format="yuv420p",
-            fps=form.fps,
-            # Fast settings, without look-ahead.
-            options={
-                "deadline": "realtime",
-                "cpu-used": "8",
-                "crf": "28",
-                "b": "0",
-                "lag-in-frames": "0",
-            },
-        )
-    write_text(_boxes_path(out, index), json.dumps(boxes), durable=False)
-    report(1)
-
-
 def _frame_boxes(
     clip: _Clip, number: int, boxes: dict[int, Box], names: dict[int, tuple[str, str]]
 ) -> dict[str, Any]:
@@ -208,20 +199,6 @@ def _frame_boxes(
         "gt_placeholders": clip.placeholders,
         "labels": labels,
     }
-
-
-def _finish(out: Path, spec: SyntheticSomethingElse) -> dict[str, str]:
-    """Join the boxes of the clips in two files (the data set has four); return the split files."""
-    half = (spec.clips + 1) // 2
-    for number, clips in enumerate((range(half), range(half, spec.clips)), 1):
-        with atomic_write(out / _BOXES.format(number), durable=False) as file:
-            file.write(b"{")
-            for index in clips:
-                comma = ", " if index > clips.start else ""
-                boxes = _boxes_path(out, index).read_text()
-                file.write(f'{comma}"{index + 1}": {boxes}'.encode())
-            file.write(b"}")
-    return {f"{name}.json": json.dumps(content) for name, content in split_files(spec).items()}
 
 
 def split_files(spec: SyntheticSomethingElse) -> dict[str, Any]:
