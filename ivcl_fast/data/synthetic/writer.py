@@ -38,6 +38,8 @@ class SyntheticSpec(ABC):
 
     format_version: ClassVar[int]
     """Changes when the same settings give other bytes."""
+    name: ClassVar[str]
+    """The default name of the folder, with the names of settings in braces."""
     unit: ClassVar[str]
     """What the items are, in the plural; the property of this name is their number."""
     folders: ClassVar[tuple[str, ...]]
@@ -46,13 +48,20 @@ class SyntheticSpec(ABC):
     """Folder that is written when all items are complete."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for name in asdict(self):
-            value, minimum, choices = getattr(self, name), int(name == "train"), hints[name]
-            if choices is int and (type(value) is not int or value < minimum):
+        kinds = get_type_hints(type(self))
+        for name, value in asdict(self).items():
+            kind, minimum = kinds[name], 1 if name == "train" else 0
+            if kind is int and (type(value) is not int or value < minimum):
                 raise UserError(f"{name}={value!r} must be a whole number, at least {minimum}")
-            if choices is not int and value not in get_args(choices):
-                raise UserError(f"{name}={value!r} is not one of {', '.join(get_args(choices))}")
+            if kind is not int and value not in get_args(kind):
+                raise UserError(f"{name}={value!r} is not one of {', '.join(get_args(kind))}")
+
+    @property
+    def default_name(self) -> str:
+        """Default name of the folder; a seed of 0 is left out."""
+        settings = asdict(self)
+        seed = f"-seed{settings['seed']}" if settings["seed"] else ""
+        return self.name.format(**settings) + seed
 
     @abstractmethod
     def write_item(self, out: Path, number: int) -> None:
@@ -69,11 +78,6 @@ class SyntheticSpec(ABC):
     @abstractmethod
     def index_files(self, out: Path) -> Mapping[str, str]:
         """Return the text of each file of the index, by its path in that folder."""
-
-
-def folder_name(*parts: object, seed: int) -> str:
-    """Name the default folder of a data set; a seed of 0 is left out."""
-    return "-".join(map(str, ("synthetic", *parts))) + (f"-seed{seed}" if seed else "")
 
 
 def write_dataset(

@@ -23,7 +23,7 @@ from ivcl_fast.data.formats.acre import (
 )
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
 from ivcl_fast.data.synthetic.acre.scene import LAMPS, Scene, draw_scenes
-from ivcl_fast.data.synthetic.writer import Size, SyntheticSpec, folder_name, write_dataset
+from ivcl_fast.data.synthetic.writer import Size, SyntheticSpec, write_dataset
 from ivcl_fast.files import atomic_write, write_text
 
 _SIZES = {"embedded": (96, 72), "full": (320, 240)}
@@ -50,6 +50,7 @@ class SyntheticAcre(SyntheticSpec):
     seed: int = 0
     """Problems with different seeds are different."""
 
+    name = "synthetic-acre-{regime}-{size}-{train}-{val}-{test}"
     format_version = 1
     unit, folders, index = "problems", ("images", "scenes"), "config"
 
@@ -65,12 +66,6 @@ class SyntheticAcre(SyntheticSpec):
                 return split, index
             index -= getattr(self, split)
         raise IndexError(f"problem {index} is past the last")
-
-    @property
-    def default_name(self) -> str:
-        """Default name of the folder."""
-        parts = "acre", self.regime, self.size, self.train, self.val, self.test
-        return folder_name(*parts, seed=self.seed)
 
     def write_item(self, out: Path, number: int) -> None:
         """Write the ten pictures and scenes of a problem, in the order of the panels."""

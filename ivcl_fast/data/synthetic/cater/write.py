@@ -17,13 +17,7 @@ from ivcl_fast.data.synthetic.cater.render import render
 from ivcl_fast.data.synthetic.cater.states import draw_states
 from ivcl_fast.data.synthetic.cater.world import LAST_FRAME
 from ivcl_fast.data.synthetic.video import encode_video
-from ivcl_fast.data.synthetic.writer import (
-    Size,
-    SyntheticSpec,
-    folder_name,
-    read_spec,
-    write_dataset,
-)
+from ivcl_fast.data.synthetic.writer import Size, SyntheticSpec, read_spec, write_dataset
 from ivcl_fast.files import atomic_write, read_json, write_text
 
 CameraMotion = Literal["static", "moving", "none"]
@@ -67,6 +61,7 @@ class SyntheticCater(SyntheticSpec):
     seed: int = 0
     """Videos with different seeds are different."""
 
+    name = "synthetic-cater-{size}-{camera}-{train}-{val}"
     format_version = 2
     unit, folders, index = "videos", ("videos", "scenes"), "lists"
 
@@ -74,11 +69,6 @@ class SyntheticCater(SyntheticSpec):
     def videos(self) -> int:
         """Number of all videos; the first ``train`` of them are the training videos."""
         return self.train + self.val
-
-    @property
-    def default_name(self) -> str:
-        """Default name of the folder."""
-        return folder_name("cater", self.size, self.camera, self.train, self.val, seed=self.seed)
 
     def write_item(self, out: Path, number: int) -> None:
         """Write a video, then its scene."""

@@ -21,7 +21,7 @@ from ivcl_fast.data.synthetic.something_else.actions import (
 )
 from ivcl_fast.data.synthetic.something_else.render import Box, render
 from ivcl_fast.data.synthetic.video import encode_video
-from ivcl_fast.data.synthetic.writer import Size, SyntheticSpec, folder_name, write_dataset
+from ivcl_fast.data.synthetic.writer import Size, SyntheticSpec, write_dataset
 from ivcl_fast.files import atomic_write, remove_files, write_text
 
 _CLIP_BOXES = "boxes.part"
@@ -58,6 +58,7 @@ class SyntheticSomethingElse(SyntheticSpec):
     """``full``: the original 427 x 240 pixels at 12 fps, 24 to 60 frames; ``embedded``: the same
     clips at 142 x 80 pixels and 8 fps, 16 to 40 frames."""
 
+    name = "synthetic-something-else-{size}-{train}-{val}"
     format_version = 1
     unit, folders, index = "clips", (VIDEOS, _CLIP_BOXES), "dataset_splits"
 
@@ -65,11 +66,6 @@ class SyntheticSomethingElse(SyntheticSpec):
     def clips(self) -> int:
         """Number of all clips; the first ``train`` of them are the training clips."""
         return self.train + self.val
-
-    @property
-    def default_name(self) -> str:
-        """Default name of the folder."""
-        return folder_name("something-else", self.size, self.train, self.val, seed=self.seed)
 
     def write_item(self, out: Path, number: int) -> None:
         """Write a video, then its boxes."""
