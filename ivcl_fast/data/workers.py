@@ -7,10 +7,11 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context, resource_tracker, spawn
 from socket import SHUT_RDWR, socket, socketpair
 from typing import Any, BinaryIO, TypeVar
@@ -90,7 +91,7 @@ class WorkerPool:
     def run(
         self,
         function: Callable[[Task, Report], Result],
-        tasks: Sequence[Task],
+        tasks: Iterable[Task],
         report: Report,
         replace: Callable[[Lost], Task] | None = None,
     ) -> Iterator[Result]:
@@ -123,9 +124,16 @@ class WorkerPool:
             yield from map(do, tasks)
             return
         with ThreadPoolExecutor(self.workers, "worker") as threads:
+            todo, running = iter(tasks), set[Future[Result]]()
             try:
-                for done in as_completed([threads.submit(do, task) for task in tasks]):
-                    yield done.result()
+                # There may be millions of tasks, so few of them are submitted at a time.
+                while True:
+                    room = 2 * self.workers - len(running)
+                    running |= {threads.submit(do, task) for task in islice(todo, room)}
+                    if not running:
+                        return
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
             except BaseException:
                 self.close()
                 raise

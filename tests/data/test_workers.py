@@ -199,6 +199,15 @@ def test_closing_ends_the_calls_of_other_threads():
             pool.call(square, 1, ignore)
 
 
+def test_few_tasks_are_taken_in_advance():
+    """Of millions each would take memory."""
+    tasks = iter(range(100))
+    results = run_tasks(square, tasks, 2, ignore)
+    next(results)
+    results.close()
+    assert 2 <= next(tasks) <= 4
+
+
 def test_one_report_at_a_time():
     reporting, most = 0, 0
 
