@@ -149,28 +149,25 @@ class WorkerPool:
         """
         if self.workers <= 1:
             return function(task, report)
-        reason = ""
+        value: Any = None
         for _ in range(STARTS):
             worker, seconds = self._take()
-            reports: list[int] | None = None
-            try:
-                worker.answer(seconds, (function, task))  # that it has begun
-                reports = []
-                while (message := worker.answer(self.stall_seconds))[0] == "report":
-                    reports.append(message[1])
-                    report(message[1])
-            except _EndedError as ended:
-                self._workers.discard(worker)
-                reason = str(ended)
-                if reports is not None and not self._closed:
-                    raise Lost(task, tuple(reports), reason) from None
-                continue
-            self._idle.append(worker)
-            kind, value = message
-            if kind == "error":
-                raise value
-            return value
-        raise RuntimeError(f"a worker could not begin: {reason}")
+            kind, value = worker.answer(seconds, (function, task))
+            has_begun, reports = kind == "begun", list[int]()
+            while kind in ("begun", "report"):
+                if kind == "report":
+                    reports.append(value)
+                    report(value)
+                kind, value = worker.answer(self.stall_seconds)
+            if kind != "ended":
+                self._idle.append(worker)
+                if kind == "error":
+                    raise value
+                return value
+            self._workers.discard(worker)
+            if has_begun and not self._closed:
+                raise Lost(task, tuple(reports), value)
+        raise RuntimeError(f"a worker could not begin: {value}")
 
     def _take(self) -> tuple[_Worker, float]:
         """Return a worker that is free, or a new one, and how long to wait until it begins."""
@@ -198,10 +195,6 @@ def _without_main(name: str) -> dict[str, Any]:
     return {key: value for key, value in told.items() if not key.startswith("init_main_from")}
 
 
-class _EndedError(Exception):
-    """A worker has crashed or hung; the message says which."""
-
-
 class _Worker:
     """A process, as its parent sees it."""
 
@@ -226,7 +219,8 @@ class _Worker:
     def answer(self, seconds: float, *sent: Any) -> tuple[str, Any]:
         """Send a message, if one is given, and return the next one that the process sends.
 
-        Raises :class:`_EndedError` if it dies, or takes and sends nothing for so many seconds.
+        If it dies, or takes and sends nothing for so many seconds, that is ``ended``, with the
+        reason.
         """
         self._socket.settimeout(None if seconds == math.inf else seconds)
         try:
@@ -241,7 +235,7 @@ class _Worker:
             name = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
             reason = f"its process died ({name})"
         self.end()
-        raise _EndedError(reason)
+        return "ended", reason
 
     def end(self) -> None:
         """Kill the process, and let a thread that waits for its messages go on."""
