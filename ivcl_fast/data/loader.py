@@ -225,7 +225,8 @@ class ClipLoader(ABC):
                     yield batch
             finally:
                 stop.set()
-                thread.shutdown(cancel_futures=True)
+                for future in ahead:
+                    future.cancel()
 
     @abstractmethod
     def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:

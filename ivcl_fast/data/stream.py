@@ -6,11 +6,11 @@ import itertools
 import logging
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -126,13 +126,7 @@ class StreamLoader(ClipLoader):
         """Stop the workers; the next epoch starts new ones."""
         if self._pool is not None:
             self._pool.close()
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
         self._pool = self._threads = None
-
-    def __del__(self) -> None:
-        if hasattr(self, "_threads"):  # not if the constructor raised
-            self.close()
 
     def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
         now, ahead = itertools.tee(self._sample(epoch, start_batch))
@@ -176,13 +170,14 @@ class StreamLoader(ClipLoader):
         if self._threads is None or self._pool is None:
             self._threads = ThreadPoolExecutor(self.workers, "decode")
             self._pool = WorkerPool(1 if self._on_gpu else self.workers, self.stall_seconds)
-        decode = partial(self._decode, self._pool)
+            weakref.finalize(self, self._pool.close)
+        threads, pool = self._threads, self._pool
         waiting: deque[tuple[Request, Future[torch.Tensor | None]]] = deque()
         since = time.monotonic()
         try:
             while not stop.is_set():
                 for request in itertools.islice(requests, self._ahead - len(waiting)):
-                    waiting.append((request, self._threads.submit(decode, request)))
+                    waiting.append((request, threads.submit(self._decode, pool, request)))
                 if not waiting:
                     return
                 request, first = waiting[0]
@@ -190,7 +185,7 @@ class StreamLoader(ClipLoader):
                     waiting.popleft()
                     yield first.result()
                     since = time.monotonic()
-                elif self._pool.workers == 1 and time.monotonic() - since > self.stall_seconds:
+                elif pool.workers == 1 and time.monotonic() - since > self.stall_seconds:
                     raise UserError(  # a thread cannot be killed
                         f"{request.media.files[0]}: the decoder gave no result for "
                         f"{self.stall_seconds:g} seconds; accepted: --decoder pyav with 2 "
@@ -201,6 +196,8 @@ class StreamLoader(ClipLoader):
         finally:
             for _, future in waiting:
                 future.cancel()
+            if waiting and pool.workers > 1:  # nobody needs what they decode
+                self.close()
 
     def _decode(self, pool: WorkerPool, request: Request) -> torch.Tensor | None:
         """Decode a clip, unless its media are dropped or have to be."""

@@ -83,6 +83,8 @@ class WorkerPool:
 
     def close(self) -> None:
         """Kill all workers; calls that wait for one raise ``RuntimeError``."""
+        if self._closed:  # also when Python ends, and nothing can be done any more
+            return
         with _starting:
             self._closed = True
         for worker in [*self._workers]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -198,6 +201,48 @@ def test_an_abandoned_epoch_ends_and_leaves_nothing_behind(videos, workers):
     assert not active_children()
 
 
+def test_workers_end_with_their_loader(videos):
+    loader = make(videos, workers=2)
+    list(loader.epoch(0))
+    assert active_children()
+    del loader
+    gc.collect()
+    assert not active_children()
+
+
+@pytest.mark.parametrize("kind", ["stream", "store"])
+def test_a_script_may_end_in_the_middle_of_an_epoch(tmp_path, kind):
+    path = write_painted(tmp_path / "v0.avi", 0, 5)
+    (tmp_path / "script.py").write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tests.data.test_stream import StoreLoader, build_store, make\n"
+        "from tests.support.painted import media\n"
+        "from ivcl_fast.data.dataset import Clip\n"
+        "clips = [Clip(f'c{i}', 'v0', 0) for i in range(20)]\n"
+        "videos, out = [media(Path(sys.argv[1]))], Path(sys.argv[1]).with_name('store')\n"
+        "if sys.argv[2] == 'stream':\n"
+        "    loader = make(videos, clips, batch_size=1, workers=2)\n"
+        "else:\n"
+        "    store = build_store(videos, out, 32, 8, 'pyav', workers=1)\n"
+        "    options = dict(jitter=False, shuffle=False, drop_last=False)\n"
+        "    options |= dict(num_classes=36, multi_label=False)\n"
+        "    loader = StoreLoader(store, clips, 1, 4, **options)\n"
+        "batches = loader.epoch(0)\n"
+        "next(batches)\n"
+        "sys.exit('ended')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "script.py", path, kind],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ended.returncode, ended.stderr) == (1, "ended\n")
+
+
 # --- crops --------------------------------------------------------------------------------------
 
 
@@ -320,6 +365,15 @@ def test_decoders_that_crash_or_hang_lose_only_their_clips(videos, monkeypatch, 
     assert [batch.clip_ids.tolist() for batch in loader.epoch(0)] == found
     assert caplog.text.count("v7_00.png: decoding it failed:") == 2
     loader.close()
+
+
+def test_an_abandoned_epoch_does_not_wait_for_a_decoder_that_hangs(videos, monkeypatch):
+    monkeypatch.setattr(stream, "decode_in_worker", decode_or_die)
+    loader = make(videos, CLIPS[6:8], batch_size=1, workers=2, shuffle=False)
+    batches = loader.epoch(0)
+    assert next(batches).clip_ids.tolist() == [0]
+    batches.close()  # type: ignore[attr-defined]
+    assert not active_children()
 
 
 def test_decoders_of_long_videos_have_more_time(videos):
