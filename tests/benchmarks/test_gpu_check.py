@@ -15,8 +15,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks import baselines, commands, gpu_check, parts, stages
-from benchmarks.gpu_check import GROUPS, LIMITS, Part, run
+from benchmarks import baselines
+from benchmarks.gpu_check import __main__ as gpu_check
+from benchmarks.gpu_check import commands, parts, stages
+from benchmarks.gpu_check.__main__ import GROUPS, LIMITS, Part, run
 from benchmarks.results import Results, Row, RowFile, Skip
 from benchmarks.steps import OURS_COMPILED_GRAPH, Variant
 from benchmarks.summary import summary
@@ -247,7 +249,7 @@ def test_needs_no_other_package():
         "import sys\n"
         f"for name in {OTHERS}: sys.modules[name] = None\n"
         "from pathlib import Path\n"
-        "from benchmarks import gpu_check, parts, summary\n"
+        "from benchmarks.gpu_check import __main__, parts\n"
         "rows = parts.RowFile(Path('/dev/stdout'))\n"
         "for name in ('decoder', 'train', 'stream', 'timm'):\n"
         "    parts.run(name, rows, parts.REHEARSAL)\n"
@@ -265,7 +267,7 @@ def with_the_plugin(
     """Run the tests of a folder under the plugin; returns also its rows."""
     rows = folder / "rows.jsonl"
     rows.unlink(missing_ok=True)
-    plugins = ["-p", "benchmarks.pytest_outcomes", "-p", "no:cacheprovider"]
+    plugins = ["-p", "benchmarks.gpu_check.pytest_outcomes", "-p", "no:cacheprovider"]
     where = ["--rootdir", str(folder), str(folder)]
     command = [sys.executable, "-m", "pytest", "-q", *plugins, *flags, *where]
     known = os.environ | {"IVCL_FAST_GPU_CHECK": str(rows)} | environment

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import gpu_check, kernels, parts
+from benchmarks.gpu_check import __main__ as gpu_check
+from benchmarks.gpu_check import kernels, parts
 from benchmarks.results import Results
 from benchmarks.summary import summary
 from ivcl_fast.kernels import _triton

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.parts NAME FILE``: measure one part of ``make gpu-check``.
+"""``python -m benchmarks.gpu_check.parts NAME FILE``: measure one part of ``make gpu-check``.
 
 Each part runs in a process of its own and appends rows to FILE as soon as they are measured.
 ``--rehearse`` measures the same on tiny sizes, also on a CPU, to show that it runs; its figures
@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import baselines, commands, data, images, machine, ops, stages, steps
+from benchmarks import baselines, data, images, machine, ops, steps
 from benchmarks.benchmark import free_memory, measure
-from benchmarks.kernels import kernel_benchmarks
+from benchmarks.gpu_check import commands, stages
+from benchmarks.gpu_check.kernels import kernel_benchmarks
 from benchmarks.ops import AttentionShape
 from benchmarks.results import RowFile, Skip
 from benchmarks.steps import Variant
@@ -321,7 +322,7 @@ def run(name: str, rows: RowFile, sizes: Sizes) -> None:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.parts", description=__doc__)
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu_check.parts", description=__doc__)
     parser.add_argument("name", choices=PARTS)
     parser.add_argument("file", type=Path)
     parser.add_argument("--rehearse", action="store_true")

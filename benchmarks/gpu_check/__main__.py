@@ -39,6 +39,7 @@ NEEDS = {
     "huggingface-hub": (0, 23), "rich": (13,), "pytest": (8,),
 }  # fmt: skip
 """What models, trainer and tests import, and the least versions, as in ``pyproject.toml``."""
+PARTS, PLUGIN = "benchmarks.gpu_check.parts", "benchmarks.gpu_check.pytest_outcomes"
 MINUTES = 8.5
 GROUPS = (
     {"machine": 20}, {"train": 80, "compile": 80}, {"tests": 75, "sanitizer": 75, "resume": 75},
@@ -157,7 +158,7 @@ def all_parts(folder: Path, rehearse: bool) -> list[list[Part]]:
     """Return every part, in groups."""
     made = {}
     for name, limit in LIMITS.items():
-        command = [sys.executable, "-m", "benchmarks.parts", name, str(folder / f"{name}.jsonl")]
+        command = [sys.executable, "-m", PARTS, name, str(folder / f"{name}.jsonl")]
         made[name] = Part(name, command + ["--rehearse"] * rehearse, limit)
         made[name].environment["IVCL_FAST_BENCHMARK_FOLDER"] = str(folder)  # videos are made once
     made["tests"] = tests_part("tests", "gpu and not large", folder, rehearse)
@@ -174,7 +175,7 @@ def tests_part(name: str, marked: str, folder: Path, rehearse: bool) -> Part:
     are thinned, see :data:`PER_FUNCTION`.
     """
     command = [
-        sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.pytest_outcomes",
+        sys.executable, "-m", "pytest", "-q", "-p", PLUGIN,
         "-p", "no:cacheprovider", "--continue-on-collection-errors", "-o", "addopts=",
     ]  # fmt: skip
     if rehearse:

@@ -106,11 +106,12 @@ def sanitize(rows: RowFile, rehearse: bool) -> None:
             rows.row(benchmark="one small training step", name=f"{SANITIZER} {tool}") as row,
             tempfile.TemporaryDirectory() as folder,
         ):
-            step = [sys.executable, "-m", "benchmarks.parts", "small-step", f"{folder}/rows"]
+            parts = [sys.executable, "-m", "benchmarks.gpu_check.parts"]
             begin = time.perf_counter()
             try:
                 done = subprocess.run(
-                    [program, "--tool", tool, "--error-exitcode", "9", *step, "--rehearse"],
+                    [program, "--tool", tool, "--error-exitcode", "9", *parts, "small-step",
+                     f"{folder}/rows", "--rehearse"],
                     capture_output=True, text=True, timeout=TOOL_SECONDS,
                     env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
                 )  # fmt: skip
