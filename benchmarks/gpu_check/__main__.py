@@ -59,7 +59,7 @@ between. Without a GPU all of them run on the same kernels in ``make test``."""
 
 @dataclass
 class Part:
-    """A command that appends rows of JSON to a file."""
+    """A command that appends rows of JSON to a file, and its process once it is started."""
 
     name: str
     command: Sequence[str]
@@ -67,33 +67,29 @@ class Part:
     """Seconds it has for itself."""
     environment: dict[str, str] = field(default_factory=dict)
 
-
-class RunningPart:
-    """The process of a part, in a session of its own so that its children end with it."""
-
-    def __init__(self, part: Part, folder: Path) -> None:
-        self.part = part
-        self.rows, self.log = RowFile(folder / f"{part.name}.jsonl"), folder / f"{part.name}.log"
+    def start(self, folder: Path) -> None:
+        """Start the process, in a session of its own so that its children end with it."""
+        self.rows, self.log = RowFile(folder / f"{self.name}.jsonl"), folder / f"{self.name}.log"
         self.rows.file.touch()
-        self.start = time.monotonic()
+        self.begin = time.monotonic()
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [*part.command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                [*self.command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True,
-                env=os.environ | part.environment,
+                env=os.environ | self.environment,
             )  # fmt: skip
 
     def wait(self, deadline: float) -> tuple[str, float, list[Row]]:
         """Return the outcome, the seconds and the rows, once it has ended or the time is over."""
-        limit = deadline - self.start
         try:
-            status = self.process.wait(max(0.0, limit - (time.monotonic() - self.start)))
+            status = self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             status = None
         self.end()
         rows = self.rows.read()
-        ended = outcome(status, limit, rows, self.log.read_text(errors="replace"))
-        return ended, round(time.monotonic() - self.start, 1), rows
+        log = self.log.read_text(errors="replace")
+        ended = outcome(status, deadline - self.begin, rows, log)
+        return ended, round(time.monotonic() - self.begin, 1), rows
 
     def end(self) -> None:
         """Kill the process and its children, if they are running."""
@@ -131,25 +127,24 @@ def run(
     begin = time.monotonic()
     deadline, planned = begin + seconds, 0.0
     for group in groups:
-        late = time.monotonic() >= deadline
-        running = [] if late else [RunningPart(part, folder) for part in group]
-        if late:
+        running = [] if time.monotonic() >= deadline else group
+        if not running:
             unmeasured = {"outcome": "failed: no time was left", "seconds": 0.0}
             results.parts |= {part.name: unmeasured for part in group}
+        for part in running:
+            part.start(folder)
         try:
-            for process in running:
-                name = process.part.name
-                limit = begin + planned + process.part.limit
-                ended, taken, rows = process.wait(min(deadline, limit))
-                results.parts[name] = {"outcome": ended, "seconds": taken}
-                if name == "machine" and ended == "ok":
+            for part in running:
+                ended, taken, rows = part.wait(min(deadline, begin + planned + part.limit))
+                results.parts[part.name] = {"outcome": ended, "seconds": taken}
+                if part.name == "machine" and ended == "ok":
                     results.machine = rows[0]
                 else:
-                    results.rows += [{"part": name, **row} for row in rows]
-                print(f"{name}: {ended}, {taken} s", flush=True)
+                    results.rows += [{"part": part.name, **row} for row in rows]
+                print(f"{part.name}: {ended}, {taken} s", flush=True)
         finally:
-            for process in running:
-                process.end()
+            for part in running:
+                part.end()
         planned += max(part.limit for part in group)
         keep()
 

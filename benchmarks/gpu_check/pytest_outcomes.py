@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks.results import Row, RowFile
 
 FILE, PER_FUNCTION = "IVCL_FAST_GPU_CHECK", "IVCL_FAST_GPU_CHECK_PER_FUNCTION"
 """Names of the environment variables with the file to append to, and with how many tests of each
 function to run."""
 
-_errors: list[str] = []
-_rows: list[dict[str, Any]] = []
+_rows: list[Row] = []
 _skipped: list[str] = []
 
 
@@ -21,10 +22,7 @@ def _add(**row: Any) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         return  # its reports reach the process that started it
     _rows.append(row)
-    if "error" in row:
-        _errors.append(row["error"])
-    with open(os.environ[FILE], "a") as file:
-        file.write(json.dumps(row) + "\n")
+    RowFile(Path(os.environ[FILE])).add(row)
 
 
 @pytest.hookimpl(trylast=True)  # what -m and -k leave
@@ -70,7 +68,7 @@ def pytest_sessionfinish(session: Any, exitstatus: int) -> None:
     """
     if _skipped and not _rows:
         _add(outcome="skipped", skipped=_skipped[0])
-    if exitstatus == 1 and not _errors:
+    if exitstatus == 1 and not any("error" in row for row in _rows):
         session.exitstatus = 0
 
 
