@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +22,8 @@ from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, accelerate, reference
 from ivcl_fast.data.formats.acre import CONTEXT, QUERIES
 from ivcl_fast.kernels import _ext, _triton
 from ivcl_fast.models import flops
+from ivcl_fast.training import step_graph
 from ivcl_fast.training.hardware import compile_unsupported_reason
-from ivcl_fast.training.step_graph import WARM_UP, StepGraph, unsupported_reason
 
 Step = Callable[[], Tensor]
 
@@ -92,44 +95,49 @@ def pretraining(
     optimizer = baselines.adamw(expected)
 
     def build(variant: Variant) -> list[Call]:
-        if variant.graph and (reason := unsupported_reason(DEVICE)):
+        if variant.graph and (reason := step_graph.unsupported_reason(DEVICE)):
             raise Skip(f"no CUDA graph: {reason}")
         model = model_of(variant, cfg)
         model.load_state_dict(weights, assign=share_weights)
         own = optimizer if share_weights else baselines.adamw(model, capturable=variant.graph)
         step = baselines.train_step(lambda: model(video, seed=seed).loss, own, variant.bf16)
         if variant.graph:
-            return [with_graph(step)]
+            graph = step_graph.StepGraph(step, DEVICE)
+
+            @recorded()
+            def replay() -> Tensor:
+                return graph()
+
+            return [replay]
         return [step if variant.kernels else without_kernels(step)]
 
     return Setup({variant.name: partial(build, variant) for variant in variants}, loss)
 
 
-def with_graph(step: Step) -> Step:
-    """Run a step as one CUDA graph, from its call number ``WARM_UP + 1`` on."""
-    graph, calls = StepGraph(step, DEVICE), 0
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Raise ``RuntimeError`` with the reason if no CUDA graph can be recorded in the block.
 
-    def run() -> Tensor:
-        nonlocal calls
-        calls += 1
-        loss = graph()
-        if calls > WARM_UP and not graph.recorded:
-            raise RuntimeError("the step could not be recorded, so it ran without a CUDA graph")
-        return loss
+    A run warns and goes on without one, and here eager steps would pass for a graph's.
+    """
 
-    return run
+    def fail(record: logging.LogRecord) -> bool:
+        raise RuntimeError(record.getMessage())
+
+    step_graph.log.addFilter(fail)
+    try:
+        yield
+    finally:
+        step_graph.log.removeFilter(fail)
 
 
 def without_kernels(step: Step) -> Step:
     """Run a step as on a machine for which there are no kernels."""
 
     def run() -> Tensor:
-        before = _ext.MISSING, _triton.MISSING
-        _ext.MISSING = _triton.MISSING = "switched off"
-        try:
+        off = "switched off"
+        with patch.object(_ext, "MISSING", off), patch.object(_triton, "MISSING", off):
             return step()
-        finally:
-            _ext.MISSING, _triton.MISSING = before
 
     return run
 

@@ -6,11 +6,10 @@ What a run gains from fused steps is measured here, not on a step that a benchma
 from __future__ import annotations
 
 import copy
-import logging
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from benchmarks.steps import (
     OURS_GRAPH,
     Variant,
     model_of,
+    recorded,
 )  # fmt: skip
 from benchmarks.timing import DEVICE
 from ivcl_fast import IVCLConfig, reference
@@ -91,24 +91,6 @@ class SyntheticLoader:
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         while True:
             yield self.batch
-
-
-@contextmanager
-def recorded() -> Iterator[None]:
-    """Raise ``RuntimeError`` with the reason if no CUDA graph can be recorded in the block.
-
-    A run warns and goes on without one, and here eager steps would pass for a graph's.
-    """
-    warnings: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
-    step_graph.log.addHandler(handler)
-    try:
-        yield
-    finally:
-        step_graph.log.removeHandler(handler)
-    if warnings:
-        raise RuntimeError(warnings[0])
 
 
 WAYS = OURS_GRAPH, OURS, OURS_COMPILED_GRAPH, OURS_COMPILED

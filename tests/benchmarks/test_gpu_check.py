@@ -317,7 +317,7 @@ def test_the_plugin_says_why_all_tests_were_skipped(tmp_path):
 def test_a_graph_that_cannot_be_recorded_is_an_error():  # a run goes on with eager steps
     with pytest.raises(RuntimeError, match="without, out of memory"), stages.recorded():
         stages.step_graph.log.warning("--cuda-graph: running without, %s", "out of memory")
-    assert not stages.step_graph.log.handlers
+    assert not stages.step_graph.log.filters
 
 
 def test_the_plugin_thins_the_tests_of_a_function(tmp_path):
