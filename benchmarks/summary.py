@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.results import Results, Row
@@ -112,15 +112,17 @@ def table(rows: Iterable[Row], machine: Machine, columns: Sequence[str] = ()) ->
     "x ours" is the time relative to the fastest of this project's implementations.
     """
     timed = [r for r in rows if r.get("seconds") and "benchmark" in r and "error" not in r]
+    if not timed:
+        return []
     lines, before = [], None
     for row in timed:
         ours = fastest_of_ours([r for r in timed if r["benchmark"] == row["benchmark"]])
-        cells = {name: cell(row, ours, machine) for name, cell in COLUMNS.items()}
+        cells = cells_of(row, ours, machine)
         if row["benchmark"] == before:
             cells["benchmark"] = ""
         before = row["benchmark"]
         lines.append(cells)
-    shown = [name for name in columns or COLUMNS if any(cells[name] for cells in lines)]
+    shown = [name for name in columns or lines[0] if any(cells[name] for cells in lines)]
     return list(lined_up(shown, ([cells[name] for name in shown] for cells in lines)))
 
 
@@ -142,40 +144,30 @@ def of_best(row: Row, amount: str, unit: str, machine: Machine) -> str:
     return rate(per_second, unit) + (f" ({', '.join(notes)})" if notes else "")
 
 
-def mfu(row: Row, ours: Row | None, machine: Machine) -> str:
-    peak = machine.get("datasheet_flops_per_s")
-    if not peak or not row.get("flops") or "count" not in row:
-        return ""
-    return f"{row['flops'] / row['seconds'] / peak:.0%}"
+def cells_of(row: Row, ours: Row | None, machine: Machine) -> dict[str, str]:
+    """Return a row's cells by column; ``ours``: the fastest of ours, which it is compared with."""
+    cells = {
+        "benchmark": row["benchmark"],
+        "implementation": f"**{row['name']}**" if row is ours else row["name"],
+        "median": duration(row["seconds"]),
+        "spread": f"{row['spread']:.0%}" if "spread" in row else "",
+        "x ours": f"{row['seconds'] / ours['seconds']:.2f}" if ours else "",
+        "throughput": "",
+        "bandwidth": of_best(row, "bytes", "B/s", machine),
+        "arithmetic": of_best(row, "flops", "FLOP/s", machine),
+        "MFU": "",
+        "waits for data": f"{row['data_wait']:.1%}" if "data_wait" in row else "",
+        "peak memory": f"{row['peak_bytes'] / 1e9:.2g} GB" if row.get("peak_bytes") else "",
+        "first call": duration(row["first_seconds"]) if "first_seconds" in row else "",
+        "difference": f"{row['difference']:.1g}" if "difference" in row else "",
+    }
+    if "count" in row:
+        cells["throughput"] = f"{significant(row['count'] / row['seconds'])} {row['unit']}/s"
+        if (peak := machine.get("datasheet_flops_per_s")) and row.get("flops"):
+            cells["MFU"] = f"{row['flops'] / row['seconds'] / peak:.0%}"
+    return cells
 
 
-COLUMNS: dict[str, Callable[[Row, Row | None, Machine], str]] = {
-    "benchmark": lambda row, ours, machine: row["benchmark"],
-    "implementation": lambda row, ours, machine: (
-        f"**{row['name']}**" if row is ours else row["name"]
-    ),
-    "median": lambda row, ours, machine: duration(row["seconds"]),
-    "spread": lambda row, ours, machine: f"{row['spread']:.0%}" if "spread" in row else "",
-    "x ours": lambda row, ours, machine: f"{row['seconds'] / ours['seconds']:.2f}" if ours else "",
-    "throughput": lambda row, ours, machine: (
-        f"{significant(row['count'] / row['seconds'])} {row['unit']}/s" if "count" in row else ""
-    ),
-    "bandwidth": lambda row, ours, machine: of_best(row, "bytes", "B/s", machine),
-    "arithmetic": lambda row, ours, machine: of_best(row, "flops", "FLOP/s", machine),
-    "MFU": mfu,
-    "waits for data": lambda row, ours, machine: (
-        f"{row['data_wait']:.1%}" if "data_wait" in row else ""
-    ),
-    "peak memory": lambda row, ours, machine: (
-        f"{row['peak_bytes'] / 1e9:.2g} GB" if row.get("peak_bytes") else ""
-    ),
-    "first call": lambda row, ours, machine: (
-        duration(row["first_seconds"]) if "first_seconds" in row else ""
-    ),
-    "difference": lambda row, ours, machine: (
-        f"{row['difference']:.1g}" if "difference" in row else ""
-    ),
-}
 IN_DOCS = ("benchmark", "implementation", "median", "x ours", "bandwidth", "arithmetic")
 
 
