@@ -55,7 +55,8 @@ class Sizes:
     stream_steps: int
     window: float
     """Seconds of a round of training steps."""
-    videos: int
+    videos: tuple[int, str]
+    """How many synthetic CATER videos, and their size; ``full`` is that of the published ones."""
     rehearsal: bool = False
 
 
@@ -87,7 +88,7 @@ CARD = Sizes(
     store_steps=56,
     stream_steps=16,
     window=0.2,
-    videos=64,
+    videos=(64, "full"),
 )  # fmt: skip
 _TINY = target("tiny", image_size=16, embed_dim=32, num_heads=2, depth=1, temporal_depth=1,
                decoder_dim=32, decoder_heads=2, decoder_depth=1, num_frames=3)  # fmt: skip
@@ -104,7 +105,7 @@ REHEARSAL = Sizes(
     store_steps=4,
     stream_steps=2,
     window=0.01,
-    videos=2,
+    videos=(2, "embedded"),
     rehearsal=True,
 )  # fmt: skip
 
@@ -116,7 +117,7 @@ def compiled_steps(rows: RowFile, sizes: Sizes) -> None:
     """
     end = time.monotonic() + COMPILE_SECONDS
     with suppress(Skip):
-        data.videos("mjpeg", sizes.videos, video_size(sizes), workers=None)
+        data.videos("mjpeg", *sizes.videos, workers=None)
     untimed: dict[str, Any] = {"rounds": 0, "warm_up": 0}
     ours, sdpa, explicit = steps.OURS_COMPILED, steps.SDPA_COMPILED, steps.EXPLICIT_COMPILED
     todo: list[Callable[[], None]] = [
@@ -228,25 +229,15 @@ def store(rows: RowFile, sizes: Sizes) -> None:
         path = Path(folder) / "store"
         data.write_random_store(path, cfg)
         places = ("gpu", "ram", "disk") if DEVICE.type == "cuda" else ("ram", "disk")
-        loaders: dict[str, Callable[[], Any]] = {
-            "synthetic tensors": lambda: stages.SyntheticLoader(cfg, clips),
-            **{
-                f"store, {place}": lambda place=place: data.store_loader(
-                    path, place, cfg, clips, sizes.store_steps
-                )
-                for place in places
-            },
-            "synthetic tensors, again": lambda: stages.SyntheticLoader(cfg, clips),
-        }
-        for name, make in loaders.items():
+        stores = {f"store, {place}": place for place in places}
+        ways = {"synthetic tensors": None, **stores, "synthetic tensors, again": None}
+        for name, place in ways.items():
             what = {"benchmark": "training from a store", "name": name}
             with rows.row(**what, count=clips, unit="clips") as row:
-                row |= stages.speed(make(), cfg, clips, sizes.store_steps, fastest())
-
-
-def video_size(sizes: Sizes) -> str:
-    """Return the size of synthetic CATER videos; ``full`` is that of the published ones."""
-    return "embedded" if sizes.rehearsal else "full"
+                loader: Any = stages.SyntheticLoader(cfg, clips)
+                if place is not None:
+                    loader = data.store_loader(path, place, cfg, clips, sizes.store_steps)
+                row |= stages.speed(loader, cfg, clips, sizes.store_steps, fastest())
 
 
 def fastest() -> Variant:
@@ -260,7 +251,7 @@ def stream(rows: RowFile, sizes: Sizes) -> None:
     The batches of both decoders are made twice: the first epoch starts workers and pipelines.
     """
     cfg, clips = sizes.steps["base64"]
-    media = data.videos("mjpeg", sizes.videos, video_size(sizes), workers=None)
+    media = data.videos("mjpeg", *sizes.videos, workers=None)
     for name in ("DALI", "PyAV"):
         what = {"count": clips, "unit": "clips", "name": f"ours, {name}"}
         with rows.row(benchmark="streaming alone", **what) as row:
@@ -278,9 +269,9 @@ def stream(rows: RowFile, sizes: Sizes) -> None:
 
 def decoder(rows: RowFile, sizes: Sizes) -> None:
     """Building stores from Motion-JPEG videos in CATER's format, with a worker per CPU."""
-    size = video_size(sizes)
-    media = data.videos("mjpeg", sizes.videos, size, workers=None)
-    frames = {"count": len(media) * data.FRAMES[size], "unit": "frames"}
+    count, size = sizes.videos
+    media = data.videos("mjpeg", count, size, workers=None)
+    frames = {"count": count * data.FRAMES[size], "unit": "frames"}
     for name in ("PyAV", "DALI"):
         for preset in ("base64", "base224"):
             cfg = IVCLConfig.preset(preset)
