@@ -27,23 +27,11 @@ STEP = "forward and backward"
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "linear layers, products": (STEP, ("mm", "addmm", "bmm")),
     "bias gradients": (STEP, ("sum",)),
-    "attention": (STEP, ("short_attention", "short_attention_backward")),
-    "LayerNorm, residuals": (
-        STEP,
-        (
-            "add_layer_norm_biased",
-            "add_layer_norm_biased_backward",
-            "add_layer_norm",
-            "add_layer_norm_backward",
-            "layer_norm",
-        ),
-    ),
-    "bias, GELU": (STEP, ("bias_gelu", "bias_gelu_backward")),
-    "patch embedding": (STEP, ("embed_patches", "embed_patches_backward")),
-    "decoder's tokens, loss": (
-        STEP,
-        ("restore_tokens", "restore_tokens_backward", "patch_loss", "patch_loss_backward"),
-    ),
+    "attention": (STEP, ("short_attention",)),
+    "LayerNorm, residuals": (STEP, ("add_layer_norm_biased", "add_layer_norm", "layer_norm")),
+    "bias, GELU": (STEP, ("bias_gelu",)),
+    "patch embedding": (STEP, ("embed_patches",)),
+    "decoder's tokens, loss": (STEP, ("restore_tokens", "patch_loss")),
     "weights to bfloat16": (STEP, ("_foreach_copy_",)),
     "other operations": (STEP, ()),
     "clipping": ("clipping", ()),
@@ -51,7 +39,8 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Muon, products": ("Muon", ("mm", "bmm", "baddbmm")),
     "Muon, the rest": ("Muon", ()),
 }
-"""Rows of the table: a part of the step, and its operations, or all that no row before has."""
+"""Rows of the table: a part of the step, and its operations, whose backwards are counted with them,
+or all that no row before has."""
 
 
 def step_costs(clips: int = CLIPS, cfg: IVCLConfig = CFG) -> dict[str, Cost]:
@@ -59,8 +48,9 @@ def step_costs(clips: int = CLIPS, cfg: IVCLConfig = CFG) -> dict[str, Cost]:
     parts = {name: part.costs for name, part in count_step(cfg, clips).items()}
     costs = {}
     for row, (part, names) in ROWS.items():
-        taken = [parts[part].pop(name, Cost()) for name in names or [*parts[part]]]
-        costs[row] = sum(taken, Cost())
+        left = parts[part]
+        taken = [op for op in left if not names or op.removesuffix("_backward") in names]
+        costs[row] = sum(map(left.pop, taken), Cost())
     return costs
 
 
