@@ -12,7 +12,6 @@ with ``machine`` as KIND where they were measured; ``limits``, up to which lengt
 from __future__ import annotations
 
 import argparse
-import re
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -23,9 +22,9 @@ from benchmarks.predictions import step as predicted
 from benchmarks.results import RESULTS, ROOT, Results, read
 from benchmarks.summary import IN_DOCS, describe_machine, duration, fastest_of_ours, table
 from benchmarks.zoo import table as zoo
+from docs.markers import write_anew
 from ivcl_fast.command import run_command
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import write_text
 
 PAGE = ROOT / "docs" / "performance.md"
 GUIDE = ROOT / "docs" / "guide"
@@ -34,9 +33,6 @@ PAGES = (
     PAGE.with_name("predictions.md"),
     GUIDE / "accelerate.md",
     GUIDE / "accelerate_models.md",
-)
-MARKED = re.compile(
-    r"(<!-- (table|machine|scaling|predicted|limits|zoo)(?:: (.*?))? -->\n).*?(<!-- end -->)", re.S
 )
 CPU = "cpu-amd-epyc-zen5"
 
@@ -53,34 +49,32 @@ def results_named(name: str) -> Results:
         raise UserError(f"{file}: cannot be read as results ({error})") from None
 
 
-def written_anew(page: str) -> str:
-    """Return the page with everything between its markers made from the committed results."""
-
-    def filled(found: re.Match[str]) -> str:
-        begin, kind, arguments, end = found.groups()
-        if kind == "predicted" and predicted.CANNOT_COUNT:
-            return found.group()
-        return f"{begin}{generated(kind, arguments or '')}\n{end}"
-
-    return MARKED.sub(filled, page)
-
-
-def generated(kind: str, arguments: str) -> str:
-    """Return the Markdown for one marker."""
-    if kind == "scaling":
-        return "\n".join(scaling.tables())
-    if kind == "predicted":
-        return "\n".join(predicted.table())
-    if kind == "limits":
-        return "\n".join(zoo.limits())
-    name, *prefixes = arguments.split("; ")
+def rows_table(name: str, *prefixes: str) -> list[str]:
+    """Return the table of the rows whose benchmark starts with one of the prefixes, or of all."""
     results = results_named(name)
-    if "machine" in (kind, *prefixes):
-        return f"{describe_machine(results.machine)} Date: {results.date[:10]}."
-    if kind == "zoo":
-        return "\n".join(zoo.tables(results.rows, *prefixes))
-    rows = [row for row in results.rows if row["benchmark"].startswith(tuple(prefixes or [""]))]
-    return "\n".join(table(rows, results.machine, IN_DOCS))
+    rows = [row for row in results.rows if row["benchmark"].startswith(prefixes or "")]
+    return table(rows, results.machine, IN_DOCS)
+
+
+def measured_on(name: str) -> list[str]:
+    """Return where, with what and when results were measured."""
+    results = results_named(name)
+    return [f"{describe_machine(results.machine)} Date: {results.date[:10]}."]
+
+
+def zoo_table(name: str, kind: str) -> list[str]:
+    """Return a table of public models."""
+    return measured_on(name) if kind == "machine" else zoo.tables(results_named(name).rows, kind)
+
+
+KINDS = {
+    "table": rows_table,
+    "machine": measured_on,
+    "scaling": scaling.tables,
+    "predicted": lambda: None if predicted.CANNOT_COUNT else predicted.table(),
+    "limits": zoo.limits,
+    "zoo": zoo_table,
+}
 
 
 def roofline(results: Results, figure: Any) -> None:
@@ -148,8 +142,7 @@ def draw_figures(folder: Path) -> None:
 def main() -> None:
     """Run the command."""
     argparse.ArgumentParser("python -m benchmarks.report", description=__doc__).parse_args()
-    for page in PAGES:
-        write_text(page, written_anew(page.read_text()))
+    write_anew(PAGES, KINDS)
     draw_figures(PAGE.parent / "figures")
     print(f"written: {', '.join(map(str, PAGES))} and {', '.join(FIGURES)}")
 

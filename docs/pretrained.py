@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from docs.markers import write_anew
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
 from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.export import random_videos
@@ -26,7 +26,6 @@ from ivcl_fast.models.weights import CONFIG, MODEL, PACKAGED, read_config
 from ivcl_fast.report.tables import METRIC_NAMES, Table
 
 PAGE = Path(__file__).resolve().parent / "zoo.md"
-MARKED = re.compile(r"(<!-- zoo -->\n).*?(<!-- end -->)", re.DOTALL)
 ANSWER = "answer.json"
 """Name of the file with :func:`answer`, for the test."""
 SCORES = "scores on "
@@ -106,10 +105,7 @@ def zoo() -> list[str]:
     return Table(header, rows).markdown()
 
 
-def written_anew(page: str) -> str:
-    """Return the page with its table made again."""
-    table = "\n".join(zoo())
-    return MARKED.sub(lambda found: f"{found[1]}{table}\n{found[2]}", page)
+KINDS = {"zoo": zoo}
 
 
 def main() -> None:
@@ -121,7 +117,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.run is not None:
         pack(flags.run, flags.name, flags.data_dir)
-    PAGE.write_text(written_anew(PAGE.read_text()))
+    write_anew([PAGE], KINDS)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-import re
 from pathlib import Path
 
 import torch
 
+from docs.markers import write_anew
 from ivcl_fast.config import PRESETS, IVCLConfig
 from ivcl_fast.models.reference import IVCL
 from ivcl_fast.report.plan import CARDS, plan_stages
@@ -30,7 +30,6 @@ PAGES = [
     ROOT / "docs" / "guide" / "command_line.md",
     *sorted((ROOT / "docs" / "recipes").glob("*.md")),
 ]
-MARKED = re.compile(r"(<!-- (plan|store|presets)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL)
 RATES = {"motion-jpeg": 5580, "vp9": 1835}
 """Frames per second that one core decodes and stores at 64 pixels; see docs/performance.md."""
 CORES = 1, 8
@@ -38,17 +37,6 @@ PLAN_HEADER = [
     "preset", "stage", "fixed, GB", "MB per clip", "clips that fit 24 GB", "80 GB",
     "GFLOP per clip", "hours per million clips, RTX 4090", "H100",
 ]  # fmt: skip
-
-
-def written_anew(page: str) -> str:
-    """Return a page with everything between its markers made again."""
-    kinds = {"plan": plan, "store": store, "presets": presets}
-
-    def filled(found: re.Match[str]) -> str:
-        begin, kind, words, end = found.groups()
-        return begin + "\n".join(kinds[kind](*([words] if words else []))) + f"\n{end}"
-
-    return MARKED.sub(filled, page)
 
 
 def plan(flags: str) -> list[str]:
@@ -106,7 +94,8 @@ def store(words: str) -> list[str]:
     return Table(header, [row]).markdown()
 
 
+KINDS = {"plan": plan, "store": store, "presets": presets}
+
 if __name__ == "__main__":
     argparse.ArgumentParser("python -m docs.recipe_tables", description=__doc__).parse_args()
-    for path in PAGES:
-        path.write_text(written_anew(path.read_text()))
+    write_anew(PAGES, KINDS)

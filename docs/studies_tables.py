@@ -21,6 +21,7 @@ import re
 import statistics
 from pathlib import Path
 
+from docs.markers import write_anew
 from ivcl_fast.report.scaling import HEADING
 from ivcl_fast.report.tables import Table
 from ivcl_fast.studies.definitions import STUDIES
@@ -29,7 +30,6 @@ from ivcl_fast.studies.runner import plan_jobs
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 PAGES = tuple(ROOT / page for page in ("README.md", "docs/studies.md", "docs/earlier_studies.md"))
-MARKED = re.compile(r"(<!-- (\w+)(?:: ([\w-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 PRETRAINING = ("pretraining",)
 COMP, SYS = ("causes-comp", "causes-comp-random"), ("causes-sys", "causes-sys-random")
 SUMMARY = {
@@ -40,18 +40,6 @@ SUMMARY = {
 }
 """Columns of the summary: folders of results, table, group of clips and metric. Of several folders,
 which are recipes, each row has the better one."""
-
-
-def written_anew(page: str) -> str:
-    """Return a page with everything between its markers made again."""
-    kinds = {"studies": studies, "tables": tables, "variants": variants, "summary": summary}
-
-    def filled(found: re.Match[str]) -> str:
-        begin, kind, study, end = found.groups()
-        lines = kinds[kind](*([study] if study else []))
-        return begin + "\n".join(lines) + f"\n{end}"
-
-    return MARKED.sub(filled, page)
 
 
 def studies() -> list[str]:
@@ -113,7 +101,8 @@ def percent(studies: tuple[str, ...], title: str, name: str, group: str, metric:
     return f"{100 * max(means):.0f} %" if means else ""
 
 
+KINDS = {"studies": studies, "tables": tables, "variants": variants, "summary": summary}
+
 if __name__ == "__main__":
     argparse.ArgumentParser("python -m docs.studies_tables", description=__doc__).parse_args()
-    for path in PAGES:
-        path.write_text(written_anew(path.read_text()))
+    write_anew(PAGES, KINDS)
