@@ -9,34 +9,12 @@ CPU, which is faster for small models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-
 from ivcl_fast.command import long_work, parse, run_command
 from ivcl_fast.studies.definitions import STUDIES
-from ivcl_fast.studies.runner import run_study
+from ivcl_fast.studies.runner import SweepConfig, run_study
 from ivcl_fast.train import train
 
 QUESTIONS = "".join(f"\n  {name}: {study.question}" for name, study in STUDIES.items())
-
-
-@dataclass(frozen=True)
-class SweepConfig:
-    """Flags of the command."""
-
-    study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")]
-    """The study; see above."""
-    seeds: int = 3
-    """Number of finetunings of every variant."""
-    pretrainings: int = 1
-    """Number of pretrainings of every variant; its finetunings start from them in turn."""
-    parallel: int | None = None
-    """Number of runs at a time; by default one per GPU, or one on a CPU."""
-    out: Path = Path("sweeps")
-    """Folder that holds the studies."""
 
 
 def main() -> None:
@@ -44,15 +22,7 @@ def main() -> None:
         SweepConfig, "sweep", __doc__ + "\n\nStudies:" + QUESTIONS, return_unknown_args=True
     )
     with long_work("the same command continues"):
-        folder = run_study(
-            config.study,
-            tuple(flags),
-            config.out,
-            train,
-            config.seeds,
-            config.parallel,
-            config.pretrainings,
-        )
+        folder = run_study(config, tuple(flags), train)
     print(f"study: {folder / 'study.md'}")
 
 

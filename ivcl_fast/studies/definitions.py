@@ -62,19 +62,13 @@ class Study:
         return *(str(word) for pair in own.items() for word in pair), *common
 
     @property
-    def varied_flags(self) -> set[str]:
+    def own_flags(self) -> set[str]:
         """Names of the flags that the variants set."""
-        return {
-            flag_name(word)
-            for v in self.variants
-            for word in (*v.model, *(v.pretrain or ()), *v.lengths, *v.finetune)
-            if word.startswith("--")
-        }
-
-    @property
-    def brings_data(self) -> bool:
-        """Whether the variants set the data set."""
-        return any(variant.data is not None for variant in self.variants)
+        own = {"data", "task"} if any(v.data is not None for v in self.variants) else set()
+        for v in self.variants:
+            words = (*v.model, *(v.pretrain or ()), *v.lengths, *v.finetune)
+            own |= {flag_name(word) for word in words if word.startswith("--")}
+        return own
 
 
 def flag_name(flag: str) -> str:

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 
 from ivcl_fast.command import PARENT
 from ivcl_fast.errors import UserError
@@ -49,11 +51,6 @@ class Job:
     flags: tuple[str, ...]
     results: tuple[str, ...]
     """Files in the folder that exist when the run is done; the last one is written last."""
-
-    @property
-    def done(self) -> bool:
-        """Whether the run is done."""
-        return all((self.folder / name).is_file() for name in self.results)
 
     @property
     def arguments(self) -> list[str]:
@@ -102,14 +99,9 @@ def variant_folder(variant: Variant) -> Path:
     return Path(*(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts if part))
 
 
-def gpus_to_share(config: TrainConfig) -> int:
-    """Return the number of GPUs that runs share: none where ``--device`` names the one to use."""
-    return torch.cuda.device_count() if config.speed.device in ("auto", "cuda") else 0
-
-
 def run_jobs(jobs: list[Job], parallel: int, gpus: int, train: Train) -> None:
     """Run the jobs that are not done, in this process one by one, or in ``parallel`` processes."""
-    jobs = [job for job in jobs if not job.done]
+    jobs = [job for job in jobs if not all((job.folder / name).is_file() for name in job.results)]
     if parallel > 1:
         return run_parallel(jobs, parallel, gpus)
     for job in jobs:
@@ -161,26 +153,32 @@ def run_parallel(jobs: list[Job], parallel: int, gpus: int) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_study(
-    name: str,
-    common: tuple[str, ...],
-    out: Path,
-    train: Train,
-    seeds: int = 3,
-    parallel: int | None = None,
-    pretrainings: int = 1,
-) -> Path:
-    """Run a study and write its table and figure; return its folder, which is in ``out``.
+@dataclass(frozen=True)
+class SweepConfig:
+    """Flags of ``ivcl_fast.sweep``."""
+
+    study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")]
+    """The study; see above."""
+    seeds: int = 3
+    """Number of finetunings of every variant."""
+    pretrainings: int = 1
+    """Number of pretrainings of every variant; its finetunings start from them in turn."""
+    parallel: int | None = None
+    """Number of runs at a time; by default one per GPU, or one on a CPU."""
+    out: Path = Path("sweeps")
+    """Folder that holds the studies."""
+
+
+def run_study(config: SweepConfig, common: tuple[str, ...], train: Train) -> Path:
+    """Run a study and write its table and figure; return its folder, which is in ``config.out``.
 
     ``common``: flags of ``ivcl_fast.train`` for every run. ``train``: what that command calls.
-    ``seeds``: finetunings of every variant. ``parallel``: runs at a time, by default one per GPU,
-    or one on a CPU. ``pretrainings``: of every variant; its finetunings start from them in turn.
     Finished runs of an earlier call are kept, and a call that is running the study is waited for.
     Raises :class:`UserError` for flags that the study sets itself, and if the folder holds runs
     with other settings.
     """
-    study = find_study(name)
-    for option, count in (("seeds", seeds), ("parallel", parallel)):
+    study, seeds, pretrainings = find_study(config.study), config.seeds, config.pretrainings
+    for option, count in (("seeds", seeds), ("parallel", config.parallel)):
         if count is not None and not 1 <= count <= MOST_RUNS:
             raise UserError(f"--{option}: {count} is not accepted; accepted: 1 to {MOST_RUNS:,}")
     if not 1 <= pretrainings <= seeds:
@@ -191,14 +189,16 @@ def run_study(
     settings = parse(common)  # also raises errors before any work
     if settings.quick:
         study = study.quick()
-    check_flags(name, study, common)
+    check_flags(config.study, study, common)
     if settings.optim.batch_size == "auto":
         raise UserError(
             "--batch-size: auto may choose another number for every run of a study; accepted: one "
             "number for all"
         )
-    common, gpus = study.flags(common), gpus_to_share(settings)
-    folder = out / (name + ("-quick" if settings.quick else ""))
+    common = study.flags(common)
+    # Where --device names the GPU to use, runs share none.
+    gpus = torch.cuda.device_count() if settings.speed.device in ("auto", "cuda") else 0
+    folder = config.out / (config.study + ("-quick" if settings.quick else ""))
     stages = plan_jobs(study, folder, seeds, common, pretrainings)
     for job in chain(*stages):
         if has_progress(job.folder) and (changed := changed_settings(parse(job.arguments))):
@@ -210,18 +210,18 @@ def run_study(
     with locked(folder, busy="run"):
         remove_temporaries(folder, study_report.FILES)
         for stage in stages:
-            run_jobs(stage, parallel or max(1, gpus), gpus, train)
+            run_jobs(stage, config.parallel or max(1, gpus), gpus, train)
         folders: Folders = {}
         for variant in study.variants:
             runs = [folder / variant_folder(variant) / f"seed-{seed}" for seed in range(seeds)]
             folders.setdefault(table_title(runs[0]), {})[variant.label] = runs
-        study_report.write(folder, name, study, folders, common, seeds, pretrainings)
+        study_report.write(folder, config.study, study, folders, common, seeds, pretrainings)
     return folder
 
 
 def check_flags(name: str, study: Study, common: tuple[str, ...]) -> None:
     """Raise :class:`UserError` for flags of ``ivcl_fast.train`` that the study sets itself."""
-    own = SET_BY_STUDY | study.varied_flags | ({"data", "task"} if study.brings_data else set())
+    own = SET_BY_STUDY | study.own_flags
     for flag in common:
         if flag.startswith("--") and flag_name(flag) in own:
             raise UserError(

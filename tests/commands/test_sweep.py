@@ -36,8 +36,9 @@ from tests.support.small_models import RUN_FLAGS
 SMALL = (*RUN_FLAGS, "--batch-size", "2", "--pretrain-clips", "4", "--finetune-clips", "4")
 
 
-def run_study(name: str, flags: tuple[str, ...], out: Path, *options, **named) -> Path:
-    return runner.run_study(name, flags, out, train.train, *options, **named)
+def run_study(name, flags, out, seeds=3, parallel=None, train=train.train, **options) -> Path:
+    config = runner.SweepConfig(name, seeds, parallel=parallel, out=out, **options)
+    return runner.run_study(config, flags, train)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +56,12 @@ def finished(data, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_path, capsys):
     study = STUDIES[name].quick()
-    own = study.varied_flags  # which a command may not set
+    own = study.own_flags  # which a command may not set
     pairs = zip(SMALL[::2], SMALL[1::2], strict=True)
     small = [word for pair in pairs if flag_name(pair[0]) not in own for word in pair]
     flags = ["--quick", *small, "--data-dir", str(tmp_path_factory.getbasetemp() / "made")]
     flags += ["--train-videos", "6", "--val-videos", "4"]
-    flags += [] if study.brings_data else ["--data", data]
+    flags += [] if "data" in own else ["--data", data]
     folder = run_study(name, tuple(flags), tmp_path, seeds=1)
     assert folder == tmp_path / f"{name}-quick"
     page = (folder / "study.md").read_text()
@@ -84,7 +85,7 @@ def test_the_same_command_runs_what_is_missing(data, finished):
     asked = []
     with pytest.raises(FileNotFoundError):  # the runs that are asked for, for the table
         flags = ("--data", data, *SMALL)
-        runner.run_study("encoder", flags, finished.parent, asked.append, seeds=2)
+        run_study("encoder", flags, finished.parent, seeds=2, train=asked.append)
     assert [c.folder.parent.name for c in asked] == ["factorised", "joint-space-time"]
     assert [c.folder.name for c in asked] == ["seed-1", "seed-1"]
 
@@ -111,7 +112,7 @@ def test_a_failed_start_does_not_block_a_study(data, tmp_path, monkeypatch, caps
         run_study("encoder", (*flags, "--lr", "0.1"), tmp_path, 1)
     assert list(tmp_path.glob("encoder/*/pretrained/config.json"))
     with pytest.raises(UserError, match="no run there"):  # nothing was trained, for the table
-        runner.run_study("encoder", flags, tmp_path, asked.append, seeds=1)
+        run_study("encoder", flags, tmp_path, seeds=1, train=asked.append)
     assert len(asked) == 4  # test_train.py trains after a failed start
 
 
