@@ -12,7 +12,6 @@ from benchmarks import baselines
 from benchmarks.benchmark import Benchmark, Setup
 from benchmarks.data import require
 from benchmarks.results import Skip
-from benchmarks.steps import Variant, pretraining_benchmark
 from benchmarks.timing import DEVICE, Call
 from ivcl_fast import IVCLConfig, accelerate
 from ivcl_fast.training.hardware import compile_unsupported_reason
@@ -23,16 +22,6 @@ MAE = IVCLConfig.preset(
 """Image MAE with ViT-B/16 and its decoder as a model of ours: the slot is its cls token."""
 TIMM = "vit_base_patch16_224"
 TIMM_NAMES = ("ours", "timm", "ours, compiled", "timm, compiled")
-
-
-def mae_benchmark(
-    cfg: IVCLConfig, images: int, variants: tuple[Variant, ...], **options: Any
-) -> Benchmark:
-    """The step of image MAE on a batch of images."""
-    shape = f"{cfg.image_size} pixels, {cfg.mask_ratio:.0%} of the patches masked"
-    return pretraining_benchmark(
-        f"image MAE, {shape}", cfg, images, variants, share_weights=False, unit="images", **options
-    )
 
 
 def timm_benchmark(images: int, size: int, **options: Any) -> Benchmark:

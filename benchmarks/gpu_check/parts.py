@@ -39,13 +39,11 @@ class Sizes:
     """How much is measured."""
 
     steps: dict[str, tuple[IVCLConfig, int]]
-    """Training steps: part to sizes of the model and clips."""
+    """Training steps: part to sizes of the model and clips, or images."""
     batches: tuple[int, ...]
     """Clips of the stage's steps."""
     stage_steps: int
     parity_clips: int
-    mae: tuple[IVCLConfig, int]
-    """Image MAE: sizes of the model and images."""
     timm: tuple[int, int]
     """Images, and their height and width."""
     kernel_dtype: torch.dtype
@@ -66,11 +64,13 @@ def target(preset: str, **overrides: Any) -> IVCLConfig:
 
 
 CARD = Sizes(
-    steps={"base64": (target("base64"), 88), "base224": (target("base224"), 32)},
+    steps={
+        "base64": (target("base64"), 88), "base224": (target("base224"), 32),
+        "mae": (images.MAE, 256),
+    },
     batches=(256, 88, 16),
     stage_steps=24,
     parity_clips=16,
-    mae=(images.MAE, 256),
     timm=(128, 224),
     kernel_dtype=torch.bfloat16,
     kernel_rounds=20,
@@ -93,11 +93,13 @@ CARD = Sizes(
 _TINY = target("tiny", image_size=16, embed_dim=32, num_heads=2, depth=1, temporal_depth=1,
                decoder_dim=32, decoder_heads=2, decoder_depth=1, num_frames=3)  # fmt: skip
 REHEARSAL = Sizes(
-    steps={"base64": (_TINY, 2), "base224": (_TINY, 2)},
+    steps={
+        "base64": (_TINY, 2), "base224": (_TINY, 2),
+        "mae": (replace(_TINY, objective="mae", num_frames=1), 2),
+    },
     batches=(1, 2),
     stage_steps=4,
     parity_clips=2,
-    mae=(replace(_TINY, objective="mae", num_frames=1), 2),
     timm=(2, 32),
     kernel_dtype=torch.float32,
     kernel_rounds=1,
@@ -118,24 +120,20 @@ def compiled_steps(rows: RowFile, sizes: Sizes) -> None:
     end = time.monotonic() + COMPILE_SECONDS
     with suppress(Skip):
         data.videos("mjpeg", *sizes.videos, workers=None)
-    untimed: dict[str, Any] = {"rounds": 0, "warm_up": 0}
     ours, sdpa, explicit = steps.OURS_COMPILED, steps.SDPA_COMPILED, steps.EXPLICIT_COMPILED
-    todo: list[Callable[[], None]] = [
-        *(
-            partial(measure_steps, "base64", rows, sizes, [ours], clips, **untimed)
-            for clips in sizes.batches
-        ),
-        partial(measure_steps, "base64", rows, sizes, [sdpa], **untimed),
-        partial(mae, rows, sizes, [ours, sdpa], **untimed),
-        partial(measure_steps, "base64", rows, sizes, [explicit], **untimed),
-        partial(measure_steps, "base224", rows, sizes, [ours, sdpa, explicit], **untimed),
+    todo = [
+        *(("base64", [ours], clips) for clips in sizes.batches),
+        ("base64", [sdpa], None),
+        ("mae", [ours, sdpa], None),
+        ("base64", [explicit], None),
+        ("base224", [ours, sdpa, explicit], None),
     ]
-    for number, compiles in enumerate(todo):
+    for number, (part, variants, clips) in enumerate(todo):
         if time.monotonic() > end:
             left = f"{len(todo) - number} of {len(todo)} steps are left to the parts that time them"
             rows.add({"benchmark": "compiling", "name": "ours", "skipped": left})
             return
-        compiles()
+        measure_steps(part, rows, sizes, variants, clips, rounds=0, warm_up=0)
 
 
 def stage(rows: RowFile, sizes: Sizes) -> None:
@@ -168,16 +166,10 @@ def all_steps(preset: str, rows: RowFile, sizes: Sizes) -> None:
     measure_steps(preset, rows, sizes, variants)
 
 
-def mae(
-    rows: RowFile, sizes: Sizes, variants: Sequence[Variant] | None = None, **options: Any
-) -> None:
+def mae(rows: RowFile, sizes: Sizes) -> None:
     """Image MAE with ViT-B/16 at 224 pixels, for which others have published images/s."""
-    cfg, count = sizes.mae
-    variants = variants or (
-        steps.OURS_GRAPH, steps.OURS_COMPILED_GRAPH, steps.SDPA_COMPILED, steps.OURS,
-    )  # fmt: skip
-    options = {"rounds": 5, "warm_up": WARM_UP + 1, "window": sizes.window} | options
-    measure(images.mae_benchmark(cfg, count, tuple(variants), **options), rows.add, together=False)
+    variants = steps.OURS_GRAPH, steps.OURS_COMPILED_GRAPH, steps.SDPA_COMPILED, steps.OURS
+    measure_steps("mae", rows, sizes, variants)
 
 
 def timm(rows: RowFile, sizes: Sizes) -> None:
@@ -187,26 +179,30 @@ def timm(rows: RowFile, sizes: Sizes) -> None:
 
 
 def measure_steps(
-    preset: str,
+    part: str,
     rows: RowFile,
     sizes: Sizes,
     variants: Sequence[Variant],
-    clips: int = 0,
+    clips: int | None = None,
     **options: Any,
 ) -> None:
-    """Measure training steps one after the other, by default with the preset's clips."""
-    cfg, usual_clips = sizes.steps[preset]
+    """Measure training steps one after the other, by default with the part's clips."""
+    cfg, usual_clips = sizes.steps[part]
+    name = f"{part}, mask ratio 0.875, 1 query frame"
     options = {"rounds": 5, "warm_up": WARM_UP + 1, "window": sizes.window} | options
+    if part == "mae":
+        name = f"image MAE, {cfg.image_size} pixels, {cfg.mask_ratio:.0%} of the patches masked"
+        options["unit"] = "images"
     benchmark = steps.pretraining_benchmark(
-        f"{preset}, mask ratio 0.875, 1 query frame", cfg, clips or usual_clips, variants,
-        share_weights=False, **options,
-    )  # fmt: skip
+        name, cfg, clips or usual_clips, variants, share_weights=False, **options
+    )
     measure(benchmark, rows.add, together=False)
 
 
 def kernels(rows: RowFile, sizes: Sizes) -> None:
     """Every Triton kernel of a training step."""
-    for preset, (cfg, clips) in sizes.steps.items():
+    for preset in ("base64", "base224"):
+        cfg, clips = sizes.steps[preset]
         for benchmark in kernel_benchmarks(
             preset, cfg, clips, sizes.kernel_dtype, sizes.kernel_rounds
         ):
