@@ -187,18 +187,13 @@ def plain_add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) ->
     return total + F.layer_norm(total, weight.shape, weight, bias, 1e-6)
 
 
-def our_add_norm(*arguments: Tensor) -> Tensor:
-    total, normed = kernels.add_layer_norm(*arguments, 1e-6)
-    return total + normed
-
-
 def plain_add_rms(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
     total = x + residual
     return total + F.rms_norm(total, weight.shape, weight, 1e-6)
 
 
-def our_add_rms(*arguments: Tensor) -> Tensor:
-    total, normed = kernels.add_rms_norm(*arguments, 1e-6)
+def our_add_norm(op: Callable[..., tuple[Tensor, Tensor]], *arguments: Tensor) -> Tensor:
+    total, normed = op(*arguments, 1e-6)
     return total + normed
 
 
@@ -260,7 +255,7 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
             moved=queries * masked * pixels * (1 + 4 * BF16),
         ),
         op_benchmark(
-            "add_layer_norm", our_add_norm, plain_add_norm,
+            "add_layer_norm", partial(our_add_norm, kernels.add_layer_norm), plain_add_norm,
             lambda: [
                 draw(frames, tokens, width), draw32(frames, tokens, width),
                 draw32(width), draw32(width),
@@ -274,7 +269,7 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
         ),
         # The last two are of models that `accelerate` replaces.
         op_benchmark(
-            "add_rms_norm", our_add_rms, plain_add_rms,
+            "add_rms_norm", partial(our_add_norm, kernels.add_rms_norm), plain_add_rms,
             lambda: [
                 draw(frames, tokens, width), draw32(frames, tokens, width), draw32(width),
             ],
