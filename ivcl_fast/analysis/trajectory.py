@@ -18,6 +18,7 @@ from torch import Tensor
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater_labels import Scene
 from ivcl_fast.data.sampling import frame_ids
+from ivcl_fast.evaluation.metrics import grid_distance
 from ivcl_fast.models import reference
 
 BATCH = 16
@@ -52,8 +53,7 @@ class SnitchTrajectory:
         """int ``[E]``: city-block distance in cells from the predicted cell to the true one."""
         if self.cells is None:
             return None
-        (y, x), (true_y, true_x) = (divmod(c, self.grid) for c in (self.predicted, self.cells))
-        return np.abs(x - true_x) + np.abs(y - true_y)
+        return grid_distance(self.probabilities, self.cells, self.grid)
 
     def is_hidden(self, at: int) -> bool:
         """Return whether the snitch is known to be hidden at the ``at``-th frame."""
