@@ -119,15 +119,12 @@ FIGURES = {"roofline-cpu.png": (roofline, (8, 5)), "waterfall-cpu.png": (waterfa
 
 def draw_figures(folder: Path) -> None:
     """Draw :data:`FIGURES` from the results of the CPU."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     results = results_named(CPU)
     machine = results.machine
     for name, (draw, size) in FIGURES.items():
-        figure = plt.figure(figsize=size)
+        figure = Figure(figsize=size)
         draw(results, figure)
         source = (
             f"{machine['device']}, {machine['threads']} threads, torch "
@@ -136,7 +133,6 @@ def draw_figures(folder: Path) -> None:
         figure.text(0.01, 0.005, source, fontsize=7, color="gray")
         figure.tight_layout(rect=(0, 0.03, 1, 1))
         figure.savefig(folder / name, dpi=130)
-        plt.close(figure)
 
 
 def main() -> None:
