@@ -17,7 +17,6 @@ import gc
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 import ivcl_fast
 from benchmarks.benchmark import Benchmark, Setup, measure
 from benchmarks.results import Row, RowFile
+from benchmarks.timing import Call
 from benchmarks.zoo.catalogue import BATCHES, GRIDS, Inputs, Model, models
 from ivcl_fast.analysis.acceleration import first_tensor
 from ivcl_fast.kernels import dispatches
@@ -48,23 +48,22 @@ def prepared(model: nn.Module, mode: str) -> nn.Module:
     return model.train() if mode == "training" else model.bfloat16().eval().requires_grad_(False)
 
 
-def step(model: nn.Module, inputs: Inputs, mode: str) -> Callable[[], list[Tensor]]:
-    """One forward pass, in training with gradients; it returns the output and all gradients."""
+def step(model: nn.Module, inputs: Inputs, mode: str) -> Call:
+    """One forward pass, in training with the gradients of all weights."""
     if mode == "inference":
         inputs = {name: value.bfloat16() for name, value in inputs.items()}
 
-        def infer() -> list[Tensor]:
-            with torch.inference_mode():
-                return [output(model, inputs)]
+        @torch.inference_mode()
+        def infer() -> Tensor:
+            return output(model, inputs)
 
         return infer
     parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def train() -> list[Tensor]:
+    def train() -> tuple[Tensor | None, ...]:
         with torch.autocast("cpu", torch.bfloat16):
             out = output(model, inputs)
-        grads = torch.autograd.grad(out.float().square().mean(), parameters, allow_unused=True)
-        return [out, *(grad for grad in grads if grad is not None)]
+        return torch.autograd.grad(out.float().square().mean(), parameters, allow_unused=True)
 
     return train
 
@@ -106,7 +105,7 @@ def largest_error(got: Tensor, true: Tensor) -> float:
 # --- Speed ----------------------------------------------------------------------------------------
 
 
-def race(calls: dict[str, Callable[[], list[Tensor]]], seconds: float, rounds: int) -> Row:
+def race(calls: dict[str, Call], seconds: float, rounds: int) -> Row:
     """Let all calls take turns; see the module's docstring for what is returned."""
     benchmark = Benchmark(
         name="", implementations=tuple(calls), setup=lambda: Setup(
