@@ -39,11 +39,7 @@ def trajectory_figure(trajectory: SnitchTrajectory, frames: Tensor, titles: list
         draw_floor(floor, trajectory, at)
         floor.set_title(f"probability {trajectory.probabilities[at].max():.0%}", fontsize=9)
     below = grid[2, :].subgridspec(1, 2, width_ratios=[2.3, 1])
-    over_time = figure.add_subplot(below[0])
-    if trajectory.cells is None:
-        draw_probability(over_time, trajectory)
-    else:
-        draw_distance(over_time, trajectory)
+    draw_over_time(figure.add_subplot(below[0]), trajectory)
     draw_all_cells(figure.add_subplot(below[1]), trajectory)
     figure.suptitle(
         "Where is the snitch? Predictions for the video cut off after each frame", fontsize=12
@@ -59,34 +55,25 @@ def draw_floor(axes: Axes, trajectory: SnitchTrajectory, at: int) -> None:
     draw_prediction(axes, probabilities, label, int(trajectory.predicted[at]))
 
 
-def draw_probability(axes: Axes, trajectory: SnitchTrajectory) -> None:
-    """Draw the probability of the predicted cell over the frames."""
-    percent = 100 * trajectory.probabilities.max(axis=1)
-    draw_over_time(axes, trajectory, percent, "probability of the\npredicted cell (%)")
-    axes.set_ylim(0, 100)
-
-
-def draw_distance(axes: Axes, trajectory: SnitchTrajectory) -> None:
-    """Draw the distance of predictions from the truth over the frames; gray: snitch hidden."""
-    ends, distance = np.array(trajectory.ends) + 1, trajectory.distance
-    assert distance is not None and trajectory.hidden is not None
-    edges = np.concatenate([ends[:1], (ends[:-1] + ends[1:]) / 2, ends[-1:]])
-    for left, right, hidden in zip(edges[:-1], edges[1:], trajectory.hidden, strict=True):
-        if hidden:
-            axes.axvspan(left, right, color="0.88", linewidth=0)
-    draw_over_time(axes, trajectory, distance, "distance from the\ntrue cell (cells)")
-    axes.set_ylim(-0.3, max(4, distance.max()) + 0.3)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    if trajectory.hidden.any():
-        axes.set_title("gray: the snitch is inside a cone", loc="left", fontsize=9)
-
-
-def draw_over_time(
-    axes: Axes, trajectory: SnitchTrajectory, values: np.ndarray, label: str
-) -> None:
-    """Draw ``values`` ``[E]``, named ``label``, over the frames."""
-    axes.plot(np.array(trajectory.ends) + 1, values, "o-", color=INCORRECT, ms=4, lw=1)
-    axes.set(xlabel="frame of the video", ylabel=label)
+def draw_over_time(axes: Axes, trajectory: SnitchTrajectory) -> None:
+    """Draw the distance from the truth over the frames; without a scene, the probability."""
+    ends, distance, hidden = np.array(trajectory.ends) + 1, trajectory.distance, trajectory.hidden
+    if distance is None or hidden is None:
+        values = 100 * trajectory.probabilities.max(axis=1)
+        axes.set(ylabel="probability of the\npredicted cell (%)", ylim=(0, 100))
+    else:
+        values = distance
+        edges = np.concatenate([ends[:1], (ends[:-1] + ends[1:]) / 2, ends[-1:]])
+        for left, right, is_hidden in zip(edges[:-1], edges[1:], hidden, strict=True):
+            if is_hidden:
+                axes.axvspan(left, right, color="0.88", linewidth=0)
+        top = max(4, distance.max()) + 0.3
+        axes.set(ylabel="distance from the\ntrue cell (cells)", ylim=(-0.3, top))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        if hidden.any():
+            axes.set_title("gray: the snitch is inside a cone", loc="left", fontsize=9)
+    axes.plot(ends, values, "o-", color=INCORRECT, ms=4, lw=1)
+    axes.set_xlabel("frame of the video")
     axes.margins(x=0.01)
     axes.grid(axis="y", color="0.9")
 
