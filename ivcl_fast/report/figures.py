@@ -24,9 +24,8 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path | str) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Write the figure as a PNG file, atomically; its folder is created if necessary."""
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")

@@ -44,9 +44,7 @@ WHITE = dict(facecolor="white", edgecolor="none", alpha=0.7, pad=0.5)
 
 
 @torch.no_grad()
-def reconstruction_picture(
-    model: reference.IVCL, video: Tensor, path: Path | str, seed: int = 0
-) -> None:
+def reconstruction_picture(model: reference.IVCL, video: Tensor, path: Path, seed: int = 0) -> None:
     """Draw query frames of up to eight clips: input, masked input, reconstruction, absolute error.
 
     ``video``: uint8 ``[B, T, 3, H, W]`` on the model's device. The masks depend on ``seed`` alone,
@@ -79,7 +77,7 @@ def reconstruction_picture(
 
 
 def reconstruction_grid(
-    path: Path | str,
+    path: Path,
     frames: Tensor,
     masked: Tensor,
     reconstructed: Tensor,
@@ -153,7 +151,7 @@ PANELS = (
 
 
 def curves_picture(
-    path: Path | str,
+    path: Path,
     records: Iterable[Mapping[str, Any]],
     chance: Mapping[str, float] | None = None,
 ) -> None:
@@ -227,7 +225,7 @@ def draw_stages(
 
 
 def answers_picture(
-    path: Path | str,
+    path: Path,
     frames: Array,
     labels: Array,
     logits: Array,
