@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -19,13 +18,14 @@ from ivcl_fast.training.hardware import peak_flops
 
 def describe() -> dict[str, Any]:
     """Return what results name beside their figures; everything in it can be written as JSON."""
+    commit = output_of("git", "describe", "--always", "--dirty", "--exclude", "*")
     description: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else cpu_name(),
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "packages": {name: package_version(name) for name in ("torch", "triton", "ivcl_fast")},
-        "commit": commit() or "unknown",
+        "commit": commit or "unknown",  # "-dirty" if files were changed since
         "ceilings": ceilings(),
         "missing_kernels": unsupported_reason(DEVICE),
         "attention": attention.backend_status(),
@@ -46,7 +46,6 @@ def describe() -> dict[str, Any]:
     return description
 
 
-@functools.cache
 def ceilings() -> dict[str, float]:
     """Measure the most bytes copied (read plus written) and bf16 FLOPs per second."""
     size, side = (2**28, 8192) if DEVICE.type == "cuda" else (2**26, 1024)
@@ -67,11 +66,6 @@ def cpu_name() -> str:
         return "unknown CPU"
     units = [unit for unit in ("amx_bf16", "avx512_bf16") if f" {unit}" in info]
     return f"{model.partition(':')[2].strip()} ({', '.join(units) or 'no bfloat16 units'})"
-
-
-def commit() -> str:
-    """Return the commit that is checked out, with "-dirty" if files were changed since."""
-    return output_of("git", "describe", "--always", "--dirty", "--exclude", "*")
 
 
 def package_version(name: str) -> str:
