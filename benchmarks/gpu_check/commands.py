@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from benchmarks.benchmark import ParityError
 from benchmarks.data import require
 from benchmarks.results import RowFile, Skip
 from benchmarks.timing import DEVICE
+from ivcl_fast.training.metrics_log import MetricsLog
 
 SECONDS = 75.0
 """Time limit of the main command."""
@@ -63,8 +63,8 @@ def several_gpus(rows: RowFile) -> None:
                     Path(folder), *flags, "--stage", "pretrain", "--name", run, launcher=command
                 )  # fmt: skip
                 row["whole_seconds"] = time.perf_counter() - begin
-                records = (Path(folder) / "runs" / run / "metrics.jsonl").read_text().splitlines()
-                losses = [r["loss"] for r in map(json.loads, records) if "loss" in r]
+                records = MetricsLog(Path(folder) / "runs" / run).read()
+                losses = [record["loss"] for record in records if "loss" in record]
                 expected = expected or losses
                 row["difference"] = found = difference(losses, expected)
                 if not found <= CURVES:

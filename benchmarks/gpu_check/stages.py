@@ -16,19 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import timing
+from benchmarks import steps, timing
 from benchmarks.benchmark import ParityError, free_memory
 from benchmarks.results import Row, RowFile, Skip
-from benchmarks.steps import (
-    FLOAT32,
-    OURS,
-    OURS_COMPILED,
-    OURS_COMPILED_GRAPH,
-    OURS_GRAPH,
-    Variant,
-    model_of,
-    recorded,
-)  # fmt: skip
+from benchmarks.steps import Variant
 from benchmarks.timing import DEVICE
 from ivcl_fast import IVCLConfig, reference
 from ivcl_fast.data.loader import Batch
@@ -93,7 +84,7 @@ class SyntheticLoader:
             yield self.batch
 
 
-WAYS = OURS_GRAPH, OURS, OURS_COMPILED_GRAPH, OURS_COMPILED
+WAYS = steps.OURS_GRAPH, steps.OURS, steps.OURS_COMPILED_GRAPH, steps.OURS_COMPILED
 PARITY_WAYS = (
     Variant("reference, bf16"), *WAYS, Variant("ours, float32", ours=True, bf16=False),
     Variant("ours, float32, CUDA graph", ours=True, bf16=False, graph=True),
@@ -137,13 +128,13 @@ def run_stage(
             folder=folder or Path(temporary), metrics=log, device=DEVICE,
             amp=way.bf16, cuda_graph=way.graph, **{"save_every": total + 1} | options,
         )  # fmt: skip
-        with recorded() if way.graph else nullcontext(), suppress(Finished):
+        with steps.recorded() if way.graph else nullcontext(), suppress(Finished):
             stage.run()
         timing.synchronize()
         return log.read()
 
 
-def speed(loader: Any, cfg: IVCLConfig, clips: int, steps: int, way: Variant = WAYS[0]) -> Row:
+def speed(loader: Any, cfg: IVCLConfig, clips: int, steps: int, way: Variant) -> Row:
     """Train on batches of a loader; returns the median speed, and how long steps wait for data."""
     timing.reset_peak()
     kept = run_stage(
@@ -168,7 +159,7 @@ def fresh_weights(cfg: IVCLConfig) -> dict[str, Tensor]:
 
 def build(cfg: IVCLConfig, way: Variant, weights: dict[str, Tensor]) -> nn.Module:
     """Return the model of a way, with these weights."""
-    model = model_of(way, cfg)
+    model = steps.model_of(way, cfg)
     model.load_state_dict(weights)
     return model
 
@@ -195,7 +186,7 @@ def stage_parity(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
         run_stage(model, way, loader, PARITY_STEPS, clips)
         return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
-    expected = after(FLOAT32)
+    expected = after(steps.FLOAT32)
     allowed = FLOAT32_TOLERANCE
     for way in PARITY_WAYS:
         what = f"weights after {PARITY_STEPS} steps of the stage, {clips} clips"

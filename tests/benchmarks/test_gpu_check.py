@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks import baselines
+from benchmarks import baselines, steps
 from benchmarks.gpu_check import __main__ as gpu_check
 from benchmarks.gpu_check import commands, parts, stages
 from benchmarks.gpu_check.__main__ import GROUPS, LIMITS, Part, run
@@ -315,9 +315,9 @@ def test_the_plugin_says_why_all_tests_were_skipped(tmp_path):
 
 
 def test_a_graph_that_cannot_be_recorded_is_an_error():  # a run goes on with eager steps
-    with pytest.raises(RuntimeError, match="without, out of memory"), stages.recorded():
-        stages.step_graph.log.warning("--cuda-graph: running without, %s", "out of memory")
-    assert not stages.step_graph.log.filters
+    with pytest.raises(RuntimeError, match="without, out of memory"), steps.recorded():
+        steps.step_graph.log.warning("--cuda-graph: running without, %s", "out of memory")
+    assert not steps.step_graph.log.filters
 
 
 def test_the_plugin_thins_the_tests_of_a_function(tmp_path):
