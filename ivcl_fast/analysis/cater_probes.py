@@ -57,35 +57,28 @@ class Frames:
 
 def frames_of(scenes: Sequence[Scene], frame_ids: Sequence[Sequence[int]]) -> Frames:
     """Return the targets of these frames of these scenes; a scene's last id ends its video."""
-    clip, last, hidden, cell, place, guess, present, seen = [], [], [], [], [], [], [], []
-    for number, (scene, ids) in enumerate(zip(scenes, frame_ids, strict=True)):
-        in_scene = cater_frames.attributes_present(scene)
-        for i in ids:
-            clip.append(number)
-            last.append(i == ids[-1])
-            hidden.append(cater_frames.snitch_hidden(scene, i))
-            cell.append(cater_frames.snitch_cell(scene, i))
-            place.append(cater_frames.snitch_place(scene, i))
-            guess.append(guess_probability(cater_frames.visible_cones(scene, i), cell[-1]))
-            present.append(in_scene)
-            seen.append(cater_frames.attributes_seen(scene, i))
-    is_hidden = torch.tensor(hidden)
-    snitch = {
-        "visible": ~is_hidden,
-        "hidden": is_hidden,
-        "hidden at the end": is_hidden & torch.tensor(last),
-    }
-    every = torch.ones_like(is_hidden)
+    frames = [(scene, i) for scene, ids in zip(scenes, frame_ids, strict=True) for i in ids]
+    clip = torch.tensor([number for number, ids in enumerate(frame_ids) for _ in ids])
+    last = torch.tensor([i == ids[-1] for ids in frame_ids for i in ids])
+    hidden = torch.tensor([cater_frames.snitch_hidden(*frame) for frame in frames])
+    cell = [cater_frames.snitch_cell(*frame) for frame in frames]
+    place = [cater_frames.snitch_place(*frame) for frame in frames]
+    cones = [cater_frames.visible_cones(*frame) for frame in frames]
+    guess = [guess_probability(*of_frame) for of_frame in zip(cones, cell, strict=True)]
+    present = [cater_frames.attributes_present(scene) for scene, _ in frames]
+    seen = [cater_frames.attributes_seen(*frame) for frame in frames]
+    snitch = {"visible": ~hidden, "hidden": hidden, "hidden at the end": hidden & last}
+    every = torch.ones_like(hidden)
     targets = {
         "snitch's cell": Targets(torch.tensor(cell), snitch),
         "snitch's position": Targets(torch.tensor(place, dtype=torch.float32), snitch),
-        "snitch inside a cone": Targets(is_hidden[:, None].float(), {"all": every}),
+        "snitch inside a cone": Targets(hidden[:, None].float(), {"all": every}),
     }
     for name in cater_frames.ATTRIBUTES:
         values, in_sight = (torch.tensor([of[name] for of in each]) for each in (present, seen))
         groups = {"all": every, "none in sight": ~in_sight}
         targets[f"{name}s in the scene"] = Targets(values.float(), groups)
-    return Frames(torch.tensor(clip), targets, torch.tensor(guess, dtype=torch.float64))
+    return Frames(clip, targets, torch.tensor(guess, dtype=torch.float64))
 
 
 def run_probes(
