@@ -53,10 +53,9 @@ def read_results(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance
 
 def read_answers(file: Path) -> Any:
     """Read scores or clips of a run; raises :class:`UserError` if the file is damaged."""
+    content = read_recorded(file)
     try:
-        return json.loads(read_recorded(file))
-    except UserError:
-        raise
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: damaged: not a JSON file ({error})") from None
 
