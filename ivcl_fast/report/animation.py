@@ -12,12 +12,7 @@ from torch import Tensor
 
 from ivcl_fast.analysis.trajectory import SnitchTrajectory
 from ivcl_fast.files import atomic_write
-from ivcl_fast.report.attention import (
-    SCALE_LABEL,
-    draw_attention,
-    relative_to_uniform,
-    scale_top,
-)
+from ivcl_fast.report.attention import SCALE_LABEL, draw_attention, relative_to_uniform, scale_top
 from ivcl_fast.report.figures import as_image, draw_image, new_figure
 from ivcl_fast.report.floor import add_legend
 from ivcl_fast.report.trajectory import draw_floor

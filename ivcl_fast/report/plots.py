@@ -18,14 +18,7 @@ from torch import Tensor
 
 from ivcl_fast.evaluation.metrics import Array, as_array, grid_distance
 from ivcl_fast.models import reference
-from ivcl_fast.report.figures import (
-    COLUMNS,
-    as_image,
-    draw_image,
-    evenly_spaced,
-    new_figure,
-    save,
-)
+from ivcl_fast.report.figures import COLUMNS, as_image, draw_image, evenly_spaced, new_figure, save
 from ivcl_fast.report.floor import CORRECT, INCORRECT, add_legend, draw_prediction
 
 MASKED_GRAY = 0.12
@@ -151,9 +144,7 @@ PANELS = (
 
 
 def curves_picture(
-    path: Path,
-    records: Iterable[Mapping[str, Any]],
-    chance: Mapping[str, float] | None = None,
+    path: Path, records: Iterable[Mapping[str, Any]], chance: Mapping[str, float] | None = None
 ) -> None:
     """Draw the records of ``metrics.jsonl`` over the clips seen; empty panels are left out.
 
