@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import tee, zip_longest
 from pathlib import Path
@@ -100,8 +100,7 @@ class ClipReader:
         Raises :class:`UserError`, naming ``flag``, if it cannot be used.
         """
         try:
-            media = find_media(path, self._panels)
-            return DecodedClip(media.name, *self._decode(media), panels=self._panels is not None)
+            return self._decode(find_media(path, self._panels))
         except VideoError as error:
             raise UserError(f"{flag} {path}: {error}") from None
 
@@ -110,8 +109,10 @@ class ClipReader:
         labels = clip.label if isinstance(clip.label, tuple) else (clip.label,)
         truth = "; ".join(self.run.dataset.describe(label) for label in labels)
         decoded = self._decode(self.media[clip.media], clip.frames)
-        panels = self._panels is not None
-        return DecodedClip(clip.name, *decoded, truth, self._scene(clip), panels)
+        scene = None
+        if self._scenes and self._scenes.has_scenes([clip.name]):
+            scene = self._scenes.scene(clip.name)
+        return replace(decoded, name=clip.name, truth=truth, scene=scene)
 
     def named(self, names: Sequence[str]) -> Iterator[DecodedClip]:
         """Read clips by name. Raises :class:`UserError` for one that is missing or unusable."""
@@ -137,10 +138,14 @@ class ClipReader:
         For a localisation task with scenes, clips that end with the snitch visible and hidden take
         turns.
         """
-        clips = self.eval_clips if clips is None else clips
-        if self._scenes and self._scenes.has_scenes([clip.name for clip in clips]):
-            return self.usable(self._alternating(clips), count)
-        return self.usable(clips, count)
+        clips, scenes = self.eval_clips if clips is None else clips, self._scenes
+        if scenes is None or not scenes.has_scenes([clip.name for clip in clips]):
+            return self.usable(clips, count)
+        ends = tee((clip, hidden_at_end(scenes.scene(clip.name))) for clip in clips)
+        visible = (clip for clip, is_hidden in ends[0] if not is_hidden)
+        hidden = (clip for clip, is_hidden in ends[1] if is_hidden)
+        pairs = zip_longest(visible, hidden)  # in turn, as long as there are both
+        return self.usable((clip for pair in pairs for clip in pair if clip), count)
 
     def usable(self, clips: Iterable[Clip], count: int) -> Iterator[DecodedClip]:
         """Read the first ``count`` clips that can be decoded; others are named and left out.
@@ -174,27 +179,8 @@ class ClipReader:
         dataset = self.run.dataset if self.run.localizes else None
         return dataset if isinstance(dataset, Cater) else None
 
-    def _alternating(self, clips: Iterable[Clip]) -> Iterator[Clip]:
-        """Let clips with a visible and a hidden end take turns, as long as there are both."""
-        ends = ((clip, self._scene(clip)) for clip in clips)
-        known = tee((clip, scene is not None and hidden_at_end(scene)) for clip, scene in ends)
-        visible = (clip for clip, hidden in known[0] if not hidden)
-        hidden = (clip for clip, hidden in known[1] if hidden)
-        return (clip for pair in zip_longest(visible, hidden) for clip in pair if clip)
-
-    def _scene(self, clip: Clip) -> Scene | None:
-        """Return the clip's scene, if the task needs one and it is there."""
-        if self._scenes and self._scenes.has_scenes([clip.name]):
-            return self._scenes.scene(clip.name)
-        return None
-
-    def _decode(
-        self, media: Media, ids: Sequence[int] | None = None
-    ) -> tuple[list[int], dict[int, Tensor], float]:
-        """Decode ``ids``, by default evenly spaced ones, and what trajectories need.
-
-        Returns the former, all frames by number, and frames per second.
-        """
+    def _decode(self, media: Media, ids: Sequence[int] | None = None) -> DecodedClip:
+        """Decode ``ids``, by default evenly spaced ones, and what trajectories need."""
         cfg = self.run.config.model
         with open_media(media) as opened:
             info = opened.info
@@ -207,5 +193,6 @@ class ClipReader:
             name, _ = choose_decoder(info, self.run.config.data.decoder)
             crop = info.square(self.run.config.data.crop)
             frames = make_decoder(name, cfg.image_size).decode_open(opened, sorted(needed), crop)
-        decoded = zip(sorted(needed), frames.to(self.run.device), strict=True)
-        return index, dict(decoded), info.fps
+        decoded = dict(zip(sorted(needed), frames.to(self.run.device), strict=True))
+        panels = self._panels is not None
+        return DecodedClip(media.name, index, decoded, info.fps, panels=panels)
