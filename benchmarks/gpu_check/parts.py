@@ -55,7 +55,6 @@ class Sizes:
     """Seconds of a round of training steps."""
     videos: tuple[int, str]
     """How many synthetic CATER videos, and their size; ``full`` is that of the published ones."""
-    rehearsal: bool = False
 
 
 def target(preset: str, **overrides: Any) -> IVCLConfig:
@@ -108,7 +107,6 @@ REHEARSAL = Sizes(
     stream_steps=2,
     window=0.01,
     videos=(2, "embedded"),
-    rehearsal=True,
 )  # fmt: skip
 
 
@@ -282,7 +280,7 @@ PARTS: dict[str, Callable[[RowFile, Sizes], None]] = {
     "machine": lambda rows, sizes: rows.add(machine.describe()),
     "train": lambda rows, sizes: commands.train(rows),
     "compile": compiled_steps,
-    "sanitizer": lambda rows, sizes: commands.sanitize(rows, sizes.rehearsal),
+    "sanitizer": lambda rows, sizes: commands.sanitize(rows),
     "resume": lambda rows, sizes: stages.resume(rows, sizes.steps["base64"][0], sizes.parity_clips),
     "stage": stage,
     "base64": partial(all_steps, "base64"),
@@ -308,7 +306,6 @@ def run(name: str, rows: RowFile, sizes: Sizes) -> None:
 
 
 def main() -> None:
-    """Run the command."""
     parser = argparse.ArgumentParser("python -m benchmarks.gpu_check.parts", description=__doc__)
     parser.add_argument("name", choices=PARTS)
     parser.add_argument("file", type=Path)

@@ -396,7 +396,7 @@ def test_a_sanitizer_that_finds_something_is_an_error(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     rows = RowFile(tmp_path / "rows")
-    commands.sanitize(rows, rehearse=True)
+    commands.sanitize(rows)
     memory, races = rows.read()
     assert "memcheck: ========= Invalid __global__ read of size 4 bytes" in memory["error"]
     assert "error" not in races and races["said"] == ["========= ERROR SUMMARY: 0 errors"]
