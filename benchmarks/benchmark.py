@@ -183,5 +183,4 @@ def free_memory() -> None:
     """Leave no compiled graphs and no cached memory for the next measurement."""
     torch.compiler.reset()
     gc.collect()
-    if timing.DEVICE.type == "cuda":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.results import Results, Row
-from benchmarks.targets import measured_targets
+from benchmarks.targets import is_ours, measured_targets
 
 Machine = dict[str, Any]
 SECTIONS = {
@@ -128,8 +128,7 @@ def table(rows: Iterable[Row], machine: Machine, columns: Sequence[str] = ()) ->
 
 def fastest_of_ours(rows: Iterable[Row]) -> Row | None:
     """Return the fastest row of an implementation of this project, if there is one."""
-    ours = [row for row in rows if row["name"].startswith("ours")]
-    return min(ours, key=lambda row: row["seconds"], default=None)
+    return min(filter(is_ours, rows), key=lambda row: row["seconds"], default=None)
 
 
 def of_best(row: Row, amount: str, unit: str, machine: Machine) -> str:
