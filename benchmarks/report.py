@@ -63,7 +63,6 @@ def measured_on(name: str) -> list[str]:
 
 
 def zoo_table(name: str, kind: str) -> list[str]:
-    """Return a table of public models."""
     return measured_on(name) if kind == "machine" else zoo.tables(results_named(name).rows, kind)
 
 
@@ -136,7 +135,6 @@ def draw_figures(folder: Path) -> None:
 
 
 def main() -> None:
-    """Run the command."""
     argparse.ArgumentParser("python -m benchmarks.report", description=__doc__).parse_args()
     write_anew(PAGES, KINDS)
     draw_figures(PAGE.parent / "figures")

@@ -86,7 +86,6 @@ class RowFile:
         self.file = file
 
     def add(self, row: Row) -> None:
-        """Append a row."""
         with open(self.file, "a") as file:
             file.write(json.dumps(row) + "\n")
 

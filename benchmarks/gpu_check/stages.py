@@ -158,7 +158,6 @@ def fresh_weights(cfg: IVCLConfig) -> dict[str, Tensor]:
 
 
 def build(cfg: IVCLConfig, way: Variant, weights: dict[str, Tensor]) -> nn.Module:
-    """Return the model of a way, with these weights."""
     model = steps.model_of(way, cfg)
     model.load_state_dict(weights)
     return model

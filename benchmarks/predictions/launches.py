@@ -108,7 +108,6 @@ class StepCounter(TorchDispatchMode):
             self.costs[part if name == "linear_gradients" else name] += cost
 
     def _add(self, op: Any, launches: int, args: Any, result: Any) -> None:
-        """Count a call of an operation."""
         name = op.overloadpacket.__name__
         self.by_op[name] += launches
         flops, moved = flops_of(op, args, result), bytes_of(op, args, result)

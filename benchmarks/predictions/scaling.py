@@ -175,7 +175,6 @@ def tables(cluster: Cluster | None = None) -> list[str]:
 
 
 def main() -> None:
-    """Print the tables."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks.predictions.scaling", description=__doc__
     )

@@ -87,7 +87,6 @@ def table(clips: int = CLIPS) -> list[str]:
 
 
 def main() -> None:
-    """Run the command."""
     parser = argparse.ArgumentParser("python -m benchmarks.predictions.step", description=__doc__)
     parser.add_argument("--clips", type=int, default=CLIPS, help="in a step (%(default)s)")
     clips = parser.parse_args().clips

@@ -68,7 +68,6 @@ def command_of(flags: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    """Run the command."""
     parser = argparse.ArgumentParser("python -m benchmarks.zoo", description=__doc__)
     parser.add_argument("--models", nargs="+", default=[], metavar="PART", help="part of a name")
     parser.add_argument("--minutes", type=float, default=15, help="time for all that are chosen")

@@ -143,7 +143,6 @@ def source(table: dict[Row, tuple[int, int]]) -> str:
 
 
 def write_table(file: Path) -> None:
-    """Replace the table in ``file``."""
     text = file.read_text()
     pattern = re.compile(r"(^LIMITS: .*?\{\n)(.*?)(^\}\n)", re.DOTALL | re.MULTILINE)
     new = source(crossovers.LIMITS)

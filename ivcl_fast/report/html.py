@@ -31,15 +31,12 @@ class Page:
         self.parts = [f"<h1>{escape(title)}</h1>"]
 
     def heading(self, text: str) -> None:
-        """Start a section."""
         self.parts.append(f"<h2>{escape(text)}</h2>")
 
     def text(self, text: str) -> None:
-        """Add a paragraph."""
         self.parts.append(f"<p>{escape(text)}</p>")
 
     def table(self, table: Table) -> None:
-        """Add a table."""
         self.parts.append(table.html())
 
     def picture(self, path: Path, caption: str) -> None:
@@ -52,7 +49,6 @@ class Page:
         )
 
     def __str__(self) -> str:
-        """Return the whole HTML document."""
         body = "\n".join(self.parts)
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
