@@ -53,14 +53,9 @@ class Benchmark:
     setup: Callable[[], Setup]
     tolerance: float = 0.02
     """Largest relative difference from the expected results; the default is bfloat16's rounding."""
-    bytes: int = 0
-    """Bytes that the best possible implementation reads and writes."""
-    flops: int = 0
-    count: int = 0
-    """How many of ``unit`` one call processes."""
-    unit: str = "clips"
-    details: dict[str, str | int] = field(default_factory=dict)
-    """Anything else that its rows should say, such as shapes."""
+    facts: Row = field(default_factory=dict)
+    """What else its rows say, such as shapes, ``flops``, and the ``bytes`` that the best possible
+    implementation reads and writes; see :data:`~benchmarks.results.Row`."""
     rounds: int = 10
     max_seconds: float = 4.0
     """Rounds end after this time, but not before there are three."""
@@ -109,7 +104,7 @@ def measure(benchmark: Benchmark, keep: Callable[[Row], None], together: bool = 
     """
     torch.compiler.reset()  # graphs that earlier benchmarks compiled count towards its limit
     names = benchmark.implementations
-    rows = {name: _row_of(benchmark, name) for name in names}
+    rows = {name: {"benchmark": benchmark.name, "name": name, **benchmark.facts} for name in names}
     problem: Row = {}
     with failures_in(problem):
         setup = benchmark.setup()
@@ -122,12 +117,6 @@ def measure(benchmark: Benchmark, keep: Callable[[Row], None], together: bool = 
             keep(row)
         if not together:
             free_memory()
-
-
-def _row_of(benchmark: Benchmark, name: str) -> Row:
-    row: Row = {"benchmark": benchmark.name, "name": name, **benchmark.details}
-    row |= {key: getattr(benchmark, key) for key in ("bytes", "flops") if getattr(benchmark, key)}
-    return row | ({"count": benchmark.count, "unit": benchmark.unit} if benchmark.count else {})
 
 
 def _measured(benchmark: Benchmark, setup: Setup, rows: dict[str, Row]) -> Iterator[Row]:

@@ -178,14 +178,15 @@ def imports() -> Setup:
 BENCHMARKS = [
     Benchmark(
         name=f"visible patches of {CLIPS} clips, 320x240 Motion-JPEG", setup=batches, tolerance=0,
-        implementations=("ours, frame store", "decoded, PyAV"), count=CLIPS,
-        bytes=CLIPS * CFG.num_frames * 2 * CFG.num_keep * CFG.patch_dim,
+        implementations=("ours, frame store", "decoded, PyAV"),
+        facts={"bytes": CLIPS * CFG.num_frames * 2 * CFG.num_keep * CFG.patch_dim, "count": CLIPS,
+               "unit": "clips"},
     ),
     *(
         Benchmark(
             name=f"store of {VIDEOS * 301} frames, 320x240 {title}", setup=partial(builds, codec),
             implementations=("ours, whole store", "bare decode and resize"),
-            count=VIDEOS * 301, unit="frames",
+            facts={"count": VIDEOS * 301, "unit": "frames"},
         )
         for codec, title in (("mjpeg", "Motion-JPEG"), ("vp9", "VP9"))
     ),

@@ -30,8 +30,7 @@ def timm_benchmark(images: int, size: int, **options: Any) -> Benchmark:
         name=f"training step, timm {TIMM}, {size} pixels, {images} images",
         implementations=TIMM_NAMES,
         setup=partial(timm_steps, images, size),
-        count=images,
-        unit="images",
+        facts={"count": images, "unit": "images"},
         **options,
     )
 

@@ -155,11 +155,12 @@ def attention_benchmark(
         name=f"short_attention {shape}",
         implementations=tuple(functions),
         setup=setup,
-        bytes=shape.bytes,
-        flops=shape.flops,
-        details={"shape": str(shape), "dtype": "bfloat16", "tokens": shape.tokens},
+        facts={
+            "shape": str(shape), "dtype": "bfloat16", "tokens": shape.tokens,
+            "bytes": shape.bytes, "flops": shape.flops,
+        },
         **{"rounds": 40, "graph": True, "slow": shape.slow} | options,
-    )
+    )  # fmt: skip
 
 
 # --- The other ops: what the reference does, and the op in its place ------------------------------
@@ -215,8 +216,7 @@ def op_benchmark(
         name=f"{name}, forward and backward",
         implementations=tuple(functions),
         setup=lambda: forward_backward(functions, plain, arguments, input_sets(moved)),
-        bytes=moved,
-        details={"shape": f"{PRESET}, {CLIPS} clips", "dtype": "bfloat16"},
+        facts={"shape": f"{PRESET}, {CLIPS} clips", "dtype": "bfloat16", "bytes": moved},
         rounds=40,
         graph=True,
     )

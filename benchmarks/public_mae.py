@@ -153,10 +153,10 @@ def mae_benchmark(folder: Path) -> Benchmark:
         name=f"training step, image MAE, ViT-B/16, {IMAGES} images",
         implementations=(TRAINER.name, BF16, COMPILED, FLOAT32),
         setup=partial(setup, folder),
-        flops=IMAGES * flops.training(CONFIG),
-        count=IMAGES,
-        unit="images",
-        details={"shape": f"224 pixels, {CONFIG.mask_ratio:.0%} of the patches masked"},
+        facts={
+            "shape": f"224 pixels, {CONFIG.mask_ratio:.0%} of the patches masked",
+            "flops": IMAGES * flops.training(CONFIG), "count": IMAGES, "unit": "images",
+        },
         max_seconds=30,
         rounds=7,
-    )
+    )  # fmt: skip

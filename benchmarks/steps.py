@@ -148,15 +148,15 @@ def pretraining_benchmark(
     clips: int,
     variants: Sequence[Variant] = VARIANTS,
     share_weights: bool = True,
+    unit: str = "clips",
     **options: Any,
 ) -> Benchmark:
     """A pretraining step; with shared weights, all variants of a large model fit in memory."""
     return Benchmark(
-        name=f"training step, {name}, {clips} {options.get('unit', 'clips')}",
+        name=f"training step, {name}, {clips} {unit}",
         implementations=tuple(variant.name for variant in variants),
         setup=partial(pretraining, cfg, clips, variants, share_weights),
-        flops=clips * flops.training(cfg),
-        count=clips,
+        facts={"flops": clips * flops.training(cfg), "count": clips, "unit": unit},
         **options,
     )
 
@@ -239,8 +239,9 @@ BENCHMARKS = [
     pretraining_benchmark(PRESET, IVCLConfig.preset(PRESET), CLIPS, max_seconds=20),
     Benchmark(
         name=f"finetuning step, {PRESET}, {CLIPS} clips of ACRE", setup=finetuning,
-        implementations=(SHARED, OWN, "reference, bf16", FLOAT32.name), max_seconds=20, count=CLIPS,
-        details={"shape": "clips of 7 panels, 10 panels per problem of 4 clips"},
+        implementations=(SHARED, OWN, "reference, bf16", FLOAT32.name), max_seconds=20,
+        facts={"shape": "clips of 7 panels, 10 panels per problem of 4 clips", "count": CLIPS,
+               "unit": "clips"},
     ),
     pretraining_benchmark(LARGE, IVCLConfig.preset(LARGE), CLIPS, max_seconds=30, rounds=5),
 ]  # fmt: skip

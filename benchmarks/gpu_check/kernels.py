@@ -52,12 +52,13 @@ def kernel_benchmarks(
                 name=f"{name}, {preset}",
                 implementations=(kernel_name(first),),
                 setup=partial(Setup, {kernel_name(first): starts}),
-                bytes=moved,
-                flops=matrix_flops(first),
-                details={"beyond_cache": moved * count > timing.cache_bytes()},
+                facts={
+                    "bytes": moved, "flops": matrix_flops(first),
+                    "beyond_cache": moved * count > timing.cache_bytes(),
+                },
                 rounds=rounds,
                 graph=True,
-            )
+            )  # fmt: skip
 
 
 def free_bytes() -> int:

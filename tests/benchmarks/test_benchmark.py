@@ -45,7 +45,7 @@ BENCHMARK = Benchmark(
         },
         (EXPECTED, EXPECTED.sum()),
     ),
-    rounds=4, bytes=800,
+    rounds=4, facts={"bytes": 800},
 )  # fmt: skip
 
 
