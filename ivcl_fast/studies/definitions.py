@@ -154,7 +154,7 @@ SCALING = {
 """The axes of ``scaling``; each holds the variant that is the largest in all of them."""
 TABLES = "synthetic:states"
 """Frames are tables of the objects in view, so that there is nothing to learn but memory."""
-ALL_LABELS = ("--frame-labels",)
+ALL_LABELS = Variant("labels of all frames", None, finetune=("--frame-labels",), data=TABLES)
 
 STUDIES = {
     "pretraining": Study(
@@ -233,15 +233,13 @@ STUDIES = {
         "What makes memory learnable, if seeing is no task?",
         "labels, frames and layers",
         (
-            Variant("label of the last frame", None, (), COMPARED.finetune, TABLES),
-            Variant("labels of all frames", None, (), ALL_LABELS, TABLES),
-            Variant(
-                "labels of all frames, 4 layers",
-                *(None, ("--temporal-depth", "4"), ALL_LABELS, TABLES),
+            replace(COMPARED, label="label of the last frame", pretrain=None, data=TABLES),
+            ALL_LABELS,
+            replace(
+                ALL_LABELS, label="labels of all frames, 4 layers", model=("--temporal-depth", "4")
             ),
-            Variant(
-                "labels of all frames, 32 frames",
-                *(None, ("--num-frames", "32"), ALL_LABELS, TABLES),
+            replace(
+                ALL_LABELS, label="labels of all frames, 32 frames", model=("--num-frames", "32")
             ),
             Variant("label of the last frame, after IV-CL", data=TABLES),
         ),
