@@ -90,11 +90,11 @@ class RowFile:
             file.write(json.dumps(row) + "\n")
 
     @contextlib.contextmanager
-    def row(self, **what: Any) -> Iterator[Row]:
+    def row(self, benchmark: str, name: str, **facts: Any) -> Iterator[Row]:
         """Append a row that the block fills in, or the reason why it could not."""
-        with failures_in(what):
-            yield what
-        self.add(what)
+        with failures_in({"benchmark": benchmark, "name": name, **facts}) as row:
+            yield row
+        self.add(row)
 
     def read(self) -> list[Row]:
         """Return all whole rows; a process that was killed may have left part of a line."""

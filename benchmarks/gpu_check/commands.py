@@ -32,8 +32,7 @@ TOOL_SECONDS = 35.0
 def train(rows: RowFile) -> None:
     """``train --quick --compile``, as a user calls it: everything once."""
     require("av", "tyro", "tensorboard")
-    with tempfile.TemporaryDirectory() as folder, rows.row(benchmark="train --quick") as row:
-        row["name"] = "ours"
+    with tempfile.TemporaryDirectory() as folder, rows.row("train --quick", "ours") as row:
         begin = time.perf_counter()
         said = run_train(Path(folder), "--compile")
         row["seconds"] = time.perf_counter() - begin
@@ -57,7 +56,7 @@ def several_gpus(rows: RowFile) -> None:
     expected: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, (command, flags)) in enumerate(ways.items()):
-            with rows.row(benchmark="pretraining on several devices", name=name) as row:
+            with rows.row("pretraining on several devices", name) as row:
                 begin, run = time.perf_counter(), f"run{number}"
                 run_train(
                     Path(folder), *flags, "--stage", "pretrain", "--name", run, launcher=command
@@ -101,7 +100,7 @@ def sanitize(rows: RowFile) -> None:
         raise Skip(f"{SANITIZER} is not on PATH (it is part of the CUDA toolkit)")
     for tool in TOOLS:
         with (
-            rows.row(benchmark="one small training step", name=f"{SANITIZER} {tool}") as row,
+            rows.row("one small training step", f"{SANITIZER} {tool}") as row,
             tempfile.TemporaryDirectory() as folder,
         ):
             parts = [sys.executable, "-m", "benchmarks.gpu_check.parts"]

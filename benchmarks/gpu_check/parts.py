@@ -144,7 +144,7 @@ def stage(rows: RowFile, sizes: Sizes) -> None:
 def small_step(rows: RowFile, sizes: Sizes) -> None:
     """Two steps of a stage on tiny sizes, for sanitizers, under which everything is slow."""
     cfg, clips = sizes.steps["base64"]
-    with rows.row(benchmark="two small steps", name="ours") as row:
+    with rows.row("two small steps", "ours") as row:
         row["difference"] = 0.0
         way = replace(steps.OURS, bf16=DEVICE.type == "cuda")
         model = stages.build(cfg, way, stages.fresh_weights(cfg))
@@ -226,8 +226,7 @@ def store(rows: RowFile, sizes: Sizes) -> None:
         stores = {f"store, {place}": place for place in places}
         ways = {"synthetic tensors": None, **stores, "synthetic tensors, again": None}
         for name, place in ways.items():
-            what = {"benchmark": "training from a store", "name": name}
-            with rows.row(**what, count=clips, unit="clips") as row:
+            with rows.row("training from a store", name, count=clips, unit="clips") as row:
                 loader: Any = stages.SyntheticLoader(cfg, clips)
                 if place is not None:
                     loader = data.store_loader(path, place, cfg, clips, sizes.store_steps)
@@ -247,14 +246,14 @@ def stream(rows: RowFile, sizes: Sizes) -> None:
     cfg, clips = sizes.steps["base64"]
     media = data.videos("mjpeg", *sizes.videos, workers=None)
     for name in ("DALI", "PyAV"):
-        what = {"count": clips, "unit": "clips", "name": f"ours, {name}"}
-        with rows.row(benchmark="streaming alone", **what) as row:
+        what = {"name": f"ours, {name}", "count": clips, "unit": "clips"}
+        with rows.row("streaming alone", **what) as row:
             loader = data.stream_loader(media, name.lower(), cfg, clips, sizes.stream_steps)
             first = seconds(partial(data.read_all, loader))
             again = seconds(partial(data.read_all, loader))
             row |= {"seconds": again / len(loader), "first_seconds": first}
             loader.close()
-        with rows.row(benchmark="training with --loader stream", **what) as row:
+        with rows.row("training with --loader stream", **what) as row:
             loader = data.stream_loader(media, name.lower(), cfg, clips, sizes.stream_steps)
             row |= stages.speed(loader, cfg, clips, sizes.stream_steps, fastest())
             loader.close()
@@ -270,7 +269,7 @@ def decoder(rows: RowFile, sizes: Sizes) -> None:
         for preset in ("base64", "base224"):
             cfg = IVCLConfig.preset(preset)
             what = f"store of {len(media)} videos, {cfg.image_size} pixels"
-            with rows.row(benchmark=what, name=name, **frames) as row:
+            with rows.row(what, name, **frames) as row:
                 data.require_decoder(name.lower())
                 build = partial(data.build_once, media, name.lower(), cfg, None)
                 row["seconds"] = seconds(build)

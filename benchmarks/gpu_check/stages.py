@@ -167,8 +167,8 @@ def stage_speeds(rows: RowFile, cfg: IVCLConfig, batches: Sequence[int], steps: 
     """Time the stage in every way at several batch sizes; what has to be compiled comes last."""
     for way in WAYS:
         for clips in batches:
-            what = {"benchmark": f"stage with Muon, {clips} clips", "name": way.name}
-            with rows.row(**what, count=clips, unit="clips") as row:
+            what = f"stage with Muon, {clips} clips"
+            with rows.row(what, way.name, count=clips, unit="clips") as row:
                 require(way)
                 row["flops"] = clips * flops.training(cfg)
                 row |= speed(SyntheticLoader(cfg, clips), cfg, clips, steps, way)
@@ -189,7 +189,7 @@ def stage_parity(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
     allowed = FLOAT32_TOLERANCE
     for way in PARITY_WAYS:
         what = f"weights after {PARITY_STEPS} steps of the stage, {clips} clips"
-        with rows.row(benchmark=what, name=way.name) as row:
+        with rows.row(what, way.name) as row:
             require(way)
             found = distance(after(way), expected, start)
             row["difference"] = found
@@ -206,7 +206,7 @@ def resume(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
     loader, start, half = SyntheticLoader(cfg, clips), fresh_weights(cfg), RESUME_STEPS // 2
     for way in WAYS[:2]:
         what = f"resumed after {half} of {RESUME_STEPS} steps"
-        with rows.row(benchmark=what, name=way.name) as row, tempfile.TemporaryDirectory() as name:
+        with rows.row(what, way.name) as row, tempfile.TemporaryDirectory() as name:
             require(way)
             runs = {"whole": [RESUME_STEPS], "resumed": [half, RESUME_STEPS]}
             weights = {}

@@ -245,7 +245,7 @@ def main() -> None:
     rows, clock = RowFile(flags.rows), Clock(flags.seconds, len(flags.models))
     for entry in models():
         if entry.environment == flags.environment and entry.title in flags.models:
-            with rows.row(benchmark="zoo", name=entry.title, environment=entry.environment) as row:
+            with rows.row("zoo", entry.title, environment=entry.environment) as row:
                 row |= examine(entry, flags.tokens, flags.rounds, clock)
 
 

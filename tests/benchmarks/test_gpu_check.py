@@ -354,9 +354,10 @@ def test_weights_that_differ_are_an_error(tmp_path, monkeypatch):
 
 def test_what_does_not_fit_into_memory_is_skipped(tmp_path):
     rows = RowFile(tmp_path / "rows")
-    with rows.row(name="large"):
+    with rows.row("step", "large"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
-    assert rows.read() == [{"name": "large", "skipped": "it does not fit into the GPU's memory"}]
+    skipped = "it does not fit into the GPU's memory"
+    assert rows.read() == [{"benchmark": "step", "name": "large", "skipped": skipped}]
 
 
 def test_attentions_that_are_missing_are_skipped(monkeypatch):
