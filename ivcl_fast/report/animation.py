@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ivcl_fast.analysis.trajectory import SnitchTrajectory
 from ivcl_fast.files import atomic_write
-from ivcl_fast.report.attention import SCALE_LABEL, draw_attention, relative_to_uniform, scale_top
+from ivcl_fast.report.attention import SCALE_LABEL, draw_attention, on_one_scale
 from ivcl_fast.report.figures import as_image, draw_image, new_figure
 from ivcl_fast.report.floor import add_legend
 from ivcl_fast.report.trajectory import draw_floor
@@ -34,8 +34,7 @@ def attention_frames(
     ``frames``, ``maps`` and ``titles`` as of :func:`~ivcl_fast.report.attention.attention_figure`;
     ``trajectory`` has a prediction for every frame. All pictures have the same size.
     """
-    relative = {name: relative_to_uniform(of_model) for name, of_model in maps.items()}
-    top = scale_top(relative)
+    relative, top = on_one_scale(maps)
     num_slots = next(iter(relative.values())).shape[1]
     widths = [1.0] * (num_slots + 1) + [1.4] * (trajectory is not None)
     figure = new_figure(1.7 * sum(widths) + 1.2, 1.75 * len(relative) + 1.0)

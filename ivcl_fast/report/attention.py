@@ -32,9 +32,10 @@ def relative_to_uniform(maps: Tensor) -> np.ndarray:
     return relative.unflatten(-1, (round(patches**0.5), -1)).cpu().numpy()
 
 
-def scale_top(relative: Mapping[str, np.ndarray]) -> float:
-    """Return the colour scale's upper end for all maps of a figure or an animation."""
-    return max(LEAST_TOP, *(float(maps.max()) for maps in relative.values()))
+def on_one_scale(maps: Mapping[str, Tensor]) -> tuple[dict[str, np.ndarray], float]:
+    """Return :func:`relative_to_uniform` of each model's maps, and the colour scale's upper end."""
+    relative = {name: relative_to_uniform(of_model) for name, of_model in maps.items()}
+    return relative, max(LEAST_TOP, *(float(of_model.max()) for of_model in relative.values()))
 
 
 def draw_attention(axes: Axes, frame: Tensor, relative: np.ndarray, top: float) -> Any:
@@ -58,8 +59,7 @@ def attention_figure(
     words, as of :func:`measure_name`. A row's label says how much of the slot's attention goes to
     the patches of its frame, and the colours show how that share is distributed over them.
     """
-    relative = {name: relative_to_uniform(of_model) for name, of_model in maps.items()}
-    top = scale_top(relative)
+    relative, top = on_one_scale(maps)
     num_slots = next(iter(maps.values())).shape[1]
     rows = [(slot, name) for slot in range(num_slots) for name in maps]
     figure = new_figure(1.25 * len(frames) + 2, 1.28 * (len(rows) + 1) + 0.7)
