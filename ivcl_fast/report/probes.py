@@ -64,9 +64,8 @@ def write(
     head = {"about": about_run, "train_clips": clips[0], "eval_clips": clips[1]}
     write_json(folder / "probes.json", head | {"scores": json})
     finetuned = any(name.startswith("finetuned") for name in feature_names(scores))
-    lines = [
+    parts = [
         f"# Linear probes of the slots of {run_name}",
-        "",
         f"Linear probes of frozen slots, fitted on frames of {clips[0]} training clips and scored "
         f"on those of {clips[1]} validation clips; 95 % intervals in brackets (whole clips are "
         "drawn). Beside the slots, every probe is given the number of the frame within its clip; "
@@ -76,15 +75,14 @@ def write(
         "inside a cone, in frames where no object of it can be seen? "
         f"*{GUESS.capitalize()}*: the guess that the snitch is there, in the cell of one of them "
         "at random. A distance is in world units, of which a cell is one wide.",
-        "",
-        *([MEMORISED, ""] if finetuned else []),
+        *([MEMORISED] if finetuned else []),
     ]
     for name, groups in scores.items():
         title, table = f"{name} ({PROBES[name].target.metric})", probe_table(groups)
         table.print(f"{title}, 95 % intervals in brackets")
-        lines += [f"## {title}", "", *table.markdown(), ""]
-    lines += ["![probes](probes.png)", "", about_run, ""]
-    write_text(folder / "probes.md", "\n".join(lines))
+        parts += [f"## {title}", str(table)]
+    parts += ["![probes](probes.png)", about_run]
+    write_text(folder / "probes.md", "\n\n".join(parts) + "\n")
     print(f"report: {folder / 'probes.md'}")
 
 

@@ -38,38 +38,35 @@ def write_report(
     the answer to each clip; both are empty after pretraining alone.
     """
     config, data = run.config, run.config.data
-    lines = [
+    parts = [
         f"# {run.folder.name}",
-        "",
         f"{data.task} on `{data.source}`, preset `{config.preset}`, seed {config.seed}; "
         f"{run.describe_length()}. "
         "Settings: [config.json](config.json), records: [metrics.jsonl](metrics.jsonl).",
-        "",
     ]
     if config.quick:
-        lines += ["A `--quick` run shows that every part runs; its scores mean nothing.", ""]
+        parts.append("A `--quick` run shows that every part runs; its scores mean nothing.")
     if results:
         split = run.data.eval_split
         curve = f"The curve in training is of {run.data.measured_in_training}."
-        lines += ["## Results", "", f"On `{split}`; 95 % intervals in brackets. {curve}", ""]
-        lines += [*results_table(results).markdown(), ""]
+        parts += ["## Results", f"On `{split}`; 95 % intervals in brackets. {curve}"]
+        parts.append(str(results_table(results)))
         if evaluation and (kinds := kinds_of_hidden_ends(run.data, evaluation)):
-            lines += ["Top-1 on hidden snitches, by when and how they disappeared:", ""]
-            lines += [*kinds_table(results, kinds).markdown(), ""]
+            parts.append("Top-1 on hidden snitches, by when and how they disappeared:")
+            parts.append(str(kinds_table(results, kinds)))
         if table := published_table(run.dataset, results[0].scores["all"]):
-            lines += ["Scores published by others; not measured here.", ""]
-            lines += [*table.markdown(), ""]
+            parts += ["Scores published by others; not measured here.", str(table)]
     if bad := run.data.bad_files:
         first = markdown(": ".join(next(iter(bad.items()))))
-        lines += [f"{len(bad)} videos could not be used, such as {first}.", ""]
+        parts.append(f"{len(bad)} videos could not be used, such as {first}.")
     if config.output.pictures:
         from ivcl_fast.report.run_pictures import draw_run  # matplotlib takes long to import
 
         for picture in draw_run(run, evaluation):
             image = f"![{picture.title}]({picture.path.name})"
-            lines += [f"## {picture.title}", "", picture.caption, "", image, ""]
-    lines += [f"torch {torch.__version__}, {run.device}, {platform.machine()}.", ""]
-    write_text(run.folder / REPORT, "\n".join(lines))
+            parts += [f"## {picture.title}", picture.caption, image]
+    parts.append(f"torch {torch.__version__}, {run.device}, {platform.machine()}.")
+    write_text(run.folder / REPORT, "\n\n".join(parts) + "\n")
     if evaluation is not None:
         write_recorded(run.folder / CLIPS, answers_by_clip(results, evaluation))
     if results:  # last: this file marks a finished run

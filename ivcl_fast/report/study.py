@@ -133,31 +133,27 @@ def write(
         shown = next(iter(tables))  # the rest is read in the file
         if study.axes:
             tables[scaling.HEADING] = scaling.doubling_table(study, folders[title])
-        sections += [f"## {title}", ""]
+        sections.append(f"## {title}")
         for heading, table in tables.items():
             if heading in (shown, scaling.HEADING):
                 table.print(f"{title}: {heading}")
-            sections += [heading, "", *table.markdown(), ""]
+            sections += [heading, str(table)]
     several = [f"--pretrainings {pretrainings}"] if pretrainings > 1 else []
     command = " ".join(["python -m ivcl_fast.sweep", name, *flags, f"--seeds {seeds}", *several])
     pretrained = "One pretraining" if pretrainings == 1 else f"{pretrainings} pretrainings"
     each = "one seed" if seeds == 1 else f"{seeds} seeds"
     deviation = "" if seeds == 1 else ": mean ± standard deviation over the seeds"
     quick = " A `--quick` study shows that every part runs; its scores mean nothing."
-    lines = [
+    parts = [
         f"# {name}",
-        "",
         f"{study.question} {pretrained} each, {each} of finetuning{deviation}, on the clips "
         "that the data set reports on." + (quick if "--quick" in flags else ""),
-        "",
         *sections,
         "![study](study.png)",
-        "",
         f"`{command}`; torch {torch.__version__}, {platform.machine()}. Values of every seed: "
         f"[{RESULTS}]({RESULTS}).",
-        "",
     ]
-    write_text(folder / TEXT, "\n".join(lines))
+    write_text(folder / TEXT, "\n\n".join(parts) + "\n")
 
 
 # --- Figure --------------------------------------------------------------------------------------

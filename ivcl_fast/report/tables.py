@@ -42,6 +42,10 @@ class Table:
         head, *body = [f"| {line} |" for line in lines]
         return [head, "|" + "---|" * len(self.header), *body]
 
+    def __str__(self) -> str:
+        """Return the Markdown table as one text."""
+        return "\n".join(self.markdown())
+
     def html(self) -> str:
         """Return an HTML table; texts are escaped."""
         lines = [("th", self.header), *(("td", row) for row in self.rows)]
