@@ -173,14 +173,14 @@ def vit_pytorch_model(name: str, grid: int) -> nn.Module:
 def other_entries() -> Iterator[Model]:
     for name, patch in (("vit_b_16", 16), ("vit_b_32", 32)):
         build = partial(torchvision_model, patch)
-        yield Model(name, HERE, "torchvision", build, images("x", patch), rivals.InMath)
+        yield Model(name, HERE, "torchvision", build, images("x", patch), rivals.in_math)
     for also, patch, options in (
         ("", 16, {}), ("LayerScale", 16, {"ls_init_value": 1e-5}), ("patch 32", 32, {}),
     ):  # fmt: skip
         build = partial(open_clip_model, options, patch)
         given = images("x", patch)
         where = ("open_clip-3.3.0", "open_clip_torch")
-        yield Model("VisionTransformer", *where, build, given, rivals.InMath, also)
+        yield Model("VisionTransformer", *where, build, given, rivals.in_math, also)
     for name in ("ViT", "SimpleViT"):
         build = partial(vit_pytorch_model, name)
         yield Model(name, "vit_pytorch-1.26.11", "vit-pytorch", build, images("img", 16))

@@ -29,7 +29,7 @@ from benchmarks import machine
 from benchmarks.results import RESULTS
 from benchmarks.timing import DEVICE
 from benchmarks.zoo.measure import OURS, OWN, RIVAL, race
-from benchmarks.zoo.rivals import InMath, without_fused_attn
+from benchmarks.zoo.rivals import in_math, without_fused_attn
 from ivcl_fast import accelerate
 from ivcl_fast.models.accelerate import crossovers, tune
 from ivcl_fast.models.accelerate.crossovers import SEPARATE_ATTENTION
@@ -80,9 +80,8 @@ def contenders(kind: str) -> dict[str, nn.Module]:
     unswap(own)
     sides = {OURS: ours, OWN: own}
     if kind in ("attention", SEPARATE_ATTENTION):
-        sides[RIVAL] = (
-            without_fused_attn(copy.deepcopy(own)) if kind == "attention" else InMath(own)
-        )
+        rival = without_fused_attn if kind == "attention" else in_math
+        sides[RIVAL] = rival(copy.deepcopy(own))
     return sides
 
 

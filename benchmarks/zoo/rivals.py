@@ -26,13 +26,7 @@ def eager(model: Any) -> nn.Module:
     return model
 
 
-class InMath(nn.Module):
+def in_math(model: nn.Module) -> nn.Module:
     """PyTorch: ``sdpa_kernel(SDPBackend.MATH)`` around the forward pass."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with sdpa_kernel(SDPBackend.MATH):
-            return self.model(*args, **kwargs)
+    model.forward = sdpa_kernel(SDPBackend.MATH)(model.forward)
+    return model
