@@ -6,7 +6,9 @@ pytest-benchmark shows the rounds that :func:`benchmarks.benchmark.measure` time
 from __future__ import annotations
 
 import sys
+from collections import deque
 from dataclasses import replace
+from itertools import accumulate, chain
 
 import pytest
 
@@ -16,24 +18,8 @@ from benchmarks.conftest import ROWS
 from benchmarks.timing import DEVICE
 
 
-class Replay:
-    """A timer for pytest-benchmark that returns rounds which were timed before."""
-
-    def __init__(self) -> None:
-        self._ticks: list[float] = []
-
-    def load(self, seconds: list[float]) -> None:
-        now = 0.0
-        for duration in seconds:
-            self._ticks += [now, now + duration]
-            now += duration
-
-    def __call__(self) -> float:
-        return self._ticks.pop(0) if self._ticks else 0.0
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give the test all benchmarks, and each of its runs a timer of its own."""
+    """Give the test all benchmarks, and each of its runs a timer that returns given ticks."""
     benchmarks = [*ops.BENCHMARKS, *steps.BENCHMARKS]
     if DEVICE.type == "cpu":  # `make gpu-check` measures the data of a GPU
         benchmarks += data.BENCHMARKS
@@ -41,17 +27,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         benchmarks.append(public_mae.mae_benchmark(folder))
     runs = [
         pytest.param(
-            case, name, timer, id=f"{case.name}-{name}",
-            marks=pytest.mark.benchmark(group=case.name, timer=timer),
+            case, name, ticks, id=f"{case.name}-{name}",
+            marks=pytest.mark.benchmark(
+                group=case.name, timer=lambda ticks=ticks: ticks.popleft() if ticks else 0.0
+            ),
         )
         for case in benchmarks
         for name in case.implementations
-        for timer in [Replay()]
+        for ticks in [deque()]
     ]  # fmt: skip
-    metafunc.parametrize("case, implementation, replay", runs)
+    metafunc.parametrize("case, implementation, ticks", runs)
 
 
-def test_benchmark(case: Benchmark, implementation: str, replay: Replay, benchmark, request):
+def test_benchmark(case: Benchmark, implementation: str, ticks: deque, benchmark, request):
     """Run a benchmark when the first of its implementations is asked for; show one's rounds."""
     if case.slow and not request.config.getoption("--full"):
         pytest.skip("only with --full")
@@ -65,5 +53,7 @@ def test_benchmark(case: Benchmark, implementation: str, replay: Replay, benchma
         pytest.skip(row["skipped"])
     assert "error" not in row, row["error"]
     benchmark.extra_info.update(row)
-    replay.load(row["times"])
+    ends = [*accumulate(row["times"])]
+    # The timer is asked when each round begins and when it ends.
+    ticks.extend(chain(*zip([0.0, *ends[:-1]], ends, strict=True)))
     benchmark.pedantic(lambda: None, rounds=len(row["times"]), iterations=1)
