@@ -45,9 +45,6 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ROUNDS, SECONDS = 31, 6.0
 """Most rounds of a race, and its most seconds."""
 
-Row = tuple[str, str, str]
-"""A row's key in the table: hardware, kind, dtype."""
-
 
 class SeparateAttention(nn.Module):
     """Attention with separate projections, as in Hugging Face's models."""
@@ -128,24 +125,19 @@ def longest(ratios: dict[int, float]) -> int:
     return crossovers.ANY if last == max(ratios) else last
 
 
-def source(table: dict[Row, tuple[int, int]]) -> str:
-    """The table as it stands in ``crossovers.py``."""
+def write_table(file: Path) -> None:
+    """Replace the table in ``file``, which is ``crossovers.py``."""
 
     def show(limit: int) -> str:
         return "ANY" if limit >= crossovers.ANY else str(limit)
 
-    rows = (
+    rows = "".join(
         f'    ("{hardware}", "{kind}", "{dtype}"): ({", ".join(map(show, pair))}),\n'
-        for (hardware, kind, dtype), pair in sorted(table.items())
+        for (hardware, kind, dtype), pair in sorted(crossovers.LIMITS.items())
     )
-    return "".join(rows)
-
-
-def write_table(file: Path) -> None:
-    text = file.read_text()
     pattern = re.compile(r"(^LIMITS: .*?\{\n)(.*?)(^\}\n)", re.DOTALL | re.MULTILINE)
-    new = source(crossovers.LIMITS)
-    file.write_text(pattern.sub(lambda found: found[1] + new + found[3], text, count=1))
+    text = pattern.sub(lambda found: found[1] + rows + found[3], file.read_text(), count=1)
+    file.write_text(text)
 
 
 def main() -> None:
