@@ -49,7 +49,11 @@ def pack(folder: Path, name: str, data_dir: Path | None) -> None:
         split = run.data.eval_split
         exact, found = (run.evaluate(each, split) for each in (model, rounded))
         record["weights"] = f"float16; {changed_answers(exact, found)}"
-        record[f"{SCORES}{split}, with 95 % intervals"] = scores(found)
+        record[f"{SCORES}{split}, with 95 % intervals"] = {
+            f"{METRIC_NAMES[metric]}, {group}": str(score)
+            for group, by_metric in found.scores.items()
+            for metric, score in by_metric.items()
+        }
     else:
         record["weights"] = "float16"
     out = PACKAGED / name
@@ -76,15 +80,6 @@ def changed_answers(exact: Evaluation, found: Evaluation) -> str:
         f"against float32, {changed} of {len(exact.clips)} answers differ, and probabilities by "
         f"{float(most):.1e} at most"
     )
-
-
-def scores(found: Evaluation) -> dict[str, str]:
-    """Return the scores in words, by metric and group of clips."""
-    return {
-        f"{METRIC_NAMES[metric]}, {group}": str(score)
-        for group, by_metric in found.scores.items()
-        for metric, score in by_metric.items()
-    }
 
 
 def zoo() -> list[str]:
