@@ -60,20 +60,16 @@ def plan_stages(config: TrainConfig, ranks: int = 1) -> Iterator[StagePlan]:
             "--plan: a number"
         )
     clips = distributed.local_batch_size(optim.batch_size, optim.grad_accum_steps, ranks)
+    usable = [int(USABLE * int(card.removesuffix(" GB")) * 1e9) for card in CARDS]
     precisions = {"bf16": ["bf16"], "off": ["float32"]}.get(speed.amp, ["bf16", "float32"])
     for stage, classes, step in fake_stages(config, on_gpu=speed.device != "cpu"):
         for precision in precisions:
             bf16 = precision == "bf16"
-            most = step.most_clips([usable(card) for card in CARDS], bf16, replicas)
+            most = step.most_clips(usable, bf16, replicas)
             memory = step.memory(clips, bf16, replicas)
             fit = dict(zip(CARDS, most, strict=True))
             work = stage_flops(config.model, classes)
             yield StagePlan(stage, precision, memory, clips, optim.grad_accum_steps, fit, work)
-
-
-def usable(card: str) -> int:
-    """Return the bytes that a step may take of a card."""
-    return int(USABLE * int(card.removesuffix(" GB")) * 1e9)
 
 
 def plan_table(plans: list[StagePlan]) -> Table:
