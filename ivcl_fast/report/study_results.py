@@ -15,7 +15,6 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.metrics import clustered_interval
 from ivcl_fast.manifest import read_recorded
 from ivcl_fast.report.run import CLIPS, SCORES
-from ivcl_fast.training.settings import load_settings
 
 Folders = dict[str, dict[str, list[Path]]]
 """By table and variant: a run's folder per seed."""
@@ -25,12 +24,6 @@ Chance = dict[str, dict[str, Any]]
 """By metric: a score with its ``chance``, and whether it is in ``percent``."""
 Answered = tuple[str, str, str]
 """A clip's name, video and group."""
-
-
-def table_title(run: Path) -> str:
-    """Return the task and data set of a run; variants that share them can be compared."""
-    config = load_settings(run)
-    return f"{config.data.task} on {config.data.source}"
 
 
 def read_results(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance]:

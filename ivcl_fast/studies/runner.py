@@ -23,11 +23,11 @@ from ivcl_fast.files import locked, remove_temporaries
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.report import study as study_report
 from ivcl_fast.report.run import REPORT, SCORES
-from ivcl_fast.report.study_results import Folders, table_title
+from ivcl_fast.report.study_results import Folders
 from ivcl_fast.studies.definitions import Study, Variant, find_study, flag_name
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run_folder import changed_settings, check_folder, has_progress
-from ivcl_fast.training.settings import TrainConfig
+from ivcl_fast.training.settings import TrainConfig, load_settings
 from ivcl_fast.training.signals import Interrupted
 
 Train = Callable[[TrainConfig], None]
@@ -214,7 +214,8 @@ def run_study(config: SweepConfig, common: tuple[str, ...], train: Train) -> Pat
         folders: Folders = {}
         for variant in study.variants:
             runs = [folder / variant_folder(variant) / f"seed-{seed}" for seed in range(seeds)]
-            folders.setdefault(table_title(runs[0]), {})[variant.label] = runs
+            data = load_settings(runs[0]).data  # variants that share it can be compared
+            folders.setdefault(f"{data.task} on {data.source}", {})[variant.label] = runs
         study_report.write(folder, config.study, study, folders, common, seeds, pretrainings)
     return folder
 
