@@ -30,17 +30,12 @@ class StagePlan:
     memory: StepMemory
     clips: int
     """Clips per step of one device."""
-    parts: int
-    """Parts that they are processed in."""
+    activations_per_clip: float
+    """Bytes that are kept for the backward pass."""
     most_clips: dict[str, int]
     """The most clips per step that fit a card, by the card's memory."""
     flops: int
     """FLOPs per clip."""
-
-    @property
-    def activations_per_clip(self) -> float:
-        """Bytes that are kept for the backward pass."""
-        return self.memory.activations / -(-self.clips // self.parts)
 
     def clips_per_second(self, card: str) -> float:
         """Speed of one card, if it reaches :data:`EFFICIENCY`."""
@@ -69,7 +64,8 @@ def plan_stages(config: TrainConfig, ranks: int = 1) -> Iterator[StagePlan]:
             memory = step.memory(clips, bf16, replicas)
             fit = dict(zip(CARDS, most, strict=True))
             work = stage_flops(config.model, classes)
-            yield StagePlan(stage, precision, memory, clips, optim.grad_accum_steps, fit, work)
+            per_clip = memory.activations / -(-clips // optim.grad_accum_steps)
+            yield StagePlan(stage, precision, memory, clips, per_clip, fit, work)
 
 
 def plan_table(plans: list[StagePlan]) -> Table:
