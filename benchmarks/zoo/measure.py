@@ -43,14 +43,10 @@ def output(model: nn.Module, inputs: Inputs) -> Tensor:
     return first_tensor(model(**inputs))
 
 
-def prepared(model: nn.Module, mode: str) -> nn.Module:
-    """Training is under autocast; for inference, weights are bfloat16."""
-    return model.train() if mode == "training" else model.bfloat16().eval().requires_grad_(False)
-
-
 def step(model: nn.Module, inputs: Inputs, mode: str) -> Call:
-    """One forward pass, in training with the gradients of all weights."""
+    """A pass of training, with gradients and under autocast, or one with weights in bfloat16."""
     if mode == "inference":
+        model.bfloat16().eval().requires_grad_(False)
         inputs = {name: value.bfloat16() for name, value in inputs.items()}
 
         @torch.inference_mode()
@@ -58,6 +54,7 @@ def step(model: nn.Module, inputs: Inputs, mode: str) -> Call:
             return output(model, inputs)
 
         return infer
+    model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def train() -> tuple[Tensor | None, ...]:
@@ -177,9 +174,7 @@ def examine(entry: Model, lengths: list[int], rounds: int, clock: Clock) -> Row:
             sides[RIVAL] = entry.rival(copy.deepcopy(own))
         inputs = entry.inputs(BATCHES[tokens], GRIDS[tokens])
         for mode in MODES:
-            calls = {
-                name: step(prepared(model, mode), inputs, mode) for name, model in sides.items()
-            }
+            calls = {name: step(model, inputs, mode) for name, model in sides.items()}
             before = dispatches()
             calls[OURS]()
             fused = (dispatches() - before).total()
