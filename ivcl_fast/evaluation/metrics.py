@@ -118,8 +118,7 @@ class Score:
 
     def __str__(self) -> str:
         """Return value and interval for a table, such as ``14.8 % [12.1, 17.9]``."""
-        scale, digits = (100, 1) if self.percent else (1, 2)
-        low, high = (f"{scale * bound:.{digits}f}" for bound in (self.low, self.high))
+        low, high = (self.format(bound).removesuffix(" %") for bound in (self.low, self.high))
         return f"{self.format(self.value)} [{low}, {high}]"
 
 
