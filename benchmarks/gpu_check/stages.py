@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks import steps, timing
 from benchmarks.benchmark import ParityError, free_memory
 from benchmarks.results import Row, RowFile, Skip
-from benchmarks.steps import Variant
+from benchmarks.steps import Variant, model_of, recorded
 from benchmarks.timing import DEVICE
 from ivcl_fast import IVCLConfig, reference
 from ivcl_fast.data.loader import Batch
@@ -128,7 +128,7 @@ def run_stage(
             folder=folder or Path(temporary), metrics=log, device=DEVICE,
             amp=way.bf16, cuda_graph=way.graph, **{"save_every": total + 1} | options,
         )  # fmt: skip
-        with steps.recorded() if way.graph else nullcontext(), suppress(Finished):
+        with recorded() if way.graph else nullcontext(), suppress(Finished):
             stage.run()
         timing.synchronize()
         return log.read()
@@ -158,7 +158,7 @@ def fresh_weights(cfg: IVCLConfig) -> dict[str, Tensor]:
 
 
 def build(cfg: IVCLConfig, way: Variant, weights: dict[str, Tensor]) -> nn.Module:
-    model = steps.model_of(way, cfg)
+    model = model_of(way, cfg)
     model.load_state_dict(weights)
     return model
 

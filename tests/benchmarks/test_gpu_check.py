@@ -24,6 +24,7 @@ from benchmarks.steps import OURS_COMPILED_GRAPH, Variant
 from benchmarks.summary import summary
 from ivcl_fast import IVCL
 from ivcl_fast.kernels import _triton, attention
+from ivcl_fast.training import step_graph
 from tests.support.marks import needs_kernels
 from tests.support.processes import ended
 
@@ -314,10 +315,23 @@ def test_the_plugin_says_why_all_tests_were_skipped(tmp_path):
     assert gpu_check.outcome(done.returncode, 20, found, "") == "skipped: no such card"
 
 
-def test_a_graph_that_cannot_be_recorded_is_an_error():  # a run goes on with eager steps
-    with pytest.raises(RuntimeError, match="without, out of memory"), steps.recorded():
-        steps.step_graph.log.warning("--cuda-graph: running without, %s", "out of memory")
-    assert not steps.step_graph.log.filters
+def test_a_graph_that_cannot_be_recorded_is_an_error(monkeypatch):
+    """Of a stage and of a step; a run goes on with eager steps."""
+
+    def fail(*arguments):
+        step_graph.log.warning("--cuda-graph: running without, %s", "out of memory")
+
+    monkeypatch.setattr(step_graph, "unsupported_reason", lambda device: None)
+    monkeypatch.setattr(step_graph, "StepGraph", lambda step, device: fail)
+    monkeypatch.setattr(stages.Stage, "run", fail)
+    (cfg, clips), way = parts.REHEARSAL.steps["base64"], steps.OURS_GRAPH
+    model = stages.build(cfg, way, stages.fresh_weights(cfg))
+    with pytest.raises(RuntimeError, match="without, out of memory"):
+        stages.run_stage(model, way, stages.SyntheticLoader(cfg, clips), 1, clips)
+    (step,) = steps.pretraining(cfg, clips, [way], False).implementations[way.name]()
+    with pytest.raises(RuntimeError, match="without, out of memory"):
+        step()
+    assert not step_graph.log.filters
 
 
 def test_the_plugin_thins_the_tests_of_a_function(tmp_path):
