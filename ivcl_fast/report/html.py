@@ -20,8 +20,6 @@ th, td { border: 1px solid #ddd; padding: 0.25rem 0.7rem; text-align: left; vert
 th { background: #f6f6f6 }
 """
 
-MIME_TYPES = {".png": "image/png", ".gif": "image/gif"}
-
 
 class Page:
     """A page that is put together from top to bottom; texts are escaped, never read as markup."""
@@ -42,7 +40,7 @@ class Page:
     def picture(self, path: Path, caption: str) -> None:
         """Embed a PNG or GIF file."""
         data = base64.b64encode(path.read_bytes()).decode()
-        source = f"data:{MIME_TYPES[path.suffix]};base64,{data}"
+        source = f"data:image/{path.suffix.removeprefix('.')};base64,{data}"
         self.parts.append(
             f'<figure><img alt="{escape(caption)}" src="{source}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
