@@ -93,11 +93,6 @@ def to_our_keys(public: dict[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def normalize(images: Tensor) -> Tensor:
-    """Convert uint8 ``[B, 3, H, W]`` to what its data loader gives, with our mean and deviation."""
-    return (images.float() / 255 - CONFIG.pixel_mean) / CONFIG.pixel_std
-
-
 def set_masks(model: Any, ids_keep: Tensor, ids_mask: Tensor) -> None:
     """Let it mask given patches, int64 ``[B, K]`` and ``[B, N-K]``, instead of random ones."""
     order = torch.cat([ids_keep, ids_mask], dim=1)
@@ -119,7 +114,9 @@ def setup(folder: Path) -> Setup:
     public, ours = public_model(folder), model_of(TRAINER, CONFIG)
     ours.load_state_dict(to_our_keys(public.state_dict()))
     images = torch.randint(256, (IMAGES, 3, 224, 224), dtype=torch.uint8, device=DEVICE)
-    floats, seed = normalize(images), torch.arange(IMAGES, device=DEVICE)
+    # What its data loader gives, with our mean and deviation.
+    floats = (images.float() / 255 - CONFIG.pixel_mean) / CONFIG.pixel_std
+    seed = torch.arange(IMAGES, device=DEVICE)
     out, same_masks = ours(images[:, None]), deepcopy(public)
     set_masks(same_masks, out.ids_keep[:, 0], out.ids_mask[:, 0])
     check_parity(out.loss, same_masks(floats)[0], tolerance=1e-5)
