@@ -138,10 +138,8 @@ def _write_index(out: Path, spec: SyntheticSpec) -> None:
     manifest, files = Manifest(out), spec.index_files(out)
     for name, text in files.items():
         manifest.add(f"{spec.index}/{name}", text.encode())
-    for name in (
-        _MARKER,
-        *spec.own_files(),
-    ):  # not all that lie there: a user may keep files of theirs
+    # Not all files that lie there: a user may keep some of theirs.
+    for name in (_MARKER, *spec.own_files()):
         manifest.add(name, read_bytes(out / name))
     manifest.write()
     with atomic_folder(out / spec.index, files) as folder:
