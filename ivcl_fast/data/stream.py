@@ -113,6 +113,8 @@ class StreamLoader(ClipLoader):
         self.workers = workers
         self.gpu = decoding_gpu(None) if gpu is None else gpu
         self._ahead = PREFETCH * batch_size + workers
+        self._on_gpu = torch.cuda.is_available() and "dali" in decoders.values()
+        """Whether DALI decodes on a GPU; then frames that PyAV decodes are copied there as well."""
         self._losses: Counter[str] = Counter()
         self._pool: WorkerPool | None = None
         self._threads: ThreadPoolExecutor | None = None
@@ -157,11 +159,6 @@ class StreamLoader(ClipLoader):
             indexed, frames = replace(indexed, places=indexed.places[frames]), None
         sizes = self.image_size, self.patch_size
         return Request(media, indexed, frames, crop, self._decoders[media.name], *sizes, self.gpu)
-
-    @property
-    def _on_gpu(self) -> bool:
-        """Whether DALI decodes on a GPU; then frames that PyAV decodes are copied there as well."""
-        return torch.cuda.is_available() and "dali" in self._decoders.values()
 
     def _decoded(
         self, requests: Iterator[Request], stop: threading.Event
@@ -221,9 +218,8 @@ class StreamLoader(ClipLoader):
         return None
 
     def _drop(self, media: Media, reason: str) -> None:
-        if media.name not in self.dropped:
+        if self.dropped.setdefault(media.name, reason) is reason:  # not by another thread
             log.warning("%s: dropped, it cannot be used any more: %s", media.files[0], reason)
-            self.dropped[media.name] = reason
 
 
 def decode_clip(request: Request) -> torch.Tensor | str:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context, resource_tracker, spawn
+from queue import SimpleQueue
 from socket import SHUT_RDWR, socket, socketpair
 from typing import Any, BinaryIO, TypeVar
 from unittest import mock
+from weakref import WeakSet
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -39,7 +42,7 @@ def usable_cpus() -> int:
     return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-@dataclass
+@dataclass(eq=False)  # an exception has to be hashable
 class Lost(Exception):
     """The worker of a task crashed or hung."""
 
@@ -83,12 +86,15 @@ class WorkerPool:
 
     def close(self) -> None:
         """Kill all workers; calls that wait for one raise ``RuntimeError``."""
-        if self._closed:  # also when Python ends, and nothing can be done any more
-            return
         with _starting:
             self._closed = True
+        # A second Ctrl-C may come at any time: all are killed before one is waited for.
         for worker in [*self._workers]:
-            worker.end()
+            worker.kill()
+        for worker in [*self._workers]:
+            worker.wait()
+        self._workers.clear()  # and their pipes
+        self._idle.clear()
 
     def run(
         self,
@@ -99,43 +105,42 @@ class WorkerPool:
     ) -> Iterator[Result]:
         """Yield ``function(task, report)`` for every task, in the order in which they end.
 
-        The function may call ``report(n)`` to report progress, which calls ``report`` here, one
-        call at a time. An exception of the function is raised here. For a lost task, ``report`` is
-        called with the negative sum of its progress, and ``replace`` returns the task to do
-        instead; without ``replace`` this raises ``RuntimeError``. Ctrl-C, an error and closing the
-        iteration end the workers.
+        The function may call ``report(n)`` to report progress, which calls ``report`` here, in the
+        thread that iterates. An exception of the function is raised here. For a lost task,
+        ``report`` is called with the negative sum of its progress, and ``replace`` returns the task
+        to do instead; without ``replace`` this raises ``RuntimeError``. Ctrl-C, an error and
+        closing the iteration end the workers.
         """
-        one_at_a_time = threading.Lock()
-
-        def report_here(count: int) -> None:
-            with one_at_a_time:
-                report(count)
-
-        def do(task: Task) -> Result:
-            while True:
-                try:
-                    return self.call(function, task, report_here)
-                except Lost as lost:
-                    if replace is None:
-                        raise RuntimeError(f"a worker process was lost: {lost.reason}") from None
-                    report_here(-sum(lost.reports))
-                    with one_at_a_time:
-                        task = replace(lost)
-
         if self.workers <= 1:
-            yield from map(do, tasks)
+            for task in tasks:
+                yield function(task, report)
             return
+        todo, running = iter(tasks), 0
+        news: SimpleQueue[int | Future[Result]] = SimpleQueue()
         with ThreadPoolExecutor(self.workers, "worker") as threads:
-            todo, running = iter(tasks), set[Future[Result]]()
+
+            def submit(task: Task) -> None:
+                threads.submit(self.call, function, task, news.put).add_done_callback(news.put)
+
             try:
-                # There may be millions of tasks, so few of them are submitted at a time.
                 while True:
-                    room = 2 * self.workers - len(running)
-                    running |= {threads.submit(do, task) for task in islice(todo, room)}
+                    # There may be millions of tasks, so few of them are submitted at a time.
+                    for task in islice(todo, 2 * self.workers - running):
+                        submit(task)
+                        running += 1
                     if not running:
                         return
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
+                    message = news.get()
+                    if isinstance(message, int):
+                        report(message)
+                    elif isinstance(lost := message.exception(), Lost):
+                        if replace is None:
+                            raise RuntimeError(f"a worker process was lost: {lost.reason}")
+                        report(-sum(lost.reports))
+                        submit(replace(lost))
+                    else:
+                        running -= 1
+                        yield message.result()
             except BaseException:
                 self.close()
                 raise
@@ -145,7 +150,8 @@ class WorkerPool:
     ) -> Result:
         """Let a worker call ``function(task, report)``, and wait for the result.
 
-        Several threads may call it, each of which has a worker meanwhile. Raises :class:`Lost` if
+        Several threads may call it, each of which has a worker meanwhile; ``report`` is called in
+        the thread that waits. Raises :class:`Lost` if
         the worker crashes or hangs, and ``RuntimeError`` if several in a row end before they have
         begun the task.
         """
@@ -176,15 +182,29 @@ class WorkerPool:
         with _starting:
             if self._closed:
                 raise RuntimeError("the pool of workers is closed")
-            if self._idle:
-                return self._idle.pop(), self.stall_seconds
+            while self._idle:
+                if (worker := self._idle.pop()).is_alive():
+                    return worker, self.stall_seconds
+                self._workers.discard(worker)
+            _pools.add(self)
             worker = _Worker()
             self._workers.add(worker)
             return worker, START_SECONDS
 
 
 _starting = threading.RLock()
+_pools: WeakSet[WorkerPool] = WeakSet()
+"""Those that have started workers."""
 _preparation_data = spawn.get_preparation_data
+
+
+def _close_pools() -> None:
+    for pool in [*_pools]:
+        pool.close()
+
+
+# Python waits for all threads when it ends, and these for their workers. ``atexit`` comes later.
+getattr(threading, "_register_atexit", atexit.register)(_close_pools)
 
 
 def _without_main(name: str) -> dict[str, Any]:
@@ -236,15 +256,23 @@ class _Worker:
             code = self._process.exitcode
             name = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
             reason = f"its process died ({name})"
-        self.end()
+        self.kill()
+        self.wait()
         return "ended", reason
 
-    def end(self) -> None:
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.is_alive()
+
+    def kill(self) -> None:
         """Kill the process, and let a thread that waits for its messages go on."""
         self._process.kill()  # one that hangs in a decoder may ignore gentler signals
         with suppress(OSError):
             self._socket.shutdown(SHUT_RDWR)
-        self._process.join(END_SECONDS)  # one that waits for a dead network drive cannot end
+
+    def wait(self) -> None:
+        """Wait until the process has ended; one that waits for a dead network drive cannot."""
+        self._process.join(END_SECONDS)
 
 
 def _work(theirs: socket) -> None:

@@ -149,6 +149,7 @@ def test_frames_of_pyav_are_copied_to_the_gpu_of_dali(videos, monkeypatch):
 
     loader = make(videos, batch_size=len(GOOD), gpu=3)
     loader._decoders = {f"v{i}": "dali" if i % 2 else "pyav" for i in GOOD}
+    loader._on_gpu = True
     monkeypatch.setattr(stream, "decode_clip", decode_clip)
     for name, value in {
         "Stream": Stream, "stream": contextlib.nullcontext, "is_available": lambda: True,
@@ -210,19 +211,29 @@ def test_workers_end_with_their_loader(videos):
     assert not active_children()
 
 
-@pytest.mark.parametrize("kind", ["stream", "store"])
+def decode_once(request, report, decoded=[]):  # noqa: B006
+    """Hang from the second clip of a process on."""
+    if decoded:
+        time.sleep(1000)
+    decoded.append(request)
+    return decode_in_worker(request, report)
+
+
+@pytest.mark.parametrize("kind", ["stream", "hanging", "store"])
 def test_a_script_may_end_in_the_middle_of_an_epoch(tmp_path, kind):
     path = write_painted(tmp_path / "v0.avi", 0, 5)
     (tmp_path / "script.py").write_text(
         "import sys\n"
         "from pathlib import Path\n"
-        "from tests.data.test_stream import StoreLoader, build_store, make\n"
+        "from tests.data.test_stream import *\n"
         "from tests.support.painted import media\n"
         "from ivcl_fast.data.dataset import Clip\n"
         "clips = [Clip(f'c{i}', 'v0', 0) for i in range(20)]\n"
         "videos, out = [media(Path(sys.argv[1]))], Path(sys.argv[1]).with_name('store')\n"
-        "if sys.argv[2] == 'stream':\n"
+        "if sys.argv[2] != 'store':\n"
         "    loader = make(videos, clips, batch_size=1, workers=2)\n"
+        "if sys.argv[2] == 'hanging':\n"
+        "    stream.decode_in_worker = decode_once\n"
         "else:\n"
         "    store = build_store(videos, out, 32, 8, 'pyav', workers=1)\n"
         "    options = dict(jitter=False, shuffle=False, drop_last=False)\n"

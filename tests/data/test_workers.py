@@ -102,13 +102,20 @@ def test_a_worker_that_cannot_start_is_not_blamed_on_its_task(monkeypatch):
     assert not active_children()
 
 
-def test_a_worker_killed_while_idle_is_replaced():
-    with WorkerPool(2) as pool:
-        assert list(pool.run(square, [2], lambda _: None)) == [4]
-        (worker,) = active_children()
-        worker.kill()
-        worker.join()
-        assert list(pool.run(square, [3], lambda _: None)) == [9]
+def test_workers_killed_while_idle_are_replaced():
+    """More than may end before they begin a task: where memory is short, all may be killed."""
+    count, begun = workers.STARTS + 1, threading.Barrier(workers.STARTS + 1)
+    with WorkerPool(count) as pool, ThreadPoolExecutor(count) as threads:
+        calls = [
+            threads.submit(pool.call, square, n, lambda _: begun.wait(60)) for n in range(count)
+        ]
+        assert [call.result() for call in calls] == [n**2 for n in range(count)]
+        idle = active_children()
+        assert len(idle) == count
+        for worker in idle:
+            worker.kill()
+            worker.join()
+        assert pool.call(square, 3, ignore) == 9
 
 
 # --- Messages larger than what a socket holds -----------------------------------------------------
@@ -208,18 +215,53 @@ def test_few_tasks_are_taken_in_advance():
     assert 2 <= next(tasks) <= 4
 
 
-def test_one_report_at_a_time():
-    reporting, most = 0, 0
+def test_reports_come_in_the_thread_that_iterates():
+    """A notebook's progress bar may not be drawn by another one."""
+    reported = []
+    list(run_tasks(square, range(20), 4, lambda _: reported.append(threading.current_thread())))
+    assert reported == [threading.current_thread()] * 20
 
-    def report(count: int) -> None:
-        nonlocal reporting, most
-        reporting += 1
-        most = max(most, reporting)
-        time.sleep(0.01)
-        reporting -= 1
 
-    list(run_tasks(square, range(20), 4, report))
-    assert most == 1
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_iteration_does_not_end_before_its_tasks(workers):
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(run_tasks(end_of_iteration, [1, 2], workers, ignore))
+
+
+def end_of_iteration(task: int, report) -> None:
+    next(iter(()))
+
+
+def test_a_second_interrupt_leaves_no_worker(monkeypatch):
+    """It comes while the first worker is waited for, which had been given 10 seconds to end."""
+    begun = threading.Barrier(3)
+    waits = workers._Worker.wait
+
+    def interrupted(worker) -> None:
+        monkeypatch.setattr(workers._Worker, "wait", waits)
+        raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(2) as threads, WorkerPool(2) as pool:
+        calls = [threads.submit(pool.call, square, -4, lambda _: begun.wait(60)) for _ in range(2)]
+        begun.wait(60)
+        monkeypatch.setattr(workers._Worker, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.close()
+        assert [type(call.exception()) for call in calls] == [RuntimeError] * 2
+    assert not active_children()
+
+
+def test_a_closed_pool_holds_no_files():
+    """It may be kept, as by a loader whose epochs are abandoned one after the other."""
+    with WorkerPool(2) as kept:
+        assert list(kept.run(square, [2], ignore)) == [4]  # also starts what all processes share
+    del kept
+    before = len(os.listdir("/proc/self/fd"))
+    pools = [WorkerPool(2) for _ in range(3)]
+    for pool in pools:
+        assert list(pool.run(square, [2], ignore)) == [4]
+        pool.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_ranks_share_the_cpus(monkeypatch):
