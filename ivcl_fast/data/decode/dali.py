@@ -56,8 +56,10 @@ class DALIDecoder(Decoder):
         except VideoError as error:
             decoder = PyAVDecoder(self.image_size)
             try:
-                if isinstance(opened, IndexedVideo) and not opened.has_images:
-                    media = Media(opened.path.stem, (opened.path,))  # FFmpeg has not opened it
+                if isinstance(opened, OpenVideo) or not opened.has_images:
+                    assert isinstance(opened, OpenVideo | IndexedVideo)
+                    # Anew: what is open goes on where reading or decoding it has stopped.
+                    media = Media(opened.path.stem, (opened.path,))
                     frames = decoder.decode(media, frame_ids, crop)
                 else:
                     frames = decoder.decode_open(opened, frame_ids, crop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -315,6 +316,47 @@ def test_pyav_decodes_what_dali_cannot(tmp_path, name, kind, known, monkeypatch,
         with opened as what:
             assert numbers(decoder.decode_open(what, [2, 0]).numpy()) == [(0, 2), (0, 0)]
     assert caplog.text.count("PyAV decodes a file in DALI's place: DALI cannot decode one") == 1
+
+
+class FailsOnce:
+    """A container whose first reading fails after two packets; the next goes on from there."""
+
+    def __init__(self, container) -> None:
+        self.format, self._container, self._left = container.format, container, 2
+
+    def demux(self, stream):
+        for packet in self._container.demux(stream):
+            yield packet
+            self._left -= 1
+            if self._left == 0:
+                raise av.error.InvalidDataError(0, "a part that cannot be read")
+
+
+@NEEDS_DALI
+def test_pyav_reads_a_video_anew_in_place_of_dali(tmp_path):
+    """A WebM file may not tell how many frames it has, so what is left would pass as a video."""
+    pictures = [picture(0, frame) for frame in range(6)]
+    one = media(write_video(tmp_path / "a.webm", pictures, "libvpx-vp9", g="1", **VP9))
+    for ids in (None, [1]):
+        with open_media(one) as opened:
+            opened._declared, opened.container = 0, FailsOnce(opened.container)
+            found = numbers(make_decoder("dali", 32).decode_open(opened, ids).numpy())
+            assert found == [(0, i) for i in ids or range(6)]
+
+
+@NEEDS_DALI
+def test_pyav_decodes_parts_in_place_of_dali(tmp_path, monkeypatch):
+    pictures = [picture(0, frame) for frame in range(6)]
+    one = media(write_video(tmp_path / "a.webm", pictures, "libvpx-vp9", **VP9))
+    decoder = make_decoder("dali", 32)
+
+    def fail(kind, **inputs):
+        raise VideoError("DALI cannot decode it")
+
+    monkeypatch.setattr(decoder, "_run", fail)
+    monkeypatch.setattr(type(decoder), "part_bytes", 4 * 3 * 32**2)
+    parts = [numbers(part.numpy()) for part in decoder.parts(one)]
+    assert parts == [[(0, i) for i in range(4)], [(0, i) for i in range(4, 6)]]
 
 
 def test_a_video_with_damaged_packets(tmp_path):
