@@ -199,6 +199,8 @@ class OpenVideo(OpenMedia):
         self.context.thread_count = 1
         self.context.options = {"max_pixels": str(MAX_PIXELS)}
         self.has_images = self.context.name == "mjpeg"
+        self._packets: list[Packet] | None = None
+        self._is_read = False
 
     def _read_info(self) -> VideoInfo:
         orientation = UPRIGHT
@@ -232,30 +234,40 @@ class OpenVideo(OpenMedia):
         self.context.flush_buffers()
         return frames, frame_orientation(first)
 
-    @cached_property
+    @property
     def packets(self) -> list[Packet]:
-        """The encoded packets; raises :class:`VideoError` if there are fewer than declared."""
+        """The encoded packets, which are kept; raises :class:`VideoError` as :meth:`_demux`."""
+        if self._packets is None:
+            self._packets = [*self._demux()]
+        return self._packets
+
+    def _demux(self) -> Iterator[Packet]:
+        """Read the packets, once; raises :class:`VideoError` if there are fewer than declared."""
+        if self._is_read:  # what is left would pass as a video, where no number is declared
+            raise VideoError("its packets have been read before, and were not kept")
+        self._is_read = True
+        count = visible = 0
         try:
-            packets = [packet for packet in self.container.demux(self.stream) if packet.size]
+            for packet in self.container.demux(self.stream):
+                if packet.size:
+                    count += 1
+                    visible += not packet.is_discard
+                    yield packet
         except av.FFmpegError as error:
             raise VideoError(f"cannot be read: {_reason(error)}") from None
-        if len(packets) < self._declared and not self._has_all(packets):
-            raise VideoError(f"truncated: {len(packets)} of {self._declared} frames")
-        return packets
+        if count < self._declared and not self._has_all(count, visible):
+            raise VideoError(f"truncated: {count} of {self._declared} frames")
 
-    def _has_all(self, packets: list[Packet]) -> bool:
-        """Whether packets are complete although more are declared.
+    def _has_all(self, count: int, visible: int) -> bool:
+        """Whether ``count`` packets are complete although more are declared; ``visible`` are shown.
 
         FFmpeg passes over the empty chunks of an AVI file, in each of which a frame stays, and over
         frames that the edit list of an MP4 file hides together with a key frame.
         """
         if self.container.format.name == "avi":
-            empty = empty_chunks(self.path, self.stream.index)
-            return len(packets) + empty >= self._declared
+            return count + empty_chunks(self.path, self.stream.index) >= self._declared
         try:
-            return "mp4" in self.container.format.name and 0 < check_edits(self.path) <= len(
-                shown(packets)
-            )
+            return "mp4" in self.container.format.name and 0 < check_edits(self.path) <= visible
         except VideoError:
             return False
 
@@ -266,13 +278,14 @@ class OpenVideo(OpenMedia):
         return [images[i] for i in checked_frame_ids(frame_ids, len(images))]
 
     def frames(self) -> Iterator[VideoFrame]:
-        """Decode all frames on the CPU.
+        """Decode all frames on the CPU, from packets that are read meanwhile, or that are kept.
 
         Raises :class:`VideoError`, at the latest at the end, if the video is not complete.
         """
-        packets, frames = len(shown(self.packets)), 0
+        packets = frames = 0
         try:
-            for packet in self.packets:
+            for packet in self._demux() if self._packets is None else self._packets:
+                packets += not packet.is_discard
                 for frame in packet.decode():
                     frames += 1
                     yield _checked(frame)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import itertools
 import threading
 
 import av
@@ -359,6 +361,38 @@ def test_pyav_decodes_parts_in_place_of_dali(tmp_path, monkeypatch):
     assert parts == [[(0, i) for i in range(4)], [(0, i) for i in range(4, 6)]]
 
 
+def test_a_video_that_was_not_probed_is_not_in_memory_as_a_whole(tmp_path):
+    pictures = [picture(0, frame) for frame in range(60)]
+    one = media(write_video(tmp_path / "a.webm", pictures, "libvpx-vp9", **VP9))
+
+    def in_memory() -> int:
+        return sum(isinstance(thing, av.Packet) for thing in gc.get_objects())
+
+    gc.collect()
+    before = in_memory()
+    with open_media(one) as opened:
+        assert isinstance(opened, OpenVideo)
+        assert max(in_memory() - before for _ in opened.frames()) < 5
+    with open_media(one) as opened:
+        assert isinstance(opened, OpenVideo) and opened.info.frames == 60
+        assert [in_memory() - before for _ in opened.frames()] == [60] * 60, "as probing read them"
+
+
+@pytest.mark.parametrize("stops", [1, None])
+def test_what_is_left_of_a_video_is_not_taken_for_it(tmp_path, stops):
+    """Its packets can be read once: after some frames, and after all."""
+    pictures = [picture(0, frame) for frame in range(6)]
+    one = media(write_video(tmp_path / "a.webm", pictures, "libvpx-vp9", g="1", **VP9))
+    with open_media(one) as opened:
+        assert isinstance(opened, OpenVideo)
+        opened._declared = 0
+        assert len([*itertools.islice(opened.frames(), stops)]) == (stops or 6)
+        with pytest.raises(VideoError, match="were not kept"):
+            [*opened.frames()]
+        with pytest.raises(VideoError, match="were not kept"):
+            opened.info  # noqa: B018
+
+
 def test_a_video_with_damaged_packets(tmp_path):
     """Its headers are intact, its packets are not."""
     path = write_video(tmp_path / "a.mp4", scenes(12), "libx264", bf="0")
@@ -380,6 +414,6 @@ def test_a_packet_that_makes_no_frame(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.webm", scenes(3), "libvpx-vp9", **VP9)
     with open_media(media(path)) as opened:
         packets = [*opened.packets, Silent()]
-    monkeypatch.setattr(OpenVideo, "packets", packets)
+    monkeypatch.setattr(OpenVideo, "_demux", lambda self: iter(packets))
     with pytest.raises(VideoError, match="4 frames by its packets, 3 decoded"):
         make_decoder("pyav", 32).decode(media(path))
