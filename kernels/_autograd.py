@@ -86,7 +86,7 @@ def register_forward(
     complete = completer(op)
 
     def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
-        ctx.are_floats = [is_float(arg) for arg in args]
+        ctx.count, ctx.floats = len(args), [i for i, arg in enumerate(args) if is_float(arg)]
         with _AutoDispatchBelowAutograd():
             output = op.redispatch(keyset & _after_autograd_keyset, *args)
             setup_context(ctx, args, output)
@@ -94,8 +94,9 @@ def register_forward(
 
     def differentiate(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         found = backward(ctx, *grads)  # type: ignore[misc]
-        found = iter(found if isinstance(found, tuple) else (found,))
-        return None, *(next(found) if has_grad else None for has_grad in ctx.are_floats)
+        found = found if isinstance(found, tuple) else (found,)
+        by_argument = dict(zip(ctx.floats, found, strict=True))
+        return None, *(by_argument.get(i) for i in range(ctx.count))
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(differentiate)}
     function: Any = type(f"{op._opname}_function", (torch.autograd.Function,), methods)

@@ -15,6 +15,8 @@ Saved for backward: g, v and the biases.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -163,13 +165,21 @@ _backward_op = register(
     ),
     is_backward=True,
 )
+
+
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+    x, bias, value = saved_inputs(ctx)
+    grads = _backward_op(dy, x, bias, value)
+    return grads[:2] if value is None else grads
+
+
 _op = register(
     "bias_swiglu(Tensor x, Tensor bias, Tensor? value=None) -> Tensor",
     ref=_ref,
     triton=_forward,
     arguments={"x": "* W", "bias": "B", "value": "* W"},
     fake=lambda x, bias, value=None: x.new_empty(*x.shape[:-1], bias.shape[0] // 2),
-    backward=lambda ctx, dy: _backward_op(dy, *saved_inputs(ctx)),
+    backward=_differentiate,
 )
 
 

@@ -193,11 +193,12 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.prefix_dtype = None if prefix is None else prefix.dtype
 
 
-def _autograd(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
+def _autograd(ctx, dout: Tensor) -> tuple[Tensor, ...]:
     ids_keep, mask_token, pos = ctx.saved_tensors
-    dvisible, dmask_token, dpos = _backward_op(dout, ids_keep, mask_token, pos)
-    dprefix = ctx.prefix_dtype and dout[:, : dout.shape[1] - len(pos)].to(ctx.prefix_dtype)
-    return dvisible, dmask_token, dpos, dprefix
+    grads = _backward_op(dout, ids_keep, mask_token, pos)
+    if ctx.prefix_dtype is None:
+        return grads
+    return *grads, dout[:, : dout.shape[1] - len(pos)].to(ctx.prefix_dtype)
 
 
 _ARGUMENTS: dict[str, Rule] = {

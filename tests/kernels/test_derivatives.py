@@ -7,6 +7,7 @@ through a fused kernel and plain PyTorch, so their rounding errors add up.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -18,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ivcl_fast import kernels
 from ivcl_fast.kernels import _ext, dispatches
+from ivcl_fast.kernels._autograd import register_forward, save_inputs
 from ivcl_fast.kernels.add_layer_norm import _ref as ref_add_layer_norm
 from ivcl_fast.kernels.add_layer_norm import _ref_biased as ref_add_layer_norm_biased
 from ivcl_fast.kernels.add_layer_norm import _ref_norm
@@ -298,6 +300,20 @@ def test_the_derivative_of_a_backward_op():
     for transform in (func.grad(lambda *a: op(*a)[0].sum()), torch.vmap(op, (0, 0, None))):
         with pytest.raises(NotImplementedError, match=r"bias_gelu_backward.*torch\.func"):
             transform(*(a.detach() for a in single))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_backward_gives_one_gradient_per_float_tensor(count):
+    x, ids, y = torch.ones(2, requires_grad=True), torch.zeros(2).long(), torch.ones(2)
+    with torch.library._scoped_library("ivcl_fast_counted", "DEF") as library:
+        library.define("add(Tensor x, Tensor ids, Tensor y) -> Tensor")
+        library.impl("add", lambda x, ids, y: x + y, "CPU")
+        op = torch.ops.ivcl_fast_counted.add.default
+        register_forward(library, op, op, save_inputs, lambda ctx, dout: (dout,) * count)
+        total = op(x, ids, y).sum()
+        with nullcontext() if count == 2 else pytest.raises(ValueError, match="zip"):
+            total.backward()
+            assert torch.equal(x.grad, torch.ones(2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
