@@ -79,10 +79,10 @@ def _check_tensor(name: str, tensor: Tensor, rule: str, sizes: dict[str, Any]) -
     if expected[:1] == ["*"]:
         lead = max(0, len(shape) - len(expected) + 1)
         shape = (shape[:lead], *shape[lead:])
-    found = dict(zip(expected, shape, strict=False))
+    found = dict(sizes)  # with those of this tensor, of which one may have a name twice
     is_kind = tensor.is_floating_point() if kind == "float" else tensor.dtype == _DTYPES[kind]
     is_shape = len(shape) == len(expected) and all(
-        sizes.get(size, given) == given for size, given in found.items()
+        found.setdefault(size, given) == given for size, given in zip(expected, shape, strict=True)
     )
     if is_kind and is_shape:
         sizes.update(found)

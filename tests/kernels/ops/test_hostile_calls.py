@@ -13,7 +13,7 @@ import torch
 
 from ivcl_fast import kernels
 from ivcl_fast.kernels import restore_tokens
-from ivcl_fast.kernels._arguments import above_zero, checker
+from ivcl_fast.kernels._arguments import Rule, above_zero, check_arguments, checker
 from tests.kernels.ops.conftest import INTERPRET, implementation
 from tests.support.hostile_calls import REFUSALS, arguments, call, on_meta, read
 
@@ -86,6 +86,13 @@ def test_a_call_that_is_accepted_excuses_no_other():
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             check((*good[:at], bad, *good[at + 1 :]))
+
+
+def test_a_name_is_one_size_within_a_tensor_too():
+    rules: dict[str, Rule] = {"square": "N N", "row": "N"}
+    check_arguments(rules, {"square": torch.ones(3, 3), "row": torch.ones(3)})
+    with pytest.raises(ValueError, match=r"^square: shape \(3, 4\) is not \[N, N\]"):
+        check_arguments(rules, {"square": torch.ones(3, 4), "row": torch.ones(4)})
 
 
 @pytest.mark.skipif(INTERPRET, reason="the interpreter takes a second for a call")
