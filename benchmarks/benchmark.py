@@ -28,6 +28,11 @@ Build = Callable[[], Sequence[Call]]
 """Makes an implementation: calls that do the same work, each on its own set of inputs."""
 
 
+def one_call(call: Call) -> Build:
+    """An implementation of one call, which has its inputs already."""
+    return lambda: [call]
+
+
 class ParityError(AssertionError):
     """An implementation computes something else than it should."""
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.benchmark import Benchmark, Setup
+from benchmarks.benchmark import Benchmark, Setup, one_call
 from benchmarks.ops import CLIPS, PRESET, draw_ids
 from benchmarks.results import Skip
 from benchmarks.timing import DEVICE
@@ -146,7 +146,7 @@ def batches() -> Setup:
         return visible(patchify(torch.stack(clips), CFG.patch_size))
 
     calls = {"ours, frame store": from_store, "decoded, PyAV": decoded}
-    return Setup({name: lambda call=call: [call] for name, call in calls.items()}, decoded())
+    return Setup({name: one_call(call) for name, call in calls.items()}, decoded())
 
 
 def builds(codec: str) -> Setup:
@@ -172,7 +172,7 @@ def imports() -> Setup:
     def start(module: str) -> None:
         subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
 
-    return Setup({name: lambda m=m: [partial(start, m)] for name, m in modules.items()})
+    return Setup({name: one_call(partial(start, module)) for name, module in modules.items()})
 
 
 BENCHMARKS = [

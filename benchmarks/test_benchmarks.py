@@ -25,18 +25,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         benchmarks += data.BENCHMARKS
     if (folder := metafunc.config.getoption("--mae")) is not None:
         benchmarks.append(public_mae.mae_benchmark(folder))
-    runs = [
-        pytest.param(
-            case, name, ticks, id=f"{case.name}-{name}",
-            marks=pytest.mark.benchmark(
-                group=case.name, timer=lambda ticks=ticks: ticks.popleft() if ticks else 0.0
-            ),
-        )
-        for case in benchmarks
-        for name in case.implementations
-        for ticks in [deque()]
-    ]  # fmt: skip
+    runs = [run_of(case, name) for case in benchmarks for name in case.implementations]
     metafunc.parametrize("case, implementation, ticks", runs)
+
+
+def run_of(case: Benchmark, name: str):
+    """The test of an implementation, and the ticks that its timer will return."""
+    ticks: deque[float] = deque()
+
+    def timer() -> float:
+        return ticks.popleft() if ticks else 0.0
+
+    mark = pytest.mark.benchmark(group=case.name, timer=timer)
+    return pytest.param(case, name, ticks, id=f"{case.name}-{name}", marks=mark)
 
 
 def test_benchmark(case: Benchmark, implementation: str, ticks: deque, benchmark, request):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import ivcl_fast
-from benchmarks.benchmark import Benchmark, Setup, measure
+from benchmarks.benchmark import Benchmark, Setup, measure, one_call
 from benchmarks.results import Row, RowFile
 from benchmarks.timing import Call
 from benchmarks.zoo.catalogue import BATCHES, GRIDS, Inputs, Model, models
@@ -105,9 +105,8 @@ def largest_error(got: Tensor, true: Tensor) -> float:
 def race(calls: dict[str, Call], seconds: float, rounds: int) -> Row:
     """Let all calls take turns; see the module's docstring for what is returned."""
     benchmark = Benchmark(
-        name="", implementations=tuple(calls), setup=lambda: Setup(
-            {name: lambda call=call: [call] for name, call in calls.items()}  # type: ignore[misc]
-        ),
+        name="", implementations=tuple(calls),
+        setup=lambda: Setup({name: one_call(call) for name, call in calls.items()}),
         rounds=rounds, max_seconds=seconds, warm_up=1,
     )  # fmt: skip
     rows: dict[str, Row] = {}
