@@ -104,7 +104,7 @@ def run_stage(
     model: nn.Module,
     way: Variant,
     loader: Any,
-    steps: int,
+    num_steps: int,
     clips: int,
     *,
     total: int = 0,
@@ -115,8 +115,8 @@ def run_stage(
 
     With a ``folder`` there are checkpoints, every ``save_every`` steps, and it continues from them.
     """
-    limited: Any = Limited(loader, steps)
-    total = total or steps + 1
+    limited: Any = Limited(loader, num_steps)
+    total = total or num_steps + 1
     with tempfile.TemporaryDirectory() as temporary:
         log = MetricsLog(Path(temporary), viewer="none")
         stage = Stage(
@@ -134,12 +134,12 @@ def run_stage(
         return log.read()
 
 
-def speed(loader: Any, cfg: IVCLConfig, clips: int, steps: int, way: Variant) -> Row:
+def speed(loader: Any, cfg: IVCLConfig, clips: int, num_steps: int, way: Variant) -> Row:
     """Train on batches of a loader; returns the median speed, and how long steps wait for data."""
     timing.reset_peak()
     kept = run_stage(
-        build(cfg, way, fresh_weights(cfg)), way, loader, steps, clips,
-        log_every=max(1, steps // 8),
+        build(cfg, way, fresh_weights(cfg)), way, loader, num_steps, clips,
+        log_every=max(1, num_steps // 8),
     )  # fmt: skip
     settled = kept[2:] or kept  # the first two warm up and record the graph
     rates = {key: [record[key] for record in settled] for key in ("clips_per_second", "data_wait")}
@@ -163,7 +163,7 @@ def build(cfg: IVCLConfig, way: Variant, weights: dict[str, Tensor]) -> nn.Modul
     return model
 
 
-def stage_speeds(rows: RowFile, cfg: IVCLConfig, batches: Sequence[int], steps: int) -> None:
+def stage_speeds(rows: RowFile, cfg: IVCLConfig, batches: Sequence[int], num_steps: int) -> None:
     """Time the stage in every way at several batch sizes; what has to be compiled comes last."""
     for way in WAYS:
         for clips in batches:
@@ -171,7 +171,7 @@ def stage_speeds(rows: RowFile, cfg: IVCLConfig, batches: Sequence[int], steps: 
             with rows.row(what, way.name, count=clips, unit="clips") as row:
                 require(way)
                 row["flops"] = clips * flops.training(cfg)
-                row |= speed(SyntheticLoader(cfg, clips), cfg, clips, steps, way)
+                row |= speed(SyntheticLoader(cfg, clips), cfg, clips, num_steps, way)
             free_memory()
 
 
