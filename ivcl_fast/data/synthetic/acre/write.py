@@ -50,9 +50,12 @@ class SyntheticAcre(SyntheticSpec):
     seed: int = 0
     """Problems with different seeds are different."""
 
+    # Not settings: they are the same for all data sets of this kind.
     name = "synthetic-acre-{regime}-{size}-{train}-{val}-{test}"
     format_version = 1
-    unit, folders, index = "problems", ("images", "scenes"), "config"
+    unit = "problems"
+    folders = ("images", "scenes")
+    index = "config"
 
     @property
     def problems(self) -> int:

@@ -61,9 +61,12 @@ class SyntheticCater(SyntheticSpec):
     seed: int = 0
     """Videos with different seeds are different."""
 
+    # Not settings: they are the same for all data sets of this kind.
     name = "synthetic-cater-{size}-{camera}-{train}-{val}"
     format_version = 2
-    unit, folders, index = "videos", ("videos", "scenes"), "lists"
+    unit = "videos"
+    folders = ("videos", "scenes")
+    index = "lists"
 
     @property
     def videos(self) -> int:

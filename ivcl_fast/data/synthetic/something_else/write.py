@@ -58,9 +58,12 @@ class SyntheticSomethingElse(SyntheticSpec):
     """``full``: the original 427 x 240 pixels at 12 fps, 24 to 60 frames; ``embedded``: the same
     clips at 142 x 80 pixels and 8 fps, 16 to 40 frames."""
 
+    # Not settings: they are the same for all data sets of this kind.
     name = "synthetic-something-else-{size}-{train}-{val}"
     format_version = 1
-    unit, folders, index = "clips", (VIDEOS, _CLIP_BOXES), "dataset_splits"
+    unit = "clips"
+    folders = (VIDEOS, _CLIP_BOXES)
+    index = "dataset_splits"
 
     @property
     def clips(self) -> int:
