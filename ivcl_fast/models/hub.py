@@ -249,6 +249,7 @@ def card_fields(model: Any) -> dict[str, Any]:
         labelled, patches = ("patch", [cfg.num_patches]) if is_detection else ("frame", [])
         purpose = f"A pretraining model, which learns labels of every {labelled} of a clip."
         shape = [*clip, *patches, model.num_classes]
+    table = f"| what | value |\n|---|---|\n{table_rows(record)}"
     return {
         "name": model.kind,
         "purpose": purpose,
@@ -257,9 +258,7 @@ def card_fields(model: Any) -> dict[str, Any]:
         "result": result,
         "method": method,
         "shape": shape,
-        "training": f"| what | value |\n|---|---|\n{table_rows(record)}"
-        if record
-        else NOT_RECORDED,
+        "training": table if record else NOT_RECORDED,
         "fields": table_rows(vars(cfg)),
     }
 
