@@ -53,7 +53,8 @@ def train(config: TrainConfig) -> None:
     begins = "finetune" if config.stages.stage == "finetune" else "pretrain"
     if config.stages.init != "random" and not run.finished(begins):
         backbone.check_source(config.stages.init)
-    arithmetic, others = "bf16" if run.amp else "float32", ""
+    arithmetic = "bf16" if run.amp else "float32"
+    others = ""
     if (world := distributed.world_size()) > 1:
         kind = "shards, FSDP2" if config.speed.shard else "replicas, DDP"
         others = f" and {world - 1} more ({kind})"

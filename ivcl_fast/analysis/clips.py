@@ -138,7 +138,8 @@ class ClipReader:
         For a localisation task with scenes, clips that end with the snitch visible and hidden take
         turns.
         """
-        clips, scenes = self.eval_clips if clips is None else clips, self._scenes
+        clips = self.eval_clips if clips is None else clips
+        scenes = self._scenes
         if scenes is None or not scenes.has_scenes([clip.name for clip in clips]):
             return self.usable(clips, count)
         ends = tee((clip, hidden_at_end(scenes.scene(clip.name))) for clip in clips)

@@ -107,7 +107,8 @@ class _Files:
     def list_folder(self, below: str = "", deep: bool = False) -> list[str]:
         """List the files of the folder, or of one below it; hidden ones are passed over."""
         place = f"{self.root}/{below}".rstrip("/")
-        listed, names = self.system.find(place, maxdepth=None if deep else 1, detail=True), []
+        listed = self.system.find(place, maxdepth=None if deep else 1, detail=True)
+        names = []
         for path, about in listed.items():
             name = path[len(self.root) :].lstrip("/")
             if name and not any(part.startswith(".") for part in name.split("/")):

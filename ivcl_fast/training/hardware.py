@@ -95,9 +95,11 @@ def execution(device: torch.device, compile: bool, cuda_graph: bool) -> tuple[bo
     if device.type != "cuda":
         cuda_graph = False
     elif cuda_graph and (reason := step_graph.unsupported_reason(device)):
-        cuda_graph, instead = False, ""
+        cuda_graph = False
+        instead = ""
         if not compile and compile_unsupported_reason(device) is None:
-            compile, instead = True, "; the blocks are compiled instead"
+            compile = True
+            instead = "; the blocks are compiled instead"
         distributed.print_rank0(f"--cuda-graph: running without, {reason}{instead}")
     if compile and (reason := compile_unsupported_reason(device)):
         compile = False

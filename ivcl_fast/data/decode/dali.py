@@ -148,7 +148,8 @@ def _upright(frames: torch.Tensor, orientation: Orientation) -> torch.Tensor:
 def _pipeline(kind: str, gpu: int | None) -> Any:
     """Build the pipeline from encoded ``images`` to ``[F, 3, H, W]``, or from an encoded ``video``
     and frame indices to ``[1, F, 3, H, W]``."""
-    device, batch_size = "cpu" if gpu is None else "mixed", BATCH if kind == "images" else 1
+    device = "cpu" if gpu is None else "mixed"
+    batch_size = BATCH if kind == "images" else 1
     # A GPU leaves the Huffman codes of images to the CPU, which has more cores than decoders run.
     threads = 1 if gpu is None else max(1, usable_cpus() // NVDECS)
     options: dict[str, Any] = dict(num_threads=threads, device_id=gpu, prefetch_queue_depth=1)
