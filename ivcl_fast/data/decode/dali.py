@@ -16,9 +16,9 @@ from nvidia.dali import fn, pipeline_def, types
 
 from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import NVDECS, Decoder, decoding_gpu
 from ivcl_fast.data.decode.images import with_huffman_tables
 from ivcl_fast.data.decode.indexed import IndexedVideo
+from ivcl_fast.data.decode.interface import NVDECS, Decoder, decoding_gpu
 from ivcl_fast.data.decode.media import FrameIds, OpenMedia, OpenVideo, checked_frame_ids
 from ivcl_fast.data.decode.pyav import PyAVDecoder
 from ivcl_fast.data.workers import usable_cpus
@@ -34,7 +34,7 @@ NO_LIBRARY = "SYMBOL_NOT_FOUND"
 
 
 class DALIDecoder(Decoder):
-    """See :class:`~ivcl_fast.data.decode.decoder.Decoder`.
+    """See :class:`~ivcl_fast.data.decode.interface.Decoder`.
 
     What DALI cannot decode, PyAV decodes, on the CPU; the reason is logged once.
     """

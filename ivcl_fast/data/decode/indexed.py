@@ -16,8 +16,8 @@ import numpy as np
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.containers import check_length
-from ivcl_fast.data.decode.decoder import ChosenDecoder
 from ivcl_fast.data.decode.images import check_image, is_image
+from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.decode.media import (
     FrameIds,
     OpenMedia,

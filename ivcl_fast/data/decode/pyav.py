@@ -14,8 +14,8 @@ from av.video.reformatter import VideoReformatter
 
 from ivcl_fast.data.crop import WHOLE, Crop, Orientation, Square
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import Decoder
 from ivcl_fast.data.decode.images import image_codec
+from ivcl_fast.data.decode.interface import Decoder
 from ivcl_fast.data.decode.media import (
     MAX_PIXELS,
     UNDECODABLE,
@@ -29,7 +29,7 @@ from ivcl_fast.data.decode.media import (
 
 
 class PyAVDecoder(Decoder):
-    """See :class:`~ivcl_fast.data.decode.decoder.Decoder`."""
+    """See :class:`~ivcl_fast.data.decode.interface.Decoder`."""
 
     def __init__(self, image_size: int) -> None:
         super().__init__(image_size)

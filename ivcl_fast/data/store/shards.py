@@ -19,7 +19,8 @@ import torch
 
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import ChosenDecoder, make_decoder
+from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.decode.readable import if_damaged_twice
 from ivcl_fast.data.store.sources import Source, source_of, state_of
 from ivcl_fast.data.workers import Report

@@ -16,12 +16,7 @@ from PIL import Image
 from ivcl_fast.data.crop import WHOLE, Crop
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode import decoder as decode
-from ivcl_fast.data.decode.decoder import (
-    DALI_CPU_CODECS,
-    TOLERANCE,
-    choose_decoder,
-    make_decoder,
-)
+from ivcl_fast.data.decode.decoder import DALI_CPU_CODECS, TOLERANCE, choose_decoder, make_decoder
 from ivcl_fast.data.decode.images import (
     STANDARD_HUFFMAN_TABLES,
     with_huffman_tables,
