@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -19,20 +17,16 @@ import numpy as np
 import pytest
 import torch
 
-from ivcl_fast.data import stream, workers
-from ivcl_fast.data.dataset import Clip, Media, VideoError
-from ivcl_fast.data.decode.decoder import MIN_RATE, choose_decoders, make_decoder
+from ivcl_fast.data import stream
+from ivcl_fast.data.dataset import Clip, Media
+from ivcl_fast.data.decode.decoder import choose_decoders
 from ivcl_fast.data.decode.indexed import index_one
-from ivcl_fast.data.decode.media import OpenImages
 from ivcl_fast.data.loader import StoreLoader
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.index import probe_media
 from ivcl_fast.data.stream import CROP_AREA, StreamLoader, decode_in_worker, draw_crop
 from ivcl_fast.data.workers import WorkerPool
-from ivcl_fast.errors import UserError
-from tests.data.decode.test_readable import broken_disk
 from tests.data.test_loader import same
-from tests.data.test_workers import send_half
 from tests.support.marks import NEEDS_DALI
 from tests.support.painted import (
     VP9,
@@ -47,10 +41,8 @@ from tests.support.painted import (
 FRAMES = [9, 20, 5, 12, 7, 30, 3, 8, 16, 11]
 
 
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> list[Media]:
+def write_videos(folder: Path) -> list[Media]:
     """Media of several formats; the third is broken."""
-    folder = tmp_path_factory.mktemp("videos")
     made = []
     for i, n in enumerate(FRAMES):
         pictures = [picture(i, frame) for frame in range(n)]
@@ -62,6 +54,11 @@ def videos(tmp_path_factory) -> list[Media]:
             made.append(media(write_painted(folder / f"v{i}.avi", i, n)))
     made[2].files[0].write_bytes(b"RIFF")
     return made
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> list[Media]:
+    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 CLIPS = [Clip(f"c{i}", f"v{i}", i) for i in range(len(FRAMES))]
@@ -287,134 +284,6 @@ def test_crops_lie_anywhere_inside_the_frame():
     assert np.min(centers, 0).max() < 0.4 and np.max(centers, 0).min() > 0.6
 
 
-# --- faults -------------------------------------------------------------------------------------
-
-
-def broken_later(videos, tmp_path) -> tuple[list[Media], StreamLoader]:
-    """A loader whose fourth video breaks after it was indexed."""
-    listed = list(videos)
-    listed[3] = media(write_painted(tmp_path / "v3.avi", 3, FRAMES[3]))
-    loader = make(listed, shuffle=False, batch_size=3)
-    whole = listed[3].files[0].read_bytes()
-    listed[3].files[0].write_bytes(whole[: len(whole) // 2])
-    return listed, loader
-
-
-def name_of(opened) -> str:
-    return (opened.files[0] if isinstance(opened, OpenImages) else opened.path).stem.split("_")[0]
-
-
-def test_a_file_that_breaks_later_is_dropped_by_name(videos, tmp_path, caplog, monkeypatch):
-    listed, loader = broken_later(videos, tmp_path)
-    tries = []
-    real = make_decoder("pyav", 32)
-
-    class Counting:
-        def decode_open(self, opened, *arguments):
-            tries.append(name_of(opened))
-            return real.decode_open(opened, *arguments)
-
-    monkeypatch.setattr(stream, "make_decoder", lambda *_: Counting())
-    first = [batch.clip_ids.tolist() for batch in loader.epoch(0)]
-    assert first == [[0, 1], [4, 5, 6], [7, 8, 9]]  # nobody stands in for number 3
-    assert tries.count("v3") == stream.TRIES
-    assert list(loader.dropped) == ["v3"] and "truncated" in loader.dropped["v3"]
-    assert f"{listed[3].files[0]}: dropped" in caplog.text
-    assert [batch.clip_ids.tolist() for batch in loader.epoch(0)] == first
-    assert tries.count("v3") == stream.TRIES  # it is not opened again
-    assert len(loader) == 3
-
-
-def test_a_temporary_fault_is_retried(videos, monkeypatch):
-    loader = make(videos, shuffle=False)
-    real, faults = make_decoder("pyav", 32), [VideoError("network gone")] * 2
-
-    class Sometimes:
-        def decode_open(self, opened, *arguments):
-            if name_of(opened) == "v4" and faults:
-                raise faults.pop()
-            return real.decode_open(opened, *arguments)
-
-    monkeypatch.setattr(stream, "make_decoder", lambda *_: Sometimes())
-    assert [i for b in loader.epoch(0) for i in b.clip_ids.tolist()] == GOOD
-    assert not loader.dropped and not faults
-
-
-def test_a_disk_that_fails_ends_the_epoch_and_drops_no_video(videos, monkeypatch):
-    loader = make(videos, CLIPS[5:6], batch_size=1)
-    monkeypatch.setattr(Path, "open", broken_disk)
-    with pytest.raises(UserError, match=r"v5\.avi: cannot be read: Input/output error"):
-        list(loader.epoch(0))
-    assert not loader.dropped
-
-
-def test_a_batch_without_usable_videos_raises(videos, tmp_path):
-    _, loader = broken_later(videos, tmp_path)
-    loader.batch_size = 1
-    with pytest.raises(UserError, match="none of the videos"):
-        list(loader.epoch(0))
-
-
-def decode_or_die(request, report):
-    if request.media.name == "v5":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if request.media.name == "v7":
-        time.sleep(1000)
-    return decode_in_worker(request, report)
-
-
-def test_decoders_that_crash_or_hang_lose_only_their_clips(videos, monkeypatch, caplog):
-    monkeypatch.setattr(stream, "decode_in_worker", decode_or_die)
-    monkeypatch.setattr(stream, "LOSSES", 2)
-    loader = make(videos, workers=2, stall_seconds=3, batch_size=3, shuffle=False)
-    found = [batch.clip_ids.tolist() for batch in loader.epoch(0)]
-    assert found == [[0, 1, 3], [4, 6], [8, 9]]
-    assert loader.dropped == {
-        "v5": "decoding it failed 2 times: its process died (SIGSEGV)",
-        "v7": "decoding it failed 2 times: no progress for 3 seconds",
-    }
-    assert [batch.clip_ids.tolist() for batch in loader.epoch(0)] == found
-    assert caplog.text.count("v7_00.png: decoding it failed:") == 2
-    loader.close()
-
-
-def test_an_abandoned_epoch_does_not_wait_for_a_decoder_that_hangs(videos, monkeypatch):
-    monkeypatch.setattr(stream, "decode_in_worker", decode_or_die)
-    loader = make(videos, CLIPS[6:8], batch_size=1, workers=2, shuffle=False)
-    batches = loader.epoch(0)
-    assert next(batches).clip_ids.tolist() == [0]
-    batches.close()  # type: ignore[attr-defined]
-    assert not active_children()
-
-
-def test_decoders_of_long_videos_have_more_time(videos):
-    assert make(videos, stall_seconds=1).stall_seconds == max(FRAMES) / MIN_RATE > 1
-
-
-def decode_or_stop_once(request, report):
-    """The first worker that decodes v4 is killed in the middle of the result, that of v8 stops."""
-    name = request.media.name
-    marker = request.media.files[0].with_suffix(".stopped")
-    if name in ("v4", "v8") and not marker.exists():
-        marker.touch()
-        stop = signal.SIGKILL if name == "v4" else signal.SIGSTOP
-        workers._send = partial(send_half, stop)
-    return decode_in_worker(request, report)
-
-
-def test_the_same_batches_though_workers_die_and_stop(videos, monkeypatch, caplog):
-    """With results of 16 x 224 x 224 pixels, which do not fit into a socket."""
-    options = dict(image_size=224, patch_size=16, num_frames=16)
-    expected = list(make(videos, **options).epoch(1))
-    monkeypatch.setattr(stream, "decode_in_worker", decode_or_stop_once)
-    loader = make(videos, workers=2, stall_seconds=3, **options)
-    assert same(list(loader.epoch(1)), expected)
-    loader.close()
-    assert not loader.dropped and not loader._losses
-    assert caplog.text.count("(SIGKILL)") == 1
-    assert caplog.text.count("no progress for 3 seconds") >= 1
-
-
 def test_only_the_frames_of_a_clip_are_read(tmp_path, monkeypatch):
     """Nothing is probed, opened by FFmpeg, or read besides."""
     path = write_painted(tmp_path / "a.avi", 1, 301)
@@ -427,22 +296,6 @@ def test_only_the_frames_of_a_clip_are_read(tmp_path, monkeypatch):
     assert len(batch.rows[0]) == len(read) == 4
     assert [path.read_bytes()[at : at + 2] for at, _ in read] == [b"\xff\xd8"] * 4
     assert [frame for _, frame in numbers_of_rows(batch.rows[0])][-1] == 300
-
-
-def test_an_error_in_a_worker_is_raised_here(videos, monkeypatch):
-    monkeypatch.setattr(stream, "decode_clip", lambda _: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        list(make(videos).epoch(0))
-
-
-def test_a_hanging_thread_is_reported(videos, monkeypatch):
-    release = threading.Event()
-    monkeypatch.setattr(stream, "decode_clip", lambda _: release.wait())
-    loader = make(videos, shuffle=False)
-    loader.stall_seconds = 0.05
-    with pytest.raises(UserError, match=r"v0\.webm: .*--decoder pyav"):
-        list(loader.epoch(0))
-    release.set()
 
 
 def test_memory_stays_flat_over_epochs(videos, stored):
