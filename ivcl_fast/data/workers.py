@@ -226,6 +226,7 @@ class _Worker:
         self._socket, theirs = socketpair()
         self._pipe: Any = self._socket.makefile("rwb")
         self._socket.close()  # with the pipe
+        self._waiting = threading.Lock()
         self._process = context.Process(target=_work, args=(theirs,), daemon=True)
         # The first process starts multiprocessing's resource tracker, which unblocks SIGINT.
         resource_tracker.ensure_running()
@@ -252,7 +253,7 @@ class _Worker:
         except TimeoutError:
             reason = f"no progress for {seconds:g} seconds"
         except CUT:
-            self._process.join(END_SECONDS)
+            self.wait()
             code = self._process.exitcode
             name = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
             reason = f"its process died ({name})"
@@ -272,7 +273,8 @@ class _Worker:
 
     def wait(self) -> None:
         """Wait until the process has ended; one that waits for a dead network drive cannot."""
-        self._process.join(END_SECONDS)
+        with self._waiting:  # of two threads that ask the system, one would learn nothing
+            self._process.join(END_SECONDS)
 
 
 def _work(theirs: socket) -> None:

@@ -206,6 +206,25 @@ def test_closing_ends_the_calls_of_other_threads():
             pool.call(square, 1, ignore)
 
 
+def test_closed_means_ended_though_two_threads_wait_for_a_worker(monkeypatch):
+    """The system tells one of them only, which may be slow to note it down."""
+    begun, wait_for = threading.Event(), os.waitpid
+
+    def slow(*args):
+        is_main = threading.current_thread() is threading.main_thread()
+        time.sleep(0.1 * is_main)
+        found = wait_for(*args)
+        time.sleep(0.3 * (not is_main))
+        return found
+
+    with WorkerPool(2) as pool, ThreadPoolExecutor(1) as threads:
+        threads.submit(pool.call, square, -4, lambda count: begun.set())
+        assert begun.wait(60)
+        monkeypatch.setattr(os, "waitpid", slow)
+        pool.close()
+        assert not active_children()
+
+
 def test_few_tasks_are_taken_in_advance():
     """Of millions each would take memory."""
     tasks = iter(range(100))
