@@ -257,8 +257,10 @@ def test_a_second_interrupt_leaves_no_worker(monkeypatch):
     waits = workers._Worker.wait
 
     def interrupted(worker) -> None:
-        monkeypatch.setattr(workers._Worker, "wait", waits)
-        raise KeyboardInterrupt
+        if threading.current_thread() is threading.main_thread():
+            monkeypatch.setattr(workers._Worker, "wait", waits)
+            raise KeyboardInterrupt
+        waits(worker)
 
     with ThreadPoolExecutor(2) as threads, WorkerPool(2) as pool:
         calls = [threads.submit(pool.call, square, -4, lambda _: begun.wait(60)) for _ in range(2)]
