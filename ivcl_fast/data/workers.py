@@ -151,9 +151,8 @@ class WorkerPool:
         """Let a worker call ``function(task, report)``, and wait for the result.
 
         Several threads may call it, each of which has a worker meanwhile; ``report`` is called in
-        the thread that waits. Raises :class:`Lost` if
-        the worker crashes or hangs, and ``RuntimeError`` if several in a row end before they have
-        begun the task.
+        the thread that waits. Raises :class:`Lost` if the worker crashes or hangs, and
+        ``RuntimeError`` if several in a row end before they have begun the task.
         """
         if self.workers <= 1:
             return function(task, report)

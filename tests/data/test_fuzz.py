@@ -65,7 +65,7 @@ def decode_damaged(task, report) -> tuple[Counter[str], int]:
     outcomes: Counter[str] = Counter()
     settled = resident()
     for number, seed in enumerate(seeds):
-        target = path.with_name(f"damaged{path.suffix}")
+        target = path.with_name(f"damaged-{path.name}")  # of this task: two run at a time
         target.write_bytes(damaged(whole, seed))
         one = Media("damaged", (target,))
         try:
