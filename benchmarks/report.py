@@ -50,9 +50,12 @@ def results_named(name: str) -> Results:
 
 
 def rows_table(name: str, *prefixes: str) -> list[str]:
-    """Return the table of the rows whose benchmark starts with one of the prefixes, or of all."""
+    """Return the table of the rows whose benchmark starts with one of the prefixes, or of all.
+
+    Outcomes of tests, which gpu-check writes beside them, have no benchmark.
+    """
     results = results_named(name)
-    rows = [row for row in results.rows if row["benchmark"].startswith(prefixes or "")]
+    rows = [row for row in results.rows if row.get("benchmark", "").startswith(prefixes or "")]
     return table(rows, results.machine, IN_DOCS)
 
 

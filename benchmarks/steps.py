@@ -118,11 +118,13 @@ def pretraining(
 def recorded() -> Iterator[None]:
     """Raise ``RuntimeError`` with the reason if no CUDA graph can be recorded in the block.
 
-    A run warns and goes on without one, and here eager steps would pass for a graph's.
+    ``torch.OutOfMemoryError``, which is one, if memory is the reason. A run warns and goes on
+    without a graph, and here eager steps would pass for a graph's.
     """
 
     def fail(record: logging.LogRecord) -> bool:
-        raise RuntimeError(record.getMessage())
+        reason = record.getMessage()
+        raise (torch.OutOfMemoryError if "out of memory" in reason else RuntimeError)(reason)
 
     step_graph.log.addFilter(fail)
     try:

@@ -17,6 +17,7 @@ from benchmarks.benchmark import ParityError
 from benchmarks.data import require
 from benchmarks.results import RowFile, Skip
 from benchmarks.timing import DEVICE
+from ivcl_fast.console import PACKAGES
 from ivcl_fast.training.metrics_log import MetricsLog
 
 SECONDS = 75.0
@@ -31,7 +32,7 @@ TOOL_SECONDS = 35.0
 
 def train(rows: RowFile) -> None:
     """``train --quick --compile``, as a user calls it: everything once."""
-    require("av", "tyro", "tensorboard")
+    require("av", *PACKAGES)
     with tempfile.TemporaryDirectory() as folder, rows.row("train --quick", "ours") as row:
         begin = time.perf_counter()
         said = run_train(Path(folder), "--compile")
@@ -45,7 +46,7 @@ def several_gpus(rows: RowFile) -> None:
 
     The losses have to be those of one GPU.
     """
-    require("av", "tyro", "tensorboard")
+    require("av", *PACKAGES)
     if torch.cuda.device_count() < RANKS:
         raise Skip(f"{RANKS} GPUs are needed, there are {torch.cuda.device_count()}")
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]

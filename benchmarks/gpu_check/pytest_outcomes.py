@@ -13,14 +13,18 @@ from benchmarks.results import Row, RowFile
 FILE, PER_FUNCTION = "IVCL_FAST_GPU_CHECK", "IVCL_FAST_GPU_CHECK_PER_FUNCTION"
 """Names of the environment variables with the file to append to, and with how many tests of each
 function to run."""
+REPORTS_TO_ANOTHER = "PYTEST_XDIST_WORKER" in os.environ
+"""Whether this is one of several processes, whose reports reach the one that started it.
+
+Read before the tests, which take the variable away."""
 
 _rows: list[Row] = []
 _skipped: list[str] = []
 
 
 def _add(**row: Any) -> None:
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        return  # its reports reach the process that started it
+    if REPORTS_TO_ANOTHER:
+        return
     _rows.append(row)
     RowFile(Path(os.environ[FILE])).add(row)
 

@@ -19,10 +19,10 @@ from benchmarks import baselines, steps
 from benchmarks.gpu_check import __main__ as gpu_check
 from benchmarks.gpu_check import commands, parts, stages
 from benchmarks.gpu_check.__main__ import GROUPS, LIMITS, Part, run
-from benchmarks.results import Results, RowFile, Skip
+from benchmarks.results import Results, RowFile, Skip, failures_in
 from benchmarks.steps import OURS_COMPILED_GRAPH, Variant
 from benchmarks.summary import summary
-from ivcl_fast import IVCL
+from ivcl_fast import IVCL, console
 from ivcl_fast.kernels import _triton, attention
 from ivcl_fast.training import step_graph
 from tests.support.marks import needs_kernels
@@ -262,22 +262,33 @@ def test_needs_no_other_package():
     assert len(reasons) == 3 + 4
 
 
-def test_a_graph_that_cannot_be_recorded_is_an_error(monkeypatch):
-    """Of a stage and of a step; a run goes on with eager steps."""
+@pytest.mark.parametrize("package", console.PACKAGES)
+def test_commands_are_skipped_without_a_package_of_theirs(package, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, package, None)
+    rows = RowFile(tmp_path / "rows.jsonl")
+    parts.run("train", rows, parts.REHEARSAL)
+    (row,) = rows.read()
+    assert row["skipped"].startswith(f"{package} cannot be imported")
+
+
+@pytest.mark.parametrize("reason", ["operation not permitted", "CUDA out of memory"])
+def test_a_graph_that_cannot_be_recorded_is_an_error(reason, monkeypatch):
+    """Of a stage and of a step; a run goes on with eager steps. What does not fit is skipped."""
 
     def fail(*arguments):
-        step_graph.log.warning("--cuda-graph: running without, %s", "out of memory")
+        step_graph.log.warning("--cuda-graph: running without, %s", reason)
 
     monkeypatch.setattr(step_graph, "unsupported_reason", lambda device: None)
     monkeypatch.setattr(step_graph, "StepGraph", lambda step, device: fail)
     monkeypatch.setattr(stages.Stage, "run", fail)
     (cfg, clips), way = parts.REHEARSAL.steps["base64"], steps.OURS_GRAPH
     model = stages.build(cfg, way, stages.fresh_weights(cfg))
-    with pytest.raises(RuntimeError, match="without, out of memory"):
+    with pytest.raises(RuntimeError, match=f"without, {reason}"):
         stages.run_stage(model, way, stages.SyntheticLoader(cfg, clips), 1, clips)
     (step,) = steps.pretraining(cfg, clips, [way], False).implementations[way.name]()
-    with pytest.raises(RuntimeError, match="without, out of memory"):
+    with failures_in({}) as row:
         step()
+    assert [*row] == ["skipped" if "memory" in reason else "error"]
     assert not step_graph.log.filters
 
 

@@ -66,6 +66,19 @@ def test_the_plugin_says_why_all_tests_were_skipped(tmp_path):
     assert gpu_check.outcome(done.returncode, 20, found, "") == "skipped: no such card"
 
 
+def test_the_plugin_writes_each_test_once(tmp_path):
+    """Also from several processes, in which the tests forget that they are some of several."""
+    (tmp_path / "conftest.py").write_text(
+        "import os, pytest\n"
+        "@pytest.fixture(autouse=True)\n"
+        "def alone(): os.environ.pop('PYTEST_XDIST_WORKER', None)\n"
+    )
+    (tmp_path / "test_some.py").write_text("def test_good(): pass\ndef test_bad(): assert 1 == 2\n")
+    done, rows = with_the_plugin(tmp_path, "-n", "2")
+    assert done.returncode == 1, done.stdout
+    assert sorted(row["outcome"] for row in rows) == ["failed", "passed"]
+
+
 def test_the_plugin_thins_the_tests_of_a_function(tmp_path):
     """The first, the last and some between are left, whatever -k has chosen before."""
     (tmp_path / "test_many.py").write_text(

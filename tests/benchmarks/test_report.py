@@ -53,3 +53,13 @@ def test_results_are_read_as_they_were_written(tmp_path):
         read(tmp_path / "other.json")
     with pytest.raises(UserError, match=r"none\.json"):
         report.results_named("none")
+
+
+def test_a_table_leaves_out_the_outcomes_of_tests(tmp_path, monkeypatch):
+    """gpu-check writes them, and the parts that it skipped, beside the rows of benchmarks."""
+    measured = {"benchmark": "a", "name": "ours", "seconds": 1e-3}
+    rows = [{"part": "tests", "test": "t", "outcome": "passed"}, measured, {"skipped": "no card"}]
+    Results("make gpu-check", machine={"device": "a GPU"}, rows=rows).write(tmp_path / "card.json")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert "ours" in report.rows_table("card", "a")[-1]
+    assert report.rows_table("card") == report.rows_table("card", "a")
