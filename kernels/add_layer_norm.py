@@ -36,7 +36,7 @@ from torch import Tensor
 from ._autograd import saved_inputs, vjp
 from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
-from .launch import REGISTERS, cdiv, launch, num_sms
+from .launch import REGISTERS, cdiv, launch, next_power_of_2, num_sms
 
 MAX_WIDTH = 8192
 """Rows must fit in registers; wider ones run in PyTorch."""
@@ -142,8 +142,9 @@ def _backward_kernel(
         if dsum_ptr is not None:  # this load overlaps with the reductions
             dsum = tl.load(dsum_ptr + offsets, mask=mask, other=0.0)
         centred, rstd = _statistics(total, mask, cols, eps, CENTRED)
-        # Without an epsilon, rstd is infinite in rows beyond the last.
-        z = tl.where(mask, centred * rstd, 0.0)
+        # Without an epsilon it is infinite in rows beyond the last, which are zero.
+        rstd = tl.where((row < rows)[:, None], rstd, 0.0)
+        z = centred * rstd
         dweight += dnormed * z
         g = dnormed * weight[None, :]
         gz_mean = (tl.sum(g * z, axis=1) / cols)[:, None]
@@ -171,7 +172,7 @@ def _backward_kernel(
 
 def _tile(cols: int, values: int) -> dict[str, int]:
     """A block of whole rows, several where they are short, with about ``values`` per thread."""
-    block = triton.next_power_of_2(cols)
+    block = next_power_of_2(cols)
     rows = max(1, 128 * values // block)
     warps = min(max(rows * block // (32 * values), 4), 16)
     return dict(BLOCK_ROWS=rows, BLOCK_COLS=block, num_warps=warps)
@@ -202,9 +203,11 @@ def _launch_backward(
     d, dx, _ = _empty_grads(sums, dsum, dnormed, total, weight, eps, x_dtype)
     cols = total.shape[-1]
     rows, tile = total.numel() // cols, _tile(cols, values=8)
-    # As many programs as the chip holds, but at least 8 tiles for each partial sum to be written.
+    # As many programs as the chip holds, but at least 8 tiles for each partial sum to be written;
+    # of few rows, two programs on each multiprocessor, as one alone waits for its loads.
     tiles, per_sm = cdiv(rows, tile["BLOCK_ROWS"]), max(1, RESIDENT_WARPS // tile["num_warps"])
-    programs = max(1, min(cdiv(tiles, 8), per_sm * num_sms(total.device)))
+    sms = num_sms(total.device)
+    programs = max(1, min(tiles, per_sm * sms, max(cdiv(tiles, 8), 2 * sms)))
     registers = REGISTERS // (32 * tile["num_warps"] * per_sm)
     partials = weight.new_empty(sums, programs, cols, dtype=torch.float32)
     launch(

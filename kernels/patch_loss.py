@@ -26,7 +26,7 @@ from ._arguments import above_zero, check_arguments
 from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
 from .embed_patches import gather_pixels
-from .launch import cdiv, launch
+from .launch import cdiv, launch, next_power_of_2
 
 EPS = 1e-6
 MAX_PIXELS = 16384
@@ -108,7 +108,7 @@ def _forward(
     pred = pred.contiguous()
     losses = torch.empty(ids.numel(), dtype=torch.float32, device=pred.device)
     error = torch.empty_like(pred) if grad else pred.new_empty(0)
-    block_pixels = triton.next_power_of_2(pixels)
+    block_pixels = next_power_of_2(pixels)
     block_tokens = max(1, 2048 // block_pixels)
     launch(
         _forward_kernel, (cdiv(ids.numel(), block_tokens),),

@@ -22,7 +22,7 @@ from ._arguments import Rule, check_arguments
 from ._op import device_kind, has_kernel, register
 from ._random import hash64, hashes
 from ._triton import tl, triton
-from .launch import cdiv, launch
+from .launch import cdiv, launch, next_power_of_2
 
 MAX_KERNEL_PATCHES = 1024
 """Larger frames are sorted in PyTorch: counting costs N^2, and a program holds N hashes."""
@@ -85,7 +85,7 @@ def _empty_ids(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, T
 def _forward(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, Tensor]:
     seed = seed.contiguous()
     keep, mask = _empty_ids(seed, num_patches, num_keep)
-    block = triton.next_power_of_2(num_patches)
+    block = next_power_of_2(num_patches)
     launch(
         _kernel, (seed.numel(),), seed, keep, mask, num_patches, num_keep,
         BLOCK=block, CHUNK=16, num_warps=4 if block <= 512 else 8,

@@ -35,7 +35,7 @@ from ._autograd import saved_inputs, vjp
 from ._op import device_kind, empty_contiguous, has_kernel, register
 from ._random import draw_seed, drop, drop_hash, drop_pairs, drop_steps
 from ._triton import tl, triton
-from .launch import arch, cdiv, dot_dtype, float32_dot_is_tf32, launch
+from .launch import arch, cdiv, dot_dtype, float32_dot_is_tf32, launch, next_power_of_2
 
 MAX_HEAD_DIM = 128
 
@@ -180,10 +180,10 @@ def _blocks(num_tokens: int, head_dim: int, dtype: torch.dtype) -> tuple[int, in
     the square of the tile, so the tile is as small as the sequence allows.
     """
     if dtype == torch.float32:
-        tile = max(16, triton.next_power_of_2(num_tokens))
+        tile = max(16, next_power_of_2(num_tokens))
         return tile, 16, tile // 8
     if num_tokens <= 64:
-        return 64, min(64, max(16, triton.next_power_of_2(head_dim))), 4
+        return 64, min(64, max(16, next_power_of_2(head_dim))), 4
     return 128, 32 if 16 < head_dim <= 64 else 16, 8
 
 
@@ -204,7 +204,7 @@ def _launch(
     # Triton 3.6 spills in the float32 forward that loops.
     if tokens > 64 and head_dim <= 64 and (backward or qkv.dtype != torch.float32):
         kernel = loop_backward_kernel if backward else loop_forward_kernel
-        columns = max(16, triton.next_power_of_2(head_dim))
+        columns = max(16, next_power_of_2(head_dim))
         blocks = loop_blocks(head_dim, qkv.dtype, arch(qkv.device), backward and dropout > 0)
         launch(kernel, (frames * num_heads,), *tensors, **shape, TILE=128, COLS=columns, **blocks)
         return

@@ -105,6 +105,7 @@ def test_no_epsilon(device):
     """Rows that fill no block of rows, so that a kernel computes some beyond the last."""
     x, residual, weight, bias = inputs((3, 96), torch.float32, device)
     check_op(op, _ref, [x, residual, weight, bias, 0.0])
+    check_op(biased_op, _ref_biased, [x, weight.flip(0), residual, weight, bias, 0.0])
 
 
 def test_non_contiguous(device):
