@@ -259,7 +259,12 @@ class IVCL(FastModel, reference.IVCL, tags=["self-supervised-learning"]):
             dim=1,
         )
         x = self.encoder.tokens(rows, ids_keep, flat_index(seen, frames * width))
-        time = F.embedding(seen // width, self.temporal.time_embed)
+        # One embedding of all tokens would launch less, but up to 3,072 of them PyTorch adds their
+        # gradients one after another, in a few blocks of threads.
+        embed = self.temporal.time_embed
+        of_slots = embed.repeat_interleave(slots, 0).expand(clips, -1, -1)
+        of_patches = F.embedding(context_frames, embed).repeat_interleave(keep, 1)
+        time = torch.cat([of_slots, of_patches], dim=1)
         # The decoder reads only the tokens of the query frames.
         read = torch.cat([frame_positions(query, slots, slots), read_patches], dim=1)
         x = self.temporal.transform(time, flat_index(read, x.shape[1]), Branch(x))

@@ -21,11 +21,12 @@ def test_a_step_of_base64():
     assert 0 < counted["Muon"] <= 172
     assert 0 < counted["AdamW"] + counted["clipping"] <= 40
     # Of these, one clears the gradients of restore_tokens, so that an id given twice leaves none
-    # uninitialised.
-    assert 500 < counted["forward and backward"] <= 679
+    # uninitialised. Six, and 19 of what is dispatched, spare the time embedding's gradient a slow
+    # kernel (models/ivcl.py).
+    assert 500 < counted["forward and backward"] <= 680
     assert sum(counted.values()) <= 900, "the aim for a whole step"
     # The host's work for an eager step: every operation that it dispatches, and every launch.
-    assert 1000 < counters["forward and backward"].dispatched <= 2819
+    assert 1000 < counters["forward and backward"].dispatched <= 2838
     assert 100 < counters["Muon"].dispatched <= 234
     assert counters["AdamW"].dispatched + counters["clipping"].dispatched <= 15
     model = parts["forward and backward"]
