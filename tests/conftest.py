@@ -106,7 +106,7 @@ def fused_at_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
     faster ones, which differs between machines."""
     always = dict.fromkeys(crossovers.LIMITS, (crossovers.ANY, crossovers.ANY))
     monkeypatch.setattr(crossovers, "LIMITS", always)
-    monkeypatch.setattr(crossovers, "LEAST", 0)
+    monkeypatch.setattr(crossovers, "LEAST", {})
 
 
 @pytest.fixture

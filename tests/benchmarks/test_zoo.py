@@ -43,7 +43,7 @@ def row(tmp_path, monkeypatch, limit, least_window):
     monkeypatch.setattr(patches, "LEAST_WINDOW", least_window)
     limits = dict.fromkeys(crossovers.LIMITS, (limit, limit))
     monkeypatch.setattr(crossovers, "LIMITS", limits)
-    monkeypatch.setattr(crossovers, "LEAST", 0)
+    monkeypatch.setattr(crossovers, "LEAST", {})
     file = tmp_path / "rows.jsonl"
     arguments = [HERE, str(file), "--models", "vit_base_patch16_224", "--rounds", "1"]
     monkeypatch.setattr(sys, "argv", ["measure", *arguments, "--tokens", "17", "--seconds", "1"])

@@ -49,11 +49,15 @@ LIMITS: dict[tuple[str, str, str], tuple[int, int]] = {
     ("cuda", "separate_attention", "bfloat16"): (128, 128),
 }
 """Longest sequence in training and in inference, by (hardware, kind, dtype)."""
-LEAST = 1 << 16
-"""Values of the tokens, ``B*N*D``, below which the checks of a call cost more than is gained on a
-CPU, but for bfloat16 training: there packed attention was 1.08 to 2.4 times as fast as before from
-3,264 values on. In inference and in float32 it was at most 1.02 times as fast below 53,000, and no
-slower from 75,000 on (Intel with AMX, one thread, medians of 50 and 180 rounds in turn)."""
+LEAST = {"cpu": 1 << 16, "cuda": 1 << 22}
+"""Values of the tokens, ``B*N*D``, below which a call costs more than is gained.
+
+On a CPU these are its checks, but for bfloat16 training: there packed attention was 1.08 to 2.4
+times as fast as before from 3,264 values on. In inference and in float32 it was at most 1.02 times
+as fast below 53,000, and no slower from 75,000 on (Intel with AMX, one thread, medians of 50 and
+180 rounds in turn). On a GPU it is the host, which takes two to three times as long to start the
+fused ops of a block as PyTorch's; that a GPU computes longer than that from here on is an estimate.
+"""
 NEAREST = "avx512bf16"
 """The hardware whose rows other CPUs use; AMX has matrix units, which those lack."""
 
@@ -76,9 +80,9 @@ def longest(kind: str, device: str, dtype: torch.dtype, training: bool) -> int:
 
 def is_small(x: Tensor, training: bool) -> bool:
     """Whether tokens are too few for a fused forward pass to gain anything."""
-    if x.numel() >= LEAST or x.device.type != "cpu":
+    if x.numel() >= LEAST.get(x.device.type, 0):
         return False
-    return not (training and compute_dtype(x) == torch.bfloat16)
+    return x.is_cuda or not (training and compute_dtype(x) == torch.bfloat16)
 
 
 def no_gain_reason(kind: str, device: str) -> str | None:

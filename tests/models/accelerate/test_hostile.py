@@ -10,6 +10,7 @@ import pytest
 import torch
 from timm.models import vision_transformer
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ivcl_fast import accelerate
@@ -215,11 +216,19 @@ def test_torchscript_takes_the_own_code():
 def test_small_calls_run_their_own_code(monkeypatch):
     """What is checked at every call costs more than is gained there, but in bfloat16 training."""
     fast, x = pair(Attention()).eval(), tokens()
-    monkeypatch.setattr(crossovers, "LEAST", x.numel() + 1)
+    monkeypatch.setattr(crossovers, "LEAST", {"cpu": x.numel() + 1})
     with torch.no_grad():
         assert fused_calls(fast, x) == 0
     assert fused_calls(fast, x) == 0
     assert fused_calls(fast.bfloat16().train(), x.bfloat16()) == 1
-    monkeypatch.setattr(crossovers, "LEAST", x.numel())
+    monkeypatch.setattr(crossovers, "LEAST", {"cpu": x.numel()})
     with torch.no_grad():
         assert fused_calls(fast.eval(), x.bfloat16()) == 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_gpu_needs_more_tokens(training, monkeypatch):
+    monkeypatch.undo()
+    with FakeTensorMode():
+        few, many = (torch.empty(n, 197, 768, device="cuda") for n in (27, 28))
+        assert crossovers.is_small(few, training) and not crossovers.is_small(many, training)

@@ -54,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(1)
     # What is tried is what is equal, not what is faster, which differs between machines.
     crossovers.LIMITS |= dict.fromkeys(crossovers.LIMITS, (crossovers.ANY, crossovers.ANY))
-    crossovers.LEAST = 0
+    crossovers.LEAST = {}
     begin, wrong = time.monotonic(), 0
     families = tuple(family for known in FAMILIES.values() for family in known)
     for seed in range(flags.seeds):
