@@ -32,8 +32,9 @@ def test_a_step_of_base64():
     model = parts["forward and backward"]
     assert model["_to_copy"] <= 5, "weights are cast together, gradients come as float32"
     # In each of 24 blocks, qkv has its bias summed in a pass; the norms add those of proj and fc2.
-    # Outside of blocks, it is the decoder's embed and pred; what else is summed are the slots.
-    assert model["linear_gradients"] == 26 * 2 and model["sum"] == 1
+    # Outside of blocks, it is the decoder's embed and pred; what else is summed are the slots,
+    # and three times the time embedding.
+    assert model["linear_gradients"] == 26 * 2 and model["sum"] == 4
     # Twelve, eight and four blocks, each with a kernel forward and one backward.
     assert model["short_attention"] == model["short_attention_backward"] == 24
     assert model["native_layer_norm"] == model["gelu"] == 0
