@@ -76,13 +76,17 @@ def snapshot(
 
     All ranks have to call this; the others get a checkpoint without tensors.
     """
+    # First: after a forward pass without a backward (a validation), FSDP2 keeps what is outside
+    # blocks gathered, as other parameters than the optimisers', until state_dict() is called.
+    weights = gather_to_rank0(model.state_dict())
     slots = {  # by parameter name, so that they survive a change of parameter order
         f"{name}/{slot}": value
         for name, parameter in model.named_parameters()
         for optimizer in optimizers
         for slot, value in optimizer.state.get(parameter, {}).items()
     }
-    weights = gather_to_rank0(model.state_dict())
+    known = sum(len(slot) for optimizer in optimizers for slot in optimizer.state.values())
+    assert len(slots) == known, f"{len(slots)} of {known} optimiser states belong to the model"
     return Checkpoint(step, state, weights, gather_to_rank0(slots))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,39 @@ def test_checkpoints_continue_with_any_number_of_ranks(tmp_path, parallelism):
     train_until(tmp_path / "moved", {}, 11)
     moved, _ = run_ranks(2, train, tmp_path / "moved", options)
     assert_same_run(moved, tmp_path / "moved", one, tmp_path / "one")
+
+
+def train_with_validations(folder: Path, moment: int | None = None) -> dict[str, torch.Tensor]:
+    """Shards that are measured and saved at step 6, and killed at step ``moment``, if one is."""
+    stage = make_stage(folder, shard=True)
+
+    def loss(model, batch, step):
+        if step == moment:
+            raise Killed
+        return reconstruction_loss(model, batch, step)
+
+    def validate():
+        batch = next(stage.loader.epoch(0))
+        with torch.no_grad():
+            return {"measured": float(reconstruction_loss(stage.model, batch, 0))}
+
+    stage.loss, stage.validate, stage.validations, stage.save_every = loss, validate, 2, 6
+    with nullcontext() if moment is None else pytest.raises(Killed):
+        stage.run()
+    return checkpoint.gather_to_rank0(stage.model.state_dict())
+
+
+def test_shards_that_were_just_measured_are_saved_with_all_of_their_state(tmp_path):
+    whole, _ = run_ranks(2, train_with_validations, tmp_path / "whole")
+    run_ranks(2, train_with_validations, tmp_path / "cut", 7)
+    saved = checkpoint.latest(tmp_path / "cut" / "checkpoints")
+    assert saved.step == 6
+    assert {key.rsplit("/", 1)[0] for key in saved.optimizer} == {
+        name for name, parameter in make_model().named_parameters() if parameter.requires_grad
+    }
+    resumed, _ = run_ranks(2, train_with_validations, tmp_path / "cut")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
 
 
 def stop_one(folder: Path, options: dict) -> tuple[str, int]:
