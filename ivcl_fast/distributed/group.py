@@ -98,6 +98,10 @@ def local_batch_size(batch_size: int, grad_accum_steps: int = 1, ranks: int | No
     return batch_size // ranks
 
 
+class StopOfAllRanks(Exception):
+    """An exception that all ranks raise together, and that loses no connection."""
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Connect the ranks, each on its ``device``, for the duration of the block.
@@ -118,12 +122,17 @@ def process_group(device: torch.device) -> Iterator[None]:
         )
     if not is_main():
         logging.getLogger("ivcl_fast").setLevel(logging.ERROR)
+    can_leave = device.type != "cuda"
     try:
         store = unused_store(next(dist.rendezvous("env://"))[0], rank(), world_size())
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size())
         yield
         dist.barrier()  # to ranks that still communicate, one that has left would look dead
+        can_leave = True
+    except StopOfAllRanks:
+        can_leave = True
+        raise
     except UserError as error:
         if first_to_fail(store):
             print_error(error)
@@ -139,7 +148,8 @@ def process_group(device: torch.device) -> Iterator[None]:
         )
         raise SystemExit(1) from None
     finally:
-        if dist.is_initialized():
+        # Ranks end NCCL together: alone, one would wait for others that compute or are gone.
+        if can_leave and dist.is_initialized():
             dist.destroy_process_group()
 
 

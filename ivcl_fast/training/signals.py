@@ -13,7 +13,7 @@ from ivcl_fast.distributed import group as distributed
 STOPPING = b"\nstopping after this step, which is saved; press Ctrl-C again to stop at once\n"
 
 
-class Interrupted(Exception):
+class Interrupted(distributed.StopOfAllRanks):
     """A signal asked the run to stop, and a checkpoint has been written."""
 
     def __init__(self, signum: int) -> None:
