@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ivcl_fast.distributed.rendezvous import unused_store
 from ivcl_fast.errors import UserError, print_error
+from ivcl_fast.text import first_line
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     if not is_main():
         logging.getLogger("ivcl_fast").setLevel(logging.ERROR)
     can_leave = device.type != "cuda"
+    store: dist.Store = dist.HashStore()  # in place of one that all ranks share
     try:
         store = unused_store(next(dist.rendezvous("env://"))[0], rank(), world_size())
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -143,8 +145,8 @@ def process_group(device: torch.device) -> Iterator[None]:
         if has_failed(store):
             raise SystemExit(2) from None
         log.error(
-            "rank %d lost the connection to another rank; the same command continues the run",
-            rank(),
+            "rank %d has no connection to another rank (%s); the same command continues the run",
+            *(rank(), reason(error)),
         )
         raise SystemExit(1) from None
     finally:
@@ -170,8 +172,14 @@ def has_failed(store: dist.Store) -> bool:
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Whether a collective failed because another rank is gone."""
+    """Whether ranks cannot be connected, or a collective failed because one of them is gone."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
+def reason(error: RuntimeError) -> str:
+    """Return one line: the first of an error, and the first of what NCCL then says of the cause."""
+    cause = str(error).partition("Last error:\n")[2].partition("\n")[0]
+    return f"{first_line(error)}: {cause}" if cause else first_line(error)
 
 
 def barrier() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,6 +14,11 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.training.signals import Interrupted
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
+NCCL = """NCCL error in: NCCLUtils.cpp:94, unhandled system error, NCCL version 2.29.3
+ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.
+Last error:
+Error while creating shared memory segment /dev/shm/nccl-a4Gk2L (size 33030528)
+"""
 
 
 @pytest.fixture
@@ -53,3 +61,37 @@ def test_a_rank_that_fails_alone_waits_for_no_other_on_a_gpu(calls, error):
         with pytest.raises((SystemExit, KeyError)), distributed.process_group(device):
             raise error
         assert calls == expected
+
+
+def test_a_rank_without_connection_says_why(calls, caplog):
+    """In one line, also what NCCL says last: the cause may be none that the same command mends."""
+    with (
+        caplog.at_level(logging.ERROR),
+        pytest.raises(SystemExit) as stop,
+        distributed.process_group(GPU),
+    ):
+        raise dist.DistBackendError(NCCL)
+    assert stop.value.code == 1
+    assert caplog.messages == [
+        "rank 0 has no connection to another rank (NCCL error in: NCCLUtils.cpp:94, unhandled "
+        "system error, NCCL version 2.29.3: Error while creating shared memory segment "
+        "/dev/shm/nccl-a4Gk2L (size 33030528)); the same command continues the run"
+    ]
+
+
+def test_ranks_that_never_meet(calls, caplog, monkeypatch):
+    def wait_in_vain(method):
+        store = dist.HashStore()
+        store.set_timeout(timedelta(seconds=0.01))
+        store.get("ask/1")
+
+    monkeypatch.setattr(dist, "rendezvous", wait_in_vain)
+    with (
+        caplog.at_level(logging.ERROR),
+        pytest.raises(SystemExit) as stop,
+        distributed.process_group(CPU),
+    ):
+        raise AssertionError
+    assert stop.value.code == 1 and calls == []
+    (message,) = caplog.messages
+    assert message.startswith("rank 0 has no connection to another rank (") and "\n" not in message

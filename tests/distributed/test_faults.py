@@ -190,7 +190,7 @@ def fail(folder: Path, failing: list[int]) -> None:
             raise UserError("clip-3.avi: gone")
 
     distributed.print_error = print_error
-    distributed.log.error = lambda text, rank: print_error(text % rank)
+    distributed.log.error = lambda text, *values: print_error(text % values)
     train(folder, {}, fault)
 
 

@@ -14,8 +14,8 @@ from torch.distributed import TCPStore
 from tests.support.faults.scenes import Scene
 from tests.support.faults.system import Fault, Process
 
-LOST = "lost the connection to another rank; the same command continues the run\n"
-"""What a rank prints last if another has died."""
+LOST = "; the same command continues the run\n"
+"""The end of what a rank prints last if another has died."""
 PAUSE = 0.05
 """Seconds that a stopped process stays stopped."""
 TERM_SECONDS, KILL_SECONDS = 0.2, 5.0
