@@ -252,10 +252,10 @@ GROUPS = ("data", "stages", "optim", "speed", "output")
 """The fields of :class:`TrainConfig` whose settings stand side by side in the file."""
 CHANGEABLE = {
     "resume", "overwrite", "name", "out", "workers", "save_every", "save_minutes", "device",
-    "placement", "require_all", "shard", "compile", "cuda_graph", "compare_scratch",
-    "compare_memoryless", "pictures", "viewer",
+    "placement", "require_all", "shard", "compile", "cuda_graph", "grad_accum_steps",
+    "grad_checkpoint", "compare_scratch", "compare_memoryless", "pictures", "viewer",
 }  # fmt: skip
-"""Settings that may change when a run is continued, because they do not change its result."""
+"""Settings that may change when a run is continued: they change its result by rounding at most."""
 RENAMED = {
     "accum": "grad_accum_steps", "feed": "loader", "labelled": "label_fraction", "log": "viewer",
 }  # fmt: skip

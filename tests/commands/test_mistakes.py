@@ -55,6 +55,12 @@ def test_resume_keeps_what_is_learnt_and_takes_how(started):
     assert (settings.optim.lr, settings.folder) == (0.5, started)
     changeable = settings.speed.compile, settings.data.workers, settings.output.pictures
     assert changeable == (True, 3, False)
+    less_memory = ["--grad-accum-steps=4", "--grad-checkpoint"]  # for fewer GPUs
+    settings = check_folder(parse([*arguments[:2], *less_memory]))
+    assert (settings.optim.grad_accum_steps, settings.speed.grad_checkpoint) == (4, True)
+    (started / "pretrain").mkdir()
+    (started / "pretrain" / "model.safetensors").touch()  # now others would be refused
+    assert check_folder(settings) == settings
     assert check_folder(parse(arguments[:2])) == load_settings(started)
 
 

@@ -46,11 +46,11 @@ def train_until(folder: Path, options: dict, moment: int) -> None:
 
 @pytest.mark.parametrize("parallelism", PARALLELISM)
 def test_checkpoints_continue_with_any_number_of_ranks(tmp_path, parallelism):
-    """Two ranks, then one, then two."""
+    """Two ranks, then one with a batch in as many parts, then two."""
     one = train(tmp_path / "one", {})
     options = PARALLELISM[parallelism]
     assert run_ranks(2, train_until, tmp_path / "moved", options, 6) == [None, None]
-    train_until(tmp_path / "moved", {}, 11)
+    train_until(tmp_path / "moved", {"grad_accum_steps": 2}, 11)
     moved, _ = run_ranks(2, train, tmp_path / "moved", options)
     assert_same_run(moved, tmp_path / "moved", one, tmp_path / "one")
 
