@@ -105,6 +105,8 @@ def run_jobs(jobs: list[Job], parallel: int, gpus: int, train: Train) -> None:
     if parallel > 1:
         return run_parallel(jobs, parallel, gpus)
     for job in jobs:
+        if "torch._dynamo" in sys.modules:  # graphs of earlier models count against its limit
+            torch.compiler.reset()
         print(f"\n{job.folder}", flush=True)
         train(check_folder(parse(job.arguments)))
 

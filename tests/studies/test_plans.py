@@ -6,10 +6,11 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
 
 from ivcl_fast.errors import UserError
 from ivcl_fast.studies.definitions import STUDIES
-from ivcl_fast.studies.runner import check_flags, plan_jobs, variant_folder
+from ivcl_fast.studies.runner import Job, check_flags, plan_jobs, run_jobs, variant_folder
 from ivcl_fast.training.arguments import parse
 
 
@@ -112,3 +113,25 @@ def test_all_tasks_of_a_data_set_share_its_pretraining(name, of_each):
 def test_folders_of_variants_differ():
     for study in STUDIES.values():
         assert len({variant_folder(v) for v in study.variants}) == len(study.variants)
+
+
+def test_runs_in_one_process_do_not_share_the_number_of_their_graphs(tmp_path):
+    """Graphs of an earlier run's models would count against the limit of a later one's."""
+    from torch._dynamo import config as dynamo
+
+    sizes = iter(range(2, 6))
+
+    class Doubling(torch.nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    def train(config):
+        part = Doubling()
+        part.compile(fullgraph=True, dynamic=False, backend="eager")
+        part(torch.ones(next(sizes)))
+
+    jobs = [Job(tmp_path / str(number), (), ("report.md",)) for number in range(4)]
+    torch.compiler.reset()
+    with dynamo.patch(recompile_limit=2):
+        run_jobs(jobs, 1, 0, train)
+    assert next(sizes, None) is None
