@@ -98,8 +98,12 @@ def cast_together(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Non
 
 
 def weights_to_cast(model: nn.Module) -> list[Tensor]:
-    """Return the parameters of all linear layers, which :func:`cast_together` may cast."""
-    return [p for part in model.modules() if type(part) is nn.Linear for p in part.parameters()]
+    """Return the parameters of all linear layers that :func:`linear` reads casts of.
+
+    Frozen weights are left to autocast, as :func:`_is_faster` says.
+    """
+    layers = (part for part in model.modules() if type(part) is nn.Linear)
+    return [p for layer in layers for p in layer.parameters() if p.requires_grad]
 
 
 def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -157,6 +157,21 @@ def test_weights_that_are_cast_together_change_no_result():
     assert not _Linear.apply(x, layer.weight, layer.bias).any(), "the casts end with the block"
 
 
+def test_frozen_weights_are_not_cast_together(as_on_amx):
+    """No call would read their copies: without gradients they are PyTorch's."""
+    frozen, learning = torch.nn.Linear(6, 8).requires_grad_(False), torch.nn.Linear(8, 4)
+    weights = weights_to_cast(torch.nn.Sequential(frozen, learning))
+    assert [*map(id, weights)] == [*map(id, learning.parameters())]
+    x, results = torch.randn(3, 6), []
+    for chosen in (weights, [*frozen.parameters(), *weights]):
+        learning.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16), cast_together(chosen, torch.bfloat16):
+            out = public(public(x, frozen.weight, frozen.bias), learning.weight, learning.bias)
+            out.sum().backward()
+        results.append((out, learning.weight.grad, learning.bias.grad))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 def test_an_error_ends_the_casts_too():
     """Later calls would compute with weights as they were then."""
     layer, x = torch.nn.Linear(6, 4), torch.ones(3, 6).bfloat16()
