@@ -152,6 +152,8 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         if not isinstance(error, MemoryError) and not any(p in str(error) for p in OUT_OF_MEMORY):
             raise
         fitting = "what fits into memory, such as a smaller --batch-size"
+        if "CUDA" in str(error):  # a resumed run keeps its batch
+            fitting += " or --placement ram"
         print_error(f"{first_line(error)}; accepted: {fitting}")
         raise SystemExit(2) from None
     except KeyboardInterrupt as stop:

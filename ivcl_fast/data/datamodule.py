@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +211,7 @@ def open_data(
     *,
     frame_labels: Sequence[FrameLabelKind] = (),
     read_only: bool = False,
+    needed: Callable[[], int] | None = None,
 ) -> DataModule:
     """Open the data of a run: write a missing synthetic data set, and build its frame store.
 
@@ -221,6 +222,8 @@ def open_data(
         device: device for training; ``placement`` puts the store in its memory.
         frame_labels: kinds of labels of single frames that loaders will be asked for.
         read_only: do not write a data set, and check only the splits that are read.
+        needed: returns the bytes that a training step takes on ``device``, which a store leaves
+            free unless ``placement`` names its place.
 
     Raises:
         UserError: for settings that cannot be used here, and for missing or malformed data.
@@ -241,7 +244,9 @@ def open_data(
             dataset.clips(split)  # reports a missing list before hours of decoding
         if (config.train_split, config.curve_split) != ("auto", "auto"):
             check_disjoint(dataset, train_split, curve_split)
-    open_frames = _open_stream if config.loader == "stream" else _open_store
+    open_frames: Callable[..., DataModule] = partial(_open_store, needed=needed)
+    if config.loader == "stream":
+        open_frames = _open_stream
     data = open_frames(config, model, dataset, device, labels)
     if read_only:
         return data
@@ -266,6 +271,7 @@ def _open_store(
     dataset: Dataset,
     device: torch.device | None,
     labels: Mapping[str, FrameLabels],
+    needed: Callable[[], int] | None,
 ) -> DataModule:
     sizes, media = (model.image_size, model.patch_size), dataset.media()
 
@@ -287,6 +293,7 @@ def _open_store(
                 placement=config.placement,
                 device=device,
                 crop=crop,
+                needed=needed,
             )
 
     store = open_store(config.crop)

@@ -200,19 +200,22 @@ def test_a_value_may_end_with_an_equals_sign(command):
 
 
 @pytest.mark.parametrize(
-    "what",
+    ("what", "fitting"),
     [
-        lambda: torch.empty(2**40, 2**10),
-        lambda: torch.empty(2**40, 2**30),
-        lambda: np.empty(2**50),
-        lambda: bytes(2**62),
-        lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+        (lambda: torch.empty(2**40, 2**10), "a smaller --batch-size"),
+        (lambda: torch.empty(2**40, 2**30), "a smaller --batch-size"),
+        (lambda: np.empty(2**50), "a smaller --batch-size"),
+        (lambda: bytes(2**62), "a smaller --batch-size"),
+        (
+            lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+            "a smaller --batch-size or --placement ram",
+        ),
     ],
 )
-def test_too_little_memory_is_one_line(what, command):
+def test_too_little_memory_is_one_line(what, fitting, command):
     code, _, err = command(what)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
-    assert "; accepted: what fits into memory, such as a smaller --batch-size" in err
+    assert err.endswith(f"; accepted: what fits into memory, such as {fitting}\n")
 
 
 def fail(error: BaseException):

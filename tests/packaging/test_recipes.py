@@ -6,9 +6,13 @@ import re
 import shlex
 
 import pytest
+import torch
 
 from docs import recipe_tables
 from docs.markers import written_anew
+from ivcl_fast.data.store import placement
+from ivcl_fast.data.store.placement import choose_placement
+from ivcl_fast.report.plan import USABLE
 from ivcl_fast.training.arguments import parse
 from tests.packaging.test_docs import blocks
 
@@ -47,9 +51,12 @@ def test_tables_are_what_is_predicted_now(path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_batches_fit_the_cards(path):
+def test_batches_fit_the_cards(path, monkeypatch):
+    """Together with the frame store, where --placement auto puts it on the card."""
     text = path.read_text()
     rows = planned(text)
+    ((videos, frames),) = re.findall(r"<!-- store: (\d+) (\d+) ", text)
+    monkeypatch.setattr(placement, "available_memory", lambda: 10**15)
     found = COMMAND.findall("".join(blocks(text, "console")))
     assert [(count, card) for count, card, _ in found] == [
         ("one", "24"), ("one", "80"), ("eight", "80"),
@@ -61,6 +68,14 @@ def test_batches_fit_the_cards(path):
         config = parse(words[words.index("ivcl_fast.train") + 1 :])
         clips = config.optim.batch_size / ranks / config.optim.grad_accum_steps
         assert clips == int(clips)
-        column = {"24": 2, "80": 3}[card]
+        column, usable = {"24": 2, "80": 3}[card], USABLE * int(card) * 1e9
+        peaks = []
         for stage in ("pretrain", "finetune"):
-            assert clips <= int(rows[config.preset, stage][column].replace(",", ""))
+            cells = rows[config.preset, stage]
+            most, fixed = int(cells[column].replace(",", "")), float(cells[0]) * 1e9
+            assert clips <= most
+            peaks.append(fixed + clips * (usable - fixed) / most)
+        peak, store = int(max(peaks)), 3 * config.model.image_size**2 * int(videos) * int(frames)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, card=card: (int(card) * 10**9, 0))
+        place, _ = choose_placement("auto", store, torch.device("cuda"), lambda peak=peak: peak)
+        assert peak + (store if place == "gpu" else 0) <= usable

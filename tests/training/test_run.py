@@ -12,12 +12,15 @@ import torch
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
 from ivcl_fast.analysis.finished_runs import FinishedRun
+from ivcl_fast.data.store import build as build_module
+from ivcl_fast.data.store.build import StoreBuild
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.baselines import LAST_FRAME
 from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.manifest import write_recorded
 from ivcl_fast.models import flops
+from ivcl_fast.report.plan import plan_stages
 from ivcl_fast.report.run import CLIPS, REPORT, SCORES, write_report
 from ivcl_fast.train import comparisons, origin, warn_of_few_steps
 from ivcl_fast.training.arguments import parse
@@ -26,6 +29,7 @@ from ivcl_fast.training.model_card import describe_training
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.settings import TrainConfig, as_json
+from tests.support.small_models import config as small_model
 from tests.training.test_last_frame import run_with
 
 
@@ -94,6 +98,22 @@ def test_what_a_score_is_compared_with_starts_from_what_its_row_says(
     started.clear()
     comparisons(run, "random", nothing)
     assert started == [("last-frame", "random")], "its score is that from scratch"
+
+
+@pytest.mark.parametrize("batch_size", [8, "auto"])
+def test_a_frame_store_leaves_room_for_the_largest_step(tmp_path, monkeypatch, batch_size):
+    """A batch that is chosen is chosen by what the store leaves."""
+    config = TrainConfig().replace(model=small_model(), amp="bf16", out=tmp_path)
+    peaks = [plan.memory.peak for plan in plan_stages(config.replace(batch_size=8), ranks=2)]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    passed = []
+    monkeypatch.setattr(build_module, "FrameStore", lambda *given: passed.append(given[-1]()))
+    monkeypatch.setattr(StoreBuild, "run", lambda *_: None)
+    data = f"cater:{write_cater(tmp_path / 'data', SyntheticCater(train=1, val=1), 1)}"
+    run = Run(config.replace(batch_size=batch_size, device="cpu", data=data))
+    with pytest.raises(AttributeError):  # there is no store
+        print(run.data)
+    assert passed == [max(peaks) if batch_size == 8 else 0] and len(peaks) == 2
 
 
 @pytest.mark.parametrize("bad", [0, 1])

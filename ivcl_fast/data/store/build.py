@@ -114,6 +114,7 @@ def build_store(
     placement: Placement = "disk",
     device: torch.device | None = None,
     crop: Square = "none",
+    needed: Callable[[], int] | None = None,
 ) -> FrameStore:
     """Decode every frame of ``media`` into a store at ``out``, or open the store if it exists.
 
@@ -133,7 +134,8 @@ def build_store(
         progress: called with (frames done, frames in total).
         shard_bytes: largest size of a shard.
         crop: part of the frames to resize to the square; by default all of them.
-        placement, device: see :class:`FrameStore`; DALI decodes on ``device`` if it is a GPU.
+        placement, device, needed: see :class:`FrameStore`; DALI decodes on ``device`` if it is a
+            GPU.
 
     Raises:
         UserError: ``out`` contains a store of other settings, a store more than half of whose media
@@ -147,7 +149,7 @@ def build_store(
     """
     build = StoreBuild(media, out, image_size, patch_size, decoder, shard_bytes, crop)
     build.run(Part(0, 1), workers, progress, stall_seconds, device)
-    return build.open(placement, device)
+    return build.open(placement, device, needed)
 
 
 class StoreBuild:
@@ -216,7 +218,12 @@ class StoreBuild:
             _finish(out, self.settings, plan, list(self.states))
         return 0
 
-    def open(self, placement: Placement, device: torch.device | None) -> FrameStore:
+    def open(
+        self,
+        placement: Placement,
+        device: torch.device | None,
+        needed: Callable[[], int] | None = None,
+    ) -> FrameStore:
         """Open the store, which is complete, and delete what its build has left."""
         out = self.out
         # A finished store may be in a read-only folder, and another process may renew it by now.
@@ -225,7 +232,7 @@ class StoreBuild:
                 remove_temporaries(out, ["*"])
                 for leftover in (out / PLAN, *shard_leftovers(out, read_meta(out)), out / LOCK):
                     leftover.unlink(missing_ok=True)
-        store = FrameStore(out, placement, device=device)
+        store = FrameStore(out, placement, device, needed)
         if store.bad_files:
             log.warning(summary(store.bad_files, len(self.media), out / BAD_FILES))
         return store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,16 +16,24 @@ Placed = Literal["disk", "ram", "gpu"]
 
 GPU_SHARE = 0.4
 """Share of the free GPU memory that a store may take; the rest is for training."""
+USABLE_SHARE = 0.9
+"""Share of the free GPU memory that a store and a training step may take together; the rest is for
+workspaces of libraries, and gaps between the allocator's blocks."""
 RAM_SHARE = 0.5
 """Share of the available memory that the stores of all ranks of a machine may take."""
 
 
 def choose_placement(
-    placement: Placement, size: int, device: torch.device | None = None
+    placement: Placement,
+    size: int,
+    device: torch.device | None = None,
+    needed: Callable[[], int] | None = None,
 ) -> tuple[Placed, str]:
     """Choose the place of a store of ``size`` bytes for training on ``device``, with the reason.
 
-    Raises :class:`UserError` for an unknown placement, and for one with too little memory.
+    ``needed`` returns the bytes that a training step takes, and is called only for ``auto`` where
+    the store could be on a GPU: to predict them takes seconds. Raises :class:`UserError` for an
+    unknown placement, and for one with too little memory.
     """
     if placement not in get_args(Placement):
         raise UserError(f"placement: {placement!r} is not one of {', '.join(get_args(Placement))}")
@@ -40,7 +49,7 @@ def choose_placement(
         return placement, "as asked for"
     if has_gpu:
         free = torch.cuda.mem_get_info(device)[0]
-        if size <= GPU_SHARE * free:
+        if size <= GPU_SHARE * free and (needed is None or size <= USABLE_SHARE * free - needed()):
             return "gpu", f"which has {free / 1e9:.1f} GB free"
     free = available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if size <= RAM_SHARE * free:

@@ -37,6 +37,21 @@ def test_auto(machine, size, device, place, reason):
     assert choose_placement("auto", size * GB, device) == (place, reason)
 
 
+@pytest.mark.parametrize(("step", "place"), [(0, "gpu"), (52, "gpu"), (53, "ram"), (90, "ram")])
+def test_auto_leaves_a_training_step_its_memory(machine, step, place):
+    """Of 80 GB, a step and a store of 20 may take 72."""
+    assert choose_placement("auto", 20 * GB, GPU, lambda: step * GB)[0] == place
+
+
+def test_a_step_is_predicted_only_where_its_memory_counts(machine):
+    def needed() -> int:
+        raise AssertionError("this takes seconds")
+
+    assert choose_placement("auto", 20 * GB, torch.device("cpu"), needed)[0] == "ram"
+    assert choose_placement("auto", 40 * GB, GPU, needed)[0] == "ram", "it is too large anyway"
+    assert choose_placement("gpu", 20 * GB, GPU, needed)[0] == "gpu"
+
+
 def test_ranks_share_the_memory(machine, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert choose_placement("auto", 20 * GB)[0] == "disk"
