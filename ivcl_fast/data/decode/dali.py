@@ -29,8 +29,14 @@ BATCH = 64
 """Images per run."""
 SEQUENCE_BYTES = 2**28
 """Largest sequence of unresized frames in memory; longer ones are decoded in parts."""
-NO_LIBRARY = "SYMBOL_NOT_FOUND"
-"""DALI's word for a driver without its library for videos, which containers may lack."""
+NOT_THE_GPU = (
+    "SYMBOL_NOT_FOUND",
+    "CUDA_ERROR_INVALID_VALUE",
+    "CUDA_ERROR_INVALID_IMAGE",
+    "CUDA_ERROR_NOT_SUPPORTED",
+)
+"""CUDA's errors that do not say that the GPU has failed: the driver lacks its library for videos,
+as in some containers; or NVDEC refuses a video, for its bits, its size or its profile."""
 
 
 class DALIDecoder(Decoder):
@@ -127,7 +133,7 @@ class DALIDecoder(Decoder):
         except RuntimeError as error:
             del self._pipelines[kind]  # DALI cannot continue after an error
             reason = str(error).rpartition("encountered:")[2].strip()  # after the pipeline's code
-            gpu_failed = "CUDA" in reason and NO_LIBRARY not in reason
+            gpu_failed = "CUDA" in reason and not any(error in reason for error in NOT_THE_GPU)
             if gpu_failed or "out of memory" in reason:  # not a fault of the file
                 raise
             first_line = reason.partition("\n")[0]

@@ -282,6 +282,10 @@ class FailingPipeline:
         ("CUDA driver API error CUDA_ERROR_OUT_OF_MEMORY (2):\n", RuntimeError, "CUDA driver API"),
         ("Can't allocate 9 bytes: out of memory", RuntimeError, "out of memory"),
         (f"CUDA driver API error CUDA_ERROR_{NO_LIBRARY} (302):\n", VideoError, NO_LIBRARY),
+        ("CUDA driver API error CUDA_ERROR_INVALID_VALUE (1):\n", VideoError, "INVALID_VALUE"),
+        ("CUDA driver API error CUDA_ERROR_INVALID_IMAGE (200):\n", VideoError, "INVALID_IMAGE"),
+        ("CUDA driver API error CUDA_ERROR_NOT_SUPPORTED (801):\n", VideoError, "NOT_SUPPORTED"),
+        ("CUDA runtime API error cudaErrorIllegalAddress (700):\n", RuntimeError, "Illegal"),
     ],
 )
 def test_faults_of_the_file_and_missing_libraries_are_video_errors(
