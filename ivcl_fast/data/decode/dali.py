@@ -170,7 +170,8 @@ def _pipeline(kind: str, gpu: int | None) -> Any:
             )  # fmt: skip
         else:
             ids = fn.external_source(name="frames", dtype=types.INT32, ndim=1)
-            frames = fn.decoders.video(encoded, device=device, frames=ids)
+            # Without padding, which makes frames black that DALI does not find.
+            frames = fn.decoders.video(encoded, device=device, frames=ids, pad_mode="none")
         size = fn.external_source(name="size", dtype=types.DALIDataType.FLOAT, ndim=1)
         triangular = types.DALIInterpType.INTERP_TRIANGULAR
         resized = fn.resize(frames, size=size, interp_type=triangular, antialias=True)

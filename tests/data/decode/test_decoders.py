@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -297,6 +298,19 @@ def test_faults_of_the_file_and_missing_libraries_are_video_errors(
     with pytest.raises(error, match=said), open_media(path) as opened:
         decoder.decode_by_dali(opened)
     assert numbers(decoder.decode(path).cpu().numpy()) == [(0, 0)], "with a pipeline made anew"
+
+
+@NEEDS_DALI
+def test_frames_that_dali_does_not_find_are_not_black(tmp_path):
+    """DALI counts the frames of a video itself."""
+    one = media(write_video(tmp_path / "a.webm", [picture(0, 0)] * 3, "libvpx-vp9", **VP9))
+    indexed = index_one(one)
+    indexed = replace(indexed, info=replace(indexed.info, frames=5))
+    decoder = make_decoder("dali", 32)
+    with open_indexed(one, indexed, "dali") as opened:
+        assert len(decoder.decode_by_dali(opened, [0, 2])) == 2
+        with pytest.raises(VideoError, match="out-of-bounds frame index 4"):
+            decoder.decode_by_dali(opened, [0, 4])
 
 
 @NEEDS_DALI
