@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 
-from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.interface import NVDECS, ChosenDecoder, Decoder
 from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.errors import UserError
@@ -42,8 +42,12 @@ MAX_TIMEOUT = 4 * 3600.0
 DALI_PACKAGES = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}
 """The builds of DALI, and the CUDA version that the driver has to support."""
 TRIALS = 3
-"""Number of media of a codec, of which a GPU has to decode one."""
-TRIAL_SIZE = 32
+"""Number of media of a codec and container, of which a GPU has to decode one."""
+TRIAL_SIZE, TRIAL_FRAMES = 32, 16
+"""Size of the trial's frames, and their number, at most."""
+TRIAL_DIFFERENCE = 2.0
+"""Largest mean difference in a trial, in levels of 255. DALI's on a CPU was up to 0.3 for scenes
+and 0.8 for noise; colours taken for those of the full range would differ by 2.1 to 15 in them."""
 
 
 class Tolerance(NamedTuple):
@@ -93,17 +97,18 @@ def choose_decoders(
     """Choose a decoder for each of the media; logs each choice with the reason, once per codec.
 
     Only a trial shows what a GPU can decode: codecs differ between generations, containers may
-    lack the driver's library for videos, and the driver may be too old for DALI. Where DALI fails
-    on the GPU of this index, ``auto`` takes PyAV, and ``dali`` raises :class:`UserError`.
+    lack the driver's library for videos, and the driver may be too old for DALI. The frames may
+    also have other colours than FFmpeg's, or another order. Where DALI fails on the GPU of this
+    index, ``auto`` takes PyAV, and ``dali`` raises :class:`UserError`.
     """
-    by_codec: dict[str, list[Media]] = {}
+    by_kind: dict[tuple[str, str], list[Media]] = {}
     choices: dict[str, tuple[ChosenDecoder, str]] = {}
     for one in media:
         if (info := infos.get(one.name)) is not None:
             choices[one.name] = choose_decoder(info, decoder)
             if choices[one.name][0] == "dali":
-                by_codec.setdefault(info.codec, []).append(one)
-    for codec, those in by_codec.items() if torch.cuda.is_available() else ():
+                by_kind.setdefault((info.codec, one.files[0].suffix.lower()), []).append(one)
+    for (codec, _), those in by_kind.items() if torch.cuda.is_available() else ():
         if reason := _dali_fails(those[:TRIALS], gpu):
             if decoder == "dali":
                 raise UserError(
@@ -120,7 +125,8 @@ def choose_decoders(
 
 
 def _dali_fails(media: Sequence[Media], gpu: int | None) -> str | None:
-    """Decode one frame of each of the media; return a reason in one line if none succeeds."""
+    """Decode the first frames of each of the media; return a reason in one line if none succeeds,
+    or if those of the first that does are not FFmpeg's."""
     reason = None
     for one in media:
         try:
@@ -128,12 +134,30 @@ def _dali_fails(media: Sequence[Media], gpu: int | None) -> str | None:
             from ivcl_fast.data.decode.media import open_media
 
             with open_media(one) as opened:
-                DALIDecoder(TRIAL_SIZE, gpu).decode_by_dali(opened, [0])
-            return None
+                ids = range(min(TRIAL_FRAMES, opened.info.frames))
+                frames = DALIDecoder(TRIAL_SIZE, gpu).decode_by_dali(opened, ids)
         except Exception as error:  # a library that does not fit the driver may raise anything
             said = str(error).rpartition("encountered:")[2].strip()  # after the pipeline's code
             reason = (said.splitlines() or [type(error).__name__])[0][:200]
+        else:
+            return "its frames differ from FFmpeg's" if _differ(frames, one) else None
     return reason
+
+
+def _differ(frames: torch.Tensor, media: Media) -> bool:
+    """Whether DALI's first frames ``[F, 3, S, S]`` have other colours than FFmpeg's, or if one is
+    much more like another of FFmpeg's than like its own, another order."""
+    from ivcl_fast.data.decode.pyav import PyAVDecoder
+
+    try:
+        own = PyAVDecoder(TRIAL_SIZE).decode(media, range(len(frames)))
+    except VideoError:  # there is nothing to compare with
+        return False
+    flat, flat_own = (x.cpu().float().flatten(1) for x in (frames, own))
+    differences = torch.cdist(flat, flat_own, p=1) / flat.shape[1]  # [F, F]
+    of_own = differences.diagonal()
+    moved = (of_own > TOLERANCE.mean) & (of_own > 2 * differences.amin(1))
+    return bool(of_own.mean() > TRIAL_DIFFERENCE or moved.any())
 
 
 def resolve_decoder(decoder: DecoderName) -> ChosenDecoder:

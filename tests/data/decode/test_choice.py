@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import sys
 from types import ModuleType
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode import decoder as decode
-from ivcl_fast.data.decode.decoder import choose_decoders
+from ivcl_fast.data.decode.decoder import choose_decoders, make_decoder
 from ivcl_fast.data.decode.media import VideoInfo, probe
+from ivcl_fast.data.decode.pyav import PyAVDecoder
 from ivcl_fast.errors import UserError
-from tests.support.painted import media, picture, write_images, write_painted, write_video
+from tests.support.marks import NEEDS_DALI
+from tests.support.painted import media, picture, scenes, write_images, write_painted, write_video
 
 H264 = "CUDA driver API error CUDA_ERROR_NOT_SUPPORTED (801)"
 
@@ -35,8 +39,10 @@ def tried(monkeypatch) -> list[tuple[str, int | None]]:
     found = []
 
     class Decoder:
+        changed: ClassVar = {}  # what is changed of the frames, by suffix
+
         def __init__(self, image_size, gpu):
-            self.gpu = gpu
+            self.image_size, self.gpu = image_size, gpu
 
         def decode_by_dali(self, opened, ids):
             path = getattr(opened, "path", None) or opened.files[0]
@@ -45,6 +51,8 @@ def tried(monkeypatch) -> list[tuple[str, int | None]]:
                 raise RuntimeError(f"Critical error in pipeline\nencountered:\n\n{H264}\nC++: x")
             if path.name == "broken.avi":
                 raise VideoError("DALI cannot decode one of its frames: bad")
+            frames = PyAVDecoder(self.image_size).decode_open(opened, ids)
+            return self.changed.get(path.suffix, torch.clone)(frames)
 
     module = ModuleType("ivcl_fast.data.decode.dali")
     module.DALIDecoder = Decoder  # type: ignore[attr-defined]
@@ -75,6 +83,45 @@ def test_a_broken_file_does_not_speak_for_its_codec(listed, tried, tmp_path):
     broken = media(write_painted(tmp_path / "broken.avi", 1, 3))
     infos = infos_of(listed) | {"broken": probe(broken)}
     assert choose_decoders([broken, *listed], infos, "auto")["a"] == "dali"
+
+
+def moving(count: int) -> list[np.ndarray]:
+    """Pictures of a square that moves a little."""
+    pictures = np.full((count, 60, 80, 3), 100, np.uint8)
+    for number, pixels in enumerate(pictures):
+        pixels[20:32, 4 * number : 4 * number + 12] = 160
+    return [*pictures]
+
+
+@pytest.mark.parametrize(
+    ("change", "chosen"),
+    [
+        (lambda x: x.float().add(0.4).round().byte(), "dali"),
+        (lambda x: x // 2 + 64, "pyav"),
+        (lambda x: x[[0, 3, 1, 2, *range(4, len(x))]], "pyav"),
+    ],
+    ids=["same", "colours", "order"],
+)
+def test_frames_that_differ_from_those_of_ffmpeg(tmp_path, tried, caplog, change, chosen):
+    """In one container, which need not speak for another."""
+    caplog.set_level(logging.INFO, "ivcl_fast")
+    listed = [
+        media(write_video(tmp_path / name, moving(17), "mjpeg")) for name in ("a.avi", "b.mkv")
+    ]
+    sys.modules["ivcl_fast.data.decode.dali"].DALIDecoder.changed = {".avi": change}
+    assert choose_decoders(listed, infos_of(listed), "auto") == {"a": chosen, "b": "dali"}
+    said = "because DALI cannot decode it on this GPU (its frames differ from FFmpeg's)"
+    assert (said in caplog.text) == (chosen == "pyav")
+
+
+@NEEDS_DALI
+@pytest.mark.parametrize("codec", ["mjpeg", "libvpx-vp9"])
+@pytest.mark.parametrize("pictures", [moving(16), scenes(8)], ids=["moving", "scenes"])
+def test_frames_of_dali_are_those_of_ffmpeg(tmp_path, codec, pictures):
+    one = media(write_video(tmp_path / "a.mkv", pictures, codec))
+    frames = make_decoder("dali", decode.TRIAL_SIZE).decode(one)
+    assert not decode._differ(frames, one)
+    assert decode._differ(frames[[1, 0, *range(2, len(frames))]], one)
 
 
 def test_a_dali_that_cannot_be_imported(listed, tried, monkeypatch):
