@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from ivcl_fast.command import parse, run_command
@@ -46,6 +47,7 @@ from ivcl_fast.data.store.build import (
 from ivcl_fast.data.store.frame_store import BAD_FILES
 from ivcl_fast.data.store.index import probe_media
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
+from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.manifest import Manifest
 from ivcl_fast.progress import Bar, duration
@@ -180,18 +182,22 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     if flags.verify:  # before a store is made of damaged videos
         Manifest.read(dataset.root).verify()
     part = None if flags.part is None else parse_part(flags.part)
+    device = None
+    if torch.cuda.is_available():  # ranks may be more than GPUs
+        device = torch.device("cuda", distributed.local_rank() % torch.cuda.device_count())
     with Bar("decoding", 0, "frames") as bar:
         if part is not None:
             build = StoreBuild(media, out, *sizes, flags.decoder, crop=flags.crop)
-            if left := build.run(part, config.workers, bar):
+            if left := build.run(part, config.workers, bar, device=device):
                 print(
                     f"store: {out}, part {flags.part} is complete; {left} shards of other parts "
                     "are missing; the last part completes the store, or this command without --part"
                 )
                 return
         store = build_store(
-            media, out, *sizes, flags.decoder, config.workers, progress=bar, crop=flags.crop
-        )
+            media, out, *sizes, flags.decoder, config.workers, progress=bar, device=device,
+            crop=flags.crop,
+        )  # fmt: skip
     if flags.verify:
         print(f"verifying {store.bytes / 1e9:.2f} GB", flush=True)
         store.verify()

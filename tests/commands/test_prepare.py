@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 
 import pytest
+import torch
 
 from ivcl_fast import prepare
 from ivcl_fast.command import run_command
+from ivcl_fast.data.store.build import StoreBuild
 from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.errors import UserError
 from ivcl_fast.manifest import Manifest
 from tests.support.painted import numbers_of_rows, write_painted
 
@@ -214,6 +217,29 @@ def test_ctrl_c(command, package, monkeypatch):
     status, _, error = command(f"cater:{package}", *SMALL)
     assert status == 130
     assert "the same command continues" in error
+
+
+@pytest.mark.parametrize("part", [(), ("--part", "1/2")], ids=["whole", "part"])
+@pytest.mark.parametrize(
+    ("rank", "gpus", "device"), [(0, 4, 0), (3, 4, 3), (5, 4, 1), (3, 1, 0), (3, 0, None)]
+)
+def test_every_rank_decodes_on_a_gpu_of_its_own(
+    command, package, monkeypatch, rank, gpus, device, part
+):
+    """As far as there are enough: ranks may be as many as CPUs."""
+    found = []
+
+    def run(self, part, workers=None, progress=None, stall_seconds=0, device=None):
+        found.append(device)
+        raise UserError("no more is needed")
+
+    monkeypatch.setattr(StoreBuild, "run", run)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert "no more is needed" in command(f"cater:{package}", *SMALL, *part)[2]
+    assert found == [None if device is None else torch.device("cuda", device)]
 
 
 def test_frames_survive_the_whole_way(command, package):
