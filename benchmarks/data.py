@@ -220,9 +220,9 @@ def stream_loader(media: list[Media], decoder: Any, cfg: IVCLConfig, clips: int,
     from ivcl_fast.data.decode.decoder import choose_decoders, default_workers
     from ivcl_fast.data.stream import StreamLoader
     from ivcl_fast.data.stream_index import saved_index
+    from ivcl_fast.data.workers import usable_cpus
 
-    workers = default_workers(decoder)
-    index, _ = saved_index(media, folder() / f"index-{len(media)}", workers)
+    index, _ = saved_index(media, folder() / f"index-{len(media)}", usable_cpus())
     infos = {name: one.info for name, one in index.items()}
     wanted = [Clip(f"clip-{i}", media[i % len(media)].name, 0) for i in range(clips * (steps + 1))]
     try:
@@ -231,8 +231,9 @@ def stream_loader(media: list[Media], decoder: Any, cfg: IVCLConfig, clips: int,
         raise Skip(str(error)) from None
     return StreamLoader(
         wanted, clips, cfg.num_frames, media=media, index=index, decoders=decoders,
-        image_size=cfg.image_size, patch_size=cfg.patch_size, workers=workers, num_classes=1,
-        multi_label=False, jitter=True, shuffle=True, drop_last=True,
+        image_size=cfg.image_size, patch_size=cfg.patch_size,
+        workers=default_workers(decoders.values()), num_classes=1, multi_label=False, jitter=True,
+        shuffle=True, drop_last=True,
     )  # fmt: skip
 
 

@@ -31,7 +31,6 @@ from ivcl_fast.data.decode.decoder import (
     choose_decoders,
     default_workers,
     make_decoder,
-    resolve_decoder,
 )
 from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.decode.media import probe
@@ -46,7 +45,7 @@ from ivcl_fast.data.store.build import (
 )
 from ivcl_fast.data.store.frame_store import BAD_FILES
 from ivcl_fast.data.store.index import probe_media
-from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
+from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool, usable_cpus
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.manifest import Manifest
@@ -228,10 +227,10 @@ def parse_part(text: str) -> Part:
 def print_estimate(media: Sequence[Media], out: Path, config: PrepareConfig) -> None:
     """Print what building a store would take; decodes some media to estimate the time."""
     flags = config.store
-    workers = config.workers or default_workers(resolve_decoder(flags.decoder))
-    with WorkerPool(workers, STALL_SECONDS) as pool:
+    with WorkerPool(config.workers or usable_cpus(), STALL_SECONDS) as pool:
         infos, bad_files = probe_media(media, pool, probe)
     decoders = choose_decoders(media, infos, flags.decoder)
+    workers = config.workers or default_workers(decoders.values())
     frames = sum(info.frames for info in infos.values())
     gigabytes = frames * 3 * flags.image_size**2 / 1e9
     usable = [one for one in media if one.name in infos]

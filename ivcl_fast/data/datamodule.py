@@ -26,6 +26,7 @@ from ivcl_fast.data.store.build import build_store, default_store_path
 from ivcl_fast.data.store.frame_store import BAD_FILES, FrameStore
 from ivcl_fast.data.stream import StreamLoader
 from ivcl_fast.data.stream_index import saved_index
+from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.errors import UserError
 from ivcl_fast.progress import Bar
 
@@ -315,13 +316,13 @@ def _open_stream(
     labels: Mapping[str, FrameLabels],
 ) -> DataModule:
     media = dataset.media()
-    workers = config.workers or default_workers(resolve_decoder(config.decoder))
     folder = dataset.root / "-".join(filter(None, ("index", _own_task(config, dataset))))
     with Bar("indexing", len(media), "videos") as bar:
-        index, bad_files = saved_index(media, folder, workers, bar)
+        index, bad_files = saved_index(media, folder, config.workers or usable_cpus(), bar)
     infos = {name: one.info for name, one in index.items()}
     gpu, dataset_format = decoding_gpu(device), parse_source(config.source)[0]
     decoders = choose_decoders(media, infos, config.decoder, gpu)
+    workers = config.workers or default_workers(decoders.values())
 
     def make_loader(*what: Any, crop: tuple[Square, str], **options: Any) -> StreamLoader:
         return StreamLoader(

@@ -180,10 +180,12 @@ def resolve_decoder(decoder: DecoderName) -> ChosenDecoder:
     return decoder
 
 
-def default_workers(decoder: ChosenDecoder) -> int:
-    """Default number of processes or threads: one per CPU; with DALI on a GPU one per NVDEC."""
+def default_workers(decoders: Iterable[ChosenDecoder]) -> int:
+    """Default number of processes or threads for media with these decoders: one per CPU; one per
+    NVDEC if DALI decodes any of them on a GPU, whose memory each of its pipelines takes a part of.
+    """
     cpus = usable_cpus()
-    return min(cpus, NVDECS) if decoder == "dali" and torch.cuda.is_available() else cpus
+    return min(cpus, NVDECS) if "dali" in decoders and torch.cuda.is_available() else cpus
 
 
 def decoding_timeout(stall_seconds: float, frames: Iterable[int]) -> float:

@@ -61,7 +61,7 @@ from ivcl_fast.data.store.shards import (
     shard_leftovers,
 )
 from ivcl_fast.data.store.sources import digest_of, state_of, write_sources
-from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool
+from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool, usable_cpus
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, remove_temporaries, write_json
 
@@ -203,13 +203,13 @@ class StoreBuild:
             same = meta["source_digest"] == self.settings["source_digest"]
             if is_finished(out, self.settings["state"]) or (same and not os.access(out, os.W_OK)):
                 return 0
-        workers = workers or default_workers(self.settings["decoder"])
-        with _storage_errors(out), WorkerPool(workers, stall_seconds) as pool:
+        with _storage_errors(out), WorkerPool(workers or usable_cpus(), stall_seconds) as pool:
             _claim(out)
             plan = make_plan(self.media, out, self.settings, self.states, self.decoder, pool, gpu)
             if plan is None:
                 return 0
             tasks = shard_tasks(self.media, out, plan, gpu)
+            pool.workers = workers or default_workers(plan["decoders"].values())
             pool.stall_seconds = decoding_timeout(stall_seconds, plan["frames"].values())
             own = tasks[part.number :: part.total]
             _build_shards(own, pool, progress or (lambda *_: None))
