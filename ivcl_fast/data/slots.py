@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.loader import Batch, ClipLoader
+from ivcl_fast.data.workers import usable_cpus
 
 _NOISE = 4  # a random stream of its own; see loader.py
 
@@ -66,12 +68,19 @@ class SlotLoader(ClipLoader):
         return 0.0
 
     def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
-        for sampled in self._sample(epoch, start_batch):
-            names = [self.clips[one.clip_ids[0]].name for one in sampled]
-            rows = self._slots.values[[self._slots.names[name] for name in names]].float()
-            if self._noise:
-                for row, one in zip(rows, sampled, strict=True):
-                    seed = [self.seed, epoch, _NOISE, int(one.clip_ids[0])]
-                    noise = np.random.default_rng(seed).standard_normal(row.shape, np.float32)
-                    row += self._noise * torch.from_numpy(noise)
-            yield self._labelled(rows, sampled)
+        def add_noise(row: np.ndarray, clip: int) -> None:
+            rng = np.random.default_rng([self.seed, epoch, _NOISE, clip])
+            noise = rng.standard_normal(row.shape, np.float32)
+            noise *= self._noise
+            row += noise
+
+        # NumPy lets threads work at once, and one alone would take longer than a GPU's step.
+        with ThreadPoolExecutor(usable_cpus(), "noise") as threads:
+            for sampled in self._sample(epoch, start_batch):
+                ids = [int(one.clip_ids[0]) for one in sampled]
+                places = [self._slots.names[self.clips[clip].name] for clip in ids]
+                rows = self._slots.values[places].float()
+                if self._noise:
+                    for _ in threads.map(add_noise, rows.numpy(), ids):
+                        pass
+                yield self._labelled(rows, sampled)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
+import numpy as np
 import pytest
 import torch
 
 from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.analysis.finished_runs import FinishedRun
+from ivcl_fast.data import slots as slots_module
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.slots import SlotLoader, Slots
@@ -76,6 +80,28 @@ def test_noise_is_of_the_slots_deviation_and_of_epoch_and_clip_alone(tmp_path):
     assert all(torch.equal(shared[clip], first[clip]) for clip in first)
     measured = rows_by_clip(slot_loader(run, slots, slot_noise=2.0, training=False))
     assert all(torch.equal(measured[clip], plain[clip]) for clip in plain)
+
+
+def test_noise_is_drawn_by_all_cpus(tmp_path, monkeypatch):
+    """A GPU would wait for one; the bits are those of one."""
+    run = run_with(tmp_path, name="run")
+    slots = encode_split(run)
+    loader = slot_loader(run, slots, slot_noise=2.0)
+    rng_of_5 = np.random.default_rng([0, 1, slots_module._NOISE, 5])
+    drawn = rng_of_5.standard_normal(slots.values.shape[1:], np.float32)
+    expected = 2.0 * slots.deviation() * torch.from_numpy(drawn)
+    both, default_rng = threading.Barrier(2, timeout=5), np.random.default_rng
+
+    def rng(seed):
+        if len(seed) == 4 and seed[2] == slots_module._NOISE:
+            both.wait()
+        return default_rng(seed)
+
+    monkeypatch.setattr(slots_module, "usable_cpus", lambda: 2, raising=False)
+    monkeypatch.setattr(np.random, "default_rng", rng)
+    noisy = rows_by_clip(loader, epoch=1)
+    clean = rows_by_clip(slot_loader(run, slots), epoch=1)
+    assert torch.equal(noisy[5], clean[5] + expected)
 
 
 def test_the_deviation_takes_no_copy_of_the_slots():
