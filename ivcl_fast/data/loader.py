@@ -228,6 +228,9 @@ class ClipLoader(ABC):
                 for future in ahead:
                     future.cancel()
 
+    def close(self) -> None:  # noqa: B027  most loaders have nothing to end
+        """End what goes on between epochs, if anything does; the next epoch starts it anew."""
+
     @abstractmethod
     def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
         """Yield the batches of :meth:`epoch`, in its thread; end soon after ``stop`` is set."""

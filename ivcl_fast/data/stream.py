@@ -124,6 +124,8 @@ class StreamLoader(ClipLoader):
         """Stop the workers; the next epoch starts new ones."""
         if self._pool is not None:
             self._pool.close()
+        if self._threads is not None:  # and with them their pipelines of DALI
+            self._threads.shutdown(wait=False, cancel_futures=True)
         self._pool = self._threads = None
 
     def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:

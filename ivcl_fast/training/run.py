@@ -302,6 +302,8 @@ class Run:
             save_every=self.config.output.save_every,
             save_minutes=self.config.output.save_minutes,
         ).run()
+        self._training_loaders.pop(name, None)
+        loader.close()
         if sharded := any(map(is_sharded, model.parameters())):
             weights = checkpoint.gather_to_rank0(model.state_dict())
             model = build()

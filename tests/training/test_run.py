@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
+from multiprocessing import active_children
 from types import SimpleNamespace
 
 import pytest
@@ -114,6 +116,18 @@ def test_a_frame_store_leaves_room_for_the_largest_step(tmp_path, monkeypatch, b
     with pytest.raises(AttributeError):  # there is no store
         print(run.data)
     assert passed == [max(peaks) if batch_size == 8 else 0] and len(peaks) == 2
+
+
+def test_a_finished_stage_decodes_no_more(tmp_path, monkeypatch):
+    """Each thread that decodes on a GPU would keep a pipeline of DALI, and its memory."""
+    monkeypatch.setattr(Run, "_measure_curve", lambda *_: {})
+    run = run_with(tmp_path, name="run", loader="stream", workers=2)
+    run.finetune("random")
+    assert not active_children()
+    decode = [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    for thread in decode:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in decode)
 
 
 @pytest.mark.parametrize("bad", [0, 1])
