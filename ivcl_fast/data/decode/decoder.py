@@ -48,6 +48,7 @@ TRIAL_SIZE, TRIAL_FRAMES = 32, 16
 TRIAL_DIFFERENCE = 2.0
 """Largest mean difference in a trial, in levels of 255. DALI's on a CPU was up to 0.3 for scenes
 and 0.8 for noise; colours taken for those of the full range would differ by 2.1 to 15 in them."""
+DIFFER = "its frames differ from FFmpeg's"
 
 
 class Tolerance(NamedTuple):
@@ -99,7 +100,8 @@ def choose_decoders(
     Only a trial shows what a GPU can decode: codecs differ between generations, containers may
     lack the driver's library for videos, and the driver may be too old for DALI. The frames may
     also have other colours than FFmpeg's, or another order. Where DALI fails on the GPU of this
-    index, ``auto`` takes PyAV, and ``dali`` raises :class:`UserError`.
+    index, ``auto`` takes PyAV, and ``dali`` raises :class:`UserError`; of frames that only differ,
+    ``dali`` warns.
     """
     by_kind: dict[tuple[str, str], list[Media]] = {}
     choices: dict[str, tuple[ChosenDecoder, str]] = {}
@@ -110,6 +112,9 @@ def choose_decoders(
                 by_kind.setdefault((info.codec, one.files[0].suffix.lower()), []).append(one)
     for (codec, _), those in by_kind.items() if torch.cuda.is_available() else ():
         if reason := _dali_fails(those[:TRIALS], gpu):
+            if decoder == "dali" and reason == DIFFER:
+                log.warning("decoder: DALI as asked for, but of %s files %s", codec, reason)
+                continue
             if decoder == "dali":
                 raise UserError(
                     f"decoder: DALI cannot decode {codec} on this GPU ({reason}); accepted: auto, "
@@ -140,7 +145,7 @@ def _dali_fails(media: Sequence[Media], gpu: int | None) -> str | None:
             said = str(error).rpartition("encountered:")[2].strip()  # after the pipeline's code
             reason = (said.splitlines() or [type(error).__name__])[0][:200]
         else:
-            return "its frames differ from FFmpeg's" if _differ(frames, one) else None
+            return DIFFER if _differ(frames, one) else None
     return reason
 
 

@@ -112,6 +112,9 @@ def test_frames_that_differ_from_those_of_ffmpeg(tmp_path, tried, caplog, change
     assert choose_decoders(listed, infos_of(listed), "auto") == {"a": chosen, "b": "dali"}
     said = "because DALI cannot decode it on this GPU (its frames differ from FFmpeg's)"
     assert (said in caplog.text) == (chosen == "pyav")
+    assert choose_decoders(listed, infos_of(listed), "dali")["a"] == "dali"
+    warned = "DALI as asked for, but of mjpeg files its frames differ from FFmpeg's"
+    assert (warned in caplog.text) == (chosen == "pyav")
 
 
 @NEEDS_DALI
