@@ -259,15 +259,13 @@ class IVCL(FastModel, reference.IVCL, tags=["self-supervised-learning"]):
             dim=1,
         )
         x = self.encoder.tokens(rows, ids_keep, flat_index(seen, frames * width))
-        # One embedding of all tokens would launch less, but up to 3,072 of them PyTorch adds their
-        # gradients one after another, in a few blocks of threads.
+        # Not one embedding of all tokens: a GPU would add many gradients of it one after another.
         embed = self.temporal.time_embed
-        of_slots = embed.repeat_interleave(slots, 0).expand(clips, -1, -1)
-        of_patches = F.embedding(context_frames, embed).repeat_interleave(keep, 1)
-        time = torch.cat([of_slots, of_patches], dim=1)
+        times = [embed.repeat_interleave(slots, 0).expand(clips, -1, -1)]
+        times.append(F.embedding(context_frames, embed).repeat_interleave(keep, 1))
         # The decoder reads only the tokens of the query frames.
         read = torch.cat([frame_positions(query, slots, slots), read_patches], dim=1)
-        x = self.temporal.transform(time, flat_index(read, x.shape[1]), Branch(x))
+        x = self.temporal.transform(torch.cat(times, 1), flat_index(read, x.shape[1]), Branch(x))
         slot_tokens, patch_tokens = x.split([query.shape[1] * n for n in (slots, keep)], dim=1)
         return slot_tokens.unflatten(1, (-1, slots)), patch_tokens.unflatten(1, (-1, keep))
 
