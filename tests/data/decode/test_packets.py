@@ -67,17 +67,19 @@ def test_a_video_that_was_not_probed_is_not_in_memory_as_a_whole(tmp_path):
     pictures = [picture(0, frame) for frame in range(60)]
     one = media(write_video(tmp_path / "a.webm", pictures, "libvpx-vp9", **VP9))
 
-    def in_memory() -> int:
+    def in_memory() -> int:  # takes a while: beside other tests there are many things
         return sum(isinstance(thing, av.Packet) for thing in gc.get_objects())
 
     gc.collect()
     before = in_memory()
     with open_media(one) as opened:
         assert isinstance(opened, OpenVideo)
-        assert max(in_memory() - before for _ in opened.frames()) < 5
+        counts = [in_memory() - before for n, _ in enumerate(opened.frames()) if n in (0, 30, 59)]
+        assert len(counts) == 3 and max(counts) < 5
     with open_media(one) as opened:
         assert isinstance(opened, OpenVideo) and opened.info.frames == 60
-        assert [in_memory() - before for _ in opened.frames()] == [60] * 60, "as probing read them"
+        counts = [in_memory() - before for n, _ in enumerate(opened.frames()) if n in (0, 59)]
+        assert counts == [60] * 2, "as probing read them"
 
 
 @pytest.mark.parametrize("stops", [1, None])
