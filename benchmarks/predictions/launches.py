@@ -41,6 +41,8 @@ RATE, MEMORY = 700e12, 3.0e12
 BF16 = torch.bfloat16
 CHUNK, BLOCKS = 65536, 320
 """Elements of a block and blocks of a launch, from there."""
+UNSORTED = 3072
+"""Indices whose gradients one launch adds; more are sorted (ATen/native/cuda/Embedding.cu)."""
 
 
 def multi_tensor_launches(sizes: list[int], lists: int) -> int:
@@ -127,7 +129,7 @@ def launches_of(name: str, args: Any, kwargs: Any) -> int:
     if name in ("cat", "stack"):
         return cdiv(len(args[0]), 128)
     if name == "embedding_dense_backward":
-        return 6 if args[1].numel() > 3072 else 1  # many indices are sorted
+        return 6 if args[1].numel() > UNSORTED else 1
     return 1
 
 

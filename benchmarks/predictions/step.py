@@ -26,7 +26,7 @@ EAGER, GRAPH = 5e-6, 1e-6
 STEP = "forward and backward"
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "linear layers, products": (STEP, ("mm", "addmm", "bmm")),
-    "bias gradients": (STEP, ("sum",)),
+    "bias gradients, sums": (STEP, ("sum",)),
     "attention": (STEP, ("short_attention",)),
     "LayerNorm, residuals": (STEP, ("add_layer_norm_biased", "add_layer_norm", "layer_norm")),
     "bias, GELU": (STEP, ("bias_gelu",)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +212,7 @@ def open_data(
     *,
     frame_labels: Sequence[FrameLabelKind] = (),
     read_only: bool = False,
-    needed: Callable[[], int] | None = None,
+    step_bytes: Callable[[], int] | None = None,
 ) -> DataModule:
     """Open the data of a run: write a missing synthetic data set, and build its frame store.
 
@@ -223,8 +223,8 @@ def open_data(
         device: device for training; ``placement`` puts the store in its memory.
         frame_labels: kinds of labels of single frames that loaders will be asked for.
         read_only: do not write a data set, and check only the splits that are read.
-        needed: returns the bytes that a training step takes on ``device``, which a store leaves
-            free unless ``placement`` names its place.
+        step_bytes: returns what a training step takes on ``device``, which a store leaves free
+            unless ``placement`` names its place.
 
     Raises:
         UserError: for settings that cannot be used here, and for missing or malformed data.
@@ -245,10 +245,10 @@ def open_data(
             dataset.clips(split)  # reports a missing list before hours of decoding
         if (config.train_split, config.curve_split) != ("auto", "auto"):
             check_disjoint(dataset, train_split, curve_split)
-    open_frames: Callable[..., DataModule] = partial(_open_store, needed=needed)
     if config.loader == "stream":
-        open_frames = _open_stream
-    data = open_frames(config, model, dataset, device, labels)
+        data = _open_stream(config, model, dataset, device, labels)
+    else:
+        data = _open_store(config, model, dataset, device, labels, step_bytes)
     if read_only:
         return data
     if config.require_all:
@@ -272,7 +272,7 @@ def _open_store(
     dataset: Dataset,
     device: torch.device | None,
     labels: Mapping[str, FrameLabels],
-    needed: Callable[[], int] | None,
+    step_bytes: Callable[[], int] | None,
 ) -> DataModule:
     sizes, media = (model.image_size, model.patch_size), dataset.media()
 
@@ -294,7 +294,7 @@ def _open_store(
                 placement=config.placement,
                 device=device,
                 crop=crop,
-                needed=needed,
+                step_bytes=step_bytes,
             )
 
     store = open_store(config.crop)

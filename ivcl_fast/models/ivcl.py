@@ -259,7 +259,7 @@ class IVCL(FastModel, reference.IVCL, tags=["self-supervised-learning"]):
             dim=1,
         )
         x = self.encoder.tokens(rows, ids_keep, flat_index(seen, frames * width))
-        # Not one embedding of all tokens: a GPU would add many gradients of it one after another.
+        # Not one embedding of all tokens, whose gradients a GPU would add one after another.
         embed = self.temporal.time_embed
         times = [embed.repeat_interleave(slots, 0).expand(clips, -1, -1)]
         times.append(F.embedding(context_frames, embed).repeat_interleave(keep, 1))

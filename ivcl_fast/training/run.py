@@ -78,7 +78,7 @@ class Run:
             self.config.model,
             self.device,
             frame_labels=self.config.frame_label_kinds,
-            needed=lambda: self.step_bytes,
+            step_bytes=lambda: self.step_bytes,
         )
 
     @functools.cached_property

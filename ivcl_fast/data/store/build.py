@@ -114,7 +114,7 @@ def build_store(
     placement: Placement = "disk",
     device: torch.device | None = None,
     crop: Square = "none",
-    needed: Callable[[], int] | None = None,
+    step_bytes: Callable[[], int] | None = None,
 ) -> FrameStore:
     """Decode every frame of ``media`` into a store at ``out``, or open the store if it exists.
 
@@ -134,8 +134,8 @@ def build_store(
         progress: called with (frames done, frames in total).
         shard_bytes: largest size of a shard.
         crop: part of the frames to resize to the square; by default all of them.
-        placement, device, needed: see :class:`FrameStore`; DALI decodes on ``device`` if it is a
-            GPU.
+        placement, device, step_bytes: see :class:`FrameStore`; DALI decodes on ``device`` if it
+            is a GPU.
 
     Raises:
         UserError: ``out`` contains a store of other settings, a store more than half of whose media
@@ -149,7 +149,7 @@ def build_store(
     """
     build = StoreBuild(media, out, image_size, patch_size, decoder, shard_bytes, crop)
     build.run(Part(0, 1), workers, progress, stall_seconds, device)
-    return build.open(placement, device, needed)
+    return build.open(placement, device, step_bytes)
 
 
 class StoreBuild:
@@ -222,7 +222,7 @@ class StoreBuild:
         self,
         placement: Placement,
         device: torch.device | None,
-        needed: Callable[[], int] | None = None,
+        step_bytes: Callable[[], int] | None = None,
     ) -> FrameStore:
         """Open the store, which is complete, and delete what its build has left."""
         out = self.out
@@ -232,7 +232,7 @@ class StoreBuild:
                 remove_temporaries(out, ["*"])
                 for leftover in (out / PLAN, *shard_leftovers(out, read_meta(out)), out / LOCK):
                     leftover.unlink(missing_ok=True)
-        store = FrameStore(out, placement, device, needed)
+        store = FrameStore(out, placement, device, step_bytes)
         if store.bad_files:
             log.warning(summary(store.bad_files, len(self.media), out / BAD_FILES))
         return store

@@ -62,14 +62,14 @@ class FrameStore:
         path: Path,
         placement: Placement = "disk",
         device: torch.device | None = None,
-        needed: Callable[[], int] | None = None,
+        step_bytes: Callable[[], int] | None = None,
     ) -> None:
         """Open the store at ``path``.
 
         Args:
             placement: ``disk``, ``ram``, ``gpu``, or ``auto``: the fastest place with enough room.
             device: device for training, where ``gpu`` places the store.
-            needed: returns the bytes that a training step takes there, which ``auto`` leaves free.
+            step_bytes: returns what a training step takes there, which ``auto`` leaves free.
 
         Raises:
             UserError: the folder is not a complete store, or there is no device for ``gpu``.
@@ -89,7 +89,7 @@ class FrameStore:
         self._shard_names = [name for name in self._files if name not in (INDEX, BAD_FILES)]
         self.bytes: int = sum(self._files[name]["bytes"] for name in self._shard_names)
         """Size of all frames."""
-        self.placement, reason = choose_placement(placement, self.bytes, device, needed)
+        self.placement, reason = choose_placement(placement, self.bytes, device, step_bytes)
         if self.placement == "gpu" and device is None:
             raise UserError("placement: gpu needs a device; accepted without one: auto, disk, ram")
         if placement != "disk":

@@ -27,12 +27,12 @@ def choose_placement(
     placement: Placement,
     size: int,
     device: torch.device | None = None,
-    needed: Callable[[], int] | None = None,
+    step_bytes: Callable[[], int] | None = None,
 ) -> tuple[Placed, str]:
     """Choose the place of a store of ``size`` bytes for training on ``device``, with the reason.
 
-    ``needed`` returns the bytes that a training step takes, and is called only for ``auto`` where
-    the store could be on a GPU: to predict them takes seconds. Raises :class:`UserError` for an
+    ``step_bytes`` returns what a training step takes, and is called only for ``auto`` where the
+    store could be on a GPU: to predict it takes seconds. Raises :class:`UserError` for an
     unknown placement, and for one with too little memory.
     """
     if placement not in get_args(Placement):
@@ -49,7 +49,8 @@ def choose_placement(
         return placement, "as asked for"
     if has_gpu:
         free = torch.cuda.mem_get_info(device)[0]
-        if size <= GPU_SHARE * free and (needed is None or size <= USABLE_SHARE * free - needed()):
+        fits = size <= GPU_SHARE * free
+        if fits and (step_bytes is None or size + step_bytes() <= USABLE_SHARE * free):
             return "gpu", f"which has {free / 1e9:.1f} GB free"
     free = available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if size <= RAM_SHARE * free:

@@ -44,12 +44,12 @@ def test_auto_leaves_a_training_step_its_memory(machine, step, place):
 
 
 def test_a_step_is_predicted_only_where_its_memory_counts(machine):
-    def needed() -> int:
+    def step_bytes() -> int:
         raise AssertionError("this takes seconds")
 
-    assert choose_placement("auto", 20 * GB, torch.device("cpu"), needed)[0] == "ram"
-    assert choose_placement("auto", 40 * GB, GPU, needed)[0] == "ram", "it is too large anyway"
-    assert choose_placement("gpu", 20 * GB, GPU, needed)[0] == "gpu"
+    assert choose_placement("auto", 20 * GB, torch.device("cpu"), step_bytes)[0] == "ram"
+    assert choose_placement("auto", 40 * GB, GPU, step_bytes)[0] == "ram", "it is too large anyway"
+    assert choose_placement("gpu", 20 * GB, GPU, step_bytes)[0] == "gpu"
 
 
 def test_ranks_share_the_memory(machine, monkeypatch):
