@@ -27,12 +27,18 @@ if (about["input"]["frames"], about["input"]["crop"]) != ("even", "none"):
     )
     sys.exit(2)
 _, length, _, size, _ = about["input"]["shape"]
-frames = list(av.open(video).decode(video=0))
-chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, length).round().astype(int)]
+last = sum(1 for _ in av.open(video).decode(video=0)) - 1
+chosen = [(2 * i * last + length - 1) // (2 * (length - 1)) for i in range(length)]
 options = {"width": size, "height": size, "format": "rgb24", "interpolation": "BILINEAR"}
-clip = np.stack([frame.reformat(**options).to_ndarray() for frame in chosen])
+frames = {
+    number: np.rot90(frame.reformat(**options).to_ndarray(), frame.rotation // 90)
+    for number, frame in enumerate(av.open(video).decode(video=0))
+    if number in chosen
+}
+clip = np.stack([frames[number] for number in chosen])
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 (logits,) = session.run(None, {"video": clip.transpose(0, 3, 1, 2)[None]})[0]
-scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+scores = np.exp(logits - logits.max())
+scores = 1 / (1 + np.exp(-logits)) if about.get("multi_label") else scores / scores.sum()
 for number in scores.argsort()[::-1][:3]:
     print(f"{scores[number]:6.1%}  {about['classes'][number]}")

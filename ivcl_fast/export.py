@@ -82,7 +82,10 @@ def export(config: ExportConfig) -> None:
             continue
         out.mkdir(parents=True, exist_ok=True)
         difference = write_model(model, out / f"{name}.{config.format}")
-        write_json(out / f"{name}.json", description(model, run.config.data))
+        about = description(model, run.config.data)
+        if name == "classifier":
+            about |= {"classes": run.classes.names, "multi_label": run.classes.multi_label}
+        write_json(out / f"{name}.json", about)
         print(f"{out / name}.{config.format}: differs by {difference:.1e} at most from the model")
 
 
@@ -201,15 +204,14 @@ def description(model: IVCL | IVCLClassifier, data: DataConfig) -> dict[str, Any
             "name": "video",
             "dtype": "uint8",
             "shape": ["batch", cfg.num_frames, 3, cfg.image_size, cfg.image_size],
-            "content": f"RGB frames, {spaced}, {resized}",
+            "content": f"upright RGB frames, {spaced}, {resized}",
             "frames": frames,
             "crop": data.crop,
         }
     }
     if isinstance(model, IVCLClassifier):
         shape: list[Any] = ["batch", model.head.out_features]
-        about["output"] = {"name": "logits", "dtype": "float32", "shape": shape}
-        return about | {"classes": model.class_names}
+        return about | {"output": {"name": "logits", "dtype": "float32", "shape": shape}}
     shape = ["batch", cfg.num_frames, cfg.num_slots, cfg.embed_dim]
     return about | {"output": {"name": "slots", "dtype": "float32", "shape": shape}}
 

@@ -65,7 +65,7 @@ def train(config: TrainConfig) -> None:
         with distributed.main_process_first():
             data = run.data  # whose frame store may take a part of the GPU's memory
         config = run.config = with_batch_size(config, run.device, run.amp)
-        warn_of_few_steps(config)
+        warn_of_few_steps(run)
         run.check_batches()
         with distributed.main_process_first():
             stack.enter_context(opened_folder(config))
@@ -117,12 +117,16 @@ def label_note(config: TrainConfig) -> str:
     return ", with labels of all frames" if config.stages.frame_labels else ""
 
 
-def warn_of_few_steps(config: TrainConfig) -> None:
+def warn_of_few_steps(run: Run) -> None:
     """Warn of a stage with too few steps to learn, for example because the batches are large."""
-    size = config.optim.clips_per_step
-    for stage, clips in config.stages.clips.items():
+    stages, size = run.config.stages, run.config.optim.clips_per_step
+    lengths = dict(stages.clips)
+    if "finetune" in lengths:
+        init = stages.init if stages.stage == "finetune" else "pretrained"
+        lengths["last-frame"] = run.last_frame_clips(init)
+    for stage, clips in lengths.items():
         steps = Schedule(clips, batch_size=size).steps
-        if steps < FEW_STEPS and not config.quick:
+        if clips and steps < FEW_STEPS and not run.config.quick:
             distributed.print_rank0(
                 f"--{stage}-clips: {clips} are {steps} step{'s' * (steps > 1)} of {size}, too few "
                 "to learn much"

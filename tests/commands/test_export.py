@@ -6,6 +6,7 @@ import io
 import json
 import math
 import resource
+import shutil
 import subprocess
 import sys
 import warnings
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, Supervised
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, Supervised, load_clip
 from ivcl_fast import export as export_command
 from ivcl_fast.command import REFUSALS
 from ivcl_fast.data.config import DataConfig
@@ -71,7 +72,7 @@ def test_a_run_is_written_and_answers_alike(exported):
     found = {path.name for path in (run / "export").iterdir()}
     assert found == {f"{n}.{e}" for n in ("classifier", "encoder") for e in ("json", format)}
     about = json.loads((run / "export" / "classifier.json").read_text())
-    assert about["classes"] == ["left", "right", "up"]
+    assert about["classes"] == ["left", "right", "up"] and about["multi_label"] is False
     assert about["input"]["shape"] == ["batch", 5, 3, 16, 16]
     own = {
         "classifier": IVCLClassifier.from_pretrained(run / "finetune"),
@@ -203,14 +204,31 @@ def test_what_cannot_be_exported(tmp_path, command, monkeypatch):
 def test_the_example_answers_without_the_package(exported, tmp_path):
     _, run, _ = exported
     video = write_one(tmp_path, 0)
-    script = [sys.executable, str(EXAMPLES / "serve_onnx.py"), str(run / "export/classifier.onnx")]
-    done = subprocess.run([*script, str(video)], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert {line.split()[-1] for line in done.stdout.splitlines()} == {"left", "right", "up"}
+
+    def answer(model: Path) -> subprocess.CompletedProcess[str]:
+        script = [sys.executable, EXAMPLES / "serve_onnx.py", model, video]
+        return subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
+
+    def probabilities(model: Path) -> dict[str, float]:
+        done = answer(model)
+        assert done.returncode == 0, done.stderr
+        lines = map(str.split, done.stdout.splitlines())
+        return {name: float(percent.rstrip("%")) / 100 for percent, name in lines}
+
+    one = probabilities(run / "export/classifier.onnx")
+    model = IVCLClassifier.from_pretrained(run / "finetune")
+    own = model(load_clip(video, model.cfg))[0].softmax(-1).tolist()  # of a video to be turned
+    assert one == pytest.approx(dict(zip(model.class_names, own, strict=True)), abs=0.05)
     about = json.loads((run / "export/classifier.json").read_text())
+    other_model = tmp_path / "other.onnx"
+    shutil.copy(run / "export/classifier.onnx", other_model)
+    (tmp_path / "other.json").write_text(json.dumps(about | {"multi_label": True}))
+    odds = {name: p / (1 - p) for name, p in probabilities(other_model).items()}
+    total = sum(odds.values())
+    assert {name: odds[name] / total for name in one} == pytest.approx(one, abs=5e-3)
     for other in ({"crop": "center"}, {"frames": "stride"}, {"frames": "panels"}):
         changed = about | {"input": about["input"] | other}
         (tmp_path / "other.json").write_text(json.dumps(changed))
-        script[-1] = str(tmp_path / "other.onnx")
-        done = subprocess.run([*script, str(video)], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 2 and "takes RGB frames" in done.stderr and not done.stdout
+        done = answer(other_model)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "takes upright RGB frames" in done.stderr

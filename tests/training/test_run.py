@@ -189,8 +189,12 @@ def test_classes_of_a_start_that_saved_nothing_do_not_count(tmp_path):
 
 
 def test_a_stage_has_a_step_at_least(capsys):
-    warn_of_few_steps(parse(["--stage", "finetune", "--finetune-clips", "7"]))
-    assert capsys.readouterr().out.startswith("--finetune-clips: 7 are 1 step of 16, too few ")
+    run = Run(parse(["--device", "cpu", "--finetune-clips", "7", "--last-frame-clips", "1599"]))
+    warn_of_few_steps(run)
+    assert capsys.readouterr().out.splitlines() == [
+        "--finetune-clips: 7 are 1 step of 16, too few to learn much",
+        "--last-frame-clips: 1599 are 99 steps of 16, too few to learn much",
+    ]
 
 
 def test_a_card_tells_which_labels_a_model_had(tmp_path):
