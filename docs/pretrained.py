@@ -43,7 +43,6 @@ def pack(folder: Path, name: str, data_dir: Path | None) -> None:
     rounded = copy.deepcopy(model).half().float()
     record: dict[str, Any] = dict(model.training_record or {})
     record = {key: value for key, value in record.items() if not key.startswith(SCORES)}
-    record["training videos"] = run.config.data.train_videos
     if stage == "finetune":
         record["clips of pretraining"] = run.config.stages.pretrain_clips
         split = run.data.eval_split

@@ -30,6 +30,7 @@ from ivcl_fast.report.tables import results_table
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.batch_size import with_batch_size
 from ivcl_fast.training.hardware import enable_determinism
+from ivcl_fast.training.model_card import measured_videos_seen, videos_seen
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.run_folder import check_folder, opened_folder
@@ -66,6 +67,12 @@ def train(config: TrainConfig) -> None:
             data = run.data  # whose frame store may take a part of the GPU's memory
         config = run.config = with_batch_size(config, run.device, run.amp)
         warn_of_few_steps(run)
+        if seen := measured_videos_seen(config):
+            distributed.print_rank0(
+                f"--init: its model has learnt from {seen} of the {config.data.val_videos} videos "
+                "that results are measured on, so that scores are too high; accepted for fair "
+                f"ones: --train-videos {videos_seen(config.stages.init)}"
+            )
         run.check_batches()
         with distributed.main_process_first():
             stack.enter_context(opened_folder(config))
@@ -86,7 +93,8 @@ def train(config: TrainConfig) -> None:
             model = run.finetune(init)
             distributed.print_rank0(f"evaluating on {data.eval_split}")
             evaluation = run.evaluate(model)
-            first = evaluation.result(origin(config) + label_note(config))
+            note = ", has learnt from measured videos" if measured_videos_seen(config) else ""
+            first = evaluation.result(origin(config) + label_note(config) + note)
             results = [first, *comparisons(run, init, evaluation)]
         if distributed.is_main():
             if results:

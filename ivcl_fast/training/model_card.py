@@ -1,13 +1,20 @@
-"""What the card of a trained model says about its training."""
+"""What the card of a trained model says about its training, and what later runs read there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from ivcl_fast.data.registry import Synthetic, parse_source
+from ivcl_fast.errors import UserError
 from ivcl_fast.models.backbone import has_public_name
+from ivcl_fast.models.timm_weights import is_timm
+from ivcl_fast.models.weights import CONFIG, read_config, weights_file
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.settings import TrainConfig
+
+TRAINING_VIDEOS = "training videos"
+"""Record of a model of synthetic CATER: it has learnt from the first so many videos."""
 
 
 def describe_training(
@@ -49,4 +56,38 @@ def describe_training(
         training["frame stride"] = config.data.frame_stride
     if config.data.crop != "none":
         training["crop"] = config.data.crop
+    if numbers_videos(source):
+        training[TRAINING_VIDEOS] = max(config.data.train_videos, videos_seen(init))
     return training | {f"scores on {split}": values for split, values in scores.items() if values}
+
+
+def numbers_videos(source: str) -> bool:
+    """Whether ``source`` is synthetic CATER, where a video's number determines its scene.
+
+    The validation videos come after the training videos, so that those of a small set are training
+    videos of a larger one, also if another camera looks at them.
+    """
+    place = parse_source(source)[1]
+    return isinstance(place, Synthetic) and place.format == "cater"
+
+
+def videos_seen(init: str) -> int:
+    """Return from how many of synthetic CATER's videos the weights ``init`` have learnt.
+
+    0 if their config does not tell.
+    """
+    if init == "random" or is_timm(init):
+        return 0
+    try:
+        record = read_config(weights_file(init).parent / CONFIG).get("training")
+    except UserError:  # weights without a config, or of a finished stage, which are not needed
+        return 0
+    return int((record or {}).get(TRAINING_VIDEOS, 0))
+
+
+def measured_videos_seen(config: TrainConfig) -> int:
+    """Return from how many of the validation videos the initial weights of a run have learnt."""
+    data = config.data
+    if not numbers_videos(data.source):
+        return 0
+    return min(max(0, videos_seen(config.stages.init) - data.train_videos), data.val_videos)
