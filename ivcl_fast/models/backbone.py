@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 SIZES = (
     "patch_size", "embed_dim", "num_heads", "num_slots", "depth", "temporal_depth", "mlp_ratio",
+    "pixel_mean", "pixel_std",
 )  # fmt: skip
 """The config's fields that have to be equal in both models."""
 
@@ -89,7 +90,7 @@ def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) 
                 + config_to_use(source, model.cfg)
             )
         loaded[key] = value if value.shape == shape else resize_embedding(key, value, shape)
-    if reason := other_parts(weights, own) or other_heads(source, model.cfg):
+    if reason := other_parts(weights, own) or other_settings(source, model.cfg):
         raise UserError(f"{name}: {reason}; {config_to_use(source, model.cfg)}")
     if not any(key.startswith("encoder.") for key in loaded):
         raise UserError(f"{name}: holds no encoder.* weights of an IV-CL model")
@@ -111,10 +112,15 @@ def other_parts(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str
     return None
 
 
-def other_heads(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLConfig) -> str | None:
-    """Why the attention of a source is not a model's, if its config lies beside it."""
-    theirs, ours = config_beside(source).get("num_heads", cfg.num_heads), cfg.num_heads
-    return None if theirs == ours else f"attention has {theirs} heads, but {ours} in this model"
+def other_settings(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLConfig) -> str | None:
+    """Why a source computes otherwise than a model with its weights, if its config lies beside
+    it."""
+    theirs = config_beside(source)
+    for name in ("num_heads", "pixel_mean", "pixel_std"):
+        ours = getattr(cfg, name)
+        if (value := theirs.get(name, ours)) != ours:
+            return f"{name} is {value} there, but {ours} in this model"
+    return None
 
 
 def config_beside(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Any]:
