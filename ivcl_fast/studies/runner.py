@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -109,6 +110,9 @@ def run_jobs(jobs: list[Job], parallel: int, gpus: int, train: Train) -> None:
             torch.compiler.reset()
         print(f"\n{job.folder}", flush=True)
         train(check_folder(parse(job.arguments)))
+        gc.collect()  # a run and the frame store that it holds refer to each other
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # the next run asks how much is free
 
 
 def run_parallel(jobs: list[Job], parallel: int, gpus: int) -> None:
