@@ -148,7 +148,8 @@ class DataModule:
             share_frames: see :class:`ClipLoader`; not where each clip is masked differently.
             view, crop: which clip of each video and which part of its frames, if several are
                 evaluated.
-            frame_stride: instead of the settings'; 1 with ``num_frames=1`` draws any frame.
+            frame_stride: instead of the settings'; also
+                :data:`~ivcl_fast.data.sampling.ANY_FRAME`.
             slots, slot_noise: slots that batches have instead of frames, and the noise that
                 training adds to them; see :class:`~ivcl_fast.data.slots.SlotLoader`.
         """

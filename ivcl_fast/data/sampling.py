@@ -16,6 +16,8 @@ class View(NamedTuple):
 
 
 ONE_VIEW = View(0, 1)
+ANY_FRAME = -1
+"""A stride with which a single frame is any one of the video."""
 
 
 def frame_ids(
@@ -28,9 +30,10 @@ def frame_ids(
     """Choose evenly spaced frames, including the first and the last: int64 ``[num_frames]``.
 
     Frames of a video shorter than the clip repeat. A single frame is the last one, which labels are
-    about. ``rng`` moves each frame but the last to a uniformly drawn place between its own position
-    and that of the next frame; view ``i`` of ``n`` moves them by ``i / n`` of that distance. Raises
-    ``ValueError`` if a number of frames is less than 1.
+    about, unless ``stride`` is :data:`ANY_FRAME`. ``rng`` moves each frame but the last to a
+    uniformly drawn place between its own position and that of the next frame; view ``i`` of ``n``
+    moves them by ``i / n`` of that distance. Raises ``ValueError`` if a number of frames is less
+    than 1.
 
     With a ``stride`` above 0, every ``stride``-th frame of a part of the video: one that ``rng``
     draws, the middle one, or view ``i`` of ``n`` evenly spaced ones. A video that is shorter than
@@ -44,7 +47,7 @@ def frame_ids(
     if frames_in_video < 1 or num_frames < 1:
         raise ValueError(f"{num_frames} of {frames_in_video} frames: both must be at least 1")
     last = frames_in_video - 1
-    if num_frames == 1 and stride != 1:
+    if num_frames == 1 and stride != ANY_FRAME:
         return np.array([last])
     if stride:
         start = _start(last - (num_frames - 1) * stride, rng, view)

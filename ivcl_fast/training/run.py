@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ivcl_fast.data.datamodule import DataModule, open_data
 from ivcl_fast.data.loader import Batch, ClipLoader
+from ivcl_fast.data.sampling import ANY_FRAME
 from ivcl_fast.data.slots import Slots
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.dtensor import is_sharded
@@ -370,7 +371,7 @@ class Run:
             if config.stages.frame_labels:
                 options["frame_labels"] = "cells"
                 if num_frames == 1 and not slots:  # those are of the last frame
-                    options["frame_stride"] = 1  # any frame of a video: each has a label
+                    options["frame_stride"] = ANY_FRAME  # each has a label
         loader = self.data.loader(
             self.data.train_split,
             batch_size=distributed.local_batch_size(config.optim.clips_per_step),
