@@ -112,10 +112,11 @@ def join_help_lines(config: type) -> None:
             field.metadata = MappingProxyType({"help": texts[field.name]})
 
 
-def run_command(main: Callable[[], None]) -> NoReturn:
+def run_command(main: Callable[[], None], continues: bool = False) -> NoReturn:
     """Run the ``main`` function of a command, then exit.
 
-    A :class:`UserError`, a file that the system refuses (:data:`REFUSALS`) and too little memory
+    ``continues``: whether a stopped command goes on where it was when it is started again. A
+    :class:`UserError`, a file that the system refuses (:data:`REFUSALS`) and too little memory
     become one line on stderr and exit status 2. Ctrl-C gives status 130, and a closed pipe
     (``... | head``) gives 141 and no message.
     """
@@ -157,7 +158,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         print_error(f"{first_line(error)}; accepted: {fitting}")
         raise SystemExit(2) from None
     except KeyboardInterrupt as stop:
-        how = str(stop) or "stopped; the same command continues"
+        how = str(stop) or "stopped" + "; the same command continues" * continues
         distributed.print_rank0(how, sys.stderr)
         raise SystemExit(130) from None
     raise SystemExit(0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -15,13 +17,13 @@ import tyro
 from ivcl_fast.analysis.clips import ClipReader
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
 from ivcl_fast.command import parse, run_command
-from ivcl_fast.data.clip import images_in
 from ivcl_fast.data.decode.images import is_image
 from ivcl_fast.data.formats.own.video_folder import find_videos
 from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import scores_as_json
 from ivcl_fast.files import write_json, write_text
+from ivcl_fast.progress import Bar
 from ivcl_fast.report.tables import results_table
 from ivcl_fast.text import printable
 
@@ -44,7 +46,8 @@ class EvaluateConfig:
     Something-Else: validation; your own videos: test if there is one, else val)."""
     out: Path | None = None
     """Also write the scores, the classes, and every clip's label, answer and logits to this .json
-    file; with --predict, write the answers to this .json or .csv file."""
+    file; with --predict, write the answers to this .json or .csv file, for a folder instead of
+    printing them; if it is interrupted, those that there are."""
     predict: Path | None = None
     """Answer for this instead of measuring: a video file, a folder with its frames as images in the
     order of their names, or a folder of videos; for ACRE a folder with six panels of context, then
@@ -80,40 +83,80 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:
-    """Print the likeliest answers for a video, or for each video of a folder; also write them.
+    """Answer for a video, or for each video of a folder; ``out``: the file to write answers to.
 
-    Videos of a folder that cannot be used are named with the reason. Raises :class:`UserError` for
-    a single one, and for a folder of which none can be used.
+    Raises :class:`UserError` for a video that cannot be used, and for a folder with none.
     """
     reader, model = ClipReader(run), run.load(name)
-    videos = videos_in(path) if clip_frames(run.config.data.source) is None else {}
+
+    def answers(place: Path) -> dict[str, float]:
+        return run.answer(model, reader.file(place, "--predict").frames, ANSWERS)
+
+    if clip_frames(run.config.data.source) is None and (videos := videos_in(path)):
+        predict_folder(path, videos, answers, out)
+        return
+    found = answers(path)
+    print_answers(found)
+    if out is not None:
+        write_answers(out, [{"video": path.name, "answers": found}])
+
+
+def predict_folder(
+    path: Path,
+    videos: dict[str, Path],
+    answers: Callable[[Path], dict[str, float]],
+    out: Path | None,
+) -> None:
+    """Print each video's answers as they come, or write all to a file, also if interrupted.
+
+    Videos that cannot be used are named with the reason. Raises :class:`UserError` if all are.
+    """
     found: list[dict[str, Any]] = []
-    for video, place in (videos or {path.name: path}).items():
-        try:
-            frames = reader.file(place, "--predict").frames
-            found.append({"video": video, "answers": run.answer(model, frames, ANSWERS)})
-        except UserError as error:
-            if not videos:
-                raise
-            found.append({"video": video, "error": str(error).removeprefix("--predict ")})
-    if videos and not any("answers" in one for one in found):
+    try:
+        with Bar("answering", len(videos), "videos") if out else nullcontext() as bar:
+            for video, place in videos.items():
+                try:
+                    found.append({"video": video, "answers": answers(place)})
+                except UserError as error:
+                    reason = str(error).removeprefix("--predict ")
+                    found.append({"video": video, "error": reason})
+                    print(printable(f"{video}: {reason}"), flush=True)
+                else:
+                    if bar is None:
+                        print(printable(f"{video}: "))
+                        print_answers(found[-1]["answers"])
+                if bar is not None:
+                    bar(len(found))
+    finally:
+        usable = any("answers" in one for one in found)
+        if out is not None and usable:
+            write_answers(out, found)
+            if len(found) < len(videos):
+                said = f"{out}: holds {len(found)} of {len(videos)} videos"
+                print(printable(said), file=sys.stderr)
+    if not usable:
         raise UserError(f"--predict {path}: no video can be used; {found[0]['error']}")
-    for one in found:
-        if videos:
-            print(printable(f"{one['video']}: {one.get('error', '')}"))
-        for answer, score in one.get("answers", {}).items():
-            print(f"{score:6.1%}  {printable(answer)}")
-    if out is not None and out.suffix.lower() == ".csv":
+
+
+def print_answers(answers: dict[str, float]) -> None:
+    """Print the likeliest answers for a video."""
+    for answer, score in answers.items():
+        print(f"{score:6.1%}  {printable(answer)}", flush=True)
+
+
+def write_answers(out: Path, found: Sequence[dict[str, Any]]) -> None:
+    """Write the answers for videos, or why there are none, as the name of the file says."""
+    if out.suffix.lower() == ".csv":
         write_text(out, answers_as_csv(found))
-    elif out is not None:
+    else:
         write_json(out, found)
 
 
 def videos_in(path: Path) -> dict[str, Path]:
     """Return the videos of a folder by name; none for a file or a folder of frames.
 
-    Images beside videos, such as previews, are no frames. Raises :class:`UserError` for a folder
-    with neither.
+    Images beside videos or folders, such as previews, are no frames. Raises :class:`UserError` for
+    a folder with neither.
     """
     if not path.is_dir():
         return {}
@@ -123,10 +166,9 @@ def videos_in(path: Path) -> dict[str, Path]:
             f"--predict {path}: holds neither videos nor images; accepted: a video file, a folder "
             "with its frames as images, or a folder of videos"
         )
-    are_frames = {one.name: is_image(one.files[0]) for one in found}
-    if images_in(path) and all(are_frames.values()):
-        return {}
-    return {one.name: path / one.name if are_frames[one.name] else one.files[0] for one in found}
+    first = {one.name: one.files[0] for one in found}
+    places = {name: file.parent if is_image(file) else file for name, file in first.items()}
+    return {} if path in places.values() else places  # the folder itself is one of frames
 
 
 def answers_as_csv(found: Sequence[dict[str, Any]]) -> str:

@@ -115,11 +115,11 @@ def command(
 ) -> Callable[..., tuple[int, str, str]]:
     """``command(main, *arguments)`` runs a command here: its exit status, stdout and stderr."""
 
-    def run(main: Callable[[], None], *arguments: object) -> tuple[int, str, str]:
+    def run(main: Callable[[], None], *arguments: object, **options: bool) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            run_command(main)
+            run_command(main, **options)
         return int(stop.value.code or 0), *capsys.readouterr()
 
     return run

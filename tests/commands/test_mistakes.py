@@ -264,7 +264,18 @@ def test_ctrl_c_stops_an_imported_command(command):
         code, _, err = command(interrupted)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert code == 130 and err == "stopped; the same command continues\n"
+    assert code == 130 and err == "stopped\n"
+
+
+def test_only_commands_that_continue_say_so(command):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert command(interrupted, continues=True)[2] == "stopped; the same command continues\n"
+    folder = Path(__main__.__file__).parent
+    texts = {name: (folder / f"{name}.py").read_text() for name in __main__.COMMANDS}
+    continued = [name for name in texts if "run_command(main, continues=True)" in texts[name]]
+    assert continued == ["train", "sweep", "prepare"]
 
 
 def test_a_closed_pipe_ends_a_command_quietly():
@@ -278,7 +289,7 @@ def test_the_package_lists_its_commands(command):
     code, out, _ = command(__main__.main)
     files = Path(__main__.__file__).parent.glob("[a-z]*.py")
     assert code == 0 and __main__.COMMANDS.keys() == {
-        file.stem for file in files if "\n    run_command(main)" in file.read_text()
+        file.stem for file in files if "\n    run_command(main" in file.read_text()
     }
     assert all(f"\n  {name} " in out for name in __main__.COMMANDS)
     code, _, err = command(__main__.main, "trian")

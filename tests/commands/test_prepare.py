@@ -23,7 +23,7 @@ def command(monkeypatch, capsys):
     def run(*arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            run_command(prepare.main)
+            run_command(prepare.main, continues=True)
         captured = capsys.readouterr()
         return ended.value.code, captured.out, captured.err
 

@@ -202,8 +202,8 @@ def test_answers_for_a_folder_of_videos(trained, tmp_path, command):
     found = json.loads((tmp_path / "a.json").read_text())
     names = ["a\nbroken, one.mp4", "more/01.webm", "more/02.avi", "more/06"]
     assert [one["video"] for one in found] == names
-    assert "not a video file" in found[0]["error"] and out.count("left") == 3
-    assert "\na?broken, one.mp4: " in "\n" + out
+    assert "not a video file" in found[0]["error"] and "left" not in out  # answers are in the file
+    assert "\na?broken, one.mp4: " in "\n" + out and "answering: 4/4 videos" in out
     for one in found[1:]:
         assert {*one["answers"]} == {"left", "right"}
         assert sum(one["answers"].values()) == pytest.approx(1, abs=1e-5)
@@ -222,3 +222,39 @@ def test_answers_for_a_folder_of_videos(trained, tmp_path, command):
     (tmp_path / "bad" / "x.mp4").write_bytes(b"no video")
     code, _, err = command(evaluate_main, run, "--predict", tmp_path / "bad", "--device", "cpu")
     assert code == 2 and "/bad: no video can be used; " in err
+
+
+def test_an_interrupted_folder_keeps_its_answers(trained, tmp_path, command, monkeypatch):
+    for number in (1, 2, 3):
+        write_one(tmp_path / "clips", number)
+    answer, calls = FinishedRun.answer, []
+
+    def interrupted(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return answer(self, *arguments)
+
+    monkeypatch.setattr(FinishedRun, "answer", interrupted)
+    flags = ("--predict", tmp_path / "clips", "--device", "cpu")
+    code, _, err = command(evaluate_main, trained, *flags, "--out", tmp_path / "a.json")
+    said = f"{tmp_path / 'a.json'}: holds 2 of 3 videos\nstopped\n"
+    assert (code, err) == (130, said)
+    assert len(json.loads((tmp_path / "a.json").read_text())) == 2
+    calls.clear()
+    code, out, err = command(evaluate_main, trained, *flags)
+    assert (code, err) == (130, "stopped\n") and out.count("left") == 2  # as they come
+
+
+def test_a_picture_beside_folders_of_frames_is_no_video(trained, tmp_path, command):
+    for number in (6, 13):
+        write_one(tmp_path, number)
+    shutil.copy(tmp_path / "06" / "0.png", tmp_path / "cover.png")
+    flags = ("--predict", tmp_path, "--device", "cpu")
+    code, out, err = command(evaluate_main, trained, *flags)
+    assert code == 0, err
+    assert [line for line in out.splitlines() if ":" in line] == ["06: ", "13: "]
+    shutil.rmtree(tmp_path / "06")
+    shutil.rmtree(tmp_path / "13")
+    code, out, _ = command(evaluate_main, trained, *flags)
+    assert code == 0 and out.count("%") == 2 and ": " not in out
