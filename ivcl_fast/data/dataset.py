@@ -104,7 +104,8 @@ class Dataset(Protocol):
 
 
 def describe_splits(dataset: Dataset) -> str:
-    """Return in words how many classes a data set has, and how many clips each split."""
+    """Return in words which classes a data set has, and how many clips each split."""
     clips = ", ".join(f"{len(dataset.clips(split)):,} in {split}" for split in dataset.splits)
     classes = f"{dataset.num_classes} classes" if dataset.num_classes else "no classes"
-    return f"{classes}; clips: {clips}"
+    several = ", several labels per clip" if dataset.multi_label else ""
+    return f"{classes}{several}; clips: {clips}"

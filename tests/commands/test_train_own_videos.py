@@ -109,10 +109,11 @@ def test_a_list_with_several_labels(videos, tmp_path, command):
     (tmp_path / "train.csv").write_text("\n".join(lines[:14]))
     (tmp_path / "val.csv").write_text("\n".join(lines[14:]))
     source = f"csv:{tmp_path / 'train.csv'}"
-    code, _, err = command(
+    code, out, err = command(
         main, "--data", source, *FLAGS, "--out", tmp_path, "--no-pictures", "--loader", "stream"
     )
     assert code == 0, err
+    assert "data: classify, 5 classes, several labels per clip; clips: 14 in train" in out
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert list(scores["pretrained: IV-CL"]["all"]) == ["map"]
     assert (tmp_path / "train-data" / "index" / "index.json").is_file()

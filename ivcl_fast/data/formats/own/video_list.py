@@ -3,7 +3,7 @@
 A line has a path, absolute or relative to the folder of the list, and labels, numbers or names::
 
     clips/a.mp4,dog          a comma; several labels: dog;cat, or further columns
-    clips/a.mp4 3            blanks; several labels: 3,7
+    clips/a.mp4 3            a blank, before labels without blanks; several labels: 3,7
     clips/a.mp4<TAB>my dog   a tab: path and labels may contain blanks; several labels: dog,cat
     clips/a.mp4;dog          a semicolon, as in spreadsheets; several labels: dog,cat
     clips/a 163 3            a folder of frames, their number (which is not read), its labels
@@ -187,7 +187,13 @@ def _line(path: Path, number: int, line: str, separator: str, split: str) -> Lin
         return Line(_checked(path, number, video), _labels(labels, ";|"), split)
     if len(labels) > 1 and not _is_video(video) and labels[0].isdigit():
         labels = labels[1:]  # without the number of frames
-    return Line(_checked(path, number, video), _labels(labels, ",;|"), split)
+    found = _labels(labels, ",;|")
+    if separator == " " and len(labels) > 1 and not all(label.isdigit() for label in found):
+        raise UserError(
+            f"{path}, line {number}: {' '.join(labels)!r} may be one label or several; accepted: a "
+            "tab, comma or semicolon between path and labels, in all lines, or numbers"
+        )
+    return Line(_checked(path, number, video), found, split)
 
 
 def _by_columns(
