@@ -34,8 +34,7 @@ class Classes:
     @classmethod
     def of(cls, dataset: Dataset) -> Classes:
         """Describe the classes of a data set."""
-        names = [dataset.describe(label) for label in range(dataset.num_classes)]
-        return cls(dataset.multi_label, names)
+        return cls(dataset.multi_label, _names(dataset))
 
     @classmethod
     def read(cls, folder: Path) -> Classes | None:
@@ -56,8 +55,17 @@ class Classes:
             ) from None
 
     def check_same(self, source: str, dataset: Dataset) -> None:
-        """Raise :class:`UserError` unless a data set has these classes, in the same order."""
-        found = Classes.of(dataset).names
+        """Raise :class:`UserError` unless a data set has these classes, in the same order.
+
+        Nor may one have several labels per clip and the other one label: that is another task.
+        """
+        if dataset.num_classes and dataset.multi_label != self.multi_label:
+            kinds = "one label per clip", "several labels per clip"
+            raise UserError(
+                f"--data: {source!r} has {kinds[dataset.multi_label]}; accepted: data with "
+                f"{kinds[self.multi_label]}, as the run's"
+            )
+        found = _names(dataset)
         if len(found) != len(self.names):
             raise UserError(
                 f"--data: {source!r} has {len(found)} classes; accepted: data with the run's "
@@ -73,6 +81,10 @@ class Classes:
     def write(self, folder: Path) -> None:
         """Keep the classes in ``folder``, for :meth:`read`."""
         write_recorded(folder / ANSWERS, dataclasses.asdict(self))
+
+
+def _names(dataset: Dataset) -> list[str]:
+    return [dataset.describe(label) for label in range(dataset.num_classes)]
 
 
 def pretraining_model(cfg: IVCLConfig) -> IVCL | Supervised:

@@ -133,14 +133,20 @@ def test_a_run_keeps_to_its_classes(videos, trained, tmp_path, command):
     run, own = shutil.copytree(trained, tmp_path / "run"), tmp_path / "own"
     shutil.copytree(videos, own)
     (own / "left").rename(own / "up")
-    settings = json.loads((run / "config.json").read_text()) | {"data": f"videos:{own}"}
-    (run / "config.json").write_text(json.dumps(settings | {"out": str(tmp_path)}))
+    lines = [f"{path},{path.parent.name}" for path in sorted(videos.glob("*/[0-9]*"))]
+    (tmp_path / "several.csv").write_text("\n".join([f"{lines[0]},right", *lines[1:]]))
+    settings = json.loads((run / "config.json").read_text()) | {"out": str(tmp_path)}
     (run / MANIFEST).unlink()
     shutil.rmtree(run / "pretrain")
-    for main_of, arguments in ((evaluate_main, [run]), (main, ["--resume", run])):
-        code, _, err = command(main_of, *arguments)
-        assert code == 2 and "--data: class 0 of 'videos:" in err and err.count("\n") == 1, err
-    assert not (run / "pretrain").exists()
+    for data, said in (
+        (f"videos:{own}", "--data: class 0 of 'videos:"),
+        (f"csv:{tmp_path / 'several.csv'}", "several.csv' has several labels per clip; "),
+    ):
+        (run / "config.json").write_text(json.dumps(settings | {"data": data}))
+        for main_of, arguments in ((evaluate_main, [run]), (main, ["--resume", run])):
+            code, _, err = command(main_of, *arguments)
+            assert code == 2 and said in err and err.count("\n") == 1, err
+        assert not (run / "pretrain").exists()
 
 
 def test_several_clips_of_a_stride_are_averaged(videos, tmp_path, command):

@@ -31,6 +31,7 @@ def test_classes_are_kept_as_they_are(tmp_path, multi_label):
         (["ant"], "'x' has 1 classes; accepted: data with the run's 2"),
         (["ant", "bee", "cat"], "'x' has 3 classes; accepted: data with the run's 2"),
         (["bee", "ant"], "class 0 of 'x' is 'bee'; accepted: .* this is 'ant'"),
+        ([], "'x' has 0 classes; accepted: data with the run's 2"),
     ],
 )
 def test_other_classes_are_refused(names, said):
@@ -38,6 +39,22 @@ def test_other_classes_are_refused(names, said):
     classes.check_same("x", dataset("ant", "bee"))
     with pytest.raises(UserError, match=f"^--data: .*{said}"):
         classes.check_same("x", dataset(*names))
+
+
+@pytest.mark.parametrize(
+    ("several", "said"),
+    [
+        (True, "'x' has several labels per clip; accepted: data with one label per clip"),
+        (False, "'x' has one label per clip; accepted: data with several labels per clip"),
+    ],
+)
+def test_classes_of_another_task_are_refused(several, said):
+    classes = Classes(not several, ["ant", "bee"])
+    classes.check_same("x", dataset("ant", "bee", multi_label=not several))
+    with pytest.raises(UserError, match=f"^--data: {said}, as the run's"):
+        classes.check_same("x", dataset("ant", "bee", multi_label=several))
+    with pytest.raises(UserError, match="has 0 classes"):  # without labels, of neither kind
+        classes.check_same("x", dataset())
 
 
 @pytest.mark.parametrize("objective", CLASSES)
