@@ -27,6 +27,7 @@ from ivcl_fast.data.formats.own.labelled import (
     LabelledVideos,
 )
 from ivcl_fast.errors import UserError
+from ivcl_fast.manifest import MANIFEST
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ VIDEO_SUFFIXES = (
     ".3gp", ".ogv", ".ts", ".mts", ".m2ts",
 )  # fmt: skip
 _OURS = re.compile(r"store-\d|index$")  # folders of frame stores and of the index
+_RUN = {"config.json", MANIFEST}  # files of every run
 
 
 class VideoFolder(LabelledVideos):
@@ -63,8 +65,8 @@ class VideoFolder(LabelledVideos):
 def find_videos(root: Path) -> list[Media]:
     """List the videos below a folder by their paths relative to it, sorted.
 
-    Hidden files and folders are passed over, and what is no video; their number is logged. Folders
-    that cannot be read are named.
+    Hidden files and folders are passed over, runs, whose pictures are no videos, and what else is
+    no video; the number of these files is logged. Folders that cannot be read are named.
     """
     media, others = list[Media](), list[Path]()
 
@@ -75,6 +77,9 @@ def find_videos(root: Path) -> list[Media]:
         folder = Path(place)
         if folder != root and folder.resolve() in (parent.resolve() for parent in folder.parents):
             folders.clear()  # a link back to a folder above
+            continue
+        if folder != root and _RUN.issubset(files):
+            folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = [folder / name for name in files if not name.startswith(".")]

@@ -144,6 +144,21 @@ def test_what_is_no_video_is_passed_over_and_counted(tmp_path, caplog):
     )
 
 
+def test_runs_are_passed_over(tmp_path):
+    """Their pictures are no videos, and they make no class; a user's folder may have their name."""
+    touch(tmp_path, *(f"{c}/{i}.mp4" for c in ("cat", "dog") for i in range(2)))
+    touch(tmp_path, "runs/compared.png", "sweeps/masking/study.png")
+    for run in ("runs/videos-tiny", "sweeps/masking/0.5/seed-0"):
+        touch(tmp_path / run, "config.json", "ivcl_manifest.json", "report.md", "curves.png")
+        touch(tmp_path / run, "visualize/a/slots.gif", "probes/probes.png")
+    names = ["cat/0.mp4", "cat/1.mp4", "dog/0.mp4", "dog/1.mp4"]
+    assert [one.name for one in find_videos(tmp_path)] == names
+    assert VideoFolder(tmp_path).num_classes == 2
+    touch(tmp_path, "runs/0.mp4", "runs/1.mp4", "runs/2/config.json", "runs/2/2.mp4")
+    names += [f"runs/{name}" for name in ("0.mp4", "1.mp4", "2/2.mp4")]
+    assert [one.name for one in find_videos(tmp_path)] == names
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [
