@@ -118,7 +118,9 @@ class PrepareConfig:
     workers: int | None = None
     """Processes; by default one per CPU."""
     dry_run: bool = False
-    """Write nothing; print what would be written, its size and an estimate of the time."""
+    """Write no store and no synthetic data; print what would be written, its size and an estimate
+    of the time. Videos inside tar or Parquet files are unpacked first all the same, and those in
+    object storage copied, as the command without this flag does once."""
     store: Annotated[StoreFlags, tyro.conf.arg(name="")] = StoreFlags()
     synthetic: Annotated[SyntheticFlags, tyro.conf.arg(name="")] = SyntheticFlags()
 
