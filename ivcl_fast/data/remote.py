@@ -7,6 +7,7 @@ only what has changed is copied.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from ivcl_fast.data.dataset import Dataset, Media
 from ivcl_fast.data.decode.images import is_image
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import TEMPORARY, locked, read_bytes, write_text
+from ivcl_fast.files import TEMPORARY, locked, read_bytes, remove_temporaries, write_text
 from ivcl_fast.manifest import check_signed, signed
 from ivcl_fast.progress import Bar
 from ivcl_fast.text import first_line
@@ -51,12 +52,14 @@ class Remote(NamedTuple):
     def fetch(self, place: Path, is_list: bool, open: Callable[[], Dataset]) -> None:
         """Copy the data, or what has changed of them, to :meth:`copy`.
 
-        ``open`` opens the copy of a list. Raises :class:`UserError` if the place cannot be read.
+        ``open`` opens the copy of a list. Raises :class:`UserError` if the place cannot be read,
+        and ``OSError`` if the disk of the copy is full.
         """
         copy = place.parent if is_list else place
         copy.mkdir(parents=True, exist_ok=True)
         try:
             with locked(copy, busy="copied"):  # so that only one rank copies
+                remove_temporaries(copy, ["**/*"])
                 files = _Files(self.url.rpartition("/")[0] if is_list else self.url, copy)
                 if not is_list:
                     files.take(files.list_folder(deep=True))
@@ -78,6 +81,8 @@ class Remote(NamedTuple):
         except UserError:
             raise
         except Exception as error:  # each kind of storage has its own
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(error.errno, error.strerror, str(copy)) from None
             raise UserError(f"{self.url}: cannot be read: {first_line(error)}") from None
 
 
@@ -169,6 +174,9 @@ class _Files:
         target = self.copy / name
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY}")
-        self.system.get_file(f"{self.root}/{name}", str(partial))
-        os.replace(partial, target)
+        try:
+            self.system.get_file(f"{self.root}/{name}", str(partial))
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
         return name

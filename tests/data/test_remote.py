@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,3 +148,29 @@ def test_places_that_cannot_be_read(bucket, tmp_path):
         with pytest.raises(UserError, match=rf"{said}") as error:
             open_dataset(replace(config, source=source))
         assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_is_no_error_of_the_storage(bucket, tmp_path, monkeypatch):
+    """The partial file goes at once, and one of a killed process with the next command."""
+    config = DataConfig("videos:memory://bucket/clips", data_dir=tmp_path / "data")
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def full(source, target, **options):
+        Path(target).write_bytes(b"half")
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as stop:
+        patch.setattr(bucket, "get_file", full)
+        open_dataset(config)
+    (copy,) = (tmp_path / "data" / "remote").iterdir()
+    assert stop.value.filename.startswith(str(copy)) and not files(copy)
+    (copy / "up").mkdir(exist_ok=True)
+    (copy / "up" / "a.avi.77.ivcl.tmp").write_bytes(b"half")
+    open_dataset(config)
+    assert files(copy).keys() == {"up/a.avi", "up/b.avi", "down/c.avi", "down/d.avi"}
+    error = PermissionError(errno.EACCES, "no such right")
+    bucket.pipe("/bucket/clips/up/a.avi", b"changed")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"cannot be read: .*right"):
+        patch.setattr(bucket, "get_file", full)
+        open_dataset(config)
+    assert len(files(copy)) == 4
