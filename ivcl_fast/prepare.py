@@ -114,7 +114,10 @@ class PrepareConfig:
     something-else:DIR, synthetic:cater, synthetic:states, synthetic:acre-iid, synthetic:acre-comp,
     synthetic:acre-sys or synthetic:something-else."""
     out: Path | None = None
-    """Folder to write to; by default one inside DIR, or in data/."""
+    """Folder to write to; by default one inside DIR, or in --data-dir."""
+    data_dir: Path = Path("data")
+    """Folder of synthetic data sets, of copies of remote data, and of what is unpacked from data
+    sets of the Hugging Face hub, as that of ivcl_fast.train."""
     workers: int | None = None
     """Processes; by default one per CPU."""
     dry_run: bool = False
@@ -161,9 +164,10 @@ def prepare(config: PrepareConfig) -> None:
         task = find_task(source, config.store.task)
         if config.store.crop != "none":
             check_crop(source, task)
+        data = DataConfig(source, data_dir=config.data_dir)
         if isinstance(place, Remote):
-            place = fetched(dataset_format, place, DataConfig(source), task, read_only=False)
-        dataset = dataset_format.open(place, task)
+            place = fetched(dataset_format, place, data, task, read_only=False)
+        dataset = dataset_format.open_with(data, place, task)
         with suppress(UserError):  # annotations are not needed to decode
             print(f"data: {dataset.task}, {describe_splits(dataset)}", flush=True)
         prepare_store(dataset, config, dataset.task if dataset_format.media_by_task else None)
@@ -278,7 +282,7 @@ def prepare_synthetic(config: PrepareConfig, synthetic: Synthetic) -> None:
         size=flags.size,
         seed=flags.seed,
     )
-    out = config.out or Path("data") / spec.default_name
+    out = config.out or config.data_dir / spec.default_name
     counts = f"{spec.train} {synthetic.unit} to train on and {spec.val} to evaluate on"
     if config.dry_run:
         print(f"would write {counts} into {out}")

@@ -47,7 +47,8 @@ class DataFlags:
     """Where the run's data are now, or other data of the same kind (cater:DIR, synthetic, ...); by
     default those of the run."""
     data_dir: Path | None = None
-    """Folder of synthetic data sets; by default that of the run."""
+    """Folder of synthetic data sets, of copies of remote data, and of what was unpacked from data
+    sets of the Hugging Face hub; by default that of the run."""
 
 
 class FinishedRun:
@@ -284,7 +285,8 @@ def with_data(config: TrainConfig, flags: DataFlags) -> TrainConfig:
             )
         config = config.replace(data=flags.data)
     if flags.data_dir is not None:
-        if isinstance(parse_source(config.data.source)[1], Path):
+        dataset_format, place = parse_source(config.data.source)
+        if isinstance(place, Path) and "data_dir" not in dataset_format.options:
             raise UserError(
                 f"--data-dir: {config.data.source!r} is not synthetic; accepted: --data with its "
                 "folder"

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ivcl_fast.analysis.finished_runs import FinishedRun
+from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, with_data
+from ivcl_fast.errors import UserError
 from ivcl_fast.evaluate import chosen_model
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.training.classes import Classes
@@ -67,3 +68,11 @@ def test_the_flag_names_the_model_before_the_folder(tmp_path: Path) -> None:
     assert chosen_model(in_folder, "last-frame") == "last-frame"
     assert chosen_model(in_folder, None) == "scratch"
     assert chosen_model(run_with(tmp_path), None) == "finetune"
+
+
+@pytest.mark.parametrize("data", ["synthetic", "videos:s3://bucket/clips", "hf:someone/clips"])
+def test_the_folder_of_what_was_written_may_have_moved(data: str, tmp_path: Path) -> None:
+    flags = DataFlags(data_dir=tmp_path)
+    assert with_data(TrainConfig().replace(data=data), flags).data.data_dir == tmp_path
+    with pytest.raises(UserError, match=r"^--data-dir: 'cater:x' .*; accepted: --data with its"):
+        with_data(TrainConfig().replace(data="cater:x"), flags)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import fsspec
 import pytest
 import torch
 
@@ -161,6 +162,18 @@ def test_flags_of_a_synthetic_data_set_are_followed(command, flags, name):
     """The name of the folder tells all of its settings."""
     status, out, _ = command("synthetic:cater", *flags, "--dry-run")
     assert status == 0 and out.endswith(f" into data/synthetic-cater-{name}\n")
+
+
+def test_the_folder_of_what_is_written_is_that_of_train(command, tmp_path):
+    flags = ("--data-dir", tmp_path / "large")
+    status, out, _ = command("synthetic:cater", *flags, "--dry-run")
+    assert status == 0 and f"into {tmp_path}/large/synthetic-cater-embedded-static-3000-600" in out
+    memory = fsspec.filesystem("memory")
+    for number in range(2):
+        video = write_painted(tmp_path / "v.avi", number, 4)
+        memory.pipe(f"/prepared/{number}.avi", video.read_bytes())
+    status, out, _ = command("videos:memory://prepared", *SMALL, *flags)
+    assert status == 0 and f"store: {tmp_path}/large/remote/prepared-" in out
 
 
 @pytest.mark.parametrize(
