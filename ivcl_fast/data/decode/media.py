@@ -2,7 +2,8 @@
 
 Only complete media are used, because labels are about the last frame, which a truncated file lacks.
 A file is complete if it is as long as its container says, has as many packets as its header says,
-and every packet becomes a frame; the images of Motion-JPEG and of image files have to be complete.
+and every packet that shows a frame becomes one; the images of Motion-JPEG and of image files have
+to be complete.
 
 CATER's videos are Motion-JPEG in AVI: every packet is a JPEG image, so frame ``i`` is packet ``i``,
 which allows exact random access without seeking. A sequence of image files is read the same way.
@@ -37,6 +38,7 @@ from ivcl_fast.data.decode.images import (
     is_image,
 )
 from ivcl_fast.data.decode.mp4 import check_edits
+from ivcl_fast.data.decode.unshown import shows_frame
 
 FrameIds = Sequence[int] | np.ndarray | None
 """Indices of frames, or None for all frames."""
@@ -200,6 +202,8 @@ class OpenVideo(OpenMedia):
         self.context.options = {"max_pixels": str(MAX_PIXELS)}
         self.has_images = self.context.name == "mjpeg"
         self._packets: list[Packet] | None = None
+        self._shown, self._last_shows = 0, True
+        """Number of the frames that the packets show, and whether the last packet shows one."""
         self._is_read = False
 
     def _read_info(self) -> VideoInfo:
@@ -226,13 +230,12 @@ class OpenVideo(OpenMedia):
             first = first or next(iter(self.stream.decode(None)), None)
         except (av.FFmpegError, ValueError) as error:
             raise VideoError(f"FFmpeg cannot decode it: {_reason(error)}") from None
-        frames = len(shown(self.packets))
-        if not frames or first is None:
+        if not self._shown or first is None:
             raise VideoError("holds no frames")
-        if frames < len(self.packets) and "mp4" in self.container.format.name:
+        if len(shown(self.packets)) < len(self.packets) and "mp4" in self.container.format.name:
             check_edits(self.path)
         self.context.flush_buffers()
-        return frames, frame_orientation(first)
+        return self._shown, frame_orientation(first)
 
     @property
     def packets(self) -> list[Packet]:
@@ -247,11 +250,14 @@ class OpenVideo(OpenMedia):
             raise VideoError("its packets have been read before, and were not kept")
         self._is_read = True
         count = visible = 0
+        shows = shows_frame(self.context.codec.canonical_name, self.context.extradata)
         try:
             for packet in self.container.demux(self.stream):
                 if packet.size:
                     count += 1
                     visible += not packet.is_discard
+                    self._last_shows = shows(packet)
+                    self._shown += self._last_shows and not packet.is_discard
                     yield packet
         except av.FFmpegError as error:
             raise VideoError(f"cannot be read: {_reason(error)}") from None
@@ -282,24 +288,25 @@ class OpenVideo(OpenMedia):
 
         Raises :class:`VideoError`, at the latest at the end, if the video is not complete.
         """
-        packets = frames = 0
+        frames = 0
         try:
             for packet in self._demux() if self._packets is None else self._packets:
-                packets += not packet.is_discard
                 for frame in packet.decode():
                     frames += 1
                     yield _checked(frame)
             for frame in self.stream.decode(None):
+                if frames == self._shown and not self._last_shows:  # the last frame once more
+                    break
                 frames += 1
                 yield _checked(frame)
         except (av.FFmpegError, ValueError):
             raise VideoError(UNDECODABLE) from None
-        if frames != packets:
-            raise VideoError(f"{packets} frames by its packets, {frames} decoded")
+        if frames != self._shown:
+            raise VideoError(f"{self._shown} frames by its packets, {frames} decoded")
 
 
 def shown(packets: Sequence[Packet]) -> list[Packet]:
-    """Return the packets that become frames; an edit list may discard others."""
+    """Return the packets that an edit list does not discard."""
     return [packet for packet in packets if not packet.is_discard]
 
 
