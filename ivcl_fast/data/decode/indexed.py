@@ -25,7 +25,6 @@ from ivcl_fast.data.decode.media import (
     VideoInfo,
     checked_frame_ids,
     open_media,
-    shown,
 )
 
 
@@ -53,7 +52,9 @@ def _places(opened: OpenVideo) -> np.ndarray | None:
     """Locate the packets; None if they are not in the file as FFmpeg returns them."""
     places = []
     with opened.path.open("rb") as file:
-        for packet in shown(opened.packets):
+        for packet in opened.demux():
+            if packet.is_discard:  # by an edit list
+                continue
             at, image = packet.pos, bytes(packet)
             if at is None or os.pread(file.fileno(), len(image), at) != image:
                 return None

@@ -50,9 +50,9 @@ class Decoder(ABC):
     def parts(self, media: Media, square: Square = "none") -> Iterator[torch.Tensor]:
         """Decode all frames, a part at a time: uint8 RGB ``[F, 3, S, S]``, in order.
 
-        So the frames of videos of any length take the same memory; what is encoded of a video that
-        PyAV decodes is in memory as a whole. Raises
-        :class:`~ivcl_fast.data.dataset.VideoError` as :meth:`decode`, possibly after some parts.
+        So videos of any length take the same memory, but what is encoded of a video that DALI
+        decodes is in memory as a whole. Raises :class:`~ivcl_fast.data.dataset.VideoError` as
+        :meth:`decode`, possibly after some parts.
         """
         from ivcl_fast.data.decode.media import open_media
 

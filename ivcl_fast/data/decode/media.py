@@ -22,7 +22,6 @@ from typing import Any
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
@@ -44,6 +43,8 @@ FrameIds = Sequence[int] | np.ndarray | None
 """Indices of frames, or None for all frames."""
 MAX_PIXELS = 2**26
 """Largest frame; a header that declares more is damaged, and decoding would exhaust the memory."""
+KEPT_BYTES = 2**26
+"""Most bytes of packets that are kept once they are read; a larger video is read again."""
 UNDECODABLE = "FFmpeg cannot decode one of its frames"
 
 
@@ -84,7 +85,7 @@ class OpenMedia(ABC):
         """What the media contain; raises :class:`VideoError` if they are not complete.
 
         Reads the headers of image files. Of videos it reads all packets, since headers may not
-        count the frames, and keeps them for decoding.
+        count the frames, and keeps them for decoding if they take little memory.
         """
         info = self._read_info()
         if not 0 < info.width * info.height <= MAX_PIXELS:
@@ -97,6 +98,10 @@ class OpenMedia(ABC):
     def frame_name(self, number: int) -> str:
         """Name a frame in an error: its file, or its number."""
         return f"frame {number}"
+
+    def all_images(self) -> Iterator[bytes]:
+        """As :meth:`images` of all frames, one at a time."""
+        yield from self.images()
 
     @abstractmethod
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
@@ -120,14 +125,11 @@ def open_media(media: Media) -> Iterator[OpenMedia]:
         yield OpenImages(media.files)
         return
     (path,) = media.files
-    packets = check_length(path)
+    opened = OpenVideo(path, check_length(path))
     try:
-        # The prefix allows a colon in the name.
-        container = av.open(f"file:{path}", options={"format_whitelist": FORMATS})
-    except (av.FFmpegError, ValueError) as error:
-        raise VideoError(f"not a video file: {_reason(error)}") from None
-    with container:
-        yield OpenVideo(path, container, packets)
+        yield opened
+    finally:
+        opened.container.close()
 
 
 def probe(media: Media) -> VideoInfo:
@@ -179,6 +181,10 @@ class OpenImages(OpenMedia):
             check_image(images[-1], path.name)
         return images
 
+    def all_images(self) -> Iterator[bytes]:
+        for number in range(len(self.files)):
+            yield from self.images([number])
+
     def orientation(self, image: bytes) -> Orientation:
         return exif_orientation(image)
 
@@ -186,83 +192,101 @@ class OpenImages(OpenMedia):
 class OpenVideo(OpenMedia):
     """A video file."""
 
-    def __init__(self, path: Path, container: InputContainer, packets: int = 0) -> None:
+    def __init__(self, path: Path, packets: int = 0) -> None:
         """``packets``: how many there are at least, where that is known."""
+        self.path = path
+        self._open()
+        self._declared = max(packets, self.stream.frames)
+        self.has_images = self.context.name == "mjpeg"
+        self._is_read = False
+        self._kept: list[Packet] = []
+        """All packets, if they were read and are small."""
+        self._shown, self._last_shows = 0, True
+        """Number of the frames that the packets show, and whether the last packet shows one."""
+
+    def _open(self) -> None:
+        try:
+            # The prefix allows a colon in the name.
+            self.container = av.open(f"file:{self.path}", options={"format_whitelist": FORMATS})
+        except (av.FFmpegError, ValueError) as error:
+            raise VideoError(f"not a video file: {_reason(error)}") from None
         cover = Disposition.attached_pic  # of music: a picture, which FFmpeg takes for a video
-        streams = [one for one in container.streams.video if not one.disposition & cover]
+        streams = [one for one in self.container.streams.video if not one.disposition & cover]
         if not streams:
             raise VideoError("holds no video stream")
-        self.path, self.container = path, container
         self.stream = streams[0]
-        self._declared = max(packets, self.stream.frames)
         if self.stream.codec_context is None:
             raise VideoError("its codec is not known to FFmpeg")
         self.context = self.stream.codec_context
         self.context.thread_count = 1
         self.context.options = {"max_pixels": str(MAX_PIXELS)}
-        self.has_images = self.context.name == "mjpeg"
-        self._packets: list[Packet] | None = None
-        self._shown, self._last_shows = 0, True
-        """Number of the frames that the packets show, and whether the last packet shows one."""
-        self._is_read = False
 
     def _read_info(self) -> VideoInfo:
-        orientation = UPRIGHT
-        if self.container.format.name != "avi" or not self.has_images:
-            frames, orientation = self._count_frames()
-        elif not self.stream.frames:
+        decodes = self.container.format.name != "avi" or not self.has_images
+        if not decodes and not self.stream.frames:
             raise VideoError("its header declares no frames: its writer did not finish")
-        else:  # the header may count fewer frames than there are, as in OpenDML its first part's
-            frames = len(self.packets)
-        if self.has_images and self.packets:
-            orientation = exif_orientation(bytes(self.packets[0]), orientation)
-        fps = float(self.stream.average_rate or 0)
-        size = self.context.width, self.context.height
-        return VideoInfo(frames, fps, self.context.codec.canonical_name, *size, *orientation)
-
-    def _count_frames(self) -> tuple[int, Orientation]:
-        """Count the frames; also return the orientation of the first one."""
         first: VideoFrame | None = None
+        image, orientation = b"", UPRIGHT
+        kept: list[Packet] = []
+        size = 0
         try:
-            for packet in self.packets:
-                first = first or next(iter(packet.decode()), None)
-            # Some decoders return frames only when they know that no packets follow.
-            first = first or next(iter(self.stream.decode(None)), None)
+            # The header may count fewer frames than there are, as in OpenDML its first part's.
+            for packet in self._demux():
+                size += packet.size
+                if size <= KEPT_BYTES:
+                    kept.append(packet)
+                else:
+                    kept.clear()
+                if self.has_images:
+                    image = image or bytes(packet)
+                if decodes:
+                    first = first or next(iter(packet.decode()), None)
+            if decodes:  # some decoders return frames only when they know that no packets follow
+                first = first or next(iter(self.stream.decode(None)), None)
         except (av.FFmpegError, ValueError) as error:
             raise VideoError(f"FFmpeg cannot decode it: {_reason(error)}") from None
-        if not self._shown or first is None:
+        if not self._shown or (decodes and first is None):
             raise VideoError("holds no frames")
-        if len(shown(self.packets)) < len(self.packets) and "mp4" in self.container.format.name:
-            check_edits(self.path)
+        if first is not None:
+            orientation = frame_orientation(first)
+        if self.has_images:
+            orientation = exif_orientation(image, orientation)
         self.context.flush_buffers()
-        return self._shown, frame_orientation(first)
+        self._kept = kept
+        fps = float(self.stream.average_rate or 0)
+        codec, shape = self.context.codec.canonical_name, (self.context.width, self.context.height)
+        return VideoInfo(self._shown, fps, codec, *shape, *orientation)
 
-    @property
-    def packets(self) -> list[Packet]:
-        """The encoded packets, which are kept; raises :class:`VideoError` as :meth:`_demux`."""
-        if self._packets is None:
-            self._packets = [*self._demux()]
-        return self._packets
+    def demux(self) -> Iterator[Packet]:
+        """Read the packets from the first one on.
+
+        Raises :class:`VideoError`, at the latest at the end, if there are fewer than declared.
+        """
+        return iter(self._kept) if self._kept else self._demux()
 
     def _demux(self) -> Iterator[Packet]:
-        """Read the packets, once; raises :class:`VideoError` if there are fewer than declared."""
-        if self._is_read:  # what is left would pass as a video, where no number is declared
-            raise VideoError("its packets have been read before, and were not kept")
-        self._is_read = True
-        count = visible = 0
+        if self._is_read:  # anew: FFmpeg cannot go back exactly in every container
+            self.container.close()
+            self._open()
+        self._is_read, container = True, self.container
+        count = visible = self._shown = 0
         shows = shows_frame(self.context.codec.canonical_name, self.context.extradata)
         try:
-            for packet in self.container.demux(self.stream):
+            for packet in container.demux(self.stream):
                 if packet.size:
                     count += 1
                     visible += not packet.is_discard
                     self._last_shows = shows(packet)
                     self._shown += self._last_shows and not packet.is_discard
                     yield packet
+                    if self.container is not container:  # closed, and FFmpeg would crash
+                        raise RuntimeError("the video has been read from its beginning meanwhile")
         except av.FFmpegError as error:
             raise VideoError(f"cannot be read: {_reason(error)}") from None
         if count < self._declared and not self._has_all(count, visible):
             raise VideoError(f"truncated: {count} of {self._declared} frames")
+        if visible < count and "mp4" in self.container.format.name:
+            check_edits(self.path)
 
     def _has_all(self, count: int, visible: int) -> bool:
         """Whether ``count`` packets are complete although more are declared; ``visible`` are shown.
@@ -277,20 +301,29 @@ class OpenVideo(OpenMedia):
         except VideoError:
             return False
 
+    def all_images(self) -> Iterator[bytes]:
+        self.info  # noqa: B018  meanwhile, `orientation` would read from the beginning again
+        shown = (packet for packet in self.demux() if not packet.is_discard)
+        for number, packet in enumerate(shown):
+            check_image(image := bytes(packet), f"frame {number}")
+            yield image
+
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
-        images = [bytes(packet) for packet in shown(self.packets)]
-        for number, image in enumerate(images):
-            check_image(image, f"frame {number}")
+        ids = None if frame_ids is None else {int(i) for i in frame_ids}
+        images = [
+            image if ids is None or number in ids else b""
+            for number, image in enumerate(self.all_images())
+        ]
         return [images[i] for i in checked_frame_ids(frame_ids, len(images))]
 
     def frames(self) -> Iterator[VideoFrame]:
-        """Decode all frames on the CPU, from packets that are read meanwhile, or that are kept.
+        """Decode all frames on the CPU, from packets that are read meanwhile.
 
         Raises :class:`VideoError`, at the latest at the end, if the video is not complete.
         """
         frames = 0
         try:
-            for packet in self._demux() if self._packets is None else self._packets:
+            for packet in self.demux():
                 for frame in packet.decode():
                     frames += 1
                     yield _checked(frame)
@@ -303,11 +336,8 @@ class OpenVideo(OpenMedia):
             raise VideoError(UNDECODABLE) from None
         if frames != self._shown:
             raise VideoError(f"{self._shown} frames by its packets, {frames} decoded")
-
-
-def shown(packets: Sequence[Packet]) -> list[Packet]:
-    """Return the packets that an edit list does not discard."""
-    return [packet for packet in packets if not packet.is_discard]
+        if not frames:
+            raise VideoError("holds no frames")
 
 
 def frame_orientation(frame: VideoFrame) -> Orientation:

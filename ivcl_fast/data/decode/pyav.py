@@ -12,7 +12,7 @@ import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from ivcl_fast.data.crop import WHOLE, Crop, Orientation, Square
+from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation, Square, square_crop
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.images import image_codec
 from ivcl_fast.data.decode.interface import Decoder
@@ -49,13 +49,23 @@ class PyAVDecoder(Decoder):
     def parts(self, media: Media, square: Square = "none") -> Iterator[torch.Tensor]:
         """In one pass: FFmpeg cannot start exactly in the middle of every video."""
         with open_media(media) as opened:
-            crop = opened.info.square(square)
             if isinstance(opened, OpenVideo) and not opened.has_images:
-                resized = (self._resize(f, frame_orientation(f), crop) for f in opened.frames())
+                frames = _with_orientation(opened.frames())
             else:
-                resized = (self._resize(*frame, crop) for frame in _images(opened, None))
+                frames = _images(opened, None)
+            resized = self._squares(frames, square)
             while part := [*itertools.islice(resized, self.part_frames)]:
                 yield torch.from_numpy(np.stack(part))
+
+    def _squares(
+        self, frames: Iterable[tuple[VideoFrame, Orientation]], square: Square
+    ) -> Iterator[np.ndarray]:
+        """Resize frames; the first one decides the place of the square."""
+        crop: Crop | None = None
+        for frame, orientation in frames:
+            if crop is None:
+                crop = square_crop(square, *orientation.turned(frame.height, frame.width))
+            yield self._resize(frame, orientation, crop)
 
     def _select(
         self, frames: Iterable[VideoFrame], frame_ids: FrameIds, crop: Crop
@@ -64,9 +74,9 @@ class PyAVDecoder(Decoder):
         ids = None if frame_ids is None else {int(i) for i in frame_ids}
         resized: dict[int, np.ndarray] = {}
         count = 0
-        for frame in frames:
+        for frame, orientation in _with_orientation(frames):
             if ids is None or count in ids:
-                resized[count] = self._resize(frame, frame_orientation(frame), crop)
+                resized[count] = self._resize(frame, orientation, crop)
             count += 1
         return [resized[int(i)] for i in checked_frame_ids(frame_ids, count)]
 
@@ -94,12 +104,25 @@ class PyAVDecoder(Decoder):
         return out
 
 
+def _with_orientation(frames: Iterable[VideoFrame]) -> Iterator[tuple[VideoFrame, Orientation]]:
+    """Read the orientation of a frame where its turn differs from that of the frame before.
+
+    PyAV keeps a frame whose data is read in memory until Python's garbage collector runs.
+    """
+    turn: float | None = None
+    orientation = UPRIGHT
+    for frame in frames:
+        if frame.rotation != turn:
+            turn, orientation = frame.rotation, frame_orientation(frame)
+        yield frame, orientation
+
+
 def _images(opened: OpenMedia, frame_ids: FrameIds) -> Iterator[tuple[VideoFrame, Orientation]]:
     """Decode frames that are encoded images."""
     context: Any = None
-    images = opened.images(frame_ids)
-    numbers = range(len(images)) if frame_ids is None else frame_ids
-    for image, number in zip(images, numbers, strict=True):
+    images = opened.all_images() if frame_ids is None else opened.images(frame_ids)
+    numbers = itertools.count() if frame_ids is None else frame_ids
+    for image, number in zip(images, numbers, strict=False):
         codec = image_codec(image)
         # FFmpeg's PNG decoder takes an image for a difference to the one that it decoded before.
         if context is None or codec == "png" or context.name != codec:
