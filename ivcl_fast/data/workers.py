@@ -26,6 +26,8 @@ Report = Callable[[int], None]
 
 STALL_SECONDS = 120.0
 """A decoding worker that sends nothing for so long is taken to hang."""
+MAX_TIMEOUT = 4 * 3600.0
+"""Seconds; no longer is a decoder waited for, however much it has to do."""
 START_SECONDS = 300.0
 """A new worker that does not begin its task for so long is taken to hang."""
 STARTS = 3

@@ -21,7 +21,7 @@ import torch
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.interface import NVDECS, ChosenDecoder, Decoder
-from ivcl_fast.data.workers import usable_cpus
+from ivcl_fast.data.workers import MAX_TIMEOUT, usable_cpus
 from ivcl_fast.errors import UserError
 
 if TYPE_CHECKING:  # it imports PyAV, which is not needed to read a store
@@ -37,8 +37,6 @@ NVDEC_MIN_SIZE = {"hevc": 144, "vp9": 128, "av1": 128}
 """Least height and width that NVDEC decodes, for codecs that have such a limit."""
 MIN_RATE = 10.0
 """Frames per second; a slower decoder is taken to hang."""
-MAX_TIMEOUT = 4 * 3600.0
-"""Seconds; no longer is a decoder waited for, however many frames a header declares."""
 DALI_PACKAGES = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}
 """The builds of DALI, and the CUDA version that the driver has to support."""
 TRIALS = 3

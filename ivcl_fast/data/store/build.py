@@ -40,7 +40,7 @@ from ivcl_fast.data.store.frame_store import (
     read_meta,
     write_meta,
 )
-from ivcl_fast.data.store.index import SecondChance, source_digest
+from ivcl_fast.data.store.index import SecondChance, reading_timeout, source_digest
 from ivcl_fast.data.store.placement import Placement
 from ivcl_fast.data.store.plan import (
     CROPS,
@@ -210,7 +210,8 @@ class StoreBuild:
                 return 0
             tasks = shard_tasks(self.media, out, plan, gpu)
             pool.workers = workers or default_workers(plan["decoders"].values())
-            pool.stall_seconds = decoding_timeout(stall_seconds, plan["frames"].values())
+            decoding = decoding_timeout(stall_seconds, plan["frames"].values())
+            pool.stall_seconds = max(decoding, reading_timeout(self.media))
             own = tasks[part.number :: part.total]
             _build_shards(own, pool, progress or (lambda *_: None))
             if left := len(_missing(tasks)):

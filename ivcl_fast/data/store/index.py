@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.readable import if_damaged_twice
 from ivcl_fast.data.store.sources import digest_of
-from ivcl_fast.data.workers import Lost, Report, WorkerPool
+from ivcl_fast.data.workers import MAX_TIMEOUT, Lost, Report, WorkerPool
 from ivcl_fast.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,8 @@ Found = TypeVar("Found")
 
 PROBE_CHUNK = 64
 """Number of media in a task of a worker."""
+MIN_RATE = 2**20
+"""Bytes per second; slower storage is taken to hang."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,11 @@ def probe_media(
 ) -> tuple[dict[str, Found], dict[str, str]]:
     """Return what ``probe_one`` does for each of the media, and why the others cannot be used.
 
-    ``report`` is called with numbers of media.
+    ``report`` is called with numbers of media. From now on, ``pool`` gives a worker the time to
+    read the largest file.
     """
     log.info("probing %d videos", len(media))
+    pool.stall_seconds = max(pool.stall_seconds, reading_timeout(media))
     tasks = [
         ProbeTask(tuple(media[i : i + PROBE_CHUNK]), probe_one)
         for i in range(0, len(media), PROBE_CHUNK)
@@ -68,6 +72,12 @@ def probe_media(
     ordered = {one.name: found[one.name] for one in media}
     usable = {name: info for name, info in ordered.items() if not isinstance(info, str)}
     return usable, {name: why for name, why in ordered.items() if isinstance(why, str)}
+
+
+def reading_timeout(media: Sequence[Media]) -> float:
+    """Return how many seconds to wait for a worker that reads any one of the media."""
+    sizes = (path.stat().st_size for one in media for path in one.files if os.path.isfile(path))
+    return min(MAX_TIMEOUT, max(sizes, default=0) / MIN_RATE)
 
 
 def check_names(media: Sequence[Media]) -> None:
