@@ -16,6 +16,7 @@ from ivcl_fast.data.dataset import Clip, Dataset
 from ivcl_fast.data.decode.decoder import choose_decoders, default_workers, resolve_decoder
 from ivcl_fast.data.decode.interface import decoding_gpu
 from ivcl_fast.data.formats.cater import Cater
+from ivcl_fast.data.formats.own.labelled import VAL_FRACTION
 from ivcl_fast.data.frame_labels import FrameLabels, make_frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader
 from ivcl_fast.data.open_dataset import check_disjoint, find_splits, open_dataset
@@ -283,6 +284,8 @@ def _open_store(
         if split is not None:  # the other crops are stored of the videos that are evaluated
             names = {clip.media for clip in dataset.clips(split)}
             used = [one for one in media if one.name in names]
+            if config.val_fraction != VAL_FRACTION:  # another choice has another store
+                split = f"{split}-{config.val_fraction}"
         name = "-".join(filter(None, (_own_task(config, dataset), split))) or None
         with Bar("decoding", 0, "frames") as bar:
             return build_store(

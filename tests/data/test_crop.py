@@ -117,6 +117,24 @@ def test_stores_of_other_crops_are_made_before_training(config):
     assert again.bad_files_path.parent.name == name
 
 
+def test_another_choice_of_the_videos_that_are_evaluated(tmp_path):
+    for number in range(40):
+        path = tmp_path / "ab"[number % 2] / f"{number}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        write_video(path, bands()[:2], "libx264")
+    counts = []
+    for fraction in (0.5, 0.1, 0.2):
+        config = DataConfig(
+            f"videos:{tmp_path}", decoder="pyav", crop="center", eval_crops=3, val_fraction=fraction
+        )
+        data = open_data(replace(config, workers=1), CFG)
+        counts.append(len(data.dataset.clips("val")))
+    assert counts[0] > 2 * counts[1] > 0
+    assert {path.name for path in tmp_path.glob("store-*-end-*")} == {
+        f"store-32-p8-pyav-end-val{choice}" for choice in ("-0.5", "-0.1", "")
+    }
+
+
 def test_a_store_of_whole_frames_is_not_taken_for_one_of_squares(tmp_path):
     one = media(write_video(tmp_path / "a.mp4", bands(), "libx264"))
     build_store([one], tmp_path / "store", 32, 8, "pyav", 1)
