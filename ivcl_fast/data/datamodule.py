@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from ivcl_fast.data.sampling import ONE_VIEW, View
 from ivcl_fast.data.slots import SlotLoader, Slots
 from ivcl_fast.data.store.build import build_store, default_store_path
 from ivcl_fast.data.store.frame_store import BAD_FILES, FrameStore
+from ivcl_fast.data.store.sources import same_content
 from ivcl_fast.data.stream import StreamLoader
 from ivcl_fast.data.stream_index import saved_index
 from ivcl_fast.data.workers import usable_cpus
@@ -34,6 +36,8 @@ from ivcl_fast.progress import Bar
 if TYPE_CHECKING:
     from ivcl_fast.config import FrameLabelKind, IVCLConfig
     from ivcl_fast.data.config import DataConfig
+
+log = logging.getLogger(__name__)
 
 CURVE_CLIPS = 1000
 """Clips that are measured during training, about, where there are more; results are of all."""
@@ -255,6 +259,8 @@ def open_data(
         return data
     if config.require_all:
         check_all_usable(data.bad_files, len(dataset.media()), data.bad_files_path)
+    for split in evaluated if config.loader == "store" else ():
+        _warn_of_copies(data, split)
     if config.eval_crops > 1:  # their stores are built now, not when training has ended
         sizes = {"batch_size": 1, "num_frames": model.num_frames, "seed": 0}
         data.eval_loaders(data.eval_split, 1, config.eval_crops, **sizes)
@@ -266,6 +272,21 @@ def open_data(
             for name in names:
                 data.scene(name)  # and of damaged ones
     return data
+
+
+def _warn_of_copies(data: DataModule, split: str) -> None:
+    """Warn of training videos that have the content of one that is measured, by another name."""
+    train, measured = (
+        {clip.media: None for clip in data.dataset.clips(each)}
+        for each in (data.train_split, split)
+    )
+    copies = same_content(data.bad_files_path.parent, train.keys() - measured.keys(), measured)
+    if copies:
+        log.warning(
+            "%s: %d training videos have the same content as a video of the split %s, whose scores "
+            "are too good; the first is %s, a copy of %s; remove one of each pair",
+            data.dataset.root, len(copies), split, *min(copies),
+        )  # fmt: skip
 
 
 def _open_store(

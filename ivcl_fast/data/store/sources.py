@@ -9,7 +9,7 @@ restored, even if its size and modification time stay the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +74,23 @@ def digest_of(values: Mapping[str, object]) -> str:
     for name, value in values.items():
         digest.update(f"{name}\0{value}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def same_content(store: Path, names: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
+    """Pair those media whose files have the content of one of ``others`` with that one.
+
+    None where a store does not know the content, and in a damaged ``sources.json``, which the next
+    change of the store reports.
+    """
+    try:
+        sources = read_sources(store)
+    except ValueError:
+        return []
+    by_content = {sources[name].content: name for name in others if name in sources}
+    found = ((name, sources[name].content) for name in names if name in sources)
+    return [
+        (name, by_content[content]) for name, content in found if content in by_content and content
+    ]
 
 
 def write_sources(store: Path, sources: Mapping[str, Source]) -> None:
