@@ -41,7 +41,7 @@ from ivcl_fast.data.store.build import (
     Part,
     StoreBuild,
     build_store,
-    default_store_path,
+    find_store,
 )
 from ivcl_fast.data.store.frame_store import BAD_FILES
 from ivcl_fast.data.store.index import probe_media
@@ -178,9 +178,9 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     flags = config.store
     sizes = flags.image_size, flags.patch_size
     media = dataset.media()
-    out = config.out or default_store_path(
-        dataset.root, *sizes, flags.decoder, own_task, flags.crop
-    )
+    out, decoder = config.out, flags.decoder
+    if out is None:
+        out, decoder = find_store(media, dataset.root, *sizes, decoder, own_task, flags.crop)
     if config.dry_run:
         print_estimate(media, out, config)
         return
@@ -192,7 +192,7 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
         device = torch.device("cuda", distributed.local_rank() % torch.cuda.device_count())
     with Bar("decoding", 0, "frames") as bar:
         if part is not None:
-            build = StoreBuild(media, out, *sizes, flags.decoder, crop=flags.crop)
+            build = StoreBuild(media, out, *sizes, decoder, crop=flags.crop)
             if left := build.run(part, config.workers, bar, device=device):
                 print(
                     f"store: {out}, part {flags.part} is complete; {left} shards of other parts "
@@ -200,7 +200,7 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
                 )
                 return
         store = build_store(
-            media, out, *sizes, flags.decoder, config.workers, progress=bar, device=device,
+            media, out, *sizes, decoder, config.workers, progress=bar, device=device,
             crop=flags.crop,
         )  # fmt: skip
     if flags.verify:

@@ -24,7 +24,7 @@ from ivcl_fast.data.open_dataset import check_disjoint, find_splits, open_datase
 from ivcl_fast.data.registry import parse_source
 from ivcl_fast.data.sampling import ONE_VIEW, View
 from ivcl_fast.data.slots import SlotLoader, Slots
-from ivcl_fast.data.store.build import build_store, default_store_path
+from ivcl_fast.data.store.build import build_store, find_store
 from ivcl_fast.data.store.frame_store import BAD_FILES, FrameStore
 from ivcl_fast.data.store.sources import same_content
 from ivcl_fast.data.stream import StreamLoader
@@ -308,12 +308,13 @@ def _open_store(
             if config.val_fraction != VAL_FRACTION:  # another choice has another store
                 split = f"{split}-{config.val_fraction}"
         name = "-".join(filter(None, (_own_task(config, dataset), split))) or None
+        out, decoder = find_store(used, dataset.root, *sizes, config.decoder, name, crop)
         with Bar("decoding", 0, "frames") as bar:
             return build_store(
                 used,
-                default_store_path(dataset.root, *sizes, config.decoder, name, crop),
+                out,
                 *sizes,
-                decoder=config.decoder,
+                decoder=decoder,
                 workers=config.workers,
                 progress=bar,
                 placement=config.placement,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,12 +11,14 @@ from ivcl_fast import prepare
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data import datamodule
 from ivcl_fast.data.config import DataConfig
+from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.decode.interface import NVDECS
 from ivcl_fast.data.store import build
 from ivcl_fast.data.store.build import build_store
 from tests.support.painted import media, write_painted
 
+STORE = prepare.StoreFlags(image_size=32)
 CPUS = 2 * NVDECS
 
 
@@ -50,6 +54,31 @@ def test_of_a_store(tmp_path, monkeypatch, expected):
         with pytest.raises(Enough):
             build_store(videos, tmp_path / "store", 32, 8, workers=workers)
     assert found == [expected, 1]
+
+
+def test_a_finished_store_of_pyav_is_not_decoded_again(tmp_path, monkeypatch, expected, caplog):
+    """By ``auto``, as long as it is of the same files and DALI has none."""
+    caplog.set_level("INFO")
+    one, two = (Media(n, (write_painted(tmp_path / n, 1, 3),)) for n in ("a.avi", "b.avi"))
+    pyav, dali = (tmp_path / f"store-32-p8-{name}" for name in ("pyav", "dali"))
+    found = partial(build.find_store, [one], tmp_path, 32, 8)
+    assert found(decoder="auto") == (dali, "auto")
+    build_store([one], pyav, 32, 8, "pyav", 1)
+    assert found(decoder="auto") == (pyav, "pyav")
+    assert (
+        f"store: PyAV has made {pyav}, which is used; --decoder dali makes another" in caplog.text
+    )
+    assert found(decoder="dali") == (dali, "dali")
+    source, cfg = DataConfig(f"videos:{tmp_path}"), IVCLConfig(image_size=32, patch_size=8)
+    assert build.find_store([one, two], tmp_path, 32, 8) == (dali, "auto")
+    build_store([one, two], pyav, 32, 8, "pyav", 1)
+    monkeypatch.setattr(build, "_build_shards", lambda *_: pytest.fail("decoded again"))
+    assert datamodule.open_data(source, cfg).bad_files_path.parent == pyav
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    prepare.prepare(prepare.PrepareConfig(f"videos:{tmp_path}", store=STORE))
+    dali.mkdir()
+    (dali / "meta.json").touch()
+    assert build.find_store([one, two], tmp_path, 32, 8) == (dali, "auto")
 
 
 def test_of_streaming(tmp_path, monkeypatch, expected):

@@ -101,6 +101,32 @@ def default_store_path(
     return Path(root) / "-".join(map(str, parts))
 
 
+def find_store(
+    media: Sequence[Media],
+    root: Path,
+    image_size: int,
+    patch_size: int,
+    decoder: DecoderName = "auto",
+    task: str | None = None,
+    crop: Square = "none",
+) -> tuple[Path, DecoderName]:
+    """Return the folder of a data set's store and the decoder to build or open it with.
+
+    Where ``auto`` is DALI and has no store yet, a finished one of the same files that PyAV made, as
+    on a machine without a GPU, is taken. The arguments are those of :func:`default_store_path`.
+    """
+    sizes = image_size, patch_size
+    out = default_store_path(root, *sizes, decoder, task, crop)
+    other = default_store_path(root, *sizes, "pyav", task, crop)
+    if decoder != "auto" or other == out or (out / META).exists():
+        return out, decoder
+    with suppress(UserError):  # there is none, or it is damaged
+        if read_meta(other)["source_digest"] == source_digest(media):
+            log.info("store: PyAV has made %s, which is used; --decoder dali makes another", other)
+            return other, "pyav"
+    return out, decoder
+
+
 def build_store(
     media: Sequence[Media],
     out: Path,
