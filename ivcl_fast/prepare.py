@@ -233,8 +233,9 @@ def parse_part(text: str) -> Part:
 def print_estimate(media: Sequence[Media], out: Path, config: PrepareConfig) -> None:
     """Print what building a store would take; decodes some media to estimate the time."""
     flags = config.store
-    with WorkerPool(config.workers or usable_cpus(), STALL_SECONDS) as pool:
-        infos, bad_files = probe_media(media, pool, probe)
+    pool = WorkerPool(config.workers or usable_cpus(), STALL_SECONDS)
+    with pool, Bar("probing", len(media), "videos") as bar:
+        infos, bad_files = probe_media(media, pool, probe, bar.add)
     decoders = choose_decoders(media, infos, flags.decoder)
     workers = config.workers or default_workers(decoders.values())
     frames = sum(info.frames for info in infos.values())

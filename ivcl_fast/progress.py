@@ -29,7 +29,8 @@ class Bar:
     """Shows how many of ``total`` things are done, with their rate and the time left.
 
     ``bar(done)`` may be called as often as convenient. The things that are done in the first call
-    do not count towards the rate: an earlier run may have done them.
+    do not count towards the rate: an earlier run may have done them. A live bar appears with the
+    first call, so that one that waits does not disturb another.
 
     >>> with Bar("decoding", 100, "videos") as bar:
     ...     for done in range(101):
@@ -46,6 +47,9 @@ class Bar:
         self._task = TaskID(0)
 
     def __enter__(self) -> Bar:
+        return self
+
+    def _show(self) -> None:
         if has_live_terminal() and distributed.is_main():
             self._live = Progress(
                 TextColumn("{task.description:>12}"),
@@ -55,7 +59,6 @@ class Bar:
             )
             self._live.start()
             self._task = self._live.add_task(self.name, total=self.total, text="")
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._live is not None:
@@ -68,6 +71,7 @@ class Bar:
         now = time.monotonic()
         if self.done is None:
             self._first, self._start = done, now
+            self._show()
         self.done = done
         self.total = self.total if total is None else total
         self._note = self._note if note is None else note
@@ -77,6 +81,10 @@ class Bar:
         elif done < self.total and now - self._last_line > LINE_SECONDS:
             self._last_line = now
             self._print()
+
+    def add(self, count: int) -> None:
+        """Count more things as done."""
+        self((self.done or 0) + count)
 
     def _text(self) -> str:
         """For example ``320/640 clips, 41/s, 8 s left, loss 0.5``."""

@@ -51,6 +51,16 @@ def test_work_that_was_done_before_is_not_shown(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_live_bar_waits_for_its_work(monkeypatch):
+    """Two at once would draw over each other."""
+    monkeypatch.setattr(progress, "has_live_terminal", lambda: True)
+    with Bar("decoding", 0, "frames") as bar:
+        assert bar._live is None
+        bar.add(1)
+        bar.add(2)
+        assert bar._live is not None and bar.done == 3
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3500, "58 min"), (3590, "1 h 0 min"),

@@ -50,6 +50,7 @@ SMALL = ("--decoder", "pyav", "--image-size", 32, "--workers", 1)
 def test_builds_the_store(command, package):
     status, out, _ = command(f"cater:{package}", *SMALL, "--verify")
     assert status == 0
+    assert "probing: 5/5 videos" in out
     assert "3 videos, 18 frames" in out
     assert "2 videos could not be used, checksums verified" in out
     store = FrameStore(package / "store-32-p8-pyav")
@@ -63,6 +64,7 @@ def test_dry_run_writes_nothing(command, package):
     status, out, _ = command(f"cater:{package}", *SMALL, "--dry-run")
     assert status == 0
     assert "3 videos, 18 frames" in out
+    assert "probing: 5/5 videos" in out
     assert "into " in out and "GB; 2 videos cannot be used" in out
     assert "frames/s by each of 1 workers" in out
     assert "v3: the file is empty" in out

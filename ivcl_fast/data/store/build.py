@@ -64,6 +64,7 @@ from ivcl_fast.data.store.sources import digest_of, state_of, write_sources
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool, usable_cpus
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, remove_temporaries, write_json
+from ivcl_fast.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +158,8 @@ def build_store(
         decoder: ``auto``, ``dali`` or ``pyav``.
         workers: processes; default one per CPU, or per NVDEC. With 1 this process decodes, and
             ends if a decoder crashes. The bytes do not depend on it.
-        progress: called with (frames done, frames in total).
+        progress: called with (frames done, frames in total); beside a :class:`Bar`, another shows
+            how many videos are probed.
         shard_bytes: largest size of a shard.
         crop: part of the frames to resize to the square; by default all of them.
         placement, device, step_bytes: see :class:`FrameStore`; DALI decodes on ``device`` if it
@@ -231,7 +233,10 @@ class StoreBuild:
                 return 0
         with _storage_errors(out), WorkerPool(workers or usable_cpus(), stall_seconds) as pool:
             _claim(out)
-            plan = make_plan(self.media, out, self.settings, self.states, self.decoder, pool, gpu)
+            plan = make_plan(
+                self.media, out, self.settings, self.states, self.decoder, pool, gpu,
+                shows_progress=isinstance(progress, Bar),
+            )  # fmt: skip
             if plan is None:
                 return 0
             tasks = shard_tasks(self.media, out, plan, gpu)

@@ -25,6 +25,7 @@ from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, read_bytes, write_text
 from ivcl_fast.manifest import check_signed, signed
+from ivcl_fast.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def make_plan(
     decoder: DecoderName,
     pool: WorkerPool,
     gpu: int | None,
+    shows_progress: bool,
 ) -> dict[str, Any] | None:
     """Make the plan, or read it if another process made it from files in the same state.
 
@@ -76,7 +78,9 @@ def make_plan(
         done = {name for shard in kept for name in shard.frames}
         bad_files = {name: why for name, why in built.bad_files.items() if name in same}
         todo = [one for one in media if one.name not in done and one.name not in bad_files]
-        infos, found_bad = probe_media(todo, pool, probe) if todo else ({}, {})
+        with Bar("probing", len(todo), "videos") as bar:
+            report = bar.add if shows_progress else lambda _: None
+            infos, found_bad = probe_media(todo, pool, probe, report) if todo else ({}, {})
         frames = {name: info.frames for name, info in infos.items()}
         if built.shards:
             log.info("%s: keeps %d of %d shards, %d videos are new, changed or beside such ones",

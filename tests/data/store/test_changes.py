@@ -105,10 +105,10 @@ def test_added_changed_removed_and_repaired(videos, tmp_path, monkeypatch, caplo
 
 
 def spy(names: list[str]):
-    def probe_media(media, pool, probe_one):
+    def probe_media(media, pool, probe_one, *report):
         if probe_one is plan.probe:  # it also compares files
             names.extend(one.name for one in media)
-        return index.probe_media(media, pool, probe_one)
+        return index.probe_media(media, pool, probe_one, *report)
 
     return probe_media
 
