@@ -62,7 +62,7 @@ def train(config: TrainConfig) -> None:
     distributed.print_rank0(f"run: {run.folder}, on {run.device}{others}, {arithmetic}")
     if reason := unsupported_reason(run.device):
         distributed.print_rank0(f"kernels: plain PyTorch, which is slower, because {reason}")
-    with distributed.process_group(run.device), ExitStack() as stack:
+    with distributed.process_group(run.device), run.metrics, ExitStack() as stack:
         with distributed.main_process_first():
             data = run.data  # whose frame store may take a part of the GPU's memory
         config = run.config = with_batch_size(config, run.device, run.amp)

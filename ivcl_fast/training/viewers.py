@@ -10,7 +10,8 @@ import importlib
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,8 @@ PROJECT = "ivcl_fast"
 """Name of the project or experiment that runs belong to."""
 
 
-def tensorboard(folder: Path) -> Show:
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[Show]:
     """Write to the run's folder ``tensorboard/``, a curve over clips for each value.
 
     The writer of ``torch.utils.tensorboard`` has a thread of its own, which a full disk ends with a
@@ -36,21 +38,23 @@ def tensorboard(folder: Path) -> Show:
     place = folder / "tensorboard"
     place.mkdir(parents=True, exist_ok=True)
     name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
-    records = RecordWriter((place / name).open("ab"))
+    with (place / name).open("ab") as file:
+        records = RecordWriter(file)
 
-    def append(**content: Any) -> None:
-        records.write(Event(wall_time=time.time(), **content).SerializeToString())
-        records.flush()
+        def append(**content: Any) -> None:
+            records.write(Event(wall_time=time.time(), **content).SerializeToString())
+            records.flush()
 
-    def show(stage: str, clips: int, values: Mapping[str, float]) -> None:
-        scalars = [Summary.Value(tag=name, simple_value=v) for name, v in values.items()]
-        append(step=clips, summary=Summary(value=scalars))
+        def show(stage: str, clips: int, values: Mapping[str, float]) -> None:
+            scalars = [Summary.Value(tag=name, simple_value=v) for name, v in values.items()]
+            append(step=clips, summary=Summary(value=scalars))
 
-    append(file_version="brain.Event:2")
-    return show
+        append(file_version="brain.Event:2")
+        yield show
 
 
-def wandb(folder: Path) -> Show:
+@contextmanager
+def wandb(folder: Path) -> Iterator[Show]:
     """Start a run of Weights & Biases, as its environment variables say (``WANDB_MODE``, ...)."""
     package = importlib.import_module("wandb")
     run = package.init(project=PROJECT, name=folder.name, group=folder.name, dir=str(folder))
@@ -63,28 +67,35 @@ def wandb(folder: Path) -> Show:
             run.define_metric(f"{stage}/*", step_metric=step)
         run.log({**values, step: clips})
 
-    return show
+    failed = 1  # the run's own context would print a traceback
+    try:
+        yield show
+        failed = 0
+    finally:
+        run.finish(failed)
 
 
-def mlflow(folder: Path) -> Show:
+@contextmanager
+def mlflow(folder: Path) -> Iterator[Show]:
     """Start a run of MLflow, as its environment variables say (``MLFLOW_TRACKING_URI``, ...)."""
     package = importlib.import_module("mlflow")
     package.set_experiment(PROJECT)
-    package.start_run(run_name=folder.name)
 
     def show(stage: str, clips: int, values: Mapping[str, float]) -> None:
         package.log_metrics({name: float(value) for name, value in values.items()}, step=clips)
 
-    return show
+    with package.start_run(run_name=folder.name):
+        yield show
 
 
-def none(folder: Path) -> Show:
+@contextmanager
+def none(folder: Path) -> Iterator[Show]:
     """Write nothing."""
-    return lambda stage, clips, values: None
+    yield lambda stage, clips, values: None
 
 
 VIEWERS = {"tensorboard": tensorboard, "wandb": wandb, "mlflow": mlflow, "none": none}
-"""What starts each viewer for a run's folder."""
+"""What starts each viewer for a run's folder, and ends it."""
 
 
 def check_viewer(viewer: Viewer) -> None:

@@ -9,48 +9,64 @@ from types import ModuleType
 import pytest
 
 from ivcl_fast.errors import UserError
+from ivcl_fast.train import train
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.metrics_log import MetricsLog
+from ivcl_fast.training.run_folder import check_folder
+from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
+
+
+class Package(ModuleType):
+    """Stands for a package and for a run of it, and notes all calls in ``made``."""
+
+    def __init__(self, name: str, made: list) -> None:
+        super().__init__(name)
+        self.made = made
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*args, **kwargs):
+            self.made.append((name, args, kwargs))
+            return self
+
+        return call
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *error):
+        self.made.append(("exit", (kind,), {}))
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """All calls of the packages ``wandb`` and ``mlflow``: name, arguments and keywords."""
-    made = []
-
-    def recorded(name):
-        def call(*args, **kwargs):
-            made.append((name, args, kwargs))
-            return packages["wandb"]
-
-        return call
-
-    packages = {name: ModuleType(name) for name in ("wandb", "mlflow")}
-    names = "init", "define_metric", "log", "set_experiment", "start_run", "log_metrics"
-    for package in packages.values():
-        monkeypatch.setitem(sys.modules, package.__name__, package)
-        for name in names:
-            setattr(package, name, recorded(name))
+    made: list = []
+    for name in ("wandb", "mlflow"):
+        monkeypatch.setitem(sys.modules, name, Package(name, made))
     return made
 
 
 def write(folder, viewer):
     folder.mkdir()
-    log = MetricsLog(folder, viewer)
-    log.write("pretrain", step=20, clips=320, loss=0.5)
-    log.write("finetune", step=20, clips=160, val_top1=0.25)
+    with MetricsLog(folder, viewer) as log:
+        log.write("pretrain", step=20, clips=320, loss=0.5)
+        log.write("finetune", step=20, clips=160, val_top1=0.25)
     assert [r["step"] for r in map(json.loads, log.path.read_text().splitlines())] == [20, 20]
 
 
 def test_weights_and_biases(calls, tmp_path):
     write(tmp_path / "run", "wandb")
-    assert [name for name, _, _ in calls] == ["init", *["define_metric", "log"] * 2]
+    assert [name for name, _, _ in calls] == ["init", *["define_metric", "log"] * 2, "finish"]
     assert calls[0][2] == dict(
         project="ivcl_fast", name="run", group="run", dir=str(tmp_path / "run")
     )
     assert calls[2][1] == ({"pretrain/loss": 0.5, "pretrain/clips": 320},)
     assert calls[3][1:] == (("finetune/*",), {"step_metric": "finetune/clips"})
     assert calls[4][1] == ({"finetune/val_top1": 0.25, "finetune/clips": 160},)
+    assert calls[5][1] == (0,)
 
 
 def test_mlflow(calls, tmp_path):
@@ -59,6 +75,50 @@ def test_mlflow(calls, tmp_path):
     assert calls[1] == ("start_run", (), {"run_name": "run"})
     assert calls[2] == ("log_metrics", ({"pretrain/loss": 0.5},), {"step": 320})
     assert calls[3] == ("log_metrics", ({"finetune/val_top1": 0.25},), {"step": 160})
+    assert calls[4:] == [("exit", (None,), {})]
+
+
+@pytest.mark.parametrize(
+    ("viewer", "start", "end"), [("wandb", "init", "finish"), ("mlflow", "start_run", "exit")]
+)
+def test_a_run_ends_before_the_next_one_of_a_study_starts(viewer, start, end, calls, tmp_path):
+    """A process has one at a time: MLflow would refuse the second, W&B continue the first."""
+    flags = [*RUN_FLAGS, *FRAME_FLAGS, "--stage", "pretrain", "--no-pictures", "--viewer", viewer]
+    flags += ["--device", "cpu", "--train-videos", "4", "--val-videos", "2"]
+    flags += ["--data-dir", str(tmp_path / "data"), "--out", str(tmp_path)]
+    train(check_folder(parse([*flags, "--name", "good"])))
+    with pytest.raises(UserError), MetricsLog(tmp_path / "good", viewer) as log:
+        log.write("finetune", step=20, clips=160, val_top1=0.25)
+        raise UserError("the loss became infinite")
+    assert [name for name, _, _ in calls if name in (start, end)] == [start, end] * 2
+    failures = [args[0] for name, args, _ in calls if name == end]
+    assert failures == ([0, 1] if viewer == "wandb" else [None, UserError])
+
+
+@pytest.mark.parametrize("viewer", ["wandb", "mlflow"])
+@pytest.mark.parametrize("fails", ["start", "show", "end"])
+def test_training_goes_on_without_a_viewer_that_fails(
+    fails, viewer, calls, tmp_path, monkeypatch, caplog
+):
+    """As where its server is gone. Records are not tried again: each might wait for it."""
+
+    def fail(*args, **kwargs):
+        calls.append("fail")
+        raise ConnectionError("no server\nsince today")  # an OSError, as requests has it
+
+    package, first = sys.modules[viewer], viewer == "wandb"
+    names = {"start": ("init", "start_run"), "show": ("log", "log_metrics")}
+    if fails == "end" and not first:
+        monkeypatch.setattr(Package, "__exit__", fail)
+    else:
+        name = "finish" if fails == "end" else names[fails][not first]
+        monkeypatch.setattr(package, name, fail, raising=False)
+    write(tmp_path / "run", viewer)
+    assert calls.count("fail") == 1
+    assert caplog.messages == [
+        f"--viewer {viewer}: no server; going on without it, all records are in "
+        f"{tmp_path / 'run' / 'metrics.jsonl'}"
+    ]
 
 
 def test_none_writes_nothing_else(tmp_path):
