@@ -19,6 +19,7 @@ import torch
 import tyro
 
 from ivcl_fast.command import PARENT
+from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, remove_temporaries
 from ivcl_fast.models.weights import MODEL
@@ -180,9 +181,14 @@ def run_study(config: SweepConfig, common: tuple[str, ...], train: Train) -> Pat
 
     ``common``: flags of ``ivcl_fast.train`` for every run. ``train``: what that command calls.
     Finished runs of an earlier call are kept, and a call that is running the study is waited for.
-    Raises :class:`UserError` for flags that the study sets itself, and if the folder holds runs
-    with other settings.
+    Raises :class:`UserError` for flags that the study sets itself, if the folder holds runs with
+    other settings, and under torchrun.
     """
+    if (ranks := distributed.world_size()) > 1:  # they would wait for each other's lock
+        raise UserError(
+            f"WORLD_SIZE: {ranks} ranks share no study; accepted: python -m ivcl_fast.sweep, which "
+            "gives each GPU a run, without torchrun"
+        )
     study, seeds, pretrainings = find_study(config.study), config.seeds, config.pretrainings
     for option, count in (("seeds", seeds), ("parallel", config.parallel)):
         if count is not None and not 1 <= count <= MOST_RUNS:

@@ -278,6 +278,14 @@ def test_the_same_study_waits_for_the_other(data, tmp_path, caplog):
     other.join()
 
 
+def test_a_study_takes_no_torchrun(tmp_path, monkeypatch, command):
+    """Its first rank would hold the lock of the study, and wait in a run for the others."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, error = command(main, "encoder", "--out", tmp_path / "none")
+    assert code == 2 and error.startswith("error: WORLD_SIZE: 2 ranks share no study; accepted: ")
+    assert error.count("\n") == 1 and not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("pretrainings", [0, 3])
 def test_there_are_at_most_as_many_pretrainings_as_seeds(pretrainings, tmp_path):
     with pytest.raises(UserError, match=r"^--pretrainings: . is not accepted; accepted: 1 to 2"):
