@@ -212,15 +212,20 @@ class Stage:
         """
         losses: list[Tensor] = []
         parts = list(batch.split(self.schedule.grad_accum_steps))
+        shares = [len(part.clip_ids) / len(batch.clip_ids) for part in parts]
+        if self.shard:  # all ranks communicate in each part, also those whose batch lacks clips
+            missing = self.schedule.grad_accum_steps - len(parts)
+            parts += parts[-1:] * missing
+            shares += [0.0] * missing
         try:
             with self._weights_cast():
-                for number, part in enumerate(parts, 1):
+                for number, (part, share) in enumerate(zip(parts, shares, strict=True), 1):
                     part = part.to(self.device)
                     with no_sync_if(model, more_to_come=number < len(parts)):
                         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
                             loss = self.loss(model, part, step)
                         if len(parts) > 1:
-                            loss = loss * (len(part.clip_ids) / len(batch.clip_ids))
+                            loss = loss * share
                         loss.backward()
                     losses.append(loss.detach())
             norm = nn.utils.clip_grad_norm_(model.parameters(), self.schedule.clip_norm)

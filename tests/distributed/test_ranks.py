@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import math
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from ivcl_fast.data.loader import Batch
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.parallel import parallelize
@@ -17,13 +20,20 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import Block
 from ivcl_fast.models.weights import read_weights
 from ivcl_fast.train import train as run_train
-from ivcl_fast.training import loop
+from ivcl_fast.training import checkpoint, loop
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.muon import Muon
 from ivcl_fast.training.run_folder import check_folder
 from tests.commands.test_train import SMALL
 from tests.support.ranks import run_ranks
-from tests.support.toy_stage import PARALLELISM, assert_same_run, curve, make_model, train
+from tests.support.toy_stage import (
+    PARALLELISM,
+    assert_same_run,
+    curve,
+    make_model,
+    make_stage,
+    train,
+)
 
 
 @pytest.mark.parametrize("parallelism", PARALLELISM)
@@ -34,6 +44,31 @@ def test_two_ranks_equal_one(tmp_path, parallelism, options):
     one = train(tmp_path / "one", options)
     two, _ = run_ranks(2, train, tmp_path / "two", options | PARALLELISM[parallelism])
     assert_same_run(two, tmp_path / "two", one, tmp_path / "one")
+
+
+def train_without_a_clip(folder: Path, shard: bool) -> dict[str, torch.Tensor]:
+    """Train on parts of one clip each, where the last rank's second batch lacks its last clip."""
+    faulthandler.dump_traceback_later(60, exit=True)  # in place of a rank that waits for ever
+    stage = make_stage(folder, shard=shard, grad_accum_steps=4)
+    whole = stage.loader.epoch
+
+    def epoch(number: int, start_batch: int = 0) -> Iterator[Batch]:
+        for at, batch in enumerate(whole(number, start_batch)):
+            lacks = distributed.rank() == 1 and at == 1
+            yield Batch(*(x[:-1] for x in batch.tensors)) if lacks else batch
+
+    stage.loader.epoch = epoch
+    stage.run()
+    return checkpoint.gather_to_rank0(stage.model.state_dict())
+
+
+def test_a_rank_whose_batch_lacks_a_clip_does_not_stop_the_others(tmp_path):
+    """As where a video can no longer be decoded: shards communicate in every part of a batch."""
+    folders = {shard: tmp_path / f"shard {shard}" for shard in (False, True)}
+    replicas, shards = (
+        run_ranks(2, train_without_a_clip, folder, shard)[0] for shard, folder in folders.items()
+    )
+    assert_same_run(shards, folders[True], replicas, folders[False])
 
 
 def run_the_command(arguments: list[str]) -> list[bool]:
