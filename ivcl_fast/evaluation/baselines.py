@@ -78,7 +78,7 @@ def _guesses(
         group: {"top1": Score.mean(correct[chosen], 1 / data.num_classes, percent=True)}
         for group, chosen in group_masks(len(correct), evaluation.hidden).items()
     }
-    return Result(title, scores, correct)
+    return Result(title, scores, evaluation.of_each_clip(correct))
 
 
 def counting_guess(dataset: Acre, split: str, evaluation: Evaluation) -> Result:
@@ -93,4 +93,5 @@ def counting_guess(dataset: Acre, split: str, evaluation: Evaluation) -> Result:
     answer = torch.tensor(given)
     logits = F.one_hot(answer, dataset.num_classes).float()
     scores = query_scores(dataset, split, names, logits, labels)
-    return Result(COUNTING, {"all": scores}, (answer == labels).float())
+    correct = evaluation.of_each_clip((answer == labels).float())
+    return Result(COUNTING, {"all": scores}, correct)

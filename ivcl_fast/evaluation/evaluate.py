@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,9 +38,9 @@ class Result:
 
     title: str
     scores: GroupScores
-    correct: Tensor | None = None
-    """float32 ``[V]``: 1 where a clip is answered correctly, else 0; for a random guess, the
-    probability of a correct answer. None for a multi-label task."""
+    correct: Mapping[str, float] | None = None
+    """By clip: 1 where it is answered correctly, else 0; for a random guess, the probability of a
+    correct answer. None for a multi-label task."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,14 @@ class Evaluation:
         """
         return None if self.labels.ndim > 1 else (self.logits.argmax(1) == self.labels).float()
 
+    def of_each_clip(self, values: Tensor) -> dict[str, float]:
+        """Return ``values``, ``[V]``, by clip."""
+        return dict(zip(self.names, values.tolist(), strict=True))
+
     def result(self, title: str) -> Result:
         """Return the row of the table of results."""
-        return Result(title, self.scores, self.correct)
+        correct = self.correct
+        return Result(title, self.scores, None if correct is None else self.of_each_clip(correct))
 
     def by_clip(self) -> list[dict[str, Any]]:
         """Return each clip's ``name``, ``video`` and ``label``, as ``clips.json`` holds them.

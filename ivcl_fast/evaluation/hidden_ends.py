@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
 from ivcl_fast.data.formats.cater_frames import frame_count, snitch_place
 from ivcl_fast.data.formats.cater_labels import Scene, containers_at_end, snitch_of
 from ivcl_fast.evaluation.tracker import AT_THE_SAME_PLACE
@@ -65,16 +62,16 @@ def hidden_end(scene: Scene) -> HiddenEnd | None:
     return HiddenEnd((last - first) / max(last, 1), cones, moved >= AT_THE_SAME_PLACE)
 
 
-def kinds_of_hidden_ends(data: DataModule, evaluation: Evaluation) -> dict[str, Tensor]:
-    """Return which clips are of which of :data:`KINDS`: bool ``[V]`` each, without empty ones.
+def kinds_of_hidden_ends(data: DataModule, evaluation: Evaluation) -> dict[str, list[str]]:
+    """Return the names of the clips of each of :data:`KINDS`, without empty ones.
 
     Empty where ``evaluation`` does not know which clips end with a hidden snitch.
     """
     if evaluation.hidden is None:
         return {}
-    ends = [hidden_end(data.scene(name)) for name in evaluation.names]
-    masks = {
-        kind: torch.tensor([end is not None and is_of(end) for end in ends])
+    ends = {name: hidden_end(data.scene(name)) for name in evaluation.names}
+    kinds = {
+        kind: [name for name, end in ends.items() if end is not None and is_of(end)]
         for kind, is_of in KINDS.items()
     }
-    return {kind: mask for kind, mask in masks.items() if mask.any()}
+    return {kind: names for kind, names in kinds.items() if names}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.evaluation.evaluate import Evaluation, Result, scores_as_json
@@ -74,30 +74,29 @@ def write_report(
         write_recorded(run.folder / SCORES, scores)
 
 
-def kinds_table(results: Sequence[Result], kinds: Mapping[str, Tensor]) -> Table:
-    """Return the top-1 of every result on each kind of clips, bool ``[V]``, of which it is told."""
+def kinds_table(results: Sequence[Result], kinds: Mapping[str, Sequence[str]]) -> Table:
+    """Return the top-1 of every result on each kind of clips, of which it is told."""
     told = [(result.title, result.correct) for result in results if result.correct is not None]
-    rows = [
-        [
-            kind,
-            str(int(mask.sum())),
-            *(f"{100 * correct[mask].mean():.1f} %" for _, correct in told),
-        ]
-        for kind, mask in kinds.items()
-    ]
+    rows = []
+    for kind, names in kinds.items():
+        of_kind = [[of[name] for name in names if name in of] for _, of in told]
+        top1 = (f"{100 * fmean(answers):.1f} %" if answers else "" for answers in of_kind)
+        rows.append([kind, str(len(names)), *top1])
     return Table(["snitch", "clips", *(title for title, _ in told)], rows)
 
 
 def answers_by_clip(results: Sequence[Result], evaluation: Evaluation) -> list[dict[str, Any]]:
     """Return the finetuned model's answers, each with how ``correct`` every result is on the clip.
 
-    A multi-label task has no ``correct``.
+    A multi-label task has no ``correct``, and a clip none of a result that lacks it: a model that
+    was measured later may have found its video unusable.
     """
     clips = evaluation.by_clip()
     for result in results:
-        if result.correct is not None:
-            for clip, correct in zip(clips, result.correct.tolist(), strict=True):
-                clip.setdefault("correct", {})[result.title] = correct
+        for clip in clips:
+            if result.correct is not None and clip["name"] in result.correct:
+                correct = clip.setdefault("correct", {})
+                correct[result.title] = result.correct[clip["name"]]
     return clips
 
 

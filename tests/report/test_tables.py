@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from ivcl_fast.evaluation.evaluate import Result
 from ivcl_fast.evaluation.metrics import Score
@@ -24,7 +23,7 @@ def test_markdown_and_html() -> None:
 def test_results_end_with_chance() -> None:
     few = {"all": {"query": SCORE}}
     whole = {"all": {"query": SCORE, "screen_off": SCORE}}
-    table = results_table([Result("IV-CL", whole, torch.ones(1)), Result("counting", few)])
+    table = results_table([Result("IV-CL", whole, {"a": 1.0}), Result("counting", few)])
     assert table.markdown() == [
         "| model | clips | query | screened-off |",
         "|---|---|---|---|",

@@ -107,7 +107,7 @@ def test_what_counting_scores(root: Path) -> None:
     # never or seldom there when it was.
     result = counting_guess(data, "test", evaluation)
     scores = result.scores["all"]
-    assert result.correct is not None and result.correct.mean() == 0.5
+    assert result.correct is not None and sum(result.correct.values()) == len(clips) / 2
     assert {name: score.value for name, score in scores.items()} == {
         "query": 0.5, "problem": 0, "direct": 1, "indirect": 1, "screen_off": 0, "potential": 0,
     }  # fmt: skip

@@ -1,0 +1,27 @@
+"""The report of a run: its clips, where models have answered different ones."""
+
+from __future__ import annotations
+
+import torch
+
+from ivcl_fast.data.dataset import Clip
+from ivcl_fast.evaluation.evaluate import Evaluation
+from ivcl_fast.report.run import answers_by_clip, kinds_table
+
+
+def evaluation(names: str, answers: list[int]) -> Evaluation:
+    """Answers to clips whose label is 1."""
+    clips = [Clip(name, name, 1) for name in names]
+    logits = torch.eye(2)[answers]
+    return Evaluation({}, logits, torch.ones(len(clips), dtype=torch.int64), clips)
+
+
+def test_models_may_have_answered_different_clips():
+    """Where videos could no longer be decoded: one from the start, another one since then."""
+    ours = evaluation("abc", [1, 0, 1])
+    results = [ours.result("ours"), evaluation("bcd", [1, 0, 1]).result("baseline")]
+    assert [clip["correct"] for clip in answers_by_clip(results, ours)] == [
+        {"ours": 1.0}, {"ours": 0.0, "baseline": 1.0}, {"ours": 1.0, "baseline": 0.0}
+    ]  # fmt: skip
+    table = kinds_table(results, {"carried": ["b", "c"], "in one cone": ["a"]})
+    assert table.rows == [["carried", "2", "50.0 %", "50.0 %"], ["in one cone", "1", "100.0 %", ""]]
