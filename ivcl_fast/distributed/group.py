@@ -9,6 +9,7 @@ Collectives of CPU tensors use gloo, those of CUDA tensors NCCL.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -32,8 +33,9 @@ TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 FAILED = "failed"
 """Key in the ranks' store that counts those with an error of the user's."""
-DATA_TIMEOUT = timedelta(days=7)
-"""How long ranks wait while one of them makes or decodes data."""
+LONG_TIMEOUT = timedelta(days=7)
+"""How long ranks wait for each other between pieces of work: while one of them makes data, or is
+slower to encode or to evaluate the clips."""
 
 
 def rank() -> int:
@@ -129,8 +131,9 @@ def process_group(device: torch.device) -> Iterator[None]:
         store = unused_store(next(dist.rendezvous("env://"))[0], rank(), world_size())
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size())
+        waiting_group()
         yield
-        dist.barrier()  # to ranks that still communicate, one that has left would look dead
+        barrier()  # to ranks that still communicate, one that has left would look dead
         can_leave = True
     except StopOfAllRanks:
         can_leave = True
@@ -153,6 +156,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         # Ranks end NCCL together: alone, one would wait for others that compute or are gone.
         if can_leave and dist.is_initialized():
             dist.destroy_process_group()
+        waiting_group.cache_clear()
 
 
 def first_to_fail(store: dist.Store) -> bool:
@@ -182,10 +186,19 @@ def reason(error: RuntimeError) -> str:
     return f"{first_line(error)}: {cause}" if cause else first_line(error)
 
 
+@functools.cache
+def waiting_group() -> Any:  # of a type per version
+    """Connect the ranks once more, by gloo, to wait for each other for days.
+
+    They connect when they all begin: one that does so alone would not notice that another dies.
+    """
+    return dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(waiting_group())
 
 
 @contextmanager
@@ -195,17 +208,12 @@ def main_process_first() -> Iterator[None]:
     Later ranks find the files that earlier ones made: all of them on a shared file system,
     otherwise those of their own machine.
     """
-    if not dist.is_initialized():
-        yield
-        return
-    waiting: Any = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)  # of a type per version
     turn = 0 if is_main() else 1 if local_rank() == 0 else 2
     for _ in range(turn):
-        dist.barrier(waiting)
+        barrier()
     yield
     for _ in range(2 - turn):
-        dist.barrier(waiting)
-    dist.destroy_process_group(waiting)
+        barrier()
 
 
 def let_rank0_report_first() -> None:
@@ -257,7 +265,7 @@ def min_over_ranks(number: int) -> int:
     if not dist.is_initialized():
         return number
     smallest = torch.tensor(number)
-    dist.all_reduce(smallest, dist.ReduceOp.MIN)
+    dist.all_reduce(smallest, dist.ReduceOp.MIN, waiting_group())
     return int(smallest)
 
 
@@ -266,5 +274,5 @@ def broadcast_from_rank0(number: int) -> int:
     if not dist.is_initialized():
         return number
     shared = torch.tensor(number)
-    dist.broadcast(shared, 0)
+    dist.broadcast(shared, 0, waiting_group())
     return int(shared)

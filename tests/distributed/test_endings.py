@@ -33,7 +33,8 @@ def calls(monkeypatch) -> list[str]:
         "rendezvous": lambda method: iter([(store, 0, 2)]),
         "init_process_group": lambda *arguments, **options: called.append("connect"),
         "is_initialized": lambda: "connect" in called,
-        "barrier": lambda: called.append("wait"),
+        "new_group": lambda **options: None,
+        "barrier": lambda group: called.append("wait"),
         "destroy_process_group": lambda: called.append("leave"),
     }.items():
         monkeypatch.setattr(dist, name, function)
