@@ -13,7 +13,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TextIO
@@ -267,6 +267,15 @@ def min_over_ranks(number: int) -> int:
     smallest = torch.tensor(number)
     dist.all_reduce(smallest, dist.ReduceOp.MIN, waiting_group())
     return int(smallest)
+
+
+def true_on_all_ranks(values: Sequence[bool]) -> list[bool]:
+    """Return which of the values are true on all ranks; these have equal numbers of them."""
+    if not dist.is_initialized():
+        return list(values)
+    shared = torch.tensor(values, dtype=torch.uint8)
+    dist.all_reduce(shared, dist.ReduceOp.MIN, waiting_group())
+    return shared.bool().tolist()
 
 
 def broadcast_from_rank0(number: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.data import slots as slots_module
 from ivcl_fast.data.dataset import Clip
+from ivcl_fast.data.loader import Batch
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.slots import SlotLoader, Slots
+from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.ivcl import Encoder
 from ivcl_fast.train import comparisons
@@ -23,6 +26,7 @@ from ivcl_fast.training.memory import LiveMemory
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.signals import Interrupted
 from ivcl_fast.training.slots import encode
+from tests.support.ranks import run_ranks
 from tests.training.test_last_frame import SIZES, run_with
 
 FROZEN = dict(last_frame_clips=8, finetune_clips=8, freeze_encoder=True)
@@ -186,6 +190,30 @@ def test_videos_that_are_dropped_meanwhile_are_left_out(tmp_path, pretrained):
     ((encoded,), (frames,)) = measured.epoch(0), whole.epoch(0)  # which leaves it out, too
     torch.testing.assert_close(model(encoded.rows), model(frames.rows))
     assert measure(model).keys() >= {"val_top1"}
+
+
+class Encoded(torch.nn.Module):
+    """Stands for a model whose slots are the rows."""
+
+    def slots(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
+
+def encode_without_a_clip() -> Slots:
+    """Encode the clips a, b and c, of which the second rank cannot decode b."""
+    clips = [Clip(name, name, 0) for name in "abc"]
+    ids = torch.tensor([0, 2] if distributed.rank() == 1 else [0, 1, 2])
+    rows = ids.float()[:, None, None, None]
+    loader = SimpleNamespace(clips=clips, epoch=lambda number: [Batch(rows, ids, ids)])
+    return encode(Encoded(), loader, torch.device("cpu"), amp=False)
+
+
+def test_ranks_train_on_the_clips_that_all_of_them_could_encode():
+    """With others on one rank, batches would overlap and each rank count other epochs."""
+    for found in run_ranks(2, encode_without_a_clip):
+        assert {name: found.values[row].item() for name, row in found.names.items()} == {
+            "a": 0, "c": 2
+        }  # fmt: skip
 
 
 def test_clips_that_shared_frames_are_drawn_one_by_one():
