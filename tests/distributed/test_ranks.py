@@ -48,6 +48,24 @@ def test_two_ranks_equal_one(tmp_path, parallelism, options):
     assert_same_run(two, tmp_path / "two", one, tmp_path / "one")
 
 
+def train_compiled(folder: Path) -> list[dict[str, torch.Tensor]]:
+    """Weights of replicas and of shards whose blocks are compiled, as by default on GPUs."""
+    found = []
+    for name, options in PARALLELISM.items():
+        stage = make_stage(folder / name, **options)
+        stage.model.compile_blocks(backend="aot_eager")
+        stage.run()
+        found.append(checkpoint.gather_to_rank0(stage.model.state_dict()))
+    return found
+
+
+def test_two_ranks_with_compiled_blocks_equal_one_without(tmp_path):
+    one = train(tmp_path / "one", {})
+    found, _ = run_ranks(2, train_compiled, tmp_path)
+    for name, weights in zip(PARALLELISM, found, strict=True):
+        assert_same_run(weights, tmp_path / name, one, tmp_path / "one")
+
+
 def train_without_a_clip(folder: Path, shard: bool) -> dict[str, torch.Tensor]:
     """Train on parts of one clip each, where the last rank's second batch lacks its last clip."""
     faulthandler.dump_traceback_later(60, exit=True)  # in place of a rank that waits for ever
