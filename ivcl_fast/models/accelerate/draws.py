@@ -6,9 +6,12 @@ compares which tensor a module drops from, and when.
 
 from __future__ import annotations
 
+import contextlib
+import types
 from typing import Any
 
 import torch
+from torch._guards import TracingContext, tracing
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ivcl_fast.kernels._random import SEEDS, kept
@@ -65,3 +68,17 @@ class OwnDraws(TorchDispatchMode):
             return kept(x.shape, p, seed)
         # Contiguous: in which order numbers are drawn must not depend on how x lies in memory.
         return x.new_empty(x.shape).bernoulli_(1 - p, generator=self.generator).bool()
+
+
+def nothing_compiled() -> contextlib.AbstractContextManager:
+    """Within this context, compiled parts run their plain code on this thread.
+
+    Dynamo does not compile under a dispatch mode such as :class:`OwnDraws`: it would give up the
+    code of such a part for good, whoever else calls it. ``torch.compiler.set_stance`` is not for
+    this, as it holds for all threads, and calls with ``fullgraph=True`` that begin meanwhile raise.
+    """
+    return tracing(TracingContext(IN_KERNEL))
+
+
+IN_KERNEL: Any = types.SimpleNamespace(in_kernel_invocation=True, shape_env=None)
+"""Stands for a mode of fake tensors that runs a kernel, inside which Dynamo compiles nothing."""

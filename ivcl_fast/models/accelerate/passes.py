@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ivcl_fast.models.accelerate.draws import OwnDraws
+from ivcl_fast.models.accelerate.draws import OwnDraws, nothing_compiled
 from ivcl_fast.models.accelerate.guard import is_simple
 
 
@@ -63,7 +63,7 @@ def run(
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with no_global_draws():
+    with no_global_draws(), nothing_compiled():
         with (
             torch.set_grad_enabled(gradients),
             torch.autocast(device.type, autocast, enabled=autocast is not None),

@@ -31,7 +31,7 @@ from ivcl_fast.models.accelerate.adapters.adapter import (
     present,
     unknown_parts,
 )
-from ivcl_fast.models.accelerate.draws import OwnDraws
+from ivcl_fast.models.accelerate.draws import OwnDraws, nothing_compiled
 from ivcl_fast.models.layers import linear
 
 FIRST = (("fc1", "fc2"), ("up_proj", "down_proj"), ("dense", None))
@@ -206,7 +206,7 @@ def computes(part: nn.Module | None, function: Callable[[Tensor], Tensor]) -> bo
     x = torch.linspace(-6, 6, 49, dtype=torch.float64, device="cpu")
     twin: Any = copy.copy(part)
     try:
-        with torch.no_grad(), OwnDraws(x.device):
+        with torch.no_grad(), nothing_compiled(), OwnDraws(x.device):
             y = type(part).forward(twin, x.clone())
             expected = function(x)
             is_like = isinstance(y, Tensor) and y.shape == x.shape and y.dtype == x.dtype
