@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ivcl_fast.kernels._op import constant_when_compiled
+from ivcl_fast.models.accelerate.passes import COMPARISON
 
 if TYPE_CHECKING:
     from ivcl_fast.models.accelerate.trial import Trial
@@ -58,7 +59,7 @@ class Lengths:
             if len(self.equal) >= self.most or self.trial.is_impossible_now():
                 return False
             try:
-                with ThreadPoolExecutor(1, "ivcl_fast comparison") as pool:
+                with ThreadPoolExecutor(1, COMPARISON) as pool:
                     reason = pool.submit(self.trial.refusal_at, *key).result()
             except Exception:  # the module itself does not run at this length alone
                 self.equal[key] = False

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import threading
+import warnings
+
 import pytest
 import torch
 
 from ivcl_fast import accelerate
 from tests.support.marks import needs_kernels
-from tests.support.plain_modules import Block, Mlp, tokens
+from tests.support.plain_modules import Attention, Block, Mlp, fused_calls, pair, tokens
 
 pytestmark = needs_kernels
 
@@ -37,3 +42,39 @@ def test_compiled_parts_stay_compiled(fullgraph, warm):
     block(x)
     compiled(Mlp())(x)  # another one of that class
     assert len(runs) == 2
+
+
+@contextlib.contextmanager
+def draws_elsewhere():
+    """A thread that draws all the time, as one that augments images; yields what it has drawn."""
+    drawn: list[float] = []
+    is_over, begins = threading.Event(), threading.Event()
+
+    def draw():
+        while not is_over.wait(1e-4):
+            drawn.append(random.random())
+            begins.set()
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    begins.wait()
+    try:
+        yield drawn
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def test_another_thread_may_draw_while_lengths_are_compared():
+    fast = pair(Attention())
+    with draws_elsewhere() as drawn, warnings.catch_warnings(action="error"):
+        before = len(drawn)
+        assert [fused_calls(fast, tokens(n)) for n in (23, 101, 199)] == [1, 1, 1]
+    assert len(drawn) > before and len(set(drawn)) == len(drawn)
+
+
+def test_another_thread_that_draws_is_told_from_the_start():
+    with draws_elsewhere() as drawn:
+        report = accelerate(Attention())
+    assert "of Python or NumPy, or another thread does" in report.kept[""]
+    assert len(set(drawn)) == len(drawn)
