@@ -95,7 +95,9 @@ def fast_class(old: Any) -> Any:
     @functools.wraps(old.forward)  # torch.export and others read its signature
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         replacement = self.__dict__.get(REPLACEMENT)
-        if replacement is None:  # made by the class itself, as by a slice of a Sequential
+        # The class itself may have made it, as by a slice of a Sequential. Programs that are exported
+        # are read by others, such as ONNX, or where this package is not installed.
+        if replacement is None or torch.compiler.is_exporting():
             return old.forward(self, *args, **kwargs)
         tokens = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
         # A compiler would make a program for each answer, and compiled code checks nothing.

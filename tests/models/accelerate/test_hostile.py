@@ -213,6 +213,23 @@ def test_torchscript_takes_the_own_code():
     torch.testing.assert_close(torch.jit.script(pair(plain))(tokens()), plain(tokens()))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_programs_have_the_own_code(strict):
+    """They are loaded where this package is not installed."""
+    plain = Block()
+    fast = pair(plain)
+    program = torch.export.export(fast, (tokens(),), strict=strict)
+    assert not any("ivcl" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(tokens()), plain(tokens()))
+    assert fused_calls(fast, tokens()) == 1
+
+
+def test_onnx_takes_the_own_code():
+    pytest.importorskip("onnxscript")
+    program = torch.onnx.export(pair(Block()).eval(), (tokens(),), dynamo=True, verbose=False)
+    assert {node.domain for node in program.model.graph} == {""}
+
+
 def test_small_calls_run_their_own_code(monkeypatch):
     """What is checked at every call costs more than is gained there, but in bfloat16 training."""
     fast, x = pair(Attention()).eval(), tokens()
