@@ -7,7 +7,7 @@ at every call, and such a module is called.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,14 +39,28 @@ def has_hooks(part: nn.Module) -> bool:
     return has_own_hooks(part) or nn_module._has_any_global_hook()
 
 
+FORWARDS: dict[type, Callable[..., Any]] = {
+    kind: kind.forward for kind in (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.Conv3d)
+}
+"""The forward pass of each class as it was at import, or when :func:`is_patched` was first asked.
+"""
+
+
+def is_patched(kind: type[nn.Module]) -> bool:
+    """Whether somebody has given the class another forward pass since."""
+    return FORWARDS.setdefault(kind, kind.forward) is not kind.forward
+
+
 def is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling ``part`` does what ``kind`` does with plain parameters, and no more.
 
-    Parametrisations and adapters change the class; ``forward`` may also be set on the instance.
+    Parametrisations and adapters change the class; ``forward`` may also be set on the instance, or
+    on the class.
     """
     return (
         type(part) is kind
         and "forward" not in part.__dict__
+        and not is_patched(kind)
         and not has_hooks(part)
         and all(p is None or type(p) in PLAIN for p in part._parameters.values())
     )

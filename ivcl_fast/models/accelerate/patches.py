@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivcl_fast.models.accelerate.guard import ORIGIN
-from ivcl_fast.models.layers import PLAIN, compute_dtype
+from ivcl_fast.models.layers import PLAIN, compute_dtype, is_patched
 
 LEAST_WINDOW = 8
 """Pixels of a side."""
@@ -52,20 +52,26 @@ def of_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _PatchEmbedding:
-    """Runs :func:`of_patches` where it is the faster one, else the convolution."""
+    """Runs :func:`of_patches` where it is the faster one, else the convolution.
+
+    It also runs the convolution if the weight is a parametrisation's, which each reading computes.
+    """
 
     def forward(self: Any, input: Tensor) -> Tensor:
+        weight = self._parameters.get("weight")
         is_faster = (
             type(input) in PLAIN
+            and type(weight) in PLAIN
             and input.device.type == "cpu"
-            and input.ndim == self.weight.ndim
+            and input.ndim == weight.ndim
             and compute_dtype(input) == torch.bfloat16
+            and not is_patched(nn.Conv2d if weight.ndim == 4 else nn.Conv3d)
             and embeds_patches(self)
             and all(n >= side for n, side in zip(input.shape[2:], self.kernel_size, strict=True))
         )
         if not is_faster:
             return super().forward(input)  # type: ignore[misc]
-        return of_patches(input, self.weight, self.bias)
+        return of_patches(input, weight, self.bias)
 
     def __prepare_scriptable__(self: Any) -> nn.Module:  # TorchScript takes the convolution
         plain = copy.copy(self)

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from ivcl_fast.models.accelerate import sdpa
 from ivcl_fast.models.accelerate.adapters.adapter import Adapter, defaults
 from ivcl_fast.models.accelerate.crossovers import SEPARATE_ATTENTION, is_small, longest
-from ivcl_fast.models.accelerate.guard import ORIGIN, REPLACEMENT, Guard, is_patched
+from ivcl_fast.models.accelerate.guard import ORIGIN, REPLACEMENT, Guard
 from ivcl_fast.models.accelerate.lengths import Lengths, is_fixed, may_run
 from ivcl_fast.models.accelerate.patches import PATCHES
 from ivcl_fast.models.ivcl import FAST
-from ivcl_fast.models.layers import compute_dtype
+from ivcl_fast.models.layers import compute_dtype, is_patched
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def fast_class(old: Any) -> Any:
     @functools.wraps(old.forward)  # torch.export and others read its signature
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         replacement = self.__dict__.get(REPLACEMENT)
-        # The class itself may have made it, as by a slice of a Sequential. Programs that are exported
+        # The class itself may have made it, as by a slice of a Sequential. And exported programs
         # are read by others, such as ONNX, or where this package is not installed.
         if replacement is None or torch.compiler.is_exporting():
             return old.forward(self, *args, **kwargs)

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import ivcl_fast
 from ivcl_fast import accelerate, restore
@@ -115,6 +116,34 @@ def test_the_convolution_runs_where_it_is_the_faster_one(products):
     fast.stride = (8, 8)
     fast.bfloat16()(x.bfloat16())
     assert len(products) == 2
+
+
+def test_a_patched_convolution_runs(products, monkeypatch):
+    fast, x, own = embedding(8, 8), torch.randn(1, 3, 16, 16), nn.Conv2d.forward
+    accelerate(fast)
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: 2 * own(self, x))
+    with torch.autocast("cpu", BF16):
+        assert torch.equal(fast(x), 2 * own(fast, x))
+    assert not products
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_parametrisation_is_evaluated_once(autocast):
+    """Some keep count, as the power iterations of ``spectral_norm``."""
+    evaluations = []
+
+    class Counted(nn.Module):
+        def forward(self, weight):
+            evaluations.append(1)
+            return weight
+
+    fast = embedding(8, 8)
+    accelerate(fast)
+    parametrize.register_parametrization(fast, "weight", Counted())
+    evaluations.clear()
+    with torch.autocast("cpu", BF16, enabled=autocast):
+        fast(torch.randn(1, 3, 16, 16))
+    assert len(evaluations) == 1
 
 
 def test_back_copied_and_pickled(products):

@@ -120,6 +120,16 @@ def test_classes_may_be_patched(monkeypatch):
     assert_equal(plain, fast, tokens())
 
 
+@pytest.mark.parametrize("kind", [nn.Linear, nn.LayerNorm], ids=lambda kind: kind.__name__)
+def test_classes_of_pytorch_may_be_patched(kind, monkeypatch):
+    """As some programs patch all linear layers, for adapters."""
+    plain, own = Block(), kind.forward
+    fast = pair(plain)
+    fast(tokens())  # compared before
+    monkeypatch.setattr(kind, "forward", lambda self, x: own(self, x) * 1.5)
+    assert_equal(plain, fast, tokens())
+
+
 @pytest.mark.parametrize(
     "change",
     [
