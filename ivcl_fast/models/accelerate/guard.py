@@ -67,6 +67,7 @@ class Part(NamedTuple):
     others: tuple[tuple[str, Any, tuple | None], ...]
     """Name, value, and what it holds."""
     parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
     """Names of those that are not None."""
     names: frozenset[str]
     """Of all attributes, and of those that may come later."""
@@ -77,7 +78,7 @@ class Part(NamedTuple):
         held = tuple((name, value, simple_contents(value)) for name, value in others)
         names = frozenset({*part.__dict__, *LATER})
         is_patched(type(part))  # remembers the class as it is now
-        return cls(simple, held, names_of(part._parameters), names)
+        return cls(simple, held, names_of(part._parameters), names_of(part._buffers), names)
 
     def holds(self, part: nn.Module) -> bool:
         """Whether the module is still as it was."""
@@ -96,6 +97,8 @@ class Part(NamedTuple):
             may_ask = held is not None and not torch.compiler.is_compiling()
             if may_ask and simple_contents(value) != held:
                 return False
+        if (part._buffers or self.buffers) and names_of(part._buffers) != self.buffers:
+            return False
         return names_of(part._parameters) == self.parameters
 
 
@@ -138,5 +141,5 @@ def uncalled(module: nn.Module, called: tuple[str, ...]) -> dict[str, nn.Module]
 
 
 def names_of(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of those of a module's own parameters or children that are not None."""
+    """Names of those of a module's own parameters, buffers or children that are not None."""
     return tuple([name for name, value in values.items() if value is not None])

@@ -120,6 +120,8 @@ def verify(name: str, part: nn.Module, twin: nn.Module, adapter: Adapter, tune: 
             raise Refused(f"{name_of_child} has a hook, which would no longer be called")
         if any(True for _ in child.buffers()):
             raise Refused(f"{name_of_child} has buffers, whose use is not known")
+        if child._modules:
+            raise Refused(f"{name_of_child} has parts of its own, which might change")
     for place, of in (("", part), *uncalled(part, called).items()):
         for attribute, value in of.__dict__.items():
             if isinstance(value, Tensor):

@@ -90,6 +90,58 @@ def test_a_part_may_come_later(is_registered):
     assert_equal(plain, fast, tokens())
 
 
+class Masked(Attention):
+    """Attention with a place for a mask that is added to its scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", None)
+
+    def forward(self, x):
+        return self.proj(self.attend(x, causal=self.mask is not None))
+
+
+def test_a_buffer_may_come_later():
+    plain = Masked()
+    fast = pair(plain)
+    assert fused_calls(fast, tokens()) == 1
+    plain.mask = fast.mask = torch.ones(17, 17).tril()
+    assert fused_calls(fast, tokens()) == 0
+    assert_equal(plain, fast, tokens())
+
+
+class Scaled(Block):
+    """A block whose scales are no parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("gamma_1", "gamma_2"):
+            self.register_buffer(name, torch.ones(WIDTH))
+
+    def forward(self, x):
+        x = x + self.gamma_1 * self.attn(self.norm1(x))
+        return x + self.gamma_2 * self.mlp(self.norm2(x))
+
+
+class Parted(nn.LayerNorm):
+    """A norm with a part of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH)
+        self.after = nn.Identity()
+
+    def forward(self, x):
+        return self.after(super().forward(x))
+
+
+def test_what_the_guard_would_not_see_is_refused():
+    parted = Block()
+    parted.norm1 = Parted()
+    report = accelerate(nn.ModuleList([Scaled(), parted]))
+    assert "gamma_1 [32] is not a known part" in report.kept["0"]
+    assert "norm1 has parts of its own" in report.kept["1"]
+
+
 class Tempered(Attention):
     def __init__(self) -> None:
         super().__init__()

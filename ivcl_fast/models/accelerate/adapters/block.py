@@ -72,7 +72,7 @@ class PreNormBlock(Adapter):
 
     def reasons(self, module: nn.Module) -> Iterator[str]:
         after = (*self.after_attn, *self.after_mlp)
-        gammas = tuple(g for g in GAMMA if getattr(module, g, None) is not None)
+        gammas = tuple(g for g in GAMMA if module._parameters.get(g) is not None)
         known = (self.norm1, self.attn, self.norm2, self.mlp, *after)
         yield from unknown_parts(module, known, gammas)
         if ROTATIONS in inspect.signature(module.forward).parameters:
