@@ -13,6 +13,7 @@ from torch import nn
 from ivcl_fast import accelerate
 from tests.support.marks import needs_kernels
 from tests.support.plain_modules import (
+    HEADS,
     WIDTH,
     Attention,
     Block,
@@ -106,6 +107,57 @@ def test_a_buffer_may_come_later():
     fast = pair(plain)
     assert fused_calls(fast, tokens()) == 1
     plain.mask = fast.mask = torch.ones(17, 17).tril()
+    assert fused_calls(fast, tokens()) == 0
+    assert_equal(plain, fast, tokens())
+
+
+class Normed(Attention):
+    """Attention with norms of queries and keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_norm, self.k_norm = nn.LayerNorm(WIDTH // HEADS), nn.LayerNorm(WIDTH // HEADS)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
+        p = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
+        return self.proj((p @ v).transpose(1, 2).flatten(2))
+
+
+def test_hooks_on_norms_of_queries_see_the_heads_first():
+    """As they are where a head is switched off."""
+
+    def switch_off(module, args, out):
+        return out * torch.tensor([0.0, 1.0, 1.0, 1.0])[:, None, None]
+
+    plain = Normed()
+    fast = pair(plain)
+    for module in (plain, fast):
+        module.q_norm.register_forward_hook(switch_off)
+    assert fused_calls(fast, tokens()) == 1
+    assert_equal(plain, fast, tokens())
+
+
+class FixedScale(Attention):
+    """Attention with a scale of its own, by the names of vit-pytorch."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.heads, self.scale = HEADS, (WIDTH // HEADS) ** -0.5
+        self.to_qkv, self.to_out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        p = (q @ k.transpose(-2, -1) * self.scale).softmax(-1)
+        return self.to_out((p @ v).transpose(1, 2).flatten(2))
+
+
+def test_pruned_columns_of_heads():
+    plain = FixedScale()
+    fast = pair(plain)
+    plain.to_qkv = fast.to_qkv = nn.Linear(WIDTH, 48)
+    plain.to_out = fast.to_out = nn.Linear(16, WIDTH)
     assert fused_calls(fast, tokens()) == 0
     assert_equal(plain, fast, tokens())
 

@@ -65,6 +65,8 @@ class PackedAttention(Adapter):
 
     qkv: tuple[str, ...]
     """The layer that makes queries, keys and values, or one for each."""
+    widths: tuple[int | None, ...]
+    """Columns that these returned in the trial; the scale of the scores depends on them."""
     proj: str
     heads: str
     first: tuple[str, ...] = ()
@@ -88,7 +90,7 @@ class PackedAttention(Adapter):
         parts = module._modules
         if has_all(module, "qkv", "proj") and (heads := heads_name(module)) is not None:
             yield cls(
-                ("qkv",), "proj", heads,
+                ("qkv",), widths(module, ["qkv"]), "proj", heads,
                 before=present(module, ["norm"]),
                 after=present(module, ["proj_drop"]),
                 dropout=dropout_name(module, "attn_drop"),
@@ -114,6 +116,8 @@ class PackedAttention(Adapter):
         return self.has_norms or len(self.qkv) > 1
 
     def may_run(self, module: nn.Module) -> bool:
+        if widths(module, self.qkv) != self.widths:
+            return False
         dropout: Any = module._modules.get(self.dropout or "")
         if dropout is None or dropout.p == 0:
             return True
@@ -138,12 +142,18 @@ class PackedAttention(Adapter):
         return module._modules[self.qkv[0]].in_features  # type: ignore[union-attr, return-value]
 
 
+def widths(module: nn.Module, names: Sequence[str]) -> tuple[int | None, ...]:
+    """The columns that layers return, None where a layer does not tell."""
+    return tuple([getattr(module._modules[name], "out_features", None) for name in names])
+
+
 def norm_qk(module: nn.Module, qkv: Tensor, heads: int) -> Tensor:
     """Queries, keys and values ``[B, N, 3*D]`` after the norms of queries and keys."""
-    q, k, v = qkv.unflatten(-1, (3, heads, -1)).unbind(2)  # [B, N, heads, d]
+    # [B, heads, N, d], as most models have them where hooks on the norms see them
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).transpose(1, 3).unbind(2)
     parts: Any = module._modules
     q, k = (parts[name](x).to(v.dtype) for name, x in zip(QK_NORMS, (q, k), strict=True))
-    return torch.stack([q, k, v], dim=2).flatten(2)
+    return torch.stack([x.transpose(1, 2) for x in (q, k, v)], dim=2).flatten(2)
 
 
 def packed_bias(module: nn.Module) -> Tensor:
@@ -161,7 +171,8 @@ class PreNormAttention(PackedAttention):
     def fitting(cls, module: nn.Module) -> Iterator[Self]:
         if has_all(module, "to_qkv", "to_out") and (heads := heads_name(module)) is not None:
             first, dropout = present(module, ["norm"]), dropout_name(module, "dropout")
-            yield cls(("to_qkv",), "to_out", heads, first, dropout=dropout)
+            columns = widths(module, ["to_qkv"])
+            yield cls(("to_qkv",), columns, "to_out", heads, first, dropout=dropout)
 
 
 class SeparateAttention(PackedAttention):
@@ -177,7 +188,7 @@ class SeparateAttention(PackedAttention):
             if not all(isinstance(layer, nn.Linear) for layer in layers):
                 continue
             if (heads := heads_name(module)) is not None:
-                yield cls(qkv, proj, heads, after=after, dropout=dropout)
+                yield cls(qkv, widths(module, qkv), proj, heads, after=after, dropout=dropout)
 
     def reasons(self, module: nn.Module) -> Iterator[str]:
         yield from unknown_parts(module, (*self.qkv, self.proj, "proj_drop", "attn_drop"))
