@@ -73,7 +73,8 @@ def speedups(
         x.uniform_(-1, 1, generator=torch.Generator(first.device).manual_seed(0))
         x.requires_grad_(training)
         calls = [step(part, arguments, x, dtype, training) for part in (own, fused)]
-        theirs, ours = race(calls, first.device)
+        with torch.random.fork_rng([first.device] if first.is_cuda else []):  # dropouts draw
+            theirs, ours = race(calls, first.device)
         ratios[length] = theirs / ours
     return ratios
 

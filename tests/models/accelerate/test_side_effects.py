@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ivcl_fast import accelerate
+from ivcl_fast.models.accelerate import tune
 from tests.support.marks import needs_kernels
 from tests.support.plain_modules import Attention, Block, Mlp, fused_calls, pair, tokens
 
@@ -78,3 +79,13 @@ def test_another_thread_that_draws_is_told_from_the_start():
         report = accelerate(Attention())
     assert "of Python or NumPy, or another thread does" in report.kept[""]
     assert len(set(drawn)) == len(drawn)
+
+
+def test_tuning_leaves_the_random_state_alone(monkeypatch):
+    monkeypatch.setattr(tune, "LENGTHS", (17,))
+    monkeypatch.setattr(tune, "ROUNDS", 1)
+    block = Block()
+    block.attn.attn_drop.p = 0.5
+    before = torch.get_rng_state()
+    accelerate(block, tune=True)
+    assert torch.equal(torch.get_rng_state(), before)
