@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from typing import NamedTuple
 
@@ -11,6 +12,12 @@ import torch
 from timm.models import vision_transformer
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ivcl_fast import accelerate
@@ -81,6 +88,16 @@ def test_a_checkpoint_drops_the_same_again(kind, use_reentrant, monkeypatch):
         out = checkpoint(fast, x, use_reentrant=use_reentrant)
     out.sum().backward()
     assert len(outputs) == 2 and torch.equal(*outputs)
+
+
+@contextlib.contextmanager
+def one_rank(folder):
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 # --- What else a forward pass does ----------------------------------------------------------------
@@ -182,6 +199,32 @@ def test_the_form_of_an_output_is_kept(kind):
     for mode in (True, False):
         ours, theirs = fast.train(mode)(tokens()), plain.train(mode)(tokens())
         assert type(ours) is type(theirs) and len(ours) == len(theirs)
+
+
+class Separate(nn.Module):
+    """Attention from three layers, with its softmax written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = HEADS
+        self.q, self.k, self.v, self.proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x):
+        layers = self.q, self.k, self.v
+        q, k, v = (y(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in layers)
+        p = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
+        return self.proj((p @ v).transpose(1, 2).flatten(2))
+
+
+def test_tensor_parallel_layers_may_return_distributed_tensors(tmp_path):
+    plain = Separate()
+    fast = pair(plain)
+    fast(tokens())  # compared before
+    expected = plain(tokens())
+    plan = {name: ColwiseParallel(use_local_output=False) for name in "qkv"}
+    with one_rank(tmp_path):
+        parallelize_module(fast, init_device_mesh("cpu", (1,)), plan | {"proj": RowwiseParallel()})
+        torch.testing.assert_close(fast(tokens()), expected)
 
 
 # --- Classes --------------------------------------------------------------------------------------

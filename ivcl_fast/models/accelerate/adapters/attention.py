@@ -118,6 +118,8 @@ class PackedAttention(Adapter):
     def may_run(self, module: nn.Module) -> bool:
         if widths(module, self.qkv) != self.widths:
             return False
+        if any(is_distributed(module._modules[name]) for name in self.qkv):
+            return False
         dropout: Any = module._modules.get(self.dropout or "")
         if dropout is None or dropout.p == 0:
             return True
@@ -145,6 +147,11 @@ class PackedAttention(Adapter):
 def widths(module: nn.Module, names: Sequence[str]) -> tuple[int | None, ...]:
     """The columns that layers return, None where a layer does not tell."""
     return tuple([getattr(module._modules[name], "out_features", None) for name in names])
+
+
+def is_distributed(layer: Any) -> bool:
+    """Whether a layer has DTensors, as in tensor parallelism, so that it may return some."""
+    return any(hasattr(p, "device_mesh") for p in layer._parameters.values())
 
 
 def norm_qk(module: nn.Module, qkv: Tensor, heads: int) -> Tensor:
