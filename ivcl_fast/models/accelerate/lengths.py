@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -38,7 +38,7 @@ Key = tuple[tuple[int, ...], bool, bool]
 class Lengths:
     """What is known about the lengths of modules that are built alike.
 
-    Copies and unpickled modules know of the first trial alone.
+    Unpickled modules know of the first trial alone.
     """
 
     def __init__(self, name: str, trial: Trial) -> None:
@@ -50,6 +50,9 @@ class Lengths:
 
     def __reduce__(self) -> tuple:
         return Lengths, (self.name, self.trial)
+
+    def __deepcopy__(self, memo: Any) -> Lengths:
+        return self  # a copied module is built alike; Dynamo would compile for each object
 
     def compare(self, key: Key) -> bool:
         """Whether both forward passes are equal at a length that may be a new one."""

@@ -126,6 +126,10 @@ def fast_class(old: Any) -> Any:
         out = adapter.run(self, x)
         return out if replacement.tail is None else (out, *replacement.tail)
 
+    # Dynamo counts recompilations by code object: each class has its own, as plain ones have.
+    function: Any = forward
+    function.__code__ = function.__code__.replace(co_qualname=f"{old.__qualname__}.forward")
+
     def reduce(self: nn.Module, protocol: Any) -> tuple:
         return _revive, (old,), self.__getstate__()
 

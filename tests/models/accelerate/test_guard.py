@@ -161,7 +161,7 @@ def test_no_setting_is_overlooked(settings):
     fast, x = copy.deepcopy(plain), torch.randn(2, 5, 32)
     report = accelerate(fast)
     assert "0" in report.replaced and "something else" in report.kept["1"]
-    torch._dynamo.reset()  # all accelerated modules share the limit of recompilations
+    torch._dynamo.reset()  # all modules of a class share the limit of recompilations
     compiled = torch.compile(fast[0], backend="eager", fullgraph=True)
     for changes in ({}, settings):
         for part in (fast[0], plain[0]):

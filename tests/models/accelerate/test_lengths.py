@@ -59,7 +59,7 @@ def test_a_difference_at_one_length_alone(wrap, grad):
     plain, fast = pair(Odd)
     forward = fast
     if wrap == "compiled":
-        torch._dynamo.reset()  # all accelerated modules share the limit of recompilations
+        torch._dynamo.reset()  # all modules of a class share the limit of recompilations
         forward = torch.compile(fast, backend="eager", fullgraph=True, dynamic=False)
     with torch.set_grad_enabled(grad), torch.autocast("cpu", enabled=wrap == "autocast"):
         _, calls = fused_ops(lambda: forward(tokens(ODD + 1)))
@@ -148,15 +148,37 @@ def test_modules_alike_and_threads_compare_once(monkeypatch):
     assert keys[1:] == [((ODD + 1,), False, False)]
 
 
-def test_copies_compare_anew():
+def test_unpickled_modules_compare_anew():
     plain, fast = pair(Odd)
     fast(tokens(ODD + 1))
-    for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
-        assert ((ODD + 1,), True, True) not in twin.__dict__[REPLACEMENT].lengths.equal
-        assert fused_ops(lambda twin=twin: twin(tokens(ODD + 1)))[1] == 1
-        with pytest.warns(UserWarning, match="something else"):
-            assert torch.equal(twin(tokens(ODD)), plain(tokens(ODD)))
+    twin = pickle.loads(pickle.dumps(fast))
+    assert ((ODD + 1,), True, True) not in twin.__dict__[REPLACEMENT].lengths.equal
+    assert fused_ops(lambda: twin(tokens(ODD + 1)))[1] == 1
+    with pytest.warns(UserWarning, match="something else"):
+        assert torch.equal(twin(tokens(ODD)), plain(tokens(ODD)))
     assert fused_ops(lambda: fast(tokens(ODD + 1)))[1] == 1  # the original has not met it
+
+
+def test_copies_are_built_alike():
+    """So a comparison serves all of them, and one program if they are compiled."""
+    fast = pair(Odd)[1]
+    twins = [copy.deepcopy(fast) for _ in range(3)]
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for twin in (fast, *twins):
+            compiled = torch.compile(twin, backend="eager", fullgraph=True)
+            assert fused_ops(lambda compiled=compiled: compiled(tokens(ODD + 1)))[1] == 1
+    assert {id(twin.__dict__[REPLACEMENT].lengths) for twin in (fast, *twins)} == {
+        id(fast.__dict__[REPLACEMENT].lengths)
+    }
+
+
+def test_each_class_has_a_limit_of_recompilations():
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for kind in (Odd, OddForm):
+            compiled = torch.compile(pair(kind)[1], backend="eager", fullgraph=True)
+            assert fused_ops(lambda compiled=compiled: compiled(tokens(ODD + 1)))[1] == 1
 
 
 def test_lengths_without_end(monkeypatch):
