@@ -8,6 +8,7 @@ activation, the number of heads or a value in a config object, or patch a class'
 
 from __future__ import annotations
 
+import operator
 import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -50,21 +51,42 @@ CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, n
 """What is code, or a module by another name, and holds no settings."""
 
 
-def simple_contents(value: Any) -> tuple | None:
-    """The simple values that a mutable setting holds, such as a config object; None for others."""
+NOT_CONFIGS = (str, int, bool, float, type(None), tuple, list, dict, set)
+"""What config objects mostly hold, besides others."""
+
+
+def contents(value: Any, nested: bool = True) -> list[Any] | None:
+    """What a mutable setting holds, such as a config object; None for others.
+
+    ``nested``: with what further config objects in it hold, but no dictionaries, which may be long.
+    """
     if isinstance(value, list | set):
-        return tuple(item for item in value if is_simple(item))
+        return [*value]
     held = value if isinstance(value, dict) else getattr(value, "__dict__", None)
     if held is None or isinstance(value, CODE):
         return None
-    return tuple(pair for pair in held.items() if is_simple(pair[1]))
+    found = [*held, *held.values()]
+    for inner in held.values() if nested else ():
+        if type(inner) not in NOT_CONFIGS:
+            found += contents(inner, nested=False) or ()
+    return found
+
+
+def are_same(now: list[Any], before: list[Any]) -> bool:
+    """Whether these are the same contents: equal ones of simple ones, identical ones of others."""
+    if len(now) != len(before):
+        return False
+    return all(map(operator.is_, now, before)) or all(  # mostly all are identical
+        a is b or (type(a) is type(b) and is_simple(a) and a == b)
+        for a, b in zip(now, before, strict=True)
+    )
 
 
 class Part(NamedTuple):
     """A module without its children, as it was when it was tried."""
 
     simple: Settings
-    others: tuple[tuple[str, Any, tuple | None], ...]
+    others: tuple[tuple[str, Any, list | None], ...]
     """Name, value, and what it holds."""
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
@@ -75,7 +97,7 @@ class Part(NamedTuple):
     @classmethod
     def of(cls, part: nn.Module) -> Part:
         simple, others = settings(part)
-        held = tuple((name, value, simple_contents(value)) for name, value in others)
+        held = tuple((name, value, contents(value)) for name, value in others)
         names = frozenset({*part.__dict__, *LATER})
         is_patched(type(part))  # remembers the class as it is now
         return cls(simple, held, names_of(part._parameters), names_of(part._buffers), names)
@@ -94,8 +116,9 @@ class Part(NamedTuple):
         for name, value, held in self.others:
             if own.get(name, self) is not value:
                 return False
-            may_ask = held is not None and not torch.compiler.is_compiling()
-            if may_ask and simple_contents(value) != held:
+            if held is None or torch.compiler.is_compiling():
+                continue
+            if not are_same(contents(value) or [], held):
                 return False
         if (part._buffers or self.buffers) and names_of(part._buffers) != self.buffers:
             return False

@@ -23,7 +23,7 @@ from ivcl_fast.models.accelerate import sdpa
 from ivcl_fast.models.accelerate.adapters import ADAPTERS, Adapter
 from ivcl_fast.models.accelerate.adapters.adapter import Arguments
 from ivcl_fast.models.accelerate.crossovers import SEPARATE_ATTENTION, no_gain_reason
-from ivcl_fast.models.accelerate.guard import Guard, settings, uncalled
+from ivcl_fast.models.accelerate.guard import Guard, contents, settings, uncalled
 from ivcl_fast.models.accelerate.lengths import Lengths
 from ivcl_fast.models.accelerate.passes import Refused, run
 from ivcl_fast.models.accelerate.swap import ALWAYS, Replacement, is_fused, swap
@@ -123,9 +123,11 @@ def verify(name: str, part: nn.Module, twin: nn.Module, adapter: Adapter, tune: 
         if child._modules:
             raise Refused(f"{name_of_child} has parts of its own, which might change")
     for place, of in (("", part), *uncalled(part, called).items()):
-        for attribute, value in of.__dict__.items():
+        for attribute, value in settings(of)[1]:
             if isinstance(value, Tensor):
                 raise Refused(f"{place}.{attribute} is a tensor".lstrip("."))
+            if any(isinstance(held, Tensor) for held in contents(value) or ()):
+                raise Refused(f"{place}.{attribute} holds a tensor".lstrip("."))
     width = adapter.width(part)
     trial = try_out(twin, adapter, width)
     replacement = Replacement(adapter, tail=trial.tail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from enum import Enum
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,19 @@ from tests.support.plain_modules import (
 pytestmark = needs_kernels
 
 
+class Kind(Enum):
+    PLAIN, CAUSAL = False, True
+
+    def __bool__(self) -> bool:
+        return self.value
+
+
+NAMES = (
+    "config", "dict", "empty dict", "list", "empty list", "empty set", "class", "enum", "function",
+    "nested config",
+)  # fmt: skip
+
+
 class Configured(Attention):
     """Attention with one setting that is no number."""
 
@@ -40,6 +54,7 @@ class Configured(Attention):
         held = self.setting
         held = vars(held) if isinstance(held, SimpleNamespace) else held
         held = held.values() if isinstance(held, dict) else held
+        held = [v() if callable(v) else v.causal if hasattr(v, "causal") else v for v in held]
         return self.proj(self.attend(x, causal=self.hides or any(held)))
 
 
@@ -53,8 +68,14 @@ class Configured(Attention):
         ([], lambda module: module.setting.append(True)),
         (set(), lambda module: module.setting.add(True)),
         ((), lambda module: setattr(module, "hides", True)),
+        (SimpleNamespace(kind=Kind.PLAIN), lambda m: setattr(m.setting, "kind", Kind.CAUSAL)),
+        ({"of": bool}, lambda module: module.setting.update(of=lambda: True)),
+        (
+            SimpleNamespace(inner=SimpleNamespace(causal=False)),
+            lambda module: setattr(module.setting.inner, "causal", True),
+        ),
     ],
-    ids=["config", "dict", "empty dict", "list", "empty list", "empty set", "class"],
+    ids=NAMES,
 )
 def test_settings_may_change_in_place(setting, change):
     plain = Configured(copy.deepcopy(setting))
@@ -207,9 +228,10 @@ def test_a_tensor_that_is_no_buffer_is_refused():
     """Nothing tells when its values change, be it the module's or one of a part that is read."""
     block = Block()
     block.norm1.shift = torch.zeros(WIDTH)
-    report = accelerate(nn.ModuleList([Tempered(), block]))
+    report = accelerate(nn.ModuleList([Tempered(), block, Configured({"of": torch.zeros(())})]))
     assert "temperature is a tensor" in report.kept["0"]
     assert "norm1.shift is a tensor" in report.kept["1"]
+    assert "setting holds a tensor" in report.kept["2"]
 
 
 def test_classes_may_be_patched(monkeypatch):
