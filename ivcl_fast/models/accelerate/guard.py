@@ -2,15 +2,16 @@
 
 A fused forward pass was compared with a module as it is. Afterwards someone may add a hook, an
 adapter such as LoRA, a parametrisation, pruning or quantisation, change ``Dropout.p``, an
-activation, the number of heads or a value in a config object, or patch a class's forward pass.
+activation, the number of heads or a value in a config object, or patch a class.
 :meth:`Guard.holds` finds that out, and the module's own forward pass runs.
 """
 
 from __future__ import annotations
 
+import inspect
 import operator
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -82,6 +83,60 @@ def are_same(now: list[Any], before: list[Any]) -> bool:
     )
 
 
+def own_class(part: nn.Module) -> type[nn.Module]:
+    """The class that a module has, or had before it was swapped."""
+    return part.__dict__.get(ORIGIN, type(part))
+
+
+def codes(function: Any) -> Iterator[types.CodeType]:
+    """The code of a function, and of the functions inside it."""
+    waiting = [getattr(inspect.unwrap(function), "__code__", None)] if callable(function) else []
+    while waiting:
+        if (code := waiting.pop()) is not None:
+            yield code
+            waiting += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+
+
+NN_MODULE = frozenset(dir(nn.Module))
+
+
+class Code(NamedTuple):
+    """What the methods of a class may read, beside what every module has."""
+
+    names: frozenset[str]
+    """Names in them, also those in texts for ``getattr``."""
+    of_class: Settings
+    """Those that the class has, such as further methods, and what they are."""
+
+    @classmethod
+    def of(cls, kind: type[nn.Module]) -> Code:
+        """The code of a class as it is now."""
+        own = kind.__mro__[: kind.__mro__.index(nn.Module)]
+        methods = [
+            value for base in own for name, value in vars(base).items() if name != "__init__"
+        ]
+        found = [code for method in methods for code in codes(getattr(method, "fget", method))]
+        texts = {text for code in found for text in code.co_consts if isinstance(text, str)}
+        names = frozenset(texts.union(*(code.co_names for code in found)) - NN_MODULE)
+        held = [(name, getattr(kind, name)) for name in sorted(names) if hasattr(kind, name)]
+        # Bound methods of a class are others each time.
+        return cls(names, tuple(pair for pair in held if getattr(kind, pair[0]) is pair[1]))
+
+
+CODES: dict[type, Code] = {}
+"""The code of each class as it was when :func:`code_of` was first asked."""
+
+
+def code_of(kind: type[nn.Module]) -> Code:
+    """The code of a class as it was when its modules were tried, or unpickled and first called."""
+    if kind not in CODES and not torch.compiler.is_compiling():
+        CODES[kind] = Code.of(kind)
+    return CODES.get(kind, UNKNOWN)
+
+
+UNKNOWN = Code(frozenset(), ())
+
+
 class Part(NamedTuple):
     """A module without its children, as it was when it was tried."""
 
@@ -99,15 +154,20 @@ class Part(NamedTuple):
         simple, others = settings(part)
         held = tuple((name, value, contents(value)) for name, value in others)
         names = frozenset({*part.__dict__, *LATER})
-        is_patched(type(part))  # remembers the class as it is now
+        is_patched(type(part))  # it and the next remember the class as it is now
+        code_of(own_class(part))
         return cls(simple, held, names_of(part._parameters), names_of(part._buffers), names)
 
     def holds(self, part: nn.Module) -> bool:
         """Whether the module is still as it was."""
-        own = part.__dict__
+        own, kind = part.__dict__, own_class(part)
+        code = code_of(kind)
         if len(own) > len(self.names) - len(LATER):
             new = [name for name in own if name not in self.names]
-            if any(hasattr(type(part), name) for name in new):  # it hides the class's
+            if any(name in code.names or hasattr(kind, name) for name in new):
+                return False
+        for name, value in code.of_class:
+            if getattr(kind, name, self) is not value:
                 return False
         for name, value in self.simple:
             now = own.get(name, self)

@@ -9,9 +9,7 @@ both compute the same.
 
 from __future__ import annotations
 
-import inspect
 import math
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from ivcl_fast.kernels import short_attention
 from ivcl_fast.kernels.attention import Inputs, not_supported_reasons
+from ivcl_fast.models.accelerate.guard import NN_MODULE, codes
 from ivcl_fast.models.accelerate.lengths import is_fixed
 from ivcl_fast.models.layers import PLAIN, compute_dtype
 
@@ -96,15 +95,6 @@ def is_called_by(kind: type[nn.Module]) -> bool:
     return bool(NAMES & used) and not any("checkpoint" in name for name in used)
 
 
-NN_MODULE = frozenset(dir(nn.Module))
-
-
 def names(function: Any) -> set[str]:
     """The names that a function's code and the functions inside it use."""
-    codes = [getattr(inspect.unwrap(function), "__code__", None)] if callable(function) else []
-    used: set[str] = set()
-    while codes:
-        if (code := codes.pop()) is not None:
-            used.update(code.co_names)
-            codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return used
+    return {name for code in codes(function) for name in code.co_names}

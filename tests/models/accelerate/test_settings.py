@@ -87,6 +87,42 @@ def test_settings_may_change_in_place(setting, change):
     assert_equal(plain, fast, tokens())
 
 
+class Reads(Attention):
+    """Reads attributes that its instances need not have, or that only its class has."""
+
+    temperature = 1.0
+
+    def scores(self, x):
+        return self.temperature * x
+
+    def forward(self, x):
+        y = self.proj(self.attend(self.scores(x), causal=getattr(self, "is_causal", False)))
+        return y * self.factor if hasattr(self, "factor") else y
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize(
+    ("is_of_class", "name", "value"),
+    [
+        (False, "is_causal", True),
+        (False, "factor", 2.0),
+        (True, "temperature", 2.0),
+        (True, "scores", lambda self, x: 3 * x),
+    ],
+)
+def test_attributes_that_the_code_reads(is_of_class, name, value, is_compiled, monkeypatch):
+    plain = Reads()
+    fast = pair(plain)
+    assert fused_calls(fast, tokens()) == 1
+    for module in (Reads,) if is_of_class else (plain, fast):
+        monkeypatch.setattr(module, name, value, raising=False)
+    if is_compiled:
+        torch._dynamo.reset()
+        fast = torch.compile(fast, backend="eager", fullgraph=True)
+    assert fused_calls(fast, tokens()) == 0
+    assert_equal(plain, fast, tokens())
+
+
 def test_an_attribute_that_no_class_has_changes_nothing():
     fast = pair(Attention())
     fast.label = "blocks.0"
