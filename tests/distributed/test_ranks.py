@@ -180,6 +180,7 @@ def take_turns(folder: Path) -> list[str]:
     assert distributed.min_over_ranks(7 + distributed.rank()) == 7
     with distributed.main_process_first(), open(folder / "order", "a") as file:
         file.write(f"{distributed.rank()}\n")
+    distributed.barrier()
     return (folder / "order").read_text().split()
 
 
