@@ -106,14 +106,19 @@ def run_jobs(jobs: list[Job], parallel: int, gpus: int, train: Train) -> None:
     jobs = [job for job in jobs if not all((job.folder / name).is_file() for name in job.results)]
     if parallel > 1:
         return run_parallel(jobs, parallel, gpus)
-    for job in jobs:
-        if "torch._dynamo" in sys.modules:  # graphs of earlier models count against its limit
-            torch.compiler.reset()
-        print(f"\n{job.folder}", flush=True)
-        train(check_folder(parse(job.arguments)))
-        gc.collect()  # a run and the frame store that it holds refer to each other
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # the next run asks how much is free
+    gc.freeze()
+    try:
+        for job in jobs:
+            if "torch._dynamo" in sys.modules:  # graphs of earlier models count against its limit
+                torch.compiler.reset()
+            print(f"\n{job.folder}", flush=True)
+            train(check_folder(parse(job.arguments)))
+            gc.collect()  # a run and the frame store that it holds refer to each other
+            gc.freeze()  # so that the next collection takes milliseconds: it looks at what is new
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()  # the next run asks how much is free
+    finally:
+        gc.unfreeze()
 
 
 def run_parallel(jobs: list[Job], parallel: int, gpus: int) -> None:

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.frame_labels import CLASSES
+from ivcl_fast.distributed import group as distributed
 from ivcl_fast.kernels._op import as_on_a_gpu
 from ivcl_fast.kernels.linear import cast_together, weights_to_cast
 from ivcl_fast.models import flops
@@ -204,6 +205,19 @@ def fake_stages(
             on_gpu=on_gpu,
         ) as step:  # fmt: skip
             yield stage, classes, step
+
+
+def largest_step(config: TrainConfig, bf16: bool) -> int:
+    """Return the bytes that a run's largest training step takes on a GPU, as predicted.
+
+    0 for a batch that is chosen by what the frame store leaves free.
+    """
+    optim = config.optim
+    if optim.batch_size == "auto":
+        return 0
+    clips = distributed.local_batch_size(optim.batch_size, optim.grad_accum_steps)
+    replicas = distributed.world_size() > 1
+    return max(step.memory(clips, bf16, replicas).peak for _, _, step in fake_stages(config))
 
 
 def stage_flops(model: IVCLConfig, classes: int | None, frames: float | None = None) -> int:

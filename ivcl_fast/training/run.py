@@ -27,7 +27,7 @@ from ivcl_fast.training import checkpoint
 from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.hardware import execution, peak_flops, pick_device, tune_malloc, use_bf16
 from ivcl_fast.training.loop import Loss, Stage
-from ivcl_fast.training.memory import fake_stages, stage_flops
+from ivcl_fast.training.memory import largest_step, stage_flops
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.model_card import describe_training
 from ivcl_fast.training.optim import Schedule, scaled_lr
@@ -79,20 +79,8 @@ class Run:
             self.config.model,
             self.device,
             frame_labels=self.config.frame_label_kinds,
-            step_bytes=lambda: self.step_bytes,
+            step_bytes=functools.partial(largest_step, self.config, self.amp),
         )
-
-    @functools.cached_property
-    def step_bytes(self) -> int:
-        """Bytes that the largest training step takes on a GPU, as predicted; 0 for a batch that
-        is chosen by what the frame store leaves free."""
-        optim = self.config.optim
-        if optim.batch_size == "auto":
-            return 0
-        clips = distributed.local_batch_size(optim.batch_size, optim.grad_accum_steps)
-        replicas = distributed.world_size() > 1
-        steps = (step for _, _, step in fake_stages(self.config))
-        return max(step.memory(clips, self.amp, replicas).peak for step in steps)
 
     @functools.cached_property
     def finetunes(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -10,12 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ivcl_fast import train
+from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked
@@ -79,6 +82,25 @@ def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_
     assert ("no memory" in page) == (name in ("pretraining", "supervision", "memory"))
     assert ("no reasoning" in page) == (name == "causes")
     assert (folder / "study.png").stat().st_size > 10_000
+
+
+def test_a_run_leaves_no_frame_store_to_the_next(data, tmp_path, monkeypatch):
+    stores = weakref.WeakSet()
+
+    def placed(store, *args, make=FrameStore.__init__) -> None:
+        stores.add(store)
+        make(store, *args)
+
+    def alone(config) -> None:
+        assert not stores, "of the run before"
+        train.train(config)
+
+    monkeypatch.setattr(FrameStore, "__init__", placed)
+    gc.disable()  # by itself Python may collect them, sooner or later
+    try:
+        run_study("encoder", ("--data", data, *SMALL), tmp_path, 1, 1, alone)
+    finally:
+        gc.enable()
 
 
 def test_the_same_command_runs_what_is_missing(data, finished):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from itertools import chain
 from pathlib import Path
 
@@ -114,23 +113,6 @@ def test_all_tasks_of_a_data_set_share_its_pretraining(name, of_each):
 def test_folders_of_variants_differ():
     for study in STUDIES.values():
         assert len({variant_folder(v) for v in study.variants}) == len(study.variants)
-
-
-def test_a_run_in_one_process_leaves_nothing_to_the_next(tmp_path):
-    left = weakref.WeakSet()
-
-    class Run:
-        def __init__(self):
-            self.store_of = [self]  # as a run and its frame store refer to each other
-            left.add(self)
-
-    def train(config):
-        assert not left
-        Run()
-
-    jobs = [Job(tmp_path / str(number), (), ("report.md",)) for number in range(3)]
-    run_jobs(jobs, 1, 0, train)
-    assert not left
 
 
 def test_runs_in_one_process_do_not_share_the_number_of_their_graphs(tmp_path):
