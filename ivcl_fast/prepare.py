@@ -180,7 +180,8 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     media = dataset.media()
     out, decoder = config.out, flags.decoder
     if out is None:
-        out, decoder = find_store(media, dataset.root, *sizes, decoder, own_task, flags.crop)
+        named = {"task": own_task, "crop": flags.crop}
+        out, decoder = find_store(dataset.root, media, sizes, decoder, **named)
     if config.dry_run:
         print_estimate(media, out, config)
         return

@@ -308,7 +308,7 @@ def _open_store(
             if config.val_fraction != VAL_FRACTION:  # another choice has another store
                 split = f"{split}-{config.val_fraction}"
         name = "-".join(filter(None, (_own_task(config, dataset), split))) or None
-        out, decoder = find_store(used, dataset.root, *sizes, config.decoder, name, crop)
+        out, decoder = find_store(dataset.root, used, sizes, config.decoder, task=name, crop=crop)
         with Bar("decoding", 0, "frames") as bar:
             return build_store(
                 used,

@@ -61,7 +61,7 @@ def test_a_finished_store_of_pyav_is_not_decoded_again(tmp_path, monkeypatch, ex
     caplog.set_level("INFO")
     one, two = (Media(n, (write_painted(tmp_path / n, 1, 3),)) for n in ("a.avi", "b.avi"))
     pyav, dali = (tmp_path / f"store-32-p8-{name}" for name in ("pyav", "dali"))
-    found = partial(build.find_store, [one], tmp_path, 32, 8)
+    found = partial(build.find_store, tmp_path, [one], (32, 8))
     assert found(decoder="auto") == (dali, "auto")
     build_store([one], pyav, 32, 8, "pyav", 1)
     assert found(decoder="auto") == (pyav, "pyav")
@@ -70,7 +70,7 @@ def test_a_finished_store_of_pyav_is_not_decoded_again(tmp_path, monkeypatch, ex
     )
     assert found(decoder="dali") == (dali, "dali")
     source, cfg = DataConfig(f"videos:{tmp_path}"), IVCLConfig(image_size=32, patch_size=8)
-    assert build.find_store([one, two], tmp_path, 32, 8) == (dali, "auto")
+    assert build.find_store(tmp_path, [one, two], (32, 8), "auto") == (dali, "auto")
     build_store([one, two], pyav, 32, 8, "pyav", 1)
     monkeypatch.setattr(build, "_build_shards", lambda *_: pytest.fail("decoded again"))
     assert datamodule.open_data(source, cfg).bad_files_path.parent == pyav
@@ -78,7 +78,7 @@ def test_a_finished_store_of_pyav_is_not_decoded_again(tmp_path, monkeypatch, ex
     prepare.prepare(prepare.PrepareConfig(f"videos:{tmp_path}", store=STORE))
     dali.mkdir()
     (dali / "meta.json").touch()
-    assert build.find_store([one, two], tmp_path, 32, 8) == (dali, "auto")
+    assert build.find_store(tmp_path, [one, two], (32, 8), "auto") == (dali, "auto")
 
 
 def test_of_streaming(tmp_path, monkeypatch, expected):

@@ -103,22 +103,15 @@ def default_store_path(
 
 
 def find_store(
-    media: Sequence[Media],
-    root: Path,
-    image_size: int,
-    patch_size: int,
-    decoder: DecoderName = "auto",
-    task: str | None = None,
-    crop: Square = "none",
+    root: Path, media: Sequence[Media], sizes: tuple[int, int], decoder: DecoderName, **named: Any
 ) -> tuple[Path, DecoderName]:
     """Return the folder of a data set's store and the decoder to build or open it with.
 
     Where ``auto`` is DALI and has no store yet, a finished one of the same files that PyAV made, as
-    on a machine without a GPU, is taken. The arguments are those of :func:`default_store_path`.
+    on a machine without a GPU, is taken. ``named``: task and crop of :func:`default_store_path`.
     """
-    sizes = image_size, patch_size
-    out = default_store_path(root, *sizes, decoder, task, crop)
-    other = default_store_path(root, *sizes, "pyav", task, crop)
+    out = default_store_path(root, *sizes, decoder, **named)
+    other = default_store_path(root, *sizes, "pyav", **named)
     if decoder != "auto" or other == out or (out / META).exists():
         return out, decoder
     with suppress(UserError):  # there is none, or it is damaged

@@ -18,6 +18,8 @@ from ivcl_fast.kernels._random import SEEDS, kept
 
 COMMUNICATION = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "symm_mem")
 """Namespaces of operators that other ranks take part in."""
+IN_KERNEL: Any = types.SimpleNamespace(in_kernel_invocation=True, shape_env=None)
+"""Stands for a mode of fake tensors that runs a kernel, inside which Dynamo compiles nothing."""
 
 
 class OwnDraws(TorchDispatchMode):
@@ -78,7 +80,3 @@ def nothing_compiled() -> contextlib.AbstractContextManager:
     this, as it holds for all threads, and calls with ``fullgraph=True`` that begin meanwhile raise.
     """
     return tracing(TracingContext(IN_KERNEL))
-
-
-IN_KERNEL: Any = types.SimpleNamespace(in_kernel_invocation=True, shape_env=None)
-"""Stands for a mode of fake tensors that runs a kernel, inside which Dynamo compiles nothing."""

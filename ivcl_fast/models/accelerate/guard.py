@@ -50,8 +50,6 @@ def settings(part: nn.Module) -> tuple[Settings, Settings]:
 
 CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Module)
 """What is code, or a module by another name, and holds no settings."""
-
-
 NOT_CONFIGS = (str, int, bool, float, type(None), tuple, list, dict, set)
 """What config objects mostly hold, besides others."""
 
@@ -98,6 +96,7 @@ def codes(function: Any) -> Iterator[types.CodeType]:
 
 
 NN_MODULE = frozenset(dir(nn.Module))
+"""Names that every module has."""
 
 
 class Code(NamedTuple):
@@ -123,6 +122,7 @@ class Code(NamedTuple):
         return cls(names, tuple(pair for pair in held if getattr(kind, pair[0]) is pair[1]))
 
 
+UNKNOWN = Code(frozenset(), ())
 CODES: dict[type, Code] = {}
 """The code of each class as it was when :func:`code_of` was first asked."""
 
@@ -132,9 +132,6 @@ def code_of(kind: type[nn.Module]) -> Code:
     if kind not in CODES and not torch.compiler.is_compiling():
         CODES[kind] = Code.of(kind)
     return CODES.get(kind, UNKNOWN)
-
-
-UNKNOWN = Code(frozenset(), ())
 
 
 class Part(NamedTuple):
