@@ -93,7 +93,7 @@ def train(config: TrainConfig) -> None:
             model = run.finetune(init)
             distributed.print_rank0(f"evaluating on {data.eval_split}")
             evaluation = run.evaluate(model)
-            note = ", has learnt from measured videos" if measured_videos_seen(config) else ""
+            note = ", has learnt from measured videos" if seen else ""
             first = evaluation.result(origin(config) + label_note(config) + note)
             results = [first, *comparisons(run, init, evaluation)]
         if distributed.is_main():
