@@ -13,7 +13,7 @@ from torch import Tensor
 ContextTokens = Literal["slots", "slots+patches"]
 Readout = Literal["last", "mean", "cls"]
 ReconstructionObjective = Literal["ivcl", "mae", "joint"]
-SupervisedObjective = Literal["classification", "detection"]
+SupervisedObjective = Literal["classification", "detection", "objects"]
 Objective = Literal[ReconstructionObjective, SupervisedObjective]
 FrameLabelKind = Literal[SupervisedObjective, "cells"]
 AttentionBackend = Literal["auto", "short", "flash", "xformers", "eager"]
@@ -24,6 +24,7 @@ OBJECTIVE_NAMES: dict[Objective, str] = {
     "joint": "joint space-time",
     "classification": "supervised: attributes",
     "detection": "supervised: detection",
+    "objects": "supervised: an object in each slot",
 }
 """The objectives' names in reports and studies."""
 
@@ -113,7 +114,8 @@ class IVCLConfig:
     objective: Objective = "ivcl"
     """What pretraining learns. To reconstruct masked patches: ivcl; mae, image MAE, each frame by
     itself; joint, one space-time encoder. Or labels, with the image encoder alone: classification,
-    the attributes present in a frame; detection, the class of object centred in each patch."""
+    the attributes present in a frame; detection, the class of object centred in each patch;
+    objects, the place of one object for each of 9 slots, the snitch and the cones by colour."""
     attention: AttentionBackend = "auto"
     """Attention backend of the fast model; auto chooses one by the sequence length."""
     low_precision_residual: bool = False

@@ -1,6 +1,6 @@
 """Labels of single CATER frames: visible attributes and places, and the snitch's cell.
 
-They are computed from the scenes. The first two are for supervised pretraining, the cell is for
+They are computed from the scenes. All but the cell are for supervised pretraining, the cell is for
 finetuning with the labels of all frames. Objects inside a cone count as hidden, objects behind
 another one as visible. Places in the picture are those of CATER's static camera, or of the moving
 camera of a synthetic data set; published scenes do not contain the camera's motion.
@@ -25,6 +25,8 @@ from ivcl_fast.errors import UserError
 
 SHAPES = (*cater_world.SHAPES, "spl")
 """The last one is the snitch's."""
+FLOOR = 12
+"""Rows and columns of the floor for the places of objects; a cone is at least as wide as one."""
 VALUES = {
     "shape": SHAPES,
     "color": cater_world.COLORS,
@@ -34,8 +36,11 @@ VALUES = {
 CLASSES = {
     "classification": tuple(value for values in VALUES.values() for value in values),
     "detection": SHAPES,
+    "objects": tuple(f"{line} {i}" for line in ("column", "row") for i in range(FLOOR)),
 }
 """Names of the classes by supervised objective. Only the shape of the snitch counts."""
+OBJECTS = ("spl", *cater_world.COLORS)
+"""What each slot is asked for: the snitch, and the cones of each colour, which may cover it."""
 PICTURE = 320, 240
 """Width and height for computing places; all CATER videos have this aspect ratio."""
 
@@ -130,6 +135,24 @@ class VisibleCentres(FrameLabels):
         return np.where(visible & inside & (depth > 0), numbers, self.none)
 
 
+class VisibleObjects(FrameLabels):
+    """Column and row of the floor of the visible objects of each slot, ``[S, C]``."""
+
+    def __init__(self, dataset: Cater) -> None:
+        super().__init__(dataset, (len(OBJECTS), 2 * FLOOR))
+
+    def indices(self, scene: Scene, visible: np.ndarray) -> np.ndarray:
+        numbers = np.full((*visible.shape, 2), self.none)
+        for i, thing in enumerate(scene["objects"]):
+            kind = thing["color"] if thing["shape"] == "cone" else thing["shape"]
+            if kind in OBJECTS:
+                cells = [cater_frames.cell_of(thing, t, FLOOR) for t in range(len(visible))]
+                row, column = np.divmod(cells, FLOOR)
+                first = OBJECTS.index(kind) * 2 * FLOOR
+                numbers[:, i] = np.stack([first + column, first + FLOOR + row], axis=-1)
+        return np.where(visible[..., None], numbers, self.none).reshape(len(visible), -1)
+
+
 class SnitchCells(FrameLabels):
     """The cell of the snitch, seen or hidden: int64 ``[T]``."""
 
@@ -167,6 +190,8 @@ def make_frame_labels(dataset: Dataset, kind: FrameLabelKind, grid: int) -> Fram
         return SnitchCells(dataset)
     if kind == "classification":
         return VisibleAttributes(dataset)
+    if kind == "objects":
+        return VisibleObjects(dataset)
     spec = spec_of(dataset.root)
     if spec is not None and spec.camera == "none":
         raise UserError(

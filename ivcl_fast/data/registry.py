@@ -220,14 +220,25 @@ def clip_frames(source: str) -> int | None:
     return parse_source(source)[0].frames
 
 
-def check_frame_labels(source: str, kind: FrameLabelKind) -> None:
-    """Raise :class:`UserError` if a source has no labels of single frames of this kind."""
+def check_frame_labels(source: str, kind: FrameLabelKind, num_slots: int) -> None:
+    """Raise :class:`UserError` if a source has no labels of single frames of this kind.
+
+    ``num_slots``: the model's slots per frame.
+    """
     if not parse_source(source)[0].frame_labels:
         flag = "--frame-labels:" if kind == "cells" else f"--objective: {kind}"
         raise UserError(
             f"{flag} needs labels of single frames, which {source} does not have; accepted with "
             "it: cater:DIR, synthetic, synthetic:static or synthetic:moving"
         )
+    if kind == "objects":
+        from ivcl_fast.data.frame_labels import OBJECTS
+
+        if num_slots != len(OBJECTS):
+            raise UserError(
+                f"--num-slots: {num_slots} is not accepted with --objective objects; accepted: "
+                f"{len(OBJECTS)}, one for the snitch and one for the cones of each colour"
+            )
 
 
 def check_crop(source: str, task: str, frame_labels: bool = False) -> None:

@@ -226,7 +226,8 @@ def frame_scores(
     """Measure supervised pretraining on the labels of frames, for ``metrics.jsonl``.
 
     ``val_frame_map``: mean average precision over all frames, for detection over all their
-    patches. ``val_frame_map_chance``: that of a constant score, the classes' prevalence.
+    patches, for objects over all their slots. ``val_frame_map_chance``: that of a constant score,
+    the classes' prevalence.
     """
     logits, labels, _ = predict(model, loader, device, amp)
     flat = [x.flatten(0, -2).numpy() for x in (logits, labels)]

@@ -26,11 +26,11 @@ def training(cfg: IVCLConfig, num_classes: int | None = None, frames: float | No
 def supervised_training(cfg: IVCLConfig, num_classes: int) -> int:
     """FLOPs per clip of a forward and backward pass of supervised pretraining."""
     frames, tokens = cfg.num_frames, cfg.num_slots + cfg.num_patches
-    by_frame = cfg.objective == "classification"
-    read = frames * cfg.num_slots if by_frame else None
-    labelled = frames if by_frame else frames * cfg.num_patches
+    by_patch = cfg.objective == "detection"
+    read = None if by_patch else frames * cfg.num_slots
+    labelled = {"detection": frames * cfg.num_patches, "objects": frames * cfg.num_slots}
     encoder = _blocks(cfg, cfg.embed_dim, cfg.depth, frames, tokens, read)
-    head = 2 * labelled * cfg.embed_dim * num_classes
+    head = 2 * labelled.get(cfg.objective, frames) * cfg.embed_dim * num_classes
     return 2 * _embedding(cfg, cfg.num_patches) + 3 * (encoder + head)
 
 

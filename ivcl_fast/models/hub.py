@@ -245,10 +245,10 @@ def card_fields(model: Any) -> dict[str, Any]:
         purpose = f"A classifier of clips of {cfg.num_frames} frames, with {classes} classes{told}."
         shape = [1, classes]
     else:
-        is_detection = cfg.objective == "detection"
-        labelled, patches = ("patch", [cfg.num_patches]) if is_detection else ("frame", [])
+        parts = {"detection": ("patch", [cfg.num_patches]), "objects": ("slot", [cfg.num_slots])}
+        labelled, count = parts.get(cfg.objective, ("frame", []))
         purpose = f"A pretraining model, which learns labels of every {labelled} of a clip."
-        shape = [*clip, *patches, model.num_classes]
+        shape = [*clip, *count, model.num_classes]
     table = f"| what | value |\n|---|---|\n{table_rows(record)}"
     return {
         "name": model.kind,

@@ -350,9 +350,9 @@ class IVCLClassifier(FastModel, reference.IVCLClassifier, pipeline_tag="video-cl
 class Supervised(FastModel, supervised.Supervised):
     """Supervised pretraining on fused kernels; arguments, keys and results are the plain model's.
 
-    ``forward(video)`` returns logits of a video as :class:`IVCL` takes it: ``[B, T, num_classes]``
-    with ``objective="classification"``, ``[B, T, N, num_classes]`` with ``"detection"``. Raises
-    ``ValueError`` naming the argument or the config's field that is not accepted. Source:
+    ``forward(video)`` returns logits of a video as :class:`IVCL` takes it, with ``num_classes`` at
+    the end: ``[B, T, ...]`` for ``objective="classification"``, ``[B, T, N, ...]`` for "detection",
+    ``[B, T, S, ...]`` for "objects". Raises ``ValueError`` naming a bad argument or field. Source:
     :class:`ivcl_fast.supervised.Supervised`, which defines what is computed.
 
     Example::

@@ -17,8 +17,8 @@ class Supervised(nn.Module):
     """Image encoder and a linear head of ``num_classes`` independent classes.
 
     With ``objective="classification"``, ``label_head`` reads the mean of a frame's slots; with
-    ``objective="detection"``, ``detect_head`` reads every patch. Raises ``ValueError`` for any
-    other objective.
+    ``"detection"``, ``detect_head`` reads every patch; with ``"objects"``, ``slot_head`` reads
+    every slot. Raises ``ValueError`` for any other objective.
     """
 
     def __init__(self, cfg: IVCLConfig, num_classes: int) -> None:
@@ -30,16 +30,22 @@ class Supervised(nn.Module):
         head = nn.Linear(cfg.embed_dim, num_classes)
         if cfg.objective == "classification":
             self.label_head = head
-        else:
+        elif cfg.objective == "detection":
             self.detect_head = head
+        else:
+            self.slot_head = head
         init_linears(self)
 
     def forward(self, video: Tensor) -> Tensor:
         """Logits of a video as :class:`~ivcl_fast.reference.IVCL` takes it.
 
-        ``[B, T, num_classes]``, or in detection ``[B, T, N, num_classes]``, the patches row-major.
+        ``[B, T, num_classes]``; in detection ``[B, T, N, num_classes]``, the patches row-major; of
+        objects ``[B, T, S, num_classes]``.
         """
         rows = patch_rows(video, self.cfg)
-        if self.cfg.objective == "classification":
-            return self.label_head(self.encoder.slots(rows).mean(dim=2))
-        return self.detect_head(self.encoder(rows, all_patches(rows))[1])
+        if self.cfg.objective == "detection":
+            return self.detect_head(self.encoder(rows, all_patches(rows))[1])
+        slots = self.encoder.slots(rows)
+        if self.cfg.objective == "objects":
+            return self.slot_head(slots)
+        return self.label_head(slots.mean(dim=2))

@@ -31,6 +31,7 @@ CLASS_OF_KEY = {
     "decoder.pred.weight": "IVCL",
     "label_head.weight": "Supervised",
     "detect_head.weight": "Supervised",
+    "slot_head.weight": "Supervised",
 }
 """A key that the state dict of only one class has, and that class."""
 CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import get_args
 
-from ivcl_fast.config import OBJECTIVE_NAMES, SupervisedObjective
+from ivcl_fast.config import OBJECTIVE_NAMES
 from ivcl_fast.errors import UserError
 
 
@@ -87,9 +86,13 @@ SCRATCH = replace(NONE, finetune_scale=2)
 them longer than the others' finetuning."""
 SUPERVISED = tuple(
     Variant(OBJECTIVE_NAMES[labels], pretrain=("--objective", labels))
-    for labels in get_args(SupervisedObjective)
+    for labels in ("classification", "detection")
 )
 """Supervised pretraining, by kind of frame labels; only CATER has them."""
+OBJECTS = Variant(
+    OBJECTIVE_NAMES["objects"], pretrain=("--objective", "objects", "--batch-size", "4")
+)
+"""Supervised pretraining of slots, which learn places in many small steps."""
 
 
 def frozen(variant: Variant) -> Variant:
@@ -100,6 +103,16 @@ def frozen(variant: Variant) -> Variant:
     """
     finetune = *variant.finetune, "--freeze-encoder"
     return replace(variant, finetune=finetune, finetune_scale=6)
+
+
+def remembering(variant: Variant, *finetune: str) -> Variant:
+    """Return the variant with the temporal transformer and the labels that learn to remember.
+
+    They do so if they are given one object in each slot.
+    """
+    model = "--num-slots", "9", "--temporal-depth", "4", "--no-zero-init"
+    finetune = *variant.finetune, "--frame-labels", *finetune
+    return frozen(replace(variant, model=model, finetune=finetune))
 
 
 def on(data: str, task: str, *others: Variant, first: Variant = IV_CL) -> tuple[Variant, ...]:
@@ -248,6 +261,20 @@ STUDIES = {
             "--train-videos": 8000,
             "--image-size": 32,
             "--last-frame-clips": 0,  # tables are seen without having been learnt
+        },
+    ),
+    "objects": Study(
+        "Does the model remember what it has seen, if each slot holds one object?",
+        "pretraining",
+        (
+            remembering(COMPARED),
+            remembering(OBJECTS, "--last-frame-clips", "0"),  # they would change the slots
+        ),
+        {
+            **budget(pretrain_clips=24_000, finetune_clips=30_000),
+            "--val-videos": 4000,
+            "--last-frame-clips": 96_000,
+            "--batch-size": 32,
         },
     ),
     "causes": Study(

@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
             f"{frames} frames; accepted: {frames}, or 1 for the last one alone"
         )
     for kind in config.frame_label_kinds:
-        check_frame_labels(data.source, kind)
+        check_frame_labels(data.source, kind, model.num_slots)
     if config.stages.frame_labels and model.readout != "last":
         raise UserError(
             f"--frame-labels: --readout {model.readout} gives no answer for each frame; accepted "

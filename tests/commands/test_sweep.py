@@ -73,7 +73,7 @@ def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_
         assert metrics and all(len(of_seeds) == 1 for of_seeds in metrics.values())
     for title, body in tables.items():
         assert ("difference from *" in body) == ("actions" not in title)
-    assert ("no memory" in page) == (name in ("pretraining", "supervision", "memory"))
+    assert ("no memory" in page) == (name in ("pretraining", "supervision", "memory", "objects"))
     assert ("no reasoning" in page) == (name == "causes")
     assert (folder / "study.png").stat().st_size > 10_000
 

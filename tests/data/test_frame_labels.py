@@ -22,7 +22,7 @@ from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.acre import Acre
 from ivcl_fast.data.formats.cater import Cater
-from ivcl_fast.data.frame_labels import CLASSES, SHAPES, make_frame_labels
+from ivcl_fast.data.frame_labels import CLASSES, OBJECTS, SHAPES, make_frame_labels
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
@@ -144,7 +144,40 @@ def test_centres_by_hand(by_hand):
     assert labels.sum() == 6
 
 
+def test_objects_by_hand(by_hand):
+    """Each slot has the place of its own object while that is in sight; the cube has no slot."""
+    labels = make_frame_labels(by_hand, "objects", 8)(CLIP, ALL, 4)
+    assert labels.dtype == torch.float32 and labels.shape == (4, 9, 24)
+    columns, rows = labels.split(12, dim=2)
+    for name, seen in (("spl", [1, 0, 0, 1]), ("red", [1, 1, 1, 1])):
+        slot, middle = OBJECTS.index(name), 6  # of the floor
+        assert columns[:, slot, middle].tolist() == rows[:, slot, middle].tolist() == seen
+    assert labels.sum() == 12
+
+
+def test_objects_are_where_the_scene_says(cater):
+    """The snitch is in the cell that CATER asks for, which is two columns and two rows."""
+    ours, theirs = (make_frame_labels(cater, kind, 8) for kind in ("objects", "cells"))
+    frames, seen = np.arange(FRAMES), 0
+    for clip in cater.clips("train"):
+        places, cells = (labels(clip, frames, FRAMES) for labels in (ours, theirs))
+        lines = places[:, OBJECTS.index("spl")].split(12, dim=1)
+        (time, column), (same, row) = (line.nonzero(as_tuple=True) for line in lines)
+        assert torch.equal(time, same) and torch.equal(row // 2 * 6 + column // 2, cells[time])
+        scene = cater.scene(clip.name)
+        hidden = [cater_frames.snitch_hidden(scene, t) for t in range(FRAMES)]
+        assert time.tolist() == [t for t in range(FRAMES) if not hidden[t]]
+        cones = sum(len(cater_frames.visible_cones(scene, t)) for t in range(FRAMES))
+        assert 1.8 * cones < places[:, 1:].sum() <= 2 * cones  # two of a colour may share a row
+        seen += len(time)
+    assert 0 < seen < FRAMES * len(cater.clips("train"))
+
+
 # --- From data to a trained encoder ---------------------------------------------------------------
+
+
+SLOTS = dict.fromkeys(CLASSES, ()) | {"objects": ("--num-slots", "9")}
+"""Flags of the slots that an objective needs."""
 
 
 @pytest.mark.parametrize("loader", ["store", "stream"])
@@ -152,7 +185,7 @@ def test_centres_by_hand(by_hand):
 def test_batches_hold_the_labels_of_their_own_frames(cater, objective, loader):
     """Training jitters the frames; the labels are those of the jittered frames."""
     flags = ["--data", f"cater:{cater.root}", "--objective", objective, "--image-size", "32"]
-    flags += ["--num-frames", "5", "--num-query-frames", "1", "--workers", "1"]
+    flags += ["--num-frames", "5", "--num-query-frames", "1", "--workers", "1", *SLOTS[objective]]
     config = parse([*flags, "--loader", loader, "--decoder", "pyav"])
     data = open_data(config.data, config.model, frame_labels=[objective])
     options = dict(batch_size=4, num_frames=5, seed=3, training=True)
@@ -181,11 +214,19 @@ def learnable(tmp_path_factory) -> Path:
     return write_cater(folder / "cater", SyntheticCater(train=60, val=20), 1)
 
 
-@pytest.mark.parametrize(("objective", "margin"), [("classification", 0.06), ("detection", 0.2)])
+@pytest.mark.parametrize(
+    ("objective", "margin", "longer"),
+    [
+        ("classification", 0.06, ()),
+        ("detection", 0.2, ()),
+        ("objects", 0.015, ("--pretrain-clips", "1200", "--lr", "0.01")),
+    ],
+)
 def test_pretraining_learns_and_finetuning_continues_from_it(
-    objective, margin, learnable, tmp_path, monkeypatch, capsys
+    objective, margin, longer, learnable, tmp_path, monkeypatch, capsys
 ):
     flags = ["--data", f"cater:{learnable}", "--objective", objective, *SMALL]
+    flags += [*SLOTS[objective], *longer]
     monkeypatch.setattr(sys, "argv", ["train", *flags, "--out", str(tmp_path), "--name", "run"])
     main()
     run = tmp_path / "run"
@@ -203,7 +244,8 @@ def test_pretraining_learns_and_finetuning_continues_from_it(
     models = FinishedRun.open(run, "cpu").models()
     assert [type(model) for model in models.values()] == [Supervised, IVCLClassifier]
     shown = torch.zeros(1, 4, 3, 32, 32, dtype=torch.uint8)
-    assert slot_attention(models["pretrained"], shown).shape == (1, 4, 2, 16)
+    slots = models["pretrained"].cfg.num_slots
+    assert slot_attention(models["pretrained"], shown).shape == (1, 4, slots, 16)
     report = (run / "report.md").read_text()
     assert "curves.png" in report and "slot_attention.png" in report
     assert "reconstruction.png" not in report
@@ -223,6 +265,14 @@ def test_data_sets_without_labels_are_refused_before_any_work(data, tmp_path, mo
     assert f"detection needs labels of single frames, which {data} does not have; accepted" in error
     assert "synthetic:moving" in error and not list(tmp_path.iterdir())
     parse(["--data", data, "--objective", "detection", "--stage", "finetune"])  # needs none
+
+
+def test_other_numbers_of_slots_are_refused_for_objects():
+    for slots in ("2", "10"):
+        with pytest.raises(UserError, match=f"^--num-slots: {slots} is not .*; accepted: 9, one f"):
+            parse(["--objective", "objects", "--num-slots", slots])
+    parse(["--objective", "objects", "--num-slots", "9"])
+    parse(["--objective", "objects", "--stage", "finetune"])  # learns no labels of objects
 
 
 @pytest.mark.parametrize("objective", CLASSES)

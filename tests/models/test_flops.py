@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, Supervised
+from ivcl_fast.config import SupervisedObjective
 from ivcl_fast.kernels import _ext, _triton
 from ivcl_fast.models import flops
 from ivcl_fast.training import hardware
@@ -69,7 +72,7 @@ def test_clips_that_share_frames(choices, plain):
     assert counted(cfg, IVCLClassifier(cfg, 5), 4, frame_index) == expected
 
 
-@pytest.mark.parametrize("objective", ["classification", "detection"])
+@pytest.mark.parametrize("objective", get_args(SupervisedObjective))
 def test_supervised_pretraining(objective, plain):
     cfg = IVCLConfig(**SIZES, objective=objective)
     assert counted(cfg, Supervised(cfg, 5)) == flops.supervised_training(cfg, 5)

@@ -23,6 +23,9 @@ MODELS = {
     "classification": lambda: ivcl_fast.Supervised(
         IVCLConfig.preset("tiny", **SIZES, objective="classification"), 5
     ),
+    "objects": lambda: ivcl_fast.Supervised(
+        IVCLConfig.preset("tiny", **SIZES, objective="objects"), 5
+    ),
 }
 
 

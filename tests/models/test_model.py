@@ -8,12 +8,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+from typing import get_args
 
 import pytest
 import torch
 
 import ivcl_fast
 from ivcl_fast import IVCLClassifier, IVCLConfig, reference, supervised
+from ivcl_fast.config import SupervisedObjective
 from ivcl_fast.models import ivcl as model
 from ivcl_fast.training import seeds as masking
 
@@ -46,7 +48,7 @@ def test_same_seed_same_keys_same_weights(objective, readout):
         plain.load_state_dict(ours, strict=True)
 
 
-@pytest.mark.parametrize("objective", ["classification", "detection"])
+@pytest.mark.parametrize("objective", get_args(SupervisedObjective))
 def test_supervised_models_are_the_references(objective, tmp_path):
     """Same keys and weights; a folder gives it back; a classifier goes on from its encoder."""
     cfg = IVCLConfig.preset("tiny", **SIZES, objective=objective)
@@ -54,7 +56,8 @@ def test_supervised_models_are_the_references(objective, tmp_path):
     plain = supervised.Supervised(cfg, 7)
     torch.manual_seed(0)
     fast = ivcl_fast.Supervised(cfg, 7)
-    head = {"classification": "label_head", "detection": "detect_head"}[objective]
+    heads = {"classification": "label_head", "detection": "detect_head", "objects": "slot_head"}
+    head = heads[objective]
     encoder = {f"encoder.{key}" for key in reference.Encoder(cfg).state_dict()}
     assert set(fast.state_dict()) == encoder | {f"{head}.weight", f"{head}.bias"}
     assert list(fast.state_dict()) == list(plain.state_dict())
@@ -62,8 +65,8 @@ def test_supervised_models_are_the_references(objective, tmp_path):
     for other in (plain, ivcl_fast.Supervised.from_pretrained(str(tmp_path))):
         for key, value in other.state_dict().items():
             assert torch.equal(value, fast.state_dict()[key]), key
-    patches = (16,) if objective == "detection" else ()
-    assert fast(video()).shape == (2, 3, *patches, 7)
+    parts = {"detection": (16,), "objects": (cfg.num_slots,)}
+    assert fast(video()).shape == (2, 3, *parts.get(objective, ()), 7)
     ivcl_fast.accelerate(plain)
     assert type(plain) is ivcl_fast.Supervised and torch.equal(plain(video()), fast(video()))
     classifier = ivcl_fast.IVCLClassifier(cfg, 5)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
 import ivcl_fast
 from ivcl_fast import IVCLConfig, reference, supervised
+from ivcl_fast.config import SupervisedObjective
 from tests.models.test_model import CFG, SIZES, video
 
 LABELS = IVCLConfig.preset("tiny", **SIZES, objective="classification")
@@ -23,7 +26,15 @@ def test_labels_of_a_frame_are_read_from_all_of_its_slots(package):
 
 
 @PACKAGES
-@pytest.mark.parametrize("objective", ["classification", "detection"])
+def test_a_label_of_an_object_is_read_from_its_slot(package):
+    cfg = IVCLConfig.preset("tiny", **SIZES, objective="objects")
+    model = package.Supervised(cfg, 7)
+    slots = model.encoder.slots(reference.patch_rows(video(), cfg))
+    torch.testing.assert_close(model(video()), model.slot_head(slots))
+
+
+@PACKAGES
+@pytest.mark.parametrize("objective", get_args(SupervisedObjective))
 def test_it_starts_from_what_ivcl_starts_from(package, objective):
     """From weights of the same distribution and from the same biases."""
     torch.manual_seed(0)

@@ -41,6 +41,20 @@ def test_a_frozen_encoder_has_more_clips():
     assert [s.freeze_encoder for s in stages] == [True, True, False]
 
 
+def test_slots_that_hold_objects_are_left_as_they_are():
+    """Both rows have the same model and labels, and see the slots of as many clips."""
+    study = STUDIES["objects"]
+    first, then = plan_jobs(study, Path("x"), 1, study.flags(()))
+    assert [parse(job.arguments).model.objective for job in first] == ["ivcl", "objects"]
+    ours, objects = (parse(job.arguments) for job in then)
+    assert ours.model == objects.model and ours.model.num_slots == 9
+    assert ours.stages.frame_labels and ours.stages.freeze_encoder
+    assert [c.stages.last_frame_clips for c in (ours, objects)] == [96_000, 0]
+    differ = {"init", "last_frame_clips", "compare_memoryless"}
+    same = [{k: v for k, v in vars(c.stages).items() if k not in differ} for c in (ours, objects)]
+    assert same[0] == same[1]
+
+
 def test_finetunings_start_from_the_pretrainings_in_turn():
     first, then = plan_jobs(STUDIES["slots"], Path("x"), 3, (), pretrainings=2)
     assert [job.folder.name for job in first] == ["pretrained", "pretrained-1"] * 5

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 import ivcl_fast
 from ivcl_fast import IVCLConfig, kernels, reference, supervised
+from ivcl_fast.config import SupervisedObjective
 
 LEEWAY = 4
 ULPS = 64 * torch.finfo(torch.float32).eps
@@ -145,7 +147,7 @@ def test_any_config(cfg, clips, seed, of_each):
 
 
 @settings(max_examples=20, deadline=None, derandomize=True, database=None)
-@given(configs(), st.sampled_from(["classification", "detection"]), st.integers(1, 3))
+@given(configs(), st.sampled_from(get_args(SupervisedObjective)), st.integers(1, 3))
 def test_any_supervised_config(cfg, objective, clips):
     cfg = dataclasses.replace(cfg, objective=objective)
     check_supervised(cfg, clips)

@@ -137,6 +137,7 @@ class CheckpointedSdpa(Sdpa):
         return self.proj(checkpoint(self.attend, x, use_reentrant=True))
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # in its trials
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
