@@ -215,15 +215,16 @@ def learnable(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("objective", "margin", "longer"),
+    ("objective", "margin", "left", "longer"),
     [
-        ("classification", 0.06, ()),
-        ("detection", 0.2, ()),
-        ("objects", 0.015, ("--pretrain-clips", "1200", "--lr", "0.01")),
+        ("classification", 0.06, 0.8, ()),
+        ("detection", 0.2, 0.8, ()),
+        # Who knows how often each label applies, and sees nothing, has 0.43 left of the loss.
+        ("objects", 0.01, 0.3, ("--pretrain-clips", "2400", "--lr", "0.01")),
     ],
 )
 def test_pretraining_learns_and_finetuning_continues_from_it(
-    objective, margin, longer, learnable, tmp_path, monkeypatch, capsys
+    objective, margin, left, longer, learnable, tmp_path, monkeypatch, capsys
 ):
     flags = ["--data", f"cater:{learnable}", "--objective", objective, *SMALL]
     flags += [*SLOTS[objective], *longer]
@@ -235,7 +236,7 @@ def test_pretraining_learns_and_finetuning_continues_from_it(
     assert len(measured) >= 3 and {r["stage"] for r in measured} == {"pretrain"}
     assert measured[-1]["val_frame_map"] > measured[-1]["val_frame_map_chance"] + margin
     losses = [r["loss"] for r in records if r["stage"] == "pretrain" and "loss" in r]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < left * losses[0]
     start, end = (load_file(run / s / "model.safetensors") for s in ("pretrain", "finetune"))
     moved = {
         key: (end[key] - value).abs().max() for key, value in start.items() if "encoder" in key
