@@ -62,6 +62,7 @@ _BEFORE_LABELS = re.compile(
     rf"(?P<path>.+?(?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))})|\S+)(?:\s+(?P<rest>.*))?",
     re.IGNORECASE,
 )
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 class Line(NamedTuple):
@@ -172,12 +173,14 @@ def _is_video(path: str) -> bool:
 
 def _ends_at_comma(line: str) -> bool:
     """Whether the path ends at a comma; blank-separated lines have commas between labels."""
+    if quoted := _QUOTED.match(line):  # may contain blanks and commas
+        return line[quoted.end() :].lstrip().startswith(",")
     before, comma, _ = line.partition(",")
     return bool(comma) and (_is_video(before) or not re.search(r"\s", before))
 
 
 def _line(path: Path, number: int, line: str, separator: str, split: str) -> Line:
-    if separator == " ":
+    if separator == " " and not _QUOTED.match(line):
         match = _BEFORE_LABELS.fullmatch(line.strip())
         assert match is not None  # any line that is not blank matches
         video, labels = match["path"], (match["rest"] or "").split()
