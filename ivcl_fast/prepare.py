@@ -13,7 +13,6 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -168,8 +167,7 @@ def prepare(config: PrepareConfig) -> None:
         if isinstance(place, Remote):
             place = fetched(dataset_format, place, data, task, read_only=False)
         dataset = dataset_format.open_with(data, place, task)
-        with suppress(UserError):  # annotations are not needed to decode
-            print(f"data: {dataset.task}, {describe_splits(dataset)}", flush=True)
+        print(f"data: {dataset.task}, {describe_splits(dataset)}", flush=True)
         prepare_store(dataset, config, dataset.task if dataset_format.media_by_task else None)
 
 

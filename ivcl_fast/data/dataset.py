@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from ivcl_fast.errors import UserError
 
 
 class VideoError(Exception):
@@ -104,8 +107,12 @@ class Dataset(Protocol):
 
 
 def describe_splits(dataset: Dataset) -> str:
-    """Return in words which classes a data set has, and how many clips each split."""
-    clips = ", ".join(f"{len(dataset.clips(split)):,} in {split}" for split in dataset.splits)
+    """Return in words which classes a data set has, and how many clips each split that it has."""
+    counts: dict[str, int] = {}
+    for split in dataset.splits:
+        with suppress(UserError):  # one that is not used may be missing
+            counts[split] = len(dataset.clips(split))
+    clips = ", ".join(f"{count:,} in {split}" for split, count in counts.items()) or "none"
     classes = f"{dataset.num_classes} classes" if dataset.num_classes else "no classes"
     several = ", several labels per clip" if dataset.multi_label else ""
     return f"{classes}{several}; clips: {clips}"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ivcl_fast.data.dataset import Clip, Media
+from ivcl_fast.data.dataset import Clip, Media, describe_splits
 from ivcl_fast.data.formats.cater import TASKS, Cater
 from ivcl_fast.errors import UserError
 
@@ -121,6 +121,14 @@ def test_missing_folders_and_lists(root, tmp_path):
     (root / "videos").rmdir()
     with pytest.raises(UserError, match="has no folder videos/"):
         Cater(root)
+
+
+def test_a_package_is_described_without_the_lists_that_it_lacks(root):
+    """Such as those of CATER's subsets, which only runs that choose them read."""
+    assert describe_splits(Cater(root)) == "36 classes; clips: none"
+    write_list(root, "a.avi 3\nb.avi 4\n")
+    write_list(root, "c.avi 5\n", split="val")
+    assert describe_splits(Cater(root)) == "36 classes; clips: 2 in train, 1 in val"
 
 
 def test_the_videos_of_all_lists(root):
