@@ -89,13 +89,12 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
 
 def defaults(flags: DefaultsFlags) -> TrainConfig:
     """Return the settings that apply unless other flags are given."""
-    model: dict[str, Any] = {}
+    sizes = {"num_query_frames": IVCLConfig.preset(flags.preset).num_query_frames}
     if frames := clip_frames(flags.data):  # the data set determines the number of frames
-        model = {"num_frames": frames, "num_query_frames": frames // 2 + 1}
-    elif flags.num_frames > 0:
-        usual = IVCLConfig.preset(flags.preset).num_query_frames
-        model = {"num_query_frames": min(usual, flags.num_frames)}
-    config = TrainConfig(preset=flags.preset, model=IVCLConfig.preset(flags.preset, **model))
+        sizes = {"num_frames": frames, "num_query_frames": frames // 2 + 1}
+    if flags.num_frames > 0:
+        sizes["num_query_frames"] = min(sizes["num_query_frames"], flags.num_frames)
+    config = TrainConfig(preset=flags.preset, model=IVCLConfig.preset(flags.preset, **sizes))
     return config.replace(**QUICK) if flags.quick else config
 
 

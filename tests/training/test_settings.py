@@ -17,6 +17,7 @@ def test_query_frames_are_at_most_the_frames_of_a_clip():
         ([], 16, 8), (["--num-frames", "4"], 4, 4), (["--num-frames=12"], 12, 8),
         (["--num_frames", "4"], 4, 4),
         (["--num-frames", "4", "--num-query-frames", "2"], 4, 2), (["--data", "acre:x"], 7, 4),
+        (["--data", "acre:x", "--num-frames", "1"], 1, 1),
     ):  # fmt: skip
         model = parse(flags).model
         assert (model.num_frames, model.num_query_frames) == (frames, query_frames)
