@@ -87,7 +87,8 @@ def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:
 
     Raises :class:`UserError` for a video that cannot be used, and for a folder with none.
     """
-    reader, model = ClipReader(run), run.load(name)
+    model = run.load(name)
+    reader = ClipReader(run, num_frames=model.cfg.num_frames)
 
     def answers(place: Path) -> dict[str, float]:
         return run.answer(model, reader.file(place, "--predict").frames, ANSWERS)

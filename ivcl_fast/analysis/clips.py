@@ -78,11 +78,15 @@ class ClipReader:
     """Reads clips for the models of a run from the media themselves, not from the run's store.
 
     ``trajectories``: also decode the frames that
-    :func:`~ivcl_fast.analysis.trajectory.follow_snitch` asks for.
+    :func:`~ivcl_fast.analysis.trajectory.follow_snitch` asks for. ``num_frames``: the frames of a
+    clip, by default those of the run's settings; a model of last frames alone takes one.
     """
 
-    def __init__(self, run: FinishedRun, trajectories: bool = False) -> None:
+    def __init__(
+        self, run: FinishedRun, trajectories: bool = False, num_frames: int | None = None
+    ) -> None:
         self.run, self.trajectories = run, trajectories
+        self.num_frames = num_frames or run.config.model.num_frames
 
     @cached_property
     def media(self) -> dict[str, Media]:
@@ -186,8 +190,8 @@ class ClipReader:
         with open_media(media) as opened:
             info = opened.info
             stride = self.run.config.data.frame_stride
-            chosen = frame_ids(info.frames, cfg.num_frames, stride=stride)
-            index = list(ids or chosen.tolist())
+            chosen = frame_ids(info.frames, self.num_frames, stride=stride)
+            index = list(ids or chosen.tolist())[-self.num_frames :]  # one frame: the last
             needed = set(index)
             if self.trajectories:
                 needed.update(i for end in index for i in frames_up_to(end, cfg.num_frames))

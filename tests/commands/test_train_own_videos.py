@@ -175,6 +175,24 @@ def test_several_clips_of_a_stride_are_averaged(videos, tmp_path, command):
     assert torch.equal(shown, load_clip(video, model.cfg, frame_stride=1, crop="center"))
 
 
+def test_answers_for_videos_are_those_of_the_results(videos, tmp_path, command):
+    """A model of last frames sees the last one of a video, also where clips are parts of it."""
+    flags = ("--stage", "finetune", "--last-frame-clips", 8, "--frame-stride", 1, "--amp", "off")
+    flags += ("--data", f"videos:{videos}", "--no-pictures", "--out", tmp_path)
+    code, _, err = command(main, *FLAGS, *flags)
+    assert code == 0, err
+    for model in ("finetune", "last-frame"):
+        asked = (tmp_path / "run", "--model", model, "--device", "cpu", "--out")
+        assert command(evaluate_main, *asked, tmp_path / "a.json")[0] == 0
+        assert command(evaluate_main, *asked, tmp_path / "b.json", "--predict", videos)[0] == 0
+        measured = json.loads((tmp_path / "a.json").read_text())
+        found = {one["video"]: one for one in json.loads((tmp_path / "b.json").read_text())}
+        for clip in measured["clips"]:
+            shares = torch.tensor(clip["logits"]).softmax(0).tolist()
+            expected = dict(zip(measured["classes"], shares, strict=True))
+            assert found[clip["video"]]["answers"] == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
