@@ -158,6 +158,6 @@ def _files(value: Any) -> list[tuple[str, bytes | None]]:
 
 
 def _named(value: Any, names: list[str] | None) -> tuple[str, ...]:
-    missing = value is None or (names is not None and value == -1)
+    missing = value in (None, "") or (names is not None and value == -1)
     values = value if isinstance(value, list) else [] if missing else [value]
     return tuple(names[one] if names else str(one) for one in values)

@@ -81,6 +81,19 @@ def test_a_split_whose_labels_are_kept_secret_has_none(datasets, tmp_path, caplo
     assert "the split test is left out, as its videos have no labels" in caplog.text
 
 
+@pytest.mark.parametrize("secret", [None, ""])
+def test_secret_labels_of_classes_by_name(secret, datasets, tmp_path):
+    """They are no class of their own, on which results would be reported."""
+    for split, of_split in (("train", [*NAMES, *NAMES]), ("test", [secret, secret])):
+        paths = [f"{split}/{n}.mp4" for n in range(len(of_split))]
+        datasets.Dataset.from_dict({"path": paths, "label": of_split}).save_to_disk(
+            tmp_path / "saved" / split
+        )
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    dataset = HuggingFaceVideos(tmp_path / "saved")
+    assert dataset.splits == ("train", "val") and dataset.num_classes == 2
+
+
 def test_a_column_of_lists_of_images(datasets, tmp_path):
     frames = [[{"path": None, "bytes": png(10 * v + f)} for f in range(2 + v)] for v in range(4)]
     columns = {
