@@ -28,7 +28,9 @@ if (about["input"]["frames"], about["input"]["crop"]) != ("even", "none"):
     sys.exit(2)
 _, length, _, size, _ = about["input"]["shape"]
 last = sum(1 for _ in av.open(video).decode(video=0)) - 1
-chosen = [(2 * i * last + length - 1) // (2 * (length - 1)) for i in range(length)]
+chosen = [last]  # a single frame is the last one
+if length > 1:
+    chosen = [(2 * i * last + length - 1) // (2 * (length - 1)) for i in range(length)]
 options = {"width": size, "height": size, "format": "rgb24", "interpolation": "BILINEAR"}
 frames = {
     number: np.rot90(frame.reformat(**options).to_ndarray(), frame.rotation // 90)

@@ -190,12 +190,16 @@ def random_videos(model: Any, clips: int) -> Tensor:
 def description(model: IVCL | IVCLClassifier, data: DataConfig) -> dict[str, Any]:
     """Say what goes into the model and what comes out, for the JSON file beside it."""
     cfg = model.cfg
-    frames = "panels" if clip_frames(data.source) else "stride" if data.frame_stride else "even"
+    single = cfg.num_frames == 1  # always the last frame
+    strided = data.frame_stride and not single
+    frames = "panels" if clip_frames(data.source) else "stride" if strided else "even"
     spaced = {
         "even": "evenly spaced over the video, the first and the last included",
         "stride": f"one of every {data.frame_stride} in the middle of the video",
         "panels": "the panels of a problem, the query last",
     }[frames]
+    if single:
+        spaced = "the query of a problem" if frames == "panels" else "the last of the video"
     resized = "each resized as a whole to the square"
     if data.crop != "none":
         resized = "of each the largest square in the center, resized"

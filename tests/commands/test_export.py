@@ -184,6 +184,11 @@ def test_the_description_says_which_frames_and_what_of_them(data, frames, crop, 
     about = export_command.description(IVCL(config()), data)["input"]
     assert (about["frames"], about["crop"]) == (frames, crop)
     assert all(words in about["content"] for words in said)
+    single = IVCL(config(num_frames=1, num_query_frames=1))  # which are the last ones
+    about = export_command.description(single, data)["input"]
+    assert about["frames"] == ("panels" if frames == "panels" else "even")
+    last = "the query of a problem" if frames == "panels" else "the last of the video"
+    assert about["content"].startswith(f"upright RGB frames, {last}, ")
 
 
 def test_what_cannot_be_exported(tmp_path, command, monkeypatch):
