@@ -207,9 +207,12 @@ def chosen_model(run: FinishedRun, flag: Classifier | None) -> str:
     if name in finished:
         return name
     if not finished:
+        pretrains = run.config.stages.stage == "pretrain"
+        way = "finetune it" if pretrains else "continue it"
+        flags = "--stage finetune --init" if pretrains else "--resume"
         raise UserError(
-            f"{run.folder}: has not finetuned yet; continue it with python -m ivcl_fast.train "
-            f"--resume {run.folder}"
+            f"{run.folder}: has not finetuned yet; {way} with python -m ivcl_fast.train {flags} "
+            f"{run.folder}"
         )
     if flag is None:
         raise UserError(

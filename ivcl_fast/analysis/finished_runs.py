@@ -215,7 +215,7 @@ class FinishedRun:
                 clips = f"{frames} {which} frames and {seen} whole clips"
                 frozen = "(the encoder frozen for whole clips)"
             share = stages.label_fraction
-            labels = "" if share == 1 else f" with {share:.0%} of the labels"
+            labels = "" if share == 1 else f" with {100 * share:g}% of the labels"
             how = f" {frozen}" if stages.freeze_encoder else ""
             lengths.append(f"{clips} of finetuning{how}{labels}")
         return ", ".join(lengths)

@@ -32,8 +32,10 @@ class Model:
         return LOGITS
 
 
-def run_with(folder: Path, multi_label: bool = False, chosen: str | None = None) -> FinishedRun:
-    config = TrainConfig().replace(device="cpu", amp="off", out=folder, name="run")
+def run_with(
+    folder: Path, multi_label: bool = False, chosen: str | None = None, **settings: Any
+) -> FinishedRun:
+    config = TrainConfig().replace(device="cpu", amp="off", out=folder, name="run", **settings)
     run = FinishedRun(config, chosen=chosen)
     run.classes = Classes(multi_label, ["a", "b", "c", "d"])
     return run
@@ -68,6 +70,25 @@ def test_the_flag_names_the_model_before_the_folder(tmp_path: Path) -> None:
     assert chosen_model(in_folder, "last-frame") == "last-frame"
     assert chosen_model(in_folder, None) == "scratch"
     assert chosen_model(run_with(tmp_path), None) == "finetune"
+
+
+@pytest.mark.parametrize("stage, way", [("all", "--resume"), ("pretrain", "finetune --init")])
+def test_a_run_without_a_classifier_says_how_to_get_one(
+    stage: str, way: str, tmp_path: Path
+) -> None:
+    """Resuming a run that only pretrains would not."""
+    with pytest.raises(UserError, match=f"has not finetuned yet; .* {way} {tmp_path / 'run'}$"):
+        chosen_model(run_with(tmp_path, stage=stage), None)
+
+
+@pytest.mark.parametrize("share, said", [(0.004, "0.4%"), (0.07, "7%"), (0.125, "12.5%")])
+def test_a_small_share_of_the_labels_is_not_rounded(
+    share: float, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "finetune").mkdir(parents=True)
+    (tmp_path / "run" / "finetune" / MODEL).touch()
+    length = run_with(tmp_path, label_fraction=share).describe_length()
+    assert length == f"4992 clips of finetuning with {said} of the labels"
 
 
 @pytest.mark.parametrize("data", ["synthetic", "videos:s3://bucket/clips", "hf:someone/clips"])
