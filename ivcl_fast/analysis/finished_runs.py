@@ -89,8 +89,12 @@ class FinishedRun:
 
     @cached_property
     def classes(self) -> Classes:
-        """The classes in words."""
-        return Classes.read(self.folder) or Classes.of(self.dataset)
+        """The classes in words; raises :class:`UserError` if there are none."""
+        if kept := Classes.read(self.folder):
+            return kept
+        if not self.dataset.num_classes:
+            raise UserError(f"{self.config.data.source} has no classes; accepted: data with some")
+        return Classes.of(self.dataset)
 
     @cached_property
     def dataset(self) -> Dataset:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, with_data
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluate import chosen_model
 from ivcl_fast.models.weights import MODEL
-from ivcl_fast.training.classes import Classes
+from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.settings import TrainConfig
 
 LOGITS = torch.tensor([[-1.0, 2.0, 1.0, 0.5]])
@@ -79,6 +80,20 @@ def test_a_run_without_a_classifier_says_how_to_get_one(
     """Resuming a run that only pretrains would not."""
     with pytest.raises(UserError, match=f"has not finetuned yet; .* {way} {tmp_path / 'run'}$"):
         chosen_model(run_with(tmp_path, stage=stage), None)
+
+
+def test_videos_without_classes_are_shown_without_a_classifier(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as the one that an unfinished pretraining began with, whose weights have no decoder."""
+    init, checkpoint = tmp_path / "init.safetensors", tmp_path / "checkpoint.safetensors"
+    run = run_with(tmp_path, stage="pretrain", init=str(init), data="videos:x")
+    del run.classes
+    run.dataset = SimpleNamespace(num_classes=0, multi_label=False)  # type: ignore[assignment]
+    save_file(pretraining_model(run.config.model).state_dict(), checkpoint)
+    save_file({"encoder.norm.weight": torch.ones(128)}, init)
+    assert list(run.models(checkpoint)) == ["pretrained"]
+    assert "the model that the run started from: videos:x has no classes" in caplog.text
 
 
 @pytest.mark.parametrize("share, said", [(0.004, "0.4%"), (0.07, "7%"), (0.125, "12.5%")])
