@@ -38,10 +38,12 @@ from ivcl_fast.models.layers import (
     compute_dtype,
     has_hooks,
     has_own_hooks,
+    is_bare,
     is_plain,
     linear,
     linear_of_parts,
     run_branch,
+    runs,
 )
 from ivcl_fast.models.reference import all_patches, take_rows
 from ivcl_fast.models.token_index import (
@@ -71,7 +73,7 @@ class Mlp(reference.Mlp):
     """MLP with bias and GELU in one pass."""
 
     def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
-        if is_plain(self.fc1, nn.Linear):
+        if is_plain(self.fc1, nn.Linear) and self.fc1.bias is not None:
             x = kernels.bias_gelu(kernels.linear(x, self.fc1.weight), self.fc1.bias)
         else:
             x = F.gelu(self.fc1(x))
@@ -90,7 +92,8 @@ class Block(reference.Block):
         ``token_index``: the tokens to process after attention, by default all.
         """
         x, y = add_norm(x, branch, self.norm1)
-        branch = run_branch(self.attn, Attention, "proj", y, token_index)
+        index = () if token_index is None else (token_index,)
+        branch = run_branch(self.attn, Attention, "proj", y, *index)
         x = x if token_index is None else select_tokens(x, token_index)
         x, y = add_norm(x, branch, self.norm2)
         if not defer:
@@ -120,7 +123,7 @@ class Transformer(reference.Transformer):
             index = token_index if i == last else None
             # A hook gets a block's whole input and output, but for those of what shards blocks.
             is_hooked = type(block) is Block and has_own_hooks(block)
-            if isinstance(block, Block) and not is_hooked:
+            if runs(block, Block) and runs(block.attn, Attention) and not is_hooked:
                 x, branch = block(x, branch, index, defer=True)
             else:  # or a user's own
                 x, branch = block(x if branch is None else x + branch.total()), None
@@ -138,7 +141,7 @@ class Encoder(Transformer, reference.Encoder):
         return self.transform(torch.cat([slots, patches], dim=2).flatten(0, 1), token_index)
 
     def slots(self, rows: Tensor) -> Tensor:
-        if self.joint or has_own_hooks(self):
+        if self.joint or not is_bare(self, Encoder):
             return super().slots(rows)
         (clips, frames, patches, _), slots = rows.shape, self.slot_tokens.shape[1]
         width = slots + patches
@@ -147,9 +150,9 @@ class Encoder(Transformer, reference.Encoder):
         return self.tokens(rows, all_patches(rows), index).unflatten(1, (frames, slots))
 
     def embed(self, rows: Tensor, ids: Tensor) -> Tensor:
-        if rows.dtype != torch.uint8:
-            return super().embed(rows, ids)
         proj: Any = self.patch_embed["proj"]
+        if rows.dtype != torch.uint8 or proj.bias is None:
+            return super().embed(rows, ids)
         x = kernels.embed_patches(
             rows.flatten(0, 1), ids.flatten(0, 1), proj.weight.flatten(1), proj.bias,
             self.pos_embed.squeeze(0),
@@ -235,11 +238,8 @@ class IVCL(FastModel, reference.IVCL, tags=["self-supervised-learning"]):
         use_fast_parts(self)
 
     def context(self, rows: Tensor, ids_keep: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        if (
-            self.cfg.objective != "ivcl"
-            or has_own_hooks(self.encoder)
-            or has_own_hooks(self.temporal)
-        ):
+        bare = self.cfg.objective == "ivcl" and is_bare(self.encoder, Encoder)
+        if not (bare and is_bare(self.temporal, Temporal)):
             return super().context(rows, ids_keep, query)
         (clips, frames, keep), slots = ids_keep.shape, self.cfg.num_slots
         # The temporal transformer sees all slots, and the patches of the context frames.
@@ -317,7 +317,7 @@ class IVCLClassifier(FastModel, reference.IVCLClassifier, pipeline_tag="video-cl
         self, video: Tensor, frame_index: Tensor | None = None, every_frame: bool = False
     ) -> Tensor:
         cfg = self.cfg
-        if cfg.objective == "joint" or has_own_hooks(self.temporal):
+        if cfg.objective == "joint" or not is_bare(self.temporal, Temporal):
             return super().features(video, frame_index, every_frame)
         cfg.check_readout(every_frame)
         x = self.slots(video, frame_index).flatten(1, 2)

@@ -34,6 +34,24 @@ def has_own_hooks(part: nn.Module) -> bool:
     )
 
 
+def runs(part: Any, kind: type[nn.Module]) -> bool:
+    """Whether ``part`` has the forward pass of ``kind``, which may take more than the reference's.
+
+    A module of another origin has its own, as have some subclasses, and instances on which one was
+    set, unless it is ``kind.recomputed``, which takes the same.
+    """
+    if not isinstance(part, kind) or type(part).forward is not kind.forward:
+        return False
+    forward = part.__dict__.get("forward")
+    return getattr(forward, "__func__", forward) in (None, getattr(kind, "recomputed", None))
+
+
+def is_bare(part: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling ``part`` does no more than ``kind`` does, so that its parts may be called
+    instead; hooks that all modules have do not count."""
+    return runs(part, kind) and not has_own_hooks(part)
+
+
 def has_hooks(part: nn.Module) -> bool:
     """Whether calling ``part`` calls more than its forward pass."""
     return has_own_hooks(part) or nn_module._has_any_global_hook()
@@ -110,7 +128,8 @@ def add_norm(
     for its parameters to be read.
     """
     widens = branch is not None and torch.promote_types(x.dtype, branch.x.dtype) != x.dtype
-    if widens or not is_plain(norm, kind):
+    is_partial = any(parameter is None for parameter in norm._parameters.values())
+    if widens or is_partial or not is_plain(norm, kind):
         x = x if branch is None else x + branch.total()
         return x, norm(x)
     if not isinstance(norm, nn.LayerNorm):
