@@ -80,6 +80,59 @@ def test_arguments_that_multihead_attention_does_not_know():
         torch.testing.assert_close(fast(*args, **kwargs)[0], plain(*args, **kwargs)[0])
 
 
+class Keywords(Block):
+    """A block that names the arguments of its attention, as those of CLIP in Hugging Face's."""
+
+    def forward(self, x):
+        x = x + self.attn(x=self.norm1(x), mask=None)
+        return x + self.mlp(self.norm2(x))
+
+
+class Masking(Attention):
+    def forward(self, x, mask=None):
+        return super().forward(x)
+
+
+class Doubled(nn.Module):
+    """A module around attention, with the arguments that the block gives."""
+
+    def __init__(self, attn: nn.Module) -> None:
+        super().__init__()
+        self.attn = attn
+
+    def forward(self, x, mask):
+        return 2 * self.attn(x, mask)
+
+
+def hook_keywords(block):
+    def double(module, args, kwargs):
+        return args, kwargs | {"x": 2 * kwargs["x"]}
+
+    block.attn.register_forward_pre_hook(double, with_kwargs=True)
+
+
+def wrap_attention(block):
+    block.attn = Doubled(block.attn)
+
+
+def set_forward(block):
+    attn = block.attn
+    attn.forward = lambda *, x, mask: 2 * type(attn).forward(attn, x, mask)
+
+
+@pytest.mark.parametrize("change", [hook_keywords, wrap_attention, set_forward])
+def test_attention_in_a_block_is_called_as_before(change):
+    plain = Keywords()
+    plain.attn = Masking()
+    fast = pair(plain)
+    unchanged = fast(tokens())
+    assert_equal(plain, fast, tokens())
+    for block in (plain, fast):
+        change(block)
+    assert_equal(plain, fast, tokens())
+    assert not torch.allclose(fast(tokens()), unchanged)
+
+
 # --- PyTorch's attention --------------------------------------------------------------------------
 
 USUAL = (2, 4, 9, 8)

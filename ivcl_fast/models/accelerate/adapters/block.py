@@ -20,7 +20,8 @@ from ivcl_fast.models.accelerate.adapters.adapter import (
     first_of,
     unknown_parts,
 )
-from ivcl_fast.models.layers import Branch, add_norm, rms_epsilon
+from ivcl_fast.models.accelerate.guard import own_class
+from ivcl_fast.models.layers import Branch, add_norm, has_own_hooks, rms_epsilon
 
 NORM1 = ("norm1", "layernorm_before", "layer_norm1", "ln_1", "rms_norm1")
 NORM2 = ("norm2", "layernorm_after", "layer_norm2", "ln_2", "rms_norm2")
@@ -48,6 +49,7 @@ class PreNormBlock(Adapter):
     after_mlp: tuple[str, ...]
     norm1_kind: type[nn.Module]
     norm2_kind: type[nn.Module]
+    attn_kind: type[nn.Module]
     is_multihead: bool
     """Whether attention is called as ``torch.nn.MultiheadAttention`` is. An adapter that is put
     around that one later is of another class and takes the same arguments."""
@@ -67,7 +69,7 @@ class PreNormBlock(Adapter):
         parts: Any = module._modules
         is_multihead = isinstance(parts[attn], nn.MultiheadAttention)
         for after in dict.fromkeys(after_mlp):
-            kinds = type(parts[norm1]), type(parts[norm2])
+            kinds = type(parts[norm1]), type(parts[norm2]), own_class(parts[attn])
             yield cls(norm1, attn, after_attn, norm2, mlp, after, *kinds, is_multihead)
 
     def reasons(self, module: nn.Module) -> Iterator[str]:
@@ -90,6 +92,14 @@ class PreNormBlock(Adapter):
 
     def called(self) -> tuple[str, ...]:
         return self.attn, *self.after_attn, self.mlp, *self.after_mlp
+
+    def may_run(self, module: nn.Module) -> bool:
+        """Attention gets the tokens alone. The module's own code may give it more, or by name,
+        which what came later may expect: a hook, a forward pass, or a module in its place."""
+        attn: Any = module._modules[self.attn]
+        if has_own_hooks(attn) or "forward" in attn.__dict__:
+            return False
+        return self.is_multihead or isinstance(attn, self.attn_kind)
 
     def run(self, module: nn.Module, x: Tensor) -> Tensor:
         parts: Any = module._modules
