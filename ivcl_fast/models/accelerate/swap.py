@@ -126,9 +126,11 @@ def fast_class(old: Any) -> Any:
         out = adapter.run(self, x)
         return out if replacement.tail is None else (out, *replacement.tail)
 
-    # Dynamo counts recompilations by code object: each class has its own, as plain ones have.
+    # Dynamo counts recompilations by code object, and by the place and name of code remembers which
+    # sizes have changed: each class has its own of both, as plain ones have.
     function: Any = forward
-    function.__code__ = function.__code__.replace(co_qualname=f"{old.__qualname__}.forward")
+    name = f"{old.__module__}.{old.__qualname__}.forward"
+    function.__code__ = function.__code__.replace(co_name=name, co_qualname=name)
 
     def reduce(self: nn.Module, protocol: Any) -> tuple:
         return _revive, (old,), self.__getstate__()

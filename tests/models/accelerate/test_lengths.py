@@ -181,6 +181,15 @@ def test_each_class_has_a_limit_of_recompilations():
             assert fused_ops(lambda compiled=compiled: compiled(tokens(ODD + 1)))[1] == 1
 
 
+def test_each_class_has_lengths_of_its_own_when_compiled():
+    """Dynamo makes a program for any length once it has met two; those of another class are no
+    reason for it."""
+    torch._dynamo.reset()
+    for kind, length in ((Odd, ODD + 1), (OddForm, ODD + 2)):
+        compiled = torch.compile(pair(kind)[1], backend="eager", fullgraph=True)
+        assert fused_ops(lambda run=compiled, n=length: run(tokens(n)))[1] == 1
+
+
 def test_lengths_without_end(monkeypatch):
     monkeypatch.setattr(lengths, "MOST", 2)
     fast = pair(Odd)[1]
