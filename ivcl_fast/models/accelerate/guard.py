@@ -134,12 +134,46 @@ def code_of(kind: type[nn.Module]) -> Code:
     return CODES.get(kind, UNKNOWN)
 
 
+def peek(value: Any, name: str) -> Any:
+    """What a config object or a dictionary holds under a name; ``object`` for nothing."""
+    return value.get(name, object) if isinstance(value, dict) else getattr(value, name, object)
+
+
+class Held(NamedTuple):
+    """A setting that is not simple."""
+
+    name: str
+    value: Any
+    contents: list | None
+    read: Settings | None
+    """The simple ones in a config object or a dictionary that the code of the class names, which a
+    compiled program checks; None for a list or a set that it reads, which none checks."""
+
+    @classmethod
+    def of(cls, name: str, value: Any, code: Code) -> Held:
+        held = contents(value)
+        if held is None or name not in code.names:
+            return cls(name, value, held, ())
+        if isinstance(value, list | set):
+            return cls(name, value, held, None)
+        pairs = ((key, peek(value, key)) for key in sorted(code.names))
+        return cls(name, value, held, tuple(pair for pair in pairs if is_simple(pair[1])))
+
+    def is_same(self) -> bool:
+        """Whether the value still holds the same."""
+        if not torch.compiler.is_compiling():
+            return self.contents is None or are_same(contents(self.value) or [], self.contents)
+        return self.read is not None and all(
+            type(peek(self.value, key)) is type(before) and peek(self.value, key) == before
+            for key, before in self.read
+        )
+
+
 class Part(NamedTuple):
     """A module without its children, as it was when it was tried."""
 
     simple: Settings
-    others: tuple[tuple[str, Any, list | None], ...]
-    """Name, value, and what it holds."""
+    others: tuple[Held, ...]
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
     """Names of those that are not None."""
@@ -149,10 +183,10 @@ class Part(NamedTuple):
     @classmethod
     def of(cls, part: nn.Module) -> Part:
         simple, others = settings(part)
-        held = tuple((name, value, contents(value)) for name, value in others)
         names = frozenset({*part.__dict__, *LATER})
         is_patched(type(part))  # it and the next remember the class as it is now
-        code_of(own_class(part))
+        code = code_of(own_class(part))
+        held = tuple(Held.of(name, value, code) for name, value in others)
         return cls(simple, held, names_of(part._parameters), names_of(part._buffers), names)
 
     def holds(self, part: nn.Module) -> bool:
@@ -170,12 +204,8 @@ class Part(NamedTuple):
             now = own.get(name, self)
             if type(now) is not type(value) or now != value:
                 return False
-        for name, value, held in self.others:
-            if own.get(name, self) is not value:
-                return False
-            if held is None or torch.compiler.is_compiling():
-                continue
-            if not are_same(contents(value) or [], held):
+        for held in self.others:
+            if own.get(held.name, self) is not held.value or not held.is_same():
                 return False
         if (part._buffers or self.buffers) and names_of(part._buffers) != self.buffers:
             return False

@@ -87,6 +87,40 @@ def test_settings_may_change_in_place(setting, change):
     assert_equal(plain, fast, tokens())
 
 
+class Causal(Attention):
+    """Attention that reads a config object, a dictionary or a list."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, x):
+        held = self.config
+        if isinstance(held, SimpleNamespace):
+            return self.proj(self.attend(x, causal=held.causal))
+        return self.proj(self.attend(x, causal=held["causal" if isinstance(held, dict) else 0]))
+
+
+@pytest.mark.parametrize("first", ["change", "compile"])
+@pytest.mark.parametrize("config", [SimpleNamespace(causal=False), {"causal": False}, [False]])
+def test_a_config_may_change_before_and_after_compilation(config, first):
+    """Until then a compiled program is fused, except with a list, which it does not check."""
+    plain = Causal(copy.deepcopy(config))
+    fast = pair(plain)
+    assert fused_calls(fast, tokens()) == 1
+    torch._dynamo.reset()
+    compiled = torch.compile(fast, backend="eager", fullgraph=True)
+    if first == "compile":
+        assert_equal(plain, compiled, tokens())
+        assert fused_calls(compiled, tokens()) == (not isinstance(config, list))
+    for module in plain, fast:
+        if isinstance(config, SimpleNamespace):
+            module.config.causal = True
+        else:
+            module.config["causal" if isinstance(config, dict) else 0] = True
+    assert_equal(plain, compiled, tokens())
+
+
 class Reads(Attention):
     """Reads attributes that its instances need not have, or that only its class has."""
 
