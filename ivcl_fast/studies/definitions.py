@@ -89,10 +89,7 @@ SUPERVISED = tuple(
     for labels in ("classification", "detection")
 )
 """Supervised pretraining, by kind of frame labels; only CATER has them."""
-OBJECTS = Variant(
-    OBJECTIVE_NAMES["objects"], pretrain=("--objective", "objects", "--batch-size", "4")
-)
-"""Supervised pretraining of slots, which learn places in many small steps."""
+OBJECTS = Variant(OBJECTIVE_NAMES["objects"], pretrain=("--objective", "objects"))
 
 
 def frozen(variant: Variant) -> Variant:
@@ -108,10 +105,13 @@ def frozen(variant: Variant) -> Variant:
 def remembering(variant: Variant, *finetune: str) -> Variant:
     """Return the variant with the temporal transformer and the labels that learn to remember.
 
-    They do so if they are given one object in each slot.
+    They do so if they are given one object in each slot. Pretraining sees few frames of each video:
+    those of many videos teach more.
     """
     model = "--num-slots", "9", "--temporal-depth", "4", "--no-zero-init"
+    few = "--num-frames", "4", "--num-query-frames", "2", "--batch-size", "16"
     finetune = *variant.finetune, "--frame-labels", *finetune
+    variant = replace(variant, pretrain=(*(variant.pretrain or ()), *few))
     return frozen(replace(variant, model=model, finetune=finetune))
 
 
@@ -271,7 +271,7 @@ STUDIES = {
             remembering(OBJECTS, "--last-frame-clips", "0"),  # they would change the slots
         ),
         {
-            **budget(pretrain_clips=24_000, finetune_clips=30_000),
+            **budget(pretrain_clips=96_000, finetune_clips=30_000),
             "--val-videos": 4000,
             "--last-frame-clips": 96_000,
             "--batch-size": 32,

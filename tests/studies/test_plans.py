@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -42,11 +43,15 @@ def test_a_frozen_encoder_has_more_clips():
 
 
 def test_slots_that_hold_objects_are_left_as_they_are():
-    """Both rows have the same model and labels, and see the slots of as many clips."""
+    """Both rows have the same model and labels, and see as many frames, and slots of clips."""
     study = STUDIES["objects"]
     first, then = plan_jobs(study, Path("x"), 1, study.flags(()))
-    assert [parse(job.arguments).model.objective for job in first] == ["ivcl", "objects"]
+    ours, objects = (parse(job.arguments) for job in first)
+    assert ours.model.objective == "ivcl" and ours.model.num_frames == 4
+    assert replace(ours.model, objective="objects") == objects.model
+    assert ours.optim == objects.optim and ours.stages == objects.stages
     ours, objects = (parse(job.arguments) for job in then)
+    assert ours.model.num_frames == 16
     assert ours.model == objects.model and ours.model.num_slots == 9
     assert ours.stages.frame_labels and ours.stages.freeze_encoder
     assert [c.stages.last_frame_clips for c in (ours, objects)] == [96_000, 0]
