@@ -268,6 +268,7 @@ STUDIES = {
         "pretraining",
         (
             remembering(COMPARED),
+            remembering(IMAGE_MAE),
             remembering(OBJECTS, "--last-frame-clips", "0"),  # they would change the slots
         ),
         {
