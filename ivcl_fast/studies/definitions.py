@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from ivcl_fast.config import OBJECTIVE_NAMES
@@ -54,9 +54,12 @@ class Study:
         variants = tuple(replace(variant, lengths=()) for variant in self.variants)
         return replace(self, variants=variants, budget={"--batch-size": 4})
 
-    def flags(self, common: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the flags of all runs: what the command leaves of the budget, then its own."""
-        given = {flag_name(word) for word in common if word.startswith("--")}
+    def flags(self, common: tuple[str, ...], without: Collection[str] = ()) -> tuple[str, ...]:
+        """Return the flags of all runs: what the command leaves of the budget, then its own.
+
+        ``without``: names of flags to leave out of the budget.
+        """
+        given = {flag_name(word) for word in common if word.startswith("--")}.union(without)
         own = {flag: value for flag, value in self.budget.items() if flag_name(flag) not in given}
         return *(str(word) for pair in own.items() for word in pair), *common
 

@@ -212,11 +212,11 @@ def run_study(config: SweepConfig, common: tuple[str, ...], train: Train) -> Pat
             "--batch-size: auto may choose another number for every run of a study; accepted: one "
             "number for all"
         )
-    common = study.flags(common)
+    flags = study.flags(common)
     # Where --device names the GPU to use, runs share none.
     gpus = torch.cuda.device_count() if settings.speed.device in ("auto", "cuda") else 0
     folder = config.out / (config.study + ("-quick" if settings.quick else ""))
-    stages = plan_jobs(study, folder, seeds, common, pretrainings)
+    stages = plan_jobs(study, folder, seeds, flags, pretrainings)
     for job in chain(*stages):
         if has_progress(job.folder) and (changed := changed_settings(parse(job.arguments))):
             raise UserError(
@@ -233,7 +233,8 @@ def run_study(config: SweepConfig, common: tuple[str, ...], train: Train) -> Pat
             runs = [folder / variant_folder(variant) / f"seed-{seed}" for seed in range(seeds)]
             data = load_settings(runs[0]).data  # variants that share it can be compared
             folders.setdefault(f"{data.task} on {data.source}", {})[variant.label] = runs
-        study_report.write(folder, config.study, study, folders, common, seeds, pretrainings)
+        typed = study.flags(common, study.own_flags)  # which a command may set
+        study_report.write(folder, config.study, study, folders, typed, seeds, pretrainings)
     return folder
 
 

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -62,6 +63,8 @@ def test_every_quick_study_from_data_to_table(name, data, tmp_path_factory, tmp_
     folder = run_study(name, tuple(flags), tmp_path, seeds=1)
     assert folder == tmp_path / f"{name}-quick"
     page = (folder / "study.md").read_text()
+    (command,) = re.findall(r"^`python -m ivcl_fast.sweep (.*?)`", page, re.MULTILINE)
+    runner.check_flags(name, study, tuple(shlex.split(command)[1:-2]))  # --seeds is the sweep's own
     tables = {head: body for head, _, body in (
         part.partition("\n") for part in page.split("\n## ")[1:])}  # fmt: skip
     values = json.loads((folder / "results.json").read_text())["values"]

@@ -28,6 +28,7 @@ from ivcl_fast.data import registry as catalog
 from ivcl_fast.errors import UserError
 from ivcl_fast.report import plan
 from ivcl_fast.studies.definitions import find_study
+from ivcl_fast.studies.runner import check_flags
 from ivcl_fast.training.arguments import parse as parse_flags
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,8 +146,8 @@ def check_python(arguments: list[str]) -> None:
         catalog.parse_source(found.source.replace("synthetic:cater", "synthetic"))
     if module == "ivcl_fast.sweep":
         found, flags = found
-        find_study(found.study)
         parse_flags(flags)
+        check_flags(found.study, find_study(found.study), tuple(flags))
 
 
 def run(module: str, flags: list[str]) -> None:
@@ -203,6 +204,7 @@ def test_commands_can_be_typed(command, tmp_path, monkeypatch):
         ("python -m ivcl_fast.prepare films:DIR", "'films:DIR' is not"),
         ("python -m ivcl_fast.sweep nothing", "nothing"),
         ("python -m ivcl_fast.sweep pretraining --no-such-flag", "no-such-flag"),
+        ("python -m ivcl_fast.sweep masking --mask-ratio 0.5", "sets this itself"),
         ("python -m ivcl_fast.info --no-such-flag", "no-such-flag"),
         ("python -m ivcl_fast.info --plan --no-such-flag", "no-such-flag"),
         ("python -m ivcl_fast.trian", "no module ivcl_fast.trian"),
