@@ -229,11 +229,14 @@ class Decision:
     """Decides on all ranks at the same step what any of them asked for: to stop, and to save.
 
     The all-reduce of a step overlaps with the computation of the next one: with several ranks,
-    decisions take effect one step later.
+    decisions take effect one step later. By then, ranks have asked for a checkpoint once more,
+    which does not count.
     """
 
     def __init__(self) -> None:
         self._pending: tuple[Tensor, dist.Work] | None = None
+        self._saves = False
+        """Whether the last decision was to save."""
 
     def __call__(self, stop: bool, save: bool) -> tuple[bool, bool]:
         """Contribute this rank's wishes; return the decisions ``(stop, save)`` of the step before.
@@ -249,7 +252,9 @@ class Decision:
             return False, False
         decided, work = before
         work.wait()
-        return bool(decided[0]), bool(decided[1])
+        stop, save = map(bool, decided)
+        self._saves = save and not self._saves
+        return stop, self._saves
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:

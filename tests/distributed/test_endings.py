@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,3 +97,13 @@ def test_ranks_that_never_meet(calls, caplog, monkeypatch):
     assert stop.value.code == 1 and calls == []
     (message,) = caplog.messages
     assert message.startswith("rank 0 has no connection to another rank (") and "\n" not in message
+
+
+def test_a_checkpoint_that_is_due_is_decided_once(calls, monkeypatch):
+    """Ranks ask for it until they hear of the decision, a step later."""
+    calls.append("connect")
+    done = SimpleNamespace(wait=lambda: None)
+    monkeypatch.setattr(dist, "all_reduce", lambda votes, op, async_op: done)
+    decide, asked = distributed.Decision(), [False, True, True, False, False, True, True, False]
+    decided = [decide(False, save)[1] for save in asked]
+    assert decided == [False, False, True, False, False, False, True, False]
