@@ -27,7 +27,8 @@ def describe_training(
 ) -> dict[str, Any]:
     """Describe a stage that started from the weights ``init``.
 
-    ``last_frames``: how many its first part saw. ``scores``: those measured at its end, by split.
+    ``last_frames``: length of its first part, in clips. ``scores``: those measured at its end, by
+    split.
     """
     stages, source = config.stages, config.data.source
     public = init == "random" or has_public_name(init)  # others are paths on this machine
@@ -45,7 +46,8 @@ def describe_training(
     }
     if last_frames:
         which = "single" if stages.frame_labels else "last"
-        training[f"{which} frames seen before"] = last_frames
+        seen = Schedule(last_frames, batch_size=schedule.batch_size).clips_seen
+        training[f"{which} frames seen before"] = seen
     if stage == "finetune" and stages.freeze_encoder:
         training["encoder"] = "frozen"
     if stage != "pretrain" and stages.frame_labels:

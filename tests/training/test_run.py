@@ -200,7 +200,7 @@ def test_a_stage_has_a_step_at_least(capsys):
 def test_a_card_tells_which_labels_a_model_had(tmp_path):
     flags = ["--device", "cpu", "--out", str(tmp_path)]
 
-    def told(stage: str, *more: str, frames: int = 64) -> dict:
+    def told(stage: str, *more: str, frames: int = 70) -> dict:  # 4 steps of 16 see 64
         config = parse([*flags, *more])
         return describe_training(config, stage, Schedule(16), str(tmp_path), frames, {})
 
