@@ -128,7 +128,8 @@ def label_note(config: TrainConfig) -> str:
 def warn_of_few_steps(run: Run) -> None:
     """Warn of a stage with too few steps to learn, for example because the batches are large."""
     stages, size = run.config.stages, run.config.optim.clips_per_step
-    lengths = dict(stages.clips)
+    # Videos without classes are not finetuned on.
+    lengths = {name: n for name, n in stages.clips.items() if name == "pretrain" or run.finetunes}
     if "finetune" in lengths:
         init = stages.init if stages.stage == "finetune" else "pretrained"
         lengths["last-frame"] = run.last_frame_clips(init)

@@ -190,11 +190,20 @@ def test_classes_of_a_start_that_saved_nothing_do_not_count(tmp_path):
 
 def test_a_stage_has_a_step_at_least(capsys):
     run = Run(parse(["--device", "cpu", "--finetune-clips", "7", "--last-frame-clips", "1599"]))
+    run.data = SimpleNamespace(num_classes=36)
     warn_of_few_steps(run)
     assert capsys.readouterr().out.splitlines() == [
         "--finetune-clips: 7 are 1 step of 16, too few to learn much",
         "--last-frame-clips: 1599 are 99 steps of 16, too few to learn much",
     ]
+
+
+def test_a_stage_that_is_not_run_needs_no_steps(capsys):
+    """Videos without classes are not finetuned on."""
+    run = Run(parse(["--device", "cpu", "--finetune-clips", "7"]))
+    run.data = SimpleNamespace(num_classes=0, localizes=False)
+    warn_of_few_steps(run)
+    assert not capsys.readouterr().out
 
 
 def test_a_card_tells_which_labels_a_model_had(tmp_path):
