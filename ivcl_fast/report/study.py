@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -138,8 +139,9 @@ def write(
             if heading in (shown, scaling.HEADING):
                 table.print(f"{title}: {heading}")
             sections += [heading, str(table)]
-    several = [f"--pretrainings {pretrainings}"] if pretrainings > 1 else []
-    command = " ".join(["python -m ivcl_fast.sweep", name, *flags, f"--seeds {seeds}", *several])
+    several = ["--pretrainings", str(pretrainings)] if pretrainings > 1 else []
+    words = [name, *flags, "--seeds", str(seeds), *several]
+    command = f"python -m ivcl_fast.sweep {shlex.join(words)}"
     pretrained = "One pretraining" if pretrainings == 1 else f"{pretrainings} pretrainings"
     each = "one seed" if seeds == 1 else f"{seeds} seeds"
     deviation = "" if seeds == 1 else ": mean ± standard deviation over the seeds"

@@ -89,3 +89,14 @@ def test_curves_join_seeds(tmp_path):
         ]
         (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     assert curve([tmp_path / "0", tmp_path / "1"], "top1") == {4: [0.1, 0.3]}
+
+
+def test_the_command_on_the_page_can_be_typed(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "draw", lambda *arguments: None)
+    (tmp_path / "run").mkdir()
+    scores = {"A": {"all": {"top1": {"value": 0.5, **TOP1["top1"]}}}}
+    (tmp_path / "run" / "scores.json").write_text(json.dumps(scores))
+    asked, folders = Study("?", "thing", (Variant("A"),)), {"table": {"A": [tmp_path / "run"]}}
+    study.write(tmp_path, "mine", asked, folders, ["--data", "csv:my clips/a.csv"], 1, 1)
+    command = "`python -m ivcl_fast.sweep mine --data 'csv:my clips/a.csv' --seeds 1`"
+    assert command in (tmp_path / "study.md").read_text()
