@@ -249,7 +249,9 @@ class FinishedRun:
             if misfit(model, weights) is None:
                 if file.name == MODEL:
                     with suppress(UserError):  # the config beside it has its own mask ratio
-                        return type(model).from_pretrained(file.parent)
+                        theirs = type(model).from_pretrained(file.parent)
+                        if theirs.cfg.num_frames == model.cfg.num_frames:  # takes the run's clips
+                            return theirs
                 model.load_state_dict(weights)
                 return model
         classifier = self._new_classifier()

@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ivcl_fast.analysis.attention_maps import slot_attention
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, with_data
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluate import chosen_model
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.settings import TrainConfig
+from tests.support.small_models import config, random_video
 
 LOGITS = torch.tensor([[-1.0, 2.0, 1.0, 0.5]])
 
@@ -94,6 +96,17 @@ def test_videos_without_classes_are_shown_without_a_classifier(
     save_file({"encoder.norm.weight": torch.ones(128)}, init)
     assert list(run.models(checkpoint)) == ["pretrained"]
     assert "the model that the run started from: videos:x has no classes" in caplog.text
+
+
+@pytest.mark.parametrize("objective", ["mae", "classification"])
+def test_what_a_run_began_with_takes_the_clips_of_the_run(objective: str, tmp_path: Path) -> None:
+    """Also if it was pretrained on clips of fewer frames, which leave no trace in its weights."""
+    shorter = config(objective=objective, num_frames=3, num_query_frames=2, mask_ratio=0.5)
+    pretraining_model(shorter).save_pretrained(tmp_path / "init")
+    model = config(objective=objective)
+    run = run_with(tmp_path, stage="finetune", init=str(tmp_path / "init"), model=model)
+    began = run.models()["pretrained"]
+    assert slot_attention(began, random_video(clips=1)).shape[1] == model.num_frames
 
 
 @pytest.mark.parametrize("share, said", [(0.004, "0.4%"), (0.07, "7%"), (0.125, "12.5%")])
