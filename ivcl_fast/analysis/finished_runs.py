@@ -241,7 +241,10 @@ class FinishedRun:
         return model
 
     def _starting_model(self) -> Model:
-        """Return the model of the run's ``--init``; a classifier unless it fits as a whole."""
+        """Return the model of the run's ``--init``; a classifier unless it fits as a whole.
+
+        The classifier lacks a temporal transformer that would have random weights.
+        """
         model, init = pretraining_model(self.config.model), self.config.stages.init
         if not timm_weights.is_timm(init):
             file = weights_file(init)
@@ -255,7 +258,9 @@ class FinishedRun:
                 model.load_state_dict(weights)
                 return model
         classifier = self._new_classifier()
-        backbone.load_backbone(classifier, init)
+        loaded = backbone.load_backbone(classifier, init)
+        if hasattr(classifier, "temporal") and not any(k.startswith("temporal.") for k in loaded):
+            del classifier.temporal
         return classifier
 
     def _new_classifier(self) -> IVCLClassifier:

@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ivcl_fast import reference
 from ivcl_fast.analysis.attention_maps import slot_attention
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, with_data
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluate import chosen_model
 from ivcl_fast.models.weights import MODEL
+from ivcl_fast.probes import slots_of
 from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.settings import TrainConfig
 from tests.support.small_models import config, random_video
@@ -107,6 +109,21 @@ def test_what_a_run_began_with_takes_the_clips_of_the_run(objective: str, tmp_pa
     run = run_with(tmp_path, stage="finetune", init=str(tmp_path / "init"), model=model)
     began = run.models()["pretrained"]
     assert slot_attention(began, random_video(clips=1)).shape[1] == model.num_frames
+
+
+@pytest.mark.parametrize(
+    "objective, kinds", [("ivcl", {"frame alone", "all frames"}), ("mae", {"frame alone"})]
+)
+def test_what_a_run_began_with_has_no_random_slots(
+    objective: str, kinds: set[str], tmp_path: Path
+) -> None:
+    """Probes would take those of a random temporal transformer for pretrained ones."""
+    init = config(objective=objective, num_frames=3, num_query_frames=2)
+    pretraining_model(init).save_pretrained(tmp_path / "init")
+    run = run_with(tmp_path, stage="finetune", init=str(tmp_path / "init"), model=config())
+    began = run.models()["pretrained"]
+    rows = reference.patchify(random_video(clips=1), config().patch_size)
+    assert slots_of(began, rows).keys() == kinds
 
 
 @pytest.mark.parametrize("share, said", [(0.004, "0.4%"), (0.07, "7%"), (0.125, "12.5%")])
