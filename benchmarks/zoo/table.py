@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from benchmarks.results import Row
 from benchmarks.summary import lined_up
 from benchmarks.zoo.catalogue import GRIDS
-from ivcl_fast.models.accelerate.crossovers import ANY, LIMITS
+from ivcl_fast.models.accelerate.crossovers import LIMITS
+from ivcl_fast.models.accelerate.swap import MAX_TOKENS
 
 
 def tables(rows: list[Row], kind: str) -> list[str]:
@@ -62,12 +63,15 @@ HARDWARE = {"amx": "AMX", "avx512bf16": "AVX-512", "cuda": "GPU (assumed)"}
 
 
 def limits() -> list[str]:
-    """Return the lines of the table of the longest sequences that run fused."""
+    """Return the lines of the table of the longest sequences that run fused.
+
+    None is longer than those that are tried, whatever was measured.
+    """
     columns = list(dict.fromkeys((name, dtype) for name, _, dtype in LIMITS))
 
     def cell(kind: str, name: str, dtype: str) -> str:
         lengths = LIMITS.get((name, kind, dtype), (0, 0))
-        return " / ".join({0: "-", ANY: "any"}.get(tokens, str(tokens)) for tokens in lengths)
+        return " / ".join(str(min(tokens, MAX_TOKENS)) if tokens else "-" for tokens in lengths)
 
     head = ("", *(f"{HARDWARE[name]}, {dtype}" for name, dtype in columns))
     body = [(label, *(cell(kind, *column) for column in columns)) for kind, label in KINDS.items()]

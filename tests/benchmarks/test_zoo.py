@@ -17,6 +17,7 @@ from benchmarks.zoo.catalogue import GRIDS, models
 from benchmarks.zoo.environments import HERE, PACKAGES
 from ivcl_fast.kernels import dispatches
 from ivcl_fast.models.accelerate import crossovers, patches
+from ivcl_fast.models.accelerate.swap import MAX_TOKENS
 from tests.support.marks import needs_kernels
 
 
@@ -25,6 +26,12 @@ def test_entries_are_many_and_named_once():
     assert len(entries) >= 45
     assert len({(m.environment, m.title) for m in entries}) == len(entries)
     assert {m.environment for m in entries} == PACKAGES.keys()
+
+
+def test_the_table_of_limits_has_lengths_that_are_fused():
+    said = " ".join(cell for line in table.limits()[2:] for cell in line.split("|")[2:])
+    lengths = said.replace("/", " ").replace("-", " ").split()
+    assert len(lengths) > 10 and max(map(int, lengths)) == MAX_TOKENS
 
 
 @pytest.fixture
