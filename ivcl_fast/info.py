@@ -16,7 +16,7 @@ from importlib import metadata
 import torch
 
 from ivcl_fast.command import parse, run_command
-from ivcl_fast.errors import require_at_least
+from ivcl_fast.errors import UserError, flag, require_at_least
 from ivcl_fast.kernels import _ext, _triton, attention, unsupported_reason
 from ivcl_fast.training import hardware
 from ivcl_fast.training.arguments import parse as parse_run
@@ -29,6 +29,10 @@ OPS = (
     "embed_patches", "short_attention", "add_layer_norm", "add_rms_norm", "bias_gelu",
     "bias_swiglu", "restore_tokens", "patch_loss", "sample_masks",
 )  # fmt: skip
+NEEDED = {
+    "model_input": "model", "ranks": "plan", "videos": "plan", "frames_per_video": "plan",
+}  # fmt: skip
+"""Flags that have a meaning with another one alone."""
 CPU_FEATURES = {
     "avx2": "AVX2", "avx512": "AVX-512", "avx512_bf16": "AVX-512 with bfloat16",
     "amx_tile": "AMX", "amx_bf16": "AMX with bfloat16",
@@ -110,6 +114,16 @@ class InfoConfig:
     """For --plan: frames of each video; by default those of CATER."""
 
 
+def check_flags(config: InfoConfig) -> None:
+    """Raise :class:`UserError` for a value that is not accepted, or a flag without an effect."""
+    require_at_least(config, 1, "ranks", "videos", "frames_per_video")
+    if config.plan and config.model is not None:
+        raise UserError("--model: not accepted with --plan; accepted: one of them")
+    for name, other in NEEDED.items():
+        if getattr(config, name) != getattr(InfoConfig, name) and not getattr(config, other):
+            raise UserError(f"{flag(name)}: has no effect alone; accepted: with {flag(other)}")
+
+
 def show(config: InfoConfig, flags: list[str] | None = None) -> None:
     """Print all tables, or what accelerate does to a model, or the plan of a run with ``flags``."""
     if config.plan:
@@ -135,7 +149,7 @@ def main() -> None:
         config, flags = parse(InfoConfig, "info", __doc__, return_unknown_args=True)
     else:
         config, flags = parse(InfoConfig, "info", __doc__), []
-    require_at_least(config, 1, "ranks", "videos", "frames_per_video")
+    check_flags(config)
     show(config, flags)
 
 

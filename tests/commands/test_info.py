@@ -60,6 +60,21 @@ def test_a_wrong_input_is_one_line(command, small, shape):
     assert status and f"--model-input {shape}" in told and len(told.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--model-input 3,16,16", "--model-input: has no effect alone; accepted: with --model"),
+        ("--ranks 8", "--ranks: has no effect alone; accepted: with --plan"),
+        ("--frames-per-video 30", "--frames-per-video: has no effect alone; accepted: with --plan"),
+        ("--plan --model timm:vit", "--model: not accepted with --plan"),
+        ("--plan --model-input 3,16,16", "--model-input: has no effect alone"),
+    ],
+)
+def test_flags_without_an_effect_are_refused(command, flags, reason):
+    status, told, error = command(info.main, *flags.split())
+    assert (status, told) == (2, "") and reason in error and error.count("\n") == 1
+
+
 # --- The plan of a run ----------------------------------------------------------------------------
 
 
