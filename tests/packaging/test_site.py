@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from docs import command_line
+from ivcl_fast import kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = command_line.commands()
@@ -69,6 +70,13 @@ def test_every_command_has_a_console_script_and_a_section():
     page = command_line.page()
     for command in COMMANDS:
         assert f"\n## {command}\n" in page
+
+
+def test_every_op_is_in_the_api_reference():
+    page = (ROOT / "docs" / "api" / "kernels.md").read_text()
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"members: \[(.*)\]", page))))
+    functions = {name: getattr(kernels, name) for name in kernels.__all__}
+    assert named == {name for name, of in functions.items() if not of.__module__.endswith("._op")}
 
 
 def test_what_contributing_names_exists():
