@@ -229,7 +229,8 @@ def check_frame_labels(source: str, kind: FrameLabelKind, num_slots: int) -> Non
         flag = "--frame-labels:" if kind == "cells" else f"--objective: {kind}"
         raise UserError(
             f"{flag} needs labels of single frames, which {source} does not have; accepted with "
-            "it: cater:DIR, synthetic, synthetic:static or synthetic:moving"
+            "it: cater:DIR, synthetic, synthetic:static, synthetic:moving"
+            + ("" if kind == "detection" else ", synthetic:states")  # its tables have no places
         )
     if kind == "objects":
         from ivcl_fast.data.frame_labels import OBJECTS

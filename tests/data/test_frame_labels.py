@@ -264,7 +264,9 @@ def test_data_sets_without_labels_are_refused_before_any_work(data, tmp_path, mo
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1
     assert f"detection needs labels of single frames, which {data} does not have; accepted" in error
-    assert "synthetic:moving" in error and not list(tmp_path.iterdir())
+    assert error.endswith("synthetic:moving\n") and not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"--frame-labels: needs .* synthetic:moving, synthetic:s"):
+        parse(["--data", data, "--frame-labels"])
     parse(["--data", data, "--objective", "detection", "--stage", "finetune"])  # needs none
 
 
