@@ -17,6 +17,7 @@ from torch import Tensor
 
 import ivcl_fast
 from ivcl_fast.analysis.attention_maps import slot_attention
+from ivcl_fast.errors import UserError
 
 
 def moving_square(cfg: ivcl_fast.IVCLConfig) -> Tensor:
@@ -47,5 +48,10 @@ def read(model: ivcl_fast.IVCL, video: Tensor) -> None:
 if __name__ == "__main__":
     given = len(sys.argv) > 1
     name = sys.argv[2] if len(sys.argv) > 2 else "ivcl_fast/tiny-pretrained"
-    model = ivcl_fast.IVCL.from_pretrained(name)
-    read(model, ivcl_fast.load_clip(sys.argv[1], model.cfg) if given else moving_square(model.cfg))
+    try:
+        model = ivcl_fast.IVCL.from_pretrained(name)
+        video = ivcl_fast.load_clip(sys.argv[1], model.cfg) if given else moving_square(model.cfg)
+    except UserError as error:  # no such model, or no such video: one line says which
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    read(model, video)

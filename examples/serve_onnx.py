@@ -10,24 +10,32 @@ This script is for runs without --frame-stride and --crop, and not for ACRE.
 import json
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import av
 import numpy as np
 import onnxruntime
 
+
+def stop(reason: object) -> NoReturn:
+    """End with one line on stderr."""
+    print(reason, file=sys.stderr)
+    sys.exit(2)
+
+
 if len(sys.argv) != 3:
-    print("usage: python examples/serve_onnx.py RUN/export/classifier.onnx VIDEO", file=sys.stderr)
-    sys.exit(2)
+    stop("usage: python examples/serve_onnx.py RUN/export/classifier.onnx VIDEO")
 model, video = sys.argv[1:]
-about = json.loads(Path(model).with_suffix(".json").read_text())
+try:
+    about = json.loads(Path(model).with_suffix(".json").read_text())
+    last = sum(1 for _ in av.open(video).decode(video=0)) - 1
+except (OSError, ValueError) as error:  # no such file, or one of another kind
+    stop(error)
+if "classes" not in about:
+    stop(f"{model}: gives slots, no answers; accepted: classifier.onnx")
 if (about["input"]["frames"], about["input"]["crop"]) != ("even", "none"):
-    print(
-        f"{model}: takes {about['input']['content']}, which this script does not read",
-        file=sys.stderr,
-    )
-    sys.exit(2)
+    stop(f"{model}: takes {about['input']['content']}, which this script does not read")
 _, length, _, size, _ = about["input"]["shape"]
-last = sum(1 for _ in av.open(video).decode(video=0)) - 1
 chosen = [last]  # a single frame is the last one
 if length > 1:
     chosen = [(2 * i * last + length - 1) // (2 * (length - 1)) for i in range(length)]

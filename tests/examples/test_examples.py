@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ivcl_fast
 from ivcl_fast import IVCLClassifier, IVCLConfig
@@ -111,6 +112,34 @@ def test_read_slots(run, short_run: ShortRun, tmp_path):
         found = np.load(tmp_path / "slots.npz")
         assert found["slots"].shape == (cfg.num_frames, cfg.num_slots, cfg.embed_dim)
         assert found["attention"].shape == (cfg.num_frames, cfg.num_slots, cfg.grid, cfg.grid)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("answer_for_a_video.py", ("nowhere", "video.gif"), "nowhere/finetune: no such folder"),
+        ("read_slots.py", ("nowhere.avi",), "nowhere.avi: no such file or folder"),
+        ("read_slots.py", ("video.gif", "nowhere/model/of/mine"), "nowhere/model/of/mine: no such"),
+        ("serve_onnx.py", ("nowhere.onnx", "video.gif"), "No such file or directory: 'nowhere"),
+        ("serve_onnx.py", ("classifier.onnx", "nowhere.avi"), "or directory: 'nowhere.avi'"),
+        ("serve_onnx.py", ("classifier.onnx", "classifier.json"), "Invalid data found"),
+        ("serve_onnx.py", ("encoder.onnx", "video.gif"), "encoder.onnx: gives slots, no answers"),
+    ],
+)
+def test_mistakes_are_one_line(monkeypatch, capsys, tmp_path, name, arguments, said):
+    if name == "serve_onnx.py":
+        pytest.importorskip("onnxruntime")
+    frame = Image.new("RGB", (32, 32))
+    frame.save(tmp_path / "video.gif", save_all=True, append_images=[frame.rotate(90)])
+    about = {"input": {"frames": "even", "crop": "none", "shape": ["batch", 2, 3, 32, 32]}}
+    (tmp_path / "encoder.json").write_text(json.dumps(about))
+    (tmp_path / "classifier.json").write_text(json.dumps(about | {"classes": ["no", "yes"]}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and said in error and error.count("\n") == 1
 
 
 def test_accelerate_timm_vit(run, tmp_path):
