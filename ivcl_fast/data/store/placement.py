@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,6 +21,12 @@ USABLE_SHARE = 0.9
 workspaces of libraries, and gaps between the allocator's blocks."""
 RAM_SHARE = 0.5
 """Share of the available memory that the stores of all ranks of a machine may take."""
+GROUP_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Of control groups of version 2, and of version 1: the files with the limit and with what is used,
+and the entry of ``memory.stat`` with what is used for files."""
 
 
 def choose_placement(
@@ -59,17 +65,38 @@ def choose_placement(
 
 
 def available_memory() -> int:
-    """Return the bytes that are available without swapping, within the container's limit."""
+    """Return the bytes that are available without swapping.
+
+    They are within the limits of a container, and of a job of a cluster.
+    """
     available = _entry(Path("/proc/meminfo"), "MemAvailable:") * 1024
-    group = Path("/sys/fs/cgroup")
+    return min([available, *_left_by_limits()])
+
+
+def _left_by_limits() -> Iterator[int]:
+    """Yield what is left of the limit of this process's control group, and of each above it.
+
+    Source: Linux, ``cgroup-v1/memory.rst`` and ``cgroup-v2.rst``.
+    """
     try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no such file, or "max" for no limit
-        return available
-    # The system drops cached files if necessary.
-    cached = _entry(group / "memory.stat", "inactive_file")
-    return min(available, max(0, limit - used + cached))
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:  # the system has no control groups
+        return
+    for _, version, name in (line.split(":", 2) for line in lines):
+        if version not in GROUP_FILES:
+            continue
+        limit_file, used_file, cached_entry = GROUP_FILES[version]
+        root = Path("/sys/fs/cgroup") / version
+        own = root / name.lstrip("/")
+        # In a container, the root may be its own group, whatever the name says.
+        for group in (own, *own.parents):
+            try:
+                limit = int((group / limit_file).read_text())
+                used = int((group / used_file).read_text())
+            except (OSError, ValueError):  # no such file, or "max" for no limit
+                continue
+            # The system drops cached files if necessary.
+            yield max(0, limit - used + _entry(group / "memory.stat", cached_entry))
 
 
 def _entry(file: Path, name: str) -> int:

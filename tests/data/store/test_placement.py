@@ -75,19 +75,35 @@ def test_available_memory():
     assert 0 < available_memory() < 2**50
 
 
+V1, V2 = "9:cpuset:/\n4:memory:{}\n0::/\n", "0::{}\n"
+V1_FILES = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+V2_FILES = "memory.max", "memory.current", "inactive_file"
+
+
+@pytest.mark.parametrize(
+    ("listed", "folder", "files"),
+    [
+        pytest.param(V2.format("/"), "", V2_FILES, id="container"),
+        pytest.param(V2.format("/slurm/job_7/task_0"), "slurm/job_7", V2_FILES, id="job"),
+        pytest.param(V1.format("/docker/7"), "memory", V1_FILES, id="container-v1"),
+        pytest.param(V1.format("/slurm/job_7"), "memory/slurm/job_7", V1_FILES, id="job-v1"),
+    ],
+)
 @pytest.mark.parametrize(
     ("limit", "used", "found"), [("max", 7, 90), (40, 7, 35), (95, 3, 90), (40, 50, 0)]
 )
-def test_memory_within_the_limit_of_a_container(tmp_path, monkeypatch, limit, used, found):
+def test_memory_within_a_limit(tmp_path, monkeypatch, listed, folder, files, limit, used, found):
     """Of what it uses, 2 GB are files that the system can drop."""
-    group = tmp_path / "sys" / "fs" / "cgroup"
+    group = tmp_path / "sys" / "fs" / "cgroup" / folder
     group.mkdir(parents=True)
-    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text(listed)
     available = f"MemTotal: 9 kB\nMemAvailable: {90 * GB // 1024} kB\n"
     (tmp_path / "proc" / "meminfo").write_text(available)
-    (group / "memory.max").write_text("max" if limit == "max" else str(limit * GB))
-    (group / "memory.current").write_text(str(used * GB))
-    (group / "memory.stat").write_text(f"anon 5\ninactive_file {2 * GB}\n")
+    limit_file, used_file, cached = files
+    (group / limit_file).write_text("max" if limit == "max" else str(limit * GB))
+    (group / used_file).write_text(str(used * GB))
+    (group / "memory.stat").write_text(f"anon 5\n{cached} {2 * GB}\n")
     monkeypatch.setattr(placement, "Path", lambda path: tmp_path / path.lstrip("/"))
     assert available_memory() == pytest.approx(found * GB)
 
