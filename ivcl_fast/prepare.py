@@ -129,7 +129,8 @@ class PrepareConfig:
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         require_at_least(self, 1, "workers", most=MOST_WORKERS)
-        require_at_least(self.synthetic, 0, "train", "val", most=MOST_VIDEOS)
+        require_at_least(self.synthetic, 1, "train", most=MOST_VIDEOS)
+        require_at_least(self.synthetic, 0, "val", most=MOST_VIDEOS)
         require_at_least(self.synthetic, 0, "seed", most=2**63 - 1)
         require_at_least(self.store, 1, "image_size", "patch_size", most=MAX_SIZE)
         image, patch = self.store.image_size, self.store.patch_size

@@ -203,7 +203,7 @@ def test_the_folder_of_what_is_written_is_that_of_train(command, tmp_path):
         (["cater:PACKAGE", "--part", "0/3"], "--part: '0/3' is not accepted; accepted: i/n"),
         (["cater:PACKAGE", "--part", "4/3"], "--part: '4/3'"),
         (["cater:PACKAGE", "--part", "2"], "--part: '2'"),
-        (["synthetic:cater", "--train", "0", "--dry-run"], "train"),
+        (["synthetic:cater", "--train", "0", "--dry-run"], "--train: 0 is not accepted"),
     ],
 )
 def test_mistakes_are_one_line(command, package, arguments, what):
