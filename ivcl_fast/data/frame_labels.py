@@ -198,7 +198,8 @@ def make_frame_labels(dataset: Dataset, kind: FrameLabelKind, grid: int) -> Fram
             f"{flag}: {dataset.root} shows tables instead of pictures, which have no places; "
             "accepted: synthetic or synthetic:moving"
         )
-    if spec is None and "cameramotion" in dataset.root.name:
+    names = dataset.root.name, dataset.root.resolve().name  # the folder may be "." or a link
+    if spec is None and any("cameramotion" in name for name in names):
         raise UserError(
             f"{flag}: {dataset.root} does not contain the motion of its camera; "
             "accepted: CATER with a static camera, or synthetic:moving"

@@ -297,15 +297,18 @@ def test_malformed_scenes_are_named(by_hand, objective):
         assert "\n" not in str(error.value)
 
 
-def test_folders_without_frame_labels_are_refused(tmp_path):
+def test_folders_without_frame_labels_are_refused(tmp_path, monkeypatch):
     acre = Acre(write_acre(tmp_path / "acre", SyntheticAcre("iid", train=1, val=1, test=1), 1))
     moving = tmp_path / "max2action_cameramotion"
     for folder in ("videos", "lists", "scenes"):
         (moving / folder).mkdir(parents=True)
     with pytest.raises(UserError, match="has no labels of single frames; accepted: CATER"):
         make_frame_labels(acre, "classification", 8)
-    with pytest.raises(UserError, match="camera; accepted: "):
-        make_frame_labels(Cater(moving), "detection", 8)
+    (tmp_path / "link").symlink_to(moving)
+    monkeypatch.chdir(moving)
+    for root in (moving, tmp_path / "link", Path()):
+        with pytest.raises(UserError, match="camera; accepted: "):
+            make_frame_labels(Cater(root), "detection", 8)
     make_frame_labels(Cater(moving), "classification", 8)
     (moving / "scenes").rmdir()
     with pytest.raises(UserError, match="its folder scenes/"):
