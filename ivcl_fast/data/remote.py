@@ -45,7 +45,8 @@ class Remote(NamedTuple):
     def copy(self, data_dir: Path, is_list: bool) -> Path:
         """Return where the copy is on this machine; ``is_list``: of a file that lists videos."""
         place = PurePosixPath(self.url.partition("://")[2])
-        digest = hashlib.sha256(self.url.encode()).hexdigest()[:8]
+        # A folder is the same with and without a slash at the end.
+        digest = hashlib.sha256(self.url.rstrip("/").encode()).hexdigest()[:8]
         folder = data_dir / FOLDER / f"{place.stem}-{digest}"
         return folder / place.name if is_list else folder
 

@@ -61,6 +61,14 @@ def test_a_folder_is_copied_and_followed(bucket, tmp_path):
     assert files(open_dataset(config).root).keys() == now.keys() and precious.exists()
 
 
+def test_a_slash_at_the_end_names_the_same_copy(bucket, tmp_path):
+    places = {
+        open_dataset(DataConfig(f"videos:memory://bucket/clips{end}", data_dir=tmp_path)).root
+        for end in ("", "/")
+    }
+    assert len(places) == 1
+
+
 @pytest.mark.parametrize(
     "told", ["ETag", "etag", "md5Hash", "LastModified", "updated", "mtime", "created"]
 )
