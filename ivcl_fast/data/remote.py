@@ -67,6 +67,8 @@ class Remote(NamedTuple):
                     files.drop_others()
                     return
                 beside = files.list_folder()
+                if place.name not in beside:
+                    raise UserError(f"{self.url}: no such file; accepted: a list of videos")
                 files.take(n for n in beside if n.lower().endswith(LISTS) or n == place.name)
                 files.drop_others({"."})  # a list that is gone is read no longer
                 named = [_listed(one) for one in open().media() if one.files]

@@ -151,7 +151,7 @@ def test_places_that_cannot_be_read(bucket, tmp_path):
     for source, said in (
         ("videos:memory://bucket/none", "cannot be read: no such folder, or it is empty"),
         ("videos:nonsense://bucket", "nonsense://bucket: cannot be read: Protocol not known"),
-        ("csv:memory://bucket/other.csv", "other.csv: No such file"),
+        ("csv:memory://bucket/other.csv", "^memory://bucket/other.csv: no such file"),
     ):
         with pytest.raises(UserError, match=rf"{said}") as error:
             open_dataset(replace(config, source=source))
