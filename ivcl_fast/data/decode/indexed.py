@@ -84,6 +84,11 @@ class IndexedVideo(OpenMedia):
     def _read_info(self) -> VideoInfo:
         return self._indexed.info
 
+    def frame_name(self, number: int) -> str:
+        """Name the place: of a clip's places, the numbers are not those of the video's frames."""
+        assert self._indexed.places is not None  # images have one
+        return f"the image at byte {self._indexed.places[number, 0]:,}"
+
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
         places = self._indexed.places
         assert places is not None  # has_images says so
@@ -98,7 +103,7 @@ class IndexedVideo(OpenMedia):
                         raise VideoError(
                             f"truncated: {length:,} bytes, a frame ends at {at + size:,}"
                         )
-                    check_image(images[-1], f"the image at byte {at:,}")
+                    check_image(images[-1], self.frame_name(number))
         except OSError as error:
             raise VideoError(f"cannot be read: {error.strerror}") from None
         return images
