@@ -111,7 +111,7 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(images, key=image_order)
 
 
-def image_order(path: Path) -> list[str | int]:
-    """Alternate text and numbers of the name, so that 10 comes after 9."""
+def image_order(path: Path) -> tuple[list[str | int], str]:
+    """Return text and numbers of the name, so that 10 follows 9; then the name, for 01 and 1."""
     parts = re.split(r"(\d+)", path.name)
-    return [int(part) if at % 2 else part for at, part in enumerate(parts)]
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)], path.name
