@@ -18,7 +18,7 @@ from ivcl_fast.analysis.attention_maps import slot_attention, slot_collapse
 from ivcl_fast.analysis.clips import ClipReader, DecodedClip
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Models
 from ivcl_fast.command import parse, run_command
-from ivcl_fast.errors import require_at_least
+from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.files import write_text
 from ivcl_fast.models.ivcl import IVCLClassifier
 from ivcl_fast.report.attention import measure_name
@@ -65,6 +65,8 @@ class VisualizeConfig:
 def visualize(config: VisualizeConfig) -> Path:
     """Write pictures of every clip and ``index.html``, which embeds them all; return its path."""
     require_at_least(config, 1, "clips")
+    if config.video is not None and config.clip:
+        raise UserError("--clip: not accepted with --video; accepted: one of them")
     run = FinishedRun.open(config.run, config.device, config.where)
     models = run.models(config.checkpoint)
     reader = ClipReader(run, trajectories=run.localizes)
