@@ -42,7 +42,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 
 def test_all_are_short_and_say_how_to_run_them():
-    assert len(SCRIPTS) == 7
+    assert len(SCRIPTS) == 8
     for name in SCRIPTS:
         text = (EXAMPLES / name).read_text()
         assert len(text.splitlines()) <= 80, name
@@ -53,6 +53,16 @@ def test_objects_as_slots(run, tmp_path):
     said = run("objects_as_slots.py", 48, 256, folder=tmp_path).splitlines()
     assert len(said) == 8 and said[-1].startswith("256 clips: top-1 ")
     assert all("of the visible" in line and "of the hidden snitches" in line for line in said)
+
+
+def test_slots_without_labels(run, tmp_path):
+    said = run("slots_without_labels.py", 128, 16, folder=tmp_path).splitlines()
+    assert sum(" frames: loss 0." in line for line in said) == 4
+    with Image.open(tmp_path / "slots.png") as picture:
+        ink = 255 - np.asarray(picture, np.int32)
+    frames, *slots = np.split(ink, 12, axis=1)  # a column for the frames, one for each slot
+    assert frames.shape == (6 * 64, 64, 3) and frames.std() > 10
+    assert np.abs(sum(slots) - frames).max() <= 11  # each is rounded up by less than 1
 
 
 def test_train_on_your_data(run, tmp_path):
