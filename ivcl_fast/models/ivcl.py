@@ -1,19 +1,8 @@
-"""IV-CL on fused kernels: the reference's modules with other forward passes.
+"""IV-CL on fused kernels: the reference's models with other forward passes.
 
 Each class here is the reference's class of the same name with some methods replaced, so parameters,
 keys, initial weights and arguments are the reference's own, and an instance can change from one to
-the other in place (``accelerate.py``).
-
-* Tokens stay packed, ``[F, N, D]``: there are no permutes and no copies between heads and tokens.
-* Video stays uint8: patches are embedded from, and compared with, uint8 patch rows.
-* A block hands its last residual sum to the norm that follows, which does both in one pass.
-* Outputs that nothing reads are not computed: after its attention, the last block of each stack
-  processes only the tokens used downstream, in the decoder those of the masked patches and in the
-  encoder the slots and the patches of query frames.
-
-Dtypes: the residual stream (``x`` below) has the parameters' dtype, float32 under autocast as in
-the reference; inputs and outputs of matrix products have autocast's dtype. A model converted to
-bfloat16 keeps its stream in bfloat16.
+the other in place (``accelerate.py``). Their parts are in ``transformer.py``.
 """
 
 from __future__ import annotations
@@ -25,158 +14,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ivcl_fast import kernels
 from ivcl_fast.config import IVCLConfig
-from ivcl_fast.kernels.attention import attention
 from ivcl_fast.models import backbone, reference, supervised
 from ivcl_fast.models.hub import PretrainedModel
-from ivcl_fast.models.layers import (
-    Branch,
-    add_norm,
-    compute_dtype,
-    has_hooks,
-    has_own_hooks,
-    is_bare,
-    is_plain,
-    linear,
-    linear_of_parts,
-    run_branch,
-    runs,
+from ivcl_fast.models.layers import Branch, is_bare
+from ivcl_fast.models.reference import take_rows
+from ivcl_fast.models.token_index import arange, flat_index, frame_positions, slot_positions
+from ivcl_fast.models.transformer import (
+    Attention,
+    Block,
+    Decoder,
+    Encoder,
+    Mlp,
+    Temporal,
 )
-from ivcl_fast.models.reference import all_patches, take_rows
-from ivcl_fast.models.token_index import (
-    arange,
-    flat_index,
-    frame_positions,
-    select_tokens,
-    slot_positions,
-)
-
-
-class Attention(reference.Attention):
-    """Attention on packed qkv, in place, by the backend that fits the shape."""
-
-    attention_backend = "auto"
-    """A value of :data:`ivcl_fast.config.AttentionBackend`."""
-
-    def forward(
-        self, x: Tensor, token_index: Tensor | None = None, with_bias: bool = True
-    ) -> Tensor:  # [F, N, D]
-        x = attention(linear(self.qkv, x), self.num_heads, self.attention_backend)
-        x = x if token_index is None else select_tokens(x, token_index)
-        return linear(self.proj, x, with_bias)
-
-
-class Mlp(reference.Mlp):
-    """MLP with bias and GELU in one pass."""
-
-    def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
-        if is_plain(self.fc1, nn.Linear) and self.fc1.bias is not None:
-            x = kernels.bias_gelu(kernels.linear(x, self.fc1.weight), self.fc1.bias)
-        else:
-            x = F.gelu(self.fc1(x))
-        return linear(self.fc2, x, with_bias)
-
-
-class Block(reference.Block):
-    """Block that adds residuals in the norms that follow them."""
-
-    def forward(
-        self, x: Tensor, branch: Branch | None = None, token_index: Tensor | None = None,
-        defer: bool = False,
-    ) -> Any:  # fmt: skip
-        """The block of ``x + branch``; with ``defer``, as ``(x, branch)`` still to be added.
-
-        ``token_index``: the tokens to process after attention, by default all.
-        """
-        x, y = add_norm(x, branch, self.norm1)
-        index = () if token_index is None else (token_index,)
-        branch = run_branch(self.attn, Attention, "proj", y, *index)
-        x = x if token_index is None else select_tokens(x, token_index)
-        x, y = add_norm(x, branch, self.norm2)
-        if not defer:
-            return x + self.mlp(y)
-        # What shards the parameters of a block, with hooks, frees them when the block ends.
-        return x, Branch(self.mlp(y)) if has_hooks(self) else run_branch(self.mlp, Mlp, "fc2", y)
-
-    def recomputed(self, *args: Any, **kwargs: Any) -> Any:
-        """``forward`` with activation checkpointing: backward calls it again.
-
-        A block draws no random numbers: their state cannot be kept in a CUDA graph.
-        """
-        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-        return checkpoint(type(self).forward, self, *args, **options, **kwargs)
-
-
-class Transformer(reference.Transformer):
-    """Blocks of which the last one processes only the tokens that are read."""
-
-    def transform(
-        self, x: Tensor, token_index: Tensor | None = None, branch: Branch | None = None
-    ) -> Tensor:
-        """Blocks and norm of ``x + branch``, ``[F, N, D]``, of all tokens or of those at
-        ``token_index``."""
-        x, last = x.to(self.residual_dtype(x)), len(self.blocks) - 1
-        for i, block in enumerate(self.blocks):
-            index = token_index if i == last else None
-            # A hook gets a block's whole input and output, but for those of what shards blocks.
-            is_hooked = type(block) is Block and has_own_hooks(block)
-            if runs(block, Block) and runs(block.attn, Attention) and not is_hooked:
-                x, branch = block(x, branch, index, defer=True)
-            else:  # or a user's own
-                x, branch = block(x if branch is None else x + branch.total()), None
-                x = x if index is None else select_tokens(x, index)
-        return add_norm(x, branch, self.norm)[1]
-
-
-class Encoder(Transformer, reference.Encoder):
-    """Image encoder that reads uint8 patch rows."""
-
-    def tokens(self, rows: Tensor, ids_keep: Tensor, token_index: Tensor) -> Tensor:
-        """The tokens at ``token_index``, ``[*index.shape, D]``; a frame has slots, then patches."""
-        patches = self.embed(rows, ids_keep)
-        slots = self.slot_tokens.to(patches).expand(*ids_keep.shape[:2], -1, -1)
-        return self.transform(torch.cat([slots, patches], dim=2).flatten(0, 1), token_index)
-
-    def slots(self, rows: Tensor) -> Tensor:
-        if self.joint or not is_bare(self, Encoder):
-            return super().slots(rows)
-        (clips, frames, patches, _), slots = rows.shape, self.slot_tokens.shape[1]
-        width = slots + patches
-        positions = slot_positions(frames, width, slots, rows).expand(clips, -1)
-        index = flat_index(positions, frames * width)
-        return self.tokens(rows, all_patches(rows), index).unflatten(1, (frames, slots))
-
-    def embed(self, rows: Tensor, ids: Tensor) -> Tensor:
-        proj: Any = self.patch_embed["proj"]
-        if rows.dtype != torch.uint8 or proj.bias is None:
-            return super().embed(rows, ids)
-        x = kernels.embed_patches(
-            rows.flatten(0, 1), ids.flatten(0, 1), proj.weight.flatten(1), proj.bias,
-            self.pos_embed.squeeze(0),
-            self.mean, self.std, compute_dtype(proj.weight),
-        )  # fmt: skip
-        return x.unflatten(0, ids.shape[:2]).to(self.pos_embed.dtype)
-
-
-class Temporal(Transformer, reference.Temporal):
-    """Temporal transformer on fused blocks."""
-
-
-class Decoder(Transformer, reference.Decoder):
-    """Decoder that predicts the masked patches alone."""
-
-    def forward(self, slots: Tensor, visible: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
-        pos, parts = self.pos_embed.squeeze(0), [slots, visible] if self.use_slots else [visible]
-        *prefix, visible = linear_of_parts(self.embed, parts)
-        x = kernels.restore_tokens(
-            visible.to(pos.dtype), ids_keep, self.mask_token.flatten(), pos, *prefix
-        )
-        length = x.shape[1]
-        masked = flat_index(ids_mask, length, first=length - len(pos))  # patches follow the slots
-        return linear(self.pred, self.transform(x, masked))
 
 
 class FastModel(PretrainedModel):
