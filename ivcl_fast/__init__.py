@@ -14,8 +14,10 @@ about the video. ``python -m ivcl_fast.train`` does both. From a video file to a
 IVCLConfig        sizes and choices of a model; IVCLConfig.preset("tiny") and other presets
 IVCL              the pretraining model: loss, reconstruct(video), encode(video)
 IVCLClassifier    the finetuned model: logits of a video
+SlotAutoencoder   the pretraining model whose slots hold one object each, without labels
 Supervised        the pretraining model of the supervised baselines
 reference         the same models in plain PyTorch: reference.IVCL, reference.IVCLClassifier
+slot_autoencoder  slot attention in plain PyTorch: slot_autoencoder.SlotAutoencoder
 supervised        the supervised baseline in plain PyTorch: supervised.Supervised
 accelerate        swap fused kernels into a model that exists, in place; returns a Report
 restore           undo accelerate
@@ -51,12 +53,14 @@ _HOMES = {
     "IVCLClassifier": "ivcl_fast.models.ivcl",
     "IVCLConfig": "ivcl_fast.config",
     "Report": "ivcl_fast.models.accelerate",
+    "SlotAutoencoder": "ivcl_fast.models.ivcl",
     "Supervised": "ivcl_fast.models.ivcl",
     "accelerate": "ivcl_fast.models.accelerate",
     "kernels": "ivcl_fast.kernels",
     "load_clip": "ivcl_fast.data.clip",
     "reference": "ivcl_fast.models.reference",
     "restore": "ivcl_fast.models.accelerate",
+    "slot_autoencoder": "ivcl_fast.models.slot_autoencoder",
     "supervised": "ivcl_fast.models.supervised",
 }
 
@@ -65,12 +69,14 @@ if typing.TYPE_CHECKING:
     from ivcl_fast.config import IVCLConfig as IVCLConfig
     from ivcl_fast.data.clip import load_clip as load_clip
     from ivcl_fast.models import reference as reference
+    from ivcl_fast.models import slot_autoencoder as slot_autoencoder
     from ivcl_fast.models import supervised as supervised
     from ivcl_fast.models.accelerate import Report as Report
     from ivcl_fast.models.accelerate import accelerate as accelerate
     from ivcl_fast.models.accelerate import restore as restore
     from ivcl_fast.models.ivcl import IVCL as IVCL
     from ivcl_fast.models.ivcl import IVCLClassifier as IVCLClassifier
+    from ivcl_fast.models.ivcl import SlotAutoencoder as SlotAutoencoder
     from ivcl_fast.models.ivcl import Supervised as Supervised
 
     __version__ = ""

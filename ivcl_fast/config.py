@@ -14,7 +14,8 @@ ContextTokens = Literal["slots", "slots+patches"]
 Readout = Literal["last", "mean", "cls"]
 ReconstructionObjective = Literal["ivcl", "mae", "joint"]
 SupervisedObjective = Literal["classification", "detection", "objects"]
-Objective = Literal[ReconstructionObjective, SupervisedObjective]
+SlotObjective = Literal["slot_attention"]
+Objective = Literal[ReconstructionObjective, SlotObjective, SupervisedObjective]
 FrameLabelKind = Literal[SupervisedObjective, "cells"]
 AttentionBackend = Literal["auto", "short", "flash", "xformers", "eager"]
 
@@ -22,6 +23,7 @@ OBJECTIVE_NAMES: dict[Objective, str] = {
     "ivcl": "IV-CL",
     "mae": "image MAE",
     "joint": "joint space-time",
+    "slot_attention": "slot attention",
     "classification": "supervised: attributes",
     "detection": "supervised: detection",
     "objects": "supervised: an object in each slot",
@@ -113,9 +115,10 @@ class IVCLConfig:
     or a cls token."""
     objective: Objective = "ivcl"
     """What pretraining learns. To reconstruct masked patches: ivcl; mae, image MAE, each frame by
-    itself; joint, one space-time encoder. Or labels, with the image encoder alone: classification,
-    the attributes present in a frame; detection, the class of object centred in each patch;
-    objects, the place of one object for each of 9 slots, the snitch and the cones by colour."""
+    itself; joint, one space-time encoder. To draw each frame from slots that compete for its
+    patches: slot_attention. Or labels, with the image encoder alone: classification, the attributes
+    present in a frame; detection, the class of object centred in each patch; objects, the place of
+    one object for each of 9 slots, the snitch and the cones by colour."""
     attention: AttentionBackend = "auto"
     """Attention backend of the fast model; auto chooses one by the sequence length."""
     low_precision_residual: bool = False

@@ -21,13 +21,12 @@ from torch import Tensor, nn
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import parse, run_command
-from ivcl_fast.config import ReconstructionObjective
+from ivcl_fast.config import OBJECTIVE_NAMES, SupervisedObjective
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import atomic_write, write_json
-from ivcl_fast.models import reference
-from ivcl_fast.models.ivcl import IVCL, IVCLClassifier
+from ivcl_fast.models.ivcl import FAST, IVCL, IVCLClassifier, SlotAutoencoder
 
 Format = Literal["onnx", "pt2"]
 TOLERANCE = 1e-4
@@ -48,10 +47,13 @@ class ExportConfig:
     """Folder to write to; by default export in the run's folder."""
 
 
+Exportable = IVCL | IVCLClassifier | SlotAutoencoder
+
+
 class Encoder(nn.Module):
     """The slots of a pretraining model: uint8 ``[B, T, 3, H, W]`` to ``[B, T, S, D]``."""
 
-    def __init__(self, model: reference.IVCL) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
@@ -73,10 +75,11 @@ def export(config: ExportConfig) -> None:
     out = config.out or run.folder / "export"
     for name, stage in chosen.items():
         model = run.load(stage)
-        if not isinstance(model, IVCL | IVCLClassifier):
+        if not isinstance(model, Exportable):
             kind = f"a model of objective {model.cfg.objective}"
             if len(chosen) == 1:
-                known = " or ".join(get_args(ReconstructionObjective))
+                labelled = get_args(SupervisedObjective)
+                known = " or ".join(name for name in OBJECTIVE_NAMES if name not in labelled)
                 raise UserError(f"{config.run}: is {kind}; accepted: a classifier, or {known}")
             print(f"{name}: left out, it is {kind}")
             continue
@@ -104,18 +107,15 @@ def check_packages(format: Format) -> None:
         ) from None
 
 
-def plain_model(model: IVCL | IVCLClassifier) -> nn.Module:
+def plain_model(model: Exportable) -> nn.Module:
     """Return the same model in plain PyTorch, which other formats can express."""
-    plain: reference.IVCLClassifier | reference.IVCL
-    if isinstance(model, IVCLClassifier):
-        plain = reference.IVCLClassifier(model.cfg, model.head.out_features)
-    else:
-        plain = reference.IVCL(model.cfg)
+    plain_class: Any = {fast: plain for plain, fast in FAST.items()}[type(model)]
+    plain = plain_class(**model.arguments() | {"cfg": model.cfg})
     plain.load_state_dict(model.state_dict())
-    return (Encoder(plain) if isinstance(plain, reference.IVCL) else plain).eval()
+    return (plain if isinstance(model, IVCLClassifier) else Encoder(plain)).eval()
 
 
-def write_model(model: IVCL | IVCLClassifier, path: Path) -> float:
+def write_model(model: Exportable, path: Path) -> float:
     """Write the model in the format of the suffix; return its largest difference from ``model``.
 
     The difference is relative to the largest output, on random videos, one and three at once.
@@ -134,7 +134,7 @@ def write_model(model: IVCL | IVCLClassifier, path: Path) -> float:
     return difference
 
 
-def exported(model: IVCL | IVCLClassifier, suffix: str) -> bytes:
+def exported(model: Exportable, suffix: str) -> bytes:
     """Return the content of a file of the model, in the format of the suffix.
 
     PyTorch does not write the file itself: on a full disk it would end the process.
@@ -187,7 +187,7 @@ def random_videos(model: Any, clips: int) -> Tensor:
     return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
 
-def description(model: IVCL | IVCLClassifier, data: DataConfig) -> dict[str, Any]:
+def description(model: Exportable, data: DataConfig) -> dict[str, Any]:
     """Say what goes into the model and what comes out, for the JSON file beside it."""
     cfg = model.cfg
     single = cfg.num_frames == 1  # always the last frame

@@ -68,6 +68,12 @@ def visualize(config: VisualizeConfig) -> Path:
     if config.video is not None and config.clip:
         raise UserError("--clip: not accepted with --video; accepted: one of them")
     run = FinishedRun.open(config.run, config.device, config.where)
+    for flag in ("per_head", "rollout"):
+        if getattr(config, flag) and run.config.model.objective == "slot_attention":
+            raise UserError(
+                f"--{flag.replace('_', '-')}: not accepted for slots that compete for patches; "
+                "accepted: runs of another --objective"
+            )
     models = run.models(config.checkpoint)
     reader = ClipReader(run, trajectories=run.localizes)
     out = config.out or run.folder / "visualize"
@@ -101,12 +107,14 @@ def measure_collapse(page: Page, run: FinishedRun, models: Models, rollout: bool
     reader = ClipReader(run)
     clips = list(reader.usable(reader.eval_clips, MEASURED_CLIPS))
     rows = []
-    for name, model in {"untrained": run.untrained(), **models}.items():
+    untrained = run.untrained()
+    for name, model in {"untrained": untrained, **models}.items():
         maps = [slot_attention(model, clip.frames[None], rollout=rollout).cpu() for clip in clips]
         scores = slot_collapse(torch.cat(maps))
         rows.append([name, *(str(scores.get(measure, "")) for measure in ("overlap", "entropy"))])
     table = Table(["model", "overlap of the slots", "entropy of a slot's map"], rows)
     table.print("slot collapse, 95 % intervals in brackets")
+    measured = measure_name(None, rollout, untrained.cfg.objective)
     page.heading("Have the slots collapsed?")
     page.table(table)
     page.text(
@@ -115,7 +123,7 @@ def measure_collapse(page: Page, run: FinishedRun, models: Models, rollout: bool
         "split. It is 0 where slots attend to nothing in common, 1 where they attend to the same "
         "patches (collapse). Entropy: 0 where a slot attends to one patch, 1 where it attends to "
         "all patches equally. Maps with an entropy near 1 overlap because they are all uniform. 95 "
-        f"% intervals in brackets. The maps: {measure_name(None, rollout)}."
+        f"% intervals in brackets. The maps: {measured}."
     )
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.models import reference
+from ivcl_fast.models.slot_autoencoder import SlotAutoencoder
 from ivcl_fast.models.supervised import Supervised
 
-Model = reference.IVCL | reference.IVCLClassifier | Supervised
+Model = reference.IVCL | reference.IVCLClassifier | SlotAutoencoder | Supervised
 
 
 @torch.no_grad()
@@ -30,7 +31,8 @@ def slot_attention(
     ``head``. With ``rollout`` it is the attention that flows to a slot through all blocks, each of
     which passes on one half of every token unchanged (the residual) and one half by the mean
     attention of its heads. A row sums to at most 1: the rest goes to slots and, with
-    ``objective="joint"``, to other frames.
+    ``objective="joint"``, to other frames. With ``objective="slot_attention"`` it is the weight of
+    every patch in what a slot takes in in the last round.
 
     Raises ``ValueError`` for a head that does not exist, and for a head with ``rollout``, as heads
     of different blocks do not correspond.
@@ -39,6 +41,8 @@ def slot_attention(
     >>> maps.unflatten(-1, (model.cfg.grid, model.cfg.grid))  # as images
     """
     cfg = model.cfg
+    if cfg.objective == "slot_attention" and (head is not None or rollout):
+        raise ValueError("head, rollout: slots that compete have neither; accepted: None, False")
     if head is not None and not 0 <= head < cfg.num_heads:
         raise ValueError(f"head: {head} is not within 0 to {cfg.num_heads - 1}")
     if head is not None and rollout:
@@ -49,12 +53,14 @@ def slot_attention(
         encoder = reference.Encoder(cfg)
     weights = {key: value.float() for key, value in model.encoder.state_dict().items()}
     encoder.load_state_dict(weights, assign=True)
+    rows = reference.as_pixels(reference.patch_rows(video, cfg))
+    if encoder.competing:
+        return patch_weights(encoder, rows)
 
     seen: list[tuple[reference.Attention, Tensor]] = []  # the input of each block's attention
     attentions = [part for part in encoder.modules() if isinstance(part, reference.Attention)]
     for attn in attentions if rollout else attentions[-1:]:
         attn.register_forward_pre_hook(lambda attn, args: seen.append((attn, args[0])))
-    rows = reference.as_pixels(reference.patch_rows(video, cfg))
     encoder(rows, reference.all_patches(rows), getattr(model, "cls_token", None))
 
     # A sequence holds (a cls token and) frames, one or with the joint encoder all of the clip's.
@@ -71,6 +77,14 @@ def slot_attention(
     maps = rearrange(maps[..., first:], "n (f s) (g w) -> n f s g w", f=frames, g=frames)
     own = maps.diagonal(dim1=1, dim2=3)[..., cfg.num_slots :, :]  # [sequences, S, N, frames]
     return rearrange(own, "(b k) s n f -> b (k f) s n", b=len(rows)).contiguous()
+
+
+def patch_weights(encoder: reference.Encoder, rows: Tensor) -> Tensor:
+    """Return what part of each patch a competing slot has got, ``[B, T, S, N]``, in sum 1."""
+    shares: list[Tensor] = []
+    encoder.slot_attention.register_forward_hook(lambda part, args, out: shares.append(out[1]))
+    encoder.slots(rows)
+    return shares[0] / shares[0].sum(dim=-1, keepdim=True)
 
 
 def attention_weights(attn: reference.Attention, x: Tensor, head: int | None) -> Tensor:

@@ -21,7 +21,7 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation, evaluate
 from ivcl_fast.models import backbone, timm_weights
-from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
+from ivcl_fast.models.ivcl import IVCLClassifier, PretrainingModel, pretraining_class
 from ivcl_fast.models.weights import MODEL, misfit, read_weights, weights_file
 from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.hardware import pick_device, use_bf16
@@ -32,7 +32,7 @@ from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
 
 log = logging.getLogger(__name__)
 
-Model = IVCL | IVCLClassifier | Supervised
+Model = PretrainingModel | IVCLClassifier
 Models = dict[str, Model]
 """By how far they were trained: ``untrained``, ``pretrained``, ``finetuned``."""
 STAGES = {"pretrain": "pretrained", "finetune": "finetuned"}
@@ -112,11 +112,10 @@ class FinishedRun:
 
     def load(self, name: str) -> Any:
         """Return the finished model in folder ``name``, in evaluation mode on the run's device."""
-        pretraining = Supervised if self.config.model.supervised else IVCL
-        kind = pretraining if name == "pretrain" else IVCLClassifier
+        kind = pretraining_class(self.config.model) if name == "pretrain" else IVCLClassifier
         return kind.from_pretrained(self.folder / name).to(self.device).eval()
 
-    def untrained(self) -> IVCL | Supervised:
+    def untrained(self) -> PretrainingModel:
         """Return a model with random weights of the run's seed, in evaluation mode.
 
         Its blocks are random also where training starts with blocks that are the identity, in which

@@ -102,6 +102,9 @@ def other_parts(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str
     """Why the parts of a source are not those of a model, although their shapes may fit."""
     if "encoder.time_embed" in weights and "encoder.time_embed" not in own:
         return "its encoder is a joint space-time one (objective joint), and this model's is not"
+    competition = "encoder.slot_attention.key.weight"
+    if competition in weights and competition not in own:
+        return "its slots compete for patches (objective slot_attention), and this model's do not"
     for part in ("encoder", "temporal"):
         there, here = (
             len({key.split(".")[2] for key in keys if key.startswith(f"{part}.blocks.")})

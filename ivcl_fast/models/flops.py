@@ -8,13 +8,18 @@ once. Backward has two products for each of forward's, except that pixels get no
 from __future__ import annotations
 
 from ivcl_fast.config import IVCLConfig
+from ivcl_fast.models.slot_attention import ROUNDS
 
 
 def training(cfg: IVCLConfig, num_classes: int | None = None, frames: float | None = None) -> int:
-    """FLOPs per clip of a forward and backward pass of IVCL, or with classes of a classifier.
+    """FLOPs per clip of a forward and backward pass of pretraining without labels, or with classes
+    of a classifier.
 
     ``frames``: frames that the classifier encodes per clip, fewer than T where clips share some.
     """
+    if num_classes is None and cfg.objective == "slot_attention":
+        drawn = _competing_encoder(cfg) + _mixture_decoder(cfg)
+        return 2 * _embedding(cfg, cfg.num_patches) + 3 * drawn
     if num_classes is None:
         return 2 * _embedding(cfg, cfg.num_keep) + 3 * _pretraining(cfg)
     # A joint encoder sees whole clips and shares no frames.
@@ -72,6 +77,23 @@ def _pretraining(cfg: IVCLConfig) -> int:
     return flops + 2 * queries * masked * cfg.decoder_dim * cfg.patch_dim
 
 
+def _competing_encoder(cfg: IVCLConfig) -> int:
+    """FLOPs of the encoder with slot attention, nothing masked, after the patch embedding."""
+    frames, patches, width = cfg.num_frames, cfg.num_patches, cfg.embed_dim
+    blocks = _blocks(cfg, width, cfg.depth, frames, patches)
+    # Of each patch two layers of features, key and value; of each slot and round its query, the
+    # gates' six matrices, the MLP, and the products with keys and values.
+    of_slot = ROUNDS * (2 * (1 + 6 + 4) * width**2 + 4 * patches * width)
+    return blocks + frames * (patches * 8 * width**2 + cfg.num_slots * of_slot)
+
+
+def _mixture_decoder(cfg: IVCLConfig) -> int:
+    """FLOPs of drawing all frames of a clip from their slots."""
+    slots, dim = cfg.num_frames * cfg.num_slots, cfg.decoder_dim
+    of_patch = 2 * dim * ((cfg.decoder_depth - 1) * dim + 4 * cfg.patch_size**2)
+    return slots * (2 * cfg.embed_dim * dim + cfg.num_patches * of_patch)
+
+
 def _classifier(cfg: IVCLConfig, num_classes: int, share: float) -> int:
     """FLOPs of a forward pass after the patch embedding; ``share`` of the frames are encoded."""
     frames, slots, width = cfg.num_frames, cfg.num_slots, cfg.embed_dim
@@ -80,6 +102,9 @@ def _classifier(cfg: IVCLConfig, num_classes: int, share: float) -> int:
         return _blocks(cfg, width, cfg.depth, 1, cls + frames * tokens) + head
     sequence = cls + frames * slots
     read = {"cls": 1, "last": slots, "mean": sequence}[cfg.readout]
-    encoder = _blocks(cfg, width, cfg.depth, frames, tokens, frames * slots)
+    if cfg.objective == "slot_attention":
+        encoder = _competing_encoder(cfg)
+    else:
+        encoder = _blocks(cfg, width, cfg.depth, frames, tokens, frames * slots)
     temporal = _blocks(cfg, width, cfg.temporal_depth, 1, sequence, read)
     return round(encoder * share) + temporal + head

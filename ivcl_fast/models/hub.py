@@ -236,8 +236,12 @@ def card_fields(model: Any) -> dict[str, Any]:
     record = model.training_record or {}
     asked = {"frame_stride": record.get("frame stride"), "crop": record.get("crop")}
     result, method = "logits", ""
-    if model.kind == "IVCL":
-        purpose = "A pretraining model, which reconstructs masked patches of a clip's frames."
+    learnt = {
+        "IVCL": "reconstructs masked patches of a clip's frames",
+        "SlotAutoencoder": "draws each frame of a clip from slots that compete for its patches",
+    }
+    if model.kind in learnt:
+        purpose = f"A pretraining model, which {learnt[model.kind]}."
         result, method, shape = "slots", ".encode", [*clip, cfg.num_slots, cfg.embed_dim]
     elif model.kind == "IVCLClassifier":
         classes, names = model.head.out_features, ", ".join(map(markdown, model.class_names or ()))

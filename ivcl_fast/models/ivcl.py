@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ivcl_fast import kernels
 from ivcl_fast.config import IVCLConfig
-from ivcl_fast.models import backbone, reference, supervised
+from ivcl_fast.models import backbone, reference, slot_autoencoder, supervised
 from ivcl_fast.models.hub import PretrainedModel
 from ivcl_fast.models.layers import Branch, is_bare
 from ivcl_fast.models.reference import take_rows
@@ -225,6 +225,42 @@ class Supervised(FastModel, supervised.Supervised):
         return super().arguments() | {"num_classes": self.num_classes}
 
 
+class SlotAutoencoder(
+    FastModel, slot_autoencoder.SlotAutoencoder, tags=["self-supervised-learning"]
+):
+    """Slot attention as pretraining; arguments, keys and results are the plain model's.
+
+    ``forward(video)`` draws the frames of a video as :class:`IVCL` takes it from their slots, and
+    returns a named tuple: ``loss`` (float32 scalar), ``pred`` ``[B, T, N, 3*P*P]`` and ``shares``
+    ``[B, T, S, N, P*P]``, the slots' shares of every pixel. ``draw(video)`` returns both as
+    pictures, ``[B, T, 3, H, W]`` in [0, 1] and ``[B, T, S, H, W]``; ``encode(video)`` the slots,
+    ``[B, T, S, D]``. Raises ``ValueError`` naming a bad argument or field. Source:
+    :class:`ivcl_fast.slot_autoencoder.SlotAutoencoder`, which defines what is computed.
+
+    Example::
+
+        cfg = ivcl_fast.IVCLConfig(objective="slot_attention", num_slots=11, patch_size=4, depth=2)
+        ivcl_fast.SlotAutoencoder(cfg)(video).loss.backward()
+    """
+
+    kind = "SlotAutoencoder"
+    encoder: Encoder
+
+    def __init__(self, cfg: IVCLConfig) -> None:
+        super().__init__(cfg)
+        use_fast_parts(self)
+
+
+PretrainingModel = IVCL | SlotAutoencoder | Supervised
+
+
+def pretraining_class(cfg: IVCLConfig) -> type[PretrainingModel]:
+    """The class of the models that learn the objective of ``cfg``."""
+    if cfg.objective == "slot_attention":
+        return SlotAutoencoder
+    return Supervised if cfg.supervised else IVCL
+
+
 FAST: dict[type[nn.Module], type[nn.Module]] = {
     reference.Attention: Attention,
     reference.Mlp: Mlp,
@@ -235,11 +271,12 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
     reference.IVCL: IVCL,
     reference.IVCLClassifier: IVCLClassifier,
     supervised.Supervised: Supervised,
+    slot_autoencoder.SlotAutoencoder: SlotAutoencoder,
 }
 """The fast class of each of the reference's classes."""
 
 
-def use_fast_parts(model: IVCL | IVCLClassifier | Supervised) -> None:
+def use_fast_parts(model: PretrainingModel | IVCLClassifier) -> None:
     """Give every part of a new model its fast class."""
     for part in model.modules():
         part.__class__ = FAST.get(type(part), type(part))

@@ -1,8 +1,8 @@
 """IV-CL in plain PyTorch, to be read from top to bottom: it defines what the fast model computes.
 
 "Does Visual Pretraining Help End-to-End Reasoning?", NeurIPS 2023. Sizes that the paper leaves open
-are fields of the config, the only import from this package. In shapes: B clips, T frames, N patches
-per frame (K visible), S slots, Q query frames, D width (Dd in the decoder), P patch size, F = B*T.
+are fields of the config. In shapes: B clips, T frames, N patches per frame (K visible), S slots,
+Q query frames, D width (Dd in the decoder), P patch size, F = B*T.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ivcl_fast.config import IVCLConfig, ReconstructionObjective, check_classes, check_objective
+from ivcl_fast.models.slot_attention import SlotAttention
 
 NORM_EPS = PIXEL_EPS = 1e-6
 Ids = Tensor | None
@@ -175,7 +176,8 @@ def init_linears(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(part.weight.flatten(1))
-            nn.init.zeros_(part.bias)  # type: ignore[arg-type]
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
 
 
 class Encoder(Transformer):
@@ -183,12 +185,15 @@ class Encoder(Transformer):
 
     def __init__(self, cfg: IVCLConfig) -> None:
         super().__init__(cfg, cfg.embed_dim, cfg.num_heads, cfg.depth)
-        self.joint = cfg.objective == "joint"
+        self.joint, self.competing = (cfg.objective == x for x in ("joint", "slot_attention"))
         self.mean, self.std = cfg.pixel_mean, cfg.pixel_std
         proj = nn.Conv2d(3, cfg.embed_dim, cfg.patch_size, cfg.patch_size)
         self.patch_embed = nn.ModuleDict({"proj": proj})
         self.pos_embed = nn.Parameter(grid_positions(cfg.grid, cfg.embed_dim))
-        self.slot_tokens = nn.Parameter(0.02 * torch.randn(1, cfg.num_slots, cfg.embed_dim))
+        scale = 0.5 if self.competing else 0.02  # competitors have to differ from the start
+        self.slot_tokens = nn.Parameter(scale * torch.randn(1, cfg.num_slots, cfg.embed_dim))
+        if self.competing:
+            self.slot_attention = SlotAttention(cfg.embed_dim)
         if self.joint:
             self.time_embed = nn.Parameter(sincos_positions(cfg.num_frames, cfg.embed_dim))
 
@@ -196,6 +201,9 @@ class Encoder(Transformer):
         """Patch rows ``[B, T, N, 3*P*P]`` and ids ``[B, T, K]`` to slots ``[B, T, S, D]``, patches
         ``[B, T, K, D]`` and cls: ``[B, D]`` of a joint encoder with a cls token, else None."""
         patches = self.embed(rows, ids_keep)  # [B, T, K, D]
+        if self.competing:
+            patches = self.transform(patches.flatten(0, 1)).view_as(patches)
+            return self.slot_attention(self.slot_tokens, patches)[0], patches, None
         slots = self.slot_tokens.to(patches).expand(*ids_keep.shape[:2], -1, -1)
         x, cls = torch.cat([slots, patches], dim=2), None  # [B, T, S + K, D]
         if self.joint:

@@ -130,7 +130,7 @@ class Encoder(Transformer, reference.Encoder):
         return self.transform(torch.cat([slots, patches], dim=2).flatten(0, 1), token_index)
 
     def slots(self, rows: Tensor) -> Tensor:
-        if self.joint or not is_bare(self, Encoder):
+        if self.joint or self.competing or not is_bare(self, Encoder):
             return super().slots(rows)
         (clips, frames, patches, _), slots = rows.shape, self.slot_tokens.shape[1]
         width = slots + patches

@@ -24,7 +24,12 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.files import errors_name, read_bytes, write_text
 
 MODEL, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"
-STAGES = {"IVCL": "pretrain", "Supervised": "pretrain", "IVCLClassifier": "finetune"}
+STAGES = {
+    "IVCL": "pretrain",
+    "SlotAutoencoder": "pretrain",
+    "Supervised": "pretrain",
+    "IVCLClassifier": "finetune",
+}
 """The folder inside a run's folder that holds the model of each class."""
 CLASS_OF_KEY = {
     "head.weight": "IVCLClassifier",

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ivcl_fast.config import Objective
 from ivcl_fast.report.figures import as_image, draw_image, new_figure
 
 LEAST_TOP = 3.0
@@ -17,8 +18,12 @@ LEAST_TOP = 3.0
 SCALE_LABEL = "attention relative to uniform"
 
 
-def measure_name(head: int | None = None, rollout: bool = False) -> str:
+def measure_name(
+    head: int | None = None, rollout: bool = False, objective: Objective = "ivcl"
+) -> str:
     """Say in words what :func:`~ivcl_fast.analysis.attention_maps.slot_attention` measures."""
+    if objective == "slot_attention":
+        return "last round of slot attention"
     if rollout:
         return "attention rollout through the image encoder, mean of the heads"
     heads = "mean of the heads" if head is None else f"head {head + 1}"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ivcl_fast.evaluation.metrics import Array, as_array, grid_distance
 from ivcl_fast.models import reference
+from ivcl_fast.models.slot_autoencoder import SlotAutoencoder
 from ivcl_fast.report.figures import COLUMNS, as_image, draw_image, evenly_spaced, new_figure, save
 from ivcl_fast.report.floor import CORRECT, INCORRECT, add_legend, draw_prediction
 
@@ -105,6 +106,34 @@ def reconstruction_grid(
         axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
     figure.colorbar(scale, ax=axes[3, :].tolist(), label="error (0 to 1)", aspect=8)
     figure.supxlabel(note, fontsize=8, color="0.35")
+    save(figure, path)
+
+
+@torch.no_grad()
+def slots_picture(model: SlotAutoencoder, video: Tensor, path: Path) -> None:
+    """Draw frames of up to eight clips: input, as drawn from slots, and the part of every slot.
+
+    ``video``: uint8 ``[B, T, 3, H, W]`` on the model's device. Where a slot has no share of the
+    input, its part is white.
+    """
+    video = video[:COLUMNS]
+    chosen = evenly_spaced(COLUMNS // len(video), video.shape[1])
+    drawn, shares = (x[:, chosen].flatten(0, 1) for x in model.draw(video))
+    frames = video[:, chosen].flatten(0, 1) / 255
+    parts = 1 - shares.unsqueeze(2) * (1 - frames.unsqueeze(1))  # [M, S, 3, H, W]
+    cells = torch.cat([torch.stack([frames, drawn], dim=1), parts], dim=1)
+    labels = ["input", "drawn", *(f"slot {n + 1}" for n in range(parts.shape[1]))]
+    figure = new_figure(1.05 * len(frames) + 0.8, 1.0 * len(labels) + 0.4)
+    axes = figure.subplots(len(labels), len(frames), squeeze=False)
+    for column, images in enumerate(cells):
+        clip, frame = divmod(column, len(chosen))
+        title = f"clip {clip + 1}\n" if len(video) > 1 else ""
+        title += f"frame {chosen[frame] + 1} of {video.shape[1]}"
+        axes[0, column].set_title(title, fontsize=9)
+        for row, image in enumerate(images):
+            draw_image(axes[row, column], as_image(image), vmin=0, vmax=1)
+    for row, label in enumerate(labels):
+        axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
     save(figure, path)
 
 

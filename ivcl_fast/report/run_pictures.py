@@ -15,7 +15,7 @@ from ivcl_fast.analysis.finished_runs import FinishedRun, Model, Models
 from ivcl_fast.analysis.trajectory import follow_snitch
 from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.evaluation.metrics import confusion
-from ivcl_fast.models.ivcl import IVCL, IVCLClassifier
+from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, SlotAutoencoder
 from ivcl_fast.report import plots
 from ivcl_fast.report.animation import PER_SECOND, attention_frames, write_gif
 from ivcl_fast.report.attention import attention_figure, measure_name
@@ -50,10 +50,10 @@ def draw_run(run: FinishedRun, evaluation: Evaluation | None) -> list[Picture]:
     plots.curves_picture(curves, MetricsLog(run.folder).read(), chance)
     pictures = [Picture(curves, "Curves", "Loss, scores, learning rate and speed in training.")]
     pretrained = run.load("pretrain") if run.finished("pretrain") else None
-    if evaluation is None and not isinstance(pretrained, IVCL):
+    if evaluation is None and not isinstance(pretrained, IVCL | SlotAutoencoder):
         return pictures  # without decoding any clip
     clips = list(ClipReader(run).mixed(CLIPS, evaluation.clips if evaluation else None))
-    if isinstance(pretrained, IVCL):
+    if isinstance(pretrained, IVCL | SlotAutoencoder):
         pictures.append(draw_reconstruction(run, pretrained, clips, run.folder))
     if evaluation is not None:
         if run.localizes:
@@ -62,7 +62,8 @@ def draw_run(run: FinishedRun, evaluation: Evaluation | None) -> list[Picture]:
             pictures.append(draw_confusion(run, evaluation))
         models = {"finetuned": run.load("finetune")}
         maps = attention_maps(models, clips[0])
-        pictures.append(draw_attention(run.folder / "slot_attention.png", clips[0], maps))
+        measured = measure_name(objective=run.config.model.objective)
+        pictures.append(draw_attention(run.folder / "slot_attention.png", clips[0], maps, measured))
     return pictures
 
 
@@ -89,7 +90,8 @@ def draw_clip(
         save(trajectory_figure(trajectory, clip.frames / 255, clip.titles), path)
         pictures.append(Picture(path, "Trajectory", trajectory_caption(trajectory)))
     maps = attention_maps(models, clip, rollout=rollout)
-    pictures.append(draw_attention(folder / "attention.png", clip, maps, rollout=rollout))
+    measured = measure_name(None, rollout, run.config.model.objective)
+    pictures.append(draw_attention(folder / "attention.png", clip, maps, measured))
     images = list(attention_frames(clip.frames / 255, maps, clip.titles, trajectory))
     path = folder / "slots.gif"
     write_gif(images, path)
@@ -97,8 +99,9 @@ def draw_clip(
     pictures.append(Picture(path, "Animation", caption))
     for head in range(run.config.model.num_heads if per_head else 0):
         path = folder / f"attention-head-{head + 1}.png"
-        pictures.append(draw_attention(path, clip, attention_maps(models, clip, head), head))
-    if isinstance(pretrained := models.get("pretrained"), IVCL):
+        maps = attention_maps(models, clip, head)
+        pictures.append(draw_attention(path, clip, maps, measure_name(head)))
+    if isinstance(pretrained := models.get("pretrained"), IVCL | SlotAutoencoder):
         pictures.append(draw_reconstruction(run, pretrained, [clip], folder))
     return pictures
 
@@ -114,16 +117,11 @@ def attention_maps(
 
 
 def draw_attention(
-    path: Path,
-    clip: DecodedClip,
-    maps: Mapping[str, Tensor],
-    head: int | None = None,
-    rollout: bool = False,
+    path: Path, clip: DecodedClip, maps: Mapping[str, Tensor], measured: str
 ) -> Picture:
-    """Draw :func:`attention_maps` over up to eight frames of the clip."""
+    """Draw :func:`attention_maps` over up to eight frames of the clip; ``measured``: in words."""
     chosen = evenly_spaced(COLUMNS, len(clip.frame_index))
     titles = [clip.titles[t].replace(", ", "\n") for t in chosen]
-    measured = measure_name(head, rollout)
     of_chosen = {name: of_model[chosen] for name, of_model in maps.items()}
     save(attention_figure(clip.frames[chosen] / 255, of_chosen, titles, measured), path)
     caption = f"Where the slots attend, {' and '.join(maps)}: {measured}."
@@ -131,11 +129,16 @@ def draw_attention(
 
 
 def draw_reconstruction(
-    run: FinishedRun, model: IVCL, clips: Sequence[DecodedClip], folder: Path
+    run: FinishedRun, model: IVCL | SlotAutoencoder, clips: Sequence[DecodedClip], folder: Path
 ) -> Picture:
-    """Draw query frames of the clips as the pretrained model reconstructs them."""
+    """Draw frames of the clips as the pretrained model reconstructs them."""
     path = folder / "reconstruction.png"
     video = torch.stack([clip.frames for clip in clips])
+    if isinstance(model, SlotAutoencoder):
+        plots.slots_picture(model, video, path)
+        return Picture(
+            path, "Reconstruction", "Frames drawn from their slots, and each slot's part."
+        )
     plots.reconstruction_picture(model, video, path, run.config.seed)
     return Picture(path, "Reconstruction", "Query frames reconstructed by the pretrained model.")
 

@@ -94,6 +94,23 @@ SUPERVISED = tuple(
 """Supervised pretraining, by kind of frame labels; only CATER has them."""
 OBJECTS = Variant(OBJECTIVE_NAMES["objects"], pretrain=("--objective", "objects"))
 
+COMPETING = Variant(
+    OBJECTIVE_NAMES["slot_attention"],
+    pretrain=(
+        *("--num-frames", "4", "--num-query-frames", "2", "--batch-size", "8", "--lr", "1.5e-3"),
+    ),
+    model=(
+        *("--objective", "slot_attention", "--num-slots", "11", "--patch-size", "4"),
+        *("--depth", "2", "--temporal-depth", "4"),
+    ),
+    finetune=(
+        *("--frame-labels", "--last-frame-clips", "0", "--no-zero-init", "--slot-noise", "0.15"),
+    ),
+)
+"""Slots that compete for patches, with the patches and the rate of learning that it takes for them
+to hold an object each. Last frames would change them. Most of what their values vary by is which
+slot it is: the noise is half of what they vary by from frame to frame."""
+
 
 def frozen(variant: Variant) -> Variant:
     """Return the variant with the encoder frozen after last frames, and six times as many clips.
@@ -272,6 +289,7 @@ STUDIES = {
         (
             remembering(COMPARED),
             remembering(IMAGE_MAE),
+            frozen(COMPETING),
             remembering(OBJECTS, "--last-frame-clips", "0"),  # they would change the slots
         ),
         {

@@ -11,7 +11,7 @@ from ivcl_fast.data.dataset import Dataset
 from ivcl_fast.data.frame_labels import CLASSES
 from ivcl_fast.errors import UserError
 from ivcl_fast.manifest import read_recorded, write_recorded
-from ivcl_fast.models.ivcl import IVCL, Supervised
+from ivcl_fast.models.ivcl import PretrainingModel, Supervised, pretraining_class
 
 ANSWERS = "answers.json"
 """Name of the file in a run's folder that holds its :class:`Classes`."""
@@ -87,6 +87,7 @@ def _names(dataset: Dataset) -> list[str]:
     return [dataset.describe(label) for label in range(dataset.num_classes)]
 
 
-def pretraining_model(cfg: IVCLConfig) -> IVCL | Supervised:
+def pretraining_model(cfg: IVCLConfig) -> PretrainingModel:
     """Make an untrained model to pretrain, for the classes of its frame labels if it has any."""
-    return Supervised(cfg, len(CLASSES[cfg.objective])) if cfg.supervised else IVCL(cfg)
+    kind = pretraining_class(cfg)
+    return kind(cfg, len(CLASSES[cfg.objective])) if issubclass(kind, Supervised) else kind(cfg)

@@ -30,7 +30,7 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.kernels._op import as_on_a_gpu
 from ivcl_fast.kernels.linear import cast_together, weights_to_cast
 from ivcl_fast.models import flops
-from ivcl_fast.models.ivcl import IVCL, IVCLClassifier
+from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, SlotAutoencoder
 from ivcl_fast.training.classes import pretraining_model
 from ivcl_fast.training.optim import Schedule, make_optimizers
 from ivcl_fast.training.settings import TrainConfig
@@ -234,5 +234,7 @@ def loss_of(model: Any, rows: Tensor) -> Tensor:
     """Return a loss of the model; where a run would need labels, any of the same memory."""
     if isinstance(model, IVCL):
         return model(rows, seed=torch.zeros(len(rows), dtype=torch.int64)).loss
+    if isinstance(model, SlotAutoencoder):
+        return model(rows).loss
     logits = model(rows).float()
     return F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ivcl_fast.training.muon import Muon
 
-NO_DECAY = ("pos_embed", "time_embed", "slot_tokens", "mask_token", "cls_token")
+NO_DECAY = ("pos_embed", "time_embed", "slot_tokens", "mask_token", "cls_token", "background")
 """Endings of the names of matrices without weight decay; vectors never have any."""
 
 LR_BATCH = 16

@@ -21,7 +21,7 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation, evaluate, frame_scores
 from ivcl_fast.files import remove_files
 from ivcl_fast.models import backbone
-from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised
+from ivcl_fast.models.ivcl import IVCLClassifier, PretrainingModel, Supervised
 from ivcl_fast.models.weights import MODEL, read_weights
 from ivcl_fast.training import checkpoint
 from ivcl_fast.training.classes import Classes, pretraining_model
@@ -129,13 +129,16 @@ class Run:
 
     # --- Stages ---------------------------------------------------------------------------------
 
-    def pretrain(self) -> IVCL | Supervised:
-        """Learn to reconstruct patches, or to label frames; saves the model in ``pretrain/``."""
+    def pretrain(self) -> PretrainingModel:
+        """Learn to reconstruct frames, or to label them; saves the model in ``pretrain/``."""
         config = self.config
         schedule = self._schedule(config.stages.pretrain_clips, config.optim.lr)
 
         def reconstruct(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
             return model(batch.rows, seed=clip_seeds(config.seed, step, batch.clip_ids)).loss
+
+        def draw(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
+            return model(batch.rows).loss
 
         def label(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
             return F.binary_cross_entropy_with_logits(model(batch.rows).float(), batch.labels)
@@ -145,7 +148,9 @@ class Run:
             loader = self._in_order(split, share, **self._pretraining_batches())
             return frame_scores(model, loader, self.device, self.amp)
 
-        how = (label, schedule, measure) if config.model.supervised else (reconstruct, schedule)
+        how: Any = label, schedule, measure
+        if not config.model.supervised:
+            how = draw if config.model.objective == "slot_attention" else reconstruct, schedule
         build = functools.partial(pretraining_model, config.model)
         return self._train("pretrain", build, config.stages.init, *how)
 
@@ -336,7 +341,7 @@ class Run:
         return Schedule(clips, lr, batch_size=size, **options)
 
     def _peak_clips_per_second(
-        self, model: IVCL | IVCLClassifier | Supervised, frames: float
+        self, model: PretrainingModel | IVCLClassifier, frames: float
     ) -> float | None:
         """Return how many training clips, of ``frames`` frames each, all ranks' devices would
         compute per second at their peak arithmetic rate, or None if that is unknown."""

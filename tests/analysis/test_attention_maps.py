@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ivcl_fast import IVCL, IVCLClassifier, reference
+from ivcl_fast import IVCL, IVCLClassifier, SlotAutoencoder, reference
 from ivcl_fast.analysis.attention_maps import (
     map_entropy,
     slot_attention,
@@ -95,6 +95,26 @@ def test_last_block(video: Tensor, kind: Any, choices: dict[str, Any], head: int
         expected = slots_to_patches(model.cfg, last.mean(0) if head is None else last[head])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert (maps.sum(-1) <= 1 + 1e-5).all()
+
+
+@pytest.mark.parametrize("kind", [SlotAutoencoder, IVCLClassifier])
+@torch.no_grad()
+def test_slots_that_compete_attend_to_what_they_take_in(video: Tensor, kind: Any) -> None:
+    """What a slot has seen in the last round is the mean of the values with these weights."""
+    torch.manual_seed(0)
+    model = sharpened(kind(config(objective="slot_attention")))
+    part, seen, values = model.encoder.slot_attention, [], []
+    part.update.register_forward_hook(lambda part, args, out: seen.append(args[0]))
+    part.value.register_forward_hook(lambda part, args, out: values.append(out))
+    maps = slot_attention(model, video)
+    assert maps.shape == (2, 5, 2, 16) and maps.dtype == torch.float32
+    torch.testing.assert_close(maps.sum(-1), torch.ones(2, 5, 2))
+    model.encoder.slots(reference.patchify(video, 4))
+    taken = seen[-1].view(2, 5, 2, -1)
+    torch.testing.assert_close(maps @ values[-1], taken, rtol=1e-4, atol=1e-4)
+    for choice in ({"head": 0}, {"rollout": True}):
+        with pytest.raises(ValueError, match="slots that compete have neither"):
+            slot_attention(model, video, **choice)
 
 
 @pytest.mark.parametrize("kind", [reference.IVCL, reference.IVCLClassifier])

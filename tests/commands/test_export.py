@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, Supervised, load_clip
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, SlotAutoencoder, load_clip
 from ivcl_fast import export as export_command
 from ivcl_fast.command import REFUSALS
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.export import load, main, random_videos, write_model
+from ivcl_fast.models.ivcl import pretraining_class
 from ivcl_fast.training.run_folder import opened_folder
 from ivcl_fast.training.settings import TrainConfig
 from tests.support.own_videos import write_one
@@ -37,7 +38,8 @@ def finished_run(folder: Path, objective: str = "ivcl") -> Path:
     with opened_folder(settings):
         pass
     torch.manual_seed(0)
-    pretrained = Supervised(cfg, 3) if cfg.supervised else IVCL(cfg)
+    kind = pretraining_class(cfg)
+    pretrained = kind(cfg, 3) if cfg.supervised else kind(cfg)
     sharpened(pretrained).save_pretrained(settings.folder / "pretrain")
     names = ["left", "right", "up"]
     classifier = sharpened(IVCLClassifier(cfg, 3, names))
@@ -104,12 +106,24 @@ def test_input_and_output_have_the_names_that_are_told(exported):
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(readout="mean"), dict(readout="cls"), dict(objective="joint"), dict(objective="mae")],
-)
+    [
+        dict(readout="mean"), dict(readout="cls"), dict(objective="joint"), dict(objective="mae"),
+        dict(objective="slot_attention"),
+    ],
+)  # fmt: skip
 def test_every_kind_of_classifier(changes, tmp_path):
     torch.manual_seed(0)
     model = sharpened(IVCLClassifier(IVCLConfig.from_dict(SMALL | changes), 4)).eval()
     assert write_model(model, tmp_path / "c.pt2") < 2e-5
+
+
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
+def test_slots_that_compete_are_written(format, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():
+        pytest.importorskip(package, reason="needs ivcl_fast[onnx]")
+    torch.manual_seed(0)
+    model = SlotAutoencoder(config(objective="slot_attention")).eval()
+    assert write_model(model, tmp_path / f"e.{format}") < 1e-4
 
 
 @pytest.mark.parametrize("difference", [math.nan, 2e-3])

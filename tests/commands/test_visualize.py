@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ivcl_fast import reference
+from ivcl_fast import IVCLClassifier, SlotAutoencoder, reference
 from ivcl_fast import visualize as visualize_module
 from ivcl_fast.analysis.attention_maps import slot_attention, slot_collapse
 from ivcl_fast.analysis.clips import ClipReader
@@ -153,6 +153,20 @@ def test_cater_from_run_to_page(run: Path, visualize: Any) -> None:
         assert words in page.text, words
     for folder in folders:
         assert folder.name in page.text
+
+
+def test_slots_that_compete(cater: Path, tmp_path: Path, visualize: Any) -> None:
+    """They have a part of the frame each, and neither heads nor a rollout."""
+    flags = "--objective", "slot_attention", "--freeze-encoder", *FRAME_FLAGS
+    run = train(tmp_path, "--data", f"cater:{cater}", *flags)
+    assert [type(model) for model in models_of(run).values()] == [SlotAutoencoder, IVCLClassifier]
+    status, said = visualize(run, "--clips", 1)
+    assert status == 0
+    assert measure_name(objective="slot_attention") in (run / "visualize/index.html").read_text()
+    assert len([*(run / "visualize").glob("*/reconstruction.png")]) == 1
+    for flag in ("--rollout", "--per-head"):
+        status, said = visualize(run, flag)
+        assert status == 2 and f"{flag}: not accepted for slots that compete" in said
 
 
 @pytest.mark.parametrize("rollout", [False, True])

@@ -16,6 +16,9 @@ from tests.support.painted import write_painted
 MODELS = {
     "ivcl": lambda: ivcl_fast.IVCL(CFG),
     "mae": lambda: ivcl_fast.IVCL(IVCLConfig.preset("tiny", **SIZES, objective="mae")),
+    "slot_attention": lambda: ivcl_fast.SlotAutoencoder(
+        IVCLConfig.preset("tiny", **SIZES, objective="slot_attention")
+    ),
     "classifier": lambda: ivcl_fast.IVCLClassifier(CFG, 7),
     "detection": lambda: ivcl_fast.Supervised(
         IVCLConfig.preset("tiny", **SIZES, objective="detection"), 5
@@ -42,7 +45,7 @@ def test_the_model_card_is_true(tmp_path, monkeypatch, name):
     assert (data.license, data.library_name) == ("apache-2.0", "ivcl_fast")
     assert data.pipeline_tag == ("video-classification" if name == "classifier" else None)
     assert "video" in data.tags
-    assert ("self-supervised-learning" in data.tags) == isinstance(net, ivcl_fast.IVCL)
+    assert ("self-supervised-learning" in data.tags) == (net.kind in ("IVCL", "SlotAutoencoder"))
     for field, value in vars(net.cfg).items():
         assert f"| {field} | {value} |" in card
 

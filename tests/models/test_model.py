@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import ivcl_fast
-from ivcl_fast import IVCLClassifier, IVCLConfig, reference, supervised
+from ivcl_fast import IVCLClassifier, IVCLConfig, reference, slot_autoencoder, supervised
 from ivcl_fast.config import SupervisedObjective
 from ivcl_fast.models import ivcl as model
 from ivcl_fast.training import seeds as masking
@@ -46,6 +46,20 @@ def test_same_seed_same_keys_same_weights(objective, readout):
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
         fast.load_state_dict(theirs, strict=True)
         plain.load_state_dict(ours, strict=True)
+
+
+def test_same_seed_same_slots_that_compete():
+    cfg = IVCLConfig.preset("tiny", **SIZES, objective="slot_attention")
+    for plain_class, fast_class in (
+        (slot_autoencoder.SlotAutoencoder, ivcl_fast.SlotAutoencoder),
+        (reference.IVCLClassifier, ivcl_fast.IVCLClassifier),
+    ):
+        torch.manual_seed(0)
+        plain = plain_class(cfg)
+        torch.manual_seed(0)
+        ours, theirs = fast_class(cfg).state_dict(), plain.state_dict()
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @pytest.mark.parametrize("objective", get_args(SupervisedObjective))
@@ -83,7 +97,7 @@ def equal_classifiers(cfg: IVCLConfig) -> tuple[reference.IVCLClassifier, IVCLCl
     return plain, fast
 
 
-@pytest.mark.parametrize("objective", ["ivcl", "joint"])
+@pytest.mark.parametrize("objective", ["ivcl", "joint", "slot_attention"])
 def test_every_frame_is_answered_as_the_last_one(objective):
     """Frames with the same slots have the same answer; both models agree on all of them."""
     cfg = IVCLConfig.preset("tiny", **SIZES, objective=objective)
@@ -97,10 +111,11 @@ def test_every_frame_is_answered_as_the_last_one(objective):
     assert not torch.allclose(expected[:, 0], expected[:, -1])
 
 
+@pytest.mark.parametrize("objective", ["ivcl", "slot_attention"])
 @pytest.mark.parametrize("readout", ["last", "mean", "cls"])
-def test_slots_stand_for_their_video(readout):
+def test_slots_stand_for_their_video(objective, readout):
     """Also those of a video whose clips share frames; the reference and the fast model agree."""
-    cfg = IVCLConfig.preset("tiny", **SIZES, readout=readout)
+    cfg = IVCLConfig.preset("tiny", **SIZES, objective=objective, readout=readout)
     plain, fast = equal_classifiers(cfg)
     frames = video()
     frame_index = torch.tensor([[[0, 1, 2], [2, 0, 1]]] * 2)
@@ -138,12 +153,17 @@ def test_objectives_have_models_of_their_own():
     for package in (supervised, ivcl_fast):
         with pytest.raises(ValueError, match="objective: 'mae' is not one of classification, det"):
             package.Supervised(pixels, 5)
+    for package in (slot_autoencoder, ivcl_fast):
+        with pytest.raises(ValueError, match="objective: 'mae' is not one of slot_attention, whic"):
+            package.SlotAutoencoder(pixels)
 
 
 def test_every_part_is_fast():
     labels = IVCLConfig.preset("tiny", objective="detection")
+    drawing = IVCLConfig.preset("tiny", objective="slot_attention")
     for fast in (
-        ivcl_fast.IVCL(CFG), ivcl_fast.IVCLClassifier(CFG), ivcl_fast.Supervised(labels, 2)
+        ivcl_fast.IVCL(CFG), ivcl_fast.IVCLClassifier(CFG), ivcl_fast.Supervised(labels, 2),
+        ivcl_fast.SlotAutoencoder(drawing),
     ):  # fmt: skip
         for name, part in fast.named_modules():
             assert type(part) not in model.FAST, name

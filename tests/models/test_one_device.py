@@ -63,6 +63,7 @@ def test_another_device_is_refused():
         {}, {"objective": "mae"}, {"objective": "joint"}, {"context_tokens": "slots+patches"},
         {"norm_pix": False}, {"decoder_slots": False}, {"attention": "eager"},
         {"low_precision_residual": True}, {"objective": "detection"},
+        {"objective": "slot_attention"},
     ],
     ids=str,
 )  # fmt: skip
@@ -77,12 +78,14 @@ def test_pretraining(fields, checkpointed):
     def loss():
         if cfg.supervised:
             return model(rows).float().square().mean()
+        if cfg.objective == "slot_attention":
+            return model(rows).loss
         return model(rows, seed=clip_seeds(0, step, ids)).loss
 
     differentiate(model, loss)
 
 
-@pytest.mark.parametrize("objective", ["ivcl", "joint"])
+@pytest.mark.parametrize("objective", ["ivcl", "joint", "slot_attention"])
 @pytest.mark.parametrize("every_frame", [False, True])
 def test_finetuning(objective, every_frame):
     cfg = config(objective=objective)

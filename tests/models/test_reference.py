@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ivcl_fast import IVCLConfig, reference
+from ivcl_fast.models.slot_attention import SlotAttention
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -140,6 +141,8 @@ def test_state_dict_keys():
     assert classify(readout="cls") == ENCODER | TEMPORAL | HEAD | {"cls_token"}
     assert classify(objective="mae") == ENCODER | TEMPORAL | HEAD
     assert classify(objective="joint") == ENCODER | {"encoder.time_embed"} | HEAD
+    competing = {f"encoder.slot_attention.{key}" for key in SlotAttention(8).state_dict()}
+    assert classify(objective="slot_attention") == ENCODER | competing | TEMPORAL | HEAD
 
 
 def test_shapes():
@@ -329,7 +332,7 @@ def test_encode_and_readout(objective, readout):
         torch.testing.assert_close(classifier.features(video), chosen.mean(dim=(1, 2)))
 
 
-@pytest.mark.parametrize("objective", ["ivcl", "joint"])
+@pytest.mark.parametrize("objective", ["ivcl", "joint", "slot_attention"])
 @pytest.mark.parametrize("readout", ["last", "mean", "cls"])
 def test_clips_that_share_frames(objective, readout):
     """Logits and gradients are those of the clips each with frames of its own."""

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ivcl_fast import reference
+from ivcl_fast import SlotAutoencoder, reference
 from ivcl_fast.analysis.attention_maps import slot_attention
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.report import plots
@@ -125,6 +125,25 @@ def test_reconstruction_grid_draws_the_error_of_what_was_masked(figures: list[An
     # 0.3 in one of 16 masked pixels; the other 48 are the input's own.
     assert [p.get_xlabel() for p in panels[6:]] == ["mean 0.000", "mean 0.019"]
     assert panels[6].get_ylabel() == "absolute error\n(below: mean over\nmasked patches)"
+
+
+def test_each_slots_part_of_a_frame_is_drawn(video: Tensor, figures: list[Any]) -> None:
+    model = SlotAutoencoder(config(objective="slot_attention"))
+    shares = torch.zeros(2, 5, 2, 16, 16)
+    shares[:, :, 0, :6], shares[:, :, 1, 6:] = 1, 1
+    drawn = torch.rand(2, 5, 3, 16, 16)
+    model.draw = lambda video: (drawn, shares)  # type: ignore[method-assign]
+    plots.slots_picture(model, video, Path("unused"))
+    panels, chosen = np.array(figures[0].axes).reshape(4, 8), evenly_spaced(4, 5)
+    assert [row[0].get_ylabel() for row in panels] == ["input", "drawn", "slot 1", "slot 2"]
+    for column, (clip, frame) in enumerate((c, f) for c in (0, 1) for f in chosen):
+        assert panels[0, column].get_title() == f"clip {clip + 1}\nframe {frame + 1} of 5"
+        shown = [np.asarray(panel.images[0].get_array()) for panel in panels[:, column]]
+        frame_itself = (video[clip, frame] / 255).movedim(0, -1).numpy()
+        np.testing.assert_allclose(shown[0], frame_itself)
+        np.testing.assert_allclose(shown[1], drawn[clip, frame].movedim(0, -1))
+        np.testing.assert_allclose(shown[2][:6], frame_itself[:6], atol=1e-6)
+        assert (shown[2][6:] == 1).all() and (shown[3][:6] == 1).all()
 
 
 # --- Slot attention ------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ivcl_fast
-from ivcl_fast import IVCLConfig, kernels, reference, supervised
+from ivcl_fast import IVCLConfig, kernels, reference, slot_autoencoder, supervised
 from ivcl_fast.config import SupervisedObjective
 
 LEEWAY = 4
@@ -102,6 +102,16 @@ def check_supervised(cfg: IVCLConfig, clips: int = 2, seed: int = 0) -> None:
     assert_same_step(models, losses)
 
 
+def check_slot_attention(cfg: IVCLConfig, clips: int = 2, seed: int = 0) -> None:
+    torch.manual_seed(seed)
+    models = trio(slot_autoencoder.SlotAutoencoder(cfg), ivcl_fast.SlotAutoencoder(cfg))
+    video = some_video(cfg, clips, seed)
+    outs = [model(video) for model in models]
+    assert_close(*(outs[i].pred for i in (1, 0, 2)), "pred")
+    assert_close(*(outs[i].shares for i in (1, 0, 2)), "shares")
+    assert_same_step(models, [out.loss for out in outs])
+
+
 # --- One step -------------------------------------------------------------------------------------
 
 
@@ -152,6 +162,14 @@ def test_any_supervised_config(cfg, objective, clips):
     cfg = dataclasses.replace(cfg, objective=objective)
     check_supervised(cfg, clips)
     check_finetuning(cfg, clips)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@given(configs(), st.integers(1, 3), st.integers(0, 99), st.integers(0, 3))
+def test_any_config_of_slots_that_compete(cfg, clips, seed, of_each):
+    cfg = dataclasses.replace(cfg, objective="slot_attention")
+    check_slot_attention(cfg, clips, seed)
+    check_finetuning(cfg, clips, seed, of_each)
 
 
 def test_float_video():

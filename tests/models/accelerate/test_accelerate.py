@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import ivcl_fast
-from ivcl_fast import IVCLConfig, accelerate, reference, restore, supervised
+from ivcl_fast import IVCLConfig, accelerate, reference, restore, slot_autoencoder, supervised
 from ivcl_fast.kernels import dispatches
 from ivcl_fast.models import ivcl as model
 from ivcl_fast.models.accelerate import crossovers
@@ -78,6 +78,8 @@ def scaled(out):
     [
         (reference.IVCL, "ivcl"),
         (reference.IVCLClassifier, "ivcl"),
+        (reference.IVCLClassifier, "slot_attention"),
+        (slot_autoencoder.SlotAutoencoder, "slot_attention"),
         (lambda cfg: supervised.Supervised(cfg, 3), "classification"),
     ],
 )

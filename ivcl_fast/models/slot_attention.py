@@ -1,0 +1,45 @@
+"""Slots that compete for a frame's patches, so that each comes to hold an object, in plain PyTorch.
+
+"Object-Centric Learning with Slot Attention" (Locatello et al., NeurIPS 2020). Letters in shapes as
+in :mod:`~ivcl_fast.reference`, whose encoder this is a part of: it imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+ROUNDS = 3
+SHARE_EPS = 1e-6
+"""Added to each share, so that a slot which gets nothing of a frame has a mean of it all the
+same."""
+
+
+class SlotAttention(nn.Module):
+    """Rounds in which slots divide patches among themselves, and take in what they have got."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.LayerNorm(dim)
+        )
+        self.query = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim, bias=False))
+        self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(2))
+        self.update = nn.GRUCell(dim, dim)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, slots: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """First slots ``[1, S, D]`` and patches ``[..., N, D]`` to slots ``[..., S, D]``, and the
+        shares of each patch ``[..., S, N]`` that slots had in the last round, which sum to 1."""
+        x = self.features(patches)
+        key, value = self.key(x) * x.shape[-1] ** -0.5, self.value(x)
+        slots = slots.expand(*x.shape[:-2], -1, -1)
+        for _ in range(ROUNDS):
+            share = (self.query(slots) @ key.mT).softmax(dim=-2)  # over the slots, not the patches
+            weight = share + SHARE_EPS
+            seen = (weight / weight.sum(dim=-1, keepdim=True)).to(value.dtype) @ value
+            updated = self.update(seen.flatten(0, -2), slots.flatten(0, -2)).view_as(slots)
+            slots = updated + self.mlp(updated)
+        return self.norm(slots), share

@@ -1,0 +1,108 @@
+"""Slots that compete for patches: what they share out, and what is drawn from them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+import ivcl_fast
+from ivcl_fast import IVCLConfig, reference, slot_autoencoder
+from ivcl_fast.models.slot_attention import SlotAttention
+from tests.models.test_model import SIZES, video
+
+CFG = IVCLConfig.preset("tiny", **SIZES | {"num_slots": 4}, objective="slot_attention")
+PACKAGES = pytest.mark.parametrize("package", [slot_autoencoder, ivcl_fast])
+
+
+@PACKAGES
+def test_a_frame_is_a_mixture_of_what_its_slots_draw(package):
+    torch.manual_seed(0)
+    model = package.SlotAutoencoder(CFG)
+    torch.nn.init.normal_(model.decoder.background)
+    out = model(video())
+    pixels = CFG.patch_size**2
+    assert out.pred.shape == (2, 3, 16, 3 * pixels)
+    assert out.shares.shape == (2, 3, 4, 16, pixels)
+    torch.testing.assert_close(out.shares.sum(dim=2), torch.ones(2, 3, 16, pixels))
+    slots = model.encode(video())
+    alone = torch.stack([model.decoder(slots[:, :, [n]].flatten(0, 1))[0] for n in range(4)], dim=1)
+    alone = alone.unflatten(0, (2, 3)) - model.decoder.background  # one slot has the whole frame
+    mixed = (out.shares.unsqueeze(-2) * alone.unflatten(-1, (3, pixels))).sum(dim=2).flatten(-2)
+    torch.testing.assert_close(out.pred, mixed + model.decoder.background, atol=1e-5, rtol=1e-5)
+    frames = reference.patchify(video().float() / 255, CFG.patch_size)
+    expected = ((out.pred - (frames - CFG.pixel_mean) / CFG.pixel_std) ** 2).mean()
+    torch.testing.assert_close(out.loss, expected)
+
+
+@PACKAGES
+def test_slots_differ_by_their_first_values_alone(package):
+    """Other first values in another order are the same slots in that order, and draw the same."""
+    torch.manual_seed(0)
+    model = package.SlotAutoencoder(CFG).eval()
+    slots, drawn = model.encode(video()), model(video()).pred
+    order = torch.tensor([2, 0, 3, 1])
+    model.encoder.slot_tokens.data = model.encoder.slot_tokens.data[:, order]
+    torch.testing.assert_close(model.encode(video()), slots[:, :, order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(video()).pred, drawn, atol=1e-5, rtol=1e-5)
+
+
+@PACKAGES
+def test_frames_are_seen_one_by_one(package):
+    model, frames = package.SlotAutoencoder(CFG), video()
+    other = frames.clone()
+    other[:, 1] = 255 - other[:, 1]
+    before, after = model.encode(frames), model.encode(other)
+    torch.testing.assert_close(before[:, [0, 2]], after[:, [0, 2]])
+    assert not torch.allclose(before[:, 1], after[:, 1], atol=1e-3)
+
+
+def test_every_patch_is_shared_out_whole():
+    """What one slot has of a patch, the others have not."""
+    torch.manual_seed(0)
+    slots, share = SlotAttention(8)(torch.randn(1, 5, 8), torch.randn(3, 7, 8))
+    assert slots.shape == (3, 5, 8) and share.shape == (3, 5, 7)
+    torch.testing.assert_close(share.sum(dim=1), torch.ones(3, 7))
+
+
+@PACKAGES
+def test_what_is_drawn_is_a_picture(package):
+    model = package.SlotAutoencoder(CFG)
+    frames, shares = model.draw(video())
+    assert frames.shape == (2, 3, 3, 16, 16) and shares.shape == (2, 3, 4, 16, 16)
+    assert frames.dtype == shares.dtype == torch.float32
+    assert 0 <= frames.min() <= frames.max() <= 1
+    torch.testing.assert_close(shares.sum(dim=2), torch.ones(2, 3, 16, 16))
+    out = model(video())
+    whole = reference.patchify(frames, CFG.patch_size)
+    torch.testing.assert_close(whole, (out.pred * CFG.pixel_std + CFG.pixel_mean).clamp(0, 1))
+    rows = reference.patchify(shares.unsqueeze(3).expand(-1, -1, -1, 3, -1, -1), CFG.patch_size)
+    torch.testing.assert_close(rows[..., : CFG.patch_size**2], out.shares)
+
+
+def test_a_classifier_goes_on_from_its_encoder(tmp_path):
+    model, classifier = ivcl_fast.SlotAutoencoder(CFG), ivcl_fast.IVCLClassifier(CFG, 5)
+    model.save_pretrained(tmp_path)
+    keys = {f"encoder.{key}" for key in reference.Encoder(CFG).state_dict()}
+    assert any(key.startswith("encoder.slot_attention.") for key in keys)
+    assert set(classifier.load_pretrained(tmp_path)) == keys
+    torch.testing.assert_close(classifier.slots(video()), model.encode(video()))
+    other = ivcl_fast.IVCLClassifier(dataclasses.replace(CFG, objective="ivcl"), 5)
+    with pytest.raises(ValueError, match="its slots compete for patches"):
+        other.load_pretrained(tmp_path)
+
+
+def discs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Frames ``[count, 1, 3, 16, 16]``, each of a red and a blue square somewhere, and where."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.full((count, 1, 3, 16, 16), 60, dtype=torch.uint8)
+    owner = torch.zeros(count, 16, 16, dtype=torch.long)
+    for n in range(count):
+        for colour in (0, 2):
+            y, x = torch.randint(13, (2,), generator=generator).tolist()
+            frames[n, 0, :, y : y + 4, x : x + 4] = 20
+            frames[n, 0, colour, y : y + 4, x : x + 4] = 230
+            owner[n, y : y + 4, x : x + 4] = 1 + colour
+    return frames, owner
