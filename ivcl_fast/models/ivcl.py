@@ -27,6 +27,7 @@ from ivcl_fast.models.transformer import (
     Block,
     Decoder,
     Encoder,
+    MixtureDecoder,
     Mlp,
     Temporal,
 )
@@ -268,6 +269,7 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
     reference.Encoder: Encoder,
     reference.Temporal: Temporal,
     reference.Decoder: Decoder,
+    slot_autoencoder.MixtureDecoder: MixtureDecoder,
     reference.IVCL: IVCL,
     reference.IVCLClassifier: IVCLClassifier,
     supervised.Supervised: Supervised,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as nn_module
@@ -150,6 +151,13 @@ def linear(layer: nn.Module, x: Tensor, with_bias: bool = True) -> Tensor:
     if not is_plain(layer, nn.Linear):
         return layer(x)
     return kernels.linear(x, layer.weight, layer.bias if with_bias else None)
+
+
+def linear_gelu(layer: nn.Module, x: Tensor) -> Tensor:
+    """The GELU of ``layer(x)``, its bias and the GELU in one pass where the layer is plain."""
+    if is_plain(layer, nn.Linear) and layer.bias is not None:
+        return kernels.bias_gelu(kernels.linear(x, layer.weight), layer.bias)
+    return F.gelu(layer(x))
 
 
 def linear_of_parts(layer: nn.Module, parts: list[Tensor]) -> Sequence[Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivcl_fast.config import IVCLConfig, SlotObjective, check_objective
@@ -40,18 +41,21 @@ class MixtureDecoder(nn.Module):
         dim, pixels = cfg.decoder_dim, cfg.patch_size**2
         self.embed = nn.Linear(cfg.embed_dim, dim)
         self.pos_embed = nn.Parameter(grid_positions(cfg.grid, dim))
-        hidden = [
-            nn.Sequential(nn.GELU(), nn.Linear(dim, dim)) for _ in range(cfg.decoder_depth - 1)
-        ]
-        self.hidden = nn.Sequential(*hidden)
-        self.pred = nn.Sequential(nn.GELU(), nn.Linear(dim, 4 * pixels))
+        self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(cfg.decoder_depth - 1))
+        self.pred = nn.Linear(dim, 4 * pixels)
         self.background = nn.Parameter(torch.zeros(cfg.num_patches, cfg.patch_dim))
 
     def forward(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Slots ``[F, S, D]`` to frames ``[F, N, 3*P*P]`` and shares ``[F, S, N, P*P]``."""
-        x = self.embed(slots).unsqueeze(2) + self.pos_embed  # [F, S, N, Dd]
-        drawn = self.pred(self.hidden(x)).to(self.background.dtype).unflatten(-1, (4, -1))
-        share = drawn[..., 3, :].softmax(dim=1)
+        x = F.gelu(self.embed(slots).unsqueeze(2) + self.pos_embed)  # [F, S, N, Dd]
+        for layer in self.layers:
+            x = F.gelu(layer(x))
+        return self.mix(self.pred(x))
+
+    def mix(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """What slots draw of each patch, ``[F, S, N, 4*P*P]``, to frames and shares."""
+        drawn = drawn.unflatten(-1, (4, -1))
+        share = drawn[..., 3, :].to(self.background.dtype).softmax(dim=1)
         frames = (share.unsqueeze(-2) * drawn[..., :3, :]).sum(dim=1)  # [F, N, 3, P*P]
         return frames.flatten(-2) + self.background, share
 

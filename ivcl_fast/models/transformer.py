@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ivcl_fast import kernels
 from ivcl_fast.kernels.attention import attention
-from ivcl_fast.models import reference
+from ivcl_fast.models import reference, slot_autoencoder
 from ivcl_fast.models.layers import (
     Branch,
     add_norm,
@@ -34,8 +34,8 @@ from ivcl_fast.models.layers import (
     has_hooks,
     has_own_hooks,
     is_bare,
-    is_plain,
     linear,
+    linear_gelu,
     linear_of_parts,
     run_branch,
     runs,
@@ -62,11 +62,7 @@ class Mlp(reference.Mlp):
     """MLP with bias and GELU in one pass."""
 
     def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
-        if is_plain(self.fc1, nn.Linear) and self.fc1.bias is not None:
-            x = kernels.bias_gelu(kernels.linear(x, self.fc1.weight), self.fc1.bias)
-        else:
-            x = F.gelu(self.fc1(x))
-        return linear(self.fc2, x, with_bias)
+        return linear(self.fc2, linear_gelu(self.fc1, x), with_bias)
 
 
 class Block(reference.Block):
@@ -166,3 +162,14 @@ class Decoder(Transformer, reference.Decoder):
         length = x.shape[1]
         masked = flat_index(ids_mask, length, first=length - len(pos))  # patches follow the slots
         return linear(self.pred, self.transform(x, masked))
+
+
+class MixtureDecoder(slot_autoencoder.MixtureDecoder):
+    """Decoder whose tokens, one for each slot and patch, have autocast's dtype throughout."""
+
+    def forward(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        x = linear(self.embed, slots)
+        x = F.gelu(x.unsqueeze(2) + self.pos_embed.to(x.dtype))
+        for layer in self.layers:
+            x = linear_gelu(layer, x)
+        return self.mix(linear(self.pred, x))

@@ -40,8 +40,12 @@ from tests.support.toy_stage import (
 
 @pytest.mark.parametrize("parallelism", PARALLELISM)
 @pytest.mark.parametrize(
-    "options", [{}, {"grad_accum_steps": 2}, {"objective": "mae"}, {"objective": "joint"}]
-)
+    "options",
+    [
+        {}, {"grad_accum_steps": 2}, {"objective": "mae"}, {"objective": "joint"},
+        {"objective": "slot_attention"},
+    ],
+)  # fmt: skip
 def test_two_ranks_equal_one(tmp_path, parallelism, options):
     one = train(tmp_path / "one", options)
     two, _ = run_ranks(2, train, tmp_path / "two", options | PARALLELISM[parallelism])

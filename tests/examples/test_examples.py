@@ -55,16 +55,6 @@ def test_objects_as_slots(run, tmp_path):
     assert all("of the visible" in line and "of the hidden snitches" in line for line in said)
 
 
-def test_slots_without_labels(run, tmp_path):
-    said = run("slots_without_labels.py", 128, 16, folder=tmp_path).splitlines()
-    assert sum(" frames: loss 0." in line for line in said) == 4
-    with Image.open(tmp_path / "slots.png") as picture:
-        ink = 255 - np.asarray(picture, np.int32)
-    frames, *slots = np.split(ink, 12, axis=1)  # a column for the frames, one for each slot
-    assert frames.shape == (6 * 64, 64, 3) and frames.std() > 10
-    assert np.abs(sum(slots) - frames).max() <= 11  # each is rounded up by less than 1
-
-
 def test_train_on_your_data(run, tmp_path):
     said = run("train_on_your_data.py", folder=tmp_path)
     assert "finetune: 64/64 clips" in said and "top-1" in said

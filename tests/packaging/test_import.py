@@ -81,7 +81,7 @@ def test_the_kernels_need_only_torch_numpy_and_triton():
 def test_models_import_nothing_of_the_rooms_above_them():
     done = run(
         "import sys, ivcl_fast\n"
-        "ivcl_fast.accelerate, ivcl_fast.supervised\n"
+        "ivcl_fast.accelerate, ivcl_fast.slot_autoencoder, ivcl_fast.supervised\n"
         "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('ivcl_fast.')}\n"
         "assert rooms == {'config', 'errors', 'files', 'text', 'kernels', 'models'}, rooms\n"
     )

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ivcl_fast import IVCL, IVCLConfig
+from ivcl_fast import IVCL, IVCLConfig, SlotAutoencoder
 from ivcl_fast.data.loader import Batch
 from ivcl_fast.distributed import group as distributed
+from ivcl_fast.models.ivcl import pretraining_class
 from ivcl_fast.training import checkpoint
 from ivcl_fast.training.loop import Stage
 from ivcl_fast.training.metrics_log import MetricsLog
@@ -77,18 +78,21 @@ def curve(folder: Path) -> list[tuple[int, float]]:
 
 
 def reconstruction_loss(model, batch, step):
+    if isinstance(getattr(model, "module", model), SlotAutoencoder):  # inside DDP
+        return model(batch.rows).loss
     return model(batch.rows, seed=clip_seeds(0, step, batch.clip_ids)).loss
 
 
 # --- IV-CL in float64 -----------------------------------------------------------------------------
 
 
-def make_model(objective="ivcl") -> IVCL:
+def make_model(objective="ivcl") -> IVCL | SlotAutoencoder:
     torch.manual_seed(3)
     sizes = dict(image_size=16, embed_dim=8, num_heads=2, depth=1, temporal_depth=1)
     decoder = dict(decoder_dim=8, decoder_heads=2, decoder_depth=1)
     frames = dict(num_frames=2, num_query_frames=1)
-    return IVCL(IVCLConfig(**sizes, **decoder, **frames, objective=objective)).double()
+    cfg = IVCLConfig(**sizes, **decoder, **frames, objective=objective)
+    return pretraining_class(cfg)(cfg).double()
 
 
 def make_stage(folder: Path, loss=reconstruction_loss, objective="ivcl", shard=False, **schedule):

@@ -6,10 +6,11 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 NONE_KNOWN = (
-    "nothing was found that has a fused version; known are the modules of ivcl_fast.reference and "
-    "ivcl_fast.supervised, pre-norm blocks, attention and MLPs by the names of their parts as in "
-    "timm, torchvision, open_clip, vit-pytorch and Hugging Face, convolutions that embed patches, "
-    "and whatever calls torch.nn.functional.scaled_dot_product_attention"
+    "nothing was found that has a fused version; known are the modules of ivcl_fast.reference, "
+    "ivcl_fast.slot_autoencoder and ivcl_fast.supervised, pre-norm blocks, attention and MLPs by "
+    "the names of their parts as in timm, torchvision, open_clip, vit-pytorch and Hugging Face, "
+    "convolutions that embed patches, and whatever calls "
+    "torch.nn.functional.scaled_dot_product_attention"
 )
 ALL_FUSED = "all that have a fused version run on it already"
 
