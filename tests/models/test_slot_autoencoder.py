@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
 import torch
-from torch import Tensor
 
 import ivcl_fast
 from ivcl_fast import IVCLConfig, reference, slot_autoencoder
@@ -94,15 +94,35 @@ def test_a_classifier_goes_on_from_its_encoder(tmp_path):
         other.load_pretrained(tmp_path)
 
 
-def discs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Frames ``[count, 1, 3, 16, 16]``, each of a red and a blue square somewhere, and where."""
-    generator = torch.Generator().manual_seed(seed)
-    frames = torch.full((count, 1, 3, 16, 16), 60, dtype=torch.uint8)
-    owner = torch.zeros(count, 16, 16, dtype=torch.long)
-    for n in range(count):
-        for colour in (0, 2):
-            y, x = torch.randint(13, (2,), generator=generator).tolist()
-            frames[n, 0, :, y : y + 4, x : x + 4] = 20
-            frames[n, 0, colour, y : y + 4, x : x + 4] = 230
-            owner[n, y : y + 4, x : x + 4] = 1 + colour
-    return frames, owner
+@pytest.mark.parametrize("seed", range(3))
+def test_mixed_precision_is_as_exact_as_pytorchs(seed):
+    torch.manual_seed(seed)
+    plain = slot_autoencoder.SlotAutoencoder(CFG)
+    fast, exact = ivcl_fast.SlotAutoencoder(CFG), copy.deepcopy(plain).double()
+    fast.load_state_dict(plain.state_dict())
+    found = {}
+    for name, model in (("plain", plain), ("fast", fast), ("exact", exact)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=model is not exact):
+            out = model(video())
+        out.loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+        found[name] = [x.double() for x in (out.pred, out.shares, gradients)]
+    for ours, theirs, true in zip(*(found[n] for n in ("fast", "plain", "exact")), strict=True):
+        error, allowed = ((x - true).square().mean().sqrt() for x in (ours, theirs))
+        assert 0 < error <= 2 * allowed
+
+
+@PACKAGES
+def test_frames_can_be_learnt_by_heart(package):
+    """More than half of what the mean frame leaves is gone after 300 steps."""
+    torch.manual_seed(0)
+    model, frames = package.SlotAutoencoder(CFG), video()
+    pixels = (reference.patchify(frames.float() / 255, CFG.patch_size) - 0.5) / 0.5
+    left = (pixels - pixels.mean(dim=(0, 1))).square().mean()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = model(frames).loss
+        loss.backward()
+        optimizer.step()
+    assert loss < left / 2
