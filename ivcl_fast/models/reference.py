@@ -181,7 +181,8 @@ def init_linears(module: nn.Module) -> None:
 
 
 class Encoder(Transformer):
-    """Image encoder of a frame, or (joint) of all frames of a clip ("spatial attention")."""
+    """Image encoder of a frame, or (joint) of all frames of a clip ("spatial attention"). Slots are
+    tokens among the patches, or (competing) divide the patches that come out."""
 
     def __init__(self, cfg: IVCLConfig) -> None:
         super().__init__(cfg, cfg.embed_dim, cfg.num_heads, cfg.depth)
