@@ -33,7 +33,8 @@ STAGES = {
 """The folder inside a run's folder that holds the model of each class."""
 CLASS_OF_KEY = {
     "head.weight": "IVCLClassifier",
-    "decoder.pred.weight": "IVCL",
+    "decoder.mask_token": "IVCL",
+    "decoder.background": "SlotAutoencoder",
     "label_head.weight": "Supervised",
     "detect_head.weight": "Supervised",
     "slot_head.weight": "Supervised",

@@ -42,7 +42,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 
 def test_all_are_short_and_say_how_to_run_them():
-    assert len(SCRIPTS) == 8
+    assert len(SCRIPTS) == 7
     for name in SCRIPTS:
         text = (EXAMPLES / name).read_text()
         assert len(text.splitlines()) <= 80, name
