@@ -31,8 +31,8 @@ def slot_attention(
     ``head``. With ``rollout`` it is the attention that flows to a slot through all blocks, each of
     which passes on one half of every token unchanged (the residual) and one half by the mean
     attention of its heads. A row sums to at most 1: the rest goes to slots and, with
-    ``objective="joint"``, to other frames. With ``objective="slot_attention"`` it is the weight of
-    every patch in what a slot takes in in the last round.
+    ``objective="joint"``, to other frames. With ``objective="slot_attention"`` it is the part
+    that each patch has in what a slot reads in the last round, and a row sums to 1.
 
     Raises ``ValueError`` for a head that does not exist, and for a head with ``rollout``, as heads
     of different blocks do not correspond.
@@ -80,7 +80,7 @@ def slot_attention(
 
 
 def patch_weights(encoder: reference.Encoder, rows: Tensor) -> Tensor:
-    """Return what part of each patch a competing slot has got, ``[B, T, S, N]``, in sum 1."""
+    """Return the part of each patch in what a competing slot reads, ``[B, T, S, N]``, in sum 1."""
     shares: list[Tensor] = []
     encoder.slot_attention.register_forward_hook(lambda part, args, out: shares.append(out[1]))
     encoder.slots(rows)

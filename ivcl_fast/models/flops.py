@@ -17,10 +17,10 @@ def training(cfg: IVCLConfig, num_classes: int | None = None, frames: float | No
 
     ``frames``: frames that the classifier encodes per clip, fewer than T where clips share some.
     """
-    if num_classes is None and cfg.objective == "slot_attention":
-        drawn = _competing_encoder(cfg) + _mixture_decoder(cfg)
-        return 2 * _embedding(cfg, cfg.num_patches) + 3 * drawn
     if num_classes is None:
+        if cfg.objective == "slot_attention":
+            drawn = _competing_encoder(cfg) + _mixture_decoder(cfg)
+            return 2 * _embedding(cfg, cfg.num_patches) + 3 * drawn
         return 2 * _embedding(cfg, cfg.num_keep) + 3 * _pretraining(cfg)
     # A joint encoder sees whole clips and shares no frames.
     share = 1.0 if frames is None or cfg.objective == "joint" else frames / cfg.num_frames
