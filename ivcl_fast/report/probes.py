@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,13 @@ MEMORISED = (
     "The probes are fitted on clips that the finetuned model was finetuned on. Its slots of clips "
     "that it has memorised differ from its slots of unseen ones, more than a pretrained model's "
     "do; so the scores of *finetuned* may be too low beside those of *pretrained*."
+)
+SEGMENTS = "FG-ARI"
+ABOUT_SEGMENTS = (
+    "How well the slots divide frames into objects, each slot with the pixels of which it draws "
+    "the largest part: the adjusted Rand index over the pixels of objects. It is 1 if two of these "
+    "pixels have the same slot exactly if they are of the same object, and 0 on average for slots "
+    "at random. Frames with fewer than two objects in view are left out."
 )
 UNITS = {
     "top-1": "top-1 (%)",
@@ -52,16 +60,24 @@ def probe_table(groups: dict[str, dict[str, Score]]) -> Table:
 
 
 def write(
-    folder: Path, run_name: str, about_run: str, scores: Scores, clips: tuple[int, int]
+    folder: Path,
+    run_name: str,
+    about_run: str,
+    scores: Scores,
+    clips: tuple[int, int],
+    segments: dict[str, Score],
 ) -> None:
     """Write ``probes.md``, ``probes.png`` and ``probes.json`` to ``folder``; print the tables.
 
-    ``about_run``: which models they are; ``clips``: how many the probes were fitted and scored on.
+    ``about_run``: which models they are; ``clips``: how many the probes were fitted and scored on;
+    ``segments``: how well what slots draw divides frames into objects, by name of the model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     draw(folder / "probes.png", scores)
     json = {name: scores_as_json(groups) for name, groups in scores.items()}
     head = {"about": about_run, "train_clips": clips[0], "eval_clips": clips[1]}
+    if segments:
+        head["segments"] = {name: asdict(score) for name, score in segments.items()}
     write_json(folder / "probes.json", head | {"scores": json})
     finetuned = any(name.startswith("finetuned") for name in feature_names(scores))
     parts = [
@@ -81,7 +97,12 @@ def write(
         title, table = f"{name} ({PROBES[name].target.metric})", probe_table(groups)
         table.print(f"{title}, 95 % intervals in brackets")
         parts += [f"## {title}", str(table)]
-    parts += ["![probes](probes.png)", about_run]
+    parts += ["![probes](probes.png)"]
+    if segments:
+        table = Table(["model", SEGMENTS], [[name, str(s)] for name, s in segments.items()])
+        table.print("objects in slots, 95 % intervals in brackets")
+        parts += ["## Objects in slots", ABOUT_SEGMENTS, str(table)]
+    parts += [about_run]
     write_text(folder / "probes.md", "\n\n".join(parts) + "\n")
     print(f"report: {folder / 'probes.md'}")
 

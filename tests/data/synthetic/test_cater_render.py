@@ -8,7 +8,7 @@ from PIL import Image
 
 from ivcl_fast.data.synthetic.cater.camera import moving_camera, static_camera
 from ivcl_fast.data.synthetic.cater.planner import Plan, plan_video
-from ivcl_fast.data.synthetic.cater.render import render
+from ivcl_fast.data.synthetic.cater.render import object_masks, render
 from ivcl_fast.data.synthetic.cater.world import Thing
 
 
@@ -91,10 +91,43 @@ def test_depth_is_compared_pixel_by_pixel() -> None:
         assert np.argmax(pixels[y, x]) == channel
 
 
+def mask(plan: Plan) -> np.ndarray:
+    return next(object_masks(plan, static_camera(320, 240), np.array([0])))
+
+
 def test_what_is_inside_a_cone_is_not_drawn() -> None:
     both = make_plan(("cone", "red", (0.0, 0.0)), ("sphere", "blue", (2.0, 0.0)), covered=1)
     alone = make_plan(("cone", "red", (0.0, 0.0)))
     np.testing.assert_array_equal(picture(both), picture(alone))
+    np.testing.assert_array_equal(mask(both), mask(alone))
+
+
+def test_masks_show_what_the_picture_shows() -> None:
+    """Two spheres that hide part of each other, listed in both orders, and a third one beside."""
+    places = {"red": (0.0, 0.0), "blue": (0.5, 0.2), "green": (-2.0, 1.0)}
+    for colors in (("red", "blue", "green"), ("blue", "green", "red")):
+        plan = make_plan(*(("sphere", color, places[color]) for color in colors))
+        pixels, numbers = picture(plan), mask(plan)
+        assert set(np.unique(numbers)) == {-1, 0, 1, 2}
+        for number, color in enumerate(colors):
+            channel = ("red", "green", "blue").index(color)
+            shown = pixels[numbers == number]
+            others = np.delete(shown, channel, axis=1).max(axis=1)
+            assert (shown[:, channel] > others).mean() > 0.97  # but for a polished light, or a rim
+        floor = pixels[numbers == -1]
+        assert (np.ptp(floor, axis=1) < 60).mean() > 0.99
+
+
+def test_masks_follow_the_frames_and_the_camera() -> None:
+    plan, frames = plan_video(0, 0), np.array([0, 15, 60])
+    moving = moving_camera(0, 0, 160, 120)
+    masks = list(object_masks(plan, moving, frames))
+    for frame, seen in zip(frames, masks, strict=True):
+        shown = set(np.unique(seen)) - {-1}
+        assert shown <= set(np.flatnonzero(~plan.covered[frame]))
+        (alone,) = object_masks(plan, moving, np.array([frame]))
+        np.testing.assert_array_equal(alone, seen)
+    assert (masks[0] != masks[2]).any()
 
 
 @pytest.mark.parametrize("size", [(320, 240), (160, 120)])

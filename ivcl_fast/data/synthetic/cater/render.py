@@ -75,16 +75,43 @@ def render(plan: Plan, camera: Camera, frames: np.ndarray) -> Iterator[np.ndarra
         One uint8 RGB picture ``[height, width, 3]`` per frame; the same arguments give the same
         bytes.
     """
+    floor = None if len(camera.position) > 1 else _floor(camera)
+    for view, objects in _draw_all(plan, camera, frames):
+        light = _floor(view) if floor is None else floor.copy()
+        yield compose(light, [seen for _, seen in objects])
+
+
+def object_masks(plan: Plan, camera: Camera, frames: np.ndarray) -> Iterator[np.ndarray]:
+    """Tell which object is seen where in the pictures of :func:`render`, which has the arguments.
+
+    Yields:
+        One int64 ``[height, width]`` per frame: the number of the object that covers most of the
+        pixel, in the order of the plan; -1 for the floor.
+    """
+    for view, objects in _draw_all(plan, camera, frames):
+        mask = np.full((view.height, view.width), -1)
+        nearest = np.full(mask.shape, np.inf, dtype=np.float32)
+        for number, (sprite, _) in objects:
+            depth = nearest[sprite.area]
+            seen = (sprite.depth < depth) & (sprite.cover > 0.5)
+            np.copyto(depth, sprite.depth, where=seen)
+            np.copyto(mask[sprite.area], number, where=seen)
+        yield mask
+
+
+def _draw_all(
+    plan: Plan, camera: Camera, frames: np.ndarray
+) -> Iterator[tuple[Camera, list[tuple[int, tuple[Sprite, Shadow]]]]]:
+    """Yield the camera of each frame, and what is in view with its number, from far to near."""
     moving = len(camera.position) > 1
-    floor = None if moving else _floor(camera)
     for first in range(0, len(frames), _FRAMES_AT_ONCE):
         part = frames[first : first + _FRAMES_AT_ONCE]
         views = camera.at(part if moving else np.zeros(len(part), dtype=np.intp))
         drawn = [_draw(plan, views, part, i) for i in range(len(plan.things))]
         far_to_near = np.argsort(-views.project(plan.locations[part])[..., 2], axis=1)
         for k in range(len(part)):
-            light = _floor(views.at(slice(k, k + 1))) if floor is None else floor.copy()
-            yield compose(light, [seen for i in far_to_near[k] if (seen := drawn[i][k])])
+            objects = [(int(i), seen) for i in far_to_near[k] if (seen := drawn[i][k])]
+            yield views.at(slice(k, k + 1)), objects
 
 
 def _draw(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ import numpy as np
 from ivcl_fast.data.formats import cater_labels
 from ivcl_fast.data.synthetic.cater.camera import Camera, moving_camera, static_camera
 from ivcl_fast.data.synthetic.cater.planner import Plan, plan_video
-from ivcl_fast.data.synthetic.cater.render import render
+from ivcl_fast.data.synthetic.cater.render import object_masks, render
 from ivcl_fast.data.synthetic.cater.states import draw_states
 from ivcl_fast.data.synthetic.cater.world import LAST_FRAME
 from ivcl_fast.data.synthetic.video import encode_video
@@ -76,9 +76,7 @@ class SyntheticCater(SyntheticSpec):
     def write_item(self, out: Path, number: int) -> None:
         """Write a video, then its scene."""
         form = _FORMATS[self.size]
-        plan = plan_video(self.seed, number)
-        camera = camera_of(self, number, form.width, form.height)
-        frames = frame_times(form.frames)
+        plan, camera, frames = self._planned(number)
         tables = self.camera == "none"
         pictures = draw_states(plan, frames) if tables else render(plan, camera, frames)
         with atomic_write(out / "videos" / video_name(number), durable=False) as file:
@@ -93,6 +91,21 @@ class SyntheticCater(SyntheticSpec):
             )
         scene = scene_dict(plan, camera.at(slice(0, 1)), frames, number)
         write_text(out / self.last_file(number), json.dumps(scene), durable=False)
+
+    def object_masks(self, number: int, frames: Sequence[int]) -> np.ndarray:
+        """Tell which object is seen where in some frames of a video.
+
+        Returns int64 ``[frames, height, width]``: the object's number in the scene, -1 for the
+        floor. They are computed anew, as they are not part of the data set.
+        """
+        plan, camera, times = self._planned(number)
+        return np.stack(list(object_masks(plan, camera, times[list(frames)])))
+
+    def _planned(self, number: int) -> tuple[Plan, Camera, np.ndarray]:
+        """Return the plan of a video, its camera, and where its frames are on the timeline."""
+        form = _FORMATS[self.size]
+        camera = camera_of(self, number, form.width, form.height)
+        return plan_video(self.seed, number), camera, frame_times(form.frames)
 
     def last_file(self, number: int) -> str:
         return f"scenes/CATER_new_{number:06d}.json"

@@ -1,0 +1,58 @@
+"""The adjusted Rand index agrees with its definition on pairs; masks are those that models see."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ivcl_fast.analysis.segments import at_pixels, foreground_ari
+
+
+def drawn(count: int, pixels: int, least: int = 0) -> Tensor:
+    """Random segments ``[4, pixels]`` from ``least`` on, ``count`` of them."""
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(least, least + count, (4, pixels), generator=generator)
+
+
+def test_ari_is_that_of_pairs_of_pixels() -> None:
+    found, true = drawn(5, 30), drawn(4, 30, least=-1)
+    for ari, slots, objects in zip(foreground_ari(found, true), found, true, strict=True):
+        pairs = [
+            (slots[i] == slots[j], objects[i] == objects[j])
+            for i, j in combinations(range(30), 2)
+            if objects[i] >= 0 and objects[j] >= 0
+        ]
+        together, same = (torch.tensor(x).double() for x in zip(*pairs, strict=True))
+        expected = together.sum() * same.mean()
+        most = (together.sum() + same.sum()) / 2
+        torch.testing.assert_close(
+            ari, ((together * same).sum() - expected) / (most - expected), rtol=1e-12, atol=1e-12
+        )
+
+
+def test_ari_of_known_segments() -> None:
+    true = drawn(4, 500, least=-1)
+    names = torch.tensor([7, 3, 0])
+    exact = torch.where(true < 0, 3, names[true])  # the floor may share an object's slot
+    assert foreground_ari(exact, true).tolist() == [1.0] * 4
+    assert foreground_ari(torch.zeros_like(true), true).tolist() == [0.0] * 4
+    assert foreground_ari(drawn(5, 500), true).abs().max() < 0.02
+    joined = foreground_ari(exact.clamp(max=3), true)  # two of three objects in a slot
+    assert ((joined > 0.3) & (joined < 0.8)).all()
+
+
+@pytest.mark.parametrize("true", [[-1, -1, -1, -1], [-1, 2, 2, 2], [-1, -1, -1, 0]])
+def test_fewer_than_two_objects_have_no_score(true: list[int]) -> None:
+    assert foreground_ari(torch.tensor([[0, 1, 1, 0]]), torch.tensor([true])).isnan().all()
+
+
+def test_masks_are_taken_at_the_centres_of_pixels() -> None:
+    masks = np.arange(6 * 8).reshape(1, 6, 8)
+    whole = at_pixels(masks, 2, "none")
+    assert whole.tolist() == [[[masks[0, 1, 2], masks[0, 1, 6]], [masks[0, 4, 2], masks[0, 4, 6]]]]
+    assert torch.equal(at_pixels(masks, 6, "center"), torch.from_numpy(masks[:, :, 1:7]))
+    assert torch.equal(at_pixels(masks, 6, "end"), torch.from_numpy(masks[:, :, 2:]))
