@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILT := $(VENV)/.built
+# What was built lists its objects, so that a deleted one is noticed; without a compiler it is empty.
+OBJECTS := $(wildcard kernels/*.so)
+DELETED := $(filter-out $(OBJECTS),$(shell cat $(BUILT) 2>/dev/null))
 OLDEST := .triton-oldest
 OLDEST_TRITON := $(shell sed -n 's/.*"triton>=\([0-9.]*\).*/\1/p' pyproject.toml)
 
@@ -28,10 +31,12 @@ $(STAMP): pyproject.toml
 
 build: $(BUILT)  ## build the C++ kernels in place; without a compiler it says so and goes on
 
-$(BUILT): $(STAMP) setup.py kernels/_objects.py csrc $(wildcard csrc/*.cpp csrc/*.h)
+$(BUILT): $(STAMP) setup.py kernels/_objects.py csrc $(wildcard csrc/*.cpp csrc/*.h) $(DELETED)
 	@echo "make: building the C++ kernels; this takes a minute"
 	$(BIN)/python setup.py --quiet build_ext --inplace
-	@touch $@
+	@ls kernels/*.so > $@ 2>/dev/null || true
+
+$(DELETED):  # made anew by the rule above
 
 train: $(BUILT)  ## pretrain, finetune and evaluate on synthetic videos; ARGS=--quick: one minute
 	$(BIN)/python -m ivcl_fast.train --compile $(ARGS)
