@@ -104,7 +104,7 @@ def read_list(path: Path, split: str = TRAIN) -> list[Line]:
         raise UserError(f"{path}: {error.strerror}; accepted: {ACCEPTED}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not text in UTF-8; accepted: {ACCEPTED}, in UTF-8") from None
-    rows = [(number, line.strip(" ")) for number, line in enumerate(text.splitlines(), 1)]
+    rows = [(number, line.strip(" ")) for number, line in enumerate(text.split("\n"), 1)]
     rows = [(n, line) for n, line in rows if line.strip(" \t,;")]  # spreadsheets have empty rows
     if comments := [line for _, line in rows if line.lstrip().startswith("#")]:
         log.info("%s: %d comments are not read, such as %s", path, len(comments), comments[0])
