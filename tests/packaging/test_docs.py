@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import tyro
 
+from ivcl_fast import IVCLConfig, SlotAutoencoder
 from ivcl_fast.data import registry as catalog
 from ivcl_fast.errors import UserError
 from ivcl_fast.report import plan
@@ -237,7 +238,7 @@ def test_commands_are_found_where_they_are_written():
 
 @pytest.fixture
 def own_files(short_run, tmp_path, monkeypatch):
-    """The working folder with what the pages' code names: a video, a run, and published data."""
+    """The working folder with what the pages' code names: a video, runs, and published data."""
     (tmp_path / "runs").mkdir()
     (data,) = short_run.home.glob("data/*")
     for name, target in {
@@ -246,6 +247,9 @@ def own_files(short_run, tmp_path, monkeypatch):
     }.items():  # fmt: skip
         (tmp_path / name).symlink_to(target)
     monkeypatch.chdir(tmp_path)
+    objects = IVCLConfig(objective="slot_attention", embed_dim=16, depth=1, num_frames=4,
+                         num_query_frames=2)  # fmt: skip
+    SlotAutoencoder(objects).save_pretrained("runs/objects")
 
 
 PAGES = [file for file in FILES[1:] if blocks(file.read_text(), "python")]  # README has its own
