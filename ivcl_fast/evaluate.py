@@ -207,12 +207,13 @@ def chosen_model(run: FinishedRun, flag: Classifier | None) -> str:
     if name in finished:
         return name
     if not finished:
-        pretrains = run.config.stages.stage == "pretrain"
+        unlabelled = run.finished("pretrain") and not run.dataset.num_classes
+        pretrains = unlabelled or run.config.stages.stage == "pretrain"
         way = "finetune it" if pretrains else "continue it"
         flags = "--stage finetune --init" if pretrains else "--resume"
         raise UserError(
             f"{run.folder}: has not finetuned yet; {way} with python -m ivcl_fast.train {flags} "
-            f"{run.folder}"
+            f"{run.folder}" + (" --data KIND:DIR with classes" if unlabelled else "")
         )
     if flag is None:
         raise UserError(

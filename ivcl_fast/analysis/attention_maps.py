@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.models import reference
+from ivcl_fast.models.slot_attention import SHARE_EPS
 from ivcl_fast.models.slot_autoencoder import SlotAutoencoder
 from ivcl_fast.models.supervised import Supervised
 
@@ -84,7 +85,8 @@ def patch_weights(encoder: reference.Encoder, rows: Tensor) -> Tensor:
     shares: list[Tensor] = []
     encoder.slot_attention.register_forward_hook(lambda part, args, out: shares.append(out[1]))
     encoder.slots(rows)
-    return shares[0] / shares[0].sum(dim=-1, keepdim=True)
+    weights = shares[0] + SHARE_EPS
+    return weights / weights.sum(dim=-1, keepdim=True)
 
 
 def attention_weights(attn: reference.Attention, x: Tensor, head: int | None) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -121,8 +122,7 @@ class FinishedRun:
         Its blocks are random also where training starts with blocks that are the identity, in which
         slots do not see their frames.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
+        with self._seeded():
             return pretraining_model(self.config.model).to(self.device).eval()
 
     def models(self, weights: Path | None = None) -> Models:
@@ -263,8 +263,16 @@ class FinishedRun:
         return classifier
 
     def _new_classifier(self) -> IVCLClassifier:
+        """Return a classifier with the random weights that the run's has before it is trained."""
         names = self.classes.names
-        return IVCLClassifier(self.config.model, len(names), names)
+        with self._seeded():
+            return IVCLClassifier(self.config.model, len(names), names)
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            yield
 
 
 def split_model_folder(folder: Path) -> tuple[Path, str | None]:

@@ -18,10 +18,10 @@ def at_pixels(masks: np.ndarray, size: int, square: Square) -> Tensor:
 
     A pixel has the number that is at its centre. ``square``: the part that models see.
     """
-    shape, at = masks.shape[1:], (np.arange(size) + 0.5) / size
-    crop = square_crop(square, *shape)
-    row = (shape[0] * (crop.top + crop.height * at)).astype(np.intp)
-    column = (shape[1] * (crop.left + crop.width * at)).astype(np.intp)
+    shape, at = masks.shape[1:], np.arange(size) + 0.5
+    height, width, top, left = square_crop(square, *shape).placed(size)  # rounded as decoders do
+    row = (shape[0] * (top + at) / height).astype(np.intp)
+    column = (shape[1] * (left + at) / width).astype(np.intp)
     return torch.from_numpy(masks[:, row[:, None], column])
 
 
@@ -47,5 +47,6 @@ def foreground_ari(found: Tensor, true: Tensor) -> Tensor:
     )
     by_chance = true_pairs * found_pairs / all_pairs
     ari = (pairs - by_chance) / ((true_pairs + found_pairs) / 2 - by_chance)
+    ari = torch.where((pairs == true_pairs) & (pairs == found_pairs), 1.0, ari)  # also of no pairs
     in_view = (counts.sum(dim=2) > 0).sum(dim=1)
     return torch.where(in_view > 1, ari, torch.nan)

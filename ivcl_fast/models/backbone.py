@@ -105,6 +105,8 @@ def other_parts(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str
     competition = "encoder.slot_attention.key.weight"
     if competition in weights and competition not in own:
         return "its slots compete for patches (objective slot_attention), and this model's do not"
+    if competition in own and competition not in weights:
+        return "its slots do not compete for patches, this model's do (objective slot_attention)"
     for part in ("encoder", "temporal"):
         there, here = (
             len({key.split(".")[2] for key in keys if key.startswith(f"{part}.blocks.")})

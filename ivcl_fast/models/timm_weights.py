@@ -2,7 +2,8 @@
 
 They are fitted to our sizes. Patch weights are resampled by FlexiViT's pseudo-inverse (Beyer et
 al., 2023) of antialiased bilinear resizing, positions bicubically, as any of ours. Cls and register
-tokens become the first slots; further slots stay as initialised. Where a ViT was trained with other
+tokens become the first slots; further slots, and slots that compete for patches, stay as
+initialised. Where a ViT was trained with other
 pixel means and deviations, the weights and bias of its patch embedding absorb the difference
 exactly.
 """
@@ -28,6 +29,8 @@ from ivcl_fast.text import first_line
 PREFIX = "timm:"
 TOKENS = ("cls_token", "reg_token")
 """Keys of the tokens that stand before the patches, in this order."""
+SLOTS = ("slot_tokens", "slot_attention.")
+"""What the keys of our encoder's slots begin with."""
 UNUSED = re.compile(r"(head|fc_norm)\..*")
 ACCEPTED = (
     "accepted: a plain ViT, with learned positions, pre-norm blocks with biases and a final norm"
@@ -104,20 +107,21 @@ def encoder_weights(source: str, model: Any) -> dict[str, Tensor]:
     check_sizes(source, weights, vit.num_heads, cfg)
     check_parts(source, weights, own)
     tokens, positions = split_tokens(source, weights)
-    if len(tokens) > cfg.num_slots:
-        raise UserError(
-            f"{source}: has {len(tokens)} cls and register tokens, the model {cfg.num_slots} "
-            f"slots; accepted: --num-slots of at least {len(tokens)}"
-        )
-    slots = own["slot_tokens"].cpu().clone()
-    slots[0, : len(tokens)] = tokens
+    fitted = {key: own[key].cpu().clone() for key in own if key.startswith(SLOTS)}
+    if cfg.objective != "slot_attention":  # there, slots are no tokens among the patches
+        if len(tokens) > cfg.num_slots:
+            raise UserError(
+                f"{source}: has {len(tokens)} cls and register tokens, the model {cfg.num_slots} "
+                f"slots; accepted: --num-slots of at least {len(tokens)}"
+            )
+        fitted["slot_tokens"][0, : len(tokens)] = tokens
     kernel = resample_kernel(weights["patch_embed.proj.weight"], cfg.patch_size)
     bias = weights["patch_embed.proj.bias"]
     if vit.mean is not None and vit.std is not None:
         shift = ((cfg.pixel_mean - vit.mean) / vit.std)[:, None, None]
         bias = bias + (kernel * shift).sum(dim=(1, 2, 3))
         kernel = kernel * (cfg.pixel_std / vit.std)[:, None, None]
-    fitted = {"slot_tokens": slots, "pos_embed": positions}
+    fitted["pos_embed"] = positions
     fitted |= {"patch_embed.proj.weight": kernel, "patch_embed.proj.bias": bias}
     blocks = {key: value for key, value in weights.items() if key.startswith(("blocks.", "norm."))}
     return {f"encoder.{key}": value for key, value in (blocks | fitted).items()}
@@ -194,7 +198,8 @@ def check_parts(source: str, weights: Mapping[str, Tensor], own: Mapping[str, Te
     """Raise :class:`UserError` for a part that only one of the two has."""
     if unknown := sorted(weights.keys() - own.keys() - set(TOKENS)):
         raise UserError(f"{source}: {unknown[0]} has no place in the encoder; {ACCEPTED}")
-    if missing := sorted(own.keys() - weights.keys() - {"slot_tokens", "time_embed"}):
+    not_vits = {"time_embed", *(key for key in own if key.startswith(SLOTS))}
+    if missing := sorted(own.keys() - weights.keys() - not_vits):
         raise UserError(f"{source}: has no {missing[0]}; {ACCEPTED}")
     channels, *sides = weights["patch_embed.proj.weight"].shape[1:]
     if channels != 3 or len(sides) != 2 or len({*sides}) != 1:

@@ -15,6 +15,7 @@ from ivcl_fast.config import FrameLabelKind, IVCLConfig
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.errors import UserError, require_above, require_at_least
 from ivcl_fast.manifest import read_recorded
+from ivcl_fast.models import timm_weights
 from ivcl_fast.training.viewers import Viewer
 
 MOST_CLIPS = 1_000_000
@@ -218,7 +219,10 @@ class TrainConfig:
                 "--freeze-encoder: a joint encoder sees whole clips, not frames; accepted with it: "
                 "another --objective"
             )
-        if freezes and self.stages.stage == "finetune" and self.stages.init == "random":
+        random = self.stages.init == "random" or (
+            self.model.objective == "slot_attention" and timm_weights.is_timm(self.stages.init)
+        )  # a ViT has no slots that compete
+        if freezes and self.stages.stage == "finetune" and random:
             raise UserError(
                 "--freeze-encoder: the weights are random; accepted with it: --init with a "
                 "pretrained model, or --stage all"

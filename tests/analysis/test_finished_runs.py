@@ -16,6 +16,7 @@ from ivcl_fast.analysis.attention_maps import slot_attention
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, with_data
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluate import chosen_model
+from ivcl_fast.models.ivcl import IVCLClassifier
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.probes import slots_of
 from ivcl_fast.training.classes import Classes, pretraining_model
@@ -84,6 +85,30 @@ def test_a_run_without_a_classifier_says_how_to_get_one(
     """Resuming a run that only pretrains would not."""
     with pytest.raises(UserError, match=f"has not finetuned yet; .* {way} {tmp_path / 'run'}$"):
         chosen_model(run_with(tmp_path, stage=stage), None)
+
+
+def test_a_run_without_classes_is_not_told_to_continue(tmp_path: Path) -> None:
+    """It is finished; to finetune it takes other data."""
+    (tmp_path / "run" / "pretrain").mkdir(parents=True)
+    (tmp_path / "run" / "pretrain" / MODEL).touch()
+    for classes, said in ((0, rf"--init {tmp_path / 'run'} --data KIND:DIR"), (4, "--resume")):
+        run = run_with(tmp_path)
+        run.dataset = SimpleNamespace(num_classes=classes)  # type: ignore[assignment]
+        with pytest.raises(UserError, match=said):
+            chosen_model(run, None)
+
+
+def test_what_a_run_began_with_is_the_same_at_each_look(tmp_path: Path) -> None:
+    """Also the parts that its --init lacks, which began with random weights of the run's seed."""
+    init = tmp_path / "init.safetensors"
+    save_file({"encoder.norm.weight": torch.full((16,), 2.0)}, init)
+    run = run_with(tmp_path, stage="finetune", init=str(init), model=config(), seed=3)
+    torch.manual_seed(3)
+    expected = IVCLClassifier(config(), 4).state_dict()
+    expected["encoder.norm.weight"] = torch.full((16,), 2.0)
+    for _ in range(2):
+        began = run.models()["pretrained"].state_dict()
+        assert all(torch.equal(began[key], expected[key]) for key in began)
 
 
 def test_videos_without_classes_are_shown_without_a_classifier(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ivcl_fast.analysis.segments import at_pixels, foreground_ari
+from ivcl_fast.data.crop import Square, square_crop
+from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.decode.decoder import make_decoder
 
 
 def drawn(count: int, pixels: int, least: int = 0) -> Tensor:
@@ -45,6 +50,12 @@ def test_ari_of_known_segments() -> None:
     assert ((joined > 0.3) & (joined < 0.8)).all()
 
 
+def test_one_pixel_of_each_object_is_divided_exactly() -> None:
+    true = torch.tensor([[0, 1, -1, 2]])
+    assert foreground_ari(torch.tensor([[3, 0, 0, 1]]), true).tolist() == [1.0]
+    assert foreground_ari(torch.tensor([[3, 3, 0, 1]]), true).tolist() == [0.0]
+
+
 @pytest.mark.parametrize("true", [[-1, -1, -1, -1], [-1, 2, 2, 2], [-1, -1, -1, 0]])
 def test_fewer_than_two_objects_have_no_score(true: list[int]) -> None:
     assert foreground_ari(torch.tensor([[0, 1, 1, 0]]), torch.tensor([true])).isnan().all()
@@ -56,3 +67,18 @@ def test_masks_are_taken_at_the_centres_of_pixels() -> None:
     assert whole.tolist() == [[[masks[0, 1, 2], masks[0, 1, 6]], [masks[0, 4, 2], masks[0, 4, 6]]]]
     assert torch.equal(at_pixels(masks, 6, "center"), torch.from_numpy(masks[:, :, 1:7]))
     assert torch.equal(at_pixels(masks, 6, "end"), torch.from_numpy(masks[:, :, 2:]))
+
+
+@pytest.mark.parametrize("square", ["none", "start", "center", "end"])
+@pytest.mark.parametrize("size", [16, 64])
+def test_masks_lie_where_decoders_put_frames(square: Square, size: int, tmp_path: Path) -> None:
+    """A frame that is bright from some column on, which is half of a pixel at least once."""
+    for column in range(40, 120, 7):
+        frame = np.zeros((120, 160, 3), dtype=np.uint8)
+        frame[:, column:] = 200
+        Image.fromarray(frame).save(tmp_path / "0.png")
+        media = Media("clip", (tmp_path / "0.png",))
+        crop = square_crop(square, 120, 160)
+        (seen,) = make_decoder("pyav", size).decode(media, [0], crop)
+        (mask,) = at_pixels((frame[None, ..., 0] > 0).astype(int), size, square)
+        assert not ((mask == 1) ^ (seen[0] > 100))[(seen[0] - 100.0).abs() > 20].any(), column

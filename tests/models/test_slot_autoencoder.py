@@ -92,6 +92,9 @@ def test_a_classifier_goes_on_from_its_encoder(tmp_path):
     other = ivcl_fast.IVCLClassifier(dataclasses.replace(CFG, objective="ivcl"), 5)
     with pytest.raises(ValueError, match="its slots compete for patches"):
         other.load_pretrained(tmp_path)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="its slots do not compete for patches, this model's do"):
+        classifier.load_pretrained(tmp_path / "other")
 
 
 @pytest.mark.parametrize("seed", range(3))

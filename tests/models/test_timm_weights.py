@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, Supervised, reference
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, SlotAutoencoder, Supervised, reference
 from ivcl_fast.command import run_command
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
@@ -131,6 +131,18 @@ def test_cls_token_goes_into_the_first_slot(build, tmp_path):
     assert torch.equal(encoder["slot_tokens"][0, 1:], before[0, 1:])
     assert torch.equal(encoder["pos_embed"], weights["pos_embed"][:, 1:])
     assert torch.equal(encoder["blocks.1.mlp.fc2.weight"], weights["blocks.1.mlp.fc2.weight"])
+
+
+def test_slots_that_compete_stay_as_they_are(tmp_path):
+    """They are no tokens of the sequence, so a cls token has no place, and one slot is enough."""
+    model = SlotAutoencoder(config(objective="slot_attention", num_slots=1))
+    before = {key: value.clone() for key, value in model.state_dict().items() if "slot" in key}
+    loaded = load_backbone(model, saved(vit_weights(), tmp_path / "vit"))
+    assert set(loaded) == {key for key in model.state_dict() if key.startswith("encoder.")}
+    after = model.state_dict()
+    assert len(before) > 10 and all(torch.equal(after[key], before[key]) for key in before)
+    expected = vit_weights()["blocks.1.mlp.fc1.weight"]
+    torch.testing.assert_close(after["encoder.blocks.1.mlp.fc1.weight"], expected)
 
 
 def test_cls_and_register_tokens_are_the_first_slots():

@@ -273,7 +273,13 @@ def test_it_continues_as_if_it_had_not_been_stopped(tmp_path, pretrained, monkey
 
 
 @pytest.mark.parametrize(
-    "flags", [["--objective", "joint"], ["--stage", "finetune"], ["--slot-noise", "-1"]]
+    "flags",
+    [
+        ["--objective", "joint"],
+        ["--stage", "finetune"],
+        ["--objective", "slot_attention", "--stage", "finetune", "--init", "timm:vit.pth"],
+        ["--slot-noise", "-1"],
+    ],
 )
 def test_flags_that_cannot_be_used_with_it(flags):
     with pytest.raises(UserError, match="accepted"):
