@@ -29,7 +29,7 @@ class Drawn(NamedTuple):
     """What a forward pass of :class:`SlotAutoencoder` returns."""
 
     loss: Tensor  # float32 scalar: mean squared error over all pixels of all frames
-    pred: Tensor  # [B, T, N, 3*P*P]: the frames as drawn, of pixels less their mean, by their std
+    pred: Tensor  # [B, T, N, 3*P*P]: the frames as drawn, (pixels - pixel_mean) / pixel_std
     shares: Tensor  # [B, T, S, N, P*P]: each slot's share of every pixel; they sum to 1 over slots
 
 
