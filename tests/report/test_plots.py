@@ -273,6 +273,6 @@ def test_the_floor_is_seen_from_the_camera(figures: list[Any]) -> None:
 @pytest.mark.parametrize("kind", ["pretrained, all frames", "finetuned, frame alone"])
 def test_the_probes_report_tells_of_memorised_clips(tmp_path: Path, kind: str) -> None:
     scores = {"snitch's cell": {"hidden": {kind: Score(0.5, 0.4, 0.6, 1 / 36)}}}
-    probe_report.write(tmp_path, "RUN", "a run", scores, (15, 10))
+    probe_report.write(tmp_path, "RUN", "a run", scores, (15, 10), {})
     told = "fitted on clips that the finetuned model was finetuned on"
     assert (told in (tmp_path / "probes.md").read_text()) == kind.startswith("finetuned")
