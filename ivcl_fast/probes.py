@@ -8,8 +8,6 @@ segments that slots draw are the objects.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,22 +18,15 @@ from torch import Tensor
 
 from ivcl_fast.analysis.cater_probes import Frames, Scores, frames_of, run_probes
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Models
-from ivcl_fast.analysis.segments import at_pixels, foreground_ari
+from ivcl_fast.analysis.sample import Sample
+from ivcl_fast.analysis.segments import score_segments
 from ivcl_fast.command import parse, run_command
-from ivcl_fast.data.dataset import Clip
-from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater import TASKS
-from ivcl_fast.data.formats.cater_labels import Scene
-from ivcl_fast.data.sampling import frame_ids
-from ivcl_fast.data.synthetic.cater.write import spec_of
 from ivcl_fast.errors import UserError, require_at_least
-from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.models.reference import all_patches
 from ivcl_fast.progress import Bar
 from ivcl_fast.report import probes as probe_report
 
-BATCH = 50
-"""Clips encoded at a time."""
 TIME, FRAME_ALONE, ALL_FRAMES = "time alone", "frame alone", "all frames"
 """Names of features: no slots; slots of the frame by itself; slots that depend on all frames."""
 LEAST_CLIPS = 10
@@ -85,42 +76,6 @@ def probe_run(config: ProbesConfig) -> Scores:
     return scores
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Clips of evenly spaced frames, and what is true of them."""
-
-    clips: Sequence[Clip]
-    scenes: Sequence[Scene]
-    ids: list[list[int]]
-    """The frames of each clip."""
-
-    @classmethod
-    def of(cls, run: FinishedRun, split: str, count: int) -> Sample:
-        """Return the first ``count`` clips of a split."""
-        clips = run.data.usable_clips(split)[:count]
-        scenes = [run.data.scene(clip.name, run.data.num_frames(clip.media)) for clip in clips]
-        length = run.config.model.num_frames
-        ids = [frame_ids(cater_frames.frame_count(scene), length).tolist() for scene in scenes]
-        clips = [dataclasses.replace(c, frames=tuple(i)) for c, i in zip(clips, ids, strict=True)]
-        return cls(clips, scenes, ids)
-
-    def batches(self, run: FinishedRun, what: str) -> Iterator[Tensor]:
-        """Yield the patch rows of some clips at a time; ``what`` is being done is shown.
-
-        Raises :class:`UserError` for a video that can no longer be decoded.
-        """
-        with Bar(what, len(self.clips), "clips") as bar:
-            for start in range(0, len(self.clips), BATCH):
-                some = self.clips[start : start + BATCH]
-                rows = run.data.rows(some, run.config.model.num_frames).to(run.device)
-                if len(rows) < len(some):  # streamed, not stored
-                    raise UserError(
-                        f"{run.data.dataset.root}: a video can no longer be decoded ({what})"
-                    )
-                yield rows
-                bar(min(start + BATCH, len(self.clips)), len(self.clips))
-
-
 @torch.no_grad()
 def encode(
     run: FinishedRun, split: str, count: int, models: Models
@@ -144,37 +99,6 @@ def encode(
                     parts.setdefault(f"{name}, {sees}", []).append(torch.cat([now, flat], 1))
     frames = frames_of(sample.scenes, sample.ids)
     return frames, {name: torch.cat(part) for name, part in parts.items()}
-
-
-@torch.no_grad()
-def score_segments(run: FinishedRun, count: int, models: Models) -> dict[str, Score]:
-    """Return how well what each slot draws divides frames into objects, by name of the model.
-
-    Scored are the models whose slots draw, on data whose objects' outlines are known: synthetic
-    ones. Frames are those of the first ``count`` clips that results are reported on.
-    """
-    drawing: dict[str, Any] = {n: model for n, model in models.items() if hasattr(model, "draw")}
-    spec, split = spec_of(run.data.dataset.root), run.data.eval_split
-    if not drawing or spec is None or spec.camera == "none":
-        return {}
-    sample, size = Sample.of(run, split, count), run.config.model.image_size
-    truth = zip(sample.scenes, sample.ids, strict=True)
-    found: dict[str, list[Tensor]] = {name: [] for name in drawing}
-    for rows in sample.batches(run, f"segments of {split}"):
-        # The clips come first: when they end, no scene has been taken for the next ones.
-        for clip, (scene, ids) in zip(rows.split(1), truth, strict=False):
-            masks = spec.object_masks(scene["image_index"], ids)
-            true = at_pixels(masks, size, run.config.data.crop).flatten(1)
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.amp):
-                for name, model in drawing.items():
-                    drawn_by = model.draw(clip)[1][0].argmax(dim=1)  # [T, H, W]
-                    found[name].append(foreground_ari(drawn_by.flatten(1).cpu(), true))
-    scores = {}
-    for name, of_clips in found.items():
-        number = torch.arange(len(of_clips)).repeat_interleave(len(of_clips[0]))
-        ari = torch.cat(of_clips)
-        scores[name] = Score.mean(ari[~ari.isnan()], 0.0, groups=number[~ari.isnan()])
-    return scores
 
 
 def slots_of(model: Any, rows: Tensor) -> dict[str, Tensor]:

@@ -1,16 +1,53 @@
-"""Whether slots that compete hold one object each: the parts that they draw, against the objects.
+"""Whether slots that compete hold one object each: the segments they draw, against the objects.
 
 Letters in shapes: M frames, P pixels.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ivcl_fast.analysis.finished_runs import FinishedRun, Models
+from ivcl_fast.analysis.sample import Sample
 from ivcl_fast.data.crop import Square, square_crop
+from ivcl_fast.data.synthetic.cater.write import spec_of
+from ivcl_fast.evaluation.metrics import Score
+
+
+@torch.no_grad()
+def score_segments(run: FinishedRun, count: int, models: Models) -> dict[str, Score]:
+    """Return how well what each slot draws divides frames into objects, by name of the model.
+
+    Scored are the models whose slots draw, on data whose objects' outlines are known: synthetic
+    ones. Frames are those of the first ``count`` clips that results are reported on.
+    """
+    drawing: dict[str, Any] = {n: model for n, model in models.items() if hasattr(model, "draw")}
+    spec, split = spec_of(run.data.dataset.root), run.data.eval_split
+    if not drawing or spec is None or spec.camera == "none":
+        return {}
+    sample, size = Sample.of(run, split, count), run.config.model.image_size
+    truth = zip(sample.scenes, sample.ids, strict=True)
+    found: dict[str, list[Tensor]] = {name: [] for name in drawing}
+    for rows in sample.batches(run, f"segments of {split}"):
+        # The clips come first: when they end, no scene has been taken for the next ones.
+        for clip, (scene, ids) in zip(rows.split(1), truth, strict=False):
+            masks = spec.object_masks(scene["image_index"], ids)
+            true = at_pixels(masks, size, run.config.data.crop).flatten(1)
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.amp):
+                for name, model in drawing.items():
+                    drawn_by = model.draw(clip)[1][0].argmax(dim=1)  # [T, H, W]
+                    found[name].append(foreground_ari(drawn_by.flatten(1).cpu(), true))
+    scores = {}
+    for name, of_clips in found.items():
+        number = torch.arange(len(of_clips)).repeat_interleave(len(of_clips[0]))
+        ari = torch.cat(of_clips)
+        scores[name] = Score.mean(ari[~ari.isnan()], 0.0, groups=number[~ari.isnan()])
+    return scores
 
 
 def at_pixels(masks: np.ndarray, size: int, square: Square) -> Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ivcl_fast import probes, reference
-from ivcl_fast.analysis import cater_probes, linear_probes
+from ivcl_fast.analysis import cater_probes, linear_probes, sample
 from ivcl_fast.analysis.cater_probes import GUESS, PROBES, frames_of, run_probes
 from ivcl_fast.analysis.linear_probes import (
     CLASSIFICATION,
@@ -26,10 +24,8 @@ from ivcl_fast.analysis.linear_probes import (
     Targets,
     run_probe,
 )
-from ivcl_fast.analysis.segments import at_pixels
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.formats import cater_frames
-from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.cater.camera import static_camera
 from ivcl_fast.data.synthetic.cater.planner import plan_video
@@ -307,7 +303,7 @@ def test_features_are_of_the_same_frames_as_the_truth(monkeypatch: pytest.Monkey
     )
     sizes = SimpleNamespace(model=SimpleNamespace(num_frames=3))
     run: Any = SimpleNamespace(config=sizes, data=data, device=torch.device("cpu"), amp=False)
-    monkeypatch.setattr(probes, "BATCH", 2)
+    monkeypatch.setattr(sample, "BATCH", 2)
     monkeypatch.setattr(probes, "slots_of", lambda model, rows: {"frame alone": rows})
     models: Any = {"untrained": None}
     frames, features = probes.encode(run, "train", 3, models)
@@ -317,53 +313,6 @@ def test_features_are_of_the_same_frames_as_the_truth(monkeypatch: pytest.Monkey
     assert torch.equal(features["time alone"], time)
     flat = slots.reshape(9, 8)
     assert torch.equal(features["untrained, frame alone"], torch.cat([time, flat], 1))
-
-
-def test_segments_are_compared_with_the_objects_of_their_frames(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Slots that draw an object each score 1, those of the video before far less."""
-    spec, length, size = SyntheticCater(train=1, val=3), 4, 32
-    root = write_cater(tmp_path / "cater", spec, 1)
-    dataset = Cater(root, "localize")
-    clips = dataset.clips("val")
-
-    def one_hot(number: int) -> Tensor:
-        """Slots' shares ``[T, S, H, W]`` of evenly spaced frames of a video, an object each."""
-        ids = [0, 12, 25, 37]
-        masks = at_pixels(spec.object_masks(number, ids), size, "center")
-        return torch.nn.functional.one_hot(masks + 1, 12).permute(0, 3, 1, 2)
-
-    data = SimpleNamespace(
-        dataset=dataset,
-        eval_split="val",
-        usable_clips=lambda split: clips,
-        num_frames=lambda media: 38,
-        scene=lambda name, frames: dataset.scene(name, frames),
-        rows=lambda some, length: torch.tensor([clips.index(c) for c in map(unframed, some)]),
-    )
-    sizes = SimpleNamespace(num_frames=length, image_size=size)
-    settings = SimpleNamespace(model=sizes, data=SimpleNamespace(crop="center"))
-    run: Any = SimpleNamespace(config=settings, data=data, device=torch.device("cpu"), amp=False)
-    monkeypatch.setattr(probes, "BATCH", 2)
-
-    def drawing(offset: int) -> Any:
-        videos = [one_hot(number) for number in range(4)]
-        return SimpleNamespace(
-            draw=lambda rows: (None, torch.stack([videos[1 + int(i) - offset] for i in rows]))
-        )
-
-    models: Any = {"exact": drawing(0), "of others": drawing(1), "draws nothing": None}
-    found = probes.score_segments(run, 3, models)
-    assert found.keys() == {"exact", "of others"}
-    assert found["exact"].value == 1.0
-    assert found["of others"].value < 0.7
-    (root / "synthetic.json").unlink()  # as published: no masks are known
-    assert probes.score_segments(run, 3, models) == {}
-
-
-def unframed(clip: Clip) -> Clip:
-    return replace(clip, frames=None)
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -412,25 +361,6 @@ def test_from_run_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comm
 
     status, _, error = command(probes.main, run, "--eval-clips", 3)
     assert status == 2 and "--eval-clips: 3 is not accepted; accepted: at least 10" in error
-
-
-def test_slots_that_draw_are_scored_as_segments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
-) -> None:
-    data = write_cater(tmp_path / "cater", SyntheticCater(train=12, val=10), 1)
-    where = ["--data", f"cater:{data}", "--out", tmp_path, "--name", "run", "--stage", "pretrain"]
-    assert command(train_main, *where, *TINY, "--objective", "slot_attention")[0] == 0
-    for name, few in (("STEPS", 3), ("RESAMPLES", 20)):  # quick
-        monkeypatch.setattr(linear_probes, name, few)
-    status, out, _ = command(probes.main, tmp_path / "run", "--train-clips", 12)
-    assert status == 0 and "FG-ARI" in out
-    folder = tmp_path / "run" / "probes"
-    scores = json.loads((folder / "probes.json").read_text())["segments"]
-    assert scores.keys() == {"untrained", "pretrained"}
-    for score in scores.values():
-        assert -0.1 < score["low"] <= score["value"] <= score["high"] < 0.9
-    (section,) = re.findall(r"## Objects in slots\n.*", (folder / "probes.md").read_text(), re.S)
-    assert section.count("\n| ") == 3 and "adjusted Rand index" in section
 
 
 def test_other_data_is_refused_in_one_line(tmp_path: Path, command: Any) -> None:
