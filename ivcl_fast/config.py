@@ -86,7 +86,7 @@ class IVCLConfig:
     mask_ratio: float = 0.75
     """Share of a frame's patches that is masked in pretraining, between 0 and 1; at least one patch
     stays visible and at least one is masked. Only objectives that reconstruct masked patches read
-    it, and ``num_query_frames``, ``norm_pix``, ``context_tokens`` and ``decoder_slots``."""
+    this, ``num_query_frames``, ``norm_pix``, ``context_tokens`` and ``decoder_slots``."""
     embed_dim: int = 128
     """Width of the image encoder and the temporal transformer (D); a multiple of ``num_heads`` and
     of 4."""
