@@ -326,6 +326,8 @@ def attention(qkv: Tensor, num_heads: int, backend: str = "auto", dropout: float
         raise UserError(
             f"num_heads: {num_heads} does not divide qkv's width {qkv.shape[2]} in 3 parts"
         )
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout: {dropout} is not accepted; accepted: from 0 to less than 1")
     inputs = Inputs(qkv.shape[1], qkv.shape[2] // (3 * num_heads), qkv.dtype, qkv.device)
     if backend == "auto":
         backend, _ = select_backend(inputs)

@@ -187,6 +187,14 @@ def test_fullgraph_over_changing_shapes(tokens):
         check_op(lambda x: compiled(x, 2), lambda x: eager_attention(x, 2), [x])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dropout", [-0.5, 1.0, float("nan")])
+def test_dropout_is_a_share(dropout, dtype):
+    """Also where a backend serves it that would take any number."""
+    with pytest.raises(ValueError, match=rf"^dropout: {dropout} is not accepted; accepted: from 0"):
+        attention(qkv(2, 5, 2, 16).to(dtype), 2, dropout=dropout)
+
+
 def test_dropout_of_more_tokens_than_the_kernels_take(monkeypatch):
     """Where ``auto`` would take a backend without dropout, it takes one that has it."""
     monkeypatch.setattr(module, "EAGER_TOKENS", 0)  # a GPU has no such limit

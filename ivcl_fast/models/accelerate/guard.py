@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 import operator
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
@@ -50,24 +51,44 @@ def settings(part: nn.Module) -> tuple[Settings, Settings]:
 
 CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Module)
 """What is code, or a module by another name, and holds no settings."""
-NOT_CONFIGS = (str, int, bool, float, type(None), tuple, list, dict, set)
+PLAIN_VALUES = frozenset({str, int, bool, float, type(None), tuple})
+COLLECTIONS = frozenset({list, dict, set})
 """What config objects mostly hold, besides others."""
+DEEPEST = 4
+"""Levels of settings inside settings that are looked at."""
 
 
-def contents(value: Any, nested: bool = True) -> list[Any] | None:
+def attributes(value: Any) -> dict[str, Any] | None:
+    """What a config object holds, also in ``__slots__``; None for code and for plain values."""
+    if isinstance(value, CODE):
+        return None
+    slots = [s for base in type(value).__mro__ for s in base.__dict__.get("__slots__", ())]
+    found = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return getattr(value, "__dict__", {}) | found if slots else getattr(value, "__dict__", None)
+
+
+def contents(
+    value: Any, names: Container[Any] | None = frozenset(), depth: int = 1
+) -> list[Any] | None:
     """What a mutable setting holds, such as a config object; None for others.
 
-    ``nested``: with what further config objects in it hold, but no dictionaries, which may be long.
+    With what further config objects in it hold, what an object with a ``__getattr__`` keeps inside,
+    and whatever it holds under one of ``names``, those in the code that reads it; with None all.
+    No other dictionaries, which may be long.
     """
     if isinstance(value, list | set):
         return [*value]
-    held = value if isinstance(value, dict) else getattr(value, "__dict__", None)
-    if held is None or isinstance(value, CODE):
+    held = value if isinstance(value, dict) else attributes(value)
+    if held is None:
         return None
     found = [*held, *held.values()]
-    for inner in held.values() if nested else ():
-        if type(inner) not in NOT_CONFIGS:
-            found += contents(inner, nested=False) or ()
+    keeps_all_inside = depth == 1 and hasattr(type(value), "__getattr__")
+    for name, inner in held.items() if depth < DEEPEST else ():
+        if type(inner) in PLAIN_VALUES:
+            continue
+        is_config = depth == 1 and type(inner) not in COLLECTIONS
+        if is_config or keeps_all_inside or names is None or name in names:
+            found += contents(inner, names, depth + 1) or ()
     return found
 
 
@@ -147,22 +168,28 @@ class Held(NamedTuple):
     contents: list | None
     read: Settings | None
     """The simple ones in a config object or a dictionary that the code of the class names, which a
-    compiled program checks; None for a list or a set that it reads, which none checks."""
+    compiled program checks; None for a list or a set, and with settings inside it, which none
+    checks."""
+    names: frozenset[str]
+    """Those in the code of the class."""
 
     @classmethod
     def of(cls, name: str, value: Any, code: Code) -> Held:
-        held = contents(value)
+        held = contents(value, code.names)
         if held is None or name not in code.names:
-            return cls(name, value, held, ())
-        if isinstance(value, list | set):
-            return cls(name, value, held, None)
-        pairs = ((key, peek(value, key)) for key in sorted(code.names))
-        return cls(name, value, held, tuple(pair for pair in pairs if is_simple(pair[1])))
+            return cls(name, value, held, (), code.names)
+        pairs = [(key, peek(value, key)) for key in sorted(code.names)]
+        inner = [x for _, x in pairs if not is_simple(x) and not isinstance(x, Enum)]
+        if isinstance(value, list | set) or any(contents(x) is not None for x in inner):
+            return cls(name, value, held, None, code.names)
+        simple = tuple(pair for pair in pairs if is_simple(pair[1]))
+        return cls(name, value, held, simple, code.names)
 
     def is_same(self) -> bool:
         """Whether the value still holds the same."""
         if not torch.compiler.is_compiling():
-            return self.contents is None or are_same(contents(self.value) or [], self.contents)
+            now = contents(self.value, self.names) or []
+            return self.contents is None or are_same(now, self.contents)
         return self.read is not None and all(
             type(peek(self.value, key)) is type(before) and peek(self.value, key) == before
             for key, before in self.read

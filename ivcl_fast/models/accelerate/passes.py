@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ivcl_fast.models.accelerate.draws import OwnDraws, nothing_compiled
-from ivcl_fast.models.accelerate.guard import is_simple
+from ivcl_fast.models.accelerate.guard import contents, is_simple
 
 
 class Refused(Exception):
@@ -132,6 +132,4 @@ def identity(value: Any) -> Any:
     """A simple value, or the identities of another one and of what it holds."""
     if is_simple(value):
         return value
-    if isinstance(value, dict):
-        return [id(value), *map(id, (*value.keys(), *value.values()))]
-    return [id(value), *map(id, value)] if isinstance(value, list | set) else id(value)
+    return [id(value), *map(id, contents(value, names=None) or ())]

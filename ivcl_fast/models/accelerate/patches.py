@@ -66,6 +66,7 @@ class _PatchEmbedding:
             and input.ndim == weight.ndim
             and compute_dtype(input) == torch.bfloat16
             and not is_patched(nn.Conv2d if weight.ndim == 4 else nn.Conv3d)
+            and "_conv_forward" not in self.__dict__
             and embeds_patches(self)
             and all(n >= side for n, side in zip(input.shape[2:], self.kernel_size, strict=True))
         )

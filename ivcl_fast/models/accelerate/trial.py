@@ -237,8 +237,10 @@ def full_products(place: torch.device) -> Iterator[None]:
     library.matmul.fp32_precision = "ieee"
     try:
         yield
-    finally:
-        library.matmul.fp32_precision = before
+    finally:  # what was inherited is inherited again, not pinned
+        library.matmul.fp32_precision = "none"
+        if library.matmul.fp32_precision != before:
+            library.matmul.fp32_precision = before
 
 
 def with_required(part: nn.Module, arguments: Arguments, x: Tensor) -> tuple[tuple, dict[str, Any]]:

@@ -127,6 +127,16 @@ def test_a_patched_convolution_runs(products, monkeypatch):
     assert not products
 
 
+def test_a_convolution_with_a_product_of_its_own_runs_it(products):
+    fast, x = embedding(8, 8), torch.randn(1, 3, 16, 16)
+    accelerate(fast)
+    own = fast._conv_forward
+    fast._conv_forward = lambda x, weight, bias: 2 * own(x, weight, bias)
+    with torch.autocast("cpu", BF16):
+        assert torch.equal(fast(x), 2 * own(x, fast.weight, fast.bias))
+    assert not products
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_parametrisation_is_evaluated_once(autocast):
     """Some keep count, as the power iterations of ``spectral_norm``."""

@@ -89,3 +89,43 @@ def test_tuning_leaves_the_random_state_alone(monkeypatch):
     before = torch.get_rng_state()
     accelerate(block, tune=True)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Kept:
+    def __init__(self) -> None:
+        self.maps: list[torch.Tensor] = []
+
+
+class Recording(Attention):
+    """Attention that leaves what it saw in an object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = Kept()
+
+    def forward(self, x):
+        self.kept.maps.append(x.detach())
+        return super().forward(x)
+
+
+def test_what_an_object_records_is_not_lost():
+    module = Recording()
+    assert "changes its attributes" in accelerate(module).kept[""]
+    module(tokens())
+    assert len(module.kept.maps) == 1
+
+
+def test_the_precision_of_products_is_inherited_as_before():
+    products = torch.backends.mkldnn.matmul
+    before = torch.backends.fp32_precision
+    try:
+        products.fp32_precision, torch.backends.fp32_precision = "none", "bf16"
+        accelerate(Attention())
+        assert products.fp32_precision == "bf16"
+        torch.backends.fp32_precision = "ieee"
+        assert products.fp32_precision == "ieee"  # it still follows
+        products.fp32_precision = "bf16"
+        accelerate(Attention())
+        assert products.fp32_precision == "bf16"
+    finally:
+        torch.backends.fp32_precision, products.fp32_precision = before, "none"
