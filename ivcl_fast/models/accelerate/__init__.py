@@ -52,6 +52,7 @@ def accelerate(module: nn.Module, *, tune: bool = False) -> Report:
         print(ivcl_fast.accelerate(model))
         ivcl_fast.restore(model)
     """
+    check_is_module(module)
     report, known = Report(), dict[Any, Verdict]()
     # All verdicts come before the first swap: a block is tried with the parts it has now.
     with torch.inference_mode(False):  # trials compare gradients
@@ -85,5 +86,12 @@ def restore(module: nn.Module) -> None:
 
     A model without swapped modules stays as it is.
     """
+    check_is_module(module)
     for part in module.modules():
         unswap(part)
+
+
+def check_is_module(module: object) -> None:
+    """Raise ``TypeError`` for anything but a module."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: {type(module).__name__} is not a torch.nn.Module")

@@ -26,6 +26,8 @@ class Situation(NamedTuple):
     scale: float = 1.0
     training: bool = False
     gradients: bool = False
+    padded: bool = False
+    """Whether the second half of the tokens is zero, as padding is."""
 
 
 SITUATIONS = (
@@ -33,7 +35,7 @@ SITUATIONS = (
     Situation((1, 2)),
     Situation((1, 6), scale=0.05),
     Situation((3, 5), scale=8, gradients=True),
-    Situation((2, 17)),
+    Situation((2, 17), padded=True),
     Situation((2, 17), training=True),
     Situation((1, 7), training=True, gradients=True),
     Situation((2, 50), training=True, gradients=True),
@@ -128,10 +130,12 @@ class Trial:
         randomise(trial, torch.Generator().manual_seed(0))
         generator, before = torch.Generator().manual_seed(1), state(trial)
         with full_products(place):
-            for shape, scale, training, gradients in situations:
+            for shape, scale, training, gradients, padded in situations:
                 trial.train(training)
                 noise = torch.randn(*shape, self.width, generator=generator, device="cpu")
                 x = scale * noise.to(place, dtype)
+                if padded:
+                    x[..., shape[-1] // 2 :, :] = 0
                 args, kwargs = with_required(trial, self.adapter.trial_arguments, x)
                 theirs = run(trial, args, kwargs, gradients)
                 if self.tail not in (UNKNOWN, found := tail_of(theirs.out)):

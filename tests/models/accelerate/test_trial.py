@@ -11,10 +11,11 @@ from timm.layers import LayerNorm, Mlp
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from ivcl_fast import accelerate
+from ivcl_fast import accelerate, restore
 from ivcl_fast.models.accelerate import tune
 from ivcl_fast.models.accelerate.swap import ALWAYS, REPLACEMENT
 from tests.support.marks import needs_kernels
+from tests.support.plain_modules import Attention
 
 pytestmark = needs_kernels
 
@@ -117,6 +118,26 @@ def test_a_subclass_has_a_verdict_of_its_own(base, other):
     """Beside a module that is equal but for the class."""
     report = accelerate(nn.ModuleList([base(), other()]))
     assert "0" in report.replaced and "something else" in report.kept["1"]
+
+
+class Padded(Attention):
+    """Attention that takes tokens of zeros for padding."""
+
+    def forward(self, x):
+        is_padding = (x == 0).all(-1)
+        y = self.proj(self.attend(x.masked_fill(is_padding[..., None], 1.0)))
+        return y.masked_fill(is_padding[..., None], 0.0)
+
+
+def test_a_module_that_reacts_to_zeros_is_left_alone():
+    assert "computes something else" in accelerate(Padded()).kept[""]
+
+
+@pytest.mark.parametrize("change", [accelerate, restore])
+@pytest.mark.parametrize("given", [None, "vit", [nn.Identity()]], ids=["none", "name", "list"])
+def test_what_is_no_module_is_named(given, change):
+    with pytest.raises(TypeError, match=rf"^module: {type(given).__name__} is not a [^\n]*$"):
+        change(given)
 
 
 def test_modules_that_cannot_be_tried():
