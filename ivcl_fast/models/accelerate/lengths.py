@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from ivcl_fast.models.accelerate.trial import Trial
 
 MOST = 64
-"""Comparisons after the first trial, for models whose lengths never end; other lengths then keep
-the module's own forward pass."""
+"""Lengths that are compared after the first trial, for models whose lengths never end; others then
+keep the module's own forward pass, with gradients and without, in training and in evaluation: the
+two passes of a checkpoint would draw other numbers."""
 _LOCK = threading.Lock()
 
 Key = tuple[tuple[int, ...], bool, bool]
@@ -45,7 +46,7 @@ class Lengths:
         self.name, self.trial = name, trial
         tried = [(s.shape[1:], s.training, s.gradients) for s in trial.situations]
         self.equal: dict[Key, bool] = dict.fromkeys(tried, True)
-        self.most = len(self.equal) + MOST
+        self.most = len({shape for shape, _, _ in tried}) + MOST
         self.is_given_up = False
 
     def __reduce__(self) -> tuple:
@@ -59,7 +60,8 @@ class Lengths:
         with _LOCK:
             if self.is_given_up or key in self.equal:
                 return not self.is_given_up and self.equal[key]
-            if len(self.equal) >= self.most or self.trial.is_impossible_now():
+            known = {shape for shape, _, _ in self.equal}
+            if (key[0] not in known and len(known) >= self.most) or self.trial.is_impossible_now():
                 return False
             try:
                 with ThreadPoolExecutor(1, COMPARISON) as pool:

@@ -197,6 +197,18 @@ def test_lengths_without_end(monkeypatch):
     assert calls == [1, 1, 0, 1, 1]
 
 
+def test_a_length_counts_once_in_all_modes(monkeypatch):
+    """A checkpoint calls without gradients first: it would draw otherwise the second time."""
+    monkeypatch.setattr(lengths, "MOST", 2)
+    fast = pair(Odd)[1].train()
+    calls = []
+    for n in (31, 32, 33):
+        for context in (torch.no_grad, torch.enable_grad):
+            with context():
+                calls.append(fused_ops(lambda n=n: fast(tokens(n)))[1])
+    assert calls == [1, 1, 1, 1, 0, 0]
+
+
 def test_a_length_that_the_module_itself_refuses():
     class Short(Odd):
         def forward(self, x):
