@@ -23,7 +23,14 @@ from ivcl_fast.models.accelerate import sdpa
 from ivcl_fast.models.accelerate.adapters import ADAPTERS, Adapter
 from ivcl_fast.models.accelerate.adapters.adapter import Arguments
 from ivcl_fast.models.accelerate.crossovers import SEPARATE_ATTENTION, no_gain_reason
-from ivcl_fast.models.accelerate.guard import Guard, contents, settings, uncalled
+from ivcl_fast.models.accelerate.guard import (
+    Guard,
+    code_of,
+    contents,
+    own_class,
+    settings,
+    uncalled,
+)
 from ivcl_fast.models.accelerate.lengths import Lengths
 from ivcl_fast.models.accelerate.passes import Refused, run
 from ivcl_fast.models.accelerate.swap import ALWAYS, Replacement, is_fused, swap
@@ -223,16 +230,28 @@ def count_calls(part: nn.Module, replacement: Replacement, width: int, arguments
 
 # --- Modules built alike --------------------------------------------------------------------------
 
+DROPS_BRANCHES = "DropPath", "StochasticDepth"
+"""Endings of the names of classes that drop branches of a block at random. The probability mostly
+rises from block to block; fused forward passes call them."""
+
 
 def fingerprint(part: nn.Module) -> Any:
     """What a module's forward pass may depend on, beside the values of its parameters.
 
     Modules of one fingerprint run the same code with the same settings, so one verdict holds for
-    all. Attributes that are not settings count by identity.
+    all. Attributes that are not settings count by identity. Of the probability to drop a branch,
+    which only the part that drops reads, counts whether it is zero.
     """
+    drops = {m for m in part.children() if type(m).__name__.endswith(DROPS_BRANCHES)}
+    kinds = {own_class(m) for m in part.modules() if m not in drops} if drops else set()
+    read = frozenset[str]().union(*(code_of(kind).names for kind in kinds))
     parts = []
     for name, m in part.named_modules():
         simple, others = settings(m)
+        if m in drops:
+            simple = tuple(
+                (k, v if k in read or type(v) is not float else v > 0) for k, v in simple
+            )
         tensors = tuple(
             (k, None if p is None else (p.shape, p.dtype, p.device, type(p)))
             for k, p in [*m._parameters.items(), *m._buffers.items()]

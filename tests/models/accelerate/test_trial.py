@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from ivcl_fast import accelerate, restore
-from ivcl_fast.models.accelerate import tune
+from ivcl_fast.models.accelerate import probe, tune
 from ivcl_fast.models.accelerate.swap import ALWAYS, REPLACEMENT
 from tests.support.marks import needs_kernels
 from tests.support.plain_modules import Attention
@@ -117,6 +117,26 @@ def block(norm: type[nn.Module]) -> nn.Module:
 def test_a_subclass_has_a_verdict_of_its_own(base, other):
     """Beside a module that is equal but for the class."""
     report = accelerate(nn.ModuleList([base(), other()]))
+    assert "0" in report.replaced and "something else" in report.kept["1"]
+
+
+class Doubling(Block):
+    """A block that reads how often its branch is dropped."""
+
+    def forward(self, x):
+        return super().forward(2 * x if self.drop_path1.drop_prob > 0.15 else x)
+
+
+def test_blocks_that_drop_branches_more_or_less_often_are_tried_once(monkeypatch):
+    tried, own = [], probe.try_out
+    monkeypatch.setattr(probe, "try_out", lambda *args: tried.append(args) or own(*args))
+    accelerate(Block(32, 4, drop_path=0.1))
+    once = len(tried)
+    blocks = nn.ModuleList([Block(32, 4, drop_path=rate) for rate in (0.1, 0.2, 0.0)])
+    assert {*"012"} <= accelerate(blocks).replaced.keys()
+    assert len(tried) - once == once + 1  # of the last block only the block itself differs
+    reading = nn.ModuleList([Doubling(32, 4, drop_path=rate) for rate in (0.1, 0.2)])
+    report = accelerate(reading)
     assert "0" in report.replaced and "something else" in report.kept["1"]
 
 
