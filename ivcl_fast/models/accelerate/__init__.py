@@ -28,7 +28,7 @@ from torch import nn
 from ivcl_fast.models.accelerate.patches import PATCHES, embeds_patches
 from ivcl_fast.models.accelerate.probe import Verdict, judge
 from ivcl_fast.models.accelerate.report import Report
-from ivcl_fast.models.accelerate.swap import ORIGIN, is_fused, swap, unswap
+from ivcl_fast.models.accelerate.swap import ORIGIN, is_fused, swap, unswap, unswap_if_changed
 from ivcl_fast.models.hub import PretrainedModel
 from ivcl_fast.models.ivcl import FAST, set_attention_backend
 
@@ -43,8 +43,9 @@ def accelerate(module: nn.Module, *, tune: bool = False) -> Report:
     what gains nothing is not swapped. The reference's modules and embeddings of patches are swapped
     in any case.
 
-    Outputs stay the same up to rounding. Returns which modules were swapped and which were not,
-    with the reasons; a module that cannot be swapped is no error.
+    Outputs stay the same up to rounding. A module that was swapped before and has changed since is
+    compared anew. Returns which modules were swapped and which were not, with the reasons; a module
+    that cannot be swapped is no error.
 
     Example::
 
@@ -53,6 +54,8 @@ def accelerate(module: nn.Module, *, tune: bool = False) -> Report:
         ivcl_fast.restore(model)
     """
     check_is_module(module)
+    for part in module.modules():
+        unswap_if_changed(part)
     report, known = Report(), dict[Any, Verdict]()
     # All verdicts come before the first swap: a block is tried with the parts it has now.
     with torch.inference_mode(False):  # trials compare gradients

@@ -144,7 +144,21 @@ def fast_class(old: Any) -> Any:
         "forward": forward, "__reduce_ex__": reduce, "__prepare_scriptable__": scriptable,
         "__module__": old.__module__,
     }  # fmt: skip
-    return type(old.__name__, (old,), members)
+    return subclass_of(old, members)
+
+
+def subclass_of(old: Any, members: dict[str, Any]) -> Any:
+    """A subclass of ``old``. A class that hears of its subclasses, such as one that keeps a
+    register of them, does not hear of this one."""
+    if any("__init_subclass__" in vars(base) for base in old.__mro__[:-1]):
+        made = type(old)(old.__name__, (nn.Module,), members)
+        try:
+            made.__bases__ = (old,)
+        except TypeError:  # instances of ``old`` are laid out in another way
+            pass
+        else:
+            return made
+    return type(old)(old.__name__, (old,), members)
 
 
 def swap(part: nn.Module, replacement: Replacement) -> None:
@@ -169,6 +183,14 @@ def unswap(part: nn.Module) -> None:
         part.__class__ = part.__dict__.pop(ORIGIN)
     elif fused:
         log.warning("restore: %s stays fused, as its class was changed since", origin.__name__)
+
+
+def unswap_if_changed(part: nn.Module) -> None:
+    """Give ``part`` its class back if it has changed since it was compared."""
+    replacement = part.__dict__.get(REPLACEMENT)
+    guard = replacement and replacement.guard
+    if guard is not None and not guard.holds(part):
+        unswap(part)
 
 
 def _revive(old: Any) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from enum import Enum
 from types import SimpleNamespace
 from typing import Any
@@ -34,26 +33,6 @@ class Kind(Enum):
 
     def __bool__(self) -> bool:
         return self.value
-
-
-@dataclass(slots=True)
-class Slotted:
-    causal: bool = False
-
-
-class Keeper:
-    """Keeps values in a dictionary inside, as OmegaConf and ml_collections do."""
-
-    def __init__(self, **values: Any) -> None:
-        self.__dict__["_fields"] = values
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in vars(self).get("_fields", {}):
-            raise AttributeError(name)
-        return self._fields[name]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._fields[name] = value
 
 
 NAMES = (
@@ -106,61 +85,6 @@ def test_settings_may_change_in_place(setting, change):
     change(fast)
     assert fused_calls(fast, tokens()) == 0
     assert_equal(plain, fast, tokens())
-
-
-class Direct(Attention):
-    """Attention with a setting that it reads by name."""
-
-    def __init__(self, cfg: Any) -> None:
-        super().__init__()
-        self.cfg = cfg
-
-    def is_causal(self) -> bool:
-        return self.cfg.causal
-
-    def forward(self, x):
-        return self.proj(self.attend(x, causal=self.is_causal()))
-
-
-class Objects(Direct):
-    def is_causal(self) -> bool:
-        return self.cfg.model.attn.causal
-
-
-class Dicts(Direct):
-    def is_causal(self) -> bool:
-        return self.cfg["model"]["attn"]["causal"]
-
-
-@pytest.mark.parametrize("is_compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize(
-    ("kind", "cfg", "change"),
-    [
-        (Direct, Slotted(), lambda cfg: setattr(cfg, "causal", True)),
-        (Direct, Keeper(causal=False), lambda cfg: setattr(cfg, "causal", True)),
-        (
-            Objects,
-            SimpleNamespace(model=SimpleNamespace(attn=Slotted())),
-            lambda cfg: setattr(cfg.model.attn, "causal", True),
-        ),
-        (
-            Dicts,
-            {"model": {"attn": {"causal": False}}},
-            lambda cfg: cfg["model"]["attn"].update(causal=True),
-        ),
-    ],
-    ids=["slots", "keeper", "objects", "dicts"],
-)
-def test_settings_inside_settings_may_change(kind, cfg, change, is_compiled):
-    plain = kind(copy.deepcopy(cfg))
-    fast = pair(plain)
-    assert fused_calls(fast, tokens()) == 1
-    called = torch.compile(fast, backend="eager") if is_compiled else fast
-    assert torch.allclose(called(tokens()), plain(tokens()), atol=1e-5)
-    for module in (plain, fast):
-        change(module.cfg)
-    assert torch.allclose(called(tokens()), plain(tokens()), atol=1e-5)
-    assert fused_calls(fast, tokens()) == 0
 
 
 class Causal(Attention):

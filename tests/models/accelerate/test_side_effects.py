@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import threading
 import warnings
@@ -10,7 +11,7 @@ import warnings
 import pytest
 import torch
 
-from ivcl_fast import accelerate
+from ivcl_fast import accelerate, restore
 from ivcl_fast.models.accelerate import tune
 from tests.support.marks import needs_kernels
 from tests.support.plain_modules import Attention, Block, Mlp, fused_calls, pair, tokens
@@ -129,3 +130,30 @@ def test_the_precision_of_products_is_inherited_as_before():
         assert products.fp32_precision == "bf16"
     finally:
         torch.backends.fp32_precision, products.fp32_precision = before, "none"
+
+
+REGISTER: dict[str, type] = {}
+
+
+class Registered(Attention):
+    """Attention of a package that finds its classes by their names."""
+
+    def __init_subclass__(cls) -> None:
+        if cls.__name__ in REGISTER:
+            raise KeyError(f"{cls.__name__} twice")
+        REGISTER[cls.__name__] = cls
+
+
+def test_a_register_of_classes_keeps_the_modules_own():
+    class Listed(Registered):
+        pass
+
+    plain = Listed()
+    fast = pair(plain)
+    assert fused_calls(fast, tokens()) == 1
+    assert {"Listed": Listed} == REGISTER and isinstance(fast, Listed)
+    torch.testing.assert_close(fast(tokens()), plain(tokens()), atol=1e-5, rtol=1e-5)
+    copied = copy.deepcopy(fast)
+    assert fused_calls(copied, tokens()) == 1 and {"Listed": Listed} == REGISTER
+    restore(fast)
+    assert type(fast) is Listed
