@@ -62,9 +62,12 @@ def attributes(value: Any) -> dict[str, Any] | None:
     """What a config object holds, also in ``__slots__``; None for code and for plain values."""
     if isinstance(value, CODE):
         return None
-    slots = [s for base in type(value).__mro__ for s in base.__dict__.get("__slots__", ())]
-    found = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-    return getattr(value, "__dict__", {}) | found if slots else getattr(value, "__dict__", None)
+    held = getattr(value, "__dict__", None)
+    for base in type(value).__mro__:
+        names = base.__dict__.get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            held = (held or {}) | ({name: getattr(value, name)} if hasattr(value, name) else {})
+    return held
 
 
 def contents(
@@ -188,8 +191,9 @@ class Held(NamedTuple):
     def is_same(self) -> bool:
         """Whether the value still holds the same."""
         if not torch.compiler.is_compiling():
-            now = contents(self.value, self.names) or []
-            return self.contents is None or are_same(now, self.contents)
+            if self.contents is None:
+                return True
+            return are_same(contents(self.value, self.names) or [], self.contents)
         return self.read is not None and all(
             type(peek(self.value, key)) is type(before) and peek(self.value, key) == before
             for key, before in self.read

@@ -158,7 +158,7 @@ def subclass_of(old: Any, members: dict[str, Any]) -> Any:
             pass
         else:
             return made
-    return type(old)(old.__name__, (old,), members)
+    return type(old.__name__, (old,), members)
 
 
 def swap(part: nn.Module, replacement: Replacement) -> None:

@@ -22,6 +22,13 @@ class Slotted:
     causal: bool = False
 
 
+class OneSlot:
+    __slots__ = "causal"  # a text, which is a name and no list of letters
+
+    def __init__(self) -> None:
+        self.causal = False
+
+
 class Keeper:
     """Keeps values in a dictionary inside, as OmegaConf and ml_collections do."""
 
@@ -66,6 +73,7 @@ class Dicts(Direct):
     ("kind", "cfg", "change"),
     [
         (Direct, Slotted(), lambda cfg: setattr(cfg, "causal", True)),
+        (Direct, OneSlot(), lambda cfg: setattr(cfg, "causal", True)),
         (Direct, Keeper(causal=False), lambda cfg: setattr(cfg, "causal", True)),
         (
             Objects,
@@ -78,7 +86,7 @@ class Dicts(Direct):
             lambda cfg: cfg["model"]["attn"].update(causal=True),
         ),
     ],
-    ids=["slots", "keeper", "objects", "dicts"],
+    ids=["slots", "one slot", "keeper", "objects", "dicts"],
 )
 def test_settings_inside_settings_may_change(kind, cfg, change, is_compiled):
     plain = kind(copy.deepcopy(cfg))
