@@ -20,11 +20,13 @@ from ivcl_fast.evaluation.metrics import Score
 
 
 @torch.no_grad()
-def score_segments(run: FinishedRun, count: int, models: Models) -> dict[str, Score]:
-    """Return how well what each slot draws divides frames into objects, by name of the model.
+def score_segments(run: FinishedRun, count: int, models: Models) -> dict[str, dict[str, Score]]:
+    """Return how well what slots and background draw divides frames into objects, by model.
 
-    Scored are the models whose slots draw, on data whose objects' outlines are known: synthetic
-    ones. Frames are those of the first ``count`` clips that results are reported on.
+    FG-ARI is the adjusted Rand index over the pixels of objects, ARI that over all pixels, where
+    the floor is one more object. Scored are the models whose slots draw, on data whose objects'
+    outlines are known: synthetic ones. Frames are those of the first ``count`` clips that results
+    are reported on.
     """
     drawing: dict[str, Any] = {n: model for n, model in models.items() if hasattr(model, "draw")}
     spec, split = spec_of(run.data.dataset.root), run.data.eval_split
@@ -32,7 +34,7 @@ def score_segments(run: FinishedRun, count: int, models: Models) -> dict[str, Sc
         return {}
     sample, size = Sample.of(run, split, count), run.config.model.image_size
     truth = zip(sample.scenes, sample.ids, strict=True)
-    found: dict[str, list[Tensor]] = {name: [] for name in drawing}
+    found = {name: {"FG-ARI": list[Tensor](), "ARI": list[Tensor]()} for name in drawing}
     for rows in sample.batches(run, f"segments of {split}"):
         # The clips come first: when they end, no scene has been taken for the next ones.
         for clip, (scene, ids) in zip(rows.split(1), truth, strict=False):
@@ -40,14 +42,20 @@ def score_segments(run: FinishedRun, count: int, models: Models) -> dict[str, Sc
             true = at_pixels(masks, size, run.config.data.crop).flatten(1)
             with torch.autocast(run.device.type, torch.bfloat16, enabled=run.amp):
                 for name, model in drawing.items():
-                    drawn_by = model.draw(clip)[1][0].argmax(dim=1)  # [T, H, W]
-                    found[name].append(foreground_ari(drawn_by.flatten(1).cpu(), true))
-    scores = {}
-    for name, of_clips in found.items():
-        number = torch.arange(len(of_clips)).repeat_interleave(len(of_clips[0]))
-        ari = torch.cat(of_clips)
-        scores[name] = Score.mean(ari[~ari.isnan()], 0.0, groups=number[~ari.isnan()])
-    return scores
+                    drawn_by = model.draw(clip)[1][0].argmax(dim=1).flatten(1).cpu()
+                    found[name]["FG-ARI"].append(adjusted_rand_index(drawn_by, true))
+                    found[name]["ARI"].append(adjusted_rand_index(drawn_by, true + 1))
+    return {
+        name: {metric: mean_of_clips(of_clips) for metric, of_clips in of_model.items()}
+        for name, of_model in found.items()
+    }
+
+
+def mean_of_clips(of_clips: list[Tensor]) -> Score:
+    """Return the mean over the frames that have a score, of clips that are drawn whole."""
+    number = torch.arange(len(of_clips)).repeat_interleave(len(of_clips[0]))
+    ari = torch.cat(of_clips)
+    return Score.mean(ari[~ari.isnan()], 0.0, groups=number[~ari.isnan()])
 
 
 def at_pixels(masks: np.ndarray, size: int, square: Square) -> Tensor:
@@ -62,12 +70,13 @@ def at_pixels(masks: np.ndarray, size: int, square: Square) -> Tensor:
     return torch.from_numpy(masks[:, row[:, None], column])
 
 
-def foreground_ari(found: Tensor, true: Tensor) -> Tensor:
-    """Return the adjusted Rand index of segments over the pixels of objects (FG-ARI).
+def adjusted_rand_index(found: Tensor, true: Tensor) -> Tensor:
+    """Return the adjusted Rand index of segments over the pixels of objects.
 
     It is 1 if pixels are together in a segment exactly if they are of one object, and 0 on average
-    for segments at random (Hubert and Arabie, 1985; without the background as in "Multi-Object
-    Representation Learning with Iterative Variational Inference", Greff et al., 2019).
+    for segments at random (Hubert and Arabie, 1985). Without the floor it is the FG-ARI of
+    "Multi-Object Representation Learning with Iterative Variational Inference" (Greff et al.,
+    2019).
 
     Args:
         found: int64 ``[M, P]``, the segment of every pixel, from 0.
@@ -76,7 +85,7 @@ def foreground_ari(found: Tensor, true: Tensor) -> Tensor:
     Returns:
         float64 ``[M]``; NaN for frames with fewer than two objects in view.
     """
-    objects = F.one_hot(true + 1)[..., 1:].double()  # without the floor
+    objects = F.one_hot(true + 1)[..., 1:].double()  # without pixels of none
     counts = objects.mT @ F.one_hot(found).double()  # [M, objects, segments]
     pairs, true_pairs, found_pairs, all_pairs = (
         (n * (n - 1) / 2).flatten(1).sum(dim=1)

@@ -231,11 +231,12 @@ class SlotAutoencoder(
 ):
     """Slot attention as pretraining; arguments, keys and results are the plain model's.
 
-    ``forward(video)`` draws the frames of a video as :class:`IVCL` takes it from their slots, and
-    returns a named tuple: ``loss`` (float32 scalar), ``pred`` ``[B, T, N, 3*P*P]`` and ``shares``
-    ``[B, T, S, N, P*P]``, the slots' shares of every pixel. ``draw(video)`` returns both as
-    pictures, ``[B, T, 3, H, W]`` in [0, 1] and ``[B, T, S, H, W]``; ``encode(video)`` the slots,
-    ``[B, T, S, D]``. Raises ``ValueError`` naming a bad argument or field. Source:
+    ``forward(video)`` draws the frames of a video as :class:`IVCL` takes it from their slots and a
+    background, and returns a named tuple: ``loss`` (float32 scalar), ``pred`` ``[B, T, N, 3*P*P]``
+    and ``shares`` ``[B, T, S+1, N, P*P]``, the shares of every pixel that the slots and, last, the
+    background have. ``draw(video)`` returns both as pictures, ``[B, T, 3, H, W]`` in [0, 1] and
+    ``[B, T, S+1, H, W]``; ``encode(video)`` the slots, ``[B, T, S, D]``. Raises ``ValueError``
+    naming a bad argument or field. Source:
     :class:`ivcl_fast.slot_autoencoder.SlotAutoencoder`, which defines what is computed.
 
     Example::

@@ -1,9 +1,10 @@
 """Slot attention as pretraining, in plain PyTorch: each slot draws its own share of every pixel.
 
-The encoder sees every frame whole and by itself. A frame is drawn from its slots alone, and a slot
-that draws one object well need not draw the others, so that slots come to hold one object each
-without labels (Locatello et al., NeurIPS 2020); :class:`~ivcl_fast.reference.IVCLClassifier` then
-starts from the encoder. Letters in shapes as in :mod:`~ivcl_fast.reference`.
+The encoder sees every frame whole and by itself. A frame is drawn from its slots and a background
+that is the same in all frames. A slot that draws one object well need not draw the others, so that
+slots come to hold one object each without labels (Locatello et al., NeurIPS 2020, whose slots draw
+the background, too). :class:`~ivcl_fast.reference.IVCLClassifier` then starts from the encoder.
+Letters in shapes as in :mod:`~ivcl_fast.reference`.
 """
 
 from __future__ import annotations
@@ -24,17 +25,32 @@ from ivcl_fast.models.reference import (
     unpatchify,
 )
 
+BACKGROUND_LOGIT = 3.0
+"""The background's logit in the softmax over the slots: it has the pixels that no slot claims."""
+SPREAD_WEIGHT = 0.1
+"""Weight in the loss of how far apart the colours are that a pixel is mixed of. Without it, slots
+draw exaggerated colours with small shares of objects that others draw, too."""
+BACKGROUND_WEIGHT = 0.1
+"""Weight in the loss of the background's absolute error, which makes it the median of the frames:
+what stands before it now and then does not show in it, as it would in their mean."""
+
 
 class Drawn(NamedTuple):
     """What a forward pass of :class:`SlotAutoencoder` returns."""
 
-    loss: Tensor  # float32 scalar: mean squared error over all pixels of all frames
-    pred: Tensor  # [B, T, N, 3*P*P]: the frames as drawn, (pixels - pixel_mean) / pixel_std
-    shares: Tensor  # [B, T, S, N, P*P]: each slot's share of every pixel; they sum to 1 over slots
+    loss: Tensor
+    """Float32 scalar: mean squared error over all pixels of all frames, plus a tenth of the
+    variance of the colours that are mixed, weighted by their shares, plus a tenth of the mean
+    absolute error of the background by itself."""
+    pred: Tensor
+    """``[B, T, N, 3*P*P]``, the frames as drawn: (pixels - pixel_mean) / pixel_std."""
+    shares: Tensor
+    """``[B, T, S+1, N, P*P]``, the shares of every pixel that the slots and, last, the background
+    have; they sum to 1."""
 
 
 class MixtureDecoder(nn.Module):
-    """Draws a frame as a mixture of what each slot draws, on a background that is always there."""
+    """Draws a frame as a mixture of what each slot draws and of a background, always the same."""
 
     def __init__(self, cfg: IVCLConfig) -> None:
         super().__init__()
@@ -43,21 +59,35 @@ class MixtureDecoder(nn.Module):
         self.pos_embed = nn.Parameter(grid_positions(cfg.grid, dim))
         self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(cfg.decoder_depth - 1))
         self.pred = nn.Linear(dim, 4 * pixels)
-        self.background = nn.Parameter(torch.zeros(cfg.num_patches, cfg.patch_dim))
+        self.background = nn.Parameter(torch.zeros(cfg.num_patches, 3, pixels))
 
-    def forward(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Slots ``[F, S, D]`` to frames ``[F, N, 3*P*P]`` and shares ``[F, S, N, P*P]``."""
+    def forward(self, slots: Tensor, true: Tensor) -> Drawn:
+        """Draw frames, in truth ``[F, N, 3*P*P]``, from their slots ``[F, S, D]``.
+
+        What is drawn has F in place of B and T.
+        """
         x = F.gelu(self.embed(slots).unsqueeze(2) + self.pos_embed)  # [F, S, N, Dd]
         for layer in self.layers:
             x = F.gelu(layer(x))
-        return self.mix(self.pred(x))
+        return self.mix(self.pred(x), true)
 
-    def mix(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """What slots draw of each patch, ``[F, S, N, 4*P*P]``, to frames and shares."""
-        drawn = drawn.unflatten(-1, (4, -1))
-        share = drawn[..., 3, :].to(self.background.dtype).softmax(dim=1)
-        frames = (share.unsqueeze(-2) * drawn[..., :3, :]).sum(dim=1)  # [F, N, 3, P*P]
-        return frames.flatten(-2) + self.background, share
+    def mix(self, drawn: Tensor, true: Tensor) -> Drawn:
+        """Mix what slots draw of each patch, colours and a logit, ``[F, S, N, 4*P*P]``."""
+        true, drawn = true.unflatten(-1, (3, -1)), drawn.unflatten(-1, (4, -1))
+        colours, logits = drawn[..., :3, :], drawn[..., 3, :].to(self.background.dtype)
+        logits = F.pad(logits, (0, 0, 0, 0, 0, 1), value=BACKGROUND_LOGIT)
+        shares = logits.softmax(dim=1)  # [F, S+1, N, P*P]
+        of_slots, of_background = shares[:, :-1].unsqueeze(-2), shares[:, -1].unsqueeze(-2)
+        background = self.background.detach()
+        parts, rest = of_slots * colours, of_background * background
+        frames = parts.sum(dim=1) + rest
+        squares = (parts * colours).sum(dim=1) + rest * background
+        loss = (
+            (frames - true).square().mean()
+            + SPREAD_WEIGHT * (squares - frames.square()).mean()
+            + BACKGROUND_WEIGHT * (self.background - true).abs().mean()
+        )
+        return Drawn(loss, frames.flatten(-2), shares)
 
 
 class SlotAutoencoder(nn.Module):
@@ -78,10 +108,9 @@ class SlotAutoencoder(nn.Module):
         """Draw every frame of a video as :class:`~ivcl_fast.reference.IVCL` takes it."""
         rows = patch_rows(video, self.cfg)
         slots = self.encoder.slots(rows)
-        pred, shares = self.decoder(slots.flatten(0, 1))
-        pred, shares = (x.unflatten(0, slots.shape[:2]) for x in (pred, shares))
-        target = (as_pixels(rows) - self.cfg.pixel_mean) / self.cfg.pixel_std
-        return Drawn(((pred - target) ** 2).mean(), pred, shares)
+        true = (as_pixels(rows) - self.cfg.pixel_mean) / self.cfg.pixel_std
+        loss, *drawn = self.decoder(slots.flatten(0, 1), true.flatten(0, 1))
+        return Drawn(loss, *(x.unflatten(0, slots.shape[:2]) for x in drawn))
 
     def encode(self, video: Tensor) -> Tensor:
         """Slots of every frame ``[B, T, S, D]``."""
@@ -89,8 +118,8 @@ class SlotAutoencoder(nn.Module):
 
     @torch.no_grad()
     def draw(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames as drawn, float32 ``[B, T, 3, H, W]`` in [0, 1], and the slots' shares of their
-        pixels, ``[B, T, S, H, W]``."""
+        """Frames as drawn, float32 ``[B, T, 3, H, W]`` in [0, 1], and the shares of their pixels
+        that the slots and, last, the background have, ``[B, T, S+1, H, W]``."""
         _, pred, shares = self(video)
         size = self.cfg.patch_size
         pixels = (pred.float() * self.cfg.pixel_std + self.cfg.pixel_mean).clamp(0, 1)

@@ -167,9 +167,9 @@ class Decoder(Transformer, reference.Decoder):
 class MixtureDecoder(slot_autoencoder.MixtureDecoder):
     """Decoder whose tokens, one for each slot and patch, have autocast's dtype throughout."""
 
-    def forward(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, slots: Tensor, true: Tensor) -> slot_autoencoder.Drawn:
         x = linear(self.embed, slots)
         x = F.gelu(x.unsqueeze(2) + self.pos_embed.to(x.dtype))
         for layer in self.layers:
             x = linear_gelu(layer, x)
-        return self.mix(linear(self.pred, x))
+        return self.mix(linear(self.pred, x), true)

@@ -111,18 +111,19 @@ def reconstruction_grid(
 
 @torch.no_grad()
 def slots_picture(model: SlotAutoencoder, video: Tensor, path: Path) -> None:
-    """Draw frames of up to eight clips: input, as drawn from slots, and the part of every slot.
+    """Draw frames of up to eight clips: input, as drawn, and the parts of slots and background.
 
-    ``video``: uint8 ``[B, T, 3, H, W]`` on the model's device. Where a slot has no share of the
-    input, its part is white.
+    ``video``: uint8 ``[B, T, 3, H, W]`` on the model's device. A part is white where it has no
+    share of the input.
     """
     video = video[:COLUMNS]
     chosen = evenly_spaced(COLUMNS // len(video), video.shape[1])
     drawn, shares = (x[:, chosen].flatten(0, 1) for x in model.draw(video))
     frames = video[:, chosen].flatten(0, 1) / 255
-    parts = 1 - shares.unsqueeze(2) * (1 - frames.unsqueeze(1))  # [M, S, 3, H, W]
+    parts = 1 - shares.unsqueeze(2) * (1 - frames.unsqueeze(1))  # [M, S+1, 3, H, W]
     cells = torch.cat([torch.stack([frames, drawn], dim=1), parts], dim=1)
-    labels = ["input", "drawn", *(f"slot {n + 1}" for n in range(parts.shape[1]))]
+    slots = (f"slot {n}" for n in range(1, parts.shape[1]))
+    labels = ["input", "drawn", *slots, "background"]
     figure = new_figure(1.05 * len(frames) + 0.8, 1.0 * len(labels) + 0.4)
     axes = figure.subplots(len(labels), len(frames), squeeze=False)
     for column, images in enumerate(cells):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,12 @@ MEMORISED = (
     "that it has memorised differ from its slots of unseen ones, more than a pretrained model's "
     "do; so the scores of *finetuned* may be too low beside those of *pretrained*."
 )
-SEGMENTS = "FG-ARI"
 ABOUT_SEGMENTS = (
-    "How well the slots divide frames into objects, each slot with the pixels of which it draws "
-    "the largest part: the adjusted Rand index over the pixels of objects. It is 1 if two of these "
-    "pixels have the same slot exactly if they are of the same object, and 0 on average for slots "
-    "at random. Frames with fewer than two objects in view are left out."
+    "How well what slots and background draw divides frames into objects, each pixel with the one "
+    "that has the largest share of it. FG-ARI is the adjusted Rand index over the pixels of "
+    "objects: 1 if two of these pixels are together exactly if they are of the same object, and 0 "
+    "on average for segments at random. ARI is that over all pixels, where the floor is one more "
+    "object. Frames with fewer than two objects in view are left out."
 )
 UNITS = {
     "top-1": "top-1 (%)",
@@ -65,19 +64,19 @@ def write(
     about_run: str,
     scores: Scores,
     clips: tuple[int, int],
-    segments: dict[str, Score],
+    segments: dict[str, dict[str, Score]],
 ) -> None:
     """Write ``probes.md``, ``probes.png`` and ``probes.json`` to ``folder``; print the tables.
 
     ``about_run``: which models they are; ``clips``: how many the probes were fitted and scored on;
-    ``segments``: how well what slots draw divides frames into objects, by name of the model.
+    ``segments``: how well what slots draw divides frames into objects, by model and metric.
     """
     folder.mkdir(parents=True, exist_ok=True)
     draw(folder / "probes.png", scores)
     json = {name: scores_as_json(groups) for name, groups in scores.items()}
     head = {"about": about_run, "train_clips": clips[0], "eval_clips": clips[1]}
     if segments:
-        head["segments"] = {name: asdict(score) for name, score in segments.items()}
+        head["segments"] = scores_as_json(segments)
     write_json(folder / "probes.json", head | {"scores": json})
     finetuned = any(name.startswith("finetuned") for name in feature_names(scores))
     parts = [
@@ -99,7 +98,9 @@ def write(
         parts += [f"## {title}", str(table)]
     parts += ["![probes](probes.png)"]
     if segments:
-        table = Table(["model", SEGMENTS], [[name, str(s)] for name, s in segments.items()])
+        metrics = next(iter(segments.values()))
+        rows = [[name, *map(str, of_model.values())] for name, of_model in segments.items()]
+        table = Table(["model", *metrics], rows)
         table.print("objects in slots, 95 % intervals in brackets")
         parts += ["## Objects in slots", ABOUT_SEGMENTS, str(table)]
     parts += [about_run]

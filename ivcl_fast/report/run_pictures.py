@@ -136,9 +136,8 @@ def draw_reconstruction(
     video = torch.stack([clip.frames for clip in clips])
     if isinstance(model, SlotAutoencoder):
         plots.slots_picture(model, video, path)
-        return Picture(
-            path, "Reconstruction", "Frames drawn from their slots, and each slot's part."
-        )
+        caption = "Frames drawn from their slots and a background, and the part of each."
+        return Picture(path, "Reconstruction", caption)
     plots.reconstruction_picture(model, video, path, run.config.seed)
     return Picture(path, "Reconstruction", "Query frames reconstructed by the pretrained model.")
 

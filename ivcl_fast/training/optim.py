@@ -16,6 +16,9 @@ from ivcl_fast.training.muon import Muon
 NO_DECAY = ("pos_embed", "time_embed", "slot_tokens", "mask_token", "cls_token", "background")
 """Endings of the names of matrices without weight decay; vectors never have any."""
 
+HIDDEN = (".blocks.", ".slot_attention.", "decoder.layers.")
+"""Parts of the names of the matrices between hidden layers, which Muon updates."""
+
 LR_BATCH = 16
 """Clips per step for which learning rates are given, where ``--lr-scaling`` scales them."""
 
@@ -77,7 +80,7 @@ def scaled_lr(lr: float, batch_size: int, rule: Literal["none", "sqrt", "linear"
 def make_optimizers(
     model: nn.Module, schedule: Schedule, capturable: bool = False
 ) -> list[torch.optim.Optimizer]:
-    """Make fused AdamW for all parameters, or Muon for the blocks' matrices and AdamW for the rest.
+    """Make fused AdamW for all parameters, or Muon for hidden matrices and AdamW for the rest.
 
     Where ranks are connected, they have to hold shards, or replicas with equal gradients.
     Parameters are grouped by weight decay and by learning-rate scale (``group["scale"]``); frozen
@@ -91,7 +94,8 @@ def make_optimizers(
         no_decay = parameter.ndim <= 1 or name.endswith(NO_DECAY)
         decay = 0.0 if no_decay else schedule.weight_decay
         scale = 1.0 if name.startswith("head.") else schedule.backbone_lr_scale
-        uses_muon = schedule.optimizer == "muon" and parameter.ndim == 2 and ".blocks." in name
+        hidden = parameter.ndim == 2 and any(part in name for part in HIDDEN)
+        uses_muon = hidden and schedule.optimizer == "muon"
         groups[uses_muon].setdefault((decay, scale), []).append(parameter)
     adamw_groups, muon_groups = (
         [{"params": p, "weight_decay": d, "scale": s} for (d, s), p in groups[uses_muon].items()]

@@ -89,7 +89,8 @@ class OptimConfig:
     grad_accum_steps: int = 1
     """Parts that a rank's batch is split into to save memory; their gradients are accumulated."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    """muon: Muon for the matrices of the blocks, AdamW for the rest; adamw: AdamW for all."""
+    """muon: Muon for the matrices between hidden layers, AdamW for the rest; adamw: AdamW for
+    all."""
     lr: float = 3e-3
     """Peak learning rate of pretraining."""
     finetune_lr: float = 3e-3

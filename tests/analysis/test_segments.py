@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ivcl_fast import probes
 from ivcl_fast.analysis import linear_probes, sample
-from ivcl_fast.analysis.segments import at_pixels, foreground_ari, score_segments
+from ivcl_fast.analysis.segments import adjusted_rand_index, at_pixels, score_segments
 from ivcl_fast.data.crop import Square, square_crop
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
@@ -37,7 +37,7 @@ def drawn(count: int, pixels: int, least: int = 0) -> Tensor:
 
 def test_ari_is_that_of_pairs_of_pixels() -> None:
     found, true = drawn(5, 30), drawn(4, 30, least=-1)
-    for ari, slots, objects in zip(foreground_ari(found, true), found, true, strict=True):
+    for ari, slots, objects in zip(adjusted_rand_index(found, true), found, true, strict=True):
         pairs = [
             (slots[i] == slots[j], objects[i] == objects[j])
             for i, j in combinations(range(30), 2)
@@ -55,22 +55,22 @@ def test_ari_of_known_segments() -> None:
     true = drawn(4, 500, least=-1)
     names = torch.tensor([7, 3, 0])
     exact = torch.where(true < 0, 3, names[true])  # the floor may share an object's slot
-    assert foreground_ari(exact, true).tolist() == [1.0] * 4
-    assert foreground_ari(torch.zeros_like(true), true).tolist() == [0.0] * 4
-    assert foreground_ari(drawn(5, 500), true).abs().max() < 0.02
-    joined = foreground_ari(exact.clamp(max=3), true)  # two of three objects in a slot
+    assert adjusted_rand_index(exact, true).tolist() == [1.0] * 4
+    assert adjusted_rand_index(torch.zeros_like(true), true).tolist() == [0.0] * 4
+    assert adjusted_rand_index(drawn(5, 500), true).abs().max() < 0.02
+    joined = adjusted_rand_index(exact.clamp(max=3), true)  # two of three objects in a slot
     assert ((joined > 0.3) & (joined < 0.8)).all()
 
 
 def test_one_pixel_of_each_object_is_divided_exactly() -> None:
     true = torch.tensor([[0, 1, -1, 2]])
-    assert foreground_ari(torch.tensor([[3, 0, 0, 1]]), true).tolist() == [1.0]
-    assert foreground_ari(torch.tensor([[3, 3, 0, 1]]), true).tolist() == [0.0]
+    assert adjusted_rand_index(torch.tensor([[3, 0, 0, 1]]), true).tolist() == [1.0]
+    assert adjusted_rand_index(torch.tensor([[3, 3, 0, 1]]), true).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("true", [[-1, -1, -1, -1], [-1, 2, 2, 2], [-1, -1, -1, 0]])
 def test_fewer_than_two_objects_have_no_score(true: list[int]) -> None:
-    assert foreground_ari(torch.tensor([[0, 1, 1, 0]]), torch.tensor([true])).isnan().all()
+    assert adjusted_rand_index(torch.tensor([[0, 1, 1, 0]]), torch.tensor([true])).isnan().all()
 
 
 def test_masks_are_taken_at_the_centres_of_pixels() -> None:
@@ -135,8 +135,8 @@ def test_segments_are_compared_with_the_objects_of_their_frames(
     models: Any = {"exact": drawing(0), "of others": drawing(1), "draws nothing": None}
     found = score_segments(run, 3, models)
     assert found.keys() == {"exact", "of others"}
-    assert found["exact"].value == 1.0
-    assert found["of others"].value < 0.7
+    assert [score.value for score in found["exact"].values()] == [1.0, 1.0]
+    assert found["of others"]["FG-ARI"].value < 0.7 > found["of others"]["ARI"].value
     (root / "synthetic.json").unlink()  # as published: no masks are known
     assert score_segments(run, 3, models) == {}
 
@@ -153,11 +153,11 @@ def test_slots_that_draw_are_scored_as_segments(
     for name, few in (("STEPS", 3), ("RESAMPLES", 20)):  # quick
         monkeypatch.setattr(linear_probes, name, few)
     status, out, _ = command(probes.main, tmp_path / "run", "--train-clips", 12)
-    assert status == 0 and "FG-ARI" in out
+    assert status == 0 and "FG-ARI" in out and " ARI" in out
     folder = tmp_path / "run" / "probes"
     scores = json.loads((folder / "probes.json").read_text())["segments"]
     assert scores.keys() == {"untrained", "pretrained"}
-    for score in scores.values():
+    for score in (scores[model][of] for model in scores for of in ("FG-ARI", "ARI")):
         assert -0.1 < score["low"] <= score["value"] <= score["high"] < 0.9
     (section,) = re.findall(r"## Objects in slots\n.*", (folder / "probes.md").read_text(), re.S)
     assert section.count("\n| ") == 3 and "adjusted Rand index" in section

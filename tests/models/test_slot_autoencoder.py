@@ -1,4 +1,4 @@
-"""Slots that compete for patches: what they share out, and what is drawn from them."""
+"""Slots that compete for patches: what they share out, and what they draw on a background."""
 
 from __future__ import annotations
 
@@ -18,23 +18,62 @@ PACKAGES = pytest.mark.parametrize("package", [slot_autoencoder, ivcl_fast])
 
 
 @PACKAGES
-def test_a_frame_is_a_mixture_of_what_its_slots_draw(package):
+def test_a_frame_is_a_mixture_of_what_its_slots_draw_and_a_background(package):
     torch.manual_seed(0)
     model = package.SlotAutoencoder(CFG)
-    torch.nn.init.normal_(model.decoder.background)
-    out = model(video())
-    pixels = CFG.patch_size**2
+    background = torch.nn.init.normal_(model.decoder.background)
+    drawn, mix = [], model.decoder.mix
+    model.decoder.mix = lambda x, true: drawn.append(x) or mix(x, true)
+    out, pixels = model(video()), CFG.patch_size**2
     assert out.pred.shape == (2, 3, 16, 3 * pixels)
-    assert out.shares.shape == (2, 3, 4, 16, pixels)
-    torch.testing.assert_close(out.shares.sum(dim=2), torch.ones(2, 3, 16, pixels))
-    slots = model.encode(video())
-    alone = torch.stack([model.decoder(slots[:, :, [n]].flatten(0, 1))[0] for n in range(4)], dim=1)
-    alone = alone.unflatten(0, (2, 3)) - model.decoder.background  # one slot has the whole frame
-    mixed = (out.shares.unsqueeze(-2) * alone.unflatten(-1, (3, pixels))).sum(dim=2).flatten(-2)
-    torch.testing.assert_close(out.pred, mixed + model.decoder.background, atol=1e-5, rtol=1e-5)
+    assert out.shares.shape == (2, 3, 5, 16, pixels)
+    (of_slots,) = (x.view(2, 3, 4, 16, 4, pixels) for x in drawn)
+    parts = torch.cat([of_slots[..., :3, :], background.expand(2, 3, 1, -1, -1, -1)], dim=2)
+    claims = torch.cat([of_slots[..., 3, :], torch.full((2, 3, 1, 16, pixels), 3.0)], dim=2)
+    torch.testing.assert_close(out.shares, claims.softmax(dim=2))
+    shares = out.shares.unsqueeze(-2)
+    torch.testing.assert_close(out.pred, (shares * parts).sum(dim=2).flatten(-2))
     frames = reference.patchify(video().float() / 255, CFG.patch_size)
-    expected = ((out.pred - (frames - CFG.pixel_mean) / CFG.pixel_std) ** 2).mean()
-    torch.testing.assert_close(out.loss, expected)
+    true = ((frames - CFG.pixel_mean) / CFG.pixel_std).unflatten(-1, (3, pixels))
+    of_mixture = (out.pred.unflatten(-1, (3, pixels)) - true).square().mean()
+    of_parts = (shares * (parts - true.unsqueeze(2)).square()).sum(dim=2).mean()
+    of_background = (background - true).abs().mean()
+    torch.testing.assert_close(out.loss, 0.9 * of_mixture + 0.1 * of_parts + 0.1 * of_background)
+
+
+@PACKAGES
+def test_the_background_has_what_no_slot_claims(package):
+    model = package.SlotAutoencoder(CFG)
+    background = torch.nn.init.normal_(model.decoder.background)
+    of_slots = torch.randn(6, 4, 16, 4, CFG.patch_size**2)
+    of_slots[..., 3, :] = -100
+    of_slots[:, 1, 5, 3] = 100
+    expected = background.detach().expand(6, -1, -1, -1).clone()
+    expected[:, 5] = of_slots[:, 1, 5, :3]
+    loss, frames, shares = model.decoder.mix(of_slots.flatten(-2), expected.flatten(-2))
+    torch.testing.assert_close(frames, expected.flatten(-2))
+    owner = torch.full((6, 16), 4)
+    owner[:, 5] = 1
+    assert (shares.argmax(dim=1) == owner[..., None]).all()
+    torch.testing.assert_close(loss, 0.1 * (expected - background).abs().mean())
+
+
+@PACKAGES
+def test_the_background_learns_the_median_of_frames(package):
+    """An object that stands somewhere in three of ten frames does not show in it, nor do slots."""
+    torch.manual_seed(0)
+    model = package.SlotAutoencoder(CFG)
+    ground = torch.randn(1, 16, 3, CFG.patch_size**2)
+    true = ground.repeat(10, 1, 1, 1)
+    true[:3, 5] = 2 + torch.rand(3, 3, CFG.patch_size**2)
+    of_slots = torch.randn(10, 4, 16, 4 * CFG.patch_size**2)
+    optimizer = torch.optim.Adam([model.decoder.background], lr=0.02)
+    for step in range(400):
+        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 400)
+        optimizer.zero_grad()
+        model.decoder.mix(of_slots, true.flatten(-2)).loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(model.decoder.background.detach(), ground[0], atol=0.01, rtol=0)
 
 
 @PACKAGES
@@ -71,7 +110,7 @@ def test_every_patch_is_shared_out_whole():
 def test_what_is_drawn_is_a_picture(package):
     model = package.SlotAutoencoder(CFG)
     frames, shares = model.draw(video())
-    assert frames.shape == (2, 3, 3, 16, 16) and shares.shape == (2, 3, 4, 16, 16)
+    assert frames.shape == (2, 3, 3, 16, 16) and shares.shape == (2, 3, 5, 16, 16)
     assert frames.dtype == shares.dtype == torch.float32
     assert 0 <= frames.min() <= frames.max() <= 1
     torch.testing.assert_close(shares.sum(dim=2), torch.ones(2, 3, 16, 16))

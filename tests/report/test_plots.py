@@ -128,14 +128,14 @@ def test_reconstruction_grid_draws_the_error_of_what_was_masked(figures: list[An
 
 
 def test_each_slots_part_of_a_frame_is_drawn(video: Tensor, figures: list[Any]) -> None:
-    model = SlotAutoencoder(config(objective="slot_attention"))
+    model = SlotAutoencoder(config(objective="slot_attention", num_slots=1))
     shares = torch.zeros(2, 5, 2, 16, 16)
     shares[:, :, 0, :6], shares[:, :, 1, 6:] = 1, 1
     drawn = torch.rand(2, 5, 3, 16, 16)
     model.draw = lambda video: (drawn, shares)  # type: ignore[method-assign]
     plots.slots_picture(model, video, Path("unused"))
     panels, chosen = np.array(figures[0].axes).reshape(4, 8), evenly_spaced(4, 5)
-    assert [row[0].get_ylabel() for row in panels] == ["input", "drawn", "slot 1", "slot 2"]
+    assert [row[0].get_ylabel() for row in panels] == ["input", "drawn", "slot 1", "background"]
     for column, (clip, frame) in enumerate((c, f) for c in (0, 1) for f in chosen):
         assert panels[0, column].get_title() == f"clip {clip + 1}\nframe {frame + 1} of 5"
         shown = [np.asarray(panel.images[0].get_array()) for panel in panels[:, column]]

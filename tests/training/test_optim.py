@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ivcl_fast import IVCL, IVCLConfig
+from ivcl_fast import IVCL, IVCLConfig, SlotAutoencoder
 from ivcl_fast.training.muon import Muon, orthogonalize
 from ivcl_fast.training.optim import Schedule, make_optimizers, scaled_lr, set_lr
 
@@ -57,14 +57,30 @@ def test_frozen_parameters_have_no_optimizer():
     assert taken == {id(p) for p in model["head"].parameters()}
 
 
+def taken_by(optimizer, model):
+    names = {p: n for n, p in model.named_parameters()}
+    return [names[p] for group in optimizer.param_groups for p in group["params"]]
+
+
 def test_muon_takes_the_matrices_of_blocks_only():
     model = IVCL(IVCLConfig(depth=1, temporal_depth=1, decoder_depth=1))
     adamw, muon = make_optimizers(model, Schedule(1, optimizer="muon"))
-    names = {p: n for n, p in model.named_parameters()}
-    taken = [names[p] for group in muon.param_groups for p in group["params"]]
-    others = [names[p] for group in adamw.param_groups for p in group["params"]]
+    taken, others = taken_by(muon, model), taken_by(adamw, model)
     assert len(taken) == 3 * 4 and all(".blocks.0." in n and n.endswith("weight") for n in taken)
-    assert sorted(taken + others) == sorted(names.values())
+    assert sorted(taken + others) == sorted(n for n, _ in model.named_parameters())
+
+
+def test_muon_takes_all_matrices_between_hidden_layers_of_slot_attention():
+    model = SlotAutoencoder(IVCLConfig(objective="slot_attention", depth=1, decoder_depth=2))
+    adamw, muon = make_optimizers(model, Schedule(1, optimizer="muon"))
+    taken, others = taken_by(muon, model), taken_by(adamw, model)
+    assert sorted(taken + others) == sorted(n for n, _ in model.named_parameters())
+    assert sum(".slot_attention." in n for n in taken) == 9 and "decoder.layers.0.weight" in taken
+    matrices = {n for n, p in model.named_parameters() if p.ndim > 1 and n in others}
+    assert matrices == {
+        *("encoder.patch_embed.proj.weight", "decoder.embed.weight", "decoder.pred.weight"),
+        *("encoder.pos_embed", "encoder.slot_tokens", "decoder.pos_embed", "decoder.background"),
+    }
 
 
 def test_rates_are_those_of_the_step_by_group():
