@@ -74,14 +74,14 @@ class MixtureDecoder(nn.Module):
     def mix(self, drawn: Tensor, true: Tensor) -> Drawn:
         """Mix what slots draw of each patch, colours and a logit, ``[F, S, N, 4*P*P]``."""
         true, drawn = true.unflatten(-1, (3, -1)), drawn.unflatten(-1, (4, -1))
-        colours, logits = drawn[..., :3, :], drawn[..., 3, :].to(self.background.dtype)
+        colors, logits = drawn[..., :3, :], drawn[..., 3, :].to(self.background.dtype)
         logits = F.pad(logits, (0, 0, 0, 0, 0, 1), value=BACKGROUND_LOGIT)
         shares = logits.softmax(dim=1)  # [F, S+1, N, P*P]
         of_slots, of_background = shares[:, :-1].unsqueeze(-2), shares[:, -1].unsqueeze(-2)
         background = self.background.detach()
-        parts, rest = of_slots * colours, of_background * background
+        parts, rest = of_slots * colors, of_background * background
         frames = parts.sum(dim=1) + rest
-        squares = (parts * colours).sum(dim=1) + rest * background
+        squares = (parts * colors).sum(dim=1) + rest * background
         loss = (
             (frames - true).square().mean()
             + SPREAD_WEIGHT * (squares - frames.square()).mean()
