@@ -109,7 +109,7 @@ COMPETING = Variant(
 )
 """Slots that compete for patches, with the patches and the rate of learning that it takes for them
 to hold an object each. Last frames would change them. Most of what their values vary by is which
-slot it is: the noise is half of what they vary by from frame to frame."""
+slot it is: the noise is a quarter of what they vary by from frame to frame."""
 
 
 def frozen(variant: Variant) -> Variant:
