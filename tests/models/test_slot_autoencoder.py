@@ -60,7 +60,7 @@ def test_the_background_has_what_no_slot_claims(package):
 
 @PACKAGES
 def test_the_background_learns_the_median_of_frames(package):
-    """An object that stands somewhere in three of ten frames does not show in it, nor do slots."""
+    """Neither an object in three of ten frames shows in it, nor what the slots draw."""
     torch.manual_seed(0)
     model = package.SlotAutoencoder(CFG)
     ground = torch.randn(1, 16, 3, CFG.patch_size**2)
