@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ivcl_fast.config import IVCLConfig
+from ivcl_fast.config import PRESETS, IVCLConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import timm_weights
 from ivcl_fast.models.reference import Block
@@ -38,6 +38,8 @@ SIZES = (
     "pixel_mean", "pixel_std",
 )  # fmt: skip
 """The config's fields that have to be equal in both models."""
+OWN_ENCODER = "joint", "slot_attention"
+"""Objectives with an encoder that finetuning needs, too."""
 
 
 def check_source(source: str) -> None:
@@ -120,7 +122,7 @@ def other_parts(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str
 def other_settings(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLConfig) -> str | None:
     """Why a source computes otherwise than a model with its weights, if its config lies beside
     it."""
-    theirs = config_beside(source)
+    theirs = description(source).get("cfg", {})
     for name in ("num_heads", "pixel_mean", "pixel_std"):
         ours = getattr(cfg, name)
         if (value := theirs.get(name, ours)) != ours:
@@ -128,14 +130,30 @@ def other_settings(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLCo
     return None
 
 
-def config_beside(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Any]:
-    """The config of the model that a source is, or ``{}`` where there is none beside it."""
+def description(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the config file beside a source says of its model, or ``{}`` where there is none."""
     if isinstance(source, Mapping) or timm_weights.is_timm(source):
         return {}
     try:
-        return read_config(weights_file(source).parent / CONFIG)["cfg"]
+        return read_config(weights_file(source).parent / CONFIG)
     except UserError:  # weights without a config
         return {}
+
+
+def default_sizes(source: str) -> tuple[str | None, dict[str, Any]]:
+    """The preset of a source's model, and the fields in which a model that starts from it is alike.
+
+    The fields that weights have to fit, the size of frames, and an objective that has an encoder of
+    its own. ``(None, {})`` where no config lies beside the weights.
+    """
+    if source == "random":
+        return None, {}
+    known = description(source)
+    theirs, record = known.get("cfg", {}), known.get("training")
+    preset = str(record.get("preset")) if isinstance(record, dict) else ""
+    names = *SIZES, "image_size", *(["objective"] if theirs.get("objective") in OWN_ENCODER else [])
+    sizes = {name: theirs[name] for name in names if name in theirs}
+    return preset if preset in PRESETS else None, sizes
 
 
 def load_last_frame(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -153,7 +171,7 @@ def load_last_frame(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def config_to_use(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLConfig) -> str:
     """What to do about a source of other sizes; names them where its config lies beside it."""
     advice = "build the model with the config that these weights were trained with"
-    if theirs := config_beside(source):
+    if theirs := description(source).get("cfg"):
         folder, ours = weights_file(source).parent, vars(cfg)  # type: ignore[arg-type]
         sizes = ", ".join(f"{n} {theirs[n]}" for n in SIZES if theirs.get(n, ours[n]) != ours[n])
         call = f"{class_in(folder)}.from_pretrained({str(folder)!r}).cfg"

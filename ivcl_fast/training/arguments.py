@@ -18,6 +18,7 @@ from ivcl_fast.data.registry import (
     find_task,
 )
 from ivcl_fast.errors import UserError, flag
+from ivcl_fast.models.backbone import default_sizes
 from ivcl_fast.training.settings import CHANGEABLE, TrainConfig, flatten, load_settings
 
 QUICK: dict[str, Any] = dict(
@@ -30,7 +31,8 @@ QUICK: dict[str, Any] = dict(
 class DefaultsFlags:
     """Flags that determine the defaults of other flags."""
 
-    preset: str = "tiny"
+    preset: str | None = None
+    init: str = "random"
     data: str = "synthetic"
     num_frames: int = 0
     """0: not given."""
@@ -89,12 +91,14 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
 
 def defaults(flags: DefaultsFlags) -> TrainConfig:
     """Return the settings that apply unless other flags are given."""
-    sizes = {"num_query_frames": IVCLConfig.preset(flags.preset).num_query_frames}
+    theirs, sizes = (None, {}) if flags.preset else default_sizes(flags.init)
+    preset = flags.preset or theirs or TrainConfig.preset
+    sizes["num_query_frames"] = IVCLConfig.preset(preset).num_query_frames
     if frames := clip_frames(flags.data):  # the data set determines the number of frames
-        sizes = {"num_frames": frames, "num_query_frames": frames // 2 + 1}
+        sizes |= {"num_frames": frames, "num_query_frames": frames // 2 + 1}
     if flags.num_frames > 0:
         sizes["num_query_frames"] = min(sizes["num_query_frames"], flags.num_frames)
-    config = TrainConfig(preset=flags.preset, model=IVCLConfig.preset(flags.preset, **sizes))
+    config = TrainConfig(preset=preset, model=IVCLConfig.preset(preset, **sizes))
     return config.replace(**QUICK) if flags.quick else config
 
 

@@ -34,7 +34,8 @@ class StagesConfig:
     """Weights to start from: random; the folder of an earlier run (its pretrained model) or of one
     of its models; a .safetensors file; a model of the package (ivcl_fast/tiny-pretrained); or,
     for the image encoder, a ViT of the same width and depth: timm:NAME, or timm:PATH for a file
-    with timm's keys."""
+    with timm's keys. Sizes that neither flags nor --preset give are those of its model, except for
+    ViTs of timm and the number of frames."""
     pretrain_clips: int = 20_000
     """Clips seen in pretraining, repetitions included."""
     finetune_clips: int = 5_000

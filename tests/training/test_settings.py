@@ -7,7 +7,9 @@ import json
 import pytest
 from torch.distributed.run import get_args_parser
 
+from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
+from ivcl_fast.models.ivcl import IVCL, SlotAutoencoder
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.settings import TrainConfig, as_json, flatten, load_settings
 
@@ -21,6 +23,48 @@ def test_query_frames_are_at_most_the_frames_of_a_clip():
     ):  # fmt: skip
         model = parse(flags).model
         assert (model.num_frames, model.num_query_frames) == (frames, query_frames)
+
+
+ODD = dict(
+    image_size=24, patch_size=4, num_slots=3, embed_dim=16, num_heads=2, depth=1, temporal_depth=3,
+    mlp_ratio=2.0, pixel_mean=0.4, pixel_std=0.3,
+)  # fmt: skip
+"""Sizes of no preset, other than those that the weights of a decoder have."""
+
+
+def test_sizes_are_those_of_the_weights_to_start_from(tmp_path):
+    decoder = dict(num_frames=4, num_query_frames=2, decoder_dim=8, decoder_heads=2, norm_pix=False)
+    model = IVCL(IVCLConfig(**ODD, **decoder, objective="mae"))
+    model.save_pretrained(tmp_path, training={"preset": "small"})
+    start = ["--stage", "finetune", "--init", str(tmp_path)]
+    assert parse(start).preset == "small"
+    assert parse(start).model == IVCLConfig.preset("small", **ODD), "and what else its preset says"
+    given = parse([*start, "--num-slots", "5", "--temporal-depth=1"]).model
+    assert given == IVCLConfig.preset("small", **ODD | dict(num_slots=5, temporal_depth=1))
+    assert parse([*start, "--preset", "tiny"]).model == IVCLConfig(), "all as it says"
+    panels = parse([*start, "--data", "acre:x"]).model
+    assert panels == IVCLConfig.preset("small", **ODD, num_frames=7, num_query_frames=4)
+    (tmp_path / "config.json").unlink()
+    assert parse(start) == parse([*start, "--preset", "tiny"]), "nothing says their sizes"
+
+
+@pytest.mark.parametrize("objective", ["joint", "slot_attention"])
+def test_an_encoder_of_its_own_comes_with_the_weights(objective, tmp_path):
+    kind = SlotAutoencoder if objective == "slot_attention" else IVCL
+    kind(IVCLConfig(**ODD, objective=objective)).save_pretrained(tmp_path)
+    start = ["--stage", "finetune", "--init", str(tmp_path)]
+    assert parse(start).model == IVCLConfig(**ODD, objective=objective)
+    assert parse([*start, "--objective", "ivcl"]).model == IVCLConfig(**ODD)
+
+
+@pytest.mark.parametrize("record", [["small"], {"preset": ["small"]}, {"preset": "huge"}, None])
+def test_a_record_that_names_no_preset(record, tmp_path):
+    IVCL(IVCLConfig(**ODD)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "SHA256SUMS").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config | {"training": record}))
+    config = parse(["--init", str(tmp_path)])
+    assert (config.preset, config.model) == ("tiny", IVCLConfig(**ODD))
 
 
 def test_settings_of_version_0_1_0_are_read(tmp_path):
