@@ -37,6 +37,23 @@ inline void transpose(VecU32 (&x)[kLanes]) {
     v[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
     v[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD);
   }
+#elif defined(__AVX2__)
+  __m256i t[8], *v = reinterpret_cast<__m256i*>(x);
+  IVCL_UNROLL for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
+    t[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+  }
+  IVCL_UNROLL for (int i = 0; i < 8; i += 4) {
+    v[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+    v[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+    v[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+    v[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  IVCL_UNROLL for (int i = 0; i < 4; ++i) {
+    t[i] = _mm256_permute2x128_si256(v[i], v[i + 4], 0x20);
+    t[i + 4] = _mm256_permute2x128_si256(v[i], v[i + 4], 0x31);
+  }
+  IVCL_UNROLL for (int i = 0; i < 8; ++i) v[i] = t[i];
 #else
   for (int i = 0; i < kLanes; ++i)
     for (int j = 0; j < i; ++j) {
