@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 
+from ivcl_fast.training.hardware import has_fast_bf16
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BF16 = has_fast_bf16(DEVICE)
+"""Whether a run trains in bfloat16 on this device, and so what is compared."""
+DTYPE, ARITHMETIC = (torch.bfloat16, "bf16") if BF16 else (torch.float32, "float32")
 
 Call = Callable[[], Any]
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks import machine
 from benchmarks.results import RESULTS
-from benchmarks.timing import DEVICE
+from benchmarks.timing import BF16, DEVICE
 from benchmarks.zoo.measure import OURS, OWN, RIVAL, race
 from benchmarks.zoo.rivals import in_math, without_fused_attn
 from ivcl_fast import accelerate
@@ -41,7 +41,8 @@ PARTS = {"attention": "attn", SEPARATE_ATTENTION: "", "mlp": "mlp", "block": "",
 LENGTHS = (17, 50, 128, 197, 257, 400, 577, 785)
 TOKENS = 800
 """About as many tokens are in each call, in sequences of one length."""
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {**({"bfloat16": torch.bfloat16} if BF16 else {}), "float32": torch.float32}
+"""Not bfloat16 where a call in it takes seconds, because the hardware has none."""
 ROUNDS, SECONDS = 31, 6.0
 """Most rounds of a race, and its most seconds."""
 

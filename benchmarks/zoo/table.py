@@ -58,7 +58,7 @@ KINDS = {
     "block": "block with LayerNorm",
     "rms_block": "block with RMSNorm",
 }
-HARDWARE = {"amx": "AMX", "avx512bf16": "AVX-512", "cuda": "GPU (assumed)"}
+HARDWARE = {"amx": "AMX", "avx2": "AVX2", "avx512bf16": "AVX-512", "cuda": "GPU (assumed)"}
 """The names in the guide of what ``crossovers.LIMITS`` has rows for."""
 
 

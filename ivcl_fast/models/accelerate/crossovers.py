@@ -3,8 +3,9 @@
 Measured by ``python -m benchmarks.zoo.crossovers``, which writes the table below from its results.
 What its results put at 17 to 128 tokens on AMX was lowered to 0 by hand for MLPs and, in inference,
 for separate attention: public models lost up to 5 % in inference where these were fused.
-CPUs that were not measured use the rows of :data:`NEAREST`. Only on AMX was separate attention
-measured by itself; elsewhere it has attention's rows, which public models confirm on avx512bf16.
+CPUs and dtypes that were not measured, such as bfloat16 on AVX2, use the rows of :data:`NEAREST`.
+Only on AMX and AVX2 was separate attention measured by itself; elsewhere it has attention's rows,
+which public models confirm on avx512bf16.
 The rows of ``mlp`` are measured with the exact GELU. They also hold for the other kinds and for
 gated MLPs, whose fused pass takes about the same time where PyTorch's own operations take longer.
 """
@@ -32,6 +33,11 @@ LIMITS: dict[tuple[str, str, str], tuple[int, int]] = {
     ("amx", "rms_block", "float32"): (50, 0),
     ("amx", "separate_attention", "bfloat16"): (400, 0),
     ("amx", "separate_attention", "float32"): (0, 0),
+    ("avx2", "attention", "float32"): (0, 0),
+    ("avx2", "block", "float32"): (0, 0),
+    ("avx2", "mlp", "float32"): (0, 0),
+    ("avx2", "rms_block", "float32"): (0, 0),
+    ("avx2", "separate_attention", "float32"): (0, 0),
     ("avx512bf16", "attention", "bfloat16"): (197, 400),
     ("avx512bf16", "attention", "float32"): (0, 0),
     ("avx512bf16", "block", "bfloat16"): (0, 128),
