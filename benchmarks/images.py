@@ -12,7 +12,7 @@ from benchmarks import baselines
 from benchmarks.benchmark import Benchmark, Setup
 from benchmarks.data import require
 from benchmarks.results import Skip
-from benchmarks.timing import DEVICE, Call
+from benchmarks.timing import BF16, DEVICE, Call
 from ivcl_fast import IVCLConfig, accelerate
 from ivcl_fast.training.hardware import compile_unsupported_reason
 
@@ -65,6 +65,6 @@ def timm_steps(images: int, size: int) -> Setup:
         if "compiled" in name:
             for block in model.blocks:
                 block.compile(fullgraph=True, dynamic=False)
-        return [baselines.train_step(lambda: loss_of(model), baselines.adamw(model), bf16=True)]
+        return [baselines.train_step(lambda: loss_of(model), baselines.adamw(model), bf16=BF16)]
 
     return Setup({name: partial(build, name) for name in TIMM_NAMES}, expected)

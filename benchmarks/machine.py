@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import DEVICE, seconds
+from benchmarks.timing import ARITHMETIC, DEVICE, DTYPE, seconds
 from ivcl_fast.kernels import attention, unsupported_reason
 from ivcl_fast.training.hardware import peak_flops
 
@@ -26,6 +26,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: package_version(name) for name in ("torch", "triton", "ivcl_fast")},
         "commit": commit or "unknown",  # "-dirty" if files were changed since
+        "arithmetic": ARITHMETIC,
         "ceilings": ceilings(),
         "missing_kernels": unsupported_reason(DEVICE),
         "attention": attention.backend_status(),
@@ -47,11 +48,11 @@ def describe() -> dict[str, Any]:
 
 
 def ceilings() -> dict[str, float]:
-    """Measure the most bytes copied (read plus written) and bf16 FLOPs per second."""
+    """Measure the most bytes copied (read plus written) and FLOPs per second, of matrices."""
     size, side = (2**28, 8192) if DEVICE.type == "cuda" else (2**26, 1024)
     source = torch.ones(size, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
-    a, b = (torch.randn(side, side, device=DEVICE).bfloat16() for _ in range(2))
+    a, b = (torch.randn(side, side, device=DEVICE).to(DTYPE) for _ in range(2))
     copy = min(seconds(lambda: target.copy_(source)) for _ in range(10))
     product = min(seconds(lambda: a @ b) for _ in range(10))
     return {"bytes_per_s": 2 * size / copy, "flops_per_s": 2 * side**3 / product}

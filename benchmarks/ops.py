@@ -13,17 +13,18 @@ from torch import Tensor
 
 from benchmarks import baselines
 from benchmarks.benchmark import Benchmark, Setup
-from benchmarks.timing import DEVICE, Call, input_sets
+from benchmarks.timing import BF16, DEVICE, DTYPE, Call, input_sets
 from ivcl_fast import IVCLConfig, kernels, reference
 from ivcl_fast.kernels.short_attention import max_tokens
 
 PRESET, CLIPS = ("base64", 32) if DEVICE.type == "cuda" else ("tiny", 8)
 """What ops, blocks and batches of data are sized for."""
 Function = Callable[..., Tensor]
-BF16 = 2  # bytes
+SIZE = DTYPE.itemsize
+DTYPE_NAME = str(DTYPE).removeprefix("torch.")
 
 
-def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def draw(*shape: int, dtype: torch.dtype = DTYPE) -> Tensor:
     """Random numbers that a gradient is wanted for."""
     return torch.randn(*shape, dtype=dtype, device=DEVICE, requires_grad=True)
 
@@ -44,7 +45,7 @@ def draw_ids(cfg: IVCLConfig, frames: int) -> tuple[Tensor, Tensor]:
 
 
 def with_gradients(
-    function: Function, arguments: Sequence[Any], gradient: Tensor, bf16: bool = True
+    function: Function, arguments: Sequence[Any], gradient: Tensor, bf16: bool = BF16
 ) -> tuple[Tensor, ...]:
     """Return the output of a function, and its gradients for ``gradient`` of the output."""
     inputs = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
@@ -63,7 +64,7 @@ def forward_backward(
         for a in inputs[0]
     ]
     with torch.no_grad():
-        gradient = torch.randn_like(plain(*exact)).bfloat16()
+        gradient = torch.randn_like(plain(*exact)).to(DTYPE)
 
     def calls(function: Function) -> list[Call]:
         return [partial(with_gradients, function, own, gradient) for own in inputs]
@@ -100,7 +101,7 @@ class AttentionShape:
     @property
     def bytes(self) -> int:
         """qkv is read twice and its gradient written; the output is written, its gradient read."""
-        return BF16 * (3 * 3 + 2) * self.frames * self.tokens * self.heads * self.head_dim
+        return SIZE * (3 * 3 + 2) * self.frames * self.tokens * self.heads * self.head_dim
 
 
 SCALE = 16 if DEVICE.type == "cuda" else 1
@@ -156,7 +157,7 @@ def attention_benchmark(
         implementations=tuple(functions),
         setup=setup,
         facts={
-            "shape": str(shape), "dtype": "bfloat16", "tokens": shape.tokens,
+            "shape": str(shape), "dtype": DTYPE_NAME, "tokens": shape.tokens,
             "bytes": shape.bytes, "flops": shape.flops,
         },
         **{"rounds": 40, "graph": True, "slow": shape.slow} | options,
@@ -216,7 +217,7 @@ def op_benchmark(
         name=f"{name}, forward and backward",
         implementations=tuple(functions),
         setup=lambda: forward_backward(functions, plain, arguments, input_sets(moved)),
-        facts={"shape": f"{PRESET}, {CLIPS} clips", "dtype": "bfloat16", "bytes": moved},
+        facts={"shape": f"{PRESET}, {CLIPS} clips", "dtype": DTYPE_NAME, "bytes": moved},
         rounds=40,
         graph=True,
     )
@@ -236,7 +237,7 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
                 draw_rows(cfg, frames), draw_ids(cfg, frames)[0],
                 draw32(width, pixels), draw32(width), draw32(patches, width),
             ],
-            moved=frames * kept * (2 * pixels + 2 * BF16 * width),
+            moved=frames * kept * (2 * pixels + 2 * SIZE * width),
         ),
         op_benchmark(
             "restore_tokens", kernels.restore_tokens, plain_restore,
@@ -252,7 +253,7 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
             lambda: [
                 draw(queries, masked, pixels), draw_rows(cfg, queries), draw_ids(cfg, queries)[1],
             ],
-            moved=queries * masked * pixels * (1 + 4 * BF16),
+            moved=queries * masked * pixels * (1 + 4 * SIZE),
         ),
         op_benchmark(
             "add_layer_norm", partial(our_add_norm, kernels.add_layer_norm), plain_add_norm,
@@ -260,12 +261,12 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
                 draw(frames, tokens, width), draw32(frames, tokens, width),
                 draw32(width), draw32(width),
             ],
-            moved=frames * tokens * width * (4 * BF16 + 5 * 4),
+            moved=frames * tokens * width * (4 * SIZE + 5 * 4),
         ),
         op_benchmark(
             "bias_gelu", kernels.bias_gelu, plain_gelu,
             lambda: [draw(frames, tokens, hidden), draw32(hidden)],
-            moved=frames * tokens * hidden * 5 * BF16,
+            moved=frames * tokens * hidden * 5 * SIZE,
         ),
         # The last two are of models that `accelerate` replaces.
         op_benchmark(
@@ -273,12 +274,12 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
             lambda: [
                 draw(frames, tokens, width), draw32(frames, tokens, width), draw32(width),
             ],
-            moved=frames * tokens * width * (4 * BF16 + 5 * 4),
+            moved=frames * tokens * width * (4 * SIZE + 5 * 4),
         ),
         op_benchmark(
             "bias_swiglu", kernels.bias_swiglu, plain_swiglu,
             lambda: [draw(frames, tokens, 2 * hidden), draw32(2 * hidden)],
-            moved=frames * tokens * hidden * 8 * BF16,
+            moved=frames * tokens * hidden * 8 * SIZE,
         ),
     ]  # fmt: skip
 

@@ -24,12 +24,13 @@ from benchmarks import baselines
 from benchmarks.benchmark import Benchmark, Setup, check_parity
 from benchmarks.images import MAE as CONFIG
 from benchmarks.steps import TRAINER, model_of
-from benchmarks.timing import DEVICE, Call
+from benchmarks.timing import ARITHMETIC, BF16, DEVICE, Call
 from ivcl_fast.models import flops
 
 MODEL_FILE = "models_mae.py"
 IMAGES = 256 if DEVICE.type == "cuda" else 8
-BF16, COMPILED, FLOAT32 = (f"public MAE, {how}" for how in ("bf16", "bf16, compiled", "float32"))
+PUBLIC = f"public MAE, {ARITHMETIC}"
+COMPILED, FLOAT32 = f"{PUBLIC}, compiled", "public MAE, float32"
 
 
 def find_model_file(folder: Path) -> Path:
@@ -127,17 +128,17 @@ def setup(folder: Path) -> Setup:
         block.compile(fullgraph=True, dynamic=False)
     optimizer = baselines.adamw(public)
 
-    def step(model: nn.Module, bf16: bool = True) -> list[Call]:
+    def step(model: nn.Module, bf16: bool = BF16) -> list[Call]:
         return [baselines.train_step(lambda: model(floats)[0], optimizer, bf16)]
 
     def our_step() -> list[Call]:
         own = baselines.adamw(ours)
-        return [baselines.train_step(lambda: ours(images[:, None], seed=seed).loss, own, bf16=True)]
+        return [baselines.train_step(lambda: ours(images[:, None], seed=seed).loss, own, bf16=BF16)]
 
     return Setup(
         {
             TRAINER.name: our_step,
-            BF16: partial(step, public),
+            PUBLIC: partial(step, public),
             COMPILED: partial(step, compiled),
             FLOAT32: partial(step, public, bf16=False),
         }
@@ -148,7 +149,7 @@ def mae_benchmark(folder: Path) -> Benchmark:
     """The step of ViT-B/16 on images of 224 pixels."""
     return Benchmark(
         name=f"training step, image MAE, ViT-B/16, {IMAGES} images",
-        implementations=(TRAINER.name, BF16, COMPILED, FLOAT32),
+        implementations=tuple(dict.fromkeys((TRAINER.name, PUBLIC, COMPILED, FLOAT32))),
         setup=partial(setup, folder),
         facts={
             "shape": f"224 pixels, {CONFIG.mask_ratio:.0%} of the patches masked",

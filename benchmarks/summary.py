@@ -48,7 +48,8 @@ def describe_machine(machine: Machine) -> str:
         text += f"CUDA {machine['cuda']}, driver {machine['driver'] or 'unknown'}; "
     text += (
         f"commit {machine['commit']}. Percentages relate to what the same run measured: copying "
-        f"{rate(ceilings['bytes_per_s'], 'B/s')} (read and written) and bf16 matrix products "
+        f"{rate(ceilings['bytes_per_s'], 'B/s')} (read and written) and "
+        f"{machine.get('arithmetic', 'bf16')} matrix products "
         f"{rate(ceilings['flops_per_s'], 'FLOP/s')}."
     )
     return text + (f" MFU relates to the data sheet's {rate(sheet, 'FLOP/s')}." if sheet else "")
