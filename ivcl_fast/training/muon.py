@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ivcl_fast.distributed.dtensor import is_sharded, local_tensor
 from ivcl_fast.kernels._op import device_kind
+from ivcl_fast.training.hardware import has_fast_bf16
 
 Stacks = dict[torch.Size, Tensor]
 """Matrices ``[n, rows, columns]`` by the shape of one, in bfloat16."""
@@ -27,17 +28,18 @@ CPU_BATCH = 2**18
 class Muon(torch.optim.Muon):
     """Muon that takes steps of the size of AdamW's (``adjust_lr_fn="match_rms_adamw"``).
 
-    Steps and state are those of ``torch.optim.Muon``, on a CPU bit for bit; but a step overwrites
-    the gradients. Beyond that,
+    Steps and state are those of ``torch.optim.Muon``, bit for bit on a CPU that multiplies
+    bfloat16; but a step overwrites the gradients. Beyond that,
 
     * matrices of one shape are updated together;
+    * the iteration is in float32 on devices without hardware for bfloat16;
     * the learning rate may be a tensor on the device, so that a CUDA graph can record the step;
     * matrices may be DTensors, sharded by rows over all ranks. Their momentum stays sharded. Every
       rank collects a part of the matrices in full, makes those orthogonal, and hands the rows back;
     * with ``replicated``, parameters and gradients are equal on all ranks. Every rank makes a part
       of the matrices orthogonal, and all ranks get the results.
 
-    Ranks exchange bfloat16, the precision of the iteration.
+    Ranks exchange bfloat16, which is precise enough for the iteration.
     """
 
     def __init__(self, params: Any, *args: Any, replicated: bool = False, **kwargs: Any) -> None:
@@ -232,9 +234,11 @@ def newton_schulz(
     """
     is_single = len(stacks) == len(stacks[0]) == 1
     counts = [len(stack) for stack in stacks]
-    multiply, multiply_add, x = torch.bmm, torch.baddbmm, stacks
+    # Without hardware for bfloat16, a tiny model's step takes 1.3 s in it, and 0.04 s in float32.
+    dtype = torch.bfloat16 if has_fast_bf16(stacks[0].device) else torch.float32
+    multiply, multiply_add, x = torch.bmm, torch.baddbmm, [stack.to(dtype) for stack in stacks]
     if is_single:  # PyTorch's batched product of a single matrix is slower on a CPU
-        multiply, multiply_add, x = torch.mm, torch.addmm, [stacks[0][0]]  # type: ignore[assignment]
+        multiply, multiply_add, x = torch.mm, torch.addmm, [x[0][0]]  # type: ignore[assignment]
 
     def parts(grams: Tensor) -> Sequence[Tensor]:
         return [grams] if is_single else grams.split(counts)
@@ -253,4 +257,4 @@ def newton_schulz(
             multiply_add(matrix, polynomial, matrix, beta=a)
             for matrix, polynomial in zip(x, parts(polynomials), strict=True)
         ]
-    return [matrix.view_as(stack) for matrix, stack in zip(x, stacks, strict=True)]
+    return [matrix.view_as(stack).to(stack) for matrix, stack in zip(x, stacks, strict=True)]

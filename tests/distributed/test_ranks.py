@@ -135,7 +135,7 @@ def test_the_command_does_on_two_ranks_what_it_does_on_one(tmp_path, frozen):
 
 
 def muon_steps(shapes):
-    """Return the weights of torch's Muon, of replicas and of shards after three equal steps."""
+    """Return the weights of one rank alone, of replicas and of shards after three equal steps."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -150,7 +150,7 @@ def muon_steps(shapes):
     shards = [torch.nn.Parameter(shard(v)) for v in values]
     options = dict(lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     optimizers = [
-        torch.optim.Muon(whole, **options),
+        Muon(whole, **options),
         Muon(replicas, **options, replicated=True),
         Muon(shards, **options),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.optim import _muon
 
 from ivcl_fast import IVCL, IVCLConfig, SlotAutoencoder
 from ivcl_fast.training.muon import Muon, orthogonalize
@@ -120,8 +121,19 @@ def after_steps(optimizer, lr, steps=5):
     return weights, muon
 
 
+@pytest.fixture
+def has_bf16(monkeypatch):
+    """Muon as on a device with hardware for bfloat16, or, where the test says so, without."""
+
+    def choose(answer: bool) -> None:
+        monkeypatch.setattr("ivcl_fast.training.muon.has_fast_bf16", lambda device: answer)
+
+    choose(True)
+    return choose
+
+
 @pytest.mark.parametrize("per_batch", [1, 130, 2**18], ids="CPU_BATCH={}".format)
-def test_muon_is_that_of_torch(per_batch, monkeypatch):
+def test_muon_is_that_of_torch(per_batch, has_bf16, monkeypatch):
     """Bit for bit; with a tensor as learning rate, for CUDA graphs, up to rounding."""
     monkeypatch.setattr("ivcl_fast.training.muon.CPU_BATCH", per_batch)
     expected, _ = after_steps(torch.optim.Muon, 0.02)
@@ -130,7 +142,7 @@ def test_muon_is_that_of_torch(per_batch, monkeypatch):
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_muon_continues_from_the_state_of_torch_and_back():
+def test_muon_continues_from_the_state_of_torch_and_back(has_bf16):
     """A checkpoint holds a momentum for each matrix, whichever of the two wrote it."""
     ends = []
     for first, then in ((torch.optim.Muon, Muon), (Muon, torch.optim.Muon)):
@@ -147,19 +159,50 @@ def test_muon_continues_from_the_state_of_torch_and_back():
     torch.testing.assert_close(*ends, rtol=0, atol=0)
 
 
-def test_matrices_that_go_together_become_orthogonal_like_single_ones():
-    """As on a GPU, where tall and wide matrices of one size share their products."""
-    from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, EPS, _zeropower_via_newtonschulz
+NEWTON_SCHULZ = (_muon.DEFAULT_A, _muon.DEFAULT_B, _muon.DEFAULT_C), 5, _muon.EPS
 
+
+@pytest.mark.parametrize("batch", [None, 1, 130])
+def test_without_hardware_for_bfloat16_the_iteration_is_in_float32(batch, has_bf16):
+    """There, products of bfloat16 take thirty times as long as those of float32."""
     torch.manual_seed(0)
-    settings = (DEFAULT_A, DEFAULT_B, DEFAULT_C), 5, EPS
+    shapes = [torch.Size(shape) for shape in ((3, 8), (8, 3), (4, 4), (64, 96))]
+    stacks = {shape: torch.randn(2, *shape).bfloat16() for shape in shapes}
+    errors = {}
+    for answer in (True, False):
+        has_bf16(answer)
+        found = orthogonalize(stacks, *NEWTON_SCHULZ, batch)
+        errors[answer] = max(
+            (found[shape][i] - exact_newton_schulz(stacks[shape][i])).abs().max().item()
+            for shape in shapes
+            for i in range(2)
+        )
+        assert all(x.dtype == torch.bfloat16 for x in found.values())
+    assert errors[False] < 2**-8 < errors[True], "half an ulp of bfloat16 near 1"
+
+
+def exact_newton_schulz(matrix):
+    """The iteration in float64."""
+    (a, b, c), steps, eps = NEWTON_SCHULZ
+    x = matrix.double()
+    x = x / x.norm().clamp_min(eps)
+    for _ in range(steps):
+        gram = x @ x.T if len(x) <= len(x.T) else x.T @ x
+        polynomial = b * gram + c * gram @ gram
+        x = a * x + (polynomial @ x if len(x) <= len(x.T) else x @ polynomial)
+    return x
+
+
+def test_matrices_that_go_together_become_orthogonal_like_single_ones(has_bf16):
+    """As on a GPU, where tall and wide matrices of one size share their products."""
+    torch.manual_seed(0)
     shapes = [torch.Size(shape) for shape in ((3, 8), (8, 3), (4, 4))]
     stacks = {shape: torch.randn(2, *shape).bfloat16() for shape in shapes}
-    found = orthogonalize(stacks, *settings)
+    found = orthogonalize(stacks, *NEWTON_SCHULZ)
     assert found.keys() == stacks.keys()
     for shape, stack in stacks.items():
         for matrix, result in zip(stack, found[shape], strict=True):
-            expected = _zeropower_via_newtonschulz(matrix.clone(), *settings)
+            expected = _muon._zeropower_via_newtonschulz(matrix.clone(), *NEWTON_SCHULZ)
             torch.testing.assert_close(result, expected, rtol=0, atol=2**-8)  # an ulp of bfloat16
 
 
