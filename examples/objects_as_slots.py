@@ -17,8 +17,10 @@ from torch import Tensor
 import ivcl_fast
 from ivcl_fast.data.synthetic.cater.planner import plan_video
 from ivcl_fast.data.synthetic.cater.world import COLORS
+from ivcl_fast.training.hardware import has_fast_bf16
 from ivcl_fast.training.optim import Schedule, make_optimizers, set_lr
 
+BF16 = has_fast_bf16(torch.device("cpu"))
 CFG = ivcl_fast.IVCLConfig(num_slots=7, embed_dim=64, num_heads=2, depth=1, temporal_depth=4)
 
 
@@ -59,7 +61,7 @@ def train(videos: int = 240, count: int = 960, seed: int = 0) -> None:
     for step in range(schedule.steps):
         set_lr(optimizers, schedule.lr_at(step))
         x, y = clips(states[torch.randint(len(states), (schedule.batch_size,))], vary=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
             logits = model(x, every_frame=True)
         F.cross_entropy(logits.float().flatten(0, 1), y.flatten()).backward()
         for optimizer in optimizers:

@@ -19,6 +19,7 @@ from ivcl_fast.kernels import dispatches
 from ivcl_fast.models import timm_weights
 from ivcl_fast.models.accelerate import accelerate
 from ivcl_fast.text import first_line
+from ivcl_fast.training.hardware import has_fast_bf16
 
 ACCEPTED = "accepted: timm:NAME, hf:DIR (a folder with config.json), module:attribute"
 ROUNDS, MOST_SECONDS = 7, 10.0
@@ -132,23 +133,28 @@ def first_tensor(out: Any) -> Tensor:
     return out if isinstance(out, Tensor) else out[0]
 
 
+def autocast(x: Tensor) -> torch.autocast:
+    """To bfloat16 where the hardware is fast at it, as in training."""
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=has_fast_bf16(x.device))
+
+
 def training_step(model: nn.Module, x: Tensor) -> None:
-    """Forward and backward pass under bfloat16 autocast."""
-    with torch.autocast(x.device.type, torch.bfloat16):
+    """Forward and backward pass."""
+    with autocast(x):
         out = first_tensor(model(x))
     out.float().square().mean().backward()
     model.zero_grad(set_to_none=True)
 
 
 def inference(model: nn.Module, x: Tensor) -> None:
-    """Forward pass under bfloat16 autocast."""
-    with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16):
+    """Forward pass."""
+    with torch.inference_mode(), autocast(x):
         model(x)
 
 
 def gains(own: nn.Module, ours: nn.Module, x: Tensor) -> Iterator[str]:
     """Yield how many times as fast training and inference become; both sides take turns."""
-    models = own, ours
+    models, dtype = (own, ours), "bfloat16" if has_fast_bf16(x.device) else "float32"
     for name, run, training in (
         ("training", training_step, True), ("inference", inference, False),
     ):  # fmt: skip
@@ -163,7 +169,7 @@ def gains(own: nn.Module, ours: nn.Module, x: Tensor) -> Iterator[str]:
         gain = statistics.median(a / b for a, b in times)
         before, after = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
         yield (
-            f"gain here: {name} {gain:.2f}x ({before:.4g} to {after:.4g} ms, bfloat16, "
+            f"gain here: {name} {gain:.2f}x ({before:.4g} to {after:.4g} ms, {dtype}, "
             f"{torch.get_num_threads()} threads)"
         )
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from ivcl_fast import info
+from ivcl_fast.analysis import acceleration
 
 SMALL = """
 from timm.models.vision_transformer import VisionTransformer
@@ -28,6 +31,20 @@ def test_a_model_of_a_module(command, small):
     assert status == 0 and "million parameters" in told
     assert "modules replaced" in told and "Block" in told
     assert "fused ops in a training step of [2, 3, 16, 16]" in told and "gain here" in told
+
+
+@pytest.mark.parametrize("fast, other", [(True, "float32"), (False, "bfloat16")])
+def test_a_step_is_in_the_arithmetic_of_a_run(command, small, fast, other, monkeypatch):
+    monkeypatch.setattr(acceleration, "has_fast_bf16", lambda device: fast)
+    autocasts, forward = [], VisionTransformer.forward
+
+    def note(self, *arguments, **options):
+        autocasts.append(torch.is_autocast_enabled("cpu"))
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(VisionTransformer, "forward", note)
+    _, told, _ = command(info.main, "--model", "small_vits:vit", "--model-input", "3,16,16")
+    assert autocasts[-1] is fast and f"ms, {other}" not in told
 
 
 def test_an_input_that_does_not_fit(command, small):
