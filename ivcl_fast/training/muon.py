@@ -32,7 +32,7 @@ class Muon(torch.optim.Muon):
     bfloat16; but a step overwrites the gradients. Beyond that,
 
     * matrices of one shape are updated together;
-    * the iteration is in float32 on devices without hardware for bfloat16;
+    * the iteration is in float32 on CPUs without hardware for bfloat16;
     * the learning rate may be a tensor on the device, so that a CUDA graph can record the step;
     * matrices may be DTensors, sharded by rows over all ranks. Their momentum stays sharded. Every
       rank collects a part of the matrices in full, makes those orthogonal, and hands the rows back;
@@ -235,7 +235,9 @@ def newton_schulz(
     is_single = len(stacks) == len(stacks[0]) == 1
     counts = [len(stack) for stack in stacks]
     # Without hardware for bfloat16, a tiny model's step takes 1.3 s in it, and 0.04 s in float32.
-    dtype = torch.bfloat16 if has_fast_bf16(stacks[0].device) else torch.float32
+    device = stacks[0].device
+    is_slow = device_kind(device) == "cpu" and not has_fast_bf16(device)
+    dtype = torch.float32 if is_slow else torch.bfloat16
     multiply, multiply_add, x = torch.bmm, torch.baddbmm, [stack.to(dtype) for stack in stacks]
     if is_single:  # PyTorch's batched product of a single matrix is slower on a CPU
         multiply, multiply_add, x = torch.mm, torch.addmm, [x[0][0]]  # type: ignore[assignment]
