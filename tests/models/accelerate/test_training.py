@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -44,12 +45,12 @@ def vit_mae_loss(model: nn.Module, images: Tensor) -> Tensor:
     return model(pixel_values=images).loss
 
 
-def losses(model: nn.Module, loss_of: Callable, autocast: bool) -> list[float]:
+def losses(model: nn.Module, loss_of: Callable, autocast: bool, steps: int = STEPS) -> Tensor:
     """The loss of every step; the step is the seed of drop-path and masks."""
     optimiser = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     found = []
-    for step in range(STEPS):
+    for step in range(steps):
         torch.manual_seed(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = loss_of(model, images)
@@ -57,7 +58,7 @@ def losses(model: nn.Module, loss_of: Callable, autocast: bool) -> list[float]:
         loss.backward()
         optimiser.step()
         found.append(loss.item())
-    return found
+    return torch.tensor(found)
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bf16"])
@@ -79,5 +80,33 @@ def test_same_losses(build, loss_of, parts, autocast):
     used = dispatches() - before
     assert {name for name, _ in used} >= {"short_attention", "bias_gelu", "add_layer_norm"}
     assert expected[0] - expected[-1] > 0.02
-    rounding = 1e-2 if autocast else 2e-6
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=rounding, atol=0)
+    if autocast:  # AdamW amplifies rounding, so that single steps differ by more than others
+        assert ((found - expected) / expected).square().mean().sqrt() < 1e-2
+    else:
+        torch.testing.assert_close(found, expected, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("build", "loss_of"),
+    [(deit3, deit3_loss), (vit_mae, vit_mae_loss)],
+    ids=["timm DeiT-III", "Hugging Face ViTMAE"],
+)
+def test_gradients_in_bfloat16_are_about_as_exact(build, loss_of):
+    """At most twice as far from those in float32 as without accelerate, for every parameter."""
+    ours, own = Counter(), Counter()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        exact = build()
+        plain, fast = copy.deepcopy(exact), copy.deepcopy(exact)
+        accelerate(fast)
+        for model, autocast in ((exact, False), (plain, True), (fast, True)):
+            losses(model, loss_of, autocast, steps=1)
+        for name, parameter in exact.named_parameters():
+            if parameter.grad is None or parameter.grad.abs().max() < 1e-6:
+                continue  # such as the bias of keys, whose gradient is rounding alone
+            for errors, model in ((own, plain), (ours, fast)):
+                off = model.get_parameter(name).grad - parameter.grad
+                errors[name] += off.square().sum().item()
+    assert len(own) > 30
+    far = {name: (ours[name], own[name]) for name in own if ours[name] > 4 * own[name]}
+    assert not far, "squares of the errors"
