@@ -57,7 +57,8 @@ SDPA_COMPILED_GRAPH = replace(SDPA_COMPILED, name=f"{SDPA_COMPILED.name}, CUDA g
 TRAINER = OURS if compile_unsupported_reason(DEVICE) else OURS_COMPILED
 """What ``train --compile`` runs on this device."""
 VARIANTS = (
-    TRAINER, WITHOUT_KERNELS, *[FLOAT32] * BF16, EXPLICIT, SDPA, EXPLICIT_COMPILED, SDPA_COMPILED
+    TRAINER, WITHOUT_KERNELS, *([FLOAT32] if BF16 else []), EXPLICIT, SDPA, EXPLICIT_COMPILED,
+    SDPA_COMPILED,
 )  # fmt: skip
 """Without bfloat16 the reference in float32 is that with an explicit softmax."""
 

@@ -13,20 +13,30 @@ namespace ivcl {
 
 // --- Transposition -------------------------------------------------------------------------------
 
+#if defined(__AVX512F__)
+#define IVCL_SIMD(name) _mm512_##name
+using Register = __m512i;
+#elif defined(__AVX2__)
+#define IVCL_SIMD(name) _mm256_##name
+using Register = __m256i;
+#endif
+
 // Transposes a square of registers in place.
 inline void transpose(VecU32 (&x)[kLanes]) {
+#ifdef __AVX2__
+  // First squares of 4 x 4, each in a quarter or a half of four registers.
+  Register t[kLanes], *v = reinterpret_cast<Register*>(x);
+  IVCL_UNROLL for (int i = 0; i < kLanes; i += 2) {
+    t[i] = IVCL_SIMD(unpacklo_epi32)(v[i], v[i + 1]);
+    t[i + 1] = IVCL_SIMD(unpackhi_epi32)(v[i], v[i + 1]);
+  }
+  IVCL_UNROLL for (int i = 0; i < kLanes; i += 4) {
+    v[i] = IVCL_SIMD(unpacklo_epi64)(t[i], t[i + 2]);
+    v[i + 1] = IVCL_SIMD(unpackhi_epi64)(t[i], t[i + 2]);
+    v[i + 2] = IVCL_SIMD(unpacklo_epi64)(t[i + 1], t[i + 3]);
+    v[i + 3] = IVCL_SIMD(unpackhi_epi64)(t[i + 1], t[i + 3]);
+  }
 #ifdef __AVX512F__
-  __m512i t[16], *v = reinterpret_cast<__m512i*>(x);
-  IVCL_UNROLL for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-  }
-  IVCL_UNROLL for (int i = 0; i < 16; i += 4) {
-    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
   IVCL_UNROLL for (int i = 0; i < 4; ++i) {
     t[i] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0x88);
     t[i + 4] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0xDD);
@@ -37,23 +47,13 @@ inline void transpose(VecU32 (&x)[kLanes]) {
     v[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
     v[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD);
   }
-#elif defined(__AVX2__)
-  __m256i t[8], *v = reinterpret_cast<__m256i*>(x);
-  IVCL_UNROLL for (int i = 0; i < 8; i += 2) {
-    t[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
-    t[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
-  }
-  IVCL_UNROLL for (int i = 0; i < 8; i += 4) {
-    v[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
-    v[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
-    v[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
-    v[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
+#else
   IVCL_UNROLL for (int i = 0; i < 4; ++i) {
     t[i] = _mm256_permute2x128_si256(v[i], v[i + 4], 0x20);
     t[i + 4] = _mm256_permute2x128_si256(v[i], v[i + 4], 0x31);
   }
   IVCL_UNROLL for (int i = 0; i < 8; ++i) v[i] = t[i];
+#endif
 #else
   for (int i = 0; i < kLanes; ++i)
     for (int j = 0; j < i; ++j) {

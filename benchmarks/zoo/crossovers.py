@@ -41,7 +41,7 @@ PARTS = {"attention": "attn", SEPARATE_ATTENTION: "", "mlp": "mlp", "block": "",
 LENGTHS = (17, 50, 128, 197, 257, 400, 577, 785)
 TOKENS = 800
 """About as many tokens are in each call, in sequences of one length."""
-DTYPES = {**({"bfloat16": torch.bfloat16} if BF16 else {}), "float32": torch.float32}
+DTYPES = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if BF16 else {})
 """Not bfloat16 where a call in it takes seconds, because the hardware has none."""
 ROUNDS, SECONDS = 31, 6.0
 """Most rounds of a race, and its most seconds."""
