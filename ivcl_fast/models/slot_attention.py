@@ -6,12 +6,24 @@ in :mod:`~ivcl_fast.reference`, whose encoder this is a part of: it imports noth
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROUNDS = 3
 SHARE_EPS = 1e-6
 """Added to each share, so that a slot which gets nothing of a frame has a mean of it all the
 same."""
+
+
+class GRUCell(nn.GRUCell):
+    """PyTorch's, written out: its own cannot be transformed by ``torch.func``, and autocast on a
+    GPU hands it the slots in 16 bits."""
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:  # type: ignore[override]
+        reset, keep, new = F.linear(x, self.weight_ih, self.bias_ih).chunk(3, dim=-1)
+        old_reset, old_keep, old = F.linear(state, self.weight_hh, self.bias_hh).chunk(3, dim=-1)
+        new = (new + (reset + old_reset).sigmoid() * old).tanh()
+        return new + (keep + old_keep).sigmoid() * (state - new)
 
 
 class SlotAttention(nn.Module):
@@ -24,7 +36,7 @@ class SlotAttention(nn.Module):
         )
         self.query = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim, bias=False))
         self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(2))
-        self.update = nn.GRUCell(dim, dim)
+        self.update = GRUCell(dim, dim)
         self.mlp = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
         )
@@ -40,6 +52,6 @@ class SlotAttention(nn.Module):
             share = (self.query(slots) @ key.mT).softmax(dim=-2)  # over the slots, not the patches
             weight = share + SHARE_EPS
             seen = (weight / weight.sum(dim=-1, keepdim=True)).to(value.dtype) @ value
-            updated = self.update(seen.flatten(0, -2), slots.flatten(0, -2)).view_as(slots)
+            updated = self.update(seen, slots)
             slots = updated + self.mlp(updated)
         return self.norm(slots), share

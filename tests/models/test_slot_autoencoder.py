@@ -7,10 +7,12 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
 
 import ivcl_fast
 from ivcl_fast import IVCLConfig, reference, slot_autoencoder
-from ivcl_fast.models.slot_attention import SlotAttention
+from ivcl_fast.models.slot_attention import GRUCell, SlotAttention
 from tests.models.test_model import SIZES, video
 
 CFG = IVCLConfig.preset("tiny", **SIZES | {"num_slots": 4}, objective="slot_attention")
@@ -104,6 +106,37 @@ def test_every_patch_is_shared_out_whole():
     slots, share = SlotAttention(8)(torch.randn(1, 5, 8), torch.randn(3, 7, 8))
     assert slots.shape == (3, 5, 8) and share.shape == (3, 5, 7)
     torch.testing.assert_close(share.sum(dim=1), torch.ones(3, 7))
+
+
+def test_the_update_is_pytorchs():
+    torch.manual_seed(0)
+    ours, theirs = GRUCell(8, 8), nn.GRUCell(8, 8)
+    ours.load_state_dict(theirs.state_dict())
+    x, state = torch.randn(2, 5, 8).requires_grad_(), torch.randn(2, 5, 8).requires_grad_()
+    updated, expected = ours(x, state), theirs(x.flatten(0, 1), state.flatten(0, 1)).view_as(x)
+    torch.testing.assert_close(updated, expected)
+    by, cotangent = (x, state, *ours.parameters()), torch.randn_like(updated)
+    expected_by = (x, state, *theirs.parameters())
+    torch.testing.assert_close(
+        torch.autograd.grad(updated, by, cotangent),
+        torch.autograd.grad(expected, expected_by, cotangent),
+    )
+
+
+@PACKAGES
+def test_gradients_by_clip(package):
+    torch.manual_seed(0)
+    model = package.SlotAutoencoder(CFG)
+    weights, frames = dict(model.named_parameters()), video()
+
+    def loss(weights, clip):
+        return functional_call(model, weights, clip.unsqueeze(0)).loss
+
+    by_clip = vmap(grad(loss), (None, 0))(weights, frames)
+    for number, clip in enumerate(frames):
+        expected = torch.autograd.grad(model(clip.unsqueeze(0)).loss, model.parameters())
+        for got, want in zip(by_clip.values(), expected, strict=True):
+            torch.testing.assert_close(got[number], want)
 
 
 @PACKAGES
