@@ -21,6 +21,7 @@ from ivcl_fast.models import backbone, reference, slot_autoencoder, supervised
 from ivcl_fast.models.hub import PretrainedModel
 from ivcl_fast.models.layers import Branch, is_bare
 from ivcl_fast.models.reference import take_rows
+from ivcl_fast.models.slot_attention import SlotAttention
 from ivcl_fast.models.token_index import arange, flat_index, frame_positions, slot_positions
 from ivcl_fast.models.transformer import (
     Attention,
@@ -37,7 +38,8 @@ class FastModel(PretrainedModel):
     """What the fast models share: compiling and checkpointing of their blocks, and folders."""
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compile every transformer block in place; blocks of one shape share their graph.
+        """Compile every transformer block in place, and slot attention with its decoder; blocks of
+        one shape share their graph.
 
         ``options`` go to ``torch.compile``.
         """
@@ -49,7 +51,7 @@ class FastModel(PretrainedModel):
         # Blocks are what overlaps with the exchange of gradients (DDP); it would cut them in two.
         dynamo.optimize_ddp = False
         for part in self.modules():  # type: ignore[attr-defined]
-            if isinstance(part, reference.Block):
+            if isinstance(part, reference.Block | SlotAttention | slot_autoencoder.MixtureDecoder):
                 part.compile(fullgraph=True, dynamic=False, **options)
 
     def checkpoint_blocks(self) -> None:

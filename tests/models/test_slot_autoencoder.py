@@ -139,6 +139,20 @@ def test_gradients_by_clip(package):
             torch.testing.assert_close(got[number], want)
 
 
+@pytest.mark.parametrize("amp", [False, True])
+def test_all_parts_are_compiled(amp):
+    torch.manual_seed(0)
+    model, graphs = ivcl_fast.SlotAutoencoder(CFG), []
+    compiled = copy.deepcopy(model)
+    compiled.compile_blocks(backend=lambda graph, _: graphs.append(graph) or graph)
+    for each in (model, compiled):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            each(video()).loss.backward()
+    assert len(graphs) == 4  # of the first block, of the one after it, slot attention, decoder
+    for ours, theirs in zip(compiled.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
 @PACKAGES
 def test_what_is_drawn_is_a_picture(package):
     model = package.SlotAutoencoder(CFG)
