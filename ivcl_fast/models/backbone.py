@@ -52,7 +52,9 @@ def check_source(source: str) -> None:
 
 def has_public_name(source: str) -> bool:
     """Whether weights have this name on every machine: those of timm and of this package do."""
-    return timm_weights.is_timm(source) or packaged_model(source) is not None
+    if timm_weights.is_timm(source):
+        return timm_weights.local_path(source) is None
+    return packaged_model(source) is not None
 
 
 def zero_branches(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import fsync, locked, remove_files, remove_temporaries
 from ivcl_fast.manifest import MANIFEST, write_recorded
+from ivcl_fast.models import timm_weights
 from ivcl_fast.models.backbone import has_public_name
 from ivcl_fast.models.hub import MODEL_FILES, PretrainedModel
 from ivcl_fast.models.weights import MODEL, TEMPORARY_WEIGHTS
@@ -134,7 +135,8 @@ def starts_there(config: TrainConfig) -> bool:
     init = config.stages.init
     if init == "random" or has_public_name(init):
         return False
-    return Path(init).resolve().is_relative_to(config.folder.resolve())
+    place = Path(init.removeprefix(timm_weights.PREFIX))
+    return place.resolve().is_relative_to(config.folder.resolve())
 
 
 def changed_settings(config: TrainConfig) -> list[str]:

@@ -333,13 +333,21 @@ def test_something_else_in_the_place_of_a_file(kind, cater, uninterrupted, comma
     assert command(train_main, *flags, *QUICKLY)[0] == 0
 
 
-@pytest.mark.parametrize("below", ["", "pretrain", "pretrain/model.safetensors"])
+@pytest.mark.parametrize(
+    ("kind", "below"),
+    [
+        ("", ""),
+        ("", "pretrain"),
+        ("", "pretrain/model.safetensors"),
+        ("timm:", "pretrain/model.safetensors"),
+    ],
+)
 def test_a_run_does_not_overwrite_the_weights_that_it_starts_from(
-    below, cater, uninterrupted, command, tmp_path
+    kind, below, cater, uninterrupted, command, tmp_path
 ):
     run = shutil.copytree(uninterrupted, tmp_path / "run")
     flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run"]
-    flags += ["--stage", "finetune", "--init", run / below]
+    flags += ["--stage", "finetune", "--init", f"{kind}{run / below}"]
     code, _, err = command(train_main, *flags)
     assert code == 2 and err.endswith("choose another --name\n")
     code, _, err = command(train_main, *flags, "--overwrite")

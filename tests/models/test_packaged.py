@@ -72,8 +72,9 @@ def test_cards_and_tables_name_the_model_that_a_run_started_from():
     schedule = Schedule(16, batch_size=16, lr=1e-3)
     described = describe_training(config, "finetune", schedule, config.stages.init, 0, {})
     assert described["initial weights"] == "ivcl_fast/tiny-pretrained"
-    elsewhere = describe_training(config, "finetune", schedule, "runs/mine", 0, {})
-    assert elsewhere["initial weights"] == "a pretrained model"
+    for mine in ("runs/mine", "timm:weights/mine.safetensors"):
+        elsewhere = describe_training(config, "finetune", schedule, mine, 0, {})
+        assert elsewhere["initial weights"] == "a pretrained model"
 
 
 def test_measured_videos_that_the_initial_weights_saw_are_told():

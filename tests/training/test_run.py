@@ -71,6 +71,8 @@ def test_a_report_names_the_initial_weights(tmp_path):
         (str(tmp_path / "scratch"), f"from the model scratch of {tmp_path.name}"),
         (str(tmp_path / "elsewhere" / "model.safetensors"), "pretrained"),
         ("timm:vit_tiny_patch16_224", "pretrained: timm:vit_tiny_patch16_224"),
+        ("timm:hf-hub:timm/vit_tiny", "pretrained: timm:hf-hub:timm/vit_tiny"),
+        (f"timm:{tmp_path}/vit.safetensors", "pretrained"),
     ):
         assert origin(parse(["--stage", "finetune", "--init", init])) == said
 
