@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from benchmarks import baselines
 from benchmarks.benchmark import Benchmark, Setup
 from benchmarks.timing import BF16, DEVICE, DTYPE, Call, input_sets
-from ivcl_fast import IVCLConfig, kernels, reference
+from ivcl_fast import IVCLConfig, kernels, reference, slot_autoencoder
+from ivcl_fast.kernels.aot.cases import OBJECT_SLOTS
 from ivcl_fast.kernels.short_attention import max_tokens
 
 PRESET, CLIPS = ("base64", 32) if DEVICE.type == "cuda" else ("tiny", 8)
@@ -199,6 +201,19 @@ def our_add_norm(op: Callable[..., tuple[Tensor, Tensor]], *arguments: Tensor) -
     return total + normed
 
 
+def our_mixture(drawn: Tensor, true: Tensor, background: Tensor) -> Tensor:
+    return kernels.mixture_loss(
+        drawn, true, background, slot_autoencoder.BACKGROUND_LOGIT,
+        slot_autoencoder.SPREAD_WEIGHT, slot_autoencoder.BACKGROUND_WEIGHT,
+    )[0]  # fmt: skip
+
+
+def plain_mixture(drawn: Tensor, true: Tensor, background: Tensor) -> Tensor:
+    """What :class:`~ivcl_fast.slot_autoencoder.MixtureDecoder` does."""
+    decoder = SimpleNamespace(background=background)
+    return slot_autoencoder.MixtureDecoder.mix(decoder, drawn, true).loss
+
+
 def plain_gelu(x: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(x + bias.to(x.dtype))
 
@@ -254,6 +269,17 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
                 draw(queries, masked, pixels), draw_rows(cfg, queries), draw_ids(cfg, queries)[1],
             ],
             moved=queries * masked * pixels * (1 + 4 * SIZE),
+        ),
+        op_benchmark(
+            "mixture_loss", our_mixture, plain_mixture,
+            lambda: [
+                draw(queries, OBJECT_SLOTS, patches, 4 * pixels // 3),
+                torch.randn(queries, patches, pixels, device=DEVICE),
+                draw32(patches, 3, pixels // 3),
+            ],
+            # By pixel: what was drawn, twice, and its gradient; shares, mixture and truth, twice,
+            # and the truth once more.
+            moved=queries * patches * pixels // 3 * (OBJECT_SLOTS * (12 * SIZE + 8) + 68),
         ),
         op_benchmark(
             "add_layer_norm", partial(our_add_norm, kernels.add_layer_norm), plain_add_norm,

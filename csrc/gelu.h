@@ -58,15 +58,14 @@ constexpr Logit kQuickLogit{1.702f, 0.0f};
 template <class T, const Logit& logit>
 inline Gate logistic(Vec u) {
   constexpr bool exact = std::is_same_v<T, float>;
-  constexpr float log2e = 1.44269504f;
   Vec exponent, rate;  // -|s| in powers of two, and the derivative of s
   if constexpr (logit.cubic == 0) {
-    exponent = abs(u) * (-log2e * logit.linear);
+    exponent = abs(u) * (-kLog2e * logit.linear);
     rate = splat(logit.linear);
   } else {
     Vec square = u * u;
     square = square > 400 ? splat(400) : square;  // beyond, g is 0 or 1, and g' must stay 0
-    exponent = abs(u) * (square * (-log2e * logit.cubic) - log2e * logit.linear);
+    exponent = abs(u) * (square * (-kLog2e * logit.cubic) - kLog2e * logit.linear);
     rate = square * (3 * logit.cubic) + logit.linear;
   }
   const Vec decay = exp2<exact ? 6 : 4>(exponent);

@@ -14,8 +14,6 @@
 namespace ivcl {
 namespace {
 
-constexpr float kLog2e = 1.44269504f;
-
 struct Shape {
   int64_t frames, tokens, heads, dim;
 

@@ -173,6 +173,8 @@ inline float reduce_sum(Vec x) {
 #endif
 }
 
+constexpr float kLog2e = 1.44269504f;
+
 // 2^x by a polynomial of kTerms terms: the relative error is 3e-6 with 4 and 1e-7 with 6.
 // NaN stays NaN. Where 2^x is below the smallest normal float32, the result is about as small.
 template <int kTerms = 6>

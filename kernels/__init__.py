@@ -12,6 +12,7 @@
 * ``linear``: linear layer; on AMX both parameters' gradients in one pass.
 * ``restore_tokens``: visible tokens back to their places among mask tokens, plus position.
 * ``patch_loss``: mean squared error against uint8 patches, optionally normalised per patch.
+* ``mixture_loss``: frames mixed of what slots draw of them, and their error (slot attention).
 * ``sample_masks``: random split of every frame's patches into visible and masked ones;
   ``hash_seeds`` makes the seeds of frames.
 
@@ -46,6 +47,7 @@ if __name__ != "kernels":
     from .bias_swiglu import bias_swiglu
     from .embed_patches import embed_patches
     from .linear import linear
+    from .mixture_loss import mixture_loss
     from .patch_loss import patch_loss
     from .restore_tokens import restore_tokens
     from .sample_masks import hash_seeds, sample_masks
@@ -63,6 +65,7 @@ __all__ = [
     "hash_seeds",
     "layer_norm",
     "linear",
+    "mixture_loss",
     "patch_loss",
     "restore_tokens",
     "rms_norm",

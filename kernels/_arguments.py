@@ -17,9 +17,9 @@ Rule = str | Callable[[Any, dict[str, int]], str | None]
 """What an argument has to be.
 
 A tensor: its sizes as names, such as ``"F K D"``: a name stands for the same size everywhere, and
-``"* D"`` is any number of leading sizes, the same everywhere. Floats, unless ``"uint8 F N R"`` or
-``"int64 F K"`` say otherwise. Another argument: a function of its value and of the sizes and values
-by name so far, which returns what is wrong, or None.
+``"* D"`` is any number of leading sizes, the same everywhere; ``3``, ``3Q`` and ``S+1`` are sizes,
+too. Floats, unless ``"uint8 F N R"`` or ``"int64 F K"`` say otherwise. Another argument: a function
+of its value and of the sizes and values by name so far, which returns what is wrong, or None.
 """
 
 _DTYPES = {"uint8": torch.uint8, "int64": torch.int64}
@@ -59,7 +59,7 @@ def checker(rules: Mapping[str, Rule], op: Any) -> Callable[[tuple[Any, ...]], t
 
 def check_arguments(rules: Mapping[str, Rule], arguments: Mapping[str, Any]) -> None:
     """Raise ``ValueError``, naming it, for the first argument that breaks a rule."""
-    sizes: dict[str, Any] = {}
+    sizes: dict[str, Any] = {"1": 1}
     for name, value in arguments.items():
         rule = rules.get(name)
         if isinstance(value, Tensor):
@@ -80,16 +80,34 @@ def _check_tensor(name: str, tensor: Tensor, rule: str, sizes: dict[str, Any]) -
         lead = max(0, len(shape) - len(expected) + 1)
         shape = (shape[:lead], *shape[lead:])
     found = dict(sizes)  # with those of this tensor, of which one may have a name twice
+
+    def fits(size: str, given: Any) -> bool:
+        if size.isalpha() or size == "*":
+            return found.setdefault(size, given) == given
+        factor, name, more = _parts(size)
+        known, rest = divmod(given - more, factor)
+        return rest == 0 and found.setdefault(name, known) == known
+
     is_kind = tensor.is_floating_point() if kind == "float" else tensor.dtype == _DTYPES[kind]
-    is_shape = len(shape) == len(expected) and all(
-        found.setdefault(size, given) == given for size, given in zip(expected, shape, strict=True)
-    )
+    is_shape = len(shape) == len(expected) and all(map(fits, expected, shape))
     if is_kind and is_shape:
         sizes.update(found)
         return
     given = f"shape {tuple(tensor.shape)}" if is_kind else f"{tensor.dtype} {tuple(tensor.shape)}"
-    known = ", ".join("..." if size == "*" else str(sizes.get(size, size)) for size in expected)
+    known = ", ".join("..." if size == "*" else _told(size, sizes) for size in expected)
     raise ValueError(f"{name}: {given} is not {'' if is_kind else f'{kind} '}[{known}]")
+
+
+def _parts(size: str) -> tuple[int, str, int]:
+    """Factor, name and what is added: of ``3Q`` and ``S+1``; a plain number is one of ones."""
+    name, _, more = size.partition("+")
+    unit = name.lstrip("0123456789")
+    return int(name.removesuffix(unit) or 1), unit or "1", int(more or 0)
+
+
+def _told(size: str, sizes: Mapping[str, Any]) -> str:
+    factor, name, more = _parts(size)
+    return str(factor * sizes[name] + more) if name in sizes else size
 
 
 def completer(op: Any) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:

@@ -19,6 +19,8 @@ from ..short_attention import max_tokens
 
 CLIPS = 8
 EPS = 1e-6
+OBJECT_SLOTS = 11
+"""Slots that hold an object each, of which there are more than a preset has."""
 
 
 def cases(
@@ -82,6 +84,8 @@ def cases(
         ("patch_loss, raw pixels", False, True),
     ):
         calls[name] = partial(_patch_loss, pred, rows[:queries], norm_pix, grad)
+    drawn = tensor(queries, OBJECT_SLOTS, patches, 4 * cfg.patch_size**2, dtype=dtype)
+    calls["mixture_loss"] = partial(_mixture_loss, drawn)
     for where, count, num_patches, num_keep in (
         ("frames", frames, patches, kept),
         ("query", clips, cfg.num_frames, cfg.num_query_frames),
@@ -165,6 +169,14 @@ def _restore_tokens(out: Tensor, kept: int, slots: int, patches: int) -> None:
     prefix = out[:, :slots].contiguous() if slots else None
     TRITON["restore_tokens"](out[:, :kept].contiguous(), *args, prefix)
     TRITON["restore_tokens_backward"](out[:, : slots + patches].contiguous(), *args)
+
+
+def _mixture_loss(drawn: Tensor) -> None:
+    _, _, patches, width = drawn.shape
+    true = _parameter(drawn, len(drawn), patches, 3 * width // 4)
+    args = drawn, true, _parameter(drawn, patches, 3, width // 4)
+    _, *mixed = TRITON["mixture_loss"](*args, 3.0, 0.1, 0.1)
+    TRITON["mixture_loss_backward"](_parameter(drawn), *args, *mixed, 3.0, 0.1, 0.1)
 
 
 def _patch_loss(pred: Tensor, rows: Tensor, norm_pix: bool, grad: bool) -> None:

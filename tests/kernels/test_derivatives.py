@@ -30,6 +30,7 @@ from ivcl_fast.kernels.bias_gelu import _ref as ref_bias_gelu
 from ivcl_fast.kernels.bias_gelu import _ref_backward as ref_backward_bias_gelu
 from ivcl_fast.kernels.bias_swiglu import _ref as ref_bias_swiglu
 from ivcl_fast.kernels.embed_patches import _ref as ref_embed_patches
+from ivcl_fast.kernels.mixture_loss import _ref as ref_mixture_loss
 from ivcl_fast.kernels.patch_loss import _ref as ref_patch_loss
 from ivcl_fast.kernels.restore_tokens import _ref as ref_restore_tokens
 from ivcl_fast.kernels.short_attention import _ref as ref_short_attention
@@ -51,6 +52,7 @@ SHAPES = {
     "embed_patches": [(WIDTH, PIXELS), (WIDTH,), (PATCHES, WIDTH)],
     "layer_norm": [(FRAMES, KEPT, WIDTH), (WIDTH,), (WIDTH,)],
     "linear": [(FRAMES, KEPT, WIDTH), (7, WIDTH), (7,)],
+    "mixture_loss": [(FRAMES, 2, PATCHES, 4 * 3), (PATCHES, 3, 3)],
     "patch_loss": [(FRAMES, KEPT, PIXELS)],
     "restore_tokens": [
         (FRAMES, KEPT, WIDTH), (WIDTH,), (PATCHES, WIDTH), (FRAMES, 2, WIDTH)
@@ -75,6 +77,11 @@ def functions(name: str, device: str) -> tuple[Callable, Callable]:
     def loss(run: Callable) -> Callable:
         return lambda pred: run(pred, rows, ids, True, 0.5, 0.25)
 
+    def mixture(run: Callable) -> Callable:
+        true = torch.randn(FRAMES, PATCHES, 9, generator=torch.Generator().manual_seed(1))
+        true = true.to(device)
+        return lambda drawn, background: run(drawn, true, background, 3.0, 0.1, 0.1)[0]
+
     def restore(run: Callable) -> Callable:
         return lambda visible, *rest: run(visible, ids, *rest)
 
@@ -95,6 +102,7 @@ def functions(name: str, device: str) -> tuple[Callable, Callable]:
         "embed_patches": (embed(kernels.embed_patches), embed(ref_embed_patches)),
         "layer_norm": (kernels.layer_norm, lambda x, w, b: _ref_norm(x, w, b, 1e-6, x.dtype)),
         "linear": (kernels.linear, F.linear),
+        "mixture_loss": (mixture(kernels.mixture_loss), mixture(ref_mixture_loss)),
         "patch_loss": (loss(kernels.patch_loss), loss(ref_patch_loss)),
         "restore_tokens": (restore(kernels.restore_tokens), restore(ref_restore_tokens)),
         "rms_norm": (kernels.rms_norm, lambda x, w: ref_rms_norm(x, w, 1e-6, x.dtype)),

@@ -121,6 +121,14 @@ CASES = {
         ),
         64 * 64,
     ),
+    "mixture_loss": Case(
+        lambda n, device: [randn_bf16(n, 3, 16, 64, device=device)],
+        lambda drawn: len(drawn) * kernels.mixture_loss(
+            drawn, fixed(16, 48, like=drawn).expand(len(drawn), -1, -1),
+            fixed(16, 3, 16, like=drawn), 3.0, 0.1, 0.1,
+        )[0],
+        3 * 16 * 64,
+    ),
     "patch_loss": Case(
         lambda n, device: [
             randn_bf16(n, 48, 192, device=device), rows(n, device), ids(n, 48, device),

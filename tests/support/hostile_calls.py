@@ -45,6 +45,9 @@ def arguments(draw: random.Random) -> dict[str, list[Any]]:
     heads = draw.choice([1, 2, 4])
     dropout = draw.choice([[], [0.0, None], [0.3, torch.tensor(7)]])
     embedding = [rows, ids, floats(d, r, as_input=False), floats(d), floats(n, d), 0.5, 0.25]
+    q, s = (draw.choice([0, 1, 2, 5, 17]) for _ in range(2))
+    mixture = [floats(f, s, n, 4 * q), *(torch.randn(x) for x in ((f, n, 3 * q), (n, 3, q)))]
+    mixed = [torch.randn(f, n, 3 * q), torch.randn(f, s + 1, n, q)]
     return {
         "bias_gelu": [floats(f, n, d), floats(d), draw.choice([0, 1, 2])],
         "bias_gelu_backward": [floats(f, n, d), floats(f, n, d), floats(d), 1],
@@ -65,6 +68,8 @@ def arguments(draw: random.Random) -> dict[str, list[Any]]:
         "embed_patches": [*embedding, dtype],
         "embed_patches_backward": [floats(f, k, d), *embedding],
         "linear_gradients": [floats(f, n, d), floats(f, n, r), dtype],
+        "mixture_loss": [*mixture, 3.0, 0.1, 0.1],
+        "mixture_loss_backward": [torch.randn(()), *mixture, *mixed, 3.0, 0.1, 0.1],
         "patch_loss": [floats(f, k, r), rows, ids, True, 0.5, 0.25, draw.random() < 0.5],
         "patch_loss_backward": [torch.randn(()), floats(f, k, r)],
         "restore_tokens": [

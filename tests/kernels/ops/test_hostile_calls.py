@@ -45,6 +45,16 @@ NAMED = {
     ),
     "weight: shape": lambda: ops.layer_norm(X, torch.ones(()), torch.ones(4), 1e-6, X.dtype),
     "ids: ": lambda: ops.patch_loss(torch.ones(2, 3, 6), ROWS, IDS.int(), True, 0.5, 0.5, True),
+    "true: shape": lambda: ops.mixture_loss(
+        torch.ones(2, 4, 5, 8), torch.ones(2, 5, 5), torch.ones(5, 3, 2), 3.0, 0.1, 0.1
+    ),
+    "background: shape": lambda: ops.mixture_loss(
+        torch.ones(2, 4, 5, 8), torch.ones(2, 5, 6), torch.ones(5, 2, 2), 3.0, 0.1, 0.1
+    ),
+    "shares: shape": lambda: ops.mixture_loss_backward(
+        torch.ones(()), torch.ones(2, 4, 5, 8), torch.ones(2, 5, 6), torch.ones(5, 3, 2),
+        torch.ones(2, 5, 6), torch.ones(2, 4, 5, 2), 3.0, 0.1, 0.1,
+    ),
     "std: ": lambda: ops.patch_loss(torch.ones(2, 3, 6), ROWS, IDS, True, 0.5, 0.0, True),
     "pos: shape": lambda: ops.embed_patches(
         ROWS, IDS, torch.ones(4, 6), torch.ones(4), torch.ones(4, 4), 0.5, 0.5, X.dtype
@@ -93,6 +103,20 @@ def test_a_name_is_one_size_within_a_tensor_too():
     check_arguments(rules, {"square": torch.ones(3, 3), "row": torch.ones(3)})
     with pytest.raises(ValueError, match=r"^square: shape \(3, 4\) is not \[N, N\]"):
         check_arguments(rules, {"square": torch.ones(3, 4), "row": torch.ones(4)})
+
+
+def test_sizes_that_depend_on_others():
+    rules: dict[str, Rule] = {"x": "S 4Q", "colors": "3 Q", "shares": "S+1 Q"}
+    good = {"x": torch.ones(2, 20), "colors": torch.ones(3, 5), "shares": torch.ones(3, 5)}
+    check_arguments(rules, good)
+    for name, shape, expected in (
+        ("x", (2, 18), r"S, 4Q"),
+        ("colors", (4, 5), r"3, 5"),
+        ("colors", (3, 6), r"3, 5"),
+        ("shares", (2, 5), r"3, 5"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name}: shape .* is not \[{expected}\]"):
+            check_arguments(rules, good | {name: torch.ones(shape)})
 
 
 @pytest.mark.skipif(INTERPRET, reason="the interpreter takes a second for a call")
@@ -150,6 +174,14 @@ EMPTY = {
     "add_layer_norm": (torch.ones(3, 0), torch.ones(3, 0), torch.ones(0), torch.ones(0)),
     "add_rms_norm": (torch.ones(3, 0), torch.ones(3, 0), torch.ones(0)),
     "embed_patches": (ROWS, IDS, torch.ones(0, 6), torch.ones(0), torch.ones(5, 0), 0.5, 0.5),
+    "mixture_loss": (
+        torch.ones(2, 0, 5, 8),
+        torch.ones(2, 5, 6),
+        torch.ones(5, 3, 2),
+        3.0,
+        0.1,
+        0.1,
+    ),
     "patch_loss": (torch.ones(2, 3, 0), ROWS[..., :0], IDS, True, 0.5, 0.5),
     "restore_tokens": (X[..., :0], IDS, torch.ones(0), torch.ones(5, 0), None),
     "restore_tokens of a prefix": (X[:, :0], IDS[:, :0], torch.ones(4), torch.ones(0, 4), X),

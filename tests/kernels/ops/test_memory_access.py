@@ -99,6 +99,12 @@ def all_cases(dtype):
                     )
                 ),
             )
+    for frames, slots, patches, pixels in ((1, 1, 1, 1), (2, 3, 5, 17), (2, 11, 16, 16)):
+        drawn = torch.randn(frames, slots, patches, 4 * pixels, dtype=dtype)
+        yield (
+            f"mixture_loss {frames} x {slots} x {patches} x {pixels}",
+            lambda drawn=drawn: aot_cases._mixture_loss(drawn),
+        )
     for count in (1, 17, 200):
         yield (
             f"hash_seeds {count}",

@@ -17,7 +17,7 @@ from tests.support.numerics import run_with_grads
 
 OPS = [
     "add_layer_norm", "add_rms_norm", "bias_gelu", "bias_swiglu", "embed_patches", "layer_norm",
-    "linear_gradients", "patch_loss", "restore_tokens", "rms_norm", "sample_masks",
+    "linear_gradients", "mixture_loss", "patch_loss", "restore_tokens", "rms_norm", "sample_masks",
     "short_attention",
 ]  # fmt: skip
 PIXELS = (0.45, 0.225)
@@ -56,6 +56,7 @@ def arguments(name: str, dtype: torch.dtype, device: str) -> tuple:
         "embed_patches": lambda: (rows(), ids, randn(width, pixels), bias, pos, *PIXELS, dtype),
         "layer_norm": lambda: (tokens(), weight, bias, 1e-6),
         "linear_gradients": lambda: (tokens(300), tokens(), torch.float32),
+        "mixture_loss": lambda: (randn(frames, 5, 9, 4 * 17), randn(9, 3, 17)),
         "patch_loss": lambda: (tokens(pixels), rows(), ids, True, *PIXELS),
         "restore_tokens": lambda: (tokens(), ids, token, pos, tokens(count=2)),
         "rms_norm": lambda: (tokens(), weight, 1e-6),
@@ -69,12 +70,18 @@ def arguments(name: str, dtype: torch.dtype, device: str) -> tuple:
     return made[name]()
 
 
+def mixture_loss(drawn: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
+    true = torch.linspace(-1, 1, drawn[:, 0, :, :51].numel(), device=drawn.device)
+    return kernels.mixture_loss(drawn, true.view(-1, 9, 51), background, 3.0, 0.1, 0.1)[0]
+
+
 def results(name: str, args: tuple) -> list[torch.Tensor]:
     """An op's outputs and gradients."""
     if name in ("linear_gradients", "sample_masks"):  # have no backward
         return list(getattr(torch.ops.ivcl_fast, name)(*args))
     torch.manual_seed(2)  # the gradients of the outputs
-    outputs, grads = run_with_grads(getattr(kernels, name), args)
+    op = mixture_loss if name == "mixture_loss" else getattr(kernels, name)
+    outputs, grads = run_with_grads(op, args)
     return [*outputs, *grads]
 
 
