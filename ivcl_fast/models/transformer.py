@@ -173,3 +173,11 @@ class MixtureDecoder(slot_autoencoder.MixtureDecoder):
         for layer in self.layers:
             x = linear_gelu(layer, x)
         return self.mix(linear(self.pred, x), true)
+
+    def mix(self, drawn: Tensor, true: Tensor) -> slot_autoencoder.Drawn:
+        return slot_autoencoder.Drawn(
+            *kernels.mixture_loss(
+                drawn, true, self.background, slot_autoencoder.BACKGROUND_LOGIT,
+                slot_autoencoder.SPREAD_WEIGHT, slot_autoencoder.BACKGROUND_WEIGHT,
+            )
+        )  # fmt: skip
