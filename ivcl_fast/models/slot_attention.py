@@ -34,7 +34,9 @@ class SlotAttention(nn.Module):
         self.features = nn.Sequential(
             nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.LayerNorm(dim)
         )
-        self.query = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim, bias=False))
+        # A bias would shift the queries of all slots alike, which changes no share.
+        norm = nn.LayerNorm(dim, bias=False)
+        self.query = nn.Sequential(norm, nn.Linear(dim, dim, bias=False))
         self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(2))
         self.update = GRUCell(dim, dim)
         self.mlp = nn.Sequential(

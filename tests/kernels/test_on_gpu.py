@@ -373,7 +373,7 @@ def test_compiled_blocks_match_eager_and_compile_once(model_class, sizes):
         with torch._dynamo.config.patch(error_on_recompile=number > 0):
             ours = step(compiled, number)
         assert_near(ours, step(eager, number), 1e-2)
-    next_to_zero = "qkv.bias", "query.0.bias", "features.3.weight", "features.3.bias"
+    next_to_zero = "qkv.bias", "features.3.weight", "features.3.bias"
     for (name, a), b in zip(compiled.named_parameters(), eager.parameters(), strict=True):
         if not name.endswith(next_to_zero):
             assert_near(a.grad, b.grad, 5e-2, name)
