@@ -273,13 +273,13 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
         op_benchmark(
             "mixture_loss", our_mixture, plain_mixture,
             lambda: [
-                draw(queries, OBJECT_SLOTS, patches, 4 * pixels // 3),
-                torch.randn(queries, patches, pixels, device=DEVICE),
+                draw(frames, OBJECT_SLOTS, patches, 4 * pixels // 3),
+                torch.randn(frames, patches, pixels, device=DEVICE),
                 draw32(patches, 3, pixels // 3),
             ],
             # By pixel: what was drawn, twice, and its gradient; shares, mixture and truth, twice,
             # and the truth once more.
-            moved=queries * patches * pixels // 3 * (OBJECT_SLOTS * (12 * SIZE + 8) + 68),
+            moved=frames * patches * pixels // 3 * (OBJECT_SLOTS * (12 * SIZE + 8) + 68),
         ),
         op_benchmark(
             "add_layer_norm", partial(our_add_norm, kernels.add_layer_norm), plain_add_norm,

@@ -85,7 +85,8 @@ def _check_tensor(name: str, tensor: Tensor, rule: str, sizes: dict[str, Any]) -
         if size.isalpha() or size == "*":
             return found.setdefault(size, given) == given
         factor, name, more = _parts(size)
-        known, rest = divmod(given - more, factor)
+        # Not by divmod, which takes no symbolic sizes of a compiler.
+        known, rest = (given - more) // factor, (given - more) % factor
         return rest == 0 and found.setdefault(name, known) == known
 
     is_kind = tensor.is_floating_point() if kind == "float" else tensor.dtype == _DTYPES[kind]

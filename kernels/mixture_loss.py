@@ -74,9 +74,10 @@ def _forward_kernel(
     slots, count, logit, spread, weight,
     PIXELS: tl.constexpr, BLOCK_SLOTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    frame, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    at, slot = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_SLOTS)
-    inside = at < count
+    blocks = tl.cdiv(count, BLOCK)
+    frame = (tl.program_id(0) // blocks).to(tl.int64)
+    at = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    slot, inside = tl.arange(0, BLOCK_SLOTS), at < count
     mask = (slot < slots)[:, None] & inside[None, :]
     patch, pixel = at // PIXELS, at % PIXELS
     of_slot = (frame * slots + slot) * (4 * count)
@@ -100,7 +101,7 @@ def _forward_kernel(
         tl.store(pred_ptr + frame * 3 * count + place, p, mask=inside)
         loss += (p - t) * (p - t) + spread * (squares - p * p) + weight * tl.abs(b - t)
     loss = tl.sum(tl.where(inside, loss, 0.0), axis=0)
-    tl.store(loss_ptr + frame * tl.num_programs(1) + block, loss)
+    tl.store(loss_ptr + tl.program_id(0), loss)
 
 
 @triton.jit
@@ -109,8 +110,9 @@ def _backward_kernel(
     slots, count, factor, spread,
     PIXELS: tl.constexpr, BLOCK_SLOTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    frame = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    blocks = tl.cdiv(count, BLOCK)
+    frame = (tl.program_id(0) // blocks).to(tl.int64)
+    at = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     slot, inside = tl.arange(0, BLOCK_SLOTS), at < count
     mask = (slot < slots)[:, None] & inside[None, :]
     patch, pixel = at // PIXELS, at % PIXELS
@@ -144,28 +146,31 @@ def _backward_kernel(
 @triton.jit
 def _background_kernel(
     dloss_ptr, true_ptr, background_ptr, dbackground_ptr, frames, count, factor,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at, row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, ROWS)
     inside = at < count
-    b = tl.load(background_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    signs = tl.zeros((BLOCK,), dtype=tl.float32)
-    ptrs = true_ptr + at
-    for _ in range(frames):
-        t = tl.load(ptrs, mask=inside, other=0.0).to(tl.float32)
-        signs += tl.where(b > t, 1.0, 0.0) - tl.where(b < t, 1.0, 0.0)
-        ptrs += count
-    grad = signs * (tl.load(dloss_ptr).to(tl.float32) * factor)
+    b = tl.load(background_ptr + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+    signs = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+    for first in range(0, frames, ROWS):
+        frame = (first + row).to(tl.int64)[:, None]
+        mask = (frame < frames) & inside[None, :]
+        t = tl.load(true_ptr + frame * count + at[None, :], mask=mask, other=0.0).to(tl.float32)
+        signs += tl.where(mask & (b > t), 1.0, 0.0) - tl.where(mask & (b < t), 1.0, 0.0)
+    grad = tl.sum(signs, axis=0) * (tl.load(dloss_ptr).to(tl.float32) * factor)
     tl.store(dbackground_ptr + at, grad.to(dbackground_ptr.dtype.element_ty), mask=inside)
 
 
-def _tiling(drawn: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and tile of the kernels that hold, for a block of pixels, what all slots drew."""
+def _tiling(drawn: Tensor) -> tuple[tuple[int], dict[str, int]]:
+    """Grid and tile of the kernels that hold, for a block of pixels, what all slots drew.
+
+    The grid has one axis, because CUDA allows a second one no more than 65,535 programs.
+    """
     frames, slots, patches, width = drawn.shape
     block_slots = next_power_of_2(slots)
     block = max(16, min(256, 2048 // block_slots))
     sizes = {"PIXELS": width // 4, "BLOCK_SLOTS": block_slots, "BLOCK": block}
-    return (frames, cdiv(patches * width // 4, block)), sizes
+    return (frames * cdiv(patches * width // 4, block),), sizes
 
 
 def _forward(
@@ -204,8 +209,9 @@ def _backward(
     )  # fmt: skip
     count = background.numel()
     launch(
-        _background_kernel, (cdiv(count, 512),),
-        dloss, true, background, dbackground, frames, count, weight / true.numel(), BLOCK=512,
+        _background_kernel, (cdiv(count, 64),),
+        dloss, true, background, dbackground, frames, count, weight / true.numel(),
+        ROWS=32, BLOCK=64,
     )  # fmt: skip
     return ddrawn, dbackground
 

@@ -38,8 +38,8 @@ class FastModel(PretrainedModel):
     """What the fast models share: compiling and checkpointing of their blocks, and folders."""
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compile every transformer block in place, and slot attention with its decoder; blocks of
-        one shape share their graph.
+        """Compile every transformer block in place, slot attention, and the layers of its decoder;
+        blocks of one shape share their graph.
 
         ``options`` go to ``torch.compile``.
         """
@@ -50,9 +50,14 @@ class FastModel(PretrainedModel):
         dynamo.recompile_limit = max(64, dynamo.recompile_limit)
         # Blocks are what overlaps with the exchange of gradients (DDP); it would cut them in two.
         dynamo.optimize_ddp = False
+        options = {"fullgraph": True, "dynamic": False, **options}
         for part in self.modules():  # type: ignore[attr-defined]
-            if isinstance(part, reference.Block | SlotAttention | slot_autoencoder.MixtureDecoder):
-                part.compile(fullgraph=True, dynamic=False, **options)
+            if isinstance(part, reference.Block | SlotAttention):
+                part.compile(**options)
+            elif isinstance(part, slot_autoencoder.MixtureDecoder):
+                # Not what mixes: a compiler hands its backward zeros for the gradients of frames
+                # and shares that no loss is made of, for which the fused one has no kernel.
+                part.draw = torch.compile(part.draw, **options)  # type: ignore[method-assign]
 
     def checkpoint_blocks(self) -> None:
         """Keep no activations inside blocks: backward computes them again, which saves memory."""

@@ -26,13 +26,21 @@ class GRUCell(nn.GRUCell):
         return new + (keep + old_keep).sigmoid() * (state - new)
 
 
+class LayerNorm(nn.LayerNorm):
+    """In the weights' dtype also under autocast. On a GPU autocast sees to it; on a CPU it would
+    sum the gradients of weight and bias in 16 bits, where they come out several times too small."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
 class SlotAttention(nn.Module):
     """Rounds in which slots divide patches among themselves, and take in what they have got."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.LayerNorm(dim)
+            nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), LayerNorm(dim)
         )
         # A bias would shift the queries of all slots alike, which changes no share.
         norm = nn.LayerNorm(dim, bias=False)

@@ -66,13 +66,18 @@ class MixtureDecoder(nn.Module):
 
         What is drawn has F in place of B and T.
         """
+        return self.mix(self.draw(slots), true)
+
+    def draw(self, slots: Tensor) -> Tensor:
+        """What each slot draws of every patch: three colours and a logit of each of its pixels,
+        ``[F, S, N, 4*P*P]``."""
         x = F.gelu(self.embed(slots).unsqueeze(2) + self.pos_embed)  # [F, S, N, Dd]
         for layer in self.layers:
             x = F.gelu(layer(x))
-        return self.mix(self.pred(x), true)
+        return self.pred(x)
 
     def mix(self, drawn: Tensor, true: Tensor) -> Drawn:
-        """Mix what slots draw of each patch, colours and a logit, ``[F, S, N, 4*P*P]``."""
+        """Mix what slots draw."""
         true, drawn = true.unflatten(-1, (3, -1)), drawn.unflatten(-1, (4, -1))
         colors, logits = drawn[..., :3, :], drawn[..., 3, :].to(self.background.dtype)
         logits = F.pad(logits, (0, 0, 0, 0, 0, 1), value=BACKGROUND_LOGIT)

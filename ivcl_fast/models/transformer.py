@@ -167,12 +167,12 @@ class Decoder(Transformer, reference.Decoder):
 class MixtureDecoder(slot_autoencoder.MixtureDecoder):
     """Decoder whose tokens, one for each slot and patch, have autocast's dtype throughout."""
 
-    def forward(self, slots: Tensor, true: Tensor) -> slot_autoencoder.Drawn:
+    def draw(self, slots: Tensor) -> Tensor:
         x = linear(self.embed, slots)
         x = F.gelu(x.unsqueeze(2) + self.pos_embed.to(x.dtype))
         for layer in self.layers:
             x = linear_gelu(layer, x)
-        return self.mix(linear(self.pred, x), true)
+        return linear(self.pred, x)
 
     def mix(self, drawn: Tensor, true: Tensor) -> slot_autoencoder.Drawn:
         return slot_autoencoder.Drawn(

@@ -84,7 +84,7 @@ def cases(
         ("patch_loss, raw pixels", False, True),
     ):
         calls[name] = partial(_patch_loss, pred, rows[:queries], norm_pix, grad)
-    drawn = tensor(queries, OBJECT_SLOTS, patches, 4 * cfg.patch_size**2, dtype=dtype)
+    drawn = tensor(frames, OBJECT_SLOTS, patches, 4 * cfg.patch_size**2, dtype=dtype)
     calls["mixture_loss"] = partial(_mixture_loss, drawn)
     for where, count, num_patches, num_keep in (
         ("frames", frames, patches, kept),

@@ -252,16 +252,9 @@ def test_training_step_parity_with_the_reference(device, preset, amp, tolerance)
 @pytest.mark.parametrize("device", DEVICES)
 def test_slot_attention_parity_with_the_reference(device, amp, tolerance):
     cfg = IVCLConfig.preset("tiny", **SHALLOW, **OBJECTS)
-    losses, gradients = [], []
-    models = pair(SlotAutoencoder, slot_autoencoder.SlotAutoencoder, device, cfg)
-    for model, half_precision in zip(models, (amp, False), strict=True):
-        with torch.autocast(device, torch.bfloat16, enabled=half_precision):
-            loss = model(clips(cfg, device)).loss
-        loss.backward()
-        losses.append(loss.detach())
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert_near(*losses, tolerance, "loss")
-    assert_near(*gradients, tolerance, "gradients")  # of some parameters they are next to nothing
+    fast, plain = pair(SlotAutoencoder, slot_autoencoder.SlotAutoencoder, device, cfg)
+    video = clips(cfg, device)
+    check_gradients(fast, plain, lambda model: model(video).loss, device, amp, tolerance)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -373,7 +366,6 @@ def test_compiled_blocks_match_eager_and_compile_once(model_class, sizes):
         with torch._dynamo.config.patch(error_on_recompile=number > 0):
             ours = step(compiled, number)
         assert_near(ours, step(eager, number), 1e-2)
-    next_to_zero = "qkv.bias", "features.3.weight", "features.3.bias"
     for (name, a), b in zip(compiled.named_parameters(), eager.parameters(), strict=True):
-        if not name.endswith(next_to_zero):
+        if not name.endswith("qkv.bias"):  # the gradient of the keys' third is next to zero
             assert_near(a.grad, b.grad, 5e-2, name)

@@ -12,8 +12,10 @@ from torch.func import functional_call, grad, vmap
 
 import ivcl_fast
 from ivcl_fast import IVCLConfig, reference, slot_autoencoder
+from ivcl_fast.kernels import dispatches
 from ivcl_fast.models.slot_attention import GRUCell, SlotAttention
 from tests.models.test_model import SIZES, video
+from tests.support.marks import needs_kernels
 
 CFG = IVCLConfig.preset("tiny", **SIZES | {"num_slots": 4}, objective="slot_attention")
 PACKAGES = pytest.mark.parametrize("package", [slot_autoencoder, ivcl_fast])
@@ -151,6 +153,18 @@ def test_all_parts_are_compiled(amp):
     assert len(graphs) == 4  # of the first block, of the one after it, slot attention, decoder
     for ours, theirs in zip(compiled.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
+
+
+@needs_kernels
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_loss_has_kernels_both_ways(compiled):
+    model = ivcl_fast.SlotAutoencoder(CFG)
+    if compiled:
+        model.compile_blocks(backend="aot_eager")
+    before = dispatches()
+    model(video()).loss.backward()
+    found = {op: count for (op, _), count in (dispatches() - before).items() if "mixture" in op}
+    assert found == {"mixture_loss": 1, "mixture_loss_backward": 1}
 
 
 @PACKAGES

@@ -6,7 +6,7 @@ import torch
 from ivcl_fast import IVCLConfig, slot_autoencoder
 from ivcl_fast.kernels import dispatches
 from ivcl_fast.kernels import mixture_loss as public
-from ivcl_fast.kernels.mixture_loss import MAX_SLOTS, _ref
+from ivcl_fast.kernels.mixture_loss import MAX_SLOTS, _ref, _tiling
 from tests.kernels.ops.conftest import DTYPES, INTERPRET, implementation
 from tests.support.numerics import assert_parity, check_op
 
@@ -28,7 +28,10 @@ def loss_of(function, true):
     return lambda drawn, background: function(drawn, true.to(background.dtype), background, *HOW)[0]
 
 
-SHAPES = [(1, 1, 1, 1), (2, 3, 5, 4), (3, 11, 9, 16), (1, 17, 4, 33), (2, 5, 3, 64), (5, 2, 70, 9)]
+# Enough values that the largest error is not a matter of luck.
+SHAPES = [
+    (90, 1, 1, 1), (40, 3, 5, 4), (3, 11, 9, 16), (9, 17, 4, 33), (6, 5, 3, 64), (5, 2, 70, 9),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -129,6 +132,20 @@ def test_fullgraph(backend, device):
     drawn, true, background = inputs(2, 3, 4, 5, torch.float32, device)
     compiled = torch.compile(loss_of(public, true), fullgraph=True, backend=backend)
     check_op(compiled, loss_of(_ref, true), [drawn, background])
+
+
+@pytest.mark.skipif(INTERPRET, reason="the interpreter is slow under a compiler")
+def test_sizes_may_be_symbolic(device):
+    compiled = torch.compile(public, fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape in ((2, 3, 4, 5), (3, 2, 6, 7)):
+        args = *inputs(*shape, torch.float32, device), *HOW
+        torch.testing.assert_close(compiled(*args), _ref(*args))
+
+
+def test_any_picture_fits_a_grid():
+    """CUDA takes 65,535 programs along the second axis, and 2^31 along the first."""
+    first, *others = _tiling(torch.empty(16, 65, 65_536, 4 * 16, device="meta"))[0]
+    assert 65_535 < first < 2**31 and not others
 
 
 @pytest.mark.parametrize(
