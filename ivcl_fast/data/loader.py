@@ -172,7 +172,7 @@ class ClipLoader(ABC):
         """Number of clips that share their frames."""
         if drop_last and not len(self):
             raise UserError(
-                f"batch_size: {len(self._usable)} clips do not fill one batch of "
+                f"--batch-size: {len(self._usable)} clips do not fill one batch of "
                 f"{batch_size * world_size}; accepted: at most {len(self._usable)}, or more videos"
             )
         for clip in clips:

@@ -3,13 +3,13 @@
 They are fitted to our sizes. Patch weights are resampled by FlexiViT's pseudo-inverse (Beyer et
 al., 2023) of antialiased bilinear resizing, positions bicubically, as any of ours. Cls and register
 tokens become the first slots; further slots, and slots that compete for patches, stay as
-initialised. Where a ViT was trained with other
-pixel means and deviations, the weights and bias of its patch embedding absorb the difference
-exactly.
+initialised. Where a ViT was trained with other pixel means and deviations, the weights and bias of
+its patch embedding absorb the difference exactly.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from math import isqrt
@@ -25,6 +25,8 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.files import read_json
 from ivcl_fast.models.weights import CHECKPOINTS, CONFIG, read_weights, weights_file
 from ivcl_fast.text import first_line
+
+log = logging.getLogger(__name__)
 
 PREFIX = "timm:"
 TOKENS = ("cls_token", "reg_token")
@@ -105,6 +107,7 @@ def encoder_weights(source: str, model: Any) -> dict[str, Tensor]:
     vit = read(source)
     weights = {key: value for key, value in vit.weights.items() if not UNUSED.fullmatch(key)}
     check_sizes(source, weights, vit.num_heads, cfg)
+    tell_assumptions(source, vit, cfg)
     check_parts(source, weights, own)
     tokens, positions = split_tokens(source, weights)
     fitted = {key: own[key].cpu().clone() for key in own if key.startswith(SLOTS)}
@@ -192,6 +195,14 @@ def pixel_statistics(config: Mapping[str, Any]) -> tuple[Tensor | None, Tensor |
     if not is_three or (std is not None and not (std > 0).all()):
         raise ValueError("mean and std are not three numbers each, those of std above 0")
     return mean, std
+
+
+def tell_assumptions(source: str, vit: ViT, cfg: IVCLConfig) -> None:
+    """Log what a source does not say of its ViT, which is then the config's."""
+    known = {"num_heads": vit.num_heads, "pixel_mean": vit.mean, "pixel_std": vit.std}
+    assumed = [f"{name} {getattr(cfg, name)}" for name, value in known.items() if value is None]
+    if assumed:
+        log.info("%s: does not say these of its ViT, assumed: %s", source, ", ".join(assumed))
 
 
 def check_parts(source: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

@@ -151,7 +151,7 @@ def is_local(place: str | os.PathLike) -> bool:
         return True
     if path.is_file():
         raise UserError(f"{place}: is a file; pass the folder that holds it")
-    if isinstance(place, str):
+    if isinstance(place, str) and path.parts[:1] != ("runs",):  # a hub's answer would mislead
         with suppress(HFValidationError):
             validate_repo_id(place)
             return False

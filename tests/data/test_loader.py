@@ -318,7 +318,7 @@ def test_broken_videos_are_left_out_with_one_line(store, caplog):
 def test_nothing_to_load(store):
     with pytest.raises(UserError, match="none of the videos"):
         make(store, clips=CLIPS[2:3])
-    with pytest.raises(UserError, match="9 clips do not fill one batch of 20"):
+    with pytest.raises(UserError, match="--batch-size: 9 clips do not fill one batch of 20"):
         make(store, batch_size=10, world_size=2, drop_last=True)
 
 

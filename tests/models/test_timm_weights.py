@@ -94,6 +94,19 @@ def test_a_public_checkpoint_of_torch_save(tmp_path):
         load_backbone(model, "timm:other.pth")
 
 
+@pytest.mark.parametrize(
+    ("told", "assumed"),
+    [(None, "num_heads 2, pixel_mean 0.5, pixel_std 0.5"), (IMAGENET, "num_heads 2")],
+)
+def test_what_a_file_does_not_say_is_told(told, assumed, tmp_path, caplog):
+    source = saved(vit_weights(), tmp_path / "vit", **(told or {}))
+    if told is None:
+        source += "/model.safetensors"
+    caplog.set_level("INFO")
+    load_backbone(IVCL(config(embed_dim=16, num_heads=2, depth=2)), source)
+    assert f"{source}: does not say these of its ViT, assumed: {assumed}\n" in caplog.text
+
+
 @pytest.mark.parametrize("size", [3, 8, 16])
 def test_kernels_are_resampled_as_timm_does(size):
     patch_embed = pytest.importorskip("timm.layers.patch_embed")

@@ -363,13 +363,13 @@ def test_a_place_without_a_model_is_one_clear_line(run):
         assert told(IVCLClassifier.from_pretrained, place, **options).startswith(message)
 
     absent = "no such folder; accepted: a folder written by save_pretrained, a run's folder, or"
-    for place in ("./typo", "../typo", "/typo", "runs/RUN/typo", "~/typo"):
+    for place in ("./typo", "../typo", "/typo", "runs/typo", "runs/RUN/typo", "~/typo"):
         fails_with(place, f"{place}: {absent} OWNER/NAME of a model on the Hugging Face hub")
     fails_with(run / "typo", f"{run / 'typo'}: {absent}")
     weights = "runs/RUN/finetune/model.safetensors"
     fails_with(weights, f"{weights}: is a file; pass the folder that holds it")
     hub = "no such folder, and the Hugging Face hub does not provide it: "
-    fails_with("runs/typo", f"runs/typo: {hub}", local_files_only=True)
+    fails_with("OWNER/typo", f"OWNER/typo: {hub}", local_files_only=True)
 
 
 def test_damage_of_a_finished_model_is_found(tmp_path):

@@ -51,6 +51,8 @@ class VideoFolder(LabelledVideos):
     def __init__(self, root: Path, task: str = TASK, val_fraction: float = VAL_FRACTION) -> None:
         """List the videos; raises :class:`UserError` if there are none or the layout is unclear."""
         root = Path(root)
+        if root.is_file():
+            raise UserError(f"{root}: is a file; accepted: its folder, or csv:FILE for a list")
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; accepted: a folder with videos")
         found = find_videos(root)

@@ -177,3 +177,6 @@ def test_folders_that_cannot_be_used(names, said, tmp_path):
 def test_a_folder_that_is_missing(tmp_path):
     with pytest.raises(UserError, match="/no: no such folder; accepted: a folder with videos"):
         VideoFolder(tmp_path / "no")
+    touch(tmp_path, "a.mp4")
+    with pytest.raises(UserError, match="a.mp4: is a file; accepted: its folder, or csv:FILE"):
+        VideoFolder(tmp_path / "a.mp4")
