@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as a PNG file, atomically; its folder is created if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
+    with atomic_write(path) as file, warnings.catch_warnings():
+        # A box stands for a letter that the font lacks, as names of classes may have.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(file, format="png")
 
 

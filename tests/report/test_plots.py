@@ -18,7 +18,7 @@ from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.report import plots
 from ivcl_fast.report import probes as probe_report
 from ivcl_fast.report.attention import attention_figure, measure_name
-from ivcl_fast.report.figures import evenly_spaced
+from ivcl_fast.report.figures import evenly_spaced, new_figure, save
 from tests.support.small_models import config, random_video, sharpened
 
 
@@ -276,3 +276,12 @@ def test_the_probes_report_tells_of_memorised_clips(tmp_path: Path, kind: str) -
     probe_report.write(tmp_path, "RUN", "a run", scores, (15, 10), {})
     told = "fitted on clips that the finetuned model was finetuned on"
     assert (told in (tmp_path / "probes.md").read_text()) == kind.startswith("finetuned")
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_in_any_letters_make_a_picture(tmp_path):
+    """The font has a box for what it lacks, and nobody is warned of it."""
+    figure = new_figure(1, 1)
+    figure.suptitle("Häuser 猫")
+    save(figure, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size
