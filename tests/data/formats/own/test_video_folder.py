@@ -178,5 +178,5 @@ def test_a_folder_that_is_missing(tmp_path):
     with pytest.raises(UserError, match="/no: no such folder; accepted: a folder with videos"):
         VideoFolder(tmp_path / "no")
     touch(tmp_path, "a.mp4")
-    with pytest.raises(UserError, match="a.mp4: is a file; accepted: its folder, or csv:FILE"):
+    with pytest.raises(UserError, match="is a file; accepted: its folder, or csv:FILE"):
         VideoFolder(tmp_path / "a.mp4")
