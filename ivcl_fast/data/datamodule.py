@@ -217,6 +217,7 @@ def open_data(
     device: torch.device | None = None,
     *,
     frame_labels: Sequence[FrameLabelKind] = (),
+    needs_classes: bool = False,
     read_only: bool = False,
     step_bytes: Callable[[], int] | None = None,
 ) -> DataModule:
@@ -228,6 +229,7 @@ def open_data(
         model: gives the sizes of frames and patches.
         device: device for training; ``placement`` puts the store in its memory.
         frame_labels: kinds of labels of single frames that loaders will be asked for.
+        needs_classes: finetuning is all that is wanted of the data.
         read_only: do not write a data set, and check only the splits that are read.
         step_bytes: returns what a training step takes on ``device``, which a store leaves free
             unless ``placement`` names its place.
@@ -242,6 +244,11 @@ def open_data(
             "accepted here: auto, disk, ram"
         )
     dataset = open_dataset(config, read_only)
+    if needs_classes and not dataset.num_classes:
+        raise UserError(
+            f"--stage: finetune needs classes, which {config.source} does not have; accepted: all, "
+            "pretrain, or data with classes"
+        )
     train_split, curve_split = find_splits(config, dataset)
     labels: dict[str, FrameLabels] = {}
     evaluated = dict.fromkeys((curve_split, dataset.splits[1]))

@@ -79,22 +79,14 @@ class Run:
             self.config.model,
             self.device,
             frame_labels=self.config.frame_label_kinds,
+            needs_classes=self.config.stages.stage == "finetune",
             step_bytes=functools.partial(largest_step, self.config, self.amp),
         )
 
     @functools.cached_property
     def finetunes(self) -> bool:
-        """Whether the run learns a task: if it is asked to, and the data have classes.
-
-        Raises :class:`UserError` if it is asked for finetuning alone, and there are none.
-        """
-        stage, source = self.config.stages.stage, self.config.data.source
-        if stage == "finetune" and not self.data.num_classes:
-            raise UserError(
-                f"--stage: finetune needs classes, which {source} does not have; accepted: all, "
-                "pretrain, or data with classes"
-            )
-        return stage != "pretrain" and self.data.num_classes > 0
+        """Whether the run learns a task: if it is asked to, and the data have classes."""
+        return self.config.stages.stage != "pretrain" and self.data.num_classes > 0
 
     @functools.cached_property
     def classes(self) -> Classes:

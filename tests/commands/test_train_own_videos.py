@@ -88,19 +88,18 @@ def test_a_folder_of_classes(videos, tmp_path, command):
 def test_a_folder_without_classes_pretrains_only(tmp_path, command):
     for number in range(6):
         write_one(tmp_path / "clips", number)
-    source = f"videos:{tmp_path / 'clips'}"
-    code, out, err = command(main, "--data", source, *FLAGS, "--out", tmp_path)
+    source, before = f"videos:{tmp_path / 'clips'}", set(tmp_path.rglob("*"))
+    flags = "--data", source, *FLAGS, "--out", tmp_path
+    code, _, err = command(main, *flags, "--stage", "finetune")
+    assert code == 2 and "--stage: finetune needs classes, which videos:" in err
+    assert set(tmp_path.rglob("*")) == before  # nothing was decoded
+    code, out, err = command(main, *flags)
     assert code == 0, err
     run = tmp_path / "run"
     assert f"{source} has no classes: pretraining only" in out
     assert (run / "pretrain/model.safetensors").is_file() and not (run / "finetune").exists()
     report = (run / "report.md").read_text()
     assert "reconstruction.png" in report and "finetuning" not in report
-    code, _, err = command(
-        main, "--data", source, *FLAGS, "--out", tmp_path / "b", "--stage", "finetune"
-    )
-    assert code == 2 and "--stage: finetune needs classes, which videos:" in err
-    assert not (tmp_path / "b").exists()
 
 
 def test_a_list_with_several_labels(videos, tmp_path, command):
