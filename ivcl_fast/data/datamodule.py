@@ -17,7 +17,7 @@ from ivcl_fast.data.dataset import Clip, Dataset
 from ivcl_fast.data.decode.decoder import choose_decoders, default_workers, resolve_decoder
 from ivcl_fast.data.decode.interface import decoding_gpu
 from ivcl_fast.data.formats.cater import Cater
-from ivcl_fast.data.formats.own.labelled import VAL_FRACTION
+from ivcl_fast.data.formats.custom.labelled import VAL_FRACTION
 from ivcl_fast.data.frame_labels import FrameLabels, make_frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader
 from ivcl_fast.data.open_dataset import check_disjoint, find_splits, open_dataset

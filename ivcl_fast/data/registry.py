@@ -93,11 +93,11 @@ def _something_else() -> DatasetFormat:
     return DatasetFormat(SomethingElse, tuple(TASKS), **how)
 
 
-def _own(module: str, name: str, **how: Any) -> DatasetFormat:
+def _custom(module: str, name: str, **how: Any) -> DatasetFormat:
     """Describe a format for one's own videos, of which nothing is known: a class of a module."""
-    from ivcl_fast.data.formats.own.labelled import TASK
+    from ivcl_fast.data.formats.custom.labelled import TASK
 
-    open = getattr(import_module(f"ivcl_fast.data.formats.own.{module}"), name)
+    open = getattr(import_module(f"ivcl_fast.data.formats.custom.{module}"), name)
     how = {"options": ("val_fraction",)} | how
     return DatasetFormat(open, (TASK,), random_crop=True, crop_tasks=(TASK,), mirror=True, **how)
 
@@ -135,11 +135,11 @@ _FORMATS: dict[str, Callable[[], DatasetFormat]] = {
     "cater": _cater,
     "acre": _acre,
     "something-else": _something_else,
-    "videos": partial(_own, "video_folder", "VideoFolder"),
-    "csv": partial(_own, "video_list", "VideoList", place="FILE"),
-    "webdataset": partial(_own, "webdataset", "WebDataset", place="PATTERN"),
+    "videos": partial(_custom, "video_folder", "VideoFolder"),
+    "csv": partial(_custom, "video_list", "VideoList", place="FILE"),
+    "webdataset": partial(_custom, "webdataset", "WebDataset", place="PATTERN"),
     "hf": partial(
-        _own,
+        _custom,
         "hugging_face",
         "HuggingFaceVideos",
         place="NAME_OR_DIR",

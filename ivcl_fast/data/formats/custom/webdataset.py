@@ -31,7 +31,7 @@ from typing import Any
 from ivcl_fast.data.clip import image_order
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.images import is_image
-from ivcl_fast.data.formats.own.labelled import (
+from ivcl_fast.data.formats.custom.labelled import (
     SPLIT_NAMES,
     TASK,
     TRAIN,
@@ -39,8 +39,8 @@ from ivcl_fast.data.formats.own.labelled import (
     LabelledVideos,
     name_of,
 )
-from ivcl_fast.data.formats.own.unpack import Packed, unpacked
-from ivcl_fast.data.formats.own.video_folder import VIDEO_SUFFIXES
+from ivcl_fast.data.formats.custom.unpack import Packed, unpacked
+from ivcl_fast.data.formats.custom.video_folder import VIDEO_SUFFIXES
 from ivcl_fast.errors import UserError
 
 MOST_BYTES = 2**30

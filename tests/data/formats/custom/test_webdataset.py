@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ivcl_fast.data.formats.own import unpack, webdataset
-from ivcl_fast.data.formats.own.webdataset import WebDataset, find_shards, read_shard, split_of
+from ivcl_fast.data.formats.custom import unpack, webdataset
+from ivcl_fast.data.formats.custom.webdataset import WebDataset, find_shards, read_shard, split_of
 from ivcl_fast.errors import UserError
 from tests.support.strangers import check_strange, strange_files
 

@@ -3,7 +3,7 @@
 ``NAME_OR_DIR`` is what ``datasets.load_dataset`` takes, or a folder of ``save_to_disk``. Videos are
 in a column of type ``Video``, in a list of ``Image``, or in a column of paths. Labels are in a
 column of type ``ClassLabel``, in a list of them, or in a column of numbers or names called like
-:data:`~ivcl_fast.data.formats.own.video_list.COLUMNS`'s label.
+:data:`~ivcl_fast.data.formats.custom.video_list.COLUMNS`'s label.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.formats.own.labelled import (
+from ivcl_fast.data.formats.custom.labelled import (
     SPLIT_NAMES,
     TASK,
     TRAIN,
@@ -25,8 +25,8 @@ from ivcl_fast.data.formats.own.labelled import (
     LabelledVideos,
     name_of,
 )
-from ivcl_fast.data.formats.own.unpack import Packed, unpacked
-from ivcl_fast.data.formats.own.video_list import COLUMNS
+from ivcl_fast.data.formats.custom.unpack import Packed, unpacked
+from ivcl_fast.data.formats.custom.video_list import COLUMNS
 from ivcl_fast.errors import UserError
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivcl_fast.data.formats.own.hugging_face import HuggingFaceVideos
+from ivcl_fast.data.formats.custom.hugging_face import HuggingFaceVideos
 from ivcl_fast.errors import UserError
 
 NAMES = ["cat", "dog"]

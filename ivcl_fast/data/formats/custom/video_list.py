@@ -29,7 +29,7 @@ from typing import NamedTuple
 from ivcl_fast.data.clip import images_in
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.images import is_image
-from ivcl_fast.data.formats.own.labelled import (
+from ivcl_fast.data.formats.custom.labelled import (
     SPLIT_NAMES,
     TASK,
     TEST,
@@ -40,7 +40,7 @@ from ivcl_fast.data.formats.own.labelled import (
     LabelledVideos,
     name_of,
 )
-from ivcl_fast.data.formats.own.video_folder import VIDEO_SUFFIXES
+from ivcl_fast.data.formats.custom.video_folder import VIDEO_SUFFIXES
 from ivcl_fast.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ivcl_fast.data.clip import find_media
-from ivcl_fast.data.formats.own.video_list import VideoList, read_list
+from ivcl_fast.data.formats.custom.video_list import VideoList, read_list
 from ivcl_fast.errors import UserError
 
 

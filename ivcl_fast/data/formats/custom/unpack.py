@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.formats.own.labelled import Item
+from ivcl_fast.data.formats.custom.labelled import Item
 from ivcl_fast.files import locked, read_bytes, remove_files, write_text
 from ivcl_fast.manifest import check_signed, signed
 

@@ -10,8 +10,8 @@ from pathlib import Path, PurePath
 import pytest
 
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.formats.own.labelled import Item, hold_out
-from ivcl_fast.data.formats.own.video_folder import VideoFolder, find_videos
+from ivcl_fast.data.formats.custom.labelled import Item, hold_out
+from ivcl_fast.data.formats.custom.video_folder import VideoFolder, find_videos
 from ivcl_fast.errors import UserError
 
 
