@@ -18,10 +18,13 @@ import torch
 
 from ivcl_fast.data.crop import Crop, Square
 from ivcl_fast.data.dataset import Clip, Media, VideoError
-from ivcl_fast.data.decode.decoder import decoding_timeout, make_decoder
+from ivcl_fast.data.decode.decoder import (
+    ChosenDecoder,
+    decoding_gpu,
+    decoding_timeout,
+    make_decoder,
+)
 from ivcl_fast.data.decode.indexed import Indexed, open_indexed
-from ivcl_fast.data.decode.interface import ChosenDecoder, decoding_gpu
-from ivcl_fast.data.decode.readable import check_readable
 from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
 from ivcl_fast.data.workers import STALL_SECONDS, Lost, Report, WorkerPool
 from ivcl_fast.errors import UserError
@@ -226,7 +229,7 @@ def decode_clip(request: Request) -> torch.Tensor | str:
     Raises :class:`UserError` if the system cannot read the file, which may be intact.
     """
     reason = ""
-    for left in reversed(range(TRIES)):
+    for _ in range(TRIES):
         try:
             decoder = make_decoder(request.decoder, request.image_size, request.gpu)
             with open_indexed(request.media, request.indexed, request.decoder) as opened:
@@ -234,8 +237,6 @@ def decode_clip(request: Request) -> torch.Tensor | str:
             return patchify(frames, request.patch_size)
         except (VideoError, IndexError) as error:
             reason = str(error)
-        if left == 1:
-            check_readable(request.media)
     return reason
 
 

@@ -30,8 +30,8 @@ from ivcl_fast.files import atomic_write, locked, read_bytes, write_json
 log = logging.getLogger(__name__)
 
 INDEX, PLACES, BAD_FILES = "index.json", "places.npy", "bad_files.json"
-FORMAT = 2
-"""Number of what an index says of media: since 2, of images and videos that are mirrored, too."""
+FORMAT = 3
+"""Version of the index; since 3, frames of AVI files that repeat one are counted."""
 
 
 def saved_index(

@@ -18,7 +18,6 @@ from ivcl_fast.data.decode.decoder import MIN_RATE, make_decoder
 from ivcl_fast.data.decode.media import OpenImages
 from ivcl_fast.data.stream import StreamLoader, decode_in_worker
 from ivcl_fast.errors import UserError
-from tests.data.decode.test_readable import broken_disk
 from tests.data.test_loader import same
 from tests.data.test_stream import CLIPS, FRAMES, GOOD, make, write_videos
 from tests.data.test_workers import send_half
@@ -85,6 +84,10 @@ def test_a_temporary_fault_is_retried(videos, monkeypatch):
 
 def test_a_disk_that_fails_ends_the_epoch_and_drops_no_video(videos, monkeypatch):
     loader = make(videos, CLIPS[5:6], batch_size=1)
+
+    def broken_disk(*arguments, **options):
+        raise OSError(5, "Input/output error")
+
     monkeypatch.setattr(Path, "open", broken_disk)
     with pytest.raises(UserError, match=r"v5\.avi: cannot be read: Input/output error"):
         list(loader.epoch(0))

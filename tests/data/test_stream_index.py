@@ -148,4 +148,4 @@ def test_it_is_made_again_if_an_earlier_version_made_it(tmp_path, listed, monkey
     made = saved_index(listed, tmp_path / "index", 1)
     monkeypatch.undo()
     assert equal(saved_index(listed, tmp_path / "index", 1), made)
-    assert "the index is damaged or old: its format is 1, not 2" in caplog.text
+    assert "the index is damaged or old: its format is 1, not " in caplog.text

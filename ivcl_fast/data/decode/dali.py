@@ -16,11 +16,12 @@ from nvidia.dali import fn, pipeline_def, types
 
 from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation
 from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.decode.decoder import NVDECS, Decoder, decoding_gpu
 from ivcl_fast.data.decode.images import with_huffman_tables
 from ivcl_fast.data.decode.indexed import IndexedVideo
-from ivcl_fast.data.decode.interface import NVDECS, Decoder, decoding_gpu
-from ivcl_fast.data.decode.media import FrameIds, OpenMedia, OpenVideo, checked_frame_ids
+from ivcl_fast.data.decode.media import FrameIds, OpenMedia, checked_frame_ids
 from ivcl_fast.data.decode.pyav import PyAVDecoder
+from ivcl_fast.data.decode.video import OpenVideo
 from ivcl_fast.data.workers import usable_cpus
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ as in some containers; or NVDEC refuses a video, for its bits, its size or its p
 
 
 class DALIDecoder(Decoder):
-    """See :class:`~ivcl_fast.data.decode.interface.Decoder`.
+    """See :class:`~ivcl_fast.data.decode.decoder.Decoder`.
 
     What DALI cannot decode, PyAV decodes, on the CPU; the reason is logged once.
     """
@@ -110,6 +111,8 @@ class DALIDecoder(Decoder):
         self, opened: OpenVideo | IndexedVideo, frame_ids: FrameIds, height: int, width: int
     ) -> list[torch.Tensor]:
         info = opened.info
+        if info.warning:
+            raise VideoError(f"DALI may read it differently: {info.warning}")
         ids = np.asarray(checked_frame_ids(frame_ids, info.frames), np.int32)
         encoded = np.fromfile(opened.path, np.uint8)
         size = np.array(info.orientation.turned(height, width), np.float32)

@@ -8,24 +8,26 @@ unnoticed.
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.containers import check_length
+from ivcl_fast.data.decode.decoder import ChosenDecoder
 from ivcl_fast.data.decode.images import check_image, is_image
-from ivcl_fast.data.decode.interface import ChosenDecoder
 from ivcl_fast.data.decode.media import (
     FrameIds,
     OpenMedia,
-    OpenVideo,
     VideoInfo,
+    check_file,
     checked_frame_ids,
     open_media,
+    readable,
 )
+from ivcl_fast.data.decode.video import OpenVideo
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,10 @@ def index_one(media: Media) -> Indexed:
 
 
 def _places(opened: OpenVideo) -> np.ndarray | None:
-    """Locate the packets; None if they are not in the file as FFmpeg returns them."""
+    """Locate the frames; None if they are not in the file as FFmpeg returns them."""
     places = []
     with opened.path.open("rb") as file:
-        for packet in opened.demux():
-            if packet.is_discard:  # by an edit list
-                continue
+        for packet in opened.image_packets():
             at, image = packet.pos, bytes(packet)
             if at is None or os.pread(file.fileno(), len(image), at) != image:
                 return None
@@ -62,14 +62,16 @@ def _places(opened: OpenVideo) -> np.ndarray | None:
     return np.array(places, np.int64).reshape(-1, 2)
 
 
-def open_indexed(
-    media: Media, indexed: Indexed, decoder: ChosenDecoder
-) -> AbstractContextManager[OpenMedia]:
-    """As :func:`~ivcl_fast.data.decode.media.open_media`, without probing."""
+@contextmanager
+def open_indexed(media: Media, indexed: Indexed, decoder: ChosenDecoder) -> Iterator[OpenMedia]:
+    """Open media like :func:`~ivcl_fast.data.decode.media.open_media`, without probing."""
     path = media.files[0]
     if indexed.places is not None or (decoder == "dali" and not is_image(path)):
-        return nullcontext(IndexedVideo(path, indexed))
-    return open_media(media)
+        with readable(media):
+            yield IndexedVideo(path, indexed)
+    else:
+        with open_media(media) as opened:
+            yield opened
 
 
 class IndexedVideo(OpenMedia):
@@ -79,7 +81,7 @@ class IndexedVideo(OpenMedia):
         self.path, self._indexed = path, indexed
         self.has_images = indexed.places is not None
         if not self.has_images:
-            check_length(path)
+            check_file(path)
 
     def _read_info(self) -> VideoInfo:
         return self._indexed.info

@@ -14,22 +14,21 @@ from av.video.reformatter import VideoReformatter
 
 from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation, Square, square_crop
 from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.decode.decoder import Decoder
 from ivcl_fast.data.decode.images import image_codec
-from ivcl_fast.data.decode.interface import Decoder
 from ivcl_fast.data.decode.media import (
     MAX_PIXELS,
     UNDECODABLE,
     FrameIds,
     OpenMedia,
-    OpenVideo,
     checked_frame_ids,
-    frame_orientation,
     open_media,
 )
+from ivcl_fast.data.decode.video import OpenVideo, frame_orientation
 
 
 class PyAVDecoder(Decoder):
-    """See :class:`~ivcl_fast.data.decode.interface.Decoder`."""
+    """See :class:`~ivcl_fast.data.decode.decoder.Decoder`."""
 
     def __init__(self, image_size: int) -> None:
         super().__init__(image_size)
@@ -39,7 +38,7 @@ class PyAVDecoder(Decoder):
         self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
     ) -> torch.Tensor:
         if isinstance(opened, OpenVideo) and not opened.has_images:
-            frames = self._select(opened.frames(), frame_ids, crop)
+            frames = self._select(opened, frame_ids, crop)
         else:
             frames = [self._resize(*frame, crop) for frame in _images(opened, frame_ids)]
         if not frames:
@@ -47,10 +46,10 @@ class PyAVDecoder(Decoder):
         return torch.from_numpy(np.stack(frames))
 
     def parts(self, media: Media, square: Square = "none") -> Iterator[torch.Tensor]:
-        """In one pass: FFmpeg cannot start exactly in the middle of every video."""
+        """Decode in one pass, because seeking is not exact in every video."""
         with open_media(media) as opened:
             if isinstance(opened, OpenVideo) and not opened.has_images:
-                frames = _with_orientation(opened.frames())
+                frames = (found[1:] for found in _with_orientation(opened.frames()))
             else:
                 frames = _images(opened, None)
             resized = self._squares(frames, square)
@@ -67,17 +66,15 @@ class PyAVDecoder(Decoder):
                 crop = square_crop(square, *orientation.turned(frame.height, frame.width))
             yield self._resize(frame, orientation, crop)
 
-    def _select(
-        self, frames: Iterable[VideoFrame], frame_ids: FrameIds, crop: Crop
-    ) -> list[np.ndarray]:
+    def _select(self, opened: OpenVideo, frame_ids: FrameIds, crop: Crop) -> list[np.ndarray]:
         """Resize the frames of these indices, counted from the first frame at any frame rate."""
         ids = None if frame_ids is None else {int(i) for i in frame_ids}
         resized: dict[int, np.ndarray] = {}
         count = 0
-        for frame, orientation in _with_orientation(frames):
-            if ids is None or count in ids:
-                resized[count] = self._resize(frame, orientation, crop)
-            count += 1
+        for number, frame, orientation in _with_orientation(opened.frames(frame_ids)):
+            if ids is None or number in ids:
+                resized[number] = self._resize(frame, orientation, crop)
+            count = max(count, number + 1)
         return [resized[int(i)] for i in checked_frame_ids(frame_ids, count)]
 
     def _resize(self, frame: VideoFrame, orientation: Orientation, crop: Crop) -> np.ndarray:
@@ -104,17 +101,19 @@ class PyAVDecoder(Decoder):
         return out
 
 
-def _with_orientation(frames: Iterable[VideoFrame]) -> Iterator[tuple[VideoFrame, Orientation]]:
-    """Read the orientation of a frame where its turn differs from that of the frame before.
+def _with_orientation(
+    frames: Iterable[tuple[int, VideoFrame]],
+) -> Iterator[tuple[int, VideoFrame, Orientation]]:
+    """Read the orientation of a frame where its rotation differs from that of the frame before.
 
-    PyAV keeps a frame whose data is read in memory until Python's garbage collector runs.
+    PyAV keeps a frame whose side data is read in memory until Python's garbage collector runs.
     """
-    turn: float | None = None
+    rotation: float | None = None
     orientation = UPRIGHT
-    for frame in frames:
-        if frame.rotation != turn:
-            turn, orientation = frame.rotation, frame_orientation(frame)
-        yield frame, orientation
+    for number, frame in frames:
+        if frame.rotation != rotation:
+            rotation, orientation = frame.rotation, frame_orientation(frame)
+        yield number, frame, orientation
 
 
 def _images(opened: OpenMedia, frame_ids: FrameIds) -> Iterator[tuple[VideoFrame, Orientation]]:

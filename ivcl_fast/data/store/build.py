@@ -26,11 +26,11 @@ from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import (
     DecoderName,
+    decoding_gpu,
     decoding_timeout,
     default_workers,
     resolve_decoder,
 )
-from ivcl_fast.data.decode.interface import decoding_gpu
 from ivcl_fast.data.store.frame_store import (
     BAD_FILES,
     INDEX,

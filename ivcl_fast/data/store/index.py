@@ -7,11 +7,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, TypeVar
 
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.readable import if_damaged_twice
 from ivcl_fast.data.store.sources import digest_of
 from ivcl_fast.data.workers import MAX_TIMEOUT, Lost, Report, WorkerPool
 from ivcl_fast.errors import UserError
@@ -41,9 +39,7 @@ def probe_each(task: ProbeTask, report: Report) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for media in task.media:
         try:
-            found[media.name] = task.refused.get(media.name) or if_damaged_twice(
-                media, partial(task.probe, media)
-            )
+            found[media.name] = task.refused.get(media.name) or task.probe(media)
         except VideoError as error:
             found[media.name] = str(error)
         report(1)

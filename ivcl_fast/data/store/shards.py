@@ -19,9 +19,7 @@ import torch
 
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.decode.interface import ChosenDecoder
-from ivcl_fast.data.decode.readable import if_damaged_twice
+from ivcl_fast.data.decode.decoder import ChosenDecoder, make_decoder
 from ivcl_fast.data.store.sources import Source, source_of, state_of
 from ivcl_fast.data.workers import Report
 from ivcl_fast.files import atomic_write, locked, read_bytes, remove_temporaries, write_text
@@ -129,9 +127,7 @@ def _build(task: ShardTask, report: Report) -> None:
                 parts = partial(
                     make_decoder(decoder, task.image_size, task.gpu).parts, media, task.square
                 )
-                frames[media.name], digest = if_damaged_twice(
-                    media, partial(_append, file, size, digest, parts, task.patch_size)
-                )
+                frames[media.name], digest = _append(file, size, digest, parts, task.patch_size)
                 size = file.tell()
             except VideoError as error:
                 bad_files[media.name] = str(error)

@@ -8,13 +8,14 @@ restored, even if its size and modification time stay the same.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.readable import ABSENT, NO_FILE, unreadable
+from ivcl_fast.errors import UserError
 from ivcl_fast.files import read_bytes, write_text
 from ivcl_fast.manifest import check_signed, signed
 
@@ -41,12 +42,12 @@ def state_of(media: Media) -> str:
     for path in media.files:
         try:
             found = path.stat()
-        except (*ABSENT, ValueError):  # ValueError: a zero byte in the name
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte
             return GONE
         except OSError as error:
-            if error.errno in NO_FILE:
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):  # it leads to no file
                 return GONE
-            raise unreadable(path, error) from None
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
         digest.update(f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\0".encode())
     return digest.hexdigest() if media.files else GONE
 

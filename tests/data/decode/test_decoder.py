@@ -11,11 +11,11 @@ from ivcl_fast.data.decode.decoder import (
     DALI_GPU_CODECS,
     MAX_TIMEOUT,
     choose_decoder,
+    decoding_gpu,
     decoding_timeout,
     default_workers,
     resolve_decoder,
 )
-from ivcl_fast.data.decode.interface import decoding_gpu
 from ivcl_fast.data.decode.media import VideoInfo, probe
 from ivcl_fast.errors import UserError
 from tests.support.painted import media, picture, write_video

@@ -1,0 +1,412 @@
+"""A video file: its packets, the check that they are complete, and its frames.
+
+A video is refused for two reasons: FFmpeg reports an error, or fewer frames come than the tables of
+the container promise. Everything else that looks odd is a warning.
+
+* AVI counts its chunks in its header, and lists them in its index unless they are empty.
+* MP4 and MOV list every frame; an edit list may hide some of them.
+* WebM and Matroska, FLV, and MP4 in fragments give a duration.
+
+CATER's videos are Motion-JPEG in AVI: every packet is a JPEG image, so frame ``i`` is packet ``i``.
+In other videos, decoding starts at the key frame before a frame, where timestamps make that exact.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from ivcl_fast.data.crop import UPRIGHT, Orientation
+from ivcl_fast.data.dataset import VideoError
+from ivcl_fast.data.decode.images import check_image, exif_orientation
+from ivcl_fast.data.decode.media import (
+    MAX_PIXELS,
+    UNDECODABLE,
+    FrameIds,
+    OpenMedia,
+    VideoInfo,
+    check_file,
+    checked_frame_ids,
+)
+
+FORMATS = "avi,matroska,webm,mov,mp4,mpeg,mpegts,flv,ogg,gif,ivf,m4v,mjpeg,asf,h264,hevc,obu"
+"""FFmpeg's names of the accepted containers; none of them refers to other files."""
+KEPT_BYTES = 2**26
+"""Most bytes of packets kept in memory after reading them; a larger video is read again."""
+ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg", "png", "gif")
+"""Codecs of which each packet shows one frame, except fields of interlaced video and drops."""
+DROP_BYTES = 19
+"""Largest packet of MPEG-4 that may repeat the frame before it."""
+MP4 = ("mov,mp4,m4a,3gp,3g2,mj2",)
+DURATION = ("matroska,webm", "flv")
+"""Containers, by FFmpeg's names; the latter give a duration instead of the number of frames."""
+HDR = {16: "PQ", 18: "HLG"}
+"""Transfer functions of video with a high dynamic range."""
+MISSING_SECONDS = 0.5
+"""Tolerance of a container's duration, besides twice the longest gap between its frames."""
+HOLES = 0.02
+"""Most long gaps, as a share of the frames, that make a constant frame rate look damaged."""
+
+
+@dataclass(frozen=True)
+class Packets:
+    """What one pass over the packets of a video finds, in decoding order."""
+
+    kept: list[Packet]
+    """The packets; empty if they are large."""
+    pts: list[int | None]
+    shown: list[bool]
+    """Whether the edit list of the container shows the frame."""
+    keys: list[int]
+    """Numbers of the key frames."""
+    slots: list[int]
+    """Places of the packets among the chunks of an AVI file; empty for other containers."""
+    small: int
+    """Number of packets that may repeat the frame before them."""
+    seconds: float
+    """Where the last packet of any stream ends."""
+
+
+class OpenVideo(OpenMedia):
+    """A video file."""
+
+    def __init__(self, path: Path) -> None:
+        check_file(path)
+        self.path, self._is_read = path, False
+        self._open()
+        self.has_images = self.context.name == "mjpeg"
+        self._codec: str = self.context.codec.canonical_name
+        self._format = self.container.format.name
+        self._duration = (self.container.duration or 0) / av.time_base
+        self._tables, self._indexed = self.stream.frames, len(self.stream.index_entries)
+
+    def _open(self) -> None:
+        self.container, self.stream = open_stream(self.path)
+        self.context: Any = self.stream.codec_context
+
+    def close(self) -> None:
+        """Close the file."""
+        self.container.close()
+
+    def _read_info(self) -> VideoInfo:
+        packets, image, orientation = self.packets, b"", UPRIGHT
+        frames = packets.slots[-1] + 1 if packets.slots else sum(packets.shown)
+        if self.has_images:
+            image = next(self.all_images(), b"")
+        if not self.has_images or self._format != "avi":  # which has no display matrix
+            first = next(self._decoded(), None)
+            if first is None:
+                raise VideoError("holds no frames")
+            orientation = frame_orientation(first)
+            is_unclear = first.interlaced_frame or (packets.small and not packets.slots)
+            if is_unclear or self._codec not in ONE_FRAME_PER_PACKET:
+                frames = sum(1 for _ in self._all_frames())
+        if self.has_images:
+            orientation = exif_orientation(image, orientation)
+        if not frames:
+            raise VideoError("holds no frames")
+        fps, shape = float(self.stream.average_rate or 0), (self.context.width, self.context.height)
+        return VideoInfo(frames, fps, self._codec, *shape, *orientation, self._warning(frames))
+
+    def _warning(self, frames: int) -> str:
+        """Describe what is odd about the video; empty if nothing is."""
+        packets, found = self.packets, list[str]()
+        if self._format == "avi" and not self._tables:
+            found.append("its header declares no frames: its writer may not have finished")
+        if packets.slots and frames > len(packets.pts):
+            repeated = frames - len(packets.pts)
+            found.append(f"{repeated} of {frames} frames repeat the one before: its chunk is empty")
+        hidden = max(self._tables, len(packets.pts)) - sum(packets.shown)
+        if hidden and self._format in MP4:
+            found.append(f"its edit list hides {hidden} of {frames + hidden} frames")
+        gaps = self._gaps(packets) if self._has_duration else []
+        usual = median(gaps) if gaps else 0.0
+        holes = [gap for gap in gaps if gap > 1.5 * usual]
+        if 0 < len(holes) <= 1 + HOLES * len(gaps):  # more of them are a variable frame rate
+            found.append(f"frames are missing {len(holes)} times, up to {max(holes):.1f} seconds")
+        missing = self._duration - packets.seconds
+        if self._has_duration and missing > 1.5 * usual + MISSING_SECONDS / 10:
+            found.append(f"its frames end {missing:.1f} seconds before its duration")
+        if self._format == "gif" and not self.path.read_bytes().endswith(b";"):
+            found.append("it has no end marker")
+        if hdr := HDR.get(int(self.context.color_trc or 0)):
+            found.append(f"its colours are HDR ({hdr}) and are read as they are")
+        return "; ".join(found)
+
+    # --- packets --------------------------------------------------------------------------------
+
+    @cached_property
+    def packets(self) -> Packets:
+        """All packets; raises :class:`VideoError` if fewer come than the tables promise."""
+        kept, size, small, seconds = list[Packet](), 0, 0, 0.0
+        pts, dts, shown, keys = list[int | None](), list[int | None](), list[bool](), list[int]()
+        for packet in self._read():
+            if packet.pts is not None and packet.time_base:
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                seconds = max(seconds, end)
+            if packet.stream_index != self.stream.index:
+                continue
+            if packet.is_keyframe:
+                keys.append(len(pts))
+            pts.append(packet.pts)
+            dts.append(packet.dts)
+            shown.append(not packet.is_discard)
+            small += self._codec == "mpeg4" and packet.size <= DROP_BYTES
+            size += packet.size
+            if size <= KEPT_BYTES:
+                kept.append(packet)
+            else:
+                kept.clear()
+        slots = _slots(dts, max(self._tables, len(dts))) if self._format == "avi" else []
+        packets = Packets(kept, pts, shown, keys, slots, small, seconds)
+        self._check_complete(packets)
+        return packets
+
+    def _read(self) -> Iterator[Packet]:
+        """Read the packets from the first one on, of all streams if a duration is to be checked."""
+        if self._is_read:  # open it again: FFmpeg cannot go back exactly in every container
+            self.close()
+            self._open()
+        self._is_read = True
+        streams = () if self._has_duration else (self.stream,)
+        try:
+            yield from (packet for packet in self.container.demux(*streams) if packet.size)
+        except av.FFmpegError as error:
+            raise VideoError(f"cannot be read: {_reason(error)}") from None
+
+    def _replayed(self) -> Iterator[Packet]:
+        """Read the packets of the video again, for a decoder that begins anew."""
+        kept = self.packets.kept
+        if not kept:
+            packets = self._read()
+            return (packet for packet in packets if packet.stream_index == self.stream.index)
+        self.context.flush_buffers()
+        return iter(kept)
+
+    @property
+    def _has_duration(self) -> bool:
+        """Whether the container gives a duration instead of the number of frames."""
+        return self._format in DURATION or (self._format in MP4 and not self._tables)
+
+    def _check_complete(self, packets: Packets) -> None:
+        count, promised = len(packets.pts), max(self._tables, self._indexed)
+        if self._format in MP4 and self._indexed < self._tables:
+            # Frames that the edit list hides are not in FFmpeg's index, unless it is ignored.
+            container, stream = open_stream(self.path, ignore_editlist="1")
+            in_file = len(stream.index_entries)
+            container.close()
+            promised = self._indexed if in_file >= self._tables else self._tables
+        came = packets.slots[-1] + 1 if packets.slots else count  # an empty chunk is no packet
+        if came < promised or count < self._indexed:
+            raise VideoError(f"truncated: {count} of {promised} frames")
+        slack = 2 * max(self._gaps(packets), default=0.0) + MISSING_SECONDS
+        if self._has_duration and count and packets.seconds + slack < self._duration:
+            end = f"{packets.seconds:.1f} of {self._duration:.1f} seconds"
+            raise VideoError(f"truncated: its frames end at {end}")
+
+    def _gaps(self, packets: Packets) -> list[float]:
+        """Return the seconds between the frames."""
+        times = sorted(pts for pts in packets.pts if pts is not None)
+        base = float(self.stream.time_base or 0)
+        return [(after - before) * base for before, after in itertools.pairwise(times)]
+
+    # --- images ---------------------------------------------------------------------------------
+
+    def image_packets(self) -> Iterator[Packet]:
+        """Yield the packet of every frame, if :attr:`has_images`; a dropped frame repeats one."""
+        slots, before = self.packets.slots, None
+        for number, packet in enumerate(self._replayed()):
+            if packet.is_discard:
+                continue
+            if slots:
+                dropped = slots[number] - (slots[number - 1] if number else -1) - 1
+                yield from [before or packet] * dropped
+            yield packet
+            before = packet
+
+    def all_images(self) -> Iterator[bytes]:
+        for number, packet in enumerate(self.image_packets()):
+            check_image(image := bytes(packet), f"frame {number}")
+            yield image
+
+    def images(self, frame_ids: FrameIds = None) -> list[bytes]:
+        ids = None if frame_ids is None else {int(i) for i in frame_ids}
+        images = [
+            image if ids is None or number in ids else b""
+            for number, image in enumerate(self.all_images())
+        ]
+        return [images[i] for i in checked_frame_ids(frame_ids, len(images))]
+
+    # --- frames ---------------------------------------------------------------------------------
+
+    def frames(self, frame_ids: FrameIds = None) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode on the CPU the frames of these indices, or all; yield index and frame.
+
+        Other frames may come too, and frames may come twice. Raises :class:`VideoError`, at the
+        latest at the end, if the video cannot be decoded or is not complete.
+        """
+        if frame_ids is not None and len(frame_ids):
+            wanted = sorted({int(i) for i in frame_ids})
+            if starts := self._starts(wanted):
+                found = 0
+                for number, frame in self._from_key_frames(wanted, starts):
+                    found += 1
+                    yield number, frame
+                if found == len(wanted):
+                    return
+        yield from self._all_frames()
+
+    def _starts(self, wanted: Sequence[int]) -> list[tuple[int, int]]:
+        """Return for each frame the key packet to start from, and the timestamp of the frame.
+
+        Empty where only decoding everything is exact.
+        """
+        packets = self.packets
+        times = [(pts, n) for n, pts in enumerate(packets.pts) if pts is not None]
+        is_unclear = packets.small or self._codec not in ONE_FRAME_PER_PACKET
+        if self._format == "avi" or is_unclear or len(dict(times)) < len(packets.pts):
+            return []  # FFmpeg invents the timestamps of AVI
+        times = sorted(time for time in times if packets.shown[time[1]])
+        checked_frame_ids(wanted, len(times))
+        starts = list[tuple[int, int]]()
+        for pts, number in (times[frame] for frame in wanted):
+            # Frames shown before a key frame, but coded after it, may refer to frames before it.
+            keys = (key for key in reversed(packets.keys) if key <= number)
+            start = next((key for key in keys if (packets.pts[key] or 0) <= pts), None)
+            if start is None or (starts and start < starts[-1][0]):
+                return []
+            starts.append((start, pts))
+        return starts
+
+    def _from_key_frames(
+        self, wanted: Sequence[int], starts: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode only what frames need; stops early if FFmpeg does not return exactly them."""
+        at, is_decoding = 0, False
+        for number, packet in enumerate(itertools.chain(self._replayed(), [None])):
+            if not is_decoding and packet is not None:
+                if number < starts[at][0]:
+                    continue
+                self.context.flush_buffers()
+            try:
+                frames = self.stream.decode(packet)
+            except (av.FFmpegError, ValueError):
+                return
+            for frame in frames:
+                pts = starts[at][1]
+                if frame.pts is None or frame.pts > pts or frame.interlaced_frame:
+                    return
+                if frame.pts == pts:
+                    if frame.is_corrupt:
+                        return
+                    yield wanted[at], frame
+                    at += 1
+                    if at == len(wanted):
+                        return
+            is_decoding = starts[at][0] <= number
+
+    def _all_frames(self) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode all frames; a dropped frame of an AVI file repeats the one before."""
+        slots, decoded, number = self.packets.slots, 0, 0
+        before: VideoFrame | None = None
+        is_interlaced = False
+        for frame in self._decoded():
+            decoded += 1
+            is_interlaced |= frame.interlaced_frame
+            dropped = 0
+            if before is None:
+                dropped = slots[0] if slots else 0
+            elif slots and not is_interlaced and frame.dts is not None and before.dts is not None:
+                dropped = frame.dts - before.dts - 1
+            for _ in range(dropped):
+                yield number, before or frame
+                number += 1
+            yield number, frame
+            number, before = number + 1, frame
+        self._check_decoded(decoded, is_interlaced)
+        while slots and not is_interlaced and before is not None and number <= slots[-1]:
+            yield number, before
+            number += 1
+
+    def _check_decoded(self, decoded: int, is_interlaced: bool) -> None:
+        """Raise :class:`VideoError` if packets that show a frame have become none."""
+        required = sum(self.packets.shown) - self.packets.small
+        if is_interlaced:  # a packet may have one field
+            required = (required + 1) // 2
+        if self._codec not in ONE_FRAME_PER_PACKET or self._format not in ("avi", *MP4, *DURATION):
+            required = 1
+        if decoded < max(required, 1):
+            raise VideoError(f"{required} frames by its packets, {decoded} decoded")
+
+    def _decoded(self) -> Iterator[VideoFrame]:
+        """Decode all packets."""
+        for packet in itertools.chain(self._replayed(), [None]):
+            yield from self._decode(packet)
+
+    def _decode(self, packet: Packet | None) -> list[VideoFrame]:
+        """Decode a packet; ``None`` returns what the decoder has kept back."""
+        try:
+            frames = self.stream.decode(packet)
+        except (av.FFmpegError, ValueError):
+            raise VideoError(UNDECODABLE) from None
+        if any(frame.is_corrupt for frame in frames):
+            raise VideoError(UNDECODABLE)
+        return frames
+
+
+def open_stream(path: Path, **options: str) -> tuple[InputContainer, VideoStream]:
+    """Open a video file; of several videos in it, return the one with the largest frames."""
+    try:
+        # The prefix allows a colon in the name.
+        container = av.open(f"file:{path}", options={"format_whitelist": FORMATS, **options})
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(f"not a video file: {_reason(error)}") from None
+    cover = Disposition.attached_pic  # of music: a picture, which FFmpeg takes for a video
+    streams = [one for one in container.streams.video if not one.disposition & cover]
+    if not streams:
+        raise VideoError("holds no video stream")
+    known = [one for one in streams if one.codec_context is not None]
+    if not known:
+        raise VideoError("its codec is not known to FFmpeg")
+    stream = max(known, key=lambda one: one.codec_context.width * one.codec_context.height)
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    return container, stream
+
+
+def frame_orientation(frame: VideoFrame) -> Orientation:
+    """Return what makes a frame of a video upright, by the display matrix that FFmpeg gives it."""
+    turns = round(frame.rotation / 90)
+    try:
+        data: Any = frame.side_data
+        a, b, _, c, d = struct.unpack_from("=5i", data["DISPLAYMATRIX"])
+    except (KeyError, ValueError):  # it has none, or data of a kind that PyAV does not know
+        return Orientation(turns % 4)
+    mirrored = a * d < b * c
+    # FFmpeg's angle is that of the stored rows, which mirroring reverses.
+    return Orientation((turns + 2 * mirrored) % 4, mirrored)
+
+
+def _slots(dts: Sequence[int | None], chunks: int) -> list[int]:
+    """Return the places of packets among the chunks of an AVI file; empty if they are unclear."""
+    slots = [slot for slot in dts if slot is not None]
+    is_clear = len(slots) == len(dts) > 0 and slots[0] >= 0 and slots[-1] < chunks
+    increasing = all(before < after for before, after in itertools.pairwise(slots))
+    return slots if is_clear and increasing else []
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

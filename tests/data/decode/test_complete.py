@@ -1,0 +1,371 @@
+"""Which video files are refused: the decoder reports an error, or promised frames are missing."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.stream import Disposition
+from PIL import Image
+
+from ivcl_fast.data.clip import find_media
+from ivcl_fast.data.dataset import VideoError
+from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.indexed import index_one, open_indexed
+from ivcl_fast.data.decode.media import VideoInfo, probe
+from ivcl_fast.errors import UserError
+from tests.support.field_pictures import write_fields
+from tests.support.painted import (
+    VP9,
+    media,
+    numbers,
+    picture,
+    write_images,
+    write_painted,
+    write_video,
+)
+
+FRAMES = 40
+PICTURES = [picture(1, i) for i in range(FRAMES)]
+X265 = {"x265-params": "log-level=none"}
+KINDS = [
+    ("a.avi", "mjpeg", {}), ("a.avi", "mpeg4", {}), ("a.mp4", "libx264", {}),
+    ("a.mp4", "libx264", {"movflags": "faststart"}), ("a.mov", "libx265", X265),
+    ("a.mp4", "libx264", {"movflags": "frag_keyframe+empty_moov", "g": "8"}),
+    ("a.webm", "libvpx-vp9", VP9), ("a.webm", "libvpx", {}), ("a.mkv", "libx264", {}),
+    ("a.mkv", "mjpeg", {}), ("a.flv", "libx264", {}),
+]  # fmt: skip
+
+
+def found(path: Path) -> list[int]:
+    """Return the numbers of all frames; asserts that probing and the index count as many."""
+    one, decoder = media(path), make_decoder("pyav", 32)
+    frames = numbers(decoder.decode(one).numpy())
+    index = index_one(one)
+    assert probe(one).frames == index.info.frames == len(frames)
+    assert sum(map(len, decoder.parts(one))) == len(frames)
+    with open_indexed(one, index, "pyav") as opened:
+        assert numbers(decoder.decode_open(opened).numpy()) == frames
+    return [number for _, number in frames]
+
+
+def decode(path: Path) -> VideoInfo:
+    info = probe(media(path))
+    assert len(make_decoder("pyav", 32).decode(media(path))) == info.frames
+    return info
+
+
+def packets_of(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.size]
+
+
+def write_packets(path: Path, like: Path, packets: Sequence[bytes | None]) -> Path:
+    """Write packets with the header of another file, one per frame; None leaves a frame out."""
+    with av.open(str(like)) as source, av.open(str(path), "w") as target:
+        template = source.streams.video[0]
+        stream = target.add_stream_from_template(template)
+        for number, content in enumerate(packets):
+            if content is not None:
+                packet = av.Packet(content)
+                packet.pts = packet.dts = round(number / 24 / template.time_base)
+                packet.duration = round(1 / 24 / template.time_base)
+                packet.time_base, packet.is_keyframe = template.time_base, number == 0
+                packet.stream = stream
+                target.mux(packet)
+    return path
+
+
+# --- missing frames -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), KINDS)
+def test_a_whole_file_has_all_frames_and_no_warning(tmp_path, name, codec, options):
+    path = write_video(tmp_path / name, PICTURES, codec, **options)
+    assert found(path) == [*range(FRAMES)] and probe(media(path)).warning == ""
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), KINDS)
+@pytest.mark.parametrize("damage", ["cut", "zeros"])
+def test_a_file_without_its_end_is_refused(tmp_path, name, codec, options, damage):
+    path = write_video(tmp_path / name, PICTURES, codec, **options)
+    whole = path.read_bytes()
+    at = len(whole) * 6 // 10
+    path.write_bytes(whole[:at] + (bytes(len(whole) - at) if damage == "zeros" else b""))
+    with pytest.raises(VideoError):
+        decode(path)
+
+
+@pytest.mark.parametrize("name, codec", [("a.webm", "libvpx-vp9"), ("a.mp4", "libx264")])
+@pytest.mark.parametrize("length", [16, 512])
+def test_damage_in_the_middle_is_no_silent_loss(tmp_path, name, codec, length):
+    options = VP9 if codec == "libvpx-vp9" else {}
+    path = write_video(tmp_path / name, PICTURES, codec, **options)
+    whole, draw = path.read_bytes(), random.Random(length)
+    for _ in range(12):
+        contents, at = bytearray(whole), draw.randrange(len(whole) - length)
+        contents[at : at + length] = bytes(length)
+        path.write_bytes(contents)
+        try:
+            info = decode(path)
+            assert info.frames == FRAMES or info.warning
+        except VideoError as error:
+            assert "\n" not in str(error)
+
+
+def test_clusters_that_were_cut_out(tmp_path):
+    """The sizes fit what is left, but the duration does not."""
+    path = write_video(tmp_path / "a.mkv", [picture(1, i) for i in range(300)], "mjpeg")
+    whole = path.read_bytes()
+    segment = whole.index(b"\x18\x53\x80\x67")
+    second = whole.index(b"\x1f\x43\xb6\x75", whole.index(b"\x1f\x43\xb6\x75") + 4)
+    size = (1 << 56) + second - segment - 12
+    path.write_bytes(whole[: segment + 4] + size.to_bytes(8, "big") + whole[segment + 12 : second])
+    with pytest.raises(VideoError, match=r"truncated: its frames end at \d+\.\d of 12\.5 seconds"):
+        probe(media(path))
+
+
+def test_an_avi_header_that_counts_other_frames(tmp_path):
+    """The first part of an OpenDML file counts too few; too many are missing ones."""
+    path = write_painted(tmp_path / "a.avi", 1, 30)
+    whole = path.read_bytes()
+    for count in (20, 31):
+        contents = bytearray(whole)
+        for at in (contents.index(b"avih") + 24, contents.index(b"strh") + 40):
+            assert contents[at : at + 4] == (30).to_bytes(4, "little")
+            contents[at : at + 4] = count.to_bytes(4, "little")
+        path.write_bytes(contents)
+        if count == 20:
+            assert found(path) == [*range(30)]
+        else:
+            with pytest.raises(VideoError, match="truncated: 30 of 31 frames"):
+                probe(media(path))
+
+
+def test_a_live_recording_declares_no_sizes(tmp_path):
+    path = tmp_path / "live.webm"
+    with av.open(str(path), "w", options={"live": "1", "cluster_time_limit": "500"}) as container:
+        stream = container.add_stream("libvpx-vp9", rate=24, options=VP9)
+        stream.height, stream.width, _ = PICTURES[0].shape
+        for pixels in PICTURES:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode(None))
+    assert found(path) == [*range(FRAMES)]
+
+
+def test_packets_that_cannot_be_decoded(tmp_path):
+    path = write_video(tmp_path / "a.mp4", PICTURES, "libx264", bf="0")
+    packets: list[bytes | None] = [*packets_of(path)]
+    packets[9] = bytes(len(packets[9] or b""))
+    with pytest.raises(VideoError):
+        decode(write_packets(tmp_path / "b.mp4", path, packets))
+
+
+# --- odd files that are kept --------------------------------------------------------------------
+
+
+def test_bytes_after_the_last_box_of_an_mp4(tmp_path):
+    path = write_video(tmp_path / "a.mp4", PICTURES, "libx264")
+    for rest in (b"\0" * 100, b"\0\0\1\0junk", b"more than this file has" * 50):
+        with path.open("ab") as file:
+            file.write(rest)
+        assert found(path) == [*range(FRAMES)]
+
+
+def test_an_avi_whose_index_is_cut(tmp_path):
+    path = write_painted(tmp_path / "a.avi", 1, 9)
+    path.write_bytes(path.read_bytes()[:-50])
+    assert found(path) == [*range(9)]
+
+
+def test_a_gif_without_its_end_is_kept_with_a_warning(tmp_path):
+    images = [Image.fromarray(pixels) for pixels in PICTURES[:10]]
+    path = tmp_path / "a.gif"
+    images[0].save(path, save_all=True, append_images=images[1:])
+    assert found(path) == [*range(10)] and not probe(media(path)).warning
+    path.write_bytes(path.read_bytes()[:-1])
+    assert decode(path).warning == "it has no end marker"
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "mjpeg", "libx264"])
+def test_an_empty_chunk_of_an_avi_repeats_a_frame(tmp_path, codec):
+    """So that later frames keep their index, as in the file's own count."""
+    times = [0, 1, 2, 5, 6, 7, 20, 21, 22, 23]
+    path = write_video(tmp_path / "a.avi", PICTURES[:10], codec, times=times)
+    expected = [sum(time <= now for time in times) - 1 for now in range(24)]
+    assert found(path) == expected
+    assert probe(media(path)).warning.startswith("14 of 24 frames repeat the one before")
+
+
+def not_coded(number: int) -> bytes:
+    """Return a frame of MPEG-4 that is "not coded", at a time of 24 in a second."""
+    bits = f"01{'' if number % 24 else '1'}01{number % 24:05b}10"
+    bits += "0" + "1" * (7 - len(bits) % 8)
+    return b"\0\0\1\xb6" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+@pytest.mark.parametrize("kind", ["one byte", "not coded"])
+@pytest.mark.parametrize("place", [7, 19, 20])
+def test_a_chunk_of_an_avi_that_repeats_a_frame(tmp_path, kind, place):
+    """Encoders drop frames by a chunk of one byte, or by a frame that is not coded."""
+    path = write_video(tmp_path / "a.avi", PICTURES[:20], "mpeg4", g="60", bf="0")
+    first, *others = packets_of(path)
+    at = first.index(b"\0\0\1\xb6")
+    packets: list[bytes | None] = [first[:at] + b"\0\0\1\xb2XviD0050" + first[at:], *others]
+    packets.insert(place, b"\x7f" if kind == "one byte" else not_coded(place))
+    written = write_packets(tmp_path / "b.avi", path, packets)
+    assert found(written) == [*range(place), *range(place - 1, 20)]
+
+
+def test_two_frames_in_a_packet(tmp_path):
+    """DivX and XviD pack a B-frame with the frame before it; a frame "not coded" follows."""
+    pictures = PICTURES[:21]
+    path = write_video(tmp_path / "a.avi", pictures, "mpeg4", bf="1", b_strategy="0", g="60")
+    first, *others = packets_of(path)
+    at = first.index(b"\0\0\1\xb6")
+    packets: list[bytes | None] = [first[:at] + b"\0\0\1\xb2DivX503b1393p" + first[at:]]
+    for reference, between in zip(others[::2], others[1::2], strict=True):
+        packets += [reference + between, not_coded(1)]
+    assert found(write_packets(tmp_path / "b.avi", path, packets)) == [*range(21)]
+
+
+@pytest.mark.parametrize("suffix", [".mts", ".mkv", ".mp4"])
+@pytest.mark.parametrize("rest", [(0, 1, 2), (0, 1), ()])
+def test_fields_in_packets_of_their_own(tmp_path, suffix, rest):
+    """All frames, two of three, and none are coded as fields; all could be."""
+    path = write_fields(tmp_path / f"a{suffix}", 20, lambda number: number % 3 in rest)
+    assert len(packets_of(path)) == 20 + sum(number % 3 in rest for number in range(20))
+    assert found(path) == [*range(20)]
+
+
+def test_hidden_frames_of_vp8(tmp_path):
+    options = {"lag-in-frames": "0", "g": "60"}
+    path = write_video(tmp_path / "a.webm", PICTURES[:20], "libvpx", **options)
+    packets: list[bytes | None] = [*packets_of(path)]
+    for number in (7, 14):
+        packet = packets[number] or b""
+        packets[number] = bytes([packet[0] & ~0x10]) + packet[1:]
+    written = write_packets(tmp_path / "b.webm", path, packets)
+    assert found(written) == [number for number in range(20) if number not in (7, 14)]
+
+
+def trimmed(path: Path, seconds: float) -> Path:
+    """Let a copy begin later: the packets from before stay, and an edit list hides them."""
+    out = path.with_stem("trimmed")
+    with av.open(str(path)) as given, av.open(str(out), "w") as taken:
+        stream = given.streams.video[0]
+        target = taken.add_stream_from_template(stream)
+        shift = round(seconds / stream.time_base)
+        for packet in given.demux(stream):
+            if packet.size:
+                packet.stream = target
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                taken.mux(packet)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [("libx264", {}), ("libx264", {"g": "8", "bf": "0"}), ("mjpeg", {}), ("libx265", X265)],
+)
+@pytest.mark.parametrize("first", [4, 13, 21])
+def test_an_edit_list_hides_frames(tmp_path, codec, options, first):
+    """With B-frames a few more are hidden: FFmpeg's writer drops those with a negative time."""
+    path = trimmed(write_video(tmp_path / "a.mov", PICTURES, codec, **options), (first - 0.6) / 24)
+    assert found(path) == [*range(first, FRAMES)]
+    assert "edit list hides" in probe(media(path)).warning
+
+
+def test_an_edit_list_does_not_excuse_missing_frames(tmp_path):
+    path = trimmed(write_video(tmp_path / "a.mov", PICTURES, "mjpeg"), 12.4 / 24)
+    whole = path.read_bytes()
+    at = whole.index(b"stsc") + 16
+    assert int.from_bytes(whole[at : at + 4], "big") == FRAMES, "frames of the only chunk"
+    path.write_bytes(whole[:at] + (FRAMES - 2).to_bytes(4, "big") + whole[at + 4 :])
+    with pytest.raises(VideoError, match="truncated"):
+        probe(media(path))
+
+
+# --- what is no video ---------------------------------------------------------------------------
+
+
+def test_the_cover_of_music_is_no_video(tmp_path):
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        sound, cover = container.add_stream("aac", 44100), container.add_stream("mjpeg", 1)
+        sound.layout = "mono"
+        cover.height, cover.width, _ = PICTURES[0].shape
+        cover.pix_fmt, cover.disposition = "yuvj420p", Disposition.attached_pic
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.sample_rate = 44100
+        container.mux(sound.encode(silence) + sound.encode(None))
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(PICTURES[0], "rgb24")))
+        container.mux(cover.encode(None))
+    with pytest.raises(VideoError, match="holds no video stream"):
+        probe(media(path))
+
+
+def test_the_largest_of_several_video_streams(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("mpeg4", rate=24) for _ in range(2)]
+        for stream, size in zip(streams, (32, 64), strict=True):
+            stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
+        for number in range(5):
+            for stream in streams:
+                pixels = picture(stream.width, number, stream.height, stream.width)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    assert probe(media(path)).width == 64 and found(path) == [*range(5)]
+
+
+@pytest.mark.parametrize("name", ["list.avi", "list.mp4"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ffconcat version 1.0\nfile secret.mp4\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1,\nsecret.mp4\n#EXT-X-ENDLIST\n",
+    ],
+)
+def test_a_list_of_other_files_is_refused(tmp_path, name, text):
+    write_video(tmp_path / "secret.mp4", PICTURES[:5], "libx264")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(VideoError, match="not a video file"):
+        probe(media(tmp_path / name))
+
+
+def test_a_pipe_is_refused_without_opening_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.avi")
+    for open_it in (find_media, lambda path: probe(media(path))):
+        with pytest.raises(VideoError, match="is not a regular file"):
+            open_it(tmp_path / "pipe.avi")
+
+
+def test_a_broken_image_is_named(tmp_path):
+    one = write_images(tmp_path, "ACRE_train_000000", 1, 10)
+    contents = bytearray(one.files[7].read_bytes())
+    contents[40:-12] = bytes(len(contents) - 52)
+    one.files[7].write_bytes(contents)
+    with pytest.raises(VideoError, match=r"one of its frames, ACRE_train_000000_07\.png"):
+        make_decoder("pyav", 32).decode(one)
+
+
+def test_a_file_that_the_system_cannot_read_is_not_damaged(tmp_path, monkeypatch):
+    path = write_painted(tmp_path / "a.avi", 1, 9)
+    index = index_one(media(path))
+
+    def broken_disk(*arguments, **options):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", broken_disk)
+    with (
+        pytest.raises(UserError, match=r"a\.avi: cannot be read: Input/output error"),
+        open_indexed(media(path), index, "pyav") as opened,
+    ):
+        make_decoder("pyav", 32).decode_open(opened)
