@@ -1,0 +1,243 @@
+"""Runs Blender in a process of its own, which draws the frames of scenes."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ivcl_fast.data.synthetic.blender.job import describe_job
+from ivcl_fast.data.synthetic.blender.meshes import all_meshes
+from ivcl_fast.data.synthetic.scene import Scene
+from ivcl_fast.errors import UserError
+
+Device = Literal["auto", "cpu", "gpu"]
+
+PYTHON = "IVCL_FAST_BLENDER"
+"""Environment variable: a Python that has ``bpy``; by default the one that runs this."""
+_SCRIPT = Path(__file__).with_name("script.py")
+_HAS_BPY = "import importlib.util, sys; sys.exit(importlib.util.find_spec('bpy') is None)"
+
+_own: dict[int, Blender] = {}
+
+FLOOR, MACHINE = -1, -2
+
+
+class Drawn(NamedTuple):
+    """A frame of a scene; what was not asked for is None."""
+
+    picture: np.ndarray | None
+    """uint8 [height, width, 3], sRGB."""
+    segments: np.ndarray | None
+    """int16 [height, width]: number of the thing that most of four points of the pixel show, else
+    FLOOR or MACHINE."""
+    depth: np.ndarray | None
+    """float32 [height, width]: distance of it along the camera's axis, infinite for nothing."""
+
+
+class Blender:
+    """A Blender process, for the scenes that are drawn one after another.
+
+    Raises :class:`UserError` if its Python has no ``bpy``, ends early or cannot render.
+
+    Example::
+
+        >>> with Blender(samples=128) as blender:
+        ...     for picture, segments, depth in blender.draw(scene, [0, 300], 320, 240):
+        ...         print(picture.shape)
+        (240, 320, 3)
+        (240, 320, 3)
+    """
+
+    def __init__(self, samples: int, device: Device = "auto", threads: int = 0) -> None:
+        """Start the process.
+
+        Args:
+            samples: paths per pixel; the published pictures of CATER have 128, of ACRE 512.
+            device: ``auto`` takes the GPUs that Cycles finds, else the CPU.
+            threads: on the CPU; 0 for one per core.
+        """
+        self.samples = samples
+        python = find_python()
+        self.closed = False
+        self._temporary = tempfile.TemporaryDirectory(prefix="ivcl-fast-blender-")
+        self.folder = folder = Path(self._temporary.name)
+        """Of the files that the two processes exchange."""
+        write_meshes(folder / "meshes.npz")
+        self._log = open(folder / "log", "w+")  # noqa: SIM115
+        ours, theirs = os.pipe()
+        arguments = [str(folder / "meshes.npz"), device, str(threads), str(theirs)]
+        self._answers = os.fdopen(ours)
+        self._process = subprocess.Popen(
+            [python, "-P", str(_SCRIPT), *arguments],  # -P: its folder is not searched for modules
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=self._log,
+            pass_fds=[theirs],
+            text=True,
+            start_new_session=True,  # Ctrl-C is for this process, which then ends Blender
+        )
+        os.close(theirs)
+        self.device: str = self._answer()["device"]
+        """``CPU`` or ``GPU``."""
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
+    def draw(
+        self,
+        scene: Scene,
+        frames: Sequence[int],
+        width: int,
+        height: int,
+        *,
+        pictures: bool = True,
+        segments: bool = True,
+    ) -> Iterator[Drawn]:
+        """Draw frames of a scene, at any size the published 4 : 3 view; all have to be taken.
+
+        Args:
+            scene: the objects, the camera and the lamps.
+            frames: indices of the frames.
+            width, height: size of the pictures in pixels.
+            pictures, segments: whether to return pictures, and segments with their depth.
+        """
+        job = describe_job(scene, frames) | {
+            "size": (width, height),
+            "samples": self.samples,
+            "folder": str(self.folder),
+            "pictures": pictures,
+            "segments": segments,
+        }
+        try:
+            self._input.write(json.dumps(job) + "\n")
+            self._input.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+        for k in range(len(job["camera"])):
+            self._answer()
+            picture = numbers = None
+            if pictures:
+                picture = self._read(f"frame-{k}.png", read_picture)
+            if segments:
+                numbers = self._read(f"frame-{k}.npy", np.load)
+            yield Drawn(picture, *vote(numbers, len(scene.things)))
+
+    def close(self) -> None:
+        """End the process."""
+        if self.closed:
+            return
+        self.closed = True
+        self._process.kill()
+        self._process.wait()
+        self._answers.close()
+        self._log.close()
+        self._temporary.cleanup()
+
+    def __enter__(self) -> Blender:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _read(self, name: str, read: Callable[[Path], np.ndarray]) -> np.ndarray:
+        file = self.folder / name
+        try:
+            array = read(file)
+            file.unlink()
+        except (OSError, ValueError, EOFError):
+            # Blender does not notice all errors of writing.
+            self.close()
+            raise UserError(
+                f"Blender could not write to {self.folder.parent}; is the disk full?"
+            ) from None
+        return array
+
+    @property
+    def _input(self) -> Any:
+        return self._process.stdin
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._answers.readline()
+        if not line.endswith("\n"):
+            raise self._ended()
+        answer = json.loads(line)
+        if "error" in answer:
+            self.close()
+            raise UserError(f"Blender: {answer['error']}")
+        return answer
+
+    def _ended(self) -> UserError:
+        """Clean up after a process that ended too early; returns the error that says why."""
+        status = self._process.wait()
+        self._log.seek(0)
+        lines = self._log.read().strip().splitlines()
+        reason = f"signal {-status}" if status < 0 else lines[-1] if lines else f"status {status}"
+        self.close()
+        return UserError(f"Blender ended early: {reason}; the same command continues")
+
+
+def read_picture(file: Path) -> np.ndarray:
+    """Read a picture: uint8 RGB [height, width, 3]."""
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def vote(numbers: np.ndarray | None, things: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return segments and depth of pixels, from the numbers [2 height, 2 width, 2] of quarters."""
+    if numbers is None:
+        return None, None
+    quarters = np.stack([numbers[y::2, x::2] for y in (0, 1) for x in (0, 1)])
+    index, depth = np.rint(quarters[..., 0]).astype(np.int16) - 1, quarters[..., 1]
+    index[index == things] = MACHINE
+    best = np.argmax((index[:, None] == index).sum(axis=1), axis=0)[None]
+    depth = np.where(depth > 0, depth, np.float32(np.inf))
+    return np.take_along_axis(index, best, 0)[0], np.take_along_axis(depth, best, 0)[0]
+
+
+def own_blender(samples: int) -> Blender:
+    """Return the Blender process of this process, started at the first call; it ends with this one.
+
+    With several worker processes on a CPU, each has a Blender of one thread.
+    """
+    running = _own.get(samples)
+    if running is None or running.closed:
+        running = _own[samples] = Blender(samples, threads=1)
+        atexit.register(running.close)
+    return running
+
+
+def find_python() -> str:
+    """Return the Python that has ``bpy``; raises :class:`UserError` if it does not have it."""
+    python = os.environ.get(PYTHON) or sys.executable
+    try:
+        found = subprocess.run([python, "-c", _HAS_BPY], capture_output=True).returncode == 0
+    except OSError as error:
+        raise UserError(f"{PYTHON}: cannot run {python}: {error.strerror}") from None
+    if not found:
+        raise UserError(
+            f"--renderer blender: {python} has no bpy: pip install 'ivcl_fast[blender]' on Python "
+            f"3.11, or set {PYTHON} to a Python that has it"
+        )
+    return python
+
+
+def write_meshes(file: Path) -> None:
+    """Write the meshes as the arrays that the script reads."""
+    arrays: dict[str, Any] = {}
+    for name, mesh in all_meshes().items():
+        arrays[f"{name}.vertices"], arrays[f"{name}.faces"] = mesh.vertices, mesh.faces
+        if mesh.normals is not None:
+            arrays[f"{name}.normals"] = mesh.normals
+    np.savez(file, **arrays)

@@ -1,0 +1,208 @@
+"""Cycles pictures: meshes and numbers without Blender, and pictures where a Python has ``bpy``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ivcl_fast.data.synthetic import scene as world
+from ivcl_fast.data.synthetic.blender import meshes, process
+from ivcl_fast.data.synthetic.blender.job import describe_job
+from ivcl_fast.data.synthetic.blender.process import Blender, vote
+from ivcl_fast.data.synthetic.scene import Scene, Thing
+from ivcl_fast.errors import UserError
+
+WIDTH, HEIGHT = 64, 48
+
+
+def two_objects(ground: world.Ground = "axes") -> Scene:
+    """A red rubber cone that moves in frame 1, and a blue metal cube."""
+    things = (
+        Thing("cone", "large", 0.75, "red", "rubber"),
+        Thing("cube", "medium", 0.5, "blue", "metal"),
+    )
+    locations = np.array(
+        [[[1.5, -1.5, 0.75], [-1.5, 1.0, 0.5]], [[-1.0, -2.0, 0.75], [-1.5, 1, 0.5]]]
+    )
+    lamps = {name: np.array(place) for name, place in world.LAMPS.items()}
+    camera = np.array([world.CAMERA])
+    return Scene(things, locations, np.zeros((2, 2, 3)), camera, world.TARGET, lamps, ground)
+
+
+def pixel_of(point: np.ndarray) -> np.ndarray:
+    """Where the published camera sees a point, (x, y) in pixels."""
+    eye, target = np.array(world.CAMERA), np.array(world.TARGET)
+    forward = (target - eye) / np.linalg.norm(target - eye)
+    right = np.cross(forward, (0, 0, 1))
+    right /= np.linalg.norm(right)
+    up = np.cross(right, forward)
+    x, y, z = np.stack([right, up, forward]) @ (point - eye)
+    focal = world.FOCAL * WIDTH
+    return np.array([WIDTH / 2 + focal * x / z, HEIGHT / 2 - focal * y / z])
+
+
+# --- Meshes and numbers --------------------------------------------------------------------------
+
+
+def triangles(mesh: meshes.Mesh) -> np.ndarray:
+    """float64 [T, 3, 3]."""
+    faces = mesh.faces
+    both = np.concatenate([faces[:, [0, 1, 2]], faces[:, [0, 2, 3]][faces[:, 2] != faces[:, 3]]])
+    return mesh.vertices[both]
+
+
+def test_meshes_have_the_volumes_of_the_shapes() -> None:
+    r, k = 1 - meshes.CUBE_FLAT, 2 * meshes.CUBE_FLAT
+    expected = {
+        "cube": k**3 + 6 * k**2 * r + 3 * np.pi * k * r**2 + 4 / 3 * np.pi * r**3,
+        "sphere": 4 / 3 * np.pi,
+        "cone": 2 / 3 * 16 * np.sin(2 * np.pi / 32),
+        "spl": 3 * 2 * np.pi**2 * meshes.TORUS_RADIUS**2,
+        "machine": 5.6 * 5.6,
+    }
+    for name, volume in expected.items():
+        corners = triangles(meshes.all_meshes()[name])
+        found = np.linalg.det(corners).sum() / 6  # positive if all faces look outward
+        assert found == pytest.approx(volume, rel=0.06 if name == "spl" else 0.003), name
+
+
+@pytest.mark.parametrize("name", ["cube", "sphere", "cylinder", "cone"])
+def test_meshes_reach_from_minus_one_to_one(name: str) -> None:
+    vertices = meshes.all_meshes()[name].vertices
+    np.testing.assert_allclose(vertices.max(axis=0), 1, atol=1e-6)
+    np.testing.assert_allclose(vertices.min(axis=0), -1, atol=1e-6)
+
+
+def test_the_normals_of_a_cube_are_those_of_its_surface() -> None:
+    cube = meshes.rounded_cube()
+    assert cube.normals is not None
+    core = np.clip(cube.vertices, -meshes.CUBE_FLAT, meshes.CUBE_FLAT)
+    np.testing.assert_allclose(
+        cube.vertices - core, (1 - meshes.CUBE_FLAT) * cube.normals, atol=1e-9
+    )
+
+
+def test_the_ground_is_flat_in_front_and_rises_behind() -> None:
+    height = meshes.ground().vertices[:, 2]
+    x = meshes.ground().vertices[:, 0]
+    assert (height[x < -13.7] == 0).all()
+    assert height.max() == meshes.GROUND_PROFILE[-1][1]
+    order = np.argsort(x, kind="stable")
+    assert (np.diff(height[order]) >= 0).all()
+
+
+def test_a_job_places_objects_as_published() -> None:
+    job = describe_job(two_objects(), [1])
+    cone, cube = job["locations"][0]
+    assert cone == [-1.0, -2.0, 0.75] and cube == [-1.5, 1.0, 0.5]
+    assert [one["mesh"] for one in job["still"]] == ["ground", "axes"]
+    lamps = describe_job(two_objects("machine_on"), [0])["lamps"]
+    assert lamps[0]["power"] == pytest.approx(1.1 * job["lamps"][0]["power"])
+
+
+def test_a_pixel_belongs_to_what_most_of_its_quarters_show() -> None:
+    numbers = np.zeros((2, 4, 2), dtype=np.float32)
+    numbers[..., 0] = [[1, 1, 3, 2], [0, 1, 3, 3]]
+    numbers[..., 1] = [[5, 6, 7, 8], [0, 6, 7, 7]]
+    segments, depth = vote(numbers, things=2)
+    assert segments is not None and depth is not None
+    assert segments.tolist() == [[0, process.MACHINE]]
+    assert depth.tolist() == [[5, 7]]
+
+
+def test_a_python_without_bpy_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(process.PYTHON, "/bin/false")
+    with pytest.raises(UserError, match=r"--renderer.*/bin/false.*ivcl_fast\[blender\]"):
+        Blender(samples=1)
+
+
+def test_a_python_that_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(process.PYTHON, str(tmp_path / "python"))
+    with pytest.raises(UserError, match=process.PYTHON):
+        Blender(samples=1)
+
+
+# --- With bpy ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def blender() -> Iterator[Blender]:
+    try:
+        process.find_python()
+    except UserError as error:
+        pytest.skip(str(error))
+    with Blender(samples=4, device="cpu", threads=1) as running:
+        yield running
+
+
+def test_blender_draws_objects_where_they_project(blender: Blender) -> None:
+    scene = two_objects()
+    frames = list(blender.draw(scene, [0, 1], WIDTH, HEIGHT))
+    assert len(frames) == 2
+    for frame, (picture, segments, depth) in enumerate(frames):
+        assert picture is not None and segments is not None and depth is not None
+        assert picture.shape == (HEIGHT, WIDTH, 3) and picture.dtype == np.uint8
+        assert set(np.unique(segments)) == {process.FLOOR, 0, 1}
+        for k in range(2):
+            middle = scene.locations[frame, k]
+            column, row = pixel_of(middle).astype(int)
+            assert segments[row, column] == k
+            distance = np.linalg.norm(middle - world.CAMERA)
+            assert distance - 1 < depth[row, column] < distance
+        red, green, blue = picture[segments == 0].mean(axis=0)
+        assert red > 1.5 * max(green, blue)
+        red, green, blue = picture[segments == 1].mean(axis=0)
+        assert blue > 1.2 * max(red, green)
+        assert 90 < picture[segments == process.FLOOR].mean() < 150
+
+
+def test_blender_draws_scenes_one_after_another(blender: Blender) -> None:
+    machine, plain = (
+        next(blender.draw(two_objects(ground), [0], WIDTH, HEIGHT))
+        for ground in ("machine_on", "plain")
+    )
+    assert machine.segments is not None and plain.segments is not None
+    assert (machine.segments == process.MACHINE).mean() > 0.2
+    assert not (plain.segments == process.MACHINE).any()
+    again = next(blender.draw(two_objects("machine_on"), [0], WIDTH, HEIGHT))
+    np.testing.assert_array_equal(machine.picture, again.picture)
+
+
+def test_a_killed_blender_is_one_line(blender: Blender) -> None:
+    frames = blender.draw(two_objects(), [0, 1], WIDTH, HEIGHT)
+    next(frames)
+    os.kill(blender.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"signal 9.*same command continues") as error:
+        list(frames)
+        list(blender.draw(two_objects(), [0], WIDTH, HEIGHT))
+    assert "\n" not in str(error.value)
+
+
+def test_blender_ends_with_a_killed_parent(blender: Blender) -> None:
+    code = (
+        "from ivcl_fast.data.synthetic.blender.process import own_blender\n"
+        "import os\n"
+        "print(own_blender(1).folder, own_blender(1).pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    folder, pid = done.stdout.split()
+    deadline = time.monotonic() + 30
+    while Path(folder).exists() or Path("/proc", pid).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_full_disk_is_one_line(blender: Blender) -> None:
+    Path(blender.folder, "frame-0.png").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="disk full") as error:
+        next(blender.draw(two_objects(), [0], WIDTH, HEIGHT))
+    assert "\n" not in str(error.value)
