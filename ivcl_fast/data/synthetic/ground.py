@@ -1,0 +1,103 @@
+"""The ground in NumPy: the backdrop's profile, where rays meet it, its axes and ACRE's machine."""
+
+from __future__ import annotations
+
+import numpy as np
+
+PROFILE = (
+    (-23.56, 0.0), (-18.6, 0.0), (-13.7, 0.0), (-8.89, 0.05), (-6.10, 0.14), (-2.66, 0.50),
+    (-1.17, 0.93), (-0.02, 1.58), (1.11, 2.92), (2.09, 5.64), (2.82, 9.92), (3.49, 16.26),
+    (4.08, 23.21),
+)  # fmt: skip
+"""Height of the backdrop along its own x axis."""
+WIDTH, POSITION, TURN = 56.48, (-24.0628, -17.9967), 2.698
+"""Width along its own y axis, from 0 down; place of its origin, and rotation about z."""
+CELLS_PER_UNIT = 16
+AXIS_LENGTH, TICK, AXIS_RADIUS = 3.0, 0.25, 0.012
+_NEWTON = 6
+
+
+def _table() -> np.ndarray:
+    """Height and slope of the profile, float32 [2, N], sampled from its lower end on.
+
+    Between the points it is a cubic curve that is as monotone as they are.
+    """
+    x, z = np.array(PROFILE).T
+    width, slope = np.diff(x), np.diff(z) / np.diff(x)
+    first, second = 2 * width[1:] + width[:-1], width[1:] + 2 * width[:-1]
+    with np.errstate(divide="ignore"):
+        middle = (first + second) / (first / slope[:-1] + second / slope[1:])
+    tangent = np.concatenate([[0.0], middle, slope[-1:]])
+    at = np.minimum(
+        x[0] + np.arange(int((x[-1] - x[0]) * CELLS_PER_UNIT) + 2) / CELLS_PER_UNIT, x[-1]
+    )
+    i = np.minimum(np.searchsorted(x, at, side="right") - 1, len(width) - 1)
+    s, w = (at - x[i]) / width[i], width[i]
+    height = (
+        (2 * s**3 - 3 * s**2 + 1) * z[i]
+        + (3 * s**2 - 2 * s**3) * z[i + 1]
+        + w * ((s**3 - 2 * s**2 + s) * tangent[i] + (s**3 - s**2) * tangent[i + 1])
+    )
+    steep = (
+        (6 * s**2 - 6 * s) * (z[i] - z[i + 1]) / w
+        + (3 * s**2 - 4 * s + 1) * tangent[i]
+        + (3 * s**2 - 2 * s) * tangent[i + 1]
+    )
+    return np.stack([height, steep]).astype(np.float32)
+
+
+TABLE = _table()
+START, END = PROFILE[0][0], PROFILE[-1][0]
+COS, SIN = np.cos(TURN), np.sin(TURN)
+
+
+def _profile(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    at = np.clip((x - START) * CELLS_PER_UNIT, 0, TABLE.shape[1] - 2)
+    cell = at.astype(np.int64)
+    share = (at - cell).astype(np.float32)
+    return tuple(row[cell] + share * (row[cell + 1] - row[cell]) for row in TABLE)
+
+
+def backdrop(o: np.ndarray, d: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Distance and normal where rays meet the ground, whose flat part is at z = ``level``.
+
+    The profile is convex, so Newton's method from beyond the surface cannot step over it.
+    """
+    ox = COS * (o[0] - POSITION[0]) + SIN * (o[1] - POSITION[1])
+    oy = -SIN * (o[0] - POSITION[0]) + COS * (o[1] - POSITION[1])
+    dx, dy = COS * d[0] + SIN * d[1], -SIN * d[0] + COS * d[1]
+    oz, dz = o[2] - level, d[2]
+    plane = np.where(dz < 0, -oz / np.where(dz < 0, dz, -1), np.inf)
+    rim = np.where(dx > 0, (END - ox) / np.where(dx > 0, dx, 1), np.inf)
+    beyond = np.minimum(plane, rim)
+    found = np.isfinite(beyond) & (beyond > 0)
+    t = np.where(found, beyond, 0).astype(np.float32)
+    for _ in range(_NEWTON):
+        height, slope = _profile(ox + t * dx)
+        above = oz + t * dz - height
+        t = np.where(above < 0, t - above / np.minimum(dz - slope * dx, -1e-6), t)
+    height, slope = _profile(ox + t * dx)
+    x, y = ox + t * dx, oy + t * dy
+    found &= (oz + t * dz - height < 0.02) & (x >= START) & (y <= 0) & (y >= -WIDTH) & (t > 0)
+    size = 1 / np.sqrt(1 + slope * slope)
+    normal = np.stack([-COS * slope * size, -SIN * slope * size, size]).astype(np.float32)
+    return np.where(found, t, np.inf).astype(np.float32), normal
+
+
+def axes_cover(x: np.ndarray, y: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """The share of boxes around floor points that the axes and their ticks cover.
+
+    ``reach`` [2, N]: half the boxes' widths in x and y.
+    """
+
+    def within(at: np.ndarray, half: np.ndarray, limit: float) -> np.ndarray:
+        part = np.minimum(at + half, limit) - np.maximum(at - half, -limit)
+        return np.maximum(part, 0) / (2 * half)
+
+    cover = np.zeros_like(x)
+    for along, across, h, w in ((x, y, reach[0], reach[1]), (y, x, reach[1], reach[0])):
+        line = within(along, h, AXIS_LENGTH) * within(across, w, AXIS_RADIUS)
+        number = np.clip(np.rint(along), -3, 3)
+        tick = within(along - number, h, AXIS_RADIUS) * within(across, w, TICK / 2)
+        cover = np.maximum(cover, np.maximum(line, np.where(number != 0, tick, 0)))
+    return cover

@@ -1,0 +1,131 @@
+"""Draws scenes by ray casting: the look of Blender's Cycles pictures at a small part of its cost.
+
+Pictures show the published 4:3 view at any size: a square picture is that view squeezed, as videos
+are when they are resized to squares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ivcl_fast.data.synthetic import ray_casting
+from ivcl_fast.data.synthetic import scene as world
+from ivcl_fast.data.synthetic.ray_casting import FLOOR, MACHINE, Numbers
+from ivcl_fast.data.synthetic.scene import Scene
+
+__all__ = ["FLOOR", "MACHINE", "Rendering", "render"]
+
+_ASPECT = 4 / 3
+_BRIGHTER = 1.1
+"""Factor on the power of the area lamps in panels with ACRE's machine."""
+_SHAPES = ("cube", "sphere", "cylinder", "cone", "spl")
+_GROUNDS = ("axes", "plain", "machine_off", "machine_on")
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What was drawn of F frames; what was not asked for is None."""
+
+    pictures: np.ndarray | None
+    """uint8 RGB [F, height, width, 3]."""
+    segments: np.ndarray | None
+    """int16 [F, height, width]: index of the thing that covers most of the pixel, else
+    :data:`FLOOR` (also for the axes and the background) or :data:`MACHINE`."""
+    depth: np.ndarray | None
+    """float32 [F, height, width]: distance along the camera's axis of what covers most of the
+    pixel, infinite where nothing is."""
+
+
+def render(
+    scene: Scene,
+    frames: Sequence[int] | np.ndarray,
+    width: int,
+    height: int,
+    *,
+    pictures: bool = True,
+    segments: bool = False,
+    depth: bool = False,
+) -> Rendering:
+    """Draw frames of a scene; the same arguments give the same bytes.
+
+    Args:
+        scene: the objects, the camera and the lamps.
+        frames: indices of the frames.
+        width, height: size of the pictures in pixels.
+        pictures, segments, depth: what to return.
+    """
+    numbers = pack(scene, np.asarray(frames, dtype=np.intp))
+    drawn = ray_casting.draw(numbers, width, height, pictures, segments or depth)
+    return Rendering(
+        drawn[0] if pictures else None,
+        drawn[1] if segments else None,
+        drawn[2] if depth else None,
+    )
+
+
+def pack(scene: Scene, frames: np.ndarray) -> Numbers:
+    """Put the numbers of frames [F] into arrays."""
+    things = scene.things
+    offsets = np.array([world.OFFSETS.get(thing.shape, (0.0, 0.0, 0.0)) for thing in things])
+    centers = scene.locations[frames] + offsets.reshape(-1, 3)
+    axes = np.swapaxes(_rotation(scene.rotations[frames]), -1, -2)
+    eyes = scene.camera[frames if len(scene.camera) > 1 else np.zeros(len(frames), np.intp)]
+    target = np.array(scene.target)
+    right, up, forward = _basis(target - eyes)
+    focal = np.array([world.FOCAL, world.FOCAL * _ASPECT])
+    return Numbers(
+        shapes=np.array([_SHAPES.index(thing.shape) for thing in things], dtype=np.int64),
+        metal=np.array([thing.material == "metal" for thing in things], dtype=np.int64),
+        radii=_float([thing.radius for thing in things]),
+        halves=_float([1.0 if thing.tall else world.SHORT_CYLINDER for thing in things]),
+        colors=_float([world.COLORS[thing.color] for thing in things]).reshape(-1, 3) / 255,
+        poses=_float(np.concatenate([centers[..., None, :], axes], axis=-2)),
+        cameras=_float(np.stack([eyes, right / focal[0], up / focal[1], forward], axis=1)),
+        lamps=_lamps(scene, target),
+        ground=_GROUNDS.index(scene.ground),
+    )
+
+
+def _lamps(scene: Scene, target: np.ndarray) -> np.ndarray:
+    """float32 [4, 5, 3]: center, two side vectors, direction and strength of the area lamps.
+
+    The last is the sun: its center is the direction to it, and the sides are those of its disc.
+    Strengths are intensities along the lamp's axis, and the sun's irradiance.
+    """
+    brighter = _BRIGHTER if scene.ground in ("machine_off", "machine_on") else 1.0
+    lamps = []
+    for name, color in world.LAMP_COLORS.items():
+        place, size = scene.lamps[name], world.LAMP_SIZES[name]
+        right, up, forward = _basis(target - place)
+        strength = brighter * world.LAMP_POWERS[name] / np.pi * np.array(color)
+        lamps.append([place, right * size, up * size, forward, strength])
+    right, up, forward = _basis(np.array(world.SUN_DIRECTION))
+    size = 2 * np.tan(world.SUN_ANGLE / 2)
+    sun = [-forward, right * size, up * size, forward, np.full(3, world.SUN_STRENGTH)]
+    return _float([*lamps, sun])
+
+
+def _rotation(angles: np.ndarray) -> np.ndarray:
+    """Rotation matrices [..., 3, 3] of Euler angles [..., 3] about x, then y, then z."""
+    (cx, cy, cz), (sx, sy, sz) = (np.moveaxis(f(angles), -1, 0) for f in (np.cos, np.sin))
+    rows = [
+        [cy * cz, sx * sy * cz - cx * sz, cx * sy * cz + sx * sz],
+        [cy * sz, sx * sy * sz + cx * cz, cx * sy * sz - sx * cz],
+        [-sy, sx * cy, cx * cy],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def _basis(forward: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit vectors [..., 3] to the right, up and forward of what looks along ``forward``."""
+    forward = forward / np.linalg.norm(forward, axis=-1, keepdims=True)
+    right = np.cross(forward, (0.0, 0.0, 1.0))
+    right /= np.linalg.norm(right, axis=-1, keepdims=True)
+    return right, np.cross(right, forward), forward
+
+
+def _float(values: object) -> np.ndarray:
+    return np.ascontiguousarray(values, dtype=np.float32)

@@ -1,0 +1,166 @@
+"""Where rays meet the shapes of CATER and ACRE, in NumPy.
+
+Rays start at ``o`` and go along unit vectors ``d``, float32 [3, N], in a shape's own frame, whose
+unit is its radius. Distances are infinite where a ray misses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+CUBE_ROUNDING, RIM_ROUNDING = 0.232, 0.08
+FACETS = 32
+RING, TUBE = 0.9362, 0.9362 / 4
+"""Radii of the snitch's rings and of their tubes."""
+_axes = np.array([(0.0, 0.0, 1.0), (0.80, -0.58, 0.14), (0.58, 0.82, 0.0)])
+RING_AXES = (_axes / np.linalg.norm(_axes, axis=1, keepdims=True)).astype(np.float32)
+STEPS = {"cube": 12, "cylinder": 8, "spl": 32}
+"""Steps of sphere tracing from where a ray enters the bounding shape."""
+_NEAR = 4e-3
+
+Hits = tuple[np.ndarray, np.ndarray]
+"""Distances float32 [N] and outward unit normals [3, N]."""
+
+
+def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def unit(a: np.ndarray) -> np.ndarray:
+    return a / np.sqrt(np.maximum(dot(a, a), 1e-20))
+
+
+def bound(shape: int, half: float) -> float:
+    """The radius of a sphere around the shape."""
+    rim = np.hypot(1.0, half)
+    return (1.5, 1.0, float(rim), float(np.sqrt(2.0)), RING + TUBE)[shape]
+
+
+def hit(shape: int, half: float, o: np.ndarray, d: np.ndarray) -> Hits:
+    """Find the first surface that each ray meets."""
+    return (_cube, _sphere, _cylinder, _cone, _snitch)[shape](o, d, half)
+
+
+def _sphere(o: np.ndarray, d: np.ndarray, half: float) -> Hits:
+    b = -dot(o, d)
+    away = o + b * d
+    inside = 1.0 - dot(away, away)
+    t = b - np.sqrt(np.maximum(inside, 0))
+    t = np.where((inside > 0) & (t > 0), t, np.inf)
+    return t, o + _finite(t) * d
+
+
+def _cone(o: np.ndarray, d: np.ndarray, half: float) -> Hits:
+    k = np.float32(0.5)
+    rise = k * (1.0 - o[2])
+    a = d[0] * d[0] + d[1] * d[1] - (k * d[2]) ** 2
+    b = o[0] * d[0] + o[1] * d[1] + rise * k * d[2]
+    c = o[0] * o[0] + o[1] * o[1] - rise * rise
+    root = np.sqrt(np.maximum(b * b - a * c, 0))
+    sides = []
+    for t in ((-b - root) / a, (-b + root) / a):
+        z = o[2] + t * d[2]
+        sides.append(np.where((b * b > a * c) & (z > -1) & (z < 1) & (t > 0), t, np.inf))
+    side = np.minimum(*sides)
+    base = (-1.0 - o[2]) / d[2]
+    x, y = o[0] + base * d[0], o[1] + base * d[1]
+    base = np.where((x * x + y * y < 1) & (base > 0), base, np.inf)
+    t = np.minimum(side, base)
+    p = o + _finite(t) * d
+    turn = np.float32(FACETS / (2 * np.pi))
+    angle = (np.floor(np.arctan2(p[1], p[0]) * turn) + np.float32(0.5)) / turn
+    slope = np.float32(np.sqrt(0.8))
+    normal = np.stack([np.cos(angle) * slope, np.sin(angle) * slope, 0 * angle + slope / 2])
+    below = np.array([0, 0, -1], dtype=np.float32)[:, None]
+    return t, np.where(side <= base, normal, below)
+
+
+def _march(
+    o: np.ndarray, d: np.ndarray, t: np.ndarray, end: np.ndarray, far: Callable, steps: int
+) -> np.ndarray:
+    """Sphere tracing: walk from ``t`` by the distance to the surface, ``far(points)``."""
+    t = np.where(t < end, t, np.float32(0))
+    for _ in range(steps):
+        t = t + far(o + t * d)
+    left = far(o + t * d)
+    return np.where((left < _NEAR) & (t < end) & (t > 0), t, np.inf)
+
+
+def _slab(o: np.ndarray, d: np.ndarray, half: float) -> tuple[np.ndarray, np.ndarray]:
+    a, b = (-half - o) / d, (half - o) / d
+    return np.minimum(a, b), np.maximum(a, b)
+
+
+def _cube(o: np.ndarray, d: np.ndarray, half: float) -> Hits:
+    core = np.float32(1 - CUBE_ROUNDING)
+
+    def far(p: np.ndarray) -> np.ndarray:
+        q = np.abs(p) - core
+        out = np.maximum(q, 0)
+        return np.sqrt(dot(out, out)) + np.minimum(q.max(0), 0) - np.float32(CUBE_ROUNDING)
+
+    near, end = (f(x, axis=0) for f, x in zip((np.max, np.min), _slab(o, d, 1.0), strict=True))
+    start = np.maximum(near, 0)
+    t = _march(o, d, start, np.where(near < end, end, -1), far, STEPS["cube"])
+    p = o + _finite(t) * d
+    return t, unit(np.maximum(np.abs(p) - core, 0) * np.sign(p))
+
+
+def _cylinder(o: np.ndarray, d: np.ndarray, half: float) -> Hits:
+    rim = np.float32(RIM_ROUNDING)
+
+    def far(p: np.ndarray) -> np.ndarray:
+        side, top = np.hypot(p[0], p[1]) - (1 - rim), np.abs(p[2]) - (half - rim)
+        out = np.hypot(np.maximum(side, 0), np.maximum(top, 0))
+        return out + np.minimum(np.maximum(side, top), 0) - rim
+
+    a = np.maximum(d[0] * d[0] + d[1] * d[1], 1e-12)
+    b = (o[0] * d[0] + o[1] * d[1]) / a
+    c = (o[0] * o[0] + o[1] * o[1] - 1) / a
+    root = np.sqrt(np.maximum(b * b - c, 0))
+    near, end = _slab(o[2], d[2], half)
+    near, end = np.maximum(near, -b - root), np.minimum(end, -b + root)
+    near = np.where(b * b > c, near, np.inf)
+    t = _march(o, d, np.maximum(near, 0), np.where(near < end, end, -1), far, STEPS["cylinder"])
+    p = o + _finite(t) * d
+    radius = np.maximum(np.hypot(p[0], p[1]), 1e-6)
+    side = np.maximum(radius - (1 - rim), 0) / radius
+    return t, unit(np.stack([p[0] * side, p[1] * side, _outside(p[2], half - rim)]))
+
+
+def _outside(x: np.ndarray, limit: float) -> np.ndarray:
+    return np.sign(x) * np.maximum(np.abs(x) - limit, 0)
+
+
+def _snitch(o: np.ndarray, d: np.ndarray, half: float) -> Hits:
+    def far(p: np.ndarray) -> np.ndarray:
+        square = dot(p, p)
+        best = np.full_like(square, np.inf)
+        for axis in RING_AXES:
+            z = dot(p, axis)
+            best = np.minimum(best, np.hypot(np.sqrt(np.maximum(square - z * z, 0)) - RING, z))
+        return best - np.float32(TUBE)
+
+    b = -dot(o, d)
+    away = o + b * d
+    inside = np.float32((RING + TUBE) ** 2) - dot(away, away)
+    root = np.sqrt(np.maximum(inside, 0))
+    end = np.where(inside > 0, b + root, -1)
+    t = _march(o, d, np.maximum(b - root, 0), end, far, STEPS["spl"])
+    p = o + _finite(t) * d
+    square = dot(p, p)
+    normal, best = np.zeros_like(p), np.full_like(square, np.inf)
+    for axis in RING_AXES:
+        z = dot(p, axis)
+        flat = p - z * axis[:, None]
+        radius = np.sqrt(np.maximum(dot(flat, flat), 1e-12))
+        distance = np.hypot(radius - RING, z)
+        own = flat * (1 - RING / radius) + z * axis[:, None]
+        normal, best = np.where(distance < best, own, normal), np.minimum(best, distance)
+    return t, unit(normal)
+
+
+def _finite(t: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(t), t, 0).astype(np.float32)
