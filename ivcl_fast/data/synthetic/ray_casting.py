@@ -21,6 +21,8 @@ FLOOR, MACHINE, NOTHING = -1, -2, -3
 
 SAMPLES = np.array([(-1, -1), (1, -1), (-1, 1), (1, 1)]) / 4
 """Offsets of a pixel's rays from its center."""
+FILTER = 0.3977, 0.1023
+"""Weight of a pixel's own samples and of the nearest ones beside it, in one direction."""
 CELLS = (3, 1, 2, 0)
 """Quarter of a lamp that each of them is lit by."""
 JITTER = np.array([(-1, -1), (1, 1), (1, -1), (-1, 1)]) / 8
@@ -84,11 +86,22 @@ def draw(
     depth = np.zeros((count, height, width), dtype=np.float32)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for frame in range(count):
-            for row in range(0, height, 16):
-                rows = slice(row, min(row + 16, height))
-                part = _Frame(numbers, frame).draw(width, height, rows, with_picture)
-                pictures[frame, rows], segments[frame, rows], depth[frame, rows] = part
+            drawn = _Frame(numbers, frame).draw(width, height, with_picture)
+            pictures[frame], segments[frame], depth[frame] = drawn
     return pictures, segments, depth
+
+
+def filtered(light: np.ndarray) -> np.ndarray:
+    """Filter samples [3, h, w, 4] to pixels [3, h, w]: Blackman-Harris, 1.5 pixels wide."""
+    _, height, width, _ = light.shape
+    fine = light.reshape(3, height, width, 2, 2).swapaxes(2, 3).reshape(3, 2 * height, 2 * width)
+    fine = np.pad(fine, [(0, 0), (1, 1), (1, 1)], mode="edge")
+
+    def halved(x: np.ndarray) -> np.ndarray:
+        own, beside = x[:, 1:-1:2] + x[:, 2:-1:2], x[:, 0:-2:2] + x[:, 3::2]
+        return np.float32(FILTER[0]) * own + np.float32(FILTER[1]) * beside
+
+    return halved(halved(fine).swapaxes(1, 2)).swapaxes(1, 2)
 
 
 def to_bytes(light: np.ndarray) -> np.ndarray:
@@ -109,9 +122,9 @@ class _Frame:
         pairs = zip(numbers.shapes, numbers.halves, strict=True)
         self.bounds = numbers.radii * [shapes.bound(shape, half) for shape, half in pairs]
 
-    def draw(self, width: int, height: int, rows: slice, with_picture: bool):
-        """Pictures, segments and depth of some rows."""
-        x, y = np.meshgrid(np.arange(width), np.arange(rows.start, rows.stop))
+    def draw(self, width: int, height: int, with_picture: bool):
+        """Picture, segments and depth."""
+        x, y = np.meshgrid(np.arange(width), np.arange(height))
         cell = (x % 2 + 2 * (y % 2))[..., None]
         u = (x[..., None] + 0.5 + SAMPLES[:, 0]) / width - 0.5
         v = 0.5 - (y[..., None] + 0.5 + SAMPLES[:, 1]) / height
@@ -130,7 +143,8 @@ class _Frame:
         votes = (number[..., None] == number[..., None, :]).sum(-1)
         best = np.argmax(votes, axis=-1)[..., None]
         segments = np.take_along_axis(number, best, axis=-1)[..., 0]
-        depth = np.take_along_axis((hits.distance / length).reshape(shape), best, axis=-1)[..., 0]
+        same = number == np.take_along_axis(number, best, axis=-1)
+        depth = np.where(same, (hits.distance / length).reshape(shape), 0).sum(-1) / same.sum(-1)
         segments = np.where(segments == NOTHING, FLOOR, segments)
         picture = np.zeros((len(x), width, 3), dtype=np.uint8)
         if with_picture:
@@ -138,7 +152,7 @@ class _Frame:
             light = self.shade(d, hits, np.arange(d.shape[1]), 0)
             if self.n.ground == 0:
                 light = self.add_axes(light, hits, d, right / width / 4, up / height / 4, length)
-            picture = to_bytes(light.reshape(3, *shape).mean(-1)).transpose(1, 2, 0)
+            picture = to_bytes(filtered(light.reshape(3, *shape))).transpose(1, 2, 0)
         return picture, segments, depth
 
     def trace(self, o: np.ndarray, d: np.ndarray, own: np.ndarray | None = None) -> Hits:

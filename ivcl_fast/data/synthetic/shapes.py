@@ -18,7 +18,7 @@ _axes = np.array([(0.0, 0.0, 1.0), (0.80, -0.58, 0.14), (0.58, 0.82, 0.0)])
 RING_AXES = (_axes / np.linalg.norm(_axes, axis=1, keepdims=True)).astype(np.float32)
 STEPS = {"cube": 12, "cylinder": 8, "spl": 32}
 """Steps of sphere tracing from where a ray enters the bounding shape."""
-_NEAR = 4e-3
+_NEAR, _STILL = 4e-3, 1e-3
 
 Hits = tuple[np.ndarray, np.ndarray]
 """Distances float32 [N] and outward unit normals [3, N]."""
@@ -82,9 +82,12 @@ def _march(
 ) -> np.ndarray:
     """Sphere tracing: walk from ``t`` by the distance to the surface, ``far(points)``."""
     t = np.where(t < end, t, np.float32(0))
-    for _ in range(steps):
-        t = t + far(o + t * d)
-    left = far(o + t * d)
+    left = np.where(t < end, np.float32(0), np.float32(np.inf))
+    moving = t < end
+    for _ in range(steps + 1):
+        left = np.where(moving, far(o + t * d), left)
+        moving &= (left > _STILL) & (t < end)
+        t = np.where(moving, t + left, t)
     return np.where((left < _NEAR) & (t < end) & (t > 0), t, np.inf)
 
 
