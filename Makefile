@@ -7,8 +7,8 @@ BUILT := $(VENV)/.built
 # What was built lists its objects, so that a deleted one is noticed; without a compiler it is empty.
 OBJECTS := $(wildcard kernels/*.so)
 DELETED := $(filter-out $(OBJECTS),$(shell cat $(BUILT) 2>/dev/null))
-OLDEST := .triton-oldest
-OLDEST_TRITON := $(shell sed -n 's/.*"triton>=\([0-9.]*\).*/\1/p' pyproject.toml)
+# Versions of Triton beside the installed one for which `make aot` compiles.
+TRITONS := 3.6 3.7 3.8
 
 .PHONY: help setup build train test soak bench docs lint gpu-check aot sanitize wheel-check clean
 .DEFAULT_GOAL := help
@@ -64,13 +64,13 @@ gpu-check:  ## compare and time all kernels on an NVIDIA GPU; takes 9 minutes
 	@$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON)) \
 	  -m benchmarks.gpu_check $(ARGS)
 
-# Two versions of Triton cannot live in one environment, so the oldest one is a folder of its own.
-$(OLDEST)/triton: | $(STAMP)
+.triton/%/triton: | $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps \
-	  --target $(OLDEST) 'triton==$(OLDEST_TRITON).*'
+	  --target $(dir $@) 'triton==$*.*'
 
-aot: $(STAMP) $(OLDEST)/triton  ## compile the Triton kernels for six GPUs, without a GPU
-	$(BIN)/python -m ivcl_fast.kernels.aot $(ARGS)
+# Two versions of Triton cannot live in one environment, so each one is a folder of its own.
+aot: $(STAMP) $(TRITONS:%=.triton/%/triton)  ## compile the Triton kernels for eight GPUs, without a GPU
+	$(BIN)/python -m benchmarks.aot $(TRITONS:%=--triton .triton/%) $(ARGS)
 
 sanitize: $(STAMP)  ## run the op tests on kernels built with AddressSanitizer and UBSan
 	.ci/sanitize $(BIN)/python $(ARGS)
@@ -79,4 +79,4 @@ wheel-check: $(STAMP)  ## install the wheel in an empty environment and train th
 	.ci/wheel-check $(BIN)/python
 
 clean:  ## delete .venv and everything that was built
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info kernels/*.so
+	rm -rf $(VENV) .triton build dist *.egg-info kernels/*.so

@@ -209,7 +209,6 @@ setup(
     packages=[
         *find_packages(include=["ivcl_fast", "ivcl_fast.*"]),
         "ivcl_fast.kernels",
-        "ivcl_fast.kernels.aot",
     ],
     package_dir={"ivcl_fast": "ivcl_fast", "ivcl_fast.kernels": "kernels"},
     package_data={

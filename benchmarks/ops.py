@@ -16,7 +16,7 @@ from benchmarks import baselines
 from benchmarks.benchmark import Benchmark, Setup
 from benchmarks.timing import BF16, DEVICE, DTYPE, Call, input_sets
 from ivcl_fast import IVCLConfig, kernels, reference, slot_autoencoder
-from ivcl_fast.kernels.aot.cases import OBJECT_SLOTS
+from benchmarks.aot.cases import OBJECT_SLOTS
 from ivcl_fast.kernels.short_attention import max_tokens
 
 PRESET, CLIPS = ("base64", 32) if DEVICE.type == "cuda" else ("tiny", 8)

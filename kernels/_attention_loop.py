@@ -11,6 +11,7 @@ import torch
 
 from ._random import drop_hash, drop_pairs
 from ._triton import tl, triton
+from .launch import TRITON_VERSION
 
 
 @triton.jit
@@ -112,12 +113,14 @@ def loop_blocks(
     The tensor cores of sm_90 and sm_100 read operands from shared memory, as fast for 32 queries as
     for 16. With 128 registers per thread, two programs share a multiprocessor. Other chips keep
     operands in registers, and float32 whole rows of them: there 32 queries would spill. So they
-    would in a backward pass with dropout, on sm_90 even 16 unless 16 warps share a program.
+    would in a backward pass with dropout, on sm_90 even 16 unless 16 warps share a program, and
+    Triton 3.8 spills with 32 in any backward pass on sm_90.
     """
     if dtype == torch.float32:
         return dict(QUERIES=16, num_warps=8 if head_dim <= 32 else 16)
     if chip // 10 == 9 and drops_in_backward:
         return dict(QUERIES=16, num_warps=16)
     in_shared = chip // 10 in (9, 10)
-    queries = 32 if in_shared and not drops_in_backward else 16
+    spills = drops_in_backward or (chip // 10 == 9 and TRITON_VERSION == (3, 8))
+    queries = 32 if in_shared and not spills else 16
     return dict(QUERIES=queries, num_warps=8, maxnreg=128 if in_shared else None)

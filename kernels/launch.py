@@ -50,25 +50,24 @@ class Launch:
             self.kernel[self.grid](*self.args, **self.constexprs, **self.options)
 
 
+TRITON_VERSION = (0, 0) if MISSING else tuple(map(int, triton.__version__.split(".")[:2]))
 _recorder: list[Launch] | None = None
 _recorded_arch = 90
-_triton_version = None if MISSING else triton.__version__
 
 
 @contextlib.contextmanager
-def record(arch: int = 90, version: str | None = None) -> Iterator[list[Launch]]:
+def record(arch: int = 90) -> Iterator[list[Launch]]:
     """Record kernels instead of running them; their outputs stay uninitialised.
 
-    ``arch`` is the chip that tensors without a GPU are taken to be on (90 means sm_90), and
-    ``version`` the Triton that would compile, by default the installed one.
+    ``arch`` is the chip that tensors without a GPU are taken to be on (90 means sm_90).
     """
-    global _recorder, _recorded_arch, _triton_version
-    previous = _recorder, _recorded_arch, _triton_version
-    _recorder, _recorded_arch, _triton_version = [], arch, version or _triton_version
+    global _recorder, _recorded_arch
+    previous = _recorder, _recorded_arch
+    _recorder, _recorded_arch = [], arch
     try:
         yield _recorder
     finally:
-        _recorder, _recorded_arch, _triton_version = previous
+        _recorder, _recorded_arch = previous
 
 
 def launch(
@@ -113,8 +112,7 @@ def _capability(device: torch.device) -> int:
 
 def float32_dot_is_tf32(device: torch.device) -> bool:
     """Whether Triton multiplies float32 in TF32 although asked not to: on sm_100, before 3.9."""
-    version = tuple(int(part) for part in (_triton_version or "0.0").split(".")[:2])
-    return arch(device) // 10 == 10 and version < (3, 9)
+    return arch(device) // 10 == 10 and TRITON_VERSION < (3, 9)
 
 
 def dot_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -18,7 +18,7 @@ from benchmarks.timing import DEVICE, Call
 from ivcl_fast import IVCLConfig
 from ivcl_fast.kernels import unsupported_reason
 from ivcl_fast.kernels._triton import INTERPRET
-from ivcl_fast.kernels.aot.cases import cases
+from benchmarks.aot.cases import cases
 from ivcl_fast.kernels.launch import Launch, record
 
 FORWARD = "forward"

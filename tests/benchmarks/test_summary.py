@@ -10,7 +10,7 @@ from benchmarks.gpu_check import kernels, parts
 from benchmarks.results import Results
 from benchmarks.summary import summary
 from ivcl_fast.kernels import _triton
-from ivcl_fast.kernels.aot.cases import cases
+from benchmarks.aot.cases import cases
 
 
 @pytest.mark.skipif(_triton.MISSING is not None, reason=str(_triton.MISSING))

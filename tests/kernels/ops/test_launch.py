@@ -91,13 +91,14 @@ def test_pytorch_computes_on_chips_older_than_the_kernels(monkeypatch, capabilit
 
 @pytest.mark.parametrize(
     ("capability", "version", "expected"),
-    [((10, 0), "3.6.0", True), ((10, 0), "3.9.0", False), ((10, 0), "3.10.1", False),
-     ((9, 0), "3.6.0", False), ((12, 0), "3.6.0", False)],
+    [((10, 0), (3, 6), True), ((10, 0), (3, 9), False), ((10, 0), (3, 10), False),
+     ((9, 0), (3, 6), False), ((12, 0), (3, 6), False)],
 )  # fmt: skip
 def test_chips_with_tf32_instead_of_float32(monkeypatch, capability, version, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(launch, "TRITON_VERSION", version)
     launch._capability.cache_clear()
-    with launch.record(version=version):
+    with launch.record():
         assert launch.float32_dot_is_tf32(torch.device("cuda", 0)) is expected
         assert launch.float32_dot_is_tf32(torch.device("cpu")) is False
     launch._capability.cache_clear()

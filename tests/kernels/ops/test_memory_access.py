@@ -12,7 +12,7 @@ import torch
 
 from ivcl_fast.info import OPS
 from ivcl_fast.kernels._op import TRITON
-from ivcl_fast.kernels.aot import cases as aot_cases
+from benchmarks.aot import cases as aot_cases
 from tests.kernels.ops.conftest import INTERPRET
 
 pytestmark = pytest.mark.skipif(not INTERPRET, reason="the interpreter knows the addresses")

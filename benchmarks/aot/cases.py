@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...config import IVCLConfig
-from .._op import TRITON
-from ..short_attention import max_tokens
+from ivcl_fast.config import IVCLConfig
+from ivcl_fast.kernels._op import TRITON
+from ivcl_fast.kernels.short_attention import max_tokens
 
 CLIPS = 8
 EPS = 1e-6

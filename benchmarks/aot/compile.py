@@ -1,6 +1,6 @@
 """Ahead-of-time compilation of one recorded kernel launch, and an analysis of its machine code.
 
-No GPU is needed: :func:`ivcl_fast.kernels.launch.record` records the launches of the ops on tensors
+No GPU is needed: :func:`~ivcl_fast.kernels.launch.record` records the launches of the ops on tensors
 without storage, and the CUDA tools in Triton's wheel disassemble the code. It cannot run under
 ``TRITON_INTERPRET=1``.
 """
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._triton import triton
-from ..launch import REGISTERS, Launch, cdiv
+from ivcl_fast.kernels._triton import triton
+from ivcl_fast.kernels.launch import REGISTERS, Launch, cdiv
 
 TYPES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
@@ -47,7 +47,9 @@ CHIPS = {
     89: Chip(48, 24, 100 << 10, "HMMA"),
     90: Chip(64, 32, 228 << 10, "HGMMA"),
     100: Chip(64, 32, 228 << 10, "UTCHMMA"),
+    103: Chip(64, 32, 228 << 10, "UTCHMMA"),
     120: Chip(48, 24, 100 << 10, "HMMA"),
+    121: Chip(48, 24, 100 << 10, "HMMA"),
 }
 
 
@@ -73,6 +75,10 @@ class Compiled:
     """Loads from global memory, asynchronous copies included."""
     wide_loads: int
     """Loads of 16 bytes per thread, or of a whole block."""
+    store_bytes: int
+    """Bytes per thread of the widest store to global memory."""
+    hazards: int
+    """Writes to registers that a tensor-core instruction of sm_90 may still be reading."""
     instructions: int
     """Instructions of the longest loop, or of the whole kernel if it has none."""
 
@@ -146,8 +152,84 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
         mma={kind: mma.count(kind) for kind in sorted(set(mma))},
         loads=len(loads),
         wide_loads=sum(".128" in load or load.startswith("U") for load in loads),
+        store_bytes=_widest_store(code),
+        hazards=count_hazards(code),
         instructions=_instructions(code),
     )
+
+
+def _widest_store(code: str) -> int:
+    """Return the bytes per thread of the widest store to global memory; 16 for whole blocks."""
+    stores = re.findall(r"\b(STG|UTMASTG|UBLKCP)\b(\S*)", code)
+    widths = {"128": 16, "64": 8, "U16": 2, "U8": 1}
+    return max(
+        (
+            next((size for part, size in widths.items() if f".{part}" in suffix), 4)
+            if name == "STG"
+            else 16
+            for name, suffix in stores
+        ),
+        default=0,
+    )
+
+
+def count_hazards(code: str) -> int:
+    """Count the writes to A registers of sm_90's WGMMAs before a wait covers their reads.
+
+    A WGMMA reads A from registers while later instructions run. PTX leaves its result undefined if
+    one of them writes these registers before a ``wgmma.wait_group`` for its group (triton#9433). A
+    wait for all but n groups (``WARPGROUP.DEPBAR.LE gsb0, n``) covers a WGMMA if n later groups
+    have been committed (``gsb0``) by then. What follows the end of a loop is also its beginning.
+    """
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", code)
+    lines = [line for _, line in found]
+    places = {int(address, 16): at for at, (address, _) in enumerate(found)}
+    return sum(
+        len(_overwrites(lines, places, at))
+        for at, line in enumerate(lines)
+        if re.search(r"\bHGMMA\S*\s+R\d+,\s*R\d+,\s*gdesc", line)
+    )
+
+
+def _overwrites(lines: list[str], places: dict[int, int], wgmma: int) -> set[int]:
+    """Return the places of the instructions that overwrite a WGMMA's A registers too early."""
+    first = int(re.findall(r"\bR(\d+),", lines[wgmma])[1])
+    operand = set(range(first, first + 4))
+    groups = int("gsb0" in lines[wgmma])  # committed from this WGMMA on, its own included
+    early, at, wrapped = set(), wgmma + 1, False
+    while at < len(lines):
+        line = lines[at]
+        wait = re.search(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x[0-9a-f]+)", line)
+        if "EXIT" in line or (wait and groups > int(wait[1], 16)):
+            break
+        groups += "HGMMA" in line and "gsb0" in line
+        if operand & _written(line):
+            early.add(at)
+        jump = re.search(r"\bBRA (0x[0-9a-f]+)", line)
+        target = places.get(int(jump[1], 16), at + 1) if jump else at + 1
+        if target <= wgmma and not wrapped:  # the end of the loop around the WGMMA
+            at, wrapped = target, True
+        elif jump and target == at:  # padding behind the code
+            break
+        else:
+            at += 1
+    return early
+
+
+def _written(line: str) -> set[int]:
+    """Return the registers that an instruction writes."""
+    line = re.sub(r"^@!?U?P\w+\s+", "", line.strip())
+    name, _, operands = line.partition(" ")
+    first = re.match(r"\s*R(\d+)\b", operands)
+    if not first or name.startswith(("ST", "HGMMA", "BAR", "BRA", "RED", "ATOM", "WARP")):
+        return set()
+    if ".128" in name or "HMMA" in name or name.endswith(".4"):
+        count = 4
+    elif ".64" in name or "WIDE" in name or name.endswith(".2"):
+        count = 2
+    else:
+        count = 1
+    return {int(first[1]) + i for i in range(count)}
 
 
 def _instructions(code: str) -> int:
@@ -229,6 +311,8 @@ def faults(launch: Launch, built: Compiled) -> list[str]:
         found.append(f"dots: no {chip.dot}, but {built.mma or 'no tensor-core instruction'}")
     if "f32" in built.dots and built.mma:
         found.append(f"dots: float32, but {built.mma}")
+    if built.hazards:
+        found.append(f"hazards: {built.hazards} operands of WGMMAs are overwritten while in use")
     rows = [a for a in launch.args if isinstance(a, Tensor) and a.dtype != torch.int64]
     if rows and not built.wide_loads:  # a kernel that only reads ids loads too little to matter
         found.append(f"loads: none of {built.loads} takes 16 bytes")

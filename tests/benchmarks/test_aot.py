@@ -1,0 +1,179 @@
+"""The ahead-of-time gate: every kernel compiles without faults, and each kind of fault is found.
+
+`make aot` compiles all shapes of all presets with all supported Tritons; here each kernel is
+compiled once, at one shape and for one chip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ivcl_fast.info import OPS
+from ivcl_fast.kernels import _triton
+
+pytestmark = [
+    pytest.mark.skipif(_triton.MISSING is not None, reason=str(_triton.MISSING)),
+    pytest.mark.skipif(_triton.INTERPRET, reason="interpreting and compiling exclude each other"),
+]
+if not _triton.MISSING:
+    from benchmarks.aot import __main__ as aot
+    from benchmarks.aot import compile as aot_compile
+
+ROOT = Path(__file__).parents[2]
+CHIPS = (80, 90, 100, 120)
+"""What is compiled here: the code for other chips differs from theirs in its limits."""
+
+
+@pytest.fixture(scope="module")
+def first_shapes() -> dict[str, aot.Build]:
+    """Every kernel at the first shape of a step of ``base64``, for every chip."""
+    first: dict = {}
+    for build in aot.builds({"base64": aot.settings()["base64"]}, ["bf16"], CHIPS):
+        first.setdefault((build.launch.kernel, build.arch), build)
+    return {f"{build.name}, sm_{build.arch}": build for build in first.values()}
+
+
+@pytest.fixture(scope="module")
+def compiled(first_shapes) -> dict[str, tuple[aot.Build, aot_compile.Compiled]]:
+    """Every kernel, each for the next chip."""
+    kernels = list(dict.fromkeys(build.launch.kernel for build in first_shapes.values()))
+    chips = dict(zip(kernels, itertools.cycle(CHIPS), strict=False))
+    wanted = {k: b for k, b in first_shapes.items() if b.arch == chips[b.launch.kernel]}
+    return dict(zip(wanted, aot.compile_all(wanted.values()), strict=True))
+
+
+def test_no_faults(compiled):
+    found = {what: aot_compile.faults(b.launch, built) for what, (b, built) in compiled.items()}
+    assert {what: fault for what, fault in found.items() if fault} == {}
+
+
+def test_figures_are_plausible(compiled):
+    """If the output of a tool changed, no figure might be found, and so no fault."""
+    for what, (_, built) in compiled.items():
+        assert 16 <= built.registers <= 255 and built.loads >= 1 and 0 < built.occupancy <= 1, what
+        assert 30 < built.instructions < 9000 and 1 <= built.store_bytes <= 16, what
+    with_dots = {what.split(",")[0] for what, (_, built) in compiled.items() if built.dots}
+    assert with_dots == {"short_attention", "embed_patches"}
+
+
+GOOD = dict(
+    arch=90, warps=4, registers=64, stack=0, spills=0, shared=4096, dots={"bf16": 2},
+    mma={"HGMMA": 4}, loads=8, wide_loads=8, store_bytes=16, hazards=0, instructions=500,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (dict(spills=2), "spills"),
+        (dict(stack=8), "spills"),
+        (dict(shared=228 << 10), "shared memory"),
+        (dict(mma={"HMMA": 4}), "dots"),
+        (dict(mma={}), "dots"),
+        (dict(dots={"f32": 2}), "dots"),
+        (dict(wide_loads=0), "loads"),
+        (dict(hazards=3), "hazards"),
+        (dict(registers=96), "grid"),
+        (dict(warps=2, shared=30 << 10), "occupancy"),
+        (dict(instructions=600), "instructions"),
+    ],
+)
+def test_faults_are_found(change, word, first_shapes):
+    name = next(name for name in first_shapes if name.startswith("bias_gelu, encoder backward"))
+    launch = first_shapes[name.rpartition(", sm_")[0] + ", sm_90"].launch
+    assert aot_compile.faults(launch, aot_compile.Compiled(**GOOD)) == []
+    found = aot_compile.faults(launch, aot_compile.Compiled(**{**GOOD, **change}))
+    assert any(fault.startswith(word) for fault in found)
+
+
+LOOP = """
+/*0100*/ LDS.64 R20, [R8] ;
+/*0110*/ HGMMA.64x64x16.F32.BF16 R24, R16, gdesc[UR4], R24 ;
+/*0120*/ HGMMA.64x64x16.F32.BF16 R24, R20, gdesc[UR8], R24, gsb0 ;
+/*0130*/ WARPGROUP.DEPBAR.LE gsb0, {left} ;
+/*0140*/ I2FP.F32.U32 R18, R6 ;
+/*0150*/ @!P1 BRA 0x100 ;
+/*0160*/ EXIT ;
+"""
+
+
+def test_hazards_are_counted_until_a_wait_covers_the_read():
+    """R18, then R20 and R21 in the next turn, are written while the one group may still run."""
+    assert aot_compile.count_hazards(LOOP.format(left="0x0")) == 0
+    assert aot_compile.count_hazards(LOOP.format(left="0x1")) == 2
+
+
+def test_the_old_embed_patches_has_hazards(tmp_path):
+    """Three stages with Triton 3.7; one stage has none."""
+    folder = ROOT / ".triton" / "3.7"
+    if not folder.is_dir():
+        pytest.skip("no Triton 3.7 in .triton; `make aot` installs it")
+    code = (
+        "import dataclasses; from benchmarks.aot.__main__ import *;"
+        "build = next(b for b in builds({'base64': settings()['base64']}, ['bf16'], [90])"
+        " if b.name.startswith('embed_patches, visible forward'));"
+        "print([compile_launch(dataclasses.replace(build.launch, num_stages=n), 90).hazards"
+        " for n in (1, 3)])"
+    )
+    path = os.pathsep.join(map(str, [folder, ROOT, *sys.path]))
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    one, three = json.loads(run.stdout)
+    assert one == 0 and three > 0
+
+
+def test_occupancy():
+    """The values are those of NVIDIA's occupancy calculator."""
+
+    def occupancy(arch, registers, shared, warps=4):
+        figures = dict(arch=arch, registers=registers, shared=shared, warps=warps)
+        return aot_compile.Compiled(**{**GOOD, **figures}).occupancy
+
+    assert occupancy(90, 32, 0) == 1.0
+    assert occupancy(90, 128, 0) == 4 * 4 / 64  # 65,536 / (128 * 128) blocks of four warps
+    assert occupancy(80, 32, 40 << 10) == 4 * 4 / 64  # 164 / 41 KB
+    assert occupancy(120, 40, 0) == 1.0  # 12 blocks of 5,120 registers fill its 48 warps
+    assert occupancy(86, 32, 0, warps=2) == 2 * 16 / 48  # 16 blocks at most
+
+
+def test_every_kernel_of_every_op_is_covered(first_shapes):
+    """A kernel that no case starts would first be compiled on a user's machine."""
+    started = {build.launch.kernel for build in first_shapes.values()}
+    kernels = {
+        kernel
+        for name in OPS
+        for key, kernel in vars(importlib.import_module(f"ivcl_fast.kernels.{name}")).items()
+        if key.endswith("_kernel") and hasattr(kernel, "fn")  # decorated by triton.jit
+    }
+    assert kernels == started
+
+
+def test_the_table_has_a_row_per_version_and_op():
+    built = aot_compile.Compiled(**GOOD)
+    other = dataclasses.replace(built, registers=128, spills=2, store_bytes=8)
+    row = aot.summary_of([built, other])
+    assert row["registers"] == [64, 128] and row["spills"] == 2 and row["widest store"] == 8
+    result = {"triton": "3.9.0", "chips": [90], "ops": {"bias_gelu": row}, "faults": ["x"]}
+    lines = aot.table([result]).splitlines()
+    assert any("Faults: 1." in line for line in lines)
+    assert [line for line in lines if line.startswith("| 3.9.0")][0].split("|")[2].strip() == (
+        "bias_gelu"
+    )
+
+
+def test_a_folder_without_triton_is_refused(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.aot", "--triton", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "--triton: expected a folder with Triton" in done.stderr
