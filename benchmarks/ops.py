@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import baselines
+from benchmarks.aot.cases import OBJECT_SLOTS
 from benchmarks.benchmark import Benchmark, Setup
 from benchmarks.timing import BF16, DEVICE, DTYPE, Call, input_sets
 from ivcl_fast import IVCLConfig, kernels, reference, slot_autoencoder
-from benchmarks.aot.cases import OBJECT_SLOTS
 from ivcl_fast.kernels.short_attention import max_tokens
 
 PRESET, CLIPS = ("base64", 32) if DEVICE.type == "cuda" else ("tiny", 8)

@@ -2,8 +2,7 @@
 
 A table stands between ``<!-- table: NAME; PREFIX; PREFIX -->`` and ``<!-- end -->``. It shows the
 rows of ``benchmarks/results/NAME.json`` whose benchmark starts with one of the prefixes, or all of
-them. ``machine`` in place of ``table`` describes where and with what they were measured, and
-``scaling`` is the model of training on many GPUs (:mod:`benchmarks.predictions.scaling`).
+them. ``machine`` in place of ``table`` describes where and with what they were measured.
 ``predicted`` is the step of :mod:`benchmarks.predictions.step`, which stays as it is where Triton
 cannot count it. ``zoo: NAME; KIND`` is a table of public models (:mod:`benchmarks.zoo.table`), or
 with ``machine`` as KIND where they were measured; ``limits``, up to which lengths fused ops run.
@@ -17,7 +16,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.predictions import scaling
 from benchmarks.predictions import step as predicted
 from benchmarks.results import RESULTS, ROOT, Results, read
 from benchmarks.summary import IN_DOCS, describe_machine, duration, fastest_of_ours, table
@@ -72,7 +70,6 @@ def zoo_table(name: str, kind: str) -> list[str]:
 KINDS = {
     "table": rows_table,
     "machine": measured_on,
-    "scaling": scaling.tables,
     "predicted": lambda: None if predicted.CANNOT_COUNT else predicted.table(),
     "limits": zoo.limits,
     "zoo": zoo_table,

@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of one recorded kernel launch, and an analysis of its machine code.
 
-No GPU is needed: :func:`~ivcl_fast.kernels.launch.record` records the launches of the ops on tensors
-without storage, and the CUDA tools in Triton's wheel disassemble the code. It cannot run under
+No GPU is needed: :func:`~ivcl_fast.kernels.launch.record` records the launches of the ops on
+tensors without storage, and the CUDA tools in Triton's wheel disassemble the code. It cannot run under
 ``TRITON_INTERPRET=1``.
 """
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
+from benchmarks.aot.cases import cases
 from benchmarks.benchmark import Benchmark, Setup
 from benchmarks.results import Skip
 from benchmarks.timing import DEVICE, Call
 from ivcl_fast import IVCLConfig
 from ivcl_fast.kernels import unsupported_reason
 from ivcl_fast.kernels._triton import INTERPRET
-from benchmarks.aot.cases import cases
 from ivcl_fast.kernels.launch import Launch, record
 
 FORWARD = "forward"

@@ -11,7 +11,6 @@ import argparse
 from dataclasses import replace
 
 from benchmarks.predictions.launches import Cost, count_step
-from benchmarks.predictions.scaling import CFG
 from benchmarks.summary import lined_up
 from ivcl_fast.command import run_command
 from ivcl_fast.config import IVCLConfig
@@ -20,6 +19,7 @@ from ivcl_fast.kernels import _triton
 
 CANNOT_COUNT = _triton.MISSING is not None or _triton.INTERPRET
 """Whether launches cannot be recorded: without Triton, and in its interpreter."""
+CFG = IVCLConfig.preset("base64", mask_ratio=0.875, num_query_frames=1)
 CLIPS = 256
 EAGER, GRAPH = 5e-6, 1e-6
 """Seconds a launch takes the host, and those between kernels of a CUDA graph, both assumed."""

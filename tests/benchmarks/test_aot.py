@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from ivcl_fast.info import OPS
 from ivcl_fast.kernels import _triton
@@ -168,9 +167,8 @@ def test_the_table_has_a_row_per_version_and_op():
     result = {"triton": "3.9.0", "chips": [90], "ops": {"bias_gelu": row}, "faults": ["x"]}
     lines = aot.table([result]).splitlines()
     assert any("Faults: 1." in line for line in lines)
-    assert [line for line in lines if line.startswith("| 3.9.0")][0].split("|")[2].strip() == (
-        "bias_gelu"
-    )
+    row = next(line for line in lines if line.startswith("| 3.9.0"))
+    assert row.split("|")[2].strip() == "bias_gelu"
 
 
 def test_a_folder_without_triton_is_refused(tmp_path):

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from benchmarks.predictions.launches import StepCounter, count_step
-from benchmarks.predictions.scaling import CFG
-from benchmarks.predictions.step import CANNOT_COUNT, ROWS, STEP, step_costs
+from benchmarks.predictions.step import CANNOT_COUNT, CFG, ROWS, STEP, step_costs
 from ivcl_fast.models import flops
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.aot.cases import cases
 from benchmarks.gpu_check import __main__ as gpu_check
 from benchmarks.gpu_check import kernels, parts
 from benchmarks.results import Results
 from benchmarks.summary import summary
 from ivcl_fast.kernels import _triton
-from benchmarks.aot.cases import cases
 
 
 @pytest.mark.skipif(_triton.MISSING is not None, reason=str(_triton.MISSING))

@@ -39,7 +39,7 @@ FILES = [
 ]
 MAKEFILE = (ROOT / "Makefile").read_text()
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-END_AT_ONCE = {"ivcl_fast.info", "benchmarks.predictions.scaling"}
+END_AT_ONCE = {"ivcl_fast.info"}
 
 
 class Wrong(Exception):
@@ -207,7 +207,6 @@ def test_commands_can_be_typed(command, tmp_path, monkeypatch):
         ("python -m ivcl_fast.info --plan --no-such-flag", "no-such-flag"),
         ("python -m ivcl_fast.trian", "no module ivcl_fast.trian"),
         ("python train.py", "no module train.py"),
-        ("python -m benchmarks.predictions.scaling --no-such-flag", "no-such-flag"),
         ("torchrun --no-such-flag -m ivcl_fast.train", "exit status 2"),
         ("torchrun --nproc-per-node=8 -m ivcl_fast.train --no-such-flag", "no-such-flag"),
         ("make trian", "no target trian"),

@@ -10,9 +10,9 @@ import importlib
 import pytest
 import torch
 
+from benchmarks.aot import cases as aot_cases
 from ivcl_fast.info import OPS
 from ivcl_fast.kernels._op import TRITON
-from benchmarks.aot import cases as aot_cases
 from tests.kernels.ops.conftest import INTERPRET
 
 pytestmark = pytest.mark.skipif(not INTERPRET, reason="the interpreter knows the addresses")
