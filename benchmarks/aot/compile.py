@@ -1,8 +1,8 @@
 """Ahead-of-time compilation of one recorded kernel launch, and an analysis of its machine code.
 
 No GPU is needed: :func:`~ivcl_fast.kernels.launch.record` records the launches of the ops on
-tensors without storage, and the CUDA tools in Triton's wheel disassemble the code. It cannot run under
-``TRITON_INTERPRET=1``.
+tensors without storage, and the CUDA tools in Triton's wheel disassemble the code. It cannot run
+under ``TRITON_INTERPRET=1``.
 """
 
 from __future__ import annotations
