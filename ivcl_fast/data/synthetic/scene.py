@@ -32,8 +32,11 @@ COLORS = {
 }
 """Divided by 255, these are linear values: the generators apply no sRGB curve to them."""
 
-OFFSETS = {"cone": (-0.0339, -0.0289, 0.1809), "spl": (-0.0142, 0.0029, 0.0421)}
-"""Added to an object's location, whatever its size: the meshes are not centred on their origins."""
+FIRST_OFFSETS = {"cone": (-0.0339, -0.0289, 0.1809), "spl": (-0.0142, 0.0029, 0.0421)}
+"""Added to the location (x, y, radius) at which an object is placed; included in ``locations``.
+
+Movements lead to an (x, y) without offset, so that only that of z remains.
+"""
 
 SNITCH_RADIUS = 0.3
 SNITCH_SCALE = 0.9362
@@ -97,7 +100,10 @@ class Scene:
 
     things: tuple[Thing, ...]
     locations: np.ndarray
-    """float64 [F, n, 3]: object origins in the pictures, without :data:`OFFSETS`."""
+    """float64 [F, n, 3]: centres of the objects' meshes in the pictures. Nothing is added to them.
+
+    The centre of a cone is halfway between base and tip, that of the snitch is common to its rings.
+    """
     rotations: np.ndarray
     """float64 [F, n, 3]: Euler angles in radians, applied about x, then y, then z (Blender's XYZ).
 
