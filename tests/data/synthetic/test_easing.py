@@ -1,0 +1,69 @@
+"""Eased motion is a cubic Bezier curve with Blender's auto-clamped handles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ivcl_fast.data.synthetic.easing import interpolate
+
+
+def eased(times: list[int], values: list[float], frames: np.ndarray) -> np.ndarray:
+    column = np.array(values, dtype=float)[:, None]
+    track = np.zeros(len(times), dtype=int)
+    return interpolate(track, np.array(times), column, 1, frames)[0, :, 0]
+
+
+def bezier(t: float, times: list[float], values: list[float]) -> float:
+    """The value at time t of a Bezier curve with these four points."""
+    x0, x1, x2, x3 = times
+    roots = np.roots([x3 - 3 * x2 + 3 * x1 - x0, 3 * (x2 - 2 * x1 + x0), 3 * (x1 - x0), x0 - t])
+    u = next(r.real for r in roots if abs(r.imag) < 1e-7 and -1e-7 <= r.real <= 1 + 1e-7)
+    return np.polyval(
+        [
+            values[3] - 3 * values[2] + 3 * values[1] - values[0],
+            3 * (values[2] - 2 * values[1] + values[0]),
+            3 * (values[1] - values[0]),
+            values[0],
+        ],
+        u,
+    )
+
+
+@pytest.mark.parametrize(
+    ("times", "values", "segment", "handles"),
+    [
+        # Horizontal handles of 1 / 2.5614 of the interval.
+        ([0, 30], [1.0, 4.0], 0, ((11.7123, 1.0), (18.2877, 4.0))),
+        # The key of a later movement is one frame after: the handle is that of five frames.
+        ([0, 30, 31], [1.0, 4.0, 4.0], 0, ((11.7123, 1.0), (28.0479, 4.0))),
+        # A key on the way has the mean slope of both sides, here 0.1 a frame.
+        ([0, 30, 60], [0.0, 3.0, 6.0], 1, ((41.7123, 4.17123), (48.2877, 6.0))),
+        # A handle does not go beyond a neighbour's value; here it would by 0.17.
+        ([0, 30, 60], [0.0, 1.0, 6.0], 0, ((11.7123, 0.0), (18.2877, 0.0))),
+        # An extremum is horizontal.
+        ([0, 30, 60], [0.0, 3.0, 1.0], 1, ((41.7123, 3.0), (48.2877, 1.0))),
+    ],
+)
+def test_segments_by_hand(times, values, segment, handles) -> None:
+    ends = (times[segment], values[segment]), (times[segment + 1], values[segment + 1])
+    points = ends[0], *handles, ends[1]
+    frames = np.arange(times[segment], times[segment + 1] + 1)
+    expected = [bezier(t, *map(list, zip(*points, strict=True))) for t in frames]
+    np.testing.assert_allclose(eased(times, values, frames), expected, atol=2e-4)
+
+
+def test_tracks_do_not_mix_and_are_constant_outside_their_keys() -> None:
+    tracks, times = np.array([0, 0, 1, 2, 2]), np.array([100, 130, 50, 0, 300])
+    values = np.array([[1.0, 0.0], [4.0, 2.0], [7.0, 7.0], [0.0, -1.0], [9.0, -1.0]])
+    frames = np.arange(301)
+    found = interpolate(tracks, times, values, 3, frames)
+    assert found.shape == (3, 301, 2)
+    for track in range(3):
+        own = tracks == track
+        alone = interpolate(np.zeros(own.sum(), dtype=int), times[own], values[own], 1, frames)
+        np.testing.assert_array_equal(found[track], alone[0])
+    assert (found[0, :101] == values[0]).all() and (found[0, 130:] == values[1]).all()
+    assert (found[1] == 7.0).all()
+    few = np.array([0, 113, 300])
+    np.testing.assert_array_equal(interpolate(tracks, times, values, 3, few), found[:, few])
