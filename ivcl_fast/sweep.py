@@ -12,7 +12,6 @@ from __future__ import annotations
 from ivcl_fast.command import long_work, parse, run_command
 from ivcl_fast.studies.definitions import STUDIES
 from ivcl_fast.studies.runner import SweepConfig, run_study
-from ivcl_fast.train import train
 
 QUESTIONS = "".join(f"\n  {name}: {study.question}" for name, study in STUDIES.items())
 
@@ -22,7 +21,7 @@ def main() -> None:
         SweepConfig, "sweep", __doc__ + "\n\nStudies:" + QUESTIONS, return_unknown_args=True
     )
     with long_work("the same command continues"):
-        folder = run_study(config, tuple(flags), train)
+        folder = run_study(config, tuple(flags))
     print(f"study: {folder / 'study.md'}")
 
 

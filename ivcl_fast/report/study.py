@@ -6,19 +6,11 @@ import platform
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter
 
-from ivcl_fast.evaluation.baselines import BASELINES
 from ivcl_fast.files import write_json, write_text
-from ivcl_fast.report import scaling
 from ivcl_fast.report.figures import new_figure, save
 from ivcl_fast.report.study_results import (
     Chance,
@@ -27,19 +19,21 @@ from ivcl_fast.report.study_results import (
     Folders,
     Results,
     compare,
+    doublings,
     read_results,
 )
 from ivcl_fast.report.tables import METRIC_NAMES, Table
 from ivcl_fast.studies.definitions import Study
-from ivcl_fast.training.metrics_log import MetricsLog
 
 RESULTS = "results.json"
 TEXT, FIGURE = "study.md", "study.png"
 FILES = (RESULTS, TEXT, FIGURE)
 """Files that :func:`write` makes."""
-
-
-# --- Tables --------------------------------------------------------------------------------------
+HEADING = (
+    "What doubling adds to top-1, in points, with 95 % intervals over clips: the slope of a line "
+    "over the logarithm of the size, fitted by least squares:"
+)
+"""The sentence above the lines that are fitted to a study with axes."""
 
 
 def mean_and_deviation(values: Sequence[float], percent: bool) -> str:
@@ -98,7 +92,7 @@ def titled_tables(
 ) -> dict[str, Table]:
     """Return a study's tables for one data set and task, by the sentences above them.
 
-    Where clips have groups, the first table is an overview of them.
+    If clips have groups, the first table is an overview of them.
     """
     base = f"the difference from *{next(iter(results))}* on the same clips, in points"
     tables = {}
@@ -114,6 +108,16 @@ def titled_tables(
     return tables
 
 
+def doubling_table(study: Study, folders: Mapping[str, Sequence[Path]]) -> Table:
+    """Return what doubling each size of a study adds to the share of correct answers."""
+    rows = [
+        [size, *row]
+        for size, labels in study.axes.items()
+        for row in doublings({value: folders[label] for value, label in labels.items()})
+    ]
+    return Table(["twice the", "clips", "top-1", "farthest from the line"], rows, names=2)
+
+
 def write(
     folder: Path,
     name: str,
@@ -127,17 +131,16 @@ def write(
     scores = {title: read_results(runs) for title, runs in folders.items()}
     values = {title: results for title, (results, _) in scores.items()}
     write_json(folder / RESULTS, {"study": name, "flags": list(flags), "values": values})
-    (scaling.draw if study.axes else draw)(folder / FIGURE, study, folders, scores)
+    draw(folder / FIGURE, study.question, scores)
     sections = []
     for title, (results, chance) in scores.items():
         tables = titled_tables(study.varied, results, chance, compare(folders[title]))
-        shown = next(iter(tables))  # the rest is read in the file
+        next(iter(tables.values())).print(f"{title}: {next(iter(tables))}")
         if study.axes:
-            tables[scaling.HEADING] = scaling.doubling_table(study, folders[title])
+            tables[HEADING] = doubling_table(study, folders[title])
+            tables[HEADING].print(f"{title}: {HEADING}")
         sections.append(f"## {title}")
         for heading, table in tables.items():
-            if heading in (shown, scaling.HEADING):
-                table.print(f"{title}: {heading}")
             sections += [heading, str(table)]
     several = ["--pretrainings", str(pretrainings)] if pretrainings > 1 else []
     words = [name, *flags, "--seeds", str(seeds), *several]
@@ -158,103 +161,26 @@ def write(
     write_text(folder / TEXT, "\n\n".join(parts) + "\n")
 
 
-# --- Figure --------------------------------------------------------------------------------------
-
-GROUP_STYLES: dict[str, dict[str, Any]] = {
-    "all": dict(alpha=1.0),
-    "visible": dict(alpha=0.45),
-    "hidden": dict(alpha=0.45, hatch="////"),
-}
-"""How bars of a group of clips are drawn; their colour is the variant's."""
-
-
-def curve(runs: Sequence[Path], metric: str) -> dict[int, list[float]]:
-    """Return a metric on validation clips in finetuning by clips seen: a value per seed."""
-    points: dict[int, list[float]] = {}
-    for record in chain.from_iterable(MetricsLog(run).read() for run in runs):
-        if record["stage"] == "finetune" and f"val_{metric}" in record:
-            points.setdefault(record["clips"], []).append(record[f"val_{metric}"])
-    return points
-
-
-def colors_of(names: Sequence[str]) -> dict[str, Any]:
-    """Return a colour for each variant, the same in all panels; baselines are gray."""
-    variants = [name for name in names if not name.startswith(BASELINES)]
-    return dict.fromkeys(names, "0.6") | {name: f"C{i}" for i, name in enumerate(variants)}
-
-
-def draw(
-    path: Path, study: Study, folders: Folders, scores: Mapping[str, tuple[Results, Chance]]
-) -> None:
-    """Draw the first metric of every table: bars by variant, and curves in finetuning."""
-    figure = new_figure(11, 4.2 * len(folders))
-    names = list(dict.fromkeys(name for results, _ in scores.values() for name in results))
-    colors = colors_of(names)
-    rows = figure.subfigures(len(folders), 1, squeeze=False)[:, 0]
-    for row, (title, (results, chance)) in zip(rows, scores.items(), strict=True):
-        metric = next(iter(chance))
-        percent = chance[metric]["percent"]
-        unit = METRIC_NAMES[metric] + (" (%)" if percent else "")
-        factor = 100 if percent else 1
-        bars, curves = row.subplots(1, 2, width_ratios=[3, 2])
-        draw_bars(bars, results, metric, factor, colors)
-        bars.set(xlabel=study.varied, ylabel=unit)
-        hidden = draw_curves(curves, folders[title], metric, factor, colors)
-        curves.set(xlabel="labelled clips seen in finetuning", ylabel=unit)
-        curves.set_title(
-            "validation score (dotted: hidden clips)" if hidden else "validation score", fontsize=9
-        )
-        curves.xaxis.set_major_formatter(EngFormatter(sep=""))
-        for axes in (bars, curves):
-            axes.axhline(factor * chance[metric]["chance"], color="0.3", ls="--", lw=1)
-            axes.grid(axis="y", alpha=0.3)
-            axes.set_axisbelow(True)
-        row.suptitle(title, fontsize=10)
-        groups = groups_of(results)
-        handles: list[Any] = [Line2D([], [], color="0.3", ls="--", lw=1, label="chance")]
-        handles += [
-            Patch(facecolor="0.3", label=f"{g} clips", **GROUP_STYLES.get(g, {})) for g in groups
-        ]
-        handles += [Line2D([], [], color=colors[n], lw=4, label=n) for n in folders[title]]
-        if any(name.startswith(BASELINES) for name in results):
-            handles.append(Line2D([], [], color="0.6", lw=4, label="baselines"))
-        row.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
-    figure.suptitle(study.question, fontsize=11)
+def draw(path: Path, question: str, scores: Mapping[str, tuple[Results, Chance]]) -> None:
+    """Draw the first metric of every table: a row per variant, a mark per seed and group."""
+    rows = [len(results) for results, _ in scores.values()]
+    figure = new_figure(9, 0.3 * sum(rows) + 1.2 * len(rows) + 0.5)
+    panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=rows)[:, 0]
+    for axes, (title, (results, chance)) in zip(panels, scores.items(), strict=True):
+        metric, of = next(iter(chance.items()))
+        factor, unit = (100, " (%)") if of["percent"] else (1, "")
+        for number, group in enumerate(groups_of(results)):
+            marks = [
+                (factor * value, row)
+                for row, groups in enumerate(results.values())
+                for value in groups.get(group, {}).get(metric, [])
+            ]
+            axes.plot(*zip(*marks, strict=True), "|", c=f"C{number}", ms=11, mew=2, label=group)
+        axes.axvline(factor * of["chance"], color="0.4", ls="--", lw=1, label="chance")
+        axes.set_yticks(range(len(results)), results)
+        axes.invert_yaxis()
+        axes.set(title=title, xlabel=METRIC_NAMES[metric] + unit)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.suptitle(question)
     save(figure, path)
-
-
-def draw_bars(
-    axes: Axes, results: Results, metric: str, factor: float, colors: Mapping[str, Any]
-) -> None:
-    """Draw a bar per variant and group of clips, with standard deviations over seeds."""
-    groups = groups_of(results)
-    width = 0.8 / len(groups)
-    for at, (name, by_group) in enumerate(results.items()):
-        for i, group in enumerate(groups):
-            if values := by_group.get(group, {}).get(metric):
-                deviation = factor * statistics.stdev(values) if len(values) > 1 else None
-                axes.bar(
-                    at + (i - (len(groups) - 1) / 2) * width, factor * statistics.fmean(values),
-                    width, yerr=deviation, capsize=2, color=colors[name],
-                    **GROUP_STYLES.get(group, {}),
-                )  # fmt: skip
-    labels = [name.replace(": ", ":\n") for name in results]
-    axes.set_xticks(range(len(results)), labels, rotation=20, ha="right", fontsize=8)
-
-
-def draw_curves(
-    axes: Axes,
-    folders: Mapping[str, Sequence[Path]],
-    metric: str,
-    factor: float,
-    colors: Mapping[str, Any],
-) -> bool:
-    """Draw a metric in finetuning by variant; return whether there are curves of hidden clips."""
-    hidden = False
-    for label, runs in folders.items():
-        for name, dash in ((metric, "-"), (f"{metric}_hidden", ":")):
-            if points := curve(runs, name):
-                hidden |= dash == ":"
-                means = [factor * statistics.fmean(points[clips]) for clips in sorted(points)]
-                axes.plot(sorted(points), means, dash, color=colors[label], marker=".")
-    return hidden

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,7 @@ def correct_shares(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[Answ
             file = run / CLIPS
             for clip in read_answers(file) if file.exists() else ():
                 key = clip["name"], clip["video"], clip.get("group", "all")
-                correct = clip.get("correct", clip.get("right", {}))  # "right" in version 0.1.0
-                for i, (title, of_row) in enumerate(correct.items()):
+                for i, (title, of_row) in enumerate(clip.get("correct", {}).items()):
                     row = hits.setdefault(label if i == 0 else title, {})
                     row.setdefault(key, []).append(of_row)
     seeds = len(next(iter(folders.values())))
@@ -74,6 +73,24 @@ def correct_shares(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[Answ
         row: {key: statistics.fmean(of) for key, of in clips.items() if len(of) == seeds}
         for row, clips in hits.items()
     }
+
+
+def doublings(sizes: Mapping[int, Sequence[Path]]) -> Iterator[tuple[str, str, str]]:
+    """Yield what doubling a size adds to the share of correct answers, for each group of clips.
+
+    ``sizes``: a run's folder per seed, by size. A row holds the group, the slope in points with its
+    interval over clips, and how far the scores are from their line. The line is fitted to every
+    clip; the mean of these fits is the fit to the mean.
+    """
+    found = [next(iter(correct_shares({"": runs}).values())) for runs in sizes.values()]
+    common = [clip for clip in found[0] if all(clip in of for of in found)]
+    for group, clips in in_groups(common).items():
+        videos = np.array([video for _, video, _ in clips])
+        scores = np.array([[100 * of[clip] for clip in clips] for of in found])  # [sizes, clips]
+        slope, at_one = np.polyfit(np.log2([*sizes]), scores, 1)
+        line = np.multiply.outer(np.log2([*sizes]), slope) + at_one
+        farthest = np.abs(scores.mean(1) - line.mean(1)).max()
+        yield group, with_interval(slope, videos, -100, "+"), f"{farthest:.1f}"
 
 
 def in_groups(clips: Sequence[Answered]) -> dict[str, list[Answered]]:

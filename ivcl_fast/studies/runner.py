@@ -1,15 +1,18 @@
-"""Running a study: one training run for every variant and seed, then a table of them all."""
+"""Run a study: one training run for every variant and seed, then a table of them all.
+
+Every run is a process of its own, which continues where it stopped. So the same command continues
+a study.
+"""
 
 from __future__ import annotations
 
-import gc
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -28,15 +31,14 @@ from ivcl_fast.report.run import REPORT, SCORES
 from ivcl_fast.report.study_results import Folders
 from ivcl_fast.studies.definitions import Study, Variant, find_study, flag_name
 from ivcl_fast.training.arguments import parse
-from ivcl_fast.training.run_folder import changed_settings, check_folder, has_progress
+from ivcl_fast.training.run_folder import changed_settings, has_progress
 from ivcl_fast.training.settings import TrainConfig, load_settings
 from ivcl_fast.training.signals import Interrupted
 
-Train = Callable[[TrainConfig], None]
 MOST_RUNS = 1000
-"""Finetunings of a variant, and runs at a time, at most."""
+"""Most finetunings of a variant, and most runs at a time."""
 POLL_SECONDS = 0.2
-"""Time between two looks at the processes of parallel runs."""
+"""Time between two looks at the processes of the runs."""
 
 SET_BY_STUDY = {
     "name", "out", "stage", "init", "seed", "resume", "overwrite", "pictures",
@@ -59,6 +61,10 @@ class Job:
         """Arguments of ``ivcl_fast.train``."""
         return [*self.flags, "--out", str(self.folder.parent), "--name", self.folder.name]
 
+    @property
+    def done(self) -> bool:
+        return all((self.folder / name).is_file() for name in self.results)
+
 
 def plan_jobs(
     study: Study, folder: Path, seeds: int, common: tuple[str, ...], pretrainings: int = 1
@@ -73,65 +79,44 @@ def plan_jobs(
     for variant in study.variants:
         own = folder / variant_folder(variant)
         data = () if variant.data is None else ("--data", variant.data)
-        task = () if variant.task is None else ("--task", variant.task)
-        flags = *common, "--no-pictures", *data, *variant.model
+        flags = *common, "--no-pictures", *data, *shlex.split(variant.model)
         starts = ["random"]
         if variant.pretrain is not None:
             starts = []
+            stage = *flags, *shlex.split(f"{variant.pretrain} {variant.lengths} --stage pretrain")
             for seed in range(pretrainings):
-                pretrain = *flags, *variant.pretrain, *variant.lengths, "--stage", "pretrain"
-                pretrain += "--seed", str(seed)
+                pretrain = *stage, "--seed", str(seed)
                 name = f"pretrained-{seed}" if seed else "pretrained"
                 job = Job(own / name, pretrain, (f"pretrain/{MODEL}", REPORT))
                 starts.append(str(pretrained.setdefault(parse(pretrain), job).folder / "pretrain"))
+        stage = *flags, "--no-compare-memoryless", *shlex.split(variant.finetune)
+        stage += "--stage", "finetune"
+        if variant.finetune_scale > 1:
+            clips = variant.finetune_scale * parse(flags).stages.finetune_clips
+            stage += "--finetune-clips", str(clips)
         for seed in range(seeds):
-            finetune = *flags, *task, "--no-compare-memoryless", *variant.finetune
-            finetune += "--stage", "finetune", "--init", starts[seed % len(starts)]
-            finetune += "--seed", str(seed)
-            if variant.finetune_scale > 1:
-                clips = variant.finetune_scale * parse(flags).stages.finetune_clips
-                finetune += "--finetune-clips", str(clips)
+            finetune = *stage, "--init", starts[seed % len(starts)], "--seed", str(seed)
             finetunings.append(Job(own / f"seed-{seed}", finetune, (SCORES,)))
     return list(pretrained.values()), finetunings
 
 
 def variant_folder(variant: Variant) -> Path:
-    """Return a variant's folder inside the study's, below one for its data set and task, if set."""
-    parts = " ".join(filter(None, (variant.data, variant.task))), variant.label
+    """Return a variant's folder inside the study's, below one for its data set, if set."""
+    parts = variant.data, variant.label
     return Path(*(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts if part))
 
 
-def run_jobs(jobs: list[Job], parallel: int, gpus: int, train: Train) -> None:
-    """Run the jobs that are not done, in this process one by one, or in ``parallel`` processes."""
-    jobs = [job for job in jobs if not all((job.folder / name).is_file() for name in job.results)]
-    if parallel > 1:
-        return run_parallel(jobs, parallel, gpus)
-    gc.freeze()
-    try:
-        for job in jobs:
-            if "torch._dynamo" in sys.modules:  # graphs of earlier models count against its limit
-                torch.compiler.reset()
-            print(f"\n{job.folder}", flush=True)
-            train(check_folder(parse(job.arguments)))
-            gc.collect()  # a run and the frame store that it holds refer to each other
-            gc.freeze()  # so that the next collection takes milliseconds: it looks at what is new
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()  # the next run asks how much is free
-    finally:
-        gc.unfreeze()
+def run_jobs(jobs: list[Job], parallel: int, gpus: int) -> None:
+    """Run the jobs that are not done, each in a process of its own, ``parallel`` at a time.
 
-
-def run_parallel(jobs: list[Job], parallel: int, gpus: int) -> None:
-    """Run a process per job, each with one of the GPUs, or with its share of the CPU's cores.
-
-    If one of them fails, or a signal arrives, all are stopped, and each saves a checkpoint. So they
-    do if this process is killed.
+    Each has one of the GPUs, or its share of the CPU's cores. A single one writes to the terminal,
+    several to ``log.txt`` in their folders. If one fails, or a signal arrives, all are stopped, and
+    each saves a checkpoint; so they do if this process is killed.
     """
-    cores = max(1, torch.get_num_threads() // parallel)
     environment = os.environ | {PARENT: str(os.getpid())}
     if not gpus:
-        environment |= {"OMP_NUM_THREADS": str(cores)}
-    waiting, free_slots = list(jobs), list(range(parallel))
+        environment |= {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // parallel))}
+    waiting, free_slots = [job for job in jobs if not job.done], list(range(parallel))
     running: dict[subprocess.Popen[bytes], tuple[Job, int]] = {}
     signals: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda signum, frame: signals.append(signum))
@@ -139,19 +124,23 @@ def run_parallel(jobs: list[Job], parallel: int, gpus: int) -> None:
         while waiting or running:
             while waiting and free_slots:
                 job, slot = waiting.pop(0), free_slots.pop(0)
-                device = ["--device", f"cuda:{slot % gpus}"] if gpus else []
+                device = ["--device", f"cuda:{slot % gpus}"] if gpus > 1 else []
                 command = [sys.executable, "-m", "ivcl_fast.train", *job.arguments, *device]
                 job.folder.mkdir(parents=True, exist_ok=True)
-                with open(job.folder / "log.txt", "ab") as log:
-                    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+                print(f"{job.folder}: started", flush=True)
+                if parallel == 1:
+                    process = subprocess.Popen(command, env=environment)
+                else:
+                    with open(job.folder / "log.txt", "ab") as log:
+                        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
                 running[process] = job, slot
-                print(f"{job.folder}: started, its output is in log.txt there", flush=True)
             for process in [process for process in running if process.poll() is not None]:
                 job, slot = running.pop(process)
                 free_slots.append(slot)
-                if status := process.returncode:
+                if process.returncode:
+                    where = "above" if parallel == 1 else "log.txt there"
                     raise UserError(
-                        f"{job.folder}: the run exited with status {status}; see log.txt there"
+                        f"{job.folder}: the run exited with status {process.returncode}; see {where}"
                     )
                 print(f"{job.folder}: done", flush=True)
             if signals:
@@ -181,53 +170,47 @@ class SweepConfig:
     """Folder that holds the studies."""
 
 
-def run_study(config: SweepConfig, common: tuple[str, ...], train: Train) -> Path:
+def run_study(config: SweepConfig, common: tuple[str, ...]) -> Path:
     """Run a study and write its table and figure; return its folder, which is in ``config.out``.
 
-    ``common``: flags of ``ivcl_fast.train`` for every run. ``train``: what that command calls.
-    Finished runs of an earlier call are kept, and a call that is running the study is waited for.
-    Raises :class:`UserError` for flags that the study sets itself, if the folder holds runs with
-    other settings, and under torchrun.
+    ``common``: flags of ``ivcl_fast.train`` for every run. Finished runs of an earlier call are
+    kept, and a call that is running the study is waited for. Raises :class:`UserError` for flags
+    that the study sets itself, if the folder holds runs with other settings, and under torchrun.
     """
     if (ranks := distributed.world_size()) > 1:  # they would wait for each other's lock
         raise UserError(
-            f"WORLD_SIZE: {ranks} ranks share no study; accepted: python -m ivcl_fast.sweep, which "
-            "gives each GPU a run, without torchrun"
+            f"WORLD_SIZE: expected 1, got {ranks}; ivcl_fast.sweep gives each GPU a run of its own"
         )
     study, seeds, pretrainings = find_study(config.study), config.seeds, config.pretrainings
-    for option, count in (("seeds", seeds), ("parallel", config.parallel)):
-        if count is not None and not 1 <= count <= MOST_RUNS:
-            raise UserError(f"--{option}: {count} is not accepted; accepted: 1 to {MOST_RUNS:,}")
-    if not 1 <= pretrainings <= seeds:
-        raise UserError(
-            f"--pretrainings: {pretrainings} is not accepted; accepted: 1 to {seeds}, the number "
-            "of --seeds"
-        )
+    for option, count, most in (
+        ("seeds", seeds, MOST_RUNS),
+        ("parallel", config.parallel, MOST_RUNS),
+        ("pretrainings", pretrainings, seeds),
+    ):
+        if count is not None and not 1 <= count <= most:
+            raise UserError(f"--{option}: expected 1 to {most:,}, got {count}")
     settings = parse(common)  # also raises errors before any work
     if settings.quick:
         study = study.quick()
     check_flags(config.study, study, common)
     if settings.optim.batch_size == "auto":
-        raise UserError(
-            "--batch-size: auto may choose another number for every run of a study; accepted: one "
-            "number for all"
-        )
+        raise UserError("--batch-size: expected a number, got auto, which may differ between runs")
     flags = study.flags(common)
-    # Where --device names the GPU to use, runs share none.
+    # If --device names the GPU to use, the runs share it.
     gpus = torch.cuda.device_count() if settings.speed.device in ("auto", "cuda") else 0
     folder = config.out / (config.study + ("-quick" if settings.quick else ""))
     stages = plan_jobs(study, folder, seeds, flags, pretrainings)
     for job in chain(*stages):
         if has_progress(job.folder) and (changed := changed_settings(parse(job.arguments))):
             raise UserError(
-                f"--out: {job.folder} holds a study with other settings ({', '.join(changed)}); "
-                "accepted: another folder"
+                f"--out: {job.folder} holds a run with other settings ({', '.join(changed)}); "
+                "choose another folder"
             )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, busy="run"):
         remove_temporaries(folder, study_report.FILES)
         for stage in stages:
-            run_jobs(stage, config.parallel or max(1, gpus), gpus, train)
+            run_jobs(stage, config.parallel or max(1, gpus), gpus)
         folders: Folders = {}
         for variant in study.variants:
             runs = [folder / variant_folder(variant) / f"seed-{seed}" for seed in range(seeds)]
@@ -243,7 +226,4 @@ def check_flags(name: str, study: Study, common: tuple[str, ...]) -> None:
     own = SET_BY_STUDY | study.own_flags
     for flag in common:
         if flag.startswith("--") and flag_name(flag) in own:
-            raise UserError(
-                f"{flag}: the study {name} sets this itself; accepted: other flags of "
-                "ivcl_fast.train"
-            )
+            raise UserError(f"{flag}: the study {name} sets this flag itself")
