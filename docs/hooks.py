@@ -5,7 +5,6 @@
 * A copy of the package in which ``ivcl_fast.kernels`` lies where its name says. The API reference
   is read from it, and no module of it is imported.
 * Links to files of the repository that are no pages become plain text.
-* A page that would load a script, a style or a picture from another host stops the build.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 
@@ -34,8 +32,6 @@ FLAGS = "flags.md"
 NOTEBOOK = "guide/quickstart.md"
 
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
-HTML_LINK = re.compile(r'\b(src|href)="(?!https?:|#)([^"]+)"')
-LOADED = re.compile(r'<(?:script|img|iframe|source)[^>]*\bsrc="?https?:|<link[^>]*\bhref="?https?:')
 ROLE = re.compile(r":(?:py:)?(?:class|func|meth|mod|data|attr|exc):`~?([^`]+)`")
 LITERAL_BLOCK = re.compile(r"::$", re.MULTILINE)
 
@@ -53,12 +49,12 @@ def on_startup(command: str, dirty: bool) -> None:
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are made from other files."""
     sys.path.insert(0, str(ROOT))
-    from docs import command_line
+    from docs import flags
 
     for source, page in MOVED.items():
         text = relinked((ROOT / source).read_text(), "", files)
         files.append(File.generated(config, page, content=text))
-    files.append(File.generated(config, FLAGS, content=command_line.page()))
+    files.append(File.generated(config, FLAGS, content=flags.page()))
     text, found = MarkdownExporter().from_filename(str(ROOT / "examples" / "quickstart.ipynb"))
     files.append(File.generated(config, NOTEBOOK, content=text))
     for name, content in found["outputs"].items():
@@ -74,39 +70,24 @@ def on_page_markdown(text: str, page: Any, config: Any, files: Files) -> str:
     return relinked(text, posixpath.join("docs", page.file.src_uri), files)
 
 
-def on_post_page(output: str, page: Any, config: Any) -> None:
-    """Raise unless everything that the page loads is part of the site."""
-    if found := LOADED.search(output):
-        raise PluginError(f"{page.file.src_uri}: loads from another host: {found[0]}...")
-
-
 def relinked(text: str, source: str, files: Files) -> str:
-    """Markdown whose links lead to pages; those to other files of the repository are undone.
+    """Return Markdown whose links lead to pages; others of the repository become plain text.
 
     ``source``: the file's path in the repository; links begin in its folder.
     """
     folder = posixpath.dirname(source)
-    page_folder = folder.removeprefix("docs").strip("/")
-
-    def place(target: str) -> str | None:
-        """A link's target, seen from the page; None where that is no part of the site."""
-        if re.match(r"[a-z]+:|#", target):
-            return target
-        path, mark, anchor = target.partition("#")
-        path = posixpath.normpath(posixpath.join(folder, path))
-        page = MOVED.get(path) or path.removeprefix("docs/")
-        known = path in MOVED or (path.startswith("docs/") and files.get_file_from_path(page))
-        if not known and page not in (FLAGS, *MOVED.values()):
-            return None
-        return posixpath.relpath(page, page_folder or ".") + mark + anchor
 
     def link(match: re.Match[str]) -> str:
         picture, label, target = match.groups()
         label = LINK.sub(link, label)  # a picture that is a link
-        found = place(target)
-        return label if found is None else f"{picture}[{label}]({found})"
+        if re.match(r"[a-z]+:|#", target):
+            return f"{picture}[{label}]({target})"
+        path, mark, anchor = target.partition("#")
+        path = posixpath.normpath(posixpath.join(folder, path))
+        page = MOVED.get(path) or path.removeprefix("docs/")
+        if page != FLAGS and path not in MOVED and not files.get_file_from_path(page):
+            return label
+        start = folder.removeprefix("docs").strip("/") or "."
+        return f"{picture}[{label}]({posixpath.relpath(page, start)}{mark}{anchor})"
 
-    def html_link(match: re.Match[str]) -> str:
-        return f'{match[1]}="{place(match[2]) or "#"}"'
-
-    return HTML_LINK.sub(html_link, LINK.sub(link, text))
+    return LINK.sub(link, text)

@@ -1,7 +1,5 @@
-"""Text of pages that is generated: what stands between ``<!-- KIND -->`` and ``<!-- end -->``.
-
-A marker may have arguments: ``<!-- KIND: ARGUMENT; ARGUMENT -->``.
-"""
+"""Generated text of pages: what stands between ``<!-- KIND: ARGUMENT; ... -->`` and
+``<!-- end -->``."""
 
 from __future__ import annotations
 
@@ -12,11 +10,11 @@ from pathlib import Path
 from ivcl_fast.files import write_text
 
 Kinds = Mapping[str, Callable[..., Iterable[str] | None]]
-"""What returns the lines of each kind, given its arguments, or None where they stay as they are."""
+"""Functions by kind. Each takes the arguments and returns the lines, or None to keep the text."""
 
 
 def written_anew(page: str, kinds: Kinds) -> str:
-    """Return a page with everything between its markers made again."""
+    """Return a page with the text between its markers generated again."""
     marker = rf"(<!-- ({'|'.join(kinds)})(?:: ([^>\n]*))? -->\n)"
 
     def filled(found: re.Match[str]) -> str:
@@ -28,6 +26,6 @@ def written_anew(page: str, kinds: Kinds) -> str:
 
 
 def write_anew(pages: Iterable[Path], kinds: Kinds) -> None:
-    """Write pages with everything between their markers made again."""
+    """Write pages with the text between their markers generated again."""
     for page in pages:
         write_text(page, written_anew(page.read_text(), kinds))

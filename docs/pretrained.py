@@ -1,9 +1,9 @@
-"""The models in the package, and the table of them in docs/zoo.md.
+"""Pack a finished run's model into the package: ``python -m docs.pretrained RUN NAME``.
 
-``python -m docs.pretrained RUN NAME`` packs a finished run's classifier, or the pretrained model of
-a run that only pretrained, as ``ivcl_fast/NAME``, in place of an earlier one: weights in float16,
-config, checksums, and a card, with a classifier's scores by these weights on the run's own clips.
-``--data-dir`` says where the run's data are. Then, as without arguments, it writes the table again.
+That is the classifier, or the pretrained model of a run that only pretrained, as
+``ivcl_fast/NAME``, in place of an earlier one: weights in float16, config, checksums, and a card,
+with a classifier's scores by these weights on the run's own clips. ``--data-dir`` is the folder of
+the run's data. Then ``python -m docs.tables`` writes the table of models again.
 """
 
 from __future__ import annotations
@@ -16,22 +16,16 @@ from typing import Any
 
 import torch
 
-from docs.markers import write_anew
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
 from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.export import random_videos
 from ivcl_fast.files import write_json
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier
-from ivcl_fast.models.weights import CONFIG, MODEL, PACKAGED, read_config
-from ivcl_fast.report.tables import METRIC_NAMES, Table
+from ivcl_fast.models.weights import MODEL, PACKAGED
+from ivcl_fast.report.tables import METRIC_NAMES
 
-PAGE = Path(__file__).resolve().parent / "zoo.md"
 ANSWER = "answer.json"
 """Name of the file with :func:`answer`, for the test."""
-SCORES = "scores on "
-"""How the names of records of scores begin."""
-SHOWN = "top-1, all", "top-1, visible", "top-1, hidden", "query, all", "problem, all"
-"""Names of the scores in the table."""
 
 
 def pack(folder: Path, name: str, data_dir: Path | None) -> None:
@@ -42,19 +36,18 @@ def pack(folder: Path, name: str, data_dir: Path | None) -> None:
     model = run.load(stage)
     rounded = copy.deepcopy(model).half().float()
     record: dict[str, Any] = dict(model.training_record or {})
-    record = {key: value for key, value in record.items() if not key.startswith(SCORES)}
+    record = {key: value for key, value in record.items() if not key.startswith("scores on ")}
+    record["weights"] = "float16"
     if stage == "finetune":
         record["clips of pretraining"] = run.config.stages.pretrain_clips
         split = run.data.eval_split
         exact, found = (run.evaluate(each, split) for each in (model, rounded))
-        record["weights"] = f"float16; {changed_answers(exact, found)}"
-        record[f"{SCORES}{split}, with 95 % intervals"] = {
+        record["weights"] += f"; {changed_answers(exact, found)}"
+        record[f"scores on {split}, with 95 % intervals"] = {
             f"{METRIC_NAMES[metric]}, {group}": str(score)
             for group, by_metric in found.scores.items()
             for metric, score in by_metric.items()
         }
-    else:
-        record["weights"] = "float16"
     out = PACKAGED / name
     shutil.rmtree(out, ignore_errors=True)
     rounded.half().save_pretrained(out, training=record)
@@ -81,38 +74,10 @@ def changed_answers(exact: Evaluation, found: Evaluation) -> str:
     )
 
 
-def zoo() -> list[str]:
-    """Return the table of all models in the package."""
-    rows = []
-    for folder in sorted(path for path in PACKAGED.iterdir() if path.is_dir()):
-        record = read_config(folder / CONFIG)["training"]
-        measured = next((record[key] for key in record if key.startswith(SCORES)), {})
-        rows.append(
-            [
-                f"`ivcl_fast/{folder.name}`",
-                f"{record['stage']}, {record['task']}, {record['data']}, preset {record['preset']}",
-                "; ".join(f"{name} {measured[name]}" for name in SHOWN if name in measured),
-                f"{(folder / MODEL).stat().st_size / 1e6:.1f} MB",
-            ]
-        )
-    header = ["name", "stage, task, data", "scores", "size"]
-    return Table(header, rows).markdown()
-
-
-KINDS = {"zoo": zoo}
-
-
-def main() -> None:
-    """Pack a model, if one is named, and write the table."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser("python -m docs.pretrained", description=__doc__)
-    parser.add_argument("run", nargs="?", type=Path, help="folder of a finished run")
-    parser.add_argument("name", nargs="?", default="tiny-localize", help="name in the package")
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("name", help="name in the package")
     parser.add_argument("--data-dir", type=Path, help="folder of the run's synthetic data")
     flags = parser.parse_args()
-    if flags.run is not None:
-        pack(flags.run, flags.name, flags.data_dir)
-    write_anew([PAGE], KINDS)
-
-
-if __name__ == "__main__":
-    main()
+    pack(flags.run, flags.name, flags.data_dir)

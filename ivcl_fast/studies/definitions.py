@@ -87,9 +87,7 @@ REMEMBERING = "--num-slots 9 --temporal-depth 4 --no-zero-init"
 """A temporal transformer that learns to remember if each slot holds one object."""
 FEW_FRAMES = "--num-frames 4 --num-query-frames 2 --batch-size 16"
 """Pretraining sees few frames of each video: those of many videos teach more."""
-COMPETING = (
-    "--objective slot_attention --num-slots 11 --patch-size 4 --depth 2 --temporal-depth 4"
-)
+COMPETING = "--objective slot_attention --num-slots 11 --patch-size 4 --depth 2 --temporal-depth 4"
 """Slots that compete for patches, of the size at which they come to hold an object each."""
 SLOT_NOISE = "--no-zero-init --slot-noise 0.15"
 """The slots of one clip vary most by which slot it is; the noise is a quarter of their variation

@@ -138,10 +138,9 @@ def run_jobs(jobs: list[Job], parallel: int, gpus: int) -> None:
                 job, slot = running.pop(process)
                 free_slots.append(slot)
                 if process.returncode:
-                    where = "above" if parallel == 1 else "log.txt there"
-                    raise UserError(
-                        f"{job.folder}: the run exited with status {process.returncode}; see {where}"
-                    )
+                    where = "above" if parallel == 1 else "log.txt"
+                    status = process.returncode
+                    raise UserError(f"{job.folder}: exited with status {status}; see {where}")
                 print(f"{job.folder}: done", flush=True)
             if signals:
                 raise Interrupted(signals[0])

@@ -101,7 +101,7 @@ def logs(folder: Path) -> dict[str, str]:
 
 def test_a_failed_run_stops_all(data, tmp_path, started):
     failed = tmp_path / "slots" / "1" / "pretrained"
-    with pytest.raises(UserError, match=f"{failed}: .* status 2; see log.txt"):
+    with pytest.raises(UserError, match=f"{failed}: exited with status 2; see log.txt"):
         run_study("slots", ("--data", data, *SMALL), tmp_path, parallel=2)
     assert logs(tmp_path / "slots") == {"1": "no luck\n", "2": "started\nstopped\n"}
 

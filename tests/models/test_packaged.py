@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from docs import pretrained
-from docs.markers import written_anew
 from ivcl_fast import IVCL, IVCLClassifier
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import backbone, hub
@@ -92,12 +91,6 @@ def test_measured_videos_that_the_initial_weights_saw_are_told():
     config = parse(["--train-videos", "10", "--init", "ivcl_fast/tiny-pretrained"])
     card = describe_training(config, "pretrain", Schedule(16), config.stages.init, 0, {})
     assert card["training videos"] == 24000, "what the initial weights saw counts"
-
-
-def test_the_table_is_that_of_the_models():
-    page = pretrained.PAGE.read_text()
-    assert written_anew(page, pretrained.KINDS) == page
-    assert NAMES and all(f"| `ivcl_fast/{name}` |" in pretrained.PAGE.read_text() for name in NAMES)
 
 
 def test_an_unknown_name_is_one_line_and_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):

@@ -1,0 +1,77 @@
+"""The generated tables of the documentation are what they would be now."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+
+import pytest
+
+from docs import tables
+from docs.markers import written_anew
+from ivcl_fast.config import PRESETS
+from ivcl_fast.report.plan import USABLE
+from ivcl_fast.training.arguments import parse
+from tests.packaging.test_docs import blocks
+
+PAGES = tables.pages()
+PLANS = [path for path in PAGES if "<!-- plan: " in path.read_text()]
+COMMAND = re.compile(r"^# (.+) cards? of (24|80) GB\n((?:.*\\\n)*.*)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_writing_the_tables_again_changes_nothing(path):
+    """But for predictions of memory, see below: those of large presets take too long."""
+    kinds = tables.KINDS | {"plan": lambda _: None}
+    assert written_anew(path.read_text(), kinds) == path.read_text()
+
+
+def test_tables_are_written_between_their_markers():
+    page = "a\n<!-- variants: slots -->\nold\n<!-- end -->\nb <!-- end -->\n"
+    written = written_anew(page, tables.KINDS)
+    begin, rest = written.split("<!-- variants: slots -->\n")
+    assert begin == "a\n" and rest.endswith(" |\n<!-- end -->\nb <!-- end -->\n")
+    assert rest.startswith("| slots per frame | 1 | 2 | 4 | 8 | 16 |\n|---|")
+
+
+def test_every_committed_study_is_whole():
+    for folder in tables.RESULTS.iterdir():
+        found = json.loads((folder / "results.json").read_text())
+        text = (folder / "study.md").read_text()
+        assert f"python -m ivcl_fast.sweep {found['study']} " in text
+        shown = "\n".join(tables.tables(folder.name))
+        for scores in found["values"].values():
+            assert all(f"\n| {label} | " in shown for label in scores)
+
+
+def planned(text: str) -> dict[tuple[str, str], list[str]]:
+    """The rows of a page's plan: cells by preset and stage."""
+    rows = re.findall(r"^\| (\w+) \| (pretrain|finetune) \| (.*) \|$", text, re.MULTILINE)
+    return {(preset, stage): cells.split(" | ") for preset, stage, cells in rows}
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.name)
+def test_the_smallest_preset_is_predicted_as_its_recipe_says(path):
+    text = path.read_text()
+    rows = planned(text)
+    assert [preset for preset, stage in rows if stage == "finetune"] == [*PRESETS]
+    (flags,) = re.findall(r"<!-- plan: (.*) -->", text)
+    stages = "pretrain", "finetune"
+    assert tables.plan_rows("tiny", flags) == [["tiny", s, *rows["tiny", s]] for s in stages]
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.name)
+def test_batches_of_recipes_fit_the_cards(path):
+    rows = planned(path.read_text())
+    for count, card, command in COMMAND.findall("".join(blocks(path.read_text(), "console"))):
+        words = shlex.split(command.replace("\\\n", " "))
+        ranks = {"one": 1, "eight": 8}[count]
+        assert ("--nproc-per-node=8" in words) == (ranks == 8)
+        config = parse(words[words.index("ivcl_fast.train") + 1 :])
+        clips = config.optim.batch_size / ranks / config.optim.grad_accum_steps
+        assert clips == int(clips)
+        column, usable = {"24": 2, "80": 3}[card], USABLE * int(card)
+        for stage in ("pretrain", "finetune"):
+            cells = rows[config.preset, stage]
+            assert clips <= int(cells[column].replace(",", "")) and float(cells[0]) < usable
