@@ -17,6 +17,7 @@ from ivcl_fast.data.synthetic import scene as world
 from ivcl_fast.data.synthetic.blender import meshes, process
 from ivcl_fast.data.synthetic.blender.job import describe_job
 from ivcl_fast.data.synthetic.blender.process import Blender, vote
+from ivcl_fast.data.synthetic.render import FLOOR, MACHINE
 from ivcl_fast.data.synthetic.scene import Scene, Thing
 from ivcl_fast.errors import UserError
 
@@ -113,9 +114,8 @@ def test_a_pixel_belongs_to_what_most_of_its_quarters_show() -> None:
     numbers[..., 0] = [[1, 1, 3, 2], [0, 1, 3, 3]]
     numbers[..., 1] = [[5, 6, 7, 8], [0, 6, 7, 7]]
     segments, depth = vote(numbers, things=2)
-    assert segments is not None and depth is not None
-    assert segments.tolist() == [[0, process.MACHINE]]
-    assert depth.tolist() == [[5, 7]]
+    assert segments.tolist() == [[0, MACHINE]]
+    np.testing.assert_allclose(depth, [[(5 + 6 + 6) / 3, 7]])
 
 
 def test_a_python_without_bpy_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_blender_draws_objects_where_they_project(blender: Blender) -> None:
     for frame, (picture, segments, depth) in enumerate(frames):
         assert picture is not None and segments is not None and depth is not None
         assert picture.shape == (HEIGHT, WIDTH, 3) and picture.dtype == np.uint8
-        assert set(np.unique(segments)) == {process.FLOOR, 0, 1}
+        assert set(np.unique(segments)) == {FLOOR, 0, 1}
         for k in range(2):
             middle = scene.locations[frame, k]
             column, row = pixel_of(middle).astype(int)
@@ -161,7 +161,7 @@ def test_blender_draws_objects_where_they_project(blender: Blender) -> None:
         assert red > 1.5 * max(green, blue)
         red, green, blue = picture[segments == 1].mean(axis=0)
         assert blue > 1.2 * max(red, green)
-        assert 90 < picture[segments == process.FLOOR].mean() < 150
+        assert 90 < picture[segments == FLOOR].mean() < 150
 
 
 def test_blender_draws_scenes_one_after_another(blender: Blender) -> None:
@@ -170,10 +170,12 @@ def test_blender_draws_scenes_one_after_another(blender: Blender) -> None:
         for ground in ("machine_on", "plain")
     )
     assert machine.segments is not None and plain.segments is not None
-    assert (machine.segments == process.MACHINE).mean() > 0.2
-    assert not (plain.segments == process.MACHINE).any()
-    again = next(blender.draw(two_objects("machine_on"), [0], WIDTH, HEIGHT))
-    np.testing.assert_array_equal(machine.picture, again.picture)
+    assert (machine.segments == MACHINE).mean() > 0.2
+    assert not (plain.segments == MACHINE).any()
+    again = blender.render(two_objects("machine_on"), [0], WIDTH, HEIGHT, depth=True)
+    np.testing.assert_array_equal(again.pictures, machine.picture[None])
+    np.testing.assert_array_equal(again.depth, machine.depth[None])
+    assert again.segments is None
 
 
 def test_a_killed_blender_is_one_line(blender: Blender) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ivcl_fast.data.synthetic.blender.job import describe_job
 from ivcl_fast.data.synthetic.blender.meshes import all_meshes
+from ivcl_fast.data.synthetic.render import MACHINE, Rendering
 from ivcl_fast.data.synthetic.scene import Scene
 from ivcl_fast.errors import UserError
 
@@ -29,8 +30,6 @@ _HAS_BPY = "import importlib.util, sys; sys.exit(importlib.util.find_spec('bpy')
 
 _own: dict[int, Blender] = {}
 
-FLOOR, MACHINE = -1, -2
-
 
 class Drawn(NamedTuple):
     """A frame of a scene; what was not asked for is None."""
@@ -38,10 +37,10 @@ class Drawn(NamedTuple):
     picture: np.ndarray | None
     """uint8 [height, width, 3], sRGB."""
     segments: np.ndarray | None
-    """int16 [height, width]: number of the thing that most of four points of the pixel show, else
+    """int16 [height, width]: index of the thing that most of four points of the pixel show, else
     FLOOR or MACHINE."""
     depth: np.ndarray | None
-    """float32 [height, width]: distance of it along the camera's axis, infinite for nothing."""
+    """float32 [height, width]: its distance along the camera's axis, infinite for nothing."""
 
 
 class Blender:
@@ -127,12 +126,31 @@ class Blender:
             raise self._ended() from None
         for k in range(len(job["camera"])):
             self._answer()
-            picture = numbers = None
+            picture = index = depth = None
             if pictures:
                 picture = self._read(f"frame-{k}.png", read_picture)
             if segments:
                 numbers = self._read(f"frame-{k}.npy", np.load)
-            yield Drawn(picture, *vote(numbers, len(scene.things)))
+                index, depth = vote(numbers, len(scene.things))
+            yield Drawn(picture, index, depth)
+
+    def render(
+        self,
+        scene: Scene,
+        frames: Sequence[int],
+        width: int,
+        height: int,
+        *,
+        pictures: bool = True,
+        segments: bool = False,
+        depth: bool = False,
+    ) -> Rendering:
+        """Do what :func:`ivcl_fast.data.synthetic.render.render` does, by Blender."""
+        numbers = segments or depth
+        drawn = self.draw(scene, frames, width, height, pictures=pictures, segments=numbers)
+        arrays = [None if one[0] is None else np.stack(one) for one in zip(*drawn, strict=True)]
+        wanted = pictures, segments, depth
+        return Rendering(*(a if want else None for a, want in zip(arrays, wanted, strict=True)))
 
     def close(self) -> None:
         """End the process."""
@@ -194,16 +212,15 @@ def read_picture(file: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def vote(numbers: np.ndarray | None, things: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+def vote(numbers: np.ndarray, things: int) -> tuple[np.ndarray, np.ndarray]:
     """Return segments and depth of pixels, from the numbers [2 height, 2 width, 2] of quarters."""
-    if numbers is None:
-        return None, None
     quarters = np.stack([numbers[y::2, x::2] for y in (0, 1) for x in (0, 1)])
     index, depth = np.rint(quarters[..., 0]).astype(np.int16) - 1, quarters[..., 1]
     index[index == things] = MACHINE
-    best = np.argmax((index[:, None] == index).sum(axis=1), axis=0)[None]
+    best = np.argmax((index[:, None] == index).sum(axis=1), axis=0)
+    segments = np.take_along_axis(index, best[None], 0)[0]
     depth = np.where(depth > 0, depth, np.float32(np.inf))
-    return np.take_along_axis(index, best, 0)[0], np.take_along_axis(depth, best, 0)[0]
+    return segments, depth.mean(axis=0, where=index == segments)
 
 
 def own_blender(samples: int) -> Blender:
