@@ -4,8 +4,8 @@ A table stands between ``<!-- table: NAME; PREFIX; PREFIX -->`` and ``<!-- end -
 rows of ``benchmarks/results/NAME.json`` whose benchmark starts with one of the prefixes, or all of
 them. ``machine`` in place of ``table`` describes where and with what they were measured.
 ``predicted`` is the step of :mod:`benchmarks.predictions.step`, which stays as it is where Triton
-cannot count it. ``zoo: NAME; KIND`` is a table of public models (:mod:`benchmarks.zoo.table`), or
-with ``machine`` as KIND where they were measured; ``limits``, up to which lengths fused ops run.
+cannot count it. ``zoo: NAME`` is the gain of ``accelerate`` on public models, and ``limits`` the
+longest sequences that it fuses.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from benchmarks import zoo
 from benchmarks.predictions import step as predicted
 from benchmarks.results import RESULTS, ROOT, Results, read
 from benchmarks.summary import IN_DOCS, describe_machine, duration, fastest_of_ours, table
-from benchmarks.zoo import table as zoo
 from docs.markers import write_anew
 from ivcl_fast.command import run_command
 from ivcl_fast.errors import UserError
@@ -30,7 +30,6 @@ PAGES = (
     PAGE,
     PAGE.with_name("predictions.md"),
     GUIDE / "accelerate.md",
-    GUIDE / "accelerate_models.md",
 )
 CPU = "cpu-amd-epyc-zen5"
 
@@ -63,15 +62,15 @@ def measured_on(name: str) -> list[str]:
     return [f"{describe_machine(results.machine)} Date: {results.date[:10]}."]
 
 
-def zoo_table(name: str, kind: str) -> list[str]:
-    return measured_on(name) if kind == "machine" else zoo.tables(results_named(name).rows, kind)
+def zoo_table(name: str) -> list[str]:
+    return [*zoo.summary(results_named(name).rows)]
 
 
 KINDS = {
     "table": rows_table,
     "machine": measured_on,
     "predicted": lambda: None if predicted.CANNOT_COUNT else predicted.table(),
-    "limits": zoo.limits,
+    "limits": lambda: [*zoo.limits()],
     "zoo": zoo_table,
 }
 

@@ -21,7 +21,7 @@ import torch
 
 from ivcl_fast.command import run_command
 from ivcl_fast.kernels._op import unsupported_reason
-from ivcl_fast.models.accelerate import crossovers
+from ivcl_fast.models.accelerate import comparison, crossovers
 from tests.support.short_run import ShortRun, make_short_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,11 +102,14 @@ def short_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def fused_at_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``accelerate`` uses fused forward passes wherever they are equal, not only where they are the
-    faster ones, which differs between machines."""
-    always = dict.fromkeys(crossovers.LIMITS, (crossovers.ANY, crossovers.ANY))
+    """``accelerate`` uses fused forward passes at every length and size, with nothing compared yet.
+
+    At which lengths they are faster differs between machines.
+    """
+    always = dict.fromkeys(crossovers.LIMITS, (1 << 30, 1 << 30))
     monkeypatch.setattr(crossovers, "LIMITS", always)
     monkeypatch.setattr(crossovers, "LEAST", {})
+    monkeypatch.setattr(comparison, "_differences", {})
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ def test_a_model_of_a_module(command, small):
     shape = ("--model-input", "3,16,16")
     status, told, _ = command(info.main, "--model", "small_vits:vit", *shape)
     assert status == 0 and "million parameters" in told
-    assert "modules replaced" in told and "Block" in told
-    assert "fused ops in a training step of [2, 3, 16, 16]" in told and "gain here" in told
+    assert "modules replaced" in told and "Attention" in told
+    assert "gain here: training" in told and "gain here: inference" in told
 
 
 @pytest.mark.parametrize("fast, other", [(True, "float32"), (False, "bfloat16")])
@@ -58,12 +58,12 @@ def test_an_input_that_does_not_fit(command, small):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ("vit", "accepted: timm:NAME"),
-        ("timm:vit_of_nobody", "timm has no such model"),
-        ("hf:no_such_folder", "is no folder with a config.json"),
-        ("no_such_module:vit", "cannot be imported"),
-        ("small_vits:none", "has no none"),
-        ("small_vits:number", "is of type int, not a model"),
+        ("vit", "--model: expected timm:NAME"),
+        ("timm:vit_of_nobody", "Unknown model"),
+        ("hf:no_such_folder", "expected a folder with a config.json"),
+        ("no_such_module:vit", "No module named"),
+        ("small_vits:none", "no attribute 'none'"),
+        ("small_vits:number", "expected a model, got int"),
     ],
 )
 def test_mistakes_are_one_line(command, small, model, reason):
@@ -74,7 +74,8 @@ def test_mistakes_are_one_line(command, small, model, reason):
 @pytest.mark.parametrize("shape", ["3x16", "3,-5,5", "3,0,5", f"3,{10**9},5", "9" * 5000])
 def test_a_wrong_input_is_one_line(command, small, shape):
     status, _, told = command(info.main, "--model", "small_vits:vit", "--model-input", shape)
-    assert status and f"--model-input {shape}" in told and len(told.strip().splitlines()) == 1
+    assert status and "--model-input: expected sizes such as 3,224,224" in told
+    assert len(told.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

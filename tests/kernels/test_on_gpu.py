@@ -287,28 +287,21 @@ def test_accelerate_and_restore_the_reference(device):
     assert torch.equal(model(video, seed=seed).loss, plain(video, seed=seed).loss)
 
 
-class PlainMlp(nn.Module):
-    """A user's own module: ``accelerate`` compares both versions before it replaces it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.act, self.fc2 = nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
-
-
 @needs_kernels
 @pytest.mark.usefixtures("fused_at_every_length")
 @pytest.mark.parametrize("device", DEVICES)
-def test_accelerate_and_restore_a_users_module(device):
+def test_accelerate_and_restore_pytorchs_attention(device):
     torch.manual_seed(0)
-    mlp, x = PlainMlp().to(device), torch.randn(3, 5, 64, device=device)
-    expected = mlp(x)
-    assert accelerate(mlp).replaced == {"": "PlainMlp"}
-    assert_near(mlp(x), expected, 1e-5)
-    restore(mlp)
-    assert type(mlp) is PlainMlp and torch.equal(mlp(x), expected)
+    attention = nn.MultiheadAttention(64, 4, batch_first=True).to(device)
+    x = torch.randn(3, 5, 64, device=device)
+    expected = attention(x, x, x, need_weights=False)[0]
+    report = accelerate(attention)
+    assert report.replaced == {"": "MultiheadAttention"}
+    assert_near(attention(x, x, x, need_weights=False)[0], expected, 1e-5)
+    assert not report.kept
+    restore(attention)
+    assert type(attention) is nn.MultiheadAttention
+    assert torch.equal(attention(x, x, x, need_weights=False)[0], expected)
 
 
 def clips(cfg: IVCLConfig, device: str) -> Tensor:

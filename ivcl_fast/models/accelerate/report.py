@@ -1,50 +1,66 @@
-"""What :func:`~ivcl_fast.accelerate` did to a model, in words."""
+"""The report of :func:`ivcl_fast.accelerate`."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from torch import nn
+
+from ivcl_fast.models.accelerate.adapter import Adapter, ComparedAdapter
+from ivcl_fast.models.accelerate.comparison import found_differences
+
 NONE_KNOWN = (
-    "nothing was found that has a fused version; known are the modules of ivcl_fast.reference, "
-    "ivcl_fast.slot_autoencoder and ivcl_fast.supervised, pre-norm blocks, attention and MLPs by "
-    "the names of their parts as in timm, torchvision, open_clip, vit-pytorch and Hugging Face, "
-    "convolutions that embed patches, and whatever calls "
-    "torch.nn.functional.scaled_dot_product_attention"
+    "the model has no module of a known class; see the list in ivcl_fast.models.accelerate.table"
 )
-ALL_FUSED = "all that have a fused version run on it already"
+ALL_FUSED = "all known modules were replaced before"
 
 
 @dataclass
 class Report:
-    """What :func:`accelerate` did; ``print`` shows it, a line for each kind of module."""
+    """What :func:`accelerate` did, and what has changed since. ``print`` shows a line for each
+    class of modules and reason."""
 
     replaced: dict[str, str] = field(default_factory=dict)
-    """Name of each module that was swapped, and its class."""
-    kept: dict[str, str] = field(default_factory=dict)
-    """Name of each module that resembles a fused one but was not swapped, and the reason."""
-    fused_calls: dict[str, int] = field(default_factory=dict)
-    """Fused ops in a trial forward pass of each swapped module alone, without those of its parts;
-    modules of :mod:`ivcl_fast.reference` are not tried."""
+    """Name and class of each module that was replaced."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Name of each module of a known class that was not replaced, and the reason."""
+    parts: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+    """The replaced modules of other packages."""
     fused_before: bool = False
-    """Whether some modules ran on fused kernels already."""
+    """Whether modules had been replaced before."""
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """Name of each module that runs its own forward pass now, and the reason.
+
+        Read it again after a training step: a hook that was added to a replaced module, or a
+        comparison that failed at a call, appears here.
+        """
+        kept = dict(self.refused)
+        for name, part in self.parts.items():
+            if isinstance(part, Adapter) and (reason := reason_now(part)):
+                kept[name] = f"{self.replaced[name]}: {reason}"
+        return kept
 
     def __str__(self) -> str:
-        lines = [f"{len(self.replaced)} modules replaced, {len(self.kept)} kept"]
-        if not self.replaced and self.fused_before:
-            lines[0] += f": {ALL_FUSED}"
-        elif not self.replaced and not self.kept:
-            lines[0] += f": {NONE_KNOWN}"
-        told = {name: kind + self._calls(name) for name, kind in self.replaced.items()}
-        for title, modules in (("replaced", told), ("kept", self.kept)):
+        kept = self.kept
+        lines = [f"{len(self.replaced)} modules replaced, {len(kept)} kept"]
+        if not self.replaced and not kept:
+            lines[0] += f": {ALL_FUSED if self.fused_before else NONE_KNOWN}"
+        for title, modules in (("replaced", self.replaced), ("kept", kept)):
             groups: dict[str, list[str]] = defaultdict(list)
-            for name, what in modules.items():
-                groups[what].append(name or "the model itself")
-            for what, names in groups.items():
+            for name, text in modules.items():
+                groups[text].append(name or "the model itself")
+            for text, names in groups.items():
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                lines.append(f"  {title} {names[0]}{more}: {what}")
+                lines.append(f"  {title} {names[0]}{more}: {text}")
         return "\n".join(lines)
 
-    def _calls(self, name: str) -> str:
-        calls = self.fused_calls.get(name)
-        return "" if calls is None else f", {calls} fused op{'s' if calls > 1 else ''}"
+
+def reason_now(part: Adapter) -> str | None:
+    """Why a replaced module runs its own forward pass, for some or all calls, or None."""
+    if reason := part.own_reason():
+        return reason
+    differences = found_differences(part.key()) if isinstance(part, ComparedAdapter) else []
+    return next(iter(differences), None)

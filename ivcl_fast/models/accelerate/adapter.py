@@ -1,0 +1,150 @@
+"""The base classes of the adapters in :mod:`ivcl_fast.models.accelerate.table`.
+
+An adapter is a mixin in front of a known class: :func:`swap` changes the class of one instance to
+``(adapter, known class)``. Parameters, keys, hooks and attributes stay, and :func:`unswap` gives
+the class back.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ivcl_fast.models.accelerate.comparison import difference, remember
+from ivcl_fast.models.accelerate.crossovers import is_small, longest, no_gain_reason
+from ivcl_fast.models.layers import PLAIN, compute_dtype
+
+
+class Adapter:
+    """Base of all adapters. ``super().forward`` is the module's own forward pass."""
+
+    origin: ClassVar[Any]
+    """The known class."""
+    adapter: ClassVar[type[Adapter]]
+    swapped: ClassVar[type]
+    """The class that :func:`swap` gives. An instance of a subclass was changed afterwards, for
+    example by a parametrisation, and runs its own forward pass."""
+    kind: ClassVar[str | None] = None
+    """Its rows in ``crossovers.py``."""
+
+    def own_reason(self) -> str | None:
+        """Why this module runs its own forward pass whatever it is given, or None."""
+        return None if type(self) is self.swapped else "its class was changed"
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:  # the class is not importable by its name
+        return _make, (self.origin, self.adapter), self.__getstate__()
+
+
+class ComparedAdapter(Adapter):
+    """Base of adapters with a forward pass of their own, which is compared with the module's.
+
+    Subclasses define ``fused_input``, ``fused_output`` and ``settings``, and extend ``own_reason``.
+    """
+
+    def fused_input(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        """The tokens of a call, or None if it asks for more than the fused forward pass does."""
+        raise NotImplementedError
+
+    def fused_output(self, x: Tensor) -> Any:
+        """What the module's own forward pass returns for these tokens."""
+        raise NotImplementedError
+
+    def own_output(self, x: Tensor) -> Any:
+        """The module's own forward pass, called for these tokens."""
+        return self.origin.forward(self, x)
+
+    def settings(self) -> tuple:
+        """Simple attributes and sizes that the result depends on. Modules of one class with equal
+        settings are compared once."""
+        raise NotImplementedError
+
+    def speed_reason(self, x: Tensor) -> str | None:
+        """Why the module's own forward pass is expected to be as fast for ``x``, or None."""
+        if self.kind is not None and is_slower(self, x, self.kind, x.shape[1]):
+            return "its own forward pass is as fast at this length and in this dtype"
+        return None
+
+    def key(self) -> tuple:
+        """Identifies the class and settings."""
+        return self.origin.__module__, self.origin.__qualname__, *self.settings()
+
+    def reason(self, x: Tensor) -> str | None:
+        """Why this call runs the module's own forward pass, or None."""
+        if type(x) not in PLAIN or torch.compiler.is_exporting():
+            return "not a plain tensor, or exported"
+        if x.numel() == 0 or not is_fixed(x.shape[1:]):
+            return "a dynamic or empty shape"
+        if reason := self.own_reason() or self.speed_reason(x):
+            return reason
+        key = self.key()
+        if not torch.compiler.is_compiling():
+            remember(key, self)
+        return difference(key, tuple(x.shape[1:]), compute_dtype(x))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x = self.fused_input(*args, **kwargs)
+        if x is None or self.reason(x) is not None:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        return self.fused_output(x)
+
+
+def is_slower(part: Any, x: Tensor, kind: str, num_tokens: int) -> bool:
+    """Whether ``crossovers.py`` says that the fused forward pass of ``x`` gains nothing.
+
+    A reentrant checkpoint calls a module without gradients first and with them later, and both
+    calls have to drop the same, so the module's mode counts as training as well.
+    """
+    training = part.training or torch.is_grad_enabled()
+    # Compiled code has no cost per call.
+    if not torch.compiler.is_compiling() and is_small(x, training):
+        return True
+    return num_tokens > longest(kind, x.device.type, compute_dtype(x), training)
+
+
+def is_fixed(shape: torch.Size) -> bool:
+    """Whether a shape has no dynamic sizes of ``torch.compile``."""
+    if not all(type(n) is int for n in shape):
+        return False
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import has_static_value
+
+        return all(has_static_value(n) for n in shape)
+    return True
+
+
+@functools.cache
+def adapted(origin: Any, adapter: Any) -> Any:
+    """The class of swapped modules of the class ``origin``."""
+    members = {"origin": origin, "adapter": adapter, "__module__": origin.__module__}
+    made: Any = type(origin.__name__, (adapter, origin), members)
+    made.swapped = made
+    return made
+
+
+def _make(origin: Any, adapter: Any) -> Any:
+    """Make an instance without state, for copying and unpickling."""
+    made = adapted(origin, adapter)
+    return made.__new__(made)
+
+
+def swap(part: Any, adapter: Any) -> str | None:
+    """Give ``part`` the forward pass of ``adapter``; returns the reason if that does not fit."""
+    device = next(part.parameters()).device.type
+    if adapter.kind is not None and (reason := no_gain_reason(adapter.kind, device)):
+        return reason
+    origin: Any = type(part)
+    part.__class__ = adapted(origin, adapter)
+    if reason := part.own_reason():
+        unswap(part)
+    elif isinstance(part, ComparedAdapter):
+        remember(part.key(), part)
+    return reason
+
+
+def unswap(part: Any) -> None:
+    """Undo :func:`swap`, unless something else has changed the class since."""
+    if isinstance(part, Adapter) and type(part) is part.swapped:
+        part.__class__ = part.origin

@@ -1,0 +1,160 @@
+"""Adapters of attention modules whose queries, keys and values are one tensor, read in place."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from ivcl_fast import kernels
+from ivcl_fast.kernels.attention import attention
+from ivcl_fast.models.accelerate.adapter import ComparedAdapter
+from ivcl_fast.models.accelerate.crossovers import PACKED
+from ivcl_fast.models.layers import PLAIN, is_plain, linear
+
+
+class TimmAttention(ComparedAdapter):
+    """timm's ``Attention``: ``proj(attention(qkv(x)))``, without norms of queries and keys."""
+
+    kind = PACKED
+
+    def fused_input(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Tensor | None:
+        # attn_mask=None and is_causal=False, in versions that have them
+        is_bare = all(value is None or value is False for value in (*args, *kwargs.values()))
+        return x if is_bare and is_tokens(x, self.qkv.in_features) else None
+
+    def own_reason(self: Any) -> str | None:
+        return (
+            super().own_reason()
+            or changed_child(self, (nn.Linear, nn.Dropout, nn.Identity))
+            or ("it has a gate" if self._modules.get("gate") is not None else None)
+            or heads_reason(self.qkv.out_features, self.num_heads, self.scale)
+            or dropout_reason(self, self.attn_drop)
+        )
+
+    def settings(self: Any) -> tuple:
+        return *layer_settings(self.qkv), *layer_settings(self.proj), self.num_heads
+
+    def fused_output(self: Any, x: Tensor) -> Tensor:
+        qkv = linear(self.qkv, x)
+        x = attention(qkv, self.num_heads, dropout=dropout_of(self, self.attn_drop))
+        return self.proj_drop(linear(self.proj, x))
+
+
+class VitPytorchAttention(ComparedAdapter):
+    """vit-pytorch's ``Attention``: ``to_out(attention(to_qkv(norm(x))))``."""
+
+    kind = PACKED
+
+    def fused_input(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Tensor | None:
+        return x if not args and not kwargs and is_tokens(x, self.to_qkv.in_features) else None
+
+    def own_reason(self: Any) -> str | None:
+        kinds = (nn.Linear, nn.Dropout, nn.Identity, nn.LayerNorm, nn.Softmax, nn.Sequential)
+        return (
+            super().own_reason()
+            or changed_child(self, kinds)
+            or heads_reason(self.to_qkv.out_features, self.heads, self.scale)
+            or dropout_reason(self, self._modules.get("dropout"))
+        )
+
+    def settings(self: Any) -> tuple:
+        return *layer_settings(self.to_qkv), self.heads, type(self.to_out).__name__
+
+    def fused_output(self: Any, x: Tensor) -> Tensor:
+        qkv = linear(self.to_qkv, self.norm(x))
+        dropout = dropout_of(self, self._modules.get("dropout"))
+        return self.to_out(attention(qkv, self.heads, dropout=dropout))
+
+
+class TorchMultiheadAttention(ComparedAdapter):
+    """``nn.MultiheadAttention``: batch first, of one width, without returned weights."""
+
+    kind = PACKED
+
+    def fused_input(
+        self: Any, query: Any, key: Any, value: Any, key_padding_mask: Any = None,
+        need_weights: bool = True, attn_mask: Any = None, average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> Tensor | None:  # fmt: skip
+        is_masked = key_padding_mask is not None or attn_mask is not None or is_causal
+        is_self_attention = key is query and value is query
+        if need_weights or is_masked or not is_self_attention:
+            return None
+        return query if is_tokens(query, self.embed_dim) else None
+
+    def own_reason(self: Any) -> str | None:
+        if reason := super().own_reason():
+            return reason
+        if not self.batch_first or not self._qkv_same_embed_dim:
+            return "its batch is not the first dimension, or its widths differ"
+        if self.bias_k is not None or self.bias_v is not None or self.add_zero_attn:
+            return "it adds tokens to keys and values"
+        tensors = (*self._parameters.values(), *self.out_proj._parameters.values())
+        if not all(p is None or type(p) in PLAIN for p in tensors):
+            return "it has another kind of parameter"
+        if type(self.out_proj) is not nn.modules.linear.NonDynamicallyQuantizableLinear:
+            return f"out_proj is a {type(self.out_proj).__name__}"
+        if not 0 <= self.dropout < 1:
+            return "its dropout is not less than 1"
+        return heads_reason(self.in_proj_weight.shape[0], self.num_heads)
+
+    def settings(self: Any) -> tuple:
+        weight, out = self.in_proj_weight, self.out_proj
+        has_bias = self.in_proj_bias is not None
+        return *weight.shape, weight.dtype, has_bias, *layer_settings(out), self.num_heads
+
+    def own_output(self: Any, x: Tensor) -> Any:
+        return self.origin.forward(self, x, x, x, need_weights=False)
+
+    def fused_output(self: Any, x: Tensor) -> Any:
+        qkv = kernels.linear(x, self.in_proj_weight, self.in_proj_bias)
+        x = attention(qkv, self.num_heads, dropout=self.dropout if self.training else 0.0)
+        return kernels.linear(x, self.out_proj.weight, self.out_proj.bias), None
+
+
+def is_tokens(x: Any, width: int) -> bool:
+    """Whether ``x`` is a tensor ``[B, N, width]``."""
+    return isinstance(x, Tensor) and not x.is_nested and x.ndim == 3 and x.shape[2] == width
+
+
+def changed_child(part: nn.Module, kinds: tuple[type[nn.Module], ...]) -> str | None:
+    """Why a child is not a plain module of one of these classes, or None if all are."""
+    for name, child in part._modules.items():
+        if child is not None and type(child) not in kinds:
+            return f"{name} is a {type(child).__name__}"
+        if child is not None and not is_plain(child, type(child)):
+            return f"{name} has a hook, or another forward pass or kind of parameter"
+    return None
+
+
+def heads_reason(width: int, heads: int, scale: float | None = None) -> str | None:
+    """Why the op cannot have this number of heads and scale, or None; ``width`` is of all three."""
+    if heads < 1 or width % (3 * heads):
+        return "its heads do not divide its width"
+    usual = (width // 3 // heads) ** -0.5
+    if scale is not None and not math.isclose(scale, usual, rel_tol=1e-6):
+        return "its scale is not the usual one"
+    return None
+
+
+def layer_settings(layer: Any) -> tuple:
+    """What the result of a linear layer depends on, beside the values of its parameters."""
+    weight = layer.weight
+    return *weight.shape, layer.bias is not None, weight.dtype, weight.device.type
+
+
+def dropout_of(part: Any, dropout: Any) -> float:
+    """The share of attention weights to drop."""
+    return dropout.p if dropout is not None and part.training else 0.0
+
+
+def dropout_reason(part: Any, dropout: Any) -> str | None:
+    """Why the op cannot drop attention weights as ``part`` does, or None."""
+    if dropout is None or dropout.p == 0:
+        return None
+    # Some versions ask the module whether this is training, and some the dropout.
+    if dropout.p < 1 and dropout.training == part.training:
+        return None
+    return "its dropout is 1, or in another mode than the module"

@@ -1,0 +1,57 @@
+"""The classes that :func:`ivcl_fast.accelerate` knows, and the adapter of each.
+
+To add a class, add a line: its full name, and the adapters to try in order. Only instances of
+exactly this class are changed, not those of its subclasses. MLPs and whole blocks are not listed:
+fusing them gained nothing on the CPUs that were measured.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ivcl_fast.models.accelerate.adapter import Adapter
+from ivcl_fast.models.accelerate.attention import (
+    TimmAttention,
+    TorchMultiheadAttention,
+    VitPytorchAttention,
+)
+from ivcl_fast.models.accelerate.patches import PatchConvolution
+from ivcl_fast.models.accelerate.sdpa import SdpaAttention
+
+TABLE: dict[str, tuple[type[Adapter], ...]] = {
+    # PyTorch, torchvision, open_clip
+    "torch.nn.modules.activation.MultiheadAttention": (TorchMultiheadAttention,),
+    "torch.nn.modules.conv.Conv2d": (PatchConvolution,),
+    "torch.nn.modules.conv.Conv3d": (PatchConvolution,),
+    # timm
+    "timm.layers.attention.Attention": (TimmAttention, SdpaAttention),
+    "timm.models.vision_transformer.Attention": (TimmAttention, SdpaAttention),  # older versions
+    "timm.layers.attention.AttentionRope": (SdpaAttention,),
+    "timm.models.eva.EvaAttention": (SdpaAttention,),
+    # vit-pytorch
+    "vit_pytorch.vit.Attention": (VitPytorchAttention,),
+    "vit_pytorch.simple_vit.Attention": (VitPytorchAttention,),
+    # Hugging Face
+    "transformers.models.beit.modeling_beit.BeitAttention": (SdpaAttention,),
+    "transformers.models.clip.modeling_clip.CLIPAttention": (SdpaAttention,),
+    "transformers.models.data2vec.modeling_data2vec_vision.Data2VecVisionSdpaSelfAttention": (
+        SdpaAttention,
+    ),
+    "transformers.models.deit.modeling_deit.DeiTAttention": (SdpaAttention,),
+    "transformers.models.dinov2.modeling_dinov2.Dinov2Attention": (SdpaAttention,),
+    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers"
+    ".Dinov2WithRegistersAttention": (SdpaAttention,),
+    "transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTAttention": (SdpaAttention,),
+    "transformers.models.ijepa.modeling_ijepa.IJepaAttention": (SdpaAttention,),
+    "transformers.models.siglip.modeling_siglip.SiglipAttention": (SdpaAttention,),
+    "transformers.models.videomae.modeling_videomae.VideoMAESelfAttention": (SdpaAttention,),
+    "transformers.models.vit.modeling_vit.ViTAttention": (SdpaAttention,),
+    "transformers.models.vit_mae.modeling_vit_mae.ViTMAEAttention": (SdpaAttention,),
+    "transformers.models.vit_msn.modeling_vit_msn.ViTMSNAttention": (SdpaAttention,),
+    "transformers.models.vjepa2.modeling_vjepa2.VJEPA2RopeAttention": (SdpaAttention,),
+}
+
+
+def adapters_of(part: nn.Module) -> tuple[type[Adapter], ...]:
+    """The adapters to try for a module, none if its class is not known."""
+    return TABLE.get(f"{type(part).__module__}.{type(part).__qualname__}", ())

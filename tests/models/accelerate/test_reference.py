@@ -1,0 +1,160 @@
+"""The reference's models, and its parts, become those of the fast model, and back."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import ivcl_fast
+from ivcl_fast import IVCLConfig, accelerate, reference, restore, slot_autoencoder, supervised
+from ivcl_fast.models import ivcl as model
+from tests.models.test_model import SEED, SIZES, video
+
+CFG = IVCLConfig.preset("tiny", **SIZES | {"depth": 1})
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_the_reference_becomes_the_fast_model_and_back(caplog):
+    plain, other = reference.IVCL(CFG), reference.IVCL(CFG)
+    before = {name: type(part) for name, part in plain.named_modules()}
+    state, values = dict(plain.__dict__), {k: v.clone() for k, v in plain.state_dict().items()}
+    expected = plain(video(), seed=SEED)
+
+    report = accelerate(plain)
+    assert type(plain) is ivcl_fast.IVCL
+    assert not report.kept
+    assert report.replaced[""] == "IVCL" and report.replaced["encoder.blocks.0.attn"] == "Attention"
+    close(plain(video(), seed=SEED).pred, expected.pred)
+    assert plain.state_dict().keys() == values.keys()
+    assert all(torch.equal(v, values[k]) for k, v in plain.state_dict().items())
+    assert {name: type(part) for name, part in other.named_modules()} == before
+    assert accelerate(plain).replaced == {}  # nothing left to do
+
+    restore(plain)
+    assert {name: type(part) for name, part in plain.named_modules()} == before
+    assert plain.__dict__.keys() == state.keys()
+    assert all("attention_backend" not in part.__dict__ for part in plain.modules())
+    assert torch.equal(plain(video(), seed=SEED).pred, expected.pred)
+    assert caplog.messages == []
+
+
+def scaled(out):
+    """What a model's part returns, times 1.5."""
+    if isinstance(out, tuple):
+        return tuple(map(scaled, out))
+    return 1.5 * out if isinstance(out, torch.Tensor) else out
+
+
+@pytest.mark.parametrize(
+    ("build", "objective"),
+    [
+        (reference.IVCL, "ivcl"),
+        (reference.IVCLClassifier, "ivcl"),
+        (reference.IVCLClassifier, "slot_attention"),
+        (slot_autoencoder.SlotAutoencoder, "slot_attention"),
+        (lambda cfg: supervised.Supervised(cfg, 3), "classification"),
+    ],
+)
+def test_hooks_on_parts_of_the_reference_stay(build, objective):
+    torch.manual_seed(0)
+    plain = build(dataclasses.replace(CFG, objective=objective, depth=2))
+    call = {"seed": SEED} if build is reference.IVCL else {}
+    for name, part in plain.named_modules():
+        if name:
+            fast = copy.deepcopy(plain)
+            accelerate(fast)
+            handles = [
+                p.register_forward_hook(lambda part, args, out: scaled(out))
+                for p in (part, fast.get_submodule(name))
+            ]
+            outs = [model(video(), **call) for model in (fast, plain)]
+            close(*(out if isinstance(out, torch.Tensor) else out.pred for out in outs))
+            handles[0].remove()
+
+
+def test_a_part_alone():
+    plain = reference.IVCL(CFG)
+    expected = plain(video(), seed=SEED).pred
+    accelerate(plain.encoder)
+    assert type(plain) is reference.IVCL and type(plain.encoder) is model.Encoder
+    close(plain(video(), seed=SEED).pred, expected)
+    accelerate(plain)
+    restore(plain.decoder.blocks)  # a fast decoder of plain blocks
+    assert type(plain.decoder.blocks[0].mlp) is reference.Mlp
+    close(plain(video(), seed=SEED).pred, expected)
+
+
+def test_a_new_fast_model_is_not_undone():
+    fast = ivcl_fast.IVCL(CFG)
+    restore(fast)
+    assert type(fast.encoder) is model.Encoder
+
+
+def test_the_configs_attention_backend_is_followed():
+    plain = reference.IVCL(dataclasses.replace(CFG, attention="eager"))
+    for whole in (plain, nn.ModuleList([plain])):  # by itself, and inside another module
+        accelerate(whole)
+        assert plain.encoder.blocks[0].attn.attention_backend == "eager"
+        restore(whole)
+        assert "attention_backend" not in plain.encoder.blocks[0].attn.__dict__
+
+
+def test_accelerated_models_save_and_load(tmp_path):
+    plain = reference.IVCLClassifier(CFG, 5)
+    accelerate(plain)
+    plain.save_pretrained(tmp_path)
+    loaded = ivcl_fast.IVCLClassifier.from_pretrained(tmp_path)
+    assert torch.equal(loaded(video()), plain(video()))
+
+
+def test_a_class_that_was_changed_since_stays(caplog):
+    plain = reference.IVCL(CFG)
+    accelerate(plain)
+    part = plain.encoder.blocks[0]
+    part.__class__ = type("Sharded", (type(part),), {})  # as by fully_shard
+    restore(plain)
+    assert isinstance(part, model.Block) and type(plain) is reference.IVCL
+    assert torch.isfinite(plain(video(), seed=SEED).loss)
+
+
+@pytest.mark.parametrize("first", ["accelerate", "compile"])
+def test_compiled(first):
+    fast = reference.IVCLClassifier(CFG, 3)
+    expected = fast(video())
+    compiled = torch.compile(fast, backend="eager")
+    if first == "compile":
+        compiled(video())
+    report = accelerate(compiled)
+    assert type(fast) is ivcl_fast.IVCLClassifier and report.replaced
+    close(compiled(video()), expected)
+    restore(compiled)
+    assert type(fast) is reference.IVCLClassifier
+    close(compiled(video()), expected)
+
+
+def test_data_parallel(tmp_path):
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        plain = reference.IVCL(CFG)
+        expected = plain(video(), seed=SEED).pred
+        wrapped = DistributedDataParallel(plain)
+        assert "module.decoder" in accelerate(wrapped).replaced
+        out = wrapped(video(), seed=SEED)
+        close(out.pred, expected)
+        out.loss.backward()
+        assert all(p.grad is not None for p in plain.parameters())
+        restore(wrapped)
+        assert torch.equal(wrapped(video(), seed=SEED).pred, expected)
+    finally:
+        torch.distributed.destroy_process_group()
