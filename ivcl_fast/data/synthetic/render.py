@@ -69,8 +69,7 @@ def render(
 def pack(scene: Scene, frames: np.ndarray) -> Numbers:
     """Put the numbers of frames [F] into arrays."""
     things = scene.things
-    offsets = np.array([world.OFFSETS.get(thing.shape, (0.0, 0.0, 0.0)) for thing in things])
-    centers = scene.locations[frames] + offsets.reshape(-1, 3)
+    centers = scene.locations[frames]
     axes = np.swapaxes(_rotation(scene.rotations[frames]), -1, -2)
     eyes = scene.camera[frames if len(scene.camera) > 1 else np.zeros(len(frames), np.intp)]
     target = np.array(scene.target)
