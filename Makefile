@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+STAMP := $(VENV)/.train
+# UV=1 installs with uv, which is faster but does not read pip's configuration.
+INSTALL = $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
 BUILT := $(VENV)/.built
 # What was built lists its objects, so that a deleted one is noticed; without a compiler it is empty.
 OBJECTS := $(wildcard kernels/*.so)
@@ -10,7 +12,7 @@ DELETED := $(filter-out $(OBJECTS),$(shell cat $(BUILT) 2>/dev/null))
 # Versions of Triton beside the installed one for which `make aot` compiles.
 TRITONS := 3.6 3.7 3.8
 
-.PHONY: help setup build train test soak bench docs lint gpu-check aot sanitize wheel-check clean
+.PHONY: help setup build train test bench docs lint gpu-check aot sanitize wheel-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -19,14 +21,18 @@ help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
 	  | while IFS='|' read -r name what; do printf '  %-12s %s\n' "$$name" "$$what"; done
 
-setup: $(BUILT)  ## install everything into .venv and build the C++ kernels
+setup: $(BUILT) $(VENV)/.test $(VENV)/.lint $(VENV)/.docs  ## install everything into .venv and build the C++ kernels
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "make: Python 3.11 or newer is needed; choose one with make PYTHON=python3.12" >&2; exit 2; }
-	@echo "make: installing ivcl_fast and what it needs into $(VENV); this takes some minutes"
+	@echo "make: installing ivcl_fast and what training needs into $(VENV); this takes some minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,dali]'
+	$(INSTALL) 'setuptools>=77' -e .
+	@touch $@
+
+$(VENV)/.%: $(STAMP)  # an extra of pyproject.toml: test, lint or docs
+	$(INSTALL) -e '.[$*]'
 	@touch $@
 
 build: $(BUILT)  ## build the C++ kernels in place; without a compiler it says so and goes on
@@ -41,19 +47,16 @@ $(DELETED):  # made anew by the rule above
 train: $(BUILT)  ## pretrain, finetune and evaluate on synthetic videos; ARGS=--quick: one minute
 	$(BIN)/python -m ivcl_fast.train --compile $(ARGS)
 
-test: $(BUILT)  ## run the tests; ARGS=tests/kernels: some of them
+test: $(BUILT) $(VENV)/.test  ## run the tests; ARGS=tests/kernels: some of them
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-soak: $(BUILT)  ## run commands under 500 schedules of faults; takes half an hour on 2 cores
-	$(BIN)/python -m tests.support.faults $(ARGS)
-
-bench: $(BUILT)  ## run the benchmarks
+bench: $(BUILT) $(VENV)/.test  ## run the benchmarks
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(ARGS)
 
-docs: $(STAMP)  ## build the documentation into build/site; a broken link is an error
+docs: $(VENV)/.docs  ## build the documentation into build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
 
-lint: $(STAMP)  ## check style and types
+lint: $(VENV)/.lint $(VENV)/.test  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -72,7 +75,7 @@ gpu-check:  ## compare and time all kernels on an NVIDIA GPU; takes 9 minutes
 aot: $(STAMP) $(TRITONS:%=.triton/%/triton)  ## compile the Triton kernels for eight GPUs, without a GPU
 	$(BIN)/python -m benchmarks.aot $(TRITONS:%=--triton .triton/%) $(ARGS)
 
-sanitize: $(STAMP)  ## run the op tests on kernels built with AddressSanitizer and UBSan
+sanitize: $(VENV)/.test  ## run the op tests on kernels built with AddressSanitizer and UBSan
 	.ci/sanitize $(BIN)/python $(ARGS)
 
 wheel-check: $(STAMP)  ## install the wheel in an empty environment and train there

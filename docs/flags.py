@@ -6,25 +6,23 @@ import io
 import os
 import runpy
 import sys
-import tomllib
 import warnings
 from contextlib import redirect_stdout, suppress
-from pathlib import Path
 from unittest.mock import patch
 
-ROOT = Path(__file__).resolve().parent.parent
+from ivcl_fast.__main__ import COMMANDS
+
 INTRODUCTION = """\
 # Every flag of every command
 
-What `python -m ivcl_fast.COMMAND --help` shows; `ivcl-fast-COMMAND` is another way to type
+What `python -m ivcl_fast.COMMAND --help` shows; `ivcl-fast COMMAND` is another way to type
 `python -m ivcl_fast.COMMAND`. Dashes and underscores in a flag's name are the same.
 """
 
 
 def commands() -> list[str]:
-    """Return the names of the commands, in the order of ``pyproject.toml``."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [script.removeprefix("ivcl-fast-") for script in project["scripts"]]
+    """Return the names of the commands."""
+    return [*COMMANDS]
 
 
 def help_of(command: str) -> str:

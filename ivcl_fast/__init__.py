@@ -30,6 +30,7 @@ likewise evaluate, prepare, visualize, probes, sweep, export and info. Importing
 imports none of them and touches no device.
 """
 
+import signal
 import sys
 import typing
 from importlib import import_module
@@ -109,10 +110,10 @@ def _version() -> str:
     return version("ivcl_fast")
 
 
-# While Python looks for the module of ``python -m ivcl_fast.train`` it imports this package, with
-# ``-m`` in place of the module's path: the moment to tell which packages the command lacks, and to
-# decide what Ctrl-C does while it is imported.
-if getattr(sys, "argv", [])[:1] == ["-m"]:
-    from ivcl_fast.console import check_started_module
-
-    check_started_module()
+# Ctrl-C ends a command without a traceback while its modules are imported, which takes seconds.
+# While Python looks for the module of ``python -m ivcl_fast.train``, argv is ``["-m", ...]``.
+if (
+    getattr(sys, "argv", [])[:1] == ["-m"]
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import errno
 import functools
 import logging
 import os
 import re
-import select
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, NoReturn, TextIO, get_type_hints
+from typing import Any, NoReturn, get_type_hints
+
+import docstring_parser
+import tyro
 
 import ivcl_fast
 from ivcl_fast.distributed import group as distributed
@@ -24,18 +25,39 @@ from ivcl_fast.errors import UserError, print_error
 from ivcl_fast.text import first_line, printable
 from ivcl_fast.training.signals import Interrupted
 
-STDOUT = 1
-PARENT = "IVCL_FAST_PARENT"
-"""Environment variable with the process that a command ends with, set by that process."""
-SET_DEATH_SIGNAL = 1
-"""Linux's ``PR_SET_PDEATHSIG``."""
 REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO,
 }  # fmt: skip
-"""Why a system refuses a file: no rights to the folder, no room, or a broken disk."""
+"""Errors of the system that the user can fix: no access to a folder, a full or broken disk."""
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
-"""What errors of PyTorch contain when a tensor is too large for a GPU, the CPU or any machine."""
+"""Parts of PyTorch's messages about a tensor that is too large for a GPU, the CPU or a machine."""
+OTHER_NAMES = {
+    "epochs": "--pretrain-clips and --finetune-clips, which count clips",
+    "max-steps": "--pretrain-clips and --finetune-clips, which count clips",
+    "steps": "--pretrain-clips and --finetune-clips, which count clips",
+    "learning-rate": "--lr, and --finetune-lr for finetuning",
+    "wd": "--weight-decay",
+    "bs": "--batch-size",
+    "batch": "--batch-size",
+    "gradient-accumulation-steps": "--grad-accum-steps",
+    "accumulate-grad-batches": "--grad-accum-steps",
+    "bf16": "--amp bf16",
+    "fp16": "--amp bf16",
+    "precision": "--amp bf16 or --amp off",
+    "gpus": "--device cuda:0, or torchrun for several GPUs",
+    "devices": "--device cuda:0, or torchrun for several GPUs",
+    "num-workers": "--workers",
+    "dataset": "--data",
+    "data-path": "--data KIND:DIR",
+    "arch": "--preset",
+    "model": "--preset",
+    "pretrained": "--init",
+    "checkpoint": "--init, or --resume to continue a run",
+    "output-dir": "--out",
+    "wandb": "--viewer wandb",
+}
+"""Flags of ``ivcl_fast.train`` by what other projects call them."""
 
 
 def parse(
@@ -47,19 +69,19 @@ def parse(
 ) -> Any:
     """Parse the flags of ``python -m ivcl_fast.<name>`` into the dataclass ``config``.
 
-    ``description``: reStructuredText above the flags in ``--help``, such as a module's docstring.
+    ``description``: text above the flags in ``--help``, such as a module's docstring.
     ``arguments``: by default those of the process. ``options``: passed on to ``tyro.cli``. Raises
     :class:`UserError` for an empty value, and ``SystemExit`` after ``--help``, ``--version`` and
     for flags that are not accepted; then only rank 0 prints.
     """
-    import tyro
-
     join_help_lines(config)
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--version" in arguments:
         distributed.print_rank0(f"ivcl_fast {ivcl_fast.__version__}")
         raise SystemExit(0)
     check_not_empty(arguments)
+    if name == "train":
+        check_names(arguments)
     if description is not None:
         description = plain_text(description) + "\n\nUse --version to print the version."
     try:
@@ -86,7 +108,16 @@ def check_not_empty(arguments: Sequence[str]) -> None:
             continue
         flag = argument.removesuffix("=") or before
         where = f"{flag}: " if flag.startswith("--") else ""
-        raise UserError(f"{where}'' is not accepted; accepted: a value that is not empty")
+        raise UserError(f"{where}expected a value, got an empty one")
+
+
+def check_names(arguments: Sequence[str]) -> None:
+    """Raise :class:`UserError` for another project's name of a flag."""
+    for argument in arguments:
+        typed = argument.partition("=")[0]
+        right = OTHER_NAMES.get(typed.removeprefix("--").replace("_", "-"))
+        if typed.startswith("--") and right:
+            raise UserError(f"{typed}: unknown flag; use {right}")
 
 
 def plain_text(docstring: str) -> str:
@@ -97,8 +128,6 @@ def plain_text(docstring: str) -> str:
 @functools.cache
 def join_help_lines(config: type) -> None:
     """Give tyro the docstrings of a dataclass's fields, and of nested ones, without line breaks."""
-    import docstring_parser
-
     texts = {
         parameter.arg_name: " ".join((parameter.description or "").replace("``", "").split())
         for base in reversed(config.__mro__[:-1])
@@ -115,117 +144,56 @@ def join_help_lines(config: type) -> None:
 def run_command(main: Callable[[], None], continues: bool = False) -> NoReturn:
     """Run the ``main`` function of a command, then exit.
 
-    ``continues``: whether a stopped command goes on where it was when it is started again. A
-    :class:`UserError`, a file that the system refuses (:data:`REFUSALS`) and too little memory
-    become one line on stderr and exit status 2. Ctrl-C gives status 130, and a closed pipe
-    (``... | head``) gives 141 and no message.
+    ``continues``: whether a stopped command continues when it is started again. A
+    :class:`UserError`, an error of the system that the user can fix (:data:`REFUSALS`) and too
+    little memory become one line on stderr and exit status 2. Signals give 128 plus their number,
+    and so does a closed pipe (``... | head``), without a message.
     """
     to_stderr = logging.StreamHandler()
     to_stderr.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[to_stderr])
-    with suppress(AttributeError):  # in place of a stream, another object
+    with suppress(AttributeError):  # not a text stream, as in a notebook
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    end_with_parent()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see ivcl_fast/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see console.before_import
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
         sys.stdout.flush()
     except UserError as error:
         distributed.let_rank0_report_first()
-        print_error(error)
-        raise SystemExit(2) from None
+        end(str(error))
     except BrokenPipeError:
-        if not stdout_is_closed():  # it was the pipe of a worker process
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # Python flushes it at exit
+        # Python flushes the standard output at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         if error.errno not in REFUSALS and not error.filename:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        print_error(
-            f"{where}{error.strerror}; accepted: files that can be read, and a folder that can be "
-            "written, with room"
-        )
-        raise SystemExit(2) from None
+        end(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(p in str(error) for p in OUT_OF_MEMORY):
             raise
-        fitting = "what fits into memory, such as a smaller --batch-size"
-        if "CUDA" in str(error):  # a resumed run keeps its batch
-            fitting += " or --placement ram"
-        print_error(f"{first_line(error)}; accepted: {fitting}")
-        raise SystemExit(2) from None
+        advice = "a smaller --batch-size" + " or --placement ram" * ("CUDA" in str(error))
+        end(f"{first_line(error)}; try {advice}")
+    except Interrupted as stop:
+        distributed.print_rank0(f"stopped by {stop}; {stop.advice}", sys.stderr)
+        raise SystemExit(128 + stop.signum) from None
     except KeyboardInterrupt as stop:
         how = str(stop) or "stopped" + "; the same command continues" * continues
         distributed.print_rank0(how, sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + signal.SIGINT) from None
     raise SystemExit(0)
 
 
+def end(message: str) -> NoReturn:
+    """Print an error as one line and exit with status 2."""
+    print_error(message)
+    raise SystemExit(2) from None
+
+
 class PrintableFormatter(logging.Formatter):
-    """Formats log records so that a terminal shows, and does not obey, the names in them."""
+    """Formats log records without control characters from the names in them."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the text of a record; line breaks stay."""
         return "\n".join(map(printable, super().format(record).split("\n")))
-
-
-class _Output:
-    """A standard output that is given up, once and for all, when writing to it fails."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        self._try(self._stream.write, text)
-        return len(text)
-
-    def flush(self) -> None:
-        self._try(self._stream.flush)
-
-    def _try(self, method: Callable[..., Any], *args: Any) -> None:
-        try:
-            method(*args)
-        except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            with suppress(OSError):
-                print(f"standard output: {error.strerror}; going on without it", file=sys.stderr)
-
-
-@contextmanager
-def long_work(how_to_continue: str) -> Iterator[None]:
-    """After a signal, say how the work continues, and exit with status 128 plus its number.
-
-    It goes on without a standard output whose reader goes away (``... | head``), or that is full.
-    """
-    before = sys.stdout
-    sys.stdout = _Output(before)
-    try:
-        yield
-    except Interrupted as stop:
-        distributed.print_rank0(f"stopped by {stop}; {how_to_continue}", sys.stderr)
-        raise SystemExit(128 + stop.signum) from None
-    finally:
-        sys.stdout = before
-
-
-def end_with_parent() -> None:
-    """Let the system send SIGTERM when the process that :data:`PARENT` names dies, if it is set."""
-    if not (parent := os.environ.pop(PARENT, "")):
-        return
-    with suppress(AttributeError):  # not Linux
-        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGTERM)
-    if os.getppid() != int(parent):  # it has died already
-        raise SystemExit(128 + signal.SIGTERM)
-
-
-def stdout_is_closed() -> bool:
-    """Whether the standard output is a pipe that nobody reads any more."""
-    poll = select.poll()
-    poll.register(STDOUT, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))

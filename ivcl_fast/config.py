@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args, get_type_hints
 import torch
 from torch import Tensor
 
+from ivcl_fast.errors import UserError
+
 ContextTokens = Literal["slots", "slots+patches"]
 Readout = Literal["last", "mean", "cls"]
 ReconstructionObjective = Literal["ivcl", "mae", "joint"]
@@ -34,25 +36,9 @@ PIXEL_TOLERANCE = 1e-3
 """How far float pixels may lie outside [0, 1]: antialiased resizing rounds past the range."""
 
 MAX_SIZE = 8192
-"""Largest value of any number of a config: more than models have, and no tensor's size overflows
-64 bits by it alone."""
+"""Largest value of any number of a config, so that sizes of tensors do not overflow 64 bits."""
 MAX_PATCHES = 65_536
 """Most patches per frame; the op ``sample_masks`` takes no more."""
-
-
-class FieldError(ValueError):
-    """A value that is not accepted; ``str(error)`` is one line, ``"<field>: <message>"``.
-
-    ``field`` is the name of the config's field or of the argument, ``message`` says what is wrong
-    and what is accepted.
-    """
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(field, message)
-        self.field, self.message = field, message
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -63,8 +49,8 @@ class IVCLConfig:
     is ours (MAE and ViT conventions), none is the paper's. Sizes are in pixels, frames, patches or
     tokens, never in bytes or seconds; none is above :data:`MAX_SIZE`.
 
-    Raises :class:`FieldError`, a ``ValueError``, for a bad value; it names the field and what the
-    field accepts.
+    Raises :class:`~ivcl_fast.errors.UserError`, a ``ValueError``, that names the field and what it
+    accepts.
 
     Example::
 
@@ -135,30 +121,24 @@ class IVCLConfig:
         for name, kind in kinds.items():
             check_type(name, getattr(self, name), kind)
         image, patch = self.image_size, self.patch_size
-        frames, query = self.num_frames, self.num_query_frames
-        reason = f"{image} is not a multiple of patch_size {patch}"
-        require(image % patch == 0, "image_size", reason)
-        reason = f"{image} holds one patch of {patch}; at least two are needed, one to be masked"
-        require(self.num_patches > 1, "image_size", reason)
-        reason = f"{query} is more than num_frames, which is {frames}"
-        require(query <= frames, "num_query_frames", reason)
-        reason = f"{self.mask_ratio} is not between 0 and 1 (exclusive)"
-        require(0.0 < self.mask_ratio < 1.0, "mask_ratio", reason)
+        require(image % patch == 0, "image_size", f"a multiple of patch_size {patch}", image)
+        require(self.num_patches > 1, "image_size", f"at least two patches of {patch}", image)
         for name in (name for name, kind in kinds.items() if kind in (int, float)):
             value = getattr(self, name)
-            reason = f"{value} is not a number of at most {MAX_SIZE:,}"
-            require(abs(value) <= MAX_SIZE, name, reason)
-        reason = f"{image} holds {self.num_patches:,} patches of {patch}; at most {MAX_PATCHES:,}"
-        require(self.num_patches <= MAX_PATCHES, "image_size", f"{reason} are accepted")
+            require(abs(value) <= MAX_SIZE, name, f"a number of at most {MAX_SIZE:,}", value)
+        patches = f"at most {MAX_PATCHES:,} patches of {patch}"
+        require(self.num_patches <= MAX_PATCHES, "image_size", patches, image)
+        frames, query = self.num_frames, self.num_query_frames
+        require(query <= frames, "num_query_frames", f"at most num_frames {frames}", query)
+        require(0.0 < self.mask_ratio < 1.0, "mask_ratio", "above 0 and below 1", self.mask_ratio)
         for name in ("mlp_ratio", "pixel_std"):
-            require(getattr(self, name) > 0, name, f"{getattr(self, name)} is not above 0")
+            require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
         for width, heads in (("embed_dim", "num_heads"), ("decoder_dim", "decoder_heads")):
             dim, count = getattr(self, width), getattr(self, heads)
-            require(dim % count == 0, width, f"{dim} is not a multiple of {heads} {count}")
-            reason = "not a multiple of 4, which the sin-cos positions need"
-            require(dim % 4 == 0, width, f"{dim} is {reason}")
-            reason = f"{self.mlp_ratio} times {width} {dim} is less than 1"
-            require(int(self.mlp_ratio * dim) >= 1, "mlp_ratio", reason)
+            require(dim % count == 0, width, f"a multiple of {heads} {count}", dim)
+            require(dim % 4 == 0, width, "a multiple of 4, for the sin-cos positions", dim)
+            hidden = f"a hidden width of at least 1 for {width} {dim}"
+            require(int(self.mlp_ratio * dim) >= 1, "mlp_ratio", hidden, self.mlp_ratio)
 
     @property
     def grid(self) -> int:
@@ -202,9 +182,9 @@ class IVCLConfig:
     def preset(cls, name: str, **overrides: Any) -> IVCLConfig:
         """The preset ``name`` (tiny, small, base64 or base224), with some fields replaced.
 
-        Raises :class:`FieldError` for an unknown preset or field.
+        Raises :class:`UserError` for an unknown preset or field.
         """
-        require(name in PRESETS, "preset", f"{name!r} is not one of {', '.join(PRESETS)}")
+        require(name in PRESETS, "preset", f"one of {', '.join(PRESETS)}", repr(name))
         return cls.from_dict(PRESETS[name] | overrides)
 
     @classmethod
@@ -212,11 +192,12 @@ class IVCLConfig:
         """The config with these fields; the opposite of ``dataclasses.asdict``."""
         known = [f.name for f in dataclasses.fields(cls)]
         for name in fields:
-            require(name in known, name, f"not a field of IVCLConfig, which has {', '.join(known)}")
+            if name not in known:
+                raise UserError(f"{name}: not a field of IVCLConfig, which has {', '.join(known)}")
         return cls(**fields)
 
     def check_video(self, video: Tensor, frame_index: Tensor | None = None) -> None:
-        """Raise :class:`FieldError` unless a model with this config accepts the video.
+        """Raise :class:`UserError` unless a model with this config accepts the video.
 
         ``video``: frames ``[B, T, 3, H, W]``, uint8 or float in [0, 1], or uint8 patch rows
         ``[B, T, N, 3*P*P]``. With ``frame_index`` (int64 ``[B, C, T]``, the frames of each of C
@@ -229,25 +210,23 @@ class IVCLConfig:
         rows = [length, self.num_patches, self.patch_dim]
         is_float = shape == frames and video.is_floating_point()
         if not is_float and (shape not in (frames, rows) or video.dtype != torch.uint8):
-            raise FieldError(
-                "video",
-                f"{describe(video)} is neither frames, uint8 (0 to 255) or float (0 to 1) "
-                f"[B, {str(frames)[1:]}, nor patch rows, uint8 [B, {str(rows)[1:]}",
+            raise UserError(
+                f"video: expected frames, uint8 or float in [0, 1] [B, {str(frames)[1:]}, or patch "
+                f"rows, uint8 [B, {str(rows)[1:]}, got {describe(video)}"
             )
         if is_float and can_read_values(video) and video.numel():
             low, high = (end.item() for end in video.aminmax())
             if not -PIXEL_TOLERANCE <= low <= high <= 1 + PIXEL_TOLERANCE:
-                raise FieldError(
-                    "video",
-                    f"{dtype_name(video)} from {low:g} to {high:g} is not within [0, 1]; "
-                    "divide by 255, or pass uint8",
+                raise UserError(
+                    f"video: expected uint8, or {dtype_name(video)} in [0, 1], got values from "
+                    f"{low:g} to {high:g}"
                 )
         self._check_frame_index(frame_index, video, length)
 
     def are_slots(self, video: Tensor, frame_index: Tensor | None = None) -> bool:
         """Whether a classifier is given the slots of its frames, float ``[B, T, S, D]``.
 
-        Patch rows are uint8. ``frame_index`` as of :meth:`check_video`. Raises :class:`FieldError`
+        Patch rows are uint8. ``frame_index`` as of :meth:`check_video`. Raises :class:`UserError`
         if they do not fit this config.
         """
         if not (isinstance(video, Tensor) and video.ndim == 4 and video.is_floating_point()):
@@ -255,38 +234,40 @@ class IVCLConfig:
         length = self.num_frames if frame_index is None else video.shape[1]
         accepted = [length, self.num_slots, self.embed_dim]
         if list(video.shape[1:]) != accepted:
-            raise FieldError(
-                "video",
-                f"{describe(video)} is neither slots, float [B, {str(accepted)[1:]}, nor frames, "
-                f"[B, T, 3, {self.image_size}, {self.image_size}], nor patch rows, which are uint8",
+            raise UserError(
+                f"video: expected slots, float [B, {str(accepted)[1:]}, or frames, "
+                f"[B, T, 3, {self.image_size}, {self.image_size}], or patch rows, which are uint8, "
+                f"got {describe(video)}"
             )
         self._check_frame_index(frame_index, video, length)
         return True
 
     def _check_frame_index(self, frame_index: Tensor | None, video: Tensor, length: int) -> None:
-        """Raise :class:`FieldError` unless these are frames of videos of ``length`` frames."""
+        """Raise :class:`UserError` unless these are frames of videos of ``length`` frames."""
         if frame_index is None:
             return
         videos = len(video)  # not before: in an export it would fix the number of videos
         if not is_int64(frame_index, [videos, None, self.num_frames]):
-            accepted = f"[{videos}, clips of a video, {self.num_frames}]"
-            raise FieldError("frame_index", f"{describe(frame_index)} is not int64 {accepted}")
+            raise UserError(
+                f"frame_index: expected int64 [{videos}, clips of a video, {self.num_frames}], got "
+                f"{describe(frame_index)}"
+            )
         if (
             can_read_values(frame_index)
             and frame_index.numel()
             and not 0 <= frame_index.min() <= frame_index.max() < length
         ):
-            raise FieldError("frame_index", f"its values are not all within 0 to {length - 1}")
+            raise UserError(f"frame_index: expected values of 0 to {length - 1}, got others")
 
     def check_readout(self, every_frame: bool) -> None:
-        """Raise :class:`FieldError` if ``every_frame`` is asked of a model with another readout."""
-        reason = f"readout {self.readout!r} gives one answer per clip; accepted with it: 'last'"
-        require(not every_frame or self.readout == "last", "every_frame", reason)
+        """Raise :class:`UserError` if ``every_frame`` is asked of a model with another readout."""
+        if every_frame and self.readout != "last":
+            raise UserError(f"every_frame: expected readout 'last', got {self.readout!r}")
 
     def check_masks(
         self, clips: int, ids_keep: Tensor | None, query: Tensor | None, seed: Tensor | None
     ) -> None:
-        """Raise :class:`FieldError` for the first that is neither None nor int64 of its shape.
+        """Raise :class:`UserError` for the first that is neither None nor int64 of its shape.
 
         Ids may be in any order. Values are checked where :func:`can_read_values` allows it.
         """
@@ -300,9 +281,9 @@ class IVCLConfig:
             if ids is None:
                 continue
             if not is_int64(ids, shape):
-                raise FieldError(name, f"{describe(ids)} is not int64 {shape}")
+                raise UserError(f"{name}: expected int64 {shape}, got {describe(ids)}")
             if choices and can_read_values(ids) and not are_distinct(ids, choices):
-                raise FieldError(name, f"its ids are not distinct numbers of 0 to {choices - 1}")
+                raise UserError(f"{name}: expected distinct ids of 0 to {choices - 1}, got others")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -326,46 +307,46 @@ PRESETS: dict[str, dict[str, Any]] = {
 # --- Checks of arguments --------------------------------------------------------------------------
 
 
-def require(condition: bool, field: str, message: str) -> None:
-    """Raise :class:`FieldError` unless the condition holds."""
+def require(condition: bool, field: str, expected: str, value: object) -> None:
+    """Raise :class:`UserError` unless the condition holds."""
     if not condition:
-        raise FieldError(field, message)
+        raise UserError(f"{field}: expected {expected}, got {value}")
 
 
 def check_objective(cfg: IVCLConfig, accepted: Any = Objective) -> None:
-    """Raise :class:`FieldError` unless ``cfg`` is a config with one of the ``accepted`` objectives.
+    """Raise :class:`UserError` unless ``cfg`` is a config with one of the ``accepted`` objectives.
 
     ``accepted``: a ``Literal`` type of this module.
     """
-    example = "pass one, such as IVCLConfig.preset('tiny')"
-    require(isinstance(cfg, IVCLConfig), "cfg", f"{cfg!r} is not an IVCLConfig; {example}")
-    choices = f"one of {', '.join(get_args(accepted))}, which this model class is for"
-    require(cfg.objective in get_args(accepted), "objective", f"{cfg.objective!r} is not {choices}")
+    kind = "an IVCLConfig, such as IVCLConfig.preset('tiny')"
+    require(isinstance(cfg, IVCLConfig), "cfg", kind, repr(cfg))
+    choices = f"one of {', '.join(get_args(accepted))} for this model class"
+    require(cfg.objective in get_args(accepted), "objective", choices, repr(cfg.objective))
 
 
 def check_classes(num_classes: int, class_names: list[str] | None = None) -> None:
-    """Raise :class:`FieldError` unless there is a class at least, and a name for each, if any."""
+    """Raise :class:`UserError` unless there is at least one class, and none or all have names."""
     check_type("num_classes", num_classes, int)
     if class_names is not None:
         are_words = isinstance(class_names, list | tuple) and {*map(type, class_names)} <= {str}
-        accepted = f"a list of {num_classes} strings, one for each of the num_classes"
-        require(are_words and len(class_names) == num_classes, "class_names", f"not {accepted}")
+        fits = are_words and len(class_names) == num_classes
+        require(fits, "class_names", f"a list of num_classes {num_classes} strings", class_names)
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:
-    """Raise :class:`FieldError` unless ``value`` is of a field's type.
+    """Raise :class:`UserError` unless ``value`` has a field's type.
 
     ``kind``: int (of at least 1), float, bool or a ``Literal``.
     """
     if choices := get_args(kind):
-        return require(value in choices, name, f"{value!r} is not one of {', '.join(choices)}")
+        return require(value in choices, name, f"one of {', '.join(choices)}", repr(value))
     types, words = {
         int: (int, "a whole number of at least 1"),
         float: (int | float, "a number"),
         bool: (bool, "True or False"),
     }[kind]
     is_kind = isinstance(value, types) and isinstance(value, bool) == (kind is bool)
-    require(is_kind and (kind is not int or value >= 1), name, f"{value!r} is not {words}")
+    require(is_kind and (kind is not int or value >= 1), name, words, repr(value))
 
 
 def dtype_name(x: Tensor) -> str:

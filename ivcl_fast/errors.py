@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, and checks of single settings."""
+"""User-facing errors, and checks of single settings."""
 
 from __future__ import annotations
 
@@ -7,40 +7,39 @@ import sys
 from ivcl_fast.text import printable
 
 MOST = 10**12
-"""Largest number that a setting may be, unless its check says otherwise: what is computed from
-larger ones overflows."""
+"""Largest number that a setting accepts by default; what is computed from larger ones overflows."""
 
 
 class UserError(ValueError):
-    """Something that the user gave cannot be used.
+    """An error that the user can fix.
 
-    The message is one line: what is wrong and what is accepted, by the name of the argument or
-    flag. Commands print it without a traceback and exit with status 2.
+    The message is one line, which begins with the name of the argument or flag:
+    ``--batch-size: expected at least 1, got 0``. Commands print it without a traceback and exit
+    with status 2.
     """
 
 
 def require_at_least(config: object, least: float, *names: str, most: float = MOST) -> None:
-    """Raise :class:`UserError` for the first of a config's settings that is out of bounds.
+    """Raise :class:`UserError` for the first field that is below ``least`` or above ``most``.
 
-    Those are ``least`` and ``most``, which are accepted, as is None: a setting that is not given.
+    None, a setting that is not given, is accepted.
     """
     for name in names:
         value = getattr(config, name)
-        _require(value is None or value >= least, name, value, f"at least {least}")
-        _require(value is None or value <= most, name, value, f"at most {most:,}")
+        if value is None:
+            continue
+        if not value >= least:  # also for NaN
+            raise UserError(f"{flag(name)}: expected at least {least}, got {value}")
+        if value > most:
+            raise UserError(f"{flag(name)}: expected at most {most:,}, got {value}")
 
 
 def require_above(config: object, bound: float, *names: str, most: float = MOST) -> None:
-    """As :func:`require_at_least`, but ``bound`` itself is not accepted."""
+    """Raise :class:`UserError` for the first field that is at most ``bound``, or above ``most``."""
     for name in names:
-        value = getattr(config, name)
-        _require(value > bound, name, value, f"above {bound}")
+        if not getattr(config, name) > bound:
+            raise UserError(f"{flag(name)}: expected above {bound}, got {getattr(config, name)}")
         require_at_least(config, bound, name, most=most)
-
-
-def _require(condition: bool, name: str, value: float, accepted: str) -> None:
-    if not condition:
-        raise UserError(f"{flag(name)}: {value} is not accepted; accepted: {accepted}")
 
 
 def flag(name: str) -> str:
@@ -49,5 +48,5 @@ def flag(name: str) -> str:
 
 
 def print_error(error: UserError | str) -> None:
-    """Print an error, or what it says, as one line on stderr."""
+    """Print an error as one line on stderr."""
     print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)

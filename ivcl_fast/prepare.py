@@ -47,7 +47,6 @@ from ivcl_fast.data.store.index import probe_media
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool, usable_cpus
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, require_at_least
-from ivcl_fast.manifest import Manifest
 from ivcl_fast.progress import Bar, duration
 
 ITEMS_BY_SIZE = {
@@ -78,8 +77,7 @@ class StoreFlags:
     decoder: DecoderName = "auto"
     """Video decoder; auto: DALI if it can decode on a GPU, else PyAV."""
     verify: bool = False
-    """Compare the checksums of all files: first those of a synthetic data set, then those of the
-    finished store."""
+    """Compare the checksums of the finished store."""
     require_all: bool = False
     """End with an error if a video cannot be used; by default such videos are named and left
     out."""
@@ -184,8 +182,6 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     if config.dry_run:
         print_estimate(media, out, config)
         return
-    if flags.verify:  # before a store is made of damaged videos
-        Manifest.read(dataset.root).verify()
     part = None if flags.part is None else parse_part(flags.part)
     device = None
     if torch.cuda.is_available():  # ranks may be more than GPUs

@@ -9,7 +9,7 @@ CPU, which is faster for small models.
 
 from __future__ import annotations
 
-from ivcl_fast.command import long_work, parse, run_command
+from ivcl_fast.command import parse, run_command
 from ivcl_fast.studies.definitions import STUDIES
 from ivcl_fast.studies.runner import SweepConfig, run_study
 
@@ -20,8 +20,7 @@ def main() -> None:
     config, flags = parse(
         SweepConfig, "sweep", __doc__ + "\n\nStudies:" + QUESTIONS, return_unknown_args=True
     )
-    with long_work("the same command continues"):
-        folder = run_study(config, tuple(flags))
+    folder = run_study(config, tuple(flags))
     print(f"study: {folder / 'study.md'}")
 
 

@@ -1,4 +1,4 @@
-"""Words of others, such as names of videos and messages, made fit for a terminal and Markdown."""
+"""Escape untrusted text, such as file names and error messages, for a terminal and Markdown."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ _MARKUP = re.compile(r"[\\`*_\[\]|$]")
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its class where it has none."""
+    """Return the first line of an error's message, or its class if the message is empty."""
     return (str(error).strip() or type(error).__name__).partition("\n")[0]
 
 
 def printable(text: str) -> str:
-    """Replace characters that a terminal obeys or cannot show, line breaks too, by ``?``."""
+    """Replace control and unprintable characters, line breaks included, with ``?``."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def markdown(text: str) -> str:
-    """Return Markdown, for a paragraph or a table, that shows ``text`` as it is."""
+    """Escape ``text`` for a paragraph or a table cell in Markdown."""
     return _MARKUP.sub(r"\\\g<0>", html.escape(printable(text), quote=False))

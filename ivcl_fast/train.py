@@ -14,7 +14,7 @@ from contextlib import ExitStack
 import torch
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
-from ivcl_fast.command import long_work, run_command
+from ivcl_fast.command import run_command
 from ivcl_fast.config import OBJECTIVE_NAMES
 from ivcl_fast.data.dataset import describe_splits
 from ivcl_fast.data.formats.acre import Acre
@@ -28,13 +28,13 @@ from ivcl_fast.models.weights import weights_file
 from ivcl_fast.report.run import write_report
 from ivcl_fast.report.tables import results_table
 from ivcl_fast.training.arguments import parse
-from ivcl_fast.training.batch_size import with_batch_size
 from ivcl_fast.training.hardware import enable_determinism
 from ivcl_fast.training.model_card import measured_videos_seen, videos_seen
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.run_folder import check_folder, opened_folder
 from ivcl_fast.training.settings import TrainConfig, load_settings
+from ivcl_fast.training.signals import Interrupted
 
 FROM_SCRATCH = "from scratch"
 FEW_STEPS = 100
@@ -64,8 +64,7 @@ def train(config: TrainConfig) -> None:
         distributed.print_rank0(f"kernels: plain PyTorch, which is slower, because {reason}")
     with distributed.process_group(run.device), run.metrics, ExitStack() as stack:
         with distributed.main_process_first():
-            data = run.data  # whose frame store may take a part of the GPU's memory
-        config = run.config = with_batch_size(config, run.device, run.amp)
+            data = run.data
         warn_of_few_steps(run)
         if seen := measured_videos_seen(config):
             distributed.print_rank0(
@@ -127,7 +126,7 @@ def label_note(config: TrainConfig) -> str:
 
 def warn_of_few_steps(run: Run) -> None:
     """Warn of a stage with too few steps to learn, for example because the batches are large."""
-    stages, size = run.config.stages, run.config.optim.clips_per_step
+    stages, size = run.config.stages, run.config.optim.batch_size
     # Videos without classes are not finetuned on.
     lengths = {name: n for name, n in stages.clips.items() if name == "pretrain" or run.finetunes}
     if "finetune" in lengths:
@@ -172,8 +171,11 @@ def main() -> None:
     config = check_folder(parse(sys.argv[1:], __doc__))
     launcher = "python" if distributed.world_size() == 1 else "torchrun ..."
     again = f"{launcher} -m ivcl_fast.train --resume {shlex.quote(str(config.folder))}"
-    with long_work(f"continue with: {again}"):
+    try:
         train(config)
+    except Interrupted as stop:
+        stop.advice = f"continue with: {again}"
+        raise
 
 
 if __name__ == "__main__":

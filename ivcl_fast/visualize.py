@@ -26,7 +26,7 @@ from ivcl_fast.report.html import Page
 from ivcl_fast.report.run_pictures import draw_clip
 from ivcl_fast.report.tables import Table
 from ivcl_fast.text import printable
-from ivcl_fast.training.settings import flatten, load_settings
+from ivcl_fast.training.settings import load_settings
 
 MEASURED_CLIPS = 32
 """Clips that slot collapse is measured on."""
@@ -95,7 +95,7 @@ def visualize(config: VisualizeConfig) -> Path:
         print(printable(f"{clip.name}: {out / clip.name}"))
     page.heading("Settings of the run")
     kept = load_settings(run.folder)  # those of ``run`` have what the flags replace
-    rows = [[name, str(value)] for name, value in flatten(kept).items()]
+    rows = [[name, str(value)] for name, value in kept.flat().items()]
     page.table(Table(["setting", "value"], rows))
     index = out / "index.html"
     write_text(index, str(page))

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import re
 
 import pytest
 import torch
 
 from ivcl_fast import IVCLConfig, config
-from ivcl_fast.config import PRESETS, FieldError
+from ivcl_fast.config import PRESETS
+from ivcl_fast.errors import UserError
 from ivcl_fast.kernels.sample_masks import MAX_PATCHES
 
 # image/P, width, heads, depth, temporal depth, decoder width, heads, depth, slots
@@ -64,22 +64,22 @@ def test_round_trip():
         ("depth", 1.5, "whole number"),
         ("num_frames", True, "whole number"),
         ("num_query_frames", 17, "num_frames"),
-        ("mask_ratio", 0.0, "between 0 and 1"),
-        ("mask_ratio", 1.0, "between 0 and 1"),
-        ("mask_ratio", float("nan"), "between 0 and 1"),
+        ("mask_ratio", 0.0, "above 0 and below 1"),
+        ("mask_ratio", 1.0, "above 0 and below 1"),
+        ("mask_ratio", float("nan"), "at most 8,192"),
         ("embed_dim", 130, "multiple of num_heads 4"),
         ("decoder_dim", 97, "multiple of decoder_heads 3"),
         ("mask_ratio", "0.5", "a number"),
         ("norm_pix", 1, "True or False"),
         ("mlp_ratio", 0.0, "above 0"),
-        ("mlp_ratio", 1e-9, "less than 1"),
+        ("mlp_ratio", 1e-9, "a hidden width of at least 1"),
         ("pixel_std", 0.0, "above 0"),
         ("pixel_std", float("inf"), "at most 8,192"),
         ("pixel_mean", float("nan"), "at most 8,192"),
         ("mlp_ratio", float("inf"), "at most 8,192"),
         ("mlp_ratio", 1e30, "at most 8,192"),
         ("image_size", 10**9, "at most 8,192"),
-        ("image_size", 4096, "262,144 patches of 8; at most 65,536"),
+        ("image_size", 4096, "at most 65,536 patches of 8"),
         ("num_frames", 10**30, "at most 8,192"),
         ("num_slots", 10**6, "at most 8,192"),
         ("embed_dim", 10**11, "at most 8,192"),
@@ -92,11 +92,9 @@ def test_round_trip():
     ],
 )
 def test_bad_fields_are_named(field, value, accepted):
-    with pytest.raises(FieldError, match=rf"^{field}: .*{re.escape(accepted)}") as error:
+    with pytest.raises(UserError, match=rf"^{field}: .*{re.escape(accepted)}") as error:
         IVCLConfig.preset("tiny", **{field: value})
     assert isinstance(error.value, ValueError) and "\n" not in str(error.value)
-    copied = pickle.loads(pickle.dumps(error.value))  # as from a worker
-    assert copied.field == field and str(copied) == f"{field}: {copied.message}"
 
 
 def test_the_op_that_draws_masks_takes_all_patches():
@@ -104,12 +102,12 @@ def test_the_op_that_draws_masks_takes_all_patches():
 
 
 def test_width_must_hold_the_positions():
-    with pytest.raises(ValueError, match="embed_dim: 6 is not a multiple of 4"):
+    with pytest.raises(ValueError, match="embed_dim: expected a multiple of 4"):
         IVCLConfig.preset("tiny", embed_dim=6, num_heads=2)
 
 
 def test_unknown_preset_lists_those_there_are():
-    with pytest.raises(ValueError, match="preset: 'huge' is not one of tiny, small, base64"):
+    with pytest.raises(ValueError, match="preset: expected one of tiny, small, base64"):
         IVCLConfig.preset("huge")
 
 
@@ -156,5 +154,5 @@ def test_other_videos_are_refused(video):
 )
 def test_bad_masks_are_named(name, value):
     masks = dict(ids_keep=None, query=None, seed=None) | {name: value}
-    with pytest.raises(ValueError, match=rf"^{name}: .* is not int64 \["):
+    with pytest.raises(ValueError, match=rf"^{name}: expected int64 \["):
         IVCLConfig.preset("tiny").check_masks(2, **masks)

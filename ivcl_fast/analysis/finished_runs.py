@@ -206,7 +206,7 @@ class FinishedRun:
 
     def describe_length(self) -> str:
         """Say how many clips the stages that are finished have seen."""
-        stages, size, lengths = self.config.stages, self.config.optim.clips_per_step, []
+        stages, size, lengths = self.config.stages, self.config.optim.batch_size, []
         if stages.stage != "finetune" and self.finished("pretrain"):
             seen = Schedule(stages.pretrain_clips, batch_size=size).clips_seen
             lengths.append(f"{seen} clips of pretraining")
@@ -301,7 +301,7 @@ def with_data(config: TrainConfig, flags: DataFlags) -> TrainConfig:
                 f"--data: {flags.data!r} is of another kind than the run's {source!r}; accepted: "
                 "data of that kind"
             )
-        config = config.replace(data=flags.data)
+        config = config.replace(source=flags.data)
     if flags.data_dir is not None:
         dataset_format, place = parse_source(config.data.source)
         if isinstance(place, Path) and "data_dir" not in dataset_format.options:

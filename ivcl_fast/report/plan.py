@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ivcl_fast.distributed import group as distributed
-from ivcl_fast.errors import UserError
 from ivcl_fast.report.tables import Table
 from ivcl_fast.training.hardware import PEAK_TFLOPS
 from ivcl_fast.training.memory import StepMemory, fake_stages, stage_flops
@@ -45,15 +44,9 @@ class StagePlan:
 def plan_stages(config: TrainConfig, ranks: int = 1) -> Iterator[StagePlan]:
     """Predict every stage of a run, in each precision that ``--amp`` allows.
 
-    Raises :class:`~ivcl_fast.errors.UserError` if the batch does not split evenly over ``ranks``,
-    and for ``--batch-size auto``.
+    Raises :class:`~ivcl_fast.errors.UserError` if the batch does not split evenly over ``ranks``.
     """
     optim, speed, replicas = config.optim, config.speed, ranks > 1
-    if optim.batch_size == "auto":
-        raise UserError(
-            "--batch-size: auto depends on what is free on a GPU when a run starts; accepted with "
-            "--plan: a number"
-        )
     clips = distributed.local_batch_size(optim.batch_size, optim.grad_accum_steps, ranks)
     usable = [int(USABLE * int(card.removesuffix(" GB")) * 1e9) for card in CARDS]
     precisions = {"bf16": ["bf16"], "off": ["float32"]}.get(speed.amp, ["bf16", "float32"])

@@ -14,8 +14,7 @@ from ivcl_fast.evaluation.evaluate import Evaluation, Result, scores_as_json
 from ivcl_fast.evaluation.hidden_ends import kinds_of_hidden_ends
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.evaluation.published import published
-from ivcl_fast.files import write_text
-from ivcl_fast.manifest import write_recorded
+from ivcl_fast.files import write_json, write_text
 from ivcl_fast.report.tables import METRIC_NAMES, Table, results_table
 from ivcl_fast.text import markdown
 
@@ -68,10 +67,10 @@ def write_report(
     parts.append(f"torch {torch.__version__}, {run.device}, {platform.machine()}.")
     write_text(run.folder / REPORT, "\n\n".join(parts) + "\n")
     if evaluation is not None:
-        write_recorded(run.folder / CLIPS, answers_by_clip(results, evaluation))
+        write_json(run.folder / CLIPS, answers_by_clip(results, evaluation))
     if results:  # last: this file marks a finished run
         scores = {result.title: scores_as_json(result.scores) for result in results}
-        write_recorded(run.folder / SCORES, scores)
+        write_json(run.folder / SCORES, scores)
 
 
 def kinds_table(results: Sequence[Result], kinds: Mapping[str, Sequence[str]]) -> Table:

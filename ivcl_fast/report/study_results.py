@@ -13,7 +13,7 @@ import numpy as np
 
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.metrics import clustered_interval
-from ivcl_fast.manifest import read_recorded
+from ivcl_fast.files import read_bytes
 from ivcl_fast.report.run import CLIPS, SCORES
 
 Folders = dict[str, dict[str, list[Path]]]
@@ -46,7 +46,7 @@ def read_results(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance
 
 def read_answers(file: Path) -> Any:
     """Read scores or clips of a run; raises :class:`UserError` if the file is damaged."""
-    content = read_recorded(file)
+    content = read_bytes(file)
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -21,7 +21,6 @@ from typing import Annotated
 import torch
 import tyro
 
-from ivcl_fast.command import PARENT
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, remove_temporaries
@@ -111,11 +110,10 @@ def run_jobs(jobs: list[Job], parallel: int, gpus: int) -> None:
 
     Each has one of the GPUs, or its share of the CPU's cores. A single one writes to the terminal,
     several to ``log.txt`` in their folders. If one fails, or a signal arrives, all are stopped, and
-    each saves a checkpoint; so they do if this process is killed.
+    each saves a checkpoint.
     """
-    environment = os.environ | {PARENT: str(os.getpid())}
-    if not gpus:
-        environment |= {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // parallel))}
+    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // parallel))}
+    environment = os.environ | ({} if gpus else threads)
     waiting, free_slots = [job for job in jobs if not job.done], list(range(parallel))
     running: dict[subprocess.Popen[bytes], tuple[Job, int]] = {}
     signals: list[int] = []
@@ -192,8 +190,6 @@ def run_study(config: SweepConfig, common: tuple[str, ...]) -> Path:
     if settings.quick:
         study = study.quick()
     check_flags(config.study, study, common)
-    if settings.optim.batch_size == "auto":
-        raise UserError("--batch-size: expected a number, got auto, which may differ between runs")
     flags = study.flags(common)
     # If --device names the GPU to use, the runs share it.
     gpus = torch.cuda.device_count() if settings.speed.device in ("auto", "cuda") else 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ivcl_fast import command
-from ivcl_fast.config import FieldError, IVCLConfig
+from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.registry import (
     check_crop,
     check_frame_labels,
@@ -19,7 +20,7 @@ from ivcl_fast.data.registry import (
 )
 from ivcl_fast.errors import UserError, flag
 from ivcl_fast.models.backbone import default_sizes
-from ivcl_fast.training.settings import CHANGEABLE, TrainConfig, flatten, load_settings
+from ivcl_fast.training.settings import CHANGEABLE, TrainConfig, load_settings
 
 QUICK: dict[str, Any] = dict(
     quick=True, pretrain_clips=96, finetune_clips=64, train_videos=48, val_videos=16, batch_size=16
@@ -27,24 +28,11 @@ QUICK: dict[str, Any] = dict(
 """Defaults under ``--quick``."""
 
 
-@dataclass(frozen=True)
-class DefaultsFlags:
-    """Flags that determine the defaults of other flags."""
-
-    preset: str | None = None
-    init: str = "random"
-    data: str = "synthetic"
-    num_frames: int = 0
-    """0: not given."""
-    quick: bool = False
-    resume: Path | None = None
-
-
 class UncheckedModel(IVCLConfig):
     """Sizes and objective of the model."""  # a heading in --help
 
     def __post_init__(self) -> None:
-        """Accept all values: an error here would reach the user without the name of the flag."""
+        """Accept all values: tyro would print an error without the name of the flag."""
 
 
 def parse(arguments: Sequence[str], description: str | None = None) -> TrainConfig:
@@ -53,32 +41,61 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
     ``description``: text above the flags in ``--help``. Raises :class:`UserError` for a value that
     is not accepted, and ``SystemExit`` for an unknown flag and after ``--help``.
     """
-    flags, _ = command.parse(
-        DefaultsFlags, "train", None, arguments, return_unknown_args=True, add_help=False
-    )
-    resume = flags.resume
+    given = values_given(arguments)
+    resumed = load_settings(Path(given["resume"])) if given.get("resume") else None
     try:
-        default = load_settings(resume, resume=resume) if resume else defaults(flags)
-        default = default.replace(model=UncheckedModel(**vars(default.model)))
-        config = command.parse(TrainConfig, "train", description, arguments, default=default)
-        config = config.replace()  # the same, checked
-    except FieldError as error:
-        raise UserError(f"{flag(error.field)}: {error.message}") from None
-    if resume:
-        return resumed(config, resume)
+        default = resumed or defaults(given)
+        unchecked = dataclasses.replace(default, model=UncheckedModel(**vars(default.model)))
+        config = command.parse(TrainConfig, "train", description, arguments, default=unchecked)
+        config = config.replace(model=IVCLConfig(**vars(config.model)))
+    except UserError as error:  # of the model's fields, which are flags here
+        name, _, message = str(error).partition(": ")
+        is_flag = name == "preset" or name in vars(IVCLConfig())
+        raise UserError(f"{flag(name)}: {message}" if is_flag else str(error)) from None
+    return continued(config, resumed) if resumed else checked(config)
+
+
+def values_given(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the values of flags as typed, by name of the setting; the last one counts."""
+    found = {}
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        if argument.startswith("--"):
+            name, equals, value = argument.removeprefix("--").partition("=")
+            found[name.replace("-", "_")] = value if equals else following
+    return found
+
+
+def defaults(given: dict[str, str]) -> TrainConfig:
+    """Return the settings for what is not given, which depend on some that are."""
+    sizes: dict[str, Any] = {}
+    preset = given.get("preset")
+    if preset is None:
+        preset, sizes = default_sizes(given.get("init", "random"))
+    preset = preset or TrainConfig.preset
+    sizes["num_query_frames"] = IVCLConfig.preset(preset).num_query_frames
+    if frames := clip_frames(given.get("data", "synthetic")):  # the data set determines the number
+        sizes |= {"num_frames": frames, "num_query_frames": frames // 2 + 1}
+    if (typed := given.get("num_frames", "")).isdecimal() and int(typed) > 0:
+        sizes["num_query_frames"] = min(sizes["num_query_frames"], int(typed))
+    config = TrainConfig(preset=preset, model=IVCLConfig.preset(preset, **sizes))
+    return config.replace(**QUICK) if "quick" in given else config
+
+
+def checked(config: TrainConfig) -> TrainConfig:
+    """Return the settings of a new run with its task, if they fit its data.
+
+    Raises :class:`UserError` if they do not.
+    """
     data, model = config.data, config.model
     if (frames := clip_frames(data.source)) and model.num_frames not in (1, frames):
         raise UserError(
-            f"--num-frames: {model.num_frames} is not accepted for {data.source}, whose clips have "
-            f"{frames} frames; accepted: {frames}, or 1 for the last one alone"
+            f"--num-frames: expected {frames}, or 1 for the last frame alone, for {data.source}, "
+            f"got {model.num_frames}"
         )
     for kind in config.frame_label_kinds:
         check_frame_labels(data.source, kind, model.num_slots)
     if config.stages.frame_labels and model.readout != "last":
-        raise UserError(
-            f"--frame-labels: --readout {model.readout} gives no answer for each frame; accepted "
-            "with it: --readout last"
-        )
+        raise UserError(f"--frame-labels: expected --readout last, got {model.readout}")
     if data.frame_stride:
         check_frame_stride(data.source)
     if data.mirror:
@@ -89,30 +106,17 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
     return config.replace(task=task)
 
 
-def defaults(flags: DefaultsFlags) -> TrainConfig:
-    """Return the settings that apply unless other flags are given."""
-    theirs, sizes = (None, {}) if flags.preset else default_sizes(flags.init)
-    preset = flags.preset or theirs or TrainConfig.preset
-    sizes["num_query_frames"] = IVCLConfig.preset(preset).num_query_frames
-    if frames := clip_frames(flags.data):  # the data set determines the number of frames
-        sizes |= {"num_frames": frames, "num_query_frames": frames // 2 + 1}
-    if flags.num_frames > 0:
-        sizes["num_query_frames"] = min(sizes["num_query_frames"], flags.num_frames)
-    config = TrainConfig(preset=preset, model=IVCLConfig.preset(preset, **sizes))
-    return config.replace(**QUICK) if flags.quick else config
+def continued(config: TrainConfig, run: TrainConfig) -> TrainConfig:
+    """Return the settings with which to continue ``run``.
 
-
-def resumed(config: TrainConfig, folder: Path) -> TrainConfig:
-    """Return the settings to continue the run in ``folder`` with: its own, with flags applied.
-
-    Raises :class:`UserError` for flags that would change the run's result.
+    Raises :class:`UserError` for flags that would change its result.
     """
-    accepted = CHANGEABLE - {"resume", "overwrite", "name", "out"}
-    before, now = flatten(load_settings(folder)), flatten(config)
-    fixed = now.keys() - accepted - {"resume"}
-    if different := sorted(name for name in fixed if now[name] != before[name]):
+    accepted = CHANGEABLE - {"overwrite", "name", "out"}
+    before, now = run.flat(), config.flat()
+    if different := sorted(name for name in now.keys() - accepted if now[name] != before[name]):
+        flags = ", ".join(map(flag, sorted(accepted - {"resume"})))
         raise UserError(
-            f"{', '.join(map(flag, different))}: cannot change when a run is resumed; accepted "
-            f"with --resume: {', '.join(map(flag, sorted(accepted)))}"
+            f"{', '.join(map(flag, different))}: expected with --resume only {flags}, got a change "
+            "of the run's result"
         )
     return config.replace(resume=None)

@@ -1,16 +1,15 @@
-"""The classes of a run, kept in its folder so that no data are needed to use its models."""
+"""The classes of a run, kept in its folder so that its models can be used without its data."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.dataset import Dataset
 from ivcl_fast.data.frame_labels import CLASSES
 from ivcl_fast.errors import UserError
-from ivcl_fast.manifest import read_recorded, write_recorded
+from ivcl_fast.files import read_json, write_json
 from ivcl_fast.models.ivcl import PretrainingModel, Supervised, pretraining_class
 
 ANSWERS = "answers.json"
@@ -26,11 +25,6 @@ class Classes:
     names: list[str]
     """The classes in words, by number."""
 
-    def __post_init__(self) -> None:
-        words = isinstance(self.names, list) and all(isinstance(name, str) for name in self.names)
-        if not (isinstance(self.multi_label, bool) and words and self.names):
-            raise ValueError("multi_label has to be true or false, and names a list of strings")
-
     @classmethod
     def of(cls, dataset: Dataset) -> Classes:
         """Describe the classes of a data set."""
@@ -38,49 +32,36 @@ class Classes:
 
     @classmethod
     def read(cls, folder: Path) -> Classes | None:
-        """Read what the run in ``folder`` has kept, None if nothing.
-
-        Raises :class:`UserError` if the file is damaged.
-        """
+        """Read the classes of the run in ``folder``, None if it has saved none."""
         file = folder / ANSWERS
-        if not file.is_file():
-            return None
-        content = read_recorded(file)
-        try:
-            return cls(**json.loads(content))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"{file}: not the answers of a run ({error}); delete it to have it written again "
-                "from the data set"
-            ) from None
+        return cls(**read_json(file, "the classes of a run")) if file.is_file() else None
 
     def check_same(self, source: str, dataset: Dataset) -> None:
         """Raise :class:`UserError` unless a data set has these classes, in the same order.
 
-        Nor may one have several labels per clip and the other one label: that is another task.
+        Whether a clip has one label or several has to be the same, too.
         """
         if dataset.num_classes and dataset.multi_label != self.multi_label:
             kinds = "one label per clip", "several labels per clip"
             raise UserError(
-                f"--data: {source!r} has {kinds[dataset.multi_label]}; accepted: data with "
-                f"{kinds[self.multi_label]}, as the run's"
+                f"--data: expected {kinds[self.multi_label]}, as the run's, got {source!r} with "
+                f"{kinds[dataset.multi_label]}"
             )
         found = _names(dataset)
-        if len(found) != len(self.names):
+        if found != self.names:
             raise UserError(
-                f"--data: {source!r} has {len(found)} classes; accepted: data with the run's "
-                f"{len(self.names)}"
+                f"--data: expected the run's {len(self.names)} classes, got {source!r} with "
+                f"{len(found)}" + _first_difference(self.names, found)
             )
-        for number, (here, expected) in enumerate(zip(found, self.names, strict=True)):
-            if here != expected:
-                raise UserError(
-                    f"--data: class {number} of {source!r} is {here!r}; accepted: data with the "
-                    f"run's classes, of which this is {expected!r}"
-                )
 
     def write(self, folder: Path) -> None:
-        """Keep the classes in ``folder``, for :meth:`read`."""
-        write_recorded(folder / ANSWERS, dataclasses.asdict(self))
+        """Write the classes into the run's folder."""
+        write_json(folder / ANSWERS, dataclasses.asdict(self))
+
+
+def _first_difference(expected: list[str], found: list[str]) -> str:
+    pairs = enumerate(zip(expected, found, strict=False))
+    return next((f"; class {i} is {b!r}, not {a!r}" for i, (a, b) in pairs if a != b), "")
 
 
 def _names(dataset: Dataset) -> list[str]:
@@ -88,6 +69,6 @@ def _names(dataset: Dataset) -> list[str]:
 
 
 def pretraining_model(cfg: IVCLConfig) -> PretrainingModel:
-    """Make an untrained model to pretrain, for the classes of its frame labels if it has any."""
+    """Make an untrained pretraining model; a supervised one has the classes of its labels."""
     kind = pretraining_class(cfg)
     return kind(cfg, len(CLASSES[cfg.objective])) if issubclass(kind, Supervised) else kind(cfg)

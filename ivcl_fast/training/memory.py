@@ -208,13 +208,8 @@ def fake_stages(
 
 
 def largest_step(config: TrainConfig, bf16: bool) -> int:
-    """Return the bytes that a run's largest training step takes on a GPU, as predicted.
-
-    0 for a batch that is chosen by what the frame store leaves free.
-    """
+    """Return the bytes that a run's largest training step takes on a GPU, as predicted."""
     optim = config.optim
-    if optim.batch_size == "auto":
-        return 0
     clips = distributed.local_batch_size(optim.batch_size, optim.grad_accum_steps)
     replicas = distributed.world_size() > 1
     return max(step.memory(clips, bf16, replicas).peak for _, _, step in fake_stages(config))

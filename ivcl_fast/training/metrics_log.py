@@ -11,8 +11,7 @@ from typing import Any, Self
 
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import write_text
-from ivcl_fast.manifest import forget, read_recorded, record
+from ivcl_fast.files import fsync, read_bytes, write_text
 from ivcl_fast.text import first_line
 from ivcl_fast.training.viewers import VIEWERS, Show, Viewer, check_viewer
 
@@ -23,9 +22,9 @@ class MetricsLog:
     """Writes each record to ``metrics.jsonl`` and to a viewer, on rank 0 only.
 
     ``viewer`` is a key of :data:`~ivcl_fast.training.viewers.VIEWERS`; it starts with the first
-    record, and ends when this is left as a context. Raises :class:`UserError` if its package is
-    missing; so do methods that write if they cannot, for example on a full disk. A viewer that
-    fails is left out from then on, with a warning.
+    record and ends with the context. Raises :class:`UserError` if its package is missing, and if a
+    record cannot be written, for example on a full disk. After an error of the viewer, training
+    continues without it, with a warning.
     """
 
     def __init__(self, folder: Path, viewer: Viewer = "tensorboard") -> None:
@@ -40,7 +39,7 @@ class MetricsLog:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        with self._leaving_out_a_viewer_that_fails():
+        with self._viewer_errors_logged():
             self._started.__exit__(*error)
 
     def rewind(self, stage: str, step: int) -> None:
@@ -49,21 +48,17 @@ class MetricsLog:
             return
         kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= step]
         with self._reporting_errors():
-            forget(self.path)
             write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
-            record(self.path)
 
     def read(self) -> list[dict[str, Any]]:
         """Read all records, without a line that a kill left unfinished.
 
-        Raises :class:`UserError` for a file that was damaged.
+        Raises :class:`UserError` for a line that is not a record.
         """
-        try:
-            lines = read_recorded(self.path).splitlines(keepends=True)
-        except FileNotFoundError:
+        if not self.path.exists():
             return []
         found = []
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(read_bytes(self.path).splitlines(keepends=True), 1):
             if not line.endswith(b"\n"):
                 continue
             try:
@@ -71,8 +66,8 @@ class MetricsLog:
                 found[-1]["stage"], found[-1]["step"]
             except (ValueError, TypeError, KeyError):
                 raise UserError(
-                    f"{self.path}, line {number}: damaged: not a record; delete the line to go on "
-                    "without it"
+                    f"{self.path}, line {number}: expected a record, got other text; delete the "
+                    "line to continue without it"
                 ) from None
         return found
 
@@ -86,10 +81,10 @@ class MetricsLog:
         }
 
     def sync(self) -> None:
-        """Flush the records to the disk, and note their checksum, before a checkpoint."""
+        """Flush the records to the disk, before a checkpoint."""
         if distributed.is_main() and self.path.exists():
             with self._reporting_errors():
-                record(self.path)
+                fsync(self.path)
 
     def write(self, stage: str, step: int, clips: int, **values: float) -> None:
         """Append one record."""
@@ -98,19 +93,19 @@ class MetricsLog:
         line = {"stage": stage, "step": step, "clips": clips, **values}
         with self._reporting_errors(), open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
-        with self._leaving_out_a_viewer_that_fails():
+        with self._viewer_errors_logged():
             if self._show is None:
                 self._show = self._started.enter_context(VIEWERS[self._viewer](self.folder))
             self._show(stage, clips, {f"{stage}/{name}": v for name, v in values.items()})
 
     @contextmanager
-    def _leaving_out_a_viewer_that_fails(self) -> Iterator[None]:
+    def _viewer_errors_logged(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # packages of others raise what they like
+        except Exception as error:  # a viewer's package may raise anything
             if self._viewer != "none":
                 log.warning(
-                    "--viewer %s: %s; going on without it, all records are in %s",
+                    "--viewer %s: %s; continuing without it, all records are in %s",
                     *(self._viewer, first_line(error), self.path),
                 )
             self._viewer, self._show = "none", None
@@ -121,6 +116,6 @@ class MetricsLog:
             yield
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be written: {error.strerror or error}; make room, and the "
-                "same command continues from the last checkpoint"
+                f"{self.path}: {error.strerror or error}; the same command continues from the last "
+                "checkpoint"
             ) from None

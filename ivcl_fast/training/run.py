@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +20,6 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.dtensor import is_sharded
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation, evaluate, frame_scores
-from ivcl_fast.files import remove_files
 from ivcl_fast.models import backbone
 from ivcl_fast.models.ivcl import IVCLClassifier, PretrainingModel, Supervised
 from ivcl_fast.models.weights import MODEL, read_weights
@@ -34,7 +34,6 @@ from ivcl_fast.training.optim import Schedule, scaled_lr
 from ivcl_fast.training.run_folder import (
     CHECKPOINTS,
     PARTIAL,
-    PARTIAL_FILES,
     has_progress,
     save_model,
 )
@@ -62,9 +61,8 @@ class Run:
         self.folder, speed = config.folder, config.speed
         self.device = pick_device(distributed.device_of_rank(speed.device))
         self.amp = use_bf16(speed.amp, self.device)
-        if config.optim.batch_size != "auto":
-            # Raises an error, before any work, if the batch does not split evenly.
-            distributed.local_batch_size(config.optim.batch_size, config.optim.grad_accum_steps)
+        # Raises an error, before any work, if the batch does not split evenly.
+        distributed.local_batch_size(config.optim.batch_size, config.optim.grad_accum_steps)
         self.metrics = MetricsLog(self.folder, config.output.viewer)
         self._training_loaders: dict[str, ClipLoader] = {}
         self.compile, self.cuda_graph = execution(self.device, speed.compile, speed.cuda_graph)
@@ -140,11 +138,11 @@ class Run:
             loader = self._in_order(split, share, **self._pretraining_batches())
             return frame_scores(model, loader, self.device, self.amp)
 
-        how: Any = label, schedule, measure
-        if not config.model.supervised:
-            how = draw if config.model.objective == "slot_attention" else reconstruct, schedule
         build = functools.partial(pretraining_model, config.model)
-        return self._train("pretrain", build, config.stages.init, *how)
+        if config.model.supervised:
+            return self._train("pretrain", build, config.stages.init, label, schedule, measure)
+        loss = draw if config.model.objective == "slot_attention" else reconstruct
+        return self._train("pretrain", build, config.stages.init, loss, schedule)
 
     def finetune(self, init: str, name: str = "finetune") -> IVCLClassifier:
         """Learn the task, starting from the weights ``init``; saves the model in ``name/``.
@@ -252,8 +250,8 @@ class Run:
         # Rank 0 decides: on a shared file system, files may appear later on other machines.
         if distributed.broadcast_from_rank0(self.finished(name)):
             if distributed.is_main():  # the process was killed before it deleted them
-                remove_files(folder / CHECKPOINTS, checkpoint.PATTERNS)
-                remove_files(folder / PARTIAL, PARTIAL_FILES)
+                for name in (CHECKPOINTS, PARTIAL):
+                    shutil.rmtree(folder / name, ignore_errors=True)
             model.load_state_dict(read_weights(folder))
             return model
         if self.config.optim.zero_init:
@@ -300,7 +298,7 @@ class Run:
             scores = {self.data.measured_in_training: self.metrics.last_scores(name)}
             training = describe_training(self.config, name, schedule, init, frames, scores)
             save_model(model, folder, training)
-            remove_files(folder / CHECKPOINTS, checkpoint.PATTERNS)
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         distributed.barrier()
         if sharded:
             model.load_state_dict(read_weights(folder))
@@ -328,7 +326,7 @@ class Run:
             "grad_accum_steps", "warmup_steps", "weight_decay", "clip_norm", "optimizer",
         ):  # fmt: skip
             options[name] = getattr(optim, name)
-        size = optim.clips_per_step
+        size = optim.batch_size
         lr = scaled_lr(lr, size, optim.lr_scaling)
         return Schedule(clips, lr, batch_size=size, **options)
 
@@ -359,7 +357,7 @@ class Run:
                     options["frame_stride"] = ANY_FRAME  # each has a label
         loader = self.data.loader(
             self.data.train_split,
-            batch_size=distributed.local_batch_size(config.optim.clips_per_step),
+            batch_size=distributed.local_batch_size(config.optim.batch_size),
             num_frames=num_frames,
             seed=config.seed,
             training=True,

@@ -1,4 +1,4 @@
-"""Settings of a training run: flags in groups, and their form in ``config.json``."""
+"""Settings of a training run, in groups, and their form in ``config.json``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tyro.conf import OmitArgPrefixes, arg
 from ivcl_fast.config import FrameLabelKind, IVCLConfig
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.errors import UserError, require_above, require_at_least
-from ivcl_fast.manifest import read_recorded
+from ivcl_fast.files import read_json, write_text
 from ivcl_fast.models import timm_weights
 from ivcl_fast.training.viewers import Viewer
 
@@ -69,8 +69,7 @@ class StagesConfig:
         require_at_least(self, 0, "slot_noise", "last_frame_clips")
         if not 0 < self.label_fraction <= 1:
             raise UserError(
-                f"--label-fraction: {self.label_fraction} is not accepted; accepted: above 0, at "
-                "most 1"
+                f"--label-fraction: expected above 0, at most 1, got {self.label_fraction}"
             )
 
     @property
@@ -84,9 +83,8 @@ class StagesConfig:
 class OptimConfig:
     """How weights are updated."""
 
-    batch_size: int | Literal["auto"] = 16
-    """Clips per optimiser step, over all ranks. auto chooses a number for the free memory of the
-    GPUs when a run starts, which the run then keeps; on a CPU it is 16."""
+    batch_size: int = 16
+    """Clips per optimiser step, over all ranks."""
     grad_accum_steps: int = 1
     """Parts that a rank's batch is split into to save memory; their gradients are accumulated."""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -120,20 +118,12 @@ class OptimConfig:
         require_at_least(self, 0, "weight_decay", "warmup_steps")
         require_above(self, 0, "lr", "finetune_lr")
         require_above(self, 0, "clip_norm", most=math.inf)  # inf: gradients are not scaled
-        if self.batch_size == "auto":
-            return
         require_at_least(self, 1, "batch_size", most=MOST_CLIPS)
         if self.batch_size % self.grad_accum_steps:
             raise UserError(
-                f"--grad-accum-steps: {self.grad_accum_steps} is not accepted; accepted: a divisor "
-                f"of --batch-size, which is {self.batch_size}"
+                f"--grad-accum-steps: expected a divisor of --batch-size {self.batch_size}, got "
+                f"{self.grad_accum_steps}"
             )
-
-    @property
-    def clips_per_step(self) -> int:
-        """The batch size of a run that has begun: the number that ``auto`` became."""
-        assert self.batch_size != "auto"
-        return self.batch_size
 
 
 @dataclass(frozen=True)
@@ -187,9 +177,7 @@ class OutputConfig:
         require_above(self, 0, "save_minutes", most=math.inf)  # inf: steps alone count
         name = PurePath(self.name or "run")
         if name.is_absolute() or ".." in name.parts or not name.name:
-            raise UserError(
-                f"--name: {self.name!r} is not accepted; accepted: the name of a folder in --out"
-            )
+            raise UserError(f"--name: expected the name of a folder in --out, got {self.name!r}")
 
 
 @dataclass(frozen=True)
@@ -212,22 +200,21 @@ class TrainConfig:
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
         if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed: {self.seed} is not accepted; accepted: 0 to 2^63 - 1")
+            raise UserError(f"--seed: expected 0 to 2^63 - 1, got {self.seed}")
         for group in (self.data, self.stages, self.optim, self.output):
             group.check()
         freezes = self.stages.freeze_encoder
         if freezes and self.model.objective == "joint":
             raise UserError(
-                "--freeze-encoder: a joint encoder sees whole clips, not frames; accepted with it: "
-                "another --objective"
+                "--freeze-encoder: expected an encoder of single frames, got --objective joint"
             )
         random = self.stages.init == "random" or (
             self.model.objective == "slot_attention" and timm_weights.is_timm(self.stages.init)
         )  # a ViT has no slots that compete
         if freezes and self.stages.stage == "finetune" and random:
             raise UserError(
-                "--freeze-encoder: the weights are random; accepted with it: --init with a "
-                "pretrained model, or --stage all"
+                "--freeze-encoder: expected --init with a pretrained model, or --stage all, got "
+                "random weights"
             )
 
     @property
@@ -248,65 +235,50 @@ class TrainConfig:
         return self.output.out / (self.output.name or default)
 
     def replace(self, **changes: Any) -> TrainConfig:
-        """A copy with some settings changed; names as in ``config.json`` (``lr``, ``out``, ...)."""
-        return from_json(as_json(self) | changes)
+        """Return a checked copy with some settings changed, by their own names (``lr``, ``out``).
+
+        ``model`` is an :class:`IVCLConfig`; ``source`` is what ``--data`` names.
+        """
+        groups = {
+            name: dataclasses.replace(
+                group, **{k: changes.pop(k) for k in vars(group).keys() & changes}
+            )
+            for name, group in self.groups().items()
+        }
+        config = dataclasses.replace(self, **groups, **changes)
+        config.check()
+        return config
+
+    def groups(self) -> dict[str, Any]:
+        """Return the groups of settings by name, without the model."""
+        return {name: getattr(self, name) for name in GROUPS}
+
+    def flat(self) -> dict[str, Any]:
+        """Return all settings by name, side by side, those of the model included."""
+        found = {
+            name: value for name, value in vars(self).items() if name not in (*GROUPS, "model")
+        }
+        for group in (*self.groups().values(), self.model):
+            found |= vars(group)
+        return found
 
 
-# --- config.json: all settings side by side, those of the model under "model" ---------------------
+# --- config.json ----------------------------------------------------------------------------------
 
 GROUPS = ("data", "stages", "optim", "speed", "output")
-"""The fields of :class:`TrainConfig` whose settings stand side by side in the file."""
+"""The fields of :class:`TrainConfig` that are groups of settings."""
 CHANGEABLE = {
     "resume", "overwrite", "name", "out", "workers", "save_every", "save_minutes", "device",
     "placement", "require_all", "shard", "compile", "cuda_graph", "grad_accum_steps",
     "grad_checkpoint", "compare_scratch", "compare_memoryless", "pictures", "viewer",
 }  # fmt: skip
-"""Settings that may change when a run is continued: they change its result by rounding at most."""
-RENAMED = {
-    "accum": "grad_accum_steps", "feed": "loader", "labelled": "label_fraction", "log": "viewer",
-}  # fmt: skip
-"""From the names of settings in files of earlier versions to the current names."""
+"""Settings that may change when a run is resumed: they change its result by rounding at most."""
 
 
-def as_json(config: TrainConfig) -> dict[str, Any]:
-    """Convert a config to the contents of ``config.json``."""
-    plain = dataclasses.asdict(config)
-    for name in GROUPS:
-        plain |= plain.pop(name)
-    plain["data"] = plain.pop("source")
-    return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
-
-
-def from_json(plain: dict[str, Any]) -> TrainConfig:
-    """Convert the contents of ``config.json`` to a config; the inverse of :func:`as_json`.
-
-    Raises :class:`UserError` for values that are not accepted; ``ValueError``, ``TypeError`` or
-    ``KeyError`` if they are not the settings of a run.
-    """
-    left = {RENAMED.get(name, name): value for name, value in plain.items()}
-    if left.get("loader") == "dali":
-        left["loader"] = "stream"
-    left["source"] = left.pop("data")
-    for name in ("out", "data_dir", "resume"):
-        left[name] = None if left.get(name) is None else Path(left[name])
-    model = left.pop("model")
-    # Runs of version 0.1.0 began with random blocks and whole clips; later ones kept their rate.
-    left = {"zero_init": False, "last_frame_clips": 0, "whole_clip_lr_scale": 1.0} | left
-    groups = {}
-    for name in GROUPS:
-        group = getattr(TrainConfig, name)
-        known = {k: left.pop(k) for k in vars(group).keys() & left.keys()}
-        groups[name] = dataclasses.replace(group, **known)
-    model = IVCLConfig.from_dict(model) if isinstance(model, dict) else model
-    config = TrainConfig(model=model, **groups, **left)
-    config.check()
-    return config
-
-
-def flatten(config: TrainConfig) -> dict[str, Any]:
-    """Return all settings by name, including those of the model."""
-    plain = as_json(config)
-    return plain | plain.pop("model")
+def write_settings(config: TrainConfig) -> None:
+    """Write ``config.json`` into the run's folder."""
+    text = json.dumps(dataclasses.asdict(config), indent=1, default=str)  # paths
+    write_text(config.folder / CONFIG, text + "\n")
 
 
 def load_settings(folder: Path, **changes: Any) -> TrainConfig:
@@ -317,15 +289,17 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
     """
     if folder.name in ("", ".."):
         folder = folder.resolve()
+    file = folder / CONFIG
+    if not file.is_file():
+        raise UserError(f"{folder}: expected the folder of a run, got one without {CONFIG}")
+    saved = read_json(file, "the settings of a run")
+    if isinstance(saved, dict) and isinstance(saved.get("data"), str):
+        raise UserError(f"{file}: expected settings of this version, got those of an older one")
     try:
-        saved = json.loads(read_recorded(folder / CONFIG))
+        model = IVCLConfig.from_dict(saved.pop("model"))
+        groups = {name: type(getattr(TrainConfig, name))(**saved.pop(name)) for name in GROUPS}
+        config = TrainConfig(model=model, **groups, **saved)
         place = {"out": folder.parent, "name": folder.name, "resume": None, "overwrite": False}
-        return from_json(saved | place | changes)
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder}: no run there ({CONFIG} is missing); accepted: the folder of a run"
-        ) from None
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{folder / CONFIG}: not the settings of a run ({error})") from None
+        return config.replace(data_dir=Path(config.data.data_dir), **place | changes)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: expected the settings of a run, got others ({error})") from None

@@ -14,7 +14,10 @@ STOPPING = b"\nstopping after this step, which is saved; press Ctrl-C again to s
 
 
 class Interrupted(distributed.StopOfAllRanks):
-    """A signal asked the run to stop, and a checkpoint has been written."""
+    """A signal stopped the run, after a checkpoint was written."""
+
+    advice = "the same command continues"
+    """How to continue, for the user."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)

@@ -164,6 +164,6 @@ def test_a_small_share_of_the_labels_is_not_rounded(
 @pytest.mark.parametrize("data", ["synthetic", "videos:s3://bucket/clips", "hf:someone/clips"])
 def test_the_folder_of_what_was_written_may_have_moved(data: str, tmp_path: Path) -> None:
     flags = DataFlags(data_dir=tmp_path)
-    assert with_data(TrainConfig().replace(data=data), flags).data.data_dir == tmp_path
+    assert with_data(TrainConfig().replace(source=data), flags).data.data_dir == tmp_path
     with pytest.raises(UserError, match=r"^--data-dir: 'cater:x' .*; accepted: --data with its"):
-        with_data(TrainConfig().replace(data="cater:x"), flags)
+        with_data(TrainConfig().replace(source="cater:x"), flags)

@@ -23,7 +23,7 @@ from benchmarks.results import Results, RowFile, Skip, failures_in
 from benchmarks.steps import OURS_COMPILED_GRAPH, Variant
 from benchmarks.summary import summary
 from benchmarks.timing import BF16
-from ivcl_fast import IVCL, console
+from ivcl_fast import IVCL
 from ivcl_fast.kernels import _triton, attention
 from ivcl_fast.training import step_graph
 from tests.support.marks import needs_kernels
@@ -263,7 +263,7 @@ def test_needs_no_other_package():
     assert len(reasons) == 3 + 4
 
 
-@pytest.mark.parametrize("package", console.PACKAGES)
+@pytest.mark.parametrize("package", commands.PACKAGES)
 def test_commands_are_skipped_without_a_package_of_theirs(package, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, package, None)
     rows = RowFile(tmp_path / "rows.jsonl")

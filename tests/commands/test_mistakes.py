@@ -1,6 +1,6 @@
-"""Mistakes other than single flags: folders, ``--resume``, many ranks, full disks, closed pipes.
+"""Mistakes other than wrong values: folders, ``--resume``, many ranks, full disks, closed pipes.
 
-Single flags are in test_train.py.
+Wrong values of single flags are in test_train.py.
 """
 
 from __future__ import annotations
@@ -27,11 +27,9 @@ from ivcl_fast import __main__, evaluate, export, info, prepare, probes, sweep, 
 from ivcl_fast.command import REFUSALS, PrintableFormatter
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, print_error
-from ivcl_fast.files import LOCK
-from ivcl_fast.manifest import MANIFEST
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run_folder import check_folder, opened_folder
-from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
+from ivcl_fast.training.settings import TrainConfig, load_settings
 from ivcl_fast.training.signals import Interrupted
 
 
@@ -69,16 +67,8 @@ def test_resume_keeps_what_is_learnt_and_takes_how(started):
 )
 def test_resume_refuses_to_make_it_another_run(started, flag):
     name = flag.partition("=")[0].replace("_", "-")
-    with pytest.raises(UserError, match=f"^{name}: .* accepted with --resume: "):
+    with pytest.raises(UserError, match=f"^{name}: expected with --resume only "):
         parse(["--resume", str(started), flag])
-
-
-def test_a_folder_that_cannot_be_written(tmp_path, command):
-    (tmp_path / "file").touch()
-    for place in (tmp_path / "file" / "runs", "/proc/runs", "/sys/kernel/runs"):
-        code, _, err = command(train.main, "--out", place)
-        assert code == 2 and err.startswith(f"error: --out: {place}/") and err.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_sharded_run_may_continue_in_one_process(tmp_path, monkeypatch, capsys):
@@ -95,17 +85,17 @@ def test_a_folder_that_another_process_trains_in(started, monkeypatch):
     settings = load_settings(started)
     (started / "pretrain").mkdir()
     (started / "pretrain" / "model.safetensors").touch()
-    overwriting = settings.replace(overwrite=True)
-    for other, said in (
-        (overwriting, "run: another process trains there; wait for it, or choose another --name"),
-        (settings.replace(lr=0.7), r"run holds a run with other settings \(lr\)"),
-    ):
-        with opened_folder(settings), pytest.raises(UserError, match=said), opened_folder(other):
+    for other, flag in (
+        (settings.replace(overwrite=True), "--overwrite"), (settings.replace(lr=0.7), "--name"),
+    ):  # fmt: skip
+        with (
+            opened_folder(settings),
+            pytest.raises(UserError, match=f"^{flag}: "),
+            opened_folder(other),
+        ):
             pass
         assert (started / "pretrain").is_dir()
-    with opened_folder(overwriting):
-        assert {path.name for path in started.iterdir()} == {CONFIG, MANIFEST, LOCK}
-    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)  # as on some network file systems
     with opened_folder(settings), opened_folder(settings):
         pass
 
@@ -138,7 +128,7 @@ def test_a_refused_file_is_reported_in_one_line(refusal, command):
         raise OSError(refusal, os.strerror(refusal), "runs/report.md")
 
     code, _, err = command(main)
-    assert code == 2 and err.startswith(f"error: runs/report.md: {os.strerror(refusal)}; accepted:")
+    assert code == 2 and err == f"error: runs/report.md: {os.strerror(refusal)}\n"
 
 
 NUMBERS = {
@@ -190,13 +180,13 @@ def test_every_number_has_bounds(main, command):
     ],
 )
 def test_an_empty_value_is_not_the_current_folder(main, arguments, flag, command):
-    said = f"error: {flag}'' is not accepted; accepted: a value that is not empty\n"
+    said = f"error: {flag}expected a value, got an empty one\n"
     assert command(main, *arguments) == (2, "", said)
 
 
 def test_a_value_may_end_with_an_equals_sign(command):
     code, _, err = command(evaluate.main, "nowhere=", "--predict=a=")
-    assert code == 2 and "nowhere=: no run there" in err
+    assert code == 2 and "nowhere=: expected the folder of a run" in err
 
 
 @pytest.mark.parametrize(
@@ -215,7 +205,7 @@ def test_a_value_may_end_with_an_equals_sign(command):
 def test_too_little_memory_is_one_line(what, fitting, command):
     code, _, err = command(what)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
-    assert err.endswith(f"; accepted: what fits into memory, such as {fitting}\n")
+    assert err.endswith(f"; try {fitting}\n")
 
 
 def fail(error: BaseException):
@@ -224,7 +214,7 @@ def fail(error: BaseException):
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(errno.EBADF, "Bad file descriptor"), BrokenPipeError(), RuntimeError("memory")],
+    [OSError(errno.EBADF, "Bad file descriptor"), RuntimeError("memory")],
 )
 def test_other_errors_keep_their_traceback(error, command):
     with pytest.raises(type(error)):
@@ -239,16 +229,11 @@ def test_a_terminal_obeys_no_name(capsys):
     assert PrintableFormatter("%(message)s").format(record) == "a?[2J:\n  é"
 
 
-START = "sys.argv[0] = 'ivcl-fast-train'; from ivcl_fast.console import run_script; run_script()"
-
-
-@pytest.mark.parametrize("start", [["-m", "ivcl_fast.train"], ["-c", f"import sys; {START}"]])
-def test_ctrl_c_while_a_command_is_imported(start, tmp_path, monkeypatch):
+def test_ctrl_c_while_a_command_is_imported(tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("import time\nprint(flush=True)\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    with subprocess.Popen(
-        [sys.executable, *start], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    command = [sys.executable, "-m", "ivcl_fast.train"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.stderr.read() == b"" and process.wait() == -signal.SIGINT
@@ -285,20 +270,30 @@ def test_a_closed_pipe_ends_a_command_quietly():
     assert process.stderr.read() == b"" and process.wait() == 141
 
 
-def test_the_package_lists_its_commands(command):
-    code, out, _ = command(__main__.main)
+def test_the_package_lists_and_runs_its_commands(monkeypatch, capsys):
     files = Path(__main__.__file__).parent.glob("[a-z]*.py")
-    assert code == 0 and __main__.COMMANDS.keys() == {
+    assert __main__.COMMANDS.keys() == {
         file.stem for file in files if "\n    run_command(main" in file.read_text()
     }
-    assert all(f"\n  {name} " in out for name in __main__.COMMANDS)
-    code, _, err = command(__main__.main, "trian")
-    assert code == 2 and "'trian'" in err and "accepted: --version, python -m" in err
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["ivcl-fast", *arguments])
+        __main__.main()
+
+    run()
+    listed = capsys.readouterr().out
+    assert all(f"\n  {name} " in listed for name in __main__.COMMANDS)
+    with pytest.raises(SystemExit, match="2"):
+        run("trian")
+    assert "'trian'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run("prepare", "films:DIR")
+    assert "'films:DIR'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["", *__main__.COMMANDS])
+@pytest.mark.parametrize("name", __main__.COMMANDS)
 def test_every_command_has_a_version(name, command):
-    module = import_module(f"ivcl_fast.{name}") if name else __main__
+    module = import_module(f"ivcl_fast.{name}")
     code, out, _ = command(module.main, "--version")
     assert code == 0 and out == f"ivcl_fast {ivcl_fast.__version__}\n"
 

@@ -13,7 +13,6 @@ from ivcl_fast.command import run_command
 from ivcl_fast.data.store.build import StoreBuild
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.errors import UserError
-from ivcl_fast.manifest import Manifest
 from tests.support.painted import numbers_of_rows, write_painted
 
 
@@ -90,16 +89,6 @@ def test_verify_finds_any_flipped_byte(command, package):
             assert file.name in error and "Traceback" not in error
         file.write_bytes(whole)
     assert command(f"cater:{package}", *SMALL, "--verify")[0] == 0
-
-
-def test_no_store_is_made_of_a_video_that_fails_its_checksum(command, package):
-    manifest, video = Manifest.read(package), package / "videos" / "v0.avi"
-    manifest.add("videos/v0.avi", video.read_bytes())
-    manifest.write()
-    video.write_bytes(video.read_bytes()[:-1] + b"?")
-    status, _, error = command(f"cater:{package}", *SMALL, "--verify")
-    assert status == 2 and error.startswith(f"error: {video}: damaged")
-    assert not (package / "store-32-p8-pyav").exists()
 
 
 def test_every_bad_file_is_named(command, package, caplog):

@@ -18,7 +18,6 @@ from ivcl_fast.analysis.clips import ClipReader
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.evaluate import main as evaluate_main
 from ivcl_fast.evaluation.evaluate import predict
-from ivcl_fast.manifest import MANIFEST
 from ivcl_fast.train import main
 from tests.support.own_videos import write_one
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
@@ -124,7 +123,7 @@ def test_data_with_other_classes_are_refused(videos, trained, tmp_path, command)
         other.mkdir(exist_ok=True)
         (other / name).symlink_to(videos / target)
     code, _, err = command(evaluate_main, trained, "--data", f"videos:{other}")
-    assert code == 2 and f"--data: class 1 of 'videos:{other}' is 'up'; accepted: " in err
+    assert code == 2 and "--data: expected the run's 2 classes" in err and "class 1 is 'up'" in err
 
 
 def test_a_run_keeps_to_its_classes(videos, trained, tmp_path, command):
@@ -134,14 +133,14 @@ def test_a_run_keeps_to_its_classes(videos, trained, tmp_path, command):
     (own / "left").rename(own / "up")
     lines = [f"{path},{path.parent.name}" for path in sorted(videos.glob("*/[0-9]*"))]
     (tmp_path / "several.csv").write_text("\n".join([f"{lines[0]},right", *lines[1:]]))
-    settings = json.loads((run / "config.json").read_text()) | {"out": str(tmp_path)}
-    (run / MANIFEST).unlink()
+    settings = json.loads((run / "config.json").read_text())
     shutil.rmtree(run / "pretrain")
     for data, said in (
-        (f"videos:{own}", "--data: class 0 of 'videos:"),
-        (f"csv:{tmp_path / 'several.csv'}", "several.csv' has several labels per clip; "),
+        (f"videos:{own}", "--data: expected the run's"),
+        (f"csv:{tmp_path / 'several.csv'}", "several.csv' with several labels per clip"),
     ):
-        (run / "config.json").write_text(json.dumps(settings | {"data": data}))
+        settings["data"]["source"] = data
+        (run / "config.json").write_text(json.dumps(settings))
         for main_of, arguments in ((evaluate_main, [run]), (main, ["--resume", run])):
             code, _, err = command(main_of, *arguments)
             assert code == 2 and said in err and err.count("\n") == 1, err

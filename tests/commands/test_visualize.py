@@ -29,7 +29,6 @@ from ivcl_fast.data.synthetic.something_else.write import (
     SyntheticSomethingElse,
     write_something_else,
 )
-from ivcl_fast.manifest import MANIFEST
 from ivcl_fast.report.animation import write_gif
 from ivcl_fast.report.attention import measure_name
 from ivcl_fast.report.html import Page
@@ -213,7 +212,6 @@ def test_one_clip_by_name_one_file_and_a_checkpoint(
 
     moved = tmp_path / "moved" / "run"  # a file needs neither the data nor the place of the run
     shutil.copytree(run, moved)
-    (moved / MANIFEST).unlink()  # the settings are changed on purpose
     settings = (moved / "config.json").read_text()
     (moved / "config.json").write_text(settings.replace(str(cater), "/nowhere"))
     video = shutil.copy(cater / "videos" / "CATER_new_000001.avi", tmp_path / "mine <1>.avi")
@@ -290,7 +288,6 @@ def test_a_broken_video_is_named_and_left_out(
     settings = (run / "config.json").read_text().replace(str(cater), str(copy))
     other = tmp_path / "run"
     shutil.copytree(run, other)
-    (other / MANIFEST).unlink()  # the settings are changed on purpose
     (other / "config.json").write_text(settings)
     for broken in sorted((copy / "videos").iterdir())[8:13]:  # of six to measure on, one is left
         broken.write_bytes(broken.read_bytes()[:3000])

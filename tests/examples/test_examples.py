@@ -90,8 +90,9 @@ def test_answer_for_a_video_of_two_classes_reads_the_frames_of_the_run(
     classes = {"multi_label": multi_label, "names": ["no", "yes"]}
     (tmp_path / "run/answers.json").write_text(json.dumps(classes))
     settings = json.loads((short_run.folder / "config.json").read_text())
-    own = {"data": "videos:DIR", "task": "classify", "frame_stride": 2, "crop": "center"}
-    (tmp_path / "run/config.json").write_text(json.dumps(settings | own))
+    own = {"source": "videos:DIR", "task": "classify", "frame_stride": 2, "crop": "center"}
+    settings["data"] |= own
+    (tmp_path / "run/config.json").write_text(json.dumps(settings))
     asked, load_clip = [], ivcl_fast.load_clip
 
     def remember(*arguments, **how):

@@ -197,7 +197,7 @@ def test_commands_can_be_typed(command, tmp_path, monkeypatch):
         ("python -m ivcl_fast.train --quick --lr", "--lr"),
         ("python -m ivcl_fast.train --amp fp8", "fp8"),
         ("python -m ivcl_fast.train --data films:DIR", "'films:DIR' is not"),
-        ("python -m ivcl_fast.train --preset huge", "'huge' is not one of"),
+        ("python -m ivcl_fast.train --preset huge", "--preset: expected one of"),
         ("python -m ivcl_fast.evaluate runs/RUN --film VIDEO", "--film"),
         ("python -m ivcl_fast.prepare films:DIR", "'films:DIR' is not"),
         ("python -m ivcl_fast.sweep nothing", "nothing"),

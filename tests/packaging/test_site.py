@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,11 +33,9 @@ def test_every_command_has_a_console_script_and_a_section():
     modules = {
         path.stem
         for path in (ROOT / "ivcl_fast").glob("*.py")
-        if "__main__" in path.read_text() and path.stem not in ("__main__", "console")
+        if "__main__" in path.read_text() and path.stem != "__main__"
     }
     assert set(COMMANDS) == modules
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert set(scripts.values()) == {"ivcl_fast.console:run_script"}
 
 
 def test_every_op_is_in_the_api_reference():
@@ -61,12 +56,3 @@ def test_what_contributing_names_exists():
             assert re.search(
                 rf"^(?:class|def|    def) {name}\b|^{name}\b", (ROOT / path).read_text(), re.M
             ), f"{path}:{name}"
-
-
-def test_a_console_script_runs_the_command_of_its_name(tmp_path):
-    script = tmp_path / "ivcl-fast-prepare"
-    script.write_text("from ivcl_fast.console import run_script\nrun_script()\n")
-    done = subprocess.run(
-        [sys.executable, str(script), "films:DIR"], capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout) == (2, "") and "'films:DIR'" in done.stderr

@@ -107,4 +107,4 @@ def test_every_quick_run_parses_and_has_videos_for_a_batch(name):
     for job in chain(*plan_jobs(study, Path("x"), 1, study.flags(("--quick",)))):
         config = parse(job.arguments)
         videos = round(config.stages.label_fraction * config.data.train_videos)
-        assert videos >= config.optim.clips_per_step, job.folder
+        assert videos >= config.optim.batch_size, job.folder

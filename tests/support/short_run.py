@@ -15,7 +15,7 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100",
 }  # fmt: skip
 
-FLAGS = ("--compile", "--quick", "--batch-size", "auto")  # on a CPU auto is the 16 of --quick
+FLAGS = ("--compile", "--quick")
 
 
 @dataclass(frozen=True)

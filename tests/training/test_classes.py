@@ -25,36 +25,20 @@ def test_classes_are_kept_as_they_are(tmp_path, multi_label):
     assert Classes.read(tmp_path) == classes == Classes(multi_label, ["ant", "bee"])
 
 
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        (["ant"], "'x' has 1 classes; accepted: data with the run's 2"),
-        (["ant", "bee", "cat"], "'x' has 3 classes; accepted: data with the run's 2"),
-        (["bee", "ant"], "class 0 of 'x' is 'bee'; accepted: .* this is 'ant'"),
-        ([], "'x' has 0 classes; accepted: data with the run's 2"),
-    ],
-)
-def test_other_classes_are_refused(names, said):
+@pytest.mark.parametrize("names", [["ant"], ["ant", "bee", "cat"], ["bee", "ant"], []])
+def test_other_classes_are_refused(names):
     classes = Classes(False, ["ant", "bee"])
     classes.check_same("x", dataset("ant", "bee"))
-    with pytest.raises(UserError, match=f"^--data: .*{said}"):
+    with pytest.raises(UserError, match=r"^--data: expected the run's 2 classes"):
         classes.check_same("x", dataset(*names))
 
 
-@pytest.mark.parametrize(
-    ("several", "said"),
-    [
-        (True, "'x' has several labels per clip; accepted: data with one label per clip"),
-        (False, "'x' has one label per clip; accepted: data with several labels per clip"),
-    ],
-)
-def test_classes_of_another_task_are_refused(several, said):
+@pytest.mark.parametrize("several", [True, False])
+def test_classes_of_another_task_are_refused(several):
     classes = Classes(not several, ["ant", "bee"])
     classes.check_same("x", dataset("ant", "bee", multi_label=not several))
-    with pytest.raises(UserError, match=f"^--data: {said}, as the run's"):
+    with pytest.raises(UserError, match=r"^--data: expected .* per clip"):
         classes.check_same("x", dataset("ant", "bee", multi_label=several))
-    with pytest.raises(UserError, match="has 0 classes"):  # without labels, of neither kind
-        classes.check_same("x", dataset())
 
 
 @pytest.mark.parametrize("objective", CLASSES)

@@ -1,4 +1,4 @@
-"""Settings as flags and files give them, those of earlier versions too."""
+"""Settings as flags and files give them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.ivcl import IVCL, SlotAutoencoder
 from ivcl_fast.training.arguments import parse
-from ivcl_fast.training.settings import TrainConfig, as_json, flatten, load_settings
+from ivcl_fast.training.settings import TrainConfig, load_settings, write_settings
 
 
 def test_query_frames_are_at_most_the_frames_of_a_clip():
@@ -67,27 +67,22 @@ def test_a_record_that_names_no_preset(record, tmp_path):
     assert (config.preset, config.model) == ("tiny", IVCLConfig(**ODD))
 
 
-def test_settings_of_version_0_1_0_are_read(tmp_path):
-    saved = as_json(parse(["--loader", "stream", "--grad-accum-steps", "4"]))
-    old = {"accum": saved.pop("grad_accum_steps"), "labelled": saved.pop("label_fraction")}
-    for name in ("loader", "zero_init", "last_frame_clips", "whole_clip_lr_scale"):
-        saved.pop(name)
-    (tmp_path / "config.json").write_text(json.dumps(saved | old | {"feed": "dali"}))
-    config = load_settings(tmp_path)
-    assert (config.data.loader, config.optim.grad_accum_steps) == ("stream", 4)
-    assert (config.optim.zero_init, config.optim.whole_clip_lr_scale) == (False, 1)
-    assert config.stages.last_frame_clips == 0, "as it was then, if it is continued"
+def test_settings_are_read_as_they_were_written(tmp_path):
+    config = parse(["--data", "acre:x", "--lr", "0.5", "--name", "run", "--out", str(tmp_path)])
+    config.folder.mkdir()
+    write_settings(config)
+    assert load_settings(config.folder) == config
 
 
 @pytest.mark.parametrize("readout", ["mean", "cls"])
 def test_labels_of_all_frames_need_an_answer_for_each_frame(readout):
-    with pytest.raises(UserError, match=r"^--frame-labels: .*accepted with it: --readout last"):
+    with pytest.raises(UserError, match=r"^--frame-labels: expected --readout last"):
         parse(["--frame-labels", "--readout", readout])
 
 
 def test_torchrun_takes_no_flag_for_one_of_its_own():
     """Its parser sees the flags of a command too, and completes abbreviations."""
     options = {o for action in get_args_parser()._actions for o in action.option_strings}
-    for name in flatten(TrainConfig()):
+    for name in TrainConfig().flat():
         flag = "--" + name.replace("_", "-")
         assert not [option for option in options if option.startswith(flag)], flag

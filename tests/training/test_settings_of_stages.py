@@ -48,7 +48,7 @@ def make(data: Path, tmp_path: Path):
 
     def make_run(objective: str = "ivcl", **settings: Any) -> Run:
         plain = dict(
-            data=f"cater:{data}", task="localize", model=IVCLConfig(objective=objective, **SIZES),
+            source=f"cater:{data}", task="localize", model=IVCLConfig(objective=objective, **SIZES),
             device="cpu", batch_size=2, pretrain_clips=8, finetune_clips=4, out=tmp_path,
             name=str(len(runs)), workers=1,
         )  # fmt: skip
