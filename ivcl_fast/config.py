@@ -65,19 +65,16 @@ class IVCLConfig:
     num_frames: int = 16
     """Frames per clip (T)."""
     num_query_frames: int = 8
-    """Query frames per clip (Q), which the decoder reconstructs in pretraining; 1 to
-    ``num_frames``. Image MAE reconstructs every frame."""
+    """Query frames per clip (Q), which pretraining reconstructs; 1 to ``num_frames``."""
     num_slots: int = 2
     """Slot tokens per frame (S)."""
     mask_ratio: float = 0.75
-    """Share of a frame's patches that is masked in pretraining, between 0 and 1; at least one patch
-    stays visible and at least one is masked. Only objectives that reconstruct masked patches read
-    this, ``num_query_frames``, ``norm_pix``, ``context_tokens`` and ``decoder_slots``."""
+    """Share of a frame's patches that is masked in pretraining, above 0 and below 1."""
     embed_dim: int = 128
-    """Width of the image encoder and the temporal transformer (D); a multiple of ``num_heads`` and
-    of 4."""
+    """Width of the encoder and the temporal transformer (D); a multiple of ``num_heads`` and of
+    4."""
     num_heads: int = 4
-    """Attention heads of the image encoder and the temporal transformer."""
+    """Attention heads of the encoder and the temporal transformer."""
     depth: int = 4
     """Blocks of the image encoder."""
     temporal_depth: int = 2
@@ -93,24 +90,19 @@ class IVCLConfig:
     norm_pix: bool = True
     """Normalise each target patch by its own mean and variance, as MAE does."""
     context_tokens: ContextTokens = "slots"
-    """What the temporal transformer sees of frames that are not query frames: their slots only, or
-    their slots and visible patches. It sees both of every query frame."""
+    """What the temporal transformer sees of frames other than query frames."""
     decoder_slots: bool = True
-    """Put the query frame's slots in front of its patches in the decoder's sequence."""
+    """Put the query frame's slots in front of the decoder's sequence."""
     readout: Readout = "last"
-    """What the classifier's head reads: the mean of the last frame's slots, the mean of all slots,
-    or a cls token."""
+    """What the classifier's head reads: the last frame's slots, all slots, or a cls token."""
     objective: Objective = "ivcl"
-    """What pretraining learns. To reconstruct masked patches: ivcl; mae, image MAE, each frame by
-    itself; joint, one space-time encoder. To draw each frame from slots that compete for its
-    patches: slot_attention. Or labels, with the image encoder alone: classification, the attributes
-    present in a frame; detection, the class of object centred in each patch; objects, the place of
-    one object for each of 9 slots, the snitch and the cones by colour."""
+    """What pretraining learns: masked patches (ivcl; mae: image MAE; joint: one space-time
+    encoder), frames drawn from competing slots (slot_attention), or labels (classification:
+    attributes; detection: object in each patch; objects: object in each slot)."""
     attention: AttentionBackend = "auto"
-    """Attention backend of the fast model; auto chooses one by the sequence length."""
+    """Attention backend; auto chooses by the sequence length."""
     low_precision_residual: bool = False
-    """Under autocast, keep the sum that the blocks add to in autocast's dtype instead of float32:
-    less memory and memory traffic, one more rounding for each branch."""
+    """Keep the residual stream in autocast's dtype instead of float32."""
     pixel_mean: float = 0.5
     """Subtracted from pixels in [0, 1]."""
     pixel_std: float = 0.5

@@ -6,7 +6,6 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -80,8 +79,8 @@ def atomic_folder(path: Path, files: Iterable[str]) -> Iterator[Path]:
     patterns as in :func:`remove_files`, are deleted first. If the block raises, ``path`` stays as
     it was. Raises ``OSError`` if other files are in the way; they are kept.
     """
-    temporary = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, files = path.with_name(f"{path.name}.partial"), tuple(files)
+    remove_files(temporary, files)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -91,7 +90,7 @@ def atomic_folder(path: Path, files: Iterable[str]) -> Iterator[Path]:
         os.replace(temporary, path)
         fsync(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_files(temporary, files)
 
 
 def remove_files(folder: Path, patterns: Iterable[str]) -> None:

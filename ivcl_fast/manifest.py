@@ -1,8 +1,7 @@
-"""Checksums of the files in the folders that commands write, so that damage is noticed.
+"""Checksums of the files of a synthetic data set.
 
 ``ivcl_manifest.json`` holds the length and the SHA-256 of each file by its path in the folder, and
-its own SHA-256. A file that grows is recorded up to a length. Files that are not recorded, such as
-those of older versions, are not checked.
+its own SHA-256. Files that are not recorded are not checked.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import fsync, read_bytes, write_json, write_text
+from ivcl_fast.files import read_bytes, write_text
 
 MANIFEST = "ivcl_manifest.json"
 
@@ -77,9 +76,7 @@ class Manifest:
         if name not in self.files:
             return
         size, digest = self.files[name]
-        # Only records of training are appended to.
-        part = content[:size] if name.endswith(".jsonl") else content
-        if len(part) != size or hashlib.sha256(part).hexdigest() != digest:
+        if len(content) != size or hashlib.sha256(content).hexdigest() != digest:
             raise UserError(
                 f"{self.folder / name}: damaged: it does not match its checksum; if it was changed "
                 f"on purpose, delete {self.folder / MANIFEST}"
@@ -96,42 +93,3 @@ class Manifest:
     def write(self) -> None:
         """Write the manifest."""
         write_text(self.folder / MANIFEST, signed({"files": self.files}))
-
-    def verify(self) -> None:
-        """Check all files; raises :class:`UserError` for one that is missing or differs."""
-        for name in self.files:
-            try:
-                self.check(name, read_bytes(self.folder / name))
-            except OSError as error:
-                raise UserError(f"{self.folder / name}: {error.strerror}") from None
-
-
-def forget(path: Path) -> None:
-    """Remove a file from the manifest beside it, before it changes."""
-    manifest = Manifest.read(path.parent)
-    if manifest.files.pop(path.name, None):
-        manifest.write()
-
-
-def record(path: Path) -> None:
-    """Flush a file to the disk, and record it in the manifest beside it."""
-    manifest = Manifest.read(path.parent)
-    fsync(path)
-    manifest.add(path.name, read_bytes(path))
-    manifest.write()
-
-
-def write_recorded(path: Path, value: Any) -> None:
-    """Write a JSON file atomically, and record it in the manifest beside it."""
-    forget(path)
-    write_json(path, value)
-    record(path)
-
-
-def read_recorded(path: Path) -> bytes:
-    """Read a file; raises :class:`UserError` if it differs from the manifest beside it."""
-    # First, because a run that trains meanwhile may append to its records and record them.
-    manifest = Manifest.read(path.parent)
-    content = read_bytes(path)
-    manifest.check(path.name, content)
-    return content

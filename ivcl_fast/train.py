@@ -1,7 +1,13 @@
 """``python -m ivcl_fast.train``: pretrain, finetune and evaluate a model, and write a report.
 
-Without flags, the data are a synthetic CATER, which is rendered first. A run that was stopped is
-continued by the same command, or by ``--resume RUN``.
+Examples:
+
+  python -m ivcl_fast.train --compile                       pretrain and finetune on synthetic CATER
+  python -m ivcl_fast.train --data videos:DIR               on your own videos, a folder per class
+  python -m ivcl_fast.train --data cater:DIR --preset base64    on CATER, with a large model
+
+The same command, or ``--resume RUN``, continues a run that was stopped. Dashes and underscores in
+flags are the same.
 """
 
 from __future__ import annotations

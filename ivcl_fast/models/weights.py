@@ -7,7 +7,6 @@ card, as ``save_pretrained`` writes it. A run's folder holds one such folder for
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -17,11 +16,11 @@ from typing import Any
 import torch
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, load_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import errors_name, read_bytes, write_text
+from ivcl_fast.files import errors_name, read_bytes, read_json, write_text
 
 MODEL, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"
 STAGES = {
@@ -79,11 +78,22 @@ def check_checksums(folder: Path, names: Sequence[str]) -> None:
         raise ValueError(f"{', '.join(differs)} does not match its checksum")
 
 
+def check_undamaged(file: Path) -> None:
+    """Raise :class:`UserError` if a model's file differs from its checksum."""
+    try:
+        check_checksums(file.parent, [file.name])
+    except ValueError:
+        raise UserError(
+            f"{file}: damaged, it does not match its checksum; if you changed it on purpose, "
+            f"delete {CHECKSUMS}"
+        ) from None
+
+
 # --- Finding --------------------------------------------------------------------------------------
 
 
 def model_folder(place: str | os.PathLike, stage: str) -> Path:
-    """The folder of a model: ``place`` itself, or its folder ``stage`` where it is a run's folder.
+    """Return the folder of a model: ``place`` itself, or ``stage`` inside a run's folder.
 
     Raises :class:`UserError` if neither holds a model, naming the models that are there.
     """
@@ -94,18 +104,18 @@ def model_folder(place: str | os.PathLike, stage: str) -> Path:
     inside = sorted(file.parent for file in path.glob(f"*/{MODEL}"))
     if not inside:
         raise UserError(
-            f"{place}: no {MODEL} there; accepted: a folder written by save_pretrained, a run's "
-            "folder, or a file of weights where only these are needed (.safetensors, .pth)"
+            f"{place}: expected a folder written by save_pretrained, a run's folder, or a file of "
+            f"weights, got no {MODEL}"
         )
     found = ", ".join(f"{folder} ({class_in(folder)})" for folder in inside)
-    raise UserError(f"{place}: no {MODEL} there or in its folder {stage}; models there: {found}")
+    raise UserError(f"{place}: expected {MODEL} there or in {stage}, got other models: {found}")
 
 
 def weights_file(source: str | os.PathLike) -> Path:
-    """The file of weights that ``source`` stands for: that file, a model's or a run's folder.
+    """Return the file of weights of ``source``: a file, a model, or a run's pretrained model.
 
-    A run's folder stands for its pretrained model; a name such as ``ivcl_fast/tiny-localize`` for
-    the model of the package. Raises :class:`UserError` if there is none.
+    A name such as ``ivcl_fast/tiny-localize`` is that of a packaged model. Raises
+    :class:`UserError` for weights that cannot be found.
     """
     if Path(source).is_file():
         return Path(source)
@@ -113,8 +123,8 @@ def weights_file(source: str | os.PathLike) -> Path:
 
 
 def class_in(folder: Path) -> str:
-    """Name of the class of the model in a folder, in words where it is not one of ours."""
-    with suppress(Exception), safe_open(folder / MODEL, "pt") as file:  # see load_tensors
+    """Return the name of the class of the model in a folder."""
+    with suppress(Exception), safe_open(folder / MODEL, "pt") as file:
         return class_of(file.keys()) or "weights of another model"
     return "not readable"
 
@@ -125,7 +135,7 @@ def class_of(keys: Collection[str]) -> str | None:
 
 
 def packaged_model(place: str | os.PathLike) -> Path | None:
-    """The folder of a model that comes with the package, such as ``ivcl_fast/tiny-localize``.
+    """Return the folder of a packaged model, such as ``ivcl_fast/tiny-localize``.
 
     None for every other place, also for a folder of that name. Raises :class:`UserError` if the
     package has no such model.
@@ -135,10 +145,8 @@ def packaged_model(place: str | os.PathLike) -> Path | None:
     names = sorted(folder.name for folder in PACKAGED.iterdir()) if PACKAGED.is_dir() else []
     if (name := place.removeprefix(PREFIX)) in names:
         return PACKAGED / name
-    raise UserError(
-        f"{place}: no such model in the package; accepted: "
-        + ", ".join(PREFIX + name for name in names)
-    )
+    accepted = ", ".join(PREFIX + name for name in names)
+    raise UserError(f"{place}: expected one of the packaged models {accepted}, got another name")
 
 
 def is_local(place: str | os.PathLike) -> bool:
@@ -146,18 +154,16 @@ def is_local(place: str | os.PathLike) -> bool:
 
     Raises :class:`UserError` if it can be neither.
     """
-    path = Path(place)
-    if path.is_dir():
+    if Path(place).is_dir():
         return True
-    if path.is_file():
-        raise UserError(f"{place}: is a file; pass the folder that holds it")
-    if isinstance(place, str) and path.parts[:1] != ("runs",):  # a hub's answer would mislead
+    is_run = Path(place).parts[:1] == ("runs",)  # the hub's answer would mislead
+    if isinstance(place, str) and not Path(place).exists() and not is_run:
         with suppress(HFValidationError):
             validate_repo_id(place)
             return False
     raise UserError(
-        f"{place}: no such folder; accepted: a folder written by save_pretrained, a run's folder, "
-        "or OWNER/NAME of a model on the Hugging Face hub"
+        f"{place}: expected a folder written by save_pretrained, a run's folder, or OWNER/NAME of "
+        "a model on the Hugging Face hub"
     )
 
 
@@ -165,24 +171,17 @@ def is_local(place: str | os.PathLike) -> bool:
 
 
 def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict that a source (see :func:`weights_file`) holds; a state dict passes through.
+    """Read the state dict of a source (see :func:`weights_file`); a state dict passes through.
 
-    A file may also be a checkpoint of ``torch.save``, as public weights are (``.pth``), if it holds
-    tensors and plain values alone: no code in it runs. Raises :class:`UserError` naming the file if
-    it holds no weights or, where :data:`CHECKSUMS` lies beside it, differs from its checksum; and
-    ``OSError`` with its name if the system refuses it.
+    A file may also be a checkpoint of ``torch.save`` (``.pth``) of tensors and plain values; code
+    in it does not run. Raises :class:`UserError` for a file without weights, and for one that
+    differs from its checksum in :data:`CHECKSUMS`.
     """
     if isinstance(source, Mapping):
         return dict(source)
     file = weights_file(source)
-    try:
-        if file.name == MODEL and (file.parent / CHECKSUMS).is_file():
-            check_checksums(file.parent, [MODEL])
-    except ValueError:
-        raise UserError(
-            f"{file}: damaged, it does not match its checksum in {CHECKSUMS}; if you replaced the "
-            f"weights on purpose, delete {CHECKSUMS}"
-        ) from None
+    if file.name == MODEL and (file.parent / CHECKSUMS).is_file():
+        check_undamaged(file)
     try:
         return load_tensors(file)
     except SafetensorError as error:
@@ -192,14 +191,12 @@ def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, 
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+    """Read the tensors of a safetensors file.
 
-    Raises ``SafetensorError`` if it is damaged, ``OSError`` with its name if the system refuses it.
+    Raises ``SafetensorError`` if it is damaged, ``OSError`` with its name if it cannot be opened.
     """
-    try:
+    with file.open("rb"):
         return load_file(file)
-    except Exception:  # of several classes for either; a second reading tells them apart
-        return load(read_bytes(file))
 
 
 def read_checkpoint(file: Path) -> dict[str, Tensor]:
@@ -224,25 +221,16 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The content of a model's ``config.json``; raises :class:`UserError` if it is no model's."""
-    try:
-        config = json.loads(read_bytes(file))
-        sums = file.with_name(CHECKSUMS)
-        listed = read_bytes(sums) if sums.is_file() else b""
-        if f"  {file.name}\n".encode() in listed:  # not in folders of version 0.1.0
-            check_checksums(file.parent, [file.name])
-    except FileNotFoundError:
+    """Read a model's ``config.json``; raises :class:`UserError` if it is not a model's."""
+    if not file.is_file():
         raise UserError(
-            f"{file.parent}: no {CONFIG} there; pass a folder written by save_pretrained"
-        ) from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{file}: not a JSON file ({error})") from None
-    except ValueError as error:
-        raise UserError(
-            f"{file}: damaged: {error}; if you changed it on purpose, delete {CHECKSUMS}"
-        ) from None
+            f"{file.parent}: expected a folder written by save_pretrained, with {CONFIG}"
+        )
+    if file.with_name(CHECKSUMS).is_file():
+        check_undamaged(file)
+    config = read_json(file, "the config of a model")
     if not isinstance(config, dict) or not isinstance(config.get("cfg"), dict):
-        raise UserError(f"{file}: not the config of a model: it has no cfg")
+        raise UserError(f"{file}: expected the config of a model, got one without cfg")
     return config
 
 

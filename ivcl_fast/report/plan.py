@@ -1,4 +1,4 @@
-"""What a training run will take, predicted from its settings: memory, time, and its frame store."""
+"""The memory, time and frame store of a training run, predicted from its settings."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from ivcl_fast.training.memory import StepMemory, fake_stages, stage_flops
 from ivcl_fast.training.settings import TrainConfig
 
 USABLE = 0.9
-"""Share of a card's memory that a step may take, assumed: the rest is for CUDA's context,
-workspaces of libraries, and gaps between the allocator's blocks."""
+"""Assumed share of a card's memory that is left for a step."""
 EFFICIENCY = 0.4
-"""Share of a card's arithmetic that a step is assumed to reach. Nothing has been measured."""
+"""Assumed share of a card's peak arithmetic rate that a step reaches."""
 CARDS = {"24 GB": "NVIDIA GeForce RTX 4090", "80 GB": "NVIDIA H100 80GB HBM3"}
-"""Cards by their memory, each with one whose arithmetic rate is taken."""
+"""Cards by their memory."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage takes on each of its devices."""
+    """The memory and arithmetic of a stage on each of its devices."""
 
     stage: str
     precision: str

@@ -1,11 +1,8 @@
 """Memory of a training step, counted on tensors without storage.
 
 The code of a run (model, mixed precision, clipping, optimisers) runs on fake tensors, and every
-storage is followed from the operation that makes it until it is freed. So the figures hold for any
-sizes and objective, and take neither a GPU nor the memory itself.
-
-Not counted is what libraries keep for themselves: CUDA's context, workspaces of matrix products,
-gaps between an allocator's blocks; and batches that are read ahead.
+storage is followed until it is freed, without a GPU. Libraries' own memory is not counted: CUDA's
+context, workspaces of matrix products, gaps between an allocator's blocks.
 """
 
 from __future__ import annotations
@@ -22,7 +19,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.frame_labels import CLASSES
@@ -36,13 +32,9 @@ from ivcl_fast.training.optim import Schedule, make_optimizers
 from ivcl_fast.training.settings import TrainConfig
 
 FINETUNED_CLASSES = 36
-"""Classes of the finetuned model; of the memory they are next to nothing."""
+"""Classes of the finetuned model; they take next to no memory."""
 SAMPLES = 16, 256
-"""Clips at a time from which :meth:`FakeStep.most_clips` draws a straight line.
-
-The peak is the largest of many lines, one for each moment of the step. Between the two the line is
-never too low, and beyond them the activations, which do grow evenly, are nearly all of it.
-"""
+"""Clips at a time between which :meth:`FakeStep.most_clips` interpolates, and extrapolates."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +46,11 @@ class StepMemory:
     optimizer: int
     """The optimisers' state."""
     casts: int
-    """Copies of the weights in bfloat16, of which a GPU makes one set per step. A CPU makes them in
-    the forward pass, and they are part of :attr:`activations`."""
+    """Copies of the weights in bfloat16 on a GPU; on a CPU they are part of ``activations``."""
     activations: int
-    """What is kept for the backward pass, with the pixels of the clips."""
+    """Tensors kept for the backward pass, with the pixels of the clips."""
     peak: int
-    """The most that is held at any moment, temporary tensors included."""
+    """The most held at any moment, temporary tensors included."""
 
 
 class LiveMemory(TorchDispatchMode):
@@ -99,26 +90,23 @@ class FakeStep:
         self._parameters = [*model.parameters()]
         self.weights = live.live
         """Bytes of the model's parameters."""
-        self._optimizers = make_optimizers(model, schedule, capturable=on_gpu)  # hold their state
+        self._optimizers = make_optimizers(model, schedule, capturable=on_gpu)
         before = live.live
         self._set_gradients()
         self._gradients = live.live - before
         for _ in range(2):  # the first update makes the state
             live.peak = live.live
             nn.utils.clip_grad_norm_(self._parameters, 1.0, foreach=True)
-            with FlopCounterMode(display=False) as counter:
-                for optimizer in self._optimizers:
-                    optimizer.step()
+            for optimizer in self._optimizers:
+                optimizer.step()
         self._update_peak = live.peak
-        self.update_flops = counter.get_total_flops()
-        """FLOPs of the optimisers' matrix products in every step, which are Muon's."""
         self._model.zero_grad()
         self._state = live.live - self.weights
 
     def memory(self, clips: int, bf16: bool = True, keep_gradients: bool = False) -> StepMemory:
-        """Return what a step of ``clips`` clips takes, in mixed precision or in float32.
+        """Return the memory of a step of ``clips`` clips, in mixed precision or in float32.
 
-        With ``keep_gradients`` their memory is held all the time, as by replicas on several ranks.
+        ``keep_gradients``: hold them all the time, as replicas on several ranks do.
         """
         live, cfg = self._live, self._model.cfg
         part = -(-clips // self._schedule.grad_accum_steps)
@@ -144,10 +132,7 @@ class FakeStep:
     def most_clips(
         self, limits: Sequence[int], bf16: bool = True, keep_gradients: bool = False
     ) -> list[int]:
-        """Return how many clips fit into each of some numbers of bytes; 0 where none does.
-
-        They split evenly into the schedule's parts, one of which is held at a time.
-        """
+        """Return how many clips fit into each limit in bytes; a multiple of the parts."""
         (few, many), parts = SAMPLES, self._schedule.grad_accum_steps
         low, high = (self.memory(parts * n, bf16, keep_gradients).peak for n in SAMPLES)
         each = (high - low) / (many - few)
@@ -170,11 +155,10 @@ def fake_step(
     grad_checkpoint: bool = False,
     on_gpu: bool = True,
 ) -> Iterator[FakeStep]:
-    """Make a training step on tensors without storage, to be used inside the ``with`` block.
+    """Make a training step on tensors without storage, for use inside the ``with`` block.
 
-    ``num_classes``: of a classifier that is finetuned; None to pretrain. Of ``schedule``, by
-    default that of Muon, the optimiser and ``grad_accum_steps`` count. Without ``on_gpu`` the step
-    is that of this machine's CPU.
+    ``num_classes``: of a classifier to finetune; None to pretrain. ``schedule``: determines the
+    optimiser, by default Muon, and ``grad_accum_steps``. ``on_gpu``: False for this machine's CPU.
 
     Example::
 
@@ -192,10 +176,7 @@ def fake_step(
 def fake_stages(
     config: TrainConfig, on_gpu: bool = True
 ) -> Iterator[tuple[str, int | None, FakeStep]]:
-    """Yield each stage that a run trains: its name, its classes or None, and its step.
-
-    A step holds until the next one is asked for.
-    """
+    """Yield each stage that a run trains: its name, its classes or None, and its step."""
     optim, speed = config.optim, config.speed
     schedule = Schedule(1, optimizer=optim.optimizer, grad_accum_steps=optim.grad_accum_steps)
     for stage in config.stages.clips:
@@ -226,7 +207,7 @@ def stage_flops(model: IVCLConfig, classes: int | None, frames: float | None = N
 
 
 def loss_of(model: Any, rows: Tensor) -> Tensor:
-    """Return a loss of the model; where a run would need labels, any of the same memory."""
+    """Return a loss of the model, with labels of zeros if it needs any."""
     if isinstance(model, IVCL):
         return model(rows, seed=torch.zeros(len(rows), dtype=torch.int64)).loss
     if isinstance(model, SlotAutoencoder):

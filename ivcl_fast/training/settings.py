@@ -26,43 +26,36 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class StagesConfig:
-    """What to train, from which weights, and for how long. Lengths count clips, never seconds."""
+    """What to train, from which weights, and for how many clips."""
 
     stage: Literal["all", "pretrain", "finetune"] = "all"
     """Stages to run; finetune alone starts from --init."""
     init: str = "random"
-    """Weights to start from: random; the folder of an earlier run (its pretrained model) or of one
-    of its models; a .safetensors file; a model of the package (ivcl_fast/tiny-pretrained); or,
-    for the image encoder, a ViT of the same width and depth: timm:NAME, or timm:PATH for a file
-    with timm's keys. Sizes that neither flags nor --preset give are those of its model, except for
-    ViTs of timm and the number of frames."""
+    """Weights to start from: random, the folder of a run or of a model, a .safetensors file, a
+    packaged model (ivcl_fast/tiny-pretrained), or a ViT for the image encoder (timm:NAME,
+    timm:PATH)."""
     pretrain_clips: int = 20_000
-    """Clips seen in pretraining, repetitions included."""
+    """Clips seen in pretraining, including repeats."""
     finetune_clips: int = 5_000
-    """Clips seen in finetuning, repetitions included."""
-    last_frame_clips: int | None = None
-    """Clips of which finetuning sees the last frame alone, at a fraction of the cost, before whole
-    ones. Default for localisation: four times --finetune-clips, but at most four passes over the
-    training videos; for other tasks, and from random weights: none. With --frame-labels, any frame
-    instead of the last one, and any number of passes."""
+    """Clips seen in finetuning, including repeats."""
+    last_frame_clips: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: depends on the task)")
+    ] = None
+    """Clips of which finetuning first sees only the last frame (with --frame-labels, any frame)."""
     label_fraction: float = 1.0
-    """Fraction of the training videos (ACRE: problems) that finetuning may use."""
+    """Fraction of the training videos (ACRE: problems) with labels in finetuning."""
     freeze_encoder: bool = False
-    """Finetune on whole clips the temporal transformer and the head alone. The image encoder
-    computes the slots of each clip once, so that twenty times as many --finetune-clips take as
-    long. The frames of a clip are always the same then, and --mirror has no effect. Random weights
-    (--compare-scratch) are not frozen."""
+    """Finetune only the temporal transformer and the head, on slots that are computed once per
+    clip; 20 times as many --finetune-clips take as long."""
     slot_noise: float = 0.5
-    """With --freeze-encoder: noise on the slots in training, relative to their standard deviation,
-    so that the model does not memorise clips that it sees so often."""
+    """With --freeze-encoder: noise on the slots, relative to their standard deviation."""
     frame_labels: bool = False
-    """Finetune on the snitch's cell in every frame, from CATER's scenes, instead of that in the
-    last frame. IV-CL does not: results are marked \"with labels of all frames\"."""
+    """Finetune on the snitch's cell in every frame; results are marked \"with labels of all
+    frames\"."""
     compare_memoryless: bool = True
-    """Also report baselines. Localisation: a model that sees only the last frame, a guess under a
-    visible cone, and a tracker that is told what the frames show; ACRE: counting."""
+    """Also report baselines without memory or reasoning."""
     compare_scratch: bool = False
-    """Also finetune from random weights, on as many whole clips, and report its scores."""
+    """Also finetune from random weights."""
 
     def check(self) -> None:
         require_at_least(self, 1, "pretrain_clips", "finetune_clips")
@@ -86,31 +79,27 @@ class OptimConfig:
     batch_size: int = 16
     """Clips per optimiser step, over all ranks."""
     grad_accum_steps: int = 1
-    """Parts that a rank's batch is split into to save memory; their gradients are accumulated."""
+    """Parts that a rank's batch is split into, to save memory."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    """muon: Muon for the matrices between hidden layers, AdamW for the rest; adamw: AdamW for
-    all."""
+    """muon: Muon for the hidden matrices, AdamW for the rest; adamw: AdamW for all."""
     lr: float = 3e-3
     """Peak learning rate of pretraining."""
     finetune_lr: float = 3e-3
     """Peak learning rate of the head in finetuning."""
     backbone_lr_scale: float = 0.5
-    """Learning rate of the pretrained weights in finetuning, relative to the head's."""
+    """Learning rate of pretrained weights in finetuning, relative to --finetune-lr."""
     whole_clip_lr_scale: float = 0.3
-    """Learning rate of finetuning on whole clips after last frames, relative to that on last
-    frames; no effect with --freeze-encoder."""
+    """Learning rate on whole clips after last frames, relative to that on last frames."""
     lr_scaling: Literal["none", "sqrt", "linear"] = "none"
-    """none: learning rates are used as given; sqrt, linear: they are given for 16 clips, and
-    multiplied by sqrt(batch/16) or batch/16."""
+    """Multiply learning rates, given for 16 clips, by sqrt(batch/16) or batch/16."""
     warmup_steps: int = 100
-    """Steps of linear warm-up, at most a tenth of a stage; a cosine decay to zero follows."""
+    """Steps of linear warm-up, at most a tenth of a stage, before cosine decay."""
     weight_decay: float = 0.05
-    """Weight decay; not applied to biases, norms, positions and tokens."""
+    """Weight decay of matrices."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient; above it, the gradient is scaled down."""
+    """Largest norm of the gradient."""
     zero_init: bool = True
-    """Start blocks without loaded weights as the identity, with zeros in the matrices at the end of
-    their branches; otherwise these are random."""
+    """Start blocks without loaded weights as the identity."""
 
     def check(self) -> None:
         require_at_least(self, 1, "grad_accum_steps")
@@ -133,20 +122,17 @@ class SpeedConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     amp: Literal["auto", "bf16", "off"] = "auto"
-    """Mixed precision by bfloat16 autocast; auto: where the hardware is fast at it."""
+    """bfloat16 autocast; auto: where the hardware is fast at it."""
     compile: bool = False
     """Compile the transformer blocks with torch.compile."""
     cuda_graph: bool = True
-    """Run the training step as a CUDA graph on a single NVIDIA GPU; several GPUs compile the blocks
-    instead. No effect on a CPU."""
+    """Run the training step as a CUDA graph, on a single GPU."""
     grad_checkpoint: bool = False
-    """Recompute the blocks' activations in the backward pass: less memory, a third more time."""
+    """Recompute activations in the backward pass: less memory, a third more time."""
     shard: bool = False
-    """Shard parameters and optimiser state over the ranks (FSDP2) instead of replicating them
-    (DDP); needs torchrun."""
+    """Shard parameters and optimiser state over the ranks (FSDP2) instead of replicating (DDP)."""
     deterministic: bool = False
-    """Repeat bit for bit: only deterministic algorithms on a GPU, always 4 threads on a CPU.
-    Without this flag, a run on a CPU repeats if the number of threads is the same."""
+    """Repeat bit for bit: only deterministic algorithms, and always 4 threads on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -155,22 +141,23 @@ class OutputConfig:
 
     out: Path = Path("runs")
     """Folder that holds the runs."""
-    name: str | None = None
-    """Name of the run's folder in --out; by default made from data, task and preset."""
-    resume: Path | None = None
-    """Continue the unfinished run in this folder with its own settings, which other flags may not
-    change, except those that leave the result as it is."""
+    name: Annotated[
+        str | None,
+        arg(metavar="STR", help_behavior_hint="(default: from data, task and preset)"),
+    ] = None
+    """Name of the run's folder in --out."""
+    resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
+    """Continue the unfinished run in this folder, with its own settings."""
     overwrite: bool = False
-    """Delete an earlier run of the same name first, instead of continuing or keeping it."""
+    """Delete an earlier run of the same name first."""
     pictures: bool = True
     """Draw the report's pictures."""
     viewer: Viewer = "tensorboard"
-    """Program that shows the curves while the run trains: tensorboard, wandb (Weights & Biases),
-    mlflow, or none. metrics.jsonl is written anyway."""
+    """Program that shows the curves while the run trains; metrics.jsonl is always written."""
     save_every: int = 500
     """Steps between checkpoints."""
     save_minutes: float = 10.0
-    """Minutes between checkpoints where --save-every takes longer."""
+    """Minutes between checkpoints if --save-every takes longer."""
 
     def check(self) -> None:
         require_at_least(self, 1, "save_every")
@@ -185,9 +172,9 @@ class TrainConfig:
     """All settings of a training run."""
 
     preset: str = "tiny"
-    """Model sizes: tiny, small, base64 or base224; flags of the model replace single values."""
+    """Model sizes: tiny, small, base64 or base224."""
     quick: bool = False
-    """Run every part once on little data, in a minute or two; the model learns nothing."""
+    """Run every part once on little data; the model learns nothing."""
     seed: int = 0
     """Seed of the weights, the order of clips, the sampled frames and the masks."""
     data: OmitArgPrefixes[DataConfig] = DataConfig()

@@ -116,7 +116,7 @@ def test_videos_without_classes_are_shown_without_a_classifier(
 ) -> None:
     """Such as the one that an unfinished pretraining began with, whose weights have no decoder."""
     init, checkpoint = tmp_path / "init.safetensors", tmp_path / "checkpoint.safetensors"
-    run = run_with(tmp_path, stage="pretrain", init=str(init), data="videos:x")
+    run = run_with(tmp_path, stage="pretrain", init=str(init), source="videos:x")
     del run.classes
     run.dataset = SimpleNamespace(num_classes=0, multi_label=False)  # type: ignore[assignment]
     save_file(pretraining_model(run.config.model).state_dict(), checkpoint)

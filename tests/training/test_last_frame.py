@@ -37,7 +37,7 @@ def test_a_model_of_clips_takes_all_but_the_times_of_other_frames(objective):
 def run_with(tmp_path, **settings) -> Run:
     data = write_cater(tmp_path / "data", SyntheticCater(train=6, val=2), 1)
     plain = dict(
-        data=f"cater:{data}", task="localize", model=IVCLConfig(**SIZES), device="cpu",
+        source=f"cater:{data}", task="localize", model=IVCLConfig(**SIZES), device="cpu",
         stage="finetune", batch_size=2, finetune_clips=4, out=tmp_path, pictures=False,
         workers=1,
     )  # fmt: skip
