@@ -147,9 +147,9 @@ def read_json(
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: expected {accepted}, got: {error.strerror}") from None
+        raise UserError(f"{path}: {error.strerror}; expected {accepted}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: expected {accepted}, got invalid JSON ({error})") from None
+        raise UserError(f"{path}: not a JSON file ({error}); expected {accepted}") from None
 
 
 def fsync(path: Path) -> None:

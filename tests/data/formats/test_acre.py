@@ -82,7 +82,7 @@ def test_media_of_the_splits_that_are_there(root: Path) -> None:
     names = [f"ACRE_train_000001_{panel:02d}.png" for panel in range(10)]
     assert media[2].files == tuple(root / "images" / name for name in names)
     assert {clip.media for clip in data.clips("train")} == {m.name for m in media[1:]}
-    with pytest.raises(UserError, match=r"val\.json: .*; accepted: config/<split>\.json"):
+    with pytest.raises(UserError, match=r"val\.json: .*; expected config/<split>\.json"):
         data.clips("val")
 
 

@@ -151,7 +151,7 @@ def test_scenes(root):
     assert data.scene("a") == SCENE
     with pytest.raises(UserError, match=r"b\.json: not a JSON file"):
         data.scene("b")
-    with pytest.raises(UserError, match=r"c\.json: .*; accepted: a CATER scene"):
+    with pytest.raises(UserError, match=r"c\.json: .*; expected a CATER scene"):
         data.scene("c")
 
 
