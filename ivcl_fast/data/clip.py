@@ -113,5 +113,5 @@ def images_in(folder: Path) -> list[Path]:
 
 def image_order(path: Path) -> tuple[list[str | int], str]:
     """Return text and numbers of the name, so that 10 follows 9; then the name, for 01 and 1."""
-    parts = re.split(r"(\d+)", path.name)
+    parts = re.split(r"(\d{1,999})", path.name)  # Python refuses numbers of thousands of digits
     return [int(part) if at % 2 else part for at, part in enumerate(parts)], path.name

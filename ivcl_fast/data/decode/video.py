@@ -55,7 +55,7 @@ DURATION = ("matroska,webm", "flv")
 """Containers, by FFmpeg's names; the latter give a duration instead of the number of frames."""
 HDR = {16: "PQ", 18: "HLG"}
 """Transfer functions of video with a high dynamic range."""
-MISSING_SECONDS = 0.5
+MISSING_SECONDS = 0.1
 """Tolerance of a container's duration, besides twice the longest gap between its frames."""
 HOLES = 0.02
 """Most long gaps, as a share of the frames, that make a constant frame rate look damaged."""

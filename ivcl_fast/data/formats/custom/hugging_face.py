@@ -17,6 +17,7 @@ from typing import Any
 
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.formats.custom.labelled import (
+    NO_LABEL,
     SPLIT_NAMES,
     TASK,
     TRAIN,
@@ -158,6 +159,6 @@ def _files(value: Any) -> list[tuple[str, bytes | None]]:
 
 
 def _named(value: Any, names: list[str] | None) -> tuple[str, ...]:
-    missing = value in (None, "") or (names is not None and value == -1)
+    missing = value is None or str(value) in NO_LABEL or (names is not None and value == -1)
     values = value if isinstance(value, list) else [] if missing else [value]
     return tuple(names[one] if names else str(one) for one in values)

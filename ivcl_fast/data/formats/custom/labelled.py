@@ -30,6 +30,8 @@ SPLIT_NAMES = {
 }  # fmt: skip
 """Names of splits in folders, lists and columns, in lower case."""
 VAL_FRACTION = 0.2
+NO_LABEL = ("", "nan", "NaN")
+"""How tables write that a label is missing."""
 
 
 class Item(NamedTuple):
@@ -145,7 +147,9 @@ def _without_measured_in_training(root: Path, items: Sequence[Item]) -> list[Ite
         if not media.files:
             return media.name
         first = media.files[0]
-        return real(first) if first.is_symlink() else os.path.join(real(first.parent), first.name)
+        return (
+            real(first) if os.path.islink(first) else os.path.join(real(first.parent), first.name)
+        )
 
     places = [place_of(item.media) for item in items]
     pairs = list(zip(items, places, strict=True))

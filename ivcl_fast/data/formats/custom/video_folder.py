@@ -10,14 +10,15 @@ Layouts, in which a video is a file or a folder of images, one per frame::
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 from pathlib import Path, PurePosixPath
 
 from ivcl_fast.data.clip import image_order
-from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.images import is_image
+from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.decode.images import image_size, is_image
 from ivcl_fast.data.formats.custom.labelled import (
     SPLIT_NAMES,
     TASK,
@@ -35,6 +36,8 @@ VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv", ".gif", ".mpg", ".mpeg", ".wmv", ".flv",
     ".3gp", ".ogv", ".ts", ".mts", ".m2ts",
 )  # fmt: skip
+SAMPLE = 8
+"""Number of pictures of which the sizes are compared."""
 _OURS = re.compile(r"store-\d|index$")  # folders of frame stores and of the index
 _RUN = {"config.json", MANIFEST}  # files of every run
 
@@ -107,6 +110,7 @@ def _items(root: Path, found: list[Media]) -> list[Item]:
     firsts = {parts[0] for parts in tops.values() if len(parts) > 1}
     splits = {name for name in firsts if name.lower() in SPLIT_NAMES}
     has = f"{root}: has {', '.join(f'{name}/' for name in sorted(splits))}, but"
+    _check_pictures(root, found, splits)
     outside = [name for name, parts in tops.items() if parts[0] not in splits]
     if TRAIN not in {SPLIT_NAMES[name.lower()] for name in splits}:
         if not outside:
@@ -125,6 +129,35 @@ def _items(root: Path, found: list[Media]) -> list[Item]:
         own = [one for one in found if tops[one.name][0] == folder]
         items += _labelled(root / folder, own, split, depth=1)
     return items
+
+
+def _check_pictures(root: Path, found: list[Media], splits: set[str]) -> None:
+    """Refuse a folder of pictures for each class, which would be one video for each class."""
+    folders = [one for one in found if is_image(one.files[0])]
+    if len(folders) < len(found):
+        return
+    inside = [parts for one in found if len(parts := PurePosixPath(one.name).parts) == 2]
+    per_split = [{name for split, name in inside if split == folder} for folder in sorted(splits)]
+    if len(per_split) > 1 and set.intersection(*per_split):
+        how = f"{sorted(set.intersection(*per_split))[0]}/ is a folder of pictures in every split"
+    elif (first := min(folders, key=lambda one: one.name)) and not _same_size(first.files):
+        how = f"the pictures in {first.name}/ have different sizes, so they are no frames"
+    else:
+        return
+    raise UserError(
+        f"videos:{root}: {how}; expected videos, or a folder of frames for each video, in folders "
+        "of classes such as cat/video1/; for pictures, put each into a folder of its own"
+    )
+
+
+def _same_size(files: tuple[Path, ...]) -> bool:
+    """Whether the first pictures have one size; damaged ones count as equal."""
+    sizes = set()
+    for file in files[:SAMPLE]:
+        with contextlib.suppress(VideoError, OSError):
+            if file.is_file():
+                sizes.add(image_size(file.read_bytes()))
+    return len(sizes) <= 1
 
 
 def _labelled(place: Path, found: list[Media], split: str, depth: int) -> list[Item]:

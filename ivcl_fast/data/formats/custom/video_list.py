@@ -1,19 +1,23 @@
-"""``csv:FILE``: lists of videos and labels, as Kinetics, UCF and VideoMAE use them.
+"""``csv:FILE``: a table of videos with a header, or a list as VideoMAE and UCF write it.
 
-A line has a path, absolute or relative to the folder of the list, and labels, numbers or names::
+A table has a column of paths, absolute or relative to the folder of the file, and may have columns
+of labels and splits (see :data:`COLUMNS`), in any order, separated by commas, semicolons or tabs.
+Several labels of a video are separated by ``;`` or ``|``, or by ``,`` in other tables::
 
-    clips/a.mp4,dog          a comma; several labels: dog;cat, or further columns
-    clips/a.mp4 3            a blank, before labels without blanks; several labels: 3,7
-    clips/a.mp4<TAB>my dog   a tab: path and labels may contain blanks; several labels: dog,cat
-    clips/a.mp4;dog          a semicolon, as in spreadsheets; several labels: dog,cat
-    clips/a 163 3            a folder of frames, their number (which is not read), its labels
-    clips/a.mp4              no labels, for pretraining
+    path,label,split
+    clips/a.mp4,making tea,train
+    clips/b.mp4,dog;cat,val
 
-The first line decides what separates the columns of all lines. It may also name columns, in any
-order (``path``, ``label``, ``split`` and others, see :data:`COLUMNS`), as Kinetics' own files do:
-``label,youtube_id,time_start,time_end,split``. Lines that begin with ``#`` are comments. Beside
-``FILE`` its other splits are found: ``val.csv`` and ``test.csv`` of ``train.csv``,
-``testlist01.txt`` of ``trainlist01.txt``, and UCF's ``classInd.txt``.
+Kinetics' tables (``label,youtube_id,time_start,time_end,split``) are read as well. A list has no
+header, and a path and a label in each line, with a comma, a tab or a blank between them::
+
+    clips/a.mp4 3            several labels: 3,7
+    clips/a 163 3            a folder of frames, their number (not read), its label
+    clips/a.mp4              no label, for pretraining
+
+Lines that begin with ``#`` are comments. The lists of other splits beside ``FILE`` are read, too:
+``val.csv`` and ``test.csv`` of ``train.csv``, ``testlist01.txt`` of ``trainlist01.txt``; and UCF's
+``classInd.txt``.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from ivcl_fast.data.clip import images_in
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.images import is_image
 from ivcl_fast.data.formats.custom.labelled import (
+    NO_LABEL,
     SPLIT_NAMES,
     TASK,
     TEST,
@@ -55,14 +60,8 @@ COLUMNS = {
     "id": ("youtube_id",),
 }  # fmt: skip
 """Accepted names of columns, in lower case; the first of each kind that is there is read."""
-ACCEPTED = "lines of '<path> <label>' or '<path>,<label>'"
+EXPECTED = "lines of '<path> <label>' or '<path>,<label>', or a header with a column path"
 UCF_CLASSES = "classInd.txt"
-
-_BEFORE_LABELS = re.compile(
-    rf"(?P<path>.+?(?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))})|\S+)(?:\s+(?P<rest>.*))?",
-    re.IGNORECASE,
-)
-_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 class Line(NamedTuple):
@@ -85,80 +84,52 @@ class VideoList(LabelledVideos):
     """
 
     def __init__(self, file: Path, task: str = TASK, val_fraction: float = VAL_FRACTION) -> None:
-        """Read the lists; raises :class:`UserError`, which names the line, for what is no list."""
+        """Read the lists; raises :class:`UserError`, which names the line, for a malformed one."""
         file = Path(file)
-        names = _class_names(file.with_name(UCF_CLASSES))
+        lines = read_list(file)
+        lines += [line for other, split in _lists(file).items() for line in read_list(other, split)]
+        names = _class_names(file.parent / UCF_CLASSES)
         items = [
-            Item(_media(file.parent, line.path), _named(line, names), line.split)
-            for path, split in _lists(file).items()
-            for line in read_list(path, split)
+            Item(_media(file.parent, line.path), _named(line, names), line.split) for line in lines
         ]
         super().__init__(file.with_name(f"{file.stem}-data"), items, val_fraction)
 
 
 def read_list(path: Path, split: str = TRAIN) -> list[Line]:
-    """Read a list; ``split`` is that of lines which do not say it."""
+    """Read a table or a list; ``split`` is that of lines without one."""
+    if not path.is_file():  # opening a pipe would wait for a writer
+        raise UserError(f"csv: {path}: no such file; expected {EXPECTED}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; accepted: {ACCEPTED}") from None
+        raise UserError(f"csv: {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not text in UTF-8; accepted: {ACCEPTED}, in UTF-8") from None
+        raise UserError(f"csv: {path}: expected text in UTF-8") from None
     rows = [(number, line.strip(" ")) for number, line in enumerate(text.split("\n"), 1)]
     rows = [(n, line) for n, line in rows if line.strip(" \t,;")]  # spreadsheets have empty rows
     if comments := [line for _, line in rows if line.lstrip().startswith("#")]:
-        log.info("%s: %d comments are not read, such as %s", path, len(comments), comments[0])
+        log.info("%s: %d comments are skipped, such as %s", path, len(comments), comments[0])
     rows = [(n, line) for n, line in rows if not line.lstrip().startswith("#")]
     if not rows:
-        raise UserError(f"{path}: is empty; accepted: {ACCEPTED}")
+        raise UserError(f"csv: {path}: is empty; expected {EXPECTED}")
     number, first = rows[0]
-    separator = _separator(path, number, first.strip())
-    header = [name.lower() for name in _fields(path, number, first, separator)]
-    if _is_header(header, separator):
-        return list(_by_columns(path, header, rows[1:], separator, split))
-    if separator == "," and not _ends_at_comma(first):
-        separator = " "
-    lines = [_line(path, number, line, separator, split) for number, line in rows]
-    _check_first(path, number, lines)
-    return lines
-
-
-def _separator(path: Path, number: int, first: str) -> str:
-    """Return what separates the columns; semicolons, commas and blanks also occur inside them."""
-    fields = _fields(path, number, first, ";")
-    likely = _is_video(fields[0]) or _columns([name.lower() for name in fields])
-    separators = "\t;, " if len(fields) > 1 and likely else "\t, ;"
-    return next((one for one in separators if one in first), ",")
-
-
-def _check_first(path: Path, number: int, lines: list[Line]) -> None:
-    """Refuse a first line that names columns by words that are not known."""
-    first, *others = lines
-    a_word = "/" not in first.path and not _is_video(first.path)
-    has_videos = any(_is_video(line.path) for line in others)
-    if a_word and has_videos and not os.path.exists(path.parent / first.path):
-        names = ", ".join(COLUMNS["path"])
-        raise UserError(
-            f"{path}, line {number}: {first.path!r} is no video; accepted: {ACCEPTED}, or a first "
-            f"line with the names of columns, of which the path is one of {names}"
-        )
-
-
-def _is_header(cells: list[str], separator: str) -> bool:
-    """Whether these are names of columns, at least two that are known unless commas separate them.
-
-    In lists with blanks or tabs, ``video`` is rather a label.
-    """
-    known = _columns(cells).keys()
-    return (
-        not known.isdisjoint(("path", "id"))
-        and (separator == "," or len(known) > 1)
-        and not any(_is_video(cell) or is_image(Path(cell)) for cell in cells)
-    )
+    for separator in ",;\t ":
+        header = [name.lower() for name in _fields(path, number, first, separator)]
+        known = _columns(header).keys()
+        if not known or any(_is_video(cell) or is_image(Path(cell)) for cell in header):
+            continue
+        if {"path", "id"} & known and (separator != " " or len(known) > 1):
+            return list(_table(path, header, rows[1:], separator, split))
+        if {"label", "split"} & known and len(header) > 1 and separator != " ":
+            raise UserError(
+                f"csv: {path}, line {number}: expected a column of paths, called one of "
+                f"{', '.join(COLUMNS['path'])}, got {', '.join(header)}"
+            )
+    return [_line(path, number, line.strip(), split) for number, line in rows]
 
 
 def _columns(header: list[str]) -> dict[str, int]:
-    """Return the place of the column of each kind that there is."""
+    """Return the place of the column of each kind that is there."""
     return {
         kind: header.index(name)
         for kind, names in COLUMNS.items()
@@ -171,57 +142,54 @@ def _is_video(path: str) -> bool:
     return PurePath(path).suffix.lower() in VIDEO_SUFFIXES
 
 
-def _ends_at_comma(line: str) -> bool:
-    """Whether the path ends at a comma; blank-separated lines have commas between labels."""
-    if quoted := _QUOTED.match(line):  # may contain blanks and commas
-        return line[quoted.end() :].lstrip().startswith(",")
-    before, comma, _ = line.partition(",")
-    return bool(comma) and (_is_video(before) or not re.search(r"\s", before))
-
-
-def _line(path: Path, number: int, line: str, separator: str, split: str) -> Line:
-    if separator == " " and not _QUOTED.match(line):
-        match = _BEFORE_LABELS.fullmatch(line.strip())
-        assert match is not None  # any line that is not blank matches
-        video, labels = match["path"], (match["rest"] or "").split()
+def _line(path: Path, number: int, line: str, split: str) -> Line:
+    """Read a line of a list; refuse one with other columns, such as the times of a part."""
+    first, *others = _fields(path, number, line, ",")
+    separator = "\t" if "\t" in line else " "
+    if others and separator == " " and (_is_video(first) or not re.search(r"\s", first)):
+        separator = ","
+    is_plain = separator == " " and not line.startswith('"')
+    if is_plain and _is_video(line):
+        video, *columns = [line]
+    elif is_plain:
+        video, *columns = line.rsplit(None, 1)
+        if (count := re.fullmatch(r"(.*\S)\s+\d+", video)) and not _is_video(count[1]):
+            video = count[1]
     else:
-        video, *labels = _fields(path, number, line, separator)
-    if separator == ",":
-        return Line(_checked(path, number, video), _labels(labels, ";|"), split)
-    if len(labels) > 1 and not _is_video(video) and labels[0].isdigit():
-        labels = labels[1:]  # without the number of frames
-    found = _labels(labels, ",;|")
-    if separator == " " and len(labels) > 1 and not all(label.isdigit() for label in found):
-        raise UserError(
-            f"{path}, line {number}: {' '.join(labels)!r} may be one label or several; accepted: a "
-            "tab, comma or semicolon between path and labels, in all lines, or numbers"
-        )
-    return Line(_checked(path, number, video), found, split)
+        video, *columns = _fields(path, number, line, separator)
+        if len(columns) == 2 and columns[0].isdigit() and not _is_video(video):
+            del columns[0]
+    is_unclear = is_plain and re.search(r"\s", video) and not _is_video(video)
+    if len(columns) > 1 or is_unclear or not video or "\0" in video:
+        raise UserError(f"csv: {path}, line {number}: expected {EXPECTED}, got {line[:200]!r}")
+    return Line(
+        video,
+        _labels(columns[0], "[;|]" if separator == "," else "[,;|]") if columns else (),
+        split,
+    )
 
 
-def _by_columns(
+def _table(
     path: Path, header: list[str], rows: list[tuple[int, str]], separator: str, split: str
 ) -> Iterator[Line]:
     at = _columns(header)
     read = {name for names in COLUMNS.values() for name in names} | {"time_start", "time_end", ""}
     if "label" not in at and (others := [name for name in header if name not in read]):
         log.warning(
-            "%s: its columns %s are not read, so its videos have no label; a column of labels is "
+            "%s: its columns %s are skipped, so its videos have no label; a column of labels is "
             "called %s", path, ", ".join(others), ", ".join(COLUMNS["label"]),
         )  # fmt: skip
     for number, text in rows:
+        place = f"csv: {path}, line {number}"
         fields = _fields(path, number, text, separator)
         if len(fields) != len(header):
-            raise UserError(
-                f"{path}, line {number}: {len(fields)} columns; accepted: {len(header)}, as in "
-                f"the first line"
-            )
+            raise UserError(f"{place}: expected {len(header)} columns, got {len(fields)}")
         own = fields[at["split"]].lower() if "split" in at else ""
         if own and own not in SPLIT_NAMES:
             raise UserError(
-                f"{path}, line {number}: split {own!r} is not one of {', '.join(SPLIT_NAMES)}"
+                f"{place}: split: expected one of {', '.join(SPLIT_NAMES)}, got {own!r}"
             )
-        labels = _labels([fields[at["label"]]], ";|") if "label" in at else ()
+        labels = _labels(fields[at["label"]], r"[;|]") if "label" in at else ()
         if "path" in at:
             video = fields[at["path"]]
         else:
@@ -229,32 +197,26 @@ def _by_columns(
                 times = (fields[header.index(f"time_{end}")] for end in ("start", "end"))
                 start, end = (int(float(time)) for time in times)
             except (ValueError, OverflowError):  # inf overflows
-                raise UserError(
-                    f"{path}, line {number}: has no whole seconds in time_start and time_end"
-                ) from None
+                raise UserError(f"{place}: expected seconds in time_start and time_end") from None
             video = f"{fields[at['id']]}_{start:06d}_{end:06d}.mp4"
-        yield Line(_checked(path, number, video), labels, SPLIT_NAMES.get(own, split))
+        if not video or "\0" in video:
+            raise UserError(f"{place}: expected a path, got {video!r}")
+        yield Line(video, labels, SPLIT_NAMES.get(own, split))
 
 
 def _fields(path: Path, number: int, line: str, separator: str) -> list[str]:
-    """Split a line at its separators, of which those in quotes are part of a field."""
+    """Split a line at its separators, except inside quotes."""
     try:
         (fields,) = csv.reader([line], delimiter=separator, skipinitialspace=True)
     except csv.Error as error:  # such as a field of more than 131,072 characters
-        raise UserError(f"{path}, line {number}: {error}; accepted: {ACCEPTED}") from None
+        raise UserError(f"csv: {path}, line {number}: {error}") from None
     return [field.strip() for field in fields]
 
 
-def _labels(fields: list[str], separators: str) -> tuple[str, ...]:
-    """Split labels, several in a field too, and drop repeated ones."""
-    parts = (part.strip() for field in fields for part in re.split(f"[{separators}]", field))
-    return tuple(dict.fromkeys(part for part in parts if part))
-
-
-def _checked(path: Path, number: int, video: str) -> str:
-    if not video or "\0" in video:
-        raise UserError(f"{path}, line {number}: has no path; accepted: {ACCEPTED}")
-    return video
+def _labels(field: str, separators: str) -> tuple[str, ...]:
+    """Split several labels, and drop repeated and missing ones."""
+    parts = (part.strip() for part in re.split(separators, field))
+    return tuple(dict.fromkeys(part for part in parts if part not in NO_LABEL))
 
 
 def _named(line: Line, names: dict[str, str]) -> tuple[str, ...]:
@@ -273,8 +235,8 @@ def _class_names(file: Path) -> dict[str, str]:
 
 
 def _lists(file: Path) -> dict[Path, str]:
-    """Return the list and those of its other splits, by the places of ``train`` in its name."""
-    found = {file: TRAIN}
+    """Return the lists of other splits, by the places of ``train`` in the name of the list."""
+    found = dict[Path, str]()
     places = list(re.finditer(r"train(?:ing)?", file.name, re.IGNORECASE))
     for name, split in SPLIT_NAMES.items():
         for place in reversed(places):  # in constrained_train.csv the last one counts
@@ -296,4 +258,4 @@ def _media(folder: Path, path: str) -> Media:
     """Return the media at a path; whether they exist is found when they are opened."""
     place = folder / path
     name = name_of(path)
-    return Media(name, tuple(images_in(place)) if place.is_dir() else (place,))
+    return Media(name, tuple(images_in(place)) if os.path.isdir(place) else (place,))

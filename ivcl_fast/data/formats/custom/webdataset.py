@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import itertools
 import json
 import lzma
 import os
@@ -32,6 +31,7 @@ from ivcl_fast.data.clip import image_order
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.images import is_image
 from ivcl_fast.data.formats.custom.labelled import (
+    NO_LABEL,
     SPLIT_NAMES,
     TASK,
     TRAIN,
@@ -45,12 +45,15 @@ from ivcl_fast.errors import UserError
 
 MOST_BYTES = 2**30
 """Largest file of a sample."""
+MOST_DIGITS = 6
+"""Digits of the numbers in a pattern; more of them would take hours to expand."""
+CHUNK = 2**20
+NOT_INSTALLED = (
+    "webdataset: the package is not installed; install it with pip install 'ivcl_fast[webdataset]'"
+)
 LABEL_KEYS = ("label", "labels", "class", "classes", "category")
 """Keys of a sample's JSON file that are read as its label, the first that is there."""
-
-_RANGE, _CHOICE = re.compile(r"\{(\d+)\.\.(\d+)\}"), re.compile(r"\{([^{}]*)\}")
 _SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_NAMES)})(?![a-z])")
-_MEMBER = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]*)")  # up to the first dot of the file name
 
 
 class WebDataset(LabelledVideos):
@@ -83,32 +86,28 @@ class WebDataset(LabelledVideos):
 
 def find_shards(pattern: str) -> list[Path]:
     """Return the files of a pattern, in order; raises :class:`UserError` if one is missing."""
+    try:
+        from braceexpand import UnbalancedBracesError, braceexpand
+    except ImportError:
+        raise UserError(NOT_INSTALLED) from None
+    if max(map(len, re.findall(r"\d+(?=\.\.|\})", pattern)), default=0) > MOST_DIGITS:
+        raise UserError(
+            f"webdataset: {pattern[:100]}: expected numbers of up to {MOST_DIGITS} digits in braces"
+        )
     shards: list[Path] = []
-    for one in [*_expanded(pattern)] or [pattern]:
-        is_pattern = glob.has_magic(one) and not os.path.isfile(one)  # [ may be part of a name
-        found = sorted(glob.glob(one)) if is_pattern else [one]
-        if not found or not all(Path(path).is_file() for path in found):
-            raise UserError(
-                f"{one}: no such shard; accepted: a pattern of tar files, such as "
-                "DIR/train-{000..009}.tar or 'DIR/*.tar'"
-            )
-        shards += map(Path, found)
+    try:
+        for one in braceexpand(pattern):
+            is_pattern = glob.has_magic(one) and not os.path.isfile(one)  # [ may be part of a name
+            found = sorted(glob.glob(one)) if is_pattern else [one]
+            if not found or not all(Path(path).is_file() for path in found):
+                raise UserError(
+                    f"webdataset: {one}: no such shard; expected a pattern of tar files, such as "
+                    "DIR/train-{000..009}.tar or 'DIR/*.tar'"
+                )
+            shards += map(Path, found)
+    except UnbalancedBracesError as error:
+        raise UserError(f"webdataset: {pattern[:100]}: {error}") from None
     return list(dict.fromkeys(shards))
-
-
-def _expanded(pattern: str) -> Iterator[str]:
-    """Expand the first braces, and those after them."""
-    if match := _RANGE.search(pattern):
-        first, last = match.groups()
-        width = len(first) if first.startswith("0") else 0
-        choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
-    elif match := _CHOICE.search(pattern):
-        choices = match[1].split(",")
-    else:
-        yield pattern
-        return
-    for choice in choices:
-        yield from _expanded(pattern[: match.start()] + choice + pattern[match.end() :])
 
 
 def split_of(shard: Path) -> str:
@@ -123,41 +122,54 @@ def read_shard(shard: Path) -> Iterator[Packed]:
 
     Raises :class:`UserError` if the shard is not complete, or a label cannot be read.
     """
+    try:
+        from webdataset.tariterators import group_by_keys, tar_file_expander
+    except ImportError:
+        raise UserError(NOT_INSTALLED) from None
+    check_shard(shard)
     keys: set[str] = set()
-    accepted = f"accepted: a complete tar file, of files of up to {MOST_BYTES:,} bytes"
+    with shard.open("rb") as stream:
+        source = [{"stream": stream, "url": str(shard)}]
+        for sample in group_by_keys(tar_file_expander(source)):
+            key = sample["__key__"]
+            if key in keys:
+                raise UserError(
+                    f"webdataset: {shard}: the files of {key} are apart; expected all files of a "
+                    "sample one after another, as tar --sort=name writes them"
+                )
+            keys.add(key)
+            files = {ext: data for ext, data in sample.items() if not ext.startswith("__")}
+            if video := _video(shard, key, files):
+                yield video
+
+
+def check_shard(shard: Path) -> None:
+    """Raise :class:`UserError` unless a tar file is complete: two blocks of zeros, then only zeros.
+
+    Python takes a damaged header for the end of the file.
+    """
     try:
         with tarfile.open(shard, "r:*") as tar:
-            for key, group in itertools.groupby(_members(tar), key=lambda found: found[0]):
-                if key in keys:
-                    raise UserError(
-                        f"{shard}: the files of {key} are apart; accepted: all files of a sample "
-                        "one after another, as tar --sort=name writes them"
-                    )
-                keys.add(key)
-                if video := _video(shard, key, {ext: content for _, ext, content in group}):
-                    yield video
+            for member in tar:
+                if member.islnk() or member.issym():
+                    raise tarfile.TarError(f"{member.name} is a link")
+                if member.size > MOST_BYTES:  # of a compressed file, it may be only zeros
+                    raise tarfile.TarError(f"{member.name} has {member.size:,} bytes")
             assert tar.fileobj is not None
             tar.fileobj.seek(tar.offset)
-            if len(tar.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:  # of zeros, the end
+            zeros = 0
+            while block := tar.fileobj.read(CHUNK):
+                if block.count(0) < len(block):
+                    raise tarfile.TarError(f"damaged after byte {tar.offset:,}, or two files")
+                zeros += len(block)
+            if zeros < 2 * tarfile.BLOCKSIZE:
                 raise EOFError("its end is missing")
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        reason = str(error).partition(":\n")[0]  # without what each kind of compression says
-        raise UserError(f"{shard}: cannot be read ({reason}); {accepted}") from None
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
-    """Yield key, extension and content of the files."""
-    for member in tar:
-        match = _MEMBER.fullmatch(member.name)
-        if not member.isfile() or not match or member.name.startswith("__"):
-            continue
-        if member.size > MOST_BYTES:  # of a compressed archive, it may be only zeros
-            raise tarfile.TarError(f"{member.name} has {member.size:,} bytes")
-        file = tar.extractfile(member)
-        content = file.read() if file else b""
-        if len(content) < member.size:
-            raise EOFError(f"{member.name} is cut")
-        yield match[1], match[2].lower(), content
+        reason = str(error).partition(":\n")[0]  # without the reasons for each compression
+        raise UserError(
+            f"webdataset: {shard}: {reason}; expected a complete tar file, with files of up to "
+            f"{MOST_BYTES:,} bytes"
+        ) from None
 
 
 def _video(shard: Path, key: str, files: dict[str, bytes]) -> Packed | None:
@@ -166,7 +178,7 @@ def _video(shard: Path, key: str, files: dict[str, bytes]) -> Packed | None:
     videos = [ext for ext, suffix in suffixes.items() if suffix in VIDEO_SUFFIXES]
     images = [ext for ext in files if is_image(Path(f"x.{ext}"))]
     if len(videos) > 1:
-        raise UserError(f"{shard}: {key} has {len(videos)} videos; accepted: one in a sample")
+        raise UserError(f"webdataset: {shard}: {key}: expected one video, got {len(videos)}")
     if not videos and not images:
         return None
     chosen = videos or sorted(images, key=lambda ext: image_order(Path(f"{ext}")))
@@ -182,8 +194,12 @@ def _labels(shard: Path, key: str, files: dict[str, bytes]) -> tuple[str, ...]:
         elif "json" in files and isinstance(about := json.loads(files["json"]), dict):
             found = next((about[name] for name in LABEL_KEYS if name in about), None)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{shard}: the label of {key} cannot be read: {error}") from None
-    parts = found if isinstance(found, list) else [] if found in (None, "") else [found]
+        raise UserError(f"webdataset: {shard}: the label of {key}: {error}") from None
+    parts = (
+        found if isinstance(found, list) else [] if found is None or found in NO_LABEL else [found]
+    )
     if any(isinstance(part, dict | list | float | bool) or part is None for part in parts):
-        raise UserError(f"{shard}: the label of {key} is {found!r}; accepted: numbers or names")
+        raise UserError(
+            f"webdataset: {shard}: the label of {key}: expected numbers or names, got {found!r}"
+        )
     return tuple(dict.fromkeys(map(str, parts)))

@@ -8,6 +8,7 @@ import os
 from pathlib import Path, PurePath
 
 import pytest
+from PIL import Image
 
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.formats.custom.labelled import Item, hold_out
@@ -180,3 +181,21 @@ def test_a_folder_that_is_missing(tmp_path):
     touch(tmp_path, "a.mp4")
     with pytest.raises(UserError, match="is a file; accepted: its folder, or csv:FILE"):
         VideoFolder(tmp_path / "a.mp4")
+
+
+def pictures(folder: Path, *sizes: int) -> None:
+    folder.mkdir(parents=True)
+    for number, size in enumerate(sizes):
+        Image.new("RGB", (size, size)).save(folder / f"{number}.png")
+
+
+def test_a_folder_of_pictures_for_each_class_is_refused(tmp_path):
+    for name in ("cat", "dog"):
+        pictures(tmp_path / "photos" / name, 8, 9, 10)
+        pictures(tmp_path / "frames" / name, 8, 8, 8)
+        for split in ("train", "val"):
+            pictures(tmp_path / "splits" / split / name, 8, 8)
+    for root in ("photos", "splits"):
+        with pytest.raises(UserError, match=f"videos:{tmp_path / root}: .*expected videos, or a "):
+            VideoFolder(tmp_path / root)
+    assert len(VideoFolder(tmp_path / "frames").media()) == 2

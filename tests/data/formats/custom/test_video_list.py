@@ -1,7 +1,8 @@
-"""``csv:FILE``: the lists of Kinetics, UCF and VideoMAE, and what people write themselves."""
+"""``csv:FILE``: tables with a header, and the lists of VideoMAE and UCF."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,6 @@ def lines(tmp_path: Path, *text: str) -> list[tuple[str, tuple[str, ...]]]:
         ("a.mp4 3", "a.mp4", ("3",)),
         ("a.mp4\t3", "a.mp4", ("3",)),
         ("a.mp4\tplaying guitar", "a.mp4", ("playing guitar",)),
-        ("Smith, John.mp4\tdog,cat\tred", "Smith, John.mp4", ("dog", "cat", "red")),
         ("frames/a b\t163\tmaking tea", "frames/a b", ("making tea",)),
         ("\ta.mp4 3\t", "a.mp4", ("3",)),
         ("a.mp4,3", "a.mp4", ("3",)),
@@ -34,60 +34,23 @@ def lines(tmp_path: Path, *text: str) -> list[tuple[str, tuple[str, ...]]]:
         ("my clips/a b.mp4 3", "my clips/a b.mp4", ("3",)),
         ("my clips/a b.MP4,3", "my clips/a b.MP4", ("3",)),
         ('"a, b.mp4",3', "a, b.mp4", ("3",)),
-        ('"my a, b.mp4","making tea"', "my a, b.mp4", ("making tea",)),
-        ('"my frames/a" , 3', "my frames/a", ("3",)),
         ('"my frames/a"  163 3,4', "my frames/a", ("3", "4")),
         ('"# 1.mp4" dog', "# 1.mp4", ("dog",)),
-        ('"# 1.mp4"', "# 1.mp4", ()),
-        ("/abs/a.mp4 3", "/abs/a.mp4", ("3",)),
         ("two\u2028lines.mp4\tmaking\u2029tea", "two\u2028lines.mp4", ("making\u2029tea",)),
-        ("page\f2.mp4,3", "page\f2.mp4", ("3",)),
-        ("next\x85.mp4 3", "next\x85.mp4", ("3",)),
         ("a.avi 2,8,9", "a.avi", ("2", "8", "9")),
-        ("a.avi 2 8", "a.avi", ("2", "8")),
         ("a.avi,dog;cat;dog", "a.avi", ("dog", "cat")),
-        ("a.avi,dog|cat", "a.avi", ("dog", "cat")),
-        ("a.avi,dog,cat", "a.avi", ("dog", "cat")),
         ("frames/a 163 3", "frames/a", ("3",)),
-        ("frames/a 163 3,4", "frames/a", ("3", "4")),
         ("frames/a,3", "frames/a", ("3",)),
         ("frames/a 3", "frames/a", ("3",)),
-        ("my clips/a, b.mp4;making tea", "my clips/a, b.mp4", ("making tea",)),
-        ('"a; b.mp4";"making tea"', "a; b.mp4", ("making tea",)),
-        ("a.avi 2;8", "a.avi", ("2", "8")),
-        ("a.avi 2, 8", "a.avi", ("2", "8")),
         ("a.mp4", "a.mp4", ()),
+        ("my clips/a b.mp4", "my clips/a b.mp4", ()),
         ("a.mp4,video", "a.mp4", ("video",)),
-        ("a.png\tfile\tlabel", "a.png", ("file", "label")),
-        ("frames/a video", "frames/a", ("video",)),
-        ("video 163 3", "video", ("3",)),
+        ("a.mp4,nan", "a.mp4", ()),
+        ("a.mp4 NaN", "a.mp4", ()),
     ],
 )
-def test_lines(line, path, labels, tmp_path):
+def test_lines_of_a_list(line, path, labels, tmp_path):
     assert lines(tmp_path, line) == [(path, labels)]
-
-
-def test_blank_lines_comments_and_a_byte_order_mark(tmp_path, caplog):
-    text = "\ufeffa.mp4 1\r\n\r\n# note\r\n  b.mp4 0 \r\n"
-    (tmp_path / "l.txt").write_text(text)
-    with caplog.at_level("INFO"):
-        read = [line.path for line in read_list(tmp_path / "l.txt")]
-    assert read == ["a.mp4", "b.mp4"]
-    assert "l.txt: 1 comments are not read, such as # note" in caplog.text
-
-
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_empty_rows_of_a_spreadsheet(separator, tmp_path):
-    rows = [("path", "label"), ("a.mp4", "x"), ("", ""), ("b.mp4", "y"), ("", "")]
-    found = lines(tmp_path, *(separator.join(row) for row in rows))
-    assert found == [("a.mp4", ("x",)), ("b.mp4", ("y",))]
-
-
-def test_columns_in_any_order(tmp_path):
-    found = read_list(
-        written(tmp_path / "l.csv", "Label, split,path", "x,train,a.mp4", "y;z,Validation,b.mp4")
-    )
-    assert found == [("a.mp4", ("x",), "train"), ("b.mp4", ("y", "z"), "val")]
 
 
 @pytest.mark.parametrize(
@@ -107,33 +70,34 @@ def test_names_of_columns(header, line, tmp_path):
     assert lines(tmp_path, header, line) == [("my a.mp4", ("making tea",))]
 
 
-def test_labels_in_a_column_with_another_name_are_missed_aloud(tmp_path, caplog):
-    assert lines(tmp_path, "path,,Mood", "a.mp4,0,sad") == [("a.mp4", ())]
-    assert caplog.messages == [
-        f"{tmp_path / 'l.csv'}: its columns mood are not read, so its videos have no label; a "
-        "column of labels is called label, labels, class, class_name, category, target, action"
-    ]
-
-
-def test_one_column_with_a_name(tmp_path):
+def test_columns_in_any_order_and_missing_labels(tmp_path):
+    text = ("Label, split,path", "x,train,a.mp4", "y;z,Validation,b.mp4", "nan,,c.mp4", ",,d.mp4")
+    assert read_list(written(tmp_path / "l.csv", *text)) == [
+        ("a.mp4", ("x",), "train"), ("b.mp4", ("y", "z"), "val"),
+        ("c.mp4", (), "train"), ("d.mp4", (), "train"),
+    ]  # fmt: skip
     assert lines(tmp_path, "path", "my clips/a.mp4") == [("my clips/a.mp4", ())]
 
 
+def test_blank_lines_comments_and_a_byte_order_mark(tmp_path):
+    (tmp_path / "l.txt").write_text("\ufeffa.mp4 1\r\n\r\n# note\r\n,,\r\n  b.mp4 0 \r\n")
+    assert [line.path for line in read_list(tmp_path / "l.txt")] == ["a.mp4", "b.mp4"]
+
+
+def test_labels_in_a_column_with_another_name_are_named(tmp_path, caplog):
+    assert lines(tmp_path, "path,,Mood", "a.mp4,0,sad") == [("a.mp4", ())]
+    assert "its columns mood are skipped" in caplog.text
+
+
 def test_the_files_of_kinetics(tmp_path):
-    written(
-        tmp_path / "train.csv",
-        "label,youtube_id,time_start,time_end,split",
-        "making tea,---QUuC4vJs,84,94,train",
-        '"drinking, beer",abc,0,10,train',
-    )
-    written(tmp_path / "val.csv", "label,youtube_id,time_start,time_end,split", "x,d,1,11,validate")
-    with pytest.raises(UserError, match=r"val.csv, line 2: split 'validate' is not one of train, "):
-        VideoList(tmp_path / "train.csv")
-    found = read_list(tmp_path / "train.csv")
-    assert [(line.path, line.labels) for line in found] == [
-        ("---QUuC4vJs_000084_000094.mp4", ("making tea",)),
-        ("abc_000000_000010.mp4", ("drinking, beer",)),
+    header = "label,youtube_id,time_start,time_end,split"
+    written(tmp_path / "train.csv", header, "making tea,---QUuC4vJs,84,94,train")
+    assert read_list(tmp_path / "train.csv") == [
+        ("---QUuC4vJs_000084_000094.mp4", ("making tea",), "train")
     ]
+    written(tmp_path / "val.csv", header, "x,d,1,11,validate")
+    with pytest.raises(UserError, match=r"val.csv, line 2: split: expected one of .* 'validate'"):
+        VideoList(tmp_path / "train.csv")
 
 
 def test_numbers_are_classes_in_their_order_and_lists_beside_are_splits(tmp_path):
@@ -146,7 +110,6 @@ def test_numbers_are_classes_in_their_order_and_lists_beside_are_splits(tmp_path
     assert [clip.label for clip in dataset.clips("val")] == [3, 0]
     files = {one.name: one.files[0] for one in dataset.media()}
     assert files["v/10.mp4"] == tmp_path / "v/10.mp4"
-    assert {*files.values()} >= {tmp_path / "v/x.mp4"}
     assert all(not name.startswith("/") and ".." not in name for name in files)
     assert dataset.root == tmp_path / "train-data"
 
@@ -154,29 +117,15 @@ def test_numbers_are_classes_in_their_order_and_lists_beside_are_splits(tmp_path
 @pytest.mark.parametrize(
     ("train", "val"),
     [
-        ("constrained_train.csv", "constrained_val.csv"),
-        ("train.train.txt", "train.valid.txt"),
-        ("My_Train.csv", "My_Val.csv"),
-        ("TRAINING.TXT", "VALIDATION.TXT"),
-        ("Train.csv", "val.csv"),
+        ("constrained_train.csv", "constrained_val.csv"), ("train.train.txt", "train.valid.txt"),
+        ("My_Train.csv", "My_Val.csv"), ("TRAINING.TXT", "VALIDATION.TXT"),
     ],
-)
-def test_other_splits_of_lists_with_several_places_of_train(train, val, tmp_path):
+)  # fmt: skip
+def test_names_of_the_lists_of_other_splits(train, val, tmp_path):
     written(tmp_path / train, "a.mp4 0", "b.mp4 1")
     written(tmp_path / val, "c.mp4 0", "d.mp4 1")
     dataset = VideoList(tmp_path / train)
     assert [clip.name for clip in dataset.clips("val")] == ["c.mp4", "d.mp4"]
-
-
-def test_lists_of_other_splits_may_name_their_columns(tmp_path):
-    written(tmp_path / "train.csv", "path,label", "a.mp4,0", "b.mp4,1")
-    written(tmp_path / "val.csv", "path,label", "c.mp4,0", "d.mp4,1")
-    written(tmp_path / "test.csv", "path,label,split", "e.mp4,0,", "f.mp4,1,val")
-    dataset = VideoList(tmp_path / "train.csv")
-    names = {split: [clip.name for clip in dataset.clips(split)] for split in dataset.splits}
-    assert names == {
-        "train": ["a.mp4", "b.mp4"], "test": ["e.mp4"], "val": ["c.mp4", "d.mp4", "f.mp4"],
-    }  # fmt: skip
 
 
 def test_a_video_in_two_lines_is_not_held_out_and_trained_on(tmp_path):
@@ -187,15 +136,14 @@ def test_a_video_in_two_lines_is_not_held_out_and_trained_on(tmp_path):
     assert val and not train & val
 
 
-def test_hidden_files_are_no_frames(tmp_path):
-    """As macOS writes them beside the files of other systems' disks."""
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        for file in ("1.jpg", "._1.jpg", "10.jpg", "2.jpg"):
-            (tmp_path / name / file).touch()
-    media = VideoList(written(tmp_path / "l.txt", "a", "b")).media()
-    assert [file.name for file in media[0].files] == ["1.jpg", "2.jpg", "10.jpg"]
-    assert find_media(tmp_path / "a").files == media[0].files
+def test_a_folder_in_a_list_is_a_video_of_frames(tmp_path):
+    """Hidden files, as macOS writes them on the disks of other systems, are no frames."""
+    (tmp_path / "f").mkdir()
+    for name in ("0.jpg", "._0.jpg", "9.jpg", "10.jpg"):
+        (tmp_path / "f" / name).touch()
+    media = VideoList(written(tmp_path / "l.txt", "f 3 0", "g.mp4 1", "h.mp4 0", "i.mp4 1")).media()
+    assert [path.name for path in media[0].files] == ["0.jpg", "9.jpg", "10.jpg"]
+    assert find_media(tmp_path / "f").files == media[0].files
 
 
 def test_the_files_of_ucf(tmp_path):
@@ -208,80 +156,65 @@ def test_the_files_of_ucf(tmp_path):
     assert named == ["Bowling", "Archery"]
 
 
-def test_several_labels(tmp_path):
+def test_several_labels_and_none(tmp_path):
     dataset = VideoList(written(tmp_path / "all.txt", *(f"{i}.mp4 {i % 3},7" for i in range(30))))
     assert dataset.multi_label and dataset.num_classes == 4
     assert {c.label for s in dataset.splits for c in dataset.clips(s)} == {(0, 3), (1, 3), (2, 3)}
+    dataset = VideoList(written(tmp_path / "none.txt", *(f"{i}.mp4" for i in range(30))))
+    assert dataset.num_classes == 0 and 2 < len(dataset.clips("val")) < 12
 
 
-def test_one_list_without_labels(tmp_path):
-    dataset = VideoList(written(tmp_path / "all.txt", *(f"{i}.mp4" for i in range(30))))
-    assert dataset.num_classes == 0
-    assert 2 < len(dataset.clips("val")) < 12
-
-
-def test_repeated_lines_count_once(tmp_path, caplog):
-    caplog.set_level("INFO", "ivcl_fast")
-    written(tmp_path / "train.csv", "a.mp4 0", "b.mp4 1", "a.mp4 0")
-    written(tmp_path / "val.csv", "c.mp4 0", "d.mp4 1")
-    dataset = VideoList(tmp_path / "train.csv")
-    assert [clip.name for clip in dataset.clips("train")] == ["a.mp4", "b.mp4"]
-    assert caplog.messages == [f"{tmp_path}/train-data: 1 repeated entries left out"]
-
-
-def test_a_folder_in_a_list_is_a_video_of_frames(tmp_path):
-    (tmp_path / "f").mkdir()
-    for number in (0, 9, 10):
-        (tmp_path / "f" / f"{number}.jpg").touch()
-    dataset = VideoList(written(tmp_path / "l.txt", "f 3 0", "g.mp4 1", "h.mp4 0", "i.mp4 1"))
-    assert [path.name for path in dataset.media()[0].files] == ["0.jpg", "9.jpg", "10.jpg"]
+def test_repeated_lines_count_once(tmp_path):
+    """A class of one video stays in training, however often its line occurs."""
+    once = [f"{i}.mp4 0" for i in range(10)]
+    dataset = VideoList(written(tmp_path / "all.csv", *once, *["only.mp4 1"] * 3))
+    assert [clip.name for clip in dataset.clips("train")].count("only.mp4") == 1
+    named = VideoList(written(tmp_path / "once.csv", *once, "only.mp4 1"))
+    assert dataset.clips("val") == named.clips("val")
 
 
 KINETICS, LONG = b"label,youtube_id,time_start,time_end\n", b"a" * 131_073
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "where"),
     [
-        (b"", "is empty; accepted: lines of '<path> <label>' or '<path>,<label>'"),
-        (b"\xff\xfe\x00", "not text in UTF-8; "),
-        (b"clip,action\na.mp4,0\nb.mp4,1\n", "line 1: 'clip' is no video; .* path, video_path, "),
-        (b"a" * 300 + b",0\na.mp4,0\n", "line 1: 'aaa.*a' is no video; "),
-        (b"a.mp4 0\nb.mp4\n", r"1 of 2 videos have no label, the first is b.mp4; "),
-        (b"path,label\na.mp4\n", "line 2: 1 columns; accepted: 2, as in the first line"),
-        (b"path label\nmy a.mp4 0\n", "line 2: 3 columns; accepted: 2, as in the first line"),
-        (b"a.mp4,0\n,1\n", "line 2: has no path; "),
+        (b"", "is empty"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        (b"clip,action\na.mp4,0\nb.mp4,1\n", "line 1: expected a column of paths"),
+        (b"a.mp4 0\nb.mp4\n", "1 of 2 videos have no label, the first is b.mp4"),
+        (b"a.mp4,x\nb.mp4,nan\nc.mp4,x\n", "1 of 3 videos have no label, the first is b.mp4"),
+        (b"path,label\na.mp4\n", "line 2: expected 2 columns, got 1"),
+        (b"path label\nmy a.mp4 0\n", "line 2: expected 2 columns, got 3"),
+        (b"a.mp4,0\n,1\n", "line 2: "),
         (b"a.mp4 0\na.mp4 1\nb.mp4 0\nc.mp4 1\n", "a.mp4 has two entries with different labels"),
         (b"a.mp4 0\n/a.mp4 1\nb.mp4 0\n", "two videos have the name a.mp4"),
-        (KINETICS + b"x,a,inf,11\n", "line 2: has no whole seconds in time_start and time_end"),
-        (KINETICS + b"x,a,1,nan\n", "line 2: has no whole seconds in time_start and time_end"),
-        (b"a.mp4 3\npg/0.mp4 playing guitar\n", "line 2: 'playing guitar' may be one label or "),
-        (b"frames/a 163 making tea\n", "line 1: 'making tea' .* several; accepted: a tab, "),
-        (b"a.mp4 drinking, beer\n", "line 1: 'drinking, beer' may be "),
-        (b"a.mp4 3 dog\n", "line 1: '3 dog' may be "),
-        (b"a.mp4,0\nb.mp4," + LONG, r"line 2: field larger than field limit \(131072\); "),
-        (b"path,label\nb.mp4," + LONG, "line 2: field larger than field limit"),
+        (KINETICS + b"x,a,inf,11\n", "line 2: expected seconds"),
+        (KINETICS + b"x,a,1,nan\n", "line 2: expected seconds"),
+        (b"a.mp4 3\npg/0.mp4 playing guitar\n", "line 2: "),
+        (b"frames/a 163 making tea\n", "line 1: "),
+        (b"a.mp4 drinking, beer\n", "line 1: "),
+        (b"a.mp4 0 100 3\n", "line 1: .* got 'a.mp4 0 100 3'"),
+        (b"a.mp4,0,100,3\n", "line 1: "),
+        (b"a.mp4\t0.0\t2.5\t3\n", "line 1: "),
+        (b"frames/a 10 90 3\n", "line 1: "),
+        (b"a.mp4,0\nb.mp4," + LONG, r"line 2: field larger than field limit"),
+        (b"a" * 300 + b",0\nb.mp4,0\nb.mp4,1", "b.mp4 has two entries"),
     ],
 )
-def test_lists_that_cannot_be_used(text, said, tmp_path):
+def test_lists_that_cannot_be_used(text, where, tmp_path):
     (tmp_path / "l.csv").write_bytes(text)
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=where) as error:
         VideoList(tmp_path / "l.csv")
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_list_that_is_missing(tmp_path):
-    with pytest.raises(UserError, match=r"l.csv: No such file .*; accepted: lines of "):
-        VideoList(tmp_path / "l.csv")
-
-
-def test_repeated_lines_do_not_change_what_is_held_out(tmp_path):
-    """A class of one video stays in training, however often its line occurs."""
-    once = [f"{i}.mp4 0" for i in range(10)]
-    dataset = VideoList(written(tmp_path / "all.csv", *once, *["only.mp4 1"] * 3))
-    assert "only.mp4" in [clip.name for clip in dataset.clips("train")]
-    named = VideoList(written(tmp_path / "once.csv", *once, "only.mp4 1"))
-    assert dataset.clips("val") == named.clips("val")
+@pytest.mark.parametrize("name", ["none.csv", ".", "pipe.csv"])
+def test_what_is_no_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.csv")
+    with pytest.raises(UserError, match=r"csv: .*: no such file"):
+        VideoList(Path(name))
 
 
 def test_videos_that_are_measured_are_not_trained_on(tmp_path, caplog):
@@ -295,20 +228,11 @@ def test_videos_that_are_measured_are_not_trained_on(tmp_path, caplog):
     assert [clip.name for clip in dataset.clips("train")] == ["c.mp4", "d.mp4"]
     for split in ("val", "test"):
         assert [clip.name for clip in dataset.clips(split)] == ["link.mp4", "b.mp4"]
-    (said,) = caplog.messages
-    assert "2 training videos are left out" in said and said.endswith("the first is a.mp4")
+    assert "2 training videos are left out" in caplog.text
 
 
 def test_classes_without_a_training_video_are_named(tmp_path, caplog):
     written(tmp_path / "train.csv", "a.mp4,Dog", "b.mp4,cat")
     written(tmp_path / "val.csv", "c.mp4,dog", "d.mp4,cat")
     assert VideoList(tmp_path / "train.csv").num_classes == 3
-    assert caplog.messages == [
-        f"{tmp_path}/train-data: 1 classes of the split val have no training video: dog"
-    ]
-
-
-def test_semicolons_of_spreadsheets(tmp_path):
-    lines = read_list(written(tmp_path / "l.csv", "Path;Label", "my a.mp4;Dog", "b.mp4;my cat"))
-    found = [(line.path, line.labels) for line in lines]
-    assert found == [("my a.mp4", ("Dog",)), ("b.mp4", ("my cat",))]
+    assert "1 classes of the split val have no training video: dog" in caplog.text

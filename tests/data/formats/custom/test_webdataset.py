@@ -47,10 +47,8 @@ def test_patterns(tmp_path, monkeypatch):
     }
     for pattern, expected in made.items():
         assert [path.name for path in find_shards(f"{tmp_path}/{pattern}")] == expected
-    with pytest.raises(UserError, match=r"train-012.tar: no such shard; accepted: a pattern"):
+    with pytest.raises(UserError, match=r"train-012.tar: no such shard; expected a pattern"):
         find_shards(f"{tmp_path}/train-{{008..012}}.tar")
-    with pytest.raises(UserError, match=r"train-\{11\.\.8\}.tar: no such shard"):
-        find_shards(f"{tmp_path}/train-{{11..8}}.tar")
     (tmp_path / "[a]").mkdir()
     shard(tmp_path / "[a]" / "0.tar", {})
     assert find_shards(f"{tmp_path}/[a]/{{0..0}}.tar") == [tmp_path / "[a]" / "0.tar"]
@@ -160,23 +158,6 @@ def test_keys_may_begin_anew_in_every_shard(tmp_path):
     assert all(one.files[0].read_text().endswith(one.name[-5]) for one in dataset.media())
 
 
-def unpacked_files(folder: Path) -> dict[str, int]:
-    return {f.relative_to(folder).as_posix(): f.stat().st_mtime_ns for f in folder.rglob("*.mp4")}
-
-
-def test_shards_that_moved_are_not_unpacked_again(tmp_path, monkeypatch):
-    (tmp_path / "before").mkdir()
-    shard(tmp_path / "before" / "s.tar", samples(4))
-    WebDataset(tmp_path / "before" / "s.tar")
-    first = unpacked_files(tmp_path / "before")
-    (tmp_path / "before").rename(tmp_path / "after")
-    WebDataset(tmp_path / "after" / "s.tar")
-    assert len(first) == 4 and unpacked_files(tmp_path / "after") == first
-    monkeypatch.chdir(tmp_path / "after")
-    WebDataset(Path("s.tar"))
-    assert unpacked_files(tmp_path / "after") == first
-
-
 def test_finished_shards_are_opened_without_writing(tmp_path, monkeypatch):
     """As in a folder that this user may only read."""
     shard(tmp_path / "s.tar", samples(4))
@@ -210,38 +191,67 @@ def test_names_in_a_shard_cannot_leave_the_folder(tmp_path):
     assert len(written) == 3 and all(path.is_relative_to(dataset.root) for path in written)
 
 
-@pytest.mark.parametrize("end", [1, 300, 512, 1100, 2048, 4096, 9000, 9728, 10000])
-def test_a_shard_without_its_end_is_refused(end, tmp_path):
-    """Samples take 2,048 bytes each; the last video ends with zeros at 9,728."""
-    files = samples(3) | {"d/9.mp4": bytes(3072)}
-    path = shard(tmp_path / "s.tar", files)
-    whole = len(list(read_shard(path)))
-    os.truncate(path, 10240)  # padding only
-    assert len(list(read_shard(path))) == whole == 4
-    os.truncate(path, end)
-    with pytest.raises(UserError, match=r"s.tar: .*; accepted: a complete tar file"):
+def refused(path: Path, reason: str) -> None:
+    with pytest.raises(UserError, match=f"webdataset: {path}: .*{reason}"):
         list(read_shard(path))
 
 
+@pytest.mark.parametrize("end", [1, 300, 512, 1100, 2048, 4096, 9000, 9728, 10240])
+def test_a_shard_without_its_end_is_refused(end, tmp_path):
+    """Samples take 2,048 bytes each; the last video ends with zeros at 9,728."""
+    path = shard(tmp_path / "s.tar", samples(3) | {"d/9.mp4": bytes(3072)})
+    os.truncate(path, 10752)  # two blocks of zeros, without padding
+    assert len(list(read_shard(path))) == 4
+    os.truncate(path, end)
+    refused(path, "expected a complete tar file")
+
+
+@pytest.mark.parametrize("at", [0, 5, 10])
+def test_a_damaged_header_is_no_end(at, tmp_path):
+    path = shard(tmp_path / "s.tar", samples(8))
+    contents = bytearray(path.read_bytes())
+    contents[1024 * at + 100] ^= 1  # a byte of a header, which fails its checksum
+    path.write_bytes(contents)
+    refused(path, "expected a complete tar file")
+
+
+def test_shards_that_were_joined_by_cat(tmp_path):
+    paths = [shard(tmp_path / f"{n}.tar", samples(4, 4 * n)) for n in range(2)]
+    (tmp_path / "s.tar").write_bytes(b"".join(path.read_bytes() for path in paths))
+    refused(tmp_path / "s.tar", "or two files")
+
+
+def test_links_are_refused(tmp_path):
+    path = shard(tmp_path / "s.tar", samples(2))
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("d/9.mp4")
+        link.type, link.linkname = tarfile.LNKTYPE, "d/0000.mp4"
+        tar.addfile(link)
+    refused(path, "d/9.mp4 is a link")
+
+
+@pytest.mark.parametrize("pattern", ["a-{0..99999999999}.tar", "pipe.tar", "a-{0..9"])
+def test_patterns_that_would_hang(pattern, tmp_path):
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(UserError, match="webdataset: "):
+        find_shards(f"{tmp_path}/{pattern}")
+
+
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "reason"),
     [
-        ({"a.mp4": b"", "a.json": "{"}, "s.tar: the label of a cannot be read: "),
-        ({"a.mp4": b"", "a.cls": b"\xff"}, "s.tar: the label of a cannot be read: "),
-        ({"a.mp4": b"", "a.json": '{"label": {"x": 1}}'}, "the label of a is {.*; accepted: "),
-        ({"a.mp4": b"", "a.json": '{"label": 0.5}'}, "the label of a is 0.5; accepted: "),
-        ({"a.mp4": b"", "a.avi": b""}, "s.tar: a has 2 videos; accepted: one in a sample"),
-        (
-            {"a.mp4": bytes(100)},
-            "a.mp4 has 100 bytes.; accepted: .* of up to 99 ",
-        ),
-        ({"a.mp4": b"", "b.mp4": b"", "a.cls": "1"}, "the files of a are apart; accepted: all "),
+        ({"a.mp4": b"", "a.json": "{"}, "s.tar: the label of a: "),
+        ({"a.mp4": b"", "a.cls": b"\xff"}, "s.tar: the label of a: "),
+        ({"a.mp4": b"", "a.json": '{"label": {"x": 1}}'}, "the label of a: expected numbers or"),
+        ({"a.mp4": b"", "a.json": '{"label": NaN}'}, "the label of a: expected numbers or names"),
+        ({"a.mp4": b"", "a.avi": b""}, "s.tar: a: expected one video, got 2"),
+        ({"a.mp4": bytes(100)}, "a.mp4 has 100 bytes; expected .* of up to 99 "),
+        ({"a.mp4": b"", "b.mp4": b"", "a.cls": "1"}, "the files of a are apart; expected all "),
         ({"a.txt": b""}, "holds no videos"),
     ],
 )
-def test_samples_that_cannot_be_used(files, said, tmp_path, monkeypatch):
+def test_samples_that_cannot_be_used(files, reason, tmp_path, monkeypatch):
     monkeypatch.setattr(webdataset, "MOST_BYTES", 99)
     shard(tmp_path / "s.tar", files)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=reason):
         WebDataset(tmp_path / "s.tar")
-    assert not list(tmp_path.rglob("*.json")) or "no videos" in said
