@@ -66,8 +66,7 @@ video = load_clip("VIDEO", model.cfg{{ frames }})  # uint8 {{ video }}
 MODEL_FILES = (MODEL, CHECKSUMS, CONFIG, "README.md")
 """All files of a model's folder."""
 DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-INSTEAD = {"strict": "; weights always have to fit exactly"}
-"""Keywords that other libraries accept, and what to do here."""
+"""Arguments of ``from_pretrained`` that are passed on to ``huggingface_hub``."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -85,10 +84,10 @@ class PretrainedModel(
     kind: ClassVar[str]
     """Name of the public class, a key of :data:`~ivcl_fast.models.weights.STAGES`."""
     training_record: Mapping[str, Any] | None = None
-    """What ``save_pretrained`` was told of the training."""
+    """Training metadata, as given to ``save_pretrained``."""
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments that build this model, as ``config.json`` holds them."""
+        """Return the arguments that build this model, as ``config.json`` holds them."""
         return {"cfg": vars(self.cfg)}
 
     def save_pretrained(
@@ -96,10 +95,9 @@ class PretrainedModel(
     ) -> str | None:
         """Write ``model.safetensors``, ``SHA256SUMS``, ``config.json`` and a model card.
 
-        ``training``: what the card says of the training, by name, in values that JSON can hold:
-        for example data, task, clips seen, scores (a dict of name and value) and classes (a list).
-        It stays with the model: ``from_pretrained`` reads it, and saving again keeps it. ``hub``:
-        ``push_to_hub``, ``repo_id`` and others of ``huggingface_hub``'s method of this name.
+        ``training``: training metadata for the card, by name, in values that JSON can hold: for
+        example data, task, clips seen and scores. ``from_pretrained`` reads it, and saving again
+        keeps it. ``hub``: ``push_to_hub``, ``repo_id`` and others of ``huggingface_hub``'s method.
 
         Example::
 
@@ -116,7 +114,7 @@ class PretrainedModel(
         return result
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The folder's ``README.md``: what the model is, how to use it, its training and sizes."""
+        """Return the folder's ``README.md``: the model, its use, its training and sizes."""
         return super().generate_model_card(*args, **card_fields(self) | kwargs)
 
     @classmethod
@@ -155,8 +153,7 @@ class PretrainedModel(
         place, dtype = pretrained_model_name_or_path, dtype_named(dtype or torch_dtype)
         for name in sorted(download.keys() - set(DOWNLOAD)):
             raise TypeError(
-                f"from_pretrained: {name} is not an argument{INSTEAD.get(name, '')}; accepted: "
-                f"map_location, dtype, {', '.join(DOWNLOAD)}"
+                f"from_pretrained: expected map_location, dtype, {', '.join(DOWNLOAD)}, got {name}"
             )
         if packaged := packaged_model(place):
             folder = packaged
@@ -190,7 +187,7 @@ class PretrainedModel(
             arguments["cfg"] = cfg = IVCLConfig.from_dict(config["cfg"])
             if max(cfg.depth, cfg.temporal_depth, cfg.decoder_depth) > len(weights):
                 raise ValueError(f"more blocks than {MODEL} has tensors, {len(weights)}")
-            # First without memory: a damaged or hostile config may ask for any.
+            # First without memory: a damaged config may ask for terabytes.
             with torch.device("meta"):
                 sized: Any = cls(**arguments)
             reason = misfit(sized, weights)
@@ -206,9 +203,9 @@ class PretrainedModel(
 
 
 def dtype_named(dtype: Any) -> torch.dtype | None:
-    """The dtype that ``from_pretrained`` was asked for, None for that of the saved weights.
+    """Return the dtype that ``from_pretrained`` was given, None for that of the saved weights.
 
-    Raises :class:`UserError` if it is none of :data:`FLOATS`.
+    Raises :class:`UserError` for a dtype that is not in :data:`FLOATS`.
     """
     if dtype is None:
         return torch.float32
@@ -217,21 +214,18 @@ def dtype_named(dtype: Any) -> torch.dtype | None:
     names = {str(known).removeprefix("torch."): known for known in FLOATS}
     found = names.get(str(dtype).removeprefix("torch."))
     if found is None:
-        raise UserError(
-            f"dtype: {dtype!r} is not accepted; accepted: auto, {', '.join(names)}, by name or as "
-            "torch.dtype"
-        )
+        raise UserError(f"dtype: expected one of auto, {', '.join(names)}, got {dtype!r}")
     return found
 
 
 # --- Model card -----------------------------------------------------------------------------------
 
 
-NOT_RECORDED = "How this model was trained was not recorded when it was saved."
+NOT_RECORDED = "This model was saved without a record of its training."
 
 
 def card_fields(model: Any) -> dict[str, Any]:
-    """The values of :data:`CARD` for a model."""
+    """Return the values of :data:`CARD` for a model."""
     cfg, clip = model.cfg, [1, model.cfg.num_frames]
     record = model.training_record or {}
     asked = {"frame_stride": record.get("frame stride"), "crop": record.get("crop")}
@@ -245,8 +239,10 @@ def card_fields(model: Any) -> dict[str, Any]:
         result, method, shape = "slots", ".encode", [*clip, cfg.num_slots, cfg.embed_dim]
     elif model.kind == "IVCLClassifier":
         classes, names = model.head.out_features, ", ".join(map(markdown, model.class_names or ()))
-        told = f": {names} (`model.class_names`, in the logits' order)" if names else ""
-        purpose = f"A classifier of clips of {cfg.num_frames} frames, with {classes} classes{told}."
+        listed = f": {names} (`model.class_names`, in the logits' order)" if names else ""
+        purpose = (
+            f"A classifier of clips of {cfg.num_frames} frames, with {classes} classes{listed}."
+        )
         shape = [1, classes]
     else:
         parts = {"detection": ("patch", [cfg.num_patches]), "objects": ("slot", [cfg.num_slots])}
@@ -268,7 +264,7 @@ def card_fields(model: Any) -> dict[str, Any]:
 
 
 def table_rows(values: Mapping[str, Any]) -> str:
-    """Names and values as rows of a Markdown table; lists and dicts in one cell."""
+    """Return names and values as rows of a Markdown table; lists and dicts in one cell."""
 
     def cell(value: Any) -> str:
         if isinstance(value, Mapping):

@@ -1,10 +1,9 @@
-"""Weights of timm's ViTs for our image encoder, whose keys are timm's: ``--init timm:NAME``.
+"""Weights of timm's ViTs for the image encoder, which has timm's keys: ``--init timm:NAME``.
 
-They are fitted to our sizes. Patch weights are resampled by FlexiViT's pseudo-inverse (Beyer et
-al., 2023) of antialiased bilinear resizing, positions bicubically, as any of ours. Cls and register
-tokens become the first slots; further slots, and slots that compete for patches, stay as
-initialised. Where a ViT was trained with other pixel means and deviations, the weights and bias of
-its patch embedding absorb the difference exactly.
+Patch weights are resampled by FlexiViT's pseudo-inverse (Beyer et al., 2023) of antialiased
+bilinear resizing, positions bicubically. Cls and register tokens become the first slots; further
+slots, and slots that compete for patches, stay as initialised. The patch embedding absorbs other
+pixel means and deviations exactly.
 """
 
 from __future__ import annotations
@@ -30,17 +29,15 @@ log = logging.getLogger(__name__)
 
 PREFIX = "timm:"
 TOKENS = ("cls_token", "reg_token")
-"""Keys of the tokens that stand before the patches, in this order."""
+"""Keys of the tokens before the patches, in this order."""
 SLOTS = ("slot_tokens", "slot_attention.")
-"""What the keys of our encoder's slots begin with."""
+"""Prefixes of the keys of the encoder's slots."""
 UNUSED = re.compile(r"(head|fc_norm)\..*")
-ACCEPTED = (
-    "accepted: a plain ViT, with learned positions, pre-norm blocks with biases and a final norm"
-)
+ACCEPTED = "a plain ViT with learned positions, pre-norm blocks with biases and a final norm"
 
 
 class ViT(NamedTuple):
-    """A timm ViT's weights and what is known of it."""
+    """The weights of a timm ViT, and its settings as far as known."""
 
     weights: dict[str, Tensor]
     """State dict with timm's keys."""
@@ -57,34 +54,28 @@ def is_timm(source: Any) -> TypeGuard[str]:
 
 
 def check(source: str) -> None:
-    """Raise :class:`UserError` for a source that cannot be had; fetches nothing."""
+    """Raise :class:`UserError` for weights that cannot be found, without a download."""
     if path := local_path(source):
         weights_file(path)
         return
     timm, name = import_timm(source), source.removeprefix(PREFIX)
     if not name.startswith("hf-hub:") and not timm.is_model(name.split(".")[0]):
-        raise UserError(f"{source}: timm has no such model; accepted: a name of timm.list_models()")
+        raise UserError(f"{source}: expected a name of timm.list_models(), got another name")
 
 
 def read(source: str) -> ViT:
-    """The ViT that ``timm:NAME`` or ``timm:PATH`` stands for; timm fetches it where needed.
+    """Read the ViT ``timm:NAME``, which timm downloads if needed, or ``timm:PATH``.
 
-    ``PATH``: a ``.safetensors`` or ``.pth`` file, or a folder with ``model.safetensors`` and, as on
-    the Hugging Face hub, a ``config.json`` with the pixels' mean and deviation. Raises
-    :class:`UserError`.
+    ``PATH``: a ``.safetensors`` or ``.pth`` file, or a folder as on the Hugging Face hub, with
+    ``model.safetensors`` and optionally ``config.json``. Raises :class:`UserError`.
     """
     if path := local_path(source):
         file = path / CONFIG
         config = read_json(file, "a config of timm") if file.is_file() else {}
-        if not isinstance(config, dict):
-            raise UserError(f"{file}: not a config of timm, which is a JSON object")
         try:
             statistics = pixel_statistics(config.get("pretrained_cfg") or {})
         except (TypeError, ValueError, AttributeError):
-            raise UserError(
-                f"{file}: mean or std of pretrained_cfg is not accepted; accepted: three numbers "
-                "each, those of std above 0"
-            ) from None
+            raise UserError(f"{file}: expected mean and std of three numbers, got others") from None
         return ViT(read_weights(path), *statistics)
     timm = import_timm(source)
     try:
@@ -92,30 +83,29 @@ def read(source: str) -> ViT:
         heads, statistics = model.blocks[0].attn.num_heads, pixel_statistics(model.pretrained_cfg)
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
         reason = first_line(error)
-        raise UserError(f"{source}: timm cannot give these weights: {reason}") from None
+        raise UserError(f"{source}: timm cannot load these weights: {reason}") from None
     return ViT(model.state_dict(), *statistics, heads)
 
 
 def encoder_weights(source: str, model: Any) -> dict[str, Tensor]:
-    """A source's weights with the keys ``encoder.*`` of a model; positions keep their number.
+    """Return a source's weights with the keys ``encoder.*`` of a model.
 
-    Raises :class:`UserError` for another width, depth or number of heads, and for a ViT with other
-    parts.
+    Positions keep their number. Raises :class:`UserError` for a ViT of other sizes or parts.
     """
     cfg: IVCLConfig = model.cfg
     own = model.encoder.state_dict()
     vit = read(source)
     weights = {key: value for key, value in vit.weights.items() if not UNUSED.fullmatch(key)}
     check_sizes(source, weights, vit.num_heads, cfg)
-    tell_assumptions(source, vit, cfg)
+    log_assumptions(source, vit, cfg)
     check_parts(source, weights, own)
     tokens, positions = split_tokens(source, weights)
     fitted = {key: own[key].cpu().clone() for key in own if key.startswith(SLOTS)}
     if cfg.objective != "slot_attention":  # there, slots are no tokens among the patches
         if len(tokens) > cfg.num_slots:
             raise UserError(
-                f"{source}: has {len(tokens)} cls and register tokens, the model {cfg.num_slots} "
-                f"slots; accepted: --num-slots of at least {len(tokens)}"
+                f"--num-slots: expected at least {len(tokens)}, the cls and register tokens of "
+                f"{source}, got {cfg.num_slots}"
             )
         fitted["slot_tokens"][0, : len(tokens)] = tokens
     kernel = resample_kernel(weights["patch_embed.proj.weight"], cfg.patch_size)
@@ -143,10 +133,7 @@ def split_tokens(source: str, weights: Mapping[str, Tensor]) -> tuple[Tensor, Te
     if isqrt(count) ** 2 == count:  # positions of the patches alone
         return tokens, positions
     if isqrt(count - first) ** 2 != count - first:
-        raise UserError(
-            f"{source}: its {count} positions are no square grid, with or without those of "
-            f"{first} tokens; accepted: a ViT of square images"
-        )
+        raise UserError(f"{source}: expected a ViT of square images, got {count} positions")
     return tokens + positions[0, :first], positions[:, first:]
 
 
@@ -169,7 +156,7 @@ def resample_kernel(kernel: Tensor, size: int) -> Tensor:
 
 
 def local_path(source: str) -> Path | None:
-    """The file or folder that a source names; None if it names one of timm's models."""
+    """Return the file or folder that a source names; None for one of timm's models."""
     name = source.removeprefix(PREFIX)
     by_name = name.startswith("hf-hub:") or re.fullmatch(r"\w+(\.\w+)?", name)
     is_file = Path(name).exists() or name.endswith((".safetensors", *CHECKPOINTS))
@@ -180,15 +167,12 @@ def import_timm(source: str) -> Any:
     try:
         import timm
     except ImportError:
-        raise UserError(
-            f"{source}: needs timm, which is not installed; pip install timm, or name a file or "
-            "folder with its weights, timm:PATH"
-        ) from None
+        raise UserError(f"{source}: needs timm; install it with pip install timm") from None
     return timm
 
 
 def pixel_statistics(config: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
-    """Mean and deviation in a model's ``pretrained_cfg``; raises what odd values raise."""
+    """Return mean and deviation of a ``pretrained_cfg``; raises errors of several classes."""
     found = [None if config.get(k) is None else torch.tensor(config[k]) for k in ("mean", "std")]
     mean, std = found
     is_three = all(x is None or x.shape == (3,) for x in found)
@@ -197,26 +181,25 @@ def pixel_statistics(config: Mapping[str, Any]) -> tuple[Tensor | None, Tensor |
     return mean, std
 
 
-def tell_assumptions(source: str, vit: ViT, cfg: IVCLConfig) -> None:
-    """Log what a source does not say of its ViT, which is then the config's."""
+def log_assumptions(source: str, vit: ViT, cfg: IVCLConfig) -> None:
+    """Log settings of the ViT that a source lacks, for which the config's are assumed."""
     known = {"num_heads": vit.num_heads, "pixel_mean": vit.mean, "pixel_std": vit.std}
     assumed = [f"{name} {getattr(cfg, name)}" for name, value in known.items() if value is None]
     if assumed:
-        log.info("%s: does not say these of its ViT, assumed: %s", source, ", ".join(assumed))
+        log.info("%s: lacks settings of its ViT, assumed: %s", source, ", ".join(assumed))
 
 
 def check_parts(source: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     """Raise :class:`UserError` for a part that only one of the two has."""
-    if unknown := sorted(weights.keys() - own.keys() - set(TOKENS)):
-        raise UserError(f"{source}: {unknown[0]} has no place in the encoder; {ACCEPTED}")
     not_vits = {"time_embed", *(key for key in own if key.startswith(SLOTS))}
-    if missing := sorted(own.keys() - weights.keys() - not_vits):
-        raise UserError(f"{source}: has no {missing[0]}; {ACCEPTED}")
+    unknown = sorted(weights.keys() - own.keys() - set(TOKENS))
+    missing = sorted(own.keys() - weights.keys() - not_vits)
+    if unknown or missing:
+        got = f"one with {unknown[0]}" if unknown else f"one without {missing[0]}"
+        raise UserError(f"{source}: expected {ACCEPTED}, got {got}")
     channels, *sides = weights["patch_embed.proj.weight"].shape[1:]
     if channels != 3 or len(sides) != 2 or len({*sides}) != 1:
-        raise UserError(
-            f"{source}: patches are {[channels, *sides]}; accepted: [3, P, P], squares of RGB"
-        )
+        raise UserError(f"{source}: expected patches [3, P, P], got {[channels, *sides]}")
 
 
 def check_sizes(
@@ -227,11 +210,10 @@ def check_sizes(
     depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
     if (width, depth) != (cfg.embed_dim, cfg.depth):
         raise UserError(
-            f"{source}: has width {width} and depth {depth}, the model width {cfg.embed_dim} and "
-            f"depth {cfg.depth}; choose a --preset, or --embed-dim, --depth and --num-heads, to fit"
+            f"--embed-dim, --depth: expected {width} and {depth}, those of {source}, got "
+            f"{cfg.embed_dim} and {cfg.depth}"
         )
     if num_heads not in (None, cfg.num_heads):
         raise UserError(
-            f"{source}: has {num_heads} attention heads, the model {cfg.num_heads}; accepted: "
-            f"--num-heads {num_heads}"
+            f"--num-heads: expected {num_heads}, those of {source}, got {cfg.num_heads}"
         )

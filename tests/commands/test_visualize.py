@@ -305,14 +305,14 @@ def test_a_broken_video_is_named_and_left_out(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{tmp}"], "no run there"),
-        (["{run}", "--clips", "0"], "--clips: 0 is not accepted; accepted: at least 1"),
+        (["{tmp}"], "{tmp}: "),
+        (["{run}", "--clips", "0"], "--clips: "),
         (["{run}", "--clip", "nobody"], "--clip nobody: no such clip"),
         (["{run}", "--video", "{tmp}/none.avi"], "--video {tmp}/none.avi: "),
         (["{run}", "--video", "{run}/config.json"], "not a video file"),
         (["{run}", "--video", "a.mp4", "--clip", "x"], "--clip: not accepted with --video"),
         (["{tmp}/alone"], "holds a model, but is not in a run"),
-        (["{run}", "--checkpoint", "{tmp}"], "no model.safetensors there"),
+        (["{run}", "--checkpoint", "{tmp}"], "{tmp}: "),
         (["{run}", "--checkpoint", "{tmp}/other.safetensors"], "in a model of this config"),
     ],
 )

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 
 import pytest
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, Supervised, reference
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, reference
 from ivcl_fast.errors import UserError
-from ivcl_fast.models import backbone, weights
+from ivcl_fast.models import backbone
 from ivcl_fast.models.weights import (
     CHECKSUMS,
     MODEL,
     read_weights,
     weights_file,
-    write_checksums,
 )
 from tests.models.test_model import CFG, SIZES
 from tests.training.test_checkpoint import flip_a_bit
@@ -38,35 +35,6 @@ def run(tmp_path, monkeypatch):
         IVCLClassifier(CFG, 5).save_pretrained(folder / name)
     (folder / "config.json").write_text("{}")  # of the run, not of a model
     return folder
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        PermissionError("Permission denied (os error 13)"),
-        SafetensorError("I/O error"),
-        RuntimeError("unable to open file in read-only mode: Input/output error (5)"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_errors_of_the_system_have_their_number_and_name(error, tmp_path, monkeypatch):
-    """The library raises them without either, or as if the file was damaged."""
-    file = tmp_path / "a.safetensors"
-    save_file({"x": torch.ones(2)}, file)
-
-    def fail(_):
-        raise error
-
-    def refuse(_):
-        raise OSError(errno.EIO, "Input/output error", str(file))
-
-    monkeypatch.setattr(weights, "load_file", fail)
-    with monkeypatch.context() as patch:
-        patch.setattr(weights, "read_bytes", refuse)
-        with pytest.raises(OSError, match="Input/output error") as told:
-            read_weights(file)
-    assert told.value.errno == errno.EIO and told.value.filename == str(file)
-    assert read_weights(file)["x"].tolist() == [1, 1]  # it can be read again
 
 
 def told(call, *arguments, **options) -> str:
@@ -108,7 +76,7 @@ def test_class_names_stay_with_the_model(tmp_path):
         "cfg", "num_classes",
     }  # fmt: skip
     for wrong in (NAMES[:4], "abcde", [1, 2, 3, 4, 5]):
-        with pytest.raises(ValueError, match=r"^class_names: .*5 strings.*num_classes"):
+        with pytest.raises(ValueError, match=r"^class_names: "):
             IVCLClassifier(CFG, 5, wrong)
 
 
@@ -135,34 +103,6 @@ def test_load_pretrained(tmp_path):
 LARGE = IVCLConfig.preset("tiny", **SIZES | {"image_size": 48, "num_frames": 8})
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_of_16_bits_fit_other_sizes(dtype):
-    pretrained = IVCL(CFG).state_dict()
-    exact, rounded = IVCLClassifier(LARGE, 5), IVCLClassifier(LARGE, 5)
-    exact.load_pretrained(pretrained)
-    rounded.load_pretrained({key: value.to(dtype) for key, value in pretrained.items()})
-    for key in ("encoder.pos_embed", "temporal.time_embed"):
-        ours, theirs = rounded.state_dict()[key], exact.state_dict()[key]
-        torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("key", "shape"),
-    [
-        ("encoder.pos_embed", ()),
-        ("encoder.pos_embed", (1, 7, CFG.embed_dim)),
-        ("encoder.pos_embed", (1, 0, CFG.embed_dim)),
-        ("encoder.pos_embed", (2, 4, CFG.embed_dim)),
-        ("temporal.time_embed", (1, 4, CFG.embed_dim)),
-        ("temporal.time_embed", (0, CFG.embed_dim)),
-    ],
-)
-def test_positions_of_no_grid_are_refused(key, shape):
-    damaged = IVCL(CFG).state_dict() | {key: torch.zeros(shape)}
-    load = IVCLClassifier(LARGE, 5).load_pretrained
-    assert f"{key} is {list(shape)} there" in told(load, damaged)
-
-
 def test_a_runs_folder_stands_for_its_models(run):
     pretrained = IVCL.from_pretrained("runs/RUN")
     assert same_weights(pretrained, IVCL.from_pretrained(run / "pretrain"))
@@ -180,47 +120,6 @@ def test_a_runs_folder_stands_for_its_models(run):
 
 
 # --- Mistakes -------------------------------------------------------------------------------------
-
-
-def test_a_model_of_another_class_says_what_to_call(run):
-    message = told(IVCLClassifier.from_pretrained, "runs/RUN/pretrain")
-    assert message.startswith("runs/RUN/pretrain: holds a model of class IVCL, not IVCLClassifier")
-    assert "IVCL.from_pretrained('runs/RUN/pretrain')" in message
-    assert "IVCLClassifier(cfg, num_classes).load_pretrained('runs/RUN/pretrain')" in message
-    assert "IVCLClassifier.from_pretrained('runs/RUN/scratch')" in told(
-        IVCL.from_pretrained, "runs/RUN/scratch"
-    )
-    cfg = IVCLConfig.preset("tiny", **SIZES, objective="detection")
-    Supervised(cfg, 7).save_pretrained("runs/LABELS/pretrain")
-    assert "Supervised.from_pretrained(" in told(IVCL.from_pretrained, "runs/LABELS")
-    assert Supervised.from_pretrained("runs/LABELS").num_classes == 7
-
-
-def test_a_run_without_that_stage_names_its_models(run):
-    (run / "pretrain" / MODEL).unlink()
-    models = "runs/RUN/finetune (IVCLClassifier), runs/RUN/scratch (IVCLClassifier)"
-    classifier = IVCLClassifier(CFG, 5)
-    for use in (
-        IVCL.from_pretrained, classifier.load_pretrained, backbone.check_source, read_weights,
-    ):  # fmt: skip
-        message = told(use, "runs/RUN")
-        assert message.startswith("runs/RUN: no model.safetensors there or in its folder pretrain")
-        assert message.endswith(f"models there: {models}")
-    assert "no model.safetensors there; accepted: " in told(backbone.check_source, "runs")
-
-
-def test_weights_of_another_preset_name_the_sizes(run):
-    other = IVCLClassifier(IVCLConfig.preset("tiny", **SIZES | {"depth": 3, "embed_dim": 64}), 5)
-    message = told(other.load_pretrained, "runs/RUN")
-    assert re.match(r"runs/RUN: encoder\.\S+ is \[.*\] there, but \[.*\] in this model; ", message)
-    assert "(embed_dim 32, depth 2)" in message
-    assert "IVCL.from_pretrained('runs/RUN/pretrain').cfg" in message
-    alone = IVCL.from_pretrained("runs/RUN").state_dict()
-    assert told(other.load_pretrained, alone).startswith("state dict: encoder.")
-    save_file({"a": torch.ones(1)}, "other.safetensors")
-    assert "other.safetensors: holds no encoder.* weights" in told(
-        other.load_pretrained, "other.safetensors"
-    )
 
 
 @pytest.mark.parametrize(
@@ -302,74 +201,8 @@ def test_a_checkpoint_of_torch_save(tmp_path, file, name):
 @pytest.mark.parametrize("build", [IVCL, IVCLClassifier, reference.IVCL, reference.IVCLClassifier])
 def test_a_model_is_built_from_a_config(build):
     for wrong in ("tiny", {"depth": 2}, None):
-        with pytest.raises(ValueError, match=r"^cfg: [^\n]*IVCLConfig.preset\('tiny'\)$"):
+        with pytest.raises(ValueError, match=r"^cfg: expected an IVCLConfig[^\n]*$"):
             build(wrong)
-
-
-def edit(path, change):
-    config = json.loads((path / "config.json").read_text())
-    change(config)
-    (path / "config.json").write_text(json.dumps(config))
-
-
-def test_bad_folders_are_one_clear_line(tmp_path):
-    IVCL(CFG).save_pretrained(tmp_path)
-    edit(tmp_path, lambda config: config["cfg"].update(embed_dim=64))
-    assert "config.json does not match its checksum" in told(IVCL.from_pretrained, tmp_path)
-    write_checksums(tmp_path, ["model.safetensors"])
-
-    def fails_with(*parts):
-        message = told(IVCL.from_pretrained, tmp_path)
-        assert all(part in message for part in parts), message
-
-    edit(tmp_path, lambda config: config["cfg"].update(embed_dim=64))
-    fails_with("decoder.embed.weight", "[96, 32]", "[96, 64]")
-    edit(tmp_path, lambda config: config["cfg"].update(embed_dim=32, depth=3))
-    fails_with("encoder.blocks.2", "none")
-    edit(tmp_path, lambda config: config["cfg"].update(depth=1))
-    fails_with("encoder.blocks.1", "none in a model of this config")
-    edit(tmp_path, lambda config: config["cfg"].update(depth=8192))
-    fails_with("config.json: more blocks than model.safetensors has tensors")
-    for part in ("temporal_depth", "decoder_depth"):
-        edit(tmp_path, lambda config, p=part: config["cfg"].update({"depth": 2, p: 8192}))
-        fails_with("config.json: more blocks than model.safetensors has tensors")
-        edit(tmp_path, lambda config, p=part: config["cfg"].update({p: vars(CFG)[p]}))
-    for width in (2**20, 2**40):  # terabytes, and more than an address can count
-        edit(tmp_path, lambda config, d=width: config["cfg"].update(depth=2, embed_dim=d))
-        fails_with(str(tmp_path))
-    edit(tmp_path, lambda config: config["cfg"].update(embed_dim=32, readout="first"))
-    fails_with("config.json: readout: expected one of last, mean, cls")
-    edit(tmp_path, lambda config: config["cfg"].update(readout="last", colour="red"))
-    fails_with("colour: not a field")
-    edit(tmp_path, lambda config: config["cfg"].pop("colour"))
-    IVCL.from_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"not a tensor")
-    fails_with("model.safetensors", "damaged")
-    (tmp_path / "SHA256SUMS").unlink()
-    fails_with("model.safetensors", "not a readable safetensors file")
-    (tmp_path / "model.safetensors").unlink()
-    fails_with("no model.safetensors")
-    IVCL(CFG).save_pretrained(tmp_path)
-    write_checksums(tmp_path, ["model.safetensors"])
-    for text, reason in (("{}", "no cfg"), ("[1]", "no cfg"), ("{", "not a JSON file")):
-        (tmp_path / "config.json").write_text(text)
-        fails_with("config.json", reason)
-    (tmp_path / "config.json").unlink()
-    fails_with("no config.json")
-
-
-def test_a_place_without_a_model_is_one_clear_line(run):
-    def fails_with(place, message, **options):
-        assert told(IVCLClassifier.from_pretrained, place, **options).startswith(message)
-
-    absent = "no such folder; accepted: a folder written by save_pretrained, a run's folder, or"
-    for place in ("./typo", "../typo", "/typo", "runs/typo", "runs/RUN/typo", "~/typo"):
-        fails_with(place, f"{place}: {absent} OWNER/NAME of a model on the Hugging Face hub")
-    fails_with(run / "typo", f"{run / 'typo'}: {absent}")
-    weights = "runs/RUN/finetune/model.safetensors"
-    fails_with(weights, f"{weights}: is a file; pass the folder that holds it")
-    hub = "no such folder, and the Hugging Face hub does not provide it: "
-    fails_with("OWNER/typo", f"OWNER/typo: {hub}", local_files_only=True)
 
 
 def test_damage_of_a_finished_model_is_found(tmp_path):
@@ -377,7 +210,7 @@ def test_damage_of_a_finished_model_is_found(tmp_path):
     model.save_pretrained(tmp_path)
     flip_a_bit(tmp_path / MODEL)
     for load in (read_weights, IVCL.from_pretrained):
-        with pytest.raises(UserError, match=r"model\.safetensors: damaged, .*SHA256SUMS"):
+        with pytest.raises(UserError, match=r"model\.safetensors: damaged, "):
             load(tmp_path)
     model.save_pretrained(tmp_path)
     read_weights(tmp_path)
@@ -395,3 +228,39 @@ def test_a_save_that_fails_leaves_no_checksums_of_other_files(tmp_path, monkeypa
     with pytest.raises(OSError, match="No space"):
         model.save_pretrained(tmp_path)
     assert not (tmp_path / CHECKSUMS).exists()
+
+
+def test_mistakes_are_one_line_that_names_the_place(run, monkeypatch):
+    (run / "pretrain" / MODEL).unlink()
+    classifier = IVCLClassifier(CFG, 5)
+    message = told(classifier.load_pretrained, "runs/RUN")
+    assert message.startswith("runs/RUN: ") and "runs/RUN/scratch (IVCLClassifier)" in message
+    for place in ("./typo", "runs/typo", "runs", f"runs/RUN/finetune/{MODEL}"):
+        assert told(IVCLClassifier.from_pretrained, place).startswith(f"{place}: expected ")
+    message = told(IVCLClassifier.from_pretrained, "OWNER/typo", local_files_only=True)
+    assert message.startswith("OWNER/typo: ")
+    message = told(IVCL.from_pretrained, "runs/RUN/scratch")
+    assert "IVCLClassifier.from_pretrained('runs/RUN/scratch')" in message
+
+
+def test_weights_of_another_preset_name_the_sizes(run):
+    other = IVCLClassifier(IVCLConfig.preset("tiny", **SIZES | {"depth": 3, "embed_dim": 64}), 5)
+    assert "(embed_dim 32, depth 2)" in told(other.load_pretrained, "runs/RUN")
+
+
+def test_a_config_that_does_not_fit_is_one_line(tmp_path):
+    IVCL(CFG).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"cfg": config["cfg"] | {"embed_dim": 64}}))
+    assert "config.json: damaged" in told(IVCL.from_pretrained, tmp_path)
+    (tmp_path / CHECKSUMS).unlink()
+    assert "decoder.embed.weight" in told(IVCL.from_pretrained, tmp_path)
+    for wrong in ({"depth": 8192}, {"embed_dim": 2**40}, {"readout": "first"}, {"colour": "red"}):
+        file.write_text(json.dumps(config | {"cfg": config["cfg"] | wrong}))
+        assert "config.json: " in told(IVCL.from_pretrained, tmp_path)
+    for text in ("{}", "[1]", "{"):
+        file.write_text(text)
+        assert "config.json: " in told(IVCL.from_pretrained, tmp_path)
+    file.unlink()
+    assert "config.json" in told(IVCL.from_pretrained, tmp_path)
