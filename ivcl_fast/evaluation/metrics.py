@@ -1,12 +1,13 @@
 """Scores of classifiers, computed as the data sets' own code does, with chance and intervals.
 
 Sources: CATER's ``localization_eval.py`` and ``eval.py`` for top-k, L1 and mAP; ACRE's ``main.py``
-for accuracy by query, problem and type; Wilson (1927) for the interval of a proportion; Efron
-(1979) for the bootstrap. Letters in shapes: V clips, C classes.
+for accuracy by query, problem and type. Intervals are SciPy's: Wilson's of a proportion, and the
+percentile bootstrap. Letters in shapes: V clips, C classes.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,6 @@ import numpy as np
 from torch import Tensor
 
 Array = np.ndarray | Tensor
-
-Z_95 = 1.959963984540054
-"""Two-sided 95 % quantile of the normal distribution."""
 
 RESAMPLES = 1000
 """Bootstrap resamples. They are drawn from a fixed seed, so a report repeats exactly."""
@@ -299,12 +297,10 @@ def mean_of_present(precisions: np.ndarray) -> float:
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """Return Wilson's 95 % interval of a proportion, which is valid near 0 and 1 too."""
-    if not 0 <= successes <= n or n < 1:
-        raise ValueError(f"successes, n: {successes} of {n} is no proportion")
-    share, z2 = successes / n, Z_95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 * (share * (1 - share) / n + z2 / (4 * n * n)) ** 0.5 / (1 + z2 / n)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    from scipy.stats import binomtest  # takes a second to import
+
+    low, high = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def clustered_interval(
@@ -339,11 +335,20 @@ def bootstrap_interval(
     A draw for which it is undefined (NaN) is left out. ``centre`` shifts the draws to this mean. AP
     needs that: repeated clips raise it, so the unshifted interval can miss the value itself.
     """
-    if n < 1:
-        raise ValueError("n: no clips to draw from")
-    random = np.random.default_rng(0)
-    counts = (random.multinomial(n, np.full(n, 1 / n)).astype(np.float64) for _ in range(resamples))
-    draws = np.array([statistic(weights) for weights in counts])
-    shift = 0.0 if centre is None else centre - np.nanmean(draws)
-    low, high = np.nanpercentile(draws, [2.5, 97.5]) + shift
+    if n == 1:  # a single clip shows no variation
+        value = statistic(np.ones(1))
+        return value, value
+    from scipy.stats import bootstrap  # takes a second to import
+
+    with warnings.catch_warnings(action="ignore"):  # of undefined draws
+        drawn = bootstrap(
+            (np.arange(n),),
+            lambda clips: statistic(np.bincount(clips, minlength=n).astype(np.float64)),
+            n_resamples=resamples,
+            vectorized=False,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        ).bootstrap_distribution
+    shift = 0.0 if centre is None else centre - np.nanmean(drawn)
+    low, high = np.nanpercentile(drawn, [2.5, 97.5]) + shift
     return float(low), float(high)

