@@ -28,7 +28,7 @@ from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.hardware import pick_device, use_bf16
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule
-from ivcl_fast.training.run import EVAL_BATCH, FIRST_STAGE
+from ivcl_fast.training.run import FIRST_STAGE
 from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
 
 log = logging.getLogger(__name__)
@@ -179,15 +179,11 @@ class FinishedRun:
         Raises :class:`UserError` if the data set has other classes by now.
         """
         self.classes.check_same(self.config.data.source, self.dataset)
-        loaders = self.data.eval_loaders(
-            split,
-            self.config.data.eval_clips,
-            self.config.data.eval_crops,
-            batch_size=EVAL_BATCH,
-            num_frames=model.cfg.num_frames,
+        data = self.config.data
+        return evaluate(
+            model, self.data, split, self.device, self.amp, data.eval_clips, data.eval_crops,
             seed=self.config.seed,
-        )
-        return evaluate(model, loaders, self.data, split, self.device, self.amp)
+        )  # fmt: skip
 
     def describe(self, models: Models, weights: Path | None = None) -> str:
         """Say which models these are and how they were trained; arguments as of :meth:`models`.

@@ -20,6 +20,8 @@ from ivcl_fast.evaluation.metrics import Score
 if TYPE_CHECKING:
     from ivcl_fast.data.datamodule import DataModule
 
+BATCH = 48
+"""Clips per batch in validation and evaluation."""
 GroupScores = dict[str, dict[str, Score]]
 """Scores by group of clips (``all``, ``visible``, ``hidden``) and metric."""
 
@@ -166,19 +168,15 @@ def predict_views(
     logits, labels, ids = predict(model, loaders[0], device, amp)
     if len(loaders) == 1:
         return logits, labels, ids
-    total = _probabilities(logits, multi_label)
-    seen = torch.ones(len(ids))
-    row_of = {clip: row for row, clip in enumerate(ids.tolist())}
+    views = [dict(zip(ids.tolist(), _probabilities(logits, multi_label), strict=True))]
     for loader in loaders[1:]:
         logits, _, others = predict(model, loader, device, amp)
-        found = [(row_of[c], at) for at, c in enumerate(others.tolist()) if c in row_of]
-        rows, at = (torch.tensor(part) for part in zip(*found, strict=True))
-        total[rows] += _probabilities(logits, multi_label)[at]
-        seen[rows] += 1
-    kept = seen == len(loaders)
-    mean = (total[kept] / len(loaders)).clamp(1e-12, 1 - 1e-12)
-    mean_logits = mean.logit() if multi_label else mean.log()
-    return mean_logits.float(), labels[kept], ids[kept]
+        views.append(dict(zip(others.tolist(), _probabilities(logits, multi_label), strict=True)))
+    kept = torch.tensor([all(clip in view for view in views) for clip in ids.tolist()])
+    mean = torch.stack(
+        [torch.stack([view[clip] for view in views]).mean(0) for clip in ids[kept].tolist()]
+    ).clamp(1e-12, 1 - 1e-12)
+    return (mean.logit() if multi_label else mean.log()).float(), labels[kept], ids[kept]
 
 
 def _probabilities(logits: Tensor, multi_label: bool) -> Tensor:
@@ -187,17 +185,23 @@ def _probabilities(logits: Tensor, multi_label: bool) -> Tensor:
 
 
 def evaluate(
-    model: nn.Module,
-    loaders: Sequence[ClipLoader],
+    model: Any,
     data: DataModule,
     split: str,
     device: torch.device,
     amp: bool,
+    clips_per_video: int = 1,
+    crops: int = 1,
+    **options: Any,
 ) -> Evaluation:
-    """Measure ``model`` on every clip of ``split`` of ``data``, which each of ``loaders`` reads.
+    """Measure a classifier on every clip of ``split`` of ``data``.
 
-    Several loaders read different frames of the videos, and the answers to them are averaged.
+    With several clips or crops of a video, the answers to them are averaged. ``options``: those of
+    :meth:`DataModule.loader`.
     """
+    loaders = data.eval_loaders(
+        split, clips_per_video, crops, batch_size=BATCH, num_frames=model.cfg.num_frames, **options
+    )
     logits, labels, clip_ids = predict_views(model, loaders, device, amp, data.multi_label)
     clips = [loaders[0].clips[i] for i in clip_ids.tolist()]
     names = [clip.name for clip in clips]

@@ -19,7 +19,7 @@ from ivcl_fast.data.slots import Slots
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.dtensor import is_sharded
 from ivcl_fast.errors import UserError
-from ivcl_fast.evaluation.evaluate import Evaluation, evaluate, frame_scores
+from ivcl_fast.evaluation.evaluate import BATCH, Evaluation, evaluate, frame_scores
 from ivcl_fast.models import backbone
 from ivcl_fast.models.ivcl import IVCLClassifier, PretrainingModel, Supervised
 from ivcl_fast.models.weights import MODEL, read_weights
@@ -41,8 +41,6 @@ from ivcl_fast.training.seeds import clip_seeds
 from ivcl_fast.training.settings import TrainConfig
 from ivcl_fast.training.slots import encode
 
-EVAL_BATCH = 48
-"""Clips per batch in validation and evaluation."""
 LAST_FRAME_PASSES = 4
 """Passes over the training videos' last frames by default, at most; 11 were learnt by heart."""
 FIRST_STAGE = {"finetune": "last-frame", "scratch": "scratch-last-frame"}
@@ -217,10 +215,10 @@ class Run:
         """
         data = self.config.data  # curves need no more than one clip of a video
         clips, crops = (1, 1) if split else (data.eval_clips, data.eval_crops)
-        split = split or self.data.eval_split
-        options |= dict(num_frames=model.cfg.num_frames, seed=self.config.seed)
-        loaders = self.data.eval_loaders(split, clips, crops, batch_size=EVAL_BATCH, **options)
-        return evaluate(model, loaders, self.data, split, self.device, self.amp)
+        split, seed = split or self.data.eval_split, self.config.seed
+        return evaluate(
+            model, self.data, split, self.device, self.amp, clips, crops, seed=seed, **options
+        )
 
     def finished(self, name: str) -> bool:
         """Whether the stage ``name`` is finished, that is, has saved its model."""
@@ -372,9 +370,7 @@ class Run:
     def _in_order(self, split: str, share: float, **options: Any) -> ClipLoader:
         """Return all clips of a share of the videos of a split, once and in their order."""
         options |= dict(num_frames=self.config.model.num_frames, seed=self.config.seed)
-        return self.data.loader(
-            split, batch_size=EVAL_BATCH, training=False, share=share, **options
-        )
+        return self.data.loader(split, batch_size=BATCH, training=False, share=share, **options)
 
     def _pretraining_batches(self) -> dict[str, Any]:
         """Return options of ``DataModule.loader`` for pretraining."""
