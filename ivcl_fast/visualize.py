@@ -53,8 +53,6 @@ class VisualizeConfig:
     or a .safetensors file; they replace the pretrained or the finetuned model."""
     out: Path | None = None
     """Folder to write to; by default visualize in the run's folder."""
-    per_head: bool = False
-    """Also draw each attention head of the last block."""
     rollout: bool = False
     """Follow attention through all blocks (Abnar and Zuidema, 2020) instead of the last one."""
     device: str = "auto"
@@ -68,12 +66,8 @@ def visualize(config: VisualizeConfig) -> Path:
     if config.video is not None and config.clip:
         raise UserError("--clip: not accepted with --video; accepted: one of them")
     run = FinishedRun.open(config.run, config.device, config.where)
-    for flag in ("per_head", "rollout"):
-        if getattr(config, flag) and run.config.model.objective == "slot_attention":
-            raise UserError(
-                f"--{flag.replace('_', '-')}: not accepted for slots that compete for patches; "
-                "accepted: runs of another --objective"
-            )
+    if config.rollout and run.config.model.objective == "slot_attention":
+        raise UserError("--rollout: expected a run without --objective slot_attention")
     models = run.models(config.checkpoint)
     reader = ClipReader(run, trajectories=run.localizes)
     out = config.out or run.folder / "visualize"
@@ -88,9 +82,7 @@ def visualize(config: VisualizeConfig) -> Path:
         page.heading(clip.name)
         if isinstance(classifier := models.get("finetuned"), IVCLClassifier):
             page.text(answer_text(run, classifier, clip))
-        for picture in draw_clip(
-            run, clip, models, out / clip.name, config.rollout, config.per_head
-        ):
+        for picture in draw_clip(run, clip, models, out / clip.name, config.rollout):
             page.picture(picture.path, picture.caption)
         print(printable(f"{clip.name}: {out / clip.name}"))
     page.heading("Settings of the run")
@@ -114,7 +106,7 @@ def measure_collapse(page: Page, run: FinishedRun, models: Models, rollout: bool
         rows.append([name, *(str(scores.get(measure, "")) for measure in ("overlap", "entropy"))])
     table = Table(["model", "overlap of the slots", "entropy of a slot's map"], rows)
     table.print("slot collapse, 95 % intervals in brackets")
-    measured = measure_name(None, rollout, untrained.cfg.objective)
+    measured = measure_name(rollout, untrained.cfg.objective)
     page.heading("Have the slots collapsed?")
     page.table(table)
     page.text(

@@ -6,21 +6,19 @@ Letters in shapes as in ``reference.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 from torch import Tensor
 
-from ivcl_fast.evaluation.metrics import Array, as_array, grid_distance
+from ivcl_fast.evaluation.metrics import grid_distance
 from ivcl_fast.models import reference
 from ivcl_fast.models.slot_autoencoder import SlotAutoencoder
 from ivcl_fast.report.figures import COLUMNS, as_image, draw_image, evenly_spaced, new_figure, save
-from ivcl_fast.report.floor import CORRECT, INCORRECT, add_legend, draw_prediction
+from ivcl_fast.report.floor import CORRECT, INCORRECT, add_legend, draw_floor
 
 MASKED_GRAY = 0.12
 """Colour of a masked patch: darker than any floor."""
@@ -31,7 +29,6 @@ STAGE_COLORS = {
     "last-frame": "tab:green",
     "scratch-last-frame": "tab:olive",
 }
-WHITE = dict(facecolor="white", edgecolor="none", alpha=0.7, pad=0.5)
 
 
 # --- Reconstruction ------------------------------------------------------------------------------
@@ -141,148 +138,89 @@ def slots_picture(model: SlotAutoencoder, video: Tensor, path: Path) -> None:
 # --- Training curves -----------------------------------------------------------------------------
 
 
-class Panel(NamedTuple):
-    title: str
-    unit: str
-    lines: dict[str, str]
-    """Names of values in a record, and their names in the legend."""
-    percent: bool = False
-    from_zero: bool = True
-    stages: Callable[[str], bool] = lambda stage: True
-
-
-PANELS = (
-    Panel("Pretraining loss", "loss", {"loss": ""}, from_zero=False,
-          stages=lambda stage: stage == "pretrain"),
-    Panel("Labels of frames in pretraining", "mean average precision",
-          {"val_frame_map": "mAP", "val_frame_map_chance": "chance"}, percent=True),
-    Panel("Finetuning loss", "cross-entropy", {"loss": ""}, from_zero=False,
-          stages=lambda stage: stage != "pretrain"),
-    Panel("Validation accuracy", "correct clips",
-          {"val_top1": "top-1", "val_top5": "top-5"}, percent=True),
-    Panel("Validation accuracy, mean of the classes", "correct clips of a class",
-          {"val_class_mean": "mean class"}, percent=True),
-    Panel("Validation top-1 by how the snitch ends", "correct clips",
-          {"val_top1_visible": "visible", "val_top1_hidden": "hidden"}, percent=True),
-    Panel("Validation accuracy", "correct",
-          {"val_query": "queries", "val_problem": "problems"}, percent=True),
-    Panel("Validation mAP", "mean average precision", {"val_map": "mAP"}, percent=True),
-    Panel("Validation L1", "mean distance (cells)", {"val_l1": "L1"}),
-    Panel("Learning rate", "highest learning rate", {"lr": ""}),
-    Panel("Speed", "clips per second", {"clips_per_second": ""}),
-)  # fmt: skip
+PANELS = {
+    "loss": "Loss",
+    "val_frame_map": "Labels of frames in pretraining, mAP",
+    "val_top1": "Validation top-1",
+    "val_top1_visible": "Validation top-1, snitch visible at the end",
+    "val_top1_hidden": "Validation top-1, snitch hidden at the end",
+    "val_class_mean": "Validation accuracy, mean of the classes",
+    "val_query": "Validation accuracy of queries",
+    "val_problem": "Validation accuracy of problems",
+    "val_map": "Validation mAP",
+    "val_l1": "Validation L1 (cells)",
+    "lr": "Highest learning rate",
+    "clips_per_second": "Clips per second",
+}
+"""Titles of the panels, by the name of the value in a record."""
 
 
 def curves_picture(
     path: Path, records: Iterable[Mapping[str, Any]], chance: Mapping[str, float] | None = None
 ) -> None:
-    """Draw the records of ``metrics.jsonl`` over the clips seen; empty panels are left out.
+    """Draw the values of :data:`PANELS` over the clips seen; empty panels are left out.
 
-    ``records`` hold ``stage``, ``clips`` and any of ``loss``, ``lr``, ``clips_per_second``,
-    ``val_top1``, ``val_top5``, ``val_class_mean``, ``val_map``, ``val_frame_map`` (shares, 0 to 1),
-    ``val_l1`` (cells), some also by group of clips (``val_top1_hidden``).
-    ``chance`` gives the dashed lines, by the same names.
+    ``records``: those of ``metrics.jsonl``. ``chance`` gives the dashed lines, by the same names.
     """
     records, chance = list(records), chance or {}
-    filled = [
-        (panel, [r for r in records if panel.stages(r["stage"]) and panel.lines.keys() & r.keys()])
-        for panel in PANELS
-    ]
-    filled = [(panel, kept) for panel, kept in filled if kept]
-    columns = min(3, max(len(filled), 1))
-    rows = max(-(-len(filled) // columns), 1)
-    figure = new_figure(4.4 * columns, 3.6 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid[len(filled) :]:
+    names = [name for name in PANELS if any(name in record for record in records)]
+    columns = min(3, max(len(names), 1))
+    rows = max(-(-len(names) // columns), 1)
+    figure = new_figure(4.4 * columns, 3.3 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[len(names) :]:
         axes.set_visible(False)
-    for axes, (panel, kept) in zip(grid, filled, strict=False):
-        for (name, label), dash in zip(panel.lines.items(), ("-", ":"), strict=False):
-            draw_stages(axes, kept, name, label, dash)
-            if name in chance:
-                axes.axhline(chance[name], color="0.4", linestyle="--", linewidth=1)
-                axes.annotate(f"chance, {label}", (1, chance[name]), (-2, 2), color="0.4",
-                              xycoords=("axes fraction", "data"), textcoords="offset points",
-                              ha="right", fontsize=8, bbox=WHITE)  # fmt: skip
-        axes.set(title=panel.title, xlabel="clips seen in the stage", ylabel=panel.unit)
+    for axes, name in zip(panels, names, strict=False):
+        for stage in dict.fromkeys(record["stage"] for record in records if name in record):
+            points = [(r["clips"], r[name]) for r in records if r["stage"] == stage and name in r]
+            marker = "o" if len(points) <= 30 else ""
+            axes.plot(*zip(*points, strict=True), c=STAGE_COLORS.get(stage), marker=marker,
+                      ms=3, lw=1, label=stage)  # fmt: skip
+        if name in chance:
+            axes.axhline(chance[name], color="0.4", linestyle="--", linewidth=1, label="chance")
+        axes.set(title=PANELS[name], xlabel="clips seen in the stage")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        if panel.percent:
-            axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
-        if panel.from_zero:
-            axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
         axes.grid(alpha=0.25)
-        axes.legend(  # below the panel, where it covers no point
-            fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False
-        )
+        axes.legend(fontsize=8)
     save(figure, path)
 
 
-def draw_stages(
-    axes: Axes, records: list[Mapping[str, Any]], name: str, label: str, dash: str
-) -> None:
-    """Draw a line per stage that has ``name``; long noisy ones pale under their moving average."""
-    stages = list(dict.fromkeys(r["stage"] for r in records))
-    for i, stage in enumerate(stages):
-        points = [(r["clips"], r[name]) for r in records if r["stage"] == stage and name in r]
-        if not points:
-            continue
-        clips, values = np.array(points, dtype=float).T
-        color, text = STAGE_COLORS.get(stage, "tab:gray"), f"{stage}, {label}" if label else stage
-        window = len(values) // 25
-        if window >= 4 and name in ("loss", "clips_per_second"):
-            axes.plot(clips, values, color=color, alpha=0.25, linewidth=0.8)
-            values = np.convolve(values, np.full(window, 1 / window), mode="valid")
-            clips = clips[window // 2 :][: len(values)]
-            text += f" (mean of {window})"
-        marker = "o" if len(values) <= 30 else ""
-        # Stages with equal schedules lie on each other: what is below is drawn wider.
-        width = 1.5 * (len(stages) - i if name == "lr" else 1)
-        axes.plot(
-            clips, values, dash, color=color, linewidth=width,
-            marker=marker, markersize=2 * width, label=text,
-        )  # fmt: skip
-
-
-# --- Classes -------------------------------------------------------------------------------------
+# --- Answers -------------------------------------------------------------------------------------
 
 
 def answers_picture(
     path: Path,
-    frames: Array,
-    labels: Array,
-    logits: Array,
+    frames: Tensor,
+    labels: Tensor,
+    logits: Tensor,
     hidden: Sequence[bool | None],
     n: int = 6,
 ) -> None:
     """Draw a row per clip: four of its frames, then the model's prediction for the last frame.
 
     ``frames`` uint8 ``[V, F, 3, H, W]``; ``labels`` int ``[V]`` and ``logits`` ``[V, n * n]`` of
-    cells (as in ``floor.py``); ``hidden``: whether a clip's snitch ends inside a cone, None where
+    cells (as in ``floor.py``); ``hidden``: whether a clip's snitch ends inside a cone, None if
     unknown.
     """
-    frames, labels, logits = as_array(frames), as_array(labels), as_array(logits)
-    distance, predicted = grid_distance(logits, labels, n), logits.argmax(axis=1)
-    probabilities = torch.from_numpy(logits).softmax(1).numpy()
+    distance = grid_distance(logits, labels, n)
+    probabilities = logits.softmax(1).numpy()
     chosen = evenly_spaced(4, frames.shape[1])
-
     figure = new_figure(2.1 * len(chosen) + 3.2, 1.95 * len(frames) + 1.1)
     axes = figure.subplots(
         len(frames), len(chosen) + 1, squeeze=False, width_ratios=[1] * len(chosen) + [1.25]
     )
-    for row in range(len(frames)):
-        for column, t in enumerate(chosen):
-            draw_image(axes[row, column], frames[row, t].transpose(1, 2, 0))
-            if row == 0:
-                last = ", the last" if t == frames.shape[1] - 1 else ""
-                axes[row, column].set_title(f"frame {t + 1}{last}", fontsize=9)
+    for row, panels in enumerate(axes):
+        for panel, t in zip(panels[:-1], chosen, strict=True):
+            draw_image(panel, as_image(frames[row, t]))
+            last = ", the last" if t == frames.shape[1] - 1 else ""
+            panel.set_title(f"frame {t + 1}{last}", fontsize=9)
         if hidden[row] is not None:
             end = "hidden" if hidden[row] else "visible"
-            axes[row, 0].set_ylabel(f"snitch at the end:\n{end}", fontsize=9)
-        draw_prediction(
-            axes[row, -1], probabilities[row].reshape(n, n), labels[row], predicted[row]
-        )
+            panels[0].set_ylabel(f"snitch at the end:\n{end}", fontsize=9)
+        draw_floor(panels[-1], probabilities[row], int(labels[row]))
         cells = "1 cell" if distance[row] == 1 else f"{distance[row]} cells"
         verdict = f"incorrect, {cells} away" if distance[row] else "correct"
-        axes[row, -1].set_title(
+        panels[-1].set_title(
             f"{verdict}\n(probability {probabilities[row].max():.0%})",
             fontsize=10, fontweight="bold", color=INCORRECT if distance[row] else CORRECT,
         )  # fmt: skip

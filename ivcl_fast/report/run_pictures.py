@@ -17,11 +17,16 @@ from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.evaluation.metrics import confusion
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, SlotAutoencoder
 from ivcl_fast.report import plots
-from ivcl_fast.report.animation import PER_SECOND, attention_frames, write_gif
-from ivcl_fast.report.attention import attention_figure, measure_name
+from ivcl_fast.report.attention import (
+    PER_SECOND,
+    attention_figure,
+    attention_frames,
+    measure_name,
+    write_gif,
+)
 from ivcl_fast.report.confusion import confusion_caption, confusion_picture
 from ivcl_fast.report.figures import COLUMNS, evenly_spaced, save
-from ivcl_fast.report.trajectory import trajectory_caption, trajectory_figure
+from ivcl_fast.report.floor import trajectory_caption, trajectory_figure
 from ivcl_fast.training.metrics_log import MetricsLog
 
 CLIPS = 4
@@ -74,11 +79,10 @@ def draw_clip(
     models: Models,
     folder: Path,
     rollout: bool = False,
-    per_head: bool = False,
 ) -> list[Picture]:
     """Draw all that the models show about one clip into ``folder``.
 
-    ``rollout``, ``per_head``: as of ``ivcl_fast.visualize``. For a localisation task the clip's
+    ``rollout``: as of ``ivcl_fast.visualize``. For a localisation task the clip's
     reader must have decoded what trajectories need.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,28 +94,23 @@ def draw_clip(
         save(trajectory_figure(trajectory, clip.frames / 255, clip.titles), path)
         pictures.append(Picture(path, "Trajectory", trajectory_caption(trajectory)))
     maps = attention_maps(models, clip, rollout=rollout)
-    measured = measure_name(None, rollout, run.config.model.objective)
+    measured = measure_name(rollout, run.config.model.objective)
     pictures.append(draw_attention(folder / "attention.png", clip, maps, measured))
-    images = list(attention_frames(clip.frames / 255, maps, clip.titles, trajectory))
     path = folder / "slots.gif"
-    write_gif(images, path)
-    caption = f"All {len(images)} frames that the model is given, {PER_SECOND} per second."
+    count = write_gif(attention_frames(clip.frames / 255, maps, clip.titles, trajectory), path)
+    caption = f"All {count} frames that the model is given, {PER_SECOND} per second."
     pictures.append(Picture(path, "Animation", caption))
-    for head in range(run.config.model.num_heads if per_head else 0):
-        path = folder / f"attention-head-{head + 1}.png"
-        maps = attention_maps(models, clip, head)
-        pictures.append(draw_attention(path, clip, maps, measure_name(head)))
     if isinstance(pretrained := models.get("pretrained"), IVCL | SlotAutoencoder):
         pictures.append(draw_reconstruction(run, pretrained, [clip], folder))
     return pictures
 
 
 def attention_maps(
-    models: Mapping[str, Model], clip: DecodedClip, head: int | None = None, rollout: bool = False
+    models: Mapping[str, Model], clip: DecodedClip, rollout: bool = False
 ) -> dict[str, Tensor]:
     """Return the slot attention of each model on a clip: float32 ``[T, S, N]`` on the CPU."""
     return {
-        name: slot_attention(model, clip.frames[None], head, rollout)[0].cpu()
+        name: slot_attention(model, clip.frames[None], rollout=rollout)[0].cpu()
         for name, model in models.items()
     }
 

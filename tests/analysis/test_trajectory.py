@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from ivcl_fast.analysis.clips import DecodedClip
-from ivcl_fast.analysis.trajectory import SnitchTrajectory, follow_snitch
-from ivcl_fast.report.trajectory import trajectory_caption, trajectory_figure
+from ivcl_fast.analysis.trajectory import follow_snitch
+from ivcl_fast.report.floor import trajectory_caption
 
 
 class LastPixel:
@@ -60,19 +59,3 @@ def test_no_prediction_depends_on_later_frames() -> None:
 def test_a_scene_of_other_frames_tells_only_how_the_video_ends(last: int, known: bool) -> None:
     clip = DecodedClip("clip", [0, last // 2, last], {}, 24.0, scene=scene_of([0, 1, 8, 9, 4]))
     assert clip.hidden is True and (clip.aligned_scene is not None) == known
-
-
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("ends", [1, 3, 20])
-def test_the_trajectory_is_drawn_for_any_length(ends: int, known: bool) -> None:
-    probabilities = np.full((ends, 16), 1 / 16, dtype=np.float32)
-    probabilities[:, 5] += 0.01
-    truth = (np.arange(ends) % 16, np.arange(ends) % 2 == 1) if known else ()
-    trajectory = SnitchTrajectory(list(range(ends)), probabilities, *truth)
-    figure = trajectory_figure(
-        trajectory, torch.rand(ends, 3, 8, 8), [f"frame {i}" for i in range(ends)]
-    )
-    titles = [axes.get_title() for axes in figure.axes]
-    assert sum("probability" in title for title in titles) == min(ends, 8)
-    labels = " ".join(axes.get_ylabel() for axes in figure.axes)
-    assert ("distance" in labels) == known and ("probability" in labels) != known
