@@ -6,18 +6,16 @@ Each needs PyAV except training from a store, whose frames are random numbers.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
-import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +27,8 @@ from ivcl_fast import IVCLConfig, reference
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.data.loader import StoreLoader
 from ivcl_fast.data.sampling import frame_ids
-from ivcl_fast.data.store.frame_store import BAD_FILES, INDEX, VERSION, FrameStore, write_meta
+from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.data.store.source import State
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
 
@@ -219,11 +218,11 @@ def stream_loader(media: list[Media], decoder: Any, cfg: IVCLConfig, clips: int,
     require_decoder(decoder)
     from ivcl_fast.data.decode.decoder import choose_decoders, default_workers
     from ivcl_fast.data.stream import StreamLoader
-    from ivcl_fast.data.stream_index import saved_index
+    from ivcl_fast.data.stream_index import indexed_media, saved_index
     from ivcl_fast.data.workers import usable_cpus
 
-    index, _ = saved_index(media, folder() / f"index-{len(media)}", usable_cpus())
-    infos = {name: one.info for name, one in index.items()}
+    index = saved_index(media, folder() / f"index-{len(media)}", usable_cpus())
+    infos = {name: indexed_media(index, row).info for row, name in enumerate(index.names)}
     wanted = [Clip(f"clip-{i}", media[i % len(media)].name, 0) for i in range(clips * (steps + 1))]
     try:
         decoders = choose_decoders(media, infos, decoder)
@@ -243,20 +242,27 @@ def read_all(loader: Any) -> None:
         pass
 
 
+class RandomFrames:
+    """A source of random frames; see :class:`~ivcl_fast.data.store.source.Source`."""
+
+    decoder = "random"
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def only(self, names: Sequence[str]) -> RandomFrames:
+        return RandomFrames(names)
+
+    def state(self, name: str) -> State:
+        return State(1, 1)
+
+    def frames(self, name: str, image_size: int) -> Iterator[Tensor]:
+        yield torch.randint(256, (STORED_FRAMES, 3, image_size, image_size), dtype=torch.uint8)
+
+
 def write_random_store(path: Path, cfg: IVCLConfig) -> None:
-    """Write a store of random frames, in the true format."""
-    path.mkdir()
-    shape = STORED_VIDEOS * STORED_FRAMES, cfg.num_patches, cfg.patch_dim
-    frames = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
-    index = {f"video-{i}": [0, i * STORED_FRAMES, STORED_FRAMES] for i in range(STORED_VIDEOS)}
-    contents = {
-        INDEX: json.dumps(index).encode(), BAD_FILES: b"{}", "shard-00000.u8": frames.tobytes(),
-    }  # fmt: skip
-    for name, content in contents.items():
-        (path / name).write_bytes(content)
-    files = {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in contents.items()
-    }
-    sizes = {"image_size": cfg.image_size, "patch_size": cfg.patch_size}
-    write_meta(path, {"version": VERSION, "decoder": "pyav", **sizes, "files": files})
+    """Write a store of random frames."""
+    from ivcl_fast.data.store.build import build_store
+
+    source = RandomFrames([f"video-{i:03d}" for i in range(STORED_VIDEOS)])
+    build_store(source, path, cfg.image_size, cfg.patch_size, workers=1)

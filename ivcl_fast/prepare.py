@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -38,13 +38,13 @@ from ivcl_fast.data.registry import Synthetic, check_crop, find_task, parse_sour
 from ivcl_fast.data.remote import Remote
 from ivcl_fast.data.store.build import (
     Part,
-    StoreBuild,
+    build_part,
     build_store,
     find_store,
 )
 from ivcl_fast.data.store.frame_store import BAD_FILES
-from ivcl_fast.data.store.index import probe_media
-from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool, usable_cpus
+from ivcl_fast.data.stream_index import probe_media
+from ivcl_fast.data.workers import WorkerPool, usable_cpus
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.progress import Bar, duration
@@ -186,28 +186,26 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     device = None
     if torch.cuda.is_available():  # ranks may be more than GPUs
         device = torch.device("cuda", distributed.local_rank() % torch.cuda.device_count())
-    with Bar("decoding", 0, "frames") as bar:
-        if part is not None:
-            build = StoreBuild(media, out, *sizes, decoder, crop=flags.crop)
-            if left := build.run(part, config.workers, bar, device=device):
-                print(
-                    f"store: {out}, part {flags.part} is complete; {left} shards of other parts "
-                    "are missing; the last part completes the store, or this command without --part"
-                )
-                return
-        store = build_store(
-            media, out, *sizes, decoder, config.workers, progress=bar, device=device,
-            crop=flags.crop,
-        )  # fmt: skip
+    with Bar("decoding", 0, "videos") as bar:
+        options: dict[str, Any] = dict(
+            workers=config.workers, progress=bar, device=device, crop=flags.crop
+        )
+        if part and (left := build_part(part, media, out, *sizes, decoder, **options)):
+            print(
+                f"store: {out}, part {flags.part} is complete; {left} videos of other parts are "
+                "missing; the last part completes the store, or this command without --part"
+            )
+            return
+        store = build_store(media, out, *sizes, decoder, **options)
     if flags.verify:
         print(f"verifying {store.bytes / 1e9:.2f} GB", flush=True)
         store.verify()
-    if not store.names:
+    if not len(store.names):
         raise UserError(
             f"{dataset.root}: none of its {len(media)} videos can be used; the reasons are in "
             f"{store.path / BAD_FILES}"
         )
-    frames = sum(store.num_frames(name) for name in store.names)
+    frames = int(store.index.frames.sum())
     print(
         f"store: {store.path}, {len(store.names)} videos, {frames:,} frames, "
         f"{store.bytes / 1e9:.2f} GB, decoded by {store.decoder}; "
@@ -229,9 +227,9 @@ def parse_part(text: str) -> Part:
 def print_estimate(media: Sequence[Media], out: Path, config: PrepareConfig) -> None:
     """Print what building a store would take; decodes some media to estimate the time."""
     flags = config.store
-    pool = WorkerPool(config.workers or usable_cpus(), STALL_SECONDS)
+    pool = WorkerPool(config.workers or usable_cpus())
     with pool, Bar("probing", len(media), "videos") as bar:
-        infos, bad_files = probe_media(media, pool, probe, bar.add)
+        infos, bad_files = probe_media(media, pool, probe, bar)
     decoders = choose_decoders(media, infos, flags.decoder)
     workers = config.workers or default_workers(decoders.values())
     frames = sum(info.frames for info in infos.values())

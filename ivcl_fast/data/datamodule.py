@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +30,9 @@ from ivcl_fast.data.sampling import ONE_VIEW, View
 from ivcl_fast.data.slots import SlotLoader, Slots
 from ivcl_fast.data.store.build import build_store, find_store
 from ivcl_fast.data.store.frame_store import BAD_FILES, FrameStore
-from ivcl_fast.data.store.sources import same_content
+from ivcl_fast.data.store.table import Index
 from ivcl_fast.data.stream import StreamLoader
-from ivcl_fast.data.stream_index import saved_index
+from ivcl_fast.data.stream_index import indexed_media, saved_index
 from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.errors import UserError
 from ivcl_fast.progress import Bar
@@ -62,15 +62,15 @@ class DataModule:
         self,
         config: DataConfig,
         dataset: Dataset,
-        bad_files: dict[str, str],
+        index: Index,
         folder: Path,
         frame_labels: Mapping[str, FrameLabels],
-        num_frames: Callable[[str], int],
         make_loader: Callable[..., ClipLoader],
     ) -> None:
         """Use frames that are stored, or decoded when they are needed.
 
         Args:
+            index: the media that can be used.
             folder: that of the store or the index.
             frame_labels: labels of single frames, by kind.
             make_loader: called with clips, their number in a batch and that of their frames, and by
@@ -84,7 +84,8 @@ class DataModule:
         """Whether the classes are cells of CATER's floor."""
         self.grid = round(dataset.num_classes**0.5)
         """Number of cells along one side of the floor (for tasks that localize)."""
-        self.bad_files, self.bad_files_path = bad_files, folder / BAD_FILES
+        self.index = index
+        self.bad_files, self.bad_files_path = index.bad_files, folder / BAD_FILES
         """Media that cannot be used, with the reason, and the file that names them."""
         self.train_split, self.curve_split = find_splits(config, dataset)
         """The splits for training, and for evaluation during it."""
@@ -93,9 +94,11 @@ class DataModule:
         self.frame_stride, self.mirror, self.crop = config.frame_stride, config.mirror, config.crop
         """Which frames are read, whether training clips are mirrored, and which part of the frames
         is read unless a loader is asked for another; see the settings."""
-        self.num_frames = num_frames
-        """Returns the number of frames of usable media."""
         self._make_loader = make_loader
+
+    def num_frames(self, media: str) -> int:
+        """Return the number of frames of media that can be used."""
+        return int(self.index.frames[self.index.find([media])[0]])
 
     def has_scenes(self, clip_names: Sequence[str]) -> bool:
         """Whether all of these clips have a CATER scene; a missing one is logged once."""
@@ -177,7 +180,7 @@ class DataModule:
             view=view,
         )
         if slots is not None:
-            options |= dict(count_frames=self.num_frames, noise=slot_noise)
+            options |= dict(index=self.index, noise=slot_noise)
             return SlotLoader(slots, clips, batch_size, num_frames, **options)
         crops = crop or self.crop, split
         return self._make_loader(clips, batch_size, num_frames, crop=crops, **options)
@@ -265,13 +268,12 @@ def open_data(
     if config.loader == "stream":
         data = _open_stream(config, model, dataset, device, labels)
     else:
-        data = _open_store(config, model, dataset, device, labels, step_bytes)
+        copied_from = () if read_only else evaluated
+        data = _open_store(config, model, dataset, device, labels, step_bytes, copied_from)
     if read_only:
         return data
     if config.require_all:
         check_all_usable(data.bad_files, len(dataset.media()), data.bad_files_path)
-    for split in evaluated if config.loader == "store" else ():
-        _warn_of_copies(data, split)
     if config.eval_crops > 1:  # their stores are built now, not when training has ended
         sizes = {"batch_size": 1, "num_frames": model.num_frames, "seed": 0}
         data.eval_loaders(data.eval_split, 1, config.eval_crops, **sizes)
@@ -285,14 +287,13 @@ def open_data(
     return data
 
 
-def _warn_of_copies(data: DataModule, split: str) -> None:
-    """Warn of training videos that have the content of one that is measured, by another name."""
+def _warn_of_copies(store: FrameStore, data: DataModule, split: str) -> None:
+    """Warn of training videos that have the frames of one that is measured, by another name."""
     train, measured = (
         {clip.media: None for clip in data.dataset.clips(each)}
         for each in (data.train_split, split)
     )
-    copies = same_content(data.bad_files_path.parent, train.keys() - measured.keys(), measured)
-    if copies:
+    if copies := store.copies(train.keys() - measured.keys(), measured):
         log.warning(
             "%s: %d training videos have the same content as a video of the split %s, whose scores "
             "are too good; the first is %s, a copy of %s; remove one of each pair",
@@ -307,6 +308,7 @@ def _open_store(
     device: torch.device | None,
     labels: Mapping[str, FrameLabels],
     step_bytes: Callable[[], int] | None,
+    evaluated: Iterable[str],
 ) -> DataModule:
     sizes, media = (model.image_size, model.patch_size), dataset.media()
 
@@ -320,7 +322,7 @@ def _open_store(
                 split = f"{split}-{config.val_fraction}"
         name = "-".join(filter(None, (_own_task(config, dataset), split))) or None
         out, decoder = find_store(dataset.root, used, sizes, config.decoder, task=name, crop=crop)
-        with Bar("decoding", 0, "frames") as bar:
+        with Bar("decoding", 0, "videos") as bar:
             return build_store(
                 used,
                 out,
@@ -340,9 +342,10 @@ def _open_store(
         used = store if crop[0] == config.crop else open_store(*crop)
         return StoreLoader(used, *what, **options)
 
-    return DataModule(
-        config, dataset, store.bad_files, store.path, labels, store.num_frames, make_loader
-    )
+    data = DataModule(config, dataset, store.index, store.path, labels, make_loader)
+    for each in evaluated:
+        _warn_of_copies(store, data, each)
+    return data
 
 
 def _open_stream(
@@ -355,8 +358,8 @@ def _open_stream(
     media = dataset.media()
     folder = dataset.root / "-".join(filter(None, ("index", _own_task(config, dataset))))
     with Bar("indexing", len(media), "videos") as bar:
-        index, bad_files = saved_index(media, folder, config.workers or usable_cpus(), bar)
-    infos = {name: one.info for name, one in index.items()}
+        index = saved_index(media, folder, config.workers or usable_cpus(), bar)
+    infos = {name: indexed_media(index, row).info for row, name in enumerate(index.names)}
     gpu, dataset_format = decoding_gpu(device), parse_source(config.source)[0]
     decoders = choose_decoders(media, infos, config.decoder, gpu)
     workers = config.workers or default_workers(decoders.values())
@@ -373,14 +376,11 @@ def _open_stream(
             random_crop=dataset_format.random_crop and options["jitter"],
             workers=workers,
             gpu=gpu,
-            dropped=bad_files,  # what one loader drops is bad for all of them
+            dropped=index.bad_files,  # what one loader drops is bad for all of them
             **options,
         )
 
-    def num_frames(media: str) -> int:
-        return infos[media].frames
-
-    return DataModule(config, dataset, bad_files, folder, labels, num_frames, make_loader)
+    return DataModule(config, dataset, index, folder, labels, make_loader)
 
 
 def _own_task(config: DataConfig, dataset: Dataset) -> str | None:

@@ -7,7 +7,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +18,7 @@ import torch
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.sampling import ONE_VIEW, View, frame_ids
 from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.data.store.table import Index
 from ivcl_fast.errors import UserError
 
 if TYPE_CHECKING:  # it imports PyAV, which is not needed to read a store
@@ -109,7 +110,7 @@ class ClipLoader(ABC):
     def __init__(
         self,
         clips: Sequence[Clip],
-        frames: Mapping[str, int],
+        index: Index,
         batch_size: int,
         num_frames: int,
         *,
@@ -130,7 +131,7 @@ class ClipLoader(ABC):
         """Prepare the order of the clips.
 
         Args:
-            frames: number of frames of all media that can be used, by name.
+            index: all media that can be used.
             batch_size: clips per batch of this rank.
             num_frames: frames per clip; 1 means the last frame of each clip.
             jitter: draw the frames at random around evenly spaced ones; not for clips that give
@@ -149,7 +150,9 @@ class ClipLoader(ABC):
             UserError: no clip can be used, ``drop_last`` leaves no batch, or clips give another
                 number of frames than ``num_frames``.
         """
-        self.clips, self._frames_in = clips, frames
+        self.clips, self.index = clips, index
+        self._rows = index.find(clip.media for clip in clips)
+        """Row of each clip's media in the index, -1 for media that cannot be used."""
         self.batch_size, self.num_frames = batch_size, num_frames
         self.num_classes, self.multi_label = num_classes, multi_label
         self.seed, self.jitter, self.shuffle = seed, jitter, shuffle
@@ -159,7 +162,7 @@ class ClipLoader(ABC):
         self.frame_stride, self.view, self.mirror = frame_stride, view, mirror
         self.wait_seconds = 0.0
         """Seconds that the consumer has waited for batches in all epochs."""
-        self._usable = np.array([i for i, c in enumerate(clips) if c.media in frames], np.int64)
+        self._usable = np.flatnonzero(self._rows >= 0)
         if bad := len(clips) - len(self._usable):
             log.warning("%d of %d clips left out: their videos cannot be used", bad, len(clips))
         if not len(self._usable):
@@ -263,7 +266,7 @@ class ClipLoader(ABC):
         rng = None
         if self.jitter:
             rng = np.random.default_rng([self.seed, epoch, _JITTER, clip_id])
-        frames = self._frames_in[clip.media]
+        frames = int(self.index.frames[self._rows[clip_id]])
         return frame_ids(frames, self.num_frames, rng, self.frame_stride, self.view)
 
     def _mirrored(self, epoch: int, batch: Batch) -> Batch:
@@ -281,8 +284,8 @@ class ClipLoader(ABC):
             frame_index = torch.from_numpy(np.stack([one.frame_index for one in sampled]))
         if self.frame_labels is not None:
             found = [
-                self.frame_labels(clip, one.frames, self._frames_in[clip.media])
-                for clip, one in zip(clips, sampled, strict=True)
+                self.frame_labels(clip, one.frames, int(self.index.frames[row]))
+                for clip, one, row in zip(clips, sampled, self._rows[ids], strict=True)
             ]
             labels = torch.stack(found)
         elif self.multi_label:
@@ -331,8 +334,7 @@ class StoreLoader(ClipLoader):
         """``options``: those of :class:`ClipLoader`."""
         self.store = store
         self._pin = torch.cuda.is_available()  # so that copies to the GPU do not block
-        frames = {name: store.num_frames(name) for name in store.names}
-        super().__init__(clips, frames, batch_size, num_frames, **options)
+        super().__init__(clips, store.index, batch_size, num_frames, **options)
 
     def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
         for sampled in self._sample(epoch, start_batch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.loader import Batch, ClipLoader
+from ivcl_fast.data.store.table import Index
 from ivcl_fast.data.workers import usable_cpus
 
 _NOISE = 4  # a random stream of its own; see loader.py
@@ -49,18 +50,19 @@ class SlotLoader(ClipLoader):
         batch_size: int,
         num_frames: int,
         *,
-        count_frames: Callable[[str], int],
+        index: Index,
         noise: float = 0.0,
         **options: Any,
     ) -> None:
-        """``count_frames``: frames of a medium, by its name. ``noise``: the standard deviation of
-        the noise in training, in that of the slots. ``options``: those of :class:`ClipLoader`."""
+        """``noise``: standard deviation of the noise in training, relative to that of the slots.
+
+        ``index``, ``options``: those of :class:`ClipLoader`.
+        """
         clips = [clip for clip in clips if clip.name in slots.names]
-        frames = {clip.media: count_frames(clip.media) for clip in clips}
         self._slots = slots
         self._noise = noise * slots.deviation() if noise and options["jitter"] else 0.0
         options |= {"jitter": False, "mirror": False, "share_frames": False}
-        super().__init__(clips, frames, batch_size, num_frames, **options)
+        super().__init__(clips, index, batch_size, num_frames, **options)
 
     @property
     def frames_per_clip(self) -> float:

@@ -26,16 +26,16 @@ from ivcl_fast.data.decode.decoder import (
 )
 from ivcl_fast.data.decode.indexed import Indexed, open_indexed
 from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
-from ivcl_fast.data.workers import STALL_SECONDS, Lost, Report, WorkerPool
+from ivcl_fast.data.store.table import Index
+from ivcl_fast.data.stream_index import indexed_media
+from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool, loss, time_limit
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
 
 log = logging.getLogger(__name__)
 
 TRIES = 3
-"""Number of failed decodings of a clip after which its media are dropped."""
-LOSSES = 3
-"""Number of workers lost in a row while they decode media after which these are dropped."""
+"""Number of failed decodings, or of lost workers in a row, after which media are dropped."""
 STOP_SECONDS = 0.2
 """Seconds after which an abandoned epoch or a decoder that hangs is noticed."""
 _CROP = 2  # a random stream besides those of the loader
@@ -51,13 +51,15 @@ class Request:
     indexed: Indexed
     """What the media contain. If the index located the frames, those of this clip alone."""
     frames: np.ndarray | None
-    """Indices of the frames in what ``indexed`` describes; None for all."""
+    """Indices of the frames in what ``indexed`` describes; None selects all."""
     crop: Crop
     decoder: ChosenDecoder
     image_size: int
     patch_size: int
     gpu: int | None
     """Index of the GPU that DALI decodes on."""
+    stall_seconds: float
+    """Time after which a decoder that returns nothing is considered hung."""
 
 
 class StreamLoader(ClipLoader):
@@ -66,11 +68,10 @@ class StreamLoader(ClipLoader):
     Media are indexed once. Then a clip costs its own frames: of Motion-JPEG videos and images,
     nothing else is read, and nothing is probed again.
 
-    On the CPU, worker processes decode: one that dies or hangs is replaced, and its clip is given
-    to another. On a GPU, threads decode, each with its own DALI pipeline and so its own NVDEC, and
-    frames never leave the GPU. If decoding a clip fails :data:`TRIES` times, or :data:`LOSSES`
-    workers are lost over it, its media are dropped, which is logged with their name. The batches
-    become smaller; no other clip takes the place.
+    On the CPU, worker processes decode: one that dies or hangs is replaced, and its clip decoded
+    again. On a GPU, threads decode, each with its own DALI pipeline and so its own NVDEC, and
+    frames never leave the GPU. If decoding a clip fails :data:`TRIES` times, its media are dropped,
+    which is logged with their name. The batches become smaller; no other clip takes the place.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class StreamLoader(ClipLoader):
         num_frames: int,
         *,
         media: Sequence[Media],
-        index: Mapping[str, Indexed],
+        index: Index,
         decoders: Mapping[str, ChosenDecoder],
         image_size: int,
         patch_size: int,
@@ -95,18 +96,18 @@ class StreamLoader(ClipLoader):
         """Prepare the order of the clips; workers start with the first epoch.
 
         Args:
-            index: all media that can be used, by name.
+            index: all media that can be used.
             decoders: the decoder of each of these media.
             square: the part of the frames that is resized to the square.
             random_crop: decode a random part of that, the same in all frames of a clip; not
                 for data sets whose labels are places in the frame.
-            workers: processes or threads; with 1 this process decodes.
+            workers: processes or threads; with 1 a thread of this process decodes.
             gpu: index of the GPU that DALI decodes on, where there is one; by default the current.
             dropped: media that cannot be used; several loaders may share it, and add to it.
             options: those of :class:`ClipLoader`.
         """
         self._media = {one.name: one for one in media}
-        self._index, self._decoders = index, decoders
+        self._decoders = decoders
         self.image_size, self.patch_size = image_size, patch_size
         self.square, self.random_crop = square, random_crop
         self.workers = workers
@@ -115,21 +116,20 @@ class StreamLoader(ClipLoader):
         self._on_gpu = torch.cuda.is_available() and "dali" in decoders.values()
         """Whether DALI decodes on a GPU; then frames that PyAV decodes are copied there as well."""
         self._losses: Counter[str] = Counter()
-        self._pool: WorkerPool | None = None
+        self._processes = WorkerPool(workers)
+        weakref.finalize(self, self._processes.close)
         self._threads: ThreadPoolExecutor | None = None
-        frames = {name: one.info.frames for name, one in index.items()}
-        self.stall_seconds = decoding_timeout(stall_seconds, frames.values())
-        super().__init__(clips, frames, batch_size, num_frames, **options)
+        self.stall_seconds = decoding_timeout(stall_seconds, index.frames.tolist())
+        super().__init__(clips, index, batch_size, num_frames, **options)
         self.dropped = {} if dropped is None else dropped
         """Media that could be used when they were indexed, but not any more, with the reason."""
 
     def close(self) -> None:
         """Stop the workers; the next epoch starts new ones."""
-        if self._pool is not None:
-            self._pool.close()
+        self._processes.close()
         if self._threads is not None:  # and with them their pipelines of DALI
             self._threads.shutdown(wait=False, cancel_futures=True)
-        self._pool = self._threads = None
+            self._threads = None
 
     def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
         now, ahead = itertools.tee(self._sample(epoch, start_batch))
@@ -150,7 +150,7 @@ class StreamLoader(ClipLoader):
     def _request(self, epoch: int, sampled: Sampled) -> Request:
         first = int(sampled.clip_ids[0])
         media = self._media[self.clips[first].media]
-        indexed = self._index[media.name]
+        indexed = indexed_media(self.index, int(self._rows[first]))
         crop = indexed.info.square(self.square)
         if self.random_crop:
             drawn = draw_crop(np.random.default_rng([self.seed, epoch, _CROP, first]))
@@ -158,32 +158,35 @@ class StreamLoader(ClipLoader):
         frames: np.ndarray | None = sampled.frames
         if indexed.places is not None:
             indexed, frames = replace(indexed, places=indexed.places[frames]), None
-        sizes = self.image_size, self.patch_size
-        return Request(media, indexed, frames, crop, self._decoders[media.name], *sizes, self.gpu)
+        return Request(
+            media, indexed, frames, crop, self._decoders[media.name], self.image_size,
+            self.patch_size, self.gpu, self.stall_seconds,
+        )  # fmt: skip
 
     def _decoded(
         self, requests: Iterator[Request], stop: threading.Event
     ) -> Iterator[torch.Tensor | None]:
         """Yield the rows of the requests in order, or None for media that cannot be decoded."""
-        if self._threads is None or self._pool is None:
-            self._threads = ThreadPoolExecutor(self.workers, "decode")
-            self._pool = WorkerPool(1 if self._on_gpu else self.workers, self.stall_seconds)
-            weakref.finalize(self, self._pool.close)
-        threads, pool = self._threads, self._pool
-        waiting: deque[tuple[Request, Future[torch.Tensor | None]]] = deque()
+        waiting: deque[tuple[Request, Future[Any]]] = deque()
         since = time.monotonic()
         try:
             while not stop.is_set():
                 for request in itertools.islice(requests, self._ahead - len(waiting)):
-                    waiting.append((request, threads.submit(self._decode, pool, request)))
+                    waiting.append((request, self._submit(request)))
                 if not waiting:
                     return
                 request, first = waiting[0]
                 if first.done():
                     waiting.popleft()
-                    yield first.result()
+                    if (reason := loss(first.exception())) is not None:
+                        if self._count_loss(request.media, reason):
+                            waiting.appendleft((request, self._submit(request)))
+                            continue
+                        yield None
+                    else:
+                        yield self._result(request.media, first.result())
                     since = time.monotonic()
-                elif pool.workers == 1 and time.monotonic() - since > self.stall_seconds:
+                elif self._in_threads and time.monotonic() - since > self.stall_seconds:
                     raise UserError(  # a thread cannot be killed
                         f"{request.media.files[0]}: the decoder gave no result for "
                         f"{self.stall_seconds:g} seconds; accepted: --decoder pyav with 2 "
@@ -194,32 +197,46 @@ class StreamLoader(ClipLoader):
         finally:
             for _, future in waiting:
                 future.cancel()
-            if waiting and pool.workers > 1:  # nobody needs what they decode
+            if waiting and not self._in_threads:  # nobody needs what they decode
                 self.close()
 
-    def _decode(self, pool: WorkerPool, request: Request) -> torch.Tensor | None:
-        """Decode a clip, unless its media are dropped or have to be."""
-        media = request.media
-        while media.name not in self.dropped:
-            try:
-                if self._on_gpu:
-                    rows: Any = decode_clip_on_own_stream(request)
-                else:
-                    rows = pool.call(decode_in_worker, request, lambda _: None)
-                    self._losses.pop(media.name, None)
-            except Lost as lost:
-                self._losses[media.name] += 1
-                log.warning("%s: decoding it failed: %s", media.files[0], lost.reason)
-                if self._losses[media.name] >= LOSSES:
-                    self._drop(media, f"decoding it failed {LOSSES} times: {lost.reason}")
-                continue
-            if not isinstance(rows, str):
-                return torch.as_tensor(rows)
+    @property
+    def _in_threads(self) -> bool:
+        return self._on_gpu or self.workers == 1
+
+    def _submit(self, request: Request) -> Future[Any]:
+        """Begin to decode a clip, unless its media are dropped."""
+        if request.media.name in self.dropped:
+            future: Future[Any] = Future()
+            future.set_result("dropped")
+            return future
+        if not self._in_threads:
+            return self._processes.submit(decode_in_worker, request)
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self.workers, "decode")
+        decode = decode_clip_on_own_stream if self._on_gpu else decode_clip
+        return self._threads.submit(decode, request)
+
+    def _result(self, media: Media, rows: Any) -> torch.Tensor | None:
+        """Return the rows of a clip; None, and drop its media, if there is a reason instead."""
+        self._losses.pop(media.name, None)
+        if isinstance(rows, str):
             self._drop(media, rows)
-        return None
+            return None
+        return torch.as_tensor(rows)
+
+    def _count_loss(self, media: Media, reason: str) -> bool:
+        """Whether to decode again after a worker was lost; media are dropped otherwise."""
+        self._losses[media.name] += 1
+        log.warning("%s: decoding it failed: %s", media.files[0], reason)
+        if self._losses[media.name] < TRIES:
+            return True
+        self._drop(media, f"decoding it failed {TRIES} times: {reason}")
+        return False
 
     def _drop(self, media: Media, reason: str) -> None:
-        if self.dropped.setdefault(media.name, reason) is reason:  # not by another thread
+        if media.name not in self.dropped:
+            self.dropped[media.name] = reason
             log.warning("%s: dropped, it cannot be used any more: %s", media.files[0], reason)
 
 
@@ -240,7 +257,7 @@ def decode_clip(request: Request) -> torch.Tensor | str:
     return reason
 
 
-_own = threading.local()
+_of_thread = threading.local()
 
 
 def decode_clip_on_own_stream(request: Request) -> torch.Tensor | str:
@@ -248,21 +265,22 @@ def decode_clip_on_own_stream(request: Request) -> torch.Tensor | str:
 
     On the default stream it would wait for the training step.
     """
-    if not hasattr(_own, "stream"):
-        _own.stream = torch.cuda.Stream(request.gpu)
-    with torch.cuda.stream(_own.stream):
+    if not hasattr(_of_thread, "stream"):
+        _of_thread.stream = torch.cuda.Stream(request.gpu)
+    with torch.cuda.stream(_of_thread.stream):
         rows = decode_clip(request)
         if isinstance(rows, str):
             return rows
-        rows = rows.to(_own.stream.device)
-    _own.stream.synchronize()
+        rows = rows.to(_of_thread.stream.device)
+    _of_thread.stream.synchronize()
     rows.record_stream(torch.cuda.default_stream(rows.device))  # the stream that uses the rows
     return rows
 
 
-def decode_in_worker(request: Request, report: Report) -> np.ndarray | str:
+def decode_in_worker(request: Request) -> np.ndarray | str:
     """As :func:`decode_clip`, to an array, which processes exchange faster than a tensor."""
-    rows = decode_clip(request)
+    with time_limit(request.stall_seconds):
+        rows = decode_clip(request)
     return rows if isinstance(rows, str) else rows.cpu().numpy()
 
 

@@ -1,41 +1,29 @@
-"""Worker processes that end with their parent, and are replaced if they crash or hang."""
+"""Worker processes, from Pebble's pool: one that crashes or hangs costs only its task."""
 
 from __future__ import annotations
 
-import atexit
 import math
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import get_context, resource_tracker, spawn
-from queue import SimpleQueue
-from socket import SHUT_RDWR, socket, socketpair
-from typing import Any, BinaryIO, TypeVar
+from multiprocessing import parent_process, resource_tracker, spawn
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any, TypeVar
 from unittest import mock
-from weakref import WeakSet
+
+from pebble import ProcessExpired, ProcessPool
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Report = Callable[[int], None]
 
 STALL_SECONDS = 120.0
-"""A decoding worker that sends nothing for so long is taken to hang."""
+"""A decoder that returns nothing for this long is considered hung."""
 MAX_TIMEOUT = 4 * 3600.0
-"""Seconds; no longer is a decoder waited for, however much it has to do."""
-START_SECONDS = 300.0
-"""A new worker that does not begin its task for so long is taken to hang."""
-STARTS = 3
-"""Number of workers in a row that may end before they begin a task."""
-END_SECONDS = 10.0
-"""How long to wait for a killed worker to end."""
-CUT = (EOFError, ConnectionError, pickle.UnpicklingError)
-"""What reading a message raises if the other process has died."""
+"""Longest time, in seconds, that a decoder is given for one video."""
 
 
 def usable_cpus() -> int:
@@ -44,41 +32,23 @@ def usable_cpus() -> int:
     return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-@dataclass(eq=False)  # an exception has to be hashable
-class Lost(Exception):
-    """The worker of a task crashed or hung."""
-
-    task: Any
-    reports: tuple[int, ...]
-    """The reports it sent. With a report after each item, their number is the current item."""
-    reason: str
-
-
 class WorkerPool:
     """Processes that do one task at a time; leaving the ``with`` block ends them.
 
-    They are started when they are needed. Functions, tasks and results are pickled. A worker
-    notices the death of its parent at its next report or task. Only the parent gets Ctrl-C.
-
-    A thread of this process waits for each worker that has a task, which may die or stop at any
-    byte of a message. One that does so before it has begun its task is replaced.
+    They start with the first task. Functions, tasks and results are pickled. A worker that dies is
+    replaced, and ends when its parent dies. Ctrl-C reaches the parent only.
 
     Example::
 
         >>> with WorkerPool(4) as pool:
-        ...     for result in pool.run(function, tasks, report=lambda count: None):
+        ...     for result in pool.run(function, tasks):
         ...         print(result)
     """
 
-    def __init__(self, workers: int, stall_seconds: float = math.inf) -> None:
-        """``workers``: with 1, this process does the tasks.
-
-        ``stall_seconds``: a worker that sends nothing for so long in a task is killed.
-        """
-        self.workers, self.stall_seconds = workers, stall_seconds
-        self._workers: set[_Worker] = set()
-        self._idle: list[_Worker] = []
-        self._closed = False
+    def __init__(self, workers: int) -> None:
+        """``workers``: with 1, :meth:`run` calls the function in this process."""
+        self.workers = workers
+        self._pool: ProcessPool | None = None
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -87,215 +57,132 @@ class WorkerPool:
         self.close()
 
     def close(self) -> None:
-        """Kill all workers; calls that wait for one raise ``RuntimeError``."""
-        with _starting:
-            self._closed = True
-        # A second Ctrl-C may come at any time: all are killed before one is waited for.
-        for worker in [*self._workers]:
-            worker.kill()
-        for worker in [*self._workers]:
-            worker.wait()
-        self._workers.clear()  # and their pipes
-        self._idle.clear()
+        """End all workers, in the middle of their tasks; the next task starts new ones."""
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+            self._pool = None
+
+    def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
+        """Let a worker call a function; cancelling the future ends the worker.
+
+        If the worker dies, the future raises an error that :func:`loss` describes.
+        """
+        if self._pool is None:
+            self._pool = ProcessPool(
+                self.workers, initializer=_end_with_parent, context=_WithoutMain()
+            )
+        return self._pool.schedule(function, args)
 
     def run(
         self,
-        function: Callable[[Task, Report], Result],
+        function: Callable[[Task], Result],
         tasks: Iterable[Task],
-        report: Report,
-        replace: Callable[[Lost], Task] | None = None,
+        replace: Callable[[Task, str], Task] | None = None,
     ) -> Iterator[Result]:
-        """Yield ``function(task, report)`` for every task, in the order in which they end.
+        """Yield ``function(task)`` for every task, in the order in which they end.
 
-        The function may call ``report(n)`` to report progress, which calls ``report`` here, in the
-        thread that iterates. An exception of the function is raised here. For a lost task,
-        ``report`` is called with the negative sum of its progress, and ``replace`` returns the task
-        to do instead; without ``replace`` this raises ``RuntimeError``. Ctrl-C, an error and
-        closing the iteration end the workers.
+        An exception of the function is raised here. If the worker of a task dies, ``replace`` is
+        called with the task and the reason, and returns the task to do instead; without ``replace``
+        this raises ``RuntimeError``. An error and closing the iteration end the workers.
         """
         if self.workers <= 1:
-            for task in tasks:
-                yield function(task, report)
+            yield from map(function, tasks)
             return
-        todo, running = iter(tasks), 0
-        news: SimpleQueue[int | Future[Result]] = SimpleQueue()
-        with ThreadPoolExecutor(self.workers, "worker") as threads:
-
-            def submit(task: Task) -> None:
-                threads.submit(self.call, function, task, news.put).add_done_callback(news.put)
-
-            try:
-                while True:
-                    # There may be millions of tasks, so few of them are submitted at a time.
-                    for task in islice(todo, 2 * self.workers - running):
-                        submit(task)
-                        running += 1
-                    if not running:
-                        return
-                    message = news.get()
-                    if isinstance(message, int):
-                        report(message)
-                    elif isinstance(lost := message.exception(), Lost):
-                        if replace is None:
-                            raise RuntimeError(f"a worker process was lost: {lost.reason}")
-                        report(-sum(lost.reports))
-                        submit(replace(lost))
+        todo, running = iter(tasks), dict[Future[Result], Task]()
+        try:
+            while True:
+                # There may be millions of tasks, so only a few are submitted at a time.
+                for task in islice(todo, 2 * self.workers - len(running)):
+                    running[self.submit(function, task)] = task
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    task = running.pop(future)
+                    reason = loss(future.exception())
+                    if reason is None:
+                        yield future.result()
+                    elif replace is None:
+                        raise RuntimeError(f"a worker process was lost: {reason}")
                     else:
-                        running -= 1
-                        yield message.result()
-            except BaseException:
-                self.close()
-                raise
-
-    def call(
-        self, function: Callable[[Task, Report], Result], task: Task, report: Report
-    ) -> Result:
-        """Let a worker call ``function(task, report)``, and wait for the result.
-
-        Several threads may call it, each of which has a worker meanwhile; ``report`` is called in
-        the thread that waits. Raises :class:`Lost` if the worker crashes or hangs, and
-        ``RuntimeError`` if several in a row end before they have begun the task.
-        """
-        if self.workers <= 1:
-            return function(task, report)
-        value: Any = None
-        for _ in range(STARTS):
-            worker, seconds = self._take()
-            kind, value = worker.answer(seconds, (function, task))
-            has_begun, reports = kind == "begun", list[int]()
-            while kind in ("begun", "report"):
-                if kind == "report":
-                    reports.append(value)
-                    report(value)
-                kind, value = worker.answer(self.stall_seconds)
-            if kind != "ended":
-                self._idle.append(worker)
-                if kind == "error":
-                    raise value
-                return value
-            self._workers.discard(worker)
-            if has_begun and not self._closed:
-                raise Lost(task, tuple(reports), value)
-        raise RuntimeError(f"a worker could not begin: {value}")
-
-    def _take(self) -> tuple[_Worker, float]:
-        """Return a worker that is free, or a new one, and how long to wait until it begins."""
-        with _starting:
-            if self._closed:
-                raise RuntimeError("the pool of workers is closed")
-            while self._idle:
-                if (worker := self._idle.pop()).is_alive():
-                    return worker, self.stall_seconds
-                self._workers.discard(worker)
-            _pools.add(self)
-            worker = _Worker()
-            self._workers.add(worker)
-            return worker, START_SECONDS
+                        task = replace(task, reason)
+                        running[self.submit(function, task)] = task
+        except BaseException:
+            self.close()
+            raise
 
 
-_starting = threading.RLock()
-_pools: WeakSet[WorkerPool] = WeakSet()
-"""Those that have started workers."""
+def loss(error: BaseException | None) -> str | None:
+    """Return why a worker was lost, by the exception of its future; None if it was not."""
+    if not isinstance(error, ProcessExpired):
+        return None
+    if error.exitcode == -signal.SIGALRM:
+        return "the decoder hung"
+    name = f"exit code {error.exitcode}"
+    return (
+        f"its process died ({signal.Signals(-error.exitcode).name if error.exitcode < 0 else name})"
+    )
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[Callable[[], None]]:
+    """End this worker process unless the block ends within this time; yields a restart.
+
+    The system does it, so a decoder that never returns to Python is ended as well. Nothing happens
+    in a process that is not a worker.
+    """
+
+    def restart() -> None:
+        if parent_process() is not None:
+            signal.alarm(math.ceil(min(seconds, MAX_TIMEOUT)))
+
+    restart()
+    try:
+        yield restart
+    finally:
+        if parent_process() is not None:
+            signal.alarm(0)
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is killed, even in the middle of a task."""
+
+    def wait_for_parent() -> None:
+        parent: Any = parent_process()
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()
+
+
 _preparation_data = spawn.get_preparation_data
 
 
-def _close_pools() -> None:
-    for pool in [*_pools]:
-        pool.close()
-
-
-# Python waits for all threads when it ends, and these for their workers. ``atexit`` comes later.
-getattr(threading, "_register_atexit", atexit.register)(_close_pools)
-
-
 def _without_main(name: str) -> dict[str, Any]:
-    """What a new process is told about this one, except for its program, which it would import.
+    """Return what a new process needs, without ``__main__``, which it would import.
 
-    Tasks are from modules. The program of a command imports PyTorch, which not all tasks need, and
-    a script without ``if __name__ == "__main__"`` would run once more.
+    Tasks are functions of modules. A command's program imports PyTorch, which not all tasks need,
+    and a script without ``if __name__ == "__main__"`` would run again.
     """
-    told = _preparation_data(name)
-    return {key: value for key, value in told.items() if not key.startswith("init_main_from")}
+    data = _preparation_data(name)
+    return {key: value for key, value in data.items() if not key.startswith("init_main_from")}
 
 
-class _Worker:
-    """A process, as its parent sees it."""
-
-    def __init__(self) -> None:
-        """Start the process; :data:`_starting` has to be held."""
-        context = get_context("spawn")  # a fork would copy the state of torch's and DALI's threads
-        self._socket, theirs = socketpair()
-        self._pipe: Any = self._socket.makefile("rwb")
-        self._socket.close()  # with the pipe
-        self._waiting = threading.Lock()
-        self._process = context.Process(target=_work, args=(theirs,), daemon=True)
+class _Process(SpawnProcess):
+    @staticmethod
+    def _Popen(process: Any) -> Any:
         # The first process starts multiprocessing's resource tracker, which unblocks SIGINT.
         resource_tracker.ensure_running()
-        with mock.patch.object(spawn, "get_preparation_data", _without_main):
-            # It inherits the signal mask, so it ignores Ctrl-C.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                self._process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-
-    def answer(self, seconds: float, *sent: Any) -> tuple[str, Any]:
-        """Send a message, if one is given, and return the next one that the process sends.
-
-        If it dies, or takes and sends nothing for so many seconds, that is ``ended``, with the
-        reason.
-        """
-        self._socket.settimeout(None if seconds == math.inf else seconds)
+        # The process inherits the signal mask, so it ignores Ctrl-C from its start.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            for message in sent:
-                _send(self._pipe, message)
-            return pickle.load(self._pipe)
-        except TimeoutError:
-            reason = f"no progress for {seconds:g} seconds"
-        except CUT:
-            self.wait()
-            code = self._process.exitcode
-            name = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
-            reason = f"its process died ({name})"
-        self.kill()
-        self.wait()
-        return "ended", reason
-
-    def is_alive(self) -> bool:
-        """Whether the process has not ended."""
-        return self._process.is_alive()
-
-    def kill(self) -> None:
-        """Kill the process, and let a thread that waits for its messages go on."""
-        self._process.kill()  # one that hangs in a decoder may ignore gentler signals
-        with suppress(OSError):
-            self._socket.shutdown(SHUT_RDWR)
-
-    def wait(self) -> None:
-        """Wait until the process has ended; one that waits for a dead network drive cannot."""
-        with self._waiting:  # of two threads that ask the system, one would learn nothing
-            self._process.join(END_SECONDS)
+            with mock.patch.object(spawn, "get_preparation_data", _without_main):
+                return SpawnProcess._Popen(process)  # type: ignore[attr-defined]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(theirs: socket) -> None:
-    """Receive tasks, send reports and results, until this process or its parent is killed."""
-    message: tuple[str, Any]
-    pipe: Any = theirs.makefile("rwb")
-    with suppress(*CUT):
-        while True:
-            function, task = pickle.load(pipe)
-            _send(pipe, ("begun", None))
-            try:
-                message = "result", function(task, lambda count: _send(pipe, ("report", count)))
-            except BrokenPipeError:
-                raise
-            except Exception as error:
-                message = "error", error
-            _send(pipe, message)
-    os._exit(1)  # the parent is dead
+class _WithoutMain(SpawnContext):
+    """Starts fresh processes: a fork would copy the state of PyTorch's and DALI's threads."""
 
-
-def _send(pipe: BinaryIO, message: Any) -> None:
-    pipe.write(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
-    pipe.flush()
+    Process = _Process  # type: ignore[assignment]

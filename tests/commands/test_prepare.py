@@ -10,7 +10,6 @@ import torch
 
 from ivcl_fast import prepare
 from ivcl_fast.command import run_command
-from ivcl_fast.data.store.build import StoreBuild
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.errors import UserError
 from tests.support.painted import numbers_of_rows, write_painted
@@ -113,14 +112,14 @@ def test_every_bad_file_is_named(command, package, caplog):
 
 
 def test_parts_of_a_job_array(command, package):
-    """There is one shard, so the second part has nothing to do; the first completes the store."""
+    """The last part completes the store."""
     store = package / "store-32-p8-pyav"
     status, out, _ = command(f"cater:{package}", *SMALL, "--part", "2/2")
-    assert status == 0 and "part 2/2 is complete; 1 shards of other parts are missing" in out
-    assert not (store / "meta.json").exists()
+    assert status == 0 and "part 2/2 is complete; 2 videos of other parts are missing" in out
+    assert not (store / "index.safetensors").exists()
     status, out, _ = command(f"cater:{package}", *SMALL, "--part", "1/2")
     assert status == 0 and "3 videos, 18 frames" in out
-    assert (store / "meta.json").exists()
+    assert (store / "index.safetensors").exists()
 
 
 def test_synthetic_data_then_its_store(command, tmp_path):
@@ -233,11 +232,12 @@ def test_every_rank_decodes_on_a_gpu_of_its_own(
     """As far as there are enough: ranks may be as many as CPUs."""
     found = []
 
-    def run(self, part, workers=None, progress=None, stall_seconds=0, device=None):
+    def stop(*_, device, **__):
         found.append(device)
         raise UserError("no more is needed")
 
-    monkeypatch.setattr(StoreBuild, "run", run)
+    for name in ("build_store", "build_part"):
+        monkeypatch.setattr(prepare, name, stop)
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_RANK", str(rank))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)

@@ -114,7 +114,7 @@ def test_a_list_with_several_labels(videos, tmp_path, command):
     assert "data: classify, 5 classes, several labels per clip; clips: 14 in train" in out
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert list(scores["pretrained: IV-CL"]["all"]) == ["map"]
-    assert (tmp_path / "train-data" / "index" / "index.json").is_file()
+    assert (tmp_path / "train-data" / "index" / "index.safetensors").is_file()
 
 
 def test_data_with_other_classes_are_refused(videos, trained, tmp_path, command):

@@ -36,24 +36,25 @@ def expected(request, monkeypatch) -> int:
     monkeypatch.setattr(decode, "_driver_cuda", lambda: 13)
     monkeypatch.setattr(decode, "_dali_fails", lambda *_: None if works else "no library")
     monkeypatch.setattr(decode, "usable_cpus", lambda: CPUS)
-    for module in (build, datamodule, prepare):  # of which one process probes few videos
+    for module in (datamodule, prepare):  # of which one process probes few videos
         monkeypatch.setattr(module, "usable_cpus", lambda: 1)
     return NVDECS if works else CPUS
 
 
 def test_of_a_store(tmp_path, monkeypatch, expected):
+    """Before the decoder of any video is tried."""
     found = []
 
-    def build_shards(tasks, pool, progress):
-        found.append(pool.workers)
+    def make_pool(workers):
+        found.append(workers)
         raise Enough
 
-    monkeypatch.setattr(build, "_build_shards", build_shards)
+    monkeypatch.setattr(build, "WorkerPool", make_pool)
     videos = [media(write_painted(tmp_path / "a.avi", 1, 3))]
     for workers in (None, 1):
         with pytest.raises(Enough):
             build_store(videos, tmp_path / "store", 32, 8, workers=workers)
-    assert found == [expected, 1]
+    assert found == [NVDECS, 1]
 
 
 def test_a_finished_store_of_pyav_is_not_decoded_again(tmp_path, monkeypatch, expected, caplog):
@@ -72,12 +73,12 @@ def test_a_finished_store_of_pyav_is_not_decoded_again(tmp_path, monkeypatch, ex
     source, cfg = DataConfig(f"videos:{tmp_path}"), IVCLConfig(image_size=32, patch_size=8)
     assert build.find_store(tmp_path, [one, two], (32, 8), "auto") == (dali, "auto")
     build_store([one, two], pyav, 32, 8, "pyav", 1)
-    monkeypatch.setattr(build, "_build_shards", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(build._Build, "_build", lambda *_: pytest.fail("decoded again"))
     assert datamodule.open_data(source, cfg).bad_files_path.parent == pyav
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     prepare.prepare(prepare.PrepareConfig(f"videos:{tmp_path}", store=STORE))
     dali.mkdir()
-    (dali / "meta.json").touch()
+    (dali / build.INDEX).touch()
     assert build.find_store(tmp_path, [one, two], (32, 8), "auto") == (dali, "auto")
 
 

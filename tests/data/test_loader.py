@@ -368,13 +368,13 @@ def test_everything_a_gpu_copies_is_pinned(store, clips, monkeypatch):
 
 
 def test_waiting_time_is_measured(store, monkeypatch):
-    rows, held = FrameStore.rows, threading.Event()
+    read, held = FrameStore.batch, threading.Event()
 
-    def slow_rows(self, *arguments):
+    def slow(self, *arguments):
         held.wait(0.05)
-        return rows(self, *arguments)
+        return read(self, *arguments)
 
-    monkeypatch.setattr(FrameStore, "rows", slow_rows)
+    monkeypatch.setattr(FrameStore, "batch", slow)
     loader = make(store, batch_size=1)
     assert loader.wait_seconds == 0
     assert len(list(loader.epoch(0))) == 9

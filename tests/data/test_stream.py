@@ -7,6 +7,7 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from multiprocessing import active_children
@@ -20,12 +21,10 @@ import torch
 from ivcl_fast.data import stream
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.data.decode.decoder import choose_decoders
-from ivcl_fast.data.decode.indexed import index_one
 from ivcl_fast.data.loader import StoreLoader
 from ivcl_fast.data.store.build import build_store
-from ivcl_fast.data.store.index import probe_media
-from ivcl_fast.data.stream import CROP_AREA, StreamLoader, decode_in_worker, draw_crop
-from ivcl_fast.data.workers import WorkerPool
+from ivcl_fast.data.stream import CROP_AREA, StreamLoader, draw_crop
+from ivcl_fast.data.stream_index import indexed_media, saved_index
 from tests.data.test_loader import same
 from tests.support.marks import NEEDS_DALI
 from tests.support.painted import (
@@ -68,8 +67,9 @@ GOOD = [i for i in range(len(FRAMES)) if i != 2]
 def make(
     videos, clips=CLIPS, batch_size=2, num_frames=4, decoder="pyav", **options
 ) -> StreamLoader:
-    index, _ = probe_media(videos, WorkerPool(1), index_one)
-    infos = {name: one.info for name, one in index.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        index = saved_index(videos, Path(folder), 1)
+    infos = {name: indexed_media(index, row).info for row, name in enumerate(index.names)}
     defaults = dict(
         num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False,
         image_size=32, patch_size=8, workers=1,
@@ -208,15 +208,7 @@ def test_workers_end_with_their_loader(videos):
     assert not active_children()
 
 
-def decode_once(request, report, decoded=[]):  # noqa: B006
-    """Hang from the second clip of a process on."""
-    if decoded:
-        time.sleep(1000)
-    decoded.append(request)
-    return decode_in_worker(request, report)
-
-
-@pytest.mark.parametrize("kind", ["stream", "hanging", "store"])
+@pytest.mark.parametrize("kind", ["stream", "store"])
 def test_a_script_may_end_in_the_middle_of_an_epoch(tmp_path, kind):
     path = write_painted(tmp_path / "v0.avi", 0, 5)
     (tmp_path / "script.py").write_text(
@@ -229,8 +221,6 @@ def test_a_script_may_end_in_the_middle_of_an_epoch(tmp_path, kind):
         "videos, out = [media(Path(sys.argv[1]))], Path(sys.argv[1]).with_name('store')\n"
         "if sys.argv[2] != 'store':\n"
         "    loader = make(videos, clips, batch_size=1, workers=2)\n"
-        "if sys.argv[2] == 'hanging':\n"
-        "    stream.decode_in_worker = decode_once\n"
         "else:\n"
         "    store = build_store(videos, out, 32, 8, 'pyav', workers=1)\n"
         "    options = dict(jitter=False, shuffle=False, drop_last=False)\n"

@@ -16,6 +16,7 @@ from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.loader import Batch
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.slots import SlotLoader, Slots
+from ivcl_fast.data.store.table import Index
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.ivcl import Encoder
@@ -221,7 +222,9 @@ def test_clips_that_shared_frames_are_drawn_one_by_one():
     clips = [Clip(f"{v}-{q}", f"video {v}", q, (0, 1, 2 + q)) for v in range(3) for q in range(2)]
     slots = Slots(torch.arange(6.0).view(6, 1, 1, 1), {c.name: i for i, c in enumerate(clips)})
     options = dict(num_classes=2, multi_label=False, jitter=True, shuffle=True, drop_last=True)
-    frames = dict(count_frames=lambda name: 4, share_frames=True)
+    videos = [f"video {v}" for v in range(3)]
+    index = Index.make(videos, {"frames": np.full(3, 4, np.int32)}, {"bad_files": {}})
+    frames = dict(index=index, share_frames=True)
     batches = [*SlotLoader(slots, clips, 2, 3, **frames, **options).epoch(0)]
     for batch in batches:
         assert batch.frame_index is None

@@ -1,24 +1,22 @@
 """Builds a frame store with any number of processes; a build continues after kills and crashes.
 
-A build has three steps. Under a lock, one process makes the plan: it probes all media and writes
-``plan.json``. Then all processes that need the store build shards; each shard has its own lock.
-Under the first lock again, one process writes the index and finally ``meta.json``. If a process
-is stopped, the next one keeps the finished shards and continues. The jobs of an array may build a
-fixed part of the shards each, which needs no locks; the last of them writes the index.
+What is in no complete shard is missing. Each process that needs the store builds missing shards,
+each under a lock of its own, until none is missing; then one writes the index, which finishes the
+store. The jobs of an array build a fixed part of the missing clips each.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import os
-import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ivcl_fast.data.bad_files import summary
@@ -27,57 +25,42 @@ from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import (
     DecoderName,
     decoding_gpu,
-    decoding_timeout,
     default_workers,
     resolve_decoder,
 )
-from ivcl_fast.data.store.frame_store import (
-    BAD_FILES,
-    INDEX,
-    VERSION,
-    FrameStore,
-    file_digest,
-    read_meta,
-    write_meta,
-)
-from ivcl_fast.data.store.index import SecondChance, reading_timeout, source_digest
+from ivcl_fast.data.store.frame_store import BAD_FILES, INDEX, FrameStore, read_index
 from ivcl_fast.data.store.placement import Placement
-from ivcl_fast.data.store.plan import (
-    CROPS,
-    LOCK,
-    PLAN,
-    check_settings,
-    finished,
-    make_plan,
-    read_plan,
-    shard_tasks,
-)
 from ivcl_fast.data.store.shards import (
-    META,
+    SHARD_BYTES,
+    VERSION,
+    Shard,
     ShardTask,
-    build_shard,
-    finished_shard,
-    is_finished,
-    shard_leftovers,
+    build_shards,
+    grouped,
+    older_version,
+    read_shard,
+    refuse_lost,
 )
-from ivcl_fast.data.store.sources import digest_of, state_of, write_sources
-from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool, usable_cpus
+from ivcl_fast.data.store.source import GONE, Source, State, VideoSource, unchanged
+from ivcl_fast.data.store.table import Index
+from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, remove_temporaries, write_json
-from ivcl_fast.progress import Bar
 
 log = logging.getLogger(__name__)
 
-SHARD_BYTES = 128 * 2**20
+LOCK = "build.lock"
 WAIT_SECONDS = 1.0
 """Seconds between two checks of the shards that other processes build."""
+SHARD_FILES = "shard-" + "[0-9a-f]" * 16
+
+Progress = Callable[[int, int], None]
 
 
 class Part(NamedTuple):
-    """A part of the shards: every ``total``-th, from ``number`` on."""
+    """A part of the clips: the ``number``-th of ``total`` consecutive ones, from 0."""
 
     number: int
-    """From 0."""
     total: int
 
 
@@ -107,60 +90,59 @@ def find_store(
 ) -> tuple[Path, DecoderName]:
     """Return the folder of a data set's store and the decoder to build or open it with.
 
-    Where ``auto`` is DALI and has no store yet, a finished one of the same files that PyAV made, as
-    on a machine without a GPU, is taken. ``named``: task and crop of :func:`default_store_path`.
+    If ``auto`` is DALI, which has no store yet, a store of the same files that PyAV made, for
+    example on a machine without a GPU, is used. ``named``: task and crop of
+    :func:`default_store_path`.
     """
     out = default_store_path(root, *sizes, decoder, **named)
     other = default_store_path(root, *sizes, "pyav", **named)
-    if decoder != "auto" or other == out or (out / META).exists():
+    if decoder != "auto" or other == out or (out / INDEX).exists():
         return out, decoder
     with suppress(UserError):  # there is none, or it is damaged
-        if read_meta(other)["source_digest"] == source_digest(media):
+        if _is_current(read_index(other), VideoSource(media, "pyav")):
             log.info("store: PyAV has made %s, which is used; --decoder dali makes another", other)
             return other, "pyav"
     return out, decoder
 
 
 def build_store(
-    media: Sequence[Media],
+    source: Source | Sequence[Media],
     out: Path,
     image_size: int,
     patch_size: int,
     decoder: DecoderName = "auto",
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     shard_bytes: int = SHARD_BYTES,
-    stall_seconds: float = STALL_SECONDS,
     placement: Placement = "disk",
     device: torch.device | None = None,
     crop: Square = "none",
     step_bytes: Callable[[], int] | None = None,
 ) -> FrameStore:
-    """Decode every frame of ``media`` into a store at ``out``, or open the store if it exists.
+    """Decode every frame of videos into a store at ``out``, or open the store if it exists.
 
-    Media that cannot be used are left out, logged, and listed with the reason in
-    ``bad_files.json``; so are media whose decoder twice crashed, or hung for ``stall_seconds``.
-    An interrupted build continues from its finished shards. If media were added, changed or
-    removed, or bad files have changed, only the shards with such media are replaced, and new media
-    come into new shards; a store that is open goes on with what it has. Processes that need the
-    same store (such as the ranks of torchrun, on one or several machines) build it together.
+    Videos that cannot be used are left out, logged, and listed with the reason in
+    ``bad_files.json``; so are videos whose decoder crashed or hung twice. An interrupted build
+    continues. If videos were added, changed or removed, only the shards with such videos are
+    replaced; a store that is open is not affected. Processes that need the same store (such as the
+    ranks of torchrun, on one or several machines) build it together.
 
     Args:
+        source: videos, or another :class:`~ivcl_fast.data.store.source.Source` of frames.
         out: folder of the store.
         image_size: height and width that frames are resized to; a multiple of ``patch_size``.
         decoder: ``auto``, ``dali`` or ``pyav``.
         workers: processes; default one per CPU, or per NVDEC. With 1 this process decodes, and
             ends if a decoder crashes. The bytes do not depend on it.
-        progress: called with (frames done, frames in total); beside a :class:`Bar`, another shows
-            how many videos are probed.
-        shard_bytes: largest size of a shard.
+        progress: called with (videos done, videos in total) when shards are complete.
+        shard_bytes: size at which a shard ends.
         crop: part of the frames to resize to the square; by default all of them.
         placement, device, step_bytes: see :class:`FrameStore`; DALI decodes on ``device`` if it
             is a GPU.
 
     Raises:
-        UserError: ``out`` contains a store of other settings, a store more than half of whose media
-            are missing, or something else; cannot be written, or the disk is full.
+        UserError: ``out`` contains a store of other settings, a store more than half of whose
+            videos are missing, or something else; cannot be written, or the disk is full.
 
     Example::
 
@@ -168,173 +150,259 @@ def build_store(
         >>> store.rows(store.names[0], [0, 1]).shape
         (2, 64, 192)
     """
-    build = StoreBuild(media, out, image_size, patch_size, decoder, shard_bytes, crop)
-    build.run(Part(0, 1), workers, progress, stall_seconds, device)
-    return build.open(placement, device, step_bytes)
+    build_part(
+        Part(0, 1), source, out, image_size, patch_size, decoder, workers, progress, shard_bytes,
+        device, crop,
+    )  # fmt: skip
+    store = FrameStore(out, placement, device, step_bytes)
+    if store.bad_files:
+        total = len(store.index) + len(store.bad_files)
+        log.warning(summary(store.bad_files, total, Path(out) / BAD_FILES))
+    return store
 
 
-class StoreBuild:
-    """The build of a store, as :func:`build_store` describes it, for jobs that do a part of it."""
+def build_part(
+    part: Part,
+    source: Source | Sequence[Media],
+    out: Path,
+    image_size: int,
+    patch_size: int,
+    decoder: DecoderName = "auto",
+    workers: int | None = None,
+    progress: Progress | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    device: torch.device | None = None,
+    crop: Square = "none",
+) -> int:
+    """Build a part of a store, without waiting for other parts; see :func:`build_store`.
+
+    Parts may run at the same time on machines that share the folder. Returns the number of videos
+    that other parts have to decode yet; 0 if the store is complete, which the last part does.
+    """
+    check_sizes(image_size, patch_size)
+    if workers is not None and workers < 1:
+        raise UserError(f"workers: expected at least 1, got {workers}")
+    if isinstance(source, Sequence):
+        source = VideoSource(source, decoder, crop, decoding_gpu(device))
+    _check_names(source)
+    crop = source.crop if isinstance(source, VideoSource) else "none"
+    settings = {
+        "version": VERSION, "image_size": image_size, "patch_size": patch_size, "crop": crop,
+        "decoder": source.decoder,
+    }  # fmt: skip
+    build = _Build(source, Path(out), settings, shard_bytes)
+    return build.run(part, workers, progress or (lambda *_: None))
+
+
+def _check_names(source: Source) -> None:
+    """Raise :class:`UserError` if there are no clips, or two with the same name."""
+    if not source.names:
+        raise UserError("the data set has no videos")
+    name, count = Counter(source.names).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{count} videos have the name {name}")
+
+
+class _Build:
+    """What exists of a store, and what is missing."""
 
     def __init__(
-        self,
-        media: Sequence[Media],
-        out: Path,
-        image_size: int,
-        patch_size: int,
-        decoder: DecoderName = "auto",
-        shard_bytes: int = SHARD_BYTES,
-        crop: Square = "none",
+        self, source: Source, out: Path, settings: dict[str, Any], shard_bytes: int
     ) -> None:
-        check_sizes(image_size, patch_size)
-        self.media, self.out, self.decoder = media, Path(out), decoder
-        self.states = {one.name: state_of(one) for one in media}
-        self.settings: dict[str, Any] = {
-            "version": VERSION,
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "crop": CROPS[crop],
-            "decoder": resolve_decoder(decoder),
-            "source_digest": source_digest(media),
-            "state": digest_of(self.states),
-            "shard_bytes": shard_bytes,
-        }
+        self.source, self.out, self.settings = source, out, settings
+        self.shard_bytes = shard_bytes
+        self._read: dict[Path, Shard] = {}
+        self._old: set[str] = set()
+        """Shards of the store before this build, by name."""
 
-    def run(
-        self,
-        part: Part,
-        workers: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
-        stall_seconds: float = STALL_SECONDS,
-        device: torch.device | None = None,
-    ) -> int:
-        """Build a part of the missing shards, and wait for no other part.
-
-        Parts may run at the same time on machines that share the folder. Returns the number of
-        shards that other parts have to build yet; 0 if the store is complete, which the last part
-        does.
-        """
-        gpu = decoding_gpu(device)
-        if workers is not None and workers < 1:
-            raise UserError(f"workers: {workers} is not accepted; accepted: at least 1")
-        out = self.out
-        if (out / META).exists():
-            meta = read_meta(out)
-            check_settings(out, meta, self.settings)
-            same = meta["source_digest"] == self.settings["source_digest"]
-            if is_finished(out, self.settings["state"]) or (same and not os.access(out, os.W_OK)):
+    def run(self, part: Part, workers: int | None, progress: Progress) -> int:
+        """Build a part; see :func:`build_part`."""
+        if (self.out / INDEX).exists() or (self.out / "meta.json").exists():
+            index = read_index(self.out)
+            self._check_settings(index.about["settings"])
+            if self._is_whole(index) and _is_current(index, self.source):
                 return 0
-        with _storage_errors(out), WorkerPool(workers or usable_cpus(), stall_seconds) as pool:
-            _claim(out)
-            plan = make_plan(
-                self.media, out, self.settings, self.states, self.decoder, pool, gpu,
-                shows_progress=isinstance(progress, Bar),
-            )  # fmt: skip
-            if plan is None:
-                return 0
-            tasks = shard_tasks(self.media, out, plan, gpu)
-            pool.workers = workers or default_workers(plan["decoders"].values())
-            decoding = decoding_timeout(stall_seconds, plan["frames"].values())
-            pool.stall_seconds = max(decoding, reading_timeout(self.media))
-            own = tasks[part.number :: part.total]
-            _build_shards(own, pool, progress or (lambda *_: None))
-            if left := len(_missing(tasks)):
-                return 0 if is_finished(out, plan["state"]) else left
-            _finish(out, self.settings, plan, list(self.states))
-        return 0
-
-    def open(
-        self,
-        placement: Placement,
-        device: torch.device | None,
-        step_bytes: Callable[[], int] | None = None,
-    ) -> FrameStore:
-        """Open the store, which is complete, and delete what its build has left."""
-        out = self.out
-        # A finished store may be in a read-only folder, and another process may renew it by now.
-        with suppress(OSError), locked(out / LOCK, wait=False) as held:
-            if held and is_finished(out, self.settings["state"]):
-                remove_temporaries(out, ["*"])
-                for leftover in (out / PLAN, *shard_leftovers(out, read_meta(out)), out / LOCK):
-                    leftover.unlink(missing_ok=True)
-        store = FrameStore(out, placement, device, step_bytes)
-        if store.bad_files:
-            log.warning(summary(store.bad_files, len(self.media), out / BAD_FILES))
-        return store
-
-
-def _claim(out: Path) -> None:
-    """Make the folder; :class:`UserError` if it contains something else."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file, not a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    names = {path.name for path in out.iterdir() if path.suffix not in (".tmp", ".lock")}
-    if names and not names & {PLAN, META}:
-        raise UserError(f"{out}: is neither empty nor a store; choose another folder")
-
-
-def _build_shards(
-    tasks: Sequence[ShardTask], pool: WorkerPool, progress: Callable[[int, int], None]
-) -> None:
-    """Build shards, and wait for other processes, until all shards are finished."""
-    total = sum(sum(task.expected_frames) for task in tasks)
-    second_chance = SecondChance()
-    waits = False
-    while missing := _missing(tasks):
-        folder = tasks[0].path.parent
-        if is_finished(folder, tasks[0].state):  # by another process
-            return
-        left = sum(sum(task.expected_frames) for task in missing)
-        if waits:
-            log.info("%s: waiting for shards that other processes build", folder)
-            time.sleep(WAIT_SECONDS)
-        else:
-            log.info("decoding %d of %d frames into %s", left, total, folder)
-
-        def report(count: int) -> None:
-            nonlocal left
-            left -= count
-            progress(total - left, total)
-
-        report(0)
-        for _ in pool.run(build_shard, missing, report, second_chance):
-            pass
-        waits = True
-    progress(total, total)
-
-
-def _missing(tasks: Sequence[ShardTask]) -> list[ShardTask]:
-    return [task for task in tasks if not finished_shard(task.path)]
-
-
-def _finish(
-    out: Path, settings: dict[str, Any], plan: dict[str, Any], names: Sequence[str]
-) -> None:
-    """Write the index and the meta file, unless another process has done so."""
-    with locked(out / LOCK):
-        if is_finished(out, plan["state"]):
-            return
-        if not (out / PLAN).exists() or read_plan(out / PLAN)["state"] != plan["state"]:
-            raise UserError(
-                f"{out}: the videos changed while the store was built; the same command continues"
+            self._old = {Path(file).stem for file, _ in index.about["shards"]}
+        with _storage_errors(self.out):
+            self._claim()
+            count = workers or default_workers(
+                ["dali"] if self.source.decoder == "dali" else ["pyav"]
             )
-        shards, bad_files, sources = finished(out, plan)
-        places: dict[str, list[int]] = {}
-        for number, shard in enumerate(shards):
-            first = 0
-            for name, count in shard.frames.items():
-                places[name] = [number, first, count]
-                first += count
-        write_json(out / INDEX, {name: places[name] for name in names if name in places})
-        write_json(out / BAD_FILES, dict(sorted(bad_files.items())))
-        write_sources(out, sources)
-        files = {
-            name: {"bytes": (out / name).stat().st_size, "sha256": file_digest(out / name)}
-            for name in (INDEX, BAD_FILES)
-        }
-        files |= {shard.file: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in shards}
-        meta = {key: value for key, value in settings.items() if key != "shard_bytes"}
-        write_meta(out, meta | {"files": files})
+            with WorkerPool(count) as pool:
+                self._build(part, pool, progress)
+            missing = self._missing(self._kept())
+            if not missing:
+                self._finish()
+        return len(missing)
+
+    def _is_whole(self, index: Index) -> bool:
+        """Whether the files of all shards have their lengths."""
+        with suppress(FileNotFoundError):
+            return all((self.out / f).stat().st_size == n for f, n in index.about["shards"])
+        return False
+
+    def _check_settings(self, found: dict[str, Any]) -> None:
+        """Raise :class:`UserError` if the store has other settings; its clips may differ."""
+        for key, value in self.settings.items():
+            if found[key] != value:
+                raise UserError(
+                    f"{self.out}: contains a store with {key} {found[key]}, not {value}; delete it "
+                    "or choose another folder"
+                )
+
+    def _claim(self) -> None:
+        """Make the folder; :class:`UserError` if it contains something else."""
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"{self.out}: is a file, not a folder")
+        self.out.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in self.out.iterdir() if path.suffix != ".tmp"}
+        if "plan.json" in names:
+            raise older_version(self.out)
+        if names and not names & {INDEX, LOCK}:
+            raise UserError(f"{self.out}: is neither empty nor a store; choose another folder")
+        (self.out / LOCK).touch()
+        self._check_clips()
+
+    def _check_clips(self) -> None:
+        """Raise :class:`UserError` if most of the clips that exist are of another data set."""
+        names = [name for shard in self._shards().values() for name in shard.clips]
+        known = set(self.source.names)
+        gone = sum(name not in known or self.source.state(name) == GONE for name in names)
+        if gone > len(names) / 2:
+            raise UserError(
+                f"{self.out}: contains a store of other videos ({gone} of its {len(names)} are "
+                "missing); delete it or choose another folder"
+            )
+
+    def _shards(self) -> dict[Path, Shard]:
+        """Read the records of all complete shards, by their path."""
+        for record in sorted(self.out.glob(f"{SHARD_FILES}.json")):
+            if record not in self._read and (shard := read_shard(record)) is not None:
+                self._check_settings(shard.settings)
+                self._read[record] = shard
+        return self._read
+
+    def _kept(self) -> dict[Path, Shard]:
+        """Return the shards whose clips are unchanged; each clip is in one of them."""
+        shards = sorted(self._shards().items())
+        states = [of for _, shard in shards for of in shard.states().items()]
+        same = iter(_unchanged(self.source, states))
+        kept, done = dict[Path, Shard](), set[str]()
+        for record, shard in shards:
+            usable = {name for name in shard.states() if next(same)}
+            clips = shard.clips.keys() & usable
+            bad = {name: of for name, of in shard.bad_files.items() if name in usable}
+            if len(clips) == len(shard.clips) and (clips or bad) and not clips & done:
+                done |= clips
+                kept[record] = Shard(shard.settings, shard.clips, bad)
+        return kept
+
+    def _missing(self, kept: dict[Path, Shard]) -> set[str]:
+        """Return the clips that are in no shard."""
+        done = {name for shard in kept.values() for name in (*shard.clips, *shard.bad_files)}
+        return set(self.source.names) - done
+
+    def _build(self, part: Part, pool: WorkerPool, progress: Progress) -> None:
+        """Build the missing clips of a part, and wait for other processes that do so."""
+        total = len(self.source.names)
+        places = {name: place for place, name in enumerate(self.source.names)}
+
+        def missing_groups() -> list[list[str]]:
+            kept = self._kept()
+            missing = self._missing(kept)
+            progress(total - len(missing), total)
+            old = {name for of, one in kept.items() if of.stem in self._old for name in one.clips}
+            new = (name for name in self.source.names if name not in old)
+            groups = grouped(new, missing, total)
+            return [
+                group for group in groups
+                if places[group[0]] * part.total // total == part.number
+            ]  # fmt: skip
+
+        waits = False
+        while groups := missing_groups():
+            done = total - sum(map(len, groups))
+            if waits:
+                log.info("%s: waiting for shards that other processes build", self.out)
+                time.sleep(WAIT_SECONDS)
+            else:
+                log.info("decoding %d of %d videos into %s", total - done, total, self.out)
+            tasks = (
+                ShardTask(self.out, self.source.only(group), self.settings, self.shard_bytes)
+                for group in groups
+            )
+            waits = True
+            for count in pool.run(build_shards, tasks, refuse_lost):
+                done += count
+                waits = waits and not count
+                progress(done, total)
+
+    def _finish(self) -> None:
+        """Write the index, and delete what it does not name, unless another process has done so."""
+        with locked(self.out / LOCK):
+            self._read.clear()
+            kept = self._kept()
+            if self._missing(kept):
+                raise UserError(
+                    f"{self.out}: the videos changed while the store was built; the same command "
+                    "continues"
+                )
+            bad = {name: of for shard in kept.values() for name, of in shard.bad_files.items()}
+            write_json(self.out / BAD_FILES, {name: bad[name][0] for name in sorted(bad)})
+            make_index(self.source.names, kept, self.settings).write(self.out / INDEX)
+            remove_temporaries(self.out, ["*"])
+            for path in self.out.glob(f"{SHARD_FILES}.*"):
+                if path.with_suffix(".json") not in kept or path.suffix not in (".json", ".u8"):
+                    path.unlink(missing_ok=True)
+            (self.out / LOCK).unlink(missing_ok=True)
+
+
+def make_index(names: Sequence[str], shards: dict[Path, Shard], settings: dict[str, Any]) -> Index:
+    """Make the index of a store from its shards."""
+    rows: dict[str, tuple[int, ...]] = {}
+    digests: dict[str, str] = {}
+    for number, shard in enumerate(shards.values()):
+        first = 0
+        for name, clip in shard.clips.items():
+            rows[name] = (number, first, clip.frames, *clip.state)
+            digests[name] = clip.sha256
+            first += clip.frames
+    names = [name for name in names if name in rows]
+    values = np.array([rows[name] for name in names], np.int64).reshape(-1, 5)
+    columns = {
+        "shard": values[:, 0].astype(np.int32),
+        "first": values[:, 1],
+        "frames": values[:, 2].astype(np.int32),
+        "state": values[:, 3:],
+        "sha256": np.frombuffer(bytes.fromhex("".join(digests[n] for n in names)), np.uint8),
+    }
+    files = [(record.with_suffix(".u8").name, shard.size()) for record, shard in shards.items()]
+    bad = {name: (why, *at) for s in shards.values() for name, (why, at) in s.bad_files.items()}
+    about = {"settings": settings, "shards": files, "bad_files": dict(sorted(bad.items()))}
+    return Index.make(names, columns, about)
+
+
+def _is_current(index: Index, source: Source) -> bool:
+    """Whether a store has exactly the clips of a source, in the state in which they are."""
+    rows = index.find(source.names)
+    if len(source.names) != len(index) + len(index.bad_files):
+        return False
+    bad = {name: State(*at) for name, (_, *at) in index.about["bad_files"].items()}
+    then = np.zeros((len(rows), 2), np.int64)
+    then[rows >= 0] = index.columns["state"][rows[rows >= 0]]
+    now = np.array([source.state(name) for name in source.names], np.int64)
+    for at in np.flatnonzero(rows < 0):
+        then[at] = bad.get(source.names[at], State(-1, -1))
+    return bool(unchanged(now, then).all())
+
+
+def _unchanged(source: Source, then: Sequence[tuple[str, State]]) -> list[bool]:
+    """Return which clips have the state that they had then."""
+    known = set(source.names)
+    now = [source.state(name) if name in known else State(-1, -1) for name, _ in then]
+    before = [state for _, state in then]
+    pairs = (np.array(of, np.int64).reshape(-1, 2) for of in (now, before))
+    return unchanged(*pairs).tolist()
 
 
 @contextmanager
@@ -346,18 +414,7 @@ def _storage_errors(out: Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(f"{out}: cannot be written: {error.strerror}") from None
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"{out}: {error.strerror}; {_space_needed(out)}") from None
+            raise UserError(
+                f"{out}: {error.strerror}; make room, and the same command continues"
+            ) from None
         raise
-
-
-def _space_needed(out: Path) -> str:
-    with suppress(OSError, ValueError):
-        plan = read_plan(out / PLAN)
-        whole = sum(plan["frames"].values()) * 3 * plan["image_size"] ** 2
-        written = sum((out / n).stat().st_size for n in plan["shards"] if (out / n).exists())
-        free = shutil.disk_usage(out).free
-        return (
-            f"the store needs {(whole - written) / 1e9:.2f} GB more and {free / 1e9:.2f} GB are "
-            "free; make room, and the same command continues"
-        )
-    return "make room, and the same command continues"

@@ -1,42 +1,38 @@
-"""The frame store: every frame of a data set's media, decoded once, as patch rows.
+"""The frame store: every frame of a data set's videos, decoded once, as patch rows.
 
 A store is a folder::
 
-    meta.json         version, sizes, crop, decoder, digest of the media, length and sha256 of the
-                      other files, and its own sha256
-    index.json        media -> [shard, first frame in it, number of frames]
-    bad_files.json    media -> reason why they are not in the store
-    sources.json      media -> state of their files, see :mod:`ivcl_fast.data.store.sources`
-    shard-00000.u8    uint8 [frames, N, 3PP], one after another
+    index.safetensors      settings; for each video its shard, place and number of frames
+    bad_files.json         videos that cannot be used -> reason
+    shard-<id>.u8, .json   uint8 [frames, N, 3PP]; which videos these are, and their checksums
+    labels-<task>.safetensors   clips and labels of a task, see :mod:`ivcl_fast.data.store.labels`
 
-Reading a patch of a frame is one contiguous read. ``meta.json`` is written last. A folder without
-it is an unfinished build, which :func:`~ivcl_fast.data.store.build.build_store` continues.
+Reading a patch of a frame is one contiguous read. The index is written last. A folder without it is
+an unfinished build, which :func:`~ivcl_fast.data.store.build.build_store` continues.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import mmap
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from ivcl_fast.data.store.mapping import map_file, read_ahead
 from ivcl_fast.data.store.placement import Placement, choose_placement
-from ivcl_fast.data.store.shards import META
-from ivcl_fast.data.store.sources import SOURCES, read_sources
+from ivcl_fast.data.store.shards import VERSION, older_version
+from ivcl_fast.data.store.table import Index, Strings
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import errors_name, read_bytes, write_text
-from ivcl_fast.manifest import check_signed, signed
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
-INDEX, BAD_FILES = "index.json", "bad_files.json"
+INDEX, BAD_FILES = "index.safetensors", "bad_files.json"
+OPEN_SHARDS = 512
+"""Shards that are mapped at a time; a process has a limit of open files."""
 READ_AHEAD_BYTES = 2**16
 """Size of a frame from which it pays to announce that it will be read."""
 PLACES = {"disk": "on disk", "ram": "in memory", "gpu": "in GPU memory"}
@@ -45,10 +41,9 @@ PLACES = {"disk": "on disk", "ram": "in memory", "gpu": "in GPU memory"}
 class FrameStore:
     """An open frame store.
 
-    Opening checks the version, the length of every file and the contents of the small files;
-    :meth:`verify` checks the contents of all files. On disk, shards are memory maps, which all
-    readers of a machine share; in RAM, every reader has its own copy; on a GPU, the store is a
-    tensor, from which batches are gathered.
+    Opening checks the version and the length of every shard; :meth:`verify` checks the frames. On
+    disk, shards are memory maps, which all readers of a machine share; in RAM, every reader has its
+    own copy; on a GPU, the store is a tensor, from which batches are gathered.
 
     Example::
 
@@ -75,19 +70,16 @@ class FrameStore:
             UserError: the folder is not a complete store, or there is no device for ``gpu``.
         """
         self.path = Path(path)
-        meta = read_meta(self.path)
-        self.image_size: int = meta["image_size"]
-        self.patch_size: int = meta["patch_size"]
-        self.decoder: str = meta["decoder"]
+        self.index = read_index(self.path)
+        settings = self.index.about["settings"]
+        self.image_size: int = settings["image_size"]
+        self.patch_size: int = settings["patch_size"]
+        self.decoder: str = settings["decoder"]
         self.num_patches = (self.image_size // self.patch_size) ** 2
         self.patch_dim = 3 * self.patch_size**2
-        self._files: dict[str, dict[str, Any]] = meta["files"]
+        self._files: list[tuple[str, int]] = self.index.about["shards"]
         self._check_lengths()
-        self._index: dict[str, list[int]] = read_small(self.path, meta, INDEX)
-        self.bad_files: dict[str, str] = read_small(self.path, meta, BAD_FILES)
-        self.names = list(self._index)
-        self._shard_names = [name for name in self._files if name not in (INDEX, BAD_FILES)]
-        self.bytes: int = sum(self._files[name]["bytes"] for name in self._shard_names)
+        self.bytes: int = sum(size for _, size in self._files)
         """Size of all frames."""
         self.placement, reason = choose_placement(placement, self.bytes, device, step_bytes)
         if self.placement == "gpu" and device is None:
@@ -96,19 +88,35 @@ class FrameStore:
             where = PLACES[self.placement]
             log.info("store: %s, %.2f GB %s, %s", self.path, self.bytes / 1e9, where, reason)
         self._on_device = self._load(device) if self.placement == "gpu" else None
-        self._shards = [self._open_shard(n) for n in self._shard_names if self._on_device is None]
+        if self.placement == "ram":
+            loaded = [self._reshaped(np.fromfile(self.path / f, np.uint8)) for f, _ in self._files]
+            self._shard = loaded.__getitem__
+        else:
+            self._shard = lru_cache(OPEN_SHARDS)(self._map_shard)
+            for number in range(min(OPEN_SHARDS, len(self._files) * (self._on_device is None))):
+                self._shard(number)  # now: a build may replace it, while this goes on
+
+    @property
+    def names(self) -> Strings:
+        """Names of the videos."""
+        return self.index.names
+
+    @property
+    def bad_files(self) -> dict[str, str]:
+        """Videos that are not in the store, with the reason."""
+        return self.index.bad_files
 
     def num_frames(self, name: str) -> int:
-        """Return the number of frames of media."""
-        return self._entry(name)[2]
+        """Return the number of frames of a video."""
+        return int(self.index.frames[self._find([name])[0]])
 
     def rows(
         self, name: str, frame_ids: Sequence[int] | np.ndarray, out: np.ndarray | None = None
     ) -> np.ndarray:
         """Read the patch rows of frames: uint8 ``[T, N, 3PP]``, in ``out`` if it is given.
 
-        Raises ``IndexError`` for a frame that does not exist, and :class:`UserError` for media that
-        the store does not contain.
+        Raises ``IndexError`` for a frame that does not exist, and :class:`UserError` for videos
+        that the store does not contain.
         """
         if self._on_device is not None:
             rows = self.batch([name], [np.asarray(frame_ids)])[0].cpu().numpy()
@@ -116,126 +124,151 @@ class FrameStore:
                 return rows
             out[...] = rows
             return out
-        number, places = self._places(name, frame_ids)
-        shard = self._shards[number]
-        if self.placement == "disk" and shard.strides[0] >= READ_AHEAD_BYTES:
-            read_ahead(shard, places)
-        # The places are checked; "clip" avoids the buffer that NumPy needs for "raise" with out.
-        return np.take(shard, places, 0, out, mode="clip")
+        return self._read(int(self._find([name])[0]), frame_ids, out)
 
     def batch(
         self, names: Sequence[str], frame_ids: Sequence[np.ndarray], pin: bool = False
     ) -> torch.Tensor:
-        """Read B clips, each given by the name of its media and T frames: uint8 ``[B, T, N, 3PP]``.
+        """Read B clips, each given by the name of its video and T frames: uint8 ``[B, T, N, 3PP]``.
 
         The result is on the device of the store; ``pin`` allocates page-locked memory.
         """
         length = len(frame_ids[0]) if names else 0
         shape = (len(names), length, self.num_patches, self.patch_dim)
+        found = self._find(names).tolist()
         if self._on_device is not None:
-            wanted = [self._places(*clip) for clip in zip(names, frame_ids, strict=True)]
-            rows = [self._shard_starts[shard] + places for shard, places in wanted]
+            rows = [
+                self._starts[self.index.columns["shard"][at]] + self._places(at, ids)
+                for at, ids in zip(found, frame_ids, strict=True)
+            ]
             chosen = torch.from_numpy(np.concatenate(rows))
             if pin:  # otherwise the copy would wait for pending steps
                 chosen = chosen.pin_memory()
             chosen = chosen.to(self._on_device.device, non_blocking=pin)
             return self._on_device.index_select(0, chosen).view(shape)
         batch = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
-        for name, ids, out in zip(names, frame_ids, batch.numpy(), strict=True):
-            self.rows(name, ids, out)
+        for at, ids, out in zip(found, frame_ids, batch.numpy(), strict=True):
+            self._read(at, ids, out)
         return batch
 
     def verify(self) -> None:
-        """Compare the checksums of all files; :class:`UserError` names a file that differs."""
-        for name in self._files:
-            if file_digest(self.path / name) != self._files[name]["sha256"]:
-                raise _changed(self.path / name)
-        try:
-            read_sources(self.path)
-        except ValueError:
-            raise _changed(self.path / SOURCES) from None
+        """Compare the checksums of all frames; :class:`UserError` names a shard that differs."""
+        columns = self.index.columns
+        expected = columns["sha256"].reshape(-1, 32)
+        for number, (file, size) in enumerate(self._files):
+            frames = self._map_shard(number)
+            rows = np.flatnonzero(columns["shard"] == number)
+            if sum(columns["frames"][rows].tolist()) != len(frames):
+                raise self._changed(file, size)
+            for row in rows.tolist():
+                first, count = columns["first"][row], columns["frames"][row]
+                digest = hashlib.sha256(frames[first : first + count].data).digest()
+                if digest != expected[row].tobytes():
+                    raise self._changed(file, size)
 
-    def _places(self, name: str, frame_ids: Sequence[int] | np.ndarray) -> tuple[int, np.ndarray]:
-        """Return the shard of media, and where frames, which have to exist, are in it."""
-        shard, first, frames = self._entry(name)
-        ids = np.asarray(frame_ids, np.int64)
+    def copies(self, names: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
+        """Pair the videos that have exactly the frames of one of ``others`` with that one."""
+        names, others = list(names), list(others)
+        digests = self.index.columns["sha256"].reshape(-1, 32)
+
+        def content(all_names: list[str]) -> list[bytes]:
+            return [digests[at].tobytes() if at >= 0 else b"" for at in self.index.find(all_names)]
+
+        by_content = dict(zip(content(others), others, strict=True))
+        found = zip(names, content(names), strict=True)
+        return [(name, by_content[of]) for name, of in found if of and of in by_content]
+
+    def _find(self, names: Sequence[str]) -> np.ndarray:
+        """Return the rows of videos in the index."""
+        rows = self.index.find(names)
+        for at in np.flatnonzero(rows < 0):
+            reason = self.bad_files.get(names[at], "the store was built without it")
+            raise UserError(f"{self.path}: no frames of {names[at]}: {reason}")
+        return rows
+
+    def _places(self, row: int, frame_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return where frames of a video, which have to exist, are in its shard."""
+        ids, frames = np.asarray(frame_ids, np.int64), self.index.frames[row]
         if ids.size and not 0 <= ids.min() <= ids.max() < frames:
+            name = self.index.names[row]
             raise IndexError(f"{name}: has frames 0 to {frames - 1}, not all of {ids.tolist()}")
-        return shard, first + ids
+        return self.index.columns["first"][row] + ids
 
-    def _entry(self, name: str) -> list[int]:
-        try:
-            return self._index[name]
-        except KeyError:
-            reason = self.bad_files.get(name, "the store was built without it")
-            raise UserError(f"{self.path}: no frames of {name}: {reason}") from None
+    def _read(
+        self, row: int, frame_ids: Sequence[int] | np.ndarray, out: np.ndarray | None
+    ) -> np.ndarray:
+        places = self._places(row, frame_ids)
+        frames = self._shard(int(self.index.columns["shard"][row]))
+        if self.placement == "disk" and frames.strides[0] >= READ_AHEAD_BYTES:
+            _read_ahead(frames, places)
+        # The places are checked; "clip" avoids the buffer that NumPy needs for "raise" with out.
+        return np.take(frames, places, 0, out, mode="clip")
 
     def _check_lengths(self) -> None:
-        for name, built in self._files.items():
-            path = self.path / name
+        for file, built in self._files:
+            path = self.path / file
             size = path.stat().st_size if path.exists() else 0
-            if size != built["bytes"]:
+            if size != built:
                 raise UserError(
-                    f"{path}: {size:,} bytes, not {built['bytes']:,} as built; "
-                    "delete the store and build it again"
+                    f"{path}: {size:,} bytes, not {built:,} as built; delete it, and the command "
+                    "that built the store builds it again"
                 )
 
-    def _open_shard(self, name: str) -> np.ndarray:
-        path, shape = self.path / name, (-1, self.num_patches, self.patch_dim)
-        content = map_file(path) if self.placement == "disk" else np.fromfile(path, np.uint8)
-        return content.reshape(shape)
+    def _map_shard(self, number: int) -> np.ndarray:
+        file, size = self._files[number]
+        if not size:  # empty files cannot be mapped
+            return self._reshaped(np.empty(0, np.uint8))
+        with (self.path / file).open("rb") as opened:
+            content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        content.madvise(mmap.MADV_RANDOM)  # read what is asked for, and nothing around it
+        return self._reshaped(np.frombuffer(content, np.uint8))
+
+    def _reshaped(self, content: np.ndarray) -> np.ndarray:
+        return content.reshape(-1, self.num_patches, self.patch_dim)
 
     def _load(self, device: torch.device | None) -> torch.Tensor:
         """Load the entire store to the device, shard by shard."""
         row = self.num_patches * self.patch_dim
-        starts = np.cumsum([0] + [self._files[n]["bytes"] // row for n in self._shard_names])
-        self._shard_starts = starts.tolist()
-        whole = torch.empty(self._shard_starts[-1], row, dtype=torch.uint8, device=device)
-        for name, first, end in zip(self._shard_names, starts[:-1], starts[1:], strict=True):
-            shard = np.fromfile(self.path / name, np.uint8).reshape(-1, row)
-            whole[first:end] = torch.from_numpy(shard)
+        self._starts = np.cumsum([0] + [size // row for _, size in self._files])
+        whole = torch.empty(int(self._starts[-1]), row, dtype=torch.uint8, device=device)
+        for number, (file, _) in enumerate(self._files):
+            shard = np.fromfile(self.path / file, np.uint8).reshape(-1, row)
+            whole[self._starts[number] : self._starts[number + 1]] = torch.from_numpy(shard)
         return whole
 
+    def _changed(self, file: str, size: int) -> UserError:
+        return UserError(
+            f"{self.path / file}: damaged: its {size:,} bytes do not match their checksums; delete "
+            "it, and the command that built the store builds it again"
+        )
 
-def read_meta(path: Path) -> dict[str, Any]:
-    """Read ``meta.json`` of a store; :class:`UserError` if it is missing, changed or too old."""
-    file = path / META
+
+def read_index(store: Path) -> Index:
+    """Read the index of a store; :class:`UserError` if it is missing, damaged or too old."""
+    file = Path(store) / INDEX
     try:
-        text = read_bytes(file)
+        index = Index.read(file)
+        if index.about["settings"]["version"] != VERSION:
+            raise older_version(store)
+        return index
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: is not a frame store, or its build is not finished") from None
-    try:
-        version = json.loads(text)["version"]
-        if version == VERSION:
-            return check_signed(text)
-    except (ValueError, KeyError, TypeError):
-        raise _changed(file) from None
-    raise UserError(
-        f"{path}: is a store of version {version}, and version {VERSION} is needed; "
-        "delete it and build it again"
-    )
+        if (Path(store) / "meta.json").exists():
+            raise older_version(store) from None
+        raise UserError(f"{store}: is not a frame store, or its build is not finished") from None
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file}: damaged: {error}; delete this file, and the command that built the store "
+            "writes it again"
+        ) from None
 
 
-def read_small(store: Path, meta: Mapping[str, Any], name: str) -> Any:
-    """Read a JSON file of a store; :class:`UserError` if it is not as it was built."""
-    content = read_bytes(store / name)
-    if hashlib.sha256(content).hexdigest() != meta["files"][name]["sha256"]:
-        raise _changed(store / name)
-    return json.loads(content)
-
-
-def write_meta(path: Path, meta: dict[str, Any]) -> None:
-    """Write ``meta.json`` of a store, which finishes the store."""
-    write_text(path / META, signed(meta))
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with errors_name(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _changed(path: Path) -> UserError:
-    return UserError(
-        f"{path}: its contents changed since it was built; delete the store and build it again"
-    )
+def _read_ahead(frames: np.ndarray, places: np.ndarray) -> None:
+    """Tell the system that frames of a mapped file are needed soon, all at once."""
+    content = frames.base.base if isinstance(frames.base, np.ndarray) else None
+    if isinstance(content, mmap.mmap):
+        step = frames.strides[0]
+        for start in (places * step).tolist():
+            page = start - start % mmap.PAGESIZE
+            content.madvise(mmap.MADV_WILLNEED, page, start + step - page)

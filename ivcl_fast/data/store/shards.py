@@ -1,7 +1,10 @@
-"""Shards: the files with the frames of a store, of limited size, each built by one worker.
+"""Shards: the files with the frames of a store, of limited size, each with a record beside it.
 
-The media of each shard and their order depend only on the data set, so the bytes are the same for
-any number of processes and interruptions.
+``shard-<id>.u8`` holds uint8 ``[frames, N, 3PP]``. ``shard-<id>.json``, written when the shard is
+complete, lists its clips in order, with the checksum of each one's frames, and the clips that
+cannot be used. So every shard describes itself, and what is in no shard is missing. Which clips
+share a shard depends on the data set alone, so the bytes are the same for any number of processes
+and interruptions.
 """
 
 from __future__ import annotations
@@ -9,164 +12,212 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-import torch
-
-from ivcl_fast.data.crop import Square
-from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import ChosenDecoder, make_decoder
-from ivcl_fast.data.store.sources import Source, source_of, state_of
-from ivcl_fast.data.workers import Report
+from ivcl_fast.data.dataset import VideoError
+from ivcl_fast.data.store.source import Source, State, VideoSource
+from ivcl_fast.data.workers import STALL_SECONDS, time_limit
+from ivcl_fast.errors import UserError
 from ivcl_fast.files import atomic_write, locked, read_bytes, remove_temporaries, write_text
-from ivcl_fast.manifest import check_signed, signed
 from ivcl_fast.models.reference import patchify
 
 log = logging.getLogger(__name__)
 
-META = "meta.json"
-"""File that marks a finished store."""
+VERSION = 3
+SHARD_BYTES = 2**30
+"""A shard ends with the clip that reaches this size."""
+SHARD_CLIPS = 256
+"""Most clips, on average, that are planned for a shard."""
+SHARDS = 64
+"""Number of shards, on average, that a data set with fewer clips is divided into."""
+MIN_RATE = 2**20
+"""Bytes per second; slower storage is considered hung."""
 
 
-@dataclass(frozen=True)
-class ShardTask:
-    """The task of building a shard."""
+class StoredClip(NamedTuple):
+    """A clip in a shard."""
 
-    path: Path
-    media: tuple[Media, ...]
-    expected_frames: tuple[int, ...]
-    """Number of frames of each of the media, by its headers."""
-    decoders: tuple[ChosenDecoder, ...]
-    image_size: int
-    patch_size: int
-    gpu: int | None = None
-    """Index of the GPU that DALI decodes on."""
-    square: Square = "none"
-    """The part of the frames that the shard holds."""
-    state: str = ""
-    """The state of a store that contains the shard, see :func:`is_finished`; empty: any."""
-    refused: dict[str, str] = field(default_factory=dict)
-    """Media that are not opened, with the reason."""
+    frames: int
+    sha256: str
+    """Checksum of its frames."""
+    state: State
+    """State of what it was made from."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Content of a finished shard."""
+    """Content of a complete shard, as its record tells."""
 
-    file: str
-    bytes: int
-    sha256: str
-    frames: dict[str, int]
-    """Number of frames of each of the media, in the order of the file."""
-    bad_files: dict[str, str]
-    """Media that were left out, with the reason."""
-    sources: dict[str, Source] = field(default_factory=dict)
-    """The files of all these media as they were read."""
+    settings: dict[str, Any]
+    """Those of the store: version, sizes, crop and decoder."""
+    clips: dict[str, StoredClip]
+    """In the order of the file."""
+    bad_files: dict[str, tuple[str, State]]
+    """Clips that cannot be used: the reason, and the state of the files."""
+
+    def states(self) -> dict[str, State]:
+        """Return the states of what all clips were made from, the bad ones included."""
+        bad = {name: state for name, (_, state) in self.bad_files.items()}
+        return {name: clip.state for name, clip in self.clips.items()} | bad
+
+    def size(self) -> int:
+        """Return the length of the shard's file in bytes."""
+        frames = sum(clip.frames for clip in self.clips.values())
+        return frames * 3 * self.settings["image_size"] ** 2
 
 
-def is_finished(store: Path, state: str) -> bool:
-    """Whether a store is complete and was made from files in this state."""
+@dataclass(frozen=True)
+class ShardTask:
+    """Clips of which a worker makes a shard, or several if they are large."""
+
+    folder: Path
+    source: Source
+    settings: dict[str, Any]
+    shard_bytes: int = SHARD_BYTES
+    refused: dict[str, str] = field(default_factory=dict)
+    """Clips that are not decoded, with the reason."""
+    losses: tuple[str, ...] = ()
+    """Clips at which a worker was lost."""
+
+    @property
+    def marker(self) -> Path:
+        """File that names the clip that is being decoded."""
+        return self.folder / f"{shard_name(self.source)}.now"
+
+
+def shard_name(source: Source) -> str:
+    """Name the shard that begins with the first clip of a source, by the clips and their states."""
+    content = [(name, *source.state(name)) for name in source.names]
+    return f"shard-{hashlib.sha256(repr(content).encode()).hexdigest()[:16]}"
+
+
+def grouped(new: Iterable[str], missing: Set[str], total: int) -> Iterator[list[str]]:
+    """Divide the missing ones of new clips, in order, into tasks; ``total``: clips of the store.
+
+    A task begins at clips that are chosen by their name. So a build that continues has the same
+    tasks, without what is in a shard by now.
+    """
+    size = max(1, min(SHARD_CLIPS, total // SHARDS))
+    group: list[str] = []
+    for name in new:
+        if group and zlib.crc32(name.encode(errors="surrogateescape")) % size == 0:
+            yield group
+            group = []
+        if name in missing:
+            group.append(name)
+    if group:
+        yield group
+
+
+def read_shard(record: Path) -> Shard | None:
+    """Read the record of a shard; None if it is damaged, or its file is not complete.
+
+    Raises :class:`UserError` if another version wrote it.
+    """
     try:
-        return state in ("", json.loads(read_bytes(store / META)).get("state"))
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def finished_shard(path: Path) -> Shard | None:
-    """Return the shard at ``path``, or None if it is not finished."""
-    try:
-        text = read_bytes(_record(path))
-        found = json.loads(text)
-        if "file" not in found:
-            found = check_signed(text)["shard"]  # otherwise of version 0.1.0
-        sources = {name: Source(*of_media) for name, of_media in found.pop("sources", {}).items()}
-        shard = Shard(**found, sources=sources)
-        return shard if path.stat().st_size == shard.bytes else None
+        found = json.loads(read_bytes(record))
+        if found.get("settings", {}).get("version") != VERSION:
+            raise older_version(record.parent)
+        clips = {
+            name: StoredClip(n, sha, State(*at)) for name, (n, sha, at) in found["clips"].items()
+        }
+        bad = {name: (why, State(*at)) for name, (why, at) in found["bad_files"].items()}
+        shard = Shard(found["settings"], clips, bad)
+        if record.with_suffix(".u8").stat().st_size == shard.size():
+            return shard
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):
-        log.warning("%s: damaged, so its shard is built again", _record(path))
-        return None
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    log.warning("%s: damaged, so its shard is built again", record)
+    return None
 
 
-def build_shard(task: ShardTask, report: Report) -> None:
-    """Decode the media of a task into its shard; reports the frames of each of the media.
-
-    The record next to the shard is written last; it marks the shard as finished. Does nothing if
-    another process builds the shard or has finished it.
-    """
-    lock = task.path.with_suffix(".lock")
-    with locked(lock, wait=False) as held:
-        if not held or finished_shard(task.path):
-            return
-        # This is checked last, because records are deleted after META is written.
-        if is_finished(task.path.parent, task.state):
-            lock.unlink(missing_ok=True)
-            return
-        remove_temporaries(task.path.parent, [task.path.stem])
-        _build(task, report)
+def older_version(store: Path) -> UserError:
+    """Return the error for a store of another version."""
+    return UserError(
+        f"{store}: was written by another version of ivcl_fast; delete it and prepare it again"
+    )
 
 
-def _build(task: ShardTask, report: Report) -> None:
-    frames: dict[str, int] = {}
-    bad_files: dict[str, str] = {}
-    sources: dict[str, Source] = {}
-    digest, size = hashlib.sha256(), 0
-    items = zip(task.media, task.expected_frames, task.decoders, strict=True)
-    with atomic_write(task.path) as file:
-        for media, expected, decoder in items:
-            refused = task.refused.get(media.name)
-            sources[media.name] = Source(state_of(media)) if refused else source_of(media)
+def build_shards(task: ShardTask) -> int:
+    """Decode the clips of a task into shards, unless another process does; return their number."""
+    with locked(task.folder / f"{shard_name(task.source)}.lock", wait=False) as held:
+        if held:
+            remove_temporaries(task.folder, [shard_name(task.source)])
+            left = task.source
+            while left.names:
+                left = left.only(left.names[_build_shard(task, left) :])
+            task.marker.unlink(missing_ok=True)
+        return len(task.source.names) if held else 0
+
+
+def _build_shard(task: ShardTask, source: Source) -> int:
+    """Build one shard from the first clips of a source, and return the number of clips."""
+    path = task.folder / f"{shard_name(source)}.u8"
+    if (built := read_shard(path.with_suffix(".json"))) is not None:  # meanwhile
+        return len(built.clips) + len(built.bad_files)
+    clips = dict[str, StoredClip]()
+    bad_files = dict[str, tuple[str, State]]()
+    with atomic_write(path) as file:
+        size = 0
+        for name in source.names:
+            state = source.state(name)
+            task.marker.write_text(name, errors="surrogateescape")
             try:
-                if refused:
-                    raise VideoError(refused)
-                parts = partial(
-                    make_decoder(decoder, task.image_size, task.gpu).parts, media, task.square
-                )
-                frames[media.name], digest = _append(file, size, digest, parts, task.patch_size)
-                size = file.tell()
+                if reason := task.refused.get(name):
+                    raise VideoError(reason)
+                frames, sha256 = _append(file, size, source, name, task.settings)
+                clips[name], size = StoredClip(frames, sha256, state), file.tell()
             except VideoError as error:
-                bad_files[media.name] = str(error)
-            report(expected)
+                bad_files[name] = str(error), state
+            if size >= task.shard_bytes:
+                break
         file.truncate(size)
-    shard = Shard(task.path.name, size, digest.hexdigest(), frames, bad_files, sources)
-    write_text(_record(task.path), signed({"shard": asdict(shard)}))
+    record = {"settings": task.settings, "clips": clips, "bad_files": bad_files}
+    write_text(path.with_suffix(".json"), json.dumps(record) + "\n")
+    return len(clips) + len(bad_files)
 
 
 def _append(
-    file: BinaryIO,
-    start: int,
-    digest: hashlib._Hash,
-    parts: Callable[[], Iterator[torch.Tensor]],
-    patch_size: int,
-) -> tuple[int, hashlib._Hash]:
-    """Write the frames of media to a file, from ``start`` on.
+    file: BinaryIO, start: int, source: Source, name: str, settings: Mapping[str, Any]
+) -> tuple[int, str]:
+    """Write the frames of a clip from ``start`` on; returns their number and checksum."""
 
-    Returns their number, and the ``digest`` of the file with them.
-    """
     file.seek(start)
     file.truncate()
-    count, digest = 0, digest.copy()
-    for part in parts():
-        rows = patchify(part.cpu(), patch_size).contiguous().numpy()
-        count += len(rows)
-        digest.update(rows.data)
-        file.write(rows.data)
-    return count, digest
+    count, digest = 0, hashlib.sha256()
+    with time_limit(STALL_SECONDS + source_bytes(source, name) / MIN_RATE) as restart:
+        for part in source.frames(name, settings["image_size"]):
+            rows = patchify(part.cpu(), settings["patch_size"]).contiguous().numpy()
+            count += len(rows)
+            digest.update(rows.data)
+            file.write(rows.data)
+            restart()
+    return count, digest.hexdigest()
 
 
-def shard_leftovers(store: Path, meta: Mapping[str, Any]) -> Iterator[Path]:
-    """List what a build leaves in a store that a finished store does not need, complete files."""
-    shard = f"shard-{'[0-9]' * 5}"
-    for pattern in (f"{shard}.json", f"{shard}.lock", f"{shard}.u8"):
-        for path in store.glob(pattern):
-            if path.name not in meta["files"]:  # else a shard that was not replaced
-                yield path
+def source_bytes(source: Source, name: str) -> int:
+    """Return the size of a clip's files, which a worker has to read first."""
+    if not isinstance(source, VideoSource):
+        return 0
+    return sum(path.stat().st_size for path in source.media[name].files if path.is_file())
 
 
-def _record(shard: Path) -> Path:
-    return shard.with_suffix(".json")
+def refuse_lost(task: ShardTask, reason: str) -> ShardTask:
+    """Return the task to do after its worker was lost; the second time, its clip is refused."""
+    try:
+        name = task.marker.read_text(errors="surrogateescape")
+    except OSError:
+        raise RuntimeError(f"a worker process was lost: {reason}") from None
+    log.warning("%s: decoding it failed: %s", name, reason)
+    if name not in task.losses:
+        return replace(task, losses=(*task.losses, name))
+    refusal = f"decoding it failed twice: {reason}; touch the file to try again"
+    return replace(task, refused=task.refused | {name: refusal})

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
-from ivcl_fast.data.workers import Report, WorkerPool, usable_cpus
+from ivcl_fast.data.workers import WorkerPool, usable_cpus
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import atomic_folder, locked, read_bytes, remove_temporaries, write_text
 from ivcl_fast.manifest import MANIFEST, Manifest
@@ -118,7 +118,7 @@ def write_dataset(
             log.info("writing %d of %d %s into %s", len(missing), items, spec.unit, out)
         try:
             with WorkerPool(min(workers or usable_cpus(), len(missing))) as pool:
-                written = pool.run(partial(_write_item, out, spec), missing, lambda _: None)
+                written = pool.run(partial(spec.write_item, out), missing)
                 for done, _ in enumerate(written, found + 1):
                     progress(done, items)
         except KeyboardInterrupt:
@@ -127,10 +127,6 @@ def write_dataset(
             ) from None
         _write_index(out, spec)
     return out
-
-
-def _write_item(out: Path, spec: SyntheticSpec, number: int, report: Report) -> None:
-    spec.write_item(out, number)
 
 
 def _write_index(out: Path, spec: SyntheticSpec) -> None:

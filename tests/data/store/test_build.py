@@ -1,31 +1,30 @@
-"""Builds of a store with several processes, crashes, hangs, full disks and kills."""
+"""Builds of a store: several processes, changes, kills, crashes and full disks."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from ivcl_fast import files
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode import decoder
-from ivcl_fast.data.decode.decoder import Decoder, make_decoder
-from ivcl_fast.data.decode.media import probe
+from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.interface import Decoder
 from ivcl_fast.data.store import build as building
-from ivcl_fast.data.store import index, shards
-from ivcl_fast.data.store.build import Part, StoreBuild, build_store
-from ivcl_fast.data.store.frame_store import FrameStore
-from ivcl_fast.data.store.shards import ShardTask, build_shard, finished_shard
+from ivcl_fast.data.store import shards
+from ivcl_fast.data.store.build import build_store
+from ivcl_fast.data.store.frame_store import INDEX, FrameStore
+from ivcl_fast.data.store.source import GONE, State, VideoSource, squares, unchanged
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import locked
 from ivcl_fast.models.reference import patchify
 from tests.data.store.test_frame_store import contents
 from tests.support.painted import (
@@ -41,7 +40,12 @@ from tests.support.strangers import check_strange, strange_files
 
 SIZES = 32, 8
 FRAME_BYTES = 3 * 32**2
-SHARD_BYTES = 40 * FRAME_BYTES
+
+
+@pytest.fixture(autouse=True)
+def few_shards(monkeypatch):
+    """Shards of four videos on average, and of 40 frames at most, and a bit."""
+    monkeypatch.setattr(shards, "SHARDS", 6)
 
 
 @pytest.fixture(scope="module")
@@ -50,210 +54,338 @@ def videos(tmp_path_factory) -> list[Media]:
     return [media(write_painted(folder / f"v{i:02d}.avi", i, 8 + i % 5)) for i in range(24)]
 
 
+@pytest.fixture
+def own(tmp_path) -> list[Media]:
+    """Videos to change."""
+    return [media(write_painted(tmp_path / f"v{i}.avi", i, 5)) for i in range(6)]
+
+
 def build(videos, out, workers=1, **options) -> FrameStore:
-    return build_store(videos, out, *SIZES, "pyav", workers, shard_bytes=SHARD_BYTES, **options)
+    options = {"shard_bytes": 40 * FRAME_BYTES} | options
+    return build_store(videos, out, *SIZES, "pyav", workers, **options)
 
 
 @pytest.fixture(scope="module")
 def built(videos, tmp_path_factory) -> FrameStore:
-    return build(videos, tmp_path_factory.mktemp("stores") / "store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "SHARDS", 6)
+        return build(videos, tmp_path_factory.mktemp("stores") / "store")
 
 
-def broken_at_its_end(path: Path) -> Media:
-    """A video whose last frame cannot be decoded, when others may be written already."""
-    contents = bytearray(write_painted(path, 6, 8).read_bytes())
-    at = contents.rindex(b"\xff\xdb")
-    contents[at : at + 200] = bytes(200)
-    path.write_bytes(contents)
-    return media(path)
+def shown(store: FrameStore) -> dict[str, list[tuple[int, int]]]:
+    store.verify()
+    return {n: numbers_of_rows(store.rows(n, range(store.num_frames(n)))) for n in store.names}
+
+
+def expected(**numbers: tuple[int, int]) -> dict[str, list[tuple[int, int]]]:
+    """Frames by name of the video, each given by its number and number of frames."""
+    return {name: [(video, i) for i in range(n)] for name, (video, n) in numbers.items()}
+
+
+def inodes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_ino for path in folder.glob("*.u8")}
 
 
 def test_every_kind_of_media_in_one_store(tmp_path, monkeypatch):
     """Three frames at a time, so that long videos need no more memory than short ones."""
     monkeypatch.setattr(Decoder, "part_bytes", 4 * FRAME_BYTES - 1)
-    sizes: list[int] = []
-    monkeypatch.setattr(
-        shards, "patchify", lambda part, size: [sizes.append(len(part)), patchify(part, size)][1]
-    )
     pictures = [picture(3, i) for i in range(12)]
+    broken = bytearray(write_painted(tmp_path / "broken.avi", 6, 8).read_bytes())
+    at = broken.rindex(b"\xff\xdb")  # in the last frame, when others are written already
+    broken[at : at + 200] = bytes(200)
+    (tmp_path / "broken.avi").write_bytes(broken)
     everything = [
-        broken_at_its_end(tmp_path / "broken.avi"),
+        media(tmp_path / "broken.avi"),
+        write_images(tmp_path, "jpg", 5, 3, ".jpg"),
         media(write_painted(tmp_path / "motion.avi", 1, 9)),
-        media(write_video(tmp_path / "web.webm", pictures, "libvpx-vp9", **VP9)),
         media(write_video(tmp_path / "phone.mp4", pictures, "libx264")),
         write_images(tmp_path, "png", 4, 10),
-        write_images(tmp_path, "jpg", 5, 3, ".jpg"),
+        media(write_video(tmp_path / "web.webm", pictures, "libvpx-vp9", **VP9)),
     ]
     store = build(everything, tmp_path / "store")
-    found = {n: numbers_of_rows(store.rows(n, range(store.num_frames(n)))) for n in store.names}
-    assert found == {
-        "motion": [(1, i) for i in range(9)],
-        "web": [(3, i) for i in range(12)],
-        "phone": [(3, i) for i in range(12)],
-        "png": [(4, i) for i in range(10)],
-        "jpg": [(5, i) for i in range(3)],
-    }
-    assert store.bad_files == {"broken": "FFmpeg cannot decode one of its frames, frame 7"}
-    assert set(sizes) == {1, 3}
-    store.verify()
+    assert shown(store) == expected(
+        jpg=(5, 3), motion=(1, 9), phone=(3, 12), png=(4, 10), web=(3, 12)
+    )
+    assert list(store.bad_files) == ["broken"] and "frame 7" in store.bad_files["broken"]
 
 
-def test_a_shard_whose_last_video_is_broken_is_finished(videos, tmp_path, monkeypatch):
-    """It would be built again for ever if it held a part of that video."""
-    monkeypatch.setattr(Decoder, "part_bytes", FRAME_BYTES)
-    group = videos[0], broken_at_its_end(tmp_path / "broken.avi")
-    task = ShardTask(tmp_path / "shard-00000.u8", group, (8, 8), ("pyav", "pyav"), *SIZES)
-    build_shard(task, lambda _: None)
-    shard = finished_shard(task.path)
-    assert shard is not None and shard.frames == {"v00": 8} and list(shard.bad_files) == ["broken"]
+def test_shards_are_bounded_and_describe_themselves(built):
+    sizes = [path.stat().st_size for path in built.path.glob("*.u8")]
+    assert sum(sizes) == int(built.index.frames.sum()) * FRAME_BYTES
+    assert 6 < len(sizes) < 24 and max(sizes) < 52 * FRAME_BYTES
+    names = {path.name for path in built.path.iterdir() if not path.name.startswith("shard-")}
+    assert names == {INDEX, "bad_files.json"}
+    records = [
+        shards.read_shard(path) for path in built.path.glob("*.json") if "shard" in path.name
+    ]
+    assert sorted(name for shard in records for name in shard.clips) == list(built.names)  # type: ignore[union-attr]
+
+
+def test_same_bytes_whatever_the_number_of_workers(built, videos, tmp_path):
+    seen: list[tuple[int, int]] = []
+    build(videos, tmp_path, workers=2, progress=lambda *now: seen.append(now))
+    assert contents(tmp_path) == contents(built.path)
+    assert [now for now, _ in seen] == sorted(now for now, _ in seen)
+    assert seen[0] == (0, 24) and seen[-1] == (24, 24)
+
+
+def test_a_second_call_opens(built, videos):
+    before = {path.name: path.stat().st_mtime_ns for path in built.path.iterdir()}
+    build(videos, built.path)
+    assert {path.name: path.stat().st_mtime_ns for path in built.path.iterdir()} == before
+
+
+# --- sources other than videos ------------------------------------------------------------------
+
+
+class Painted:
+    """Clips that are drawn straight into the store."""
+
+    decoder = "drawn"
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def only(self, names: Sequence[str]) -> Painted:
+        return Painted(names)
+
+    def state(self, name: str) -> State:
+        return State(1, 1)
+
+    def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
+        for first in (0, 3):
+            drawn = np.stack([picture(int(name), first + i) for i in range(3)])
+            yield squares(drawn, image_size)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_source_without_files(tmp_path, workers):
+    source = Painted([f"{i}" for i in range(5)])
+    store = build_store(source, tmp_path / "store", *SIZES, workers=workers)
+    assert store.decoder == "drawn"
+    assert shown(store) == {f"{i}": [(i, frame) for frame in range(6)] for i in range(5)}
+    video = media(write_video(tmp_path / "v.avi", [picture(3, i) for i in range(6)], "ffv1"))
+    for decoded in VideoSource([video], "pyav").frames("v", 32):
+        drawn = torch.cat([*source.frames("3", 32)])
+        assert (decoded.int() - drawn.int()).abs().float().mean() < 2
 
 
 # --- several processes --------------------------------------------------------------------------
 
 BUILD = """
-import os, signal, sys
+import multiprocessing, os, signal, sys
 from pathlib import Path
-from ivcl_fast.data.store.build import Part, StoreBuild, build_store
+from ivcl_fast.data.store import shards
+from ivcl_fast.data.store.build import Part, build_part
 from ivcl_fast.data.dataset import Media
 
-def die_when_half_is_done(done, total):
-    if done > total / 2:
+shards.SHARDS = 6
+paths = [Path(line) for line in Path(sys.argv[1]).read_text().split()]
+videos = [Media(path.stem, (path,)) for path in paths]
+out, workers, part, total, dies_at = Path(sys.argv[2]), *map(int, sys.argv[3:])
+
+def die(done, total):
+    if done >= dies_at:
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-if __name__ == "__main__":
-    paths = [Path(line) for line in Path(sys.argv[1]).read_text().split()]
-    videos = [Media(path.stem, (path,)) for path in paths]
-    out, workers, options = Path(sys.argv[2]), int(sys.argv[3]), dict(shard_bytes=40 * 3 * 32**2)
-    if len(sys.argv) == 4:
-        build_store(videos, out, 32, 8, "pyav", workers, **options)
-    else:
-        part, dies = Part(int(sys.argv[4]), 3), sys.argv[5] == "dies"
-        build = StoreBuild(videos, out, 32, 8, "pyav", **options)
-        print(build.run(part, workers, die_when_half_is_done if dies else None))
+options = dict(shard_bytes=40 * 3 * 32**2)
+left = build_part(Part(part, total), videos, out, 32, 8, "pyav", workers, die, **options)
+print(left)
 """
 
 
 def start_build(
-    videos, folder: Path, workers: int, *more: str, **environment: str
+    videos, folder: Path, workers: int = 1, part: int = 0, total: int = 1, dies_at: int = 1000
 ) -> subprocess.Popen:
     script, listed = folder / "build.py", folder / "videos.txt"
     if not script.exists():  # a process that was started before may be reading it
         script.write_text(BUILD)
         listed.write_text("\n".join(str(one.files[0]) for one in videos))
+    numbers = map(str, (workers, part, total, dies_at))
     return subprocess.Popen(
-        [sys.executable, script, listed, folder / "store", str(workers), *more],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
+        [sys.executable, script, listed, folder / "store", *numbers],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
 
 
-def test_ranks_build_one_store_together(videos, built, tmp_path):
-    ranks = [
-        start_build(videos, tmp_path, 1, RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-        for rank in range(2)
-    ]
-    for process in ranks:
-        _, error = process.communicate()
-        assert process.returncode == 0, error
+def test_two_processes_build_one_store_together(videos, built, tmp_path):
+    for process in [start_build(videos, tmp_path) for _ in range(2)]:
+        out, error = process.communicate()
+        assert out == "0\n", error
     assert contents(tmp_path / "store") == contents(built.path)
+
+
+def test_kill_9_leaves_no_orphans_and_the_next_call_completes(built, videos, tmp_path):
+    killed = start_build(videos, tmp_path, workers=2, dies_at=8)
+    out, _ = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL and len(out.split()) == 2
+    for pid in map(int, out.split()):
+        wait_until_gone(pid)
+    with pytest.raises(UserError, match="not finished"):
+        FrameStore(tmp_path / "store")
+    build(videos, tmp_path / "store")
+    assert contents(tmp_path / "store") == contents(built.path)
+
+
+def wait_until_gone(pid: int) -> None:
+    """Wait for a process to end; a zombie has ended."""
+    for _ in range(600):
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    raise AssertionError("a worker outlived its parent")
 
 
 def test_three_parts_one_of_them_killed(videos, built, tmp_path):
     """The part that is started again completes the store; the others do not wait for it."""
-    parts = [
-        start_build(videos, tmp_path, 1, str(number), "dies" if number == 1 else "lives")
-        for number in range(3)
-    ]
+    parts = [start_build(videos, tmp_path, 1, n, 3, 1 if n == 1 else 1000) for n in range(3)]
     ended = [(process.communicate()[0], process.returncode) for process in parts]
-    assert ended[1] == ("", -signal.SIGKILL)
-    assert [int(ended[at][0]) > 0 and ended[at][1] == 0 for at in (0, 2)] == [True, True]
-    assert not (tmp_path / "store" / "meta.json").exists()
-    again = start_build(videos, tmp_path, 1, "1", "lives")
-    assert again.communicate() == ("0\n", "")
-    build(videos, tmp_path / "store")  # deletes what the build has left
+    assert ended[1][1] == -signal.SIGKILL
+    assert all(int(ended[at][0]) > 0 and ended[at][1] == 0 for at in (0, 2))
+    assert not (tmp_path / "store" / INDEX).exists()
+    assert start_build(videos, tmp_path, 1, 1, 3).communicate() == ("0\n", "")
     assert contents(tmp_path / "store") == contents(built.path)
 
 
-def test_shards_of_another_process_are_waited_for(videos, built, tmp_path, monkeypatch):
-    """They are built here if that process dies."""
-    waits = []
-    other = ExitStack()
-    other.enter_context(locked(tmp_path / "shard-00003.lock"))
-
-    def end_of_the_other(seconds: float) -> None:
-        waits.append({path.name for path in tmp_path.glob("*.u8")})
-        other.close()
-
-    monkeypatch.setattr(building.time, "sleep", end_of_the_other)
-    build(videos, tmp_path)
-    everything = {path.name for path in built.path.glob("*.u8")}
-    assert waits == [everything - {"shard-00003.u8"}]
-    assert contents(tmp_path) == contents(built.path)
+class Killed(BaseException):
+    """Stands for a kill, which no handler catches."""
 
 
-def test_without_locks_the_shards_that_others_write_stay(videos, built, tmp_path, monkeypatch):
-    """On such a file system every process builds every shard; a temporary file is its own."""
+def test_stopped_before_any_of_its_writes(own, tmp_path, monkeypatch):
+    """Before each of the files is renamed; the next call gives the same bytes."""
+    once, replace, stops = contents(build(own, tmp_path / "once").path), os.replace, 0
+    while True:
+        left = stops
 
-    def no_locks(*_):
-        raise OSError
+        def replace_or_stop(source, target):
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            replace(source, target)
 
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    written = tmp_path / "shard-00000.u8.7-2c.ivcl.tmp"
-    written.write_text("half")
-    build(videos, tmp_path)
-    assert written.read_text() == "half"
-    monkeypatch.undo()
-    assert contents(build(videos, tmp_path).path) == contents(built.path)  # with locks, it goes
-
-
-def test_the_other_process_may_finish_the_store(videos, built, tmp_path, monkeypatch):
-    """If it does so after this one has made its plan, nothing is built twice."""
-    build_shards = building._build_shards
-
-    def after_the_other(*arguments) -> None:
-        monkeypatch.setattr(building, "_build_shards", build_shards)
-        build(videos, tmp_path)
-        monkeypatch.setattr(shards, "_build", lambda *_: pytest.fail("built twice"))
-        build_shards(*arguments)
-
-    monkeypatch.setattr(building, "_build_shards", after_the_other)
-    build(videos, tmp_path)
-    assert contents(tmp_path) == contents(built.path)
+        out = tmp_path / str(stops)
+        monkeypatch.setattr(files.os, "replace", replace_or_stop)
+        try:
+            build(own, out)
+        except Killed:
+            monkeypatch.setattr(files.os, "replace", replace)
+            (out / "shard-0000000000000000.u8.123.ivcl.tmp").write_bytes(b"left by a kill")
+            build(own, out)
+        else:
+            break
+        assert contents(out) == once, f"after stop {stops}"
+        stops += 1
+    assert stops == 2 * len(list((tmp_path / "once").glob("*.u8"))) + 2
 
 
-def test_a_shard_of_a_finished_store_is_left_alone(videos, built, tmp_path, monkeypatch):
-    """A slow process may come to it after its record was deleted."""
-    build(videos, tmp_path)
-    before = contents(tmp_path)
-    task = ShardTask(tmp_path / "shard-00000.u8", tuple(videos[:1]), (8,), ("pyav",), *SIZES)
-    monkeypatch.setattr(shards, "_build", lambda *_: pytest.fail("built again"))
-    build_shard(task, lambda _: None)
-    assert contents(tmp_path) == before
-
-
-def test_files_of_others_in_a_store_are_kept(videos, built, tmp_path):
-    kill_at(0.02, videos, tmp_path)
+def test_files_of_others_in_a_store_are_kept(own, tmp_path):
+    build(own, tmp_path / "store")
     strangers = strange_files(tmp_path / "store")
-    build(videos, tmp_path / "store")
+    build(own[:5], tmp_path / "store")
     check_strange(strangers)
-    build(videos, tmp_path / "store")
-    check_strange(strangers)
-    found = contents(tmp_path / "store")
-    assert {name: found[name] for name in contents(built.path)} == contents(built.path)
 
 
-def kill_at(moment: float, videos, folder: Path) -> None:
-    """Kill a parallel build and its workers, ``moment`` seconds after its plan exists."""
-    process = start_build(videos, folder, 2)
-    while not (folder / "store" / "plan.json").exists():
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.001)
-    time.sleep(moment)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+# --- changes ------------------------------------------------------------------------------------
+
+
+def test_added_changed_removed_and_repaired(own, tmp_path):
+    whole = own[5].files[0].read_bytes()
+    own[5].files[0].write_bytes(whole[:-100])
+    store = build(own[:4] + own[5:], tmp_path / "store")
+    assert shown(store) == expected(v0=(0, 5), v1=(1, 5), v2=(2, 5), v3=(3, 5))
+    assert list(store.bad_files) == ["v5"]
+    opened = FrameStore(store.path)  # as in a training that goes on
+
+    before = inodes(store.path)
+    store = build(own, tmp_path / "store")
+    assert list(shown(store)) == ["v0", "v1", "v2", "v3", "v4"]
+    assert before.items() <= inodes(store.path).items()
+    assert len(inodes(store.path)) == len(before) + 1
+
+    own[5].files[0].write_bytes(whole)
+    store = build(own, tmp_path / "store")
+    assert list(shown(store)) == [f"v{i}" for i in range(6)] and not store.bad_files
+
+    write_painted(own[1].files[0], 9, 3)
+    found = shown(build([*own[:3], *own[4:]], tmp_path / "store"))
+    assert found == expected(v0=(0, 5), v1=(9, 3), v2=(2, 5), v4=(4, 5), v5=(5, 5))
+    assert numbers_of_rows(opened.rows("v3", [4])) == [(3, 4)]
+    assert contents(tmp_path / "store").keys() == contents(build(
+        [*own[:3], *own[4:]], tmp_path / "store").path).keys()  # fmt: skip
+
+
+def test_a_change_is_continued_after_a_stop(own, tmp_path, monkeypatch):
+    """Until it is complete, the store is the one from before."""
+    build(own[:4], tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr(building._Build, "_finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build(own[:5], tmp_path / "store")
+    assert list(FrameStore(tmp_path / "store").names) == ["v0", "v1", "v2", "v3"]
+    monkeypatch.setattr(shards, "_append", lambda *_: pytest.fail("decoded again"))
+    assert list(build(own[:5], tmp_path / "store").names) == ["v0", "v1", "v2", "v3", "v4"]
+
+
+def test_every_image_of_a_sequence_is_watched(own, tmp_path):
+    (tmp_path / "new").mkdir()
+    old, new = write_images(tmp_path, "p", 7, 4), write_images(tmp_path / "new", "p", 8, 4)
+    listed = [old, own[0]]
+    assert shown(build(listed, tmp_path / "store")) == expected(p=(7, 4), v0=(0, 5))
+    new.files[2].replace(old.files[2])
+    assert shown(build(listed, tmp_path / "store"))["p"] == [(7, 0), (7, 1), (8, 2), (7, 3)]
+    old.files[3].unlink()
+    assert list(build(listed, tmp_path / "store").bad_files) == ["p"]
+
+
+def test_videos_that_were_copied_are_not_decoded_again(videos, built, monkeypatch):
+    """All have other times, and the sizes that they had."""
+    monkeypatch.setattr(shards, "_append", lambda *_: pytest.fail("decoded"))
+    times = [(one.files[0].stat().st_atime_ns, one.files[0].stat().st_mtime_ns) for one in videos]
+    for one in videos:
+        os.utime(one.files[0], ns=(0, 0))
+    assert list(build(videos, built.path).names) == [one.name for one in videos]
+    for one, of_one in zip(videos, times, strict=True):
+        os.utime(one.files[0], ns=of_one)
+
+
+def test_moved_and_changed_are_told_apart():
+    then = np.array([[i + 1, 5] for i in range(20)])
+    some, all_of_them, gone = then.copy(), then.copy(), then.copy()
+    some[3:9, 1] = 6
+    assert unchanged(some, then).sum() == 14
+    all_of_them[:, 1], all_of_them[7, 0] = 6, 99
+    assert np.flatnonzero(~unchanged(all_of_them, then)).tolist() == [7]
+    gone[:] = GONE
+    assert not unchanged(gone, then).any() and unchanged(gone, gone).all()
+
+
+def test_videos_that_are_gone(own, tmp_path):
+    build(own, tmp_path / "store")
+    for one in own[:4]:
+        one.files[0].unlink()
+    with pytest.raises(UserError, match=r"of other videos \(4 of its 6 are missing\)"):
+        build(own, tmp_path / "store")
+    assert list(FrameStore(tmp_path / "store").names) == [one.name for one in own]
+
+
+def test_videos_that_change_during_a_build(own, tmp_path, monkeypatch):
+    finish = building._Build._finish
+
+    def change(one) -> None:
+        write_painted(own[4].files[0], 8, 6)
+        finish(one)
+
+    monkeypatch.setattr(building._Build, "_finish", change)
+    with pytest.raises(UserError, match="changed while the store was built"):
+        build(own, tmp_path / "store")
+    monkeypatch.undo()
+    assert shown(build(own, tmp_path / "store"))["v4"] == [(8, i) for i in range(6)]
 
 
 # --- crashes, hangs and full disks --------------------------------------------------------------
@@ -270,94 +402,59 @@ class BadDecoder:
         return make_decoder("pyav", SIZES[0]).parts(one)
 
 
-def build_with_bad_decoder(task, report):
-    shards.make_decoder = lambda *_: BadDecoder()  # type: ignore[assignment]
-    return build_shard(task, report)
+def build_with_bad_decoder(task):
+    from ivcl_fast.data.store import source
+
+    source.make_decoder = lambda *_: BadDecoder()  # type: ignore[assignment]
+    shards.STALL_SECONDS = 1.0
+    return shards.build_shards(task)
 
 
 def test_decoders_that_hang_or_crash_lose_only_their_files(videos, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(building, "build_shard", build_with_bad_decoder)
-    seen: list[tuple[int, int]] = []
-    store = build(videos, tmp_path, 2, stall_seconds=2, progress=lambda *now: seen.append(now))
+    monkeypatch.setattr(building, "build_shards", build_with_bad_decoder)
+    store = build(videos, tmp_path, 2)
+    said = "decoding it failed twice: {}; touch the file to try again"
     assert store.bad_files == {
-        "v05": "decoding it failed twice: no progress for 2 seconds; touch the file to try again",
-        "v11": "decoding it failed twice: its process died (SIGSEGV); touch the file to try again",
-    }
+        "v05": said.format("the decoder hung"), "v11": said.format("its process died (SIGSEGV)"),
+    }  # fmt: skip
     good = [one for one in videos if one.name not in store.bad_files]
-    assert store.names == [one.name for one in good]
+    assert list(store.names) == [one.name for one in good]
     for one in good:
-        rows = store.rows(one.name, range(store.num_frames(one.name)))
-        assert torch.equal(
-            torch.from_numpy(rows), patchify(make_decoder("pyav", 32).decode(one), 8)
-        )
-    assert caplog.text.count("v05.avi: decoding it failed") == 2
-    assert seen[-1][0] == seen[-1][1]
+        rows = torch.from_numpy(store.rows(one.name, range(store.num_frames(one.name))))
+        assert torch.equal(rows, patchify(make_decoder("pyav", 32).decode(one), 8))
+    assert caplog.text.count("v05: decoding it failed: ") == 2
     store.verify()
 
 
-def test_decoders_of_long_videos_have_more_time(videos, tmp_path, monkeypatch):
-    waits = []
-    monkeypatch.setattr(decoder, "MIN_RATE", 0.1)
-    monkeypatch.setattr(
-        building, "_build_shards", lambda tasks, pool, _: waits.append(pool.stall_seconds)
-    )
-    StoreBuild(videos, tmp_path, *SIZES, "pyav").run(Part(0, 1), 2, stall_seconds=60)
-    assert waits == [12 / 0.1]
-
-
-def test_a_file_that_hangs_when_it_is_opened(videos, tmp_path):
-    """A named pipe would never open; the index lists it as bad."""
+def test_a_file_that_hangs_when_it_is_opened(own, tmp_path):
+    """A named pipe would never open; the store lists it as bad."""
     os.mkfifo(tmp_path / "pipe.avi")
-    listed = [*videos[:3], media(tmp_path / "pipe.avi")]
-    store = build(listed, tmp_path / "store", 2, stall_seconds=2)
-    assert store.names == ["v00", "v01", "v02"]
+    store = build([media(tmp_path / "pipe.avi"), *own[:3]], tmp_path / "store")
+    assert list(store.names) == ["v0", "v1", "v2"]
     assert store.bad_files == {"pipe": "is not a regular file"}
 
 
-def test_a_worker_lost_after_its_last_file_raises(videos):
-    task = index.ProbeTask(tuple(videos[:2]), probe)
-    with pytest.raises(RuntimeError, match="was lost: out of memory"):
-        index.SecondChance()(index.Lost(task, (1, 1), "out of memory"))
-
-
-def test_a_build_continues_after_a_full_disk(videos, built, tmp_path):
+def test_a_build_continues_after_a_full_disk(own, tmp_path):
     """A limit on the size of files stands for a full disk."""
-    everything = sum(built.num_frames(name) for name in built.names) * FRAME_BYTES
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    big = [*videos, media(write_painted(tmp_path / "v99.avi", 50, 90))]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (SHARD_BYTES, hard))
+    big = [*own, media(write_painted(tmp_path / "v9.avi", 50, 90))]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40 * FRAME_BYTES, hard))
     try:
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError, match="File too large; make room, and the same command"):
             build(big, tmp_path / "store")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    message = str(caught.value)
-    assert "File too large; the store needs 0.00 GB more and" in message
-    assert "the same command continues" in message and "\n" not in message
-    finished = [path for path in (tmp_path / "store").glob("*.u8") if finished_shard(path)]
-    assert sum(path.stat().st_size for path in finished) == everything
     assert not list((tmp_path / "store").glob("*.tmp"))
-    store = build(big, tmp_path / "store")
-    assert store.num_frames("v99") == 90
+    assert build(big, tmp_path / "store").num_frames("v9") == 90
 
 
-def refuse(*_, **__):
-    raise PermissionError(13, "Permission denied")
+def test_a_folder_that_cannot_be_written(own, tmp_path, monkeypatch):
+    build(own[:2], tmp_path / "store")
 
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
 
-def test_a_folder_that_cannot_be_written(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", refuse)
+    assert list(build(own[:2], tmp_path / "store").names) == ["v0", "v1"]
     with pytest.raises(UserError, match="store: cannot be written: Permission denied"):
-        build(videos, tmp_path / "store")
-
-
-def test_a_store_that_is_read_only_serves_the_same_names_and_sizes(tmp_path, monkeypatch):
-    """Although the times differ, as those of copies; other videos are not left out silently."""
-    copies = [media(write_painted(tmp_path / f"v{i}.avi", i, 5)) for i in range(3)]
-    build(copies[:2], tmp_path / "store")
-    os.utime(copies[0].files[0], (0, 0))
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    assert build(copies[:2], tmp_path / "store").names == ["v0", "v1"]
-    with pytest.raises(UserError, match="store: cannot be written: Permission denied"):
-        build(copies, tmp_path / "store")
+        build(own, tmp_path / "store")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,6 @@ import pytest
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.media import VideoInfo, probe
-from ivcl_fast.data.store import index
-from ivcl_fast.data.store.index import source_digest
-from ivcl_fast.data.workers import WorkerPool
 from tests.support.painted import (
     VP9,
     media,
@@ -30,12 +26,6 @@ from tests.support.painted import (
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> bytes:
     return write_painted(tmp_path_factory.mktemp("index") / "a.avi", 1, 9).read_bytes()
-
-
-def slow_probe(one: Media) -> int:
-    size = one.files[0].stat().st_size
-    time.sleep(2 if size else 0)
-    return size
 
 
 def refused(tmp_path, contents: bytes) -> str:
@@ -169,41 +159,3 @@ def test_image_sequences(tmp_path, suffix, codec):
         probe(images)
     with pytest.raises(VideoError, match="its frames are missing"):
         probe(Media("none", ()))
-
-
-def test_the_order_is_that_of_the_media_in_whatever_order_workers_end(tmp_path, monkeypatch):
-    class Pool:
-        """Its last task ends first."""
-
-        stall_seconds = 120.0
-
-        def run(self, function, tasks, report, replace):
-            return [function(task, report) for task in reversed(tasks)]
-
-    monkeypatch.setattr(index, "PROBE_CHUNK", 2)
-    names = [f"v{number}" for number in range(5)]
-    listed = [media(write_painted(tmp_path / f"{name}.avi", 1, 2)) for name in names]
-    missing = [media(tmp_path / f"missing{number}.avi") for number in range(3)]
-    usable, bad_files = index.probe_media([*listed, *missing], Pool(), probe)  # type: ignore[arg-type]
-    assert [*usable] == names and [*bad_files] == [one.name for one in missing]
-
-
-def test_large_files_have_more_time(tmp_path):
-    """A worker that sends nothing for a second hangs, unless it may be reading 5 MiB."""
-    large, small = media(tmp_path / "large.avi"), media(tmp_path / "small.avi")
-    small.files[0].touch()
-    with large.files[0].open("wb") as file:
-        file.truncate(5 * 2**20)
-    with WorkerPool(2, 1.0) as pool:
-        found, bad_files = index.probe_media([large, small], pool, slow_probe)
-    assert found == {"large": 5 * 2**20, "small": 0} and not bad_files
-    assert pool.stall_seconds == 5
-
-
-def test_the_digest_depends_on_names_and_sizes(tmp_path):
-    one, two = (write_images(tmp_path, f"p{i}", i, 2) for i in range(2))
-    digest = source_digest([one, two])
-    assert source_digest([one, two]) == digest != source_digest([two, one])
-    with one.files[1].open("ab") as file:
-        file.write(b"x")
-    assert source_digest([one, two]) != digest

@@ -1,0 +1,168 @@
+"""Sources of the frames of a store: video files, or anything else that implements :class:`Source`.
+
+A generator of synthetic clips that draws straight into a store, without video files, is a source::
+
+    >>> class Drawn:
+    ...     decoder = "drawn"
+    ...     def __init__(self, numbers: range) -> None:
+    ...         self.numbers = numbers
+    ...         self.names = [f"clip_{number:06d}" for number in numbers]
+    ...     def only(self, names: Sequence[str]) -> "Drawn":
+    ...         return Drawn([int(name[5:]) for name in names])
+    ...     def state(self, name: str) -> State:
+    ...         return State(1, 1)  # of the settings that a clip depends on
+    ...     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
+    ...         yield squares(draw(int(name[5:])), image_size)  # draw: uint8 [F, H, W, 3]
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from ivcl_fast.data.crop import Square
+from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.decode.decoder import (
+    ChosenDecoder,
+    DecoderName,
+    choose_decoder,
+    choose_decoders,
+    make_decoder,
+    resolve_decoder,
+)
+from ivcl_fast.errors import UserError
+
+
+class State(NamedTuple):
+    """Identifies the content that frames are made from; it changes when frames may change."""
+
+    size: int
+    """Digest of the sizes of the files."""
+    time: int
+    """Digest of their modification times."""
+
+
+GONE = State(0, 0)
+"""State of media of which a file is missing."""
+MOVED = 10
+"""Fewest files whose times all change when they are copied; fewer are soon decoded again."""
+
+
+class Source(Protocol):
+    """Clips whose frames a store keeps; pickled to worker processes."""
+
+    decoder: str
+    """How the frames are made; a store records it."""
+    names: Sequence[str]
+    """The clips, in order; unique."""
+
+    def only(self, names: Sequence[str]) -> Source:
+        """Return the source of some of the clips, in this order."""
+
+    def state(self, name: str) -> State:
+        """Return the state of what a clip is made from."""
+
+    def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
+        """Yield all frames of a clip, some at a time: uint8 RGB ``[F, 3, S, S]``.
+
+        Raises :class:`~ivcl_fast.data.dataset.VideoError` if the clip cannot be used.
+        """
+
+
+class VideoSource:
+    """The videos and image sequences of a data set."""
+
+    def __init__(
+        self,
+        media: Sequence[Media],
+        decoder: DecoderName = "auto",
+        crop: Square = "none",
+        gpu: int | None = None,
+    ) -> None:
+        """``crop``: part of the frames to resize to the square. ``gpu``: where DALI decodes."""
+        self.media = {one.name: one for one in media}
+        self.names = [one.name for one in media]
+        self.crop, self.gpu = crop, gpu
+        self.decoder = resolve_decoder(decoder)
+        self._asked = decoder
+
+    def only(self, names: Sequence[str]) -> VideoSource:
+        return VideoSource([self.media[name] for name in names], self._asked, self.crop, self.gpu)
+
+    def state(self, name: str) -> State:
+        return state_of(self.media[name])
+
+    def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
+        media = self.media[name]
+        decoder = self.decoder if self.decoder == "pyav" else self._choose(media)
+        return make_decoder(decoder, image_size, self.gpu).parts(media, self.crop)
+
+    def _choose(self, media: Media) -> ChosenDecoder:
+        from ivcl_fast.data.decode.media import probe  # imports PyAV, which takes long
+
+        info = probe(media)
+        chosen, _ = choose_decoder(info, self._asked)
+        kind = info.codec, media.files[0].suffix.lower(), self._asked, self.gpu
+        if chosen == "dali":  # only a trial shows whether this GPU decodes them
+            if kind not in _trials:
+                _trials[kind] = choose_decoders([media], {media.name: info}, self._asked, self.gpu)[
+                    media.name
+                ]
+            chosen = _trials[kind]
+        return chosen
+
+
+_trials: dict[tuple[str, str, DecoderName, int | None], ChosenDecoder] = {}
+"""The decoder of each codec and container, in this process."""
+
+
+def state_of(media: Media) -> State:
+    """Return the state of the files; :data:`GONE` if one is missing.
+
+    Raises :class:`UserError` for a file that the system cannot look at, which may be intact.
+    """
+    sizes, times = list[int](), list[int]()
+    for path in media.files:
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte
+            return GONE
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):  # it leads to no file
+                return GONE
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        sizes.append(found.st_size)
+        times.append(found.st_mtime_ns)
+    return State(_digest(sizes), _digest(times)) if media.files else GONE
+
+
+def unchanged(now: np.ndarray, then: np.ndarray) -> np.ndarray:
+    """Return which media have the state that they had then: bool ``[n]``, from int64 ``[n, 2]``.
+
+    If most of :data:`MOVED` or more have other times and the same sizes, the files were copied, and
+    sizes alone count.
+    """
+    same = (now == then).all(1)
+    same_size = (now[:, 0] == then[:, 0]) & (now[:, 0] != GONE.size)
+    other_times = (same_size & ~same).sum()
+    return same_size if other_times >= MOVED and 2 * other_times > len(now) else same
+
+
+def squares(frames: np.ndarray, image_size: int) -> torch.Tensor:
+    """Resize whole frames, uint8 RGB ``[F, H, W, 3]``, as the decoders do: ``[F, 3, S, S]``."""
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    if pixels.shape[-2:] == (image_size, image_size):
+        return pixels.contiguous()
+    return torch.nn.functional.interpolate(
+        pixels, (image_size, image_size), mode="bilinear", antialias=True
+    )
+
+
+def _digest(values: list[int]) -> int:
+    digest = hashlib.blake2b(repr(values).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1 | 1
