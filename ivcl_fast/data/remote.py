@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Set
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
@@ -20,8 +19,7 @@ from typing import Any, NamedTuple
 from ivcl_fast.data.dataset import Dataset, Media
 from ivcl_fast.data.decode.images import is_image
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import TEMPORARY, locked, read_bytes, remove_temporaries, write_text
-from ivcl_fast.manifest import check_signed, signed
+from ivcl_fast.files import locked, read_bytes, write_text
 from ivcl_fast.progress import Bar
 from ivcl_fast.text import first_line
 
@@ -33,8 +31,9 @@ RECORD = ".fetched.json"
 """Which version of each file was copied."""
 LISTS = (".csv", ".txt", ".tsv")
 VERSION = ("size", "ETag", "etag", "md5Hash", "LastModified", "updated", "mtime", "created")
-"""What file systems tell of a file; it differs if the file has changed."""
-THREADS = 16
+"""What file systems report about a file; it differs if the file has changed."""
+BATCH = 64
+"""Number of files that are copied at a time."""
 
 
 class Remote(NamedTuple):
@@ -60,7 +59,6 @@ class Remote(NamedTuple):
         copy.mkdir(parents=True, exist_ok=True)
         try:
             with locked(copy, busy="copied"):  # so that only one rank copies
-                remove_temporaries(copy, ["**/*"])
                 files = _Files(self.url.rpartition("/")[0] if is_list else self.url, copy)
                 if not is_list:
                     files.take(files.list_folder(deep=True))
@@ -106,20 +104,22 @@ class _Files:
         self.copy, self.found = copy, dict[str, Mapping[str, Any]]()
         self.taken: dict[str, str] = {}
         try:
-            self.taken = check_signed(read_bytes(copy / RECORD))["files"]
+            recorded = json.loads(read_bytes(copy / RECORD))
+            # Nothing outside the folder is ever deleted, whatever the record says.
+            self.taken = {name: str(of) for name, of in recorded.items() if _is_inside(name)}
         except FileNotFoundError:
             pass
-        except (ValueError, KeyError):
+        except (ValueError, AttributeError):
             log.warning("%s: damaged, so all files are copied again", copy / RECORD)
 
     def list_folder(self, below: str = "", deep: bool = False) -> list[str]:
-        """List the files of the folder, or of one below it; hidden ones are passed over."""
+        """List the files of the folder, or of one below it, except for hidden ones."""
         place = f"{self.root}/{below}".rstrip("/")
         listed = self.system.find(place, maxdepth=None if deep else 1, detail=True)
         names = []
         for path, about in listed.items():
             name = path[len(self.root) :].lstrip("/")
-            if name and not any(part.startswith(".") for part in name.split("/")):
+            if _is_inside(name) and not any(part.startswith(".") for part in name.split("/")):
                 self.found[name] = about
                 names.append(name)
         if not self.found:
@@ -154,32 +154,42 @@ class _Files:
         self._write_record()
 
     def take(self, names: Iterable[str]) -> None:
-        """Copy those of these files that have changed."""
-        wanted = {}
-        for name in names:
-            about = self.found[name]
-            version = str([about.get(key) for key in VERSION])
-            if self.taken.get(name) != version or not (self.copy / name).is_file():
-                wanted[name] = version
-        try:
-            with ThreadPoolExecutor(THREADS) as pool, Bar("copying", len(wanted), "files") as bar:
-                for done, name in enumerate(pool.map(self._take, wanted), 1):
-                    self.taken[name] = wanted[name]
-                    bar(done, len(wanted))
-        finally:
-            if wanted:
+        """Copy those of these files that have changed, in batches."""
+        versions = {name: str([self.found[name].get(key) for key in VERSION]) for name in names}
+        wanted = [
+            name for name, version in versions.items()
+            if self.taken.get(name) != version or not (self.copy / name).is_file()
+        ]  # fmt: skip
+        with Bar("copying", len(wanted), "files") as bar:
+            for first in range(0, len(wanted), BATCH):
+                batch = wanted[first : first + BATCH]
+                self._take(batch)
+                self.taken |= {name: versions[name] for name in batch}
                 self._write_record()
+                bar(first + len(batch), len(wanted))
+
+    def _take(self, names: list[str]) -> None:
+        """Copy files; until they are recorded, they count as missing."""
+        for name in names:
+            self.taken.pop(name, None)
+            (self.copy / name).parent.mkdir(parents=True, exist_ok=True)
+        self._write_record()
+        copies = [self.copy / name for name in names]
+        try:
+            self.system.get([f"{self.root}/{name}" for name in names], [*map(str, copies)])
+            for name, copy in zip(names, copies, strict=True):
+                size, promised = copy.stat().st_size, self.found[name].get("size")
+                if promised is not None and size != promised:
+                    raise OSError(f"{name}: received {size:,} of {promised:,} bytes")
+        except BaseException:
+            for copy in copies:
+                copy.unlink(missing_ok=True)
+            raise
 
     def _write_record(self) -> None:
-        write_text(self.copy / RECORD, signed({"files": self.taken}))
+        write_text(self.copy / RECORD, json.dumps(self.taken, indent=1))
 
-    def _take(self, name: str) -> str:
-        target = self.copy / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY}")
-        try:
-            self.system.get_file(f"{self.root}/{name}", str(partial))
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-        return name
+
+def _is_inside(name: str) -> bool:
+    """Whether the name of a file leads to a place in the folder."""
+    return bool(name) and not name.startswith("/") and ".." not in name.split("/")

@@ -159,7 +159,7 @@ def test_places_that_cannot_be_read(bucket, tmp_path):
 
 
 def test_a_full_disk_is_no_error_of_the_storage(bucket, tmp_path, monkeypatch):
-    """The partial file goes at once, and one of a killed process with the next command."""
+    """What was being copied is gone, and copied by the next command."""
     config = DataConfig("videos:memory://bucket/clips", data_dir=tmp_path / "data")
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -172,8 +172,6 @@ def test_a_full_disk_is_no_error_of_the_storage(bucket, tmp_path, monkeypatch):
         open_dataset(config)
     (copy,) = (tmp_path / "data" / "remote").iterdir()
     assert stop.value.filename.startswith(str(copy)) and not files(copy)
-    (copy / "up").mkdir(exist_ok=True)
-    (copy / "up" / "a.avi.77.ivcl.tmp").write_bytes(b"half")
     open_dataset(config)
     assert files(copy).keys() == {"up/a.avi", "up/b.avi", "down/c.avi", "down/d.avi"}
     error = PermissionError(errno.EACCES, "no such right")
@@ -181,4 +179,27 @@ def test_a_full_disk_is_no_error_of_the_storage(bucket, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"cannot be read: .*right"):
         patch.setattr(bucket, "get_file", full)
         open_dataset(config)
-    assert len(files(copy)) == 4
+    assert len(files(copy)) == 3
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_download_shorter_than_promised_is_not_kept(bucket, tmp_path, monkeypatch, known):
+    """Nor is one that a kill stopped, after which its length is the only hint."""
+    config = DataConfig("videos:memory://bucket/clips", data_dir=tmp_path / "data")
+    get_file = bucket.get_file
+
+    def cut(source, target, **options):
+        get_file(source, target, **options)
+        if "c.avi" in str(target):
+            os.truncate(target, 1000)
+            if not known:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket, "get_file", cut)
+        with pytest.raises(UserError if known else KeyboardInterrupt) as error:
+            open_dataset(config)
+    assert not known or "c.avi: received 1,000 of " in str(error.value)
+    (copy,) = (tmp_path / "data" / "remote").iterdir()
+    assert "down/c.avi" not in files(copy)
+    assert len(files(open_dataset(config).root)) == 4
