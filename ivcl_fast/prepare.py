@@ -13,6 +13,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,7 +34,7 @@ from ivcl_fast.data.decode.decoder import (
     make_decoder,
 )
 from ivcl_fast.data.decode.media import probe
-from ivcl_fast.data.open_dataset import fetched
+from ivcl_fast.data.open_dataset import fetched, keep_labels
 from ivcl_fast.data.registry import Synthetic, check_crop, find_task, parse_source
 from ivcl_fast.data.remote import Remote
 from ivcl_fast.data.store.build import (
@@ -167,11 +168,19 @@ def prepare(config: PrepareConfig) -> None:
             place = fetched(dataset_format, place, data, task, read_only=False)
         dataset = dataset_format.open_with(data, place, task)
         print(f"data: {dataset.task}, {describe_splits(dataset)}", flush=True)
-        prepare_store(dataset, config, dataset.task if dataset_format.media_by_task else None)
+        own_task = dataset.task if dataset_format.media_by_task else None
+        store = prepare_store(dataset, config, own_task)
+        if store is None:
+            return
+        keep_labels(store, dataset_format, dataset)
+        for other in dataset_format.tasks if own_task is None else ():
+            with suppress(UserError):  # a task whose lists are missing
+                if other != dataset.task:
+                    keep_labels(store, dataset_format, dataset_format.open_with(data, place, other))
 
 
-def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None) -> None:
-    """Decode all media of a data set into its frame store."""
+def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None) -> Path | None:
+    """Decode all media of a data set into its frame store, and return it if it is complete."""
     flags = config.store
     sizes = flags.image_size, flags.patch_size
     media = dataset.media()
@@ -181,7 +190,7 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
         out, decoder = find_store(dataset.root, media, sizes, decoder, **named)
     if config.dry_run:
         print_estimate(media, out, config)
-        return
+        return None
     part = None if flags.part is None else parse_part(flags.part)
     device = None
     if torch.cuda.is_available():  # ranks may be more than GPUs
@@ -195,7 +204,7 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
                 f"store: {out}, part {flags.part} is complete; {left} videos of other parts are "
                 "missing; the last part completes the store, or this command without --part"
             )
-            return
+            return None
         store = build_store(media, out, *sizes, decoder, **options)
     if flags.verify:
         print(f"verifying {store.bytes / 1e9:.2f} GB", flush=True)
@@ -214,6 +223,7 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     )
     if flags.require_all:
         check_all_usable(store.bad_files, len(media), store.path / BAD_FILES)
+    return store.path
 
 
 def parse_part(text: str) -> Part:

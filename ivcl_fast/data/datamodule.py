@@ -24,16 +24,18 @@ from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.formats.custom.labelled import VAL_FRACTION
 from ivcl_fast.data.frame_labels import FrameLabels, make_frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader
-from ivcl_fast.data.open_dataset import check_disjoint, find_splits, open_dataset
+from ivcl_fast.data.open_dataset import check_disjoint, find_splits, keep_labels, open_dataset
 from ivcl_fast.data.registry import parse_source
 from ivcl_fast.data.sampling import ONE_VIEW, View
 from ivcl_fast.data.slots import SlotLoader, Slots
 from ivcl_fast.data.store.build import build_store, find_store
-from ivcl_fast.data.store.frame_store import BAD_FILES, FrameStore
+from ivcl_fast.data.store.frame_store import BAD_FILES, FrameStore, read_index
+from ivcl_fast.data.store.labels import StoredDataset
 from ivcl_fast.data.store.table import Index
 from ivcl_fast.data.stream import StreamLoader
 from ivcl_fast.data.stream_index import indexed_media, saved_index
 from ivcl_fast.data.workers import usable_cpus
+from ivcl_fast.distributed.group import is_main
 from ivcl_fast.errors import UserError
 from ivcl_fast.progress import Bar
 
@@ -80,7 +82,9 @@ class DataModule:
         self.dataset, self.frame_labels = dataset, frame_labels
         self.num_classes, self.multi_label = dataset.num_classes, dataset.multi_label
         """Number of classes of the task, and whether a clip may have several."""
-        self.localizes = isinstance(dataset, Cater) and not dataset.multi_label
+        self.localizes = not dataset.multi_label and (
+            isinstance(dataset, Cater) or (isinstance(dataset, StoredDataset) and dataset.has_grid)
+        )
         """Whether the classes are cells of CATER's floor."""
         self.grid = round(dataset.num_classes**0.5)
         """Number of cells along one side of the floor (for tasks that localize)."""
@@ -272,6 +276,8 @@ def open_data(
         data = _open_store(config, model, dataset, device, labels, step_bytes, copied_from)
     if read_only:
         return data
+    if config.loader == "store" and not isinstance(dataset, StoredDataset) and is_main():
+        keep_labels(data.bad_files_path.parent, parse_source(config.source)[0], dataset)
     if config.require_all:
         check_all_usable(data.bad_files, len(dataset.media()), data.bad_files_path)
     if config.eval_crops > 1:  # their stores are built now, not when training has ended
@@ -314,6 +320,8 @@ def _open_store(
 
     @cache
     def open_store(crop: Square, split: str | None = None) -> FrameStore:
+        if isinstance(dataset, StoredDataset):
+            return _open_finished_store(config, dataset.root, sizes, crop, device, step_bytes)
         used = media
         if split is not None:  # the other crops are stored of the videos that are evaluated
             names = {clip.media for clip in dataset.clips(split)}
@@ -348,6 +356,22 @@ def _open_store(
     return data
 
 
+def _open_finished_store(
+    config: DataConfig,
+    path: Path,
+    sizes: tuple[int, int],
+    crop: Square,
+    device: torch.device | None,
+    step_bytes: Callable[[], int] | None,
+) -> FrameStore:
+    """Open the store of ``--data store:DIR``, whose frames have to be those of the model."""
+    settings = read_index(path).about["settings"]
+    for name, value in zip(("image_size", "patch_size", "crop"), (*sizes, crop), strict=True):
+        if settings[name] != value:
+            raise UserError(f"--data: expected a store with {name} {value}, got {settings[name]}")
+    return FrameStore(path, config.placement, device, step_bytes)
+
+
 def _open_stream(
     config: DataConfig,
     model: IVCLConfig,
@@ -355,6 +379,8 @@ def _open_stream(
     device: torch.device | None,
     labels: Mapping[str, FrameLabels],
 ) -> DataModule:
+    if isinstance(dataset, StoredDataset):
+        raise UserError("--loader: expected store with --data store:DIR, got stream")
     media = dataset.media()
     folder = dataset.root / "-".join(filter(None, ("index", _own_task(config, dataset))))
     with Bar("indexing", len(media), "videos") as bar:

@@ -92,7 +92,7 @@ class Dataset(Protocol):
         It differs from the split of the results if the data set has a split for choosing settings.
         """
 
-    def clips(self, split: str) -> list[Clip]:
+    def clips(self, split: str) -> Sequence[Clip]:
         """Return the clips of a split in a fixed order, without opening their media.
 
         Raises :class:`~ivcl_fast.errors.UserError` for an unknown split, and for an annotation file

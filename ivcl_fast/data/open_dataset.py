@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.dataset import Dataset
-from ivcl_fast.data.registry import DatasetFormat, Synthetic, find_task, parse_source
+from ivcl_fast.data.registry import (
+    DatasetFormat,
+    Synthetic,
+    find_task,
+    parse_source,
+    traits_of,
+)
 from ivcl_fast.data.remote import Remote
+from ivcl_fast.data.store.labels import write_labels
 from ivcl_fast.errors import UserError
 from ivcl_fast.progress import Bar
 
@@ -47,6 +55,18 @@ def fetched(
     if not (read_only and copy.exists()):
         place.fetch(copy, is_list, lambda: dataset_format.open_with(config, copy, task))
     return copy
+
+
+def keep_labels(store: Path, dataset_format: DatasetFormat, dataset: Dataset) -> None:
+    """Keep the clips and labels of a data set in its store, so that it needs no videos.
+
+    Nothing is written to a store that is read-only.
+    """
+    from ivcl_fast.data.formats.cater import Cater
+
+    has_grid = isinstance(dataset, Cater) and not dataset.multi_label
+    with suppress(PermissionError):
+        write_labels(store, dataset, traits_of(dataset_format), has_grid)
 
 
 def find_splits(config: DataConfig, dataset: Dataset) -> tuple[str, str]:

@@ -180,9 +180,11 @@ def parse_source(
         if "://" in rest and dataset_format.place in ("DIR", "FILE"):
             return dataset_format, Remote(rest)
         return dataset_format, Path(rest)
+    if prefix == "store" and rest:
+        return _stored(Path(rest), argument), Path(rest)
     if rest and (added := _added_format(prefix)):
         return added, Path(rest)
-    places = ", ".join(f"{name}:{form().place}" for name, form in _FORMATS.items())
+    places = ", ".join(f"{name}:{form().place}" for name, form in _FORMATS.items()) + ", store:DIR"
     made = ", ".join(f"synthetic:{name}" for name in _SYNTHETIC)
     others = sorted({f"{entry.name}:DIR" for entry in metadata.entry_points(group=ENTRY_POINTS)})
     is_list = source.endswith(LISTS) and os.path.isfile(source)
@@ -192,6 +194,28 @@ def parse_source(
         f"{argument}: {source!r} is not a data source{hint}; accepted: {places} for data in that "
         f"format; synthetic, {made}" + "".join(f", {other}" for other in others)
     )
+
+
+TRAITS = ("frames", "random_crop", "crop_tasks", "frame_stride", "mirror")
+"""What a store keeps of the format of its data set."""
+
+
+def traits_of(dataset_format: DatasetFormat) -> dict[str, Any]:
+    """Return what a store keeps of the format, for ``store:DIR``."""
+    return {name: getattr(dataset_format, name) for name in ("tasks", *TRAITS)}
+
+
+def _stored(store: Path, argument: str) -> DatasetFormat:
+    from ivcl_fast.data.store.labels import StoredDataset, read_labels, stored_tasks
+
+    tasks = stored_tasks(store)
+    if not tasks:
+        raise UserError(f"{argument}: expected a frame store with labels, got {store}")
+    traits = read_labels(store, tasks[0])[1]["traits"]
+    order: list[str] = traits["tasks"]
+    ordered = tuple(sorted(tasks, key=lambda t: order.index(t) if t in order else len(order)))
+    kept = {name: traits[name] for name in TRAITS}
+    return DatasetFormat(StoredDataset, ordered, **kept | {"crop_tasks": tuple(kept["crop_tasks"])})
 
 
 def _added_format(name: str) -> DatasetFormat | None:

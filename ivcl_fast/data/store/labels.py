@@ -1,0 +1,145 @@
+"""Clips and labels of a data set, kept in its frame store: ``store:DIR`` needs no videos.
+
+``labels-<task>.safetensors`` holds the clips of every split: names, videos, labels, and frames
+where the data set determines them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from ivcl_fast.data.dataset import Clip, Dataset, Media
+from ivcl_fast.data.store.frame_store import read_index
+from ivcl_fast.data.store.table import Columns, read_table, string_columns, strings_of, write_table
+from ivcl_fast.errors import UserError
+
+VERSION = 3
+
+
+def labels_file(store: Path, task: str) -> Path:
+    """Return the file with the clips and labels of a task."""
+    return store / f"labels-{task}.safetensors"
+
+
+def stored_tasks(store: Path) -> tuple[str, ...]:
+    """Return the tasks whose labels a store holds."""
+    prefix, suffix = labels_file(store, " ").name.split(" ")
+    names = sorted(path.name for path in store.glob(f"{prefix}*{suffix}"))
+    return tuple(name.removeprefix(prefix).removesuffix(suffix) for name in names)
+
+
+def write_labels(store: Path, dataset: Dataset, traits: dict[str, Any], has_grid: bool) -> None:
+    """Keep the clips and labels of a task in a store.
+
+    ``traits``: those of the data set's format. ``has_grid``: whether classes are cells of a grid.
+    """
+    columns = dict[str, np.ndarray]()
+    splits = list[str]()
+    for split in dataset.splits:
+        with suppress(UserError):  # one that is not used may be missing
+            clips = dataset.clips(split)
+            columns |= string_columns(f"{split}/name", (clip.name for clip in clips))
+            columns |= string_columns(f"{split}/media", (clip.media for clip in clips))
+            labels = (c.label if isinstance(c.label, tuple) else (c.label,) for c in clips)
+            columns |= _rows(f"{split}/label", labels)
+            columns |= _rows(f"{split}/frames", (clip.frames or () for clip in clips))
+            splits.append(split)
+    about = {
+        "version": VERSION, "splits": splits, "curve_split": dataset.curve_split,
+        "num_classes": dataset.num_classes, "multi_label": dataset.multi_label,
+        "classes": [dataset.describe(label) for label in range(dataset.num_classes)],
+        "has_grid": has_grid, "traits": traits,
+    }  # fmt: skip
+    write_table(labels_file(store, dataset.task), columns, about)
+
+
+def _rows(name: str, rows: Iterable[tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Return the columns of rows of different lengths."""
+    rows = list(rows)
+    values = np.array([value for row in rows for value in row], np.int64)
+    return {name: values, f"{name}_end": np.cumsum([len(row) for row in rows], dtype=np.int64)}
+
+
+class StoredClips(Sequence[Clip]):
+    """The clips of a split, made when they are read."""
+
+    def __init__(self, columns: Columns, split: str, multi_label: bool) -> None:
+        self._names = strings_of(columns, f"{split}/name")
+        self._media = strings_of(columns, f"{split}/media")
+        self._values = [
+            (columns[f"{split}/{name}"], columns[f"{split}/{name}_end"])
+            for name in ("label", "frames")
+        ]
+        self._multi_label = multi_label
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, at: int) -> Clip: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Clip]: ...
+    def __getitem__(self, at: int | slice) -> Clip | list[Clip]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        at = range(len(self))[at]
+        labels, frames = (
+            tuple(values[ends[at - 1] if at else 0 : ends[at]].tolist())
+            for values, ends in self._values
+        )
+        label = labels if self._multi_label else labels[0]
+        return Clip(self._names[at], self._media[at], label, frames or None)
+
+
+class StoredDataset:
+    """One task of the data set that a store was made from; implements
+    :class:`~ivcl_fast.data.dataset.Dataset`.
+
+    Example::
+
+        >>> StoredDataset(Path("all_actions/store-64-p8-pyav"), "localize").clips("val")[0].label
+        14
+    """
+
+    def __init__(self, root: Path, task: str) -> None:
+        self.root, self.task = Path(root), task
+        self._columns, about = read_labels(self.root, task)
+        self.num_classes: int = about["num_classes"]
+        self.multi_label: bool = about["multi_label"]
+        self.splits: Sequence[str] = about["splits"]
+        self.curve_split: str = about["curve_split"]
+        self.has_grid: bool = about["has_grid"]
+        """Whether the classes are cells of a grid, as of CATER's floor."""
+        self._classes: list[str] = about["classes"]
+
+    def clips(self, split: str) -> Sequence[Clip]:
+        if split not in self.splits:
+            raise UserError(f"{self.root}: expected a split of {self.splits}, got {split!r}")
+        return StoredClips(self._columns, split, self.multi_label)
+
+    def media(self) -> list[Media]:
+        """Return the videos of the store, without files."""
+        index = read_index(self.root)
+        return [Media(name, ()) for name in sorted((*index.names, *index.bad_files))]
+
+    def describe(self, label: int) -> str:
+        return self._classes[label]
+
+
+def read_labels(store: Path, task: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read the labels of a task; :class:`UserError` if that is not possible."""
+    file = labels_file(store, task)
+    try:
+        columns, about = read_table(file)
+        if about["version"] == VERSION:
+            return columns, about
+        raise ValueError("written by another version of ivcl_fast")
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: {error}; prepare the store again from its videos") from None
