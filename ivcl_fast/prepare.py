@@ -172,11 +172,9 @@ def prepare(config: PrepareConfig) -> None:
         store = prepare_store(dataset, config, own_task)
         if store is None:
             return
-        keep_labels(store, dataset_format, dataset)
-        for other in dataset_format.tasks if own_task is None else ():
-            with suppress(UserError):  # a task whose lists are missing
-                if other != dataset.task:
-                    keep_labels(store, dataset_format, dataset_format.open_with(data, place, other))
+        for each in (task,) if own_task else dataset_format.tasks:
+            with suppress(UserError):  # its lists are missing
+                keep_labels(store, dataset_format, dataset_format.open_with(data, place, each))
 
 
 def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None) -> Path | None:

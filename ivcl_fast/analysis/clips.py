@@ -94,7 +94,7 @@ class ClipReader:
         return {media.name: media for media in self.run.dataset.media()}
 
     @cached_property
-    def eval_clips(self) -> list[Clip]:
+    def eval_clips(self) -> Sequence[Clip]:
         """The clips that results are reported on."""
         return self.run.dataset.clips(self.run.dataset.splits[1])
 

@@ -21,7 +21,7 @@ from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.indexed import Indexed, index_one
 from ivcl_fast.data.decode.media import VideoInfo
 from ivcl_fast.data.store.source import State, state_of, unchanged
-from ivcl_fast.data.store.table import Index
+from ivcl_fast.data.store.table import Columns, Index
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool, time_limit
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, write_json
@@ -169,7 +169,7 @@ def _make(
         (info.width, info.height, codecs.index(info.codec), info.rotation, info.mirrored)
         for info in infos
     ]
-    columns = {
+    columns: Columns = {
         "frames": np.array([info.frames for info in infos], np.int32),
         "fps": np.array([info.fps for info in infos], np.float64),
         "info": np.array(numbers, np.int32).reshape(-1, 5),

@@ -177,7 +177,7 @@ class _Process(SpawnProcess):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             with mock.patch.object(spawn, "get_preparation_data", _without_main):
-                return SpawnProcess._Popen(process)  # type: ignore[attr-defined]
+                return SpawnProcess._Popen(process)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -185,4 +185,4 @@ class _Process(SpawnProcess):
 class _WithoutMain(SpawnContext):
     """Starts fresh processes: a fork would copy the state of PyTorch's and DALI's threads."""
 
-    Process = _Process  # type: ignore[assignment]
+    Process = _Process

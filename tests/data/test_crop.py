@@ -139,7 +139,7 @@ def test_another_choice_of_the_videos_that_are_evaluated(tmp_path):
 def test_a_store_of_whole_frames_is_not_taken_for_one_of_squares(tmp_path):
     one = media(write_video(tmp_path / "a.mp4", bands(), "libx264"))
     build_store([one], tmp_path / "store", 32, 8, "pyav", 1)
-    with pytest.raises(UserError, match=r"a store with crop none: .*, not center: "):
+    with pytest.raises(UserError, match=r"a store with crop none, not center; "):
         build_store([one], tmp_path / "store", 32, 8, "pyav", 1, crop="center")
 
 

@@ -224,7 +224,7 @@ def test_long_steps_log_a_line_when_they_start(tmp_path, caplog):
     opened(config("synthetic", tmp_path, loader="stream", **small))
     starts = [line.split()[0] for line in caplog.messages]
     assert [start for start in starts if start.endswith("ing")] == [
-        "writing", "probing", "decoding", "probing",
+        "writing", "decoding", "probing",
     ]  # fmt: skip
     caplog.clear()
     opened(config("synthetic", tmp_path, **small))

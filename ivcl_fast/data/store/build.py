@@ -42,7 +42,7 @@ from ivcl_fast.data.store.shards import (
     refuse_lost,
 )
 from ivcl_fast.data.store.source import GONE, Source, State, VideoSource, unchanged
-from ivcl_fast.data.store.table import Index
+from ivcl_fast.data.store.table import Columns, Index
 from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, remove_temporaries, write_json
@@ -182,15 +182,16 @@ def build_part(
     check_sizes(image_size, patch_size)
     if workers is not None and workers < 1:
         raise UserError(f"workers: expected at least 1, got {workers}")
-    if isinstance(source, Sequence):
-        source = VideoSource(source, decoder, crop, decoding_gpu(device))
-    _check_names(source)
-    crop = source.crop if isinstance(source, VideoSource) else "none"
+    clips: Source = (
+        VideoSource(source, decoder, crop, decoding_gpu(device))
+        if isinstance(source, Sequence) else source
+    )  # fmt: skip
+    _check_names(clips)
     settings = {
         "version": VERSION, "image_size": image_size, "patch_size": patch_size, "crop": crop,
-        "decoder": source.decoder,
+        "decoder": clips.decoder,
     }  # fmt: skip
-    build = _Build(source, Path(out), settings, shard_bytes)
+    build = _Build(clips, Path(out), settings, shard_bytes)
     return build.run(part, workers, progress or (lambda *_: None))
 
 
@@ -369,7 +370,7 @@ def make_index(names: Sequence[str], shards: dict[Path, Shard], settings: dict[s
             first += clip.frames
     names = [name for name in names if name in rows]
     values = np.array([rows[name] for name in names], np.int64).reshape(-1, 5)
-    columns = {
+    columns: Columns = {
         "shard": values[:, 0].astype(np.int32),
         "first": values[:, 1],
         "frames": values[:, 2].astype(np.int32),
@@ -391,7 +392,7 @@ def _is_current(index: Index, source: Source) -> bool:
     then = np.zeros((len(rows), 2), np.int64)
     then[rows >= 0] = index.columns["state"][rows[rows >= 0]]
     now = np.array([source.state(name) for name in source.names], np.int64)
-    for at in np.flatnonzero(rows < 0):
+    for at in np.flatnonzero(rows < 0).tolist():
         then[at] = bad.get(source.names[at], State(-1, -1))
     return bool(unchanged(now, then).all())
 

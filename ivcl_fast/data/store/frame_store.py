@@ -88,13 +88,16 @@ class FrameStore:
             where = PLACES[self.placement]
             log.info("store: %s, %.2f GB %s, %s", self.path, self.bytes / 1e9, where, reason)
         self._on_device = self._load(device) if self.placement == "gpu" else None
-        if self.placement == "ram":
-            loaded = [self._reshaped(np.fromfile(self.path / f, np.uint8)) for f, _ in self._files]
-            self._shard = loaded.__getitem__
-        else:
-            self._shard = lru_cache(OPEN_SHARDS)(self._map_shard)
-            for number in range(min(OPEN_SHARDS, len(self._files) * (self._on_device is None))):
-                self._shard(number)  # now: a build may replace it, while this goes on
+        in_memory = self.placement == "ram"
+        self._shard = lru_cache(None if in_memory else OPEN_SHARDS)(
+            self._load_shard if in_memory else self._map_shard
+        )
+        if self._on_device is None:
+            # Now, because a build may replace them while this store is used.
+            for number in range(
+                len(self._files) if in_memory else min(OPEN_SHARDS, len(self._files))
+            ):
+                self._shard(number)
 
     @property
     def names(self) -> Strings:
@@ -181,7 +184,7 @@ class FrameStore:
     def _find(self, names: Sequence[str]) -> np.ndarray:
         """Return the rows of videos in the index."""
         rows = self.index.find(names)
-        for at in np.flatnonzero(rows < 0):
+        for at in np.flatnonzero(rows < 0).tolist():
             reason = self.bad_files.get(names[at], "the store was built without it")
             raise UserError(f"{self.path}: no frames of {names[at]}: {reason}")
         return rows
@@ -213,6 +216,9 @@ class FrameStore:
                     f"{path}: {size:,} bytes, not {built:,} as built; delete it, and the command "
                     "that built the store builds it again"
                 )
+
+    def _load_shard(self, number: int) -> np.ndarray:
+        return self._reshaped(np.fromfile(self.path / self._files[number][0], np.uint8))
 
     def _map_shard(self, number: int) -> np.ndarray:
         file, size = self._files[number]

@@ -37,11 +37,12 @@ def write_labels(store: Path, dataset: Dataset, traits: dict[str, Any], has_grid
     """Keep the clips and labels of a task in a store.
 
     ``traits``: those of the data set's format. ``has_grid``: whether classes are cells of a grid.
+    Raises :class:`UserError` if the split to train on or that of the results cannot be read.
     """
     columns = dict[str, np.ndarray]()
     splits = list[str]()
-    for split in dataset.splits:
-        with suppress(UserError):  # one that is not used may be missing
+    for number, split in enumerate(dataset.splits):
+        with suppress(*(UserError,) * (number > 1)):  # another one may be missing
             clips = dataset.clips(split)
             columns |= string_columns(f"{split}/name", (clip.name for clip in clips))
             columns |= string_columns(f"{split}/media", (clip.media for clip in clips))

@@ -56,10 +56,13 @@ MOVED = 10
 class Source(Protocol):
     """Clips whose frames a store keeps; pickled to worker processes."""
 
-    decoder: str
-    """How the frames are made; a store records it."""
-    names: Sequence[str]
-    """The clips, in order; unique."""
+    @property
+    def decoder(self) -> str:
+        """How the frames are made; a store records it."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The clips, in order; unique."""
 
     def only(self, names: Sequence[str]) -> Source:
         """Return the source of some of the clips, in this order."""
@@ -100,7 +103,7 @@ class VideoSource:
     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
         media = self.media[name]
         decoder = self.decoder if self.decoder == "pyav" else self._choose(media)
-        return make_decoder(decoder, image_size, self.gpu).parts(media, self.crop)
+        yield from make_decoder(decoder, image_size, self.gpu).parts(media, self.crop)
 
     def _choose(self, media: Media) -> ChosenDecoder:
         from ivcl_fast.data.decode.media import probe  # imports PyAV, which takes long
