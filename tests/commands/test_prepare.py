@@ -65,7 +65,7 @@ def test_dry_run_writes_nothing(command, package):
     assert "probing: 5/5 videos" in out
     assert "into " in out and "GB; 2 videos cannot be used" in out
     assert "frames/s by each of 1 workers" in out
-    assert "v3: the file is empty" in out
+    assert "v3: is empty" in out
     assert "v4: cannot be opened" in out
     assert sorted(package.rglob("*")) == before
     status, out, _ = command(f"cater:{package}", *SMALL, "--image-size", 64, "--dry-run")

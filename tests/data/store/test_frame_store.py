@@ -39,7 +39,7 @@ def videos(tmp_path_factory) -> list[Media]:
     folder = tmp_path_factory.mktemp("videos")
     paths = [write_painted(folder / f"v{i}.avi", i, n) for i, n in enumerate(FRAMES)]
     (folder / "empty.avi").write_bytes(b"")
-    (folder / "cut.avi").write_bytes(paths[3].read_bytes()[: paths[3].stat().st_size // 2])
+    (folder / "cut.avi").write_bytes(paths[3].read_bytes()[:1000])
     (folder / "noise.avi").write_bytes(spoiled(paths[1].read_bytes()))
     others = [folder / f"{name}.avi" for name in ("empty", "cut", "noise", "absent")]
     return [media(path) for path in sorted([*paths, *others])]
@@ -111,10 +111,10 @@ def test_bad_files_are_listed_with_reasons(built, videos, caplog):
     assert list(built.bad_files) == ["absent", "cut", "empty", "noise"]
     assert json.loads((built.path / "bad_files.json").read_text()) == built.bad_files
     for name, said in dict(
-        absent="No such", cut="truncated", empty="empty", noise="decode"
+        absent="No such", cut="not a video", empty="empty", noise="decode"
     ).items():
         assert said in built.bad_files[name]
-    with pytest.raises(UserError, match="no frames of cut: truncated"):
+    with pytest.raises(UserError, match="no frames of cut: not a video"):
         built.rows("cut", [0])
     with pytest.raises(UserError, match="no frames of other: "):
         built.num_frames("other")
