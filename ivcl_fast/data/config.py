@@ -23,7 +23,8 @@ class DataConfig:
     source: Annotated[str, tyro.conf.arg(name="data")] = "synthetic"
     """Your videos: videos:DIR, csv:FILE, webdataset:PATTERN, hf:NAME_OR_DIR; a published data
     set: cater:DIR, acre:DIR, something-else:DIR; a frame store without its videos: store:DIR; or
-    synthetic data, made if missing: synthetic, synthetic:{moving,states,acre-iid,acre-comp,acre-sys,something-else}."""
+    synthetic data, made if missing: synthetic,
+    synthetic:{moving,states,acre-iid,acre-comp,acre-sys,something-else}."""
     task: str = "auto"
     """Task to finetune on, such as localize, actions_present, compositional or classify; auto:
     the data set's first."""
