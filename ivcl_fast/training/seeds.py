@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ivcl_fast.kernels import hash_seeds
+from ivcl_fast.models.reference import hash64
 
 OFFSET = -0x61C8864680B583EB
 """What ``hash_seeds`` adds to a seed before it mixes the bits of its first number."""
@@ -25,11 +27,8 @@ def clip_seeds(run_seed: int, step: int | Tensor, clip_ids: Tensor) -> Tensor:
 
 
 def mix(number: int) -> int:
-    """:func:`~ivcl_fast.models.reference.hash64` of a number, which launches nothing on a GPU."""
-    x = number % 2**64
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
-    return as_int64(x ^ x >> 31)
+    """Return :func:`~ivcl_fast.models.reference.hash64` of a number, computed on the CPU."""
+    return int(hash64(torch.tensor(as_int64(number), device="cpu")))
 
 
 def as_int64(number: int) -> int:
