@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterable, Sequence
 
 _MARKUP = re.compile(r"[\\`*_\[\]|$]")
 
@@ -21,3 +22,9 @@ def printable(text: str) -> str:
 def markdown(text: str) -> str:
     """Escape ``text`` for a paragraph or a table cell in Markdown."""
     return _MARKUP.sub(r"\\\g<0>", html.escape(printable(text), quote=False))
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table; cells are Markdown."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    return [lines[0], "|" + "---|" * len(header), *lines[1:]]

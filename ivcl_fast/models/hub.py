@@ -28,7 +28,7 @@ from ivcl_fast.models.weights import (
     read_weights,
     write_checksums,
 )
-from ivcl_fast.text import first_line, markdown, printable
+from ivcl_fast.text import first_line, markdown, markdown_table, printable
 
 CARD = """\
 ---
@@ -57,8 +57,6 @@ video = load_clip("VIDEO", model.cfg{{ frames }})  # uint8 {{ video }}
 
 ## Config
 
-| field | value |
-|---|---|
 {{ fields }}
 """
 """A template for ``huggingface_hub``."""
@@ -249,7 +247,6 @@ def card_fields(model: Any) -> dict[str, Any]:
         labelled, count = parts.get(cfg.objective, ("frame", []))
         purpose = f"A pretraining model, which learns labels of every {labelled} of a clip."
         shape = [*clip, *count, model.num_classes]
-    table = f"| what | value |\n|---|---|\n{table_rows(record)}"
     return {
         "name": model.kind,
         "purpose": purpose,
@@ -258,13 +255,13 @@ def card_fields(model: Any) -> dict[str, Any]:
         "result": result,
         "method": method,
         "shape": shape,
-        "training": table if record else NOT_RECORDED,
-        "fields": table_rows(vars(cfg)),
+        "training": values_table("what", record) if record else NOT_RECORDED,
+        "fields": values_table("field", vars(cfg)),
     }
 
 
-def table_rows(values: Mapping[str, Any]) -> str:
-    """Return names and values as rows of a Markdown table; lists and dicts in one cell."""
+def values_table(head: str, values: Mapping[str, Any]) -> str:
+    """Return a Markdown table of names and values; lists and dicts are in one cell."""
 
     def cell(value: Any) -> str:
         if isinstance(value, Mapping):
@@ -273,4 +270,5 @@ def table_rows(values: Mapping[str, Any]) -> str:
             return ", ".join(map(cell, value))
         return html.escape(printable(str(value)), quote=False).replace("|", "\\|")
 
-    return "\n".join(f"| {cell(name)} | {cell(value)} |" for name, value in values.items())
+    rows = [[cell(name), cell(value)] for name, value in values.items()]
+    return "\n".join(markdown_table([head, "value"], rows))

@@ -13,6 +13,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from ivcl_fast.evaluation.evaluate import Result
+from ivcl_fast.text import markdown_table
 
 METRIC_NAMES = {
     "top1": "top-1", "top5": "top-5", "class_mean": "mean class", "l1": "L1 (cells)", "map": "mAP",
@@ -38,9 +39,7 @@ class Table:
 
     def markdown(self) -> list[str]:
         """Return the lines of a Markdown table."""
-        lines = [" | ".join(cells) for cells in (self.header, *self.rows)]
-        head, *body = [f"| {line} |" for line in lines]
-        return [head, "|" + "---|" * len(self.header), *body]
+        return markdown_table(self.header, self.rows)
 
     def __str__(self) -> str:
         """Return the Markdown table as one text."""
