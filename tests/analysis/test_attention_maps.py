@@ -160,16 +160,6 @@ def test_the_model_and_the_random_state_are_left_alone(video: Tensor) -> None:
         assert new.requires_grad
 
 
-def test_bfloat16_weights_and_patch_rows(video: Tensor) -> None:
-    model = sharpened(reference.IVCL(config()))
-    full = slot_attention(model, video)
-    rows = slot_attention(model, reference.patchify(video, 4))
-    torch.testing.assert_close(rows, full)
-    half = slot_attention(model.to(torch.bfloat16), video)
-    assert half.dtype == torch.float32
-    assert (half - full).abs().max() < 0.1
-
-
 def test_bad_heads_are_named(video: Tensor) -> None:
     model = reference.IVCL(config())
     with pytest.raises(ValueError, match="head: 2 is not within 0 to 1"):

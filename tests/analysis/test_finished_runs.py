@@ -87,17 +87,6 @@ def test_a_run_without_a_classifier_says_how_to_get_one(
         chosen_model(run_with(tmp_path, stage=stage), None)
 
 
-def test_a_run_without_classes_is_not_told_to_continue(tmp_path: Path) -> None:
-    """It is finished; to finetune it takes other data."""
-    (tmp_path / "run" / "pretrain").mkdir(parents=True)
-    (tmp_path / "run" / "pretrain" / MODEL).touch()
-    for classes, said in ((0, rf"--init {tmp_path / 'run'} --data KIND:DIR"), (4, "--resume")):
-        run = run_with(tmp_path)
-        run.dataset = SimpleNamespace(num_classes=classes)  # type: ignore[assignment]
-        with pytest.raises(UserError, match=said):
-            chosen_model(run, None)
-
-
 def test_what_a_run_began_with_is_the_same_at_each_look(tmp_path: Path) -> None:
     """Also the parts that its --init lacks, which began with random weights of the run's seed."""
     init = tmp_path / "init.safetensors"
@@ -109,20 +98,6 @@ def test_what_a_run_began_with_is_the_same_at_each_look(tmp_path: Path) -> None:
     for _ in range(2):
         began = run.models()["pretrained"].state_dict()
         assert all(torch.equal(began[key], expected[key]) for key in began)
-
-
-def test_videos_without_classes_are_shown_without_a_classifier(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Such as the one that an unfinished pretraining began with, whose weights have no decoder."""
-    init, checkpoint = tmp_path / "init.safetensors", tmp_path / "checkpoint.safetensors"
-    run = run_with(tmp_path, stage="pretrain", init=str(init), source="videos:x")
-    del run.classes
-    run.dataset = SimpleNamespace(num_classes=0, multi_label=False)  # type: ignore[assignment]
-    save_file(pretraining_model(run.config.model).state_dict(), checkpoint)
-    save_file({"encoder.norm.weight": torch.ones(128)}, init)
-    assert list(run.models(checkpoint)) == ["pretrained"]
-    assert "the model that the run started from: videos:x has no classes" in caplog.text
 
 
 @pytest.mark.parametrize("objective", ["mae", "classification"])
@@ -149,16 +124,6 @@ def test_what_a_run_began_with_has_no_random_slots(
     began = run.models()["pretrained"]
     rows = reference.patchify(random_video(clips=1), config().patch_size)
     assert slots_of(began, rows).keys() == kinds
-
-
-@pytest.mark.parametrize("share, said", [(0.004, "0.4%"), (0.07, "7%"), (0.125, "12.5%")])
-def test_a_small_share_of_the_labels_is_not_rounded(
-    share: float, said: str, tmp_path: Path
-) -> None:
-    (tmp_path / "run" / "finetune").mkdir(parents=True)
-    (tmp_path / "run" / "finetune" / MODEL).touch()
-    length = run_with(tmp_path, label_fraction=share).describe_length()
-    assert length == f"4992 clips of finetuning with {said} of the labels"
 
 
 @pytest.mark.parametrize("data", ["synthetic", "videos:s3://bucket/clips", "hf:someone/clips"])
