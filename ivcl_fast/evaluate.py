@@ -37,7 +37,8 @@ class EvaluateConfig:
     """What to measure."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run made by ivcl_fast.train, or of one of its classifiers."""
+    """Folder of a run or of a model, a packaged model (ivcl_fast/tiny-localize), or OWNER/NAME on
+    the Hugging Face hub."""
     model: Classifier | None = None
     """Which of the run's classifiers: finetune (the default), scratch (without pretraining) or
     last-frame."""

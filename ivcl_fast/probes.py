@@ -38,7 +38,8 @@ class ProbesConfig:
     """Which run to probe, and with how many clips."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run made by ivcl_fast.train on CATER, or of one of its models."""
+    """Folder of a run or of a model, a packaged model (ivcl_fast/tiny-localize), or OWNER/NAME on
+    the Hugging Face hub."""
     train_clips: int = 2000
     """Training clips that probes are fitted on, at most; time grows with their number."""
     eval_clips: int = 600

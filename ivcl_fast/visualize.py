@@ -39,7 +39,8 @@ class VisualizeConfig:
     """Which clips to show, and how."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run made by ivcl_fast.train, or of one of its models."""
+    """Folder of a run or of a model, a packaged model (ivcl_fast/tiny-localize), or OWNER/NAME on
+    the Hugging Face hub."""
     clips: int = 4
     """Number of clips of the evaluation split to show; when the task is to localise CATER's snitch,
     half of them end with the snitch hidden."""
@@ -86,7 +87,8 @@ def visualize(config: VisualizeConfig) -> Path:
             page.picture(picture.path, picture.caption)
         print(printable(f"{clip.name}: {out / clip.name}"))
     page.heading("Settings of the run")
-    kept = load_settings(run.folder)  # those of ``run`` have what the flags replace
+    # Those of ``run`` have what the flags replace.
+    kept = load_settings(run.folder) if run.model_folder is None else run.config
     rows = [[name, str(value)] for name, value in kept.flat().items()]
     page.table(Table(["setting", "value"], rows))
     index = out / "index.html"

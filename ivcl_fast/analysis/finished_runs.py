@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ivcl_fast.config import IVCLConfig
+from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.datamodule import DataModule, open_data, open_dataset
 from ivcl_fast.data.dataset import Dataset
 from ivcl_fast.data.registry import parse_source
@@ -22,8 +24,9 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation, evaluate
 from ivcl_fast.models import backbone, timm_weights
+from ivcl_fast.models.hub import find_model
 from ivcl_fast.models.ivcl import IVCLClassifier, PretrainingModel, pretraining_class
-from ivcl_fast.models.weights import MODEL, misfit, read_weights, weights_file
+from ivcl_fast.models.weights import MODEL, misfit, read_config, read_weights, weights_file
 from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.hardware import pick_device, use_bf16
 from ivcl_fast.training.metrics_log import MetricsLog
@@ -67,18 +70,22 @@ class FinishedRun:
         self.amp = use_bf16(config.speed.amp, self.device)
         self.localizes = config.data.task.startswith("localize")
         """Whether the classes are cells of CATER's floor."""
+        self.model_folder: Path | None = None
+        """Folder of a model without its run."""
         if data is not None:
             self.data, self.dataset = data, data.dataset
 
     @classmethod
-    def open(cls, folder: Path, device: str, flags: DataFlags | None = None) -> FinishedRun:
-        """Open the run in ``folder``, which may also be the folder of one of its models.
+    def open(cls, place: Path, device: str, flags: DataFlags | None = None) -> FinishedRun:
+        """Open a run by its folder or that of one of its models, or a model without its run.
 
-        ``device``: as of ``--device``. Raises :class:`UserError` if there is no run, if its
-        ``answers.json`` is damaged, and if ``flags`` name data of another kind or with another
-        number of classes.
+        Such a model is a folder, a packaged one (``ivcl_fast/tiny-localize``) or OWNER/NAME on the
+        Hugging Face hub. ``device``: as of ``--device``. Raises :class:`UserError` if there is
+        neither, and if ``flags`` name data of another kind or with other classes.
         """
-        folder, chosen = split_model_folder(folder)
+        if folder := model_without_run(place):
+            return cls._of_model(folder, place, device, flags or DataFlags())
+        folder, chosen = split_model_folder(place)
         kept = load_settings(folder, device=device, compile=False, placement="disk")
         run = cls(with_data(kept, flags or DataFlags()), chosen=chosen)
         answers = Classes.read(folder)
@@ -86,6 +93,31 @@ class FinishedRun:
             run.classes = answers
             if run.config.data.source != kept.data.source:
                 answers.check_same(run.config.data.source, run.dataset)
+        return run
+
+    @classmethod
+    def _of_model(cls, folder: Path, place: Path, device: str, flags: DataFlags) -> FinishedRun:
+        """Open a model without its run, with the settings that its config and record have."""
+        config = read_config(folder / CONFIG)
+        record, names = config.get("training") or {}, config.get("class_names")
+        kind = record.get("data", "synthetic")
+        data = DataConfig(
+            source=kind if kind.startswith("synthetic") else f"{kind}:.",
+            task=record.get("task", "auto"),
+            frame_stride=record.get("frame stride", 0),
+            crop=record.get("crop", "none"),
+            placement="disk",
+        )
+        settings = TrainConfig(
+            preset=record.get("preset", "tiny"),
+            model=IVCLConfig.from_dict(config["cfg"]),
+            data=data,
+        ).replace(device=device, out=Path(), name=place.name)
+        run = cls(with_data(settings, flags), chosen="finetune" if names else "pretrain")
+        run.model_folder = folder
+        if names:
+            multi_label = any("map" in v for v in record.values() if isinstance(v, dict))
+            run.classes = Classes(multi_label, names)
         return run
 
     @cached_property
@@ -109,12 +141,14 @@ class FinishedRun:
 
     def finished(self, name: str) -> bool:
         """Return whether the run has finished its model in folder ``name``."""
+        if self.model_folder is not None:
+            return name == self.chosen
         return (self.folder / name / MODEL).is_file()
 
     def load(self, name: str) -> Any:
         """Return the finished model in folder ``name``, in evaluation mode on the run's device."""
         kind = pretraining_class(self.config.model) if name == "pretrain" else IVCLClassifier
-        return kind.from_pretrained(self.folder / name).to(self.device).eval()
+        return kind.from_pretrained(self.model_folder or self.folder / name).to(self.device).eval()
 
     def untrained(self) -> PretrainingModel:
         """Return a model with random weights of the run's seed, in evaluation mode.
@@ -190,7 +224,10 @@ class FinishedRun:
 
         Other data than those of the training, of :class:`DataFlags`, are named too.
         """
-        config, trained_on = self.config, load_settings(self.folder).data.source
+        config = self.config
+        trained_on = config.data.source
+        if self.model_folder is None:
+            trained_on = load_settings(self.folder).data.source
         given = f" (one of them from {weights})" if weights else ""
         shown = " and ".join(models) + given
         here = "" if config.data.source == trained_on else f" Data here: {config.data.source}."
@@ -271,20 +308,20 @@ class FinishedRun:
             yield
 
 
-def split_model_folder(folder: Path) -> tuple[Path, str | None]:
-    """Split the folder of a run's model into the run's and the model's name, or None for a run.
+def model_without_run(place: Path) -> Path | None:
+    """Return the folder of a model that is not in a run, None for a run or a model in one."""
+    if (place / MODEL).is_file():
+        return None if (place.resolve().parent / CONFIG).is_file() else place
+    is_name = not place.exists() and not place.is_absolute() and len(place.parts) == 2
+    return find_model(str(place), "finetune") if is_name and place.parts[0] != "runs" else None
 
-    Raises :class:`UserError` for a model outside a run.
-    """
+
+def split_model_folder(folder: Path) -> tuple[Path, str | None]:
+    """Split the folder of a run's model into the run's and the model's name, or None for a run."""
     if not (folder / MODEL).is_file():
         return folder, None
     whole = folder.resolve()
-    if (whole.parent / CONFIG).is_file():
-        return whole.parent, whole.name
-    raise UserError(
-        f"{folder}: holds a model, but is not in a run; accepted: the folder of a run made by "
-        "ivcl_fast.train, or of a finished model in it"
-    )
+    return whole.parent, whole.name
 
 
 def with_data(config: TrainConfig, flags: DataFlags) -> TrainConfig:

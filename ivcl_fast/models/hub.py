@@ -153,19 +153,7 @@ class PretrainedModel(
             raise TypeError(
                 f"from_pretrained: expected map_location, dtype, {', '.join(DOWNLOAD)}, got {name}"
             )
-        if packaged := packaged_model(place):
-            folder = packaged
-        elif is_local(place):
-            folder = model_folder(place, STAGES[cls.kind])
-        else:
-            try:
-                for name in (CONFIG, MODEL):
-                    folder = Path(str(hf_hub_download(str(place), name, **download))).parent
-            except OSError as error:
-                raise UserError(
-                    f"{place}: no such folder, and the Hugging Face hub does not provide it: "
-                    + first_line(error)
-                ) from None
+        folder = find_model(place, STAGES[cls.kind], **download)
         return cls._from_folder(folder, dtype).to(map_location).eval()
 
     @classmethod
@@ -198,6 +186,26 @@ class PretrainedModel(
         model.load_state_dict(weights)
         model.training_record = config.get("training")
         return model
+
+
+def find_model(place: str | Path, stage: str, **download: Any) -> Path:
+    """Return the folder of a model: local, packaged, or downloaded from the Hugging Face hub.
+
+    ``stage``: of the model if ``place`` is a run's folder. ``download``: see :data:`DOWNLOAD`.
+    """
+    if packaged := packaged_model(place):
+        return packaged
+    if is_local(place):
+        return model_folder(place, stage)
+    try:
+        for name in (CONFIG, MODEL):
+            folder = Path(str(hf_hub_download(str(place), name, **download))).parent
+    except OSError as error:
+        raise UserError(
+            f"{place}: no such folder, and the Hugging Face hub does not provide it: "
+            + first_line(error)
+        ) from None
+    return folder
 
 
 def dtype_named(dtype: Any) -> torch.dtype | None:

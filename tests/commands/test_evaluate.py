@@ -233,7 +233,11 @@ def test_a_models_folder_names_the_run_and_the_model(
     assert refused(said, f"{cater / 'pretrain'}: ", again)
     assert refused(command(evaluate, cater, "--model", "scratch"), "--model: ", "finetune")
     shutil.copytree(cater / "finetune", tmp_path / "model")
-    assert refused(command(evaluate, tmp_path / "model"), f"{tmp_path / 'model'}: holds a model")
+    video = cater.parent.parent / "data" / CATER / "videos" / "CATER_new_000012.avi"
+    alone = command(evaluate, tmp_path / "model", "--predict", video)
+    assert alone[0] == 0 and alone == command(evaluate, cater, "--predict", video)
+    status, said = command(evaluate, "ivcl_fast/tiny-localize", "--predict", video)
+    assert status == 0 and said.count("cell") == 5
 
 
 def test_a_model_that_answers_nothing_is_no_choice(cater: Path, command: Any) -> None:

@@ -308,7 +308,6 @@ def test_a_broken_video_is_named_and_left_out(
         (["{run}", "--video", "{tmp}/none.avi"], "--video {tmp}/none.avi: "),
         (["{run}", "--video", "{run}/config.json"], "not a video file"),
         (["{run}", "--video", "a.mp4", "--clip", "x"], "--clip: not accepted with --video"),
-        (["{tmp}/alone"], "holds a model, but is not in a run"),
         (["{run}", "--checkpoint", "{tmp}"], "{tmp}: "),
         (["{run}", "--checkpoint", "{tmp}/other.safetensors"], "in a model of this config"),
     ],
@@ -317,7 +316,6 @@ def test_mistakes_are_told_in_one_line(
     arguments: Sequence[str], message: str, run: Path, tmp_path: Path, visualize: Any
 ) -> None:
     save_file({"encoder.slot_tokens": torch.zeros(1, 9, 9)}, tmp_path / "other.safetensors")
-    shutil.copytree(run / "finetune", tmp_path / "alone")
     status, said = visualize(*(a.format(run=run, tmp=tmp_path) for a in arguments))
     assert status == 2 and message.format(tmp=tmp_path) in said
     assert said.startswith("error: ") and said.count("\n") == 1
