@@ -3,8 +3,7 @@
 A table stands between ``<!-- table: NAME; PREFIX; PREFIX -->`` and ``<!-- end -->``. It shows the
 rows of ``benchmarks/results/NAME.json`` whose benchmark starts with one of the prefixes, or all of
 them. ``machine`` in place of ``table`` describes where and with what they were measured.
-``predicted`` is the step of :mod:`benchmarks.predictions.step`, which stays as it is where Triton
-cannot count it. ``zoo: NAME`` is the gain of ``accelerate`` on public models, and ``limits`` the
+``zoo: NAME`` is the gain of ``accelerate`` on public models, and ``limits`` the
 longest sequences that it fuses.
 """
 
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import zoo
-from benchmarks.predictions import step as predicted
 from benchmarks.results import RESULTS, ROOT, Results, read
 from benchmarks.summary import IN_DOCS, describe_machine, duration, fastest_of_ours, table
 from docs.markers import write_anew
@@ -26,11 +24,7 @@ from ivcl_fast.errors import UserError
 
 PAGE = ROOT / "docs" / "performance.md"
 GUIDE = ROOT / "docs" / "guide"
-PAGES = (
-    PAGE,
-    PAGE.with_name("predictions.md"),
-    GUIDE / "accelerate.md",
-)
+PAGES = (PAGE, GUIDE / "accelerate.md")
 CPU = "cpu-amd-epyc-zen5"
 
 
@@ -69,7 +63,6 @@ def zoo_table(name: str) -> list[str]:
 KINDS = {
     "table": rows_table,
     "machine": measured_on,
-    "predicted": lambda: None if predicted.CANNOT_COUNT else predicted.table(),
     "limits": lambda: [*zoo.limits()],
     "zoo": zoo_table,
 }

@@ -4,17 +4,8 @@
 
 ``<!-- studies -->``
     what each study asks and how many runs it takes, from ``ivcl_fast/studies/definitions.py``;
-``<!-- tables: STUDY -->``
-    the first table of each data set and task in ``docs/results/STUDY/study.md``, the lines fitted
-    to them, and the command that made them;
-``<!-- variants: STUDY -->``
-    top-1 of each variant, from ``docs/results/STUDY/results.json``;
-``<!-- summary -->``
-    the scores of :data:`SUMMARY`;
 ``<!-- plan: FLAGS -->``
     memory and speed of each preset in bfloat16, with these flags of ``train``;
-``<!-- store: VIDEOS FRAMES CODEC -->``
-    disk and time that a frame store takes; CODEC is a key of :data:`RATES`, or other;
 ``<!-- presets -->``
     the sizes of each preset;
 ``<!-- zoo -->``
@@ -25,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import re
-import statistics
 from pathlib import Path
 
 import torch
@@ -37,25 +26,12 @@ from ivcl_fast.config import PRESETS, IVCLConfig
 from ivcl_fast.models.reference import IVCL
 from ivcl_fast.models.weights import CONFIG, MODEL, PACKAGED, read_config
 from ivcl_fast.report.plan import CARDS, plan_stages
-from ivcl_fast.report.study import HEADING
 from ivcl_fast.report.tables import Table
 from ivcl_fast.studies.definitions import STUDIES
 from ivcl_fast.studies.runner import plan_jobs
 from ivcl_fast.training.arguments import parse
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results"
-COMP, SYS = ("causes-comp", "causes-comp-random"), ("causes-sys", "causes-sys-random")
-SUMMARY = {
-    "CATER, visible": (("pretraining",), "localize on synthetic", "visible", "top1"),
-    "CATER, hidden": (("pretraining",), "localize on synthetic", "hidden", "top1"),
-    "ACRE Comp": (COMP, "acre on synthetic:acre-comp", "all", "query"),
-    "ACRE Sys": (SYS, "acre on synthetic:acre-sys", "all", "query"),
-}
-"""Columns of the summary: folders of results, table, group of clips and metric. Of several folders,
-which are recipes, each row has the better one."""
-RATES = {"motion-jpeg": 5580, "vp9": 1835}
-"""Frames per second that one core decodes and stores at 64 pixels; see docs/performance.md."""
 SHOWN = "top-1, all", "top-1, visible", "top-1, hidden", "query, all", "problem, all"
 """Names of the scores of a packaged model in the table."""
 
@@ -73,56 +49,6 @@ def studies() -> list[str]:
         rows.append([f"`{name}`", study.question, f"{study.varied}: {labels}", *counts])
     header = ["study", "question", "varies", "pretrainings", "finetunings per seed"]
     return Table(header, rows).markdown()
-
-
-def tables(study: str) -> list[str]:
-    """Return the first table of each data set and task of a study, fitted lines, and the command.
-
-    A study that is not defined any more has no command.
-    """
-    page = (RESULTS / study / "study.md").read_text()
-    parts = re.findall(r"^## (.*?)\n\n(.*?)\n+(?=## |!\[)", page, re.DOTALL | re.MULTILINE)
-    shown = []
-    for title, text in parts:
-        heading, table, *others = text.split("\n\n")
-        fitted = others[others.index(HEADING) :] if HEADING in others else []
-        shown += [*([f"`{title}`"] if len(parts) > 1 else []), heading, table, *fitted]
-    command = re.search(rf"^`python -m ivcl_fast\.sweep ({'|'.join(STUDIES)}) .*?`", page, re.M)
-    if command:
-        shown.append(f"Command: {command[0]}")
-    return "\n\n".join(shown).splitlines()
-
-
-def variants(study: str) -> list[str]:
-    """Return top-1 of each variant of a study, side by side."""
-    ((title, scores),) = values(study).items()
-    cells = [percent((study,), title, name, "all", "top1") for name in scores]
-    varied = STUDIES[study].varied if study in STUDIES else study
-    return Table([varied, *scores], [["top-1", *cells]]).markdown()
-
-
-def summary() -> list[str]:
-    """Return the table of :data:`SUMMARY`, with a row for each model or baseline."""
-    names = dict.fromkeys(
-        name for (study, *_), title, *_ in SUMMARY.values() for name in values(study)[title]
-    )
-    rows = []
-    for name in names:
-        cells = [percent(*column[:2], name, *column[2:]) for column in SUMMARY.values()]
-        rows.append([name, *cells])
-    return Table(["pretraining, or baseline", *SUMMARY], rows).markdown()
-
-
-def values(study: str) -> dict:
-    """Return a study's scores: by table, variant, group of clips and metric, one for each seed."""
-    return json.loads((RESULTS / study / "results.json").read_text())["values"]
-
-
-def percent(studies: tuple[str, ...], title: str, name: str, group: str, metric: str) -> str:
-    """Return the mean over seeds in percent, the best of the studies that have measured it."""
-    scores = [values(study)[title].get(name, {}).get(group, {}) for study in studies]
-    means = [statistics.fmean(score[metric]) for score in scores if metric in score]
-    return f"{100 * max(means):.0f} %" if means else ""
 
 
 # --- Recipes and models --------------------------------------------------------------------------
@@ -150,19 +76,6 @@ def plan_rows(preset: str, flags: str) -> list[list[str]]:
         gflop = f"{stage.flops / 1e9:,.0f}"
         rows.append([preset, stage.stage, f"{fixed:.2f}", per_clip, *most, gflop, *hours])
     return rows
-
-
-def store(words: str) -> list[str]:
-    """Return the table of a frame store's size at 64 and at 224 pixels, and its time at 64."""
-    videos, frames, codec = words.split()
-    total = int(videos) * int(frames)
-    sizes = (f"{3 * size**2 * total / 1e9:,.1f}" for size in (64, 224))
-    header = ["frames", "GB at 64 pixels", "GB at 224 pixels"]
-    row = [f"{total:,}", *sizes]
-    if codec in RATES:
-        header += ["minutes at 64 pixels, 1 core", "minutes at 64 pixels, 8 cores"]
-        row += [f"{total / RATES[codec] / cores / 60:,.1f}" for cores in (1, 8)]
-    return Table(header, [row]).markdown()
 
 
 def presets() -> list[str]:
@@ -200,11 +113,7 @@ def zoo() -> list[str]:
 
 KINDS = {
     "studies": studies,
-    "tables": tables,
-    "variants": variants,
-    "summary": summary,
     "plan": plan,
-    "store": store,
     "presets": presets,
     "zoo": zoo,
 }

@@ -4,7 +4,7 @@
 
 A classifier takes slots in place of videos. Here they come from the plans of CATER-like videos: the
 snitch and up to six cones, each with its look and place, and zeros while it is inside a cone. The
-default learns next to nothing; docs/memory.md has what more videos and clips give.
+default learns next to nothing; docs/learnt.md has what more videos and clips give.
 """
 
 import sys
