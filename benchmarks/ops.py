@@ -191,11 +191,6 @@ def plain_add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) ->
     return total + F.layer_norm(total, weight.shape, weight, bias, 1e-6)
 
 
-def plain_add_rms(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
-    total = x + residual
-    return total + F.rms_norm(total, weight.shape, weight, 1e-6)
-
-
 def our_add_norm(op: Callable[..., tuple[Tensor, Tensor]], *arguments: Tensor) -> Tensor:
     total, normed = op(*arguments, 1e-6)
     return total + normed
@@ -216,11 +211,6 @@ def plain_mixture(drawn: Tensor, true: Tensor, background: Tensor) -> Tensor:
 
 def plain_gelu(x: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(x + bias.to(x.dtype))
-
-
-def plain_swiglu(x: Tensor, bias: Tensor) -> Tensor:
-    gate, value = (x + bias.to(x.dtype)).chunk(2, -1)
-    return F.silu(gate) * value
 
 
 def op_benchmark(
@@ -293,19 +283,6 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
             "bias_gelu", kernels.bias_gelu, plain_gelu,
             lambda: [draw(frames, tokens, hidden), draw32(hidden)],
             moved=frames * tokens * hidden * 5 * SIZE,
-        ),
-        # The last two are of models that `accelerate` replaces.
-        op_benchmark(
-            "add_rms_norm", partial(our_add_norm, kernels.add_rms_norm), plain_add_rms,
-            lambda: [
-                draw(frames, tokens, width), draw32(frames, tokens, width), draw32(width),
-            ],
-            moved=frames * tokens * width * (4 * SIZE + 5 * 4),
-        ),
-        op_benchmark(
-            "bias_swiglu", kernels.bias_swiglu, plain_swiglu,
-            lambda: [draw(frames, tokens, 2 * hidden), draw32(2 * hidden)],
-            moved=frames * tokens * hidden * 8 * SIZE,
         ),
     ]  # fmt: skip
 

@@ -26,8 +26,8 @@ PACKAGES = (
     "flash-attn", "flash-attn-4", "xformers", "timm", "safetensors", "huggingface-hub",
 )  # fmt: skip
 OPS = (
-    "embed_patches", "short_attention", "add_layer_norm", "add_rms_norm", "bias_gelu",
-    "bias_swiglu", "restore_tokens", "patch_loss", "mixture_loss", "sample_masks",
+    "embed_patches", "short_attention", "add_layer_norm", "bias_gelu",
+    "restore_tokens", "patch_loss", "mixture_loss", "sample_masks",
 )  # fmt: skip
 NEEDED = {
     "model_input": "model", "ranks": "plan", "videos": "plan", "frames_per_video": "plan",

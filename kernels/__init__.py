@@ -6,9 +6,7 @@
   with dropout of its weights.
 * ``kernels.attention.attention``: attention by the backend that suits the shape.
 * ``add_layer_norm``: residual sum and its LayerNorm; ``layer_norm`` is the same without the sum.
-* ``add_rms_norm``, ``rms_norm``: the same for RMSNorm.
-* ``bias_gelu``: bias + GELU, exact, by tanh, or QuickGELU.
-* ``bias_swiglu``: two biases, SiLU of the gates and their product with the values.
+* ``bias_gelu``: bias + exact GELU.
 * ``linear``: linear layer; on AMX both parameters' gradients in one pass.
 * ``restore_tokens``: visible tokens back to their places among mask tokens, plus position.
 * ``patch_loss``: mean squared error against uint8 patches, optionally normalised per patch.
@@ -42,9 +40,7 @@ if __name__ != "kernels":
     # transformers looks for. Under that name it is empty.
     from ._op import autocast_dtype, dispatches, has_kernel, unsupported_reason
     from .add_layer_norm import add_layer_norm, layer_norm
-    from .add_rms_norm import add_rms_norm, rms_norm
     from .bias_gelu import bias_gelu
-    from .bias_swiglu import bias_swiglu
     from .embed_patches import embed_patches
     from .linear import linear
     from .mixture_loss import mixture_loss
@@ -55,10 +51,8 @@ if __name__ != "kernels":
 
 __all__ = [
     "add_layer_norm",
-    "add_rms_norm",
     "autocast_dtype",
     "bias_gelu",
-    "bias_swiglu",
     "dispatches",
     "embed_patches",
     "has_kernel",
@@ -68,7 +62,6 @@ __all__ = [
     "mixture_loss",
     "patch_loss",
     "restore_tokens",
-    "rms_norm",
     "sample_masks",
     "short_attention",
     "unsupported_reason",

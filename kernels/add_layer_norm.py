@@ -18,9 +18,6 @@ The linear layer that made ``x`` may leave its bias, ``x_bias``, to be added her
 this bias is the sum of d over rows: a third partial sum, of values that are in registers.
 
 ``layer_norm`` is the same without a residual: the first norm of a stack has none to add.
-
-RMSNorm (``add_rms_norm.py``) has the same kernels: its rows are not centred, so the terms of the
-mean and of the bias are left out.
 """
 
 from __future__ import annotations
@@ -45,7 +42,7 @@ RESIDENT_WARPS = 20
 
 
 def _ref(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     total = (x + residual).to(residual.dtype)
     return total, _ref_norm(total, weight, bias, eps, x.dtype)
@@ -57,13 +54,9 @@ def _ref_biased(
     return _ref(x + x_bias.to(x.dtype), residual, weight, bias, eps)
 
 
-def _ref_norm(
-    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
-) -> Tensor:
+def _ref_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     wide = torch.promote_types(x.dtype, weight.dtype)
     x, weight = x.to(wide), weight.to(wide)
-    if bias is None:
-        return F.rms_norm(x, x.shape[-1:], weight, eps).to(dtype)
     return F.layer_norm(x, x.shape[-1:], weight, bias.to(wide), eps).to(dtype)
 
 
@@ -72,7 +65,7 @@ def _ref_backward(
     x_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     # A bias affects no gradient, so any tensor of its shape will do.
-    bias = torch.zeros_like(weight) if sums > 1 else None
+    bias = torch.zeros_like(weight)
     d, *parameters = vjp(_ref_norm, (total, weight, bias, eps, dnormed.dtype), dnormed)
     d = d if dsum is None else d + dsum
     dx = d.new_empty(0, dtype=x_dtype) if x_dtype == d.dtype else d.to(x_dtype)
@@ -86,12 +79,11 @@ def _sum_of_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @triton.jit
-def _statistics(total, mask, cols, eps, CENTRED: tl.constexpr):
-    """Rows (zero outside ``mask``), centred or not, and 1 / their root mean square."""
-    if CENTRED:
-        # "/" may be two ulps off, and then a constant row would not be zero when centred.
-        mean = tl.div_rn(tl.sum(total, axis=1), cols * 1.0)
-        total = tl.where(mask, total - mean[:, None], 0.0)
+def _statistics(total, mask, cols, eps):
+    """Centred rows (zero outside ``mask``), and 1 / their standard deviation."""
+    # "/" may be two ulps off, and then a constant row would not be zero when centred.
+    mean = tl.div_rn(tl.sum(total, axis=1), cols * 1.0)
+    total = tl.where(mask, total - mean[:, None], 0.0)
     mean_square = tl.sum(total * total, axis=1) / cols
     return total, (1.0 / tl.sqrt(mean_square + eps))[:, None]
 
@@ -99,7 +91,7 @@ def _statistics(total, mask, cols, eps, CENTRED: tl.constexpr):
 @triton.jit
 def _forward_kernel(
     x_ptr, x_bias_ptr, residual_ptr, weight_ptr, bias_ptr, sum_ptr, normed_ptr, rows, cols, eps,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, CENTRED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
     col = tl.arange(0, BLOCK_COLS)
@@ -114,19 +106,17 @@ def _forward_kernel(
         stored = total.to(sum_ptr.dtype.element_ty)
         tl.store(sum_ptr + offsets, stored, mask=mask)
         total = stored.to(tl.float32)
-    centred, rstd = _statistics(total, mask, cols, eps, CENTRED)
+    centred, rstd = _statistics(total, mask, cols, eps)
     weight = tl.load(weight_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
-    normed = centred * rstd * weight[None, :]
-    if bias_ptr is not None:
-        normed += tl.load(bias_ptr + col, mask=col < cols, other=0.0).to(tl.float32)[None, :]
+    bias = tl.load(bias_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
+    normed = centred * rstd * weight[None, :] + bias[None, :]
     tl.store(normed_ptr + offsets, normed.to(normed_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _backward_kernel(
     dsum_ptr, dnormed_ptr, sum_ptr, weight_ptr, d_ptr, dx_ptr, partial_ptr, rows, cols, eps,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, CENTRED: tl.constexpr,
-    WITH_X_BIAS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, WITH_X_BIAS: tl.constexpr,
 ):  # fmt: skip
     col = tl.arange(0, BLOCK_COLS)
     weight = tl.load(weight_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
@@ -141,18 +131,15 @@ def _backward_kernel(
         dnormed = tl.load(dnormed_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         if dsum_ptr is not None:  # this load overlaps with the reductions
             dsum = tl.load(dsum_ptr + offsets, mask=mask, other=0.0)
-        centred, rstd = _statistics(total, mask, cols, eps, CENTRED)
+        centred, rstd = _statistics(total, mask, cols, eps)
         # Without an epsilon it is infinite in rows beyond the last, which are zero.
         rstd = tl.where((row < rows)[:, None], rstd, 0.0)
         z = centred * rstd
         dweight += dnormed * z
         g = dnormed * weight[None, :]
         gz_mean = (tl.sum(g * z, axis=1) / cols)[:, None]
-        if CENTRED:
-            dbias += dnormed
-            d = rstd * (g - (tl.sum(g, axis=1) / cols)[:, None] - z * gz_mean)
-        else:
-            d = rstd * (g - z * gz_mean)
+        dbias += dnormed
+        d = rstd * (g - (tl.sum(g, axis=1) / cols)[:, None] - z * gz_mean)
         if dsum_ptr is not None:
             d += dsum.to(tl.float32)
         if WITH_X_BIAS:
@@ -162,9 +149,8 @@ def _backward_kernel(
             tl.store(dx_ptr + offsets, d.to(dx_ptr.dtype.element_ty), mask=mask)
     offsets = tl.program_id(0).to(tl.int64) * cols + col
     tl.store(partial_ptr + offsets, tl.sum(dweight, axis=0), mask=col < cols)
-    if CENTRED:
-        partial_ptr += tl.num_programs(0).to(tl.int64) * cols
-        tl.store(partial_ptr + offsets, tl.sum(dbias, axis=0), mask=col < cols)
+    partial_ptr += tl.num_programs(0).to(tl.int64) * cols
+    tl.store(partial_ptr + offsets, tl.sum(dbias, axis=0), mask=col < cols)
     if WITH_X_BIAS:
         partial_ptr += tl.num_programs(0).to(tl.int64) * cols
         tl.store(partial_ptr + offsets, tl.sum(dx_bias, axis=0), mask=col < cols)
@@ -178,11 +164,11 @@ def _tile(cols: int, values: int) -> dict[str, int]:
     return dict(BLOCK_ROWS=rows, BLOCK_COLS=block, num_warps=warps)
 
 
-def launch_forward(
-    x: Tensor, x_bias: Tensor | None, residual: Tensor | None, weight: Tensor, bias: Tensor | None,
+def _launch_forward(
+    x: Tensor, x_bias: Tensor | None, residual: Tensor | None, weight: Tensor, bias: Tensor,
     eps: float, dtype: torch.dtype,
 ) -> tuple[Tensor | None, Tensor]:  # fmt: skip
-    """The sum, if there is a ``residual``, and its norm: RMSNorm if there is no ``bias``."""
+    """The sum, if there is a ``residual``, and its norm."""
     total = None if residual is None else empty_contiguous(residual)
     normed, cols = empty_contiguous(x, dtype), x.shape[-1]
     rows, tile = x.numel() // cols, _tile(cols, values=16)
@@ -190,8 +176,8 @@ def launch_forward(
         _forward_kernel, (cdiv(rows, tile["BLOCK_ROWS"]),),
         x.contiguous(), None if x_bias is None else x_bias.contiguous(),
         None if residual is None else residual.contiguous(),
-        weight.contiguous(), None if bias is None else bias.contiguous(), total, normed,
-        rows, cols, eps, CENTRED=bias is not None, **tile,
+        weight.contiguous(), bias.contiguous(), total, normed,
+        rows, cols, eps, **tile,
     )  # fmt: skip
     return total, normed
 
@@ -214,7 +200,7 @@ def _launch_backward(
         _backward_kernel, (programs,),
         None if dsum is None else dsum.contiguous(), dnormed.contiguous(), total.contiguous(),
         weight.contiguous(), d, dx if dx.numel() else None, partials, rows, cols, eps,
-        per_sm=per_sm, maxnreg=registers // 8 * 8, CENTRED=sums > 1, WITH_X_BIAS=sums == 3, **tile,
+        per_sm=per_sm, maxnreg=registers // 8 * 8, WITH_X_BIAS=sums == 3, **tile,
     )  # fmt: skip
     return d, dx, partials.sum(1).to(weight.dtype)
 
@@ -227,8 +213,8 @@ def _empty_grads(
     return empty_contiguous(total), dx, weight.new_empty(sums, *weight.shape)
 
 
-def register_backward(name: str, sums: int) -> Callable:
-    """Register the gradients of x and of 1 parameter (RMSNorm), 2 (LayerNorm), or 3 with x_bias.
+def _register_backward(name: str, sums: int) -> Callable:
+    """Register the gradients of x and of 2 parameters, or 3 with x_bias.
 
     The op returns the gradient in the residual's dtype; the same in x's dtype, or an empty tensor
     where the dtypes are equal, because no op may return one tensor twice; and the sums over rows
@@ -245,8 +231,8 @@ def register_backward(name: str, sums: int) -> Callable:
     )
 
 
-_backward_op = register_backward("add_layer_norm_backward", sums=2)
-_biased_backward_op = register_backward("add_layer_norm_biased_backward", sums=3)
+_backward_op = _register_backward("add_layer_norm_backward", sums=2)
+_biased_backward_op = _register_backward("add_layer_norm_biased_backward", sums=3)
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -294,7 +280,7 @@ _op = register(
     "add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps)"
     " -> (Tensor, Tensor)",
     ref=_ref,
-    triton=lambda x, *others: launch_forward(x, None, *others, x.dtype),
+    triton=lambda x, *others: _launch_forward(x, None, *others, x.dtype),
     arguments={"x": "* D", "residual": "* D", "weight": "D", "bias": "D"},
     fake=lambda x, residual, *_: (empty_contiguous(residual), empty_contiguous(x)),
     setup_context=setup_context,
@@ -304,7 +290,7 @@ _biased_op = register(
     "add_layer_norm_biased(Tensor x, Tensor x_bias, Tensor residual, Tensor weight, Tensor bias,"
     " float eps) -> (Tensor, Tensor)",
     ref=_ref_biased,
-    triton=lambda x, *others: launch_forward(x, *others, x.dtype),
+    triton=lambda x, *others: _launch_forward(x, *others, x.dtype),
     arguments={"x": "* D", "x_bias": "D", "residual": "* D", "weight": "D", "bias": "D"},
     fake=lambda x, x_bias, residual, *_: (empty_contiguous(residual), empty_contiguous(x)),
     setup_context=_setup_biased_context,
@@ -313,7 +299,7 @@ _biased_op = register(
 _norm_op = register(
     "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> Tensor",
     ref=_ref_norm,
-    triton=lambda x, *others: launch_forward(x, None, None, *others)[1],
+    triton=lambda x, *others: _launch_forward(x, None, None, *others)[1],
     arguments={"x": "* D", "weight": "D", "bias": "D"},
     fake=lambda x, weight, bias, eps, dtype: empty_contiguous(x, dtype),
     backward=partial(differentiate_norm, _backward_op),

@@ -1,14 +1,10 @@
-"""``bias_gelu``: ``y = GELU(x + bias)`` in one pass, of one of three kinds.
+"""``bias_gelu``: ``y = GELU(x + bias)`` in one pass, exact.
 
-With u = x + bias, every kind is y = u * g(u), where g rises from 0 to 1:
+With u = x + bias, y = u * Phi(u), where Phi and phi are the distribution function and the density
+of the normal distribution. Forward reads x once and writes y once. Backward reads dy and x once and
+writes dx once:
 
-    none    g(u) = Phi(u), the normal distribution function: the exact GELU
-    tanh    g(u) = (1 + tanh(s / 2)) / 2 = sigmoid(s),   s = sqrt(8 / pi) * (u + 0.044715 u^3)
-    quick   g(u) = sigmoid(1.702 u)
-
-Forward reads x once and writes y once. Backward reads dy and x once and writes dx once:
-
-    dx = dy * (g(u) + u * g'(u)),   dbias = sum of dx over rows.
+    dx = dy * (Phi(u) + u * phi(u)),   dbias = sum of dx over rows.
 
 Each program of the backward keeps a partial sum of dbias in registers. The partial sums are added
 up afterwards, without atomics, so two runs agree bit for bit.
@@ -30,19 +26,14 @@ from .launch import cdiv, launch, num_sms
 BLOCK_ROWS, BLOCK_COLS = 16, 128
 PER_SM = 6
 """Programs of the backward that a multiprocessor holds, limited by their registers."""
-KINDS = ("none", "tanh", "quick")
-"""Values of ``approximate``; the op takes their position."""
 
 
-def _ref(x: Tensor, bias: Tensor, kind: int = 0) -> Tensor:
-    u = x + bias.to(x.dtype)
-    if KINDS[kind] == "quick":
-        return u * torch.sigmoid(1.702 * u)
-    return F.gelu(u, approximate=KINDS[kind])
+def _ref(x: Tensor, bias: Tensor) -> Tensor:
+    return F.gelu(x + bias.to(x.dtype))
 
 
-def _ref_backward(dy: Tensor, x: Tensor, bias: Tensor, kind: int = 0) -> tuple[Tensor, ...]:
-    return vjp(_ref, (x, bias, kind), dy)
+def _ref_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    return vjp(_ref, (x, bias), dy)
 
 
 @triton.jit
@@ -61,40 +52,9 @@ def _normal(u, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _logistic(u, LINEAR: tl.constexpr, CUBIC: tl.constexpr):
-    """sigmoid(s) for s = LINEAR u + CUBIC u^3, and its derivative by u, in float32.
-
-    Both come from exp(-|s|), which does not overflow, and in which no digits cancel.
-    """
-    if CUBIC == 0:
-        decay = tl.exp2(tl.abs(u) * (-1.4426950408889634 * LINEAR))
-        rate = LINEAR
-    else:
-        square = u * u
-        rate = -1.4426950408889634 * LINEAR + (-1.4426950408889634 * CUBIC) * square
-        decay = tl.exp2(tl.abs(u) * rate)
-        rate = LINEAR + (3.0 * CUBIC) * square
-    upper = 1.0 / (1.0 + decay)  # sigmoid(|s|)
-    lower = decay * upper
-    return tl.where(u >= 0, upper, lower), upper * lower * rate
-
-
-@triton.jit
-def _gate(u, KIND: tl.constexpr, EXACT: tl.constexpr):
-    """g(u) and its derivative, in float32."""
-    if KIND == "none":
-        gate, slope = _normal(u, EXACT)
-    elif KIND == "tanh":
-        gate, slope = _logistic(u, 1.5957691216057308, 0.07135481627260025)
-    else:
-        gate, slope = _logistic(u, 1.702, 0.0)
-    return gate, slope
-
-
-@triton.jit
 def _forward_kernel(
     x_ptr, bias_ptr, y_ptr, rows, cols,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, KIND: tl.constexpr, EXACT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
     col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
@@ -102,14 +62,14 @@ def _forward_kernel(
     offsets = row[:, None] * cols + col[None, :]
     bias = tl.load(bias_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
     u = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
-    gate, _ = _gate(u, KIND, EXACT)
-    tl.store(y_ptr + offsets, (u * gate).to(y_ptr.dtype.element_ty), mask=mask)
+    cdf, _ = _normal(u, EXACT)
+    tl.store(y_ptr + offsets, (u * cdf).to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _backward_kernel(
     dy_ptr, x_ptr, bias_ptr, dx_ptr, partial_ptr, rows, cols,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, KIND: tl.constexpr, EXACT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     bias = tl.load(bias_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
@@ -120,15 +80,15 @@ def _backward_kernel(
         offsets = row[:, None] * cols + col[None, :]
         u = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
         dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        gate, slope = _gate(u, KIND, EXACT)
-        dx = dy * (gate + u * slope)
+        cdf, density = _normal(u, EXACT)
+        dx = dy * (cdf + u * density)
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
         partial += dx
     partial_ptr += tl.program_id(0).to(tl.int64) * cols
     tl.store(partial_ptr + col, tl.sum(partial, axis=0), mask=col < cols)
 
 
-def _forward(x: Tensor, bias: Tensor, kind: int = 0) -> Tensor:
+def _forward(x: Tensor, bias: Tensor) -> Tensor:
     x = x.contiguous()
     y, cols = torch.empty_like(x), x.shape[-1]
     rows = x.numel() // cols
@@ -136,12 +96,12 @@ def _forward(x: Tensor, bias: Tensor, kind: int = 0) -> Tensor:
     launch(
         _forward_kernel, grid, x, bias.contiguous(), y, rows, cols,
         BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLS=BLOCK_COLS,
-        KIND=KINDS[kind], EXACT=x.dtype == torch.float32,
+        EXACT=x.dtype == torch.float32,
     )  # fmt: skip
     return y
 
 
-def _backward(dy: Tensor, x: Tensor, bias: Tensor, kind: int = 0) -> tuple[Tensor, Tensor]:
+def _backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     dy, x = dy.contiguous(), x.contiguous()
     dx, cols = torch.empty_like(x), x.shape[-1]
     rows = x.numel() // cols
@@ -153,41 +113,35 @@ def _backward(dy: Tensor, x: Tensor, bias: Tensor, kind: int = 0) -> tuple[Tenso
         dy, x, bias.contiguous(), dx, partials, rows, cols,
         per_sm=PER_SM,
         BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLS=BLOCK_COLS,
-        KIND=KINDS[kind], EXACT=x.dtype == torch.float32,
+        EXACT=x.dtype == torch.float32,
     )  # fmt: skip
     return dx, partials.sum(0).to(bias.dtype)
 
 
-def _is_kind(value: int, sizes: dict[str, int]) -> str | None:
-    return None if value in range(len(KINDS)) else f"is not one of 0 to {len(KINDS) - 1}"
-
-
 _backward_op = register(
-    "bias_gelu_backward(Tensor dy, Tensor x, Tensor bias, int kind=0) -> (Tensor, Tensor)",
+    "bias_gelu_backward(Tensor dy, Tensor x, Tensor bias) -> (Tensor, Tensor)",
     ref=_ref_backward,
     triton=_backward,
-    arguments={"dy": "* H", "x": "* H", "bias": "H", "kind": _is_kind},
-    fake=lambda dy, x, bias, *_: (empty_contiguous(x), empty_contiguous(bias)),
+    arguments={"dy": "* H", "x": "* H", "bias": "H"},
+    fake=lambda dy, x, bias: (empty_contiguous(x), empty_contiguous(bias)),
     is_backward=True,
 )
 _op = register(
-    "bias_gelu(Tensor x, Tensor bias, int kind=0) -> Tensor",
+    "bias_gelu(Tensor x, Tensor bias) -> Tensor",
     ref=_ref,
     triton=_forward,
-    arguments={"x": "* H", "bias": "H", "kind": _is_kind},
-    fake=lambda x, bias, *_: empty_contiguous(x),
+    arguments={"x": "* H", "bias": "H"},
+    fake=lambda x, bias: empty_contiguous(x),
     backward=lambda ctx, dy: _backward_op(dy, *saved_inputs(ctx)),
 )
 
 
-def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:
-    """``GELU(x + bias)``, exact by default.
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """``GELU(x + bias)``, exact.
 
     ``x`` float ``[..., H]``, ``bias`` float ``[H]``, each of any float dtype; returns ``x``'s shape
-    and dtype. Arithmetic is float32 (float64 for float64 input, in PyTorch). ``approximate``:
-    ``"none"`` and ``"tanh"`` as of :func:`torch.nn.functional.gelu`, ``"quick"`` for QuickGELU,
-    ``u * sigmoid(1.702 * u)``. Raises ``ValueError`` naming ``bias`` if the widths differ, and for
-    another ``approximate``.
+    and dtype. Arithmetic is float32 (float64 for float64 input, in PyTorch). Raises
+    ``ValueError`` naming ``bias`` if the widths differ.
 
     Example::
 
@@ -197,7 +151,4 @@ def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:
     """
     if bias.shape != x.shape[-1:]:
         raise ValueError(f"bias: shape {tuple(bias.shape)} is not [{x.shape[-1]}], the width of x")
-    if approximate not in KINDS:
-        raise ValueError(f"approximate: {approximate!r} is not one of {', '.join(KINDS)}")
-    kind = KINDS.index(approximate)
-    return (_op if has_kernel(x, x.dtype, bias.dtype) else _ref)(x, bias, kind)
+    return (_op if has_kernel(x, x.dtype, bias.dtype) else _ref)(x, bias)

@@ -55,13 +55,6 @@ def cases(
         calls[f"add_layer_norm, {stack}, float32 residual"] = partial(_add_layer_norm, x, x.float())
         calls[f"layer_norm, {stack}"] = partial(_layer_norm, x)
         calls[f"bias_gelu, {stack}"] = partial(_bias_gelu, hidden)
-        if stack == "encoder":  # of other people's models
-            calls[f"bias_gelu tanh, {stack}"] = partial(_bias_gelu, hidden, 1)
-            calls[f"bias_gelu quick, {stack}"] = partial(_bias_gelu, hidden, 2)
-            calls[f"bias_swiglu, {stack}"] = partial(_bias_swiglu, hidden, hidden)
-            calls[f"bias_swiglu packed, {stack}"] = partial(_bias_swiglu, hidden)
-            calls[f"add_rms_norm, {stack}"] = partial(_add_rms_norm, x, torch.randn_like(x))
-            calls[f"rms_norm, {stack}"] = partial(_rms_norm, x)
         if tokens <= max_tokens(torch.device("cuda")):
             calls[f"short_attention, {stack}"] = partial(_short_attention, x, heads)
             if stack.startswith("encoder"):  # of other people's models
@@ -121,29 +114,10 @@ def _layer_norm(x: Tensor) -> None:
     TRITON["add_layer_norm_backward"](None, torch.randn_like(x), x, weight, EPS, x.dtype)
 
 
-def _add_rms_norm(x: Tensor, residual: Tensor) -> None:
-    weight = _parameter(x, x.shape[-1])
-    TRITON["add_rms_norm"](x, residual, weight, EPS)
-    grads = torch.randn_like(residual), torch.randn_like(x)
-    TRITON["add_rms_norm_backward"](*grads, residual, weight, EPS, x.dtype)
-
-
-def _rms_norm(x: Tensor) -> None:
-    weight = _parameter(x, x.shape[-1])
-    TRITON["rms_norm"](x, weight, EPS, x.dtype)
-    TRITON["add_rms_norm_backward"](None, torch.randn_like(x), x, weight, EPS, x.dtype)
-
-
-def _bias_gelu(x: Tensor, kind: int = 0) -> None:
+def _bias_gelu(x: Tensor) -> None:
     bias = _parameter(x, x.shape[-1])
-    TRITON["bias_gelu"](x, bias, kind)
-    TRITON["bias_gelu_backward"](torch.randn_like(x), x, bias, kind)
-
-
-def _bias_swiglu(x: Tensor, value: Tensor | None = None) -> None:
-    bias = _parameter(x, x.shape[-1] * (1 if value is None else 2))
-    y = TRITON["bias_swiglu"](x, bias, value)
-    TRITON["bias_swiglu_backward"](torch.randn_like(y), x, bias, value)
+    TRITON["bias_gelu"](x, bias)
+    TRITON["bias_gelu_backward"](torch.randn_like(x), x, bias)
 
 
 def _short_attention(x: Tensor, heads: int, dropout: float = 0.0) -> None:

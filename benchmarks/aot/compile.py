@@ -276,7 +276,7 @@ def _source(kernel: Any) -> str:
     return text
 
 
-INSTRUCTIONS_PER_ELEMENT = {"bias_gelu": 33, "bias_swiglu": 33}
+INSTRUCTIONS_PER_ELEMENT = {"bias_gelu": 33}
 """What an op's kernels may take in 16-bit dtypes, so that memory and not arithmetic limits them."""
 
 LOW_OCCUPANCY = {

@@ -115,29 +115,16 @@ def run_branch(part: nn.Module, kind: type[nn.Module], last: str, x: Tensor, *ar
     return Branch(part(x, *args))
 
 
-def rms_epsilon(norm: nn.Module) -> float | None:
-    """What an RMSNorm adds to the mean square; None if that depends on the dtype."""
-    return getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
-
-
-def add_norm(
-    x: Tensor, branch: Branch | None, norm: Any, kind: type[nn.Module] = nn.LayerNorm
-) -> tuple[Tensor, Tensor]:
+def add_norm(x: Tensor, branch: Branch | None, norm: Any) -> tuple[Tensor, Tensor]:
     """The residual stream with ``branch`` added, and its norm in the compute dtype.
 
-    ``norm`` is a LayerNorm, or an RMSNorm with an epsilon. ``kind`` is the class that it must have
-    for its parameters to be read.
+    ``norm`` is a LayerNorm; any other module is called.
     """
     widens = branch is not None and torch.promote_types(x.dtype, branch.x.dtype) != x.dtype
     is_partial = any(parameter is None for parameter in norm._parameters.values())
-    if widens or is_partial or not is_plain(norm, kind):
+    if widens or is_partial or not is_plain(norm, nn.LayerNorm):
         x = x if branch is None else x + branch.total()
         return x, norm(x)
-    if not isinstance(norm, nn.LayerNorm):
-        eps = rms_epsilon(norm)
-        if branch is None:
-            return x, kernels.rms_norm(x, norm.weight, eps, compute_dtype(x))
-        return kernels.add_rms_norm(branch.total(), x, norm.weight, eps)
     if branch is None:
         return x, kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, compute_dtype(x))
     return kernels.add_layer_norm(branch.x, x, norm.weight, norm.bias, norm.eps, branch.bias)

@@ -89,21 +89,9 @@ CASES = {
         ),
         4 * 768,
     ),
-    "add_rms_norm": Case(
-        lambda n, device: [randn_bf16(n, 4, 768, device=device) for _ in range(2)],
-        lambda x, residual: sum(
-            kernels.add_rms_norm(x, residual, fixed(768, like=x).bfloat16())
-        ),
-        4 * 768,
-    ),
     "bias_gelu": Case(
         lambda n, device: [randn_bf16(n, 4, 768, device=device)],
         lambda x: kernels.bias_gelu(x, fixed(768, like=x)),
-        4 * 768,
-    ),
-    "bias_swiglu": Case(
-        lambda n, device: [randn_bf16(n, 4, 768, device=device)],
-        lambda x: kernels.bias_swiglu(x, fixed(768, like=x)),
         4 * 768,
     ),
     "embed_patches": Case(

@@ -49,22 +49,13 @@ def arguments(draw: random.Random) -> dict[str, list[Any]]:
     mixture = [floats(f, s, n, 4 * q), *(torch.randn(x) for x in ((f, n, 3 * q), (n, 3, q)))]
     mixed = [torch.randn(f, n, 3 * q), torch.randn(f, s + 1, n, q)]
     return {
-        "bias_gelu": [floats(f, n, d), floats(d), draw.choice([0, 1, 2])],
-        "bias_gelu_backward": [floats(f, n, d), floats(f, n, d), floats(d), 1],
-        "bias_swiglu": draw.choice(
-            [[floats(f, n, d), floats(2 * d), floats(f, n, d)], [floats(n, 2 * d), floats(2 * d)]]
-        ),
-        "bias_swiglu_backward": [floats(f, n, d), floats(f, n, 2 * d), floats(2 * d)],
+        "bias_gelu": [floats(f, n, d), floats(d)],
+        "bias_gelu_backward": [floats(f, n, d), floats(f, n, d), floats(d)],
         "add_layer_norm": [floats(f, n, d), floats(f, n, d), floats(d), floats(d), 1e-6],
         "add_layer_norm_backward": [
             draw.choice([None, floats(f, d)]), floats(f, d), floats(f, d), floats(d), 1e-6, dtype
         ],
         "layer_norm": [floats(f, d), floats(d), floats(d), 1e-6, dtype],
-        "add_rms_norm": [floats(f, n, d), floats(f, n, d), floats(d), 1e-6],
-        "add_rms_norm_backward": [
-            draw.choice([None, floats(f, d)]), floats(f, d), floats(f, d), floats(d), 1e-6, dtype
-        ],
-        "rms_norm": [floats(f, d), floats(d), 1e-6, dtype],
         "embed_patches": [*embedding, dtype],
         "embed_patches_backward": [floats(f, k, d), *embedding],
         "linear_gradients": [floats(f, n, d), floats(f, n, r), dtype],

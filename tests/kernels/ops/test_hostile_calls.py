@@ -25,7 +25,6 @@ NAMED = {
     "bias: shape ": lambda: ops.embed_patches(
         ROWS, IDS, torch.ones(4, 6), torch.ones(3), torch.ones(5, 4), 0.5, 0.5, X.dtype
     ),
-    "kind: ": lambda: ops.bias_gelu(X, torch.ones(4), 3),
     "dy: ": lambda: ops.bias_gelu_backward(X.long(), X, torch.ones(4)),
     "dy: shape": lambda: ops.embed_patches_backward(
         X[0], ROWS, IDS, torch.ones(4, 6), torch.ones(4), torch.ones(5, 4), 0.5, 0.5
@@ -37,8 +36,6 @@ NAMED = {
     "dout: shape|num_heads: .*dout": lambda: ops.short_attention_backward(
         torch.ones(2, 3, 5), torch.ones(2, 3, 12), 2
     ),
-    "x: width": lambda: ops.bias_swiglu(X[..., :3], torch.ones(3)),
-    "value: ": lambda: ops.bias_swiglu(X, torch.ones(8), X[:1]),
     "residual: shape": lambda: ops.add_layer_norm(X, X[:1], torch.ones(4), torch.ones(4), 1e-6),
     "x_bias: shape": lambda: ops.add_layer_norm_biased(
         X, torch.ones(3), X, torch.ones(4), torch.ones(4), 1e-6
@@ -86,13 +83,14 @@ def test_the_error_names_the_argument(argument):
 
 def test_a_call_that_is_accepted_excuses_no_other():
     """Arguments of the same shapes may still be of another dtype, device or value."""
-    rules = {"x": "* D", "bias": "D", "kind": above_zero}
-    check, good = checker(rules, ops.bias_gelu.default), (X, torch.ones(4), 1)
+    rules = {"x": "* D", "weight": "D", "bias": "D", "eps": above_zero}
+    check = checker(rules, ops.layer_norm.default)
+    good = (X, torch.ones(4), torch.ones(4), 1e-6, X.dtype)
     check(good)
     for at, bad, message in (
         (0, X.long(), "x: .* is not float"),
-        (1, torch.ones(4, device="meta"), "bias: .* meta, .* cpu"),
-        (2, 0, "kind: 0 is not above 0"),
+        (2, torch.ones(4, device="meta"), "bias: .* meta, .* cpu"),
+        (3, 0, "eps: 0 is not above 0"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             check((*good[:at], bad, *good[at + 1 :]))
@@ -170,9 +168,7 @@ def test_a_place_that_occurs_twice():
 
 EMPTY = {
     "bias_gelu": (torch.ones(3, 0), torch.ones(0)),
-    "bias_swiglu": (torch.ones(3, 0), torch.ones(0)),
     "add_layer_norm": (torch.ones(3, 0), torch.ones(3, 0), torch.ones(0), torch.ones(0)),
-    "add_rms_norm": (torch.ones(3, 0), torch.ones(3, 0), torch.ones(0)),
     "embed_patches": (ROWS, IDS, torch.ones(0, 6), torch.ones(0), torch.ones(5, 0), 0.5, 0.5),
     "mixture_loss": (
         torch.ones(2, 0, 5, 8),

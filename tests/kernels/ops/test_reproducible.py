@@ -16,8 +16,8 @@ from tests.kernels.ops.conftest import INTERPRET, implementation
 from tests.support.numerics import run_with_grads
 
 OPS = [
-    "add_layer_norm", "add_rms_norm", "bias_gelu", "bias_swiglu", "embed_patches", "layer_norm",
-    "linear_gradients", "mixture_loss", "patch_loss", "restore_tokens", "rms_norm", "sample_masks",
+    "add_layer_norm", "bias_gelu", "embed_patches", "layer_norm",
+    "linear_gradients", "mixture_loss", "patch_loss", "restore_tokens", "sample_masks",
     "short_attention",
 ]  # fmt: skip
 PIXELS = (0.45, 0.225)
@@ -50,16 +50,13 @@ def arguments(name: str, dtype: torch.dtype, device: str) -> tuple:
     weight, bias, token, pos = *randn(3, width), randn(patches, width)
     made: dict[str, Callable[[], tuple]] = {
         "add_layer_norm": lambda: (tokens(), tokens(), weight, bias, 1e-6),
-        "add_rms_norm": lambda: (tokens(), tokens(), weight, 1e-6),
         "bias_gelu": lambda: (tokens(), bias),
-        "bias_swiglu": lambda: (tokens(), bias),
         "embed_patches": lambda: (rows(), ids, randn(width, pixels), bias, pos, *PIXELS, dtype),
         "layer_norm": lambda: (tokens(), weight, bias, 1e-6),
         "linear_gradients": lambda: (tokens(300), tokens(), torch.float32),
         "mixture_loss": lambda: (randn(frames, 5, 9, 4 * 17), randn(9, 3, 17)),
         "patch_loss": lambda: (tokens(pixels), rows(), ids, True, *PIXELS),
         "restore_tokens": lambda: (tokens(), ids, token, pos, tokens(count=2)),
-        "rms_norm": lambda: (tokens(), weight, 1e-6),
         "sample_masks": lambda: (
             torch.randint(-(2**63), 2**63 - 1, (frames,), device=device),
             64,
