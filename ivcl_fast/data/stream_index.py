@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ivcl_fast.data.bad_files import summary
+from ivcl_fast.data.bad_files import named, summary
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.indexed import Indexed, index_one
 from ivcl_fast.data.decode.media import VideoInfo
@@ -95,6 +95,10 @@ def probe_media(
         progress(number)
     ordered = {one.name: found[one.name] for one in media}
     usable = {name: info for name, info in ordered.items() if not isinstance(info, str)}
+    infos = {name: getattr(found, "info", found) for name, found in usable.items()}
+    odd = {name: info.warning for name, info in infos.items() if getattr(info, "warning", "")}
+    if odd:
+        log.warning("%d videos are kept although they look odd:\n%s", len(odd), named(odd))
     return usable, {name: why for name, why in ordered.items() if isinstance(why, str)}
 
 

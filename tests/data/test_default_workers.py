@@ -33,7 +33,6 @@ def expected(request, monkeypatch) -> int:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(decode, "_dali_installed", lambda: True)
-    monkeypatch.setattr(decode, "_driver_cuda", lambda: 13)
     monkeypatch.setattr(decode, "_dali_fails", lambda *_: None if works else "no library")
     monkeypatch.setattr(decode, "usable_cpus", lambda: CPUS)
     for module in (datamodule, prepare):  # of which one process probes few videos

@@ -8,14 +8,12 @@ enlarge the halved colour planes and in rounding, so a store records which decod
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import logging
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -39,8 +37,6 @@ NVDEC_MIN_SIZE = {"hevc": 144, "vp9": 128, "av1": 128}
 """Least height and width that NVDEC decodes, for codecs that have such a limit."""
 MIN_RATE = 10.0
 """Frames per second; a slower decoder is taken to hang."""
-DALI_PACKAGES = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}
-"""The builds of DALI, and the CUDA version that the driver has to support."""
 TRIALS = 3
 """Number of media of a codec and container, of which a GPU has to decode one."""
 TRIAL_SIZE, TRIAL_FRAMES = 32, 16
@@ -141,8 +137,8 @@ def choose_decoder(info: VideoInfo, decoder: DecoderName) -> tuple[ChosenDecoder
                 f"decoder: {missing} (it has {', '.join(codecs)}); accepted: auto, pyav"
             )
         return "dali", "it was asked for"
-    if reason := _dali_unsupported_reason():
-        return "pyav", reason
+    if not _dali_installed():
+        return "pyav", "DALI is not installed"
     if not gpu:
         return "pyav", "there is no GPU for DALI, and on a CPU PyAV is faster"
     if info.codec not in codecs:
@@ -237,15 +233,12 @@ def resolve_decoder(decoder: DecoderName) -> ChosenDecoder:
     if decoder not in get_args(DecoderName):
         raise UserError(f"decoder: {decoder!r} is not one of {', '.join(get_args(DecoderName))}")
     if decoder == "auto":
-        usable = torch.cuda.is_available() and _dali_unsupported_reason() is None
-        return "dali" if usable else "pyav"
+        return "dali" if torch.cuda.is_available() and _dali_installed() else "pyav"
     if decoder == "dali" and not _dali_installed():
         raise UserError(
             "decoder: dali is not installed; install it with pip install 'ivcl_fast[dali]', or "
             "use auto or pyav"
         )
-    if decoder == "dali" and (reason := _dali_unsupported_reason()):
-        raise UserError(f"decoder: {reason}; accepted: auto, pyav")
     return decoder
 
 
@@ -289,40 +282,6 @@ def make_decoder(decoder: ChosenDecoder, image_size: int, gpu: int | None = None
 
             made[key] = DALIDecoder(image_size, gpu)
     return made[key]
-
-
-def _dali_unsupported_reason() -> str | None:
-    """Why DALI cannot run here, or None; also where there is no GPU, on which it needs no driver.
-
-    The CUDA runtime inside DALI needs a driver of its own major version or a newer one.
-    """
-    if not _dali_installed():
-        return "DALI is not installed"
-    needed = [cuda for package, cuda in DALI_PACKAGES.items() if _package_installed(package)]
-    driver = _driver_cuda() if torch.cuda.is_available() else None
-    if needed and driver is not None and driver < min(needed):
-        return (
-            f"DALI is built for CUDA {min(needed)} and the driver supports CUDA {driver}: update "
-            f"the driver, or pip install 'ivcl_fast[dali-cuda{driver}]'"
-        )
-    return None
-
-
-def _driver_cuda() -> int | None:
-    """Return the major version of CUDA that the driver supports; None if that is unknown."""
-    version = ctypes.c_int()
-    try:
-        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
-    except (OSError, AttributeError):
-        return None
-    return None if failed or not version.value else version.value // 1000
-
-
-def _package_installed(package: str) -> bool:
-    try:
-        return bool(metadata.version(package))
-    except metadata.PackageNotFoundError:
-        return False
 
 
 def _dali_installed() -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ivcl_fast.data.crop import UPRIGHT, Orientation
 from ivcl_fast.data.dataset import VideoError
@@ -97,6 +98,19 @@ def exif_orientation(image: bytes, otherwise: Orientation = UPRIGHT) -> Orientat
     except (KeyError, struct.error):
         pass
     return otherwise
+
+
+def frame_orientation(frame: Any) -> Orientation:
+    """Return what makes a frame of a video upright, by the display matrix that FFmpeg gives it."""
+    turns = round(frame.rotation / 90)
+    try:
+        data: Any = frame.side_data
+        a, b, _, c, d = struct.unpack_from("=5i", data["DISPLAYMATRIX"])
+    except (KeyError, ValueError):  # it has none, or data of a kind that PyAV does not know
+        return Orientation(turns % 4)
+    mirrored = a * d < b * c
+    # FFmpeg's angle is that of the stored rows, which mirroring reverses.
+    return Orientation((turns + 2 * mirrored) % 4, mirrored)
 
 
 def _exif(image: bytes) -> bytes:

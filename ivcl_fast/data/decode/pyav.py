@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from av.video.reformatter import VideoReformatter
 from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation, Square, square_crop
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import Decoder
-from ivcl_fast.data.decode.images import image_codec
+from ivcl_fast.data.decode.images import frame_orientation, image_codec
 from ivcl_fast.data.decode.media import (
     MAX_PIXELS,
     UNDECODABLE,
@@ -24,7 +25,9 @@ from ivcl_fast.data.decode.media import (
     checked_frame_ids,
     open_media,
 )
-from ivcl_fast.data.decode.video import OpenVideo, frame_orientation
+from ivcl_fast.data.decode.video import OpenVideo
+
+log = logging.getLogger(__name__)
 
 
 class PyAVDecoder(Decoder):
@@ -55,6 +58,8 @@ class PyAVDecoder(Decoder):
             resized = self._squares(frames, square)
             while part := [*itertools.islice(resized, self.part_frames)]:
                 yield torch.from_numpy(np.stack(part))
+            if isinstance(opened, OpenVideo) and (damage := opened.damage()):
+                log.warning("%s: kept although %s", opened.path, damage)
 
     def _squares(
         self, frames: Iterable[tuple[VideoFrame, Orientation]], square: Square

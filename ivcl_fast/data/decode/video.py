@@ -14,7 +14,6 @@ In other videos, decoding starts at the key frame before a frame, where timestam
 from __future__ import annotations
 
 import itertools
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,9 +28,9 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from ivcl_fast.data.crop import UPRIGHT, Orientation
+from ivcl_fast.data.crop import UPRIGHT
 from ivcl_fast.data.dataset import VideoError
-from ivcl_fast.data.decode.images import check_image, exif_orientation
+from ivcl_fast.data.decode.images import check_image, exif_orientation, frame_orientation
 from ivcl_fast.data.decode.media import (
     MAX_PIXELS,
     UNDECODABLE,
@@ -92,6 +91,7 @@ class OpenVideo(OpenMedia):
         self._format = self.container.format.name
         self._duration = (self.container.duration or 0) / av.time_base
         self._tables, self._indexed = self.stream.frames, len(self.stream.index_entries)
+        self._has_duration = self._format in (DURATION if self._tables else (*DURATION, *MP4))
 
     def _open(self) -> None:
         self.container, self.stream = open_stream(self.path)
@@ -121,42 +121,45 @@ class OpenVideo(OpenMedia):
         fps, shape = float(self.stream.average_rate or 0), (self.context.width, self.context.height)
         return VideoInfo(frames, fps, self._codec, *shape, *orientation, self._warning(frames))
 
-    def _warning(self, frames: int) -> str:
-        """Describe what is odd about the video; empty if nothing is."""
+    def damage(self) -> str:
+        """Describe what suggests that frames are missing; empty if nothing does."""
         packets, found = self.packets, list[str]()
-        if self._format == "avi" and not self._tables:
-            found.append("its header declares no frames: its writer may not have finished")
-        if packets.slots and frames > len(packets.pts):
-            repeated = frames - len(packets.pts)
-            found.append(f"{repeated} of {frames} frames repeat the one before: its chunk is empty")
-        hidden = max(self._tables, len(packets.pts)) - sum(packets.shown)
-        if hidden and self._format in MP4:
-            found.append(f"its edit list hides {hidden} of {frames + hidden} frames")
         gaps = self._gaps(packets) if self._has_duration else []
         usual = median(gaps) if gaps else 0.0
         holes = [gap for gap in gaps if gap > 1.5 * usual]
         if 0 < len(holes) <= 1 + HOLES * len(gaps):  # more of them are a variable frame rate
             found.append(f"frames are missing {len(holes)} times, up to {max(holes):.1f} seconds")
         missing = self._duration - packets.seconds
-        if self._has_duration and missing > 1.5 * usual + MISSING_SECONDS / 10:
+        if self._has_duration and missing > usual / 2 + MISSING_SECONDS / 10:
             found.append(f"its frames end {missing:.1f} seconds before its duration")
-        if self._format == "gif" and not self.path.read_bytes().endswith(b";"):
+        if self._format == "avi" and not self._tables:
+            found.append("its header declares no frames: its writer may not have finished")
+        if self._format == "gif" and not _ends_with(self.path, b";"):
             found.append("it has no end marker")
-        if hdr := HDR.get(int(self.context.color_trc or 0)):
-            found.append(f"its colours are HDR ({hdr}) and are read as they are")
         return "; ".join(found)
 
-    # --- packets --------------------------------------------------------------------------------
+    def _warning(self, frames: int) -> str:
+        packets, found = self.packets, [self.damage()]
+        if packets.slots and frames > len(packets.pts):
+            repeated = frames - len(packets.pts)
+            found.append(f"{repeated} of {frames} frames repeat the one before: its chunk is empty")
+        hidden = max(self._tables, len(packets.pts)) - sum(packets.shown)
+        if hidden and self._format in MP4:
+            found.append(f"its edit list hides {hidden} of {frames + hidden} frames")
+        if hdr := HDR.get(int(self.context.color_trc or 0)):
+            found.append(f"its colours are HDR ({hdr}) and are read as they are")
+        return "; ".join(filter(None, found))
 
     @cached_property
     def packets(self) -> Packets:
         """All packets; raises :class:`VideoError` if fewer come than the tables promise."""
         kept, size, small, seconds = list[Packet](), 0, 0, 0.0
         pts, dts, shown, keys = list[int | None](), list[int | None](), list[bool](), list[int]()
+        one_frame = 1 / self.stream.average_rate if self.stream.average_rate else 0
         for packet in self._read():
             if packet.pts is not None and packet.time_base:
-                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                seconds = max(seconds, end)
+                length = (packet.duration or 0) * packet.time_base or one_frame
+                seconds = max(seconds, float(packet.pts * packet.time_base + length))
             if packet.stream_index != self.stream.index:
                 continue
             if packet.is_keyframe:
@@ -196,11 +199,6 @@ class OpenVideo(OpenMedia):
         self.context.flush_buffers()
         return iter(kept)
 
-    @property
-    def _has_duration(self) -> bool:
-        """Whether the container gives a duration instead of the number of frames."""
-        return self._format in DURATION or (self._format in MP4 and not self._tables)
-
     def _check_complete(self, packets: Packets) -> None:
         count, promised = len(packets.pts), max(self._tables, self._indexed)
         if self._format in MP4 and self._indexed < self._tables:
@@ -222,8 +220,6 @@ class OpenVideo(OpenMedia):
         times = sorted(pts for pts in packets.pts if pts is not None)
         base = float(self.stream.time_base or 0)
         return [(after - before) * base for before, after in itertools.pairwise(times)]
-
-    # --- images ---------------------------------------------------------------------------------
 
     def image_packets(self) -> Iterator[Packet]:
         """Yield the packet of every frame, if :attr:`has_images`; a dropped frame repeats one."""
@@ -249,8 +245,6 @@ class OpenVideo(OpenMedia):
             for number, image in enumerate(self.all_images())
         ]
         return [images[i] for i in checked_frame_ids(frame_ids, len(images))]
-
-    # --- frames ---------------------------------------------------------------------------------
 
     def frames(self, frame_ids: FrameIds = None) -> Iterator[tuple[int, VideoFrame]]:
         """Decode on the CPU the frames of these indices, or all; yield index and frame.
@@ -387,25 +381,18 @@ def open_stream(path: Path, **options: str) -> tuple[InputContainer, VideoStream
     return container, stream
 
 
-def frame_orientation(frame: VideoFrame) -> Orientation:
-    """Return what makes a frame of a video upright, by the display matrix that FFmpeg gives it."""
-    turns = round(frame.rotation / 90)
-    try:
-        data: Any = frame.side_data
-        a, b, _, c, d = struct.unpack_from("=5i", data["DISPLAYMATRIX"])
-    except (KeyError, ValueError):  # it has none, or data of a kind that PyAV does not know
-        return Orientation(turns % 4)
-    mirrored = a * d < b * c
-    # FFmpeg's angle is that of the stored rows, which mirroring reverses.
-    return Orientation((turns + 2 * mirrored) % 4, mirrored)
-
-
 def _slots(dts: Sequence[int | None], chunks: int) -> list[int]:
     """Return the places of packets among the chunks of an AVI file; empty if they are unclear."""
     slots = [slot for slot in dts if slot is not None]
     is_clear = len(slots) == len(dts) > 0 and slots[0] >= 0 and slots[-1] < chunks
     increasing = all(before < after for before, after in itertools.pairwise(slots))
     return slots if is_clear and increasing else []
+
+
+def _ends_with(path: Path, end: bytes) -> bool:
+    with path.open("rb") as file:
+        file.seek(-len(end), 2)
+        return file.read() == end
 
 
 def _reason(error: Exception) -> str:

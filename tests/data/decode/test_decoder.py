@@ -60,35 +60,8 @@ def test_av1_by_the_name_of_its_codec(tmp_path, monkeypatch):
     found = probe(media(write_video(tmp_path / "a.mkv", pictures, "libsvtav1", preset="11")))
     assert found.codec == "av1"
     monkeypatch.setattr(decode, "_dali_installed", lambda: True)
-    monkeypatch.setattr(decode, "_driver_cuda", lambda: 13)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_decoder(found, "auto") == ("dali", "DALI decodes it on the GPU")
-
-
-@pytest.mark.parametrize("package, driver, fits", [
-    ("nvidia-dali-cuda130", 12, False), ("nvidia-dali-cuda130", 13, True),
-    ("nvidia-dali-cuda120", 12, True), ("nvidia-dali-cuda120", 13, True),
-    ("nvidia-dali-cuda120", None, True),
-])  # fmt: skip
-def test_a_driver_too_old_for_dali(package, driver, fits, monkeypatch):
-    monkeypatch.setattr(decode, "_dali_installed", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(decode, "_package_installed", lambda name: name == package)
-    monkeypatch.setattr(decode, "_driver_cuda", lambda: driver)
-    reason = (
-        "DALI is built for CUDA 13 and the driver supports CUDA 12: update the driver, or pip "
-        "install 'ivcl_fast[dali-cuda12]'"
-    )
-    assert choose_decoder(info("mjpeg"), "auto")[0] == resolve_decoder("auto")
-    assert resolve_decoder("auto") == ("dali" if fits else "pyav")
-    if not fits:
-        assert choose_decoder(info("mjpeg"), "auto") == ("pyav", reason)
-        with pytest.raises(UserError, match="built for CUDA 13"):
-            resolve_decoder("dali")
-
-
-def test_the_driver_is_asked_without_a_gpu_too():
-    assert torch.cuda.is_available() or decode._driver_cuda() in (None, 11, 12, 13)
 
 
 def test_the_gpu_of_a_run(monkeypatch):

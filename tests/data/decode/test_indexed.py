@@ -57,26 +57,6 @@ def test_images(tmp_path):
     assert len(decoded(one, index_one(one), [4, 0])) == 2
 
 
-def test_frames_that_the_header_does_not_count(tmp_path):
-    """The decoders decode all packets, so the index counts them."""
-    path = write_avi(tmp_path / "a.avi", PICTURES)
-    content = bytearray(path.read_bytes())
-    at = content.index(b"strh") + 8 + 32  # the stream's length in frames
-    content[at : at + 4] = (6).to_bytes(4, "little")
-    path.write_bytes(content)
-    assert index_one(media(path)).info.frames == len(make_decoder("pyav", 32).decode(media(path)))
-
-
-def test_a_header_of_two_billion_frames(tmp_path):
-    path = write_avi(tmp_path / "a.avi", PICTURES)
-    content = bytearray(path.read_bytes())
-    at = content.index(b"strh") + 8 + 32
-    content[at : at + 4] = (2**31 - 1).to_bytes(4, "little")
-    path.write_bytes(content)
-    with pytest.raises(VideoError, match="truncated: 9 of"):
-        index_one(media(path))
-
-
 def test_a_file_that_has_changed(tmp_path):
     path = write_avi(tmp_path / "a.avi", PICTURES)
     one, whole = media(path), path.read_bytes()
