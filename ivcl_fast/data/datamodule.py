@@ -30,7 +30,7 @@ from ivcl_fast.data.sampling import ONE_VIEW, View
 from ivcl_fast.data.slots import SlotLoader, Slots
 from ivcl_fast.data.store.build import build_store, find_store
 from ivcl_fast.data.store.frame_store import BAD_FILES, FrameStore, read_index
-from ivcl_fast.data.store.labels import StoredDataset
+from ivcl_fast.data.store.labels import StoredDataset, media_rows
 from ivcl_fast.data.store.table import Index
 from ivcl_fast.data.stream import StreamLoader
 from ivcl_fast.data.stream_index import indexed_media, saved_index
@@ -296,10 +296,9 @@ def open_data(
 def _warn_of_copies(store: FrameStore, data: DataModule, split: str) -> None:
     """Warn of training videos that have the frames of one that is measured, by another name."""
     train, measured = (
-        {clip.media: None for clip in data.dataset.clips(each)}
-        for each in (data.train_split, split)
+        media_rows(data.dataset.clips(each), store.index) for each in (data.train_split, split)
     )
-    if copies := store.copies(train.keys() - measured.keys(), measured):
+    if copies := store.copies(train, measured):
         log.warning(
             "%s: %d training videos have the same content as a video of the split %s, whose scores "
             "are too good; the first is %s, a copy of %s; remove one of each pair",

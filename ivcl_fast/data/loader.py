@@ -18,6 +18,7 @@ import torch
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.sampling import ONE_VIEW, View, frame_ids
 from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.data.store.labels import frame_counts, media_rows
 from ivcl_fast.data.store.table import Index
 from ivcl_fast.errors import UserError
 
@@ -151,7 +152,7 @@ class ClipLoader(ABC):
                 number of frames than ``num_frames``.
         """
         self.clips, self.index = clips, index
-        self._rows = index.find(clip.media for clip in clips)
+        self._rows = media_rows(clips, index)
         """Row of each clip's media in the index, -1 for media that cannot be used."""
         self.batch_size, self.num_frames = batch_size, num_frames
         self.num_classes, self.multi_label = num_classes, multi_label
@@ -167,7 +168,8 @@ class ClipLoader(ABC):
             log.warning("%d of %d clips left out: their videos cannot be used", bad, len(clips))
         if not len(self._usable):
             raise UserError(f"none of the videos of {len(clips)} clips can be used")
-        shares = share_frames and num_frames > 1
+        lengths = frame_counts(clips)
+        shares = share_frames and num_frames > 1 and lengths.any()
         self._groups = by_video(clips, self._usable) if shares else self._usable[:, None]
         """int64 ``[V, C]``: clips that stay together for any number of ranks."""
         together = self._groups.shape[1]
@@ -178,12 +180,11 @@ class ClipLoader(ABC):
                 f"--batch-size: {len(self._usable)} clips do not fill one batch of "
                 f"{batch_size * world_size}; accepted: at most {len(self._usable)}, or more videos"
             )
-        for clip in clips:
-            if clip.frames and num_frames not in (1, len(clip.frames)):
-                raise UserError(
-                    f"num_frames: {num_frames} is not accepted, as {clip.name} consists of "
-                    f"{len(clip.frames)} frames; accepted for this data set: {len(clip.frames)}"
-                )
+        for at in np.flatnonzero((lengths > 0) & (lengths != num_frames) & (num_frames > 1)):
+            raise UserError(
+                f"num_frames: {num_frames} is not accepted, as {clips[at].name} consists of "
+                f"{lengths[at]} frames; accepted for this data set: {lengths[at]}"
+            )
 
     def __len__(self) -> int:
         """Number of batches per epoch on this rank."""

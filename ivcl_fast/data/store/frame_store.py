@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import mmap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -169,17 +169,19 @@ class FrameStore:
                 if digest != expected[row].tobytes():
                     raise self._changed(file, size)
 
-    def copies(self, names: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
-        """Pair the videos that have exactly the frames of one of ``others`` with that one."""
-        names, others = list(names), list(others)
+    def copies(self, rows: np.ndarray, others: np.ndarray) -> list[tuple[str, str]]:
+        """Pair videos that have exactly the frames of one of ``others`` with that one, by name.
+
+        Both are rows of the index; -1 is ignored.
+        """
+        others = np.unique(others[others >= 0])
+        rows = np.setdiff1d(rows[rows >= 0], others)
         digests = self.index.columns["sha256"].reshape(-1, 32)
-
-        def content(all_names: list[str]) -> list[bytes]:
-            return [digests[at].tobytes() if at >= 0 else b"" for at in self.index.find(all_names)]
-
-        by_content = dict(zip(content(others), others, strict=True))
-        found = zip(names, content(names), strict=True)
-        return [(name, by_content[of]) for name, of in found if of and of in by_content]
+        starts = np.ascontiguousarray(digests[:, :8]).view(np.uint64).ravel()
+        by_digest = {digests[at].tobytes(): at for at in others.tolist()} if len(rows) else {}
+        similar = rows[np.isin(starts[rows], starts[others])]
+        same = [(at, by_digest.get(digests[at].tobytes())) for at in similar.tolist()]
+        return [(self.names[at], self.names[of]) for at, of in same if of is not None]
 
     def _find(self, names: Sequence[str]) -> np.ndarray:
         """Return the rows of videos in the index."""

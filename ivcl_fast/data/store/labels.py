@@ -15,7 +15,15 @@ import numpy as np
 
 from ivcl_fast.data.dataset import Clip, Dataset, Media
 from ivcl_fast.data.store.frame_store import read_index
-from ivcl_fast.data.store.table import Columns, read_table, string_columns, strings_of, write_table
+from ivcl_fast.data.store.table import (
+    Columns,
+    Index,
+    hashes_of,
+    read_table,
+    string_columns,
+    strings_of,
+    write_table,
+)
 from ivcl_fast.errors import UserError
 
 VERSION = 3
@@ -46,6 +54,7 @@ def write_labels(store: Path, dataset: Dataset, traits: dict[str, Any], has_grid
             clips = dataset.clips(split)
             columns |= string_columns(f"{split}/name", (clip.name for clip in clips))
             columns |= string_columns(f"{split}/media", (clip.media for clip in clips))
+            columns[f"{split}/hash"] = hashes_of(clip.media for clip in clips)
             labels = (c.label if isinstance(c.label, tuple) else (c.label,) for c in clips)
             columns |= _rows(f"{split}/label", labels)
             columns |= _rows(f"{split}/frames", (clip.frames or () for clip in clips))
@@ -76,6 +85,10 @@ class StoredClips(Sequence[Clip]):
             (columns[f"{split}/{name}"], columns[f"{split}/{name}_end"])
             for name in ("label", "frames")
         ]
+        self.media_hashes = columns[f"{split}/hash"]
+        """Hashes of the names of the videos."""
+        self.frame_counts = np.diff(columns[f"{split}/frames_end"], prepend=0)
+        """Number of frames of each clip that determines them; otherwise 0."""
         self._multi_label = multi_label
 
     def __len__(self) -> int:
@@ -95,6 +108,20 @@ class StoredClips(Sequence[Clip]):
         )
         label = labels if self._multi_label else labels[0]
         return Clip(self._names[at], self._media[at], label, frames or None)
+
+
+def media_rows(clips: Sequence[Clip], index: Index) -> np.ndarray:
+    """Return the row of each clip's video in an index, -1 if it is not there: int64 ``[n]``."""
+    if isinstance(clips, StoredClips):  # no object per clip
+        return index.find_hashes(clips.media_hashes)
+    return index.find(clip.media for clip in clips)
+
+
+def frame_counts(clips: Sequence[Clip]) -> np.ndarray:
+    """Return the number of frames that each clip determines, otherwise 0: int64 ``[n]``."""
+    if isinstance(clips, StoredClips):
+        return clips.frame_counts
+    return np.array([len(clip.frames or ()) for clip in clips], np.int64)
 
 
 class StoredDataset:

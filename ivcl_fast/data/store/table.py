@@ -108,7 +108,7 @@ class Index:
     def make(cls, names: Iterable[str], columns: Columns, about: Mapping[str, Any]) -> Index:
         """Make an index from the names of media and its other columns."""
         names = list(names)
-        hashes = _hashes(names)
+        hashes = hashes_of(names)
         order = np.argsort(hashes)
         of_names = string_columns("name", names) | {"hash": hashes[order], "row": order}
         return cls({**of_names, **columns}, about)
@@ -130,14 +130,19 @@ class Index:
 
     def find(self, names: Iterable[str]) -> np.ndarray:
         """Return the rows of media, int64 ``[n]``, and -1 for those that are not in the index."""
-        hashes, known = _hashes(names), self.columns["hash"]
+        return self.find_hashes(hashes_of(names))
+
+    def find_hashes(self, hashes: np.ndarray) -> np.ndarray:
+        """Return the rows of media like :meth:`find`, from :func:`hashes_of` their names."""
+        known = self.columns["hash"]
         if not len(known):
             return np.full(len(hashes), -1)
         places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
         return np.where(known[places] == hashes, self.columns["row"][places], -1)
 
 
-def _hashes(names: Iterable[str]) -> np.ndarray:
+def hashes_of(names: Iterable[str]) -> np.ndarray:
+    """Return a hash of each name, uint64 ``[n]``, by which an index finds it."""
     digests = (
         hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
         for name in names
