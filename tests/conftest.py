@@ -1,6 +1,7 @@
 """What all tests share.
 
-Tests marked ``gpu`` are skipped, with the reason, where there is no NVIDIA GPU that runs kernels.
+Tests marked ``gpu`` are left out where there is no NVIDIA GPU that runs kernels, which the header
+says.
 
 ``make test`` shares the tests among processes, each of which runs files that follow each other, so
 that a module's fixtures are seldom made twice. Tests, and the commands that they start, compute
@@ -50,16 +51,25 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason: str | None = "no NVIDIA GPU on this machine"
+def no_gpu_reason() -> str | None:
+    """Return why tests marked ``gpu`` cannot run here, or None if they can."""
     if torch.cuda.is_available():
-        reason = unsupported_reason(torch.device("cuda"))
-        if reason is None:
-            return
-    skip = pytest.mark.skip(reason=reason)
-    for item in items:
-        if item.get_closest_marker("gpu"):  # keywords hold the names of folders, too
-            item.add_marker(skip)
+        return unsupported_reason(torch.device("cuda"))
+    return "no NVIDIA GPU on this machine"
+
+
+def pytest_report_header() -> list[str]:
+    reason = no_gpu_reason()
+    return [f"tests marked gpu are left out: {reason}"] if reason else []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if no_gpu_reason() is None:
+        return
+    # Keywords hold the names of folders, too, so -m would not do.
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("gpu")]
 
 
 @pytest.fixture(autouse=True)
