@@ -50,9 +50,11 @@ class PyAVDecoder(Decoder):
 
     def parts(self, media: Media, square: Square = "none") -> Iterator[torch.Tensor]:
         """Decode in one pass, because seeking is not exact in every video."""
+        frames: Iterator[tuple[VideoFrame, Orientation]]
         with open_media(media) as opened:
             if isinstance(opened, OpenVideo) and not opened.has_images:
-                frames = (found[1:] for found in _with_orientation(opened.frames()))
+                numbered = _with_orientation(opened.frames())
+                frames = ((frame, orientation) for _, frame, orientation in numbered)
             else:
                 frames = _images(opened, None)
             resized = self._squares(frames, square)

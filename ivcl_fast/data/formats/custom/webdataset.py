@@ -87,7 +87,7 @@ class WebDataset(LabelledVideos):
 def find_shards(pattern: str) -> list[Path]:
     """Return the files of a pattern, in order; raises :class:`UserError` if one is missing."""
     try:
-        from braceexpand import UnbalancedBracesError, braceexpand
+        from braceexpand import braceexpand
     except ImportError:
         raise UserError(NOT_INSTALLED) from None
     if max(map(len, re.findall(r"\d+(?=\.\.|\})", pattern)), default=0) > MOST_DIGITS:
@@ -105,7 +105,9 @@ def find_shards(pattern: str) -> list[Path]:
                     "DIR/train-{000..009}.tar or 'DIR/*.tar'"
                 )
             shards += map(Path, found)
-    except UnbalancedBracesError as error:
+    except UserError:
+        raise
+    except ValueError as error:  # unbalanced braces
         raise UserError(f"webdataset: {pattern[:100]}: {error}") from None
     return list(dict.fromkeys(shards))
 
