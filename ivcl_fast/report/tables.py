@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -25,6 +25,8 @@ PLAIN_WIDTH = 100
 """Characters per line where the output is not a terminal."""
 NAME_WIDTH = 26
 """Characters that the names of rows may take in a table that is too wide."""
+COLUMNS = 4
+"""Columns of values in each part of a table that is too wide."""
 PADDING = 3
 """Characters between two columns."""
 
@@ -57,44 +59,29 @@ class Table:
     def print(self, title: str = "") -> None:
         """Print the table, within the terminal's width or :data:`PLAIN_WIDTH` characters.
 
-        In a table that is too wide, the names of rows are wrapped, then intervals move to lines of
-        their own, then columns are dealt out to several tables below each other. A name is not
-        repeated in the rows that follow.
+        In a table that is too wide, intervals move to lines of their own, and columns are dealt out
+        to several tables below each other. A name is not repeated in the rows that follow.
         """
         terminal = Console()
         console = terminal if terminal.is_terminal else Console(width=PLAIN_WIDTH)
         console.print(Text(title))
-        for columns in self._blocks(console.width):
-            drawn = TerminalTable(box=box.SIMPLE_HEAD, pad_edge=False)
-            for head, *_ in columns:
-                drawn.add_column(Text(head))
-            for cells in zip(*(column[1:] for column in columns), strict=True):
-                drawn.add_row(*map(Text, cells))
-            console.print(drawn)
-
-    def _blocks(self, width: int) -> list[list[list[str]]]:
-        """Return the columns, header first, of tables not wider than ``width`` if possible."""
         columns = [list(column) for column in zip(self.header, *self.rows, strict=True)]
         first = columns[0]
         columns[0] = ["" if i and first[i - 1] == text else text for i, text in enumerate(first)]
-        if total(columns) <= width:
-            return [columns]
         names, values = columns[: self.names], columns[self.names :]
-        names = [[textwrap.fill(text, NAME_WIDTH) for text in column] for column in names]
-        if total([*names, *values]) > width:
+        at_once = len(values)
+        if sum(max(map(len, column)) + PADDING for column in columns) > console.width:
+            names = [[textwrap.fill(text, NAME_WIDTH) for text in column] for column in names]
             values = [[text.replace(" [", "\n[") for text in column] for column in values]
-        blocks = [list(names)]
-        for column in values:
-            if len(blocks[-1]) > self.names and total([*blocks[-1], column]) > width:
-                blocks.append(list(names))
-            blocks[-1].append(column)
-        return blocks
-
-
-def total(columns: Iterable[Sequence[str]]) -> int:
-    """Return how many characters wide a table of these columns is."""
-    lines = ([line for text in column for line in text.split("\n")] for column in columns)
-    return sum(max(map(len, of_column)) + PADDING for of_column in lines)
+            at_once = COLUMNS
+        for start in range(0, len(values), at_once):
+            drawn = TerminalTable(box=box.SIMPLE_HEAD, pad_edge=False)
+            shown = [*names, *values[start : start + at_once]]
+            for head, *_ in shown:
+                drawn.add_column(Text(head))
+            for cells in zip(*(column[1:] for column in shown), strict=True):
+                drawn.add_row(*map(Text, cells))
+            console.print(drawn)
 
 
 def results_table(results: Sequence[Result]) -> Table:

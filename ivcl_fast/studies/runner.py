@@ -221,4 +221,4 @@ def check_flags(name: str, study: Study, common: tuple[str, ...]) -> None:
     own = SET_BY_STUDY | study.own_flags
     for flag in common:
         if flag.startswith("--") and flag_name(flag) in own:
-            raise UserError(f"{flag}: the study {name} sets this flag itself")
+            raise UserError(f"{flag}: the study {name} sets this itself")
