@@ -43,11 +43,13 @@ def slot_attention(
     """
     cfg = model.cfg
     if cfg.objective == "slot_attention" and (head is not None or rollout):
-        raise ValueError("head, rollout: slots that compete have neither; accepted: None, False")
+        raise ValueError(
+            "head, rollout: expected None and False, as slots that compete have neither"
+        )
     if head is not None and not 0 <= head < cfg.num_heads:
-        raise ValueError(f"head: {head} is not within 0 to {cfg.num_heads - 1}")
+        raise ValueError(f"head: expected 0 to {cfg.num_heads - 1}, got {head}")
     if head is not None and rollout:
-        raise ValueError("head: a rollout mixes the heads of every block; accepted with it: None")
+        raise ValueError("head: expected None with rollout, which mixes the heads of every block")
     # The reference's encoder takes the weights of any model, whatever kernels that runs on. Built
     # on "meta", it leaves the random state of a training run as it is.
     with torch.device("meta"):
@@ -81,7 +83,10 @@ def slot_attention(
 
 
 def patch_weights(encoder: reference.Encoder, rows: Tensor) -> Tensor:
-    """Return the part of each patch in what a competing slot reads, ``[B, T, S, N]``, in sum 1."""
+    """Return the weight of each patch in what a competing slot reads, ``[B, T, S, N]``.
+
+    The weights of a slot sum to 1.
+    """
     shares: list[Tensor] = []
     encoder.slot_attention.register_forward_hook(lambda part, args, out: shares.append(out[1]))
     encoder.slots(rows)
@@ -128,7 +133,7 @@ def slot_overlap(maps: Tensor) -> Tensor:
     maps = as_distributions(maps)
     pairs = list(combinations(range(maps.shape[-2]), 2))
     if not pairs:
-        raise ValueError("maps: one slot has none to overlap with; accepted: at least two")
+        raise ValueError("maps: expected at least two slots, got one")
     a, b = (maps[..., list(side), :] for side in zip(*pairs, strict=True))
     divergence = bits((a + b) / 2) - (bits(a) + bits(b)) / 2
     return 1 - divergence.clamp(0, 1).mean(dim=(-2, -1))

@@ -59,7 +59,7 @@ class DecodedClip:
 
     @property
     def aligned_scene(self) -> Scene | None:
-        """The scene, if it tells of as many frames as the video has; models see its last one."""
+        """The scene, if it has the same number of frames as the video."""
         aligned = self.scene and frame_count(self.scene) == self.frame_index[-1] + 1
         return self.scene if aligned else None
 
@@ -125,7 +125,7 @@ class ClipReader:
         if missing := [name for name in names if name not in known]:
             raise UserError(
                 f"--clip {missing[0]}: no such clip in the training or evaluation split of "
-                f"{dataset.root}; accepted: e.g. {next(iter(known))}"
+                f"{dataset.root}; expected a name such as {next(iter(known))}"
             )
 
         def read(name: str) -> DecodedClip:

@@ -126,7 +126,7 @@ class FinishedRun:
         if kept := Classes.read(self.folder):
             return kept
         if not self.dataset.num_classes:
-            raise UserError(f"{self.config.data.source} has no classes; accepted: data with some")
+            raise UserError(f"{self.config.data.source} has no classes; choose --data with classes")
         return Classes.of(self.dataset)
 
     @cached_property
@@ -168,7 +168,7 @@ class FinishedRun:
         """
         if self.chosen not in (None, *STAGES):
             raise UserError(
-                f"{self.folder / str(self.chosen)}: accepted here: {self.folder}, or its folder "
+                f"{self.folder / str(self.chosen)}: expected {self.folder}, or its folder "
                 + " or ".join(STAGES)
             )
         stages = STAGES if self.chosen is None else {self.chosen: STAGES[self.chosen]}
@@ -186,8 +186,8 @@ class FinishedRun:
             models["finetuned" if isinstance(model, IVCLClassifier) else "pretrained"] = model
         if not models:
             raise UserError(
-                f"{self.folder}: holds no finished model; accepted: a run of which a stage has "
-                "ended, or --checkpoint with one of its checkpoints"
+                f"{self.folder}: holds no finished model; choose one of its checkpoints with "
+                "--checkpoint"
             )
         return {name: model.to(self.device).eval() for name, model in models.items()}
 
@@ -220,9 +220,9 @@ class FinishedRun:
         )  # fmt: skip
 
     def describe(self, models: Models, weights: Path | None = None) -> str:
-        """Say which models these are and how they were trained; arguments as of :meth:`models`.
+        """Describe the models and their training; arguments as of :meth:`models`.
 
-        Other data than those of the training, of :class:`DataFlags`, are named too.
+        Data that :class:`DataFlags` name in place of the run's are named too.
         """
         config = self.config
         trained_on = config.data.source
@@ -331,16 +331,14 @@ def with_data(config: TrainConfig, flags: DataFlags) -> TrainConfig:
         # Each format has its own reader.
         if parse_source(flags.data)[0].open is not parse_source(source)[0].open:
             raise UserError(
-                f"--data: {flags.data!r} is of another kind than the run's {source!r}; accepted: "
-                "data of that kind"
+                f"--data: expected data of the run's kind, {source!r}, got {flags.data!r}"
             )
         config = config.replace(source=flags.data)
     if flags.data_dir is not None:
         dataset_format, place = parse_source(config.data.source)
         if isinstance(place, Path) and "data_dir" not in dataset_format.options:
             raise UserError(
-                f"--data-dir: {config.data.source!r} is not synthetic; accepted: --data with its "
-                "folder"
+                f"--data-dir: {config.data.source!r} is not synthetic; name its folder by --data"
             )
         config = config.replace(data_dir=flags.data_dir)
     return config

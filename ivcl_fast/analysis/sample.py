@@ -21,7 +21,7 @@ BATCH = 50
 
 @dataclass(frozen=True)
 class Sample:
-    """Clips of evenly spaced frames, and what is true of them."""
+    """Clips of evenly spaced frames, and their scenes."""
 
     clips: Sequence[Clip]
     scenes: Sequence[Scene]

@@ -1,4 +1,4 @@
-"""Where a model locates the snitch as a video goes on, beside where it is.
+"""The cell in which a model locates the snitch as a video goes on, and the true one.
 
 The classifier answers for the end of a video, so it is given the video cut off after each frame:
 evenly spaced frames of the part up to there, its last one included. A prediction thus depends on

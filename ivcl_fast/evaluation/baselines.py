@@ -54,7 +54,7 @@ def cone_guess(data: DataModule, evaluation: Evaluation) -> Result:
 
 
 def tracker(data: DataModule, evaluation: Evaluation, num_frames: int) -> Result:
-    """Score rules that are told what ``num_frames`` frames of each clip show.
+    """Score oracle rules on the ground-truth objects of ``num_frames`` frames of each clip.
 
     The rules are those of :func:`~ivcl_fast.evaluation.tracker.track_snitch`: what they reach is
     attainable by sight and memory. ``evaluation`` gives the clips, of a localisation task. Raises

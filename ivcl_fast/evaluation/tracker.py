@@ -1,7 +1,7 @@
 """A tracker with perfect sight: how well the snitch can be localised by rules from a clip's frames.
 
-It is told what every sampled frame shows, from the scene: which objects are in view, and where they
-stand. What it scores is attainable without knowing what happens between the frames.
+It reads from the scene what every sampled frame shows: the objects in view, and their places. What
+it scores is attainable without knowing what happens between the frames.
 """
 
 from __future__ import annotations

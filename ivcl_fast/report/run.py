@@ -74,14 +74,14 @@ def write_report(
 
 
 def kinds_table(results: Sequence[Result], kinds: Mapping[str, Sequence[str]]) -> Table:
-    """Return the top-1 of every result on each kind of clips, of which it is told."""
-    told = [(result.title, result.correct) for result in results if result.correct is not None]
+    """Return the top-1 of every single-label result on each kind of clips."""
+    known = [(result.title, result.correct) for result in results if result.correct is not None]
     rows = []
     for kind, names in kinds.items():
-        of_kind = [[of[name] for name in names if name in of] for _, of in told]
+        of_kind = [[of[name] for name in names if name in of] for _, of in known]
         top1 = (f"{100 * fmean(answers):.1f} %" if answers else "" for answers in of_kind)
         rows.append([kind, str(len(names)), *top1])
-    return Table(["snitch", "clips", *(title for title, _ in told)], rows)
+    return Table(["snitch", "clips", *(title for title, _ in known)], rows)
 
 
 def answers_by_clip(results: Sequence[Result], evaluation: Evaluation) -> list[dict[str, Any]]:

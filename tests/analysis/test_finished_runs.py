@@ -130,5 +130,5 @@ def test_what_a_run_began_with_has_no_random_slots(
 def test_the_folder_of_what_was_written_may_have_moved(data: str, tmp_path: Path) -> None:
     flags = DataFlags(data_dir=tmp_path)
     assert with_data(TrainConfig().replace(source=data), flags).data.data_dir == tmp_path
-    with pytest.raises(UserError, match=r"^--data-dir: 'cater:x' .*; accepted: --data with its"):
+    with pytest.raises(UserError, match=r"^--data-dir: 'cater:x' is not synthetic"):
         with_data(TrainConfig().replace(source="cater:x"), flags)

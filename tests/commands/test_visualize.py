@@ -331,7 +331,7 @@ def test_the_folder_of_a_model_shows_that_model_alone(
     shutil.copytree(run, tmp_path / "run")
     shutil.move(tmp_path / "run" / "finetune", tmp_path / "run" / "scratch")
     status, said = visualize(tmp_path / "run" / "scratch")
-    assert status == 2 and "/run/scratch: accepted here: " in said and said.count("\n") == 1
+    assert status == 2 and "/run/scratch: expected " in said and said.count("\n") == 1
 
 
 # --- The page ------------------------------------------------------------------------------------
