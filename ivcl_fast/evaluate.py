@@ -68,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> None:
         return
     splits = run.dataset.splits
     if config.split not in (None, *splits):
-        raise UserError(f"--split: {config.split!r} is not one of {', '.join(splits)}")
+        raise UserError(f"--split: expected one of {', '.join(splits)}, got {config.split!r}")
     split = config.split or run.data.eval_split
     evaluation = run.evaluate(run.load(name), split)
     result = evaluation.result(f"{name} on {split}")
@@ -134,8 +134,8 @@ def predict_folder(
         if out is not None and usable:
             write_answers(out, found)
             if len(found) < len(videos):
-                said = f"{out}: holds {len(found)} of {len(videos)} videos"
-                print(printable(said), file=sys.stderr)
+                note = f"{out}: holds {len(found)} of {len(videos)} videos"
+                print(printable(note), file=sys.stderr)
     if not usable:
         raise UserError(f"--predict {path}: no video can be used; {found[0]['error']}")
 
@@ -165,8 +165,8 @@ def videos_in(path: Path) -> dict[str, Path]:
     found = find_videos(path)
     if not found:
         raise UserError(
-            f"--predict {path}: holds neither videos nor images; accepted: a video file, a folder "
-            "with its frames as images, or a folder of videos"
+            f"--predict: expected a video file, a folder with its frames as images, or a folder of "
+            f"videos, got {path}"
         )
     first = {one.name: one.files[0] for one in found}
     places = {name: file.parent if is_image(file) else file for name, file in first.items()}
@@ -189,13 +189,13 @@ def answers_as_csv(found: Sequence[dict[str, Any]]) -> str:
 def check_flags(config: EvaluateConfig) -> None:
     """Raise :class:`UserError`, before any work, if the result could not be written."""
     if config.predict is not None and config.split is not None:
-        raise UserError("--split: not accepted with --predict, which measures nothing")
+        raise UserError("--split: expected no --predict, which measures nothing")
     out = config.out
     if out is not None and (out.is_dir() or not os.access(out.absolute().parent, os.W_OK)):
-        raise UserError(f"--out: {out} cannot be written; accepted: a file in a folder that exists")
+        raise UserError(f"--out: expected a file in a folder with write access, got {out}")
     accepted = (".json", ".csv") if config.predict is not None else (".json",)
     if out is not None and out.suffix.lower() not in accepted:
-        raise UserError(f"--out: {out}; accepted: a file that ends in {' or '.join(accepted)}")
+        raise UserError(f"--out: expected a file that ends in {' or '.join(accepted)}, got {out}")
 
 
 def chosen_model(run: FinishedRun, flag: Classifier | None) -> str:
@@ -213,17 +213,10 @@ def chosen_model(run: FinishedRun, flag: Classifier | None) -> str:
         way = "finetune it" if pretrains else "continue it"
         flags = "--stage finetune --init" if pretrains else "--resume"
         raise UserError(
-            f"{run.folder}: has not finetuned yet; {way} with python -m ivcl_fast.train {flags} "
+            f"{run.folder}: expected a finetuned run; {way} with python -m ivcl_fast.train {flags} "
             f"{run.folder}" + (" --data KIND:DIR with classes" if unlabelled else "")
         )
-    if flag is None:
-        raise UserError(
-            f"{run.folder / name}: not a finished classifier; type python -m ivcl_fast.evaluate "
-            f"{run.folder} --model {' or '.join(finished)}"
-        )
-    raise UserError(
-        f"--model: {name!r} is not finished in {run.folder}; accepted: " + ", ".join(finished)
-    )
+    raise UserError(f"--model: expected one of {', '.join(finished)}, got {name} of {run.folder}")
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """``python -m ivcl_fast.info``: show versions, devices, and which kernel runs where.
 
-For each kernel and attention backend it says whether it is available, or why not. With ``--model``
-it tells instead what ``accelerate`` does to a model, and what that gains on this machine. With
-``--plan`` and flags of ``ivcl_fast.train`` it predicts the memory and the speed of such a run.
+Lists kernels and attention backends with the reason why one is not available. With ``--model``,
+shows what ``accelerate`` does to a model and gains on this machine. With ``--plan`` and flags of
+``ivcl_fast.train``, predicts the memory and the speed of such a run.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ def implementation(op: str, kind: str) -> str:
 
 @dataclass(frozen=True)
 class InfoConfig:
-    """What to tell."""
+    """What to show."""
 
     model: str | None = None
-    """Tell what accelerate does to this model, with random weights: timm:NAME, hf:DIR or
+    """Show what accelerate does to this model, with random weights: timm:NAME, hf:DIR or
     module:attribute."""
     model_input: str | None = None
     """One input of that model, such as 3,224,224; by default its own."""
@@ -118,10 +118,10 @@ def check_flags(config: InfoConfig) -> None:
     """Raise :class:`UserError` for a value that is not accepted, or a flag without an effect."""
     require_at_least(config, 1, "ranks", "videos", "frames_per_video")
     if config.plan and config.model is not None:
-        raise UserError("--model: not accepted with --plan; accepted: one of them")
+        raise UserError("--model: expected no --plan, got both")
     for name, other in NEEDED.items():
         if getattr(config, name) != getattr(InfoConfig, name) and not getattr(config, other):
-            raise UserError(f"{flag(name)}: has no effect alone; accepted: with {flag(other)}")
+            raise UserError(f"{flag(name)}: expected together with {flag(other)}, got it alone")
 
 
 def show(config: InfoConfig, flags: list[str] | None = None) -> None:

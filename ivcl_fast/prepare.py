@@ -134,7 +134,7 @@ class PrepareConfig:
         require_at_least(self.store, 1, "image_size", "patch_size", most=MAX_SIZE)
         image, patch = self.store.image_size, self.store.patch_size
         if image % patch:
-            raise UserError(f"--image-size: {image} is not a multiple of --patch-size {patch}")
+            raise UserError(f"--image-size: expected a multiple of {patch}, got {image}")
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -144,21 +144,20 @@ def prepare(config: PrepareConfig) -> None:
     if source == "synthetic:cater":
         source = f"synthetic:{config.synthetic.camera}"
     elif config.synthetic.camera != "static":
-        raise UserError(f"--camera: not accepted for {source}; accepted for synthetic:cater")
+        raise UserError(f"--camera: expected synthetic:cater, got {source}")
     dataset_format, place = parse_source(source, "SOURCE")
     if isinstance(place, Synthetic):
         if config.store != StoreFlags():
             raise UserError(
-                "--task, --image-size, --patch-size, --crop, --decoder, "
-                "--verify, --require-all, --part: not accepted for synthetic data; accepted for a "
-                "folder, such as cater:DIR"
+                "--task, --image-size, --patch-size, --crop, --decoder, --verify, --require-all, "
+                "--part: expected a folder, such as cater:DIR, got synthetic data"
             )
         prepare_synthetic(config, place)
     else:
         if config.synthetic != SyntheticFlags():
             raise UserError(
-                "--size, --train, --val, --seed: not accepted for a folder; accepted for synthetic "
-                "data, such as synthetic:cater"
+                "--size, --train, --val, --seed: expected synthetic data, such as synthetic:cater, "
+                "got a folder"
             )
         task = find_task(source, config.store.task)
         if config.store.crop != "none":
@@ -228,7 +227,7 @@ def parse_part(text: str) -> Part:
     """Return part ``i/n``, where i is from 1 to n; raises :class:`UserError` for anything else."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UserError(f"--part: {text!r} is not accepted; accepted: i/n, such as 1/8 to 8/8")
+        raise UserError(f"--part: expected i/n, such as 1/8 to 8/8, got {text!r}")
     return Part(int(match[1]) - 1, int(match[2]))
 
 

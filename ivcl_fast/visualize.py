@@ -65,7 +65,7 @@ def visualize(config: VisualizeConfig) -> Path:
     """Write pictures of every clip and ``index.html``, which embeds them all; return its path."""
     require_at_least(config, 1, "clips")
     if config.video is not None and config.clip:
-        raise UserError("--clip: not accepted with --video; accepted: one of them")
+        raise UserError("--clip: expected no --video, got both")
     run = FinishedRun.open(config.run, config.device, config.where)
     if config.rollout and run.config.model.objective == "slot_attention":
         raise UserError("--rollout: expected a run without --objective slot_attention")

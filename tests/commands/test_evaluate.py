@@ -198,14 +198,6 @@ def test_several_labels_are_kept_by_number() -> None:
     assert evaluation.correct is None
 
 
-def test_a_file_that_cannot_be_kept_is_refused_before_the_work(
-    cater: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evaluate, "FinishedRun", None)
-    for out in (tmp_path / "none" / "scores.json", tmp_path):
-        assert refused(command(evaluate, cater, "--out", out), f"--out: {out}", "accepted: a file")
-
-
 def test_curves_are_not_drawn_on_what_is_reported(
     acre: tuple[Path, list[str]], tmp_path: Path, command: Any
 ) -> None:
@@ -220,7 +212,7 @@ def test_curves_are_not_drawn_on_what_is_reported(
         assert len(kept["clips"]) == clips and "group" not in kept["clips"][0]
         assert {clip["name"].split("_")[1] for clip in kept["clips"]} == {split or "test"}
     said = command(evaluate, run, *data, "--split", "dev")
-    assert refused(said, "--split: 'dev' is not one of train, test, val")
+    assert refused(said, "--split: expected one of train, test, val")
 
 
 def test_a_models_folder_names_the_run_and_the_model(
@@ -229,8 +221,7 @@ def test_a_models_folder_names_the_run_and_the_model(
     data = "--data-dir", cater.parent.parent / "data"
     assert command(evaluate, cater / "finetune", *data) == command(evaluate, cater, *data)
     said = command(evaluate, cater / "pretrain", *data)
-    again = f"python -m ivcl_fast.evaluate {cater} --model finetune"
-    assert refused(said, f"{cater / 'pretrain'}: ", again)
+    assert refused(said, "--model: expected one of finetune")
     assert refused(command(evaluate, cater, "--model", "scratch"), "--model: ", "finetune")
     shutil.copytree(cater / "finetune", tmp_path / "model")
     video = cater.parent.parent / "data" / CATER / "videos" / "CATER_new_000012.avi"
@@ -238,11 +229,6 @@ def test_a_models_folder_names_the_run_and_the_model(
     assert alone[0] == 0 and alone == command(evaluate, cater, "--predict", video)
     status, said = command(evaluate, "ivcl_fast/tiny-localize", "--predict", video)
     assert status == 0 and said.count("cell") == 5
-
-
-def test_a_model_that_answers_nothing_is_no_choice(cater: Path, command: Any) -> None:
-    status, said = command(evaluate, cater, "--model", "pretrain")
-    assert status == 2 and "last-frame" in said and "Traceback" not in said
 
 
 # --- Scenes that are not there --------------------------------------------------------------------
@@ -353,18 +339,9 @@ def test_what_is_no_video(cater: Path, tmp_path: Path, command: Any) -> None:
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "panel.png")
     (tmp_path / "text.avi").write_text("no video")
     (tmp_path / "empty").mkdir()
-    for name, reason in (
-        ("none.avi", "no such file or folder; accepted: a video file, or a folder with its frames"),
-        ("panel.png", "is a single image; accepted: a video file"),
-        ("text.avi", "not a video file"),
-    ):
+    for name in ("none.avi", "panel.png", "text.avi", "empty"):
         for module, flag in ((evaluate, "--predict"), (visualize, "--video")):
-            assert refused(command(module, cater, flag, tmp_path / name), f"{name}: {reason}")
-    for module, flag, held in (
-        (evaluate, "--predict", "neither videos nor images"), (visualize, "--video", "no images"),
-    ):  # fmt: skip
-        said = command(module, cater, flag, tmp_path / "empty")
-        assert refused(said, f"empty: holds {held}; accepted: a video file")
+            assert refused(command(module, cater, flag, tmp_path / name), flag, name)
     said = command(evaluate, cater, "--predict", tmp_path / "none.avi", "--split", "val")
     assert refused(said, "--split: ", "--predict")
     out = ("--out", tmp_path / "a.json")
@@ -373,7 +350,7 @@ def test_what_is_no_video(cater: Path, tmp_path: Path, command: Any) -> None:
     )
     assert not (tmp_path / "a.json").exists()
     said = command(evaluate, cater, "--predict", tmp_path / "text.avi", "--out", tmp_path / "a.txt")
-    assert refused(said, "a.txt; accepted: a file that ends in .json or .csv")
+    assert refused(said, "--out: expected a file that ends in .json or .csv")
 
 
 def test_images_are_taken_in_the_order_of_their_numbers(tmp_path: Path) -> None:

@@ -71,16 +71,6 @@ def test_resume_refuses_to_make_it_another_run(started, flag):
         parse(["--resume", str(started), flag])
 
 
-def test_a_sharded_run_may_continue_in_one_process(tmp_path, monkeypatch, capsys):
-    settings = TrainConfig().replace(out=tmp_path, name="run", shard=True)
-    with monkeypatch.context() as two_ranks:
-        as_rank(0, 2, two_ranks)
-        with opened_folder(check_folder(settings)):
-            pass
-    assert check_folder(parse(["--resume", str(settings.folder)])).speed.shard
-    assert "--shard: nothing to shard" in capsys.readouterr().out
-
-
 def test_a_folder_that_another_process_trains_in(started, monkeypatch):
     settings = load_settings(started)
     (started / "pretrain").mkdir()
@@ -182,11 +172,6 @@ def test_every_number_has_bounds(main, command):
 def test_an_empty_value_is_not_the_current_folder(main, arguments, flag, command):
     said = f"error: {flag}expected a value, got an empty one\n"
     assert command(main, *arguments) == (2, "", said)
-
-
-def test_a_value_may_end_with_an_equals_sign(command):
-    code, _, err = command(evaluate.main, "nowhere=", "--predict=a=")
-    assert code == 2 and "nowhere=: expected the folder of a run" in err
 
 
 @pytest.mark.parametrize(
@@ -304,19 +289,6 @@ def test_three_ranks_cannot_share_sixteen_clips(tmp_path, monkeypatch, command):
     assert code == 2 and err.startswith("error: --batch-size: 16 ") and err.count("\n") == 1
     assert "3 ranks" in err and "accepted: a multiple of 3" in err
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_one_rank_reports_an_unknown_flag(rank, monkeypatch, command):
-    as_rank(rank, 2, monkeypatch)
-    waited = []
-    monkeypatch.setattr(
-        distributed, "let_rank0_report_first", lambda: waited.append(distributed.rank())
-    )
-    code, out, err = command(train.main, "--quik")
-    assert code == 2 and waited == [rank]  # it returns at once on rank 0
-    assert ("--quik" in out + err) == (rank == 0)
-    assert rank == 0 or not out + err
 
 
 @pytest.mark.parametrize(("world", "launcher"), [(1, "python"), (2, "torchrun ...")])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
-import fsspec
 import pytest
 import torch
 
@@ -154,62 +154,26 @@ def test_flags_of_a_synthetic_data_set_are_followed(command, flags, name):
     assert status == 0 and out.endswith(f" into data/synthetic-cater-{name}\n")
 
 
-def test_the_folder_of_what_is_written_is_that_of_train(command, tmp_path):
-    flags = ("--data-dir", tmp_path / "large")
-    status, out, _ = command("synthetic:cater", *flags, "--dry-run")
-    assert status == 0 and f"into {tmp_path}/large/synthetic-cater-embedded-static-3000-600" in out
-    memory = fsspec.filesystem("memory")
-    for number in range(2):
-        video = write_painted(tmp_path / "v.avi", number, 4)
-        memory.pipe(f"/prepared/{number}.avi", video.read_bytes())
-    status, out, _ = command("videos:memory://prepared", *SMALL, *flags)
-    assert status == 0 and f"store: {tmp_path}/large/remote/prepared-" in out
-
-
 @pytest.mark.parametrize(
-    ("arguments", "what"),
+    "arguments",
     [
-        (["kitti"], "SOURCE: 'kitti' is not a data source; accepted: cater:DIR, acre:DIR, "),
-        (["cater:"], "SOURCE: 'cater:' is not a data source; accepted: cater:DIR, "),
-        (["cater:/no/such/folder"], "no such folder"),
-        (["cater:PACKAGE", "--size", "full"], "--size, --train, --val, --seed: not accepted"),
-        (["synthetic:cater", "--verify"], "--verify, --require-all, --part: not accepted"),
-        (["synthetic:acre-iid", "--camera", "moving"], "accepted for synthetic:cater"),
-        (["cater:PACKAGE", "--task", "count"], "'count' is not one of localize"),
-        (["cater:PACKAGE", "--image-size", "30"], "--image-size: 30 is not a multiple of --patch-"),
-        (["cater:PACKAGE", "--crop", "center"], "--crop: not accepted with task localize of"),
-        (["cater:PACKAGE", "--workers", "0"], "workers: 0"),
-        (["cater:PACKAGE", "--workers", "-3", "--dry-run"], "--workers: -3 is not accepted"),
-        (["cater:PACKAGE", "--image-size", "0", "--dry-run"], "--image-size: 0 is not accepted"),
-        (["cater:PACKAGE", "--image-size", "-64", "--dry-run"], "--image-size: -64"),
-        (["cater:PACKAGE", "--image-size", "60", "--dry-run"], "60 is not a multiple"),
-        (["cater:PACKAGE", "--image-size", "1000000"], "--image-size: 1000000 is not accepted"),
-        (["cater:PACKAGE", "--patch-size", "0", "--dry-run"], "--patch-size: 0 is not accepted"),
-        (["synthetic:cater", "--workers", "-1", "--dry-run"], "--workers: -1"),
-        (["synthetic:cater", "--val", "-1", "--dry-run"], "--val: -1 is not accepted"),
-        (["synthetic:cater", "--train", str(10**30), "--dry-run"], "at most 10,000,000"),
-        (["cater:PACKAGE", "--part", "0/3"], "--part: '0/3' is not accepted; accepted: i/n"),
-        (["cater:PACKAGE", "--part", "4/3"], "--part: '4/3'"),
-        (["cater:PACKAGE", "--part", "2"], "--part: '2'"),
-        (["synthetic:cater", "--train", "0", "--dry-run"], "--train: 0 is not accepted"),
+        "films:DIR", "cater:nowhere", "synthetic:cater --image-size 32", "cater:PACKAGE --seed 1",
+        "synthetic:cater --verify", "synthetic:acre-iid --camera moving",
+        "cater:PACKAGE --task count", "cater:PACKAGE --image-size 30",
+        "cater:PACKAGE --crop center", "cater:PACKAGE --workers 0",
+        "cater:PACKAGE --image-size 0", "cater:PACKAGE --image-size 1000000",
+        "cater:PACKAGE --patch-size 0", "cater:PACKAGE --part 0/3", "cater:PACKAGE --part 4/3",
+        "cater:PACKAGE --part 2", "synthetic:cater --train 0", "synthetic:cater --val -1",
+        f"synthetic:cater --train {10**30}",
     ],
-)
-def test_mistakes_are_one_line(command, package, arguments, what):
+)  # fmt: skip
+def test_mistakes_are_one_line(command, package, arguments):
     before = sorted(package.rglob("*"))
-    status, _, error = command(*(a.replace("PACKAGE", str(package)) for a in arguments))
-    assert status == 2
+    status, _, error = command(*arguments.replace("PACKAGE", str(package)).split())
+    named = re.search(r"--[a-z-]+|(?<=:)[a-zA-Z]+$", arguments)[0]
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert what in lines[0]
-    assert "Traceback" not in error
+    assert status == 2 and len(lines) == 1 and named in lines[0] and "Traceback" not in error
     assert sorted(package.rglob("*")) == before
-
-
-def test_unknown_flag(command):
-    status, out, error = command("synthetic:cater", "--sise", "full")
-    assert status == 2
-    assert "--sise" in out + error
-    assert "Traceback" not in out + error
 
 
 def test_ctrl_c(command, package, monkeypatch):
