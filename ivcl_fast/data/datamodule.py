@@ -29,8 +29,8 @@ from ivcl_fast.data.registry import parse_source
 from ivcl_fast.data.sampling import ONE_VIEW, View
 from ivcl_fast.data.slots import SlotLoader, Slots
 from ivcl_fast.data.store.build import build_store, find_store
-from ivcl_fast.data.store.frame_store import BAD_FILES, FrameStore, read_index
-from ivcl_fast.data.store.labels import StoredDataset, media_rows
+from ivcl_fast.data.store.frame_store import BAD_FILES, FrameStore
+from ivcl_fast.data.store.labels import StoredDataset, check_frames, media_rows
 from ivcl_fast.data.store.table import Index
 from ivcl_fast.data.stream import StreamLoader
 from ivcl_fast.data.stream_index import indexed_media, saved_index
@@ -320,7 +320,8 @@ def _open_store(
     @cache
     def open_store(crop: Square, split: str | None = None) -> FrameStore:
         if isinstance(dataset, StoredDataset):
-            return _open_finished_store(config, dataset.root, sizes, crop, device, step_bytes)
+            check_frames(dataset.root, *sizes, crop)
+            return FrameStore(dataset.root, config.placement, device, step_bytes)
         used = media
         if split is not None:  # the other crops are stored of the videos that are evaluated
             names = {clip.media for clip in dataset.clips(split)}
@@ -353,22 +354,6 @@ def _open_store(
     for each in evaluated:
         _warn_of_copies(store, data, each)
     return data
-
-
-def _open_finished_store(
-    config: DataConfig,
-    path: Path,
-    sizes: tuple[int, int],
-    crop: Square,
-    device: torch.device | None,
-    step_bytes: Callable[[], int] | None,
-) -> FrameStore:
-    """Open the store of ``--data store:DIR``, whose frames have to be those of the model."""
-    settings = read_index(path).about["settings"]
-    for name, value in zip(("image_size", "patch_size", "crop"), (*sizes, crop), strict=True):
-        if settings[name] != value:
-            raise UserError(f"--data: expected a store with {name} {value}, got {settings[name]}")
-    return FrameStore(path, config.placement, device, step_bytes)
 
 
 def _open_stream(

@@ -37,12 +37,13 @@ from ivcl_fast.data.store.shards import (
     ShardTask,
     build_shards,
     grouped,
+    make_index,
     older_version,
     read_shard,
     refuse_lost,
 )
 from ivcl_fast.data.store.source import GONE, Source, State, VideoSource, unchanged
-from ivcl_fast.data.store.table import Columns, Index
+from ivcl_fast.data.store.table import Index
 from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, remove_temporaries, write_json
@@ -356,31 +357,6 @@ class _Build:
                 if path.with_suffix(".json") not in kept or path.suffix not in (".json", ".u8"):
                     path.unlink(missing_ok=True)
             (self.out / LOCK).unlink(missing_ok=True)
-
-
-def make_index(names: Sequence[str], shards: dict[Path, Shard], settings: dict[str, Any]) -> Index:
-    """Make the index of a store from its shards."""
-    rows: dict[str, tuple[int, ...]] = {}
-    digests: dict[str, str] = {}
-    for number, shard in enumerate(shards.values()):
-        first = 0
-        for name, clip in shard.clips.items():
-            rows[name] = (number, first, clip.frames, *clip.state)
-            digests[name] = clip.sha256
-            first += clip.frames
-    names = [name for name in names if name in rows]
-    values = np.array([rows[name] for name in names], np.int64).reshape(-1, 5)
-    columns: Columns = {
-        "shard": values[:, 0].astype(np.int32),
-        "first": values[:, 1],
-        "frames": values[:, 2].astype(np.int32),
-        "state": values[:, 3:],
-        "sha256": np.frombuffer(bytes.fromhex("".join(digests[n] for n in names)), np.uint8),
-    }
-    files = [(record.with_suffix(".u8").name, shard.size()) for record, shard in shards.items()]
-    bad = {name: (why, *at) for s in shards.values() for name, (why, at) in s.bad_files.items()}
-    about = {"settings": settings, "shards": files, "bad_files": dict(sorted(bad.items()))}
-    return Index.make(names, columns, about)
 
 
 def _is_current(index: Index, source: Source) -> bool:

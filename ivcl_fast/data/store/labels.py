@@ -13,6 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Clip, Dataset, Media
 from ivcl_fast.data.store.frame_store import read_index
 from ivcl_fast.data.store.table import (
@@ -171,3 +172,12 @@ def read_labels(store: Path, task: str) -> tuple[dict[str, np.ndarray], dict[str
         raise UserError(f"{file}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: {error}; prepare the store again from its videos") from None
+
+
+def check_frames(store: Path, image_size: int, patch_size: int, crop: Square) -> None:
+    """Raise :class:`UserError` if the frames of ``store:DIR`` are not those of the model."""
+    settings = read_index(store).about["settings"]
+    asked = {"image_size": image_size, "patch_size": patch_size, "crop": crop}
+    for name, value in asked.items():
+        if settings[name] != value:
+            raise UserError(f"--data: expected a store with {name} {value}, got {settings[name]}")

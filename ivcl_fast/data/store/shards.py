@@ -13,13 +13,16 @@ import hashlib
 import json
 import logging
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+
 from ivcl_fast.data.dataset import VideoError
 from ivcl_fast.data.store.source import Source, State, VideoSource
+from ivcl_fast.data.store.table import Columns, Index
 from ivcl_fast.data.workers import STALL_SECONDS, time_limit
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import atomic_write, locked, read_bytes, remove_temporaries, write_text
@@ -221,3 +224,28 @@ def refuse_lost(task: ShardTask, reason: str) -> ShardTask:
         return replace(task, losses=(*task.losses, name))
     refusal = f"decoding it failed twice: {reason}; touch the file to try again"
     return replace(task, refused=task.refused | {name: refusal})
+
+
+def make_index(names: Sequence[str], shards: dict[Path, Shard], settings: dict[str, Any]) -> Index:
+    """Make the index of a store from its shards."""
+    rows: dict[str, tuple[int, ...]] = {}
+    digests: dict[str, str] = {}
+    for number, shard in enumerate(shards.values()):
+        first = 0
+        for name, clip in shard.clips.items():
+            rows[name] = (number, first, clip.frames, *clip.state)
+            digests[name] = clip.sha256
+            first += clip.frames
+    names = [name for name in names if name in rows]
+    values = np.array([rows[name] for name in names], np.int64).reshape(-1, 5)
+    columns: Columns = {
+        "shard": values[:, 0].astype(np.int32),
+        "first": values[:, 1],
+        "frames": values[:, 2].astype(np.int32),
+        "state": values[:, 3:],
+        "sha256": np.frombuffer(bytes.fromhex("".join(digests[n] for n in names)), np.uint8),
+    }
+    files = [(record.with_suffix(".u8").name, shard.size()) for record, shard in shards.items()]
+    bad = {name: (why, *at) for s in shards.values() for name, (why, at) in s.bad_files.items()}
+    about = {"settings": settings, "shards": files, "bad_files": dict(sorted(bad.items()))}
+    return Index.make(names, columns, about)
