@@ -68,7 +68,9 @@ class Blender:
         self.samples = samples
         python = find_python()
         self.closed = False
-        self._temporary = tempfile.TemporaryDirectory(prefix="ivcl-fast-blender-")
+        self._temporary = tempfile.TemporaryDirectory(
+            prefix="ivcl-fast-blender-", ignore_cleanup_errors=True
+        )
         self.folder = folder = Path(self._temporary.name)
         """Of the files that the two processes exchange."""
         write_meshes(folder / "meshes.npz")
@@ -157,6 +159,9 @@ class Blender:
         if self.closed:
             return
         self.closed = True
+        # First of all, as a worker process that ends may be killed at any time: without this one,
+        # Blender ends, but would leave the files if it was killed.
+        self._temporary.cleanup()
         self._process.kill()
         self._process.wait()
         self._answers.close()
