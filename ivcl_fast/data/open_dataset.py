@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import logging
 from pathlib import Path
 
 from ivcl_fast.data.config import DataConfig
@@ -18,6 +18,8 @@ from ivcl_fast.data.remote import Remote
 from ivcl_fast.data.store.labels import write_labels
 from ivcl_fast.errors import UserError
 from ivcl_fast.progress import Bar
+
+log = logging.getLogger(__name__)
 
 
 def open_dataset(config: DataConfig, read_only: bool = False) -> Dataset:
@@ -60,13 +62,15 @@ def fetched(
 def keep_labels(store: Path, dataset_format: DatasetFormat, dataset: Dataset) -> None:
     """Keep the clips and labels of a data set in its store, so that it needs no videos.
 
-    Nothing is written to a store that is read-only.
+    A store that cannot be written, such as a read-only one, is left as it is.
     """
     from ivcl_fast.data.formats.cater import Cater
 
     has_grid = isinstance(dataset, Cater) and not dataset.multi_label
-    with suppress(PermissionError):
+    try:
         write_labels(store, dataset, traits_of(dataset_format), has_grid)
+    except OSError as error:
+        log.warning("%s: its labels cannot be written: %s", store, error.strerror)
 
 
 def find_splits(config: DataConfig, dataset: Dataset) -> tuple[str, str]:

@@ -151,7 +151,7 @@ def test_acre_without_its_validation_split(folder, tmp_path):
     data = shutil.copytree(made.root, tmp_path / "acre")
     (data / "config" / "val.json").unlink()
     settings = config(f"acre:{data}", tmp_path)
-    with pytest.raises(UserError, match=r"val\.json: .*accepted: config/"):
+    with pytest.raises(UserError, match=r"val\.json: .*expected config/"):
         opened(settings)
     assert len(opened(settings, read_only=True).usable_clips("test")) == 4
 
@@ -288,7 +288,7 @@ def test_all_videos_are_required(tmp_path, how):
     wanted = DataConfig(f"videos:{tmp_path}", workers=1, loader=how, require_all=True)
     first = opened(wanted).dataset.clips("train")[0].name
     (tmp_path / first).write_bytes(b"")
-    with pytest.raises(UserError, match=rf"require-all: 1 of 3 .* {first}: the file is") as error:
+    with pytest.raises(UserError, match=rf"require-all: 1 of 3 .* {first}: is empty") as error:
         opened(wanted)
     assert Path(str(error.value).rpartition(" ")[2]).is_file()
     assert list(opened(replace(wanted, require_all=False)).bad_files) == [first]
