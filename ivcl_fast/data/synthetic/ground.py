@@ -14,7 +14,8 @@ WIDTH, POSITION, TURN = 56.48, (-24.0628, -17.9967), 2.698
 """Width along its own y axis, from 0 down; place of its origin, and rotation about z."""
 CELLS_PER_UNIT = 16
 AXIS_LENGTH, TICK, AXIS_RADIUS = 3.0, 0.25, 0.012
-_NEWTON = 6
+MACHINE_HALF, MACHINE_HEIGHT, EDGE = 2.8, 1.0, 0.012
+_NEWTON, _EXACT = 9, 2e-3
 
 
 def _table() -> np.ndarray:
@@ -28,9 +29,7 @@ def _table() -> np.ndarray:
     with np.errstate(divide="ignore"):
         middle = (first + second) / (first / slope[:-1] + second / slope[1:])
     tangent = np.concatenate([[0.0], middle, slope[-1:]])
-    at = np.minimum(
-        x[0] + np.arange(int((x[-1] - x[0]) * CELLS_PER_UNIT) + 2) / CELLS_PER_UNIT, x[-1]
-    )
+    at = x[0] + np.arange(int((x[-1] - x[0]) * CELLS_PER_UNIT) + 3) / CELLS_PER_UNIT
     i = np.minimum(np.searchsorted(x, at, side="right") - 1, len(width) - 1)
     s, w = (at - x[i]) / width[i], width[i]
     height = (
@@ -43,6 +42,8 @@ def _table() -> np.ndarray:
         + (3 * s**2 - 4 * s + 1) * tangent[i]
         + (3 * s**2 - 2 * s) * tangent[i + 1]
     )
+    beyond = at > x[-1]
+    height[beyond], steep[beyond] = z[-1] + (at[beyond] - x[-1]) * slope[-1], slope[-1]
     return np.stack([height, steep]).astype(np.float32)
 
 
@@ -52,10 +53,16 @@ COS, SIN = np.cos(TURN), np.sin(TURN)
 
 
 def _profile(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Height, and slope of the line between two cells."""
+    cell, share = _cells(x)
+    low, rise = TABLE[0, cell], TABLE[0, cell + 1] - TABLE[0, cell]
+    return low + share * rise, rise * CELLS_PER_UNIT
+
+
+def _cells(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     at = np.clip((x - START) * CELLS_PER_UNIT, 0, TABLE.shape[1] - 2)
     cell = at.astype(np.int64)
-    share = (at - cell).astype(np.float32)
-    return tuple(row[cell] + share * (row[cell + 1] - row[cell]) for row in TABLE)
+    return cell, (at - cell).astype(np.float32)
 
 
 def backdrop(o: np.ndarray, d: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -75,8 +82,10 @@ def backdrop(o: np.ndarray, d: np.ndarray, level: float) -> tuple[np.ndarray, np
     for _ in range(_NEWTON):
         height, slope = _profile(ox + t * dx)
         above = oz + t * dz - height
-        t = np.where(above < 0, t - above / np.minimum(dz - slope * dx, -1e-6), t)
-    height, slope = _profile(ox + t * dx)
+        t = np.where(above < -_EXACT, t - above / np.minimum(dz - slope * dx, -1e-6), t)
+    height, _ = _profile(ox + t * dx)
+    cell, share = _cells(ox + t * dx)
+    slope = TABLE[1, cell] + share * (TABLE[1, cell + 1] - TABLE[1, cell])
     x, y = ox + t * dx, oy + t * dy
     found &= (oz + t * dz - height < 0.02) & (x >= START) & (y <= 0) & (y >= -WIDTH) & (t > 0)
     size = 1 / np.sqrt(1 + slope * slope)
@@ -84,20 +93,44 @@ def backdrop(o: np.ndarray, d: np.ndarray, level: float) -> tuple[np.ndarray, np
     return np.where(found, t, np.inf).astype(np.float32), normal
 
 
-def axes_cover(x: np.ndarray, y: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """The share of boxes around floor points that the axes and their ticks cover.
+def _within(at: np.ndarray, half: np.ndarray, limit: float) -> np.ndarray:
+    """The share of intervals around ``at`` that lies between -limit and limit."""
+    part = np.minimum(at + half, limit) - np.maximum(at - half, -limit)
+    return np.maximum(part, 0) / (2 * half)
 
-    ``reach`` [2, N]: half the boxes' widths in x and y.
+
+def axes_cover(x: np.ndarray, y: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The share of boxes around floor points that the tubes along x and those along y cover.
+
+    ``reach`` [3, N]: half the boxes' widths.
     """
-
-    def within(at: np.ndarray, half: np.ndarray, limit: float) -> np.ndarray:
-        part = np.minimum(at + half, limit) - np.maximum(at - half, -limit)
-        return np.maximum(part, 0) / (2 * half)
-
-    cover = np.zeros_like(x)
+    covers = []
     for along, across, h, w in ((x, y, reach[0], reach[1]), (y, x, reach[1], reach[0])):
-        line = within(along, h, AXIS_LENGTH) * within(across, w, AXIS_RADIUS)
-        number = np.clip(np.rint(along), -3, 3)
-        tick = within(along - number, h, AXIS_RADIUS) * within(across, w, TICK / 2)
-        cover = np.maximum(cover, np.maximum(line, np.where(number != 0, tick, 0)))
+        line = _within(along, h, AXIS_LENGTH) * _within(across, w, AXIS_RADIUS)
+        number = np.clip(np.floor(across + np.float32(0.5)), -3, 3)  # of the other axis's tick
+        tick = _within(across - number, w, AXIS_RADIUS) * _within(along, h, TICK / 2)
+        covers.append(np.maximum(line, np.where(number != 0, tick, 0)))
+    return covers[0], covers[1]
+
+
+def machine_hits(o: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distance and normal where rays enter ACRE's machine."""
+    high = np.array([MACHINE_HALF, MACHINE_HALF, 0], dtype=np.float32)[:, None]
+    low = np.array([-MACHINE_HALF, -MACHINE_HALF, -MACHINE_HEIGHT], dtype=np.float32)[:, None]
+    a, b = (low - o) / d, (high - o) / d
+    near, end = np.minimum(a, b), np.maximum(a, b).min(axis=0)
+    side = np.argmax(near, axis=0)
+    t, rays = near.max(axis=0), np.arange(o.shape[1])
+    normal = np.zeros_like(o)
+    normal[side, rays] = -np.sign(d[side, rays])
+    return np.where((t < end) & (t > 0), t, np.inf), normal
+
+
+def edges_cover(p: np.ndarray, n: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """The share of boxes around points on the machine that its edges cover."""
+    cover = np.zeros_like(p[0])
+    middle = -MACHINE_HEIGHT / 2
+    for i, half in enumerate((MACHINE_HALF, MACHINE_HALF, -middle)):
+        inside = half - np.abs(p[i] - (middle if i == 2 else 0))
+        cover = np.maximum(cover, np.where(n[i] == 0, _within(inside, reach[i], EDGE), 0))
     return cover

@@ -14,30 +14,46 @@ from typing import NamedTuple
 import numpy as np
 
 from ivcl_fast.data.synthetic import shapes
-from ivcl_fast.data.synthetic.ground import axes_cover, backdrop
+from ivcl_fast.data.synthetic.film import filtered, to_bytes
+from ivcl_fast.data.synthetic.ground import (
+    MACHINE_HALF,
+    axes_cover,
+    backdrop,
+    edges_cover,
+    machine_hits,
+)
 from ivcl_fast.data.synthetic.shapes import dot, unit
 
 FLOOR, MACHINE, NOTHING = -1, -2, -3
 
 SAMPLES = np.array([(-1, -1), (1, -1), (-1, 1), (1, 1)]) / 4
 """Offsets of a pixel's rays from its center."""
-FILTER = 0.3977, 0.1023
-"""Weight of a pixel's own samples and of the nearest ones beside it, in one direction."""
 CELLS = (3, 1, 2, 0)
 """Quarter of a lamp that each of them is lit by."""
 JITTER = np.array([(-1, -1), (1, 1), (1, -1), (-1, 1)]) / 8
 """Offset of the lamp's points, by (x % 2) + 2 (y % 2) of the pixel."""
 FLOOR_COLOR = 0.8
+MACHINE_COLOR = np.array([0.8, 0.6, 0.6], dtype=np.float32)[:, None]
+EDGE_COLOR = 0.2
 GOLD = np.array([1.0, 0.843, 0.0], dtype=np.float32)[:, None]
 LOOK = {
-    "sky": 0.06,  # irradiance of the ground by the backdrop
+    "sky": 0.133,  # share of the sun's light that the backdrop reflects to the rest
     "bounce": 0.8,  # share of the ground's light that reaches things from below
     "glow": 0.6,  # share of a thing's light that reaches the ground
     "axes": 0.6,  # light of the axes, in that of the floor
+    "glint": 0.06,  # lamps in the axes
+    "side": 0.25,  # light of the sides of ACRE's machine, if it is off
+    "velvet": 0.3,  # rubber's velvet as a share of its diffuse part
+    "gloss": 0.35,  # GGX width of rubber's gloss
     "tight": 0.6,  # share of metal's lobe that is nearly a mirror
     "smooth": 0.01,  # GGX widths of metal's lobes
     "rough": 0.2,
 }
+GLOSS_COLOR = 0.8
+CURVES = 0.0, 1.0, 0.5, 0.0, 4.0
+"""Curvature of shapes of radius 1: of cubes, spheres, cylinders, cones and the snitch."""
+FOOTPRINT, LAMP_WIDTH = 0.04, 0.02
+"""How a pixel on a curved surface, and a lamp's size, widen highlights."""
 _EPSILON = 2e-3
 
 
@@ -91,27 +107,6 @@ def draw(
     return pictures, segments, depth
 
 
-def filtered(light: np.ndarray) -> np.ndarray:
-    """Filter samples [3, h, w, 4] to pixels [3, h, w]: Blackman-Harris, 1.5 pixels wide."""
-    _, height, width, _ = light.shape
-    fine = light.reshape(3, height, width, 2, 2).swapaxes(2, 3).reshape(3, 2 * height, 2 * width)
-    fine = np.pad(fine, [(0, 0), (1, 1), (1, 1)], mode="edge")
-
-    def halved(x: np.ndarray) -> np.ndarray:
-        own, beside = x[:, 1:-1:2] + x[:, 2:-1:2], x[:, 0:-2:2] + x[:, 3::2]
-        return np.float32(FILTER[0]) * own + np.float32(FILTER[1]) * beside
-
-    return halved(halved(fine).swapaxes(1, 2)).swapaxes(1, 2)
-
-
-def to_bytes(light: np.ndarray) -> np.ndarray:
-    """sRGB bytes of linear light, as Blender's Standard view."""
-    x = np.clip(light, 0, 1)
-    power = 1.055 * np.maximum(x, 0.0031308) ** (1 / 2.4) - 0.055
-    curve = np.where(x <= 0.0031308, 12.92 * x, power)
-    return np.floor(255 * curve + 0.5).astype(np.uint8)
-
-
 class _Frame:
     """One frame of a scene."""
 
@@ -120,7 +115,10 @@ class _Frame:
         self.centers, self.axes = numbers.poses[frame, :, 0], numbers.poses[frame, :, 1:]
         self.camera = numbers.cameras[frame]
         pairs = zip(numbers.shapes, numbers.halves, strict=True)
-        self.bounds = numbers.radii * [shapes.bound(shape, half) for shape, half in pairs]
+        self.sky = np.float32(LOOK["sky"]) * numbers.lamps[-1, -1][:, None]
+        bounds = np.array([shapes.bound(shape, half) for shape, half in pairs], dtype=np.float32)
+        bounds = bounds.reshape(-1, 2) * numbers.radii[:, None]
+        self.bounds, self.middles = bounds[:, 0], self.centers + bounds[:, 1:] * self.axes[:, 2]
 
     def draw(self, width: int, height: int, with_picture: bool):
         """Picture, segments and depth."""
@@ -150,8 +148,8 @@ class _Frame:
         if with_picture:
             self.lamp_points = lamp_u, lamp_v
             light = self.shade(d, hits, np.arange(d.shape[1]), 0)
-            if self.n.ground == 0:
-                light = self.add_axes(light, hits, d, right / width / 4, up / height / 4, length)
+            if self.n.ground != 1:
+                self.add_lines(light, hits, d, right / width / 4, up / height / 4)
             picture = to_bytes(filtered(light.reshape(3, *shape))).transpose(1, 2, 0)
         return picture, segments, depth
 
@@ -160,7 +158,9 @@ class _Frame:
         distance, normal = backdrop(o, d, -1.01 if self.n.ground >= 2 else 0.0)
         number = np.where(np.isfinite(distance), FLOOR, NOTHING)
         if self.n.ground >= 2:
-            self.machine(o, d, distance, number, normal)
+            t, n = machine_hits(o, d)
+            first = t < distance
+            distance[first], number[first], normal[:, first] = t[first], MACHINE, n[:, first]
         for i, (shape, half) in enumerate(zip(self.n.shapes, self.n.halves, strict=True)):
             rays = self.near(i, o, d, distance)
             if own is not None and shape != 4:
@@ -176,21 +176,9 @@ class _Frame:
         point = o + np.where(np.isfinite(distance), distance, 0) * d
         return Hits(distance, number, point, normal)
 
-    def machine(self, o, d, distance, number, normal) -> None:
-        """Add ACRE's machine to what rays meet."""
-        low, high = np.array([[-2.8, -2.8, -1]]).T, np.array([[2.8, 2.8, 0]]).T
-        a, b = (low - o) / d, (high - o) / d
-        near, end = np.minimum(a, b), np.maximum(a, b).min(0)
-        side = np.argmax(near, axis=0)
-        t = near.max(0)
-        hit = (t < end) & (t > 0) & (t < distance)
-        distance[hit], number[hit] = t[hit], MACHINE
-        normal[:, hit] = 0
-        normal[side[hit], hit] = -np.sign(d[side[hit], hit])
-
     def near(self, i: int, o: np.ndarray, d: np.ndarray, limit: np.ndarray) -> np.ndarray:
         """Indices of rays that meet a sphere around thing ``i`` before ``limit``."""
-        to = self.centers[i][:, None] - o
+        to = self.middles[i][:, None] - o
         along = dot(to, d)
         away = dot(to, to) - along * along
         reach = self.bounds[i]
@@ -224,6 +212,9 @@ class _Frame:
     def visible(self, p, n, d, limit, own, rays) -> np.ndarray:
         """1 where rays reach the lamp, 0 where a thing is in between."""
         clear = np.ones(p.shape[1], dtype=np.float32)
+        if self.n.ground >= 2:
+            here = rays[own[rays] != MACHINE]
+            clear[here[machine_hits(p[:, here], d[:, here])[0] < limit[here]]] = 0
         for i, (shape, half) in enumerate(zip(self.n.shapes, self.n.halves, strict=True)):
             rays = rays[clear[rays] > 0]
             here = rays[self.near(i, p[:, rays], d[:, rays], limit[rays])]
@@ -234,7 +225,7 @@ class _Frame:
             axes, radius = self.axes[i], self.n.radii[i]
             o = p[:, here] + _EPSILON * n[:, here]
             local = axes @ (o - self.centers[i][:, None]) / radius
-            t, _ = shapes.hit(shape, half, local, axes @ d[:, here])
+            t, _ = shapes.hit(shape, half, local, axes @ d[:, here], coarse=True)
             clear[here[t * radius < limit[here]]] = 0
         return clear
 
@@ -266,94 +257,118 @@ class _Frame:
     def floor(self, p, n, d, own, rays, bounce) -> np.ndarray:
         lights, directions = self.lit(p, n, own, rays)
         total = gathered(n, lights, directions)
-        return (FLOOR_COLOR / np.pi) * (total + self.sky(p, n))
+        return (FLOOR_COLOR / np.pi) * (total + self.indirect(p, n))
 
-    def sky(self, p, n) -> np.ndarray:
+    def indirect(self, p, n) -> np.ndarray:
         """Indirect light of the ground."""
-        total = np.full(p.shape, LOOK["sky"], dtype=np.float32)
+        total = np.repeat(self.sky, p.shape[1], axis=1)
         for i in range(len(self.n.radii)):
             to = self.centers[i][:, None] - p
             square = dot(to, to)
             size = (self.n.radii[i] * 0.8) ** 2
             share = np.minimum(size / square, 1) * np.maximum(dot(to, n), 0) / np.sqrt(square)
             total += LOOK["glow"] * share * (self.n.colors[i][:, None] * 0.5 * 0.8)
+        if self.n.ground >= 2:
+            side = np.pi * MACHINE_COLOR * (1.0 if self.n.ground == 3 else LOOK["side"])
+            away = np.maximum(np.abs(p[:2]) - MACHINE_HALF, 0)
+            square = away[0] ** 2 + away[1] ** 2
+            low = (p[2] < -0.5) * (n[2] > 0.5)
+            total += side * (low * (0.5 - 0.5 * np.sqrt(square / (square + 1))))
+            total += self.ground_light(p) * (FLOOR_COLOR * LOOK["bounce"] / 2 * (1 - n[2]))
         return total
 
     def box(self, p, n, d, own, rays, bounce) -> np.ndarray:
-        color = np.array([0.8, 0.6, 0.6], dtype=np.float32)[:, None]
         if self.n.ground == 3:
-            return np.broadcast_to(color, p.shape)
-        return self.floor(p, n, d, own, rays, bounce) / FLOOR_COLOR * color
+            return np.broadcast_to(MACHINE_COLOR, p.shape)
+        return self.floor(p, n, d, own, rays, bounce) / FLOOR_COLOR * MACHINE_COLOR
 
     def ground_light(self, p) -> np.ndarray:
         """Irradiance of the open floor below or above points."""
         foot = p * np.array([[1], [1], [0]], dtype=np.float32)
         up = np.broadcast_to(np.array([[0], [0], [1]], dtype=np.float32), p.shape)
         lights, directions = self.lit(foot, up, None, None, shadows=False)
-        return gathered(up, lights, directions) + LOOK["sky"]
+        return gathered(up, lights, directions) + self.sky
+
+    def below(self, p, n) -> np.ndarray:
+        """Light of the ground that a thing's surface sees, without shadows."""
+        ground = self.ground_light(p) / np.pi
+        if self.n.ground < 2:
+            return FLOOR_COLOR * ground
+        machine = MACHINE_COLOR * (1.0 if self.n.ground == 3 else ground)
+        reach = np.abs(p[:2] + n[:2]).max(axis=0)
+        return lerp(FLOOR_COLOR * ground, machine, np.clip(MACHINE_HALF + 0.5 - reach, 0, 1))
 
     def rubber(self, p, n, d, own, rays, bounce) -> np.ndarray:
         lights, directions = self.lit(p, n, own, rays)
-        total = gathered(n, lights, directions)
-        ground = self.ground_light(p)
-        color = self.n.colors[own].T
-        total = (
-            total
-            + ground * (FLOOR_COLOR * LOOK["bounce"] / 2) * (1 - n[2])
-            + LOOK["sky"] * (1 + n[2]) / 2
-        )
-        facing = np.maximum(-dot(n, d), 0)
-        gloss = fresnel(facing, 1.2) * 0.8
-        mirrored = d + 2 * facing * n
-        below = np.clip(0.5 - 1.5 * mirrored[2], 0, 1)
-        return color * total / np.pi * (1 - gloss) + gloss * ground * (FLOOR_COLOR / np.pi) * below
+        ground = self.below(p, n)
+        total = gathered(n, lights, directions) + self.sky / 2 * (1 + n[2])
+        total = total + ground * (LOOK["bounce"] * np.pi / 2 * (1 - n[2]))
+        facing = np.maximum(-dot(n, d), 1e-3)
+        velvet, gloss = fresnel(facing, 1.4), fresnel(facing, 1.2)
+        body = (1 - gloss) * (1 - velvet * (1 - LOOK["velvet"])) / np.pi
+        shine = self.shine(d, n, facing, lights, directions, [(1.0, LOOK["gloss"])], 0 * facing)
+        down = np.clip(0.5 - 1.5 * (d[2] + 2 * facing * n[2]), 0, 1)
+        shine = shine + ground * down
+        return self.n.colors[own].T * body * total + GLOSS_COLOR * gloss * shine
 
     def metal(self, p, n, d, own, rays, bounce) -> np.ndarray:
         facing = np.maximum(-dot(n, d), 1e-3)
         mirrored = unit(d + 2 * facing * n)
         lights, directions = self.lit(p, n, own, rays)
-        total = np.zeros_like(p)
-        radius = self.n.radii[own]
-        curve = np.choose(self.n.shapes[own], [0.0, 1.0, 0.5, 0.0, 4.0]) / radius
-        footprint = 0.04 * curve
-        for strength, toward in zip(lights, directions, strict=True):
-            half = unit(toward - d)
-            c = dot(half, n) ** 2
-            cosine = np.maximum(dot(n, toward), 0)
-            for share, width in (
-                (LOOK["tight"], LOOK["smooth"]),
-                (1 - LOOK["tight"], LOOK["rough"]),
-            ):
-                a2 = width * width + 0.02**2 + footprint * footprint
-                k = a2 / (np.pi * (c * (a2 - 1) + 1) ** 2)
-                g = (
-                    1
-                    / (
-                        (1 + np.sqrt(1 + a2 * (1 / facing**2 - 1)))
-                        * (1 + np.sqrt(1 + a2 * (1 / np.maximum(cosine, 1e-3) ** 2 - 1)))
-                    )
-                    * 4
-                )
-                total += strength * (share * k * g / (4 * facing)) * (cosine > 0)
+        curve = np.choose(self.n.shapes[own], CURVES).astype(np.float32) / self.n.radii[own]
+        lobes = (LOOK["tight"], LOOK["smooth"]), (1 - LOOK["tight"], LOOK["rough"])
+        shine = self.shine(d, n, facing, lights, directions, lobes, FOOTPRINT * curve)
         if bounce == 0:
             hits = self.trace(p + _EPSILON * n, mirrored, own)
             seen = self.shade(mirrored, hits, rays, 1)
         else:
-            seen = (
-                self.ground_light(p) * (FLOOR_COLOR / np.pi) * np.clip(0.5 - 4 * mirrored[2], 0, 1)
-            )
-        return self.n.colors[own].T * (total + seen)
+            seen = self.below(p, n) * np.clip(0.5 - 4 * mirrored[2], 0, 1)
+        return self.n.colors[own].T * (shine + seen)
 
-    def add_axes(self, light, hits: Hits, d, right, up, length) -> np.ndarray:
-        floor = np.flatnonzero((hits.number == FLOOR) & (np.abs(hits.point[:2]).max(0) < 4))
-        p, ray = hits.point[:, floor], d[:, floor]
-        scale = (hits.distance / length)[floor]
-        ray = ray * length[floor]
-        steps = sum(np.abs(scale * (e - ray * (e[2] / ray[2]))) for e in (right, up))
-        cover = axes_cover(p[0], p[1], steps[:2])
-        ground = self.ground_light(p) * (FLOOR_COLOR / np.pi)
-        light[:, floor] += cover * (GOLD * ground * LOOK["axes"] - light[:, floor])
-        return light
+    def shine(self, d, n, facing, lights, directions, lobes, spread) -> np.ndarray:
+        """Lamps in GGX lobes (share, width), as wide as lamps and curvature demand."""
+        total = np.zeros_like(n)
+        for light, toward in zip(lights, directions, strict=True):
+            cosine = dot(n, toward)
+            near = np.maximum(cosine, 1e-3)
+            c = dot(unit(toward - d), n) ** 2
+            for share, width in lobes:
+                a2 = width * width + LAMP_WIDTH**2 + spread * spread
+                seen = 1 + np.sqrt(1 + a2 * (1 / facing**2 - 1))
+                reached = 1 + np.sqrt(1 + a2 * (1 / near**2 - 1))
+                lobe = share * a2 / (np.pi * (c * (a2 - 1) + 1) ** 2 * seen * reached * facing)
+                total += light * lobe * (cosine > 0)
+        return total
+
+    def add_lines(self, light, hits: Hits, d, right, up) -> None:
+        """Draw the axes on the floor, or the machine's edges."""
+        axes = self.n.ground == 0
+        lined = (hits.number == FLOOR) & (np.abs(hits.point[:2]).max(axis=0) < 4)
+        rays = np.flatnonzero(lined if axes else hits.number == MACHINE)
+        p, n, ray = hits.point[:, rays], hits.normal[:, rays], d[:, rays]
+        scale = hits.distance[rays] * dot(self.camera[3][:, None], ray)
+        reach = sum(np.abs(scale * (e - ray * (dot(e, n) / dot(ray, n)))) for e in (right, up))
+        if not axes:
+            edge = self.floor(p, n, ray, hits.number[rays], rays, 0) * (EDGE_COLOR / FLOOR_COLOR)
+            light[:, rays] = lerp(light[:, rays], edge, edges_cover(p, n, reach))
+            return
+        lights, directions = self.lit(p, n, None, None, shadows=False)
+        ground = self.below(p, n) * LOOK["axes"]
+        for along, cover in enumerate(axes_cover(p[0], p[1], reach)):
+            shine = ground
+            for power, toward in zip(lights, directions, strict=True):
+                tilt = unit(toward - ray)[along] ** 2
+                for share, width in (
+                    (LOOK["tight"], LOOK["smooth"]),
+                    (1 - LOOK["tight"], LOOK["rough"]),
+                ):
+                    a2 = width * width + LAMP_WIDTH**2
+                    shine = shine + power * (LOOK["glint"] * share * a2 / (a2 + tilt) ** 1.5)
+            light[:, rays] = lerp(light[:, rays], GOLD * shine, cover)
+
+
+def lerp(a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
+    return a + share * (b - a)
 
 
 def gathered(normal: np.ndarray, lights: list, directions: list) -> np.ndarray:

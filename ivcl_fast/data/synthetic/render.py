@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ivcl_fast.data.synthetic import ray_casting
 from ivcl_fast.data.synthetic import scene as world
+from ivcl_fast.data.synthetic.ground import TABLE
 from ivcl_fast.data.synthetic.ray_casting import FLOOR, MACHINE, Numbers
 from ivcl_fast.data.synthetic.scene import Scene
+from ivcl_fast.kernels import render_scene as render_op
 
 __all__ = ["FLOOR", "MACHINE", "Rendering", "render"]
 
@@ -58,12 +61,28 @@ def render(
         pictures, segments, depth: what to return.
     """
     numbers = pack(scene, np.asarray(frames, dtype=np.intp))
-    drawn = ray_casting.draw(numbers, width, height, pictures, segments or depth)
+    draw = _draw_by_op if render_op.available() else ray_casting.draw
+    drawn = draw(numbers, width, height, pictures, segments or depth)
     return Rendering(
         drawn[0] if pictures else None,
         drawn[1] if segments else None,
         drawn[2] if depth else None,
     )
+
+
+def _draw_by_op(
+    numbers: Numbers, width: int, height: int, with_picture: bool, with_segments: bool
+) -> tuple[np.ndarray, ...]:
+    """What :func:`ray_casting.draw` does, in C++."""
+    kinds = np.stack([numbers.shapes, numbers.metal], axis=1)
+    sizes = np.stack([numbers.radii, numbers.halves], axis=1)
+    arrays = (
+        kinds, sizes, numbers.colors, numbers.poses, numbers.cameras, numbers.lamps, TABLE,
+        _float(list(ray_casting.LOOK.values())),
+    )  # fmt: skip
+    tensors = [torch.from_numpy(array) for array in arrays]
+    options = numbers.ground, width, height, with_picture, with_segments
+    return tuple(drawn.numpy() for drawn in render_op.render_scene(*tensors, *options))
 
 
 def pack(scene: Scene, frames: np.ndarray) -> Numbers:

@@ -18,7 +18,7 @@ _axes = np.array([(0.0, 0.0, 1.0), (0.80, -0.58, 0.14), (0.58, 0.82, 0.0)])
 RING_AXES = (_axes / np.linalg.norm(_axes, axis=1, keepdims=True)).astype(np.float32)
 STEPS = {"cube": 12, "cylinder": 8, "spl": 32}
 """Steps of sphere tracing from where a ray enters the bounding shape."""
-_NEAR, _STILL = 4e-3, 1e-3
+_NEAR, _STILL, _COARSE = 4e-3, 1e-3, 0.02
 
 Hits = tuple[np.ndarray, np.ndarray]
 """Distances float32 [N] and outward unit normals [3, N]."""
@@ -32,18 +32,19 @@ def unit(a: np.ndarray) -> np.ndarray:
     return a / np.sqrt(np.maximum(dot(a, a), 1e-20))
 
 
-def bound(shape: int, half: float) -> float:
-    """The radius of a sphere around the shape."""
-    rim = np.hypot(1.0, half)
-    return (1.5, 1.0, float(rim), float(np.sqrt(2.0)), RING + TUBE)[shape]
+def bound(shape: int, half: float) -> tuple[float, float]:
+    """The radius of a sphere around the shape, and its center on the shape's z axis."""
+    corner = (1 - CUBE_ROUNDING) * np.sqrt(3) + CUBE_ROUNDING
+    radius = (corner, 1.0, np.hypot(1.0, half), 1.25, RING + TUBE)[shape]
+    return float(radius), -0.25 if shape == 3 else 0.0
 
 
-def hit(shape: int, half: float, o: np.ndarray, d: np.ndarray) -> Hits:
-    """Find the first surface that each ray meets."""
-    return (_cube, _sphere, _cylinder, _cone, _snitch)[shape](o, d, half)
+def hit(shape: int, half: float, o: np.ndarray, d: np.ndarray, coarse: bool = False) -> Hits:
+    """Find the first surface that each ray meets; ``coarse`` suffices for shadows."""
+    return (_cube, _sphere, _cylinder, _cone, _snitch)[shape](o, d, half, coarse)
 
 
-def _sphere(o: np.ndarray, d: np.ndarray, half: float) -> Hits:
+def _sphere(o: np.ndarray, d: np.ndarray, half: float, coarse: bool) -> Hits:
     b = -dot(o, d)
     away = o + b * d
     inside = 1.0 - dot(away, away)
@@ -52,7 +53,7 @@ def _sphere(o: np.ndarray, d: np.ndarray, half: float) -> Hits:
     return t, o + _finite(t) * d
 
 
-def _cone(o: np.ndarray, d: np.ndarray, half: float) -> Hits:
+def _cone(o: np.ndarray, d: np.ndarray, half: float, coarse: bool) -> Hits:
     k = np.float32(0.5)
     rise = k * (1.0 - o[2])
     a = d[0] * d[0] + d[1] * d[1] - (k * d[2]) ** 2
@@ -78,17 +79,24 @@ def _cone(o: np.ndarray, d: np.ndarray, half: float) -> Hits:
 
 
 def _march(
-    o: np.ndarray, d: np.ndarray, t: np.ndarray, end: np.ndarray, far: Callable, steps: int
+    o: np.ndarray,
+    d: np.ndarray,
+    t: np.ndarray,
+    end: np.ndarray,
+    far: Callable,
+    steps: int,
+    coarse: bool,
 ) -> np.ndarray:
     """Sphere tracing: walk from ``t`` by the distance to the surface, ``far(points)``."""
+    still, near = (_COARSE, _COARSE) if coarse else (_STILL, _NEAR)
     t = np.where(t < end, t, np.float32(0))
     left = np.where(t < end, np.float32(0), np.float32(np.inf))
     moving = t < end
     for _ in range(steps + 1):
         left = np.where(moving, far(o + t * d), left)
-        moving &= (left > _STILL) & (t < end)
+        moving &= (left > still) & (t < end)
         t = np.where(moving, t + left, t)
-    return np.where((left < _NEAR) & (t < end) & (t > 0), t, np.inf)
+    return np.where((left < near) & (t < end) & (t > 0), t, np.inf)
 
 
 def _slab(o: np.ndarray, d: np.ndarray, half: float) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +104,7 @@ def _slab(o: np.ndarray, d: np.ndarray, half: float) -> tuple[np.ndarray, np.nda
     return np.minimum(a, b), np.maximum(a, b)
 
 
-def _cube(o: np.ndarray, d: np.ndarray, half: float) -> Hits:
+def _cube(o: np.ndarray, d: np.ndarray, half: float, coarse: bool) -> Hits:
     core = np.float32(1 - CUBE_ROUNDING)
 
     def far(p: np.ndarray) -> np.ndarray:
@@ -106,12 +114,12 @@ def _cube(o: np.ndarray, d: np.ndarray, half: float) -> Hits:
 
     near, end = (f(x, axis=0) for f, x in zip((np.max, np.min), _slab(o, d, 1.0), strict=True))
     start = np.maximum(near, 0)
-    t = _march(o, d, start, np.where(near < end, end, -1), far, STEPS["cube"])
+    t = _march(o, d, start, np.where(near < end, end, -1), far, STEPS["cube"], coarse)
     p = o + _finite(t) * d
     return t, unit(np.maximum(np.abs(p) - core, 0) * np.sign(p))
 
 
-def _cylinder(o: np.ndarray, d: np.ndarray, half: float) -> Hits:
+def _cylinder(o: np.ndarray, d: np.ndarray, half: float, coarse: bool) -> Hits:
     rim = np.float32(RIM_ROUNDING)
 
     def far(p: np.ndarray) -> np.ndarray:
@@ -126,7 +134,9 @@ def _cylinder(o: np.ndarray, d: np.ndarray, half: float) -> Hits:
     near, end = _slab(o[2], d[2], half)
     near, end = np.maximum(near, -b - root), np.minimum(end, -b + root)
     near = np.where(b * b > c, near, np.inf)
-    t = _march(o, d, np.maximum(near, 0), np.where(near < end, end, -1), far, STEPS["cylinder"])
+    t = _march(
+        o, d, np.maximum(near, 0), np.where(near < end, end, -1), far, STEPS["cylinder"], coarse
+    )
     p = o + _finite(t) * d
     radius = np.maximum(np.hypot(p[0], p[1]), 1e-6)
     side = np.maximum(radius - (1 - rim), 0) / radius
@@ -137,7 +147,7 @@ def _outside(x: np.ndarray, limit: float) -> np.ndarray:
     return np.sign(x) * np.maximum(np.abs(x) - limit, 0)
 
 
-def _snitch(o: np.ndarray, d: np.ndarray, half: float) -> Hits:
+def _snitch(o: np.ndarray, d: np.ndarray, half: float, coarse: bool) -> Hits:
     def far(p: np.ndarray) -> np.ndarray:
         square = dot(p, p)
         best = np.full_like(square, np.inf)
@@ -151,7 +161,7 @@ def _snitch(o: np.ndarray, d: np.ndarray, half: float) -> Hits:
     inside = np.float32((RING + TUBE) ** 2) - dot(away, away)
     root = np.sqrt(np.maximum(inside, 0))
     end = np.where(inside > 0, b + root, -1)
-    t = _march(o, d, np.maximum(b - root, 0), end, far, STEPS["spl"])
+    t = _march(o, d, np.maximum(b - root, 0), end, far, STEPS["spl"], coarse)
     p = o + _finite(t) * d
     square = dot(p, p)
     normal, best = np.zeros_like(p), np.full_like(square, np.inf)

@@ -103,4 +103,5 @@ def test_same_bits_for_any_number_of_threads(name, dtype):
 
 @cpp
 def test_every_op_is_tested():
-    assert {*OPS} == {name.removesuffix("_backward") for name in kernels._ext.OPS}
+    elsewhere = {"render_scene"}  # tests/data/synthetic/test_render.py
+    assert {*OPS} | elsewhere == {name.removesuffix("_backward") for name in kernels._ext.OPS}

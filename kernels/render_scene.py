@@ -1,0 +1,51 @@
+"""The C++ op that draws synthetic scenes; ``ivcl_fast.data.synthetic.ray_casting`` has the maths.
+
+It is for CPUs only and has no gradients, so that it is registered without the rules of model ops.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _ext
+from ._op import LIBRARY
+
+_NAME = "render_scene"
+
+LIBRARY.define(
+    f"{_NAME}(Tensor kinds, Tensor sizes, Tensor colors, Tensor poses, Tensor cameras, "
+    "Tensor lamps, Tensor profile, Tensor look, int ground, int width, int height, "
+    "bool with_picture, bool with_segments) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def available() -> bool:
+    """Whether the loaded object has the op."""
+    return _NAME in _ext.OPS
+
+
+def render_scene(
+    kinds: Tensor,
+    sizes: Tensor,
+    colors: Tensor,
+    poses: Tensor,
+    cameras: Tensor,
+    lamps: Tensor,
+    profile: Tensor,
+    look: Tensor,
+    ground: int,
+    width: int,
+    height: int,
+    with_picture: bool,
+    with_segments: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw F frames of n things: uint8 [F, h, w, 3], int16 [F, h, w] and float32 [F, h, w].
+
+    ``kinds`` int64 [n, 2]: shape and whether metal; ``sizes`` [n, 2]: radius and half-height. For
+    the others see :class:`ivcl_fast.data.synthetic.ray_casting.Numbers`. What is not asked for has
+    no frames.
+    """
+    tensors = kinds, sizes, colors, poses, cameras, lamps, profile, look
+    options = ground, width, height, with_picture, with_segments
+    return torch.ops.ivcl_fast.render_scene(*tensors, *options)
