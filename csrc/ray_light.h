@@ -9,13 +9,13 @@ namespace ivcl {
 constexpr int kFloor = -1, kMachine = -2, kNothing = -3;  // numbers of what is no thing
 enum Ground { kAxes, kPlain, kMachineOff, kMachineOn };
 constexpr int kLamps = 4, kMaxThings = 32;
-constexpr float kFloorColor = 0.8f, kGlossColor = 0.8f, kFootprint = 0.04f, kLampWidth = 0.02f;
+constexpr float kFloorColor = 0.8f, kGlossColor = 0.8f, kLampWidth = 0.02f;
 constexpr float kEdgeColor = 0.2f;
 constexpr float kEpsilon = 2e-3f;
 constexpr float kPi = 3.14159265f;
 
 struct Look {
-  float sky, bounce, glow, axes, glint, side, velvet, gloss, tight, smooth, rough;
+  float sky, bounce, glow, axes, glint, side, velvet, gloss, tight, smooth, rough, curve, mirror;
 };
 constexpr int kLookSize = sizeof(Look) / sizeof(float);
 
@@ -66,7 +66,7 @@ struct Frame {
       : look(look), lamps(lamps), backdrop(backdrop), ground(ground), count(0) {}
 
   void add(const Thing& thing) {
-    static constexpr float kCurves[] = {0, 1, 0.5f, 0, 4};
+    static constexpr float kCurves[] = {0, 1, 0.5f, 0, 1};
     const int i = count + 3;
     red[i] = thing.color[0], green[i] = thing.color[1], blue[i] = thing.color[2];
     metal[i] = thing.metal ? 1 : 0;
@@ -231,9 +231,11 @@ struct Frame {
     return lerp(floor, machine, clamp(kMachineHalf + 0.5f - reach, 0, 1));
   }
 
-  // Light that rays see; metal of camera rays (kBounce 0) mirrors what another ray sees.
+  // Light that rays see; metal of camera rays (kBounce 0) mirrors what another ray sees. `pixel` is
+  // the width of a pixel where camera rays end.
   template <int kBounce>
-  Vec3 shade(Vec3 d, const Hits& hits, VecI32 active, Vec u, Vec v, const uint32_t* bits) const {
+  Vec3 shade(Vec3 d, const Hits& hits, VecI32 active, Vec pixel, Vec u, Vec v,
+             const uint32_t* bits) const {
     const Vec3 p = hits.point, n = hits.normal;
     const VecI32 index = hits.number + 3;
     const VecI32 floor = active & (hits.number == kFloor), thing = active & (hits.number >= 0);
@@ -261,13 +263,14 @@ struct Frame {
       if constexpr (kBounce == 0) {
         const uint32_t all = ~0u, all_lamps[kLamps] = {all, all, all, all};
         const Hits next = trace(p + kEpsilon * n, mirrored, mirror, hits.number, all);
-        seen = shade<1>(mirrored, next, mirror, u, v, all_lamps);
+        seen = shade<1>(mirrored, next, mirror, pixel, u, v, all_lamps);
       } else {
         seen = clamp(0.5f - 4.0f * mirrored.z, 0, 1) * under;
       }
       const Lobe lobes[] = {sharp(), blurred()};
-      const Vec spread = kFootprint * gather(curve, index);
-      light = select(mirror, color * (seen + shine(d, n, facing, spread, lit, lobes, 2)), light);
+      const Vec spread = (look.curve * pixel) * gather(curve, index);
+      const Vec3 lamps_seen = shine(d, n, facing, spread, lit, lobes, 2);
+      light = select(mirror, color * (look.mirror * seen + lamps_seen), light);
     }
     return light;
   }

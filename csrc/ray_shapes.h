@@ -10,7 +10,7 @@ enum Shape { kCube, kSphere, kCylinder, kCone, kSnitch };
 constexpr float kCubeRounding = 0.232f, kRimRounding = 0.08f, kNear = 4e-3f, kStill = 1e-3f;
 constexpr float kCoarse = 0.02f;  // instead of these where no normal is needed: for shadows
 constexpr float kRing = 0.9362f, kTube = 0.9362f / 4;
-constexpr int kFacets = 32, kSteps[] = {12, 0, 8, 0, 32};
+constexpr int kSteps[] = {12, 0, 8, 0, 32};
 
 // Walks along a ray from t to `end` by the distance to the surface, far(point).
 template <class F>
@@ -59,17 +59,24 @@ inline Vec turns(Vec y, Vec x) {
   return y < 0.0f ? -a : a;
 }
 
+// Cosine and sine of the middles of facets, the first of which begins at half a turn.
+template <int kCount>
 struct Facets {
   Facets() {
-    for (int i = 0; i < kFacets; ++i) {
-      const double angle = 2 * M_PI * (i + 0.5) / kFacets;
-      x[i] = float(std::cos(angle) * std::sqrt(0.8));
-      y[i] = float(std::sin(angle) * std::sqrt(0.8));
+    for (int i = 0; i < kCount; ++i) {
+      const double angle = 2 * M_PI * (i + 0.5 - kCount / 2) / kCount;
+      cosine[i] = float(std::cos(angle)), sine[i] = float(std::sin(angle));
     }
   }
-  float x[kFacets], y[kFacets];
+  void middle(Vec y, Vec x, Vec& cos, Vec& sin) const {
+    const VecI32 all = to_int(clamp((turns(y, x) + 0.5f) * float(kCount), 0, kCount - 0.5f));
+    cos = gather(cosine, all), sin = gather(sine, all);
+  }
+  float cosine[kCount], sine[kCount];
 };
-inline const Facets kFacetNormals;
+inline const Facets<32> kConeFacets;
+inline const Facets<48> kRingFacets;
+inline const Facets<12> kTubeFacets;
 
 inline Vec hit_cone(Vec3 o, Vec3 d, Vec3* normal) {
   const Vec rise = 0.5f * (1.0f - o.z);
@@ -88,10 +95,11 @@ inline Vec hit_cone(Vec3 o, Vec3 d, Vec3* normal) {
   const Vec t = min(side, base);
   if (normal) {
     const Vec3 p = o + finite(t) * d;
-    const VecI32 facet = to_int(floor(turns(p.y, p.x) * float(kFacets))) & (kFacets - 1);
+    Vec x, y;
+    kConeFacets.middle(p.y, p.x, x, y);
     const VecI32 up = side <= base;
-    normal->x = up ? gather(kFacetNormals.x, facet) : Vec{};
-    normal->y = up ? gather(kFacetNormals.y, facet) : Vec{};
+    normal->x = up ? 0.8944272f * x : Vec{};
+    normal->y = up ? 0.8944272f * y : Vec{};
     normal->z = up ? splat(0.4472136f) : splat(-1.0f);
   }
   return t;
@@ -143,25 +151,43 @@ inline Vec hit_cylinder(Vec3 o, Vec3 d, float half, Vec3* normal) {
   return t;
 }
 
-struct RingAxes {
-  RingAxes() {
+// Unit vectors of the snitch's rings: two in the plane, from the first of which facets begin, and
+// the axis.
+struct RingFrames {
+  RingFrames() {
     const double axes[3][3] = {{0, 0, 1}, {0.80, -0.58, 0.14}, {0.58, 0.82, 0}};
+    const int least[3] = {0, 2, 2};  // component of the axis
     for (int i = 0; i < 3; ++i) {
-      double square = 0;
-      for (double x : axes[i]) square += x * x;
-      for (int j = 0; j < 3; ++j) at[i][j] = float(axes[i][j] / std::sqrt(square));
+      double z[3], e[3] = {}, x[3], y[3];
+      unit(axes[i], z);
+      e[least[i]] = 1;
+      cross(e, z, x);
+      unit(x, x);
+      cross(z, x, y);
+      for (int j = 0; j < 3; ++j)
+        at[i][0][j] = float(x[j]), at[i][1][j] = float(y[j]), at[i][2][j] = float(z[j]);
     }
   }
-  float at[3][3];
+  static void unit(const double* a, double* result) {
+    const double length = std::sqrt(a[0] * a[0] + a[1] * a[1] + a[2] * a[2]);
+    for (int j = 0; j < 3; ++j) result[j] = a[j] / length;
+  }
+  static void cross(const double* a, const double* b, double* result) {
+    for (int j = 0; j < 3; ++j) {
+      const int k = (j + 1) % 3, l = (j + 2) % 3;
+      result[j] = a[k] * b[l] - a[l] * b[k];
+    }
+  }
+  float at[3][3][3];
 };
-inline const RingAxes kRingAxes;
+inline const RingFrames kRings;
 
 inline Vec hit_snitch(Vec3 o, Vec3 d, Vec3* normal) {
   const auto far = [&](Vec3 p) {
     const Vec square = dot(p, p);
     Vec best = splat(kInfinity);
-    for (const float* axis : kRingAxes.at) {
-      const Vec z = p.x * axis[0] + p.y * axis[1] + p.z * axis[2];
+    for (const auto& ring : kRings.at) {
+      const Vec z = dot(p, splat3(ring[2]));
       const Vec out = sqrt(max(square - z * z, Vec{})) - kRing;
       best = min(best, out * out + z * z);
     }
@@ -175,16 +201,19 @@ inline Vec hit_snitch(Vec3 o, Vec3 d, Vec3* normal) {
   if (normal) {
     const Vec3 p = o + finite(t) * d;
     Vec best = splat(kInfinity);
-    for (const float* axis : kRingAxes.at) {
-      const Vec z = p.x * axis[0] + p.y * axis[1] + p.z * axis[2];
-      const Vec3 along = z * splat3(axis), flat = p - along;
-      const Vec radius = sqrt(max(dot(flat, flat), splat(1e-12f)));
-      const Vec distance = hypot(radius - kRing, z);
+    for (const auto& ring : kRings.at) {
+      const Vec3 axes[] = {splat3(ring[0]), splat3(ring[1]), splat3(ring[2])};
+      const Vec x = dot(p, axes[0]), y = dot(p, axes[1]), z = dot(p, axes[2]);
+      const Vec out = hypot(x, y) - kRing, distance = out * out + z * z;
       const VecI32 nearest = distance < best;
-      *normal = select(nearest, (1.0f - kRing / radius) * flat + along, *normal);
+      if (!any(nearest)) continue;
+      Vec cos, sin, rise, lean;
+      kRingFacets.middle(y, x, cos, sin);
+      kTubeFacets.middle(z, out, lean, rise);
+      const Vec3 facet = (lean * cos) * axes[0] + (lean * sin) * axes[1] + rise * axes[2];
+      *normal = select(nearest, facet, *normal);
       best = min(best, distance);
     }
-    *normal = unit(*normal);
   }
   return t;
 }

@@ -187,7 +187,8 @@ class Drawing {
     if (!output_.picture) return;
     if (any(active & (hits.number >= 0)))
       for (uint32_t& bits : shading) bits = ~0u;
-    Vec3 light = frame_.shade<0>(d, hits, active, load(u), load(v), shading);
+    const Vec pixel = finite(hits.t) * (norm(camera_.at + 3) / camera_.width);
+    Vec3 light = frame_.shade<0>(d, hits, active, pixel, load(u), load(v), shading);
     if (frame_.ground != kPlain) {
       const Vec scale = finite(hits.t) / length;
       const Vec3 across = step(camera_.at + 3, 0.25f / camera_.width, ray, hits.normal, scale);

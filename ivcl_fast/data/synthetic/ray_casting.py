@@ -37,23 +37,25 @@ MACHINE_COLOR = np.array([0.8, 0.6, 0.6], dtype=np.float32)[:, None]
 EDGE_COLOR = 0.2
 GOLD = np.array([1.0, 0.843, 0.0], dtype=np.float32)[:, None]
 LOOK = {
-    "sky": 0.133,  # share of the sun's light that the backdrop reflects to the rest
-    "bounce": 0.8,  # share of the ground's light that reaches things from below
-    "glow": 0.6,  # share of a thing's light that reaches the ground
-    "axes": 0.6,  # light of the axes, in that of the floor
-    "glint": 0.06,  # lamps in the axes
+    "sky": 0.135,  # share of the sun's light that the backdrop reflects to the rest
+    "bounce": 0.6,  # share of the ground's light that reaches things from below
+    "glow": 0.45,  # share of a thing's light that reaches the ground
+    "axes": 0.25,  # light of the axes, in that of the floor
+    "glint": 0.12,  # lamps in the axes
     "side": 0.25,  # light of the sides of ACRE's machine, if it is off
-    "velvet": 0.3,  # rubber's velvet as a share of its diffuse part
-    "gloss": 0.35,  # GGX width of rubber's gloss
-    "tight": 0.6,  # share of metal's lobe that is nearly a mirror
+    "velvet": 0.25,  # rubber's velvet as a share of its diffuse part
+    "gloss": 0.31,  # GGX width of rubber's gloss
+    "tight": 0.55,  # share of metal's lobe that is nearly a mirror
     "smooth": 0.01,  # GGX widths of metal's lobes
-    "rough": 0.2,
+    "rough": 0.25,
+    "curve": 0.21,  # how much curvature within a pixel widens them
+    "mirror": 0.88,  # share of the light that metal reflects
 }
 GLOSS_COLOR = 0.8
-CURVES = 0.0, 1.0, 0.5, 0.0, 4.0
+CURVES = 0.0, 1.0, 0.5, 0.0, 1.0
 """Curvature of shapes of radius 1: of cubes, spheres, cylinders, cones and the snitch."""
-FOOTPRINT, LAMP_WIDTH = 0.04, 0.02
-"""How a pixel on a curved surface, and a lamp's size, widen highlights."""
+LAMP_WIDTH = 0.02
+"""How a lamp's size widens highlights."""
 _EPSILON = 2e-3
 
 
@@ -147,6 +149,7 @@ class _Frame:
         picture = np.zeros((len(x), width, 3), dtype=np.uint8)
         if with_picture:
             self.lamp_points = lamp_u, lamp_v
+            self.pixel = hits.distance * np.sqrt(dot(right[:, 0], right[:, 0])) / width
             light = self.shade(d, hits, np.arange(d.shape[1]), 0)
             if self.n.ground != 1:
                 self.add_lines(light, hits, d, right / width / 4, up / height / 4)
@@ -317,13 +320,15 @@ class _Frame:
         lights, directions = self.lit(p, n, own, rays)
         curve = np.choose(self.n.shapes[own], CURVES).astype(np.float32) / self.n.radii[own]
         lobes = (LOOK["tight"], LOOK["smooth"]), (1 - LOOK["tight"], LOOK["rough"])
-        shine = self.shine(d, n, facing, lights, directions, lobes, FOOTPRINT * curve)
+        shine = self.shine(
+            d, n, facing, lights, directions, lobes, LOOK["curve"] * self.pixel[rays] * curve
+        )
         if bounce == 0:
             hits = self.trace(p + _EPSILON * n, mirrored, own)
             seen = self.shade(mirrored, hits, rays, 1)
         else:
             seen = self.below(p, n) * np.clip(0.5 - 4 * mirrored[2], 0, 1)
-        return self.n.colors[own].T * (shine + seen)
+        return self.n.colors[own].T * (shine + LOOK["mirror"] * seen)
 
     def shine(self, d, n, facing, lights, directions, lobes, spread) -> np.ndarray:
         """Lamps in GGX lobes (share, width), as wide as lamps and curvature demand."""

@@ -14,8 +14,19 @@ CUBE_ROUNDING, RIM_ROUNDING = 0.232, 0.08
 FACETS = 32
 RING, TUBE = 0.9362, 0.9362 / 4
 """Radii of the snitch's rings and of their tubes."""
-_axes = np.array([(0.0, 0.0, 1.0), (0.80, -0.58, 0.14), (0.58, 0.82, 0.0)])
-RING_AXES = (_axes / np.linalg.norm(_axes, axis=1, keepdims=True)).astype(np.float32)
+RING_FACETS, TUBE_FACETS = 48, 12
+"""Flat faces around a ring and around its tube; rays meet smooth rings that have their normals."""
+
+
+def _ring_frame(axis: tuple[float, float, float]) -> np.ndarray:
+    """Unit vectors, as rows: two in the plane of the ring, from the first of which facets begin."""
+    z = np.array(axis) / np.linalg.norm(axis)
+    x = np.cross(np.eye(3)[np.argmin(np.abs(z))], z)
+    x /= np.linalg.norm(x)
+    return np.stack([x, np.cross(z, x), z]).astype(np.float32)
+
+
+RING_FRAMES = tuple(map(_ring_frame, ((0, 0, 1), (0.80, -0.58, 0.14), (0.58, 0.82, 0))))
 STEPS = {"cube": 12, "cylinder": 8, "spl": 32}
 """Steps of sphere tracing from where a ray enters the bounding shape."""
 _NEAR, _STILL, _COARSE = 4e-3, 1e-3, 0.02
@@ -70,8 +81,7 @@ def _cone(o: np.ndarray, d: np.ndarray, half: float, coarse: bool) -> Hits:
     base = np.where((x * x + y * y < 1) & (base > 0), base, np.inf)
     t = np.minimum(side, base)
     p = o + _finite(t) * d
-    turn = np.float32(FACETS / (2 * np.pi))
-    angle = (np.floor(np.arctan2(p[1], p[0]) * turn) + np.float32(0.5)) / turn
+    angle = _middle(p[1], p[0], FACETS)
     slope = np.float32(np.sqrt(0.8))
     normal = np.stack([np.cos(angle) * slope, np.sin(angle) * slope, 0 * angle + slope / 2])
     below = np.array([0, 0, -1], dtype=np.float32)[:, None]
@@ -151,7 +161,7 @@ def _snitch(o: np.ndarray, d: np.ndarray, half: float, coarse: bool) -> Hits:
     def far(p: np.ndarray) -> np.ndarray:
         square = dot(p, p)
         best = np.full_like(square, np.inf)
-        for axis in RING_AXES:
+        for _, _, axis in RING_FRAMES:
             z = dot(p, axis)
             best = np.minimum(best, np.hypot(np.sqrt(np.maximum(square - z * z, 0)) - RING, z))
         return best - np.float32(TUBE)
@@ -163,16 +173,22 @@ def _snitch(o: np.ndarray, d: np.ndarray, half: float, coarse: bool) -> Hits:
     end = np.where(inside > 0, b + root, -1)
     t = _march(o, d, np.maximum(b - root, 0), end, far, STEPS["spl"], coarse)
     p = o + _finite(t) * d
-    square = dot(p, p)
-    normal, best = np.zeros_like(p), np.full_like(square, np.inf)
-    for axis in RING_AXES:
-        z = dot(p, axis)
-        flat = p - z * axis[:, None]
-        radius = np.sqrt(np.maximum(dot(flat, flat), 1e-12))
-        distance = np.hypot(radius - RING, z)
-        own = flat * (1 - RING / radius) + z * axis[:, None]
-        normal, best = np.where(distance < best, own, normal), np.minimum(best, distance)
-    return t, unit(normal)
+    normal, best = np.zeros_like(p), np.full_like(p[0], np.inf)
+    for frame in RING_FRAMES:
+        x, y, z = frame @ p
+        out = np.hypot(x, y) - RING
+        around, tube = _middle(y, x, RING_FACETS), _middle(z, out, TUBE_FACETS)
+        facet = np.cos(tube) * np.cos(around), np.cos(tube) * np.sin(around), np.sin(tube)
+        distance = out * out + z * z
+        normal = np.where(distance < best, frame.T @ np.stack(facet), normal)
+        best = np.minimum(best, distance)
+    return t, normal
+
+
+def _middle(y: np.ndarray, x: np.ndarray, facets: int) -> np.ndarray:
+    """The angle of (x, y), but that of the middle of the facet where it is."""
+    turn = np.float32(facets / (2 * np.pi))
+    return (np.floor(np.arctan2(y, x) * turn) + np.float32(0.5)) / turn
 
 
 def _finite(t: np.ndarray) -> np.ndarray:
