@@ -126,7 +126,8 @@ class Drawing {
     }
     Vec3 light = floor_light(lit, n, indirect, open);
     const VecI32 px = (iota() + x0) & 1, jitter = px + 2 * (y & 1);
-    const Vec3 reach = abs(across) + abs(upward);
+    const Vec3 reach = 2.0f * (abs(across) + abs(upward));
+    const Axes marks = frame_.ground == kAxes ? axes(p, d, reach, open) : Axes{};
     for (int s = 0; s < kSamples; ++s) {
       Vec3 own = light;
       if (any_bits) {
@@ -137,8 +138,7 @@ class Drawing {
         frame_.add_shadows(at, n, VecI32{} + kNothing, open, u, v, bits, shaded);
         own = floor_light(shaded, n, indirect, open);
       }
-      if (frame_.ground == kAxes) add_axes(own, p, d, 2.0f * reach, open);
-      put_row(own, x0, lanes, y, s);
+      put_row(marks.over(own), x0, lanes, y, s);
     }
   }
 
@@ -195,7 +195,7 @@ class Drawing {
       const Vec3 upward = step(camera_.at + 6, 0.25f / camera_.height, ray, hits.normal, scale);
       const Vec3 reach = abs(across) + abs(upward);
       if (frame_.ground == kAxes)
-        add_axes(light, hits.point, d, reach, active & (hits.number == kFloor));
+        light = axes(hits.point, d, reach, active & (hits.number == kFloor)).over(light);
       else
         add_edges(light, hits, reach, active & (hits.number == kMachine), load(u), load(v));
     }
@@ -221,18 +221,28 @@ class Drawing {
     return scale * (move - (dot(move, n) / dot(ray, n)) * ray);
   }
 
+  // The tubes along x and those along y on the floor: their share of it, and their light.
+  struct Axes {
+    Vec cover_x{}, cover_y{};
+    Vec3 light_x{}, light_y{};
+
+    Vec3 over(Vec3 light) const { return lerp(lerp(light, light_x, cover_x), light_y, cover_y); }
+  };
+
   // `reach`: half the width of the floor that a ray stands for.
-  void add_axes(Vec3& light, Vec3 p, Vec3 d, Vec3 reach, VecI32 floor) const {
-    const Vec along_x = axis_cover(p.x, p.y, reach.x, reach.y);
-    const Vec along_y = axis_cover(p.y, p.x, reach.y, reach.x);
-    floor &= ((along_x > 0.0f) | (along_y > 0.0f)) & (abs(p.x) < 4.0f) & (abs(p.y) < 4.0f);
-    if (!any(floor)) return;
+  Axes axes(Vec3 p, Vec3 d, Vec3 reach, VecI32 floor) const {
+    Axes axes;
+    floor &= (abs(p.x) < 4.0f) & (abs(p.y) < 4.0f);
+    if (!any(floor)) return axes;
+    axes.cover_x = floor ? axis_cover(p.x, p.y, reach.x, reach.y) : Vec{};
+    axes.cover_y = floor ? axis_cover(p.y, p.x, reach.y, reach.x) : Vec{};
+    if (!any((axes.cover_x > 0.0f) | (axes.cover_y > 0.0f))) return axes;
     Lit lit;
     frame_.open_light(p, lit);
     const Vec3 up{Vec{}, Vec{}, splat(1)}, under = frame_.below(p, up);
-    Vec3 with = lerp(light, frame_.tubes(d, true, under, lit), along_x);
-    with = lerp(with, frame_.tubes(d, false, under, lit), along_y);
-    light = select(floor, with, light);
+    axes.light_x = frame_.tubes(d, true, under, lit);
+    axes.light_y = frame_.tubes(d, false, under, lit);
+    return axes;
   }
 
   void add_edges(Vec3& light, const Hits& hits, Vec3 reach, VecI32 machine, Vec u, Vec v) const {
