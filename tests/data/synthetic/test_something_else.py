@@ -19,7 +19,6 @@ from ivcl_fast.data.synthetic.something_else.actions import (
     PATTERNS,
     SHAPES,
     TEMPLATES,
-    Grip,
     choose_nouns,
     nouns_of_set,
     play,
@@ -153,13 +152,13 @@ def test_opposites_show_the_same_frames() -> None:
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.key)
 def test_things_stay_in_the_frame_and_hands_come_and_go(template) -> None:
-    for seed in range(20):
+    for seed in range(5):
         rng = np.random.default_rng(seed)
         layers = play(template, choose_nouns(template, 0, rng), 30, rng)
         for layer in layers:
             ends = [(layer.x[i], layer.y[i]) for i in (0, -1)]
             inside = [0 <= x <= ASPECT and 0 <= y <= 1 for x, y in ends]
-            if isinstance(layer.look, Grip):
+            if layer.noun is None:
                 assert not all(inside)
             else:
                 assert (np.abs(layer.x - ASPECT / 2) < ASPECT / 2 - 0.7 * layer.size).all()

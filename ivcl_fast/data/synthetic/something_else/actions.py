@@ -1,6 +1,6 @@
 """Templates of the synthetic Something-Else, and the acts of hands and things that show them.
 
-A clip has a few *layers*, things and hands, each with a position at every moment. Lengths are in
+A clip has a few *layers*, things and hands, each with a position in every frame. Lengths are in
 frame heights; x points right and y points down from the upper left corner; time runs from 0 to 1.
 Opposite templates (up and down, covering and uncovering) are the same act played forwards and
 backwards, and left and right are mirror images. So no single frame distinguishes them.
@@ -15,8 +15,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
-
-from ivcl_fast.data.synthetic.cater.world import ease
+from numpy.typing import ArrayLike
 
 ASPECT = 427 / 240
 """Width of the frame, in frame heights."""
@@ -24,9 +23,8 @@ SMALL_SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 SHAPES = (*SMALL_SHAPES, "cloth", "box")
 COLORS = ("red", "green", "blue", "yellow", "purple", "cyan", "white", "black")
 PATTERNS = ("banded", "capped", "halved")
-
-_LARGE = 0.19  # half the size of a cloth or a box; other things are at most 0.15
-_MARGIN = 0.35  # least distance from the left and right border of a thing with a hand beside it
+LARGE = 0.19
+"""Half the size of a cloth or a box; other things are at most 0.15."""
 
 
 class Noun(NamedTuple):
@@ -41,29 +39,22 @@ class Noun(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Grip:
-    """Pose of a hand, as unit vectors."""
-
-    towards: tuple[float, float]
-    """From the hand to the thing it holds."""
-    arm: tuple[float, float]
-    """From the hand to the elbow."""
-
-
-@dataclass(frozen=True)
 class Layer:
     """A thing or a hand over time; later layers are in front."""
 
-    look: Noun | Grip
-    size: float
-    """Half the height of a thing; unused for a hand."""
     x: np.ndarray
     """float64 ``[F]``: the centre of a thing, or the finger tips of a hand."""
     y: np.ndarray
     angle: np.ndarray
-    """float64 ``[F]``, radians, clockwise."""
+    """float64 ``[F]``, radians, clockwise; unused for a hand."""
+    noun: Noun | None = None
+    """None for a hand."""
     number: int | None = None
-    """Index of a thing's noun in the clip; None for hands."""
+    """Index of a thing's noun in the clip; None for a hand."""
+    size: float = 0.0
+    """Half the height of a thing."""
+    arm: tuple[float, float] = (0.0, 0.0)
+    """Unit vector from the finger tips of a hand to its elbow."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +83,15 @@ class Template:
 
 
 class Scene:
-    """Makes the layers of a clip, from its times, the nouns of its things and random choices."""
+    """Makes the layers of a clip from its times, the nouns of its things and random choices."""
 
     def __init__(self, nouns: Sequence[Noun], frames: int, rng: np.random.Generator) -> None:
-        self.nouns = nouns
+        self.nouns, self.rng = nouns, rng
         self.time = np.linspace(0.0, 1.0, frames)
-        self.rng = rng
-        self.begin = self.uniform(0.12, 0.22)
-        """Time at which the hand has arrived."""
-        self.end = self.uniform(0.78, 0.88)
-        """Time at which the hand leaves."""
+        self.begin, self.end = self.uniform(0.12, 0.22), self.uniform(0.78, 0.88)
+        """Times at which the hands have arrived, and at which they leave."""
+        self.progress = self.ease(self.begin, self.end)
+        """float64 ``[F]``: from 0 to 1 while the hands are there."""
 
     def uniform(self, low: float, high: float) -> float:
         return float(self.rng.uniform(low, high))
@@ -112,71 +102,58 @@ class Scene:
 
     def ease(self, start: float, end: float) -> np.ndarray:
         """Move smoothly from 0 to 1 between two times; float64 ``[F]``."""
-        return ease((self.time - start) / (end - start))
+        u = np.clip((self.time - start) / (end - start), 0.0, 1.0)
+        return u * u * (3.0 - 2.0 * u)
 
     def thing(
-        self,
-        number: int,
-        x: np.ndarray | float,
-        y: np.ndarray | float,
-        size: float | None = None,
-        angle: np.ndarray | float = 0.0,
+        self, number: int, x: ArrayLike, y: ArrayLike, size: float = 0.0, angle: ArrayLike = 0.0
     ) -> Layer:
-        """Make the thing with noun ``number``; accepts numbers and arrays ``[F]``."""
-        size = self.uniform(0.12, 0.15) if size is None else size
-        x, y, angle = (self._track(v) for v in (x, y, angle))
-        return Layer(self.nouns[number], size, x, y, angle, number)
+        """Make the thing with noun ``number``; positions and angle are numbers or ``[F]``."""
+        size = size or self.uniform(0.12, 0.15)
+        x, y, angle = (np.broadcast_to(np.float64(v), self.time.shape) for v in (x, y, angle))
+        return Layer(x, y, angle, self.nouns[number], number, size)
 
-    def hand_beside(self, thing: Layer, side: int, leaves: float | None) -> Layer:
-        """Make a hand that comes to the left (-1) or right (1) of a thing, stays, and leaves."""
-        slant = self.uniform(0.2, 1.0)
-        grip = Grip((-side, 0.0), (side * math.cos(slant), math.sin(slant)))
-        return self._hand(grip, thing.x + side * 0.8 * thing.size, thing.y, leaves)
+    def hand(self, thing: Layer, side: int, leaves: float | None, above: bool = False) -> Layer:
+        """Make a hand that comes to a thing, follows it, and leaves at a time or never.
 
-    def hand_above(self, x: np.ndarray, y: np.ndarray, side: int, leaves: float | None) -> Layer:
-        """Make a hand that comes to a point from above, follows it, and leaves."""
-        slant = self.uniform(0.75, 1.25)
-        grip = Grip((0.0, 1.0), (side * math.cos(slant), -math.sin(slant)))
-        return self._hand(grip, x, y, leaves)
-
-    def _hand(self, grip: Grip, x: np.ndarray, y: np.ndarray, leaves: float | None) -> Layer:
+        It is to the left (-1) or right (1) of the thing, or at its top.
+        """
+        slant = self.uniform(0.75, 1.25) if above else self.uniform(0.1, 0.6)
+        ax, ay = side * math.cos(slant), math.sin(slant) * (-1 if above else 1)
+        reach = 0.8 * thing.size
+        x, y = (thing.x, thing.y - reach) if above else (thing.x + side * reach, thing.y)
         away = 1.0 - self.ease(0.0, self.begin)
         if leaves is not None:
             away = away + self.ease(leaves, 1.0)
-        ax, ay = grip.arm
         # Distance along the arm after which no finger is left in the frame.
-        to_side = ((ASPECT - x) if ax > 0 else x) / max(abs(ax), 1e-6)
-        to_edge = ((1.0 - y) if ay > 0 else y) / max(abs(ay), 1e-6)
+        to_side, to_edge = (
+            (ASPECT - x if ax > 0 else x) / abs(ax),
+            (1 - y if ay > 0 else y) / abs(ay),
+        )
         way = away * (np.minimum(to_side, to_edge) + 0.25)
-        return Layer(grip, 0.0, x + ax * way, y + ay * way, self._track(0.0))
-
-    def _track(self, value: np.ndarray | float) -> np.ndarray:
-        return np.broadcast_to(np.asarray(value, dtype=np.float64), self.time.shape)
+        return Layer(x + ax * way, y + ay * way, thing.angle, arm=(ax, ay))
 
 
 def _lift(s: Scene) -> list[Layer]:
-    low = s.uniform(0.62, 0.78)
-    y = low - s.uniform(0.3, 0.42) * s.ease(s.begin, s.end)
-    thing = s.thing(0, s.uniform(_MARGIN, ASPECT - _MARGIN), y)
-    return [thing, s.hand_beside(thing, s.side(), None)]
+    y = s.uniform(0.62, 0.78) - s.uniform(0.3, 0.42) * s.progress
+    thing = s.thing(0, s.uniform(0.35, ASPECT - 0.35), y)
+    return [thing, s.hand(thing, s.side(), None)]
 
 
 def _turn(s: Scene, pretending: bool = False) -> list[Layer]:
     middle = (s.begin + s.end) / 2
-    if pretending:
-        angle = 1.2 * (s.ease(s.begin, middle) - s.ease(middle, s.end))
-    else:
-        angle = math.pi * s.ease(s.begin, s.end)
-    y = s.uniform(0.6, 0.75) - 0.12 * (s.ease(s.begin, middle) - s.ease(middle, s.end))
-    thing = s.thing(0, s.uniform(_MARGIN, ASPECT - _MARGIN), y, angle=s.side() * angle)
-    return [thing, s.hand_beside(thing, s.side(), s.end)]
+    bump = s.ease(s.begin, middle) - s.ease(middle, s.end)
+    angle = s.side() * (1.2 * bump if pretending else math.pi * s.progress)
+    y = s.uniform(0.6, 0.75) - 0.12 * bump
+    thing = s.thing(0, s.uniform(0.35, ASPECT - 0.35), y, angle=angle)
+    return [thing, s.hand(thing, s.side(), s.end)]
 
 
 def _push(s: Scene) -> list[Layer]:
     """Push a thing from left to right."""
-    start, way = s.uniform(_MARGIN, 0.6), s.uniform(0.6, 0.9)
-    thing = s.thing(0, start + way * s.ease(s.begin, s.end), s.uniform(0.6, 0.78))
-    return [thing, s.hand_beside(thing, -1, s.end)]
+    x = s.uniform(0.35, 0.6) + s.uniform(0.6, 0.9) * s.progress
+    thing = s.thing(0, x, s.uniform(0.6, 0.78))
+    return [thing, s.hand(thing, -1, s.end)]
 
 
 def _facing(s: Scene, gap: np.ndarray, offset: float = 0.0) -> list[Layer]:
@@ -185,78 +162,56 @@ def _facing(s: Scene, gap: np.ndarray, offset: float = 0.0) -> list[Layer]:
     first = int(s.rng.integers(2))
     left = s.thing(first, center - gap / 2, y - offset)
     right = s.thing(1 - first, center + gap / 2, y + offset)
-    hands = s.hand_beside(left, -1, s.end), s.hand_beside(right, 1, s.end)
-    return [left, hands[0], right, hands[1]]
+    return [left, s.hand(left, -1, s.end), right, s.hand(right, 1, s.end)]
 
 
 def _approach(s: Scene) -> list[Layer]:
     far, near = s.uniform(0.85, 1.05), s.uniform(0.36, 0.44)
-    return _facing(s, far + (near - far) * s.ease(s.begin, s.end))
+    return _facing(s, far + (near - far) * s.progress)
 
 
 def _collide(s: Scene) -> list[Layer]:
-    far, touch, recoil = s.uniform(0.85, 1.05), 0.23, s.uniform(0.3, 0.4)
-    hit = s.uniform(0.5, 0.6)
-    u = np.clip((s.time - s.begin) / (hit - s.begin), 0.0, 1.0)
-    v = np.clip((s.time - hit) / (s.end - hit), 0.0, 1.0)
-    return _facing(s, far + (touch - far) * u * u + recoil * v * (2.0 - v))
+    far, touch, hit = s.uniform(0.85, 1.05), 0.23, s.uniform(0.5, 0.6)
+    recoil = s.uniform(0.3, 0.4) * s.ease(hit, s.end)
+    return _facing(s, far + (touch - far) * s.ease(s.begin, hit) + recoil)
 
 
 def _pass(s: Scene) -> list[Layer]:
-    far = s.uniform(0.85, 1.05)
-    return _facing(s, far * (1.0 - 2.0 * s.ease(s.begin, s.end)), s.side() * 0.09)
+    return _facing(s, s.uniform(0.85, 1.05) * (1.0 - 2.0 * s.progress), s.side() * 0.09)
 
 
 def _cover(s: Scene) -> list[Layer]:
-    side = s.side()
-    x, y = s.uniform(0.65, ASPECT - 0.65), s.uniform(0.64, 0.74)
-    progress = s.ease(s.begin, s.end)
-    cover_x = x + side * s.uniform(0.42, 0.5) * (1.0 - progress)
-    cover_y = y - 0.3 * 4.0 * progress * (1.0 - progress)
-    cover = s.thing(1, cover_x, cover_y, _LARGE)
-    hand = s.hand_above(cover.x, cover.y - 0.8 * _LARGE, side, s.end)
-    return [s.thing(0, x, y), cover, hand]
+    side, x, y = s.side(), s.uniform(0.65, ASPECT - 0.65), s.uniform(0.64, 0.74)
+    cover_x = x + side * s.uniform(0.42, 0.5) * (1.0 - s.progress)
+    cover = s.thing(1, cover_x, y - 1.2 * s.progress * (1.0 - s.progress), LARGE)
+    return [s.thing(0, x, y), cover, s.hand(cover, side, s.end, above=True)]
 
 
 def _carry(s: Scene, end: str) -> list[Layer]:
     """Carry a thing over a box: it ends ``in`` the box, ``on`` it, or is ``dropped`` onto it."""
-    side = s.side()
-    x, y = s.uniform(0.65, ASPECT - 0.65), s.uniform(0.74, 0.8)
-    box = s.thing(1, x, y, _LARGE)
-    size = s.uniform(0.11, 0.13)
-    rim = y - 0.8 * _LARGE
-    high, resting = rim - s.uniform(0.36, 0.42), rim - 0.8 * size
-    lying = y + 0.8 * _LARGE - 0.9 * size
-    lifted, over = s.begin + 0.2, s.begin + 0.36
+    side, x, y = s.side(), s.uniform(0.65, ASPECT - 0.65), s.uniform(0.74, 0.8)
+    box, size = s.thing(1, x, y, LARGE), s.uniform(0.11, 0.13)
+    rim, lifted, over = y - 0.8 * LARGE, s.begin + 0.2, s.begin + 0.36
+    lying, high = y + 0.8 * LARGE - 0.9 * size, rim - s.uniform(0.36, 0.42)
+    target = y if end == "in" else rim - 0.8 * size
+    down = np.clip((s.time - over) / 0.16, 0.0, 1.0) ** 2  # it falls
+    if end != "dropped":
+        down = s.ease(over, s.end)
     thing_x = x + side * s.uniform(0.42, 0.55) * (1.0 - s.ease(lifted - 0.06, over))
     carried_y = lying + (high - lying) * s.ease(s.begin, lifted)
-    target = y if end == "in" else resting
-    if end == "dropped":
-        fall = np.clip((s.time - over) / 0.16, 0.0, 1.0)
-        thing_y = carried_y + (target - high) * fall * fall
-        hand_y, leaves = carried_y, over + 0.2
-    else:
-        thing_y = carried_y + (target - high) * s.ease(over, s.end)
-        hand_y, leaves = thing_y, s.end
-    thing = s.thing(0, thing_x, thing_y, size)
-    hand = s.hand_above(thing.x, hand_y - 0.8 * size, side, leaves)
+    thing = s.thing(0, thing_x, carried_y + (target - high) * down, size)
+    held = replace(thing, y=carried_y) if end == "dropped" else thing
+    hand = s.hand(held, side, over + 0.2 if end == "dropped" else s.end, above=True)
     return [thing, hand, box] if end == "in" else [box, thing, hand]
 
 
-_insert, _put_onto, _drop_onto = (partial(_carry, end=end) for end in ("in", "on", "dropped"))
-
+_insert = partial(_carry, end="in")
 _T = Template
 TEMPLATES: tuple[Template, ...] = (
     _T("Moving [something] up", 0, _lift),
     _T("Moving [something] down", 0, _lift, backwards=True),
     _T("Moving [something] and [something] closer to each other", 0, _approach, "small"),
-    _T(
-        "Moving [something] and [something] away from each other",
-        0,
-        _approach,
-        "small",
-        backwards=True,
-    ),
+    _T("Moving [something] and [something] away from each other", 0, _approach, "small", True),
     _T("Covering [something] with [something]", 0, _cover, "cloth"),
     _T("Uncovering [something]", 0, _cover, "cloth", backwards=True),
     _T("Turning [something] upside down", 0, _turn),
@@ -269,8 +224,8 @@ TEMPLATES: tuple[Template, ...] = (
     _T("Moving [something] and [something] so they pass each other", 1, _pass, "small"),
     _T("Putting [something] into [something]", 1, _insert, "box"),
     _T("Taking [something] out of [something]", 1, _insert, "box", backwards=True),
-    _T("Putting [something] onto [something]", 1, _put_onto, "box"),
-    _T("Dropping [something] onto [something]", 1, _drop_onto, "box"),
+    _T("Putting [something] onto [something]", 1, partial(_carry, end="on"), "box"),
+    _T("Dropping [something] onto [something]", 1, partial(_carry, end="dropped"), "box"),
 )
 """In the order of the classes, which is not alphabetical, as in the data set."""
 
@@ -308,17 +263,12 @@ def play(
     """Make the layers of a clip of ``frames`` frames, from back to front."""
     layers = template.act(Scene(nouns, frames, rng))
     if template.mirrored:
-        layers = [_mirrored(layer) for layer in layers]
-    if template.backwards:
         layers = [
-            replace(layer, x=layer.x[::-1], y=layer.y[::-1], angle=layer.angle[::-1])
+            replace(
+                layer, x=ASPECT - layer.x, angle=-layer.angle, arm=(-layer.arm[0], layer.arm[1])
+            )
             for layer in layers
         ]
+    if template.backwards:
+        layers = [replace(m, x=m.x[::-1], y=m.y[::-1], angle=m.angle[::-1]) for m in layers]
     return layers
-
-
-def _mirrored(layer: Layer) -> Layer:
-    look = layer.look
-    if isinstance(look, Grip):
-        look = Grip((-look.towards[0], look.towards[1]), (-look.arm[0], look.arm[1]))
-    return replace(layer, look=look, x=ASPECT - layer.x, angle=-layer.angle)

@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ivcl_fast.data.formats.something_else import VIDEOS
 from ivcl_fast.data.synthetic.something_else.actions import (
     TEMPLATES,
+    Layer,
     Noun,
     Template,
     choose_nouns,
@@ -32,13 +33,8 @@ _ONE_OBJECT = "circle"
 """Training clips of the one-object split contain a thing of this shape, validation clips none."""
 
 
-class _Format(NamedTuple):
-    width: int
-    height: int
-    fps: int
-
-
-_FORMATS = {"embedded": _Format(142, 80, 8), "full": _Format(427, 240, 12)}
+_FORMATS = {"embedded": (142, 80, 8), "full": (427, 240, 12)}
+"""Width, height and frames per second."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class SyntheticSomethingElse(SyntheticSpec):
 
     # Not settings: they are the same for all data sets of this kind.
     name = "synthetic-something-else-{size}-{train}-{val}"
-    format_version = 1
+    format_version = 2
     unit = "clips"
     folders = (VIDEOS, _CLIP_BOXES)
     index = "dataset_splits"
@@ -72,40 +68,24 @@ class SyntheticSomethingElse(SyntheticSpec):
 
     def write_item(self, out: Path, number: int) -> None:
         """Write a video, then its boxes."""
-        form, clip = _FORMATS[self.size], _plan(self, number)
-        layers = play(clip.template, clip.nouns, round(clip.seconds * form.fps), clip.rng)
-        # Category and standard category by layer; as in the data set, things that the template does
-        # not name have none, and no boxes.
-        names: dict[int, tuple[str, str]] = {}
-        for i, layer in enumerate(layers):
-            if layer.number is None:
-                names[i] = "hand", "hand"
-            elif layer.number < len(clip.placeholders):
-                names[i] = clip.placeholders[layer.number], f"{layer.number:04d}"
+        (width, height, fps), clip = _FORMATS[self.size], _plan(self, number)
+        layers = play(clip.template, clip.nouns, round(clip.seconds * fps), clip.rng)
         boxes: list[dict[str, Any]] = []
 
         def pictures() -> Iterator[np.ndarray]:
-            for picture, visible in render(layers, form.width, form.height, clip.rng):
-                boxes.append(_frame_boxes(clip, len(boxes) + 1, visible, names))
+            for picture, visible in render(layers, width, height, clip.rng):
+                labels = [_label(clip, layers[n], box) for n, box in visible.items()]
+                boxes.append(_frame_boxes(clip, len(boxes) + 1, [x for x in labels if x]))
                 yield picture
 
+        # Fast settings, without look-ahead.
+        options = {"deadline": "realtime", "cpu-used": "8", "crf": "28", "b": "0"}
+        options["lag-in-frames"] = "0"
         with atomic_write(out / VIDEOS / f"{clip.id}.webm", durable=False) as file:
             encode_video(
-                file,
-                pictures(),
-                container="webm",
-                codec="libvpx-vp9",
-                pixel_format="yuv420p",
-                fps=form.fps,
-                # Fast settings, without look-ahead.
-                options={
-                    "deadline": "realtime",
-                    "cpu-used": "8",
-                    "crf": "28",
-                    "b": "0",
-                    "lag-in-frames": "0",
-                },
-            )
+                file, pictures(), container="webm", codec="libvpx-vp9", pixel_format="yuv420p",
+                fps=fps, options=options,
+            )  # fmt: skip
         write_text(out / self.last_file(number), json.dumps(boxes), durable=False)
 
     def last_file(self, number: int) -> str:
@@ -180,18 +160,19 @@ def _plan(spec: SyntheticSomethingElse, index: int) -> _Clip:
     return _Clip(str(index + 1), template, nouns, rng.uniform(*_SECONDS), rng)
 
 
-def _frame_boxes(
-    clip: _Clip, number: int, boxes: dict[int, Box], names: dict[int, tuple[str, str]]
-) -> dict[str, Any]:
-    labels = [
-        {
-            "box2d": {"x1": x1, "x2": x2, "y1": y1, "y2": y2},
-            "category": names[layer][0],
-            "standard_category": names[layer][1],
-        }
-        for layer, (x1, y1, x2, y2) in boxes.items()
-        if layer in names
-    ]
+def _label(clip: _Clip, layer: Layer, box: Box) -> dict[str, Any] | None:
+    """Describe a visible layer; as in the data set, things that the text leaves out have none."""
+    if layer.number is None:
+        names = "hand", "hand"
+    elif layer.number < len(clip.placeholders):
+        names = clip.placeholders[layer.number], f"{layer.number:04d}"
+    else:
+        return None
+    box2d = dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))
+    return {"box2d": box2d, "category": names[0], "standard_category": names[1]}
+
+
+def _frame_boxes(clip: _Clip, number: int, labels: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "name": f"{clip.id}/{number:04d}.jpg",
         "nr_instances": len(labels),
@@ -204,34 +185,32 @@ def split_files(spec: SyntheticSomethingElse) -> dict[str, Any]:
     """Compute the content of every split file, by its name in the data set without ``.json``."""
     clips = [_plan(spec, index) for index in range(spec.clips)]
     train, val = clips[: spec.train], clips[spec.train :]
-    shuffled_train, shuffled_val = _shuffled(spec, clips)
     one_object = {c.id for c in clips if any(n.shape == _ONE_OBJECT for n in c.nouns)}
     base, novel = ([t for t in TEMPLATES if t.group == group] for group in (0, 1))
-    return {
-        "compositional/labels": _labels(TEMPLATES),
-        "compositional/train": _entries(train),
-        "compositional/validation": _entries(val),
+    files = {
         "compositional/objectsA": [str(noun) for noun in nouns_of_set(0)],
         "compositional/objectsB": [str(noun) for noun in nouns_of_set(1)],
-        "compositional_shuffled/labels": _labels(TEMPLATES),
-        "compositional_shuffled/train": _entries(shuffled_train),
-        "compositional_shuffled/validation": _entries(shuffled_val),
-        "compositional_oneobject/labels": _labels(TEMPLATES),
-        "compositional_oneobject/train": _one_object_entries(
-            c for c in clips if c.id in one_object
-        ),
-        "compositional_oneobject/validation": _one_object_entries(
-            c for c in clips if c.id not in one_object
-        ),
         "fewshot/base_labels": _labels(base),
+        "fewshot/finetune_labels": _labels(novel),
         "fewshot/base_training_set": _entries(c for c in train if c.template in base),
         "fewshot/base_validation_set": _entries(c for c in val if c.template in base),
-        "fewshot/finetune_labels": _labels(novel),
         "fewshot/finetune_5shot_training": _entries(_shots(train, novel, 5)),
-        "fewshot/finetune_5shot_validation": _entries(c for c in val if c.template in novel),
         "fewshot/finetune_10shot_train": _entries(_shots(train, novel, 10)),
-        "fewshot/finetune_10shot_validation": _entries(c for c in val if c.template in novel),
     }
+    for shots in (5, 10):
+        validation = _entries(c for c in val if c.template in novel)
+        files[f"fewshot/finetune_{shots}shot_validation"] = validation
+    for folder, parts in {
+        "compositional": (_entries(train), _entries(val)),
+        "compositional_shuffled": map(_entries, _shuffled(spec, clips)),
+        "compositional_oneobject": (
+            _one_object_entries(c for c in clips if c.id in one_object),
+            _one_object_entries(c for c in clips if c.id not in one_object),
+        ),
+    }.items():
+        files[f"{folder}/labels"] = _labels(TEMPLATES)
+        files[f"{folder}/train"], files[f"{folder}/validation"] = parts
+    return files
 
 
 def _labels(templates: Iterable[Template]) -> dict[str, int]:
