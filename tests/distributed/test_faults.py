@@ -26,7 +26,6 @@ from tests.support.toy_stage import (
     make_stage,
     reconstruction_loss,
     train,
-    wait_for_checkpoint,
 )
 
 
@@ -111,29 +110,6 @@ def test_one_stopped_rank_stops_all_at_the_same_step(tmp_path, parallelism):
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
 
 
-def stop_all_from_a_terminal(folder: Path, times: int) -> str:
-    """SIGINT to every rank so many times, during step 7."""
-
-    def fault(step):
-        if step == 7:
-            wait_for_checkpoint(folder, 5)
-            for _ in range(times):
-                os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted) as stop:
-        train(folder, {}, fault)
-    return str(stop.value)
-
-
-def test_ranks_hear_of_a_ctrl_c_twice(tmp_path):
-    """From the terminal and from torchrun: that is one, a second stops at once."""
-    assert run_ranks(2, stop_all_from_a_terminal, tmp_path / "one", 2) == ["SIGINT"] * 2
-    assert checkpoint.latest(tmp_path / "one" / "checkpoints").step == 9
-    killed = run_ranks(2, stop_all_from_a_terminal, tmp_path / "two", 3)
-    assert all(isinstance(rank, ChildProcessError) for rank in killed)
-    assert checkpoint.latest(tmp_path / "two" / "checkpoints").step == 5
-
-
 def break_one(folder: Path, where: str) -> None:
     """A NaN on rank 1 alone, in step 9."""
 
@@ -155,27 +131,6 @@ def test_a_nan_on_one_rank_stops_all_before_a_checkpoint(tmp_path, where):
     saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
     assert saved.step == 5
     assert all(tensor.isfinite().all() for tensor in saved.model.values())
-
-
-def train_on_a_full_disk(folder: Path) -> dict[str, torch.Tensor]:
-    """No checkpoint of step 5 can be written."""
-    write = checkpoint.write
-
-    def full(final, *arguments):
-        if final.name == "step-00000005":
-            raise OSError("No space left on device")
-        write(final, *arguments)
-
-    checkpoint.write = full
-    return train(folder, {})
-
-
-def test_a_full_disk_of_rank_0_stops_nobody(tmp_path):
-    one = train(tmp_path / "one", {})
-    full, _ = run_ranks(2, train_on_a_full_disk, tmp_path / "full")
-    assert_same_run(full, tmp_path / "full", one, tmp_path / "one")
-    saved = [path.name for path in checkpoint.list_steps(tmp_path / "full" / "checkpoints")]
-    assert saved == ["step-00000010", "step-00000012"]
 
 
 def fail(folder: Path, failing: list[int]) -> None:

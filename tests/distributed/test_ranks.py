@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import faulthandler
-import functools
 import math
-import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -173,13 +171,6 @@ def test_muon_shared_by_ranks_is_muon(ranks):
             assert torch.equal(one, same) and torch.equal(one, cut)
 
 
-def test_replicas_and_shards_learn_alike_with_muon(tmp_path):
-    replicas, _ = run_ranks(2, train, tmp_path / "a", {"optimizer": "muon"})
-    shards, _ = run_ranks(2, train, tmp_path / "b", {"optimizer": "muon", "shard": True})
-    assert all(torch.equal(shards[name], value) for name, value in replicas.items())
-    assert curve(tmp_path / "a") == curve(tmp_path / "b")
-
-
 def take_turns(folder: Path) -> list[str]:
     assert distributed.min_over_ranks(7 + distributed.rank()) == 7
     with distributed.main_process_first(), open(folder / "order", "a") as file:
@@ -191,56 +182,6 @@ def take_turns(folder: Path) -> list[str]:
 def test_rank_0_goes_first(tmp_path):
     first, *others = run_ranks(2, take_turns, tmp_path)
     assert first == others[0] == ["0", "1"]
-
-
-def meet_late() -> bool:
-    """Meet after 2 seconds, where ranks lose each other after 1."""
-    connect = functools.partial(dist.init_process_group, timeout=timedelta(seconds=1))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dist, "init_process_group", connect)
-        with distributed.process_group(torch.device("cpu")):
-            for meet in (
-                distributed.barrier,
-                lambda: distributed.min_over_ranks(1),
-                lambda: distributed.broadcast_from_rank0(1),
-            ):
-                if distributed.is_main():
-                    time.sleep(2)
-                meet()
-    return True
-
-
-def test_ranks_wait_for_each_other_between_pieces_of_work():
-    """Such as an evaluation of hours, which one rank finishes earlier than another."""
-    assert run_ranks(2, meet_late, connected=False) == [True, True]
-
-
-def test_one_rank_of_each_machine_goes_before_the_others_and_all_wait_for_days(monkeypatch):
-    """Without a shared disk, the first rank of a machine decodes the data for the rest of it."""
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    told: list[str] = []
-    waits: list[timedelta] = []
-
-    def new_group(backend: str, timeout: timedelta = timedelta(minutes=30)) -> None:  # as gloo's
-        waits.append(timeout)
-
-    for name, value in {
-        "is_initialized": lambda: True, "new_group": new_group,
-        "barrier": lambda group: told.append("wait"),
-    }.items():  # fmt: skip
-        monkeypatch.setattr(dist, name, value)
-    distributed.waiting_group.cache_clear()
-    turns = []
-    for rank in range(4):  # of two machines
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("LOCAL_RANK", str(rank % 2))
-        told.clear()
-        with distributed.main_process_first():
-            told.append("work")
-        assert told.count("wait") == 2, "as often as the others"
-        turns.append(told.index("work"))
-    assert turns == [0, 2, 1, 2]
-    assert min(waits) > timedelta(days=1)
 
 
 def test_local_batch_sizes(monkeypatch):
@@ -288,3 +229,13 @@ def test_one_process_needs_no_group():
     with distributed.process_group(torch.device("cpu")), distributed.main_process_first():
         assert distributed.is_main() and not dist.is_initialized()
         assert distributed.min_over_ranks(7) == 7
+
+
+def test_a_due_checkpoint_is_decided_once(monkeypatch):
+    """Ranks ask for it until they learn of the decision, one step later."""
+    done = SimpleNamespace(wait=lambda: None)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", lambda votes, op, async_op: done)
+    decide, asked = distributed.Decision(), [False, True, True, False, False, True, True, False]
+    decided = [decide(False, save)[1] for save in asked]
+    assert decided == [False, False, True, False, False, False, True, False]

@@ -16,7 +16,6 @@ from ivcl_fast.kernels.attention import (
     BACKENDS,
     Inputs,
     attention,
-    backend_status,
     eager_attention,
     max_batch,
     not_supported_reasons,
@@ -112,22 +111,6 @@ def test_selection_gives_reasons(gpu):
     )
 
 
-def test_reasons_of_each_backend(gpu):
-    def reasons(backend, tokens=20, head_dim=64, dtype=BF16, device="cuda"):
-        return not_supported_reasons(backend, Inputs(tokens, head_dim, dtype, torch.device(device)))
-
-    assert reasons("short") == reasons("flash") == reasons("eager") == []
-    assert reasons("short", tokens=129) == ["not 1 to 128 tokens"]
-    assert reasons("xformers") == ["xformers is not installed"]
-    assert reasons("xformers", head_dim=20, device="cpu") == [
-        "no operator for the CPU",
-        "heads of columns not divisible by 8",
-        "xformers is not installed",
-    ]
-    assert reasons("flash", device="meta") == ["not used on the meta device"]
-    assert reasons("eager", dtype=torch.float64, tokens=9999, device="meta") == []
-
-
 def test_old_or_absent_gpu_is_a_reason(monkeypatch):
     inputs = Inputs(20, 64, BF16, CUDA)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -141,12 +124,6 @@ def test_old_or_absent_gpu_is_a_reason(monkeypatch):
         assert select_backend(inputs)[0] == "eager"
     finally:
         _op._chip_unsupported_reason.cache_clear()
-
-
-def test_status_names_every_backend():
-    status = backend_status()
-    assert list(status) == ["short", "flash", "xformers", "eager"]
-    assert status["eager"] == "available" and status["flash"].startswith("available, by ")
 
 
 # --- Results --------------------------------------------------------------------------------------
@@ -250,22 +227,6 @@ def test_split_batches_give_the_same_result(monkeypatch, batch):
     torch.testing.assert_close(parts, whole)
 
 
-def test_xformers_gets_parts_of_a_large_batch(monkeypatch):
-    """With a stand-in for the package."""
-    sizes = []
-
-    def memory_efficient_attention(*parts):
-        sizes.append(len(parts[0]))
-        q, k, v = (x.transpose(1, 2) for x in parts)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-    monkeypatch.setattr(module, "_functions", {"xformers": memory_efficient_attention})
-    monkeypatch.setattr(module, "max_batch", lambda *shape: 3)
-    x = qkv(7, 20, 2, 16)
-    torch.testing.assert_close(module._xformers_attention(x, 2), eager_attention(x, 2))
-    assert sizes == [3, 3, 1]
-
-
 # --- Errors and broken packages -------------------------------------------------------------------
 
 
@@ -274,18 +235,6 @@ def test_unsupported_backend_is_refused_with_reasons():
         attention(qkv(1, 513, 1, 4), 1, "short")
     assert f"not 1 to {128 if _triton.INTERPRET else 512} tokens" in str(caught.value)
     assert str(caught.value).endswith("auto, flash, eager")
-
-
-def test_no_tokens():
-    assert attention(torch.zeros(2, 0, 96), 2).shape == (2, 0, 32)
-    for backend, reason in (("short", "not 1 to"), ("flash", "no tokens")):
-        with pytest.raises(ValueError, match=f"^backend: '{backend}' cannot run here: .*{reason}"):
-            attention(torch.zeros(2, 0, 96), 2, backend)
-
-
-def test_unknown_backend():
-    with pytest.raises(ValueError, match=r"^backend: 'sdpa' is not one of auto, short, flash"):
-        attention(qkv(2, 5, 2, 16), 2, "sdpa")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ivcl_fast import (
     IVCL,
@@ -30,7 +30,6 @@ from ivcl_fast.kernels.attention import (
     eager_attention,
     not_supported_reasons,
 )
-from tests.support.marks import needs_kernels
 
 GPU = pytest.mark.gpu
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
@@ -273,23 +272,6 @@ def test_accelerate_and_restore_the_reference(device):
     restore(model)
     assert all(type(a) is type(b) for a, b in zip(model.modules(), plain.modules(), strict=True))
     assert torch.equal(model(video, seed=seed).loss, plain(video, seed=seed).loss)
-
-
-@needs_kernels
-@pytest.mark.usefixtures("fused_at_every_length")
-@pytest.mark.parametrize("device", DEVICES)
-def test_accelerate_and_restore_pytorchs_attention(device):
-    torch.manual_seed(0)
-    attention = nn.MultiheadAttention(64, 4, batch_first=True).to(device)
-    x = torch.randn(3, 5, 64, device=device)
-    expected = attention(x, x, x, need_weights=False)[0]
-    report = accelerate(attention)
-    assert report.replaced == {"": "MultiheadAttention"}
-    assert_near(attention(x, x, x, need_weights=False)[0], expected, 1e-5)
-    assert not report.kept
-    restore(attention)
-    assert type(attention) is nn.MultiheadAttention
-    assert torch.equal(attention(x, x, x, need_weights=False)[0], expected)
 
 
 def clips(cfg: IVCLConfig, device: str) -> Tensor:

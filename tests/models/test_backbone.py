@@ -55,10 +55,3 @@ def test_a_source_that_is_refused_changes_no_weight(other, tmp_path):
         load_backbone(model, tmp_path)
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
-
-
-def test_weights_without_an_encoder_are_refused():
-    model = reference.IVCL(config())
-    temporal = {k: v for k, v in model.state_dict().items() if k.startswith("temporal.")}
-    with pytest.raises(UserError, match=r"^state dict: holds no encoder\.\* weights"):
-        load_backbone(model, temporal)

@@ -25,18 +25,6 @@ def jvp(model, weights):
     return func.jvp(loss(model), (weights,), (pytree.tree_map(torch.cos, weights),))
 
 
-def hessian_vector_product(model, weights):
-    gradient = func.grad(loss(model))
-    return func.jvp(gradient, (weights,), (pytree.tree_map(torch.cos, weights),))
-
-
-def grad_of_grad(model, weights):
-    def penalty(weights):
-        return sum(g.square().sum() for g in func.grad(loss(model))(weights).values())
-
-    return func.grad(penalty)(weights)
-
-
 def gradients_of_single_clips(model, weights):
     def of_clip(weights, video, seed):
         return func.grad(loss(model, video[None], seed[None]))(weights)
@@ -53,7 +41,7 @@ def gradient_penalty(model, weights):
 
 @pytest.mark.parametrize(
     "derivative",
-    [jvp, hessian_vector_product, grad_of_grad, gradients_of_single_clips, gradient_penalty],
+    [jvp, gradients_of_single_clips, gradient_penalty],
     ids=lambda d: d.__name__,
 )
 def test_derivative(derivative):

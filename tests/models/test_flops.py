@@ -14,8 +14,6 @@ from ivcl_fast.kernels import _ext, _triton
 from ivcl_fast.models import flops
 from ivcl_fast.models.ivcl import pretraining_class
 from ivcl_fast.training import hardware
-from ivcl_fast.training.metrics_log import MetricsLog
-from tests.training.test_loop import stage
 
 SIZES = dict(
     image_size=24, num_frames=3, num_query_frames=2, depth=2, temporal_depth=2, decoder_depth=2,
@@ -90,12 +88,3 @@ def test_peak_is_known_by_the_whole_name(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert hardware.peak_flops(gpu) == peak
     assert hardware.peak_flops(torch.device("cpu")) is None
-
-
-@pytest.mark.parametrize("peak", [None, 500.0])
-def test_share_of_the_peak_is_logged_where_it_is_known(tmp_path, peak):
-    stage(tmp_path / "run", peak_clips_per_second=peak).run()
-    records = MetricsLog(tmp_path / "run").read()
-    assert records and all(("mfu" in r) == (peak is not None) for r in records)
-    for r in records if peak else ():
-        assert r["mfu"] == pytest.approx(r["clips_per_second"] / peak)

@@ -86,9 +86,3 @@ def test_the_card_tells_of_training_and_classes(tmp_path):
     card = (tmp_path / "fresh" / "README.md").read_text()
     assert "saved without a record of its training" in card
     assert 'load_clip("VIDEO", model.cfg)' in card
-
-
-def test_a_card_of_ones_own_is_kept(tmp_path):
-    (tmp_path / "README.md").write_text("mine")
-    ivcl_fast.IVCL(CFG).save_pretrained(tmp_path)
-    assert (tmp_path / "README.md").read_text() == "mine"

@@ -205,20 +205,6 @@ def test_blocks_compile_in_place_and_share_graphs(amp):
     reference.IVCL(CFG).load_state_dict(compiled.state_dict(), strict=True)
 
 
-def test_compiled_blocks_take_many_shapes():
-    """More than a compiler allows one function by default: a run has several stages."""
-
-    class Short(model.Block):
-        def forward(self, x):
-            return x + 1
-
-    fast = ivcl_fast.IVCL(CFG)
-    fast.encoder.blocks[0].__class__ = Short
-    fast.compile_blocks(backend="eager")
-    for tokens in range(12):
-        assert torch.equal(fast.encoder.blocks[0](torch.zeros(1, tokens)), torch.ones(1, tokens))
-
-
 @pytest.mark.parametrize("objective", ["ivcl", "joint"])
 def test_the_whole_step_is_one_graph(objective):
     cfg = IVCLConfig.preset("tiny", **SIZES, objective=objective)
@@ -231,18 +217,6 @@ def test_the_whole_step_is_one_graph(objective):
             assert torch.equal(ours.ids_keep, eager.ids_keep)
             torch.testing.assert_close(ours.loss, eager.loss)
             ours.loss.backward()
-
-
-def test_a_compiled_block_runs_backward():
-    block = model.Block(32, 4, 2.0)
-    for part in block.modules():
-        part.__class__ = model.FAST.get(type(part), type(part))
-    x = torch.randn(2, 5, 32)
-    expected = block(x)
-    block.compile(fullgraph=True, dynamic=False, backend="aot_eager")
-    ours = block(x)
-    ours.sum().backward()
-    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
 # --- Dtypes ---------------------------------------------------------------------------------------
@@ -349,12 +323,3 @@ def test_a_model_of_another_dtype(dtype):
     out = fast(video(), seed=SEED)
     out.loss.backward()
     assert out.pred.dtype == dtype and torch.isfinite(out.loss)
-
-
-@pytest.mark.parametrize("kind", [ivcl_fast.IVCL, reference.IVCL])
-def test_parts_have_no_parameters_where_data_parallel_replicates_them(kind, monkeypatch):
-    """Its replicas have tensors in their place, and an empty ``parameters()``."""
-    net = kind(CFG)
-    expected = net(video(), seed=SEED).loss
-    monkeypatch.setattr(torch.nn.Module, "parameters", lambda self, recurse=True: iter(()))
-    assert torch.equal(net(video(), seed=SEED).loss, expected)

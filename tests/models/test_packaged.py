@@ -14,7 +14,7 @@ from ivcl_fast.models import backbone, hub
 from ivcl_fast.models.weights import CHECKSUMS, CONFIG, MODEL, PACKAGED, read_config, sha256
 from ivcl_fast.train import origin
 from ivcl_fast.training.arguments import parse
-from ivcl_fast.training.model_card import describe_training, measured_videos_seen
+from ivcl_fast.training.model_card import describe_training
 from ivcl_fast.training.optim import Schedule
 from tests.models.test_model import CFG
 
@@ -74,23 +74,6 @@ def test_cards_and_tables_name_the_model_that_a_run_started_from():
     for mine in ("runs/mine", "timm:weights/mine.safetensors"):
         elsewhere = describe_training(config, "finetune", schedule, mine, 0, {})
         assert elsewhere["initial weights"] == "a pretrained model"
-
-
-def test_measured_videos_that_the_initial_weights_saw_are_told():
-    def seen(*flags: str) -> int:
-        flags = "--stage", "finetune", "--init", "ivcl_fast/tiny-pretrained", *flags
-        return measured_videos_seen(parse(list(flags)))
-
-    assert seen() == 600 and seen("--data", "synthetic:moving") == 600
-    assert seen("--train-videos", "23900") == 100
-    assert seen("--train-videos", "24000") == 0
-    assert seen("--data", "synthetic:acre-iid") == 0 and seen("--init", "random") == 0
-    config = parse(["--train-videos", "24001"])
-    card = describe_training(config, "pretrain", Schedule(16), "random", 0, {})
-    assert card["training videos"] == 24001
-    config = parse(["--train-videos", "10", "--init", "ivcl_fast/tiny-pretrained"])
-    card = describe_training(config, "pretrain", Schedule(16), config.stages.init, 0, {})
-    assert card["training videos"] == 24000, "what the initial weights saw counts"
 
 
 def test_an_unknown_name_is_one_line_and_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):

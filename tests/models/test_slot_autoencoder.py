@@ -8,12 +8,11 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
 
 import ivcl_fast
 from ivcl_fast import IVCLConfig, reference, slot_autoencoder
 from ivcl_fast.kernels import dispatches
-from ivcl_fast.models.slot_attention import GRUCell, SlotAttention
+from ivcl_fast.models.slot_attention import GRUCell
 from tests.models.test_model import SIZES, video
 from tests.support.marks import needs_kernels
 
@@ -63,24 +62,6 @@ def test_the_background_has_what_no_slot_claims(package):
 
 
 @PACKAGES
-def test_the_background_learns_the_median_of_frames(package):
-    """Neither an object in three of ten frames shows in it, nor what the slots draw."""
-    torch.manual_seed(0)
-    model = package.SlotAutoencoder(CFG)
-    ground = torch.randn(1, 16, 3, CFG.patch_size**2)
-    true = ground.repeat(10, 1, 1, 1)
-    true[:3, 5] = 2 + torch.rand(3, 3, CFG.patch_size**2)
-    of_slots = torch.randn(10, 4, 16, 4 * CFG.patch_size**2)
-    optimizer = torch.optim.Adam([model.decoder.background], lr=0.02)
-    for step in range(400):
-        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 400)
-        optimizer.zero_grad()
-        model.decoder.mix(of_slots, true.flatten(-2)).loss.backward()
-        optimizer.step()
-    torch.testing.assert_close(model.decoder.background.detach(), ground[0], atol=0.01, rtol=0)
-
-
-@PACKAGES
 def test_slots_differ_by_their_first_values_alone(package):
     """Other first values in another order are the same slots in that order, and draw the same."""
     torch.manual_seed(0)
@@ -102,14 +83,6 @@ def test_frames_are_seen_one_by_one(package):
     assert not torch.allclose(before[:, 1], after[:, 1], atol=1e-3)
 
 
-def test_every_patch_is_shared_out_whole():
-    """What one slot has of a patch, the others have not."""
-    torch.manual_seed(0)
-    slots, share = SlotAttention(8)(torch.randn(1, 5, 8), torch.randn(3, 7, 8))
-    assert slots.shape == (3, 5, 8) and share.shape == (3, 5, 7)
-    torch.testing.assert_close(share.sum(dim=1), torch.ones(3, 7))
-
-
 def test_the_update_is_pytorchs():
     torch.manual_seed(0)
     ours, theirs = GRUCell(8, 8), nn.GRUCell(8, 8)
@@ -123,22 +96,6 @@ def test_the_update_is_pytorchs():
         torch.autograd.grad(updated, by, cotangent),
         torch.autograd.grad(expected, expected_by, cotangent),
     )
-
-
-@PACKAGES
-def test_gradients_by_clip(package):
-    torch.manual_seed(0)
-    model = package.SlotAutoencoder(CFG)
-    weights, frames = dict(model.named_parameters()), video()
-
-    def loss(weights, clip):
-        return functional_call(model, weights, clip.unsqueeze(0)).loss
-
-    by_clip = vmap(grad(loss), (None, 0))(weights, frames)
-    for number, clip in enumerate(frames):
-        expected = torch.autograd.grad(model(clip.unsqueeze(0)).loss, model.parameters())
-        for got, want in zip(by_clip.values(), expected, strict=True):
-            torch.testing.assert_close(got[number], want)
 
 
 @pytest.mark.parametrize("amp", [False, True])

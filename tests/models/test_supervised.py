@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 import torch
 
 import ivcl_fast
 from ivcl_fast import IVCLConfig, reference, supervised
-from ivcl_fast.config import SupervisedObjective
-from tests.models.test_model import CFG, SIZES, video
+from tests.models.test_model import SIZES, video
 
 LABELS = IVCLConfig.preset("tiny", **SIZES, objective="classification")
 PACKAGES = pytest.mark.parametrize("package", [supervised, ivcl_fast])
@@ -34,20 +31,6 @@ def test_a_label_of_an_object_is_read_from_its_slot(package):
 
 
 @PACKAGES
-@pytest.mark.parametrize("objective", get_args(SupervisedObjective))
-def test_it_starts_from_what_ivcl_starts_from(package, objective):
-    """From weights of the same distribution and from the same biases."""
-    torch.manual_seed(0)
-    ours = package.Supervised(IVCLConfig.preset("tiny", **SIZES, objective=objective), 7)
-    theirs = reference.IVCL(CFG).encoder.state_dict()
-    for key, value in ours.encoder.state_dict().items():
-        if value.ndim == 1:
-            assert torch.equal(value, theirs[key]), key
-        else:
-            torch.testing.assert_close(value.std(), theirs[key].std(), rtol=0.2, atol=0, msg=key)
-
-
-@PACKAGES
 def test_a_number_of_classes_is_positive(package):
-    with pytest.raises(ValueError, match=r"^num_classes: 0"):
+    with pytest.raises(ValueError, match=r"^num_classes: .*got 0$"):
         package.Supervised(LABELS, 0)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ivcl_fast import IVCL, IVCLClassifier, SlotAutoencoder, Supervised, reference
+from ivcl_fast import IVCL, IVCLClassifier, Supervised, reference
 from ivcl_fast.command import run_command
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
@@ -92,19 +92,6 @@ def test_a_public_checkpoint_of_torch_save(tmp_path):
         load_backbone(model, "timm:other.pth")
 
 
-@pytest.mark.parametrize(
-    ("told", "assumed"),
-    [(None, "num_heads 2, pixel_mean 0.5, pixel_std 0.5"), (IMAGENET, "num_heads 2")],
-)
-def test_what_a_file_does_not_say_is_told(told, assumed, tmp_path, caplog):
-    source = saved(vit_weights(), tmp_path / "vit", **(told or {}))
-    if told is None:
-        source += "/model.safetensors"
-    caplog.set_level("INFO")
-    load_backbone(IVCL(config(embed_dim=16, num_heads=2, depth=2)), source)
-    assert f"{source}: lacks settings of its ViT, assumed: {assumed}\n" in caplog.text
-
-
 @pytest.mark.parametrize("size", [3, 8, 16])
 def test_kernels_are_resampled_as_timm_does(size):
     patch_embed = pytest.importorskip("timm.layers.patch_embed")
@@ -130,18 +117,6 @@ def test_cls_token_goes_into_the_first_slot(build, tmp_path):
     assert torch.equal(encoder["slot_tokens"][0, 1:], before[0, 1:])
     assert torch.equal(encoder["pos_embed"], weights["pos_embed"][:, 1:])
     assert torch.equal(encoder["blocks.1.mlp.fc2.weight"], weights["blocks.1.mlp.fc2.weight"])
-
-
-def test_slots_that_compete_stay_as_they_are(tmp_path):
-    """They are no tokens of the sequence, so a cls token has no place, and one slot is enough."""
-    model = SlotAutoencoder(config(objective="slot_attention", num_slots=1))
-    before = {key: value.clone() for key, value in model.state_dict().items() if "slot" in key}
-    loaded = load_backbone(model, saved(vit_weights(), tmp_path / "vit"))
-    assert set(loaded) == {key for key in model.state_dict() if key.startswith("encoder.")}
-    after = model.state_dict()
-    assert len(before) > 10 and all(torch.equal(after[key], before[key]) for key in before)
-    expected = vit_weights()["blocks.1.mlp.fc1.weight"]
-    torch.testing.assert_close(after["encoder.blocks.1.mlp.fc1.weight"], expected)
 
 
 def test_other_patches_and_positions_are_resampled(tmp_path):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
 
 import pytest
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_file
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, reference
@@ -100,9 +98,6 @@ def test_load_pretrained(tmp_path):
         assert all(torch.equal(state[k], pretrained.state_dict()[k]) for k in loaded)
 
 
-LARGE = IVCLConfig.preset("tiny", **SIZES | {"image_size": 48, "num_frames": 8})
-
-
 def test_a_runs_folder_stands_for_its_models(run):
     pretrained = IVCL.from_pretrained("runs/RUN")
     assert same_weights(pretrained, IVCL.from_pretrained(run / "pretrain"))
@@ -148,19 +143,6 @@ def test_weights_of_a_joint_encoder_are_refused_by_a_factorised_one(run):
     IVCLClassifier(joint.cfg, 5).load_pretrained("joint")
 
 
-@pytest.mark.parametrize(
-    ("keyword", "advice"),
-    [
-        ("strict", "weights always have to fit"),
-        ("device_map", "accepted: map_location, "),
-    ],
-)
-def test_unknown_keywords_are_named(run, keyword, advice):
-    with pytest.raises(TypeError, match=rf"^from_pretrained: {keyword} is not [^\n]*$") as error:
-        IVCL.from_pretrained("runs/RUN", **{keyword: None})
-    assert advice in str(error.value) and "accepted: map_location" in str(error.value)
-
-
 def test_a_model_has_the_dtype_that_was_asked_for(tmp_path):
     IVCL(CFG).to(torch.bfloat16).save_pretrained(tmp_path)
 
@@ -198,13 +180,6 @@ def test_a_checkpoint_of_torch_save(tmp_path, file, name):
         classifier.load_pretrained(str(file))
 
 
-@pytest.mark.parametrize("build", [IVCL, IVCLClassifier, reference.IVCL, reference.IVCLClassifier])
-def test_a_model_is_built_from_a_config(build):
-    for wrong in ("tiny", {"depth": 2}, None):
-        with pytest.raises(ValueError, match=r"^cfg: expected an IVCLConfig[^\n]*$"):
-            build(wrong)
-
-
 def test_damage_of_a_finished_model_is_found(tmp_path):
     model = IVCL(CFG)
     model.save_pretrained(tmp_path)
@@ -214,20 +189,6 @@ def test_damage_of_a_finished_model_is_found(tmp_path):
             load(tmp_path)
     model.save_pretrained(tmp_path)
     read_weights(tmp_path)
-
-
-def test_a_save_that_fails_leaves_no_checksums_of_other_files(tmp_path, monkeypatch):
-    model = IVCL(CFG)
-    model.save_pretrained(tmp_path)
-
-    def full(self, folder, **options):
-        (folder / MODEL).write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(PyTorchModelHubMixin, "save_pretrained", full)
-    with pytest.raises(OSError, match="No space"):
-        model.save_pretrained(tmp_path)
-    assert not (tmp_path / CHECKSUMS).exists()
 
 
 def test_mistakes_are_one_line_that_names_the_place(run, monkeypatch):
@@ -241,11 +202,6 @@ def test_mistakes_are_one_line_that_names_the_place(run, monkeypatch):
     assert message.startswith("OWNER/typo: ")
     message = told(IVCL.from_pretrained, "runs/RUN/scratch")
     assert "IVCLClassifier.from_pretrained('runs/RUN/scratch')" in message
-
-
-def test_weights_of_another_preset_name_the_sizes(run):
-    other = IVCLClassifier(IVCLConfig.preset("tiny", **SIZES | {"depth": 3, "embed_dim": 64}), 5)
-    assert "(embed_dim 32, depth 2)" in told(other.load_pretrained, "runs/RUN")
 
 
 def test_a_config_that_does_not_fit_is_one_line(tmp_path):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import io
-import pickle
 import resource
-import subprocess
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,8 +16,6 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.models.weights import (
     CHECKSUMS,
     MODEL,
-    read_weights,
-    write_checksums,
 )
 from ivcl_fast.training import checkpoint
 from tests.support.power_cut import Disk
@@ -82,46 +77,6 @@ def test_an_unreadable_file_is_not_damage(tmp_path, monkeypatch, name, error):
     assert checkpoint.latest(tmp_path).step == 10
 
 
-def test_an_unreadable_folder_is_not_empty(tmp_path, monkeypatch):
-    def refuse(folder):
-        raise PermissionError(13, "Permission denied", str(folder))
-
-    monkeypatch.setattr(checkpoint.os, "listdir", refuse)
-    with pytest.raises(UserError, match="checkpoints cannot be read: Permission denied"):
-        checkpoint.latest(tmp_path)
-
-
-def test_sha256sum_reads_the_checksums(tmp_path):
-    done = subprocess.run(["sha256sum", "-c", CHECKSUMS], cwd=saved(tmp_path))
-    assert done.returncode == 0
-
-
-class Trap:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_a_pickle_is_refused_and_never_run(tmp_path):
-    trap = pickle.dumps(Trap(tmp_path / "sprung"))
-    file = saved(tmp_path / "run") / MODEL
-    file.write_bytes(trap)
-    with pytest.raises(UserError, match="damaged"):
-        read_weights(file)
-    write_checksums(file.parent, checkpoint.FILES)  # even if it is signed
-    with pytest.raises(UserError, match="not a readable safetensors file"):
-        read_weights(file)
-    assert checkpoint.latest(tmp_path / "run") is None
-    torch.save({"weights": Trap(tmp_path / "sprung")}, tmp_path / "model.pt")
-    with pytest.raises(UserError, match=r"model\.pt: not a readable safetensors file"):
-        read_weights(tmp_path / "model.pt")
-    assert not (tmp_path / "sprung").exists()
-
-
 @contextmanager
 def no_file_beyond(size: int):
     """Writing more than ``size`` bytes to one file fails, as on a full disk."""
@@ -174,35 +129,6 @@ def test_a_snapshot_stays_while_training_goes_on():
     assert all(torch.equal((taken.model | taken.optimizer)[k], v) for k, v in before.items())
 
 
-def test_what_a_gpu_copies_has_arrived_before_a_snapshot_is_written(monkeypatch):
-    """Copies to pinned memory go on after the call that asks for them; here until a wait."""
-    copies = []
-
-    class OnGpu(torch.Tensor):
-        device = torch.device("cuda", 0)
-
-        @classmethod
-        def __torch_function__(cls, function, types, args=(), kwargs=None):
-            if function is torch.Tensor.copy_ and (kwargs or {}).get("non_blocking"):
-                copies.append(args)
-                return args[0]
-            return super().__torch_function__(function, types, args, kwargs or {})
-
-    def wait():
-        with torch._C.DisableTorchFunctionSubclass():
-            for here, there in copies:
-                here.copy_(there)
-        copies.clear()
-
-    zeros = torch.zeros
-    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory, **kwargs: zeros(*size, **kwargs))
-    stream = SimpleNamespace(synchronize=wait)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    weights = {name: torch.randn(3, 2) for name in "ab"}
-    found = checkpoint.gather_to_rank0({k: v.as_subclass(OnGpu) for k, v in weights.items()})
-    assert all(torch.equal(found[name], value) for name, value in weights.items())
-
-
 class Slow:
     """Stands for a disk: what is stored waits until it is released."""
 
@@ -236,15 +162,3 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, caplog):
     (line,) = caplog.messages
     assert line.startswith("toy: no checkpoint of step 7 could be written: ")
     assert checkpoint.list_steps(tmp_path) == []
-
-
-def test_a_mistake_in_the_thread_ends_the_run(tmp_path, monkeypatch):
-    def broken(*arguments):
-        raise TypeError("a mistake")
-
-    monkeypatch.setattr(checkpoint, "write", broken)
-    writer = checkpoint.BackgroundWriter(tmp_path, "toy")
-    writer.store(checkpoint.Checkpoint(1, {}, {}, {}))
-    with pytest.raises(TypeError, match="a mistake"):
-        writer.wait()
-    writer.wait()  # it is told once

@@ -33,14 +33,6 @@ def test_other_classes_are_refused(names):
         classes.check_same("x", dataset(*names))
 
 
-@pytest.mark.parametrize("several", [True, False])
-def test_classes_of_another_task_are_refused(several):
-    classes = Classes(not several, ["ant", "bee"])
-    classes.check_same("x", dataset("ant", "bee", multi_label=not several))
-    with pytest.raises(UserError, match=r"^--data: expected .* per clip"):
-        classes.check_same("x", dataset("ant", "bee", multi_label=several))
-
-
 @pytest.mark.parametrize("objective", CLASSES)
 def test_supervised_pretraining_has_the_classes_of_its_labels(objective):
     model = pretraining_model(config(objective=objective))

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
-from ivcl_fast.kernels.attention import _flash_provider
 from ivcl_fast.training.hardware import DETERMINISTIC_THREADS, enable_determinism
 from ivcl_fast.training.optim import Schedule, make_optimizers
 
@@ -77,18 +76,6 @@ def test_any_number_of_threads_gives_the_same_bits(deterministic, kind):
         assert all(map(torch.equal, trained(kind, "cpu", 64), expected))
 
 
-def test_libraries_that_do_not_heed_it_are_passed_over(deterministic, monkeypatch):
-    monkeypatch.setattr(
-        "ivcl_fast.kernels.attention.package_unsupported_reason", lambda package: None
-    )
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    gpu = torch.device("cuda")
-    assert _flash_provider(gpu, 64) == "torch"
-    torch.use_deterministic_algorithms(False)
-    assert _flash_provider(gpu, 64) == "flash-attn 4"
-
-
 def test_the_flag_asks_for_it(monkeypatch):
     from ivcl_fast import train  # needs tyro, which the tests of a GPU do without
 
@@ -99,8 +86,3 @@ def test_the_flag_asks_for_it(monkeypatch):
     with pytest.raises(SystemExit):
         train.main()
     assert asked == ["repeat", "run"]  # before anything touches a device
-
-
-def test_what_it_sets(deterministic):
-    assert torch.are_deterministic_algorithms_enabled()
-    assert {name: os.environ[name] for name in ENVIRONMENT} == ENVIRONMENT

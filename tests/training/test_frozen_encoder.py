@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 
 from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.analysis.finished_runs import FinishedRun
-from ivcl_fast.data import slots as slots_module
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.loader import Batch
 from ivcl_fast.data.sampling import frame_ids
@@ -19,11 +17,9 @@ from ivcl_fast.data.slots import SlotLoader, Slots
 from ivcl_fast.data.store.table import Index
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
-from ivcl_fast.models.ivcl import Encoder
 from ivcl_fast.train import comparisons
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.loop import Stage
-from ivcl_fast.training.memory import LiveMemory
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.signals import Interrupted
 from ivcl_fast.training.slots import encode
@@ -87,39 +83,6 @@ def test_noise_is_of_the_slots_deviation_and_of_epoch_and_clip_alone(tmp_path):
     assert all(torch.equal(measured[clip], plain[clip]) for clip in plain)
 
 
-def test_noise_is_drawn_by_all_cpus(tmp_path, monkeypatch):
-    """A GPU would wait for one; the bits are those of one."""
-    run = run_with(tmp_path, name="run")
-    slots = encode_split(run)
-    loader = slot_loader(run, slots, slot_noise=2.0)
-    rng_of_5 = np.random.default_rng([0, 1, slots_module._NOISE, 5])
-    drawn = rng_of_5.standard_normal(slots.values.shape[1:], np.float32)
-    expected = 2.0 * slots.deviation() * torch.from_numpy(drawn)
-    both, default_rng = threading.Barrier(2, timeout=5), np.random.default_rng
-
-    def rng(seed):
-        if len(seed) == 4 and seed[2] == slots_module._NOISE:
-            both.wait()
-        return default_rng(seed)
-
-    monkeypatch.setattr(slots_module, "usable_cpus", lambda: 2, raising=False)
-    monkeypatch.setattr(np.random, "default_rng", rng)
-    noisy = rows_by_clip(loader, epoch=1)
-    clean = rows_by_clip(slot_loader(run, slots), epoch=1)
-    assert torch.equal(noisy[5], clean[5] + expected)
-
-
-def test_the_deviation_takes_no_copy_of_the_slots():
-    """There may be many GB of them."""
-    torch.manual_seed(0)
-    values = (3 * torch.randn(10_000, 4, 2, 16) + 5).bfloat16()
-    with LiveMemory() as live:
-        found = Slots(values, {}).deviation()
-    assert live.peak < 1.5 * values.nbytes  # with the slots themselves
-    assert found == pytest.approx(values.float().std().item(), rel=1e-5)
-    assert Slots(torch.full((300, 4, 2, 16), 0.1), {}).deviation() == pytest.approx(0, abs=1e-6)
-
-
 @pytest.fixture
 def pretrained(tmp_path) -> str:
     """The folder of a model to start from."""
@@ -141,22 +104,6 @@ def test_the_encoder_stays_and_the_rest_learns(tmp_path, pretrained, frame_label
     assert rates["finetune"] == rates["last-frame"]
 
 
-def test_clips_are_encoded_once(tmp_path, pretrained, monkeypatch):
-    """Also in the command, which makes loaders of whole clips first, to check the batch size."""
-    run = run_with(tmp_path, name="run", init=pretrained, **FROZEN)
-    run.check_batches()
-    run.last_frame(pretrained)
-    encode_rows, encoded = Encoder.slots, []
-
-    def slots(encoder: Encoder, rows: torch.Tensor) -> torch.Tensor:
-        encoded.append(len(rows))
-        return encode_rows(encoder, rows)
-
-    monkeypatch.setattr(Encoder, "slots", slots)
-    run.finetune(pretrained)
-    assert encoded == [6, 2]  # those of training and of the curve, in a batch each
-
-
 def test_batches_are_as_the_settings_say(tmp_path, pretrained):
     options = dict(amp="bf16", slot_noise=0.3, label_fraction=0.5, frame_labels=True, **FROZEN)
     run = run_with(tmp_path, name="run", init=pretrained, **options)
@@ -175,22 +122,6 @@ def test_batches_are_as_the_settings_say(tmp_path, pretrained):
             assert torch.equal(label, labels(clip, frame_ids(count, 4), count))
     expected = 0.3 * slots.values.float().std().item()
     assert torch.stack(noises).std().item() == pytest.approx(expected, rel=0.1)
-
-
-def test_videos_that_are_dropped_meanwhile_are_left_out(tmp_path, pretrained):
-    options = dict(loader="stream", amp="off", **FROZEN)
-    run = run_with(tmp_path, name="run", init=pretrained, **options)
-    train, val = (run.data.dataset.clips(split) for split in ("train", "val"))
-    for clip in (train[1], val[0]):
-        (run.data.dataset.root / "videos" / f"{clip.media}.avi").write_bytes(b"RIFF")
-    model = run.classifier()
-    loader, measure = run._on_slots("finetune", model)
-    assert loader.clips == [train[0], *train[2:]]
-    measured = slot_loader(run, loader._slots, batch_size=5, training=False)
-    whole = run.data.loader("train", batch_size=6, num_frames=4, seed=0, training=False)
-    ((encoded,), (frames,)) = measured.epoch(0), whole.epoch(0)  # which leaves it out, too
-    torch.testing.assert_close(model(encoded.rows), model(frames.rows))
-    assert measure(model).keys() >= {"val_top1"}
 
 
 class Encoded(torch.nn.Module):
@@ -231,17 +162,6 @@ def test_clips_that_shared_frames_are_drawn_one_by_one():
         assert batch.rows.flatten().tolist() == batch.clip_ids.tolist()
         assert batch.labels.tolist() == [clips[i].label for i in batch.clip_ids.tolist()]
     assert sorted(i for batch in batches for i in batch.clip_ids.tolist()) == [*range(6)]
-
-
-def test_single_frames_have_their_own_labels(tmp_path, pretrained):
-    """Slots are those of the last frame, whose label it is, although any frame has one."""
-    one = dict(model=IVCLConfig(**SIZES | {"num_frames": 1}), frame_labels=True)
-    run = run_with(tmp_path, name="run", init=pretrained, **one, **FROZEN)
-    loader, _ = run._on_slots("finetune", run.classifier())
-    last = {clip.name: clip.label for clip in run.data.dataset.clips("train")}
-    for batch in loader.epoch(0):
-        names = [loader.clips[clip].name for clip in batch.clip_ids.tolist()]
-        assert batch.labels.flatten().tolist() == [last[name] for name in names]
 
 
 def test_random_weights_all_learn(tmp_path, pretrained):

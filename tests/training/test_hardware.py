@@ -21,14 +21,6 @@ def machine(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize("compile", [False, True])
-def test_a_single_gpu_gets_a_graph(machine, compile, capsys):
-    machine()
-    assert hardware.execution(CUDA, compile, cuda_graph=True) == (compile, True)
-    assert hardware.execution(CUDA, compile, cuda_graph=False) == (compile, False)
-    assert capsys.readouterr().out == ""
-
-
 def test_several_gpus_compile_instead_and_say_so(machine, capsys):
     machine(ranks=2)
     why = "--cuda-graph: running without, it is for a single GPU, these are 2 ranks"
@@ -40,16 +32,6 @@ def test_several_gpus_compile_instead_and_say_so(machine, capsys):
     ):
         assert hardware.execution(CUDA, *flags) == chosen
         assert capsys.readouterr().out.splitlines() == said
-
-
-def test_several_gpus_without_a_compiler(machine, capsys):
-    machine(ranks=2, compiler="there is no Triton")
-    assert hardware.execution(CUDA, False, True) == (False, False)
-    (note,) = capsys.readouterr().out.splitlines()
-    assert "instead" not in note
-    hardware.execution(CUDA, True, True)
-    _, note = capsys.readouterr().out.splitlines()
-    assert note == "--compile: running eager, there is no Triton"
 
 
 def test_a_cpu_has_no_graphs_and_says_nothing_of_them(machine, capsys):

@@ -23,8 +23,7 @@ from ivcl_fast.training import checkpoint, loop
 from ivcl_fast.training.loop import Stage
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.signals import Interrupted
-from tests.support.ranks import run_ranks
-from tests.support.toy_stage import Killed, ToyLoader, curve, make_toy_stage, wait_for_checkpoint
+from tests.support.toy_stage import Killed, ToyLoader, curve, make_toy_stage
 from tests.training.test_checkpoint import no_file_beyond
 
 BATCH = 4
@@ -100,16 +99,6 @@ def test_signal_saves_and_resumes_exactly(tmp_path, signum):
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
 
 
-def test_speed_counts_no_steps_before_a_resume(tmp_path, monkeypatch):
-    """A checkpoint after step 5 holds losses of steps 4 and 5, which are logged with step 6."""
-    with pytest.raises(Killed):
-        stage(tmp_path, failing_at(5, kill)).run()
-    monkeypatch.setattr(time, "perf_counter", itertools.count().__next__)  # each look is a second
-    stage(tmp_path).run()
-    speeds = {r["step"]: r["clips_per_second"] for r in MetricsLog(tmp_path).read()}
-    assert (speeds[6], speeds[9]) == (BATCH, 3 * BATCH)
-
-
 def test_the_log_has_the_shares_of_waiting_and_of_the_peak(tmp_path, monkeypatch):
     """A quarter of a second for each batch, and a second for each record."""
 
@@ -126,67 +115,6 @@ def test_the_log_has_the_shares_of_waiting_and_of_the_peak(tmp_path, monkeypatch
     records = MetricsLog(tmp_path).read()
     assert [r["data_wait"] for r in records] == [0.75] * 8 + [0.25]
     assert [r["mfu"] for r in records] == pytest.approx([0.3] * 8 + [0.1])
-
-
-def stop_at_once(folder: Path) -> None:
-    """Ctrl-C twice, during step 7."""
-
-    def twice():
-        wait_for_checkpoint(folder, 5)
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError("still there")
-
-    stage(folder, failing_at(7, twice)).run()
-
-
-def test_a_second_ctrl_c_stops_at_once(tmp_path):
-    (killed,) = run_ranks(1, stop_at_once, tmp_path / "cut")
-    assert isinstance(killed, ChildProcessError)
-    assert checkpoint.latest(tmp_path / "cut" / "checkpoints").step == 5
-    whole, resumed = stage(tmp_path / "whole"), stage(tmp_path / "cut")
-    whole.run()
-    resumed.run()
-    assert same(whole.model, resumed.model)
-
-
-def test_a_signal_during_the_last_checkpoint_ends_the_run(tmp_path, monkeypatch):
-    save = Stage._save
-
-    def signalled(self, writer, done):
-        save(self, writer, done)
-        if done == 25:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Stage, "_save", signalled)
-    with pytest.raises(Interrupted):
-        stage(tmp_path).run()
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_is_announced_before_the_step_ends(tmp_path, signum, capfd):
-    said = []
-
-    def stop():
-        os.kill(os.getpid(), signum)
-        said.append(capfd.readouterr().err)
-
-    with pytest.raises(Interrupted):
-        stage(tmp_path / "cut", failing_at(7, stop)).run()
-    assert "stopping after this step" in said[0]
-
-
-def test_checkpoints_are_due_by_time_as_well(tmp_path):
-    """Here after every step; and where they are written changes nothing."""
-    whole = stage(tmp_path / "whole")
-    whole.run()
-    with pytest.raises(Killed):
-        stage(tmp_path / "cut", failing_at(7, kill), save_every=1000, save_minutes=1e-9).run()
-    assert checkpoint.latest(tmp_path / "cut" / "checkpoints").step == 7
-    resumed = stage(tmp_path / "cut", save_minutes=1e-9)
-    resumed.run()
-    assert same(whole.model, resumed.model)
-    assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
 
 
 def test_checkpoints_are_minutes_apart_and_one_is_of_the_end(tmp_path, monkeypatch):
@@ -224,26 +152,6 @@ def test_broken_gradient_never_reaches_a_checkpoint(tmp_path):
         stage(tmp_path / "nan", loss).run()
     saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
     assert saved is not None and saved.step == 5
-
-
-def test_nan_in_the_data_stops_before_a_checkpoint(tmp_path):
-    """Stored frames are bytes, which hold no NaN; a loader of floats might."""
-
-    class BrokenLoader(ToyLoader):
-        def epoch(self, epoch, start_batch=0):
-            for number, batch in enumerate(super().epoch(epoch, start_batch), start_batch):
-                batch.rows = batch.rows.float()
-                if number == 8:
-                    batch.rows[-1, -1, -1, -1] = math.nan
-                yield batch
-
-    run = stage(tmp_path / "nan")
-    run.loader = BrokenLoader(10, BATCH, 1, 2, 3)
-    with pytest.raises(UserError, match=r"became nan before step 9"):
-        run.run()
-    saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
-    assert saved.step == 5
-    assert all(tensor.isfinite().all() for tensor in saved.model.values())
 
 
 @pytest.mark.parametrize("grad_accum_steps, optimizer", [(2, "muon"), (3, "adamw")])
@@ -370,12 +278,3 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     log.write("toy", 6, 24, loss=0.25)
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("toy/loss")
     assert [(point.step, point.value) for point in found] == [(12, 0.5), (24, 0.25)]
-
-
-def test_unfinished_line_in_the_log_is_forgotten(tmp_path):
-    log = MetricsLog(tmp_path)
-    log.write("toy", 3, 12, loss=1.0)
-    with open(log.path, "a") as file:
-        file.write('{"stage": "toy", "st')
-    log.rewind("toy", 3)
-    assert [r["step"] for r in log.read()] == [3]

@@ -5,25 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ivcl_fast.errors import UserError
-from ivcl_fast.training import checkpoint, metrics_log
 from ivcl_fast.training.metrics_log import MetricsLog
-from tests.training.test_loop import stage
-
-
-def test_no_checkpoint_is_newer_than_the_records_that_are_flushed(tmp_path, monkeypatch):
-    """After a power cut, the curve would have a hole that no resume fills."""
-    flushed, write = [], checkpoint.write
-
-    def noted(final, saved):
-        assert flushed and max(flushed) >= saved.step - 3
-        write(final, saved)
-
-    monkeypatch.setattr(
-        metrics_log, "fsync", lambda path: flushed.append(MetricsLog(tmp_path).read()[-1]["step"])
-    )
-    monkeypatch.setattr(checkpoint, "write", noted)
-    stage(tmp_path).run()
-    assert len(flushed) == 5
 
 
 def test_a_line_that_a_kill_left_unfinished_is_dropped(tmp_path):

@@ -191,34 +191,3 @@ def exact_newton_schulz(matrix):
         polynomial = b * gram + c * gram @ gram
         x = a * x + (polynomial @ x if len(x) <= len(x.T) else x @ polynomial)
     return x
-
-
-def test_matrices_that_go_together_become_orthogonal_like_single_ones(has_bf16):
-    """As on a GPU, where tall and wide matrices of one size share their products."""
-    torch.manual_seed(0)
-    shapes = [torch.Size(shape) for shape in ((3, 8), (8, 3), (4, 4))]
-    stacks = {shape: torch.randn(2, *shape).bfloat16() for shape in shapes}
-    found = orthogonalize(stacks, *NEWTON_SCHULZ)
-    assert found.keys() == stacks.keys()
-    for shape, stack in stacks.items():
-        for matrix, result in zip(stack, found[shape], strict=True):
-            expected = _muon._zeropower_via_newtonschulz(matrix.clone(), *NEWTON_SCHULZ)
-            torch.testing.assert_close(result, expected, rtol=0, atol=2**-8)  # an ulp of bfloat16
-
-
-def test_muon_skips_matrices_without_a_gradient():
-    weights = [nn.Parameter(torch.randn(3, 4)) for _ in range(2)]
-    weights[1].grad = torch.randn(3, 4)
-    before = [weight.detach().clone() for weight in weights]
-    muon = Muon(weights, lr=0.1)
-    muon.step()
-    assert torch.equal(weights[0], before[0]) and not torch.equal(weights[1], before[1])
-    assert [*muon.state] == weights[1:]
-
-
-def test_a_gradient_of_zeros_leaves_a_matrix_as_it_is():
-    weights = [nn.Parameter(torch.randn(3, 4)) for _ in range(2)]
-    weights[0].grad, weights[1].grad = torch.zeros(3, 4), torch.randn(3, 4)
-    before = weights[0].detach().clone()
-    Muon(weights, lr=0.1, weight_decay=0.0).step()
-    assert torch.equal(weights[0], before) and weights[1].isfinite().all()

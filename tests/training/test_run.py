@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import threading
-from multiprocessing import active_children
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
-from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.data.store import build as build_module
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.baselines import LAST_FRAME
 from ivcl_fast.evaluation.evaluate import Evaluation
-from ivcl_fast.files import write_json
 from ivcl_fast.models import flops
 from ivcl_fast.report.plan import plan_stages
-from ivcl_fast.report.run import CLIPS, REPORT, SCORES, write_report
 from ivcl_fast.train import comparisons, origin, warn_of_few_steps
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.classes import Classes
@@ -30,13 +23,6 @@ from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.settings import TrainConfig, write_settings
 from tests.support.small_models import config as small_model
-from tests.training.test_last_frame import run_with
-
-
-def test_no_cuda_graph_without_a_gpu(tmp_path, capsys):
-    run = Run(TrainConfig().replace(cuda_graph=True, device="cpu", out=tmp_path))
-    assert not run.cuda_graph
-    assert capsys.readouterr().out == ""
 
 
 def test_speed_at_the_peak_is_that_of_all_ranks(tmp_path, monkeypatch):
@@ -117,53 +103,6 @@ def test_a_frame_store_leaves_room_for_the_largest_step(tmp_path, monkeypatch):
     assert passed == [max(peaks)] and len(peaks) == 2
 
 
-def test_a_finished_stage_decodes_no_more(tmp_path, monkeypatch):
-    """Each thread that decodes on a GPU would keep a pipeline of DALI, and its memory."""
-    monkeypatch.setattr(Run, "_measure_curve", lambda *_: {})
-    run = run_with(tmp_path, name="run", loader="stream", workers=2)
-    run.finetune("random")
-    assert not active_children()
-    decode = [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
-    for thread in decode:
-        thread.join(10)
-    assert not any(thread.is_alive() for thread in decode)
-
-
-@pytest.mark.parametrize("bad", [0, 1])
-def test_curves_are_of_some_of_the_clips_that_can_be_used(tmp_path, monkeypatch, bad):
-    """Not of some of those that are listed, of which few may be there."""
-    data = write_cater(tmp_path / "data", SyntheticCater(train=6, val=2), 1)
-    monkeypatch.setattr("ivcl_fast.data.datamodule.CURVE_CLIPS", 1)
-    measured = []
-    for damaged in (False, True):
-        run = run_with(tmp_path, name=f"{damaged}", source=f"cater:{data}")
-        model = run.finetune("random")
-        write_report(FinishedRun(run.config, run.data), [run.evaluate(model).result("it")], None)
-        (said,) = re.findall(
-            r"The curve in training is of (.*)\.", (run.folder / REPORT).read_text()
-        )
-        card = IVCLClassifier.from_pretrained(run.folder / "finetune").training_record
-        measured.append([said, *(key for key in card if key.startswith("scores on "))])
-        (data / "videos" / f"{run.data.dataset.clips('val')[bad].media}.avi").write_bytes(b"RIFF")
-        shutil.rmtree(run.data.bad_files_path.parent)  # the frame store
-    assert measured[0] == ["a part of val", "scores on a part of val"]
-    assert measured[1] == ["val", "scores on val"]
-
-
-def test_scores_are_written_when_all_else_is_there(tmp_path, monkeypatch):
-    """A study takes a run with scores for done, also after a kill."""
-    run, there = run_with(tmp_path, name="run"), {}
-    evaluation = run.evaluate(run.classifier())
-
-    def noted(path, value):
-        there[path.name] = {file.name for file in run.folder.iterdir()}
-        write_json(path, value)
-
-    monkeypatch.setattr("ivcl_fast.report.run.write_json", noted)
-    write_report(FinishedRun(run.config, run.data), [evaluation.result("it")], evaluation)
-    assert {REPORT, CLIPS} <= there[SCORES]
-
-
 def test_classes_of_a_start_that_saved_nothing_do_not_count(tmp_path):
     """A misspelt class was renamed before the same command was typed again."""
     flags = ["--device", "cpu", "--out", str(tmp_path), "--name", "run"]
@@ -195,14 +134,6 @@ def test_a_stage_has_a_step_at_least(capsys):
         "--finetune-clips: 7 are 1 step of 16, too few to learn much",
         "--last-frame-clips: 1599 are 99 steps of 16, too few to learn much",
     ]
-
-
-def test_a_stage_that_is_not_run_needs_no_steps(capsys):
-    """Videos without classes are not finetuned on."""
-    run = Run(parse(["--device", "cpu", "--finetune-clips", "7"]))
-    run.data = SimpleNamespace(num_classes=0, localizes=False)
-    warn_of_few_steps(run)
-    assert not capsys.readouterr().out
 
 
 def test_a_card_tells_which_labels_a_model_had(tmp_path):

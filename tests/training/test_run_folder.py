@@ -13,7 +13,6 @@ from ivcl_fast.models.weights import MODEL
 from ivcl_fast.training import run_folder
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run_folder import check_folder, opened_folder, save_model
-from ivcl_fast.training.settings import load_settings
 from tests.support.toy_stage import Killed
 
 
@@ -31,20 +30,6 @@ def test_a_run_that_replaced_another_keeps_its_own_progress(tmp_path, monkeypatc
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     with opened_folder(check_folder(parse(command))):
         assert saved.exists() == (how != "again")
-
-
-@pytest.mark.parametrize("flags", [["--overwrite"], []])
-def test_ranks_that_died_before_they_began_leave_no_other_run_behind(tmp_path, monkeypatch, flags):
-    """Then the folder still holds what this one replaces, if only a start that saved nothing."""
-    command = ["--out", str(tmp_path), "--name", "run"]
-    saved = tmp_path / "run" / "pretrain" / "checkpoints" / "step-00000005" / MODEL
-    with opened_folder(check_folder(parse([*command, "--lr", "0.5"]))):
-        if flags:
-            saved.parent.mkdir(parents=True)
-            saved.touch()
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    with opened_folder(check_folder(parse([*command, *flags, "--lr", "0.25"]))):
-        assert load_settings(tmp_path / "run").optim.lr == 0.25 and not saved.exists()
 
 
 @pytest.mark.parametrize("moved", range(len(MODEL_FILES)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from torch.distributed.run import get_args_parser
 
@@ -55,16 +53,6 @@ def test_an_encoder_of_its_own_comes_with_the_weights(objective, tmp_path):
     start = ["--stage", "finetune", "--init", str(tmp_path)]
     assert parse(start).model == IVCLConfig(**ODD, objective=objective)
     assert parse([*start, "--objective", "ivcl"]).model == IVCLConfig(**ODD)
-
-
-@pytest.mark.parametrize("record", [["small"], {"preset": ["small"]}, {"preset": "huge"}, None])
-def test_a_record_that_names_no_preset(record, tmp_path):
-    IVCL(IVCLConfig(**ODD)).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "SHA256SUMS").unlink()
-    (tmp_path / "config.json").write_text(json.dumps(config | {"training": record}))
-    config = parse(["--init", str(tmp_path)])
-    assert (config.preset, config.model) == ("tiny", IVCLConfig(**ODD))
 
 
 def test_settings_are_read_as_they_were_written(tmp_path):

@@ -97,11 +97,6 @@ def test_zero_init_is_a_choice(zero_init, make, stages):
     assert all(layer.weight.any() != zero_init for layer in (block.attn.proj, block.mlp.fc2))
 
 
-def test_how_often_to_save(make, stages):
-    make(save_every=7, save_minutes=0.5).pretrain()
-    assert (stages["pretrain"].save_every, stages["pretrain"].save_minutes) == (7, 0.5)
-
-
 def test_a_schedule_has_all_that_was_set(make, stages, weights, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # rates count the clips of all ranks
     settings = dict(
@@ -119,18 +114,6 @@ def test_a_schedule_has_all_that_was_set(make, stages, weights, monkeypatch):
     assert [schedule.clips for schedule in schedules] == [8, 4, 4]
     assert [schedule.lr for schedule in schedules] == [1e-2 / 4, 2e-2 / 4, 2e-2 / 4]
     assert [schedule.backbone_lr_scale for schedule in schedules] == [1, 1, 0.25]
-
-
-def test_muon_is_the_default(make, stages):
-    make().pretrain()
-    assert stages["pretrain"].schedule.optimizer == "muon"
-
-
-def test_a_baseline_without_memory_sees_as_many_clips_where_no_last_frames_are_asked_for(
-    make, stages
-):
-    make(finetune_clips=64, last_frame_clips=0).last_frame("random")
-    assert stages["last-frame"].schedule.clips == 64
 
 
 @pytest.mark.parametrize("task", ["localize", "actions_present"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from ivcl_fast.models.reference import hash64
 from ivcl_fast.training import loop, step_graph
 from ivcl_fast.training.seeds import clip_seeds
 from ivcl_fast.training.step_graph import WARM_UP, StepGraph
-from tests.support.pretend_cuda import PretendCuda
 from tests.support.toy_stage import ToyLoader, curve, make_toy_stage, reconstruction_loss
 
 CFG = IVCLConfig(
@@ -173,25 +170,6 @@ def test_what_changes_is_read_anew():
     assert all(got == want for got, want in results), "results stay what they were"
 
 
-def test_streams_and_recording(monkeypatch):
-    """On stand-ins: every step before and while recording on one stream of its own."""
-    cuda, ran = PretendCuda(monkeypatch), []
-
-    def step(x):
-        ran.append(cuda.streams[-1])
-        return x.sum()
-
-    graph = StepGraph(step, torch.device("cpu"))
-    for number in range(WARM_UP + 3):
-        graph(torch.tensor([float(number)]))
-        assert graph.recorded == (number >= WARM_UP)
-    assert ran == ["side"] * (WARM_UP + 1)
-    warm_up = ["side waits for default", "default waits for side"] * WARM_UP
-    # The loader works in another thread, which may allocate memory during the recording.
-    recording = ["recording, thread_local", "recorded"]
-    assert cuda.log == warm_up + recording + ["replay on default"] * 3
-
-
 def test_another_shape_runs_eagerly():
     """A batch that has lost a clip; the graph is for the shape that came some times in a row."""
     ran = []
@@ -229,41 +207,6 @@ def test_a_recording_that_is_broken_off_leaves_nothing_behind(tmp_path, taped, m
     assert_same_run(graphed, eager, rel=1e-5)
 
 
-def test_after_a_recording_that_failed(monkeypatch, caplog):
-    """On stand-ins: steps run on their stream again, and the reason is the first error."""
-    cuda, ran = PretendCuda(monkeypatch), []
-
-    def step(x):
-        ran.append(cuda.streams[-1])
-        if cuda.log[-1].startswith("recording"):
-            raise RuntimeError("a number was asked for")
-        return x.sum()
-
-    graph = StepGraph(step, torch.device("cpu"))
-    for _ in range(WARM_UP + 2):
-        graph(torch.ones(1))
-        assert cuda.streams == ["default"]
-    assert ran == ["side"] * (WARM_UP + 3)
-    assert caplog.messages == ["--cuda-graph: running without, a number was asked for"]
-
-
-def test_too_little_memory_for_a_recording_names_the_way_out(monkeypatch, caplog):
-    """It is the first error: the end of the broken recording raises another one."""
-    cuda = PretendCuda(monkeypatch)
-
-    def step(x):
-        if cuda.log[-1].startswith("recording"):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return x.sum()
-
-    graph = StepGraph(step, torch.device("cpu"))
-    for _ in range(WARM_UP + 1):
-        graph(torch.ones(1))
-    assert caplog.messages == [
-        "--cuda-graph: running without, CUDA out of memory; --no-cuda-graph has more memory"
-    ]
-
-
 @pytest.mark.parametrize("run_seed", [0, 3, 2**63 - 1])
 def test_seeds_do_not_depend_on_the_kind_of_step(run_seed):
     ids, expected = torch.tensor([0, 5, 7]), torch.tensor(0)
@@ -294,38 +237,6 @@ def test_graphed_steps_learn_the_same_on_a_gpu(tmp_path, optimizer, amp, objecti
     eager.run()
     assert not caplog.messages
     assert_same_run(graphed, eager, rel=5e-3, rel_loss=1e-2 if amp else 1e-4)
-
-
-ASKS_FOR_A_NUMBER = """
-import logging, torch
-from ivcl_fast.training.step_graph import StepGraph
-logging.basicConfig()
-weight = torch.nn.Parameter(torch.ones(3, device="cuda"))
-def step(x):
-    try:
-        loss = (weight * x).sum()
-        loss.backward()
-        weight.data.sub_(weight.grad, alpha=0.1)
-        weight.grad.sum().item()
-    finally:
-        weight.grad = None
-    return loss.detach()
-graph = StepGraph(step, torch.device("cuda"))
-for number in range(6):
-    graph(torch.full((3,), float(number)))
-    assert torch.cuda.current_stream() == torch.cuda.default_stream()
-torch.testing.assert_close(weight.cpu().data, torch.full((3,), 1 - 0.1 * 15))
-"""
-
-
-@pytest.mark.gpu
-def test_a_step_that_asks_for_a_number_on_a_gpu():
-    """Apart: before torch 2.13 a recording that failed leaves its allocator in disorder."""
-    command = [sys.executable, "-c", ASKS_FOR_A_NUMBER]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if "--cuda-graph" in line]
-    assert "running without, " in line and "previous error" not in line
 
 
 @pytest.mark.gpu

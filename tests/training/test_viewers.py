@@ -9,11 +9,8 @@ from types import ModuleType
 import pytest
 
 from ivcl_fast.errors import UserError
-from ivcl_fast.train import train
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.metrics_log import MetricsLog
-from ivcl_fast.training.run_folder import check_folder
-from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
 
 
 class Package(ModuleType):
@@ -78,54 +75,21 @@ def test_mlflow(calls, tmp_path):
     assert calls[4:] == [("exit", (None,), {})]
 
 
-@pytest.mark.parametrize(
-    ("viewer", "start", "end"), [("wandb", "init", "finish"), ("mlflow", "start_run", "exit")]
-)
-def test_a_run_ends_before_the_next_one_of_a_study_starts(viewer, start, end, calls, tmp_path):
-    """A process has one at a time: MLflow would refuse the second, W&B continue the first."""
-    flags = [*RUN_FLAGS, *FRAME_FLAGS, "--stage", "pretrain", "--no-pictures", "--viewer", viewer]
-    flags += ["--device", "cpu", "--train-videos", "4", "--val-videos", "2"]
-    flags += ["--data-dir", str(tmp_path / "data"), "--out", str(tmp_path)]
-    train(check_folder(parse([*flags, "--name", "good"])))
-    with pytest.raises(UserError), MetricsLog(tmp_path / "good", viewer) as log:
-        log.write("finetune", step=20, clips=160, val_top1=0.25)
-        raise UserError("the loss became infinite")
-    assert [name for name, _, _ in calls if name in (start, end)] == [start, end] * 2
-    failures = [args[0] for name, args, _ in calls if name == end]
-    assert failures == ([0, 1] if viewer == "wandb" else [None, UserError])
-
-
-@pytest.mark.parametrize("viewer", ["wandb", "mlflow"])
-@pytest.mark.parametrize("fails", ["start", "show", "end"])
+@pytest.mark.parametrize(("viewer", "fails"), [("wandb", "log"), ("mlflow", "start_run")])
 def test_training_goes_on_without_a_viewer_that_fails(
-    fails, viewer, calls, tmp_path, monkeypatch, caplog
+    viewer, fails, calls, tmp_path, monkeypatch, caplog
 ):
-    """As where its server is gone. Records are not tried again: each might wait for it."""
+    """Records are not sent again: each might wait for a server that is gone."""
 
     def fail(*args, **kwargs):
         calls.append("fail")
-        raise ConnectionError("no server\nsince today")  # an OSError, as requests has it
+        raise ConnectionError("no server\nsince today")
 
-    package, first = sys.modules[viewer], viewer == "wandb"
-    names = {"start": ("init", "start_run"), "show": ("log", "log_metrics")}
-    if fails == "end" and not first:
-        monkeypatch.setattr(Package, "__exit__", fail)
-    else:
-        name = "finish" if fails == "end" else names[fails][not first]
-        monkeypatch.setattr(package, name, fail, raising=False)
+    monkeypatch.setattr(sys.modules[viewer], fails, fail, raising=False)
     write(tmp_path / "run", viewer)
     assert calls.count("fail") == 1
-    assert caplog.messages == [
-        f"--viewer {viewer}: no server; going on without it, all records are in "
-        f"{tmp_path / 'run' / 'metrics.jsonl'}"
-    ]
-
-
-def test_none_writes_nothing_else(tmp_path):
-    write(tmp_path / "run", "none")
-    assert [path.name for path in (tmp_path / "run").iterdir() if path.suffix != ".json"] == [
-        "metrics.jsonl"
-    ]
+    (message,) = caplog.messages
+    assert message.startswith(f"--viewer {viewer}: no server; ") and "metrics.jsonl" in message
 
 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])

@@ -6,7 +6,7 @@ import torch
 from ivcl_fast.kernels import add_layer_norm, dispatches, layer_norm
 from ivcl_fast.kernels.add_layer_norm import MAX_WIDTH, _ref, _ref_biased, _ref_norm
 from tests.kernels.ops.conftest import DTYPES, HALF, INTERPRET
-from tests.support.numerics import assert_parity, check_one_output, check_op
+from tests.support.numerics import check_one_output, check_op
 
 op = torch.ops.ivcl_fast.add_layer_norm.default
 biased_op = torch.ops.ivcl_fast.add_layer_norm_biased.default
@@ -34,20 +34,6 @@ def test_parity_with_the_bias_of_x(shape, stream, device):
     x, residual, weight, bias = inputs(shape, HALF, device)
     parameters = [t.float() for t in (weight.flip(0), weight, bias)]
     check_op(biased_op, _ref_biased, [x, parameters[0], residual.to(stream), *parameters[1:], EPS])
-
-
-@pytest.mark.parametrize("used", [0, 1])
-def test_gradient_of_the_bias_of_x_with_one_output_unused(used, device):
-    x, residual, weight, bias = inputs((2, 5, 60), torch.float32, device)
-    args, cotangent = (x, weight.flip(0), residual, weight, bias), torch.randn_like(x)
-
-    def grad(function, args):
-        leaf = args[1].clone().requires_grad_()
-        out = function(args[0], leaf, *args[2:], EPS)[used]
-        return torch.autograd.grad(out, leaf, cotangent.to(out))[0]
-
-    exact = grad(_ref_biased, [t.double() for t in args])
-    assert_parity(grad(biased_op, args), grad(_ref_biased, args), exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -121,13 +107,6 @@ def test_gradients_with_one_output_unused(used, stream, device):
     check_one_output(op, _ref, [x, residual.to(stream), weight, bias, EPS], used)
 
 
-def test_gradients_of_x_and_residual_share_memory(device):
-    leaves = [t.requires_grad_() for t in inputs((5, 64), torch.float32, device)]
-    total, normed = op(*leaves, EPS)
-    dx, dresidual, *_ = torch.autograd.grad([total.sum() + normed.square().sum()], leaves)
-    assert dx.data_ptr() == dresidual.data_ptr()
-
-
 def test_no_rows(device):
     x, residual, weight, bias = inputs((0, 64), torch.float32, device)
     leaves = [t.requires_grad_() for t in (x, residual, weight, bias)]
@@ -179,11 +158,6 @@ def test_too_wide_rows_run_in_pytorch():
     before = dispatches()
     layer_norm(torch.randn(1, MAX_WIDTH + 1), torch.ones(MAX_WIDTH + 1), torch.ones(MAX_WIDTH + 1))
     assert dispatches() == before
-
-
-def test_a_scalar_has_no_rows():
-    with pytest.raises(ValueError, match=r"^x: shape \(\) has no rows"):
-        layer_norm(torch.ones(()), torch.ones(()), torch.ones(()))
 
 
 @pytest.mark.parametrize("name", ["residual", "weight", "bias", "x_bias"])

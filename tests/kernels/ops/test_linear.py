@@ -125,14 +125,6 @@ def test_float32_weights_use_the_op_where_they_are_cast_together(as_on_amx):
         public(x, layer.weight, layer.bias)
 
 
-@ours
-def test_no_gradients_no_op(as_on_amx):
-    x, weight = torch.randn(4, 8).bfloat16(), torch.randn(8, 8).bfloat16().requires_grad_()
-    with torch.no_grad():
-        assert public(x, weight).grad_fn is None and not public(x, weight).requires_grad
-    assert "Linear" in public(x, weight).grad_fn.name()
-
-
 def test_opcheck():
     dy, x = inputs(5, 6, 7, torch.bfloat16)
     torch.library.opcheck(op, (dy, x, torch.float32))
@@ -172,17 +164,6 @@ def test_frozen_weights_are_not_cast_together(as_on_amx):
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-def test_an_error_ends_the_casts_too():
-    """Later calls would compute with weights as they were then."""
-    layer, x = torch.nn.Linear(6, 4), torch.ones(3, 6).bfloat16()
-    with pytest.raises(MemoryError), cast_together(weights_to_cast(layer), torch.bfloat16):
-        raise MemoryError
-    with torch.no_grad():
-        layer.weight.zero_()
-        layer.bias.zero_()
-    assert not _Linear.apply(x, layer.weight, layer.bias).any()
-
-
 @pytest.mark.parametrize("together", [False, True])
 def test_second_derivatives_of_a_weight_that_is_cast(together):
     """A penalty on dx, which depends on the weight by itself and through dy."""
@@ -197,15 +178,6 @@ def test_second_derivatives_of_a_weight_that_is_cast(together):
         found = gradient(lambda: _Linear.apply(x, weight, None))
     expected = gradient(lambda: F.linear(x, weight.bfloat16()))
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
-
-
-def test_second_derivatives_on_a_gpu_without_a_bias():
-    """By shapes alone: the product that writes float32 exists on GPUs only, without derivatives."""
-    x = torch.empty(2, 3, 6, device="meta", dtype=torch.bfloat16, requires_grad=True)
-    weight = torch.empty(4, 6, device="meta", requires_grad=True)
-    out = _Linear.apply(x, weight, None)
-    (dweight,) = torch.autograd.grad(out.sum(), weight, create_graph=True)
-    assert torch.autograd.grad(dweight.sin().sum(), x)[0].shape == x.shape
 
 
 class Dtypes(TorchDispatchMode):
@@ -241,16 +213,3 @@ def test_any_number_of_dimensions(shape, as_on_amx):
     expected = torch.autograd.grad(F.linear(x, weight).float().sin().sum(), (x, weight))
     for got, plain in zip(found, expected, strict=True):
         torch.testing.assert_close(got, plain)
-
-
-def test_bfloat16_under_float16_autocast(as_on_amx):
-    """The backward pass is outside, as usual."""
-    x = torch.randn(3, 6).bfloat16().requires_grad_()
-    weight = torch.randn(4, 6, requires_grad=True)
-    with torch.autocast("cpu", torch.float16):
-        y, plain = public(x, weight), F.linear(x, weight)
-    assert y.dtype == plain.dtype == torch.float16
-    for got, expected in zip(
-        *(torch.autograd.grad(out.float().sum(), (x, weight)) for out in (y, plain)), strict=True
-    ):
-        torch.testing.assert_close(got, expected)

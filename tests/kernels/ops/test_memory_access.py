@@ -17,8 +17,6 @@ from tests.kernels.ops.conftest import INTERPRET
 
 pytestmark = pytest.mark.skipif(not INTERPRET, reason="the interpreter knows the addresses")
 if INTERPRET:
-    import triton
-    import triton.language as tl
     from triton.runtime.errors import InterpreterError
 
     from tests.support.kernel_memory import checked_launches
@@ -129,37 +127,3 @@ def test_every_access_is_inside_and_every_element_stored_once(dtype, monkeypatch
     if dtype == torch.float32:  # this forward scores all pairs of tokens at once
         expected = {k for k in expected if k.__name__ != "loop_forward_kernel"}
     assert kernels == expected
-
-
-if INTERPRET:
-
-    @triton.jit
-    def _copy_kernel(
-        x_ptr, y_ptr, count, BLOCK: tl.constexpr, STEP: tl.constexpr, LOADS: tl.constexpr
-    ):
-        at = tl.program_id(0) * STEP + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + at, mask=at < count + LOADS, other=0.0)
-        tl.store(y_ptr + at, x, mask=at < count)
-
-
-@pytest.mark.parametrize(
-    ("step", "loads", "message"),
-    [
-        (8, 0, None),
-        (8, 1, "load 1 elements beyond a tensor of 20"),
-        (4, 0, "elements by number of stores: "),
-        (16, 0, "elements by number of stores: "),
-    ],
-)
-def test_faults_are_found(step, loads, message, monkeypatch):
-    """A read that no result depends on, two programs on one element, and one that none stores."""
-    x, y = torch.randn(20), torch.full((20,), float("nan"))
-    with checked_launches(monkeypatch):
-        run = module("bias_gelu").launch
-        copy = lambda: run(_copy_kernel, (3,), x, y, 20, BLOCK=8, STEP=step, LOADS=loads)  # noqa: E731
-        if message:
-            with pytest.raises(FAULTS, match=message):
-                copy()
-        else:
-            copy()
-            assert torch.equal(x, y)

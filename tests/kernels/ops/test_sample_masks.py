@@ -108,18 +108,6 @@ def test_every_pair_is_kept_equally_often():
 
 
 @statistical
-def test_every_subset_is_drawn_equally_often():
-    num_patches, num_keep = 6, 3
-    kept = included(sample_masks(torch.arange(FRAMES), num_patches, num_keep)[0], num_patches)
-    code = (kept * 2 ** torch.arange(num_patches)).sum(1).long()
-    counts = code.bincount(minlength=2**num_patches)
-    counts = counts[counts > 0].double()
-    assert len(counts) == math.comb(num_patches, num_keep)
-    expected = FRAMES / len(counts)
-    assert_chi_square(((counts - expected) ** 2).sum().item() / expected, len(counts) - 1)
-
-
-@statistical
 @pytest.mark.parametrize("neighbour", ["next seed", "next frame of a clip", "one bit away"])
 def test_masks_of_neighbours_are_independent(neighbour):
     base = torch.arange(FRAMES) * 2
