@@ -34,8 +34,7 @@ TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 FAILED = "failed"
 """Key in the ranks' store that counts those with an error of the user's."""
 LONG_TIMEOUT = timedelta(days=7)
-"""How long ranks wait for each other between pieces of work: while one of them makes data, or is
-slower to encode or to evaluate the clips."""
+"""Timeout of waits between pieces of work, such as making data, encoding and evaluating clips."""
 
 
 def rank() -> int:
@@ -160,7 +159,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def first_to_fail(store: dist.Store) -> bool:
-    """Whether no other rank has called this; true also if the ``store`` is gone with its rank."""
+    """Whether this rank calls this first; also true if the ``store`` is gone with its rank."""
     try:
         return store.add(FAILED, 1) == 1
     except RuntimeError:
@@ -168,7 +167,7 @@ def first_to_fail(store: dist.Store) -> bool:
 
 
 def has_failed(store: dist.Store) -> bool:
-    """Whether a rank has called :func:`first_to_fail`, as far as the ``store`` is still there."""
+    """Whether a rank has called :func:`first_to_fail`; False if the ``store`` is gone."""
     try:
         return store.check([FAILED])
     except RuntimeError:
@@ -181,7 +180,7 @@ def is_lost_connection(error: RuntimeError) -> bool:
 
 
 def reason(error: RuntimeError) -> str:
-    """Return one line: the first of an error, and the first of what NCCL then says of the cause."""
+    """Return the first line of an error, followed by the cause that NCCL gives."""
     cause = str(error).partition("Last error:\n")[2].partition("\n")[0]
     return f"{first_line(error)}: {cause}" if cause else first_line(error)
 
@@ -190,7 +189,7 @@ def reason(error: RuntimeError) -> str:
 def waiting_group() -> Any:  # of a type per version
     """Connect the ranks once more, by gloo, to wait for each other for days.
 
-    They connect when they all begin: one that does so alone would not notice that another dies.
+    All ranks connect at the start: one that connects later would not notice that another died.
     """
     return dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
 
@@ -226,11 +225,11 @@ def let_rank0_report_first() -> None:
 
 
 class Decision:
-    """Decides on all ranks at the same step what any of them asked for: to stop, and to save.
+    """Lets all ranks stop, or save, at the same step when any rank asks for it.
 
     The all-reduce of a step overlaps with the computation of the next one: with several ranks,
-    decisions take effect one step later. By then, ranks have asked for a checkpoint once more,
-    which does not count.
+    decisions take effect one step later. Ranks have asked for the
+    checkpoint a second time by then, which is ignored.
     """
 
     def __init__(self) -> None:
@@ -239,9 +238,9 @@ class Decision:
         """Whether the last decision was to save."""
 
     def __call__(self, stop: bool, save: bool) -> tuple[bool, bool]:
-        """Contribute this rank's wishes; return the decisions ``(stop, save)`` of the step before.
+        """Vote to stop and to save; return the decisions ``(stop, save)`` of the step before.
 
-        A process that runs alone gets its wishes back.
+        In a single process, the votes are the decisions.
         """
         if not dist.is_initialized():
             return stop, save

@@ -39,11 +39,11 @@ SIZES = (
 )  # fmt: skip
 """The config's fields that have to be equal in both models."""
 OWN_ENCODER = "joint", "slot_attention"
-"""Objectives with an encoder that finetuning needs, too."""
+"""Objectives whose encoder differs, so that finetuning has to use the same objective."""
 
 
 def check_source(source: str) -> None:
-    """Raise :class:`UserError` for a source that cannot be had, before any work."""
+    """Raise :class:`UserError` if a source cannot be found, before any work."""
     if timm_weights.is_timm(source):
         timm_weights.check(source)
     else:
@@ -103,7 +103,7 @@ def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) 
 
 
 def other_parts(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
-    """Why the parts of a source are not those of a model, although their shapes may fit."""
+    """Return why a source's parts differ from the model's even if all shapes fit, or None."""
     if "encoder.time_embed" in weights and "encoder.time_embed" not in own:
         return "its encoder is a joint space-time one (objective joint), and this model's is not"
     competition = "encoder.slot_attention.key.weight"
@@ -122,8 +122,7 @@ def other_parts(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str
 
 
 def other_settings(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLConfig) -> str | None:
-    """Why a source computes otherwise than a model with its weights, if its config lies beside
-    it."""
+    """Return which setting in the source's config differs without changing a shape, or None."""
     theirs = description(source).get("cfg", {})
     for name in ("num_heads", "pixel_mean", "pixel_std"):
         ours = getattr(cfg, name)
@@ -133,7 +132,7 @@ def other_settings(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLCo
 
 
 def description(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the config file beside a source says of its model, or ``{}`` where there is none."""
+    """Return the config stored beside a source, or ``{}`` if there is none."""
     if isinstance(source, Mapping) or timm_weights.is_timm(source):
         return {}
     try:
@@ -143,10 +142,10 @@ def description(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, A
 
 
 def default_sizes(source: str) -> tuple[str | None, dict[str, Any]]:
-    """The preset of a source's model, and the fields in which a model that starts from it is alike.
+    """Return a source's preset, and the config fields that a model initialised from it shares.
 
-    The fields that weights have to fit, the size of frames, and an objective that has an encoder of
-    its own. ``(None, {})`` where no config lies beside the weights.
+    These are the sizes that weights have to fit, the frame size, and an objective with its own
+    encoder. Returns ``(None, {})`` if no config is stored beside the weights.
     """
     if source == "random":
         return None, {}
@@ -159,9 +158,9 @@ def default_sizes(source: str) -> tuple[str | None, dict[str, Any]]:
 
 
 def load_last_frame(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load all weights of a model of single frames into one of clips.
+    """Load the weights of a single-frame model into a model of clips.
 
-    Its only frame is the last one, so that the times of the others stay.
+    Its frame is the last one: the time embeddings of the other frames are kept.
     """
     loaded = dict(weights)
     for key, own in model.state_dict().items():
@@ -171,7 +170,7 @@ def load_last_frame(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def config_to_use(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLConfig) -> str:
-    """What to do about a source of other sizes; names them where its config lies beside it."""
+    """Return advice for a source of other sizes, which names them if its config is known."""
     advice = "build the model with the config that these weights were trained with"
     if theirs := description(source).get("cfg"):
         folder, ours = weights_file(source).parent, vars(cfg)  # type: ignore[arg-type]
@@ -182,8 +181,7 @@ def config_to_use(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLCon
 
 
 def can_resize(key: str, value: Tensor, shape: torch.Size) -> bool:
-    """Whether a value is one of positions or times that differ in their number, and in nothing
-    else."""
+    """Whether a tensor holds positions or times that differ from ``shape`` in length only."""
     if value.ndim != len(shape) or value.numel() == 0 or value.shape[-1] != shape[-1]:
         return False
     if key.endswith("time_embed"):

@@ -12,8 +12,8 @@ from ivcl_fast.models.slot_attention import ROUNDS
 
 
 def training(cfg: IVCLConfig, num_classes: int | None = None, frames: float | None = None) -> int:
-    """FLOPs per clip of a forward and backward pass of pretraining without labels, or with classes
-    of a classifier.
+    """FLOPs per clip of a training step: of pretraining without labels, or of a classifier if
+    ``num_classes`` is given.
 
     ``frames``: frames that the classifier encodes per clip, fewer than T where clips share some.
     """

@@ -35,7 +35,7 @@ from ivcl_fast.models.transformer import (
 
 
 class FastModel(PretrainedModel):
-    """What the fast models share: compiling and checkpointing of their blocks, and folders."""
+    """Base of the fast models: compiling and checkpointing of blocks, saving and loading."""
 
     def compile_blocks(self, **options: Any) -> None:
         """Compile every transformer block in place, slot attention, and the layers of its decoder;
@@ -147,12 +147,12 @@ class IVCLClassifier(FastModel, reference.IVCLClassifier, pipeline_tag="video-cl
     With ``every_frame=True`` logits are ``[B, T, num_classes]``, an answer for every frame (for
     ``readout="last"``).
 
-    ``slots(video, frame_index=None)`` returns what the encoder makes of each frame, ``[B, T, S,
+    ``slots(video, frame_index=None)`` returns the encoder's slots of each frame, ``[B, T, S,
     D]`` (not for a joint encoder). ``forward`` takes them in place of a video, so that clips that
     are seen often need to be encoded once only.
 
-    ``class_names``, one string for each class, stay with the model: they are the attribute of that
-    name, also after ``save_pretrained`` and ``from_pretrained``; None where none were given.
+    ``class_names``, one string for each class, are an attribute of the model that
+    ``save_pretrained`` and ``from_pretrained`` keep; None by default.
 
     Raises ``ValueError`` naming the argument or the config's field that is not accepted. Source:
     :class:`ivcl_fast.reference.IVCLClassifier`, which defines what is computed.

@@ -1,8 +1,8 @@
 """Layers on fused kernels that read parameters instead of calling the module that holds them.
 
-A module does more than its parameters tell once it has hooks, a parametrisation, or another class
-(adapters such as LoRA, pruning, quantisation, tensor parallelism). :func:`is_plain` finds that out
-at every call, and such a module is called.
+Hooks, parametrisations and subclasses (adapters such as LoRA, pruning, quantisation, tensor
+parallelism) make a module do more than its parameters say. :func:`is_plain` checks this at every
+call, and such a module is called as usual.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PLAIN = (Tensor, nn.Parameter, FakeTensor)
 
 
 def has_own_hooks(part: nn.Module) -> bool:
-    """Whether ``part`` has hooks, beside those that all modules have."""
+    """Whether ``part`` has hooks of its own; global hooks do not count."""
     return bool(
         part._forward_hooks
         or part._forward_pre_hooks
@@ -36,10 +36,10 @@ def has_own_hooks(part: nn.Module) -> bool:
 
 
 def runs(part: Any, kind: type[nn.Module]) -> bool:
-    """Whether ``part`` has the forward pass of ``kind``, which may take more than the reference's.
+    """Whether ``part`` runs the ``forward`` of ``kind``, which takes more than the reference's.
 
-    A module of another origin has its own, as have some subclasses, and instances on which one was
-    set, unless it is ``kind.recomputed``, which takes the same.
+    False for third-party modules, subclasses with another ``forward``, and instances on which one
+    was set, except ``kind.recomputed``, which takes the same arguments.
     """
     if not isinstance(part, kind) or type(part).forward is not kind.forward:
         return False
@@ -61,12 +61,12 @@ def has_hooks(part: nn.Module) -> bool:
 FORWARDS: dict[type, Callable[..., Any]] = {
     kind: kind.forward for kind in (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.Conv3d)
 }
-"""The forward pass of each class as it was at import, or when :func:`is_patched` was first asked.
+"""The ``forward`` of each class at import, or at the first call of :func:`is_patched`.
 """
 
 
 def is_patched(kind: type[nn.Module]) -> bool:
-    """Whether somebody has given the class another forward pass since."""
+    """Whether the ``forward`` of a class has been replaced since."""
     return FORWARDS.setdefault(kind, kind.forward) is not kind.forward
 
 
@@ -133,7 +133,7 @@ def add_norm(x: Tensor, branch: Branch | None, norm: Any) -> tuple[Tensor, Tenso
 def linear(layer: nn.Module, x: Tensor, with_bias: bool = True) -> Tensor:
     """``layer(x)``, by the fused op where the layer is a plain ``nn.Linear``.
 
-    Only a plain one may be asked for its output without the bias.
+    ``with_bias=False`` needs a plain layer.
     """
     if not is_plain(layer, nn.Linear):
         return layer(x)

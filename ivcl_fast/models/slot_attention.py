@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 ROUNDS = 3
 SHARE_EPS = 1e-6
-"""Added to each share, so that a slot which gets nothing of a frame has a mean of it all the
-same."""
+"""Added to each share, so that the mean of a slot without patches is defined."""
 
 
 class GRUCell(nn.GRUCell):
-    """PyTorch's, written out: its own cannot be transformed by ``torch.func``, and autocast on a
-    GPU hands it the slots in 16 bits."""
+    """``nn.GRUCell`` written out: ``torch.func`` does not support PyTorch's, and GPU autocast would
+    run it in 16 bits."""
 
     def forward(self, x: Tensor, state: Tensor) -> Tensor:  # type: ignore[override]
         reset, keep, new = F.linear(x, self.weight_ih, self.bias_ih).chunk(3, dim=-1)
@@ -27,15 +26,18 @@ class GRUCell(nn.GRUCell):
 
 
 class LayerNorm(nn.LayerNorm):
-    """In the weights' dtype also under autocast. On a GPU autocast sees to it; on a CPU it would
-    sum the gradients of weight and bias in 16 bits, where they come out several times too small."""
+    """LayerNorm in the weights' dtype, also under autocast.
+
+    On a CPU, autocast would sum the gradients of weight and bias in 16 bits, which makes them
+    several times too small.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype))
 
 
 class SlotAttention(nn.Module):
-    """Rounds in which slots divide patches among themselves, and take in what they have got."""
+    """Iterative attention in which slots compete for patches and are updated with their share."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -53,8 +55,10 @@ class SlotAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, slots: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """First slots ``[1, S, D]`` and patches ``[..., N, D]`` to slots ``[..., S, D]``, and the
-        shares of each patch ``[..., S, N]`` that slots had in the last round, which sum to 1."""
+        """Map first slots ``[1, S, D]`` and patches ``[..., N, D]`` to slots ``[..., S, D]``.
+
+        Also returns the slots' last shares of each patch, ``[..., S, N]``, which sum to 1.
+        """
         x = self.features(patches)
         key, value = self.key(x) * x.shape[-1] ** -0.5, self.value(x)
         slots = slots.expand(*x.shape[:-2], -1, -1)

@@ -26,13 +26,13 @@ from ivcl_fast.models.reference import (
 )
 
 BACKGROUND_LOGIT = 3.0
-"""The background's logit in the softmax over the slots: it has the pixels that no slot claims."""
+"""The background's logit in the softmax over the slots: it gets the pixels that no slot claims."""
 SPREAD_WEIGHT = 0.1
-"""Weight in the loss of how far apart the colours are that a pixel is mixed of. Without it, slots
-draw exaggerated colours with small shares of objects that others draw, too."""
+"""Weight of the penalty on the colour variance within a pixel. Without it, slots draw exaggerated
+colours with small shares of objects that other slots draw too."""
 BACKGROUND_WEIGHT = 0.1
-"""Weight in the loss of the background's absolute error, which makes it the median of the frames:
-what stands before it now and then does not show in it, as it would in their mean."""
+"""Weight of the background's absolute error, which makes it the median of the frames: passing
+objects do not show in it, as they would in the mean."""
 
 
 class Drawn(NamedTuple):
@@ -64,12 +64,12 @@ class MixtureDecoder(nn.Module):
     def forward(self, slots: Tensor, true: Tensor) -> Drawn:
         """Draw frames, in truth ``[F, N, 3*P*P]``, from their slots ``[F, S, D]``.
 
-        What is drawn has F in place of B and T.
+        The result has F in place of B and T.
         """
         return self.mix(self.draw(slots), true)
 
     def draw(self, slots: Tensor) -> Tensor:
-        """What each slot draws of every patch: three colours and a logit of each of its pixels,
+        """Return three colours and a logit for every pixel of every patch, by slot:
         ``[F, S, N, 4*P*P]``."""
         x = F.gelu(self.embed(slots).unsqueeze(2) + self.pos_embed)  # [F, S, N, Dd]
         for layer in self.layers:
@@ -77,7 +77,7 @@ class MixtureDecoder(nn.Module):
         return self.pred(x)
 
     def mix(self, drawn: Tensor, true: Tensor) -> Drawn:
-        """Mix what slots draw."""
+        """Mix the slots' pixels with the background, and compute the loss."""
         true, drawn = true.unflatten(-1, (3, -1)), drawn.unflatten(-1, (4, -1))
         colors, logits = drawn[..., :3, :], drawn[..., 3, :].to(self.background.dtype)
         logits = F.pad(logits, (0, 0, 0, 0, 0, 1), value=BACKGROUND_LOGIT)

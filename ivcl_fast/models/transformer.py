@@ -72,7 +72,7 @@ class Block(reference.Block):
         self, x: Tensor, branch: Branch | None = None, token_index: Tensor | None = None,
         defer: bool = False,
     ) -> Any:  # fmt: skip
-        """The block of ``x + branch``; with ``defer``, as ``(x, branch)`` still to be added.
+        """Run the block on ``x + branch``; with ``defer``, return ``(x, branch)``, not yet added.
 
         ``token_index``: the tokens to process after attention, by default all.
         """
@@ -83,7 +83,7 @@ class Block(reference.Block):
         x, y = add_norm(x, branch, self.norm2)
         if not defer:
             return x + self.mlp(y)
-        # What shards the parameters of a block, with hooks, frees them when the block ends.
+        # FSDP's hooks free the parameters of a block when it ends.
         return x, Branch(self.mlp(y)) if has_hooks(self) else run_branch(self.mlp, Mlp, "fc2", y)
 
     def recomputed(self, *args: Any, **kwargs: Any) -> Any:
@@ -106,11 +106,11 @@ class Transformer(reference.Transformer):
         x, last = x.to(self.residual_dtype(x)), len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             index = token_index if i == last else None
-            # A hook gets a block's whole input and output, but for those of what shards blocks.
+            # Hooks get a block's whole input and output, except FSDP's, which do not use them.
             is_hooked = type(block) is Block and has_own_hooks(block)
             if runs(block, Block) and runs(block.attn, Attention) and not is_hooked:
                 x, branch = block(x, branch, index, defer=True)
-            else:  # or a user's own
+            else:  # or a user's block
                 x, branch = block(x if branch is None else x + branch.total()), None
                 x = x if index is None else select_tokens(x, index)
         return add_norm(x, branch, self.norm)[1]

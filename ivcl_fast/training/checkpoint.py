@@ -72,7 +72,7 @@ def snapshot(
     optimizers: Sequence[torch.optim.Optimizer],
     state: dict[str, Any],
 ) -> Checkpoint:
-    """Copy what a checkpoint of ``step`` holds to the memory of rank 0; training may go on then.
+    """Copy a checkpoint of ``step`` to rank 0's memory, so that training can continue.
 
     All ranks have to call this; the others get a checkpoint without tensors.
     """
@@ -117,7 +117,7 @@ class BackgroundWriter:
         self._writing: Future[None] | None = None
 
     def store(self, saved: Checkpoint) -> None:
-        """Start to write a checkpoint, which has to stay as it is, after the one before.
+        """Start to write a checkpoint after the previous one; its tensors must not change.
 
         Raises what :meth:`wait` raises.
         """
@@ -126,7 +126,7 @@ class BackgroundWriter:
             self._writing = self._thread.submit(self._store, saved)
 
     def wait(self) -> None:
-        """Wait until all is on disk. Raises an error of the thread that no full disk explains."""
+        """Wait until all is on disk. Raises the thread's errors other than ``OSError``."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()

@@ -88,9 +88,8 @@ def execution(device: torch.device, compile: bool, cuda_graph: bool) -> tuple[bo
     """Choose how steps run on ``device``, given the flags ``--compile`` and ``--cuda-graph``.
 
     Returns whether to compile the blocks, and whether to record the step as a CUDA graph; prints
-    what the flags ask for and is not possible. Several GPUs, for which there are no graphs, compile
-    instead, because that needs fewer launches too. A CPU launches nothing, so nothing is said about
-    graphs there.
+    a line for each flag that is not possible. Several GPUs compile instead of recording a graph,
+    which also needs fewer launches. A CPU ignores ``--cuda-graph``.
     """
     if device.type != "cuda":
         cuda_graph = False

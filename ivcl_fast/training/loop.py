@@ -46,18 +46,18 @@ def nan_unless_finite(loss: Tensor, norm: Tensor) -> Tensor:
 
 
 class Clock(NamedTuple):
-    """A moment in training."""
+    """Counters from which the speed is computed."""
 
     seconds: float
     waited: float
-    """Time spent waiting for data until then, in seconds."""
+    """Seconds spent waiting for data so far."""
     losses: int
-    """Steps whose losses wait to be logged; after a resume, some of them were not timed."""
+    """Number of losses not logged yet; after a resume, some are of steps before it."""
 
 
 @dataclass
 class Stage:
-    """One stage of a run, such as ``pretrain``: what it trains, on which data, and where to.
+    """Model, data and output folder of one stage of a run, such as ``pretrain``.
 
     :meth:`run` trains ``model`` in place.
     """
@@ -93,7 +93,7 @@ class Stage:
     save_every: int = 500
     """Steps between checkpoints."""
     save_minutes: float = 10.0
-    """Minutes after which a checkpoint is due although fewer steps are done."""
+    """Most minutes between checkpoints, however few steps they are."""
     _optimizers: list[torch.optim.Optimizer] = field(default_factory=list, init=False)
     _losses: list[float] = field(default_factory=list, init=False)
     """Losses of the steps since the last record, means over all ranks."""
@@ -179,7 +179,7 @@ class Stage:
         return model, saved.step if saved else 0
 
     def _save(self, writer: checkpoint.BackgroundWriter, done: int) -> None:
-        """Copy a checkpoint and have it written; losses that are not finite never reach one."""
+        """Write a checkpoint in the background, after checking that all losses are finite."""
         self._sync_losses(done)
         state = {"pending_losses": [*self._losses]}
         self.metrics.sync()

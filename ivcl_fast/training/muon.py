@@ -22,7 +22,7 @@ Stacks = dict[torch.Size, Tensor]
 """Matrices ``[n, rows, columns]`` by the shape of one, in bfloat16."""
 
 CPU_BATCH = 2**18
-"""Elements that are treated together on a CPU: they stay in its cache."""
+"""Elements updated together on a CPU, so that they stay in its cache."""
 
 
 class Muon(torch.optim.Muon):
@@ -113,7 +113,7 @@ def decay_and_add(
 ) -> None:
     """Subtract ``lr * (step + weight_decay * weight)`` from every weight, in one pass.
 
-    All tensors have to be contiguous: PyTorch does not look.
+    All tensors have to be contiguous: PyTorch does not check.
     """
     torch._fused_sgd_(
         weights, steps, [], weight_decay=weight_decay, momentum=0.0, lr=lr, dampening=0.0,
@@ -122,9 +122,9 @@ def decay_and_add(
 
 
 class Share:
-    """This rank's share of ``count`` equal matrices: which it makes orthogonal, and their exchange.
+    """This rank's share of ``count`` equal matrices, which it makes orthogonal and exchanges.
 
-    All ranks get equally many matrices; where that does not come out even, zeros fill up.
+    All ranks get the same number of matrices, padded with zeros.
     """
 
     def __init__(self, count: int, like: Tensor, replicated: bool) -> None:
@@ -160,7 +160,7 @@ class Share:
         return pieces.transpose(0, 1).flatten(1, 2)[:, : self.shape[0]]
 
     def hand_back(self, own: Tensor) -> Tensor:
-        """Return what this rank holds of all matrices; the inverse of :meth:`collect`."""
+        """Return this rank's rows of all matrices; the inverse of :meth:`collect`."""
         if self.ranks == 1:
             return own
         if not self.sharded:
@@ -188,8 +188,8 @@ def orthogonalize(
     """Approximate the orthogonal matrices nearest to matrices by Newton-Schulz iteration.
 
     Tall matrices are transposed, because the Gram matrix of the short side is the smaller one.
-    Without ``batch`` all that have a short side go together, for the fewest launches; otherwise no
-    more than so many elements of one shape do.
+    Without ``batch``, all matrices of one short side are computed together, for the fewest
+    launches; otherwise at most ``batch`` elements of one shape are.
     """
     settings = coefficients, steps, eps
     wide = {shape: x.mT if shape[0] > shape[1] else x for shape, x in stacks.items()}

@@ -42,7 +42,7 @@ from ivcl_fast.training.settings import TrainConfig
 from ivcl_fast.training.slots import encode
 
 LAST_FRAME_PASSES = 4
-"""Passes over the training videos' last frames by default, at most; 11 were learnt by heart."""
+"""Most passes over the training videos' last frames by default; with 11, models overfit."""
 FIRST_STAGE = {"finetune": "last-frame", "scratch": "scratch-last-frame"}
 """The stage with which each way of finetuning begins."""
 
@@ -81,15 +81,14 @@ class Run:
 
     @functools.cached_property
     def finetunes(self) -> bool:
-        """Whether the run learns a task: if it is asked to, and the data have classes."""
+        """Whether the run finetunes: it was asked to, and the data have classes."""
         return self.config.stages.stage != "pretrain" and self.data.num_classes > 0
 
     @functools.cached_property
     def classes(self) -> Classes:
         """The classes of the task, kept with the run so that it can be used without its data.
 
-        Raises :class:`UserError` if the data have others than when the run began, unless that has
-        saved nothing.
+        Raises :class:`UserError` if the data's classes have changed since the first checkpoint.
         """
         classes = Classes.read(self.folder) if has_progress(self.folder) else None
         if classes is not None:
@@ -305,7 +304,7 @@ class Run:
     def _on_slots(
         self, name: str, model: IVCLClassifier
     ) -> tuple[ClipLoader, Callable[[IVCLClassifier], dict[str, float]]]:
-        """Freeze the encoder; return training batches of its slots, and what measures on them."""
+        """Freeze the encoder; return a loader of its slots and the function that validates."""
         model.encoder.requires_grad_(False)
         stages, frames = self.config.stages, model.cfg.num_frames
 
@@ -318,7 +317,7 @@ class Run:
         return loader, functools.partial(self._measure_curve, slots=measured)
 
     def _schedule(self, clips: int, lr: float, **options: Any) -> Schedule:
-        """Return the schedule of a stage; ``options``: what not all stages have in common."""
+        """Return the schedule of a stage; ``options``: other fields of :class:`Schedule`."""
         optim = self.config.optim
         for name in (
             "grad_accum_steps", "warmup_steps", "weight_decay", "clip_norm", "optimizer",
@@ -331,8 +330,8 @@ class Run:
     def _peak_clips_per_second(
         self, model: PretrainingModel | IVCLClassifier, frames: float
     ) -> float | None:
-        """Return how many training clips, of ``frames`` frames each, all ranks' devices would
-        compute per second at their peak arithmetic rate, or None if that is unknown."""
+        """Return the clips per second, of ``frames`` frames each, that all ranks could train on at
+        their devices' peak arithmetic rate, or None if that is unknown."""
         peak = peak_flops(self.device) if self.amp else None
         classes = model.head.out_features if isinstance(model, IVCLClassifier) else None
         return peak and peak * distributed.world_size() / stage_flops(model.cfg, classes, frames)
@@ -340,7 +339,7 @@ class Run:
     def _training_loader(self, stage: str, num_frames: int, **slots: Any) -> ClipLoader:
         """Return this rank's part of the training batches of a stage.
 
-        ``slots``: the options of that name of :meth:`DataModule.loader`; not kept, they are large.
+        ``slots``: slot options of :meth:`DataModule.loader`; such loaders are not cached.
         """
         config = self.config
         if not slots and stage in self._training_loaders:
@@ -351,7 +350,7 @@ class Run:
             options = {"share": config.stages.label_fraction, **slots}
             if config.stages.frame_labels:
                 options["frame_labels"] = "cells"
-                if num_frames == 1 and not slots:  # those are of the last frame
+                if num_frames == 1 and not slots:  # slots have the last frame's label
                     options["frame_stride"] = ANY_FRAME  # each has a label
         loader = self.data.loader(
             self.data.train_split,

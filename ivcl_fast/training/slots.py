@@ -17,11 +17,11 @@ from ivcl_fast.progress import Bar
 def encode(model: IVCLClassifier, loader: ClipLoader, device: torch.device, amp: bool) -> Slots:
     """Compute the slots of all clips that ``loader`` reads; they stay in the CPU's memory.
 
-    Each rank does so by itself. Clips that one of them could not decode are left out on all, since
-    batches are drawn from the same clips on all ranks.
+    Every rank encodes all clips. Clips that any rank could not decode are left out on all ranks,
+    which draw batches from the same clips.
 
-    ``amp``: in bfloat16 under autocast. They take ``2 * T * S * D`` bytes per clip, without it
-    twice as many.
+    ``amp``: run under bfloat16 autocast; slots then take ``2 * T * S * D`` bytes per clip,
+    otherwise twice that.
     """
     values, names = torch.empty(0), dict[str, int]()
     with Bar("encoding", len(loader.clips), "clips") as bar:
