@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from ivcl_fast.kernels import hash_seeds
@@ -27,8 +27,11 @@ def clip_seeds(run_seed: int, step: int | Tensor, clip_ids: Tensor) -> Tensor:
 
 
 def mix(number: int) -> int:
-    """Return :func:`~ivcl_fast.models.reference.hash64` of a number, computed on the CPU."""
-    return int(hash64(torch.tensor(as_int64(number), device="cpu")))
+    """Return :func:`~ivcl_fast.models.reference.hash64` of a number, without a tensor operation.
+
+    A CUDA graph could not record one on the CPU.
+    """
+    return int(hash64(np.array([as_int64(number)]))[0])  # type: ignore[arg-type]
 
 
 def as_int64(number: int) -> int:
