@@ -14,7 +14,6 @@ import torch
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.training import checkpoint
-from ivcl_fast.training.optim import Schedule, make_optimizers
 from ivcl_fast.training.signals import Interrupted
 from tests.support.ranks import run_ranks
 from tests.support.toy_stage import (
@@ -157,19 +156,6 @@ def test_an_error_is_printed_once_whichever_rank_raises_it(tmp_path, failing):
     assert lost == 0 or (failing == [0] and stops[0].code == 2)
     printed = (tmp_path / "run" / "printed").read_text().splitlines()
     assert printed.count("clip-3.avi: gone") == 1 and len(printed) == 1 + lost
-
-
-def read_elsewhere(folder: Path) -> int:
-    """Rank 1 looks for the checkpoints in a folder of its own."""
-    found = checkpoint.latest(folder / str(distributed.rank()))
-    return found.step if found else 0
-
-
-def test_a_run_folder_that_one_machine_does_not_see(tmp_path):
-    model = make_model()
-    saved = checkpoint.snapshot(3, model, make_optimizers(model, Schedule(1)), {})
-    checkpoint.store(tmp_path / "0", saved)
-    assert [stop.code for stop in run_ranks(2, read_elsewhere, tmp_path)] == [2, 2]
 
 
 def die_alone(folder: Path) -> None:

@@ -23,7 +23,6 @@ from ivcl_fast.kernels.add_layer_norm import _ref_biased as ref_add_layer_norm_b
 from ivcl_fast.kernels.add_layer_norm import _ref_norm
 from ivcl_fast.kernels.attention import attention
 from ivcl_fast.kernels.bias_gelu import _ref as ref_bias_gelu
-from ivcl_fast.kernels.bias_gelu import _ref_backward as ref_backward_bias_gelu
 from ivcl_fast.kernels.embed_patches import _ref as ref_embed_patches
 from ivcl_fast.kernels.mixture_loss import _ref as ref_mixture_loss
 from ivcl_fast.kernels.patch_loss import _ref as ref_patch_loss
@@ -255,22 +254,6 @@ def test_only_training_and_inference_run_on_the_kernels():
     assert dispatches() - before == {("bias_gelu", "ref"): 1}
 
 
-def test_the_derivative_of_a_backward_op():
-    """Called directly it is differentiable, but not by ``torch.func``, which says so."""
-    op = torch.ops.ivcl_fast.bias_gelu_backward
-    args = [torch.randn(2, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    args += [torch.randn(5, dtype=torch.float64, requires_grad=True)]
-    assert torch.autograd.gradcheck(lambda *a: ref_backward_bias_gelu(*a), args)
-    single = [a.detach().float().requires_grad_() for a in args]
-    grads = torch.autograd.grad(op(*single)[0].sin().sum(), single)
-    exact = torch.autograd.grad(ref_backward_bias_gelu(*args)[0].sin().sum(), args)
-    for got, true in zip(grads, exact, strict=True):
-        torch.testing.assert_close(got.double(), true, rtol=1e-5, atol=1e-5)
-    for transform in (func.grad(lambda *a: op(*a)[0].sum()), torch.vmap(op, (0, 0, None))):
-        with pytest.raises(NotImplementedError, match=r"bias_gelu_backward.*torch\.func"):
-            transform(*(a.detach() for a in single))
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 @pytest.mark.parametrize("name", SHAPES)
 def test_any_float_dtype(name, dtype):
@@ -283,17 +266,3 @@ def test_any_float_dtype(name, dtype):
         args = [x.to(dtype) if at in changed else x for at, x in enumerate(xs)]
         found, expected = (pytree.tree_leaves(f(*args)) for f in (ours, ref))
         torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_dtypes_under_autocast(device):
-    """``torch.func`` applies autocast to products, as in plain PyTorch; the op's dtype stays."""
-    qkv, plain = torch.randn(3, 5, 24, device=device), lambda x: ref_short_attention(x, 2)
-    if not kernels.has_kernel(qkv):
-        pytest.skip("without a kernel it is plain PyTorch, in autocast's dtype")
-    with torch.autocast(device, torch.bfloat16):
-        got = torch.vmap(lambda x: kernels.short_attention(x, 2))(qkv[None])
-        (dual,) = dual_numbers(lambda x: kernels.short_attention(x, 2), (qkv,))
-    assert got.dtype == dual.dtype == torch.float32
-    torch.testing.assert_close(got[0], plain(qkv), rtol=0.05, atol=0.05)
-    torch.testing.assert_close(dual, *dual_numbers(plain, (qkv,)))

@@ -17,10 +17,8 @@ from ivcl_fast import (
     IVCLClassifier,
     IVCLConfig,
     SlotAutoencoder,
-    accelerate,
     kernels,
     reference,
-    restore,
     slot_autoencoder,
 )
 from ivcl_fast.kernels import _triton, dispatches
@@ -166,15 +164,6 @@ def forward_backward(case: Case, tensors: list[Tensor]) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, floats, weights)]
 
 
-@pytest.mark.parametrize("device, frames", [("cpu", 50), pytest.param("cuda", 70_000, marks=GPU)])
-def test_masks_of_many_frames(device, frames):
-    seeds = torch.arange(frames, device=device)
-    for ours, theirs in zip(
-        kernels.sample_masks(seeds, 64, 8), reference.sample_masks(seeds, 64, 8), strict=True
-    ):
-        assert torch.equal(ours, theirs)
-
-
 @pytest.mark.parametrize("device, frames", [("cpu", 9), pytest.param("cuda", 70_000, marks=GPU)])
 @pytest.mark.parametrize("backend", ["flash", "auto"])
 def test_library_attention_of_many_frames(backend, device, frames):
@@ -260,18 +249,6 @@ def test_classifier_parity_with_the_reference(device, clips_per_video):
         return torch.nn.functional.cross_entropy(model(video, frame_index).float(), labels)
 
     check_gradients(fast, plain, loss, device, amp=False, tolerance=1e-4)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_accelerate_and_restore_the_reference(device):
-    cfg = IVCLConfig.preset("tiny", **SHALLOW)
-    model, plain = pair(reference.IVCL, reference.IVCL, device, cfg)
-    video, seed = clips(cfg, device), torch.tensor([3, 5], device=device)
-    assert not accelerate(model).kept
-    check_gradients(model, plain, lambda model: model(video, seed=seed).loss, device, False, 1e-4)
-    restore(model)
-    assert all(type(a) is type(b) for a, b in zip(model.modules(), plain.modules(), strict=True))
-    assert torch.equal(model(video, seed=seed).loss, plain(video, seed=seed).loss)
 
 
 def clips(cfg: IVCLConfig, device: str) -> Tensor:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import pickle
 from typing import get_args
 
 import pytest
 import torch
 
 import ivcl_fast
-from ivcl_fast import IVCLClassifier, IVCLConfig, reference, slot_autoencoder, supervised
+from ivcl_fast import IVCLClassifier, IVCLConfig, reference, supervised
 from ivcl_fast.config import SupervisedObjective
 from ivcl_fast.models import ivcl as model
 from ivcl_fast.training import seeds as masking
@@ -126,36 +125,8 @@ def test_slots_stand_for_their_video(objective, readout):
 @pytest.mark.parametrize("package", [reference, ivcl_fast])
 def test_other_readouts_have_no_answer_for_every_frame(package):
     model = package.IVCLClassifier(IVCLConfig.preset("tiny", **SIZES, readout="mean"), 5)
-    with pytest.raises(
-        ValueError, match=r"^every_frame: readout 'mean' .*accepted with it: 'last'$"
-    ):
+    with pytest.raises(ValueError, match="^every_frame: .*got 'mean'$"):
         model(video(), every_frame=True)
-
-
-def test_objectives_have_models_of_their_own():
-    labels, pixels = (
-        IVCLConfig.preset("tiny", objective=objective) for objective in ("detection", "mae")
-    )
-    for package in (reference, ivcl_fast):
-        with pytest.raises(ValueError, match="objective: expected one of ivcl, mae, "):
-            package.IVCL(labels)
-    for package in (supervised, ivcl_fast):
-        with pytest.raises(ValueError, match="objective: 'mae' is not one of classification, det"):
-            package.Supervised(pixels, 5)
-    for package in (slot_autoencoder, ivcl_fast):
-        with pytest.raises(ValueError, match="objective: 'mae' is not one of slot_attention, whic"):
-            package.SlotAutoencoder(pixels)
-
-
-def test_every_part_is_fast():
-    labels = IVCLConfig.preset("tiny", objective="detection")
-    drawing = IVCLConfig.preset("tiny", objective="slot_attention")
-    for fast in (
-        ivcl_fast.IVCL(CFG), ivcl_fast.IVCLClassifier(CFG), ivcl_fast.Supervised(labels, 2),
-        ivcl_fast.SlotAutoencoder(drawing),
-    ):  # fmt: skip
-        for name, part in fast.named_modules():
-            assert type(part) not in model.FAST, name
 
 
 def test_clip_seeds():
@@ -263,22 +234,6 @@ def test_checkpointed_blocks_give_the_same_gradients(objective, compiled):
     assert lean.state_dict().keys() == plain.state_dict().keys()
 
 
-@pytest.mark.parametrize("twin", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
-def test_copies_of_checkpointed_blocks_have_weights_of_their_own(twin):
-    net = ivcl_fast.IVCL(CFG)
-    net.checkpoint_blocks()
-    expected = net(video(), seed=SEED).loss.detach()
-    other = twin(net)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.zero_()
-    loss = other(video(), seed=SEED).loss
-    torch.testing.assert_close(loss.detach(), expected, rtol=0, atol=0)
-    loss.backward()
-    assert all(parameter.grad is not None for parameter in other.parameters())
-    assert all(parameter.grad is None for parameter in net.parameters())
-
-
 @pytest.mark.parametrize("low", [False, True])
 def test_the_residual_stream_under_autocast(low):
     """Float32 or, with ``low_precision_residual``, bfloat16: both as close as the reference is."""
@@ -307,14 +262,6 @@ def test_the_residual_stream_under_autocast(low):
     for ours, theirs, truth in (preds, grads):
         error, allowed = (ours - truth).abs().max(), (theirs - truth).abs().max()
         assert error <= 2 * allowed + torch.finfo(torch.bfloat16).eps * truth.abs().max()
-
-
-def test_without_autocast_the_residual_stream_is_not_rounded():
-    plain = ivcl_fast.IVCL(CFG)
-    low = ivcl_fast.IVCL(dataclasses.replace(CFG, low_precision_residual=True))
-    low.load_state_dict(plain.state_dict())
-    assert torch.equal(*(net(video(), seed=SEED).pred for net in (plain, low)))
-    assert low.to("meta")(video().to("meta"), seed=SEED.to("meta")).pred.is_meta
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

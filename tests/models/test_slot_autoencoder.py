@@ -45,23 +45,6 @@ def test_a_frame_is_a_mixture_of_what_its_slots_draw_and_a_background(package):
 
 
 @PACKAGES
-def test_the_background_has_what_no_slot_claims(package):
-    model = package.SlotAutoencoder(CFG)
-    background = torch.nn.init.normal_(model.decoder.background)
-    of_slots = torch.randn(6, 4, 16, 4, CFG.patch_size**2)
-    of_slots[..., 3, :] = -100
-    of_slots[:, 1, 5, 3] = 100
-    expected = background.detach().expand(6, -1, -1, -1).clone()
-    expected[:, 5] = of_slots[:, 1, 5, :3]
-    loss, frames, shares = model.decoder.mix(of_slots.flatten(-2), expected.flatten(-2))
-    torch.testing.assert_close(frames, expected.flatten(-2))
-    owner = torch.full((6, 16), 4)
-    owner[:, 5] = 1
-    assert (shares.argmax(dim=1) == owner[..., None]).all()
-    torch.testing.assert_close(loss, 0.1 * (expected - background).abs().mean())
-
-
-@PACKAGES
 def test_slots_differ_by_their_first_values_alone(package):
     """Other first values in another order are the same slots in that order, and draw the same."""
     torch.manual_seed(0)
@@ -96,20 +79,6 @@ def test_the_update_is_pytorchs():
         torch.autograd.grad(updated, by, cotangent),
         torch.autograd.grad(expected, expected_by, cotangent),
     )
-
-
-@pytest.mark.parametrize("amp", [False, True])
-def test_all_parts_are_compiled(amp):
-    torch.manual_seed(0)
-    model, graphs = ivcl_fast.SlotAutoencoder(CFG), []
-    compiled = copy.deepcopy(model)
-    compiled.compile_blocks(backend=lambda graph, _: graphs.append(graph) or graph)
-    for each in (model, compiled):
-        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            each(video()).loss.backward()
-    assert len(graphs) == 4  # of the first block, of the one after it, slot attention, decoder
-    for ours, theirs in zip(compiled.parameters(), model.parameters(), strict=True):
-        assert torch.equal(ours.grad, theirs.grad)
 
 
 @needs_kernels

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ivcl_fast import IVCL, IVCLClassifier, Supervised, reference
-from ivcl_fast.command import run_command
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import timm_weights
@@ -196,17 +195,6 @@ def test_a_name_is_asked_of_timm(monkeypatch, tmp_path):
         assert torch.equal(value, by_path.state_dict()[key]), key
 
 
-def test_what_cannot_be_fetched_is_one_line(monkeypatch):
-    def create_model(*args, **options):
-        raise OSError("no connection\nretrying\nretrying")
-
-    timm = SimpleNamespace(is_model=lambda name: True, create_model=create_model)
-    monkeypatch.setitem(sys.modules, "timm", timm)
-    with pytest.raises(UserError) as error:
-        timm_weights.read("timm:vit_small")
-    assert str(error.value) == "timm:vit_small: timm cannot load these weights: no connection"
-
-
 # --- From the command ----------------------------------------------------------------------------
 
 SIZES = [*RUN_FLAGS, *FRAME_FLAGS, "--patch-size", "4", "--depth", "2", "--no-pictures"]
@@ -223,25 +211,6 @@ def test_runs_start_from_a_vit(stage, tmp_path, monkeypatch, capsys):
     trained = load_file(tmp_path / "run" / "finetune" / "model.safetensors")
     expected = vit_weights(grid=6, patch=8)["blocks.1.mlp.fc1.weight"]
     torch.testing.assert_close(trained["encoder.blocks.1.mlp.fc1.weight"], expected)
-
-
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        ("timm:vit_nope", "timm:vit_nope: "),
-        ("timm:nowhere.safetensors", "nowhere.safetensors: "),
-        ("timm:no/where", "no/where: "),
-    ],
-)
-def test_mistakes_are_told_before_any_work(source, said, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "timm", stand_in({}))
-    monkeypatch.setattr(sys, "argv", ["train", "--init", source])
-    with pytest.raises(SystemExit) as stop:
-        run_command(main)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and said in error and error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_224", "hf-hub:OWNER/NAME"])

@@ -6,7 +6,6 @@ On a CPU algorithms repeat anyway, but some depend on the number of threads.
 from __future__ import annotations
 
 import os
-import sys
 from unittest import mock
 
 import pytest
@@ -74,15 +73,3 @@ def test_any_number_of_threads_gives_the_same_bits(deterministic, kind):
         enable_determinism()
         assert torch.get_num_threads() == DETERMINISTIC_THREADS
         assert all(map(torch.equal, trained(kind, "cpu", 64), expected))
-
-
-def test_the_flag_asks_for_it(monkeypatch):
-    from ivcl_fast import train  # needs tyro, which the tests of a GPU do without
-
-    asked = []
-    monkeypatch.setattr(train, "enable_determinism", lambda: asked.append("repeat"))
-    monkeypatch.setattr(train, "Run", lambda config: asked.append("run") or sys.exit())
-    monkeypatch.setattr(sys, "argv", ["train", "--deterministic"])
-    with pytest.raises(SystemExit):
-        train.main()
-    assert asked == ["repeat", "run"]  # before anything touches a device

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,8 +12,7 @@ from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.loader import Batch
 from ivcl_fast.data.sampling import frame_ids
-from ivcl_fast.data.slots import SlotLoader, Slots
-from ivcl_fast.data.store.table import Index
+from ivcl_fast.data.slots import Slots
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.train import comparisons
@@ -146,22 +144,6 @@ def test_ranks_train_on_the_clips_that_all_of_them_could_encode():
         assert {name: found.values[row].item() for name, row in found.names.items()} == {
             "a": 0, "c": 2
         }  # fmt: skip
-
-
-def test_clips_that_shared_frames_are_drawn_one_by_one():
-    """As those of ACRE, whose slots are of each clip."""
-    clips = [Clip(f"{v}-{q}", f"video {v}", q, (0, 1, 2 + q)) for v in range(3) for q in range(2)]
-    slots = Slots(torch.arange(6.0).view(6, 1, 1, 1), {c.name: i for i, c in enumerate(clips)})
-    options = dict(num_classes=2, multi_label=False, jitter=True, shuffle=True, drop_last=True)
-    videos = [f"video {v}" for v in range(3)]
-    index = Index.make(videos, {"frames": np.full(3, 4, np.int32)}, {"bad_files": {}})
-    frames = dict(index=index, share_frames=True)
-    batches = [*SlotLoader(slots, clips, 2, 3, **frames, **options).epoch(0)]
-    for batch in batches:
-        assert batch.frame_index is None
-        assert batch.rows.flatten().tolist() == batch.clip_ids.tolist()
-        assert batch.labels.tolist() == [clips[i].label for i in batch.clip_ids.tolist()]
-    assert sorted(i for batch in batches for i in batch.clip_ids.tolist()) == [*range(6)]
 
 
 def test_random_weights_all_learn(tmp_path, pretrained):

@@ -32,13 +32,3 @@ def test_several_gpus_compile_instead_and_say_so(machine, capsys):
     ):
         assert hardware.execution(CUDA, *flags) == chosen
         assert capsys.readouterr().out.splitlines() == said
-
-
-def test_a_cpu_has_no_graphs_and_says_nothing_of_them(machine, capsys):
-    machine()
-    assert hardware.execution(CPU, False, True) == (False, False)
-    assert capsys.readouterr().out == ""
-    machine(compiler="there is no C++ compiler on PATH")
-    assert hardware.execution(CPU, True, True) == (False, False)
-    said = capsys.readouterr().out
-    assert said == "--compile: running eager, there is no C++ compiler on PATH\n"

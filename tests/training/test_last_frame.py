@@ -99,9 +99,3 @@ def test_single_frames_are_any_where_all_have_labels(tmp_path, frame_labels):
             cells = {snitch_cell(scene, frame) for frame in equal}
             assert batch.labels[row].item() in cells
         assert len(seen) > 4 if frame_labels else seen == {37}
-
-
-def test_scratch_has_last_frames_of_its_own(tmp_path):
-    run = run_with(tmp_path, name="run", last_frame_clips=2)
-    run.finetune("random", "scratch")
-    assert {r["stage"] for r in run.metrics.read()} == {"scratch-last-frame", "scratch"}

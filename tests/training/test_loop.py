@@ -244,18 +244,6 @@ def test_every_step_has_its_rate_and_its_clipped_gradient(tmp_path):
     assert [loss for _, loss in curve(tmp_path)] == pytest.approx(means)
 
 
-@pytest.mark.parametrize("amp", [False, True])
-def test_the_loss_is_computed_under_autocast_if_asked(tmp_path, amp):
-    found = set()
-
-    def loss(model, batch, step):
-        found.add(torch.is_autocast_enabled("cpu"))
-        return toy_loss(model, batch, step)
-
-    stage(tmp_path, loss, amp=amp).run()
-    assert found == {amp}
-
-
 def test_epochs_follow_each_other_and_are_continued(tmp_path):
     asked = []
 

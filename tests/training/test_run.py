@@ -8,21 +8,17 @@ import pytest
 import torch
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
-from ivcl_fast.data.store import build as build_module
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.baselines import LAST_FRAME
 from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.models import flops
-from ivcl_fast.report.plan import plan_stages
-from ivcl_fast.train import comparisons, origin, warn_of_few_steps
+from ivcl_fast.train import comparisons, origin
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.classes import Classes
 from ivcl_fast.training.model_card import describe_training
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.settings import TrainConfig, write_settings
-from tests.support.small_models import config as small_model
 
 
 def test_speed_at_the_peak_is_that_of_all_ranks(tmp_path, monkeypatch):
@@ -89,20 +85,6 @@ def test_what_a_score_is_compared_with_starts_from_what_its_row_says(
     assert started == [("last-frame", "random")], "its score is that from scratch"
 
 
-def test_a_frame_store_leaves_room_for_the_largest_step(tmp_path, monkeypatch):
-    config = TrainConfig().replace(model=small_model(), amp="bf16", out=tmp_path, batch_size=8)
-    peaks = [plan.memory.peak for plan in plan_stages(config, ranks=2)]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    passed = []
-    monkeypatch.setattr(build_module, "FrameStore", lambda *given: passed.append(given[-1]()))
-    monkeypatch.setattr(build_module, "build_part", lambda *_: 0)
-    data = f"cater:{write_cater(tmp_path / 'data', SyntheticCater(train=1, val=1), 1)}"
-    run = Run(config.replace(device="cpu", source=data))
-    with pytest.raises(AttributeError):  # there is no store
-        print(run.data)
-    assert passed == [max(peaks)] and len(peaks) == 2
-
-
 def test_classes_of_a_start_that_saved_nothing_do_not_count(tmp_path):
     """A misspelt class was renamed before the same command was typed again."""
     flags = ["--device", "cpu", "--out", str(tmp_path), "--name", "run"]
@@ -124,16 +106,6 @@ def test_classes_of_a_start_that_saved_nothing_do_not_count(tmp_path):
     step.mkdir(parents=True)
     with pytest.raises(UserError, match=r"class 1 is .dogs., not .dgos."):
         classes()
-
-
-def test_a_stage_has_a_step_at_least(capsys):
-    run = Run(parse(["--device", "cpu", "--finetune-clips", "7", "--last-frame-clips", "1599"]))
-    run.data = SimpleNamespace(num_classes=36)
-    warn_of_few_steps(run)
-    assert capsys.readouterr().out.splitlines() == [
-        "--finetune-clips: 7 are 1 step of 16, too few to learn much",
-        "--last-frame-clips: 1599 are 99 steps of 16, too few to learn much",
-    ]
 
 
 def test_a_card_tells_which_labels_a_model_had(tmp_path):

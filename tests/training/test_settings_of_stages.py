@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
-from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.training import run as of_run
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.settings import TrainConfig
@@ -142,17 +141,6 @@ def test_supervised_pretraining_is_measured_on_videos_that_it_does_not_see(
     run.pretrain()
     stages["pretrain"].validate()
     assert measured and measured == [clip.name for clip in run.data.dataset.clips("val")]
-
-
-def test_results_are_means_over_clips_and_crops_and_curves_are_not(make, monkeypatch):
-    run = make(eval_clips=3, eval_crops=2, crop="center")
-    asked = []
-    monkeypatch.setattr(run.data, "eval_loaders", lambda *args, **_: asked.append(args))
-    monkeypatch.setattr(of_run, "evaluate", lambda *_: Evaluation)
-    model = run.classifier()
-    run.evaluate(model)
-    run.evaluate(model, "val")
-    assert asked == [(run.data.eval_split, 3, 2), ("val", 1, 1)]
 
 
 def test_checkpoints_go_when_the_model_is_saved_and_not_before(make, stages, monkeypatch):

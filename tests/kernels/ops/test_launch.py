@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from contextlib import contextmanager
 
@@ -102,23 +101,3 @@ def test_chips_with_tf32_instead_of_float32(monkeypatch, capability, version, ex
         assert launch.float32_dot_is_tf32(torch.device("cuda", 0)) is expected
         assert launch.float32_dot_is_tf32(torch.device("cpu")) is False
     launch._capability.cache_clear()
-
-
-@pytest.mark.parametrize("name", ["short_attention", "embed_patches"])
-def test_float32_products_run_in_pytorch_on_such_chips(monkeypatch, name):
-    op = importlib.import_module(f"ivcl_fast.kernels.{name}")
-    monkeypatch.setattr(op, "float32_dot_is_tf32", lambda device: True)
-    monkeypatch.setattr(op, "launch", None)  # calling it would fail
-    if name == "short_attention":
-        inputs = rest = (torch.randn(2, 5, 48), 2)
-    else:
-        rows = torch.randint(256, (2, 6, 12), dtype=torch.uint8)
-        ids = torch.tensor([[0, 2], [1, 5]])
-        weights = torch.randn(8, 12), torch.randn(8), torch.randn(6, 8)
-        rest = (rows, ids, *weights, 0.5, 0.5)
-        inputs = (*rest, torch.float32)
-    out = op._forward(*inputs)
-    assert torch.equal(out, op._ref(*inputs))
-    ours, plain = op._backward(out, *rest), op._ref_backward(out, *rest)
-    for a, b in zip(*((x if isinstance(x, tuple) else (x,)) for x in (ours, plain)), strict=True):
-        assert torch.equal(a, b)

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-from collections import defaultdict
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ivcl_fast.kernels import _ext, dispatches
 from ivcl_fast.kernels import linear as public
-from ivcl_fast.kernels.linear import _cuda, _Linear, _ref, cast_together, weights_to_cast
-from tests.kernels.ops.conftest import INTERPRET, implementation
+from ivcl_fast.kernels.linear import _Linear, _ref, cast_together, weights_to_cast
+from tests.kernels.ops.conftest import implementation
 from tests.support.numerics import assert_parity, check_op
 
 op = torch.ops.ivcl_fast.linear_gradients.default
@@ -104,14 +101,6 @@ def test_only_bfloat16_training_on_amx_uses_the_op(isa, dtype, calls, monkeypatc
     assert (dispatches() - before)["linear_gradients", "cpp"] == calls
 
 
-def test_under_autocast(as_on_amx):
-    layer, x = torch.nn.Linear(8, 8), torch.randn(4, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = layer(x)
-        assert torch.equal(public(x, layer.weight, layer.bias), expected)
-        assert torch.equal(public(x.bfloat16(), layer.weight, layer.bias), expected)
-
-
 @ours
 def test_float32_weights_use_the_op_where_they_are_cast_together(as_on_amx):
     """Elsewhere autocast's copy of a weight serves all calls, and a copy in each costs more."""
@@ -149,21 +138,6 @@ def test_weights_that_are_cast_together_change_no_result():
     assert not _Linear.apply(x, layer.weight, layer.bias).any(), "the casts end with the block"
 
 
-def test_frozen_weights_are_not_cast_together(as_on_amx):
-    """No call would read their copies: without gradients they are PyTorch's."""
-    frozen, learning = torch.nn.Linear(6, 8).requires_grad_(False), torch.nn.Linear(8, 4)
-    weights = weights_to_cast(torch.nn.Sequential(frozen, learning))
-    assert [*map(id, weights)] == [*map(id, learning.parameters())]
-    x, results = torch.randn(3, 6), []
-    for chosen in (weights, [*frozen.parameters(), *weights]):
-        learning.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16), cast_together(chosen, torch.bfloat16):
-            out = public(public(x, frozen.weight, frozen.bias), learning.weight, learning.bias)
-            out.sum().backward()
-        results.append((out, learning.weight.grad, learning.bias.grad))
-    torch.testing.assert_close(*results, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("together", [False, True])
 def test_second_derivatives_of_a_weight_that_is_cast(together):
     """A penalty on dx, which depends on the weight by itself and through dy."""
@@ -178,31 +152,6 @@ def test_second_derivatives_of_a_weight_that_is_cast(together):
         found = gradient(lambda: _Linear.apply(x, weight, None))
     expected = gradient(lambda: F.linear(x, weight.bfloat16()))
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
-
-
-class Dtypes(TorchDispatchMode):
-    """The dtypes of all results, by their shape."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.of: dict[tuple[int, ...], set[torch.dtype]] = defaultdict(set)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        self.of[tuple(out.shape)].add(out.dtype)
-        return out
-
-
-def test_a_gpu_s_gradients_have_the_dtype_of_the_parameters():
-    """By shapes alone: the product that writes float32 exists on GPUs only."""
-    dy, x = torch.empty(2, 3, 4, device="meta"), torch.empty(2, 3, 5, device="meta")
-    for dtype in (torch.float32, torch.bfloat16):
-        with Dtypes() as mode:
-            dweight, dbias = _cuda(dy.bfloat16(), x.bfloat16(), dtype)
-        assert (dweight.shape, dbias.shape) == ((4, 5), (4,))
-        assert dweight.dtype == dbias.dtype == dtype
-        if not INTERPRET:
-            assert mode.of[4, 5] == mode.of[4,] == {dtype}, "rounded on the way"
 
 
 @pytest.mark.parametrize("shape", [(6,), (0, 6), (3, 6)])

@@ -92,15 +92,6 @@ def test_loss_of_no_patches_is_nan(device):
     assert loss.isnan() and pred.grad.shape == (2, 0, 48)
 
 
-def test_error_is_written_only_for_a_gradient(device):
-    pred, rows, ids = inputs(2, 8, 3, 48, torch.float32, device)
-    for grad in (True, False):
-        loss, error = op(pred, rows, ids, True, MEAN, STD, grad)
-        assert error.shape == (pred.shape if grad else (0,))
-        torch.testing.assert_close(loss, _ref(pred, rows, ids, True, MEAN, STD))
-    assert not public(pred, rows, ids, True, MEAN, STD).requires_grad
-
-
 def test_public_function_calls_the_kernel(device):
     pred, rows, ids = inputs(2, 8, 3, 48, torch.float32, device)
     before = dispatches()
