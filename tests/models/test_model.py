@@ -125,7 +125,7 @@ def test_slots_stand_for_their_video(objective, readout):
 @pytest.mark.parametrize("package", [reference, ivcl_fast])
 def test_other_readouts_have_no_answer_for_every_frame(package):
     model = package.IVCLClassifier(IVCLConfig.preset("tiny", **SIZES, readout="mean"), 5)
-    with pytest.raises(ValueError, match="^every_frame: .*got 'mean'$"):
+    with pytest.raises(ValueError, match=r"^every_frame: .*got 'mean'$"):
         model(video(), every_frame=True)
 
 

@@ -62,9 +62,9 @@ def test_any_model_can_be_started_from_by_its_name(name):
 
 
 def test_an_unknown_name_is_one_line_and_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="huge-localize: expected .*tiny-localize"):
+    with pytest.raises(UserError, match=r"huge-localize: expected .*tiny-localize"):
         IVCLClassifier.from_pretrained("ivcl_fast/huge-localize")
-    with pytest.raises(UserError, match="huge-localize: expected "):
+    with pytest.raises(UserError, match=r"huge-localize: expected "):
         backbone.check_source("ivcl_fast/huge-localize")
     monkeypatch.chdir(tmp_path)
     IVCLClassifier(CFG, 5).save_pretrained("ivcl_fast/tiny-localize")

@@ -1,8 +1,9 @@
-"""Checkpoints under fire: damage, pickles, full disks."""
+"""Checkpoints: damage, pickles and full disks."""
 
 from __future__ import annotations
 
 import io
+import pickle
 import resource
 import threading
 from contextlib import contextmanager
@@ -13,10 +14,7 @@ import torch
 from torch import nn
 
 from ivcl_fast.errors import UserError
-from ivcl_fast.models.weights import (
-    CHECKSUMS,
-    MODEL,
-)
+from ivcl_fast.models.weights import CHECKSUMS, MODEL, read_weights, write_checksums
 from ivcl_fast.training import checkpoint
 from tests.support.power_cut import Disk
 
@@ -75,6 +73,28 @@ def test_an_unreadable_file_is_not_damage(tmp_path, monkeypatch, name, error):
         ):
             checkpoint.latest(tmp_path)
     assert checkpoint.latest(tmp_path).step == 10
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_pickles_are_never_run(tmp_path):
+    trap = Trap(tmp_path / "sprung")
+    file = saved(tmp_path / "run") / MODEL
+    file.write_bytes(pickle.dumps(trap))
+    write_checksums(file.parent, checkpoint.FILES)
+    assert checkpoint.latest(tmp_path / "run") is None
+    torch.save({"weights": trap}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model\.pt: "):
+        read_weights(tmp_path / "model.pt")
+    assert not trap.path.exists()
 
 
 @contextmanager
