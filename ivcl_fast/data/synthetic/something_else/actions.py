@@ -110,7 +110,9 @@ class Scene:
     ) -> Layer:
         """Make the thing with noun ``number``; positions and angle are numbers or ``[F]``."""
         size = size or self.uniform(0.12, 0.15)
-        x, y, angle = (np.broadcast_to(np.float64(v), self.time.shape) for v in (x, y, angle))
+        x, y, angle = (
+            np.broadcast_to(np.asarray(v, np.float64), self.time.shape) for v in (x, y, angle)
+        )
         return Layer(x, y, angle, self.nouns[number], number, size)
 
     def hand(self, thing: Layer, side: int, leaves: float | None, above: bool = False) -> Layer:

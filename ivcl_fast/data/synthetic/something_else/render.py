@@ -65,15 +65,15 @@ def render(
             covered = np.asarray(mask)[::_SUPERSAMPLING, ::_SUPERSAMPLING] > 0
             front[covered] = number
             areas.append(np.count_nonzero(covered))
-        pixels = np.asarray(canvas.resize((width, height), Image.Resampling.BOX), np.float32)
-        pixels = pixels + rng.normal(0.0, _NOISE, (height, width, 1))
+        picture = np.asarray(canvas.resize((width, height), Image.Resampling.BOX))
+        pixels = picture + rng.normal(0.0, _NOISE, (height, width, 1))
         boxes = {n: _box(front == n) for n in range(len(layers))
                  if np.count_nonzero(front == n) > _MIN_VISIBLE * areas[n]}  # fmt: skip
         yield pixels.clip(0, 255).astype(np.uint8), boxes
 
 
 def _box(visible: np.ndarray) -> Box:
-    rows, columns = visible.any(axis=1).nonzero()[0], visible.any(axis=0).nonzero()[0]
+    rows, columns = (np.flatnonzero(visible.any(axis=axis)) for axis in (1, 0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
