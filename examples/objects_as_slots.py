@@ -2,7 +2,7 @@
 
     python examples/objects_as_slots.py [VIDEOS CLIPS [SEED]]
 
-A classifier takes slots in place of videos. Here they come from the plans of CATER-like videos: the
+A classifier takes slots in place of videos. Here they come from CATER-like videos in numbers: the
 snitch and up to six cones, each with its look and place, and zeros while it is inside a cone. The
 default learns next to nothing; docs/learnt.md has what more videos and clips give.
 """
@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ivcl_fast
-from ivcl_fast.data.synthetic.cater.planner import plan_video
-from ivcl_fast.data.synthetic.cater.world import COLORS
+from ivcl_fast.data.synthetic.cater.video import OBJECT_COLORS, draw_video
 from ivcl_fast.training.hardware import has_fast_bf16
 from ivcl_fast.training.optim import Schedule, make_optimizers, set_lr
 
@@ -24,14 +23,14 @@ BF16 = has_fast_bf16(torch.device("cpu"))
 CFG = ivcl_fast.IVCLConfig(num_slots=7, embed_dim=64, num_heads=2, depth=1, temporal_depth=4)
 
 
-def plan(index: int) -> np.ndarray:
+def states_of(index: int) -> np.ndarray:
     """A video, [301, 7, 14]: x, y, height and whether it is in view, then the object's look."""
-    planned, states = plan_video(0, index), np.zeros((301, 7, 14), np.float16)
-    cones = [i for i, thing in enumerate(planned.things) if thing.shape == "cone"]
+    video, states = draw_video(0, index), np.zeros((301, 7, 14), np.float16)
+    motion, cones = video.motion, [i for i, one in enumerate(video.things) if one.shape == "cone"]
     for slot, i in enumerate([0, *cones][:7]):  # the snitch is the first object
-        look = planned.things[i].sized, slot == 0, *(planned.things[i].color == c for c in COLORS)
-        states[:, slot, :3], states[:, slot, 3] = planned.locations[:, i], ~planned.covered[:, i]
-        states[:, slot, 4:] = look
+        thing = video.things[i]
+        states[:, slot, :3], states[:, slot, 3] = motion.locations[:, i], ~motion.covered[:, i]
+        states[:, slot, 4:] = thing.radius, slot == 0, *(thing.color == c for c in OBJECT_COLORS)
     return states
 
 
@@ -52,7 +51,7 @@ def clips(states: Tensor, vary: bool = False) -> tuple[Tensor, Tensor]:
 def train(videos: int = 240, count: int = 960, seed: int = 0) -> None:
     """Train on all but a twelfth of the videos, and print top-1 on the others."""
     torch.manual_seed(seed)
-    states = torch.from_numpy(np.stack([plan(index) for index in range(videos)]))
+    states = torch.from_numpy(np.stack([states_of(index) for index in range(videos)]))
     held_out, states = states[: videos // 12], states[videos // 12 :]
     (slots, cell), hidden = clips(held_out), held_out[:, 300, 0, 3] == 0
     model = ivcl_fast.IVCLClassifier(CFG, 36)

@@ -2,8 +2,9 @@
 
 They are computed from the scenes. All but the cell are for supervised pretraining, the cell is for
 finetuning with the labels of all frames. Objects inside a cone count as hidden, objects behind
-another one as visible. Places in the picture are those of CATER's static camera, or of the moving
-camera of a synthetic data set; published scenes do not contain the camera's motion.
+another one as visible. Places in the picture are those that a synthetic data set's camera sees.
+Published scenes do not contain the camera: theirs are those of the static camera before its jitter
+of up to half a unit along each axis.
 """
 
 from __future__ import annotations
@@ -19,19 +20,22 @@ from ivcl_fast.data.dataset import Clip, Dataset
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.formats.cater_labels import Scene
-from ivcl_fast.data.synthetic.cater import world as cater_world
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, camera_of, frame_times, spec_of
+from ivcl_fast.data.synthetic.cater.video import OBJECT_COLORS
+from ivcl_fast.data.synthetic.cater.write import spec_of
+from ivcl_fast.data.synthetic.scene import CAMERA, MATERIALS, SIZES, TARGET
+from ivcl_fast.data.synthetic.scene import SHAPES as OTHER_SHAPES
+from ivcl_fast.data.synthetic.view import project
 from ivcl_fast.errors import UserError
 
-SHAPES = (*cater_world.SHAPES, "spl")
+SHAPES = (*OTHER_SHAPES, "spl")
 """The last one is the snitch's."""
 FLOOR = 12
 """Rows and columns of the floor for the places of objects; a cone is at least as wide as one."""
 VALUES = {
     "shape": SHAPES,
-    "color": cater_world.COLORS,
-    "size": tuple(cater_world.SIZES),
-    "material": cater_world.MATERIALS,
+    "color": OBJECT_COLORS,
+    "size": tuple(SIZES),
+    "material": MATERIALS,
 }
 CLASSES = {
     "classification": tuple(value for values in VALUES.values() for value in values),
@@ -39,7 +43,7 @@ CLASSES = {
     "objects": tuple(f"{line} {i}" for line in ("column", "row") for i in range(FLOOR)),
 }
 """Names of the classes by supervised objective. Only the shape of the snitch counts."""
-OBJECTS = ("spl", *cater_world.COLORS)
+OBJECTS = ("spl", *OBJECT_COLORS)
 """What each slot is asked for: the snitch, and the cones of each colour, which may cover it."""
 PICTURE = 320, 240
 """Width and height for computing places; all CATER videos have this aspect ratio."""
@@ -118,16 +122,16 @@ class VisibleCentres(FrameLabels):
     def __init__(self, dataset: Cater, grid: int) -> None:
         super().__init__(dataset, (grid**2, len(SHAPES)))
         self.grid = grid
-        self.spec = spec_of(dataset.root) or SyntheticCater()
-        """Determines the camera."""
+        self.spec = spec_of(dataset.root)
+        """Determines the camera; None for published data."""
 
     def indices(self, scene: Scene, visible: np.ndarray) -> np.ndarray:
         objects, frames = scene["objects"], len(visible)
         places = np.array([[o["locations"][str(i)] for o in objects] for i in range(frames)])
-        camera = camera_of(self.spec, scene["image_index"], *PICTURE)
-        if len(camera.position) > 1:
-            camera = camera.at(frame_times(frames))
-        x, y, depth = np.moveaxis(camera.project(places), -1, 0)
+        camera = np.array([CAMERA])
+        if self.spec is not None:
+            camera = self.spec.camera_path(scene["image_index"], frames)
+        x, y, depth = np.moveaxis(project(places, camera, TARGET, *PICTURE), -1, 0)
         column, row = (np.floor(self.grid * v / w) for v, w in zip((x, y), PICTURE, strict=True))
         inside = (np.minimum(column, row) >= 0) & (np.maximum(column, row) < self.grid)
         shape = np.array([SHAPES.index(o["shape"]) for o in objects])

@@ -1,4 +1,4 @@
-"""Probes find what was planted and nothing else; targets of frames agree with the planner."""
+"""Probes find what was planted and nothing else; targets of frames agree with what was drawn."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from ivcl_fast.analysis.linear_probes import (
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
-from ivcl_fast.data.synthetic.cater.camera import static_camera
-from ivcl_fast.data.synthetic.cater.planner import plan_video
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, scene_dict, write_cater
+from ivcl_fast.data.synthetic.cater.scene_file import scene_dict
+from ivcl_fast.data.synthetic.cater.video import draw_video
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.train import main as train_main
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS, config, random_video
 
@@ -40,24 +40,24 @@ FRAMES = 8
 # --- What is true of a frame ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("index", [0, 2, 3, 5])  # 1 and 4 cover nothing
-def test_inside_cones_is_what_the_planner_hides(index: int) -> None:
-    plan = plan_video(3, index)
-    scene = scene_dict(plan, static_camera(320, 240).at(slice(0, 1)), np.arange(301), index)
+@pytest.mark.parametrize("index", range(4))
+def test_inside_cones_is_what_is_covered(index: int) -> None:
+    video = draw_video(3, index)
+    scene = scene_dict(video, np.arange(301), index, (320, 240))
+    covered = video.motion.covered
     names = np.array([o["instance"] for o in scene["objects"]])
-    lifts = {m.start for moves in plan.movements for m in moves}
-    assert plan.covered.any()
-    for frame in set(range(301)) - lifts:  # the planner uncovers in a lift's first frame, not after
+    assert covered.any()
+    for frame in range(301):
         inside = cater_frames.contained(scene, frame)
-        assert inside == set(names[plan.covered[frame]]), frame
-        assert cater_frames.snitch_hidden(scene, frame) == plan.covered[frame, 0]
-        things = [t for t, hidden in zip(plan.things, plan.covered[frame], strict=True)
+        assert inside == set(names[covered[frame]]), frame
+        assert cater_frames.snitch_hidden(scene, frame) == covered[frame, 0]
+        things = [t for t, hidden in zip(video.things, covered[frame], strict=True)
                   if not hidden and t.shape != "spl"]  # fmt: skip
         seen = cater_frames.attributes_seen(scene, frame)
         assert seen["color"] == [c in {t.color for t in things} for c in COLORS]
         cones = [t.shape == "cone" for t in things]
         assert len(cater_frames.visible_cones(scene, frame)) == sum(cones)
-    shapes = {t.shape for t in plan.things}
+    shapes = {t.shape for t in video.things}
     present = cater_frames.attributes_present(scene)["shape"]
     assert present == [s in shapes for s in cater_frames.ATTRIBUTES["shape"]]
 
@@ -231,10 +231,7 @@ def test_a_feature_that_never_varied_in_training_is_ignored() -> None:
 
 def test_every_probe_of_cater_reads_its_own_truth() -> None:
     """Slots that hold the truth itself are read, hidden or not; the guess is of the scenes."""
-    scenes = [
-        scene_dict(plan_video(5, i), static_camera(160, 120).at(slice(0, 1)), FEW, i)
-        for i in range(80)
-    ]
+    scenes = [scene_dict(draw_video(5, i), FEW, i, (160, 120)) for i in range(80)]
     ids = [list(range(len(FEW)))] * len(scenes)
     train, test = frames_of(scenes[:55], ids[:55]), frames_of(scenes[55:], ids[55:])
 

@@ -6,7 +6,6 @@ import json
 import sys
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -24,7 +23,7 @@ from ivcl_fast.data.formats.acre import Acre
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import CLASSES, OBJECTS, SHAPES, make_frame_labels
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, spec_of, write_cater
 from ivcl_fast.errors import UserError
 from ivcl_fast.train import main
 from ivcl_fast.training.arguments import parse
@@ -42,40 +41,41 @@ def cater(request, tmp_path_factory) -> Cater:
 # --- Against pictures and the scenes' own numbers -------------------------------------------------
 
 
-def pictures(dataset: Cater, clip: Clip, frames: np.ndarray) -> np.ndarray:
-    """float64 ``[T, H, W, 3]``."""
-    with av.open(str(dataset.root / "videos" / f"{clip.media}.avi")) as file:
-        shown = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
-    return np.stack(shown)[frames].astype(float)
-
-
-def test_the_picture_is_golden_at_the_label_of_the_snitch(cater):
-    """Cells have four by three pixels. In the frames of another video they are not golden."""
-    grid, frames, clips = 40, np.arange(0, FRAMES, 3), cater.clips("train")
-    labels = make_frame_labels(cater, "detection", grid)
-    videos = [pictures(cater, clip, frames) for clip in clips]
+def test_the_snitch_is_drawn_at_its_label(cater):
+    """Pictures ease and labels do not, so the snitch may be a few pixels away while it moves."""
+    grid, frames, clips = 40, np.arange(0, FRAMES, 6), cater.clips("train")[:4]
+    labels, spec = make_frame_labels(cater, "detection", grid), spec_of(cater.root)
+    masks = [spec.object_masks(int(clip.name[-6:]), frames) == 0 for clip in clips]
     shares = []
     for other in (0, 1):
-        golden = []
+        near = []
         for number, clip in enumerate(clips):
             places = labels(clip, frames, FRAMES)[..., SHAPES.index("spl")]
-            time, cell = places.nonzero(as_tuple=True)
-            shown = videos[(number + other) % len(clips)]
-            r, g, b = np.moveaxis(shown[time, cell // grid * 3 + 1, cell % grid * 4 + 2], -1, 0)
-            golden += list((r + g) / 2 - b > 40)
-        shares.append(np.mean(golden))
+            for time, cell in places.nonzero().tolist():
+                y, x = masks[(number + other) % len(clips)][time].nonzero()
+                if len(y) > 20:  # or it is behind something
+                    center = np.array([cell // grid * 3 + 1.5, cell % grid * 4 + 2])
+                    near.append(np.hypot(*(center - (y.mean(), x.mean()))) < 8)
+        assert len(near) > 8
+        shares.append(np.mean(near))
     assert shares[0] > 0.9 and shares[1] < 0.3, shares
 
 
 def test_centres_in_the_first_frame_are_the_scenes(cater):
-    """``pixel_coords`` are for the size of the video."""
+    """``pixel_coords`` are whole pixels of the video, so that a centre may be in two cells."""
     labels = make_frame_labels(cater, "detection", 8)
     for clip in cater.clips("train"):
-        expected = torch.zeros(64, len(SHAPES))
-        for thing in cater.scene(clip.name)["objects"]:
+        things = cater.scene(clip.name)["objects"]
+        cells = [tuple(cell) for cell in labels(clip, np.array([0]), FRAMES)[0].nonzero().tolist()]
+        for thing in things:
             x, y, _ = thing["pixel_coords"]
-            expected[int(y / 120 * 8) * 8 + int(x / 160 * 8), SHAPES.index(thing["shape"])] = 1
-        assert torch.equal(labels(clip, np.array([0]), FRAMES)[0], expected)
+            may_be = {
+                (int((y + dy) / 15) * 8 + int((x + dx) / 20), SHAPES.index(thing["shape"]))
+                for dx in (-0.5, 0.5)
+                for dy in (-0.5, 0.5)
+            }
+            assert may_be & set(cells)
+        assert len(cells) <= len(things)
 
 
 # --- By hand --------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def thing(shape: str, color: str, size: str, material: str, place: list[float]) 
 @pytest.fixture
 def by_hand(tmp_path) -> Cater:
     """A cone covers the snitch in the two frames in the middle."""
-    cube = thing("cube", "blue", "small", "rubber", [14.1668, -12.5486, 10.182])
+    cube = thing("cube", "blue", "small", "rubber", [14.9479, -13.0178, 10.6863])
     cube["locations"]["3"] = [-6.0, -6.0, 0.0]
     scene = {
         "image_index": 0,
@@ -132,7 +132,7 @@ def test_attributes_by_hand(by_hand):
 
 
 def test_centres_by_hand(by_hand):
-    """The camera looks at the origin.
+    """The camera looks at the middle of the floor.
 
     The cube is straight behind the camera, and as far away; in the last frame it is on the left of
     the picture.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ivcl_fast.data.formats.cater_frames import snitch_hidden
-from ivcl_fast.data.synthetic.cater.camera import static_camera
-from ivcl_fast.data.synthetic.cater.planner import plan_video
-from ivcl_fast.data.synthetic.cater.write import frame_times, scene_dict
+from ivcl_fast.data.synthetic.cater.scene_file import frame_times, scene_dict
+from ivcl_fast.data.synthetic.cater.video import draw_video
 from ivcl_fast.evaluation.evaluate import Result
 from ivcl_fast.evaluation.hidden_ends import KINDS, HiddenEnd, hidden_end
 from ivcl_fast.report.run import kinds_table
@@ -36,7 +35,7 @@ def test_when_and_how_it_disappeared(movements, found):
 def test_times_are_those_counted_frame_by_frame():
     times, ends = frame_times(38), []
     for index in range(12):
-        planned = scene_dict(plan_video(0, index), static_camera(160, 120), times, index)
+        planned = scene_dict(draw_video(0, index), times, index, (160, 120))
         frames = range(38)
         seen = [frame for frame in frames if not snitch_hidden(planned, frame)]
         end = hidden_end(planned)

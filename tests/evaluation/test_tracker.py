@@ -7,9 +7,8 @@ import pytest
 
 from ivcl_fast.data.formats.cater_labels import hidden_at_end, localize_label
 from ivcl_fast.data.sampling import frame_ids
-from ivcl_fast.data.synthetic.cater.camera import static_camera
-from ivcl_fast.data.synthetic.cater.planner import plan_video
-from ivcl_fast.data.synthetic.cater.write import frame_times, scene_dict
+from ivcl_fast.data.synthetic.cater.scene_file import frame_times, scene_dict
+from ivcl_fast.data.synthetic.cater.video import draw_video
 from ivcl_fast.evaluation.tracker import track_snitch
 
 LAST = 10
@@ -70,7 +69,7 @@ def test_a_cone_inside_a_cone_is_followed_and_comes_out_again():
 def test_it_follows_planned_videos(frames, at_least):
     times, right = frame_times(38), []
     for index in range(40):
-        planned = scene_dict(plan_video(0, index), static_camera(160, 120), times, index)
+        planned = scene_dict(draw_video(0, index), times, index, (160, 120))
         if hidden_at_end(planned):
             found = track_snitch(planned, frame_ids(38, frames).tolist())
             right.append(found == localize_label(planned))

@@ -155,6 +155,8 @@ def _is_begun(out: Path, content: dict[str, Any], names: Sequence[str]) -> bool:
             found = json.loads(read_bytes(marker))
         except ValueError:
             found = None
+        if isinstance(found, dict) and found.get("spec") == content["spec"]:
+            _check_version(out, found, content["format_version"])
         if found != content:
             raise UserError(
                 f"{out} was begun with other settings (see {marker.name}); choose another folder"
@@ -165,15 +167,27 @@ def _is_begun(out: Path, content: dict[str, Any], names: Sequence[str]) -> bool:
     return False
 
 
-def read_spec(folder: Path) -> dict[str, Any] | None:
+def _check_version(folder: Path, content: dict[str, Any], version: int) -> None:
+    """Raise :class:`UserError` if another version of the package wrote the folder."""
+    if content["format_version"] != version:
+        raise UserError(
+            f"{folder} was written by another version of ivcl_fast, whose videos are different; "
+            "delete it or choose another folder"
+        )
+
+
+def read_spec(folder: Path, version: int | None = None) -> dict[str, Any] | None:
     """Read the fields of the spec that a data set was written with; None if it is not synthetic.
 
-    Raises :class:`UserError` if the file that holds them is damaged.
+    Raises :class:`UserError` if the file that holds them is damaged, or is not of this ``version``.
     """
     try:
         content = read_bytes(folder / _MARKER)
         Manifest.read(folder).check(_MARKER, content)
-        return json.loads(content)["spec"]
+        found = json.loads(content)
+        if version is not None:
+            _check_version(folder, found, version)
+        return found["spec"]
     except FileNotFoundError:
         return None
     except UserError:

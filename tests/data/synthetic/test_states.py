@@ -1,4 +1,4 @@
-"""Tables of object states: what a picture says is what the plan says, and nothing hidden."""
+"""Tables of object states: what a picture says is what was drawn, and nothing hidden."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import pytest
 
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import make_frame_labels
-from ivcl_fast.data.synthetic.cater import world
-from ivcl_fast.data.synthetic.cater.planner import plan_video
+from ivcl_fast.data.synthetic.cater.scene_file import frame_times
 from ivcl_fast.data.synthetic.cater.states import PATCH, ROW, draw_states
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, frame_times, write_cater
+from ivcl_fast.data.synthetic.cater.video import OBJECT_COLORS, draw_video
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.scene import MATERIALS, SHAPES, SIZES
 from ivcl_fast.errors import UserError
 
-KINDS = (*world.SHAPES, "spl")
+KINDS = (*SHAPES, "spl")
 
 
 def read_states(picture: np.ndarray) -> list[tuple]:
@@ -25,22 +26,22 @@ def read_states(picture: np.ndarray) -> list[tuple]:
     for patch in patches:
         if patch[0].max() < 0.5:
             continue
-        color = world.COLORS[patch[1].argmax()] if patch[1].max() > 0.5 else "gold"
-        shares = np.where(patch > 0.1, patch, 0)  # what is less is noise of the video codec
+        color = OBJECT_COLORS[patch[1].argmax()] if patch[1].max() > 0.5 else "gold"
+        shares = np.where(patch > 0.07, patch, 0)  # what is less is noise of the video codec
         x, y = (rows.ravel() @ steps / rows.sum() for rows in (shares[3:5], shares[5:7]))
-        shape, size = KINDS[patch[0, :5].argmax()], list(world.SIZES)[patch[0, 5:].argmax()]
-        found.append((shape, size, color, world.MATERIALS[patch[2, :2].argmax()], x, y))
+        shape, size = KINDS[patch[0, :5].argmax()], list(SIZES)[patch[0, 5:].argmax()]
+        found.append((shape, size, color, MATERIALS[patch[2, :2].argmax()], x, y))
     return found
 
 
 def test_a_picture_says_what_is_in_view():
-    plan, frames = plan_video(0, 3), frame_times(38)
+    video, frames = draw_video(0, 3), frame_times(38)
     hidden = 0
-    for frame, picture in zip(frames, draw_states(plan, frames), strict=True):
-        in_view = np.flatnonzero(~plan.covered[frame])
-        hidden += len(plan.things) - len(in_view)
-        expected = sorted(((*plan.locations[frame, i, :2], plan.things[i]) for i in in_view),
-                          key=lambda e: e[:2])  # fmt: skip
+    for frame, picture in zip(frames, draw_states(video, frames), strict=True):
+        in_view = np.flatnonzero(~video.motion.covered[frame])
+        hidden += len(video.things) - len(in_view)
+        places = video.motion.locations[frame]
+        expected = sorted(((*places[i, :2], video.things[i]) for i in in_view), key=lambda e: e[:2])
         found = read_states(picture)
         assert [f[:4] for f in found] == [
             (t.shape, t.size, t.color, t.material) for _, _, t in expected
@@ -58,9 +59,9 @@ def states(tmp_path_factory) -> Cater:
 def test_videos_lose_nothing_that_matters(states):
     """Motion-JPEG is lossy; looks survive, and places to within a twentieth of a cell."""
     (media,) = (m for m in states.media() if m.name == "CATER_new_000001")
-    plan, frames = plan_video(0, 1), frame_times(38)
+    video, frames = draw_video(0, 1), frame_times(38)
     with av.open(str(media.files[0])) as file:
-        for frame, drawn in zip(file.decode(video=0), draw_states(plan, frames), strict=True):
+        for frame, drawn in zip(file.decode(video=0), draw_states(video, frames), strict=True):
             picture = frame.to_ndarray(format="rgb24")
             seen, told = read_states(picture), read_states(drawn)
             assert [s[:4] for s in seen] == [t[:4] for t in told]

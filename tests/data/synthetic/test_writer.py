@@ -231,8 +231,11 @@ def test_a_folder_of_another_version_is_not_completed(
     name, folder = made
     write, spec = WRITERS[name]
     monkeypatch.setattr(type(spec), "format_version", 99)
-    with pytest.raises(UserError, match="begun with other settings"):
+    with pytest.raises(UserError, match="another version of ivcl_fast"):
         write(folder, spec, workers=1)
+    assert read_spec(folder) is not None
+    with pytest.raises(UserError, match="another version of ivcl_fast"):
+        read_spec(folder, 99)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ from PIL import Image
 from ivcl_fast.data.formats.acre import (
     PANELS,
     SPLITS,
-    Attributes,
     Panel,
     Regime,
     media_name,
     object_table,
 )
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
-from ivcl_fast.data.synthetic.acre.scene import LAMPS, Scene, draw_scenes
+from ivcl_fast.data.synthetic.acre.scene import ORIGIN, draw_panel, machine_box, object_box
+from ivcl_fast.data.synthetic.render import MACHINE, render
+from ivcl_fast.data.synthetic.scene import CAMERA, Scene
+from ivcl_fast.data.synthetic.view import directions, project
 from ivcl_fast.data.synthetic.writer import Size, SyntheticSpec, write_dataset
 from ivcl_fast.files import atomic_write, write_text
 
@@ -52,7 +54,7 @@ class SyntheticAcre(SyntheticSpec):
 
     # Not settings: they are the same for all data sets of this kind.
     name = "synthetic-acre-{regime}-{size}-{train}-{val}-{test}"
-    format_version = 1
+    format_version = 2
     unit = "problems"
     folders = ("images", "scenes")
     index = "config"
@@ -76,14 +78,16 @@ class SyntheticAcre(SyntheticSpec):
         problem = draw_problem(self.regime, split, self.seed, number)
         table = object_table(self.regime, split)
         rng = np.random.default_rng((self.seed, SPLITS.index(split), number))
-        for i, scene in enumerate(draw_scenes(problem, table, rng, *_SIZES[self.size])):
-            picture = Image.fromarray(scene.picture)
+        for i, panel in enumerate(problem):
+            scene = draw_panel(rng, panel, table)
+            drawn = render(scene, [0], *_SIZES[self.size], segments=True)
+            picture = Image.fromarray(drawn.pictures[0])
             picture.putalpha(255)
             image, scene_file = _panel_files(split, number, i)
             with atomic_write(out / image, durable=False) as file:
                 picture.save(file, format="png", compress_level=3)
-            text = json.dumps(scene_dict(scene, problem[i], table, split, Path(image).name))
-            write_text(out / scene_file, text, durable=False)
+            described = scene_dict(scene, drawn.segments[0], panel, split, Path(image).name)
+            write_text(out / scene_file, json.dumps(described), durable=False)
 
     def last_file(self, number: int) -> str:
         return _panel_files(*self.locate(number), PANELS[-1])[1]
@@ -144,54 +148,48 @@ def panel_dict(panel: Panel) -> dict[str, Any]:
 
 
 def scene_dict(
-    scene: Scene, panel: Panel, table: Sequence[Attributes], split: str, image: str
+    scene: Scene, segments: np.ndarray, panel: Panel, split: str, image: str
 ) -> dict[str, Any]:
-    """Describe a panel as ACRE's scene files do; boxes are (left, top, width, height) in pixels."""
-    pixels = scene.view.project(scene.places[None])[0]
+    """Describe a panel as ACRE's scene files do; ``segments``: which object is seen where."""
+    height, width = segments.shape
+    pixels = project(scene.locations, scene.camera, ORIGIN, width, height)[0]
     objects = [
         {
-            "shape": shape,
-            "size": "medium",
-            "material": material,
-            "3d_coords": _rounded(scene.places[k]),
-            "rotation": round(math.degrees(scene.turns[k]), 4),
-            "pixel_coords": _rounded(pixels[k]),
-            "bbox": _box(scene.outlines[k]),
-            "color": color,
-            "mask": run_lengths(scene.masks[k]),
+            "shape": thing.shape,
+            "size": thing.size,
+            "material": thing.material,
+            "3d_coords": _rounded(scene.locations[0, i]),
+            "rotation": round(float(scene.rotations[0, i, 2]), 4),
+            "pixel_coords": [*np.rint(pixels[i, :2]).astype(int).tolist(), round(pixels[i, 2], 4)],
+            "bbox": object_box(scene, i, width, height),
+            "color": thing.color,
+            "mask": run_lengths(segments == i),
         }
-        for k, (shape, color, material) in enumerate(table[o] for o in panel.objects)
+        for i, thing in enumerate(scene.things)
     ]
-    eye = scene.view.position[0]
+    eye = scene.camera[0]
     # Rotation angles, in Blender's convention, of an upright camera that looks at the origin.
     rotation = [math.atan2(math.hypot(eye[0], eye[1]), eye[2]), 0.0, math.atan2(eye[0], -eye[1])]
     machine = {
-        "blicket_bbox": _box(scene.machine),
-        "blicket_mask": run_lengths(scene.machine_mask),
+        "blicket_bbox": machine_box(scene, width, height),
+        "blicket_mask": run_lengths(segments == MACHINE),
     }
+    # As in the published files, these are the directions of the camera before its jitter.
+    named = directions(np.array(CAMERA), ORIGIN)
     return {
         "split": split,
         "image_filename": image,
         "camera": {"location": _rounded(eye), "rotation": _rounded(np.array(rotation))},
         "light_state": panel.light,
         "objects": objects,
-        "directions": {name: _rounded(v) for name, v in scene.view.directions().items()},
-        **{name: _rounded(place) for name, place in LAMPS.items()},
-        **(machine if scene.machine.any() else {}),
+        "directions": {name: _rounded(v) for name, v in named.items()},
+        **{f"{name}_light": _rounded(place) for name, place in scene.lamps.items()},
+        **({} if panel.light == "no" else machine),
     }
 
 
 def _rounded(values: np.ndarray) -> list[float]:
     return np.round(values, 4).tolist()
-
-
-def _box(outline: np.ndarray) -> list[int]:
-    """Return left, top, width and height of the True pixels; zeros if there are none."""
-    rows, columns = np.flatnonzero(outline.any(axis=1)), np.flatnonzero(outline.any(axis=0))
-    if len(rows) == 0:
-        return [0, 0, 0, 0]
-    left, top = int(columns[0]), int(rows[0])
-    return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
 
 
 def run_lengths(mask: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""Draws a planned video as tables of object states: CATER with perfect sight.
+"""Draws a video as tables of object states: CATER with perfect sight.
 
 Whoever reads these pictures need not learn to see. Each of the 4 x 4 patches of 8 x 8 pixels shows
 the state of one object in view: its looks, and its place on the floor. Patches are filled in the
@@ -11,25 +11,25 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ivcl_fast.data.synthetic.cater import world
-from ivcl_fast.data.synthetic.cater.planner import Plan
+from ivcl_fast.data.synthetic.cater.video import OBJECT_COLORS, Video
+from ivcl_fast.data.synthetic.scene import MATERIALS, SHAPES, SIZES, Thing
 
 PATCH, ROW = 8, 4
-_KINDS = (*world.SHAPES, "spl")
+_KINDS = (*SHAPES, "spl")
 _STEPS = np.linspace(-3, 3, 2 * PATCH)
 """Values of a coordinate that have a pixel of their own; two neighbours share those between."""
 
 
-def draw_states(plan: Plan, frames: np.ndarray) -> Iterator[np.ndarray]:
+def draw_states(video: Video, frames: np.ndarray) -> Iterator[np.ndarray]:
     """Draw the given frames of CATER's timeline: uint8 RGB ``[32, 32, 3]`` each, in grey.
 
     A patch has, from the top, a row with shape and size, a row with the colour, a row with the
     material and the height above the floor, two rows with x and two with y.
     """
-    looks = np.stack([_looks(thing) for thing in plan.things])
+    looks = np.stack([_looks(thing) for thing in video.things])
     for frame in frames:
-        visible = np.flatnonzero(~plan.covered[frame])
-        places = plan.locations[frame, visible]
+        visible = np.flatnonzero(~video.motion.covered[frame])
+        places = video.motion.locations[frame, visible]
         picture = np.zeros((ROW * ROW, PATCH, PATCH))
         for patch, i in enumerate(np.lexsort((places[:, 1], places[:, 0]))):
             picture[patch] = looks[visible[i]]
@@ -39,14 +39,14 @@ def draw_states(plan: Plan, frames: np.ndarray) -> Iterator[np.ndarray]:
         yield np.repeat(np.rint(255 * rows.clip(0, 1)).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def _looks(thing: world.Thing) -> np.ndarray:
+def _looks(thing: Thing) -> np.ndarray:
     """The rows of an object's patch that never change, 0 to 1."""
     patch = np.zeros((PATCH, PATCH))
     patch[0, _KINDS.index(thing.shape)] = 1
-    patch[0, 5 + list(world.SIZES).index(thing.size)] = 1
-    if thing.color in world.COLORS:  # the snitch's gold is not one of them
-        patch[1, world.COLORS.index(thing.color)] = 1
-    patch[2, world.MATERIALS.index(thing.material)] = 1
+    patch[0, 5 + list(SIZES).index(thing.size)] = 1
+    if thing.color in OBJECT_COLORS:  # the snitch's gold is not one of them
+        patch[1, OBJECT_COLORS.index(thing.color)] = 1
+    patch[2, MATERIALS.index(thing.material)] = 1
     return patch
 
 

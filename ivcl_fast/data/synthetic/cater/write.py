@@ -6,16 +6,15 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ivcl_fast.data.formats import cater_labels
-from ivcl_fast.data.synthetic.cater.camera import Camera, moving_camera, static_camera
-from ivcl_fast.data.synthetic.cater.planner import Plan, plan_video
-from ivcl_fast.data.synthetic.cater.render import object_masks, render
+from ivcl_fast.data.synthetic.cater.scene_file import frame_times, scene_dict, video_name
 from ivcl_fast.data.synthetic.cater.states import draw_states
-from ivcl_fast.data.synthetic.cater.world import LAST_FRAME
+from ivcl_fast.data.synthetic.cater.video import Video, draw_camera_path, draw_video
+from ivcl_fast.data.synthetic.render import render
 from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import Size, SyntheticSpec, read_spec, write_dataset
 from ivcl_fast.files import atomic_write, read_json, write_text
@@ -31,6 +30,9 @@ class _Format(NamedTuple):
 
 
 _FORMATS = {"embedded": _Format(160, 120, 3, 38), "full": _Format(320, 240, 24, 301)}
+
+_CHUNK = 32
+"""Frames that are drawn at once."""
 
 _TASKS: dict[str, Callable[[cater_labels.Scene], int | list[int]]] = {
     "localize": cater_labels.localize_label,
@@ -63,7 +65,7 @@ class SyntheticCater(SyntheticSpec):
 
     # Not settings: they are the same for all data sets of this kind.
     name = "synthetic-cater-{size}-{camera}-{train}-{val}"
-    format_version = 2
+    format_version = 3
     unit = "videos"
     folders = ("videos", "scenes")
     index = "lists"
@@ -76,9 +78,9 @@ class SyntheticCater(SyntheticSpec):
     def write_item(self, out: Path, number: int) -> None:
         """Write a video, then its scene."""
         form = _FORMATS[self.size]
-        plan, camera, frames = self._planned(number)
+        video, times = self.video(number), frame_times(form.frames)
         tables = self.camera == "none"
-        pictures = draw_states(plan, frames) if tables else render(plan, camera, frames)
+        pictures = draw_states(video, times) if tables else _pictures(video, times, form)
         with atomic_write(out / "videos" / video_name(number), durable=False) as file:
             encode_video(
                 file,
@@ -89,8 +91,20 @@ class SyntheticCater(SyntheticSpec):
                 fps=form.fps,
                 options={"qmin": "3", "qmax": "3"},
             )
-        scene = scene_dict(plan, camera.at(slice(0, 1)), frames, number)
+        scene = scene_dict(video, times, number, (form.width, form.height))
         write_text(out / self.last_file(number), json.dumps(scene), durable=False)
+
+    def video(self, number: int) -> Video:
+        """Draw a video in numbers; it is not part of the data set."""
+        return draw_video(self.seed, number, self.camera == "moving")
+
+    def camera_path(self, number: int, frames: int) -> np.ndarray:
+        """Return the positions of a video's camera: float64 ``[frames, 3]``, or ``[1, 3]``.
+
+        Scenes without pictures are described as the static camera sees them.
+        """
+        path = draw_camera_path(self.seed, number, self.camera == "moving")
+        return path if len(path) == 1 else path[frame_times(frames)]
 
     def object_masks(self, number: int, frames: Sequence[int]) -> np.ndarray:
         """Tell which object is seen where in some frames of a video.
@@ -98,14 +112,11 @@ class SyntheticCater(SyntheticSpec):
         Returns int64 ``[frames, height, width]``: the object's number in the scene, -1 for the
         floor. They are computed anew, as they are not part of the data set.
         """
-        plan, camera, times = self._planned(number)
-        return np.stack(list(object_masks(plan, camera, times[list(frames)])))
-
-    def _planned(self, number: int) -> tuple[Plan, Camera, np.ndarray]:
-        """Return the plan of a video, its camera, and where its frames are on the timeline."""
         form = _FORMATS[self.size]
-        camera = camera_of(self, number, form.width, form.height)
-        return plan_video(self.seed, number), camera, frame_times(form.frames)
+        scene = self.video(number).scene(frame_times(form.frames)[list(frames)])
+        every, size = range(len(frames)), (form.width, form.height)
+        segments = render(scene, every, *size, pictures=False, segments=True).segments
+        return segments.astype(np.int64)
 
     def last_file(self, number: int) -> str:
         return f"scenes/CATER_new_{number:06d}.json"
@@ -169,86 +180,15 @@ def write_cater(
     return write_dataset(out, spec, workers, progress)
 
 
-def video_name(index: int) -> str:
-    """Name the file of a video, as in the lists and in ``videos``."""
-    return f"CATER_new_{index:06d}.avi"
-
-
-def frame_times(frames: int) -> np.ndarray:
-    """Place the frames of a video on CATER's timeline: int64 ``[frames]``, from 0 to 300."""
-    return np.rint(np.linspace(0, LAST_FRAME, frames)).astype(np.intp)
-
-
-def camera_of(spec: SyntheticCater, index: int, width: int, height: int) -> Camera:
-    """Return the camera of a video: a single pose, or one for each frame of CATER's timeline.
-
-    Scenes without pictures are described as the static camera sees them.
-    """
-    if spec.camera != "moving":
-        return static_camera(width, height)
-    return moving_camera(spec.seed, index, width, height)
+def _pictures(video: Video, times: np.ndarray, form: _Format) -> Iterator[np.ndarray]:
+    """Draw the pictures of a video: uint8 RGB ``[height, width, 3]`` each."""
+    scene = video.scene(times)
+    for first in range(0, len(times), _CHUNK):
+        frames = range(first, min(first + _CHUNK, len(times)))
+        yield from render(scene, frames, form.width, form.height).pictures
 
 
 def spec_of(folder: Path) -> SyntheticCater | None:
     """Read the spec that :func:`write_cater` wrote a folder with; None for other CATER folders."""
-    fields = read_spec(folder)
+    fields = read_spec(folder, SyntheticCater.format_version)
     return None if fields is None else SyntheticCater(**fields)
-
-
-def scene_dict(plan: Plan, first_view: Camera, frames: np.ndarray, index: int) -> dict[str, Any]:
-    """Describe a plan as CATER's scene files do, for a video of the given frames of the timeline.
-
-    Movements are in frames of the video, which may be fewer than CATER's 301.
-    """
-    names = [f"{thing.shape}_{number}" for number, thing in enumerate(plan.things)]
-    locations = np.round(plan.locations[frames], 4)
-    pixels = np.round(first_view.project(plan.locations[:1]), 3)[0]
-    objects = [
-        {
-            "shape": thing.shape,
-            "size": thing.size,
-            "sized": thing.sized,
-            "material": thing.material,
-            "3d_coords": locations[0, i].tolist(),
-            "rotation": round(thing.rotation, 4),
-            "pixel_coords": pixels[i].tolist(),
-            "color": thing.color,
-            "instance": names[i],
-            "locations": {str(k): place for k, place in enumerate(locations[:, i].tolist())},
-        }
-        for i, thing in enumerate(plan.things)
-    ]
-    scale = (len(frames) - 1) / LAST_FRAME
-    movements = {
-        name: [
-            [
-                action,
-                None if other is None else names[other],
-                round(start * scale),
-                round(end * scale),
-            ]
-            for action, other, start, end in of_thing
-        ]
-        for name, of_thing in zip(names, plan.movements, strict=True)
-    }
-    directions = first_view.directions()
-    return {
-        "split": "new",
-        "image_index": index,
-        "image_filename": video_name(index),
-        "objects": objects,
-        "directions": {name: np.round(v, 4).tolist() for name, v in directions.items()},
-        "relationships": _relationships(plan.locations[0], directions),
-        "movements": movements,
-    }
-
-
-def _relationships(
-    places: np.ndarray, directions: dict[str, np.ndarray]
-) -> dict[str, list[list[int]]]:
-    """For each direction and object, list the objects at least 0.2 further that way (as CLEVR)."""
-    relationships = {}
-    for name in ("behind", "front", "left", "right"):
-        along = (places * directions[name]).sum(-1)
-        relationships[name] = [np.flatnonzero(along > a + 0.2).tolist() for a in along]
-    return relationships
