@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
 from ivcl_fast.data.formats.acre import Attributes, Light, Panel
 from ivcl_fast.data.synthetic.placing import draw_camera, draw_lamps, draw_places
 from ivcl_fast.data.synthetic.render import render
-from ivcl_fast.data.synthetic.scene import FOCAL, MACHINE, Ground, Scene, Thing
+from ivcl_fast.data.synthetic.scene import FOCAL, MACHINE, Ground, Material, Scene, Shape, Thing
 from ivcl_fast.data.synthetic.view import project
 
 SIZE = 0.6
@@ -31,10 +32,7 @@ def draw_panel(rng: np.random.Generator, panel: Panel, table: Sequence[Attribute
     Objects are in the panel's order, and the scene has a single frame.
     """
     camera, lamps = draw_camera(rng), draw_lamps(rng)
-    looks = [table[o] for o in panel.objects]
-    things = tuple(
-        Thing(shape, "medium", SIZE, color, material, tall=True) for shape, color, material in looks
-    )
+    things = tuple(_thing(table[o]) for o in panel.objects)
     while True:
         places = draw_places(rng, np.full(len(things), SIZE), _REACH, ORIGIN)
         if places is None:
@@ -47,12 +45,16 @@ def draw_panel(rng: np.random.Generator, panel: Panel, table: Sequence[Attribute
             return replace(scene, ground=_GROUNDS[panel.light])
 
 
+def _thing(look: Attributes) -> Thing:
+    shape, material = cast(Shape, look.shape), cast(Material, look.material)
+    return Thing(shape, "medium", SIZE, look.color, material, tall=True)
+
+
 def all_visible(scene: Scene) -> bool:
     """Whether enough of every object is seen past the others, without the machine."""
     floor = replace(scene, ground="plain")
     segments = render(floor, [0], *_TEST_SIZE, pictures=False, segments=True).segments
-    counts = [np.count_nonzero(segments == i) for i in range(len(scene.things))]
-    return min(counts) >= _LEAST_PIXELS
+    return all(np.sum(segments == i) >= _LEAST_PIXELS for i in range(len(scene.things)))
 
 
 # --- Boxes ---------------------------------------------------------------------------------------

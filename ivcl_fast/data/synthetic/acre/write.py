@@ -81,6 +81,7 @@ class SyntheticAcre(SyntheticSpec):
         for i, panel in enumerate(problem):
             scene = draw_panel(rng, panel, table)
             drawn = render(scene, [0], *_SIZES[self.size], segments=True)
+            assert drawn.pictures is not None and drawn.segments is not None
             picture = Image.fromarray(drawn.pictures[0])
             picture.putalpha(255)
             image, scene_file = _panel_files(split, number, i)

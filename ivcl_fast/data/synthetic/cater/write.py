@@ -116,6 +116,7 @@ class SyntheticCater(SyntheticSpec):
         scene = self.video(number).scene(frame_times(form.frames)[list(frames)])
         every, size = range(len(frames)), (form.width, form.height)
         segments = render(scene, every, *size, pictures=False, segments=True).segments
+        assert segments is not None
         return segments.astype(np.int64)
 
     def last_file(self, number: int) -> str:
@@ -185,7 +186,9 @@ def _pictures(video: Video, times: np.ndarray, form: _Format) -> Iterator[np.nda
     scene = video.scene(times)
     for first in range(0, len(times), _CHUNK):
         frames = range(first, min(first + _CHUNK, len(times)))
-        yield from render(scene, frames, form.width, form.height).pictures
+        pictures = render(scene, frames, form.width, form.height).pictures
+        assert pictures is not None
+        yield from pictures
 
 
 def spec_of(folder: Path) -> SyntheticCater | None:
