@@ -217,7 +217,7 @@ def learnable(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("objective", "margin", "left", "longer"),
     [
-        ("classification", 0.06, 0.8, ()),
+        ("classification", 0.06, 0.8, ("--pretrain-clips", "2400", "--lr", "0.01")),
         ("detection", 0.2, 0.8, ()),
         # Who knows how often each label applies, and sees nothing, has 0.43 left of the loss.
         ("objects", 0.01, 0.3, ("--pretrain-clips", "2400", "--lr", "0.01")),
