@@ -1,0 +1,68 @@
+"""The measures by which the two renderers are compared."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.render_compare import Case, blurred, overlaps, regions, ssim
+from ivcl_fast.data.synthetic.blender.process import Drawn
+from ivcl_fast.data.synthetic.render import FLOOR
+from ivcl_fast.data.synthetic.scene import CAMERA, LAMPS, TARGET, Scene, Thing
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+
+
+def case(fast: np.ndarray, blender: np.ndarray) -> Case:
+    """A snitch, a rubber and a metal cube, with given segments."""
+    things = (
+        Thing("spl", "small", 0.3, "gold", "metal"),
+        Thing("cube", "small", 0.25, "red", "rubber"),
+        Thing("cube", "small", 0.25, "red", "metal"),
+    )
+    lamps = {name: np.array(place) for name, place in LAMPS.items()}
+    zeros = np.zeros((1, 3, 3))
+    scene = Scene(things, zeros, zeros, np.array([CAMERA]), TARGET, lamps)
+    return Case("case", scene, Drawn(None, blender, None), Drawn(None, fast, None))
+
+
+def test_ssim_is_one_for_equal_pictures_and_near_zero_for_unrelated_ones() -> None:
+    np.testing.assert_allclose(ssim(picture(0), picture(0)), 1)
+    assert abs(ssim(picture(0), picture(1)).mean()) < 0.05
+
+
+def test_ssim_of_plain_pictures_compares_their_light() -> None:
+    dark, bright = np.full((16, 16, 3), 100, np.uint8), np.full((16, 16, 3), 150, np.uint8)
+    stable = (0.01 * 255) ** 2
+    expected = (2 * 100 * 150 + stable) / (100**2 + 150**2 + stable)
+    np.testing.assert_allclose(ssim(dark, bright), expected)
+
+
+def test_the_window_is_gaussian_and_keeps_the_mean() -> None:
+    point = np.zeros((31, 31))
+    point[15, 15] = 1
+    spread = blurred(point)
+    assert spread.sum() == pytest.approx(1)
+    assert spread[15, 16] / spread[15, 15] == pytest.approx(np.exp(-1 / (2 * 1.5**2)))
+
+
+def test_overlaps_leave_out_small_objects() -> None:
+    blender = np.full((20, 20), FLOOR, dtype=np.int16)
+    blender[:5, :10] = 1  # 50 pixels
+    blender[10, :10] = 2  # 10 pixels
+    fast = blender.copy()
+    fast[:5, 5:15] = 1  # 25 pixels more
+    assert list(overlaps(case(fast, blender))) == [50 / 75]
+
+
+def test_regions_are_materials_of_what_blender_shows() -> None:
+    segments = np.array([[FLOOR, 0, 1, 2]], dtype=np.int16)
+    found = regions(case(segments, segments).scene, segments)
+    assert {name: mask[0].tolist().index(True) for name, mask in found.items()} == {
+        "floor": 0,
+        "snitch": 1,
+        "rubber": 2,
+        "metal": 3,
+    }
