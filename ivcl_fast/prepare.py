@@ -45,6 +45,8 @@ from ivcl_fast.data.store.build import (
 )
 from ivcl_fast.data.store.frame_store import BAD_FILES
 from ivcl_fast.data.stream_index import probe_media
+from ivcl_fast.data.synthetic.blender.process import find_python
+from ivcl_fast.data.synthetic.renderers import Renderer
 from ivcl_fast.data.workers import WorkerPool, usable_cpus
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, require_at_least
@@ -57,6 +59,9 @@ ITEMS_BY_SIZE = {
 }
 """Default numbers of items to train and to evaluate on. ``full`` has the numbers of the data set,
 except for Something-Else, which has 112,795 clips."""
+BLENDERS_ON_GPUS = 2
+"""Default number of Blender processes where there are GPUs; each uses all of them."""
+MOST_SAMPLES = 2**20
 MEASURED_SECONDS = 2.0
 """Seconds of decoding from which a dry run estimates the total time."""
 
@@ -101,6 +106,11 @@ class SyntheticFlags:
     """Videos, or ACRE problems, to evaluate on."""
     seed: int = 0
     """Seed of the data set's content."""
+    renderer: Renderer = "fast"
+    """fast: ray casting, with the look of the published pictures; blender: Blender's Cycles, as
+    they were made (CATER and ACRE; extra ``blender``)."""
+    samples: int = 0
+    """Blender's samples per pixel; 0: as published, 128 for CATER and 512 for ACRE."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,7 @@ class PrepareConfig:
         require_at_least(self.synthetic, 1, "train", most=MOST_VIDEOS)
         require_at_least(self.synthetic, 0, "val", most=MOST_VIDEOS)
         require_at_least(self.synthetic, 0, "seed", most=2**63 - 1)
+        require_at_least(self.synthetic, 0, "samples", most=MOST_SAMPLES)
         require_at_least(self.store, 1, "image_size", "patch_size", most=MAX_SIZE)
         image, patch = self.store.image_size, self.store.patch_size
         if image % patch:
@@ -145,6 +156,8 @@ def prepare(config: PrepareConfig) -> None:
         source = f"synthetic:{config.synthetic.camera}"
     elif config.synthetic.camera != "static":
         raise UserError(f"--camera: expected synthetic:cater, got {source}")
+    if config.synthetic.samples and config.synthetic.renderer != "blender":
+        raise UserError("--samples: expected --renderer blender, got fast")
     dataset_format, place = parse_source(source, "SOURCE")
     if isinstance(place, Synthetic):
         if config.store != StoreFlags():
@@ -152,12 +165,15 @@ def prepare(config: PrepareConfig) -> None:
                 "--task, --image-size, --patch-size, --crop, --decoder, --verify, --require-all, "
                 "--part: expected a folder, such as cater:DIR, got synthetic data"
             )
+        drawable = place.format in ("cater", "acre") and source != "synthetic:states"
+        if config.synthetic.renderer == "blender" and not drawable:
+            raise UserError(f"--renderer: expected fast for {source}, got blender")
         prepare_synthetic(config, place)
     else:
         if config.synthetic != SyntheticFlags():
             raise UserError(
-                "--size, --train, --val, --seed: expected synthetic data, such as synthetic:cater, "
-                "got a folder"
+                "--size, --train, --val, --seed, --renderer, --samples: expected synthetic data, "
+                "such as synthetic:cater, got a folder"
             )
         task = find_task(source, config.store.task)
         if config.store.crop != "none":
@@ -276,13 +292,20 @@ def measure_decoding(
 
 def prepare_synthetic(config: PrepareConfig, synthetic: Synthetic) -> None:
     """Write a synthetic data set."""
-    flags = config.synthetic
+    flags, workers = config.synthetic, config.workers
+    drawn = {}
+    if flags.renderer == "blender":
+        find_python()
+        drawn = {"renderer": flags.renderer, "samples": flags.samples}
+        if workers is None and torch.cuda.is_available():
+            workers = BLENDERS_ON_GPUS
     train, val = ITEMS_BY_SIZE[synthetic.format][flags.size]
     spec = synthetic.spec(
         train=train if flags.train is None else flags.train,
         val=val if flags.val is None else flags.val,
         size=flags.size,
         seed=flags.seed,
+        **drawn,
     )
     out = config.out or config.data_dir / spec.default_name
     counts = f"{spec.train} {synthetic.unit} to train on and {spec.val} to evaluate on"
@@ -290,7 +313,7 @@ def prepare_synthetic(config: PrepareConfig, synthetic: Synthetic) -> None:
         print(f"would write {counts} into {out}")
         return
     with Bar("rendering", 0, synthetic.unit) as bar:
-        synthetic.write(out, spec, config.workers, bar)
+        synthetic.write(out, spec, workers, bar)
     print(f"data: {out}, {counts}")
 
 

@@ -58,10 +58,13 @@ class SyntheticSpec(ABC):
 
     @property
     def default_name(self) -> str:
-        """Default name of the folder; a seed of 0 is left out."""
+        """Default name of the folder, without settings that have their default."""
         settings = asdict(self)
-        seed = f"-seed{settings['seed']}" if settings["seed"] else ""
-        return self.name.format(**settings) + seed
+        ends = f"-seed{settings['seed']}" if settings["seed"] else ""
+        if settings.get("renderer") == "blender":
+            samples = settings["samples"]
+            ends += f"-blender{samples}" if samples else "-blender"
+        return self.name.format(**settings) + ends
 
     @abstractmethod
     def write_item(self, out: Path, number: int) -> None:
@@ -155,7 +158,8 @@ def _is_begun(out: Path, content: dict[str, Any], names: Sequence[str]) -> bool:
             found = json.loads(read_bytes(marker))
         except ValueError:
             found = None
-        if isinstance(found, dict) and found.get("spec") == content["spec"]:
+        old = found.get("spec") if isinstance(found, dict) else None
+        if isinstance(old, dict) and old.items() <= content["spec"].items():  # new fields may come
             _check_version(out, found, content["format_version"])
         if found != content:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,14 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ivcl_fast.data.synthetic import scene as world
+from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.blender import meshes, process
 from ivcl_fast.data.synthetic.blender.job import describe_job
-from ivcl_fast.data.synthetic.blender.process import Blender, vote
+from ivcl_fast.data.synthetic.blender.process import Blender, own_blender, vote
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
 from ivcl_fast.data.synthetic.render import FLOOR, MACHINE
 from ivcl_fast.data.synthetic.scene import Scene, Thing
 from ivcl_fast.errors import UserError
+from ivcl_fast.prepare import PrepareConfig, SyntheticFlags, prepare
 
 WIDTH, HEIGHT = 64, 48
 
@@ -124,6 +129,41 @@ def test_a_python_without_bpy_is_named_with_the_extra(monkeypatch: pytest.Monkey
         Blender(samples=1)
 
 
+def test_prepare_names_the_flag_without_bpy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(process.PYTHON, "/bin/false")
+    flags = SyntheticFlags(renderer="blender")
+    with pytest.raises(UserError, match=r"--renderer.*ivcl_fast\[blender\]"):
+        prepare(PrepareConfig("synthetic:cater", data_dir=tmp_path, synthetic=flags))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("source", ["synthetic:states", "synthetic:something-else"])
+def test_other_data_sets_are_not_drawn_by_blender(source: str, tmp_path: Path) -> None:
+    flags = SyntheticFlags(renderer="blender")
+    with pytest.raises(UserError, match=f"--renderer.*{source}"):
+        prepare(PrepareConfig(source, data_dir=tmp_path, synthetic=flags))
+
+
+def test_samples_need_blender(tmp_path: Path) -> None:
+    flags = SyntheticFlags(samples=8)
+    with pytest.raises(UserError, match=r"--samples.*--renderer"):
+        prepare(PrepareConfig("synthetic:cater", data_dir=tmp_path, synthetic=flags))
+
+
+def test_folders_of_both_renderers_have_names_of_their_own() -> None:
+    names = {
+        spec.default_name
+        for spec in (
+            SyntheticCater(),
+            SyntheticCater(renderer="blender"),
+            SyntheticCater(renderer="blender", samples=8),
+        )
+    }
+    assert len(names) == 3
+
+
 def test_a_python_that_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(process.PYTHON, str(tmp_path / "python"))
     with pytest.raises(UserError, match=process.PYTHON):
@@ -176,6 +216,35 @@ def test_blender_draws_scenes_one_after_another(blender: Blender) -> None:
     np.testing.assert_array_equal(again.pictures, machine.picture[None])
     np.testing.assert_array_equal(again.depth, machine.depth[None])
     assert again.segments is None
+
+
+def test_a_data_set_continues_after_blender_was_killed(blender: Blender, tmp_path: Path) -> None:
+    spec = SyntheticAcre(train=1, val=1, test=0, renderer="blender", samples=1)
+
+    def kill(done: int, total: int) -> None:
+        if done == 1:
+            os.kill(own_blender(1).pid, signal.SIGKILL)
+
+    with pytest.raises(UserError, match="same command continues"):
+        write_acre(tmp_path / "acre", spec, 1, kill)
+    first = tmp_path / "acre/images/ACRE_train_000000_00.png"
+    before = first.stat().st_mtime_ns
+    write_acre(tmp_path / "acre", spec, 1)
+    assert first.stat().st_mtime_ns == before
+    assert len(list((tmp_path / "acre/images").iterdir())) == 20
+    objects = json.loads((tmp_path / "acre/scenes/ACRE_train_000000_00.json").read_text())[
+        "objects"
+    ]
+    with Image.open(first) as image:
+        picture = np.asarray(image.convert("RGB"))
+    own_blender(1).close()
+    assert picture.shape == (72, 96, 3) and picture.std() > 10
+    for one in objects:
+        left, top, width, height = one["bbox"]
+        runs = np.array(one["mask"].split(","), dtype=int)
+        mask = np.repeat(np.arange(len(runs)) % 2, runs).reshape(72, 96)
+        inside = mask[max(top - 1, 0) : top + height + 1, max(left - 1, 0) : left + width + 1]
+        assert inside.sum() == mask.sum() > 0
 
 
 def test_a_killed_blender_is_one_line(blender: Blender) -> None:

@@ -22,12 +22,14 @@ from ivcl_fast.data.formats.acre import (
 )
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
 from ivcl_fast.data.synthetic.acre.scene import ORIGIN, draw_panel, machine_box, object_box
-from ivcl_fast.data.synthetic.render import MACHINE, render
+from ivcl_fast.data.synthetic.render import MACHINE
+from ivcl_fast.data.synthetic.renderers import Renderer, choose_renderer
 from ivcl_fast.data.synthetic.scene import CAMERA, Scene
 from ivcl_fast.data.synthetic.view import directions, project
 from ivcl_fast.data.synthetic.writer import Size, SyntheticSpec, write_dataset
 from ivcl_fast.files import atomic_write, write_text
 
+_PUBLISHED_SAMPLES = 512
 _SIZES = {"embedded": (96, 72), "full": (320, 240)}
 
 
@@ -51,6 +53,10 @@ class SyntheticAcre(SyntheticSpec):
     """Number of test problems, on which results are reported (ACRE has 2,000)."""
     seed: int = 0
     """Problems with different seeds are different."""
+    renderer: Renderer = "fast"
+    """``fast``: ray casting, with the look of the published pictures; ``blender``: Blender."""
+    samples: int = 0
+    """Blender's samples per pixel; 0 for the published 512."""
 
     # Not settings: they are the same for all data sets of this kind.
     name = "synthetic-acre-{regime}-{size}-{train}-{val}-{test}"
@@ -78,9 +84,10 @@ class SyntheticAcre(SyntheticSpec):
         problem = draw_problem(self.regime, split, self.seed, number)
         table = object_table(self.regime, split)
         rng = np.random.default_rng((self.seed, SPLITS.index(split), number))
+        draw = choose_renderer(self.renderer, self.samples or _PUBLISHED_SAMPLES)
         for i, panel in enumerate(problem):
             scene = draw_panel(rng, panel, table)
-            drawn = render(scene, [0], *_SIZES[self.size], segments=True)
+            drawn = draw(scene, [0], *_SIZES[self.size], segments=True)
             assert drawn.pictures is not None and drawn.segments is not None
             picture = Image.fromarray(drawn.pictures[0])
             picture.putalpha(255)

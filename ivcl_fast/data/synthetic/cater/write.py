@@ -15,6 +15,7 @@ from ivcl_fast.data.synthetic.cater.scene_file import frame_times, scene_dict, v
 from ivcl_fast.data.synthetic.cater.states import draw_states
 from ivcl_fast.data.synthetic.cater.video import Video, draw_camera_path, draw_video
 from ivcl_fast.data.synthetic.render import render
+from ivcl_fast.data.synthetic.renderers import Renderer, choose_renderer
 from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import Size, SyntheticSpec, read_spec, write_dataset
 from ivcl_fast.files import atomic_write, read_json, write_text
@@ -31,6 +32,7 @@ class _Format(NamedTuple):
 
 _FORMATS = {"embedded": _Format(160, 120, 3, 38), "full": _Format(320, 240, 24, 301)}
 
+_PUBLISHED_SAMPLES = 128
 _CHUNK = 32
 """Frames that are drawn at once."""
 
@@ -62,6 +64,10 @@ class SyntheticCater(SyntheticSpec):
     """Number of validation videos (CATER has 1,650)."""
     seed: int = 0
     """Videos with different seeds are different."""
+    renderer: Renderer = "fast"
+    """``fast``: ray casting, with the look of the published pictures; ``blender``: Blender."""
+    samples: int = 0
+    """Blender's samples per pixel; 0 for the published 128."""
 
     # Not settings: they are the same for all data sets of this kind.
     name = "synthetic-cater-{size}-{camera}-{train}-{val}"
@@ -80,7 +86,7 @@ class SyntheticCater(SyntheticSpec):
         form = _FORMATS[self.size]
         video, times = self.video(number), frame_times(form.frames)
         tables = self.camera == "none"
-        pictures = draw_states(video, times) if tables else _pictures(video, times, form)
+        pictures = draw_states(video, times) if tables else self._pictures(video, times)
         with atomic_write(out / "videos" / video_name(number), durable=False) as file:
             encode_video(
                 file,
@@ -93,6 +99,16 @@ class SyntheticCater(SyntheticSpec):
             )
         scene = scene_dict(video, times, number, (form.width, form.height))
         write_text(out / self.last_file(number), json.dumps(scene), durable=False)
+
+    def _pictures(self, video: Video, times: np.ndarray) -> Iterator[np.ndarray]:
+        """Draw the pictures of a video: uint8 RGB ``[height, width, 3]`` each."""
+        form, scene = _FORMATS[self.size], video.scene(times)
+        draw = choose_renderer(self.renderer, self.samples or _PUBLISHED_SAMPLES)
+        for first in range(0, len(times), _CHUNK):
+            frames = range(first, min(first + _CHUNK, len(times)))
+            pictures = draw(scene, frames, form.width, form.height).pictures
+            assert pictures is not None
+            yield from pictures
 
     def video(self, number: int) -> Video:
         """Draw a video in numbers; it is not part of the data set."""
@@ -179,16 +195,6 @@ def write_cater(
         >>> write_cater(Path("data/cater"), SyntheticCater(train=100, val=20))
     """
     return write_dataset(out, spec, workers, progress)
-
-
-def _pictures(video: Video, times: np.ndarray, form: _Format) -> Iterator[np.ndarray]:
-    """Draw the pictures of a video: uint8 RGB ``[height, width, 3]`` each."""
-    scene = video.scene(times)
-    for first in range(0, len(times), _CHUNK):
-        frames = range(first, min(first + _CHUNK, len(times)))
-        pictures = render(scene, frames, form.width, form.height).pictures
-        assert pictures is not None
-        yield from pictures
 
 
 def spec_of(folder: Path) -> SyntheticCater | None:
