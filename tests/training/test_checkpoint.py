@@ -16,7 +16,6 @@ from torch import nn
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.weights import CHECKSUMS, MODEL, read_weights, write_checksums
 from ivcl_fast.training import checkpoint
-from tests.support.power_cut import Disk
 
 
 def saved(folder: Path, step: int = 1, width: int = 5) -> Path:
@@ -118,14 +117,6 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     assert checkpoint.latest(tmp_path).step == 2
     saved(tmp_path, 3, width=10_000)
     assert checkpoint.latest(tmp_path).step == 3
-
-
-def test_a_checkpoint_takes_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
-    """Older ones are deleted then."""
-    disk = Disk(monkeypatch)
-    saved(tmp_path, 7)
-    files = {f"step-00000007/{name}" for name in (*checkpoint.FILES, CHECKSUMS)}
-    assert files <= disk.renamed and not disk.unsafe
 
 
 def test_a_kill_while_weights_are_written_does_not_prevent_the_next(tmp_path):
