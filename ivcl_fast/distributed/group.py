@@ -228,8 +228,8 @@ class Decision:
     """Lets all ranks stop, or save, at the same step when any rank asks for it.
 
     The all-reduce of a step overlaps with the computation of the next one: with several ranks,
-    decisions take effect one step later. Ranks have asked for the
-    checkpoint a second time by then, which is ignored.
+    decisions take effect one step later. By then, ranks have asked for the checkpoint a second
+    time, which is ignored.
     """
 
     def __init__(self) -> None:

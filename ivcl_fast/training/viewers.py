@@ -28,8 +28,8 @@ PROJECT = "ivcl_fast"
 def tensorboard(folder: Path) -> Iterator[Show]:
     """Write to the run's folder ``tensorboard/``, a curve over clips for each value.
 
-    The writer of ``torch.utils.tensorboard`` has a thread of its own, which a full disk ends with a
-    traceback; this one raises ``OSError``.
+    ``torch.utils.tensorboard`` writes in a thread, which would end with a traceback on a full disk;
+    this raises ``OSError``.
     """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
