@@ -1,9 +1,9 @@
 """``hf:NAME_OR_DIR``: data sets of the Hugging Face ``datasets`` package.
 
-``NAME_OR_DIR`` is what ``datasets.load_dataset`` takes, or a folder of ``save_to_disk``. Videos are
-in a column of type ``Video``, in a list of ``Image``, or in a column of paths. Labels are in a
-column of type ``ClassLabel``, in a list of them, or in a column of numbers or names called like
-:data:`~ivcl_fast.data.formats.custom.video_list.COLUMNS`'s label.
+``NAME_OR_DIR`` is an argument of ``datasets.load_dataset``, or a folder of ``save_to_disk``. Videos
+are in a column of type ``Video``, of lists of ``Image``, or of paths. Labels are in a column of
+type ``ClassLabel`` or of lists of it, or of numbers or names with a column name of
+:data:`~ivcl_fast.data.formats.custom.video_list.COLUMNS`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ivcl_fast.errors import UserError
 
 
 class HuggingFaceVideos(LabelledVideos):
-    """The videos of a Hugging Face data set; those inside its files are unpacked once.
+    """The videos of a Hugging Face data set; videos inside its files are unpacked once.
 
     The frame store is beside the folder, or in ``data_dir`` for a data set of the hub.
     """
@@ -44,7 +44,7 @@ class HuggingFaceVideos(LabelledVideos):
         val_fraction: float = VAL_FRACTION,
         data_dir: Path = Path("data"),
     ) -> None:
-        """Load the data set; raises :class:`UserError` if that fails, or if it has no videos."""
+        """Load the data set; raises :class:`UserError` if that fails or it has no videos."""
         name = re.sub(r"[^\w.-]+", "-", str(source)).strip("-.")
         is_local = source.exists()
         root = source.absolute().with_name(f"{source.absolute().name}-data")
@@ -78,8 +78,7 @@ def read_split(rows: Any, name: str, root: Path, folder: Path) -> list[Item]:
     """List the videos of one split; paths are relative to ``folder``."""
     split = SPLIT_NAMES.get(name.lower())
     if split is None:
-        accepted = ", ".join(SPLIT_NAMES)
-        raise UserError(f"hf: split {name!r} is not known; accepted: {accepted}")
+        raise UserError(f"hf: split: expected one of {', '.join(SPLIT_NAMES)}, got {name!r}")
     column, frames = find_videos(rows.features)
     label, names = find_labels(rows.features)
     rows = without_decoding(rows, column, frames)
@@ -109,7 +108,7 @@ def read_split(rows: Any, name: str, root: Path, folder: Path) -> list[Item]:
 
 
 def find_videos(features: Any) -> tuple[str, bool]:
-    """Return the column of the videos, and whether each is a list of images."""
+    """Return the column of videos and whether each is a list of images."""
     import datasets
 
     for name, kind in features.items():
@@ -121,13 +120,13 @@ def find_videos(features: Any) -> tuple[str, bool]:
         if name.lower() in COLUMNS["path"] and "string" in getattr(kind, "dtype", ""):
             return name, False
     raise UserError(
-        f"hf: no column with videos among {', '.join(features)}; accepted: a column of type Video, "
-        f"a list of Image, or paths in a column called {', '.join(COLUMNS['path'])}"
+        "hf: expected a column of type Video, of lists of Image, or of paths that is called one of "
+        f"{', '.join(COLUMNS['path'])}, got {', '.join(features)}"
     )
 
 
 def find_labels(features: Any) -> tuple[str | None, list[str] | None]:
-    """Return the column of the labels, if there is one, and the classes' names, if it has them."""
+    """Return the column of labels and the names of the classes, each None if there are none."""
     import datasets
 
     for name, kind in features.items():
@@ -138,7 +137,7 @@ def find_labels(features: Any) -> tuple[str | None, list[str] | None]:
 
 
 def without_decoding(rows: Any, column: str, frames: bool) -> Any:
-    """Return the rows with encoded videos or images as they are in the data set."""
+    """Return the rows with encoded videos or images instead of decoded ones."""
     import datasets
 
     if frames:
@@ -149,10 +148,10 @@ def without_decoding(rows: Any, column: str, frames: bool) -> Any:
 
 
 def _files(value: Any) -> list[tuple[str, bytes | None]]:
-    """Return path and content of the files of a video; a content of None is at the path."""
+    """Return path and content of the files of a video; without content, it is at the path."""
     values = value if isinstance(value, list) else [value]
     if not values or None in values:
-        raise UserError("hf: a row has no video; accepted: a video in every row")
+        raise UserError("hf: expected a video in every row, got none in one")
     if isinstance(values[0], str):
         return [(path, None) for path in values]
     return [(one["path"] or "", one["bytes"]) for one in values]

@@ -1,18 +1,16 @@
-"""Videos of any kind with classes, or without: what the formats of one's own videos share.
+"""Videos with or without classes: the base of the formats for the user's own videos.
 
-A format lists its videos as :class:`Item`; :class:`LabelledVideos` makes a data set of them. Where
-no split is given, a fraction of the videos of each class is held out, by a hash of their names: the
-choice does not depend on the order, and a new video changes the place of no other one as long as
-the class has videos enough.
+A format lists its videos as :class:`Item`; :class:`LabelledVideos` makes a data set of them. If
+splits are not given, a fraction of the videos of each class is held out by a hash of their names,
+so the choice does not depend on their order, and new videos hardly change it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
+import os.path
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -31,7 +29,7 @@ SPLIT_NAMES = {
 """Names of splits in folders, lists and columns, in lower case."""
 VAL_FRACTION = 0.2
 NO_LABEL = ("", "nan", "NaN")
-"""How tables write that a label is missing."""
+"""Missing labels as tables write them."""
 
 
 class Item(NamedTuple):
@@ -47,46 +45,45 @@ class Item(NamedTuple):
 class LabelledVideos:
     """Videos with one class each, several, or none; a :class:`~ivcl_fast.data.dataset.Dataset`.
 
-    Classes are the labels that occur, in the order of their numbers if all are whole numbers, else
-    of their names. Without labels, or with the same one everywhere, there are no classes and the
-    data are for pretraining only. Results are reported on ``test`` if there is one, else ``val``.
+    Classes are the labels that occur, sorted by number and by name. Without labels, or if all are
+    equal, there are no classes, and the data are for pretraining only. Results are reported on
+    ``test`` if there is one, else on ``val``.
     """
 
     task = TASK
 
     def __init__(self, root: Path, items: Sequence[Item], val_fraction: float) -> None:
-        """``root``: folder of the frame store; ``items`` in the order of the clips.
+        """``root``: folder of the frame store; ``items``: in the order of the clips.
 
-        Raises :class:`UserError` if there are no videos to train or to validate on, if a video has
-        several labels in several entries, and if some videos have labels and others do not.
+        Raises :class:`UserError` without videos to train or to validate on, if entries of a video
+        have different labels, and if only some videos have labels.
         """
         self.root = root
         if not items:
-            raise UserError(f"{root}: holds no videos")
-        items = _without_unlike_splits(root, items)
+            raise UserError(f"{root}: expected videos, got none")
+        items = _comparable_splits(root, items)
         classes = sorted({label for item in items for label in item.labels}, key=_class_order)
         self.multi_label = any(len(item.labels) > 1 for item in items)
         if classes:
             if unlabelled := [item.media.name for item in items if not item.labels]:
                 raise UserError(
-                    f"{root}: {len(unlabelled)} of {len(items)} videos have no label, the first is "
-                    f"{unlabelled[0]}; accepted: a label for all videos, or for none"
+                    f"{root}: expected a label for every video or for none, got none for "
+                    f"{len(unlabelled)} of {len(items)}, such as {unlabelled[0]}"
                 )
             if len(classes) == 1 and not self.multi_label:
-                log.info("%s: all labels are %s, so there are no classes", root, classes[0])
+                log.info("%s: read without classes, because all labels are %s", root, classes[0])
                 classes = []
         self._classes, self._numbers = classes, {label: n for n, label in enumerate(classes)}
         self.num_classes = len(classes)
         if {item.split for item in items} == {TRAIN}:
             items = hold_out(items, val_fraction)
-        items = _without_measured_in_training(root, items)
+        items = _disjoint_training(root, items)
         _warn_of_classes_without_training(root, items)
         found = {item.split for item in items}
         for split in (TRAIN, VAL):
             if split not in found and not (split == VAL and TEST in found):
                 raise UserError(
-                    f"{root}: leaves no video for {split}; accepted: at least two videos, or in "
-                    "classification two of a class"
+                    f"{root}: expected at least two videos, or two of a class, got none for {split}"
                 )
         self.splits = tuple(split for split in (TRAIN, TEST, VAL) if split in found)
         self.curve_split = VAL if VAL in found else TEST
@@ -95,7 +92,7 @@ class LabelledVideos:
         for item in items:
             self._add(item)
         if repeated := len(items) - sum(map(len, self._clips.values())):
-            log.info("%s: %d repeated entries left out", root, repeated)
+            log.info("%s: skipped %d repeated entries", root, repeated)
 
     def _add(self, item: Item) -> None:
         name = item.media.name
@@ -110,7 +107,7 @@ class LabelledVideos:
     def clips(self, split: str) -> list[Clip]:
         """Return the clips of a split; ``label`` is ``()`` where there are no classes."""
         if split not in self._clips:
-            raise UserError(f"split: {split!r} is not one of {', '.join(self.splits)}")
+            raise UserError(f"split: expected one of {', '.join(self.splits)}, got {split!r}")
         return list(self._clips[split].values())
 
     def media(self) -> list[Media]:
@@ -123,64 +120,56 @@ class LabelledVideos:
 
 
 def name_of(path: str) -> str:
-    """Return a path as the name of a video: relative, and without steps upwards."""
+    """Return the name of a video: its path without ``/`` at the start and without ``..``."""
     return "/".join(part for part in PurePath(path).parts if part not in ("..", "/", "//"))
 
 
-def _without_unlike_splits(root: Path, items: Sequence[Item]) -> Sequence[Item]:
-    """Leave out splits without labels if the training videos have some, and the reverse."""
+def _comparable_splits(root: Path, items: Sequence[Item]) -> Sequence[Item]:
+    """Drop splits without labels if the training videos have labels, and vice versa."""
     labelled = any(item.labels for item in items if item.split == TRAIN)
     for split in (VAL, TEST):
-        own = [item for item in items if item.split == split]
-        if own and labelled != any(item.labels for item in own):
-            how = "no labels" if labelled else "labels, unlike the training videos"
-            log.warning("%s: the split %s is left out, as its videos have %s", root, split, how)
+        inside = [item for item in items if item.split == split]
+        if inside and labelled != any(item.labels for item in inside):
+            log.warning(
+                "%s: skipped the split %s, because only %s has labels",
+                root, split, TRAIN if labelled else split,
+            )  # fmt: skip
             items = [item for item in items if item.split != split]
     return items
 
 
-def _without_measured_in_training(root: Path, items: Sequence[Item]) -> list[Item]:
-    """Leave out training videos that are also in another split, under whatever name."""
-    real = cache(os.path.realpath)  # of folders, which many videos share
-
-    def place_of(media: Media) -> str:
-        if not media.files:
-            return media.name
-        first = media.files[0]
-        return (
-            real(first) if os.path.islink(first) else os.path.join(real(first.parent), first.name)
-        )
-
-    places = [place_of(item.media) for item in items]
+def _disjoint_training(root: Path, items: Sequence[Item]) -> list[Item]:
+    """Drop training videos whose file is also in another split."""
+    places = [os.path.abspath(item.media.files[0]) if item.media.files else "" for item in items]
     pairs = list(zip(items, places, strict=True))
-    measured = {place for item, place in pairs if item.split != TRAIN}
+    measured = {place for item, place in pairs if item.split != TRAIN and place}
     both = [item for item, place in pairs if item.split == TRAIN and place in measured]
     if both:
         log.warning(
-            "%s: %d training videos are left out, as they are also in a split that is measured; "
-            "the first is %s", root, len(both), both[0].media.name,
+            "%s: skipped %d training videos that are also in another split, such as %s",
+            root, len(both), both[0].media.name,
         )  # fmt: skip
     return [item for item, place in pairs if item.split != TRAIN or place not in measured]
 
 
 def _warn_of_classes_without_training(root: Path, items: Sequence[Item]) -> None:
-    """Warn of classes of other splits that no training video has, such as a misspelt one."""
+    """Warn of classes that only other splits have, such as misspelt ones."""
     trained = {label for item in items if item.split == TRAIN for label in item.labels}
     for split in (VAL, TEST):
         others = {label for item in items if item.split == split for label in item.labels} - trained
         if others:
             log.warning(
-                "%s: %d classes of the split %s have no training video: %s",
+                "%s: %d classes of the split %s have no training videos: %s",
                 root, len(others), split, ", ".join(sorted(others)[:5]),
             )  # fmt: skip
 
 
 def hold_out(items: Sequence[Item], fraction: float) -> list[Item]:
-    """Put a fraction of the items of each class, by the hash of their names, into ``val``.
+    """Move a fraction of the items of each class into ``val``, chosen by a hash of their names.
 
-    Of a class with several videos it takes at least one, and leaves at least one.
+    Takes and leaves at least one video of a class with several; multi-label data are one class.
     """
-    several = any(len(item.labels) > 1 for item in items)  # then classes cannot be told apart
+    several = any(len(item.labels) > 1 for item in items)
     groups: dict[tuple[str, ...], set[str]] = {}
     for item in items:
         groups.setdefault(() if several else item.labels, set()).add(item.media.name)
@@ -193,7 +182,7 @@ def hold_out(items: Sequence[Item], fraction: float) -> list[Item]:
 
 
 def _place(name: str) -> float:
-    """Return a number from 0 to 1 that depends on the name alone."""
+    """Hash a name to a number from 0 to 1."""
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8]) / 2**64
 

@@ -1,29 +1,24 @@
-"""Videos that lie inside other files, unpacked once into a folder beside them.
+"""Unpack videos that are inside other files, once, into a folder beside them.
 
-Decoders, the frame store and streaming read files. A folder ``unpacked/<part>/`` has the files of a
-part, such as a shard, and ``unpacked/<part>.json``, written last, says what they are and of which
-state of the part. A part that changed is unpacked again, and so is one of which a file is missing
-or has another size than it was written with. What is complete is read without writing anything.
+``unpacked/<part>/`` holds the files of a part, such as a shard. ``unpacked/<part>.json`` is written
+last and records the state of the part; a part that changed is unpacked again. A finished part is
+read without writing anything.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import os
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.formats.custom.labelled import Item
-from ivcl_fast.files import locked, read_bytes, remove_files, write_text
-from ivcl_fast.manifest import check_signed, signed
+from ivcl_fast.files import locked, write_text
 
 log = logging.getLogger(__name__)
-
-_STEM = "[0-9]" * 6
-WRITTEN = (f"{_STEM}.*", f"{_STEM}/{'[0-9]' * 5}.*")
-"""Patterns of the files of a part."""
 
 
 class Packed(NamedTuple):
@@ -32,58 +27,55 @@ class Packed(NamedTuple):
     name: str
     """Unique in the data set."""
     files: list[tuple[str, bytes]]
-    """Suffix and content of the video's file, or of the files of its frames in order."""
+    """Suffix and content of the video file, or of the image file of each frame."""
     labels: tuple[str, ...]
 
 
 def unpacked(
     root: Path, part: str, state: object, split: str, videos: Callable[[], Iterable[Packed]]
 ) -> list[Item]:
-    """Return the videos of a part, unpacked into ``root`` unless that has been done.
+    """Return the videos of a part, and unpack them into ``root`` first if necessary.
 
-    ``part``: unique in ``root``. ``state``: what JSON can hold and differs if the part has changed.
+    ``part``: unique in ``root``. ``state``: a JSON value that changes if the part does.
     ``videos`` reads the part.
     """
     folder = root / "unpacked" / part
     record = folder.with_name(f"{part}.json")
     found = _read(record, folder, state)
-    if not found:
+    if found is None:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name("lock")):  # so that only one rank writes
+        with locked(folder.with_name("lock")):  # one rank unpacks, the others wait
             found = _read(record, folder, state)
-            if not found:
+            if found is None:
                 log.info("unpacking %s into %s", part, folder)
                 record.unlink(missing_ok=True)
-                remove_files(folder, WRITTEN)
-                written = [_write(folder, n, v) for n, v in enumerate(videos())]
-                sizes = {f: os.path.getsize(folder / f) for _, files, _ in written for f in files}
-                found = {"state": state, "videos": written, "sizes": sizes}
-                write_text(record, signed(found))
+                shutil.rmtree(folder, ignore_errors=True)
+                found = [_write(folder, *pair) for pair in enumerate(videos())]
+                write_text(record, json.dumps({"state": state, "videos": found}))
     return [
         Item(Media(name, tuple(folder / file for file in files)), tuple(labels), split)
-        for name, files, labels in found["videos"]
+        for name, files, labels in found
     ]
 
 
-def _read(record: Path, folder: Path, state: object) -> dict[str, Any]:
-    """Read what was unpacked; nothing unless all of it is there, of this state of the part."""
+def _read(record: Path, folder: Path, state: object) -> list[Any] | None:
+    """Return the unpacked videos; None if files are missing or of another state of the part."""
     try:
-        found = check_signed(read_bytes(record))
-    except (FileNotFoundError, ValueError):  # never finished, or damaged
-        return {}
-    sizes: dict[str, int] = found.get("sizes", {})
-    is_complete = found.get("state") == state and all(
-        os.path.isfile(folder / file) and os.path.getsize(folder / file) == size
-        for file, size in sizes.items()
-    )
-    return found if is_complete else {}
+        found = json.loads(record.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    videos = found["videos"] if found["state"] == state else None
+    if videos and not all((folder / file).is_file() for _, files, _ in videos for file in files):
+        return None
+    return videos
 
 
 def _write(folder: Path, number: int, video: Packed) -> tuple[str, list[str], tuple[str, ...]]:
-    """Write a video under its number: names inside other files may be anything."""
-    stem, files = f"{number:06d}", []
+    """Write a video under its number, because its name may not be a valid file name."""
+    files = []
     for at, (suffix, content) in enumerate(video.files):
-        name = f"{stem}{suffix}" if len(video.files) == 1 else f"{stem}/{at:05d}{suffix}"
+        inside = f"/{at:05d}" if len(video.files) > 1 else ""
+        name = f"{number:06d}{inside}{suffix}"
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
         files.append(name)

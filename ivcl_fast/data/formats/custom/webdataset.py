@@ -1,14 +1,14 @@
 """``webdataset:PATTERN``: tar files as the ``webdataset`` package writes them.
 
-A shard holds samples one after another; the files of a sample have the same name up to the first
-dot. Its video is a file with a video's ending, or several images in the order of their names::
+A shard is a sequence of samples; the files of a sample have the same name up to the first dot. Its
+video is a video file, or images ordered by name::
 
     000017.mp4, 000017.cls           a class: a number or a name
     000018.webm, 000018.json         {"label": "dog"}, or several: {"labels": ["dog", "cat"]}
     000019.0001.jpg, 000019.0002.jpg, 000019.cls
 
-The pattern may contain ``{000..009}``, ``{train,val}``, ``*`` and ``?``. A shard whose name
-contains train, val or test as a word, or whose folder is called so, belongs to that split.
+The pattern may contain ``{000..009}``, ``{train,val}``, ``*`` and ``?``. A shard belongs to the
+split that its name contains as a word, or that its folder is called.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ from ivcl_fast.errors import UserError
 MOST_BYTES = 2**30
 """Largest file of a sample."""
 MOST_DIGITS = 6
-"""Digits of the numbers in a pattern; more of them would take hours to expand."""
+"""Digits of the numbers in a pattern; expanding longer ones would take hours."""
 CHUNK = 2**20
 NOT_INSTALLED = (
     "webdataset: the package is not installed; install it with pip install 'ivcl_fast[webdataset]'"
 )
 LABEL_KEYS = ("label", "labels", "class", "classes", "category")
-"""Keys of a sample's JSON file that are read as its label, the first that is there."""
+"""Keys for the label in a sample's JSON file; the first one present is read."""
 _SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_NAMES)})(?![a-z])")
 
 
 class WebDataset(LabelledVideos):
-    """The videos of tar shards, which are unpacked once into a folder beside them."""
+    """The videos of tar shards, unpacked once into a folder beside them."""
 
     def __init__(self, pattern: Path, task: str = TASK, val_fraction: float = VAL_FRACTION) -> None:
-        """Unpack the shards; raises :class:`UserError` if there are none, or one is damaged."""
+        """Unpack the shards; raises :class:`UserError` for missing and damaged ones."""
         shards = find_shards(str(pattern))
         plain = re.sub(r"\{[^}]*\}|[*?\[\]]", "", pattern.name).removesuffix(".tar").strip("-_.")
         root = shards[0].parent / f"{plain or 'shards'}-data"
@@ -72,20 +72,20 @@ class WebDataset(LabelledVideos):
             state = [place, status.st_size, status.st_mtime_ns]
             digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
             part = f"{shard.stem}-{digest}"
-            own = unpacked(root, part, state, split_of(shard), partial(read_shard, shard))
-            found += [(place, item) for item in own]
+            items = unpacked(root, part, state, split_of(shard), partial(read_shard, shard))
+            found += [(place, item) for item in items]
         times = Counter(item.media.name for _, item in found)
-        items = [  # keys may begin anew in every shard
-            item
-            if times[item.media.name] == 1
-            else item._replace(media=Media(name_of(f"{place}/{item.media.name}"), item.media.files))
-            for place, item in found
-        ]
-        super().__init__(root, items, val_fraction)
+        named = []
+        for place, item in found:
+            name, files = item.media.name, item.media.files
+            if times[name] > 1:  # keys may begin anew in every shard
+                name = name_of(f"{place}/{name}")
+            named.append(item._replace(media=Media(name, files)))
+        super().__init__(root, named, val_fraction)
 
 
 def find_shards(pattern: str) -> list[Path]:
-    """Return the files of a pattern, in order; raises :class:`UserError` if one is missing."""
+    """Return the shards of a pattern in order; raises :class:`UserError` if one is missing."""
     try:
         from braceexpand import braceexpand
     except ImportError:
@@ -94,35 +94,34 @@ def find_shards(pattern: str) -> list[Path]:
         raise UserError(
             f"webdataset: {pattern[:100]}: expected numbers of up to {MOST_DIGITS} digits in braces"
         )
-    shards: list[Path] = []
     try:
-        for one in braceexpand(pattern):
-            is_pattern = glob.has_magic(one) and not os.path.isfile(one)  # [ may be part of a name
-            found = sorted(glob.glob(one)) if is_pattern else [one]
-            if not found or not all(Path(path).is_file() for path in found):
-                raise UserError(
-                    f"webdataset: {one}: no such shard; expected a pattern of tar files, such as "
-                    "DIR/train-{000..009}.tar or 'DIR/*.tar'"
-                )
-            shards += map(Path, found)
-    except UserError:
-        raise
+        expanded = list(braceexpand(pattern))
     except ValueError as error:  # unbalanced braces
         raise UserError(f"webdataset: {pattern[:100]}: {error}") from None
+    shards: list[Path] = []
+    for one in expanded:
+        is_pattern = glob.has_magic(one) and not os.path.isfile(one)  # [ may be part of a name
+        found = sorted(glob.glob(one)) if is_pattern else [one]
+        if not found or not all(map(os.path.isfile, found)):
+            raise UserError(
+                f"webdataset: {one}: expected tar files, such as DIR/train-{{000..009}}.tar or "
+                "'DIR/*.tar', got no such file"
+            )
+        shards += map(Path, found)
     return list(dict.fromkeys(shards))
 
 
 def split_of(shard: Path) -> str:
-    """Return the split that the name of a shard tells, or that its folder is called."""
+    """Return the split of a shard by its name, else by that of its folder."""
     if found := _SPLIT.search(shard.name.lower()):
         return SPLIT_NAMES[found[1]]
     return SPLIT_NAMES.get(shard.absolute().parent.name.lower(), TRAIN)
 
 
 def read_shard(shard: Path) -> Iterator[Packed]:
-    """Read the samples of a shard that have a video.
+    """Read the videos of a shard.
 
-    Raises :class:`UserError` if the shard is not complete, or a label cannot be read.
+    Raises :class:`UserError` if the shard is not complete or a label cannot be read.
     """
     try:
         from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -136,8 +135,8 @@ def read_shard(shard: Path) -> Iterator[Packed]:
             key = sample["__key__"]
             if key in keys:
                 raise UserError(
-                    f"webdataset: {shard}: the files of {key} are apart; expected all files of a "
-                    "sample one after another, as tar --sort=name writes them"
+                    f"webdataset: {shard}: expected the files of a sample one after another, as "
+                    f"tar --sort=name writes them, got others between those of {key}"
                 )
             keys.add(key)
             files = {ext: data for ext, data in sample.items() if not ext.startswith("__")}
@@ -169,13 +168,13 @@ def check_shard(shard: Path) -> None:
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         reason = str(error).partition(":\n")[0]  # without the reasons for each compression
         raise UserError(
-            f"webdataset: {shard}: {reason}; expected a complete tar file, with files of up to "
-            f"{MOST_BYTES:,} bytes"
+            f"webdataset: {shard}: expected a complete tar file with files of up to "
+            f"{MOST_BYTES:,} bytes, got: {reason}"
         ) from None
 
 
 def _video(shard: Path, key: str, files: dict[str, bytes]) -> Packed | None:
-    """Return the video of a sample, or None if it has none; other files are passed over."""
+    """Return the video of a sample, or None if it has none."""
     suffixes = {ext: PurePosixPath(f"x.{ext}").suffix for ext in files}
     videos = [ext for ext, suffix in suffixes.items() if suffix in VIDEO_SUFFIXES]
     images = [ext for ext in files if is_image(Path(f"x.{ext}"))]
@@ -197,11 +196,10 @@ def _labels(shard: Path, key: str, files: dict[str, bytes]) -> tuple[str, ...]:
             found = next((about[name] for name in LABEL_KEYS if name in about), None)
     except (ValueError, RecursionError) as error:
         raise UserError(f"webdataset: {shard}: the label of {key}: {error}") from None
-    parts = (
-        found if isinstance(found, list) else [] if found is None or found in NO_LABEL else [found]
-    )
-    if any(isinstance(part, dict | list | float | bool) or part is None for part in parts):
+    missing = found is None or found in NO_LABEL
+    labels = found if isinstance(found, list) else [] if missing else [found]
+    if not all(type(label) in (int, str) for label in labels):
         raise UserError(
             f"webdataset: {shard}: the label of {key}: expected numbers or names, got {found!r}"
         )
-    return tuple(dict.fromkeys(map(str, parts)))
+    return tuple(dict.fromkeys(map(str, labels)))

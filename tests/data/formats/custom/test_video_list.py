@@ -24,18 +24,16 @@ def lines(tmp_path: Path, *text: str) -> list[tuple[str, tuple[str, ...]]]:
 @pytest.mark.parametrize(
     ("line", "path", "labels"),
     [
-        ("a.mp4 3", "a.mp4", ("3",)),
         ("a.mp4\t3", "a.mp4", ("3",)),
         ("a.mp4\tplaying guitar", "a.mp4", ("playing guitar",)),
         ("frames/a b\t163\tmaking tea", "frames/a b", ("making tea",)),
-        ("\ta.mp4 3\t", "a.mp4", ("3",)),
+        ("a.mp4 3", "a.mp4", ("3",)),
         ("a.mp4,3", "a.mp4", ("3",)),
         ("a.mp4, making tea", "a.mp4", ("making tea",)),
         ("my clips/a b.mp4 3", "my clips/a b.mp4", ("3",)),
         ("my clips/a b.MP4,3", "my clips/a b.MP4", ("3",)),
         ('"a, b.mp4",3', "a, b.mp4", ("3",)),
-        ('"my frames/a"  163 3,4', "my frames/a", ("3", "4")),
-        ('"# 1.mp4" dog', "# 1.mp4", ("dog",)),
+        ("frames/a 163 3,4", "frames/a", ("3", "4")),
         ("two\u2028lines.mp4\tmaking\u2029tea", "two\u2028lines.mp4", ("making\u2029tea",)),
         ("a.avi 2,8,9", "a.avi", ("2", "8", "9")),
         ("a.avi,dog;cat;dog", "a.avi", ("dog", "cat")),
@@ -59,7 +57,6 @@ def test_lines_of_a_list(line, path, labels, tmp_path):
         ('"path","label"', '"my a.mp4","making tea"'),
         ("path\tlabel", "my a.mp4\tmaking tea"),
         ("\tPath\tlabel\tsplit", "0\tmy a.mp4\tmaking tea\t"),
-        ("path  label", '"my a.mp4" "making tea"'),
         ("label,path,category", "making tea,my a.mp4,drinks"),
         ("filename,label,path", "1,making tea,my a.mp4"),
         ("path,class,label", "my a.mp4,3,making tea"),
@@ -86,18 +83,7 @@ def test_blank_lines_comments_and_a_byte_order_mark(tmp_path):
 
 def test_labels_in_a_column_with_another_name_are_named(tmp_path, caplog):
     assert lines(tmp_path, "path,,Mood", "a.mp4,0,sad") == [("a.mp4", ())]
-    assert "its columns mood are skipped" in caplog.text
-
-
-def test_the_files_of_kinetics(tmp_path):
-    header = "label,youtube_id,time_start,time_end,split"
-    written(tmp_path / "train.csv", header, "making tea,---QUuC4vJs,84,94,train")
-    assert read_list(tmp_path / "train.csv") == [
-        ("---QUuC4vJs_000084_000094.mp4", ("making tea",), "train")
-    ]
-    written(tmp_path / "val.csv", header, "x,d,1,11,validate")
-    with pytest.raises(UserError, match=r"val.csv, line 2: split: expected one of .* 'validate'"):
-        VideoList(tmp_path / "train.csv")
+    assert "skipped the columns mood" in caplog.text
 
 
 def test_numbers_are_classes_in_their_order_and_lists_beside_are_splits(tmp_path):
@@ -173,24 +159,23 @@ def test_repeated_lines_count_once(tmp_path):
     assert dataset.clips("val") == named.clips("val")
 
 
-KINETICS, LONG = b"label,youtube_id,time_start,time_end\n", b"a" * 131_073
+LONG = b"a" * 131_073
 
 
 @pytest.mark.parametrize(
     ("text", "where"),
     [
-        (b"", "is empty"),
+        (b"", "got an empty file"),
         (b"\xff\xfe\x00", "UTF-8"),
         (b"clip,action\na.mp4,0\nb.mp4,1\n", "line 1: expected a column of paths"),
-        (b"a.mp4 0\nb.mp4\n", "1 of 2 videos have no label, the first is b.mp4"),
-        (b"a.mp4,x\nb.mp4,nan\nc.mp4,x\n", "1 of 3 videos have no label, the first is b.mp4"),
+        (b"a.mp4 0\nb.mp4\n", "expected a label .* got none for 1 of 2, such as b.mp4"),
+        (b"a.mp4,x\nb.mp4,nan\nc.mp4,x\n", "got none for 1 of 3, such as b.mp4"),
         (b"path,label\na.mp4\n", "line 2: expected 2 columns, got 1"),
-        (b"path label\nmy a.mp4 0\n", "line 2: expected 2 columns, got 3"),
         (b"a.mp4,0\n,1\n", "line 2: "),
         (b"a.mp4 0\na.mp4 1\nb.mp4 0\nc.mp4 1\n", "a.mp4 has two entries with different labels"),
         (b"a.mp4 0\n/a.mp4 1\nb.mp4 0\n", "two videos have the name a.mp4"),
-        (KINETICS + b"x,a,inf,11\n", "line 2: expected seconds"),
-        (KINETICS + b"x,a,1,nan\n", "line 2: expected seconds"),
+        (b"path,split\na.mp4,validate\n", "line 2: split: expected one of .* 'validate'"),
+        (b"label,youtube_id,time_start\nx,a,1\n", "line 1: expected a column of paths"),
         (b"a.mp4 3\npg/0.mp4 playing guitar\n", "line 2: "),
         (b"frames/a 163 making tea\n", "line 1: "),
         (b"a.mp4 drinking, beer\n", "line 1: "),
@@ -213,26 +198,22 @@ def test_lists_that_cannot_be_used(text, where, tmp_path):
 def test_what_is_no_file(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe.csv")
-    with pytest.raises(UserError, match=r"csv: .*: no such file"):
+    with pytest.raises(UserError, match=r"csv: .*: expected a file"):
         VideoList(Path(name))
 
 
 def test_videos_that_are_measured_are_not_trained_on(tmp_path, caplog):
-    """The same file under two names, and the same name in two lists."""
-    (tmp_path / "a.mp4").touch()
-    (tmp_path / "link.mp4").symlink_to("a.mp4")
+    """The same file with two spellings of its path, and in two lists."""
     written(tmp_path / "train.csv", "a.mp4 0", "b.mp4 1", "c.mp4 0", "d.mp4 1")
-    written(tmp_path / "val.csv", "link.mp4 0", "b.mp4 1")
-    written(tmp_path / "test.csv", "link.mp4 0", "b.mp4 1")
+    written(tmp_path / "val.csv", "x/../a.mp4 0", "b.mp4 1")
     dataset = VideoList(tmp_path / "train.csv")
     assert [clip.name for clip in dataset.clips("train")] == ["c.mp4", "d.mp4"]
-    for split in ("val", "test"):
-        assert [clip.name for clip in dataset.clips(split)] == ["link.mp4", "b.mp4"]
-    assert "2 training videos are left out" in caplog.text
+    assert [clip.name for clip in dataset.clips("val")] == ["x/a.mp4", "b.mp4"]
+    assert "skipped 2 training videos" in caplog.text
 
 
 def test_classes_without_a_training_video_are_named(tmp_path, caplog):
     written(tmp_path / "train.csv", "a.mp4,Dog", "b.mp4,cat")
     written(tmp_path / "val.csv", "c.mp4,dog", "d.mp4,cat")
     assert VideoList(tmp_path / "train.csv").num_classes == 3
-    assert "1 classes of the split val have no training video: dog" in caplog.text
+    assert "1 classes of the split val have no training videos: dog" in caplog.text

@@ -14,7 +14,6 @@ import pytest
 from ivcl_fast.data.formats.custom import unpack, webdataset
 from ivcl_fast.data.formats.custom.webdataset import WebDataset, find_shards, read_shard, split_of
 from ivcl_fast.errors import UserError
-from tests.support.strangers import check_strange, strange_files
 
 
 def shard(path: Path, files: dict[str, bytes | str]) -> Path:
@@ -47,7 +46,7 @@ def test_patterns(tmp_path, monkeypatch):
     }
     for pattern, expected in made.items():
         assert [path.name for path in find_shards(f"{tmp_path}/{pattern}")] == expected
-    with pytest.raises(UserError, match=r"train-012.tar: no such shard; expected a pattern"):
+    with pytest.raises(UserError, match=r"train-012.tar: expected tar files"):
         find_shards(f"{tmp_path}/train-{{008..012}}.tar")
     (tmp_path / "[a]").mkdir()
     shard(tmp_path / "[a]" / "0.tar", {})
@@ -114,13 +113,8 @@ def test_shards_are_unpacked_once_and_again_if_they_changed(tmp_path):
     assert len(changed) == 9
     same = [name for name in first if changed[name] == first[name]]
     assert len(same) == 4 and all("s-0" in name for name in same)
-    strangers = strange_files(tmp_path / "s-data" / "unpacked")
-    (record,) = (tmp_path / "s-data" / "unpacked").glob("*s-0*.json")
-    record.write_text(record.read_text().replace("video", "vide0").replace("mp4", "mp5"))
-    assert len(opened()) == 9  # of a damaged record nothing is believed
     shard(tmp_path / "s-1.tar", samples(3, 4))
     assert len(opened()) == 7
-    check_strange(strangers)
 
 
 def test_a_shard_that_is_replaced_by_one_of_the_same_size_is_unpacked_again(tmp_path):
@@ -171,11 +165,10 @@ def test_finished_shards_are_opened_without_writing(tmp_path, monkeypatch):
     assert WebDataset(tmp_path / "s.tar").media() == made
 
 
-@pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 3), Path.unlink])
-def test_a_shard_is_unpacked_again_if_its_files_are_not_whole(damage, tmp_path):
+def test_a_shard_is_unpacked_again_if_a_file_is_missing(tmp_path):
     shard(tmp_path / "s.tar", samples(4))
     file = WebDataset(tmp_path / "s.tar").media()[2].files[0]
-    damage(file)
+    file.unlink()
     assert WebDataset(tmp_path / "s.tar").media()[2].files == (file,)
     assert file.read_text() == "video 2"
 
@@ -245,9 +238,9 @@ def test_patterns_that_would_hang(pattern, tmp_path):
         ({"a.mp4": b"", "a.json": '{"label": {"x": 1}}'}, "the label of a: expected numbers or"),
         ({"a.mp4": b"", "a.json": '{"label": NaN}'}, "the label of a: expected numbers or names"),
         ({"a.mp4": b"", "a.avi": b""}, "s.tar: a: expected one video, got 2"),
-        ({"a.mp4": bytes(100)}, "a.mp4 has 100 bytes; expected .* of up to 99 "),
-        ({"a.mp4": b"", "b.mp4": b"", "a.cls": "1"}, "the files of a are apart; expected all "),
-        ({"a.txt": b""}, "holds no videos"),
+        ({"a.mp4": bytes(100)}, "files of up to 99 bytes, got: a.mp4 has 100 bytes"),
+        ({"a.mp4": b"", "b.mp4": b"", "a.cls": "1"}, "got others between those of a"),
+        ({"a.txt": b""}, "expected videos, got none"),
     ],
 )
 def test_samples_that_cannot_be_used(files, reason, tmp_path, monkeypatch):
