@@ -1,15 +1,17 @@
 """Encoded PNG and JPEG images: codec, size, orientation, completeness, missing Huffman tables.
 
-Motion-JPEG may omit the Huffman tables, which are then the standard ones; Blender, which rendered
-CATER, does so. FFmpeg and libjpeg-turbo fill them in themselves, other decoders refuse the image.
+Motion-JPEG may omit the standard Huffman tables, as Blender does, which rendered CATER. FFmpeg and
+libjpeg-turbo add them; other decoders reject the image.
 """
 
 from __future__ import annotations
 
+import io
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from PIL import ExifTags, Image
 
 from ivcl_fast.data.crop import UPRIGHT, Orientation
 from ivcl_fast.data.dataset import VideoError
@@ -19,11 +21,7 @@ PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # Writers of Motion-JPEG pad a packet to a multiple of 2 (FFmpeg) or 4 (Blender) bytes.
 MAX_PADDING = 3
-# Frame headers; 0xC4, 0xC8 and 0xCC in this range are tables.
-JPEG_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-DEFINE_HUFFMAN_TABLES, START_OF_SCAN, APP1 = 0xC4, 0xDA, 0xE1
-EXIF_START = b"Exif\0\0"
-ORIENTATION_TAG = 0x0112
+DEFINE_HUFFMAN_TABLES, START_OF_SCAN = 0xC4, 0xDA
 EXIF_ORIENTATIONS = {
     1: UPRIGHT, 2: Orientation(0, True), 3: Orientation(2), 4: Orientation(2, True),
     5: Orientation(1, True), 6: Orientation(3), 7: Orientation(3, True), 8: Orientation(1),
@@ -47,7 +45,7 @@ STANDARD_HUFFMAN_TABLES = bytes.fromhex("""
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image, by its name."""
+    """Whether a file is an image, by its suffix."""
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
@@ -57,7 +55,7 @@ def image_codec(image: bytes) -> str:
         return "png"
     if image.startswith(JPEG_START):
         return "mjpeg"
-    raise VideoError("is neither a PNG nor a JPEG image")
+    raise VideoError("expected a PNG or JPEG image")
 
 
 def check_image(image: bytes, name: str) -> None:
@@ -71,64 +69,42 @@ def check_image(image: bytes, name: str) -> None:
 
 def image_size(image: bytes) -> tuple[int, int]:
     """Read width and height from the header."""
-    if image.startswith(PNG_START):
-        return int.from_bytes(image[16:20], "big"), int.from_bytes(image[20:24], "big")
-    for marker, at, _ in _segments(image):
-        if marker in JPEG_FRAME_MARKERS and at + 9 <= len(image):
-            height, width = image[at + 5 : at + 7], image[at + 7 : at + 9]
-            return int.from_bytes(width, "big"), int.from_bytes(height, "big")
-    raise VideoError("a JPEG image without a frame header")
+    return _header(image).size
 
 
 def exif_orientation(image: bytes, otherwise: Orientation = UPRIGHT) -> Orientation:
-    """Read the orientation from the EXIF data; ``otherwise`` if there are none, or damaged ones.
+    """Read the orientation from the EXIF data; return ``otherwise`` if that is impossible.
 
-    FFmpeg reads it too, but PyAV cannot tell whether it mirrors the image.
+    FFmpeg reads it too, but PyAV does not report whether it mirrors the image.
     """
-    exif = _exif(image)
+    exif = Image.Exif()
     try:
-        order = {b"II*\0": "<", b"MM\0*": ">"}[exif[:4]]
-        (start,) = struct.unpack_from(f"{order}I", exif, 4)
-        (entries,) = struct.unpack_from(f"{order}H", exif, start)
-        for entry in range(entries):
-            at = start + 2 + 12 * entry
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", exif, at)
-            if tag == ORIENTATION_TAG:
-                return EXIF_ORIENTATIONS[value]
-    except (KeyError, struct.error):
-        pass
-    return otherwise
+        exif.load(_header(image).info.get("exif"))
+        value = exif.get(ExifTags.Base.Orientation)
+    except (VideoError, OSError, SyntaxError, ValueError, struct.error):
+        value = None
+    return EXIF_ORIENTATIONS.get(value, otherwise)
+
+
+def _header(image: bytes) -> Image.Image:
+    """Read the header by Pillow, without decoding the pixels."""
+    try:
+        return Image.open(io.BytesIO(image), formats=("JPEG", "PNG"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise VideoError(f"has a damaged header: {type(error).__name__}") from None
 
 
 def frame_orientation(frame: Any) -> Orientation:
-    """Return what makes a frame of a video upright, by the display matrix that FFmpeg gives it."""
+    """Return the orientation of a video frame from its display matrix."""
     turns = round(frame.rotation / 90)
     try:
         data: Any = frame.side_data
         a, b, _, c, d = struct.unpack_from("=5i", data["DISPLAYMATRIX"])
-    except (KeyError, ValueError):  # it has none, or data of a kind that PyAV does not know
+    except (KeyError, ValueError):  # no matrix, or side data that PyAV does not know
         return Orientation(turns % 4)
     mirrored = a * d < b * c
     # FFmpeg's angle is that of the stored rows, which mirroring reverses.
     return Orientation((turns + 2 * mirrored) % 4, mirrored)
-
-
-def _exif(image: bytes) -> bytes:
-    """Return the EXIF data, which are a TIFF file; empty if there are none."""
-    if image.startswith(PNG_START):
-        at = len(PNG_START)
-        while at + 8 <= len(image):
-            size, kind = struct.unpack_from(">I4s", image, at)
-            if kind == b"eXIf":
-                return image[at + 8 : at + 8 + size]
-            at += 12 + size
-        return b""
-    for marker, at, end in _segments(image):
-        if marker == START_OF_SCAN:
-            break
-        if marker == APP1 and image.startswith(EXIF_START, at + 4):
-            return image[at + 4 + len(EXIF_START) : end]
-    return b""
 
 
 def with_huffman_tables(jpeg: bytes) -> bytes:
@@ -136,20 +112,11 @@ def with_huffman_tables(jpeg: bytes) -> bytes:
 
     Other images are returned unchanged.
     """
-    if not jpeg.startswith(JPEG_START):
-        return jpeg
-    for marker, at, _ in _segments(jpeg):
-        if marker == DEFINE_HUFFMAN_TABLES:
-            return jpeg
-        if marker == START_OF_SCAN:
-            return jpeg[:at] + STANDARD_HUFFMAN_TABLES + jpeg[at:]
-    return jpeg
-
-
-def _segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield marker, start and end of the segments of a JPEG image; none after a scan is one."""
     at = len(JPEG_START)
-    while at + 4 <= len(jpeg):
-        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-        yield jpeg[at + 1], at, end
-        at = end
+    while jpeg.startswith(JPEG_START) and at + 4 <= len(jpeg):  # segments up to the scan
+        if jpeg[at + 1] == DEFINE_HUFFMAN_TABLES:
+            return jpeg
+        if jpeg[at + 1] == START_OF_SCAN:
+            return jpeg[:at] + STANDARD_HUFFMAN_TABLES + jpeg[at:]
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return jpeg

@@ -1,19 +1,30 @@
-"""The decoder of each of the media, where only a trial on a GPU (a stand-in here) can tell."""
+"""Which decoder a machine uses, including the trial on a GPU (simulated), and its timeout."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
+import av
 import numpy as np
 import pytest
 import torch
 
-from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode import decoder as decode
-from ivcl_fast.data.decode.decoder import choose_decoders
+from ivcl_fast.data.decode.decoder import (
+    DALI_CODECS,
+    MAX_TIMEOUT,
+    choose_decoder,
+    choose_decoders,
+    decoding_gpu,
+    decoding_timeout,
+    default_workers,
+    resolve_decoder,
+)
 from ivcl_fast.data.decode.media import VideoInfo, probe
 from ivcl_fast.data.decode.pyav import PyAVDecoder
 from ivcl_fast.errors import UserError
@@ -22,23 +33,60 @@ from tests.support.painted import media, picture, write_images, write_painted, w
 H264 = "CUDA driver API error CUDA_ERROR_NOT_SUPPORTED (801)"
 
 
-@pytest.fixture
-def listed(tmp_path) -> list[Media]:
-    pictures = [picture(1, frame) for frame in range(3)]
-    return [
-        media(write_painted(tmp_path / "a.avi", 1, 3)),
-        *(media(write_video(tmp_path / f"h{i}.mp4", pictures, "libx264")) for i in range(5)),
-        write_images(tmp_path, "p", 1, 2),
-    ]
+def info(codec: str) -> VideoInfo:
+    return VideoInfo(9, 24.0, codec, 80, 60)
+
+
+def test_which_decoder(monkeypatch):
+    with pytest.raises(UserError, match="decoder: expected one of auto, dali, pyav, got 'opencv'"):
+        resolve_decoder("opencv")  # type: ignore[arg-type]
+    monkeypatch.setattr(decode, "_dali_installed", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_decoder("auto") == resolve_decoder("dali") == "dali"
+    assert all(choose_decoder(info(codec), "auto")[0] == "dali" for codec in DALI_CODECS)
+    assert choose_decoder(info("wmv3"), "auto") == ("pyav", "DALI has no decoder for wmv3")
+    assert choose_decoder(info("wmv3"), "dali")[0] == "dali"
+    assert choose_decoder(info("h264"), "pyav")[0] == "pyav"
+    assert default_workers(["pyav", "dali"]) <= 7
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_decoder("auto") == "pyav" and resolve_decoder("dali") == "dali"
+    assert choose_decoder(info("vp9"), "auto") == ("pyav", "DALI is slower without a GPU")
+    monkeypatch.setattr(decode, "_dali_installed", lambda: False)
+    assert choose_decoder(info("vp9"), "auto") == ("pyav", "DALI is not installed")
+    with pytest.raises(UserError, match="dali is not installed"):
+        resolve_decoder("dali")
+
+
+@pytest.mark.skipif("libsvtav1" not in av.codecs_available, reason="FFmpeg has no AV1 encoder")
+def test_av1_by_the_name_of_its_codec(tmp_path):
+    """FFmpeg's decoder of it is called libdav1d."""
+    pictures = [picture(1, frame, 144, 160) for frame in range(2)]
+    path = write_video(tmp_path / "a.mkv", pictures, "libsvtav1", preset="11")
+    assert probe(media(path)).codec == "av1"
+
+
+def test_the_gpu_of_a_run(monkeypatch):
+    assert torch.cuda.is_available() or decoding_gpu(None) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    found = [decoding_gpu(d and torch.device(d)) for d in (None, "cpu", "cuda", "cuda:0", "cuda:3")]
+    assert found == [1, 1, 1, 0, 3]
+
+
+def test_long_videos_have_a_longer_timeout():
+    assert decoding_timeout(120, [301, 38]) == 120
+    assert decoding_timeout(120, [301, 36_000]) == 3600
+    assert decoding_timeout(120, []) == 120
+    assert decoding_timeout(120, [2**31]) == MAX_TIMEOUT < 24 * 3600
 
 
 @pytest.fixture
 def tried(monkeypatch) -> list[tuple[str, int | None]]:
-    """Pretend a GPU whose NVDEC lacks h264; returns the files and GPUs of the trials."""
+    """Simulate a GPU whose NVDEC lacks h264; returns the files and GPUs of the trials."""
     found = []
 
     class Decoder:
-        changed: ClassVar = {}  # what is changed of the frames, by suffix
+        changed: ClassVar = {}  # changes of the frames by suffix
 
         def __init__(self, image_size, gpu):
             self.image_size, self.gpu = image_size, gpu
@@ -48,8 +96,6 @@ def tried(monkeypatch) -> list[tuple[str, int | None]]:
             found.append((path.name, self.gpu))
             if path.suffix == ".mp4":
                 raise RuntimeError(f"Critical error in pipeline\nencountered:\n\n{H264}\nC++: x")
-            if path.name == "broken.avi":
-                raise VideoError("DALI cannot decode one of its frames: bad")
             frames = PyAVDecoder(self.image_size).decode_open(opened, ids)
             return self.changed.get(path.suffix, torch.clone)(frames)
 
@@ -61,26 +107,27 @@ def tried(monkeypatch) -> list[tuple[str, int | None]]:
     return found
 
 
-def infos_of(listed: list[Media]) -> dict[str, VideoInfo]:
-    return {one.name: probe(one) for one in listed if "broken" not in one.name}
+def chosen(listed: list[Media], decoder: decode.DecoderName) -> dict[str, str]:
+    return {**choose_decoders(listed, {one.name: probe(one) for one in listed}, decoder, 2)}
 
 
-def test_a_codec_that_the_gpu_lacks_goes_to_pyav_with_a_reason(listed, tried, caplog):
+def several(folder: Path) -> list[Media]:
+    pictures = [picture(1, frame) for frame in range(3)]
+    return [
+        media(write_painted(folder / "a.avi", 1, 3)),
+        *(media(write_video(folder / f"h{i}.mp4", pictures, "libx264")) for i in range(2)),
+        write_images(folder, "p", 1, 2),
+    ]
+
+
+def test_a_codec_that_the_gpu_lacks_goes_to_pyav_with_a_reason(tmp_path, tried, caplog):
     caplog.set_level(logging.INFO, "ivcl_fast")
-    chosen = choose_decoders(listed, infos_of(listed), "auto", 2)
-    assert chosen == {"a": "dali", "p": "dali"} | {f"h{i}": "pyav" for i in range(5)}
-    assert len(tried) == 2 + decode.TRIALS and {gpu for _, gpu in tried} == {2}
-    assert (
-        f"pyav for 5 h264 files, because DALI cannot decode it on this GPU ({H264})" in caplog.text
-    )
-    with pytest.raises(UserError, match=r"DALI cannot decode h264 on this GPU \(CUDA driver API"):
-        choose_decoders(listed, infos_of(listed), "dali", 2)
-
-
-def test_a_broken_file_does_not_speak_for_its_codec(listed, tried, tmp_path):
-    broken = media(write_painted(tmp_path / "broken.avi", 1, 3))
-    infos = infos_of(listed) | {"broken": probe(broken)}
-    assert choose_decoders([broken, *listed], infos, "auto")["a"] == "dali"
+    listed = several(tmp_path)
+    assert chosen(listed, "auto") == {"a": "dali", "p": "dali", "h0": "pyav", "h1": "pyav"}
+    assert len(tried) == 3 and {gpu for _, gpu in tried} == {2}
+    assert f"pyav for 2 h264 files, because DALI fails on this GPU: {H264}" in caplog.text
+    with pytest.raises(UserError, match=r"--decoder: .* for h264 on this GPU, got dali: CUDA"):
+        chosen(listed, "dali")
 
 
 def moving(count: int) -> list[np.ndarray]:
@@ -92,7 +139,7 @@ def moving(count: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("change", "chosen"),
+    ("change", "expected"),
     [
         (lambda x: x.float().add(0.4).round().byte(), "dali"),
         (lambda x: x // 2 + 64, "pyav"),
@@ -100,27 +147,20 @@ def moving(count: int) -> list[np.ndarray]:
     ],
     ids=["same", "colours", "order"],
 )
-def test_frames_that_differ_from_those_of_ffmpeg(tmp_path, tried, caplog, change, chosen):
-    """In one container, which need not speak for another."""
-    caplog.set_level(logging.INFO, "ivcl_fast")
+def test_frames_that_differ_from_those_of_ffmpeg(tmp_path, tried, change, expected):
     listed = [
         media(write_video(tmp_path / name, moving(17), "mjpeg")) for name in ("a.avi", "b.mkv")
     ]
     sys.modules["ivcl_fast.data.decode.dali"].DALIDecoder.changed = {".avi": change}
-    assert choose_decoders(listed, infos_of(listed), "auto") == {"a": chosen, "b": "dali"}
-    said = "because DALI cannot decode it on this GPU (its frames differ from FFmpeg's)"
-    assert (said in caplog.text) == (chosen == "pyav")
-    assert choose_decoders(listed, infos_of(listed), "dali")["a"] == "dali"
-    warned = "DALI as asked for, but of mjpeg files its frames differ from FFmpeg's"
-    assert (warned in caplog.text) == (chosen == "pyav")
+    assert chosen(listed, "auto") == {"a": expected, "b": "dali"}
+    if expected == "pyav":
+        with pytest.raises(UserError, match="its frames differ from FFmpeg's"):
+            chosen(listed, "dali")
 
 
-def test_a_dali_that_cannot_be_imported(listed, tried, monkeypatch):
+def test_without_a_working_dali_or_gpu(tmp_path, tried, monkeypatch):
+    listed = several(tmp_path)
     monkeypatch.setitem(sys.modules, "ivcl_fast.data.decode.dali", None)
-    assert {*choose_decoders(listed, infos_of(listed), "auto").values()} == {"pyav"}
-
-
-def test_nothing_is_tried_without_a_gpu(listed, tried, monkeypatch):
+    assert {*chosen(listed, "auto").values()} == {"pyav"}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert {*choose_decoders(listed, infos_of(listed), "auto").values()} == {"pyav"}
-    assert not tried
+    assert {*chosen(listed, "auto").values()} == {"pyav"} and not tried

@@ -14,7 +14,7 @@ from PIL import Image
 from ivcl_fast.data.crop import WHOLE, Crop
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode import decoder as decode
-from ivcl_fast.data.decode.decoder import DALI_CPU_CODECS, TOLERANCE, choose_decoder, make_decoder
+from ivcl_fast.data.decode.decoder import TOLERANCE, choose_decoder, make_decoder
 from ivcl_fast.data.decode.images import (
     STANDARD_HUFFMAN_TABLES,
     with_huffman_tables,
@@ -41,10 +41,11 @@ WRITERS = [write_avi, write_blender_avi]
 
 
 def dali_decodes(one: Media) -> bool:
-    """Whether DALI decodes the media here: on a GPU more codecs, but not too small frames."""
+    """Whether DALI decodes the media here: fewer codecs on a CPU, no small frames on a GPU."""
+    info = probe(one)
     if torch.cuda.is_available():
-        return choose_decoder(probe(one), "auto")[0] == "dali"
-    return decode._dali_installed() and probe(one).codec in DALI_CPU_CODECS
+        return choose_decoder(info, "auto")[0] == "dali" and min(info.width, info.height) >= 144
+    return decode._dali_installed() and info.codec in ("mjpeg", "png", "vp8", "vp9")
 
 
 def assert_agree(one: Media, size: int, crop: Crop = WHOLE) -> None:
