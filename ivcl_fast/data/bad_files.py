@@ -1,4 +1,4 @@
-"""Messages about media that cannot be used: they name the first ones, and the file with all."""
+"""Messages about videos that cannot be used."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.text import printable
 
 SHOWN = 10
-"""Number of media that a summary names."""
+"""Number of videos that a summary names."""
 
 
 def named(bad_files: Mapping[str, str]) -> str:
-    """Return lines that name the first media, with the reason, and count the others."""
+    """Return a line with name and reason for each of the first videos, and the number of others."""
     lines = [f"  {name}: {reason}" for name, reason in islice(bad_files.items(), SHOWN)]
     if len(bad_files) > SHOWN:
         lines.append(f"  and {len(bad_files) - SHOWN} more")
@@ -22,19 +22,19 @@ def named(bad_files: Mapping[str, str]) -> str:
 
 
 def summary(bad_files: Mapping[str, str], total: int, file: Path) -> str:
-    """Say in several lines which of ``total`` media cannot be used; ``file`` names all of them."""
+    """Return a message of several lines; ``total``: number of videos; ``file``: the full list."""
     return (
         f"{len(bad_files)} of {total} videos cannot be used:\n{named(bad_files)}\n"
-        f"all of them, with the reasons, are in {file}"
+        f"the full list is in {file}"
     )
 
 
 def check_all_usable(bad_files: Mapping[str, str], total: int, file: Path | None) -> None:
-    """Raise :class:`UserError`, for ``--require-all``, if there is one that cannot be used."""
+    """Raise :class:`UserError` for ``--require-all`` if a video cannot be used."""
     if bad_files:
         name, reason = next(iter(bad_files.items()))
-        where = "" if file is None else f"; all of them are named in {file}"
+        where = "" if file is None else f"; the full list is in {file}"
         raise UserError(
-            f"--require-all: {len(bad_files)} of {total} videos cannot be used, the first is "
+            f"--require-all: expected {total} usable videos, got {total - len(bad_files)}; "
             f"{name}: {reason}{where}"
         )

@@ -1,4 +1,4 @@
-"""Clips that belong to no data set: from a video file, a folder of images, or a list of images."""
+"""Load a clip from a video file, a folder of images, or a list of images."""
 
 from __future__ import annotations
 
@@ -28,21 +28,20 @@ def load_clip(
     frame_stride: int = 0,
     crop: Square = "none",
 ) -> Tensor:
-    """Read a video as a model with this config takes it: uint8 RGB ``[1, T, 3, H, W]`` on the CPU.
+    """Load a clip for a model with this config: uint8 RGB ``[1, T, 3, H, W]`` on the CPU.
 
-    Takes T evenly spaced frames, the first and the last included (one frame: the last), and repeats
-    frames of a shorter video. Each frame is resized to the square, with antialiasing: as a
-    whole, or its largest square in the center.
+    Takes T evenly spaced frames including the first and the last (one frame: the last), and repeats
+    frames of a shorter video. Resizes each frame, or its center square, with antialiasing.
 
     Args:
         path: a video file; a folder of images, one per frame, ordered by name (numbers in names
             count by their value); or a list of image files.
-        cfg: gives the image size and the number of frames.
+        cfg: image size and number of frames.
         decoder: ``auto``, ``dali`` or ``pyav``. The decoders agree within
             :data:`~ivcl_fast.data.decode.decoder.TOLERANCE`.
-        frame_stride: that of training (the card of the model tells it): take every so many-th frame
-            of the middle of the video.
-        crop: that of training, ``none`` or ``center`` (the card of the model tells it).
+        frame_stride: distance of the frames, from the middle of the video, as in training (see the
+            model card); 0: evenly spaced over the whole video.
+        crop: ``none`` or ``center``, as in training (see the model card).
 
     Raises:
         UserError: the path does not exist, or its content cannot be decoded.
@@ -56,17 +55,16 @@ def load_clip(
 
     resolve_decoder(decoder)
     if not 0 <= frame_stride <= MOST:
-        raise UserError(f"frame_stride: {frame_stride} is not accepted; accepted: 0 to {MOST:,}")
+        raise UserError(f"frame_stride: expected 0 to {MOST:,}, got {frame_stride}")
     if crop not in get_args(Square):
-        raise UserError(f"crop: {crop!r} is not one of {', '.join(get_args(Square))}")
+        raise UserError(f"crop: expected one of {', '.join(get_args(Square))}, got {crop!r}")
     try:
         if isinstance(path, str | os.PathLike):
             media = find_media(Path(path))
         else:
             media = Media("images", tuple(map(Path, path)))
             if other := [file for file in media.files if not is_image(file)]:
-                accepted = ", ".join(IMAGE_SUFFIXES)
-                raise UserError(f"{other[0]}: is not an image; accepted in a list: {accepted}")
+                raise UserError(f"{other[0]}: expected an image: {', '.join(IMAGE_SUFFIXES)}")
         with open_media(media) as opened:
             chosen, _ = choose_decoder(opened.info, decoder)
             ids = frame_ids(opened.info.frames, cfg.num_frames, stride=frame_stride)
@@ -81,37 +79,36 @@ def load_clip(
 def find_media(path: Path, num_frames: int | None = None) -> Media:
     """Return the video file ``path``, or the images in the folder ``path`` ordered by name.
 
-    With ``num_frames`` (see :class:`~ivcl_fast.data.registry.DatasetFormat`), only a folder of
-    exactly that many images is accepted. Raises :class:`VideoError` for anything else.
+    With ``num_frames``, it must be a folder of exactly that many images. Raises
+    :class:`VideoError` for anything else.
     """
-    accepted = "a video file, or a folder with its frames as images"
+    expected = "expected a video file, or a folder of images, one per frame"
     if num_frames is not None:
-        accepted = (
-            f"a folder with {num_frames} images ordered by name, {num_frames - 1} of context, then "
-            "the query"
+        expected = (
+            f"expected a folder of {num_frames} images ordered by name, {num_frames - 1} of "
+            "context, then the query"
         )
     if path.is_dir():
         files = images_in(path)
         if not files or num_frames not in (None, len(files)):
-            raise VideoError(f"holds {len(files) or 'no'} images; accepted: {accepted}")
+            raise VideoError(f"{expected}, got {len(files)} images")
         return Media(path.resolve().name, tuple(files))
     if not path.exists():
-        raise VideoError(f"no such file or folder; accepted: {accepted}")
+        raise VideoError(f"{expected}, got no such file or folder")
     if not path.is_file():
-        raise VideoError(f"is not a regular file; accepted: {accepted}")
+        raise VideoError(f"{expected}, got a special file")
     if num_frames is not None or is_image(path):
-        kind = "image" if is_image(path) else "file"
-        raise VideoError(f"is a single {kind}; accepted: {accepted}")
+        raise VideoError(f"{expected}, got a single {'image' if is_image(path) else 'file'}")
     return Media(path.stem, (path,))
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the images in a folder in their order; hidden files are none."""
+    """Return the images in a folder in order, without hidden files."""
     images = [file for file in folder.iterdir() if is_image(file) and file.name[0] != "."]
     return sorted(images, key=image_order)
 
 
 def image_order(path: Path) -> tuple[list[str | int], str]:
-    """Return text and numbers of the name, so that 10 follows 9; then the name, for 01 and 1."""
+    """Return a sort key by which 10 follows 9; the name itself decides between 01 and 1."""
     parts = re.split(r"(\d{1,999})", path.name)  # Python refuses numbers of thousands of digits
     return [int(part) if at % 2 else part for at, part in enumerate(parts)], path.name

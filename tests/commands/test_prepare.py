@@ -102,13 +102,13 @@ def test_every_bad_file_is_named(command, package, caplog):
     assert "13 of 15 videos cannot be used:" in error and "and 3 more" in error
     assert sum("(0 bytes)" in line for line in error.splitlines()) == 9
     assert "v4: cannot be opened: No such file" in error
-    assert f"all of them, with the reasons, are in {package / 'store' / 'bad_files.json'}" in error
+    assert f"the full list is in {package / 'store' / 'bad_files.json'}" in error
     assert len(FrameStore(package / "store").bad_files) == 13
     for more in ((), ("--dry-run",)):
         status, _, error = command(*flags, "--require-all", *more)
         assert status == 2
         last = error.splitlines()[-1]
-        assert "--require-all: 13 of 15 videos cannot be used, the first is v4: cannot be" in last
+        assert "--require-all: expected 15 usable videos, got 2; v4: cannot be" in last
 
 
 def test_parts_of_a_job_array(command, package):

@@ -100,21 +100,24 @@ def test_errors_are_one_line_with_the_name_of_the_file(tmp_path):
     text.write_text("no video")
     images = write_images(tmp_path, "f", 1, 3).files
     images[1].write_bytes(images[1].read_bytes()[:-9])
-    fails_with(tmp_path / "absent.avi", f"{tmp_path / 'absent.avi'}: no such file")
+    fails_with(tmp_path / "absent.avi", f"{tmp_path / 'absent.avi'}: expected a video file")
     fails_with(cut, f"{cut}: truncated")
     fails_with(text, f"{text}: not a video file")
     fails_with(images, "3 images: f_01.png is not a complete JPEG or PNG image")
     fails_with([images[0], images[2].with_name("none.png")], "2 images: none.png cannot be opened")
-    fails_with([images[0], video], f"{video}: is not an image; accepted in a list: ")
+    fails_with([images[0], video], f"{video}: expected an image: ")
     fails_with([], "0 images: its frames are missing")
     (tmp_path / "empty").mkdir()
-    fails_with(tmp_path / "empty", f"{tmp_path / 'empty'}: holds no images")
+    fails_with(
+        tmp_path / "empty",
+        f"{tmp_path / 'empty'}: expected a video file, or a folder of",
+    )
     (tmp_path / "line").mkdir()
     Image.new("RGB", (1, 9000)).save(tmp_path / "line" / "0.png")
     with pytest.raises(UserError, match="line: FFmpeg cannot resize frames of 1 x 9000 pixels"):
         load_clip(tmp_path / "line", IVCLConfig.preset("tiny"))
-    with pytest.raises(UserError, match="frame_stride: -1 is not accepted; accepted: 0 to "):
+    with pytest.raises(UserError, match=r"frame_stride: expected 0 to .*, got -1"):
         load_clip(video, CFG, frame_stride=-1)
-    with pytest.raises(UserError, match="decoder: 'nvdec' is not one of auto, dali, pyav"):
+    with pytest.raises(UserError, match="decoder: expected one of auto, dali, pyav, got 'nvdec'"):
         load_clip(video, CFG, decoder="nvdec")
     assert ivcl_fast.load_clip is load_clip

@@ -282,7 +282,7 @@ def test_other_numbers_of_slots_are_refused_for_objects():
 def test_malformed_scenes_are_named(by_hand, objective):
     labels, file = make_frame_labels(by_hand, objective, 8), by_hand.root / "scenes" / "clip.json"
     for frames in (3, 5):
-        with pytest.raises(UserError, match=f"clip.json: tells of 4 frames, .* {frames}; acc"):
+        with pytest.raises(UserError, match=f"clip.json: expected {frames} frames, .* got 4"):
             labels(CLIP, np.array([0]), frames)
     scene = json.loads(file.read_text())
     del scene["objects"][1]["shape"]

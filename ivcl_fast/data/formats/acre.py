@@ -44,7 +44,7 @@ _ANSWERS = ("the machine is off", "undetermined", "the machine is on")
 
 
 class Attributes(NamedTuple):
-    """Look of an object."""
+    """The appearance of an object."""
 
     shape: str
     color: str
@@ -103,10 +103,10 @@ _COMP_TEST = _table(_PALETTE_B, _PALETTE_A, ("metal",))
 
 
 def object_table(regime: Regime, split: str) -> tuple[Attributes, ...]:
-    """Return the look of each object id: 48 objects, or 24 in ``comp``.
+    """Return the attributes of each object id: 48 objects, or 24 in ``comp``.
 
-    In ``comp``, ids have different meanings in training and in ``val`` and ``test``, which ACRE's
-    files do not say: object 0 is a gray rubber cube in ``train`` and a red one elsewhere.
+    In ``comp``, the same ids stand for other objects in ``train`` than in ``val`` and ``test``,
+    which ACRE's files do not state: object 0 is a gray rubber cube in ``train``, else a red one.
     """
     if regime != "comp":
         return _ALL
@@ -138,14 +138,14 @@ class Acre:
         self.root = Path(root)
         self.task = task
         if task != "acre":
-            raise UserError(f"task: {task!r} is not acre, the only task of ACRE")
+            raise UserError(f"task: expected acre, got {task!r}")
         if not self.root.is_dir():
-            raise UserError(f"{self.root}: no such folder; accepted: a regime of ACRE")
+            raise UserError(f"{self.root}: expected a regime of ACRE, got no such folder")
         for folder in ("config", "images"):
             if not (self.root / folder).is_dir():
                 raise UserError(
-                    f"{self.root}: has no folder {folder}/; accepted: a regime of ACRE, such as "
-                    "ACRE_IID, with config/ and images/"
+                    f"{self.root}: expected a regime of ACRE, such as ACRE_IID, with config/ and "
+                    f"images/, got no {folder}/"
                 )
         self._manifest = Manifest.read(self.root)
 
@@ -162,10 +162,10 @@ class Acre:
         ]
 
     def media(self) -> list[Media]:
-        """Return the ten panels of each problem, whether they exist or not, of all splits found."""
+        """Return the ten panels of each problem of all splits; they need not exist."""
         present = [split for split in SPLITS if self._config(split).is_file()]
         if not present:
-            raise UserError(f"{self.root / 'config'}: has none of train.json, val.json, test.json")
+            raise UserError(f"{self.root / 'config'}: expected train.json, val.json or test.json")
         names = sorted(
             media_name(split, n) for split in present for n in range(len(self.problems(split)))
         )
@@ -190,13 +190,13 @@ class Acre:
     def problems(self, split: str) -> list[Problem]:
         """Return the problems of a split; raises :class:`UserError` as :meth:`clips` does."""
         if split not in SPLITS:
-            raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
+            raise UserError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
         path = self._config(split)
         problems = read_json(
             path, "config/<split>.json of a regime of ACRE", self._manifest.checks(path)
         )
         if not isinstance(problems, list) or not problems:
-            raise UserError(f"{path}: contains no problem; accepted: a list of problems")
+            raise UserError(f"{path}: expected a list of problems")
         return [_problem(value, f"{path}, problem {n}") for n, value in enumerate(problems)]
 
     def _config(self, split: str) -> Path:
@@ -221,7 +221,7 @@ def covariation(problem: Problem) -> list[int]:
 
 
 def media_name(split: str, number: int) -> str:
-    """Return the beginning of the names of a problem's files."""
+    """Return the prefix of the file names of a problem."""
     return f"ACRE_{split}_{number:06d}"
 
 
@@ -231,19 +231,19 @@ def _clip_name(split: str, number: int, query: int) -> str:
 
 def _problem(value: Any, where: str) -> Problem:
     if not isinstance(value, list) or len(value) != len(PANELS):
-        count = f"{len(value)} panels" if isinstance(value, list) else "not a list of panels"
-        raise UserError(f"{where}: {count}; accepted: a list of 10 panels")
+        got = f"{len(value)}" if isinstance(value, list) else type(value).__name__
+        raise UserError(f"{where}: expected a list of 10 panels, got {got}")
     return tuple(_panel(value, i, f"{where}, panel {i}") for i in PANELS)
 
 
 def _panel(problem: list[Any], i: int, where: str) -> Panel:
     panel = problem[i]
     if not isinstance(panel, dict):
-        raise UserError(f"{where}: not a panel with light_state and objects")
+        raise UserError(f"{where}: expected a panel with light_state and objects")
 
-    def check(name: str, is_good: bool, accepted: str) -> None:
-        if not is_good:
-            raise UserError(f"{where}: {name} {panel.get(name)!r}; accepted: {accepted}")
+    def check(name: str, is_valid: bool, expected: str) -> None:
+        if not is_valid:
+            raise UserError(f"{where}: {name}: expected {expected}, got {panel.get(name)!r}")
 
     objects: Any = panel.get("objects")
     light: Any = panel.get("light_state")
@@ -258,10 +258,10 @@ def _panel(problem: list[Any], i: int, where: str) -> Panel:
         check("light_state", light in ("on", "off"), "on or off")
         return Panel(tuple(objects), light)
     label, kind, ref = (panel.get(name) for name in ("label", "type", "ref"))
-    check("light_state", light == "no", "no, as in every query panel")
+    check("light_state", light == "no", "no")
     check("label", type(label) is int and 0 <= label < len(_ANSWERS), "0, 1 or 2")
     check("type", kind in TYPES, ", ".join(TYPES))
     if i in INTERVENTIONS and ref is not None:
         extended = problem[ref] if type(ref) is int and ref in CONTEXT else {}
-        check("ref", extended.get("light_state") == "off", "number of an off panel, 0 to 5")
+        check("ref", extended.get("light_state") == "off", "the number of an off panel, 0 to 5")
     return Panel(tuple(objects), light, label, kind, ref)

@@ -6,10 +6,9 @@ Source: github.com/rohitgirdhar/CATER, ``generate/`` and ``baselines/``. A packa
     scenes/CATER_new_000123.json     the objects, their locations and their movements
     lists/<task>/<split>.txt         lines of "<video file name> <label>[,<label>...]"
 
-The released lists contain bare file names; newly generated lists contain full paths on another
-machine, of which only the last part is read. CATER's generator writes the videos to ``images/``.
-Videos that were converted may have another suffix than the lists say. Results are reported on
-``val``.
+Lists contain file names (the released ones) or paths (generated ones), of which only the last part
+is read. CATER's generator writes the videos to ``images/``. Converted videos may have another
+suffix than in the lists. Results are reported on ``val``.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from ivcl_fast.manifest import Manifest
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "train_subsetT", "train_subsetV")
-# A file name, possibly after a path, then a label unless the item has none.
+# A file name, possibly after a path, then an optional label.
 _LINE = re.compile(
     r"\s*(?:.*/)?(?P<name>[^/]+\.(?:avi|mp4|mkv|webm|mov))(?:\s+(?P<labels>\S+))?\s*"
 )
@@ -49,7 +48,7 @@ class Task:
 
 
 def describe_action(action: tuple[str, str]) -> str:
-    """Put an action in words: ``("spl", "_pick_place")`` is ``snitch: pick place``."""
+    """Return an action in words: ``("spl", "_pick_place")`` is ``snitch: pick place``."""
     shape, name = action
     return f"{'snitch' if shape == 'spl' else shape}: {name.strip('_').replace('_', ' ')}"
 
@@ -79,20 +78,20 @@ class Cater:
     def __init__(self, root: Path, task: str = "localize") -> None:
         """Raise :class:`UserError` for an unknown task, or if the folder is not a CATER package."""
         if task not in TASKS:
-            raise UserError(f"task: {task!r} is not one of {', '.join(TASKS)}")
+            raise UserError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
         self.root = Path(root)
         self.task = task
         self.num_classes = TASKS[task].num_classes
         self.multi_label = TASKS[task].multi_label
         self._warned_of_scenes = False
         if not self.root.is_dir():
-            raise UserError(f"{self.root}: no such folder; accepted: a CATER package")
+            raise UserError(f"{self.root}: expected a CATER package, got no such folder")
         folders = [name for name in _VIDEO_FOLDERS if (self.root / name).is_dir()]
         for folder, exists in (("videos", folders), ("lists", (self.root / "lists").is_dir())):
             if not exists:
                 raise UserError(
-                    f"{self.root}: has no folder {folder}/; accepted: a CATER package with "
-                    "videos/, scenes/ and lists/"
+                    f"{self.root}: expected a CATER package with videos/, scenes/ and lists/, got "
+                    f"no {folder}/"
                 )
         self._videos = self.root / folders[0]
         self._manifest = Manifest.read(self.root)
@@ -100,12 +99,12 @@ class Cater:
     def clips(self, split: str) -> list[Clip]:
         """Return the clips of a split in the order of the list.
 
-        Items without a label and repeated ones are left out. Does not open the videos. Raises
-        :class:`UserError` for a list that is missing, empty or malformed, or that gives a video two
+        Skips items without a label and repeated items. Does not open the videos. Raises
+        :class:`UserError` for a list that is missing, empty or malformed, and for a video with two
         labels.
         """
         if split not in SPLITS:
-            raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
+            raise UserError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
         path = self.root / "lists" / self.task / f"{split}.txt"
         clips: dict[str, Clip] = {}
         items = self._read_list(path)
@@ -114,25 +113,25 @@ class Cater:
             name = Path(item.video).stem
             clip = Clip(name, name, self._label(item.labels, item.where))
             if clips.setdefault(name, clip) != clip:
-                raise UserError(f"{item.where}: {name} has another label in a line before")
+                raise UserError(f"{item.where}: {name} has another label in an earlier line")
         if len(labelled) < len(items):
-            log.info("%s: %d items without a label left out", path, len(items) - len(labelled))
+            log.info("%s: skipped %d items without a label", path, len(items) - len(labelled))
         if len(clips) < len(labelled):
-            log.info("%s: %d repeated items left out", path, len(labelled) - len(clips))
+            log.info("%s: skipped %d repeated items", path, len(labelled) - len(clips))
         if not clips:
-            raise UserError(f"{path}: contains no clip; accepted: lines of '<video file> <label>'")
+            raise UserError(f"{path}: expected lines of '<video file> <label>', got none")
         return list(clips.values())
 
     def media(self) -> list[Media]:
-        """Return the videos of all lists of all tasks by name, whether they exist or not.
+        """Return the videos of all lists of all tasks, sorted by name; they need not exist.
 
         A name with another suffix is the same video.
         """
-        lists = (self.root / "lists").glob("*/*.txt")  # besides, there may be notes
+        lists = (self.root / "lists").glob("*/*.txt")  # may include notes
         items = [self._read_list(path) for path in lists if path.stem in SPLITS]
         names = {item.video for of_list in items for item in of_list}
         if not names:
-            raise UserError(f"{self.root / 'lists'}: no list contains a video")
+            raise UserError(f"{self.root / 'lists'}: expected lists of videos, got none")
         present = set(os.listdir(self._videos))
 
         def file(stem: str, name: str) -> Path:
@@ -155,13 +154,13 @@ class Cater:
         return f"cell {label} (column {x}, row {y})"
 
     def has_scenes(self, clip_names: Sequence[str]) -> bool:
-        """Whether all of these clips have a scene; the first time they do not, logs a warning."""
+        """Whether all of these clips have a scene; logs a warning once if not."""
         missing = [name for name in clip_names if not os.path.isfile(self._scene_file(name))]
         if missing and not self._warned_of_scenes:
             self._warned_of_scenes = True
             log.warning(
-                "%s: %d of %d clips have no scene (the first is %s), so clips that end with a "
-                "hidden snitch are not scored separately",
+                "%s: %d of %d clips have no scene, such as %s; clips that end with a hidden snitch "
+                "are not scored separately",
                 *(self.root / "scenes", len(missing), len(clip_names), missing[0]),
             )
         return not missing
@@ -169,9 +168,8 @@ class Cater:
     def scene(self, clip_name: str, frames: int | None = None) -> dict[str, Any]:
         """Read the scene of a clip.
 
-        ``frames``: number of frames of the clip's video, if they are to be compared with those of
-        the scene one by one. Raises :class:`UserError` if the scene is missing or malformed, or is
-        about another number of frames.
+        ``frames``: required number of frames, for labels of single frames. Raises
+        :class:`UserError` if the scene is missing or malformed, or has another number of frames.
         """
         path = self._scene_file(clip_name)
         scene = read_json(path, "a CATER scene", self._manifest.checks(path))
@@ -179,8 +177,8 @@ class Cater:
             raise UserError(f"{path}: not a CATER scene: {reason}")
         if frames is not None and (known := frame_count(scene)) != frames:
             raise UserError(
-                f"{path}: tells of {known} frames, but the video has {frames}; accepted for labels "
-                "of single frames: a scene with as many as the video"
+                f"{path}: expected {frames} frames, as in the video, for labels of single frames, "
+                f"got {known}"
             )
         return scene
 
@@ -191,10 +189,10 @@ class Cater:
             lines = content.decode("utf-8-sig").splitlines()
         except FileNotFoundError:
             raise UserError(
-                f"{path}: no such file; accepted: lists/<task>/<split>.txt of a CATER package"
+                f"{path}: expected lists/<task>/<split>.txt of a CATER package, got no such file"
             ) from None
         except UnicodeDecodeError:
-            raise UserError(f"{path}: not a text file") from None
+            raise UserError(f"{path}: expected text in UTF-8") from None
         items = []
         for number, line in enumerate(lines, 1):
             where = f"{path}, line {number}"
@@ -203,7 +201,9 @@ class Cater:
             if match and usable and Path(match["name"]).stem not in ("", ".", ".."):
                 items.append(_Item(match["name"], match["labels"] or "", where))
             elif line.strip():
-                raise UserError(f"{where}: {line!r} is not '<video file>.avi <label>[,<label>...]'")
+                raise UserError(
+                    f"{where}: expected '<video file>.avi <label>[,<label>...]', got {line!r}"
+                )
         return items
 
     def _scene_file(self, clip_name: str) -> Path:
@@ -215,14 +215,14 @@ class Cater:
         except ValueError:
             labels = ()
         if not labels or not all(0 <= label < self.num_classes for label in labels):
+            several = ", or several with commas between" if self.multi_label else ""
             raise UserError(
-                f"{where}: label {text!r} is not a class from 0 to {self.num_classes - 1}"
-                + (" or several joined by commas" if self.multi_label else "")
+                f"{where}: label: expected 0 to {self.num_classes - 1}{several}, got {text!r}"
             )
         if self.multi_label:
             return labels
         if len(labels) > 1:
-            raise UserError(f"{where}: {len(labels)} labels; {self.task} has one per video")
+            raise UserError(f"{where}: expected one label for {self.task}, got {text!r}")
         return labels[0]
 
 

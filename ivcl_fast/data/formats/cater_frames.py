@@ -1,7 +1,7 @@
-"""Properties of single frames of a CATER scene (CATER's own labels are about the last frame).
+"""Properties of single frames of a CATER scene (CATER's labels describe the last frame).
 
-They are computed from the scene's locations and movements, so an object behind another one counts
-as visible. In videos with fewer frames than CATER's 301, times are exact to within a frame.
+They are computed from the locations and movements, so occluded objects count as visible. In videos
+with fewer frames than CATER's 301, times are exact to one frame.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def attributes_present(scene: Scene) -> dict[str, list[bool]]:
 
 
 def attributes_seen(scene: Scene, frame: int) -> dict[str, list[bool]]:
-    """As :func:`attributes_present`, for the objects that are not inside cones."""
+    """Return :func:`attributes_present` for the objects that are not inside cones."""
     inside = contained(scene, frame)
     return attributes_of([o for o in scene["objects"] if o["instance"] not in inside])
 

@@ -2,8 +2,8 @@
 
 A *scene* is the dict of ``scenes/<video>.json``: ``objects`` (with ``shape``, ``instance`` and
 ``locations``, world ``[x, y, z]`` by frame) and ``movements`` (by instance, a list of ``[action,
-other instance or None, first frame, last frame]``). The rules are those of CATER's own label
-generator, and apply to published and to synthetic scenes.
+other instance or None, first frame, last frame]``). The rules are those of CATER's label
+generator and apply to published and synthetic scenes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def cell_label(x: float, y: float, n: int = 6) -> int:
     Raises :class:`UserError` for a position outside the grid.
     """
     if not (abs(x) <= GRID_HALF_WIDTH and abs(y) <= GRID_HALF_WIDTH):
-        raise UserError(f"position ({x}, {y}) is outside the grid; x and y must be within -3 and 3")
+        raise UserError(f"position: expected x and y from -3 to 3, got ({x}, {y})")
     scale = n / (2 * GRID_HALF_WIDTH)
     # The upper border belongs to the last cell.
     column, row = (min(math.floor(v * scale) + n // 2, n - 1) for v in (x, y))
@@ -74,7 +74,7 @@ def cell_label(x: float, y: float, n: int = 6) -> int:
 
 
 def scene_fault(scene: Any) -> str | None:
-    """Say what a scene lacks to compute labels from; None for a complete scene."""
+    """Return why labels cannot be computed from a scene; None if they can."""
     try:
         shapes = {o["instance"]: o["shape"] for o in scene["objects"]}
         if "spl" not in shapes.values():

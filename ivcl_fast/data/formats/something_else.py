@@ -46,7 +46,7 @@ _FILES = (*SPLITS, "labels")
 
 
 def _split_set(folder: str, *names: str) -> Places:
-    """``names``: of the files of the splits and of the labels, if they are not as usual."""
+    """Return the places of the files; ``names``: of train, validation and labels, if unusual."""
     return {
         file: tuple(f"{parent}/{folder}/{name}.json" for parent in _SPLIT_FOLDERS)
         for file, name in zip(_FILES, names or _FILES, strict=True)
@@ -99,11 +99,11 @@ class SomethingElse:
         missing or malformed.
         """
         if task not in TASKS:
-            raise UserError(f"task: {task!r} is not one of {', '.join(TASKS)}")
+            raise UserError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
         self.root = Path(root)
         self.task = task
         if not self.root.is_dir():
-            raise UserError(f"{self.root}: no such folder; accepted: a Something-Else folder")
+            raise UserError(f"{self.root}: expected a Something-Else folder, got no such folder")
         self._manifest = Manifest.read(self.root)
         file = self._find("labels")
         self._labels = _read_labels(file, self._manifest.checks(file))
@@ -111,10 +111,10 @@ class SomethingElse:
         self.num_classes = len(self._labels)
 
     def clips(self, split: str) -> list[Clip]:
-        """Return the clips of a split in the order of the file, without repeated entries.
+        """Return the clips of a split in the order of the file; skips repeated entries.
 
-        Does not open the videos. Raises :class:`UserError`, which names the entry, for a missing or
-        malformed file, a template without a label, and an id with two templates.
+        Does not open the videos. Raises :class:`UserError` for a missing or malformed file, a
+        template without a label, and an id with two templates.
         """
         path = self._split_file(split)
         clips: dict[str, Clip] = {}
@@ -126,16 +126,16 @@ class SomethingElse:
             if clips.setdefault(name, Clip(name, name, label)).label != label:
                 raise UserError(f"{path}: id {name} has two templates")
         if len(clips) < len(entries):
-            log.info("%s: %d repeated entries left out", path, len(entries) - len(clips))
+            log.info("%s: skipped %d repeated entries", path, len(entries) - len(clips))
         if not clips:
-            raise UserError(f"{path}: contains no clip")
+            raise UserError(f"{path}: expected clips, got none")
         return list(clips.values())
 
     def media(self) -> list[Media]:
-        """Return the videos of both splits, sorted by name, whether or not they exist.
+        """Return the videos of both splits, sorted by name; they need not exist.
 
-        With frames instead of videos, these are 0001.jpg (or 0000.jpg, if it exists) to the last
-        file that exists, so that a missing frame in between is noticed when the media are opened.
+        Frames are listed from 0001.jpg (or 0000.jpg, if it exists) to the last existing one, so a
+        missing frame between them is noticed when the media are opened.
         """
         files = map(self._split_file, SPLITS)
         entries = [_read_split(file, self._manifest.checks(file)) for file in files]
@@ -155,12 +155,12 @@ class SomethingElse:
             if (self.root / place).is_file():
                 return self.root / place
         raise UserError(
-            f"{self.root}: has no file for task {self.task}; accepted: {' or '.join(places)}"
+            f"{self.root}: task {self.task}: expected {' or '.join(places)}, got no such file"
         )
 
     def _split_file(self, split: str) -> Path:
         if split not in SPLITS:
-            raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
+            raise UserError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
         return self._find(split)
 
 
@@ -170,12 +170,11 @@ def _read_labels(path: Path, check: Check) -> dict[str, int]:
     try:
         labels = {name: int(label) for name, label in labels.items()}
     except (AttributeError, TypeError, ValueError, OverflowError):
-        raise UserError(f"{path}: not a dict from templates to classes") from None
-    if not labels or sorted(labels.values()) != list(range(len(labels))):
-        raise UserError(
-            f"{path}: its {len(labels)} templates do not have the classes 0 to "
-            f"{len(labels) - 1}, each once"
-        )
+        raise UserError(f"{path}: expected a dict from templates to classes") from None
+    if not labels:
+        raise UserError(f"{path}: expected a dict from templates to classes, got none")
+    if sorted(labels.values()) != list(range(len(labels))):
+        raise UserError(f"{path}: expected each class from 0 to {len(labels) - 1} once, got others")
     return labels
 
 
@@ -183,18 +182,18 @@ def _read_split(path: Path, check: Check) -> list[tuple[str, str]]:
     """Read the id and template of every entry."""
     entries = read_json(path, f"a list of {_ENTRY}, ...", check)
     if not isinstance(entries, list):
-        raise UserError(f"{path}: not a list; accepted: {_ENTRY}, ...")
+        raise UserError(f"{path}: expected a list of {_ENTRY}, ...")
     read = []
     for number, entry in enumerate(entries):
         try:
             name, template = entry["id"], entry["template"]
         except (KeyError, TypeError):
-            raise UserError(f"{path}, entry {number}: not {_ENTRY}") from None
+            raise UserError(f"{path}, entry {number}: expected {_ENTRY}") from None
         if type(name) is int:
             name = str(name)
         if not (isinstance(name, str) and _ID.fullmatch(name)):
             raise UserError(
-                f"{path}, entry {number}: id {name!r} is not one of letters, digits, - and _"
+                f"{path}, entry {number}: id: expected letters, digits, - and _, got {name!r}"
             )
         read.append((name, str(template)))
     return read
@@ -205,10 +204,10 @@ def _frame_files(folder: Path) -> tuple[Path, ...]:
         names = [match for name in os.listdir(folder) if (match := _FRAME.fullmatch(name))]
     except OSError:
         names = []
-    # A folder with frames of several kinds is read as the kind of most of them.
+    # Of several naming schemes, the most common one is read.
     kinds = Counter((match[1] or "", len(match[2])) for match in names)
     (prefix, digits), _ = (kinds.most_common(1) or [(("", 4), 0)])[0]
     found = [int(m[2]) for m in names if ((m[1] or ""), len(m[2])) == (prefix, digits)]
-    # Without any frame, the first is listed, and is found missing when it is opened.
+    # Without any frame, list the first, which is reported as missing when it is opened.
     numbers = range(0 if 0 in found else 1, max(found, default=1) + 1)
     return tuple(folder / f"{prefix}{number:0{digits}d}.jpg" for number in numbers)

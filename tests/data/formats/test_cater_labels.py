@@ -41,7 +41,7 @@ def test_localize_label(x: float, y: float, six: int, four: int, eight: int) -> 
 
 
 def test_localize_label_outside_the_grid() -> None:
-    with pytest.raises(UserError, match="outside the grid"):
+    with pytest.raises(UserError, match="position: expected x and y from -3 to 3"):
         labels.localize_label(make_scene({"s": ("spl", [3.2, 0.0, 0.3])}))
 
 

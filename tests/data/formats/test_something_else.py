@@ -122,7 +122,7 @@ def test_repeated_entries(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     caplog.set_level("INFO")
     write_task(tmp_path, train=[*TRAIN, TRAIN[1]])
     assert [clip.name for clip in SomethingElse(tmp_path).clips("train")] == ["203403", "2"]
-    assert "1 repeated entries left out" in caplog.text
+    assert "skipped 1 repeated entries" in caplog.text
     write_task(tmp_path, train=[*TRAIN, entry("2", UP)])
     with pytest.raises(UserError, match=r"train\.json: id 2 .*two templates"):
         SomethingElse(tmp_path).clips("train")
@@ -131,20 +131,20 @@ def test_repeated_entries(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
 @pytest.mark.parametrize(
     ("train", "what"),
     [
-        ([], "no clip"),
-        ({}, r"not a list; accepted: \{"),
+        ([], "expected clips, got none"),
+        ({}, r"expected a list of \{"),
         ("[{", "not a JSON file"),
         ("\xff", "not a JSON file"),
-        ([TRAIN[0], 3], "entry 1: not"),
-        ([TRAIN[0], {"id": "1"}], "entry 1: not"),
-        ([{"template": UP}], "entry 0: not"),
+        ([TRAIN[0], 3], "entry 1: expected "),
+        ([TRAIN[0], {"id": "1"}], "entry 1: expected "),
+        ([{"template": UP}], "entry 0: expected "),
         ([entry("5", "Eating [something]")], r"id 5: template 'Eating \[something\]' has no label"),
-        ([entry("../x", UP)], r"entry 0: id '\.\./x' is not"),
-        ([entry("a/b", UP)], "entry 0: id 'a/b' is not"),
-        ([entry("", UP)], "entry 0: id '' is not"),
-        ([entry("..", UP)], r"entry 0: id '\.\.' is not"),
-        ([entry(True, UP)], "entry 0: id True is not"),
-        ([entry(1.5, UP)], r"entry 0: id 1\.5 is not"),
+        ([entry("../x", UP)], r"entry 0: id: expected .*, got '\.\./x'"),
+        ([entry("a/b", UP)], "entry 0: id: expected .*, got 'a/b'"),
+        ([entry("", UP)], "entry 0: id: expected .*, got ''"),
+        ([entry("..", UP)], r"entry 0: id: expected .*, got '\.\.'"),
+        ([entry(True, UP)], "entry 0: id: expected .*, got True"),
+        ([entry(1.5, UP)], r"entry 0: id: expected .*, got 1\.5"),
     ],
 )
 def test_bad_splits(tmp_path: Path, train: Any, what: str) -> None:
@@ -164,14 +164,14 @@ def test_ids_never_lead_outside(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "what"),
     [
-        ([], "not a dict from templates to classes"),
-        ({"a": None}, "not a dict from templates to classes"),
-        ({"a": "x"}, "not a dict from templates to classes"),
-        ({"a": float("inf")}, "not a dict from templates to classes"),
-        ({}, "0 templates do not have"),
-        ({"a": 0, "b": 2}, "2 templates do not have the classes 0 to 1, each once"),
-        ({"a": 1, "b": 2}, "2 templates do not have"),
-        ({"a": 0, "b": 0}, "2 templates do not have"),
+        ([], "expected a dict from templates to classes"),
+        ({"a": None}, "expected a dict from templates to classes"),
+        ({"a": "x"}, "expected a dict from templates to classes"),
+        ({"a": float("inf")}, "expected a dict from templates to classes"),
+        ({}, "expected a dict from templates to classes"),
+        ({"a": 0, "b": 2}, "expected each class from 0 to 1 once"),
+        ({"a": 1, "b": 2}, "expected each class from 0 to 1"),
+        ({"a": 0, "b": 0}, "expected each class from 0 to"),
     ],
 )
 def test_bad_labels(tmp_path: Path, labels: Any, what: str) -> None:
@@ -182,15 +182,15 @@ def test_bad_labels(tmp_path: Path, labels: Any, what: str) -> None:
 
 def test_missing_files_and_wrong_names(tmp_path: Path) -> None:
     write_task(tmp_path)
-    with pytest.raises(UserError, match="no such folder; accepted: a Something-Else folder"):
+    with pytest.raises(UserError, match="expected a Something-Else folder, got no such"):
         SomethingElse(tmp_path / "none")
-    with pytest.raises(UserError, match="'composed' is not one of compositional, "):
+    with pytest.raises(UserError, match="task: expected one of compositional, "):
         SomethingElse(tmp_path, "composed")
     with pytest.raises(
-        UserError, match=r"fewshot_5shot; accepted: dataset_splits/fewshot/finetune_labels\.json or"
+        UserError, match=r"fewshot_5shot: expected dataset_splits/fewshot/finetune_labels\.json or"
     ):
         SomethingElse(tmp_path, "fewshot_5shot")
-    with pytest.raises(UserError, match="'val' is not one of train, validation"):
+    with pytest.raises(UserError, match="split: expected one of train, validation, got 'val'"):
         SomethingElse(tmp_path).clips("val")
 
 
