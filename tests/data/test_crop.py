@@ -152,7 +152,7 @@ def test_where_a_crop_makes_no_sense(tmp_path):
             check_crop(source, task, labels)
     check_crop("cater:x", "actions_present")
     check_crop("csv:x", "classify")
-    with pytest.raises(UserError, match="--eval-crops: 3 needs --crop center"):
+    with pytest.raises(UserError, match="--eval-crops: expected 1 without --crop center, got 3"):
         DataConfig("videos:x", eval_crops=3).check()
     with pytest.raises(UserError, match=r"crop: expected one of none, .*, got 'left'"):
         load_clip(tmp_path, CFG, crop="left")  # type: ignore[arg-type]

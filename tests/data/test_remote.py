@@ -113,7 +113,7 @@ def test_a_list_brings_the_videos_that_it_names(bucket, tmp_path):
     assert not list(tmp_path.rglob("x.avi"))
     bucket.rm("/bucket/val.csv")
     bucket.pipe("/bucket/train.csv", b"clips/up/a.avi up\nclips/down/c.avi down\n" * 2)
-    with pytest.raises(UserError, match="leaves no video for val"):
+    with pytest.raises(UserError, match="got none for val"):
         open_dataset(DataConfig("csv:memory://bucket/train.csv", data_dir=tmp_path / "data"))
     assert not (copy / "val.csv").exists()
 
