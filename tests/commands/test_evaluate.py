@@ -131,7 +131,7 @@ def test_data_that_lie_elsewhere_are_named(cater: Path, tmp_path: Path, command:
 def test_data_of_another_kind_are_refused(
     module: Any, data: str, cater: Path, command: Any
 ) -> None:
-    assert refused(command(module, cater, "--data", data), f"--data: {data!r} is ")
+    assert refused(command(module, cater, "--data", data), "--data: ", repr(data))
 
 
 def test_data_of_other_classes_are_refused(cater: Path, tmp_path: Path, command: Any) -> None:

@@ -288,7 +288,8 @@ def test_all_videos_are_required(tmp_path, how):
     wanted = DataConfig(f"videos:{tmp_path}", workers=1, loader=how, require_all=True)
     first = opened(wanted).dataset.clips("train")[0].name
     (tmp_path / first).write_bytes(b"")
-    with pytest.raises(UserError, match=rf"require-all: 1 of 3 .* {first}: is empty") as error:
+    message = rf"--require-all: expected 3 usable videos, got 2; {first}: is empty"
+    with pytest.raises(UserError, match=message) as error:
         opened(wanted)
     assert Path(str(error.value).rpartition(" ")[2]).is_file()
     assert list(opened(replace(wanted, require_all=False)).bad_files) == [first]
