@@ -1,8 +1,7 @@
-"""The DALI decoder: images by nvJPEG and videos by NVDEC on a GPU; both on the CPU without one.
+"""The DALI decoder: images by nvJPEG and videos by NVDEC on a GPU, or both on the CPU.
 
-On a GPU, frames are decoded, resized and handed to torch without leaving it (DLPack); only PNG
-images are decoded on the CPU and then resized on the GPU. A pipeline serves one thread and uses one
-NVDEC, so several NVDECs need as many decoders, each in its own thread or process.
+On a GPU, frames stay there until they are torch tensors (DLPack); only PNG images are decoded on
+the CPU. A pipeline uses one NVDEC, so each NVDEC needs a decoder in its own thread or process.
 """
 
 from __future__ import annotations
@@ -29,27 +28,27 @@ log = logging.getLogger(__name__)
 BATCH = 64
 """Images per run."""
 SEQUENCE_BYTES = 2**28
-"""Largest sequence of unresized frames in memory; longer ones are decoded in parts."""
+"""Largest sequence of frames before resizing; longer ones are decoded in parts."""
 NOT_THE_GPU = (
     "SYMBOL_NOT_FOUND",
     "CUDA_ERROR_INVALID_VALUE",
     "CUDA_ERROR_INVALID_IMAGE",
     "CUDA_ERROR_NOT_SUPPORTED",
 )
-"""CUDA's errors that do not say that the GPU has failed: the driver lacks its library for videos,
-as in some containers; or NVDEC refuses a video, for its bits, its size or its profile."""
+"""CUDA errors after which the GPU still works: the driver's video library is missing, or NVDEC does
+not support the bit depth, size or profile of a video."""
 
 
 class DALIDecoder(Decoder):
     """See :class:`~ivcl_fast.data.decode.decoder.Decoder`.
 
-    What DALI cannot decode, PyAV decodes, on the CPU; the reason is logged once.
+    PyAV decodes what DALI cannot, on the CPU; each reason is logged once.
     """
 
-    part_bytes = 2**30  # it reads the file anew for every part
+    part_bytes = 2**30  # DALI reads the file again for every part
 
     def __init__(self, image_size: int, gpu: int | None = None) -> None:
-        """``gpu``: index of the GPU to decode on, where there is one; by default the current."""
+        """``gpu``: index of the GPU, if there is one; by default the current one."""
         super().__init__(image_size)
         self.gpu = decoding_gpu(None) if gpu is None else gpu
         self._pipelines: dict[str, Any] = {}
@@ -65,7 +64,7 @@ class DALIDecoder(Decoder):
             try:
                 if isinstance(opened, OpenVideo) or not opened.has_images:
                     assert isinstance(opened, OpenVideo | IndexedVideo)
-                    # Anew: what is open goes on where reading or decoding it has stopped.
+                    # Reopen, because the open file may be partly read.
                     media = Media(opened.path.stem, (opened.path,))
                     frames = decoder.decode(media, frame_ids, crop)
                 else:
@@ -74,13 +73,13 @@ class DALIDecoder(Decoder):
                 raise error from None
             if (reason := str(error)) not in self._logged:
                 self._logged.add(reason)
-                log.warning("PyAV decodes a file in DALI's place: %s", reason)
+                log.warning("PyAV decodes a file instead of DALI: %s", reason)
             return frames
 
     def decode_by_dali(
         self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
     ) -> torch.Tensor:
-        """As :meth:`decode_open`, without PyAV."""
+        """Decode like :meth:`decode_open`, without PyAV."""
         size = self.image_size
         height, width, top, left = crop.placed(size)
         if isinstance(opened, OpenVideo | IndexedVideo) and not opened.has_images:
@@ -98,7 +97,7 @@ class DALIDecoder(Decoder):
         images = opened.images(frame_ids)
         orientation, *others = {opened.orientation(image) for image in images} or {UPRIGHT}
         if others:
-            raise VideoError("DALI decodes images of one orientation, not of several")
+            raise VideoError("DALI decodes only images of the same orientation")
         encoded = [np.frombuffer(with_huffman_tables(image), np.uint8) for image in images]
         parts = [encoded[start : start + BATCH] for start in range(0, len(encoded), BATCH)]
         size = np.array(orientation.turned(height, width), np.float32)
@@ -148,7 +147,7 @@ class DALIDecoder(Decoder):
 
 
 def _upright(frames: torch.Tensor, orientation: Orientation) -> torch.Tensor:
-    """Mirror and turn frames ``[..., H, W]``, as DALI does not."""
+    """Mirror and turn frames ``[..., H, W]``, which DALI does not do."""
     if orientation.mirrored:
         frames = frames.flip(-1)
     return frames.rot90(orientation.rotation, (-2, -1)) if orientation.rotation else frames
@@ -159,7 +158,7 @@ def _pipeline(kind: str, gpu: int | None) -> Any:
     and frame indices to ``[1, F, 3, H, W]``."""
     device = "cpu" if gpu is None else "mixed"
     batch_size = BATCH if kind == "images" else 1
-    # A GPU leaves the Huffman codes of images to the CPU, which has more cores than decoders run.
+    # With a GPU, the CPU still decodes the Huffman codes of images.
     threads = 1 if gpu is None else max(1, usable_cpus() // NVDECS)
     options: dict[str, Any] = dict(num_threads=threads, device_id=gpu, prefetch_queue_depth=1)
 
@@ -173,7 +172,7 @@ def _pipeline(kind: str, gpu: int | None) -> Any:
             )  # fmt: skip
         else:
             ids = fn.external_source(name="frames", dtype=types.INT32, ndim=1)
-            # Without padding, which makes frames black that DALI does not find.
+            # Padding would replace missing frames by black ones.
             frames = fn.decoders.video(encoded, device=device, frames=ids, pad_mode="none")
         size = fn.external_source(name="size", dtype=types.DALIDataType.FLOAT, ndim=1)
         triangular = types.DALIInterpType.INTERP_TRIANGULAR

@@ -79,11 +79,11 @@ def exif_orientation(image: bytes, otherwise: Orientation = UPRIGHT) -> Orientat
     """
     exif = Image.Exif()
     try:
-        exif.load(_header(image).info.get("exif"))
+        exif.load(_header(image).info.get("exif", b""))
         value = exif.get(ExifTags.Base.Orientation)
     except (VideoError, OSError, SyntaxError, ValueError, struct.error):
         value = None
-    return EXIF_ORIENTATIONS.get(value, otherwise)
+    return EXIF_ORIENTATIONS.get(value or 0, otherwise)
 
 
 def _header(image: bytes) -> Image.Image:

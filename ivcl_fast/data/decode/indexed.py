@@ -1,8 +1,7 @@
-"""Media whose content an index knows, so that a clip is decoded without probing them again.
+"""Indexed media, whose clips are decoded without probing them again.
 
-For Motion-JPEG videos the index knows the place of every frame in the file, so only the frames of a
-clip are read. They are checked to be complete images; changed pixels inside a complete image remain
-unnoticed.
+For Motion-JPEG, the index has the position of every frame, so only the frames of a clip are read.
+They are checked to be complete images.
 """
 
 from __future__ import annotations
@@ -32,26 +31,25 @@ from ivcl_fast.data.decode.video import OpenVideo
 
 @dataclass(frozen=True)
 class Indexed:
-    """What media contain, and where."""
+    """What media contain, and the positions of their frames."""
 
     info: VideoInfo
     places: np.ndarray | None = None
-    """Offset and size in bytes of every frame, int64 ``[F, 2]``; None if a frame is not an image in
-    the file by itself."""
+    """Offset and size in bytes of every frame, int64 ``[F, 2]``; None unless frames are images."""
 
 
 def index_one(media: Media) -> Indexed:
-    """Probe media and locate their frames; raises :class:`VideoError` if they cannot be used."""
+    """Probe media and locate their frames; raises :class:`VideoError` for unusable ones."""
     with open_media(media) as opened:
         info = opened.info
         places = _places(opened) if isinstance(opened, OpenVideo) and opened.has_images else None
-    if places is not None:  # the decoders count the images, not what the header says
+    if places is not None:  # decoders count images, whatever the header declares
         info = replace(info, frames=len(places))
     return Indexed(info, places)
 
 
 def _places(opened: OpenVideo) -> np.ndarray | None:
-    """Locate the frames; None if they are not in the file as FFmpeg returns them."""
+    """Locate the frames; None if the file does not contain FFmpeg's packets unchanged."""
     places = []
     with opened.path.open("rb") as file:
         for packet in opened.image_packets():
@@ -75,7 +73,7 @@ def open_indexed(media: Media, indexed: Indexed, decoder: ChosenDecoder) -> Iter
 
 
 class IndexedVideo(OpenMedia):
-    """A video file that FFmpeg does not open."""
+    """A video file that is read without FFmpeg."""
 
     def __init__(self, path: Path, indexed: Indexed) -> None:
         self.path, self._indexed = path, indexed
@@ -87,13 +85,13 @@ class IndexedVideo(OpenMedia):
         return self._indexed.info
 
     def frame_name(self, number: int) -> str:
-        """Name the place: of a clip's places, the numbers are not those of the video's frames."""
-        assert self._indexed.places is not None  # images have one
+        """Return the position: in the index of a clip, numbers are not those of the video."""
+        assert self._indexed.places is not None
         return f"the image at byte {self._indexed.places[number, 0]:,}"
 
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
         places = self._indexed.places
-        assert places is not None  # has_images says so
+        assert places is not None  # because of has_images
         images = []
         try:
             with self.path.open("rb") as file:

@@ -1,6 +1,6 @@
 """Open media: a video file, or an image file per frame.
 
-Only complete media are used, because labels are about the last frame, which a truncated file lacks.
+Incomplete media are refused, because labels may describe the last frame.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ivcl_fast.data.decode.images import (
 from ivcl_fast.errors import UserError
 
 FrameIds = Sequence[int] | np.ndarray | None
-"""Indices of frames, or None for all frames."""
+"""Indices of frames; None selects all."""
 MAX_PIXELS = 2**26
-"""Largest frame; a header that declares more is damaged, and decoding would exhaust the memory."""
+"""Largest frame; larger ones come from damaged headers and would exhaust the memory."""
 UNDECODABLE = "FFmpeg cannot decode one of its frames"
 
 
@@ -39,77 +39,78 @@ class VideoInfo:
 
     frames: int
     fps: float
-    """The average; 0 if it is unknown, and for image files."""
+    """The average; 0 if unknown and for image files."""
     codec: str
-    """FFmpeg's name of it, not of its decoder: mjpeg (also for JPEG files), png, vp9, av1, ..."""
+    """FFmpeg's name of the codec: mjpeg (also for JPEG files), png, vp9, av1, ..."""
     width: int
     height: int
     """As stored, before any rotation."""
     rotation: int = 0
     mirrored: bool = False
-    """The :attr:`orientation`; for image files, that of the first."""
+    """See :attr:`orientation`; for image files, that of the first."""
     warning: str = ""
-    """What looks odd although all frames can be decoded."""
+    """Anomalies of a video whose frames can all be decoded."""
 
     @property
     def orientation(self) -> Orientation:
-        """What makes the frames upright."""
+        """The turn and mirroring that make the frames upright."""
         return Orientation(self.rotation, self.mirrored)
 
     def square(self, square: Square) -> Crop:
-        """Return the part of the upright frames that becomes the square."""
+        """Return the crop of the upright frames for this square."""
         return square_crop(square, *self.orientation.turned(self.height, self.width))
 
 
 class OpenMedia(ABC):
-    """Media that are open for reading, as :func:`open_media` yields them."""
+    """Media that :func:`open_media` opened."""
 
     has_images: bool
-    """Whether every frame is an encoded image by itself."""
+    """Whether every frame is an encoded image."""
 
     @cached_property
     def info(self) -> VideoInfo:
-        """What the media contain; raises :class:`VideoError` if they are not complete.
+        """What the media contain; raises :class:`VideoError` if they are incomplete.
 
-        Reads the headers of image files and all packets of videos.
+        Reads the header of the first image, or all packets of a video.
         """
         info = self._read_info()
         if not 0 < info.width * info.height <= MAX_PIXELS:
-            raise VideoError(f"frames of {info.width} x {info.height} pixels")
+            raise VideoError(
+                f"expected frames of up to {MAX_PIXELS:,} pixels, got {info.width} x {info.height}"
+            )
         return info
 
     @abstractmethod
     def _read_info(self) -> VideoInfo: ...
 
     def frame_name(self, number: int) -> str:
-        """Name a frame in an error: its file, or its number."""
+        """Return the name of a frame for errors: its file or its number."""
         return f"frame {number}"
 
     def all_images(self) -> Iterator[bytes]:
-        """Yield what :meth:`images` returns for all frames, one at a time."""
+        """Yield all encoded frames, one at a time."""
         yield from self.images()
 
     @abstractmethod
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
-        """Return encoded frames, if :attr:`has_images`.
+        """Return encoded frames; requires :attr:`has_images`.
 
-        Raises :class:`VideoError` if a file is not complete, ``IndexError`` if there is no such
-        frame.
+        Raises :class:`VideoError` for an incomplete file, ``IndexError`` for a missing frame.
         """
 
     def orientation(self, image: bytes) -> Orientation:
-        """Return what makes one of :meth:`images` upright."""
+        """Return the orientation of one of :meth:`images`."""
         return self.info.orientation
 
 
 @contextmanager
 def open_media(media: Media) -> Iterator[OpenMedia]:
-    """Open media to probe and to decode them.
+    """Open media to probe and decode them.
 
-    Raises :class:`VideoError` if that is impossible, and :class:`UserError` if the system cannot
-    read a file, which may be intact.
+    Raises :class:`VideoError` for media that cannot be used, and :class:`UserError` if the system
+    cannot read a file, which may be intact.
     """
-    from ivcl_fast.data.decode.video import OpenVideo  # imports PyAV, which takes long
+    from ivcl_fast.data.decode.video import OpenVideo  # slow: imports PyAV
 
     if not media.files:
         raise VideoError("its frames are missing")
@@ -128,7 +129,7 @@ def open_media(media: Media) -> Iterator[OpenMedia]:
 def readable(media: Media) -> Iterator[None]:
     """Raise :class:`UserError` instead of :class:`VideoError` if the system cannot read a file.
 
-    FFmpeg reports an error of the disk as the end of the file.
+    FFmpeg treats a disk error as the end of the file.
     """
     try:
         yield
@@ -143,31 +144,30 @@ def readable(media: Media) -> Iterator[None]:
                 continue
             except OSError as error:
                 raise UserError(
-                    f"{path}: cannot be read: {error.strerror}; make it readable, or delete it to "
-                    "continue without it"
+                    f"{path}: cannot be read: {error.strerror}; make it readable or delete it"
                 ) from None
         raise
 
 
 def probe(media: Media) -> VideoInfo:
-    """Return what media contain; raises :class:`VideoError` if they cannot be used."""
+    """Return what media contain; raises :class:`VideoError` for unusable ones."""
     with open_media(media) as opened:
         return opened.info
 
 
 def checked_frame_ids(frame_ids: FrameIds, frames: int) -> Sequence[int] | np.ndarray:
-    """Return the indices, ``None`` selects all; raises ``IndexError`` for a missing frame."""
+    """Return the indices of frames; raises ``IndexError`` for a missing one."""
     if frame_ids is None:
         return range(frames)
     if len(frame_ids) and not 0 <= min(frame_ids) <= max(frame_ids) < frames:
-        raise IndexError(f"has frames 0 to {frames - 1}, not all of {list(frame_ids)}")
+        raise IndexError(f"expected frames 0 to {frames - 1}, got {list(frame_ids)}")
     return frame_ids
 
 
 def check_file(path: Path, name: str = "") -> None:
-    """Raise :class:`VideoError` unless the path is a regular file with content.
+    """Raise :class:`VideoError` unless the path is a non-empty regular file.
 
-    ``name`` begins the message.
+    ``name``: start of the message.
     """
     try:
         status = path.stat()

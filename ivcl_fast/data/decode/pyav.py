@@ -1,4 +1,4 @@
-"""The PyAV decoder: decodes everything that FFmpeg can read, on the CPU."""
+"""The PyAV decoder: everything that FFmpeg decodes, on the CPU."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class PyAVDecoder(Decoder):
     def _squares(
         self, frames: Iterable[tuple[VideoFrame, Orientation]], square: Square
     ) -> Iterator[np.ndarray]:
-        """Resize frames; the first one decides the place of the square."""
+        """Resize frames; the first one determines the crop."""
         crop: Crop | None = None
         for frame, orientation in frames:
             if crop is None:
@@ -74,7 +74,7 @@ class PyAVDecoder(Decoder):
             yield self._resize(frame, orientation, crop)
 
     def _select(self, opened: OpenVideo, frame_ids: FrameIds, crop: Crop) -> list[np.ndarray]:
-        """Resize the frames of these indices, counted from the first frame at any frame rate."""
+        """Resize the frames of these indices, which count frames at any frame rate."""
         ids = None if frame_ids is None else {int(i) for i in frame_ids}
         resized: dict[int, np.ndarray] = {}
         count = 0
@@ -85,8 +85,8 @@ class PyAVDecoder(Decoder):
         return [resized[int(i)] for i in checked_frame_ids(frame_ids, count)]
 
     def _resize(self, frame: VideoFrame, orientation: Orientation, crop: Crop) -> np.ndarray:
-        # To planar RGB: for packed RGB, FFmpeg halves the width of the colour planes first, which
-        # is visible at 64 pixels. The crop applies to the upright frame, so it follows the turn.
+        # To planar RGB: for packed RGB, FFmpeg first halves the width of the chroma planes, which
+        # is visible at 64 pixels. The crop refers to the upright frame, so turn first.
         size = self.image_size
         height, width, top, left = crop.placed(size)
         height, width = orientation.turned(height, width)
@@ -94,7 +94,7 @@ class PyAVDecoder(Decoder):
             planar = self._reformatter.reformat(
                 frame, width, height, "gbrp", interpolation="BILINEAR", threads=1
             )
-        except (av.FFmpegError, ValueError):  # such as a line of many pixels
+        except (av.FFmpegError, ValueError):  # for example, a frame one pixel wide
             raise VideoError(
                 f"FFmpeg cannot resize frames of {frame.width} x {frame.height} pixels "
                 f"({frame.format.name}) to {width} x {height}"
@@ -111,9 +111,9 @@ class PyAVDecoder(Decoder):
 def _with_orientation(
     frames: Iterable[tuple[int, VideoFrame]],
 ) -> Iterator[tuple[int, VideoFrame, Orientation]]:
-    """Read the orientation of a frame where its rotation differs from that of the frame before.
+    """Add the orientation, read only where the rotation changes.
 
-    PyAV keeps a frame whose side data is read in memory until Python's garbage collector runs.
+    After reading side data, PyAV keeps a frame until Python's garbage collector runs.
     """
     rotation: float | None = None
     orientation = UPRIGHT
@@ -130,7 +130,7 @@ def _images(opened: OpenMedia, frame_ids: FrameIds) -> Iterator[tuple[VideoFrame
     numbers = itertools.count() if frame_ids is None else frame_ids
     for image, number in zip(images, numbers, strict=False):
         codec = image_codec(image)
-        # FFmpeg's PNG decoder takes an image for a difference to the one that it decoded before.
+        # FFmpeg's PNG decoder adds an image to the previous one, so it needs a new context.
         if context is None or codec == "png" or context.name != codec:
             context = av.VideoCodecContext.create(codec, "r")
             context.thread_count = 1

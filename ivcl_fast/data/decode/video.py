@@ -1,7 +1,7 @@
 """A video file: its packets, the check that they are complete, and its frames.
 
-A video is refused for two reasons: FFmpeg reports an error, or fewer frames come than the tables of
-the container promise. Everything else that looks odd is a warning.
+A video is refused for two reasons: FFmpeg reports an error, or there are fewer frames than the
+tables of the container declare. Any other anomaly is a warning.
 
 * AVI counts its chunks in its header, and lists them in its index unless they are empty.
 * MP4 and MOV list every frame; an edit list may hide some of them.
@@ -42,41 +42,41 @@ from ivcl_fast.data.decode.media import (
 )
 
 FORMATS = "avi,matroska,webm,mov,mp4,mpeg,mpegts,flv,ogg,gif,ivf,m4v,mjpeg,asf,h264,hevc,obu"
-"""FFmpeg's names of the accepted containers; none of them refers to other files."""
+"""Allowed containers by FFmpeg's names; none of them can refer to other files."""
 KEPT_BYTES = 2**26
-"""Most bytes of packets kept in memory after reading them; a larger video is read again."""
+"""Largest video whose packets are kept in memory; a larger one is read again."""
 ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg", "png", "gif")
-"""Codecs of which each packet shows one frame, except fields of interlaced video and drops."""
+"""Codecs with one frame per packet, except for fields of interlaced video and dropped frames."""
 DROP_BYTES = 19
-"""Largest packet of MPEG-4 that may repeat the frame before it."""
+"""Largest MPEG-4 packet that may repeat the previous frame."""
 MP4 = ("mov,mp4,m4a,3gp,3g2,mj2",)
 DURATION = ("matroska,webm", "flv")
-"""Containers, by FFmpeg's names; the latter give a duration instead of the number of frames."""
+"""Containers by FFmpeg's names; those of DURATION declare no number of frames."""
 HDR = {16: "PQ", 18: "HLG"}
 """Transfer functions of video with a high dynamic range."""
 MISSING_SECONDS = 0.1
-"""Tolerance of a container's duration, besides twice the longest gap between its frames."""
+"""Tolerance of a container's duration, in addition to twice the longest gap between frames."""
 HOLES = 0.02
-"""Most long gaps, as a share of the frames, that make a constant frame rate look damaged."""
+"""Share of long gaps between frames up to which they look like damage."""
 
 
 @dataclass(frozen=True)
 class Packets:
-    """What one pass over the packets of a video finds, in decoding order."""
+    """The result of one pass over the packets of a video, in decoding order."""
 
     kept: list[Packet]
     """The packets; empty if they are large."""
     pts: list[int | None]
     shown: list[bool]
-    """Whether the edit list of the container shows the frame."""
+    """Whether a frame is visible by the edit list of the container."""
     keys: list[int]
     """Numbers of the key frames."""
     slots: list[int]
-    """Places of the packets among the chunks of an AVI file; empty for other containers."""
+    """Chunk number of each packet in an AVI file; empty for other containers."""
     small: int
-    """Number of packets that may repeat the frame before them."""
+    """Number of packets that may repeat the previous frame."""
     seconds: float
-    """Where the last packet of any stream ends."""
+    """End of the last packet of any stream."""
 
 
 class OpenVideo(OpenMedia):
@@ -122,12 +122,12 @@ class OpenVideo(OpenMedia):
         return VideoInfo(frames, fps, self._codec, *shape, *orientation, self._warning(frames))
 
     def damage(self) -> str:
-        """Describe what suggests that frames are missing; empty if nothing does."""
+        """Describe signs of missing frames; empty if there are none."""
         packets, found = self.packets, list[str]()
         gaps = self._gaps(packets) if self._has_duration else []
         usual = median(gaps) if gaps else 0.0
         holes = [gap for gap in gaps if gap > 1.5 * usual]
-        if 0 < len(holes) <= 1 + HOLES * len(gaps):  # more of them are a variable frame rate
+        if 0 < len(holes) <= 1 + HOLES * len(gaps):  # more mean a variable frame rate
             found.append(f"frames are missing {len(holes)} times, up to {max(holes):.1f} seconds")
         missing = self._duration - packets.seconds
         if self._has_duration and missing > usual / 2 + MISSING_SECONDS / 10:
@@ -152,7 +152,7 @@ class OpenVideo(OpenMedia):
 
     @cached_property
     def packets(self) -> Packets:
-        """All packets; raises :class:`VideoError` if fewer come than the tables promise."""
+        """All packets; raises :class:`VideoError` if there are fewer than the tables declare."""
         kept, size, small, seconds = list[Packet](), 0, 0, 0.0
         pts, dts, shown, keys = list[int | None](), list[int | None](), list[bool](), list[int]()
         one_frame = 1 / self.stream.average_rate if self.stream.average_rate else 0
@@ -179,8 +179,8 @@ class OpenVideo(OpenMedia):
         return packets
 
     def _read(self) -> Iterator[Packet]:
-        """Read the packets from the first one on, of all streams if a duration is to be checked."""
-        if self._is_read:  # open it again: FFmpeg cannot go back exactly in every container
+        """Read the packets from the start; of all streams if the duration is checked."""
+        if self._is_read:  # reopen, because seeking is not exact in every container
             self.close()
             self._open()
         self._is_read = True
@@ -191,7 +191,7 @@ class OpenVideo(OpenMedia):
             raise VideoError(f"cannot be read: {_reason(error)}") from None
 
     def _replayed(self) -> Iterator[Packet]:
-        """Read the packets of the video again, for a decoder that begins anew."""
+        """Return the packets again, for a reset decoder."""
         kept = self.packets.kept
         if not kept:
             packets = self._read()
@@ -202,7 +202,7 @@ class OpenVideo(OpenMedia):
     def _check_complete(self, packets: Packets) -> None:
         count, promised = len(packets.pts), max(self._tables, self._indexed)
         if self._format in MP4 and self._indexed < self._tables:
-            # Frames that the edit list hides are not in FFmpeg's index, unless it is ignored.
+            # FFmpeg's index omits frames hidden by the edit list, unless told to ignore it.
             container, stream = open_stream(self.path, ignore_editlist="1")
             in_file = len(stream.index_entries)
             container.close()
@@ -222,7 +222,7 @@ class OpenVideo(OpenMedia):
         return [(after - before) * base for before, after in itertools.pairwise(times)]
 
     def image_packets(self) -> Iterator[Packet]:
-        """Yield the packet of every frame, if :attr:`has_images`; a dropped frame repeats one."""
+        """Yield the packet of every frame; dropped frames repeat one. Needs :attr:`has_images`."""
         slots, before = self.packets.slots, None
         for number, packet in enumerate(self._replayed()):
             if packet.is_discard:
@@ -247,10 +247,10 @@ class OpenVideo(OpenMedia):
         return [images[i] for i in checked_frame_ids(frame_ids, len(images))]
 
     def frames(self, frame_ids: FrameIds = None) -> Iterator[tuple[int, VideoFrame]]:
-        """Decode on the CPU the frames of these indices, or all; yield index and frame.
+        """Decode these frames, or all, on the CPU; yield index and frame.
 
-        Other frames may come too, and frames may come twice. Raises :class:`VideoError`, at the
-        latest at the end, if the video cannot be decoded or is not complete.
+        May also yield other frames, and a frame twice. Raises :class:`VideoError`, at the latest at
+        the end, if the video cannot be decoded or is incomplete.
         """
         if frame_ids is not None and len(frame_ids):
             wanted = sorted({int(i) for i in frame_ids})
@@ -264,20 +264,20 @@ class OpenVideo(OpenMedia):
         yield from self._all_frames()
 
     def _starts(self, wanted: Sequence[int]) -> list[tuple[int, int]]:
-        """Return for each frame the key packet to start from, and the timestamp of the frame.
+        """Return the key packet to start from and the timestamp of each frame.
 
-        Empty where only decoding everything is exact.
+        Empty if only decoding all frames is exact.
         """
         packets = self.packets
         times = [(pts, n) for n, pts in enumerate(packets.pts) if pts is not None]
         is_unclear = packets.small or self._codec not in ONE_FRAME_PER_PACKET
         if self._format == "avi" or is_unclear or len(dict(times)) < len(packets.pts):
-            return []  # FFmpeg invents the timestamps of AVI
+            return []  # AVI stores no timestamps
         times = sorted(time for time in times if packets.shown[time[1]])
         checked_frame_ids(wanted, len(times))
         starts = list[tuple[int, int]]()
         for pts, number in (times[frame] for frame in wanted):
-            # Frames shown before a key frame, but coded after it, may refer to frames before it.
+            # Frames coded after a key frame but shown before it may depend on earlier frames.
             keys = (key for key in reversed(packets.keys) if key <= number)
             start = next((key for key in keys if (packets.pts[key] or 0) <= pts), None)
             if start is None or (starts and start < starts[-1][0]):
@@ -288,7 +288,7 @@ class OpenVideo(OpenMedia):
     def _from_key_frames(
         self, wanted: Sequence[int], starts: Sequence[tuple[int, int]]
     ) -> Iterator[tuple[int, VideoFrame]]:
-        """Decode only what frames need; stops early if FFmpeg does not return exactly them."""
+        """Decode only what these frames need; stop if FFmpeg returns other frames."""
         at, is_decoding = 0, False
         for number, packet in enumerate(itertools.chain(self._replayed(), [None])):
             if not is_decoding and packet is not None:
@@ -313,7 +313,7 @@ class OpenVideo(OpenMedia):
             is_decoding = starts[at][0] <= number
 
     def _all_frames(self) -> Iterator[tuple[int, VideoFrame]]:
-        """Decode all frames; a dropped frame of an AVI file repeats the one before."""
+        """Decode all frames; a dropped frame of an AVI file repeats the previous one."""
         slots, decoded, number = self.packets.slots, 0, 0
         before: VideoFrame | None = None
         is_interlaced = False
@@ -336,14 +336,14 @@ class OpenVideo(OpenMedia):
             number += 1
 
     def _check_decoded(self, decoded: int, is_interlaced: bool) -> None:
-        """Raise :class:`VideoError` if packets that show a frame have become none."""
+        """Raise :class:`VideoError` if there are fewer frames than packets require."""
         required = sum(self.packets.shown) - self.packets.small
         if is_interlaced:  # a packet may have one field
             required = (required + 1) // 2
         if self._codec not in ONE_FRAME_PER_PACKET or self._format not in ("avi", *MP4, *DURATION):
             required = 1
         if decoded < max(required, 1):
-            raise VideoError(f"{required} frames by its packets, {decoded} decoded")
+            raise VideoError(f"expected {required} frames by its packets, decoded {decoded}")
 
     def _decoded(self) -> Iterator[VideoFrame]:
         """Decode all packets."""
@@ -351,7 +351,7 @@ class OpenVideo(OpenMedia):
             yield from self._decode(packet)
 
     def _decode(self, packet: Packet | None) -> list[VideoFrame]:
-        """Decode a packet; ``None`` returns what the decoder has kept back."""
+        """Decode a packet; ``None`` flushes the decoder."""
         try:
             frames = self.stream.decode(packet)
         except (av.FFmpegError, ValueError):
@@ -362,13 +362,13 @@ class OpenVideo(OpenMedia):
 
 
 def open_stream(path: Path, **options: str) -> tuple[InputContainer, VideoStream]:
-    """Open a video file; of several videos in it, return the one with the largest frames."""
+    """Open a video file and its video stream with the largest frames."""
     try:
         # The prefix allows a colon in the name.
         container = av.open(f"file:{path}", options={"format_whitelist": FORMATS, **options})
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(f"not a video file: {_reason(error)}") from None
-    cover = Disposition.attached_pic  # of music: a picture, which FFmpeg takes for a video
+    cover = Disposition.attached_pic  # the cover of music, which is no video
     streams = [one for one in container.streams.video if not one.disposition & cover]
     if not streams:
         raise VideoError("holds no video stream")
@@ -382,7 +382,7 @@ def open_stream(path: Path, **options: str) -> tuple[InputContainer, VideoStream
 
 
 def _slots(dts: Sequence[int | None], chunks: int) -> list[int]:
-    """Return the places of packets among the chunks of an AVI file; empty if they are unclear."""
+    """Return the chunk number of each packet of an AVI file; empty if unclear."""
     slots = [slot for slot in dts if slot is not None]
     is_clear = len(slots) == len(dts) > 0 and slots[0] >= 0 and slots[-1] < chunks
     increasing = all(before < after for before, after in itertools.pairwise(slots))

@@ -328,4 +328,4 @@ def test_pyav_decodes_what_dali_cannot(tmp_path, name, kind, known, monkeypatch,
         opened = open_indexed(one, index_one(one), "dali") if known else open_media(one)
         with opened as what:
             assert numbers(decoder.decode_open(what, [2, 0]).numpy()) == [(0, 2), (0, 0)]
-    assert caplog.text.count("PyAV decodes a file in DALI's place: DALI cannot decode one") == 1
+    assert caplog.text.count("PyAV decodes a file instead of DALI: DALI cannot decode one") == 1
