@@ -34,7 +34,7 @@ def test_videos(cater: Path) -> None:
     names = [f"CATER_new_{i:06d}" for i in range(8)]
     assert sorted(p.name for p in (cater / "videos").iterdir()) == [f"{n}.avi" for n in names]
     assert sorted(p.name for p in (cater / "scenes").iterdir()) == [f"{n}.json" for n in names]
-    check_video(cater / "videos" / "CATER_new_000007.avi", (160, 120), 3, 38)
+    check_video(cater / "videos" / "CATER_new_000007.avi", (96, 72), 3, 38)
 
 
 def test_scenes(cater: Path) -> None:

@@ -28,9 +28,14 @@ class _Format(NamedTuple):
     height: int
     fps: int
     frames: int
+    pixel_format: str
 
 
-_FORMATS = {"embedded": _Format(160, 120, 3, 38), "full": _Format(320, 240, 24, 301)}
+_FORMATS = {
+    # Small objects keep their colours: no chroma subsampling.
+    "embedded": _Format(96, 72, 3, 38, "yuvj444p"),
+    "full": _Format(320, 240, 24, 301, "yuvj420p"),
+}
 
 _PUBLISHED_SAMPLES = 128
 _CHUNK = 32
@@ -54,7 +59,7 @@ class SyntheticCater(SyntheticSpec):
 
     size: Size = "embedded"
     """``full``: CATER's own 320 x 240 pixels, 24 fps and 301 frames; ``embedded``: the same
-    timeline at 160 x 120 pixels in 38 frames (3 fps)."""
+    timeline at 96 x 72 pixels in 38 frames (3 fps)."""
     camera: CameraMotion = "static"
     """Whether the camera stands still, or moves as in CATER's ``cameramotion`` sets. none: frames
     are tables of what is in view (:mod:`ivcl_fast.data.synthetic.cater.states`)."""
@@ -93,7 +98,7 @@ class SyntheticCater(SyntheticSpec):
                 pictures,
                 container="avi",
                 codec="mjpeg",
-                pixel_format="yuvj420p",
+                pixel_format=form.pixel_format,
                 fps=form.fps,
                 options={"qmin": "3", "qmax": "3"},
             )
