@@ -7,6 +7,8 @@ multiprocessor.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ._random import drop_hash, drop_pairs
@@ -107,7 +109,7 @@ def loop_backward_kernel(
 
 def loop_blocks(
     head_dim: int, dtype: torch.dtype, chip: int, drops_in_backward: bool
-) -> dict[str, int | None]:
+) -> dict[str, Any]:
     """The block of queries and compile options of the kernels that loop over queries.
 
     The tensor cores of sm_90 and sm_100 read operands from shared memory, as fast for 32 queries as

@@ -47,7 +47,7 @@ def vjp(ref: Callable, primals: tuple[Any, ...], cotangents: Any) -> tuple[Tenso
             args[i] = value
         return ref(*args)
 
-    _, pull_back = torch.func.vjp(of_floats, *(primals[i] for i in floats))
+    pull_back = torch.func.vjp(of_floats, *(primals[i] for i in floats))[1]
     return pull_back(cotangents)
 
 

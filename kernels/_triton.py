@@ -31,7 +31,7 @@ except Exception as error:  # a broken Triton must not break the import of this 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             return args[0] if args else self
 
-    triton = tl = _StandIn()  # type: ignore[assignment]
+    triton = tl = _StandIn()
 
 
 def _launcher_unsupported_reason() -> str | None:

@@ -280,7 +280,9 @@ _op = register(
     "add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps)"
     " -> (Tensor, Tensor)",
     ref=_ref,
-    triton=lambda x, *others: _launch_forward(x, None, *others, x.dtype),
+    triton=lambda x, residual, weight, bias, eps: _launch_forward(
+        x, None, residual, weight, bias, eps, x.dtype
+    ),
     arguments={"x": "* D", "residual": "* D", "weight": "D", "bias": "D"},
     fake=lambda x, residual, *_: (empty_contiguous(residual), empty_contiguous(x)),
     setup_context=setup_context,
@@ -290,7 +292,9 @@ _biased_op = register(
     "add_layer_norm_biased(Tensor x, Tensor x_bias, Tensor residual, Tensor weight, Tensor bias,"
     " float eps) -> (Tensor, Tensor)",
     ref=_ref_biased,
-    triton=lambda x, *others: _launch_forward(x, *others, x.dtype),
+    triton=lambda x, x_bias, residual, weight, bias, eps: _launch_forward(
+        x, x_bias, residual, weight, bias, eps, x.dtype
+    ),
     arguments={"x": "* D", "x_bias": "D", "residual": "* D", "weight": "D", "bias": "D"},
     fake=lambda x, x_bias, residual, *_: (empty_contiguous(residual), empty_contiguous(x)),
     setup_context=_setup_biased_context,

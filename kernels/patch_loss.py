@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._arguments import above_zero, check_arguments
+from ._arguments import Rule, above_zero, check_arguments
 from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
 from .embed_patches import gather_pixels
@@ -184,7 +184,12 @@ def patch_loss(
     gradient goes to ``pred``.
     Raises ``ValueError`` naming the argument that does not fit.
     """
-    rules = {"rows": "uint8 F N R", "ids_mask": "int64 F M", "pred": "F M R", "std": above_zero}
+    rules: dict[str, Rule] = {
+        "rows": "uint8 F N R",
+        "ids_mask": "int64 F M",
+        "pred": "F M R",
+        "std": above_zero,
+    }
     check_arguments(rules, dict(rows=rows, ids_mask=ids_mask, pred=pred, std=std))
     if has_kernel(pred) and rows.shape[2] <= MAX_PIXELS:
         grad = torch.is_grad_enabled() and pred.requires_grad

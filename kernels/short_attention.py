@@ -195,7 +195,7 @@ def _launch(
     head_dim = width // (3 * num_heads)
     if not 1 <= tokens <= 128:
         raise ValueError(f"qkv: {tokens} tokens are not 1 to 128")
-    tensors = (_required(seed) if dropout else None, *tensors)  # type: ignore[assignment]
+    first = _required(seed) if dropout else None
     shape = dict(
         TOKENS=tokens, HEADS=num_heads, HEAD_DIM=head_dim, SCALE=head_dim**-0.5,
         DROP_STEPS=drop_steps(dropout),
@@ -206,14 +206,17 @@ def _launch(
         kernel = loop_backward_kernel if backward else loop_forward_kernel
         columns = max(16, next_power_of_2(head_dim))
         blocks = loop_blocks(head_dim, qkv.dtype, arch(qkv.device), backward and dropout > 0)
-        launch(kernel, (frames * num_heads,), *tensors, **shape, TILE=128, COLS=columns, **blocks)
+        launch(
+            kernel, (frames * num_heads,), first, *tensors,
+            **shape, TILE=128, COLS=columns, **blocks,
+        )  # fmt: skip
         return
     kernel = _backward_kernel if backward else _forward_kernel
     tile, chunk, warps = _blocks(tokens, head_dim, qkv.dtype)
     # Left to itself, the compiler takes 64 registers for this one and spills.
     limit = 128 if backward and tile == 32 and arch(qkv.device) // 10 == 10 else None
     launch(
-        kernel, (cdiv(frames, tile // tokens) * num_heads,), *tensors, frames * tokens,
+        kernel, (cdiv(frames, tile // tokens) * num_heads,), first, *tensors, frames * tokens,
         TILE=tile, CHUNK=chunk, num_warps=warps, maxnreg=limit, **shape,
     )  # fmt: skip
 

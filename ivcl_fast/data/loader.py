@@ -180,7 +180,9 @@ class ClipLoader(ABC):
                 f"--batch-size: {len(self._usable)} clips do not fill one batch of "
                 f"{batch_size * world_size}; accepted: at most {len(self._usable)}, or more videos"
             )
-        for at in np.flatnonzero((lengths > 0) & (lengths != num_frames) & (num_frames > 1)):
+        for at in np.flatnonzero(
+            (lengths > 0) & (lengths != num_frames) & (num_frames > 1)
+        ).tolist():
             raise UserError(
                 f"num_frames: {num_frames} is not accepted, as {clips[at].name} consists of "
                 f"{lengths[at]} frames; accepted for this data set: {lengths[at]}"

@@ -126,12 +126,15 @@ class _Frame:
         """Picture, segments and depth."""
         x, y = np.meshgrid(np.arange(width), np.arange(height))
         cell = (x % 2 + 2 * (y % 2))[..., None]
-        u = (x[..., None] + 0.5 + SAMPLES[:, 0]) / width - 0.5
-        v = 0.5 - (y[..., None] + 0.5 + SAMPLES[:, 1]) / height
         jitter = JITTER[cell]
-        lamp_u = jitter[..., 0] + np.array([-0.25, 0.25, -0.25, 0.25])[list(CELLS)]
-        lamp_v = jitter[..., 1] + np.array([-0.25, -0.25, 0.25, 0.25])[list(CELLS)]
-        u, v, lamp_u, lamp_v = (a.astype(np.float32).ravel() for a in (u, v, lamp_u, lamp_v))
+
+        def flat(values: np.ndarray) -> np.ndarray:
+            return values.astype(np.float32).ravel()
+
+        u = flat((x[..., None] + 0.5 + SAMPLES[:, 0]) / width - 0.5)
+        v = flat(0.5 - (y[..., None] + 0.5 + SAMPLES[:, 1]) / height)
+        lamp_u = flat(jitter[..., 0] + np.array([-0.25, 0.25, -0.25, 0.25])[list(CELLS)])
+        lamp_v = flat(jitter[..., 1] + np.array([-0.25, -0.25, 0.25, 0.25])[list(CELLS)])
         eye, right, up, forward = (a[:, None] for a in self.camera)
         ray = forward + u * right + v * up
         length = np.sqrt(dot(ray, ray))

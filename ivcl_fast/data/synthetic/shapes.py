@@ -153,7 +153,7 @@ def _cylinder(o: np.ndarray, d: np.ndarray, half: float, coarse: bool) -> Hits:
     return t, unit(np.stack([p[0] * side, p[1] * side, _outside(p[2], half - rim)]))
 
 
-def _outside(x: np.ndarray, limit: float) -> np.ndarray:
+def _outside(x: np.ndarray, limit: float | np.floating) -> np.ndarray:
     return np.sign(x) * np.maximum(np.abs(x) - limit, 0)
 
 
