@@ -83,7 +83,7 @@ def test_a_run_without_a_classifier_says_how_to_get_one(
     stage: str, way: str, tmp_path: Path
 ) -> None:
     """Resuming a run that only pretrains would not."""
-    with pytest.raises(UserError, match=f"has not finetuned yet; .* {way} {tmp_path / 'run'}$"):
+    with pytest.raises(UserError, match=f"expected a finetuned run; .* {way} {tmp_path / 'run'}$"):
         chosen_model(run_with(tmp_path, stage=stage), None)
 
 

@@ -356,7 +356,7 @@ def test_from_run_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comm
     assert again["scores"] == kept["scores"]
 
     status, _, error = command(probes.main, run, "--eval-clips", 3)
-    assert status == 2 and "--eval-clips: 3 is not accepted; accepted: at least 10" in error
+    assert status == 2 and "--eval-clips: expected at least 10, got 3" in error
 
 
 def test_other_data_is_refused_in_one_line(tmp_path: Path, command: Any) -> None:
