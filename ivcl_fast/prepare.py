@@ -26,13 +26,8 @@ from ivcl_fast.config import MAX_SIZE
 from ivcl_fast.data.bad_files import check_all_usable, named
 from ivcl_fast.data.config import MOST_VIDEOS, MOST_WORKERS, DataConfig
 from ivcl_fast.data.dataset import Dataset, Media, VideoError, describe_splits
-from ivcl_fast.data.decode.decoder import (
-    ChosenDecoder,
-    DecoderName,
-    choose_decoders,
-    default_workers,
-    make_decoder,
-)
+from ivcl_fast.data.decode.decoder import choose_decoders, default_workers, make_decoder
+from ivcl_fast.data.decode.interface import ChosenDecoder, DecoderName
 from ivcl_fast.data.decode.media import probe
 from ivcl_fast.data.open_dataset import fetched, keep_labels
 from ivcl_fast.data.registry import Synthetic, check_crop, find_task, parse_source

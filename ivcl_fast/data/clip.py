@@ -13,8 +13,9 @@ from torch import Tensor
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import DecoderName, choose_decoder, make_decoder, resolve_decoder
+from ivcl_fast.data.decode.decoder import choose_decoder, make_decoder, resolve_decoder
 from ivcl_fast.data.decode.images import IMAGE_SUFFIXES, is_image
+from ivcl_fast.data.decode.interface import DecoderName
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.errors import MOST, UserError
 

@@ -14,12 +14,8 @@ import torch
 from ivcl_fast.data.bad_files import check_all_usable
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Clip, Dataset
-from ivcl_fast.data.decode.decoder import (
-    choose_decoders,
-    decoding_gpu,
-    default_workers,
-    resolve_decoder,
-)
+from ivcl_fast.data.decode.decoder import choose_decoders, default_workers, resolve_decoder
+from ivcl_fast.data.decode.interface import decoding_gpu
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.formats.custom.labelled import VAL_FRACTION
 from ivcl_fast.data.frame_labels import FrameLabels, make_frame_labels

@@ -18,13 +18,9 @@ import torch
 
 from ivcl_fast.data.crop import Crop, Square
 from ivcl_fast.data.dataset import Clip, Media, VideoError
-from ivcl_fast.data.decode.decoder import (
-    ChosenDecoder,
-    decoding_gpu,
-    decoding_timeout,
-    make_decoder,
-)
+from ivcl_fast.data.decode.decoder import decoding_timeout, make_decoder
 from ivcl_fast.data.decode.indexed import Indexed, open_indexed
+from ivcl_fast.data.decode.interface import ChosenDecoder, decoding_gpu
 from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
 from ivcl_fast.data.store.table import Index
 from ivcl_fast.data.stream_index import indexed_media

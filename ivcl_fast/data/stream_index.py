@@ -19,7 +19,7 @@ import numpy as np
 from ivcl_fast.data.bad_files import named, summary
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.indexed import Indexed, index_one
-from ivcl_fast.data.decode.media import VideoInfo
+from ivcl_fast.data.decode.info import VideoInfo
 from ivcl_fast.data.store.source import State, state_of, unchanged
 from ivcl_fast.data.store.table import Columns, Index
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool, time_limit

@@ -13,7 +13,7 @@ from ivcl_fast.data import datamodule
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode import decoder as decode
-from ivcl_fast.data.decode.decoder import NVDECS
+from ivcl_fast.data.decode.interface import NVDECS
 from ivcl_fast.data.store import build
 from ivcl_fast.data.store.build import build_store
 from tests.support.painted import media, write_painted

@@ -15,10 +15,10 @@ from nvidia.dali import fn, pipeline_def, types
 
 from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import NVDECS, Decoder, decoding_gpu
 from ivcl_fast.data.decode.images import with_huffman_tables
 from ivcl_fast.data.decode.indexed import IndexedVideo
-from ivcl_fast.data.decode.media import FrameIds, OpenMedia, checked_frame_ids
+from ivcl_fast.data.decode.info import FrameIds, OpenMedia, checked_frame_ids
+from ivcl_fast.data.decode.interface import NVDECS, Decoder, decoding_gpu
 from ivcl_fast.data.decode.pyav import PyAVDecoder
 from ivcl_fast.data.decode.video import OpenVideo
 from ivcl_fast.data.workers import usable_cpus
@@ -40,7 +40,7 @@ not support the bit depth, size or profile of a video."""
 
 
 class DALIDecoder(Decoder):
-    """See :class:`~ivcl_fast.data.decode.decoder.Decoder`.
+    """See :class:`~ivcl_fast.data.decode.interface.Decoder`.
 
     PyAV decodes what DALI cannot, on the CPU; each reason is logged once.
     """

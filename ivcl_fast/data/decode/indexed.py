@@ -15,17 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import ChosenDecoder
 from ivcl_fast.data.decode.images import check_image, is_image
-from ivcl_fast.data.decode.media import (
+from ivcl_fast.data.decode.info import (
     FrameIds,
     OpenMedia,
     VideoInfo,
     check_file,
     checked_frame_ids,
-    open_media,
-    readable,
 )
+from ivcl_fast.data.decode.interface import ChosenDecoder
+from ivcl_fast.data.decode.media import open_media, readable
 from ivcl_fast.data.decode.video import OpenVideo
 
 

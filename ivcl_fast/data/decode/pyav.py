@@ -15,23 +15,23 @@ from av.video.reformatter import VideoReformatter
 
 from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation, Square, square_crop
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import Decoder
 from ivcl_fast.data.decode.images import frame_orientation, image_codec
-from ivcl_fast.data.decode.media import (
+from ivcl_fast.data.decode.info import (
     MAX_PIXELS,
     UNDECODABLE,
     FrameIds,
     OpenMedia,
     checked_frame_ids,
-    open_media,
 )
+from ivcl_fast.data.decode.interface import Decoder
+from ivcl_fast.data.decode.media import open_media
 from ivcl_fast.data.decode.video import OpenVideo
 
 log = logging.getLogger(__name__)
 
 
 class PyAVDecoder(Decoder):
-    """See :class:`~ivcl_fast.data.decode.decoder.Decoder`."""
+    """See :class:`~ivcl_fast.data.decode.interface.Decoder`."""
 
     def __init__(self, image_size: int) -> None:
         super().__init__(image_size)

@@ -31,7 +31,7 @@ from av.video.stream import VideoStream
 from ivcl_fast.data.crop import UPRIGHT
 from ivcl_fast.data.dataset import VideoError
 from ivcl_fast.data.decode.images import check_image, exif_orientation, frame_orientation
-from ivcl_fast.data.decode.media import (
+from ivcl_fast.data.decode.info import (
     MAX_PIXELS,
     UNDECODABLE,
     FrameIds,

@@ -22,12 +22,8 @@ import torch
 from ivcl_fast.data.bad_files import summary
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.decoder import (
-    DecoderName,
-    decoding_gpu,
-    default_workers,
-    resolve_decoder,
-)
+from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
+from ivcl_fast.data.decode.interface import DecoderName, decoding_gpu
 from ivcl_fast.data.store.frame_store import BAD_FILES, INDEX, FrameStore, read_index
 from ivcl_fast.data.store.placement import Placement
 from ivcl_fast.data.store.shards import (

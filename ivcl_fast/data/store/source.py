@@ -28,13 +28,12 @@ import torch
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import (
-    ChosenDecoder,
-    DecoderName,
     choose_decoder,
     choose_decoders,
     make_decoder,
     resolve_decoder,
 )
+from ivcl_fast.data.decode.interface import ChosenDecoder, DecoderName
 from ivcl_fast.errors import UserError
 
 

@@ -20,12 +20,13 @@ from ivcl_fast.data.decode.decoder import (
     MAX_TIMEOUT,
     choose_decoder,
     choose_decoders,
-    decoding_gpu,
     decoding_timeout,
     default_workers,
     resolve_decoder,
 )
-from ivcl_fast.data.decode.media import VideoInfo, probe
+from ivcl_fast.data.decode.info import VideoInfo
+from ivcl_fast.data.decode.interface import decoding_gpu
+from ivcl_fast.data.decode.media import probe
 from ivcl_fast.data.decode.pyav import PyAVDecoder
 from ivcl_fast.errors import UserError
 from tests.support.painted import media, picture, write_images, write_painted, write_video

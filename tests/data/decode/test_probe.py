@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.media import VideoInfo, probe
+from ivcl_fast.data.decode.info import VideoInfo
+from ivcl_fast.data.decode.media import probe
 from tests.support.painted import (
     VP9,
     media,

@@ -17,7 +17,8 @@ import torch
 
 from ivcl_fast import files
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.decoder import Decoder, make_decoder
+from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.interface import Decoder
 from ivcl_fast.data.store import build as building
 from ivcl_fast.data.store import shards
 from ivcl_fast.data.store.build import build_store
