@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ivcl_fast.command import run_command
 from ivcl_fast.kernels._op import unsupported_reason
 from ivcl_fast.models.accelerate import comparison, crossovers
 from tests.support.short_run import ShortRun, make_short_run
@@ -127,6 +126,8 @@ def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     """``command(main, *arguments)`` runs a command here: its exit status, stdout and stderr."""
+
+    from ivcl_fast.command import run_command  # a bare machine with a GPU may lack its packages
 
     def run(main: Callable[[], None], *arguments: object, **options: bool) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])

@@ -34,7 +34,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 def finished_run(folder: Path, objective: str = "ivcl") -> Path:
     """A finished run of small models."""
     cfg = config(objective=objective)
-    settings = TrainConfig(model=cfg).replace(out=str(folder), name="run")
+    settings = TrainConfig(model=cfg).replace(out=folder, name="run")
     with opened_folder(settings):
         pass
     torch.manual_seed(0)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
-from typing import Any
-
-from PIL import ExifTags, Image
+from typing import TYPE_CHECKING, Any
 
 from ivcl_fast.data.crop import UPRIGHT, Orientation
 from ivcl_fast.data.dataset import VideoError
+
+if TYPE_CHECKING:
+    from PIL import Image  # imported where it is used: training from a store needs no Pillow
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
@@ -77,6 +78,8 @@ def exif_orientation(image: bytes, otherwise: Orientation = UPRIGHT) -> Orientat
 
     FFmpeg reads it too, but PyAV does not report whether it mirrors the image.
     """
+    from PIL import ExifTags, Image
+
     exif = Image.Exif()
     try:
         exif.load(_header(image).info.get("exif", b""))
@@ -88,6 +91,8 @@ def exif_orientation(image: bytes, otherwise: Orientation = UPRIGHT) -> Orientat
 
 def _header(image: bytes) -> Image.Image:
     """Read the header by Pillow, without decoding the pixels."""
+    from PIL import Image
+
     try:
         return Image.open(io.BytesIO(image), formats=("JPEG", "PNG"))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
