@@ -63,7 +63,7 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if no_gpu_reason() is None:
+    if no_gpu_reason() is None or config.option.collectonly:
         return
     # Keywords hold the names of folders, too, so -m would not do.
     left_out = [item for item in items if item.get_closest_marker("gpu")]

@@ -176,7 +176,7 @@ def test_the_description_says_which_frames_and_what_of_them(data, frames, crop, 
 def test_what_cannot_be_exported(tmp_path, command, monkeypatch):
     run = finished_run(tmp_path)
     code, _, err = command(main, tmp_path / "none", "--format", "pt2")
-    assert code == 2 and "no run there" in err
+    assert code == 2 and "expected the folder of a run" in err
     for stage in ("pretrain", "finetune"):
         (run / stage / "model.safetensors").unlink()
     code, _, err = command(main, run, "--format", "pt2")
