@@ -150,15 +150,22 @@ def older_version(store: Path) -> UserError:
 
 
 def build_shards(task: ShardTask) -> int:
-    """Decode the clips of a task into shards, unless another process does; return their number."""
-    with locked(task.folder / f"{shard_name(task.source)}.lock", wait=False) as held:
-        if held:
-            remove_temporaries(task.folder, [shard_name(task.source)])
-            left = task.source
-            while left.names:
-                left = left.only(left.names[_build_shard(task, left) :])
-            task.marker.unlink(missing_ok=True)
-        return len(task.source.names) if held else 0
+    """Decode the clips of a task into shards; return their number, less those of other processes.
+
+    Every shard has a lock of its own: the rest of a task that fills several shards is a task of its
+    own for a process that finds the first one complete.
+    """
+    done, names = 0, task.source.names
+    while done < len(names):
+        left = task.source.only(names[done:])
+        with locked(task.folder / f"{shard_name(left)}.lock", wait=False) as held:
+            if not held:
+                break
+            remove_temporaries(task.folder, [shard_name(left)])
+            done += _build_shard(task, left)
+    if done:
+        task.marker.unlink(missing_ok=True)
+    return done
 
 
 def _build_shard(task: ShardTask, source: Source) -> int:
