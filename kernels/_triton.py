@@ -35,7 +35,12 @@ except Exception as error:  # a broken Triton must not break the import of this 
 
 
 def _launcher_unsupported_reason() -> str | None:
-    """Why Triton cannot compile its launcher, a C extension that starts kernels; None if it can."""
+    """Why kernels cannot start on a GPU, or None if they can.
+
+    Triton starts them through a C extension, which it compiles first.
+    """
+    if os.environ.get("IVCL_FAST_TRITON") == "0":
+        return "switched off by IVCL_FAST_TRITON=0"
     if torch.version.hip:
         return "the kernels are for NVIDIA GPUs, not for those of AMD"
     named = os.environ.get("CC")  # Triton starts it as it stands, as one program without flags

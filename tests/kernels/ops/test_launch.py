@@ -67,6 +67,12 @@ def test_no_kernels_without_a_c_compiler_or_headers(monkeypatch, tmp_path):
     assert "for NVIDIA GPUs" in _triton._launcher_unsupported_reason()
 
 
+def test_triton_kernels_can_be_switched_off(monkeypatch):
+    """Every op of a GPU is then plain PyTorch, as after a change of compiler that breaks one."""
+    monkeypatch.setenv("IVCL_FAST_TRITON", "0")
+    assert "IVCL_FAST_TRITON=0" in (_triton._launcher_unsupported_reason() or "")
+
+
 @pytest.mark.parametrize(
     ("capability", "reason"),
     [((7, 5), "sm_75 is older than sm_80"), ((8, 0), None), ((12, 0), None)],
