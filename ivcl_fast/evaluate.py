@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -15,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from ivcl_fast.analysis.clips import ClipReader
-from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
+from ivcl_fast.analysis.finished_runs import NAMES, DataFlags, FinishedRun
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.decode.images import is_image
 from ivcl_fast.data.formats.custom.video_folder import find_videos
@@ -23,7 +21,6 @@ from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import scores_as_json
 from ivcl_fast.files import write_json, write_text
-from ivcl_fast.progress import Bar
 from ivcl_fast.report.tables import results_table
 from ivcl_fast.text import printable
 
@@ -47,8 +44,7 @@ class EvaluateConfig:
     Something-Else: validation; your own videos: test if there is one, else val)."""
     out: Path | None = None
     """Also write the scores, the classes, and every clip's label, answer and logits to this .json
-    file; with --predict, write the answers to this .json or .csv file, for a folder instead of
-    printing them; if it is interrupted, those that there are."""
+    file; with --predict, also write the answers to this .json or .csv file."""
     predict: Path | None = None
     """Answer for this instead of measuring: a video file, a folder with its frames as images in the
     order of their names, or a folder of videos; for ACRE a folder with six panels of context, then
@@ -71,7 +67,7 @@ def evaluate(config: EvaluateConfig) -> None:
         raise UserError(f"--split: expected one of {', '.join(splits)}, got {config.split!r}")
     split = config.split or run.data.eval_split
     evaluation = run.evaluate(run.load(name), split)
-    result = evaluation.result(f"{name} on {split}")
+    result = evaluation.result(f"{NAMES[name]}, on {split}")
     results_table([result]).print("95 % intervals in brackets")
     if config.out is not None:
         data = run.config.data
@@ -84,74 +80,37 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:
-    """Answer for a video, or for each video of a folder; ``out``: the file to write answers to.
+    """Print the answers for a video, or for each video of a folder, and write them to ``out``.
 
-    Raises :class:`UserError` for a video that cannot be used, and for a folder with none.
+    Videos of a folder that cannot be used are named with the reason. Raises :class:`UserError` for
+    a single one that cannot be used, and if none of a folder can.
     """
     model = run.load(name)
     reader = ClipReader(run, num_frames=model.cfg.num_frames)
-
-    def answers(place: Path) -> dict[str, float]:
-        return run.answer(model, reader.file(place, "--predict").frames, ANSWERS)
-
-    if clip_frames(run.config.data.source) is None and (videos := videos_in(path)):
-        predict_folder(path, videos, answers, out)
-        return
-    found = answers(path)
-    print_answers(found)
-    if out is not None:
-        write_answers(out, [{"video": path.name, "answers": found}])
-
-
-def predict_folder(
-    path: Path,
-    videos: dict[str, Path],
-    answers: Callable[[Path], dict[str, float]],
-    out: Path | None,
-) -> None:
-    """Print each video's answers as they come, or write all to a file, also if interrupted.
-
-    Videos that cannot be used are named with the reason. Raises :class:`UserError` if all are.
-    """
+    videos = {} if clip_frames(run.config.data.source) else videos_in(path)
     found: list[dict[str, Any]] = []
     try:
-        with Bar("answering", len(videos), "videos") if out else nullcontext() as bar:
-            for video, place in videos.items():
-                try:
-                    found.append({"video": video, "answers": answers(place)})
-                except UserError as error:
-                    reason = str(error).removeprefix("--predict ")
-                    found.append({"video": video, "error": reason})
-                    print(printable(f"{video}: {reason}"), flush=True)
-                else:
-                    if bar is None:
-                        print(printable(f"{video}: "))
-                        print_answers(found[-1]["answers"])
-                if bar is not None:
-                    bar(len(found))
-    finally:
+        for video, place in (videos or {path.name: path}).items():
+            try:
+                answers = run.answer(model, reader.file(place, "--predict").frames, ANSWERS)
+            except UserError as error:
+                if not videos:
+                    raise
+                reason = str(error).removeprefix("--predict ")
+                found.append({"video": video, "error": reason})
+                print(printable(f"{video}: {reason}"), flush=True)
+                continue
+            found.append({"video": video, "answers": answers})
+            if videos:
+                print(printable(f"{video}:"))
+            for answer, score in answers.items():
+                print(f"{score:6.1%}  {printable(answer)}", flush=True)
+    finally:  # also after Ctrl-C
         usable = any("answers" in one for one in found)
         if out is not None and usable:
-            write_answers(out, found)
-            if len(found) < len(videos):
-                note = f"{out}: holds {len(found)} of {len(videos)} videos"
-                print(printable(note), file=sys.stderr)
+            write_text(out, answers_as_csv(found)) if is_csv(out) else write_json(out, found)
     if not usable:
         raise UserError(f"--predict {path}: no video can be used; {found[0]['error']}")
-
-
-def print_answers(answers: dict[str, float]) -> None:
-    """Print the likeliest answers for a video."""
-    for answer, score in answers.items():
-        print(f"{score:6.1%}  {printable(answer)}", flush=True)
-
-
-def write_answers(out: Path, found: Sequence[dict[str, Any]]) -> None:
-    """Write the answers for videos, or why there are none, as the name of the file says."""
-    if out.suffix.lower() == ".csv":
-        write_text(out, answers_as_csv(found))
-    else:
-        write_json(out, found)
 
 
 def videos_in(path: Path) -> dict[str, Path]:
@@ -186,16 +145,22 @@ def answers_as_csv(found: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
+def is_csv(out: Path) -> bool:
+    """Return whether a file's name is that of a table."""
+    return out.suffix.lower() == ".csv"
+
+
 def check_flags(config: EvaluateConfig) -> None:
     """Raise :class:`UserError`, before any work, if the result could not be written."""
     if config.predict is not None and config.split is not None:
         raise UserError("--split: expected no --predict, which measures nothing")
-    out = config.out
-    if out is not None and (out.is_dir() or not os.access(out.absolute().parent, os.W_OK)):
+    if (out := config.out) is None:
+        return
+    if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
         raise UserError(f"--out: expected a file in a folder with write access, got {out}")
-    accepted = (".json", ".csv") if config.predict is not None else (".json",)
-    if out is not None and out.suffix.lower() not in accepted:
-        raise UserError(f"--out: expected a file that ends in {' or '.join(accepted)}, got {out}")
+    if out.suffix.lower() != ".json" and (config.predict is None or not is_csv(out)):
+        accepted = ".json" if config.predict is None else ".json or .csv"
+        raise UserError(f"--out: expected a file that ends in {accepted}, got {out}")
 
 
 def chosen_model(run: FinishedRun, flag: Classifier | None) -> str:
@@ -208,13 +173,9 @@ def chosen_model(run: FinishedRun, flag: Classifier | None) -> str:
     if name in finished:
         return name
     if not finished:
-        unlabelled = run.finished("pretrain") and not run.dataset.num_classes
-        pretrains = unlabelled or run.config.stages.stage == "pretrain"
-        way = "finetune it" if pretrains else "continue it"
-        flags = "--stage finetune --init" if pretrains else "--resume"
         raise UserError(
-            f"{run.folder}: expected a finetuned run; {way} with python -m ivcl_fast.train {flags} "
-            f"{run.folder}" + (" --data KIND:DIR with classes" if unlabelled else "")
+            f"{run.folder}: expected a finetuned run; continue it with python -m ivcl_fast.train "
+            f"--resume, or finetune it with --stage finetune --init {run.folder}"
         )
     raise UserError(f"--model: expected one of {', '.join(finished)}, got {name} of {run.folder}")
 

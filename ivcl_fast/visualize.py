@@ -21,12 +21,10 @@ from ivcl_fast.command import parse, run_command
 from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.files import write_text
 from ivcl_fast.models.ivcl import IVCLClassifier
-from ivcl_fast.report.attention import measure_name
 from ivcl_fast.report.html import Page
-from ivcl_fast.report.run_pictures import draw_clip
+from ivcl_fast.report.pictures import draw_clip, measure_name
 from ivcl_fast.report.tables import Table
 from ivcl_fast.text import printable
-from ivcl_fast.training.settings import load_settings
 
 MEASURED_CLIPS = 32
 """Clips that slot collapse is measured on."""
@@ -82,15 +80,12 @@ def visualize(config: VisualizeConfig) -> Path:
     for clip in clips:
         page.heading(clip.name)
         if isinstance(classifier := models.get("finetuned"), IVCLClassifier):
-            page.text(answer_text(run, classifier, clip))
+            answers = run.answer(classifier, clip.frames, ANSWERS)
+            likeliest = ", ".join(f"{name} ({score:.0%})" for name, score in answers.items())
+            page.text(f"Answer: {likeliest}." + (f" Truth: {clip.truth}." if clip.truth else ""))
         for picture in draw_clip(run, clip, models, out / clip.name, config.rollout):
             page.picture(picture.path, picture.caption)
         print(printable(f"{clip.name}: {out / clip.name}"))
-    page.heading("Settings of the run")
-    # Those of ``run`` have what the flags replace.
-    kept = load_settings(run.folder) if run.model_folder is None else run.config
-    rows = [[name, str(value)] for name, value in kept.flat().items()]
-    page.table(Table(["setting", "value"], rows))
     index = out / "index.html"
     write_text(index, str(page))
     return index
@@ -101,31 +96,21 @@ def measure_collapse(page: Page, run: FinishedRun, models: Models, rollout: bool
     reader = ClipReader(run)
     clips = list(reader.usable(reader.eval_clips, MEASURED_CLIPS))
     rows = []
-    untrained = run.untrained()
-    for name, model in {"untrained": untrained, **models}.items():
+    for name, model in {"untrained": run.untrained(), **models}.items():
         maps = [slot_attention(model, clip.frames[None], rollout=rollout).cpu() for clip in clips]
         scores = slot_collapse(torch.cat(maps))
         rows.append([name, *(str(scores.get(measure, "")) for measure in ("overlap", "entropy"))])
     table = Table(["model", "overlap of the slots", "entropy of a slot's map"], rows)
-    table.print("slot collapse, 95 % intervals in brackets")
-    measured = measure_name(rollout, untrained.cfg.objective)
+    table.print(f"slot collapse on {len(clips)} clips, 95 % intervals in brackets")
     page.heading("Have the slots collapsed?")
     page.table(table)
     page.text(
-        "Overlap: 1 minus the Jensen-Shannon divergence (in bits) of two slots' attention maps on "
-        f"a frame, averaged over pairs of slots, frames and {len(clips)} clips of the evaluation "
-        "split. It is 0 where slots attend to nothing in common, 1 where they attend to the same "
-        "patches (collapse). Entropy: 0 where a slot attends to one patch, 1 where it attends to "
-        "all patches equally. Maps with an entropy near 1 overlap because they are all uniform. 95 "
-        f"% intervals in brackets. The maps: {measured}."
+        f"Measured on {len(clips)} clips of the evaluation split; 95 % intervals in brackets. "
+        "Overlap: 0 where the slots of a frame attend to different patches, 1 where all attend to "
+        "the same (collapse). Entropy: 0 where a slot attends to one patch, 1 where it attends to "
+        "all patches equally. Maps with an entropy near 1 overlap because they are all uniform. "
+        f"The maps: {measure_name(run, rollout)}."
     )
-
-
-def answer_text(run: FinishedRun, classifier: IVCLClassifier, clip: DecodedClip) -> str:
-    """Say which classes are likeliest, and the truth where it is known."""
-    answers = run.answer(classifier, clip.frames, ANSWERS)
-    likeliest = ", ".join(f"{name} ({score:.0%})" for name, score in answers.items())
-    return f"Answer: {likeliest}." + (f" Truth: {clip.truth}." if clip.truth else "")
 
 
 def main() -> None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +16,28 @@ from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.datamodule import DataModule, open_data, open_dataset
 from ivcl_fast.data.dataset import Dataset
 from ivcl_fast.data.registry import parse_source
-from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
-from ivcl_fast.evaluation.evaluate import Evaluation, evaluate
-from ivcl_fast.models import backbone, timm_weights
+from ivcl_fast.evaluation.baselines import LAST_FRAME
+from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.models.hub import find_model
 from ivcl_fast.models.ivcl import IVCLClassifier, PretrainingModel, pretraining_class
-from ivcl_fast.models.weights import MODEL, misfit, read_config, read_weights, weights_file
+from ivcl_fast.models.weights import MODEL, misfit, read_config, read_weights
 from ivcl_fast.training.classes import Classes, pretraining_model
-from ivcl_fast.training.hardware import pick_device, use_bf16
-from ivcl_fast.training.metrics_log import MetricsLog
-from ivcl_fast.training.optim import Schedule
-from ivcl_fast.training.run import FIRST_STAGE
+from ivcl_fast.training.run import Run
 from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
-
-log = logging.getLogger(__name__)
 
 Model = PretrainingModel | IVCLClassifier
 Models = dict[str, Model]
 """By how far they were trained: ``untrained``, ``pretrained``, ``finetuned``."""
-STAGES = {"pretrain": "pretrained", "finetune": "finetuned"}
-"""Folders of a run whose models :meth:`FinishedRun.models` returns, and the models' names."""
+STAGES = ["pretrain", "finetune"]
+"""Folders of a run whose models :meth:`FinishedRun.models` returns."""
+NAMES = {
+    "pretrain": "pretrained",
+    "finetune": "finetuned",
+    "scratch": "from scratch",
+    "last-frame": LAST_FRAME,
+}
+"""What commands call the models of a run, by their folders."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class DataFlags:
     sets of the Hugging Face hub; by default that of the run."""
 
 
-class FinishedRun:
+class FinishedRun(Run):
     """A run whose models are read; nothing is trained and no data set is generated.
 
     ``config``: its settings; :meth:`open` reads them from its folder. ``data``: its clips, if they
@@ -65,9 +62,8 @@ class FinishedRun:
     def __init__(
         self, config: TrainConfig, data: DataModule | None = None, chosen: str | None = None
     ) -> None:
-        self.config, self.folder, self.chosen = config, config.folder, chosen
-        self.device = pick_device(distributed.device_of_rank(config.speed.device))
-        self.amp = use_bf16(config.speed.amp, self.device)
+        super().__init__(config.replace(compile=False, cuda_graph=False, viewer="none"))
+        self.chosen = chosen
         self.localizes = config.data.task.startswith("localize")
         """Whether the classes are cells of CATER's floor."""
         self.model_folder: Path | None = None
@@ -86,7 +82,7 @@ class FinishedRun:
         if folder := model_without_run(place):
             return cls._of_model(folder, place, device, flags or DataFlags())
         folder, chosen = split_model_folder(place)
-        kept = load_settings(folder, device=device, compile=False, placement="disk")
+        kept = load_settings(folder, device=device, placement="disk")
         run = cls(with_data(kept, flags or DataFlags()), chosen=chosen)
         answers = Classes.read(folder)
         if answers is not None:
@@ -156,40 +152,33 @@ class FinishedRun:
         Its blocks are random also where training starts with blocks that are the identity, in which
         slots do not see their frames.
         """
-        with self._seeded():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
             return pretraining_model(self.config.model).to(self.device).eval()
 
     def models(self, weights: Path | None = None) -> Models:
         """Return ``pretrained`` and ``finetuned``, those that exist, in evaluation mode.
 
-        If the run only finetuned, ``pretrained`` is what it started from (a classifier if that has
-        no decoder). ``weights``, such as those of a checkpoint, replace the model of their kind.
-        Raises :class:`UserError` if they do not fit the run's sizes, and without any model.
+        ``weights``, such as those of a checkpoint, replace the model of their kind. Raises
+        :class:`UserError` if they do not fit the run's sizes, and without any model.
         """
         if self.chosen not in (None, *STAGES):
             raise UserError(
                 f"{self.folder / str(self.chosen)}: expected {self.folder}, or its folder "
                 + " or ".join(STAGES)
             )
-        stages = STAGES if self.chosen is None else {self.chosen: STAGES[self.chosen]}
-        models: Models = {
-            name: self.load(stage) for stage, name in stages.items() if self.finished(stage)
-        }
-        starts_elsewhere = self.config.stages.init != "random" and self.chosen is None
-        if "pretrained" not in models and starts_elsewhere:
-            try:
-                models = {"pretrained": self._starting_model()} | models
-            except UserError as error:  # moved or deleted since
-                log.warning("not shown, the model that the run started from: %s", error)
+        stages = STAGES if self.chosen is None else [self.chosen]
+        models: Models = {NAMES[s]: self.load(s) for s in stages if self.finished(s)}
         if weights is not None:
             model = self._with_weights(weights)
-            models["finetuned" if isinstance(model, IVCLClassifier) else "pretrained"] = model
+            name = NAMES["finetune" if isinstance(model, IVCLClassifier) else "pretrain"]
+            models[name] = model.to(self.device).eval()
         if not models:
             raise UserError(
                 f"{self.folder}: holds no finished model; choose one of its checkpoints with "
                 "--checkpoint"
             )
-        return {name: model.to(self.device).eval() for name, model in models.items()}
+        return models
 
     @torch.inference_mode()
     def answer(self, model: IVCLClassifier, frames: Tensor, count: int) -> dict[str, float]:
@@ -207,17 +196,12 @@ class FinishedRun:
             for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         }
 
-    def evaluate(self, model: IVCLClassifier, split: str) -> Evaluation:
-        """Measure a classifier on all clips of a split.
-
-        Raises :class:`UserError` if the data set has other classes by now.
-        """
+    def evaluate(
+        self, model: IVCLClassifier, split: str | None = None, **options: Any
+    ) -> Evaluation:
+        """As :meth:`Run.evaluate`; raises :class:`UserError` if the data's classes have changed."""
         self.classes.check_same(self.config.data.source, self.dataset)
-        data = self.config.data
-        return evaluate(
-            model, self.data, split, self.device, self.amp, data.eval_clips, data.eval_crops,
-            seed=self.config.seed,
-        )  # fmt: skip
+        return super().evaluate(model, split, **options)
 
     def describe(self, models: Models, weights: Path | None = None) -> str:
         """Describe the models and their training; arguments as of :meth:`models`.
@@ -238,74 +222,34 @@ class FinishedRun:
         )
 
     def describe_length(self) -> str:
-        """Say how many clips the stages that are finished have seen."""
-        stages, size, lengths = self.config.stages, self.config.optim.batch_size, []
-        if stages.stage != "finetune" and self.finished("pretrain"):
-            seen = Schedule(stages.pretrain_clips, batch_size=size).clips_seen
-            lengths.append(f"{seen} clips of pretraining")
-        if stages.stage != "pretrain" and self.finished("finetune"):
-            seen = Schedule(stages.finetune_clips, batch_size=size).clips_seen
-            clips, frozen = f"{seen} clips", "with the encoder frozen"
-            if frames := self._last_frames_first():
-                which = "single" if stages.frame_labels else "last"
-                clips = f"{frames} {which} frames and {seen} whole clips"
-                frozen = "(the encoder frozen for whole clips)"
-            share = stages.label_fraction
-            labels = "" if share == 1 else f" with {100 * share:g}% of the labels"
-            how = f" {frozen}" if stages.freeze_encoder else ""
-            lengths.append(f"{clips} of finetuning{how}{labels}")
+        """Say how many clips the finished stages have seen."""
+        lengths = []
+        for name, stage in (("pretrain", "pretraining"), ("finetune", "finetuning")):
+            if not self.finished(name):
+                continue
+            config = read_config((self.model_folder or self.folder / name) / CONFIG)
+            record = config.get("training") or {}
+            if "clips seen" not in record:  # a model that was not saved by a run
+                continue
+            seen = f"{record['clips seen']} clips"
+            for which in ("last", "single"):
+                if first := record.get(f"{which} frames seen before"):
+                    seen = f"{first} {which} frames and {record['clips seen']} whole clips"
+            text = f"{seen} of {stage}"
+            if share := record.get("label fraction"):
+                text += f" with {100 * share:g}% of the labels"
+            lengths.append(text + " (frozen encoder)" * (record.get("encoder") == "frozen"))
         return ", ".join(lengths)
-
-    def _last_frames_first(self) -> int:
-        """Clips of single frames with which finetuning began; later ones are of a baseline."""
-        records = MetricsLog(self.folder).read()
-        before = takewhile(lambda record: record["stage"] != "finetune", records)
-        return max((r["clips"] for r in before if r["stage"] == FIRST_STAGE["finetune"]), default=0)
 
     def _with_weights(self, source: Path) -> Model:
         """Return a model of the run's sizes with these weights, by their keys."""
         weights = read_weights(source)
         is_classifier = "head.weight" in weights
-        model = self._new_classifier() if is_classifier else pretraining_model(self.config.model)
+        model = self.classifier() if is_classifier else pretraining_model(self.config.model)
         if reason := misfit(model, weights):
             raise UserError(f"{source}: {reason}")
         model.load_state_dict(weights)
         return model
-
-    def _starting_model(self) -> Model:
-        """Return the model of the run's ``--init``; a classifier unless it fits as a whole.
-
-        The classifier lacks a temporal transformer that would have random weights.
-        """
-        model, init = pretraining_model(self.config.model), self.config.stages.init
-        if not timm_weights.is_timm(init):
-            file = weights_file(init)
-            weights = read_weights(file)
-            if misfit(model, weights) is None:
-                if file.name == MODEL:
-                    with suppress(UserError):  # the config beside it has its own mask ratio
-                        theirs = type(model).from_pretrained(file.parent)
-                        if theirs.cfg.num_frames == model.cfg.num_frames:  # takes the run's clips
-                            return theirs
-                model.load_state_dict(weights)
-                return model
-        classifier = self._new_classifier()
-        loaded = backbone.load_backbone(classifier, init)
-        if hasattr(classifier, "temporal") and not any(k.startswith("temporal.") for k in loaded):
-            del classifier.temporal
-        return classifier
-
-    def _new_classifier(self) -> IVCLClassifier:
-        """Return a classifier with the random weights that the run's has before it is trained."""
-        names = self.classes.names
-        with self._seeded():
-            return IVCLClassifier(self.config.model, len(names), names)
-
-    @contextmanager
-    def _seeded(self) -> Iterator[None]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            yield
 
 
 def model_without_run(place: Path) -> Path | None:

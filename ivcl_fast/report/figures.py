@@ -1,21 +1,25 @@
-"""Shared parts of all pictures: figures without matplotlib's global state, and whole PNG files."""
+"""Figures without matplotlib's global state: images side by side, PNG files and animations."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from ivcl_fast.files import atomic_write
 
-COLUMNS = 8
-"""Frames side by side in a picture of frames."""
+PER_SECOND = 2
+"""Frames per second of an animation: slow enough to look at every slot."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -23,6 +27,35 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def draw_image(axes: Axes, image: Tensor) -> None:
+    """Draw an image ``[3, H, W]`` in [0, 1], on any device, without ticks or frame."""
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.imshow(image.movedim(0, -1).cpu().numpy(), interpolation="nearest", vmin=0, vmax=1)
+
+
+def image_grid(titles: Sequence[str], rows: Mapping[str, Tensor]) -> Figure:
+    """Return a figure with a column for each title and a row for each label.
+
+    ``rows``: images in [0, 1], ``[M, 3, H, W]``, by label.
+    """
+    figure = new_figure(1.25 * len(titles) + 1.8, 1.25 * len(rows) + 0.6)
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for column, title in zip(axes[0], titles, strict=True):
+        column.set_title(title, fontsize=9)
+    for row, (label, images) in zip(axes, rows.items(), strict=True):
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+        for cell, image in zip(row, images, strict=True):
+            draw_image(cell, image)
+    return figure
+
+
+def colored(values: Tensor, colors: str) -> Tensor:
+    """Convert ``[..., H, W]`` in [0, 1] to colours ``[..., 3, H, W]`` of a colormap."""
+    rgba: Any = matplotlib.colormaps[colors](values.cpu().numpy())
+    return torch.from_numpy(rgba[..., :3]).movedim(-1, -3).float()
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -34,21 +67,17 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(file, format="png")
 
 
-def evenly_spaced(count: int, total: int) -> list[int]:
-    """Return ``count`` (at most ``total``) indices from 0 to total - 1, with both ends.
-
-    ``evenly_spaced(3, 9)`` is ``[0, 4, 8]``; a single index is 0.
-    """
-    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
-
-
-def draw_image(axes: Axes, image: np.ndarray, **options: Any) -> Any:
-    """Draw an image ``[H, W]`` or ``[H, W, 3]`` without ticks or frame; ``options``: of imshow."""
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    return axes.imshow(image, interpolation="nearest", **options)
-
-
-def as_image(frame: Tensor) -> np.ndarray:
-    """Convert ``[3, H, W]`` on any device to ``[H, W, 3]``, as matplotlib takes it."""
-    return frame.movedim(0, -1).cpu().numpy()
+def write_gif(figures: Iterable[Figure], path: Path) -> None:
+    """Write figures of one size as an endless GIF, each with 256 colours of its own."""
+    images = []
+    for figure in figures:
+        figure.canvas.draw()
+        pixels = np.array(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+        # Maximum coverage keeps small bright spots; k-means then fits the other colours.
+        method, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+        images.append(Image.fromarray(pixels).quantize(256, method, kmeans=3, dither=dither))
+    with atomic_write(path) as file:
+        images[0].save(
+            file, "GIF", save_all=True, append_images=images[1:], duration=1000 // PER_SECOND,
+            loop=0,
+        )  # fmt: skip

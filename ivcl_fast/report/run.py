@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.evaluation.evaluate import Evaluation, Result, scores_as_json
 from ivcl_fast.evaluation.hidden_ends import kinds_of_hidden_ends
-from ivcl_fast.evaluation.metrics import Score
+from ivcl_fast.evaluation.metrics import Score, confusion
 from ivcl_fast.evaluation.published import published
 from ivcl_fast.files import write_json, write_text
 from ivcl_fast.report.tables import METRIC_NAMES, Table, results_table
@@ -45,21 +46,22 @@ def write_report(
     ]
     if config.quick:
         parts.append("A `--quick` run shows that every part runs; its scores mean nothing.")
-    if results:
-        split = run.data.eval_split
+    if evaluation is not None:
         curve = f"The curve in training is of {run.data.measured_in_training}."
-        parts += ["## Results", f"On `{split}`; 95 % intervals in brackets. {curve}"]
-        parts.append(str(results_table(results)))
-        if evaluation and (kinds := kinds_of_hidden_ends(run.data, evaluation)):
+        heading = f"On `{run.data.eval_split}`; 95 % intervals in brackets. {curve}"
+        parts += ["## Results", summary(results), heading, str(results_table(results))]
+        if kinds := kinds_of_hidden_ends(run.data, evaluation):
             parts.append("Top-1 on hidden snitches, by when and how they disappeared:")
             parts.append(str(kinds_table(results, kinds)))
+        if not run.localizes and not run.classes.multi_label:
+            parts.append(most_confused(evaluation, run.classes.names))
         if table := published_table(run.dataset, results[0].scores["all"]):
             parts += ["Scores published by others; not measured here.", str(table)]
     if bad := run.data.bad_files:
         first = markdown(": ".join(next(iter(bad.items()))))
         parts.append(f"{len(bad)} videos could not be used, such as {first}.")
     if config.output.pictures:
-        from ivcl_fast.report.run_pictures import draw_run  # matplotlib takes long to import
+        from ivcl_fast.report.pictures import draw_run  # matplotlib takes long to import
 
         for picture in draw_run(run, evaluation):
             image = f"![{picture.title}]({picture.path.name})"
@@ -68,9 +70,32 @@ def write_report(
     write_text(run.folder / REPORT, "\n\n".join(parts) + "\n")
     if evaluation is not None:
         write_json(run.folder / CLIPS, answers_by_clip(results, evaluation))
-    if results:  # last: this file marks a finished run
+        # The last file marks a finished run.
         scores = {result.title: scores_as_json(result.scores) for result in results}
         write_json(run.folder / SCORES, scores)
+
+
+def summary(results: Sequence[Result]) -> str:
+    """Say in a sentence how the first result compares with chance and with the others.
+
+    It is about clips that end with a hidden snitch, if they are known, and about the first metric.
+    """
+    first, group = results[0], "hidden" if "hidden" in results[0].scores else "all"
+    metric, score = next(iter(first.scores[group].items()))
+    others = {"chance": score.chance} | {
+        f"*{markdown(result.title)}*": result.scores[group][metric].value
+        for result in results[1:]
+        if group in result.scores
+    }
+    comparisons = []
+    for title, value in others.items():
+        how = "above" if value < score.low else "below" if value > score.high else "not clearly off"
+        comparisons.append(f"{how} {title} ({score.format(value)})")
+    clips = "all clips" if group == "all" else "clips that end with a hidden snitch"
+    return (
+        f"On {clips}, *{markdown(first.title)}* has {METRIC_NAMES[metric]} "
+        f"{score.format(score.value)}: {', '.join(comparisons)}."
+    )
 
 
 def kinds_table(results: Sequence[Result], kinds: Mapping[str, Sequence[str]]) -> Table:
@@ -82,6 +107,20 @@ def kinds_table(results: Sequence[Result], kinds: Mapping[str, Sequence[str]]) -
         top1 = (f"{100 * fmean(answers):.1f} %" if answers else "" for answers in of_kind)
         rows.append([kind, str(len(names)), *top1])
     return Table(["snitch", "clips", *(title for title, _ in known)], rows)
+
+
+def most_confused(evaluation: Evaluation, names: Sequence[str]) -> str:
+    """Name the three pairs of classes that are confused most often, in Markdown."""
+    counts = confusion(evaluation.logits, evaluation.labels)
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:3]
+    pairs = [
+        f"{markdown(names[label])} taken for {markdown(names[answer])} "
+        f"({wrong[label, answer]} of {counts[label].sum()} clips)"
+        for label, answer in zip(*np.unravel_index(order, wrong.shape), strict=True)
+        if wrong[label, answer]
+    ]
+    return f"Confused most often: {'; '.join(pairs)}." if pairs else "Every answer is correct."
 
 
 def answers_by_clip(results: Sequence[Result], evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -102,10 +141,7 @@ def answers_by_clip(results: Sequence[Result], evaluation: Evaluation) -> list[d
 def published_table(dataset: Dataset, ours: dict[str, Score]) -> Table | None:
     """Return what others publish on the data set, in the metrics of ``ours``; None if nothing."""
     others = published(dataset)
-    if not others:
-        return None
     names = [name for name in ours if any(name in row.scores for row in others)]
-    header = ["published", *(METRIC_NAMES[name] for name in names), "source"]
     rows = [
         [
             row.model,
@@ -114,4 +150,5 @@ def published_table(dataset: Dataset, ours: dict[str, Score]) -> Table | None:
         ]
         for row in others
     ]
-    return Table(header, rows)
+    header = ["published", *(METRIC_NAMES[name] for name in names), "source"]
+    return Table(header, rows) if rows else None

@@ -195,7 +195,9 @@ class Run:
         return F.cross_entropy(logits, batch.labels)
 
     def _measure_curve(self, model: IVCLClassifier, slots: Slots | None = None) -> dict[str, float]:
-        options = {"share": self.data.curve_share, "slots": slots}
+        # One clip of a video is enough for a curve.
+        options = {"clips_per_video": 1, "crops": 1, "share": self.data.curve_share}
+        options["slots"] = slots
         return self.evaluate(model, self.data.curve_split, **options).curve()
 
     def classifier(self, last_only: bool = False) -> IVCLClassifier:
@@ -210,14 +212,12 @@ class Run:
     ) -> Evaluation:
         """Measure a classifier on a split, by default the one on which results are reported.
 
-        ``options``: those of :meth:`DataModule.loader`.
+        ``options``: those of :func:`~ivcl_fast.evaluation.evaluate.evaluate`.
         """
-        data = self.config.data  # curves need no more than one clip of a video
-        clips, crops = (1, 1) if split else (data.eval_clips, data.eval_crops)
+        data = self.config.data
+        options = {"clips_per_video": data.eval_clips, "crops": data.eval_crops} | options
         split, seed = split or self.data.eval_split, self.config.seed
-        return evaluate(
-            model, self.data, split, self.device, self.amp, clips, crops, seed=seed, **options
-        )
+        return evaluate(model, self.data, split, self.device, self.amp, seed=seed, **options)
 
     def finished(self, name: str) -> bool:
         """Whether the stage ``name`` is finished, that is, has saved its model."""

@@ -38,7 +38,7 @@ FOLDERS = (
 """Folders that commands write into the folder of a run."""
 FILES = (
     ANSWERS, "metrics.jsonl", "report.md", "clips.json", "scores.json", "curves.png",
-    "reconstruction.png", "answers.png", "confusion.png", "slot_attention.png",
+    "reconstruction.png", "slot_attention.png",
 )  # fmt: skip
 """Files that training writes into the folder of a run, besides its settings."""
 

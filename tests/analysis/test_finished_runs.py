@@ -8,20 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ivcl_fast import reference
-from ivcl_fast.analysis.attention_maps import slot_attention
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, with_data
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluate import chosen_model
-from ivcl_fast.models.ivcl import IVCLClassifier
 from ivcl_fast.models.weights import MODEL
-from ivcl_fast.probes import slots_of
-from ivcl_fast.training.classes import Classes, pretraining_model
+from ivcl_fast.training.classes import Classes
 from ivcl_fast.training.settings import TrainConfig
-from tests.support.small_models import config, random_video
 
 LOGITS = torch.tensor([[-1.0, 2.0, 1.0, 0.5]])
 
@@ -76,54 +70,6 @@ def test_the_flag_names_the_model_before_the_folder(tmp_path: Path) -> None:
     assert chosen_model(in_folder, "last-frame") == "last-frame"
     assert chosen_model(in_folder, None) == "scratch"
     assert chosen_model(run_with(tmp_path), None) == "finetune"
-
-
-@pytest.mark.parametrize("stage, way", [("all", "--resume"), ("pretrain", "finetune --init")])
-def test_a_run_without_a_classifier_says_how_to_get_one(
-    stage: str, way: str, tmp_path: Path
-) -> None:
-    """Resuming a run that only pretrains would not."""
-    with pytest.raises(UserError, match=f"expected a finetuned run; .* {way} {tmp_path / 'run'}$"):
-        chosen_model(run_with(tmp_path, stage=stage), None)
-
-
-def test_what_a_run_began_with_is_the_same_at_each_look(tmp_path: Path) -> None:
-    """Also the parts that its --init lacks, which began with random weights of the run's seed."""
-    init = tmp_path / "init.safetensors"
-    save_file({"encoder.norm.weight": torch.full((16,), 2.0)}, init)
-    run = run_with(tmp_path, stage="finetune", init=str(init), model=config(), seed=3)
-    torch.manual_seed(3)
-    expected = IVCLClassifier(config(), 4).state_dict()
-    expected["encoder.norm.weight"] = torch.full((16,), 2.0)
-    for _ in range(2):
-        began = run.models()["pretrained"].state_dict()
-        assert all(torch.equal(began[key], expected[key]) for key in began)
-
-
-@pytest.mark.parametrize("objective", ["mae", "classification"])
-def test_what_a_run_began_with_takes_the_clips_of_the_run(objective: str, tmp_path: Path) -> None:
-    """Also if it was pretrained on clips of fewer frames, which leave no trace in its weights."""
-    shorter = config(objective=objective, num_frames=3, num_query_frames=2, mask_ratio=0.5)
-    pretraining_model(shorter).save_pretrained(tmp_path / "init")
-    model = config(objective=objective)
-    run = run_with(tmp_path, stage="finetune", init=str(tmp_path / "init"), model=model)
-    began = run.models()["pretrained"]
-    assert slot_attention(began, random_video(clips=1)).shape[1] == model.num_frames
-
-
-@pytest.mark.parametrize(
-    "objective, kinds", [("ivcl", {"frame alone", "all frames"}), ("mae", {"frame alone"})]
-)
-def test_what_a_run_began_with_has_no_random_slots(
-    objective: str, kinds: set[str], tmp_path: Path
-) -> None:
-    """Probes would take those of a random temporal transformer for pretrained ones."""
-    init = config(objective=objective, num_frames=3, num_query_frames=2)
-    pretraining_model(init).save_pretrained(tmp_path / "init")
-    run = run_with(tmp_path, stage="finetune", init=str(tmp_path / "init"), model=config())
-    began = run.models()["pretrained"]
-    rows = reference.patchify(random_video(clips=1), config().patch_size)
-    assert slots_of(began, rows).keys() == kinds
 
 
 @pytest.mark.parametrize("data", ["synthetic", "videos:s3://bucket/clips", "hf:someone/clips"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ivcl_fast.analysis.clips import DecodedClip
 from ivcl_fast.analysis.trajectory import follow_snitch
-from ivcl_fast.report.floor import trajectory_caption
+from ivcl_fast.report.pictures import trajectory_caption
 
 
 class LastPixel:

@@ -71,4 +71,3 @@ def test_without_scenes_hidden_clips_are_not_reported_apart(folders, tmp_path, c
     assert len(rows) == 2, "no guess under a cone"
     for scores in rows.values():
         assert list(scores) == ["all"] and list(scores["all"]) == ["top1", "top5", "l1"]
-    assert (tmp_path / "run" / "answers.png").is_file()

@@ -154,7 +154,7 @@ def test_random_weights_all_learn(tmp_path, pretrained):
     assert not torch.equal(scratch["encoder.slot_tokens"], start["encoder.slot_tokens"])
     (result,) = comparisons(run, pretrained, run.evaluate(run.finetune(pretrained)))
     assert result.title == "from scratch, as many whole clips"
-    said = "8 last frames and 8 whole clips of finetuning (the encoder frozen for whole clips)"
+    said = "8 last frames and 8 whole clips of finetuning (frozen encoder)"
     assert FinishedRun(run.config, run.data).describe_length() == said
 
 
