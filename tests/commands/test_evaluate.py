@@ -298,7 +298,7 @@ def test_a_video_or_its_frames(cater: Path, tmp_path: Path, command: Any) -> Non
     status, said = command(evaluate, cater, "--predict", tmp_path / "videos")
     assert status == 0 and said.count("cell") == 3 * len(answers[0][1].splitlines())
     shown = command(visualize, cater, "--video", folder, "--out", tmp_path / "shown")
-    assert shown[0] == 0 and (tmp_path / "shown" / "frames" / "trajectory.png").is_file()
+    assert shown[0] == 0 and (tmp_path / "shown" / "frames" / "slots.gif").is_file()
 
 
 def test_seven_panels_are_a_question(
