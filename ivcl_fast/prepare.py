@@ -29,8 +29,14 @@ from ivcl_fast.data.dataset import Dataset, Media, VideoError, describe_splits
 from ivcl_fast.data.decode.decoder import choose_decoders, default_workers, make_decoder
 from ivcl_fast.data.decode.interface import ChosenDecoder, DecoderName
 from ivcl_fast.data.decode.media import probe
-from ivcl_fast.data.open_dataset import fetched, keep_labels
-from ivcl_fast.data.registry import Synthetic, check_crop, find_task, parse_source
+from ivcl_fast.data.registry import (
+    Synthetic,
+    check_options,
+    fetched,
+    find_task,
+    keep_labels,
+    parse_source,
+)
 from ivcl_fast.data.remote import Remote
 from ivcl_fast.data.store.build import (
     Part,
@@ -171,9 +177,8 @@ def prepare(config: PrepareConfig) -> None:
                 "such as synthetic:cater, got a folder"
             )
         task = find_task(source, config.store.task)
-        if config.store.crop != "none":
-            check_crop(source, task)
-        data = DataConfig(source, data_dir=config.data_dir)
+        data = DataConfig(source, data_dir=config.data_dir, crop=config.store.crop)
+        check_options(data)
         if isinstance(place, Remote):
             place = fetched(dataset_format, place, data, task, read_only=False)
         dataset = dataset_format.open_with(data, place, task)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.config import DataConfig
-from ivcl_fast.data.datamodule import DataModule, open_data, open_dataset
+from ivcl_fast.data.datamodule import DataModule, open_data
 from ivcl_fast.data.dataset import Dataset
-from ivcl_fast.data.registry import parse_source
+from ivcl_fast.data.registry import open_dataset, parse_source
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.baselines import LAST_FRAME
 from ivcl_fast.evaluation.evaluate import Evaluation

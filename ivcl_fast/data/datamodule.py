@@ -17,11 +17,15 @@ from ivcl_fast.data.dataset import Clip, Dataset
 from ivcl_fast.data.decode.decoder import choose_decoders, default_workers, resolve_decoder
 from ivcl_fast.data.decode.interface import decoding_gpu
 from ivcl_fast.data.formats.cater import Cater
-from ivcl_fast.data.formats.custom.labelled import VAL_FRACTION
 from ivcl_fast.data.frame_labels import FrameLabels, make_frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader
-from ivcl_fast.data.open_dataset import check_disjoint, find_splits, keep_labels, open_dataset
-from ivcl_fast.data.registry import parse_source
+from ivcl_fast.data.registry import (
+    check_disjoint,
+    find_splits,
+    keep_labels,
+    open_dataset,
+    parse_source,
+)
 from ivcl_fast.data.sampling import ONE_VIEW, View
 from ivcl_fast.data.slots import SlotLoader, Slots
 from ivcl_fast.data.store.build import build_store, find_store
@@ -78,9 +82,7 @@ class DataModule:
         self.dataset, self.frame_labels = dataset, frame_labels
         self.num_classes, self.multi_label = dataset.num_classes, dataset.multi_label
         """Number of classes of the task, and whether a clip may have several."""
-        self.localizes = not dataset.multi_label and (
-            isinstance(dataset, Cater) or (isinstance(dataset, StoredDataset) and dataset.has_grid)
-        )
+        self.localizes: bool = getattr(dataset, "has_grid", False)
         """Whether the classes are cells of CATER's floor."""
         self.grid = round(dataset.num_classes**0.5)
         """Number of cells along one side of the floor (for tasks that localize)."""
@@ -110,7 +112,7 @@ class DataModule:
         Raises :class:`UserError` for data sets other than CATER.
         """
         if not isinstance(self.dataset, Cater):
-            raise UserError(f"{self.dataset.root}: has no scenes; accepted: a CATER package")
+            raise UserError(f"{self.dataset.root}: expected a CATER package, which has scenes")
         return self.dataset.scene(clip_name, frames)
 
     def usable_clips(self, split: str) -> list[Clip]:
@@ -246,15 +248,12 @@ def open_data(
     """
     resolve_decoder(config.decoder)
     if config.placement == "gpu" and (device is None or device.type != "cuda"):
-        raise UserError(
-            f"--placement: gpu needs a CUDA device, but this run uses {device or 'cpu'}; "
-            "accepted here: auto, disk, ram"
-        )
+        raise UserError(f"--placement: expected auto, disk or ram on {device or 'cpu'}, got gpu")
     dataset = open_dataset(config, read_only)
     if needs_classes and not dataset.num_classes:
         raise UserError(
-            f"--stage: finetune needs classes, which {config.source} does not have; accepted: all, "
-            "pretrain, or data with classes"
+            f"--stage: expected all or pretrain for {config.source}, which has no classes, got "
+            "finetune"
         )
     train_split, curve_split = find_splits(config, dataset)
     labels: dict[str, FrameLabels] = {}
@@ -322,8 +321,7 @@ def _open_store(
         if split is not None:  # the other crops are stored of the videos that are evaluated
             names = {clip.media for clip in dataset.clips(split)}
             used = [one for one in media if one.name in names]
-            if config.val_fraction != VAL_FRACTION:  # another choice has another store
-                split = f"{split}-{config.val_fraction}"
+            split = f"{split}-{config.val_fraction}"  # another choice has another store
         name = "-".join(filter(None, (_own_task(config, dataset), split))) or None
         out, decoder = find_store(dataset.root, used, sizes, config.decoder, task=name, crop=crop)
         with Bar("decoding", 0, "videos") as bar:
@@ -379,7 +377,7 @@ def _open_stream(
             image_size=model.image_size,
             patch_size=model.patch_size,
             square=crop[0],
-            random_crop=dataset_format.random_crop and options["jitter"],
+            random_crop=dataset_format.parts and options["jitter"],
             workers=workers,
             gpu=gpu,
             dropped=index.bad_files,  # what one loader drops is bad for all of them

@@ -8,6 +8,7 @@ task, implements :class:`~ivcl_fast.data.dataset.Dataset`, and lists its ``tasks
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,17 +18,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ivcl_fast.data.dataset import Dataset
-from ivcl_fast.data.remote import LISTS, Remote
+from ivcl_fast.data.remote import Remote
 from ivcl_fast.errors import UserError
+from ivcl_fast.progress import Bar
 
 if TYPE_CHECKING:
     from ivcl_fast.config import FrameLabelKind
     from ivcl_fast.data.config import DataConfig
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class DatasetFormat:
-    """The published format of a data set."""
+    """The format of a data set: how to open it, and which settings suit its answers."""
 
     open: Callable[..., Dataset]
     """Opens a task of the data set in a folder; takes :attr:`options` by name."""
@@ -37,17 +41,13 @@ class DatasetFormat:
     """Whether each task has its own media, and so its own frame store."""
     frames: int | None = None
     """Frames of every clip, if the data set determines them; models need that many."""
-    random_crop: bool = False
-    """Whether a part of the frame may be used in training; not if the answer is a place in it."""
-    crop_tasks: tuple[str, ...] = ()
-    """Tasks in which frames may be cropped; not if the answer is a place in the frame."""
-    frame_stride: bool = True
-    """Whether a clip may be a part of its video; not if the answer is about the last frame, or
-    about all of the video."""
+    parts: bool = False
+    """Whether a clip may be a part of its video and of its frames; not if the answer is a place in
+    the frame, or about the last frame or the whole video."""
     mirror: bool = False
     """Whether frames may be mirrored in training; not if classes tell left from right."""
     frame_labels: bool = False
-    """Whether it has labels of single frames, for supervised pretraining."""
+    """Whether it has labels of single frames."""
     options: tuple[str, ...] = ()
     """Settings of the data that :attr:`open` takes besides, such as ``val_fraction``."""
     place: Literal["DIR", "FILE", "PATTERN", "NAME_OR_DIR"] = "DIR"
@@ -75,31 +75,28 @@ class Synthetic:
 def _cater() -> DatasetFormat:
     from ivcl_fast.data.formats.cater import TASKS, Cater
 
-    crop_tasks = tuple(name for name, task in TASKS.items() if task.multi_label)
-    how: dict[str, Any] = {"frame_labels": True, "crop_tasks": crop_tasks, "frame_stride": False}
-    return DatasetFormat(Cater, tuple(TASKS), **how)
+    return DatasetFormat(Cater, tuple(TASKS), frame_labels=True)
 
 
 def _acre() -> DatasetFormat:
     from ivcl_fast.data.formats.acre import CONTEXT, Acre
 
-    return DatasetFormat(Acre, ("acre",), frames=len(CONTEXT) + 1, frame_stride=False)
+    return DatasetFormat(Acre, ("acre",), frames=len(CONTEXT) + 1)
 
 
 def _something_else() -> DatasetFormat:
     from ivcl_fast.data.formats.something_else import TASKS, SomethingElse
 
-    how: dict[str, Any] = {"media_by_task": True, "random_crop": True, "crop_tasks": tuple(TASKS)}
-    return DatasetFormat(SomethingElse, tuple(TASKS), **how)
+    return DatasetFormat(SomethingElse, tuple(TASKS), media_by_task=True, parts=True)
 
 
 def _custom(module: str, name: str, **how: Any) -> DatasetFormat:
-    """Describe a format for one's own videos, of which nothing is known: a class of a module."""
+    """Describe a format for one's own videos: a class of a module of ``formats.custom``."""
     from ivcl_fast.data.formats.custom.labelled import TASK
 
     open = getattr(import_module(f"ivcl_fast.data.formats.custom.{module}"), name)
     how = {"options": ("val_fraction",)} | how
-    return DatasetFormat(open, (TASK,), random_crop=True, crop_tasks=(TASK,), mirror=True, **how)
+    return DatasetFormat(open, (TASK,), parts=True, mirror=True, **how)
 
 
 def _synthetic_cater(camera: Literal["static", "moving", "none"]) -> Synthetic:
@@ -184,25 +181,14 @@ def parse_source(
         return _stored(Path(rest), argument), Path(rest)
     if rest and (added := _added_format(prefix)):
         return added, Path(rest)
-    places = ", ".join(f"{name}:{form().place}" for name, form in _FORMATS.items()) + ", store:DIR"
-    made = ", ".join(f"synthetic:{name}" for name in _SYNTHETIC)
-    others = sorted({f"{entry.name}:DIR" for entry in metadata.entry_points(group=ENTRY_POINTS)})
-    is_list = source.endswith(LISTS) and os.path.isfile(source)
-    likely = "videos" if os.path.isdir(source) else "csv" if is_list else None
-    hint = f" (did you mean {likely}:{source}?)" if likely else ""
-    raise UserError(
-        f"{argument}: {source!r} is not a data source{hint}; accepted: {places} for data in that "
-        f"format; synthetic, {made}" + "".join(f", {other}" for other in others)
-    )
+    places = [f"{name}:{form().place}" for name, form in _FORMATS.items()] + ["store:DIR"]
+    places += sorted({f"{entry.name}:DIR" for entry in metadata.entry_points(group=ENTRY_POINTS)})
+    made = ["synthetic", *(f"synthetic:{name}" for name in _SYNTHETIC)]
+    raise UserError(f"{argument}: expected one of {', '.join(places + made)}, got {source!r}")
 
 
-TRAITS = ("frames", "random_crop", "crop_tasks", "frame_stride", "mirror")
-"""What a store keeps of the format of its data set."""
-
-
-def traits_of(dataset_format: DatasetFormat) -> dict[str, Any]:
-    """Return what a store keeps of the format, for ``store:DIR``."""
-    return {name: getattr(dataset_format, name) for name in ("tasks", *TRAITS)}
+TRAITS = ("frames", "parts", "mirror")
+"""What a store keeps of the format of its data set, besides its tasks."""
 
 
 def _stored(store: Path, argument: str) -> DatasetFormat:
@@ -214,89 +200,21 @@ def _stored(store: Path, argument: str) -> DatasetFormat:
     traits = read_labels(store, tasks[0])[1]["traits"]
     order: list[str] = traits["tasks"]
     ordered = tuple(sorted(tasks, key=lambda t: order.index(t) if t in order else len(order)))
-    kept = {name: traits[name] for name in TRAITS}
-    return DatasetFormat(StoredDataset, ordered, **kept | {"crop_tasks": tuple(kept["crop_tasks"])})
+    return DatasetFormat(StoredDataset, ordered, **{name: traits[name] for name in TRAITS})
 
 
 def _added_format(name: str) -> DatasetFormat | None:
-    """Return a format that another package adds, or None.
-
-    Raises :class:`UserError` if it cannot be loaded, or is no data set.
-    """
+    """Return a format that another package adds, or None."""
     for entry in metadata.entry_points(group=ENTRY_POINTS, name=name):
-        try:
-            added = entry.load()
-        except Exception as error:
-            raise UserError(f"{name}: {entry.value} cannot be loaded: {error!r}") from None
-        if isinstance(added, DatasetFormat):
-            return added
-        if callable(added) and (tasks := getattr(added, "tasks", ())):
-            return DatasetFormat(added, tuple(tasks))
-        raise UserError(
-            f"{name}: {entry.value} is no data set; accepted: a class with the attribute tasks, or "
-            "a DatasetFormat"
-        )
+        added = entry.load()
+        is_format = isinstance(added, DatasetFormat)
+        return added if is_format else DatasetFormat(added, tuple(added.tasks))
     return None
 
 
 def clip_frames(source: str) -> int | None:
     """Return the number of frames of every clip, or None if the data set does not determine it."""
     return parse_source(source)[0].frames
-
-
-def check_frame_labels(source: str, kind: FrameLabelKind, num_slots: int) -> None:
-    """Raise :class:`UserError` if a source has no labels of single frames of this kind.
-
-    ``num_slots``: the model's slots per frame.
-    """
-    if not parse_source(source)[0].frame_labels:
-        flag = "--frame-labels:" if kind == "cells" else f"--objective: {kind}"
-        raise UserError(
-            f"{flag} needs labels of single frames, which {source} does not have; accepted with "
-            "it: cater:DIR, synthetic, synthetic:static, synthetic:moving"
-            + ("" if kind == "detection" else ", synthetic:states")  # its tables have no places
-        )
-    if kind == "objects":
-        from ivcl_fast.data.frame_labels import OBJECTS
-
-        if num_slots != len(OBJECTS):
-            raise UserError(
-                f"--num-slots: {num_slots} is not accepted with --objective objects; accepted: "
-                f"{len(OBJECTS)}, one for the snitch and one for the cones of each colour"
-            )
-
-
-def check_crop(source: str, task: str, frame_labels: bool = False) -> None:
-    """Raise :class:`UserError` if the frames of a task may not be cropped.
-
-    ``frame_labels``: whether single frames have labels, which tell what is where in them.
-    """
-    accepted = parse_source(source)[0].crop_tasks
-    if task in accepted and not frame_labels:
-        return
-    what = "labels of single frames" if frame_labels else f"task {task} of {source}"
-    others = f"; accepted with it: task {' or '.join(accepted)}" if accepted else ""
-    raise UserError(
-        f"--crop: not accepted with {what}, whose answers a crop would move or cut off{others}"
-    )
-
-
-def check_frame_stride(source: str) -> None:
-    """Raise :class:`UserError` if the clips of a source may not be parts of its videos."""
-    if not parse_source(source)[0].frame_stride:
-        raise UserError(
-            f"--frame-stride: not accepted for {source}, whose answers are about the whole video; "
-            "accepted for Something-Else and your own videos, such as videos:DIR"
-        )
-
-
-def check_mirror(source: str) -> None:
-    """Raise :class:`UserError` if the frames of a source may not be mirrored."""
-    if not parse_source(source)[0].mirror:
-        raise UserError(
-            f"--mirror: not accepted for {source}, whose answers tell left from right; accepted "
-            "for your own videos, such as videos:DIR"
-        )
 
 
 def find_task(source: str, task: str) -> str:
@@ -306,5 +224,120 @@ def find_task(source: str, task: str) -> str:
     """
     tasks = parse_source(source)[0].tasks
     if task != "auto" and task not in tasks:
-        raise UserError(f"--task: {task!r} is not one of {', '.join(tasks)}")
+        raise UserError(f"--task: expected one of auto, {', '.join(tasks)}, got {task!r}")
     return tasks[0] if task == "auto" else task
+
+
+def check_options(config: DataConfig) -> None:
+    """Raise :class:`UserError` for an option that the answers of a data set do not allow."""
+    found = parse_source(config.source)[0]
+    for flag, is_asked, is_allowed, reason in (
+        ("--crop", config.crop != "none", found.parts, "may be at the border of a frame"),
+        ("--frame-stride", config.frame_stride, found.parts, "are about the whole video"),
+        ("--mirror", config.mirror, found.mirror, "tell left from right"),
+    ):
+        if is_asked and not is_allowed:
+            raise UserError(
+                f"{flag}: expected your own videos, such as videos:DIR, got {config.source}, whose "
+                f"answers {reason}"
+            )
+
+
+def check_frame_labels(source: str, kind: FrameLabelKind, num_slots: int) -> None:
+    """Raise :class:`UserError` if a source has no labels of single frames of this kind.
+
+    ``num_slots``: the model's slots per frame.
+    """
+    if not parse_source(source)[0].frame_labels:
+        flag = "--frame-labels" if kind == "cells" else f"--objective {kind}"
+        raise UserError(
+            f"{flag}: expected data with labels of single frames, such as cater:DIR or synthetic, "
+            f"got {source}"
+        )
+    if kind == "objects":
+        from ivcl_fast.data.frame_labels import OBJECTS
+
+        if num_slots != len(OBJECTS):
+            raise UserError(
+                f"--num-slots: expected {len(OBJECTS)} with --objective objects, one for the "
+                f"snitch and one for the cones of each colour, got {num_slots}"
+            )
+
+
+# --- Opening a data set --------------------------------------------------------------------------
+
+
+def open_dataset(config: DataConfig, read_only: bool = False) -> Dataset:
+    """Open the data set of ``config``; a synthetic one is written if it is missing or incomplete.
+
+    With ``read_only`` nothing is written. Raises :class:`UserError` if the data set is missing.
+    """
+    dataset_format, place = parse_source(config.source)
+    task = find_task(config.source, config.task)
+    flag = "--data"
+    if isinstance(place, Synthetic):
+        flag = "--data-dir"
+        spec = place.spec(train=config.train_videos, val=config.val_videos)
+        root = config.data_dir / spec.default_name
+        if not read_only:
+            with Bar("rendering", 0, place.unit) as bar:
+                place.write(root, spec, workers=config.workers, progress=bar)
+        place = root
+    if isinstance(place, Remote):
+        place = fetched(dataset_format, place, config, task, read_only)
+    if read_only and dataset_format.place in ("DIR", "FILE") and not place.exists():
+        raise UserError(f"{flag}: expected the data set of the run, got no {place.absolute()}")
+    return dataset_format.open_with(config, place, task)
+
+
+def fetched(
+    dataset_format: DatasetFormat, place: Remote, config: DataConfig, task: str, read_only: bool
+) -> Path:
+    """Copy remote data to this machine; ``read_only``: only if there is no copy."""
+    is_list = dataset_format.place == "FILE"
+    copy = place.copy(config.data_dir, is_list)
+    if not (read_only and copy.exists()):
+        place.fetch(copy, is_list, lambda: dataset_format.open_with(config, copy, task))
+    return copy
+
+
+def keep_labels(store: Path, dataset_format: DatasetFormat, dataset: Dataset) -> None:
+    """Keep the clips and labels of a data set in its store, so that it needs no videos.
+
+    A store that cannot be written, such as a read-only one, is left as it is.
+    """
+    from ivcl_fast.data.store.labels import write_labels
+
+    traits = {name: getattr(dataset_format, name) for name in ("tasks", *TRAITS)}
+    try:
+        write_labels(store, dataset, traits, getattr(dataset, "has_grid", False))
+    except OSError as error:
+        log.warning("%s: its labels cannot be written: %s", store, error.strerror)
+
+
+def find_splits(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
+    """Return the splits to train on and to draw the curve of.
+
+    Raises :class:`UserError` for a split that the data set does not have.
+    """
+    train, curve = config.train_split, config.curve_split
+    for name, split in (("train", train), ("curve", curve)):
+        if split not in ("auto", *dataset.splits):
+            raise UserError(
+                f"--{name}-split: expected one of auto, {', '.join(dataset.splits)}, got {split!r}"
+            )
+    return (
+        dataset.splits[0] if train == "auto" else train,
+        dataset.curve_split if curve == "auto" else curve,
+    )
+
+
+def check_disjoint(dataset: Dataset, train_split: str, curve_split: str) -> None:
+    """Raise :class:`UserError` if curves or results would be those of training videos."""
+    seen = {clip.media for clip in dataset.clips(train_split)}
+    for flag, split in (("train", dataset.splits[1]), ("curve", curve_split)):
+        if shared := seen & {clip.media for clip in dataset.clips(split)}:
+            raise UserError(
+                f"--{flag}-split: expected splits without common videos, got {train_split}, which "
+                f"shares {len(shared)} with {split}"
+            )

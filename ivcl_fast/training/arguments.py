@@ -10,14 +10,7 @@ from typing import Any
 
 from ivcl_fast import command
 from ivcl_fast.config import IVCLConfig
-from ivcl_fast.data.registry import (
-    check_crop,
-    check_frame_labels,
-    check_frame_stride,
-    check_mirror,
-    clip_frames,
-    find_task,
-)
+from ivcl_fast.data.registry import check_frame_labels, check_options, clip_frames, find_task
 from ivcl_fast.errors import UserError, flag
 from ivcl_fast.models.backbone import default_sizes
 from ivcl_fast.training.settings import CHANGEABLE, TrainConfig, load_settings
@@ -96,14 +89,8 @@ def checked(config: TrainConfig) -> TrainConfig:
         check_frame_labels(data.source, kind, model.num_slots)
     if config.stages.frame_labels and model.readout != "last":
         raise UserError(f"--frame-labels: expected --readout last, got {model.readout}")
-    if data.frame_stride:
-        check_frame_stride(data.source)
-    if data.mirror:
-        check_mirror(data.source)
-    task = find_task(data.source, data.task)
-    if data.crop != "none":
-        check_crop(data.source, task, bool(config.frame_label_kinds))
-    return config.replace(task=task)
+    check_options(data)
+    return config.replace(task=find_task(data.source, data.task))
 
 
 def continued(config: TrainConfig, run: TrainConfig) -> TrainConfig:

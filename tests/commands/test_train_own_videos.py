@@ -89,7 +89,7 @@ def test_a_folder_without_classes_pretrains_only(tmp_path, command):
     source, before = f"videos:{tmp_path / 'clips'}", set(tmp_path.rglob("*"))
     flags = "--data", source, *FLAGS, "--out", tmp_path
     code, _, err = command(main, *flags, "--stage", "finetune")
-    assert code == 2 and "--stage: finetune needs classes, which videos:" in err
+    assert code == 2 and "--stage: expected all or pretrain for videos:" in err
     assert set(tmp_path.rglob("*")) == before  # nothing was decoded
     code, out, err = command(main, *flags)
     assert code == 0, err

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.dataset import Dataset
-from ivcl_fast.data.registry import check_mirror, find_task, parse_source
+from ivcl_fast.data.registry import check_options, find_task, parse_source
 from ivcl_fast.errors import UserError
 from ivcl_fast.train import main
 from tests.support.own_videos import write_one
@@ -59,25 +60,28 @@ def test_formats_that_are_added_have_tasks_and_settings_of_their_own(site):
     class Two:
         tasks = ("a", "b")
     full = DatasetFormat(Two, ("c",), frames=7)
-    nothing = 3
     """
-    entries = [f"{name}-x = others:{name}" for name in ("Two", "full", "nothing", "missing")]
+    entries = [f"{name}-x = others:{name}" for name in ("Two", "full")]
     install(site, "others", textwrap.dedent(code), *entries)
     assert find_task("Two-x:DIR", "auto") == "a" and find_task("Two-x:DIR", "b") == "b"
     assert parse_source("full-x:DIR")[0].frames == 7
-    with pytest.raises(UserError, match="nothing-x: others:nothing is no data set; accepted: "):
-        parse_source("nothing-x:DIR")
-    with pytest.raises(UserError, match="missing-x: others:missing cannot be loaded: Attribute"):
-        parse_source("missing-x:DIR")
-    with pytest.raises(UserError, match=r"'what:DIR' is not .*videos:DIR, csv:FILE.*, full-x:DIR"):
+    with pytest.raises(UserError, match=r"expected one of .*csv:FILE.*, full-x:DIR.*'what:DIR'"):
         parse_source("what:DIR")
 
 
 @pytest.mark.parametrize("source", ["cater:x", "acre:x", "something-else:x", "synthetic"])
-def test_frames_are_not_mirrored_where_answers_tell_left_from_right(source):
-    with pytest.raises(UserError, match=f"^--mirror: not accepted for {source}, .* videos:DIR"):
-        check_mirror(source)
-    check_mirror("videos:x")
+def test_settings_that_would_change_the_answers_are_refused(source):
+    """Something-Else asks for an action anywhere in the frame, but tells left from right."""
+    flags = {"mirror": True, "frame_stride": 2, "crop": "center"}
+    for name, value in flags.items():
+        given = DataConfig(source, **{name: value})
+        if source == "something-else:x" and name != "mirror":
+            check_options(given)
+            continue
+        with pytest.raises(UserError, match=f"^--{name.replace('_', '-')}: .* got {source}"):
+            check_options(given)
+    check_options(DataConfig("videos:x", **flags))
+    check_options(DataConfig(source))
 
 
 def test_the_home_folder_in_a_source(monkeypatch):

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from ivcl_fast.data.config import DataConfig
-from ivcl_fast.data.open_dataset import open_dataset
+from ivcl_fast.data.registry import open_dataset
 from ivcl_fast.errors import UserError
 from tests.support.painted import write_painted
 

@@ -83,6 +83,8 @@ class Cater:
         self.task = task
         self.num_classes = TASKS[task].num_classes
         self.multi_label = TASKS[task].multi_label
+        self.has_grid = not self.multi_label
+        """Whether the classes are cells of the floor."""
         self._warned_of_scenes = False
         if not self.root.is_dir():
             raise UserError(f"{self.root}: expected a CATER package, got no such folder")

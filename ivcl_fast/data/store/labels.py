@@ -27,7 +27,7 @@ from ivcl_fast.data.store.table import (
 )
 from ivcl_fast.errors import UserError
 
-VERSION = 3
+VERSION = 4
 
 
 def labels_file(store: Path, task: str) -> Path:

@@ -86,7 +86,7 @@ class Asked:
 
 def test_every_kind_of_clip(tmp_path):
     traits = dict(
-        tasks=("z", "a"), frames=3, random_crop=False, crop_tasks=("a",), frame_stride=False,
+        tasks=("z", "a"), frames=3, parts=True,
         mirror=False,
     )  # fmt: skip
     data = [Asked(tmp_path, task) for task in ("a", "z")]
@@ -95,7 +95,7 @@ def test_every_kind_of_clip(tmp_path):
         write_labels(store, one, traits, has_grid=True)
     assert stored_tasks(store) == ("a", "z") and find_task(f"store:{store}", "auto") == "z"
     dataset_format, place = parse_source(f"store:{store}")
-    assert (dataset_format.frames, dataset_format.crop_tasks, place) == (3, ("a",), store)
+    assert (dataset_format.frames, dataset_format.parts, place) == (3, True, store)
     found = StoredDataset(store, "a")
     assert list(found.clips("val")) == data[0].clips("val") == found.clips("val")[:]
     assert found.has_grid and found.clips("val")[-1].label == (2, 13)
