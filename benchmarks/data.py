@@ -216,22 +216,18 @@ def store_loader(path: Path, place: Any, cfg: IVCLConfig, clips: int, steps: int
 def stream_loader(media: list[Media], decoder: Any, cfg: IVCLConfig, clips: int, steps: int) -> Any:
     """Random clips of videos, decoded as they are needed: what ``--loader stream`` runs."""
     require_decoder(decoder)
-    from ivcl_fast.data.decode.decoder import choose_decoders, default_workers
+    from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
     from ivcl_fast.data.stream import StreamLoader
-    from ivcl_fast.data.stream_index import indexed_media, saved_index
+    from ivcl_fast.data.stream_index import saved_index
     from ivcl_fast.data.workers import usable_cpus
 
     index = saved_index(media, folder() / f"index-{len(media)}", usable_cpus())
-    infos = {name: indexed_media(index, row).info for row, name in enumerate(index.names)}
     wanted = [Clip(f"clip-{i}", media[i % len(media)].name, 0) for i in range(clips * (steps + 1))]
-    try:
-        decoders = choose_decoders(media, infos, decoder)
-    except UserError as error:
-        raise Skip(str(error)) from None
+    chosen = resolve_decoder(decoder)
     return StreamLoader(
-        wanted, clips, cfg.num_frames, media=media, index=index, decoders=decoders,
+        wanted, clips, cfg.num_frames, media=media, index=index, decoder=chosen,
         image_size=cfg.image_size, patch_size=cfg.patch_size,
-        workers=default_workers(decoders.values()), num_classes=1, multi_label=False, jitter=True,
+        workers=default_workers(chosen), num_classes=1, multi_label=False, jitter=True,
         shuffle=True, drop_last=True,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import torch
@@ -26,9 +27,8 @@ from ivcl_fast.config import MAX_SIZE
 from ivcl_fast.data.bad_files import check_all_usable, named
 from ivcl_fast.data.config import MOST_VIDEOS, MOST_WORKERS, DataConfig
 from ivcl_fast.data.dataset import Dataset, Media, VideoError, describe_splits
-from ivcl_fast.data.decode.decoder import choose_decoders, default_workers, make_decoder
+from ivcl_fast.data.decode.decoder import default_workers, make_decoder, resolve_decoder
 from ivcl_fast.data.decode.interface import ChosenDecoder, DecoderName
-from ivcl_fast.data.decode.media import probe
 from ivcl_fast.data.registry import (
     Synthetic,
     check_options,
@@ -38,17 +38,12 @@ from ivcl_fast.data.registry import (
     parse_source,
 )
 from ivcl_fast.data.remote import Remote
-from ivcl_fast.data.store.build import (
-    Part,
-    build_part,
-    build_store,
-    find_store,
-)
-from ivcl_fast.data.store.frame_store import BAD_FILES
-from ivcl_fast.data.stream_index import probe_media
+from ivcl_fast.data.store.build import build_part, build_store, find_store
+from ivcl_fast.data.store.shards import BAD_FILES, Part
+from ivcl_fast.data.stream_index import saved_index
 from ivcl_fast.data.synthetic.blender.process import find_python
 from ivcl_fast.data.synthetic.renderers import Renderer
-from ivcl_fast.data.workers import WorkerPool, usable_cpus
+from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.progress import Bar, duration
@@ -250,15 +245,14 @@ def parse_part(text: str) -> Part:
 def print_estimate(media: Sequence[Media], out: Path, config: PrepareConfig) -> None:
     """Print what building a store would take; decodes some media to estimate the time."""
     flags = config.store
-    pool = WorkerPool(config.workers or usable_cpus())
-    with pool, Bar("probing", len(media), "videos") as bar:
-        infos, bad_files = probe_media(media, pool, probe, bar)
-    decoders = choose_decoders(media, infos, flags.decoder)
-    workers = config.workers or default_workers(decoders.values())
-    frames = sum(info.frames for info in infos.values())
+    with TemporaryDirectory() as folder, Bar("probing", len(media), "videos") as bar:
+        index = saved_index(media, Path(folder), config.workers or usable_cpus(), bar)
+        frames, bad_files = int(index.frames.sum()), index.bad_files
+    decoder = resolve_decoder(flags.decoder)
+    workers = config.workers or default_workers(decoder)
     gigabytes = frames * 3 * flags.image_size**2 / 1e9
-    usable = [one for one in media if one.name in infos]
-    rate = measure_decoding(usable, decoders, flags.image_size)
+    usable = [one for one in media if one.name not in bad_files]
+    rate = measure_decoding(usable, decoder, flags.image_size)
     print(f"would decode {len(usable)} videos, {frames:,} frames,")
     print(f"into {out}, {gigabytes:.2f} GB; {len(bad_files)} videos cannot be used;")
     if rate:
@@ -272,13 +266,11 @@ def print_estimate(media: Sequence[Media], out: Path, config: PrepareConfig) -> 
         check_all_usable(bad_files, len(media), None)
 
 
-def measure_decoding(
-    media: Sequence[Media], decoders: dict[str, ChosenDecoder], image_size: int
-) -> float:
+def measure_decoding(media: Sequence[Media], chosen: ChosenDecoder, image_size: int) -> float:
     """Measure one worker's frames per second on the first media; 0 if none can be decoded."""
     frames, seconds = 0, 0.0
+    decoder = make_decoder(chosen, image_size)
     for one in media:
-        decoder = make_decoder(decoders[one.name], image_size)
         start = time.perf_counter()
         try:
             frames += sum(map(len, decoder.parts(one)))

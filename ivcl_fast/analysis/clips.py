@@ -15,7 +15,7 @@ from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.analysis.trajectory import frames_up_to
 from ivcl_fast.data.clip import find_media
 from ivcl_fast.data.dataset import Clip, Media, VideoError
-from ivcl_fast.data.decode.decoder import choose_decoder, make_decoder
+from ivcl_fast.data.decode.decoder import make_decoder, resolve_decoder
 from ivcl_fast.data.decode.media import open_media
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.formats.cater_frames import frame_count
@@ -195,7 +195,7 @@ class ClipReader:
             needed = set(index)
             if self.trajectories:
                 needed.update(i for end in index for i in frames_up_to(end, cfg.num_frames))
-            name, _ = choose_decoder(info, self.run.config.data.decoder)
+            name = resolve_decoder(self.run.config.data.decoder)
             crop = info.square(self.run.config.data.crop)
             frames = make_decoder(name, cfg.image_size).decode_open(opened, sorted(needed), crop)
         decoded = dict(zip(sorted(needed), frames.to(self.run.device), strict=True))

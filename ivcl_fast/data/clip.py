@@ -13,7 +13,7 @@ from torch import Tensor
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import choose_decoder, make_decoder, resolve_decoder
+from ivcl_fast.data.decode.decoder import make_decoder, resolve_decoder
 from ivcl_fast.data.decode.images import IMAGE_SUFFIXES, is_image
 from ivcl_fast.data.decode.interface import DecoderName
 from ivcl_fast.data.sampling import frame_ids
@@ -39,7 +39,7 @@ def load_clip(
             count by their value); or a list of image files.
         cfg: image size and number of frames.
         decoder: ``auto``, ``dali`` or ``pyav``. The decoders agree within
-            :data:`~ivcl_fast.data.decode.decoder.TOLERANCE`.
+            :data:`~ivcl_fast.data.decode.interface.TOLERANCE`.
         frame_stride: distance of the frames, from the middle of the video, as in training (see the
             model card); 0: evenly spaced over the whole video.
         crop: ``none`` or ``center``, as in training (see the model card).
@@ -54,7 +54,7 @@ def load_clip(
     """
     from ivcl_fast.data.decode.media import open_media  # imports PyAV, which takes long
 
-    resolve_decoder(decoder)
+    chosen = resolve_decoder(decoder)
     if not 0 <= frame_stride <= MOST:
         raise UserError(f"frame_stride: expected 0 to {MOST:,}, got {frame_stride}")
     if crop not in get_args(Square):
@@ -67,7 +67,6 @@ def load_clip(
             if other := [file for file in media.files if not is_image(file)]:
                 raise UserError(f"{other[0]}: expected an image: {', '.join(IMAGE_SUFFIXES)}")
         with open_media(media) as opened:
-            chosen, _ = choose_decoder(opened.info, decoder)
             ids = frame_ids(opened.info.frames, cfg.num_frames, stride=frame_stride)
             part = opened.info.square(crop)
             frames = make_decoder(chosen, cfg.image_size).decode_open(opened, ids, part)

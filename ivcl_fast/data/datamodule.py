@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ivcl_fast.data.bad_files import check_all_usable
+from ivcl_fast.data.bad_files import check_all_usable, summary
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Clip, Dataset
-from ivcl_fast.data.decode.decoder import choose_decoders, default_workers, resolve_decoder
+from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
 from ivcl_fast.data.decode.interface import decoding_gpu
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import FrameLabels, make_frame_labels
@@ -29,11 +29,12 @@ from ivcl_fast.data.registry import (
 from ivcl_fast.data.sampling import ONE_VIEW, View
 from ivcl_fast.data.slots import SlotLoader, Slots
 from ivcl_fast.data.store.build import build_store, find_store
-from ivcl_fast.data.store.frame_store import BAD_FILES, FrameStore
-from ivcl_fast.data.store.labels import StoredDataset, check_frames, media_rows
+from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.data.store.labels import StoredDataset, check_frames
+from ivcl_fast.data.store.shards import BAD_FILES
 from ivcl_fast.data.store.table import Index
 from ivcl_fast.data.stream import StreamLoader
-from ivcl_fast.data.stream_index import indexed_media, saved_index
+from ivcl_fast.data.stream_index import saved_index
 from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.distributed.group import is_main
 from ivcl_fast.errors import UserError
@@ -267,8 +268,7 @@ def open_data(
     if config.loader == "stream":
         data = _open_stream(config, model, dataset, device, labels)
     else:
-        copied_from = () if read_only else evaluated
-        data = _open_store(config, model, dataset, device, labels, step_bytes, copied_from)
+        data = _open_store(config, model, dataset, device, labels, step_bytes)
     if read_only:
         return data
     if config.loader == "store" and not isinstance(dataset, StoredDataset) and is_main():
@@ -288,19 +288,6 @@ def open_data(
     return data
 
 
-def _warn_of_copies(store: FrameStore, data: DataModule, split: str) -> None:
-    """Warn of training videos that have the frames of one that is measured, by another name."""
-    train, measured = (
-        media_rows(data.dataset.clips(each), store.index) for each in (data.train_split, split)
-    )
-    if copies := store.copies(train, measured):
-        log.warning(
-            "%s: %d training videos have the same content as a video of the split %s, whose scores "
-            "are too good; the first is %s, a copy of %s; remove one of each pair",
-            data.dataset.root, len(copies), split, *min(copies),
-        )  # fmt: skip
-
-
 def _open_store(
     config: DataConfig,
     model: IVCLConfig,
@@ -308,7 +295,6 @@ def _open_store(
     device: torch.device | None,
     labels: Mapping[str, FrameLabels],
     step_bytes: Callable[[], int] | None,
-    evaluated: Iterable[str],
 ) -> DataModule:
     sizes, media = (model.image_size, model.patch_size), dataset.media()
 
@@ -344,10 +330,7 @@ def _open_store(
         used = store if crop[0] == config.crop else open_store(*crop)
         return StoreLoader(used, *what, **options)
 
-    data = DataModule(config, dataset, store.index, store.path, labels, make_loader)
-    for each in evaluated:
-        _warn_of_copies(store, data, each)
-    return data
+    return DataModule(config, dataset, store.index, store.path, labels, make_loader)
 
 
 def _open_stream(
@@ -363,17 +346,18 @@ def _open_stream(
     folder = dataset.root / "-".join(filter(None, ("index", _own_task(config, dataset))))
     with Bar("indexing", len(media), "videos") as bar:
         index = saved_index(media, folder, config.workers or usable_cpus(), bar)
-    infos = {name: indexed_media(index, row).info for row, name in enumerate(index.names)}
+    if index.bad_files:
+        log.warning(summary(index.bad_files, len(media), folder / BAD_FILES))
     gpu, dataset_format = decoding_gpu(device), parse_source(config.source)[0]
-    decoders = choose_decoders(media, infos, config.decoder, gpu)
-    workers = config.workers or default_workers(decoders.values())
+    decoder = resolve_decoder(config.decoder)
+    workers = config.workers or default_workers(decoder)
 
     def make_loader(*what: Any, crop: tuple[Square, str], **options: Any) -> StreamLoader:
         return StreamLoader(
             *what,
             media=media,
             index=index,
-            decoders=decoders,
+            decoder=decoder,
             image_size=model.image_size,
             patch_size=model.patch_size,
             square=crop[0],

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 
 from ivcl_fast.data.crop import Crop, Square
 from ivcl_fast.data.dataset import Clip, Media, VideoError
-from ivcl_fast.data.decode.decoder import decoding_timeout, make_decoder
+from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.indexed import Indexed, open_indexed
 from ivcl_fast.data.decode.interface import ChosenDecoder, decoding_gpu
 from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
@@ -78,7 +78,7 @@ class StreamLoader(ClipLoader):
         *,
         media: Sequence[Media],
         index: Index,
-        decoders: Mapping[str, ChosenDecoder],
+        decoder: ChosenDecoder,
         image_size: int,
         patch_size: int,
         square: Square = "none",
@@ -93,7 +93,6 @@ class StreamLoader(ClipLoader):
 
         Args:
             index: all media that can be used.
-            decoders: the decoder of each of these media.
             square: the part of the frames that is resized to the square.
             random_crop: decode a random part of that, the same in all frames of a clip; not
                 for data sets whose labels are places in the frame.
@@ -103,19 +102,19 @@ class StreamLoader(ClipLoader):
             options: those of :class:`ClipLoader`.
         """
         self._media = {one.name: one for one in media}
-        self._decoders = decoders
+        self._decoder = decoder
         self.image_size, self.patch_size = image_size, patch_size
         self.square, self.random_crop = square, random_crop
         self.workers = workers
         self.gpu = decoding_gpu(None) if gpu is None else gpu
         self._ahead = PREFETCH * batch_size + workers
-        self._on_gpu = torch.cuda.is_available() and "dali" in decoders.values()
+        self._on_gpu = torch.cuda.is_available() and decoder == "dali"
         """Whether DALI decodes on a GPU; then frames that PyAV decodes are copied there as well."""
         self._losses: Counter[str] = Counter()
         self._processes = WorkerPool(workers)
         weakref.finalize(self, self._processes.close)
         self._threads: ThreadPoolExecutor | None = None
-        self.stall_seconds = decoding_timeout(stall_seconds, index.frames.tolist())
+        self.stall_seconds = stall_seconds
         super().__init__(clips, index, batch_size, num_frames, **options)
         self.dropped = {} if dropped is None else dropped
         """Media that could be used when they were indexed, but not any more, with the reason."""
@@ -155,7 +154,7 @@ class StreamLoader(ClipLoader):
         if indexed.places is not None:
             indexed, frames = replace(indexed, places=indexed.places[frames]), None
         return Request(
-            media, indexed, frames, crop, self._decoders[media.name], self.image_size,
+            media, indexed, frames, crop, self._decoder, self.image_size,
             self.patch_size, self.gpu, self.stall_seconds,
         )  # fmt: skip
 
@@ -184,9 +183,9 @@ class StreamLoader(ClipLoader):
                     since = time.monotonic()
                 elif self._in_threads and time.monotonic() - since > self.stall_seconds:
                     raise UserError(  # a thread cannot be killed
-                        f"{request.media.files[0]}: the decoder gave no result for "
-                        f"{self.stall_seconds:g} seconds; accepted: --decoder pyav with 2 "
-                        "--workers or more, which are replaced if they hang"
+                        f"{request.media.files[0]}: expected a decoded clip within "
+                        f"{self.stall_seconds:g} seconds, got none; with --decoder pyav and 2 "
+                        "--workers or more, a decoder that hangs is replaced"
                     )
                 else:
                     wait([first], STOP_SECONDS)

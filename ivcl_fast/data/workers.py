@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import parent_process, resource_tracker, spawn
+from multiprocessing import parent_process, spawn
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 from unittest import mock
 
 from pebble import ProcessExpired, ProcessPool
 
+from ivcl_fast.errors import UserError
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-STALL_SECONDS = 120.0
+STALL_SECONDS = 600.0
 """A decoder that returns nothing for this long is considered hung."""
-MAX_TIMEOUT = 4 * 3600.0
-"""Longest time, in seconds, that a decoder is given for one video."""
 
 
 def usable_cpus() -> int:
@@ -69,9 +69,7 @@ class WorkerPool:
         If the worker dies, the future raises an error that :func:`loss` describes.
         """
         if self._pool is None:
-            self._pool = ProcessPool(
-                self.workers, initializer=_end_with_parent, context=_WithoutMain()
-            )
+            self._pool = ProcessPool(self.workers, initializer=_start, context=_WithoutMain())
         return self._pool.schedule(function, args)
 
     def run(
@@ -82,9 +80,10 @@ class WorkerPool:
     ) -> Iterator[Result]:
         """Yield ``function(task)`` for every task, in the order in which they end.
 
-        An exception of the function is raised here. If the worker of a task dies, ``replace`` is
-        called with the task and the reason, and returns the task to do instead; without ``replace``
-        this raises ``RuntimeError``. An error and closing the iteration end the workers.
+        An exception of the function is raised here. If a task crashes its worker or hangs,
+        ``replace`` is called with the task and the reason, and returns the task to do instead.
+        Raises :class:`UserError` if there is no ``replace``, or if a worker was killed from
+        outside. An error and closing the iteration end the workers.
         """
         if self.workers <= 1:
             yield from map(function, tasks)
@@ -99,11 +98,12 @@ class WorkerPool:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     task = running.pop(future)
-                    reason = loss(future.exception())
+                    error = future.exception()
+                    reason = loss(error)
                     if reason is None:
                         yield future.result()
-                    elif replace is None:
-                        raise RuntimeError(f"a worker process was lost: {reason}")
+                    elif replace is None or was_killed(error):
+                        raise UserError(f"a worker process was lost: {reason}")
                     else:
                         task = replace(task, reason)
                         running[self.submit(function, task)] = task
@@ -118,10 +118,16 @@ def loss(error: BaseException | None) -> str | None:
         return None
     if error.exitcode == -signal.SIGALRM:
         return "the decoder hung"
-    name = f"exit code {error.exitcode}"
-    return (
-        f"its process died ({signal.Signals(-error.exitcode).name if error.exitcode < 0 else name})"
-    )
+    if was_killed(error):
+        return "it was killed (SIGKILL), perhaps because memory ran out; try fewer --workers"
+    code = error.exitcode
+    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return f"its process died ({name})"
+
+
+def was_killed(error: BaseException | None) -> bool:
+    """Whether a worker was lost to a kill, which is no fault of its task."""
+    return isinstance(error, ProcessExpired) and error.exitcode == -signal.SIGKILL
 
 
 @contextmanager
@@ -132,20 +138,20 @@ def time_limit(seconds: float) -> Iterator[Callable[[], None]]:
     in a process that is not a worker.
     """
 
-    def restart() -> None:
+    def restart(seconds: float = seconds) -> None:
         if parent_process() is not None:
-            signal.alarm(math.ceil(min(seconds, MAX_TIMEOUT)))
+            signal.alarm(math.ceil(seconds))
 
     restart()
     try:
         yield restart
     finally:
-        if parent_process() is not None:
-            signal.alarm(0)
+        restart(0)
 
 
-def _end_with_parent() -> None:
-    """End this worker when its parent is killed, even in the middle of a task."""
+def _start() -> None:
+    """Prepare a worker: it ignores Ctrl-C, and ends when its parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait_for_parent() -> None:
         parent: Any = parent_process()
@@ -171,15 +177,8 @@ def _without_main(name: str) -> dict[str, Any]:
 class _Process(SpawnProcess):
     @staticmethod
     def _Popen(process: Any) -> Any:
-        # The first process starts multiprocessing's resource tracker, which unblocks SIGINT.
-        resource_tracker.ensure_running()
-        # The process inherits the signal mask, so it ignores Ctrl-C from its start.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            with mock.patch.object(spawn, "get_preparation_data", _without_main):
-                return SpawnProcess._Popen(process)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with mock.patch.object(spawn, "get_preparation_data", _without_main):
+            return SpawnProcess._Popen(process)
 
 
 class _WithoutMain(SpawnContext):

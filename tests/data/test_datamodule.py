@@ -263,27 +263,6 @@ def test_splits_that_do_not_exist_or_overlap_are_refused(changes, said, folder):
         opened(config("synthetic", folder, **changes))
 
 
-def test_copies_of_measured_videos_are_named(tmp_path, caplog):
-    """A copy by another name, and a hard link."""
-    for number in range(8):
-        split = ("train", "val")[number // 4]
-        path = tmp_path / split / "ab"[number % 2] / f"{number}.avi"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_painted(path, number, 4)
-    wanted = DataConfig(f"videos:{tmp_path}", workers=1)
-    opened(wanted)
-    assert "same content" not in caplog.text
-    shutil.copy(tmp_path / "val" / "a" / "6.avi", tmp_path / "train" / "b" / "y.avi")
-    (tmp_path / "train" / "a" / "x.avi").hardlink_to(tmp_path / "val" / "a" / "4.avi")
-    opened(wanted)
-    (said,) = [line for line in caplog.text.splitlines() if "same content" in line]
-    assert "2 training videos have the same content as a video of the split val" in said
-    assert "the first is train/a/x.avi, a copy of val/a/4.avi; remove one of each pair" in said
-    caplog.clear()
-    opened(wanted, read_only=True)
-    assert "same content" not in caplog.text
-
-
 @pytest.mark.parametrize("how", ["store", "stream"])
 def test_all_videos_are_required(tmp_path, how):
     for name in ("a", "b", "c"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import subprocess
@@ -20,11 +19,11 @@ import torch
 
 from ivcl_fast.data import stream
 from ivcl_fast.data.dataset import Clip, Media
-from ivcl_fast.data.decode.decoder import choose_decoders
+from ivcl_fast.data.decode.decoder import resolve_decoder
 from ivcl_fast.data.loader import StoreLoader
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.stream import CROP_AREA, StreamLoader, draw_crop
-from ivcl_fast.data.stream_index import indexed_media, saved_index
+from ivcl_fast.data.stream_index import saved_index
 from tests.data.test_loader import same
 from tests.support.marks import NEEDS_DALI
 from tests.support.painted import (
@@ -67,9 +66,8 @@ GOOD = [i for i in range(len(FRAMES)) if i != 2]
 def make(
     videos, clips=CLIPS, batch_size=2, num_frames=4, decoder="pyav", **options
 ) -> StreamLoader:
-    with tempfile.TemporaryDirectory() as folder:
-        index = saved_index(videos, Path(folder), 1)
-    infos = {name: indexed_media(index, row).info for row, name in enumerate(index.names)}
+    folder = tempfile.mkdtemp(dir=videos[0].files[0].parent)
+    index = saved_index(videos, Path(folder), 1)
     defaults = dict(
         num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False,
         image_size=32, patch_size=8, workers=1,
@@ -80,7 +78,7 @@ def make(
         num_frames,
         media=videos,
         index=index,
-        decoders=choose_decoders(videos, infos, decoder),
+        decoder=resolve_decoder(decoder),
         **defaults | options,
     )
 
@@ -124,40 +122,6 @@ def test_dali_decodes_too(videos, decoder):
         assert found.rows.is_cuda == (decoder == "auto")
         assert torch.equal(found.clip_ids, expected.clip_ids)
         assert (found.rows.cpu().int() - expected.rows.int()).abs().float().mean() < 2
-
-
-@NEEDS_DALI
-def test_frames_of_pyav_are_copied_to_the_gpu_of_dali(videos, monkeypatch):
-    """With stand-ins: the meta device is the GPU of the run."""
-    asked = []
-
-    class Stream:
-        device = torch.device("meta")
-
-        def __init__(self, device):
-            asked.append(device)
-
-        def synchronize(self):
-            pass
-
-    def decode_clip(request):
-        place = "meta" if request.decoder == "dali" else "cpu"
-        return torch.zeros(4, 16, 192, dtype=torch.uint8, device=place)
-
-    loader = make(videos, batch_size=len(GOOD), gpu=3)
-    loader._decoders = {f"v{i}": "dali" if i % 2 else "pyav" for i in GOOD}
-    loader._on_gpu = True
-    monkeypatch.setattr(stream, "decode_clip", decode_clip)
-    for name, value in {
-        "Stream": Stream, "stream": contextlib.nullcontext, "is_available": lambda: True,
-        "current_device": lambda: 0, "default_stream": lambda device: None,
-    }.items():  # fmt: skip
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda rows, stream: None)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
-    (batch,) = loader.epoch(0)
-    assert batch.rows.is_meta and len(batch.rows) == len(GOOD)
-    assert asked == [3]
 
 
 def test_resuming_inside_an_epoch(videos):

@@ -12,6 +12,7 @@ from multiprocessing import active_children
 import pytest
 
 from ivcl_fast.data.workers import WorkerPool, loss, time_limit, usable_cpus
+from ivcl_fast.errors import UserError
 
 
 def square(number: int) -> int:
@@ -43,7 +44,7 @@ def test_an_error_is_raised_here(workers):
 
 
 def test_a_crash_is_one_line():
-    with pytest.raises(RuntimeError, match=r"lost: its process died \(exit code 7\)"):
+    with pytest.raises(UserError, match=r"lost: its process died \(exit code 7\)"):
         list(WorkerPool(2).run(square, [3, -2]))
     assert not active_children()
 

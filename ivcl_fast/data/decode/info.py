@@ -52,6 +52,8 @@ class VideoInfo:
 class OpenMedia(ABC):
     """Media that :func:`~ivcl_fast.data.decode.media.open_media` opened."""
 
+    path: Path
+    """The file, or the first of the image files."""
     has_images: bool
     """Whether every frame is an encoded image."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -21,6 +21,16 @@ DecoderName = Literal["auto", "dali", "pyav"]
 ChosenDecoder = Literal["dali", "pyav"]
 NVDECS = 7
 """Video decoders of an H100; each DALI pipeline uses one."""
+
+
+class Tolerance(NamedTuple):
+    """Largest difference between the frames of the decoders, in levels of 255."""
+
+    mean: float
+    maximum: int
+
+
+TOLERANCE = Tolerance(mean=0.6, maximum=48)
 
 
 class Decoder(ABC):

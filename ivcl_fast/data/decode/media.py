@@ -86,7 +86,7 @@ class OpenImages(OpenMedia):
     has_images = True
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self.files = files
+        self.files, self.path = files, files[0]
 
     def frame_name(self, number: int) -> str:
         return self.files[number].name

@@ -15,14 +15,14 @@ import numpy as np
 
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Clip, Dataset, Media
-from ivcl_fast.data.store.frame_store import read_index
+from ivcl_fast.data.store.shards import read_index
 from ivcl_fast.data.store.table import (
     Columns,
     Index,
+    Strings,
     hashes_of,
     read_table,
     string_columns,
-    strings_of,
     write_table,
 )
 from ivcl_fast.errors import UserError
@@ -80,8 +80,8 @@ class StoredClips(Sequence[Clip]):
     """The clips of a split, made when they are read."""
 
     def __init__(self, columns: Columns, split: str, multi_label: bool) -> None:
-        self._names = strings_of(columns, f"{split}/name")
-        self._media = strings_of(columns, f"{split}/media")
+        self._names = Strings(columns, f"{split}/name")
+        self._media = Strings(columns, f"{split}/media")
         self._values = [
             (columns[f"{split}/{name}"], columns[f"{split}/{name}_end"])
             for name in ("label", "frames")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,12 +21,6 @@ USABLE_SHARE = 0.9
 workspaces of libraries, and gaps between the allocator's blocks."""
 RAM_SHARE = 0.5
 """Share of the available memory that the stores of all ranks of a machine may take."""
-GROUP_FILES = {
-    "": ("memory.max", "memory.current", "inactive_file"),
-    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-}
-"""Of control groups of version 2, and of version 1: the files with the limit and with what is used,
-and the entry of ``memory.stat`` with what is used for files."""
 
 
 def choose_placement(
@@ -41,16 +35,18 @@ def choose_placement(
     store could be on a GPU: to predict it takes seconds. Raises :class:`UserError` for an
     unknown placement, and for one with too little memory.
     """
-    if placement not in get_args(Placement):
-        raise UserError(f"placement: {placement!r} is not one of {', '.join(get_args(Placement))}")
+    if placement not in (names := get_args(Placement)):
+        raise UserError(f"placement: expected one of {', '.join(names)}, got {placement!r}")
     has_gpu = device is not None and device.type == "cuda"
+    if placement == "gpu" and device is None:
+        raise UserError("placement: expected auto, disk or ram without a device, got gpu")
     if placement != "auto":
         if placement == "ram" or (placement == "gpu" and has_gpu):
             free = available_memory() if placement == "ram" else torch.cuda.mem_get_info(device)[0]
             if size > free:
                 raise UserError(
-                    f"--placement: {placement} has {free / 1e9:.1f} GB free, and the frame store "
-                    f"has {size / 1e9:.1f} GB; accepted: auto, disk"
+                    f"--placement: expected auto or disk for a frame store of {size / 1e9:.1f} GB "
+                    f"with {free / 1e9:.1f} GB free, got {placement}"
                 )
         return placement, "as asked for"
     if has_gpu:
@@ -67,36 +63,24 @@ def choose_placement(
 def available_memory() -> int:
     """Return the bytes that are available without swapping.
 
-    They are within the limits of a container, and of a job of a cluster.
+    They are within the limits of a container, and of a job of a cluster (control groups, version
+    2; see Linux, ``cgroup-v2.rst``).
     """
-    available = _entry(Path("/proc/meminfo"), "MemAvailable:") * 1024
-    return min([available, *_left_by_limits()])
-
-
-def _left_by_limits() -> Iterator[int]:
-    """Yield what is left of the limit of this process's control group, and of each above it.
-
-    Source: Linux, ``cgroup-v1/memory.rst`` and ``cgroup-v2.rst``.
-    """
+    available = [_entry(Path("/proc/meminfo"), "MemAvailable:") * 1024]
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        name = Path("/proc/self/cgroup").read_text().partition("0::/")[2].split("\n")[0]
     except OSError:  # the system has no control groups
-        return
-    for _, version, name in (line.split(":", 2) for line in lines):
-        if version not in GROUP_FILES:
+        return available[0]
+    own = Path("/sys/fs/cgroup") / name
+    for group in (own, *own.parents):  # in a container, the root may be its own group
+        try:
+            limit = int((group / "memory.max").read_text())
+            used = int((group / "memory.current").read_text())
+        except (OSError, ValueError):  # no such file, or "max" for no limit
             continue
-        limit_file, used_file, cached_entry = GROUP_FILES[version]
-        root = Path("/sys/fs/cgroup") / version
-        own = root / name.lstrip("/")
-        # In a container, the root may be its own group, whatever the name says.
-        for group in (own, *own.parents):
-            try:
-                limit = int((group / limit_file).read_text())
-                used = int((group / used_file).read_text())
-            except (OSError, ValueError):  # no such file, or "max" for no limit
-                continue
-            # The system drops cached files if necessary.
-            yield max(0, limit - used + _entry(group / "memory.stat", cached_entry))
+        # The system drops cached files if necessary.
+        available.append(max(0, limit - used + _entry(group / "memory.stat", "inactive_file")))
+    return min(available)
 
 
 def _entry(file: Path, name: str) -> int:

@@ -1,19 +1,22 @@
-"""Shards: the files with the frames of a store, of limited size, each with a record beside it.
+"""Shards: the parts of a store or of an index, which any number of processes build together.
 
-``shard-<id>.u8`` holds uint8 ``[frames, N, 3PP]``. ``shard-<id>.json``, written when the shard is
-complete, lists its clips in order, with the checksum of each one's frames, and the clips that
-cannot be used. So every shard describes itself, and what is in no shard is missing. Which clips
-share a shard depends on the data set alone, so the bytes are the same for any number of processes
-and interruptions.
+``shard-<id>.u8`` holds the data of some clips; ``shard-<id>.json``, written last, lists them in
+order, those that cannot be used, and the checksum. The id is a digest of the settings, of the names
+of the clips and of the state of what they are made from. So a shard that is there is up to date,
+what is not there is missing, and a change of the clips changes their shards only.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -21,238 +24,316 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from ivcl_fast.data.dataset import VideoError
-from ivcl_fast.data.store.source import Source, State, VideoSource
+from ivcl_fast.data.store.source import GONE, Source
 from ivcl_fast.data.store.table import Columns, Index
-from ivcl_fast.data.workers import STALL_SECONDS, time_limit
+from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import atomic_write, locked, read_bytes, remove_temporaries, write_text
-from ivcl_fast.models.reference import patchify
+from ivcl_fast.files import atomic_write, locked, read_bytes, remove_temporaries, write_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
-SHARD_BYTES = 2**30
-"""A shard ends with the clip that reaches this size."""
-SHARD_CLIPS = 256
-"""Most clips, on average, that are planned for a shard."""
+VERSION = 4
+INDEX, BAD_FILES, LOCK = "index.safetensors", "bad_files.json", "build.lock"
+SHARD_FILES = f"shard-{'[0-9a-f]' * 16}-{'[0-9a-f]' * 16}"
+SHARD_CLIPS = 64
+"""Most clips of a shard, on average."""
 SHARDS = 64
-"""Number of shards, on average, that a data set with fewer clips is divided into."""
-MIN_RATE = 2**20
-"""Bytes per second; slower storage is considered hung."""
+"""Fewest shards, on average, of a data set with more clips than that."""
+MOVED = 10
+"""Fewest shards whose files all get other times when they are copied; fewer are soon built."""
+WAIT_SECONDS = 1.0
+"""Seconds between two checks of the shards that other processes build."""
+
+Progress = Callable[[int, int], None]
+Append = Callable[[Source, str, dict[str, Any], BinaryIO], tuple[int, str]]
+"""Append the data of a clip to the file of its shard; return its number of frames, and facts.
+
+Called with the source, the name of the clip, the settings and the file, in a worker process.
+Raises :class:`VideoError` if the clip cannot be used.
+"""
 
 
-class StoredClip(NamedTuple):
-    """A clip in a shard."""
+class Part(NamedTuple):
+    """The ``number``-th of ``total`` parts of the shards, from 0."""
 
-    frames: int
-    sha256: str
-    """Checksum of its frames."""
-    state: State
-    """State of what it was made from."""
+    number: int
+    total: int
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Content of a complete shard, as its record tells."""
+    """A shard to build, or that is built."""
 
-    settings: dict[str, Any]
-    """Those of the store: version, sizes, crop and decoder."""
-    clips: dict[str, StoredClip]
-    """In the order of the file."""
-    bad_files: dict[str, tuple[str, State]]
-    """Clips that cannot be used: the reason, and the state of the files."""
-
-    def states(self) -> dict[str, State]:
-        """Return the states of what all clips were made from, the bad ones included."""
-        bad = {name: state for name, (_, state) in self.bad_files.items()}
-        return {name: clip.state for name, clip in self.clips.items()} | bad
-
-    def size(self) -> int:
-        """Return the length of the shard's file in bytes."""
-        frames = sum(clip.frames for clip in self.clips.values())
-        return frames * 3 * self.settings["image_size"] ** 2
-
-
-@dataclass(frozen=True)
-class ShardTask:
-    """Clips of which a worker makes a shard, or several if they are large."""
-
-    folder: Path
+    path: Path
+    """Its file."""
     source: Source
+    """Its clips."""
     settings: dict[str, Any]
-    shard_bytes: int = SHARD_BYTES
+    append: Append
     refused: dict[str, str] = field(default_factory=dict)
-    """Clips that are not decoded, with the reason."""
-    losses: tuple[str, ...] = ()
-    """Clips at which a worker was lost."""
+    """Clips that crashed a decoder, with the reason."""
 
     @property
     def marker(self) -> Path:
         """File that names the clip that is being decoded."""
-        return self.folder / f"{shard_name(self.source)}.now"
+        return self.path.with_suffix(".now")
 
-
-def shard_name(source: Source) -> str:
-    """Name the shard that begins with the first clip of a source, by the clips and their states."""
-    content = [(name, *source.state(name)) for name in source.names]
-    return f"shard-{hashlib.sha256(repr(content).encode()).hexdigest()[:16]}"
-
-
-def grouped(new: Iterable[str], missing: Set[str], total: int) -> Iterator[list[str]]:
-    """Divide the missing ones of new clips, in order, into tasks; ``total``: clips of the store.
-
-    A task begins at clips that are chosen by their name. So a build that continues has the same
-    tasks, without what is in a shard by now.
-    """
-    size = max(1, min(SHARD_CLIPS, total // SHARDS))
-    group: list[str] = []
-    for name in new:
-        if group and zlib.crc32(name.encode(errors="surrogateescape")) % size == 0:
-            yield group
-            group = []
-        if name in missing:
-            group.append(name)
-    if group:
-        yield group
-
-
-def read_shard(record: Path) -> Shard | None:
-    """Read the record of a shard; None if it is damaged, or its file is not complete.
-
-    Raises :class:`UserError` if another version wrote it.
-    """
-    try:
-        found = json.loads(read_bytes(record))
-        if found.get("settings", {}).get("version") != VERSION:
-            raise older_version(record.parent)
-        clips = {
-            name: StoredClip(n, sha, State(*at)) for name, (n, sha, at) in found["clips"].items()
-        }
-        bad = {name: (why, State(*at)) for name, (why, at) in found["bad_files"].items()}
-        shard = Shard(found["settings"], clips, bad)
-        if record.with_suffix(".u8").stat().st_size == shard.size():
-            return shard
-    except FileNotFoundError:
+    def read(self) -> dict[str, Any] | None:
+        """Read the record; None unless the shard is complete."""
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            record = json.loads(read_bytes(self.path.with_suffix(".json")))
+            if self.path.stat().st_size == record["bytes"]:
+                return record
         return None
+
+
+def build_shard(shard: Shard) -> int:
+    """Build a shard; return its number of clips, 0 if another process does so or has done so."""
+    with locked(shard.path.with_suffix(".lock"), wait=False) as held:
+        if not held or shard.read() is not None:
+            return 0
+        remove_temporaries(shard.path.parent, [shard.path.stem])
+        clips, bad_files = list[tuple[str, int, int, str]](), dict[str, str]()
+        with atomic_write(shard.path) as file:
+            for name in shard.source.names:
+                start = file.tell()
+                shard.marker.write_text(name, errors="surrogateescape")
+                try:
+                    if reason := shard.refused.get(name):
+                        raise VideoError(reason)
+                    frames, facts = shard.append(shard.source, name, shard.settings, file)
+                    clips.append((name, start, frames, facts))
+                except VideoError as error:
+                    bad_files[name] = str(error)
+                    file.seek(start)
+                    file.truncate()
+            size = file.tell()
+            file.flush()
+            sha256 = checksum(Path(file.name))
+        record = {"clips": clips, "bad_files": bad_files, "bytes": size, "sha256": sha256}
+        write_json(shard.path.with_suffix(".json"), record)
+        shard.marker.unlink(missing_ok=True)
+    return len(shard.source.names)
+
+
+def checksum(path: Path) -> str:
+    """Return the checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse(shard: Shard, reason: str) -> Shard:
+    """Return the shard to build after a clip has crashed its worker."""
+    try:
+        name = shard.marker.read_text(errors="surrogateescape")
+    except FileNotFoundError:
+        raise UserError(f"a worker process was lost: {reason}") from None
+    reason = f"decoding it failed: {reason}; touch the file to try again"
+    log.warning("%s: %s", name, reason)
+    return replace(shard, refused=shard.refused | {name: reason})
+
+
+class Build:
+    """The build of a store or an index: its shards, and the index over them."""
+
+    def __init__(self, source: Source, out: Path, settings: dict[str, Any], append: Append) -> None:
+        """Find out which shards there have to be.
+
+        Raises :class:`UserError` if there are no clips, or two with the same name.
+        """
+        if not source.names:
+            raise UserError("the data set has no videos")
+        name, count = Counter(source.names).most_common(1)[0]
+        if count > 1:
+            raise UserError(f"{count} videos have the name {name}")
+        self.source, self.out = source, out
+        self.settings = {"version": VERSION, **settings}
+        self.shards = [
+            Shard(out / f"{shard_id(group, self.settings)}.u8", group, self.settings, append)
+            for group in grouped(source)
+        ]
+        self._accept_copies()
+        self._records: dict[str, dict[str, Any]] = {}
+
+    def _accept_copies(self) -> None:
+        """If most files differ in their times alone, they were copied: use their shards."""
+        there = {path.stem for path in self.out.glob(f"{SHARD_FILES}.json")}
+        of_sizes = {name.rpartition("-")[0]: name for name in sorted(there)}
+        copied = [
+            replace(shard, path=self.out / f"{of_sizes[same]}.u8")
+            if (same := shard.path.stem.rpartition("-")[0]) in of_sizes else shard
+            for shard in self.shards
+        ]  # fmt: skip
+        others = sum(new != old for new, old in zip(copied, self.shards, strict=True))
+        if others >= MOVED and 2 * others > len(copied):
+            self.shards = copied
+
+    def is_current(self, index: Index) -> bool:
+        """Whether an index is of these shards, and their files are complete."""
+        files = index.about["shards"]
+        if [name for name, *_ in files] != [shard.path.name for shard in self.shards]:
+            return False
+        with suppress(FileNotFoundError):
+            return all((self.out / name).stat().st_size == size for name, size, _ in files)
+        return False
+
+    def run(self, part: Part, workers: int, progress: Progress) -> int:
+        """Build the missing shards of a part, together with other processes that do so.
+
+        Returns the number of clips that other parts have to build. Without any, the index is
+        written. Raises :class:`UserError` if the folder contains something else, cannot be written,
+        or is full.
+        """
+        with storage_errors(self.out):
+            self._claim()
+            total, waits = len(self.source.names), False
+            mine = [
+                shard for at, shard in enumerate(self.shards)
+                if at * part.total // len(self.shards) == part.number
+            ]  # fmt: skip
+            with WorkerPool(workers) as pool:
+                while missing := self._missing(mine):
+                    done = total - self._clips(self._missing(self.shards))
+                    progress(done, total)
+                    if waits:
+                        log.info("%s: waiting for shards that other processes build", self.out)
+                        time.sleep(WAIT_SECONDS)
+                    else:
+                        log.info("%s: %d of %d videos are missing", self.out, total - done, total)
+                    waits = True
+                    for count in pool.run(build_shard, missing, refuse):
+                        done += count
+                        waits = waits and not count
+                        progress(done, total)
+            left = self._clips(self._missing(self.shards))
+            if not left:
+                self._finish()
+            progress(total - left, total)
+        return left
+
+    def _claim(self) -> None:
+        """Make the folder; :class:`UserError` if it contains something else."""
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"{self.out}: expected a folder, got a file")
+        self.out.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in self.out.iterdir() if path.suffix != ".tmp"}
+        if names and not names & {INDEX, LOCK}:
+            raise UserError(f"{self.out}: expected an empty folder or a store, got other files")
+        (self.out / LOCK).touch()
+
+    def _missing(self, shards: Sequence[Shard]) -> list[Shard]:
+        missing = []
+        for shard in shards:
+            name = shard.path.name
+            if name not in self._records and (record := shard.read()) is not None:
+                self._records[name] = record
+            if name not in self._records:
+                missing.append(shard)
+        return missing
+
+    @staticmethod
+    def _clips(shards: Sequence[Shard]) -> int:
+        return sum(len(shard.source.names) for shard in shards)
+
+    def _finish(self) -> None:
+        """Write the index, and delete what it does not name."""
+        with locked(self.out / LOCK):
+            index = self._index()
+            write_json(self.out / BAD_FILES, index.bad_files)
+            index.write(self.out / INDEX)
+            remove_temporaries(self.out, ["*"])
+            kept = {shard.path.stem for shard in self.shards}
+            for path in self.out.glob(f"{SHARD_FILES}.*"):
+                if path.stem not in kept or path.suffix not in (".json", ".u8"):
+                    path.unlink(missing_ok=True)
+            (self.out / LOCK).unlink(missing_ok=True)
+
+    def _index(self) -> Index:
+        """Make the index from the records of the shards."""
+        records = [self._records[shard.path.name] for shard in self.shards]
+        clips = [(at, *clip) for at, record in enumerate(records) for clip in record["clips"]]
+        numbers, names, starts, frames, facts = zip(*clips, strict=True) if clips else [()] * 5
+        columns: Columns = {
+            "shard": np.array(numbers, np.int32),
+            "start": np.array(starts, np.int64),
+            "frames": np.array(frames, np.int32),
+        }
+        bad = {name: why for record in records for name, why in record["bad_files"].items()}
+        files = [
+            (shard.path.name, record["bytes"], record["sha256"])
+            for shard, record in zip(self.shards, records, strict=True)
+        ]
+        about = {"settings": self.settings, "shards": files, "bad_files": dict(sorted(bad.items()))}
+        return Index.make(names, columns, about, facts)
+
+
+def grouped(source: Source) -> Iterator[Source]:
+    """Divide the clips, in order, into shards.
+
+    A shard begins at clips that are chosen by their name, so that other shards stay as they are if
+    clips are added or removed, as long as their number does not double.
+    """
+    size = 1 << (max(1, min(SHARD_CLIPS, len(source.names) // SHARDS)).bit_length() - 1)
+    group: list[str] = []
+    for name in source.names:
+        begins = zlib.crc32(name.encode(errors="surrogateescape")) % size == 0
+        if group and (begins or len(group) == 4 * size):
+            yield source.only(group)
+            group = []
+        group.append(name)
+    yield source.only(group)
+
+
+def shard_id(source: Source, settings: dict[str, Any]) -> str:
+    """Name a shard by its clips: a digest of names, sizes and settings, and one of times."""
+    states = [source.state(name) for name in source.names]
+    content = repr((settings, [*source.names], [state.size for state in states]))
+    times = repr([state.time for state in states])
+    digests = (hashlib.sha256(text.encode()).hexdigest() for text in (content, times))
+    return "-".join(["shard", *(digest[:16] for digest in digests)])
+
+
+def read_index(folder: Path) -> Index:
+    """Read an index; :class:`UserError` if it is missing, damaged or of another version."""
+    file = Path(folder) / INDEX
+    try:
+        index = Index.read(file)
+        if index.about["settings"]["version"] == VERSION:
+            return index
+        reason = "was written by another version of ivcl_fast; delete it and prepare it again"
+        raise UserError(f"{folder}: {reason}")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder}: is not a frame store, or its build is not finished") from None
     except UserError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        pass
-    log.warning("%s: damaged, so its shard is built again", record)
-    return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file}: damaged: {error}; delete this file, and the command that built the store "
+            "writes it again"
+        ) from None
 
 
-def older_version(store: Path) -> UserError:
-    """Return the error for a store of another version."""
-    return UserError(
-        f"{store}: was written by another version of ivcl_fast; delete it and prepare it again"
-    )
+def check_clips(folder: Path, index: Index, source: Source) -> None:
+    """Raise :class:`UserError` if most of the clips of a store are no longer there."""
+    known = set(source.names)
+    gone = sum(name not in known or source.state(name) == GONE for name in index.names)
+    if gone > len(index) / 2:
+        raise UserError(
+            f"{folder}: contains a store of other videos ({gone} of its {len(index)} are missing); "
+            "delete it or choose another folder"
+        )
 
 
-def build_shards(task: ShardTask) -> int:
-    """Decode the clips of a task into shards; return their number, less those of other processes.
-
-    Every shard has a lock of its own: the rest of a task that fills several shards is a task of its
-    own for a process that finds the first one complete.
-    """
-    done, names = 0, task.source.names
-    while done < len(names):
-        left = task.source.only(names[done:])
-        with locked(task.folder / f"{shard_name(left)}.lock", wait=False) as held:
-            if not held:
-                break
-            remove_temporaries(task.folder, [shard_name(left)])
-            done += _build_shard(task, left)
-    if done:
-        task.marker.unlink(missing_ok=True)
-    return done
-
-
-def _build_shard(task: ShardTask, source: Source) -> int:
-    """Build one shard from the first clips of a source, and return the number of clips."""
-    path = task.folder / f"{shard_name(source)}.u8"
-    if (built := read_shard(path.with_suffix(".json"))) is not None:  # meanwhile
-        return len(built.clips) + len(built.bad_files)
-    clips = dict[str, StoredClip]()
-    bad_files = dict[str, tuple[str, State]]()
-    with atomic_write(path) as file:
-        size = 0
-        for name in source.names:
-            state = source.state(name)
-            task.marker.write_text(name, errors="surrogateescape")
-            try:
-                if reason := task.refused.get(name):
-                    raise VideoError(reason)
-                frames, sha256 = _append(file, size, source, name, task.settings)
-                clips[name], size = StoredClip(frames, sha256, state), file.tell()
-            except VideoError as error:
-                bad_files[name] = str(error), state
-            if size >= task.shard_bytes:
-                break
-        file.truncate(size)
-    record = {"settings": task.settings, "clips": clips, "bad_files": bad_files}
-    write_text(path.with_suffix(".json"), json.dumps(record) + "\n")
-    return len(clips) + len(bad_files)
-
-
-def _append(
-    file: BinaryIO, start: int, source: Source, name: str, settings: Mapping[str, Any]
-) -> tuple[int, str]:
-    """Write the frames of a clip from ``start`` on; returns their number and checksum."""
-
-    file.seek(start)
-    file.truncate()
-    count, digest = 0, hashlib.sha256()
-    with time_limit(STALL_SECONDS + source_bytes(source, name) / MIN_RATE) as restart:
-        for part in source.frames(name, settings["image_size"]):
-            rows = patchify(part.cpu(), settings["patch_size"]).contiguous().numpy()
-            count += len(rows)
-            digest.update(rows.data)
-            file.write(rows.data)
-            restart()
-    return count, digest.hexdigest()
-
-
-def source_bytes(source: Source, name: str) -> int:
-    """Return the size of a clip's files, which a worker has to read first."""
-    if not isinstance(source, VideoSource):
-        return 0
-    return sum(path.stat().st_size for path in source.media[name].files if path.is_file())
-
-
-def refuse_lost(task: ShardTask, reason: str) -> ShardTask:
-    """Return the task to do after its worker was lost; the second time, its clip is refused."""
+@contextmanager
+def storage_errors(out: Path) -> Iterator[None]:
+    """Turn refusals of the file system into :class:`UserError`."""
     try:
-        name = task.marker.read_text(errors="surrogateescape")
-    except OSError:
-        raise RuntimeError(f"a worker process was lost: {reason}") from None
-    log.warning("%s: decoding it failed: %s", name, reason)
-    if name not in task.losses:
-        return replace(task, losses=(*task.losses, name))
-    refusal = f"decoding it failed twice: {reason}; touch the file to try again"
-    return replace(task, refused=task.refused | {name: refusal})
-
-
-def make_index(names: Sequence[str], shards: dict[Path, Shard], settings: dict[str, Any]) -> Index:
-    """Make the index of a store from its shards."""
-    rows: dict[str, tuple[int, ...]] = {}
-    digests: dict[str, str] = {}
-    for number, shard in enumerate(shards.values()):
-        first = 0
-        for name, clip in shard.clips.items():
-            rows[name] = (number, first, clip.frames, *clip.state)
-            digests[name] = clip.sha256
-            first += clip.frames
-    names = [name for name in names if name in rows]
-    values = np.array([rows[name] for name in names], np.int64).reshape(-1, 5)
-    columns: Columns = {
-        "shard": values[:, 0].astype(np.int32),
-        "first": values[:, 1],
-        "frames": values[:, 2].astype(np.int32),
-        "state": values[:, 3:],
-        "sha256": np.frombuffer(bytes.fromhex("".join(digests[n] for n in names)), np.uint8),
-    }
-    files = [(record.with_suffix(".u8").name, shard.size()) for record, shard in shards.items()]
-    bad = {name: (why, *at) for s in shards.values() for name, (why, at) in s.bad_files.items()}
-    about = {"settings": settings, "shards": files, "bad_files": dict(sorted(bad.items()))}
-    return Index.make(names, columns, about)
+        yield
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"{out}: {error.strerror}; make room, and the same command continues"
+            ) from None
+        raise

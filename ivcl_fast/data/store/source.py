@@ -17,7 +17,6 @@ A generator of synthetic clips that draws straight into a store, without video f
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -27,14 +26,8 @@ import torch
 
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.decoder import (
-    choose_decoder,
-    choose_decoders,
-    make_decoder,
-    resolve_decoder,
-)
-from ivcl_fast.data.decode.interface import ChosenDecoder, DecoderName
-from ivcl_fast.errors import UserError
+from ivcl_fast.data.decode.decoder import make_decoder, resolve_decoder
+from ivcl_fast.data.decode.interface import DecoderName
 
 
 class State(NamedTuple):
@@ -48,8 +41,6 @@ class State(NamedTuple):
 
 GONE = State(0, 0)
 """State of media of which a file is missing."""
-MOVED = 10
-"""Fewest files whose times all change when they are copied; fewer are soon decoded again."""
 
 
 class Source(Protocol):
@@ -91,68 +82,24 @@ class VideoSource:
         self.names = [one.name for one in media]
         self.crop, self.gpu = crop, gpu
         self.decoder = resolve_decoder(decoder)
-        self._asked = decoder
 
     def only(self, names: Sequence[str]) -> VideoSource:
-        return VideoSource([self.media[name] for name in names], self._asked, self.crop, self.gpu)
+        return VideoSource([self.media[name] for name in names], self.decoder, self.crop, self.gpu)
 
     def state(self, name: str) -> State:
-        return state_of(self.media[name])
+        sizes, times = list[int](), list[int]()
+        try:
+            for path in self.media[name].files:
+                found = path.stat()
+                sizes.append(found.st_size)
+                times.append(found.st_mtime_ns)
+        except (OSError, ValueError):  # ValueError: a zero byte in the name
+            return GONE
+        return State(_digest(sizes), _digest(times)) if sizes else GONE
 
     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
-        media = self.media[name]
-        decoder = self.decoder if self.decoder == "pyav" else self._choose(media)
-        yield from make_decoder(decoder, image_size, self.gpu).parts(media, self.crop)
-
-    def _choose(self, media: Media) -> ChosenDecoder:
-        from ivcl_fast.data.decode.media import probe  # imports PyAV, which takes long
-
-        info = probe(media)
-        chosen, _ = choose_decoder(info, self._asked)
-        kind = info.codec, media.files[0].suffix.lower(), self._asked, self.gpu
-        if chosen == "dali":  # only a trial shows whether this GPU decodes them
-            if kind not in _trials:
-                _trials[kind] = choose_decoders([media], {media.name: info}, self._asked, self.gpu)[
-                    media.name
-                ]
-            chosen = _trials[kind]
-        return chosen
-
-
-_trials: dict[tuple[str, str, DecoderName, int | None], ChosenDecoder] = {}
-"""The decoder of each codec and container, in this process."""
-
-
-def state_of(media: Media) -> State:
-    """Return the state of the files; :data:`GONE` if one is missing.
-
-    Raises :class:`UserError` for a file that the system cannot look at, which may be intact.
-    """
-    sizes, times = list[int](), list[int]()
-    for path in media.files:
-        try:
-            found = path.stat()
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte
-            return GONE
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):  # it leads to no file
-                return GONE
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        sizes.append(found.st_size)
-        times.append(found.st_mtime_ns)
-    return State(_digest(sizes), _digest(times)) if media.files else GONE
-
-
-def unchanged(now: np.ndarray, then: np.ndarray) -> np.ndarray:
-    """Return which media have the state that they had then: bool ``[n]``, from int64 ``[n, 2]``.
-
-    If most of :data:`MOVED` or more have other times and the same sizes, the files were copied, and
-    sizes alone count.
-    """
-    same = (now == then).all(1)
-    same_size = (now[:, 0] == then[:, 0]) & (now[:, 0] != GONE.size)
-    other_times = (same_size & ~same).sum()
-    return same_size if other_times >= MOVED and 2 * other_times > len(now) else same
+        decoder = make_decoder(self.decoder, image_size, self.gpu)
+        yield from decoder.parts(self.media[name], self.crop)
 
 
 def squares(frames: np.ndarray, image_size: int) -> torch.Tensor:

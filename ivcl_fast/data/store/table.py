@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ivcl_fast.files import atomic_write
-
-DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "U64": np.uint64, "F64": np.float64}
 
 Columns = Mapping[str, np.ndarray]
 
@@ -35,27 +34,20 @@ def read_table(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     Raises ``OSError`` if the file cannot be read, and ``ValueError`` if it is not a table.
     """
-    content = np.memmap(path, np.uint8, "r")
-    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     try:
-        header = json.loads(content[8:start].tobytes())
-        about = json.loads(header.pop("__metadata__")["about"])
-        columns = {}
-        for name, column in header.items():
-            first, end = column["data_offsets"]
-            values = content[start + first : start + end].view(DTYPES[column["dtype"]])
-            columns[name] = values.reshape(column["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        with safe_open(path, "pt") as file:  # as tensors, they are mapped
+            about, names = json.loads(file.metadata()["about"]), file.keys()
+            return {name: file.get_tensor(name).numpy() for name in names}, about
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"not a table: {error!r}") from None
-    return columns, about
 
 
 class Strings(Sequence[str]):
     """Strings that are decoded when they are read."""
 
-    def __init__(self, text: np.ndarray, ends: np.ndarray) -> None:
-        """``text``: all of them as UTF-8, uint8; ``ends``: where each of them ends in it."""
-        self._text, self._ends = text, ends
+    def __init__(self, columns: Columns, name: str) -> None:
+        """``name``: that of the columns, which :func:`string_columns` made."""
+        self._text, self._ends = columns[name], columns[f"{name}_end"]
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -73,19 +65,14 @@ class Strings(Sequence[str]):
 
 
 def string_columns(name: str, strings: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return the columns of :class:`Strings`, which :func:`strings_of` reads."""
+    """Return the columns of :class:`Strings`: all of them as UTF-8, and where each ends."""
     encoded = [one.encode(errors="surrogateescape") for one in strings]
     ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
     return {name: np.frombuffer(b"".join(encoded), np.uint8), f"{name}_end": ends}
 
 
-def strings_of(columns: Columns, name: str) -> Strings:
-    """Return the strings that :func:`string_columns` wrote."""
-    return Strings(columns[name], columns[f"{name}_end"])
-
-
 class Index:
-    """The media of a store or a stream, by name: how many frames they have, and where.
+    """The media of a store or of a stream, by name: how many frames they have, and where.
 
     Example::
 
@@ -94,30 +81,36 @@ class Index:
         array([301], dtype=int32)
     """
 
-    def __init__(self, columns: Columns, about: Mapping[str, Any]) -> None:
-        self.columns, self.about = columns, about
-        self.names = strings_of(columns, "name")
+    def __init__(
+        self, columns: Columns, about: Mapping[str, Any], folder: Path | None = None
+    ) -> None:
+        self.columns, self.about, self.folder = columns, about, folder
+        self.names, self.facts = Strings(columns, "name"), Strings(columns, "facts")
         self.frames = columns["frames"]
         """Number of frames of each of the media, int32 ``[n]``."""
-        self.bad_files: dict[str, str] = {
-            name: reason for name, (reason, *_) in about["bad_files"].items()
-        }
+        self.bad_files: dict[str, str] = dict(about["bad_files"])
         """Media that cannot be used, with the reason."""
 
     @classmethod
-    def make(cls, names: Iterable[str], columns: Columns, about: Mapping[str, Any]) -> Index:
-        """Make an index from the names of media and its other columns."""
+    def make(
+        cls,
+        names: Iterable[str],
+        columns: Columns,
+        about: Mapping[str, Any],
+        facts: Sequence[str] = (),
+    ) -> Index:
+        """Make an index from the names of media, its other columns, and facts about each medium."""
         names = list(names)
         hashes = hashes_of(names)
         order = np.argsort(hashes)
-        of_names = string_columns("name", names) | {"hash": hashes[order], "row": order}
-        return cls({**of_names, **columns}, about)
+        strings = string_columns("name", names) | string_columns("facts", facts)
+        return cls({**strings, "hash": hashes[order], "row": order, **columns}, about)
 
     @classmethod
     def read(cls, path: Path) -> Index:
         """Open an index; raises ``OSError`` or ``ValueError`` if that is not possible."""
         try:
-            return cls(*read_table(path))
+            return cls(*read_table(path), path.parent)
         except KeyError as error:
             raise ValueError(f"not an index: {error!r}") from None
 
@@ -142,9 +135,9 @@ class Index:
 
 
 def hashes_of(names: Iterable[str]) -> np.ndarray:
-    """Return a hash of each name, uint64 ``[n]``, by which an index finds it."""
+    """Return a hash of each name, int64 ``[n]``, by which an index finds it."""
     digests = (
         hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
         for name in names
     )
-    return np.frombuffer(b"".join(digests), np.uint64)
+    return np.frombuffer(b"".join(digests), np.int64)

@@ -15,10 +15,11 @@ from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.store import frame_store
 from ivcl_fast.data.store.build import build_store, default_store_path
-from ivcl_fast.data.store.frame_store import INDEX, FrameStore
+from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.data.store.shards import INDEX
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
-from tests.support.painted import media, numbers_of_rows, picture, write_avi, write_painted
+from tests.support.painted import media, numbers_of_rows, write_painted
 
 SIZES = 32, 8
 FRAME_BYTES = 3 * 32**2
@@ -99,9 +100,6 @@ def test_exactly_the_frames_asked_for(built):
             rows = built.rows(f"v{number}", ids)
             assert rows.shape == (len(ids), built.num_patches, built.patch_dim)
             assert numbers_of_rows(rows) == [(number, i) for i in ids]
-    out = np.zeros((2, built.num_patches, built.patch_dim), np.uint8)
-    assert built.rows("v1", [8, 2], out) is out
-    assert numbers_of_rows(out) == [(1, 8), (1, 2)]
     for wrong in ([9], [-1], [0, 30]):
         with pytest.raises(IndexError, match="frames 0 to 8"):
             built.rows("v1", wrong)
@@ -167,27 +165,22 @@ def test_a_copy_without_its_videos_is_complete(built, tmp_path):
 
 
 def test_a_store_of_another_version_is_refused(videos, tmp_path, monkeypatch):
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "meta.json").write_text('{"version": 2}')
     with monkeypatch.context() as patch:
-        patch.setattr("ivcl_fast.data.store.build.VERSION", 99)
         patch.setattr("ivcl_fast.data.store.shards.VERSION", 99)
-        patch.setattr(frame_store, "VERSION", 99)
-        build(videos[:1], tmp_path / "new")
-    for name in ("old", "new"):
-        for open_it in (FrameStore, lambda path: build(videos, path)):
-            with pytest.raises(UserError, match=r"another version .*prepare it again"):
-                open_it(tmp_path / name)
+        build(videos[:1], tmp_path)
+    for open_it in (FrameStore, lambda path: build(videos, path)):
+        with pytest.raises(UserError, match=r"another version .*prepare it again"):
+            open_it(tmp_path)
 
 
 def test_bad_arguments(videos, built, tmp_path):
     out = tmp_path / "a"
-    for sizes, what in (((64, 8), "image_size 32, not 64"), ((32, 16), "patch_size 8, not 16")):
+    for sizes, what in (((64, 8), "image_size 64, got 32"), ((32, 16), "patch_size 16, got 8")):
         with pytest.raises(UserError, match=what):
             build_store(videos, built.path, *sizes, "pyav", 1)
     with pytest.raises(UserError, match="of other videos"):
         build([Media(f"other {one.name}", one.files) for one in videos], built.path)
-    with pytest.raises(UserError, match="64 is not a multiple of patch_size 7"):
+    with pytest.raises(UserError, match="image_size: expected a multiple of 7, got 64"):
         build_store(videos, out, 64, 7)
     with pytest.raises(UserError, match="workers: expected at least 1, got 0"):
         build_store(videos, out, *SIZES, workers=0)
@@ -195,17 +188,17 @@ def test_bad_arguments(videos, built, tmp_path):
         build([], out)
     with pytest.raises(UserError, match="2 videos have the name v0"):
         build([media(tmp_path / "v0.avi"), media(tmp_path / "b" / "v0.avi")], out)
-    with pytest.raises(UserError, match="placement: 'tape' is not one of auto, disk, ram, gpu"):
+    with pytest.raises(UserError, match=r"placement: .* got 'tape'"):
         FrameStore(built.path, "tape")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"placement: gpu .*accepted.*: auto, disk, ram"):
+    with pytest.raises(UserError, match=r"placement: .* got gpu"):
         FrameStore(built.path, "gpu")
     with pytest.raises(UserError, match="is not a frame store"):
         FrameStore(tmp_path / "none")
     assert not out.exists()
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match="neither empty nor a store"):
+    with pytest.raises(UserError, match="expected an empty folder or a store"):
         build(videos, tmp_path)
-    with pytest.raises(UserError, match="a file, not a folder"):
+    with pytest.raises(UserError, match="expected a folder, got a file"):
         build(videos, tmp_path / "thesis.tex")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -219,31 +212,6 @@ def test_more_shards_than_are_open_at_a_time(built, monkeypatch):
     store = FrameStore(built.path)
     wanted = list(built.names) * 2, [np.array([0])] * 16
     assert torch.equal(store.batch(*wanted), built.batch(*wanted))
-    assert store._shard.cache_info().currsize == 2
-
-
-def test_large_frames_are_announced(tmp_path, monkeypatch):
-    video = media(write_avi(tmp_path / "v.avi", [picture(1, i) for i in range(5)]))
-    store = build_store([video], tmp_path / "s", 160, 16, workers=1)
-    in_memory = FrameStore(store.path, "ram")
-    ids = np.array([4, 0, 3])
-    announced: list[np.ndarray] = []
-    read_ahead = frame_store._read_ahead
-    monkeypatch.setattr(
-        frame_store, "_read_ahead", lambda *of: [announced.append(of[1]), read_ahead(*of)]
-    )
-    assert (store.rows("v", ids) == in_memory.rows("v", ids)).all()
-    assert len(announced) == 1 and announced[0].tolist() == ids.tolist()
-    with pytest.raises(ValueError, match="read-only"):
-        store._shard(0)[0, 0, 0] = 1
-
-
-def test_videos_with_the_same_frames(tmp_path):
-    for name, video in (("a", 1), ("b", 2), ("c", 1), ("d", 3)):
-        write_painted(tmp_path / f"{name}.avi", video, 4)
-    store = build([media(path) for path in sorted(tmp_path.glob("*.avi"))], tmp_path / "store")
-    rows, others = (store.index.find(names) for names in (["c", "d", "gone"], ["a", "b"]))
-    assert store.copies(rows, others) == [("c", "a")]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

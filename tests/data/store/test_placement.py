@@ -64,46 +64,31 @@ def test_as_asked_for(machine):
     assert choose_placement("disk", 10**15)[0] == "disk"
 
 
-@pytest.mark.parametrize(("wanted", "free"), [("ram", "100.0"), ("gpu", "80.0")])
-def test_more_than_the_memory_is_refused(machine, wanted, free):
-    said = f"--placement: {wanted} has {free} GB free, and the frame store has 1000.0 GB; accepted"
-    with pytest.raises(UserError, match=said):
+@pytest.mark.parametrize("wanted", ["ram", "gpu"])
+def test_more_than_the_memory_is_refused(machine, wanted):
+    with pytest.raises(UserError, match=rf"--placement: .* got {wanted}"):
         choose_placement(wanted, 1000 * GB, GPU)
 
 
-def test_available_memory():
-    assert 0 < available_memory() < 2**50
-
-
-V1, V2 = "9:cpuset:/\n4:memory:{}\n0::/\n", "0::{}\n"
-V1_FILES = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-V2_FILES = "memory.max", "memory.current", "inactive_file"
-
-
 @pytest.mark.parametrize(
-    ("listed", "folder", "files"),
-    [
-        pytest.param(V2.format("/"), "", V2_FILES, id="container"),
-        pytest.param(V2.format("/slurm/job_7/task_0"), "slurm/job_7", V2_FILES, id="job"),
-        pytest.param(V1.format("/docker/7"), "memory", V1_FILES, id="container-v1"),
-        pytest.param(V1.format("/slurm/job_7"), "memory/slurm/job_7", V1_FILES, id="job-v1"),
-    ],
+    ("group", "listed"),
+    [("", "/"), ("slurm/job_7", "/slurm/job_7/task_0")],
+    ids=["container", "job"],
 )
 @pytest.mark.parametrize(
     ("limit", "used", "found"), [("max", 7, 90), (40, 7, 35), (95, 3, 90), (40, 50, 0)]
 )
-def test_memory_within_a_limit(tmp_path, monkeypatch, listed, folder, files, limit, used, found):
+def test_memory_within_a_limit(tmp_path, monkeypatch, group, listed, limit, used, found):
     """Of what it uses, 2 GB are files that the system can drop."""
-    group = tmp_path / "sys" / "fs" / "cgroup" / folder
-    group.mkdir(parents=True)
+    folder = tmp_path / "sys" / "fs" / "cgroup" / group
+    folder.mkdir(parents=True)
     (tmp_path / "proc" / "self").mkdir(parents=True)
-    (tmp_path / "proc" / "self" / "cgroup").write_text(listed)
+    (tmp_path / "proc" / "self" / "cgroup").write_text(f"0::{listed}\n")
     available = f"MemTotal: 9 kB\nMemAvailable: {90 * GB // 1024} kB\n"
     (tmp_path / "proc" / "meminfo").write_text(available)
-    limit_file, used_file, cached = files
-    (group / limit_file).write_text("max" if limit == "max" else str(limit * GB))
-    (group / used_file).write_text(str(used * GB))
-    (group / "memory.stat").write_text(f"anon 5\n{cached} {2 * GB}\n")
+    (folder / "memory.max").write_text("max" if limit == "max" else str(limit * GB))
+    (folder / "memory.current").write_text(str(used * GB))
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {2 * GB}\n")
     monkeypatch.setattr(placement, "Path", lambda path: tmp_path / path.lstrip("/"))
     assert available_memory() == pytest.approx(found * GB)
 
