@@ -40,7 +40,8 @@ def saved_index(
     Several processes may call it at the same time. ``progress`` is called with (media done, media
     in total). Raises :class:`UserError` if there are no media, or two with the same name.
     """
-    build = Build(VideoSource(media, "pyav"), folder, {"content": "index"}, append_info)
+    settings = {"content": "index"}
+    build = Build(VideoSource(media, "pyav"), folder, settings, append_info, "probing")
     with suppress(UserError):  # there is none, or it is damaged
         index = read_index(folder)
         if build.is_current(index):

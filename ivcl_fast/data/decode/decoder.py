@@ -27,7 +27,10 @@ def resolve_decoder(decoder: DecoderName) -> ChosenDecoder:
     if decoder == "auto":  # without a GPU, DALI is slower than PyAV
         return "dali" if torch.cuda.is_available() and _dali_installed() else "pyav"
     if decoder == "dali" and not _dali_installed():
-        raise UserError("decoder: expected pip install 'ivcl_fast[dali]' first, got dali")
+        raise UserError(
+            "decoder: expected auto or pyav without DALI, which pip install 'ivcl_fast[dali]' "
+            "installs, got dali"
+        )
     return decoder
 
 

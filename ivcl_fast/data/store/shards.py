@@ -136,8 +136,15 @@ def refuse(shard: Shard, reason: str) -> Shard:
 class Build:
     """The build of a store or an index: its shards, and the index over them."""
 
-    def __init__(self, source: Source, out: Path, settings: dict[str, Any], append: Append) -> None:
-        """Find out which shards there have to be.
+    def __init__(
+        self,
+        source: Source,
+        out: Path,
+        settings: dict[str, Any],
+        append: Append,
+        verb: str = "decoding",
+    ) -> None:
+        """Find out which shards there have to be; ``verb``: what the log says it does.
 
         Raises :class:`UserError` if there are no clips, or two with the same name.
         """
@@ -146,7 +153,7 @@ class Build:
         name, count = Counter(source.names).most_common(1)[0]
         if count > 1:
             raise UserError(f"{count} videos have the name {name}")
-        self.source, self.out = source, out
+        self.source, self.out, self.verb = source, out, verb
         self.settings = {"version": VERSION, **settings}
         self.shards = [
             Shard(out / f"{shard_id(group, self.settings)}.u8", group, self.settings, append)
@@ -199,7 +206,8 @@ class Build:
                         log.info("%s: waiting for shards that other processes build", self.out)
                         time.sleep(WAIT_SECONDS)
                     else:
-                        log.info("%s: %d of %d videos are missing", self.out, total - done, total)
+                        what = total - done, total, self.out
+                        log.info(f"{self.verb} %d of %d videos into %s", *what)
                     waits = True
                     for count in pool.run(build_shard, missing, refuse):
                         done += count

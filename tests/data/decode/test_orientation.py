@@ -15,8 +15,9 @@ from PIL import Image, ImageOps
 
 from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation, square_crop
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.decoder import TOLERANCE, make_decoder
+from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.images import exif_orientation
+from ivcl_fast.data.decode.interface import TOLERANCE
 from ivcl_fast.data.decode.media import probe
 from tests.support.marks import DALI
 from tests.support.painted import VP9, media, picture, scenes
