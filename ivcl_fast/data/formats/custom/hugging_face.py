@@ -2,32 +2,31 @@
 
 ``NAME_OR_DIR`` is an argument of ``datasets.load_dataset``, or a folder of ``save_to_disk``. Videos
 are in a column of type ``Video``, of lists of ``Image``, or of paths. Labels are in a column of
-type ``ClassLabel`` or of lists of it, or of numbers or names with a column name of
-:data:`~ivcl_fast.data.formats.custom.video_list.COLUMNS`.
+type ``ClassLabel`` or of lists of it, or of numbers or names. Columns of paths and of names are
+called as :data:`~ivcl_fast.data.formats.custom.labelled.COLUMNS` says.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.formats.custom.labelled import (
-    NO_LABEL,
+    COLUMNS,
     SPLIT_NAMES,
     TASK,
     TRAIN,
     VAL_FRACTION,
     Item,
     LabelledVideos,
+    find_column,
+    labels_in,
     name_of,
 )
 from ivcl_fast.data.formats.custom.unpack import Packed, unpacked
-from ivcl_fast.data.formats.custom.video_list import COLUMNS
 from ivcl_fast.errors import UserError
 
 
@@ -45,15 +44,13 @@ class HuggingFaceVideos(LabelledVideos):
         data_dir: Path = Path("data"),
     ) -> None:
         """Load the data set; raises :class:`UserError` if that fails or it has no videos."""
-        name = re.sub(r"[^\w.-]+", "-", str(source)).strip("-.")
-        is_local = source.exists()
-        root = source.absolute().with_name(f"{source.absolute().name}-data")
-        root = root if is_local else data_dir / f"hf-{name}"
-        items = [
-            item
-            for split, rows in load(source).items()
-            for item in read_split(rows, split, root, source if is_local else Path())
-        ]
+        folder, root = Path(), data_dir / f"hf-{str(source).replace('/', '-')}"
+        if source.exists():
+            folder = source
+            root = source.absolute().with_name(f"{source.absolute().name}-data")
+        items = list[Item]()
+        for split, rows in load(source).items():
+            items += read_split(rows, split, root, folder)
         super().__init__(root, items, val_fraction)
 
 
@@ -79,12 +76,8 @@ def read_split(rows: Any, name: str, root: Path, folder: Path) -> list[Item]:
     split = SPLIT_NAMES.get(name.lower())
     if split is None:
         raise UserError(f"hf: split: expected one of {', '.join(SPLIT_NAMES)}, got {name!r}")
-    column, frames = find_videos(rows.features)
-    label, names = find_labels(rows.features)
-    rows = without_decoding(rows, column, frames)
-    labels = [_named(value, names) for value in rows[label]] if label else [()] * len(rows)
-
-    missing = ".png" if frames else ".mp4"
+    rows, column, missing = encoded_videos(rows)
+    labels = find_labels(rows)
 
     def inside() -> Iterator[Packed]:
         for number, row in enumerate(rows):
@@ -93,58 +86,52 @@ def read_split(rows: Any, name: str, root: Path, folder: Path) -> list[Item]:
                 for path, data in _files(row[column])
                 if data is not None
             ]
-            if files:
-                yield Packed(f"{name}/{number:06d}", files, labels[number])
+            yield Packed(f"{name}/{number:06d}", files, labels[number])
 
     if len(rows) and _files(rows[0][column])[0][1] is not None:
-        state = json.dumps([getattr(rows, "_fingerprint", None), len(rows), labels])
-        return unpacked(root, name, json.loads(state), split, inside)  # with lists for tuples
+        state = [rows._fingerprint, len(rows), [list(one) for one in labels]]
+        return unpacked(root, name, state, split, inside)
     items = []
     for number, row in enumerate(rows):
         paths = tuple(folder / path for path, _ in _files(row[column]))
-        called = os.path.relpath(paths[0], folder) if len(paths) == 1 else f"{name}/{number}"
-        items.append(Item(Media(name_of(called), paths), labels[number], split))
+        inner = os.path.relpath(paths[0], folder)
+        called = name_of(inner) if len(paths) == 1 else f"{name}/{number}"
+        items.append(Item(Media(called, paths), labels[number], split))
     return items
 
 
-def find_videos(features: Any) -> tuple[str, bool]:
-    """Return the column of videos and whether each is a list of images."""
+def encoded_videos(rows: Any) -> tuple[Any, str, str]:
+    """Return the rows with encoded videos or images, their column, and their usual suffix."""
     import datasets
 
-    for name, kind in features.items():
+    for name, kind in rows.features.items():
         if isinstance(kind, datasets.Video):
-            return name, False
+            return rows.cast_column(name, datasets.Video(decode=False)), name, ".mp4"
         if isinstance(getattr(kind, "feature", None), datasets.Image):
-            return name, True
-    for name, kind in features.items():
-        if name.lower() in COLUMNS["path"] and "string" in getattr(kind, "dtype", ""):
-            return name, False
+            encoded = datasets.List(datasets.Image(decode=False))
+            return rows.cast_column(name, encoded), name, ".png"
+    strings = [n for n, kind in rows.features.items() if "string" in getattr(kind, "dtype", "")]
+    if column := find_column(strings, "path"):
+        return rows, column, ".mp4"
     raise UserError(
         "hf: expected a column of type Video, of lists of Image, or of paths that is called one of "
-        f"{', '.join(COLUMNS['path'])}, got {', '.join(features)}"
+        f"{', '.join(COLUMNS['path'])}, got {', '.join(rows.features)}"
     )
 
 
-def find_labels(features: Any) -> tuple[str | None, list[str] | None]:
-    """Return the column of labels and the names of the classes, each None if there are none."""
+def find_labels(rows: Any) -> list[tuple[str, ...]]:
+    """Return the names of the classes of each row; an unknown class is -1 in Hugging Face's."""
     import datasets
 
-    for name, kind in features.items():
-        inner = getattr(kind, "feature", kind)
-        if isinstance(inner, datasets.ClassLabel):
-            return name, inner.names
-    return next((name for name in features if name.lower() in COLUMNS["label"]), None), None
-
-
-def without_decoding(rows: Any, column: str, frames: bool) -> Any:
-    """Return the rows with encoded videos or images instead of decoded ones."""
-    import datasets
-
-    if frames:
-        return rows.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    if isinstance(rows.features[column], datasets.Video):
-        return rows.cast_column(column, datasets.Video(decode=False))
-    return rows
+    for name, kind in rows.features.items():
+        classes = getattr(kind, "feature", kind)
+        if isinstance(classes, datasets.ClassLabel):
+            values = (value if isinstance(value, list) else [value] for value in rows[name])
+            return [
+                tuple(classes.names[i] for i in of_row if i not in (None, -1)) for of_row in values
+            ]
+    column = find_column(rows.features, "label")
+    return [labels_in(value) for value in rows[column]] if column else [()] * len(rows)
 
 
 def _files(value: Any) -> list[tuple[str, bytes | None]]:
@@ -155,9 +142,3 @@ def _files(value: Any) -> list[tuple[str, bytes | None]]:
     if isinstance(values[0], str):
         return [(path, None) for path in values]
     return [(one["path"] or "", one["bytes"]) for one in values]
-
-
-def _named(value: Any, names: list[str] | None) -> tuple[str, ...]:
-    missing = value is None or str(value) in NO_LABEL or (names is not None and value == -1)
-    values = value if isinstance(value, list) else [] if missing else [value]
-    return tuple(names[one] if names else str(one) for one in values)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os.path
-from collections.abc import Sequence
-from pathlib import Path, PurePath
-from typing import NamedTuple
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.errors import UserError
@@ -28,8 +29,19 @@ SPLIT_NAMES = {
 }  # fmt: skip
 """Names of splits in folders, lists and columns, in lower case."""
 VAL_FRACTION = 0.2
-NO_LABEL = ("", "nan", "NaN")
-"""Missing labels as tables write them."""
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv", ".gif", ".mpg", ".mpeg", ".wmv", ".flv",
+    ".3gp", ".ogv", ".ts", ".mts", ".m2ts",
+)  # fmt: skip
+COLUMNS = {
+    "path": (
+        "path", "video_path", "file_path", "filepath", "file", "filename", "file_name", "video",
+        "video_name",
+    ),
+    "label": ("label", "labels", "class", "classes", "class_name", "category", "target", "action"),
+    "split": ("split", "subset", "partition"),
+}  # fmt: skip
+"""Names of columns and keys in lower case; the first one present of each kind is read."""
 
 
 class Item(NamedTuple):
@@ -40,6 +52,32 @@ class Item(NamedTuple):
     """Names of its classes; none if it has no label."""
     split: str = TRAIN
     """``train``, ``val`` or ``test``."""
+
+
+def find_column(names: Iterable[str], kind: Literal["path", "label", "split"]) -> str | None:
+    """Return the column of a kind among these, or None."""
+    found = {name.lower(): name for name in names}
+    return next((found[name] for name in COLUMNS[kind] if name in found), None)
+
+
+def labels_in(value: Any) -> tuple[str, ...]:
+    """Return the labels in a value: a number, a name, a list of them, or nothing.
+
+    In text, ``;`` or ``|`` separates several labels. An empty text and ``nan`` are no label. Raises
+    ``ValueError`` for values of other types.
+    """
+    values = re.split("[;|]", value) if isinstance(value, str) else value
+    texts = list[str]()
+    for one in values if isinstance(values, list) else [values]:
+        if not isinstance(one, str | int | float | None):
+            raise ValueError(f"expected a number, a name or a list of them, got {one!r}")
+        texts.append("" if one is None else str(one).strip())
+    return tuple(dict.fromkeys(text for text in texts if text.lower() not in ("", "nan")))
+
+
+def name_of(path: str) -> str:
+    """Return the name of the video at a path, which does not lead out of a folder."""
+    return os.path.normpath(f"/{path}").lstrip("/")
 
 
 class LabelledVideos:
@@ -61,24 +99,22 @@ class LabelledVideos:
         self.root = root
         if not items:
             raise UserError(f"{root}: expected videos, got none")
-        items = _comparable_splits(root, items)
-        classes = sorted({label for item in items for label in item.labels}, key=_class_order)
+        items = _usable(root, items)
         self.multi_label = any(len(item.labels) > 1 for item in items)
-        if classes:
-            if unlabelled := [item.media.name for item in items if not item.labels]:
-                raise UserError(
-                    f"{root}: expected a label for every video or for none, got none for "
-                    f"{len(unlabelled)} of {len(items)}, such as {unlabelled[0]}"
-                )
-            if len(classes) == 1 and not self.multi_label:
-                log.info("%s: read without classes, because all labels are %s", root, classes[0])
-                classes = []
+        classes = sorted({label for item in items for label in item.labels}, key=_class_order)
+        unlabelled = [item.media.name for item in items if not item.labels]
+        if classes and unlabelled:
+            raise UserError(
+                f"{root}: expected a label for every video or for none, got none for "
+                f"{len(unlabelled)} of {len(items)}, such as {unlabelled[0]}"
+            )
+        if len(classes) == 1 and not self.multi_label:
+            log.info("%s: read without classes, because all labels are %s", root, classes[0])
+            classes = []
         self._classes, self._numbers = classes, {label: n for n, label in enumerate(classes)}
         self.num_classes = len(classes)
         if {item.split for item in items} == {TRAIN}:
             items = hold_out(items, val_fraction)
-        items = _disjoint_training(root, items)
-        _warn_of_classes_without_training(root, items)
         found = {item.split for item in items}
         for split in (TRAIN, VAL):
             if split not in found and not (split == VAL and TEST in found):
@@ -91,12 +127,10 @@ class LabelledVideos:
         self._clips: dict[str, dict[str, Clip]] = {split: {} for split in self.splits}
         for item in items:
             self._add(item)
-        if repeated := len(items) - sum(map(len, self._clips.values())):
-            log.info("%s: skipped %d repeated entries", root, repeated)
 
     def _add(self, item: Item) -> None:
         name = item.media.name
-        if self._media.setdefault(name, item.media) != item.media:
+        if self._media.setdefault(name, item.media).files != item.media.files:
             raise UserError(f"{self.root}: two videos have the name {name}")
         numbers = tuple(self._numbers[label] for label in item.labels if self._classes)
         one = len(numbers) == 1 and not self.multi_label
@@ -119,13 +153,17 @@ class LabelledVideos:
         return self._classes[label]
 
 
-def name_of(path: str) -> str:
-    """Return the name of a video: its path without ``/`` at the start and without ``..``."""
-    return "/".join(part for part in PurePath(path).parts if part not in ("..", "/", "//"))
-
-
-def _comparable_splits(root: Path, items: Sequence[Item]) -> Sequence[Item]:
-    """Drop splits without labels if the training videos have labels, and vice versa."""
+def _usable(root: Path, items: Sequence[Item]) -> Sequence[Item]:
+    """Drop training videos that another split has, and splits that lack the labels of training."""
+    measured = {item.media.name for item in items if item.split != TRAIN}
+    if both := [
+        one.media.name for one in items if one.split == TRAIN and one.media.name in measured
+    ]:
+        log.warning(
+            "%s: skipped %d training videos that are also in another split, such as %s",
+            root, len(both), both[0],
+        )  # fmt: skip
+        items = [one for one in items if one.split != TRAIN or one.media.name not in measured]
     labelled = any(item.labels for item in items if item.split == TRAIN)
     for split in (VAL, TEST):
         inside = [item for item in items if item.split == split]
@@ -136,32 +174,6 @@ def _comparable_splits(root: Path, items: Sequence[Item]) -> Sequence[Item]:
             )  # fmt: skip
             items = [item for item in items if item.split != split]
     return items
-
-
-def _disjoint_training(root: Path, items: Sequence[Item]) -> list[Item]:
-    """Drop training videos whose file is also in another split."""
-    places = [os.path.abspath(item.media.files[0]) if item.media.files else "" for item in items]
-    pairs = list(zip(items, places, strict=True))
-    measured = {place for item, place in pairs if item.split != TRAIN and place}
-    both = [item for item, place in pairs if item.split == TRAIN and place in measured]
-    if both:
-        log.warning(
-            "%s: skipped %d training videos that are also in another split, such as %s",
-            root, len(both), both[0].media.name,
-        )  # fmt: skip
-    return [item for item, place in pairs if item.split != TRAIN or place not in measured]
-
-
-def _warn_of_classes_without_training(root: Path, items: Sequence[Item]) -> None:
-    """Warn of classes that only other splits have, such as misspelt ones."""
-    trained = {label for item in items if item.split == TRAIN for label in item.labels}
-    for split in (VAL, TEST):
-        others = {label for item in items if item.split == split for label in item.labels} - trained
-        if others:
-            log.warning(
-                "%s: %d classes of the split %s have no training videos: %s",
-                root, len(others), split, ", ".join(sorted(others)[:5]),
-            )  # fmt: skip
 
 
 def hold_out(items: Sequence[Item], fraction: float) -> list[Item]:

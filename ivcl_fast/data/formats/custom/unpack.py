@@ -41,11 +41,16 @@ def unpacked(
     """
     folder = root / "unpacked" / part
     record = folder.with_name(f"{part}.json")
-    found = _read(record, folder, state)
+
+    def recorded() -> list[Any] | None:
+        found = json.loads(record.read_text()) if record.is_file() else {}
+        return found["videos"] if found.get("state") == state else None
+
+    found = recorded()
     if found is None:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name("lock")):  # one rank unpacks, the others wait
-            found = _read(record, folder, state)
+        with locked(folder.parent, busy="filled"):  # one rank unpacks, the others wait
+            found = recorded()
             if found is None:
                 log.info("unpacking %s into %s", part, folder)
                 record.unlink(missing_ok=True)
@@ -56,18 +61,6 @@ def unpacked(
         Item(Media(name, tuple(folder / file for file in files)), tuple(labels), split)
         for name, files, labels in found
     ]
-
-
-def _read(record: Path, folder: Path, state: object) -> list[Any] | None:
-    """Return the unpacked videos; None if files are missing or of another state of the part."""
-    try:
-        found = json.loads(record.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    videos = found["videos"] if found["state"] == state else None
-    if videos and not all((folder / file).is_file() for _, files, _ in videos for file in files):
-        return None
-    return videos
 
 
 def _write(folder: Path, number: int, video: Packed) -> tuple[str, list[str], tuple[str, ...]]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from pathlib import Path, PurePosixPath
 
 from ivcl_fast.data.clip import image_order
@@ -24,6 +23,7 @@ from ivcl_fast.data.formats.custom.labelled import (
     TASK,
     TRAIN,
     VAL_FRACTION,
+    VIDEO_SUFFIXES,
     Item,
     LabelledVideos,
 )
@@ -31,13 +31,6 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.manifest import MANIFEST
 
 log = logging.getLogger(__name__)
-
-VIDEO_SUFFIXES = (
-    ".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv", ".gif", ".mpg", ".mpeg", ".wmv", ".flv",
-    ".3gp", ".ogv", ".ts", ".mts", ".m2ts",
-)  # fmt: skip
-_OURS = re.compile(r"store-\d|index$")  # frame stores and the index of streaming
-_RUN = {"config.json", MANIFEST}  # files of every run
 
 
 class VideoFolder(LabelledVideos):
@@ -67,56 +60,48 @@ class VideoFolder(LabelledVideos):
 def find_videos(root: Path) -> list[Media]:
     """List the videos below a folder, sorted by their paths relative to it.
 
-    Skips hidden files, other files and the folders of runs, which contain plots. Logs the number of
-    other files, and each folder that cannot be read.
+    Skips hidden files, other files and the folders of runs, which contain plots. Raises
+    :class:`UserError` for a folder that cannot be read.
     """
-    media, others = list[Media](), list[Path]()
 
-    def warn(error: OSError) -> None:
-        log.warning("%s: skipped, because it cannot be read: %s", error.filename, error.strerror)
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
 
-    for place, folders, files in os.walk(root, followlinks=True, onerror=warn):
-        folder = Path(place)
-        is_loop = folder.resolve() in (parent.resolve() for parent in folder.parents)
-        if folder != root and (is_loop or _RUN.issubset(files)):
+    media, seen = list[Media](), set[str]()
+    for place, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        real, folder = os.path.realpath(place), Path(place)
+        is_run = {"config.json", MANIFEST}.issubset(files)
+        if real in seen or (is_run and folder != root):  # a link may lead upwards
             folders.clear()
             continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = [folder / name for name in files if not name.startswith(".")]
         videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
-        media += [Media(_name(path, root), (path,)) for path in videos]
+        media += [Media(path.relative_to(root).as_posix(), (path,)) for path in videos]
         images = [path for path in paths if is_image(path)]
         if images and not videos and not folders:
-            media.append(Media(_name(folder, root), tuple(sorted(images, key=image_order))))
-            videos = images
-        if not _OURS.match(_name(folder, root)):
-            others += set(paths).difference(videos)
-    if others:
-        log.info("%s: skipped %d other files, such as %s", root, len(others), min(others))
+            name = root.resolve().name if folder == root else folder.relative_to(root).as_posix()
+            media.append(Media(name, tuple(sorted(images, key=image_order))))
     return sorted(media, key=lambda one: one.name)
 
 
-def _name(path: Path, root: Path) -> str:
-    return root.resolve().name if path == root else path.relative_to(root).as_posix()
-
-
 def _items(root: Path, found: list[Media]) -> list[Item]:
-    parts = {one.name: PurePosixPath(one.name).parts for one in found}
-    firsts = {path[0] for path in parts.values() if len(path) > 1}
+    firsts = {one.name.partition("/")[0] for one in found if "/" in one.name}
     folders = sorted(name for name in firsts if name.lower() in SPLIT_NAMES)
     if not folders:
         return _labelled(root, found, TRAIN, depth=0)
     if TRAIN not in {SPLIT_NAMES[name.lower()] for name in folders}:
         raise UserError(f"videos:{root}: expected train/ beside {folders[0]}/")
-    if outside := [name for name, path in parts.items() if path[0] not in folders]:
+    if outside := [one.name for one in found if one.name.partition("/")[0] not in folders]:
         raise UserError(
             f"videos:{root}: expected all videos in {', '.join(f'{name}/' for name in folders)}, "
             f"got {outside[0]}"
         )
     items: list[Item] = []
-    for folder in folders:
-        inside = [one for one in found if parts[one.name][0] == folder]
-        items += _labelled(root / folder, inside, SPLIT_NAMES[folder.lower()], depth=1)
+    for name in folders:
+        inside = [one for one in found if one.name.startswith(f"{name}/")]
+        items += _labelled(root / name, inside, SPLIT_NAMES[name.lower()], depth=1)
     return items
 
 

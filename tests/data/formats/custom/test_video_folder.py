@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import pytest
 
@@ -100,7 +99,7 @@ def test_folders_of_frames_are_videos_in_the_order_of_their_numbers(tmp_path):
     assert media == {"a/x": [f"{i}.png" for i in range(12)], "b/y": ["1.JPG"], "b/z": ["1.png"]}
 
 
-def test_a_folder_that_cannot_be_read_is_named(tmp_path, caplog, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     scandir, closed = os.scandir, tmp_path / "b"
 
     def refusing(path):
@@ -110,34 +109,18 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, caplog, monkeypatch):
 
     touch(tmp_path, "a/0.mp4", "b/1.mp4")
     monkeypatch.setattr(os, "scandir", refusing)
-    assert [one.name for one in find_videos(tmp_path)] == ["a/0.mp4"]
-    assert caplog.messages == [f"{closed}: skipped, because it cannot be read: Permission denied"]
+    with pytest.raises(UserError, match=f"^{closed}: cannot be read: Permission denied"):
+        find_videos(tmp_path)
 
 
-def test_the_time_is_proportional_to_the_number_of_videos(tmp_path, monkeypatch):
-    count, compared, equal = 300, 0, PurePath.__eq__
-
-    def counting(one, other):
-        nonlocal compared
-        compared += 1
-        return equal(one, other)
-
-    touch(tmp_path, *(f"{number}.mp4" for number in range(count)))
-    monkeypatch.setattr(PurePath, "__eq__", counting)
-    assert len(find_videos(tmp_path)) == count
-    assert compared < 10 * count
-
-
-def test_what_is_no_video_is_passed_over_and_counted(tmp_path, caplog):
+def test_what_is_no_video_is_passed_over(tmp_path):
     touch(tmp_path, "a/1.MP4", "a/2.mp4", "b/1.mov", "b/2.mkv", "b/._1.mov", ".trash/c/1.mp4")
     touch(tmp_path, "store-64-p8-pyav/meta.json", "index/index.json")
     touch(tmp_path, "cover.jpg", "notes.txt", "a/thumb.jpg")
     (tmp_path / "b" / "back").symlink_to(tmp_path)
-    caplog.set_level(logging.INFO, "ivcl_fast")
     dataset = VideoFolder(tmp_path)
     assert [one.name for one in dataset.media()] == ["a/1.MP4", "a/2.mp4", "b/1.mov", "b/2.mkv"]
     assert dataset.num_classes == 2
-    assert f"skipped 3 other files, such as {tmp_path}/a/thumb.jpg" in caplog.text
 
 
 def test_runs_are_passed_over(tmp_path):

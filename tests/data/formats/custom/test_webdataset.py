@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ivcl_fast.data.formats.custom import unpack, webdataset
+from ivcl_fast.data.formats.custom import unpack
 from ivcl_fast.data.formats.custom.webdataset import WebDataset, find_shards, read_shard, split_of
 from ivcl_fast.errors import UserError
 
@@ -85,14 +85,8 @@ def test_samples_of_every_kind(tmp_path):
     assert list(read_shard(tmp_path / "s.tgz")) == found
 
 
-def test_shards_of_the_package_itself(tmp_path):
-    webdataset = pytest.importorskip("webdataset", reason="needs the package webdataset")
-    with webdataset.TarWriter(str(tmp_path / "s.tar")) as writer:
-        for number in range(3):
-            writer.write({"__key__": f"x/{number}", "mp4": bytes([number]), "cls": number})
-    assert list(read_shard(tmp_path / "s.tar")) == [
-        (f"x/{number}.mp4", [(".mp4", bytes([number]))], (str(number),)) for number in range(3)
-    ]
+def texts(dataset: WebDataset) -> dict[str, str]:
+    return {one.name: one.files[0].read_text() for one in dataset.media()}
 
 
 def test_shards_are_unpacked_once_and_again_if_they_changed(tmp_path):
@@ -102,54 +96,35 @@ def test_shards_are_unpacked_once_and_again_if_they_changed(tmp_path):
     def opened() -> dict[str, int]:
         dataset = WebDataset(tmp_path / "s-{0..1}.tar")
         assert dataset.root == tmp_path / "s-data" and dataset.num_classes == 2
-        contents = {one.name: one.files[0].read_text() for one in dataset.media()}
-        assert contents == {f"d/{n:04d}.mp4": f"video {n}" for n in range(len(contents))}
+        found = texts(dataset)
+        assert found == {f"s-{n // 4}.tar/d/{n:04d}.mp4": f"video {n}" for n in range(len(found))}
         return {str(f): f.stat().st_mtime_ns for f in dataset.root.rglob("*.mp4")}
 
     first = opened()
     assert len(first) == 8 and opened() == first
-    shard(tmp_path / "s-1.tar", samples(5, 4))
-    changed = opened()
-    assert len(changed) == 9
-    same = [name for name in first if changed[name] == first[name]]
-    assert len(same) == 4 and all("s-0" in name for name in same)
     shard(tmp_path / "s-1.tar", samples(3, 4))
-    assert len(opened()) == 7
+    changed = opened()
+    assert len(changed) == 7
+    same = [name for name in first if changed.get(name) == first[name]]
+    assert len(same) == 4 and all("s-0" in name for name in same)
 
 
 def test_a_shard_that_is_replaced_by_one_of_the_same_size_is_unpacked_again(tmp_path):
     for time, content in enumerate(("old", "new")):
         path = shard(tmp_path / "s.tar", {f"{n}.mp4": content for n in range(3)})
         os.utime(path, (time, time))
-        assert {one.files[0].read_text() for one in WebDataset(path).media()} == {content}
+        assert {*texts(WebDataset(path)).values()} == {content}
 
 
-@pytest.mark.parametrize(
-    ("pattern", "names"),
-    [
-        ("{cats,dogs}/x/0.tar", ("cats/x/0.tar", "dogs/x/0.tar")),
-        ("s.t{ar,gz}", ("s.tar", "s.tgz")),
-    ],
-)
-def test_every_shard_has_a_folder_of_its_own(pattern, names, tmp_path):
-    for number, name in enumerate(names):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shard(tmp_path / name, samples(3, 3 * number))
-    for _ in range(2):
-        found = WebDataset(tmp_path / pattern).media()
-        assert {one.name: one.files[0].read_text() for one in found} == {
-            f"d/{n:04d}.mp4": f"video {n}" for n in range(6)
-        }
-
-
-def test_keys_may_begin_anew_in_every_shard(tmp_path):
-    for name, count in (("train-0", 6), ("val-0", 4)):
+def test_shards_and_samples_of_the_same_name(tmp_path):
+    for name, count in (("a/train-0", 6), ("b/train-0", 4), ("b/val-0", 4)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         shard(tmp_path / f"{name}.tar", samples(count))
-    dataset = WebDataset(tmp_path / "{train,val}-0.tar")
+    dataset = WebDataset(tmp_path / "*/*-0.tar")
     names = {split: [clip.name for clip in dataset.clips(split)] for split in dataset.splits}
-    assert names["val"] == [f"val-0.tar/d/{number:04d}.mp4" for number in range(4)]
-    assert names["train"][3:5] == ["train-0.tar/d/0003.mp4", "d/0004.mp4"]
-    assert all(one.files[0].read_text().endswith(one.name[-5]) for one in dataset.media())
+    assert names["val"] == [f"b/val-0.tar/d/{number:04d}.mp4" for number in range(4)]
+    assert len(names["train"]) == len({*names["train"]}) == 10
+    assert all(text[6:] == name[-5] for name, text in texts(dataset).items())
 
 
 def test_finished_shards_are_opened_without_writing(tmp_path, monkeypatch):
@@ -165,21 +140,15 @@ def test_finished_shards_are_opened_without_writing(tmp_path, monkeypatch):
     assert WebDataset(tmp_path / "s.tar").media() == made
 
 
-def test_a_shard_is_unpacked_again_if_a_file_is_missing(tmp_path):
-    shard(tmp_path / "s.tar", samples(4))
-    file = WebDataset(tmp_path / "s.tar").media()[2].files[0]
-    file.unlink()
-    assert WebDataset(tmp_path / "s.tar").media()[2].files == (file,)
-    assert file.read_text() == "video 2"
-
-
 def test_names_in_a_shard_cannot_leave_the_folder(tmp_path):
     names = ["../../out.mp4", "/abs.mp4", "a/../../b.mp4"]
     root = tmp_path / "deep" / "place"
     root.mkdir(parents=True)
     shard(root / "s.tar", {name: b"x" for name in names})
     dataset = WebDataset(root / "s.tar")
-    assert {one.name for one in dataset.media()} == {"out.mp4", "abs.mp4", "a/b.mp4"}
+    assert {one.name for one in dataset.media()} == {
+        f"s.tar/{name}.mp4" for name in ("out", "abs", "b")
+    }
     written = {path for path in tmp_path.rglob("*.mp4")}
     assert len(written) == 3 and all(path.is_relative_to(dataset.root) for path in written)
 
@@ -189,7 +158,7 @@ def refused(path: Path, reason: str) -> None:
         list(read_shard(path))
 
 
-@pytest.mark.parametrize("end", [1, 300, 512, 1100, 2048, 4096, 9000, 9728, 10240])
+@pytest.mark.parametrize("end", [1, 512, 2048, 9000, 9728, 10240])
 def test_a_shard_without_its_end_is_refused(end, tmp_path):
     """Samples take 2,048 bytes each; the last video ends with zeros at 9,728."""
     path = shard(tmp_path / "s.tar", samples(3) | {"d/9.mp4": bytes(3072)})
@@ -235,16 +204,12 @@ def test_patterns_that_would_hang(pattern, tmp_path):
     [
         ({"a.mp4": b"", "a.json": "{"}, "s.tar: the label of a: "),
         ({"a.mp4": b"", "a.cls": b"\xff"}, "s.tar: the label of a: "),
-        ({"a.mp4": b"", "a.json": '{"label": {"x": 1}}'}, "the label of a: expected numbers or"),
-        ({"a.mp4": b"", "a.json": '{"label": NaN}'}, "the label of a: expected numbers or names"),
+        ({"a.mp4": b"", "a.json": '{"label": {"x": 1}}'}, "the label of a: expected a number"),
         ({"a.mp4": b"", "a.avi": b""}, "s.tar: a: expected one video, got 2"),
-        ({"a.mp4": bytes(100)}, "files of up to 99 bytes, got: a.mp4 has 100 bytes"),
-        ({"a.mp4": b"", "b.mp4": b"", "a.cls": "1"}, "got others between those of a"),
         ({"a.txt": b""}, "expected videos, got none"),
     ],
 )
-def test_samples_that_cannot_be_used(files, reason, tmp_path, monkeypatch):
-    monkeypatch.setattr(webdataset, "MOST_BYTES", 99)
+def test_samples_that_cannot_be_used(files, reason, tmp_path):
     shard(tmp_path / "s.tar", files)
     with pytest.raises(UserError, match=reason):
         WebDataset(tmp_path / "s.tar")
