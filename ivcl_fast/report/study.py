@@ -1,39 +1,105 @@
-"""The results of a study: mean and deviation over seeds, as tables, a figure and plain numbers."""
+"""The results of a study: mean and deviation over seeds, compared clip by clip, in ``study.md``."""
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from ivcl_fast.files import write_json, write_text
-from ivcl_fast.report.figures import new_figure, save
-from ivcl_fast.report.study_results import (
-    Chance,
-    Compared,
-    Comparisons,
-    Folders,
-    Results,
-    compare,
-    doublings,
-    read_results,
-)
+from ivcl_fast.errors import UserError
+from ivcl_fast.evaluation.metrics import clustered_interval
+from ivcl_fast.files import read_bytes, write_json, write_text
+from ivcl_fast.report.run import CLIPS, SCORES
 from ivcl_fast.report.tables import METRIC_NAMES, Table
-from ivcl_fast.studies.definitions import Study
 
-RESULTS = "results.json"
-TEXT, FIGURE = "study.md", "study.png"
-FILES = (RESULTS, TEXT, FIGURE)
+Folders = dict[str, dict[str, list[Path]]]
+"""By table and variant: a run's folder per seed."""
+Results = dict[str, dict[str, dict[str, list[float]]]]
+"""By row, group of clips and metric: a value per seed."""
+Chance = dict[str, dict[str, Any]]
+"""By metric: a score with its ``chance``, and whether it is in ``percent``."""
+Answered = tuple[str, str, str]
+"""A clip's name, video and group."""
+
+RESULTS, TEXT = "results.json", "study.md"
+FILES = (RESULTS, TEXT)
 """Files that :func:`write` makes."""
-HEADING = (
-    "What doubling adds to top-1, in points, with 95 % intervals over clips: the slope of a line "
-    "over the logarithm of the size, fitted by least squares:"
-)
-"""The sentence above the lines that are fitted to a study with axes."""
+
+
+def write(
+    folder: Path,
+    question: str,
+    varied: str,
+    folders: Folders,
+    command: Sequence[str],
+    seeds: int,
+    pretrainings: int,
+) -> None:
+    """Write ``study.md`` and ``results.json`` to ``folder``; print the tables.
+
+    ``varied``: what is varied, in words. ``command``: the words after ``ivcl_fast.sweep``.
+    """
+    results, sections = {}, []
+    for title, runs in folders.items():
+        results[title], chance = read_results(runs)
+        compared = compare(runs)
+        about = "Brackets have 95 % intervals over clips."
+        if compared:
+            first = next(iter(results[title]))
+            about += f" Differences are from *{first}* on the same clips, in points."
+        table = scores_table(varied, results[title], chance, compared)
+        table.print(title)
+        sections += [f"## {title}", about, str(table)]
+    write_json(folder / RESULTS, {"command": list(command), "values": results})
+    pretrained = "One pretraining" if pretrainings == 1 else f"{pretrainings} pretrainings"
+    each = "one seed" if seeds == 1 else f"{seeds} seeds"
+    deviation = "" if seeds == 1 else ": mean ± standard deviation over the seeds"
+    quick = " A `--quick` study shows that every part runs; its scores mean nothing."
+    parts = [
+        f"# {folder.name}",
+        f"{question} {pretrained} each, {each} of finetuning{deviation}, on the clips that the "
+        "data set reports on." + quick * ("--quick" in command),
+        *sections,
+        f"`python -m ivcl_fast.sweep {shlex.join(command)}`; torch {torch.__version__}, "
+        f"{platform.machine()}. Values of every seed: [{RESULTS}]({RESULTS}).",
+    ]
+    write_text(folder / TEXT, "\n\n".join(parts) + "\n")
+
+
+# --- Scores --------------------------------------------------------------------------------------
+
+
+def read_results(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance]:
+    """Read the scores of every run by variant (of baselines by their own titles), and chance."""
+    results: Results = {}
+    chance: Chance = {}
+    for label, runs in folders.items():
+        for run in runs:
+            for i, (title, groups) in enumerate(read_answers(run / SCORES).items()):
+                row = results.setdefault(label if i == 0 else title, {})
+                for group, scores in groups.items():
+                    for metric, score in scores.items():
+                        row.setdefault(group, {}).setdefault(metric, []).append(score["value"])
+                        if i == 0:
+                            chance.setdefault(metric, score)
+    return results, chance
+
+
+def read_answers(file: Path) -> Any:
+    """Read scores or clips of a run; raises :class:`UserError` if the file is damaged."""
+    content = read_bytes(file)
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{file}: expected JSON, got a damaged file ({error})") from None
 
 
 def mean_and_deviation(values: Sequence[float], percent: bool) -> str:
@@ -60,127 +126,74 @@ def scores_table(varied: str, results: Results, chance: Chance, compared: Compar
             rows.append([name, group, score, *(texts.get(m, "") for m in others), of.difference])
     cells = [mean_and_deviation([of["chance"]], of["percent"]) for of in chance.values()]
     header = [varied, "clips", *(METRIC_NAMES[m] for m in chance), "difference"]
-    lines = [header, *rows, ["chance", "all", *cells, ""]]
-    header, *rows = lines if compared else [line[:-1] for line in lines]
-    return Table(header, rows, names=2)
+    return Table(header, [*rows, ["chance", "all", *cells, ""]], names=2)
 
 
-def overview_table(varied: str, results: Results, chance: Chance, compared: Comparisons) -> Table:
-    """Return the first metric and its differences: a row per variant, a column per group."""
-    metric, of = next(iter(chance.items()))
-    groups = groups_of(results)
-    rows = []
-    for name, scores in results.items():
-        score = [
-            mean_and_deviation(scores[group][metric], of["percent"]) if group in scores else ""
-            for group in groups
-        ]
-        gains = [compared.get((name, group), Compared()).difference for group in groups]
-        rows.append([name, *score, *gains])
-    by_chance = mean_and_deviation([of["chance"]], of["percent"])
-    rows.append(["chance", by_chance, *[""] * (2 * len(groups) - 1)])
-    return Table([varied, *groups, *(f"{group}: difference" for group in groups)], rows)
+# --- Comparisons ---------------------------------------------------------------------------------
 
 
-def groups_of(results: Results) -> list[str]:
-    """Return the groups of clips that a table has scores of; ``all`` is the first one."""
-    return list(dict.fromkeys(group for scores in results.values() for group in scores))
+@dataclass(frozen=True)
+class Compared:
+    """How a row answers a group of clips, in percent and points, with 95 % intervals over clips."""
+
+    interval: str = ""
+    """Of the share of correct answers, such as ``[56.3, 60.1]``."""
+    difference: str = ""
+    """From the first row on the same clips, such as ``-1.2 [-1.9, -0.5]``; none for itself."""
 
 
-def titled_tables(
-    varied: str, results: Results, chance: Chance, compared: Comparisons
-) -> dict[str, Table]:
-    """Return a study's tables for one data set and task, by the sentences above them.
+Comparisons = Mapping[tuple[str, str], Compared]
+"""By row of a table and group of clips."""
 
-    If clips have groups, the first table is an overview of them.
+
+def correct_shares(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[Answered, float]]:
+    """Return the share of seeds that answer a clip correctly, by row of the table and clip.
+
+    Clips that not every seed has answered are left out. Empty for a multi-label task, and for runs
+    without :data:`~ivcl_fast.report.run.CLIPS`.
     """
-    base = f"the difference from *{next(iter(results))}* on the same clips, in points"
-    tables = {}
-    if len(groups_of(results)) > 1:
-        title = f"{METRIC_NAMES[next(iter(chance))]} by group of clips"
-        if compared:
-            title += f", and {base}, with 95 % intervals over clips"
-        tables[f"{title}:"] = overview_table(varied, results, chance, compared)
-    title = "Every metric"
-    if compared:
-        title += f", and {base}; brackets have 95 % intervals over clips"
-    tables[f"{title}:"] = scores_table(varied, results, chance, compared)
-    return tables
+    hits: dict[str, dict[Answered, list[float]]] = {}
+    for label, runs in folders.items():
+        for file in (run / CLIPS for run in runs):
+            for clip in read_answers(file) if file.exists() else ():
+                key = clip["name"], clip["video"], clip.get("group", "all")
+                for i, (title, correct) in enumerate(clip.get("correct", {}).items()):
+                    row = hits.setdefault(label if i == 0 else title, {})
+                    row.setdefault(key, []).append(correct)
+    seeds = len(next(iter(folders.values())))
+    return {
+        row: {key: statistics.fmean(of) for key, of in clips.items() if len(of) == seeds}
+        for row, clips in hits.items()
+    }
 
 
-def doubling_table(study: Study, folders: Mapping[str, Sequence[Path]]) -> Table:
-    """Return what doubling each size of a study adds to the share of correct answers."""
-    rows = [
-        [size, *row]
-        for size, labels in study.axes.items()
-        for row in doublings({value: folders[label] for value, label in labels.items()})
-    ]
-    return Table(["twice the", "clips", "top-1", "farthest from the line"], rows, names=2)
+def compare(folders: Mapping[str, Sequence[Path]]) -> Comparisons:
+    """Compare the rows of a table with its first one on the same clips, by row and group.
+
+    Empty where :func:`correct_shares` are; without a row that has no clip in common with the first.
+    """
+    shares = correct_shares(folders)
+    compared: dict[tuple[str, str], Compared] = {}
+    first, base = next(iter(shares.items()), ("", {}))
+    for row, of_row in shares.items():
+        common = [clip for clip in base if clip in of_row]
+        groups = dict.fromkeys(["all", *(group for _, _, group in common)] if common else [])
+        for group in groups:
+            clips = [clip for clip in common if group in ("all", clip[2])]
+            videos = np.array([video for _, video, _ in clips])
+            score = np.array([100 * of_row[clip] for clip in clips])
+            gain = score - [100 * base[clip] for clip in clips]
+            difference = f"{gain.mean():+.1f} {interval(gain, videos, -100, '+')}"
+            compared[row, group] = Compared(
+                interval(score, videos, 0), "" if row == first else difference
+            )
+    return compared
 
 
-def write(
-    folder: Path,
-    name: str,
-    study: Study,
-    folders: Folders,
-    flags: Sequence[str],
-    seeds: int,
-    pretrainings: int,
-) -> None:
-    """Write ``study.md``, ``study.png`` and ``results.json`` to ``folder``; print the tables."""
-    scores = {title: read_results(runs) for title, runs in folders.items()}
-    values = {title: results for title, (results, _) in scores.items()}
-    write_json(folder / RESULTS, {"study": name, "flags": list(flags), "values": values})
-    draw(folder / FIGURE, study.question, scores)
-    sections = []
-    for title, (results, chance) in scores.items():
-        tables = titled_tables(study.varied, results, chance, compare(folders[title]))
-        next(iter(tables.values())).print(f"{title}: {next(iter(tables))}")
-        if study.axes:
-            tables[HEADING] = doubling_table(study, folders[title])
-            tables[HEADING].print(f"{title}: {HEADING}")
-        sections.append(f"## {title}")
-        for heading, table in tables.items():
-            sections += [heading, str(table)]
-    several = ["--pretrainings", str(pretrainings)] if pretrainings > 1 else []
-    words = [name, *flags, "--seeds", str(seeds), *several]
-    command = f"python -m ivcl_fast.sweep {shlex.join(words)}"
-    pretrained = "One pretraining" if pretrainings == 1 else f"{pretrainings} pretrainings"
-    each = "one seed" if seeds == 1 else f"{seeds} seeds"
-    deviation = "" if seeds == 1 else ": mean ± standard deviation over the seeds"
-    quick = " A `--quick` study shows that every part runs; its scores mean nothing."
-    parts = [
-        f"# {name}",
-        f"{study.question} {pretrained} each, {each} of finetuning{deviation}, on the clips "
-        "that the data set reports on." + (quick if "--quick" in flags else ""),
-        *sections,
-        "![study](study.png)",
-        f"`{command}`; torch {torch.__version__}, {platform.machine()}. Values of every seed: "
-        f"[{RESULTS}]({RESULTS}).",
-    ]
-    write_text(folder / TEXT, "\n\n".join(parts) + "\n")
+def interval(values: np.ndarray, videos: np.ndarray, least: float, sign: str = "") -> str:
+    """Return the interval of a mean over clips; clips of one video are drawn together.
 
-
-def draw(path: Path, question: str, scores: Mapping[str, tuple[Results, Chance]]) -> None:
-    """Draw the first metric of every table: a row per variant, a mark per seed and group."""
-    rows = [len(results) for results, _ in scores.values()]
-    figure = new_figure(9, 0.3 * sum(rows) + 1.2 * len(rows) + 0.5)
-    panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=rows)[:, 0]
-    for axes, (title, (results, chance)) in zip(panels, scores.items(), strict=True):
-        metric, of = next(iter(chance.items()))
-        factor, unit = (100, " (%)") if of["percent"] else (1, "")
-        for number, group in enumerate(groups_of(results)):
-            marks = [
-                (factor * value, row)
-                for row, groups in enumerate(results.values())
-                for value in groups.get(group, {}).get(metric, [])
-            ]
-            axes.plot(*zip(*marks, strict=True), "|", c=f"C{number}", ms=11, mew=2, label=group)
-        axes.axvline(factor * of["chance"], color="0.4", ls="--", lw=1, label="chance")
-        axes.set_yticks(range(len(results)), results)
-        axes.invert_yaxis()
-        axes.set(title=title, xlabel=METRIC_NAMES[metric] + unit)
-        axes.grid(alpha=0.3)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.suptitle(question)
-    save(figure, path)
+    ``values``: percent, from ``least`` to 100.
+    """
+    low, high = clustered_interval(values, videos, (least, 100.0))
+    return f"[{low:{sign}.1f}, {high:{sign}.1f}]"

@@ -41,23 +41,17 @@ class Study:
     """Variants of the same data set share a table."""
     budget: Mapping[str, float] = field(default_factory=dict)
     """Flags of all runs and their values; flags of the command take precedence."""
-    axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-    """Sizes along which some variants differ: the label of the variant at each value. The page
-    then has lines fitted to the scores."""
 
     def quick(self) -> Study:
         """Return the study for ``--quick``: no lengths, and batches that few videos fill."""
         variants = tuple(replace(variant, lengths="") for variant in self.variants)
         return replace(self, variants=variants, budget={"--batch-size": 4})
 
-    def flags(self, common: tuple[str, ...], without: Collection[str] = ()) -> tuple[str, ...]:
-        """Return the flags of all runs: the budget that the command leaves, then ``common``.
-
-        ``without``: names of flags to leave out of the budget.
-        """
-        given = names_of(common).union(without)
-        own = {flag: value for flag, value in self.budget.items() if flag_name(flag) not in given}
-        return *(str(word) for pair in own.items() for word in pair), *common
+    def flags(self, common: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the flags of all runs: the budget that the command leaves, then ``common``."""
+        given = names_of(common)
+        left = {flag: value for flag, value in self.budget.items() if flag_name(flag) not in given}
+        return *(str(word) for pair in left.items() for word in pair), *common
 
     @property
     def own_flags(self) -> set[str]:
@@ -117,7 +111,6 @@ def sized(label: str, clips: int = 20_000, videos: int = 6000, width: int = 128)
 
 IV_CL, IMAGE_MAE = OBJECTIVE_NAMES["ivcl"], OBJECTIVE_NAMES["mae"]
 MAE = "--objective mae"
-LARGEST = "20,000 clips, 6,000 videos, width 128"
 
 STUDIES = {
     "pretraining": Study(
@@ -173,7 +166,7 @@ STUDIES = {
         "What do more clips, more videos and a wider model give?",
         "pretraining",
         (
-            sized(LARGEST),
+            sized("20,000 clips, 6,000 videos, width 128"),
             sized("2,500 clips", clips=2500),
             sized("5,000 clips", clips=5000),
             sized("10,000 clips", clips=10_000),
@@ -181,16 +174,6 @@ STUDIES = {
             sized("width 32", width=32),
             sized("width 64", width=64),
         ),
-        axes={
-            "clips of pretraining": {
-                2500: "2,500 clips",
-                5000: "5,000 clips",
-                10_000: "10,000 clips",
-                20_000: LARGEST,
-            },
-            "videos of pretraining": {375: "375 videos", 6000: LARGEST},
-            "width of the model": {32: "width 32", 64: "width 64", 128: LARGEST},
-        },
     ),
     "objects": Study(
         "Does the model remember what it has seen, if each slot holds one object?",

@@ -22,20 +22,17 @@ import torch
 import tyro
 
 from ivcl_fast.distributed import group as distributed
-from ivcl_fast.errors import UserError
+from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.files import locked, remove_temporaries
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.report import study as study_report
 from ivcl_fast.report.run import REPORT, SCORES
-from ivcl_fast.report.study_results import Folders
 from ivcl_fast.studies.definitions import Study, Variant, find_study, flag_name
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run_folder import changed_settings, has_progress
 from ivcl_fast.training.settings import TrainConfig, load_settings
 from ivcl_fast.training.signals import Interrupted
 
-MOST_RUNS = 1000
-"""Most finetunings of a variant, and most runs at a time."""
 POLL_SECONDS = 0.2
 """Time between two looks at the processes of the runs."""
 
@@ -115,6 +112,7 @@ def run_jobs(jobs: list[Job], parallel: int, gpus: int) -> None:
     threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // parallel))}
     environment = os.environ | ({} if gpus else threads)
     waiting, free_slots = [job for job in jobs if not job.done], list(range(parallel))
+    finished, total = len(jobs) - len(waiting), len(jobs)
     running: dict[subprocess.Popen[bytes], tuple[Job, int]] = {}
     signals: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda signum, frame: signals.append(signum))
@@ -139,7 +137,8 @@ def run_jobs(jobs: list[Job], parallel: int, gpus: int) -> None:
                     where = "above" if parallel == 1 else "log.txt"
                     status = process.returncode
                     raise UserError(f"{job.folder}: exited with status {status}; see {where}")
-                print(f"{job.folder}: done", flush=True)
+                finished += 1
+                print(f"{job.folder}: done, {finished} of {total} runs", flush=True)
             if signals:
                 raise Interrupted(signals[0])
             time.sleep(POLL_SECONDS)
@@ -168,7 +167,7 @@ class SweepConfig:
 
 
 def run_study(config: SweepConfig, common: tuple[str, ...]) -> Path:
-    """Run a study and write its table and figure; return its folder, which is in ``config.out``.
+    """Run a study and write its table; return its folder, which is in ``config.out``.
 
     ``common``: flags of ``ivcl_fast.train`` for every run. Finished runs of an earlier call are
     kept, and a call that is running the study is waited for. Raises :class:`UserError` for flags
@@ -179,13 +178,9 @@ def run_study(config: SweepConfig, common: tuple[str, ...]) -> Path:
             f"WORLD_SIZE: expected 1, got {ranks}; ivcl_fast.sweep gives each GPU a run of its own"
         )
     study, seeds, pretrainings = find_study(config.study), config.seeds, config.pretrainings
-    for option, count, most in (
-        ("seeds", seeds, MOST_RUNS),
-        ("parallel", config.parallel, MOST_RUNS),
-        ("pretrainings", pretrainings, seeds),
-    ):
-        if count is not None and not 1 <= count <= most:
-            raise UserError(f"--{option}: expected 1 to {most:,}, got {count}")
+    require_at_least(config, 1, "seeds", "pretrainings", "parallel")
+    if pretrainings > seeds:
+        raise UserError(f"--pretrainings: expected at most --seeds ({seeds}), got {pretrainings}")
     settings = parse(common)  # also raises errors before any work
     if settings.quick:
         study = study.quick()
@@ -206,13 +201,16 @@ def run_study(config: SweepConfig, common: tuple[str, ...]) -> Path:
         remove_temporaries(folder, study_report.FILES)
         for stage in stages:
             run_jobs(stage, config.parallel or max(1, gpus), gpus)
-        folders: Folders = {}
+        folders: study_report.Folders = {}
         for variant in study.variants:
             runs = [folder / variant_folder(variant) / f"seed-{seed}" for seed in range(seeds)]
             data = load_settings(runs[0]).data  # variants that share it can be compared
             folders.setdefault(f"{data.task} on {data.source}", {})[variant.label] = runs
-        typed = study.flags(common, study.own_flags)  # which a command may set
-        study_report.write(folder, config.study, study, folders, typed, seeds, pretrainings)
+        command = [config.study, *common, "--seeds", str(seeds)]
+        if pretrainings > 1:
+            command += "--pretrainings", str(pretrainings)
+        about = study.question, study.varied
+        study_report.write(folder, *about, folders, command, seeds, pretrainings)
     return folder
 
 

@@ -49,15 +49,15 @@ def test_a_study_from_data_to_table_and_again(data, tmp_path, monkeypatch, capfd
     title = f"localize on {data}"
     values = json.loads((folder / "results.json").read_text())["values"][title]
     assert next(iter(values)) == "IV-CL" and values["none"]["all"].keys() >= {"top1", "l1"}
-    assert f"## {title}" in page and "difference from *IV-CL*" in page and "no memory" in page
-    assert (folder / "study.png").stat().st_size > 10_000
+    assert f"## {title}" in page and "from *IV-CL* on the same clips" in page
+    assert "no memory" in page
     assert "decoding" in capfd.readouterr().err, "a single run shows what it does"
 
     run_study("small", flags, tmp_path)
     assert "started" not in capfd.readouterr().out, "all runs are done"
     (folder / "none" / "seed-0" / "scores.json").unlink()
     run_study("small", flags, tmp_path, parallel=2)
-    assert "none/seed-0: done" in capfd.readouterr().out
+    assert "none/seed-0: done, 2 of 2 runs" in capfd.readouterr().out
     assert "report: " in (folder / "none" / "seed-0" / "log.txt").read_text()
     again = json.loads((folder / "results.json").read_text())["values"][title]
     assert again == values, "in parallel as one after the other"
@@ -137,9 +137,9 @@ def test_a_scheduler_stops_runs_at_once(data, tmp_path, started, command):
     ("arguments", "message"),
     [
         (["nothing"], "study: expected one of pretraining, supervision"),
-        (["slots", "--seeds", "0"], "--seeds: expected 1 to 1,000, got 0"),
-        (["slots", "--parallel", "0"], "--parallel: expected 1 to 1,000, got 0"),
-        (["slots", "--pretrainings", "4"], "--pretrainings: expected 1 to 3, got 4"),
+        (["slots", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["slots", "--parallel", "0"], "--parallel: expected at least 1, got 0"),
+        (["slots", "--pretrainings", "4"], "--pretrainings: expected at most --seeds (3), got 4"),
         (["slots", "--seed", "3"], "--seed: the study slots sets this"),
         (["slots", "--no_pictures"], "--no_pictures: the study slots sets this"),
         (["slots", "--num_slots=3"], "--num_slots=3: the study slots sets this"),

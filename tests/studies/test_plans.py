@@ -102,8 +102,6 @@ def test_a_flag_that_differs_between_variants_is_refused(flag):
 def test_every_quick_run_parses_and_has_videos_for_a_batch(name):
     study = STUDIES[name].quick()
     assert len({variant_folder(v) for v in study.variants}) == len(study.variants)
-    labels = {variant.label for variant in study.variants}
-    assert all(labels.issuperset(axis.values()) for axis in study.axes.values())
     for job in chain(*plan_jobs(study, Path("x"), 1, study.flags(("--quick",)))):
         config = parse(job.arguments)
         videos = round(config.stages.label_fraction * config.data.train_videos)
