@@ -16,7 +16,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from ivcl_fast.analysis.cater_probes import Frames, Scores, frames_of, run_probes
+from ivcl_fast.analysis.cater_probes import PROBES, Frames, Scores, frames_of, run_probes
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Models
 from ivcl_fast.analysis.sample import Sample
 from ivcl_fast.analysis.segments import score_segments
@@ -67,7 +67,7 @@ def probe_run(config: ProbesConfig) -> Scores:
     train, train_features = encode(run, run.data.train_split, config.train_clips, models)
     test, test_features = encode(run, run.data.eval_split, config.eval_clips, models)
     features = {name: (train_features[name], test_features[name]) for name in train_features}
-    with Bar("fitting", 100, "%") as bar:
+    with Bar("fitting", len(PROBES), "probes") as bar:
         scores = run_probes(train, test, features, bar)
     clips = len(train.clips.unique()), len(test.clips.unique())
     about = run.describe(models, config.checkpoint)

@@ -90,24 +90,13 @@ def run_probes(
     """Fit and score all of :data:`PROBES`, and score :data:`GUESS` for the cell.
 
     ``features``: by name, float32 ``[M, D]`` of the training and of the test frames. ``progress``
-    is called with (percent of the work that is done, 100) after each fit.
+    is called with the number of probes that are fitted, and that of all.
     """
-    cost = {  # the time of a fit, measured: it hardly falls with few features or outputs
-        (probe, name): (x.shape[1] + 200) * (PROBES[probe].outputs + 10)
-        for probe in PROBES
-        for name, (x, _) in features.items()
-    }
-    done, total = 0, sum(cost.values())
     scores: Scores = {}
-    for name, probe in PROBES.items():
-
-        def fitted(of_features: str, name: str = name) -> None:
-            nonlocal done
-            done += cost[name, of_features]
-            progress(round(100 * done / total), 100)
-
+    for done, (name, probe) in enumerate(PROBES.items(), 1):
         targets = train.targets[name], test.targets[name]
-        scores[name] = run_probe(probe, *targets, train.clips, test.clips, features, fitted)
+        scores[name] = run_probe(probe, *targets, train.clips, test.clips, features)
+        progress(done, len(PROBES))
     for group, of_group in scores["snitch's cell"].items():
         chosen = test.targets["snitch's cell"].groups[group]
         guess, clips = test.guess[chosen], test.clips[chosen]

@@ -10,18 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ivcl_fast.evaluation.metrics import (
-    Ranking,
-    Score,
-    bootstrap_interval,
-    mean_of_present,
-    topk_correct,
-)
+from ivcl_fast.evaluation.metrics import Score, topk_correct
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 """Weights of the penalty on a probe's squared length; the best on held-out clips is chosen."""
@@ -29,8 +22,6 @@ HELD_OUT = 5
 """One in so many training clips is held out to choose the penalty."""
 STEPS, TOLERANCE = 100, 1e-6
 """L-BFGS stops after so many steps, or when one changes the loss by less."""
-RESAMPLES = 200
-"""Bootstrap resamples of average precision."""
 
 
 @dataclass(frozen=True)
@@ -81,33 +72,15 @@ def score_places(places: Tensor, true: Tensor, chosen: Tensor, clips: Tensor) ->
 
 
 def score_presence(scores: Tensor, true: Tensor, chosen: Tensor, clips: Tensor) -> Score | None:
-    """Return the mean average precision over what is present in some frames and not in others.
-
-    Chance is that of any constant score: the prevalence.
-    """
-    chosen = chosen[:, None].expand_as(true) if chosen.ndim == 1 else chosen
-    rankings, prevalence = [], []
-    for k in range(true.shape[1]):
-        of_class = chosen[:, k]
-        present = true[of_class, k]
-        if (share := float(present.mean()) if len(present) else 0.0) in (0.0, 1.0):
-            continue
-        ranking = Ranking(scores[of_class, k : k + 1].numpy(), present[:, None].numpy())
-        rankings.append((ranking, of_class.numpy()))
-        prevalence.append(share)
-    if not rankings:
+    """Return the mean average precision over what is present in some frames and not in others."""
+    counted = chosen[:, None].expand_as(true) if chosen.ndim == 1 else chosen
+    present = (true * counted).sum(dim=0)
+    varies = (present > 0) & (present < counted.sum(dim=0))
+    if not varies.any():
         return None
-
-    def statistic(weights: np.ndarray) -> float:
-        each = [r.average_precision(weights[of_class]) for r, of_class in rankings]
-        return mean_of_present(np.concatenate(each))
-
-    _, group = np.unique(clips.numpy(), return_inverse=True)
-    value = statistic(np.ones(len(group)))
-    low, high = bootstrap_interval(  # draws whole clips, as the frames of one are alike
-        lambda w: statistic(w[group]), int(group.max()) + 1, RESAMPLES, centre=value
+    return Score.mean_average_precision(
+        scores[:, varies], true[:, varies], groups=clips, counted=counted[:, varies]
     )
-    return Score(value, max(low, 0.0), min(high, 1.0), float(np.mean(prevalence)))
 
 
 CLASSIFICATION = TargetType(F.cross_entropy, score_classes, "top-1")
@@ -167,13 +140,12 @@ def run_probe(
     train_clips: Tensor,
     test_clips: Tensor,
     features: Mapping[str, tuple[Tensor, Tensor]],
-    fitted: Callable[[str], None] = lambda name: None,
 ) -> dict[str, dict[str, Score]]:
     """Return scores by group of test frames and name of features.
 
     ``train_clips``, ``test_clips`` int64 ``[M]``: the clip of each frame. ``features``: by name,
-    float32 ``[M, D]`` of the training and of the test frames. ``fitted`` is called with each name
-    when its probe is done. Groups where nothing can be scored are left out.
+    float32 ``[M, D]`` of the training and of the test frames. Groups where nothing can be scored
+    are left out.
     """
     y = train.values
     scores: dict[str, dict[str, Score]] = {group: {} for group in test.groups}
@@ -185,5 +157,4 @@ def run_probe(
                 continue
             if score := probe.target.score(predictions, test.values, chosen, test_clips):
                 scores[group][name] = score
-        fitted(name)
     return {group: of_group for group, of_group in scores.items() if of_group}

@@ -16,8 +16,9 @@ from torch import Tensor
 
 Array = np.ndarray | Tensor
 
-RESAMPLES = 1000
-"""Bootstrap resamples. They are drawn from a fixed seed, so a report repeats exactly."""
+RESAMPLES, AP_RESAMPLES = 1000, 200
+"""Bootstrap resamples, and those of average precision, which takes long. They are drawn from a
+fixed seed, so a report repeats exactly."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,15 @@ class Score:
     percent: bool = True
     """Whether the values are shares from 0 to 1, printed in percent; else they are numbers, such as
     a distance in cells."""
+    n: int = 0
+    """Number of clips, frames or problems that were measured."""
 
     @classmethod
     def proportion(cls, correct: Array, chance: float) -> Score:
         """Return the share of true values in bool ``[V]``, with Wilson's interval."""
         correct = as_array(correct)
         low, high = wilson_interval(int(correct.sum()), len(correct))
-        return cls(float(correct.mean()), low, high, chance)
+        return cls(float(correct.mean()), low, high, chance, n=len(correct))
 
     @classmethod
     def mean(
@@ -58,7 +61,7 @@ class Score:
         groups = np.arange(len(values)) if groups is None else groups
         most = 1.0 if percent else most
         low, high = clustered_interval(values, groups, None if most is None else (0.0, most))
-        return cls(float(values.mean()), low, high, chance, percent)
+        return cls(float(values.mean()), low, high, chance, percent, len(values))
 
     @classmethod
     def clustered(cls, correct: Array, groups: Array, chance: float) -> Score:
@@ -71,33 +74,47 @@ class Score:
         """
         drawn = clustered_interval(correct, groups)
         alone = cls.proportion(correct, chance)
-        return cls(alone.value, min(alone.low, drawn[0]), max(alone.high, drawn[1]), chance)
+        low, high = min(alone.low, drawn[0]), max(alone.high, drawn[1])
+        return cls(alone.value, low, high, chance, n=alone.n)
 
     @classmethod
-    def mean_average_precision(cls, scores: Array, targets: Array) -> Score:
+    def mean_average_precision(
+        cls,
+        scores: Array,
+        targets: Array,
+        groups: Array | None = None,
+        counted: Array | None = None,
+    ) -> Score:
         """Return :func:`mean_average_precision` with a bootstrap interval over clips.
 
         Chance is the AP of a constant score: the prevalence, averaged over the same classes.
+        ``groups``: as of :meth:`clustered`; by default each clip is a group of its own.
+        ``counted``: bool ``[V, C]``, as of :class:`Ranking`.
         """
-        value = mean_average_precision(scores, targets)
-        ranking, targets = Ranking(scores, targets), as_array(targets)
+        value = mean_average_precision(scores, targets, counted)
+        ranking, targets = Ranking(scores, targets, counted), as_array(targets).astype(bool)
+        everywhere = np.ones_like(targets) if counted is None else as_array(counted)
+        groups = np.arange(len(targets)) if groups is None else as_array(groups)
+        _, group = np.unique(groups, return_inverse=True)
         low, high = bootstrap_interval(
-            lambda w: mean_of_present(ranking.average_precision(w)),
-            len(scores),
-            resamples=200,
+            lambda w: mean_of_present(ranking.average_precision(w[group])),
+            int(group.max()) + 1,
+            resamples=AP_RESAMPLES,
             centre=value,
         )
-        prevalence = targets.astype(bool).mean(axis=0)
-        return cls(value, max(low, 0.0), min(high, 1.0), float(prevalence[prevalence > 0].mean()))
+        prevalence = (targets & everywhere).sum(axis=0) / np.maximum(everywhere.sum(axis=0), 1)
+        chance = float(prevalence[prevalence > 0].mean())
+        return cls(value, max(low, 0.0), min(high, 1.0), chance, n=len(targets))
 
     @classmethod
     def class_mean(cls, logits: Array, labels: Array) -> Score:
-        """Return :func:`class_accuracy` averaged over the classes, with a bootstrap interval.
+        """Return the share of correct clips of each class, averaged over the classes.
 
-        Classes without a clip are left out. Chance is a uniform guess.
+        Classes without a clip are left out. The interval is that of the bootstrap; chance is a
+        uniform guess.
         """
-        accuracy, classes = class_accuracy(logits, labels), as_array(logits).shape[1]
         correct, labels = topk_correct(logits, labels, 1), as_array(labels)
+        classes = as_array(logits).shape[1]
 
         def mean(weights: np.ndarray) -> float:
             clips = np.bincount(labels, weights, classes)
@@ -108,7 +125,7 @@ class Score:
             low, high = wilson_interval(int(correct.sum()), len(correct))
         else:
             low, high = bootstrap_interval(mean, len(labels))
-        return cls(float(np.nanmean(accuracy)), low, high, 1 / classes)
+        return cls(mean(np.ones(len(labels))), low, high, 1 / classes, n=len(labels))
 
     def format(self, value: float) -> str:
         """Return a number in this score's unit, such as ``14.8 %`` or ``2.32``."""
@@ -132,23 +149,11 @@ def topk_correct(logits: Array, labels: Array, k: int) -> np.ndarray:
     """Return whether each clip's class is among its ``k`` highest logits: bool ``[V]``.
 
     ``logits`` ``[V, C]``, ``labels`` int ``[V]``. Equal logits rank by class number, the lower
-    first, so that top-1 is the argmax. Raises ``ValueError`` naming a bad argument.
+    first, so that top-1 is the argmax. Raises ``ValueError`` for NaN.
     """
-    logits, labels = checked_answers(logits, labels)
+    logits, labels = as_answers(logits, labels)
     order = np.argsort(-logits, axis=1, kind="stable")
     return (order[:, :k] == labels[:, None]).any(axis=1)
-
-
-def class_accuracy(logits: Array, labels: Array) -> np.ndarray:
-    """Return the share of correct clips of each class: ``[C]``, NaN for a class without a clip.
-
-    Arguments as of :func:`topk_correct`.
-    """
-    correct, labels = topk_correct(logits, labels, 1), as_array(labels)
-    classes = as_array(logits).shape[1]
-    clips = np.bincount(labels, minlength=classes)
-    hits = np.bincount(labels, correct, classes)
-    return np.where(clips > 0, hits / np.maximum(clips, 1), np.nan)
 
 
 def confusion(logits: Array, labels: Array) -> np.ndarray:
@@ -156,7 +161,7 @@ def confusion(logits: Array, labels: Array) -> np.ndarray:
 
     Arguments as of :func:`topk_correct`; the answer is the argmax.
     """
-    logits, labels = checked_answers(logits, labels)
+    logits, labels = as_answers(logits, labels)
     counts = np.zeros((logits.shape[1], logits.shape[1]), np.int64)
     np.add.at(counts, (labels, logits.argmax(axis=1)), 1)
     return counts
@@ -168,7 +173,7 @@ def grid_distance(logits: Array, labels: Array, n: int = 6) -> np.ndarray:
     Its mean is CATER's L1. Class ``c`` is the cell ``x = c % n``, ``y = c // n``; arguments as of
     :func:`topk_correct`. Raises ``ValueError`` if there are not ``n * n`` classes.
     """
-    logits, labels = checked_answers(logits, labels)
+    logits, labels = as_answers(logits, labels)
     if logits.shape[1] != n * n:
         raise ValueError(f"logits: {logits.shape[1]} classes are not the {n * n} cells of n={n}")
     guess = logits.argmax(axis=1)
@@ -184,20 +189,11 @@ def chance_distance(n: int = 6) -> float:
     return 2 * (n * n - 1) / (3 * n)
 
 
-def checked_answers(logits: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as arrays; raise ``ValueError`` for shapes, labels or NaN that have no score."""
+def as_answers(logits: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as arrays; raises ``ValueError`` for NaN, which has no rank."""
     logits, labels = as_array(logits), as_array(labels)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        raise ValueError(
-            f"logits, labels: shapes {logits.shape} and {labels.shape} are not [V, C] and [V]"
-            " with at least one clip"
-        )
     if np.isnan(logits).any():
         raise ValueError(f"logits: clip {np.isnan(logits).any(axis=1).argmax()} holds NaN")
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(
-            f"labels: {labels.min()} to {labels.max()} are not within 0 to {logits.shape[1] - 1}"
-        )
     return logits, labels
 
 
@@ -237,22 +233,17 @@ def query_scores(
 class Ranking:
     """Clips sorted by score, once per class, so that AP is fast for many weightings of the clips.
 
-    ``scores`` float ``[V, C]``, higher is likelier; ``targets`` ``[V, C]``, 0 or 1. Raises
-    ``ValueError`` for other shapes and for NaN.
+    ``scores`` float ``[V, C]``, higher is likelier; ``targets`` ``[V, C]``, 0 or 1. ``counted``:
+    bool ``[V, C]``, which of them count, by default all. Raises ``ValueError`` for NaN.
     """
 
-    def __init__(self, scores: Array, targets: Array) -> None:
-        scores, targets = as_array(scores), as_array(targets)
-        if scores.shape != targets.shape or scores.ndim != 2 or not len(scores):
-            raise ValueError(
-                f"scores, targets: shapes {scores.shape} and {targets.shape} are not both [V, C]"
-                " with at least one clip"
-            )
-        if np.isnan(scores).any():
-            raise ValueError(f"scores: clip {np.isnan(scores).any(axis=1).argmax()} holds NaN")
+    def __init__(self, scores: Array, targets: Array, counted: Array | None = None) -> None:
+        scores, targets = as_answers(scores, targets)
+        counted = np.ones(scores.shape, bool) if counted is None else as_array(counted)
         self.order = np.argsort(-scores, axis=0, kind="stable")  # [V, C]
         ranked = np.take_along_axis(scores, self.order, axis=0)
         self.positive = np.take_along_axis(targets.astype(bool), self.order, axis=0)
+        self.counted = np.take_along_axis(counted, self.order, axis=0)
         self.ends_tie = np.ones_like(self.positive)
         self.ends_tie[:-1] = ranked[:-1] != ranked[1:]
 
@@ -264,7 +255,7 @@ class Ranking:
         scikit-learn's has no envelope and is lower.
         """
         weight = np.ones(len(self.order)) if weights is None else weights
-        taken = weight[self.order]  # [V, C]
+        taken = weight[self.order] * self.counted  # [V, C]
         hits = taken * self.positive
         precision = hits.cumsum(axis=0) / np.maximum(taken.cumsum(axis=0), 1e-12)
         # Equal scores are retrieved together: precision is defined after the last of them only.
@@ -275,12 +266,12 @@ class Ranking:
         return np.where(positives > 0, area / np.maximum(positives, 1e-12), -1.0)
 
 
-def mean_average_precision(scores: Array, targets: Array) -> float:
+def mean_average_precision(scores: Array, targets: Array, counted: Array | None = None) -> float:
     """Return the mean AP (see :class:`Ranking`) over the classes that have a positive.
 
     Raises ``ValueError`` where no class has one.
     """
-    mean = mean_of_present(Ranking(scores, targets).average_precision())
+    mean = mean_of_present(Ranking(scores, targets, counted).average_precision())
     if np.isnan(mean):
         raise ValueError("targets: no class has a positive clip, so there is no AP to average")
     return mean

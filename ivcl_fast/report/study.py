@@ -126,7 +126,7 @@ def scores_table(varied: str, results: Results, chance: Chance, compared: Compar
             rows.append([name, group, score, *(texts.get(m, "") for m in others), of.difference])
     cells = [mean_and_deviation([of["chance"]], of["percent"]) for of in chance.values()]
     header = [varied, "clips", *(METRIC_NAMES[m] for m in chance), "difference"]
-    return Table(header, [*rows, ["chance", "all", *cells, ""]], names=2)
+    return Table(header, [*rows, ["chance", "all", *cells, ""]])
 
 
 # --- Comparisons ---------------------------------------------------------------------------------

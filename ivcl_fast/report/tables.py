@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -23,21 +22,14 @@ METRIC_NAMES = {
 """Names of metrics in tables, by their names in ``scores.json``."""
 PLAIN_WIDTH = 100
 """Characters per line where the output is not a terminal."""
-NAME_WIDTH = 26
-"""Characters that the names of rows may take in a table that is too wide."""
-COLUMNS = 4
-"""Columns of values in each part of a table that is too wide."""
-PADDING = 3
-"""Characters between two columns."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text under a header; the first ``names`` columns say what a row is."""
+    """Cells of text under a header; the first column says what a row is."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    names: int = 1
 
     def markdown(self) -> list[str]:
         """Return the lines of a Markdown table."""
@@ -59,39 +51,37 @@ class Table:
     def print(self, title: str = "") -> None:
         """Print the table, within the terminal's width or :data:`PLAIN_WIDTH` characters.
 
-        In a table that is too wide, intervals move to lines of their own, and columns are dealt out
-        to several tables below each other. A name is not repeated in the rows that follow.
+        In a table that is too wide, intervals move to lines of their own. A name is not repeated in
+        the rows that follow.
         """
         terminal = Console()
         console = terminal if terminal.is_terminal else Console(width=PLAIN_WIDTH)
-        console.print(Text(title))
         columns = [list(column) for column in zip(self.header, *self.rows, strict=True)]
-        first = columns[0]
-        columns[0] = ["" if i and first[i - 1] == text else text for i, text in enumerate(first)]
-        names, values = columns[: self.names], columns[self.names :]
-        at_once = len(values)
-        if sum(max(map(len, column)) + PADDING for column in columns) > console.width:
-            names = [[textwrap.fill(text, NAME_WIDTH) for text in column] for column in names]
-            values = [[text.replace(" [", "\n[") for text in column] for column in values]
-            at_once = COLUMNS
-        for start in range(0, len(values), at_once):
-            drawn = TerminalTable(box=box.SIMPLE_HEAD, pad_edge=False)
-            shown = [*names, *values[start : start + at_once]]
-            for head, *_ in shown:
-                drawn.add_column(Text(head))
-            for cells in zip(*(column[1:] for column in shown), strict=True):
-                drawn.add_row(*map(Text, cells))
-            console.print(drawn)
+        too_wide = sum(max(map(len, column)) + 3 for column in columns) > console.width
+        table = TerminalTable(box=box.SIMPLE_HEAD, pad_edge=False)
+        for head in self.header:
+            table.add_column(Text(head))
+        for before, row in zip([[""], *self.rows], self.rows, strict=False):
+            name = "" if row[0] == before[0] else row[0]
+            cells = [name, *row[1:]]
+            if too_wide:
+                cells = [cell.replace(" [", "\n[") for cell in cells]
+            table.add_row(*map(Text, cells))
+        console.print(Text(title))
+        console.print(table)
 
 
 def results_table(results: Sequence[Result]) -> Table:
-    """Return a run's table of results: a row for each result and group of clips, chance last."""
+    """Return a run's table of results: a row for each result and group of clips, chance last.
+
+    Groups are printed with their numbers of clips.
+    """
     chances = results[0].scores["all"]
     header = ["model", "clips", *(METRIC_NAMES[name] for name in chances)]
-    rows = [
-        [result.title, group, *(str(scores.get(name, "")) for name in chances)]
-        for result in results
-        for group, scores in result.scores.items()
-    ]
+    rows = []
+    for result in results:
+        for group, scores in result.scores.items():
+            clips = f"{group} ({next(iter(scores.values())).n:,})"
+            rows.append([result.title, clips, *(str(scores.get(name, "")) for name in chances)])
     chance = [score.format(score.chance) for score in chances.values()]
-    return Table(header, [*rows, ["chance", "all", *chance]], names=2)
+    return Table(header, [*rows, ["chance", "all", *chance]])

@@ -25,6 +25,7 @@ from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.evaluation import metrics
 from ivcl_fast.train import main as train_main
 from tests.support.small_models import RUN_FLAGS
 
@@ -150,8 +151,8 @@ def test_slots_that_draw_are_scored_as_segments(
         command(train_main, *where, *RUN_FLAGS, "--no-pictures", "--objective", "slot_attention")[0]
         == 0
     )
-    for name, few in (("STEPS", 3), ("RESAMPLES", 20)):  # quick
-        monkeypatch.setattr(linear_probes, name, few)
+    monkeypatch.setattr(linear_probes, "STEPS", 3)  # quick
+    monkeypatch.setattr(metrics, "AP_RESAMPLES", 20)
     status, out, _ = command(probes.main, tmp_path / "run", "--train-clips", 12)
     assert status == 0 and "FG-ARI" in out and " ARI" in out
     folder = tmp_path / "run" / "probes"

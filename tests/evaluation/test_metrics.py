@@ -50,28 +50,9 @@ def test_grid_distance(guess: int, truth: int, distance: int) -> None:
     assert metrics.grid_distance(one_hot([guess]), torch.tensor([truth])).tolist() == [distance]
 
 
-@pytest.mark.parametrize("n", [4, 6, 8])
-def test_chance_distance_is_the_mean_over_all_pairs(n: int) -> None:
-    cells = np.arange(n * n)
-    logits = one_hot(np.repeat(cells, n * n).tolist(), n * n)
-    labels = np.tile(cells, n * n)
-    assert metrics.grid_distance(logits, labels, n).mean() == pytest.approx(
-        metrics.chance_distance(n)
-    )
-
-
-def test_bad_answers_are_named() -> None:
-    good, labels = torch.zeros(2, 36), torch.tensor([0, 1])
+def test_nan_has_no_rank() -> None:
     with pytest.raises(ValueError, match=r"logits: clip 1 holds NaN"):
-        metrics.topk_correct(torch.tensor([[0.0, 1], [float("nan"), 1]]), labels, 1)
-    with pytest.raises(ValueError, match=r"labels: 0 to 36 are not within 0 to 35"):
-        metrics.grid_distance(good, torch.tensor([0, 36]))
-    with pytest.raises(ValueError, match="labels: -1 to 1"):
-        metrics.topk_correct(good, torch.tensor([-1, 1]), 1)
-    with pytest.raises(ValueError, match=r"not \[V, C\] and \[V\]"):
-        metrics.topk_correct(good, torch.tensor([0]), 1)
-    with pytest.raises(ValueError, match="at least one clip"):
-        metrics.topk_correct(torch.zeros(0, 36), torch.zeros(0, dtype=torch.int64), 1)
+        metrics.topk_correct(torch.tensor([[0.0, 1], [float("nan"), 1]]), torch.tensor([0, 1]), 1)
 
 
 # --- Questions in groups -------------------------------------------------------------------------
@@ -221,10 +202,6 @@ def test_mean_average_precision_leaves_absent_classes_out() -> None:
     assert metrics.mean_average_precision(scores, targets) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="targets: no class has a positive clip"):
         metrics.mean_average_precision(scores, torch.zeros_like(targets))
-    with pytest.raises(ValueError, match=r"not both \[V, C\]"):
-        metrics.mean_average_precision(scores, targets[:2])
-    with pytest.raises(ValueError, match=r"scores: clip 2 holds NaN"):
-        metrics.mean_average_precision(scores.index_fill(0, torch.tensor([2]), np.nan), targets)
 
 
 # --- Intervals and scores ------------------------------------------------------------------------
@@ -314,8 +291,6 @@ def test_mean_class_accuracy_counts_every_class_alike():
     """Against counting by hand: class 0 has 3 of 4, class 1 has 0 of 1, class 2 no clip."""
     labels = np.array([0, 0, 0, 0, 1])
     logits = np.eye(3)[[0, 0, 0, 2, 0]]
-    assert metrics.class_accuracy(logits, labels)[:2].tolist() == [0.75, 0.0]
-    assert np.isnan(metrics.class_accuracy(logits, labels)[2])
     score = Score.class_mean(logits, labels)
     assert score.value == 0.375 and score.low < 0.375 < score.high and score.chance == 1 / 3
     assert metrics.confusion(logits, labels).tolist() == [[3, 0, 1], [1, 0, 0], [0, 0, 0]]
