@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NoReturn, get_type_hints
 
@@ -23,7 +22,6 @@ import ivcl_fast
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, print_error
 from ivcl_fast.text import first_line, printable
-from ivcl_fast.training.signals import Interrupted
 
 REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
@@ -32,32 +30,6 @@ REFUSALS = {
 """Errors of the system that the user can fix: no access to a folder, a full or broken disk."""
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
 """Parts of PyTorch's messages about a tensor that is too large for a GPU, the CPU or a machine."""
-OTHER_NAMES = {
-    "epochs": "--pretrain-clips and --finetune-clips, which count clips",
-    "max-steps": "--pretrain-clips and --finetune-clips, which count clips",
-    "steps": "--pretrain-clips and --finetune-clips, which count clips",
-    "learning-rate": "--lr, and --finetune-lr for finetuning",
-    "wd": "--weight-decay",
-    "bs": "--batch-size",
-    "batch": "--batch-size",
-    "gradient-accumulation-steps": "--grad-accum-steps",
-    "accumulate-grad-batches": "--grad-accum-steps",
-    "bf16": "--amp bf16",
-    "fp16": "--amp bf16",
-    "precision": "--amp bf16 or --amp off",
-    "gpus": "--device cuda:0, or torchrun for several GPUs",
-    "devices": "--device cuda:0, or torchrun for several GPUs",
-    "num-workers": "--workers",
-    "dataset": "--data",
-    "data-path": "--data KIND:DIR",
-    "arch": "--preset",
-    "model": "--preset",
-    "pretrained": "--init",
-    "checkpoint": "--init, or --resume to continue a run",
-    "output-dir": "--out",
-    "wandb": "--viewer wandb",
-}
-"""Flags of ``ivcl_fast.train`` by what other projects call them."""
 
 
 def parse(
@@ -71,17 +43,13 @@ def parse(
 
     ``description``: text above the flags in ``--help``, such as a module's docstring.
     ``arguments``: by default those of the process. ``options``: passed on to ``tyro.cli``. Raises
-    :class:`UserError` for an empty value, and ``SystemExit`` after ``--help``, ``--version`` and
-    for flags that are not accepted; then only rank 0 prints.
+    ``SystemExit`` after ``--help``, ``--version`` and for unknown flags; only rank 0 prints.
     """
     join_help_lines(config)
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--version" in arguments:
         distributed.print_rank0(f"ivcl_fast {ivcl_fast.__version__}")
         raise SystemExit(0)
-    check_not_empty(arguments)
-    if name == "train":
-        check_names(arguments)
     if description is not None:
         description = plain_text(description) + "\n\nUse --version to print the version."
     try:
@@ -96,28 +64,6 @@ def parse(
     except SystemExit:
         distributed.let_rank0_report_first()
         raise
-
-
-def check_not_empty(arguments: Sequence[str]) -> None:
-    """Raise :class:`UserError` for an empty value, often of an unset variable: ``--out "$DIR"``.
-
-    As a path it would be the current folder.
-    """
-    for before, argument in pairwise(["", *arguments]):
-        if argument and not re.fullmatch("--[^=]+=", argument):
-            continue
-        flag = argument.removesuffix("=") or before
-        where = f"{flag}: " if flag.startswith("--") else ""
-        raise UserError(f"{where}expected a value, got an empty one")
-
-
-def check_names(arguments: Sequence[str]) -> None:
-    """Raise :class:`UserError` for another project's name of a flag."""
-    for argument in arguments:
-        typed = argument.partition("=")[0]
-        right = OTHER_NAMES.get(typed.removeprefix("--").replace("_", "-"))
-        if typed.startswith("--") and right:
-            raise UserError(f"{typed}: unknown flag; use {right}")
 
 
 def plain_text(docstring: str) -> str:
@@ -175,8 +121,8 @@ def run_command(main: Callable[[], None], continues: bool = False) -> NoReturn:
             raise
         advice = "a smaller --batch-size" + " or --placement ram" * ("CUDA" in str(error))
         end(f"{first_line(error)}; try {advice}")
-    except Interrupted as stop:
-        distributed.print_rank0(f"stopped by {stop}; {stop.advice}", sys.stderr)
+    except distributed.Interrupted as stop:
+        distributed.print_rank0(f"stopped by {stop}", sys.stderr)
         raise SystemExit(128 + stop.signum) from None
     except KeyboardInterrupt as stop:
         how = str(stop) or "stopped" + "; the same command continues" * continues

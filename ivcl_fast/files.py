@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -72,25 +73,24 @@ def read_bytes(path: Path) -> bytes:
 
 
 @contextmanager
-def atomic_folder(path: Path, files: Iterable[str]) -> Iterator[Path]:
-    """Make an empty folder to fill with ``files``; it takes the name ``path`` when the block ends.
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Make an empty folder to fill; it takes the name ``path`` when the block ends.
 
-    Everything is on the disk then. Of an earlier folder with this name, the ``files``, which are
-    patterns as in :func:`remove_files`, are deleted first. If the block raises, ``path`` stays as
-    it was. Raises ``OSError`` if other files are in the way; they are kept.
+    Everything is on the disk then, and an earlier folder of this name is gone. If the block raises,
+    ``path`` stays as it was.
     """
-    temporary, files = path.with_name(f"{path.name}.partial"), tuple(files)
-    remove_files(temporary, files)
+    temporary = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         for each in (*temporary.rglob("*"), temporary):
             fsync(each)
-        remove_files(path, files)
+        shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
         fsync(path.parent)
     finally:
-        remove_files(temporary, files)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_files(folder: Path, patterns: Iterable[str]) -> None:

@@ -13,7 +13,6 @@ flags are the same.
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 from contextlib import ExitStack
 
@@ -40,7 +39,6 @@ from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.run_folder import check_folder, opened_folder
 from ivcl_fast.training.settings import TrainConfig, load_settings
-from ivcl_fast.training.signals import Interrupted
 
 FROM_SCRATCH = "from scratch"
 FEW_STEPS = 100
@@ -51,7 +49,7 @@ def train(config: TrainConfig) -> None:
     """Train and evaluate as ``config`` says; writes models, pictures and a report to its folder.
 
     Raises :class:`UserError` for data or weights that cannot be used, and
-    :class:`~ivcl_fast.training.signals.Interrupted` after SIGINT or SIGTERM, when a checkpoint has
+    :class:`~ivcl_fast.distributed.group.Interrupted` after SIGINT or SIGTERM, when a checkpoint has
     been written.
     """
     if config.speed.deterministic:
@@ -174,14 +172,7 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
 def main() -> None:
     logging.getLogger("ivcl_fast").setLevel(logging.INFO)
     torch.set_float32_matmul_precision("highest")  # no TF32, which would be less precise
-    config = check_folder(parse(sys.argv[1:], __doc__))
-    launcher = "python" if distributed.world_size() == 1 else "torchrun ..."
-    again = f"{launcher} -m ivcl_fast.train --resume {shlex.quote(str(config.folder))}"
-    try:
-        train(config)
-    except Interrupted as stop:
-        stop.advice = f"continue with: {again}"
-        raise
+    train(check_folder(parse(sys.argv[1:], __doc__)))
 
 
 if __name__ == "__main__":

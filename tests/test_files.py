@@ -14,7 +14,7 @@ def test_what_takes_its_name_is_on_the_disk(tmp_path, monkeypatch):
     """After a power cut, it would be empty otherwise, and what it replaced would be gone."""
     disk = Disk(monkeypatch)
     write_text(tmp_path / "a.txt", "text")
-    with atomic_folder(tmp_path / "folder", ["b.txt"]) as folder:
+    with atomic_folder(tmp_path / "folder") as folder:
         (folder / "b.txt").write_text("more text")
     assert disk.renamed == {"a.txt", "folder/b.txt"} and not disk.unsafe
     write_text(tmp_path / "c.txt", "text", durable=False)

@@ -25,8 +25,8 @@ from ivcl_fast import IVCLConfig, reference
 from ivcl_fast.data.loader import Batch
 from ivcl_fast.models import flops
 from ivcl_fast.training import step_graph
-from ivcl_fast.training.hardware import compile_unsupported_reason
-from ivcl_fast.training.loop import Stage
+from ivcl_fast.training.hardware import Execution, compile_unsupported_reason
+from ivcl_fast.training.loop import Intervals, Stage
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.seeds import clip_seeds
@@ -113,7 +113,7 @@ def run_stage(
 ) -> list[dict[str, Any]]:
     """Run steps of pretraining, of ``total`` in the schedule; returns what the stage logs.
 
-    With a ``folder`` there are checkpoints, every ``save_every`` steps, and it continues from them.
+    With a ``folder`` there are checkpoints, every ``save`` steps, and it continues from them.
     """
     limited: Any = Limited(loader, num_steps)
     total = total or num_steps + 1
@@ -125,8 +125,9 @@ def run_stage(
                 part.rows, seed=clip_seeds(0, step, part.clip_ids)
             ).loss,
             schedule=Schedule(total * clips, LR, batch_size=clips, optimizer="muon"),
-            folder=folder or Path(temporary), metrics=log, device=DEVICE,
-            amp=way.bf16, cuda_graph=way.graph, **{"save_every": total + 1} | options,
+            folder=folder or Path(temporary), metrics=log,
+            execution=Execution(DEVICE, way.bf16, cuda_graph=way.graph),
+            every=Intervals(**{"save": total + 1} | options),
         )  # fmt: skip
         with recorded() if way.graph else nullcontext(), suppress(Finished):
             stage.run()
@@ -139,7 +140,7 @@ def speed(loader: Any, cfg: IVCLConfig, clips: int, num_steps: int, way: Variant
     timing.reset_peak()
     kept = run_stage(
         build(cfg, way, fresh_weights(cfg)), way, loader, num_steps, clips,
-        log_every=max(1, num_steps // 8),
+        log=max(1, num_steps // 8),
     )  # fmt: skip
     settled = kept[2:] or kept  # the first two warm up and record the graph
     rates = {key: [record[key] for record in settled] for key in ("clips_per_second", "data_wait")}
@@ -215,7 +216,7 @@ def resume(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
                     model = build(cfg, way, start)
                     run_stage(
                         model, way, loader, end, clips, total=RESUME_STEPS + 1,
-                        folder=Path(name) / run, save_every=half,
+                        folder=Path(name) / run, save=half,
                     )  # fmt: skip
                 weights[run] = copy.deepcopy(model.state_dict())
             row["difference"] = found = distance(weights["resumed"], weights["whole"], start)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -76,7 +77,9 @@ def device_of_rank(name: str) -> str:
     if world_size() == 1 or name == "cpu" or not torch.cuda.is_available():
         return name
     if name not in ("auto", "cuda"):
-        raise UserError(f"--device: {name!r} with {world_size()} ranks; accepted: auto, cuda, cpu")
+        raise UserError(
+            f"--device: expected auto, cuda or cpu with {world_size()} ranks, got {name!r}"
+        )
     if torch.cuda.device_count() == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
         return "cuda:0"  # Slurm and others let each rank see its own GPU alone
     return f"cuda:{local_rank()}"
@@ -94,14 +97,21 @@ def local_batch_size(batch_size: int, grad_accum_steps: int = 1, ranks: int | No
     if batch_size % parts:
         each = f" with --grad-accum-steps {grad_accum_steps}" if grad_accum_steps > 1 else ""
         raise UserError(
-            f"--batch-size: {batch_size} clips do not split evenly over {ranks} ranks{each}; "
-            f"accepted: a multiple of {parts}"
+            f"--batch-size: expected a multiple of {parts} for {ranks} ranks{each}, got "
+            f"{batch_size}"
         )
     return batch_size // ranks
 
 
-class StopOfAllRanks(Exception):
-    """An exception that all ranks raise together, and that loses no connection."""
+class Interrupted(Exception):
+    """A signal stopped the command, on all ranks together.
+
+    ``advice``: how to continue, for the user.
+    """
+
+    def __init__(self, signum: int, advice: str = "the same command continues") -> None:
+        super().__init__(f"{signal.Signals(signum).name}; {advice}")
+        self.signum = signum
 
 
 @contextmanager
@@ -119,8 +129,8 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if missing := [name for name in TORCHRUN_VARIABLES if name not in os.environ]:
         raise UserError(
-            f"WORLD_SIZE: is {world_size()} but {', '.join(missing)} not set; accepted: ranks "
-            "started by torchrun, or no WORLD_SIZE for a single process"
+            f"WORLD_SIZE: expected ranks started by torchrun, got {world_size()} without "
+            + ", ".join(missing)
         )
     if not is_main():
         logging.getLogger("ivcl_fast").setLevel(logging.ERROR)
@@ -134,7 +144,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
         barrier()  # to ranks that still communicate, one that has left would look dead
         can_leave = True
-    except StopOfAllRanks:
+    except Interrupted:
         can_leave = True
         raise
     except UserError as error:

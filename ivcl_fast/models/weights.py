@@ -47,8 +47,6 @@ PACKAGED = Path(__file__).resolve().parent.parent / "pretrained"
 """The folder of the models that come with the package."""
 PREFIX = "ivcl_fast/"
 """What their names begin with."""
-TEMPORARY_WEIGHTS = ".tmp??????"
-"""Pattern of what a killed process leaves of writing weights: the library writes another file."""
 
 
 # --- Checksums ------------------------------------------------------------------------------------

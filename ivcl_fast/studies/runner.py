@@ -31,7 +31,6 @@ from ivcl_fast.studies.definitions import Study, Variant, find_study, flag_name
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run_folder import changed_settings, has_progress
 from ivcl_fast.training.settings import TrainConfig, load_settings
-from ivcl_fast.training.signals import Interrupted
 
 POLL_SECONDS = 0.2
 """Time between two looks at the processes of the runs."""
@@ -140,7 +139,7 @@ def run_jobs(jobs: list[Job], parallel: int, gpus: int) -> None:
                 finished += 1
                 print(f"{job.folder}: done, {finished} of {total} runs", flush=True)
             if signals:
-                raise Interrupted(signals[0])
+                raise distributed.Interrupted(signals[0])
             time.sleep(POLL_SECONDS)
     finally:
         for process in running:

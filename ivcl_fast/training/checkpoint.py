@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,16 +29,8 @@ from torch import Tensor, nn
 
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.dtensor import full_tensor, shard_if_needed
-from ivcl_fast.errors import UserError
-from ivcl_fast.files import atomic_folder, read_bytes, remove_files, write_json
-from ivcl_fast.models.weights import (
-    CHECKSUMS,
-    MODEL,
-    TEMPORARY_WEIGHTS,
-    check_checksums,
-    load_tensors,
-    write_checksums,
-)
+from ivcl_fast.files import atomic_folder, read_bytes, write_json
+from ivcl_fast.models.weights import MODEL, check_checksums, load_tensors, write_checksums
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +41,6 @@ OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 FILES = (MODEL, OPTIMIZER, STATE)
 STEP = re.compile(r"step-\d{8,}")
 """Name of a checkpoint's folder."""
-ABSENT = (FileNotFoundError, NotADirectoryError)
-WRITTEN = (*FILES, CHECKSUMS, TEMPORARY_WEIGHTS)
-"""Patterns of all files in the folder of a checkpoint."""
-PATTERNS = tuple(f"step-*/{name}" for name in WRITTEN)
-"""Patterns of all files in the folder of a stage's checkpoints."""
 
 
 @dataclass
@@ -117,10 +104,7 @@ class BackgroundWriter:
         self._writing: Future[None] | None = None
 
     def store(self, saved: Checkpoint) -> None:
-        """Start to write a checkpoint after the previous one; its tensors must not change.
-
-        Raises what :meth:`wait` raises.
-        """
+        """Start to write a checkpoint after the previous one; its tensors must not change."""
         self.wait()
         if distributed.is_main():
             self._writing = self._thread.submit(self._store, saved)
@@ -150,61 +134,41 @@ def store(folder: Path, saved: Checkpoint) -> Path:
     remain.
     """
     final = folder / f"step-{saved.step:08d}"
-    write(final, saved)
-    good = [path for path in list_steps(folder) if path.name <= final.name][-KEEP:]
-    for other in set(folder.glob("step-*")) - set(good):
-        remove_files(other, WRITTEN)
-    return final
-
-
-def write(final: Path, saved: Checkpoint) -> None:
-    """Write one checkpoint folder, atomically."""
     try:
-        with atomic_folder(final, WRITTEN) as partial:
+        with atomic_folder(final) as partial:
             save_file(saved.model, partial / MODEL)
             save_file(saved.optimizer, partial / OPTIMIZER)
             write_json(partial / STATE, {"step": saved.step, "state": saved.state})
             write_checksums(partial, FILES)
     except SafetensorError as error:  # safetensors reports a full disk like this
         raise OSError(str(error)) from None
+    good = [path for path in list_steps(folder) if path.name <= final.name][-KEEP:]
+    for other in set(folder.glob("step-*")) - set(good):
+        shutil.rmtree(other)
+    return final
 
 
 def latest(folder: Path) -> Checkpoint | None:
     """Read the newest undamaged checkpoint under ``folder``, or None; damaged ones are logged.
 
-    All ranks have to call this, and get the checkpoint that rank 0 has chosen. Raises
-    :class:`UserError` on a rank that cannot read it.
+    All ranks have to call this, and get the checkpoint that rank 0 has chosen.
     """
     found = newest_undamaged(folder) if distributed.is_main() else None
     step = distributed.broadcast_from_rank0(found.step if found else -1)
-    if found or step < 0:
-        return found
-    path = folder / f"step-{step:08d}"
-    try:
-        return read(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: rank 0 can read this, but rank {distributed.rank()} cannot: {error}; "
-            "accepted: a folder that all machines share"
-        ) from None
+    return found if found or step < 0 else read(folder / f"step-{step:08d}")
 
 
 def newest_undamaged(folder: Path) -> Checkpoint | None:
     """As :func:`latest`, for a single rank.
 
-    Only a file that is missing or differs from its checksum is damage: an error of the system says
-    nothing about the file, and raises :class:`UserError`.
+    Only a file that is missing or differs from its checksum is damaged. Other errors of the system
+    are raised: training must not start again over a checkpoint that may be intact.
     """
     for path in reversed(list_steps(folder)):
         try:
             return read(path)
-        except (*ABSENT, ValueError, KeyError, SafetensorError) as error:
+        except (FileNotFoundError, ValueError, KeyError, SafetensorError) as error:
             log.warning("checkpoint %s is damaged and is skipped: %s", path, error)
-        except OSError as error:  # it may be intact
-            raise UserError(
-                f"{error.filename or path}: a checkpoint cannot be read: {error.strerror}; make it "
-                "readable, and the same command continues; or delete it to continue without it"
-            ) from None
     return None
 
 
@@ -221,20 +185,8 @@ def read(path: Path) -> Checkpoint:
 
 
 def list_steps(folder: Path) -> list[Path]:
-    """List the checkpoint folders, oldest first.
-
-    Raises :class:`UserError` if ``folder`` exists and cannot be read.
-    """
-    try:
-        names = os.listdir(folder)
-    except ABSENT:
-        return []
-    except OSError as error:
-        raise UserError(
-            f"{folder}: checkpoints cannot be read: {error.strerror}; accepted: a folder with read "
-            "access"
-        ) from None
-    return [folder / name for name in sorted(names) if STEP.fullmatch(name)]
+    """List the checkpoint folders, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if STEP.fullmatch(path.name))
 
 
 def gather_to_rank0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

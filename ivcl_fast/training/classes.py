@@ -28,7 +28,7 @@ class Classes:
     @classmethod
     def of(cls, dataset: Dataset) -> Classes:
         """Describe the classes of a data set."""
-        return cls(dataset.multi_label, _names(dataset))
+        return cls(dataset.multi_label, [*map(dataset.describe, range(dataset.num_classes))])
 
     @classmethod
     def read(cls, folder: Path) -> Classes | None:
@@ -37,35 +37,23 @@ class Classes:
         return cls(**read_json(file, "the classes of a run")) if file.is_file() else None
 
     def check_same(self, source: str, dataset: Dataset) -> None:
-        """Raise :class:`UserError` unless a data set has these classes, in the same order.
+        """Raise :class:`UserError` unless a data set has these classes, in the same order."""
+        found = Classes.of(dataset)
+        if found != self:
+            pairs = enumerate(zip(self.names, found.names, strict=False))
+            change = next((f"; class {i} is {b!r}, not {a!r}" for i, (a, b) in pairs if a != b), "")
+            raise UserError(
+                f"--data: expected the run's {len(self.names)} classes ({self._per_clip}), got "
+                f"{source!r} with {len(found.names)} ({found._per_clip}){change}"
+            )
 
-        Whether a clip has one label or several has to be the same, too.
-        """
-        if dataset.num_classes and dataset.multi_label != self.multi_label:
-            kinds = "one label per clip", "several labels per clip"
-            raise UserError(
-                f"--data: expected {kinds[self.multi_label]}, as the run's, got {source!r} with "
-                f"{kinds[dataset.multi_label]}"
-            )
-        found = _names(dataset)
-        if found != self.names:
-            raise UserError(
-                f"--data: expected the run's {len(self.names)} classes, got {source!r} with "
-                f"{len(found)}" + _first_difference(self.names, found)
-            )
+    @property
+    def _per_clip(self) -> str:
+        return "several labels per clip" if self.multi_label else "one label per clip"
 
     def write(self, folder: Path) -> None:
         """Write the classes into the run's folder."""
         write_json(folder / ANSWERS, dataclasses.asdict(self))
-
-
-def _first_difference(expected: list[str], found: list[str]) -> str:
-    pairs = enumerate(zip(expected, found, strict=False))
-    return next((f"; class {i} is {b!r}, not {a!r}" for i, (a, b) in pairs if a != b), "")
-
-
-def _names(dataset: Dataset) -> list[str]:
-    return [dataset.describe(label) for label in range(dataset.num_classes)]
 
 
 def pretraining_model(cfg: IVCLConfig) -> PretrainingModel:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +14,9 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.kernels import unsupported_reason
 from ivcl_fast.training import step_graph
+
+if TYPE_CHECKING:  # benchmarks run without the packages that settings need
+    from ivcl_fast.training.settings import SpeedConfig
 
 PEAK_TFLOPS = {
     "NVIDIA A100-PCIE-40GB": 312.0,
@@ -37,6 +42,21 @@ papers on the architectures. A part of a card (MIG) has another name, and is slo
 """
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How training steps run."""
+
+    device: torch.device
+    amp: bool = False
+    """Autocast to bfloat16."""
+    shard: bool = False
+    """Shard parameters and optimiser state over the ranks instead of replicating them."""
+    compile: bool = False
+    """Compile the blocks."""
+    cuda_graph: bool = False
+    """Record the step as a CUDA graph."""
+
+
 def peak_flops(device: torch.device) -> float | None:
     """Return the FLOP/s of a card's bfloat16 products by its data sheet, or None if unknown."""
     if device.type != "cuda":
@@ -56,7 +76,7 @@ def pick_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         have += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if name not in have:
-        raise UserError(f"--device: {name!r} is not accepted; accepted: auto, {', '.join(have)}")
+        raise UserError(f"--device: expected one of auto, {', '.join(have)}, got {name!r}")
     return torch.device(name)
 
 
@@ -84,16 +104,15 @@ def compile_unsupported_reason(device: torch.device) -> str | None:
     return None
 
 
-def execution(device: torch.device, compile: bool, cuda_graph: bool) -> tuple[bool, bool]:
-    """Choose how steps run on ``device``, given the flags ``--compile`` and ``--cuda-graph``.
+def choose_execution(speed: SpeedConfig) -> Execution:
+    """Choose how steps run, given the flags; prints a line for each one that is not possible.
 
-    Returns whether to compile the blocks, and whether to record the step as a CUDA graph; prints
-    a line for each flag that is not possible. Several GPUs compile instead of recording a graph,
-    which also needs fewer launches. A CPU ignores ``--cuda-graph``.
+    Several GPUs compile instead of recording a CUDA graph, which also needs fewer launches. A CPU
+    ignores ``--cuda-graph``. Raises :class:`UserError` for a device that this machine lacks.
     """
-    if device.type != "cuda":
-        cuda_graph = False
-    elif cuda_graph and (reason := step_graph.unsupported_reason(device)):
+    device = pick_device(distributed.device_of_rank(speed.device))
+    compile, cuda_graph = speed.compile, speed.cuda_graph and device.type == "cuda"
+    if cuda_graph and (reason := step_graph.unsupported_reason(device)):
         cuda_graph = False
         instead = ""
         if not compile and compile_unsupported_reason(device) is None:
@@ -103,7 +122,7 @@ def execution(device: torch.device, compile: bool, cuda_graph: bool) -> tuple[bo
     if compile and (reason := compile_unsupported_reason(device)):
         compile = False
         distributed.print_rank0(f"--compile: running eager, {reason}")
-    return compile, cuda_graph
+    return Execution(device, use_bf16(speed.amp, device), speed.shard, compile, cuda_graph)
 
 
 DETERMINISTIC_THREADS = 4

@@ -11,12 +11,15 @@ ranks: the curve is that of a single device, up to rounding.
 from __future__ import annotations
 
 import math
+import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -31,13 +34,14 @@ from ivcl_fast.kernels.linear import cast_together, weights_to_cast
 from ivcl_fast.models.reference import Block
 from ivcl_fast.progress import Bar
 from ivcl_fast.training import checkpoint
+from ivcl_fast.training.hardware import Execution
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule, make_optimizers, set_lr
-from ivcl_fast.training.signals import Interrupted, caught_signals
 from ivcl_fast.training.step_graph import StepGraph
 
 Loss = Callable[[nn.Module, Batch, int | Tensor], Tensor]
 """From a model, a batch and the number of the step (in a CUDA graph int64 ``[]``) to a scalar."""
+STOPPING = b"\nstopping after this step, which is saved; press Ctrl-C again to stop at once\n"
 
 
 def nan_unless_finite(loss: Tensor, norm: Tensor) -> Tensor:
@@ -55,6 +59,20 @@ class Clock(NamedTuple):
     """Number of losses not logged yet; after a resume, some are of steps before it."""
 
 
+@dataclass(frozen=True)
+class Intervals:
+    """How often a stage logs, saves and validates."""
+
+    log: int = 20
+    """Steps between records, for which the loop waits for the device."""
+    save: int = 500
+    """Steps between checkpoints."""
+    save_minutes: float = 10.0
+    """Most minutes between checkpoints, however few steps they are."""
+    validations: int = 8
+    """How often the model is measured, the last time at the end."""
+
+
 @dataclass
 class Stage:
     """Model, data and output folder of one stage of a run, such as ``pretrain``.
@@ -70,30 +88,19 @@ class Stage:
     folder: Path
     """Folder of the training checkpoints."""
     metrics: MetricsLog
-    device: torch.device
-    amp: bool
-    """Whether to autocast to bfloat16."""
-    shard: bool = False
-    """Shard parameters and optimiser state over the ranks instead of replicating them."""
-    cuda_graph: bool = False
-    """Record the step as a CUDA graph, which has to be supported; see
+    execution: Execution
+    """How steps run; a CUDA graph has to be supported, see
     :func:`~ivcl_fast.training.step_graph.unsupported_reason`."""
-    peak_clips_per_second: float | None = None
-    """Speed at the peak arithmetic rate of all devices, if known; ``mfu`` (model FLOPs
-    utilisation) is the fraction of it that training reaches."""
+    every: Intervals = Intervals()
     validate: Callable[[], dict[str, float]] | None = None
-    """Measures the model. It is called ``validations`` times, the last time at the end.
+    """Measures the model.
 
     Every rank measures all clips, so that all get the same result and sharded parameters are
     gathered on all ranks together.
     """
-    validations: int = 8
-    log_every: int = 20
-    """Steps between records, for which the loop waits for the device."""
-    save_every: int = 500
-    """Steps between checkpoints."""
-    save_minutes: float = 10.0
-    """Most minutes between checkpoints, however few steps they are."""
+    peak_clips_per_second: float | None = None
+    """Speed at the peak arithmetic rate of all devices, if known; ``mfu`` (model FLOPs
+    utilisation) is the fraction of it that training reaches."""
     _optimizers: list[torch.optim.Optimizer] = field(default_factory=list, init=False)
     _losses: list[float] = field(default_factory=list, init=False)
     """Losses of the steps since the last record, means over all ranks."""
@@ -104,9 +111,9 @@ class Stage:
         """Train to the end, from the newest checkpoint if there is one.
 
         Checkpoints are written while training goes on; when this returns or raises, they are on
-        disk. Raises :class:`Interrupted` after SIGINT or SIGTERM, when a checkpoint has been
-        written, and :class:`UserError` if the loss becomes NaN or infinite; the checkpoints before
-        are kept.
+        disk. Raises :class:`~ivcl_fast.distributed.group.Interrupted` after SIGINT or SIGTERM, when
+        a checkpoint has been written, and :class:`UserError` if the loss becomes NaN or infinite;
+        earlier checkpoints are kept.
         """
         model, start = self._resume()
         train_step = self._make_step(model)
@@ -124,12 +131,12 @@ class Stage:
                     self._pending.append(train_step(batch, step))
                     done = step + 1
                     bar(done * size)
-                    if done % self.log_every == 0 or done == total:
+                    if done % self.every.log == 0 or done == total:
                         self._log(step, clock, bar)
                         clock = self._clock()
-                    is_due = time.monotonic() - saved >= 60 * self.save_minutes
+                    is_due = time.monotonic() - saved >= 60 * self.every.save_minutes
                     stop, is_due = decide(bool(caught), is_due)
-                    if done == total or stop or is_due or done % self.save_every == 0:
+                    if done == total or stop or is_due or done % self.every.save == 0:
                         self._save(writer, done)
                         saved = time.monotonic()
                     if stop:
@@ -139,7 +146,9 @@ class Stage:
             # A signal may have arrived since, or while the last checkpoint was written. This waits
             # for rank 0, which writes: torchrun ends it with the first rank.
             if distributed.min_over_ranks(not caught) == 0:
-                raise Interrupted(caught[0] if caught else signal.SIGTERM)
+                signum = caught[0] if caught else signal.SIGTERM
+                run = shlex.quote(str(self.metrics.folder))
+                raise distributed.Interrupted(signum, f"--resume {run} continues")
 
     def _log(self, step: int, since: Clock, bar: Bar) -> None:
         """Log the steps up to ``step`` since the clock was at ``since``, and validate if due."""
@@ -172,8 +181,8 @@ class Stage:
         if saved is not None:
             self.model.load_state_dict(saved.model)
             self._losses += saved.state["pending_losses"]
-        model = parallelize(self.model, shard_by=Block if self.shard else None)
-        self._optimizers = make_optimizers(self.model, self.schedule, self.cuda_graph)
+        model = parallelize(self.model, shard_by=Block if self.execution.shard else None)
+        self._optimizers = make_optimizers(self.model, self.schedule, self.execution.cuda_graph)
         if saved is not None:
             checkpoint.restore_optimizers(self.model, self._optimizers, saved.optimizer)
         return model, saved.step if saved else 0
@@ -198,10 +207,10 @@ class Stage:
 
     def _make_step(self, model: nn.Module) -> Callable[[Batch, int], Tensor]:
         """Return :meth:`_step` for a batch and its number, as a CUDA graph if one is asked for."""
-        if not self.cuda_graph:
+        if not self.execution.cuda_graph:
             return lambda batch, step: self._step(model, batch, step)
         graph = StepGraph(
-            lambda step, *tensors: self._step(model, Batch(*tensors), step), self.device
+            lambda step, *tensors: self._step(model, Batch(*tensors), step), self.execution.device
         )
         return lambda batch, step: graph(step, *batch.tensors)
 
@@ -210,19 +219,22 @@ class Stage:
 
         A CUDA graph may record this, so nothing here depends on a value on the device.
         """
+        device, amp = self.execution.device, self.execution.amp
         losses: list[Tensor] = []
         parts = list(batch.split(self.schedule.grad_accum_steps))
         shares = [len(part.clip_ids) / len(batch.clip_ids) for part in parts]
-        if self.shard:  # all ranks communicate in each part, also those whose batch lacks clips
+        if (
+            self.execution.shard
+        ):  # all ranks communicate in each part, also those whose batch lacks clips
             missing = self.schedule.grad_accum_steps - len(parts)
             parts += parts[-1:] * missing
             shares += [0.0] * missing
         try:
             with self._weights_cast():
                 for number, (part, share) in enumerate(zip(parts, shares, strict=True), 1):
-                    part = part.to(self.device)
+                    part = part.to(device)
                     with no_sync_if(model, more_to_come=number < len(parts)):
-                        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+                        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                             loss = self.loss(model, part, step)
                         if len(parts) > 1:
                             loss = loss * share
@@ -238,7 +250,8 @@ class Stage:
 
     def _weights_cast(self) -> AbstractContextManager[None]:
         """On a GPU, cast all weights once a step; elsewhere a cast costs no launch."""
-        if not self.amp or self.device.type != "cuda" or self.shard:
+        how = self.execution
+        if not how.amp or how.device.type != "cuda" or how.shard:
             return nullcontext()
         return cast_together(weights_to_cast(self.model), torch.bfloat16)
 
@@ -261,8 +274,8 @@ class Stage:
 
     def _validate_if_due(self, done: int) -> None:
         """Validate at the first steps that are logged at or after evenly spaced ones."""
-        steps, every = self.schedule.steps, self.log_every
-        marks = (steps * i // self.validations for i in range(1, self.validations + 1))
+        steps, every, times = self.schedule.steps, self.every.log, self.every.validations
+        marks = (steps * i // times for i in range(1, times + 1))
         due = {min(steps, -(-mark // every) * every) for mark in marks}
         if self.validate is None or done not in due:
             return
@@ -270,3 +283,29 @@ class Stage:
         values = self.validate()
         self.model.train()
         self.metrics.write(self.name, done, done * self.schedule.batch_size, **values)
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Collect the numbers of received SIGINT and SIGTERM signals instead of exiting.
+
+    A second Ctrl-C kills the process at once. A second SIGTERM does not, because schedulers and
+    torchrun may each send one. Ranks receive every Ctrl-C twice, from the terminal and from
+    torchrun, so there the third SIGINT kills.
+    """
+    caught: list[int] = []
+    per_ctrl_c = 1 if distributed.world_size() == 1 else 2
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if not caught and distributed.is_main():
+            os.write(2, STOPPING)  # print is not reentrant, and may be what was interrupted
+        caught.append(signum)
+        if caught.count(signal.SIGINT) == per_ctrl_c:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

@@ -1,36 +1,48 @@
-"""The record of a run's training: ``metrics.jsonl``, and TensorBoard or another viewer."""
+"""The record of a run's training: ``metrics.jsonl``, and TensorBoard or Weights & Biases."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import fsync, read_bytes, write_text
+from ivcl_fast.files import errors_name, fsync, read_bytes, write_text
 from ivcl_fast.text import first_line
-from ivcl_fast.training.viewers import VIEWERS, Show, Viewer, check_viewer
 
 log = logging.getLogger(__name__)
+
+Viewer = Literal["tensorboard", "wandb", "none"]
+Show = Callable[[str, int, Mapping[str, float]], None]
+"""Takes a stage, the clips seen in it, and values by ``stage/name``."""
+PROJECT = "ivcl_fast"
+"""Name of the project of Weights & Biases that runs belong to."""
 
 
 class MetricsLog:
     """Writes each record to ``metrics.jsonl`` and to a viewer, on rank 0 only.
 
-    ``viewer`` is a key of :data:`~ivcl_fast.training.viewers.VIEWERS`; it starts with the first
-    record and ends with the context. Raises :class:`UserError` if its package is missing, and if a
-    record cannot be written, for example on a full disk. After an error of the viewer, training
-    continues without it, with a warning.
+    The viewer starts with the first record and ends with the context. Raises :class:`UserError` if
+    its package is missing, and ``OSError`` if a record cannot be written, for example on a full
+    disk. After an error of the viewer, training continues without it, with a warning.
     """
 
     def __init__(self, folder: Path, viewer: Viewer = "tensorboard") -> None:
         self.path = folder / "metrics.jsonl"
         self.folder = folder
-        check_viewer(viewer)
+        if viewer == "wandb":
+            try:
+                importlib.import_module(viewer)
+            except ImportError as error:
+                raise UserError(
+                    f"--viewer: expected tensorboard, none, or {viewer} after pip install "
+                    f"{viewer}, got {first_line(error)}"
+                ) from None
         self._viewer = viewer
         self._show: Show | None = None
         self._started = ExitStack()
@@ -44,32 +56,19 @@ class MetricsLog:
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop the records of ``stage`` after ``step``, which a resumed stage writes again."""
-        if not distributed.is_main():
-            return
-        kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= step]
-        with self._reporting_errors():
+        if distributed.is_main():
+            kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= step]
             write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
 
     def read(self) -> list[dict[str, Any]]:
-        """Read all records, without a line that a kill left unfinished.
-
-        Raises :class:`UserError` for a line that is not a record.
-        """
+        """Read all records, without a line that a kill left unfinished."""
         if not self.path.exists():
             return []
-        found = []
-        for number, line in enumerate(read_bytes(self.path).splitlines(keepends=True), 1):
-            if not line.endswith(b"\n"):
-                continue
-            try:
-                found.append(json.loads(line))
-                found[-1]["stage"], found[-1]["step"]
-            except (ValueError, TypeError, KeyError):
-                raise UserError(
-                    f"{self.path}, line {number}: expected a record, got other text; delete the "
-                    "line to continue without it"
-                ) from None
-        return found
+        lines = read_bytes(self.path).splitlines(keepends=True)
+        try:
+            return [json.loads(line) for line in lines if line.endswith(b"\n")]
+        except ValueError as error:
+            raise UserError(f"{self.path}: expected records, got other text ({error})") from None
 
     def last_scores(self, stage: str) -> dict[str, float]:
         """Return what a stage measured last, rounded, without ``val_`` before the names."""
@@ -83,15 +82,14 @@ class MetricsLog:
     def sync(self) -> None:
         """Flush the records to the disk, before a checkpoint."""
         if distributed.is_main() and self.path.exists():
-            with self._reporting_errors():
-                fsync(self.path)
+            fsync(self.path)
 
     def write(self, stage: str, step: int, clips: int, **values: float) -> None:
         """Append one record."""
         if not distributed.is_main():
             return
         line = {"stage": stage, "step": step, "clips": clips, **values}
-        with self._reporting_errors(), open(self.path, "a") as file:
+        with errors_name(self.path), open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
         with self._viewer_errors_logged():
             if self._show is None:
@@ -103,19 +101,58 @@ class MetricsLog:
         try:
             yield
         except Exception as error:  # a viewer's package may raise anything
-            if self._viewer != "none":
-                log.warning(
-                    "--viewer %s: %s; continuing without it, all records are in %s",
-                    *(self._viewer, first_line(error), self.path),
-                )
+            log.warning(
+                "--viewer %s: %s; continuing without it, all records are in %s",
+                *(self._viewer, first_line(error), self.path),
+            )
             self._viewer, self._show = "none", None
 
-    @contextmanager
-    def _reporting_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: {error.strerror or error}; the same command continues from the last "
-                "checkpoint"
-            ) from None
+
+# --- Viewers --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[Show]:
+    """Write to the run's folder ``tensorboard/``, a curve over clips for each value."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+
+        def show(stage: str, clips: int, values: Mapping[str, float]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, clips)
+            writer.flush()
+
+        yield show
+
+
+@contextmanager
+def wandb(folder: Path) -> Iterator[Show]:
+    """Start a run of Weights & Biases, as its environment variables say (``WANDB_MODE``, ...)."""
+    package = importlib.import_module("wandb")
+    run = package.init(project=PROJECT, name=folder.name, group=folder.name, dir=str(folder))
+    stages: set[str] = set()
+
+    def show(stage: str, clips: int, values: Mapping[str, float]) -> None:
+        step = f"{stage}/clips"
+        if stage not in stages:  # each stage counts its clips from 0, and a run's steps only rise
+            stages.add(stage)
+            run.define_metric(f"{stage}/*", step_metric=step)
+        run.log({**values, step: clips})
+
+    failed = 1  # the run's own context would print a traceback
+    try:
+        yield show
+        failed = 0
+    finally:
+        run.finish(failed)
+
+
+@contextmanager
+def none(folder: Path) -> Iterator[Show]:
+    """Write nothing."""
+    yield lambda stage, clips, values: None
+
+
+VIEWERS = {"tensorboard": tensorboard, "wandb": wandb, "none": none}
+"""What starts each viewer for a run's folder, and ends it."""

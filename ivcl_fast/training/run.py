@@ -25,8 +25,8 @@ from ivcl_fast.models.ivcl import IVCLClassifier, PretrainingModel, Supervised
 from ivcl_fast.models.weights import MODEL, read_weights
 from ivcl_fast.training import checkpoint
 from ivcl_fast.training.classes import Classes, pretraining_model
-from ivcl_fast.training.hardware import execution, peak_flops, pick_device, tune_malloc, use_bf16
-from ivcl_fast.training.loop import Loss, Stage
+from ivcl_fast.training.hardware import choose_execution, peak_flops, tune_malloc
+from ivcl_fast.training.loop import Intervals, Loss, Stage
 from ivcl_fast.training.memory import largest_step, stage_flops
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.model_card import describe_training
@@ -56,14 +56,13 @@ class Run:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.folder, speed = config.folder, config.speed
-        self.device = pick_device(distributed.device_of_rank(speed.device))
-        self.amp = use_bf16(speed.amp, self.device)
+        self.folder = config.folder
+        self.execution = choose_execution(config.speed)
+        self.device, self.amp = self.execution.device, self.execution.amp
         # Raises an error, before any work, if the batch does not split evenly.
         distributed.local_batch_size(config.optim.batch_size, config.optim.grad_accum_steps)
         self.metrics = MetricsLog(self.folder, config.output.viewer)
         self._training_loaders: dict[str, ClipLoader] = {}
-        self.compile, self.cuda_graph = execution(self.device, speed.compile, speed.cuda_graph)
         if self.device.type == "cpu":
             tune_malloc()
 
@@ -259,30 +258,20 @@ class Run:
             backbone.load_last_frame(model, last_frame)
         if self.config.speed.grad_checkpoint:
             model.checkpoint_blocks()
-        if self.compile:
+        if self.execution.compile:
             distributed.print_rank0(f"{name}: compiling the blocks, the first step takes longer")
             model.compile_blocks()
         if freeze:
             loader, measure = self._on_slots(name, model)
         else:
             loader = self._training_loader(name, model.cfg.num_frames)
+        output = self.config.output
         Stage(
-            name=name,
-            model=model,
-            loader=loader,
-            loss=loss,
-            schedule=schedule,
-            folder=folder / CHECKPOINTS,
-            metrics=self.metrics,
-            device=self.device,
-            amp=self.amp,
-            shard=self.config.speed.shard,
-            cuda_graph=self.cuda_graph,
-            peak_clips_per_second=self._peak_clips_per_second(model, loader.frames_per_clip),
-            validate=functools.partial(measure, model) if measure else None,
-            save_every=self.config.output.save_every,
-            save_minutes=self.config.output.save_minutes,
-        ).run()
+            name, model, loader, loss, schedule, folder / CHECKPOINTS, self.metrics, self.execution,
+            Intervals(save=output.save_every, save_minutes=output.save_minutes),
+            functools.partial(measure, model) if measure else None,
+            self._peak_clips_per_second(model, loader.frames_per_clip),
+        ).run()  # fmt: skip
         self._training_loaders.pop(name, None)
         loader.close()
         if sharded := any(map(is_sharded, model.parameters())):

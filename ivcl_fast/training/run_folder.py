@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import fsync, locked
 from ivcl_fast.models import timm_weights
-from ivcl_fast.models.backbone import has_public_name
 from ivcl_fast.models.hub import MODEL_FILES, PretrainedModel
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.training.classes import ANSWERS
@@ -78,28 +77,18 @@ def must_empty(config: TrainConfig) -> bool:
         return False
     changed = changed_settings(config)
     if config.output.overwrite:
-        if starts_there(config):
+        init = Path(config.stages.init.removeprefix(timm_weights.PREFIX))
+        if init.exists() and init.resolve().is_relative_to(folder.resolve()):
             raise UserError(
-                f"--overwrite: expected --init outside the run, got {config.stages.init}, which it "
-                "would delete"
+                f"--overwrite: expected --init outside the run, got {init}, which it would delete"
             )
         return True
     if changed and has_progress(folder):
-        or_overwrite = "" if starts_there(config) else ", or --overwrite"
         raise UserError(
-            f"--name: expected another name{or_overwrite}, got {folder}, a run with other settings "
-            f"({', '.join(changed)})"
+            f"--name: expected another name, or --overwrite, got {folder}, a run with other "
+            f"settings ({', '.join(changed)})"
         )
     return bool(changed)
-
-
-def starts_there(config: TrainConfig) -> bool:
-    """Whether the run starts from weights in its own folder."""
-    init = config.stages.init
-    if init == "random" or has_public_name(init):
-        return False
-    place = Path(init.removeprefix(timm_weights.PREFIX))
-    return place.resolve().is_relative_to(config.folder.resolve())
 
 
 def changed_settings(config: TrainConfig) -> list[str]:
@@ -123,24 +112,17 @@ def has_progress(folder: Path) -> bool:
 def opened_folder(config: TrainConfig) -> Iterator[None]:
     """Create the run's folder, write its settings and lock it for the duration of the block.
 
-    If another process trains there with the same settings, waits for it. With ``--overwrite`` an
-    earlier run is deleted first, unless torchrun restarts the ranks; only files that commands write
-    are deleted. All of this happens on rank 0. Raises :class:`UserError` as :func:`check_folder`
-    does, and for ``--overwrite`` while another process trains in the folder.
+    With ``--overwrite`` an earlier run is deleted first, unless torchrun restarts the ranks; only
+    files that commands write are deleted. All of this happens on rank 0. Raises :class:`UserError`
+    as :func:`check_folder` does, and while another process trains in the folder.
     """
     if not distributed.is_main():
         yield
         return
     config.folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        if not stack.enter_context(locked(config.folder, wait=False)):
-            if config.output.overwrite:
-                raise UserError(
-                    f"--overwrite: expected a run that no process trains, got {config.folder}"
-                )
-            must_empty(config)  # refuses other settings now instead of after the wait
-            stack.enter_context(locked(config.folder, busy="trained"))
-        # Check again after taking the lock.
+    with locked(config.folder, wait=False) as held:
+        if not held:
+            raise UserError(f"--name: expected a run that no process trains, got {config.folder}")
         continues = distributed.is_restart() and not changed_settings(config)
         if must_empty(config) and not continues:
             for name in FOLDERS:
@@ -156,8 +138,8 @@ def opened_folder(config: TrainConfig) -> Iterator[None]:
 def save_model(model: PretrainedModel, folder: Path, training: dict[str, Any]) -> None:
     """Save a stage's finished model in ``folder``, with the weights last and complete.
 
-    ``training``: the model card's record of the training. Raises :class:`UserError` if the files
-    cannot be written, for example on a full disk.
+    ``training``: the model card's record of the training. Raises :class:`UserError` or ``OSError``
+    if the files cannot be written, for example on a full disk.
     """
     partial = folder / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
@@ -167,10 +149,7 @@ def save_model(model: PretrainedModel, folder: Path, training: dict[str, Any]) -
             fsync(partial / name)
             os.replace(partial / name, folder / name)
         fsync(folder)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: the model cannot be written: {error}; the same command continues from the "
-            "last checkpoint"
-        ) from None
+    except SafetensorError as error:  # it reports a full disk like this
+        raise UserError(f"{folder}: the model cannot be written: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -16,7 +16,7 @@ from ivcl_fast.data.config import DataConfig
 from ivcl_fast.errors import UserError, require_above, require_at_least
 from ivcl_fast.files import read_json, write_text
 from ivcl_fast.models import timm_weights
-from ivcl_fast.training.viewers import Viewer
+from ivcl_fast.training.metrics_log import Viewer
 
 MOST_CLIPS = 1_000_000
 """Clips per step, at most."""

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import logging
 import os
 import signal
 import subprocess
 import sys
-import threading
 from importlib import import_module
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -23,14 +21,13 @@ import pytest
 import torch
 
 import ivcl_fast
-from ivcl_fast import __main__, evaluate, export, info, prepare, probes, sweep, train, visualize
-from ivcl_fast.command import REFUSALS, PrintableFormatter
+from ivcl_fast import __main__, info, prepare, probes, train, visualize
+from ivcl_fast.command import PrintableFormatter
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, print_error
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run_folder import check_folder, opened_folder
 from ivcl_fast.training.settings import TrainConfig, load_settings
-from ivcl_fast.training.signals import Interrupted
 
 
 @pytest.fixture
@@ -39,12 +36,6 @@ def started(tmp_path) -> Path:
     settings = TrainConfig().replace(out=tmp_path, name="a run", lr=0.5)
     with opened_folder(settings):
         return settings.folder
-
-
-def as_rank(rank: int, world: int, monkeypatch) -> None:
-    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(distributed, "let_rank0_report_first", lambda: None)
 
 
 def test_resume_keeps_what_is_learnt_and_takes_how(started):
@@ -71,48 +62,21 @@ def test_resume_refuses_to_make_it_another_run(started, flag):
         parse(["--resume", str(started), flag])
 
 
-def test_a_folder_that_another_process_trains_in(started, monkeypatch):
+def test_a_folder_in_which_another_process_trains(started):
     settings = load_settings(started)
     (started / "pretrain").mkdir()
     (started / "pretrain" / "model.safetensors").touch()
-    for other, flag in (
-        (settings.replace(overwrite=True), "--overwrite"), (settings.replace(lr=0.7), "--name"),
-    ):  # fmt: skip
+    for other in (settings, settings.replace(overwrite=True), settings.replace(lr=0.7)):
         with (
             opened_folder(settings),
-            pytest.raises(UserError, match=f"^{flag}: "),
+            pytest.raises(UserError, match="--name: expected"),
             opened_folder(other),
         ):
             pass
-        assert (started / "pretrain").is_dir()
-    monkeypatch.setattr(fcntl, "flock", no_locks)  # as on some network file systems
-    with opened_folder(settings), opened_folder(settings):
-        pass
+        assert (started / "pretrain" / "model.safetensors").is_file()
 
 
-def test_the_same_command_waits_for_the_other(started, caplog):
-    settings = load_settings(started)
-    order = []
-
-    def second() -> None:
-        with opened_folder(settings):
-            order.append("second")
-
-    thread = threading.Thread(target=second)
-    with opened_folder(settings):
-        thread.start()
-        while "run: trained by another process; waiting for it" not in caplog.text:
-            assert thread.is_alive()
-        order.append("first")
-    thread.join()
-    assert order == ["first", "second"]
-
-
-def no_locks(handle, operation):
-    raise OSError(errno.ENOLCK, "No locks available")
-
-
-@pytest.mark.parametrize("refusal", sorted(REFUSALS))
+@pytest.mark.parametrize("refusal", [errno.EACCES, errno.ENOSPC])
 def test_a_refused_file_is_reported_in_one_line(refusal, command):
     def main():
         raise OSError(refusal, os.strerror(refusal), "runs/report.md")
@@ -154,33 +118,11 @@ def test_every_number_has_bounds(main, command):
 
 
 @pytest.mark.parametrize(
-    ("main", "arguments", "flag"),
-    [
-        (train.main, ["--out", ""], "--out: "),
-        (train.main, ["--quick", "--data-dir="], "--data-dir: "),
-        (train.main, ["--name", "", "--quick"], "--name: "),
-        (prepare.main, ["synthetic:cater", "--dry-run", "--out", ""], "--out: "),
-        (prepare.main, ["", "--dry-run"], ""),
-        (evaluate.main, ["", "--out", "x.json"], ""),
-        (evaluate.main, ["run", "--predict", ""], "--predict: "),
-        (visualize.main, ["run", "--video="], "--video: "),
-        (export.main, ["run", "--out", ""], "--out: "),
-        (info.main, ["--model", "timm:x", "--model-input", ""], "--model-input: "),
-        (sweep.main, ["context", "--out", ""], "--out: "),
-    ],
-)
-def test_an_empty_value_is_not_the_current_folder(main, arguments, flag, command):
-    said = f"error: {flag}expected a value, got an empty one\n"
-    assert command(main, *arguments) == (2, "", said)
-
-
-@pytest.mark.parametrize(
     ("what", "fitting"),
     [
         (lambda: torch.empty(2**40, 2**10), "a smaller --batch-size"),
         (lambda: torch.empty(2**40, 2**30), "a smaller --batch-size"),
         (lambda: np.empty(2**50), "a smaller --batch-size"),
-        (lambda: bytes(2**62), "a smaller --batch-size"),
         (
             lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
             "a smaller --batch-size or --placement ram",
@@ -224,28 +166,18 @@ def test_ctrl_c_while_a_command_is_imported(tmp_path, monkeypatch):
         assert process.stderr.read() == b"" and process.wait() == -signal.SIGINT
 
 
-def test_ctrl_c_stops_an_imported_command(command):
+@pytest.mark.parametrize("continues", [False, True])
+def test_ctrl_c_stops_an_imported_command(command, continues):
     def interrupted():
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        code, _, err = command(interrupted)
+        code, _, err = command(interrupted, continues=continues)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert code == 130 and err == "stopped\n"
-
-
-def test_only_commands_that_continue_say_so(command):
-    def interrupted():
-        raise KeyboardInterrupt
-
-    assert command(interrupted, continues=True)[2] == "stopped; the same command continues\n"
-    folder = Path(__main__.__file__).parent
-    texts = {name: (folder / f"{name}.py").read_text() for name in __main__.COMMANDS}
-    continued = [name for name in texts if "run_command(main, continues=True)" in texts[name]]
-    assert continued == ["train", "sweep", "prepare"]
+    assert code == 130 and err.startswith("stopped") and ("same command" in err) == continues
 
 
 def test_a_closed_pipe_ends_a_command_quietly():
@@ -284,21 +216,8 @@ def test_every_command_has_a_version(name, command):
 
 
 def test_three_ranks_cannot_share_sixteen_clips(tmp_path, monkeypatch, command):
-    as_rank(0, 3, monkeypatch)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(distributed, "let_rank0_report_first", lambda: None)
     code, _, err = command(train.main, "--quick", "--out", tmp_path)
-    assert code == 2 and err.startswith("error: --batch-size: 16 ") and err.count("\n") == 1
-    assert "3 ranks" in err and "accepted: a multiple of 3" in err
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("world", "launcher"), [(1, "python"), (2, "torchrun ...")])
-def test_a_stopped_run_says_how_to_continue(world, launcher, started, monkeypatch, command):
-    def stop(settings):
-        raise Interrupted(15)
-
-    if world > 1:
-        as_rank(0, world, monkeypatch)
-    monkeypatch.setattr("ivcl_fast.train.train", stop)
-    code, _, err = command(train.main, "--resume", started)
-    assert code == 143 and err.startswith("stopped by SIGTERM; ") and err.count("\n") == 1
-    assert err.endswith(f"{launcher} -m ivcl_fast.train --resume '{started}'\n")
+    assert code == 2 and err.startswith("error: --batch-size: expected a multiple of 3 ")
+    assert err.count("\n") == 1 and not list(tmp_path.iterdir())

@@ -134,7 +134,7 @@ def test_a_stopped_or_killed_run_continues_to_the_same_bits(
     wait_for(tmp_path, "runs/run/pretrain/checkpoints/step-*3", first)
     first.send_signal(signum)
     said = finish(first, status)
-    assert ("python -m ivcl_fast.train --resume" in said) == (status > 0)
+    assert ("--resume runs/run continues" in said) == (status > 0)
     assert "Traceback" not in said
     monkeypatch.chdir(tmp_path)
     assert command(train_main, "--resume", "runs/run", *QUICKLY)[0] == 0
@@ -149,7 +149,7 @@ def test_a_stopped_or_killed_run_continues_to_the_same_bits(
         "--batch-size 0", "--grad-accum-steps 3", "--lr -1", "--lr inf", "--finetune-lr nan",
         "--clip-norm 0", "--weight-decay -1", "--warmup-steps -5", "--val-videos 0", "--seed -1",
         f"--seed {2**64}", "--num-frames 16 --data synthetic:acre-iid", "--device cuda:99",
-        "--shard", "--label-fraction 2", "--name ../other", "--epochs 3", "--learning-rate 1",
+        "--shard", "--label-fraction 2", "--name ../other",
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_one_line_that_names_the_flag(arguments, tmp_path, command, monkeypatch):
@@ -190,15 +190,11 @@ def test_other_settings_in_the_same_folder_are_refused(cater, uninterrupted, com
 def test_a_failed_start_does_not_block_its_folder(cater, command, monkeypatch, tmp_path):
     flags = ["--data", f"cater:{cater}", *SMALL, "--stage", "pretrain", "--out", tmp_path]
     flags += ["--name", "run", *QUICKLY]
-    assert "do not fill one batch of 100" in command(train_main, *flags, "--batch-size", "100")[2]
-    assert not list(tmp_path.iterdir())
     with monkeypatch.context() as patch:
         patch.setattr(Run, "pretrain", lambda run: fail())
         assert command(train_main, *flags, "--lr", "0.1")[0] == 2
     assert (tmp_path / "run" / "config.json").is_file()
     assert command(train_main, *flags)[0] == 0
-    code, _, err = command(train_main, *flags, "--lr", "0.5")
-    assert code == 2 and "(lr)" in err
 
 
 def fail():
@@ -223,16 +219,14 @@ def test_overwriting_deletes_the_run_and_nothing_else(cater, uninterrupted, comm
         assert load_settings(run).optim.lr == 0.5 and notes.read_text() == "mine"
 
 
-@pytest.mark.parametrize("kind", ["", "timm:"])
 def test_a_run_does_not_overwrite_the_weights_that_it_starts_from(
-    kind, cater, uninterrupted, command, tmp_path
+    cater, uninterrupted, command, tmp_path
 ):
     run = shutil.copytree(uninterrupted, tmp_path / "run")
-    flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run"]
-    flags += ["--stage", "finetune", "--init", f"{kind}{run / 'pretrain' / 'model.safetensors'}"]
-    for how, flag in (([], "--name"), (["--overwrite"], "--overwrite")):
-        code, _, err = command(train_main, *flags, *how)
-        assert code == 2 and err.startswith(f"error: {flag}: ") and err.count("\n") == 1
+    flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run", "--overwrite"]
+    flags += ["--stage", "finetune", "--init", run / "pretrain" / "model.safetensors"]
+    code, _, err = command(train_main, *flags)
+    assert code == 2 and err.startswith("error: --overwrite: ") and err.count("\n") == 1
     assert weights(run) == weights(uninterrupted)
 
 
@@ -240,17 +234,11 @@ def test_folders_that_are_no_run_are_not_overwritten(cater, command, tmp_path):
     flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "other"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "report.md").write_text("mine")
-    code, _, err = command(train_main, *flags, "--overwrite")
-    assert code == 2 and "report.md" in err and err.count("\n") == 1
-    for content in (
-        "{}",
-        "[1]",
-        "text",
-        '{"data": "synthetic"}',
-    ):  # the last one of a version before
-        (tmp_path / "other" / "config.json").write_text(content)
+    for content, named in (("", "report.md"), ("{}", "config.json: "), ("text", "config.json: ")):
+        if content:
+            (tmp_path / "other" / "config.json").write_text(content)
         code, _, err = command(train_main, *flags, "--overwrite")
-        assert code == 2 and "config.json: " in err and err.count("\n") == 1
+        assert code == 2 and named in err and err.count("\n") == 1
     assert (tmp_path / "other" / "report.md").read_text() == "mine"
 
 

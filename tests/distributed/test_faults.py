@@ -6,15 +6,16 @@ import math
 import os
 import signal
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from ivcl_fast.distributed import group as distributed
+from ivcl_fast.distributed.group import Interrupted
 from ivcl_fast.errors import UserError
 from ivcl_fast.training import checkpoint
-from ivcl_fast.training.signals import Interrupted
 from tests.support.ranks import run_ranks
 from tests.support.toy_stage import (
     PARALLELISM,
@@ -67,7 +68,8 @@ def train_with_validations(folder: Path, moment: int | None = None) -> dict[str,
         with torch.no_grad():
             return {"measured": float(reconstruction_loss(stage.model, batch, 0))}
 
-    stage.loss, stage.validate, stage.validations, stage.save_every = loss, validate, 2, 6
+    stage.loss, stage.validate = loss, validate
+    stage.every = replace(stage.every, validations=2, save=6)
     with nullcontext() if moment is None else pytest.raises(Killed):
         stage.run()
     return checkpoint.gather_to_rank0(stage.model.state_dict())
@@ -86,7 +88,7 @@ def test_shards_that_were_just_measured_are_saved_with_all_of_their_state(tmp_pa
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
 
 
-def stop_one(folder: Path, options: dict) -> tuple[str, int]:
+def stop_one(folder: Path, options: dict) -> tuple[int, int]:
     """SIGTERM to rank 1 alone, during step 7."""
 
     def fault(step):
@@ -95,14 +97,14 @@ def stop_one(folder: Path, options: dict) -> tuple[str, int]:
 
     with pytest.raises(Interrupted) as stop:
         train(folder, options, fault)
-    return str(stop.value), checkpoint.latest(folder / "checkpoints").step
+    return stop.value.signum, checkpoint.latest(folder / "checkpoints").step
 
 
 @pytest.mark.parametrize("parallelism", PARALLELISM)
 def test_one_stopped_rank_stops_all_at_the_same_step(tmp_path, parallelism):
     options = PARALLELISM[parallelism] | {"optimizer": "muon"}
     stopped = run_ranks(2, stop_one, tmp_path / "cut", options)
-    assert stopped == [("SIGTERM", 9)] * 2  # the vote of the step it came in ends with the next
+    assert stopped == [(signal.SIGTERM, 9)] * 2  # the vote of the step it came in ends with the next
     resumed, _ = run_ranks(2, train, tmp_path / "cut", options)
     whole, _ = run_ranks(2, train, tmp_path / "whole", options)
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())

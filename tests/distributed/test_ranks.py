@@ -188,9 +188,9 @@ def test_local_batch_sizes(monkeypatch):
     assert distributed.local_batch_size(6, 3) == 6
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert distributed.local_batch_size(32, 2) == 8
-    with pytest.raises(UserError, match="--batch-size: 6 clips do not split evenly over 4 ranks; "):
+    with pytest.raises(UserError, match="--batch-size: expected a multiple of 4 for 4 ranks"):
         distributed.local_batch_size(6)
-    with pytest.raises(UserError, match="--grad-accum-steps 3; accepted: a multiple of 12"):
+    with pytest.raises(UserError, match=r"expected a multiple of 12 .* --grad-accum-steps 3"):
         distributed.local_batch_size(8, 3)
 
 
@@ -208,7 +208,7 @@ def test_a_rank_takes_its_own_gpu(monkeypatch):
     assert distributed.device_of_rank("auto") == "cuda:1"  # which is refused later
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")  # of this rank alone, as Slurm does it
     assert distributed.device_of_rank("auto") == "cuda:0"
-    with pytest.raises(UserError, match="'cuda:0' with 4 ranks"):
+    with pytest.raises(UserError, match="--device: expected auto"):
         distributed.device_of_rank("cuda:0")
 
 
@@ -217,7 +217,7 @@ def test_a_lone_world_size_is_refused(monkeypatch):
     for name in distributed.TORCHRUN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with (
-        pytest.raises(UserError, match=r"WORLD_SIZE: is 2 but RANK, LOCAL_RANK, .* torchrun"),
+        pytest.raises(UserError, match="WORLD_SIZE: expected ranks"),
         distributed.process_group(torch.device("cpu")),
     ):
         pass

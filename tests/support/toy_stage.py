@@ -8,7 +8,7 @@ step of size ``lr``, which the tolerance on weights allows for every step.
 from __future__ import annotations
 
 import math
-import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from ivcl_fast.data.loader import Batch
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.models.ivcl import pretraining_class
 from ivcl_fast.training import checkpoint
-from ivcl_fast.training.loop import Stage
+from ivcl_fast.training.hardware import Execution
+from ivcl_fast.training.loop import Intervals, Stage
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.seeds import clip_seeds
@@ -57,19 +58,17 @@ class ToyLoader:
 def make_toy_stage(
     folder: Path, model: nn.Module, loader: Any, loss: Any, schedule: dict, **options: Any
 ) -> Stage:
-    """Make a stage on the CPU, in single precision unless ``options`` say otherwise."""
+    """Make a stage on the CPU; ``options``: fields of its execution and intervals, and others."""
     folder.mkdir(exist_ok=True)
-    options = {"device": torch.device("cpu"), "amp": False} | options
+    how, every = (
+        {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
+        for kind in (Execution, Intervals)
+    )
     return Stage(
         "toy", model, loader, loss, Schedule(**schedule), folder / "checkpoints",
-        MetricsLog(folder), **options,
+        MetricsLog(folder), Execution(**{"device": torch.device("cpu")} | how), Intervals(**every),
+        **options,
     )  # fmt: skip
-
-
-def wait_for_checkpoint(folder: Path, step: int) -> None:
-    """Wait until the checkpoint of a step is on disk, before a process is killed for good."""
-    while not (folder / "checkpoints" / f"step-{step:08d}").is_dir():
-        time.sleep(0.01)
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:
@@ -98,7 +97,7 @@ def make_model(objective="ivcl") -> IVCL | SlotAutoencoder:
 def make_stage(folder: Path, loss=reconstruction_loss, objective="ivcl", shard=False, **schedule):
     schedule = dict(clips=BATCH * STEPS, lr=LR, batch_size=BATCH, warmup_steps=2) | schedule
     loader = ToyLoader(6, BATCH, 2, 4, 192)
-    options = dict(shard=shard, log_every=3, save_every=5)
+    options = dict(shard=shard, log=3, save=5)
     return make_toy_stage(folder, make_model(objective), loader, loss, schedule, **options)
 
 

@@ -14,12 +14,12 @@ from ivcl_fast.data.loader import Batch
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.slots import Slots
 from ivcl_fast.distributed import group as distributed
+from ivcl_fast.distributed.group import Interrupted
 from ivcl_fast.errors import UserError
 from ivcl_fast.train import comparisons
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.loop import Stage
 from ivcl_fast.training.run import Run
-from ivcl_fast.training.signals import Interrupted
 from ivcl_fast.training.slots import encode
 from tests.support.ranks import run_ranks
 from tests.training.test_last_frame import SIZES, run_with

@@ -5,30 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ivcl_fast.errors import UserError
 from ivcl_fast.training import hardware
-
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """``machine(ranks, compiler)`` pretends to be one; ``compiler``: why it cannot compile."""
-
-    def pretend(ranks: int = 1, compiler: str | None = None) -> None:
-        monkeypatch.setenv("WORLD_SIZE", str(ranks))
-        monkeypatch.setattr(hardware, "compile_unsupported_reason", lambda device: compiler)
-
-    return pretend
+from ivcl_fast.training.settings import SpeedConfig
 
 
-def test_several_gpus_compile_instead_and_say_so(machine, capsys):
-    machine(ranks=2)
-    why = "--cuda-graph: running without, it is for a single GPU, these are 2 ranks"
-    compiled = f"{why}; the blocks are compiled instead"
-    for flags, chosen, said in (
-        ((False, True), (True, False), [compiled]),
-        ((True, True), (True, False), [why]),
-        ((False, False), (False, False), []),
-    ):
-        assert hardware.execution(CUDA, *flags) == chosen
-        assert capsys.readouterr().out.splitlines() == said
+@pytest.mark.parametrize("compile, cuda_graph", [(False, True), (True, True), (False, False)])
+def test_several_gpus_compile_instead_of_recording(compile, cuda_graph, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(hardware, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(hardware, "compile_unsupported_reason", lambda device: None)
+    speed = SpeedConfig(amp="off", compile=compile, cuda_graph=cuda_graph)
+    chosen = hardware.choose_execution(speed)
+    assert (chosen.compile, chosen.cuda_graph) == (compile or cuda_graph, False)
+    said = capsys.readouterr().out
+    assert ("--cuda-graph: running without" in said) == cuda_graph
+    assert ("compiled instead" in said) == (cuda_graph and not compile)
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(UserError, match="--device: expected one of auto, cpu"):
+        hardware.pick_device("cuda:99")

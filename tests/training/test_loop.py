@@ -14,17 +14,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ivcl_fast.distributed.group import Interrupted
 from ivcl_fast.errors import UserError
 from ivcl_fast.training import checkpoint, loop
 from ivcl_fast.training.loop import Stage
 from ivcl_fast.training.metrics_log import MetricsLog
-from ivcl_fast.training.signals import Interrupted
 from tests.support.toy_stage import Killed, ToyLoader, curve, make_toy_stage
-from tests.training.test_checkpoint import no_file_beyond
 
 BATCH = 4
 
@@ -47,7 +45,7 @@ def stage(folder: Path, loss=toy_loss, grad_accum_steps=1, optimizer="muon", **o
     torch.manual_seed(3)
     schedule = dict(clips=100, lr=1e-2, batch_size=BATCH, warmup_steps=2, optimizer=optimizer)
     schedule |= dict(grad_accum_steps=grad_accum_steps)
-    options = {"log_every": 3, "save_every": 5} | options
+    options = {"log": 3, "save": 5} | options
     return make_toy_stage(folder, Toy(), ToyLoader(10, BATCH, 1, 2, 3), loss, schedule, **options)
 
 
@@ -121,7 +119,7 @@ def test_checkpoints_are_minutes_apart_and_one_is_of_the_end(tmp_path, monkeypat
     """Here every look at the clock is half a minute after the last."""
     clock = SimpleNamespace(monotonic=itertools.count(0, 30).__next__, perf_counter=time.time)
     monkeypatch.setattr(loop, "time", clock)
-    options = dict(save_every=1000, save_minutes=2)
+    options = dict(save=1000, save_minutes=2)
     with pytest.raises(Killed):
         stage(tmp_path, failing_at(11, kill), **options).run()
     folder = tmp_path / "checkpoints"
@@ -130,28 +128,21 @@ def test_checkpoints_are_minutes_apart_and_one_is_of_the_end(tmp_path, monkeypat
     assert checkpoint.list_steps(folder)[-1].name == "step-00000025"
 
 
-def test_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+@pytest.mark.parametrize("where, kept", [("loss", 10), ("gradient", 5)])
+def test_a_step_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, where, kept):
+    """The checkpoint of step 10 would be the first with weights of the broken gradient."""
+
     def loss(model, batch, step):
-        return toy_loss(model, batch, step) * (math.nan if step >= 12 else 1)
+        value = toy_loss(model, batch, step)
+        if where == "gradient" and step == 9:
+            value.register_hook(lambda gradient: gradient * math.nan)
+        return value * math.nan if where == "loss" and step >= 12 else value
 
     with pytest.raises(UserError, match="toy: the loss or a gradient became nan"):
         stage(tmp_path / "nan", loss).run()
     saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
-    assert saved is not None and saved.step == 10
+    assert saved is not None and saved.step == kept
     assert all(torch.isfinite(t).all() for t in saved.model.values())
-
-
-def test_broken_gradient_never_reaches_a_checkpoint(tmp_path):
-    def loss(model, batch, step):
-        value = toy_loss(model, batch, step)
-        if step == 9:  # the checkpoint of step 10 would be the first with broken weights
-            value.register_hook(lambda grad: grad * math.nan)
-        return value
-
-    with pytest.raises(UserError, match="became nan"):
-        stage(tmp_path / "nan", loss).run()
-    saved = checkpoint.latest(tmp_path / "nan" / "checkpoints")
-    assert saved is not None and saved.step == 5
 
 
 @pytest.mark.parametrize("grad_accum_steps, optimizer", [(2, "muon"), (3, "adamw")])
@@ -165,32 +156,6 @@ def test_accumulation_gives_the_same_step(tmp_path, grad_accum_steps, optimizer)
         assert found == pytest.approx(expected, rel=1e-4)
     for x, y in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
-
-
-def test_a_damaged_checkpoint_is_skipped(tmp_path, caplog):
-    whole = stage(tmp_path / "run")
-    whole.run()
-    steps = checkpoint.list_steps(tmp_path / "run" / "checkpoints")
-    assert [p.name for p in steps] == ["step-00000020", "step-00000025"]
-    file = steps[-1] / checkpoint.MODEL
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    saved = checkpoint.latest(tmp_path / "run" / "checkpoints")
-    assert saved is not None and saved.step == 20
-    assert "does not match its checksum" in caplog.text
-
-
-def test_a_log_that_cannot_be_written_is_reported(tmp_path):
-    log = MetricsLog(tmp_path, "none")
-    log.write("toy", 3, 12, loss=1.0)
-    said = r"metrics\.jsonl: .*File too large"
-    with no_file_beyond(150), pytest.raises(UserError, match=said):
-        for step in range(4, 8):
-            log.write("toy", step, 12, loss=1.0)
-    with no_file_beyond(10), pytest.raises(UserError, match=said):
-        log.rewind("toy", 3)
-    assert log.read()[0]["step"] == 3
 
 
 @pytest.mark.parametrize("validations, steps", [(2, [12, 25]), (3, [9, 18, 25])])
@@ -258,11 +223,3 @@ def test_epochs_follow_each_other_and_are_continued(tmp_path):
         with suppress(Killed):
             run.run()
     assert asked == [(0, 0), (1, 0), (1, 0), (2, 0)]  # the checkpoint before is of step 10
-
-
-def test_tensorboard_reads_what_was_written(tmp_path):
-    log = MetricsLog(tmp_path)
-    log.write("toy", 3, 12, loss=0.5)
-    log.write("toy", 6, 24, loss=0.25)
-    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("toy/loss")
-    assert [(point.step, point.value) for point in found] == [(12, 0.5), (24, 0.25)]

@@ -1,11 +1,24 @@
-"""The records of training: flushed before a checkpoint, and readable after a kill."""
+"""The records of training, and the programs that show them."""
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ivcl_fast.errors import UserError
 from ivcl_fast.training.metrics_log import MetricsLog
+from tests.training.test_checkpoint import no_file_beyond
+
+
+def write_two(folder, viewer: str) -> MetricsLog:
+    with MetricsLog(folder, viewer) as log:
+        log.write("pretrain", step=20, clips=320, loss=0.5)
+        log.write("finetune", step=20, clips=160, val_top1=0.25)
+    assert [r["clips"] for r in log.read()] == [320, 160]
+    return log
 
 
 def test_a_line_that_a_kill_left_unfinished_is_dropped(tmp_path):
@@ -17,9 +30,19 @@ def test_a_line_that_a_kill_left_unfinished_is_dropped(tmp_path):
     assert [r["step"] for r in log.read()] == [3, 6]
     log.rewind("toy", 3)
     assert [r["step"] for r in log.read()] == [3]
-    log.path.write_text("null\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl, line 1: "):
+    log.path.write_text("text\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: expected records"):
         log.read()
+
+
+def test_a_full_disk_names_the_file_and_keeps_what_was_written(tmp_path):
+    log = MetricsLog(tmp_path, "none")
+    log.write("toy", 3, 12, loss=1.0)
+    for write in (lambda: log.write("toy", 4, 12, loss=1.0), lambda: log.rewind("toy", 3)):
+        with no_file_beyond(10), pytest.raises(OSError, match="too large") as error:
+            write()
+        assert error.value.filename == str(log.path)
+    assert [r["step"] for r in log.read()] == [3]
 
 
 def test_the_scores_of_a_stage_are_its_last_ones(tmp_path):
@@ -30,3 +53,64 @@ def test_the_scores_of_a_stage_are_its_last_ones(tmp_path):
     log.write("other", 3, 12, val_top1=0.75)
     assert log.last_scores("toy") == {"top1": 0.1235, "l1": 2.0}
     assert log.last_scores("none") == {}
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    write_two(tmp_path, "tensorboard")
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    points = [(p.step, p.value) for p in found.Scalars("pretrain/loss")]
+    assert points == [(320, 0.5)] and len(found.Scalars("finetune/val_top1")) == 1
+
+
+class Wandb(ModuleType):
+    """Stands for the package and for a run of it, and notes all calls."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.calls: list = []
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*args, **kwargs):
+            self.calls.append((name, args, kwargs))
+            return self
+
+        return call
+
+
+@pytest.fixture
+def wandb(monkeypatch) -> Wandb:
+    package = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    return package
+
+
+def test_weights_and_biases(wandb, tmp_path):
+    write_two(tmp_path, "wandb")
+    names = [name for name, _, _ in wandb.calls]
+    assert names == ["init", *["define_metric", "log"] * 2, "finish"]
+    assert wandb.calls[0][2]["project"] == "ivcl_fast" and wandb.calls[5][1] == (0,)
+    assert wandb.calls[2][1] == ({"pretrain/loss": 0.5, "pretrain/clips": 320},)
+    assert wandb.calls[3][1:] == (("finetune/*",), {"step_metric": "finetune/clips"})
+
+
+def test_training_continues_without_a_viewer_that_fails(wandb, tmp_path, monkeypatch, caplog):
+    failed = []
+
+    def fail(*args, **kwargs):
+        failed.append(args)
+        raise ConnectionError("no server\nsince today")
+
+    monkeypatch.setattr(wandb, "log", fail, raising=False)
+    write_two(tmp_path, "wandb")
+    (message,) = caplog.messages
+    assert len(failed) == 1 and message.startswith("--viewer wandb: no server; ")
+
+
+def test_a_missing_package_is_one_line_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="--viewer: expected tensorboard, none, or wandb"):
+        MetricsLog(tmp_path, "wandb")
+    assert not list(tmp_path.iterdir())

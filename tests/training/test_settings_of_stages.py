@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.training import run as of_run
+from ivcl_fast.training.loop import Stage
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.settings import TrainConfig
 from tests.training.test_last_frame import SIZES
 
-Stages = dict[str, SimpleNamespace]
+Stages = dict[str, Stage]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     """The last stage of each name that was started, with all that it was given."""
     started: Stages = {}
 
-    class Described(SimpleNamespace):
+    class Described(Stage):
         def run(self) -> None:
             started[self.name] = self
 

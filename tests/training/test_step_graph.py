@@ -99,7 +99,7 @@ def pretraining(folder, device="cpu", schedule=None, objective="ivcl", **options
     schedule = dict(clips=32, lr=1e-2, batch_size=4, warmup_steps=2) | (schedule or {})
     return make_toy_stage(
         folder, pretraining_class(cfg)(cfg).to(device), ToyLoader(8, *SHAPE), reconstruction_loss,
-        schedule, device=torch.device(device), log_every=1, **options,
+        schedule, device=torch.device(device), log=1, **options,
     )  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def test_replayed_steps_learn_the_same(tmp_path, schedule, rel, objective, taped
 def test_a_checkpoint_of_either_kind_continues(tmp_path, first, then, taped):
     eager = pretraining(tmp_path / "eager", amp=False)
     eager.run()
-    cut = pretraining(tmp_path / "cut", amp=False, cuda_graph=first, save_every=5)
+    cut = pretraining(tmp_path / "cut", amp=False, cuda_graph=first, save=5)
     cut.loader = Cut(8, *SHAPE)
     with pytest.raises(KeyboardInterrupt):
         cut.run()

@@ -141,7 +141,7 @@ def _write_index(out: Path, spec: SyntheticSpec) -> None:
     for name in (_MARKER, *spec.own_files()):
         manifest.add(name, read_bytes(out / name))
     manifest.write()
-    with atomic_folder(out / spec.index, files) as folder:
+    with atomic_folder(out / spec.index) as folder:
         for name, text in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
