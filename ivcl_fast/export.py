@@ -69,8 +69,8 @@ def export(config: ExportConfig) -> None:
     chosen = {name: stage for name, stage in chosen.items() if run.finished(stage)}
     if not chosen:
         raise UserError(
-            f"{config.run}: is not, and holds no, finished model {' or '.join(EXPORTED.values())}; "
-            "accepted: a run of which such a stage has ended"
+            f"{config.run}: expected a run with a finished model {' or '.join(EXPORTED.values())}, "
+            "got one without"
         )
     out = config.out or run.folder / "export"
     for name, stage in chosen.items():
@@ -80,7 +80,7 @@ def export(config: ExportConfig) -> None:
             if len(chosen) == 1:
                 labelled = get_args(SupervisedObjective)
                 known = " or ".join(name for name in OBJECTIVE_NAMES if name not in labelled)
-                raise UserError(f"{config.run}: is {kind}; accepted: a classifier, or {known}")
+                raise UserError(f"{config.run}: expected a classifier, or {known}, got {kind}")
             print(f"{name}: left out, it is {kind}")
             continue
         out.mkdir(parents=True, exist_ok=True)
@@ -102,8 +102,8 @@ def check_packages(format: Format) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"--format: onnx needs {error.name}; install it with pip install 'ivcl_fast[onnx]', or "
-            "accepted without it: pt2"
+            "--format: expected pt2, or onnx after pip install 'ivcl_fast[onnx]', got onnx without "
+            f"{error.name}"
         ) from None
 
 
@@ -126,8 +126,8 @@ def write_model(model: Exportable, path: Path) -> float:
     difference = compare(load(content, path.suffix), own, model)
     if not difference <= TOLERANCE:
         raise UserError(
-            f"{path}: not written, as it would differ by {difference:.1e} from the model; "
-            f"accepted: at most {TOLERANCE}"
+            f"{path}: not written: expected a difference from the model of at most {TOLERANCE}, got "
+            f"{difference:.1e}"
         )
     with atomic_write(path) as file:
         file.write(content)

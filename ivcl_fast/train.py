@@ -72,9 +72,9 @@ def train(config: TrainConfig) -> None:
         warn_of_few_steps(run)
         if seen := measured_videos_seen(config):
             distributed.print_rank0(
-                f"--init: its model has learnt from {seen} of the {config.data.val_videos} videos "
-                "that results are measured on, so that scores are too high; accepted for fair "
-                f"ones: --train-videos {videos_seen(config.stages.init)}"
+                f"--init: scores will be too high, its model has learnt from {seen} of the "
+                f"{config.data.val_videos} videos that results are measured on; fair: --train-videos "
+                f"{videos_seen(config.stages.init)}"
             )
         run.check_batches()
         with distributed.main_process_first():

@@ -213,8 +213,8 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
         if isinstance(weights, dict) and weights and all(map(torch.is_tensor, weights.values())):
             return dict(weights)
     raise UserError(
-        f"{file}: holds no state dict; accepted: one of tensors alone, or one that the file calls "
-        f"{', '.join(STATE_DICTS)}"
+        f"{file}: expected a state dict of tensors alone, or one named {', '.join(STATE_DICTS)}, got "
+        "other content"
     )
 
 

@@ -117,7 +117,7 @@ def test_slots_that_compete_are_written(format, tmp_path):
 @pytest.mark.parametrize("difference", [math.nan, 2e-3])
 def test_a_model_that_differs_is_not_written(difference, tmp_path, monkeypatch):
     monkeypatch.setattr(export_command, "compare", lambda *_: difference)
-    with pytest.raises(UserError, match=rf"c.pt2: not written, .*differ by {difference:.1e}"):
+    with pytest.raises(UserError, match=rf"c.pt2: not written: .*got {difference:.1e}"):
         write_model(IVCLClassifier(config(), 4).eval(), tmp_path / "c.pt2")
     assert not list(tmp_path.iterdir())
 
@@ -180,11 +180,11 @@ def test_what_cannot_be_exported(tmp_path, command, monkeypatch):
     for stage in ("pretrain", "finetune"):
         (run / stage / "model.safetensors").unlink()
     code, _, err = command(main, run, "--format", "pt2")
-    assert code == 2 and "holds no, finished model finetune or pretrain; accepted: " in err
+    assert code == 2 and "expected a run with a finished model" in err
     assert not (run / "export").exists()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, _, err = command(main, run)
-    assert code == 2 and "--format: onnx needs onnx" in err and "ivcl_fast[onnx]" in err
+    assert code == 2 and "--format: " in err and "ivcl_fast[onnx]" in err
 
 
 @pytest.mark.parametrize("exported", ["onnx"], indirect=True)

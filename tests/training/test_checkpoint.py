@@ -23,14 +23,17 @@ def saved(folder: Path, step: int = 1, width: int = 5) -> Path:
     return checkpoint.store(folder, checkpoint.snapshot(step, model, [optimizer], {}))
 
 
+def flip_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 16
+    file.write_bytes(data)
+
+
 @pytest.mark.parametrize("name", [*checkpoint.FILES, CHECKSUMS])
 def test_a_damaged_checkpoint_is_skipped_and_deleted(tmp_path, name, caplog):
     for step in (5, 10):
         saved(tmp_path, step)
-    file = tmp_path / "step-00000010" / name
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 16
-    file.write_bytes(data)
+    flip_a_bit(tmp_path / "step-00000010" / name)
     (tmp_path / "step-00000011.partial").mkdir()  # of a process that was killed
     assert checkpoint.latest(tmp_path).step == 5
     assert "does not match its checksum" in caplog.text
