@@ -126,8 +126,7 @@ def write_model(model: Exportable, path: Path) -> float:
     difference = compare(load(content, path.suffix), own, model)
     if not difference <= TOLERANCE:
         raise UserError(
-            f"{path}: not written: expected a difference from the model of at most {TOLERANCE}, got "
-            f"{difference:.1e}"
+            f"{path}: not written: expected to differ by at most {TOLERANCE}, got {difference:.1e}"
         )
     with atomic_write(path) as file:
         file.write(content)

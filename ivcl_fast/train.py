@@ -73,7 +73,7 @@ def train(config: TrainConfig) -> None:
         if seen := measured_videos_seen(config):
             distributed.print_rank0(
                 f"--init: scores will be too high, its model has learnt from {seen} of the "
-                f"{config.data.val_videos} videos that results are measured on; fair: --train-videos "
+                f"{config.data.val_videos} videos it is measured on; fair: --train-videos "
                 f"{videos_seen(config.stages.init)}"
             )
         run.check_batches()

@@ -213,7 +213,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
         if isinstance(weights, dict) and weights and all(map(torch.is_tensor, weights.values())):
             return dict(weights)
     raise UserError(
-        f"{file}: expected a state dict of tensors alone, or one named {', '.join(STATE_DICTS)}, got "
+        f"{file}: expected a state dict of tensors, or one named {', '.join(STATE_DICTS)}, got "
         "other content"
     )
 
