@@ -40,7 +40,7 @@ def answer(run: Path, video: Path) -> None:
 def short_run(folder: Path) -> tuple[Path, Path]:
     """A run in this folder, and one of its videos."""
     flags = ["--out", folder, "--name", "run", "--data-dir", folder / "data"]
-    flags += ["--quick", "--train-videos=16", "--val-videos=8", "--no-pictures"]
+    flags += ["--quick", "--train-videos=16", "--val-videos=8", "--no-pictures", "--keep-videos"]
     subprocess.run([sys.executable, "-m", "ivcl_fast.train", *map(str, flags)], check=True)
     return folder / "run", min(folder.glob("data/*/videos/*.avi"))
 

@@ -38,11 +38,13 @@ from ivcl_fast.data.registry import (
     parse_source,
 )
 from ivcl_fast.data.remote import Remote
-from ivcl_fast.data.store.build import build_part, build_store, find_store
+from ivcl_fast.data.store.build import build_part, build_store, default_store_path, find_store
 from ivcl_fast.data.store.shards import BAD_FILES, Part
 from ivcl_fast.data.stream_index import saved_index
 from ivcl_fast.data.synthetic.blender.process import find_python
+from ivcl_fast.data.synthetic.drawn import drawn_media
 from ivcl_fast.data.synthetic.renderers import Renderer
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, require_at_least
@@ -193,9 +195,15 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     sizes = flags.image_size, flags.patch_size
     media = dataset.media()
     out, decoder = config.out, flags.decoder
+    drawn = drawn_media(dataset)
+    if drawn and out is None:
+        out = default_store_path(dataset.root, *sizes, "drawn")
     if out is None:
         named = {"task": own_task, "crop": flags.crop}
         out, decoder = find_store(dataset.root, media, sizes, decoder, **named)
+    if config.dry_run and drawn:
+        print(f"would draw {len(media)} videos into {out}")
+        return None
     if config.dry_run:
         print_estimate(media, out, config)
         return None
@@ -207,13 +215,13 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
         options: dict[str, Any] = dict(
             workers=config.workers, progress=bar, device=device, crop=flags.crop
         )
-        if part and (left := build_part(part, media, out, *sizes, decoder, **options)):
+        if part and (left := build_part(part, drawn or media, out, *sizes, decoder, **options)):
             print(
                 f"store: {out}, part {flags.part} is complete; {left} videos of other parts are "
                 "missing; the last part completes the store, or this command without --part"
             )
             return None
-        store = build_store(media, out, *sizes, decoder, **options)
+        store = build_store(drawn or media, out, *sizes, decoder, **options)
     if flags.verify:
         print(f"verifying {store.bytes / 1e9:.2f} GB", flush=True)
         store.verify()
@@ -223,9 +231,10 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
             f"{store.path / BAD_FILES}"
         )
     frames = int(store.index.frames.sum())
+    how = "drawn" if drawn else f"decoded by {store.decoder}"
     print(
         f"store: {store.path}, {len(store.names)} videos, {frames:,} frames, "
-        f"{store.bytes / 1e9:.2f} GB, decoded by {store.decoder}; "
+        f"{store.bytes / 1e9:.2f} GB, {how}; "
         f"{len(store.bad_files)} videos could not be used"
         + (", checksums verified" if flags.verify else "")
     )
@@ -300,12 +309,12 @@ def prepare_synthetic(config: PrepareConfig, synthetic: Synthetic) -> None:
         **drawn,
     )
     out = config.out or config.data_dir / spec.default_name
-    counts = f"{spec.train} {synthetic.unit} to train on and {spec.val} to evaluate on"
+    counts = f"{spec.train} {spec.unit} to train on and {spec.val} to evaluate on"
     if config.dry_run:
         print(f"would write {counts} into {out}")
         return
-    with Bar("rendering", 0, synthetic.unit) as bar:
-        synthetic.write(out, spec, workers, bar)
+    with Bar("rendering", 0, spec.unit) as bar:
+        write_dataset(out, spec, workers, bar)
     print(f"data: {out}, {counts}")
 
 

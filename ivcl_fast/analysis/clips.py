@@ -22,6 +22,7 @@ from ivcl_fast.data.formats.cater_frames import frame_count
 from ivcl_fast.data.formats.cater_labels import Scene, hidden_at_end
 from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.data.sampling import frame_ids
+from ivcl_fast.data.synthetic.drawn import Drawn, drawn_media
 from ivcl_fast.errors import UserError
 from ivcl_fast.text import printable
 
@@ -112,7 +113,7 @@ class ClipReader:
         """Read a clip of the data set; raises :class:`VideoError` if its media cannot be used."""
         labels = clip.label if isinstance(clip.label, tuple) else (clip.label,)
         truth = "; ".join(self.run.dataset.describe(label) for label in labels)
-        decoded = self._decode(self.media[clip.media], clip.frames)
+        decoded = self._draw(clip) if self._drawn else self._decode(self.media[clip.media], clip)
         scene = None
         if self._scenes and self._scenes.has_scenes([clip.name]):
             scene = self._scenes.scene(clip.name)
@@ -184,20 +185,39 @@ class ClipReader:
         dataset = self.run.dataset if self.run.localizes else None
         return dataset if isinstance(dataset, Cater) else None
 
-    def _decode(self, media: Media, ids: Sequence[int] | None = None) -> DecodedClip:
-        """Decode ``ids``, by default evenly spaced ones, and what trajectories need."""
-        cfg = self.run.config.model
+    @cached_property
+    def _drawn(self) -> Drawn | None:
+        """The media, if they are drawn instead of decoded."""
+        return drawn_media(self.run.dataset)
+
+    def _draw(self, clip: Clip) -> DecodedClip:
+        assert self._drawn
+        frames = torch.cat([*self._drawn.frames(clip.media, self.run.config.model.image_size)])
+        index, needed = self._frames_of(len(frames), clip)
+        return self._clip(clip.media, index, needed, frames[needed], self._drawn.spec.fps)
+
+    def _decode(self, media: Media, clip: Clip | None = None) -> DecodedClip:
         with open_media(media) as opened:
             info = opened.info
-            stride = self.run.config.data.frame_stride
-            chosen = frame_ids(info.frames, self.num_frames, stride=stride)
-            index = list(ids or chosen.tolist())[-self.num_frames :]  # one frame: the last
-            needed = set(index)
-            if self.trajectories:
-                needed.update(i for end in index for i in frames_up_to(end, cfg.num_frames))
+            index, needed = self._frames_of(info.frames, clip)
             name = resolve_decoder(self.run.config.data.decoder)
-            crop = info.square(self.run.config.data.crop)
-            frames = make_decoder(name, cfg.image_size).decode_open(opened, sorted(needed), crop)
-        decoded = dict(zip(sorted(needed), frames.to(self.run.device), strict=True))
-        panels = self._panels is not None
-        return DecodedClip(media.name, index, decoded, info.fps, panels=panels)
+            crop, size = info.square(self.run.config.data.crop), self.run.config.model.image_size
+            frames = make_decoder(name, size).decode_open(opened, needed, crop)
+        return self._clip(media.name, index, needed, frames, info.fps)
+
+    def _frames_of(self, count: int, clip: Clip | None) -> tuple[list[int], list[int]]:
+        """Return the frames for models, by default evenly spaced ones, and all that are needed."""
+        chosen = frame_ids(count, self.num_frames, stride=self.run.config.data.frame_stride)
+        ids = clip.frames if clip else None
+        index = list(ids or chosen.tolist())[-self.num_frames :]  # one frame: the last
+        needed = set(index)
+        if self.trajectories:
+            length = self.run.config.model.num_frames
+            needed.update(i for end in index for i in frames_up_to(end, length))
+        return index, sorted(needed)
+
+    def _clip(
+        self, name: str, index: list[int], needed: list[int], frames: Tensor, fps: float
+    ) -> DecodedClip:
+        decoded = dict(zip(needed, frames.to(self.run.device), strict=True))
+        return DecodedClip(name, index, decoded, fps, panels=self._panels is not None)

@@ -39,6 +39,9 @@ class DataConfig:
     """Number of synthetic training videos."""
     val_videos: int = 600
     """Number of synthetic validation videos."""
+    keep_videos: bool = False
+    """Write the videos of a synthetic CATER, or the pictures of an ACRE, and decode them; by
+    default their frames are drawn straight into the frame store."""
     data_dir: Path = Path("data")
     """Folder of synthetic, downloaded and unpacked data."""
     frame_stride: int = 0
@@ -64,6 +67,11 @@ class DataConfig:
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: one per CPU)")
     ] = None
     """Processes that render and decode."""
+
+    @property
+    def wants_videos(self) -> bool:
+        """Whether synthetic videos are written as files."""
+        return self.keep_videos or self.loader == "stream"
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +28,15 @@ from ivcl_fast.data.registry import (
 )
 from ivcl_fast.data.sampling import ONE_VIEW, View
 from ivcl_fast.data.slots import SlotLoader, Slots
-from ivcl_fast.data.store.build import build_store, find_store
+from ivcl_fast.data.store.build import build_store, default_store_path, find_store
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.labels import StoredDataset, check_frames
+from ivcl_fast.data.store.placement import Placement
 from ivcl_fast.data.store.shards import BAD_FILES
 from ivcl_fast.data.store.table import Index
 from ivcl_fast.data.stream import StreamLoader
 from ivcl_fast.data.stream_index import saved_index
+from ivcl_fast.data.synthetic.drawn import Drawn, drawn_media
 from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.distributed.group import is_main
 from ivcl_fast.errors import UserError
@@ -250,7 +252,7 @@ def open_data(
     resolve_decoder(config.decoder)
     if config.placement == "gpu" and (device is None or device.type != "cuda"):
         raise UserError(f"--placement: expected auto, disk or ram on {device or 'cpu'}, got gpu")
-    dataset = open_dataset(config, read_only)
+    dataset = open_dataset(config, read_only, draw=partial(_draw_store, config=config, model=model))
     if needs_classes and not dataset.num_classes:
         raise UserError(
             f"--stage: expected all or pretrain for {config.source}, which has no classes, got "
@@ -309,6 +311,10 @@ def _open_store(
             used = [one for one in media if one.name in names]
             split = f"{split}-{config.val_fraction}"  # another choice has another store
         name = "-".join(filter(None, (_own_task(config, dataset), split))) or None
+        if drawn := drawn_media(dataset):
+            source = drawn.only([one.name for one in used])
+            options = {"device": device, "step_bytes": step_bytes}
+            return _draw_store(source, config, model, name, config.placement, **options)
         out, decoder = find_store(dataset.root, used, sizes, config.decoder, task=name, crop=crop)
         with Bar("decoding", 0, "videos") as bar:
             return build_store(
@@ -333,6 +339,22 @@ def _open_store(
     return DataModule(config, dataset, store.index, store.path, labels, make_loader)
 
 
+def _draw_store(
+    source: Drawn,
+    config: DataConfig,
+    model: IVCLConfig,
+    name: str | None = None,
+    placement: Placement = "disk",
+    **options: Any,
+) -> FrameStore:
+    """Draw a synthetic data set into its store, or open the store."""
+    sizes = model.image_size, model.patch_size
+    out = default_store_path(source.root, *sizes, "drawn", name)
+    options |= {"workers": config.workers, "placement": placement}
+    with Bar("rendering", 0, source.spec.unit) as bar:
+        return build_store(source, out, *sizes, progress=bar, **options)
+
+
 def _open_stream(
     config: DataConfig,
     model: IVCLConfig,
@@ -342,6 +364,11 @@ def _open_stream(
 ) -> DataModule:
     if isinstance(dataset, StoredDataset):
         raise UserError("--loader: expected store with --data store:DIR, got stream")
+    if drawn_media(dataset):
+        raise UserError(
+            f"--loader: expected store, as {dataset.root} has no videos, got stream; --data "
+            "synthetic --keep-videos writes them"
+        )
     media = dataset.media()
     folder = dataset.root / "-".join(filter(None, ("index", _own_task(config, dataset))))
     with Bar("indexing", len(media), "videos") as bar:

@@ -25,6 +25,8 @@ from ivcl_fast.progress import Bar
 if TYPE_CHECKING:
     from ivcl_fast.config import FrameLabelKind
     from ivcl_fast.data.config import DataConfig
+    from ivcl_fast.data.synthetic.drawn import Drawn
+    from ivcl_fast.data.synthetic.writer import SyntheticSpec
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +68,6 @@ class Synthetic:
     """``cater``, ``acre`` or ``something-else``."""
     spec: Callable[..., Any]
     """Takes train and val (numbers of items to train and to evaluate on), size and seed."""
-    write: Callable[..., Path]
-    """Takes folder, spec, workers and progress."""
-    unit: str
-    """Name of the items, in the plural."""
 
 
 def _cater() -> DatasetFormat:
@@ -100,28 +98,25 @@ def _custom(module: str, name: str, **how: Any) -> DatasetFormat:
 
 
 def _synthetic_cater(camera: Literal["static", "moving", "none"]) -> Synthetic:
-    from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+    from ivcl_fast.data.synthetic.cater.write import SyntheticCater
 
-    return Synthetic("cater", partial(SyntheticCater, camera=camera), write_cater, "videos")
+    return Synthetic("cater", partial(SyntheticCater, camera=camera))
 
 
 def _synthetic_acre(regime: Literal["iid", "comp", "sys"]) -> Synthetic:
-    from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
+    from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
 
     def spec(val: int, **options: Any) -> SyntheticAcre:
         """Make as many problems for ``test``, the results, as for ``val``, the curves."""
         return SyntheticAcre(regime=regime, val=val, test=val, **options)
 
-    return Synthetic("acre", spec, write_acre, "problems")
+    return Synthetic("acre", spec)
 
 
 def _synthetic_something_else() -> Synthetic:
-    from ivcl_fast.data.synthetic.something_else.write import (
-        SyntheticSomethingElse,
-        write_something_else,
-    )
+    from ivcl_fast.data.synthetic.something_else.write import SyntheticSomethingElse
 
-    return Synthetic("something-else", SyntheticSomethingElse, write_something_else, "videos")
+    return Synthetic("something-else", SyntheticSomethingElse)
 
 
 ENTRY_POINTS = "ivcl_fast.datasets"
@@ -267,10 +262,14 @@ def check_frame_labels(source: str, kind: FrameLabelKind, num_slots: int) -> Non
 # --- Opening a data set --------------------------------------------------------------------------
 
 
-def open_dataset(config: DataConfig, read_only: bool = False) -> Dataset:
+def open_dataset(
+    config: DataConfig, read_only: bool = False, draw: Callable[[Drawn], object] | None = None
+) -> Dataset:
     """Open the data set of ``config``; a synthetic one is written if it is missing or incomplete.
 
-    With ``read_only`` nothing is written. Raises :class:`UserError` if the data set is missing.
+    With ``read_only`` nothing is written. ``draw``: called with the media of a synthetic data set
+    before it is written without them, so that each item is planned once. Raises
+    :class:`UserError` if the data set is missing.
     """
     dataset_format, place = parse_source(config.source)
     task = find_task(config.source, config.task)
@@ -280,14 +279,28 @@ def open_dataset(config: DataConfig, read_only: bool = False) -> Dataset:
         spec = place.spec(train=config.train_videos, val=config.val_videos)
         root = config.data_dir / spec.default_name
         if not read_only:
-            with Bar("rendering", 0, place.unit) as bar:
-                place.write(root, spec, workers=config.workers, progress=bar)
+            _write_synthetic(config, root, spec, draw)
         place = root
     if isinstance(place, Remote):
         place = fetched(dataset_format, place, config, task, read_only)
     if read_only and dataset_format.place in ("DIR", "FILE") and not place.exists():
         raise UserError(f"{flag}: expected the data set of the run, got no {place.absolute()}")
     return dataset_format.open_with(config, place, task)
+
+
+def _write_synthetic(
+    config: DataConfig, root: Path, spec: SyntheticSpec, draw: Callable[[Drawn], object] | None
+) -> None:
+    from ivcl_fast.data.synthetic.drawn import Drawn, DrawnSpec
+    from ivcl_fast.data.synthetic.writer import begin, is_complete, write_dataset
+
+    if not isinstance(spec, DrawnSpec) or config.wants_videos:
+        draw = None
+    elif draw and not is_complete(root, spec, media=False):
+        begin(root, spec)
+        draw(Drawn(root, spec))
+    with Bar("rendering", 0, spec.unit) as bar:
+        write_dataset(root, spec, config.workers, bar, media=draw is None)
 
 
 def fetched(

@@ -49,7 +49,7 @@ def train(folder: Path, *arguments: str) -> Path:
 @pytest.fixture(scope="module")
 def cater(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run's folder; ``data`` is beside ``runs``."""
-    sizes = "--train-videos", "12", "--val-videos", "6"
+    sizes = "--train-videos", "12", "--val-videos", "6", "--keep-videos"
     return train(tmp_path_factory.mktemp("cater"), *FRAME_FLAGS, *sizes)
 
 

@@ -76,8 +76,7 @@ def test_quick_run_does_everything(short_run, tmp_path, command, monkeypatch):
     monkeypatch.chdir(home)
     code, out, _ = command(evaluate_main, run)
     assert code == 0 and "hidden" in out and "chance" in out
-    video = next((home / "data").glob("*/videos/*.avi"))
-    code, out, _ = command(evaluate_main, run, "--predict", video)
+    code, out, _ = command(evaluate_main, run, "--predict", short_run.video)
     assert code == 0 and out.count("cell ") == 5
 
     code, out, _ = command(train_main, *FLAGS)  # it was finished before

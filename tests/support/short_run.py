@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.files import locked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,8 +34,8 @@ class ShortRun:
 
     @property
     def video(self) -> Path:
-        """One of its videos."""
-        return min(self.home.glob("data/*/videos/*.avi"))
+        """A video like those it was trained on."""
+        return min(self.home.glob("kept/videos/*.avi"))
 
     @property
     def said(self) -> str:
@@ -53,5 +54,6 @@ def make_short_run(home: Path) -> ShortRun:
                 command, cwd=home, env=os.environ | ENVIRONMENT, capture_output=True, text=True
             )
             assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+            write_cater(home / "kept", SyntheticCater(train=1, val=0), 1)
             (home / "said").write_text(done.stdout)
     return run

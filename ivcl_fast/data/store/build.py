@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import torch
 
@@ -44,12 +44,13 @@ def default_store_path(
     root: Path,
     image_size: int,
     patch_size: int,
-    decoder: DecoderName = "auto",
+    decoder: DecoderName | Literal["drawn"] = "auto",
     task: str | None = None,
     crop: Square = "none",
 ) -> Path:
     """Return the default folder of a data set's store; ``task``: if tasks have their own media."""
-    parts = ["store", image_size, f"p{patch_size}", resolve_decoder(decoder)]
+    made_by = "drawn" if decoder == "drawn" else resolve_decoder(decoder)
+    parts = ["store", image_size, f"p{patch_size}", made_by]
     parts += [] if crop == "none" else [crop]
     parts += [] if task is None else [task]
     return Path(root) / "-".join(map(str, parts))
@@ -157,7 +158,8 @@ def build_part(
     settings = {
         "image_size": image_size, "patch_size": patch_size, "crop": crop, "decoder": source.decoder
     }  # fmt: skip
-    build = Build(source, out, settings, append_frames)
+    verb = "drawing" if source.decoder == "drawn" else "decoding"
+    build = Build(source, out, settings, append_frames, verb)
     if (out / INDEX).exists():
         index = read_index(out)
         found = index.about["settings"]

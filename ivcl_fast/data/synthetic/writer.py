@@ -2,16 +2,20 @@
 
 A data set consists of many small items. Each depends on the spec and its own number only, and its
 files take their names when they are complete. A folder with the index (CATER's ``lists``, for
-example) is written last. So the same call continues after a kill and produces the same bytes, and
-a data set that has its index is complete. One process at a time writes a folder.
+example) is written last. So the same call continues after a kill and produces the same bytes. One
+process at a time writes a folder.
+
+CATER and ACRE need no media: their pictures can be drawn whenever they are needed
+(:mod:`~ivcl_fast.data.synthetic.drawn`).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +24,6 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 from ivcl_fast.data.workers import WorkerPool, usable_cpus
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import atomic_folder, locked, read_bytes, remove_temporaries, write_text
-from ivcl_fast.manifest import MANIFEST, Manifest
 
 Size = Literal["embedded", "full"]
 
@@ -46,6 +49,8 @@ class SyntheticSpec(ABC):
     """Folders of the items' files, made if they are missing."""
     index: ClassVar[str]
     """Folder that is written when all items are complete."""
+    complete_by_index: ClassVar[bool] = True
+    """Whether the index shows that the media are complete; they may be written after it."""
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
@@ -67,16 +72,15 @@ class SyntheticSpec(ABC):
         return self.name.format(**settings) + ends
 
     @abstractmethod
-    def write_item(self, out: Path, number: int) -> None:
-        """Write the files of an item below ``out``, :meth:`last_file` last; in a worker process."""
+    def write_item(self, out: Path, media: bool, number: int) -> None:
+        """Write the files of an item below ``out``, in a worker process."""
 
     @abstractmethod
-    def last_file(self, number: int) -> str:
-        """Name the file of an item that exists only if all its files are complete."""
+    def item_files(self, number: int, media: bool) -> tuple[str, ...]:
+        """Name files of an item that all exist only if it is complete, with its media or not."""
 
-    @abstractmethod
-    def own_files(self) -> Iterable[str]:
-        """Name all files that the items consist of and that stay."""
+    def finish(self, out: Path) -> None:  # noqa: B027
+        """Delete what a complete data set does not need."""
 
     @abstractmethod
     def index_files(self, out: Path) -> Mapping[str, str]:
@@ -88,6 +92,7 @@ def write_dataset(
     spec: SyntheticSpec,
     workers: int | None,
     progress: Callable[[int, int], None] | None,
+    media: bool = True,
 ) -> Path:
     """Write a data set to the folder ``out``, or complete what an earlier call left there.
 
@@ -95,64 +100,94 @@ def write_dataset(
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers={workers} must be at least 1")
-    content = {"format_version": spec.format_version, "spec": asdict(spec)}
-    names, index = (*spec.folders, spec.index), out / spec.index
-    if _is_begun(out, content, names) and index.is_dir():
+    if is_complete(out, spec, media):
         return out  # without a lock, which a read-only folder may not have
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}") from None
+    begin(out, spec)
     with locked(out, busy="written"):
-        remove_temporaries(out, (_MARKER, MANIFEST))
-        if not _is_begun(out, content, names):
-            write_text(out / _MARKER, json.dumps(content, indent=1) + "\n", durable=False)
-        if index.is_dir():
+        if is_complete(out, spec, media):
             return out
         for folder in spec.folders:
-            (out / folder).mkdir(exist_ok=True)
             remove_temporaries(out / folder, ["*"])
-        items: int = getattr(spec, spec.unit)
-        missing = [i for i in range(items) if not (out / spec.last_file(i)).is_file()]
+        missing, items = missing_items(out, spec, media), number_of_items(spec)
         done = found = items - len(missing)
         progress = progress or (lambda *_: None)
-        progress(done, items)
         if missing:
+            progress(done, items)
             log.info("writing %d of %d %s into %s", len(missing), items, spec.unit, out)
         try:
             with WorkerPool(min(workers or usable_cpus(), len(missing))) as pool:
-                written = pool.run(partial(spec.write_item, out), missing)
+                written = pool.run(partial(spec.write_item, out, media), missing)
                 for done, _ in enumerate(written, found + 1):
                     progress(done, items)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"stopped after {done} of {items} {spec.unit}; the same command continues"
             ) from None
-        _write_index(out, spec)
+        if not (out / spec.index).is_dir():
+            _write_index(out, spec)
+        spec.finish(out)
     return out
 
 
+def begin(out: Path, spec: SyntheticSpec) -> None:
+    """Make the folder of a data set; raises :class:`UserError` if it holds something else."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}") from None
+    with locked(out, busy="written"):
+        if not _is_begun(out, spec):
+            remove_temporaries(out, [_MARKER])
+            write_text(out / _MARKER, json.dumps(_content(spec), indent=1) + "\n", durable=False)
+        for folder in spec.folders:
+            (out / folder).mkdir(exist_ok=True)
+
+
+def is_complete(out: Path, spec: SyntheticSpec, media: bool) -> bool:
+    """Whether a folder is the complete data set; raises :class:`UserError` if it is another one."""
+    if not _is_begun(out, spec) or not (out / spec.index).is_dir():
+        return False
+    return spec.complete_by_index or not media or not missing_items(out, spec, media)
+
+
+def number_of_items(spec: SyntheticSpec) -> int:
+    return getattr(spec, spec.unit)
+
+
+def missing_items(out: Path, spec: SyntheticSpec, media: bool) -> list[int]:
+    """Return the numbers of the items of which a file is missing."""
+    present = {
+        f"{folder}/{name}"
+        for folder in spec.folders
+        if (out / folder).is_dir()
+        for name in os.listdir(out / folder)
+    }
+    return [
+        number
+        for number in range(number_of_items(spec))
+        if not present.issuperset(spec.item_files(number, media))
+    ]
+
+
 def _write_index(out: Path, spec: SyntheticSpec) -> None:
-    """Write the manifest, then the folder that marks the data set as complete."""
-    manifest, files = Manifest(out), spec.index_files(out)
-    for name, text in files.items():
-        manifest.add(f"{spec.index}/{name}", text.encode())
-    # Not all files that lie there: a user may keep some of theirs.
-    for name in (_MARKER, *spec.own_files()):
-        manifest.add(name, read_bytes(out / name))
-    manifest.write()
+    """Write the folder that marks the data set as complete."""
+    files = spec.index_files(out)
     with atomic_folder(out / spec.index) as folder:
         for name, text in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
 
 
-def _is_begun(out: Path, content: dict[str, Any], names: Sequence[str]) -> bool:
-    """Whether a call with this ``content`` of the marker has begun to write the folder.
+def _content(spec: SyntheticSpec) -> dict[str, Any]:
+    return {"format_version": spec.format_version, "spec": asdict(spec)}
+
+
+def _is_begun(out: Path, spec: SyntheticSpec) -> bool:
+    """Whether a call with this spec has begun to write the folder.
 
     Raises :class:`UserError` if it holds something else.
     """
-    marker = out / _MARKER
+    marker, content = out / _MARKER, _content(spec)
     if marker.is_file():
         try:
             found = json.loads(read_bytes(marker))
@@ -166,6 +201,7 @@ def _is_begun(out: Path, content: dict[str, Any], names: Sequence[str]) -> bool:
                 f"{out} was begun with other settings (see {marker.name}); choose another folder"
             )
         return True
+    names = (*spec.folders, spec.index)
     if out.exists() and (not out.is_dir() or any((out / name).exists() for name in names)):
         raise UserError(f"{out} holds something else; choose a new or empty folder")
     return False
@@ -186,9 +222,7 @@ def read_spec(folder: Path, version: int | None = None) -> dict[str, Any] | None
     Raises :class:`UserError` if the file that holds them is damaged, or is not of this ``version``.
     """
     try:
-        content = read_bytes(folder / _MARKER)
-        Manifest.read(folder).check(_MARKER, content)
-        found = json.loads(content)
+        found = json.loads(read_bytes(folder / _MARKER))
         if version is not None:
             _check_version(folder, found, version)
         return found["spec"]

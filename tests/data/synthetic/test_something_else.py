@@ -50,7 +50,6 @@ def test_files(something_else: Path) -> None:
         "bounding_box_smthsmth_part1.json",
         "bounding_box_smthsmth_part2.json",
         "dataset_splits",
-        "ivcl_manifest.json",
         "synthetic.json",
     ]
     assert {p.name for p in (something_else / VIDEOS).iterdir()} == {
@@ -176,7 +175,7 @@ def read_boxes(root: Path) -> dict[str, list[FrameBoxes]]:
 def test_boxes_hold_what_moves(something_else: Path) -> None:
     data = SomethingElse(something_else)
     boxes = read_boxes(something_else)
-    assert len(boxes) == SPEC.clips
+    assert len(boxes) == SPEC.videos
     categories = Counter()
     for clip in data.clips("train") + data.clips("validation"):
         video = decode(something_else / VIDEOS / f"{clip.name}.webm", (142, 80), 8).astype(int)

@@ -22,11 +22,12 @@ from ivcl_fast.data.formats.acre import (
 )
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
 from ivcl_fast.data.synthetic.acre.scene import ORIGIN, draw_panel, machine_box, object_box
-from ivcl_fast.data.synthetic.render import MACHINE
+from ivcl_fast.data.synthetic.drawn import DrawnSpec
+from ivcl_fast.data.synthetic.render import MACHINE, render
 from ivcl_fast.data.synthetic.renderers import Renderer, choose_renderer
 from ivcl_fast.data.synthetic.scene import CAMERA, Scene
 from ivcl_fast.data.synthetic.view import directions, project
-from ivcl_fast.data.synthetic.writer import Size, SyntheticSpec, write_dataset
+from ivcl_fast.data.synthetic.writer import Size, write_dataset
 from ivcl_fast.files import atomic_write, write_text
 
 _PUBLISHED_SAMPLES = 512
@@ -34,7 +35,7 @@ _SIZES = {"embedded": (96, 72), "full": (320, 240)}
 
 
 @dataclass(frozen=True)
-class SyntheticAcre(SyntheticSpec):
+class SyntheticAcre(DrawnSpec):
     """Describes a synthetic ACRE.
 
     Raises :class:`~ivcl_fast.errors.UserError` for a value that a field does not accept.
@@ -64,6 +65,7 @@ class SyntheticAcre(SyntheticSpec):
     unit = "problems"
     folders = ("images", "scenes")
     index = "config"
+    fps = 0.0
 
     @property
     def problems(self) -> int:
@@ -78,15 +80,26 @@ class SyntheticAcre(SyntheticSpec):
             index -= getattr(self, split)
         raise IndexError(f"problem {index} is past the last")
 
-    def write_item(self, out: Path, number: int) -> None:
-        """Write the ten pictures and scenes of a problem, in the order of the panels."""
-        split, number = self.locate(number)
+    def media_names(self) -> dict[str, int]:
+        return {media_name(*self.locate(number)): number for number in range(self.problems)}
+
+    def _panels(self, split: str, number: int) -> Iterator[tuple[Panel, Scene]]:
+        """Draw the panels of a problem in numbers."""
         problem = draw_problem(self.regime, split, self.seed, number)
         table = object_table(self.regime, split)
         rng = np.random.default_rng((self.seed, SPLITS.index(split), number))
+        for panel in problem:
+            yield panel, draw_panel(rng, panel, table)
+
+    def draw_item(self, out: Path, number: int, width: int, height: int) -> Iterator[np.ndarray]:
+        scenes = [scene for _, scene in self._panels(*self.locate(number))]
+        yield np.concatenate([render(scene, [0], width, height).pictures for scene in scenes])
+
+    def write_item(self, out: Path, media: bool, number: int) -> None:
+        """Write the ten pictures and scenes of a problem; without ``media`` it has no files."""
+        split, number = self.locate(number)
         draw = choose_renderer(self.renderer, self.samples or _PUBLISHED_SAMPLES)
-        for i, panel in enumerate(problem):
-            scene = draw_panel(rng, panel, table)
+        for i, (panel, scene) in enumerate(self._panels(split, number)):
             drawn = draw(scene, [0], *_SIZES[self.size], segments=True)
             assert drawn.pictures is not None and drawn.segments is not None
             picture = Image.fromarray(drawn.pictures[0])
@@ -97,13 +110,10 @@ class SyntheticAcre(SyntheticSpec):
             described = scene_dict(scene, drawn.segments[0], panel, split, Path(image).name)
             write_text(out / scene_file, json.dumps(described), durable=False)
 
-    def last_file(self, number: int) -> str:
-        return _panel_files(*self.locate(number), PANELS[-1])[1]
-
-    def own_files(self) -> Iterator[str]:
-        for number in range(self.problems):
-            for panel in PANELS:
-                yield from _panel_files(*self.locate(number), panel)
+    def item_files(self, number: int, media: bool) -> tuple[str, ...]:
+        """The scenes describe the pictures, and are written with them."""
+        located = self.locate(number)
+        return tuple(f for i in PANELS for f in _panel_files(*located, i)) if media else ()
 
     def index_files(self, out: Path) -> dict[str, str]:
         """Draw the problems again, for the config of each split."""
@@ -121,6 +131,7 @@ def write_acre(
     spec: SyntheticAcre,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    media: bool = True,
 ) -> Path:
     """Write a synthetic ACRE to a folder, or complete what an earlier call left there.
 
@@ -133,7 +144,7 @@ def write_acre(
 
         >>> write_acre(Path("data/acre"), SyntheticAcre(regime="comp", train=100, val=20, test=20))
     """
-    return write_dataset(out, spec, workers, progress)
+    return write_dataset(out, spec, workers, progress, media)
 
 
 def _panel_files(split: str, number: int, panel: int) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,10 +15,11 @@ from ivcl_fast.data.formats import cater_labels
 from ivcl_fast.data.synthetic.cater.scene_file import frame_times, scene_dict, video_name
 from ivcl_fast.data.synthetic.cater.states import draw_states
 from ivcl_fast.data.synthetic.cater.video import Video, draw_camera_path, draw_video
+from ivcl_fast.data.synthetic.drawn import DrawnSpec
 from ivcl_fast.data.synthetic.render import render
 from ivcl_fast.data.synthetic.renderers import Renderer, choose_renderer
 from ivcl_fast.data.synthetic.video import encode_video
-from ivcl_fast.data.synthetic.writer import Size, SyntheticSpec, read_spec, write_dataset
+from ivcl_fast.data.synthetic.writer import Size, read_spec, write_dataset
 from ivcl_fast.files import atomic_write, read_json, write_text
 
 CameraMotion = Literal["static", "moving", "none"]
@@ -51,7 +53,7 @@ _TASKS: dict[str, Callable[[cater_labels.Scene], int | list[int]]] = {
 
 
 @dataclass(frozen=True)
-class SyntheticCater(SyntheticSpec):
+class SyntheticCater(DrawnSpec):
     """Describes a synthetic CATER.
 
     Raises :class:`~ivcl_fast.errors.UserError` for a value that a field does not accept.
@@ -86,34 +88,53 @@ class SyntheticCater(SyntheticSpec):
         """Number of all videos; the first ``train`` of them are the training videos."""
         return self.train + self.val
 
-    def write_item(self, out: Path, number: int) -> None:
-        """Write a video, then its scene."""
-        form = _FORMATS[self.size]
-        video, times = self.video(number), frame_times(form.frames)
-        tables = self.camera == "none"
-        pictures = draw_states(video, times) if tables else self._pictures(video, times)
-        with atomic_write(out / "videos" / video_name(number), durable=False) as file:
-            encode_video(
-                file,
-                pictures,
-                container="avi",
-                codec="mjpeg",
-                pixel_format=form.pixel_format,
-                fps=form.fps,
-                options={"qmin": "3", "qmax": "3"},
-            )
-        scene = scene_dict(video, times, number, (form.width, form.height))
-        write_text(out / self.last_file(number), json.dumps(scene), durable=False)
+    @property
+    def fps(self) -> float:
+        return _FORMATS[self.size].fps
 
-    def _pictures(self, video: Video, times: np.ndarray) -> Iterator[np.ndarray]:
-        """Draw the pictures of a video: uint8 RGB ``[height, width, 3]`` each."""
-        form, scene = _FORMATS[self.size], video.scene(times)
+    def media_names(self) -> dict[str, int]:
+        return {Path(video_name(number)).stem: number for number in range(self.videos)}
+
+    def write_item(self, out: Path, media: bool, number: int) -> None:
+        """Write a video, if ``media`` are wanted, and its scene."""
+        form, video = _FORMATS[self.size], self.video(number)
+        if media:
+            with atomic_write(out / "videos" / video_name(number), durable=False) as file:
+                encode_video(
+                    file,
+                    chain.from_iterable(self._pictures(video, form.width, form.height)),
+                    container="avi",
+                    codec="mjpeg",
+                    pixel_format=form.pixel_format,
+                    fps=form.fps,
+                    options={"qmin": "3", "qmax": "3"},
+                )
+        self._write_scene(out, number, video)
+
+    def draw_item(self, out: Path, number: int, width: int, height: int) -> Iterator[np.ndarray]:
+        video = self.video(number)
+        self._write_scene(out, number, video)
+        yield from self._pictures(video, width, height)
+
+    def _write_scene(self, out: Path, number: int, video: Video) -> None:
+        form, file = _FORMATS[self.size], out / scene_name(number)
+        if not file.exists():
+            scene = scene_dict(video, frame_times(form.frames), number, (form.width, form.height))
+            write_text(file, json.dumps(scene), durable=False)
+
+    def _pictures(self, video: Video, width: int, height: int) -> Iterator[np.ndarray]:
+        """Draw a video, some frames at a time: uint8 RGB ``[F, height, width, 3]``."""
+        times = frame_times(_FORMATS[self.size].frames)
+        if self.camera == "none":
+            yield np.stack(list(draw_states(video, times)))
+            return
+        scene = video.scene(times)
         draw = choose_renderer(self.renderer, self.samples or _PUBLISHED_SAMPLES)
         for first in range(0, len(times), _CHUNK):
             frames = range(first, min(first + _CHUNK, len(times)))
-            pictures = draw(scene, frames, form.width, form.height).pictures
+            pictures = draw(scene, frames, width, height).pictures
             assert pictures is not None
-            yield from pictures
+            yield pictures
 
     def video(self, number: int) -> Video:
         """Draw a video in numbers; it is not part of the data set."""
@@ -140,19 +161,14 @@ class SyntheticCater(SyntheticSpec):
         assert segments is not None
         return segments.astype(np.int64)
 
-    def last_file(self, number: int) -> str:
-        return f"scenes/CATER_new_{number:06d}.json"
-
-    def own_files(self) -> Iterator[str]:
-        for number in range(self.videos):
-            yield f"videos/{video_name(number)}"
-            yield self.last_file(number)
+    def item_files(self, number: int, media: bool) -> tuple[str, ...]:
+        return (scene_name(number), *(f"videos/{video_name(number)}",) * media)
 
     def index_files(self, out: Path) -> dict[str, str]:
         """Compute the lists of all tasks and splits from the scenes."""
         lines: dict[str, list[str]] = {task: [] for task in _TASKS}
         for number in range(self.videos):
-            scene_file = out / self.last_file(number)
+            scene_file = out / scene_name(number)
             scene = read_json(scene_file, "a scene; delete it to have it written again")
             for task, label in _TASKS.items():
                 value = label(scene)
@@ -178,6 +194,7 @@ def write_cater(
     spec: SyntheticCater,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    media: bool = True,
 ) -> Path:
     """Write a synthetic CATER to a folder, or complete what an earlier call left there.
 
@@ -186,6 +203,7 @@ def write_cater(
         spec: what to write; a folder that was begun with another spec is refused.
         workers: processes of one thread each; default one per CPU. The bytes do not depend on it.
         progress: called with (videos done, videos in total), including those found complete.
+        media: whether to write the videos, which can also be drawn when they are needed.
 
     Returns:
         ``out``, with ``videos/*.avi`` (Motion-JPEG), ``scenes/*.json``,
@@ -199,7 +217,12 @@ def write_cater(
 
         >>> write_cater(Path("data/cater"), SyntheticCater(train=100, val=20))
     """
-    return write_dataset(out, spec, workers, progress)
+    return write_dataset(out, spec, workers, progress, media)
+
+
+def scene_name(number: int) -> str:
+    """Name the file of a scene in the data set."""
+    return f"scenes/{Path(video_name(number)).stem}.json"
 
 
 def spec_of(folder: Path) -> SyntheticCater | None:

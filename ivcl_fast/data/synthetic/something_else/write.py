@@ -57,16 +57,16 @@ class SyntheticSomethingElse(SyntheticSpec):
     # Not settings: they are the same for all data sets of this kind.
     name = "synthetic-something-else-{size}-{train}-{val}"
     format_version = 2
-    unit = "clips"
+    unit = "videos"
     folders = (VIDEOS, _CLIP_BOXES)
     index = "dataset_splits"
 
     @property
-    def clips(self) -> int:
+    def videos(self) -> int:
         """Number of all clips; the first ``train`` of them are the training clips."""
         return self.train + self.val
 
-    def write_item(self, out: Path, number: int) -> None:
+    def write_item(self, out: Path, media: bool, number: int) -> None:
         """Write a video, then its boxes."""
         (width, height, fps), clip = _FORMATS[self.size], _plan(self, number)
         layers = play(clip.template, clip.nouns, round(clip.seconds * fps), clip.rng)
@@ -86,24 +86,23 @@ class SyntheticSomethingElse(SyntheticSpec):
                 file, pictures(), container="webm", codec="libvpx-vp9", pixel_format="yuv420p",
                 fps=fps, options=options,
             )  # fmt: skip
-        write_text(out / self.last_file(number), json.dumps(boxes), durable=False)
+        write_text(out / _boxes_name(number), json.dumps(boxes), durable=False)
 
-    def last_file(self, number: int) -> str:
-        return f"{_CLIP_BOXES}/{number + 1}.json"
+    def item_files(self, number: int, media: bool) -> tuple[str, ...]:
+        return f"{VIDEOS}/{number + 1}.webm", _boxes_name(number)
 
-    def own_files(self) -> Iterator[str]:
-        yield from (f"{VIDEOS}/{number + 1}.webm" for number in range(self.clips))
-        yield from (_BOXES.format(number) for number in (1, 2))
+    def finish(self, out: Path) -> None:
+        remove_files(out / _CLIP_BOXES, ["[0-9]*.json"])
 
     def index_files(self, out: Path) -> dict[str, str]:
         """Join the boxes of the clips in two files (of four); return the split files."""
-        half = (self.clips + 1) // 2
-        for number, clips in enumerate((range(half), range(half, self.clips)), 1):
+        half = (self.videos + 1) // 2
+        for number, clips in enumerate((range(half), range(half, self.videos)), 1):
             with atomic_write(out / _BOXES.format(number), durable=False) as file:
                 file.write(b"{")
                 for index in clips:
                     comma = ", " if index > clips.start else ""
-                    boxes = (out / self.last_file(index)).read_text()
+                    boxes = (out / _boxes_name(index)).read_text()
                     file.write(f'{comma}"{index + 1}": {boxes}'.encode())
                 file.write(b"}")
         return {f"{name}.json": json.dumps(content) for name, content in split_files(self).items()}
@@ -120,15 +119,17 @@ def write_something_else(
     Returns ``out``, with ``20bn-something-something-v2/<id>.webm`` (VP9), ``dataset_splits/``
     (compositional, compositional_shuffled, compositional_oneobject, fewshot),
     ``bounding_box_smthsmth_part{1,2}.json`` and ``synthetic.json``. Arguments and errors are those
-    of :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`; ``progress`` counts clips.
+    of :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`; ``progress`` counts videos.
 
     Example::
 
         >>> write_something_else(Path("data/sse"), SyntheticSomethingElse(train=180, val=36))
     """
-    write_dataset(out, spec, workers, progress)
-    remove_files(out / _CLIP_BOXES, ["[0-9]*.json"])
-    return out
+    return write_dataset(out, spec, workers, progress)
+
+
+def _boxes_name(number: int) -> str:
+    return f"{_CLIP_BOXES}/{number + 1}.json"
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def _frame_boxes(clip: _Clip, number: int, labels: list[dict[str, Any]]) -> dict
 
 def split_files(spec: SyntheticSomethingElse) -> dict[str, Any]:
     """Compute the content of every split file, by its name in the data set without ``.json``."""
-    clips = [_plan(spec, index) for index in range(spec.clips)]
+    clips = [_plan(spec, index) for index in range(spec.videos)]
     train, val = clips[: spec.train], clips[spec.train :]
     one_object = {c.id for c in clips if any(n.shape == _ONE_OBJECT for n in c.nouns)}
     base, novel = ([t for t in TEMPLATES if t.group == group] for group in (0, 1))
@@ -243,7 +244,7 @@ def _shots(train: list[_Clip], templates: list[Template], shots: int) -> list[_C
 
 def _shuffled(spec: SyntheticSomethingElse, clips: list[_Clip]) -> tuple[list[_Clip], list[_Clip]]:
     """Split all clips regardless of their nouns, with the same number of clips per template."""
-    rng = np.random.default_rng((spec.seed, spec.clips, 1))
+    rng = np.random.default_rng((spec.seed, spec.videos, 1))
     order = [clips[i] for i in rng.permutation(len(clips))]
     train, val = [], []
     for number, template in enumerate(TEMPLATES):

@@ -1,0 +1,94 @@
+"""Draws the media of synthetic CATER and ACRE when their frames are needed.
+
+So a frame store is made without encoding and decoding videos. The data set is complete without
+them: the scenes and lists are there.
+"""
+
+from __future__ import annotations
+
+import zlib
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from multiprocessing import parent_process
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ivcl_fast.data.dataset import Dataset, VideoError
+from ivcl_fast.data.store.source import State, squares
+from ivcl_fast.data.synthetic.renderers import Renderer
+from ivcl_fast.data.synthetic.writer import SyntheticSpec, missing_items, read_spec
+
+
+class DrawnSpec(SyntheticSpec):
+    """Describes a synthetic data set whose media can be drawn at any size."""
+
+    complete_by_index = False
+    renderer: Renderer
+
+    @property
+    @abstractmethod
+    def fps(self) -> float:
+        """Frames per second; 0 if the frames are no video."""
+
+    @abstractmethod
+    def media_names(self) -> dict[str, int]:
+        """Return the numbers of the items by the names of their media."""
+
+    @abstractmethod
+    def draw_item(self, out: Path, number: int, width: int, height: int) -> Iterator[np.ndarray]:
+        """Draw an item, some frames at a time: uint8 RGB ``[F, height, width, 3]``.
+
+        Tables of states have a size of their own. A scene that is missing below ``out`` is written.
+        """
+
+
+class Drawn:
+    """The media of a synthetic data set as a :class:`~ivcl_fast.data.store.source.Source`."""
+
+    decoder = "drawn"
+
+    def __init__(
+        self,
+        root: Path,
+        spec: DrawnSpec,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        """``names``: those of the media to draw, by default all."""
+        self.root, self.spec = root, spec
+        numbers = spec.media_names()
+        self.names = sorted(numbers) if names is None else names
+        self.numbers = {name: numbers[name] for name in self.names if name in numbers}
+
+    def only(self, names: Sequence[str]) -> Drawn:
+        return Drawn(self.root, self.spec, names)
+
+    def state(self, name: str) -> State:
+        return State(zlib.crc32(repr(self.spec).encode()) + 1, self.spec.format_version)
+
+    def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
+        if name not in self.numbers:
+            raise VideoError("no such video, and the data set's settings describe none")
+        if parent_process() is not None:  # there is a process for each CPU
+            torch.set_num_threads(1)
+        number, size = self.numbers[name], (image_size, image_size)
+        for drawn in self.spec.draw_item(self.root, number, *size):
+            yield squares(drawn, image_size)
+
+
+def drawn_media(dataset: Dataset) -> Drawn | None:
+    """Return the media of a synthetic CATER or ACRE that was not written with them, else None."""
+    from ivcl_fast.data.formats.acre import Acre
+    from ivcl_fast.data.formats.cater import Cater
+    from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
+    from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+
+    kinds: dict[type, type[DrawnSpec]] = {Cater: SyntheticCater, Acre: SyntheticAcre}
+    kind = kinds.get(type(dataset))
+    if kind is None or (fields := read_spec(dataset.root, kind.format_version)) is None:
+        return None
+    spec = kind(**fields)
+    if spec.renderer != "fast" or not missing_items(dataset.root, spec, media=True):
+        return None
+    return Drawn(dataset.root, spec)
