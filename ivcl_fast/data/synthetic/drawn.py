@@ -89,6 +89,7 @@ def drawn_media(dataset: Dataset) -> Drawn | None:
     if kind is None or (fields := read_spec(dataset.root, kind.format_version)) is None:
         return None
     spec = kind(**fields)
-    if spec.renderer != "fast" or not missing_items(dataset.root, spec, media=True):
+    media = spec.folders[:1]
+    if spec.renderer != "fast" or not missing_items(dataset.root, spec, True, media):
         return None
     return Drawn(dataset.root, spec)

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -154,18 +154,24 @@ def number_of_items(spec: SyntheticSpec) -> int:
     return getattr(spec, spec.unit)
 
 
-def missing_items(out: Path, spec: SyntheticSpec, media: bool) -> list[int]:
-    """Return the numbers of the items of which a file is missing."""
+def missing_items(
+    out: Path, spec: SyntheticSpec, media: bool, folders: Sequence[str] = ()
+) -> list[int]:
+    """Return the numbers of the items of which a file is missing; ``folders``: only in these."""
     present = {
         f"{folder}/{name}"
-        for folder in spec.folders
+        for folder in folders or spec.folders
         if (out / folder).is_dir()
         for name in os.listdir(out / folder)
     }
     return [
         number
         for number in range(number_of_items(spec))
-        if not present.issuperset(spec.item_files(number, media))
+        if not present.issuperset(
+            file
+            for file in spec.item_files(number, media)
+            if not folders or file.partition("/")[0] in folders
+        )
     ]
 
 
