@@ -10,9 +10,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterable, Mapping, Set
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -23,8 +22,6 @@ from ivcl_fast.files import locked, read_bytes, write_text
 from ivcl_fast.progress import Bar
 from ivcl_fast.text import first_line
 
-log = logging.getLogger(__name__)
-
 FOLDER = "remote"
 """Folder of the copies, in that of the synthetic data sets."""
 RECORD = ".fetched.json"
@@ -34,6 +31,9 @@ VERSION = ("size", "ETag", "etag", "md5Hash", "LastModified", "updated", "mtime"
 """What file systems report about a file; it differs if the file has changed."""
 BATCH = 64
 """Number of files that are copied at a time."""
+
+Found = Mapping[str, Mapping[str, Any]]
+"""What the file system reports about each file, by its path in the folder."""
 
 
 class Remote(NamedTuple):
@@ -57,34 +57,41 @@ class Remote(NamedTuple):
         """
         copy = place.parent if is_list else place
         copy.mkdir(parents=True, exist_ok=True)
-        try:
-            with locked(copy, busy="copied"):  # so that only one rank copies
-                files = _Files(self.url.rpartition("/")[0] if is_list else self.url, copy)
-                if not is_list:
-                    files.take(files.list_folder(deep=True))
-                    files.drop_others()
-                    return
-                beside = files.list_folder()
-                if place.name not in beside:
-                    raise UserError(f"{self.url}: no such file; accepted: a list of videos")
-                files.take(n for n in beside if n.lower().endswith(LISTS) or n == place.name)
-                files.drop_others({"."})  # a list that is gone is read no longer
-                named = [_listed(one) for one in open().media() if one.files]
-                inside = [p for p in named if ".." not in p.parts and p.is_relative_to(copy)]
-                wanted, folders = files.find(p.relative_to(copy).as_posix() for p in inside)
-                files.take(wanted)
-                files.drop_others(folders)
-        except ImportError as error:
-            raise UserError(
-                f"{self.url}: {error}; accepted: pip install 'ivcl_fast[remote]' and the package "
-                "of that storage, such as s3fs or gcsfs"
-            ) from None
-        except UserError:
-            raise
-        except Exception as error:  # each kind of storage has its own
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(error.errno, error.strerror, str(copy)) from None
-            raise UserError(f"{self.url}: cannot be read: {first_line(error)}") from None
+        # The lock lets only one rank copy.
+        with _one_line_errors(self.url, copy), locked(copy, busy="copied"):
+            source = _Folder(self.url.rpartition("/")[0] if is_list else self.url)
+            if not is_list:
+                _copy_changed(source, source.files(), copy)
+                return
+            beside = source.files(maxdepth=1)
+            if place.name not in beside:
+                raise UserError(f"{self.url}: expected a list of videos, got no such file")
+            lists = {n: beside[n] for n in beside if n.lower().endswith(LISTS) or n == place.name}
+            _copy_changed(source, lists, copy, LISTS)
+            named = [_listed(one) for one in open().media() if one.files]
+            inside = [p for p in named if ".." not in p.parts and p.is_relative_to(copy)]
+            wanted = dict(lists)
+            for name in (path.relative_to(copy).as_posix() for path in inside):
+                wanted |= source.named(name)
+            _copy_changed(source, wanted, copy)
+
+
+@contextmanager
+def _one_line_errors(url: str, copy: Path) -> Iterator[None]:
+    """Turn the errors of storage, of which each kind has its own, into :class:`UserError`."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(
+            f"{url}: expected pip install 'ivcl_fast[remote]' and the package of that storage, "
+            f"such as s3fs or gcsfs, got {error}"
+        ) from None
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, error.strerror, str(copy)) from None
+        raise UserError(f"{url}: cannot be read: {first_line(error)}") from None
 
 
 def _listed(media: Media) -> Path:
@@ -93,101 +100,83 @@ def _listed(media: Media) -> Path:
     return first if PurePath(media.name).name == first.name else first.parent
 
 
-class _Files:
-    """The files of a remote folder and their copies."""
+class _Folder:
+    """A remote folder."""
 
-    def __init__(self, url: str, copy: Path) -> None:
+    def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs
 
-        self.system, self.root = url_to_fs(url)
-        self.root = self.root.rstrip("/")
-        self.copy, self.found = copy, dict[str, Mapping[str, Any]]()
-        self.taken: dict[str, str] = {}
-        try:
-            recorded = json.loads(read_bytes(copy / RECORD))
-            # Nothing outside the folder is ever deleted, whatever the record says.
-            self.taken = {name: str(of) for name, of in recorded.items() if _is_inside(name)}
-        except FileNotFoundError:
-            pass
-        except (ValueError, AttributeError):
-            log.warning("%s: damaged, so all files are copied again", copy / RECORD)
+        self.system, root = url_to_fs(url)
+        self.root = root.rstrip("/")
 
-    def list_folder(self, below: str = "", deep: bool = False) -> list[str]:
+    def files(self, below: str = "", maxdepth: int | None = None) -> Found:
         """List the files of the folder, or of one below it, except for hidden ones."""
         place = f"{self.root}/{below}".rstrip("/")
-        listed = self.system.find(place, maxdepth=None if deep else 1, detail=True)
-        names = []
-        for path, about in listed.items():
-            name = path[len(self.root) :].lstrip("/")
-            if _is_inside(name) and not any(part.startswith(".") for part in name.split("/")):
-                self.found[name] = about
-                names.append(name)
-        if not self.found:
+        listed = self.system.find(place, maxdepth=maxdepth, detail=True)
+        found = {path[len(self.root) :].lstrip("/"): about for path, about in listed.items()}
+        found = {n: about for n, about in found.items() if _is_inside(n) and "/." not in f"/{n}"}
+        if not found:
             raise FileNotFoundError("no such folder, or it is empty")
-        return names
+        return found
 
-    def find(self, names: Iterable[str]) -> tuple[list[str], set[str]]:
-        """List those of these files that exist, and the images in those that are folders.
+    def named(self, name: str) -> Found:
+        """Return a file, or the images of a folder; nothing if there is neither."""
+        place = f"{self.root}/{name}"
+        if self.system.isfile(place):
+            return {name: self.system.info(place)}
+        if not self.system.isdir(place):  # it is found missing when it is opened
+            return {}
+        return {n: about for n, about in self.files(name, 1).items() if is_image(Path(n))}
 
-        Returns the names of the folders, too. Others are found missing when they are opened.
-        """
-        files, folders = list[str](), set[str]()
-        for name in names:
-            place = f"{self.root}/{name}"
-            if name not in self.found and self.system.isfile(place):
-                self.found[name] = self.system.info(place)
-            if name in self.found:
-                files.append(name)
-            elif self.system.isdir(place):
-                folders.add(name)
-                files += [file for file in self.list_folder(name) if is_image(Path(file))]
-        return files, folders
 
-    def drop_others(self, folders: Set[str] | None = None) -> None:
-        """Delete the copies of files that are not found any more, in these ``folders`` or all."""
-        for name in self.taken.keys() - self.found.keys():
-            if folders is None or str(PurePosixPath(name).parent) in folders:
-                (self.copy / name).unlink(missing_ok=True)
-                del self.taken[name]
-                with suppress(OSError):  # it is not empty
-                    (self.copy / name).parent.rmdir()
-        self._write_record()
+def _copy_changed(
+    source: _Folder, found: Found, copy: Path, suffixes: tuple[str, ...] = ("",)
+) -> None:
+    """Copy the files that have changed, and delete the copies of those that are not found.
 
-    def take(self, names: Iterable[str]) -> None:
-        """Copy those of these files that have changed, in batches."""
-        versions = {name: str([self.found[name].get(key) for key in VERSION]) for name in names}
-        wanted = [
-            name for name, version in versions.items()
-            if self.taken.get(name) != version or not (self.copy / name).is_file()
-        ]  # fmt: skip
-        with Bar("copying", len(wanted), "files") as bar:
-            for first in range(0, len(wanted), BATCH):
-                batch = wanted[first : first + BATCH]
-                self._take(batch)
-                self.taken |= {name: versions[name] for name in batch}
-                self._write_record()
-                bar(first + len(batch), len(wanted))
+    ``suffixes``: those of the files that may be deleted.
+    """
+    record: dict[str, str] = {}
+    with suppress(FileNotFoundError, ValueError, AttributeError):  # damaged: all are copied again
+        saved = json.loads(read_bytes(copy / RECORD))
+        # Nothing outside the folder is ever deleted, whatever the record says.
+        record = {name: version for name, version in saved.items() if _is_inside(name)}
+    for name in sorted(record.keys() - found.keys()):
+        if name.lower().endswith(suffixes):
+            (copy / name).unlink(missing_ok=True)
+            del record[name]
+            with suppress(OSError):  # it is not empty
+                (copy / name).parent.rmdir()
+    versions = {name: str([about.get(key) for key in VERSION]) for name, about in found.items()}
+    wanted = [
+        name for name, version in versions.items()
+        if record.get(name) != version or not (copy / name).is_file()
+    ]  # fmt: skip
+    with Bar("copying", len(wanted), "files") as bar:
+        for first in range(0, len(wanted), BATCH):
+            batch = wanted[first : first + BATCH]
+            _copy(source, batch, found, copy)
+            record |= {name: versions[name] for name in batch}
+            write_text(copy / RECORD, json.dumps(record, indent=1))
+            bar(first + len(batch), len(wanted))
+    write_text(copy / RECORD, json.dumps(record, indent=1))
 
-    def _take(self, names: list[str]) -> None:
-        """Copy files; until they are recorded, they count as missing."""
-        for name in names:
-            self.taken.pop(name, None)
-            (self.copy / name).parent.mkdir(parents=True, exist_ok=True)
-        self._write_record()
-        copies = [self.copy / name for name in names]
-        try:
-            self.system.get([f"{self.root}/{name}" for name in names], [*map(str, copies)])
-            for name, copy in zip(names, copies, strict=True):
-                size, promised = copy.stat().st_size, self.found[name].get("size")
-                if promised is not None and size != promised:
-                    raise OSError(f"{name}: received {size:,} of {promised:,} bytes")
-        except BaseException:
-            for copy in copies:
-                copy.unlink(missing_ok=True)
-            raise
 
-    def _write_record(self) -> None:
-        write_text(self.copy / RECORD, json.dumps(self.taken, indent=1))
+def _copy(source: _Folder, names: list[str], found: Found, copy: Path) -> None:
+    """Copy files, each of which gets its name when it is complete."""
+    partial = [copy / f"{name}.partial" for name in names]
+    for path in partial:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        source.system.get([f"{source.root}/{name}" for name in names], [*map(str, partial)])
+        for name, path in zip(names, partial, strict=True):
+            size, promised = path.stat().st_size, found[name].get("size")
+            if promised is not None and size != promised:
+                raise OSError(f"{name}: expected {promised:,} bytes, got {size:,}")
+            path.replace(copy / name)
+    finally:
+        for path in partial:
+            path.unlink(missing_ok=True)
 
 
 def _is_inside(name: str) -> bool:

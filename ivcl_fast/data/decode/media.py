@@ -42,12 +42,8 @@ def open_media(media: Media) -> Iterator[OpenMedia]:
     with readable(media):
         if is_image(media.files[0]):
             yield OpenImages(media.files)
-            return
-        opened = OpenVideo(media.files[0])
-        try:
-            yield opened
-        finally:
-            opened.close()
+        else:
+            yield OpenVideo(media.files[0])
 
 
 @contextmanager

@@ -58,10 +58,12 @@ class PyAVDecoder(Decoder):
             else:
                 frames = _images(opened, None)
             resized = self._squares(frames, square)
+            count = 0
             while part := [*itertools.islice(resized, self.part_frames)]:
                 yield torch.from_numpy(np.stack(part))
-            if isinstance(opened, OpenVideo) and (damage := opened.damage()):
-                log.warning("%s: kept although %s", opened.path, damage)
+                count += len(part)
+            if isinstance(opened, OpenVideo) and (warning := opened.warning(count)):
+                log.warning("%s: kept although %s", opened.path, warning)
 
     def _squares(
         self, frames: Iterable[tuple[VideoFrame, Orientation]], square: Square

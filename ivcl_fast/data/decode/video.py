@@ -43,8 +43,6 @@ from ivcl_fast.data.decode.info import (
 
 FORMATS = "avi,matroska,webm,mov,mp4,mpeg,mpegts,flv,ogg,gif,ivf,m4v,mjpeg,asf,h264,hevc,obu"
 """Allowed containers by FFmpeg's names; none of them can refer to other files."""
-KEPT_BYTES = 2**26
-"""Largest video whose packets are kept in memory; a larger one is read again."""
 ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg", "png", "gif")
 """Codecs with one frame per packet, except for fields of interlaced video and dropped frames."""
 DROP_BYTES = 19
@@ -62,10 +60,8 @@ HOLES = 0.02
 
 @dataclass(frozen=True)
 class Packets:
-    """The result of one pass over the packets of a video, in decoding order."""
+    """What one pass over the packets of a video finds, in decoding order."""
 
-    kept: list[Packet]
-    """The packets; empty if they are large."""
     pts: list[int | None]
     shown: list[bool]
     """Whether a frame is visible by the edit list of the container."""
@@ -84,22 +80,18 @@ class OpenVideo(OpenMedia):
 
     def __init__(self, path: Path) -> None:
         check_file(path)
-        self.path, self._is_read = path, False
-        self._open()
-        self.has_images = self.context.name == "mjpeg"
-        self._codec: str = self.context.codec.canonical_name
-        self._format = self.container.format.name
-        self._duration = (self.container.duration or 0) / av.time_base
-        self._tables, self._indexed = self.stream.frames, len(self.stream.index_entries)
+        self.path = path
+        container, stream = open_stream(path)
+        context: Any = stream.codec_context
+        self.has_images = context.name == "mjpeg"
+        self._codec: str = context.codec.canonical_name
+        self._format = container.format.name
+        self._fps, self._shape = float(stream.average_rate or 0), (context.width, context.height)
+        self._time_base, self._transfer = float(stream.time_base or 0), int(context.color_trc or 0)
+        self._duration = (container.duration or 0) / av.time_base
+        self._tables, self._indexed = stream.frames, len(stream.index_entries)
         self._has_duration = self._format in (DURATION if self._tables else (*DURATION, *MP4))
-
-    def _open(self) -> None:
-        self.container, self.stream = open_stream(self.path)
-        self.context: Any = self.stream.codec_context
-
-    def close(self) -> None:
-        """Close the file."""
-        self.container.close()
+        container.close()
 
     def _read_info(self) -> VideoInfo:
         packets, image, orientation = self.packets, b"", UPRIGHT
@@ -118,11 +110,11 @@ class OpenVideo(OpenMedia):
             orientation = exif_orientation(image, orientation)
         if not frames:
             raise VideoError("holds no frames")
-        fps, shape = float(self.stream.average_rate or 0), (self.context.width, self.context.height)
-        return VideoInfo(frames, fps, self._codec, *shape, *orientation, self._warning(frames))
+        what = frames, self._fps, self._codec, *self._shape, *orientation
+        return VideoInfo(*what, self.warning(frames))
 
-    def damage(self) -> str:
-        """Describe signs of missing frames; empty if there are none."""
+    def warning(self, frames: int) -> str:
+        """Describe anomalies of a video of ``frames`` frames; empty if there are none."""
         packets, found = self.packets, list[str]()
         gaps = self._gaps(packets) if self._has_duration else []
         usual = median(gaps) if gaps else 0.0
@@ -134,33 +126,29 @@ class OpenVideo(OpenMedia):
             found.append(f"its frames end {missing:.1f} seconds before its duration")
         if self._format == "avi" and not self._tables:
             found.append("its header declares no frames: its writer may not have finished")
-        if self._format == "gif" and not _ends_with(self.path, b";"):
-            found.append("it has no end marker")
-        return "; ".join(found)
-
-    def _warning(self, frames: int) -> str:
-        packets, found = self.packets, [self.damage()]
-        if packets.slots and frames > len(packets.pts):
-            repeated = frames - len(packets.pts)
+        if packets.slots and (repeated := frames - len(packets.pts)) > 0:
             found.append(f"{repeated} of {frames} frames repeat the one before: its chunk is empty")
         hidden = max(self._tables, len(packets.pts)) - sum(packets.shown)
         if hidden and self._format in MP4:
             found.append(f"its edit list hides {hidden} of {frames + hidden} frames")
-        if hdr := HDR.get(int(self.context.color_trc or 0)):
+        if hdr := HDR.get(self._transfer):
             found.append(f"its colours are HDR ({hdr}) and are read as they are")
-        return "; ".join(filter(None, found))
+        return "; ".join(found)
 
     @cached_property
     def packets(self) -> Packets:
         """All packets; raises :class:`VideoError` if there are fewer than the tables declare."""
-        kept, size, small, seconds = list[Packet](), 0, 0, 0.0
+        small, seconds = 0, 0.0
         pts, dts, shown, keys = list[int | None](), list[int | None](), list[bool](), list[int]()
-        one_frame = 1 / self.stream.average_rate if self.stream.average_rate else 0
-        for packet in self._read():
+        one_frame = 1 / self._fps if self._fps else 0
+        stream, read = self._read(self._has_duration)
+        for packet in read:
+            if packet is None:
+                break
             if packet.pts is not None and packet.time_base:
                 length = (packet.duration or 0) * packet.time_base or one_frame
                 seconds = max(seconds, float(packet.pts * packet.time_base + length))
-            if packet.stream_index != self.stream.index:
+            if packet.stream_index != stream.index:
                 continue
             if packet.is_keyframe:
                 keys.append(len(pts))
@@ -168,36 +156,29 @@ class OpenVideo(OpenMedia):
             dts.append(packet.dts)
             shown.append(not packet.is_discard)
             small += self._codec == "mpeg4" and packet.size <= DROP_BYTES
-            size += packet.size
-            if size <= KEPT_BYTES:
-                kept.append(packet)
-            else:
-                kept.clear()
         slots = _slots(dts, max(self._tables, len(dts))) if self._format == "avi" else []
-        packets = Packets(kept, pts, shown, keys, slots, small, seconds)
+        packets = Packets(pts, shown, keys, slots, small, seconds)
         self._check_complete(packets)
         return packets
 
-    def _read(self) -> Iterator[Packet]:
-        """Read the packets from the start; of all streams if the duration is checked."""
-        if self._is_read:  # reopen, because seeking is not exact in every container
-            self.close()
-            self._open()
-        self._is_read = True
-        streams = () if self._has_duration else (self.stream,)
-        try:
-            yield from (packet for packet in self.container.demux(*streams) if packet.size)
-        except av.FFmpegError as error:
-            raise VideoError(f"cannot be read: {_reason(error)}") from None
+    def _read(self, all_streams: bool = False) -> tuple[VideoStream, Iterator[Packet | None]]:
+        """Open the file, and return its video and an iterator over the packets.
 
-    def _replayed(self) -> Iterator[Packet]:
-        """Return the packets again, for a reset decoder."""
-        kept = self.packets.kept
-        if not kept:
-            packets = self._read()
-            return (packet for packet in packets if packet.stream_index == self.stream.index)
-        self.context.flush_buffers()
-        return iter(kept)
+        The last one is None, which flushes the decoder; then the file is closed. Every pass over
+        the file opens it, because seeking is not exact in every container.
+        """
+        container, stream = open_stream(self.path)
+
+        def packets() -> Iterator[Packet | None]:
+            with container:
+                streams = () if all_streams else (stream,)
+                try:
+                    yield from (packet for packet in container.demux(*streams) if packet.size)
+                except av.FFmpegError as error:
+                    raise VideoError(f"cannot be read: {_reason(error)}") from None
+                yield None
+
+        return stream, packets()
 
     def _check_complete(self, packets: Packets) -> None:
         count, promised = len(packets.pts), max(self._tables, self._indexed)
@@ -218,14 +199,13 @@ class OpenVideo(OpenMedia):
     def _gaps(self, packets: Packets) -> list[float]:
         """Return the seconds between the frames."""
         times = sorted(pts for pts in packets.pts if pts is not None)
-        base = float(self.stream.time_base or 0)
-        return [(after - before) * base for before, after in itertools.pairwise(times)]
+        return [(after - before) * self._time_base for before, after in itertools.pairwise(times)]
 
     def image_packets(self) -> Iterator[Packet]:
         """Yield the packet of every frame; dropped frames repeat one. Needs :attr:`has_images`."""
         slots, before = self.packets.slots, None
-        for number, packet in enumerate(self._replayed()):
-            if packet.is_discard:
+        for number, packet in enumerate(self._read()[1]):
+            if packet is None or packet.is_discard:
                 continue
             if slots:
                 dropped = slots[number] - (slots[number - 1] if number else -1) - 1
@@ -290,13 +270,14 @@ class OpenVideo(OpenMedia):
     ) -> Iterator[tuple[int, VideoFrame]]:
         """Decode only what these frames need; stop if FFmpeg returns other frames."""
         at, is_decoding = 0, False
-        for number, packet in enumerate(itertools.chain(self._replayed(), [None])):
+        stream, packets = self._read()
+        for number, packet in enumerate(packets):
             if not is_decoding and packet is not None:
                 if number < starts[at][0]:
                     continue
-                self.context.flush_buffers()
+                stream.codec_context.flush_buffers()
             try:
-                frames = self.stream.decode(packet)
+                frames = stream.decode(packet)
             except (av.FFmpegError, ValueError):
                 return
             for frame in frames:
@@ -347,18 +328,16 @@ class OpenVideo(OpenMedia):
 
     def _decoded(self) -> Iterator[VideoFrame]:
         """Decode all packets."""
-        for packet in itertools.chain(self._replayed(), [None]):
-            yield from self._decode(packet)
-
-    def _decode(self, packet: Packet | None) -> list[VideoFrame]:
-        """Decode a packet; ``None`` flushes the decoder."""
-        try:
-            frames = self.stream.decode(packet)
-        except (av.FFmpegError, ValueError):
-            raise VideoError(UNDECODABLE) from None
-        if any(frame.is_corrupt for frame in frames):
-            raise VideoError(UNDECODABLE)
-        return frames
+        self.packets  # noqa: B018  raises an error for an incomplete file
+        stream, packets = self._read()
+        for packet in packets:
+            try:
+                frames = stream.decode(packet)
+            except (av.FFmpegError, ValueError):
+                raise VideoError(UNDECODABLE) from None
+            if any(frame.is_corrupt for frame in frames):
+                raise VideoError(UNDECODABLE)
+            yield from frames
 
 
 def open_stream(path: Path, **options: str) -> tuple[InputContainer, VideoStream]:
@@ -387,12 +366,6 @@ def _slots(dts: Sequence[int | None], chunks: int) -> list[int]:
     is_clear = len(slots) == len(dts) > 0 and slots[0] >= 0 and slots[-1] < chunks
     increasing = all(before < after for before, after in itertools.pairwise(slots))
     return slots if is_clear and increasing else []
-
-
-def _ends_with(path: Path, end: bytes) -> bool:
-    with path.open("rb") as file:
-        file.seek(-len(end), 2)
-        return file.read() == end
 
 
 def _reason(error: Exception) -> str:

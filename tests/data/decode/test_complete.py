@@ -11,7 +11,6 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from PIL import Image
 
 from ivcl_fast.data.clip import find_media
 from ivcl_fast.data.dataset import VideoError
@@ -182,15 +181,6 @@ def test_an_avi_whose_index_is_cut(tmp_path):
     path = write_painted(tmp_path / "a.avi", 1, 9)
     path.write_bytes(path.read_bytes()[:-50])
     assert found(path) == [*range(9)]
-
-
-def test_a_gif_without_its_end_is_kept_with_a_warning(tmp_path):
-    images = [Image.fromarray(pixels) for pixels in PICTURES[:10]]
-    path = tmp_path / "a.gif"
-    images[0].save(path, save_all=True, append_images=images[1:])
-    assert found(path) == [*range(10)] and not probe(media(path)).warning
-    path.write_bytes(path.read_bytes()[:-1])
-    assert decode(path).warning == "it has no end marker"
 
 
 @pytest.mark.parametrize("codec", ["mpeg4", "mjpeg", "libx264"])
