@@ -143,7 +143,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 FAULTS = [
     (FULL, OSError, "No space left"),
     (PermissionError(errno.EACCES, "no such right"), UserError, "cannot be read: .*right"),
-    (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    (KeyboardInterrupt(), KeyboardInterrupt, None),
     (None, UserError, "c.avi: expected .* bytes, got 1,000"),
 ]
 
