@@ -61,10 +61,8 @@ def test_round_trip():
         ("image_size", 60, "multiple of patch_size 8"),
         ("image_size", 8, "at least two"),
         ("depth", 0, "at least 1"),
-        ("depth", 1.5, "whole number"),
         ("num_frames", True, "whole number"),
         ("num_query_frames", 17, "num_frames"),
-        ("mask_ratio", 0.0, "above 0 and below 1"),
         ("mask_ratio", 1.0, "above 0 and below 1"),
         ("mask_ratio", float("nan"), "at most 8,192"),
         ("embed_dim", 130, "multiple of num_heads 4"),
@@ -75,15 +73,8 @@ def test_round_trip():
         ("mlp_ratio", 1e-9, "a hidden width of at least 1"),
         ("pixel_std", 0.0, "above 0"),
         ("pixel_std", float("inf"), "at most 8,192"),
-        ("pixel_mean", float("nan"), "at most 8,192"),
-        ("mlp_ratio", float("inf"), "at most 8,192"),
-        ("mlp_ratio", 1e30, "at most 8,192"),
-        ("image_size", 10**9, "at most 8,192"),
         ("image_size", 4096, "at most 65,536 patches of 8"),
         ("num_frames", 10**30, "at most 8,192"),
-        ("num_slots", 10**6, "at most 8,192"),
-        ("embed_dim", 10**11, "at most 8,192"),
-        ("num_heads", 10**11, "at most 8,192"),
         ("context_tokens", "all", "slots, slots+patches"),
         ("readout", "first", "last, mean, cls"),
         ("objective", "gan", "ivcl, mae, joint"),
@@ -99,11 +90,6 @@ def test_bad_fields_are_named(field, value, accepted):
 
 def test_the_op_that_draws_masks_takes_all_patches():
     assert config.MAX_PATCHES == MAX_PATCHES
-
-
-def test_width_must_hold_the_positions():
-    with pytest.raises(ValueError, match="embed_dim: expected a multiple of 4"):
-        IVCLConfig.preset("tiny", embed_dim=6, num_heads=2)
 
 
 def test_unknown_preset_lists_those_there_are():

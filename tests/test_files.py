@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import stat
-
 from ivcl_fast.files import atomic_folder, locked, write_text
 from tests.support.power_cut import Disk
 
@@ -21,16 +17,7 @@ def test_what_takes_its_name_is_on_the_disk(tmp_path, monkeypatch):
     assert disk.unsafe == {"c.txt"}
 
 
-def test_locks_reach_other_machines(tmp_path, monkeypatch):
-    """So they do on a network file system, if the locked file is a file that is open to write."""
-    real = fcntl.flock
-
-    def flock(handle: int, flags: int) -> None:
-        assert stat.S_ISREG(os.fstat(handle).st_mode)
-        assert fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
-        real(handle, flags)
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+def test_a_folder_or_file_is_locked_once(tmp_path):
     for path in (tmp_path, tmp_path / "build.lock"):
         with locked(path) as held, locked(path, wait=False) as held_twice:
             assert held and not held_twice

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import subprocess
-import sys
-
 import pytest
 
 from ivcl_fast import progress
@@ -45,12 +40,6 @@ def test_rates_do_not_count_what_an_earlier_run_did(monkeypatch, capsys):
     assert "910/1000 frames, 0.5/s, 3 min left" in capsys.readouterr().out
 
 
-def test_work_that_was_done_before_is_not_shown(capsys):
-    with Bar("rendering", 0, "videos"):
-        pass
-    assert capsys.readouterr().out == ""
-
-
 def test_a_live_bar_waits_for_its_work(monkeypatch):
     """Two at once would draw over each other."""
     monkeypatch.setattr(progress, "has_live_terminal", lambda: True)
@@ -68,13 +57,3 @@ def test_a_live_bar_waits_for_its_work(monkeypatch):
 )  # fmt: skip
 def test_durations(seconds, text):
     assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(("term", "live"), [("xterm-256color", True), ("dumb", False)])
-def test_a_dumb_terminal_gets_lines(term, live):
-    code = "from ivcl_fast.progress import has_live_terminal as live; print(live())"
-    control, terminal = pty.openpty()
-    done = subprocess.run(
-        [sys.executable, "-c", code], stdout=terminal, env=os.environ | {"TERM": term}
-    )
-    assert done.returncode == 0 and os.read(control, 100).decode().strip() == str(live)

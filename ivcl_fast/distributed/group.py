@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that torchrun sets for every rank, besides ``WORLD_SIZE``."""
 
-FAILED = "failed"
-"""Key in the ranks' store that counts those with an error of the user's."""
 LONG_TIMEOUT = timedelta(days=7)
 """Timeout of waits between pieces of work, such as making data, encoding and evaluating clips."""
 
@@ -119,8 +117,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     """Connect the ranks, each on its ``device``, for the duration of the block.
 
     If a rank dies, the others report it in one line and exit with status 1; torchrun then ends
-    the run, or restarts all ranks (``--max-restarts``). A :class:`UserError` is printed once, by
-    the first rank that raises it, and the exit status of all ranks is 2.
+    the run, or restarts all ranks (``--max-restarts``). After a :class:`UserError` the exit status
+    is 2.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # libraries and Triton use the current GPU
@@ -135,7 +133,6 @@ def process_group(device: torch.device) -> Iterator[None]:
     if not is_main():
         logging.getLogger("ivcl_fast").setLevel(logging.ERROR)
     can_leave = device.type != "cuda"
-    store: dist.Store = dist.HashStore()  # in place of one that all ranks share
     try:
         store = unused_store(next(dist.rendezvous("env://"))[0], rank(), world_size())
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -148,14 +145,12 @@ def process_group(device: torch.device) -> Iterator[None]:
         can_leave = True
         raise
     except UserError as error:
-        if first_to_fail(store):
-            print_error(error)
+        let_rank0_report_first()
+        print_error(error)
         raise SystemExit(2) from None
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
-        if has_failed(store):
-            raise SystemExit(2) from None
         log.error(
             "rank %d has no connection to another rank (%s); the same command continues the run",
             *(rank(), reason(error)),
@@ -166,22 +161,6 @@ def process_group(device: torch.device) -> Iterator[None]:
         if can_leave and dist.is_initialized():
             dist.destroy_process_group()
         waiting_group.cache_clear()
-
-
-def first_to_fail(store: dist.Store) -> bool:
-    """Whether this rank calls this first; also true if the ``store`` is gone with its rank."""
-    try:
-        return store.add(FAILED, 1) == 1
-    except RuntimeError:
-        return True
-
-
-def has_failed(store: dist.Store) -> bool:
-    """Whether a rank has called :func:`first_to_fail`; False if the ``store`` is gone."""
-    try:
-        return store.check([FAILED])
-    except RuntimeError:
-        return False
 
 
 def is_lost_connection(error: RuntimeError) -> bool:

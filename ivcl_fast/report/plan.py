@@ -17,6 +17,11 @@ EFFICIENCY = 0.4
 """Assumed share of a card's peak arithmetic rate that a step reaches."""
 CARDS = {"24 GB": "NVIDIA GeForce RTX 4090", "80 GB": "NVIDIA H100 80GB HBM3"}
 """Cards by their memory."""
+MEMORY_ROWS = {
+    "weights": "weights", "gradients": "gradients", "optimizer": "optimiser state",
+    "casts": "weights in bf16", "activations": "activations", "peak": "peak",
+}  # fmt: skip
+"""Names of rows by field of :class:`~ivcl_fast.training.memory.StepMemory`."""
 
 
 @dataclass(frozen=True)
@@ -62,25 +67,14 @@ def plan_stages(config: TrainConfig, ranks: int = 1) -> Iterator[StagePlan]:
 
 def plan_table(plans: list[StagePlan]) -> Table:
     """Return the table of some stages, side by side."""
-
-    def row(name: str, *values: float, digits: int = 2) -> list[str]:
-        return [name, *(f"{value:,.{digits}f}" for value in values)]
-
-    memories = [plan.memory for plan in plans]
     rows = [
-        row("weights, GB", *(m.weights / 1e9 for m in memories)),
-        row("gradients, GB", *(m.gradients / 1e9 for m in memories)),
-        row("optimiser state, GB", *(m.optimizer / 1e9 for m in memories)),
-        row("weights in bf16, GB", *(m.casts / 1e9 for m in memories)),
-        row("activations, GB", *(m.activations / 1e9 for m in memories)),
-        row("MB per clip", *(p.activations_per_clip / 1e6 for p in plans), digits=0),
-        row("peak, GB", *(m.peak / 1e9 for m in memories)),
+        [f"{name}, GB", *(f"{getattr(plan.memory, field) / 1e9:,.2f}" for plan in plans)]
+        for field, name in MEMORY_ROWS.items()
     ]
+    rows.append(["MB per clip", *(f"{plan.activations_per_clip / 1e6:,.0f}" for plan in plans)])
     for card in CARDS:
-        rows.append(
-            row(f"clips that fit {card}", *(plan.most_clips[card] for plan in plans), digits=0)
-        )
-    rows.append(row("GFLOP per clip", *(plan.flops / 1e9 for plan in plans), digits=0))
+        rows.append([f"clips that fit {card}", *(f"{p.most_clips[card]:,}" for p in plans)])
+    rows.append(["GFLOP per clip", *(f"{plan.flops / 1e9:,.0f}" for plan in plans)])
     for card, gpu in CARDS.items():
         name = f"clips/s, {gpu.split()[-1] if 'RTX' in gpu else gpu.split()[1]}"
         # The rate is that of products in bfloat16; float32 has another.

@@ -177,14 +177,15 @@ def fake_stages(
     config: TrainConfig, on_gpu: bool = True
 ) -> Iterator[tuple[str, int | None, FakeStep]]:
     """Yield each stage that a run trains: its name, its classes or None, and its step."""
-    optim, speed = config.optim, config.speed
-    schedule = Schedule(1, optimizer=optim.optimizer, grad_accum_steps=optim.grad_accum_steps)
+    optim = config.optim
+    options: dict[str, Any] = dict(
+        schedule=Schedule(1, optimizer=optim.optimizer, grad_accum_steps=optim.grad_accum_steps),
+        grad_checkpoint=config.speed.grad_checkpoint,
+        on_gpu=on_gpu,
+    )
     for stage in config.stages.clips:
         classes = FINETUNED_CLASSES if stage == "finetune" else None
-        with fake_step(
-            config.model, classes, schedule=schedule, grad_checkpoint=speed.grad_checkpoint,
-            on_gpu=on_gpu,
-        ) as step:  # fmt: skip
+        with fake_step(config.model, classes, **options) as step:
             yield stage, classes, step
 
 

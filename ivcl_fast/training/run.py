@@ -308,13 +308,11 @@ class Run:
     def _schedule(self, clips: int, lr: float, **options: Any) -> Schedule:
         """Return the schedule of a stage; ``options``: other fields of :class:`Schedule`."""
         optim = self.config.optim
-        for name in (
-            "grad_accum_steps", "warmup_steps", "weight_decay", "clip_norm", "optimizer",
-        ):  # fmt: skip
-            options[name] = getattr(optim, name)
-        size = optim.batch_size
-        lr = scaled_lr(lr, size, optim.lr_scaling)
-        return Schedule(clips, lr, batch_size=size, **options)
+        return Schedule(
+            clips, scaled_lr(lr, optim.batch_size, optim.lr_scaling), optim.batch_size,
+            optim.grad_accum_steps, optim.warmup_steps, optim.weight_decay, optim.clip_norm,
+            optimizer=optim.optimizer, **options,
+        )  # fmt: skip
 
     def _peak_clips_per_second(
         self, model: PretrainingModel | IVCLClassifier, frames: float

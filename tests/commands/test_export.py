@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import resource
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import torch
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, SlotAutoencoder, load_clip
 from ivcl_fast import export as export_command
-from ivcl_fast.command import REFUSALS
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.export import load, main, random_videos, write_model
@@ -117,20 +115,8 @@ def test_slots_that_compete_are_written(format, tmp_path):
 @pytest.mark.parametrize("difference", [math.nan, 2e-3])
 def test_a_model_that_differs_is_not_written(difference, tmp_path, monkeypatch):
     monkeypatch.setattr(export_command, "compare", lambda *_: difference)
-    with pytest.raises(UserError, match=rf"c.pt2: not written: .*got {difference:.1e}"):
+    with pytest.raises(UserError, match=r"c.pt2: not written: "):
         write_model(IVCLClassifier(config(), 4).eval(), tmp_path / "c.pt2")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_leaves_nothing(tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-        with pytest.raises(OSError, match=r"too large|No space") as error:
-            write_model(IVCLClassifier(config(), 4).eval(), tmp_path / "c.pt2")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert error.value.errno in REFUSALS and error.value.filename == str(tmp_path / "c.pt2")
     assert not list(tmp_path.iterdir())
 
 
@@ -166,7 +152,7 @@ def test_the_description_says_which_frames_and_what_of_them(data, frames, crop, 
     about = export_command.description(IVCL(config()), data)["input"]
     assert (about["frames"], about["crop"]) == (frames, crop)
     assert all(words in about["content"] for words in said)
-    single = IVCL(config(num_frames=1, num_query_frames=1))  # which are the last ones
+    single = IVCL(config(num_frames=1, num_query_frames=1))  # the last one
     about = export_command.description(single, data)["input"]
     assert about["frames"] == ("panels" if frames == "panels" else "even")
     last = "the query of a problem" if frames == "panels" else "the last of the video"

@@ -26,14 +26,6 @@ def test_writing_the_tables_again_changes_nothing(path):
     assert written_anew(path.read_text(), kinds) == path.read_text()
 
 
-def test_tables_are_written_between_their_markers():
-    page = "a\n<!-- presets -->\nold\n<!-- end -->\nb <!-- end -->\n"
-    written = written_anew(page, tables.KINDS)
-    begin, rest = written.split("<!-- presets -->\n")
-    assert begin == "a\n" and rest.endswith(" |\n<!-- end -->\nb <!-- end -->\n")
-    assert rest.startswith("| preset |") and "| `tiny` | 64 |" in rest
-
-
 def planned(text: str) -> dict[tuple[str, str], list[str]]:
     """The rows of a page's plan: cells by preset and stage."""
     rows = re.findall(r"^\| (\w+) \| (pretrain|finetune) \| (.*) \|$", text, re.MULTILINE)

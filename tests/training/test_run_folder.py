@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from ivcl_fast import IVCL
 from ivcl_fast.models.hub import MODEL_FILES
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.training import run_folder
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run_folder import check_folder, opened_folder, save_model
+from tests.support.small_models import config
 from tests.support.toy_stage import Killed
 
 
@@ -34,7 +36,7 @@ def test_a_run_that_replaced_another_keeps_its_own_progress(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("moved", range(len(MODEL_FILES)))
 def test_a_model_that_has_its_weights_has_all_else(tmp_path, monkeypatch, moved):
-    """A stage counts as finished by its weights: so after a kill while the files appear."""
+    """A stage counts as finished by its weights: also after a kill while the files appear."""
     left = [moved]
 
     def killed(source: Path, target: Path) -> None:
@@ -43,13 +45,7 @@ def test_a_model_that_has_its_weights_has_all_else(tmp_path, monkeypatch, moved)
         left[0] -= 1
         os.rename(source, target)
 
-    class Model:
-        def save_pretrained(self, folder: Path, training: dict) -> None:
-            folder.mkdir(parents=True)
-            for name in MODEL_FILES:
-                (folder / name).touch()
-
     monkeypatch.setattr(run_folder, "os", SimpleNamespace(replace=killed))
     with pytest.raises(Killed):
-        save_model(Model(), tmp_path, {})
+        save_model(IVCL(config()), tmp_path, {})
     assert len(list(tmp_path.iterdir())) == moved and not (tmp_path / MODEL).exists()
