@@ -51,8 +51,6 @@ class DataConfig:
     crop: Literal["none", "center"] = "none"
     """Part of the frames to use: all of it, resized to the square, or the largest central
     square."""
-    eval_crops: Literal[1, 3] = 1
-    """Squares per clip whose answers are averaged; 3 needs --crop center."""
     mirror: bool = False
     """Mirror half of the training clips left to right; only for your own videos."""
     loader: Literal["store", "stream"] = "store"
@@ -79,10 +77,6 @@ class DataConfig:
         require_at_least(self, 1, "eval_clips", most=1000)
         require_at_least(self, 1, "workers", most=MOST_WORKERS)
         require_at_least(self, 0, "frame_stride")
-        if self.eval_crops > 1 and self.crop == "none":
-            raise UserError(
-                f"--eval-crops: expected 1 without --crop center, got {self.eval_crops}"
-            )
         if not 0 < self.val_fraction < 1:
             raise UserError(
                 f"--val-fraction: expected above 0 and below 1, got {self.val_fraction}"

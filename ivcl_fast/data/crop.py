@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Square = Literal["none", "start", "center", "end"]
-"""Which part of a frame becomes the square: all of it, or the largest square in it, at the start of
-its longer side (left or top), in the center, or at the end."""
+Square = Literal["none", "center"]
+"""Which part of a frame becomes the square: all of it, or the largest square in its center."""
 
 
 class Crop(NamedTuple):
@@ -57,6 +56,5 @@ def square_crop(square: Square, height: int, width: int) -> Crop:
     if square == "none":
         return WHOLE
     shorter = min(height, width)
-    place = {"start": 0.0, "center": 0.5, "end": 1.0}[square]
     share = shorter / height, shorter / width
-    return Crop(place * (1 - share[0]), place * (1 - share[1]), *share)
+    return Crop((1 - share[0]) / 2, (1 - share[1]) / 2, *share)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from ivcl_fast.data.bad_files import check_all_usable, summary
-from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Clip, Dataset
 from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
 from ivcl_fast.data.decode.interface import decoding_gpu
@@ -20,18 +19,18 @@ from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import FrameLabels, make_frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader
 from ivcl_fast.data.registry import (
+    DatasetFormat,
     check_disjoint,
     find_splits,
     keep_labels,
     open_dataset,
     parse_source,
 )
-from ivcl_fast.data.sampling import ONE_VIEW, View
+from ivcl_fast.data.sampling import View
 from ivcl_fast.data.slots import SlotLoader, Slots
 from ivcl_fast.data.store.build import build_store, default_store_path, find_store
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.labels import StoredDataset, check_frames
-from ivcl_fast.data.store.placement import Placement
 from ivcl_fast.data.store.shards import BAD_FILES
 from ivcl_fast.data.store.table import Index
 from ivcl_fast.data.stream import StreamLoader
@@ -78,8 +77,7 @@ class DataModule:
             index: the media that can be used.
             folder: that of the store or the index.
             frame_labels: labels of single frames, by kind.
-            make_loader: called with clips, their number in a batch and that of their frames, and by
-                name with ``crop``, the part of the frames and the split that is read, and with the
+            make_loader: called with clips, their number in a batch, that of their frames, and the
                 options of :class:`ClipLoader`.
         """
         self.dataset, self.frame_labels = dataset, frame_labels
@@ -96,9 +94,8 @@ class DataModule:
         """The splits for training, and for evaluation during it."""
         self.eval_split = dataset.splits[1]
         """The split on which results are reported."""
-        self.frame_stride, self.mirror, self.crop = config.frame_stride, config.mirror, config.crop
-        """Which frames are read, whether training clips are mirrored, and which part of the frames
-        is read unless a loader is asked for another; see the settings."""
+        self.frame_stride, self.mirror = config.frame_stride, config.mirror
+        """Which frames are read, and whether training clips are mirrored; see the settings."""
         self._make_loader = make_loader
 
     def num_frames(self, media: str) -> int:
@@ -141,18 +138,12 @@ class DataModule:
         *,
         batch_size: int,
         num_frames: int,
-        seed: int,
         training: bool,
         share: float = 1.0,
-        rank: int = 0,
-        world_size: int = 1,
         frame_labels: FrameLabelKind | None = None,
-        share_frames: bool = True,
-        view: View = ONE_VIEW,
-        crop: Square | None = None,
-        frame_stride: int | None = None,
         slots: Slots | None = None,
         slot_noise: float = 0.0,
+        **options: Any,
     ) -> ClipLoader:
         """Make the loader of a split.
 
@@ -160,15 +151,11 @@ class DataModule:
             training: shuffle the clips, jitter the frames and drop an incomplete last batch.
             share: share of the videos whose clips are used. The choice is the same in every run,
                 and a larger share includes the smaller ones.
-            rank, world_size: which of how many ranks reads the batches of ``batch_size`` clips.
             frame_labels: kind of labels of frames that batches have instead of those of clips.
-            share_frames: see :class:`ClipLoader`; not where each clip is masked differently.
-            view, crop: which clip of each video and which part of its frames, if several are
-                evaluated.
-            frame_stride: instead of the settings'; also
-                :data:`~ivcl_fast.data.sampling.ANY_FRAME`.
             slots, slot_noise: slots that batches have instead of frames, and the noise that
                 training adds to them; see :class:`~ivcl_fast.data.slots.SlotLoader`.
+            options: those of :class:`ClipLoader`, such as ``seed``, ``rank`` and ``world_size``. By
+                default clips share frames, and the stride is the settings'.
         """
         clips = self.dataset.clips(split)
         if share < 1:
@@ -176,49 +163,36 @@ class DataModule:
             order = np.random.default_rng(0).permutation(len(videos))
             chosen = {videos[i] for i in order[: max(1, round(share * len(videos)))]}
             clips = [clip for clip in clips if clip.media in chosen]
-        options = self._common_options(training, frame_stride) | dict(
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            frame_labels=None if frame_labels is None else self.frame_labels[frame_labels],
-            share_frames=share_frames,
-            view=view,
-        )
+        labels = None if frame_labels is None else self.frame_labels[frame_labels]
+        options = self._options(training) | {"frame_labels": labels, "share_frames": True} | options
         if slots is not None:
             options |= dict(index=self.index, noise=slot_noise)
             return SlotLoader(slots, clips, batch_size, num_frames, **options)
-        crops = crop or self.crop, split
-        return self._make_loader(clips, batch_size, num_frames, crop=crops, **options)
+        return self._make_loader(clips, batch_size, num_frames, **options)
 
-    def eval_loaders(
-        self, split: str, clips: int, crops: int = 1, **options: Any
-    ) -> list[ClipLoader]:
-        """Make a loader for each of several clips and crops of every video; see :meth:`loader`.
+    def eval_loaders(self, split: str, clips: int, **options: Any) -> list[ClipLoader]:
+        """Make a loader for each of several clips of every video; see :meth:`loader`.
 
-        One clip, if the data set determines the frames of its clips. ``crops``: 1 or 3.
+        One clip, if the data set determines the frames of its clips.
         """
         clips = 1 if self.dataset.clips(split)[0].frames else clips
-        parts: tuple[Square, ...] = (self.crop,) if crops == 1 else ("start", "center", "end")
-        return [
-            self.loader(split, training=False, view=View(number, clips), crop=crop, **options)
-            for number in range(clips)
-            for crop in parts
-        ]
+        views = (View(number, clips) for number in range(clips))
+        return [self.loader(split, training=False, view=view, **options) for view in views]
 
     def rows(self, clips: Sequence[Clip], num_frames: int) -> torch.Tensor:
         """Read evenly spaced frames of clips: uint8 patch rows ``[len(clips), T, N, 3PP]``."""
-        options = self._common_options(training=False) | {"crop": (self.crop, "")}
+        options = self._options(training=False)
         (batch,) = self._make_loader(clips, len(clips), num_frames, **options).epoch(0)
         return batch.rows
 
-    def _common_options(self, training: bool, frame_stride: int | None = None) -> dict[str, Any]:
+    def _options(self, training: bool) -> dict[str, Any]:
         return dict(
             num_classes=self.num_classes,
             multi_label=self.multi_label,
             jitter=training,
             shuffle=training,
             drop_last=training,
-            frame_stride=self.frame_stride if frame_stride is None else frame_stride,
+            frame_stride=self.frame_stride,
             mirror=self.mirror and training,
         )
 
@@ -252,7 +226,8 @@ def open_data(
     resolve_decoder(config.decoder)
     if config.placement == "gpu" and (device is None or device.type != "cuda"):
         raise UserError(f"--placement: expected auto, disk or ram on {device or 'cpu'}, got gpu")
-    dataset = open_dataset(config, read_only, draw=partial(_draw_store, config=config, model=model))
+    draw = partial(_draw_store, config=config, model=model)
+    dataset, dataset_format = open_dataset(config, read_only, draw), parse_source(config.source)[0]
     if needs_classes and not dataset.num_classes:
         raise UserError(
             f"--stage: expected all or pretrain for {config.source}, which has no classes, got "
@@ -268,18 +243,16 @@ def open_data(
         if (config.train_split, config.curve_split) != ("auto", "auto"):
             check_disjoint(dataset, train_split, curve_split)
     if config.loader == "stream":
-        data = _open_stream(config, model, dataset, device, labels)
+        opened = _open_stream(config, model, dataset, dataset_format, device)
     else:
-        data = _open_store(config, model, dataset, device, labels, step_bytes)
+        opened = _open_store(config, model, dataset, dataset_format, device, step_bytes)
+    data = DataModule(config, dataset, *opened[:2], labels, opened[2])
     if read_only:
         return data
     if config.loader == "store" and not isinstance(dataset, StoredDataset) and is_main():
-        keep_labels(data.bad_files_path.parent, parse_source(config.source)[0], dataset)
+        keep_labels(opened[1], dataset_format, dataset)
     if config.require_all:
         check_all_usable(data.bad_files, len(dataset.media()), data.bad_files_path)
-    if config.eval_crops > 1:  # their stores are built now, not when training has ended
-        sizes = {"batch_size": 1, "num_frames": model.num_frames, "seed": 0}
-        data.eval_loaders(data.eval_split, 1, config.eval_crops, **sizes)
     for split in evaluated:
         names = [clip.name for clip in data.usable_clips(split)]
         if not names:
@@ -294,74 +267,55 @@ def _open_store(
     config: DataConfig,
     model: IVCLConfig,
     dataset: Dataset,
+    dataset_format: DatasetFormat,
     device: torch.device | None,
-    labels: Mapping[str, FrameLabels],
     step_bytes: Callable[[], int] | None,
-) -> DataModule:
-    sizes, media = (model.image_size, model.patch_size), dataset.media()
-
-    @cache
-    def open_store(crop: Square, split: str | None = None) -> FrameStore:
-        if isinstance(dataset, StoredDataset):
-            check_frames(dataset.root, *sizes, crop)
-            return FrameStore(dataset.root, config.placement, device, step_bytes)
-        used = media
-        if split is not None:  # the other crops are stored of the videos that are evaluated
-            names = {clip.media for clip in dataset.clips(split)}
-            used = [one for one in media if one.name in names]
-            split = f"{split}-{config.val_fraction}"  # another choice has another store
-        name = "-".join(filter(None, (_own_task(config, dataset), split))) or None
-        if drawn := drawn_media(dataset):
-            source = drawn.only([one.name for one in used])
-            options = {"device": device, "step_bytes": step_bytes}
-            return _draw_store(source, config, model, name, config.placement, **options)
-        out, decoder = find_store(dataset.root, used, sizes, config.decoder, task=name, crop=crop)
-        with Bar("decoding", 0, "videos") as bar:
-            return build_store(
-                used,
-                out,
-                *sizes,
-                decoder=decoder,
-                workers=config.workers,
-                progress=bar,
-                placement=config.placement,
-                device=device,
-                crop=crop,
-                step_bytes=step_bytes,
-            )
-
-    store = open_store(config.crop)
-
-    def make_loader(*what: Any, crop: tuple[Square, str], **options: Any) -> StoreLoader:
-        used = store if crop[0] == config.crop else open_store(*crop)
-        return StoreLoader(used, *what, **options)
-
-    return DataModule(config, dataset, store.index, store.path, labels, make_loader)
+) -> tuple[Index, Path, Callable[..., ClipLoader]]:
+    """Return the index of a store, its folder, and how to make a loader of its frames."""
+    sizes = model.image_size, model.patch_size
+    if isinstance(dataset, StoredDataset):
+        check_frames(dataset.root, *sizes, config.crop)
+        store = FrameStore(dataset.root, config.placement, device, step_bytes)
+        return store.index, store.path, partial(StoreLoader, store)
+    if drawn := drawn_media(dataset):
+        options = {"placement": config.placement, "device": device, "step_bytes": step_bytes}
+        store = _draw_store(drawn, config, model, **options)
+        return store.index, store.path, partial(StoreLoader, store)
+    media, own_task = dataset.media(), dataset.task if dataset_format.media_by_task else None
+    named: dict[str, Any] = {"task": own_task, "crop": config.crop}
+    out, decoder = find_store(dataset.root, media, sizes, config.decoder, **named)
+    with Bar("decoding", 0, "videos") as bar:
+        store = build_store(
+            media,
+            out,
+            *sizes,
+            decoder=decoder,
+            workers=config.workers,
+            progress=bar,
+            placement=config.placement,
+            device=device,
+            crop=config.crop,
+            step_bytes=step_bytes,
+        )
+    return store.index, store.path, partial(StoreLoader, store)
 
 
-def _draw_store(
-    source: Drawn,
-    config: DataConfig,
-    model: IVCLConfig,
-    name: str | None = None,
-    placement: Placement = "disk",
-    **options: Any,
-) -> FrameStore:
+def _draw_store(source: Drawn, config: DataConfig, model: IVCLConfig, **options: Any) -> FrameStore:
     """Draw a synthetic data set into its store, or open the store."""
     sizes = model.image_size, model.patch_size
-    out = default_store_path(source.root, *sizes, "drawn", name)
-    options |= {"workers": config.workers, "placement": placement}
+    out = default_store_path(source.root, *sizes, "drawn")
     with Bar("rendering", 0, source.spec.unit) as bar:
-        return build_store(source, out, *sizes, progress=bar, **options)
+        return build_store(source, out, *sizes, workers=config.workers, progress=bar, **options)
 
 
 def _open_stream(
     config: DataConfig,
     model: IVCLConfig,
     dataset: Dataset,
+    dataset_format: DatasetFormat,
     device: torch.device | None,
-    labels: Mapping[str, FrameLabels],
-) -> DataModule:
+) -> tuple[Index, Path, Callable[..., ClipLoader]]:
+    """Return the index of the media, its folder, and how to make a loader that decodes them."""
     if isinstance(dataset, StoredDataset):
         raise UserError("--loader: expected store with --data store:DIR, got stream")
     if drawn_media(dataset):
@@ -370,16 +324,14 @@ def _open_stream(
             "synthetic --keep-videos writes them"
         )
     media = dataset.media()
-    folder = dataset.root / "-".join(filter(None, ("index", _own_task(config, dataset))))
+    folder = dataset.root / (f"index-{dataset.task}" if dataset_format.media_by_task else "index")
     with Bar("indexing", len(media), "videos") as bar:
         index = saved_index(media, folder, config.workers or usable_cpus(), bar)
     if index.bad_files:
         log.warning(summary(index.bad_files, len(media), folder / BAD_FILES))
-    gpu, dataset_format = decoding_gpu(device), parse_source(config.source)[0]
     decoder = resolve_decoder(config.decoder)
-    workers = config.workers or default_workers(decoder)
 
-    def make_loader(*what: Any, crop: tuple[Square, str], **options: Any) -> StreamLoader:
+    def make_loader(*what: Any, **options: Any) -> StreamLoader:
         return StreamLoader(
             *what,
             media=media,
@@ -387,17 +339,12 @@ def _open_stream(
             decoder=decoder,
             image_size=model.image_size,
             patch_size=model.patch_size,
-            square=crop[0],
+            square=config.crop,
             random_crop=dataset_format.parts and options["jitter"],
-            workers=workers,
-            gpu=gpu,
+            workers=config.workers or default_workers(decoder),
+            gpu=decoding_gpu(device),
             dropped=index.bad_files,  # what one loader drops is bad for all of them
             **options,
         )
 
-    return DataModule(config, dataset, index, folder, labels, make_loader)
-
-
-def _own_task(config: DataConfig, dataset: Dataset) -> str | None:
-    """Return the name of the task, if it has its own media."""
-    return dataset.task if parse_source(config.source)[0].media_by_task else None
+    return index, folder, make_loader

@@ -191,16 +191,15 @@ def evaluate(
     device: torch.device,
     amp: bool,
     clips_per_video: int = 1,
-    crops: int = 1,
     **options: Any,
 ) -> Evaluation:
     """Measure a classifier on every clip of ``split`` of ``data``.
 
-    With several clips or crops of a video, the answers to them are averaged. ``options``: those of
+    With several clips of a video, the answers to them are averaged. ``options``: those of
     :meth:`DataModule.loader`.
     """
     loaders = data.eval_loaders(
-        split, clips_per_video, crops, batch_size=BATCH, num_frames=model.cfg.num_frames, **options
+        split, clips_per_video, batch_size=BATCH, num_frames=model.cfg.num_frames, **options
     )
     logits, labels, clip_ids = predict_views(model, loaders, device, amp, data.multi_label)
     clips = [loaders[0].clips[i] for i in clip_ids.tolist()]

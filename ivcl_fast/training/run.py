@@ -195,7 +195,7 @@ class Run:
 
     def _measure_curve(self, model: IVCLClassifier, slots: Slots | None = None) -> dict[str, float]:
         # One clip of a video is enough for a curve.
-        options = {"clips_per_video": 1, "crops": 1, "share": self.data.curve_share}
+        options = {"clips_per_video": 1, "share": self.data.curve_share}
         options["slots"] = slots
         return self.evaluate(model, self.data.curve_split, **options).curve()
 
@@ -214,7 +214,7 @@ class Run:
         ``options``: those of :func:`~ivcl_fast.evaluation.evaluate.evaluate`.
         """
         data = self.config.data
-        options = {"clips_per_video": data.eval_clips, "crops": data.eval_crops} | options
+        options = {"clips_per_video": data.eval_clips} | options
         split, seed = split or self.data.eval_split, self.config.seed
         return evaluate(model, self.data, split, self.device, self.amp, seed=seed, **options)
 

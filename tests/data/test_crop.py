@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.media import probe
 from ivcl_fast.data.store.build import build_store
-from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import unpatchify
 from tests.support.painted import media, write_video
@@ -54,7 +52,7 @@ def test_a_part_of_a_part_is_a_part_of_the_frame():
 
 
 @pytest.mark.parametrize("kind", ["mp4", "avi", "turned", "images", "tall"])
-def test_the_square_follows_the_upright_frame(tmp_path, kind):
+def test_the_square_is_the_middle_of_the_upright_frame(tmp_path, kind):
     pictures = bands(tall=kind == "tall")
     if kind == "images":
         for number, one in enumerate(pictures):
@@ -64,16 +62,14 @@ def test_the_square_follows_the_upright_frame(tmp_path, kind):
         suffix, codec = ("avi", "mjpeg") if kind == "avi" else ("mp4", "libx264")
         rotation = 90 if kind == "turned" else 0
         given = media(write_video(tmp_path / f"a.{suffix}", pictures, codec, rotation=rotation))
-    decoder = make_decoder("pyav", 32)
-    crops = [probe(given).square(part) for part in ("start", "center", "end")]
-    found = "".join(colour(decoder.decode(given, crop=crop)) for crop in crops)
-    assert found == ("BGR" if kind == "turned" else "RGB")  # turned: its right end is on top
+    square = probe(given).square("center")
+    assert colour(make_decoder("pyav", 32).decode(given, crop=square)) == "G"
     assert probe(given).square("none") == WHOLE
 
 
 def test_parts_of_parts():
     assert square_crop("center", 50, 50) == square_crop("none", 9, 50) == WHOLE
-    assert square_crop("end", 30, 60) == Crop(0.0, 0.5, 1.0, 0.5)
+    assert square_crop("center", 30, 60) == Crop(0.0, 0.25, 1.0, 0.5)
     assert Crop(0.5, 0.5, 0.5, 0.5).inside(Crop(0.0, 0.5, 1.0, 0.5)) == Crop(0.5, 0.75, 0.5, 0.25)
 
 
@@ -83,21 +79,15 @@ def config(tmp_path) -> DataConfig:
         path = tmp_path / "clips" / f"{name}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_video(path, bands(), "libx264")
-    return DataConfig(
-        f"videos:{tmp_path / 'clips'}", decoder="pyav", workers=1, crop="center", eval_crops=3
-    )
+    return DataConfig(f"videos:{tmp_path / 'clips'}", decoder="pyav", workers=1, crop="center")
 
 
 @pytest.mark.parametrize("how", ["store", "stream"])
 def test_all_readers_agree(config, how):
     data = open_data(replace(config, loader=how), CFG)
     options = dict(batch_size=2, num_frames=3, seed=0)
-    found = []
-    for loader in data.eval_loaders("val", 2, 3, **options):
-        (batch,) = loader.epoch(0)
-        found.append(colour(unpatchify(batch.rows, 8)))
-    assert found == ["R", "G", "B"] * 2
     (batch,) = data.loader("val", training=False, **options).epoch(0)
+    assert colour(unpatchify(batch.rows, 8)) == "G"
     name = data.dataset.clips("val")[0].name
     clip = load_clip(f"{config.source.partition(':')[2]}/{name}", CFG, "pyav", crop="center")
     assert torch.equal(unpatchify(batch.rows[:1], 8), clip)
@@ -105,34 +95,12 @@ def test_all_readers_agree(config, how):
     assert colour(unpatchify(training.rows, 8)) == "G"  # random crops of a stream are inside
 
 
-def test_stores_of_other_crops_are_made_before_training(config):
-    data = open_data(config, CFG)
-    root = Path(config.source.partition(":")[2])
-    stores = {path.name: path for path in root.glob("store-*")}
-    name = "store-32-p8-pyav"
-    assert stores.keys() == {f"{name}-center", f"{name}-start-val-0.2", f"{name}-end-val-0.2"}
-    assert len(FrameStore(stores[f"{name}-end-val-0.2"]).names) == 2
-    assert len(data.dataset.clips("val")) == 2
-    again = open_data(replace(config, crop="none", eval_crops=1), CFG)
-    assert again.bad_files_path.parent.name == name
-
-
-def test_another_choice_of_the_videos_that_are_evaluated(tmp_path):
-    for number in range(40):
-        path = tmp_path / "ab"[number % 2] / f"{number}.mp4"
-        path.parent.mkdir(exist_ok=True)
-        write_video(path, bands()[:2], "libx264")
-    counts = []
-    for fraction in (0.5, 0.1, 0.2):
-        config = DataConfig(
-            f"videos:{tmp_path}", decoder="pyav", crop="center", eval_crops=3, val_fraction=fraction
-        )
-        data = open_data(replace(config, workers=1), CFG)
-        counts.append(len(data.dataset.clips("val")))
-    assert counts[0] > 2 * counts[1] > 0
-    assert {path.name for path in tmp_path.glob("store-*-end-*")} == {
-        f"store-32-p8-pyav-end-val-{choice}" for choice in (0.5, 0.1, 0.2)
-    }
+def test_each_crop_has_its_own_store(config):
+    names = [
+        open_data(replace(config, crop=crop), CFG).bad_files_path.parent.name
+        for crop in ("none", "center")
+    ]
+    assert names == ["store-32-p8-pyav", "store-32-p8-pyav-center"]
 
 
 def test_a_store_of_whole_frames_is_not_taken_for_one_of_squares(tmp_path):
@@ -142,8 +110,6 @@ def test_a_store_of_whole_frames_is_not_taken_for_one_of_squares(tmp_path):
         build_store([one], tmp_path / "store", 32, 8, "pyav", 1, crop="center")
 
 
-def test_where_a_crop_makes_no_sense(tmp_path):
-    with pytest.raises(UserError, match="--eval-crops: expected 1 without --crop center, got 3"):
-        DataConfig("videos:x", eval_crops=3).check()
+def test_unknown_crops_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"crop: expected one of none, .*, got 'left'"):
         load_clip(tmp_path, CFG, crop="left")  # type: ignore[arg-type]

@@ -23,7 +23,6 @@ from typing import Any, Literal, NamedTuple, get_args
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import read_json
-from ivcl_fast.manifest import Manifest
 
 Regime = Literal["iid", "comp", "sys"]
 QuestionType = Literal["direct", "indirect", "screen_off", "potential"]
@@ -147,7 +146,6 @@ class Acre:
                     f"{self.root}: expected a regime of ACRE, such as ACRE_IID, with config/ and "
                     f"images/, got no {folder}/"
                 )
-        self._manifest = Manifest.read(self.root)
 
     def clips(self, split: str) -> list[Clip]:
         """Return four clips per problem, in the order of the file; does not open the pictures.
@@ -192,9 +190,7 @@ class Acre:
         if split not in SPLITS:
             raise UserError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
         path = self._config(split)
-        problems = read_json(
-            path, "config/<split>.json of a regime of ACRE", self._manifest.checks(path)
-        )
+        problems = read_json(path, "config/<split>.json of a regime of ACRE")
         if not isinstance(problems, list) or not problems:
             raise UserError(f"{path}: expected a list of problems")
         return [_problem(value, f"{path}, problem {n}") for n, value in enumerate(problems)]
@@ -231,8 +227,7 @@ def _clip_name(split: str, number: int, query: int) -> str:
 
 def _problem(value: Any, where: str) -> Problem:
     if not isinstance(value, list) or len(value) != len(PANELS):
-        got = f"{len(value)}" if isinstance(value, list) else type(value).__name__
-        raise UserError(f"{where}: expected a list of 10 panels, got {got}")
+        raise UserError(f"{where}: expected a list of 10 panels")
     return tuple(_panel(value, i, f"{where}, panel {i}") for i in PANELS)
 
 

@@ -25,15 +25,14 @@ from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.data.formats.cater_frames import frame_count
 from ivcl_fast.data.formats.cater_labels import ACTION_CLASSES, ORDER_CLASSES, scene_fault
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import read_bytes, read_json
-from ivcl_fast.manifest import Manifest
+from ivcl_fast.files import read_json
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "train_subsetT", "train_subsetV")
 # A file name, possibly after a path, then an optional label.
 _LINE = re.compile(
-    r"\s*(?:.*/)?(?P<name>[^/]+\.(?:avi|mp4|mkv|webm|mov))(?:\s+(?P<labels>\S+))?\s*"
+    r"\s*(?:.*/)?(?P<name>\w[^/]*\.(?:avi|mp4|mkv|webm|mov))(?:\s+(?P<labels>\S+))?\s*"
 )
 _VIDEO_FOLDERS = ("videos", "images")
 _SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov")
@@ -89,14 +88,12 @@ class Cater:
         if not self.root.is_dir():
             raise UserError(f"{self.root}: expected a CATER package, got no such folder")
         folders = [name for name in _VIDEO_FOLDERS if (self.root / name).is_dir()]
-        for folder, exists in (("videos", folders), ("lists", (self.root / "lists").is_dir())):
-            if not exists:
-                raise UserError(
-                    f"{self.root}: expected a CATER package with videos/, scenes/ and lists/, got "
-                    f"no {folder}/"
-                )
+        if not folders or not (self.root / "lists").is_dir():
+            raise UserError(
+                f"{self.root}: expected a CATER package with videos/, scenes/ and lists/, got no "
+                + ("lists/" if folders else "videos/")
+            )
         self._videos = self.root / folders[0]
-        self._manifest = Manifest.read(self.root)
 
     def clips(self, split: str) -> list[Clip]:
         """Return the clips of a split in the order of the list.
@@ -174,7 +171,7 @@ class Cater:
         :class:`UserError` if the scene is missing or malformed, or has another number of frames.
         """
         path = self._scene_file(clip_name)
-        scene = read_json(path, "a CATER scene", self._manifest.checks(path))
+        scene = read_json(path, "a CATER scene")
         if reason := scene_fault(scene):
             raise UserError(f"{path}: not a CATER scene: {reason}")
         if frames is not None and (known := frame_count(scene)) != frames:
@@ -186,9 +183,7 @@ class Cater:
 
     def _read_list(self, path: Path) -> list[_Item]:
         try:
-            content = read_bytes(path)
-            self._manifest.checks(path)(content)
-            lines = content.decode("utf-8-sig").splitlines()
+            lines = path.read_text("utf-8-sig").splitlines()
         except FileNotFoundError:
             raise UserError(
                 f"{path}: expected lists/<task>/<split>.txt of a CATER package, got no such file"
@@ -198,9 +193,7 @@ class Cater:
         items = []
         for number, line in enumerate(lines, 1):
             where = f"{path}, line {number}"
-            match = _LINE.fullmatch(line)
-            usable = match and match["name"].isprintable()
-            if match and usable and Path(match["name"]).stem not in ("", ".", ".."):
+            if match := _LINE.fullmatch(line):
                 items.append(_Item(match["name"], match["labels"] or "", where))
             elif line.strip():
                 raise UserError(
@@ -212,20 +205,14 @@ class Cater:
         return self.root / "scenes" / f"{clip_name}.json"
 
     def _label(self, text: str, where: str) -> int | tuple[int, ...]:
-        try:
-            labels = tuple(int(label) for label in text.split(","))
-        except ValueError:
-            labels = ()
-        if not labels or not all(0 <= label < self.num_classes for label in labels):
+        labels = tuple(int(n) if n.isdecimal() else -1 for n in text.split(","))
+        is_valid = all(0 <= label < self.num_classes for label in labels)
+        if not is_valid or (len(labels) > 1 and not self.multi_label):
             several = ", or several with commas between" if self.multi_label else ""
             raise UserError(
                 f"{where}: label: expected 0 to {self.num_classes - 1}{several}, got {text!r}"
             )
-        if self.multi_label:
-            return labels
-        if len(labels) > 1:
-            raise UserError(f"{where}: expected one label for {self.task}, got {text!r}")
-        return labels[0]
+        return labels if self.multi_label else labels[0]
 
 
 class _Item(NamedTuple):

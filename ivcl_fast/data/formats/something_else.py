@@ -17,17 +17,14 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import read_json
-from ivcl_fast.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
-Check = Callable[[bytes], None]
 SPLITS = ("train", "validation")
 VIDEOS = "20bn-something-something-v2"
 FRAMES = "frames"
@@ -104,9 +101,7 @@ class SomethingElse:
         self.task = task
         if not self.root.is_dir():
             raise UserError(f"{self.root}: expected a Something-Else folder, got no such folder")
-        self._manifest = Manifest.read(self.root)
-        file = self._find("labels")
-        self._labels = _read_labels(file, self._manifest.checks(file))
+        self._labels = _read_labels(self._find("labels"))
         self._names = sorted(self._labels, key=self._labels.__getitem__)
         self.num_classes = len(self._labels)
 
@@ -116,9 +111,11 @@ class SomethingElse:
         Does not open the videos. Raises :class:`UserError` for a missing or malformed file, a
         template without a label, and an id with two templates.
         """
-        path = self._split_file(split)
+        if split not in SPLITS:
+            raise UserError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+        path = self._find(split)
         clips: dict[str, Clip] = {}
-        entries = _read_split(path, self._manifest.checks(path))
+        entries = _read_split(path)
         for name, template in entries:
             label = self._labels.get(template.replace("[", "").replace("]", ""))
             if label is None:
@@ -137,8 +134,7 @@ class SomethingElse:
         Frames are listed from 0001.jpg (or 0000.jpg, if it exists) to the last existing one, so a
         missing frame between them is noticed when the media are opened.
         """
-        files = map(self._split_file, SPLITS)
-        entries = [_read_split(file, self._manifest.checks(file)) for file in files]
+        entries = [_read_split(self._find(split)) for split in SPLITS]
         names = {name for of_split in entries for name, _ in of_split}
         videos = self.root / VIDEOS
         if videos.is_dir() or not (self.root / FRAMES).is_dir():
@@ -158,29 +154,24 @@ class SomethingElse:
             f"{self.root}: task {self.task}: expected {' or '.join(places)}, got no such file"
         )
 
-    def _split_file(self, split: str) -> Path:
-        if split not in SPLITS:
-            raise UserError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
-        return self._find(split)
 
-
-def _read_labels(path: Path, check: Check) -> dict[str, int]:
+def _read_labels(path: Path) -> dict[str, int]:
     """Read a label file; Something-Else has classes as numbers, Something-Something as strings."""
-    labels = read_json(path, "a dict from templates to classes", check)
+    expected = "a dict from templates to classes, each from 0 on once"
+    labels = read_json(path, expected)
     try:
         labels = {name: int(label) for name, label in labels.items()}
+        is_valid = bool(labels) and sorted(labels.values()) == list(range(len(labels)))
     except (AttributeError, TypeError, ValueError, OverflowError):
-        raise UserError(f"{path}: expected a dict from templates to classes") from None
-    if not labels:
-        raise UserError(f"{path}: expected a dict from templates to classes, got none")
-    if sorted(labels.values()) != list(range(len(labels))):
-        raise UserError(f"{path}: expected each class from 0 to {len(labels) - 1} once, got others")
+        is_valid = False
+    if not is_valid:
+        raise UserError(f"{path}: expected {expected}")
     return labels
 
 
-def _read_split(path: Path, check: Check) -> list[tuple[str, str]]:
+def _read_split(path: Path) -> list[tuple[str, str]]:
     """Read the id and template of every entry."""
-    entries = read_json(path, f"a list of {_ENTRY}, ...", check)
+    entries = read_json(path, f"a list of {_ENTRY}, ...")
     if not isinstance(entries, list):
         raise UserError(f"{path}: expected a list of {_ENTRY}, ...")
     read = []

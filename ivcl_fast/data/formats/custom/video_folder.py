@@ -28,7 +28,6 @@ from ivcl_fast.data.formats.custom.labelled import (
     LabelledVideos,
 )
 from ivcl_fast.errors import UserError
-from ivcl_fast.manifest import MANIFEST
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ def find_videos(root: Path) -> list[Media]:
     media, seen = list[Media](), set[str]()
     for place, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         real, folder = os.path.realpath(place), Path(place)
-        is_run = {"config.json", MANIFEST}.issubset(files)
+        is_run = {"config.json", "metrics.jsonl"}.issubset(files)
         if real in seen or (is_run and folder != root):  # a link may lead upwards
             folders.clear()
             continue
