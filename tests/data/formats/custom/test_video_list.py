@@ -138,6 +138,7 @@ LONG = b"a" * 131_073
         (b"pg/0.mp4 playing guitar\n", "line 1: "),
         (b"a.mp4 0 100 3\n", "line 1: .* got 'a.mp4 0 100 3'"),
         (b"a.mp4,0,100,3\n", "line 1: "),
+        (b"frames/a 3,4\n", "line 1: "),
         (b"a.mp4\t0.0\t2.5\t3\n", "line 1: "),
         (b"frames/a 10 90 3\n", "line 1: "),
         (b"a.mp4,0\nb.mp4," + LONG, "field larger than field limit"),
