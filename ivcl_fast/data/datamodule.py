@@ -279,7 +279,8 @@ def _open_store(
         return store.index, store.path, partial(StoreLoader, store)
     if drawn := drawn_media(dataset):
         options = {"placement": config.placement, "device": device, "step_bytes": step_bytes}
-        store = _draw_store(drawn, config, model, **options)
+        source = drawn.only([one.name for one in dataset.media()])
+        store = _draw_store(source, config, model, **options)
         return store.index, store.path, partial(StoreLoader, store)
     media, own_task = dataset.media(), dataset.task if dataset_format.media_by_task else None
     named: dict[str, Any] = {"task": own_task, "crop": config.crop}
