@@ -44,15 +44,15 @@ from ivcl_fast.data.stream_index import saved_index
 from ivcl_fast.data.synthetic.blender.process import find_python
 from ivcl_fast.data.synthetic.drawn import drawn_media
 from ivcl_fast.data.synthetic.renderers import Renderer
-from ivcl_fast.data.synthetic.writer import write_dataset
+from ivcl_fast.data.synthetic.writer import Size, write_dataset
 from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.progress import Bar, duration
 
 ITEMS_BY_SIZE = {
-    "cater": {"embedded": (3000, 600), "full": (3850, 1650)},
-    "acre": {"embedded": (3000, 500), "full": (6000, 2000)},
+    "cater": {"small": (1000, 300), "embedded": (3000, 600), "full": (3850, 1650)},
+    "acre": {"small": (1000, 300), "embedded": (3000, 500), "full": (6000, 2000)},
     "something-else": {"embedded": (3600, 720), "full": (3600, 720)},
 }
 """Default numbers of items to train and to evaluate on. ``full`` has the numbers of the data set,
@@ -94,8 +94,9 @@ class StoreFlags:
 class SyntheticFlags:
     """Content of a synthetic data set."""
 
-    size: Literal["embedded", "full"] = "embedded"
-    """full: frame size and rate of the published data set; embedded: smaller and lower."""
+    size: Size = "embedded"
+    """full: frame size and rate of the published data set; embedded: smaller and lower; small: for
+    a slow renderer, CATER in 16 frames and both at 128 x 96 pixels."""
     camera: Literal["static", "moving"] = "static"
     """Whether the camera moves (CATER)."""
     train: int | None = None
@@ -300,7 +301,10 @@ def prepare_synthetic(config: PrepareConfig, synthetic: Synthetic) -> None:
         drawn = {"renderer": flags.renderer, "samples": flags.samples}
         if workers is None and torch.cuda.is_available():
             workers = BLENDERS_ON_GPUS
-    train, val = ITEMS_BY_SIZE[synthetic.format][flags.size]
+    sizes = ITEMS_BY_SIZE[synthetic.format]
+    if flags.size not in sizes:
+        raise UserError(f"--size: expected one of {', '.join(sizes)}, got {flags.size}")
+    train, val = sizes[flags.size]
     spec = synthetic.spec(
         train=train if flags.train is None else flags.train,
         val=val if flags.val is None else flags.val,

@@ -25,7 +25,7 @@ from ivcl_fast.data.workers import WorkerPool, usable_cpus
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import atomic_folder, locked, read_bytes, remove_temporaries, write_text
 
-Size = Literal["embedded", "full"]
+Size = Literal["small", "embedded", "full"]
 
 log = logging.getLogger(__name__)
 

@@ -37,6 +37,11 @@ def test_videos(cater: Path) -> None:
     check_video(cater / "videos" / "CATER_new_000007.avi", (96, 72), 3, 38)
 
 
+def test_small_videos_have_few_frames(tmp_path: Path) -> None:
+    out = write_cater(tmp_path / "small", SyntheticCater(size="small", train=1, val=0), workers=1)
+    check_video(out / "videos" / "CATER_new_000000.avi", (128, 96), 1, 16)
+
+
 def test_scenes(cater: Path) -> None:
     for index in range(8):
         scene = json.loads((cater / "scenes" / f"CATER_new_{index:06d}.json").read_text())

@@ -31,7 +31,7 @@ from ivcl_fast.data.synthetic.writer import Size, write_dataset
 from ivcl_fast.files import atomic_write, write_text
 
 _PUBLISHED_SAMPLES = 512
-_SIZES = {"embedded": (96, 72), "full": (320, 240)}
+_SIZES = {"small": (128, 96), "embedded": (96, 72), "full": (320, 240)}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SyntheticAcre(DrawnSpec):
     """``iid``; ``comp``: training and test objects differ; or ``sys``: training and test problems
     differ in how many trials light up."""
     size: Size = "embedded"
-    """``full``: ACRE's own 320 x 240 pixels; ``embedded``: 96 x 72."""
+    """``full``: ACRE's own 320 x 240 pixels; ``embedded``: 96 x 72; ``small``: 128 x 96."""
     train: int = 3000
     """Number of training problems of four queries each (ACRE has 6,000)."""
     val: int = 500

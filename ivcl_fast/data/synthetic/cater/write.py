@@ -35,6 +35,7 @@ class _Format(NamedTuple):
 
 _FORMATS = {
     # Small objects keep their colours: no chroma subsampling.
+    "small": _Format(128, 96, 1, 16, "yuvj444p"),
     "embedded": _Format(96, 72, 3, 38, "yuvj444p"),
     "full": _Format(320, 240, 24, 301, "yuvj420p"),
 }
@@ -61,7 +62,8 @@ class SyntheticCater(DrawnSpec):
 
     size: Size = "embedded"
     """``full``: CATER's own 320 x 240 pixels, 24 fps and 301 frames; ``embedded``: the same
-    timeline at 96 x 72 pixels in 38 frames (3 fps)."""
+    timeline at 96 x 72 pixels in 38 frames (3 fps); ``small``: at 128 x 96 pixels in 16 frames, a
+    clip of the presets, for a slow renderer."""
     camera: CameraMotion = "static"
     """Whether the camera stands still, or moves as in CATER's ``cameramotion`` sets. none: frames
     are tables of what is in view (:mod:`ivcl_fast.data.synthetic.cater.states`)."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from ivcl_fast.data.synthetic.something_else.actions import (
 )
 from ivcl_fast.data.synthetic.something_else.render import Box, render
 from ivcl_fast.data.synthetic.video import encode_video
-from ivcl_fast.data.synthetic.writer import Size, SyntheticSpec, write_dataset
+from ivcl_fast.data.synthetic.writer import SyntheticSpec, write_dataset
 from ivcl_fast.files import atomic_write, remove_files, write_text
 
 _CLIP_BOXES = "boxes.part"
@@ -50,7 +50,7 @@ class SyntheticSomethingElse(SyntheticSpec):
     """Number of its validation clips (Something-Else has 57,876)."""
     seed: int = 0
     """Clips with different seeds are different."""
-    size: Size = "embedded"
+    size: Literal["embedded", "full"] = "embedded"
     """``full``: the original 427 x 240 pixels at 12 fps, 24 to 60 frames; ``embedded``: the same
     clips at 142 x 80 pixels and 8 fps, 16 to 40 frames."""
 
