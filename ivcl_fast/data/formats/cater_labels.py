@@ -18,7 +18,9 @@ from ivcl_fast.errors import UserError
 Scene = Mapping[str, Any]
 
 GRID_HALF_WIDTH = 3.0
-"""Objects have x and y between -3 and 3 (world units)."""
+"""Objects are placed at x and y between -3 and 3 (world units)."""
+OUTSIDE = 0.05
+"""How far beyond the border an object may be until it first moves: more than its mesh's offset."""
 
 ACTION_CLASSES: tuple[tuple[str, str], ...] = (
     ("sphere", "_slide"),
@@ -63,13 +65,14 @@ _ORDER_INDEX = {name: index for index, name in enumerate(ORDER_CLASSES)}
 def cell_label(x: float, y: float, n: int = 6) -> int:
     """Return the cell, ``row * n + column``, of a world position on the ``n`` x ``n`` grid.
 
-    Raises :class:`UserError` for a position outside the grid.
+    A snitch that has not moved may be up to :data:`OUTSIDE` beyond the border; it counts to the
+    cell there. (CATER's own lists give it a cell of another row.) Raises :class:`UserError` for a
+    position farther outside.
     """
-    if not (abs(x) <= GRID_HALF_WIDTH and abs(y) <= GRID_HALF_WIDTH):
+    if not max(abs(x), abs(y)) <= GRID_HALF_WIDTH + OUTSIDE:
         raise UserError(f"position: expected x and y from -3 to 3, got ({x}, {y})")
     scale = n / (2 * GRID_HALF_WIDTH)
-    # The upper border belongs to the last cell.
-    column, row = (min(math.floor(v * scale) + n // 2, n - 1) for v in (x, y))
+    column, row = (min(max(math.floor(v * scale) + n // 2, 0), n - 1) for v in (x, y))
     return row * n + column
 
 

@@ -33,6 +33,7 @@ def make_scene(objects: dict[str, tuple[str, list[float]]], **movements: list) -
         (-0.01, 0.01, 20, 9, 35),
         (1.0, -1.0, 16, 6, 21),
         (3.0, 3.0, 35, 15, 63),
+        (-3.01, -1.02, 6, 4, 16),  # placed at the border, with its mesh's offset
     ],
 )
 def test_localize_label(x: float, y: float, six: int, four: int, eight: int) -> None:
