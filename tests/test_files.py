@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from ivcl_fast.files import atomic_folder, locked, write_text
-from tests.support.power_cut import Disk
+import os
+
+import pytest
+
+from ivcl_fast.files import atomic_folder, atomic_write, locked, write_text
 
 
-def test_what_takes_its_name_is_on_the_disk(tmp_path, monkeypatch):
-    """After a power cut, it would be empty otherwise, and what it replaced would be gone."""
-    disk = Disk(monkeypatch)
+def test_content_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))
+        )
     write_text(tmp_path / "a.txt", "text")
+    assert calls == ["fsync", "replace"]
+    calls.clear()
     with atomic_folder(tmp_path / "folder") as folder:
         (folder / "b.txt").write_text("more text")
-    assert disk.renamed == {"a.txt", "folder/b.txt"} and not disk.unsafe
-    write_text(tmp_path / "c.txt", "text", durable=False)
-    assert disk.unsafe == {"c.txt"}
+    assert calls == ["fsync", "fsync", "replace", "fsync"]  # file, folder; then the parent
+
+
+def test_a_block_that_fails_leaves_the_old_content(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_write(file) as opened:
+        opened.write(b"new")
+        raise KeyboardInterrupt
+    assert file.read_text() == "old" and [*tmp_path.iterdir()] == [file]
 
 
 def test_a_folder_or_file_is_locked_once(tmp_path):

@@ -103,13 +103,10 @@ def test_every_kind_of_classifier(changes, tmp_path):
     assert write_model(model, tmp_path / "c.pt2") < 2e-5
 
 
-@pytest.mark.parametrize("format", ["pt2", "onnx"])
-def test_slots_that_compete_are_written(format, tmp_path):
-    for package in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():
-        pytest.importorskip(package, reason="needs ivcl_fast[onnx]")
+def test_slots_that_compete_are_written(tmp_path):
     torch.manual_seed(0)
     model = SlotAutoencoder(config(objective="slot_attention")).eval()
-    assert write_model(model, tmp_path / f"e.{format}") < 1e-4
+    assert write_model(model, tmp_path / "e.pt2") < 1e-4
 
 
 @pytest.mark.parametrize("difference", [math.nan, 2e-3])

@@ -57,19 +57,17 @@ def trained(kind: str, device: str, image_size: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-@pytest.mark.parametrize("image_size", [64, 128])
-@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+@pytest.mark.parametrize("kind, image_size", [("pretrain", 128), ("finetune", 64)])
 def test_training_repeats_bit_for_bit(deterministic, kind, image_size, device):
     first, second = trained(kind, device, image_size), trained(kind, device, image_size)
     assert all(map(torch.equal, first, second))
     assert all(parameter.isfinite().all() for parameter in first)
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-def test_any_number_of_threads_gives_the_same_bits(deterministic, kind):
-    expected = trained(kind, "cpu", 64)
-    for threads in (1, 3, 16):  # as OMP_NUM_THREADS, or a machine with so many cores, sets
+def test_any_number_of_threads_gives_the_same_bits(deterministic):
+    expected = trained("pretrain", "cpu", 64)
+    for threads in (1, 16):  # as OMP_NUM_THREADS, or a machine with so many cores, sets
         torch.set_num_threads(threads)
         enable_determinism()
         assert torch.get_num_threads() == DETERMINISTIC_THREADS
-        assert all(map(torch.equal, trained(kind, "cpu", 64), expected))
+        assert all(map(torch.equal, trained("pretrain", "cpu", 64), expected))

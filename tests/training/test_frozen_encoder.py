@@ -11,7 +11,6 @@ from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.loader import Batch
-from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.slots import Slots
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.group import Interrupted
@@ -100,26 +99,6 @@ def test_the_encoder_stays_and_the_rest_learns(tmp_path, pretrained, frame_label
     rates = {r["stage"]: r["lr"] for r in run.metrics.read() if "lr" in r}
     assert rates.keys() == {"last-frame", "finetune"}
     assert rates["finetune"] == rates["last-frame"]
-
-
-def test_batches_are_as_the_settings_say(tmp_path, pretrained):
-    options = dict(amp="bf16", slot_noise=0.3, label_fraction=0.5, frame_labels=True, **FROZEN)
-    run = run_with(tmp_path, name="run", init=pretrained, **options)
-    run.data.mirror = True  # pixels are not there any more
-    loader, _ = run._on_slots("finetune", run.classifier())
-    slots, labels = loader._slots, run.data.frame_labels["cells"]
-    assert slots.values.dtype == torch.bfloat16
-    assert len(loader.clips) == len(slots.values) == 3 and loader.frames_per_clip == 0
-    noises = []
-    for batch in (batch for epoch in range(4) for batch in loader.epoch(epoch)):
-        assert batch.rows.dtype == torch.float32
-        for row, label, number in zip(batch.rows, batch.labels, batch.clip_ids, strict=True):
-            clip = loader.clips[number]
-            noises.append(row - slots.values[slots.names[clip.name]].float())
-            count = run.data.num_frames(clip.media)
-            assert torch.equal(label, labels(clip, frame_ids(count, 4), count))
-    expected = 0.3 * slots.values.float().std().item()
-    assert torch.stack(noises).std().item() == pytest.approx(expected, rel=0.1)
 
 
 class Encoded(torch.nn.Module):

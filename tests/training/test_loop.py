@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,7 +66,7 @@ def kill():
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-@pytest.mark.parametrize("step", [0, 1, 4, 5, 12, 19, 24])
+@pytest.mark.parametrize("step", [0, 4, 5, 19, 24])
 def test_killed_and_resumed_is_the_same_run(tmp_path, step, optimizer):
     whole = stage(tmp_path / "whole", optimizer=optimizer)
     whole.run()
@@ -207,19 +206,3 @@ def test_every_step_has_its_rate_and_its_clipped_gradient(tmp_path):
     assert logged == {step: rates[step - 1] for step in (3, 6, 9, 12, 15, 18, 21, 24, 25)}
     means = [torch.stack(losses[i : i + 3]).mean().item() for i in range(0, 25, 3)]
     assert [loss for _, loss in curve(tmp_path)] == pytest.approx(means)
-
-
-def test_epochs_follow_each_other_and_are_continued(tmp_path):
-    asked = []
-
-    class Asked(ToyLoader):
-        def epoch(self, epoch, start_batch=0):
-            asked.append((epoch, start_batch))
-            return super().epoch(epoch, start_batch)
-
-    for fault in (failing_at(14, kill), toy_loss):
-        run = stage(tmp_path, fault)
-        run.loader = Asked(10, BATCH, 1, 2, 3)
-        with suppress(Killed):
-            run.run()
-    assert asked == [(0, 0), (1, 0), (1, 0), (2, 0)]  # the checkpoint before is of step 10

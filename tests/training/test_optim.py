@@ -24,7 +24,6 @@ def test_a_short_stage_warms_up_for_a_tenth_of_it():
     schedule = Schedule(clips=330, lr=1.0, batch_size=16, warmup_steps=100)  # rounded down
     assert schedule.steps == 20
     assert [schedule.lr_at(step) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
-    assert schedule.lr_at(11) == pytest.approx(0.5)  # half way through the decay
     assert Schedule(clips=3, batch_size=16).steps == 1
 
 
@@ -49,13 +48,6 @@ def test_positions_and_tokens_do_not_decay():
     kept = [p for g in adamw.param_groups if not g["weight_decay"] for p in g["params"]]
     matrices = {names[p].split(".")[-1] for p in kept if p.ndim > 1}
     assert matrices == {n.split(".")[-1] for n in names.values()} - {"weight", "bias"}
-
-
-def test_frozen_parameters_have_no_optimizer():
-    model = nn.ModuleDict({"body": nn.Linear(6, 8).requires_grad_(False), "head": nn.Linear(8, 3)})
-    (adamw,) = make_optimizers(model, Schedule(1))
-    taken = {id(p) for g in adamw.param_groups for p in g["params"]}
-    assert taken == {id(p) for p in model["head"].parameters()}
 
 
 def taken_by(optimizer, model):
@@ -84,13 +76,14 @@ def test_muon_takes_all_matrices_between_hidden_layers_of_slot_attention():
     }
 
 
-def test_rates_are_those_of_the_step_by_group():
+def test_rates_are_those_of_the_step_by_group_and_frozen_parameters_have_none():
     model = nn.ModuleDict({"body": nn.Linear(6, 8), "head": nn.Linear(8, 3)})
+    model["body"].bias.requires_grad_(False)
     optimizers = make_optimizers(model, Schedule(1, backbone_lr_scale=0.5))
-    for lr in (0.25, 0.5):
-        set_lr(optimizers, lr)
-        rates = {p: g["lr"] for g in optimizers[0].param_groups for p in g["params"]}
-        assert rates[model["body"].weight] == 0.5 * lr and rates[model["head"].weight] == lr
+    set_lr(optimizers, 0.25)
+    rates = {p: g["lr"] for g in optimizers[0].param_groups for p in g["params"]}
+    assert rates[model["body"].weight] == 0.125 and rates[model["head"].weight] == 0.25
+    assert model["body"].bias not in rates
 
 
 def test_learning_rates_are_tensors_that_stay():

@@ -90,13 +90,6 @@ def test_a_seed_decides(what, make, stages):
     assert not any(map(torch.equal, first, second))
 
 
-@pytest.mark.parametrize("zero_init", [True, False])
-def test_zero_init_is_a_choice(zero_init, make, stages):
-    make(zero_init=zero_init).pretrain()
-    block = stages["pretrain"].model.encoder.blocks[0]
-    assert all(layer.weight.any() != zero_init for layer in (block.attn.proj, block.mlp.fc2))
-
-
 def test_a_schedule_has_all_that_was_set(make, stages, weights, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # rates count the clips of all ranks
     settings = dict(
