@@ -8,8 +8,8 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -93,22 +93,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_files(folder: Path, patterns: Iterable[str]) -> None:
-    """Delete the files of a folder that match patterns such as ``step-*/state.json``.
-
-    Folders that become empty are deleted too, ``folder`` included.
-    """
-    folders = {folder}
-    for pattern in patterns:
-        for path in folder.glob(pattern):
-            if not path.is_dir():
-                path.unlink(missing_ok=True)
-                folders |= {parent for parent in path.parents if folder in parent.parents}
-    for place in sorted(folders, reverse=True):  # the innermost first
-        with suppress(OSError):  # it is not empty
-            place.rmdir()
-
-
 def remove_temporaries(folder: Path, patterns: Iterable[str]) -> None:
     """Delete what killed processes left of writing files of a folder, by patterns of their names.
 
@@ -133,23 +117,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(
-    path: Path, accepted: str, check: Callable[[bytes], None] = lambda content: None
-) -> Any:
-    """Read a JSON file; raises :class:`UserError`, which names what is ``accepted``.
-
-    ``check`` is called with the content first.
-    """
+def read_json(path: Path, expected: str) -> Any:
+    """Read a JSON file; raises :class:`UserError`, which names what is ``expected``."""
     try:
-        content = read_bytes(path)
-        check(content)
-        return json.loads(content)
-    except UserError:
-        raise
+        return json.loads(read_bytes(path))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; expected {accepted}") from None
+        raise UserError(f"{path}: {error.strerror}; expected {expected}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file ({error}); expected {accepted}") from None
+        raise UserError(f"{path}: not a JSON file ({error}); expected {expected}") from None
 
 
 def fsync(path: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,9 +25,8 @@ from ivcl_fast.command import parse, run_command
 from ivcl_fast.config import MAX_SIZE
 from ivcl_fast.data.bad_files import check_all_usable, named
 from ivcl_fast.data.config import MOST_VIDEOS, MOST_WORKERS, DataConfig
-from ivcl_fast.data.dataset import Dataset, Media, VideoError, describe_splits
-from ivcl_fast.data.decode.decoder import default_workers, make_decoder, resolve_decoder
-from ivcl_fast.data.decode.interface import ChosenDecoder, DecoderName
+from ivcl_fast.data.dataset import Dataset, Media, describe_splits
+from ivcl_fast.data.decode.interface import DecoderName
 from ivcl_fast.data.registry import (
     Synthetic,
     check_options,
@@ -48,7 +46,7 @@ from ivcl_fast.data.synthetic.writer import Size, write_dataset
 from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, require_at_least
-from ivcl_fast.progress import Bar, duration
+from ivcl_fast.progress import Bar
 
 ITEMS_BY_SIZE = {
     "cater": {"small": (1000, 300), "embedded": (3000, 600), "full": (3850, 1650)},
@@ -60,8 +58,6 @@ except for Something-Else, which has 112,795 clips."""
 BLENDERS_ON_GPUS = 2
 """Default number of Blender processes where there are GPUs; each uses all of them."""
 MOST_SAMPLES = 2**20
-MEASURED_SECONDS = 2.0
-"""Seconds of decoding from which a dry run estimates the total time."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +124,9 @@ class PrepareConfig:
     workers: int | None = None
     """Processes; by default one per CPU."""
     dry_run: bool = False
-    """Write no store and no synthetic data; print what would be written, its size and an estimate
-    of the time. Videos inside tar or Parquet files are unpacked first all the same, and those in
-    object storage copied, as the command without this flag does once."""
+    """Write no store and no synthetic data; print what would be written, and its size. Videos
+    inside tar or Parquet files are unpacked first all the same, and those in object storage copied,
+    as the command without this flag does once."""
     store: Annotated[StoreFlags, tyro.conf.arg(name="")] = StoreFlags()
     synthetic: Annotated[SyntheticFlags, tyro.conf.arg(name="")] = SyntheticFlags()
 
@@ -206,7 +202,7 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
         print(f"would draw {len(media)} videos into {out}")
         return None
     if config.dry_run:
-        print_estimate(media, out, config)
+        print_size(media, out, config)
         return None
     part = None if flags.part is None else parse_part(flags.part)
     device = None
@@ -252,44 +248,19 @@ def parse_part(text: str) -> Part:
     return Part(int(match[1]) - 1, int(match[2]))
 
 
-def print_estimate(media: Sequence[Media], out: Path, config: PrepareConfig) -> None:
-    """Print what building a store would take; decodes some media to estimate the time."""
+def print_size(media: Sequence[Media], out: Path, config: PrepareConfig) -> None:
+    """Print what building a store would decode and write."""
     flags = config.store
     with TemporaryDirectory() as folder, Bar("probing", len(media), "videos") as bar:
         index = saved_index(media, Path(folder), config.workers or usable_cpus(), bar)
         frames, bad_files = int(index.frames.sum()), index.bad_files
-    decoder = resolve_decoder(flags.decoder)
-    workers = config.workers or default_workers(decoder)
     gigabytes = frames * 3 * flags.image_size**2 / 1e9
-    usable = [one for one in media if one.name not in bad_files]
-    rate = measure_decoding(usable, decoder, flags.image_size)
-    print(f"would decode {len(usable)} videos, {frames:,} frames,")
-    print(f"into {out}, {gigabytes:.2f} GB; {len(bad_files)} videos cannot be used;")
-    if rate:
-        print(
-            f"about {duration(frames / rate / workers)}: {rate:,.0f} frames/s by each of "
-            f"{workers} workers"
-        )
+    print(f"would decode {len(media) - len(bad_files)} videos, {frames:,} frames,")
+    print(f"into {out}, {gigabytes:.2f} GB; {len(bad_files)} videos cannot be used")
     if bad_files:
         print(named(bad_files))
     if flags.require_all:
         check_all_usable(bad_files, len(media), None)
-
-
-def measure_decoding(media: Sequence[Media], chosen: ChosenDecoder, image_size: int) -> float:
-    """Measure one worker's frames per second on the first media; 0 if none can be decoded."""
-    frames, seconds = 0, 0.0
-    decoder = make_decoder(chosen, image_size)
-    for one in media:
-        start = time.perf_counter()
-        try:
-            frames += sum(map(len, decoder.parts(one)))
-        except VideoError:
-            continue
-        seconds += time.perf_counter() - start
-        if seconds > MEASURED_SECONDS:
-            break
-    return frames / seconds if seconds else 0.0
 
 
 def prepare_synthetic(config: PrepareConfig, synthetic: Synthetic) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from ivcl_fast.data.synthetic.something_else.actions import (
 from ivcl_fast.data.synthetic.something_else.render import Box, render
 from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import SyntheticSpec, write_dataset
-from ivcl_fast.files import atomic_write, remove_files, write_text
+from ivcl_fast.files import atomic_write, write_text
 
 _CLIP_BOXES = "boxes.part"
 """Folder with a file of boxes per clip; deleted when all clips are complete."""
@@ -92,7 +93,7 @@ class SyntheticSomethingElse(SyntheticSpec):
         return f"{VIDEOS}/{number + 1}.webm", _boxes_name(number)
 
     def finish(self, out: Path) -> None:
-        remove_files(out / _CLIP_BOXES, ["[0-9]*.json"])
+        shutil.rmtree(out / _CLIP_BOXES, ignore_errors=True)
 
     def index_files(self, out: Path) -> dict[str, str]:
         """Join the boxes of the clips in two files (of four); return the split files."""
