@@ -60,8 +60,8 @@ def probe_run(config: ProbesConfig) -> Scores:
     run = FinishedRun.open(config.run, config.device, config.where)
     if run.config.data.task not in TASKS:
         raise UserError(
-            f"{config.run}: probes need CATER's scenes, and its task is {run.config.data.task}; "
-            f"accepted: a run of {', '.join(TASKS)}"
+            f"{config.run}: expected a run of CATER ({', '.join(TASKS)}), whose scenes are read, "
+            f"got one of {run.config.data.task}"
         )
     models: Models = {"untrained": run.untrained(), **run.models(config.checkpoint)}
     train, train_features = encode(run, run.data.train_split, config.train_clips, models)

@@ -52,8 +52,6 @@ class VisualizeConfig:
     or a .safetensors file; they replace the pretrained or the finetuned model."""
     out: Path | None = None
     """Folder to write to; by default visualize in the run's folder."""
-    rollout: bool = False
-    """Follow attention through all blocks (Abnar and Zuidema, 2020) instead of the last one."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     where: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
@@ -65,8 +63,6 @@ def visualize(config: VisualizeConfig) -> Path:
     if config.video is not None and config.clip:
         raise UserError("--clip: expected no --video, got both")
     run = FinishedRun.open(config.run, config.device, config.where)
-    if config.rollout and run.config.model.objective == "slot_attention":
-        raise UserError("--rollout: expected a run without --objective slot_attention")
     models = run.models(config.checkpoint)
     reader = ClipReader(run, trajectories=run.localizes)
     out = config.out or run.folder / "visualize"
@@ -76,28 +72,28 @@ def visualize(config: VisualizeConfig) -> Path:
         clips: Iterator[DecodedClip] = iter([reader.file(config.video, "--video")])
     else:
         clips = reader.named(config.clip) if config.clip else reader.mixed(config.clips)
-        measure_collapse(page, run, models, config.rollout)
     for clip in clips:
         page.heading(clip.name)
         if isinstance(classifier := models.get("finetuned"), IVCLClassifier):
             answers = run.answer(classifier, clip.frames, ANSWERS)
             likeliest = ", ".join(f"{name} ({score:.0%})" for name, score in answers.items())
             page.text(f"Answer: {likeliest}." + (f" Truth: {clip.truth}." if clip.truth else ""))
-        for picture in draw_clip(run, clip, models, out / clip.name, config.rollout):
+        for picture in draw_clip(run, clip, models, out / clip.name):
             page.picture(picture.path, picture.caption)
         print(printable(f"{clip.name}: {out / clip.name}"))
+    if config.video is None:
+        measure_collapse(page, run, models)
     index = out / "index.html"
     write_text(index, str(page))
     return index
 
 
-def measure_collapse(page: Page, run: FinishedRun, models: Models, rollout: bool) -> None:
+def measure_collapse(page: Page, run: FinishedRun, models: Models) -> None:
     """Measure how similar the slots of each model and of an untrained one are; print and add it."""
-    reader = ClipReader(run)
-    clips = list(reader.usable(reader.eval_clips, MEASURED_CLIPS))
+    clips = list(ClipReader(run).mixed(MEASURED_CLIPS))
     rows = []
     for name, model in {"untrained": run.untrained(), **models}.items():
-        maps = [slot_attention(model, clip.frames[None], rollout=rollout).cpu() for clip in clips]
+        maps = [slot_attention(model, clip.frames[None]).cpu() for clip in clips]
         scores = slot_collapse(torch.cat(maps))
         rows.append([name, *(str(scores.get(measure, "")) for measure in ("overlap", "entropy"))])
     table = Table(["model", "overlap of the slots", "entropy of a slot's map"], rows)
@@ -109,7 +105,7 @@ def measure_collapse(page: Page, run: FinishedRun, models: Models, rollout: bool
         "Overlap: 0 where the slots of a frame attend to different patches, 1 where all attend to "
         "the same (collapse). Entropy: 0 where a slot attends to one patch, 1 where it attends to "
         "all patches equally. Maps with an entropy near 1 overlap because they are all uniform. "
-        f"The maps: {measure_name(run, rollout)}."
+        f"The maps: {measure_name(run)}."
     )
 
 

@@ -28,11 +28,14 @@ def describe(source: str, shape: str | None = None) -> Iterator[str]:
     """Yield lines: the report of ``accelerate``, and the gain in training and inference.
 
     ``source``: ``timm:NAME`` or ``hf:DIR``, built with random weights, or ``module:attribute``, a
-    model or a function without arguments that returns one. ``shape``: one input as ``3,224,224``,
-    by default the model's own. Raises :class:`UserError` where there is no such model.
+    model or a function without arguments that returns one. ``shape``: one input, by default
+    ``3,224,224`` or what timm's model takes. Raises :class:`UserError` where there is no such
+    model.
     """
     own = load(source)
-    sizes = [2, *(parse_shape(shape) if shape else input_shape(own))]
+    known = getattr(own, "pretrained_cfg", None)
+    size = known.get("input_size") if isinstance(known, dict) else None
+    sizes = [2, *(parse_shape(shape) if shape else size or (3, 224, 224))]
     ours = copy.deepcopy(own)
     report = accelerate(ours)
     millions = sum(p.numel() for p in own.parameters()) / 1e6
@@ -42,11 +45,8 @@ def describe(source: str, shape: str | None = None) -> Iterator[str]:
         x = torch.randn(sizes)
         yield gain("training", training_step, own.train(), ours.train(), x)
         yield gain("inference", inference, own.eval(), ours.eval(), x)
-    except Exception as error:
+    except Exception as error:  # a third-party model may raise anything
         yield f"gain here: unknown, it fails on an input of {sizes}: {first_line(error)}"
-
-
-# --- The model and its input ----------------------------------------------------------------------
 
 
 def load(source: str) -> nn.Module:
@@ -54,73 +54,47 @@ def load(source: str) -> nn.Module:
     kind, _, name = source.partition(":")
     if not kind or not name:
         raise UserError(f"--model: expected {EXPECTED}, got {source}")
-    builders: dict[str, Callable[[str], Any]] = {"timm": from_timm, "hf": from_hugging_face}
     try:
-        model = builders[kind](name) if kind in builders else from_module(kind, name)
-    except Exception as error:
+        if kind == "timm":
+            model: Any = timm_weights.import_timm(source).create_model(name, pretrained=False)
+        elif kind == "hf":
+            if not Path(name, "config.json").is_file():
+                raise UserError("expected a folder with a config.json")
+            transformers: Any = importlib.import_module("transformers")
+            config = transformers.AutoConfig.from_pretrained(name, local_files_only=True)
+            model = transformers.AutoModel.from_config(config)
+        else:
+            model = getattr(importlib.import_module(kind), name)
+            model = model if isinstance(model, nn.Module) or not callable(model) else model()
+    except Exception as error:  # a third-party package may raise anything
         raise UserError(f"--model {source}: cannot be built: {first_line(error)}") from None
     if not isinstance(model, nn.Module):
         raise UserError(f"--model {source}: expected a model, got {type(model).__name__}")
     return model
 
 
-def from_timm(name: str) -> Any:
-    return timm_weights.import_timm(f"timm:{name}").create_model(name, pretrained=False)
-
-
-def from_hugging_face(folder: str) -> Any:
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError("expected a folder with a config.json")
-    from transformers import AutoConfig, AutoModel
-
-    return AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-
-
-def from_module(module: str, attribute: str) -> Any:
-    found = getattr(importlib.import_module(module), attribute)
-    return found if isinstance(found, nn.Module) or not callable(found) else found()
-
-
 def parse_shape(text: str) -> list[int]:
     """Read ``3,224,224``; raises :class:`UserError`."""
-    parts = text.split(",")
-    if not all(re.fullmatch(r"\s*[1-9][0-9]{0,8}\s*", part) for part in parts):
+    if not re.fullmatch("[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*", text):
         raise UserError(f"--model-input: expected sizes such as 3,224,224, got {text}")
-    return [int(part) for part in parts]
-
-
-def input_shape(model: Any) -> list[int]:
-    """The shape of one input, ``[C, H, W]``, or ``[T, C, H, W]`` for Hugging Face's video models;
-    3,224,224 if the model does not have it."""
-    known = getattr(model, "pretrained_cfg", None)
-    if isinstance(known, dict) and "input_size" in known:
-        return list(known["input_size"])
-    config = getattr(model, "config", None)
-    config = getattr(config, "vision_config", config)
-    size = getattr(config, "image_size", None) or getattr(config, "crop_size", None) or 224
-    frames = getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", None)
-    image = [getattr(config, "num_channels", 3), *([size] * 2 if isinstance(size, int) else size)]
-    return image if frames is None else [frames, *image]
-
-
-# --- Speed ----------------------------------------------------------------------------------------
+    return [int(part) for part in text.split(",")]
 
 
 def output(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's first output, in bfloat16 where the hardware is fast at it."""
+    """Return the model's first output, in bfloat16 where the hardware is fast at it."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=has_fast_bf16(x.device)):
         out: Any = model(x)
     return out if isinstance(out, Tensor) else out[0]
 
 
 def training_step(model: nn.Module, x: Tensor) -> None:
-    """Forward and backward pass."""
+    """Run a forward and a backward pass."""
     output(model, x).float().square().mean().backward()
     model.zero_grad(set_to_none=True)
 
 
 def inference(model: nn.Module, x: Tensor) -> None:
-    """Forward pass."""
+    """Run a forward pass."""
     with torch.inference_mode():
         output(model, x)
 
@@ -128,7 +102,7 @@ def inference(model: nn.Module, x: Tensor) -> None:
 def gain(
     name: str, run: Callable[[nn.Module, Tensor], None], own: nn.Module, ours: nn.Module, x: Tensor
 ) -> str:
-    """A line on how many times as fast ``run`` becomes, the median of rounds in turn."""
+    """Describe how many times as fast ``run`` becomes: the median of interleaved rounds."""
     times = [[seconds(run, model, x) for model in (own, ours)] for _ in range(ROUNDS + 1)][1:]
     ratio = statistics.median(a / b for a, b in times)
     before, after = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
@@ -140,6 +114,7 @@ def gain(
 
 
 def seconds(run: Callable[[nn.Module, Tensor], None], model: nn.Module, x: Tensor) -> float:
+    """Return how long ``run`` takes."""
     begin = time.perf_counter()
     run(model, x)
     return time.perf_counter() - begin

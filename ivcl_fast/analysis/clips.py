@@ -54,11 +54,6 @@ class DecodedClip:
         return self.take(self.frame_index)
 
     @property
-    def hidden(self) -> bool | None:
-        """Whether the snitch ends inside a cone; None without a scene."""
-        return None if self.scene is None else hidden_at_end(self.scene)
-
-    @property
     def aligned_scene(self) -> Scene | None:
         """The scene, if it has the same number of frames as the video."""
         aligned = self.scene and frame_count(self.scene) == self.frame_index[-1] + 1
@@ -66,7 +61,7 @@ class DecodedClip:
 
     @property
     def titles(self) -> list[str]:
-        """A title for each frame."""
+        """A title for each frame; frames of a video are numbered from 1."""
         if self.panels:
             return [*(f"panel {i + 1}" for i in self.frame_index[:-1]), "query"]
         return [
@@ -88,16 +83,13 @@ class ClipReader:
     ) -> None:
         self.run, self.trajectories = run, trajectories
         self.num_frames = num_frames or run.config.model.num_frames
+        self.panels = clip_frames(run.config.data.source)
+        """Frames of every clip where the data set fixes them."""
 
     @cached_property
     def media(self) -> dict[str, Media]:
         """The data set's media by name."""
         return {media.name: media for media in self.run.dataset.media()}
-
-    @cached_property
-    def eval_clips(self) -> Sequence[Clip]:
-        """The clips that results are reported on."""
-        return self.run.dataset.clips(self.run.dataset.splits[1])
 
     def file(self, path: Path, flag: str) -> DecodedClip:
         """Read a video file, or a folder of images, which needs no data set.
@@ -105,7 +97,7 @@ class ClipReader:
         Raises :class:`UserError`, naming ``flag``, if it cannot be used.
         """
         try:
-            return self._decode(find_media(path, self._panels))
+            return self._decode(find_media(path, self.panels))
         except VideoError as error:
             raise UserError(f"{flag} {path}: {error}") from None
 
@@ -113,11 +105,20 @@ class ClipReader:
         """Read a clip of the data set; raises :class:`VideoError` if its media cannot be used."""
         labels = clip.label if isinstance(clip.label, tuple) else (clip.label,)
         truth = "; ".join(self.run.dataset.describe(label) for label in labels)
-        decoded = self._draw(clip) if self._drawn else self._decode(self.media[clip.media], clip)
-        scene = None
-        if self._scenes and self._scenes.has_scenes([clip.name]):
-            scene = self._scenes.scene(clip.name)
+        scenes = self.scenes([clip])
+        if drawn := drawn_media(self.run.dataset):
+            decoded = self._draw(drawn, clip)
+        else:
+            decoded = self._decode(self.media[clip.media], clip.frames)
+        scene = scenes.scene(clip.name) if scenes else None
         return replace(decoded, name=clip.name, truth=truth, scene=scene)
+
+    def scenes(self, clips: Sequence[Clip]) -> Cater | None:
+        """Return the data set, if it has a scene for each clip that says where the snitch is."""
+        dataset = self.run.dataset
+        if not self.run.localizes or not isinstance(dataset, Cater):
+            return None
+        return dataset if dataset.has_scenes([clip.name for clip in clips]) else None
 
     def named(self, names: Sequence[str]) -> Iterator[DecodedClip]:
         """Read clips by name. Raises :class:`UserError` for one that is missing or unusable."""
@@ -125,90 +126,62 @@ class ClipReader:
         known = {clip.name: clip for split in dataset.splits[:2] for clip in dataset.clips(split)}
         if missing := [name for name in names if name not in known]:
             raise UserError(
-                f"--clip {missing[0]}: no such clip in the training or evaluation split of "
-                f"{dataset.root}; expected a name such as {next(iter(known))}"
+                f"--clip: expected a clip of the training or evaluation split such as "
+                f"{next(iter(known))}, got {missing[0]}"
             )
-
-        def read(name: str) -> DecodedClip:
+        for name in names:
             try:
-                return self.read(known[name])
+                yield self.read(known[name])
             except VideoError as error:
                 raise UserError(f"--clip {name}: {error}") from None
 
-        return map(read, names)
-
     def mixed(self, count: int, clips: Sequence[Clip] | None = None) -> Iterator[DecodedClip]:
-        """Read the first ``count`` usable clips of ``clips``, by default of :attr:`eval_clips`.
+        """Read the first ``count`` usable clips of ``clips``, by default those of the evaluation.
 
-        For a localisation task with scenes, clips that end with the snitch visible and hidden take
-        turns.
+        For a localisation task with scenes, clips that end with the snitch visible and hidden
+        alternate. Clips that cannot be decoded are named and left out; raises :class:`UserError` if
+        none can.
         """
-        clips = self.eval_clips if clips is None else clips
-        scenes = self._scenes
-        if scenes is None or not scenes.has_scenes([clip.name for clip in clips]):
-            return self.usable(clips, count)
-        ends = tee((clip, hidden_at_end(scenes.scene(clip.name))) for clip in clips)
-        visible = (clip for clip, is_hidden in ends[0] if not is_hidden)
-        hidden = (clip for clip, is_hidden in ends[1] if is_hidden)
-        pairs = zip_longest(visible, hidden)  # in turn, as long as there are both
-        return self.usable((clip for pair in pairs for clip in pair if clip), count)
-
-    def usable(self, clips: Iterable[Clip], count: int) -> Iterator[DecodedClip]:
-        """Read the first ``count`` clips that can be decoded; others are named and left out.
-
-        Raises :class:`UserError` if none can.
-        """
-        left = count
-        for clip in clips:
-            if left == 0:
+        dataset = self.run.dataset
+        chosen: Iterable[Clip] = dataset.clips(dataset.splits[1]) if clips is None else clips
+        if scenes := self.scenes(list(chosen)):
+            ends = tee((clip, hidden_at_end(scenes.scene(clip.name))) for clip in chosen)
+            visible = (clip for clip, is_hidden in ends[0] if not is_hidden)
+            hidden = (clip for clip, is_hidden in ends[1] if is_hidden)
+            chosen = (clip for pair in zip_longest(visible, hidden) for clip in pair if clip)
+        read = 0
+        for clip in chosen:
+            if read == count:
                 return
             try:
                 decoded = self.read(clip)
             except VideoError as error:
                 print(printable(f"{clip.name} left out: {error}"))
                 continue
-            left -= 1
+            read += 1
             yield decoded
-        if left == count:
-            raise UserError(
-                f"{self.run.dataset.root}: no clip of the evaluation split can be decoded"
-            )
+        if not read:
+            raise UserError(f"{dataset.root}: no clip of the evaluation split can be decoded")
 
-    @property
-    def _panels(self) -> int | None:
-        """Frames of every clip where the data set fixes them."""
-        return clip_frames(self.run.config.data.source)
+    def _draw(self, drawn: Drawn, clip: Clip) -> DecodedClip:
+        """Draw the frames of a synthetic clip without a file."""
+        frames = torch.cat([*drawn.frames(clip.media, self.run.config.model.image_size)])
+        index, needed = self._frames_of(len(frames), clip.frames)
+        return self._clip(clip.media, index, needed, frames[needed], drawn.spec.fps)
 
-    @property
-    def _scenes(self) -> Cater | None:
-        """The data set, if its scenes say where the snitch is."""
-        dataset = self.run.dataset if self.run.localizes else None
-        return dataset if isinstance(dataset, Cater) else None
-
-    @cached_property
-    def _drawn(self) -> Drawn | None:
-        """The media, if they are drawn instead of decoded."""
-        return drawn_media(self.run.dataset)
-
-    def _draw(self, clip: Clip) -> DecodedClip:
-        assert self._drawn
-        frames = torch.cat([*self._drawn.frames(clip.media, self.run.config.model.image_size)])
-        index, needed = self._frames_of(len(frames), clip)
-        return self._clip(clip.media, index, needed, frames[needed], self._drawn.spec.fps)
-
-    def _decode(self, media: Media, clip: Clip | None = None) -> DecodedClip:
+    def _decode(self, media: Media, ids: Sequence[int] | None = None) -> DecodedClip:
+        """Decode the frames ``ids``, by default evenly spaced ones."""
         with open_media(media) as opened:
             info = opened.info
-            index, needed = self._frames_of(info.frames, clip)
+            index, needed = self._frames_of(info.frames, ids)
             name = resolve_decoder(self.run.config.data.decoder)
             crop, size = info.square(self.run.config.data.crop), self.run.config.model.image_size
             frames = make_decoder(name, size).decode_open(opened, needed, crop)
         return self._clip(media.name, index, needed, frames, info.fps)
 
-    def _frames_of(self, count: int, clip: Clip | None) -> tuple[list[int], list[int]]:
+    def _frames_of(self, count: int, ids: Sequence[int] | None) -> tuple[list[int], list[int]]:
         """Return the frames for models, by default evenly spaced ones, and all that are needed."""
         chosen = frame_ids(count, self.num_frames, stride=self.run.config.data.frame_stride)
-        ids = clip.frames if clip else None
         index = list(ids or chosen.tolist())[-self.num_frames :]  # one frame: the last
         needed = set(index)
         if self.trajectories:
@@ -220,4 +193,4 @@ class ClipReader:
         self, name: str, index: list[int], needed: list[int], frames: Tensor, fps: float
     ) -> DecodedClip:
         decoded = dict(zip(needed, frames.to(self.run.device), strict=True))
-        return DecodedClip(name, index, decoded, fps, panels=self._panels is not None)
+        return DecodedClip(name, index, decoded, fps, panels=self.panels is not None)

@@ -55,10 +55,6 @@ class SnitchTrajectory:
             return None
         return grid_distance(self.probabilities, self.cells, self.grid)
 
-    def is_hidden(self, at: int) -> bool:
-        """Return whether the snitch is known to be hidden at the ``at``-th frame."""
-        return self.hidden is not None and bool(self.hidden[at])
-
 
 def frames_up_to(end: int, num_frames: int) -> list[int]:
     """Return the frames that stand for a video cut off after frame ``end``."""

@@ -80,20 +80,15 @@ def draw_run(run: FinishedRun, evaluation: Evaluation | None) -> list[Picture]:
 
 @torch.inference_mode()
 def draw_clip(
-    run: FinishedRun,
-    clip: DecodedClip,
-    models: Mapping[str, Model],
-    folder: Path,
-    rollout: bool = False,
+    run: FinishedRun, clip: DecodedClip, models: Mapping[str, Model], folder: Path
 ) -> list[Picture]:
     """Draw all that the models show about one clip into ``folder``.
 
-    ``rollout``: as of ``ivcl_fast.visualize``. For a localisation task the clip's reader must have
-    decoded what trajectories need.
+    For a localisation task the clip's reader must have decoded what trajectories need.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    maps = attention_maps(models, clip, rollout)
-    pictures = [draw_attention(folder / "attention.png", clip, maps, measure_name(run, rollout))]
+    maps = attention_maps(models, clip)
+    pictures = [draw_attention(folder / "attention.png", clip, maps, measure_name(run))]
     path, trajectory, classifier = folder / "slots.gif", None, models.get("finetuned")
     caption = f"All frames that the model is given, {PER_SECOND} per second."
     if run.localizes and isinstance(classifier, IVCLClassifier):
@@ -114,22 +109,17 @@ def evenly_spaced(count: int, total: int) -> list[int]:
 # --- Slot attention ------------------------------------------------------------------------------
 
 
-def measure_name(run: FinishedRun, rollout: bool = False) -> str:
+def measure_name(run: FinishedRun) -> str:
     """Say in words what :func:`~ivcl_fast.analysis.attention_maps.slot_attention` measures."""
     if run.config.model.objective == "slot_attention":
         return "last round of slot attention"
-    if rollout:
-        return "attention rollout through the image encoder, mean of the heads"
     return "last block of the image encoder, mean of the heads"
 
 
-def attention_maps(
-    models: Mapping[str, Model], clip: DecodedClip, rollout: bool = False
-) -> dict[str, Tensor]:
+def attention_maps(models: Mapping[str, Model], clip: DecodedClip) -> dict[str, Tensor]:
     """Return the slot attention of each model on a clip: float32 ``[T, S, N]`` on the CPU."""
     return {
-        name: slot_attention(model, clip.frames[None], rollout=rollout)[0].cpu()
-        for name, model in models.items()
+        name: slot_attention(model, clip.frames[None])[0].cpu() for name, model in models.items()
     }
 
 
@@ -198,7 +188,8 @@ def animation(
             if trajectory is not None:
                 row[-1].set_axis_off()
             if trajectory is not None and name == "finetuned":
-                hidden = " (hidden)" if trajectory.is_hidden(at) else ""
+                is_hidden = trajectory.hidden is not None and trajectory.hidden[at]
+                hidden = " (hidden)" if is_hidden else ""
                 row[-1].set_title(f"predicted cell{hidden}", fontsize=9)
                 draw_floor(row[-1], trajectory, at)
         yield figure

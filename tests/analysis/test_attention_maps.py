@@ -81,18 +81,17 @@ def slots_to_patches(cfg: Any, matrix: Tensor) -> Tensor:
     return torch.stack(maps)
 
 
-@pytest.mark.parametrize("head", [None, 0, 1])
 @pytest.mark.parametrize("kind", [reference.IVCL, reference.IVCLClassifier])
 @pytest.mark.parametrize("choices", CHOICES, ids=str)
 @torch.no_grad()
-def test_last_block(video: Tensor, kind: Any, choices: dict[str, Any], head: int | None) -> None:
+def test_last_block(video: Tensor, kind: Any, choices: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = sharpened(kind(config(**choices)))
-    maps = slot_attention(model, video, head)
+    maps = slot_attention(model, video)
     assert maps.shape == (2, 5, 2, 16) and maps.dtype == torch.float32
     for clip, found in zip(video, maps, strict=True):
         last = attention_by_hand(model, clip)[-1]
-        expected = slots_to_patches(model.cfg, last.mean(0) if head is None else last[head])
+        expected = slots_to_patches(model.cfg, last.mean(0))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert (maps.sum(-1) <= 1 + 1e-5).all()
 
@@ -112,38 +111,17 @@ def test_slots_that_compete_attend_to_what_they_take_in(video: Tensor, kind: Any
     model.encoder.slots(reference.patchify(video, 4))
     taken = seen[-1].view(2, 5, 2, -1)
     torch.testing.assert_close(maps @ values[-1], taken, rtol=1e-4, atol=1e-4)
-    for choice in ({"head": 0}, {"rollout": True}):
-        with pytest.raises(ValueError, match="slots that compete have neither"):
-            slot_attention(model, video, **choice)
     part.key.weight *= 1000  # so that a slot gets nothing of a frame
     torch.testing.assert_close(slot_attention(model, video).sum(-1), torch.ones(2, 5, 2))
 
 
-@pytest.mark.parametrize("kind", [reference.IVCL, reference.IVCLClassifier])
-@pytest.mark.parametrize("choices", [*CHOICES, dict(objective="joint", depth=3)], ids=str)
-@torch.no_grad()
-def test_rollout(video: Tensor, kind: Any, choices: dict[str, Any]) -> None:
-    """Abnar and Zuidema (2020), equation 1: half of each layer is the residual."""
-    torch.manual_seed(0)
-    model = sharpened(kind(config(**choices)))
-    maps = slot_attention(model, video, rollout=True)
-    for clip, found in zip(video, maps, strict=True):
-        layers = attention_by_hand(model, clip)
-        identity = flow = torch.eye(layers[0].shape[-1])
-        for layer in layers:
-            flow = (0.5 * layer.mean(0) + 0.5 * identity) @ flow
-        torch.testing.assert_close(flow.sum(-1), torch.ones(len(flow)))
-        torch.testing.assert_close(found, slots_to_patches(model.cfg, flow), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("rollout", [False, True])
 @pytest.mark.parametrize("kind", ["IVCL", "IVCLClassifier"])
-def test_fast_models_look_where_the_reference_does(video: Tensor, kind: str, rollout: bool) -> None:
+def test_fast_models_look_where_the_reference_does(video: Tensor, kind: str) -> None:
     torch.manual_seed(0)
     slow = sharpened(getattr(reference, kind)(config()))
     fast = {"IVCL": IVCL, "IVCLClassifier": IVCLClassifier}[kind](config())
     fast.load_state_dict(slow.state_dict())
-    ours, theirs = (slot_attention(model, video, rollout=rollout) for model in (fast, slow))
+    ours, theirs = (slot_attention(model, video) for model in (fast, slow))
     torch.testing.assert_close(ours, theirs)
 
 
@@ -151,21 +129,13 @@ def test_the_model_and_the_random_state_are_left_alone(video: Tensor) -> None:
     model = reference.IVCL(config())
     names, state = list(model.state_dict()), torch.get_rng_state()
     before = [p.clone() for p in model.parameters()]
-    slot_attention(model, video, rollout=True)
+    slot_attention(model, video)
     assert torch.equal(torch.get_rng_state(), state)
     assert list(model.state_dict()) == names
     assert isinstance(model.encoder.norm, nn.LayerNorm)
     for old, new in zip(before, model.parameters(), strict=True):
         assert torch.equal(old, new)
         assert new.requires_grad
-
-
-def test_bad_heads_are_named(video: Tensor) -> None:
-    model = reference.IVCL(config())
-    with pytest.raises(ValueError, match="head: expected 0 to 1, got 2"):
-        slot_attention(model, video, head=2)
-    with pytest.raises(ValueError, match="head: expected None with rollout"):
-        slot_attention(model, video, head=0, rollout=True)
 
 
 # --- Collapse ------------------------------------------------------------------------------------
@@ -211,5 +181,3 @@ def test_collapse_is_averaged_over_frames_and_clips_with_an_interval() -> None:
 def test_one_slot_has_none_to_overlap_with() -> None:
     maps = torch.rand(3, 4, 1, 16)
     assert slot_collapse(maps).keys() == {"entropy"}
-    with pytest.raises(ValueError, match="at least two slots"):
-        slot_overlap(maps)

@@ -160,5 +160,5 @@ def test_slots_that_draw_are_scored_as_segments(
     assert scores.keys() == {"untrained", "pretrained"}
     for score in (scores[model][of] for model in scores for of in ("FG-ARI", "ARI")):
         assert -0.1 < score["low"] <= score["value"] <= score["high"] < 0.9
-    (section,) = re.findall(r"## Objects in slots\n.*", (folder / "probes.md").read_text(), re.S)
+    (section,) = re.findall(r"## objects in slots\n.*", (folder / "probes.md").read_text(), re.S)
     assert section.count("\n| ") == 3 and "adjusted Rand index" in section

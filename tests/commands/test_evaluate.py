@@ -112,7 +112,7 @@ def copied(run: Path, folder: Path, data: str) -> Path:
 
 @pytest.mark.parametrize("module", [evaluate, visualize, probes])
 def test_reading_a_run_generates_no_data(module: Any, cater: Path, command: Any) -> None:
-    assert refused(command(module, cater), f"away/data/{CATER}: no such folder", "--data-dir")
+    assert refused(command(module, cater), f"away/data/{CATER}", "--data-dir: ")
 
 
 def test_data_that_lie_elsewhere_are_named(cater: Path, tmp_path: Path, command: Any) -> None:
@@ -121,7 +121,7 @@ def test_data_that_lie_elsewhere_are_named(cater: Path, tmp_path: Path, command:
     assert scores[0] == 0 and "hidden" in scores[1]
     assert command(evaluate, cater, "--data", f"cater:{data / CATER}") == scores
     real = copied(cater, tmp_path / "run", "cater:mycater")
-    assert refused(command(evaluate, real), "/away/mycater: no such folder", "--data ")
+    assert refused(command(evaluate, real), "/away/mycater", "--data: ")
     assert command(evaluate, real, "--data", f"cater:{data / CATER}") == scores
     assert refused(command(evaluate, real, "--data-dir", data), "cater:mycater", "--data")
 
