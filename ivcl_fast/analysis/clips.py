@@ -91,6 +91,11 @@ class ClipReader:
         """The data set's media by name."""
         return {media.name: media for media in self.run.dataset.media()}
 
+    @cached_property
+    def drawn(self) -> Drawn | None:
+        """The data set's media, if they are drawn instead of decoded."""
+        return drawn_media(self.run.dataset)
+
     def file(self, path: Path, flag: str) -> DecodedClip:
         """Read a video file, or a folder of images, which needs no data set.
 
@@ -106,8 +111,8 @@ class ClipReader:
         labels = clip.label if isinstance(clip.label, tuple) else (clip.label,)
         truth = "; ".join(self.run.dataset.describe(label) for label in labels)
         scenes = self.scenes([clip])
-        if drawn := drawn_media(self.run.dataset):
-            decoded = self._draw(drawn, clip)
+        if self.drawn:
+            decoded = self._draw(self.drawn, clip)
         else:
             decoded = self._decode(self.media[clip.media], clip.frames)
         scene = scenes.scene(clip.name) if scenes else None

@@ -257,7 +257,7 @@ def test_a_broken_video_is_named_and_left_out(
     page = Parsed(other / "visualize" / "index.html")
     assert "CATER_new_000013" in page.text and "CATER_new_000008" not in page.text
     status, said = visualize(other, "--clip", "CATER_new_000008")
-    assert status == 2 and "\nerror: --clip CATER_new_000008: " in said
+    assert status == 2 and said.startswith("error: --clip CATER_new_000008: ")
     (copy / "videos" / "CATER_new_000013.avi").write_bytes(b"RIFF")
     status, said = visualize(other)
     assert status == 2 and "no clip of the evaluation split can be decoded\n" in said
