@@ -27,11 +27,16 @@ from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
-from tests.data.test_stream import resident
 from tests.support.painted import VP9, media, picture, write_blender_avi, write_painted, write_video
 
 COUNT = int(os.environ.get("IVCL_FAST_FUZZ", 240))
 LEAK_BYTES = 48 * 2**20
+
+
+def resident() -> int:
+    """Return the resident memory of this process in bytes."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def damaged(whole: bytes, seed: int) -> bytes:

@@ -11,7 +11,7 @@ from multiprocessing import active_children
 
 import pytest
 
-from ivcl_fast.data.workers import WorkerPool, loss, time_limit, usable_cpus
+from ivcl_fast.data.workers import WorkerPool, time_limit, usable_cpus
 from ivcl_fast.errors import UserError
 
 
@@ -74,15 +74,6 @@ def test_a_closed_iteration_ends_its_workers_and_takes_few_tasks_in_advance():
     results.close()
     assert not active_children()
     assert 2 <= next(tasks) <= 5
-
-
-def test_a_closed_pool_starts_again():
-    pool = WorkerPool(2)
-    for _ in range(2):
-        future = pool.submit(square, 3)
-        assert future.result() == 9 and loss(future.exception()) is None
-        pool.close()
-        assert not active_children()
 
 
 SCRIPT = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,23 +98,6 @@ def test_a_file_without_its_end_is_refused(tmp_path, name, codec, options, damag
     path.write_bytes(whole[:at] + (bytes(len(whole) - at) if damage == "zeros" else b""))
     with pytest.raises(VideoError):
         decode(path)
-
-
-@pytest.mark.parametrize("name, codec", [("a.webm", "libvpx-vp9"), ("a.mp4", "libx264")])
-@pytest.mark.parametrize("length", [16, 512])
-def test_damage_in_the_middle_is_no_silent_loss(tmp_path, name, codec, length):
-    options = VP9 if codec == "libvpx-vp9" else {}
-    path = write_video(tmp_path / name, PICTURES, codec, **options)
-    whole, draw = path.read_bytes(), random.Random(length)
-    for _ in range(12):
-        contents, at = bytearray(whole), draw.randrange(len(whole) - length)
-        contents[at : at + length] = bytes(length)
-        path.write_bytes(contents)
-        try:
-            info = decode(path)
-            assert info.frames == FRAMES or info.warning
-        except VideoError as error:
-            assert "\n" not in str(error)
 
 
 def test_clusters_that_were_cut_out(tmp_path):
@@ -264,7 +246,7 @@ def trimmed(path: Path, seconds: float) -> Path:
     ("codec", "options"),
     [("libx264", {}), ("libx264", {"g": "8", "bf": "0"}), ("mjpeg", {}), ("libx265", X265)],
 )
-@pytest.mark.parametrize("first", [4, 13, 21])
+@pytest.mark.parametrize("first", [4, 21])
 def test_an_edit_list_hides_frames(tmp_path, codec, options, first):
     """With B-frames a few more are hidden: FFmpeg's writer drops those with a negative time."""
     path = trimmed(write_video(tmp_path / "a.mov", PICTURES, codec, **options), (first - 0.6) / 24)
@@ -316,7 +298,6 @@ def test_the_largest_of_several_video_streams(tmp_path):
     assert probe(media(path)).width == 64 and found(path) == [*range(5)]
 
 
-@pytest.mark.parametrize("name", ["list.avi", "list.mp4"])
 @pytest.mark.parametrize(
     "text",
     [
@@ -324,11 +305,11 @@ def test_the_largest_of_several_video_streams(tmp_path):
         "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1,\nsecret.mp4\n#EXT-X-ENDLIST\n",
     ],
 )
-def test_a_list_of_other_files_is_refused(tmp_path, name, text):
+def test_a_list_of_other_files_is_refused(tmp_path, text):
     write_video(tmp_path / "secret.mp4", PICTURES[:5], "libx264")
-    (tmp_path / name).write_text(text)
+    (tmp_path / "list.mp4").write_text(text)
     with pytest.raises(VideoError, match="not a video file"):
-        probe(media(tmp_path / name))
+        probe(media(tmp_path / "list.mp4"))
 
 
 def test_a_pipe_is_refused_without_opening_it(tmp_path):

@@ -50,13 +50,6 @@ def test_header_and_packets(tmp_path, write):
     assert read_images(media(path), np.array([8, 0, 8])) == [jpegs[8], jpegs[0], jpegs[8]]
 
 
-@pytest.mark.parametrize("wrong", [[9], [-1], [0, 100]])
-def test_frames_that_do_not_exist(tmp_path, wrong):
-    path = write_painted(tmp_path / "a.avi", 1, 9)
-    with pytest.raises(IndexError, match="frames 0 to 8"):
-        read_images(media(path), wrong)
-
-
 def test_missing_and_empty_files(tmp_path):
     with pytest.raises(VideoError, match="No such file"):
         probe(media(tmp_path / "none.avi"))

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from ivcl_fast import files
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.interface import Decoder
@@ -156,10 +155,9 @@ class Painted:
             yield squares(drawn, image_size)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_source_without_files(tmp_path, workers):
+def test_a_source_without_files(tmp_path):
     source = Painted([f"{i}" for i in range(5)])
-    store = build_store(source, tmp_path / "store", *SIZES, workers=workers)
+    store = build_store(source, tmp_path / "store", *SIZES, workers=2)
     assert store.decoder == "drawn"
     assert shown(store) == {f"{i}": [(i, frame) for frame in range(6)] for i in range(5)}
     video = media(write_video(tmp_path / "v.avi", [picture(3, i) for i in range(6)], "ffv1"))
@@ -248,38 +246,6 @@ def test_three_parts_one_of_them_killed(videos, built, tmp_path):
     assert not (tmp_path / "store" / INDEX).exists()
     assert start_build(videos, tmp_path, 1, 1, 3).communicate() == ("0\n", "")
     assert contents(tmp_path / "store") == contents(built.path)
-
-
-class Killed(BaseException):
-    """Stands for a kill, which no handler catches."""
-
-
-def test_stopped_before_any_of_its_writes(own, tmp_path, monkeypatch):
-    """Before each of the files is renamed; the next call gives the same bytes."""
-    once, replace, stops = contents(build(own, tmp_path / "once").path), os.replace, 0
-    while True:
-        left = stops
-
-        def replace_or_stop(source, target):
-            nonlocal left
-            if left == 0:
-                raise Killed
-            left -= 1
-            replace(source, target)
-
-        out = tmp_path / str(stops)
-        monkeypatch.setattr(files.os, "replace", replace_or_stop)
-        try:
-            build(own, out)
-        except Killed:
-            monkeypatch.setattr(files.os, "replace", replace)
-            (out / "shard-0000000000000000.u8.123.ivcl.tmp").write_bytes(b"left by a kill")
-            build(own, out)
-        else:
-            break
-        assert contents(out) == once, f"after stop {stops}"
-        stops += 1
-    assert stops == 2 * len(list((tmp_path / "once").glob("*.u8"))) + 2
 
 
 def test_files_of_others_in_a_store_are_kept(own, tmp_path):
@@ -396,14 +362,6 @@ def test_a_killed_worker_is_one_line_and_loses_no_video(own, tmp_path, monkeypat
         with pytest.raises(UserError, match=r"a worker process was lost: .*SIGKILL"):
             build(own, tmp_path / "store", 2)
     assert not build(own, tmp_path / "store").bad_files
-
-
-def test_a_file_that_hangs_when_it_is_opened(own, tmp_path):
-    """A named pipe would never open; the store lists it as bad."""
-    os.mkfifo(tmp_path / "pipe.avi")
-    store = build([media(tmp_path / "pipe.avi"), *own[:3]], tmp_path / "store")
-    assert list(store.names) == ["v0", "v1", "v2"]
-    assert store.bad_files == {"pipe": "is not a regular file"}
 
 
 def test_a_build_continues_after_a_full_disk(own, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.store import frame_store
-from ivcl_fast.data.store.build import build_store, default_store_path
+from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.shards import INDEX
 from ivcl_fast.errors import UserError
@@ -158,12 +157,6 @@ def test_a_damaged_index_is_one_line(videos, tmp_path, keep):
     assert (tmp_path / INDEX).read_bytes() == index
 
 
-def test_a_copy_without_its_videos_is_complete(built, tmp_path):
-    copy = FrameStore(shutil.copytree(built.path, tmp_path / "copy"))
-    copy.verify()
-    assert numbers_of_rows(copy.rows("v3", [29])) == [(3, 29)]
-
-
 def test_a_store_of_another_version_is_refused(videos, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("ivcl_fast.data.store.shards.VERSION", 99)
@@ -201,10 +194,6 @@ def test_bad_arguments(videos, built, tmp_path):
     with pytest.raises(UserError, match="expected a folder, got a file"):
         build(videos, tmp_path / "thesis.tex")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_default_path(tmp_path):
-    assert default_store_path(tmp_path, 64, 8, "pyav") == tmp_path / "store-64-p8-pyav"
 
 
 def test_more_shards_than_are_open_at_a_time(built, monkeypatch):
