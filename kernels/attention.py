@@ -267,7 +267,7 @@ def not_supported_reasons(backend: str, inputs: Inputs) -> list[str]:
         'not used on the meta device'
     """
     if backend not in BACKENDS:
-        raise UserError(f"backend: {backend!r} is not one of auto, {', '.join(BACKENDS)}")
+        raise UserError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {backend!r}")
     reasons = BACKENDS[backend].conditions(inputs)
     if inputs.device.type == "cuda" and backend != "eager":
         reasons = [gpu_unsupported_reason(inputs.device), *reasons]
@@ -327,7 +327,7 @@ def attention(qkv: Tensor, num_heads: int, backend: str = "auto", dropout: float
             f"num_heads: {num_heads} does not divide qkv's width {qkv.shape[2]} in 3 parts"
         )
     if not 0 <= dropout < 1:
-        raise UserError(f"dropout: {dropout} is not accepted; accepted: from 0 to less than 1")
+        raise UserError(f"dropout: expected a share from 0 to less than 1, got {dropout}")
     inputs = Inputs(qkv.shape[1], qkv.shape[2] // (3 * num_heads), qkv.dtype, qkv.device)
     if backend == "auto":
         backend, _ = select_backend(inputs)

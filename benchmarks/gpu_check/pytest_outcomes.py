@@ -31,14 +31,15 @@ def _add(**row: Any) -> None:
 
 @pytest.hookimpl(trylast=True)  # what -m and -k leave
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
-    """Thin the tests: of each function those with the first and last parameters, and some between.
+    """Thin the tests: of each function, and op, the first and last parameters, and some between.
 
     An environment variable says how many; without it all run.
     """
     most = int(os.environ.get(PER_FUNCTION, 0)) or len(items)
     by_function: dict[str, list[Any]] = {}
     for item in items:
-        by_function.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        op = item.callspec.params.get("op", "") if hasattr(item, "callspec") else ""
+        by_function.setdefault(f"{item.nodeid.partition('[')[0]} {op}", []).append(item)
     kept: set[Any] = set()
     for those in by_function.values():
         count = min(most, len(those))

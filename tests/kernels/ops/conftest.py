@@ -7,7 +7,7 @@ it is the compiled Triton kernels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -22,6 +22,22 @@ def implementation(device: str) -> str | None:
     if device == "cuda" or INTERPRET:
         return "triton"
     return "cpp" if _ext.ISA else None
+
+
+needs_cpp = pytest.mark.skipif(implementation("cpu") != "cpp", reason="no C++ ops here")
+
+
+def check_threads(run: Callable[[], list[torch.Tensor]]) -> None:
+    """Check that ``run`` gives the same bits for any number of threads."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 4, 8, 16):
+            torch.set_num_threads(threads)
+            found.append(run())
+    finally:
+        torch.set_num_threads(before)
+    for one, *others in zip(*found, strict=True):
+        assert all(torch.equal(one, other) for other in others)
 
 
 # The C++ ops do not take float16, and the interpreter computes bfloat16 wrongly (on raw bits).

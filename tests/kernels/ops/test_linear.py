@@ -1,13 +1,14 @@
+"""Linear layers: gradients of both parameters in one pass, and weights that are cast together."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ivcl_fast.kernels import _ext, dispatches
-from ivcl_fast.kernels import linear as public
+from ivcl_fast.kernels import _ext, dispatches, linear
 from ivcl_fast.kernels.linear import _Linear, _ref, cast_together, weights_to_cast
-from tests.kernels.ops.conftest import implementation
+from tests.kernels.ops.conftest import check_threads, needs_cpp
 from tests.support.numerics import assert_parity, check_op
 
 op = torch.ops.ivcl_fast.linear_gradients.default
@@ -17,7 +18,6 @@ SHAPES = [
 ]  # fmt: skip
 """Tokens, inputs, outputs; the last are more than one block of tokens and of outputs."""
 DTYPES = [torch.float32, torch.bfloat16]
-ours = pytest.mark.skipif(implementation("cpu") != "cpp", reason="no C++ ops here")
 
 
 @pytest.fixture
@@ -54,19 +54,15 @@ def test_non_contiguous_batched_and_empty(dtype):
         assert got.dtype == dtype and not got.any()
 
 
-@ours
-def test_a_frozen_weight_costs_nothing(as_on_amx):
-    """Its gradient is not computed, and the layer's input is not kept for it."""
-    x = torch.randn(2, 17, 24, dtype=torch.bfloat16, requires_grad=True)
-    weight, kept = torch.randn(40, 24, dtype=torch.bfloat16), []
-    before = dispatches()
-    for trained in (False, True):
-        weight.requires_grad_(trained)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-            out = public(x, weight)
-        out.sum().backward()
-        assert any(t is x for t in kept) is trained
-        assert bool(dispatches() - before) is trained
+def test_opcheck():
+    torch.library.opcheck(op, (*inputs(5, 6, 7, torch.bfloat16), torch.float32))
+
+
+@needs_cpp
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_bits_for_any_number_of_threads(dtype):
+    dy, x = inputs(301 * 17, 96, 300, dtype)
+    check_threads(lambda: op(dy, x, torch.float32))
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -79,7 +75,7 @@ def test_layer_parity(parameters, with_bias, as_on_amx):
     def under_autocast(*args):
         weights = [] if parameters == torch.bfloat16 else args[1:]
         with torch.autocast("cpu", torch.bfloat16), cast_together(weights, torch.bfloat16):
-            return public(*args)
+            return linear(*args)
 
     def ref(x, weight, *bias):
         return F.linear(x, weight.to(x.dtype), *(b.to(x.dtype) for b in bias))
@@ -87,42 +83,58 @@ def test_layer_parity(parameters, with_bias, as_on_amx):
     check_op(under_autocast, ref, args)
 
 
-@ours
+@pytest.mark.parametrize("shape", [(6,), (0, 6), (3, 6)])
+def test_any_number_of_dimensions(shape, as_on_amx):
+    x = torch.randn(shape).bfloat16().requires_grad_()
+    weight = torch.randn(4, 6).bfloat16().requires_grad_()
+    found = torch.autograd.grad(linear(x, weight).float().sin().sum(), (x, weight))
+    expected = torch.autograd.grad(F.linear(x, weight).float().sin().sum(), (x, weight))
+    for got, plain in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, plain)
+
+
+@needs_cpp
+def test_a_frozen_weight_costs_nothing(as_on_amx):
+    """Its gradient is not computed, and the layer's input is not kept for it."""
+    x = torch.randn(2, 17, 24, dtype=torch.bfloat16, requires_grad=True)
+    weight, kept = torch.randn(40, 24, dtype=torch.bfloat16), []
+    before = dispatches()
+    for trained in (False, True):
+        weight.requires_grad_(trained)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            out = linear(x, weight)
+        out.sum().backward()
+        assert any(t is x for t in kept) is trained
+        assert bool(dispatches() - before) is trained
+
+
+@needs_cpp
 @pytest.mark.parametrize(
     ("isa", "dtype", "calls"),
     [("amx", torch.float32, 0), ("amx", torch.bfloat16, 1), ("avx512bf16", torch.bfloat16, 0)],
 )
 def test_only_bfloat16_training_on_amx_uses_the_op(isa, dtype, calls, monkeypatch):
     monkeypatch.setattr(_ext, "ISA", isa)
-    layer, before = torch.nn.Linear(8, 8), dispatches()
-    public(
-        torch.randn(4, 8, dtype=dtype), *(p.to(dtype) for p in layer.parameters())
-    ).sum().backward()
+    layer, before = torch.nn.Linear(8, 8).to(dtype), dispatches()
+    linear(torch.randn(4, 8, dtype=dtype), layer.weight, layer.bias).sum().backward()
     assert (dispatches() - before)["linear_gradients", "cpp"] == calls
 
 
-@ours
+@needs_cpp
 def test_float32_weights_use_the_op_where_they_are_cast_together(as_on_amx):
     """Elsewhere autocast's copy of a weight serves all calls, and a copy in each costs more."""
     layer, x = torch.nn.Linear(8, 8), torch.randn(4, 8).bfloat16()
     for weights, calls in (([], 0), (weights_to_cast(layer), 1)):
         before = dispatches()
         with torch.autocast("cpu", torch.bfloat16), cast_together(weights, torch.bfloat16):
-            public(x, layer.weight, layer.bias).sum().backward()
+            linear(x, layer.weight, layer.bias).sum().backward()
         assert (dispatches() - before)["linear_gradients", "cpp"] == calls
     with pytest.raises(RuntimeError, match="same dtype"):
-        public(x, layer.weight, layer.bias)
-
-
-def test_opcheck():
-    dy, x = inputs(5, 6, 7, torch.bfloat16)
-    torch.library.opcheck(op, (dy, x, torch.float32))
+        linear(x, layer.weight, layer.bias)
 
 
 def test_weights_that_are_cast_together_change_no_result():
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(6, 4)
-    x = torch.randn(3, 5, 6).bfloat16()
+    layer, x = torch.nn.Linear(6, 4), torch.randn(3, 5, 6).bfloat16()
     results = []
     for weights in ([], weights_to_cast(layer)):
         layer.zero_grad()
@@ -152,13 +164,3 @@ def test_second_derivatives_of_a_weight_that_is_cast(together):
         found = gradient(lambda: _Linear.apply(x, weight, None))
     expected = gradient(lambda: F.linear(x, weight.bfloat16()))
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
-
-
-@pytest.mark.parametrize("shape", [(6,), (0, 6), (3, 6)])
-def test_any_number_of_dimensions(shape, as_on_amx):
-    x = torch.randn(shape).bfloat16().requires_grad_()
-    weight = torch.randn(4, 6).bfloat16().requires_grad_()
-    found = torch.autograd.grad(public(x, weight).float().sin().sum(), (x, weight))
-    expected = torch.autograd.grad(F.linear(x, weight).float().sin().sum(), (x, weight))
-    for got, plain in zip(found, expected, strict=True):
-        torch.testing.assert_close(got, plain)
