@@ -40,8 +40,8 @@ from ivcl_fast.data.store.build import build_part, build_store, default_store_pa
 from ivcl_fast.data.store.shards import BAD_FILES, Part
 from ivcl_fast.data.stream_index import saved_index
 from ivcl_fast.data.synthetic.blender.process import find_python
-from ivcl_fast.data.synthetic.drawn import drawn_media
-from ivcl_fast.data.synthetic.renderers import Renderer
+from ivcl_fast.data.synthetic.drawn import DrawnSpec, drawn_media
+from ivcl_fast.data.synthetic.renderers import Renderer, warn_if_slow
 from ivcl_fast.data.synthetic.writer import Size, write_dataset
 from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.distributed import group as distributed
@@ -284,6 +284,8 @@ def prepare_synthetic(config: PrepareConfig, synthetic: Synthetic) -> None:
         **drawn,
     )
     out = config.out or config.data_dir / spec.default_name
+    if isinstance(spec, DrawnSpec) and spec.renderer == "fast":
+        warn_if_slow()
     counts = f"{spec.train} {spec.unit} to train on and {spec.val} to evaluate on"
     if config.dry_run:
         print(f"would write {counts} into {out}")

@@ -25,6 +25,11 @@ def available() -> bool:
     return _NAME in _ext.OPS
 
 
+def missing() -> str:
+    """Why it has not, and how to build it."""
+    return _ext.MISSING or "the loaded object is an older one; build it again: make build"
+
+
 def render_scene(
     kinds: Tensor,
     sizes: Tensor,

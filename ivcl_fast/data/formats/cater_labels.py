@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import permutations, product
+from itertools import product
 from typing import Any
+
+import numpy as np
 
 from ivcl_fast.errors import UserError
 
@@ -59,7 +61,12 @@ def _order_classes() -> tuple[tuple[tuple[str, str], tuple[str, str], str], ...]
 ORDER_CLASSES = _order_classes()
 """The 301 classes of ``actions_order_uniq``: (action class, action class, order)."""
 
-_ORDER_INDEX = {name: index for index, name in enumerate(ORDER_CLASSES)}
+_ACTION_INDEX = {name: index for index, name in enumerate(ACTION_CLASSES)}
+_ORDER_TABLE = np.full((len(ACTION_CLASSES), len(ACTION_CLASSES), len(_ORDERS)), -1)
+"""The class of two actions and their order, -1 if there is none."""
+for _label, (_first, _second, _name) in enumerate(ORDER_CLASSES):
+    _place = _ACTION_INDEX[_first], _ACTION_INDEX[_second], _ORDERS.index(_name)
+    _ORDER_TABLE[_place] = _label
 
 
 def cell_label(x: float, y: float, n: int = 6) -> int:
@@ -113,14 +120,14 @@ def actions_present(scene: Scene) -> list[int]:
 
 def actions_order(scene: Scene) -> list[int]:
     """Return the indices into :data:`ORDER_CLASSES` that two movements satisfy, ascending."""
-    found = set()
-    for (shape_a, action_a, *when_a), (shape_b, action_b, *when_b) in permutations(
-        _movements(scene), 2
-    ):
-        name = ((shape_a, action_a), (shape_b, action_b), _order(when_a, when_b))
-        if name in _ORDER_INDEX:
-            found.add(_ORDER_INDEX[name])
-    return sorted(found)
+    movements = [m for m in _movements(scene) if m[:2] in _ACTION_INDEX]
+    actions = np.array([_ACTION_INDEX[m[:2]] for m in movements], dtype=np.intp)
+    start, end = (np.array([m[i] for m in movements]) for i in (2, 3))
+    before, after = end[:, None] <= start, start[:, None] >= end
+    order = np.where(before, 0, np.where(after, 2, 1))
+    classes = _ORDER_TABLE[actions[:, None], actions, order]
+    classes[np.diag_indices(len(movements))] = -1  # with itself
+    return [label for label in np.unique(classes).tolist() if label >= 0]
 
 
 def hidden_at_end(scene: Scene) -> bool:
@@ -157,14 +164,6 @@ def _movements(scene: Scene) -> list[tuple[str, str, int, int]]:
         for action, _, start, end in movements
         if action != "_no_op"
     ]
-
-
-def _order(a: list[int], b: list[int]) -> str:
-    if a[1] <= b[0]:
-        return "before"
-    if b[1] <= a[0]:
-        return "after"
-    return "during"
 
 
 def containers_at_end(scene: Scene) -> dict[str, str]:

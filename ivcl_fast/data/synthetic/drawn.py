@@ -17,7 +17,7 @@ import torch
 
 from ivcl_fast.data.dataset import Dataset, VideoError
 from ivcl_fast.data.store.source import State, squares
-from ivcl_fast.data.synthetic.renderers import Renderer
+from ivcl_fast.data.synthetic.renderers import Renderer, warn_if_slow
 from ivcl_fast.data.synthetic.writer import SyntheticSpec, missing_items, read_spec
 
 
@@ -56,6 +56,8 @@ class Drawn:
         names: Sequence[str] | None = None,
     ) -> None:
         """``names``: those of the media to draw, by default all."""
+        if parent_process() is None:
+            warn_if_slow()
         self.root, self.spec = root, spec
         numbers = spec.media_names()
         self.names = sorted(numbers) if names is None else names

@@ -41,16 +41,18 @@ def draw_places(
         float64 ``[n, 2]``, or None if an object found no place in 50 tries.
     """
     axes = floor_axes(target)
-    places = np.empty((len(radii), 2))
+    places, turned = np.empty((len(radii), 2)), np.empty((2, len(radii)))
     for i, radius in enumerate(radii):
         tries = rng.uniform(-reach, reach, (_TRIES, 2))
-        across, along = np.moveaxis((tries[:, None] - places[:i]) @ axes, -1, 0)
+        seen = (tries @ axes).T
+        across, along = seen[:, :, None] - turned[:, None, :i]
         good = across**2 + along**2 >= (radius + radii[:i] + APART) ** 2
         good &= (np.abs(across) >= _MARGIN) & (np.abs(along) >= _MARGIN)
         good = good.all(-1)
         if not good.any():
             return None
-        places[i] = tries[good.argmax()]
+        chosen = good.argmax()
+        places[i], turned[:, i] = tries[chosen], seen[:, chosen]
     return places
 
 

@@ -13,9 +13,11 @@ import torch
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.datamodule import DataModule, open_data
+from ivcl_fast.data.synthetic import renderers
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.data.synthetic.drawn import drawn_media
 from ivcl_fast.errors import UserError
+from ivcl_fast.kernels import _ext
 from ivcl_fast.models.reference import patchify
 from tests.data.synthetic.test_writer import contents
 
@@ -93,3 +95,16 @@ def test_a_video_that_the_settings_do_not_describe_is_left_out(tmp_path: Path) -
     data = opened(replace(CONFIG, source=f"cater:{root}"))
     assert list(data.bad_files) == ["CATER_old_000000"]
     assert re.search("no such video", data.bad_files["CATER_old_000000"])
+
+
+def test_rendering_without_the_object_is_named_once(
+    drawn: DataModule, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_ext, "OPS", frozenset())
+    monkeypatch.setattr(_ext, "MISSING", "not built: make build")
+    renderers.warn_if_slow.cache_clear()
+    for _ in range(2):
+        assert drawn_media(drawn.dataset)
+    (said,) = caplog.messages
+    assert "slower" in said and "make build" in said
+    renderers.warn_if_slow.cache_clear()

@@ -11,7 +11,7 @@ Pictures show the same movements with Blender's easing (:mod:`ivcl_fast.data.syn
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -36,6 +36,8 @@ _LIFT = 2.0
 _QUARTER_TURN = 3.14 / 2
 _PAIRS = 100
 _TRIES = 102
+_FIRST_TRIES = 16
+"""Tries that are tested at once; further ones are seldom needed."""
 
 _ACTIONS = ("_slide", "_pick_place", "_rotate")
 _PICK_PLACE, _ROTATE = 1, 2
@@ -217,11 +219,7 @@ class _World:
         actions = _ACTIONS if self.things[top].shape in _CAN_ROTATE else _ACTIONS[:2]
         drawn = self.rng.integers(len(actions), size=_TRIES)
         goals = self.rng.uniform(-REACH, REACH, (_TRIES, 2))
-        free = self.free(top, goals, group) | (drawn == _ROTATE)
-        if len(group) > 1:
-            nested = self.free(top, goals, [i for i in group if i != group[1]])
-            free &= nested | (drawn != _PICK_PLACE)
-        for found in np.flatnonzero(free):
+        for found in self.free_tries(group, drawn, goals):
             action = actions[drawn[found]]
             lifts = action == "_pick_place" and len(group) > 1
             names = [action, *["_no_op" if lifts else action] * (len(group) - 1)]
@@ -236,6 +234,17 @@ class _World:
         if lifts:
             self.covered[start + 1 :, group[1]] = False
         return lifts
+
+    def free_tries(self, group: list[int], drawn: np.ndarray, goals: np.ndarray) -> Iterator[int]:
+        """Yield the tries at whose goals a group is free in the end, few of them at a time."""
+        top = group[0]
+        for first, last in ((0, _FIRST_TRIES), (_FIRST_TRIES, _TRIES)):
+            places, actions = goals[first:last], drawn[first:last]
+            free = self.free(top, places, group) | (actions == _ROTATE)
+            if len(group) > 1:
+                nested = self.free(top, places, [i for i in group if i != group[1]])
+                free &= nested | (actions != _PICK_PLACE)
+            yield from (first + np.flatnonzero(free)).tolist()
 
     def free(self, i: int, goals: np.ndarray, group: list[int]) -> np.ndarray:
         """Tell at which goals ``[K, 2]`` an object touches nothing but its group in the end."""
