@@ -204,19 +204,14 @@ class FinishedRun(Run):
         return super().evaluate(model, split, **options)
 
     def describe(self, models: Models, weights: Path | None = None) -> str:
-        """Describe the models and their training; arguments as of :meth:`models`.
-
-        Data that :class:`DataFlags` name in place of the run's are named too.
-        """
+        """Describe the models and their training; arguments as of :meth:`models`."""
         config = self.config
-        trained_on = config.data.source
-        if self.model_folder is None:
-            trained_on = load_settings(self.folder).data.source
-        given = f" (one of them from {weights})" if weights else ""
-        shown = " and ".join(models) + given
-        here = "" if config.data.source == trained_on else f" Data here: {config.data.source}."
+        kept = config if self.model_folder else load_settings(self.folder)
+        shown = " and ".join(models) + (f" (one of them from {weights})" if weights else "")
+        moved = config.data.source != kept.data.source
+        here = f" Data here: {config.data.source}." * moved
         return (
-            f"Task {config.data.task} on {trained_on}, preset {config.preset}, seed "
+            f"Task {config.data.task} on {kept.data.source}, preset {config.preset}, seed "
             f"{config.seed}; {self.describe_length()}. Models: {shown}.{here} "
             f"torch {torch.__version__}, {self.device}, {platform.machine()}."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,22 +64,16 @@ class Evaluation:
         """The clips' names."""
         return [clip.name for clip in self.clips]
 
-    @property
-    def correct(self) -> Tensor | None:
-        """float32 ``[V]``: 1 where the likeliest class is the label, else 0.
-
-        None for a multi-label task.
-        """
-        return None if self.labels.ndim > 1 else (self.logits.argmax(1) == self.labels).float()
-
     def of_each_clip(self, values: Tensor) -> dict[str, float]:
         """Return ``values``, ``[V]``, by clip."""
         return dict(zip(self.names, values.tolist(), strict=True))
 
     def result(self, title: str) -> Result:
         """Return the row of the table of results."""
-        correct = self.correct
-        return Result(title, self.scores, None if correct is None else self.of_each_clip(correct))
+        if self.labels.ndim > 1:  # multi-label
+            return Result(title, self.scores)
+        correct = (self.logits.argmax(1) == self.labels).float()
+        return Result(title, self.scores, self.of_each_clip(correct))
 
     def by_clip(self) -> list[dict[str, Any]]:
         """Return each clip's ``name``, ``video`` and ``label``, as ``clips.json`` holds them.
@@ -132,25 +126,18 @@ def outputs(
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Yield each batch of one pass over ``loader`` with what ``compute`` returns for its inputs.
 
-    ``compute``: ``model`` or a method of it. ``amp``: in bfloat16 under autocast.
+    ``compute``: ``model`` or a method of it, whose compiled parts run as they are written: a graph
+    for each of the few shapes of an evaluation takes longer to compile than it saves. ``amp``: in
+    bfloat16 under autocast.
     """
     model.eval()
-    with without_compiling(model):
+    compiled = any(part._compiled_call_impl is not None for part in model.modules())
+    # Setting the stance imports the compiler, which takes a second.
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
         for batch in loader.epoch(0):
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 found = compute(*batch.to(device).inputs)
             yield batch, found
-
-
-def without_compiling(model: nn.Module) -> AbstractContextManager[None]:
-    """Run compiled parts of ``model`` as they are written, within this context.
-
-    An evaluation has few batches, of one or two shapes that training does not have, and a graph for
-    each of them takes longer to compile than it saves.
-    """
-    if all(part._compiled_call_impl is None for part in model.modules()):
-        return nullcontext()  # the next line imports the compiler, which takes a second
-    return torch.compiler.set_stance("force_eager")
 
 
 def predict_views(
@@ -165,23 +152,19 @@ def predict_views(
     ``loaders`` read the same split. The results are logits of the averages. Videos that not all
     loaders could read are left out.
     """
-    logits, labels, ids = predict(model, loaders[0], device, amp)
-    if len(loaders) == 1:
-        return logits, labels, ids
-    views = [dict(zip(ids.tolist(), _probabilities(logits, multi_label), strict=True))]
-    for loader in loaders[1:]:
-        logits, _, others = predict(model, loader, device, amp)
-        views.append(dict(zip(others.tolist(), _probabilities(logits, multi_label), strict=True)))
+    passes = [predict(model, loader, device, amp) for loader in loaders]
+    if len(passes) == 1:
+        return passes[0]
+    views = []
+    for logits, _, clips in passes:
+        answers = logits.double().sigmoid() if multi_label else logits.double().softmax(1)
+        views.append(dict(zip(clips.tolist(), answers, strict=True)))
+    _, labels, ids = passes[0]
     kept = torch.tensor([all(clip in view for view in views) for clip in ids.tolist()])
     mean = torch.stack(
         [torch.stack([view[clip] for view in views]).mean(0) for clip in ids[kept].tolist()]
     ).clamp(1e-12, 1 - 1e-12)
     return (mean.logit() if multi_label else mean.log()).float(), labels[kept], ids[kept]
-
-
-def _probabilities(logits: Tensor, multi_label: bool) -> Tensor:
-    """Return float64 ``[V, C]``."""
-    return logits.double().sigmoid() if multi_label else logits.double().softmax(1)
 
 
 def evaluate(

@@ -44,7 +44,7 @@ SET_BY_STUDY = {
 
 @dataclass(frozen=True)
 class Job:
-    """One training run of a study."""
+    """A training run of a study."""
 
     folder: Path
     flags: tuple[str, ...]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -167,25 +166,6 @@ def test_scores_and_every_clips_logits_are_kept(cater: Path, tmp_path: Path, com
     assert kept["clips"] == answers
 
 
-@pytest.mark.parametrize(
-    ("metric", "count", "flags"),
-    [
-        ("top1", 4, [*FRAME_FLAGS, "--train-videos", "12", "--val-videos", "20"]),
-        ("query", 2, ["--data", "synthetic:acre-iid", "--train-videos", "4", "--val-videos", "2"]),
-    ],
-)
-def test_how_correct_a_result_is_clip_by_clip_makes_its_score(
-    metric: str, count: int, flags: list[str], tmp_path: Path
-) -> None:
-    folder = train(tmp_path, *flags, "--compare-memoryless")
-    rows = json.loads((folder / "scores.json").read_text())
-    clips = json.loads((folder / "clips.json").read_text())
-    assert len(rows) == count and all(list(clip["correct"]) == list(rows) for clip in clips)
-    for title, scores in rows.items():
-        mean = statistics.fmean(clip["correct"][title] for clip in clips)
-        assert mean == pytest.approx(scores["all"][metric]["value"])
-
-
 def test_several_labels_are_kept_by_number() -> None:
     targets = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
     logits = torch.tensor([[0.5, -1, 2], [0, 3, 1]])
@@ -196,7 +176,7 @@ def test_several_labels_are_kept_by_number() -> None:
         {"name": "a", "video": "v", "label": [0, 2]},
         {"name": "b", "video": "w", "label": [1]},
     ]
-    assert evaluation.correct is None
+    assert evaluation.result("ours").correct is None
 
 
 def test_curves_are_not_drawn_on_what_is_reported(

@@ -159,8 +159,3 @@ def test_a_study_takes_no_torchrun(tmp_path, monkeypatch, command):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, error = command(main, "slots", "--out", tmp_path / "none")
     assert code == 2 and "WORLD_SIZE: expected 1, got 2" in error
-
-
-def test_help_lists_the_studies(command):
-    code, out, _ = command(main, "--help")
-    assert code == 0 and all(f"  {k}: {s.question}\n" in out for k, s in STUDIES.items())

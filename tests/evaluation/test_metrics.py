@@ -29,12 +29,6 @@ def test_topk_by_hand() -> None:
     assert metrics.topk_correct(logits, labels, 4).tolist() == [True, True, True]
 
 
-def test_equal_logits_rank_by_class_so_that_top1_is_the_argmax() -> None:
-    logits, labels = torch.zeros(4, 4), torch.arange(4)
-    assert metrics.topk_correct(logits, labels, 1).tolist() == [True, False, False, False]
-    assert metrics.topk_correct(logits, labels, 3).tolist() == [True, True, True, False]
-
-
 @pytest.mark.parametrize(
     ("guess", "truth", "distance"),
     [
@@ -110,56 +104,12 @@ def test_answers_that_are_right_together_make_the_interval_wider() -> None:
     assert width > 1.8 * (alone.high - alone.low)
 
 
-def test_a_clustered_interval_has_a_width_where_all_are_right() -> None:
-    right = np.ones(40, dtype=bool)
-    score = Score.clustered(right, np.repeat(np.arange(10), 4), chance=1 / 3)
-    assert (score.low, score.high) == metrics.wilson_interval(40, 40)
-
-
-def test_groups_of_unequal_size_count_by_their_clips() -> None:
-    """Nine in ten clips are in large groups of ones: so is the interval, not half way to 0."""
-    sizes = np.repeat([9, 1], 50)
-    low, high = metrics.clustered_interval(
-        np.repeat(sizes == 9, sizes), np.repeat(np.arange(100), sizes)
-    )
-    assert 0.8 < low < 0.9 < high < 0.95
-
-
 # --- Average precision ---------------------------------------------------------------------------
 
 
 def ap(scores: Sequence[float], targets: Sequence[int]) -> float:
     column = np.array(scores)[:, None], np.array(targets)[:, None]
     return float(metrics.Ranking(*column).average_precision()[0])
-
-
-DESCENDING = [10.0, 9, 8, 7, 6, 5, 4, 3, 2, 1]
-
-
-@pytest.mark.parametrize(
-    ("scores", "targets", "expected"),
-    [
-        ([3.0, 2, 1], [1, 1, 0], 1.0),
-        ([3.0, 2, 1], [0, 0, 1], 1 / 3),
-        # Precision at the hits 1, 2/4... rises again to 5/6: the envelope lifts the ones before.
-        (DESCENDING, [1, 0, 1, 1, 1, 1, 0, 0, 0, 1], (1 + 4 * 5 / 6 + 6 / 10) / 6),
-        (DESCENDING, [1, 0, 0, 0, 1, 1, 0, 0, 0, 1], (1 + 2 * 3 / 6 + 4 / 10) / 4),
-        # All equal: one threshold, whose precision is the prevalence, in any order.
-        ([0.5] * 4, [1, 0, 0, 1], 0.5),
-        ([0.5] * 4, [0, 1, 1, 0], 0.5),
-        # A tie of a hit and a miss in front (1/2), then a miss, then a hit (2/4).
-        ([2.0, 2, 1, 0], [1, 0, 0, 1], 0.5),
-        ([2.0, 2, 1, 0], [0, 1, 0, 1], 0.5),
-        # The tie at the end: 1 for the first hit, 2/3 for the second.
-        ([2.0, 1, 1], [1, 1, 0], (1 + 2 / 3) / 2),
-        ([2.0, 1, 1], [1, 0, 1], (1 + 2 / 3) / 2),
-        ([1.0, 2.0], [0, 0], -1.0),
-    ],
-)
-def test_average_precision_by_hand(
-    scores: list[float], targets: list[int], expected: float
-) -> None:
-    assert ap(scores, targets) == pytest.approx(expected)
 
 
 def plain_average_precision(scores: list[int], targets: list[bool]) -> float:
@@ -247,13 +197,6 @@ def test_shares_without_variation_have_an_interval() -> None:
     assert (low, high) == pytest.approx((0.5 - 1.5 * other, 0.5 + 0.5 * other))
 
 
-def test_bootstrap_leaves_out_draws_without_the_statistic() -> None:
-    targets = np.array([[1], [0], [0]])  # 8 draws in 27 hold no positive
-    score = Score.mean_average_precision(np.array([[3.0], [2], [1]]), targets)
-    assert (score.value, score.low, score.high) == (1.0, 1.0, 1.0)
-    assert score.chance == pytest.approx(1 / 3)
-
-
 def test_the_interval_of_a_map_holds_it_although_repeated_clips_raise_ap() -> None:
     random = np.random.default_rng(3)
     targets, scores = random.random((200, 40)) < 0.1, random.normal(size=(200, 40))
@@ -264,15 +207,6 @@ def test_the_interval_of_a_map_holds_it_although_repeated_clips_raise_ap() -> No
     score = Score.mean_average_precision(scores, targets)
     assert plain > score.value
     assert score.low < score.value < score.high
-
-
-@pytest.mark.parametrize(("clips", "hits", "bound"), [(10, [0, 8], "high"), (20, [1, 18], "low")])
-def test_the_interval_of_a_map_stays_a_share(clips: int, hits: list[int], bound: str) -> None:
-    """The shift to the value would carry it beyond."""
-    targets = np.zeros((clips, 1), dtype=bool)
-    targets[hits] = True
-    score = Score.mean_average_precision(-np.arange(clips)[:, None], targets)
-    assert getattr(score, bound) == {"low": 0, "high": 1}[bound]
 
 
 def test_scores_are_readable() -> None:

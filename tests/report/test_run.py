@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from ivcl_fast.data.dataset import Clip
-from ivcl_fast.evaluation.evaluate import Evaluation
-from ivcl_fast.report.run import answers_by_clip, kinds_table
+from ivcl_fast.evaluation.evaluate import Evaluation, Result
+from ivcl_fast.evaluation.metrics import Score
+from ivcl_fast.report.run import answers_by_clip, kinds_table, most_confused, summary
 
 
 def evaluation(names: str, answers: list[int]) -> Evaluation:
@@ -25,3 +26,26 @@ def test_models_may_have_answered_different_clips():
     ]  # fmt: skip
     table = kinds_table(results, {"carried": ["b", "c"], "in one cone": ["a"]})
     assert table.rows == [["carried", "2", "50.0 %", "50.0 %"], ["in one cone", "1", "100.0 %", ""]]
+
+
+def test_a_sentence_compares_the_hidden_clips_with_chance_and_baselines():
+    def result(title: str, value: float) -> Result:
+        score = Score(value, value - 0.05, value + 0.05, 1 / 36)
+        return Result(
+            title, {"all": {"top1": Score(0.9, 0.8, 1, 1 / 36)}, "hidden": {"top1": score}}
+        )
+
+    said = summary([result("ours", 0.177), result("guess", 0.302), result("scratch", 0.19)])
+    assert said.startswith("On clips that end with a hidden snitch, *ours* has top-1 17.7 %: ")
+    assert said.endswith("above chance (2.8 %), below *guess* (30.2 %), "
+                         "not clearly off *scratch* (19.0 %).")  # fmt: skip
+
+
+def test_the_classes_that_are_confused_most_often_are_named():
+    labels = torch.tensor([0] * 8 + [1] * 2)
+    logits = torch.eye(3)[[0] * 6 + [1, 1] + [0, 1]]
+    answered = Evaluation({}, logits, labels, [])
+    said = most_confused(answered, ["cats", "dogs", "cows"])
+    assert "cats taken for dogs (2 of 8 clips); dogs taken for cats (1 of 2 clips)" in said
+    right = Evaluation({}, torch.eye(3), torch.arange(3), [])
+    assert most_confused(right, ["cats", "dogs", "cows"]) == "Every answer is correct."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -29,32 +28,6 @@ def test_budgets_are_equal_and_seeds_differ():
     assert objectives == ["ivcl", "mae", "classification", "detection"]
     assert {c.model.objective for c in configs} == {"ivcl"}
     assert [c.stages.compare_memoryless for c in configs] == [True] * 3 + [False] * 12
-
-
-def test_a_frozen_encoder_has_more_clips():
-    """But not that of random weights."""
-    study = STUDIES["pretraining"]
-    _, then = plan_jobs(study, Path("x"), 1, study.flags(("--finetune-clips", "77")))
-    stages = [parse(job.arguments).stages for job in then]
-    assert [s.finetune_clips for s in stages] == [462, 462, 77]
-    assert [s.freeze_encoder for s in stages] == [True, True, False]
-
-
-def test_objects_differ_in_pretraining_alone():
-    """Except for the slots that compete, all rows have the same model, labels and budget."""
-    study = STUDIES["objects"]
-    first, then = plan_jobs(study, Path("x"), 1, study.flags(()))
-    objectives = ["ivcl", "mae", "slot_attention", "objects"]
-    pretrain = [parse(job.arguments) for job in first]
-    assert [c.model.objective for c in pretrain] == objectives
-    assert {c.model.num_frames for c in pretrain} == {4}
-    finetune = [parse(job.arguments) for job in then]
-    assert all(c.stages.frame_labels and c.stages.freeze_encoder for c in finetune)
-    assert [c.stages.last_frame_clips for c in finetune] == [96_000, 96_000, 0, 0]
-    for configs in (pretrain, finetune):
-        ours, mae, _, objects = configs
-        assert mae.optim == objects.optim == ours.optim
-        assert {replace(c.model, objective="ivcl") for c in (mae, objects)} == {ours.model}
 
 
 def test_finetunings_start_from_the_pretrainings_in_turn():
