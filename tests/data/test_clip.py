@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import av
 import pytest
 import torch
-from PIL import Image
 
 import ivcl_fast
 from ivcl_fast import IVCLClassifier, IVCLConfig, load_clip
@@ -29,7 +27,6 @@ from tests.support.painted import (
 )
 
 SIZES = dict(image_size=32, depth=1, temporal_depth=1)
-av_open = av.open
 CFG = IVCLConfig.preset("tiny", **SIZES, num_frames=4, num_query_frames=2)
 ONE_FRAME = IVCLConfig.preset("tiny", **SIZES, num_frames=1, num_query_frames=1)
 
@@ -46,8 +43,7 @@ def stored(given: Media, folder: Path, cfg: IVCLConfig) -> torch.Tensor:
 
 @pytest.mark.parametrize("cfg", [CFG, ONE_FRAME])
 @pytest.mark.parametrize("kind", ["mjpeg", "vp9", "h264", "short", "folder", "list"])
-def test_the_frames_are_those_of_the_store(tmp_path, monkeypatch, cfg, kind):
-    """A video is opened once, to probe and to decode it."""
+def test_the_frames_are_those_of_the_store(tmp_path, cfg, kind):
     count = 2 if kind == "short" else 11
     if kind in ("folder", "list"):
         folder = tmp_path / "frames"
@@ -61,11 +57,7 @@ def test_the_frames_are_those_of_the_store(tmp_path, monkeypatch, cfg, kind):
         given = media(path := write_video(tmp_path / "v.mkv", pictures, codec, **options))
     else:
         given = media(path := write_painted(tmp_path / "v.avi", 5, count))
-    opened = []
-    with monkeypatch.context() as patched:
-        patched.setattr(av, "open", lambda *a, **k: opened.append(a) or av_open(*a, **k))
-        clip = load_clip(path, cfg)
-    assert len(opened) == (kind not in ("folder", "list"))
+    clip = load_clip(path, cfg)
     assert clip.dtype == torch.uint8 and clip.shape == (1, cfg.num_frames, 3, 32, 32)
     assert numbers(clip[0].numpy()) == [(5, i) for i in frame_ids(count, cfg.num_frames)]
     assert torch.equal(clip, stored(given, tmp_path, cfg))
@@ -108,14 +100,7 @@ def test_errors_are_one_line_with_the_name_of_the_file(tmp_path):
     fails_with([images[0], video], f"{video}: expected an image: ")
     fails_with([], "0 images: its frames are missing")
     (tmp_path / "empty").mkdir()
-    fails_with(
-        tmp_path / "empty",
-        f"{tmp_path / 'empty'}: expected a video file, or a folder of",
-    )
-    (tmp_path / "line").mkdir()
-    Image.new("RGB", (1, 9000)).save(tmp_path / "line" / "0.png")
-    with pytest.raises(UserError, match="line: FFmpeg cannot resize frames of 1 x 9000 pixels"):
-        load_clip(tmp_path / "line", IVCLConfig.preset("tiny"))
+    fails_with(tmp_path / "empty", f"{tmp_path / 'empty'}: expected a video file, or a folder of")
     with pytest.raises(UserError, match=r"frame_stride: expected 0 to .*, got -1"):
         load_clip(video, CFG, frame_stride=-1)
     with pytest.raises(UserError, match="decoder: expected one of auto, dali, pyav, got 'nvdec'"):

@@ -14,7 +14,6 @@ from ivcl_fast.data import datamodule
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.datamodule import DataModule, open_data, open_dataset
 from ivcl_fast.data.decode import decoder as decode
-from ivcl_fast.data.registry import find_task, parse_source
 from ivcl_fast.errors import UserError
 from tests.support.painted import write_painted
 
@@ -144,16 +143,6 @@ def test_evaluation_splits_are_checked_before_any_work(cater, tmp_path):
             opened(replace(settings, loader=loader))
 
 
-def test_acre_without_its_validation_split(folder, tmp_path):
-    made = open_dataset(config("synthetic:acre-iid", folder, train_videos=2, val_videos=1))
-    data = shutil.copytree(made.root, tmp_path / "acre")
-    (data / "config" / "val.json").unlink()
-    settings = config(f"acre:{data}", tmp_path)
-    with pytest.raises(UserError, match=r"val\.json: .*expected config/"):
-        opened(settings)
-    assert len(opened(settings, read_only=True).usable_clips("test")) == 4
-
-
 def test_missing_scenes_are_logged_once(cater, tmp_path, caplog):
     caplog.set_level("WARNING", "ivcl_fast")  # whatever ran before in this process
     whole = opened(config(f"cater:{cater}", tmp_path))
@@ -176,30 +165,6 @@ def test_tasks_with_their_own_media_have_their_own_stores(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "task", "what"),
-    [
-        ("movies", "auto", "--data: expected one of cater:DIR.*synthetic:moving.*, got 'movies'"),
-        ("acre:", "auto", "--data: expected one of .*acre:DIR.*, got 'acre:'"),
-        ("synthetic:acre", "auto", "synthetic:acre-iid.*, got 'synthetic:acre'"),
-        ("synthetic", "acre", "--task: expected one of auto, localize, .*, got 'acre'"),
-        ("acre:DIR", "localize", "--task: expected one of auto, acre, got 'localize'"),
-    ],
-)
-def test_mistakes(name, task, what):
-    with pytest.raises(UserError, match=what):
-        find_task(name, task)
-
-
-def test_the_default_task():
-    assert find_task("cater:x", "auto") == "localize"
-    assert find_task("acre:x", "auto") == "acre"
-    assert find_task("something-else:x", "auto") == "compositional"
-    assert find_task("synthetic", "actions_present") == "actions_present"
-    with pytest.raises(UserError, match=r"SOURCE: .*, got 'x'"):
-        parse_source("x", "SOURCE")
-
-
-@pytest.mark.parametrize(
     ("changes", "what"),
     [
         ({"placement": "gpu"}, "--placement: expected auto, disk or ram on cpu, got gpu"),
@@ -213,20 +178,6 @@ def test_settings_for_another_machine_are_refused_before_any_work(
     with pytest.raises(UserError, match=what):
         opened(config("synthetic", tmp_path, **changes))
     assert not list(tmp_path.iterdir())
-
-
-def test_long_steps_log_a_line_when_they_start(tmp_path, caplog):
-    caplog.set_level("INFO", "ivcl_fast")
-    small = dict(train_videos=2, val_videos=1)
-    opened(config("synthetic", tmp_path, **small))
-    opened(config("synthetic", tmp_path, loader="stream", **small))
-    starts = [line.split()[0] for line in caplog.messages]
-    assert [start for start in starts if start.endswith("ing")] == [
-        "drawing", "writing", "probing",
-    ]  # fmt: skip
-    caplog.clear()
-    opened(config("synthetic", tmp_path, loader="stream", **small))
-    assert not [line for line in caplog.messages if line.split()[0].endswith("ing")]
 
 
 def test_settings_can_be_chosen_without_the_split_of_the_results(folder, monkeypatch):

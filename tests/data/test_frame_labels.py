@@ -61,23 +61,6 @@ def test_the_snitch_is_drawn_at_its_label(cater):
     assert shares[0] > 0.9 and shares[1] < 0.3, shares
 
 
-def test_centres_in_the_first_frame_are_the_scenes(cater):
-    """``pixel_coords`` are whole pixels of the video, so that a centre may be in two cells."""
-    labels = make_frame_labels(cater, "detection", 8)
-    for clip in cater.clips("train"):
-        things = cater.scene(clip.name)["objects"]
-        cells = [tuple(cell) for cell in labels(clip, np.array([0]), FRAMES)[0].nonzero().tolist()]
-        for thing in things:
-            x, y, _ = thing["pixel_coords"]
-            may_be = {
-                (int((y + dy) / 9) * 8 + int((x + dx) / 12), SHAPES.index(thing["shape"]))
-                for dx in (-0.5, 0.5)
-                for dy in (-0.5, 0.5)
-            }
-            assert may_be & set(cells)
-        assert len(cells) <= len(things)
-
-
 # --- By hand --------------------------------------------------------------------------------------
 
 
@@ -153,24 +136,6 @@ def test_objects_by_hand(by_hand):
         slot, middle = OBJECTS.index(name), 6  # of the floor
         assert columns[:, slot, middle].tolist() == rows[:, slot, middle].tolist() == seen
     assert labels.sum() == 12
-
-
-def test_objects_are_where_the_scene_says(cater):
-    """The snitch is in the cell that CATER asks for, which is two columns and two rows."""
-    ours, theirs = (make_frame_labels(cater, kind, 8) for kind in ("objects", "cells"))
-    frames, seen = np.arange(FRAMES), 0
-    for clip in cater.clips("train"):
-        places, cells = (labels(clip, frames, FRAMES) for labels in (ours, theirs))
-        lines = places[:, OBJECTS.index("spl")].split(12, dim=1)
-        (time, column), (same, row) = (line.nonzero(as_tuple=True) for line in lines)
-        assert torch.equal(time, same) and torch.equal(row // 2 * 6 + column // 2, cells[time])
-        scene = cater.scene(clip.name)
-        hidden = [cater_frames.snitch_hidden(scene, t) for t in range(FRAMES)]
-        assert time.tolist() == [t for t in range(FRAMES) if not hidden[t]]
-        cones = sum(len(cater_frames.visible_cones(scene, t)) for t in range(FRAMES))
-        assert 1.8 * cones < places[:, 1:].sum() <= 2 * cones  # two of a colour may share a row
-        seen += len(time)
-    assert 0 < seen < FRAMES * len(cater.clips("train"))
 
 
 # --- From data to a trained encoder ---------------------------------------------------------------
@@ -267,15 +232,9 @@ def test_data_sets_without_labels_are_refused_before_any_work(data, tmp_path, mo
     assert error.endswith(f"got {data}\n") and not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="--frame-labels: expected data with"):
         parse(["--data", data, "--frame-labels"])
+    with pytest.raises(UserError, match=r"^--num-slots: expected 9 .* got 2"):
+        parse(["--objective", "objects", "--num-slots", "2"])
     parse(["--data", data, "--objective", "detection", "--stage", "finetune"])  # needs none
-
-
-def test_other_numbers_of_slots_are_refused_for_objects():
-    for slots in ("2", "10"):
-        with pytest.raises(UserError, match=f"^--num-slots: expected 9 .* got {slots}"):
-            parse(["--objective", "objects", "--num-slots", slots])
-    parse(["--objective", "objects", "--num-slots", "9"])
-    parse(["--objective", "objects", "--stage", "finetune"])  # learns no labels of objects
 
 
 @pytest.mark.parametrize("objective", CLASSES)
@@ -286,15 +245,9 @@ def test_malformed_scenes_are_named(by_hand, objective):
             labels(CLIP, np.array([0]), frames)
     scene = json.loads(file.read_text())
     del scene["objects"][1]["shape"]
-    for text, said in (
-        (json.dumps(scene), "not a CATER scene: KeyError 'shape'"),
-        ('{"objects": []}', "not a CATER scene: it has no snitch"),
-        ("{", "not a JSON file"),
-    ):
-        file.write_text(text)
-        with pytest.raises(UserError, match=said) as error:
-            make_frame_labels(by_hand, objective, 8)(CLIP, ALL, 4)
-        assert "\n" not in str(error.value)
+    file.write_text(json.dumps(scene))
+    with pytest.raises(UserError, match="not a CATER scene: KeyError 'shape'"):
+        make_frame_labels(by_hand, objective, 8)(CLIP, ALL, 4)
 
 
 def test_folders_without_frame_labels_are_refused(tmp_path, monkeypatch):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import sys
@@ -22,11 +21,8 @@ from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.media import probe
-from ivcl_fast.data.formats.cater import Cater
-from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.workers import WorkerPool
-from ivcl_fast.errors import UserError
 from tests.support.painted import VP9, media, picture, write_blender_avi, write_painted, write_video
 
 COUNT = int(os.environ.get("IVCL_FAST_FUZZ", 240))
@@ -146,39 +142,3 @@ def test_damaged_videos_through_prepare(tmp_path, monkeypatch, capsys):
     print(f"{COUNT // 4} damaged: {len(store.names)} kept, {len(store.bad_files)} refused")
     assert len(store.names) + len(store.bad_files) == COUNT // 4
     assert not silent
-
-
-def test_damaged_lists_and_scenes(tmp_path):
-    for folder in ("videos", "scenes", "lists/actions_present"):
-        (tmp_path / folder).mkdir(parents=True)
-    lines = "".join(f"CATER_new_{i:06d}.avi {i % 14},{(i + 3) % 14}\n" for i in range(20)).encode()
-    scene = json.dumps({"objects": [{"shape": "spl"}], "movements": {"a": [1, 2]}}).encode()
-    outcomes: Counter[str] = Counter()
-    data = Cater(tmp_path, "actions_present")
-    for seed in range(COUNT // 2):
-        (tmp_path / "lists/actions_present/train.txt").write_bytes(damaged(lines, seed))
-        (tmp_path / "scenes/a.json").write_bytes(damaged(scene, seed))
-        for read in (lambda: data.clips("train"), data.media, lambda: data.scene("a")):
-            try:
-                read()
-                outcomes["read"] += 1
-            except UserError as error:
-                assert "\n" not in str(error)
-                outcomes["refused"] += 1
-    assert outcomes["read"] and outcomes["refused"]
-
-
-def test_damaged_stores(tmp_path):
-    """Damage to a shard is found by verifying."""
-    videos = [media(write_painted(tmp_path / f"v{i}.avi", i, 5)) for i in range(2)]
-    store = build_store(videos, tmp_path / "store", 32, 8, "pyav", 1).path
-    for file in sorted(store.glob("*.u8")):
-        whole = file.read_bytes()
-        for seed in range(COUNT // 8):
-            if (contents := damaged(whole, seed)) == whole:
-                continue
-            file.write_bytes(contents)
-            with pytest.raises(UserError, match=r"\A[^\n]*\Z"):
-                FrameStore(store).verify()
-        file.write_bytes(whole)
-    FrameStore(store).verify()

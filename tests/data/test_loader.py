@@ -82,20 +82,6 @@ def test_frames_labels_and_ids_belong_together(store):
             assert frames == [(clip, i) for i in frame_ids(FRAMES[clip], 4)]
 
 
-def test_jitter_moves_all_but_the_last_frame_inside_its_interval(store):
-    seen = set()
-    loader = make(store, shuffle=False)
-    for epoch in range(20):
-        for batch in loader.epoch(epoch):
-            for clip, frames in zip(batch.clip_ids.tolist(), frames_of_clips(batch), strict=True):
-                edges, ids = frame_ids(FRAMES[clip], 4), np.array([i for _, i in frames])
-                assert ids[-1] == FRAMES[clip] - 1
-                assert (ids[:-1] >= edges[:-1]).all()
-                assert (ids[:-1] < edges[1:]).all()
-                seen.add((clip, *ids))
-    assert len(seen) > 10 * len(GOOD)
-
-
 def test_one_frame_is_the_last(store):
     for batch in make(store, num_frames=1).epoch(3):
         expected = [[(clip, FRAMES[clip] - 1)] for clip in batch.clip_ids.tolist()]
@@ -151,19 +137,6 @@ def test_shuffled_clips_that_share_frames_stay_together(store):
         assert torch.equal(whole.clip_ids, torch.cat([part.clip_ids for part in parts]))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_ranks_too_small_to_share_frames_see_the_same_clips(store, world_size):
-    ranks = [
-        list(asked(store, batch_size=4 // world_size, rank=rank, world_size=world_size).epoch(2))
-        for rank in range(world_size)
-    ]
-    assert all((b.frame_index is None) == (world_size == 4) for batches in ranks for b in batches)
-    found = [
-        {i for b in of_all for i in b.clip_ids.tolist()} for of_all in zip(*ranks, strict=True)
-    ]
-    assert found == [set(b.clip_ids.tolist()) for b in asked(store).epoch(2)]
-
-
 @pytest.mark.parametrize(
     ("clips", "options"),
     [
@@ -171,7 +144,6 @@ def test_ranks_too_small_to_share_frames_see_the_same_clips(store, world_size):
         (ASKED[:-1], {}),  # one video with fewer clips
         ([*ASKED[:-1], Clip("q", "v10", 0, (0, 7, 4, 8))], {}),  # one with more frames
         (ASKED, {"num_frames": 1}),
-        ([Clip(f"c{i}", f"v{i // 2 + 7}", i) for i in range(6)], {}),  # frames that jitter
     ],
 )
 def test_where_frames_are_not_shared(clips, options, store):
@@ -194,14 +166,6 @@ def test_a_batch_in_parts(store, parts, share):
         assert torch.equal(x, torch.cat(of_pieces))
     for piece in pieces:
         assert len(each_alone([piece])[0].rows) == len(piece.clip_ids) == len(piece.labels)
-
-
-def test_every_placement_gives_the_same_batches(store):
-    whole = list(make(store).epoch(4))
-    for placement in ("ram", "gpu"):
-        placed = FrameStore(store.path, placement, device=torch.device("cpu"))
-        assert placed.placement == placement
-        assert same(list(make(placed).epoch(4)), whole)
 
 
 def test_order_depends_on_seed_and_epoch_alone(store):
@@ -306,13 +270,6 @@ def test_length_and_ranks(store, batch_size, world_size, drop_last):
         assert all(len(b.rows) == batch_size for rank in batches for b in rank)
     else:
         assert sorted(i for ids in found for i in ids) == GOOD
-
-
-def test_broken_videos_are_left_out_with_one_line(store, caplog):
-    make(store)
-    assert [r.getMessage() for r in caplog.records] == [
-        "2 of 11 clips left out: their videos cannot be used"
-    ]
 
 
 def test_nothing_to_load(store):

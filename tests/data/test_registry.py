@@ -88,3 +88,22 @@ def test_the_home_folder_in_a_source(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert parse_source("videos:~/clips")[1] == Path("/home/me/clips")
     assert parse_source("webdataset:~/a-{0..9}.tar")[1] == Path("/home/me/a-{0..9}.tar")
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "what"),
+    [
+        ("movies", "auto", r"--data: expected one of cater:DIR.*synthetic:moving.*, got 'movies'"),
+        ("acre:", "auto", r"--data: expected one of .*acre:DIR.*, got 'acre:'"),
+        ("synthetic", "acre", r"--task: expected one of auto, localize, .*, got 'acre'"),
+    ],
+)
+def test_unknown_sources_and_tasks(name, task, what):
+    with pytest.raises(UserError, match=what):
+        find_task(name, task)
+
+
+def test_the_default_task():
+    assert find_task("acre:x", "auto") == "acre"
+    assert find_task("synthetic", "auto") == "localize"
+    assert find_task("synthetic", "actions_present") == "actions_present"

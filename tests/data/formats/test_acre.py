@@ -157,13 +157,6 @@ def test_comp_trains_and_tests_on_other_objects() -> None:
     ]
 
 
-def test_an_interventional_query_may_lack_its_reference(root: Path) -> None:
-    problem = copy.deepcopy(PROBLEM)
-    del problem[8]["ref"]
-    write(root, "test", [problem])
-    assert [panel.ref for panel in Acre(root).problems("test")[0][8:]] == [None, 5]
-
-
 def change(panel: int, key: str, value: Any) -> Callable[[list[Any]], None]:
     def apply(problem: list[Any]) -> None:
         problem[panel][key] = value

@@ -177,16 +177,6 @@ def test_converted_videos(root):
     assert found == ["a.mp4", "b.avi", "c.avi", "d.mp4"]
 
 
-def test_a_video_with_another_suffix_in_each_list(root):
-    write_list(root, "a.avi 3\nb.mp4 3\n")
-    write_list(root, "a.mp4 1\nb.avi 1\n", "actions_present")
-    (root / "videos" / "a.mp4").touch()
-    assert [(one.name, one.files[0].name) for one in Cater(root).media()] == [
-        ("a", "a.mp4"),
-        ("b", "b.avi"),
-    ]
-
-
 def test_classes_in_words(root):
     assert Cater(root).describe(7) == "cell 7 (column 1, row 1)"
     assert Cater(root, "actions_present").describe(3) == "snitch: pick place"

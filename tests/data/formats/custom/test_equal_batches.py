@@ -6,7 +6,6 @@ import io
 import os
 import tarfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import torch
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.datamodule import open_data
-from ivcl_fast.data.loader import Batch, mirror_rows
+from ivcl_fast.data.loader import Batch
 from tests.support.own_videos import KINDS, write_one
 
 CLASSES = ("left", "right")
@@ -118,23 +117,3 @@ def test_formats_agree(form: Callable[[Path, Path], str], loader, folder, expect
             for x, y in zip(mine.tensors, other.tensors, strict=True):
                 assert torch.equal(x, y)
     assert len({bytes(one.rows[0].numpy().tobytes()) for one in found}) == len(found)
-
-
-@pytest.mark.parametrize("loader", ["store", "stream"])
-def test_half_of_the_training_clips_are_mirrored(loader, folder, expected):
-    cfg = IVCLConfig(image_size=32, patch_size=8, num_frames=4, num_query_frames=2)
-    config = DataConfig(as_folder(folder, folder), workers=1, decoder="pyav", mirror=True)
-    data = open_data(replace(config, loader=loader), cfg)  # type: ignore[arg-type]
-    options = dict(batch_size=4, num_frames=4, seed=5)
-    made = data.loader("train", training=True, **options)  # type: ignore[arg-type]
-    found = [batch for epoch in range(2) for batch in made.epoch(epoch)]
-    same = []
-    for mine, plain in zip(found, expected[loader], strict=False):
-        assert torch.equal(mine.clip_ids, plain.clip_ids)
-        for row, other in zip(mine.rows, plain.rows, strict=True):
-            same.append(torch.equal(row, other))
-            assert same[-1] or torch.equal(row, mirror_rows(other))
-    assert len(same) == 16 and 4 <= sum(same) <= 12
-    measured = data.loader("val", training=False, **options)  # type: ignore[arg-type]
-    for mine, plain in zip(measured.epoch(0), expected[loader][4:], strict=True):
-        assert torch.equal(mine.rows, plain.rows), "the validation is not mirrored"

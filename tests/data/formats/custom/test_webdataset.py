@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from ivcl_fast.data.formats.custom import unpack
 from ivcl_fast.data.formats.custom.webdataset import WebDataset, find_shards, read_shard, split_of
 from ivcl_fast.errors import UserError
 
@@ -125,19 +124,6 @@ def test_shards_and_samples_of_the_same_name(tmp_path):
     assert names["val"] == [f"b/val-0.tar/d/{number:04d}.mp4" for number in range(4)]
     assert len(names["train"]) == len({*names["train"]}) == 10
     assert all(text[6:] == name[-5] for name, text in texts(dataset).items())
-
-
-def test_finished_shards_are_opened_without_writing(tmp_path, monkeypatch):
-    """As in a folder that this user may only read."""
-    shard(tmp_path / "s.tar", samples(4))
-    made = WebDataset(tmp_path / "s.tar").media()
-
-    def refuse(path: Path, *_: object, **__: object) -> None:
-        raise PermissionError(path)
-
-    monkeypatch.setattr(unpack, "locked", refuse)
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    assert WebDataset(tmp_path / "s.tar").media() == made
 
 
 def test_names_in_a_shard_cannot_leave_the_folder(tmp_path):
