@@ -17,7 +17,6 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -183,15 +182,16 @@ class FrameStore:
         """Read frames from disk, by their places among those of all shards."""
         shards = np.searchsorted(self._firsts, places, "right") - 1
         starts = (places - self._firsts[shards]) * self._row
+        handles = [file.fileno() for file in self._open]
         for number, start, row in zip(shards.tolist(), starts.tolist(), out, strict=True):
-            path = self.path / self._files[number][0]
-            with ExitStack() as stack:
-                if number < len(self._open):
-                    file = self._open[number]
-                else:
-                    file = stack.enter_context(path.open("rb", buffering=0))
-                if os.preadv(file.fileno(), [row], start) < self._row:
-                    raise UserError(f"{path}: ends before its last frame; prepare the store again")
+            if number < len(handles):
+                count = os.preadv(handles[number], [row], start)
+            else:
+                with (self.path / self._files[number][0]).open("rb", buffering=0) as file:
+                    count = os.preadv(file.fileno(), [row], start)
+            if count < self._row:
+                file_name = self._files[number][0]
+                raise UserError(f"{self.path / file_name}: ends before its last frame")
 
     def _load(self, device: torch.device | None) -> torch.Tensor:
         """Load the entire store into memory, shard by shard."""
