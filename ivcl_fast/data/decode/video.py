@@ -91,7 +91,7 @@ class OpenVideo(OpenMedia):
         self._duration = (container.duration or 0) / av.time_base
         self._tables, self._indexed = stream.frames, len(stream.index_entries)
         self._has_duration = self._format in (DURATION if self._tables else (*DURATION, *MP4))
-        container.close()
+        self._unread: tuple[InputContainer, VideoStream] | None = container, stream
 
     def _read_info(self) -> VideoInfo:
         packets, image, orientation = self.packets, b"", UPRIGHT
@@ -167,7 +167,8 @@ class OpenVideo(OpenMedia):
         The last one is None, which flushes the decoder; then the file is closed. Every pass over
         the file opens it, because seeking is not exact in every container.
         """
-        container, stream = open_stream(self.path)
+        container, stream = self._unread or open_stream(self.path)
+        self._unread = None
 
         def packets() -> Iterator[Packet | None]:
             with container:
