@@ -27,6 +27,8 @@ from ivcl_fast.data.bad_files import check_all_usable, named
 from ivcl_fast.data.config import MOST_VIDEOS, MOST_WORKERS, DataConfig
 from ivcl_fast.data.dataset import Dataset, Media, describe_splits
 from ivcl_fast.data.decode.interface import DecoderName
+from ivcl_fast.data.formats.cater import Cater
+from ivcl_fast.data.formats.cater_repeats import report_repeats
 from ivcl_fast.data.registry import (
     Synthetic,
     check_options,
@@ -177,6 +179,8 @@ def prepare(config: PrepareConfig) -> None:
             place = fetched(dataset_format, place, data, task, read_only=False)
         dataset = dataset_format.open_with(data, place, task)
         print(f"data: {dataset.task}, {describe_splits(dataset)}", flush=True)
+        if isinstance(dataset, Cater) and not config.dry_run:
+            report_repeats(dataset)
         own_task = dataset.task if dataset_format.media_by_task else None
         store = prepare_store(dataset, config, own_task)
         if store is None:

@@ -51,6 +51,8 @@ class DataConfig:
     crop: Literal["none", "center"] = "none"
     """Part of the frames to use: all of it, resized to the square, or the largest central
     square."""
+    drop_duplicates: bool = False
+    """Leave out training videos whose scene occurs in validation or in an earlier video (CATER)."""
     mirror: bool = False
     """Mirror half of the training clips left to right; only for your own videos."""
     loader: Literal["store", "stream"] = "store"

@@ -73,7 +73,7 @@ class Synthetic:
 def _cater() -> DatasetFormat:
     from ivcl_fast.data.formats.cater import TASKS, Cater
 
-    return DatasetFormat(Cater, tuple(TASKS), frame_labels=True)
+    return DatasetFormat(Cater, tuple(TASKS), frame_labels=True, options=("drop_duplicates",))
 
 
 def _acre() -> DatasetFormat:
@@ -236,6 +236,8 @@ def check_options(config: DataConfig) -> None:
                 f"{flag}: expected your own videos, such as videos:DIR, got {config.source}, whose "
                 f"answers {reason}"
             )
+    if config.drop_duplicates and "drop_duplicates" not in found.options:
+        raise UserError(f"--drop-duplicates: expected cater:DIR, got {config.source}")
 
 
 def check_frame_labels(source: str, kind: FrameLabelKind, num_slots: int) -> None:

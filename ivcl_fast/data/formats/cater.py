@@ -16,14 +16,16 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.data.formats.cater_frames import frame_count
 from ivcl_fast.data.formats.cater_labels import ACTION_CLASSES, ORDER_CLASSES, scene_fault
+from ivcl_fast.data.formats.cater_repeats import find_repeats
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import read_json
 
@@ -74,8 +76,11 @@ class Cater:
     splits = SPLITS
     curve_split = "val"
 
-    def __init__(self, root: Path, task: str = "localize") -> None:
-        """Raise :class:`UserError` for an unknown task, or if the folder is not a CATER package."""
+    def __init__(self, root: Path, task: str = "localize", drop_duplicates: bool = False) -> None:
+        """Raise :class:`UserError` for an unknown task, or if the folder is not a CATER package.
+
+        ``drop_duplicates``: leave out training clips whose scene occurs in ``val`` or earlier.
+        """
         if task not in TASKS:
             raise UserError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
         self.root = Path(root)
@@ -84,6 +89,7 @@ class Cater:
         self.multi_label = TASKS[task].multi_label
         self.has_grid = not self.multi_label
         """Whether the classes are cells of the floor."""
+        self.drop_duplicates = drop_duplicates
         self._warned_of_scenes = False
         if not self.root.is_dir():
             raise UserError(f"{self.root}: expected a CATER package, got no such folder")
@@ -119,7 +125,14 @@ class Cater:
             log.info("%s: skipped %d repeated items", path, len(labelled) - len(clips))
         if not clips:
             raise UserError(f"{path}: expected lines of '<video file> <label>', got none")
+        if self.drop_duplicates and split in ("train", "train_subsetT"):
+            return [clip for clip in clips.values() if clip.name not in self._repeats]
         return list(clips.values())
+
+    @cached_property
+    def _repeats(self) -> Mapping[str, str]:
+        """The clips that :attr:`drop_duplicates` leaves out."""
+        return find_repeats(Cater(self.root, self.task))
 
     def media(self) -> list[Media]:
         """Return the videos of all lists of all tasks, sorted by name; they need not exist.

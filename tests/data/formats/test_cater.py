@@ -8,6 +8,7 @@ import pytest
 
 from ivcl_fast.data.dataset import Clip, Media, describe_splits
 from ivcl_fast.data.formats.cater import TASKS, Cater
+from ivcl_fast.data.formats.cater_repeats import report_repeats
 from ivcl_fast.errors import UserError
 
 
@@ -181,3 +182,19 @@ def test_classes_in_words(root):
     assert Cater(root).describe(7) == "cell 7 (column 1, row 1)"
     assert Cater(root, "actions_present").describe(3) == "snitch: pick place"
     assert Cater(root).splits[:2] == ("train", "val")
+
+
+def test_scenes_that_occur_again_are_counted_and_left_out(root, capsys):
+    videos = {"a": 1.0, "b": 2.0, "c": 1.0, "d": 2.0, "e": 3.0}
+    for name, x in videos.items():
+        shown = {"shape": "spl", "instance": "Spl_0", "locations": {"0": [x, 0.0, 0.3]}}
+        shown |= {"3d_coords": [x, 0.0, 0.3], "pixel_coords": [ord(name), 0, 0.0]}
+        scene = {"objects": [shown], "movements": {"Spl_0": [["_slide", None, 0, 9]]}}
+        (root / "scenes" / f"{name}.json").write_text(json.dumps(scene))
+    write_list(root, "b.avi 1\nc.avi 2\nd.avi 1\ne.avi 3\n")
+    write_list(root, "a.avi 2\n", split="val")
+    report_repeats(Cater(root))
+    said = capsys.readouterr().out
+    assert "2 occur again, 1 of them in train and val, such as c in a" in said
+    assert [clip.name for clip in Cater(root, drop_duplicates=True).clips("train")] == ["b", "e"]
+    assert len(Cater(root).clips("train")) == 4
