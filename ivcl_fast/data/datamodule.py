@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ivcl_fast.data.bad_files import check_all_usable, summary
-from ivcl_fast.data.dataset import Clip, Dataset
+from ivcl_fast.data.dataset import Clip, Dataset, check_all_usable, summary
 from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
 from ivcl_fast.data.decode.interface import decoding_gpu
 from ivcl_fast.data.formats.cater import Cater

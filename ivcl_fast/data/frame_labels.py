@@ -181,31 +181,21 @@ def make_frame_labels(dataset: Dataset, kind: FrameLabelKind, grid: int) -> Fram
     """
     flag = "--frame-labels" if kind == "cells" else f"--objective {kind}"
     if not isinstance(dataset, Cater) or not (dataset.root / "scenes").is_dir():
-        raise UserError(
-            f"{flag}: {dataset.root} has no labels of single frames; accepted: CATER with its "
-            "folder scenes/, published or synthetic"
-        )
+        raise UserError(f"{flag}: expected CATER with its folder scenes/, got {dataset.root}")
     if kind == "cells":
         if dataset.multi_label:
-            raise UserError(
-                f"{flag}: {dataset.task} has no labels of single frames; accepted: --task "
-                "localize, localize_4x4 or localize_8x8"
-            )
+            raise UserError(f"{flag}: expected --task localize, got {dataset.task}")
         return SnitchCells(dataset)
     if kind == "classification":
         return VisibleAttributes(dataset)
     if kind == "objects":
         return VisibleObjects(dataset)
     spec = spec_of(dataset.root)
-    if spec is not None and spec.camera == "none":
-        raise UserError(
-            f"{flag}: {dataset.root} shows tables instead of pictures, which have no places; "
-            "accepted: synthetic or synthetic:moving"
-        )
     names = dataset.root.name, dataset.root.resolve().name  # the folder may be "." or a link
-    if spec is None and any("cameramotion" in name for name in names):
+    is_table = spec is not None and spec.camera == "none"
+    if is_table or (spec is None and any("cameramotion" in name for name in names)):
         raise UserError(
-            f"{flag}: {dataset.root} does not contain the motion of its camera; "
-            "accepted: CATER with a static camera, or synthetic:moving"
+            f"{flag}: expected CATER with a static camera, or synthetic or synthetic:moving, got "
+            f"{dataset.root}, where places in the pictures are unknown"
         )
     return VisibleCentres(dataset, grid)

@@ -177,15 +177,14 @@ class ClipLoader(ABC):
         """Number of clips that share their frames."""
         if drop_last and not len(self):
             raise UserError(
-                f"--batch-size: {len(self._usable)} clips do not fill one batch of "
-                f"{batch_size * world_size}; accepted: at most {len(self._usable)}, or more videos"
+                f"--batch-size: expected at most {len(self._usable)}, the number of usable clips, "
+                f"got {batch_size * world_size}"
             )
-        for at in np.flatnonzero(
-            (lengths > 0) & (lengths != num_frames) & (num_frames > 1)
-        ).tolist():
+        if num_frames > 1 and len(other := np.flatnonzero((lengths > 0) & (lengths != num_frames))):
+            at = int(other[0])
             raise UserError(
-                f"num_frames: {num_frames} is not accepted, as {clips[at].name} consists of "
-                f"{lengths[at]} frames; accepted for this data set: {lengths[at]}"
+                f"num_frames: expected {lengths[at]}, the frames of {clips[at].name}, got "
+                f"{num_frames}"
             )
 
     def __len__(self) -> int:

@@ -16,8 +16,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from ivcl_fast.data.bad_files import named
-from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.dataset import Media, named
 from ivcl_fast.data.decode.indexed import Indexed, index_one
 from ivcl_fast.data.decode.info import VideoInfo
 from ivcl_fast.data.store.shards import Build, Part, Progress, read_index

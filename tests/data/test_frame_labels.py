@@ -255,12 +255,12 @@ def test_folders_without_frame_labels_are_refused(tmp_path, monkeypatch):
     moving = tmp_path / "max2action_cameramotion"
     for folder in ("videos", "lists", "scenes"):
         (moving / folder).mkdir(parents=True)
-    with pytest.raises(UserError, match="has no labels of single frames; accepted: CATER"):
+    with pytest.raises(UserError, match="expected CATER with its folder scenes/"):
         make_frame_labels(acre, "classification", 8)
     (tmp_path / "link").symlink_to(moving)
     monkeypatch.chdir(moving)
     for root in (moving, tmp_path / "link", Path()):
-        with pytest.raises(UserError, match="camera; accepted: "):
+        with pytest.raises(UserError, match="expected CATER with a static camera"):
             make_frame_labels(Cater(root), "detection", 8)
     make_frame_labels(Cater(moving), "classification", 8)
     (moving / "scenes").rmdir()
@@ -288,5 +288,5 @@ def test_cells_are_those_of_each_frame(cater, task, cells):
 
 
 def test_cells_need_a_task_of_places(cater):
-    with pytest.raises(UserError, match=r"^--frame-labels: actions_present .*accepted: --task"):
+    with pytest.raises(UserError, match=r"^--frame-labels: expected --task localize, got"):
         make_frame_labels(Cater(cater.root, "actions_present"), "cells", 8)

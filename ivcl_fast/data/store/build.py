@@ -10,9 +10,8 @@ from typing import Any, BinaryIO, Literal
 
 import torch
 
-from ivcl_fast.data.bad_files import summary
 from ivcl_fast.data.crop import Square
-from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.dataset import Media, summary
 from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
 from ivcl_fast.data.decode.interface import DecoderName, decoding_gpu
 from ivcl_fast.data.store.frame_store import FrameStore

@@ -69,7 +69,7 @@ def test_videos_lose_nothing_that_matters(states):
 
 
 def test_tables_have_no_places_for_detection(states):
-    with pytest.raises(UserError, match=r"^--objective detection: .* tables .*accepted: synthetic"):
+    with pytest.raises(UserError, match=r"^--objective detection: expected .* static camera"):
         make_frame_labels(states, "detection", 4)
     labels = make_frame_labels(states, "cells", 4)
     assert len(labels(states.clips("train")[0], np.arange(38), 38)) == 38
