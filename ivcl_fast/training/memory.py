@@ -173,6 +173,13 @@ def fake_step(
         yield FakeStep(live, model, schedule or Schedule(1, optimizer="muon"), on_gpu)
 
 
+def stage_classes(config: TrainConfig) -> dict[str, int | None]:
+    """Return the stages that a run trains, with the classes of a classifier, or None."""
+    return {
+        stage: FINETUNED_CLASSES if stage == "finetune" else None for stage in config.stages.clips
+    }
+
+
 def fake_stages(
     config: TrainConfig, on_gpu: bool = True
 ) -> Iterator[tuple[str, int | None, FakeStep]]:
@@ -183,8 +190,7 @@ def fake_stages(
         grad_checkpoint=config.speed.grad_checkpoint,
         on_gpu=on_gpu,
     )
-    for stage in config.stages.clips:
-        classes = FINETUNED_CLASSES if stage == "finetune" else None
+    for stage, classes in stage_classes(config).items():
         with fake_step(config.model, classes, **options) as step:
             yield stage, classes, step
 
