@@ -59,10 +59,9 @@ def has_hooks(part: nn.Module) -> bool:
 
 
 FORWARDS: dict[type, Callable[..., Any]] = {
-    kind: kind.forward for kind in (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.Conv3d)
+    kind: kind.forward for kind in (nn.Linear, nn.LayerNorm)
 }
-"""The ``forward`` of each class at import, or at the first call of :func:`is_patched`.
-"""
+"""The ``forward`` of each class at import, or at the first call of :func:`is_patched`."""
 
 
 def is_patched(kind: type[nn.Module]) -> bool:

@@ -58,7 +58,7 @@ def plan_stages(config: TrainConfig, ranks: int = 1) -> Iterator[StagePlan]:
         stage: stage_flops(config.model, classes)
         for stage, classes in stage_classes(config).items()
     }
-    for stage, classes, step in fake_stages(config, on_gpu=speed.device != "cpu"):
+    for stage, _, step in fake_stages(config, on_gpu=speed.device != "cpu"):
         for precision in precisions:
             bf16 = precision == "bf16"
             most = step.most_clips(usable, bf16, replicas)

