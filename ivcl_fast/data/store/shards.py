@@ -60,23 +60,13 @@ class Part(NamedTuple):
     total: int
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A shard to build, or that is built."""
+class Shard(NamedTuple):
+    """A shard that is built, or has to be."""
 
     path: Path
     """Its file."""
-    source: Source
+    names: list[str]
     """Its clips."""
-    settings: dict[str, Any]
-    append: Append
-    refused: dict[str, str] = field(default_factory=dict)
-    """Clips that crashed a decoder, with the reason."""
-
-    @property
-    def marker(self) -> Path:
-        """File that names the clip that is being decoded."""
-        return self.path.with_suffix(".now")
 
     def read(self) -> dict[str, Any] | None:
         """Read the record; None unless the shard is complete."""
@@ -87,21 +77,40 @@ class Shard:
         return None
 
 
-def build_shard(shard: Shard) -> int:
+@dataclass(frozen=True)
+class Task:
+    """A shard to build in a worker process."""
+
+    shard: Shard
+    source: Source
+    """The clips of the shard."""
+    settings: dict[str, Any]
+    append: Append
+    refused: dict[str, str] = field(default_factory=dict)
+    """Clips that crashed a decoder, with the reason."""
+
+    @property
+    def marker(self) -> Path:
+        """File that names the clip that is being decoded."""
+        return self.shard.path.with_suffix(".now")
+
+
+def build_shard(task: Task) -> int:
     """Build a shard; return its number of clips, 0 if another process does so or has done so."""
-    with locked(shard.path.with_suffix(".lock"), wait=False) as held:
-        if not held or shard.read() is not None:
+    path, names = task.shard
+    with locked(path.with_suffix(".lock"), wait=False) as held:
+        if not held or task.shard.read() is not None:
             return 0
-        remove_temporaries(shard.path.parent, [shard.path.stem])
+        remove_temporaries(path.parent, [path.stem])
         clips, bad_files = list[tuple[str, int, int, str]](), dict[str, str]()
-        with atomic_write(shard.path) as file:
-            for name in shard.source.names:
+        with atomic_write(path) as file:
+            for name in names:
                 start = file.tell()
-                shard.marker.write_text(name, errors="surrogateescape")
+                task.marker.write_text(name, errors="surrogateescape")
                 try:
-                    if reason := shard.refused.get(name):
+                    if reason := task.refused.get(name):
                         raise VideoError(reason)
-                    frames, facts = shard.append(shard.source, name, shard.settings, file)
+                    frames, facts = task.append(task.source, name, task.settings, file)
                     clips.append((name, start, frames, facts))
                 except VideoError as error:
                     bad_files[name] = str(error)
@@ -111,9 +120,9 @@ def build_shard(shard: Shard) -> int:
             file.flush()
             sha256 = checksum(Path(file.name))
         record = {"clips": clips, "bad_files": bad_files, "bytes": size, "sha256": sha256}
-        write_json(shard.path.with_suffix(".json"), record)
-        shard.marker.unlink(missing_ok=True)
-    return len(shard.source.names)
+        write_json(path.with_suffix(".json"), record)
+        task.marker.unlink(missing_ok=True)
+    return len(names)
 
 
 def checksum(path: Path) -> str:
@@ -122,15 +131,15 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def refuse(shard: Shard, reason: str) -> Shard:
+def refuse(task: Task, reason: str) -> Task:
     """Return the shard to build after a clip has crashed its worker."""
     try:
-        name = shard.marker.read_text(errors="surrogateescape")
+        name = task.marker.read_text(errors="surrogateescape")
     except FileNotFoundError:
         raise UserError(f"a worker process was lost: {reason}") from None
     reason = f"decoding it failed: {reason}; touch the file to try again"
     log.warning("%s: %s", name, reason)
-    return replace(shard, refused=shard.refused | {name: reason})
+    return replace(task, refused=task.refused | {name: reason})
 
 
 class Build:
@@ -153,11 +162,11 @@ class Build:
         name, count = Counter(source.names).most_common(1)[0]
         if count > 1:
             raise UserError(f"{count} videos have the name {name}")
-        self.source, self.out, self.verb = source, out, verb
+        self.source, self.out, self.append, self.verb = source, out, append, verb
         self.settings = {"version": VERSION, **settings}
         self.shards = [
-            Shard(out / f"{shard_id(group, self.settings)}.u8", group, self.settings, append)
-            for group in grouped(source)
+            Shard(out / f"{shard_id(source, names, self.settings)}.u8", names)
+            for names in grouped(source.names)
         ]
         self._accept_copies()
         self._records: dict[str, dict[str, Any]] = {}
@@ -167,7 +176,7 @@ class Build:
         there = {path.stem for path in self.out.glob(f"{SHARD_FILES}.json")}
         of_sizes = {name.rpartition("-")[0]: name for name in sorted(there)}
         copied = [
-            replace(shard, path=self.out / f"{of_sizes[same]}.u8")
+            shard._replace(path=self.out / f"{of_sizes[same]}.u8")
             if (same := shard.path.stem.rpartition("-")[0]) in of_sizes else shard
             for shard in self.shards
         ]  # fmt: skip
@@ -209,7 +218,11 @@ class Build:
                         what = total - done, total, self.out
                         log.info(f"{self.verb} %d of %d videos into %s", *what)
                     waits = True
-                    for count in pool.run(build_shard, missing, refuse):
+                    tasks = (
+                        Task(shard, self.source.only(shard.names), self.settings, self.append)
+                        for shard in missing
+                    )
+                    for count in pool.run(build_shard, tasks, refuse):
                         done += count
                         waits = waits and not count
                         progress(done, total)
@@ -241,7 +254,7 @@ class Build:
 
     @staticmethod
     def _clips(shards: Sequence[Shard]) -> int:
-        return sum(len(shard.source.names) for shard in shards)
+        return sum(len(shard.names) for shard in shards)
 
     def _finish(self) -> None:
         """Write the index, and delete what it does not name."""
@@ -275,27 +288,27 @@ class Build:
         return Index.make(names, columns, about, facts)
 
 
-def grouped(source: Source) -> Iterator[Source]:
-    """Divide the clips, in order, into shards.
+def grouped(names: Sequence[str]) -> Iterator[list[str]]:
+    """Divide clips, in order, into shards.
 
     A shard begins at clips that are chosen by their name, so that other shards stay as they are if
     clips are added or removed, as long as their number does not double.
     """
-    size = 1 << (max(1, min(SHARD_CLIPS, len(source.names) // SHARDS)).bit_length() - 1)
+    size = 1 << (max(1, min(SHARD_CLIPS, len(names) // SHARDS)).bit_length() - 1)
     group: list[str] = []
-    for name in source.names:
+    for name in names:
         begins = zlib.crc32(name.encode(errors="surrogateescape")) % size == 0
         if group and (begins or len(group) == 4 * size):
-            yield source.only(group)
+            yield group
             group = []
         group.append(name)
-    yield source.only(group)
+    yield group
 
 
-def shard_id(source: Source, settings: dict[str, Any]) -> str:
+def shard_id(source: Source, names: Sequence[str], settings: dict[str, Any]) -> str:
     """Name a shard by its clips: a digest of names, sizes and settings, and one of times."""
-    states = [source.state(name) for name in source.names]
-    content = repr((settings, [*source.names], [state.size for state in states]))
+    states = [source.state(name) for name in names]
+    content = repr((settings, [*names], [state.size for state in states]))
     times = repr([state.time for state in states])
     digests = (hashlib.sha256(text.encode()).hexdigest() for text in (content, times))
     return "-".join(["shard", *(digest[:16] for digest in digests)])

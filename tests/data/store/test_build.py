@@ -329,12 +329,12 @@ class BadDecoder:
         return make_decoder("pyav", SIZES[0]).parts(one)
 
 
-def build_with_bad_decoder(shard):
+def build_with_bad_decoder(task):
     from ivcl_fast.data.store import source
 
     source.make_decoder = lambda *_: BadDecoder()  # type: ignore[assignment]
     building.STALL_SECONDS = 1.0
-    return build_shard(shard)
+    return build_shard(task)
 
 
 def test_decoders_that_hang_or_crash_lose_only_their_files(videos, tmp_path, monkeypatch):
@@ -351,7 +351,7 @@ def test_decoders_that_hang_or_crash_lose_only_their_files(videos, tmp_path, mon
     store.verify()
 
 
-def kill_worker(shard):
+def kill_worker(task):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
