@@ -122,7 +122,6 @@ class PretrainedModel(
         *,
         map_location: Any = "cpu",
         dtype: torch.dtype | str | None = None,
-        torch_dtype: torch.dtype | str | None = None,
         **download: Any,
     ) -> Self:
         """A model in evaluation mode, from a folder or the Hugging Face hub.
@@ -135,7 +134,6 @@ class PretrainedModel(
             map_location: the device of the model.
             dtype: of the model's parameters, a ``torch.dtype`` or its name, such as ``"bfloat16"``;
                 ``"auto"`` is that of the saved weights. float32 by default, whatever was saved.
-            torch_dtype: an older name of ``dtype``.
             download: revision, cache_dir, force_download, local_files_only and token, which go to
                 ``huggingface_hub.hf_hub_download``.
 
@@ -148,7 +146,7 @@ class PretrainedModel(
             classifier = ivcl_fast.IVCLClassifier.from_pretrained("runs/RUN")
             logits = classifier(ivcl_fast.load_clip("video.avi", classifier.cfg))
         """
-        place, dtype = pretrained_model_name_or_path, dtype_named(dtype or torch_dtype)
+        place, dtype = pretrained_model_name_or_path, dtype_named(dtype)
         for name in sorted(download.keys() - set(DOWNLOAD)):
             raise TypeError(
                 f"from_pretrained: expected map_location, dtype, {', '.join(DOWNLOAD)}, got {name}"
@@ -170,18 +168,12 @@ class PretrainedModel(
         names = inspect.signature(cls.__init__).parameters
         arguments = {name: value for name, value in config.items() if name in names}
         try:
-            arguments["cfg"] = cfg = IVCLConfig.from_dict(config["cfg"])
-            if max(cfg.depth, cfg.temporal_depth, cfg.decoder_depth) > len(weights):
-                raise ValueError(f"more blocks than {MODEL} has tensors, {len(weights)}")
-            # First without memory: a damaged config may ask for terabytes.
-            with torch.device("meta"):
-                sized: Any = cls(**arguments)
-            reason = misfit(sized, weights)
+            arguments["cfg"] = IVCLConfig.from_dict(config["cfg"])
+            model: Any = cls(**arguments)
         except (ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"{folder / CONFIG}: {error}") from None
-        if reason:
+        if reason := misfit(model, weights):
             raise UserError(f"{folder}: {reason}")
-        model: Any = cls(**arguments)
         model.to(dtype or next(v.dtype for v in weights.values() if v.is_floating_point()))
         model.load_state_dict(weights)
         model.training_record = config.get("training")

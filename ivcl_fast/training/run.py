@@ -195,9 +195,11 @@ class Run:
 
     def _measure_curve(self, model: IVCLClassifier, slots: Slots | None = None) -> dict[str, float]:
         # One clip of a video is enough for a curve.
-        options = {"clips_per_video": 1, "share": self.data.curve_share}
-        options["slots"] = slots
-        return self.evaluate(model, self.data.curve_split, **options).curve()
+        evaluation = self.evaluate(
+            model, self.data.curve_split, clips_per_video=1, share=self.data.curve_share,
+            slots=slots,
+        )  # fmt: skip
+        return evaluation.curve()
 
     def classifier(self, last_only: bool = False) -> IVCLClassifier:
         """Make an untrained classifier of this run's sizes; ``last_only``: of single frames."""
