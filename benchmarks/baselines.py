@@ -11,8 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.measure import DEVICE
 from benchmarks.results import Skip
-from benchmarks.timing import DEVICE
 from ivcl_fast import reference
 from ivcl_fast.kernels import attention
 
@@ -27,18 +27,16 @@ def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
     return tuple(rearrange(qkv, "f n (s h d) -> s f h n d", s=3, h=num_heads))
 
 
-def explicit_softmax(qkv: Tensor, num_heads: int, dropout: float = 0.0) -> Tensor:
+def explicit_softmax(qkv: Tensor, num_heads: int) -> Tensor:
     """Attention as the reference model writes it."""
     q, k, v = split_heads(qkv, num_heads)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    weights = F.dropout(scores.softmax(dim=-1).to(v.dtype), dropout)
-    return rearrange(weights @ v, "f h n d -> f n (h d)")
+    return rearrange(scores.softmax(dim=-1).to(v.dtype) @ v, "f h n d -> f n (h d)")
 
 
-def sdpa(qkv: Tensor, num_heads: int, dropout: float = 0.0) -> Tensor:
+def sdpa(qkv: Tensor, num_heads: int) -> Tensor:
     """``scaled_dot_product_attention`` with the backend that PyTorch chooses."""
-    q, k, v = split_heads(qkv, num_heads)
-    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    out = F.scaled_dot_product_attention(*split_heads(qkv, num_heads))
     return rearrange(out, "f h n d -> f n (h d)")
 
 

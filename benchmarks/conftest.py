@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import machine, summary
+from benchmarks import machine, tables
+from benchmarks.measure import DEVICE
 from benchmarks.results import Results, Row
-from benchmarks.timing import DEVICE
 from ivcl_fast.training.hardware import tune_malloc
 
 ROWS: dict[str, dict[str, Row]] = {}
@@ -17,7 +17,6 @@ ROWS: dict[str, dict[str, Row]] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="run the slow benchmarks, too")
     parser.addoption(
         "--mae", metavar="FOLDER", type=Path, help="a copy of the public MAE code, to compare with"
     )
@@ -30,11 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if (folder := config.getoption("--mae")) is not None:
-        from benchmarks import public_mae
-
-        public_mae.find_model_file(folder)
+def pytest_configure() -> None:
     torch.set_num_threads(torch.get_num_threads())  # from now on it stays what it is
     if DEVICE.type == "cpu":
         tune_malloc()  # as the trainer does; the baselines get it as well
@@ -47,7 +42,7 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     rows = [row for found in ROWS.values() for row in found.values()]
     results = Results("pytest benchmarks/ --benchmark-only", machine=machine.describe(), rows=rows)
     terminalreporter.section("this project's implementations against their baselines")
-    for line in summary.table(rows, results.machine):
+    for line in tables.table(rows, results.machine):
         terminalreporter.line(line)
     if (file := config.getoption("--results")) is not None:
         results.write(file)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.timing import ARITHMETIC, DEVICE, DTYPE, seconds
+from benchmarks.measure import ARITHMETIC, DEVICE, DTYPE, seconds
+from benchmarks.results import ROOT
 from ivcl_fast.kernels import attention, unsupported_reason
 from ivcl_fast.training.hardware import peak_flops
 
@@ -39,9 +40,10 @@ def describe() -> dict[str, Any]:
             "l2_bytes": card.L2_cache_size,
             "memory_bytes": card.total_memory,
             "cuda": torch.version.cuda,
-            "driver": output_of(
-                "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
-            ),
+            "driver": gpu_query("driver_version"),
+            "ptxas": ptxas_version(),
+            "power_limit": gpu_query("power.limit"),
+            "max_clock": gpu_query("clocks.max.sm"),
             "datasheet_flops_per_s": peak_flops(DEVICE),
         }
     return description
@@ -77,11 +79,25 @@ def package_version(name: str) -> str:
         return "not installed"
 
 
-def output_of(*command: str) -> str:
-    """Return the first line a program prints, or nothing where it is missing or fails."""
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20
-        )
-        return done.stdout.partition("\n")[0].strip() if done.returncode == 0 else ""
-    return ""
+def ptxas_version() -> str:
+    """Return the version of Triton's assembler, or an empty string."""
+    spec = find_spec("triton")
+    if spec is None or spec.origin is None:
+        return ""
+    ptxas = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    return output_of(str(ptxas), "--version", line=-1)
+
+
+def gpu_query(field: str) -> str:
+    """Return what ``nvidia-smi`` says about the first GPU, or an empty string."""
+    return output_of("nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader")
+
+
+def output_of(*command: str, line: int = 0) -> str:
+    """Return a line that a program prints, or an empty string if it is missing or fails."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    lines = done.stdout.strip().splitlines()
+    return lines[line].strip() if lines and done.returncode == 0 else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from benchmarks import baselines
 from benchmarks.aot.cases import OBJECT_SLOTS
-from benchmarks.benchmark import Benchmark, Setup
-from benchmarks.timing import BF16, DEVICE, DTYPE, Call, input_sets
+from benchmarks.measure import BF16, DEVICE, DTYPE, Benchmark, Call, Setup, input_sets
 from ivcl_fast import IVCLConfig, kernels, reference, slot_autoencoder
 from ivcl_fast.kernels.short_attention import max_tokens
 
@@ -88,12 +87,9 @@ class AttentionShape:
     tokens: int
     heads: int
     head_dim: int
-    slow: bool = False
-    dropout: float = 0.0
 
     def __str__(self) -> str:
-        shape = f"{self.frames}x{self.tokens} tokens, {self.heads} heads of {self.head_dim}"
-        return f"{shape}, dropout {self.dropout:g}" if self.dropout else shape
+        return f"{self.frames}x{self.tokens} tokens, {self.heads} heads of {self.head_dim}"
 
     @property
     def flops(self) -> int:
@@ -113,57 +109,38 @@ ATTENTION = [
     AttentionShape(35 * SCALE, 44, 12, 64),
     AttentionShape(128 * SCALE, 18, 4, 32),  # tiny: encoder, decoder, temporal transformer
     AttentionShape(64 * SCALE, 66, 3, 32),
-    AttentionShape(8 * SCALE, 160, 4, 32, slow=DEVICE.type == "cuda"),
-    AttentionShape(24 * SCALE, 64, 12, 64, slow=True),
-    AttentionShape(12 * SCALE, 128, 12, 64, slow=True),
-    # Of models that `accelerate` replaces.
-    AttentionShape(77 * SCALE, 20, 12, 64, dropout=0.1),
-    AttentionShape(31 * SCALE, 50, 12, 64, dropout=0.1),
-    AttentionShape(8 * SCALE, 128, 12, 64, dropout=0.1),
+    AttentionShape(8 * SCALE, 160, 4, 32),
 ]
-
-
-def attentions(dropout: float = 0.0) -> dict[str, Function]:
-    """``short_attention``, then PyTorch's attentions."""
-    if not dropout:
-        return {"ours": kernels.short_attention} | baselines.attentions()
-    functions: dict[str, Function] = {
-        "ours": kernels.short_attention,
-        "explicit softmax": baselines.explicit_softmax,
-        "SDPA": baselines.sdpa,
-    }
-    return {name: partial(function, dropout=dropout) for name, function in functions.items()}
 
 
 def attention_benchmark(
     shape: AttentionShape, functions: dict[str, Function] | None = None, **options: Any
 ) -> Benchmark:
     """Attentions, all by default; ours is left out where sequences are too long for it."""
-    functions = functions or attentions(shape.dropout)
+    functions = functions or {"ours": kernels.short_attention, **baselines.attentions()}
     if shape.tokens > max_tokens(DEVICE):
         functions = {name: function for name, function in functions.items() if name != "ours"}
     width = 3 * shape.heads * shape.head_dim
 
     def setup() -> Setup:
-        ready = forward_backward(
+        return forward_backward(
             functions,
             baselines.explicit_softmax,
             lambda: [draw(shape.frames, shape.tokens, width), shape.heads],
             input_sets(shape.bytes),
         )
-        # What is dropped differs, so no output is expected.
-        return replace(ready, expected=None) if shape.dropout else ready
 
+    facts = {
+        "shape": str(shape), "dtype": DTYPE_NAME, "tokens": shape.tokens, "bytes": shape.bytes,
+        "flops": shape.flops,
+    }  # fmt: skip
     return Benchmark(
         name=f"short_attention {shape}",
         implementations=tuple(functions),
         setup=setup,
-        facts={
-            "shape": str(shape), "dtype": DTYPE_NAME, "tokens": shape.tokens,
-            "bytes": shape.bytes, "flops": shape.flops,
-        },
-        **{"rounds": 40, "graph": True, "slow": shape.slow} | options,
-    )  # fmt: skip
+        facts=facts,
+        **{"rounds": 40, "graph": True} | options,
+    )
 
 
 # --- The other ops: what the reference does, and the op in its place ------------------------------
@@ -214,29 +191,39 @@ def plain_gelu(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def op_benchmark(
-    name: str, ours: Function, plain: Function, arguments: Callable[[], list], moved: int
+    name: str,
+    ours: Function,
+    plain: Function,
+    arguments: Callable[[], list],
+    moved: int,
+    **options: Any,
 ) -> Benchmark:
     """An op against plain PyTorch; ``moved``: bytes to read and write, forward and backward."""
     functions = {"ours": ours, "eager": plain}
+    if DEVICE.type == "cuda":
+        functions["eager, compiled"] = torch.compile(plain, dynamic=False)
     return Benchmark(
         name=f"{name}, forward and backward",
         implementations=tuple(functions),
         setup=lambda: forward_backward(functions, plain, arguments, input_sets(moved)),
-        facts={"shape": f"{PRESET}, {CLIPS} clips", "dtype": DTYPE_NAME, "bytes": moved},
-        rounds=40,
-        graph=True,
+        facts={"dtype": DTYPE_NAME, "bytes": moved},
+        **{"rounds": 40, "graph": True} | options,
     )
 
 
-def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
-    """Every op but attention, at the sizes of a training step."""
+def op_benchmarks(cfg: IVCLConfig, clips: int, where: str = "", **options: Any) -> list[Benchmark]:
+    """Every op but attention, at the sizes of a training step; ``where`` ends their names."""
     frames, queries = clips * cfg.num_frames, clips * cfg.num_query_frames
     width, decoder_width, patches = cfg.embed_dim, cfg.decoder_dim, cfg.num_patches
     kept, masked, pixels = cfg.num_keep, cfg.num_patches - cfg.num_keep, cfg.patch_dim
     tokens, hidden = cfg.num_slots + cfg.num_keep, int(cfg.embed_dim * cfg.mlp_ratio)
     draw32 = partial(draw, dtype=torch.float32)
+
+    def op(name: str, *arguments: Any, moved: int) -> Benchmark:
+        return op_benchmark(name + where, *arguments, moved=moved, **options)
+
     return [
-        op_benchmark(
+        op(
             "embed_patches", partial(kernels.embed_patches, mean=0.5, std=0.5), plain_embed,
             lambda: [
                 draw_rows(cfg, frames), draw_ids(cfg, frames)[0],
@@ -244,7 +231,7 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
             ],
             moved=frames * kept * (2 * pixels + 2 * SIZE * width),
         ),
-        op_benchmark(
+        op(
             "restore_tokens", kernels.restore_tokens, plain_restore,
             lambda: [
                 draw32(queries, kept, decoder_width), draw_ids(cfg, queries)[0],
@@ -252,7 +239,7 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
             ],
             moved=queries * (2 * kept + 2 * patches) * decoder_width * 4,
         ),
-        op_benchmark(
+        op(
             "patch_loss", partial(kernels.patch_loss, norm_pix=True, mean=0.5, std=0.5),
             plain_loss,
             lambda: [
@@ -260,7 +247,7 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
             ],
             moved=queries * masked * pixels * (1 + 4 * SIZE),
         ),
-        op_benchmark(
+        op(
             "mixture_loss", our_mixture, plain_mixture,
             lambda: [
                 draw(frames, OBJECT_SLOTS, patches, 4 * pixels // 3),
@@ -271,7 +258,7 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
             # and the truth once more.
             moved=frames * patches * pixels // 3 * (OBJECT_SLOTS * (12 * SIZE + 8) + 68),
         ),
-        op_benchmark(
+        op(
             "add_layer_norm", partial(our_add_norm, kernels.add_layer_norm), plain_add_norm,
             lambda: [
                 draw(frames, tokens, width), draw32(frames, tokens, width),
@@ -279,7 +266,7 @@ def op_benchmarks(cfg: IVCLConfig, clips: int) -> list[Benchmark]:
             ],
             moved=frames * tokens * width * (4 * SIZE + 5 * 4),
         ),
-        op_benchmark(
+        op(
             "bias_gelu", kernels.bias_gelu, plain_gelu,
             lambda: [draw(frames, tokens, hidden), draw32(hidden)],
             moved=frames * tokens * hidden * 5 * SIZE,

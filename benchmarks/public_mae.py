@@ -6,9 +6,6 @@ That code is not part of this project: ``--mae FOLDER`` names a copy of its repo
 from __future__ import annotations
 
 import importlib.util
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -21,41 +18,20 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from benchmarks import baselines
-from benchmarks.benchmark import Benchmark, Setup, check_parity
-from benchmarks.images import MAE as CONFIG
-from benchmarks.steps import TRAINER, model_of
-from benchmarks.timing import ARITHMETIC, BF16, DEVICE, Call
+from benchmarks.measure import ARITHMETIC, BF16, DEVICE, Benchmark, Call, Setup, check_parity
+from benchmarks.steps import MAE, TRAINER, model_of
 from ivcl_fast.models import flops
 
-MODEL_FILE = "models_mae.py"
 IMAGES = 256 if DEVICE.type == "cuda" else 8
 PUBLIC = f"public MAE, {ARITHMETIC}"
 COMPILED, FLOAT32 = f"{PUBLIC}, compiled", "public MAE, float32"
 
 
-def find_model_file(folder: Path) -> Path:
-    """Return the file with the public model.
-
-    Raises ``pytest.UsageError`` if ``folder`` is not a copy of the repository.
-    """
-    file = folder / MODEL_FILE
-    if not file.is_file():
-        raise pytest.UsageError(f"--mae: {folder} has no {MODEL_FILE}; give a copy of the MAE code")
-    return file
-
-
 def public_model(folder: Path) -> nn.Module:
-    """Return its ViT-B/16 at 224 pixels with normalised targets and random weights."""
-    spec: Any = importlib.util.spec_from_file_location("models_mae", find_model_file(folder))
-    module = importlib.util.module_from_spec(spec)
-    with _as_of_2022(folder):
-        spec.loader.exec_module(module)
-        return module.mae_vit_base_patch16(norm_pix_loss=True).to(DEVICE)
+    """Return its ViT-B/16 at 224 pixels with normalised targets and random weights.
 
-
-@contextmanager
-def _as_of_2022(folder: Path) -> Iterator[None]:
-    """Let its imports find its own modules, and what timm and NumPy have removed since."""
+    Its imports find its own modules, and what timm and NumPy have removed since 2022.
+    """
     from timm.models import vision_transformer as timm_vit
 
     block = timm_vit.Block
@@ -63,15 +39,14 @@ def _as_of_2022(folder: Path) -> Iterator[None]:
     def with_qk_scale(*args: Any, qk_scale: None = None, **kwargs: Any) -> nn.Module:
         return block(*args, **kwargs)
 
+    spec: Any = importlib.util.spec_from_file_location("models_mae", folder / "models_mae.py")
+    module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         patch.setattr(timm_vit, "Block", with_qk_scale)
         patch.setattr(np, "float", float, raising=False)
-        before = set(sys.modules)
-        yield
-        for name in set(sys.modules) - before:  # nobody else may import its package "util"
-            if name.partition(".")[0] == "util":
-                del sys.modules[name]
+        spec.loader.exec_module(module)
+        return module.mae_vit_base_patch16(norm_pix_loss=True).to(DEVICE)
 
 
 def to_our_keys(public: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -89,7 +64,7 @@ def to_our_keys(public: dict[str, Tensor]) -> dict[str, Tensor]:
         if name.endswith("pos_embed"):
             value = value[:, 1:]  # its cls token has position zero, our slots have none
         if name.startswith("decoder.pred"):
-            value = rearrange(value, "(p q c) ... -> (c p q) ...", c=3, p=CONFIG.patch_size)
+            value = rearrange(value, "(p q c) ... -> (c p q) ...", c=3, p=MAE.patch_size)
         ours[name] = value
     return ours
 
@@ -112,11 +87,11 @@ def setup(folder: Path) -> Setup:
 
     The timed steps draw their own masks, so their losses cannot be compared.
     """
-    public, ours = public_model(folder), model_of(TRAINER, CONFIG)
+    public, ours = public_model(folder), model_of(TRAINER, MAE)
     ours.load_state_dict(to_our_keys(public.state_dict()))
     images = torch.randint(256, (IMAGES, 3, 224, 224), dtype=torch.uint8, device=DEVICE)
     # What its data loader gives, with our mean and deviation.
-    floats = (images.float() / 255 - CONFIG.pixel_mean) / CONFIG.pixel_std
+    floats = (images.float() / 255 - MAE.pixel_mean) / MAE.pixel_std
     seed = torch.arange(IMAGES, device=DEVICE)
     out, same_masks = ours(images[:, None]), deepcopy(public)
     set_masks(same_masks, out.ids_keep[:, 0], out.ids_mask[:, 0])
@@ -152,8 +127,8 @@ def mae_benchmark(folder: Path) -> Benchmark:
         implementations=tuple(dict.fromkeys((TRAINER.name, PUBLIC, COMPILED, FLOAT32))),
         setup=partial(setup, folder),
         facts={
-            "shape": f"224 pixels, {CONFIG.mask_ratio:.0%} of the patches masked",
-            "flops": IMAGES * flops.training(CONFIG), "count": IMAGES, "unit": "images",
+            "shape": f"224 pixels, {MAE.mask_ratio:.0%} of the patches masked",
+            "flops": IMAGES * flops.training(MAE), "count": IMAGES, "unit": "images",
         },
         max_seconds=30,
         rounds=7,

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import zoo
 from benchmarks.results import RESULTS, ROOT, Results, read
-from benchmarks.summary import IN_DOCS, describe_machine, duration, fastest_of_ours, table
+from benchmarks.tables import IN_DOCS, describe_machine, duration, fastest_of_ours, table
 from docs.markers import write_anew
 from ivcl_fast.command import run_command
 from ivcl_fast.errors import UserError

@@ -6,6 +6,7 @@ Rows are dictionaries; see :data:`Row`. ``benchmarks/results/*.json`` holds whol
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import traceback
 from collections.abc import Iterator
@@ -32,6 +33,15 @@ class Skip(Exception):
     """Something cannot run here; the message says why."""
 
 
+def require(*packages: str) -> None:
+    """Raise :class:`Skip` if a package cannot be imported."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except Exception as error:  # a library that does not fit the driver may raise anything
+            raise Skip(f"{package} cannot be imported ({error})") from None
+
+
 @dataclass
 class Results:
     """Everything one command measured."""
@@ -45,11 +55,9 @@ class Results:
 
     def write(self, file: Path) -> None:
         """Write JSON with a line per row, so that differences can be read."""
-        from ivcl_fast.files import write_text
-
         fields = asdict(self)
         rows = ",\n".join(f"  {json.dumps(row)}" for row in fields.pop("rows"))
-        write_text(file, f'{json.dumps(fields, indent=1)[:-2]},\n "rows": [\n{rows}\n ]\n}}\n')
+        file.write_text(f'{json.dumps(fields, indent=1)[:-2]},\n "rows": [\n{rows}\n ]\n}}\n')
 
 
 def read(file: Path) -> Results:

@@ -1,6 +1,6 @@
 """The benchmarks that pytest runs: a test for every implementation of each.
 
-pytest-benchmark shows the rounds that :func:`benchmarks.benchmark.measure` timed.
+pytest-benchmark shows the rounds that :func:`benchmarks.measure.measure` timed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from itertools import accumulate, chain
 import pytest
 
 from benchmarks import data, ops, public_mae, steps
-from benchmarks.benchmark import Benchmark, measure
 from benchmarks.conftest import ROWS
-from benchmarks.timing import DEVICE
+from benchmarks.measure import DEVICE, Benchmark, measure
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -30,7 +29,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def run_of(case: Benchmark, name: str):
-    """The test of an implementation, and the ticks that its timer will return."""
+    """Return the test of an implementation, and the ticks that its timer will return."""
     ticks: deque[float] = deque()
 
     def timer() -> float:
@@ -42,8 +41,6 @@ def run_of(case: Benchmark, name: str):
 
 def test_benchmark(case: Benchmark, implementation: str, ticks: deque, benchmark, request):
     """Run a benchmark when the first of its implementations is asked for; show one's rounds."""
-    if case.slow and not request.config.getoption("--full"):
-        pytest.skip("only with --full")
     if (seconds := request.config.getoption("--seconds")) is not None:
         case = replace(case, max_seconds=seconds, rounds=sys.maxsize)
     if case.name not in ROWS:

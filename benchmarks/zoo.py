@@ -1,9 +1,9 @@
 """The gain of ``accelerate`` on public models: ``python -m benchmarks.zoo``.
 
-Two blocks of each family's base model, with random weights, on the CPU: a training step in bfloat16
-by autocast and inference with bfloat16 weights, at several numbers of tokens. The accelerated model
-takes turns with the model's own code, and with the one-line change that makes its attention an
-explicit softmax. Packages that are not installed are left out.
+Two blocks of each family's base model, with random weights: a training step in bfloat16 by autocast
+and inference with bfloat16 weights, at several numbers of tokens. The accelerated model takes turns
+with the model's own code, and with the one-line change that makes its attention an explicit
+softmax. Packages that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import copy
 import shlex
 import statistics
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,14 +27,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ivcl_fast
 from benchmarks import machine
+from benchmarks.measure import DEVICE, seconds
 from benchmarks.results import RESULTS, Results, Row, failures_in
-from benchmarks.summary import lined_up
+from benchmarks.tables import lined_up
 from ivcl_fast.command import run_command
 from ivcl_fast.models.accelerate.crossovers import LIMITS, PACKED, SEPARATE
 
 GRIDS = {17: 4, 50: 7, 197: 14, 577: 24, 785: 28}
 """Patches a side, by the number of tokens with a class token."""
 BATCHES = {17: 24, 50: 8, 197: 2, 577: 1, 785: 1}
+SCALE = 32 if DEVICE.type == "cuda" else 1
+"""Factor of the batch sizes."""
 MODES = ("training", "inference")
 WIDTH = 768
 
@@ -58,7 +60,7 @@ class Model:
     def inputs(self, tokens: int) -> Tensor:
         side = self.patch * GRIDS[tokens]
         frames = [] if self.frames is None else [self.frames]
-        return torch.randn(BATCHES[tokens], *frames, 3, side, side)
+        return torch.randn(SCALE * BATCHES[tokens], *frames, 3, side, side, device=DEVICE)
 
 
 def timm_model(name: str, patch: int, grid: int) -> nn.Module:
@@ -156,7 +158,7 @@ def call(model: nn.Module, x: Tensor, mode: str) -> Callable[[], Any]:
     parameters = [p for p in model.train().parameters() if p.requires_grad]
 
     def step() -> tuple[Tensor | None, ...]:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             out: Any = model(x)
         loss = (out if isinstance(out, Tensor) else out[0]).float().square().mean()
         return torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -169,10 +171,9 @@ def race(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[flo
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 2):
         for name, function in calls.items():
-            begin = time.perf_counter()
-            function()
+            taken = seconds(function)
             if number >= 2:
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(taken)
     return times
 
 
@@ -182,17 +183,17 @@ def measured(model: Model, lengths: list[int], rounds: int) -> Row:
     for mode in MODES:
         row[mode] = {}
         for tokens in lengths:
-            own = model.build(GRIDS[tokens])
+            own = model.build(GRIDS[tokens]).to(DEVICE)
             sides = {"own": own, "ours": copy.deepcopy(own)}
             row["replaced"] = dict(Counter(ivcl_fast.accelerate(sides["ours"]).replaced.values()))
             if model.rival:
                 sides["rival"] = model.rival(copy.deepcopy(own))
             x = model.inputs(tokens)
             times = race({name: call(side, x, mode) for name, side in sides.items()}, rounds)
-            seconds = times.pop("own")
-            row[mode][str(tokens)] = {"seconds": round(statistics.median(seconds), 5)} | {
-                name: [round(a / b, 3) for a, b in zip(seconds, other, strict=True)]
-                for name, other in times.items()
+            before = times.pop("own")
+            row[mode][str(tokens)] = {"seconds": round(statistics.median(before), 5)} | {
+                name: [round(a / b, 3) for a, b in zip(before, after, strict=True)]
+                for name, after in times.items()
             }
     return row
 

@@ -2,8 +2,8 @@
 
 Compiles the kernels of a training step at every preset's shapes, in bfloat16 and float32, and reads
 registers, spills, tensor-core instructions and register hazards from the machine code. Writes a row
-per op and version to ``benchmarks/results/aot.json`` and ``docs/results/aot.md``; exits with an
-error that lists the faults if there are any. No GPU is needed.
+per op and version to ``docs/results/aot.md``; exits with an error that lists the faults if there
+are any. No GPU is needed.
 
 Two versions of Triton cannot live in one process: each ``--triton`` names a folder with another one
 (``pip install --no-deps --target DIR 'triton==3.6.*'``), which compiles in a process of its own.
@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.aot.cases import cases
-from benchmarks.aot.compile import CHIPS, Compiled, compile_launch, digest, faults
-from benchmarks.results import RESULTS, ROOT
-from benchmarks.summary import lined_up
+from benchmarks.aot.compile import CHIPS, Compiled, compile_launch, faults, source
+from benchmarks.results import ROOT
+from benchmarks.tables import lined_up
 from ivcl_fast.config import PRESETS, IVCLConfig
 from ivcl_fast.files import write_text
 from ivcl_fast.kernels._triton import INTERPRET, MISSING, triton
@@ -34,6 +34,7 @@ from ivcl_fast.kernels.launch import Launch, record
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TABLE = ROOT / "docs" / "results" / "aot.md"
+HEAD = ("Triton", "op", "builds", "registers", "spills", "hazards", "shared bytes", "widest store")
 
 
 class Build(NamedTuple):
@@ -53,20 +54,18 @@ def settings() -> dict[str, IVCLConfig]:
 
 
 def builds(
-    configs: dict[str, IVCLConfig] | None = None,
-    dtypes: Iterable[str] = tuple(DTYPES),
-    archs: Iterable[int] = tuple(CHIPS),
+    configs: dict[str, IVCLConfig], dtypes: Iterable[str], archs: Iterable[int]
 ) -> Iterator[Build]:
     """Yield the launches of training steps; of those that compile alike for a chip, the first."""
     seen = set()
-    for setting, config in (configs or settings()).items():
+    for setting, config in configs.items():
         for dtype in dtypes:
             for name, call in cases(config, DTYPES[dtype]).items():
                 for arch in archs:
                     with record(arch) as recorded:
                         call()
                     for launch in recorded:
-                        key = digest(launch), arch
+                        key = source(launch).hash(), str(launch.options), arch
                         if key not in seen:
                             seen.add(key)
                             step = launch.kernel.__name__.removesuffix("_kernel").strip("_")
@@ -82,60 +81,42 @@ def compile_all(wanted: Iterable[Build]) -> Iterator[tuple[Build, Compiled]]:
 
 
 def compile_everything(archs: Iterable[int]) -> dict[str, Any]:
-    """Compile with the installed Triton; return its version, a row per op, and the faults."""
+    """Compile with the installed Triton; return the table's rows and the faults."""
     by_op: dict[str, list[Compiled]] = {}
     found = []
-    for build, built in compile_all(builds(archs=archs)):
-        by_op.setdefault(build.name.split(",")[0].split()[0], []).append(built)
+    for build, built in compile_all(builds(settings(), DTYPES, archs)):
+        by_op.setdefault(build.name.partition(",")[0].split()[0], []).append(built)
         place = f"{build.name}, sm_{build.arch}, Triton {triton.__version__}"
         found += [f"{place}: {fault}" for fault in faults(build.launch, built)]
-    rows = {op: summary_of(compiled) for op, compiled in sorted(by_op.items())}
-    return {"triton": triton.__version__, "chips": sorted(archs), "ops": rows, "faults": found}
+    return {"rows": [row(op, by_op[op]) for op in sorted(by_op)], "faults": found}
 
 
-def summary_of(builds: list[Compiled]) -> dict[str, Any]:
-    """Return the figures of all builds of an op: ranges, or the worst."""
-    registers = [built.registers for built in builds]
-    hopper = [round(100 * built.occupancy) for built in builds if built.arch == 90] or [0]
-    return {
-        "builds": len(builds),
-        "registers": [min(registers), max(registers)],
-        "spills": sum(built.spills for built in builds),
-        "hazards": sum(built.hazards for built in builds),
-        "shared bytes": max(built.shared for built in builds),
-        "widest store": min(built.store_bytes for built in builds),
-        "occupancy on sm_90": [min(hopper), max(hopper)],
-    }
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Return the page: a row for each version of Triton and op."""
-    head = ["Triton", "op", *next(iter(results[0]["ops"].values()))]
-    body = [
-        [result["triton"], op, *(_cell(value) for value in row.values())]
-        for result in results
-        for op, row in result["ops"].items()
+def row(op: str, built: list[Compiled]) -> list[str]:
+    """Return the table's row of all builds of an op: sums, ranges, or the worst."""
+    registers = [one.registers for one in built]
+    return [
+        triton.__version__,
+        op,
+        str(len(built)),
+        f"{min(registers)} to {max(registers)}",
+        str(sum(one.spills for one in built)),
+        str(sum(one.hazards for one in built)),
+        str(max(one.shared for one in built)),
+        str(min(one.store_bytes for one in built)),
     ]
-    chips = ", ".join(f"sm_{arch}" for arch in results[0]["chips"])
-    wrong = sum(len(result["faults"]) for result in results)
-    return "\n".join(
-        [
-            "# Machine code of the Triton kernels",
-            "",
-            f"Written by `make aot` with torch {torch.__version__} for {chips}: every kernel of a "
-            "training step, all presets, bfloat16 and float32, 8 clips. Registers are per thread; "
-            "occupancy is the percentage of a multiprocessor's warps that can be resident at once; "
-            "the widest store is the least over all builds, in bytes per thread. "
-            f"Faults: {wrong}.",
-            "",
-            *lined_up(head, body),
-            "",
-        ]
+
+
+def page(rows: list[list[str]], archs: list[int], num_faults: int) -> str:
+    """Return the page with the table."""
+    chips = ", ".join(f"sm_{arch}" for arch in archs)
+    text = (
+        f"Written by `make aot` with torch {torch.__version__} for {chips}: every kernel of a "
+        "training step, all presets, bfloat16 and float32, 8 clips. Registers are per thread; the "
+        "widest store is the least over all builds, in bytes per thread. "
+        f"Faults: {num_faults}."
     )
-
-
-def _cell(value: Any) -> str:
-    return " to ".join(map(str, value)) if isinstance(value, list) else str(value)
+    table = "\n".join(lined_up(HEAD, rows))
+    return f"# Machine code of the Triton kernels\n\n{text}\n\n{table}\n"
 
 
 def main() -> None:
@@ -149,8 +130,9 @@ def main() -> None:
         help="folder with another version of Triton, to compile with as well; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--chips", default=",".join(map(str, CHIPS)), help="compute capabilities (%(default)s)"
-    )
+        "--chips", type=int, nargs="+", default=[*CHIPS], choices=[*CHIPS], metavar="CHIP",
+        help="compute capabilities (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the results; write no file")
     args = parser.parse_args()
     if INTERPRET or MISSING:
@@ -158,27 +140,26 @@ def main() -> None:
     for folder in args.triton:
         if not (folder / "triton").is_dir():
             parser.error(f"--triton: expected a folder with Triton, got {folder}")
-    archs = [int(chip) for chip in args.chips.split(",")]
-    if unknown := {*archs} - {*CHIPS}:
-        parser.error(f"--chips: expected {', '.join(map(str, CHIPS))}, got {unknown.pop()}")
     if args.json:
-        print(json.dumps(compile_everything(archs)))
+        print(json.dumps(compile_everything(args.chips)))
         return
-    results = []
+    rows, found = [], []
     for folder in [*args.triton, None]:
         first = [] if folder is None else [str(folder.resolve())]
         path = os.pathsep.join([*first, str(ROOT), *filter(None, sys.path)])
-        command = [sys.executable, "-m", "benchmarks.aot", "--json", "--chips", args.chips]
+        command = [sys.executable, "-m", "benchmarks.aot", "--json", "--chips"]
         done = subprocess.run(
-            command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, check=True
+            [*command, *map(str, args.chips)],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            check=True,
         )
-        results.append(json.loads(done.stdout))
-        last = results[-1]
-        count = sum(row["builds"] for row in last["ops"].values())
-        print(f"Triton {last['triton']}: {count} builds, {len(last['faults'])} faults", flush=True)
-    write_text(RESULTS / "aot.json", json.dumps(results, indent=1) + "\n")
-    write_text(TABLE, table(results))
-    sys.exit("\n".join(fault for result in results for fault in result["faults"]) or None)
+        results = json.loads(done.stdout)
+        rows += results["rows"]
+        found += results["faults"]
+        print(f"Triton {rows[-1][0]}: {len(results['faults'])} faults", flush=True)
+    write_text(TABLE, page(rows, args.chips, len(found)))
+    sys.exit("\n".join(found) or None)
 
 
 if __name__ == "__main__":

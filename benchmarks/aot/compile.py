@@ -7,12 +7,10 @@ under ``TRITON_INTERPRET=1``.
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import inspect
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,7 @@ class Chip:
     warps: int
     blocks: int
     shared: int
-    """Bytes of shared memory. The system takes 1 KB of them for each resident block."""
+    """Bytes of shared memory, of which the system takes 1 KB for each resident block."""
     dot: str
     """The tensor-core instruction for 16-bit operands."""
 
@@ -71,20 +69,14 @@ class Compiled:
     """Matrix products in the source, by the dtype of their operands."""
     mma: dict[str, int]
     """Tensor-core instructions by kind."""
-    loads: int
-    """Loads from global memory, asynchronous copies included."""
-    wide_loads: int
-    """Loads of 16 bytes per thread, or of a whole block."""
     store_bytes: int
     """Bytes per thread of the widest store to global memory."""
     hazards: int
     """Writes to registers that a tensor-core instruction of sm_90 may still be reading."""
-    instructions: int
-    """Instructions of the longest loop, or of the whole kernel if it has none."""
 
     @property
     def resident(self) -> int:
-        """The programs that can be resident on a multiprocessor at once."""
+        """Return how many programs can be resident on a multiprocessor at once."""
         chip = CHIPS[self.arch]
         registers = cdiv(self.registers, 8) * 8 * 32 * self.warps  # allocated 8 at a time
         return min(
@@ -94,14 +86,9 @@ class Compiled:
             chip.shared // (self.shared + 1024),
         )
 
-    @property
-    def occupancy(self) -> float:
-        """The fraction of a multiprocessor's warps that can be resident at once."""
-        return self.resident * self.warps / CHIPS[self.arch].warps
-
 
 def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict]:
-    """Signature, constants and attributes, derived from arguments as Triton itself does.
+    """Return signature, constants and attributes, derived from arguments as Triton does.
 
     Pointers aligned to 16 bytes and integers divisible by 16 are marked as such; 1 and None become
     constants. PyTorch aligns every allocation, so a tensor's offset decides about alignment.
@@ -126,21 +113,23 @@ def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict]:
     return signature, constants, attributes
 
 
+def source(launch: Launch) -> Any:
+    """Return a recorded launch as Triton's compiler takes it."""
+    from triton.compiler import ASTSource
+
+    return ASTSource(launch.kernel, *specialise(launch))
+
+
 def compile_launch(launch: Launch, arch: int) -> Compiled:
     """Compile a recorded launch for ``arch`` (90 means sm_90) and analyse its machine code."""
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    built = triton.compile(
-        ASTSource(launch.kernel, *specialise(launch)),
-        target=GPUTarget("cuda", arch, 32),
-        options=launch.options,
-    )
+    target = GPUTarget("cuda", arch, 32)
+    built = triton.compile(source(launch), target=target, options=launch.options)
     code = _disassemble(built.asm["cubin"])
     usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", code)}
     dots = re.findall(r"\btt\.dot\b.*: tensor<[\dx]+x(\w+)> \*", built.asm["ttir"])
     mma = re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", code)
-    loads = re.findall(r"\b(?:LDG|LDGSTS|UTMALDG|UBLKCP)\b\S*", code)
     return Compiled(
         arch=arch,
         warps=launch.num_warps,
@@ -148,13 +137,10 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
         stack=usage["STACK"],
         spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
         shared=built.metadata.shared,
-        dots={dtype: dots.count(dtype) for dtype in sorted(set(dots))},
-        mma={kind: mma.count(kind) for kind in sorted(set(mma))},
-        loads=len(loads),
-        wide_loads=sum(".128" in load or load.startswith("U") for load in loads),
+        dots=dict(Counter(dots)),
+        mma=dict(Counter(mma)),
         store_bytes=_widest_store(code),
         hazards=count_hazards(code),
-        instructions=_instructions(code),
     )
 
 
@@ -232,20 +218,8 @@ def _written(line: str) -> set[int]:
     return {int(first[1]) + i for i in range(count)}
 
 
-def _instructions(code: str) -> int:
-    """The instructions between a branch that goes back and its target, or all of them."""
-    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?(\w+)([^;]*);", code)
-    lines = [(int(at, 16), name, operands) for at, name, operands in found if name != "NOP"]
-    loops = []
-    for at, name, operands in lines:
-        target = re.search(r"\b0x([0-9a-f]+)", operands)
-        if name == "BRA" and target and int(target[1], 16) < at:
-            loops.append(sum(int(target[1], 16) <= other <= at for other, _, _ in lines))
-    return max(loops, default=len(lines))
-
-
 def _disassemble(cubin: bytes) -> str:
-    """The resource usage and assembly code of a compiled kernel."""
+    """Return the resource usage and the assembly code of a compiled kernel."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -254,54 +228,8 @@ def _disassemble(cubin: bytes) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def digest(launch: Launch) -> str:
-    """A key that changes with everything that the machine code depends on but chip and Triton."""
-    signature, constants, attributes = specialise(launch)
-    constants = {name: str(value) for name, value in constants.items()}
-    text = repr((_source(launch.kernel), signature, constants, attributes, launch.options))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@functools.cache
-def _source(kernel: Any) -> str:
-    """The source of a kernel and of the functions of its module that it calls."""
-    functions = vars(inspect.getmodule(kernel.fn))
-    called, text = [kernel.__name__], ""
-    for name in called:  # grows
-        source = inspect.getsource(functions[name].fn)
-        text += source
-        for word in re.findall(r"\b\w+\b", source):
-            if word not in called and hasattr(functions.get(word), "fn"):
-                called.append(word)
-    return text
-
-
-INSTRUCTIONS_PER_ELEMENT = {"bias_gelu": 33}
-"""What an op's kernels may take in 16-bit dtypes, so that memory and not arithmetic limits them."""
-
-LOW_OCCUPANCY = {
-    ("embed_patches", "_backward_kernel"): (
-        0.125,
-        "a program accumulates a tile of the weight's gradient in registers, so that rows and "
-        "gradients are read few times; it runs once per step",
-    ),
-    ("short_attention", "_backward_kernel", "fp32"): (
-        0.125,
-        "float32 has no tensor cores: registers are the operands' cache, and arithmetic limits it, "
-        "not the latency of memory",
-    ),
-    ("short_attention", "_backward_kernel", "16-bit"): (
-        0.1875,
-        "for 64 tokens Triton 3.6 takes 133 registers and 3.9 takes 138, where 128 would let a "
-        "fourth program in; held to 128, 3.9 spills",
-    ),
-}
-"""Kernels of a training step that may fill less than a quarter of a multiprocessor on sm_90: the
-part that they have to fill at least, and why it is no more."""
-
-
 def faults(launch: Launch, built: Compiled) -> list[str]:
-    """What is wrong with the machine code: spills, too much memory, slow dots, narrow loads, ..."""
+    """List what is wrong with the machine code; each entry begins with the kind of fault."""
     chip, found = CHIPS[built.arch], []
     if built.spills or built.stack:
         found.append(f"spills: {built.spills} loads and stores, {built.stack} bytes of stack")
@@ -313,22 +241,8 @@ def faults(launch: Launch, built: Compiled) -> list[str]:
         found.append(f"dots: float32, but {built.mma}")
     if built.hazards:
         found.append(f"hazards: {built.hazards} operands of WGMMAs are overwritten while in use")
-    rows = [a for a in launch.args if isinstance(a, Tensor) and a.dtype != torch.int64]
-    if rows and not built.wide_loads:  # a kernel that only reads ids loads too little to matter
-        found.append(f"loads: none of {built.loads} takes 16 bytes")
     if built.resident < launch.per_sm:
         found.append(
             f"grid: for {launch.per_sm} programs on a multiprocessor, {built.resident} fit"
         )
-    op, step = launch.kernel.fn.__module__.rpartition(".")[2], launch.kernel.__name__
-    is_float32 = any(a.dtype == torch.float32 for a in rows[:1])
-    if op in INSTRUCTIONS_PER_ELEMENT and not is_float32:
-        tile = launch.constexprs["BLOCK_ROWS"] * launch.constexprs["BLOCK_COLS"]
-        each = built.instructions * 32 * built.warps / tile
-        if each > INSTRUCTIONS_PER_ELEMENT[op]:
-            found.append(f"instructions: {each:.1f} per element")
-    keys = (op, step), (op, step, "fp32" if is_float32 else "16-bit")
-    least = min((LOW_OCCUPANCY[key][0] for key in keys if key in LOW_OCCUPANCY), default=0.25)
-    if built.arch == 90 and built.occupancy < least:
-        found.append(f"occupancy: {built.occupancy:.0%}")
     return found

@@ -1,5 +1,1 @@
-"""What ``make gpu-check`` runs: ``python -m benchmarks.gpu_check``.
-
-It starts ``benchmarks.gpu_check.parts`` once for each part, and the tests that need a GPU under the
-plugin ``benchmarks.gpu_check.pytest_outcomes``.
-"""
+"""``make gpu-check``: :mod:`benchmarks.gpu_check.__main__` starts a process for each part."""

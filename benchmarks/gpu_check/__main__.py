@@ -1,18 +1,16 @@
-"""``make gpu-check``: the tests and benchmarks that need an NVIDIA GPU, within 9 minutes.
+"""``make gpu-check``: measure and test everything that needs an NVIDIA GPU, in 25 minutes.
 
-Runs ``train`` end to end and the tests marked ``gpu``, then measures what training does: the
-trainer's own stage with Muon, clipping, compiled blocks and CUDA graphs, whose weights are compared
-with the reference's. Then come steps against their baselines, image MAE, attention, kernels,
-training from a store and streamed, ``accelerate`` on timm, decoding, and two GPUs if there are two.
-Nothing is installed or built: torch, Triton and a few small packages are enough, and a missing one
-is named. What needs DALI, PyAV, timm, flash-attn, compute-sanitizer or a second GPU is skipped
-without it, with the reason.
+First come the speeds of a training step, eager and as a CUDA graph, then ops and attention against
+their baselines, a profile, compiled steps, the comparison with the reference's weights, other
+models, whole runs and the tests marked ``gpu``. ``--minutes 9`` is a short form in which each part
+has less time. Nothing is installed or built: torch, Triton, NumPy and a few small packages are
+enough. What needs PyAV, DALI, timm, flash-attn or a second GPU is skipped without it.
 
 Every part is a process of its own with a time limit, to which is added what the parts before have
-left of theirs. One that fails, hangs or loses the driver's context costs only its own figures, and
-those it measured before are kept. After every part the results are written to ``<card>.json`` and,
-to be read, to ``<card>.md``. The exit status is 0, or 1 if a part failed, or 2 if nothing can be
-measured on this machine.
+left of theirs. One that fails or hangs costs only its own figures, and those it measured before are
+kept. After every part the results are written to ``<card>.json`` and ``<card>.md``; the folder
+``<card>`` beside them has the logs and rows of the parts. The exit status is 0, or 1 if a part
+failed, or 2 if nothing can be measured on this machine.
 """
 
 from __future__ import annotations
@@ -24,206 +22,232 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.results import RESULTS, ROOT, Results, Row, RowFile
 
-NEEDS = {
-    "torch": (2, 11), "triton": (3, 6), "numpy": (1, 26), "einops": (0, 8), "safetensors": (0, 4),
-    "huggingface-hub": (0, 23), "rich": (13,), "pytest": (8,),
-}  # fmt: skip
-"""What models, trainer and tests import, and the least versions, as in ``pyproject.toml``."""
-PARTS, PLUGIN = "benchmarks.gpu_check.parts", "benchmarks.gpu_check.pytest_outcomes"
-MINUTES = 8.5
-GROUPS = (
-    {"machine": 20}, {"train": 80, "compile": 80}, {"tests": 75, "sanitizer": 75, "resume": 75},
-    {"stage": 55}, {"base64": 40}, {"mae": 18}, {"attention": 30}, {"kernels": 28}, {"store": 15},
-    {"stream": 18}, {"timm": 12}, {"base224": 27}, {"decoder": 15}, {"ranks": 55}, {"large": 20},
+NEEDS = (
+    "torch", "triton", "numpy", "einops", "safetensors", "huggingface_hub", "rich", "pytest",
 )  # fmt: skip
-"""Groups of parts, one group after the other, with the seconds that each part has for itself; it
-may also take what parts before it have left. Parts of a group run at the same time: they are not
-timed, except for how long ``train`` takes beside the compiler."""
-LIMITS = {name: seconds for group in GROUPS for name, seconds in group.items()}
-TEST_BYTES = 8 << 30
-"""Memory of the GPU for each process that runs tests."""
-PER_FUNCTION = 8
-"""Tests that run of each test function: those with the first and the last parameters, and some
-between. Without a GPU all of them run on the same kernels in ``make test``."""
+"""What models, trainer and tests import."""
+MINUTES = {
+    "machine": 0.5, "speed": 2.5, "kernels": 2.0, "attention": 2.0, "profile": 0.5,
+    "compiled": 3.0, "parity": 2.0, "base64": 2.0, "base224": 1.5, "mae": 1.5, "loaders": 1.5,
+    "train": 1.0, "ranks": 1.0, "accelerate": 0.5, "tests": 3.0, "large": 0.5,
+}  # fmt: skip
+"""The parts in their order, and the minutes that each has for itself."""
+TARGETS = {256: 2400, 88: 1900}
+"""Clips/s that the trainer's step of ``base64`` should reach on an H100, by clips in a batch."""
+BOUND = 3212
+"""Clips/s that the matrix products of this step would allow on an H100 at 700 TFLOP/s."""
+SWITCHES = "IVCL_FAST_TRITON=0, TORCH_COMPILE_DISABLE=1, CUDA_LAUNCH_BLOCKING=1"
+"""Environment variables that tell where a fault comes from."""
+GPU_STATE = "clocks.sm,power.draw,temperature.gpu,clocks_event_reasons.active"
+TEST_PROCESSES = 8
+TESTS_PER_FUNCTION = "8"
 
 
 @dataclass
 class Part:
-    """A command that appends rows of JSON to a file, and its process once it is started."""
+    """A command that appends rows of JSON to a file, or only exits with a status."""
 
     name: str
     command: Sequence[str]
-    limit: float
-    """Seconds it has for itself."""
+    minutes: float
     environment: dict[str, str] = field(default_factory=dict)
-
-    def start(self, folder: Path) -> None:
-        """Start the process, in a session of its own so that its children end with it."""
-        self.rows, self.log = RowFile(folder / f"{self.name}.jsonl"), folder / f"{self.name}.log"
-        self.rows.file.touch()
-        self.begin = time.monotonic()
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                [*self.command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, start_new_session=True,
-                env=os.environ | self.environment,
-            )  # fmt: skip
-
-    def wait(self, deadline: float) -> tuple[str, float, list[Row]]:
-        """Return the outcome, the seconds and the rows, once it has ended or the time is over."""
-        try:
-            status = self.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            status = None
-        self.end()
-        rows = self.rows.read()
-        log = self.log.read_text(errors="replace")
-        ended = outcome(status, deadline - self.begin, rows, log)
-        return ended, round(time.monotonic() - self.begin, 1), rows
-
-    def end(self) -> None:
-        """Kill the process and its children, if they are running."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-def outcome(status: int | None, limit: float, rows: list[Row], log: str) -> str:
-    """Return "ok", "skipped: REASON" or "failed: REASON"; ``status`` None is a timeout."""
-    last = (log.strip().splitlines() or ["it printed nothing"])[-1].strip()[:300]
-    if status is None:
-        return f"failed: stopped after {limit:.0f} s"
-    if status < 0:
-        return f"failed: killed by {signal.Signals(-status).name}; {last}"
-    failed = [row for row in rows if "error" in row]
-    if failed:
-        return f"failed: {len(failed)} of {len(rows)} measurements"
-    if status:
-        return f"failed: exit status {status}; {last}"
-    if not rows:
-        return f"failed: it measured nothing; {last}"
-    skipped = [row["skipped"] for row in rows if "skipped" in row]
-    return f"skipped: {skipped[0]}" if len(skipped) == len(rows) else "ok"
 
 
 def run(
-    groups: Sequence[Sequence[Part]],
+    parts: Sequence[Part],
     folder: Path,
-    seconds: float,
     results: Results,
     keep: Callable[[], None],
+    sample: Callable[[], str] = lambda: "",
 ) -> None:
-    """Run groups of parts, add what they measure to ``results``, and call ``keep`` after each."""
-    begin = time.monotonic()
-    deadline, planned = begin + seconds, 0.0
-    for group in groups:
-        running = [] if time.monotonic() >= deadline else group
-        if not running:
-            unmeasured = {"outcome": "failed: no time was left", "seconds": 0.0}
-            results.parts |= {part.name: unmeasured for part in group}
-        for part in running:
-            part.start(folder)
-        try:
-            for part in running:
-                ended, taken, rows = part.wait(min(deadline, begin + planned + part.limit))
-                results.parts[part.name] = {"outcome": ended, "seconds": taken}
-                if part.name == "machine" and ended == "ok":
-                    results.machine = rows[0]
-                else:
-                    results.rows += [{"part": part.name, **row} for row in rows]
-                print(f"{part.name}: {ended}, {taken} s", flush=True)
-        finally:
-            for part in running:
-                part.end()
-        planned += max(part.limit for part in group)
+    """Run parts one after the other, add their rows to ``results``, and call ``keep`` after each.
+
+    Logs and rows are written to ``folder``. ``sample`` returns the state of the GPU, which is
+    recorded every five seconds.
+    """
+    deadline = time.monotonic()
+    for part in parts:
+        deadline += 60 * part.minutes
+        begin = time.monotonic()
+        status, states = run_process(part, folder, deadline, sample)
+        rows = rows_of(part, folder)
+        said = outcome(status, rows, read_log(folder, part.name))
+        taken = round(time.monotonic() - begin, 1)
+        results.parts[part.name] = {"outcome": said, "seconds": taken, "gpu": states}
+        if part.name == "machine" and said == "ok":
+            results.machine = rows[0]
+        else:
+            results.rows += [{"part": part.name, **row} for row in rows]
+        print(f"{part.name}: {said}, {taken} s", flush=True)
+        if said.startswith(("failed", "stopped")):
+            print(f"  log: {folder / part.name}.log\n  {repeat(part.name)}", flush=True)
         keep()
 
 
-def all_parts(folder: Path, rehearse: bool) -> list[list[Part]]:
-    """Return every part, in groups."""
-    made = {}
-    for name, limit in LIMITS.items():
-        command = [sys.executable, "-m", PARTS, name, str(folder / f"{name}.jsonl")]
-        made[name] = Part(name, command + ["--rehearse"] * rehearse, limit)
-        made[name].environment["IVCL_FAST_BENCHMARK_FOLDER"] = str(folder)  # videos are made once
-    made["tests"] = tests_part("tests", "gpu and not large", folder, rehearse)
-    made["large"] = tests_part("large", "gpu and large", folder, rehearse)
-    if rehearse:
-        made["kernels"].environment["TRITON_INTERPRET"] = "1"
-    return [[made[name] for name in group] for group in GROUPS]
+def run_process(
+    part: Part, folder: Path, deadline: float, sample: Callable[[], str]
+) -> tuple[int | None, list[str]]:
+    """Run a part; return its exit status, None if the time was over, and states of the GPU."""
+    RowFile(folder / f"{part.name}.jsonl").file.write_text("")
+    states: list[str] = []
+    with open(folder / f"{part.name}.log", "wb") as log:
+        process = subprocess.Popen(
+            [*part.command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, env=os.environ | part.environment,
+            start_new_session=True,  # so that its children end with it
+        )  # fmt: skip
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(min(5.0, max(0.1, deadline - time.monotonic())))
+            states += [state] if (state := sample()) and state not in states else []
+        return process.poll(), states
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def tests_part(name: str, marked: str, folder: Path, rehearse: bool) -> Part:
-    """Return the part that runs the tests with a mark, or a few tests of a CPU as a rehearsal.
+def rows_of(part: Part, folder: Path) -> list[Row]:
+    return RowFile(folder / f"{part.name}.jsonl").read()
 
-    Several processes run them if pytest-xdist is installed: most of their time is compiling. They
-    are thinned, see :data:`PER_FUNCTION`.
-    """
-    command = [
-        sys.executable, "-m", "pytest", "-q", "-p", PLUGIN,
-        "-p", "no:cacheprovider", "--continue-on-collection-errors", "-o", "addopts=",
-    ]  # fmt: skip
-    if rehearse:
-        command += ["-m", "not gpu", "-k", "many_frames", "tests/kernels/test_on_gpu.py"]
-    else:
-        command += ["-m", marked, *gpu_tests()]
-        if name == "tests" and find_spec("xdist"):
-            import torch  # not needed to rehearse
 
-            memory = torch.cuda.get_device_properties(0).total_memory
-            processes = min(8, (os.cpu_count() or 1) // 2, memory // TEST_BYTES)
-            command += ["-n", str(max(1, processes))]
-    rows = {
-        "IVCL_FAST_GPU_CHECK": str(folder / f"{name}.jsonl"),
-        "IVCL_FAST_GPU_CHECK_PER_FUNCTION": str(PER_FUNCTION),
+def read_log(folder: Path, name: str) -> str:
+    return (folder / f"{name}.log").read_text(errors="replace")
+
+
+def outcome(status: int | None, rows: list[Row], log: str) -> str:
+    """Return "ok", or "skipped", "stopped" or "failed" with the reason."""
+    last = (log.strip().splitlines() or ["it printed nothing"])[-1].strip()[:300]
+    if failed := [row for row in rows if "error" in row]:
+        return f"failed: {len(failed)} of {len(rows)} measurements"
+    if status is None:
+        return f"stopped: the time was over, {len(rows)} measurements were made"
+    if status < 0:
+        return f"failed: killed by {signal.Signals(-status).name}; {last}"
+    if status:
+        return f"failed: exit status {status}; {last}"
+    skipped = [row["skipped"] for row in rows if "skipped" in row]
+    return f"skipped: {skipped[0]}" if rows and len(skipped) == len(rows) else "ok"
+
+
+def repeat(name: str) -> str:
+    """Return how to run a part alone."""
+    return f'repeat: make gpu-check ARGS="--only {name}"; switches to try: {SWITCHES}'
+
+
+def all_parts(folder: Path, minutes: float, only: Sequence[str], rehearse: bool) -> list[Part]:
+    """Return the parts; all of them together have ``minutes``."""
+    tests = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-o", "addopts="]
+    tests += ["-p", "benchmarks.gpu_check.thin", *test_files()]
+    accelerate = [sys.executable, "-m", "benchmarks.zoo", "--models", "vit_base_patch16_224"]
+    commands = {
+        "tests": [*tests, "-m", "gpu and not large", *processes()],
+        "large": [*tests, "-m", "gpu and large"],
+        "accelerate": [*accelerate, "--tokens", "197", "--out", f"{folder}/accelerate.json"],
     }
-    return Part(name, command, LIMITS[name], rows)
+    scale = minutes / sum(MINUTES.values())
+    environment = {"IVCL_FAST_TESTS_PER_FUNCTION": TESTS_PER_FUNCTION}
+    parts = []
+    for name in [name for name in MINUTES if name in only or not only or name == "machine"]:
+        module = [sys.executable, "-m", "benchmarks.gpu_check.parts", name]
+        measured = [*module, f"{folder}/{name}.jsonl", *["--rehearse"] * rehearse]
+        limit = minutes if only else scale * MINUTES[name]
+        parts.append(Part(name, commands.get(name, measured), limit, environment))
+    return parts
 
 
-def gpu_tests() -> list[str]:
-    """Return the test files, and folders by their ``conftest.py``, that mark tests with ``gpu``.
+def test_files() -> list[str]:
+    """Return the folders of tests whose imports are installed."""
+    # What this file imports is not always there, and its tests are for the interpreter.
+    paths = ["tests/kernels", "--ignore=tests/kernels/ops/test_memory_access.py"]
+    if all(map(find_spec, ("av", "pebble", "tyro", "matplotlib", "tensorboard", "PIL"))):
+        paths += ["tests/training", "tests/data"]
+    return paths
 
-    The other test files may need packages that are missing.
-    """
-    files = [p for p in (ROOT / "tests").rglob("*.py") if "pytest.mark.gpu" in p.read_text()]
-    paths = [file.parent if file.name == "conftest.py" else file for file in files]
-    return sorted(str(path.relative_to(ROOT)) for path in paths)
+
+def processes() -> list[str]:
+    """Return pytest's flags for several processes: most of their time is compiling."""
+    count = min(TEST_PROCESSES, (os.cpu_count() or 1) // 2)
+    return ["-n", str(count)] if count > 1 and find_spec("xdist") else []
+
+
+# --- The page -------------------------------------------------------------------------------------
+
+
+def page(results: Results, folder: Path) -> str:
+    """Return a page about a card: what ran, the targets, and every table."""
+    from benchmarks.tables import describe_machine, lined_up, table
+
+    lines = [f"# {results.machine.get('device', 'Unknown card')}", ""]
+    lines += [f"`{results.command}`, {results.date}.", ""]
+    if "--rehearse" in results.command:
+        lines += ["Tiny sizes, to show that every part runs: the figures mean nothing.", ""]
+    if "ceilings" in results.machine:
+        lines += [describe_machine(results.machine), ""]
+    head = ("part", "outcome", "seconds", "GPU: clock, power, temperature, throttling")
+    lines += lined_up(
+        head,
+        (
+            (name, part["outcome"], f"{part['seconds']:.0f}", (part["gpu"] or [""])[-1])
+            for name, part in results.parts.items()
+        ),
+    )
+    lines += ["", *targets(results)]
+    for name, part in results.parts.items():
+        rows = [row for row in results.rows if row["part"] == name]
+        found = [*table(rows, results.machine), "", *notes(rows)]
+        if part["outcome"].startswith(("failed", "stopped")):
+            log = read_log(folder, name).splitlines()
+            found += [f"- `{line.strip()}`" for line in log if "FAILED" in line][:50]
+            found += [f"- Log: `{folder.name}/{name}.log`; {repeat(name)}"]
+        if any(found):
+            lines += [f"## {name}", "", *found, ""]
+    return re.sub("\n{3,}", "\n\n", "\n".join(lines).rstrip() + "\n")
+
+
+def targets(results: Results) -> Iterator[str]:
+    """Yield the speeds that have a target, which is for an H100."""
+    if "H100" not in results.machine.get("device", ""):
+        return
+    for clips, least in TARGETS.items():
+        rows = [row for row in results.rows if row.get("count") == clips and "seconds" in row]
+        if speeds := [clips / r["seconds"] for r in rows if r["part"] in ("speed", "compiled")]:
+            yield f"- {clips} clips: {max(speeds):,.0f} clips/s, target {least:,}, bound {BOUND:,}"
+    yield ""
+
+
+def notes(rows: list[Row]) -> Iterator[str]:
+    """Yield what was compared but not timed, and why anything is missing."""
+    for row in rows:
+        what = ", ".join(row[key] for key in ("benchmark", "name") if key in row)
+        if reason := row.get("error") or row.get("skipped"):
+            yield f"- {what}: {reason}".replace("- : ", "- ")
+        elif "difference" in row and "seconds" not in row:
+            yield f"- {what}: the difference is {row['difference']:.2g}"
+
+
+# --- The command ----------------------------------------------------------------------------------
 
 
 def missing(rehearse: bool) -> str | None:
     """Return why nothing can be measured on this machine, or None."""
-    lacking = []
-    for package, least in NEEDS.items():
-        try:
-            have = version(package)
-        except PackageNotFoundError:
-            have = "none"
-        if tuple(map(int, re.findall(r"\d+", have)[:2])) < least:
-            lacking.append(f"{package} {'.'.join(map(str, least))} or newer (it has {have})")
-    if lacking:
-        return f"{sys.executable} needs {', '.join(lacking)}"
+    if lacking := [name for name in NEEDS if find_spec(name) is None]:
+        return f"{sys.executable} lacks {', '.join(lacking)}"
     import torch
 
     if not rehearse and not torch.cuda.is_available():
         built = "" if torch.version.cuda else ", which is built without CUDA"
         return f"no NVIDIA GPU is visible to torch {torch.__version__}{built}"
     return None
-
-
-def card_name(results: Results) -> str:
-    """Return the name of the card as the name of a file."""
-    device = results.machine.get("device", "unknown card")
-    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def main() -> int:
@@ -234,48 +258,38 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None, help=f"folder for results ({RESULTS})")
     parser.add_argument("--only", default="", help="names of parts to run, with commas")
     parser.add_argument(
-        "--minutes", type=float, default=MINUTES,
-        help="time limit of all parts (%(default)s); with more, each part has more, too",
+        "--minutes", type=float, default=sum(MINUTES.values()),
+        help="time limit of all parts (%(default)s); with --only, of each part",
     )  # fmt: skip
     parser.add_argument(
         "--rehearse", action="store_true",
         help="tiny sizes, also on a CPU, to show that every part runs; needs --out",
     )  # fmt: skip
     options = parser.parse_args()
-    if unknown := {*options.only.split(",")} - {*LIMITS, ""}:
-        parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(LIMITS)}")
+    only = [name for name in options.only.split(",") if name]
+    if unknown := {*only} - {*MINUTES}:
+        parser.error(f"--only: expected {', '.join(MINUTES)}, got {', '.join(sorted(unknown))}")
     if options.rehearse and options.out is None:
         parser.error("--rehearse: its figures mean nothing, give a folder for them with --out")
     if reason := missing(options.rehearse):
         print(f"error: gpu-check: {reason}", file=sys.stderr)
         return 2
-    from benchmarks.summary import summary
-    from ivcl_fast.files import write_text
+    from benchmarks.machine import gpu_query
 
-    out = options.out or RESULTS
-    out.mkdir(parents=True, exist_ok=True)
+    card = re.sub(r"[^a-z0-9]+", "-", gpu_query("name").lower()).strip("-") or "unknown-card"
+    card += f"-{options.only.replace(',', '-')}" * bool(only)  # does not replace all parts
+    folder = (options.out or RESULTS).absolute() / card
+    folder.mkdir(parents=True, exist_ok=True)
     results = Results("make gpu-check" + " --rehearse" * options.rehearse)
 
-    wanted = ["machine", *options.only.split(",")] if options.only else [*LIMITS]
-
-    def target() -> Path:
-        """Results of some parts do not replace those of all parts."""
-        name = card_name(results) + f"-{options.only.replace(',', '-')}" * bool(options.only)
-        return out / f"{name}.json"
-
     def keep() -> None:
-        results.write(target())
-        write_text(target().with_suffix(".md"), summary(results))
+        results.write(folder.with_suffix(".json"))
+        folder.with_suffix(".md").write_text(page(results, folder))
 
-    with tempfile.TemporaryDirectory() as name:
-        folder, longer = Path(name), max(1.0, options.minutes / MINUTES)
-        groups = [
-            [replace(part, limit=longer * part.limit) for part in group if part.name in wanted]
-            for group in all_parts(folder, options.rehearse)
-        ]
-        run([group for group in groups if group], folder, options.minutes * 60, results, keep)
-    print(summary(results))
-    print(f"written: {target()} and {target().with_suffix('.md').name}")
+    parts = all_parts(folder, options.minutes, only, options.rehearse)
+    run(parts, folder, results, keep, lambda: gpu_query(GPU_STATE))
+    print(page(results, folder))
+    print(f"written: {folder.with_suffix('.json')} and {folder.with_suffix('.md').name}")
     return int(any(part["outcome"].startswith("failed") for part in results.parts.values()))
 
 

@@ -5,33 +5,32 @@ What a run gains from fused steps is measured here, not on a step that a benchma
 
 from __future__ import annotations
 
-import copy
+import itertools
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import steps, timing
-from benchmarks.benchmark import ParityError, free_memory
+from benchmarks import measure, steps
+from benchmarks.measure import DEVICE, ParityError, free_memory
 from benchmarks.results import Row, RowFile, Skip
-from benchmarks.steps import Variant, model_of, recorded
-from benchmarks.timing import DEVICE
+from benchmarks.steps import Variant, graph_or_error, model_of, unsupported_reason
 from ivcl_fast import IVCLConfig, reference
 from ivcl_fast.data.loader import Batch
 from ivcl_fast.models import flops
-from ivcl_fast.training import step_graph
-from ivcl_fast.training.hardware import Execution, compile_unsupported_reason
+from ivcl_fast.training.hardware import Execution
 from ivcl_fast.training.loop import Intervals, Stage
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.seeds import clip_seeds
+from ivcl_fast.training.step_graph import WARM_UP
 
-PARITY_STEPS, RESUME_STEPS = 5, 12
+PARITY_STEPS = 5
 """Real steps, with a learning rate. A graph is recorded after three eager ones."""
 LR = 1e-3
 SLACK = 2.0
@@ -39,30 +38,23 @@ SLACK = 2.0
 (CONTRIBUTING.md has the same rule for ops)."""
 FLOAT32_TOLERANCE = 0.02
 """Largest distance in float32, relative to what the steps changed: Muon iterates in bfloat16."""
+PROFILED = 3
+"""Steps that are profiled."""
+
+EAGER_WAYS = steps.OURS_GRAPH, steps.OURS
+COMPILED_WAYS = steps.OURS_COMPILED_GRAPH, steps.OURS_COMPILED
+PARITY_WAYS = (
+    Variant("reference, bf16"), *EAGER_WAYS, *COMPILED_WAYS,
+    Variant("ours, float32", ours=True, bf16=False),
+    Variant("ours, float32, CUDA graph", ours=True, bf16=False, graph=True),
+)  # fmt: skip
 
 
-class Finished(Exception):
-    """Ends a stage before it writes a checkpoint."""
+class UnsavedStage(Stage):
+    """A stage that writes no checkpoint."""
 
-
-class Limited:
-    """A loader that raises :class:`Finished` after a number of batches."""
-
-    def __init__(self, loader: Any, batches: int) -> None:
-        self.loader, self.batches = loader, batches
-
-    @property
-    def wait_seconds(self) -> float:
-        return self.loader.wait_seconds
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        with closing(self.loader.epoch(epoch, start_batch)) as found:
-            for _ in range(start_batch, self.batches):
-                yield next(found)
-        raise Finished
+    def _save(self, writer: Any, done: int) -> None:
+        pass
 
 
 class SyntheticLoader:
@@ -79,76 +71,51 @@ class SyntheticLoader:
             torch.arange(clips, device=DEVICE),
         )
 
+    def __len__(self) -> int:
+        return 1 << 30
+
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         while True:
             yield self.batch
 
 
-WAYS = steps.OURS_GRAPH, steps.OURS, steps.OURS_COMPILED_GRAPH, steps.OURS_COMPILED
-PARITY_WAYS = (
-    Variant("reference, bf16"), *WAYS, Variant("ours, float32", ours=True, bf16=False),
-    Variant("ours, float32, CUDA graph", ours=True, bf16=False, graph=True),
-)  # fmt: skip
+class ProfiledLoader(SyntheticLoader):
+    """Profiles :data:`PROFILED` steps after a graph has been recorded."""
 
+    def __init__(self, cfg: IVCLConfig, clips: int) -> None:
+        super().__init__(cfg, clips)
+        activity = torch.profiler.ProfilerActivity
+        kinds = [activity.CUDA if DEVICE.type == "cuda" else activity.CPU]
+        self.profiler = torch.profiler.profile(activities=kinds)
 
-def unsupported_reason(way: Variant) -> str | None:
-    """Return why a way to run a stage cannot run here, or None if it can."""
-    if way.graph and (reason := step_graph.unsupported_reason(DEVICE)):
-        return f"no CUDA graph: {reason}"
-    if way.compiled and (reason := compile_unsupported_reason(DEVICE)):
-        return f"not compiled: {reason}"
-    return None
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        for step in itertools.count():
+            if step in (WARM_UP + 2, WARM_UP + 2 + PROFILED):
+                measure.synchronize()
+                self.profiler.start() if step == WARM_UP + 2 else self.profiler.stop()
+            yield self.batch
 
 
 def run_stage(
-    model: nn.Module,
-    way: Variant,
-    loader: Any,
-    num_steps: int,
-    clips: int,
-    *,
-    total: int = 0,
-    folder: Path | None = None,
-    **options: Any,
+    model: nn.Module, way: Variant, loader: Any, num_steps: int, clips: int, log_every: int = 20
 ) -> list[dict[str, Any]]:
-    """Run steps of pretraining, of ``total`` in the schedule; returns what the stage logs.
-
-    With a ``folder`` there are checkpoints, every ``save`` steps, and it continues from them.
-    """
-    limited: Any = Limited(loader, num_steps)
-    total = total or num_steps + 1
-    with tempfile.TemporaryDirectory() as temporary:
-        log = MetricsLog(Path(temporary), viewer="none")
-        stage = Stage(
-            name="pretrain", model=model, loader=limited,
+    """Run steps of pretraining; returns what the stage logs."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = MetricsLog(Path(folder), viewer="none")
+        stage = UnsavedStage(
+            name="pretrain", model=model, loader=loader,
             loss=lambda model, part, step: model(
                 part.rows, seed=clip_seeds(0, step, part.clip_ids)
             ).loss,
-            schedule=Schedule(total * clips, LR, batch_size=clips, optimizer="muon"),
-            folder=folder or Path(temporary), metrics=log,
+            schedule=Schedule(num_steps * clips, LR, batch_size=clips, optimizer="muon"),
+            folder=Path(folder), metrics=log,
             execution=Execution(DEVICE, way.bf16, cuda_graph=way.graph),
-            every=Intervals(**{"save": total + 1} | options),
+            every=Intervals(log=log_every),
         )  # fmt: skip
-        with recorded() if way.graph else nullcontext(), suppress(Finished):
+        with graph_or_error() if way.graph else nullcontext():
             stage.run()
-        timing.synchronize()
+        measure.synchronize()
         return log.read()
-
-
-def speed(loader: Any, cfg: IVCLConfig, clips: int, num_steps: int, way: Variant) -> Row:
-    """Train on batches of a loader; returns the median speed, and how long steps wait for data."""
-    timing.reset_peak()
-    kept = run_stage(
-        build(cfg, way, fresh_weights(cfg)), way, loader, num_steps, clips,
-        log=max(1, num_steps // 8),
-    )  # fmt: skip
-    settled = kept[2:] or kept  # the first two warm up and record the graph
-    rates = {key: [record[key] for record in settled] for key in ("clips_per_second", "data_wait")}
-    return {
-        "seconds": clips / statistics.median(rates["clips_per_second"]),
-        "data_wait": statistics.median(rates["data_wait"]),
-        "peak_bytes": timing.peak_bytes(),
-    }
 
 
 def fresh_weights(cfg: IVCLConfig) -> dict[str, Tensor]:
@@ -159,27 +126,60 @@ def fresh_weights(cfg: IVCLConfig) -> dict[str, Tensor]:
 
 
 def build(cfg: IVCLConfig, way: Variant, weights: dict[str, Tensor]) -> nn.Module:
+    """Return a way's model with these weights; raise :class:`Skip` if it cannot run here."""
+    if reason := unsupported_reason(way):
+        raise Skip(reason)
     model = model_of(way, cfg)
     model.load_state_dict(weights)
     return model
 
 
-def stage_speeds(rows: RowFile, cfg: IVCLConfig, batches: Sequence[int], num_steps: int) -> None:
-    """Time the stage in every way at several batch sizes; what has to be compiled comes last."""
-    for way in WAYS:
+def settled(records: Sequence[dict[str, Any]], clips: int) -> Row:
+    """Return the median speed of a stage, and how long its steps wait for data."""
+    logged = [record for record in records if "clips_per_second" in record]
+    logged = logged[2:] or logged[-1:]  # the first ones warm up and record the graph
+    speed, wait = (
+        statistics.median(record[key] for record in logged)
+        for key in ("clips_per_second", "data_wait")
+    )
+    return {"seconds": clips / speed, "data_wait": wait}
+
+
+def stage_speeds(
+    rows: RowFile, cfg: IVCLConfig, ways: Sequence[Variant], batches: Sequence[int], num_steps: int
+) -> None:
+    """Time the stage in several ways and at several batch sizes."""
+    weights = fresh_weights(cfg)
+    for way in ways:
         for clips in batches:
             what = f"stage with Muon, {clips} clips"
             with rows.row(what, way.name, count=clips, unit="clips") as row:
-                require(way)
                 row["flops"] = clips * flops.training(cfg)
-                row |= speed(SyntheticLoader(cfg, clips), cfg, clips, num_steps, way)
+                model, loader = build(cfg, way, weights), SyntheticLoader(cfg, clips)
+                measure.reset_peak()
+                records = run_stage(model, way, loader, num_steps, clips, max(1, num_steps // 8))
+                row |= settled(records, clips) | {"peak_bytes": measure.peak_bytes()}
+                del model, loader
             free_memory()
+
+
+def stage_profile(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
+    """Measure how long each kernel of a step takes, in the first way that can run here."""
+    way = next(way for way in EAGER_WAYS if unsupported_reason(way) is None)
+    loader = ProfiledLoader(cfg, clips)
+    run_stage(build(cfg, way, fresh_weights(cfg)), way, loader, WARM_UP + PROFILED + 4, clips)
+    events: list[Any] = list(loader.profiler.key_averages())
+    key = "self_device_time_total" if DEVICE.type == "cuda" else "self_cpu_time_total"
+    for event in sorted(events, key=lambda event: -getattr(event, key)):
+        if time := getattr(event, key):
+            what = f"kernels of a step, {clips} clips, {way.name}"
+            with rows.row(what, event.key[:80]) as row:
+                row |= {"seconds": time / 1e6 / PROFILED, "launches": event.count / PROFILED}
 
 
 def stage_parity(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
     """Compare the weights after real steps with those of the reference in float32."""
-    start = fresh_weights(cfg)
-    loader = SyntheticLoader(cfg, clips)
+    start, loader = fresh_weights(cfg), SyntheticLoader(cfg, clips)
 
     def after(way: Variant) -> dict[str, Tensor]:
         model = build(cfg, way, start)
@@ -191,44 +191,13 @@ def stage_parity(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
     for way in PARITY_WAYS:
         what = f"weights after {PARITY_STEPS} steps of the stage, {clips} clips"
         with rows.row(what, way.name) as row:
-            require(way)
-            found = distance(after(way), expected, start)
-            row["difference"] = found
+            row["difference"] = found = distance(after(way), expected, start)
             if not way.ours:
                 allowed = SLACK * found
             bound = allowed if way.bf16 else FLOAT32_TOLERANCE
             if not found <= bound:
                 raise ParityError(f"weights differ by {found:.2g} of the change, not {bound:.2g}")
         free_memory()
-
-
-def resume(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
-    """Stop a stage halfway and continue it from its checkpoint: the weights are the same."""
-    loader, start, half = SyntheticLoader(cfg, clips), fresh_weights(cfg), RESUME_STEPS // 2
-    for way in WAYS[:2]:
-        what = f"resumed after {half} of {RESUME_STEPS} steps"
-        with rows.row(what, way.name) as row, tempfile.TemporaryDirectory() as name:
-            require(way)
-            runs = {"whole": [RESUME_STEPS], "resumed": [half, RESUME_STEPS]}
-            weights = {}
-            for run, ends in runs.items():
-                for end in ends:
-                    model = build(cfg, way, start)
-                    run_stage(
-                        model, way, loader, end, clips, total=RESUME_STEPS + 1,
-                        folder=Path(name) / run, save=half,
-                    )  # fmt: skip
-                weights[run] = copy.deepcopy(model.state_dict())
-            row["difference"] = found = distance(weights["resumed"], weights["whole"], start)
-            if not found <= FLOAT32_TOLERANCE:
-                raise ParityError(f"weights differ by {found:.2g} of the change")
-        free_memory()
-
-
-def require(way: Variant) -> None:
-    """Raise :class:`Skip` if a way cannot run here."""
-    if reason := unsupported_reason(way):
-        raise Skip(reason)
 
 
 def distance(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from benchmarks import public_mae
@@ -21,13 +20,13 @@ AROUND = (
 
 
 def test_its_keys_become_ours():
-    blocks = {"blocks": public_mae.CONFIG.depth, "decoder_blocks": public_mae.CONFIG.decoder_depth}
+    blocks = {"blocks": public_mae.MAE.depth, "decoder_blocks": public_mae.MAE.decoder_depth}
     keys = [f"{b}.{i}.{part}" for b, depth in blocks.items() for i in range(depth) for part in PART]
     theirs = {key: torch.zeros(1, 197) for key in keys} | dict.fromkeys(AROUND, torch.zeros(1, 197))
     theirs |= {"decoder_pred.weight": torch.zeros(768, 2), "decoder_pred.bias": torch.arange(768)}
     ours = public_mae.to_our_keys(theirs)
     with torch.device("meta"):
-        assert ours.keys() == reference.IVCL(public_mae.CONFIG).state_dict().keys()
+        assert ours.keys() == reference.IVCL(public_mae.MAE).state_dict().keys()
     assert ours["encoder.pos_embed"].shape == ours["decoder.pos_embed"].shape == (1, 196)
     # Its patches are rows of pixels, each with its colours; ours are colours, each with its pixels.
     assert ours["decoder.pred.bias"][:2].tolist() == [0, 3]
@@ -47,8 +46,3 @@ def test_masks_the_given_patches():
     assert torch.equal(order.gather(1, restore), torch.arange(4).expand(2, 4))
     assert torch.equal(hidden.gather(1, keep), torch.zeros(2, 1))
     assert hidden.sum() == 6
-
-
-def test_a_folder_without_it_is_refused(tmp_path):
-    with pytest.raises(pytest.UsageError, match=r"--mae: .* has no models_mae.py"):
-        public_mae.find_model_file(tmp_path)

@@ -12,8 +12,8 @@ from benchmarks.results import Results, read
 from docs.markers import written_anew
 from ivcl_fast.errors import UserError
 
-OTHER_FORMATS = "aot", "zoo", "crossovers"
-"""Figures of the ahead-of-time compiler and of public models, which have tests of their own."""
+OTHER_FORMATS = "zoo", "crossovers"
+"""Figures of public models, which have tests of their own."""
 RESULTS = sorted(file for file in FOLDER.glob("*.json") if not file.name.startswith(OTHER_FORMATS))
 MARKER = rf"<!-- ({'|'.join(report.KINDS)})(: .*)? -->\n"
 

@@ -25,11 +25,6 @@ def test_a_small_model(monkeypatch, tmp_path, fused_at_every_length):
         assert race["seconds"] > 0 and len(race["ours"]) == len(race["rival"]) == 2
 
 
-def test_models_are_named_once():
-    names = [(model.package, model.name) for model in zoo.models()]
-    assert len(names) == len(set(names)) >= 15
-
-
 def test_summary():
     races = {"17": {"seconds": 1.0, "ours": [1.3, 1.1], "rival": [1.0]}, "50": {"ours": [2.0]}}
     row = {"training": races, "inference": {"785": {"fused_calls": 0}}}

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import benchmarks.gpu_check.pytest_outcomes
-from benchmarks.gpu_check.pytest_outcomes import FILE, PER_FUNCTION
+from benchmarks.gpu_check import thin
 from ivcl_fast.kernels import _ext
 from ivcl_fast.kernels._objects import module
 
@@ -49,5 +48,4 @@ def test_ops_on_another_instruction_set(isa):
 
 def test_ops_in_pytorch():
     """What a machine without a C++ compiler runs. Shapes do not matter to plain PyTorch."""
-    few = {FILE: os.devnull, PER_FUNCTION: "3", "IVCL_FAST_ISA": "none"}
-    run_op_tests("-p", benchmarks.gpu_check.pytest_outcomes.__name__, **few)
+    run_op_tests("-p", thin.__name__, **{thin.PER_FUNCTION: "3", "IVCL_FAST_ISA": "none"})

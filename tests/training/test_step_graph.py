@@ -136,18 +136,27 @@ def test_replayed_steps_learn_the_same(tmp_path, schedule, rel, objective, taped
     assert_same_run(graphed, eager, rel=rel)
 
 
-@pytest.mark.parametrize("first, then", [(True, False), (False, True)])
+EITHER_KIND = pytest.mark.parametrize("first, then", [(True, False), (False, True)])
+
+
+@EITHER_KIND
 def test_a_checkpoint_of_either_kind_continues(tmp_path, first, then, taped):
-    eager = pretraining(tmp_path / "eager", amp=False)
+    rest, whole = cut_and_continued(tmp_path, "cpu", first, then)
+    assert_same_run(rest, whole, rel=1e-5)
+
+
+def cut_and_continued(folder, device, first, then):
+    """A run that is cut and continued, each with or without a graph, and one that is eager."""
+    eager = pretraining(folder / "eager", device, amp=False)
     eager.run()
-    cut = pretraining(tmp_path / "cut", amp=False, cuda_graph=first, save=5)
+    cut = pretraining(folder / "cut", device, amp=False, cuda_graph=first, save=5)
     cut.loader = Cut(8, *SHAPE)
     with pytest.raises(KeyboardInterrupt):
         cut.run()
-    rest = pretraining(tmp_path / "rest", amp=False, cuda_graph=then)
+    rest = pretraining(folder / "rest", device, amp=False, cuda_graph=then)
     rest.folder, rest.metrics = cut.folder, cut.metrics
     rest.run()
-    assert_same_run(rest, eager, rel=1e-5)
+    return rest, eager
 
 
 def test_what_changes_is_read_anew():
@@ -242,3 +251,11 @@ def test_compiled_and_checkpointed_blocks_in_a_graph(tmp_path, objective, caplog
     assert not caplog.messages
     losses = [[loss for _, loss in curve(s.metrics.folder)] for s in (graphed, eager)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+
+
+@pytest.mark.gpu
+@EITHER_KIND
+def test_a_checkpoint_of_either_kind_continues_on_a_gpu(tmp_path, first, then, caplog):
+    rest, whole = cut_and_continued(tmp_path, "cuda", first, then)
+    assert not caplog.messages
+    assert_same_run(rest, whole, rel=5e-3)
