@@ -8,7 +8,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.files import locked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +53,9 @@ def make_short_run(home: Path) -> ShortRun:
                 command, cwd=home, env=os.environ | ENVIRONMENT, capture_output=True, text=True
             )
             assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+            # Needs PyAV, which the tests of kernels on a GPU do without.
+            from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+
             write_cater(home / "kept", SyntheticCater(train=1, val=0), 1)
             (home / "said").write_text(done.stdout)
     return run
