@@ -13,7 +13,7 @@ import os.path
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.errors import UserError
@@ -54,8 +54,8 @@ class Item(NamedTuple):
     """``train``, ``val`` or ``test``."""
 
 
-def find_column(names: Iterable[str], kind: Literal["path", "label", "split"]) -> str | None:
-    """Return the column of a kind among these, or None."""
+def find_column(names: Iterable[str], kind: str) -> str | None:
+    """Return the column of a kind of :data:`COLUMNS` among these, or None."""
     found = {name.lower(): name for name in names}
     return next((found[name] for name in COLUMNS[kind] if name in found), None)
 
