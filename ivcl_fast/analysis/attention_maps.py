@@ -49,7 +49,7 @@ def slot_attention(model: Model, video: Tensor) -> Tensor:
         shares = seen[0] + SHARE_EPS
         return shares / shares.sum(dim=-1, keepdim=True)
 
-    attention = encoder.blocks[-1].attn
+    attention: Any = encoder.blocks[-1].attn
     attention.register_forward_pre_hook(lambda part, args: seen.append(args[0]))
     encoder(rows, reference.all_patches(rows), getattr(model, "cls_token", None))
     q, k, _ = rearrange(attention.qkv(seen[0]), "n l (s h d) -> s n h l d", s=3, h=cfg.num_heads)

@@ -81,7 +81,9 @@ class FinishedRun(Run):
         """
         if folder := model_without_run(place):
             return cls._of_model(folder, place, device, flags or DataFlags())
-        folder, chosen = split_model_folder(place)
+        folder, chosen = place, None
+        if (place / MODEL).is_file():  # of a model in its run
+            folder, chosen = place.resolve().parent, place.resolve().name
         kept = load_settings(folder, device=device, placement="disk")
         run = cls(with_data(kept, flags or DataFlags()), chosen=chosen)
         answers = Classes.read(folder)
@@ -253,14 +255,6 @@ def model_without_run(place: Path) -> Path | None:
         return None if (place.resolve().parent / CONFIG).is_file() else place
     is_name = not place.exists() and not place.is_absolute() and len(place.parts) == 2
     return find_model(str(place), "finetune") if is_name and place.parts[0] != "runs" else None
-
-
-def split_model_folder(folder: Path) -> tuple[Path, str | None]:
-    """Split the folder of a run's model into the run's and the model's name, or None for a run."""
-    if not (folder / MODEL).is_file():
-        return folder, None
-    whole = folder.resolve()
-    return whole.parent, whole.name
 
 
 def with_data(config: TrainConfig, flags: DataFlags) -> TrainConfig:

@@ -217,7 +217,7 @@ def draw_floor(axes: Axes, trajectory: SnitchTrajectory, at: int) -> None:
     axes.plot(column + 0.5, row + 0.5, "x", color="#c62828", mew=2, transform=turned)
     if trajectory.cells is not None:
         row, column = divmod(int(trajectory.cells[at]), n)
-        outline = {"fill": False, "edgecolor": "#1a7f37", "linewidth": 2.5}
+        outline: dict[str, Any] = {"fill": False, "edgecolor": "#1a7f37", "linewidth": 2.5}
         axes.add_patch(Rectangle((column, row), 1, 1, transform=turned, **outline))
 
 
