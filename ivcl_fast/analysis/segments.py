@@ -1,4 +1,4 @@
-"""Whether slots that compete hold one object each: the segments they draw, against the objects.
+"""Whether slots that compete hold one object each: their segments against the objects.
 
 Letters in shapes: M frames, P pixels.
 """
@@ -21,30 +21,29 @@ from ivcl_fast.evaluation.metrics import Score
 
 @torch.no_grad()
 def score_segments(run: FinishedRun, count: int, models: Models) -> dict[str, dict[str, Score]]:
-    """Return how well what slots and background draw divides frames into objects, by model.
+    """Return how well the segments of slots and background match objects, by model and metric.
 
     FG-ARI is the adjusted Rand index over the pixels of objects, ARI that over all pixels, where
-    the floor is one more object. Scored are the models whose slots draw, on data whose objects'
-    outlines are known: synthetic ones. Frames are those of the first ``count`` clips that results
-    are reported on.
+    the floor is one more object. Scored are models that decode each slot, on synthetic data, whose
+    objects' outlines are known, on frames of the first ``count`` clips of the evaluation split.
     """
-    drawing: dict[str, Any] = {n: model for n, model in models.items() if hasattr(model, "draw")}
+    decoders: dict[str, Any] = {n: model for n, model in models.items() if hasattr(model, "draw")}
     spec, split = spec_of(run.data.dataset.root), run.data.eval_split
-    if not drawing or spec is None or spec.camera == "none":
+    if not decoders or spec is None or spec.camera == "none":
         return {}
     sample, size = Sample.of(run, split, count), run.config.model.image_size
     truth = zip(sample.scenes, sample.ids, strict=True)
-    found = {name: {"FG-ARI": list[Tensor](), "ARI": list[Tensor]()} for name in drawing}
+    found = {name: {"FG-ARI": list[Tensor](), "ARI": list[Tensor]()} for name in decoders}
     for rows in sample.batches(run, f"segments of {split}"):
         # The clips come first: when they end, no scene has been taken for the next ones.
         for clip, (scene, ids) in zip(rows.split(1), truth, strict=False):
             masks = spec.object_masks(scene["image_index"], ids)
             true = at_pixels(masks, size, run.config.data.crop).flatten(1)
             with torch.autocast(run.device.type, torch.bfloat16, enabled=run.amp):
-                for name, model in drawing.items():
-                    drawn_by = model.draw(clip)[1][0].argmax(dim=1).flatten(1).cpu()
-                    found[name]["FG-ARI"].append(adjusted_rand_index(drawn_by, true))
-                    found[name]["ARI"].append(adjusted_rand_index(drawn_by, true + 1))
+                for name, model in decoders.items():
+                    segments = model.draw(clip)[1][0].argmax(dim=1).flatten(1).cpu()
+                    found[name]["FG-ARI"].append(adjusted_rand_index(segments, true))
+                    found[name]["ARI"].append(adjusted_rand_index(segments, true + 1))
     return {
         name: {metric: mean_of_clips(of_clips) for metric, of_clips in of_model.items()}
         for name, of_model in found.items()
@@ -52,7 +51,7 @@ def score_segments(run: FinishedRun, count: int, models: Models) -> dict[str, di
 
 
 def mean_of_clips(of_clips: list[Tensor]) -> Score:
-    """Return the mean over the frames that have a score, of clips that are drawn whole."""
+    """Return the mean over the frames that have a score, with an interval over whole clips."""
     number = torch.arange(len(of_clips)).repeat_interleave(len(of_clips[0]))
     ari = torch.cat(of_clips)
     return Score.mean(ari[~ari.isnan()], 0.0, groups=number[~ari.isnan()])
